@@ -1,0 +1,199 @@
+"""Every error Paceline raises on purpose, as one tree.
+
+Each class carries the exit code that the command line ends with, so a script can tell *what kind* of
+thing went wrong without reading text. A message says what was wrong, where, and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+__all__ = [
+    "AggregationError",
+    "CheckpointError",
+    "ChecksumError",
+    "ClientError",
+    "CohortError",
+    "ConfigError",
+    "DataError",
+    "DataFormatError",
+    "DiskFullError",
+    "EmptyClientError",
+    "EngineError",
+    "LayoutError",
+    "MissingDataError",
+    "MissingExtraError",
+    "NonFiniteError",
+    "PacelineError",
+    "PlanError",
+    "ProtocolError",
+    "QuorumError",
+    "StoreError",
+    "SubmodelError",
+    "SumOverflowError",
+    "TreeError",
+    "UnknownNameError",
+    "WireError",
+    "WorkerDiedError",
+    "nearest",
+]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean a, b?"`` for the known names closest to `name`, or the list of all."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+    if close:
+        return f"; did you mean {', '.join(close)}?"
+    return f"; known: {', '.join(known)}" if known else ""
+
+
+class PacelineError(Exception):
+    """Base of all errors raised on purpose."""
+
+    exit_code = 1
+
+
+class ConfigError(PacelineError, ValueError):
+    """An option has a value that it cannot have."""
+
+    exit_code = 2
+
+
+class UnknownNameError(ConfigError):
+    """A method, task, field, fleet ... that does not exist; the message lists the nearest names."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        super().__init__(f"unknown {kind} {name!r}{nearest(name, known)}")
+
+
+class PlanError(ConfigError):
+    """Parts of a run that do not fit together; `misfits` lists all of them."""
+
+    exit_code = 3
+
+    def __init__(self, misfits: Sequence[str]) -> None:
+        self.misfits = tuple(misfits)
+        lines = "\n".join(f"  {i}. {text}" for i, text in enumerate(misfits, 1))
+        super().__init__(f"this run cannot work, for {len(misfits)} reason(s):\n{lines}")
+
+
+class MissingExtraError(PacelineError, ImportError):
+    """An optional dependency is not installed; the message names the command that installs it."""
+
+    exit_code = 4
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed; run: pip install 'paceline[{extra}]'")
+
+
+class DataError(PacelineError):
+    """Something is wrong with a data set."""
+
+    exit_code = 5
+
+
+class MissingDataError(DataError):
+    """The data set is not in the cache; the message names the command that fetches it."""
+
+
+class DataFormatError(DataError, ValueError):
+    """A file does not have the format it should have."""
+
+
+class ChecksumError(DataError):
+    """A file's SHA-256 is not the recorded one."""
+
+
+class EmptyClientError(DataError):
+    """A client would have no samples."""
+
+
+class LayoutError(PacelineError, ValueError):
+    """Two parameter vectors, or a vector and a module, do not have the same layout."""
+
+    exit_code = 6
+
+
+class TreeError(PacelineError, TypeError):
+    """A message, reply or state holds something that is not a tree of tensors and plain values."""
+
+    exit_code = 6
+
+
+class WireError(PacelineError, ValueError):
+    """Bytes from outside are malformed or exceed a limit."""
+
+    exit_code = 6
+
+
+class SubmodelError(PacelineError):
+    """A module cannot be cut into sub-models."""
+
+    exit_code = 7
+
+
+class CohortError(PacelineError, ValueError):
+    """A cohort is empty, or larger than the population."""
+
+    exit_code = 8
+
+
+class ClientError(PacelineError):
+    """A client function failed; names client, function, round and, in the local loop, step and batch."""
+
+    exit_code = 9
+
+    def __init__(self, client: int, function: str, round_: int, cause: str, step: int | None = None) -> None:
+        self.client, self.function, self.round, self.step = client, function, round_, step
+        at = "" if step is None else f", step {step}"
+        super().__init__(f"client {client}, function {function!r}, round {round_}{at}: {cause}")
+
+
+class NonFiniteError(PacelineError, ArithmeticError):
+    """A loss or an update is NaN or infinite."""
+
+    exit_code = 10
+
+
+class AggregationError(PacelineError):
+    """A sum could not be formed."""
+
+    exit_code = 11
+
+
+class SumOverflowError(AggregationError, ArithmeticError):
+    """A value is larger than the bound that the sum's fixed point was sized for."""
+
+
+class QuorumError(AggregationError):
+    """Too few clients are left to form the sum."""
+
+
+class ProtocolError(AggregationError):
+    """A party broke the secure-aggregation protocol; the session is burnt."""
+
+
+class EngineError(PacelineError):
+    """The engine cannot run client functions."""
+
+    exit_code = 12
+
+
+class WorkerDiedError(EngineError):
+    """A worker process ended unexpectedly."""
+
+
+class StoreError(PacelineError):
+    """A run's folder cannot be read or written."""
+
+    exit_code = 13
+
+
+class CheckpointError(StoreError):
+    """A checkpoint is corrupt, incomplete or of another run."""
+
+
+class DiskFullError(StoreError, OSError):
+    """There was no room to save; what was saved before is whole."""

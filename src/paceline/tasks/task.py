@@ -1,0 +1,76 @@
+"""A task: data, a model, a loss and what counts as correct. Methods see nothing else of a problem."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from paceline.params import Buffers
+
+__all__ = ["Arrays", "Task"]
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A data set in memory.
+
+    Args:
+        x: inputs, shape [N, ...].
+        y: targets, shape [N, ...]; class indices (int64) in classification.
+        owner: natural client of each sample, shape [N] (int64 codes), or None.
+        owners: names of the natural clients, by code.
+    """
+
+    x: Tensor
+    y: Tensor
+    owner: Tensor | None = None
+    owners: Sequence[str] = ()
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def subset(self, index: Tensor) -> Arrays:
+        """Return the samples at `index` (copied)."""
+        return Arrays(self.x[index], self.y[index], None if self.owner is None else self.owner[index], self.owners)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One learning problem.
+
+    Args:
+        name: as on the command line.
+        train: samples that are partitioned over clients.
+        test: the central test set.
+        model: builds a fresh, seeded-by-the-caller module.
+        loss: mean loss of (outputs, targets) as a scalar tensor.
+        num_classes: number of classes, or of output symbols.
+        lr, batch_size: defaults that suit the reference model.
+        buffers: the policy for BatchNorm's statistics.
+        trainable: glob patterns of the parameters that are trained, None for all.
+    """
+
+    name: str
+    train: Arrays
+    test: Arrays
+    model: Callable[[], nn.Module]
+    num_classes: int
+    loss: Loss = F.cross_entropy
+    lr: float = 0.05
+    batch_size: int = 20
+    buffers: Buffers = "average"
+    trainable: Sequence[str] | None = None
+    notes: str = ""
+    info: dict[str, str] = field(default_factory=dict)
+
+    def build(self, seed: int) -> nn.Module:
+        """Return a module initialised from `seed` alone; the global random state is left as it was."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.model()
