@@ -251,6 +251,8 @@ class Resident:
         self.module = module.to(device)
         self.layout = layout
         self.device = torch.device(device)
+        self.flops = 0.0
+        """Forward cost of one sample in FLOPs, set by whoever built the module; 0 when unknown."""
         self.params = Params.of(self.module, layout)
         self.grads = self.params.zeros()
         owned = {e.name: e for e in layout.entries}

@@ -1,1 +1,25 @@
-"""Paceline: aggregation."""
+"""How a sum is formed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from paceline.aggregation.plain import Plain
+from paceline.errors import UnknownNameError
+from paceline.federation import Aggregation
+
+__all__ = ["AGGREGATIONS", "Plain", "load_aggregation"]
+
+AGGREGATIONS = ("plain", "secure", "secure-arithmetic")
+"""Names on the command line."""
+
+
+def load_aggregation(name: str, secure: Mapping[str, Any], bound: float) -> Aggregation:
+    """Return an aggregation by name, with the options of secure aggregation where it is one."""
+    if name == "plain":
+        return Plain(bound=bound)
+    if name not in AGGREGATIONS:
+        raise UnknownNameError("aggregation", name, AGGREGATIONS)
+    from paceline.aggregation.secagg import SecureAggregation, SecureArithmetic, secure_config
+
+    config = secure_config(secure)
+    return SecureAggregation(config) if name == "secure" else SecureArithmetic(config)

@@ -1,1 +1,1 @@
-"""Paceline: methods."""
+"""The methods: one file per published system, in a folder per family."""

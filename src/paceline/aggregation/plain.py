@@ -1,0 +1,57 @@
+"""Plain aggregation: the server could see every reply, and forms exact sums."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from paceline.aggregation.fixed import SUM_BOUND, FixedPoint, merge
+from paceline.call import Each
+from paceline.errors import QuorumError
+from paceline.federation import Federation, Request, Summed
+from paceline.tree import Tree
+
+__all__ = ["Plain", "tell"]
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Exact sums of plain replies.
+
+    Args:
+        bound: largest |weight x value| of a coordinate, see `FixedPoint`.
+    """
+
+    bound: float = SUM_BOUND
+    name: str = "plain"
+    sees_each: bool = True
+
+    def sum(self, fed: Federation, request: Request) -> Summed:
+        """Ask the cohort and add its replies up."""
+        peers = tell(fed, request)
+        _, partials = fed.call(
+            request.function,
+            request.message,
+            request.cohort,
+            FixedPoint(len(request.cohort), self.bound),
+            deadline=request.deadline,
+            peers=peers,
+        )
+        total = merge(partials)
+        if not total.clients:
+            raise QuorumError(f"round {fed.round}: no client of {len(request.cohort)} replied in time")
+        tensors, scalars, denominators = total.values()
+        return Summed(total.structure, tensors, scalars, denominators, tuple(sorted(total.clients)))
+
+    def check(self, fed: Federation) -> list[str]:
+        """Fits any federation."""
+        return []
+
+
+def tell(fed: Federation, request: Request) -> dict[int, dict[int, Tree]]:
+    """Let clients tell each other their records, through the server, which could read them."""
+    if request.declared.tells is None:
+        return {}
+    receipts, _ = fed.call(request.declared.tells, None, request.cohort, Each())
+    told: dict[int, Any] = {r.client: r.value for r in receipts if r.dropped is None}
+    return {client: {p: v for p, v in told.items() if p != client} for client in told}

@@ -1,0 +1,150 @@
+"""What the core and an engine say to each other: calls, replies, and channels that say how replies leave a client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+
+from paceline.params import Params
+from paceline.tree import Tree, flatten
+
+__all__ = ["Call", "Channel", "Each", "Engine", "Receipt", "Sink", "wire_size"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """Run one client function on some clients.
+
+    Args:
+        function: its name.
+        program: whose function: ``"method"``, or a protocol's name such as ``"secagg"``.
+        message: what the server sends: one tree for all clients.
+        each_message: a further part of the message for each client, where they differ.
+        clients: who runs it.
+        round: the round, from 1.
+        index: which call of this round it is; part of the clients' random streams.
+        channel: how replies leave the client.
+        deadline: virtual seconds after which a reply counts as dropped, or None.
+        peers: records that clients told, by the client that receives them.
+    """
+
+    function: str
+    message: Tree
+    clients: Sequence[int]
+    round: int
+    index: int
+    channel: Channel
+    program: str = "method"
+    each_message: Mapping[int, Tree] = field(default_factory=dict)
+    deadline: float | None = None
+    peers: Mapping[int, Mapping[int, Tree]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """One client's answer to a call, less its content where that went into a partial sum.
+
+    Args:
+        client: who.
+        value: the reply, where the channel lets it through singly.
+        compute, network: seconds that working and both transfers took (virtual, or measured).
+        bytes_down, bytes_up: what crossed the wire for this client.
+        dropped: why there is no reply (``"late"``, ``"gone"`` or an error's text), or None.
+    """
+
+    client: int
+    value: Any = None
+    compute: float = 0.0
+    network: float = 0.0
+    bytes_down: int = 0
+    bytes_up: int = 0
+    dropped: str | None = None
+
+
+class Sink(Protocol):
+    """A channel's end at one worker: takes replies, and gives one partial at the end."""
+
+    def size(self, reply: Tree) -> int:
+        """Return the bytes that the client sends for this reply."""
+
+    def add(self, client: int, reply: Tree, seed: int) -> Any:
+        """Take a reply; return what goes on singly, or None. `seed` is of this client's encoding stream."""
+
+    def partial(self) -> Any:
+        """Return this worker's partial sum, or None."""
+
+
+class Channel(Protocol):
+    """How replies leave the clients: singly, or added up. Small, and the same on every worker."""
+
+    def open(self) -> Sink:
+        """Return a new sink."""
+
+
+class Each:
+    """The channel that lets every reply through singly."""
+
+    def open(self) -> Sink:
+        """Return a sink that keeps nothing."""
+        return _EachSink()
+
+
+class _EachSink:
+    def size(self, reply: Tree) -> int:
+        return wire_size(reply)
+
+    def add(self, client: int, reply: Tree, seed: int) -> Any:
+        return reply
+
+    def partial(self) -> Any:
+        return None
+
+
+class Engine(Protocol):
+    """Runs client functions."""
+
+    num_clients: int
+
+    def run(self, call: Call) -> Iterator[Receipt | tuple[str, Any]]:
+        """Yield a receipt for each client and ``("partial", value)`` for each worker, in any order."""
+
+    def commit(self) -> dict[int, dict[str, Any]]:
+        """Make the clients' memory changes permanent; return the stores that changed."""
+
+    def rollback(self) -> None:
+        """Forget memory changes since the last commit."""
+
+    def restore(self, memories: Mapping[int, Mapping[str, Any]]) -> None:
+        """Put stored memories back."""
+
+    def init_params(self) -> Params:
+        """Return the initial model."""
+
+    def evaluate(self, params: Params) -> dict[str, Any]:
+        """Evaluate on the task's central test set."""
+
+    def close(self) -> None:
+        """Free workers."""
+
+
+def wire_size(tree: Tree) -> int:
+    """Return the bytes of a tree on the wire: its tensors and byte strings, and 16 for each other value."""
+    structure, leaves = flatten(tree)
+    return sum(leaf.numel() * leaf.element_size() for leaf in leaves) + _count(structure)
+
+
+def _count(item: Any) -> int:
+    if isinstance(item, bytes):
+        return len(item) + 4
+    if isinstance(item, list | tuple):
+        if len(item) == 2 and item[0] == "dict":
+            return sum(len(str(k)) + 2 + _count(v) for k, v in item[1])
+        if len(item) == 4 and item[0] == "params":
+            return 16
+        return sum(_count(i) for i in item)
+    return len(item) + 2 if isinstance(item, str) else 8
+
+

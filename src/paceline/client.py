@@ -1,0 +1,312 @@
+"""What a client function has: its data, its memory, its randomness, a resident model and the local loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from paceline.errors import ConfigError, NonFiniteError
+from paceline.params import Params, Resident
+from paceline.rng import derive
+from paceline.tree import Tree
+
+__all__ = ["Client", "ClientData", "Correct", "Memory", "Problem", "Trained", "evaluate"]
+
+Correct = Callable[[Params, Params], Params]
+"""A gradient hook: (gradient, current parameters) -> gradient. Pure: it may not keep anything between steps."""
+
+
+class Problem(Protocol):
+    """What the core needs of a task: the loss, defaults, and a name for messages."""
+
+    @property
+    def loss(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Mean loss of (outputs, targets)."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+
+    @property
+    def lr(self) -> float:
+        """Default learning rate."""
+
+    @property
+    def batch_size(self) -> int:
+        """Default batch size."""
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """One client's samples: rows `index` of the whole arrays, gathered batch by batch.
+
+    Args:
+        x, y: all samples of the task, shared by all clients.
+        index: rows that are this client's, shape [n] (int64).
+    """
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def rows(self, which: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the samples at the positions `which` of this client."""
+        rows = self.index[which]
+        return self.x.index_select(0, rows), self.y.index_select(0, rows)
+
+    def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the samples once, in random batches; the last one may be smaller."""
+        order = torch.randperm(len(self.index), generator=generator).to(self.index.device)
+        for start in range(0, len(order), batch_size):
+            yield self.rows(order[start : start + batch_size])
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the samples once, in order."""
+        for start in range(0, len(self.index), batch_size):
+            rows = self.index[start : start + batch_size]
+            yield self.x.index_select(0, rows), self.y.index_select(0, rows)
+
+
+class Memory(MutableMapping[str, Any]):
+    """A client's own store, kept between rounds.
+
+    Writes go to an overlay and reach the store only when the round is committed, so an aborted round
+    leaves no trace. Replace values, do not change tensors in place.
+    """
+
+    def __init__(self, stored: Mapping[str, Any] | None = None) -> None:
+        self.stored: dict[str, Any] = dict(stored or {})
+        self.changes: dict[str, Any] = {}
+
+    def __getitem__(self, key: str) -> Any:
+        return self.changes[key] if key in self.changes else self.stored[key]
+
+    def __setitem__(self, key: str, value: Tree) -> None:
+        self.changes[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        raise ConfigError("client memory is overwritten, not deleted")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self.stored, **self.changes})
+
+    def __len__(self) -> int:
+        return len({**self.stored, **self.changes})
+
+    def commit(self) -> dict[str, Any]:
+        """Make the changes permanent and return the whole store."""
+        self.stored.update(self.changes)
+        self.changes.clear()
+        return self.stored
+
+    def rollback(self) -> None:
+        """Forget the changes."""
+        self.changes.clear()
+
+
+class Trained(NamedTuple):
+    """The result of the local loop.
+
+    Args:
+        params: the parameters after training (of the sub-model, where one was trained).
+        steps: optimiser steps taken.
+        samples: samples seen, repetitions counted.
+        loss: mean training loss over the steps, scalar tensor.
+    """
+
+    params: Params
+    steps: int
+    samples: int
+    loss: Tensor
+
+
+class Client:
+    """What a client function may use. One exists for the length of one call.
+
+    Args:
+        id: this client's number in the population.
+        round: the round, from 1.
+        seed: of this client's stream for this call.
+        model: this worker's resident module, or what builds it.
+        train, test: this client's samples; `test` is empty unless the partition sets some aside.
+        memory: its own store, kept between rounds.
+        peers: records that the others of the cohort told (`ClientFunction.tells`), by client.
+        strict: check the loss at every step, to name the step at which it broke (the debug engine).
+    """
+
+    def __init__(
+        self,
+        id: int,
+        round: int,
+        seed: int,
+        model: Resident,
+        problem: Problem,
+        train: ClientData,
+        test: ClientData,
+        memory: Memory,
+        peers: Mapping[int, Tree] | None = None,
+        services: Mapping[str, Any] | None = None,
+        strict: bool = False,
+    ) -> None:
+        self.id, self.round, self.model, self.problem = id, round, model, problem
+        self.train, self.test, self.memory = train, test, memory
+        self.peers = dict(peers or {})
+        self.services = dict(services or {})
+        self.strict = strict
+        self.seed = seed
+        self.rng = torch.Generator().manual_seed(seed)
+        self.flops = 0.0
+        self.step: int | None = None
+
+    @property
+    def num_samples(self) -> int:
+        """Number of training samples."""
+        return len(self.train)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model and the data are."""
+        return self.model.device
+
+    @property
+    def times(self) -> tuple[float, float] | None:
+        """Seconds that this client's last training took to (compute, transfer); None before the first."""
+        seen = self.memory.get("_times")
+        return None if seen is None else (float(seen[0]), float(seen[1]))
+
+    def stream(self, *path: int | str) -> torch.Generator:
+        """Return a further independent stream of this client in this call."""
+        return torch.Generator().manual_seed(derive(self.seed, *path))
+
+    def sgd(
+        self,
+        start: Params,
+        *,
+        lr: float | None = None,
+        epochs: int = 1,
+        steps: int | None = None,
+        batch_size: int | None = None,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        correct: Correct | None = None,
+        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        after: Callable[[Params], Params] | None = None,
+        model: Resident | None = None,
+    ) -> Trained:
+        """Train from `start` on this client's data: the one local loop.
+
+        Args:
+            start: where to start; its layout is the model's.
+            lr: learning rate; the task's by default.
+            epochs: passes over the data; or `steps`, optimiser steps, which may end in mid-pass.
+            batch_size: the task's by default.
+            momentum, weight_decay: of SGD.
+            correct: hook on the gradient, pure: ``(grad, at) -> grad``.
+            loss: takes the place of the task's loss: ``(outputs, targets) -> scalar``.
+            after: hook on the parameters after each step, for projections.
+            model: a resident module to use in place of the client's own (a sub-model).
+
+        A client without data returns `start` after 0 steps. Raises `NonFiniteError` for a NaN loss.
+        """
+        model = model or self.model
+        lr = self.problem.lr if lr is None else lr
+        batch_size = self.problem.batch_size if batch_size is None else batch_size
+        criterion = loss or self.problem.loss
+        model.load(start)
+        if model.stateful and "_buffers" in self.memory:
+            model.load_buffers(self.memory["_buffers"])
+        at, grad = model.params, model.grads
+        velocity = torch.zeros_like(at.vector) if momentum else None
+        total = torch.zeros((), device=model.device)
+        done = seen = 0
+        model.module.train()
+        n = len(self.train)
+        wanted = steps if steps is not None else epochs * math.ceil(n / batch_size)
+        while n and done < wanted:
+            for x, y in self.train.epoch(batch_size, self.rng):
+                if done == wanted:
+                    break
+                self.step = done
+                grad.vector.zero_()
+                value = criterion(model.module(x), y)
+                value.backward()  # type: ignore[no-untyped-call]
+                with torch.no_grad():
+                    if self.strict and not torch.isfinite(value):
+                        raise NonFiniteError(f"the loss is {value.item()} on a batch of {len(y)} samples")
+                    direction = grad if correct is None else correct(grad, at)
+                    if weight_decay:
+                        direction = direction + weight_decay * at
+                    moved = direction.vector
+                    if velocity is not None:
+                        moved = velocity.mul_(momentum).add_(moved)
+                    buffers = at.vector[at.layout.num_params :].clone() if at.layout.num_params < len(at) else None
+                    at.vector.add_(moved, alpha=-lr)
+                    if buffers is not None:  # running statistics are not optimised
+                        at.vector[at.layout.num_params :] = buffers
+                    if after is not None:
+                        at.vector.copy_(after(at).vector)
+                    total += value.detach()
+                done += 1
+                seen += len(y)
+        self.step = None
+        self.flops += 3.0 * model.flops * seen  # backward costs about twice the forward pass
+        if done and not torch.isfinite(total):
+            raise NonFiniteError(f"the training loss is {total.item()} after {done} steps; lower lr (now {lr})")
+        if model.stateful:
+            self.memory["_buffers"] = model.local_buffers()
+        return Trained(model.snapshot(), done, seen, total / max(done, 1))
+
+    def gradient(self, params: Params, *, batch_size: int | None = None) -> Params:
+        """Return the mean gradient of the loss over all training samples at `params`."""
+        self.model.load(params)
+        self.model.module.train()
+        out = params.zeros()
+        for x, y in self.train.batches(batch_size or 256):
+            self.model.grads.vector.zero_()
+            self.problem.loss(self.model.module(x), y).backward()  # type: ignore[no-untyped-call]
+            out.vector.add_(self.model.grads.vector, alpha=len(y) / len(self.train))
+        self.flops += 3.0 * self.model.flops * len(self.train)
+        return out
+
+    def evaluate(self, params: Params, data: ClientData | None = None) -> dict[str, Any]:
+        """Return sums over `data` (by default this client's test samples, else its training samples)."""
+        if data is None:
+            data = self.test if len(self.test) else self.train
+        self.model.load(params)
+        if self.model.stateful and "_buffers" in self.memory:
+            self.model.load_buffers(self.memory["_buffers"])
+        self.flops += self.model.flops * len(data)
+        return evaluate(self.model, self.problem, data)
+
+
+@torch.no_grad()
+def evaluate(model: Resident, problem: Problem, data: ClientData, batch_size: int = 500) -> dict[str, Any]:
+    """Evaluate a loaded model: sums of loss and correct answers, counts, and both counts for each class.
+
+    Everything returned adds up over clients, so it can be asked for under secure aggregation.
+    """
+    model.module.eval()
+    loss = torch.zeros((), dtype=torch.float64, device=model.device)
+    hits = torch.zeros(problem.num_classes, dtype=torch.int64, device=model.device)
+    counts = torch.zeros_like(hits)
+    for x, y in data.batches(batch_size):
+        out = model.module(x)
+        loss += problem.loss(out, y).double() * len(y)
+        counts += torch.bincount(y.reshape(-1), minlength=problem.num_classes)
+        right = y.reshape(-1)[out.argmax(1).reshape(-1) == y.reshape(-1)]
+        hits += torch.bincount(right, minlength=problem.num_classes)
+    return {
+        "loss": float(loss),
+        "correct": int(hits.sum()),
+        "count": len(data),
+        "class_correct": hits.cpu(),
+        "class_count": counts.cpu(),
+    }

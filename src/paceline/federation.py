@@ -1,0 +1,351 @@
+"""The server's side of a federation: a handful of verbs, each of which says what the server gets to see.
+
+``fed.sum`` and ``fed.mean`` show it only sums over a cohort; ``fed.each`` shows it every reply;
+``fed.arrivals`` shows them in the order in which they arrive.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from paceline import errors
+from paceline.call import Call, Channel, Each, Engine, Receipt
+from paceline.errors import (
+    AggregationError,
+    ClientError,
+    CohortError,
+    DataError,
+    NonFiniteError,
+    PacelineError,
+    PlanError,
+    QuorumError,
+)
+from paceline.method import ClientFunction
+from paceline.params import Params
+from paceline.rng import numpy_rng
+from paceline.tree import Tree
+from paceline.update import Update, rebuild
+
+__all__ = ["Aggregation", "CallInfo", "Federation", "Fleet", "Request", "Summed"]
+
+
+class Fleet(Protocol):
+    """What the core needs of the devices."""
+
+    def available(self, client: int, round: int) -> bool:
+        """Return whether the client can be asked in this round."""
+
+
+class Clock(Protocol):
+    """Virtual time, in seconds since the start of the run."""
+
+    now: float
+
+    def advance(self, name: str, receipts: Sequence[Receipt], deadline: float | None) -> float:
+        """Let a synchronous call pass; return the seconds it took."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A sum that a method asks for."""
+
+    function: str
+    message: Tree
+    cohort: tuple[int, ...]
+    declared: ClientFunction
+    deadline: float | None = None
+
+
+@dataclass
+class Summed:
+    """A formed sum: float64 sums of tensors, scalars and per-coordinate weights, in the terms' order.
+
+    Args:
+        structure: of the replies, see `Terms`.
+        tensors, scalars, denominators: the sums.
+        survivors: clients whose replies are in it.
+        notes: figures for the round's metrics, such as the number of clipped coordinates.
+    """
+
+    structure: Any
+    tensors: list[Any]
+    scalars: list[float]
+    denominators: list[Any]
+    survivors: tuple[int, ...]
+    notes: dict[str, float] = field(default_factory=dict)
+
+
+class Aggregation(Protocol):
+    """How a sum is formed."""
+
+    name: str
+    sees_each: bool
+    """Whether the server could see single replies: ``each`` functions are allowed only then."""
+
+    def sum(self, fed: Federation, request: Request) -> Summed:
+        """Ask the cohort and form the sum."""
+
+    def check(self, fed: Federation) -> list[str]:
+        """Return misfits with this federation."""
+
+
+@dataclass
+class CallInfo:
+    """What the server knows about its last sum or call.
+
+    Args:
+        seconds: virtual time it took, all phases.
+        bytes_up, bytes_down: summed over clients and phases.
+        arrived: seconds until each client's reply came; in a sum of several phases, of the longest one.
+        dropped: clients without a reply, and why.
+        notes: see `Summed`.
+    """
+
+    seconds: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    arrived: dict[int, float] = field(default_factory=dict)
+    dropped: dict[int, str] = field(default_factory=dict)
+    notes: dict[str, float] = field(default_factory=dict)
+
+
+class Federation:
+    """A population of clients and the verbs to speak to them.
+
+    Args:
+        engine: where client functions run.
+        aggregation: how sums are formed.
+        fleet: which clients are there; decides availability.
+        clock: virtual time.
+        seed: of the run.
+        cohort: default cohort size.
+        quorum: least number of replies in a sum.
+        least_group: least size of a group that `mean(groups=...)` may ask for.
+        deadline: virtual seconds after which a reply to a sum is dropped, where the method sets none.
+        on_error: ``"stop"`` raises a client's error, ``"drop"`` treats that client as dropped out.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        aggregation: Aggregation,
+        fleet: Fleet,
+        clock: Clock,
+        *,
+        seed: int = 0,
+        cohort: int = 10,
+        quorum: int = 1,
+        least_group: int = 1,
+        on_error: str = "stop",
+        deadline: float | None = None,
+    ) -> None:
+        self.engine, self.aggregation, self.fleet, self.clock = engine, aggregation, fleet, clock
+        self.seed, self.cohort_size, self.quorum = seed, cohort, quorum
+        self.least_group, self.on_error, self.deadline = least_group, on_error, deadline
+        self.round = 0
+        self.attempt = 0
+        self._calls = 0
+        self.last = CallInfo()
+        self.totals = CallInfo()
+        self._open = CallInfo()
+
+    # -- the population ------------------------------------------------------------------------
+    @property
+    def num_clients(self) -> int:
+        """Number of clients in the population."""
+        return self.engine.num_clients
+
+    def init_params(self) -> Params:
+        """Return the task's initial model."""
+        return self.engine.init_params()
+
+    def start_round(self, round: int, attempt: int = 0) -> None:
+        """Begin round `round` (from 1); random streams and call numbers start anew."""
+        self.round, self.attempt, self._calls = round, attempt, 0
+
+    def sample(self, size: int | None = None, among: Sequence[int] | None = None) -> list[int]:
+        """Draw a cohort without replacement from the clients that are available, sorted by id.
+
+        Draws fewer where fewer are there. Raises `CohortError` when `size` exceeds the population or
+        nobody is available.
+        """
+        size = self.cohort_size if size is None else size
+        population = self.num_clients if among is None else len(among)
+        if not 1 <= size <= population:
+            raise CohortError(f"a cohort of {size} cannot be drawn from {population} clients; set --cohort to at most {population}")
+        rng = numpy_rng(self.seed, "cohort", self.round, self.attempt, self._calls)
+        order = rng.permutation(population)
+        picked: list[int] = []
+        for place in order:
+            client = int(place if among is None else among[int(place)])
+            if self.fleet.available(client, self.round):
+                picked.append(client)
+                if len(picked) == size:
+                    break
+        if not picked:
+            raise CohortError(f"no client is available in round {self.round}")
+        return sorted(picked)
+
+    # -- the verbs -----------------------------------------------------------------------------
+    def sum(self, fn: Callable[..., Any], message: Tree, over: Sequence[int], deadline: float | None = None) -> Any:
+        """Return the sum over the cohort of what `fn` returns; the server sees nothing else."""
+        return self._sum(fn, message, over, deadline)
+
+    def mean(
+        self,
+        fn: Callable[..., Any],
+        message: Tree,
+        over: Sequence[int],
+        deadline: float | None = None,
+        groups: Mapping[Any, Sequence[int]] | None = None,
+    ) -> Any:
+        """Return the weighted mean over the cohort of the `Update` that `fn` returns.
+
+        With `groups` (key -> clients), return one mean for each group, asked for side by side; a group
+        smaller than the site's least size raises `QuorumError`.
+        """
+        if groups is None:
+            result = self._sum(fn, message, over, deadline)
+            if not isinstance(result, Update):
+                raise PlanError([f"{fn.__name__} returns {type(result).__name__}; fed.mean needs an Update"])
+            return result
+        small = {k: len(c) for k, c in groups.items() if len(c) < max(self.least_group, 1)}
+        if small:
+            raise QuorumError(f"groups {small} are smaller than the least group of {self.least_group} clients")
+        means, start, end, merged = {}, self.clock.now, self.clock.now, CallInfo()
+        for key, clients in groups.items():
+            self.clock.now = start
+            means[key] = self._sum(fn, message, clients, deadline)
+            end = max(end, self.clock.now)
+            _merge(merged, self.last)
+        self.clock.now = end
+        merged.seconds = end - start
+        self.last = merged
+        return means
+
+    def each(
+        self,
+        fn: Callable[..., Any],
+        message: Tree,
+        over: Sequence[int],
+        deadline: float | None = None,
+        each_message: Mapping[int, Tree] | None = None,
+    ) -> dict[int, Any]:
+        """Return every client's own reply, by client id; dropped clients are missing."""
+        self._may_see(fn)
+        receipts, _ = self.call(
+            fn.__name__, message, over, Each(), deadline=deadline, each_message=each_message or {}
+        )
+        return {r.client: r.value for r in receipts if r.dropped is None}
+
+    def arrivals(
+        self, fn: Callable[..., Any], message: Tree, over: Sequence[int]
+    ) -> Iterator[tuple[float, int, Any]]:
+        """Yield (virtual time, client, reply) in the order of arrival; the clock follows."""
+        self._may_see(fn)
+        start = self.clock.now
+        receipts, _ = self.call(fn.__name__, message, over, Each(), passes=False)
+        for receipt in sorted(receipts, key=lambda r: (r.compute + r.network, r.client)):
+            if receipt.dropped is None:
+                self.clock.now = start + receipt.compute + receipt.network
+                yield self.clock.now, receipt.client, receipt.value
+
+    # -- used by aggregations ------------------------------------------------------------------
+    def call(
+        self,
+        function: str,
+        message: Tree,
+        clients: Sequence[int],
+        channel: Channel,
+        *,
+        program: str = "method",
+        deadline: float | None = None,
+        each_message: Mapping[int, Tree] | None = None,
+        peers: Mapping[int, Mapping[int, Tree]] | None = None,
+        passes: bool = True,
+        sink: Callable[[Receipt], None] | None = None,
+    ) -> tuple[list[Receipt], list[Any]]:
+        """Run one client function; account for time and bytes; return receipts by client, and partials.
+
+        With `sink`, each receipt is handed over as it comes and its value is not kept.
+        """
+        if not clients:
+            raise CohortError(f"round {self.round}: {function!r} was asked of an empty cohort")
+        self._calls += 1
+        index = self.attempt * 1000 + self._calls
+        call = Call(
+            function, message, tuple(clients), self.round, index, channel, program, each_message or {}, deadline, peers or {}
+        )
+        receipts: list[Receipt] = []
+        partials: list[Any] = []
+        for item in self.engine.run(call):
+            if isinstance(item, tuple):
+                partials.append(item[1])
+                continue
+            if item.dropped is not None and item.dropped not in ("late", "gone") and self.on_error == "stop":
+                raise _client_error(item.client, function, self.round, item.dropped)
+            if sink is not None:
+                sink(item)
+                item = dataclasses.replace(item, value=None)
+            receipts.append(item)
+        receipts.sort(key=lambda r: r.client)
+        info = CallInfo(
+            seconds=self.clock.advance(function, receipts, deadline) if passes else 0.0,
+            bytes_up=sum(r.bytes_up for r in receipts),
+            bytes_down=sum(r.bytes_down for r in receipts),
+            arrived={r.client: r.compute + r.network for r in receipts if r.dropped is None},
+            dropped={r.client: r.dropped for r in receipts if r.dropped is not None},
+        )
+        self.last = info
+        _merge(self._open, info)
+        self.totals.seconds += info.seconds
+        self.totals.bytes_up += info.bytes_up
+        self.totals.bytes_down += info.bytes_down
+        return receipts, partials
+
+    def _sum(self, fn: Callable[..., Any], message: Tree, over: Sequence[int], deadline: float | None) -> Any:
+        declared = _declared(fn)
+        if declared.each:
+            raise PlanError([f"{fn.__name__} is an @on_client(each=True) function; ask it with fed.each"])
+        self._open = CallInfo()
+        request = Request(fn.__name__, message, tuple(over), declared, self.deadline if deadline is None else deadline)
+        summed = self.aggregation.sum(self, request)
+        if len(summed.survivors) < self.quorum:
+            raise QuorumError(f"round {self.round}: {len(summed.survivors)} replies, but the quorum is {self.quorum}")
+        self.last = dataclasses.replace(self._open, notes=summed.notes)
+        return rebuild(summed.structure, summed.tensors, summed.scalars, summed.denominators)
+
+    def _may_see(self, fn: Callable[..., Any]) -> None:
+        declared = _declared(fn)
+        if not declared.each:
+            raise PlanError([f"{fn.__name__} returns what the server may see only summed; mark it @on_client(each=True) to ask for each"])
+        if not self.aggregation.sees_each:
+            raise PlanError([f"{fn.__name__} needs every single reply, which {self.aggregation.name!r} aggregation hides"])
+
+
+def _declared(fn: Callable[..., Any]) -> ClientFunction:
+    declared = getattr(fn, "__client__", None)
+    if not isinstance(declared, ClientFunction):
+        raise PlanError([f"{getattr(fn, '__name__', fn)!r} is not a client function; mark it with @on_client"])
+    return declared
+
+
+def _client_error(client: int, function: str, round: int, reason: str) -> PacelineError:
+    """Return the client's error: of its own class where that is one of ours, else a `ClientError`."""
+    name, _, text = reason.partition(": ")
+    cls = getattr(errors, name, None)
+    if isinstance(cls, type) and issubclass(cls, NonFiniteError | AggregationError | PlanError | DataError):
+        return cls(f"client {client}, function {function!r}, round {round}: {text}") if cls is not PlanError else PlanError([text])
+    return ClientError(client, function, round, reason)
+
+
+def _merge(into: CallInfo, info: CallInfo) -> None:
+    into.seconds += info.seconds
+    into.bytes_up += info.bytes_up
+    into.bytes_down += info.bytes_down
+    for client, seconds in info.arrived.items():
+        into.arrived[client] = max(into.arrived.get(client, 0.0), seconds)
+    into.dropped.update(info.dropped)

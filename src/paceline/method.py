@@ -1,0 +1,192 @@
+"""What a federated method is: a server program that asks clients to run client functions."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
+
+from paceline.errors import ConfigError, UnknownNameError
+from paceline.params import Params
+from paceline.tree import Tree, node
+
+if TYPE_CHECKING:
+    from paceline.client import Client
+    from paceline.federation import Federation
+
+__all__ = ["ClientFunction", "Method", "State", "client_functions", "find_method", "method_names", "on_client"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class ClientFunction:
+    """What is declared about a client function.
+
+    Args:
+        each: the server needs every client's own reply; else it may see only sums.
+        tells: name of the function whose small record each client tells the others of the cohort, before
+            this one runs; under secure aggregation the server relays only ciphertexts.
+        bounds: largest absolute value of a coordinate, by field, where secure aggregation's default clip
+            does not suit it.
+    """
+
+    each: bool = False
+    tells: str | None = None
+    bounds: Mapping[str, float] = field(default_factory=dict)
+
+
+@overload
+def on_client(fn: F) -> F: ...
+@overload
+def on_client(
+    *, each: bool = False, tells: str | None = None, bounds: Mapping[str, float] | None = None
+) -> Callable[[F], F]: ...
+def on_client(
+    fn: F | None = None, *, each: bool = False, tells: str | None = None, bounds: Mapping[str, float] | None = None
+) -> Any:
+    """Mark a method's function as one that may run on a client; see `ClientFunction` for the options."""
+
+    def mark(f: F) -> F:
+        f.__client__ = ClientFunction(each, tells, dict(bounds or {}))  # type: ignore[attr-defined]
+        return f
+
+    return mark if fn is None else mark(fn)
+
+
+def client_functions(program: object) -> dict[str, ClientFunction]:
+    """Return the client functions of a method (or protocol) by name."""
+    found = {}
+    for name, value in inspect.getmembers(type(program), inspect.isfunction):
+        declared = getattr(value, "__client__", None)
+        if declared is not None:
+            found[name] = declared
+    return found
+
+
+@node
+class State:
+    """Server state of methods that keep only the model. Methods with more define their own `node`."""
+
+    params: Params
+
+
+@dataclass(frozen=True)
+class Method:
+    """Base of all methods: a frozen dataclass whose fields are the hyperparameters.
+
+    A subclass gives `round`; the rest has defaults. `family` groups methods in listings and `reveals`
+    says in a few words what the server sees.
+    """
+
+    family: ClassVar[str] = "other"
+    reveals: ClassVar[str] = "sums of updates"
+    keeps: ClassVar[str] = "nothing"
+    paper: ClassVar[str] = ""
+
+    def init(self, fed: Federation) -> Any:
+        """Return the state before the first round."""
+        return State(params=fed.init_params())
+
+    def round(self, fed: Federation, state: Any) -> Any:
+        """Run one round and return the next state."""
+        raise ConfigError(f"{type(self).__name__} has no round()")
+
+    def model(self, state: Any) -> Params:
+        """Return the parameters that an evaluation uses."""
+        params = state.params
+        assert isinstance(params, Params)
+        return params
+
+    def check(self, fed: Federation) -> list[str]:
+        """Return what of the federation does not suit this method, one sentence each."""
+        return []
+
+    @on_client
+    def evaluate(self, client: Client, message: Tree) -> Tree:
+        """Return the sums of loss, correct answers and samples, overall and for each class."""
+        return client.evaluate(message)
+
+    @classmethod
+    def slug(cls) -> str:
+        """Return the name used on the command line."""
+        return cls.__name__.lower().replace("_", "-")
+
+    @classmethod
+    def build(cls, options: Mapping[str, Any] | None = None) -> Method:
+        """Make the method with the given fields, converting texts to the fields' types.
+
+        Raises `UnknownNameError` for a field it does not have, `ConfigError` for a value that does not fit.
+        """
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        values = {}
+        for name, value in (options or {}).items():
+            if name not in fields:
+                raise UnknownNameError(f"{cls.__name__} field", name, fields)
+            values[name] = _convert(cls, fields[name], value)
+        return cls(**values)
+
+
+def _convert(cls: type, spec: dataclasses.Field[Any], value: Any) -> Any:
+    from pydantic import TypeAdapter, ValidationError
+
+    hints = _hints(cls)
+    try:
+        return TypeAdapter(hints[spec.name]).validate_python(value)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise ConfigError(f"{cls.__name__} field {spec.name}={value!r}: {reason}") from None
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    from typing import get_type_hints
+
+    return get_type_hints(cls)
+
+
+def _all() -> dict[str, type[Method]]:
+    package = importlib.import_module("paceline.methods")
+    for info in pkgutil.walk_packages(package.__path__, "paceline.methods."):
+        importlib.import_module(info.name)
+    for entry in entry_points(group="paceline.methods"):
+        entry.load()
+    found: dict[str, type[Method]] = {}
+    queue = list(Method.__subclasses__())
+    while queue:
+        cls = queue.pop()
+        queue += cls.__subclasses__()
+        if "round" in {n for c in cls.__mro__ if c is not Method for n in vars(c)}:
+            found.setdefault(cls.slug(), cls)
+    return found
+
+
+def method_names() -> list[str]:
+    """Return the names of all methods that are installed: ours, and those of the `paceline.methods` entry points."""
+    return sorted(n for n, c in _all().items() if not c.__module__.startswith(("tests", "__main__")))
+
+
+def find_method(name: str) -> type[Method]:
+    """Return a method's class by name, or by import path as ``package.module:Class``.
+
+    Raises `UnknownNameError` listing the nearest names.
+    """
+    if ":" in name:
+        module, _, attribute = name.partition(":")
+        try:
+            cls = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"method {name!r} cannot be imported: {error}") from error
+        if not (isinstance(cls, type) and issubclass(cls, Method)):
+            raise ConfigError(f"{name!r} is no Method")
+        return cls
+    known = _all()
+    if name not in known:
+        raise UnknownNameError("method", name, known)
+    return known[name]
+
+

@@ -1,0 +1,66 @@
+"""FedAvg (McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017).
+
+    w_{t+1} = w_t + eta * sum_u n_u (w_u - w_t) / sum_u n_u
+
+The server sees the weighted sum of updates and of sample counts. A client keeps nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from paceline.client import Client, Correct
+from paceline.federation import Federation
+from paceline.method import Method, State, on_client
+from paceline.params import Params
+from paceline.update import Update
+
+
+@dataclass(frozen=True)
+class FedAvg(Method):
+    """Federated averaging.
+
+    Args:
+        lr: client learning rate; None takes the task's.
+        epochs: local passes over a client's data.
+        batch_size: local batch size; None takes the task's.
+        momentum: of the local SGD.
+        weight_decay: of the local SGD.
+        server_lr: step eta along the mean update.
+    """
+
+    family: ClassVar[str] = "optimisation"
+    paper: ClassVar[str] = "McMahan et al., AISTATS 2017"
+
+    lr: float | None = None
+    epochs: int = 1
+    batch_size: int | None = None
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    server_lr: float = 1.0
+
+    def round(self, fed: Federation, state: State) -> State:
+        """Average the cohort's updates and step along the mean."""
+        mean = fed.mean(self.train, state.params, over=fed.sample())
+        return State(params=state.params + self.server_lr * mean.delta)
+
+    @on_client
+    def train(self, client: Client, message: Params) -> Update:
+        """Train locally; return the change, weighted by samples."""
+        local = client.sgd(message, **self.local(), correct=self.correct(message))
+        return Update(delta=local.params - message, loss=float(local.loss), weight=client.num_samples)
+
+    def local(self) -> dict[str, Any]:
+        """Return the local loop's hyperparameters."""
+        return {
+            "lr": self.lr,
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "momentum": self.momentum,
+            "weight_decay": self.weight_decay,
+        }
+
+    def correct(self, start: Params) -> Correct | None:
+        """Return the gradient hook of the local loop; None leaves the gradient as it is."""
+        return None

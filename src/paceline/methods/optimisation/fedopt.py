@@ -1,0 +1,73 @@
+"""FedOpt (Reddi et al., "Adaptive Federated Optimization", ICLR 2021): an optimiser on the server.
+
+With D the mean update and element-wise arithmetic:
+    m <- beta1 m + (1 - beta1) D            (momentum: m <- beta1 m + D)
+    adam: v <- beta2 v + (1 - beta2) D^2    yogi: v <- v - (1 - beta2) D^2 sign(v - D^2)
+    adagrad: v <- v + D^2
+    w <- w + eta m / (sqrt(v) + tau)        (momentum: w <- w + eta m)
+
+The server sees what it sees in FedAvg and keeps m and v; a client keeps nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from paceline.federation import Federation
+from paceline.methods.optimisation.fedavg import FedAvg
+from paceline.params import Params
+from paceline.tree import node
+
+
+@node
+class FedOptState:
+    """The model, first and second moments."""
+
+    params: Params
+    m: Params
+    v: Params
+
+
+@dataclass(frozen=True)
+class FedOpt(FedAvg):
+    """Server-side Adam, Yogi, AdaGrad or momentum.
+
+    Args:
+        optimizer: the server's rule.
+        server_lr: eta; the paper's tuned values lie between 0.001 and 1.
+        beta1, beta2: decay of the moments.
+        tau: adaptivity, which also starts v at tau^2.
+    """
+
+    paper: ClassVar[str] = "Reddi et al., ICLR 2021"
+
+    optimizer: Literal["adam", "yogi", "adagrad", "momentum"] = "adam"
+    server_lr: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.99
+    tau: float = 1e-3
+
+    def init(self, fed: Federation) -> FedOptState:
+        """Start with m = 0 and v = tau^2."""
+        params = fed.init_params()
+        return FedOptState(params=params, m=params.zeros(), v=params.zeros() + self.tau**2)
+
+    def round(self, fed: Federation, state: FedOptState) -> FedOptState:  # type: ignore[override]
+        """Feed the mean update to the server's optimiser as its negative gradient."""
+        delta = fed.mean(self.train, state.params, over=fed.sample()).delta
+        if self.optimizer == "momentum":
+            m = self.beta1 * state.m + delta
+            return FedOptState(params=state.params + self.server_lr * m, m=m, v=state.v)
+        m = self.beta1 * state.m + (1 - self.beta1) * delta
+        square = delta**2
+        match self.optimizer:
+            case "adam":
+                v = self.beta2 * state.v + (1 - self.beta2) * square
+            case "yogi":
+                v = state.v - (1 - self.beta2) * square * (state.v - square).map(torch.sign)
+            case "adagrad":
+                v = state.v + square
+        return FedOptState(params=state.params + self.server_lr * m / (v.map(torch.sqrt) + self.tau), m=m, v=v)

@@ -1,0 +1,26 @@
+"""FedProx (Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020).
+
+Each client minimises f_u(w) + mu/2 |w - w_t|^2, whose gradient adds mu (w - w_t).
+The server sees what it sees in FedAvg; a client keeps nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from paceline.client import Correct
+from paceline.methods.optimisation.fedavg import FedAvg
+from paceline.params import Params
+
+
+@dataclass(frozen=True)
+class FedProx(FedAvg):
+    """FedAvg with a proximal term of strength `mu` that holds clients near the global model."""
+
+    paper: ClassVar[str] = "Li et al., MLSys 2020"
+    mu: float = 0.01
+
+    def correct(self, start: Params) -> Correct:
+        """Add the proximal term's gradient."""
+        return lambda grad, at: grad + self.mu * (at - start)

@@ -1,0 +1,58 @@
+"""SCAFFOLD (Karimireddy et al., "Stochastic Controlled Averaging for Federated Learning", ICML 2020).
+
+    y <- y - lr (g(y) - c_u + c);   c_u+ = c_u - c + (x - y) / (K lr)
+    x <- x + eta * mean(y - x);     c <- c + |S|/N * mean(c_u+ - c_u)
+
+The server sees sums of updates and of control changes. A client keeps its control variate c_u.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from paceline.client import Client
+from paceline.federation import Federation
+from paceline.method import on_client
+from paceline.methods.optimisation.fedavg import FedAvg
+from paceline.params import Params
+from paceline.tree import node
+from paceline.update import Update
+
+
+@node
+class ScaffoldState:
+    """The model and the server's control variate."""
+
+    params: Params
+    control: Params
+
+
+@dataclass(frozen=True)
+class Scaffold(FedAvg):
+    """Control variates against client drift (option II of the paper); clients weigh alike."""
+
+    paper: ClassVar[str] = "Karimireddy et al., ICML 2020"
+    keeps: ClassVar[str] = "control variate (model size)"
+
+    def init(self, fed: Federation) -> ScaffoldState:
+        """Start with zero controls."""
+        params = fed.init_params()
+        return ScaffoldState(params=params, control=params.zeros())
+
+    def round(self, fed: Federation, state: ScaffoldState) -> ScaffoldState:  # type: ignore[override]
+        """Average updates over the cohort, and control changes over the population."""
+        mean = fed.mean(self.train, (state.params, state.control), over=fed.sample())
+        share = mean.weight / fed.num_clients
+        return ScaffoldState(params=state.params + self.server_lr * mean.delta, control=state.control + share * mean.control)
+
+    @on_client(bounds={"control": 4.0})
+    def train(self, client: Client, message: tuple[Params, Params]) -> Update:  # type: ignore[override]
+        """Train with corrected gradients; return the changes of model and control."""
+        params, control = message
+        own = client.memory.get("control", params.zeros())
+        lr = client.problem.lr if self.lr is None else self.lr
+        local = client.sgd(params, **self.local() | {"lr": lr}, correct=lambda grad, _: grad + (control - own))
+        new = own - control + (params - local.params) / (max(local.steps, 1) * lr)
+        client.memory["control"] = new
+        return Update(delta=local.params - params, control=new - own, weight=1)

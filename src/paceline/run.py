@@ -1,0 +1,378 @@
+"""A run is one function: check the plan, then rounds with evaluation, records and checkpoints.
+
+A run can be killed at any moment and resumed: state, clock and client memories are in the checkpoint,
+and every random stream is derived from (seed, client, round), so the end has the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from paceline.aggregation import load_aggregation
+from paceline.data import partition_task
+from paceline.devices import VirtualClock, load_fleet
+from paceline.engines import Setup, load_engine
+from paceline.errors import CheckpointError, ConfigError, NonFiniteError, PlanError, QuorumError, WorkerDiedError
+from paceline.federation import Federation
+from paceline.method import Method, client_functions, find_method
+from paceline.store import MemoryStore, RunFolder, load_checkpoint, save_checkpoint
+from paceline.submodels.service import submodel_service
+from paceline.tasks import Task, load_task
+
+__all__ = ["Observer", "Run", "RunConfig", "Summary", "prepare", "resume", "run"]
+
+MAX_ATTEMPTS = 3
+"""How often a round whose quorum was lost is tried, each time with a fresh cohort and fresh keys."""
+
+
+class RunConfig(BaseModel):
+    """Everything that decides a run's result. Written to the run's folder as `config.toml`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    method: str = Field("fedavg", description="method, see `paceline methods`")
+    options: dict[str, Any] = Field(default_factory=dict, description="fields of the method")
+    task: str = Field("mnist-5k", description="task, see `paceline tasks`, or kind:/path of your own files")
+    task_options: dict[str, Any] = Field(default_factory=dict, description="options of the task")
+    model: str | None = Field(None, description="reference model; the task's own by default")
+    partition: str = Field("iid", description="iid, dirichlet:ALPHA, shards:K, quantity:ALPHA or natural")
+    clients: int = Field(20, ge=1, description="size of the population")
+    client_test: float = Field(0.0, ge=0, lt=1, description="share of a client's samples set aside for tests")
+    allow_empty: bool = Field(False, description="let clients have no samples")
+    cohort: int = Field(20, ge=1, description="clients asked in each round")
+    rounds: int = Field(30, ge=1, description="rounds")
+    seed: int = Field(0, ge=0, description="seed of every random stream")
+    aggregation: str = Field("plain", description="plain, secure or secure-arithmetic")
+    secure: dict[str, Any] = Field(default_factory=dict, description="options of secure aggregation")
+    sum_bound: float = Field(2.0**20, gt=0, description="largest |weight x value| in an exact sum")
+    fleet: str = Field("homogeneous", description="homogeneous, stragglers or mobile, with options after a colon")
+    engine: str = Field("local", description="local or debug")
+    workers: int = Field(1, ge=1, description="worker processes; 1 works in this process")
+    threads: int = Field(1, ge=1, description="torch threads of each worker")
+    device: str = Field("cpu", description="torch device")
+    measured: bool = Field(False, description="time from measured seconds in place of FLOPs")
+    deadline: float | None = Field(None, gt=0, description="virtual seconds after which a reply is dropped")
+    quorum: int = Field(1, ge=1, description="least number of replies in a sum")
+    least_group: int = Field(1, ge=1, description="least size of a group that may be summed on its own")
+    on_error: Literal["stop", "drop"] = Field("stop", description="a client's error stops the run, or drops the client")
+    evaluation: Literal["central", "federated"] = Field("central", description="central test set, or the clients' data")
+    eval_every: int = Field(1, ge=1, description="rounds between evaluations")
+    target_accuracy: float | None = Field(None, gt=0, le=1, description="accuracy whose virtual time is reported")
+    stop_at_target: bool = Field(False, description="end once the target accuracy is reached")
+    patience: int | None = Field(None, ge=1, description="end after so many evaluations without a better accuracy")
+    checkpoint_every: int = Field(1, ge=1, description="rounds between checkpoints")
+
+    @staticmethod
+    def build(values: dict[str, Any]) -> RunConfig:
+        """Check values; raises `ConfigError` that names every wrong one."""
+        try:
+            return RunConfig(**values)
+        except ValidationError as error:
+            unknown = [e["loc"][0] for e in error.errors() if e["type"] == "extra_forbidden"]
+            if unknown:
+                from paceline.errors import UnknownNameError
+
+                raise UnknownNameError("option", str(unknown[0]), RunConfig.model_fields) from None
+            faults = [f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}" for e in error.errors()]
+            raise ConfigError("; ".join(faults)) from None
+
+
+class Observer(Protocol):
+    """Watches a run: progress bars, trackers, tests."""
+
+    def __call__(self, record: dict[str, Any], total_rounds: int) -> None:
+        """Take one round's record."""
+
+
+@dataclass
+class Summary:
+    """The outcome of a run; `as_dict` is what ``--json`` prints."""
+
+    run: str
+    method: str
+    task: str
+    rounds: int
+    seed: int
+    accuracy: float
+    loss: float
+    round_seconds: float
+    total_seconds: float
+    wall_seconds: float
+    bytes_up: int
+    bytes_down: int
+    model_sha256: str
+    target_seconds: float | None = None
+    stopped: str = "all rounds"
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all figures, without the history."""
+        return {k: v for k, v in self.__dict__.items() if k != "history"}
+
+
+@dataclass
+class Run:
+    """A prepared run: all parts built and checked."""
+
+    config: RunConfig
+    method: Method
+    task: Task
+    fed: Federation
+    folder: RunFolder | None = None
+    state: Any = None
+    round: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    store: MemoryStore | None = None
+    observer: Observer | None = None
+
+    def go(self) -> Summary:
+        """Run the rounds that are left and return the summary."""
+        torch.set_num_threads(self.config.threads)
+        stopped = self._stop_reason()
+        try:
+            if self.state is None:
+                self.state = self.method.init(self.fed)
+            while stopped is None:
+                self._round()
+                stopped = self._stop_reason()
+        finally:
+            self.fed.engine.close()
+        return self._finish(stopped)
+
+    def _round(self) -> None:
+        started = time.perf_counter()
+        number = self.round + 1
+        clock, totals = self.fed.clock, self.fed.totals
+        before = (clock.now, totals.bytes_up, totals.bytes_down)
+        deaths = attempt = 0
+        while True:
+            self.fed.start_round(number, attempt)
+            try:
+                state = self.method.round(self.fed, self.state)
+                break
+            except QuorumError:
+                attempt += 1
+                self.fed.engine.rollback()
+                if attempt == MAX_ATTEMPTS:
+                    raise
+            except WorkerDiedError:
+                deaths += 1
+                self.fed.engine.rollback()
+                clock.now, totals.bytes_up, totals.bytes_down = before
+                if deaths == MAX_ATTEMPTS:
+                    raise
+        params = self.method.model(state)
+        if not bool(torch.isfinite(params.vector).all()):
+            raise NonFiniteError(f"round {number}: the aggregated model is not finite; lower the learning rates")
+        last = self.fed.last
+        record: dict[str, Any] = {
+            "round": number,
+            "virtual_seconds": clock.now,
+            "round_seconds": clock.now - before[0],
+            "bytes_up": totals.bytes_up - before[1],
+            "bytes_down": totals.bytes_down - before[2],
+            "dropped": len(last.dropped),
+            "attempts": attempt + 1,
+            **{f"note_{k}": v for k, v in last.notes.items()},
+        }
+        if number % self.config.eval_every == 0 or number == self.config.rounds:
+            record |= self._evaluate(params)
+        record["wall_seconds"] = time.perf_counter() - started
+        self.state, self.round = state, number
+        self.history.append(record)
+        changed = self.fed.engine.commit()
+        if self.folder is not None:
+            self.folder.append_metrics(record)
+            self._save(changed)
+        if self.observer is not None:
+            self.observer(record, self.config.rounds)
+
+    def _evaluate(self, params: Any) -> dict[str, Any]:
+        if self.config.evaluation == "central":
+            sums = self.fed.engine.evaluate(params)
+        else:
+            sums = self.fed.sum(self.method.evaluate, params, over=range(self.fed.num_clients))
+        count = max(int(sums["count"]), 1)
+        per_class = sums["class_correct"].double() / sums["class_count"].clamp(min=1)
+        present = sums["class_count"] > 0
+        return {
+            "accuracy": sums["correct"] / count,
+            "loss": sums["loss"] / count,
+            "worst_class_accuracy": float(per_class[present].min()) if bool(present.any()) else math.nan,
+        }
+
+    def _stop_reason(self) -> str | None:
+        scores = [r["accuracy"] for r in self.history if "accuracy" in r]
+        config = self.config
+        if config.stop_at_target and config.target_accuracy and scores and scores[-1] >= config.target_accuracy:
+            return "target accuracy reached"
+        if config.patience and len(scores) > config.patience and max(scores[-config.patience :]) <= max(scores[: -config.patience]):
+            return f"no better accuracy in {config.patience} evaluations"
+        return "all rounds" if self.round >= config.rounds else None
+
+    def _save(self, changed: dict[int, dict[str, Any]]) -> None:
+        assert self.folder is not None and self.store is not None
+        for client, stored in changed.items():
+            self.store.put(client, stored)
+        if self.round % self.config.checkpoint_every and self._stop_reason() is None:
+            return
+        tree = {
+            "config": self.config.model_dump_json(),
+            "round": self.round,
+            "state": self.state,
+            "clock": self.fed.clock.now,
+            "bytes": [self.fed.totals.bytes_up, self.fed.totals.bytes_down],
+            "memory": self.store.commit(self.round),
+        }
+        save_checkpoint(self.folder.checkpoint, tree)
+
+    def _finish(self, stopped: str | None) -> Summary:
+        scored = [r for r in self.history if "accuracy" in r]
+        target = self.config.target_accuracy
+        hit = next((r["virtual_seconds"] for r in scored if target and r["accuracy"] >= target), None)
+        params = self.method.model(self.state)
+        summary = Summary(
+            run=str(self.folder.path) if self.folder else "",
+            method=self.config.method,
+            task=self.config.task,
+            rounds=self.round,
+            seed=self.config.seed,
+            accuracy=scored[-1]["accuracy"],
+            loss=scored[-1]["loss"],
+            round_seconds=sum(r["round_seconds"] for r in self.history) / max(len(self.history), 1),
+            total_seconds=self.fed.clock.now,
+            wall_seconds=sum(r["wall_seconds"] for r in self.history),
+            bytes_up=self.fed.totals.bytes_up,
+            bytes_down=self.fed.totals.bytes_down,
+            model_sha256=params.sha256(),
+            target_seconds=hit,
+            stopped=stopped or "",
+            history=self.history,
+        )
+        if self.folder is not None:
+            self.folder.write_summary(summary.as_dict())
+            self.folder.save_model(params)
+        return summary
+
+
+def prepare(
+    config: RunConfig,
+    *,
+    task: Task | None = None,
+    drop: Callable[[int, int, str], bool] | None = None,
+    folder: RunFolder | None = None,
+    observer: Observer | None = None,
+) -> Run:
+    """Build all parts of a run and check that they fit; raises `PlanError` listing every misfit.
+
+    Args:
+        config: what to run.
+        task: a task object in place of the one that the configuration names.
+        drop: ``(round, client, function) -> bool``, clients that vanish before that reply (fault injection).
+        folder: where to keep the run; None keeps nothing.
+        observer: is told of every round.
+    """
+    torch.set_num_threads(config.threads)
+    method = find_method(config.method).build(config.options)
+    if task is None:
+        task = load_task(config.task, model=config.model, seed=config.seed, **config.task_options)
+    misfits = []
+    if config.cohort > config.clients:
+        misfits.append(f"the cohort of {config.cohort} is larger than the population of {config.clients} clients")
+    if config.quorum > config.cohort:
+        misfits.append(f"the quorum of {config.quorum} is larger than the cohort of {config.cohort}")
+    aggregation = load_aggregation(config.aggregation, config.secure, config.sum_bound)
+    if not aggregation.sees_each:
+        misfits += _hidden(method, config)
+    if misfits:
+        raise PlanError(misfits)
+    split = partition_task(task, config.partition, config.clients, config.seed, config.allow_empty, config.client_test)
+    fleet = load_fleet(config.fleet, config.clients, config.seed)
+    programs = {"method": method, **getattr(aggregation, "programs", {})}
+    setup = Setup(
+        programs=programs,
+        task=task,
+        split=split,
+        num_clients=config.clients,
+        fleet=fleet,
+        seed=config.seed,
+        device=config.device,
+        drop=drop,
+        measured=config.measured,
+        services={"submodels": submodel_service},
+    )
+    engine = load_engine(config.engine, setup, config.workers)
+    fed = Federation(
+        engine,
+        aggregation,
+        fleet,
+        VirtualClock(),
+        seed=config.seed,
+        cohort=config.cohort,
+        quorum=config.quorum,
+        least_group=config.least_group,
+        on_error=config.on_error,
+        deadline=config.deadline,
+    )
+    misfits = aggregation.check(fed) + method.check(fed)
+    if misfits:
+        engine.close()
+        raise PlanError(misfits)
+    store = MemoryStore(folder.path / "memory") if folder is not None else None
+    return Run(config, method, task, fed, folder=folder, store=store, observer=observer)
+
+
+def _hidden(method: Method, config: RunConfig) -> list[str]:
+    """Return what of a method needs single replies, which the aggregation hides, with alternatives."""
+    singles = [name for name, declared in client_functions(method).items() if declared.each]
+    if not singles:
+        return []
+    alternative = getattr(method, "sum_only", None)
+    hint = f"; use {alternative}" if alternative else "; run it with --aggregation plain, or choose a sum-only method"
+    return [
+        f"method {config.method!r} needs every client's own reply from {', '.join(singles)}(), which "
+        f"{config.aggregation!r} aggregation hides from the server{hint}"
+    ]
+
+
+def run(config: RunConfig, folder: RunFolder | None = None, observer: Observer | None = None, **parts: Any) -> Summary:
+    """Prepare a run and carry it out; see `prepare` for `parts`."""
+    prepared = prepare(config, folder=folder, observer=observer, **parts)
+    if folder is not None:
+        folder.write_config(config.model_dump(exclude_none=True))
+    return prepared.go()
+
+
+def resume(path: str | Path, observer: Observer | None = None, **parts: Any) -> Summary:
+    """Go on with a run from its last checkpoint; the end has the bits of an undisturbed run.
+
+    Raises `CheckpointError` when the checkpoint is corrupt or of another configuration.
+    """
+    folder = RunFolder.open(path)
+    config = RunConfig.build(folder.read_config())
+    prepared = prepare(config, folder=folder, observer=observer, **parts)
+    if folder.checkpoint.exists():
+        _restore(prepared, load_checkpoint(folder.checkpoint))
+    else:
+        folder.truncate_metrics(0)
+    return prepared.go()
+
+
+def _restore(prepared: Run, saved: dict[str, Any]) -> None:
+    folder, store = prepared.folder, prepared.store
+    assert folder is not None and store is not None
+    if saved["config"] != prepared.config.model_dump_json():
+        raise CheckpointError(f"{folder.path}: the checkpoint is of another configuration than config.toml")
+    prepared.round, prepared.state = saved["round"], saved["state"]
+    prepared.fed.clock.now = saved["clock"]
+    prepared.fed.totals.bytes_up, prepared.fed.totals.bytes_down = saved["bytes"]
+    prepared.history = folder.truncate_metrics(prepared.round)
+    prepared.fed.engine.restore(store.restore(saved["memory"]))

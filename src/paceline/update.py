@@ -1,0 +1,196 @@
+"""What a client returns, and how it adds up.
+
+A client function returns an `Update` (named fields and a weight) for ``fed.mean``, or any tree of numbers
+for ``fed.sum``. `Terms` splits a reply into what a channel has to add: tensors, and a few scalars.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paceline.errors import AggregationError
+from paceline.params import Params
+from paceline.tree import Tree, numeric_leaves, register, unflatten_numeric
+
+__all__ = ["Terms", "Update", "rebuild"]
+
+
+class Update:
+    """Named fields and the weight with which they enter a mean.
+
+    Args:
+        weight: one number; or a tensor / `Params` of a field's shape (a weight per coordinate, 0 where the
+            client did not train); or a dict with one of these for each field.
+        **fields: trees of float tensors, `Params` and numbers.
+
+    ``fed.mean`` returns an `Update` as well: each field is sum(w x) / sum(w), 0 where sum(w) is 0, and
+    `weight` is the sum of the weights.
+
+    >>> Update(delta=torch.zeros(3), weight=20).delta
+    tensor([0., 0., 0.])
+    """
+
+    __slots__ = ("fields", "weight")
+    fields: dict[str, Any]
+    weight: Any
+
+    def __init__(self, *, weight: Any = 1, **fields: Tree) -> None:
+        object.__setattr__(self, "fields", fields)
+        object.__setattr__(self, "weight", weight)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.fields[name]
+        except KeyError:
+            raise AttributeError(f"this update has no field {name!r}; it has {list(self.fields)}") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError("an update cannot be changed; make a new one")
+
+    def __repr__(self) -> str:
+        return f"Update({', '.join(f'{k}={v!r}' for k, v in self.fields.items())}, weight={self.weight!r})"
+
+
+register(Update, lambda u: {**u.fields, "weight": u.weight}, lambda fields: Update(**fields))
+
+
+@dataclass
+class Terms:
+    """A reply, opened for adding.
+
+    Args:
+        structure: what `rebuild` needs; equal for all replies of one call.
+        names: the field that each tensor belongs to (the key of a channel's bounds).
+        tensors: the tensors, flat and not yet weighted.
+        weights: a scalar or a flat tensor for each of `tensors`.
+        scalars: numbers that add as they are: weighted scalars first, then scalar denominators.
+        denominators: tensors of per-coordinate weights.
+    """
+
+    structure: Any
+    names: list[str]
+    tensors: list[Tensor]
+    weights: list[float | Tensor]
+    scalars: list[float]
+    denominators: list[Tensor]
+
+    @staticmethod
+    def of(reply: Tree, cap: int | None = None) -> Terms:
+        """Open a reply; raises `TreeError` for what has no sum and `AggregationError` for misfit weights.
+
+        With `cap`, weights become whole numbers of at most `cap` (0 stays 0), as secure aggregation needs.
+        """
+        if not isinstance(reply, Update):
+            terms = Terms(None, [], [], [], [], [])
+            terms.structure = ("sum", terms._open("value", reply, 1.0))
+            return terms
+        terms = Terms(None, [], [], [], [], [])
+        shared = not isinstance(reply.weight, Mapping)
+        weights = {name: reply.weight for name in reply.fields} if shared else dict(reply.weight)
+        missing = set(reply.fields) - set(weights)
+        if missing:
+            raise AggregationError(f"no weight is given for the field(s) {sorted(missing)}")
+        parts, totals = [], []
+        flat = {name: _flat(w, cap) for name, w in weights.items()}
+        for name, value in reply.fields.items():
+            parts.append((name, terms._open(name, value, flat[name])))
+        for name in list(reply.fields)[:1] if shared else reply.fields:
+            weight = flat[name]
+            if isinstance(weight, Tensor):
+                terms.denominators.append(weight)
+                totals.append(("tensor", name, weights[name].layout if isinstance(weights[name], Params) else None))
+            else:
+                terms.scalars.append(weight)
+                totals.append(("scalar", name, None))
+        terms.structure = ("mean", shared, tuple(parts), tuple(totals))
+        return terms
+
+    def _open(self, name: str, value: Tree, weight: float | Tensor) -> Any:
+        structure, leaves = numeric_leaves(value)
+        slots: list[tuple[str, Any]] = []
+        for leaf in leaves:
+            if isinstance(leaf, Tensor):
+                if isinstance(weight, Tensor) and weight.numel() != leaf.numel():
+                    raise AggregationError(
+                        f"the weight of {name!r} has {weight.numel()} values for a tensor of {leaf.numel()}"
+                    )
+                self.names.append(name)
+                self.tensors.append(leaf.detach().reshape(-1))
+                self.weights.append(weight)
+                slots.append(("tensor", tuple(leaf.shape)))
+            elif isinstance(weight, Tensor):
+                raise AggregationError(f"{name!r} is a number but has a weight per coordinate; give it its own weight")
+            else:
+                self.scalars.append(leaf * weight)
+                slots.append(("int" if isinstance(leaf, int) and weight == 1 else "float", None))
+        return (structure, tuple(slots))
+
+    @property
+    def same(self) -> str:
+        """A text that is equal for replies that can be added."""
+        return repr(_plain(self.structure))
+
+
+def _flat(weight: Any, cap: int | None) -> float | Tensor:
+    if isinstance(weight, Params):
+        weight = weight.vector
+    if isinstance(weight, Tensor):
+        weight = weight.detach().reshape(-1)
+        return weight if cap is None else weight.ceil().clamp_(0, cap)
+    return float(weight) if cap is None else float(min(max(math.ceil(weight), 0), cap))
+
+
+def _plain(item: Any) -> Any:
+    if isinstance(item, tuple | list):
+        return [_plain(i) for i in item]
+    return getattr(item, "digest", item)
+
+
+def rebuild(structure: Any, tensors: list[Tensor], scalars: list[float], denominators: list[Tensor]) -> Tree:
+    """Build the summed reply from sums: float64 flat `tensors`, `scalars` and `denominators`, in order.
+
+    For an `Update` the weighted sums are divided by the summed weights; where these are 0 the mean is 0.
+    """
+    left_t, left_s = iter(tensors), iter(scalars)
+    if structure[0] == "sum":
+        return _close(structure[1], left_t, left_s, None)
+    _, shared, parts, totals = structure
+    count = sum(1 for _, (_, slots) in parts for kind, _ in slots if kind != "tensor")
+    tail, left_d = iter(scalars[count:]), iter(denominators)
+    weights: dict[str, Any] = {}
+    for kind, name, layout in totals:
+        value = next(tail) if kind == "scalar" else next(left_d)
+        weights[name] = (value, layout)
+    first = totals[0][1] if totals else None
+    fields = {name: _close(part, left_t, left_s, weights[first if shared else name][0]) for name, part in parts}
+    shown = {n: Params(w.float(), lay) if lay is not None else w for n, (w, lay) in weights.items()}
+    return Update(weight=shown[first] if shared and first is not None else shown, **fields)
+
+
+def _close(part: Any, tensors: Any, scalars: Any, weight: Any) -> Tree:
+    structure, slots = part
+    leaves: list[Any] = []
+    for kind, shape in slots:
+        value = next(tensors if kind == "tensor" else scalars)
+        if weight is not None:
+            value = _divide(value, weight)
+        if kind == "tensor":
+            value = value.float().reshape(shape)
+        elif kind == "int" and weight is None:
+            value = round(value)
+        leaves.append(value)
+    return unflatten_numeric(structure, leaves)
+
+
+def _divide(value: Any, weight: Any) -> Any:
+    if isinstance(weight, Tensor):
+        return torch.where(weight == 0, torch.zeros_like(value), value / torch.where(weight == 0, 1.0, weight))
+    if weight == 0:
+        return torch.zeros_like(value) if isinstance(value, Tensor) else 0.0
+    return value / weight
