@@ -86,6 +86,9 @@ class Layout:
             (n, tuple(p.shape), "param") for n, p in chosen
         ]
         if buffers != "local":
+            wrong = [n for n, b in float_buffers(module) if b.dtype != torch.float32]
+            if wrong:
+                raise LayoutError(f"buffers in the vector must be float32; these are not: {wrong}")
             tensors += [(n, tuple(b.shape), "buffer") for n, b in float_buffers(module)]
         return Layout.build(tensors)
 
@@ -116,7 +119,7 @@ class Layout:
         if entry is None:
             raise LayoutError(f"no tensor {name!r} in this layout; it has {list(self.by_name)}")
         part = vector.narrow(-1, entry.offset, entry.size)
-        return part.view(*vector.shape[:-1], *entry.shape)
+        return part.view((*vector.shape[:-1], *entry.shape))
 
 
 def float_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
@@ -126,7 +129,6 @@ def float_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
 
 def _matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
     return lambda name: any(fnmatch.fnmatchcase(name, p) for p in patterns)
-
 
 
 class Params:
@@ -140,10 +142,14 @@ class Params:
     """
 
     __slots__ = ("layout", "vector")
+    __array_ufunc__ = None
+    """A numpy scalar on the left leaves the arithmetic to this class."""
 
     def __init__(self, vector: Tensor, layout: Layout) -> None:
         if vector.shape[-1:] != (layout.size,):
-            raise LayoutError(f"a vector of shape {tuple(vector.shape)} does not fit a layout of {layout.size}")
+            raise LayoutError(
+                f"a vector of shape {tuple(vector.shape)} does not fit a layout of {layout.size}"
+            )
         self.vector = vector
         self.layout = layout
 
@@ -224,7 +230,8 @@ class Params:
 
     def norm(self) -> Tensor:
         """Return the Euclidean norm as a scalar tensor."""
-        return torch.linalg.vector_norm(self.vector)
+        length: Tensor = torch.linalg.vector_norm(self.vector)
+        return length
 
     def dot(self, other: Params) -> Tensor:
         """Return the inner product as a scalar tensor."""

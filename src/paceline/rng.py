@@ -7,6 +7,7 @@ the process that runs them.
 from __future__ import annotations
 
 import hashlib
+import operator
 
 import numpy as np
 import torch
@@ -16,8 +17,15 @@ __all__ = ["derive", "numpy_rng", "torch_rng"]
 
 def derive(seed: int, *path: int | str) -> int:
     """Return the 63-bit seed of the stream that `path` names under `seed`."""
-    text = "/".join([str(seed), *(f"{type(part).__name__[0]}{part}" for part in path)])
+    text = "/".join([str(seed), *(_part(part) for part in path)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+def _part(part: int | str) -> str:
+    """Return text that differs for different parts: names are escaped, numpy's integers count as integers."""
+    if isinstance(part, str):
+        return "s" + part.replace("%", "%25").replace("/", "%2F")
+    return f"i{operator.index(part)}"
 
 
 def torch_rng(seed: int, *path: int | str) -> torch.Generator:

@@ -15,11 +15,20 @@ from torch import Tensor
 from paceline.errors import TreeError, UnknownNameError
 from paceline.params import Layout, Params
 
-__all__ = ["Tree", "flatten", "map_leaves", "node", "numeric_leaves", "register", "unflatten", "unflatten_numeric"]
+__all__ = [
+    "Tree",
+    "flatten",
+    "map_leaves",
+    "node",
+    "numeric_leaves",
+    "register",
+    "unflatten",
+    "unflatten_numeric",
+]
 
 T = TypeVar("T")
 Tree = Any
-"""A dict, list, tuple or `node` of tensors, `Params` and plain values (None, bool, int, float, str, bytes)."""
+"""A dict, list, tuple or `node` of tensors, `Params`, None, bool, int, float, str and bytes."""
 
 _PLAIN = (type(None), bool, int, float, str, bytes)
 _NODES: dict[str, tuple[type, Callable[[Any], Mapping[str, Any]], Callable[[dict[str, Any]], Any]]] = {}
@@ -65,7 +74,12 @@ def flatten(tree: Tree) -> tuple[Any, list[Tensor]]:
             if digest in layouts:
                 return ["params", len(leaves) - 1, layouts[digest], None]
             layouts[digest] = len(layouts)
-            return ["params", len(leaves) - 1, layouts[digest], [[e.name, list(e.shape), e.kind] for e in value.layout.entries]]
+            return [
+                "params",
+                len(leaves) - 1,
+                layouts[digest],
+                [[e.name, list(e.shape), e.kind] for e in value.layout.entries],
+            ]
         if isinstance(value, dict):
             return ["dict", [[_key(k, path), go(v, f"{path}[{k!r}]")] for k, v in value.items()]]
         if type(value) in (list, tuple):
@@ -73,8 +87,8 @@ def flatten(tree: Tree) -> tuple[Any, list[Tensor]]:
         entry = _NODES.get(_name(type(value)))
         if entry is None:
             raise TreeError(
-                f"{path} is a {type(value).__name__}, which cannot be sent or stored; use tensors, Params, plain "
-                f"values, dicts, lists, tuples or a class made with @node"
+                f"{path} is a {type(value).__name__}, which cannot be sent or stored; use tensors, Params, "
+                f"plain values, dicts, lists, tuples or a class made with @node"
             )
         fields = entry[1](value)
         return ["node", _name(type(value)), [[k, go(v, f"{path}.{k}")] for k, v in fields.items()]]
@@ -105,10 +119,15 @@ def unflatten(structure: Any, leaves: list[Tensor]) -> Tree:
                     return _leaf(leaves, i)
                 case ["params", int(i), int(which), spec]:
                     if spec is not None:
-                        layouts.append(Layout.build([(n, tuple(s), k) for n, s, k in spec]))
+                        layouts.append(_layout(spec))
+                    if which < 0:
+                        raise TreeError(f"this is no tree: layout {which}")
                     return Params(_leaf(leaves, i), layouts[which])
                 case ["dict", [*pairs]]:
-                    return {k: go(v) for k, v in pairs}
+                    made = {_key(k, "a dict"): go(v) for k, v in pairs}
+                    if len(made) != len(pairs):
+                        raise TreeError("this is no tree: a dict has a key twice")
+                    return made
                 case ["list", [*values]]:
                     return [go(v) for v in values]
                 case ["tuple", [*values]]:
@@ -117,11 +136,25 @@ def unflatten(structure: Any, leaves: list[Tensor]) -> Tree:
                     if name not in _NODES:
                         raise UnknownNameError("message class", name, _NODES)
                     return _NODES[name][2]({k: go(v) for k, v in pairs})
+        except (TreeError, UnknownNameError):
+            raise
         except (IndexError, ValueError, TypeError, KeyError) as error:
             raise TreeError(f"this is no tree: {error}") from error
         raise TreeError(f"this is no tree: {str(item)[:80]}")
 
     return go(structure)
+
+
+def _layout(spec: Any) -> Layout:
+    """Build a layout from outside: distinct names, sizes that are not negative, parameters first."""
+    kinds = [kind for _, _, kind in spec]
+    names = {name for name, _, _ in spec if isinstance(name, str)}
+    sizes = [n for _, shape, _ in spec for n in shape]
+    if len(names) != len(spec) or kinds != sorted(kinds, reverse=True) or set(kinds) - {"param", "buffer"}:
+        raise TreeError("this is no tree: a layout needs distinct names, and parameters before buffers")
+    if any(type(n) is not int or n < 0 for n in sizes):
+        raise TreeError("this is no tree: a layout has a shape that is no list of sizes")
+    return Layout.build([(name, tuple(shape), kind) for name, shape, kind in spec])
 
 
 def _leaf(leaves: list[Tensor], index: int) -> Tensor:
@@ -167,13 +200,21 @@ def numeric_leaves(tree: Tree) -> tuple[Any, list[Tensor | float | int]]:
 
 
 def unflatten_numeric(structure: Any, leaves: list[Tensor | float | int]) -> Tree:
-    """Rebuild the tree that `numeric_leaves` split, from as many leaves in the same order."""
+    """Rebuild the tree that `numeric_leaves` split, from as many leaves in the same order.
+
+    Raises `TreeError` where there are more or fewer leaves than the structure has.
+    """
     left = iter(leaves)
+
+    def take() -> Tensor | float | int:
+        for leaf in left:
+            return leaf
+        raise TreeError(f"{len(leaves)} leaves are too few for this structure")
 
     def go(item: Any) -> Tree:
         match item:
             case ["params", Layout() as layout]:
-                value = next(left)
+                value = take()
                 assert isinstance(value, Tensor)
                 return Params(value, layout)
             case ["dict", pairs]:
@@ -184,8 +225,9 @@ def unflatten_numeric(structure: Any, leaves: list[Tensor | float | int]) -> Tre
             case ["node", name, pairs]:
                 return _NODES[name][2]({k: go(v) for k, v in pairs})
             case _:
-                return next(left)
+                return take()
 
-    return go(structure)
-
-
+    tree = go(structure)
+    if next(left, None) is not None:
+        raise TreeError(f"{len(leaves)} leaves are too many for this structure")
+    return tree
