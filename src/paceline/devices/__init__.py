@@ -1,1 +1,23 @@
-"""Paceline: devices."""
+"""Device profiles, fleets of them, and virtual time."""
+
+from paceline.devices.clock import Cost, Phase, Times, VirtualClock, times
+from paceline.devices.fleet import FLEETS, Fleet, Homogeneous, Mobile, Stragglers, load_fleet
+from paceline.devices.profile import COMPUTE, LATENCY, LINK, Profile
+
+__all__ = [
+    "COMPUTE",
+    "FLEETS",
+    "LATENCY",
+    "LINK",
+    "Cost",
+    "Fleet",
+    "Homogeneous",
+    "Mobile",
+    "Phase",
+    "Profile",
+    "Stragglers",
+    "Times",
+    "VirtualClock",
+    "load_fleet",
+    "times",
+]

@@ -1,0 +1,271 @@
+"""Fleets: the profile of any client in any round, as a pure function, so a million clients cost nothing.
+
+A fleet is a small frozen object. Everything random in it is a hash of (seed, client, round), so it is the
+same in every process and needs no list of devices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import NormalDist
+from typing import Any, ClassVar
+
+import numpy as np
+
+from paceline.devices.profile import COMPUTE, LATENCY, LINK, Profile
+from paceline.errors import CohortError, ConfigError, UnknownNameError
+from paceline.rng import derive, numpy_rng
+
+__all__ = ["FLEETS", "Fleet", "Homogeneous", "Mobile", "Stragglers", "load_fleet"]
+
+MBIT = 1e6
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """A population of devices; subclasses say what each is like.
+
+    Args:
+        num_clients: size of the population.
+        seed: of the run.
+        compute: speed of an ordinary client, FLOP/s.
+        link: bandwidth of an ordinary client in each direction, bit/s.
+        latency: seconds of each transfer.
+        overhead: seconds that any work costs on top.
+        churn: probability that a client is not there in a round, drawn for each client and round.
+    """
+
+    num_clients: int
+    seed: int = 0
+    compute: float = COMPUTE
+    link: float = LINK
+    latency: float = LATENCY
+    overhead: float = 0.0
+    churn: float = 0.0
+
+    name: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        if self.num_clients < 1:
+            raise ConfigError(f"a fleet needs at least one client, not {self.num_clients}")
+        if not 0 <= self.churn < 1:
+            raise ConfigError(f"churn={self.churn}; it is a probability below 1")
+        self._base()
+
+    def profile(self, client: int, round: int) -> Profile:
+        """Return the device of `client` as it is in `round`."""
+        self._check(client)
+        return self._base()
+
+    def available(self, client: int, round: int) -> bool:
+        """Return whether `client` can be asked in `round`."""
+        chance = self._availability(client)
+        return chance >= 1 or _uniform(self.seed, "available", client, round) < chance
+
+    def describe(self) -> str:
+        """Return one line about the fleet."""
+        text = f"{self.name}: {self.num_clients} clients of {self.compute / 1e9:g} GFLOP/s"
+        text += f" with {self.link / MBIT:g} Mbit/s"
+        return text + (f", {self.churn:.0%} away in each round" if self.churn else "")
+
+    def _availability(self, client: int) -> float:
+        self._check(client)
+        return 1.0 - self.churn
+
+    def _base(self, **changes: float) -> Profile:
+        values: dict[str, float] = {"compute": self.compute, "up": self.link, "down": self.link}
+        values |= {"latency": self.latency, "overhead": self.overhead, "availability": 1.0 - self.churn}
+        return Profile(**{**values, **changes})
+
+    def _check(self, client: int) -> None:
+        if not 0 <= client < self.num_clients:
+            raise CohortError(f"client {client} does not exist in a fleet of {self.num_clients}")
+
+
+@dataclass(frozen=True)
+class Homogeneous(Fleet):
+    """All clients alike."""
+
+    name: ClassVar[str] = "homogeneous"
+
+
+@dataclass(frozen=True)
+class Stragglers(Fleet):
+    """Some clients slower than the rest, in compute, link or both.
+
+    By default they cycle through x1.3 with 1.5 Mbit/s, x1.8 with 5 Mbit/s and x2.5 with 50 Mbit/s: one held
+    back by its link, one by both, one by its compute.
+
+    Args:
+        share: part of the clients that are stragglers, rounded to the nearest number.
+        slow: how many times slower their compute is; with it, all are alike in compute.
+        up: their upload bandwidth in bit/s; with it, all are alike in links.
+        down: their download bandwidth in bit/s; as `up` by default.
+        pick: ``"last"`` takes the highest client ids, ``"random"`` draws them by the seed.
+    """
+
+    share: float = 0.2
+    slow: float | None = None
+    up: float | None = None
+    down: float | None = None
+    pick: str = "last"
+
+    name: ClassVar[str] = "stragglers"
+    cycle: ClassVar[tuple[tuple[float, float], ...]] = ((1.3, 1.5e6), (1.8, 5e6), (2.5, 50e6))
+    """(slowdown, bandwidth in bit/s) of the first, second, third straggler, and so on around."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.share <= 1:
+            raise ConfigError(f"share={self.share}; it is a part of the clients, from 0 to 1")
+        if self.slow is not None and not self.slow >= 1:
+            raise ConfigError(f"slow={self.slow}; a straggler is at least 1 times slower")
+        if self.pick not in ("last", "random"):
+            raise UnknownNameError("way to pick stragglers", self.pick, ("last", "random"))
+        self._slow(0)
+
+    @property
+    def num_stragglers(self) -> int:
+        """Number of stragglers."""
+        return math.floor(self.share * self.num_clients + 0.5)
+
+    def rank(self, client: int) -> int | None:
+        """Return which straggler (from 0) `client` is, or None."""
+        self._check(client)
+        if self.pick == "last":
+            number = client - (self.num_clients - self.num_stragglers)
+        else:
+            number = int(_ranks(self.num_clients, self.num_stragglers, self.seed)[client])
+        return number if number >= 0 else None
+
+    def profile(self, client: int, round: int) -> Profile:
+        """Return the device of `client`; it is the same in every round."""
+        number = self.rank(client)
+        return self._base() if number is None else self._slow(number)
+
+    def describe(self) -> str:
+        """Return one line about the fleet."""
+        kinds = dict.fromkeys(self._slow(i) for i in range(len(self.cycle)))
+        text = ", ".join(f"x{p.slowdown:g} at {p.up / MBIT:g} Mbit/s" for p in kinds)
+        return f"{super().describe()}; {self.num_stragglers} stragglers ({text})"
+
+    def _slow(self, number: int) -> Profile:
+        slow, link = self.cycle[number % len(self.cycle)]
+        slow = slow if self.slow is None else self.slow
+        up = link if self.up is None else self.up
+        down = up if self.down is None else self.down
+        return self._base(compute=self.compute / slow, up=up, down=down, slowdown=slow)
+
+
+@dataclass(frozen=True)
+class Mobile(Fleet):
+    """Phones: log-normal compute and bandwidth, links that change each round, clients that come and go.
+
+    Args:
+        compute: median speed, FLOP/s.
+        link: median download bandwidth, bit/s; the median upload is a third of it.
+        compute_spread: standard deviation of ln(compute) over clients.
+        link_spread: standard deviation of ln(bandwidth) over clients.
+        vary: standard deviation of ln(bandwidth) from round to round.
+        least, most: a client's availability is drawn evenly from this range, then lowered by `churn`.
+    """
+
+    link: float = 30e6
+    latency: float = 0.05
+    compute_spread: float = 0.6
+    link_spread: float = 0.8
+    vary: float = 0.3
+    least: float = 0.5
+    most: float = 0.95
+
+    name: ClassVar[str] = "mobile"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for option in ("compute_spread", "link_spread", "vary"):
+            if not 0 <= getattr(self, option) <= 3:
+                raise ConfigError(f"{option}={getattr(self, option)}; it is from 0 to 3")
+        if not 0 < self.least <= self.most <= 1:
+            raise ConfigError(
+                f"least={self.least} and most={self.most}; they are probabilities, in this order"
+            )
+
+    def profile(self, client: int, round: int) -> Profile:
+        """Return the device of `client` with the links that it has in `round`."""
+        slow = math.exp(-self.compute_spread * self._normal("compute", client))
+        own = self.link_spread * self._normal("link", client)
+        up = own + self.vary * self._normal("up", client, round)
+        down = own + self.vary * self._normal("down", client, round)
+        return self._base(
+            compute=self.compute / slow,
+            up=self.link / 3 * math.exp(up),
+            down=self.link * math.exp(down),
+            availability=self._availability(client),
+            slowdown=slow,
+        )
+
+    def describe(self) -> str:
+        """Return one line about the fleet."""
+        often = (1 - self.churn) * (self.least + self.most) / 2
+        return f"{super().describe()} (medians), log-normal, {often:.0%} there in each round"
+
+    def _availability(self, client: int) -> float:
+        share = _uniform(self.seed, "availability", client)
+        return super()._availability(client) * (self.least + (self.most - self.least) * share)
+
+    def _normal(self, *path: int | str) -> float:
+        """Return a standard normal number, cut at 3, that belongs to `path`."""
+        return min(max(_NORMAL.inv_cdf(_uniform(self.seed, *path)), -3.0), 3.0)
+
+
+FLEETS: dict[str, type[Fleet]] = {cls.name: cls for cls in (Homogeneous, Stragglers, Mobile)}
+"""The fleets by name."""
+
+_NORMAL = NormalDist()
+
+
+def load_fleet(spec: str, num_clients: int, seed: int = 0) -> Fleet:
+    """Return the fleet that a text such as ``"stragglers:share=0.2,slow=2.0,churn=0.1"`` describes.
+
+    Raises `UnknownNameError` for an unknown fleet or option and `ConfigError` for a bad value.
+    """
+    name, _, rest = spec.strip().partition(":")
+    if name not in FLEETS:
+        raise UnknownNameError("fleet", name, FLEETS)
+    cls = FLEETS[name]
+    known = {f.name for f in dataclasses.fields(cls)} - {"num_clients", "seed"}
+    options: dict[str, Any] = {}
+    for part in filter(None, (p.strip() for p in rest.split(","))):
+        key, equals, text = (p.strip() for p in part.partition("="))
+        if key not in known:
+            raise UnknownNameError(f"option of fleet {name!r}:", key, known)
+        if not equals or key in options:
+            raise ConfigError(f"fleet {spec!r}: write each option once, as {key}=VALUE")
+        options[key] = text if key == "pick" else _number(spec, key, text)
+    return cls(num_clients, seed, **options)
+
+
+def _number(spec: str, key: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise ConfigError(f"fleet {spec!r}: {key}={text!r} is no number") from None
+    if math.isnan(value):
+        raise ConfigError(f"fleet {spec!r}: {key} is not a number")
+    return value
+
+
+def _uniform(seed: int, *path: int | str) -> float:
+    """Return a number strictly between 0 and 1 that belongs to `path`."""
+    return ((derive(seed, "fleet", *path) >> 11) + 0.5) / 2.0**52
+
+
+@lru_cache(maxsize=8)
+def _ranks(num_clients: int, count: int, seed: int) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """Return each client's number among `count` stragglers drawn by the seed, or -1."""
+    ranks = np.full(num_clients, -1, dtype=np.int32)
+    ranks[numpy_rng(seed, "fleet", "stragglers").choice(num_clients, count, replace=False)] = np.arange(count)
+    return ranks
