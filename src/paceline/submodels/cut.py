@@ -1,0 +1,235 @@
+"""Cutting physically smaller dense models out of a full one, and scattering their updates back.
+
+``Cutter`` knows the full model; ``cutter.cut(kept)`` gives a `SubModel`: a smaller layout with the same
+tensor names, one index vector that gathers its coordinates from the full vector and scatters updates
+back, and a resident dense module that trains as fast as its size promises.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from paceline.errors import SubmodelError, nearest
+from paceline.params import Layout, Params, Resident
+from paceline.submodels.build import cut_tensor, output_shapes, shrink
+from paceline.submodels.flops import flops
+from paceline.submodels.graph import UnitGraph
+
+__all__ = ["TIERS", "Cutter", "SubModel", "keep_count"]
+
+TIERS = (1.0, 0.95, 0.85, 0.75, 0.65, 0.5)
+"""The kept fractions that stragglers choose from."""
+
+_CACHED = 16
+
+
+def keep_count(units: int, fraction: float) -> int:
+    """Return ``max(1, floor(fraction * units))``; 0.29 of 100 is 29, whatever binary fractions say."""
+    return max(1, int(fraction * units + 1e-9))
+
+
+class SubModel:
+    """One set of kept units of a full model.
+
+    Args:
+        cutter: where it was cut.
+        kept: for each group the kept units, ascending.
+        layout: the smaller layout; same tensor names, same order.
+        index: coordinate in the full vector of each coordinate of the smaller one, shape [layout.size].
+    """
+
+    def __init__(self, cutter: Cutter, kept: dict[str, Tensor], layout: Layout, index: Tensor) -> None:
+        self.cutter, self.kept, self.layout, self.index = cutter, kept, layout, index
+
+    def _check(self, params: Params, layout: Layout) -> None:
+        if params.layout is not layout and params.layout.digest != layout.digest:
+            raise SubmodelError(f"expected parameters of {layout.size} values, got {params!r}")
+
+    def extract(self, full: Params) -> Params:
+        """Return the kept coordinates of a full vector: one gather."""
+        self._check(full, self.cutter.layout)
+        return Params(full.vector.index_select(0, self.index.to(full.vector.device)), self.layout)
+
+    def scatter(self, update: Params) -> Params:
+        """Return a full vector with `update` on the kept coordinates and zero elsewhere.
+
+        Scatter updates (differences), never weights: zeros in place of weights would drag a mean to zero.
+        """
+        self._check(update, self.layout)
+        full = update.vector.new_zeros(self.cutter.layout.size)
+        return Params(full.index_copy_(0, self.index.to(full.device), update.vector), self.cutter.layout)
+
+    def mask(self) -> Params:
+        """Return 1 on the kept coordinates of the full vector and 0 elsewhere."""
+        return self.scatter(Params(torch.ones(self.layout.size), self.layout))
+
+    def resident(self) -> Resident:
+        """Return a dense smaller module with this layout, to be loaded by the caller.
+
+        There is one per tuple of widths and cutter, whichever units are kept, so it holds one sub-model at
+        a time. Tensors outside the layout (frozen weights, local buffers) are filled in here.
+        """
+        return self.cutter._resident(self)
+
+    def module(self) -> nn.Module:
+        """Return the resident's module; its values are those that were loaded last."""
+        return self.resident().module
+
+    def cut_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Cut named tensors of the full model (a client's own BatchNorm statistics, for one)."""
+        masks = self.cutter._masks(self.kept)
+        return {n: cut_tensor(t, self.cutter.graph.axes[n], masks) for n, t in tensors.items()}
+
+    def merge_tensors(self, full: Mapping[str, Tensor], small: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return copies of the full tensors with the kept parts taken from `small`."""
+        masks, out = self.cutter._masks(self.kept), {}
+        for name, tensor in full.items():
+            where = [a.positions(masks).to(tensor.device) for a in self.cutter.graph.axes[name]]
+            grid = torch.meshgrid(*where, indexing="ij") if where else ()
+            out[name] = tensor.clone()
+            out[name][grid] = small[name]
+        return out
+
+
+class Cutter:
+    """Cuts sub-models out of one full model.
+
+    Args:
+        module: the full model; its values are only read for tensors outside `layout`.
+        layout: of the full vector (`Layout.of(module, ...)`).
+        example_input: one batch, axis 0 counts samples; its values do not matter.
+
+    Raises `SubmodelError` for a module that cannot be cut (see `UnitGraph.trace`).
+    """
+
+    def __init__(self, module: nn.Module, layout: Layout, example_input: Tensor | tuple[Tensor, ...]) -> None:
+        self.full, self.layout = module, layout
+        self.example = example_input if isinstance(example_input, tuple) else (example_input,)
+        self.graph = UnitGraph.trace(module, self.example)
+        self.groups: dict[str, int] = self.graph.groups
+        """Number of units of each group."""
+        if not self.groups:
+            raise SubmodelError(f"no units of {type(module).__name__} can be dropped: {self.graph.whole}")
+        missing = [e.name for e in layout.entries if e.name not in self.graph.axes]
+        if missing:
+            raise SubmodelError(f"the layout has tensors that the module has not: {missing}")
+        self._built: OrderedDict[tuple[int, ...], Resident] = OrderedDict()
+        self._costs: dict[tuple[int, ...], float] = {}
+        self._shapes = output_shapes(module, self.example)
+        cut = [n for n, axes in self.graph.axes.items() if any(a.group is not None for a in axes)]
+        self._outside = [n for n in cut if n not in layout.by_name]
+
+    def keep(self, fraction: float) -> dict[str, int]:
+        """Return how many units each group keeps at the kept fraction p: ``max(1, floor(p * n))``.
+
+        Raises `SubmodelError` unless 0 < p <= 1.
+        """
+        if not 0.0 < fraction <= 1.0:
+            raise SubmodelError(f"the kept fraction must be above 0 and at most 1, not {fraction}")
+        return {g: keep_count(n, fraction) for g, n in self.groups.items()}
+
+    def cut(self, kept: Mapping[str, Tensor]) -> SubModel:
+        """Return the sub-model of the given units.
+
+        Args:
+            kept: for each group (all of them) the units to keep, shape [count], any order.
+
+        Raises `SubmodelError` for unknown or missing groups, units out of range, repeated or none, and for
+        layers of one LSTM that would keep different numbers of cells.
+        """
+        sorted_kept = self._checked(kept)
+        masks = self._masks(sorted_kept)
+        tensors, parts = [], []
+        for entry in self.layout.entries:
+            index, shape = torch.full((1,), entry.offset), []
+            stride = entry.size
+            for axis in self.graph.axes[entry.name]:
+                at = axis.positions(masks)
+                stride //= len(axis.units)
+                index = (index[:, None] + at * stride).reshape(-1)
+                shape.append(len(at))
+            tensors.append((entry.name, tuple(shape), entry.kind))
+            parts.append(index)
+        return SubModel(self, sorted_kept, Layout.build(tensors), torch.cat(parts))
+
+    def first(self, fraction: float) -> SubModel:
+        """Return the sub-model of the first ``keep(fraction)`` units of every group."""
+        return self.cut({g: torch.arange(k) for g, k in self.keep(fraction).items()})
+
+    def cost(self, fraction: float) -> float:
+        """Return c(p): forward FLOPs of the sub-model over those of the full model."""
+        return self._flops(self.first(fraction)) / self._flops(self.first(1.0))
+
+    def share(self, fraction: float) -> float:
+        """Return the share of the vector's coordinates that a sub-model of this fraction has."""
+        return self.first(fraction).layout.size / self.layout.size
+
+    def _flops(self, sub: SubModel) -> float:
+        widths = _widths(sub)
+        if widths not in self._costs:
+            self._costs[widths] = sub.resident().flops
+        return self._costs[widths]
+
+    def _checked(self, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        for name in kept:
+            if name not in self.groups:
+                raise SubmodelError(f"there is no group {name!r} to cut{nearest(name, self.groups)}")
+        out = {}
+        for name, size in self.groups.items():
+            if name not in kept:
+                raise SubmodelError(f"no kept units are given for group {name!r}; every group needs some")
+            units = torch.sort(kept[name].detach().cpu().long().flatten()).values
+            distinct = len(units) > 0 and not bool((units[1:] == units[:-1]).any())
+            if not distinct or int(units[0]) < 0 or int(units[-1]) >= size:
+                raise SubmodelError(
+                    f"{name!r} must keep at least one of its units 0 to {size - 1}, each once"
+                )
+            out[name] = units
+        for names in self.graph.equal:
+            if len({len(out[n]) for n in names}) > 1:
+                raise SubmodelError(f"the layers {list(names)} of one LSTM must keep equally many cells")
+        return out
+
+    def _masks(self, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        masks = {g: torch.zeros(n, dtype=torch.bool) for g, n in self.groups.items()}
+        for name, units in kept.items():
+            masks[name][units] = True
+        return masks
+
+    def _resident(self, sub: SubModel) -> Resident:
+        widths = _widths(sub)
+        if widths in self._built:
+            self._built.move_to_end(widths)
+        else:
+            self._built[widths] = self._build(sub)
+            if len(self._built) > _CACHED:
+                self._built.popitem(last=False)
+        resident = self._built[widths]
+        if self._outside:
+            own = dict(resident.module.named_parameters()) | dict(resident.module.named_buffers())
+            full = dict(self.full.named_parameters()) | dict(self.full.named_buffers())
+            with torch.no_grad():
+                for name, tensor in sub.cut_tensors({n: full[n] for n in self._outside}).items():
+                    own[name].copy_(tensor)
+        return resident
+
+    def _build(self, sub: SubModel) -> Resident:
+        small = shrink(self.full, self.graph, self._masks(sub.kept))
+        try:
+            same = output_shapes(small, self.example) == self._shapes
+        except RuntimeError as error:
+            raise SubmodelError(f"the sub-model of widths {_widths(sub)} does not run: {error}") from error
+        if not same:
+            raise SubmodelError(f"the sub-model of widths {_widths(sub)} puts out tensors of other shapes")
+        cost = flops(small, self.example)
+        resident = Resident(small, sub.layout, next(self.full.parameters()).device)
+        resident.flops = cost
+        return resident
+
+
+def _widths(sub: SubModel) -> tuple[int, ...]:
+    return tuple(len(units) for units in sub.kept.values())
