@@ -1,0 +1,46 @@
+# Two commands: `make demo` and `make test`. Both need Python 3.11 and make, and build .venv/ first.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+DEMO := runs/demo
+
+.PHONY: demo test test-slow lint setup setup-dev clean
+
+demo: setup ## fetch MNIST-5k, then compare four answers to stragglers under secure aggregation
+	$(BIN)/paceline data fetch mnist-5k
+	$(BIN)/paceline compare --config examples/demo.toml --replace --out $(dir $(DEMO)) --name $(notdir $(DEMO)) \
+	  fedavg dropstragglers randomdropout clip
+
+test: lint ## set up, check style and types, run the default tests
+	$(BIN)/python -m pytest
+
+test-slow: setup-dev ## the long checks as well
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: setup-dev ## ruff and strict mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+setup: .venv/.base
+setup-dev: .venv/.dev
+
+# torch goes first and alone, at its exact version: left to a range, pip would look for the newest build.
+.venv/.torch:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Paceline needs Python 3.11 or newer; set PYTHON=")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) install "torch==$(TORCH)"
+	touch $@
+
+.venv/.base: .venv/.torch pyproject.toml constraints.txt
+	$(PIP) install -c constraints.txt -e .
+	touch $@
+
+.venv/.dev: .venv/.base
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean: ## remove the environment, caches and the demo's results; other runs stay
+	rm -rf .venv $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
