@@ -1,0 +1,81 @@
+"""A tree in a file, with its SHA-256: what is read back is what was written, or an error.
+
+The file is a 64-byte prefix (magic, version, length), the tree in wire format, and the SHA-256 of both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from pathlib import Path
+
+from paceline.errors import CheckpointError, WireError
+from paceline.store.files import atomic_write
+from paceline.tree import Tree
+from paceline.wire import Limits, dumps, loads
+
+__all__ = ["load", "save"]
+
+MAGIC = b"PLCHKPT\n"
+VERSION = 1
+_PREFIX = struct.Struct("<8sIQ44x")
+_DIGEST = 32
+
+
+def save(path: str | os.PathLike[str], tree: Tree, durable: bool = True) -> None:
+    """Write `tree` to `path` in one step; a crash leaves the old file or the new one, never a mixture.
+
+    Raises `DiskFullError` or `StoreError` where the file cannot be written, `TreeError` for no tree.
+    """
+    body = dumps(tree, _limits(1 << 62))
+    prefix = _PREFIX.pack(MAGIC, VERSION, len(body))
+    digest = hashlib.sha256(prefix)
+    digest.update(body)
+    atomic_write(path, prefix, body, digest.digest(), durable=durable)
+
+
+def load(path: str | os.PathLike[str]) -> Tree:
+    """Read the tree that `save` wrote.
+
+    Raises `CheckpointError` when the file is missing, damaged, or made by another version.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        data = bytearray(size)
+        with open(path, "rb") as file:
+            read = file.readinto(data)
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no checkpoint {path}; start the run anew") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    view = memoryview(data)[:read]
+    if len(view) < _PREFIX.size + _DIGEST:
+        raise _damaged(path, f"it has only {len(view)} bytes")
+    magic, version, length = _PREFIX.unpack_from(view)
+    if magic != MAGIC:
+        raise CheckpointError(f"{path} is no checkpoint of Paceline")
+    if version != VERSION:
+        raise CheckpointError(
+            f"{path} has format {version}, this is {VERSION}; resume with the paceline that wrote it"
+        )
+    if len(view) != _PREFIX.size + length + _DIGEST:
+        raise _damaged(path, f"it has {len(view)} bytes in place of {_PREFIX.size + length + _DIGEST}")
+    if hashlib.sha256(view[:-_DIGEST]).digest() != view[-_DIGEST:]:
+        raise _damaged(path, "its SHA-256 does not fit its content")
+    try:
+        return loads(view[_PREFIX.size : -_DIGEST], _limits(size), copy=False)
+    except WireError as error:
+        raise CheckpointError(f"{path} is whole, but cannot be understood here: {error}") from error
+
+
+def _limits(size: int) -> Limits:
+    """Return limits for our own files: as much as the file holds."""
+    return Limits(size=size, header=size, items=size, tensors=size)
+
+
+def _damaged(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is damaged: {why}; put a good copy of it back, or delete the run's folder and run it again"
+    )

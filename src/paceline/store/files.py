@@ -1,0 +1,59 @@
+"""Files that are either the old one or the new one, whatever happens in between."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+
+from paceline.errors import DiskFullError, StoreError
+
+__all__ = ["atomic_write"]
+
+
+def atomic_write(path: str | os.PathLike[str], *parts: bytes | memoryview, durable: bool = True) -> None:
+    """Write `parts`, one behind the other, as the file `path`: all of them, or the old file stays as it was.
+
+    The bytes go to a temporary file in the same folder (made where it is missing), which then takes the
+    name. With `durable`, file and folder are synced, so that a power cut cannot undo it either.
+
+    Raises `DiskFullError` when there is no room, `StoreError` for any other failure.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                for part in parts:
+                    file.write(part)
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        if durable:
+            _sync_folder(target.parent)
+    except OSError as error:
+        raise _named(error, target, sum(len(part) for part in parts)) from error
+
+
+def _named(error: OSError, path: Path, size: int) -> StoreError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFullError(
+            f"no room for {size / 1e6:.1f} MB at {path}; what was saved before is whole: free some space, "
+            f"then resume the run"
+        )
+    return StoreError(f"{path} cannot be written: {error.strerror or error}")
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

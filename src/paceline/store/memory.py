@@ -1,0 +1,206 @@
+"""What clients keep between rounds, on disk so that a checkpoint names exactly the versions it needs.
+
+Each changed client gets a new file at a commit; the files of the commit before stay until the next one.
+So whichever checkpoint is on disk when the process dies, the last one or the one before it, all that
+it names is there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from paceline.errors import CheckpointError, ConfigError
+from paceline.store.checkpoint import load, save
+from paceline.tree import Tree
+
+__all__ = ["MemoryStore"]
+
+Memory = dict[str, Tree]
+
+
+class MemoryStore(Mapping[int, Memory]):
+    """The clients' memories, by client id: a mapping to dicts of named trees.
+
+    `put` changes one; `commit` makes all changes permanent and returns a manifest for the checkpoint;
+    `restore` goes back to a manifest. Give the manifest to a checkpoint before the next commit.
+
+    Args:
+        folder: where the files go; None keeps everything in RAM and in the manifest itself.
+        max_in_memory: clients held in RAM at once, the others are read when asked for; None means all.
+        durable: sync files, so that a power cut loses nothing either (a killed process never does).
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str] | None = None,
+        max_in_memory: int | None = None,
+        durable: bool = True,
+    ) -> None:
+        if max_in_memory is not None and (max_in_memory < 1 or folder is None):
+            raise ConfigError(f"max_in_memory={max_in_memory} needs a folder, and room for at least 1 client")
+        self.folder = None if folder is None else Path(folder)
+        self.max_in_memory, self.durable = max_in_memory, durable
+        self._version = 0
+        self._versions: dict[int, int] = {}  # committed version of each client
+        self._clean: OrderedDict[int, Memory] = (
+            OrderedDict()
+        )  # committed and in RAM, least recently used first
+        self._dirty: OrderedDict[int, Memory] = OrderedDict()  # changed since the last commit
+        self._spilled: set[int] = set()  # changed since, and only in their next version's file
+        self._stale: set[tuple[int, int]] = set()  # (client, version) to remove after the next commit
+
+    # -- as a mapping --------------------------------------------------------------------------
+    def __getitem__(self, client: int) -> Memory:
+        for held in (self._dirty, self._clean):
+            if client in held:
+                held.move_to_end(client)
+                return dict(held[client])
+        if client in self._spilled:
+            return self._load(client, self._version + 1)
+        if client not in self._versions:
+            raise KeyError(client)
+        memory = self._load(client, self._versions[client])
+        self._clean[client] = memory
+        self._shrink()
+        return dict(memory)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(sorted({*self._versions, *self._dirty, *self._spilled}))
+
+    def __len__(self) -> int:
+        return len({*self._versions, *self._dirty, *self._spilled})
+
+    def __contains__(self, client: object) -> bool:
+        return client in self._versions or client in self._dirty or client in self._spilled
+
+    @property
+    def in_memory(self) -> int:
+        """Number of clients that are in RAM now."""
+        return len(self._dirty) + len(self._clean)
+
+    # -- changes -------------------------------------------------------------------------------
+    def put(self, client: int, memory: Mapping[str, Tree]) -> None:
+        """Replace the whole memory of `client`, as of the next commit."""
+        if self.folder is not None:
+            self._clean.pop(client, None)
+        self._dirty.pop(client, None)
+        self._spilled.discard(client)
+        self._dirty[client] = dict(memory)
+        self._shrink()
+
+    def rollback(self) -> None:
+        """Forget all changes since the last commit."""
+        self._dirty.clear()
+        self._spilled.clear()
+
+    def commit(self, round: int) -> dict[str, Any]:
+        """Make all changes permanent; return the manifest, a tree that `restore` takes.
+
+        Raises `DiskFullError` or `StoreError` where they cannot be written; nothing is committed then.
+        """
+        version = self._version + 1
+        for client, memory in self._dirty.items():
+            self._save(client, version, memory)
+        changed = {*self._dirty, *self._spilled}
+        outdated = self._stale
+        self._stale = {(c, self._versions[c]) for c in changed if c in self._versions}
+        self._versions.update(dict.fromkeys(changed, version))
+        self._version = version
+        self._clean.update(self._dirty)
+        self._dirty.clear()
+        self._spilled.clear()
+        self._remove(outdated)
+        return self._manifest(round)
+
+    def restore(self, manifest: Mapping[str, Any]) -> MemoryStore:
+        """Go back to the commit that returned `manifest`; return this store.
+
+        Raises `CheckpointError` when the manifest is of another store or a file it names is missing.
+        """
+        try:
+            version, inline = int(manifest["version"]), "memories" in manifest
+            if inline != (self.folder is None):
+                raise CheckpointError(
+                    "this checkpoint was written with the clients' memories kept in another way"
+                )
+            if inline:
+                versions = dict.fromkeys(manifest["memories"], version)
+            else:
+                clients, each = manifest["clients"].tolist(), manifest["versions"].tolist()
+                versions = dict(zip(clients, each, strict=True))
+        except (KeyError, AttributeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint has no manifest of client memories: {error}") from error
+        present = self._present()
+        missing = [] if inline else [c for c, v in versions.items() if (c, v) not in present]
+        if missing:
+            raise CheckpointError(
+                f"{self.folder} lacks the memories of {len(missing)} client(s), such as {missing[:5]}; put the "
+                f"folder back as it was with this checkpoint, or run again from the start"
+            )
+        self._version, self._versions = version, versions
+        self._clean = OrderedDict({c: dict(m) for c, m in manifest["memories"].items()} if inline else {})
+        self._dirty.clear()
+        self._spilled.clear()
+        self._stale = {key for key in present if versions.get(key[0]) != key[1]}
+        return self
+
+    # -- files ---------------------------------------------------------------------------------
+    def _manifest(self, round: int) -> dict[str, Any]:
+        if self.folder is None:
+            return {
+                "round": round,
+                "version": self._version,
+                "memories": {c: dict(self._clean[c]) for c in self},
+            }
+        clients = sorted(self._versions)
+        return {
+            "round": round,
+            "version": self._version,
+            "clients": torch.tensor(clients, dtype=torch.int64),
+            "versions": torch.tensor([self._versions[c] for c in clients], dtype=torch.int64),
+        }
+
+    def _shrink(self) -> None:
+        """Let go of the least recently used; what was changed is written to its next version first."""
+        while self.max_in_memory is not None and self.in_memory > self.max_in_memory:
+            if self._clean:
+                self._clean.popitem(last=False)
+                continue
+            client = next(iter(self._dirty))
+            self._save(client, self._version + 1, self._dirty[client])
+            del self._dirty[client]
+            self._spilled.add(client)
+
+    def _path(self, client: int, version: int) -> Path:
+        assert self.folder is not None
+        return self.folder / str(client // 1000) / f"{client}.{version}"
+
+    def _save(self, client: int, version: int, memory: Memory) -> None:
+        if self.folder is not None:
+            save(self._path(client, version), memory, durable=self.durable)
+
+    def _load(self, client: int, version: int) -> Memory:
+        memory = load(self._path(client, version))
+        if not isinstance(memory, dict):
+            raise CheckpointError(f"{self._path(client, version)} is no memory of a client")
+        return memory
+
+    def _present(self) -> set[tuple[int, int]]:
+        """Return (client, version) of all files there are."""
+        found = set()
+        for path in self.folder.glob("*/*") if self.folder is not None else ():
+            client, _, version = path.name.partition(".")
+            if client.isdecimal() and version.isdecimal():
+                found.add((int(client), int(version)))
+        return found
+
+    def _remove(self, outdated: set[tuple[int, int]]) -> None:
+        for client, version in outdated:
+            if self.folder is not None and self._versions.get(client) != version:
+                self._path(client, version).unlink(missing_ok=True)

@@ -1,0 +1,260 @@
+"""Pictures of runs: accuracy over virtual time, seconds of a round, bytes sent.
+
+A run is a dict ``{"method", "seed", "history"}`` whose history is a list of records with ``round``,
+``virtual_seconds``, ``accuracy``, ``loss``, ``round_seconds``, ``bytes_up`` and ``bytes_down``. Further keys
+that end in ``_seconds`` (``compute_seconds``, ``upload_seconds`` ...) split a round's bar into its parts.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from paceline.errors import StoreError
+from paceline.store.files import atomic_write
+from paceline.store.run import RunFolder
+
+__all__ = ["PALETTE", "plot_compare", "plot_run"]
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
+"""Colours that stay apart for the colour-blind (Okabe and Ito); further lines repeat them dashed."""
+
+_PARTS = ("#4C78A8", "#F2A65A", "#9D7AB5", "#7FB77E", "#C9635F", "#B9B9B9")
+_STYLE: Any = {
+    "font.size": 11,
+    "axes.titlesize": 12.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#777777",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E6E6E6",
+    "figure.facecolor": "white",
+    "svg.hashsalt": "paceline",
+}
+_NOT_PARTS = {"virtual_seconds", "round_seconds", "wall_seconds"}
+
+History = Sequence[Mapping[str, Any]]
+
+
+def plot_compare(
+    path: str | os.PathLike[str], runs: Sequence[Mapping[str, Any]], title: str | None = None
+) -> Path:
+    """Draw methods side by side and save the picture (its format by the name: png, svg, pdf).
+
+    Seeds of one method are averaged: a line is the mean, its band reaches from the lowest to the highest.
+
+    Raises `StoreError` when there is no run with a history.
+    """
+    methods: dict[str, list[History]] = {}
+    for run in runs:
+        if run["history"]:
+            methods.setdefault(str(run["method"]), []).append(run["history"])
+    if not methods:
+        raise StoreError("there is nothing to plot: no run has a history")
+    with rc_context(_STYLE):
+        tall = max(4.3, 2.0 + 0.42 * len(methods))
+        figure = Figure(figsize=(14.5, tall + (0.4 if title else 0)), layout=_layout())
+        left, middle, right = figure.subplots(1, 3, width_ratios=(1.65, 1, 0.8))
+        if title:
+            figure.suptitle(title, x=0.01, ha="left", fontsize=15, fontweight="bold")
+        _accuracy(left, methods)
+        _seconds(middle, methods)
+        _bytes(right, methods)
+        return _save(figure, Path(path))
+
+
+def plot_run(folder: RunFolder | str | os.PathLike[str]) -> Path:
+    """Draw one run's accuracy, loss, seconds and bytes; save ``plots/run.png`` in its folder.
+
+    Raises `StoreError` when it has no records yet.
+    """
+    folder = folder if isinstance(folder, RunFolder) else RunFolder.open(folder)
+    history = folder.read_metrics()
+    if not history:
+        raise StoreError(f"{folder.path} has no metrics yet; nothing to plot")
+    config = folder.read_config()
+    rounds = [r["round"] for r in history]
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(14.5, 4.7), layout=_layout())
+        text = ", ".join(str(config[k]) for k in ("method", "task", "fleet") if k in config)
+        name = f"{folder.name}: {text}" if text else folder.name
+        figure.suptitle(name, x=0.01, ha="left", fontsize=15, fontweight="bold")
+        axes = figure.subplots(1, 4)
+        scale, unit = _time_unit(history[-1]["virtual_seconds"])
+        for ax, key, heading, factor, colour in (
+            (axes[0], "accuracy", "Accuracy (%)", 100, PALETTE[0]),
+            (axes[1], "loss", "Loss", 1, PALETTE[1]),
+        ):
+            points = [(r["virtual_seconds"] / scale, factor * r[key]) for r in history if _has(r, key)]
+            if points:
+                x, y = zip(*points, strict=True)
+                ax.plot(x, y, color=colour, lw=2.2, marker="o" if len(x) < 4 else None)
+                ax.annotate(f"{y[-1]:.3g}", (x[-1], y[-1]), (4, 4), textcoords="offset points", color=colour)
+            ax.set(title=heading, xlabel=f"virtual time ({unit})", xlim=(0, None))
+            ax.margins(x=0.12)
+        axes[2].bar(rounds, [r["round_seconds"] for r in history], width=0.85, color=PALETTE[2])
+        axes[2].set(title="Seconds of a round", xlabel="round", ylabel="virtual seconds")
+        for key, label, colour in (("bytes_up", "up", PALETTE[3]), ("bytes_down", "down", PALETTE[5])):
+            values = [r[key] / 1e6 for r in history]
+            axes[3].plot(rounds, values, lw=2.2, color=colour, label=label, ls="-" if label == "up" else "--")
+        axes[3].set(title="Bytes of a round", xlabel="round", ylabel="MB, all clients", ylim=(0, None))
+        axes[3].legend(frameon=False)
+        for ax in axes[2:]:
+            ax.xaxis.get_major_locator().set_params(integer=True)
+        return _save(figure, folder.plots / "run.png")
+
+
+def _layout() -> ConstrainedLayoutEngine:
+    return ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08, wspace=0.04)
+
+
+def _accuracy(ax: Any, methods: Mapping[str, list[History]]) -> None:
+    """Draw a line for each method, with its name where it ends."""
+    curves = {name: _curve(seeds) for name, seeds in methods.items()}
+    curves = {name: curve for name, curve in curves.items() if len(curve[0])}
+    ax.set(title="Accuracy over virtual time", ylabel="test accuracy (%)")
+    if not curves:
+        return
+    scale, unit = _time_unit(max(x[-1] for x, _ in curves.values()))
+    ends = []
+    for number, (name, (x, ys)) in enumerate(curves.items()):
+        colour, dash = PALETTE[number % len(PALETTE)], "-" if number < len(PALETTE) else "--"
+        mean = ys.mean(0)
+        ax.plot(x / scale, mean, color=colour, lw=2.3, ls=dash, marker="o" if len(x) < 4 else None)
+        if len(ys) > 1:
+            ax.fill_between(x / scale, ys.min(0), ys.max(0), color=colour, alpha=0.15, lw=0)
+        ax.plot(x[-1] / scale, mean[-1], "o", color=colour, ms=5)
+        ends.append((float(mean[-1]), x[-1] / scale, name, colour))
+    latest = max(end[1] for end in ends)
+    ax.set(xlabel=f"virtual time ({unit})", xlim=(0, latest * 1.02))
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high)
+    places = _spread([end[0] for end in ends], 0.062 * (high - low), low, high)
+    for (y, x, name, colour), place in zip(ends, places, strict=True):
+        ax.annotate(
+            f"{name}  {y:.1f}",
+            (x, y),
+            (latest * 1.05, place),
+            color=colour,
+            va="center",
+            fontweight="bold",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.8, "alpha": 0.55, "shrinkB": 4},
+        )
+
+
+def _seconds(ax: Any, methods: Mapping[str, list[History]]) -> None:
+    """Draw a bar for each method, split where the records tell the parts of a round."""
+    records = {name: [r for history in seeds for r in history] for name, seeds in methods.items()}
+    parts: list[str] = []
+    for each in records.values():
+        for key in each[0]:
+            if key.endswith("_seconds") and key not in _NOT_PARTS and key not in parts:
+                parts.append(key)
+    totals = {name: _mean(each, "round_seconds") for name, each in records.items()}
+    begin = dict.fromkeys(records, 0.0)
+    for number, key in enumerate(parts):
+        widths = {name: _mean(each, key) for name, each in records.items()}
+        label = key.removesuffix("_seconds").replace("_", " ")
+        _bars(ax, widths, begin, _PARTS[number % (len(_PARTS) - 1)], label)
+        begin = {name: begin[name] + widths[name] for name in records}
+    rest = {name: max(totals[name] - begin[name], 0.0) for name in records}
+    if not parts:
+        _bars(ax, rest, begin, [PALETTE[i % len(PALETTE)] for i in range(len(rest))], None)
+    elif any(rest[name] > 0.01 * totals[name] for name in records):
+        _bars(ax, rest, begin, _PARTS[-1], "other")
+    _finish_bars(ax, totals, lambda v: f"{v:.1f} s" if v < 100 else f"{v:.0f} s")
+    ax.set(title="Time of a round", xlabel="virtual seconds, mean")
+    if parts:
+        columns = min(len(parts) + 1, 3)
+        ax.legend(loc="upper center", bbox_to_anchor=(0.45, -0.16), ncols=columns, frameon=False, fontsize=10)
+
+
+def _bytes(ax: Any, methods: Mapping[str, list[History]]) -> None:
+    sent = {name: _mean([r for h in seeds for r in h], "bytes_up") / 1e6 for name, seeds in methods.items()}
+    colours = [PALETTE[i % len(PALETTE)] for i in range(len(sent))]
+    _bars(ax, sent, dict.fromkeys(sent, 0.0), colours, None)
+    _finish_bars(ax, sent, lambda v: f"{v:.3g} MB")
+    ax.set(title="Upload of a round", xlabel="MB, all clients, mean")
+    ax.tick_params(axis="y", labelleft=False)
+
+
+def _bars(
+    ax: Any, widths: Mapping[str, float], begin: Mapping[str, float], colour: Any, label: str | None
+) -> None:
+    left = [begin[name] for name in widths]
+    ax.barh(range(len(widths)), list(widths.values()), left=left, height=0.62, color=colour, label=label)
+
+
+def _finish_bars(ax: Any, totals: Mapping[str, float], form: Callable[[float], str]) -> None:
+    ax.set_yticks(range(len(totals)), list(totals))
+    ax.invert_yaxis()
+    ax.grid(visible=False, axis="y")
+    ax.tick_params(axis="y", length=0)
+    ax.set_xlim(0, (max(totals.values()) or 1.0) * 1.25)
+    for place, value in enumerate(totals.values()):
+        ax.annotate(
+            form(value), (value, place), (5, 0), textcoords="offset points", va="center", fontweight="bold"
+        )
+
+
+def _curve(seeds: Sequence[History]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return mean virtual seconds, shape [R], and accuracies in percent, [seeds, R], at rounds all seeds have."""
+    scored = [{r["round"]: r for r in history if _has(r, "accuracy")} for history in seeds]
+    common = sorted(set.intersection(*(set(each) for each in scored)))
+    x = np.array([[each[r]["virtual_seconds"] for r in common] for each in scored], dtype=float)
+    y = np.array([[100 * each[r]["accuracy"] for r in common] for each in scored], dtype=float)
+    return x.mean(0), y
+
+
+def _spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Return places near the wanted ones, at least `gap` apart and within low..high where that is possible."""
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    places = [0.0] * len(wanted)
+    floor = low
+    for i in order:
+        places[i] = max(wanted[i], floor)
+        floor = places[i] + gap
+    ceiling = high
+    for i in reversed(order):
+        places[i] = min(places[i], ceiling)
+        ceiling = places[i] - gap
+    return places
+
+
+def _has(record: Mapping[str, Any], key: str) -> bool:
+    value = record.get(key)
+    return value is not None and math.isfinite(value)
+
+
+def _mean(records: History, key: str) -> float:
+    return float(np.mean([r.get(key, 0.0) for r in records]))
+
+
+def _time_unit(seconds: float) -> tuple[float, str]:
+    if seconds < 300:
+        return 1.0, "s"
+    return (60.0, "min") if seconds < 3 * 3600 else (3600.0, "h")
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    buffer = io.BytesIO()
+    kind = path.suffix.lstrip(".").lower() or "png"
+    if kind not in figure.canvas.get_supported_filetypes():
+        raise StoreError(f"{path}: pictures cannot be saved as {kind!r}; use png, svg or pdf")
+    figure.savefig(buffer, format=kind, dpi=150)
+    atomic_write(path, buffer.getvalue(), durable=False)
+    return path

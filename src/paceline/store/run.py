@@ -1,0 +1,196 @@
+"""A run's folder.
+
+::
+
+    config.toml        everything that decides the result
+    metrics.jsonl      one line for each round
+    checkpoint         the last checkpoint, see `paceline.store.checkpoint`
+    memory/            the clients' memories, see `paceline.store.memory`
+    summary.json       the outcome, once the run has ended
+    model.safetensors  the final model's tensors by name
+    plots/             pictures
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from paceline.errors import StoreError
+from paceline.params import Params
+from paceline.store.files import atomic_write
+from paceline.store.toml import to_toml
+
+__all__ = ["Records", "RunFolder"]
+
+Records = list[dict[str, Any]]
+"""One dict for each round, in order."""
+
+
+class RunFolder:
+    """The files of one run; make it with `create` or `open`."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    @staticmethod
+    def create(root: str | os.PathLike[str], name: str) -> RunFolder:
+        """Make the folder of a new run.
+
+        Raises `StoreError` where another run, or anything else, is there already.
+        """
+        if not name or name.startswith(".") or Path(name).name != name or "\0" in name:
+            raise StoreError(
+                f"{name!r} is no name for a run; use one without slashes that does not begin with a dot"
+            )
+        path = Path(root) / name
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                raise StoreError(f"{path} exists; choose another name, or go on with: paceline resume {path}")
+        except OSError as error:
+            raise StoreError(f"{path} cannot be made: {error.strerror or error}") from error
+        return RunFolder(path)
+
+    @staticmethod
+    def open(path: str | os.PathLike[str]) -> RunFolder:
+        """Return the folder of a run that was started before. Raises `StoreError` where there is none."""
+        folder = RunFolder(path)
+        if not folder._config.is_file():
+            raise StoreError(f"{folder.path} is no run: it has no config.toml")
+        return folder
+
+    @staticmethod
+    def list(root: str | os.PathLike[str]) -> list[RunFolder]:
+        """Return the runs below `root`, by name; none where `root` does not exist."""
+        return [RunFolder(p.parent) for p in sorted(Path(root).glob("*/config.toml"))]
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.path.name
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the checkpoint is, or will be."""
+        return self.path / "checkpoint"
+
+    @property
+    def plots(self) -> Path:
+        """The folder of pictures, made where it is missing."""
+        path = self.path / "plots"
+        path.mkdir(exist_ok=True)
+        return path
+
+    @property
+    def model(self) -> Path:
+        """Where the final model is, or will be."""
+        return self.path / "model.safetensors"
+
+    @property
+    def _config(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def _metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    # -- configuration -------------------------------------------------------------------------
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Save the configuration. Raises `ConfigError` for a value that TOML does not have."""
+        atomic_write(self._config, to_toml(config).encode())
+
+    def read_config(self) -> dict[str, Any]:
+        """Return the configuration. Raises `StoreError` when it cannot be read."""
+        try:
+            return tomllib.loads(self._config.read_bytes().decode())
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{self._config} cannot be read: {error}") from error
+
+    # -- metrics -------------------------------------------------------------------------------
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Add one round's record, a flat dict with ``"round"``; what is not finite is written as null."""
+        line = _json(record) + "\n"
+        try:
+            with open(self._metrics, "ab") as file:
+                file.write(line.encode())
+        except OSError as error:
+            raise StoreError(f"{self._metrics} cannot be written: {error.strerror or error}") from error
+
+    def read_metrics(self) -> Records:
+        """Return all whole records in order; null comes back as NaN.
+
+        A last line that a crash cut short is left out. Raises `StoreError` for any other broken line.
+        """
+        if not self._metrics.exists():
+            return []
+        lines = self._metrics.read_bytes().split(b"\n")
+        records: Records = []
+        for number, line in enumerate(lines[:-1], 1):
+            try:
+                record = json.loads(line)
+                records.append({k: math.nan if v is None else v for k, v in record.items()})
+            except (ValueError, AttributeError) as error:
+                raise StoreError(f"{self._metrics}, line {number}, is no record: {error}") from error
+        return records
+
+    def truncate_metrics(self, round: int) -> Records:
+        """Take back all records after `round`, as a resumed run makes them again; return what is left."""
+        kept = [record for record in self.read_metrics() if record.get("round", 0) <= round]
+        atomic_write(self._metrics, "".join(_json(r) + "\n" for r in kept).encode())
+        return kept
+
+    # -- outcome -------------------------------------------------------------------------------
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Save the outcome as JSON."""
+        atomic_write(self.path / "summary.json", (_json(summary, indent=2) + "\n").encode())
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """Return the outcome, or None while the run has not ended."""
+        try:
+            text = (self.path / "summary.json").read_bytes()
+        except FileNotFoundError:
+            return None
+        try:
+            summary: dict[str, Any] = json.loads(text)
+        except ValueError as error:
+            raise StoreError(f"{self.path / 'summary.json'} cannot be read: {error}") from error
+        return summary
+
+    def save_model(self, params: Params) -> None:
+        """Save a model's named tensors as safetensors."""
+        tensors = {name: value.detach().cpu().clone() for name, value in params.items()}
+        atomic_write(self.model, safetensors.torch.save(tensors, metadata={"format": "pt"}))
+
+    def load_model(self) -> dict[str, Tensor]:
+        """Return the saved model's tensors by name. Raises `StoreError` when there is none, or it is damaged."""
+        try:
+            return safetensors.torch.load(self.model.read_bytes())
+        except (OSError, ValueError, safetensors.SafetensorError) as error:
+            raise StoreError(f"{self.model} cannot be read: {error}") from error
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(_finite(value), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def _finite(value: Any) -> Any:
+    """Return the value with null for what is not finite; JSON has neither NaN nor infinity."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
