@@ -108,6 +108,10 @@ class Engine(Protocol):
 
     num_clients: int
 
+    @property
+    def services(self) -> Mapping[str, Any]:
+        """What server programs may use as well, such as the sub-models of the full model."""
+
     def run(self, call: Call) -> Iterator[Receipt | tuple[str, Any]]:
         """Yield a receipt for each client and ``("partial", value)`` for each worker, in any order."""
 

@@ -24,6 +24,7 @@ from paceline.errors import CheckpointError, ConfigError, NonFiniteError, PlanEr
 from paceline.federation import Federation
 from paceline.method import Method, client_functions, find_method
 from paceline.store import MemoryStore, RunFolder, load_checkpoint, save_checkpoint
+from paceline.submodels.flops import flops
 from paceline.submodels.service import submodel_service
 from paceline.tasks import Task, load_task
 
@@ -304,6 +305,7 @@ def prepare(
         num_clients=config.clients,
         fleet=fleet,
         seed=config.seed,
+        flops=flops(task.build(0), task.train.x[:1]),
         device=config.device,
         drop=drop,
         measured=config.measured,

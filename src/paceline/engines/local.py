@@ -136,6 +136,11 @@ class LocalEngine:
         return value
 
     # -- the server's own model ----------------------------------------------------------------
+    @property
+    def services(self) -> Mapping[str, Any]:
+        """The services of the worker in this process."""
+        return self._here.services
+
     def init_params(self) -> Params:
         """Return the initial model."""
         return self._here.initial.clone()

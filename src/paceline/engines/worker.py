@@ -34,6 +34,7 @@ class Setup:
         num_clients: size of the population.
         fleet: device profiles.
         seed: of the run.
+        flops: forward cost of one sample, in FLOPs.
         device: torch device of model and data.
         drop: (round, client, function) -> whether the client vanishes before that function's reply.
         measured: use measured seconds on this machine in place of FLOPs.
@@ -47,6 +48,7 @@ class Setup:
     num_clients: int
     fleet: Any
     seed: int
+    flops: float = 0.0
     device: str = "cpu"
     drop: Callable[[int, int, str], bool] | None = None
     measured: bool = False
@@ -64,6 +66,7 @@ class Worker:
         self.layout = Layout.of(module, task.trainable, task.buffers)
         self.initial = Params.of(module, self.layout)
         self.model = Resident(module, self.layout, setup.device)
+        self.model.flops = setup.flops
         self.x, self.y = task.train.x.to(setup.device), task.train.y.to(setup.device)
         self.test = ClientData(
             task.test.x.to(setup.device), task.test.y.to(setup.device), torch.arange(len(task.test), device=setup.device)

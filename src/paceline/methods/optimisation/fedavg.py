@@ -48,10 +48,10 @@ class FedAvg(Method):
     @on_client
     def train(self, client: Client, message: Params) -> Update:
         """Train locally; return the change, weighted by samples."""
-        local = client.sgd(message, **self.local(), correct=self.correct(message))
+        local = client.sgd(message, **self.local(client), correct=self.correct(message))
         return Update(delta=local.params - message, loss=float(local.loss), weight=client.num_samples)
 
-    def local(self) -> dict[str, Any]:
+    def local(self, client: Client) -> dict[str, Any]:
         """Return the local loop's hyperparameters."""
         return {
             "lr": self.lr,

@@ -52,7 +52,7 @@ class Scaffold(FedAvg):
         params, control = message
         own = client.memory.get("control", params.zeros())
         lr = client.problem.lr if self.lr is None else self.lr
-        local = client.sgd(params, **self.local() | {"lr": lr}, correct=lambda grad, _: grad + (control - own))
+        local = client.sgd(params, **self.local(client) | {"lr": lr}, correct=lambda grad, _: grad + (control - own))
         new = own - control + (params - local.params) / (max(local.steps, 1) * lr)
         client.memory["control"] = new
         return Update(delta=local.params - params, control=new - own, weight=1)

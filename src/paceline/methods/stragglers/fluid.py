@@ -1,0 +1,146 @@
+"""FLuID (Wang et al., "FLuID: Mitigating Stragglers in FL using Invariant Dropout", NeurIPS 2023). Not secure.
+
+The server sees every update. It finds the neurons all of whose weights are steady, |w_u - w| <= th |w|, for
+at least 75 % of the clients that are not slow, and sends each straggler a model without them. The mean at a
+coordinate is over the clients that trained it. Thresholds start at the smallest neuron score of each layer,
+averaged over two rounds, and grow by `step` until enough neurons qualify.
+The server sees every client's update and its time. A client keeps nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from paceline.client import Client
+from paceline.federation import Federation
+from paceline.method import on_client
+from paceline.methods.optimisation.fedavg import FedAvg
+from paceline.params import Params
+from paceline.rng import torch_rng
+from paceline.submodels.merge import masked_mean
+from paceline.submodels.policy import cutoff, fluid_fraction
+from paceline.submodels.scores import steady_mask
+from paceline.submodels.select import Threshold, select
+from paceline.submodels.service import Submodels, submodels, train_submodel
+from paceline.tree import node
+
+
+@node
+class FluidState:
+    """The model; by client full-size times and last kept units; thresholds by layer; invariant scores."""
+
+    params: Params
+    times: dict[int, float]
+    kept: dict[int, Any]
+    thresholds: dict[str, float]
+    scores: dict[str, Any]
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Fluid(FedAvg):
+    """Invariant dropout chosen by the server.
+
+    Args:
+        straggler_share: share of clients that count as slow.
+        quorum: share of the other clients for whom a weight must be steady.
+        step: by which a layer's threshold grows while too few neurons qualify.
+        every: rounds between two such steps.
+        warmup: rounds in which everyone trains the full model.
+        smallest: the smallest kept fraction.
+    """
+
+    family: ClassVar[str] = "stragglers"
+    paper: ClassVar[str] = "Wang et al., NeurIPS 2023"
+    reveals: ClassVar[str] = "every update and its time"
+    sum_only: ClassVar[str] = "clip"
+
+    straggler_share: float = 0.2
+    quorum: float = 0.75
+    step: float = 0.2
+    every: int = 2
+    warmup: int = 3
+    smallest: float = 0.5
+
+    def init(self, fed: Federation) -> FluidState:
+        """Start without times or thresholds."""
+        return FluidState(params=fed.init_params(), times={}, kept={}, thresholds={}, scores={}, rounds=0)
+
+    def round(self, fed: Federation, state: FluidState) -> FluidState:  # type: ignore[override]
+        """Send stragglers sub-models, average by coordinate, learn which neurons are invariant."""
+        parts: Submodels = fed.engine.services["submodels"]
+        cohort, params = fed.sample(), state.params
+        widths = self.widths(state, cohort)
+        kept = {c: self.choose(fed, parts, state, c, p) for c, p in widths.items()}
+        sent = {c: {"params": parts.cut(kept[c]).extract(params), "kept": kept[c]} if c in kept else params for c in cohort}
+        replies = fed.each(self.train_part, None, over=cohort, each_message=sent)
+        limits = params.map(torch.abs) * self.limits(parts, state)
+        total, weights, steady = params.zeros(), params.zeros(), params.zeros()
+        low: dict[str, float] = {}
+        for client, (delta, samples) in replies.items():
+            sub = parts.cut(kept[client]) if client in kept else None
+            total = total + float(samples) * (sub.scatter(delta) if sub else delta)
+            weights = weights + float(samples) * (sub.mask() if sub else params.zeros() + 1.0)
+            if sub is None:
+                steady = steady + steady_mask(delta, limits, 1.0)
+                for group, score in parts.scorer.score(delta, params).items():
+                    low[group] = min(low.get(group, float("inf")), float(score.min()))
+        invariant = parts.scorer.invariant(steady, len(replies.keys() - kept.keys()), self.quorum)
+        times = {c: seconds / parts.cost(widths.get(c, 1.0)) for c, seconds in fed.last.arrived.items()}
+        return FluidState(
+            params=params + self.server_lr * masked_mean(total, weights),
+            times={**state.times, **times},
+            kept={**state.kept, **kept},
+            thresholds=self.thresholds(state, parts, low, invariant),
+            scores={group: 1.0 - units.float() for group, units in invariant.items()},
+            rounds=state.rounds + 1,
+        )
+
+    @on_client(each=True)
+    def train_part(self, client: Client, message: dict[str, Any]) -> tuple[Params, int]:
+        """Train what was sent: the full model, or a sub-model; return its own change."""
+        own = message["own"]
+        if isinstance(own, Params):
+            return client.sgd(own, **self.local(client)).params - own, client.num_samples
+        sub = submodels(client).cut(own["kept"])
+        trained = client.sgd(own["params"], model=sub.resident(), **self.local(client))
+        return trained.params - own["params"], client.num_samples
+
+    def widths(self, state: FluidState, cohort: list[int]) -> dict[int, float]:
+        """Return the kept fraction of each straggler in the cohort, by FLuID's table of ratios."""
+        times = {c: state.times[c] for c in cohort if c in state.times}
+        if state.rounds < self.warmup or len(times) < 2:
+            return {}
+        target = cutoff(times.values(), self.straggler_share)
+        return {c: max(fluid_fraction(target / t), self.smallest) for c, t in times.items() if t > 1.1 * target}
+
+    def choose(self, fed: Federation, parts: Submodels, state: FluidState, client: int, p: float) -> dict[str, Any]:
+        """Keep the neurons that still change: dropped are invariant ones first, then random ones."""
+        rng = torch_rng(fed.seed, "fluid", fed.round, client)
+        return select(state.scores, parts.cutter.keep(p), rng, state.kept.get(client), by=Threshold(start=0.5))
+
+    def limits(self, parts: Submodels, state: FluidState) -> Params:
+        """Return the threshold of each coordinate: that of the layer that it feeds; 0 while there is none."""
+        out = state.params.zeros()
+        for entry in out.layout.entries:
+            groups = [axis.group for axis in parts.cutter.graph.axes[entry.name] if axis.group is not None]
+            if groups:
+                out[entry.name].fill_(state.thresholds.get(groups[0], 0.0))
+        return out
+
+    def thresholds(
+        self, state: FluidState, parts: Submodels, low: dict[str, float], invariant: dict[str, Tensor]
+    ) -> dict[str, float]:
+        """Return the next thresholds: measured in rounds 2 and 3, then growing until enough neurons qualify."""
+        if state.rounds < 1 or not low:
+            return state.thresholds
+        if state.rounds < self.warmup:
+            return {g: (state.thresholds.get(g, value) + value) / 2 for g, value in low.items()}
+        if state.rounds % self.every:
+            return state.thresholds
+        needed = {g: parts.cutter.groups[g] - count for g, count in parts.cutter.keep(self.smallest).items()}
+        return {g: th + (self.step if int(invariant[g].sum()) < needed[g] else 0.0) for g, th in state.thresholds.items()}

@@ -1,0 +1,52 @@
+"""HeteroFL (Diao et al., "Computation and Communication Efficient FL for Heterogeneous Clients", ICLR 2021).
+
+Each client has one width for good, from its own speed, and trains the leading sub-matrices of that width.
+The mean at a coordinate is over those who have it, activations are scaled by 1/p in training, and the loss
+of a client looks only at the classes that it has.
+The server sees sums of updates and of weights per coordinate; a client keeps its width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from paceline.client import Client
+from paceline.methods.stragglers.fjord import Fjord
+
+
+@dataclass(frozen=True)
+class HeteroFL(Fjord):
+    """Static widths with nested sub-models.
+
+    Args:
+        masked_loss: leave classes that a client does not have out of its loss.
+    """
+
+    paper: ClassVar[str] = "Diao et al., ICLR 2021"
+    keeps: ClassVar[str] = "its width"
+
+    merge: Literal["zero", "masked"] = "masked"
+    rescale: bool = True
+    masked_loss: bool = True
+
+    def fraction(self, client: Client) -> float:
+        """Decide once, after the warm-up, and keep it."""
+        if "width" not in client.memory:
+            p = super().fraction(client)
+            if client.round <= self.warmup:
+                return p
+            client.memory["width"] = p
+        return float(client.memory["width"])
+
+    def local(self, client: Client) -> dict[str, Any]:
+        """Add the masked loss: outputs of classes that the client does not have count as 0."""
+        options = super().local(client)
+        if self.masked_loss and client.num_samples:
+            labels = client.train.y[client.train.index].reshape(-1)
+            absent = torch.bincount(labels, minlength=client.problem.num_classes) == 0
+            base = client.problem.loss
+            options["loss"] = lambda out, y: base(out.masked_fill(absent[: out.shape[1]], 0.0), y)
+        return options

@@ -1,0 +1,30 @@
+"""Random (federated) dropout (Caldas et al., "Expanding the Reach of Federated Learning", 2018), on stragglers.
+
+A straggler drops (1 - p) n_l units of each layer at random, afresh every round. The server sees sums; a
+client keeps its times.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from paceline.client import Client
+from paceline.methods.stragglers.selfpruning import SelfPruning
+from paceline.params import Params
+from paceline.submodels.scores import unknown
+from paceline.submodels.select import RandomDrop
+from paceline.submodels.service import submodels
+
+
+@dataclass(frozen=True)
+class RandomDropout(SelfPruning):
+    """Slow clients train a random part of the network."""
+
+    paper: ClassVar[str] = "Caldas et al., arXiv 1812.07210"
+
+    def keep(self, client: Client, params: Params, counts: dict[str, int], p: float) -> dict[str, Tensor]:
+        """Draw the units to keep."""
+        return RandomDrop()(unknown(submodels(client).cutter.groups), counts, client.stream("select"))

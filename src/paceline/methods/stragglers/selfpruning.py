@@ -1,0 +1,116 @@
+"""What CLIP and its rivals share: a slow client finds out by itself, and trains a smaller network.
+
+Before each round the clients tell each other how long their last full-size round took (sealed, under
+secure aggregation). A client among the slowest `straggler_share` picks the largest tier p that lets it
+finish with the others, trains the sub-model that `keep` chooses, and returns a full-size update that is
+zero where it trained nothing. The rules that choose the kept units are the methods.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from paceline.client import Client
+from paceline.method import on_client
+from paceline.methods.optimisation.fedavg import FedAvg
+from paceline.params import Params
+from paceline.submodels.controller import Controller
+from paceline.submodels.cut import TIERS
+from paceline.submodels.policy import CostModel, compute_fraction, find_stragglers, network_fraction
+from paceline.submodels.service import submodels, train_submodel
+from paceline.update import Update
+
+
+@dataclass(frozen=True)
+class SelfPruning(FedAvg):
+    """FedAvg in which slow clients shrink their own model.
+
+    Args:
+        straggler_share: phi, the share of clients that count as slow.
+        network: also prune for a slow link: the padded upload cannot shrink, so compute must.
+        smallest: the smallest kept fraction.
+        warmup: rounds in which everyone trains the full model, to measure.
+        merge: ``zero`` divides by all weights; ``masked`` by the weights of those who trained the
+            coordinate, exact but with twice the upload.
+        adaptive: estimate times robustly over rounds, and change p with hysteresis (see `Controller`).
+        rescale: multiply a sub-model's activations by 1/p in training.
+    """
+
+    family: ClassVar[str] = "stragglers"
+    reveals: ClassVar[str] = "sums of updates"
+    keeps: ClassVar[str] = "its own times"
+
+    straggler_share: float = 0.2
+    network: bool = True
+    smallest: float = 0.5
+    warmup: int = 2
+    merge: Literal["zero", "masked"] = "zero"
+    adaptive: bool = False
+    rescale: bool = False
+
+    @abstractmethod
+    def keep(self, client: Client, params: Params, counts: dict[str, int], p: float) -> dict[str, Tensor]:
+        """Return the units to keep of each group, ``counts`` of them."""
+
+    @on_client
+    def report(self, client: Client, message: None) -> list[float]:
+        """Tell the last round's seconds (compute as if at full size, transfers); nothing before the first."""
+        if client.times is None:
+            return []
+        compute, network = client.times
+        return [compute / submodels(client).cost(client.memory.get("fraction", 1.0)), network]
+
+    @on_client(tells="report")
+    def train(self, client: Client, message: Params) -> Update:
+        """Train the full model, or the part of it that fits into the round."""
+        p = self.fraction(client)
+        if p == 0.0:
+            return Update(delta=message.zeros(), kept=p, weight=0 if self.merge == "zero" else {"delta": message.zeros(), "kept": 0})
+        client.memory["fraction"], client.memory["trained"] = p, client.round
+        if p == 1.0:
+            delta = client.sgd(message, **self.local(client)).params - message
+            mask = delta.zeros() + 1.0
+        else:
+            cutter = submodels(client).cutter
+            sub = cutter.cut(self.keep(client, message, cutter.keep(p), p))
+            delta, mask = train_submodel(client, message, sub, rescale=self.rescale, **self.local(client)), sub.mask()
+        self.learn(client, message, delta, mask, p)
+        n = client.num_samples
+        if self.merge == "masked":
+            return Update(delta=delta, kept=p, weight={"delta": mask * float(n), "kept": 1})
+        return Update(delta=delta, kept=p, weight=n)
+
+    def learn(self, client: Client, params: Params, delta: Params, mask: Params, p: float) -> None:
+        """Take note of what was just trained: `delta` on the coordinates where `mask` is 1."""
+
+    def fraction(self, client: Client) -> float:
+        """Return p for this round: 1 unless this client is slow; 0 to sit it out (adaptive only)."""
+        if client.times is None or client.round <= self.warmup:
+            return 1.0
+        costs = {p: submodels(client).cost(p) for p in TIERS if p >= self.smallest}
+        told = {peer: (record[0], record[1]) for peer, record in client.peers.items() if record}
+        compute, network = self.report(client, None)
+        if self.adaptive:
+            return self.adapt(client, costs, {peer: sum(record) for peer, record in told.items()})
+        found = find_stragglers({**told, client.id: (compute, network)}, self.straggler_share)
+        if self.network:
+            slow, target = client.id in found.compute | found.network, found.total_target
+            return network_fraction(CostModel(compute), costs, network, target, self.smallest) if slow else 1.0
+        slow = client.id in found.compute
+        return compute_fraction(CostModel(compute), costs, found.compute_target, self.smallest) if slow else 1.0
+
+    def adapt(self, client: Client, costs: dict[float, float], totals: dict[int, float]) -> float:
+        """Return p from estimates that bear with churn and changing links (`Controller`)."""
+        assert client.times is not None
+        controller, memory = Controller(costs, share=self.straggler_share), client.memory
+        state = memory.get("pace", controller.start())
+        last = float(memory["fraction"])
+        if memory["trained"] > state["round"] and last in costs:
+            state = controller.observe(state, memory["trained"], last, *client.times)
+        state = controller.hear(state, client.round, {**totals, client.id: controller.full_total(state)})
+        decision, memory["pace"] = controller.decide(state, client.round)
+        return decision.fraction

@@ -1,0 +1,98 @@
+"""Sub-models as a client function uses them: one cutter for each worker, built when it is first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, nn
+
+from paceline.client import Client
+from paceline.params import Params
+from paceline.submodels.cut import Cutter, SubModel
+from paceline.submodels.scores import Scorer
+
+__all__ = ["Submodels", "rescaled", "submodel_service", "submodels", "train_submodel"]
+
+
+class Submodels:
+    """Cuts sub-models of a worker's model.
+
+    Args:
+        build: makes the cutter; called once.
+    """
+
+    def __init__(self, build: Callable[[], Cutter]) -> None:
+        self._build = build
+
+    @cached_property
+    def cutter(self) -> Cutter:
+        """The worker's cutter; raises `SubmodelError` for a model that cannot be cut."""
+        return self._build()
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """What scores the units of the worker's model."""
+        return Scorer(self.cutter.graph, self.cutter.layout)
+
+    def cost(self, fraction: float) -> float:
+        """Return c(p), the share of FLOPs of a sub-model that keeps the fraction p of each layer's units."""
+        return self.cutter.cost(fraction)
+
+    def cut(self, kept: Mapping[str, Tensor]) -> SubModel:
+        """Return the sub-model of the given units, by group."""
+        return self.cutter.cut(kept)
+
+
+def submodel_service(worker: Any) -> Submodels:
+    """Return the service for a worker; nothing is traced before a client function asks."""
+    return Submodels(lambda: Cutter(worker.model.module, worker.layout, worker.example.to(worker.model.device)))
+
+
+def submodels(client: Client) -> Submodels:
+    """Return the sub-models of the worker that runs this client."""
+    service = client.services["submodels"]
+    assert isinstance(service, Submodels)
+    return service
+
+
+def train_submodel(
+    client: Client, params: Params, sub: SubModel, *, rescale: bool = False, **local: Any
+) -> Params:
+    """Train a sub-model on this client's data; return the full-size update, zero where nothing was trained.
+
+    Args:
+        client: who trains.
+        params: the full model.
+        sub: which part of it.
+        rescale: multiply the outputs of layers that lost units by (all units / kept units) in training, as
+            HeteroFL's scaler and inverted dropout do.
+        **local: options of the local loop.
+    """
+    start, resident = sub.extract(params), sub.resident()
+    with rescaled(sub, resident.module) if rescale else nullcontext():
+        trained = client.sgd(start, model=resident, **local)
+    return sub.scatter(trained.params - start)
+
+
+@contextmanager
+def rescaled(sub: SubModel, module: nn.Module) -> Iterator[None]:
+    """Scale the outputs of Linear and Conv layers that lost units by all/kept, while training."""
+    hooks = []
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d):
+            group = sub.cutter.graph.axes[f"{name}.weight"][0].group
+            if group is not None:
+                factor = sub.cutter.groups[group] / len(sub.kept[group])
+                hooks.append(layer.register_forward_hook(_scaler(factor)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _scaler(factor: float) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    return lambda layer, _, out: out * factor if layer.training else out

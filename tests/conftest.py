@@ -1,0 +1,48 @@
+"""Shared fixtures: a small separable task that needs no data set."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from paceline.run import RunConfig, prepare
+from paceline.tasks import Arrays, Task
+
+
+def small_mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
+
+
+def make_task(samples: int = 240, model=small_mlp, name: str = "blobs") -> Task:
+    generator = torch.Generator().manual_seed(7)
+    centres = torch.randn(4, 12, generator=generator) * 1.5
+    y = torch.arange(samples + 80) % 4
+    x = centres[y] + torch.randn(samples + 80, 12, generator=generator)
+    train, test = Arrays(x[:samples], y[:samples]), Arrays(x[samples:], y[samples:])
+    return Task(name, train, test, model, num_classes=4, lr=0.1, batch_size=10)
+
+
+@pytest.fixture
+def task() -> Task:
+    return make_task()
+
+
+@pytest.fixture
+def config():
+    """Return a maker of small configurations."""
+
+    def make(**changes) -> RunConfig:
+        return RunConfig.build({"method": "fedavg", "task": "blobs", "clients": 6, "cohort": 5, "rounds": 3, **changes})
+
+    return make
+
+
+@pytest.fixture
+def federate(task, config):
+    """Return a function that prepares and carries out a small run."""
+
+    def go(task=task, drop=None, folder=None, observer=None, **changes):
+        return prepare(config(**changes), task=task, drop=drop, folder=folder, observer=observer).go()
+
+    return go
