@@ -67,7 +67,7 @@ def plot_compare(
     with rc_context(_STYLE):
         tall = max(4.3, 2.0 + 0.42 * len(methods))
         figure = Figure(figsize=(14.5, tall + (0.4 if title else 0)), layout=_layout())
-        left, middle, right = figure.subplots(1, 3, width_ratios=(1.65, 1, 0.8))
+        left, middle, right = figure.subplots(1, 3, width_ratios=(1.9, 1, 0.75))
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontsize=15, fontweight="bold")
         _accuracy(left, methods)
@@ -136,24 +136,17 @@ def _accuracy(ax: Any, methods: Mapping[str, list[History]]) -> None:
         ax.plot(x / scale, mean, color=colour, lw=2.3, ls=dash, marker="o" if len(x) < 4 else None)
         if len(ys) > 1:
             ax.fill_between(x / scale, ys.min(0), ys.max(0), color=colour, alpha=0.15, lw=0)
-        ax.plot(x[-1] / scale, mean[-1], "o", color=colour, ms=5)
+        ax.plot(x[-1] / scale, mean[-1], "o", color=colour, ms=5, clip_on=False)
         ends.append((float(mean[-1]), x[-1] / scale, name, colour))
     latest = max(end[1] for end in ends)
-    ax.set(xlabel=f"virtual time ({unit})", xlim=(0, latest * 1.02))
     low, high = ax.get_ylim()
-    ax.set_ylim(low, high)
+    ax.set(xlabel=f"virtual time ({unit})", xlim=(0, latest), ylim=(low, high))
     places = _spread([end[0] for end in ends], 0.062 * (high - low), low, high)
     for (y, x, name, colour), place in zip(ends, places, strict=True):
-        ax.annotate(
-            f"{name}  {y:.1f}",
-            (x, y),
-            (latest * 1.05, place),
-            color=colour,
-            va="center",
-            fontweight="bold",
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.8, "alpha": 0.55, "shrinkB": 4},
-        )
+        ax.plot([x, latest], [y, y], color=colour, lw=1.2, ls=":", alpha=0.8)
+        ax.plot([latest, latest * 1.03], [y, place], color=colour, lw=1.2, ls=":", alpha=0.8, clip_on=False)
+        text = f"{name}  {y:.1f}"
+        ax.text(latest * 1.04, place, text, color=colour, va="center", fontsize=10.5, fontweight="bold")
 
 
 def _seconds(ax: Any, methods: Mapping[str, list[History]]) -> None:
@@ -201,6 +194,8 @@ def _bars(
 
 def _finish_bars(ax: Any, totals: Mapping[str, float], form: Callable[[float], str]) -> None:
     ax.set_yticks(range(len(totals)), list(totals))
+    for number, label in enumerate(ax.get_yticklabels()):
+        label.set(color=PALETTE[number % len(PALETTE)], fontweight="bold")
     ax.invert_yaxis()
     ax.grid(visible=False, axis="y")
     ax.tick_params(axis="y", length=0)
