@@ -65,7 +65,7 @@ class SubModel:
 
     def mask(self) -> Params:
         """Return 1 on the kept coordinates of the full vector and 0 elsewhere."""
-        return self.scatter(Params(torch.ones(self.layout.size), self.layout))
+        return self.scatter(Params(torch.ones(self.layout.size, device=self.cutter.device), self.layout))
 
     def resident(self) -> Resident:
         """Return a dense smaller module with this layout, to be loaded by the caller.
@@ -108,7 +108,10 @@ class Cutter:
 
     def __init__(self, module: nn.Module, layout: Layout, example_input: Tensor | tuple[Tensor, ...]) -> None:
         self.full, self.layout = module, layout
-        self.example = example_input if isinstance(example_input, tuple) else (example_input,)
+        self.device = next(module.parameters()).device
+        """Where the full model is, and where masks and sub-models are made."""
+        inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+        self.example = tuple(x.to(self.device) for x in inputs)
         self.graph = UnitGraph.trace(module, self.example)
         self.groups: dict[str, int] = self.graph.groups
         """Number of units of each group."""
@@ -118,7 +121,9 @@ class Cutter:
         if missing:
             raise SubmodelError(f"the layout has tensors that the module has not: {missing}")
         self._built: OrderedDict[tuple[int, ...], Resident] = OrderedDict()
-        self._costs: dict[tuple[int, ...], float] = {}
+        self.flops = flops(module, self.example)
+        """Forward FLOPs of the full model per sample."""
+        self._costs: dict[tuple[int, ...], float] = {tuple(self.groups.values()): self.flops}
         self._shapes = output_shapes(module, self.example)
         cut = [n for n, axes in self.graph.axes.items() if any(a.group is not None for a in axes)]
         self._outside = [n for n in cut if n not in layout.by_name]
@@ -162,17 +167,15 @@ class Cutter:
 
     def cost(self, fraction: float) -> float:
         """Return c(p): forward FLOPs of the sub-model over those of the full model."""
-        return self._flops(self.first(fraction)) / self._flops(self.first(1.0))
+        sub = self.first(fraction)
+        widths = _widths(sub)
+        if widths not in self._costs:
+            self._costs[widths] = sub.resident().flops
+        return self._costs[widths] / self.flops
 
     def share(self, fraction: float) -> float:
         """Return the share of the vector's coordinates that a sub-model of this fraction has."""
         return self.first(fraction).layout.size / self.layout.size
-
-    def _flops(self, sub: SubModel) -> float:
-        widths = _widths(sub)
-        if widths not in self._costs:
-            self._costs[widths] = sub.resident().flops
-        return self._costs[widths]
 
     def _checked(self, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for name in kept:
@@ -226,7 +229,7 @@ class Cutter:
         if not same:
             raise SubmodelError(f"the sub-model of widths {_widths(sub)} puts out tensors of other shapes")
         cost = flops(small, self.example)
-        resident = Resident(small, sub.layout, next(self.full.parameters()).device)
+        resident = Resident(small, sub.layout, self.device)
         resident.flops = cost
         return resident
 

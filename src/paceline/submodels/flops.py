@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 __all__ = ["flops", "quiet"]
@@ -74,12 +75,18 @@ def _hooked(module: nn.Module, inputs: tuple[Tensor, ...]) -> float:
 
 def _dispatched(module: nn.Module, inputs: tuple[Tensor, ...]) -> float:
     """Count every operator that runs: right for any module, slower."""
-    with (
-        warnings.catch_warnings(),
-        # fused recurrent kernels hide their matrix products, so they are switched off here
-        torch.backends.mkldnn.flags(enabled=False),
-        torch.backends.cudnn.flags(enabled=False),
-        FlopCounterMode(display=False) as counter,
-    ):
-        module(*inputs)
+    # fused recurrent and attention kernels hide their matrix products, so they are switched off here
+    fast = torch.backends.mha.get_fastpath_enabled()
+    with warnings.catch_warnings(), FlopCounterMode(display=False) as counter:
+        warnings.simplefilter("ignore", UserWarning)  # reading the back ends' flags may warn
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with (
+                torch.backends.mkldnn.flags(enabled=False),
+                torch.backends.cudnn.flags(enabled=False),
+                sdpa_kernel(SDPBackend.MATH),
+            ):
+                module(*inputs)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
     return float(counter.get_total_flops())

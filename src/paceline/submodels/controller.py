@@ -1,0 +1,178 @@
+"""Adaptive pruning under churn and changing bandwidth: robust estimates and steady decisions.
+
+A `Controller` holds constants only. What it learns is a plain dict of floats and ints, so it can live in
+a client's memory, be checkpointed and sent nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from paceline.errors import ConfigError
+from paceline.submodels.policy import cutoff
+
+__all__ = ["Controller", "Decision", "State"]
+
+State = dict[str, float | int]
+"""Estimates of one client: see `Controller.start`."""
+
+
+class Decision(NamedTuple):
+    """What a client does this round.
+
+    Args:
+        fraction: the kept fraction p; 0 to sit this round out.
+        stretched: it takes part although it will be late; the deadline should wait for it.
+    """
+
+    fraction: float
+    stretched: bool = False
+
+
+@dataclass(frozen=True)
+class Controller:
+    """Chooses a client's kept fraction from what it measures and what its neighbours tell.
+
+    Times are estimated at full size (a pruned round's training time is divided by c(p)), each as a mean
+    and a mean deviation, exponentially weighted; planned with is mean + 2 deviations. A client goes to a
+    smaller model at once, and to a larger one after `patience` rounds that agree.
+
+    Args:
+        costs: c(p) by tier.
+        shares: by tier, bytes sent over full-size bytes; None where uploads are padded.
+        overhead: s, seconds of training that do not depend on the model.
+        share: φ, the fraction of clients taken for slow.
+        alpha, beta: weight of a new measurement in the mean, in the deviation.
+        target_rate: weight of a new T* in the followed one.
+        slack: a tier fits when its time is at most this times T*.
+        patience: rounds that must agree before a larger tier.
+        warm_up: measured rounds before anything is decided.
+        window: rounds that a neighbour's record stays valid.
+        forget: absences longer than this start over, one tier lower.
+        most_out: rounds in a row that a client may sit out.
+    """
+
+    costs: Mapping[float, float]
+    shares: Mapping[float, float] | None = None
+    overhead: float = 0.0
+    share: float = 0.2
+    alpha: float = 0.25
+    beta: float = 0.25
+    target_rate: float = 0.3
+    slack: float = 1.05
+    patience: int = 3
+    warm_up: int = 2
+    window: int = 5
+    forget: int = 20
+    most_out: int = 3
+
+    @property
+    def tiers(self) -> list[float]:
+        """The kept fractions, largest first."""
+        return sorted(self.costs, reverse=True)
+
+    def start(self) -> State:
+        """Return the state of a client that has measured nothing.
+
+        Keys: ``seen`` measured rounds, ``round`` of the last one, ``compute`` and ``transfer`` with their
+        ``_dev``, the followed ``target``, the ``tier``, ``up`` rounds that agreed on a larger one and
+        ``up_to``, ``out`` rounds sat out; ``total/u`` and ``heard/u`` of each neighbour u.
+        """
+        zeros = ("compute", "compute_dev", "transfer", "transfer_dev", "target", "up_to")
+        return {"seen": 0, "round": 0, "up": 0, "out": 0, "tier": self.tiers[0], **dict.fromkeys(zeros, 0.0)}
+
+    def observe(self, state: State, round: int, fraction: float, compute: float, transfer: float) -> State:
+        """Return the state after a measured round.
+
+        Args:
+            state: before; not changed.
+            round: its number.
+            fraction: the kept fraction that was trained.
+            compute, transfer: seconds it took.
+        """
+        if fraction not in self.costs:
+            raise ConfigError(f"{fraction} is not one of the tiers {self.tiers}")
+        state = self._aged(state, round)
+        sent = 1.0 if self.shares is None else self.shares[fraction]
+        full = {
+            "compute": max(compute - self.overhead, 0.0) / self.costs[fraction],
+            "transfer": transfer / sent,
+        }
+        for key, value in full.items():
+            if state["seen"] == 0:
+                state |= {key: value, f"{key}_dev": 0.0}
+                continue
+            error = value - state[key]
+            state[f"{key}_dev"] = (1.0 - self.beta) * state[f"{key}_dev"] + self.beta * abs(error)
+            state[key] += self.alpha * error
+        return state | {"seen": int(state["seen"]) + 1, "round": round, "out": 0}
+
+    def full_total(self, state: State) -> float:
+        """Return the predicted full-size time, which is what a client tells its neighbours.
+
+        Told from pruned rounds as they are, times would pull the target down round by round.
+        """
+        return state["compute"] + self.overhead + state["transfer"]
+
+    def hear(self, state: State, round: int, totals: Mapping[int, float]) -> State:
+        """Return the state after neighbours' full-size totals (one's own among them) have come in.
+
+        T* is the cut-off of the latest records of the last `window` rounds, followed slowly.
+        """
+        state = dict(state)
+        for peer, total in totals.items():
+            state |= {f"total/{peer}": float(total), f"heard/{peer}": round}
+        for key in [k for k in state if k.startswith("heard/") and round - state[k] >= self.window]:
+            del state[key], state[f"total/{key.removeprefix('heard/')}"]
+        known = [v for k, v in state.items() if k.startswith("total/")]
+        if known:
+            new, old = cutoff(known, self.share), state["target"]
+            state["target"] = new if old == 0 else (1.0 - self.target_rate) * old + self.target_rate * new
+        return state
+
+    def seconds(self, state: State, fraction: float) -> float:
+        """Return the time planned for a round with this kept fraction: means plus two deviations."""
+        sent = 1.0 if self.shares is None else self.shares[fraction]
+        compute = state["compute"] + 2.0 * state["compute_dev"]
+        transfer = state["transfer"] + 2.0 * state["transfer_dev"]
+        return compute * self.costs[fraction] + self.overhead + transfer * sent
+
+    def decide(self, state: State, round: int) -> tuple[Decision, State]:
+        """Return what to do in this round, and the state after deciding."""
+        kept = self._restarted(state, round)
+        if kept["seen"] < self.warm_up or kept["target"] == 0:
+            return Decision(float(kept["tier"])), kept
+        aged, limit = self._aged(kept, round), self.slack * kept["target"]
+        wanted = next((p for p in self.tiers if self.seconds(aged, p) <= limit), 0.0)
+        tier, least = float(kept["tier"]), self.tiers[-1]
+        if wanted == 0.0:
+            late = kept["out"] >= self.most_out
+            kept |= {"tier": least, "up": 0, "out": 0 if late else int(kept["out"]) + 1}
+            return Decision(least if late else 0.0, stretched=late), kept
+        kept["out"] = 0
+        if wanted > tier:
+            agreed = int(kept["up"]) + 1
+            goal = wanted if agreed == 1 else min(wanted, float(kept["up_to"]))
+            kept |= {"up": agreed, "up_to": goal}
+            if agreed >= self.patience:
+                kept |= {"tier": goal, "up": 0}
+        else:
+            kept |= {"tier": wanted, "up": 0}
+        return Decision(float(kept["tier"])), kept
+
+    def _absent(self, state: State, round: int) -> int:
+        return max(0, round - int(state["round"]) - 1) if state["seen"] else 0
+
+    def _aged(self, state: State, round: int) -> State:
+        """Widen the deviations by a tenth for each round of absence, at most twice."""
+        wider = min(2.0, 1.0 + 0.1 * self._absent(state, round))
+        return state | {k: state[k] * wider for k in ("compute_dev", "transfer_dev")}
+
+    def _restarted(self, state: State, round: int) -> State:
+        """Forget the estimates after a long absence, and warm up again at the next smaller tier."""
+        if self._absent(state, round) <= self.forget:
+            return dict(state)
+        lower = [p for p in self.tiers if p < state["tier"]]
+        return state | {"seen": 0, "up": 0, "out": 0, "tier": lower[0] if lower else self.tiers[-1]}

@@ -1,0 +1,200 @@
+"""Who is slow, and how small a model a slow client should train.
+
+Everything here is decided by a client alone, from times that its neighbours told it and from its own
+measurements. Times are in seconds: ``compute`` is the local training, ``transfer`` download and upload.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from paceline.errors import ConfigError
+from paceline.submodels.cut import TIERS
+
+__all__ = [
+    "CostModel",
+    "Stragglers",
+    "choose",
+    "compute_fraction",
+    "cutoff",
+    "find_stragglers",
+    "fluid_fraction",
+    "fluid_full_time",
+    "network_fraction",
+    "steps_within",
+]
+
+
+@dataclass(frozen=True)
+class Stragglers:
+    """Who is slow, and the pace of those who are not.
+
+    Args:
+        compute, network: clients that are slow to train, and to transfer.
+        compute_target, network_target, total_target: T*, the largest time of the others, in training,
+            transfer and their sum.
+    """
+
+    compute: frozenset[int]
+    network: frozenset[int]
+    compute_target: float
+    network_target: float
+    total_target: float
+
+
+def cutoff(times: Iterable[float], share: float = 0.2) -> float:
+    """Return T*: the largest time outside the slowest `share`, of which there is at least one if there are two.
+
+    Raises `ConfigError` when no time is given, or `share` is not in [0, 1).
+    """
+    ranked = sorted(t for t in times if t >= 0.0)  # drops NaN as well
+    if not ranked or not 0.0 <= share < 1.0:
+        raise ConfigError(f"a cut-off needs times and a share in [0, 1), not {len(ranked)} times and {share}")
+    slow = max(1, int(share * len(ranked) + 1e-9)) if share > 0 and len(ranked) > 1 else 0
+    return ranked[len(ranked) - 1 - slow]
+
+
+def find_stragglers(
+    times: Mapping[int, tuple[float, float]], share: float = 0.2, guard: float = 1.1
+) -> Stragglers:
+    """Find the slow ones among clients' (compute, transfer) times.
+
+    A client is slow if it is in the slowest `share` and above `guard` times T*, so that a fleet of equals
+    has no stragglers. A quantile and no mean: one who lies about its time moves the cut-off by one rank.
+
+    Args:
+        times: by client, this one's own among them.
+        share: φ, the fraction of clients taken for slow.
+        guard: by how much a straggler must exceed T*.
+    """
+    compute, network, total = (
+        cutoff([f(*t) for t in times.values()], share)
+        for f in (lambda c, _: c, lambda _, n: n, lambda c, n: c + n)
+    )
+    return Stragglers(
+        frozenset(u for u, (c, _) in times.items() if c > guard * compute),
+        frozenset(u for u, (_, n) in times.items() if n > guard * network),
+        compute,
+        network,
+        total,
+    )
+
+
+def fluid_fraction(ratio: float) -> float:
+    """Return FLuID's kept fraction for ρ = next slowest time / straggler's time."""
+    steps = ((0.9, 0.95), (0.8, 0.85), (0.7, 0.75), (0.6, 0.65))
+    return next((p for least, p in steps if ratio >= least - 1e-9), 0.5)
+
+
+def fluid_full_time(time: float, fraction: float) -> float:
+    """Return FLuID's guess of a former straggler's time with the full model."""
+    return time / fraction * 1.15
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Training time as a function of the sub-model's cost: T(p) = a * c(p) + s.
+
+    Args:
+        a: seconds for the full model's FLOPs.
+        s: seconds that do not depend on the model.
+    """
+
+    a: float
+    s: float = 0.0
+
+    def seconds(self, cost: float) -> float:
+        """Return the time at cost c(p)."""
+        return self.a * cost + self.s
+
+    @staticmethod
+    def fit(measured: Sequence[tuple[float, float]]) -> CostModel:
+        """Fit a, s >= 0 to measured (c(p), seconds) by least squares; with one cost only, s is 0.
+
+        Raises `ConfigError` without measurements.
+        """
+        if not measured:
+            raise ConfigError("a cost model needs at least one measured round")
+        n = len(measured)
+        mean_c, mean_t = sum(c for c, _ in measured) / n, sum(t for _, t in measured) / n
+        spread = sum((c - mean_c) ** 2 for c, _ in measured)
+        if spread > 1e-12:
+            a = sum((c - mean_c) * (t - mean_t) for c, t in measured) / spread
+            s = mean_t - a * mean_c
+            if a < 0.0:
+                return CostModel(0.0, mean_t)
+            if s >= 0.0:
+                return CostModel(a, s)
+        return CostModel(sum(c * t for c, t in measured) / sum(c * c for c, _ in measured))
+
+
+def choose(
+    seconds: Callable[[float], float], target: float, tiers: Sequence[float] = TIERS, least: float = 0.5
+) -> float:
+    """Return the largest tier p >= `least` with ``seconds(p) <= target``, else the smallest of them."""
+    allowed = sorted((p for p in tiers if p >= least - 1e-9), reverse=True)
+    if not allowed:
+        raise ConfigError(f"no tier of {list(tiers)} is at least {least}")
+    return next((p for p in allowed if seconds(p) <= target * (1.0 + 1e-9)), allowed[-1])
+
+
+def compute_fraction(
+    model: CostModel, costs: Mapping[float, float], target: float, least: float = 0.5
+) -> float:
+    """Return the kept fraction that meets T* in training time: the largest p with a c(p) + s <= T*.
+
+    Args:
+        model: this client's.
+        costs: c(p) by tier (`Cutter.cost`).
+        target: T* of training.
+        least: the smallest p that may be chosen.
+    """
+    return choose(lambda p: model.seconds(costs[p]), target, tuple(costs), least)
+
+
+def network_fraction(
+    model: CostModel,
+    costs: Mapping[float, float],
+    transfer: float,
+    target: float,
+    least: float = 0.5,
+    shares: Mapping[float, float] | None = None,
+) -> float:
+    """Return the kept fraction that meets T* in training and transfer together.
+
+    Without `shares` the upload is padded to full size, so a slow link can be made up for by computing less
+    only: the client prunes more than its speed asks for. With `shares` (segmented uploads) the transfer
+    shrinks too, and fewer units are lost for the same round time.
+
+    Args:
+        model: this client's.
+        costs: c(p) by tier.
+        transfer: seconds that the full-size transfer takes.
+        target: T* of training plus transfer.
+        least: the smallest p that may be chosen.
+        shares: by tier, bytes sent over full-size bytes (`Cutter.share`).
+    """
+    sent = shares or {}
+    return choose(
+        lambda p: model.seconds(costs[p]) + transfer * sent.get(p, 1.0), target, tuple(costs), least
+    )
+
+
+def steps_within(steps: int, done: int, elapsed: float, budget: float, after: float = 0.3) -> int:
+    """Return how many steps to take in all when training slumps in mid-round.
+
+    Once the fraction `after` of the steps is done and the forecast exceeds the budget, fewer steps are
+    taken (the update's weight is the samples seen) rather than another model cut.
+
+    Args:
+        steps: planned.
+        done: so far, in `elapsed` seconds.
+        elapsed: seconds since the first step.
+        budget: seconds for all steps.
+        after: fraction of the steps before which nothing is judged.
+    """
+    if done < max(1, math.ceil(after * steps)) or elapsed / done * steps <= budget:
+        return steps
+    return max(done, int(budget / elapsed * done))
