@@ -33,7 +33,7 @@ def test_methods_are_compared_in_one_wide_picture(tmp_path: Path) -> None:
         for i, m in enumerate(["none", "clip", "segments"])
         for s in range(3)
     ]
-    path = plot_compare(tmp_path / "deep" / "compare.png", runs, title="Three methods")
+    path = plot_compare(tmp_path / "deep" / "compare.png", runs, title="Three methods", target=0.5)
     height, width = imread(path).shape[:2]
     assert width > 2000
     assert width > 2.5 * height

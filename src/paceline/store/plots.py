@@ -50,11 +50,15 @@ History = Sequence[Mapping[str, Any]]
 
 
 def plot_compare(
-    path: str | os.PathLike[str], runs: Sequence[Mapping[str, Any]], title: str | None = None
+    path: str | os.PathLike[str],
+    runs: Sequence[Mapping[str, Any]],
+    title: str | None = None,
+    target: float | None = None,
 ) -> Path:
     """Draw methods side by side and save the picture (its format by the name: png, svg, pdf).
 
-    Seeds of one method are averaged: a line is the mean, its band reaches from the lowest to the highest.
+    Seeds of one method are averaged: a line is the mean, its band reaches from the lowest to the highest. A
+    `target` accuracy, from 0 to 1, is drawn as a level.
 
     Raises `StoreError` when there is no run with a history.
     """
@@ -70,7 +74,7 @@ def plot_compare(
         left, middle, right = figure.subplots(1, 3, width_ratios=(1.9, 1, 0.75))
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontsize=15, fontweight="bold")
-        _accuracy(left, methods)
+        _accuracy(left, methods, target)
         _seconds(middle, methods)
         _bytes(right, methods)
         return _save(figure, Path(path))
@@ -121,7 +125,7 @@ def _layout() -> ConstrainedLayoutEngine:
     return ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08, wspace=0.04)
 
 
-def _accuracy(ax: Any, methods: Mapping[str, list[History]]) -> None:
+def _accuracy(ax: Any, methods: Mapping[str, list[History]], target: float | None) -> None:
     """Draw a line for each method, with its name where it ends."""
     curves = {name: _curve(seeds) for name, seeds in methods.items()}
     curves = {name: curve for name, curve in curves.items() if len(curve[0])}
@@ -139,6 +143,11 @@ def _accuracy(ax: Any, methods: Mapping[str, list[History]]) -> None:
         ax.plot(x[-1] / scale, mean[-1], "o", color=colour, ms=5, clip_on=False)
         ends.append((float(mean[-1]), x[-1] / scale, name, colour))
     latest = max(end[1] for end in ends)
+    if target is not None:
+        ax.axhline(100 * target, color="#555555", lw=1, ls=(0, (6, 4)), zorder=1)
+        ax.annotate(
+            f"target {100 * target:g}", (0, 100 * target), (4, 3), textcoords="offset points", fontsize=9
+        )
     low, high = ax.get_ylim()
     ax.set(xlabel=f"virtual time ({unit})", xlim=(0, latest), ylim=(low, high))
     places = _spread([end[0] for end in ends], 0.062 * (high - low), low, high)
