@@ -1,1 +1,12 @@
-"""Paceline: cli."""
+"""The command line, `paceline`. Importing it, or printing its help, imports neither torch nor numpy."""
+
+from __future__ import annotations
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line and end the process with its exit code."""
+    from paceline.cli.app import app
+
+    app()

@@ -1,0 +1,99 @@
+"""The `paceline` command: its subcommands, and what becomes of errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from paceline import __version__
+from paceline.cli import compare, data, doctor, listing, partition, report, run
+from paceline.cli.exitcodes import epilog
+from paceline.cli.show import err, show_error
+from paceline.errors import PacelineError
+
+__all__ = ["Commands", "app"]
+
+
+class Commands(TyperGroup):
+    """Runs a subcommand; our errors become a message and an exit code, the rest passes."""
+
+    debug = as_json = False
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Note ``--debug`` and ``--json`` wherever they stand, so that also a malformed line obeys them."""
+        self.debug, self.as_json = "--debug" in args, "--json" in args
+        return super().parse_args(ctx, [a for a in args if a != "--debug"])
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the subcommand; modules in the current folder can be named as methods."""
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
+        try:
+            return super().invoke(ctx)
+        except PacelineError as error:
+            if self.debug:
+                traceback.print_exc(file=sys.stderr)
+            show_error(error, self.as_json)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            err().print("interrupted")
+            raise typer.Exit(130) from None
+        except Exception as error:
+            if self.as_json and hasattr(error, "format_message"):
+                show_error(error, as_json=True)
+                raise typer.Exit(getattr(error, "exit_code", 2)) from None
+            raise
+
+
+app = typer.Typer(
+    cls=Commands,
+    name="paceline",
+    epilog=epilog(),
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"paceline {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def start(
+    debug: Annotated[
+        bool,
+        typer.Option(
+            "--debug", help="show tracebacks of errors; may stand anywhere on the line", show_default="off"
+        ),
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_version,
+            is_eager=True,
+            help="print the version and end",
+            show_default="off",
+        ),
+    ] = False,
+) -> None:
+    """Secure federated learning that is not held back by its slowest client.
+
+    Begin with `paceline doctor`, `paceline methods` and `paceline run fedavg --task digits --rounds 5`.
+    """
+
+
+for command in (run.run, compare.compare, run.resume, report.report):
+    app.command(rich_help_panel="Runs")(command)
+for command in (listing.methods, listing.tasks, partition.partition, doctor.doctor):
+    app.command(rich_help_panel="What is there")(command)
+app.add_typer(data.app, name="data", rich_help_panel="What is there")

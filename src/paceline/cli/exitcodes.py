@@ -1,0 +1,90 @@
+"""Exit codes: read from the tree of errors, so that the help and `docs/errors.md` cannot fall behind.
+
+``python -m paceline.cli.exitcodes > docs/errors.md`` writes the page anew.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+
+from paceline import errors
+
+__all__ = ["Row", "codes", "epilog", "page", "rows"]
+
+ENDINGS = {
+    0: "The command did what it was asked.",
+    1: "A fault in Paceline or in a method's code (a traceback is printed), or `doctor` found a fault.",
+    2: "The command line is malformed: an unknown command or option, or a missing argument.",
+    130: "Interrupted with Ctrl-C. A run that was under way goes on with `paceline resume RUN`.",
+}
+"""Endings that are no `PacelineError`."""
+
+HEAD = """# Errors and exit codes
+
+Every error that Paceline raises on purpose is a `PacelineError`. On the command line its message goes to
+stderr and the process ends with the class's exit code. `--debug`, anywhere on the line, shows the traceback
+as well. With `--json` the error is one JSON object on stderr,
+`{"error": CLASS, "message": ..., "exit_code": ...}`, and stdout stays empty.
+
+This page is written by `python -m paceline.cli.exitcodes > docs/errors.md`; a test compares the two.
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One error: its exit code, class, the class above it and what it means."""
+
+    code: int
+    name: str
+    parent: str
+    meaning: str
+
+
+def rows() -> list[Row]:
+    """Return all errors, by exit code, a class before those below it."""
+    found = []
+    for name in errors.__all__:
+        cls = getattr(errors, name)
+        if not (isinstance(cls, type) and issubclass(cls, errors.PacelineError)):
+            continue
+        above = next((c.__name__ for c in cls.__mro__[1:] if issubclass(c, errors.PacelineError)), "")
+        meaning = " ".join(inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].split())
+        found.append((cls.exit_code, len(cls.__mro__), Row(cls.exit_code, name, above, meaning)))
+    return [row for _, _, row in sorted(found, key=lambda item: (item[0], item[1], item[2].name))]
+
+
+def codes() -> dict[int, str]:
+    """Return a short text for each exit code: the names of its errors."""
+    texts: dict[int, list[str]] = {}
+    for row in rows():
+        texts.setdefault(row.code, []).append(row.name)
+    return {code: ", ".join(names) for code, names in sorted(texts.items())}
+
+
+def epilog() -> str:
+    """Return the exit codes for the end of ``paceline --help``."""
+    known = {0: "done", **codes(), 130: "interrupted"}
+    return "\b\n" + "\n".join(
+        ["Exit codes (docs/errors.md):", *(f"{code:>3}  {text}" for code, text in known.items())]
+    )
+
+
+def page() -> str:
+    """Return the text of `docs/errors.md`."""
+    lines = [
+        HEAD,
+        "## Errors\n",
+        "| exit code | error | kind of | what it means |",
+        "| --- | --- | --- | --- |",
+    ]
+    for row in rows():
+        above = f"`{row.parent}`" if row.parent else ""
+        lines.append(f"| {row.code} | `{row.name}` | {above} | {row.meaning} |")
+    lines += ["\n## Other endings\n", "| exit code | when |", "| --- | --- |"]
+    lines += [f"| {code} | {text} |" for code, text in ENDINGS.items()]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -1,0 +1,127 @@
+"""Run folders as the commands use them: new ones, those that are done, and their plots."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from paceline.cli.figures import Entry, Group
+from paceline.errors import StoreError
+from paceline.store import RunFolder
+
+__all__ = ["entries_of", "new_place", "plot", "plot_groups", "safe_name", "write_comparison"]
+
+COMPARISON = "comparison.json"
+"""In a comparison's folder: the names of its runs' folders, in the order of the table."""
+
+
+@contextmanager
+def new_place(root: Path, name: str | None, default: str, replace: bool) -> Iterator[Path]:
+    """Yield a path below `root` that is free: `name`, or `default` with a number where that is taken.
+
+    With `replace`, what an earlier run or comparison left there is removed once the new one has begun; a new
+    one that fails before it has begun leaves nothing behind, and the earlier one as it was.
+    Raises `StoreError` when `name` is taken, or is to be replaced but is neither run nor comparison.
+    """
+    wanted = root / safe_name(name or default)
+    aside = wanted.with_name(f".{wanted.name}.replaced")
+    if aside.exists() and not wanted.exists():
+        aside.rename(wanted)
+    place = wanted if replace else _free(wanted, name is not None)
+    if place.exists():
+        if not _begun(place):
+            raise StoreError(f"{place} holds no run, so --replace leaves it alone; choose another --name")
+        shutil.rmtree(aside, ignore_errors=True)
+        place.rename(aside)
+    try:
+        yield place
+    finally:
+        if not _begun(place):
+            shutil.rmtree(place, ignore_errors=True)
+            if aside.exists():
+                aside.rename(place)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def safe_name(name: str) -> str:
+    """Return `name` as a file name that every system takes.
+
+    >>> safe_name("clip:network=true-mnist-5k-s0")
+    'clip-network=true-mnist-5k-s0'
+    """
+    return re.sub(r"[^\w.=+-]+", "-", name).strip("-.") or "run"
+
+
+def write_comparison(place: Path, names: Sequence[str]) -> None:
+    """Mark `place` as a comparison of the runs with these folder names."""
+    place.mkdir(parents=True, exist_ok=True)
+    (place / COMPARISON).write_text(json.dumps({"runs": list(names)}, indent=2) + "\n", encoding="utf-8")
+
+
+def entries_of(path: Path) -> list[Entry]:
+    """Return the finished runs at `path`: the run itself, those of a comparison, or those directly inside.
+
+    Raises `StoreError` where there is none.
+    """
+    if (path / COMPARISON).exists():
+        folders = [RunFolder(path / name) for name in _compared(path / COMPARISON)]
+    elif (path / "config.toml").exists():
+        folders = [RunFolder(path)]
+    else:
+        folders = RunFolder.list(path)
+    found = []
+    for folder in folders:
+        summary = folder.read_summary()
+        if summary is not None:
+            summary |= {"run": str(folder.path)}
+            found.append(Entry(folder.read_config(), summary, folder.read_metrics()))
+    if not found:
+        raise StoreError(
+            f"{path} holds no finished run; go on with an unfinished one by: paceline resume RUN"
+        )
+    return found
+
+
+def plot(path: Path) -> Path:
+    """Draw a run's rounds into its folder."""
+    from paceline.store.plots import plot_run
+
+    return plot_run(RunFolder(path))
+
+
+def plot_groups(groups: Sequence[Group], place: Path, target: float | None) -> Path:
+    """Draw a comparison into `place`."""
+    from paceline.store.plots import plot_compare
+
+    runs = [
+        {"method": group.label, "seed": entry.config.get("seed", 0), "history": entry.history}
+        for group in groups
+        for entry in group.entries
+    ]
+    return plot_compare(place / "compare.png", runs, target=target)
+
+
+def _compared(file: Path) -> list[str]:
+    try:
+        return [str(name) for name in json.loads(file.read_text(encoding="utf-8"))["runs"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{file} cannot be read: {error}") from error
+
+
+def _begun(place: Path) -> bool:
+    return (place / "config.toml").exists() or (place / COMPARISON).exists()
+
+
+def _free(wanted: Path, named: bool) -> Path:
+    if not wanted.exists():
+        return wanted
+    if named:
+        raise StoreError(f"{wanted} is there already; choose another --name, or give --replace")
+    number = 2
+    while (free := wanted.with_name(f"{wanted.name}-{number}")).exists():
+        number += 1
+    return free

@@ -1,0 +1,144 @@
+"""`paceline methods` and `paceline tasks`."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.panel import Panel
+from rich.text import Text
+
+from paceline.cli.run import Json
+from paceline.cli.show import out, print_json, table
+
+if TYPE_CHECKING:
+    from paceline.method import Method
+
+__all__ = ["card", "field_docs", "methods", "sum_only", "tasks"]
+
+
+def methods(
+    name: Annotated[
+        str | None, typer.Argument(help="show one method with all its fields", show_default="all methods")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List the methods, what the server sees of each, and what a client keeps; or show one in full."""
+    from paceline.method import find_method, method_names
+
+    if name is not None:
+        shown = card(find_method(name))
+        print_json(shown) if json else _print_card(shown)
+        return
+    cards = sorted((card(find_method(n)) for n in method_names()), key=lambda c: (c["family"], c["name"]))
+    if json:
+        print_json(cards)
+        return
+    listed = table("Methods", "name", "family", "paper", "the server sees", "a client keeps", "secure")
+    for entry in cards:
+        columns = (
+            entry["name"],
+            entry["family"],
+            entry["paper"],
+            entry["server_sees"],
+            entry["client_keeps"],
+        )
+        listed.add_row(*map(escape, columns), "yes" if entry["secure"] else "no")
+    out().print(listed)
+    out().print("secure: the server needs sums only, so the method runs under --aggregation secure")
+
+
+def tasks(json: Json = False) -> None:
+    """List the tasks and say whether their data are there."""
+    from paceline.tasks import describe_tasks
+
+    found = describe_tasks()
+    if json:
+        print_json(found)
+        return
+    listed = table("Tasks", *next(iter(found), {"name": ""}))
+    for entry in found:
+        listed.add_row(*(escape(str(value)) for value in entry.values()))
+    out().print(listed)
+    out().print(
+        "get data with: paceline data fetch NAME; your own files: kind:/path (see paceline data --help)"
+    )
+
+
+def sum_only(cls: type[Method]) -> bool:
+    """Say whether the server needs no client's own reply: whether the method runs under secure aggregation."""
+    functions = (getattr(f, "__client__", None) for _, f in inspect.getmembers(cls, inspect.isfunction))
+    return not any(declared is not None and declared.each for declared in functions)
+
+
+def card(cls: type[Method]) -> dict[str, Any]:
+    """Return everything that `paceline methods NAME` shows."""
+    docs = field_docs(cls)
+    return {
+        "name": cls.slug(),
+        "family": cls.family,
+        "paper": cls.paper,
+        "server_sees": cls.reveals,
+        "client_keeps": cls.keeps,
+        "secure": sum_only(cls),
+        "about": inspect.cleandoc(cls.__doc__ or "").split("\n\nArgs:")[0],
+        "algorithm": inspect.cleandoc(sys.modules[cls.__module__].__doc__ or ""),
+        "fields": [
+            {
+                "name": f.name,
+                "type": f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type)),
+                "default": _default(f),
+                "doc": docs.get(f.name, ""),
+            }
+            for f in dataclasses.fields(cls)
+        ],
+    }
+
+
+def _default(spec: dataclasses.Field[Any]) -> Any:
+    if spec.default is not dataclasses.MISSING:
+        value = spec.default
+    elif spec.default_factory is not dataclasses.MISSING:
+        value = spec.default_factory()
+    else:
+        return "required"
+    return value if isinstance(value, bool | int | float | str | list | dict | None) else repr(value)
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """Return the text of each field from the ``Args:`` of the class and those above it; the nearest class wins.
+
+    A field that a class tells of in its first lines, as `name`, has these lines for its text.
+    """
+    found: dict[str, str] = {}
+    for above in reversed(cls.__mro__):
+        summary = " ".join(inspect.cleandoc(above.__doc__ or "").split("\n\n")[0].split())
+        found |= dict.fromkeys(re.findall(r"`(\w+)`", summary), summary)
+        section = inspect.cleandoc(above.__doc__ or "").partition("Args:\n")[2].split("\n\n")[0]
+        for names, text in re.findall(r"^ +([\w, ]+): (.+(?:\n {5,}.+)*)", section, flags=re.MULTILINE):
+            for name in names.split(","):
+                found[name.strip()] = " ".join(text.split())
+    return found
+
+
+def _print_card(shown: dict[str, Any]) -> None:
+    console = out()
+    head = [shown["algorithm"] or shown["about"], ""]
+    head += [
+        f"paper            {shown['paper'] or '–'}",
+        f"family           {shown['family']}",
+        f"the server sees  {shown['server_sees']}",
+        f"a client keeps   {shown['client_keeps']}",
+        f"secure           {'yes' if shown['secure'] else 'no: it needs single replies'}",
+    ]
+    console.print(Panel(Text("\n".join(head)), title=shown["name"], title_align="left", expand=False))
+    fields = table("Fields, set with -o NAME=VALUE", "name", "type", "default", "meaning")
+    for entry in shown["fields"]:
+        default = "–" if entry["default"] is None else str(entry["default"])
+        fields.add_row(*map(escape, (entry["name"], entry["type"], default, entry["doc"])))
+    console.print(fields)

@@ -1,0 +1,60 @@
+"""`paceline report`: tables and plots of runs that are done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from paceline.cli.figures import common_target, comparison, grouped, labels
+from paceline.cli.run import Json
+from paceline.cli.show import out as console_out
+from paceline.cli.show import print_json
+from paceline.errors import ConfigError
+
+__all__ = ["report"]
+
+
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="folders of runs, or of comparisons", show_default=False),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FOLDER",
+            help="where the plot of several runs goes",
+            show_default="the first RUN",
+        ),
+    ] = None,
+    target_accuracy: Annotated[
+        float | None,
+        typer.Option(
+            "--target-accuracy", help="accuracy whose time is told", show_default="what every run reached"
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show one or more finished runs as a table, and draw their plots."""
+    if target_accuracy is not None and not 0 < target_accuracy <= 1:
+        raise ConfigError(f"--target-accuracy {target_accuracy} does not lie between 0 and 1")
+    from paceline.cli.folders import entries_of, plot, plot_groups
+
+    found = {str(entry.summary["run"]): entry for path in runs for entry in entries_of(path)}
+    entries = list(found.values())
+    pictures = [plot(Path(path)) for path in found]
+    groups = grouped(entries)
+    target = target_accuracy or common_target(groups)
+    if len(entries) > 1:
+        pictures.append(plot_groups(groups, out or runs[0], target))
+    if json:
+        named = zip(entries, labels([e.config for e in entries]), strict=True)
+        print_json([{**e.summary, "label": label} for e, label in named])
+        return
+    console = console_out()
+    console.print(comparison("Finished runs", groups, target))
+    for picture in pictures:
+        console.print(f"plot: {picture}", soft_wrap=True)

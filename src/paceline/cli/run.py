@@ -1,0 +1,119 @@
+"""`paceline run` and `paceline resume`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from paceline.cli.fields import ConfigFile, Options, SecureOptions, TaskOptions, configuration, run_options
+from paceline.cli.progress import LiveProgress
+from paceline.cli.show import bytes_text, err, out, percent, print_json, seconds_text, table
+from paceline.cli.values import MethodSpec, pairs
+
+if TYPE_CHECKING:
+    from paceline.run import Summary
+
+__all__ = ["Json", "Name", "Out", "Quiet", "Replace", "resume", "run"]
+
+Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="folder that runs are kept in")]
+Name = Annotated[
+    str | None, typer.Option("--name", help="name of the run's folder", show_default="METHOD-TASK-sSEED")
+]
+Replace = Annotated[
+    bool, typer.Option("--replace", help="replace an earlier run of that name", show_default="off")
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="print JSON on stdout and nothing else there", show_default="off")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="show no progress", show_default="off")]
+
+
+@run_options()
+def run(
+    ctx: typer.Context,
+    method: Annotated[
+        str | None,
+        typer.Argument(
+            help="a method, or METHOD:field=value,...; see `paceline methods`",
+            show_default="the file's, else fedavg",
+        ),
+    ] = None,
+    option: Options = None,
+    task_option: TaskOptions = None,
+    secure_option: SecureOptions = None,
+    config: ConfigFile = None,
+    out: Out = Path("runs"),
+    name: Name = None,
+    replace: Replace = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    **given: Any,
+) -> None:
+    """Train one model with one method and keep the run in a folder."""
+    spec = None if method is None else MethodSpec.parse(method)
+    settings = configuration(
+        ctx,
+        given,
+        config,
+        method=spec.name if spec else None,
+        options=(spec.options if spec else {}) | pairs(option),
+        task_option=task_option,
+        secure_option=secure_option,
+    )
+    from paceline.cli.folders import new_place
+    from paceline.run import run as carry_out
+    from paceline.store import RunFolder
+
+    default = f"{settings.method}-{settings.task}-s{settings.seed}"
+    with new_place(out, name, default, replace) as place, LiveProgress(quiet or json) as progress:
+        progress.begin(settings.method, settings.rounds)
+        try:
+            summary = carry_out(settings, RunFolder.create(place.parent, place.name), progress)
+        except KeyboardInterrupt:
+            err().print(f"go on with: paceline resume {place}", soft_wrap=True)
+            raise
+    _finish(summary, json)
+
+
+def resume(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of the run", show_default=False)],
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Go on with a run that was stopped or killed, from its last checkpoint, to the same bits."""
+    from paceline.run import resume as carry_on
+
+    with LiveProgress(quiet or json) as progress:
+        progress.begin(run.name)
+        summary = carry_on(run, progress)
+    _finish(summary, json)
+
+
+def _finish(summary: Summary, as_json: bool) -> None:
+    if as_json:
+        print_json(summary.as_dict())
+        return
+    from paceline.cli.folders import plot
+
+    shown = table(
+        f"{summary.method} on {summary.task}, seed {summary.seed}", "figure", "value", right=("value",)
+    )
+    for label, text in (
+        ("accuracy", percent(summary.accuracy)),
+        ("loss", f"{summary.loss:.4f}"),
+        ("rounds", f"{summary.rounds} ({summary.stopped})"),
+        ("time of a round, virtual", seconds_text(summary.round_seconds)),
+        ("time in all, virtual", seconds_text(summary.total_seconds)),
+        ("time to the target accuracy, virtual", seconds_text(summary.target_seconds)),
+        ("time in all, on this machine", seconds_text(summary.wall_seconds)),
+        ("bytes up", bytes_text(summary.bytes_up)),
+        ("bytes down", bytes_text(summary.bytes_down)),
+        ("SHA-256 of the model", summary.model_sha256[:16] + "…"),
+    ):
+        shown.add_row(label, text)
+    console = out()
+    console.print(shown)
+    console.print(f"run: {summary.run}", soft_wrap=True)
+    console.print(f"plot: {plot(Path(summary.run))}", soft_wrap=True)

@@ -1,0 +1,100 @@
+"""`paceline methods`, `tasks`, `partition` and `doctor`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from paceline.cli import doctor
+from paceline.cli.listing import card, field_docs, sum_only
+from paceline.method import Method, on_client
+from tests.cli.conftest import last_json
+
+
+def test_methods_are_listed_with_what_the_server_sees(call):
+    cards = {c["name"]: c for c in json.loads(call("methods", "--json").stdout)}
+    assert {"fedavg", "fedprox", "fedopt", "scaffold"} <= set(cards)
+    assert cards["fedavg"]["secure"] is True
+    assert "control" in cards["scaffold"]["client_keeps"]
+    shown = call("methods").stdout
+    assert "scaffold" in shown
+    assert "the server sees" in shown
+
+
+def test_card_of_one_method(call):
+    shown = call("methods", "fedprox").stdout
+    for text in ("Federated Optimization in Heterogeneous Networks", "mu", "0.01", "epochs", "local passes"):
+        assert text in shown
+    assert "did you mean fedprox" in call("methods", "fedprx", code=2).stderr
+
+
+def test_every_field_of_every_method_has_a_text(call):
+    cards = json.loads(call("methods", "--json").stdout)
+    bare = [f"{c['name']}.{f['name']}" for c in cards for f in c["fields"] if not f["doc"]]
+    assert bare == []
+
+
+def test_sum_only_and_docs_of_shared_lines():
+    @dataclass(frozen=True)
+    class Peek(Method):
+        """Look at each.
+
+        Args:
+            alpha, beta: two of them,
+                told over two lines.
+        """
+
+        alpha: float = 1.0
+        beta: float = 2.0
+
+        @on_client(each=True)
+        def look(self, client, message): ...
+
+    assert not sum_only(Peek)
+    assert field_docs(Peek) == dict.fromkeys(("alpha", "beta"), "two of them, told over two lines.")
+    assert card(Peek)["fields"][1] == {
+        "name": "beta", "type": "float", "default": 2.0, "doc": "two of them, told over two lines.",
+    }  # fmt: skip
+
+
+def test_tasks(call):
+    found = {t["name"]: t for t in json.loads(call("tasks", "--json").stdout)}
+    assert found["digits"]["ready"]
+    assert "digits" in call("tasks").stdout
+
+
+def test_partition(call):
+    words = ("partition", "--task", "digits", "--partition", "shards:2", "--clients", "5")
+    told = json.loads(call(*words, "--json", "--out", "split.png").stdout)
+    assert len(told["clients"]) == 5
+    assert sum(c["samples"] for c in told["clients"]) <= 1797
+    assert Path("split.png").stat().st_size > 1000
+    assert "client" in call(*words).stdout
+    assert last_json(call("partition", "--task", "digits", "--clients", "0", "--json", code=2))["error"] == "ConfigError"
+
+
+def test_doctor(call, monkeypatch):
+    told = json.loads(call("doctor", "--json").stdout)
+    assert told["ok"]
+    seen = {f["what"] for f in told["findings"]}
+    assert {"Python", "torch", "processor cores", "cache of data sets", "folder of runs", "task digits"} <= seen
+    assert "torch" in call("doctor").stdout
+    monkeypatch.setattr(doctor, "NEEDED", ("torch", "no-such-package"))
+    told = json.loads(call("doctor", "--json", code=1).stdout)
+    assert [f["what"] for f in told["findings"] if f["state"] == "missing"] == ["no-such-package"]
+
+
+def test_doctor_finds_a_folder_that_cannot_be_written(call):
+    Path("file").write_text("")
+    assert "file" in call("doctor", "--out", "file/runs", code=1).stdout
+
+
+@pytest.mark.parametrize("line", ["torch>=2.4", "pytest>=8; extra == 'dev'", 'pytest-xdist>=3.6; extra == "dev"'])
+def test_extras_are_read_from_the_package(line, monkeypatch):
+    monkeypatch.setattr(doctor, "requires", lambda _: [line])
+    found = doctor._extras()
+    assert [f.what for f in found] == (["extra dev"] if "extra" in line else [])
+    assert all(f.found == "installed" for f in found)
