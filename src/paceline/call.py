@@ -25,7 +25,7 @@ class Call:
         each_message: a further part of the message for each client, where they differ.
         clients: who runs it.
         round: the round, from 1.
-        index: which call of this round it is; part of the clients' random streams.
+        stream: names the clients' random streams of this call: function, and which call of it this is.
         channel: how replies leave the client.
         deadline: virtual seconds after which a reply counts as dropped, or None.
         peers: records that clients told, by the client that receives them.
@@ -35,7 +35,7 @@ class Call:
     message: Tree
     clients: Sequence[int]
     round: int
-    index: int
+    stream: str
     channel: Channel
     program: str = "method"
     each_message: Mapping[int, Tree] = field(default_factory=dict)

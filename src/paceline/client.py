@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from paceline.errors import ConfigError, NonFiniteError
-from paceline.params import Params, Resident
+from paceline.params import Buffers, Params, Resident
 from paceline.rng import derive
 from paceline.tree import Tree
 
@@ -31,6 +31,10 @@ class Problem(Protocol):
     @property
     def num_classes(self) -> int:
         """Number of classes."""
+
+    @property
+    def buffers(self) -> Buffers:
+        """What happens to running statistics."""
 
     @property
     def lr(self) -> float:
@@ -221,7 +225,8 @@ class Client:
         batch_size = self.problem.batch_size if batch_size is None else batch_size
         criterion = loss or self.problem.loss
         model.load(start)
-        if model.stateful and "_buffers" in self.memory:
+        own_buffers = model is self.model and model.stateful
+        if own_buffers and "_buffers" in self.memory:
             model.load_buffers(self.memory["_buffers"])
         at, grad = model.params, model.grads
         velocity = torch.zeros_like(at.vector) if momentum else None
@@ -260,8 +265,10 @@ class Client:
         self.flops += 3.0 * model.flops * seen  # backward costs about twice the forward pass
         if done and not torch.isfinite(total):
             raise NonFiniteError(f"the training loss is {total.item()} after {done} steps; lower lr (now {lr})")
-        if model.stateful:
+        if own_buffers:
             self.memory["_buffers"] = model.local_buffers()
+        if self.problem.buffers == "recompute":
+            at.vector[at.layout.num_params :] = start.vector[at.layout.num_params :]
         return Trained(model.snapshot(), done, seen, total / max(done, 1))
 
     def gradient(self, params: Params, *, batch_size: int | None = None) -> Params:
@@ -275,6 +282,23 @@ class Client:
             out.vector.add_(self.model.grads.vector, alpha=len(y) / len(self.train))
         self.flops += 3.0 * self.model.flops * len(self.train)
         return out
+
+    @torch.no_grad()
+    def statistics(self, params: Params, batch_size: int = 256) -> Params:
+        """Return `params` with BatchNorm's running statistics computed anew from this client's training data."""
+        self.model.load(params)
+        norms = [m for m in self.model.module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        before = [m.momentum for m in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain average over the batches
+        self.model.module.train()
+        for x, _ in self.train.batches(batch_size):
+            self.model.module(x)
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum
+        self.flops += self.model.flops * len(self.train)
+        return self.model.snapshot()
 
     def evaluate(self, params: Params, data: ClientData | None = None) -> dict[str, Any]:
         """Return sums over `data` (by default this client's test samples, else its training samples)."""

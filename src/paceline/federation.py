@@ -148,6 +148,7 @@ class Federation:
         self.round = 0
         self.attempt = 0
         self._calls = 0
+        self._streams: dict[str, int] = {}
         self.last = CallInfo()
         self.totals = CallInfo()
         self._open = CallInfo()
@@ -165,6 +166,7 @@ class Federation:
     def start_round(self, round: int, attempt: int = 0) -> None:
         """Begin round `round` (from 1); random streams and call numbers start anew."""
         self.round, self.attempt, self._calls = round, attempt, 0
+        self._streams.clear()
 
     def sample(self, size: int | None = None, among: Sequence[int] | None = None) -> list[int]:
         """Draw a cohort without replacement from the clients that are available, sorted by id.
@@ -188,6 +190,19 @@ class Federation:
         if not picked:
             raise CohortError(f"no client is available in round {self.round}")
         return sorted(picked)
+
+    def stream(self, function: str) -> str:
+        """Return the name of the random streams of the next call of `function` in this round.
+
+        Streams belong to the method's own calls: the messages of a protocol in between change nothing.
+        """
+        number = self._streams[function] = self._streams.get(function, 0) + 1
+        return f"{self.attempt}/{function}/{number}"
+
+    @property
+    def serial(self) -> int:
+        """A number that grows with every call of a round, attempts included."""
+        return self.attempt * 100_000 + self._calls
 
     # -- the verbs -----------------------------------------------------------------------------
     def sum(self, fn: Callable[..., Any], message: Tree, over: Sequence[int], deadline: float | None = None) -> Any:
@@ -265,6 +280,7 @@ class Federation:
         deadline: float | None = None,
         each_message: Mapping[int, Tree] | None = None,
         peers: Mapping[int, Mapping[int, Tree]] | None = None,
+        stream: str | None = None,
         passes: bool = True,
         sink: Callable[[Receipt], None] | None = None,
     ) -> tuple[list[Receipt], list[Any]]:
@@ -275,9 +291,9 @@ class Federation:
         if not clients:
             raise CohortError(f"round {self.round}: {function!r} was asked of an empty cohort")
         self._calls += 1
-        index = self.attempt * 1000 + self._calls
+        stream = stream or self.stream(f"{program}.{function}")
         call = Call(
-            function, message, tuple(clients), self.round, index, channel, program, each_message or {}, deadline, peers or {}
+            function, message, tuple(clients), self.round, stream, channel, program, each_message or {}, deadline, peers or {}
         )
         receipts: list[Receipt] = []
         partials: list[Any] = []

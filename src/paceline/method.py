@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 from paceline.errors import ConfigError, UnknownNameError
 from paceline.params import Params
 from paceline.tree import Tree, node
+from paceline.update import Update
 
 if TYPE_CHECKING:
     from paceline.client import Client
@@ -111,6 +112,12 @@ class Method:
     def evaluate(self, client: Client, message: Tree) -> Tree:
         """Return the sums of loss, correct answers and samples, overall and for each class."""
         return client.evaluate(message)
+
+    @on_client(bounds={"statistics": 100.0})
+    def recompute(self, client: Client, message: Params) -> Update:
+        """Return the running statistics over this client's data (the policy ``recompute``)."""
+        fresh = client.statistics(message)
+        return Update(statistics=fresh.vector[fresh.layout.num_params :], weight=client.num_samples)
 
     @classmethod
     def slug(cls) -> str:

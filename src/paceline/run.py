@@ -23,6 +23,7 @@ from paceline.engines import Setup, load_engine
 from paceline.errors import CheckpointError, ConfigError, NonFiniteError, PlanError, QuorumError, WorkerDiedError
 from paceline.federation import Federation
 from paceline.method import Method, client_functions, find_method
+from paceline.params import Params
 from paceline.store import MemoryStore, RunFolder, load_checkpoint, save_checkpoint
 from paceline.submodels.flops import flops
 from paceline.submodels.service import submodel_service
@@ -196,7 +197,11 @@ class Run:
         if self.observer is not None:
             self.observer(record, self.config.rounds)
 
-    def _evaluate(self, params: Any) -> dict[str, Any]:
+    def _evaluate(self, params: Params) -> dict[str, Any]:
+        if self.task.buffers == "recompute" and params.layout.num_params < params.layout.size:
+            fresh = self.fed.mean(self.method.recompute, params, over=self.fed.sample()).statistics
+            params = params.clone()
+            params.vector[params.layout.num_params :] = fresh
         if self.config.evaluation == "central":
             sums = self.fed.engine.evaluate(params)
         else:

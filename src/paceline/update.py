@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from paceline.errors import AggregationError
-from paceline.params import Params
+from paceline.params import Layout, Params
 from paceline.tree import Tree, numeric_leaves, register, unflatten_numeric
 
-__all__ = ["Terms", "Update", "rebuild"]
+__all__ = ["Terms", "Update", "rebuild", "structure_from_plain", "structure_to_plain"]
 
 
 class Update:
@@ -194,3 +194,26 @@ def _divide(value: Any, weight: Any) -> Any:
     if weight == 0:
         return torch.zeros_like(value) if isinstance(value, Tensor) else 0.0
     return value / weight
+
+
+def structure_to_plain(item: Any) -> Any:
+    """Return a structure of `Terms` as lists and plain values, which can be sent."""
+    if isinstance(item, Layout):
+        return ["layout", [[e.name, list(e.shape), e.kind] for e in item.entries]]
+    if isinstance(item, list | tuple):
+        return [type(item).__name__, [structure_to_plain(i) for i in item]]
+    return item
+
+
+def structure_from_plain(item: Any) -> Any:
+    """Undo `structure_to_plain`; raises `AggregationError` for what it cannot have made."""
+    match item:
+        case ["layout", [*entries]]:
+            return Layout.build([(n, tuple(s), k) for n, s, k in entries])
+        case ["list", [*items]]:
+            return [structure_from_plain(i) for i in items]
+        case ["tuple", [*items]]:
+            return tuple(structure_from_plain(i) for i in items)
+        case None | bool() | int() | float() | str():
+            return item
+    raise AggregationError(f"a reply's structure is malformed: {str(item)[:60]}")

@@ -90,11 +90,14 @@ class Worker:
         if partial is not None:
             yield ("partial", partial)
 
-    def client(self, call: Call, client: int) -> Client:
-        """Return the client as a client function sees it in this call."""
+    def client(self, call: Call, client: int, stream: str | None = None, peers: Any = None) -> Client:
+        """Return the client as a client function sees it in this call.
+
+        A protocol that wraps a method's function gives that function's own `stream`, and the `peers` that told.
+        """
         train, test = self.setup.split(client)
         memory = self.memories.setdefault(client, Memory())
-        seed = derive(self.setup.seed, "client", client, call.round, call.index)
+        seed = derive(self.setup.seed, "client", client, call.round, stream or call.stream)
         return Client(
             client,
             call.round,
@@ -104,10 +107,15 @@ class Worker:
             ClientData(self.x, self.y, train.to(self.x.device)),
             ClientData(self.x, self.y, test.to(self.x.device)),
             memory,
-            call.peers.get(client),
+            call.peers.get(client) if peers is None else peers,
             services={**self.services, "worker": self, "call": call, "session": self.sessions.setdefault(client, {})},
             strict=self.setup.strict,
         )
+
+    def note_times(self, me: Client, down: int, up: int) -> None:
+        """Remember what a method's function took, where a protocol ran it: its work and its own bytes only."""
+        spent = times(self.setup.fleet.profile(me.id, me.round), Cost(me.flops, down, up, None))
+        me.memory["_times"] = [spent.compute, spent.network]
 
     def invoke(self, me: Client, program: str, function: str, message: Any) -> Any:
         """Run one function of a program for `me`; protocols use it to run the method's own."""
@@ -118,7 +126,8 @@ class Worker:
         own = call.each_message.get(client)
         down = base + (wire_size(own) if own is not None else 0)
         profile = setup.fleet.profile(client, call.round)
-        if setup.drop is not None and setup.drop(call.round, client, call.function):
+        name = call.function if call.program == "method" else f"{call.program}.{call.function}"
+        if setup.drop is not None and setup.drop(call.round, client, name):
             return Receipt(client, dropped="gone", bytes_down=down)
         me = self.client(call, client)
         message = call.message if own is None else {"all": call.message, "own": own}
@@ -135,7 +144,7 @@ class Worker:
                 cause = f"{type(error).__name__}: {error}"
                 raise ClientError(client, call.function, call.round, cause, me.step) from error
             return Receipt(client, dropped=_reason(error), bytes_down=down)
-        if me.flops:
+        if me.flops and call.program == "method":
             me.memory["_times"] = [spent.compute, spent.network]
         return Receipt(client, value, spent.compute, spent.network, down, up, "late" if late else None)
 

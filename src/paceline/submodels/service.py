@@ -72,8 +72,13 @@ def train_submodel(
         **local: options of the local loop.
     """
     start, resident = sub.extract(params), sub.resident()
+    full = client.memory.get("_buffers") or client.model.local_buffers()
+    if full:
+        resident.load_buffers(sub.cut_tensors(full))
     with rescaled(sub, resident.module) if rescale else nullcontext():
         trained = client.sgd(start, model=resident, **local)
+    if full:
+        client.memory["_buffers"] = sub.merge_tensors(full, resident.local_buffers())
     return sub.scatter(trained.params - start)
 
 

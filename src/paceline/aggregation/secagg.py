@@ -1,0 +1,280 @@
+"""Secure aggregation as a server program over an engine's calls, so it works on every engine.
+
+The server asks five questions (advertise, share, masked input, consistency, unmask); the third one runs
+the method's own function on the client and masks what it returns. It learns the sum over the survivors.
+``secure-arithmetic`` does the same encoding and modular sums without keys and masks: same bits out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from paceline.aggregation.codec import Codec
+from paceline.aggregation.plain import tell
+from paceline.aggregation.secure.client import SecureClient, Session
+from paceline.aggregation.secure.config import SecureConfig, Segment
+from paceline.aggregation.secure.encoding import Words
+from paceline.aggregation.secure.identity import SimulatedDirectory
+from paceline.aggregation.secure.server import SecureServer
+from paceline.aggregation.secure.simulate import new_session
+from paceline.call import Each, Receipt, wire_size
+from paceline.client import Client
+from paceline.errors import AggregationError, ConfigError, ProtocolError, QuorumError, UnknownNameError
+from paceline.federation import Federation, Request, Summed
+from paceline.method import on_client
+from paceline.rng import derive
+from paceline.tree import Tree
+
+__all__ = ["SecureAggregation", "SecureArithmetic", "secure_config"]
+
+
+def secure_config(options: Mapping[str, Any]) -> SecureConfig:
+    """Return the options of secure aggregation; raises `UnknownNameError` and `ConfigError`."""
+    from pydantic import TypeAdapter, ValidationError
+
+    known = {f.name for f in dataclasses.fields(SecureConfig)}
+    for name in options:
+        if name not in known:
+            raise UnknownNameError("option of secure aggregation:", name, known)
+    try:
+        return TypeAdapter(SecureConfig).validate_python(dict(options))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise ConfigError(f"secure aggregation: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+
+
+@dataclass(frozen=True)
+class SecureAggregation:
+    """Sums that the server can open only for the whole cohort of survivors.
+
+    Args:
+        config: see `SecureConfig`.
+    """
+
+    config: SecureConfig = field(default_factory=SecureConfig)
+    name: str = "secure"
+    sees_each: bool = False
+
+    @cached_property
+    def programs(self) -> dict[str, Any]:
+        """The protocol's client functions."""
+        return {"secagg": SecAggClient(SimulatedDirectory())}
+
+    def sum(self, fed: Federation, request: Request) -> Summed:
+        """Run the protocol once; a client that vanishes at any step drops out of the sum."""
+        session = new_session(request.cohort, self.config, fed.round, fed.serial)
+        directory = self.programs["secagg"].directory
+        server = SecureServer(session, directory.publics(session.clients), fed.quorum)
+        facts = _facts(session)
+        shapes: dict[int, Any] = {}
+
+        def ask(step: str, message: Tree, clients: Any, take: Any, **options: Any) -> None:
+            def sink(receipt: Receipt) -> None:
+                if receipt.dropped is None:
+                    take(receipt.client, receipt.value)
+
+            fed.call(step, message, clients, Each(), program="secagg", sink=sink, **options)
+
+        ask("advertise", facts, request.cohort, server.add_advert)
+        hashes, adverts = server.directory_for()
+        declared = request.declared
+        ask("share", {"hashes": hashes, "tells": declared.tells}, list(adverts), server.add_shares, each_message=adverts)
+        mail = server.mail_for()
+
+        def add_masked(client: int, message: dict[str, Any]) -> None:
+            shape = message.pop("shape")
+            first = next(iter(shapes.values()), shape)
+            if shape != first:
+                server.refused[client] = "its reply has another shape than the first one"
+            elif server.add_masked(client, message):
+                shapes[client] = shape
+
+        task = {
+            "function": request.function,
+            "message": request.message,
+            "stream": fed.stream(f"method.{request.function}"),
+            "bounds": dict(declared.bounds),
+        }
+        ask("masked", task, list(mail), add_masked, each_message=mail, deadline=request.deadline)
+        alive = server.alive()
+        ask("consistency", {"alive": alive}, alive, server.add_signature)
+        signatures = server.signatures_for()
+        if len(signatures) < session.threshold:
+            raise QuorumError(f"secure sum, round {fed.round}: only {len(signatures)} clients confirmed the survivors")
+        ask("unmask", None, list(signatures), server.add_unmasking, each_message=signatures)
+        codec = Codec(self.config, len(request.cohort), declared.bounds)
+        summed = codec.decode(next(iter(shapes.values())), server.open(), alive)
+        return dataclasses.replace(summed, notes={**summed.notes, "refused": float(len(server.refused))})
+
+    def check(self, fed: Federation) -> list[str]:
+        """Return why a cohort of this size cannot be summed securely."""
+        return _check(self.config, fed)
+
+
+class SecAggClient:
+    """The protocol's client functions. Keys and shares live in the session's memory and are never stored.
+
+    Args:
+        directory: identity keys; a simulation makes them, a real client has its own and pins the others'.
+    """
+
+    def __init__(self, directory: SimulatedDirectory) -> None:
+        self.directory = directory
+
+    @on_client(each=True)
+    def advertise(self, client: Client, message: dict[str, Any]) -> dict[str, Any]:
+        """R0: start a session that is newer than any before, and advertise its keys."""
+        session = _session(message)
+        if [session.round, session.attempt] <= client.memory.get("_secagg", [-1, -1]):
+            raise ProtocolError(f"client {client.id} refuses: session {session.round}.{session.attempt} is a replay")
+        client.memory["_secagg"] = [session.round, session.attempt]
+        publics = self.directory.publics(session.clients)
+        machine = SecureClient(client.id, session, self.directory.identity(client.id), publics)
+        client.services["session"]["secagg"] = machine
+        return machine.advertise()
+
+    @on_client(each=True)
+    def share(self, client: Client, message: dict[str, Any]) -> dict[str, Any]:
+        """R1: share secrets, and tell the neighbours this client's record."""
+        common = message["all"]
+        record = b""
+        if common["tells"] is not None:
+            values = client.services["worker"].invoke(client, "method", common["tells"], None)
+            record = struct.pack(f"<{len(values)}d", *values)
+        return _machine(client).share(common["hashes"], message["own"], record)
+
+    @on_client(each=True)
+    def masked(self, client: Client, message: dict[str, Any]) -> dict[str, Any]:
+        """R2: run the method's function and mask its reply."""
+        task, mail = message["all"], message["own"]
+        machine, worker = _machine(client), client.services["worker"]
+        machine.receive(mail["sealed"], mail["told"])
+        peers = {v: [x for (x,) in struct.iter_unpack("<d", record)] for v, record in machine.peers.items()}
+        inner = worker.client(client.services["call"], client.id, task["stream"], peers)
+        reply = worker.invoke(inner, "method", task["function"], task["message"])
+        codec = Codec(machine.session.config, len(machine.session.clients), task["bounds"])
+        encoded = codec.encode(reply, derive(inner.seed, "encode"))
+        if inner.flops:
+            worker.note_times(inner, wire_size(task["message"]), encoded.size)
+        client.flops += inner.flops
+        return {**machine.masked(encoded.segments), "shape": encoded.shape}
+
+    @on_client(each=True)
+    def consistency(self, client: Client, message: dict[str, Any]) -> dict[str, Any]:
+        """R2.5: sign the list of survivors."""
+        return _machine(client).consistency(message["alive"])
+
+    @on_client(each=True)
+    def unmask(self, client: Client, message: dict[str, Any]) -> dict[str, Any]:
+        """R3: give the shares that open the sum over the survivors, once."""
+        answer = _machine(client).unmask(message["own"])
+        client.services["session"].clear()
+        return answer
+
+
+@dataclass(frozen=True)
+class SecureArithmetic:
+    """The encoding and modular sums of secure aggregation, without its keys and masks: no protection.
+
+    Args:
+        config: see `SecureConfig`.
+    """
+
+    config: SecureConfig = field(default_factory=SecureConfig)
+    name: str = "secure-arithmetic"
+    sees_each: bool = False
+
+    def sum(self, fed: Federation, request: Request) -> Summed:
+        """Ask the cohort and add encoded replies modulo 2^b."""
+        peers = tell(fed, request)
+        codec = Codec(self.config, len(request.cohort), request.declared.bounds)
+        _, partials = fed.call(
+            request.function, request.message, request.cohort, _Modular(codec), deadline=request.deadline, peers=peers
+        )
+        total = partials[0]
+        for other in partials[1:]:
+            total.merge(other)
+        least = max(self.config.least(len(request.cohort)), fed.quorum)
+        if len(total.clients) < least:
+            raise QuorumError(f"round {fed.round}: {len(total.clients)} of {len(request.cohort)} clients replied; {least} are needed")
+        return codec.decode(total.shape, total.sums, sorted(total.clients))
+
+    def check(self, fed: Federation) -> list[str]:
+        """Return why a cohort of this size cannot be summed securely."""
+        return _check(self.config, fed)
+
+
+@dataclass(frozen=True)
+class _Modular:
+    codec: Codec
+
+    def open(self) -> _ModularSum:
+        return _ModularSum(self.codec)
+
+
+class _ModularSum:
+    """A sum of encoded replies at one worker."""
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec, self.clients = codec, list[int]()
+        self.shape: dict[str, Any] = {}
+        self.sums: list[tuple[Segment, Words]] = []
+
+    def size(self, reply: Tree) -> int:
+        return self.codec.size(reply)
+
+    def add(self, client: int, reply: Tree, seed: int) -> None:
+        encoded = self.codec.encode(reply, seed)
+        if not self.sums:
+            self.shape, self.sums = encoded.shape, encoded.segments
+        else:
+            self._same(encoded.shape)
+            for (_, total), (_, words) in zip(self.sums, encoded.segments, strict=True):
+                np.add(total, words, out=total)
+        self.clients.append(client)
+
+    def merge(self, other: _ModularSum) -> None:
+        if not self.sums:
+            self.__dict__.update(other.__dict__)
+        elif other.sums:
+            self._same(other.shape)
+            for (_, total), (_, words) in zip(self.sums, other.sums, strict=True):
+                np.add(total, words, out=total)
+            self.clients += other.clients
+
+    def _same(self, shape: dict[str, Any]) -> None:
+        if shape != self.shape:
+            raise AggregationError("clients returned replies of different shapes")
+
+    def partial(self) -> _ModularSum:
+        return self
+
+
+def _machine(client: Client) -> SecureClient:
+    machine = client.services["session"].get("secagg")
+    if machine is None:
+        raise ProtocolError(f"client {client.id} has no session; it ended, or was never begun")
+    assert isinstance(machine, SecureClient)
+    return machine
+
+
+def _facts(session: Session) -> dict[str, Any]:
+    facts = {f.name: getattr(session, f.name) for f in dataclasses.fields(session) if f.name != "config"}
+    return {**facts, "clients": list(session.clients), "config": dataclasses.asdict(session.config)}
+
+
+def _session(facts: dict[str, Any]) -> Session:
+    return Session(**{**facts, "clients": tuple(facts["clients"]), "config": SecureConfig(**facts["config"])})
+
+
+def _check(config: SecureConfig, fed: Federation) -> list[str]:
+    if fed.cohort_size < 3:
+        return [f"secure aggregation needs a cohort of at least 3 clients, not {fed.cohort_size}; a sum of 2 shows each to the other"]
+    return []

@@ -1,0 +1,108 @@
+"""What both sides of secure aggregation agree on before a round."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from paceline.errors import ConfigError
+
+__all__ = ["SecureConfig", "Segment"]
+
+
+@dataclass(frozen=True)
+class SecureConfig:
+    """Options of secure aggregation (profile R).
+
+    Args:
+        clip: largest absolute value C of a coordinate of an update; larger ones are clipped.
+        clip_norm: L2 norm to which a whole update is scaled down first, or None.
+        bits: q, bits of a quantised coordinate, its sign included.
+        max_weight: W; weights are rounded up to whole numbers and capped here. 1 means uniform weights.
+        gamma: share of corrupt clients that privacy must bear.
+        delta: share of clients that may drop out.
+        active: also bear a server that lies (signatures, consistency round, larger thresholds).
+        prg: mask generator, ``aes128ctr`` or ``chacha20``.
+        sigma: privacy fails with probability at most 2^-sigma.
+        eta: a round is lost with probability at most 2^-eta.
+        complete_up_to: cohorts up to this size use the complete graph.
+        threshold, neighbours: t and k in place of the computed ones.
+
+    Raises `ConfigError` for values that cannot work.
+    """
+
+    clip: float = 1.0
+    clip_norm: float | None = None
+    bits: int = 16
+    max_weight: int = 1
+    gamma: float = 0.1
+    delta: float = 0.1
+    active: bool = True
+    prg: Literal["aes128ctr", "chacha20"] = "aes128ctr"
+    sigma: int = 40
+    eta: int = 30
+    complete_up_to: int = 50
+    threshold: int | None = None
+    neighbours: int | None = None
+
+    def __post_init__(self) -> None:
+        wrong = []
+        if not self.clip > 0:
+            wrong.append(f"clip={self.clip} is not above 0")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            wrong.append(f"clip_norm={self.clip_norm} is not above 0")
+        if not 2 <= self.bits <= 24:
+            wrong.append(f"bits={self.bits} is not from 2 to 24")
+        if not 1 <= self.max_weight <= 2**20:
+            wrong.append(f"max_weight={self.max_weight} is not from 1 to 2^20")
+        wrong += [f"{n}={getattr(self, n)} is no share below 1" for n in ("gamma", "delta") if not 0 <= getattr(self, n) < 1]
+        if wrong:
+            raise ConfigError("secure aggregation: " + "; ".join(wrong))
+
+    def modulus_bits(self, clients: int) -> int:
+        """Return b = q + ceil(log2(n W)), with which the sum of n clients cannot wrap."""
+        return self.bits + math.ceil(math.log2(max(clients * self.max_weight, 1)))
+
+    def least(self, clients: int) -> int:
+        """Return n_min = ceil(gamma n) + 3, so that at least three survivors are honest; never above n."""
+        return min(math.ceil(self.gamma * clients - 1e-9) + 3, clients)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of the masked vector with a modulus and a mask stream of its own.
+
+    Args:
+        name: of the stream.
+        length: number of words.
+        bits: b; sums are modulo 2^b.
+    """
+
+    name: str
+    length: int
+    bits: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 64 or self.length < 0:
+            raise ConfigError(f"segment {self.name!r}: {self.length} words of {self.bits} bits; 1 to 64 bits are possible")
+
+    @property
+    def dtype(self) -> str:
+        """The word type in which sums wrap."""
+        return "<u4" if self.bits <= 32 else "<u8"
+
+    @property
+    def width(self) -> int:
+        """Bytes of a word on the wire."""
+        return -(-self.bits // 8)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the segment on the wire."""
+        return self.length * self.width
+
+    @property
+    def mask(self) -> int:
+        """2^b - 1."""
+        return (1 << self.bits) - 1

@@ -1,0 +1,98 @@
+"""From floats to words modulo 2^b and back: clipping, stochastic rounding, packing.
+
+A coordinate becomes w * round(clip(x) S) with S = (2^(q-1) - 1) / C, in two's complement modulo 2^b, so no
+offset needs to be taken away from a sum. Rounding is stochastic, hence unbiased.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.aggregation.secure.config import Segment
+from paceline.errors import NonFiniteError, ProtocolError, SumOverflowError
+
+__all__ = ["dequantise", "pack", "quantise", "scale_of", "signed", "to_words", "unpack"]
+
+Words = NDArray[Any]
+
+
+def scale_of(clip: float, bits: int) -> float:
+    """Return S = (2^(q-1) - 1) / C, the number of steps in a unit."""
+    return float((1 << (bits - 1)) - 1) / clip
+
+
+def quantise(
+    values: NDArray[Any], clip: float, bits: int, rng: np.random.Generator, weight: int | NDArray[Any] = 1
+) -> tuple[NDArray[np.int64], int]:
+    """Return (w * stochastic round(clip(x) S) as int64, number of clipped coordinates).
+
+    Args:
+        values: floats, shape [d].
+        clip: C.
+        bits: q.
+        rng: where the rounding's uniforms come from.
+        weight: whole number(s), one or [d].
+
+    Raises `NonFiniteError` for NaN or infinity.
+    """
+    top = float(np.abs(values).max()) if len(values) else 0.0
+    if not np.isfinite(top):
+        raise NonFiniteError("the update holds NaN or infinity")
+    kind = np.float32 if bits <= 16 else np.float64
+    clipped = int(np.count_nonzero(np.abs(values) > clip)) if top > clip else 0
+    scaled = np.clip(values, -clip, clip).astype(kind) * kind(scale_of(clip, bits))
+    whole = np.floor(scaled)
+    whole += rng.random(len(values), dtype=kind) < (scaled - whole)
+    limit = (1 << (bits - 1)) - 1  # rounding of the clipped value in float32 may not step over it
+    np.clip(whole, -limit, limit, out=whole)
+    out = whole.astype(np.int64)
+    if isinstance(weight, np.ndarray) or weight != 1:
+        out *= np.asarray(weight, dtype=np.int64)
+    return out, clipped
+
+
+def dequantise(total: NDArray[np.int64], clip: float, bits: int, clients: int, max_weight: int) -> NDArray[np.float64]:
+    """Return a signed sum in units of the values; raises `SumOverflowError` where no honest sum can be."""
+    bound = clients * max_weight * ((1 << (bits - 1)) - 1)
+    if len(total) and max(int(total.max()), -int(total.min())) > bound:
+        raise SumOverflowError(f"the opened sum exceeds what {clients} clients can have sent: overflow, or a cheater")
+    return total / scale_of(clip, bits)
+
+
+def to_words(values: NDArray[np.int64], segment: Segment) -> Words:
+    """Return integers modulo 2^b as words of the segment's type."""
+    return (values.view(np.uint64) & np.uint64(segment.mask)).astype(segment.dtype)
+
+
+def signed(words: Words, segment: Segment) -> NDArray[np.int64]:
+    """Return words as signed integers: those from 2^(b-1) up are negative."""
+    values = words.astype(np.uint64) & np.uint64(segment.mask)
+    if segment.bits == 64:
+        return values.view(np.int64)
+    half = np.uint64(1 << (segment.bits - 1))
+    return ((values ^ half).view(np.int64)) - np.int64(half)
+
+
+def pack(words: Words, segment: Segment) -> bytes:
+    """Return the words' low bytes, `segment.width` of each, little-endian."""
+    if len(words) != segment.length:
+        raise ProtocolError(f"segment {segment.name!r} has {segment.length} words, not {len(words)}")
+    data = np.ascontiguousarray(words & words.dtype.type(segment.mask), dtype=segment.dtype)
+    if segment.width == data.dtype.itemsize:
+        return data.tobytes()
+    return np.ascontiguousarray(data.view(np.uint8).reshape(segment.length, -1)[:, : segment.width]).tobytes()
+
+
+def unpack(data: bytes, segment: Segment) -> Words:
+    """Return the words of a packed segment; raises `ProtocolError` for a wrong length."""
+    if len(data) != segment.size:
+        raise ProtocolError(f"segment {segment.name!r} takes {segment.size} bytes, not {len(data)}")
+    kind = np.dtype(segment.dtype)
+    if segment.width == kind.itemsize:
+        return np.frombuffer(data, dtype=kind).copy()
+    out = np.zeros((segment.length, kind.itemsize), dtype=np.uint8)
+    out[:, : segment.width] = np.frombuffer(data, dtype=np.uint8).reshape(segment.length, segment.width)
+    return out.reshape(-1).view(kind)

@@ -1,0 +1,123 @@
+"""Who masks with whom: the complete graph for small cohorts, a k-regular ring above, and how large k and t must be."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Parameters", "neighbours", "parameters", "permutation"]
+
+
+def permutation(ids: Sequence[int], seed: bytes) -> list[int]:
+    """Return the ids in the order that a seed gives, the same for everyone (Fisher-Yates from SHA-256)."""
+    order, counter = list(ids), 0
+    for i in range(len(order) - 1, 0, -1):
+        limit = 2**64 - 2**64 % (i + 1)  # larger draws would favour small places
+        while True:
+            draw = int.from_bytes(hashlib.sha256(seed + counter.to_bytes(8, "little")).digest()[:8], "little")
+            counter += 1
+            if draw < limit:
+                break
+        j = draw % (i + 1)
+        order[i], order[j] = order[j], order[i]
+    return order
+
+
+def neighbours(order: Sequence[int], k: int) -> dict[int, list[int]]:
+    """Return each client's neighbours, ascending: those at most k/2 places away on the ring, or all others."""
+    n = len(order)
+    if k >= n - 1:
+        return {c: sorted(v for v in order if v != c) for c in order}
+    half = (k + 1) // 2
+    steps = [d for d in range(-half, half + 1) if d]
+    return {c: sorted({order[(i + d) % n] for d in steps} - {c}) for i, c in enumerate(order)}
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Neighbours k of each client, and the threshold t of shares that rebuild a secret."""
+
+    neighbours: int
+    threshold: int
+
+
+@lru_cache(maxsize=64)
+def parameters(
+    n: int,
+    gamma: float = 0.1,
+    delta: float = 0.1,
+    active: bool = True,
+    sigma: int = 40,
+    eta: int = 30,
+    complete_up_to: int = 50,
+) -> Parameters:
+    """Return the smallest even k, and for it the smallest t > k/2, that are safe and seldom lose a round.
+
+    With c = gamma n corrupt and D = delta n dropped clients, and neighbours drawn without replacement:
+    privacy n P[X_c >= t] <= 2^-sigma (active: X_c >= 2t - k); correctness n P[X_a < t] <= 2^-eta;
+    connection of the honest survivors n (gamma + delta)^(k/2) <= 2^-sigma. Privacy and connection get half
+    of 2^-sigma each.
+
+    Args:
+        n: size of the cohort.
+        gamma, delta: shares of corrupt clients and of drop-outs.
+        active: whether the server may lie.
+        sigma, eta: exponents.
+        complete_up_to: cohorts up to this size take the complete graph, t = n/2 + 1 (active 2n/3 + 1).
+    """
+    if n <= complete_up_to:
+        return _complete(n, active)
+    corrupt, gone = math.ceil(gamma * n - 1e-9), math.ceil(delta * n - 1e-9)
+    people = math.log2(n)
+    for k in range(2, n - 1, 2):
+        if people + k / 2 * math.log2(max(gamma + delta, 1e-300)) > -sigma - 1:
+            continue
+        captured = _log2_tails(n - 1, corrupt, k)
+        lost = _log2_heads(n - 1, n - 1 - gone, k)
+        for t in range(k // 2 + 1, k + 1):
+            if people + captured[2 * t - k if active else t] > -sigma - 1:
+                continue
+            if people + lost[t - 1] <= -eta:
+                return Parameters(k, t)
+            break  # a larger t only loses more rounds
+    return _complete(n, active)
+
+
+def _complete(n: int, active: bool) -> Parameters:
+    t = 2 * n // 3 + 1 if active else n // 2 + 1
+    return Parameters(max(n - 1, 1), max(1, min(t, n - 2 if n > 3 else n - 1)))
+
+
+@lru_cache(maxsize=8)
+def _log2_factorials(n: int) -> NDArray[np.float64]:
+    return np.concatenate([[0.0], np.cumsum(np.log2(np.arange(1, n + 1)))])
+
+
+def _log2_masses(total: int, marked: int, drawn: int) -> NDArray[np.float64]:
+    """Return log2 P[X = x] for x = 0 .. drawn: `drawn` of `total` are taken, of which `marked` count."""
+    fact = _log2_factorials(total)
+
+    def choose(n: int, k: NDArray[np.int64]) -> NDArray[np.float64]:
+        inside = (k >= 0) & (k <= n)
+        at = np.clip(k, 0, n)
+        return np.where(inside, fact[n] - fact[at] - fact[n - at], -np.inf)
+
+    x = np.arange(drawn + 1)
+    whole = choose(total, np.array([drawn]))[0]
+    return choose(marked, x) + choose(total - marked, drawn - x) - whole
+
+
+def _log2_tails(total: int, marked: int, drawn: int) -> NDArray[np.float64]:
+    """Return log2 P[X >= x] for x = 0 .. drawn."""
+    return np.logaddexp2.accumulate(_log2_masses(total, marked, drawn)[::-1])[::-1]
+
+
+def _log2_heads(total: int, marked: int, drawn: int) -> NDArray[np.float64]:
+    """Return log2 P[X <= x] for x = 0 .. drawn."""
+    return np.logaddexp2.accumulate(_log2_masses(total, marked, drawn))

@@ -1,0 +1,130 @@
+"""Keys, signatures, key derivation and sealing, all through the `cryptography` package."""
+
+from __future__ import annotations
+
+import secrets
+
+from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from paceline.errors import ProtocolError
+
+__all__ = [
+    "AgreementKey",
+    "IdentityKey",
+    "context",
+    "derive",
+    "open_sealed",
+    "pair_info",
+    "public_of_agreement",
+    "seal",
+    "verify",
+]
+
+_NONCE = 12
+
+
+def context(session: bytes, round: int, role: str) -> bytes:
+    """Return what binds a signature or key to one session, round and role; no two differ by where a part ends."""
+    return b"profileR-v1" + len(session).to_bytes(2, "little") + session + round.to_bytes(8, "little") + role.encode() + b"\0"
+
+
+class IdentityKey:
+    """A long-lived Ed25519 signing key."""
+
+    def __init__(self, key: Ed25519PrivateKey) -> None:
+        self._key = key
+        self.public = key.public_key().public_bytes_raw()
+
+    @staticmethod
+    def generate() -> IdentityKey:
+        """Return a new key."""
+        return IdentityKey(Ed25519PrivateKey.generate())
+
+    @staticmethod
+    def from_bytes(secret: bytes) -> IdentityKey:
+        """Return the key of a 32-byte secret."""
+        return IdentityKey(Ed25519PrivateKey.from_private_bytes(secret))
+
+    def to_bytes(self) -> bytes:
+        """Return the 32-byte secret."""
+        return self._key.private_bytes_raw()
+
+    def sign(self, data: bytes) -> bytes:
+        """Return the 64-byte signature of `data`."""
+        return self._key.sign(data)
+
+
+def verify(public: bytes, signature: bytes, data: bytes) -> bool:
+    """Return whether `signature` is of `data` by the owner of `public`; malformed ones are not."""
+    try:
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, data)
+    except (InvalidSignature, ValueError, TypeError):
+        return False
+    return True
+
+
+class AgreementKey:
+    """An X25519 key of one round."""
+
+    def __init__(self, key: X25519PrivateKey) -> None:
+        self._key = key
+        self.public = key.public_key().public_bytes_raw()
+
+    @staticmethod
+    def generate() -> AgreementKey:
+        """Return a new key."""
+        return AgreementKey(X25519PrivateKey.generate())
+
+    @staticmethod
+    def from_bytes(secret: bytes) -> AgreementKey:
+        """Return the key of a 32-byte secret."""
+        return AgreementKey(X25519PrivateKey.from_private_bytes(secret))
+
+    def to_bytes(self) -> bytes:
+        """Return the 32-byte secret."""
+        return self._key.private_bytes_raw()
+
+    def agree(self, peer: bytes) -> bytes:
+        """Return the secret shared with the owner of a public key.
+
+        Raises `ProtocolError` for a malformed or low-order key, whose secret would be known to all.
+        """
+        try:
+            return self._key.exchange(X25519PublicKey.from_public_bytes(peer))
+        except (ValueError, TypeError) as error:
+            raise ProtocolError(f"a public key is malformed or of low order: {error}") from None
+
+
+def public_of_agreement(secret: bytes) -> bytes:
+    """Return the public key of an X25519 secret."""
+    return AgreementKey.from_bytes(secret).public
+
+
+def derive(secret: bytes, salt: bytes, info: bytes, length: int = 32) -> bytes:
+    """Return `length` bytes of HKDF-SHA256."""
+    return HKDF(algorithm=SHA256(), length=length, salt=salt, info=info).derive(secret)
+
+
+def pair_info(label: str, a: int, b: int) -> bytes:
+    """Return what names a key of a pair, the same at both ends."""
+    low, high = sorted((a, b))
+    return label.encode() + b"|" + low.to_bytes(8, "little") + high.to_bytes(8, "little")
+
+
+def seal(key: bytes, plaintext: bytes, aad: bytes) -> bytes:
+    """Return nonce and ChaCha20-Poly1305 ciphertext: 28 bytes more than the plaintext."""
+    nonce = secrets.token_bytes(_NONCE)
+    return nonce + ChaCha20Poly1305(key).encrypt(nonce, plaintext, aad)
+
+
+def open_sealed(key: bytes, sealed: bytes, aad: bytes) -> bytes:
+    """Return the plaintext; raises `ProtocolError` where anything was changed."""
+    try:
+        return ChaCha20Poly1305(key).decrypt(sealed[:_NONCE], sealed[_NONCE:], aad)
+    except (InvalidTag, ValueError, TypeError):
+        raise ProtocolError("a sealed message was changed, or is for somebody else") from None

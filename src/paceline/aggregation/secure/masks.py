@@ -1,0 +1,75 @@
+"""Masks: streams of words from a seed, added to a vector in place.
+
+Each (seed, segment) has its own key and so its own stream. Work goes block by block, so that stream and
+vector stay in the processor's cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
+from cryptography.hazmat.primitives.ciphers.algorithms import AES128, ChaCha20
+from cryptography.hazmat.primitives.ciphers.modes import CTR
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+from numpy.typing import NDArray
+
+from paceline.errors import ConfigError
+
+__all__ = ["PRGS", "apply", "apply_all", "expand"]
+
+PRGS = ("aes128ctr", "chacha20")
+"""Mask generators; both ends must use the same one."""
+
+_BLOCK = 1 << 18
+
+
+def _stream(seed: bytes, segment: str, prg: str) -> CipherContext:
+    """Open a key stream. The zero nonce is safe as every key is used for one stream only."""
+    info = b"prg|" + segment.encode()
+    if prg == "aes128ctr":
+        key = HKDFExpand(algorithm=SHA256(), length=16, info=info).derive(seed)
+        return Cipher(AES128(key), CTR(bytes(16))).encryptor()
+    if prg == "chacha20":
+        key = HKDFExpand(algorithm=SHA256(), length=32, info=info).derive(seed)
+        return Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor()
+    raise ConfigError(f"unknown mask generator {prg!r}; known: {', '.join(PRGS)}")
+
+
+def expand(seed: bytes, segment: str, count: int, dtype: Any, prg: str = "aes128ctr") -> NDArray[Any]:
+    """Return the first `count` words of a mask, read little-endian on any machine."""
+    kind = np.dtype(dtype).newbyteorder("<")
+    return np.frombuffer(_stream(seed, segment, prg).update(bytes(count * kind.itemsize)), dtype=kind)
+
+
+def apply(accumulator: NDArray[Any], seed: bytes, segment: str, sign: int, prg: str = "aes128ctr") -> None:
+    """Add (sign 1) or take away (sign -1) one mask, in place and wrapping."""
+    apply_all(accumulator, [(seed, sign)], segment, prg)
+
+
+def apply_all(
+    accumulator: NDArray[Any], seeds: Sequence[tuple[bytes, int]], segment: str, prg: str = "aes128ctr"
+) -> None:
+    """Add or take away many masks, in place and wrapping.
+
+    Args:
+        accumulator: words, uint32 or uint64, shape [d].
+        seeds: 32-byte seeds, each with sign 1 or -1.
+        segment: name of the streams.
+        prg: generator.
+    """
+    size = accumulator.dtype.itemsize
+    streams = [(_stream(seed, segment, prg), sign) for seed, sign in seeds]
+    zeros = bytes(min(_BLOCK, len(accumulator) * size))
+    buffer = bytearray(len(zeros) + 15)  # update_into wants room for one more cipher block
+    words = np.frombuffer(buffer, dtype=accumulator.dtype.newbyteorder("<"), count=len(zeros) // size)
+    for start in range(0, len(accumulator), _BLOCK // size):
+        part = accumulator[start : start + _BLOCK // size]
+        source = zeros if len(part) * size == len(zeros) else zeros[: len(part) * size]
+        mask = words[: len(part)]
+        for stream, sign in streams:
+            stream.update_into(source, buffer)
+            (np.add if sign > 0 else np.subtract)(part, mask, out=part)

@@ -1,0 +1,82 @@
+"""Shamir's secret sharing over a prime field: any t of n shares give the secret, fewer say nothing.
+
+Shares are values at x of a random polynomial of degree t - 1 whose constant term is the secret. The field
+is GF(2^256 - 189), so that a share of a 32-byte secret takes 32 bytes.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+from paceline.errors import ConfigError
+
+__all__ = ["PRIME", "combine", "share", "weights"]
+
+PRIME = 2**256 - 189
+
+
+def share(secret: int, threshold: int, xs: Sequence[int], prime: int = PRIME) -> list[int]:
+    """Return the share at each of `xs`, of which any `threshold` give the secret.
+
+    Args:
+        secret: from 0 to prime - 1.
+        threshold: t.
+        xs: distinct, none of them 0 modulo the prime (the value at 0 is the secret).
+
+    Raises `ConfigError` for arguments with which sharing would not be safe or possible.
+    """
+    _check(xs, prime)
+    if not 1 <= threshold <= len(xs):
+        raise ConfigError(f"a threshold of {threshold} is impossible with {len(xs)} shares")
+    if not 0 <= secret < prime:
+        raise ConfigError("the secret is outside the field")
+    coefficients = [secrets.randbelow(prime) for _ in range(threshold - 1)]
+    out = []
+    for x in xs:
+        value = 0
+        for c in reversed(coefficients):
+            value = (value + c) * x % prime
+        out.append((value + secret) % prime)
+    return out
+
+
+def weights(xs: Sequence[int], prime: int = PRIME) -> list[int]:
+    """Return the Lagrange weights at 0: sum of weight * share is the secret. Once per set of x serves many secrets."""
+    _check(xs, prime)
+    product = 1
+    for x in xs:
+        product = product * x % prime
+    lower = []
+    for x in xs:
+        value = x  # product over the others of (x_m / (x_m - x)) = product / (x * product of the differences)
+        for other in xs:
+            if other != x:
+                value = value * (other - x) % prime
+        lower.append(value)
+    return [product * inverse % prime for inverse in _inverses(lower, prime)]
+
+
+def combine(ys: Sequence[int], at: Sequence[int], prime: int = PRIME) -> int:
+    """Return the secret from shares and the weights of their x."""
+    return sum(y * w for y, w in zip(ys, at, strict=True)) % prime
+
+
+def _inverses(values: Sequence[int], prime: int) -> list[int]:
+    """Invert many numbers with one modular inversion."""
+    running, prefix = 1, []
+    for value in values:
+        prefix.append(running)
+        running = running * value % prime
+    inverse = pow(running, -1, prime)
+    out = [0] * len(values)
+    for i in range(len(values) - 1, -1, -1):
+        out[i] = inverse * prefix[i] % prime
+        inverse = inverse * values[i] % prime
+    return out
+
+
+def _check(xs: Sequence[int], prime: int) -> None:
+    reduced = [x % prime for x in xs]
+    if 0 in reduced or len(set(reduced)) != len(reduced):
+        raise ConfigError("the places of shares must be distinct and not 0")

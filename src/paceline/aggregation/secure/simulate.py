@@ -1,0 +1,124 @@
+"""One secure sum with all parties in this process: for tests, for the cost table, and to read the protocol."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from paceline.aggregation.secure.client import SecureClient, Session
+from paceline.aggregation.secure.config import SecureConfig, Segment
+from paceline.aggregation.secure.encoding import Words
+from paceline.aggregation.secure.graph import parameters
+from paceline.aggregation.secure.keys import IdentityKey
+from paceline.aggregation.secure.server import SecureServer
+
+__all__ = ["Costs", "new_session", "secure_sum"]
+
+
+@dataclass
+class Costs:
+    """What a sum took: seconds of the first surviving client and of the server, bytes of that client."""
+
+    client_seconds: float = 0.0
+    server_seconds: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    opened: list[tuple[Segment, Words]] = field(default_factory=list)
+
+
+def new_session(clients: Collection[int], config: SecureConfig, round: int = 1, attempt: int = 0) -> Session:
+    """Return a fresh session whose k and t follow from the cohort's size."""
+    computed = parameters(
+        len(clients), config.gamma, config.delta, config.active, config.sigma, config.eta, config.complete_up_to
+    )
+    k = computed.neighbours if config.neighbours is None else config.neighbours
+    t = computed.threshold if config.threshold is None else config.threshold
+    return Session(secrets.token_bytes(32), round, attempt, tuple(sorted(clients)), k, t, config)
+
+
+def secure_sum(
+    vectors: Mapping[int, list[tuple[Segment, Words]]],
+    config: SecureConfig | None = None,
+    drop: Mapping[int, str] | None = None,
+    quorum: int = 1,
+) -> tuple[list[Words], list[int], Costs]:
+    """Return (opened segments, survivors, costs).
+
+    Args:
+        vectors: the cohort's segments and words.
+        config: options.
+        drop: the step before whose answer a client vanishes: ``advertise``, ``share``, ``masked``,
+            ``consistency`` or ``unmask``.
+        quorum: least number of survivors.
+    """
+    config = config or SecureConfig()
+    gone = dict(drop or {})
+    steps = ("advertise", "share", "masked", "consistency", "unmask")
+    session = new_session(vectors, config)
+    identities = {c: IdentityKey.generate() for c in vectors}
+    directory = {c: key.public for c, key in identities.items()}
+    clients = {c: SecureClient(c, session, identities[c], directory) for c in vectors}
+    server, costs = SecureServer(session, directory, quorum), Costs()
+    watched = next((c for c in sorted(vectors) if c not in gone), None)
+
+    def here(client: int, step: str) -> bool:
+        return client not in gone or steps.index(gone[client]) > steps.index(step)
+
+    started = time.perf_counter()
+    own = 0.0  # of all clients, so that the rest of the wall time is the server's
+
+    def timed(client: int, answer: object) -> float:
+        nonlocal own
+        spent = time.perf_counter() - began
+        own += spent
+        if client == watched:
+            costs.client_seconds += spent
+        return spent
+
+    for c, machine in clients.items():
+        if here(c, "advertise"):
+            began = time.perf_counter()
+            message = machine.advertise()
+            timed(c, message)
+            server.add_advert(c, message)
+    hashes, adverts = server.directory_for()
+    for c in adverts:
+        if here(c, "share"):
+            began = time.perf_counter()
+            message = clients[c].share(hashes, adverts[c])
+            timed(c, message)
+            if c == watched:
+                costs.bytes_up += 128 + sum(len(s) + len(message["told"][v]) + 8 for v, s in message["sealed"].items())
+                costs.bytes_down += 40 * len(hashes) + 136 * len(adverts[c])
+            server.add_shares(c, message)
+    for c, mail in server.mail_for().items():
+        if here(c, "masked"):
+            began = time.perf_counter()
+            clients[c].receive(mail["sealed"], mail["told"])
+            message = clients[c].masked([(s, w.copy()) for s, w in vectors[c]])
+            timed(c, message)
+            if c == watched:
+                costs.bytes_down += sum(len(s) + len(mail["told"][v]) + 8 for v, s in mail["sealed"].items())
+                costs.bytes_up += sum(len(p) for p in message["segments"]) + 64
+            server.add_masked(c, message)
+    alive = server.alive()
+    for c in alive:
+        if here(c, "consistency"):
+            began = time.perf_counter()
+            message = clients[c].consistency(alive)
+            timed(c, message)
+            server.add_signature(c, message)
+    for c, signatures in server.signatures_for().items():
+        if here(c, "unmask"):
+            began = time.perf_counter()
+            message = clients[c].unmask(signatures)
+            timed(c, message)
+            if c == watched:
+                costs.bytes_down += 8 * len(alive) + 72 * len(signatures)
+                costs.bytes_up += 64 + 40 * (len(message["self"]) + len(message["keys"]))
+            server.add_unmasking(c, message)
+    costs.opened = server.open()
+    costs.server_seconds = time.perf_counter() - started - own
+    return [w for _, w in costs.opened], alive, costs
