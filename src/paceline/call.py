@@ -141,14 +141,14 @@ def wire_size(tree: Tree) -> int:
 
 
 def _count(item: Any) -> int:
-    if isinstance(item, bytes):
-        return len(item) + 4
-    if isinstance(item, list | tuple):
-        if len(item) == 2 and item[0] == "dict":
-            return sum(len(str(k)) + 2 + _count(v) for k, v in item[1])
-        if len(item) == 4 and item[0] == "params":
+    """Walk what `flatten` made: plain values, or lists that begin with their kind."""
+    match item:
+        case bytes() | str():
+            return len(item) + 4
+        case ["dict", pairs] | ["node", _, pairs]:
+            return sum(len(str(key)) + 2 + _count(value) for key, value in pairs)
+        case ["list" | "tuple", values]:
+            return sum(_count(value) for value in values)
+        case ["tensor", *_] | ["params", *_]:
             return 16
-        return sum(_count(i) for i in item)
-    return len(item) + 2 if isinstance(item, str) else 8
-
-
+    return 8

@@ -61,9 +61,10 @@ def on_client(
 
 
 def client_functions(program: object) -> dict[str, ClientFunction]:
-    """Return the client functions of a method (or protocol) by name."""
+    """Return the client functions of a method (or protocol), or of its class, by name."""
     found = {}
-    for name, value in inspect.getmembers(type(program), inspect.isfunction):
+    cls = program if isinstance(program, type) else type(program)
+    for name, value in inspect.getmembers(cls, inspect.isfunction):
         declared = getattr(value, "__client__", None)
         if declared is not None:
             found[name] = declared
@@ -167,7 +168,8 @@ def _all() -> dict[str, type[Method]]:
     while queue:
         cls = queue.pop()
         queue += cls.__subclasses__()
-        if "round" in {n for c in cls.__mro__ if c is not Method for n in vars(c)}:
+        complete = not any(getattr(getattr(cls, n, None), "__isabstractmethod__", False) for n in dir(cls))
+        if complete and "round" in {n for c in cls.__mro__ if c is not Method for n in vars(c)}:
             found.setdefault(cls.slug(), cls)
     return found
 

@@ -146,9 +146,10 @@ class SecureServer:
 
     def signatures_for(self) -> dict[int, dict[int, bytes]]:
         """Close R2.5: return for each client its neighbours' signatures."""
-        return {
-            c: {v: self._signatures[v] for v in self._graph[c] if v in self._signatures} for c in self._signatures
-        }
+        out = {c: {v: self._signatures[v] for v in self._graph[c] if v in self._signatures} for c in self._signatures}
+        fewest = min((len(near) for near in out.values()), default=0)
+        self._lost("around one of them that confirmed the survivors", fewest, self.session.threshold)
+        return out
 
     # -- R3 ------------------------------------------------------------------------------------
     def add_unmasking(self, client: int, message: dict[str, Any]) -> None:
