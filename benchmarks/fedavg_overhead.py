@@ -47,7 +47,8 @@ def plain_round(model: torch.nn.Module, optimizer: torch.optim.Optimizer, x: Ten
 
 def overhead(rounds: int, cohort: int) -> None:
     task = workload()
-    config = RunConfig(method="fedavg", task="femnist-shaped", clients=CLIENTS, cohort=cohort, rounds=rounds + 1, threads=torch.get_num_threads())
+    threads = torch.get_num_threads()
+    config = RunConfig(task="femnist-shaped", clients=CLIENTS, cohort=cohort, rounds=rounds + 1, threads=threads)
     prepared = prepare(config, task=task)
     model = task.build(0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)

@@ -3,13 +3,22 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from paceline.errors import CheckpointError, CohortError, ConfigError, DiskFullError, PlanError, QuorumError, UnknownNameError
+from paceline.errors import (
+    CheckpointError,
+    CohortError,
+    ConfigError,
+    DiskFullError,
+    PlanError,
+    QuorumError,
+    UnknownNameError,
+)
 from paceline.run import RunConfig, prepare, resume
 from paceline.store import RunFolder, load_checkpoint
 from tests.conftest import make_task
@@ -176,10 +185,6 @@ def test_target_and_patience(federate):
 def test_federated_evaluation_equals_central_over_the_same_samples(federate):
     task = make_task()
     summary = federate(task=task, evaluation="federated", rounds=1)
-    central = prepare(RunConfig.build({"task": "blobs", "clients": 6, "cohort": 5, "rounds": 1}), task=make_task())
-    central.task.__dict__  # the same task, evaluated centrally on its training samples
-    from dataclasses import replace
-
     other = federate(task=replace(task, test=task.train), rounds=1)
     assert summary.accuracy == pytest.approx(other.accuracy, abs=1e-12)
     assert summary.loss == pytest.approx(other.loss, rel=1e-6)
@@ -195,8 +200,6 @@ def test_a_client_without_samples_takes_part_without_weight(config):
 
 @pytest.mark.parametrize("policy", ["average", "local", "recompute"])
 def test_batchnorm_policies(config, policy):
-    from dataclasses import replace
-
     def model():
         return nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4))
 

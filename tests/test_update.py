@@ -78,7 +78,7 @@ def test_sum_is_the_same_bits_in_any_order_and_grouping():
 def test_bad_values_are_named_and_leave_the_sum_whole():
     part = Partial(30, 100.0)
     part.add(1, Update(delta=torch.ones(3)))
-    with pytest.raises(NonFiniteError, match="client 2.*delta"):
+    with pytest.raises(NonFiniteError, match=r"client 2.*delta"):
         part.add(2, Update(delta=torch.tensor([1.0, float("nan"), 0.0])))
     with pytest.raises(SumOverflowError, match="client 3"):
         part.add(3, Update(delta=torch.full((3,), 30.0), weight=4))

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-
-
 from paceline.params import Params
 from paceline.tree import Tree, flatten
 

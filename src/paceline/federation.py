@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -43,6 +43,10 @@ class Clock(Protocol):
     """Virtual time, in seconds since the start of the run."""
 
     now: float
+
+    @property
+    def phases(self) -> MutableSequence[Any]:
+        """The latest calls: name, seconds, and what of them the slowest client spent on work and transfers."""
 
     def advance(self, name: str, receipts: Sequence[Receipt], deadline: float | None) -> float:
         """Let a synchronous call pass; return the seconds it took."""
@@ -81,9 +85,13 @@ class Summed:
 class Aggregation(Protocol):
     """How a sum is formed."""
 
-    name: str
-    sees_each: bool
-    """Whether the server could see single replies: ``each`` functions are allowed only then."""
+    @property
+    def name(self) -> str:
+        """As on the command line."""
+
+    @property
+    def sees_each(self) -> bool:
+        """Whether the server could see single replies: ``each`` functions are allowed only then."""
 
     def sum(self, fed: Federation, request: Request) -> Summed:
         """Ask the cohort and form the sum."""

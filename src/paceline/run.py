@@ -20,7 +20,14 @@ from paceline.aggregation import load_aggregation
 from paceline.data import partition_task
 from paceline.devices import VirtualClock, load_fleet
 from paceline.engines import Setup, load_engine
-from paceline.errors import CheckpointError, ConfigError, NonFiniteError, PlanError, QuorumError, WorkerDiedError
+from paceline.errors import (
+    CheckpointError,
+    ConfigError,
+    NonFiniteError,
+    PlanError,
+    QuorumError,
+    WorkerDiedError,
+)
 from paceline.federation import Federation
 from paceline.method import Method, client_functions, find_method
 from paceline.params import Params
@@ -155,6 +162,7 @@ class Run:
         clock, totals = self.fed.clock, self.fed.totals
         before = (clock.now, totals.bytes_up, totals.bytes_down)
         deaths = attempt = 0
+        clock.phases.clear()
         while True:
             self.fed.start_round(number, attempt)
             try:
@@ -181,6 +189,8 @@ class Run:
             "round_seconds": clock.now - before[0],
             "bytes_up": totals.bytes_up - before[1],
             "bytes_down": totals.bytes_down - before[2],
+            "compute_seconds": sum(p.compute for p in clock.phases),
+            "network_seconds": sum(p.network for p in clock.phases),
             "dropped": len(last.dropped),
             "attempts": attempt + 1,
             **{f"note_{k}": v for k, v in last.notes.items()},
@@ -225,7 +235,8 @@ class Run:
         return "all rounds" if self.round >= config.rounds else None
 
     def _save(self, changed: dict[int, dict[str, Any]]) -> None:
-        assert self.folder is not None and self.store is not None
+        assert self.folder is not None
+        assert self.store is not None
         for client, stored in changed.items():
             self.store.put(client, stored)
         if self.round % self.config.checkpoint_every and self._stop_reason() is None:
@@ -375,7 +386,8 @@ def resume(path: str | Path, observer: Observer | None = None, **parts: Any) -> 
 
 def _restore(prepared: Run, saved: dict[str, Any]) -> None:
     folder, store = prepared.folder, prepared.store
-    assert folder is not None and store is not None
+    assert folder is not None
+    assert store is not None
     if saved["config"] != prepared.config.model_dump_json():
         raise CheckpointError(f"{folder.path}: the checkpoint is of another configuration than config.toml")
     prepared.round, prepared.state = saved["round"], saved["state"]

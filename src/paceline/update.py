@@ -141,8 +141,8 @@ def _flat(weight: Any, cap: int | None) -> float | Tensor:
     if isinstance(weight, Params):
         weight = weight.vector
     if isinstance(weight, Tensor):
-        weight = weight.detach().reshape(-1)
-        return weight if cap is None else weight.ceil().clamp_(0, cap)
+        flat: Tensor = weight.detach().reshape(-1)
+        return flat if cap is None else flat.ceil().clamp_(0, cap)
     return float(weight) if cap is None else float(min(max(math.ceil(weight), 0), cap))
 
 
@@ -167,10 +167,10 @@ def rebuild(structure: Any, tensors: list[Tensor], scalars: list[float], denomin
     for kind, name, layout in totals:
         value = next(tail) if kind == "scalar" else next(left_d)
         weights[name] = (value, layout)
-    first = totals[0][1] if totals else None
+    first = next(iter(weights), "")
     fields = {name: _close(part, left_t, left_s, weights[first if shared else name][0]) for name, part in parts}
     shown = {n: Params(w.float(), lay) if lay is not None else w for n, (w, lay) in weights.items()}
-    return Update(weight=shown[first] if shared and first is not None else shown, **fields)
+    return Update(weight=next(iter(shown.values()), 0.0) if shared else shown, **fields)
 
 
 def _close(part: Any, tensors: Any, scalars: Any, weight: Any) -> Tree:

@@ -31,9 +31,8 @@ def regression():
 
 
 def run_rounds(task, method, rounds, cohort=CLIENTS, **options):
-    config = RunConfig.build(
-        {"method": method, "task": "regression", "clients": CLIENTS, "cohort": cohort, "rounds": rounds, "options": {"epochs": EPOCHS, **options}}
-    )
+    values = {"method": method, "task": "regression", "clients": CLIENTS, "cohort": cohort, "rounds": rounds}
+    config = RunConfig.build(values | {"options": {"epochs": EPOCHS, **options}})
     prepared = prepare(config, task=task)
     state = prepared.method.init(prepared.fed)
     cohorts = []

@@ -6,6 +6,7 @@ influence on results: streams belong to clients, and sums are exact.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import pickle
 from collections.abc import Iterator, Mapping
@@ -165,7 +166,7 @@ class _Process:
     """One worker process and the pipe to it. Our own child: pickles on this pipe come from ourselves."""
 
     def __init__(self, setup: Setup, number: int) -> None:
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             raise EngineError("worker processes cannot be forked once CUDA is in use; use one worker")
         context = multiprocessing.get_context("fork")
         self.number = number
@@ -176,10 +177,8 @@ class _Process:
         self.pid = self._process.pid or 0
 
     def send(self, message: Any) -> None:
-        try:
+        with contextlib.suppress(OSError):  # the reader finds the end of the pipe and names the death
             self.pipe.send_bytes(pickle.dumps(message, protocol=5))
-        except (BrokenPipeError, OSError):
-            pass  # the reader finds the end of the pipe and names the death
 
     def receive(self) -> tuple[str, Any]:
         return pickle.loads(self.pipe.recv_bytes())  # type: ignore[no-any-return]

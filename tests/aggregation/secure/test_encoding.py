@@ -4,7 +4,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paceline.aggregation.secure.config import SecureConfig, Segment
-from paceline.aggregation.secure.encoding import dequantise, pack, quantise, scale_of, signed, to_words, unpack
+from paceline.aggregation.secure.encoding import (
+    dequantise,
+    pack,
+    quantise,
+    scale_of,
+    signed,
+    to_words,
+    unpack,
+)
 from paceline.errors import ConfigError, NonFiniteError, ProtocolError, SumOverflowError
 
 

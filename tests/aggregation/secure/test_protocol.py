@@ -31,7 +31,7 @@ def vectors(n, length=6, bits=19, seed=0):
 def plain_sum(inputs, survivors):
     out = []
     for place, (segment, _) in enumerate(inputs[survivors[0]]):
-        total = sum(int(0) + inputs[c][place][1].astype(object) for c in survivors)
+        total = sum(0 + inputs[c][place][1].astype(object) for c in survivors)
         out.append([int(v) % (1 << segment.bits) for v in total])
     return out
 

@@ -96,7 +96,8 @@ def _complete(n: int, active: bool) -> Parameters:
 
 @lru_cache(maxsize=8)
 def _log2_factorials(n: int) -> NDArray[np.float64]:
-    return np.concatenate([[0.0], np.cumsum(np.log2(np.arange(1, n + 1)))])
+    sums: NDArray[np.float64] = np.concatenate([[0.0], np.cumsum(np.log2(np.arange(1, n + 1)))])
+    return sums
 
 
 def _log2_masses(total: int, marked: int, drawn: int) -> NDArray[np.float64]:
@@ -110,7 +111,8 @@ def _log2_masses(total: int, marked: int, drawn: int) -> NDArray[np.float64]:
 
     x = np.arange(drawn + 1)
     whole = choose(total, np.array([drawn]))[0]
-    return choose(marked, x) + choose(total - marked, drawn - x) - whole
+    out: NDArray[np.float64] = choose(marked, x) + choose(total - marked, drawn - x) - whole
+    return out
 
 
 def _log2_tails(total: int, marked: int, drawn: int) -> NDArray[np.float64]:

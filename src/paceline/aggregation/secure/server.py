@@ -54,6 +54,10 @@ class SecureServer:
         self._shares_s: dict[int, dict[int, bytes]] = {}
         self._signatures: dict[int, bytes] = {}
 
+    @property
+    def _least(self) -> int:
+        return self.session.config.least(len(self.session.clients))
+
     def _lost(self, step: str, count: int, least: int) -> None:
         if count < least:
             raise QuorumError(
@@ -74,7 +78,7 @@ class SecureServer:
 
     def directory_for(self) -> tuple[dict[int, bytes], dict[int, dict[int, bytes]]]:
         """Close R0: return everybody's hashes, and for each client its neighbours' keys."""
-        self._lost("after advertising", len(self._adverts), max(self.session.threshold + 1, self.session.config.least(len(self.session.clients))))
+        self._lost("after advertising", len(self._adverts), max(self.session.threshold + 1, self._least))
         hashes = {c: hashlib.sha256(a).digest() for c, a in sorted(self._adverts.items())}
         self._graph = graph_of(self.session, hashes)
         return hashes, {c: {v: self._adverts[v] for v in near} for c, near in self._graph.items()}
@@ -93,13 +97,13 @@ class SecureServer:
 
     def mail_for(self) -> dict[int, dict[str, dict[int, bytes]]]:
         """Close R1: return for each client what its neighbours sealed for it."""
-        self._lost("after sharing", len(self._shared), self.session.config.least(len(self.session.clients)))
+        self._lost("after sharing", len(self._shared), self._least)
         out = {}
         for client in self._shared:
             senders = [v for v in self._graph[client] if v in self._shared]
             if len(senders) >= self.session.threshold:
                 out[client] = {part: {v: self._shared[v][part][client] for v in senders} for part in ("sealed", "told")}
-        self._lost("with enough neighbours", len(out), self.session.config.least(len(self.session.clients)))
+        self._lost("with enough neighbours", len(out), self._least)
         return out
 
     # -- R2 ------------------------------------------------------------------------------------
@@ -132,7 +136,7 @@ class SecureServer:
     # -- R2.5 ----------------------------------------------------------------------------------
     def alive(self) -> list[int]:
         """Close R2: return the survivors, which no later message can join."""
-        self._lost("with a masked vector", len(self._masked), max(self.quorum, self.session.config.least(len(self.session.clients))))
+        self._lost("with a masked vector", len(self._masked), max(self.quorum, self._least))
         self._masked.sort()
         return list(self._masked)
 

@@ -25,7 +25,7 @@ from paceline.submodels.merge import masked_mean
 from paceline.submodels.policy import cutoff, fluid_fraction
 from paceline.submodels.scores import steady_mask
 from paceline.submodels.select import Threshold, select
-from paceline.submodels.service import Submodels, submodels, train_submodel
+from paceline.submodels.service import Submodels, submodels
 from paceline.tree import node
 
 
