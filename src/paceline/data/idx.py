@@ -1,0 +1,73 @@
+"""The idx format of MNIST and its relatives: a header with type and shape, then the values."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from paceline.data.raw import Array, Part, RawData
+from paceline.errors import DataFormatError
+
+__all__ = ["parse_idx", "read_idx"]
+
+_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+
+
+def parse_idx(content: bytes, name: str = "idx file") -> Array:
+    """Return the array in the bytes of an idx file, gzip-compressed or not.
+
+    Raises `DataFormatError`, naming the file, when header and length do not fit together.
+    """
+    if content[:2] == b"\x1f\x8b":
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataFormatError(f"{name}: the gzip data are damaged ({error})") from error
+    if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _TYPES:
+        raise DataFormatError(f"{name}: no idx header; it begins with {content[:4].hex(' ') or 'nothing'}")
+    kind, dims = np.dtype(_TYPES[content[2]]), content[3]
+    start = 4 + 4 * dims
+    if dims == 0 or len(content) < start:
+        raise DataFormatError(f"{name}: the header announces {dims} dimensions and ends after {len(content)} bytes")
+    shape = tuple(int(n) for n in np.frombuffer(content, dtype=">u4", count=dims, offset=4))
+    wanted = math.prod(shape) * kind.itemsize
+    if len(content) - start != wanted:
+        raise DataFormatError(f"{name}: shape {shape} needs {wanted} bytes of values, there are {len(content) - start}")
+    return np.frombuffer(content, dtype=kind, offset=start).reshape(shape).astype(kind.newbyteorder("="))
+
+
+def read_idx(folder: Path) -> RawData:
+    """Read a folder with the four files ``{train,t10k}-{images-idx3,labels-idx1}-ubyte``, each with or without ``.gz``.
+
+    The two test files may both be absent. Raises `DataFormatError` when a file is missing or malformed.
+    """
+    train = _part(folder, "train")
+    if train is None:
+        raise DataFormatError(f"{folder}: no train-images-idx3-ubyte[.gz] in this folder")
+    test = _part(folder, "t10k")
+    if test is not None and test.x.shape[1:] != train.x.shape[1:]:
+        raise DataFormatError(f"{folder}: test images are {test.x.shape[1:]}, training images {train.x.shape[1:]}")
+    count = 1 + max(int(part.y.max()) for part in (train, test) if part is not None)
+    return RawData(train, test, tuple(map(str, range(count))))
+
+
+def _part(folder: Path, kind: str) -> Part | None:
+    found: list[Path | None] = []
+    for name in (f"{kind}-images-idx3-ubyte", f"{kind}-labels-idx1-ubyte"):
+        plain = [folder / (name + end) for end in (".gz", "") if (folder / (name + end)).is_file()]
+        found.append(plain[0] if plain else None)
+    images, labels = found
+    if images is None and labels is None:
+        return None
+    if images is None or labels is None:
+        raise DataFormatError(f"{folder}: of the {kind} files one is missing, {images or labels} is there")
+    x, y = parse_idx(images.read_bytes(), str(images)), parse_idx(labels.read_bytes(), str(labels))
+    if x.ndim != 3 or x.dtype != np.uint8:
+        raise DataFormatError(f"{images}: images must be bytes of shape [N, H, W], these are {x.dtype} {x.shape}")
+    if y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer) or not len(y) or y.min() < 0:
+        raise DataFormatError(f"{labels}: one label of 0 or more for each of the {len(x)} images is needed")
+    return Part(x, y.astype(np.int64))

@@ -1,0 +1,115 @@
+"""Data as read, before a task makes tensors of it: numpy arrays, names of classes, names of owners."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.errors import ConfigError, DataFormatError
+from paceline.rng import numpy_rng
+
+__all__ = ["Array", "Part", "RawData", "encode", "hold_out"]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Samples of one split.
+
+    Args:
+        x: inputs, shape [N, ...]; images as uint8 of shape [N, H, W] or [N, H, W, 3].
+        y: class codes, shape [N] (int64).
+        owner: code of each sample's natural client, shape [N] (int64), or None.
+    """
+
+    x: Array
+    y: Array
+    owner: Array | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def take(self, rows: Array) -> Part:
+        """Return the samples at `rows`."""
+        return Part(self.x[rows], self.y[rows], None if self.owner is None else self.owner[rows])
+
+
+@dataclass(frozen=True)
+class RawData:
+    """A data set as read.
+
+    Args:
+        train, test: samples; `test` is None where the data come without a test part.
+        classes: names of the classes, by code.
+        owners: names of the natural clients, by code.
+    """
+
+    train: Part
+    test: Part | None
+    classes: tuple[str, ...]
+    owners: tuple[str, ...] = ()
+
+    def arrays(self) -> dict[str, Array]:
+        """Return everything as named arrays, none of them of Python objects."""
+        out: dict[str, Array] = {"classes": np.array(self.classes, dtype=np.str_)}
+        if self.owners:
+            out["owners"] = np.array(self.owners, dtype=np.str_)
+        for name, part in (("train", self.train), ("test", self.test)):
+            if part is not None:
+                out |= {f"{name}_x": part.x, f"{name}_y": part.y}
+                if part.owner is not None:
+                    out[f"{name}_owner"] = part.owner
+        return out
+
+    @staticmethod
+    def of(arrays: Mapping[str, Array]) -> RawData:
+        """Return the data set that `arrays` made these arrays of."""
+
+        def part(name: str) -> Part | None:
+            if f"{name}_x" not in arrays:
+                return None
+            return Part(arrays[f"{name}_x"], arrays[f"{name}_y"], arrays.get(f"{name}_owner"))
+
+        train = part("train")
+        if train is None or "classes" not in arrays:
+            raise DataFormatError(f"no training samples or classes among the arrays {sorted(arrays)}")
+        names = {key: tuple(str(v) for v in arrays.get(key, ())) for key in ("classes", "owners")}
+        return RawData(train, part("test"), names["classes"], names["owners"])
+
+    def with_test(self, share: float, seed: int = 0) -> RawData:
+        """Return the data with a test part: its own, or a fixed `share` of each class of the training part.
+
+        Raises `ConfigError` unless 0 < share < 1, `DataFormatError` when either part would be empty.
+        """
+        if self.test is not None:
+            return self
+        train, test = hold_out(self.train.y, share, seed)
+        return replace(self, train=self.train.take(train), test=self.train.take(test))
+
+
+def hold_out(y: Array, share: float, seed: int = 0) -> tuple[Array, Array]:
+    """Return (train rows, test rows), both in order: a seeded random `share` of each class is the test part."""
+    if not 0 < share < 1:
+        raise ConfigError(f"test={share}; the share of test samples must lie between 0 and 1")
+    rng = numpy_rng(seed, "hold out")
+    test = np.zeros(len(y), dtype=bool)
+    for value in np.unique(y):
+        rows = np.flatnonzero(y == value)
+        test[rng.permutation(rows)[: round(len(rows) * share)]] = True
+    if test.all() or not test.any():
+        raise DataFormatError(f"{len(y)} samples are too few to hold {share:.0%} of each class out for tests")
+    return np.flatnonzero(~test), np.flatnonzero(test)
+
+
+def encode(values: Sequence[str]) -> tuple[Array, tuple[str, ...]]:
+    """Return (code of each value, sorted distinct values); whole numbers are sorted by size."""
+    distinct = sorted(set(values))
+    if all(v.lstrip("-").isascii() and v.lstrip("-").isdigit() for v in distinct):
+        distinct.sort(key=int)
+    codes = {value: i for i, value in enumerate(distinct)}
+    return np.array([codes[v] for v in values], dtype=np.int64), tuple(distinct)

