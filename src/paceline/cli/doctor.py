@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from paceline.cli.listing import task_rows
 from paceline.cli.run import Json
 from paceline.cli.show import bytes_text, out, print_json, table
 
@@ -103,11 +104,10 @@ def _writable(what: str, folder: Path) -> Finding:
 
 
 def _data() -> list[Finding]:
-    from paceline.data import cache_folder
-    from paceline.tasks import describe_tasks
+    from paceline.data.cache import cache_folder
 
     found = [_writable("cache of data sets", cache_folder())]
-    for entry in describe_tasks():
+    for entry in task_rows():
         ready = bool(entry["ready"])
         cure = "" if ready else f"paceline data fetch {entry['name']}"
         found.append(

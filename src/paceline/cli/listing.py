@@ -19,7 +19,7 @@ from paceline.cli.show import out, print_json, table
 if TYPE_CHECKING:
     from paceline.method import Method
 
-__all__ = ["card", "field_docs", "methods", "sum_only", "tasks"]
+__all__ = ["card", "field_docs", "methods", "sum_only", "task_rows", "tasks"]
 
 
 def methods(
@@ -55,19 +55,34 @@ def methods(
 
 def tasks(json: Json = False) -> None:
     """List the tasks and say whether their data are there."""
-    from paceline.tasks import describe_tasks
-
-    found = describe_tasks()
+    found = task_rows()
     if json:
         print_json(found)
         return
-    listed = table("Tasks", *next(iter(found), {"name": ""}))
+    listed = table("Tasks", "name", "data", "download", "about")
     for entry in found:
-        listed.add_row(*(escape(str(value)) for value in entry.values()))
+        size = f"{entry['megabytes']:g} MB" if entry["megabytes"] else "–"
+        listed.add_row(
+            escape(entry["name"]), "ready" if entry["ready"] else "not here", size, escape(entry["about"])
+        )
     out().print(listed)
     out().print(
         "get data with: paceline data fetch NAME; your own files: kind:/path (see paceline data --help)"
     )
+
+
+def task_rows() -> list[dict[str, Any]]:
+    """Return name, readiness, size of the download in megabytes, and description of each task."""
+    from paceline.data.sources import find_source
+    from paceline.tasks import task_names
+
+    found = []
+    for name in task_names():
+        source = find_source(name)
+        found.append(
+            {"name": name, "ready": source.ready(), "megabytes": source.megabytes, "about": source.about}
+        )
+    return found
 
 
 def sum_only(cls: type[Method]) -> bool:
