@@ -21,5 +21,5 @@ class SignVote(FedAvg):
 
     @on_client
     def train(self, client, message):
-        delta = client.sgd(message, **self.local()).params - message
+        delta = client.sgd(message, **self.local(client)).params - message
         return Update(delta=delta, sign=delta.map(lambda d: d.sign()), weight=1)

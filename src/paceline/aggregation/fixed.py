@@ -70,8 +70,11 @@ class Partial:
     def _check(self, client: int, name: str, tensor: Tensor, weight: float | Tensor) -> None:
         if not tensor.numel():
             return
-        top = float((tensor * weight if isinstance(weight, Tensor) else tensor).abs().max())
-        top *= 1.0 if isinstance(weight, Tensor) else abs(weight)
+        values = tensor * weight if isinstance(weight, Tensor) else tensor
+        low, high = torch.aminmax(values)  # NaN comes through, and nothing is copied
+        top = max(-float(low), float(high)) * (1.0 if isinstance(weight, Tensor) else abs(weight))
+        if float(low) != float(low):
+            top = float("nan")
         if top != top or top == float("inf"):
             raise NonFiniteError(f"client {client} returned NaN or infinity in {name!r}")
         if top > self.bound:

@@ -1,0 +1,190 @@
+"""CLIP and its comparison set on a fleet with two slow clients of ten."""
+
+import pytest
+import torch
+
+from paceline.methods.stragglers.heterofl import HeteroFL
+from paceline.run import prepare
+from paceline.submodels.service import submodels
+
+SLOW = "stragglers:share=0.2,slow=2.5,compute=1e5"
+COMMON = {"clients": 10, "cohort": 10, "fleet": SLOW}
+PRUNING = ["clip", "randomdropout", "fjord", "heterofl", "fluid"]
+
+
+def settled(summary):
+    return summary.history[-1]["round_seconds"]
+
+
+@pytest.fixture
+def base(federate):
+    return federate(rounds=8, **COMMON)
+
+
+@pytest.mark.parametrize("method", PRUNING)
+def test_stragglers_shrink_and_the_round_gets_shorter(federate, base, method):
+    summary = federate(method=method, rounds=8, **COMMON)
+    first = summary.history[0]["round_seconds"]
+    assert first == pytest.approx(settled(base), rel=0.1)
+    assert settled(summary) < 0.75 * first
+    assert summary.accuracy > base.accuracy - 0.1
+
+
+def test_dropping_stragglers_is_fast_and_loses_them(federate, base):
+    summary = federate(method="dropstragglers", rounds=8, **COMMON)
+    assert [r["dropped"] for r in summary.history] == [0, 0, 2, 2, 2, 2, 2, 2]
+    assert settled(summary) < 0.5 * settled(base)
+
+
+@pytest.mark.parametrize("method", ["clip", "fedavg", "randomdropout", "dropstragglers"])
+def test_a_homogeneous_fleet_is_left_alone(federate, method):
+    plain = federate(rounds=5, clients=10, cohort=10)
+    summary = federate(method=method, rounds=5, clients=10, cohort=10)
+    assert [r["dropped"] for r in summary.history] == [0] * 5
+    assert summary.model_sha256 == plain.model_sha256
+
+
+def kept_by(task, config, client, rounds=8, **changes):
+    """Return what one client of a run remembers after each round."""
+    prepared = prepare(config(rounds=rounds, **COMMON, **changes), task=task)
+    state, seen = prepared.method.init(prepared.fed), []
+    for number in range(1, rounds + 1):
+        prepared.fed.start_round(number)
+        state = prepared.method.round(prepared.fed, state)
+        seen.append(dict(prepared.fed.engine.commit().get(client, {})))
+    return seen
+
+
+def test_only_the_slow_know_that_they_are_slow(task, config):
+    slow = kept_by(task, config, 9, method="clip")
+    assert [m["fraction"] for m in slow[:2]] == [1.0, 1.0]
+    assert all(m["fraction"] == 0.5 for m in slow[2:])
+    fast = kept_by(task, config, 0, method="clip")
+    assert all(m["fraction"] == 1.0 for m in fast)
+    assert "kept" not in fast[-1]
+
+
+def test_clip_drops_what_hardly_changes_and_comes_back_to_it(task, config):
+    slow = kept_by(task, config, 9, rounds=11, method="clip")
+    third = slow[2]
+    own = slow[1]["own"]
+    for group, kept in third["kept"].items():
+        dropped = [u for u in range(len(own[group])) if u not in kept.tolist()]
+        assert own[group][dropped].max() <= own[group][kept].min() + 1e-6
+    before, explored = slow[8]["kept"], slow[9]["kept"]
+    assert any(not torch.equal(before[g], explored[g]) for g in before)
+
+
+def test_the_update_of_a_straggler_is_zero_where_it_dropped(task, config):
+    prepared = prepare(config(method="clip", rounds=3, **COMMON), task=task)
+    engine = prepared.fed.engine
+    state, seen = prepared.method.init(prepared.fed), {}
+    worker = engine._here
+    real = worker.invoke
+
+    def spy(me, program, function, message):
+        reply = real(me, program, function, message)
+        if function == "train":
+            seen[me.round, me.id] = reply.delta
+        return reply
+
+    worker.invoke = spy
+    for number in (1, 2, 3):
+        prepared.fed.start_round(number)
+        state = prepared.method.round(prepared.fed, state)
+    memory = worker.memories[9]
+    sub = worker.services["submodels"].cut(memory["kept"])
+    mask = sub.mask().vector.bool()
+    assert 0 < mask.sum() < len(mask)
+    assert not seen[3, 9].vector[~mask].any()
+    assert seen[3, 9].vector[mask].any()
+    assert seen[3, 0].vector[~mask].any()
+
+
+@pytest.mark.parametrize("options", [{"score": "local"}, {"score": "public"}, {"reduce": "l2"}, {"select": "threshold"}, {"merge": "masked"}, {"explore": 0}])
+def test_clips_options(federate, options):
+    summary = federate(method="clip", rounds=8, options=options, **COMMON)
+    assert summary.accuracy > 0.7
+
+
+def test_network_aware_clip_prunes_more_than_compute_alone(federate):
+    fleet = "stragglers:share=0.2,slow=1.3,up=5e4,compute=1e5"
+    common = {"clients": 10, "cohort": 10, "rounds": 8, "fleet": fleet}
+    none = federate(**common)
+    compute = federate(method="clip", options={"network": False}, **common)
+    both = federate(method="clip", **common)
+    assert settled(none) > settled(compute) > settled(both)
+
+
+def test_adaptive_clip_follows_a_changing_link(federate):
+    fleet = "mobile:compute=1e5,link=3e5,least=0.8"
+    plain = federate(rounds=12, clients=12, cohort=10, fleet=fleet)
+    adaptive = federate(method="clip", rounds=12, clients=12, cohort=10, fleet=fleet, options={"adaptive": True})
+    assert adaptive.total_seconds < plain.total_seconds
+    assert adaptive.accuracy > plain.accuracy - 0.15
+
+
+def half_accuracy(task, made):
+    """Return the accuracy of the leading half-width sub-model of a trained model."""
+    prepared = prepare(made, task=task)
+    state = prepared.method.init(prepared.fed)
+    for number in range(1, made.rounds + 1):
+        prepared.fed.start_round(number)
+        state = prepared.method.round(prepared.fed, state)
+    sub = prepared.fed.engine.services["submodels"].cutter.first(0.5)
+    resident = sub.resident()
+    resident.load(sub.extract(state.params))
+    resident.module.eval()
+    return float((resident.module(task.test.x).argmax(1) == task.test.y).float().mean())
+
+
+def test_nested_fjord_trains_every_width(task, config):
+    nested = half_accuracy(task, config(method="fjord", rounds=60, options={"nested": True}, clients=6, cohort=6))
+    plain = half_accuracy(task, config(rounds=60, clients=6, cohort=6))
+    assert nested > 0.65
+    assert nested > plain + 0.1
+
+
+def test_heterofl_leaves_classes_it_has_not_out_of_the_loss(task, config):
+    prepared = prepare(config(method="heterofl", rounds=1, clients=4, cohort=4, partition="shards:2"), task=task)
+    prepared.fed.start_round(1)
+    seen = {}
+    worker = prepared.fed.engine._here
+    real = HeteroFL.local
+
+    def spy(self, client):
+        seen[client.id] = (client, real(self, client)["loss"])
+        return real(self, client)
+
+    HeteroFL.local = spy
+    try:
+        prepared.method.round(prepared.fed, prepared.method.init(prepared.fed))
+    finally:
+        HeteroFL.local = real
+    client, loss = seen[0]
+    labels = client.train.y[client.train.index].unique()
+    out = torch.randn(5, 4, requires_grad=True)
+    loss(out, labels[torch.zeros(5, dtype=torch.long)]).backward()
+    absent = [c for c in range(4) if c not in labels.tolist()]
+    assert absent
+    assert not out.grad[:, absent].any()
+    assert out.grad[:, labels].all()
+    assert submodels(client) is worker.services["submodels"]
+
+
+def test_u3_denominators_through_the_federation():
+    """n = (10, 30, 20); client 3 dropped coordinates 2 and 3: options Z and M of the sheet."""
+    from paceline.aggregation.fixed import FixedPoint
+    from paceline.update import Update, rebuild
+
+    rows = [(10, [1.0, 2, 3, 4], [1.0, 1, 1, 1]), (30, [3.0, 0, 1, 0], [1.0, 1, 1, 1]), (20, [2.0, 4, 0, 0], [1.0, 1, 0, 0])]
+
+    def mean(masked):
+        sink = FixedPoint(3).open()
+        for i, (n, x, m) in enumerate(rows):
+            sink.add(i, Update(delta=torch.tensor(x), weight=n * torch.tensor(m) if masked else n), 0)
+        total = sink.partial()
+        return rebuild(total.structure, *total.values()).delta.tolist()
+
+    assert mean(False) == pytest.approx([2.3333, 1.6667, 1.0, 0.6667], abs=1e-4)
+    assert mean(True) == pytest.approx([2.3333, 1.6667, 1.5, 1.0], abs=1e-4)
