@@ -339,7 +339,9 @@ class Federation:
         summed = self.aggregation.sum(self, request)
         if len(summed.survivors) < self.quorum:
             raise QuorumError(f"round {self.round}: {len(summed.survivors)} replies, but the quorum is {self.quorum}")
-        self.last = dataclasses.replace(self._open, notes=summed.notes)
+        came = set(summed.survivors)  # a client that was lost later may have answered the first phases
+        arrived = {c: t for c, t in self._open.arrived.items() if c in came}
+        self.last = dataclasses.replace(self._open, arrived=arrived, notes=summed.notes)
         return rebuild(summed.structure, summed.tensors, summed.scalars, summed.denominators)
 
     def _may_see(self, fn: Callable[..., Any]) -> None:
