@@ -1,0 +1,55 @@
+"""Pictures in one folder per class: ``train/<class>/*.png`` and ``test/<class>/*.png``, or ``<class>/*.png``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from paceline.data.raw import Part, RawData
+from paceline.errors import ConfigError, DataFormatError
+
+__all__ = ["read_image_folder"]
+
+_ENDS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+_TESTS = ("test", "val", "valid")
+
+
+def read_image_folder(folder: Path, size: int = 32, grey: bool = False) -> RawData:
+    """Read pictures, scaled to `size` x `size`; colour unless `grey`.
+
+    Raises `DataFormatError` when there is no class, or a file is not a picture.
+    """
+    if not 1 <= size <= 1024:
+        raise ConfigError(f"size={size}; pictures can be 1 to 1024 pixels wide")
+    roots = [folder, None] if not (folder / "train").is_dir() else [folder / "train", _first_test(folder)]
+    classes = sorted({p.name for root in roots if root for p in root.iterdir() if p.is_dir() and _pictures(p)})
+    if not classes:
+        raise DataFormatError(f"{folder}: no sub-folder with pictures; each class needs one")
+    parts = [None if root is None else _part(root, classes, size, grey) for root in roots]
+    if parts[0] is None:
+        raise DataFormatError(f"{folder / 'train'}: no pictures")
+    return RawData(parts[0], parts[1], tuple(classes))
+
+
+def _first_test(folder: Path) -> Path | None:
+    return next((folder / name for name in _TESTS if (folder / name).is_dir()), None)
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in _ENDS and p.is_file())
+
+
+def _part(root: Path, classes: list[str], size: int, grey: bool) -> Part | None:
+    images, labels = [], []
+    for code, name in enumerate(classes):
+        for path in _pictures(root / name) if (root / name).is_dir() else []:
+            try:
+                with Image.open(path) as opened:
+                    picture = opened.convert("L" if grey else "RGB").resize((size, size), Image.Resampling.BILINEAR)
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                raise DataFormatError(f"{path}: not a picture that can be read ({error})") from error
+            images.append(np.asarray(picture))
+            labels.append(code)
+    return Part(np.stack(images), np.array(labels, dtype=np.int64)) if images else None

@@ -1,0 +1,104 @@
+"""A CSV file with a column to predict and, if wanted, a column that names each row's client."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+
+from paceline.data.raw import Array, Part, RawData, encode, hold_out
+from paceline.errors import ConfigError, DataFormatError, UnknownNameError
+
+__all__ = ["read_csv"]
+
+_MISSING = {"", "?", "na", "nan", "null", "none"}
+_MOST_VALUES = 100
+
+
+def read_csv(path: Path, target: str = "", client: str = "", test: float = 0.2, drop: str = "") -> RawData:
+    """Read a CSV file with a header; the rows are split by a fixed seed, `test` of each class for tests.
+
+    A column of numbers becomes one feature, standardised; a missing value becomes the median. A column of
+    texts becomes one feature for each value, where a missing value is one more. Means, deviations and medians
+    are those of the training rows.
+
+    Args:
+        path: of the file.
+        target: column to predict, taken as classes; the last column by default.
+        client: column whose values are the natural clients.
+        test: share of the rows for tests.
+        drop: columns to leave out, with commas in between.
+    """
+    header, rows = _rows(path)
+    target = target or header[-1]
+    dropped = [name for name in drop.split(",") if name]
+    for name in [target, *([client] if client else []), *dropped]:
+        if name not in header:
+            raise UnknownNameError(f"column of {path}", name, header)
+    if target == client:
+        raise ConfigError(f"column {target!r} of {path} cannot be both target and client")
+    columns = {name: [row[i].strip() for row in rows] for i, name in enumerate(header)}
+    empty = [i + 2 for i, value in enumerate(columns[target]) if value.lower() in _MISSING]
+    if empty:
+        raise DataFormatError(f"{path}, line {empty[0]}: no value in the target column {target!r}")
+    y, classes = encode(columns[target])
+    train, held = hold_out(y, test)
+    features = [n for n in header if n not in {target, client, *dropped}]
+    if not features:
+        raise DataFormatError(f"{path}: no column is left as a feature beside {target!r}")
+    x = np.concatenate([_features(path, name, columns[name], train) for name in features], axis=1)
+    owner, owners = encode(columns[client]) if client else (None, ())
+    whole = Part(x.astype(np.float32), y, owner)
+    return RawData(whole.take(train), whole.take(held), classes, owners)
+
+
+def _rows(path: Path) -> tuple[list[str], list[list[str]]]:
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            lines = list(csv.reader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataFormatError(f"{path}: not a CSV file in UTF-8 ({error})") from error
+    if len(lines) < 2:
+        raise DataFormatError(f"{path}: a header and at least one row are needed")
+    header, *rows = lines
+    header = [name.strip() for name in header]
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise DataFormatError(f"{path}: two columns are named {twice[0]!r}")
+    for number, row in enumerate(rows, 2):
+        if row and len(row) != len(header):
+            raise DataFormatError(f"{path}, row {number}: {len(row)} values for {len(header)} columns")
+    return header, [row for row in rows if row]
+
+
+def _number(text: str) -> float | None:
+    """Return the finite number, NaN for a missing value, None for a text."""
+    if text.lower() in _MISSING:
+        return math.nan
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _features(path: Path, name: str, values: list[str], train: Array) -> Array:
+    numbers = [_number(v) for v in values]
+    if all(n is not None for n in numbers):
+        column = np.array(numbers, dtype=np.float64)
+        known = column[train][~np.isnan(column[train])]
+        if not len(known):
+            raise DataFormatError(f"{path}: column {name!r} has no value; leave it out with drop={name}")
+        column = np.where(np.isnan(column), np.median(known), column)
+        mean, deviation = column[train].mean(), column[train].std()
+        scaled: Array = ((column - mean) / (deviation or 1.0))[:, None]
+        return scaled
+    codes, distinct = encode(["" if v.lower() in _MISSING else v for v in values])
+    if len(distinct) > _MOST_VALUES:
+        raise DataFormatError(
+            f"{path}: text column {name!r} has {len(distinct)} different values, more than {_MOST_VALUES}; "
+            f"leave it out with drop={name}"
+        )
+    return np.eye(len(distinct))[codes]
