@@ -105,13 +105,13 @@ def _glyph(face: ImageFont.FreeTypeFont, letter: str, pen: Pen) -> Image.Image:
 
 def _mesh(pen: Pen, rng: np.random.Generator) -> list[tuple[tuple[int, int, int, int], tuple[float, ...]]]:
     """Return where each cell of the output comes from: the pen's shape, and this sample's own."""
-    turn, grow = rng.normal(0.0, 0.06), rng.normal(1.0, 0.04)
-    shear = -pen.slant + rng.normal(0.0, 0.04)
+    turn, grow = rng.normal(0.0, 0.1), rng.normal(1.0, 0.06)
+    shear = -pen.slant + rng.normal(0.0, 0.07)
     matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     matrix = matrix @ np.array([[1 / pen.width, -shear / pen.width], [0.0, 1 / pen.height]]) / max(grow, 0.5)
     ticks = np.linspace(0, _FINE, _GRID + 1)
     points = np.stack(np.meshgrid(ticks, ticks), axis=-1) - _FINE / 2
-    source = points @ matrix.T + _FINE / 2 + rng.normal(0.0, 2.0, 2) + rng.normal(0.0, 1.5, points.shape)
+    source = points @ matrix.T + _FINE / 2 + rng.normal(0.0, 3.0, 2) + rng.normal(0.0, 2.2, points.shape)
     cells = []
     edges = [round(t) for t in ticks]
     for i in range(_GRID):
@@ -185,6 +185,6 @@ FONTWRITERS = Source(
     _packages,
     _decode,
     _read,
-    fetched={"families": len(FAMILIES), "samples": 10},
-    nested=True,
+    fetched={"families": len(FAMILIES), "samples": 5},
+    nested="families",
 )

@@ -35,7 +35,7 @@ class Source:
         fetched: options that decide what is fetched, with their defaults.
         chosen: options that are applied when the data are read, with their defaults.
         bundled: arrays that come with Paceline itself.
-        nested: whether a cache made with the default options also serves every smaller choice.
+        nested: an option of `fetched` of which the default's data hold every smaller choice.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Source:
     fetched: Options = field(default_factory=dict)
     chosen: Options = field(default_factory=dict)
     bundled: Callable[[], dict[str, Array]] | None = None
-    nested: bool = False
+    nested: str = ""
 
     def path(self, **options: int) -> Path:
         """Return the cache file of the data fetched with `options`, whether or not it is there."""
@@ -94,19 +94,23 @@ class Source:
     def load(self, **options: int) -> RawData:
         """Read the data from the cache; raises `MissingDataError`, with the command to run, when absent."""
         settled = self.settle(options)
-        if self.bundled is not None:
-            return self.read(self.bundled(), settled)
-        cached = self._cached(settled)
-        if cached is None:
+        arrays = self.bundled() if self.bundled is not None else load_arrays(self.cached(**options))
+        return self.read(arrays, settled)
+
+    def cached(self, **options: int) -> Path:
+        """Return the cache file that `load` reads; raises `MissingDataError`, with the command to run, when absent."""
+        settled = self.settle(options)
+        found = self._cached(settled)
+        if found is None:
             words = [f"-o {k}={v}" for k, v in settled.items() if k in self.fetched and v != self.fetched[k]]
             command = " ".join(["paceline data fetch", self.name, *words])
             raise MissingDataError(f"{self.name} is not in {cache_folder()}; run: {command} ({self.megabytes:g} MB)")
-        return self.read(load_arrays(cached), settled)
+        return found
 
     def _cached(self, settled: Options) -> Path | None:
         exact = self.path(**settled)
         if exact.exists():
             return exact
         default = self.path()
-        smaller = all(settled[k] <= v for k, v in self.fetched.items())
+        smaller = all(settled[k] <= v if k == self.nested else settled[k] == v for k, v in self.fetched.items())
         return default if self.nested and smaller and default.exists() else None
