@@ -1,1 +1,5 @@
-"""Paceline: models."""
+"""Reference models: small, plain, and traceable by `torch.fx`, so that sub-models can be cut out of them."""
+
+from paceline.models.registry import build, model_names, model_options
+
+__all__ = ["build", "model_names", "model_options"]

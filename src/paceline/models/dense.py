@@ -1,0 +1,36 @@
+"""Models for vectors and small pictures: a linear classifier and a multi-layer perceptron."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import nn
+
+__all__ = ["logistic", "mlp"]
+
+
+def logistic(shape: Sequence[int], num_classes: int) -> nn.Module:
+    """Return multinomial logistic regression on the flattened input; its loss is convex.
+
+    Args:
+        shape: of one input, such as (1, 28, 28).
+        num_classes: number of outputs.
+    """
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), num_classes))
+
+
+def mlp(shape: Sequence[int], num_classes: int, hidden: Sequence[int] | int = (128, 64)) -> nn.Module:
+    """Return a perceptron with ReLU between its layers.
+
+    Args:
+        shape: of one input.
+        num_classes: number of outputs.
+        hidden: widths of the hidden layers, or the width of a single one.
+    """
+    layers: list[nn.Module] = [nn.Flatten()]
+    widths = [math.prod(shape), *((hidden,) if isinstance(hidden, int) else hidden)]
+    for a, b in pairwise(widths):
+        layers += [nn.Linear(a, b), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(widths[-1], num_classes))
