@@ -54,6 +54,10 @@ class Task:
         lr, batch_size: defaults that suit the reference model.
         buffers: the policy for BatchNorm's statistics.
         trainable: glob patterns of the parameters that are trained, None for all.
+        notes: a line for people.
+        info: further figures and names, such as where the data come from.
+        classes: names of the classes, by code; may be empty.
+        in_time: whether the samples of a natural client follow in time.
     """
 
     name: str
@@ -68,6 +72,8 @@ class Task:
     trainable: Sequence[str] | None = None
     notes: str = ""
     info: dict[str, str] = field(default_factory=dict)
+    classes: Sequence[str] = ()
+    in_time: bool = False
 
     def build(self, seed: int) -> nn.Module:
         """Return a module initialised from `seed` alone; the global random state is left as it was."""

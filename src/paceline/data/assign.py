@@ -1,0 +1,127 @@
+"""The arithmetic of the partitioners: labels in, the client of each sample out."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from paceline.data.raw import Array
+from paceline.errors import ConfigError
+
+__all__ = ["ASSIGN", "Wanted"]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a partitioner works from.
+
+    Args:
+        labels: class of each sample, shape [N].
+        classes: number of classes.
+        clients: number of clients.
+        value: the number behind the colon.
+        fill: whether no client may be left empty.
+        rng: the partition's stream.
+    """
+
+    labels: Array
+    classes: int
+    clients: int
+    value: float
+    fill: bool
+    rng: np.random.Generator
+
+
+def _iid(want: Wanted) -> tuple[Array, int]:
+    turn = np.arange(len(want.labels)) % want.clients
+    return want.rng.permutation(turn), 0
+
+
+def _dirichlet(want: Wanted) -> tuple[Array, int]:
+    client_of = np.empty(len(want.labels), dtype=np.int64)
+    for value in range(want.classes):
+        rows = np.flatnonzero(want.labels == value)
+        if len(rows):
+            client_of[want.rng.permutation(rows)] = _shares(want, len(rows))
+    return client_of, _fill(client_of, want) if want.fill else 0
+
+
+def _quantity(want: Wanted) -> tuple[Array, int]:
+    client_of = want.rng.permutation(_shares(want, len(want.labels)))
+    return client_of, _fill(client_of, want) if want.fill else 0
+
+
+def _shares(want: Wanted, samples: int) -> Array:
+    """Return the client of each of `samples` samples, by proportions from Dirichlet(value)."""
+    ends = np.cumsum(want.rng.dirichlet(np.full(want.clients, want.value)))
+    if not math.isfinite(ends[-1]):
+        raise ConfigError(f"a concentration of {want.value:g} is too small to draw proportions; 0.001 works")
+    places = (np.arange(samples) + want.rng.random()) / samples  # evenly spaced, from a random start
+    return np.searchsorted(ends / ends[-1], places, side="right").clip(max=want.clients - 1).astype(np.int64)
+
+
+def _fill(client_of: Array, want: Wanted) -> int:
+    """Give each empty client one sample of the client that has most at that time; return how many moved."""
+    sizes = np.bincount(client_of, minlength=want.clients)
+    empty = np.flatnonzero(sizes == 0)
+    if not len(empty):
+        return 0
+    largest = [(-int(n), int(k)) for k, n in enumerate(sizes) if n > 1]
+    heapq.heapify(largest)
+    give = np.zeros(want.clients, dtype=np.int64)
+    for _ in range(len(empty)):
+        negative, client = heapq.heappop(largest)
+        give[client] += 1
+        if negative < -2:
+            heapq.heappush(largest, (negative + 1, client))
+    rows = want.rng.permutation(len(client_of))
+    rows = rows[np.argsort(client_of[rows], kind="stable")]  # by client, at random within each
+    first = np.concatenate([[0], np.cumsum(sizes)])[:-1]
+    rank = np.arange(len(rows)) - first[client_of[rows]]
+    taken = rows[rank < give[client_of[rows]]]
+    client_of[want.rng.permutation(taken)] = empty
+    return len(empty)
+
+
+def _shards(want: Wanted) -> tuple[Array, int]:
+    """Share classes out so that each client has `k` different ones and each class about as many clients.
+
+    Clients are taken in blocks in which every class comes up equally often: a block goes round a random
+    order of the classes in steps of k.
+    """
+    k, classes = int(want.value), want.classes
+    if k > classes:
+        raise ConfigError(f"shards:{k}: there are only {classes} classes")
+    if k * want.clients < classes:
+        raise ConfigError(
+            f"shards:{k}: {want.clients} clients with {k} of {classes} classes each leave classes without a client; "
+            f"use shards:{-(-classes // want.clients)} or more clients"
+        )
+    block = classes // math.gcd(classes, k)
+    blocks = -(-want.clients // block)
+    orders = want.rng.permuted(np.broadcast_to(np.arange(classes), (blocks, classes)), axis=1)
+    steps = (np.arange(block)[:, None] * k + np.arange(k)) % classes
+    has = orders[:, steps].reshape(-1, k)[: want.clients]
+    # the last block may be cut short; going round it in order reaches all classes before any comes again
+    client_of = np.full(len(want.labels), -1, dtype=np.int64)
+    who = np.repeat(np.arange(want.clients), k)
+    by_class = np.argsort(has.reshape(-1), kind="stable")
+    ends = np.cumsum(np.bincount(has.reshape(-1), minlength=classes))
+    for value in range(classes):
+        rows = want.rng.permutation(np.flatnonzero(want.labels == value))
+        holders = want.rng.permutation(who[by_class[(ends[value - 1] if value else 0) : ends[value]]])
+        client_of[rows] = holders[np.arange(len(rows)) % len(holders)]
+    return client_of, 0
+
+
+ASSIGN: dict[str, Callable[[Wanted], tuple[Array, int]]] = {
+    "iid": _iid,
+    "dirichlet": _dirichlet,
+    "shards": _shards,
+    "quantity": _quantity,
+}
+"""By name, the function that returns the client of each sample and how many samples were moved."""

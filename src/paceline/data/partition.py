@@ -1,0 +1,205 @@
+"""Who gets which samples: seeded partitioners, and a result that needs no object per client.
+
+    iid                 equal shares, drawn at random
+    dirichlet:ALPHA     each class is shared out by proportions drawn from Dirichlet(ALPHA, ..., ALPHA)
+    shards:K            each client has K classes; a class is shared out equally among those who have it
+    quantity:ALPHA      the class mix of iid; sizes are proportions drawn from Dirichlet(ALPHA, ..., ALPHA)
+    natural             the data's own clients (writers, roles, sites)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paceline.data.assign import ASSIGN, Wanted
+from paceline.errors import ConfigError, DataError, EmptyClientError, UnknownNameError
+from paceline.rng import numpy_rng
+from paceline.tasks.task import Task
+
+__all__ = ["Partition", "parse_partition", "partition_names", "partition_task"]
+
+_TAKES = {"iid": None, "dirichlet": "a number above 0", "shards": "a whole number of classes, at least 1"}
+_TAKES |= {"quantity": "a number above 0", "natural": None}
+
+
+def partition_names() -> list[str]:
+    """Return the names of the partitioners."""
+    return list(_TAKES)
+
+
+def parse_partition(text: str) -> tuple[str, float | None]:
+    """Read ``iid``, ``dirichlet:0.3`` ... into a name and a value.
+
+    Raises `UnknownNameError` for a name that does not exist, `ConfigError` for a value that does not fit.
+    """
+    name, colon, value = text.partition(":")
+    if name not in _TAKES:
+        raise UnknownNameError("partition", name, _TAKES)
+    takes = _TAKES[name]
+    if takes is None:
+        if colon:
+            raise ConfigError(f"partition {text!r}: {name} takes no value")
+        return name, None
+    try:
+        number = float(value)
+    except ValueError:
+        number = float("nan")
+    if not 0 < number < float("inf") or (name == "shards" and number != int(number)):
+        raise ConfigError(f"partition {text!r}: {name} takes {takes}, as in {name}:{2 if name == 'shards' else 0.3}")
+    return name, number
+
+
+@dataclass(frozen=True)
+class Partition:
+    """The samples of each client, all in three tensors: a million clients are no burden.
+
+    Client k has the rows ``order[offsets[k] : offsets[k + 1]]``; those from ``cuts[k]`` on are for its tests.
+    Called with a client's number it returns its (train, test) rows.
+
+    Args:
+        name: as parsed, such as ``dirichlet:0.3``.
+        order: rows of the task's training data, client by client, shape [samples] (int64).
+        offsets: shape [clients + 1] (int64).
+        cuts: shape [clients] (int64).
+        owners: name of each client, where the partition is natural.
+        moved: samples that were moved from large clients to clients that would have had none.
+    """
+
+    name: str
+    order: Tensor
+    offsets: Tensor
+    cuts: Tensor
+    owners: tuple[str, ...] = ()
+    moved: int = 0
+
+    @property
+    def num_clients(self) -> int:
+        """Number of clients."""
+        return len(self.cuts)
+
+    @property
+    def sizes(self) -> Tensor:
+        """Number of samples of each client, train and test, shape [clients]."""
+        return self.offsets.diff()
+
+    def __len__(self) -> int:
+        return self.num_clients
+
+    def __getitem__(self, client: int) -> Tensor:
+        """Return all rows of a client, as a view."""
+        if not 0 <= client < len(self):
+            raise IndexError(f"client {client} of {len(self)}")
+        return self.order[int(self.offsets[client]) : int(self.offsets[client + 1])]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[k] for k in range(len(self)))
+
+    def __call__(self, client: int) -> tuple[Tensor, Tensor]:
+        """Return a client's (train, test) rows, as views."""
+        rows = self[client]
+        cut = int(self.cuts[client]) - int(self.offsets[client])
+        return rows[:cut], rows[cut:]
+
+    def table(self, task: Task) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+        """Return how many samples of each class each client has, shape [clients, classes] (int64)."""
+        who = np.repeat(np.arange(len(self)), self.sizes.numpy())
+        labels = task.train.y.numpy()[self.order.numpy()]
+        cells = np.bincount(who * task.num_classes + labels, minlength=len(self) * task.num_classes)
+        return cells.reshape(len(self), task.num_classes)
+
+
+def partition_task(
+    task: Task,
+    spec: str,
+    clients: int | None = None,
+    seed: int = 0,
+    allow_empty: bool = False,
+    client_test: float = 0.0,
+) -> Partition:
+    """Share a task's training samples out over clients.
+
+    Every sample goes to exactly one client, but for ``natural`` with fewer `clients` than the data have: it
+    takes that many of them, drawn by `seed`.
+
+    Args:
+        task: its training labels (and owners) are read.
+        spec: the partitioner, see this module.
+        clients: how many; None is all natural clients.
+        seed: of the run.
+        allow_empty: leave clients without samples as they are. Otherwise dirichlet and quantity give each
+            of them one sample of the client that has most at that time, and `moved` counts these.
+        client_test: share of each client's samples that is set aside for its tests, at least one of two. They
+            are drawn at random; of a natural client whose samples follow in time they are the last ones.
+
+    Raises `ConfigError` for values that cannot be, `EmptyClientError` when a client would stay without
+    samples, `DataError` when natural clients or class labels are wanted and there are none.
+    """
+    name, value = parse_partition(spec)
+    if not 0 <= client_test < 1:
+        raise ConfigError(f"client_test={client_test}; it must be at least 0 and below 1")
+    if clients is not None and clients < 1:
+        raise ConfigError(f"clients={clients}; at least 1 is needed")
+    owners: tuple[str, ...] = ()
+    rng = numpy_rng(seed, "partition", spec)
+    if name == "natural":
+        client_of, owners = _natural(task, clients, rng)
+        count, moved = len(owners), 0
+    else:
+        if clients is None:
+            raise ConfigError(f"partition {spec!r} needs a number of clients")
+        count = clients
+        if not allow_empty and count > len(task.train):
+            raise EmptyClientError(
+                f"{len(task.train)} samples cannot give each of {count} clients one; take fewer clients or --allow-empty"
+            )
+        labels = task.train.y.numpy()
+        if name in {"dirichlet", "shards"} and (labels.ndim != 1 or labels.dtype.kind not in "iu"):
+            raise DataError(f"partition {spec!r} needs one class label for each sample; {task.name} has none")
+        client_of, moved = ASSIGN[name](Wanted(labels, task.num_classes, count, value or 0.0, not allow_empty, rng))
+    in_time = name == "natural" and task.in_time
+    order, offsets = _sorted(client_of, count, None if in_time else rng)
+    sizes = np.diff(offsets)
+    if not allow_empty and (sizes == 0).any():
+        empty = np.flatnonzero(sizes == 0)
+        raise EmptyClientError(
+            f"partition {spec!r} leaves {len(empty)} of {count} clients without samples (client {empty[0]} for one); "
+            f"take fewer clients, or --allow-empty"
+        )
+    held = np.minimum(np.maximum(np.rint(sizes * client_test), client_test > 0), np.maximum(sizes - 1, 0))
+    cuts = offsets[1:] - held.astype(np.int64)
+    return Partition(
+        spec, torch.from_numpy(order), torch.from_numpy(offsets), torch.from_numpy(cuts), owners, moved
+    )
+
+
+def _natural(
+    task: Task, clients: int | None, rng: np.random.Generator
+) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], tuple[str, ...]]:
+    """Return the client of each sample, -1 for one that is left out, and the clients' names."""
+    if task.train.owner is None:
+        raise DataError(f"task {task.name!r} has no natural clients; use iid, dirichlet:ALPHA, shards:K or quantity:ALPHA")
+    owner = task.train.owner.numpy()
+    present = np.unique(owner)
+    if clients is not None and clients > len(present):
+        raise ConfigError(f"task {task.name!r} has {len(present)} natural clients; {clients} were asked for")
+    chosen = present if clients is None else np.sort(rng.permutation(present)[:clients])
+    place = np.full(int(present.max()) + 1, -1, dtype=np.int64)
+    place[chosen] = np.arange(len(chosen))
+    named = task.train.owners
+    return place[owner], tuple(str(named[i]) if i < len(named) else str(i) for i in chosen.tolist())
+
+
+def _sorted(
+    client_of: np.ndarray[tuple[int], np.dtype[np.int64]], count: int, rng: np.random.Generator | None
+) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    """Return rows client by client, each client's shuffled by `rng` or else as they follow, and where each begins."""
+    rows = np.arange(len(client_of)) if rng is None else rng.permutation(len(client_of))
+    rows = rows[client_of[rows] >= 0]
+    order = rows[np.argsort(client_of[rows], kind="stable")]
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(client_of[rows], minlength=count))])
+    return order.astype(np.int64), offsets.astype(np.int64)
