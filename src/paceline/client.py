@@ -228,8 +228,9 @@ class Client:
         own_buffers = model is self.model and model.stateful
         if own_buffers and "_buffers" in self.memory:
             model.load_buffers(self.memory["_buffers"])
-        at, grad = model.params, model.grads
-        velocity = torch.zeros_like(at.vector) if momentum else None
+        at, grad, count = model.params, model.grads, model.layout.num_params
+        weights = at.vector[:count]  # running statistics, behind them, are not optimised
+        velocity = torch.zeros_like(weights) if momentum else None
         total = torch.zeros((), device=model.device)
         done = seen = 0
         model.module.train()
@@ -249,13 +250,10 @@ class Client:
                     direction = grad if correct is None else correct(grad, at)
                     if weight_decay:
                         direction = direction + weight_decay * at
-                    moved = direction.vector
+                    moved = direction.vector[:count]
                     if velocity is not None:
                         moved = velocity.mul_(momentum).add_(moved)
-                    buffers = at.vector[at.layout.num_params :].clone() if at.layout.num_params < len(at) else None
-                    at.vector.add_(moved, alpha=-lr)
-                    if buffers is not None:  # running statistics are not optimised
-                        at.vector[at.layout.num_params :] = buffers
+                    weights.add_(moved, alpha=-lr)
                     if after is not None:
                         at.vector.copy_(after(at).vector)
                     total += value.detach()
@@ -268,7 +266,7 @@ class Client:
         if own_buffers:
             self.memory["_buffers"] = model.local_buffers()
         if self.problem.buffers == "recompute":
-            at.vector[at.layout.num_params :] = start.vector[at.layout.num_params :]
+            at.vector[count:] = start.vector[count:]
         return Trained(model.snapshot(), done, seen, total / max(done, 1))
 
     def gradient(self, params: Params, *, batch_size: int | None = None) -> Params:

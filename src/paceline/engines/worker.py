@@ -15,6 +15,7 @@ from paceline.call import Call, Receipt, wire_size
 from paceline.client import Client, ClientData, Memory
 from paceline.client import evaluate as evaluate_on
 from paceline.devices import Cost, times
+from paceline.engines.heap import keep_freed_memory
 from paceline.errors import CheckpointError, ClientError, UnknownNameError
 from paceline.method import client_functions
 from paceline.params import Layout, Params, Resident
@@ -60,6 +61,7 @@ class Worker:
     """One resident model, the data, and the memories of the clients that ran here."""
 
     def __init__(self, setup: Setup) -> None:
+        keep_freed_memory()
         self.setup = setup
         task = setup.task
         module = task.build(derive(setup.seed, "init"))
