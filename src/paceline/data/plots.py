@@ -101,7 +101,7 @@ def _bars(table: Counts, classes: Sequence[str]) -> Figure:
 
 def _bubbles(table: Counts, classes: Sequence[str]) -> Figure:
     """One bubble for each client and class that it has, its area the number of samples, and the sizes beside."""
-    names = [repr(n)[1:-1] if n.isspace() or not n.isprintable() else n for n in classes]
+    names = ["␣" if n == " " else n if n.isprintable() else repr(n)[1:-1] for n in classes]
     figure = _figure(max(8.0, 2.5 + 0.155 * len(names)), max(3.4, 1.7 + 0.22 * len(table)))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(6, 1))
     who, what = np.nonzero(table)

@@ -86,4 +86,10 @@ def vgg9(
         if number % 2:
             layers.append(nn.MaxPool2d(2))
     layers += [nn.Flatten(), nn.Linear(128 * (height // 8) * (width // 8), 512), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, num_classes))
+    layers += [nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, num_classes)]
+    for layer in layers:  # torch's default lets the signal fade over nine layers, and training starts late
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+    return nn.Sequential(*layers)
