@@ -69,12 +69,19 @@ def overhead(rounds: int, cohort: int) -> None:
     print(f"ratio       {statistics.median(ratios):.3f}  (min {min(ratios):.3f}, max {max(ratios):.3f}; bar: at most 1.15)")
 
 
-def peak(cohort: int) -> None:
-    """Print this process's peak resident memory after one round, less the data's share."""
+def peak(cohort: int, plain: bool) -> None:
+    """Print this process's peak resident memory after one round, or after the plain loop's same steps."""
     task = workload(CLIENTS)
-    prepared = prepare(RunConfig(method="fedavg", task="femnist-shaped", clients=CLIENTS, cohort=cohort, rounds=1), task=task)
-    prepared.fed.start_round(1)
-    prepared.method.round(prepared.fed, prepared.method.init(prepared.fed))
+    if plain:
+        model = task.build(0)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        order = torch.randperm(len(task.train))[: cohort * SAMPLES]
+        plain_round(model, optimizer, task.train.x, task.train.y, list(order.split(BATCH)))
+    else:
+        config = RunConfig(task="femnist-shaped", clients=CLIENTS, cohort=cohort, rounds=1)
+        prepared = prepare(config, task=task)
+        prepared.fed.start_round(1)
+        prepared.method.round(prepared.fed, prepared.method.init(prepared.fed))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
@@ -85,15 +92,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--memory", action="store_true", help="peak memory for cohorts of 5 to 100")
     parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--plain", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.peak:
-        peak(args.peak)
+        peak(args.peak, args.plain)
     elif args.memory:
-        print("cohort   peak MiB")
+        print("cohort   paceline MiB   plain loop over as many steps MiB")
         for cohort in (5, 20, 50, 100):
-            out = subprocess.run([sys.executable, __file__, "--peak", str(cohort)], capture_output=True, text=True, check=True)
-            print(f"{cohort:6}   {float(out.stdout):8.0f}")
+            peaks = []
+            for extra in ([], ["--plain"]):
+                command = [sys.executable, __file__, "--peak", str(cohort), *extra]
+                peaks.append(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+            print(f"{cohort:6}   {peaks[0]:12.0f}   {peaks[1]:12.0f}")
     else:
         overhead(args.rounds, args.cohort)
 

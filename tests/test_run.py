@@ -47,10 +47,22 @@ def fresh(tmp_path, config, name="run"):
     return folder
 
 
-@pytest.mark.parametrize("method", ["fedavg", "scaffold", "clip", "fluid", "dropstragglers", "fedopt"])
+CASES = [(m, "plain") for m in ("fedavg", "scaffold", "clip", "fluid", "dropstragglers", "fedopt")]
+CASES += [("clip", "secure"), ("scaffold", "secure-arithmetic")]
+
+
+@pytest.mark.parametrize(("method", "aggregation"), CASES)
 @pytest.mark.parametrize("stop", [1, 4])
-def test_killed_and_resumed_ends_with_the_same_bits(config, tmp_path, method, stop):
-    made = config(method=method, rounds=6, clients=8, cohort=6, fleet="stragglers:churn=0.1", checkpoint_every=2)
+def test_killed_and_resumed_ends_with_the_same_bits(config, tmp_path, method, aggregation, stop):
+    made = config(
+        method=method,
+        aggregation=aggregation,
+        rounds=6,
+        clients=8,
+        cohort=6,
+        fleet="stragglers:churn=0.1",
+        checkpoint_every=2,
+    )
     whole = prepare(made, task=make_task()).go()
     root = str(Path(__file__).parent.parent)
     code = RUNNER.format(root=root, stop=stop, config=made.model_dump(exclude_none=True), out=str(tmp_path))

@@ -207,3 +207,23 @@ def test_the_number_of_leaves_must_fit() -> None:
         unflatten_numeric(structure, leaves[:1])
     with pytest.raises(TreeError, match="too many"):
         unflatten_numeric(structure, [*leaves, 3])
+
+
+def test_walks_leave_no_reference_cycles():
+    """A cycle would keep every client's vectors alive until the garbage collector comes by."""
+    import gc
+    import weakref
+
+    from paceline.update import Terms, Update
+
+    gc.disable()
+    try:
+        update = Update(delta=torch.zeros(4), extra={"a": [1.0]}, weight=2)
+        watched = weakref.ref(update.fields["delta"])
+        structure, leaves = flatten(update)
+        unflatten(structure, leaves)
+        Terms.of(update)
+        del update, structure, leaves
+        assert watched() is None
+    finally:
+        gc.enable()

@@ -169,6 +169,8 @@ class Client:
         self.rng = torch.Generator().manual_seed(seed)
         self.flops = 0.0
         self.step: int | None = None
+        self.batch: tuple[Tensor, Tensor] | None = None
+        """Step of the local loop and its (inputs, targets), while it runs: what an error message needs."""
 
     @property
     def num_samples(self) -> int:
@@ -240,7 +242,7 @@ class Client:
             for x, y in self.train.epoch(batch_size, self.rng):
                 if done == wanted:
                     break
-                self.step = done
+                self.step, self.batch = done, (x, y)
                 grad.vector.zero_()
                 value = criterion(model.module(x), y)
                 value.backward()  # type: ignore[no-untyped-call]
@@ -259,7 +261,7 @@ class Client:
                     total += value.detach()
                 done += 1
                 seen += len(y)
-        self.step = None
+        self.step = self.batch = None
         self.flops += 3.0 * model.flops * seen  # backward costs about twice the forward pass
         if done and not torch.isfinite(total):
             raise NonFiniteError(f"the training loss is {total.item()} after {done} steps; lower lr (now {lr})")

@@ -7,7 +7,7 @@ Because everything is a tree, messages, checkpoints, sums and tests need no code
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, dataclass_transform
 
 from torch import Tensor
@@ -59,41 +59,56 @@ def flatten(tree: Tree) -> tuple[Any, list[Tensor]]:
 
     Raises `TreeError`, with the path, for anything that is not part of a tree.
     """
-    leaves: list[Tensor] = []
-    layouts: dict[str, int] = {}
+    walk = _Flatten()
+    return walk.open(tree, "value"), walk.leaves
 
-    def go(value: Tree, path: str) -> Any:
+
+class _Walk:
+    """A walk over a tree that collects leaves.
+
+    A class and no recursive closure: such a closure is a reference cycle, which would keep the vectors of
+    every reply alive until the garbage collector comes by.
+    """
+
+    refusal = ""
+
+    def open(self, value: Tree, path: str) -> Any:
+        """Return the structure of a tree; raises `TreeError`, with the path, for what is not part of one."""
+        if isinstance(value, dict):
+            return ["dict", [[_key(k, path), self.open(v, f"{path}[{k!r}]")] for k, v in value.items()]]
+        if type(value) in (list, tuple):
+            return [type(value).__name__, [self.open(v, f"{path}[{i}]") for i, v in enumerate(value)]]
+        entry = _NODES.get(_name(type(value)))
+        if entry is None:
+            raise TreeError(f"{path} is a {type(value).__name__}, {self.refusal}")
+        fields = entry[1](value)
+        return ["node", _name(type(value)), [[k, self.open(v, f"{path}.{k}")] for k, v in fields.items()]]
+
+
+class _Flatten(_Walk):
+    refusal = (
+        "which cannot be sent or stored; use tensors, Params, plain values, dicts, lists, tuples or a class "
+        "made with @node"
+    )
+
+    def __init__(self) -> None:
+        self.leaves: list[Tensor] = []
+        self._layouts: dict[str, int] = {}
+
+    def open(self, value: Tree, path: str) -> Any:
         if isinstance(value, _PLAIN):
             return value
         if isinstance(value, Tensor):
-            leaves.append(value)
-            return ["tensor", len(leaves) - 1]
+            self.leaves.append(value)
+            return ["tensor", len(self.leaves) - 1]
         if isinstance(value, Params):
-            leaves.append(value.vector)
-            digest = value.layout.digest
-            if digest in layouts:
-                return ["params", len(leaves) - 1, layouts[digest], None]
-            layouts[digest] = len(layouts)
-            return [
-                "params",
-                len(leaves) - 1,
-                layouts[digest],
-                [[e.name, list(e.shape), e.kind] for e in value.layout.entries],
-            ]
-        if isinstance(value, dict):
-            return ["dict", [[_key(k, path), go(v, f"{path}[{k!r}]")] for k, v in value.items()]]
-        if type(value) in (list, tuple):
-            return [type(value).__name__, [go(v, f"{path}[{i}]") for i, v in enumerate(value)]]
-        entry = _NODES.get(_name(type(value)))
-        if entry is None:
-            raise TreeError(
-                f"{path} is a {type(value).__name__}, which cannot be sent or stored; use tensors, Params, "
-                f"plain values, dicts, lists, tuples or a class made with @node"
-            )
-        fields = entry[1](value)
-        return ["node", _name(type(value)), [[k, go(v, f"{path}.{k}")] for k, v in fields.items()]]
-
-    return go(tree, "value"), leaves
+            self.leaves.append(value.vector)
+            digest, spec = value.layout.digest, None
+            if digest not in self._layouts:
+                self._layouts[digest] = len(self._layouts)
+                spec = [[e.name, list(e.shape), e.kind] for e in value.layout.entries]
+            return ["params", len(self.leaves) - 1, self._layouts[digest], spec]
+        return super().open(value, path)
 
 
 def _key(key: Any, path: str) -> str | int:
@@ -108,41 +123,40 @@ def unflatten(structure: Any, leaves: list[Tensor]) -> Tree:
     Raises `UnknownNameError` for a node class that is not registered here, `TreeError` for a structure
     that `flatten` cannot have made.
     """
-    layouts: list[Layout] = []
+    return _rebuild(structure, leaves, [])
 
-    def go(item: Any) -> Tree:
-        if isinstance(item, _PLAIN):
-            return item
-        try:
-            match item:
-                case ["tensor", int(i)]:
-                    return _leaf(leaves, i)
-                case ["params", int(i), int(which), spec]:
-                    if spec is not None:
-                        layouts.append(_layout(spec))
-                    if which < 0:
-                        raise TreeError(f"this is no tree: layout {which}")
-                    return Params(_leaf(leaves, i), layouts[which])
-                case ["dict", [*pairs]]:
-                    made = {_key(k, "a dict"): go(v) for k, v in pairs}
-                    if len(made) != len(pairs):
-                        raise TreeError("this is no tree: a dict has a key twice")
-                    return made
-                case ["list", [*values]]:
-                    return [go(v) for v in values]
-                case ["tuple", [*values]]:
-                    return tuple(go(v) for v in values)
-                case ["node", str(name), [*pairs]]:
-                    if name not in _NODES:
-                        raise UnknownNameError("message class", name, _NODES)
-                    return _NODES[name][2]({k: go(v) for k, v in pairs})
-        except (TreeError, UnknownNameError):
-            raise
-        except (IndexError, ValueError, TypeError, KeyError) as error:
-            raise TreeError(f"this is no tree: {error}") from error
-        raise TreeError(f"this is no tree: {str(item)[:80]}")
 
-    return go(structure)
+def _rebuild(item: Any, leaves: list[Tensor], layouts: list[Layout]) -> Tree:
+    if isinstance(item, _PLAIN):
+        return item
+    try:
+        match item:
+            case ["tensor", int(i)]:
+                return _leaf(leaves, i)
+            case ["params", int(i), int(which), spec]:
+                if spec is not None:
+                    layouts.append(_layout(spec))
+                if which < 0:
+                    raise TreeError(f"this is no tree: layout {which}")
+                return Params(_leaf(leaves, i), layouts[which])
+            case ["dict", [*pairs]]:
+                made = {_key(k, "a dict"): _rebuild(v, leaves, layouts) for k, v in pairs}
+                if len(made) != len(pairs):
+                    raise TreeError("this is no tree: a dict has a key twice")
+                return made
+            case ["list", [*values]]:
+                return [_rebuild(v, leaves, layouts) for v in values]
+            case ["tuple", [*values]]:
+                return tuple(_rebuild(v, leaves, layouts) for v in values)
+            case ["node", str(name), [*pairs]]:
+                if name not in _NODES:
+                    raise UnknownNameError("message class", name, _NODES)
+                return _NODES[name][2]({k: _rebuild(v, leaves, layouts) for k, v in pairs})
+    except (TreeError, UnknownNameError):
+        raise
+    except (IndexError, ValueError, TypeError, KeyError) as error:
+        raise TreeError(f"this is no tree: {error}") from error
+    raise TreeError(f"this is no tree: {str(item)[:80]}")
 
 
 def _layout(spec: Any) -> Layout:
@@ -175,28 +189,27 @@ def numeric_leaves(tree: Tree) -> tuple[Any, list[Tensor | float | int]]:
     The structure can be given to `unflatten_numeric`. Strings, bytes, None and bools are refused, as
     they have no sum.
     """
-    leaves: list[Tensor | float | int] = []
+    walk = _Numeric()
+    return walk.open(tree, "reply"), walk.leaves
 
-    def go(value: Tree, path: str) -> Any:
+
+class _Numeric(_Walk):
+    refusal = "which has no sum"
+
+    def __init__(self) -> None:
+        self.leaves: list[Tensor | float | int] = []
+
+    def open(self, value: Tree, path: str) -> Any:
         if isinstance(value, bool | str | bytes | None):
             raise TreeError(f"{path} is {value!r}, which has no sum; return numbers and tensors only")
         if isinstance(value, int | float | Tensor):
-            leaves.append(value)
+            self.leaves.append(value)
             kind = "tensor" if isinstance(value, Tensor) else type(value).__name__
             return [kind, list(value.shape)] if isinstance(value, Tensor) else [kind]
         if isinstance(value, Params):
-            leaves.append(value.vector)
+            self.leaves.append(value.vector)
             return ["params", value.layout]
-        if isinstance(value, dict):
-            return ["dict", [[_key(k, path), go(v, f"{path}[{k!r}]")] for k, v in value.items()]]
-        if type(value) in (list, tuple):
-            return [type(value).__name__, [go(v, f"{path}[{i}]") for i, v in enumerate(value)]]
-        entry = _NODES.get(_name(type(value)))
-        if entry is None:
-            raise TreeError(f"{path} is a {type(value).__name__}, which has no sum")
-        return ["node", _name(type(value)), [[k, go(v, f"{path}.{k}")] for k, v in entry[1](value).items()]]
-
-    return go(tree, "reply"), leaves
+        return super().open(value, path)
 
 
 def unflatten_numeric(structure: Any, leaves: list[Tensor | float | int]) -> Tree:
@@ -205,29 +218,34 @@ def unflatten_numeric(structure: Any, leaves: list[Tensor | float | int]) -> Tre
     Raises `TreeError` where there are more or fewer leaves than the structure has.
     """
     left = iter(leaves)
-
-    def take() -> Tensor | float | int:
-        for leaf in left:
-            return leaf
-        raise TreeError(f"{len(leaves)} leaves are too few for this structure")
-
-    def go(item: Any) -> Tree:
-        match item:
-            case ["params", Layout() as layout]:
-                value = take()
-                assert isinstance(value, Tensor)
-                return Params(value, layout)
-            case ["dict", pairs]:
-                return {k: go(v) for k, v in pairs}
-            case ["list" | "tuple" as kind, values]:
-                made = [go(v) for v in values]
-                return made if kind == "list" else tuple(made)
-            case ["node", name, pairs]:
-                return _NODES[name][2]({k: go(v) for k, v in pairs})
-            case _:
-                return take()
-
-    tree = go(structure)
+    try:
+        tree = _refill(structure, left)
+    except StopIteration:
+        raise TreeError(f"{len(leaves)} leaves are too few for this structure") from None
     if next(left, None) is not None:
         raise TreeError(f"{len(leaves)} leaves are too many for this structure")
     return tree
+
+
+def _refill(item: Any, left: Iterator[Tensor | float | int]) -> Tree:
+    match item:
+        case ["params", Layout() as layout]:
+            value = next(left)
+            assert isinstance(value, Tensor)
+            return Params(value, layout)
+        case ["dict", pairs]:
+            out = {}
+            for key, part in pairs:
+                out[key] = _refill(part, left)
+            return out
+        case ["list" | "tuple" as kind, values]:
+            made = []
+            for part in values:
+                made.append(_refill(part, left))
+            return made if kind == "list" else tuple(made)
+        case ["node", name, pairs]:
+            fields = {}
+            for key, part in pairs:
+                fields[key] = _refill(part, left)
+            return _NODES[name][2](fields)
+    return next(left)

@@ -15,7 +15,6 @@ from paceline.call import Call, Receipt, wire_size
 from paceline.client import Client, ClientData, Memory
 from paceline.client import evaluate as evaluate_on
 from paceline.devices import Cost, times
-from paceline.engines.heap import keep_freed_memory
 from paceline.errors import CheckpointError, ClientError, UnknownNameError
 from paceline.method import client_functions
 from paceline.params import Layout, Params, Resident
@@ -61,7 +60,6 @@ class Worker:
     """One resident model, the data, and the memories of the clients that ran here."""
 
     def __init__(self, setup: Setup) -> None:
-        keep_freed_memory()
         self.setup = setup
         task = setup.task
         module = task.build(derive(setup.seed, "init"))
@@ -144,6 +142,9 @@ class Worker:
         except Exception as error:
             if setup.strict:
                 cause = f"{type(error).__name__}: {error}"
+                if me.batch is not None:
+                    x, y = me.batch
+                    cause += f"; batch: inputs {tuple(x.shape)}, targets {y.tolist()}"
                 raise ClientError(client, call.function, call.round, cause, me.step) from error
             return Receipt(client, dropped=_reason(error), bytes_down=down)
         if me.flops and call.program == "method":
