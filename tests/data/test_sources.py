@@ -100,6 +100,7 @@ def test_windows_do_not_reach_over_the_cut():
     assert train[-1] + SEQUENCE < 900 <= test[0]
     assert test[-1] + SEQUENCE < 1100
     assert [len(w) for w in windows(0, SEQUENCE, 1)] == [0, 0]
+    assert windows(100, 1100, 7, 50)[1].tolist() == [900, 950, 1000]
 
 
 def test_absent_data_name_the_command(monkeypatch, tmp_path):

@@ -73,8 +73,8 @@ def _decode(files: Mapping[str, bytes], options: Mapping[str, int]) -> dict[str,
     }
 
 
-def windows(start: int, end: int, stride: int) -> tuple[Array, Array]:
-    """Return where (training, test) sequences of one role's text ``[start, end)`` begin.
+def windows(start: int, end: int, stride: int, test_stride: int | None = None) -> tuple[Array, Array]:
+    """Return where (training, test) sequences of one role's text ``[start, end)`` begin, so many characters apart.
 
     A sequence is followed by the character to predict, so it takes 81. About a fifth of the text, its end,
     is for tests; a text too short for both parts only trains.
@@ -83,7 +83,7 @@ def windows(start: int, end: int, stride: int) -> tuple[Array, Array]:
     cut = start + (end - start) * 4 // 5
     if end - cut < need or cut - start < need:
         return np.arange(start, end - SEQUENCE, stride), np.empty(0, dtype=np.int64)
-    return np.arange(start, cut - SEQUENCE, stride), np.arange(cut, end - SEQUENCE, stride)
+    return np.arange(start, cut - SEQUENCE, stride), np.arange(cut, end - SEQUENCE, test_stride or stride)
 
 
 def _read(arrays: Mapping[str, Array], options: Mapping[str, int]) -> RawData:
@@ -92,7 +92,8 @@ def _read(arrays: Mapping[str, Array], options: Mapping[str, int]) -> RawData:
     owners: tuple[list[Array], list[Array]] = ([], [])
     names: list[str] = []
     for number in np.flatnonzero(arrays["lines"] >= options["min_lines"]):
-        found = windows(int(offsets[number]), int(offsets[number + 1]), options["stride"])
+        begin, end = int(offsets[number]), int(offsets[number + 1])
+        found = windows(begin, end, options["stride"], options["test_stride"])
         if not len(found[0]):
             continue
         if len(names) == options["roles"]:
@@ -128,5 +129,5 @@ SHAKESPEARE = Source(
     ),
     _decode,
     _read,
-    chosen={"stride": 10, "min_lines": 2, "roles": 1426},
+    chosen={"stride": 10, "test_stride": 50, "min_lines": 2, "roles": 1426},
 )
