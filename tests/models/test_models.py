@@ -67,7 +67,8 @@ def test_fx_can_trace_it_and_the_trace_agrees(name):
 )
 def test_submodels_can_be_cut_out(name, options):
     module = build(name, **GIVEN.get(name, {}), **options)
-    Cutter(module, Layout.of(module), example(name))
+    cutter = Cutter(module, Layout.of(module), example(name))
+    assert 0 < cutter.share(0.5) < 1
 
 
 @pytest.mark.parametrize("norm", ["none", "group", "batch"])

@@ -91,7 +91,7 @@ def parameters(
 
 def _complete(n: int, active: bool) -> Parameters:
     t = 2 * n // 3 + 1 if active else n // 2 + 1
-    return Parameters(max(n - 1, 1), max(1, min(t, n - 2 if n > 3 else n - 1)))
+    return Parameters(max(n - 1, 1), max(1, min(t, n - 1)))  # a client holds no share of its own secrets
 
 
 @lru_cache(maxsize=8)
