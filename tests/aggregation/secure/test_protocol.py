@@ -7,11 +7,12 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 
-from paceline.aggregation.secure.client import SecureClient, alive_digest
+from paceline.aggregation.secure.client import SecureClient
 from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.aggregation.secure.keys import IdentityKey
 from paceline.aggregation.secure.masks import expand
 from paceline.aggregation.secure.server import SecureServer
+from paceline.aggregation.secure.session import alive_digest
 from paceline.aggregation.secure.simulate import new_session, secure_sum
 from paceline.errors import ConfigError, ProtocolError, QuorumError
 
@@ -201,7 +202,7 @@ def test_every_segment_has_a_stream_of_its_own():
 
 # -- S5, S6 --------------------------------------------------------------------------------------
 def test_s5_shares_are_of_one_kind_only():
-    parties = Parties().to("mask") if False else Parties()
+    parties = Parties()
     parties.advertise()
     parties.share()
     parties.mask(only={0, 1, 2, 3})
@@ -236,7 +237,8 @@ def test_s6_unmasking_is_answered_once():
 def test_swapped_keys_are_refused():
     parties = Parties()
     parties.advertise()
-    other = SecureClient(1, parties.session, IdentityKey.generate(), parties.directory).advertise()["keys"]
+    liar = IdentityKey.generate()
+    other = SecureClient(1, parties.session, liar, {**parties.directory, 1: liar.public}).advertise()["keys"]
     adverts = {**parties.adverts[0], 1: other}
     hashes = {**parties.hashes, 1: hashlib.sha256(other).digest()}
     with pytest.raises(ProtocolError, match="not signed by 1"):
@@ -288,7 +290,7 @@ def test_a_share_for_somebody_else_is_refused():
 
 
 def test_a_shrunk_list_of_survivors_is_refused():
-    parties = Parties(n=8, config=SecureConfig(gamma=0.25, threshold=3))
+    parties = Parties(n=8, config=SecureConfig(gamma=0.25, threshold=4))
     parties.advertise()
     parties.share()
     parties.mask()
@@ -360,7 +362,7 @@ def test_a_signature_on_another_list_is_noted():
     parties.advertise()
     parties.share()
     parties.mask()
-    other = parties.identities[1].sign(alive_digest(parties.session, [0, 1], []))
+    other = parties.identities[1].sign(alive_digest(parties.session, [0, 1], [], b""))
     parties.server.add_signature(1, {"signature": other})
     assert 1 in parties.server.refused
 
@@ -383,14 +385,14 @@ def test_tells_reach_neighbours_and_only_as_ciphertexts():
     parties.mask()
     for c in range(5):
         assert parties.clients[c].peers == {v: s for v, s in secrets.items() if v != c}
-    with pytest.raises(ProtocolError, match="at most 63"):
+    with pytest.raises(ProtocolError, match="at most 62"):
         Parties().clients[0]._at(0) or _share_long()
 
 
 def _share_long():
     parties = Parties()
     parties.advertise()
-    parties.clients[0].share(parties.hashes, parties.adverts[0], b"x" * 64)
+    parties.clients[0].share(parties.hashes, parties.adverts[0], b"x" * 63)
 
 
 def test_impossible_options_are_named():

@@ -1,6 +1,6 @@
-"""The client's side of one secure sum: four answers, and every check that a client can make alone.
+"""The client's side of one secure sum: five answers, and every check that a client can make alone.
 
-A machine lives for one session. Any broken rule burns it: it answers nothing more, and its keys go.
+A machine lives for one session. Any broken rule burns it: it answers nothing more, and its secrets go.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from typing import Any, NoReturn
 
 from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.aggregation.secure.encoding import Words, pack
-from paceline.aggregation.secure.graph import neighbours, permutation
 from paceline.aggregation.secure.keys import (
     AgreementKey,
     IdentityKey,
-    context,
     derive,
     open_sealed,
     pair_info,
@@ -25,63 +23,25 @@ from paceline.aggregation.secure.keys import (
     verify,
 )
 from paceline.aggregation.secure.masks import apply_all
+from paceline.aggregation.secure.session import (
+    Session,
+    alive_digest,
+    commitment,
+    graph_seed,
+    masked_digest,
+    near_of,
+    number,
+    segments_of,
+    segments_table,
+)
 from paceline.aggregation.secure.shamir import PRIME, share
 from paceline.errors import ProtocolError
 
-__all__ = ["SecureClient", "Session", "alive_digest", "commitment", "graph_of", "number"]
+__all__ = ["SecureClient", "Session"]
 
-TELL_BYTES = 64
-"""Size to which a told record is padded, so that its length says nothing."""
-
-
-@dataclass(frozen=True)
-class Session:
-    """The public facts of one secure sum.
-
-    Args:
-        id: 32 random bytes of the server.
-        round: of the run; with `attempt` it may only grow.
-        attempt: of the round.
-        clients: ids of the cohort, ascending.
-        neighbours: k.
-        threshold: t.
-        config: clip, bits, generator and the like.
-    """
-
-    id: bytes
-    round: int
-    attempt: int
-    clients: tuple[int, ...]
-    neighbours: int
-    threshold: int
-    config: SecureConfig
-
-    def context(self, role: str) -> bytes:
-        """Return what every signature and key derivation of this session starts with."""
-        facts = hashlib.sha256(repr((self.attempt, self.clients, self.neighbours, self.threshold, self.config)).encode())
-        return context(self.id, self.round, role) + facts.digest()
-
-
-def number(value: int) -> bytes:
-    """Return an id as 8 little-endian bytes."""
-    return value.to_bytes(8, "little")
-
-
-def commitment(session: Session, client: int, secret: bytes) -> bytes:
-    """Return the hash by which a client commits to its self-mask's seed."""
-    return hashlib.sha256(session.context("commit") + number(client) + secret).digest()
-
-
-def graph_of(session: Session, hashes: Mapping[int, bytes]) -> dict[int, list[int]]:
-    """Return who neighbours whom, from a seed that no single party chose: the hash of all advertised keys."""
-    ids = sorted(hashes)
-    seed = hashlib.sha256(session.context("graph") + b"".join(number(i) + hashes[i] for i in ids)).digest()
-    return neighbours(permutation(ids, seed), min(session.neighbours, len(ids) - 1))
-
-
-def alive_digest(session: Session, alive: list[int], table: list[list[Any]]) -> bytes:
-    """Return the digest of the survivors and the segment table that all must agree on."""
-    return hashlib.sha256(session.context("alive") + b"".join(number(i) for i in sorted(alive)) + repr(table).encode()).digest()
+_BYTES = ("_advert", "_secret", "_digest", "_graph")
+_LISTS = ("_near", "_alive", "_table")
+_MAPS = ("_keys", "_shares", "peers")
 
 
 @dataclass
@@ -93,6 +53,8 @@ class SecureClient:
         session: the session's facts.
         identity: its long-lived signing key.
         directory: pinned identity keys of the cohort.
+        peers: what neighbours told, by id; known once their sealed shares came.
+        policy: options that this client insists on, or None to take the session's.
     """
 
     me: int
@@ -100,27 +62,63 @@ class SecureClient:
     identity: IdentityKey
     directory: Mapping[int, bytes]
     peers: dict[int, bytes] = field(default_factory=dict)
-    """What neighbours told, by id; known once their sealed shares came."""
+    policy: SecureConfig | None = None
 
     def __post_init__(self) -> None:
         self._step = 0
         self._burnt = False
         self._seal_key, self._mask_key = AgreementKey.generate(), AgreementKey.generate()
-        self._advert = b""
+        self._advert = self._secret = self._digest = self._graph = b""
         self._keys: dict[int, tuple[bytes, bytes]] = {}
         self._near: list[int] = []
-        self._secret = b""
         self._shares: dict[int, tuple[bytes, bytes]] = {}
-        self._digest = b""
         self._alive: list[int] = []
         self._table: list[list[Any]] = []
         missing = [c for c in self.session.clients if c not in self.directory]
         if missing or self.me not in self.session.clients:
             self._refuse(f"the identity keys of {missing or [self.me]} are not known")
+        if self.directory[self.me] != self.identity.public:
+            self._refuse("the directory has another identity key for me")
+        if self.policy is not None and self.session.config != self.policy:
+            self._refuse("the session's options are not those that this client insists on")
+        if faults := self.session.faults():
+            self._refuse("; ".join(faults))
 
-    def _refuse(self, why: str) -> NoReturn:
+    def state(self) -> dict[str, Any]:
+        """Return all there is to know as a plain tree, so that another process can go on.
+
+        It holds this session's secrets. Keep one copy, store it before an answer is sent, and never go back
+        to an older one: a client that answers a step twice can open its own vector.
+        """
+        out: dict[str, Any] = {"me": self.me, "session": self.session.plain(), "step": self._step, "burnt": int(self._burnt)}
+        if not self._burnt:
+            out["secrets"] = [self._seal_key.to_bytes(), self._mask_key.to_bytes()]
+        out |= {name: getattr(self, name) for name in (*_BYTES, *_LISTS)}
+        for name in _MAPS:
+            out[name] = [[v, *([x] if isinstance(x, bytes) else x)] for v, x in getattr(self, name).items()]
+        return out
+
+    @staticmethod
+    def from_state(state: Mapping[str, Any], identity: IdentityKey, directory: Mapping[int, bytes]) -> SecureClient:
+        """Return the client that `state` was taken of."""
+        client = SecureClient(state["me"], Session.from_plain(state["session"]), identity, directory)
+        client._step, client._burnt = state["step"], bool(state["burnt"])
+        if not client._burnt:
+            client._seal_key, client._mask_key = (AgreementKey.from_bytes(s) for s in state["secrets"])
+        for name in (*_BYTES, *_LISTS):
+            value = state[name]
+            setattr(client, name, value if isinstance(value, bytes) else list(value))
+        for name in _MAPS:
+            setattr(client, name, {v: x[0] if len(x) == 1 else tuple(x) for v, *x in state[name]})
+        return client
+
+    def _burn(self) -> None:
         self._burnt = True
         self._secret, self._shares, self._keys = b"", {}, {}
+        self._seal_key = self._mask_key = AgreementKey.generate()
+
+    def _refuse(self, why: str) -> NoReturn:
+        self._burn()
         raise ProtocolError(f"client {self.me} refuses, and burns the session: {why}")
 
     def _at(self, step: int) -> None:
@@ -129,6 +127,28 @@ class SecureClient:
         if step != self._step:
             self._refuse(f"step {step} was asked for after step {self._step - 1}; each step is answered once, in order")
         self._step = step + 1
+
+    def _by_id(self, value: Any, what: str) -> dict[int, bytes]:
+        """Return what should be bytes by client id; whatever else a server sends is refused."""
+        if not isinstance(value, dict) or not all(type(k) is int and isinstance(v, bytes) for k, v in value.items()):
+            self._refuse(f"{what} are malformed")
+        return value
+
+    def _agree(self, key: AgreementKey, peer: int, which: int) -> bytes:
+        try:
+            return key.agree(self._keys[peer][which])
+        except ProtocolError as error:
+            self._refuse(f"the keys of {peer}: {error}")
+
+    def _enough(self, count: int, what: str) -> None:
+        if count < self.session.threshold:
+            self._refuse(f"only {count} {what}, fewer than the threshold {self.session.threshold}")
+
+    def _derived(self, secret: bytes, label: str, peer: int) -> bytes:
+        return derive(secret, self.session.context("salt"), pair_info(label, self.me, peer))
+
+    def _aad(self, sender: int, receiver: int) -> bytes:
+        return self.session.context("sealed") + number(sender) + number(receiver)
 
     # -- R0 ------------------------------------------------------------------------------------
     def advertise(self) -> dict[str, Any]:
@@ -148,7 +168,10 @@ class SecureClient:
             tell: a record for the neighbours, sealed with the shares.
         """
         self._at(1)
-        self._near = self._checked_neighbours(hashes, adverts)
+        self._near = self._checked_neighbours(self._by_id(hashes, "hashes"), self._by_id(adverts, "keys"))
+        size = self.session.tell_bytes
+        if len(tell) > max(size - 2, 0):
+            self._refuse(f"a told record has {len(tell)} bytes; at most {max(size - 2, 0)} fit")
         while int.from_bytes(secret := secrets.token_bytes(32), "little") >= PRIME:
             pass
         self._secret = secret
@@ -156,17 +179,14 @@ class SecureClient:
         t = self.session.threshold
         shares_b = share(int.from_bytes(secret, "little"), t, xs)
         shares_s = share(int.from_bytes(self._mask_key.to_bytes(), "little"), t, xs)
+        padded = (len(tell).to_bytes(2, "little") + tell).ljust(size, b"\0")
         sealed, told = {}, {}
         for v, b, s in zip(self._near, shares_b, shares_s, strict=True):
-            secret_key = self._seal_key.agree(self._keys[v][0])
+            agreed = self._agree(self._seal_key, v, 0)
             text = number(self.me) + number(v) + b.to_bytes(32, "little") + s.to_bytes(32, "little")
-            sealed[v] = seal(self._derived(secret_key, "seal", v), text, self._aad(self.me, v))
-            if len(tell) > TELL_BYTES - 1:
-                self._refuse(f"a told record has {len(tell)} bytes; at most {TELL_BYTES - 1} fit")
-            padded = (bytes([len(tell)]) + tell).ljust(TELL_BYTES, b"\0")
-            told[v] = seal(self._derived(secret_key, "tell", v), padded, self._aad(self.me, v))
-        commit = commitment(self.session, self.me, secret)
-        return {"sealed": sealed, "told": told, "commit": commit}
+            sealed[v] = seal(self._derived(agreed, "seal", v), text, self._aad(self.me, v))
+            told[v] = seal(self._derived(agreed, "tell", v), padded, self._aad(self.me, v)) if size else b""
+        return {"sealed": sealed, "told": told, "commit": commitment(self.session, self.me, secret)}
 
     def _checked_neighbours(self, hashes: dict[int, bytes], adverts: dict[int, bytes]) -> list[int]:
         session = self.session
@@ -174,9 +194,9 @@ class SecureClient:
             self._refuse("the server shows other keys of mine than I sent")
         if not set(hashes) <= set(session.clients):
             self._refuse("the server invented clients")
-        near = graph_of(session, hashes)[self.me]
-        if sorted(adverts) != sorted(near):
-            self._refuse(f"the server gave the keys of {sorted(adverts)}, but my neighbours are {sorted(near)}")
+        self._graph, near = graph_seed(session, hashes), near_of(session, hashes, self.me)
+        if sorted(adverts) != near:
+            self._refuse(f"the server gave the keys of {sorted(adverts)}, but my neighbours are {near}")
         seen = {self._seal_key.public, self._mask_key.public}
         for v, advert in adverts.items():
             keys, signature = advert[:64], advert[64:]
@@ -191,55 +211,56 @@ class SecureClient:
         self._enough(len(near), "neighbours advertised keys")
         return near
 
-    def _enough(self, count: int, what: str) -> None:
-        if count < self.session.threshold:
-            self._refuse(f"only {count} {what}, fewer than the threshold {self.session.threshold}")
-
-    def _derived(self, secret: bytes, label: str, peer: int) -> bytes:
-        return derive(secret, self.session.context("salt"), pair_info(label, self.me, peer))
-
-    def _aad(self, sender: int, receiver: int) -> bytes:
-        return self.session.context("sealed") + number(sender) + number(receiver)
-
     # -- R2 ------------------------------------------------------------------------------------
     def receive(self, sealed: dict[int, bytes], told: dict[int, bytes]) -> None:
         """Open the neighbours' sealed shares and records; those who sent none have dropped out."""
         self._at(2)
+        sealed, told = self._by_id(sealed, "sealed shares"), self._by_id(told, "sealed records")
         if not set(sealed) <= set(self._near) or set(told) != set(sealed):
             self._refuse("shares came from clients that are not my neighbours")
+        size = self.session.tell_bytes
         for v in sealed:
-            secret = self._seal_key.agree(self._keys[v][0])
+            agreed = self._agree(self._seal_key, v, 0)
             try:
-                text = open_sealed(self._derived(secret, "seal", v), sealed[v], self._aad(v, self.me))
-                record = open_sealed(self._derived(secret, "tell", v), told[v], self._aad(v, self.me))
+                text = open_sealed(self._derived(agreed, "seal", v), sealed[v], self._aad(v, self.me))
+                record = open_sealed(self._derived(agreed, "tell", v), told[v], self._aad(v, self.me)) if size else b""
             except ProtocolError:
                 self._refuse(f"the sealed share of {v} was changed on its way")
-            if len(text) != 80 or text[:16] != number(v) + number(self.me) or len(record) != TELL_BYTES:
+            if len(text) != 80 or text[:16] != number(v) + number(self.me) or len(record) != size:
                 self._refuse(f"the sealed share of {v} is meant for somebody else")
             self._shares[v] = (text[16:48], text[48:80])
-            self.peers[v] = record[1 : 1 + record[0]]
+            self.peers[v] = record[2 : 2 + int.from_bytes(record[:2], "little")]
         self._enough(len(self._shares), "neighbours shared secrets")
 
     def masked(self, segments: list[tuple[Segment, Words]]) -> dict[str, Any]:
         """R2: return the segments with all masks added, packed and signed. The words are changed in place."""
         self._at(3)
+        table = segments_table([segment for segment, _ in segments])
+        try:
+            segments_of(table)  # two segments of one name would get the same masks
+        except ProtocolError as error:
+            self._refuse(str(error))
+        for segment, words in segments:  # before anything is masked: floats or signed words would not wrap
+            if words.dtype != segment.dtype or words.shape != (segment.length,):
+                self._refuse(f"segment {segment.name!r} takes {segment.length} words of {segment.dtype}, not {words.dtype}")
         seeds = [(self._secret, 1)]
         for v in self._shares:
-            secret = self._mask_key.agree(self._keys[v][1])
-            seeds.append((self._derived(secret, "mask", v), 1 if self.me < v else -1))
-        packed, table = [], []
+            agreed = self._agree(self._mask_key, v, 1)
+            seeds.append((self._derived(agreed, "mask", v), 1 if self.me < v else -1))
+        packed = []
         for segment, words in segments:
             apply_all(words, seeds, segment.name, self.session.config.prg)
             packed.append(pack(words, segment))
-            table.append([segment.name, segment.length, segment.bits])
         self._table = table
-        signature = self.identity.sign(self.session.context("masked") + number(self.me) + _digest(table, packed))
+        signature = self.identity.sign(self.session.context("masked") + number(self.me) + masked_digest(table, packed))
         return {"segments": packed, "table": table, "signature": signature}
 
     # -- R2.5 ----------------------------------------------------------------------------------
     def consistency(self, alive: list[int]) -> dict[str, Any]:
         """R2.5: sign the list of survivors that the server shows."""
         self._at(4)
+        if not isinstance(alive, list) or not all(type(v) is int for v in alive):
+            self._refuse("the list of survivors is malformed")
         if self.me not in alive or len(set(alive)) != len(alive) or not set(alive) <= set(self.session.clients):
             self._refuse("the list of survivors is malformed")
         if not {v for v in alive if v in self._near} <= set(self._shares):
@@ -247,7 +268,8 @@ class SecureClient:
         least = self.session.config.least(len(self.session.clients))
         if len(alive) < least:
             self._refuse(f"only {len(alive)} survivors; with fewer than {least} a sum could expose one of them")
-        self._alive, self._digest = sorted(alive), alive_digest(self.session, alive, self._table)
+        self._alive = sorted(alive)
+        self._digest = alive_digest(self.session, alive, self._table, self._graph)
         return {"signature": self.identity.sign(self._digest)}
 
     # -- R3 ------------------------------------------------------------------------------------
@@ -257,18 +279,13 @@ class SecureClient:
         Never both, and only once; in the active setting only if enough neighbours signed the same list.
         """
         self._at(5)
+        signatures = self._by_id(signatures, "signatures")
         if self.session.config.active:
-            good = [v for v, s in signatures.items() if v in self._shares and verify(self.directory[v], s, self._digest)]
+            known = {v: s for v, s in signatures.items() if v in self._shares and v in self._alive}
+            good = [v for v, s in known.items() if verify(self.directory[v], s, self._digest)]
             self._enough(len(good), "neighbours signed the list of survivors that I was shown")
         alive = set(self._alive)
         self_masks = {v: b for v, (b, _) in self._shares.items() if v in alive}
         mask_keys = {v: s for v, (_, s) in self._shares.items() if v not in alive}
-        self._burnt = True
+        self._burn()
         return {"self": self_masks, "keys": mask_keys}
-
-
-def _digest(table: list[list[Any]], packed: list[bytes]) -> bytes:
-    digest = hashlib.sha256(repr(table).encode())
-    for part in packed:
-        digest.update(part)
-    return digest.digest()

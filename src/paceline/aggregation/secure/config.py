@@ -57,6 +57,13 @@ class SecureConfig:
         if not 1 <= self.max_weight <= 2**20:
             wrong.append(f"max_weight={self.max_weight} is not from 1 to 2^20")
         wrong += [f"{n}={getattr(self, n)} is no share below 1" for n in ("gamma", "delta") if not 0 <= getattr(self, n) < 1]
+        if self.prg not in ("aes128ctr", "chacha20"):
+            wrong.append(f"prg={self.prg!r} is neither aes128ctr nor chacha20")
+        least = {"sigma": 1, "eta": 1, "complete_up_to": 0, "threshold": 1, "neighbours": 1}
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                wrong.append(f"{name}={value} is below {bound}")
         if wrong:
             raise ConfigError("secure aggregation: " + "; ".join(wrong))
 

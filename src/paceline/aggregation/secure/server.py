@@ -1,30 +1,39 @@
 """The server's side of one secure sum: relays what it cannot read, adds what it cannot open, opens the sum.
 
-Masked vectors are added as they come; the server never holds more than one of them.
+Masked vectors are added as they come; the server never holds more than one of them. What comes after its
+step was closed is thrown away unread; what breaks the protocol is thrown away and noted in `refused`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations, islice
 from typing import Any
 
 import numpy as np
 
-from paceline.aggregation.secure.client import Session, alive_digest, commitment, graph_of, number
-from paceline.aggregation.secure.client import _digest as masked_digest
 from paceline.aggregation.secure.config import Segment
 from paceline.aggregation.secure.encoding import Words, unpack
 from paceline.aggregation.secure.keys import AgreementKey, derive, pair_info, public_of_agreement, verify
 from paceline.aggregation.secure.masks import apply_all
-from paceline.aggregation.secure.shamir import PRIME, combine, weights
+from paceline.aggregation.secure.repair import corrections
+from paceline.aggregation.secure.session import (
+    Session,
+    alive_digest,
+    commitment,
+    graph_of,
+    graph_seed,
+    masked_digest,
+    number,
+    segments_of,
+    segments_table,
+    usable,
+)
+from paceline.aggregation.secure.shamir import combine, weights
 from paceline.errors import ProtocolError, QuorumError
 
 __all__ = ["SecureServer"]
-
-_REPAIRS = 2000
 
 
 @dataclass
@@ -35,24 +44,33 @@ class SecureServer:
         session: the session's facts.
         directory: identity keys of the cohort.
         quorum: least number of masked vectors; never below what clients demand.
+        refused: clients whose messages broke the protocol, and how.
+        late: clients whose answers came after their step was closed.
+        segments: what every vector must consist of; None takes the first vector's word for it.
     """
 
     session: Session
     directory: Mapping[int, bytes]
     quorum: int = 1
     refused: dict[int, str] = field(default_factory=dict)
-    """Clients whose messages broke the protocol, and how."""
+    late: set[int] = field(default_factory=set)
+    segments: Sequence[Segment] | None = None
 
     def __post_init__(self) -> None:
+        self._step = 0
         self._adverts: dict[int, bytes] = {}
+        self._seen: set[bytes] = set()
         self._graph: dict[int, list[int]] = {}
+        self._graph_seed = b""
         self._shared: dict[int, dict[str, Any]] = {}
         self._sum: list[tuple[Segment, Words]] | None = None
-        self._table: list[list[Any]] = []
+        self._table = segments_table(self.segments or ())
         self._masked: list[int] = []
         self._shares_b: dict[int, dict[int, bytes]] = {}
         self._shares_s: dict[int, dict[int, bytes]] = {}
         self._signatures: dict[int, bytes] = {}
+        self._liars: set[int] = set()
+        self._weights: dict[tuple[int, ...], list[int]] = {}
 
     @property
     def _least(self) -> int:
@@ -65,38 +83,78 @@ class SecureServer:
                 f"{step}, and {least} are needed; the round can be run again with fresh keys"
             )
 
+    def _takes(self, step: int, client: int, message: Any) -> bool:
+        """Return whether an answer is for the step that is open, and from somebody who was asked."""
+        if self._step < step:
+            raise ProtocolError(f"the server took an answer to step {step} before it closed step {step - 1}")
+        if self._step > step:
+            self.late.add(client)
+            return False
+        asked = (self.session.clients, self._graph, self._shared, self._masked, self._signatures)[step]
+        if client not in asked or client not in self.directory:
+            self.refused[client] = "it answered what it was not asked"
+            return False
+        if not isinstance(message, dict):
+            self.refused[client] = "malformed message"
+            return False
+        return True
+
+    def _close(self, step: int) -> None:
+        if self._step != step:
+            raise ProtocolError(f"the server closed step {step} while step {self._step} was open")
+        self._step = step + 1
+
     # -- R0 ------------------------------------------------------------------------------------
     def add_advert(self, client: int, message: dict[str, Any]) -> None:
         """Take a client's advertised keys."""
+        if not self._takes(0, client, message):
+            return
         keys = message.get("keys")
         if not isinstance(keys, bytes) or len(keys) != 128:
             self.refused[client] = "malformed keys"
         elif not verify(self.directory[client], keys[64:], self.session.context("advertise") + number(client) + keys[:64]):
             self.refused[client] = "the advertised keys are not signed by it"
+        elif client in self._adverts or keys[:32] == keys[32:64] or {keys[:32], keys[32:64]} & self._seen:
+            self.refused[client] = "its keys were advertised before"
+        elif not all(usable(k) for k in (keys[:32], keys[32:64])):
+            self.refused[client] = "its keys are of low order"  # its neighbours would have to abort
         else:
             self._adverts[client] = keys
+            self._seen |= {keys[:32], keys[32:64]}
 
     def directory_for(self) -> tuple[dict[int, bytes], dict[int, dict[int, bytes]]]:
         """Close R0: return everybody's hashes, and for each client its neighbours' keys."""
+        self._close(0)
         self._lost("after advertising", len(self._adverts), max(self.session.threshold + 1, self._least))
         hashes = {c: hashlib.sha256(a).digest() for c, a in sorted(self._adverts.items())}
-        self._graph = graph_of(self.session, hashes)
+        self._graph, self._graph_seed = graph_of(self.session, hashes), graph_seed(self.session, hashes)
         return hashes, {c: {v: self._adverts[v] for v in near} for c, near in self._graph.items()}
 
     # -- R1 ------------------------------------------------------------------------------------
     def add_shares(self, client: int, message: dict[str, Any]) -> None:
         """Take a client's sealed shares."""
-        sealed, told = message.get("sealed"), message.get("told")
-        near = sorted(self._graph[client])
-        if not isinstance(sealed, dict) or not isinstance(told, dict) or sorted(sealed) != near or sorted(told) != near:
-            self.refused[client] = "its sealed shares are not for its neighbours"
-        elif not isinstance(message.get("commit"), bytes):
+        if not self._takes(1, client, message):
+            return
+        sizes = {"sealed": 80 + 28, "told": self.session.tell_bytes and self.session.tell_bytes + 28}
+        commit, near = message.get("commit"), set(self._graph[client])
+        for part, length in sizes.items():
+            sealed = message.get(part)
+            if not isinstance(sealed, dict) or set(sealed) != near:
+                self.refused[client] = "its sealed shares are not for its neighbours"
+                return
+            if not all(isinstance(s, bytes) and len(s) == length for s in sealed.values()):
+                self.refused[client] = "its sealed shares have another size than those of others"
+                return
+        if not isinstance(commit, bytes) or len(commit) != 32:
             self.refused[client] = "it committed to nothing"
+        elif client in self._shared:
+            self.refused[client] = "it shared twice"
         else:
             self._shared[client] = message
 
     def mail_for(self) -> dict[int, dict[str, dict[int, bytes]]]:
         """Close R1: return for each client what its neighbours sealed for it."""
+        self._close(1)
         self._lost("after sharing", len(self._shared), self._least)
         out = {}
         for client in self._shared:
@@ -109,25 +167,27 @@ class SecureServer:
     # -- R2 ------------------------------------------------------------------------------------
     def add_masked(self, client: int, message: dict[str, Any]) -> bool:
         """Add a client's masked vector to the sum at once; return whether it was taken."""
+        if not self._takes(2, client, message):
+            return False
         table, packed = message.get("table"), message.get("segments")
         try:
-            if client not in self._shared or client in self._masked:
-                raise ProtocolError("it shared nothing, or sends twice")
-            if not isinstance(table, list) or not isinstance(packed, list) or len(table) != len(packed):
-                raise ProtocolError("malformed vector")
+            if client in self._masked:
+                raise ProtocolError("it sent two vectors")
+            segments = segments_of(table)
             if self._table and table != self._table:
                 raise ProtocolError("its vector has other segments than the first one")
-            signed = self.session.context("masked") + number(client) + masked_digest(table, packed)
+            if not isinstance(packed, list) or [isinstance(p, bytes) for p in packed] != [True] * len(segments):
+                raise ProtocolError("malformed vector")
+            signed = self.session.context("masked") + number(client) + masked_digest(segments_table(segments), packed)
             if not verify(self.directory[client], message.get("signature", b""), signed):
                 raise ProtocolError("its vector is not signed by it")
-            segments = [Segment(*row) for row in table]
             words = [unpack(data, segment) for data, segment in zip(packed, segments, strict=True)]
-        except (ProtocolError, TypeError, ValueError) as error:
+        except ProtocolError as error:
             self.refused[client] = str(error)
             return False
         if self._sum is None:
             self._sum = [(s, np.zeros(s.length, dtype=s.dtype)) for s in segments]
-            self._table = table
+            self._table = segments_table(segments)
         for (_, total), part in zip(self._sum, words, strict=True):
             np.add(total, part, out=total)
         self._masked.append(client)
@@ -136,56 +196,65 @@ class SecureServer:
     # -- R2.5 ----------------------------------------------------------------------------------
     def alive(self) -> list[int]:
         """Close R2: return the survivors, which no later message can join."""
+        self._close(2)
         self._lost("with a masked vector", len(self._masked), max(self.quorum, self._least))
         self._masked.sort()
         return list(self._masked)
 
     def add_signature(self, client: int, message: dict[str, Any]) -> None:
         """Take a client's signature on the list of survivors."""
+        if not self._takes(3, client, message):
+            return
         signature = message.get("signature", b"")
-        if verify(self.directory[client], signature, alive_digest(self.session, self._masked, self._table)):
+        if verify(self.directory[client], signature, alive_digest(self.session, self._masked, self._table, self._graph_seed)):
             self._signatures[client] = signature
         else:
             self.refused[client] = "it signed another list of survivors"
 
     def signatures_for(self) -> dict[int, dict[int, bytes]]:
-        """Close R2.5: return for each client its neighbours' signatures."""
+        """Close R2.5: return for each client its neighbours' signatures.
+
+        In the active setting a client that too few neighbours confirm would refuse, so it is not asked.
+        """
+        self._close(3)
+        t, active = self.session.threshold, self.session.config.active
         out = {c: {v: self._signatures[v] for v in self._graph[c] if v in self._signatures} for c in self._signatures}
-        fewest = min((len(near) for near in out.values()), default=0)
-        self._lost("around one of them that confirmed the survivors", fewest, self.session.threshold)
+        out = {c: near for c, near in out.items() if not active or len(near) >= t}
+        self._lost("whose neighbours confirmed the survivors", len(out), t)
         return out
 
     # -- R3 ------------------------------------------------------------------------------------
     def add_unmasking(self, client: int, message: dict[str, Any]) -> None:
         """Take a client's shares: of survivors' self-masks, and of the mask keys of those that were lost."""
+        if not self._takes(4, client, message):
+            return
         selfs, keys = message.get("self"), message.get("keys")
-        alive = set(self._masked)
-        near = set(self._graph[client])
+        alive, near = set(self._masked), set(self._graph[client])
         if not isinstance(selfs, dict) or not isinstance(keys, dict) or not set(selfs) <= alive & near or not set(keys) <= near - alive:
             self.refused[client] = "malformed shares"
             return
         for into, shares in ((self._shares_b, selfs), (self._shares_s, keys)):
             for v, value in shares.items():
                 if isinstance(value, bytes) and len(value) == 32:
-                    into.setdefault(v, {})[client] = value
+                    into.setdefault(v, {}).setdefault(client, value)
+                else:
+                    self.refused[client] = f"its share of client {v} is malformed"
 
     def open(self) -> list[tuple[Segment, Words]]:
         """Rebuild the masks that are left in the sum, take them away, and return the opened segments.
 
         Raises `QuorumError` where shares are missing, `ProtocolError` where shares are wrong and cannot be repaired.
         """
+        self._close(4)
         assert self._sum is not None
         seeds: list[tuple[bytes, int]] = []
         for v in self._masked:
-            secret = self._rebuild(v, self._shares_b.get(v, {}), lambda s, v=v: commitment(self.session, v, s) == self._shared[v]["commit"])
-            seeds.append((secret, -1))
-        alive = set(self._masked)
-        for v in sorted(set(self._shared) - alive):
+            seeds.append((self._rebuild(v, self._shares_b, self._is_self_mask), -1))
+        for v in sorted(set(self._shared) - (alive := set(self._masked))):
             survivors = [u for u in self._graph[v] if u in alive]
             if not survivors:
                 continue
-            secret = self._rebuild(v, self._shares_s.get(v, {}), lambda s, v=v: public_of_agreement(s) == self._adverts[v][32:64])
-            key = AgreementKey.from_bytes(secret)
+            key = AgreementKey.from_bytes(self._rebuild(v, self._shares_s, self._is_mask_key))
             for u in survivors:
                 agreed = key.agree(self._adverts[u][32:64])
                 seed = derive(agreed, self.session.context("salt"), pair_info("mask", u, v))
@@ -194,29 +263,38 @@ class SecureServer:
             apply_all(total, seeds, segment.name, self.session.config.prg)
         return self._sum
 
-    def _rebuild(self, owner: int, shares: dict[int, bytes], right: Any) -> bytes:
-        t = self.session.threshold
+    def _is_self_mask(self, owner: int, secret: bytes) -> bool:
+        return bool(commitment(self.session, owner, secret) == self._shared[owner]["commit"])
+
+    def _is_mask_key(self, owner: int, secret: bytes) -> bool:
+        return public_of_agreement(secret) == self._adverts[owner][32:64]
+
+    def _rebuild(self, owner: int, of: Mapping[int, Mapping[int, bytes]], right: Callable[[int, bytes], bool]) -> bytes:
+        """Return a secret from its shares; wrong ones are found, left out and their holders named."""
+        t, came = self.session.threshold, of.get(owner, {})
+        honest = {u: s for u, s in came.items() if u not in self._liars}
+        shares = {u: int.from_bytes(s, "little") for u, s in sorted((honest if len(honest) >= t else came).items())}
+        where = f"secure sum, round {self.session.round}"
         if len(shares) < t:
             raise QuorumError(
-                f"secure sum, round {self.session.round}: {len(shares)} shares of client {owner} came, {t} are needed; "
+                f"{where}: {len(shares)} shares of client {owner} came, {t} are needed; "
                 f"the round is lost and can be run again with fresh keys"
             )
-        holders = sorted(shares)
-        for chosen in islice(combinations(holders, t), _REPAIRS):  # the first is right unless somebody lied
-            ys = [int.from_bytes(shares[u], "little") for u in chosen]
-            value = combine(ys, weights([u + 1 for u in chosen]))
-            if value < 2**256 and right(secret := value.to_bytes(32, "little")):
-                for u in self._liars(chosen, shares, value):
-                    self.refused[u] = f"its share of client {owner} was wrong"
+        places = tuple(u + 1 for u in list(shares)[:t])
+        if places not in self._weights:
+            self._weights[places] = weights(places)
+        secret = combine(list(shares.values())[:t], self._weights[places]).to_bytes(32, "little")
+        if right(owner, secret):
+            return secret
+        for value, wrong in corrections(shares, t):
+            secret = value.to_bytes(32, "little")
+            if right(owner, secret):
+                self._liars |= set(wrong)
+                self.refused.update((u, f"its share of client {owner} was wrong") for u in wrong)
                 return secret
-        raise ProtocolError(f"secure sum, round {self.session.round}: the shares of client {owner} are wrong; one of {holders} lied")
-
-    def _liars(self, chosen: tuple[int, ...], shares: dict[int, bytes], value: int) -> list[int]:
-        """Return who holds a share that does not lie on the polynomial of the right ones."""
-        out = []
-        base = chosen[:-1]
-        for u in set(shares) - set(chosen):
-            ys = [int.from_bytes(shares[w], "little") for w in (*base, u)]
-            if combine(ys, weights([w + 1 for w in (*base, u)])) % PRIME != value:
-                out.append(u)
-        return out
+            if not wrong:  # all shares fit together, so too many have to be wrong for any decoder
+                break
+        raise ProtocolError(
+            f"{where}: the shares of client {owner} do not give what it committed to; it shared something else, "
+            f"or too many of {list(shares)} lied"
+        )

@@ -7,14 +7,20 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from paceline.aggregation.secure.client import SecureClient, Session
+import numpy as np
+
+from paceline.aggregation.secure.client import SecureClient
 from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.aggregation.secure.encoding import Words
-from paceline.aggregation.secure.graph import parameters
 from paceline.aggregation.secure.keys import IdentityKey
 from paceline.aggregation.secure.server import SecureServer
+from paceline.aggregation.secure.session import Session, sizes
+from paceline.errors import ConfigError, QuorumError
 
-__all__ = ["Costs", "new_session", "secure_sum"]
+__all__ = ["STEPS", "Costs", "arithmetic_sum", "new_session", "secure_sum"]
+
+STEPS = ("advertise", "share", "masked", "consistency", "unmask")
+"""What a client is asked, in order."""
 
 
 @dataclass
@@ -28,14 +34,42 @@ class Costs:
     opened: list[tuple[Segment, Words]] = field(default_factory=list)
 
 
-def new_session(clients: Collection[int], config: SecureConfig, round: int = 1, attempt: int = 0) -> Session:
-    """Return a fresh session whose k and t follow from the cohort's size."""
-    computed = parameters(
-        len(clients), config.gamma, config.delta, config.active, config.sigma, config.eta, config.complete_up_to
-    )
-    k = computed.neighbours if config.neighbours is None else config.neighbours
-    t = computed.threshold if config.threshold is None else config.threshold
-    return Session(secrets.token_bytes(32), round, attempt, tuple(sorted(clients)), k, t, config)
+def new_session(
+    clients: Collection[int], config: SecureConfig, round: int = 1, attempt: int = 0, tell_bytes: int = 64
+) -> Session:
+    """Return a fresh session whose k and t follow from the cohort's size.
+
+    Raises `QuorumError` for a cohort that is too small for the threshold, `ConfigError` for other misfits.
+    """
+    ordered = tuple(sorted(clients))
+    k, t = sizes(len(ordered), config)
+    if t > k:
+        raise QuorumError(f"secure sum, round {round}: {len(ordered)} clients are too few for a threshold of {t}")
+    session = Session(secrets.token_bytes(32), round, attempt, ordered, k, t, config, tell_bytes)
+    if faults := session.faults():
+        raise ConfigError("secure aggregation: " + "; ".join(faults))
+    return session
+
+
+def arithmetic_sum(
+    vectors: Mapping[int, list[tuple[Segment, Words]]], drop: Mapping[int, str] | None = None
+) -> tuple[list[Words], list[int]]:
+    """Return what `secure_sum` opens and who survives, by modular sums alone: no keys, no masks, no protection.
+
+    Args:
+        vectors: the cohort's segments and words.
+        drop: as in `secure_sum`; vectors of clients that leave after ``masked`` count.
+    """
+    alive = [c for c in sorted(vectors) if (drop or {}).get(c) not in STEPS[:3]]
+    if not alive:
+        raise QuorumError("no client is left to sum over")
+    out = []
+    for place, (segment, first) in enumerate(vectors[alive[0]]):
+        total = first.copy()
+        for client in alive[1:]:
+            np.add(total, vectors[client][place][1], out=total)
+        out.append(total & total.dtype.type(segment.mask))
+    return out, alive
 
 
 def secure_sum(
@@ -55,7 +89,6 @@ def secure_sum(
     """
     config = config or SecureConfig()
     gone = dict(drop or {})
-    steps = ("advertise", "share", "masked", "consistency", "unmask")
     session = new_session(vectors, config)
     identities = {c: IdentityKey.generate() for c in vectors}
     directory = {c: key.public for c, key in identities.items()}
@@ -64,7 +97,7 @@ def secure_sum(
     watched = next((c for c in sorted(vectors) if c not in gone), None)
 
     def here(client: int, step: str) -> bool:
-        return client not in gone or steps.index(gone[client]) > steps.index(step)
+        return client not in gone or STEPS.index(gone[client]) > STEPS.index(step)
 
     started = time.perf_counter()
     own = 0.0  # of all clients, so that the rest of the wall time is the server's

@@ -1,0 +1,186 @@
+"""What client and server both derive from a session's public facts: contexts, graph, digests."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from paceline.aggregation.secure.config import SecureConfig, Segment
+from paceline.aggregation.secure.graph import neighbours, parameters, permutation
+from paceline.aggregation.secure.keys import AgreementKey, context
+from paceline.errors import ConfigError, ProtocolError
+
+__all__ = [
+    "Session",
+    "alive_digest",
+    "commitment",
+    "graph_of",
+    "graph_seed",
+    "masked_digest",
+    "near_of",
+    "number",
+    "segments_of",
+    "segments_table",
+    "sizes",
+    "usable",
+]
+
+
+@dataclass(frozen=True)
+class Session:
+    """The public facts of one secure sum.
+
+    Args:
+        id: 32 random bytes of the server.
+        round: of the run; with `attempt` it may only grow.
+        attempt: of the round.
+        clients: ids of the cohort, ascending.
+        neighbours: k.
+        threshold: t.
+        config: clip, bits, generator and the like.
+        tell_bytes: size to which a record for the neighbours is padded, so that its length says nothing;
+            0 where none is told.
+    """
+
+    id: bytes
+    round: int
+    attempt: int
+    clients: tuple[int, ...]
+    neighbours: int
+    threshold: int
+    config: SecureConfig
+    tell_bytes: int = 64
+
+    @cached_property
+    def _facts(self) -> bytes:
+        facts = (self.attempt, self.clients, self.neighbours, self.threshold, self.config, self.tell_bytes)
+        return hashlib.sha256(repr(facts).encode()).digest()
+
+    def context(self, role: str) -> bytes:
+        """Return what every signature and key derivation of this session starts with."""
+        return context(self.id, self.round, role) + self._facts
+
+    def faults(self) -> list[str]:
+        """Return why nobody should take part in such a session; empty where all is well."""
+        out = []
+        if not isinstance(self.id, bytes) or len(self.id) != 32:
+            out.append("its id is not 32 bytes")
+        if list(self.clients) != sorted(set(self.clients)) or len(self.clients) < 2 or self.clients[0] < 0:
+            out.append("its cohort is not an ascending list of at least 2 ids")
+        elif (self.neighbours, self.threshold) != sizes(len(self.clients), self.config):
+            out.append(f"k={self.neighbours}, t={self.threshold} do not follow from its cohort and options")
+        if not 1 <= self.threshold <= self.neighbours:
+            out.append(f"a threshold of {self.threshold} is impossible with {self.neighbours} neighbours")
+        elif self.config.active and 2 * self.threshold <= self.neighbours:
+            out.append(
+                f"with t={self.threshold} of k={self.neighbours} a lying server could show two halves of the "
+                "neighbours different survivors; take t > k/2"
+            )
+        if self.tell_bytes and not 2 < self.tell_bytes < 2**16:
+            out.append(f"records of {self.tell_bytes} bytes are impossible")
+        return out
+
+    def plain(self) -> dict[str, Any]:
+        """Return the facts as a tree of plain values."""
+        facts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {**facts, "clients": list(self.clients), "config": dataclasses.asdict(self.config)}
+
+    @staticmethod
+    def from_plain(facts: Mapping[str, Any]) -> Session:
+        """Return the session of `plain`; raises `ConfigError` for options that cannot be."""
+        return Session(**{**facts, "clients": tuple(facts["clients"]), "config": SecureConfig(**facts["config"])})
+
+
+def sizes(clients: int, config: SecureConfig) -> tuple[int, int]:
+    """Return (k, t) of a cohort: computed, or as the options say; raises `ConfigError` for an odd ring."""
+    computed = parameters(
+        clients, config.gamma, config.delta, config.active, config.sigma, config.eta, config.complete_up_to
+    )
+    k = computed.neighbours if config.neighbours is None else min(config.neighbours, max(clients - 1, 1))
+    if k % 2 and k < clients - 1:
+        raise ConfigError(f"neighbours={k}: on a ring each client has as many on either side; take an even number")
+    return k, computed.threshold if config.threshold is None else config.threshold
+
+
+def number(value: int) -> bytes:
+    """Return an id as 8 little-endian bytes."""
+    return value.to_bytes(8, "little")
+
+
+def commitment(session: Session, client: int, secret: bytes) -> bytes:
+    """Return the hash by which a client commits to its self-mask's seed."""
+    return hashlib.sha256(session.context("commit") + number(client) + secret).digest()
+
+
+def graph_seed(session: Session, hashes: Mapping[int, bytes]) -> bytes:
+    """Return the seed of the graph, which no single party chose: the hash of all advertised keys."""
+    listed = b"".join(number(i) + hashes[i] for i in sorted(hashes))
+    return hashlib.sha256(session.context("graph") + listed).digest()
+
+
+def graph_of(session: Session, hashes: Mapping[int, bytes]) -> dict[int, list[int]]:
+    """Return who neighbours whom."""
+    order = permutation(sorted(hashes), graph_seed(session, hashes))
+    return neighbours(order, min(session.neighbours, len(order) - 1))
+
+
+def near_of(session: Session, hashes: Mapping[int, bytes], client: int) -> list[int]:
+    """Return one client's neighbours in `graph_of`."""
+    return graph_of(session, hashes)[client]
+
+
+def alive_digest(session: Session, alive: Sequence[int], table: Sequence[Any], graph: bytes) -> bytes:
+    """Return the digest of what all must agree on before anything is opened.
+
+    Args:
+        session: the session.
+        alive: ids of the survivors.
+        table: the segments.
+        graph: `graph_seed`. Without it a server could show each client advertisements of its own invention
+            for those who are not its neighbours, until corrupt clients surround it.
+    """
+    listed = b"".join(number(i) for i in sorted(alive))
+    return hashlib.sha256(session.context("alive") + graph + listed + repr(list(table)).encode()).digest()
+
+
+def masked_digest(table: Sequence[Any], packed: Sequence[bytes]) -> bytes:
+    """Return the digest of a masked vector, which its sender signs."""
+    digest = hashlib.sha256(repr(list(table)).encode())
+    for part in packed:
+        digest.update(part)
+    return digest.digest()
+
+
+def segments_of(table: Any) -> list[Segment]:
+    """Return the segments of a table of [name, length, bits]; raises `ProtocolError` for anything else."""
+    if not isinstance(table, list) or not table:
+        raise ProtocolError("malformed vector: no table of segments")
+    out = []
+    for row in table:
+        if not isinstance(row, list) or [type(x) for x in row] != [str, int, int]:
+            raise ProtocolError("malformed vector: a segment is a name, a length and a number of bits")
+        try:
+            out.append(Segment(*row))
+        except ConfigError as error:
+            raise ProtocolError(f"malformed vector: {error}") from None
+    if len({segment.name for segment in out}) < len(out):
+        raise ProtocolError("two segments have the same name, and would have the same masks")
+    return out
+
+
+def segments_table(segments: Sequence[Segment]) -> list[list[Any]]:
+    """Return segments as [name, length, bits], as they are signed and sent."""
+    return [[s.name, s.length, s.bits] for s in segments]
+
+
+def usable(public: bytes) -> bool:
+    """Return whether an X25519 key can be agreed with: one of low order gives every peer the same secret."""
+    try:
+        AgreementKey.generate().agree(public)
+    except ProtocolError:
+        return False
+    return True
