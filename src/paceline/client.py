@@ -5,21 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from functools import cached_property, partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from paceline.errors import ConfigError, NonFiniteError
+from paceline.errors import ConfigError
+from paceline.local import Correct, Direction, Job, Loss, Objective, Trained, train
 from paceline.params import Buffers, Params, Resident
 from paceline.rng import derive
 from paceline.tree import Tree
 
 __all__ = ["Client", "ClientData", "Correct", "Memory", "Problem", "Trained", "evaluate"]
-
-Correct = Callable[[Params, Params], Params]
-"""A gradient hook: (gradient, current parameters) -> gradient. Pure: it may not keep anything between steps."""
-
 
 class Problem(Protocol):
     """What the core needs of a task: the loss, defaults, and a name for messages."""
@@ -116,22 +114,6 @@ class Memory(MutableMapping[str, Any]):
         self.changes.clear()
 
 
-class Trained(NamedTuple):
-    """The result of the local loop.
-
-    Args:
-        params: the parameters after training (of the sub-model, where one was trained).
-        steps: optimiser steps taken.
-        samples: samples seen, repetitions counted.
-        loss: mean training loss over the steps, scalar tensor.
-    """
-
-    params: Params
-    steps: int
-    samples: int
-    loss: Tensor
-
-
 class Client:
     """What a client function may use. One exists for the length of one call.
 
@@ -144,6 +126,7 @@ class Client:
         memory: its own store, kept between rounds.
         peers: records that the others of the cohort told (`ClientFunction.tells`), by client.
         strict: check the loss at every step, to name the step at which it broke (the debug engine).
+        ask: runs a request to the local loop: at once, or together with those of other clients.
     """
 
     def __init__(
@@ -159,18 +142,24 @@ class Client:
         peers: Mapping[int, Tree] | None = None,
         services: Mapping[str, Any] | None = None,
         strict: bool = False,
+        ask: Callable[[Job], Trained] = train,
     ) -> None:
         self.id, self.round, self.model, self.problem = id, round, model, problem
         self.train, self.test, self.memory = train, test, memory
-        self.peers = dict(peers or {})
-        self.services = dict(services or {})
+        self.peers = peers or {}
+        self.services = services or {}
         self.strict = strict
         self.seed = seed
-        self.rng = torch.Generator().manual_seed(seed)
+        self.ask = ask
         self.flops = 0.0
-        self.step: int | None = None
-        self.batch: tuple[Tensor, Tensor] | None = None
-        """Step of the local loop and its (inputs, targets), while it runs: what an error message needs."""
+        self.job: Job | None = None
+        """The last request to the local loop."""
+        self._loops = 0
+
+    @cached_property
+    def rng(self) -> torch.Generator:
+        """This client's stream in this call."""
+        return torch.Generator().manual_seed(self.seed)
 
     @property
     def num_samples(self) -> int:
@@ -203,11 +192,17 @@ class Client:
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         correct: Correct | None = None,
-        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        direction: Direction | None = None,
+        loss: Loss | None = None,
+        objective: Objective | None = None,
         after: Callable[[Params], Params] | None = None,
         model: Resident | None = None,
+        alone: bool = False,
     ) -> Trained:
         """Train from `start` on this client's data: the one local loop.
+
+        Hooks are pure functions of tensors, so that an engine may run many clients at once: they keep nothing
+        between steps, change no argument, and ask no tensor for its value.
 
         Args:
             start: where to start; its layout is the model's.
@@ -215,61 +210,50 @@ class Client:
             epochs: passes over the data; or `steps`, optimiser steps, which may end in mid-pass.
             batch_size: the task's by default.
             momentum, weight_decay: of SGD.
-            correct: hook on the gradient, pure: ``(grad, at) -> grad``.
+            correct: hook on the gradient: ``(grad, at) -> grad``.
+            direction: takes the gradient's place: ``(gradient, at) -> direction``, where ``gradient(point)`` is
+                the gradient of this step's batch at any point. `correct` comes after it.
             loss: takes the place of the task's loss: ``(outputs, targets) -> scalar``.
+            objective: takes the place of model and loss: ``(module, inputs, targets) -> scalar``.
             after: hook on the parameters after each step, for projections.
             model: a resident module to use in place of the client's own (a sub-model).
+            alone: the module was prepared for this client (forward hooks, buffers), so it trains at once and
+                by itself.
 
         A client without data returns `start` after 0 steps. Raises `NonFiniteError` for a NaN loss.
         """
         model = model or self.model
-        lr = self.problem.lr if lr is None else lr
         batch_size = self.problem.batch_size if batch_size is None else batch_size
-        criterion = loss or self.problem.loss
-        model.load(start)
-        own_buffers = model is self.model and model.stateful
-        if own_buffers and "_buffers" in self.memory:
-            model.load_buffers(self.memory["_buffers"])
-        at, grad, count = model.params, model.grads, model.layout.num_params
-        weights = at.vector[:count]  # running statistics, behind them, are not optimised
-        velocity = torch.zeros_like(weights) if momentum else None
-        total = torch.zeros((), device=model.device)
-        done = seen = 0
-        model.module.train()
-        n = len(self.train)
+        n, self._loops = len(self.train), self._loops + 1
         wanted = steps if steps is not None else epochs * math.ceil(n / batch_size)
-        while n and done < wanted:
-            for x, y in self.train.epoch(batch_size, self.rng):
-                if done == wanted:
-                    break
-                self.step, self.batch = done, (x, y)
-                grad.vector.zero_()
-                value = criterion(model.module(x), y)
-                value.backward()  # type: ignore[no-untyped-call]
-                with torch.no_grad():
-                    if self.strict and not torch.isfinite(value):
-                        raise NonFiniteError(f"the loss is {value.item()} on a batch of {len(y)} samples")
-                    direction = grad if correct is None else correct(grad, at)
-                    if weight_decay:
-                        direction = direction + weight_decay * at
-                    moved = direction.vector[:count]
-                    if velocity is not None:
-                        moved = velocity.mul_(momentum).add_(moved)
-                    weights.add_(moved, alpha=-lr)
-                    if after is not None:
-                        at.vector.copy_(after(at).vector)
-                    total += value.detach()
-                done += 1
-                seen += len(y)
-        self.step = self.batch = None
-        self.flops += 3.0 * model.flops * seen  # backward costs about twice the forward pass
-        if done and not torch.isfinite(total):
-            raise NonFiniteError(f"the training loss is {total.item()} after {done} steps; lower lr (now {lr})")
-        if own_buffers:
+        own = model is self.model and model.stateful
+        self.job = job = Job(
+            model,
+            self.train,
+            start,
+            loss or self.problem.loss,
+            self.problem.lr if lr is None else lr,
+            wanted if n else 0,
+            batch_size,
+            partial(self.stream, "order", self._loops),
+            momentum,
+            weight_decay,
+            correct,
+            direction,
+            objective,
+            after,
+            alone or model.stateful,
+            self.strict,
+        )
+        if own and "_buffers" in self.memory:
+            model.load_buffers(self.memory["_buffers"])
+        trained = self.ask(job)
+        self.flops += 3.0 * model.flops * trained.samples  # backward costs about twice the forward pass
+        if own:
             self.memory["_buffers"] = model.local_buffers()
-        if self.problem.buffers == "recompute":
-            at.vector[count:] = start.vector[count:]
-        return Trained(model.snapshot(), done, seen, total / max(done, 1))
+        if self.problem.buffers == "recompute" and trained.steps:
+            trained.params.vector[model.layout.num_params :] = start.vector[model.layout.num_params :]
+        return trained
 
     def gradient(self, params: Params, *, batch_size: int | None = None) -> Params:
         """Return the mean gradient of the loss over all training samples at `params`."""
@@ -277,9 +261,9 @@ class Client:
         self.model.module.train()
         out = params.zeros()
         for x, y in self.train.batches(batch_size or 256):
-            self.model.grads.vector.zero_()
+            self.model.clear()
             self.problem.loss(self.model.module(x), y).backward()  # type: ignore[no-untyped-call]
-            out.vector.add_(self.model.grads.vector, alpha=len(y) / len(self.train))
+            out.vector.add_(self.model.collect().vector, alpha=len(y) / len(self.train))
         self.flops += 3.0 * self.model.flops * len(self.train)
         return out
 

@@ -263,13 +263,17 @@ class Resident:
         self.params = Params.of(self.module, layout)
         self.grads = self.params.zeros()
         owned = {e.name: e for e in layout.entries}
-        for name, parameter in self.module.named_parameters():
+        found = dict(self.module.named_parameters())
+        self._trained = [found[e.name] for e in layout.entries if e.kind == "param"]
+        self._grads = [self.grads[e.name] for e in layout.entries if e.kind == "param"]
+        for name, parameter in found.items():
             if name in owned:
                 parameter.data = self.params[name]
                 parameter.requires_grad_(True)
                 parameter.grad = self.grads[name]
             else:
                 parameter.requires_grad_(False)
+        self._stateful = any(name not in owned for name, _ in float_buffers(self.module))
         for name, _ in float_buffers(self.module):
             if name in owned:
                 parent, _, leaf = name.rpartition(".")
@@ -289,10 +293,28 @@ class Resident:
         """Return a copy of the current values."""
         return self.params.clone()
 
+    def trained(self) -> list[nn.Parameter]:
+        """Return the parameters that are in the vector, in its order."""
+        return self._trained
+
+    def clear(self) -> None:
+        """Drop the parameters' gradients, so that autograd hands its own tensors over."""
+        for parameter in self._trained:
+            parameter.grad = None
+
+    def collect(self) -> Params:
+        """Copy the parameters' gradients into `grads` (0 where there is none) and return it."""
+        for view, parameter in zip(self._grads, self._trained, strict=True):
+            if parameter.grad is None:
+                view.zero_()
+            elif parameter.grad.data_ptr() != view.data_ptr():
+                view.copy_(parameter.grad)
+        return self.grads
+
     @property
     def stateful(self) -> bool:
         """Whether the module has float buffers that are not in the vector (policy ``local``)."""
-        return any(name not in self.layout.by_name for name, _ in float_buffers(self.module))
+        return self._stateful
 
     def local_buffers(self) -> dict[str, Tensor]:
         """Return copies of the float buffers that are not in the vector."""

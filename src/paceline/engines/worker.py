@@ -142,10 +142,11 @@ class Worker:
         except Exception as error:
             if setup.strict:
                 cause = f"{type(error).__name__}: {error}"
-                if me.batch is not None:
-                    x, y = me.batch
+                job = me.job
+                if job is not None and job.batch is not None:
+                    x, y = job.batch
                     cause += f"; batch: inputs {tuple(x.shape)}, targets {y.tolist()}"
-                raise ClientError(client, call.function, call.round, cause, me.step) from error
+                raise ClientError(client, call.function, call.round, cause, job and job.step) from error
             return Receipt(client, dropped=_reason(error), bytes_down=down)
         if me.flops and call.program == "method":
             me.memory["_times"] = [spent.compute, spent.network]

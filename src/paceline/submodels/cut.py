@@ -128,6 +128,11 @@ class Cutter:
         cut = [n for n, axes in self.graph.axes.items() if any(a.group is not None for a in axes)]
         self._outside = [n for n in cut if n not in layout.by_name]
 
+    @property
+    def has_frozen(self) -> bool:
+        """Whether sub-models have tensors outside the vector, which depend on the kept units."""
+        return bool(self._outside)
+
     def keep(self, fraction: float) -> dict[str, int]:
         """Return how many units each group keeps at the kept fraction p: ``max(1, floor(p * n))``.
 

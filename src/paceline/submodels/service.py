@@ -76,7 +76,7 @@ def train_submodel(
     if full:
         resident.load_buffers(sub.cut_tensors(full))
     with rescaled(sub, resident.module) if rescale else nullcontext():
-        trained = client.sgd(start, model=resident, **local)
+        trained = client.sgd(start, model=resident, alone=rescale or sub.cutter.has_frozen, **local)
     if full:
         client.memory["_buffers"] = sub.merge_tensors(full, resident.local_buffers())
     return sub.scatter(trained.params - start)

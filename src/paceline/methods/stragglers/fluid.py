@@ -107,7 +107,7 @@ class Fluid(FedAvg):
         if isinstance(own, Params):
             return client.sgd(own, **self.local(client)).params - own, client.num_samples
         sub = submodels(client).cut(own["kept"])
-        trained = client.sgd(own["params"], model=sub.resident(), **self.local(client))
+        trained = client.sgd(own["params"], model=sub.resident(), alone=sub.cutter.has_frozen, **self.local(client))
         return trained.params - own["params"], client.num_samples
 
     def widths(self, state: FluidState, cohort: list[int]) -> dict[int, float]:
