@@ -21,17 +21,20 @@ __all__ = [
     "DiskFullError",
     "EmptyClientError",
     "EngineError",
+    "IdentityError",
     "LayoutError",
     "MissingDataError",
     "MissingExtraError",
     "NonFiniteError",
     "PacelineError",
     "PlanError",
+    "PolicyError",
     "ProtocolError",
     "QuorumError",
     "StoreError",
     "SubmodelError",
     "SumOverflowError",
+    "TokenError",
     "TreeError",
     "UnknownNameError",
     "WireError",
@@ -197,3 +200,23 @@ class CheckpointError(StoreError):
 
 class DiskFullError(StoreError, OSError):
     """There was no room to save; what was saved before is whole."""
+
+
+class IdentityError(PacelineError):
+    """A key, certificate or directory is missing, wrong, expired or revoked."""
+
+    exit_code = 14
+
+
+class TokenError(IdentityError):
+    """An enrolment token is unknown, expired or used up."""
+
+
+class PolicyError(PacelineError):
+    """A client's own policy forbids what a server asks; `reasons` lists everything that it forbids."""
+
+    exit_code = 15
+
+    def __init__(self, reasons: Sequence[str]) -> None:
+        self.reasons = tuple(reasons)
+        super().__init__(f"this client's policy forbids it: {'; '.join(reasons)}")
