@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from functools import partial
 from pathlib import Path
 
 from paceline.errors import DiskFullError, StoreError
@@ -12,11 +13,14 @@ from paceline.errors import DiskFullError, StoreError
 __all__ = ["atomic_write"]
 
 
-def atomic_write(path: str | os.PathLike[str], *parts: bytes | memoryview, durable: bool = True) -> None:
+def atomic_write(
+    path: str | os.PathLike[str], *parts: bytes | memoryview, durable: bool = True, mode: int | None = None
+) -> None:
     """Write `parts`, one behind the other, as the file `path`: all of them, or the old file stays as it was.
 
     The bytes go to a temporary file in the same folder (made where it is missing), which then takes the
-    name. With `durable`, file and folder are synced, so that a power cut cannot undo it either.
+    name. With `durable`, file and folder are synced, so that a power cut cannot undo it either. `mode` sets
+    the permissions before the first byte is there: 0o600 for secrets.
 
     Raises `DiskFullError` when there is no room, `StoreError` for any other failure.
     """
@@ -25,7 +29,9 @@ def atomic_write(path: str | os.PathLike[str], *parts: bytes | memoryview, durab
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(temporary, "wb") as file:
+            with open(temporary, "wb", opener=None if mode is None else partial(os.open, mode=mode)) as file:
+                if mode is not None:  # a crash may have left a file with other permissions, which opening keeps
+                    os.chmod(temporary, mode)
                 for part in parts:
                     file.write(part)
                 file.flush()

@@ -1,0 +1,30 @@
+"""What a database's errors mean to a user."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from paceline.errors import DiskFullError, StoreError
+
+__all__ = ["named"]
+
+_POSTGRES_FULL = ("53100",)
+
+
+def named(error: Exception, where: str) -> StoreError:
+    """Return the error of ours for one of a database driver's, with where it happened and what to do."""
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if isinstance(error, sqlite3.Error):
+        name = getattr(error, "sqlite_errorname", "") or ""
+        if name == "SQLITE_FULL":
+            return DiskFullError(f"no room for {where}; what was committed before is whole: free some space and go on")
+        if name.startswith("SQLITE_BUSY"):
+            return StoreError(f"{where} is held by another process for too long; end it, then try again")
+        if name in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
+            return StoreError(f"{where} is damaged or no database ({text}); put a good copy of it back")
+        if name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM")):
+            return StoreError(f"{where} cannot be opened for writing ({text}); look at the folder's owner and permissions")
+        return StoreError(f"{where}: {text}")
+    if getattr(error, "sqlstate", None) in _POSTGRES_FULL:
+        return DiskFullError(f"no room on the database server of {where}; what was committed before is whole")
+    return StoreError(f"{where}: {text}")
