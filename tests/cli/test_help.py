@@ -14,13 +14,13 @@ from paceline.cli import exitcodes
 from paceline.cli.fields import FIELDS
 from paceline.run import RunConfig
 
-COMMANDS = ("run", "compare", "resume", "report", "methods", "tasks", "partition", "data", "doctor")
+COMMANDS = ("run", "compare", "resume", "report", "methods", "tasks", "partition", "data", "ca", "doctor")
 ROOT = Path(__file__).parents[2]
 IMPORTS = """
 import sys
 from typer.testing import CliRunner
 from paceline.cli.app import app
-for words in (["--help"], ["run", "--help"], ["compare", "--help"], ["data", "--help"], ["methods", "--help"]):
+for words in (["--help"], ["run", "--help"], ["compare", "--help"], ["data", "--help"], ["ca", "--help"], ["methods", "--help"]):
     assert CliRunner().invoke(app, words).exit_code == 0, words
 print([name for name in ("torch", "numpy", "matplotlib") if name in sys.modules])
 """

@@ -1,4 +1,1 @@
-"""A real federation, whatever carries its messages: who is who, what a client allows, what a server remembers.
-
-Importing this package imports neither torch nor SQLAlchemy.
-"""
+"""A real federation, whatever carries its messages: who is who, what a client allows, what a server remembers."""

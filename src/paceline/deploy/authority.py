@@ -84,8 +84,7 @@ class Authority:
         aside = folder.with_name(f".{folder.name}.new")
         shutil.rmtree(aside, ignore_errors=True)
         ca_key = pki.new_key() if ca is None else None
-        roots = ca if ca_key is None else pki.pem(pki.make_ca(federation, ca_key, days, now))
-        assert roots is not None
+        roots = pki.pem(pki.make_ca(federation, ca_key, days, now)) if ca_key is not None else pki.certificates(ca or b"")
         signer = Ed25519PrivateKey.generate()
         public = signer.public_key().public_bytes_raw()
         trust = Trust.parse(Trust(federation, roots, public).pem, "the certificate of your authority")

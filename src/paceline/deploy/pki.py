@@ -30,6 +30,7 @@ from paceline.errors import ConfigError, IdentityError
 
 __all__ = [
     "TlsKey",
+    "certificates",
     "check_name",
     "client_name",
     "extension",
@@ -105,6 +106,14 @@ def load_certificate(data: bytes, where: str) -> x509.Certificate:
         return x509.load_pem_x509_certificate(data)
     except (ValueError, UnsupportedAlgorithm) as error:
         raise IdentityError(f"{where} is no certificate in PEM: {error}") from None
+
+
+def certificates(data: bytes) -> bytes:
+    """Return the certificates of a PEM text, and nothing else of it; raises `IdentityError` where there is none."""
+    try:
+        return b"".join(map(pem, x509.load_pem_x509_certificates(data)))
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise IdentityError(f"the file of your authority has no certificate in PEM: {error}") from None
 
 
 def load_request(data: bytes) -> x509.CertificateSigningRequest:
