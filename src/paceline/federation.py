@@ -155,6 +155,7 @@ class Federation:
         self.least_group, self.on_error, self.deadline = least_group, on_error, deadline
         self.round = 0
         self.attempt = 0
+        self.incarnation = 0
         self._calls = 0
         self._streams: dict[str, int] = {}
         self.last = CallInfo()
@@ -209,8 +210,8 @@ class Federation:
 
     @property
     def serial(self) -> int:
-        """A number that grows with every call of a round, attempts included."""
-        return self.attempt * 100_000 + self._calls
+        """A number that grows with every call of a round; with attempts, and with starts of a server (`incarnation`)."""
+        return self.incarnation * 10**9 + self.attempt * 100_000 + self._calls
 
     # -- the verbs -----------------------------------------------------------------------------
     def sum(self, fn: Callable[..., Any], message: Tree, over: Sequence[int], deadline: float | None = None) -> Any:

@@ -17,6 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from paceline.aggregation import load_aggregation
+from paceline.call import Engine
 from paceline.data import partition_task
 from paceline.devices import VirtualClock, load_fleet
 from paceline.engines import Setup, load_engine
@@ -28,7 +29,7 @@ from paceline.errors import (
     QuorumError,
     WorkerDiedError,
 )
-from paceline.federation import Federation
+from paceline.federation import Aggregation, Federation
 from paceline.method import Method, client_functions, find_method
 from paceline.params import Params
 from paceline.store import MemoryStore, RunFolder, load_checkpoint, save_checkpoint
@@ -287,6 +288,8 @@ def prepare(
     drop: Callable[[int, int, str], bool] | None = None,
     folder: RunFolder | None = None,
     observer: Observer | None = None,
+    aggregation: Aggregation | None = None,
+    engine: Callable[[Setup], Engine] | None = None,
 ) -> Run:
     """Build all parts of a run and check that they fit; raises `PlanError` listing every misfit.
 
@@ -296,6 +299,8 @@ def prepare(
         drop: ``(round, client, function) -> bool``, clients that vanish before that reply (fault injection).
         folder: where to keep the run; None keeps nothing.
         observer: is told of every round.
+        aggregation: how sums are formed, in place of the one that the configuration names.
+        engine: makes the engine, in place of the one that the configuration names.
     """
     torch.set_num_threads(config.threads)
     method = find_method(config.method).build(config.options)
@@ -306,7 +311,7 @@ def prepare(
         misfits.append(f"the cohort of {config.cohort} is larger than the population of {config.clients} clients")
     if config.quorum > config.cohort:
         misfits.append(f"the quorum of {config.quorum} is larger than the cohort of {config.cohort}")
-    aggregation = load_aggregation(config.aggregation, config.secure, config.sum_bound)
+    aggregation = aggregation or load_aggregation(config.aggregation, config.secure, config.sum_bound)
     if not aggregation.sees_each:
         misfits += _hidden(method, config)
     if misfits:
@@ -327,9 +332,9 @@ def prepare(
         measured=config.measured,
         services={"submodels": submodel_service},
     )
-    engine = load_engine(config.engine, setup, config.workers)
+    made = load_engine(config.engine, setup, config.workers) if engine is None else engine(setup)
     fed = Federation(
-        engine,
+        made,
         aggregation,
         fleet,
         VirtualClock(),
@@ -342,7 +347,7 @@ def prepare(
     )
     misfits = aggregation.check(fed) + method.check(fed)
     if misfits:
-        engine.close()
+        made.close()
         raise PlanError(misfits)
     store = MemoryStore(folder.path / "memory") if folder is not None else None
     return Run(config, method, task, fed, folder=folder, store=store, observer=observer)

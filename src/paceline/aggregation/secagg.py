@@ -56,16 +56,18 @@ class SecureAggregation:
 
     Args:
         config: see `SecureConfig`.
+        directory: who has which identity key; a simulation makes keys of its own.
     """
 
     config: SecureConfig = field(default_factory=SecureConfig)
+    directory: Any = field(default_factory=SimulatedDirectory, repr=False)
     name: str = "secure"
     sees_each: bool = False
 
     @cached_property
     def programs(self) -> dict[str, Any]:
         """The protocol's client functions."""
-        return {"secagg": SecAggClient(SimulatedDirectory())}
+        return {"secagg": SecAggClient(self.directory)}
 
     def sum(self, fed: Federation, request: Request) -> Summed:
         """Run the protocol once; a client that vanishes at any step drops out of the sum."""
