@@ -37,7 +37,7 @@ from paceline.submodels.flops import flops
 from paceline.submodels.service import submodel_service
 from paceline.tasks import Task, load_task
 
-__all__ = ["Observer", "Run", "RunConfig", "Summary", "prepare", "resume", "run"]
+__all__ = ["Observer", "Run", "RunConfig", "Summary", "prepare", "reopen", "resume", "run"]
 
 MAX_ATTEMPTS = 3
 """How often a round whose quorum was lost is tried, each time with a fresh cohort and fresh keys."""
@@ -379,6 +379,11 @@ def resume(path: str | Path, observer: Observer | None = None, **parts: Any) -> 
 
     Raises `CheckpointError` when the checkpoint is corrupt or of another configuration.
     """
+    return reopen(path, observer=observer, **parts).go()
+
+
+def reopen(path: str | Path, observer: Observer | None = None, **parts: Any) -> Run:
+    """Prepare a run as its last checkpoint left it; `go` goes on with it. See `resume`."""
     folder = RunFolder.open(path)
     config = RunConfig.build(folder.read_config())
     prepared = prepare(config, folder=folder, observer=observer, **parts)
@@ -386,7 +391,7 @@ def resume(path: str | Path, observer: Observer | None = None, **parts: Any) -> 
         _restore(prepared, load_checkpoint(folder.checkpoint))
     else:
         folder.truncate_metrics(0)
-    return prepared.go()
+    return prepared
 
 
 def _restore(prepared: Run, saved: dict[str, Any]) -> None:
