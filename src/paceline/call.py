@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from paceline.lazy import Lazy
 from paceline.params import Params
 from paceline.tree import Tree, flatten
+from paceline.update import Update
 
 __all__ = ["Call", "Channel", "Each", "Engine", "Receipt", "Sink", "wire_size"]
 
@@ -27,6 +29,7 @@ class Call:
         channel: how replies leave the client.
         deadline: virtual seconds after which a reply counts as dropped, or None.
         peers: records that clients told, by the client that receives them.
+        chunks: `clients` in the groups that may work as one; an engine forms them.
     """
 
     function: str
@@ -39,9 +42,10 @@ class Call:
     each_message: Mapping[int, Tree] = field(default_factory=dict)
     deadline: float | None = None
     peers: Mapping[int, Mapping[int, Tree]] = field(default_factory=dict)
+    chunks: Sequence[Sequence[int]] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Receipt:
     """One client's answer to a call, less its content where that went into a partial sum.
 
@@ -62,17 +66,34 @@ class Receipt:
     dropped: str | None = None
 
 
-class Sink(Protocol):
+class Sink:
     """A channel's end at one worker: takes replies, and gives one partial at the end."""
 
     def size(self, reply: Tree) -> int:
         """Return the bytes that the client sends for this reply."""
+        return wire_size(reply)
 
-    def add(self, client: int, reply: Tree, seed: int) -> Any:
-        """Take a reply; return what goes on singly, or None. `seed` is of this client's encoding stream."""
+    def sizes(self, replies: Sequence[Tree]) -> list[int]:
+        """Return what `size` does for each reply."""
+        return [self.size(reply) for reply in replies]
+
+    def add(self, client: int, reply: Tree, seed: Callable[[], int]) -> Any:
+        """Take a reply; return what goes on singly, or None. `seed` gives that of the client's encoding stream."""
+        raise NotImplementedError
+
+    def add_all(self, entries: Sequence[tuple[int, Tree, Callable[[], int]]]) -> list[Any]:
+        """Take the replies of clients that worked together; return what `add` does, or its error, for each."""
+        values: list[Any] = []
+        for entry in entries:
+            try:
+                values.append(self.add(*entry))
+            except Exception as error:
+                values.append(error)
+        return values
 
     def partial(self) -> Any:
         """Return this worker's partial sum, or None."""
+        return None
 
 
 class Channel(Protocol):
@@ -90,15 +111,9 @@ class Each:
         return _EachSink()
 
 
-class _EachSink:
-    def size(self, reply: Tree) -> int:
-        return wire_size(reply)
-
-    def add(self, client: int, reply: Tree, seed: int) -> Any:
+class _EachSink(Sink):
+    def add(self, client: int, reply: Tree, seed: Callable[[], int]) -> Any:
         return reply
-
-    def partial(self) -> Any:
-        return None
 
 
 class Engine(Protocol):
@@ -134,6 +149,14 @@ class Engine(Protocol):
 
 def wire_size(tree: Tree) -> int:
     """Return the bytes of a tree on the wire: its tensors and byte strings, and 16 for each other value."""
+    if isinstance(tree, Lazy):  # not formed for this
+        return 4 * tree.layout.size + 16
+    if isinstance(tree, Update):
+        return (
+            sum(len(name) + 2 + wire_size(value) for name, value in tree.fields.items())
+            + 8
+            + wire_size(tree.weight)
+        )
     structure, leaves = flatten(tree)
     return sum(leaf.numel() * leaf.element_size() for leaf in leaves) + _count(structure)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -18,6 +17,7 @@ from paceline.rng import derive
 from paceline.tree import Tree
 
 __all__ = ["Client", "ClientData", "Correct", "Memory", "Problem", "Trained", "evaluate"]
+
 
 class Problem(Protocol):
     """What the core needs of a task: the loss, defaults, and a name for messages."""
@@ -43,7 +43,7 @@ class Problem(Protocol):
         """Default batch size."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class ClientData:
     """One client's samples: rows `index` of the whole arrays, gathered batch by batch.
 
@@ -57,7 +57,7 @@ class ClientData:
     index: Tensor
 
     def __len__(self) -> int:
-        return len(self.index)
+        return self.index.shape[0]
 
     def rows(self, which: Tensor) -> tuple[Tensor, Tensor]:
         """Return the samples at the positions `which` of this client."""
@@ -120,9 +120,10 @@ class Client:
     Args:
         id: this client's number in the population.
         round: the round, from 1.
-        seed: of this client's stream for this call.
+        seed: of this client's stream for this call, or what derives it.
         model: this worker's resident module, or what builds it.
-        train, test: this client's samples; `test` is empty unless the partition sets some aside.
+        data: returns this client's training (0) or test (1) samples; the latter are empty unless the partition
+            sets some aside.
         memory: its own store, kept between rounds.
         peers: records that the others of the cohort told (`ClientFunction.tells`), by client.
         strict: check the loss at every step, to name the step at which it broke (the debug engine).
@@ -133,11 +134,10 @@ class Client:
         self,
         id: int,
         round: int,
-        seed: int,
+        seed: Callable[[], int],
         model: Resident,
         problem: Problem,
-        train: ClientData,
-        test: ClientData,
+        data: Callable[[int], ClientData],
         memory: Memory,
         peers: Mapping[int, Tree] | None = None,
         services: Mapping[str, Any] | None = None,
@@ -145,16 +145,31 @@ class Client:
         ask: Callable[[Job], Trained] = train,
     ) -> None:
         self.id, self.round, self.model, self.problem = id, round, model, problem
-        self.train, self.test, self.memory = train, test, memory
+        self.memory = memory
+        self._data, self._seed = data, seed
         self.peers = peers or {}
         self.services = services or {}
         self.strict = strict
-        self.seed = seed
         self.ask = ask
         self.flops = 0.0
         self.job: Job | None = None
         """The last request to the local loop."""
         self._loops = 0
+
+    @cached_property
+    def seed(self) -> int:
+        """Seed of this client's stream in this call."""
+        return self._seed()
+
+    @cached_property
+    def train(self) -> ClientData:
+        """Training samples."""
+        return self._data(0)
+
+    @cached_property
+    def test(self) -> ClientData:
+        """Test samples; empty unless the partition sets some aside."""
+        return self._data(1)
 
     @cached_property
     def rng(self) -> torch.Generator:
@@ -173,7 +188,14 @@ class Client:
 
     @property
     def times(self) -> tuple[float, float] | None:
-        """Seconds that this client's last training took to (compute, transfer); None before the first."""
+        """Seconds that this client's last training took to (compute, transfer); None before the first.
+
+        They are kept only for methods that declare ``keeps_times = True``.
+        """
+        if not self.services["worker"].keeps_times:
+            raise ConfigError(
+                "client.times is kept only for a method that says so: keeps_times: ClassVar[bool] = True"
+            )
         seen = self.memory.get("_times")
         return None if seen is None else (float(seen[0]), float(seen[1]))
 
@@ -224,12 +246,13 @@ class Client:
         """
         model = model or self.model
         batch_size = self.problem.batch_size if batch_size is None else batch_size
-        n, self._loops = len(self.train), self._loops + 1
-        wanted = steps if steps is not None else epochs * math.ceil(n / batch_size)
+        data = self.train
+        n, self._loops = len(data), self._loops + 1
+        wanted = steps if steps is not None else epochs * -(-n // batch_size)
         own = model is self.model and model.stateful
         self.job = job = Job(
             model,
-            self.train,
+            data,
             start,
             loss or self.problem.loss,
             self.problem.lr if lr is None else lr,

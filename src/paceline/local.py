@@ -20,7 +20,19 @@ from paceline.params import Params, Resident
 if TYPE_CHECKING:
     from paceline.client import ClientData
 
-__all__ = ["Correct", "Direction", "Gradient", "Job", "Learner", "Loss", "Objective", "One", "Trained", "descend", "train"]
+__all__ = [
+    "Correct",
+    "Direction",
+    "Gradient",
+    "Job",
+    "Learner",
+    "Loss",
+    "Objective",
+    "One",
+    "Trained",
+    "descend",
+    "train",
+]
 
 Correct = Callable[[Params, Params], Params]
 """A gradient hook: (gradient, current parameters) -> gradient."""
@@ -98,19 +110,23 @@ class Job:
     def batches(self) -> Iterator[Tensor]:
         """Yield the rows of each step's batch: pass after pass, each in a new order."""
         index, left = self.data.index, self.steps
-        shuffled = len(index) > self.batch_size  # the order within a batch changes nothing
+        shuffled = index.shape[0] > self.batch_size  # the order within a batch changes nothing
         generator = self.order() if shuffled else None
         while left > 0:
-            rows = index[torch.randperm(len(index), generator=generator).to(index.device)] if shuffled else index
-            for batch in rows.split(self.batch_size)[:left]:
+            if not shuffled:
+                yield index
+                left -= 1
+                continue
+            rows = index[torch.randperm(len(index), generator=generator).to(index.device)]
+            for batch in torch.split(rows, self.batch_size)[:left]:
                 yield batch
                 left -= 1
 
     def samples(self) -> int:
         """Return how many samples all steps see, repetitions counted."""
         n, size = len(self.data), self.batch_size
-        if not n:
-            return 0
+        if self.steps == 1 or not n:
+            return min(n, size) if self.steps else 0
         passes, rest = divmod(self.steps, -(-n // size))
         return passes * n + min(rest * size, n)
 
@@ -238,7 +254,11 @@ class One:
         x, y = job.batch
         self.model.clear()
         with torch.enable_grad():
-            value = job.loss(self.model.module(x), y) if job.objective is None else job.objective(self.model.module, x, y)
+            value = (
+                job.loss(self.model.module(x), y)
+                if job.objective is None
+                else job.objective(self.model.module, x, y)
+            )
             value.backward()  # type: ignore[no-untyped-call]
         if job.strict and not torch.isfinite(value):
             raise NonFiniteError(f"the loss is {value.item()} on a batch of {len(y)} samples")

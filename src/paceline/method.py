@@ -83,13 +83,15 @@ class Method:
     """Base of all methods: a frozen dataclass whose fields are the hyperparameters.
 
     A subclass gives `round`; the rest has defaults. `family` groups methods in listings and `reveals`
-    says in a few words what the server sees.
+    says in a few words what the server sees; `keeps_times` lets each client remember how long its last
+    training took (`Client.times`).
     """
 
     family: ClassVar[str] = "other"
     reveals: ClassVar[str] = "sums of updates"
     keeps: ClassVar[str] = "nothing"
     paper: ClassVar[str] = ""
+    keeps_times: ClassVar[bool] = False
 
     def init(self, fed: Federation) -> Any:
         """Return the state before the first round."""

@@ -67,6 +67,11 @@ class RunConfig(BaseModel):
     engine: str = Field("local", description="local or debug")
     workers: int = Field(1, ge=1, description="worker processes; 1 works in this process")
     threads: int = Field(1, ge=1, description="torch threads of each worker")
+    vectorize: Literal["auto", "on", "off"] = Field(
+        "auto", description="train clients as one stacked computation: where it is measured to pay, always, or never"
+    )
+    chunk: int | None = Field(None, ge=1, description="clients in one stack; measured at the start when not given")
+    one_step: bool = Field(True, description="train clients that take one step as one batch, where they are stacked")
     device: str = Field("cpu", description="torch device")
     measured: bool = Field(False, description="time from measured seconds in place of FLOPs")
     deadline: float | None = Field(None, gt=0, description="virtual seconds after which a reply is dropped")
@@ -330,6 +335,8 @@ def prepare(
         device=config.device,
         drop=drop,
         measured=config.measured,
+        chunk=config.chunk or 1,
+        one_step=config.one_step,
         services={"submodels": submodel_service},
     )
     made = load_engine(config.engine, setup, config.workers) if engine is None else engine(setup)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, dataclass_transform
 from torch import Tensor
 
 from paceline.errors import TreeError, UnknownNameError
+from paceline.lazy import Lazy
 from paceline.params import Layout, Params
 
 __all__ = [
@@ -183,21 +184,22 @@ def map_leaves(fn: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
     return unflatten(structure, [fn(leaf) for leaf in leaves])
 
 
-def numeric_leaves(tree: Tree) -> tuple[Any, list[Tensor | float | int]]:
+def numeric_leaves(tree: Tree, lazy: bool = False) -> tuple[Any, list[Any]]:
     """Split a tree of numbers: like `flatten`, but floats and ints are leaves too, in order.
 
     The structure can be given to `unflatten_numeric`. Strings, bytes, None and bools are refused, as
-    they have no sum.
+    they have no sum. With `lazy`, a `Lazy` that is not formed yet is a leaf as it is.
     """
-    walk = _Numeric()
+    walk = _Numeric(lazy)
     return walk.open(tree, "reply"), walk.leaves
 
 
 class _Numeric(_Walk):
     refusal = "which has no sum"
 
-    def __init__(self) -> None:
-        self.leaves: list[Tensor | float | int] = []
+    def __init__(self, lazy: bool) -> None:
+        self.leaves: list[Any] = []
+        self._lazy = lazy
 
     def open(self, value: Tree, path: str) -> Any:
         if isinstance(value, bool | str | bytes | None):
@@ -207,7 +209,8 @@ class _Numeric(_Walk):
             kind = "tensor" if isinstance(value, Tensor) else type(value).__name__
             return [kind, list(value.shape)] if isinstance(value, Tensor) else [kind]
         if isinstance(value, Params):
-            self.leaves.append(value.vector)
+            keep = self._lazy and isinstance(value, Lazy) and not value.formed
+            self.leaves.append(value if keep else value.vector)
             return ["params", value.layout]
         return super().open(value, path)
 

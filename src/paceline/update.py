@@ -7,7 +7,7 @@ for ``fed.sum``. `Terms` splits a reply into what a channel has to add: tensors,
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from paceline.errors import AggregationError
+from paceline.lazy import Lazy
 from paceline.params import Layout, Params
 from paceline.tree import Tree, numeric_leaves, register, unflatten_numeric
 
-__all__ = ["Terms", "Update", "rebuild", "structure_from_plain", "structure_to_plain"]
+__all__ = ["Columns", "Terms", "Update", "rebuild", "structure_from_plain", "structure_to_plain"]
 
 
 class Update:
@@ -67,7 +68,7 @@ class Terms:
     Args:
         structure: what `rebuild` needs; equal for all replies of one call.
         names: the field that each tensor belongs to (the key of a channel's bounds).
-        tensors: the tensors, flat and not yet weighted.
+        tensors: the tensors, flat and not yet weighted; see `of` for what is still lazy.
         weights: a scalar or a flat tensor for each of `tensors`.
         scalars: numbers that add as they are: weighted scalars first, then scalar denominators.
         denominators: tensors of per-coordinate weights.
@@ -75,22 +76,23 @@ class Terms:
 
     structure: Any
     names: list[str]
-    tensors: list[Tensor]
+    tensors: list[Any]
     weights: list[float | Tensor]
     scalars: list[float]
     denominators: list[Tensor]
+    lazy: bool = False
 
     @staticmethod
-    def of(reply: Tree, cap: int | None = None) -> Terms:
+    def of(reply: Tree, cap: int | None = None, lazy: bool = False) -> Terms:
         """Open a reply; raises `TreeError` for what has no sum and `AggregationError` for misfit weights.
 
         With `cap`, weights become whole numbers of at most `cap` (0 stays 0), as secure aggregation needs.
+        With `lazy`, a `Lazy` that has one weight stays as it is among the tensors.
         """
+        terms = Terms(None, [], [], [], [], [], lazy)
         if not isinstance(reply, Update):
-            terms = Terms(None, [], [], [], [], [])
             terms.structure = ("sum", terms._open("value", reply, 1.0))
             return terms
-        terms = Terms(None, [], [], [], [], [])
         shared = not isinstance(reply.weight, Mapping)
         weights = {name: reply.weight for name in reply.fields} if shared else dict(reply.weight)
         missing = set(reply.fields) - set(weights)
@@ -112,7 +114,7 @@ class Terms:
         return terms
 
     def _open(self, name: str, value: Tree, weight: float | Tensor) -> Any:
-        structure, leaves = numeric_leaves(value)
+        structure, leaves = numeric_leaves(value, self.lazy and not isinstance(weight, Tensor))
         slots: list[tuple[str, Any]] = []
         for leaf in leaves:
             if isinstance(leaf, Tensor):
@@ -124,6 +126,11 @@ class Terms:
                 self.tensors.append(leaf.detach().reshape(-1))
                 self.weights.append(weight)
                 slots.append(("tensor", tuple(leaf.shape)))
+            elif isinstance(leaf, Lazy):
+                self.names.append(name)
+                self.tensors.append(leaf)
+                self.weights.append(weight)
+                slots.append(("tensor", (leaf.layout.size,)))
             elif isinstance(weight, Tensor):
                 raise AggregationError(f"{name!r} is a number but has a weight per coordinate; give it its own weight")
             else:
@@ -132,9 +139,50 @@ class Terms:
         return (structure, tuple(slots))
 
     @property
+    def sizes(self) -> list[int]:
+        """Number of values of each tensor."""
+        return [len(t) if isinstance(t, Lazy) else t.numel() for t in self.tensors]
+
+    @property
     def same(self) -> str:
         """A text that is equal for replies that can be added."""
         return repr(_plain(self.structure))
+
+
+@dataclass
+class Columns:
+    """Updates of one make, field by field: lazy vectors and numbers, each with one weight.
+
+    Args:
+        fields: the values of each field, reply by reply.
+        weights: of the replies.
+    """
+
+    fields: list[list[Any]]
+    weights: list[float]
+
+    @staticmethod
+    def of(replies: Sequence[Tree]) -> Columns | None:
+        """Open replies that have the same fields, all of lazy vectors or numbers; None for others."""
+        first = replies[0]
+        if type(first) is not Update or type(first.weight) not in (int, float):
+            return None
+        names, kinds = first.fields.keys(), [(n, type(v)) for n, v in first.fields.items()]
+        if any(kind not in (Lazy, float, int) for _, kind in kinds):
+            return None
+        layouts = [getattr(v, "layout", None) for v in first.fields.values()]
+        for reply in replies:
+            if type(reply) is not Update or type(reply.weight) is not type(first.weight) or reply.fields.keys() != names:
+                return None
+        fields = []
+        for (name, kind), layout in zip(kinds, layouts, strict=True):
+            column = [reply.fields[name] for reply in replies]
+            if any(type(v) is not kind for v in column):
+                return None
+            if layout is not None and any(v.layout is not layout or v.formed for v in column):
+                return None
+            fields.append(column)
+        return Columns(fields, [reply.weight for reply in replies])
 
 
 def _flat(weight: Any, cap: int | None) -> float | Tensor:

@@ -6,15 +6,20 @@ replies give the same bits on 1 worker, 4 workers or a real federation, in memor
 
 from __future__ import annotations
 
+import contextlib
+import math
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from paceline.call import wire_size
-from paceline.errors import AggregationError, NonFiniteError, SumOverflowError
+from paceline.call import Sink
+from paceline.errors import AggregationError, NonFiniteError, PacelineError, SumOverflowError
+from paceline.lazy import Lazy
 from paceline.tree import Tree
-from paceline.update import Terms
+from paceline.update import Columns, Terms
 
 __all__ = ["SUM_BOUND", "FixedPoint", "Partial", "merge"]
 
@@ -43,31 +48,37 @@ class Partial:
         Raises `NonFiniteError` for NaN, `SumOverflowError` beyond the bound, `AggregationError` for a
         reply of another shape. A refused reply leaves the sum as it was.
         """
-        terms = Terms.of(reply)
+        self.add_terms([client], Terms.of(reply))
+
+    def add_terms(self, clients: Sequence[int], terms: Terms) -> None:
+        """Add the reply of one client, or what replies of several add up to; raises as `add` does."""
+        who = f"client {clients[0]}" if len(clients) == 1 else f"clients {clients[0]} to {clients[-1]}"
         for name, tensor, weight in zip(terms.names, terms.tensors, terms.weights, strict=True):
-            self._check(client, name, tensor, weight)
+            self._check(who, name, tensor, weight, len(clients) * self.bound)
         for tensor in terms.denominators:
-            self._check(client, "weight", tensor, 1.0)
+            self._check(who, "weight", tensor, 1.0, len(clients) * self.bound)
         for value in terms.scalars:
             if not abs(value) < 2.0**100:
-                raise NonFiniteError(f"client {client} returned the number {value}")
+                raise NonFiniteError(f"{who} returned the number {value}")
         if self.structure is None:
             self.structure, self.same = terms.structure, terms.same
             device = terms.tensors[0].device if terms.tensors else torch.device("cpu")
-            self.tensors = [torch.zeros(t.numel(), dtype=torch.int64, device=device) for t in terms.tensors]
-            self.denominators = [torch.zeros(t.numel(), dtype=torch.int64, device=device) for t in terms.denominators]
+            self.tensors = [torch.zeros(n, dtype=torch.int64, device=device) for n in terms.sizes]
+            self.denominators = [
+                torch.zeros(t.numel(), dtype=torch.int64, device=device) for t in terms.denominators
+            ]
             self.scalars = [0] * len(terms.scalars)
-        elif terms.same != self.same:
-            raise AggregationError(f"client {client} returned a reply of another shape than client {self.clients[0]}")
+        elif terms.structure != self.structure and terms.same != self.same:
+            raise AggregationError(f"{who} returned a reply of another shape than client {self.clients[0]}")
         scale = 2.0**self.fraction
         for total, tensor, weight in zip(self.tensors, terms.tensors, terms.weights, strict=True):
             _accumulate(total, tensor, weight, scale)
         for total, tensor in zip(self.denominators, terms.denominators, strict=True):
             _accumulate(total, tensor, 1.0, scale)
         self.scalars = [s + round(v * _SCALAR) for s, v in zip(self.scalars, terms.scalars, strict=True)]
-        self.clients.append(client)
+        self.clients += clients
 
-    def _check(self, client: int, name: str, tensor: Tensor, weight: float | Tensor) -> None:
+    def _check(self, who: str, name: str, tensor: Tensor, weight: float | Tensor, bound: float) -> None:
         if not tensor.numel():
             return
         values = tensor * weight if isinstance(weight, Tensor) else tensor
@@ -76,10 +87,10 @@ class Partial:
         if float(low) != float(low):
             top = float("nan")
         if top != top or top == float("inf"):
-            raise NonFiniteError(f"client {client} returned NaN or infinity in {name!r}")
-        if top > self.bound:
+            raise NonFiniteError(f"{who} returned NaN or infinity in {name!r}")
+        if top > bound:
             raise SumOverflowError(
-                f"client {client}: weight x value of {name!r} reaches {top:.3g}, above the bound {self.bound:.3g} that "
+                f"{who}: weight x value of {name!r} reaches {top:.3g}, above the bound {bound:.3g} that "
                 f"the exact sum is sized for; training may have diverged, else raise --sum-bound"
             )
 
@@ -92,7 +103,9 @@ class Partial:
             return
         if self.same != other.same:
             raise AggregationError("clients returned replies of different shapes")
-        for mine, theirs in zip(self.tensors + self.denominators, other.tensors + other.denominators, strict=True):
+        for mine, theirs in zip(
+            self.tensors + self.denominators, other.tensors + other.denominators, strict=True
+        ):
             mine += theirs.to(mine.device)
         self.scalars = [a + b for a, b in zip(self.scalars, other.scalars, strict=True)]
         self.clients += other.clients
@@ -111,7 +124,9 @@ def _accumulate(total: Tensor, tensor: Tensor, weight: float | Tensor, scale: fl
     step = _BLOCK if tensor.device.type == "cpu" else max(tensor.numel(), 1)
     for start in range(0, tensor.numel(), step):
         part = tensor[start : start + step].double()
-        part *= weight[start : start + step].double() * scale if isinstance(weight, Tensor) else weight * scale
+        part *= (
+            weight[start : start + step].double() * scale if isinstance(weight, Tensor) else weight * scale
+        )
         total[start : start + step] += part.round_().to(torch.int64)
 
 
@@ -125,25 +140,79 @@ class FixedPoint:
 
     def __init__(self, clients: int, bound: float = SUM_BOUND) -> None:
         self.bound = bound
-        self.fraction = int(62 - torch.tensor(float(max(clients, 2) * bound), dtype=torch.float64).log2().ceil().item())
+        self.fraction = int(
+            62 - torch.tensor(float(max(clients, 2) * bound), dtype=torch.float64).log2().ceil().item()
+        )
 
     def open(self) -> _Sink:
         """Return an empty sum."""
         return _Sink(self.fraction, self.bound)
 
 
-class _Sink:
+class _Sink(Sink):
     def __init__(self, fraction: int, bound: float) -> None:
         self._partial = Partial(fraction, bound)
 
-    def size(self, reply: Tree) -> int:
-        return wire_size(reply)
-
-    def add(self, client: int, reply: Tree, seed: int) -> None:
+    def add(self, client: int, reply: Tree, seed: Callable[[], int]) -> None:
         self._partial.add(client, reply)
+
+    def sizes(self, replies: Sequence[Tree]) -> list[int]:
+        """Return the bytes of each reply; those of one make are measured once."""
+        if len(replies) > 1 and Columns.of(replies) is not None:
+            return [self.size(replies[0])] * len(replies)
+        return super().sizes(replies)
+
+    def add_all(self, entries: Sequence[tuple[int, Tree, Callable[[], int]]]) -> list[Any]:
+        """Add replies as one where their tensors are still rows of one whole."""
+        if len(entries) > 1:
+            with contextlib.suppress(
+                PacelineError
+            ):  # one of them is at fault: added one by one, it is known which
+                total = together([reply for _, reply, _ in entries])
+                if total is not None:
+                    self._partial.add_terms([client for client, _, _ in entries], total)
+                    return [None] * len(entries)
+        return super().add_all(entries)
 
     def partial(self) -> Partial:
         return self._partial
+
+
+def together(replies: Sequence[Tree]) -> Terms | None:
+    """Return the terms of the sum of replies whose tensors are rows of one whole; None for other replies."""
+    columns = Columns.of(replies)
+    if columns is None:
+        return None
+    terms = Terms.of(replies[0], lazy=True)
+    sums, scalars = [], []
+    for values in columns.fields:
+        if isinstance(values[0], Lazy):
+            total = _weighted(values, columns.weights)
+            if total is None:
+                return None
+            sums.append(total)
+        else:
+            scalars.append(math.fsum(map(operator.mul, values, columns.weights)))
+    scalars.append(math.fsum(columns.weights))
+    return Terms(terms.structure, terms.names, sums, [1.0] * len(sums), scalars, [])
+
+
+def _weighted(rows: Sequence[Lazy], weights: Sequence[float]) -> Tensor | None:
+    """Return the weighted sum of rows of one whole; None where they are of several."""
+    whole = rows[0].rows
+    coefficients, rest = [0.0] * whole.count, dict[int, tuple[float, Tensor]]()
+    for row, weight in zip(rows, weights, strict=True):
+        if row.rows is not whole:
+            return None
+        coefficients[row.index] += weight * row.coefficient
+        for factor, vector in row.rest:
+            rest[id(vector)] = (rest.get(id(vector), (0.0, vector))[0] + weight * factor, vector)
+    if len(rest) > 4:
+        return None
+    total = whole.weighted(coefficients)
+    for factor, vector in rest.values():
+        total.add_(vector, alpha=factor)
+    return total
 
 
 def merge(partials: list[Partial]) -> Partial:

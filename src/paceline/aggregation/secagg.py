@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -24,7 +24,7 @@ from paceline.aggregation.secure.encoding import Words
 from paceline.aggregation.secure.identity import SimulatedDirectory
 from paceline.aggregation.secure.server import SecureServer
 from paceline.aggregation.secure.simulate import new_session
-from paceline.call import Each, Receipt, wire_size
+from paceline.call import Each, Receipt, Sink, wire_size
 from paceline.client import Client
 from paceline.errors import AggregationError, ConfigError, ProtocolError, QuorumError, UnknownNameError
 from paceline.federation import Federation, Request, Summed
@@ -219,7 +219,7 @@ class _Modular:
         return _ModularSum(self.codec)
 
 
-class _ModularSum:
+class _ModularSum(Sink):
     """A sum of encoded replies at one worker."""
 
     def __init__(self, codec: Codec) -> None:
@@ -230,8 +230,8 @@ class _ModularSum:
     def size(self, reply: Tree) -> int:
         return self.codec.size(reply)
 
-    def add(self, client: int, reply: Tree, seed: int) -> None:
-        encoded = self.codec.encode(reply, seed)
+    def add(self, client: int, reply: Tree, seed: Callable[[], int]) -> None:
+        encoded = self.codec.encode(reply, seed())
         if not self.sums:
             self.shape, self.sums = encoded.shape, encoded.segments
         else:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,18 +94,31 @@ class Partition:
 
     def __getitem__(self, client: int) -> Tensor:
         """Return all rows of a client, as a view."""
-        if not 0 <= client < len(self):
-            raise IndexError(f"client {client} of {len(self)}")
-        return self.order[int(self.offsets[client]) : int(self.offsets[client + 1])]
+        first, _, last = self._bounds(client)
+        return self.order[first:last]
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[k] for k in range(len(self)))
 
     def __call__(self, client: int) -> tuple[Tensor, Tensor]:
         """Return a client's (train, test) rows, as views."""
-        rows = self[client]
-        cut = int(self.cuts[client]) - int(self.offsets[client])
-        return rows[:cut], rows[cut:]
+        first, cut, last = self._bounds(client)
+        return self.order[first:cut], self.order[cut:last]
+
+    def num_train(self, client: int) -> int:
+        """Return how many training samples a client has."""
+        first, cut, _ = self._bounds(client)
+        return cut - first
+
+    def _bounds(self, client: int) -> tuple[int, int, int]:
+        if not 0 <= client < len(self.cuts):
+            raise IndexError(f"client {client} of {len(self)}")
+        offsets, cuts = self._arrays  # numpy's scalars are read faster than a tensor's
+        return int(offsets[client]), int(cuts[client]), int(offsets[client + 1])
+
+    @cached_property
+    def _arrays(self) -> tuple[Any, Any]:
+        return self.offsets.numpy(), self.cuts.numpy()
 
     def table(self, task: Task) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
         """Return how many samples of each class each client has, shape [clients, classes] (int64)."""

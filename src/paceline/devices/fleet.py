@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from statistics import NormalDist
 from typing import Any, ClassVar
 
@@ -58,7 +58,7 @@ class Fleet:
     def profile(self, client: int, round: int) -> Profile:
         """Return the device of `client` as it is in `round`."""
         self._check(client)
-        return self._base()
+        return self.ordinary
 
     def available(self, client: int, round: int) -> bool:
         """Return whether `client` can be asked in `round`."""
@@ -74,6 +74,11 @@ class Fleet:
     def _availability(self, client: int) -> float:
         self._check(client)
         return 1.0 - self.churn
+
+    @cached_property
+    def ordinary(self) -> Profile:
+        """An ordinary device."""
+        return self._base()
 
     def _base(self, **changes: float) -> Profile:
         values: dict[str, float] = {"compute": self.compute, "up": self.link, "down": self.link}
@@ -144,7 +149,7 @@ class Stragglers(Fleet):
     def profile(self, client: int, round: int) -> Profile:
         """Return the device of `client`; it is the same in every round."""
         number = self.rank(client)
-        return self._base() if number is None else self._slow(number)
+        return self.ordinary if number is None else self._slow(number)
 
     def describe(self) -> str:
         """Return one line about the fleet."""

@@ -18,4 +18,4 @@ class DebugEngine(LocalEngine):
     """A `LocalEngine` with one strict worker."""
 
     def __init__(self, setup: Setup, workers: int = 1) -> None:
-        super().__init__(replace(setup, strict=True), 1)
+        super().__init__(replace(setup, strict=True, chunk=1), 1)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from paceline.call import Call, Receipt
+from paceline.engines.dealing import Dealer
 from paceline.engines.worker import Setup, Worker
 from paceline.errors import ConfigError, EngineError, WorkerDiedError
 from paceline.params import Params
@@ -39,26 +40,30 @@ class LocalEngine:
         self.num_clients = setup.num_clients
         self._here = Worker(setup)
         self._processes = [_Process(setup, i) for i in range(workers)] if workers > 1 else []
+        self._dealer = Dealer(setup.cost, setup.chunk, workers)
         self._committed: dict[int, dict[str, Any]] = {}
         self._home: dict[int, int] = {}
-        self._round_home: dict[int, int] = {}
 
     def run(self, call: Call) -> Iterator[Receipt | tuple[str, Any]]:
         """Run a call; yields receipts and partial sums as they come."""
+        chunks = self._dealer.chunks(call.clients)
         if not self._processes:
-            yield from self._here.run(call)
+            yield from self._here.run(replace(call, chunks=tuple(chunks.values())))
             return
-        shares = self._assign(call)
         busy: dict[Connection, _Process] = {}
-        for number, clients in shares.items():
-            process = self._processes[number]
-            moved = {c: self._committed[c] for c in clients if c in self._committed and self._home.get(c) != number}
+        for number, share in self._dealer.deal(chunks).items():
+            process, clients = self._processes[number], [c for chunk in share for c in chunk]
+            moved = {
+                c: self._committed[c] for c in clients if c in self._committed and self._home.get(c) != number
+            }
             self._home.update(dict.fromkeys(clients, number))
+            mine = set(clients)
             part = replace(
                 call,
                 clients=tuple(clients),
-                each_message={c: m for c, m in call.each_message.items() if c in set(clients)},
-                peers={c: p for c, p in call.peers.items() if c in set(clients)},
+                chunks=tuple(share),
+                each_message={c: m for c, m in call.each_message.items() if c in mine},
+                peers={c: p for c, p in call.peers.items() if c in mine},
             )
             process.send(("run", part, moved))
             busy[process.pipe] = process
@@ -72,20 +77,6 @@ class LocalEngine:
                     del busy[pipe]
                 else:
                     raise value
-
-    def _assign(self, call: Call) -> dict[int, list[int]]:
-        """Balance by samples, longest first; a client stays on its worker for the whole round."""
-        loads = dict.fromkeys(range(len(self._processes)), 0)
-        shares: dict[int, list[int]] = {}
-        sizes = {c: len(self.setup.split(c)[0]) + 1 for c in call.clients}
-        for client in sorted(call.clients, key=lambda c: (-sizes[c], c)):
-            number = self._round_home.get(client)
-            if number is None:
-                number = min(loads, key=lambda n: (loads[n], n))
-                self._round_home[client] = number
-            loads[number] += sizes[client]
-            shares.setdefault(number, []).append(client)
-        return shares
 
     def _receive(self, process: _Process) -> tuple[str, Any]:
         try:
@@ -102,18 +93,19 @@ class LocalEngine:
             process.kill()
         self._processes = [_Process(self.setup, p.number) for p in self._processes]
         self._home.clear()
-        self._round_home.clear()
+        self._dealer.new_round()
 
     # -- memory --------------------------------------------------------------------------------
     def commit(self) -> dict[int, dict[str, Any]]:
         """Make the clients' memory changes permanent; return the stores that changed."""
         if not self._processes:
+            self._dealer.new_round()
             return self._here.commit()
         changed: dict[int, dict[str, Any]] = {}
         for process in self._processes:
             changed.update(self._ask(process, "commit"))
         self._committed.update(changed)
-        self._round_home.clear()
+        self._dealer.new_round()
         return changed
 
     def rollback(self) -> None:
@@ -121,7 +113,7 @@ class LocalEngine:
         self._here.rollback()
         for process in self._processes:
             self._ask(process, "rollback")
-        self._round_home.clear()
+        self._dealer.new_round()
 
     def restore(self, memories: Mapping[int, Mapping[str, Any]]) -> None:
         """Put stored memories back."""

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from paceline.call import Call, Receipt, wire_size
+from paceline.call import Call, Receipt, Sink, wire_size
 from paceline.client import Client, ClientData, Memory
 from paceline.client import evaluate as evaluate_on
 from paceline.devices import Cost, times
+from paceline.engines.stacking import Meeting, Solver
 from paceline.errors import CheckpointError, ClientError, UnknownNameError
+from paceline.local import train
 from paceline.method import client_functions
 from paceline.params import Layout, Params, Resident
 from paceline.rng import derive
@@ -39,6 +43,8 @@ class Setup:
         drop: (round, client, function) -> whether the client vanishes before that function's reply.
         measured: use measured seconds on this machine in place of FLOPs.
         strict: check every step, re-raise errors as they come (the debug engine).
+        chunk: most clients that work as one.
+        one_step: run clients that take one step as one batch, where they work in chunks.
         services: further things that client functions may use, by name (such as the sub-model cutter).
     """
 
@@ -53,7 +59,14 @@ class Setup:
     drop: Callable[[int, int, str], bool] | None = None
     measured: bool = False
     strict: bool = False
+    chunk: int = 1
+    one_step: bool = True
     services: dict[str, Callable[[Worker], Any]] = field(default_factory=dict)
+
+    def cost(self, client: int) -> int:
+        """Return the expected work of a client: its samples."""
+        count = getattr(self.split, "num_train", None)  # without slicing, where the partition can
+        return int(count(client) if count else self.split(client)[0].shape[0]) + 1
 
 
 class Worker:
@@ -69,93 +82,172 @@ class Worker:
         self.model.flops = setup.flops
         self.x, self.y = task.train.x.to(setup.device), task.train.y.to(setup.device)
         self.test = ClientData(
-            task.test.x.to(setup.device), task.test.y.to(setup.device), torch.arange(len(task.test), device=setup.device)
+            task.test.x.to(setup.device),
+            task.test.y.to(setup.device),
+            torch.arange(len(task.test), device=setup.device),
         )
         self.example = task.train.x[:1]
         self.functions = {name: client_functions(program) for name, program in setup.programs.items()}
         self.memories: dict[int, Memory] = {}
         self.sessions: dict[int, dict[str, Any]] = {}
+        self.solver = Solver(setup.one_step)
+        self._ask: Callable[[Any], Any] = train
+        self.keeps_times = getattr(setup.programs.get("method"), "keeps_times", False)
         self.services = {name: make(self) for name, make in setup.services.items()}
 
     def run(self, call: Call) -> Iterator[Receipt | tuple[str, Any]]:
-        """Run a call's function on its clients, one after another."""
+        """Run a call's function on its clients, chunk by chunk; those of a chunk work together."""
         functions = self.functions.get(call.program)
         if functions is None or call.function not in functions:
             raise UnknownNameError("client function", call.function, functions or self.functions)
         sink = call.channel.open()
         base = wire_size(call.message)
-        for client in call.clients:
-            yield self._one(call, client, sink, base)
-        partial = sink.partial()
-        if partial is not None:
-            yield ("partial", partial)
+        for chunk in call.chunks or [[client] for client in call.clients]:
+            yield from self._chunk(call, chunk, sink, base)
+        total = sink.partial()
+        if total is not None:
+            yield ("partial", total)
+
+    def _chunk(self, call: Call, chunk: Sequence[int], sink: Sink, base: int) -> Iterator[Receipt]:
+        """Run one chunk: its clients' functions first, then what of their replies goes into the sum."""
+        setup, name = (
+            self.setup,
+            call.function if call.program == "method" else f"{call.program}.{call.function}",
+        )
+        down = {c: base + (wire_size(call.each_message[c]) if c in call.each_message else 0) for c in chunk}
+        here = list(chunk)
+        if setup.drop is not None:
+            gone = {c for c in chunk if setup.drop(call.round, c, name)}
+            here = [c for c in chunk if c not in gone]
+            for client in gone:
+                yield Receipt(client, dropped="gone", bytes_down=down[client])
+        done = self._invoke_all(call, here)
+        ready: list[tuple[Client, Any, int, Any]] = []
+        for me, outcome, _ in done:
+            if isinstance(outcome, Exception):
+                yield self._failed(call, me, outcome, down[me.id])
+        done = [d for d in done if not isinstance(d[1], Exception)]
+        known: dict[Any, Any] = {}
+        for (me, outcome, seconds), up in zip(done, self._sizes(sink, done), strict=True):
+            if isinstance(up, Exception):
+                yield self._failed(call, me, up, down[me.id])
+                continue
+            profile = setup.fleet.profile(me.id, call.round)
+            key = (id(profile), me.flops, down[me.id], up, seconds if setup.measured else None)
+            spent = known.get(key)
+            if spent is None:
+                spent = known[key] = times(profile, Cost(*key[1:]))
+                known[id(profile)] = profile  # keeps it alive, and so its id its own
+            if call.deadline is not None and spent.compute + spent.network > call.deadline:
+                yield self._receipt(call, me, None, spent, down[me.id], up, "late")
+            else:
+                ready.append((me, outcome, up, spent))
+        values = sink.add_all([(me.id, reply, partial(_encoding, me)) for me, reply, _, _ in ready])
+        for (me, _, up, spent), value in zip(ready, values, strict=True):
+            if isinstance(value, Exception):
+                yield self._failed(call, me, value, down[me.id])
+            else:
+                yield self._receipt(call, me, value, spent, down[me.id], up, None)
+
+    def _sizes(self, sink: Sink, done: list[tuple[Client, Any, float]]) -> Sequence[Any]:
+        """Return the bytes of each reply, or the error for one that cannot be sent."""
+        replies = [reply for _, reply, _ in done]
+        with contextlib.suppress(Exception):  # the one at fault is found below
+            return sink.sizes(replies)
+        sizes: list[Any] = []
+        for reply in replies:
+            try:
+                sizes.append(sink.size(reply))
+            except Exception as error:
+                sizes.append(error)
+        return sizes
+
+    def _invoke_all(self, call: Call, clients: Sequence[int]) -> list[tuple[Client, Any, float]]:
+        """Return each client with its reply, or the error that it raised, and the seconds it took."""
+        if len(clients) < 2:
+            return [self._invoke_one(call, self.client(call, client)) for client in clients]
+        meeting = Meeting(self.solver)
+        self._ask = meeting.ask
+        try:
+            tasks = [partial(self._invoke_one, call, self.client(call, client)) for client in clients]
+            return meeting.run(tasks)
+        finally:
+            self._ask = train
+
+    def _invoke_one(self, call: Call, me: Client) -> tuple[Client, Any, float]:
+        message, own = call.message, call.each_message.get(me.id)
+        if own is not None:
+            message = {"all": message, "own": own}
+        started = time.perf_counter()
+        try:
+            reply = self.invoke(me, call.program, call.function, message)
+        except Exception as error:
+            reply = error
+        return me, reply, time.perf_counter() - started
+
+    def _receipt(
+        self, call: Call, me: Client, value: Any, spent: Any, down: int, up: int, dropped: str | None
+    ) -> Receipt:
+        if me.flops and call.program == "method" and self.keeps_times:
+            me.memory["_times"] = [spent.compute, spent.network]
+        return Receipt(me.id, value, spent.compute, spent.network, down, up, dropped)
+
+    def _failed(self, call: Call, me: Client, error: Exception, down: int) -> Receipt:
+        if not self.setup.strict:
+            return Receipt(me.id, dropped=_reason(error), bytes_down=down)
+        cause, job = f"{type(error).__name__}: {error}", me.job
+        if job is not None and job.batch is not None:
+            x, y = job.batch
+            cause += f"; batch: inputs {tuple(x.shape)}, targets {y.tolist()}"
+        raise ClientError(
+            me.id, call.function, call.round, cause, None if job is None else job.step
+        ) from error
 
     def client(self, call: Call, client: int, stream: str | None = None, peers: Any = None) -> Client:
         """Return the client as a client function sees it in this call.
 
         A protocol that wraps a method's function gives that function's own `stream`, and the `peers` that told.
         """
-        train, test = self.setup.split(client)
-        memory = self.memories.setdefault(client, Memory())
-        seed = derive(self.setup.seed, "client", client, call.round, stream or call.stream)
+        memory = self.memories.get(client)
+        if memory is None:
+            memory = self.memories[client] = Memory()
         return Client(
             client,
             call.round,
-            seed,
+            partial(derive, self.setup.seed, "client", client, call.round, stream or call.stream),
             self.model,
             self.setup.task,
-            ClientData(self.x, self.y, train.to(self.x.device)),
-            ClientData(self.x, self.y, test.to(self.x.device)),
+            partial(self._samples, client),
             memory,
             call.peers.get(client) if peers is None else peers,
-            services={**self.services, "worker": self, "call": call, "session": self.sessions.setdefault(client, {})},
+            services={
+                **self.services,
+                "worker": self,
+                "call": call,
+                "session": self.sessions.setdefault(client, {}),
+            },
             strict=self.setup.strict,
+            ask=self._ask,
         )
+
+    def _samples(self, client: int, part: int) -> ClientData:
+        return ClientData(self.x, self.y, self.setup.split(client)[part].to(self.x.device))
 
     def note_times(self, me: Client, down: int, up: int) -> None:
         """Remember what a method's function took, where a protocol ran it: its work and its own bytes only."""
         spent = times(self.setup.fleet.profile(me.id, me.round), Cost(me.flops, down, up, None))
-        me.memory["_times"] = [spent.compute, spent.network]
+        if self.keeps_times:
+            me.memory["_times"] = [spent.compute, spent.network]
 
     def invoke(self, me: Client, program: str, function: str, message: Any) -> Any:
         """Run one function of a program for `me`; protocols use it to run the method's own."""
         return getattr(self.setup.programs[program], function)(me, message)
 
-    def _one(self, call: Call, client: int, sink: Any, base: int) -> Receipt:
-        setup = self.setup
-        own = call.each_message.get(client)
-        down = base + (wire_size(own) if own is not None else 0)
-        profile = setup.fleet.profile(client, call.round)
-        name = call.function if call.program == "method" else f"{call.program}.{call.function}"
-        if setup.drop is not None and setup.drop(call.round, client, name):
-            return Receipt(client, dropped="gone", bytes_down=down)
-        me = self.client(call, client)
-        message = call.message if own is None else {"all": call.message, "own": own}
-        started = time.perf_counter()
-        try:
-            reply = self.invoke(me, call.program, call.function, message)
-            up = sink.size(reply)
-            seconds = time.perf_counter() - started if setup.measured else None
-            spent = times(profile, Cost(me.flops, down, up, seconds))
-            late = call.deadline is not None and spent.compute + spent.network > call.deadline
-            value = None if late else sink.add(client, reply, derive(me.seed, "encode"))
-        except Exception as error:
-            if setup.strict:
-                cause = f"{type(error).__name__}: {error}"
-                job = me.job
-                if job is not None and job.batch is not None:
-                    x, y = job.batch
-                    cause += f"; batch: inputs {tuple(x.shape)}, targets {y.tolist()}"
-                raise ClientError(client, call.function, call.round, cause, job and job.step) from error
-            return Receipt(client, dropped=_reason(error), bytes_down=down)
-        if me.flops and call.program == "method":
-            me.memory["_times"] = [spent.compute, spent.network]
-        return Receipt(client, value, spent.compute, spent.network, down, up, "late" if late else None)
-
     # -- memory --------------------------------------------------------------------------------
     def commit(self) -> dict[int, dict[str, Any]]:
         """Make memory changes permanent; return the stores that changed."""
         changed = {c: m.commit() for c, m in self.memories.items() if m.changes}
+        self.memories = {c: m for c, m in self.memories.items() if m.stored}
         self.sessions.clear()
         return changed
 
@@ -169,13 +261,19 @@ class Worker:
         """Put stored memories back."""
         for client, stored in memories.items():
             if not 0 <= client < self.setup.num_clients:
-                raise CheckpointError(f"the checkpoint has a memory of client {client}, of {self.setup.num_clients}")
+                raise CheckpointError(
+                    f"the checkpoint has a memory of client {client}, of {self.setup.num_clients}"
+                )
             self.memories[client] = Memory(stored)
 
     def evaluate(self, params: Params) -> dict[str, Any]:
         """Evaluate on the central test set."""
         self.model.load(params.to(self.model.device))
         return evaluate_on(self.model, self.setup.task, self.test)
+
+
+def _encoding(me: Client) -> int:
+    return derive(me.seed, "encode")
 
 
 def _reason(error: Exception) -> str:

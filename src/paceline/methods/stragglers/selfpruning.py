@@ -43,6 +43,7 @@ class SelfPruning(FedAvg):
     family: ClassVar[str] = "stragglers"
     reveals: ClassVar[str] = "sums of updates"
     keeps: ClassVar[str] = "its own times"
+    keeps_times: ClassVar[bool] = True
 
     straggler_share: float = 0.2
     network: bool = True

@@ -1,0 +1,62 @@
+"""Which clients work as one, and which worker gets them.
+
+Chunks are formed from the cohort before anybody is asked how many workers there are, so that results do not
+depend on it. A client stays in its chunk, and on its worker, for a whole round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+__all__ = ["Dealer"]
+
+
+class Dealer:
+    """Forms chunks and deals them out.
+
+    Args:
+        cost: expected work of a client, such as its samples; at least 1.
+        chunk: most clients in one chunk.
+        workers: number of workers.
+    """
+
+    def __init__(self, cost: Callable[[int], int], chunk: int = 1, workers: int = 1) -> None:
+        self.cost, self.chunk, self.workers = cost, chunk, workers
+        self.new_round()
+
+    def new_round(self) -> None:
+        """Forget chunks and homes."""
+        self._chunk_of: dict[int, int] = {}
+        self._home: dict[int, int] = {}
+        self._chunks = 0
+
+    def chunks(self, clients: Sequence[int]) -> dict[int, list[int]]:
+        """Return the chunks of a call, by number: clients of like size together, the largest first."""
+        costs = {c: self.cost(c) for c in clients if c not in self._chunk_of} if self.chunk > 1 else {}
+        new = [c for c in clients if c not in self._chunk_of]
+        if self.chunk > 1:
+            new.sort(key=lambda c: (-costs[c], c))
+        count = -(-len(new) // self.chunk)
+        for place, client in enumerate(new):
+            self._chunk_of[client] = self._chunks + place * count // len(new)
+        self._chunks += count
+        found: dict[int, list[int]] = {}
+        for client in clients if self.chunk == 1 else sorted(clients, key=lambda c: self._order(c, costs)):
+            found.setdefault(self._chunk_of[client], []).append(client)
+        return found
+
+    def deal(self, chunks: dict[int, list[int]]) -> dict[int, list[list[int]]]:
+        """Return each worker's chunks: the costliest first, each to the worker that has least to do."""
+        costs = {number: sum(map(self.cost, clients)) for number, clients in chunks.items()}
+        loads = dict.fromkeys(range(self.workers), 0)
+        shares: dict[int, list[list[int]]] = {}
+        for number in sorted(chunks, key=lambda n: (-costs[n], n)):
+            home = self._home.get(number)
+            if home is None:
+                home = self._home[number] = min(loads, key=lambda w: (loads[w], w))
+            loads[home] += costs[number]
+            shares.setdefault(home, []).append(chunks[number])
+        return shares
+
+    def _order(self, client: int, costs: dict[int, int]) -> tuple[int, int, int]:
+        return (self._chunk_of[client], -costs.get(client, 0), client)

@@ -1,0 +1,134 @@
+"""One hook for a stack of clients, made of the hooks that each of them brought.
+
+Clients of one function bring the same code; what their closures captured differs. `share` finds what is
+equal and what has to be stacked, so that ``torch.func.vmap`` can run the code once for all of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paceline.lazy import Lazy
+from paceline.params import Params
+
+__all__ = ["Shared", "Unstackable", "share", "signature"]
+
+_PLAIN = (type(None), bool, str, bytes, types.ModuleType, type, types.BuiltinFunctionType)
+
+
+class Unstackable(Exception):
+    """These clients cannot be stacked; the text says why. Never leaves the engine."""
+
+
+class Shared:
+    """A hook for K clients: ``hook.bind(values)`` is one client's hook, `stacked` holds what differs.
+
+    Args:
+        make: builds a hook from one client's values.
+        stacked: for each value that differs between clients, a tensor of shape [K, ...].
+    """
+
+    def __init__(self, make: Callable[[Sequence[Tensor]], Any], stacked: list[Tensor]) -> None:
+        self.bind, self.stacked = make, stacked
+
+    def first(self, count: int) -> list[Tensor]:
+        """Return the stacked values of the first `count` clients."""
+        return [s[:count] for s in self.stacked]
+
+
+def signature(hook: Any) -> Any:
+    """Return what must be equal in two hooks that run as one: their code."""
+    if isinstance(hook, types.MethodType):
+        return (hook.__func__, id(hook.__self__))
+    if isinstance(hook, functools.partial):
+        return (signature(hook.func), len(hook.args), tuple(hook.keywords))
+    return getattr(hook, "__code__", hook)
+
+
+def share(hooks: Sequence[Any]) -> Shared:
+    """Make one hook of hooks with equal `signature`.
+
+    Raises `Unstackable` for a hook that captured something that differs and is no number, tensor or `Params`.
+    """
+    stacked: list[Tensor] = []
+    make = _unify(list(hooks), stacked, getattr(hooks[0], "__qualname__", "hook"))
+    return Shared(make, stacked)
+
+
+def _unify(values: list[Any], stacked: list[Tensor], name: str) -> Callable[[Sequence[Tensor]], Any]:
+    """Return what rebuilds one client's value from its rows of `stacked`, which grows here."""
+    first = values[0]
+    if all(v is first for v in values):
+        return lambda _: first
+    if len({type(v) for v in values} - {Lazy, Params}) > 1:
+        raise Unstackable(f"{name} is of different types from client to client")
+    if isinstance(first, Params):
+        layout = first.layout
+        if any(v.layout.digest != layout.digest for v in values):
+            raise Unstackable(f"{name} has different layouts")
+        place = _stack([v.vector for v in values], stacked)
+        return lambda rows: Params(rows[place], layout)
+    if isinstance(first, Tensor):
+        if any(v.shape != first.shape or v.dtype != first.dtype for v in values):
+            raise Unstackable(f"{name} has different shapes")
+        place = _stack(values, stacked)
+        return lambda rows: rows[place]
+    if isinstance(first, _PLAIN) or (isinstance(first, int | float) and all(v == first for v in values)):
+        if any(v != first for v in values):
+            raise Unstackable(f"{name} differs from client to client and is a {type(first).__name__}")
+        return lambda _: first
+    if isinstance(first, int | float):
+        place = _stack([torch.tensor(float(v)) for v in values], stacked)
+        return lambda rows: rows[place]
+    if isinstance(first, tuple | list) and len({len(v) for v in values}) == 1:
+        parts = [_unify([v[i] for v in values], stacked, f"{name}[{i}]") for i in range(len(first))]
+        return lambda rows: type(first)(part(rows) for part in parts)
+    if isinstance(first, dict) and all(v.keys() == first.keys() for v in values):
+        items = {k: _unify([v[k] for v in values], stacked, f"{name}[{k!r}]") for k in first}
+        return lambda rows: {k: part(rows) for k, part in items.items()}
+    if isinstance(first, functools.partial):
+        bits = _unify([(v.func, v.args, v.keywords) for v in values], stacked, name)
+
+        def rebuild(rows: Sequence[Tensor]) -> Any:
+            func, args, keywords = bits(rows)
+            return functools.partial(func, *args, **keywords)
+
+        return rebuild
+    if isinstance(first, types.FunctionType) and all(v.__code__ is first.__code__ for v in values):
+        return _function(values, stacked)
+    if isinstance(first, types.MethodType) and all(
+        v.__func__ is first.__func__ and v.__self__ is first.__self__ for v in values
+    ):
+        return lambda _: first
+    try:
+        if all(v == first for v in values):
+            return lambda _: first
+    except (RuntimeError, TypeError, ValueError):  # no truth value: then they are not known to be equal
+        pass
+    raise Unstackable(f"{name} captured a {type(first).__name__} that differs from client to client")
+
+
+def _function(values: list[types.FunctionType], stacked: list[Tensor]) -> Callable[[Sequence[Tensor]], Any]:
+    first = values[0]
+    cells = []
+    for place, name in enumerate(first.__code__.co_freevars):
+        held = [(v.__closure__ or ())[place].cell_contents for v in values]
+        cells.append(_unify(held, stacked, f"{name!r} of {first.__qualname__}"))
+    defaults = _unify([v.__defaults__ for v in values], stacked, f"defaults of {first.__qualname__}")
+
+    def rebuild(rows: Sequence[Tensor]) -> Any:
+        closure = tuple(types.CellType(cell(rows)) for cell in cells)
+        return types.FunctionType(first.__code__, first.__globals__, first.__name__, defaults(rows), closure)
+
+    return rebuild
+
+
+def _stack(tensors: list[Tensor], stacked: list[Tensor]) -> int:
+    stacked.append(torch.stack(tensors))
+    return len(stacked) - 1

@@ -1,0 +1,79 @@
+"""Linear layers with one weight for each client, whose backward pass is formed in the fast order.
+
+``torch.func.vmap`` makes batched matrix products of them, and autograd then forms weight gradients as
+``x^T g``, with the few outputs as columns: four times slower on a CPU than ``g^T x``, which is the same numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["StackedLinears"]
+
+
+class StackedLinears(TorchFunctionMode):
+    """While this is entered, ``F.linear`` under ``vmap`` uses the fast order."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Take over calls of ``F.linear``; let everything else through."""
+        if func is F.linear and not kwargs and torch._C._functorch.is_batchedtensor(args[1]):
+            return _Linear.apply(  # type: ignore[no-untyped-call]
+                args[0], args[1], args[2] if len(args) > 2 else None
+            )
+        return func(*args, **(kwargs or {}))
+
+
+class _Linear(torch.autograd.Function):
+    """One client's layer, as vmap sees it."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(inputs[0], inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> Any:
+        raise NotImplementedError("only the stacked form is differentiated")
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, int]:
+        size = info.batch_size
+        x = _first(x, dims[0], size)
+        weight = _first(weight, dims[1], size)
+        bias = None if bias is None else _first(bias, dims[2], size)
+        flat = x.reshape(size, -1, x.shape[-1])
+        out = _Stacked.apply(flat, weight, bias)  # type: ignore[no-untyped-call]
+        return out.view(*x.shape[:-1], weight.shape[1]), 0
+
+
+class _Stacked(torch.autograd.Function):
+    """Shapes: x [K, B, I], weight [K, O, I], bias [K, O]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        if bias is None:
+            return torch.bmm(x, weight.transpose(1, 2))
+        return torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        wants = ctx.needs_input_grad
+        return (
+            torch.bmm(slope, weight) if wants[0] else None,
+            torch.bmm(slope.transpose(1, 2), x) if wants[1] else None,
+            slope.sum(1) if wants[2] else None,
+        )
+
+
+def _first(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)

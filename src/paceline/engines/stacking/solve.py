@@ -1,0 +1,119 @@
+"""Answers the requests of a chunk of clients: as one batch, as a stack, or one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from paceline.engines.stacking.hooks import Unstackable, signature
+from paceline.engines.stacking.meeting import NotAtOnce
+from paceline.engines.stacking.onebatch import OneBatch, one_batch
+from paceline.engines.stacking.stack import Changes, Stack
+from paceline.errors import PacelineError
+from paceline.lazy import Lazy, Rows
+from paceline.local import Job, Trained, descend, diverged, train
+
+__all__ = ["Solver", "unstackable"]
+
+
+def unstackable(module: nn.Module) -> str | None:
+    """Return why a module cannot train stacked, as far as can be seen from outside."""
+    for name, part in module.named_modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.track_running_stats:
+            return f"{name} is {type(part).__name__}, whose statistics in training mode belong to one batch"
+        if isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0:
+            return f"{name} is {type(part).__name__}, which draws for each client by itself"
+        if isinstance(part, nn.RNNBase):
+            return f"{name} is {type(part).__name__}, which torch.func cannot stack"
+    return None
+
+
+_NONE = (None, None, None, None)
+
+
+class Solver:
+    """Runs jobs, together where they can be.
+
+    Args:
+        one_step: run clients that take one step as one batch.
+    """
+
+    def __init__(self, one_step: bool = True) -> None:
+        self.one_step = one_step
+        self.notes: dict[str, str] = {}
+        """What could not be stacked, and why, by the name of the hook or module."""
+        self._refused: set[Any] = set()
+
+    def __call__(self, jobs: Sequence[Job]) -> list[Any]:
+        """Answer requests in their order; `NotAtOnce` for one that failed."""
+        answers: list[Any] = [None] * len(jobs)
+        groups: dict[Any, list[int]] = {}
+        for place, job in enumerate(jobs):
+            key = self._key(job) if job.steps else None
+            if key is None or key in self._refused:
+                answers[place] = _alone(job)
+            else:
+                groups.setdefault(key, []).append(place)
+        for key, places in groups.items():
+            places.sort(key=lambda p: -jobs[p].steps)
+            for place, answer in zip(places, self._together(key, [jobs[p] for p in places]), strict=True):
+                answers[place] = answer
+        return answers
+
+    def _key(self, job: Job) -> Any:
+        """Return what jobs that run as one have in common."""
+        key = (id(job.model), id(job.data.x), job.batch_size, job.momentum, job.weight_decay, job.loss)
+        hooks = (job.correct, job.direction, job.objective, job.after)
+        return key if hooks == _NONE else (*key[:-1], signature(job.loss), *map(signature, hooks))
+
+    def _together(self, key: Any, jobs: list[Job]) -> list[Any]:
+        if len(jobs) == 1:
+            return [_alone(jobs[0])]
+        try:
+            if (reason := unstackable(jobs[0].model.module)) is not None:
+                raise Unstackable(reason)
+            if self.one_step and one_batch(jobs):
+                whole = OneBatch(jobs)
+                return _answers(jobs, whole, whole.losses.detach())
+            stack = Stack(jobs)
+            descend(stack)
+            changes = Changes(stack.at.vector.sub_(stack.starts))
+            steps = torch.tensor([job.steps for job in jobs], device=stack.totals.device)
+            return _answers(jobs, changes, stack.totals / steps)
+        except PacelineError as error:
+            return [NotAtOnce(error)] * len(jobs)
+        except (Unstackable, RuntimeError, TypeError, ValueError) as error:
+            # torch.func says in many ways that code cannot be stacked; alone, a real fault comes up again
+            self._refused.add(key)
+            hook = next((h for h in (jobs[0].direction, jobs[0].correct, jobs[0].objective) if h), None)
+            self.notes.setdefault(
+                getattr(hook, "__qualname__", type(jobs[0].model.module).__name__), _first_line(error)
+            )
+            return [_alone(job) for job in jobs]
+
+
+def _answers(jobs: Sequence[Job], rows: Rows, losses: torch.Tensor) -> list[Any]:
+    """Return each client's result; those whose loss is not finite get an error."""
+    fine = bool(torch.isfinite(losses).all())
+    answers: list[Any] = []
+    for k, (job, loss) in enumerate(zip(jobs, losses.unbind(), strict=True)):
+        if not fine and not torch.isfinite(loss):
+            answers.append(NotAtOnce(diverged(float(loss) * job.steps, job)))
+            continue
+        params = Lazy(rows, k, job.start.layout, 1.0, ((1.0, job.start.vector),))
+        answers.append(Trained(params, job.steps, job.samples(), loss))
+    return answers
+
+
+def _alone(job: Job) -> Any:
+    try:
+        return train(job)
+    except Exception as error:
+        return NotAtOnce(error)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -1,0 +1,328 @@
+"""The local loop of K clients as one stacked computation: parameters [K, d], batches [K, B, ...].
+
+Clients are sorted by steps, longest first, so those that still train are always the first ones. A batch
+that is smaller than the others is filled up with rows of weight 0, which adds exact zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from paceline.engines.stacking.hooks import Shared, share
+from paceline.engines.stacking.linear import StackedLinears
+from paceline.local import Job
+from paceline.params import Layout, Params, Resident
+
+__all__ = ["Batches", "Changes", "Functional", "Stack"]
+
+
+class Functional:
+    """A resident module as a function of a flat vector.
+
+    Args:
+        model: its module is called with other tensors in place of its own, which stay as they are.
+        objective: ``(module, inputs, targets) -> scalar``, or None for the module's outputs.
+    """
+
+    def __init__(
+        self, model: Resident, objective: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None
+    ) -> None:
+        self.layout: Layout = model.layout
+        self.module: nn.Module = _Objective(model.module, objective) if objective else model.module
+        prefix = "module." if objective else ""
+        self._names = [prefix + e.name for e in self.layout.entries]
+        self._sizes = [e.size for e in self.layout.entries]
+        self._shapes = [e.shape for e in self.layout.entries]
+
+    def __call__(self, vector: Tensor, *inputs: Tensor) -> Tensor:
+        """Return the outputs (or the objective) at the parameters `vector`, shape [d]."""
+        return self.at(self.split(vector), *inputs)
+
+    def split(self, vector: Tensor) -> list[Tensor]:
+        """Return a vector's named tensors, in the layout's order."""
+        return [t.view(s) for t, s in zip(torch.split(vector, self._sizes), self._shapes, strict=True)]
+
+    def at(self, tensors: Sequence[Tensor], *inputs: Tensor) -> Tensor:
+        """Return the same at named tensors, in the layout's order."""
+        out: Tensor = functional_call(self.module, dict(zip(self._names, tensors, strict=True)), inputs)
+        return out
+
+
+class _Objective(nn.Module):
+    """Makes an objective look like a module, so that its parts can be called with other tensors."""
+
+    def __init__(self, module: nn.Module, objective: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.module, self.objective = module, objective
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.objective(self.module, x, y)
+
+
+class Batches:
+    """The rows of every client's every step, filled up to one batch size.
+
+    Args:
+        jobs: sorted by steps, longest first.
+    """
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        plans = [list(job.batches()) for job in jobs]
+        sizes = [[rows.shape[0] for rows in plan] for plan in plans]
+        width = max(max(row) for row in sizes)
+        self.active = [sum(len(row) > step for row in sizes) for step in range(jobs[0].steps)]
+        """Number of clients that train in each step; they are the first ones."""
+        self.sizes = [[row[step] for row in sizes[:count]] for step, count in enumerate(self.active)]
+        self.even = [min(row) == width for row in self.sizes]
+        """Whether all clients of a step have full batches."""
+        self.rows: list[Tensor] = []
+        """Rows of the samples, for each step [active, B]; a smaller batch repeats one of its own."""
+        self.weights: list[Tensor | None] = []
+        """Share of each sample in its client's batch, [active, B], 0 for repeated ones; None where all are full."""
+        for step, count in enumerate(self.active):
+            parts = [plan[step] for plan in plans[:count]]
+            if self.even[step]:
+                self.rows.append(torch.stack(parts))
+                self.weights.append(None)
+                continue
+            have = torch.tensor(self.sizes[step], device=parts[0].device)[:, None]
+            filled = torch.arange(width, device=have.device) < have
+            rows = torch.stack([part[0] for part in parts])[:, None].expand(-1, width).clone()
+            rows[filled] = torch.cat(parts)
+            self.rows.append(rows)
+            self.weights.append(filled / have)
+
+    def runs(self, step: int) -> list[tuple[int, int, int]]:
+        """Return (first, last + 1, batch size) of the clients that follow each other with equal batch sizes."""
+        found: list[tuple[int, int, int]] = []
+        for k, size in enumerate(self.sizes[step]):
+            if found and found[-1][2] == size:
+                found[-1] = (found[-1][0], k + 1, size)
+            else:
+                found.append((k, k + 1, size))
+        return found
+
+
+class Changes:
+    """What a stack of clients changed: a `Rows`.
+
+    Args:
+        matrix: shape [K, d].
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.matrix, self.count = matrix, len(matrix)
+
+    def row(self, index: int) -> Tensor:
+        """Return one client's change."""
+        return self.matrix[index]
+
+    def weighted(self, coefficients: Sequence[float]) -> Tensor:
+        """Return the weighted sum of changes."""
+        weights = torch.tensor(coefficients, dtype=self.matrix.dtype).to(self.matrix.device)
+        out: Tensor = weights @ self.matrix
+        return out
+
+
+class Stack:
+    """The learner of K clients.
+
+    Args:
+        jobs: sorted by steps, longest first; they agree in model, loss, batch size and the code of their hooks.
+
+    Raises `Unstackable` where hooks captured what cannot be stacked.
+    """
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self.job, self.jobs = jobs[0], jobs
+        layout = self.job.model.layout
+        self._count = layout.num_params
+        starts = [job.start.vector for job in jobs]
+        same = all(s is starts[0] for s in starts)
+        self.starts = starts[0] if same else torch.stack(starts)
+        self._fresh = same and not (self.job.hooked or self.job.after)
+        """Whether nothing was written yet: the first plain step goes from the shared start straight into `at`."""
+        shape = (len(jobs), layout.size)
+        vector = self.starts.new_empty(shape) if self._fresh else self.starts.expand(shape).clone()
+        if self._fresh:
+            vector[:, self._count :] = self.starts[self._count :]
+        self.at = Params(vector, layout)
+        rates = [job.lr for job in jobs]
+        self._lr = rates[0] if len(set(rates)) == 1 else torch.tensor(rates, device=vector.device)[:, None]
+        self.totals = torch.zeros(len(jobs), device=vector.device)
+        self._run = Functional(self.job.model, self.job.objective)
+        self._hook = share([j.direction for j in jobs]) if self.job.direction else None
+        self._correct = share([j.correct for j in jobs]) if self.job.correct else None
+        self._after = share([j.after for j in jobs]) if self.job.after else None
+        self._loss = share([j.objective or j.loss for j in jobs])
+        self.batches = Batches(jobs)
+        self.step = self.active = 0
+        self._x: Tensor | None = None
+        self.job.model.module.train()
+
+    def advance(self, step: int) -> None:
+        """Gather the next batches, shape [active, B, ...]."""
+        self.step, self.active = step, self.batches.active[step]
+        rows, data = self.batches.rows[step], self.job.data
+        flat = rows.reshape(-1)
+        if self._x is None or len(self._x) != len(flat):
+            self._x = data.x.new_empty(len(flat), *data.x.shape[1:])
+        self.x = torch.index_select(data.x, 0, flat, out=self._x).view(*rows.shape, *data.x.shape[1:])
+        self.y = data.y.index_select(0, flat).view(*rows.shape, *data.y.shape[1:])
+
+    def descend(self) -> None:
+        """Step along the plain gradients, tensor by tensor."""
+        if isinstance(self._lr, Tensor):
+            self.move(self._flat(self._gradients()))
+            return
+        starts = self._views(self.starts.expand(self.active, -1)) if self._fresh else None
+        gradients = self._gradients()
+        for place, (view, gradient) in enumerate(
+            zip(self._views(self.at.vector[: self.active]), gradients, strict=False)
+        ):
+            if starts is not None:
+                torch.add(starts[place], gradient, alpha=-self._lr, out=view)
+            else:
+                view.add_(gradient, alpha=-self._lr)
+        self._fresh = False
+
+    def direction(self) -> Tensor:
+        """Return the directions of all active clients, hooks applied, shape [active, params]."""
+        at = self.at.vector[: self.active]
+        if self._hook is not None:
+            along = self._directed(self._hook)
+        else:
+            along = self._flat(self._gradients())
+            if self._correct is not None:  # hooks see whole vectors; running statistics have no gradient
+                along = F.pad(along, (0, at.shape[1] - self._count))
+        if self._correct is not None:
+            layout = self.at.layout
+            along = apply(
+                self._correct,
+                self.active,
+                lambda hook, g, a: hook(Params(g, layout), Params(a, layout)).vector,
+                along,
+                at,
+            )
+        return along[:, : self._count]
+
+    def move(self, along: Tensor) -> None:
+        """Take the step."""
+        if isinstance(self._lr, Tensor):
+            self.weights().addcmul_(along, self._lr[: self.active], value=-1.0)
+        else:
+            self.weights().add_(along, alpha=-self._lr)
+
+    def weights(self) -> Tensor:
+        """Return the live parameters of the active clients, shape [active, params]."""
+        count = self.active or len(self.jobs)
+        return self.at.vector[:count, : self._count]
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Apply `after` to the active clients."""
+        assert self._after is not None
+        live, layout = self.at.vector[: self.active], self.at.layout
+        live.copy_(apply(self._after, self.active, lambda hook, a: hook(Params(a, layout)).vector, live))
+
+    def _views(self, vector: Tensor) -> list[Tensor]:
+        """Return the named tensors of stacked vectors, shapes [active, ...]."""
+        return [self.at.layout.view(vector, e.name) for e in self.at.layout.entries]
+
+    def _flat(self, gradients: list[Tensor]) -> Tensor:
+        """Return gradients as vectors, shape [active, params]."""
+        return torch.cat([g.reshape(self.active, -1) for g in gradients], 1)
+
+    def _gradients(self) -> list[Tensor]:
+        """Return the gradient of each tensor at the live parameters, shapes [active, ...], and count the losses."""
+        here = self.starts.expand(self.active, -1) if self._fresh else self.at.vector[: self.active]
+        tensors = [t.detach() for t in self._views(here)]
+        leaves = [
+            t.requires_grad_()
+            for t, e in zip(tensors, self.at.layout.entries, strict=True)
+            if e.kind == "param"
+        ]
+        with torch.enable_grad():
+            losses = self._losses(tensors)
+            gradients = torch.autograd.grad(losses.sum(), leaves, allow_unused=True)
+        self.totals[: self.active] += losses.detach()
+        return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(gradients, leaves, strict=True)]
+
+    def _losses(self, tensors: list[Tensor]) -> Tensor:
+        """Return each active client's mean loss on its batch, shape [active]."""
+        if self.job.objective is None and self.job.loss is F.cross_entropy:
+            with StackedLinears():
+                outputs = vmap(self._run.at)(tensors, self.x)
+            each = cross_entropies(outputs, self.y)
+            weights = self.batches.weights[self.step]
+            return each.mean(1) if weights is None else (each * weights).sum(1)
+        parts = []
+        for first, last, size in self.batches.runs(self.step):
+            x, y = self.x[first:last, :size], self.y[first:last, :size]
+            rows = [s[first:last] for s in self._loss.stacked]
+            with StackedLinears():
+                parts.append(vmap(self._value)([t[first:last] for t in tensors], x, y, rows))
+        return torch.cat(parts)
+
+    def _value(self, tensors: Sequence[Tensor], x: Tensor, y: Tensor, rows: list[Tensor]) -> Tensor:
+        """Return one client's loss, by its own loss or objective."""
+        hook = self._loss.bind(rows)
+        if self.job.objective is None:
+            value: Tensor = hook(self._run.at(tensors, x), y)
+            return value
+        return Functional(self.job.model, hook).at(tensors, x, y)
+
+    def _directed(self, shared: Shared) -> Tensor:
+        """Return what `direction` hooks give, for one run of equal batch sizes after the other."""
+        layout, losses, parts = self.at.layout, [], []
+
+        def one(
+            at: Tensor, x: Tensor, y: Tensor, rows: list[Tensor], loss_rows: list[Tensor]
+        ) -> tuple[Tensor, Tensor]:
+            seen: list[Tensor] = []
+
+            def valued(vector: Tensor) -> tuple[Tensor, Tensor]:
+                value = self._value(self._run.split(vector), x, y, loss_rows)
+                return value, value.detach()
+
+            def gradient(point: Params) -> Params:
+                slope, value = grad(valued, has_aux=True)(point.vector)
+                seen.append(value)
+                return Params(
+                    torch.cat([slope[: self._count], torch.zeros_like(slope[self._count :])]), layout
+                )
+
+            along = shared.bind(rows)(gradient, Params(at, layout)).vector
+            return along, seen[0] if seen else torch.zeros((), device=at.device)
+
+        for first, last, size in self.batches.runs(self.step):
+            rows, own = ([s[first:last] for s in shape.stacked] for shape in (shared, self._loss))
+            at = self.at.vector[first:last]
+            along, loss = vmap(one)(at, self.x[first:last, :size], self.y[first:last, :size], rows, own)
+            parts.append(along.detach())
+            losses.append(loss.detach())
+        self.totals[: self.active] += torch.cat(losses)
+        return torch.cat(parts)
+
+
+def apply(shared: Shared, count: int, call: Callable[..., Tensor], *vectors: Tensor) -> Tensor:
+    """Call a shared hook for the first `count` clients at once; `call` gets one client's hook and vectors."""
+
+    def one(rows: list[Tensor], *each: Tensor) -> Tensor:
+        return call(shared.bind(rows), *each)
+
+    with torch.no_grad():
+        out: Tensor = vmap(one)(shared.first(count), *vectors)
+        return out
+
+
+def cross_entropies(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the loss of each sample, shape [K, B], of outputs [K, B, C, ...] and targets [K, B, ...]."""
+    each: Any = F.cross_entropy(outputs.flatten(0, 1), targets.flatten(0, 1), reduction="none")
+    return torch.as_tensor(each).view(*targets.shape[:2], -1).mean(2)
