@@ -1,0 +1,48 @@
+"""What a server or client tells of its work: one line for each event, in JSON or for people, on stderr."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+__all__ = ["Journal"]
+
+_LEVELS = {
+    "refused": "warning",
+    "refused_by_client": "warning",
+    "bad_reply": "warning",
+    "malformed": "warning",
+    "broken": "warning",
+    "not_answered": "warning",
+    "error": "error",
+    "answered": "debug",
+    "late": "debug",
+    "phase": "debug",
+}
+
+
+class Journal:
+    """Writes events.
+
+    Args:
+        role: server, or client.
+        format: ``json`` or ``text``.
+        level: least level that is written.
+    """
+
+    def __init__(self, role: str, format: str = "json", level: str = "info") -> None:
+        import structlog
+
+        number = logging.getLevelName(level.upper())
+        last: Any = structlog.processors.JSONRenderer() if format == "json" else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        self._log = structlog.wrap_logger(
+            structlog.PrintLogger(sys.stderr),
+            processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso", utc=True), last],
+            wrapper_class=structlog.make_filtering_bound_logger(number),
+            role=role,
+        )
+
+    def __call__(self, event: str, **facts: Any) -> None:
+        """Write one event."""
+        getattr(self._log, _LEVELS.get(event, "info"))(event, **{k: v for k, v in facts.items() if v is not None})

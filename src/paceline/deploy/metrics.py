@@ -1,0 +1,81 @@
+"""Prometheus metrics and health pages of a server or a client: /metrics, /healthz and /readyz.
+
+Healthy is a process that answers; ready is a server with enough clients, or a client that was welcomed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
+
+from paceline.errors import ConfigError, EngineError
+
+__all__ = ["Metrics", "split_address"]
+
+_SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
+
+
+class Metrics:
+    """The figures of one process, in a registry of their own."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        self.events = Counter("paceline_events", "What happened on streams.", ["event", "reason"], registry=registry)
+        self.clients = Gauge("paceline_clients_ready", "Clients that are connected and ready.", registry=registry)
+        self.round = Gauge("paceline_round", "The last completed round.", registry=registry)
+        self.accuracy = Gauge("paceline_accuracy", "Accuracy of the last evaluation.", registry=registry)
+        self.rounds = Histogram("paceline_round_seconds", "Time of a round.", buckets=_SECONDS, registry=registry)
+        self.phases = Histogram("paceline_phase_seconds", "Time of a phase.", ["phase"], buckets=_SECONDS, registry=registry)
+        self.answers = Counter("paceline_answers", "Replies, by what became of them.", ["phase", "status"], registry=registry)
+        self.work = Histogram("paceline_work_seconds", "Time of this client's work on a call.", buckets=_SECONDS, registry=registry)
+        self.bytes = Counter("paceline_bytes", "Bytes of replies and calls.", ["way"], registry=registry)
+        self.ready: Callable[[], bool] = lambda: False
+        self._server: WSGIServer | None = None
+
+    def serve(self, address: str) -> int:
+        """Serve the pages from a thread; return the port. Raises `EngineError` where that cannot be."""
+        host, port = split_address(address)
+        try:
+            self._server = make_server(host, port, self._page, _Threads, _Quiet)
+        except OSError as error:
+            raise EngineError(f"cannot serve metrics on {address}: {error.strerror or error}") from error
+        threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
+        return int(self._server.server_port)
+
+    def close(self) -> None:
+        """End the pages."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+    def _page(self, environ: dict[str, Any], start: Any) -> Any:
+        path = environ.get("PATH_INFO", "")
+        if path == "/metrics":
+            return make_wsgi_app(self.registry)(environ, start)
+        known = {"/healthz": True, "/readyz": self.ready()}.get(path)
+        status = "404 Not Found" if known is None else "200 OK" if known else "503 Service Unavailable"
+        start(status, [("Content-Type", "text/plain")])
+        return [b"ok\n" if known else b"not ready\n" if known is False else b"there are /metrics, /healthz and /readyz\n"]
+
+
+class _Threads(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing; requests are not events."""
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Return host and port of ``host:port``; raises `ConfigError`."""
+    host, mark, port = address.rpartition(":")
+    if not mark or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(f"{address!r} is no address; write host:port")
+    return host.strip("[]"), int(port)

@@ -1,0 +1,250 @@
+"""A client's own rules, in `policy.toml`: what it takes part in, whatever the server says.
+
+A policy is enforced on the client, before a function runs and again when the protocol shows more (the size
+of a cohort, the list of survivors). Without a file the defaults hold: secure aggregation with a cohort of at
+least 3, at any time, without further limits.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from paceline.deploy.forms import Window, faults_of, size_of
+from paceline.deploy.plan import Plan, Request
+from paceline.errors import ConfigError, PolicyError
+
+__all__ = ["Policy", "load_policy"]
+
+Size = Annotated[int, BeforeValidator(size_of), Field(ge=0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Allow(_Part):
+    """What may run here."""
+
+    methods: tuple[str, ...] = Field(default=("*",), description="methods, as patterns such as fed*")
+    tasks: tuple[str, ...] = Field(default=("*",), description="tasks, as patterns such as mnist*")
+
+
+class Secure(_Part):
+    """What the server may see."""
+
+    required: bool = Field(default=True, description="refuse to reply except into a secure sum")
+    active: bool = Field(default=True, description="demand the checks against a server that lies")
+    gamma: float = Field(default=0.0, ge=0, lt=1, description="least share of corrupt clients that the sum must bear")
+    accept_changed_keys: bool = Field(default=False, description="take another identity key of a known client without asking")
+
+
+class Cohort(_Part):
+    """How many others there must be."""
+
+    least: int = Field(default=3, ge=1, description="least number of clients in a sum")
+    least_quorum: int = Field(default=3, ge=1, description="least number of clients whose replies a sum may hold in the end")
+
+
+class PrivacyRule(_Part):
+    """Differential privacy; a bound demands that the plan promises it."""
+
+    required: bool = Field(default=False, description="refuse a plan without differential privacy")
+    epsilon: float | None = Field(default=None, gt=0, description="largest epsilon of a run")
+    delta: float | None = Field(default=None, gt=0, lt=1, description="largest delta of a run")
+    total_epsilon: float | None = Field(default=None, gt=0, description="largest sum of the epsilons of all runs joined")
+    total_delta: float | None = Field(default=None, gt=0, lt=1, description="largest sum of the deltas of all runs joined")
+
+    @property
+    def asked(self) -> bool:
+        """Whether a plan must promise differential privacy."""
+        return self.required or any(v is not None for v in (self.epsilon, self.delta, self.total_epsilon, self.total_delta))
+
+
+class Limits(_Part):
+    """How much this client gives."""
+
+    rounds: int | None = Field(default=None, ge=0, description="rounds of a run")
+    bytes: Size | None = Field(default=None, description="bytes both ways, of a run")
+    seconds: float | None = Field(default=None, ge=0, description="seconds of work, of a run")
+    rounds_per_day: int | None = Field(default=None, ge=0, description="rounds of all runs in a day")
+    bytes_per_day: Size | None = Field(default=None, description="bytes of all runs in a day")
+    seconds_per_day: float | None = Field(default=None, ge=0, description="seconds of work for all runs in a day")
+    message_bytes: Size | None = Field(default=None, description="bytes of one message")
+
+
+class Hours(_Part):
+    """When this client takes part; days begin at midnight in this zone."""
+
+    zone: str = Field(default="UTC", description="time zone, such as Europe/Zurich")
+    windows: tuple[str, ...] = Field(default=(), description="times such as 'mon-fri 20:00-06:00'; none is always")
+
+    @field_validator("zone")
+    @classmethod
+    def _zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError(
+                f"{value!r} is no time zone here; write one such as 'Europe/Zurich' (pip install tzdata where all are missing)"
+            ) from None
+        return value
+
+    @field_validator("windows")
+    @classmethod
+    def _windows(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            Window.parse(text)
+        return value
+
+
+class Policy(_Part):
+    """A client's rules; each part is a table of `policy.toml`."""
+
+    allow: Allow = Allow()
+    secure_aggregation: Secure = Secure()
+    cohort: Cohort = Cohort()
+    privacy: PrivacyRule = PrivacyRule()
+    limits: Limits = Limits()
+    hours: Hours = Hours()
+
+    @staticmethod
+    def build(values: Mapping[str, Any], where: str = "the policy") -> Policy:
+        """Check values; raises `ConfigError` that names every fault."""
+        try:
+            return Policy(**values)
+        except (ValidationError, TypeError) as error:
+            raise ConfigError(f"{where}: {'; '.join(faults_of(error, Policy))}") from None
+
+    def check(self, plan: Plan, request: Request | None = None) -> list[str]:
+        """Return every reason why this client does not take part; none means that it does.
+
+        It depends on nothing but its arguments.
+
+        Args:
+            plan: what the server offers.
+            request: what it asks now, or None to judge the plan alone.
+        """
+        reasons = [*self._plan(plan), *self._secure(plan, request), *self._privacy(plan, request)]
+        if request is not None:
+            reasons += [*self._others(request), *self._limits(request), *self._time(request)]
+        return reasons
+
+    def demand(self, plan: Plan, request: Request | None = None) -> None:
+        """Raise `PolicyError` with all reasons where there are any."""
+        if reasons := self.check(plan, request):
+            raise PolicyError(reasons)
+
+    def _plan(self, plan: Plan) -> Iterator[str]:
+        for what, name, patterns in (("method", plan.method, self.allow.methods), ("task", plan.task, self.allow.tasks)):
+            if not any(fnmatchcase(name, pattern) for pattern in patterns):
+                yield f"{what} {name!r} is not allowed, only {', '.join(patterns) or 'none'} (allow.{what}s)"
+        if plan.cohort < self.cohort.least:
+            yield f"cohorts of {plan.cohort} are planned; at least {self.cohort.least} are demanded (cohort.least)"
+        if self.limits.rounds is not None and plan.rounds > self.limits.rounds:
+            yield f"{plan.rounds} rounds are planned; at most {self.limits.rounds} are given (limits.rounds)"
+
+    def _secure(self, plan: Plan, request: Request | None) -> Iterator[str]:
+        rule, secure = self.secure_aggregation, plan.aggregation == "secure"
+        least, options = plan.quorum, None
+        if secure:
+            chosen = request.secure if request is not None and request.secure is not None else plan.secure
+            try:
+                options = _secure_config(chosen)
+                if request is not None and request.secure is not None and options != _secure_config(plan.secure):
+                    yield "the secure session has other options than the plan"
+            except ConfigError as error:
+                yield str(error)
+        if options is not None:
+            least = max(least, options.least(plan.cohort))
+        if least < self.cohort.least_quorum:
+            yield f"sums over {least} clients are planned; at least {self.cohort.least_quorum} are demanded (cohort.least_quorum)"
+        if not rule.required:
+            return
+        if not secure:
+            yield f"{plan.aggregation!r} aggregation shows the server single replies; secure is required (secure_aggregation.required)"
+        if request is not None and request.program not in (None, "secagg"):
+            yield "the server asks for a reply outside of a secure sum (secure_aggregation.required)"
+        if options is not None and rule.active and not options.active:
+            yield "the plan trusts the server not to lie; active checks are required (secure_aggregation.active)"
+        if options is not None and options.gamma < rule.gamma:
+            yield f"the sum bears a share of {options.gamma} corrupt clients; {rule.gamma} is demanded (secure_aggregation.gamma)"
+
+    def _privacy(self, plan: Plan, request: Request | None) -> Iterator[str]:
+        rule, offer = self.privacy, plan.privacy
+        if not rule.asked:
+            return
+        if offer is None:
+            yield "the plan promises no differential privacy, which is required (privacy)"
+            return
+        spent = request.usage if request is not None else None
+        for name, value, bound, total, before in (
+            ("epsilon", offer.epsilon, rule.epsilon, rule.total_epsilon, spent.epsilon if spent else 0.0),
+            ("delta", offer.delta, rule.delta, rule.total_delta, spent.delta if spent else 0.0),
+        ):
+            if bound is not None and value > bound:
+                yield f"the plan promises {name} {value:g}; at most {bound:g} is given (privacy.{name})"
+            if total is not None and before + value > total * (1 + 1e-12):
+                yield f"{name} {before:g} is spent, and {value:g} more would pass {total:g} (privacy.total_{name})"
+
+    def _others(self, request: Request) -> Iterator[str]:
+        if request.cohort is not None and request.cohort < self.cohort.least:
+            yield f"this sum is over {request.cohort} clients; at least {self.cohort.least} are demanded (cohort.least)"
+        if request.survivors is not None and request.survivors < self.cohort.least_quorum:
+            yield (
+                f"only {request.survivors} clients are left in this sum; at least {self.cohort.least_quorum} are demanded "
+                "(cohort.least_quorum)"
+            )
+
+    def _limits(self, request: Request) -> Iterator[str]:
+        limits, used = self.limits, request.usage
+        size = request.message_bytes
+        if limits.message_bytes is not None and size > limits.message_bytes:
+            yield f"a message of {size} bytes came; at most {limits.message_bytes} are taken (limits.message_bytes)"
+        new = request.round is not None and request.round > used.last_round
+        for name, before, more, most in (
+            ("rounds", used.rounds, int(new), limits.rounds),
+            ("bytes", used.bytes, size, limits.bytes),
+            ("rounds_per_day", used.day_rounds, int(new), limits.rounds_per_day),
+            ("bytes_per_day", used.day_bytes, size, limits.bytes_per_day),
+        ):
+            if most is not None and before + more > most:
+                yield f"{before} {name.replace('_', ' ')} were given, and {more} more would pass {most} (limits.{name})"
+        for name, spent, longest in (
+            ("seconds", used.seconds, limits.seconds),
+            ("seconds_per_day", used.day_seconds, limits.seconds_per_day),
+        ):
+            if longest is not None and spent >= longest:
+                yield f"{spent:.0f} of {longest:g} {name.replace('_', ' ')} were given (limits.{name})"
+
+    def _time(self, request: Request) -> Iterator[str]:
+        zone = ZoneInfo(self.hours.zone)
+        windows = [Window.parse(text) for text in self.hours.windows]
+        if windows and not any(window.holds(request.now, zone) for window in windows):
+            local = request.now.astimezone(zone)
+            yield f"it is {local:%a %H:%M} in {self.hours.zone}; this client takes part {', '.join(self.hours.windows)} (hours)"
+
+
+def load_policy(path: str | Path) -> Policy:
+    """Read a `policy.toml`; raises `ConfigError` that names every fault, with the nearest names for unknown keys."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}; name this client's policy file") from None
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is no TOML: {error}") from None
+    return Policy.build(values, str(path))
+
+
+def _secure_config(options: Mapping[str, Any]) -> Any:
+    from paceline.aggregation.secagg import secure_config
+
+    return secure_config(options)
