@@ -134,8 +134,8 @@ class Engine(Protocol):
     def rollback(self) -> None:
         """Forget memory changes since the last commit."""
 
-    def restore(self, memories: Mapping[int, Mapping[str, Any]]) -> None:
-        """Put stored memories back."""
+    def restore(self, memories: Any) -> None:
+        """Take the clients' memories from this `MemoryStore`; `commit` puts what changed there."""
 
     def init_params(self) -> Params:
         """Return the initial model."""

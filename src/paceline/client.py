@@ -10,11 +10,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from paceline.errors import ConfigError
+from paceline.errors import ConfigError, PlanError
 from paceline.local import Correct, Direction, Job, Loss, Objective, Trained, train
 from paceline.params import Buffers, Params, Resident
 from paceline.rng import derive
-from paceline.tree import Tree
+from paceline.tree import Tree, map_leaves
 
 __all__ = ["Client", "ClientData", "Correct", "Memory", "Problem", "Trained", "evaluate"]
 
@@ -105,13 +105,17 @@ class Memory(MutableMapping[str, Any]):
 
     def commit(self) -> dict[str, Any]:
         """Make the changes permanent and return the whole store."""
-        self.stored.update(self.changes)
+        self.stored.update({key: map_leaves(_itself, value) for key, value in self.changes.items()})
         self.changes.clear()
         return self.stored
 
     def rollback(self) -> None:
         """Forget the changes."""
         self.changes.clear()
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 class Client:
@@ -198,6 +202,17 @@ class Client:
             )
         seen = self.memory.get("_times")
         return None if seen is None else (float(seen[0]), float(seen[1]))
+
+    def take(self) -> Tree:
+        """Return what the function begun with ``fed.start`` returned; it is handed over once.
+
+        Raises `PlanError` where this client has nothing begun.
+        """
+        held = self.memory.get("_held")
+        if held is None:
+            raise PlanError([f"client {self.id} holds no reply; a function marked held=True is asked after fed.start, and once"])
+        self.memory["_held"] = None
+        return held
 
     def stream(self, *path: int | str) -> torch.Generator:
         """Return a further independent stream of this client in this call."""

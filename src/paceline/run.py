@@ -7,6 +7,7 @@ and every random stream is derived from (seed, client, round), so the end has th
 from __future__ import annotations
 
 import math
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -74,6 +75,7 @@ class RunConfig(BaseModel):
     one_step: bool = Field(True, description="train clients that take one step as one batch, where they are stacked")
     device: str = Field("cpu", description="torch device")
     measured: bool = Field(False, description="time from measured seconds in place of FLOPs")
+    memory_mib: int = Field(1024, ge=1, description="MiB of client memories held in RAM; more of them lie on disk")
     deadline: float | None = Field(None, gt=0, description="virtual seconds after which a reply is dropped")
     quorum: int = Field(1, ge=1, description="least number of replies in a sum")
     least_group: int = Field(1, ge=1, description="least size of a group that may be summed on its own")
@@ -145,8 +147,9 @@ class Run:
     state: Any = None
     round: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
-    store: MemoryStore | None = None
+    store: MemoryStore = field(default_factory=MemoryStore)
     observer: Observer | None = None
+    scratch: Any = None
 
     def go(self) -> Summary:
         """Run the rounds that are left and return the summary."""
@@ -206,10 +209,10 @@ class Run:
         record["wall_seconds"] = time.perf_counter() - started
         self.state, self.round = state, number
         self.history.append(record)
-        changed = self.fed.engine.commit()
+        self.fed.engine.commit()
         if self.folder is not None:
             self.folder.append_metrics(record)
-            self._save(changed)
+            self._save()
         if self.observer is not None:
             self.observer(record, self.config.rounds)
 
@@ -240,11 +243,8 @@ class Run:
             return f"no better accuracy in {config.patience} evaluations"
         return "all rounds" if self.round >= config.rounds else None
 
-    def _save(self, changed: dict[int, dict[str, Any]]) -> None:
+    def _save(self) -> None:
         assert self.folder is not None
-        assert self.store is not None
-        for client, stored in changed.items():
-            self.store.put(client, stored)
         if self.round % self.config.checkpoint_every and self._stop_reason() is None:
             return
         tree = {
@@ -335,6 +335,7 @@ def prepare(
         device=config.device,
         drop=drop,
         measured=config.measured,
+        threads=config.threads,
         chunk=config.chunk or 1,
         one_step=config.one_step,
         services={"submodels": submodel_service},
@@ -356,8 +357,11 @@ def prepare(
     if misfits:
         made.close()
         raise PlanError(misfits)
-    store = MemoryStore(folder.path / "memory") if folder is not None else None
-    return Run(config, method, task, fed, folder=folder, store=store, observer=observer)
+    scratch = tempfile.TemporaryDirectory(prefix="paceline-") if folder is None else None
+    place = folder.path / "memory" if folder is not None else Path(scratch.name) if scratch is not None else None
+    store = MemoryStore(place, durable=folder is not None, max_bytes=config.memory_mib << 20)
+    fed.engine.restore(store)
+    return Run(config, method, task, fed, folder=folder, store=store, observer=observer, scratch=scratch)
 
 
 def _hidden(method: Method, config: RunConfig) -> list[str]:
@@ -404,7 +408,6 @@ def reopen(path: str | Path, observer: Observer | None = None, **parts: Any) -> 
 def _restore(prepared: Run, saved: dict[str, Any]) -> None:
     folder, store = prepared.folder, prepared.store
     assert folder is not None
-    assert store is not None
     if saved["config"] != prepared.config.model_dump_json():
         raise CheckpointError(f"{folder.path}: the checkpoint is of another configuration than config.toml")
     prepared.round, prepared.state = saved["round"], saved["state"]

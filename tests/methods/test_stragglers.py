@@ -86,7 +86,7 @@ def test_the_update_of_a_straggler_is_zero_where_it_dropped(task, config):
     prepared = prepare(config(method="clip", rounds=3, **COMMON), task=task)
     engine = prepared.fed.engine
     state, seen = prepared.method.init(prepared.fed), {}
-    worker = engine._here
+    worker = engine.here
     real = worker.invoke
 
     def spy(me, program, function, message):
@@ -159,7 +159,7 @@ def test_heterofl_leaves_classes_it_has_not_out_of_the_loss(task, config):
     prepared = prepare(config(method="heterofl", rounds=1, clients=4, cohort=4, partition="shards:2"), task=task)
     prepared.fed.start_round(1)
     seen = {}
-    worker = prepared.fed.engine._here
+    worker = prepared.fed.engine.here
     real = HeteroFL.local
 
     def spy(self, client):

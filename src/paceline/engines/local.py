@@ -1,15 +1,15 @@
 """The default engine: worker processes on this machine, or one worker in this process.
 
 Each worker keeps one resident model and forms its own partial sum. Which worker runs a client has no
-influence on results: streams belong to clients, and sums are exact.
+influence on results: streams belong to clients, chunks are formed before they are dealt, and sums are exact.
+What clients keep between rounds belongs to the engine, and is lent to the worker that runs them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -18,11 +18,16 @@ import torch
 
 from paceline.call import Call, Receipt
 from paceline.engines.dealing import Dealer
+from paceline.engines.pipes import End, pair
 from paceline.engines.worker import Setup, Worker
-from paceline.errors import ConfigError, EngineError, WorkerDiedError
+from paceline.errors import CheckpointError, ConfigError, EngineError, WorkerDiedError
 from paceline.params import Params
+from paceline.store import MemoryStore
 
 __all__ = ["LocalEngine"]
+
+_BATCH = 64
+"""Items that a worker sends as one message."""
 
 
 class LocalEngine:
@@ -38,25 +43,31 @@ class LocalEngine:
             raise ConfigError(f"workers={workers}; at least 1 is needed")
         self.setup = setup
         self.num_clients = setup.num_clients
-        self._here = Worker(setup)
+        self.memories = MemoryStore()
+        """What clients keep between rounds."""
+        self.notes: dict[str, str] = {}
+        """What could not be stacked, and why."""
+        self.here = Worker(setup)
+        """The worker of this process, which evaluates for the server; it is the only one where `workers` is 1."""
         self._processes = [_Process(setup, i) for i in range(workers)] if workers > 1 else []
         self._dealer = Dealer(setup.cost, setup.chunk, workers)
-        self._committed: dict[int, dict[str, Any]] = {}
-        self._home: dict[int, int] = {}
+        self._lent: set[int] = set()
+
+    def stack(self, chunk: int) -> None:
+        """From now on let up to `chunk` clients work as one."""
+        self._dealer.chunk = chunk
 
     def run(self, call: Call) -> Iterator[Receipt | tuple[str, Any]]:
         """Run a call; yields receipts and partial sums as they come."""
         chunks = self._dealer.chunks(call.clients)
         if not self._processes:
-            yield from self._here.run(replace(call, chunks=tuple(chunks.values())))
+            self.here.restore(self._lend(call.clients))
+            yield from self.here.run(replace(call, chunks=tuple(chunks.values())))
+            self.notes.update(self.here.solver.notes)
             return
         busy: dict[Connection, _Process] = {}
         for number, share in self._dealer.deal(chunks).items():
             process, clients = self._processes[number], [c for chunk in share for c in chunk]
-            moved = {
-                c: self._committed[c] for c in clients if c in self._committed and self._home.get(c) != number
-            }
-            self._home.update(dict.fromkeys(clients, number))
             mine = set(clients)
             part = replace(
                 call,
@@ -65,61 +76,75 @@ class LocalEngine:
                 each_message={c: m for c, m in call.each_message.items() if c in mine},
                 peers={c: p for c, p in call.peers.items() if c in mine},
             )
-            process.send(("run", part, moved))
-            busy[process.pipe] = process
+            process.send(("run", part, self._lend(clients)))
+            busy[process.end.pipe] = process
         while busy:
             for pipe in wait(list(busy)):
                 assert isinstance(pipe, Connection)
                 kind, value = self._receive(busy[pipe])
-                if kind == "item":
-                    yield value
+                if kind == "items":
+                    yield from value
                 elif kind == "done":
+                    self.notes.update(value)
                     del busy[pipe]
                 else:
                     raise value
+
+    def _lend(self, clients: Sequence[int]) -> dict[int, dict[str, Any]]:
+        """Return the memories that a worker needs for a call and has not been given in this round."""
+        new = [c for c in clients if c not in self._lent]
+        self._lent.update(new)
+        return {c: self.memories[c] for c in new if c in self.memories}
 
     def _receive(self, process: _Process) -> tuple[str, Any]:
         try:
             return process.receive()
         except (EOFError, OSError) as error:
-            self._replace(process)
+            self._replace()
             raise WorkerDiedError(
                 f"worker {process.number} (pid {process.pid}) died; it was replaced, the round can be run again"
             ) from error
 
-    def _replace(self, dead: _Process) -> None:
+    def _replace(self) -> None:
         """Start a new process for every worker, as the others are in the middle of the call."""
         for process in self._processes:
             process.kill()
         self._processes = [_Process(self.setup, p.number) for p in self._processes]
-        self._home.clear()
+        self._new_round()
+
+    def _new_round(self) -> None:
+        self._lent.clear()
         self._dealer.new_round()
 
     # -- memory --------------------------------------------------------------------------------
     def commit(self) -> dict[int, dict[str, Any]]:
-        """Make the clients' memory changes permanent; return the stores that changed."""
-        if not self._processes:
-            self._dealer.new_round()
-            return self._here.commit()
-        changed: dict[int, dict[str, Any]] = {}
-        for process in self._processes:
-            changed.update(self._ask(process, "commit"))
-        self._committed.update(changed)
-        self._dealer.new_round()
+        """Make the clients' memory changes permanent; return the memories that changed."""
+        if self._processes:
+            changed: dict[int, dict[str, Any]] = {}
+            for process in self._processes:
+                changed.update(self._ask(process, "commit"))
+        else:
+            changed = self.here.commit()
+            self.here.memories.clear()
+        for client, memory in changed.items():
+            self.memories.put(client, memory)
+        self._new_round()
         return changed
 
     def rollback(self) -> None:
         """Forget memory changes since the last commit."""
-        self._here.rollback()
+        self.here.rollback()
         for process in self._processes:
             self._ask(process, "rollback")
-        self._dealer.new_round()
+        self._new_round()
 
-    def restore(self, memories: Mapping[int, Mapping[str, Any]]) -> None:
-        """Put stored memories back."""
-        self._here.restore(memories)
-        self._committed = {c: dict(m) for c, m in memories.items()}
-        self._home.clear()
+    def restore(self, memories: MemoryStore) -> None:
+        """Take the clients' memories from this store, and keep them there."""
+        unknown = [c for c in memories if not 0 <= c < self.num_clients]
+        if unknown:
+            raise CheckpointError(f"the checkpoint has memories of clients such as {unknown[0]}, of {self.num_clients}")
+        self.memories = memories
+        self._new_round()
 
     def _ask(self, process: _Process, what: str) -> Any:
         process.send((what,))
@@ -132,15 +157,15 @@ class LocalEngine:
     @property
     def services(self) -> Mapping[str, Any]:
         """The services of the worker in this process."""
-        return self._here.services
+        return self.here.services
 
     def init_params(self) -> Params:
         """Return the initial model."""
-        return self._here.initial.clone()
+        return self.here.initial.clone()
 
     def evaluate(self, params: Params) -> dict[str, Any]:
         """Evaluate on the task's central test set."""
-        return self._here.evaluate(params)
+        return self.here.evaluate(params)
 
     @property
     def pids(self) -> list[int]:
@@ -155,53 +180,62 @@ class LocalEngine:
 
 
 class _Process:
-    """One worker process and the pipe to it. Our own child: pickles on this pipe come from ourselves."""
+    """One worker process and the pipe to it."""
 
     def __init__(self, setup: Setup, number: int) -> None:
         if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             raise EngineError("worker processes cannot be forked once CUDA is in use; use one worker")
         context = multiprocessing.get_context("fork")
         self.number = number
-        self.pipe, child = context.Pipe()
-        self._process = context.Process(target=_serve, args=(setup, child, self.pipe), daemon=True)
+        self.end, in_child = pair(context)
+        self._process = context.Process(target=_serve, args=(setup, in_child), daemon=True)
         self._process.start()
-        child.close()
+        self.end.forked()
         self.pid = self._process.pid or 0
 
     def send(self, message: Any) -> None:
+        self.end.reuse()  # an answer came to whatever was sent before
         with contextlib.suppress(OSError):  # the reader finds the end of the pipe and names the death
-            self.pipe.send_bytes(pickle.dumps(message, protocol=5))
+            self.end.send(message)
 
     def receive(self) -> tuple[str, Any]:
-        return pickle.loads(self.pipe.recv_bytes())  # type: ignore[no-any-return]
+        return self.end.receive()  # type: ignore[no-any-return]
 
     def kill(self) -> None:
         self._process.kill()
         self._process.join()
-        self.pipe.close()
+        self.end.close()
 
 
-def _serve(setup: Setup, pipe: Connection, other: Connection) -> None:
+def _serve(setup: Setup, open_end: Callable[[], End]) -> None:
     """Run inside a worker process until the parent goes."""
-    other.close()
-    torch.set_num_threads(1)
+    end = open_end()
+    torch.set_num_threads(setup.threads)
     worker = Worker(setup)
-
-    def send(kind: str, value: Any) -> None:
-        pipe.send_bytes(pickle.dumps((kind, value), protocol=5))
-
     while True:
         try:
-            message = pickle.loads(pipe.recv_bytes())
+            message = end.receive()
         except (EOFError, OSError):
             return
+        end.reuse()
         try:
             if message[0] == "run":
                 worker.restore(message[2])
-                for item in worker.run(message[1]):
-                    send("item", item)
-                send("done", None)
+                _run(worker, message[1], end)
             else:
-                send("value", getattr(worker, message[0])())
+                end.send(("value", getattr(worker, message[0])()))
+                if message[0] == "commit":
+                    worker.memories.clear()
         except Exception as error:
-            send("error", error)
+            end.send(("error", error))
+
+
+def _run(worker: Worker, call: Call, end: End) -> None:
+    items: list[Any] = []
+    for item in worker.run(call):
+        items.append(item)
+        if len(items) == _BATCH:
+            end.send(("items", items))
+            items = []
+    end.send(("items", items))
+    end.send(("done", worker.solver.notes))

@@ -19,6 +19,7 @@ from paceline.client import evaluate as evaluate_on
 from paceline.devices import Cost, times
 from paceline.engines.stacking import Meeting, Solver
 from paceline.errors import CheckpointError, ClientError, UnknownNameError
+from paceline.held import Held, hold
 from paceline.local import train
 from paceline.method import client_functions
 from paceline.params import Layout, Params, Resident
@@ -43,6 +44,7 @@ class Setup:
         drop: (round, client, function) -> whether the client vanishes before that function's reply.
         measured: use measured seconds on this machine in place of FLOPs.
         strict: check every step, re-raise errors as they come (the debug engine).
+        threads: torch threads of each worker process.
         chunk: most clients that work as one.
         one_step: run clients that take one step as one batch, where they work in chunks.
         services: further things that client functions may use, by name (such as the sub-model cutter).
@@ -59,6 +61,7 @@ class Setup:
     drop: Callable[[int, int, str], bool] | None = None
     measured: bool = False
     strict: bool = False
+    threads: int = 1
     chunk: int = 1
     one_step: bool = True
     services: dict[str, Callable[[Worker], Any]] = field(default_factory=dict)
@@ -181,6 +184,8 @@ class Worker:
         started = time.perf_counter()
         try:
             reply = self.invoke(me, call.program, call.function, message)
+            if isinstance(call.channel, Held):
+                hold(me, reply)
         except Exception as error:
             reply = error
         return me, reply, time.perf_counter() - started

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from paceline.call import wire_size
 from paceline.errors import CheckpointError, ConfigError
 from paceline.store.checkpoint import load, save
 from paceline.tree import Tree
@@ -33,6 +34,7 @@ class MemoryStore(Mapping[int, Memory]):
     Args:
         folder: where the files go; None keeps everything in RAM and in the manifest itself.
         max_in_memory: clients held in RAM at once, the others are read when asked for; None means all.
+        max_bytes: bytes of memories held in RAM at once, likewise; at least one client is always held.
         durable: sync files, so that a power cut loses nothing either (a killed process never does).
     """
 
@@ -41,9 +43,15 @@ class MemoryStore(Mapping[int, Memory]):
         folder: str | os.PathLike[str] | None = None,
         max_in_memory: int | None = None,
         durable: bool = True,
+        max_bytes: int | None = None,
     ) -> None:
         if max_in_memory is not None and (max_in_memory < 1 or folder is None):
             raise ConfigError(f"max_in_memory={max_in_memory} needs a folder, and room for at least 1 client")
+        if max_bytes is not None and (max_bytes < 1 or folder is None):
+            raise ConfigError(f"max_bytes={max_bytes} needs a folder, and is at least 1")
+        self.max_bytes = max_bytes
+        self._bytes: dict[int, int] = {}  # of the clients that are in RAM
+        self._total = 0
         self.folder = None if folder is None else Path(folder)
         self.max_in_memory, self.durable = max_in_memory, durable
         self._version = 0
@@ -67,6 +75,7 @@ class MemoryStore(Mapping[int, Memory]):
             raise KeyError(client)
         memory = self._load(client, self._versions[client])
         self._clean[client] = memory
+        self._count(client, memory)
         self._shrink()
         return dict(memory)
 
@@ -92,10 +101,13 @@ class MemoryStore(Mapping[int, Memory]):
         self._dirty.pop(client, None)
         self._spilled.discard(client)
         self._dirty[client] = dict(memory)
+        self._count(client, memory)
         self._shrink()
 
     def rollback(self) -> None:
         """Forget all changes since the last commit."""
+        for client in self._dirty:
+            self._total -= self._bytes.pop(client, 0)
         self._dirty.clear()
         self._spilled.clear()
 
@@ -147,6 +159,7 @@ class MemoryStore(Mapping[int, Memory]):
         self._clean = OrderedDict({c: dict(m) for c, m in manifest["memories"].items()} if inline else {})
         self._dirty.clear()
         self._spilled.clear()
+        self._bytes, self._total = {}, 0
         self._stale = {key for key in present if versions.get(key[0]) != key[1]}
         return self
 
@@ -168,14 +181,27 @@ class MemoryStore(Mapping[int, Memory]):
 
     def _shrink(self) -> None:
         """Let go of the least recently used; what was changed is written to its next version first."""
-        while self.max_in_memory is not None and self.in_memory > self.max_in_memory:
+        while self._too_many():
             if self._clean:
-                self._clean.popitem(last=False)
-                continue
-            client = next(iter(self._dirty))
-            self._save(client, self._version + 1, self._dirty[client])
-            del self._dirty[client]
-            self._spilled.add(client)
+                client, _ = self._clean.popitem(last=False)
+            else:
+                client = next(iter(self._dirty))
+                self._save(client, self._version + 1, self._dirty[client])
+                del self._dirty[client]
+                self._spilled.add(client)
+            self._total -= self._bytes.pop(client, 0)
+
+    def _too_many(self) -> bool:
+        if self.max_in_memory is not None and self.in_memory > self.max_in_memory:
+            return True
+        return self.max_bytes is not None and self._total > self.max_bytes and self.in_memory > 1
+
+    def _count(self, client: int, memory: Mapping[str, Tree]) -> None:
+        """Take note of how much RAM a memory holds."""
+        if self.max_bytes is not None:
+            size = wire_size(dict(memory))
+            self._total += size - self._bytes.get(client, 0)
+            self._bytes[client] = size
 
     def _path(self, client: int, version: int) -> Path:
         assert self.folder is not None
