@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
+from pathlib import Path
 
 from paceline.errors import DiskFullError, StoreError
 
@@ -16,7 +18,7 @@ def named(error: Exception, where: str) -> StoreError:
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if isinstance(error, sqlite3.Error):
         name = getattr(error, "sqlite_errorname", "") or ""
-        if name == "SQLITE_FULL":
+        if name == "SQLITE_FULL" or (name.startswith("SQLITE_IOERR") and _full(where)):
             return DiskFullError(f"no room for {where}; what was committed before is whole: free some space and go on")
         if name.startswith("SQLITE_BUSY"):
             return StoreError(f"{where} is held by another process for too long; end it, then try again")
@@ -28,3 +30,11 @@ def named(error: Exception, where: str) -> StoreError:
     if getattr(error, "sqlstate", None) in _POSTGRES_FULL:
         return DiskFullError(f"no room on the database server of {where}; what was committed before is whole")
     return StoreError(f"{where}: {text}")
+
+
+def _full(where: str) -> bool:
+    """Return whether the disk has no room left; some writes (of the shared index) then fail as plain I/O errors."""
+    try:
+        return shutil.disk_usage(Path(where).parent).free < 64 << 10
+    except OSError:
+        return False
