@@ -1,11 +1,13 @@
 """The server's side of a federation: a handful of verbs, each of which says what the server gets to see.
 
 ``fed.sum`` and ``fed.mean`` show it only sums over a cohort; ``fed.each`` shows it every reply;
-``fed.arrivals`` shows them in the order in which they arrive.
+``fed.arrivals`` shows them in the order in which they arrive. ``fed.start`` shows nothing: clients begin work
+whose results they hold until one of the other verbs asks for them, in the same round or in a later one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +25,7 @@ from paceline.errors import (
     PlanError,
     QuorumError,
 )
+from paceline.held import Held
 from paceline.method import ClientFunction
 from paceline.params import Params
 from paceline.rng import numpy_rng
@@ -50,6 +53,9 @@ class Clock(Protocol):
 
     def advance(self, name: str, receipts: Sequence[Receipt], deadline: float | None) -> float:
         """Let a synchronous call pass; return the seconds it took."""
+
+    def wait(self, seconds: float) -> None:
+        """Let seconds pass in which the server asks nothing."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +167,8 @@ class Federation:
         self.last = CallInfo()
         self.totals = CallInfo()
         self._open = CallInfo()
+        self._settled = False
+        self._waits = self._waited = 0.0
 
     # -- the population ------------------------------------------------------------------------
     @property
@@ -174,6 +182,8 @@ class Federation:
 
     def start_round(self, round: int, attempt: int = 0) -> None:
         """Begin round `round` (from 1); random streams and call numbers start anew."""
+        again = round == self.round and attempt > self.attempt
+        self._waits, self._waited = 0.0, max(self._waits, self._waited) if again else 0.0
         self.round, self.attempt, self._calls = round, attempt, 0
         self._streams.clear()
 
@@ -260,22 +270,58 @@ class Federation:
     ) -> dict[int, Any]:
         """Return every client's own reply, by client id; dropped clients are missing."""
         self._may_see(fn)
-        receipts, _ = self.call(
-            fn.__name__, message, over, Each(), deadline=deadline, each_message=each_message or {}
-        )
+        with self._settling(_declared(fn)) as settled:
+            deadline = None if settled else deadline
+            receipts, _ = self.call(fn.__name__, message, over, Each(), deadline=deadline, each_message=each_message or {})
         return {r.client: r.value for r in receipts if r.dropped is None}
 
     def arrivals(
         self, fn: Callable[..., Any], message: Tree, over: Sequence[int]
     ) -> Iterator[tuple[float, int, Any]]:
-        """Yield (virtual time, client, reply) in the order of arrival; the clock follows."""
+        """Return an iterator of (virtual time, client, reply) in the order of arrival; the clock follows it.
+
+        All replies belong to this call. Where clients go on working while the server does, see `start`.
+        """
         self._may_see(fn)
-        start = self.clock.now
         receipts, _ = self.call(fn.__name__, message, over, Each(), passes=False)
-        for receipt in sorted(receipts, key=lambda r: (r.compute + r.network, r.client)):
+        return self._arrive(sorted(receipts, key=lambda r: (r.compute + r.network, r.client)))
+
+    def _arrive(self, receipts: Sequence[Receipt]) -> Iterator[tuple[float, int, Any]]:
+        start = self.clock.now
+        for receipt in receipts:
             if receipt.dropped is None:
-                self.clock.now = start + receipt.compute + receipt.network
+                self.wait(start + receipt.compute + receipt.network - self.clock.now)
                 yield self.clock.now, receipt.client, receipt.value
+
+    def start(
+        self, fn: Callable[..., Any], message: Tree, over: Sequence[int], each_message: Mapping[int, Tree] | None = None
+    ) -> dict[int, float]:
+        """Let clients begin `fn`; return the virtual seconds after which each of them will be done.
+
+        The reply stays with its client, until a function that is marked ``@on_client(held=True)`` hands it over
+        (`Client.take`), asked with any of the verbs above: so a buffered sum of arrivals is an ordinary sum.
+        Message, random stream and memory are those of this moment, however late that is. The reply lies in the
+        client's memory, which is committed with this round and comes back with a checkpoint; a client that is
+        at work must not be started again before it handed over.
+
+        The clock stays: what passes is told to `wait`. Where the server may see single replies, a reply goes up
+        as soon as it is done: its upload is part of the seconds here, and handing over costs nothing. Where the
+        aggregation hides them it waits for the sum that takes it up, and that sum's calls pass on the clock.
+        Clients that were lost are missing.
+        """
+        if _declared(fn).tells is not None:
+            raise PlanError([f"{fn.__name__} wants clients to tell each other records, which work that is only begun cannot"])
+        channel = Held(goes_up=self.aggregation.sees_each)
+        receipts, _ = self.call(fn.__name__, message, over, channel, each_message=each_message, passes=False)
+        return {r.client: r.compute + r.network for r in receipts if r.dropped is None}
+
+    def wait(self, seconds: float) -> None:
+        """Let virtual seconds pass. What an earlier attempt at this round waited is not waited for again."""
+        before = max(self._waits, self._waited)
+        self._waits += max(seconds, 0.0)
+        left = max(self._waits - before, 0.0)
+        self.clock.wait(left)
+        self.totals.seconds += left
 
     # -- used by aggregations ------------------------------------------------------------------
     def call(
@@ -316,6 +362,8 @@ class Federation:
                 sink(item)
                 item = dataclasses.replace(item, value=None)
             receipts.append(item)
+        if self._settled:  # these replies went up, and were paid for, when they were done
+            receipts = [dataclasses.replace(r, compute=0.0, network=0.0, bytes_up=0, bytes_down=0) for r in receipts]
         receipts.sort(key=lambda r: r.client)
         info = CallInfo(
             seconds=self.clock.advance(function, receipts, deadline) if passes else 0.0,
@@ -336,14 +384,25 @@ class Federation:
         if declared.each:
             raise PlanError([f"{fn.__name__} is an @on_client(each=True) function; ask it with fed.each"])
         self._open = CallInfo()
-        request = Request(fn.__name__, message, tuple(over), declared, self.deadline if deadline is None else deadline)
-        summed = self.aggregation.sum(self, request)
+        with self._settling(declared) as settled:
+            deadline = None if settled else self.deadline if deadline is None else deadline
+            request = Request(fn.__name__, message, tuple(over), declared, deadline)
+            summed = self.aggregation.sum(self, request)
         if len(summed.survivors) < self.quorum:
             raise QuorumError(f"round {self.round}: {len(summed.survivors)} replies, but the quorum is {self.quorum}")
         came = set(summed.survivors)  # a client that was lost later may have answered the first phases
         arrived = {c: t for c, t in self._open.arrived.items() if c in came}
         self.last = dataclasses.replace(self._open, arrived=arrived, notes=summed.notes)
         return rebuild(summed.structure, summed.tensors, summed.scalars, summed.denominators)
+
+    @contextlib.contextmanager
+    def _settling(self, declared: ClientFunction) -> Iterator[bool]:
+        """Let calls cost nothing where what they hand over went up before; see `start`."""
+        self._settled = declared.held and self.aggregation.sees_each
+        try:
+            yield self._settled
+        finally:
+            self._settled = False
 
     def _may_see(self, fn: Callable[..., Any]) -> None:
         declared = _declared(fn)

@@ -35,26 +35,33 @@ class ClientFunction:
             this one runs; under secure aggregation the server relays only ciphertexts.
         bounds: largest absolute value of a coordinate, by field, where secure aggregation's default clip
             does not suit it.
+        held: it hands over what `Federation.start` had the client do before, see `Client.take`.
     """
 
     each: bool = False
     tells: str | None = None
     bounds: Mapping[str, float] = field(default_factory=dict)
+    held: bool = False
 
 
 @overload
 def on_client(fn: F) -> F: ...
 @overload
 def on_client(
-    *, each: bool = False, tells: str | None = None, bounds: Mapping[str, float] | None = None
+    *, each: bool = False, tells: str | None = None, bounds: Mapping[str, float] | None = None, held: bool = False
 ) -> Callable[[F], F]: ...
 def on_client(
-    fn: F | None = None, *, each: bool = False, tells: str | None = None, bounds: Mapping[str, float] | None = None
+    fn: F | None = None,
+    *,
+    each: bool = False,
+    tells: str | None = None,
+    bounds: Mapping[str, float] | None = None,
+    held: bool = False,
 ) -> Any:
     """Mark a method's function as one that may run on a client; see `ClientFunction` for the options."""
 
     def mark(f: F) -> F:
-        f.__client__ = ClientFunction(each, tells, dict(bounds or {}))  # type: ignore[attr-defined]
+        f.__client__ = ClientFunction(each, tells, dict(bounds or {}), held)  # type: ignore[attr-defined]
         return f
 
     return mark if fn is None else mark(fn)

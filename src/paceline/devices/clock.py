@@ -151,6 +151,14 @@ class VirtualClock:
             bytes_down=sum(r.bytes_down for r in receipts),
         )
 
+    def wait(self, seconds: float) -> None:
+        """Let seconds pass between calls: clients work, and the server asks nothing."""
+        if not 0 <= seconds < float("inf"):
+            raise ConfigError(f"a wait of {seconds} seconds is impossible")
+        if seconds:
+            self.phases.append(Phase("wait", seconds))
+            self.now += seconds
+
     def arrivals(self, times: Mapping[int, Times]) -> list[tuple[float, int]]:
         """Return (moment on this clock, client) of calls made now, in order of arrival; ties by client id."""
         return sorted((self.now + t.total, client) for client, t in times.items())

@@ -226,7 +226,54 @@ class Mobile(Fleet):
         return min(max(_NORMAL.inv_cdf(_uniform(self.seed, *path)), -3.0), 3.0)
 
 
-FLEETS: dict[str, type[Fleet]] = {cls.name: cls for cls in (Homogeneous, Stragglers, Mobile)}
+@dataclass(frozen=True)
+class Spread(Fleet):
+    """Durations that are known: client i takes slowest * (1 - percent / 100 * i / (M - 1)) seconds for any training.
+
+    Client 0 is the slowest. The figure is for work and both transfers; the size of neither counts, and calls
+    without training take no time.
+
+    Args:
+        percent: by how much the fastest client's duration is below that of the slowest.
+        slowest: seconds.
+    """
+
+    percent: float = 80.0
+    slowest: float = 1.0
+
+    name: ClassVar[str] = "spread"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.percent < 100 or not 0 < self.slowest < math.inf:
+            raise ConfigError(f"percent={self.percent} is from 0 to below 100, slowest={self.slowest} is above 0")
+
+    def seconds(self, client: int) -> float:
+        """Return the duration of a client's training."""
+        return self.slowest * (1.0 - self.percent / 100.0 * client / max(self.num_clients - 1, 1))
+
+    def profile(self, client: int, round: int) -> Profile:
+        """Return the device of `client`; it is the same in every round."""
+        self._check(client)
+        fast = {"compute": math.inf, "up": math.inf, "down": math.inf, "latency": 0.0}
+        return Timed(**fast, overhead=self.seconds(client), availability=1.0 - self.churn)
+
+    def describe(self) -> str:
+        """Return one line about the fleet."""
+        last = self.seconds(self.num_clients - 1)
+        return f"{self.name}: {self.num_clients} clients that take {self.slowest:g} to {last:g} s for a training"
+
+
+@dataclass(frozen=True)
+class Timed(Profile):
+    """A device whose training takes its overhead, and nothing else any time."""
+
+    def compute_seconds(self, flops: float) -> float:
+        """Return the overhead where there is work."""
+        return self.overhead if flops else 0.0
+
+
+FLEETS: dict[str, type[Fleet]] = {cls.name: cls for cls in (Homogeneous, Stragglers, Mobile, Spread)}
 """The fleets by name."""
 
 _NORMAL = NormalDist()

@@ -1,0 +1,53 @@
+"""FedBuff (Nguyen et al., "Federated Learning with Buffered Asynchronous Aggregation", AISTATS 2022), in the frame
+of FedFix (Fraboni et al., JMLR 24, 2023): a new model whenever c clients have returned.
+
+    theta_{n+1} = theta_n + eta sum_{i in S_n} d_i Delta_i(theta_{rho_i}),   |S_n| = c
+    identical: d_i = 1/c, which favours fast clients by f_i / sum_j f_j
+    unbiased:  d_i = p_i / f_i,  f_i = (steps in which i took part) / (steps so far), at least 1 / (steps so far)
+
+f_i is estimated as the run goes. With c = 1 this is asynchronous FedAvg, with c = M synchronous FedAvg.
+
+The server sees sums of c changes, who is in them, and when they began and arrived. A client keeps the change
+that it has not handed over yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from paceline.devices.events import Firing, Job, Queue, first
+from paceline.federation import Federation
+from paceline.methods.asynchronous.fedfix import FedFix
+
+
+@dataclass(frozen=True)
+class FedBuff(FedFix):
+    """A new model from every `buffer` arrivals. `period`, `unit` and `least` do not matter here.
+
+    Args:
+        buffer: c; where fewer clients are at work, all of them.
+        weigh: arrivals alike, or against how often each takes part.
+    """
+
+    paper: ClassVar[str] = "Nguyen et al., AISTATS 2022; Fraboni et al., JMLR 2023"
+
+    buffer: int = 10
+    weigh: Literal["identical", "unbiased"] = "identical"
+
+    def check(self, fed: Federation) -> list[str]:
+        """A sum of one or two replies hides little."""
+        if self.buffer < 1 or (self.buffer < 3 and not fed.aggregation.sees_each):
+            return [f"buffer={self.buffer} is too small; take at least {1 if fed.aggregation.sees_each else 3}"]
+        return []
+
+    def fires(self, fed: Federation, queue: Queue) -> Firing | None:
+        """Return when the c-th reply is there."""
+        return first(queue, self.buffer)
+
+    def weights(self, queue: Queue, arrived: Sequence[Job], counts: Mapping[int, int]) -> list[float]:
+        """Return d_i / p_i."""
+        if self.weigh == "identical":
+            return [(len(queue.jobs) + len(arrived)) / len(arrived)] * len(arrived)
+        return [queue.fired / max(counts[job.client], 1) for job in arrived]
