@@ -29,83 +29,83 @@ class _Part(BaseModel):
 class Logging(_Part):
     """What a process tells while it works."""
 
-    format: Literal["json", "text"] = Field("json", description="one JSON object a line, or text for people")
-    level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is written")
-    metrics: str = Field("", description="host:port of /metrics, /healthz and /readyz; none where empty")
+    format: Literal["json", "text"] = Field(default="json", description="one JSON object a line, or text for people")
+    level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level that is written")
+    metrics: str = Field(default="", description="host:port of /metrics, /healthz and /readyz; none where empty")
 
 
 class Waiting(_Part):
     """When the server stops waiting; seconds of real time."""
 
-    phase: float = Field(600.0, gt=0, description="for an answer")
+    phase: float = Field(default=600.0, gt=0, description="for an answer")
     phases: dict[str, float] = Field(default_factory=dict, description="the same for single functions, such as 'secagg.advertise'")
-    share: float = Field(1.0, gt=0, le=1, description="part of the asked clients whose answers may be enough; 1 waits for all")
-    grace: float = Field(1.5, ge=1, description="once the share has answered, wait so many times as long as that took")
-    reconnect: float = Field(5.0, ge=0, description="for a client to come back before it counts as gone")
-    start: float = Field(3600.0, gt=0, description="for the least number of clients to be there")
+    share: float = Field(default=1.0, gt=0, le=1, description="part of the asked clients whose answers may be enough; 1 waits for all")
+    grace: float = Field(default=1.5, ge=1, description="once the share has answered, wait so many times as long as that took")
+    reconnect: float = Field(default=5.0, ge=0, description="for a client to come back before it counts as gone")
+    start: float = Field(default=3600.0, gt=0, description="for the least number of clients to be there")
 
 
 class ServerPart(_Part):
     """The server's port and files."""
 
-    listen: str = Field("0.0.0.0:9100", description="host:port for clients")
-    folder: Path = Field(Path("server"), description="server.key, server.pem and trust.pem")
-    directory: Path | None = Field(None, description="signed directory of identity keys; the folder's own by default")
-    crl: Path | None = Field(None, description="revocation list; the folder's crl.pem by default")
-    run: Path = Field(Path("run"), description="folder of the run; made anew, or gone on with")
-    state: str = Field("", description="database of what happened, a path or an URL; state.db in the run's folder by default")
-    least: int = Field(1, ge=1, description="clients that must be there before a round begins; never below the cohort's quorum")
-    heartbeat: float = Field(10.0, gt=0, description="seconds between pings; three without an answer end a stream")
-    limit: int = Field(1 << 30, ge=1 << 12, description="largest message of a client, in bytes")
-    memory: int = Field(64 << 20, ge=0, description="bytes that incoming messages take before they go to files")
-    pack: bool = Field(False, description="compress with zstd")
-    faults: tuple[str, ...] = Field((), description="faults on purpose, for tests")
+    listen: str = Field(default="0.0.0.0:9100", description="host:port for clients")
+    folder: Path = Field(default=Path("server"), description="server.key, server.pem and trust.pem")
+    directory: Path | None = Field(default=None, description="signed directory of identity keys; the folder's own by default")
+    crl: Path | None = Field(default=None, description="revocation list; the folder's crl.pem by default")
+    run: Path = Field(default=Path("run"), description="folder of the run; made anew, or gone on with")
+    state: str = Field(default="", description="database of what happened, a path or an URL; state.db in the run's folder by default")
+    least: int = Field(default=1, ge=1, description="clients that must be there before a round begins; never below the cohort's quorum")
+    heartbeat: float = Field(default=10.0, gt=0, description="seconds between pings; three without an answer end a stream")
+    limit: int = Field(default=1 << 30, ge=1 << 12, description="largest message of a client, in bytes")
+    memory: int = Field(default=64 << 20, ge=0, description="bytes that incoming messages take before they go to files")
+    pack: bool = Field(default=False, description="compress with zstd")
+    faults: tuple[str, ...] = Field(default=(), description="faults on purpose, for tests")
 
 
 class ServerConfig(_Part):
     """A server's whole configuration; the table ``[run]`` holds the fields of a run."""
 
-    server: ServerPart = Field(default_factory=ServerPart)
-    waiting: Waiting = Field(default_factory=Waiting)
-    logging: Logging = Field(default_factory=Logging)
+    server: ServerPart = ServerPart()
+    waiting: Waiting = Waiting()
+    logging: Logging = Logging()
     run: dict[str, Any] = Field(default_factory=dict)
 
 
 class DataConfig(_Part):
     """This client's data: files of its own, or its part of a task that is shared out by the run's plan."""
 
-    task: str = Field("", description="task, or kind:/path of own files; empty takes the plan's task")
+    task: str = Field(default="", description="task, or kind:/path of own files; empty takes the plan's task")
     task_options: dict[str, Any] = Field(default_factory=dict, description="options of the task")
-    own: bool = Field(True, description="all samples are this client's; else its part by the plan's partition")
-    device: str = Field("cpu", description="torch device")
-    threads: int = Field(1, ge=1, description="torch threads")
+    own: bool = Field(default=True, description="all samples are this client's; else its part by the plan's partition")
+    device: str = Field(default="cpu", description="torch device")
+    threads: int = Field(default=1, ge=1, description="torch threads")
 
 
 class ClientPart(_Part):
     """The client's stream and files."""
 
-    server: str = Field("localhost:9100", description="host:port of the server")
-    name: str = Field("", description="the server's name in its certificate, where the address has another one")
-    folder: Path = Field(Path("client"), description="client.key, client.pem, identity.key, trust.pem and directory")
-    state: Path = Field(Path("state"), description="folder of what is kept between rounds")
-    policy: Path | None = Field(None, description="policy.toml; secure aggregation with 3 clients or more where none is given")
-    modules: tuple[str, ...] = Field((), description="modules of own methods that a plan may name")
-    private_rounding: bool = Field(False, description="draw from a secret seed of this client: no run has the same bits twice")
-    first: float = Field(0.2, gt=0, description="seconds before the first new try")
-    most: float = Field(30.0, gt=0, description="seconds between two tries at most")
-    attempts: int = Field(0, ge=0, description="tries without a welcome before giving up; 0 for never")
-    stay: bool = Field(False, description="wait for the next run when one has ended")
-    limit: int = Field(4 << 30, ge=1 << 12, description="largest message of the server, in bytes")
-    pack: bool = Field(False, description="compress with zstd")
-    faults: tuple[str, ...] = Field((), description="faults on purpose, for tests")
+    server: str = Field(default="localhost:9100", description="host:port of the server")
+    name: str = Field(default="", description="the server's name in its certificate, where the address has another one")
+    folder: Path = Field(default=Path("client"), description="client.key, client.pem, identity.key, trust.pem and directory")
+    state: Path = Field(default=Path("state"), description="folder of what is kept between rounds")
+    policy: Path | None = Field(default=None, description="policy.toml; secure aggregation with 3 clients or more where none is given")
+    modules: tuple[str, ...] = Field(default=(), description="modules of own methods that a plan may name")
+    private_rounding: bool = Field(default=False, description="draw from a secret seed of this client: no run has the same bits twice")
+    first: float = Field(default=0.2, gt=0, description="seconds before the first new try")
+    most: float = Field(default=30.0, gt=0, description="seconds between two tries at most")
+    attempts: int = Field(default=0, ge=0, description="tries without a welcome before giving up; 0 for never")
+    stay: bool = Field(default=False, description="wait for the next run when one has ended")
+    limit: int = Field(default=4 << 30, ge=1 << 12, description="largest message of the server, in bytes")
+    pack: bool = Field(default=False, description="compress with zstd")
+    faults: tuple[str, ...] = Field(default=(), description="faults on purpose, for tests")
 
 
 class ClientConfig(_Part):
     """A client's whole configuration."""
 
-    client: ClientPart = Field(default_factory=ClientPart)
-    data: DataConfig = Field(default_factory=DataConfig)
-    logging: Logging = Field(default_factory=Logging)
+    client: ClientPart = ClientPart()
+    data: DataConfig = DataConfig()
+    logging: Logging = Logging()
 
 
 C = TypeVar("C", ServerConfig, ClientConfig)
@@ -114,19 +114,22 @@ C = TypeVar("C", ServerConfig, ClientConfig)
 def load_config(kind: type[C], path: Path | None, environment: Mapping[str, str] = os.environ) -> C:
     """Read a configuration; raises `ConfigError` that names every fault."""
     values = {} if path is None else read_toml(path)
-    for name, text in environment.items():
-        table, mark, key = name.removeprefix(PREFIX).lower().partition("__")
-        if name.startswith(PREFIX) and mark and table in kind.model_fields:
-            *inner, last = [table, *key.split("__")]
-            at: dict[str, Any] = values
-            for part in inner:
-                at = at.setdefault(part, {})
-            at[last] = value(text)
+    _override(values, list(kind.model_fields), environment)
     try:
         made = kind(**values)
     except (ValidationError, TypeError) as error:
         raise ConfigError(f"{path or 'the environment'}: {'; '.join(faults_of(error, kind))}") from None
     return _placed(made, Path() if path is None else path.parent)
+
+
+def _override(values: dict[str, Any], tables: list[str], environment: Mapping[str, str]) -> None:
+    for name, text in environment.items():
+        names = name.removeprefix(PREFIX).lower().split("__")
+        if name.startswith(PREFIX) and len(names) > 1 and names[0] in tables:
+            at = values
+            for part in names[:-1]:
+                at = at.setdefault(part, {})
+            at[names[-1]] = value(text)
 
 
 def _placed(made: C, root: Path) -> C:

@@ -1,0 +1,235 @@
+"""A federation's client: its own data, its own installed functions, its own rules."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import secrets
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paceline.deploy.identity import PinnedDirectory
+from paceline.deploy.journal import Journal
+from paceline.deploy.ledger import Ledger
+from paceline.deploy.plan import Plan, Request
+from paceline.deploy.policy import Policy, load_policy
+from paceline.deploy.settings import ClientConfig, DataConfig
+from paceline.engines.grpc import protocol as p
+from paceline.engines.grpc.faults import Faults
+from paceline.engines.grpc.node import Node, NodeSettings
+from paceline.engines.grpc.runner import Runner, Welcome
+from paceline.engines.grpc.tls import Credentials
+from paceline.engines.worker import Setup, Worker
+from paceline.errors import ConfigError, EmptyClientError, PolicyError, ProtocolError
+from paceline.store.files import atomic_write
+from paceline.tree import Tree
+
+if TYPE_CHECKING:
+    from paceline.deploy.metrics import Metrics
+    from paceline.tasks import Task
+
+__all__ = ["HouseRules", "build_worker", "make_node", "take_part"]
+
+
+class HouseRules:
+    """A client's policy and ledger, asked before every call.
+
+    Args:
+        policy: what is allowed.
+        ledger: what was given.
+        folder: where each run's plan is kept, so that it cannot be changed under way.
+        clock: tells the time.
+    """
+
+    def __init__(self, policy: Policy, ledger: Ledger, folder: Path, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self.policy, self.ledger, self.folder, self.clock = policy, ledger, folder, clock
+        self._plan: Plan | None = None
+        self._run = ""
+
+    def join(self, welcome: Welcome) -> None:
+        """Judge the plan. Raises `PolicyError` with all reasons, `ProtocolError` for a plan that was changed."""
+        plan = Plan.from_tree(welcome.plan.get("plan"))
+        path = self.folder / welcome.run / "plan"
+        if path.exists() and path.read_text() != plan.digest:
+            raise ProtocolError("the plan of this run is not the one that was agreed to; a new run is needed")
+        now = self.clock()
+        self.policy.demand(plan, Request(now, usage=self.ledger.usage(welcome.run, now)))
+        if not path.exists():
+            atomic_write(path, plan.digest.encode())
+        self.ledger.join(welcome.run, plan)
+        self._plan, self._run = plan, welcome.run
+
+    def call(self, head: Mapping[str, Any], message: Tree) -> None:
+        """Judge a call. Raises `PolicyError` with all reasons."""
+        if self._plan is None:
+            raise PolicyError(["nothing was agreed to yet"])
+        now, program = self.clock(), p.field(head, "program", str)
+        facts: dict[str, Any] = {"cohort": p.field(head, "cohort", int) if program == "method" else None}
+        if program == "secagg":
+            facts |= _secure_facts(p.field(head, "function", str), message)
+        request = Request(
+            now,
+            round=p.field(head, "round", int),
+            program=program,
+            message_bytes=p.field(head, "size", int),
+            usage=self.ledger.usage(self._run, now),
+            **facts,
+        )
+        self.policy.demand(self._plan, request)
+
+    def done(self, head: Mapping[str, Any], sent: int, seconds: float) -> None:
+        """Put a call into the ledger, before its answer leaves."""
+        size = p.field(head, "size", int) + sent
+        self.ledger.note(self._run, p.field(head, "round", int), size, seconds, self.clock())
+
+
+def _secure_facts(function: str, message: Tree) -> dict[str, Any]:
+    """Return what a step of secure aggregation says about its cohort, options or survivors."""
+    match function, message:
+        case "advertise", {"clients": [*clients], "config": dict(config)}:
+            return {"cohort": len(set(clients)), "secure": config}
+        case "consistency", {"alive": [*alive]}:
+            return {"survivors": len(set(alive))}
+    return {}
+
+
+def build_worker(
+    data: DataConfig,
+    number: int,
+    directory: PinnedDirectory,
+    *,
+    modules: tuple[str, ...] = (),
+    private: bool = False,
+    task: Task | None = None,
+) -> Callable[[Welcome], Worker]:
+    """Return what builds this client's worker for a run, from the run's plan and this client's own data.
+
+    Args:
+        data: which data are its own.
+        number: this client's number.
+        directory: its identity key, and the others' pinned ones.
+        modules: from which methods may come that are not registered.
+        private: draw from a secret seed.
+        task: a task object in place of the one that is configured.
+    """
+
+    def build(welcome: Welcome) -> Worker:
+        import torch
+
+        from paceline.data import partition_task
+        from paceline.devices import load_fleet
+        from paceline.method import find_method
+        from paceline.run import RunConfig
+        from paceline.submodels.flops import flops
+        from paceline.submodels.service import submodel_service
+        from paceline.tasks import load_task
+
+        config = RunConfig.build(p.field(welcome.plan, "config", dict))
+        offered = Plan.from_tree(welcome.plan.get("plan"))
+        if Plan.of(config, offered.privacy) != offered:
+            raise ProtocolError("the server's plan and its configuration are not the same run")
+        if ":" in config.method and config.method.partition(":")[0] not in modules:
+            raise PolicyError([f"method {config.method!r} is not registered here; name its module in client.modules to allow it"])
+        if directory is not None and welcome.directory:
+            directory.update(welcome.directory)
+        torch.set_num_threads(data.threads)
+        method = find_method(config.method).build(config.options)
+        mine = task or load_task(
+            data.task or config.task, model=config.model, seed=config.seed, **(data.task_options or config.task_options)
+        )
+        split: Any
+        if data.own:
+            rows = torch.arange(len(mine.train))
+            if not len(rows):
+                raise EmptyClientError(f"task {mine.name!r} has no samples for this client")
+            split = _Own(rows, torch.arange(0))
+        else:
+            split = partition_task(mine, config.partition, config.clients, config.seed, config.allow_empty, config.client_test)
+        programs: dict[str, Any] = {"method": method}
+        if config.aggregation == "secure":
+            from paceline.aggregation.secagg import SecAggClient
+
+            programs["secagg"] = SecAggClient(directory)  # type: ignore[arg-type]
+        if not 0 <= number < config.clients:
+            raise ConfigError(f"this client has number {number}, but the run has only {config.clients} clients")
+        return Worker(
+            Setup(
+                programs=programs,
+                task=mine,
+                split=split,
+                num_clients=config.clients,
+                fleet=_Here() if config.measured else load_fleet(config.fleet, config.clients, config.seed),
+                seed=secrets.randbits(63) if private else config.seed,
+                flops=flops(mine.build(0), mine.train.x[:1]),
+                device=data.device,
+                measured=config.measured,
+                services={"submodels": submodel_service},
+            )
+        )
+
+    return build
+
+
+@dataclass(frozen=True)
+class _Own:
+    """All samples belong to this client."""
+
+    train: Any
+    test: Any
+
+    def __call__(self, client: int) -> tuple[Any, Any]:
+        return self.train, self.test
+
+    def num_train(self, client: int) -> int:
+        """Return the number of training samples."""
+        return len(self.train)
+
+
+class _Here:
+    """The device that this client runs on: times are measured, and transfers are the server's to measure."""
+
+    def profile(self, client: int, round: int) -> Any:
+        """Return a profile that adds nothing to measured seconds."""
+        from paceline.devices import Profile
+
+        return Profile(up=math.inf, down=math.inf, latency=0.0)
+
+
+def make_node(
+    config: ClientConfig, journal: Journal, metrics: Metrics | None = None, task: Task | None = None, **parts: Any
+) -> Node:
+    """Put a client together from its configuration; raises what is wrong with its files."""
+    part = config.client
+    directory = PinnedDirectory.of(part.folder)
+    number = directory.client
+    assert number is not None
+    policy = Policy() if part.policy is None else load_policy(part.policy)
+    ledger = Ledger(part.state / "ledger.json", policy.hours.zone)
+    work = build_worker(config.data, number, directory, modules=part.modules, private=part.private_rounding, task=task)
+    runner = Runner(number, part.state, work, HouseRules(policy, ledger, part.state))
+    settings = NodeSettings(part.server, part.first, part.most, part.limit, part.pack, part.attempts, part.name, part.stay)
+    credentials = Credentials.read(part.folder / "client.key", part.folder / "client.pem", directory.trust.roots)
+
+    def note(event: str, facts: dict[str, Any]) -> None:
+        journal(event, client=number, **facts)
+        if metrics is not None:
+            metrics.events.labels(event, "").inc()
+            if event == "answered":
+                metrics.work.observe(facts["seconds"])
+
+    node = Node(settings, credentials, runner, note, Faults.of(part.faults, number), **parts)
+    if metrics is not None:
+        metrics.ready = lambda: node.welcomed
+    return node
+
+
+async def take_part(node: Node) -> str:
+    """Run a client until the run has ended, or SIGTERM or SIGINT asks it to leave; return why it ended."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lambda: asyncio.ensure_future(node.stop("the client was asked to stop")))
+    return await node.run()

@@ -1,0 +1,136 @@
+"""A client's work, one job after another in one thread, whatever happens to its streams.
+
+An answer is kept until the next call: a server that asks again after a broken stream gets the same one, and no
+work is done twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from functools import partial
+from typing import Any
+
+from paceline.engines.grpc import protocol as p
+from paceline.engines.grpc.faults import Faults
+from paceline.engines.grpc.frames import Part
+from paceline.engines.grpc.link import Message
+from paceline.engines.grpc.runner import Answer, Runner, Welcome
+from paceline.errors import PacelineError, PolicyError, ProtocolError, WireError
+from paceline.wire import Limits
+
+__all__ = ["Desk"]
+
+Put = Callable[..., None]
+Note = Callable[[str, dict[str, Any]], None]
+
+
+class Desk:
+    """Hands messages to the runner and its answers to the stream.
+
+    Args:
+        runner: what answers.
+        pool: one thread.
+        limits: of what the server sends.
+        put: sends a message on the stream that is open now, if one is.
+        note: is told of events.
+        pack: compress answers.
+        faults: on purpose.
+    """
+
+    def __init__(
+        self, runner: Runner, pool: Executor, limits: Limits, put: Put, note: Note, pack: bool, faults: Faults | None
+    ) -> None:
+        self._runner, self._pool, self._limits, self._put, self._note = runner, pool, limits, put, note
+        self._pack, self._faults = pack, faults
+        self._jobs: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
+        self._last: tuple[int, dict[str, Any], tuple[Part, ...]] | None = None
+        self._known = self.joined = 0
+
+    async def work(self) -> None:
+        """Do the jobs in order, until cancelled. Raises what a client cannot go on after."""
+        while True:
+            job = await self._jobs.get()
+            try:
+                await job()
+            except WireError as error:
+                self._note("malformed", {"why": p.clean(error)})
+
+    def join(self, welcome: Welcome) -> None:
+        """Get in step with the server; it is told when this client is ready, or why it takes no part."""
+        at = self._runner.at
+        soon = at is not None and (at.run, at.incarnation) == (welcome.run, welcome.incarnation)
+        if soon:
+            self._ready(welcome)
+        self._jobs.put_nowait(partial(self._join, welcome, soon))
+
+    def call(self, message: Message) -> None:
+        """Answer a call, or give the answer once more."""
+        number = p.field(message.head, "id", int)
+        if self._last is not None and self._last[0] == number:
+            message.close()
+            self._put(p.REPLY, self._last[1], *self._last[2])
+        elif number == self._known:
+            message.close()  # it is being worked on
+        else:
+            self._known = number
+            self._jobs.put_nowait(partial(self._answer, message))
+
+    def settle(self, message: Message) -> None:
+        """Commit or roll back, when the calls before are answered."""
+        if message.kind == p.COMMIT:
+            self._jobs.put_nowait(partial(self._in_thread, self._runner.commit, message.head))
+        else:
+            self._jobs.put_nowait(partial(self._in_thread, self._runner.rollback))
+
+    # -- jobs ----------------------------------------------------------------------------------
+    async def _join(self, welcome: Welcome, told: bool) -> None:
+        try:
+            await self._in_thread(self._runner.join, welcome)
+        except (PolicyError, ProtocolError) as error:
+            reasons = [p.clean(r) for r in getattr(error, "reasons", ()) or [error]]
+            self._note("refused", {"run": welcome.run, "reasons": reasons})
+            self._put(p.REFUSE, {"reasons": reasons[:20]})
+            return
+        except PacelineError as error:
+            self._put(p.REFUSE, {"reasons": [p.clean(f"{type(error).__name__}: {error}")]})
+            raise
+        if not told:
+            self._ready(welcome)
+
+    def _ready(self, welcome: Welcome) -> None:
+        self.joined += 1
+        self._note("ready", {"run": welcome.run, "round": welcome.round, "incarnation": welcome.incarnation})
+        self._put(p.READY)
+
+    async def _answer(self, message: Message) -> None:
+        head = message.head
+        program, function = p.field(head, "program", str), p.field(head, "function", str)
+        number, round = p.field(head, "id", int), p.field(head, "round", int)
+        name = function if program == "method" else f"{program}.{function}"
+        if self._faults is not None:
+            self._faults.enter(name, round)
+        try:
+            answer, parts = await self._in_thread(self._compute, message)
+        finally:
+            message.close()
+        if self._faults is not None:
+            await self._faults.work(answer.spent)
+        self._last = (number, answer.head, parts)
+        why = answer.head["dropped"]
+        facts = {"round": round, "function": p.clean(name), "seconds": answer.spent}
+        self._note("answered" if why is None else "not_answered", facts if why is None else {**facts, "why": why})
+        self._put(p.REPLY, answer.head, *parts)
+
+    def _compute(self, message: Message) -> tuple[Answer, tuple[Part, ...]]:
+        """Decode, answer and encode; on the runner's thread."""
+        if not message.parts:
+            raise WireError("a call came without its message")
+        trees = [message.tree(i, self._limits) for i in range(len(message.parts))]
+        head = {**message.head, "size": message.opening.raw}
+        answer = self._runner.call(head, trees[0], trees[1] if len(trees) > 1 else None)
+        return answer, () if answer.head["dropped"] is not None else (Part.of(answer.value, self._pack),)
+
+    async def _in_thread(self, function: Callable[..., Any], *values: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *values)

@@ -1,0 +1,210 @@
+"""The engine of a real federation: the same interface as the local one, over streams that clients opened.
+
+The run works in its own thread; all streams live on one asyncio loop in another. A reply is decoded and added
+in the run's thread, one after another, as it comes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from paceline.call import Call, Receipt
+from paceline.engines.grpc import protocol as p
+from paceline.engines.grpc.channels import describe, intake
+from paceline.engines.grpc.frames import Part
+from paceline.engines.grpc.hub import Hub
+from paceline.engines.grpc.loop import LoopThread
+from paceline.engines.grpc.phase import Patience, Phase
+from paceline.engines.grpc.ports import Home, Record
+from paceline.engines.grpc.receipts import Receipts
+from paceline.errors import EngineError
+from paceline.params import Params
+from paceline.wire import Limits
+
+__all__ = ["GrpcEngine", "Stopped"]
+
+
+class Stopped(EngineError):
+    """The server was asked to stop; the run goes on when it is started again."""
+
+
+class GrpcEngine:
+    """Runs client functions on the clients that are connected.
+
+    Args:
+        hub: the streams.
+        loop: the thread that serves them.
+        home: see `Home`.
+        num_clients: size of the population.
+        patience: how long to wait.
+        measured: time real work and transfers; else clients report virtual times, as in a simulation.
+        pack: compress messages with zstd.
+        least: clients that must be ready before a round is tried again.
+        record: see `Record`.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        loop: LoopThread,
+        home: Home,
+        num_clients: int,
+        *,
+        patience: Patience | None = None,
+        measured: bool = False,
+        pack: bool = False,
+        least: int = 1,
+        record: Record | None = None,
+    ) -> None:
+        self.hub, self.loop, self.home, self.num_clients = hub, loop, home, num_clients
+        self.patience, self.measured, self.pack = patience or Patience(), measured, pack
+        self.least, self.record = least, record
+        self._receipts = Receipts(Limits(size=hub.settings.limit), measured, hub.note)
+        self.round = hub.progress.round
+        self.stopping = False
+        self._attempt = 0
+        self._calls = hub.progress.incarnation << 32
+        self._answered: set[int] = set()
+
+    # -- calls ---------------------------------------------------------------------------------
+    def run(self, call: Call) -> Iterator[Receipt | tuple[str, Any]]:
+        """Run a call; yields receipts as they come, and one partial sum at the end."""
+        phase, taker = self._open(call), intake(call.channel)
+        began, label = self._attempt, f"{phase.name}/{call.stream.rpartition('/')[2]}"
+        if self.record is not None:
+            self.record.phase(call.round, began, label, call.clients)
+        receipts: list[Receipt] = []
+        try:
+            self.loop.call(self.hub.open, phase)
+            waiting, deadline = set(call.clients), call.deadline if self.measured else None
+            while waiting:
+                arrival = phase.wait(deadline, self._stop_here)
+                if arrival is None:
+                    break
+                waiting.discard(arrival.client)
+                receipt = self._receipts.make(phase, arrival, taker)
+                receipts.append(replace(receipt, value=None))
+                phase.count(sum(1 for r in receipts if r.dropped is None))
+                if not taker.sums:
+                    yield receipt
+                del receipt, arrival
+            for client in sorted(waiting):
+                receipts.append(Receipt(client, dropped="late" if client in phase.sent else "gone"))
+                if not taker.sums:
+                    yield receipts[-1]
+        finally:
+            self.loop.call(self.hub.shut)
+        partial, lost = taker.finish()
+        receipts = [replace(r, dropped=lost.get(r.client, r.dropped)) for r in receipts]
+        self._answered |= {r.client for r in receipts if r.dropped is None}
+        if self.record is not None:
+            self.record.answers(call.round, began, label, receipts)
+        if taker.sums:
+            yield from receipts
+        if partial is not None:
+            yield ("partial", partial)
+
+    def _open(self, call: Call) -> Phase:
+        self._stop_here()
+        self.round = call.round
+        self._calls += 1
+        name = call.function if call.program == "method" else f"{call.program}.{call.function}"
+        head = {
+            "id": self._calls,
+            "program": call.program,
+            "function": call.function,
+            "round": call.round,
+            "take": self.hub.progress.take,
+            "stream": call.stream,
+            "deadline": None if self.measured else call.deadline,
+            "channel": describe(call.channel),
+            "cohort": len(call.clients),
+        }
+        return Phase(self._calls, call, name, head, Part.of(call.message, self.pack), self.patience)
+
+    # -- rounds --------------------------------------------------------------------------------
+    def commit(self) -> dict[int, dict[str, Any]]:
+        """Let the clients keep what they noted in this round; their memories stay with them."""
+        kept = frozenset(self._answered)
+        if self.record is not None:
+            self.record.committed(self.round, self._attempt, sorted(kept))
+        self._answered, self._attempt = set(), 0
+        times, self._receipts.times = self._receipts.times, {}
+
+        def tell() -> None:
+            progress = self.hub.progress
+            progress.round, progress.kept = self.round, kept
+            self.hub.engaged.clear()
+            facts = {"round": progress.round, "saved": progress.saved}
+            self.hub.tell_all(p.COMMIT, lambda c: {**facts, "kept": c in kept, "times": times.get(c, [])})
+
+        self.loop.call(tell)
+        return {}
+
+    def rollback(self) -> None:
+        """Let the clients forget what they noted since the last commit; wait until enough of them are there."""
+        self._answered.clear()
+        self._receipts.times.clear()
+        self._attempt += 1
+
+        def tell() -> None:
+            self.hub.progress.take += 1
+            self.hub.engaged.clear()
+            self.hub.tell_all(p.ROLLBACK, lambda _: {"take": self.hub.progress.take})
+
+        self.loop.call(tell)
+        self.wait_ready(self.least, self.patience.reconnect * 2)
+
+    def saved(self, round: int) -> None:
+        """A checkpoint of this round is safe; clients need not keep older memories."""
+        self.loop.call(lambda: setattr(self.hub.progress, "saved", round))
+
+    def restore(self, memories: Mapping[int, Mapping[str, Any]]) -> None:
+        """Refuse memories: in a real federation they are the clients' own."""
+        if memories:
+            raise EngineError("this run's checkpoint holds clients' memories: it was a simulation, and cannot go on as a federation")
+
+    # -- who is there --------------------------------------------------------------------------
+    def present(self, client: int) -> bool:
+        """Return whether a client is connected and ready."""
+        session = self.hub.sessions.get(client)
+        return session is not None and session.ready
+
+    def ready(self) -> list[int]:
+        """Return the clients that are connected and ready."""
+        return sorted(c for c, s in list(self.hub.sessions.items()) if s.ready)
+
+    def wait_ready(self, count: int, seconds: float = math.inf) -> bool:
+        """Wait until `count` clients are ready; return whether they are."""
+        end = time.monotonic() + seconds
+        while len(self.ready()) < count:
+            self._stop_here()
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.02)
+        return True
+
+    def _stop_here(self) -> None:
+        if self.stopping:
+            raise Stopped("the server was asked to stop; start it again to go on with the run")
+
+    # -- the server's own model ----------------------------------------------------------------
+    @property
+    def services(self) -> Mapping[str, Any]:
+        """The services of the server's own worker."""
+        return self.home.services
+
+    def init_params(self) -> Params:
+        """Return the initial model."""
+        return self.home.initial.clone()
+
+    def evaluate(self, params: Params) -> dict[str, Any]:
+        """Evaluate on the central test set."""
+        return self.home.evaluate(params)
+
+    def close(self) -> None:
+        """Leave the streams open: whoever started the server ends them."""

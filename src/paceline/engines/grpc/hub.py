@@ -1,0 +1,221 @@
+"""The server's side of all streams: who is there, what they are asked, and what comes back. Runs on one loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from paceline.engines.grpc import protocol as p
+from paceline.engines.grpc.buffers import Budget
+from paceline.engines.grpc.door import Door, Note
+from paceline.engines.grpc.frames import Opening, Part
+from paceline.engines.grpc.link import Message
+from paceline.engines.grpc.phase import Arrival, Phase
+from paceline.engines.grpc.ports import HubSettings, Members, Progress
+from paceline.engines.grpc.session import Closed, Session
+from paceline.errors import PacelineError, WireError
+
+__all__ = ["Hub"]
+
+_STATUS = grpc.StatusCode
+
+
+def _unheard(event: str, client: int | None, facts: dict[str, Any]) -> None:
+    """Let events pass."""
+
+
+@dataclass
+class Hub:
+    """All streams of a server.
+
+    Args:
+        members: see `Members`.
+        progress: see there; the engine changes it.
+        plan: what the run is, a tree for the clients.
+        settings: see there.
+        directory: returns the signed directory of identity keys, or nothing.
+        note: is told of events: a name, the client's number or None, and facts.
+        shaper: faults on purpose.
+    """
+
+    members: Members
+    progress: Progress
+    plan: Mapping[str, Any]
+    settings: HubSettings = field(default_factory=HubSettings)
+    directory: Callable[[], bytes] = bytes
+    note: Note = _unheard
+    shaper: Any = None
+
+    def __post_init__(self) -> None:
+        self.sessions: dict[int, Session] = {}
+        self.phase: Phase | None = None
+        self.last_id = 0
+        self.budget = Budget(self.settings.memory)
+        self.engaged: dict[int, bytes] = {}  # who has worked in this round, and as which process
+        self.refusals: dict[int, str] = {}
+        self.door = Door(self.members, self.settings, self.sessions, self.note, self.budget, self.shaper)
+
+    # -- a stream's life -----------------------------------------------------------------------
+    async def connect(self, _: Any, context: Any) -> None:
+        """Serve one stream, from its first message to its end."""
+        session = await self.door.enter(context)
+        closed = session if isinstance(session, Closed) else await self._live(session)
+        if closed is not None:
+            await context.abort(closed.code, closed.why)
+
+    async def _live(self, session: Session) -> Closed | None:
+        self.sessions[session.client] = session
+        session.link.vet = lambda kind, head, opening: self._vet(session, kind, head, opening)
+        session.put(p.WELCOME, self._welcome(session), *self._signed())
+        self.note("connected", session.client, {"name": session.name})
+        reader, writer = asyncio.ensure_future(self._read(session)), asyncio.ensure_future(session.write())
+        tasks: set[asyncio.Future[Any]] = {reader, writer, session.closing}
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if session.closing.done():
+                return session.closing.result()
+            error = reader.exception() if reader.done() else None
+            if isinstance(error, PacelineError):
+                return self.door.refuse(session.client, _STATUS.DATA_LOSS, "malformed", str(error), session.name)
+            return None  # it ended, or broke
+        finally:
+            for task in (reader, writer):
+                task.cancel()
+            await asyncio.gather(reader, writer, return_exceptions=True)
+            self._left(session)
+
+    def _welcome(self, session: Session) -> dict[str, Any]:
+        now = self.progress
+        facts = {"run": now.run, "incarnation": now.incarnation, "round": now.round, "take": now.take, "saved": now.saved}
+        facts |= {"number": session.client, "kept": session.client in now.kept, "plan": dict(self.plan)}
+        return facts | {"heartbeat": self.settings.heartbeat}
+
+    def _signed(self) -> tuple[Part, ...]:
+        signed = self.directory()
+        return (Part.of({"directory": signed}),) if signed else ()
+
+    def _left(self, session: Session) -> None:
+        if self.sessions.get(session.client) is not session:
+            return  # a newer stream took its place
+        del self.sessions[session.client]
+        why = session.closing.result().why if session.closing.done() else "the stream ended"
+        self.note("disconnected", session.client, {"why": why})
+        self._lost(session.client)
+
+    # -- what clients say ----------------------------------------------------------------------
+    def _vet(self, session: Session, kind: int, head: Mapping[str, Any], opening: Opening) -> bool:
+        """Let only replies have parts, and only one to what was asked; late ones pass unread."""
+        if kind != p.REPLY:
+            if len(opening.parts) > 1:
+                raise WireError(f"a message of kind {p.NAMES.get(kind, kind)} has parts it cannot have")
+            return True
+        number, phase = p.field(head, "id", int), self.phase
+        if phase is not None and number == phase.id:
+            if session.client not in phase.asked:
+                raise WireError("a reply came from a client that was not asked")
+            return session.client not in phase.answered
+        if number > self.last_id:
+            raise WireError(f"a reply to call {number}, which was never made")
+        return False
+
+    async def _read(self, session: Session) -> None:
+        while (message := await session.link.receive()) is not None:
+            kind, head = message.kind, message.head
+            if kind == p.REPLY:
+                self._reply(session, message)
+            elif kind == p.READY:
+                session.ready = True
+                self.refusals.pop(session.client, None)
+                self._ask(session.client)
+            elif kind == p.REFUSE:
+                reasons = [p.clean(r) for r in p.field(head, "reasons", list)[:20]]
+                session.ready, self.refusals[session.client] = False, "; ".join(reasons)
+                self.note("refused_by_client", session.client, {"reasons": reasons})
+                self._ask(session.client)
+            elif kind == p.LEAVE:
+                session.close(_STATUS.OK, p.clean(head.get("why", "")))
+            elif kind != p.PONG:
+                raise WireError(f"a client sent a message of kind {p.NAMES.get(kind, kind)}")
+
+    def _reply(self, session: Session, message: Message) -> None:
+        phase = self.phase
+        if phase is None or message.head["id"] != phase.id or session.client in phase.answered:
+            message.close()
+            self.note("late", session.client, {"id": message.head["id"]})
+            return
+        self.engaged[session.client] = session.instance
+        phase.settle(Arrival(session.client, message))
+
+    # -- what the engine wants, all on the loop's thread ---------------------------------------
+    def open(self, phase: Phase) -> None:
+        """Ask a phase's clients."""
+        self.phase, self.last_id = phase, phase.id
+        if self.shaper is not None:
+            self.shaper.enter(phase.name, phase.call.round)
+        for client in phase.call.clients:
+            self._ask(client)
+
+    def shut(self) -> None:
+        """Close the phase; what comes now is late."""
+        phase, self.phase = self.phase, None
+        if phase is not None:
+            phase.close()
+
+    def _ask(self, client: int) -> None:
+        phase, session = self.phase, self.sessions.get(client)
+        if phase is None or client not in phase.asked or client in phase.answered:
+            return
+        if client in self.refusals:
+            phase.settle(Arrival(client, None, "refused: " + self.refusals[client]))
+        elif session is None or not session.ready:
+            self._lost(client)
+        elif self.engaged.get(client, session.instance) != session.instance:
+            phase.settle(Arrival(client, None, "gone"))  # started anew: what it had in mind for this round is lost
+        else:
+            pack = self.settings.pack and session.pack
+            session.put(p.CALL, phase.head, phase.message, *phase.own(client, pack), phase=phase)
+
+    def _lost(self, client: int) -> None:
+        """Wait a little for a client to come back before it counts as gone."""
+        phase = self.phase
+        if phase is None or client not in phase.asked or client in phase.answered:
+            return
+
+        def give_up() -> None:
+            session = self.sessions.get(client)
+            if self.phase is phase and (session is None or not session.ready):
+                phase.settle(Arrival(client, None, "gone"))
+
+        asyncio.get_running_loop().call_later(phase.patience.reconnect, give_up)
+
+    def tell_all(self, kind: int, head: Callable[[int], Any]) -> None:
+        """Send a small message to all clients that are ready."""
+        for client, session in self.sessions.items():
+            if session.ready:
+                session.put(kind, head(client))
+
+    async def left(self, seconds: float) -> None:
+        """Wait until all clients have left, but not longer than `seconds`."""
+        end = time.monotonic() + seconds
+        while self.sessions and time.monotonic() < end:
+            await asyncio.sleep(0.01)
+
+    async def watch(self) -> None:
+        """Ping, end silent streams, and look at certificates again, until cancelled."""
+        beat, last = self.settings.heartbeat, time.monotonic()
+        while True:
+            await asyncio.sleep(min(self.settings.watch, beat))
+            now = time.monotonic()
+            due = now - last >= beat
+            last = now if due else last
+            for session in list(self.sessions.values()):
+                self.door.look_again(session)
+                if now - session.link.heard > 3 * beat:
+                    session.close(_STATUS.DEADLINE_EXCEEDED, "it was silent for too long")
+                elif due and session.outbox.empty():
+                    session.put(p.PING)

@@ -1,0 +1,232 @@
+"""A client's stream: dials out, answers, and comes back when it breaks, later each time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from paceline import __version__
+from paceline.engines.grpc import protocol as p
+from paceline.engines.grpc.buffers import Budget
+from paceline.engines.grpc.desk import Desk
+from paceline.engines.grpc.faults import Faults
+from paceline.engines.grpc.frames import Part
+from paceline.engines.grpc.link import Link
+from paceline.engines.grpc.runner import Runner, Welcome
+from paceline.engines.grpc.tls import Credentials, options
+from paceline.errors import EngineError, WireError
+from paceline.wire import Limits
+
+__all__ = ["Node", "NodeSettings"]
+
+_CODE = grpc.StatusCode
+_BROKEN = (grpc.aio.AioRpcError, asyncio.InvalidStateError, WireError, OSError, TimeoutError)
+
+
+@dataclass(frozen=True)
+class NodeSettings:
+    """How a client deals with its stream.
+
+    Args:
+        address: host:port of the server.
+        first, most: seconds before the first new try, and at most; each try doubles them, and up to half is
+            taken off at random, so that not all clients come at once.
+        limit: largest message of the server, in bytes.
+        pack: whether zstd may be used.
+        attempts: tries in a row without a welcome before the client gives up; 0 for never.
+        name: the server's name in its certificate, where the address has another one.
+        stay: wait for the next run when one has ended.
+    """
+
+    address: str
+    first: float = 0.2
+    most: float = 30.0
+    limit: int = 4 << 30
+    pack: bool = False
+    attempts: int = 0
+    name: str = ""
+    stay: bool = False
+
+
+@dataclass
+class Node:
+    """One client, for as long as it takes part.
+
+    Args:
+        settings: see there.
+        credentials: its certificate and key, and whom it trusts.
+        runner: what it answers with.
+        note: is told of events: a name and facts.
+        faults: on purpose.
+        pool: one thread for the runner; shared by the clients of one process.
+    """
+
+    settings: NodeSettings
+    credentials: Credentials
+    runner: Runner
+    note: Callable[[str, dict[str, Any]], None] = lambda event, facts: None
+    faults: Faults | None = None
+    pool: Executor | None = None
+    instance: bytes = field(default_factory=lambda: os.urandom(16))
+
+    def __post_init__(self) -> None:
+        self._out: asyncio.Queue[tuple[int, Any, tuple[Part, ...]]] | None = None
+        self._over = asyncio.Event()
+        self._slow = False
+        self._desk: Desk | None = None
+        self.ended = ""
+
+    @property
+    def welcomed(self) -> bool:
+        """Whether this client is taking part now."""
+        return self._out is not None and self._desk is not None and self._desk.joined > 0
+
+    async def run(self) -> str:
+        """Take part until the run has ended or `stop` is called; return why it ended.
+
+        Raises `EngineError` where the server will never take this client, and what keeps the runner from working.
+        """
+        pool = self.pool or ThreadPoolExecutor(1, "runner")
+        settings = self.settings
+        desk = Desk(self.runner, pool, Limits(size=settings.limit), self._put, self.note, settings.pack, self.faults)
+        self._desk = desk
+        work = asyncio.ensure_future(desk.work())
+        over = asyncio.ensure_future(self._over.wait())
+        try:
+            await self._again_and_again(desk, work, over)
+        finally:
+            for task in (work, over):
+                task.cancel()
+            await asyncio.gather(work, over, return_exceptions=True)
+            if self.pool is None:
+                pool.shutdown(wait=False, cancel_futures=True)
+        return self.ended
+
+    async def _again_and_again(self, desk: Desk, work: asyncio.Future[None], over: asyncio.Future[Any]) -> None:
+        failed = 0
+        while not self._over.is_set():
+            before = desk.joined
+            stream = asyncio.ensure_future(self._stream(desk))
+            await asyncio.wait({stream, work, over}, return_when=asyncio.FIRST_COMPLETED)
+            if not stream.done():
+                await asyncio.wait({stream}, timeout=0.2)  # what was put last goes out
+                stream.cancel()
+            (ended,) = await asyncio.gather(stream, return_exceptions=True)
+            if isinstance(ended, _BROKEN):
+                self._broken(ended)
+            elif isinstance(ended, Exception):
+                raise ended
+            if work.done():
+                work.result()
+            failed = 1 if desk.joined > before else failed + 1
+            if self.settings.attempts and failed > self.settings.attempts:
+                raise EngineError(f"the server {self.settings.address} gave no welcome in {failed} tries")
+            await self._pause(failed)
+
+    async def stop(self, why: str = "stopped") -> None:
+        """Leave the federation."""
+        self.ended = self.ended or why
+        self._put(p.LEAVE, {"why": why})
+        self._over.set()
+
+    def _broken(self, error: BaseException) -> None:
+        code, why = None, str(error) or type(error).__name__
+        if isinstance(error, grpc.aio.AioRpcError):
+            code, why = error.code(), str(error.details())
+        self.note("broken", {"why": p.clean(why), "code": code.name if code else type(error).__name__})
+        if code in (_CODE.FAILED_PRECONDITION, _CODE.UNIMPLEMENTED):
+            raise EngineError(f"the server refuses this client: {p.clean(why)}") from error
+        self._slow = code in (_CODE.UNAUTHENTICATED, _CODE.ALREADY_EXISTS)
+
+    async def _pause(self, failed: int) -> None:
+        wait = self.settings.first * 2.0 ** min(failed - 1, 20) * (5.0 if self._slow else 1.0)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._over.wait(), min(wait, self.settings.most) * random.uniform(0.5, 1.0))
+
+    # -- one stream ----------------------------------------------------------------------------
+    async def _stream(self, desk: Desk) -> None:
+        credentials, chosen = self.credentials.channel(), options(self.settings.name)
+        async with grpc.aio.secure_channel(self.settings.address, credentials, options=chosen) as channel:
+            call = channel.stream_stream(p.METHOD)()
+
+            async def read() -> bytes | None:
+                frame = await call.read()
+                return None if frame is grpc.aio.EOF else frame
+
+            try:
+                await self._talk(Link(read, call.write, limit=self.settings.limit, budget=Budget(), shaper=self.faults), desk)
+            finally:
+                self._out = None
+                call.cancel()
+
+    async def _talk(self, link: Link, desk: Desk) -> None:
+        await link.send(p.HELLO, {"protocol": p.PROTOCOL, "version": __version__, "instance": self.instance, "pack": self.settings.pack})
+        first = await asyncio.wait_for(link.receive(), 30.0)
+        if first is None or first.kind != p.WELCOME:
+            raise WireError("a server begins with a welcome")
+        signed = first.tree(0, Limits(size=64 << 20)) if first.parts else {}
+        welcome = Welcome.read(first.head, p.field(signed, "directory", bytes) if signed else b"")
+        self._out = asyncio.Queue()
+        desk.join(welcome)
+        tasks = [asyncio.ensure_future(t) for t in (self._read(link, desk), self._write(link), self._watch(link, welcome.heartbeat))]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _read(self, link: Link, desk: Desk) -> None:
+        while True:
+            message = await link.receive()
+            if message is None:
+                return
+            kind = message.kind
+            if kind == p.PING:
+                self._put(p.PONG)
+            elif kind == p.CALL:
+                desk.call(message)
+            elif kind in (p.COMMIT, p.ROLLBACK):
+                desk.settle(message)
+            elif kind == p.BYE:
+                self._bye(message.head)
+                return
+            else:
+                raise WireError(f"a server sent a message of kind {p.NAMES.get(kind, kind)}")
+
+    def _bye(self, head: dict[str, Any]) -> None:
+        self.note("bye", {"why": p.clean(head.get("why", ""))})
+        if head.get("done") is True and not self.settings.stay:
+            self.ended = "the run has ended"
+            self._over.set()
+
+    def _put(self, kind: int, head: Any = None, *parts: Part) -> None:
+        if self._out is not None:
+            self._out.put_nowait((kind, head, parts))
+
+    async def _write(self, link: Link) -> None:
+        out = self._out
+        assert out is not None
+        while True:
+            kind, head, parts = await out.get()
+            await link.send(kind, head, *parts)
+            if kind == p.LEAVE:
+                return
+
+    async def _watch(self, link: Link, heartbeat: float) -> None:
+        while True:
+            await asyncio.sleep(heartbeat)
+            if time.monotonic() - link.heard > 3 * heartbeat + 1.0:
+                raise WireError("the server was silent for too long")

@@ -1,0 +1,103 @@
+"""What the engine needs of others: who may come in, what the server has at home, and where progress is recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from paceline.call import Receipt
+from paceline.params import Params
+
+__all__ = ["Home", "HubSettings", "Member", "Members", "Progress", "Record"]
+
+
+class Member(Protocol):
+    """Whom a certificate belongs to."""
+
+    @property
+    def id(self) -> int:
+        """The client's number."""
+
+    @property
+    def name(self) -> str:
+        """The client's name."""
+
+
+class Members(Protocol):
+    """Knows the certificates; asked again and again, so that a revocation takes effect on live streams."""
+
+    def member(self, certificate: bytes) -> Member:
+        """Return whom a certificate belongs to. Raises `IdentityError` when it is unknown, expired or revoked."""
+
+
+class Home(Protocol):
+    """What the server has at home: the initial model and the central test set; a `Worker` does."""
+
+    @property
+    def initial(self) -> Params:
+        """The initial model."""
+
+    @property
+    def services(self) -> Mapping[str, Any]:
+        """What server programs may use."""
+
+    def evaluate(self, params: Params) -> dict[str, Any]:
+        """Evaluate on the central test set."""
+
+
+class Record(Protocol):
+    """Where it is written down, durably, how far the run is."""
+
+    def phase(self, round: int, attempt: int, name: str, asked: Sequence[int]) -> None:
+        """A phase begins."""
+
+    def answers(self, round: int, attempt: int, name: str, receipts: Sequence[Receipt]) -> None:
+        """A phase has ended; these came of it."""
+
+    def committed(self, round: int, attempt: int, kept: Sequence[int]) -> None:
+        """A round has ended; the work of these clients is in its result."""
+
+
+@dataclass(frozen=True)
+class HubSettings:
+    """How the server deals with streams.
+
+    Args:
+        heartbeat: seconds between pings; a stream that is silent for three of them is ended.
+        hello: seconds that a new stream has to introduce itself.
+        waiting: streams of one client that may be introducing themselves at once.
+        limit: largest message of a client, in bytes.
+        memory: bytes that incoming messages may take together before they go to files.
+        pack: compress what is sent with zstd.
+        watch: seconds between looks at the certificates of live streams.
+    """
+
+    heartbeat: float = 10.0
+    hello: float = 15.0
+    waiting: int = 3
+    limit: int = 1 << 30
+    memory: int = 64 << 20
+    pack: bool = False
+    watch: float = 1.0
+
+
+@dataclass
+class Progress:
+    """How far the run is, as clients are told when they connect.
+
+    Args:
+        run: its id.
+        incarnation: grows with every start of the server.
+        round: the last completed round.
+        take: grows with every round that is tried again.
+        saved: the last round of a checkpoint; no resumed server goes back behind it.
+        kept: the clients whose work of the last completed round is in its result.
+    """
+
+    run: str
+    incarnation: int
+    round: int = 0
+    take: int = 0
+    saved: int = 0
+    kept: frozenset[int] = frozenset()

@@ -1,0 +1,70 @@
+"""Replies become receipts: decoded, checked, taken into the sum, and timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from paceline.call import Receipt
+from paceline.engines.grpc import protocol as p
+from paceline.engines.grpc.channels import Intake
+from paceline.engines.grpc.link import Message
+from paceline.engines.grpc.phase import Arrival, Phase
+from paceline.errors import PacelineError, WireError
+from paceline.wire import Limits
+
+__all__ = ["Receipts"]
+
+
+class Receipts:
+    """Makes receipts, on the run's thread.
+
+    Args:
+        limits: of a reply.
+        measured: time real work and transfers; else clients tell virtual times.
+        note: is told of replies that were no good.
+    """
+
+    def __init__(self, limits: Limits, measured: bool, note: Callable[[str, int | None, dict[str, Any]], None]) -> None:
+        self._limits, self._measured, self._note = limits, measured, note
+        self.times: dict[int, list[float]] = {}
+        """Measured seconds (work, transfers) of each client's last training in this round."""
+
+    def make(self, phase: Phase, arrival: Arrival, taker: Intake) -> Receipt:
+        """Return the receipt of what came; whatever is wrong with a reply makes a drop-out of its client."""
+        message, client = arrival.message, arrival.client
+        if message is None:
+            return Receipt(client, dropped=arrival.why)
+        try:
+            receipt = self._facts(phase, client, message.head, message)
+            if receipt.dropped is not None:
+                return receipt
+            if not message.parts:
+                raise WireError("a reply came without its value")
+            return replace(receipt, value=taker.add(client, message.tree(0, self._limits)))
+        except PacelineError as error:
+            why = f"{type(error).__name__}: {p.clean(error)}"
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+            # made of the right parts, but in a way that no check foresaw
+            why = f"AggregationError: a malformed reply: {p.clean(error)}"
+        finally:
+            message.close()
+        self._note("bad_reply", client, {"phase": phase.name, "why": why})
+        return Receipt(client, dropped=why)
+
+    def _facts(self, phase: Phase, client: int, head: Mapping[str, Any], message: Message) -> Receipt:
+        """Return the receipt without its value."""
+        dropped = head.get("dropped")
+        if dropped is not None:
+            dropped = p.clean(p.field(head, "dropped", str))
+        down, up = p.field(head, "down", int), p.field(head, "up", int)
+        if not (0 <= down < 1 << 50 and 0 <= up < 1 << 50):
+            raise WireError("a reply tells of impossible sizes")
+        if not self._measured:
+            return Receipt(client, None, p.seconds(head, "compute"), p.seconds(head, "network"), down, up, dropped)
+        took = message.ended - phase.sent.get(client, message.began)
+        work = min(p.seconds(head, "seconds"), took)
+        if p.field(head, "trained", bool):
+            self.times[client] = [work, took - work]
+        return Receipt(client, None, work, took - work, len(phase.message.data), message.opening.size, dropped)

@@ -1,0 +1,247 @@
+"""A client's own part: its worker, its memory on disk, its guard and its policy. Knows nothing of streams."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from paceline.call import Call, Receipt
+from paceline.engines.grpc import protocol as p
+from paceline.engines.grpc.channels import client_channel
+from paceline.engines.grpc.guard import Guard
+from paceline.engines.grpc.memory import ClientMemory
+from paceline.engines.worker import Worker
+from paceline.errors import PacelineError, ProtocolError, WireError
+from paceline.tree import Tree
+
+__all__ = ["Answer", "Rules", "Runner", "Welcome"]
+
+Work = Callable[["Welcome"], Worker]
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """What the server says at the beginning of a stream; see `hub.Progress`."""
+
+    run: str
+    incarnation: int
+    number: int
+    round: int
+    take: int
+    saved: int
+    kept: bool
+    plan: Mapping[str, Any]
+    heartbeat: float
+    directory: bytes = b""
+
+    @staticmethod
+    def read(head: Mapping[str, Any], directory: bytes) -> Welcome:
+        """Check a head. Raises `WireError` for what is malformed."""
+        run = p.field(head, "run", str)
+        if not run or not all(c.isalnum() or c in "-_.=+" for c in run) or run.startswith(".") or len(run) > 200:
+            raise WireError(f"{p.clean(run)!r} is no name of a run")
+        numbers = {n: p.field(head, n, int) for n in ("incarnation", "number", "round", "take", "saved")}
+        if min(numbers.values()) < 0:
+            raise WireError("a welcome has numbers below 0")
+        beat = min(max(p.seconds(head, "heartbeat"), 0.05), 3600.0)
+        kept, plan = p.field(head, "kept", bool), p.field(head, "plan", dict)
+        return Welcome(run, kept=kept, plan=plan, heartbeat=beat, directory=directory, **numbers)
+
+
+class Rules(Protocol):
+    """A client's policy and its books."""
+
+    def join(self, welcome: Welcome) -> None:
+        """Raise `PolicyError` where this client takes no part in such a run."""
+
+    def call(self, head: Mapping[str, Any], message: Tree) -> None:
+        """Raise `PolicyError` where this client does not answer such a call."""
+
+    def done(self, head: Mapping[str, Any], sent: int, seconds: float) -> None:
+        """Note what a call cost."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What goes back to the server: the head's facts, and the value where there is one."""
+
+    head: dict[str, Any]
+    value: Tree = None
+    spent: float = 0.0
+
+
+class Runner:
+    """Answers calls, one after another.
+
+    Args:
+        number: this client's number; a welcome for another one is refused.
+        folder: where memory and guard are kept, by run.
+        work: builds the worker for a run: its data, its model, its installed functions.
+        rules: see there; None asks for nothing.
+        durable: sync what is kept.
+    """
+
+    def __init__(self, number: int, folder: Path, work: Work, rules: Rules | None = None, durable: bool = True) -> None:
+        self.number, self.folder, self.rules, self.durable = number, folder, rules, durable
+        self._work = work
+        self.worker: Worker | None = None
+        self.at: Welcome | None = None
+        self._round = 0
+        self._overlay: tuple[int, int] | None = None
+        self._pending: dict[str, int] = {}
+        self._trained = 0.0
+
+    # -- a run ---------------------------------------------------------------------------------
+    def join(self, welcome: Welcome) -> None:
+        """Begin or go on with a run, in step with the server. Raises what forbids it."""
+        if welcome.number != self.number:
+            raise ProtocolError(f"the server takes this client for number {welcome.number}; it is {self.number}")
+        before = self.at
+        if self.rules is not None:
+            self.rules.join(welcome)
+        if self.worker is None or before is None or before.run != welcome.run:
+            self.worker = self._work(welcome)
+            before = None
+            where = self.folder / welcome.run
+            self.memory = ClientMemory(where / "memory", self.durable)
+            self.guard = Guard(where / "guard", self.worker.functions)
+        self.guard.join(welcome.incarnation, welcome.round)
+        self.at = welcome
+        if before is None or before.incarnation != welcome.incarnation:
+            self._go_to(welcome)
+        elif self._overlay is not None:
+            round, take = self._overlay
+            if round <= welcome.round:
+                self.commit({"round": welcome.round, "saved": welcome.saved, "kept": welcome.kept, "times": []})
+            elif take != welcome.take:
+                self.rollback()
+        self._round = max(self._round, welcome.round)
+
+    def _go_to(self, welcome: Welcome) -> None:
+        """Restore the memory that fits the server's last completed round."""
+        assert self.worker is not None
+        self.worker.rollback()
+        stored = self.memory.restore(welcome.round, welcome.kept, welcome.saved)
+        self.worker.restore({self.number: stored})
+        self._forget_overlay()
+        self._round = welcome.round
+
+    # -- calls ---------------------------------------------------------------------------------
+    def call(self, head: Mapping[str, Any], message: Tree, rest: Tree) -> Answer:
+        """Answer one call; whatever goes wrong becomes a reason that the server is told."""
+        number = p.field(head, "id", int)
+        try:
+            worker, call = self._checked(head, message, rest)
+            began = time.perf_counter()
+            before = self._seen(worker)
+            receipt = self._run(worker, call)
+            spent = time.perf_counter() - began
+            trained = self._seen(worker) != before
+            if trained:
+                self._trained = spent
+            self._keep(call.round, p.field(head, "take", int))
+        except PacelineError as error:
+            kind = "refused" if isinstance(error, ProtocolError | WireError) or hasattr(error, "reasons") else type(error).__name__
+            return Answer(self._facts(number, Receipt(self.number, dropped=f"{kind}: {error}")))
+        if self.rules is not None:
+            self.rules.done(head, receipt.bytes_up, spent)
+        return Answer(self._facts(number, receipt, spent, trained), receipt.value, spent)
+
+    def _checked(self, head: Mapping[str, Any], message: Tree, rest: Tree) -> tuple[Worker, Call]:
+        if self.worker is None:
+            raise ProtocolError("a call came before a welcome")
+        rest = rest if isinstance(rest, dict) else {}
+        self.guard.call(head, message, rest.get("own"), self._round)
+        if self.rules is not None:
+            self.rules.call(head, message)
+        round, take = p.field(head, "round", int), p.field(head, "take", int)
+        if self._overlay is not None and self._overlay != (round, take):
+            self.rollback()  # a commit or a rollback was lost with a stream
+        deadline = head.get("deadline")
+        own, peers = rest.get("own"), rest.get("peers")
+        return self.worker, Call(
+            p.field(head, "function", str),
+            message,
+            (self.number,),
+            round,
+            p.field(head, "stream", str),
+            client_channel(p.field(head, "channel", dict)),
+            p.field(head, "program", str),
+            {} if own is None else {self.number: own},
+            None if deadline is None else p.seconds(head, "deadline"),
+            {self.number: peers} if isinstance(peers, dict) else {},
+        )
+
+    def _run(self, worker: Worker, call: Call) -> Receipt:
+        for item in worker.run(call):
+            if isinstance(item, Receipt):
+                return item
+        raise ProtocolError(f"{call.function!r} gave no answer")
+
+    def _facts(self, number: int, receipt: Receipt, spent: float = 0.0, trained: bool = False) -> dict[str, Any]:
+        return {
+            "id": number,
+            "dropped": receipt.dropped,
+            "compute": float(receipt.compute),
+            "network": float(receipt.network),
+            "down": receipt.bytes_down,
+            "up": receipt.bytes_up,
+            "seconds": spent,
+            "trained": trained,
+        }
+
+    # -- memory --------------------------------------------------------------------------------
+    def _seen(self, worker: Worker) -> int:
+        memory = worker.memories.get(self.number)
+        return id(memory.changes.get("_times")) if memory is not None else 0
+
+    def _keep(self, round: int, take: int) -> None:
+        """Write what was noted in this round before the answer goes out."""
+        assert self.worker is not None
+        memory = self.worker.memories.get(self.number)
+        if memory is None or not memory.changes:
+            return
+        self._overlay = (round, take)
+        changes = {key: id(value) for key, value in memory.changes.items()}
+        if changes != self._pending:
+            self._pending = changes
+            self.memory.write_pending(round, memory)
+
+    def commit(self, head: Mapping[str, Any]) -> None:
+        """The server has completed a round: make this round's changes permanent, or forget them if it lacks them."""
+        assert self.worker is not None
+        assert self.at is not None
+        round, saved = p.field(head, "round", int), p.field(head, "saved", int)
+        overlay, times = self._overlay, p.field(head, "times", list)
+        if overlay is not None and not (overlay[0] == round and p.field(head, "kept", bool)):
+            self.rollback()
+        elif overlay is not None:
+            if times:
+                self._measure(round, times)
+            self.worker.commit()
+            self._forget_overlay()
+        self.memory.commit(round, saved)
+        self.guard.safe(saved)
+        self._round = max(self._round, round)
+        self.at = replace(self.at, round=self._round)
+
+    def _measure(self, round: int, times: Sequence[Any]) -> None:
+        """Put measured seconds in the place of those that a simulation would have."""
+        assert self.worker is not None
+        memory = self.worker.memories[self.number]
+        if "_times" in memory.changes and len(times) == 2:
+            memory["_times"] = [self._trained, p.seconds({"network": times[1]}, "network")]
+            self.memory.write_pending(round, memory)
+
+    def rollback(self) -> None:
+        """Forget what was noted since the last commit, and half-finished protocol sessions."""
+        if self.worker is not None:
+            self.worker.rollback()
+            self.memory.rollback()
+        self._forget_overlay()
+
+    def _forget_overlay(self) -> None:
+        self._overlay, self._pending = None, {}

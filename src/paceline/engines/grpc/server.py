@@ -1,0 +1,46 @@
+"""Opens the server's port and ends it again."""
+
+from __future__ import annotations
+
+import grpc
+import grpc.aio
+
+from paceline.engines.grpc import protocol as p
+from paceline.engines.grpc.hub import Hub
+from paceline.engines.grpc.tls import Credentials, options
+from paceline.errors import EngineError
+
+__all__ = ["Server"]
+
+
+class Server:
+    """A hub's port.
+
+    Args:
+        hub: who serves the streams.
+        credentials: the server's key and certificate, and the roots of the clients' certificates.
+        address: host:port to listen on; port 0 takes a free one.
+    """
+
+    def __init__(self, hub: Hub, credentials: Credentials, address: str) -> None:
+        self.hub, self.credentials, self.address = hub, credentials, address
+        self.port = 0
+
+    async def start(self) -> int:
+        """Listen; return the port. Raises `EngineError` where that cannot be."""
+        self._server = grpc.aio.server(options=options())
+        handler = grpc.stream_stream_rpc_method_handler(self.hub.connect)
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(p.SERVICE, {"Connect": handler}),))
+        try:
+            self.port = self._server.add_secure_port(self.address, self.credentials.server())
+        except RuntimeError as error:
+            raise EngineError(f"cannot listen on {self.address}: {error}") from error
+        await self._server.start()
+        return self.port
+
+    async def stop(self, why: str, done: bool, grace: float = 2.0) -> None:
+        """Say goodbye to all clients, then close the port."""
+        for session in list(self.hub.sessions.values()):
+            session.put(p.BYE, {"why": why, "done": done})
+        await self.hub.left(grace)
+        await self._server.stop(0.1)
