@@ -46,7 +46,8 @@ __all__ = [
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean a, b?"`` for the known names closest to `name`, or the list of all."""
     known = sorted(known)
-    close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+    # a name may come from outside; comparing one of a megabyte would take seconds and hundreds of them
+    close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5) if len(name) <= 200 else []
     if close:
         return f"; did you mean {', '.join(close)}?"
     return f"; known: {', '.join(known)}" if known else ""
@@ -68,7 +69,7 @@ class UnknownNameError(ConfigError):
     """A method, task, field, fleet ... that does not exist; the message lists the nearest names."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        super().__init__(f"unknown {kind} {name!r}{nearest(name, known)}")
+        super().__init__(f"unknown {kind} {name[:200]!r}{nearest(name, known)}")
 
 
 class PlanError(ConfigError):

@@ -115,7 +115,14 @@ class _Flatten(_Walk):
 def _key(key: Any, path: str) -> str | int:
     if isinstance(key, str | int) and not isinstance(key, bool):
         return key
-    raise TreeError(f"{path} has the key {key!r}; keys are strings or integers")
+    raise TreeError(f"{path} has the key {_short(key)}; keys are strings or integers")
+
+
+def _short(value: Any) -> str:
+    """Return a value for a message, without writing out what may be huge."""
+    if isinstance(value, list | tuple | dict | set):
+        return f"a {type(value).__name__} of {len(value)}"
+    return repr(value[:40]) if isinstance(value, str | bytes) else repr(value)[:80]
 
 
 def unflatten(structure: Any, leaves: list[Tensor]) -> Tree:
@@ -157,17 +164,20 @@ def _rebuild(item: Any, leaves: list[Tensor], layouts: list[Layout]) -> Tree:
         raise
     except (IndexError, ValueError, TypeError, KeyError) as error:
         raise TreeError(f"this is no tree: {error}") from error
-    raise TreeError(f"this is no tree: {str(item)[:80]}")
+    kind = f", which begins with {_short(item[0])}" if isinstance(item, list) and item else ""
+    raise TreeError(f"this is no tree: {_short(item)}{kind}")
 
 
 def _layout(spec: Any) -> Layout:
     """Build a layout from outside: distinct names, sizes that are not negative, parameters first."""
+    if any(len(shape) > 64 for _, shape, _ in spec):  # the product of a million sizes takes an hour
+        raise TreeError("this is no tree: a layout has a shape of more than 64 dimensions")
     kinds = [kind for _, _, kind in spec]
     names = {name for name, _, _ in spec if isinstance(name, str)}
     sizes = [n for _, shape, _ in spec for n in shape]
     if len(names) != len(spec) or kinds != sorted(kinds, reverse=True) or set(kinds) - {"param", "buffer"}:
         raise TreeError("this is no tree: a layout needs distinct names, and parameters before buffers")
-    if any(type(n) is not int or n < 0 for n in sizes):
+    if any(type(n) is not int or not 0 <= n < 1 << 62 for n in sizes):
         raise TreeError("this is no tree: a layout has a shape that is no list of sizes")
     return Layout.build([(name, tuple(shape), kind) for name, shape, kind in spec])
 

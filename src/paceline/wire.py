@@ -28,7 +28,7 @@ from torch import Tensor
 from paceline.errors import TreeError, WireError
 from paceline.tree import Tree, flatten, unflatten
 
-__all__ = ["DTYPES", "Limits", "dumps", "loads"]
+__all__ = ["DTYPES", "NETWORK", "Limits", "dumps", "loads"]
 
 MAGIC = b"PLWR"
 VERSION = 1
@@ -73,6 +73,14 @@ class Limits:
     items: int = 1_000_000
     tensors: int = 100_000
     dtypes: frozenset[str] = field(default_factory=lambda: frozenset(DTYPES))
+
+
+NETWORK = Limits(size=1 << 30, header=1 << 30, items=200_000, tensors=20_000)
+"""For messages of strangers: what such a message costs in memory and time stays near what its own bytes cost.
+
+Byte strings, such as the masked vectors of secure aggregation, are part of the header, so it may be as large
+as the message; what costs more than its bytes is the number of values and tensors.
+"""
 
 
 def dumps(tree: Tree, limits: Limits | None = None) -> bytes:
@@ -126,7 +134,7 @@ def loads(data: bytes | bytearray | memoryview, limits: Limits | None = None, co
     except WireError:
         raise
     except Exception as error:  # bytes from outside: a constructor of a node may raise anything
-        raise WireError(f"malformed message: {error}") from error
+        raise WireError(f"malformed message: {str(error)[:400]}") from error
 
 
 def _loads(data: memoryview, limits: Limits, copy: bool) -> Tree:
@@ -143,6 +151,8 @@ def _loads(data: memoryview, limits: Limits, copy: bool) -> Tree:
     start = end + -end % 64
     if start > len(data):
         raise WireError(f"a header of {length} bytes does not fit a message of {len(data)}")
+    if length > limits.header:
+        raise WireError(f"a header of {length} bytes exceeds the limit of {limits.header}")
     header = bytes(data[_PREFIX.size : end])
     if any(data[end:start]):
         raise WireError("padding is not zero")
@@ -150,8 +160,27 @@ def _loads(data: memoryview, limits: Limits, copy: bool) -> Tree:
     decoded = msgpack.unpackb(header, raw=False, strict_map_key=True)
     match decoded:
         case [structure, [*table]]:
-            return unflatten(structure, _tensors(data, start, table, limits, copy))
+            leaves = _Leaves(_tensors(data, start, table, limits, copy))
+            tree = unflatten(structure, leaves)
+            if leaves.used != len(leaves):
+                raise WireError(f"{len(leaves) - leaves.used} tensors are no part of the tree")
+            return tree
     raise WireError("the header is no pair of structure and tensors")
+
+
+class _Leaves(list[Tensor]):
+    """The tensors of a message, each to be taken once and in order, as `dumps` wrote them.
+
+    So no two places of a tree share memory, and a small message cannot stand for a huge tree.
+    """
+
+    used = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        if index != self.used:
+            raise WireError(f"tensor {index} is not the next one, {self.used}")
+        self.used += 1
+        return super().__getitem__(index)
 
 
 def _check_header(header: bytes, tensors: int | None, limits: Limits) -> None:
@@ -169,7 +198,7 @@ def _tensors(data: memoryview, at: int, table: list[Any], limits: Limits, copy: 
     places: list[tuple[str, list[int], int, int]] = []
     for number, row in enumerate(table):
         match row:
-            case [str(code), [*shape], int(size)] if code in DTYPES:
+            case [str(code), [*shape], int(size)] if code in DTYPES and type(size) is int:
                 if code not in limits.dtypes:
                     raise WireError(f"tensor {number} has dtype {DTYPES[code]}, which is not accepted here")
                 if len(shape) > 64 or any(type(n) is not int or not 0 <= n < 1 << 62 for n in shape):
