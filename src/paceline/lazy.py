@@ -7,14 +7,42 @@ remembers that arithmetic, so that a sum over the clients can be formed at once 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, NoReturn, Protocol
 
 from torch import Tensor
 
 from paceline.errors import LayoutError
 from paceline.params import Layout, Params
 
-__all__ = ["Lazy", "Rows"]
+__all__ = ["Column", "Lazy", "NotUniform", "Rows"]
+
+
+class NotUniform(Exception):
+    """A value that stands for many clients was asked for one client's. Never leaves the engine."""
+
+
+class Column(float):
+    """One number for each of many clients, where a function is run once for all: it can only be returned.
+
+    >>> Column([0.5, 0.25]).values
+    [0.5, 0.25]
+    """
+
+    values: list[float]
+
+    def __new__(cls, values: Sequence[float]) -> Column:
+        """Make a column; the number it is made of is none."""
+        self = super().__new__(cls, "nan")
+        self.values = list(values)
+        return self
+
+    def _differs(self, *_: Any) -> NoReturn:
+        raise NotUniform("a number that differs from client to client")
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _differs  # type: ignore[assignment]
+    __pow__ = __rpow__ = __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __neg__ = __pos__ = __abs__ = _differs  # type: ignore[assignment]
+    __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = __hash__ = __bool__ = _differs  # type: ignore[assignment]
+    __float__ = __int__ = __round__ = __trunc__ = __floor__ = __ceil__ = __str__ = __repr__ = __format__ = _differs  # type: ignore[assignment]
 
 
 class Rows(Protocol):
@@ -37,7 +65,7 @@ class Lazy(Params):
 
     Args:
         rows: where the row comes from.
-        index: which row.
+        index: which row; None stands for each of them, where a function is run once for all clients.
         layout: names and shapes of the parts.
         coefficient: what the row is multiplied with.
         rest: further (factor, vector) terms; the vectors are not changed by anybody.
@@ -48,7 +76,7 @@ class Lazy(Params):
     def __init__(
         self,
         rows: Rows,
-        index: int,
+        index: int | None,
         layout: Layout,
         coefficient: float = 1.0,
         rest: tuple[tuple[float, Tensor], ...] = (),
@@ -61,6 +89,8 @@ class Lazy(Params):
     def vector(self) -> Tensor:  # type: ignore[override]
         """The vector, shape [d]."""
         if self._formed is None:
+            if self.index is None:
+                raise NotUniform("parameters that differ from client to client")
             out = self.rows.row(self.index) * self.coefficient
             for factor, vector in self.rest:
                 out.add_(vector, alpha=factor)

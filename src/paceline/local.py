@@ -7,6 +7,7 @@ and batches, so that the same hook serves both.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -57,13 +58,13 @@ class Trained(NamedTuple):
         params: the parameters after training (of the sub-model, where one was trained).
         steps: optimiser steps taken.
         samples: samples seen, repetitions counted.
-        loss: mean training loss over the steps, scalar tensor.
+        loss: mean training loss over the steps.
     """
 
     params: Params
     steps: int
     samples: int
-    loss: Tensor
+    loss: float
 
 
 @dataclass
@@ -106,6 +107,12 @@ class Job:
     def hooked(self) -> bool:
         """Whether a step is more than a step along the plain gradient."""
         return bool(self.correct or self.direction or self.momentum or self.weight_decay)
+
+    def of(self, data: ClientData, order: Callable[[], torch.Generator]) -> Job:
+        """Return the same request of another client."""
+        other = object.__new__(Job)
+        other.__dict__.update(self.__dict__, data=data, order=order)
+        return other
 
     def batches(self) -> Iterator[Tensor]:
         """Yield the rows of each step's batch: pass after pass, each in a new order."""
@@ -268,13 +275,14 @@ class One:
 def train(job: Job) -> Trained:
     """Run one client's job; raises `NonFiniteError` for a NaN loss."""
     if not job.steps:
-        return Trained(job.start.clone(), 0, 0, torch.zeros((), device=job.model.device))
+        return Trained(job.start.clone(), 0, 0, 0.0)
     learner = One(job)
     descend(learner)
-    if not torch.isfinite(learner.total):
-        raise diverged(learner.total.item(), job)
+    total = float(learner.total)
+    if not math.isfinite(total):
+        raise diverged(total, job)
     job.step = job.batch = None
-    return Trained(learner.at.clone(), job.steps, job.samples(), learner.total / job.steps)
+    return Trained(learner.at.clone(), job.steps, job.samples(), total / job.steps)
 
 
 def diverged(total: float, job: Job) -> NonFiniteError:

@@ -6,9 +6,9 @@ and every random stream is derived from (seed, client, round), so the end has th
 
 from __future__ import annotations
 
-import math
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +17,14 @@ from typing import Any, Literal, Protocol
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from paceline.adversaries import load_adversary, members
 from paceline.aggregation import load_aggregation
+from paceline.architectures import architectures_service
 from paceline.call import Engine
 from paceline.data import partition_task
 from paceline.devices import VirtualClock, load_fleet
-from paceline.engines import Setup, load_engine
+from paceline.engines import Choice, LocalEngine, Setup, load_engine
+from paceline.engines.hostile import Hostile, poisoned
 from paceline.errors import (
     CheckpointError,
     ConfigError,
@@ -30,6 +33,7 @@ from paceline.errors import (
     QuorumError,
     WorkerDiedError,
 )
+from paceline.evaluation import adjusted_rand, figures, spread_figures
 from paceline.federation import Aggregation, Federation
 from paceline.method import Method, client_functions, find_method
 from paceline.params import Params
@@ -38,7 +42,7 @@ from paceline.submodels.flops import flops
 from paceline.submodels.service import submodel_service
 from paceline.tasks import Task, load_task
 
-__all__ = ["Observer", "Run", "RunConfig", "Summary", "prepare", "reopen", "resume", "run"]
+__all__ = ["Observer", "Run", "RunConfig", "StackingWarning", "Summary", "prepare", "reopen", "resume", "run"]
 
 MAX_ATTEMPTS = 3
 """How often a round whose quorum was lost is tried, each time with a fresh cohort and fresh keys."""
@@ -54,9 +58,12 @@ class RunConfig(BaseModel):
     task: str = Field("mnist-5k", description="task, see `paceline tasks`, or kind:/path of your own files")
     task_options: dict[str, Any] = Field(default_factory=dict, description="options of the task")
     model: str | None = Field(None, description="reference model; the task's own by default")
-    partition: str = Field("iid", description="iid, dirichlet:ALPHA, shards:K, quantity:ALPHA or natural")
+    partition: str = Field(
+        "iid", description="iid, dirichlet:ALPHA, shards:K, quantity:ALPHA, groups:0-4/5-9, longtail:0.05/0.5 or natural"
+    )
     clients: int = Field(20, ge=1, description="size of the population")
     client_test: float = Field(0.0, ge=0, lt=1, description="share of a client's samples set aside for tests")
+    client_samples: int | None = Field(None, ge=1, description="most samples of a client; the others are left out")
     allow_empty: bool = Field(False, description="let clients have no samples")
     cohort: int = Field(20, ge=1, description="clients asked in each round")
     rounds: int = Field(30, ge=1, description="rounds")
@@ -80,7 +87,12 @@ class RunConfig(BaseModel):
     quorum: int = Field(1, ge=1, description="least number of replies in a sum")
     least_group: int = Field(1, ge=1, description="least size of a group that may be summed on its own")
     on_error: Literal["stop", "drop"] = Field("stop", description="a client's error stops the run, or drops the client")
-    evaluation: Literal["central", "federated"] = Field("central", description="central test set, or the clients' data")
+    adversary: str | None = Field(None, description="Byzantine clients and their share, such as signflip:0.2 or alie:0.2")
+    evaluation: Literal["auto", "central", "federated", "clients", "clients-central"] = Field(
+        "auto",
+        description="central test set; the clients' data; each client's own model on its own test samples, or on the central "
+        "test set; auto is central where the method has a global model, else clients",
+    )
     eval_every: int = Field(1, ge=1, description="rounds between evaluations")
     target_accuracy: float | None = Field(None, gt=0, le=1, description="accuracy whose virtual time is reported")
     stop_at_target: bool = Field(False, description="end once the target accuracy is reached")
@@ -100,6 +112,10 @@ class RunConfig(BaseModel):
                 raise UnknownNameError("option", str(unknown[0]), RunConfig.model_fields) from None
             faults = [f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}" for e in error.errors()]
             raise ConfigError("; ".join(faults)) from None
+
+
+class StackingWarning(UserWarning):
+    """Something kept clients from training as one stacked computation; they train one at a time."""
 
 
 class Observer(Protocol):
@@ -128,6 +144,8 @@ class Summary:
     model_sha256: str
     target_seconds: float | None = None
     stopped: str = "all rounds"
+    chunk: int = 1
+    path: str = ""
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -143,6 +161,7 @@ class Run:
     method: Method
     task: Task
     fed: Federation
+    groups: tuple[int, ...] = ()
     folder: RunFolder | None = None
     state: Any = None
     round: int = 0
@@ -150,6 +169,9 @@ class Run:
     store: MemoryStore = field(default_factory=MemoryStore)
     observer: Observer | None = None
     scratch: Any = None
+    path: str = ""
+    """Why clients train stacked, or one after another."""
+    _told: set[str] = field(default_factory=set)
 
     def go(self) -> Summary:
         """Run the rounds that are left and return the summary."""
@@ -204,8 +226,11 @@ class Run:
             "attempts": attempt + 1,
             **{f"note_{k}": v for k, v in last.notes.items()},
         }
+        found = self.method.clusters(state)
+        if found is not None and self.groups:
+            record["adjusted_rand"] = adjusted_rand(found, self.groups)
         if number % self.config.eval_every == 0 or number == self.config.rounds:
-            record |= self._evaluate(params)
+            record |= self._evaluate(params, state)
         record["wall_seconds"] = time.perf_counter() - started
         self.state, self.round = state, number
         self.history.append(record)
@@ -213,26 +238,33 @@ class Run:
         if self.folder is not None:
             self.folder.append_metrics(record)
             self._save()
+        for name, reason in getattr(self.fed.engine, "notes", {}).items():
+            if name not in self._told:
+                self._told.add(name)
+                warnings.warn(f"clients train one at a time where {name} is used: {reason}", StackingWarning, stacklevel=2)
         if self.observer is not None:
             self.observer(record, self.config.rounds)
 
-    def _evaluate(self, params: Params) -> dict[str, Any]:
+    def _evaluate(self, params: Params, state: Any) -> dict[str, Any]:
+        kind = self.config.evaluation
+        if kind.startswith("clients") or (kind == "auto" and not self.method.has_model):
+            return self._evaluate_clients(state, kind == "clients-central")
         if self.task.buffers == "recompute" and params.layout.num_params < params.layout.size:
             fresh = self.fed.mean(self.method.recompute, params, over=self.fed.sample()).statistics
             params = params.clone()
             params.vector[params.layout.num_params :] = fresh
-        if self.config.evaluation == "central":
+        if kind in ("auto", "central"):
             sums = self.fed.engine.evaluate(params)
         else:
             sums = self.fed.sum(self.method.evaluate, params, over=range(self.fed.num_clients))
-        count = max(int(sums["count"]), 1)
-        per_class = sums["class_correct"].double() / sums["class_count"].clamp(min=1)
-        present = sums["class_count"] > 0
-        return {
-            "accuracy": sums["correct"] / count,
-            "loss": sums["loss"] / count,
-            "worst_class_accuracy": float(per_class[present].min()) if bool(present.any()) else math.nan,
-        }
+        return figures(sums)
+
+    def _evaluate_clients(self, state: Any, everything: bool) -> dict[str, Any]:
+        """Let every client judge its own model; only sums and a histogram of accuracies come back."""
+        parts = self.method.personal(state, range(self.fed.num_clients))
+        sums = [self.fed.sum(self.method.evaluate_clients, (everything, m), over=clients) for m, clients in parts]
+        total = {key: sum(part[key] for part in sums) for key in sums[0]}
+        return figures(total) | spread_figures(total)
 
     def _stop_reason(self) -> str | None:
         scores = [r["accuracy"] for r in self.history if "accuracy" in r]
@@ -278,6 +310,8 @@ class Run:
             model_sha256=params.sha256(),
             target_seconds=hit,
             stopped=stopped or "",
+            chunk=self.config.chunk or 1,
+            path=self.path,
             history=self.history,
         )
         if self.folder is not None:
@@ -319,9 +353,22 @@ def prepare(
     aggregation = aggregation or load_aggregation(config.aggregation, config.secure, config.sum_bound)
     if not aggregation.sees_each:
         misfits += _hidden(method, config)
+    if not method.has_model and config.evaluation in ("central", "federated"):
+        misfits.append(f"method {config.method!r} has no global model; use --evaluation clients")
+    adversary = None if config.adversary is None else load_adversary(config.adversary)
+    if adversary is not None and not adversary.poisons_data and aggregation.name == "secure":
+        misfits.append(
+            f"adversary {adversary.name!r} changes replies, which secure aggregation seals on the client; simulate it with "
+            f"--aggregation secure-arithmetic, whose bits are the same"
+        )
     if misfits:
         raise PlanError(misfits)
-    split = partition_task(task, config.partition, config.clients, config.seed, config.allow_empty, config.client_test)
+    split = partition_task(
+        task, config.partition, config.clients, config.seed, config.allow_empty, config.client_test, config.client_samples
+    )
+    byzantine = members(adversary.share, config.clients, config.seed) if adversary is not None else ()
+    if adversary is not None and adversary.poisons_data:
+        task = poisoned(task, split, adversary, byzantine)
     fleet = load_fleet(config.fleet, config.clients, config.seed)
     programs = {"method": method, **getattr(aggregation, "programs", {})}
     setup = Setup(
@@ -338,11 +385,11 @@ def prepare(
         threads=config.threads,
         chunk=config.chunk or 1,
         one_step=config.one_step,
-        services={"submodels": submodel_service},
+        services={"submodels": submodel_service, "architectures": architectures_service},
     )
     made = load_engine(config.engine, setup, config.workers) if engine is None else engine(setup)
     fed = Federation(
-        made,
+        made if adversary is None or adversary.poisons_data else Hostile(made, adversary, byzantine, config.seed),
         aggregation,
         fleet,
         VirtualClock(),
@@ -361,7 +408,20 @@ def prepare(
     place = folder.path / "memory" if folder is not None else Path(scratch.name) if scratch is not None else None
     store = MemoryStore(place, durable=folder is not None, max_bytes=config.memory_mib << 20)
     fed.engine.restore(store)
-    return Run(config, method, task, fed, folder=folder, store=store, observer=observer, scratch=scratch)
+    choice = _choose(config, made)
+    config = config.model_copy(update={"vectorize": "on" if choice.chunk > 1 else "off", "chunk": choice.chunk})
+    return Run(config, method, task, fed, split.groups, folder=folder, store=store, observer=observer, scratch=scratch, path=choice.reason)
+
+
+def _choose(config: RunConfig, engine: Any) -> Choice:
+    """Decide how many clients train as one, and tell the engine."""
+    if not isinstance(engine, LocalEngine) or engine.setup.strict:
+        return Choice(1, "this engine runs one client at a time")
+    if config.vectorize == "off":
+        return Choice(1, "switched off")
+    choice = Choice(config.chunk, "as given") if config.chunk else engine.measure(config.cohort, config.vectorize == "on")
+    engine.stack(choice.chunk)
+    return choice
 
 
 def _hidden(method: Method, config: RunConfig) -> list[str]:
@@ -380,8 +440,8 @@ def _hidden(method: Method, config: RunConfig) -> list[str]:
 def run(config: RunConfig, folder: RunFolder | None = None, observer: Observer | None = None, **parts: Any) -> Summary:
     """Prepare a run and carry it out; see `prepare` for `parts`."""
     prepared = prepare(config, folder=folder, observer=observer, **parts)
-    if folder is not None:
-        folder.write_config(config.model_dump(exclude_none=True))
+    if folder is not None:  # with what was measured, so that a rerun takes the same path
+        folder.write_config(prepared.config.model_dump(exclude_none=True))
     return prepared.go()
 
 

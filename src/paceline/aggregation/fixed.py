@@ -17,9 +17,9 @@ from torch import Tensor
 
 from paceline.call import Sink
 from paceline.errors import AggregationError, NonFiniteError, PacelineError, SumOverflowError
-from paceline.lazy import Lazy
+from paceline.lazy import Column, Lazy
 from paceline.tree import Tree
-from paceline.update import Columns, Terms
+from paceline.update import Columns, Terms, Update
 
 __all__ = ["SUM_BOUND", "FixedPoint", "Partial", "merge"]
 
@@ -174,8 +174,35 @@ class _Sink(Sink):
                     return [None] * len(entries)
         return super().add_all(entries)
 
+    def add_uniform(self, clients: Sequence[int], reply: Tree) -> bool:
+        """Add a reply that stands for one of each client; return whether that can be done."""
+        total = _of_all(reply, len(clients))
+        if total is not None:
+            self._partial.add_terms(clients, total)
+        return total is not None
+
     def partial(self) -> Partial:
         return self._partial
+
+
+def _of_all(reply: Tree, count: int) -> Terms | None:
+    """Return the terms of the sum of `count` clients' replies, of which this one stands for each."""
+    if type(reply) is not Update or type(reply.weight) not in (int, float):
+        return None
+    weight, sums, scalars, shown = float(reply.weight), [], [], {}
+    for name, value in reply.fields.items():
+        if type(value) is Lazy and value.index is None:
+            total = value.rows.weighted([weight * value.coefficient] * count)
+            for factor, vector in value.rest:
+                total.add_(vector, alpha=factor * weight * count)
+            sums.append(total)
+        elif isinstance(value, int | float):
+            scalars.append(weight * (math.fsum(value.values) if type(value) is Column else count * value))
+        else:
+            return None
+        shown[name] = 0.0 if type(value) is Column else value
+    terms = Terms.of(Update(weight=reply.weight, **shown), lazy=True)
+    return Terms(terms.structure, terms.names, sums, [1.0] * len(sums), [*scalars, weight * count], [])
 
 
 def together(replies: Sequence[Tree]) -> Terms | None:

@@ -4,6 +4,10 @@
     dirichlet:ALPHA     each class is shared out by proportions drawn from Dirichlet(ALPHA, ..., ALPHA)
     shards:K            each client has K classes; a class is shared out equally among those who have it
     quantity:ALPHA      the class mix of iid; sizes are proportions drawn from Dirichlet(ALPHA, ..., ALPHA)
+    groups:0-4/5-9      groups of clients, each with its classes; a class is shared out equally among those who
+                        have it (``groups:0-3,8/4-9`` may overlap; classes that nobody has are left out)
+    longtail:IF/ALPHA   class c has n * IF^(c / (C - 1)) samples, the others are left out; then dirichlet:ALPHA,
+                        or iid without ALPHA
     natural             the data's own clients (writers, roles, sites)
 """
 
@@ -18,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paceline.data.assign import ASSIGN, Wanted
+from paceline.data.assign import ASSIGN, Wanted, group_of
 from paceline.errors import ConfigError, DataError, EmptyClientError, UnknownNameError
 from paceline.rng import numpy_rng
 from paceline.tasks.task import Task
@@ -27,6 +31,7 @@ __all__ = ["Partition", "parse_partition", "partition_names", "partition_task"]
 
 _TAKES = {"iid": None, "dirichlet": "a number above 0", "shards": "a whole number of classes, at least 1"}
 _TAKES |= {"quantity": "a number above 0", "natural": None}
+_TAKES |= {"groups": "classes of each group", "longtail": "an imbalance above 0 and at most 1"}
 
 
 def partition_names() -> list[str]:
@@ -34,8 +39,9 @@ def partition_names() -> list[str]:
     return list(_TAKES)
 
 
-def parse_partition(text: str) -> tuple[str, float | None]:
-    """Read ``iid``, ``dirichlet:0.3`` ... into a name and a value.
+def parse_partition(text: str) -> tuple[str, Any]:
+    """Read ``iid``, ``dirichlet:0.3`` ... into a name and a value: a number, for groups the classes of each, for
+    longtail the imbalance and what dirichlet takes, or None.
 
     Raises `UnknownNameError` for a name that does not exist, `ConfigError` for a value that does not fit.
     """
@@ -47,6 +53,10 @@ def parse_partition(text: str) -> tuple[str, float | None]:
         if colon:
             raise ConfigError(f"partition {text!r}: {name} takes no value")
         return name, None
+    if name == "groups":
+        return name, _classes_of_groups(text, value)
+    if name == "longtail":
+        return name, _tail(text, value)
     try:
         number = float(value)
     except ValueError:
@@ -54,6 +64,30 @@ def parse_partition(text: str) -> tuple[str, float | None]:
     if not 0 < number < float("inf") or (name == "shards" and number != int(number)):
         raise ConfigError(f"partition {text!r}: {name} takes {takes}, as in {name}:{2 if name == 'shards' else 0.3}")
     return name, number
+
+
+def _classes_of_groups(text: str, value: str) -> tuple[tuple[int, ...], ...]:
+    groups = []
+    for part in value.split("/"):
+        classes: list[int] = []
+        for piece in part.split(","):
+            first, dash, last = piece.strip().partition("-")
+            if not first.isdecimal() or (dash and not last.isdecimal()) or int(first) > int(last or first):
+                raise ConfigError(f"partition {text!r}: {piece!r} is no class or range of classes; write groups:0-3/4-6,9")
+            classes += range(int(first), int(last or first) + 1)
+        groups.append(tuple(dict.fromkeys(classes)))
+    return tuple(groups)
+
+
+def _tail(text: str, value: str) -> tuple[float, float | None]:
+    factor, slash, alpha = value.partition("/")
+    try:
+        numbers = float(factor), float(alpha) if slash else None
+    except ValueError:
+        numbers = float("nan"), None
+    if not 0 < numbers[0] <= 1 or not 0 < (1.0 if numbers[1] is None else numbers[1]) < float("inf"):
+        raise ConfigError(f"partition {text!r}: longtail takes an imbalance from 0 to 1, as in longtail:0.05 or longtail:0.05/0.5")
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -70,6 +104,7 @@ class Partition:
         cuts: shape [clients] (int64).
         owners: name of each client, where the partition is natural.
         moved: samples that were moved from large clients to clients that would have had none.
+        groups: true group of each client, where the partition has groups.
     """
 
     name: str
@@ -78,6 +113,7 @@ class Partition:
     cuts: Tensor
     owners: tuple[str, ...] = ()
     moved: int = 0
+    groups: tuple[int, ...] = ()
 
     @property
     def num_clients(self) -> int:
@@ -107,18 +143,18 @@ class Partition:
 
     def num_train(self, client: int) -> int:
         """Return how many training samples a client has."""
-        first, cut, _ = self._bounds(client)
-        return cut - first
+        return int(self._arrays[2][client])
 
     def _bounds(self, client: int) -> tuple[int, int, int]:
-        if not 0 <= client < len(self.cuts):
+        offsets, cuts, _ = self._arrays  # numpy's scalars are read faster than a tensor's
+        if not 0 <= client < cuts.shape[0]:
             raise IndexError(f"client {client} of {len(self)}")
-        offsets, cuts = self._arrays  # numpy's scalars are read faster than a tensor's
         return int(offsets[client]), int(cuts[client]), int(offsets[client + 1])
 
     @cached_property
-    def _arrays(self) -> tuple[Any, Any]:
-        return self.offsets.numpy(), self.cuts.numpy()
+    def _arrays(self) -> tuple[Any, Any, Any]:
+        offsets, cuts = self.offsets.numpy(), self.cuts.numpy()
+        return offsets, cuts, cuts - offsets[:-1]
 
     def table(self, task: Task) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
         """Return how many samples of each class each client has, shape [clients, classes] (int64)."""
@@ -135,11 +171,12 @@ def partition_task(
     seed: int = 0,
     allow_empty: bool = False,
     client_test: float = 0.0,
+    client_samples: int | None = None,
 ) -> Partition:
     """Share a task's training samples out over clients.
 
-    Every sample goes to exactly one client, but for ``natural`` with fewer `clients` than the data have: it
-    takes that many of them, drawn by `seed`.
+    Every sample goes to exactly one client, but for those that ``groups``, ``longtail`` and `client_samples` leave
+    out, and for ``natural`` with fewer `clients` than the data have: it takes that many of them, drawn by `seed`.
 
     Args:
         task: its training labels (and owners) are read.
@@ -150,6 +187,7 @@ def partition_task(
             of them one sample of the client that has most at that time, and `moved` counts these.
         client_test: share of each client's samples that is set aside for its tests, at least one of two. They
             are drawn at random; of a natural client whose samples follow in time they are the last ones.
+        client_samples: most samples of a client, those for tests included; the others are left out.
 
     Raises `ConfigError` for values that cannot be, `EmptyClientError` when a client would stay without
     samples, `DataError` when natural clients or class labels are wanted and there are none.
@@ -173,11 +211,13 @@ def partition_task(
                 f"{len(task.train)} samples cannot give each of {count} clients one; take fewer clients or --allow-empty"
             )
         labels = task.train.y.numpy()
-        if name in {"dirichlet", "shards"} and (labels.ndim != 1 or labels.dtype.kind not in "iu"):
+        if name in {"dirichlet", "shards", "groups", "longtail"} and (labels.ndim != 1 or labels.dtype.kind not in "iu"):
             raise DataError(f"partition {spec!r} needs one class label for each sample; {task.name} has none")
-        client_of, moved = ASSIGN[name](Wanted(labels, task.num_classes, count, value or 0.0, not allow_empty, rng))
+        client_of, moved = ASSIGN[name](Wanted(labels, task.num_classes, count, value, not allow_empty, rng))
     in_time = name == "natural" and task.in_time
     order, offsets = _sorted(client_of, count, None if in_time else rng)
+    if client_samples is not None:
+        order, offsets = _capped(order, offsets, client_samples)
     sizes = np.diff(offsets)
     if not allow_empty and (sizes == 0).any():
         empty = np.flatnonzero(sizes == 0)
@@ -187,9 +227,16 @@ def partition_task(
         )
     held = np.minimum(np.maximum(np.rint(sizes * client_test), client_test > 0), np.maximum(sizes - 1, 0))
     cuts = offsets[1:] - held.astype(np.int64)
-    return Partition(
-        spec, torch.from_numpy(order), torch.from_numpy(offsets), torch.from_numpy(cuts), owners, moved
-    )
+    groups = tuple(group_of(count, len(value)).tolist()) if name == "groups" else ()
+    arrays = torch.from_numpy(order), torch.from_numpy(offsets), torch.from_numpy(cuts)
+    return Partition(spec, *arrays, owners, moved, groups)
+
+
+def _capped(order: Any, offsets: Any, most: int) -> tuple[Any, Any]:
+    """Keep the first `most` rows of each client."""
+    sizes = np.minimum(np.diff(offsets), most)
+    kept = [order[start : start + size] for start, size in zip(offsets[:-1], sizes, strict=True)]
+    return np.concatenate(kept), np.concatenate([[0], np.cumsum(sizes)])
 
 
 def _natural(

@@ -2,10 +2,11 @@
 
 from paceline.engines.debug import DebugEngine
 from paceline.engines.local import LocalEngine
+from paceline.engines.stacking import Choice
 from paceline.engines.worker import Setup, Worker
 from paceline.errors import UnknownNameError
 
-__all__ = ["DebugEngine", "LocalEngine", "Setup", "Worker", "load_engine"]
+__all__ = ["Choice", "DebugEngine", "LocalEngine", "Setup", "Worker", "load_engine"]
 
 _ENGINES = {"local": LocalEngine, "debug": DebugEngine}
 

@@ -19,6 +19,7 @@ import torch
 from paceline.call import Call, Receipt
 from paceline.engines.dealing import Dealer
 from paceline.engines.pipes import End, pair
+from paceline.engines.stacking import Choice, choose
 from paceline.engines.worker import Setup, Worker
 from paceline.errors import CheckpointError, ConfigError, EngineError, WorkerDiedError
 from paceline.params import Params
@@ -56,6 +57,12 @@ class LocalEngine:
     def stack(self, chunk: int) -> None:
         """From now on let up to `chunk` clients work as one."""
         self._dealer.chunk = chunk
+
+    def measure(self, cohort: int, always: bool = False) -> Choice:
+        """Find out how many clients should work as one; see `choose`."""
+        clients = [c for c in range(min(self.num_clients, 128)) if self.setup.cost(c) > 1]
+        data = [self.here.samples(c) for c in clients]
+        return choose(self.here.model, self.here.initial, self.setup.task, data, cohort, always)
 
     def run(self, call: Call) -> Iterator[Receipt | tuple[str, Any]]:
         """Run a call; yields receipts and partial sums as they come."""

@@ -6,7 +6,7 @@ import contextlib
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -17,9 +17,10 @@ from paceline.call import Call, Receipt, Sink, wire_size
 from paceline.client import Client, ClientData, Memory
 from paceline.client import evaluate as evaluate_on
 from paceline.devices import Cost, times
-from paceline.engines.stacking import Meeting, Solver
-from paceline.errors import CheckpointError, ClientError, UnknownNameError
+from paceline.engines.stacking import Meeting, Solver, Uniform
+from paceline.errors import CheckpointError, ClientError, PacelineError, UnknownNameError
 from paceline.held import Held, hold
+from paceline.lazy import NotUniform
 from paceline.local import train
 from paceline.method import client_functions
 from paceline.params import Layout, Params, Resident
@@ -95,6 +96,8 @@ class Worker:
         self.sessions: dict[int, dict[str, Any]] = {}
         self.solver = Solver(setup.one_step)
         self._ask: Callable[[Any], Any] = train
+        self._differs: set[tuple[str, str]] = set()
+        """Functions that ask for what may differ between clients."""
         self.keeps_times = getattr(setup.programs.get("method"), "keeps_times", False)
         self.services = {name: make(self) for name, make in setup.services.items()}
 
@@ -124,6 +127,11 @@ class Worker:
             here = [c for c in chunk if c not in gone]
             for client in gone:
                 yield Receipt(client, dropped="gone", bytes_down=down[client])
+        if len(here) > 1:
+            receipts = self._uniform(call, here, sink, down)
+            if receipts is not None:
+                yield from receipts
+                return
         done = self._invoke_all(call, here)
         ready: list[tuple[Client, Any, int, Any]] = []
         for me, outcome, _ in done:
@@ -151,6 +159,40 @@ class Worker:
                 yield self._failed(call, me, value, down[me.id])
             else:
                 yield self._receipt(call, me, value, spent, down[me.id], up, None)
+
+    def _uniform(self, call: Call, clients: Sequence[int], sink: Sink, down: Mapping[int, int]) -> list[Receipt] | None:
+        """Run the function once for all clients of a chunk; None where that cannot be done, and nothing was."""
+        setup, key = self.setup, (call.program, call.function)
+        add = getattr(sink, "add_uniform", None)
+        if add is None or key in self._differs or self.keeps_times or setup.measured or call.each_message or call.peers:
+            return None
+        costs = {setup.cost(c) for c in clients}
+        if len(costs) > 1 or isinstance(call.channel, Held):
+            return None
+        lead = self.client(replace(call, clients=()), clients[0])
+        lead.memory = Memory()
+        orders = [partial(partial, self._order, call, c) for c in clients]
+        with contextlib.suppress(PacelineError):  # whoever is at fault is found when they run one by one
+            try:
+                data = [self.samples(c) for c in clients]
+                reply = self.invoke(Uniform(lead, data, orders, self.solver.whole), *key, call.message)  # type: ignore[arg-type]
+                up = sink.size(reply)
+                profiles = [setup.fleet.profile(c, call.round) for c in clients]
+                cost = Cost(lead.flops, down[clients[0]], up, None)
+                known = {id(p): times(p, cost) for p in {id(p): p for p in profiles}.values()}
+                spent = [known[id(p)] for p in profiles]
+                if call.deadline is not None and any(t.compute + t.network > call.deadline for t in spent):
+                    return None
+                if add(clients, reply):
+                    return [Receipt(c, None, t.compute, t.network, down[c], up) for c, t in zip(clients, spent, strict=True)]
+            except (NotUniform, RuntimeError, TypeError, ValueError):  # no stand-in suits this function
+                self._differs.add(key)
+            else:
+                self._differs.add(key)
+        return None
+
+    def _order(self, call: Call, client: int, loop: int) -> torch.Generator:
+        return self.client(call, client).stream("order", loop)
 
     def _sizes(self, sink: Sink, done: list[tuple[Client, Any, float]]) -> Sequence[Any]:
         """Return the bytes of each reply, or the error for one that cannot be sent."""
@@ -222,7 +264,7 @@ class Worker:
             partial(derive, self.setup.seed, "client", client, call.round, stream or call.stream),
             self.model,
             self.setup.task,
-            partial(self._samples, client),
+            partial(self.samples, client),
             memory,
             call.peers.get(client) if peers is None else peers,
             services={
@@ -235,7 +277,8 @@ class Worker:
             ask=self._ask,
         )
 
-    def _samples(self, client: int, part: int) -> ClientData:
+    def samples(self, client: int, part: int = 0) -> ClientData:
+        """Return a client's training (0) or test (1) samples."""
         return ClientData(self.x, self.y, self.setup.split(client)[part].to(self.x.device))
 
     def note_times(self, me: Client, down: int, up: int) -> None:

@@ -40,8 +40,8 @@ class OneBatch:
         first.model.module.train()
         self._run = Functional(first.model)
         self._count = first.model.layout.num_params
-        rows = [next(job.batches()) for job in jobs]
-        sizes = [len(r) for r in rows]
+        rows = [j.data.index if len(j.data) <= j.batch_size else next(j.batches()) for j in jobs]
+        sizes = [r.shape[0] for r in rows]
         index = torch.cat(rows)
         x, y = first.data.x.index_select(0, index), first.data.y.index_select(0, index)
         self._leaf = first.start.vector.detach().requires_grad_()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,22 +70,36 @@ class Solver:
         hooks = (job.correct, job.direction, job.objective, job.after)
         return key if hooks == _NONE else (*key[:-1], signature(job.loss), *map(signature, hooks))
 
+    def whole(self, jobs: Sequence[Job]) -> tuple[Rows, torch.Tensor] | None:
+        """Return the changes and losses of jobs of one make; None where they cannot run as one."""
+        key = self._key(jobs[0])
+        if key in self._refused or len(jobs) < 2:
+            return None
+        return self._whole(key, jobs)
+
     def _together(self, key: Any, jobs: list[Job]) -> list[Any]:
         if len(jobs) == 1:
             return [_alone(jobs[0])]
+        try:
+            solved = self._whole(key, jobs)
+        except PacelineError as error:
+            return [NotAtOnce(error)] * len(jobs)
+        return [_alone(job) for job in jobs] if solved is None else _answers(jobs, *solved)
+
+    def _whole(self, key: Any, jobs: Sequence[Job]) -> tuple[Rows, torch.Tensor] | None:
         try:
             if (reason := unstackable(jobs[0].model.module)) is not None:
                 raise Unstackable(reason)
             if self.one_step and one_batch(jobs):
                 whole = OneBatch(jobs)
-                return _answers(jobs, whole, whole.losses.detach())
+                return whole, whole.losses.detach()
             stack = Stack(jobs)
             descend(stack)
             changes = Changes(stack.at.vector.sub_(stack.starts))
             steps = torch.tensor([job.steps for job in jobs], device=stack.totals.device)
-            return _answers(jobs, changes, stack.totals / steps)
-        except PacelineError as error:
-            return [NotAtOnce(error)] * len(jobs)
+            return changes, stack.totals / steps
+        except PacelineError:
+            raise
         except (Unstackable, RuntimeError, TypeError, ValueError) as error:
             # torch.func says in many ways that code cannot be stacked; alone, a real fault comes up again
             self._refused.add(key)
@@ -92,16 +107,15 @@ class Solver:
             self.notes.setdefault(
                 getattr(hook, "__qualname__", type(jobs[0].model.module).__name__), _first_line(error)
             )
-            return [_alone(job) for job in jobs]
+            return None
 
 
 def _answers(jobs: Sequence[Job], rows: Rows, losses: torch.Tensor) -> list[Any]:
     """Return each client's result; those whose loss is not finite get an error."""
-    fine = bool(torch.isfinite(losses).all())
     answers: list[Any] = []
-    for k, (job, loss) in enumerate(zip(jobs, losses.unbind(), strict=True)):
-        if not fine and not torch.isfinite(loss):
-            answers.append(NotAtOnce(diverged(float(loss) * job.steps, job)))
+    for k, (job, loss) in enumerate(zip(jobs, losses.tolist(), strict=True)):
+        if not math.isfinite(loss):
+            answers.append(NotAtOnce(diverged(loss * job.steps, job)))
             continue
         params = Lazy(rows, k, job.start.layout, 1.0, ((1.0, job.start.vector),))
         answers.append(Trained(params, job.steps, job.samples(), loss))

@@ -49,7 +49,7 @@ class FedAvg(Method):
     def train(self, client: Client, message: Params) -> Update:
         """Train locally; return the change, weighted by samples."""
         local = client.sgd(message, **self.local(client), correct=self.correct(message))
-        return Update(delta=local.params - message, loss=float(local.loss), weight=client.num_samples)
+        return Update(delta=local.params - message, loss=local.loss, weight=client.num_samples)
 
     def local(self, client: Client) -> dict[str, Any]:
         """Return the local loop's hyperparameters."""

@@ -1,0 +1,110 @@
+"""How many clients to stack: measured for a moment on the real model and data, not guessed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from paceline.client import ClientData
+from paceline.engines.stacking.solve import Solver, unstackable
+from paceline.local import Job, train
+from paceline.params import Params, Resident
+
+__all__ = ["Choice", "choose"]
+
+_SIZES = (4, 8, 16, 32, 64, 128)
+_STEPS = 2
+_BYTES = 256 << 20
+"""Most bytes that the stacked vectors of one chunk may take: parameters, gradients and what is held beside them."""
+
+_SECONDS = 0.2
+"""A size that takes longer than this is the last one that is tried."""
+
+_KNOWN: dict[Any, Choice] = {}
+"""Choices of this process: a second run of the same make does not measure again."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the clients of a run train.
+
+    Args:
+        chunk: clients in one stack; 1 is one after another.
+        reason: in a few words, for people.
+    """
+
+    chunk: int
+    reason: str
+
+
+def choose(model: Resident, start: Params, problem: Any, clients: Sequence[ClientData], cohort: int, always: bool = False) -> Choice:
+    """Return how many clients to stack.
+
+    Args:
+        model, start: what trains.
+        problem: loss, learning rate and batch size.
+        clients: data of some clients of the run, those without data left out.
+        cohort: clients in a round; a chunk is at most half of it, so that workers can share it.
+        always: stack even where it is slower, if it can be done at all.
+    """
+    most = max(min(cohort // 2, _BYTES // (24 * start.layout.size), len(clients)), 2 if always else 0)
+    reason = unstackable(model.module)
+    if reason is not None or model.stateful:
+        return Choice(1, reason or "the model's buffers belong to one client each")
+    if most < 2 or cohort < 2 or len(clients) < 2:
+        return Choice(1, f"a cohort of {cohort} is too small, or the model of {start.layout.size} values too large, for stacks")
+    sizes = [s for s in _SIZES if s < most] + [min(most, _SIZES[-1])]
+    key = (type(model.module), start.layout.digest, clients[0].x.shape[1:], problem.batch_size, sizes[-1], str(model.device), always)
+    if key not in _KNOWN:
+        _KNOWN[key] = _measure(model, start, problem, clients, sizes, always)
+    return _KNOWN[key]
+
+
+def _measure(model: Resident, start: Params, problem: Any, clients: Sequence[ClientData], sizes: Sequence[int], always: bool) -> Choice:
+    solver = Solver(one_step=False)
+
+    def jobs(count: int) -> list[Job]:
+        picked = [clients[k % len(clients)] for k in range(count)]
+        size = problem.batch_size
+        steps = [min(_STEPS, -(-len(d) // size)) for d in picked]
+        return [
+            Job(model, d, start, problem.loss, problem.lr, s, size, torch.Generator) for d, s in zip(picked, steps, strict=True)
+        ]
+
+    few = jobs(min(sizes[0], 4))
+    alone = _seconds(lambda: [train(job) for job in few], model.device) / len(few)
+    best, fastest = 1, alone
+    for count in sizes:
+        asked = jobs(count)
+        took = _seconds(partial(solver, asked), model.device)
+        if solver.notes:
+            return Choice(1, next(iter(solver.notes.values())))
+        if took / count < 0.95 * fastest or (always and best == 1):
+            best, fastest = count, took / count
+        if took > _SECONDS and took / count > fastest:
+            break
+    if best == 1:
+        return Choice(1, f"stacks of {sizes[0]} to {sizes[-1]} are no faster on this machine")
+    return Choice(best, f"a stack takes x{fastest / alone:.2f} of the time, measured")
+
+
+def _seconds(work: Any, device: torch.device) -> float:
+    """Return the shorter of two runs; the first one of all also warms up."""
+    work()
+    best = float("inf")
+    for _ in range(2):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - started)
+        if best > _SECONDS / 4:
+            break
+    return best

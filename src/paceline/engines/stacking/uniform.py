@@ -1,0 +1,89 @@
+"""Running a client function once for a whole chunk, where it asks nothing of a client but to train.
+
+Most functions train from the server's message and return what changed. They do the same for every client of a
+chunk that has equally many samples, so it is enough to run them once, with results that stand for all. As soon
+as a function asks for anything that may differ, `NotUniform` ends the attempt and the clients run one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from paceline.client import Client, ClientData
+from paceline.lazy import Column, Lazy, NotUniform
+from paceline.local import Job, Trained
+
+__all__ = ["Uniform"]
+
+
+class Uniform:
+    """What a client function gets in place of a `Client`: it stands for all clients of a chunk.
+
+    Args:
+        lead: the first of them.
+        data: training samples of each, equally many.
+        orders: what returns the stream that orders them.
+        solve: trains jobs as one; returns their changes and losses, or None.
+    """
+
+    def __init__(
+        self,
+        lead: Client,
+        data: Sequence[ClientData],
+        orders: Sequence[Callable[[int], Callable[[], torch.Generator]]],
+        solve: Callable[[Sequence[Job]], Any],
+    ) -> None:
+        self._lead, self._data, self._orders, self._solve = lead, data, orders, solve
+        self._loops = 0
+        lead.ask = self._train
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise NotUniform(f"client.{name}")
+
+    @property
+    def num_samples(self) -> int:
+        """Number of training samples of each."""
+        return len(self._data[0])
+
+    @property
+    def problem(self) -> Any:
+        """The task's loss and defaults, the same for all."""
+        return self._lead.problem
+
+    @property
+    def round(self) -> int:
+        """The round."""
+        return self._lead.round
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model and the data are."""
+        return self._lead.device
+
+    def sgd(self, *args: Any, **options: Any) -> Trained:
+        """Train all clients: see `Client.sgd`."""
+        return self._lead.sgd(*args, **options)
+
+    def _train(self, job: Job) -> Trained:
+        if job.alone or not job.steps:
+            raise NotUniform("a module of its own, or no step")
+        self._loops += 1
+        jobs = []
+        for data, order in zip(self._data, self._orders, strict=True):
+            jobs.append(job.of(data, order(self._loops)))
+        solved = self._solve(jobs)
+        if solved is None:
+            raise NotUniform("a hook that cannot be stacked")
+        rows, losses = solved
+        if not bool(torch.isfinite(losses).all()):
+            raise NotUniform("a loss that is not finite")  # alone it is found out whose
+        params = Lazy(rows, None, job.start.layout, 1.0, ((1.0, job.start.vector),))
+        return Trained(params, job.steps, job.samples(), _column(losses))
+
+
+def _column(values: Tensor) -> Column:
+    return Column(values.tolist())
