@@ -14,7 +14,7 @@ from paceline.cli import exitcodes
 from paceline.cli.fields import FIELDS
 from paceline.run import RunConfig
 
-COMMANDS = ("run", "compare", "resume", "report", "methods", "tasks", "partition", "data", "ca", "doctor")
+COMMANDS = ("run", "compare", "resume", "report", "methods", "tasks", "partition", "data", "ca", "doctor", "server", "client", "federate")
 ROOT = Path(__file__).parents[2]
 IMPORTS = """
 import sys

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from paceline import __version__
-from paceline.cli import ca, compare, data, doctor, listing, partition, report, run
+from paceline.cli import ca, client, compare, data, doctor, federate, listing, partition, report, run, server
 from paceline.cli.exitcodes import epilog
 from paceline.cli.show import err, show_error
 from paceline.errors import PacelineError
@@ -97,4 +97,6 @@ for command in (run.run, compare.compare, run.resume, report.report):
 for command in (listing.methods, listing.tasks, partition.partition, doctor.doctor):
     app.command(rich_help_panel="What is there")(command)
 app.add_typer(data.app, name="data", rich_help_panel="What is there")
+for command in (server.server, client.client, federate.federate):
+    app.command(rich_help_panel="A real federation")(command)
 app.add_typer(ca.app, name="ca", rich_help_panel="A real federation")

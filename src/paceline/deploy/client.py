@@ -68,13 +68,14 @@ class HouseRules:
         if self._plan is None:
             raise PolicyError(["nothing was agreed to yet"])
         now, program = self.clock(), p.field(head, "program", str)
-        facts: dict[str, Any] = {"cohort": p.field(head, "cohort", int) if program == "method" else None}
+        stays = p.field(p.field(head, "channel", dict), "kind", str) == "held"  # what is only begun shows nothing
+        facts: dict[str, Any] = {"cohort": p.field(head, "cohort", int) if program == "method" and not stays else None}
         if program == "secagg":
             facts |= _secure_facts(p.field(head, "function", str), message)
         request = Request(
             now,
             round=p.field(head, "round", int),
-            program=program,
+            program=None if stays else program,
             message_bytes=p.field(head, "size", int),
             usage=self.ledger.usage(self._run, now),
             **facts,

@@ -43,6 +43,10 @@ if TYPE_CHECKING:
 __all__ = ["FederationServer", "Present"]
 
 
+_OURS = ("federation.json", "state.db", ".federation.json")
+"""What a server that was killed early may have left in the run's folder."""
+
+
 @dataclass(frozen=True)
 class Present:
     """The clients that can be asked: those of a fleet that are connected and ready."""
@@ -183,7 +187,9 @@ class FederationServer:
             if changed:
                 raise ConfigError(f"{path} holds a run with other options ({', '.join(changed)}); name another folder, or take them back")
             return folder, True
-        return RunFolder(path) if (path / "federation.json").exists() else RunFolder.create(path.parent, path.name), False
+        if path.is_dir() and all(f.name.startswith(_OURS) for f in path.iterdir()):
+            return RunFolder(path), False
+        return RunFolder.create(path.parent, path.name), False
 
     def _started(self, folder: RunFolder) -> dict[str, Any]:
         """Count this start, durably, before anything is asked."""

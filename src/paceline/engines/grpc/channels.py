@@ -20,6 +20,7 @@ from paceline.aggregation.secure.config import SecureConfig
 from paceline.aggregation.secure.encoding import pack, unpack
 from paceline.call import Channel, Each, Sink
 from paceline.errors import AggregationError, EngineError, WireError
+from paceline.held import Held
 from paceline.tree import Tree
 from paceline.update import Terms
 
@@ -35,6 +36,8 @@ def describe(channel: Channel) -> dict[str, Any]:
             return {"kind": "each"}
         case FixedPoint():
             return {"kind": "sum"}
+        case Held(goes_up):
+            return {"kind": "held", "goes_up": goes_up}
         case _Modular(codec):
             facts = {"config": dataclasses.asdict(codec.config), "clients": codec.clients, "bounds": dict(codec.bounds)}
             return {"kind": "modular", **facts}
@@ -46,6 +49,8 @@ def client_channel(facts: Mapping[str, Any]) -> Channel:
     match facts:
         case {"kind": "each" | "sum"}:
             return Each()
+        case {"kind": "held", "goes_up": bool(goes_up)}:
+            return Held(goes_up)
         case {"kind": "modular", "config": dict(config), "clients": int(clients), "bounds": dict(bounds)}:
             return _Encoder(Codec(SecureConfig(**config), clients, bounds))
     raise WireError("a call names a channel that is not known here; upgrade paceline")

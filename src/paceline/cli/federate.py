@@ -1,0 +1,86 @@
+"""`paceline federate`: a run as a real federation on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from paceline.cli.fields import ConfigFile, Options, SecureOptions, TaskOptions, configuration, run_options
+from paceline.cli.progress import LiveProgress
+from paceline.cli.run import Json, Name, Out, Quiet, Replace, _finish
+from paceline.cli.values import MethodSpec, pairs
+
+__all__ = ["federate"]
+
+CLIENTS = 5
+
+Faults = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fault",
+        metavar="KIND:client=N,...",
+        help="a fault on purpose: kill, bandwidth, delay, slow, drop, duplicate, swap or corrupt; may be given again",
+        show_default="none",
+    ),
+]
+Keep = Annotated[
+    bool, typer.Option("--keep", help="keep keys, configurations and logs beside the run", show_default="off")
+]
+
+
+@run_options()
+def federate(
+    ctx: typer.Context,
+    method: Annotated[
+        str | None,
+        typer.Argument(help="a method, or METHOD:field=value,...; see `paceline methods`", show_default="the file's, else fedavg"),
+    ] = None,
+    option: Options = None,
+    task_option: TaskOptions = None,
+    secure_option: SecureOptions = None,
+    config: ConfigFile = None,
+    out: Out = Path("runs"),
+    name: Name = None,
+    replace: Replace = False,
+    fault: Faults = None,
+    keep: Keep = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    **given: Any,
+) -> None:
+    """Train as a real federation on this machine: an authority, a server and clients as processes, over TLS.
+
+    Takes the options of `run` and ends with the same bits. Unless it is given, there are 5 clients, all in the cohort.
+    """
+    spec = None if method is None else MethodSpec.parse(method)
+    from paceline.run import RunConfig
+
+    settings = configuration(
+        ctx,
+        given,
+        config,
+        method=spec.name if spec else None,
+        options=(spec.options if spec else {}) | pairs(option),
+        task_option=task_option,
+        secure_option=secure_option,
+    )
+    chosen = settings.model_fields_set
+    changes: dict[str, Any] = {"engine": "grpc"}
+    if "clients" not in chosen:
+        changes["clients"] = CLIENTS
+    if "cohort" not in chosen:
+        changes["cohort"] = changes.get("clients", settings.clients)
+    if "on_error" not in chosen:
+        changes["on_error"] = "drop"
+    settings = RunConfig.build({**settings.model_dump(exclude_unset=True), **changes})
+    from paceline.cli.folders import new_place
+    from paceline.deploy.federate import federate as carry_out
+
+    default = f"federate-{settings.method}-{settings.task}-s{settings.seed}"
+    with new_place(out, name, default, replace) as place, LiveProgress(quiet or json) as progress:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        progress.begin(settings.method, settings.rounds)
+        summary = carry_out(settings, place, progress, faults=fault or (), keep=keep)
+    _finish(summary, json)

@@ -1,0 +1,30 @@
+"""`paceline server`: serve one run to real clients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from paceline.cli.run import Json
+
+__all__ = ["Config", "server"]
+
+Config = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE.toml", help="configuration; PACELINE_TABLE__KEY wins over it", show_default="none")
+]
+
+
+def server(config: Config = None, json: Json = False) -> None:
+    """Serve a run to the clients of a federation; killed and started again, it goes on where it was.
+
+    SIGTERM ends it as soon as its state is safe. docs/deploy.md shows the configuration.
+    """
+    from paceline.cli.run import _finish
+    from paceline.deploy.processes import run_server
+    from paceline.deploy.settings import ServerConfig, load_config
+
+    summary = run_server(load_config(ServerConfig, config))
+    if summary is not None:
+        _finish(summary, json)

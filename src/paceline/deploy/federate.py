@@ -1,0 +1,225 @@
+"""A whole federation on this machine: an authority, a server and clients as separate processes, over TLS.
+
+Processes that a fault kills are started again, as systemd would do. The parent only starts, watches and cleans
+up; everything else goes through the same configuration files and code as a real federation.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+from paceline.deploy.authority import Authority
+from paceline.deploy.processes import child
+from paceline.engines.grpc.faults import Fault
+from paceline.errors import EngineError, PacelineError
+from paceline.run import Observer, RunConfig, Summary
+from paceline.store import RunFolder
+from paceline.store.toml import to_toml
+
+__all__ = ["Federation", "federate"]
+
+_OPEN = {"secure_aggregation": {"required": False}, "cohort": {"least": 1, "least_quorum": 1}}
+
+
+@dataclass
+class _Party:
+    """One process: a server or a client, and how often it was started."""
+
+    role: str
+    config: Path
+    log: Path
+    values: dict[str, Any]
+    faulted: bool
+    starts: int = 0
+    process: ForkServerProcess | None = None
+    back: float = 0.0
+
+    def start(self, context: ForkServerContext) -> None:
+        """Start the process; one that was killed on purpose is not killed again."""
+        part = self.values["server" if self.role == "server" else "client"]
+        if self.starts:
+            part["faults"] = [text for text in part["faults"] if not text.startswith("kill")]
+        self.config.write_text(to_toml(self.values))
+        self.starts += 1
+        self.process = context.Process(target=child, args=(self.role, self.config, self.log), daemon=True)
+        self.process.start()
+
+    def told(self) -> str:
+        """Return the end of what it wrote."""
+        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        return "\n".join(text.splitlines()[-6:])
+
+
+@dataclass
+class Federation:
+    """A federation on loopback.
+
+    Args:
+        config: what is run.
+        place: folder of the run, made by the server.
+        faults: see `paceline.engines.grpc.faults`.
+        server, waiting: further fields of the server's configuration.
+        client: further fields of the clients' configuration.
+        policy: the clients' policy; one that allows everything by default.
+        back: seconds after which a killed process is started again.
+        keep: leave keys, configurations and logs beside the run, in ``PLACE.parties``.
+    """
+
+    config: RunConfig
+    place: Path
+    faults: Sequence[str] = ()
+    server: dict[str, Any] = field(default_factory=dict)
+    waiting: dict[str, Any] = field(default_factory=dict)
+    client: dict[str, Any] = field(default_factory=dict)
+    policy: dict[str, Any] = field(default_factory=lambda: dict(_OPEN))
+    back: float = 0.2
+    keep: bool = False
+
+    def __post_init__(self) -> None:
+        self._met = [Fault.parse(text) for text in self.faults]
+        self.parties: list[_Party] = []
+        self._shown = 0
+
+    def run(self, observer: Observer | None = None) -> Summary:
+        """Carry out the run and return its summary. Raises what made the server or a client fail."""
+        root = Path(tempfile.mkdtemp(prefix="paceline-"))
+        if self.keep:
+            kept = self.place.with_name(self.place.name + ".parties")
+            shutil.rmtree(kept, ignore_errors=True)
+            root = root.rename(kept) if root.stat().st_dev == self.place.parent.resolve().stat().st_dev else Path(shutil.move(root, kept))
+        try:
+            self._found(root)
+            context = _context()
+            for party in self.parties:
+                party.start(context)
+            self._watch(context, observer)
+            return self._summary(observer)
+        finally:
+            self._end()
+            if not self.keep:
+                shutil.rmtree(root, ignore_errors=True)
+
+    # -- the parts -----------------------------------------------------------------------------
+    def _found(self, root: Path) -> None:
+        """Make keys and configurations."""
+        ca = Authority.create(root / "ca", "loopback")
+        ca.issue_server(["localhost", "127.0.0.1"]).write(root / "server")
+        for number in range(self.config.clients):
+            ca.issue_client(f"client{number}").write(root / f"client{number}")
+        for name in ("directory", "crl.pem"):
+            shutil.copy(root / "ca" / name, root / "server" / name)
+        port = _free_port()
+        (root / "policy.toml").write_text(to_toml(self.policy))
+        run = self.config.model_dump(mode="json", exclude_none=True)
+        least = {"least": self.config.clients, "listen": f"127.0.0.1:{port}", "heartbeat": 2.0}
+        files = {"folder": "server", "run": str(self.place.resolve())}
+        values = {"server": {**least, **files, **self.server, "faults": self._of(None)}, "run": run}
+        values["waiting"] = {"start": 300.0, **self.waiting}
+        self.parties = [self._party("server", root, values)]
+        for number in range(self.config.clients):
+            mine = {"folder": f"client{number}", "state": f"state{number}", "policy": "policy.toml", "most": 1.0, "first": 0.1}
+            part = {"server": f"localhost:{port}", **mine, **self.client, "faults": self._of(number)}
+            data = {"own": False, "device": self.config.device, "threads": self.config.threads}
+            self.parties.append(self._party(f"client{number}", root, {"client": part, "data": data}))
+
+    def _party(self, role: str, root: Path, values: dict[str, Any]) -> _Party:
+        part = values["server" if role == "server" else "client"]
+        return _Party(role, root / f"{role}.toml", root / f"{role}.log", values, any(t.startswith("kill") for t in part["faults"]))
+
+    def _of(self, client: int | None) -> list[str]:
+        return [fault.text for fault in self._met if fault.client == client]
+
+    # -- watching ------------------------------------------------------------------------------
+    def _watch(self, context: ForkServerContext, observer: Observer | None) -> None:
+        """Watch until the server has ended well; start again what was killed."""
+        while True:
+            self._show(observer)
+            now = time.monotonic()
+            for party in self.parties:
+                process = party.process
+                if process is None or process.exitcode is None:
+                    continue
+                if party.role == "server" and process.exitcode == 0:
+                    self._show(observer)
+                    return
+                if process.exitcode == -signal.SIGKILL and (party.faulted or party.back):
+                    party.back = party.back or now + self.back
+                    if now >= party.back:
+                        party.back = 0.0
+                        party.start(context)
+                elif process.exitcode != 0:
+                    raise _failed(party, process.exitcode or 0)
+            time.sleep(0.02)
+
+    def kill(self, role: str) -> None:
+        """Kill a party with SIGKILL; it is started again."""
+        party = next(p for p in self.parties if p.role == role)
+        assert party.process is not None
+        party.faulted = True
+        party.process.kill()
+
+    def _show(self, observer: Observer | None) -> None:
+        folder = RunFolder(self.place)
+        if observer is None or not folder.path.exists():
+            return
+        for record in folder.read_metrics():
+            if record["round"] > self._shown:
+                self._shown = int(record["round"])
+                observer(record, self.config.rounds)
+
+    def _summary(self, observer: Observer | None) -> Summary:
+        folder = RunFolder.open(self.place)
+        told = folder.read_summary()
+        if told is None:
+            raise EngineError("the server ended before the run did; was it asked to stop?")
+        return Summary(**told, history=folder.read_metrics())
+
+    def _end(self) -> None:
+        """End all processes: politely, then not."""
+        alive = [p.process for p in self.parties if p.process is not None and p.process.exitcode is None]
+        until = time.monotonic() + 5.0
+        for process in alive:
+            process.join(max(until - time.monotonic(), 0.0) if len(alive) < len(self.parties) else 0.0)
+            if process.exitcode is None:
+                with suppress(ProcessLookupError):
+                    process.terminate()
+        for process in alive:
+            process.join(2.0)
+            if process.exitcode is None:
+                process.kill()
+                process.join()
+
+
+def federate(config: RunConfig, place: Path, observer: Observer | None = None, **parts: Any) -> Summary:
+    """Carry out a run as a federation of processes on this machine; see `Federation` for `parts`."""
+    return Federation(config, place, **parts).run(observer)
+
+
+def _failed(party: _Party, code: int) -> PacelineError:
+    last = party.told()
+    how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
+    return EngineError(f"{party.role} {how}:\n{last}")
+
+
+def _context() -> ForkServerContext:
+    """Return a context whose processes begin with everything imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["paceline.deploy.preloaded"])
+    return context
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,86 @@
+"""What a server's or a client's process does, from its configuration to its exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from paceline.deploy.client import make_node, take_part
+from paceline.deploy.corelog import core_log
+from paceline.deploy.journal import Journal
+from paceline.deploy.notes import Notes
+from paceline.deploy.server import FederationServer
+from paceline.deploy.settings import ClientConfig, Logging, ServerConfig, load_config
+from paceline.deploy.state import ServerState
+from paceline.engines.grpc.engine import Stopped
+from paceline.errors import PacelineError
+from paceline.run import RunConfig, Summary
+
+__all__ = ["child", "run_client", "run_server"]
+
+
+def run_server(config: ServerConfig) -> Summary | None:
+    """Serve one run to its end; return its summary, or None where SIGTERM or SIGINT ended it before."""
+    journal, metrics = _watchers("server", config.logging)
+    state = ServerState(config.server.state or config.server.run / "state.db")
+    run = RunConfig.build({"on_error": "drop", **config.run, "engine": "grpc"})
+    notes = Notes(journal, metrics, state)
+    try:
+        server = FederationServer(config, run, notes)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: server.stop())
+        with core_log(notes):
+            return server.go()
+    except Stopped:
+        journal("stopped")
+        return None
+    finally:
+        state.close()
+        if metrics is not None:
+            metrics.close()
+
+
+def run_client(config: ClientConfig) -> str:
+    """Take part until the run has ended; return why it ended."""
+    journal, metrics = _watchers("client", config.logging)
+    try:
+        node = make_node(config, journal, metrics)
+        journal("dialling", client=node.runner.number, server=config.client.server)
+        ended = asyncio.run(take_part(node))
+        journal("ended", client=node.runner.number, why=ended)
+        return ended
+    finally:
+        if metrics is not None:
+            metrics.close()
+
+
+def _watchers(role: str, logging: Logging) -> tuple[Journal, Any]:
+    journal = Journal(role, logging.format, logging.level)
+    if not logging.metrics:
+        return journal, None
+    from paceline.deploy.metrics import Metrics
+
+    metrics = Metrics()
+    journal("metrics", port=metrics.serve(logging.metrics))
+    return journal, metrics
+
+
+def child(role: str, config: Path, log: Path) -> None:
+    """Be a server or a client in a process that `federate` started; what it writes goes to `log`."""
+    os.setpgrp()  # Ctrl-C is for the command, which ends its processes itself
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    try:
+        if role == "server":
+            run_server(load_config(ServerConfig, config, {}))
+        else:
+            run_client(load_config(ClientConfig, config, {}))
+    except PacelineError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        os._exit(error.exit_code)
+    os._exit(0)
