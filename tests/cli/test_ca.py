@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -95,3 +97,14 @@ def test_the_passphrase_comes_from_the_environment(call: Call, monkeypatch: pyte
     call("ca", "list")
     monkeypatch.delenv("PACELINE_CA_PASSPHRASE")
     assert "PACELINE_CA_PASSPHRASE" in call("ca", "list", code=14).stderr
+
+
+def test_it_works_without_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from paceline.cli.app import app\n"
+        "for w in (['init', 'f'], ['issue', 'a'], ['token', 'b'], ['list']):\n"
+        "    assert CliRunner().invoke(app, ['ca', *w]).exit_code == 0, w\n"
+        "print([n for n in ('torch', 'numpy', 'sqlalchemy') if n in sys.modules])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert ended.stdout.strip() == "[]"
