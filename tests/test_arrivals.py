@@ -134,6 +134,28 @@ def test_only_the_caller_says_what_passes_and_a_second_attempt_waits_for_the_res
     assert fed.clock.now == 4.5
 
 
+def test_what_is_handed_over_again_is_asked_under_the_same_name(task, config, monkeypatch):
+    """New work has a new stream in a second attempt; a client's guard knows held work by its stream."""
+    method, fed = begun(task, config)
+    streams, real = [], fed.engine.run
+
+    def spy(call):
+        streams.append((call.function, call.stream))
+        return real(call)
+
+    monkeypatch.setattr(fed.engine, "run", spy)
+    for attempt in (0, 1):
+        fed.start_round(1, attempt)
+        fed.start(method.train, fed.init_params(), over=[1])
+        fed.mean(method.give, None, over=[1])
+    assert streams == [
+        ("train", "0/method.train/1"),
+        ("give", "0/method.give/1"),
+        ("train", "1/method.train/1"),
+        ("give", "0/method.give/1"),
+    ]
+
+
 def test_a_lost_client_is_missing(task, config):
     prepared = prepare(config(method=f"{__name__}:Begun"), task=task, drop=lambda r, c, f: c == 2)
     prepared.fed.start_round(1)

@@ -167,7 +167,7 @@ class Federation:
         self.last = CallInfo()
         self.totals = CallInfo()
         self._open = CallInfo()
-        self._settled = False
+        self._settled = self._handing = False
         self._waits = self._waited = 0.0
 
     # -- the population ------------------------------------------------------------------------
@@ -213,10 +213,12 @@ class Federation:
     def stream(self, function: str) -> str:
         """Return the name of the random streams of the next call of `function` in this round.
 
-        Streams belong to the method's own calls: the messages of a protocol in between change nothing.
+        Streams belong to the method's own calls: the messages of a protocol in between change nothing. Work that is
+        handed over is the same in every attempt, and so is its stream: a client can tell that it is asked again.
         """
+        attempt = 0 if self._handing else self.attempt
         number = self._streams[function] = self._streams.get(function, 0) + 1
-        return f"{self.attempt}/{function}/{number}"
+        return f"{attempt}/{function}/{number}"
 
     @property
     def serial(self) -> int:
@@ -398,11 +400,12 @@ class Federation:
     @contextlib.contextmanager
     def _settling(self, declared: ClientFunction) -> Iterator[bool]:
         """Let calls cost nothing where what they hand over went up before; see `start`."""
+        self._handing = declared.held
         self._settled = declared.held and self.aggregation.sees_each
         try:
             yield self._settled
         finally:
-            self._settled = False
+            self._settled = self._handing = False
 
     def _may_see(self, fn: Callable[..., Any]) -> None:
         declared = _declared(fn)

@@ -195,7 +195,7 @@ def _begin(fed: Federation, queue: Queue, fn: Callable[..., Any], message: Tree)
 def schedule(seconds: Sequence[float], rule: Rule, until: float) -> Iterator[tuple[float, tuple[Job, ...]]]:
     """Yield (seconds, arrivals) of each firing up to a moment, where client i always takes ``seconds[i]``.
 
-    Nothing is trained: this is what weights that depend on the whole schedule are computed from.
+    Nothing is trained: this shows how often each client will take part, and on how old a model.
     """
     queue, idle = Queue(), tuple(range(len(seconds)))
     while True:
