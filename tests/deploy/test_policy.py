@@ -61,6 +61,14 @@ def test_methods_and_tasks_are_patterns() -> None:
     assert "'FedAvg'" in one(rule, plan(method="FedAvg"))
 
 
+def test_modules_and_paths_are_allowed_only_by_name() -> None:
+    for changes in ({"method": "antigravity:Method"}, {"task": "csv:/etc/passwd"}):
+        assert "is not allowed" in one({}, plan(**changes))
+    rule = {"allow": {"methods": ["ours.*:*"], "tasks": ["idx:/data/*"]}}
+    assert fine(rule, plan(method="ours.methods:Mine", task="idx:/data/x"))
+    assert len(Policy.build(rule).check(plan(method="theirs:Mine", task="idx:/etc/x"))) == 2
+
+
 def test_secure_options() -> None:
     assert "not to lie" in one({}, plan(secure={"active": False}))
     assert fine({"secure_aggregation": {"active": False}}, plan(secure={"active": False}))
@@ -69,6 +77,8 @@ def test_secure_options() -> None:
     assert "gama" in one({}, plan(secure={"gama": 1}))
     session = dataclasses.asdict(SecureConfig())
     assert fine({}, PLAN, request(secure=session))
+    for nonsense in ({1: 2}, ["clip"], {"clip": "x"}, {"clip": float("nan")}, {"clipp": 1.0}):
+        assert Policy().check(PLAN, request(secure=nonsense)), nonsense
     assert "other options than the plan" in one({}, PLAN, request(secure=session | {"bits": 8}))
 
 

@@ -32,8 +32,8 @@ class _Part(BaseModel):
 class Allow(_Part):
     """What may run here."""
 
-    methods: tuple[str, ...] = Field(default=("*",), description="methods, as patterns such as fed*")
-    tasks: tuple[str, ...] = Field(default=("*",), description="tasks, as patterns such as mnist*")
+    methods: tuple[str, ...] = Field(default=("*",), description="methods, as patterns such as fed*; with a colon for module:Class")
+    tasks: tuple[str, ...] = Field(default=("*",), description="tasks, as patterns such as mnist*; with a colon for kind:/path")
 
 
 class Secure(_Part):
@@ -143,7 +143,7 @@ class Policy(_Part):
 
     def _plan(self, plan: Plan) -> Iterator[str]:
         for what, name, patterns in (("method", plan.method, self.allow.methods), ("task", plan.task, self.allow.tasks)):
-            if not any(fnmatchcase(name, pattern) for pattern in patterns):
+            if not any(_allows(pattern, name) for pattern in patterns):
                 yield f"{what} {name!r} is not allowed, only {', '.join(patterns) or 'none'} (allow.{what}s)"
         if plan.cohort < self.cohort.least:
             yield f"cohorts of {plan.cohort} are planned; at least {self.cohort.least} are demanded (cohort.least)"
@@ -231,6 +231,15 @@ class Policy(_Part):
             yield f"it is {local:%a %H:%M} in {self.hours.zone}; this client takes part {', '.join(self.hours.windows)} (hours)"
 
 
+def _allows(pattern: str, name: str) -> bool:
+    """Return whether a pattern allows a name.
+
+    A name with a colon is a module to import or a file to read on this machine, so ``*`` does not allow it: the
+    pattern has to have the colon as well.
+    """
+    return fnmatchcase(name, pattern) and (":" not in name or ":" in pattern)
+
+
 def load_policy(path: str | Path) -> Policy:
     """Read a `policy.toml`; raises `ConfigError` that names every fault, with the nearest names for unknown keys."""
     try:
@@ -247,4 +256,6 @@ def load_policy(path: str | Path) -> Policy:
 def _secure_config(options: Mapping[str, Any]) -> Any:
     from paceline.aggregation.secagg import secure_config
 
+    if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
+        raise ConfigError("the options of the secure session are no table of named values")
     return secure_config(options)
