@@ -29,6 +29,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from paceline.data import Partition
 from paceline.models import build
 from paceline.run import Run, RunConfig, prepare
 from paceline.tasks import Arrays, Task
@@ -37,7 +38,15 @@ WORKLOADS: dict[str, dict[str, Any]] = {
     "lr": {"model": "logistic", "shape": (784,), "clients": 1000, "samples": 20, "cohort": 200, "epochs": 1},
     "lr2": {"model": "logistic", "shape": (784,), "clients": 1000, "samples": 20, "cohort": 200, "epochs": 2},
     "cnn": {"model": "cnn", "shape": (1, 28, 28), "clients": 100, "samples": 200, "cohort": 20, "epochs": 1},
-    "gpu": {"model": "cnn", "shape": (3, 32, 32), "clients": 1000, "samples": 50, "cohort": 50, "epochs": 1, "batch": 10},
+    "gpu": {
+        "model": "cnn",
+        "shape": (3, 32, 32),
+        "clients": 1000,
+        "samples": 50,
+        "cohort": 50,
+        "epochs": 1,
+        "batch": 10,
+    },
 }
 EVALUATED = 2000
 
@@ -51,7 +60,9 @@ def make_task(spec: dict[str, Any]) -> Task:
         return Arrays(x, torch.randint(0, 10, (count,), generator=generator))
 
     model = partial(build, spec["model"], shape=spec["shape"], num_classes=10)
-    return Task("benchmark", arrays(total), arrays(EVALUATED), model, 10, lr=0.05, batch_size=spec.get("batch", 20))
+    return Task(
+        "benchmark", arrays(total), arrays(EVALUATED), model, 10, lr=0.05, batch_size=spec.get("batch", 20)
+    )
 
 
 def make_run(task: Task, spec: dict[str, Any], args: argparse.Namespace) -> Run:
@@ -87,7 +98,9 @@ class Plain:
         for _ in range(self.spec["epochs"]):
             for rows in order.split(self.task.batch_size):
                 self.optimizer.zero_grad(set_to_none=True)
-                F.cross_entropy(self.model(self.x.index_select(0, rows)), self.y.index_select(0, rows)).backward()
+                F.cross_entropy(
+                    self.model(self.x.index_select(0, rows)), self.y.index_select(0, rows)
+                ).backward()
                 self.optimizer.step()
         self.model.eval()
         with torch.no_grad():
@@ -138,11 +151,17 @@ def compare(name: str, args: argparse.Namespace) -> None:
     walls = [f[0] for f in figures], [f[2] for f in figures]
     ratios = [b / a for a, b in zip(*walls, strict=True)]
     path = f"chunk {run.config.chunk}; {run.path}"
-    print(f"{name}: engine {args.engine}, {args.workers} worker(s), vectorize {args.vectorize}, one_step {args.one_step} ({path})")
-    print(f"  plain     {statistics.median(walls[0]):.4f} s/round wall, {statistics.median(f[1] for f in figures):.4f} s CPU")
+    print(
+        f"{name}: engine {args.engine}, {args.workers} worker(s), vectorize {args.vectorize}, one_step {args.one_step} ({path})"
+    )
+    print(
+        f"  plain     {statistics.median(walls[0]):.4f} s/round wall, {statistics.median(f[1] for f in figures):.4f} s CPU"
+    )
     ours_cpu = statistics.median(f[3] for f in figures)
     print(f"  paceline  {statistics.median(walls[1]):.4f} s/round wall, {ours_cpu:.4f} s CPU in this process")
-    print(f"  ratio     {statistics.median(ratios):.3f} (quartiles {quartiles(ratios)}, {len(ratios)} paired rounds)")
+    print(
+        f"  ratio     {statistics.median(ratios):.3f} (quartiles {quartiles(ratios)}, {len(ratios)} paired rounds)"
+    )
 
 
 def quartiles(values: list[float]) -> str:
@@ -151,13 +170,12 @@ def quartiles(values: list[float]) -> str:
 
 
 def pss() -> float:
-    """Return this process's share of memory in MiB, with its children's."""
+    """Return this process's share of memory in MiB, with that of its worker processes."""
+    task = next(Path("/proc/self/task").iterdir())
     total = 0.0
-    ids = ["self", *Path("/proc/self/task").joinpath(str(next(Path("/proc/self/task").iterdir()).name), "children").read_text().split()]
-    for number in ids:
-        for line in Path(f"/proc/{number}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                total += int(line.split()[1]) / 1024
+    for number in ["self", *(task / "children").read_text().split()]:
+        lines = Path(f"/proc/{number}/smaps_rollup").read_text().splitlines()
+        total += sum(int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:"))
     return total
 
 
@@ -173,16 +191,41 @@ def alone(name: str, args: argparse.Namespace) -> None:
     for _ in range(3):
         work.round()
         peak = max(peak, pss())
-    print(json.dumps({"cpu": time.process_time(), "first": first, "pss": peak, "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+    print(
+        json.dumps(
+            {
+                "cpu": time.process_time(),
+                "first": first,
+                "pss": peak,
+                "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            }
+        )
+    )
 
 
 def peak(name: str, args: argparse.Namespace) -> None:
     found = {}
     for which in ("plain", "paceline"):
-        command = [sys.executable, __file__, name, "--alone", which, "--workers", str(args.workers), "--vectorize", args.vectorize]
-        command += ["--engine", args.engine] + (["--chunk", str(args.chunk)] if args.chunk else []) + ([] if args.one_step else ["--no-one-step"])
+        command = [
+            sys.executable,
+            __file__,
+            name,
+            "--alone",
+            which,
+            "--workers",
+            str(args.workers),
+            "--vectorize",
+            args.vectorize,
+        ]
+        command += (
+            ["--engine", args.engine]
+            + (["--chunk", str(args.chunk)] if args.chunk else [])
+            + ([] if args.one_step else ["--no-one-step"])
+        )
         started = time.perf_counter()
-        figures = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+        figures = json.loads(
+            subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+        )
         found[which] = figures
         print(
             f"{name} {which:9}: import to the fourth round {figures['cpu']:.2f} CPU s, preparing and first round {figures['first']:.2f} CPU s, "
@@ -194,41 +237,54 @@ def peak(name: str, args: argparse.Namespace) -> None:
 def scale(args: argparse.Namespace) -> None:
     """Memory and time against population and cohort; each line in a process of its own."""
     print("population   cohort   s/round   peak RSS MiB")
-    for clients, cohort in ((1_000, 200), (10_000, 200), (100_000, 200), (1_000_000, 200), (1_000_000, 1_000), (1_000_000, 10_000)):
-        command = [sys.executable, __file__, "scale", "--alone", f"{clients},{cohort}", "--vectorize", args.vectorize]
+    for clients, cohort in (
+        (1_000, 200),
+        (10_000, 200),
+        (100_000, 200),
+        (1_000_000, 200),
+        (1_000_000, 1_000),
+        (1_000_000, 10_000),
+    ):
+        command = [
+            sys.executable,
+            __file__,
+            "scale",
+            "--alone",
+            f"{clients},{cohort}",
+            "--vectorize",
+            args.vectorize,
+        ]
         print(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
 
 
 def one_scale(clients: int, cohort: int, args: argparse.Namespace) -> None:
-    """A population that shares out 20,000 pictures again and again: what counts is the number of clients."""
-    spec = {**WORKLOADS["lr"], "clients": 1000}
-    base = make_task(spec)
-    rows = torch.arange(clients * 20) % len(base.train)
-
-    class Many(Arrays):
-        """The same pixels for many owners: rows repeat."""
-
-    task = base
-    run_spec = {**spec, "clients": clients, "cohort": cohort}
-    from paceline.data.partition import Partition
-
+    """20 samples for each client, drawn from the same 20,000: what counts is the number of clients."""
+    task = make_task(WORKLOADS["lr"])
     offsets = torch.arange(clients + 1) * 20
-    split = Partition("repeated", rows, offsets, offsets[1:])
-    config = RunConfig(task="benchmark", clients=1000, cohort=min(cohort, 1000), rounds=10**6, vectorize=args.vectorize, chunk=args.chunk)
-    del run_spec
-    run = prepare(config, task=task, split=split)
-    run.fed.cohort_size = cohort
-    ours = Ours(run)
+    split = Partition("repeated", torch.arange(clients * 20) % len(task.train), offsets, offsets[1:])
+    config = RunConfig(
+        task="benchmark",
+        clients=clients,
+        cohort=cohort,
+        rounds=10**6,
+        vectorize=args.vectorize,
+        chunk=args.chunk,
+    )
+    ours = Ours(prepare(config, task=task, split=split))
     ours.round()
     started = time.perf_counter()
     for _ in range(3):
         ours.round()
     seconds = (time.perf_counter() - started) / 3
-    print(f"{clients:10}   {cohort:6}   {seconds:7.3f}   {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:8.0f}")
+    print(
+        f"{clients:10}   {cohort:6}   {seconds:7.3f}   {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:12.0f}"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("workload", choices=[*WORKLOADS, "all", "scale"])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--engine", default="local")

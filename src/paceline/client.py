@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from paceline.errors import ConfigError, PlanError
-from paceline.local import Correct, Direction, Job, Loss, Objective, Trained, train
+from paceline.evaluating import Evaluation
+from paceline.local import Correct, Direction, Job, Loss, Objective, Trained, answer
 from paceline.params import Buffers, Params, Resident
 from paceline.rng import derive
 from paceline.tree import Tree, map_leaves
 
-__all__ = ["Client", "ClientData", "Correct", "Memory", "Problem", "Trained", "evaluate"]
+__all__ = ["Client", "ClientData", "Correct", "Memory", "Problem", "Trained"]
 
 
 class Problem(Protocol):
@@ -146,7 +147,7 @@ class Client:
         peers: Mapping[int, Tree] | None = None,
         services: Mapping[str, Any] | None = None,
         strict: bool = False,
-        ask: Callable[[Job], Trained] = train,
+        ask: Callable[[Any], Any] = answer,
     ) -> None:
         self.id, self.round, self.model, self.problem = id, round, model, problem
         self.memory = memory
@@ -285,7 +286,7 @@ class Client:
         )
         if own and "_buffers" in self.memory:
             model.load_buffers(self.memory["_buffers"])
-        trained = self.ask(job)
+        trained: Trained = self.ask(job)
         self.flops += 3.0 * model.flops * trained.samples  # backward costs about twice the forward pass
         if own:
             self.memory["_buffers"] = model.local_buffers()
@@ -322,37 +323,41 @@ class Client:
         self.flops += self.model.flops * len(self.train)
         return self.model.snapshot()
 
-    def evaluate(self, params: Params, data: ClientData | None = None) -> dict[str, Any]:
-        """Return sums over `data` (by default this client's test samples, else its training samples)."""
+    def judged_by(self, everything: bool = False) -> ClientData:
+        """Return the samples that judge a personal model.
+
+        These are this client's own test samples; where it has none, the task's test samples of the classes that
+        it trains on; with `everything`, all of the task's test samples.
+        """
+        if not everything and len(self.test):
+            return self.test
+        whole: ClientData = self.services["worker"].test
+        if everything:
+            return whole
+        own = torch.bincount(self.train.y[self.train.index], minlength=self.problem.num_classes) > 0
+        return ClientData(whole.x, whole.y, whole.index[own[whole.y[whole.index]]])
+
+    def evaluate(
+        self,
+        params: Params,
+        data: ClientData | None = None,
+        *,
+        model: Resident | None = None,
+        outputs: Callable[[nn.Module, Tensor], Tensor] | None = None,
+    ) -> dict[str, Any]:
+        """Return sums over `data` (by default this client's test samples, else its training samples).
+
+        Args:
+            params: of the model.
+            data: samples to judge by.
+            model: a resident module to use in place of the client's own.
+            outputs: ``(module, inputs) -> scores`` in place of the module's outputs.
+        """
+        model = model or self.model
         if data is None:
             data = self.test if len(self.test) else self.train
-        self.model.load(params)
-        if self.model.stateful and "_buffers" in self.memory:
-            self.model.load_buffers(self.memory["_buffers"])
-        self.flops += self.model.flops * len(data)
-        return evaluate(self.model, self.problem, data)
-
-
-@torch.no_grad()
-def evaluate(model: Resident, problem: Problem, data: ClientData, batch_size: int = 500) -> dict[str, Any]:
-    """Evaluate a loaded model: sums of loss and correct answers, counts, and both counts for each class.
-
-    Everything returned adds up over clients, so it can be asked for under secure aggregation.
-    """
-    model.module.eval()
-    loss = torch.zeros((), dtype=torch.float64, device=model.device)
-    hits = torch.zeros(problem.num_classes, dtype=torch.int64, device=model.device)
-    counts = torch.zeros_like(hits)
-    for x, y in data.batches(batch_size):
-        out = model.module(x)
-        loss += problem.loss(out, y).double() * len(y)
-        counts += torch.bincount(y.reshape(-1), minlength=problem.num_classes)
-        right = y.reshape(-1)[out.argmax(1).reshape(-1) == y.reshape(-1)]
-        hits += torch.bincount(right, minlength=problem.num_classes)
-    return {
-        "loss": float(loss),
-        "correct": int(hits.sum()),
-        "count": len(data),
-        "class_correct": hits.cpu(),
-        "class_count": counts.cpu(),
-    }
+        if model is self.model and model.stateful and "_buffers" in self.memory:
+            model.load_buffers(self.memory["_buffers"])
+        self.flops += model.flops * len(data)
+        sums: dict[str, Any] = self.ask(Evaluation(model, params, self.problem, data, model.stateful, outputs))
+        return sums

@@ -39,10 +39,10 @@ class Column(float):
     def _differs(self, *_: Any) -> NoReturn:
         raise NotUniform("a number that differs from client to client")
 
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _differs  # type: ignore[assignment]
-    __pow__ = __rpow__ = __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __neg__ = __pos__ = __abs__ = _differs  # type: ignore[assignment]
-    __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = __hash__ = __bool__ = _differs  # type: ignore[assignment]
-    __float__ = __int__ = __round__ = __trunc__ = __floor__ = __ceil__ = __str__ = __repr__ = __format__ = _differs  # type: ignore[assignment]
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _differs
+    __pow__ = __rpow__ = __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __neg__ = __pos__ = __abs__ = _differs
+    __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = __hash__ = __bool__ = _differs
+    __float__ = __int__ = __round__ = __trunc__ = __floor__ = __ceil__ = __str__ = __repr__ = __format__ = _differs
 
 
 class Rows(Protocol):

@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from paceline.errors import NonFiniteError
 from paceline.params import Params, Resident
+from paceline.spent import spent
 
 if TYPE_CHECKING:
     from paceline.client import ClientData
@@ -30,7 +31,9 @@ __all__ = [
     "Loss",
     "Objective",
     "One",
+    "Request",
     "Trained",
+    "answer",
     "descend",
     "train",
 ]
@@ -49,6 +52,16 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """Mean loss of (module, inputs, targets), a scalar: for losses that need more than the module's outputs."""
+
+
+class Request(Protocol):
+    """What a client asks of the engine: run by itself, or together with those of other clients."""
+
+    alone: bool
+    """Whether it must be run at once and by itself."""
+
+    def run(self) -> Any:
+        """Run it by itself."""
 
 
 class Trained(NamedTuple):
@@ -113,6 +126,10 @@ class Job:
         other = object.__new__(Job)
         other.__dict__.update(self.__dict__, data=data, order=order)
         return other
+
+    def run(self) -> Trained:
+        """Train this client by itself."""
+        return train(self)
 
     def batches(self) -> Iterator[Tensor]:
         """Yield the rows of each step's batch: pass after pass, each in a new order."""
@@ -203,7 +220,8 @@ class One:
         """Take the next batch."""
         rows, data = next(self._batches), self.job.data
         self.job.step = step
-        self.job.batch = data.x.index_select(0, rows), data.y.index_select(0, rows)
+        with spent.on("loading"):
+            self.job.batch = data.x.index_select(0, rows), data.y.index_select(0, rows)
 
     def descend(self) -> None:
         """Step along the plain gradient, tensor by tensor: nothing is copied."""
@@ -276,13 +294,19 @@ def train(job: Job) -> Trained:
     """Run one client's job; raises `NonFiniteError` for a NaN loss."""
     if not job.steps:
         return Trained(job.start.clone(), 0, 0, 0.0)
-    learner = One(job)
-    descend(learner)
+    with spent.on("local steps"), job.model.autocast():
+        learner = One(job)
+        descend(learner)
     total = float(learner.total)
     if not math.isfinite(total):
         raise diverged(total, job)
     job.step = job.batch = None
     return Trained(learner.at.clone(), job.steps, job.samples(), total / job.steps)
+
+
+def answer(request: Request) -> Any:
+    """Run a request at once and by itself."""
+    return request.run()
 
 
 def diverged(total: float, job: Job) -> NonFiniteError:

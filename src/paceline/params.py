@@ -7,12 +7,13 @@ is a module whose parameters *are* views into such a vector.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -258,6 +259,8 @@ class Resident:
         self.module = module.to(device)
         self.layout = layout
         self.device = torch.device(device)
+        self.mixed: torch.dtype | None = None
+        """Type of matrix products and convolutions in training; None for the parameters' own."""
         self.flops = 0.0
         """Forward cost of one sample in FLOPs, set by whoever built the module; 0 when unknown."""
         self.params = Params.of(self.module, layout)
@@ -278,6 +281,12 @@ class Resident:
             if name in owned:
                 parent, _, leaf = name.rpartition(".")
                 self.module.get_submodule(parent)._buffers[leaf] = self.params[name]
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context in which training steps run."""
+        if self.mixed is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.mixed)
 
     def load(self, params: Params) -> None:
         """Copy `params` into the module.

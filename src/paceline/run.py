@@ -21,7 +21,7 @@ from paceline.adversaries import load_adversary, members
 from paceline.aggregation import load_aggregation
 from paceline.architectures import architectures_service
 from paceline.call import Engine
-from paceline.data import partition_task
+from paceline.data import Partition, partition_task
 from paceline.devices import VirtualClock, load_fleet
 from paceline.engines import Choice, LocalEngine, Setup, load_engine
 from paceline.engines.hostile import Hostile, poisoned
@@ -37,6 +37,7 @@ from paceline.evaluation import adjusted_rand, figures, spread_figures
 from paceline.federation import Aggregation, Federation
 from paceline.method import Method, client_functions, find_method
 from paceline.params import Params
+from paceline.spent import spent
 from paceline.store import MemoryStore, RunFolder, load_checkpoint, save_checkpoint
 from paceline.submodels.flops import flops
 from paceline.submodels.service import submodel_service
@@ -81,6 +82,9 @@ class RunConfig(BaseModel):
     chunk: int | None = Field(None, ge=1, description="clients in one stack; measured at the start when not given")
     one_step: bool = Field(True, description="train clients that take one step as one batch, where they are stacked")
     device: str = Field("cpu", description="torch device")
+    precision: Literal["float32", "tf32", "bf16"] = Field(
+        "float32", description="of matrix products and convolutions in training: tf32 and bf16 are faster on GPUs"
+    )
     measured: bool = Field(False, description="time from measured seconds in place of FLOPs")
     memory_mib: int = Field(1024, ge=1, description="MiB of client memories held in RAM; more of them lie on disk")
     deadline: float | None = Field(None, gt=0, description="virtual seconds after which a reply is dropped")
@@ -146,6 +150,7 @@ class Summary:
     stopped: str = "all rounds"
     chunk: int = 1
     path: str = ""
+    spent: dict[str, dict[str, float]] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -171,12 +176,21 @@ class Run:
     scratch: Any = None
     path: str = ""
     """Why clients train stacked, or one after another."""
+    spent: dict[str, float] = field(default_factory=dict)
+    """Seconds of this process by what they went into; see `Spent`."""
     _told: set[str] = field(default_factory=set)
 
     def go(self) -> Summary:
         """Run the rounds that are left and return the summary."""
         torch.set_num_threads(self.config.threads)
         stopped = self._stop_reason()
+        spent.take()
+        with spent.on("bookkeeping"):
+            stopped = self._rounds(stopped)
+        self.spent = spent.take()
+        return self._finish(stopped)
+
+    def _rounds(self, stopped: str | None) -> str | None:
         try:
             if self.state is None:
                 self.state = self.method.init(self.fed)
@@ -185,7 +199,7 @@ class Run:
                 stopped = self._stop_reason()
         finally:
             self.fed.engine.close()
-        return self._finish(stopped)
+        return stopped
 
     def _round(self) -> None:
         started = time.perf_counter()
@@ -226,7 +240,7 @@ class Run:
             "attempts": attempt + 1,
             **{f"note_{k}": v for k, v in last.notes.items()},
         }
-        found = self.method.clusters(state)
+        found = self.method.clustering(state)
         if found is not None and self.groups:
             record["adjusted_rand"] = adjusted_rand(found, self.groups)
         if number % self.config.eval_every == 0 or number == self.config.rounds:
@@ -293,7 +307,7 @@ class Run:
         scored = [r for r in self.history if "accuracy" in r]
         target = self.config.target_accuracy
         hit = next((r["virtual_seconds"] for r in scored if target and r["accuracy"] >= target), None)
-        params = self.method.model(self.state)
+        params, workers = self.method.model(self.state), getattr(self.fed.engine, "spent", None)
         summary = Summary(
             run=str(self.folder.path) if self.folder else "",
             method=self.config.method,
@@ -312,6 +326,7 @@ class Run:
             stopped=stopped or "",
             chunk=self.config.chunk or 1,
             path=self.path,
+            spent={"here": self.spent, "workers": workers.seconds if workers is not None else {}},
             history=self.history,
         )
         if self.folder is not None:
@@ -329,6 +344,7 @@ def prepare(
     observer: Observer | None = None,
     aggregation: Aggregation | None = None,
     engine: Callable[[Setup], Engine] | None = None,
+    split: Partition | None = None,
 ) -> Run:
     """Build all parts of a run and check that they fit; raises `PlanError` listing every misfit.
 
@@ -340,6 +356,7 @@ def prepare(
         observer: is told of every round.
         aggregation: how sums are formed, in place of the one that the configuration names.
         engine: makes the engine, in place of the one that the configuration names.
+        split: who has which samples, in place of the partition that the configuration names.
     """
     torch.set_num_threads(config.threads)
     method = find_method(config.method).build(config.options)
@@ -363,7 +380,7 @@ def prepare(
         )
     if misfits:
         raise PlanError(misfits)
-    split = partition_task(
+    split = split or partition_task(
         task, config.partition, config.clients, config.seed, config.allow_empty, config.client_test, config.client_samples
     )
     byzantine = members(adversary.share, config.clients, config.seed) if adversary is not None else ()
@@ -383,6 +400,7 @@ def prepare(
         drop=drop,
         measured=config.measured,
         threads=config.threads,
+        precision=config.precision,
         chunk=config.chunk or 1,
         one_step=config.one_step,
         services={"submodels": submodel_service, "architectures": architectures_service},

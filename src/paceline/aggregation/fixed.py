@@ -229,7 +229,7 @@ def _weighted(rows: Sequence[Lazy], weights: Sequence[float]) -> Tensor | None:
     whole = rows[0].rows
     coefficients, rest = [0.0] * whole.count, dict[int, tuple[float, Tensor]]()
     for row, weight in zip(rows, weights, strict=True):
-        if row.rows is not whole:
+        if row.rows is not whole or row.index is None:
             return None
         coefficients[row.index] += weight * row.coefficient
         for factor, vector in row.rest:

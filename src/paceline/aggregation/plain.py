@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from paceline.aggregation.fixed import SUM_BOUND, FixedPoint, merge
+from paceline.aggregation.fixed import SUM_BOUND, FixedPoint, Partial, merge
 from paceline.call import Each
 from paceline.errors import QuorumError
 from paceline.federation import Federation, Request, Summed
 from paceline.tree import Tree
+from paceline.update import rebuild
 
-__all__ = ["Plain", "tell"]
+__all__ = ["Plain", "mean_of", "tell"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,14 @@ class Plain:
     def check(self, fed: Federation) -> list[str]:
         """Fits any federation."""
         return []
+
+
+def mean_of(replies: Mapping[int, Tree], bound: float = SUM_BOUND) -> Any:
+    """Return what ``fed.mean`` or ``fed.sum`` would return for replies that the server holds, with the same bits."""
+    total = Partial(FixedPoint(len(replies), bound).fraction, bound)
+    for client, reply in replies.items():
+        total.add(client, reply)
+    return rebuild(total.structure, *total.values())
 
 
 def tell(fed: Federation, request: Request) -> dict[int, dict[int, Tree]]:

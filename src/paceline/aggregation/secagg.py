@@ -30,6 +30,7 @@ from paceline.errors import AggregationError, ConfigError, ProtocolError, Quorum
 from paceline.federation import Federation, Request, Summed
 from paceline.method import on_client
 from paceline.rng import derive
+from paceline.spent import spent
 from paceline.tree import Tree
 
 __all__ = ["SecureAggregation", "SecureArithmetic", "secure_config"]
@@ -160,7 +161,8 @@ class SecAggClient:
         inner = worker.client(client.services["call"], client.id, task["stream"], peers)
         reply = worker.invoke(inner, "method", task["function"], task["message"])
         codec = Codec(machine.session.config, len(machine.session.clients), task["bounds"])
-        encoded = codec.encode(reply, derive(inner.seed, "encode"))
+        with spent.on("encoding"):
+            encoded = codec.encode(reply, derive(inner.seed, "encode"))
         if inner.flops:
             worker.note_times(inner, wire_size(task["message"]), encoded.size)
         client.flops += inner.flops
@@ -231,7 +233,8 @@ class _ModularSum(Sink):
         return self.codec.size(reply)
 
     def add(self, client: int, reply: Tree, seed: Callable[[], int]) -> None:
-        encoded = self.codec.encode(reply, seed())
+        with spent.on("encoding"):
+            encoded = self.codec.encode(reply, seed())
         if not self.sums:
             self.shape, self.sums = encoded.shape, encoded.segments
         else:

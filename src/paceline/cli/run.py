@@ -27,6 +27,7 @@ Replace = Annotated[
 Json = Annotated[
     bool, typer.Option("--json", help="print JSON on stdout and nothing else there", show_default="off")
 ]
+Profile = Annotated[bool, typer.Option("--profile", help="show where the time went", show_default="off")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="show no progress", show_default="off")]
 
 
@@ -49,6 +50,7 @@ def run(
     replace: Replace = False,
     json: Json = False,
     quiet: Quiet = False,
+    profile: Profile = False,
     **given: Any,
 ) -> None:
     """Train one model with one method and keep the run in a folder."""
@@ -74,7 +76,7 @@ def run(
         except KeyboardInterrupt:
             err().print(f"go on with: paceline resume {place}", soft_wrap=True)
             raise
-    _finish(summary, json)
+    _finish(summary, json, profile)
 
 
 def resume(
@@ -91,7 +93,16 @@ def resume(
     _finish(summary, json)
 
 
-def _finish(summary: Summary, as_json: bool) -> None:
+def _profile(summary: Summary) -> None:
+    """Show where the time of the rounds went: in this process, and in all workers together."""
+    shown = table("where the time went", "part", "this process", "workers", right=("this process", "workers"))
+    here, workers = summary.spent.get("here", {}), summary.spent.get("workers", {})
+    for part in sorted({*here, *workers}, key=lambda p: -here.get(p, 0.0) - workers.get(p, 0.0)):
+        shown.add_row(part, *(seconds_text(side[part]) if part in side else "" for side in (here, workers)))
+    out().print(shown)
+
+
+def _finish(summary: Summary, as_json: bool, profile: bool = False) -> None:
     if as_json:
         print_json(summary.as_dict())
         return
@@ -108,6 +119,8 @@ def _finish(summary: Summary, as_json: bool) -> None:
         ("time in all, virtual", seconds_text(summary.total_seconds)),
         ("time to the target accuracy, virtual", seconds_text(summary.target_seconds)),
         ("time in all, on this machine", seconds_text(summary.wall_seconds)),
+        ("clients trained", f"{summary.chunk} in a stack" if summary.chunk > 1 else "one after another"),
+        ("because", summary.path),
         ("bytes up", bytes_text(summary.bytes_up)),
         ("bytes down", bytes_text(summary.bytes_down)),
         ("SHA-256 of the model", summary.model_sha256[:16] + "…"),
@@ -115,5 +128,7 @@ def _finish(summary: Summary, as_json: bool) -> None:
         shown.add_row(label, text)
     console = out()
     console.print(shown)
+    if profile:
+        _profile(summary)
     console.print(f"run: {summary.run}", soft_wrap=True)
     console.print(f"plot: {plot(Path(summary.run))}", soft_wrap=True)

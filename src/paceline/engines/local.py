@@ -23,6 +23,7 @@ from paceline.engines.stacking import Choice, choose
 from paceline.engines.worker import Setup, Worker
 from paceline.errors import CheckpointError, ConfigError, EngineError, WorkerDiedError
 from paceline.params import Params
+from paceline.spent import Spent, spent
 from paceline.store import MemoryStore
 
 __all__ = ["LocalEngine"]
@@ -48,6 +49,8 @@ class LocalEngine:
         """What clients keep between rounds."""
         self.notes: dict[str, str] = {}
         """What could not be stacked, and why."""
+        self.spent = Spent()
+        """What worker processes counted; this process has its own."""
         self.here = Worker(setup)
         """The worker of this process, which evaluates for the server; it is the only one where `workers` is 1."""
         self._processes = [_Process(setup, i) for i in range(workers)] if workers > 1 else []
@@ -86,13 +89,17 @@ class LocalEngine:
             process.send(("run", part, self._lend(clients)))
             busy[process.end.pipe] = process
         while busy:
-            for pipe in wait(list(busy)):
+            with spent.on("waiting"):
+                ready = wait(list(busy))
+            for pipe in ready:
                 assert isinstance(pipe, Connection)
                 kind, value = self._receive(busy[pipe])
                 if kind == "items":
                     yield from value
                 elif kind == "done":
-                    self.notes.update(value)
+                    notes, seconds = value
+                    self.notes.update(notes)
+                    self.spent.add(seconds)
                     del busy[pipe]
                 else:
                     raise value
@@ -239,10 +246,12 @@ def _serve(setup: Setup, open_end: Callable[[], End]) -> None:
 
 def _run(worker: Worker, call: Call, end: End) -> None:
     items: list[Any] = []
-    for item in worker.run(call):
-        items.append(item)
-        if len(items) == _BATCH:
-            end.send(("items", items))
-            items = []
-    end.send(("items", items))
-    end.send(("done", worker.solver.notes))
+    spent.take()
+    with spent.on("bookkeeping"):
+        for item in worker.run(call):
+            items.append(item)
+            if len(items) == _BATCH:
+                end.send(("items", items))
+                items = []
+        end.send(("items", items))
+    end.send(("done", (worker.solver.notes, spent.take())))

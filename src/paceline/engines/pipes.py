@@ -60,7 +60,8 @@ class _Pickler(pickle.Pickler):
         """Hand a tensor's bytes over as a buffer."""
         if type(obj) is Tensor and obj.device.type == "cpu" and not obj.requires_grad and obj.layout is torch.strided:
             flat = obj.contiguous().view(-1).view(torch.uint8) if obj.numel() else obj.new_empty(0, dtype=torch.uint8)
-            return _tensor, (pickle.PickleBuffer(memoryview(flat.numpy())), obj.dtype, tuple(obj.shape))
+            array: Any = flat.numpy()
+            return _tensor, (pickle.PickleBuffer(array), obj.dtype, tuple(obj.shape))
         return NotImplemented
 
 

@@ -15,16 +15,17 @@ from torch import Tensor
 
 from paceline.call import Call, Receipt, Sink, wire_size
 from paceline.client import Client, ClientData, Memory
-from paceline.client import evaluate as evaluate_on
 from paceline.devices import Cost, times
 from paceline.engines.stacking import Meeting, Solver, Uniform
 from paceline.errors import CheckpointError, ClientError, PacelineError, UnknownNameError
+from paceline.evaluating import evaluate as evaluate_on
 from paceline.held import Held, hold
 from paceline.lazy import NotUniform
-from paceline.local import train
+from paceline.local import answer
 from paceline.method import client_functions
 from paceline.params import Layout, Params, Resident
 from paceline.rng import derive
+from paceline.spent import spent
 
 __all__ = ["Setup", "Worker"]
 
@@ -46,6 +47,7 @@ class Setup:
         measured: use measured seconds on this machine in place of FLOPs.
         strict: check every step, re-raise errors as they come (the debug engine).
         threads: torch threads of each worker process.
+        precision: of matrix products and convolutions in training: float32, tf32 or bf16.
         chunk: most clients that work as one.
         one_step: run clients that take one step as one batch, where they work in chunks.
         services: further things that client functions may use, by name (such as the sub-model cutter).
@@ -63,6 +65,7 @@ class Setup:
     measured: bool = False
     strict: bool = False
     threads: int = 1
+    precision: str = "float32"
     chunk: int = 1
     one_step: bool = True
     services: dict[str, Callable[[Worker], Any]] = field(default_factory=dict)
@@ -84,6 +87,10 @@ class Worker:
         self.initial = Params.of(module, self.layout)
         self.model = Resident(module, self.layout, setup.device)
         self.model.flops = setup.flops
+        self.model.mixed = torch.bfloat16 if setup.precision == "bf16" else None
+        if setup.precision == "tf32":
+            torch.set_float32_matmul_precision("high")
+            torch.backends.cudnn.allow_tf32 = True
         self.x, self.y = task.train.x.to(setup.device), task.train.y.to(setup.device)
         self.test = ClientData(
             task.test.x.to(setup.device),
@@ -95,7 +102,7 @@ class Worker:
         self.memories: dict[int, Memory] = {}
         self.sessions: dict[int, dict[str, Any]] = {}
         self.solver = Solver(setup.one_step)
-        self._ask: Callable[[Any], Any] = train
+        self._ask: Callable[[Any], Any] = answer
         self._differs: set[tuple[str, str]] = set()
         """Functions that ask for what may differ between clients."""
         self.keeps_times = getattr(setup.programs.get("method"), "keeps_times", False)
@@ -145,20 +152,21 @@ class Worker:
                 continue
             profile = setup.fleet.profile(me.id, call.round)
             key = (id(profile), me.flops, down[me.id], up, seconds if setup.measured else None)
-            spent = known.get(key)
-            if spent is None:
-                spent = known[key] = times(profile, Cost(*key[1:]))
+            took = known.get(key)
+            if took is None:
+                took = known[key] = times(profile, Cost(*key[1:]))
                 known[id(profile)] = profile  # keeps it alive, and so its id its own
-            if call.deadline is not None and spent.compute + spent.network > call.deadline:
-                yield self._receipt(call, me, None, spent, down[me.id], up, "late")
+            if call.deadline is not None and took.compute + took.network > call.deadline:
+                yield self._receipt(call, me, None, took, down[me.id], up, "late")
             else:
-                ready.append((me, outcome, up, spent))
-        values = sink.add_all([(me.id, reply, partial(_encoding, me)) for me, reply, _, _ in ready])
-        for (me, _, up, spent), value in zip(ready, values, strict=True):
+                ready.append((me, outcome, up, took))
+        with spent.on("summing"):
+            values = sink.add_all([(me.id, reply, partial(_encoding, me)) for me, reply, _, _ in ready])
+        for (me, _, up, took), value in zip(ready, values, strict=True):
             if isinstance(value, Exception):
                 yield self._failed(call, me, value, down[me.id])
             else:
-                yield self._receipt(call, me, value, spent, down[me.id], up, None)
+                yield self._receipt(call, me, value, took, down[me.id], up, None)
 
     def _uniform(self, call: Call, clients: Sequence[int], sink: Sink, down: Mapping[int, int]) -> list[Receipt] | None:
         """Run the function once for all clients of a chunk; None where that cannot be done, and nothing was."""
@@ -180,11 +188,13 @@ class Worker:
                 profiles = [setup.fleet.profile(c, call.round) for c in clients]
                 cost = Cost(lead.flops, down[clients[0]], up, None)
                 known = {id(p): times(p, cost) for p in {id(p): p for p in profiles}.values()}
-                spent = [known[id(p)] for p in profiles]
-                if call.deadline is not None and any(t.compute + t.network > call.deadline for t in spent):
+                each = [known[id(p)] for p in profiles]
+                if call.deadline is not None and any(t.compute + t.network > call.deadline for t in each):
                     return None
-                if add(clients, reply):
-                    return [Receipt(c, None, t.compute, t.network, down[c], up) for c, t in zip(clients, spent, strict=True)]
+                with spent.on("summing"):
+                    added = add(clients, reply)
+                if added:
+                    return [Receipt(c, None, t.compute, t.network, down[c], up) for c, t in zip(clients, each, strict=True)]
             except (NotUniform, RuntimeError, TypeError, ValueError):  # no stand-in suits this function
                 self._differs.add(key)
             else:
@@ -217,7 +227,7 @@ class Worker:
             tasks = [partial(self._invoke_one, call, self.client(call, client)) for client in clients]
             return meeting.run(tasks)
         finally:
-            self._ask = train
+            self._ask = answer
 
     def _invoke_one(self, call: Call, me: Client) -> tuple[Client, Any, float]:
         message, own = call.message, call.each_message.get(me.id)
@@ -233,11 +243,11 @@ class Worker:
         return me, reply, time.perf_counter() - started
 
     def _receipt(
-        self, call: Call, me: Client, value: Any, spent: Any, down: int, up: int, dropped: str | None
+        self, call: Call, me: Client, value: Any, took: Any, down: int, up: int, dropped: str | None
     ) -> Receipt:
         if me.flops and call.program == "method" and self.keeps_times:
-            me.memory["_times"] = [spent.compute, spent.network]
-        return Receipt(me.id, value, spent.compute, spent.network, down, up, dropped)
+            me.memory["_times"] = [took.compute, took.network]
+        return Receipt(me.id, value, took.compute, took.network, down, up, dropped)
 
     def _failed(self, call: Call, me: Client, error: Exception, down: int) -> Receipt:
         if not self.setup.strict:
@@ -283,9 +293,9 @@ class Worker:
 
     def note_times(self, me: Client, down: int, up: int) -> None:
         """Remember what a method's function took, where a protocol ran it: its work and its own bytes only."""
-        spent = times(self.setup.fleet.profile(me.id, me.round), Cost(me.flops, down, up, None))
+        took = times(self.setup.fleet.profile(me.id, me.round), Cost(me.flops, down, up, None))
         if self.keeps_times:
-            me.memory["_times"] = [spent.compute, spent.network]
+            me.memory["_times"] = [took.compute, took.network]
 
     def invoke(self, me: Client, program: str, function: str, message: Any) -> Any:
         """Run one function of a program for `me`; protocols use it to run the method's own."""

@@ -108,6 +108,8 @@ class Cutter:
 
     def __init__(self, module: nn.Module, layout: Layout, example_input: Tensor | tuple[Tensor, ...]) -> None:
         self.full, self.layout = module, layout
+        self.mixed: torch.dtype | None = None
+        """See `Resident.mixed`; sub-models train as the full model does."""
         self.device = next(module.parameters()).device
         """Where the full model is, and where masks and sub-models are made."""
         inputs = example_input if isinstance(example_input, tuple) else (example_input,)
@@ -235,7 +237,7 @@ class Cutter:
             raise SubmodelError(f"the sub-model of widths {_widths(sub)} puts out tensors of other shapes")
         cost = flops(small, self.example)
         resident = Resident(small, sub.layout, self.device)
-        resident.flops = cost
+        resident.flops, resident.mixed = cost, self.mixed
         return resident
 
 

@@ -48,7 +48,13 @@ class Submodels:
 
 def submodel_service(worker: Any) -> Submodels:
     """Return the service for a worker; nothing is traced before a client function asks."""
-    return Submodels(lambda: Cutter(worker.model.module, worker.layout, worker.example.to(worker.model.device)))
+
+    def build() -> Cutter:
+        cutter = Cutter(worker.model.module, worker.layout, worker.example.to(worker.model.device))
+        cutter.mixed = worker.model.mixed
+        return cutter
+
+    return Submodels(build)
 
 
 def submodels(client: Client) -> Submodels:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from greenlet import getcurrent, greenlet
 
-from paceline.local import Job, train
+from paceline.local import Request
 
 __all__ = ["Meeting", "NotAtOnce"]
 
@@ -35,14 +35,14 @@ class Meeting:
         serve: answers requests, one answer for each, `NotAtOnce` for one that failed.
     """
 
-    def __init__(self, serve: Callable[[list[Job]], list[Any]]) -> None:
+    def __init__(self, serve: Callable[[list[Request]], list[Any]]) -> None:
         self.serve = serve
         self._hub = getcurrent()
 
-    def ask(self, request: Any) -> Any:
+    def ask(self, request: Request) -> Any:
         """Hand a request in, and return its answer once everybody has come this far (called by a client's task)."""
-        if getattr(request, "alone", False) or getcurrent() is self._hub:
-            return train(request)
+        if request.alone or getcurrent() is self._hub:
+            return request.run()
         grad = torch.is_grad_enabled()  # of this task; the others must not inherit it
         answer = self._hub.switch(request)
         if torch.is_grad_enabled() != grad:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from paceline.engines.stacking.stack import Functional, Stack, cross_entropies
 from paceline.local import Job
+from paceline.spent import spent
 
 __all__ = ["OneBatch", "one_batch"]
 
@@ -43,7 +44,8 @@ class OneBatch:
         rows = [j.data.index if len(j.data) <= j.batch_size else next(j.batches()) for j in jobs]
         sizes = [r.shape[0] for r in rows]
         index = torch.cat(rows)
-        x, y = first.data.x.index_select(0, index), first.data.y.index_select(0, index)
+        with spent.on("loading"):
+            x, y = first.data.x.index_select(0, index), first.data.y.index_select(0, index)
         self._leaf = first.start.vector.detach().requires_grad_()
         with torch.enable_grad():
             losses = cross_entropies(self._run(self._leaf, x)[None], y[None])[0]
@@ -68,6 +70,7 @@ class OneBatch:
     def weighted(self, coefficients: Sequence[float]) -> Tensor:
         """Return the weighted sum of changes, from one backward pass."""
         weights = torch.tensor(coefficients, dtype=self.losses.dtype).to(self.losses.device)
-        (gradient,) = torch.autograd.grad(self.losses @ weights, self._leaf, retain_graph=True)
+        with spent.on("local steps"):
+            (gradient,) = torch.autograd.grad(self.losses @ weights, self._leaf, retain_graph=True)
         gradient[self._count :] = 0.0
         return gradient.mul_(-self.jobs[0].lr)

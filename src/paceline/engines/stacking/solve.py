@@ -14,8 +14,10 @@ from paceline.engines.stacking.meeting import NotAtOnce
 from paceline.engines.stacking.onebatch import OneBatch, one_batch
 from paceline.engines.stacking.stack import Changes, Stack
 from paceline.errors import PacelineError
+from paceline.evaluating import Evaluation, evaluate_together
 from paceline.lazy import Lazy, Rows
-from paceline.local import Job, Trained, descend, diverged, train
+from paceline.local import Job, Request, Trained, descend, diverged
+from paceline.spent import spent
 
 __all__ = ["Solver", "unstackable"]
 
@@ -48,11 +50,19 @@ class Solver:
         """What could not be stacked, and why, by the name of the hook or module."""
         self._refused: set[Any] = set()
 
-    def __call__(self, jobs: Sequence[Job]) -> list[Any]:
+    def __call__(self, jobs: Sequence[Any]) -> list[Any]:
         """Answer requests in their order; `NotAtOnce` for one that failed."""
         answers: list[Any] = [None] * len(jobs)
         groups: dict[Any, list[int]] = {}
+        asked = [place for place, job in enumerate(jobs) if isinstance(job, Evaluation)]
+        for place, sums in zip(asked, _evaluated([jobs[p] for p in asked]), strict=True):
+            answers[place] = sums
         for place, job in enumerate(jobs):
+            if isinstance(job, Evaluation):
+                continue
+            if not isinstance(job, Job):
+                answers[place] = _alone(job)
+                continue
             key = self._key(job) if job.steps else None
             if key is None or key in self._refused:
                 answers[place] = _alone(job)
@@ -90,11 +100,12 @@ class Solver:
         try:
             if (reason := unstackable(jobs[0].model.module)) is not None:
                 raise Unstackable(reason)
-            if self.one_step and one_batch(jobs):
-                whole = OneBatch(jobs)
-                return whole, whole.losses.detach()
-            stack = Stack(jobs)
-            descend(stack)
+            with spent.on("local steps"), jobs[0].model.autocast():
+                if self.one_step and one_batch(jobs):
+                    whole = OneBatch(jobs)
+                    return whole, whole.losses.detach()
+                stack = Stack(jobs)
+                descend(stack)
             changes = Changes(stack.at.vector.sub_(stack.starts))
             steps = torch.tensor([job.steps for job in jobs], device=stack.totals.device)
             return changes, stack.totals / steps
@@ -122,9 +133,18 @@ def _answers(jobs: Sequence[Job], rows: Rows, losses: torch.Tensor) -> list[Any]
     return answers
 
 
-def _alone(job: Job) -> Any:
+def _evaluated(requests: list[Any]) -> list[Any]:
+    if not requests:
+        return []
     try:
-        return train(job)
+        return evaluate_together(requests)
+    except Exception as error:
+        return [NotAtOnce(error)] * len(requests)
+
+
+def _alone(job: Request) -> Any:
+    try:
+        return job.run()
     except Exception as error:
         return NotAtOnce(error)
 

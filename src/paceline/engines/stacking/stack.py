@@ -6,6 +6,7 @@ that is smaller than the others is filled up with rows of weight 0, which adds e
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from paceline.engines.stacking.hooks import Shared, share
 from paceline.engines.stacking.linear import StackedLinears
 from paceline.local import Job
 from paceline.params import Layout, Params, Resident
+from paceline.spent import spent
 
 __all__ = ["Batches", "Changes", "Functional", "Stack"]
 
@@ -173,8 +175,9 @@ class Stack:
         flat = rows.reshape(-1)
         if self._x is None or len(self._x) != len(flat):
             self._x = data.x.new_empty(len(flat), *data.x.shape[1:])
-        self.x = torch.index_select(data.x, 0, flat, out=self._x).view(*rows.shape, *data.x.shape[1:])
-        self.y = data.y.index_select(0, flat).view(*rows.shape, *data.y.shape[1:])
+        with spent.on("loading"):
+            self.x = torch.index_select(data.x, 0, flat, out=self._x).view(*rows.shape, *data.x.shape[1:])
+            self.y = data.y.index_select(0, flat).view(*rows.shape, *data.y.shape[1:])
 
     def descend(self) -> None:
         """Step along the plain gradients, tensor by tensor."""
@@ -254,10 +257,14 @@ class Stack:
         self.totals[: self.active] += losses.detach()
         return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(gradients, leaves, strict=True)]
 
+    def _linears(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context of linear layers; in mixed precision autocast must see them as they are."""
+        return StackedLinears() if self.job.model.mixed is None else contextlib.nullcontext()
+
     def _losses(self, tensors: list[Tensor]) -> Tensor:
         """Return each active client's mean loss on its batch, shape [active]."""
         if self.job.objective is None and self.job.loss is F.cross_entropy:
-            with StackedLinears():
+            with self._linears():
                 outputs = vmap(self._run.at)(tensors, self.x)
             each = cross_entropies(outputs, self.y)
             weights = self.batches.weights[self.step]
@@ -266,7 +273,7 @@ class Stack:
         for first, last, size in self.batches.runs(self.step):
             x, y = self.x[first:last, :size], self.y[first:last, :size]
             rows = [s[first:last] for s in self._loss.stacked]
-            with StackedLinears():
+            with self._linears():
                 parts.append(vmap(self._value)([t[first:last] for t in tensors], x, y, rows))
         return torch.cat(parts)
 

@@ -1,0 +1,121 @@
+"""Evaluation: sums that add up over batches and clients, of one client or of several in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from paceline.params import Params, Resident
+from paceline.spent import spent
+
+if TYPE_CHECKING:
+    from paceline.client import ClientData, Problem
+
+__all__ = ["Evaluation", "evaluate", "evaluate_together"]
+
+BATCH = 500
+"""Samples in one pass."""
+
+
+@dataclass
+class Evaluation:
+    """One client's request to evaluate a model.
+
+    Args:
+        model: the module.
+        params: what it is loaded with.
+        problem: loss and number of classes.
+        data: samples.
+        alone: the module's buffers were set for this client.
+        outputs: ``(module, inputs) -> scores`` in place of the module's outputs.
+    """
+
+    model: Resident
+    params: Params
+    problem: Problem
+    data: ClientData
+    alone: bool = False
+    outputs: Callable[[nn.Module, Tensor], Tensor] | None = None
+
+    def run(self) -> dict[str, Any]:
+        """Evaluate by itself."""
+        self.model.load(self.params)
+        return evaluate(self.model, self.problem, self.data, outputs=self.outputs)
+
+
+@torch.no_grad()
+def evaluate(
+    model: Resident,
+    problem: Problem,
+    data: ClientData,
+    batch_size: int = BATCH,
+    outputs: Callable[[nn.Module, Tensor], Tensor] | None = None,
+) -> dict[str, Any]:
+    """Evaluate a loaded model: sums of loss and correct answers, counts, and both counts for each class.
+
+    Everything returned adds up over clients, so it can be asked for under secure aggregation.
+    """
+    with spent.on("evaluating"):
+        model.module.eval()
+        loss = torch.zeros((), dtype=torch.float64, device=model.device)
+        hits = torch.zeros(problem.num_classes, dtype=torch.int64, device=model.device)
+        counts = torch.zeros_like(hits)
+        for x, y in data.batches(batch_size):
+            out = model.module(x) if outputs is None else outputs(model.module, x)
+            loss += problem.loss(out, y).double() * len(y)
+            counts += torch.bincount(y.reshape(-1), minlength=problem.num_classes)
+            hits += torch.bincount(_right(out, y), minlength=problem.num_classes)
+        return _sums(float(loss), hits.cpu(), counts.cpu(), len(data))
+
+
+def evaluate_together(requests: Sequence[Evaluation]) -> list[dict[str, Any]]:
+    """Evaluate the same parameters on the data of several clients, in passes over all of them.
+
+    Returns each one's sums, or runs them one by one where the loss is not a mean over samples that is known.
+    """
+    first = requests[0]
+    same = all(r.params is first.params and r.model is first.model and r.data.x is first.data.x for r in requests)
+    if not same or any(r.outputs is not None for r in requests) or first.problem.loss is not F.cross_entropy:
+        return [request.run() for request in requests]
+    with spent.on("evaluating"), torch.no_grad():
+        return _evaluate_all(requests)
+
+
+def _evaluate_all(requests: Sequence[Evaluation]) -> list[dict[str, Any]]:
+    first, classes, count = requests[0], requests[0].problem.num_classes, len(requests)
+    model, device = first.model, first.model.device
+    model.load(first.params)
+    model.module.eval()
+    sizes = torch.tensor([len(r.data) for r in requests], device=device)
+    rows = torch.cat([r.data.index for r in requests])
+    owners = torch.repeat_interleave(torch.arange(count, device=device), sizes)
+    loss = torch.zeros(count, dtype=torch.float64, device=device)
+    hits = torch.zeros(count * classes, dtype=torch.int64, device=device)
+    counts = torch.zeros_like(hits)
+    for part, owner in zip(torch.split(rows, BATCH), torch.split(owners, BATCH), strict=True):
+        x, y = first.data.x.index_select(0, part), first.data.y.index_select(0, part)
+        out = model.module(x)
+        each = F.cross_entropy(out, y, reduction="none")
+        loss.index_add_(0, owner, each.reshape(len(y), -1).double().mean(1))
+        cell = owner.reshape(-1, *[1] * (y.dim() - 1)).expand_as(y) * classes + y
+        counts += torch.bincount(cell.reshape(-1), minlength=len(counts))
+        hits += torch.bincount(cell.reshape(-1)[out.argmax(1).reshape(-1) == y.reshape(-1)], minlength=len(counts))
+    table, right = counts.view(count, classes).cpu(), hits.view(count, classes).cpu()
+    return [
+        _sums(value, right[k].clone(), table[k].clone(), len(request.data))
+        for k, (request, value) in enumerate(zip(requests, loss.tolist(), strict=True))
+    ]
+
+
+def _right(out: Tensor, y: Tensor) -> Tensor:
+    flat = y.reshape(-1)
+    return flat[out.argmax(1).reshape(-1) == flat]
+
+
+def _sums(loss: float, hits: Tensor, counts: Tensor, samples: int) -> dict[str, Any]:
+    return {"loss": loss, "correct": int(hits.sum()), "count": samples, "class_correct": hits, "class_count": counts}
