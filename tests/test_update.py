@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -99,3 +101,9 @@ def test_capped_weights_are_whole_numbers():
     assert Terms.of(Update(delta=torch.ones(2), weight=0), cap=12).weights == [0.0]
     masked = Terms.of(Update(delta=torch.ones(2), weight=torch.tensor([0.0, 40.0])), cap=1)
     assert masked.weights[0].tolist() == [0, 1]
+
+
+def test_an_update_survives_the_way_between_processes():
+    update = pickle.loads(pickle.dumps(Update(delta=torch.arange(3.0), loss=2.0, weight=7)))
+    assert update.delta.tolist() == [0.0, 1.0, 2.0]
+    assert (update.loss, update.weight) == (2.0, 7)

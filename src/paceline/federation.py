@@ -237,11 +237,13 @@ class Federation:
         over: Sequence[int],
         deadline: float | None = None,
         groups: Mapping[Any, Sequence[int]] | None = None,
+        group_message: Mapping[Any, Tree] | None = None,
     ) -> Any:
         """Return the weighted mean over the cohort of the `Update` that `fn` returns.
 
         With `groups` (key -> clients), return one mean for each group, asked for side by side; a group
-        smaller than the site's least size raises `QuorumError`.
+        smaller than the site's least size raises `QuorumError`. Each group gets its own `group_message` where
+        there is one.
         """
         if groups is None:
             result = self._sum(fn, message, over, deadline)
@@ -254,7 +256,7 @@ class Federation:
         means, start, end, merged = {}, self.clock.now, self.clock.now, CallInfo()
         for key, clients in groups.items():
             self.clock.now = start
-            means[key] = self._sum(fn, message, clients, deadline)
+            means[key] = self._sum(fn, message if group_message is None else group_message[key], clients, deadline)
             end = max(end, self.clock.now)
             _merge(merged, self.last)
         self.clock.now = end

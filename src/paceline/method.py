@@ -6,18 +6,19 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 from paceline.errors import ConfigError, UnknownNameError
+from paceline.evaluation import spread
 from paceline.params import Params
 from paceline.tree import Tree, node
 from paceline.update import Update
 
 if TYPE_CHECKING:
-    from paceline.client import Client
+    from paceline.client import Client, ClientData
     from paceline.federation import Federation
 
 __all__ = ["ClientFunction", "Method", "State", "client_functions", "find_method", "method_names", "on_client"]
@@ -99,6 +100,8 @@ class Method:
     keeps: ClassVar[str] = "nothing"
     paper: ClassVar[str] = ""
     keeps_times: ClassVar[bool] = False
+    has_model: ClassVar[bool] = True
+    """Whether there is one model for everybody; without one, `model` holds what is shared and clients are judged."""
 
     def init(self, fed: Federation) -> Any:
         """Return the state before the first round."""
@@ -117,6 +120,34 @@ class Method:
     def check(self, fed: Federation) -> list[str]:
         """Return what of the federation does not suit this method, one sentence each."""
         return []
+
+    def personal(self, state: Any, clients: Sequence[int]) -> list[tuple[Tree, Sequence[int]]]:
+        """Return what clients form their own models from, and who gets which; by default all get the model."""
+        return [(self.model(state), clients)]
+
+    def personal_model(self, client: Client, message: Tree) -> Params:
+        """Return, on a client, the model that it uses itself, from what `personal` sent."""
+        assert isinstance(message, Params)
+        return message
+
+    def assess(self, client: Client, message: Tree, data: ClientData) -> dict[str, Any]:
+        """Return, on a client, the sums of `Client.evaluate` for its own model on `data`."""
+        params = self.personal_model(client, message)
+        return client.evaluate(client.statistics(params) if client.problem.buffers == "recompute" else params, data)
+
+    def clustering(self, state: Any) -> Sequence[int] | None:
+        """Return the cluster of each client, or None where there are none."""
+        return None
+
+    @on_client
+    def evaluate_clients(self, client: Client, message: tuple[bool, Tree]) -> Tree:
+        """Return the sums for this client's own model, and its accuracy as a term of their spread.
+
+        It is judged by its own test samples; where it has none, by the central ones of its own classes. With
+        True in the message, by all central ones.
+        """
+        everything, own = message
+        return spread(self.assess(client, own, client.judged_by(everything)))
 
     @on_client
     def evaluate(self, client: Client, message: Tree) -> Tree:

@@ -51,11 +51,18 @@ class Update:
         except KeyError:
             raise AttributeError(f"this update has no field {name!r}; it has {list(self.fields)}") from None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _remade, (self.fields, self.weight)  # a worker process hands single replies over
+
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError("an update cannot be changed; make a new one")
 
     def __repr__(self) -> str:
         return f"Update({', '.join(f'{k}={v!r}' for k, v in self.fields.items())}, weight={self.weight!r})"
+
+
+def _remade(fields: dict[str, Any], weight: Any) -> Update:
+    return Update(weight=weight, **fields)
 
 
 register(Update, lambda u: {**u.fields, "weight": u.weight}, lambda fields: Update(**fields))

@@ -68,9 +68,16 @@ class Option:
 FIELDS = (
     Option("task", str, "mnist-5k", TASK, "task, see `paceline tasks`, or kind:/path of your own files"),
     Option("model", str, None, TASK, "reference model; the task's own by default", "the task's own"),
-    Option("partition", str, "iid", TASK, "iid, dirichlet:ALPHA, shards:K, quantity:ALPHA or natural"),
+    Option(
+        "partition",
+        str,
+        "iid",
+        TASK,
+        "iid, dirichlet:ALPHA, shards:K, quantity:ALPHA, groups:0-4/5-9, longtail:0.05/0.5 or natural",
+    ),
     Option("clients", int, 20, TASK, "size of the population"),
     Option("client_test", float, 0.0, TASK, "share of a client's samples set aside for tests"),
+    Option("client_samples", int, None, TASK, "most samples of a client; the others are left out", "no limit"),
     Option("allow_empty", bool, False, TASK, "let clients have no samples"),
     Option("cohort", int, 20, ROUNDS, "clients asked in each round"),
     Option("rounds", int, 30, ROUNDS, "rounds"),
@@ -85,12 +92,19 @@ FIELDS = (
     Option(
         "fleet", str, "homogeneous", CLIENTS, "homogeneous, stragglers or mobile, with options after a colon"
     ),
+    Option("adversary", str, None, CLIENTS, "Byzantine clients, such as signflip:0.2", "everybody honest"),
     Option("measured", bool, False, CLIENTS, "time from measured seconds in place of FLOPs"),
     Option("engine", str, "local", CLIENTS, "local or debug"),
     Option("workers", int, 1, CLIENTS, "worker processes; 1 works in this process"),
     Option("threads", int, 1, CLIENTS, "torch threads of each worker"),
     Option("device", str, "cpu", CLIENTS, "torch device"),
-    Option("evaluation", str, "central", JUDGED, "central test set, or the clients' data"),
+    Option(
+        "evaluation",
+        str,
+        "auto",
+        JUDGED,
+        "central, federated (the clients' data), clients (their own models), clients-central or auto",
+    ),
     Option("eval_every", int, 1, JUDGED, "rounds between evaluations"),
     Option("target_accuracy", float, None, JUDGED, "accuracy whose virtual time is reported", "none"),
     Option("stop_at_target", bool, False, JUDGED, "end once the target accuracy is reached"),

@@ -50,7 +50,13 @@ def partition(
 
     task = load_task(settings.task, model=settings.model, seed=settings.seed, **settings.task_options)
     split = partition_task(
-        task, settings.partition, settings.clients, settings.seed, settings.allow_empty, settings.client_test
+        task,
+        settings.partition,
+        settings.clients,
+        settings.seed,
+        settings.allow_empty,
+        settings.client_test,
+        settings.client_samples,
     )
     rows = _rows(split, task)
     default = Path("runs") / f"{safe_name(f'partition-{settings.task}-{split.name}')}.png"

@@ -5,14 +5,15 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from paceline.data.raw import Array
 from paceline.errors import ConfigError
 
-__all__ = ["ASSIGN", "Wanted"]
+__all__ = ["ASSIGN", "Wanted", "group_of", "long_tail"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Wanted:
         labels: class of each sample, shape [N].
         classes: number of classes.
         clients: number of clients.
-        value: the number behind the colon.
+        value: what stands behind the colon.
         fill: whether no client may be left empty.
         rng: the partition's stream.
     """
@@ -31,7 +32,7 @@ class Wanted:
     labels: Array
     classes: int
     clients: int
-    value: float
+    value: Any
     fill: bool
     rng: np.random.Generator
 
@@ -118,10 +119,60 @@ def _shards(want: Wanted) -> tuple[Array, int]:
     return client_of, 0
 
 
+def group_of(clients: int, groups: int) -> Array:
+    """Return the group of each client: as many neighbours in each as can be."""
+    return np.arange(clients) * groups // clients
+
+
+def _groups(want: Wanted) -> tuple[Array, int]:
+    """Share each class out equally among the clients of the groups that have it; other samples go to nobody."""
+    groups: tuple[tuple[int, ...], ...] = want.value
+    wrong = sorted({c for classes in groups for c in classes if c >= want.classes})
+    if wrong or want.clients < len(groups):
+        fault = f"there is no class {wrong[0]}" if wrong else f"{want.clients} clients cannot form {len(groups)} groups"
+        raise ConfigError(f"partition groups: {fault}")
+    group = group_of(want.clients, len(groups))
+    client_of = np.full(len(want.labels), -1, dtype=np.int64)
+    for value in range(want.classes):
+        holders = np.flatnonzero([value in groups[g] for g in group])
+        if len(holders):
+            rows = want.rng.permutation(np.flatnonzero(want.labels == value))
+            client_of[rows] = want.rng.permutation(holders)[np.arange(len(rows)) % len(holders)]
+    return client_of, 0
+
+
+def long_tail(most: int, factor: float, classes: int) -> list[int]:
+    """Return the samples of each class, n_c = floor(most * factor ** (c / (classes - 1))).
+
+    >>> long_tail(100, 0.01, 3)
+    [100, 10, 1]
+    """
+    return [math.floor(most * factor ** (c / max(classes - 1, 1)) + 1e-9) for c in range(classes)]
+
+
+def _longtail(want: Wanted) -> tuple[Array, int]:
+    """Keep a long tail of the classes, as many samples as the data allow, and share it out (Dirichlet or iid)."""
+    factor, alpha = want.value
+    have = np.bincount(want.labels, minlength=want.classes)
+    shares = np.array([factor ** (c / max(want.classes - 1, 1)) for c in range(want.classes)])
+    counts = long_tail(int((have / shares).min()), factor, want.classes)
+    kept = np.sort(
+        np.concatenate(
+            [want.rng.permutation(np.flatnonzero(want.labels == c))[: max(n, 1)] for c, n in enumerate(counts)]
+        )
+    )
+    tail = replace(want, labels=want.labels[kept], value=alpha)
+    client_of = np.full(len(want.labels), -1, dtype=np.int64)
+    client_of[kept], moved = _iid(tail) if alpha is None else _dirichlet(tail)
+    return client_of, moved
+
+
 ASSIGN: dict[str, Callable[[Wanted], tuple[Array, int]]] = {
     "iid": _iid,
     "dirichlet": _dirichlet,
     "shards": _shards,
     "quantity": _quantity,
+    "groups": _groups,
+    "longtail": _longtail,
 }
 """By name, the function that returns the client of each sample and how many samples were moved."""

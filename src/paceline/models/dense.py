@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 from torch import nn
+
+from paceline.errors import ConfigError
 
 __all__ = ["logistic", "mlp"]
 
@@ -21,16 +24,26 @@ def logistic(shape: Sequence[int], num_classes: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), num_classes))
 
 
-def mlp(shape: Sequence[int], num_classes: int, hidden: Sequence[int] | int = (128, 64)) -> nn.Module:
+def mlp(
+    shape: Sequence[int],
+    num_classes: int,
+    hidden: Sequence[int] | int = (128, 64),
+    end: Literal["relu", "batch", "none"] = "relu",
+) -> nn.Module:
     """Return a perceptron with ReLU between its layers.
 
     Args:
         shape: of one input.
         num_classes: number of outputs.
         hidden: widths of the hidden layers, or the width of a single one.
+        end: what follows the last hidden layer, and so makes the features: ``relu``, ``batch`` (BatchNorm) or ``none``.
     """
+    if end not in ("relu", "batch", "none"):
+        raise ConfigError(f"end={end!r} of mlp; relu, batch or none is needed")
     layers: list[nn.Module] = [nn.Flatten()]
     widths = [math.prod(shape), *((hidden,) if isinstance(hidden, int) else hidden)]
     for a, b in pairwise(widths):
         layers += [nn.Linear(a, b), nn.ReLU()]
+    if end != "relu":
+        layers[-1:] = [nn.BatchNorm1d(widths[-1])] if end == "batch" else []
     return nn.Sequential(*layers, nn.Linear(widths[-1], num_classes))

@@ -19,6 +19,8 @@ class CharLSTM(nn.Module):
         layers: number of LSTM layers.
     """
 
+    head_name = "out"
+
     def __init__(self, symbols: int = 80, hidden: int = 128, layers: int = 2) -> None:
         super().__init__()
         self.symbols = symbols
@@ -27,9 +29,14 @@ class CharLSTM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the scores of the next character; `x` holds codes of any integer type."""
-        states, _ = self.lstm(F.one_hot(x.long(), self.symbols).float())
-        scores: Tensor = self.out(states[:, -1])
+        scores: Tensor = self.out(self.features(x))
         return scores
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return the last state of the upper layer, [N, hidden]: what the head reads."""
+        states, _ = self.lstm(F.one_hot(x.long(), self.symbols).float())
+        last: Tensor = states[:, -1]
+        return last
 
 
 def lstm(shape: Sequence[int] = (80,), num_classes: int = 80, hidden: int = 128, layers: int = 2) -> nn.Module:

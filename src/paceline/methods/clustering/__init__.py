@@ -1,0 +1,1 @@
+"""Methods that find groups of clients and train one model for each."""

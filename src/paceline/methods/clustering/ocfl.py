@@ -1,0 +1,179 @@
+"""OCFL ("One-Shot Clustering for Federated Learning Under Clustering-Agnostic Assumption", arXiv 2509.01587): split the
+clients into groups at the first round in which their updates drift apart, then train one model for each group.
+
+    Gamma_ij = 1 - cos(D_i, D_j);   T_t = |Gamma|_p / (n (n - 1) 2^p)^(1/p), in [0, 1]
+    the first time that T_t > T_{t-1}:  labels = cluster(Gamma), each cluster gets a copy of the model; never again
+    w_c <- w_c + eta * mean of D_i over cluster c (unweighted)
+
+Until the split the server sees every update, or with `sketch` only a random projection of its direction (the update
+itself then goes into the sum); after it, sums within the clusters. A client keeps nothing (its update, while sketched).
+Noise and clusters below `least` join the nearest cluster; who was away at the split is placed when it comes by (ours).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from paceline.aggregation.fixed import SUM_BOUND
+from paceline.aggregation.plain import mean_of
+from paceline.client import Client
+from paceline.clustering import Backend, cluster, cosine_distances, project, settle, temperature
+from paceline.federation import Federation
+from paceline.method import on_client
+from paceline.methods.optimisation.fedavg import FedAvg
+from paceline.params import Params
+from paceline.tree import Tree, node
+from paceline.update import Update
+
+
+@node
+class ClusterState:
+    """One model for each cluster, whose client is where (-1: not placed yet), T, rises in a row, and at the split each
+    cluster's mean direction (of the sketch, where there is one), shape [clusters, d]."""
+
+    models: list[Params]
+    labels: Tensor
+    temperature: float
+    rises: int
+    directions: Tensor
+
+    @property
+    def split(self) -> bool:
+        """Whether the clients have been clustered."""
+        return len(self.models) > 1
+
+
+@dataclass(frozen=True)
+class OCFL(FedAvg):
+    """One-shot clustering.
+
+    Args:
+        backend: ``average`` (average linkage, number of clusters by silhouette; needs nothing else), or
+            scikit-learn's ``hdbscan``, ``kmeans``, ``meanshift`` or ``affinity``.
+        clusters: how many, for kmeans.
+        least: smallest cluster; also HDBSCAN's.
+        noise: what becomes of HDBSCAN's noise: the ``nearest`` cluster, or its ``own`` (as the reference does).
+        order: p of the norm.
+        patience: rises in a row that it takes.
+        sketch: numbers of a random projection that stand for an update until the split; 0 shows the update.
+    """
+
+    family: ClassVar[str] = "clustering"
+    paper: ClassVar[str] = "arXiv 2509.01587"
+    reveals: ClassVar[str] = "every update until the split"
+    keeps: ClassVar[str] = "its update, while sketched"
+    has_model: ClassVar[bool] = False
+
+    epochs: int = 3
+    backend: Backend = "average"
+    clusters: int = 3
+    least: int = 3
+    noise: Literal["nearest", "own"] = "nearest"
+    order: float = 2.0
+    patience: int = 1
+    sketch: int = 0
+
+    def init(self, fed: Federation) -> ClusterState:
+        """Start with everybody in one cluster."""
+        params, labels = fed.init_params(), torch.zeros(fed.num_clients, dtype=torch.int64)
+        return ClusterState([params], labels, math.inf, 0, torch.zeros(1, 0))
+
+    def round(self, fed: Federation, state: ClusterState) -> ClusterState:  # type: ignore[override]
+        """Train; look at the angles until the split; average within the clusters."""
+        cohort = fed.sample()
+        if not state.split:
+            return self._together(fed, state, cohort)
+        placed, strangers = [c for c in cohort if state.labels[c] >= 0], [c for c in cohort if state.labels[c] < 0]
+        if strangers:
+            state = self._place(fed, state, strangers)
+        groups = {k: g for k in range(len(state.models)) if (g := [c for c in placed if state.labels[c] == k])}
+        means = fed.mean(self.train, None, over=placed, groups=groups, group_message=dict(enumerate(state.models)))
+        models = [m + self.server_lr * means[k].delta if k in means else m for k, m in enumerate(state.models)]
+        return ClusterState(models, state.labels, state.temperature, state.rises, state.directions)
+
+    def _together(self, fed: Federation, state: ClusterState, cohort: Sequence[int]) -> ClusterState:
+        """A round before the split, which may come in its middle: the means are then those of the new clusters."""
+        [params] = state.models
+        replies = fed.each(self.compare, (params, fed.seed), over=cohort)
+        who = sorted(replies)
+        shown = torch.stack([replies[c] if isinstance(replies[c], Tensor) else replies[c].vector for c in who])
+        heat, labels, rises = math.inf, [0] * len(who), 0
+        if len(who) > 1:
+            gamma = cosine_distances(shown)
+            heat = temperature(gamma, self.order)
+            rises = state.rises + 1 if heat > state.temperature else 0
+            if rises >= self.patience:
+                found = cluster(gamma.numpy(), self.backend, self.clusters, self.least)
+                labels = settle(found, gamma.numpy(), self.least, self.noise == "own")
+        groups = {k: [c for c, label in zip(who, labels, strict=True) if label == k] for k in range(max(labels) + 1)}
+        means = self._means(fed, replies, groups)
+        fed.last.notes |= {"temperature": heat if math.isfinite(heat) else 1.0, "clusters": float(len(groups))}
+        models = [params + self.server_lr * means[k].delta for k in groups]
+        if len(groups) == 1:  # T stays at its last value where nothing came of a rise
+            stays = rises >= self.patience
+            return ClusterState(models, state.labels, state.temperature if stays else heat, rises, state.directions)
+        where = torch.full_like(state.labels, -1)
+        where[torch.tensor(who)] = torch.tensor(labels)
+        unit = torch.nn.functional.normalize(shown)
+        directions = torch.stack([unit[torch.tensor(labels) == k].mean(0) for k in groups])
+        return ClusterState(models, where, heat, rises, directions)
+
+    def _means(self, fed: Federation, replies: Mapping[int, Any], groups: Mapping[int, Sequence[int]]) -> Mapping[int, Any]:
+        if self.sketch:
+            return dict(fed.mean(self.deliver, None, over=sorted(replies), groups=groups))
+        bound = getattr(fed.aggregation, "bound", SUM_BOUND)
+        return {k: mean_of({c: Update(delta=replies[c]) for c in group}, bound) for k, group in groups.items()}
+
+    def _place(self, fed: Federation, state: ClusterState, strangers: Sequence[int]) -> ClusterState:
+        """Put clients that were away into the cluster whose direction theirs is nearest, from the next round on."""
+        replies, labels = fed.each(self.compare, (self.model(state), fed.seed), over=strangers), state.labels.clone()
+        for client, reply in replies.items():
+            shown = reply if isinstance(reply, Tensor) else reply.vector
+            labels[client] = int((torch.nn.functional.normalize(state.directions) @ shown).argmax())
+        return ClusterState(state.models, labels, state.temperature, state.rises, state.directions)
+
+    @on_client(each=True)
+    def compare(self, client: Client, message: tuple[Params, int]) -> Params | Tensor:
+        """Train; return the update, or keep it and return a projection of its direction."""
+        params, seed = message
+        delta = client.sgd(params, **self.local(client)).params - params
+        if not self.sketch:
+            return delta
+        client.memory["delta"] = delta
+        return project(delta.vector / delta.norm().clamp(min=1e-12), self.sketch, seed)
+
+    @on_client
+    def deliver(self, client: Client, message: None) -> Update:
+        """Return the update that was kept."""
+        return Update(delta=client.memory["delta"])
+
+    @on_client
+    def train(self, client: Client, message: Params) -> Update:
+        """Train the cluster's model; clients count alike."""
+        return Update(delta=client.sgd(message, **self.local(client)).params - message)
+
+    def model(self, state: ClusterState) -> Params:
+        """Return the mean of the clusters' models: a summary, which nobody uses."""
+        total = state.models[0]
+        for other in state.models[1:]:
+            total = total + other
+        return total / len(state.models)
+
+    def personal(self, state: ClusterState, clients: Sequence[int]) -> list[tuple[Tree, Sequence[int]]]:
+        """Each client gets its cluster's model; one that is not placed yet gets the mean."""
+        parts: list[tuple[Tree, Sequence[int]]] = []
+        for k in range(-1, len(state.models)):
+            members = [c for c in clients if state.labels[c] == k]
+            if members:
+                parts.append((state.models[k] if k >= 0 else self.model(state), members))
+        return parts
+
+    def clustering(self, state: ClusterState) -> Sequence[int]:
+        """Return each client's cluster."""
+        return [int(label) for label in state.labels]

@@ -1,0 +1,146 @@
+"""FedGELA ("Federated Learning with Bilateral Curation for Partially Class-Disjoint Data", NeurIPS 2023,
+arXiv 2405.18972): one fixed simplex frame as everybody's classifier, stretched by how often a client has each class.
+
+    M = sqrt(C / (C - 1)) U (I - 11'/C),  U orthonormal columns [d, C]:  unit vectors, pairwise inner product -1/(C - 1)
+    psi_{k,c} = C n_{k,c} / n_k;   a client trains the backbone on CE(h (M diag(psi_k)) / T, y)
+    theta = sum_k n_k theta_k / sum_k n_k;   global logits h M, personal ones h M diag(psi_k), missing classes excluded
+
+The server sees the weighted sum of backbones; class counts never leave a client, and a client keeps nothing: its
+personal model is the global one after local training, judged with psi_k.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from paceline.architectures import architectures
+from paceline.client import Client, ClientData
+from paceline.errors import ConfigError
+from paceline.federation import Federation
+from paceline.method import Method, State, on_client
+from paceline.methods.personalisation.ownmodels import clipped
+from paceline.models.split import features, head, head_name, join, take
+from paceline.params import Params
+from paceline.prototypes import FAR
+from paceline.rng import torch_rng
+from paceline.update import Update
+
+
+def simplex(basis: Tensor) -> Tensor:
+    """Return the simplex frame [d, C] of orthonormal columns [d, C]."""
+    classes = basis.shape[1]
+    centred = basis - basis.mean(1, keepdim=True)
+    return math.sqrt(classes / (classes - 1)) * centred
+
+
+@lru_cache(maxsize=8)
+def frame(width: int, classes: int, seed: int) -> Tensor:
+    """Return the run's frame, from its seed; nobody may change it."""
+    drawn = torch.rand(width, classes, dtype=torch.float64, generator=torch_rng(seed, "frame"))
+    return simplex(torch.linalg.qr(drawn)[0]).float()
+
+
+def stretch(counts: Tensor, power: float = 1.0) -> Tensor:
+    """Return psi from class counts [C]: C n_c^q / sum n_c^q; 0 for missing classes."""
+    share = torch.where(counts > 0, (counts / counts.sum()).double() ** power, 0.0)
+    return (len(counts) * share / share.sum()).float()
+
+
+@dataclass(frozen=True)
+class FedGELA(Method):
+    """A fixed simplex classifier, curated globally and locally.
+
+    Args:
+        lr, epochs, batch_size, momentum, weight_decay: of the local SGD.
+        temperature: T, in training only.
+        power: q of psi; 1 follows the counts, 0 treats present classes alike.
+        feature_norm: ``none`` leaves the features to the model (which may end in BatchNorm), ``l2`` gives them the
+            length sqrt(energy).
+        energy: E_H.
+        clip: norm to which a gradient is scaled down; 0 for none.
+        stretched: use psi; without it all clients train on the plain frame.
+    """
+
+    family: ClassVar[str] = "personalisation"
+    paper: ClassVar[str] = "arXiv 2405.18972 (NeurIPS 2023)"
+
+    lr: float | None = None
+    epochs: int = 10
+    batch_size: int | None = None
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    temperature: float = 1.0
+    power: float = 1.0
+    feature_norm: Literal["none", "l2"] = "none"
+    energy: float = 1.0
+    clip: float = 20.0
+    stretched: bool = True
+
+    def check(self, fed: Federation) -> list[str]:
+        """The model must have features at least as wide as there are classes."""
+        try:
+            layer = head(architectures(fed).resident().module)
+        except ConfigError as error:
+            return [str(error)]
+        if layer.in_features >= layer.out_features:
+            return []
+        return [f"fedgela needs features of at least {layer.out_features} numbers, one for each class, not {layer.in_features}"]
+
+    def init(self, fed: Federation) -> State:
+        """Put the frame in the place of the model's head."""
+        module, params = architectures(fed).resident().module, fed.init_params()
+        layer, name = head(module), head_name(module)
+        parts = {f"{name}.weight": frame(layer.in_features, layer.out_features, fed.seed).T}
+        if layer.bias is not None:
+            parts[f"{name}.bias"] = torch.zeros(layer.out_features)
+        return State(params=join(params, parts))
+
+    def round(self, fed: Federation, state: State) -> State:
+        """Average the cohort's backbones."""
+        body = take(state.params, architectures(fed).body().layout)
+        mean = fed.mean(self.train, (body, fed.seed), over=fed.sample())
+        return State(params=join(state.params, body + mean.delta))
+
+    @on_client
+    def train(self, client: Client, message: tuple[Params, int]) -> Update:
+        """Train the backbone under the stretched frame."""
+        body, seed = message
+        layer = head(client.model.module)
+        trained = self.fit(client, body, frame(layer.in_features, layer.out_features, seed).to(client.device))
+        return Update(delta=trained - body, weight=client.num_samples)
+
+    def fit(self, client: Client, body: Params, frame: Tensor) -> Params:
+        """Return the backbone after local training."""
+        classifier, represent = frame * self.psi(client) / self.temperature, self.represent
+
+        def objective(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+            return F.cross_entropy(represent(module, x) @ classifier, y)
+
+        local = {k: getattr(self, k) for k in ("lr", "epochs", "batch_size", "momentum", "weight_decay")}
+        model = architectures(client).body()
+        return client.sgd(body, model=model, objective=objective, correct=clipped(self.clip), **local).params
+
+    def represent(self, module: nn.Module, x: Tensor) -> Tensor:
+        """Return features, of one length if so asked."""
+        h = features(module, x)
+        return math.sqrt(self.energy) * F.normalize(h) if self.feature_norm == "l2" else h
+
+    def psi(self, client: Client) -> Tensor:
+        """Return this client's stretch of each class; 1 where it has no samples at all."""
+        counts = torch.bincount(client.train.y[client.train.index], minlength=client.problem.num_classes)
+        return stretch(counts, self.power) if self.stretched and len(client.train) else torch.ones_like(counts).float()
+
+    def assess(self, client: Client, message: Params, data: ClientData) -> dict[str, Any]:
+        """Judge the global backbone after local training, with psi, without the classes that are missing here."""
+        model, psi = architectures(client).body(), self.psi(client)
+        frame = message[f"{head_name(model.module)}.weight"].T
+        body = self.fit(client, take(message, model.layout), frame)
+        classifier, missing = frame * psi, FAR * (psi == 0).float()
+        return client.evaluate(body, data, model=model, outputs=lambda m, x: self.represent(m, x) @ classifier - missing)

@@ -1,0 +1,178 @@
+"""FedGH ("FedGH: Heterogeneous Federated Learning with Generalized Global Header", ACM MM 2023, arXiv 2303.13137):
+clients with different backbones upload one mean feature for each class, on which the server trains their common head.
+
+    client:  head <- theta; E epochs of SGD on backbone and head; v_k^s = mean of F_k(x) over the own samples of class s
+    server:  for every pair (v, s):  theta <- theta - eta_s * grad CE(H_theta(v), s)
+
+As published (`FedGH`) the server sees every client's class means. `FedGHSum` is sum-only: each client gives the
+gradient summed over its own pairs, or the class means are summed over clients and the server trains on these.
+A client keeps its network; its backbone never leaves it. Pairs are shuffled by the round's seed (ours).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from paceline.architectures import architectures
+from paceline.client import Client, ClientData
+from paceline.federation import Federation
+from paceline.method import State, on_client
+from paceline.methods.personalisation.ownmodels import OwnModels, clipped
+from paceline.models.split import head, head_name, join
+from paceline.params import Layout, Params, Resident
+from paceline.prototypes import ClassSums
+from paceline.rng import torch_rng
+from paceline.tree import Tree
+
+
+def head_gradient(theta: Params, means: Tensor, classes: Tensor) -> Params:
+    """Return the gradient of sum_i CE(W v_i + b, s_i) for means [n, d] and classes [n]."""
+    scores = means @ theta["weight"].T
+    if "bias" in theta:
+        scores = scores + theta["bias"]
+    error = torch.softmax(scores, 1)
+    error[torch.arange(len(classes)), classes] -= 1
+    parts = {"weight": error.T @ means} | ({"bias": error.sum(0)} if "bias" in theta else {})
+    return join(theta.zeros(), parts)
+
+
+def train_head(theta: Params, pairs: Iterable[tuple[Tensor, Tensor]], lr: float, frozen: Tensor | None = None) -> Params:
+    """Return the head after one step of SGD for each (mean [d], class []); rows that are `frozen` stay."""
+    start = theta
+    for mean, label in pairs:
+        theta = theta - lr * head_gradient(theta, mean.unsqueeze(0), label.reshape(1))
+    if frozen is not None and bool(frozen.any()):
+        theta = join(theta, {name: torch.where(_rows(frozen, value), start[name], value) for name, value in theta.items()})
+    return theta
+
+
+def _rows(frozen: Tensor, value: Tensor) -> Tensor:
+    return frozen.unsqueeze(1) if value.dim() == 2 else frozen
+
+
+@dataclass(frozen=True)
+class CommonHead(OwnModels):
+    """What both forms share: a head from the server on a network of the client's own.
+
+    Args:
+        clip: norm to which a gradient is scaled down.
+        server_lr: eta_s.
+        freeze_absent: leave the rows of classes alone that nobody in the cohort has.
+        batch_means: average batch means, as the released code does, in place of the true class means.
+        judge: the client's network with its ``own`` trained head, or with the ``global`` one.
+    """
+
+    paper: ClassVar[str] = "arXiv 2303.13137 (ACM MM 2023)"
+
+    momentum: float = 0.9
+    weight_decay: float = 1e-3
+    clip: float = 50.0
+    server_lr: float = 0.01
+    freeze_absent: bool = False
+    batch_means: bool = False
+    judge: Literal["own", "global"] = "own"
+
+    def init(self, fed: Federation) -> State:
+        """Start from the first architecture's head."""
+        module = architectures(fed).build(self.models[0] if self.models else "")
+        return State(params=Params.of(head(module), Layout.of(head(module))))
+
+    def learn(self, client: Client, theta: Params) -> ClassSums:
+        """Train the own network from the common head; return its class means, each class counting once."""
+        model, params = self.own(client)
+        start = self.with_head(model, params, theta)
+        trained = client.sgd(start, model=model, correct=clipped(self.clip), **self.local())
+        self.keep(client, trained.params)
+        batch = self.batch_size or client.problem.batch_size
+        return self.class_sums(client, model, trained.params, batch if self.batch_means else None).unweighted()
+
+    def with_head(self, model: Resident, params: Params, theta: Params) -> Params:
+        """Return a network with another head."""
+        return join(params, {f"{head_name(model.module)}.{name}": value for name, value in theta.items()})
+
+    def shuffled(self, fed: Federation, means: Tensor, classes: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return pairs in the order of this round."""
+        order = torch.randperm(len(classes), generator=torch_rng(fed.seed, "pairs", fed.round))
+        return [(means[i], classes[i]) for i in order.tolist()]
+
+    def assess(self, client: Client, message: Tree, data: ClientData) -> dict[str, Any]:
+        """Judge the own network with the head that `judge` names."""
+        model, params = self.own(client)
+        return client.evaluate(params if self.judge == "own" else self.with_head(model, params, message), data, model=model)
+
+
+@dataclass(frozen=True)
+class FedGH(CommonHead):
+    """The published form: the server trains the head on every client's class means.
+
+    Args:
+        shuffle: take the pairs in random order; else by client and class.
+    """
+
+    reveals: ClassVar[str] = "every client's class means"
+    sum_only: ClassVar[str] = "fedghsum"
+
+    shuffle: bool = True
+
+    def round(self, fed: Federation, state: State) -> State:
+        """Collect class means and train the head on them, pair by pair."""
+        replies = fed.each(self.represent, state.params, over=fed.sample())
+        told = [replies[client] for client in sorted(replies)]
+        means, classes = torch.cat([r["means"] for r in told]), torch.cat([r["classes"] for r in told])
+        pairs = self.shuffled(fed, means, classes) if self.shuffle else list(zip(means, classes, strict=True))
+        absent = torch.bincount(classes, minlength=len(state.params["weight"])) == 0
+        return State(params=train_head(state.params, pairs, self.server_lr, absent if self.freeze_absent else None))
+
+    @on_client(each=True)
+    def represent(self, client: Client, message: Params) -> dict[str, Tensor]:
+        """Train; return the class means and their classes."""
+        found = self.learn(client, message)
+        return {"means": found.sums[found.present], "classes": found.present.nonzero().flatten()}
+
+
+@dataclass(frozen=True)
+class FedGHSum(CommonHead):
+    """The sum-only forms.
+
+    Args:
+        form: ``gradient``: one step along the summed gradient of all pairs; ``prototypes``: the server trains on the
+            class means averaged over clients, which loses their spread.
+        exchanges: gradient steps in a round, each an exchange of its own.
+    """
+
+    reveals: ClassVar[str] = "summed head gradients, or sums of class means"
+    keeps: ClassVar[str] = "its own network and class means"
+
+    form: Literal["gradient", "prototypes"] = "gradient"
+    exchanges: int = 1
+
+    def round(self, fed: Federation, state: State) -> State:
+        """Move the head by sums."""
+        theta, cohort = state.params, fed.sample()
+        if self.form == "prototypes":
+            total = fed.sum(self.prototypes, theta, over=cohort)
+            pairs = self.shuffled(fed, total.means()[total.present], total.present.nonzero().flatten())
+            return State(params=train_head(theta, pairs, self.server_lr, ~total.present if self.freeze_absent else None))
+        for exchange in range(self.exchanges):
+            gradient = fed.sum(self.gradient, (theta, exchange == 0), over=cohort)
+            theta = theta - self.server_lr * gradient
+        return State(params=theta)
+
+    @on_client(bounds={"value": 256.0})
+    def prototypes(self, client: Client, message: Params) -> ClassSums:
+        """Train; return the class means."""
+        return self.learn(client, message)
+
+    @on_client(bounds={"value": 256.0})
+    def gradient(self, client: Client, message: tuple[Params, bool]) -> Params:
+        """Train if this is the first exchange; return the head's gradient summed over the own class means."""
+        theta, first = message
+        if first:
+            client.memory["means"] = self.learn(client, theta)
+        found: ClassSums = client.memory["means"]
+        return head_gradient(theta, found.sums[found.present], found.present.nonzero().flatten())

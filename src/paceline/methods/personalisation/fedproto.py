@@ -1,0 +1,95 @@
+"""FedProto (Tan et al., "FedProto: Federated Prototype Learning across Heterogeneous Clients", AAAI 2022).
+
+    client:  L = CE(h(f(x)), y) + lambda / (B d) * sum_i |f(x_i) - P_{y_i}|^2   over classes with a global prototype
+    server:  P_c = sum_m sum of features of class c / sum_m n_{m,c}
+
+The server sees sums of features and counts by class. A client keeps its network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from paceline.client import Client, ClientData
+from paceline.federation import Federation
+from paceline.method import on_client
+from paceline.methods.personalisation.ownmodels import OwnModels, named
+from paceline.models.split import features, head
+from paceline.params import Params
+from paceline.prototypes import ClassSums, nearest
+from paceline.tree import Tree, node
+
+
+@node
+class ProtoState:
+    """Global prototypes, shape [C, d], and which classes have been seen, shape [C]."""
+
+    prototypes: Tensor
+    known: Tensor
+
+
+@dataclass(frozen=True)
+class FedProto(OwnModels):
+    """Prototypes as the mean over clients.
+
+    Args:
+        strength: lambda, the pull towards the global prototypes.
+        predict: by the nearest global ``prototype`` (as published) or by the client's own ``head``.
+    """
+
+    paper: ClassVar[str] = "Tan et al., AAAI 2022"
+    reveals: ClassVar[str] = "class sums of features"
+
+    strength: float = 1.0
+    predict: Literal["prototype", "head"] = "prototype"
+
+    def init(self, fed: Federation) -> ProtoState:
+        """Start without prototypes."""
+        classes, width = self.shape(fed)
+        return ProtoState(prototypes=torch.zeros(classes, width), known=torch.zeros(classes, dtype=torch.bool))
+
+    def round(self, fed: Federation, state: ProtoState) -> ProtoState:
+        """Replace the prototypes of all classes that the cohort has."""
+        total = fed.sum(self.train, state, over=fed.sample())
+        seen = total.present
+        return ProtoState(
+            prototypes=torch.where(seen.unsqueeze(1), total.means(), state.prototypes), known=seen | state.known
+        )
+
+    @on_client(bounds={"value": 256.0})
+    def train(self, client: Client, message: ProtoState) -> ClassSums:
+        """Train with the pull, and return the class sums of the trained network's features."""
+        model, params = self.own(client)
+        centres, known, strength = message.prototypes, message.known.float(), self.strength
+
+        def objective(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+            f = features(module, x)
+            pull = ((f - centres[y]).square().mean(1) * known[y]).mean()
+            return F.cross_entropy(head(module)(f), y) + strength * pull
+
+        trained = client.sgd(params, model=model, objective=objective, **self.local())
+        self.keep(client, trained.params)
+        return self.class_sums(client, model, trained.params)
+
+    def model(self, state: ProtoState) -> Params:
+        """Return what is shared."""
+        return named(prototypes=state.prototypes)
+
+    def personal(self, state: ProtoState, clients: Sequence[int]) -> list[tuple[Tree, Sequence[int]]]:
+        """All clients get the prototypes."""
+        return [(state, clients)]
+
+    def assess(self, client: Client, message: ProtoState, data: ClientData) -> dict[str, Any]:
+        """Judge the own network by the nearest prototype, or by its head."""
+        model, params = self.own(client)
+        if self.predict == "head":
+            return client.evaluate(params, data, model=model)
+        return client.evaluate(
+            params, data, model=model, outputs=lambda m, x: nearest(features(m, x), message.prototypes, message.known)
+        )

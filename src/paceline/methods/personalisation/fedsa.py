@@ -1,0 +1,170 @@
+"""FedSA ("FedSA: A Unified Representation Learning via Semantic Anchors for Prototype-based Federated Learning",
+AAAI 2025, arXiv 2501.05496): clients of any architecture pull their features towards one anchor for each class.
+
+With features f, head h, anchors A [C, d] and margin g, a client minimises CE(h(f), y) plus
+    lambda_R    mean |f - A_y|^2 / d                                            (pull)
+    lambda_MCL  CE(-delta, y),  delta_c = |f - A_c| + g [c = y]                 (margin contrast)
+    lambda_CC   mean_c CE(h(A_c), c), over all classes                          (calibration of the head)
+    g = max(gap(own class means of the last round), gap(A)),  gap(X) = mean_c min_{c' != c} |X_c - X_c'|
+The server, with P_c the mean over the cohort's clients that have class c of their class means:
+    A_c <- beta A_c + (1 - beta) P_c;   A^0 is a random two-layer projection of Gaussian rows
+
+The server sees sums of class means and how many clients have each class. A client keeps its network and its class
+means. These are taken after training, in one pass; the reference averages features while they move, which a loop
+without state in its hooks cannot. The cap on g is ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from paceline.client import Client, ClientData
+from paceline.federation import Federation
+from paceline.local import Objective
+from paceline.method import on_client
+from paceline.methods.personalisation.ownmodels import OwnModels, named
+from paceline.models.split import features, head
+from paceline.params import Params
+from paceline.prototypes import ClassSums, distances, nearest
+from paceline.rng import derive
+from paceline.tree import Tree, node
+
+
+@node
+class AnchorState:
+    """Anchors now and at the start, the cohort's last prototypes (all [C, d]), and which classes have one ([C])."""
+
+    anchors: Tensor
+    first: Tensor
+    prototypes: Tensor
+    known: Tensor
+
+
+def gap(rows: Tensor) -> float:
+    """Return the mean distance of a row to its nearest other one; -inf for fewer than two rows."""
+    if len(rows) < 2:
+        return -math.inf
+    far = distances(rows, rows) + torch.diag(torch.full((len(rows),), torch.inf))
+    return float(far.min(1).values.mean())
+
+
+def pull(f: Tensor, anchors: Tensor, y: Tensor) -> Tensor:
+    """Return L_R, the mean squared difference to the own class's anchor."""
+    return (f - anchors[y]).square().mean()
+
+
+def contrast(f: Tensor, anchors: Tensor, y: Tensor, margin: Tensor | float) -> Tensor:
+    """Return L_MCL: cross-entropy on negative distances, the true class's enlarged by the margin."""
+    own = (y.unsqueeze(1) == torch.arange(len(anchors), device=y.device)).float()
+    return F.cross_entropy(-(distances(f, anchors) + margin * own), y)
+
+
+def projected(classes: int, width: int, seed: int) -> Tensor:
+    """Return A^0: Gaussian rows through Linear, BatchNorm over the rows, ReLU, twice."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(derive(seed, "anchors"))
+        layers = [m for _ in range(2) for m in (nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU())]
+        out: Tensor = nn.Sequential(*layers)(torch.randn(classes, width))
+    return out
+
+
+@dataclass(frozen=True)
+class FedSA(OwnModels):
+    """Semantic anchors.
+
+    Args:
+        pull, contrast, calibration: lambda_R, lambda_MCL and lambda_CC.
+        beta: how slowly anchors follow the prototypes.
+        begin: anchors at the start: ``projected`` (not negative, for features that end in ReLU) or ``normal``.
+        weighted: weigh class means by samples, in place of one vote for each client.
+        least: samples that a client needs of a class to tell its mean; 2 keeps single samples private.
+        predict: by the nearest ``prototype`` (as published), the nearest ``anchor`` or the client's ``head``.
+    """
+
+    paper: ClassVar[str] = "arXiv 2501.05496 (AAAI 2025)"
+    reveals: ClassVar[str] = "sums of class means"
+    keeps: ClassVar[str] = "its own network and class means"
+
+    pull: float = 1.0
+    contrast: float = 1.0
+    calibration: float = 1.0
+    beta: float = 0.9999
+    begin: Literal["projected", "normal"] = "projected"
+    weighted: bool = False
+    least: int = 1
+    predict: Literal["prototype", "anchor", "head"] = "prototype"
+
+    def init(self, fed: Federation) -> AnchorState:
+        """Draw the anchors."""
+        classes, width = self.shape(fed)
+        anchors = projected(classes, width, fed.seed)
+        if self.begin == "normal":
+            drawn = torch.Generator().manual_seed(derive(fed.seed, "anchors"))
+            anchors = F.normalize(torch.randn(classes, width, generator=drawn))
+        return AnchorState(anchors, anchors, torch.zeros_like(anchors), torch.zeros(classes, dtype=torch.bool))
+
+    def round(self, fed: Federation, state: AnchorState) -> AnchorState:
+        """Let a cohort train towards the anchors, and move these towards its prototypes."""
+        total = fed.sum(self.train, (state.anchors, 10 * gap(state.first)), over=fed.sample())
+        seen, means = total.present.unsqueeze(1), total.means()
+        anchors = torch.where(seen, self.beta * state.anchors + (1 - self.beta) * means, state.anchors)
+        fed.last.notes["anchor_shift"] = float(torch.linalg.vector_norm(anchors - state.first))
+        prototypes = torch.where(seen, means, state.prototypes)
+        return AnchorState(anchors, state.first, prototypes, total.present)
+
+    @on_client(bounds={"value": 256.0})
+    def train(self, client: Client, message: tuple[Tensor, float]) -> ClassSums:
+        """Train with the three terms; return the class means."""
+        anchors, cap = message
+        model, params = self.own(client)
+        mine = client.memory.get("means")
+        margin = min(max(0.0 if mine is None else gap(mine), gap(anchors)), cap)
+        trained = client.sgd(params, model=model, objective=self.objective(anchors, margin), **self.local())
+        self.keep(client, trained.params)
+        found = self.class_sums(client, model, trained.params)
+        client.memory["means"] = found.means()[found.present]
+        enough = (found.counts >= self.least).long()
+        told = ClassSums(found.sums * enough.unsqueeze(1), found.counts * enough)
+        return told if self.weighted else told.unweighted()
+
+    def objective(self, anchors: Tensor, margin: float) -> Objective:
+        """Return the local objective; terms of weight 0 are left out."""
+        classes = torch.arange(len(anchors), device=anchors.device)
+
+        def objective(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+            f, h = features(module, x), head(module)
+            loss = F.cross_entropy(h(f), y)
+            if self.pull:
+                loss = loss + self.pull * pull(f, anchors, y)
+            if self.contrast:
+                loss = loss + self.contrast * contrast(f, anchors, y, margin)
+            if self.calibration:
+                loss = loss + self.calibration * F.cross_entropy(h(anchors), classes)
+            return loss
+
+        return objective
+
+    def model(self, state: AnchorState) -> Params:
+        """Return what is shared."""
+        return named(anchors=state.anchors, prototypes=state.prototypes)
+
+    def personal(self, state: AnchorState, clients: Sequence[int]) -> list[tuple[Tree, Sequence[int]]]:
+        """All clients get anchors and prototypes."""
+        return [(state, clients)]
+
+    def assess(self, client: Client, message: AnchorState, data: ClientData) -> dict[str, Any]:
+        """Judge the own network, by what `predict` says."""
+        model, params = self.own(client)
+        if self.predict == "head":
+            return client.evaluate(params, data, model=model)
+        by_anchor = self.predict == "anchor"
+        centres = message.anchors if by_anchor else message.prototypes
+        known = torch.ones_like(message.known) if by_anchor else message.known
+        return client.evaluate(params, data, model=model, outputs=lambda m, x: nearest(features(m, x), centres, known))

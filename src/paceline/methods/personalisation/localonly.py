@@ -1,0 +1,36 @@
+"""Local training alone: each client trains its own network and nothing is shared. The baseline of every method.
+
+The server sees the summed training loss and how many clients trained. A client keeps its network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from paceline.client import Client
+from paceline.federation import Federation
+from paceline.method import State, on_client
+from paceline.methods.personalisation.ownmodels import OwnModels
+from paceline.tree import Tree
+from paceline.update import Update
+
+
+@dataclass(frozen=True)
+class LocalOnly(OwnModels):
+    """No federation at all."""
+
+    reveals: ClassVar[str] = "summed losses"
+
+    def round(self, fed: Federation, state: State) -> State:
+        """Let a cohort train."""
+        fed.mean(self.train, None, over=fed.sample())
+        return state
+
+    @on_client
+    def train(self, client: Client, message: Tree) -> Update:
+        """Train the own network."""
+        model, params = self.own(client)
+        trained = client.sgd(params, model=model, **self.local())
+        self.keep(client, trained.params)
+        return Update(loss=float(trained.loss), weight=1)

@@ -1,0 +1,96 @@
+"""What methods with private networks share: each client trains and is judged by a model of its own.
+
+The network, of whatever architecture, lies in the client's memory. Only what a method says travels, so clients
+need not agree in anything but the width of their features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from paceline.architectures import architectures, of_client
+from paceline.client import Client, ClientData, Correct
+from paceline.errors import ConfigError
+from paceline.federation import Federation
+from paceline.method import Method
+from paceline.models.split import head
+from paceline.params import Layout, Params, Resident
+from paceline.prototypes import ClassSums, class_sums
+from paceline.tree import Tree
+
+__all__ = ["OwnModels", "clipped", "named"]
+
+
+@dataclass(frozen=True)
+class OwnModels(Method):
+    """Base of methods whose clients keep their networks.
+
+    Args:
+        models: architectures that go round over the clients, such as ``mlp:hidden=64-32``; none means the task's.
+        lr, epochs, batch_size, momentum, weight_decay: of the local SGD.
+    """
+
+    family: ClassVar[str] = "personalisation"
+    keeps: ClassVar[str] = "its own network"
+    has_model: ClassVar[bool] = False
+
+    models: tuple[str, ...] = ()
+    lr: float | None = None
+    epochs: int = 1
+    batch_size: int | None = None
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+    def check(self, fed: Federation) -> list[str]:
+        """All architectures must have features of one width."""
+        try:
+            widths = {text: head(architectures(fed).resident(text).module).in_features for text in self.models or ("",)}
+        except ConfigError as error:
+            return [str(error)]
+        return [f"the architectures have features of different widths: {widths}"] if len(set(widths.values())) > 1 else []
+
+    def shape(self, fed: Federation) -> tuple[int, int]:
+        """Return (classes, width of the features)."""
+        layer = head(architectures(fed).resident(self.models[0] if self.models else "").module)
+        return layer.out_features, layer.in_features
+
+    def own(self, client: Client) -> tuple[Resident, Params]:
+        """Return, on a client, the module that its network runs in, and its parameters."""
+        text, zoo = of_client(self.models, client.id), architectures(client)
+        kept = client.memory.get("network")
+        return zoo.resident(text), zoo.initial(text) if kept is None else kept
+
+    def keep(self, client: Client, params: Params) -> None:
+        """Remember the client's network."""
+        client.memory["network"] = params
+
+    def local(self) -> dict[str, Any]:
+        """Return the local loop's hyperparameters."""
+        return {k: getattr(self, k) for k in ("lr", "epochs", "batch_size", "momentum", "weight_decay")}
+
+    def class_sums(self, client: Client, model: Resident, params: Params, by_batch: int | None = None) -> ClassSums:
+        """Return the sums of a network's features over the client's training samples."""
+        client.flops += model.flops * client.num_samples
+        return class_sums(model, params, client.train, client.problem.num_classes, by_batch)
+
+    def assess(self, client: Client, message: Tree, data: ClientData) -> dict[str, Any]:
+        """Judge the client's own network."""
+        model, params = self.own(client)
+        return client.evaluate(params, data, model=model)
+
+
+def named(**tensors: Tensor) -> Params:
+    """Return tensors as one vector with names, such as what a method without a global model shares."""
+    layout = Layout.build([(name, tuple(t.shape), "param") for name, t in tensors.items()])
+    out = Params(next(iter(tensors.values())).new_zeros(layout.size), layout)
+    for name, tensor in tensors.items():
+        out[name].copy_(tensor)
+    return out
+
+
+def clipped(norm: float) -> Correct | None:
+    """Return the gradient hook that scales a gradient down to `norm` where it is longer; None for a norm of 0."""
+    return None if not norm else lambda grad, _: grad * (norm / grad.norm().clamp(min=norm))

@@ -1,0 +1,220 @@
+"""Robust aggregation rules, n updates g_i of which at most f are Byzantine; sums and sorts are per coordinate.
+
+    median               of all g_i (Yin et al., ICML 2018)
+    trimmed mean         without the f smallest and the f largest values (Yin et al., ICML 2018)
+    geometric median     argmin_z sum_i |z - g_i|, by Weiszfeld's iteration (Pillutla et al., IEEE TSP 2022)
+    Krum, Multi-Krum     s_i = sum over its n - f - 2 nearest of |g_i - g_j|^2; the g_i of least s_i, or the mean of
+                         the n - f (Blanchard et al., NeurIPS 2017)
+    Bulyan               pick n - 2f by repeated Krum; mean of the n - 4f values nearest their median
+                         (El Mhamdi et al., ICML 2018)
+    MeaMed, Phocas       mean of the n - f values nearest the median, or the trimmed mean (Xie et al., 2018)
+
+Clients weigh alike. The server sees every update; a client keeps nothing. Running statistics are combined by
+their median. Updates that are not finite are refused first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from paceline.client import Client
+from paceline.errors import NonFiniteError, QuorumError
+from paceline.federation import Federation
+from paceline.method import State, on_client
+from paceline.methods.optimisation.fedavg import FedAvg
+from paceline.params import Layout, Params
+
+
+def median(g: Tensor) -> Tensor:
+    """Return the median of the rows of [n, d]; of an even number of values the mean of the middle two."""
+    ordered, n = g.sort(0).values, len(g)
+    return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
+
+
+def trimmed_mean(g: Tensor, f: int) -> Tensor:
+    """Return the mean without the f smallest and f largest values."""
+    return g.sort(0).values[f : len(g) - f].mean(0)
+
+
+def nearest_mean(g: Tensor, centre: Tensor, count: int) -> Tensor:
+    """Return the mean of the `count` values nearest `centre`."""
+    order = (g - centre).abs().argsort(dim=0, stable=True)[:count]
+    return g.gather(0, order).mean(0)
+
+
+def geometric_median(g: Tensor, iterations: int = 100, tolerance: float = 1e-7) -> Tensor:
+    """Return the point with the least sum of distances to the rows."""
+    z = g.mean(0)
+    for _ in range(iterations):
+        weights = 1 / torch.linalg.vector_norm(g - z, dim=1).clamp(min=1e-10)
+        new = weights @ g / weights.sum()
+        moved, z = torch.linalg.vector_norm(new - z), new
+        if moved <= tolerance * torch.linalg.vector_norm(z):
+            break
+    return z
+
+
+def krum_scores(square: Tensor, f: int) -> Tensor:
+    """Return each row's sum of its n - f - 2 smallest squared distances to others, from `square` [n, n]."""
+    others = square.clone().fill_diagonal_(torch.inf)
+    return others.sort(1).values[:, : max(len(square) - f - 2, 1)].sum(1)
+
+
+def bulyan(g: Tensor, f: int) -> Tensor:
+    """Return Bulyan's mean."""
+    square, left, picked = _squares(g), list(range(len(g))), list[int]()
+    while len(picked) < len(g) - 2 * f:
+        best = int(krum_scores(square[left][:, left], f).argmin()) if len(left) > 1 else 0
+        picked.append(left.pop(best))
+    chosen = g[sorted(picked)]
+    return nearest_mean(chosen, median(chosen), len(g) - 4 * f)
+
+
+def _squares(g: Tensor) -> Tensor:
+    return torch.cdist(g, g, compute_mode="donot_use_mm_for_euclid_dist").square()
+
+
+@dataclass(frozen=True)
+class Robust(FedAvg):
+    """FedAvg with a robust rule in place of the mean.
+
+    Args:
+        byzantine: share of a cohort that may be Byzantine: f = floor(byzantine * n).
+    """
+
+    family: ClassVar[str] = "robust"
+    reveals: ClassVar[str] = "every update"
+    needs: ClassVar[tuple[int, int]] = (2, 1)
+    """(a, b): the rule is sound for n >= a f + b."""
+
+    byzantine: float = 0.2
+
+    @abstractmethod
+    def combine(self, g: Tensor, f: int) -> Tensor:
+        """Return one update from those of n clients, shape [n, d] (float64)."""
+
+    def check(self, fed: Federation) -> list[str]:
+        """A cohort must be large enough for its share of Byzantine clients."""
+        n, f, (a, b) = fed.cohort_size, self.faults(fed.cohort_size), self.needs
+        return [] if n >= a * f + b else [f"{self.slug()} with f = {f} needs cohorts of at least {a * f + b} clients, not {n}"]
+
+    def faults(self, n: int) -> int:
+        """Return f for n updates."""
+        return int(self.byzantine * n + 1e-9)
+
+    def round(self, fed: Federation, state: State) -> State:
+        """Collect the updates and step along what the rule makes of them."""
+        _, g, layout = self.collect(fed, state.params)
+        f, (a, b), split = self.faults(len(g)), self.needs, layout.num_params
+        if len(g) < a * f + b:
+            raise QuorumError(f"round {fed.round}: {len(g)} updates are too few for {self.slug()} with f = {f}")
+        delta = torch.cat([self.combine(g[:, :split], f), median(g[:, split:])]).float()
+        return dataclasses.replace(state, params=state.params + self.server_lr * Params(delta, layout))
+
+    def collect(self, fed: Federation, params: Params) -> tuple[list[int], Tensor, Layout]:
+        """Ask a cohort; return who sent finite updates, these, shape [n, d] (float64), and their layout."""
+        replies = fed.each(self.submit, params, over=fed.sample())
+        fine = {c: r for c, r in sorted(replies.items()) if bool(torch.isfinite(r.vector).all())}
+        fed.last.notes["refused"] = float(len(replies) - len(fine))
+        if not fine:
+            raise NonFiniteError(f"round {fed.round}: none of {len(replies)} updates is finite; lower the learning rates")
+        return list(fine), torch.stack([r.vector for r in fine.values()]).double(), params.layout
+
+    @on_client(each=True)
+    def submit(self, client: Client, message: Params) -> Params:
+        """Train locally; return the change."""
+        return client.sgd(message, **self.local(client)).params - message
+
+
+@dataclass(frozen=True)
+class Median(Robust):
+    """Coordinate-wise median."""
+
+    paper: ClassVar[str] = "Yin et al., ICML 2018"
+
+    def combine(self, g: Tensor, f: int) -> Tensor:
+        """Return the median."""
+        return median(g)
+
+
+@dataclass(frozen=True)
+class TrimmedMean(Robust):
+    """Coordinate-wise mean without the f smallest and largest values."""
+
+    paper: ClassVar[str] = "Yin et al., ICML 2018"
+
+    def combine(self, g: Tensor, f: int) -> Tensor:
+        """Return the trimmed mean."""
+        return trimmed_mean(g, f)
+
+
+@dataclass(frozen=True)
+class GeometricMedian(Robust):
+    """The point of least summed distance."""
+
+    paper: ClassVar[str] = "Pillutla et al., IEEE TSP 2022"
+
+    def combine(self, g: Tensor, f: int) -> Tensor:
+        """Return the geometric median."""
+        return geometric_median(g)
+
+
+@dataclass(frozen=True)
+class Krum(Robust):
+    """The update that is nearest to its n - f - 2 nearest ones."""
+
+    paper: ClassVar[str] = "Blanchard et al., NeurIPS 2017"
+    needs: ClassVar[tuple[int, int]] = (2, 3)
+
+    def combine(self, g: Tensor, f: int) -> Tensor:
+        """Return one of the updates."""
+        return g[krum_scores(_squares(g), f).argmin()]
+
+
+@dataclass(frozen=True)
+class MultiKrum(Krum):
+    """The mean of the n - f updates with the best Krum scores."""
+
+    def combine(self, g: Tensor, f: int) -> Tensor:
+        """Return their mean."""
+        return g[krum_scores(_squares(g), f).argsort(stable=True)[: len(g) - f]].mean(0)
+
+
+@dataclass(frozen=True)
+class Bulyan(Robust):
+    """Krum's choice, then a mean around the median."""
+
+    paper: ClassVar[str] = "El Mhamdi et al., ICML 2018"
+    needs: ClassVar[tuple[int, int]] = (4, 3)
+
+    def combine(self, g: Tensor, f: int) -> Tensor:
+        """Return Bulyan's mean."""
+        return bulyan(g, f)
+
+
+@dataclass(frozen=True)
+class MeaMed(Robust):
+    """Mean around the median."""
+
+    paper: ClassVar[str] = "Xie et al., arXiv 1802.10116"
+
+    def combine(self, g: Tensor, f: int) -> Tensor:
+        """Return the mean of the n - f values nearest the median."""
+        return nearest_mean(g, median(g), len(g) - f)
+
+
+@dataclass(frozen=True)
+class Phocas(Robust):
+    """Mean around the trimmed mean."""
+
+    paper: ClassVar[str] = "Xie et al., arXiv 1805.09682"
+
+    def combine(self, g: Tensor, f: int) -> Tensor:
+        """Return the mean of the n - f values nearest the trimmed mean."""
+        return nearest_mean(g, trimmed_mean(g, f), len(g) - f)

@@ -1,0 +1,65 @@
+"""A classifier as features and head: the head is the last linear layer, the features are what it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from paceline.errors import ConfigError
+from paceline.params import Layout, Params
+
+__all__ = ["body_layout", "features", "head", "head_name", "join", "take"]
+
+
+def head_name(module: nn.Module) -> str:
+    """Return the name of the head: the last layer of a chain, or what the module's ``head_name`` says.
+
+    Raises `ConfigError` for a module that has no linear head.
+    """
+    own = getattr(module, "head_name", None)
+    if isinstance(own, str):
+        return own
+    if isinstance(module, nn.Sequential) and len(module) and isinstance(module[-1], nn.Linear):
+        return str(list(module._modules)[-1])
+    raise ConfigError(
+        f"{type(module).__name__} cannot be split into features and head; use a chain of layers (nn.Sequential) that "
+        f"ends in nn.Linear, or give the module a head_name and a method features(x)"
+    )
+
+
+def head(module: nn.Module) -> nn.Linear:
+    """Return the head."""
+    return cast(nn.Linear, module.get_submodule(head_name(module)))
+
+
+def features(module: nn.Module, x: Tensor) -> Tensor:
+    """Return what the head reads, shape [N, d]. May be called in an objective of the local loop."""
+    own: Any = getattr(module, "features", None)
+    if callable(own) and not isinstance(module, nn.Sequential):
+        return cast(Tensor, own(x))
+    head_name(module)
+    for layer in list(cast(nn.Sequential, module))[:-1]:
+        x = layer(x)
+    return x
+
+
+def body_layout(module: nn.Module) -> Layout:
+    """Return the layout of all that is not head, running statistics included."""
+    name = head_name(module) + "."
+    return Layout.of(module, lambda key: not key.startswith(name))
+
+
+def take(params: Params, layout: Layout) -> Params:
+    """Return the part of `params` that `layout` names."""
+    return Params(torch.cat([params[e.name].reshape(-1) for e in layout.entries]), layout)
+
+
+def join(params: Params, named: Mapping[str, Tensor] | Params) -> Params:
+    """Return `params` with the named tensors in place of its own."""
+    whole = params.clone()
+    for name, value in named.items():
+        whole[name].copy_(value)
+    return whole
