@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 from paceline.errors import ConfigError, UnknownNameError
-from paceline.evaluation import spread
+from paceline.figures import spread
 from paceline.params import Params
 from paceline.tree import Tree, node
 from paceline.update import Update
@@ -92,7 +92,7 @@ class Method:
 
     A subclass gives `round`; the rest has defaults. `family` groups methods in listings and `reveals`
     says in a few words what the server sees; `keeps_times` lets each client remember how long its last
-    training took (`Client.times`).
+    training took (`Client.times`). `vectorizable` says that its hooks can be stacked.
     """
 
     family: ClassVar[str] = "other"
@@ -100,6 +100,7 @@ class Method:
     keeps: ClassVar[str] = "nothing"
     paper: ClassVar[str] = ""
     keeps_times: ClassVar[bool] = False
+    vectorizable: ClassVar[bool] = True
     has_model: ClassVar[bool] = True
     """Whether there is one model for everybody; without one, `model` holds what is shared and clients are judged."""
 

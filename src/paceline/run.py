@@ -33,8 +33,8 @@ from paceline.errors import (
     QuorumError,
     WorkerDiedError,
 )
-from paceline.evaluation import adjusted_rand, figures, spread_figures
 from paceline.federation import Aggregation, Federation
+from paceline.figures import adjusted_rand, figures, spread_figures
 from paceline.method import Method, client_functions, find_method
 from paceline.params import Params
 from paceline.spent import spent

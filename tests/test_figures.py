@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from paceline.errors import PlanError
-from paceline.evaluation import adjusted_rand, spread, spread_figures
+from paceline.figures import adjusted_rand, spread, spread_figures
 from paceline.run import prepare
 
 
