@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paceline.lazy import Lazy
 from paceline.params import Params
 
 __all__ = ["Shared", "Unstackable", "share", "signature"]
@@ -66,7 +65,7 @@ def _unify(values: list[Any], stacked: list[Tensor], name: str) -> Callable[[Seq
     first = values[0]
     if all(v is first for v in values):
         return lambda _: first
-    if len({type(v) for v in values} - {Lazy, Params}) > 1:
+    if len({Params if isinstance(v, Params) else float if type(v) is int else type(v) for v in values}) > 1:
         raise Unstackable(f"{name} is of different types from client to client")
     if isinstance(first, Params):
         layout = first.layout

@@ -145,18 +145,18 @@ class Stack:
         self.job, self.jobs = jobs[0], jobs
         layout = self.job.model.layout
         self._count = layout.num_params
+        rates = [job.lr for job in jobs]
+        self._lr = rates[0] if len(set(rates)) == 1 else torch.tensor(rates, device=self.job.model.device)[:, None]
         starts = [job.start.vector for job in jobs]
         same = all(s is starts[0] for s in starts)
         self.starts = starts[0] if same else torch.stack(starts)
-        self._fresh = same and not (self.job.hooked or self.job.after)
+        self._fresh = same and isinstance(self._lr, float) and not (self.job.hooked or self.job.after)
         """Whether nothing was written yet: the first plain step goes from the shared start straight into `at`."""
         shape = (len(jobs), layout.size)
         vector = self.starts.new_empty(shape) if self._fresh else self.starts.expand(shape).clone()
         if self._fresh:
             vector[:, self._count :] = self.starts[self._count :]
         self.at = Params(vector, layout)
-        rates = [job.lr for job in jobs]
-        self._lr = rates[0] if len(set(rates)) == 1 else torch.tensor(rates, device=vector.device)[:, None]
         self.totals = torch.zeros(len(jobs), device=vector.device)
         self._run = Functional(self.job.model, self.job.objective)
         self._hook = share([j.direction for j in jobs]) if self.job.direction else None

@@ -1,0 +1,274 @@
+"""Clients that train as one agree with clients that train one after another, whatever their data."""
+
+import os
+import signal
+import warnings
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from paceline.data import Partition
+from paceline.engines.stacking.measure import choose
+from paceline.errors import NonFiniteError
+from paceline.method import find_method, method_names, on_client
+from paceline.methods.optimisation.fedavg import FedAvg
+from paceline.run import RunConfig, StackingWarning, prepare, resume, run
+from paceline.store import RunFolder
+from paceline.tasks import Arrays, Task
+from paceline.update import Update
+from tests.conftest import make_task
+
+SIZES = [10, 0, 1, 23, 10, 37, 10, 24, 5, 20, 10, 30]
+"""Samples of the clients: equal ones, one empty, a single sample; batches are of 10."""
+
+OPTIONS = {
+    "fedavg": [{}, {"epochs": 2, "momentum": 0.9, "weight_decay": 0.01}, {"batch_size": 50}],
+    "fedprox": [{"mu": 0.1}],
+    "clip": [{"warmup": 1}],
+    "randomdropout": [{"warmup": 1}],
+}
+UNSUITED = {"dropstragglers"}
+"""They compare clients by their data's sizes, of which a ragged split has some of zero."""
+
+
+def ragged():
+    ends = torch.tensor(SIZES).cumsum(0)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), ends])
+    return Partition("ragged", torch.arange(int(ends[-1])) % 240, offsets, ends)
+
+
+def go(task, split=None, **changes):
+    values = {
+        "method": "fedavg",
+        "task": "blobs",
+        "clients": 12,
+        "cohort": 12,
+        "rounds": 3,
+        "vectorize": "on",
+        "chunk": 5,
+        **changes,
+    }
+    prepared = prepare(RunConfig.build(values), task=task, split=split)
+    summary = prepared.go()
+    return prepared, summary, prepared.method.model(prepared.state).vector
+
+
+CLAIMED = [
+    (name, options)
+    for name in method_names()
+    if find_method(name).vectorizable
+    and find_method(name).has_model
+    and find_method(name).family in ("optimisation", "stragglers")
+    if name not in UNSUITED
+    for options in OPTIONS.get(name, [{}])
+]
+
+
+@pytest.mark.parametrize(("name", "options"), CLAIMED)
+def test_methods_that_claim_it_agree_on_ragged_clients(task, name, options):
+    common = {"method": name, "options": options, "fleet": "stragglers", "quorum": 1}
+    _, one, alone = go(task, ragged(), **common, vectorize="off", chunk=1)
+    prepared, summary, stacked = go(task, ragged(), **common)
+    assert prepared.fed.engine.notes == {}
+    assert float((alone - stacked).norm() / alone.norm()) < 1e-5
+    assert summary.bytes_up == one.bytes_up
+    assert summary.total_seconds == pytest.approx(one.total_seconds)
+    assert alone.norm() > 0
+
+
+@pytest.mark.parametrize("one_step", [True, False])
+def test_one_step_clients_agree_too(task, one_step):
+    options = {"batch_size": 50}
+    _, _, alone = go(task, ragged(), options=options, vectorize="off", chunk=1)
+    _, _, stacked = go(task, ragged(), options=options, one_step=one_step)
+    assert float((alone - stacked).norm() / alone.norm()) < 1e-5
+
+
+def test_convolutions_are_stacked(task):
+    def build():
+        return nn.Sequential(
+            nn.Unflatten(1, (1, 3, 4)),
+            nn.Conv2d(1, 3, 2),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(3, 4),
+        )
+
+    images = make_task(model=build)
+    _, _, alone = go(images, ragged(), vectorize="off", chunk=1)
+    prepared, _, stacked = go(images, ragged())
+    assert prepared.fed.engine.notes == {}
+    assert float((alone - stacked).norm() / alone.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("method", ["fedavg", "scaffold", "clip"])
+def test_same_bits_for_any_number_of_workers(task, method):
+    common = {"method": method, "fleet": "stragglers", "aggregation": "secure-arithmetic"}
+    common["options"] = {"warmup": 1} if method == "clip" else {}
+    shas = {go(task, ragged(), **common, workers=w)[1].model_sha256 for w in (1, 2, 3)}
+    assert len(shas) == 1
+
+
+def test_federated_evaluation_in_chunks_gives_the_same_figures(task):
+    _, one, _ = go(task, ragged(), evaluation="federated", vectorize="off", chunk=1)
+    _, many, _ = go(task, ragged(), evaluation="federated")
+    assert many.accuracy == pytest.approx(one.accuracy)
+    assert many.loss == pytest.approx(one.loss, rel=1e-5)
+
+
+@dataclass(frozen=True)
+class Hooked(FedAvg):
+    """Hooks of every kind, each with something of the client's own."""
+
+    kind: str = "direction"
+
+    @on_client
+    def train(self, client, message):
+        own, pull = message * (1 + 0.1 * client.id), 0.1 / (1 + client.id)
+        hooks = {
+            "direction": {
+                "direction": lambda gradient, at: (
+                    0.5 * (gradient(at) + gradient(at + 0.05 * own)) + pull * (at - own)
+                )
+            },
+            "correct": {"correct": lambda grad, at: grad / (1.0 + grad.norm()) + pull * (at - own)},
+            "objective": {
+                "objective": lambda module, x, y: (
+                    nn.functional.cross_entropy(2 * module(x), y) + pull * module(x).square().mean()
+                )
+            },
+            "loss": {"loss": lambda out, y: nn.functional.cross_entropy(out * (1 + pull), y)},
+            "after": {"after": lambda at: at - pull * (at - own)},
+            "own start": {},
+            "branch": {"correct": lambda grad, at: grad * 2 if grad.norm() > 1 else grad},
+            "item": {"correct": lambda grad, at: grad * min(1.0, 1.0 / float(grad.norm()))},
+        }[self.kind]
+        local = client.sgd(
+            own if self.kind == "own start" else message, epochs=2, lr=0.05 * (1 + client.id % 2), **hooks
+        )
+        client.memory["last"] = local.params
+        return Update(delta=local.params - message, weight=client.num_samples)
+
+
+HOOKED = f"{__name__}:Hooked"
+
+
+@pytest.mark.parametrize("kind", ["direction", "correct", "objective", "loss", "after", "own start"])
+def test_every_kind_of_hook_is_stacked_with_what_it_captured(task, kind):
+    common = {"method": HOOKED, "options": {"kind": kind}}
+    first, _, alone = go(task, ragged(), **common, vectorize="off", chunk=1)
+    prepared, _, stacked = go(task, ragged(), **common)
+    assert prepared.fed.engine.notes == {}
+    assert float((alone - stacked).norm() / alone.norm()) < 1e-5
+    for client in range(12):
+        kept = [p.fed.engine.memories[client]["last"].vector for p in (first, prepared)]
+        torch.testing.assert_close(*kept, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["branch", "item"])
+def test_a_hook_that_cannot_be_stacked_falls_back_and_says_so_once(task, kind):
+    common = {"method": HOOKED, "options": {"kind": kind}}
+    _, _, alone = go(task, ragged(), **common, vectorize="off", chunk=1)
+    with pytest.warns(StackingWarning, match="one at a time where Hooked") as said:
+        _, _, stacked = go(task, ragged(), **common)
+    assert len([w for w in said if w.category is StackingWarning]) == 1
+    assert alone.equal(stacked)
+
+
+@pytest.mark.parametrize(("part", "why"), [(nn.BatchNorm1d(16), "BatchNorm1d"), (nn.Dropout(0.5), "Dropout")])
+def test_models_that_cannot_be_stacked_say_why(part, why):
+    task = make_task(model=lambda: nn.Sequential(nn.Linear(12, 16), part, nn.ReLU(), nn.Linear(16, 4)))
+    prepared, summary, _ = go(task, vectorize="auto", chunk=None)
+    assert (prepared.config.vectorize, prepared.config.chunk) == ("off", 1)
+    assert why in summary.path
+
+
+def test_divergence_names_the_client(task):
+    with pytest.raises(NonFiniteError, match=r"client \d+, function 'train', round 1.*lower lr"):
+        go(task, ragged(), options={"lr": 1e30, "epochs": 4})
+
+
+@dataclass(frozen=True)
+class Dying(FedAvg):
+    @on_client
+    def train(self, client, message):
+        local = client.sgd(message)
+        if client.id == 5 and client.round == 2 and not os.path.exists(os.environ["ONCE"]):
+            open(os.environ["ONCE"], "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+        client.memory["last"] = local.params
+        return Update(delta=local.params - message, weight=client.num_samples)
+
+
+def test_a_worker_killed_in_mid_round_changes_no_bit(task, tmp_path, monkeypatch):
+    name = f"{__name__}:Dying"
+    monkeypatch.setenv("ONCE", str(tmp_path / "once"))
+    killed, summary, _ = go(task, ragged(), method=name, workers=2)
+    assert (tmp_path / "once").exists()
+    quiet, other, _ = go(task, ragged(), method=name, workers=2)
+    assert summary.model_sha256 == other.model_sha256
+    assert killed.fed.engine.memories[5]["last"].vector.equal(quiet.fed.engine.memories[5]["last"].vector)
+
+
+def wide_task():
+    generator = torch.Generator().manual_seed(3)
+    x, y = torch.randn(1200, 30, generator=generator), torch.randint(0, 4, (1200,), generator=generator)
+    return Task(
+        "wide", Arrays(x, y), Arrays(x[:100], y[:100]), lambda: nn.Linear(30, 4), 4, lr=0.1, batch_size=5
+    )
+
+
+def test_the_measured_choice_is_in_the_plan_and_a_resumed_run_takes_it(tmp_path, monkeypatch):
+    config = RunConfig.build({"task": "wide", "clients": 60, "cohort": 40, "rounds": 4})
+    folder = RunFolder.create(tmp_path, "first")
+    first = run(config, folder, task=wide_task())
+    written = RunConfig.build(folder.read_config())
+    assert (written.vectorize, written.chunk) == ("on", first.chunk)
+    assert 4 <= first.chunk <= 20
+    monkeypatch.setattr("paceline.engines.local.choose", lambda *_, **__: pytest.fail("measured again"))
+    again = run(written, RunFolder.create(tmp_path, "again"), task=wide_task())
+    assert again.model_sha256 == first.model_sha256
+    assert resume(folder.path, task=wide_task()).model_sha256 == first.model_sha256
+
+
+def test_a_small_cohort_is_not_stacked_unless_asked(task):
+    prepared, _, _ = go(task, cohort=3, vectorize="auto", chunk=None)
+    assert prepared.config.chunk == 1
+    worker = prepared.fed.engine.here
+    data = [worker.samples(c) for c in range(12)]
+    assert choose(worker.model, worker.initial, task, data, 12, always=True).chunk > 1
+
+
+def test_nothing_is_said_where_everything_is_stacked(task):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", StackingWarning)
+        go(task, ragged())
+
+
+@pytest.mark.parametrize("aggregation", ["plain", "secure-arithmetic", "secure"])
+def test_drop_outs_and_deadlines_inside_a_chunk(task, aggregation):
+    values = {
+        "clients": 12,
+        "cohort": 12,
+        "rounds": 2,
+        "fleet": "stragglers:share=0.3,slow=6",
+        "aggregation": aggregation,
+    }
+    outcomes = []
+    for chunk in (1, 6):
+        config = RunConfig.build({"task": "blobs", "vectorize": "on", "chunk": chunk, **values})
+        prepared = prepare(
+            config,
+            task=task,
+            drop=lambda round, client, function: client == 4 and function.endswith(("train", "masked")),
+        )
+        summary = prepared.go()
+        outcomes.append(
+            (prepared.method.model(prepared.state).vector, [r["dropped"] for r in summary.history])
+        )
+    assert outcomes[0][1] == outcomes[1][1] == [1, 1]
+    tolerance = 1e-5 if aggregation == "plain" else 1e-3  # rounding may fall to the other side
+    assert float((outcomes[0][0] - outcomes[1][0]).norm() / outcomes[0][0].norm()) < tolerance
