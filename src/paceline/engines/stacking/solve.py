@@ -116,7 +116,7 @@ class Solver:
             self._refused.add(key)
             hook = next((h for h in (jobs[0].direction, jobs[0].correct, jobs[0].objective) if h), None)
             self.notes.setdefault(
-                getattr(hook, "__qualname__", type(jobs[0].model.module).__name__), _first_line(error)
+                getattr(hook, "__qualname__", type(jobs[0].model.module).__name__), _reason(error)
             )
             return None
 
@@ -149,5 +149,10 @@ def _alone(job: Request) -> Any:
         return NotAtOnce(error)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+def _reason(error: Exception) -> str:
+    text = str(error)
+    if "data-dependent control flow" in text:
+        return "it takes a branch on a tensor's value"
+    if ".item()" in text:
+        return "it asks a tensor for its value"
+    return (text.strip() or type(error).__name__).splitlines()[0][:200]
