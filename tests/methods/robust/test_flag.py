@@ -1,5 +1,7 @@
 """The flag aggregator: the published worked examples, and a direct form in numpy."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -103,7 +105,7 @@ def test_a_worse_iteration_is_taken_back():
     for _ in range(20):
         g = torch.from_numpy(rng.normal(size=(8, 30)))
         values = [float((1 - flag(g, 3, iterations=n)[1]).clamp(min=0).sqrt().sum()) for n in (1, 2, 4, 8)]
-        assert all(b <= a + 1e-12 for a, b in zip(values, values[1:], strict=False))
+        assert all(b <= a + 1e-12 for a, b in itertools.pairwise(values))
 
 
 def test_cosines_of_the_published_check():

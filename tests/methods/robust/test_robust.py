@@ -9,7 +9,15 @@ import torch
 
 from paceline.errors import NonFiniteError, PlanError, QuorumError, SumOverflowError
 from paceline.method import find_method, on_client
-from paceline.methods.robust.robust import Median, bulyan, geometric_median, krum_scores, median, nearest_mean, trimmed_mean
+from paceline.methods.robust.robust import (
+    Median,
+    bulyan,
+    geometric_median,
+    krum_scores,
+    median,
+    nearest_mean,
+    trimmed_mean,
+)
 from paceline.run import prepare
 
 RULES = ["median", "trimmedmean", "geometricmedian", "krum", "multikrum", "bulyan", "meamed", "phocas", "flag"]
