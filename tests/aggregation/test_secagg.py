@@ -108,9 +108,9 @@ def test_the_server_never_sees_a_reply(task, config, monkeypatch):
     seen = []
     real = module.SecureServer.add_masked
 
-    def spy(self, client, message):
+    def spy(self, client, message, kind=""):
         seen.append((client, message["segments"][0]))
-        return real(self, client, message)
+        return real(self, client, message, kind)
 
     monkeypatch.setattr(module.SecureServer, "add_masked", spy)
     prepared = prepare(config(aggregation="secure", clients=5), task=task)

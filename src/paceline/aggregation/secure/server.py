@@ -36,6 +36,17 @@ from paceline.errors import ProtocolError, QuorumError
 __all__ = ["SecureServer"]
 
 
+GROUPS = 3
+
+
+@dataclass
+class _Group:
+    """Vectors of one make: their sum, and whose they are."""
+
+    sums: list[tuple[Segment, Words]]
+    clients: list[int]
+
+
 @dataclass
 class SecureServer:
     """The server in one session.
@@ -46,7 +57,7 @@ class SecureServer:
         quorum: least number of masked vectors; never below what clients demand.
         refused: clients whose messages broke the protocol, and how.
         late: clients whose answers came after their step was closed.
-        segments: what every vector must consist of; None takes the first vector's word for it.
+        segments: what every vector must consist of; None takes the word of most vectors.
     """
 
     session: Session
@@ -64,6 +75,7 @@ class SecureServer:
         self._graph_seed = b""
         self._shared: dict[int, dict[str, Any]] = {}
         self._sum: list[tuple[Segment, Words]] | None = None
+        self._sums: dict[str, _Group] = {}
         self._table = segments_table(self.segments or ())
         self._masked: list[int] = []
         self._shares_b: dict[int, dict[int, bytes]] = {}
@@ -165,38 +177,51 @@ class SecureServer:
         return out
 
     # -- R2 ------------------------------------------------------------------------------------
-    def add_masked(self, client: int, message: dict[str, Any]) -> bool:
-        """Add a client's masked vector to the sum at once; return whether it was taken."""
+    def add_masked(self, client: int, message: dict[str, Any], kind: str = "") -> bool:
+        """Add a client's masked vector to a sum at once; return whether it was taken.
+
+        Vectors of another make (other segments, another `kind`) are kept apart, in at most `GROUPS` sums: `alive`
+        takes the one of most clients, so that nobody can shut the others out by coming first with nonsense.
+        """
         if not self._takes(2, client, message):
             return False
         table, packed = message.get("table"), message.get("segments")
         try:
-            if client in self._masked:
+            if any(client in group.clients for group in self._sums.values()):
                 raise ProtocolError("it sent two vectors")
             segments = segments_of(table)
             if self._table and table != self._table:
-                raise ProtocolError("its vector has other segments than the first one")
+                raise ProtocolError("its vector has other segments than were asked for")
             if not isinstance(packed, list) or [isinstance(p, bytes) for p in packed] != [True] * len(segments):
                 raise ProtocolError("malformed vector")
             signed = self.session.context("masked") + number(client) + masked_digest(segments_table(segments), packed)
             if not verify(self.directory[client], message.get("signature", b""), signed):
                 raise ProtocolError("its vector is not signed by it")
             words = [unpack(data, segment) for data, segment in zip(packed, segments, strict=True)]
+            key = f"{segments_table(segments)} {kind}"
+            if key not in self._sums and len(self._sums) == GROUPS:
+                raise ProtocolError("its vector is made in another way than the others")
         except ProtocolError as error:
             self.refused[client] = str(error)
             return False
-        if self._sum is None:
-            self._sum = [(s, np.zeros(s.length, dtype=s.dtype)) for s in segments]
-            self._table = segments_table(segments)
-        for (_, total), part in zip(self._sum, words, strict=True):
+        if key not in self._sums:
+            self._sums[key] = _Group([(s, np.zeros(s.length, dtype=s.dtype)) for s in segments], [])
+        for (_, total), part in zip(self._sums[key].sums, words, strict=True):
             np.add(total, part, out=total)
-        self._masked.append(client)
+        self._sums[key].clients.append(client)
         return True
 
     # -- R2.5 ----------------------------------------------------------------------------------
     def alive(self) -> list[int]:
         """Close R2: return the survivors, which no later message can join."""
         self._close(2)
+        best = max(self._sums.values(), key=lambda group: len(group.clients), default=None)
+        if best is not None:
+            self._sum, self._masked = best.sums, best.clients
+            self._table = segments_table([segment for segment, _ in best.sums])
+            others = [c for group in self._sums.values() if group is not best for c in group.clients]
+            self.refused |= dict.fromkeys(others, "its vector is made in another way than most")
+        self._sums = {}
         self._lost("with a masked vector", len(self._masked), max(self.quorum, self._least))
         self._masked.sort()
         return list(self._masked)
