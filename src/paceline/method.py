@@ -101,6 +101,8 @@ class Method:
     paper: ClassVar[str] = ""
     keeps_times: ClassVar[bool] = False
     vectorizable: ClassVar[bool] = True
+    headline: ClassVar[str] = ""
+    """The paper's main result, in a sentence."""
     has_model: ClassVar[bool] = True
     """Whether there is one model for everybody; without one, `model` holds what is shared and clients are judged."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import re
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
@@ -39,7 +40,7 @@ def methods(
     if json:
         print_json(cards)
         return
-    listed = table("Methods", "name", "family", "paper", "the server sees", "a client keeps", "secure")
+    listed = table("Methods", "name", "family", "paper", "the server sees", "a client keeps", "secure", "stacks")
     for entry in cards:
         columns = (
             entry["name"],
@@ -48,9 +49,10 @@ def methods(
             entry["server_sees"],
             entry["client_keeps"],
         )
-        listed.add_row(*map(escape, columns), "yes" if entry["secure"] else "no")
+        listed.add_row(*map(escape, columns), "yes" if entry["secure"] else "no", "yes" if entry["vectorizable"] else "no")
     out().print(listed)
     out().print("secure: the server needs sums only, so the method runs under --aggregation secure")
+    out().print("stacks: simulations may train many clients as one computation")
 
 
 def tasks(json: Json = False) -> None:
@@ -101,6 +103,9 @@ def card(cls: type[Method]) -> dict[str, Any]:
         "server_sees": cls.reveals,
         "client_keeps": cls.keeps,
         "secure": sum_only(cls),
+        "vectorizable": cls.vectorizable,
+        "headline": cls.headline,
+        "effects": effects(cls.slug()),
         "about": inspect.cleandoc(cls.__doc__ or "").split("\n\nArgs:")[0],
         "algorithm": inspect.cleandoc(sys.modules[cls.__module__].__doc__ or ""),
         "fields": [
@@ -113,6 +118,15 @@ def card(cls: type[Method]) -> dict[str, Any]:
             for f in dataclasses.fields(cls)
         ],
     }
+
+
+def effects(name: str) -> list[dict[str, Any]]:
+    """Return what was measured of a method, from the table of effects; nothing where this is not at hand."""
+    from importlib.resources import files
+
+    place = files("paceline.methods") / "effects.json"
+    found = json.loads(place.read_text()) if place.is_file() else {}
+    return [entry for entry in found.values() if entry["of"] == name]
 
 
 def _default(spec: dataclasses.Field[Any]) -> Any:
@@ -149,9 +163,15 @@ def _print_card(shown: dict[str, Any]) -> None:
         f"family           {shown['family']}",
         f"the server sees  {shown['server_sees']}",
         f"a client keeps   {shown['client_keeps']}",
+        f"headline         {shown['headline'] or '–'}",
+        f"stacks           {'yes' if shown['vectorizable'] else 'no: clients train one at a time'}",
         f"secure           {'yes' if shown['secure'] else 'no: it needs single replies'}",
     ]
     console.print(Panel(Text("\n".join(head)), title=shown["name"], title_align="left", expand=False))
+    for effect in shown["effects"]:
+        verdict = "holds" if effect["holds"] else "does not hold"
+        text = f"measured here: {effect['claim']}; {effect['figure']} {effect['effect']:+.3g} against {effect['versus']}: {verdict}"
+        console.print(escape(f"{text} ({effect['seeds_for']} of {len(effect['method'])} seeds, {effect['date']})"), soft_wrap=True)
     fields = table("Fields, set with -o NAME=VALUE", "name", "type", "default", "meaning")
     for entry in shown["fields"]:
         default = "–" if entry["default"] is None else str(entry["default"])

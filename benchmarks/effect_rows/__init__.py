@@ -1,0 +1,1 @@
+"""Rows of the table of effects, a module for each family."""

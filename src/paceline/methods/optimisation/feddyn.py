@@ -1,0 +1,64 @@
+"""FedDyn (Acar et al., "Federated Learning Based on Dynamic Regularization", ICLR 2021).
+
+    client: minimise f_u(w) - <g_u, w> + alpha/2 |w - w_t|^2;   g_u <- g_u - alpha (w_u - w_t)
+    server: h <- h - alpha |S|/N mean(w_u - w_t);   w <- mean(w_u) - h / alpha
+
+The server sees sums of updates and keeps h. A client keeps its own dual g_u.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from paceline.client import Client
+from paceline.federation import Federation
+from paceline.method import on_client
+from paceline.methods.optimisation.fedavg import FedAvg
+from paceline.params import Params
+from paceline.tree import node
+from paceline.update import Update
+
+
+@node
+class FedDynState:
+    """The model and the server's correction h."""
+
+    params: Params
+    h: Params
+
+
+@dataclass(frozen=True)
+class FedDyn(FedAvg):
+    """Dynamic regularisation: local optima agree with the global one; clients weigh alike.
+
+    Args:
+        alpha: strength of the regulariser; the paper uses 0.001 to 0.1.
+    """
+
+    paper: ClassVar[str] = "Acar et al., ICLR 2021"
+    headline: ClassVar[str] = "fewer rounds to a target than SCAFFOLD and FedProx, at the upload of FedAvg"
+    keeps: ClassVar[str] = "dual (model size)"
+    alpha: float = 0.01
+
+    def init(self, fed: Federation) -> FedDynState:
+        """Start with h = 0."""
+        params = fed.init_params()
+        return FedDynState(params=params, h=params.zeros())
+
+    def round(self, fed: Federation, state: FedDynState) -> FedDynState:  # type: ignore[override]
+        """Average the models, and shift the average by the correction."""
+        mean = fed.mean(self.train, state.params, over=fed.sample())
+        h = state.h - (self.alpha * mean.weight / fed.num_clients) * mean.delta
+        return FedDynState(params=state.params + mean.delta - h / self.alpha, h=h)
+
+    @on_client
+    def train(self, client: Client, message: Params) -> Update:
+        """Train on the regularised loss; return the change and keep the dual."""
+        dual = client.memory.get("dual", message.zeros())
+        local = client.sgd(
+            message, **self.local(client), correct=lambda grad, at: grad - dual + self.alpha * (at - message)
+        )
+        delta = local.params - message
+        client.memory["dual"] = dual - self.alpha * delta
+        return Update(delta=delta, loss=local.loss, weight=1)
