@@ -12,22 +12,21 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from paceline.adversaries import load_adversary, members
 from paceline.aggregation import load_aggregation
 from paceline.architectures import architectures_service
 from paceline.call import Engine
+from paceline.config import RunConfig
 from paceline.data import Partition, partition_task
 from paceline.devices import VirtualClock, load_fleet
 from paceline.engines import Choice, LocalEngine, Setup, load_engine
 from paceline.engines.hostile import Hostile, poisoned
 from paceline.errors import (
     CheckpointError,
-    ConfigError,
     NonFiniteError,
     PlanError,
     QuorumError,
@@ -47,75 +46,6 @@ __all__ = ["Observer", "Run", "RunConfig", "StackingWarning", "Summary", "prepar
 
 MAX_ATTEMPTS = 3
 """How often a round whose quorum was lost is tried, each time with a fresh cohort and fresh keys."""
-
-
-class RunConfig(BaseModel):
-    """Everything that decides a run's result. Written to the run's folder as `config.toml`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-    method: str = Field("fedavg", description="method, see `paceline methods`")
-    options: dict[str, Any] = Field(default_factory=dict, description="fields of the method")
-    task: str = Field("mnist-5k", description="task, see `paceline tasks`, or kind:/path of your own files")
-    task_options: dict[str, Any] = Field(default_factory=dict, description="options of the task")
-    model: str | None = Field(None, description="reference model; the task's own by default")
-    partition: str = Field(
-        "iid", description="iid, dirichlet:ALPHA, shards:K, quantity:ALPHA, groups:0-4/5-9, longtail:0.05/0.5 or natural"
-    )
-    clients: int = Field(20, ge=1, description="size of the population")
-    client_test: float = Field(0.0, ge=0, lt=1, description="share of a client's samples set aside for tests")
-    client_samples: int | None = Field(None, ge=1, description="most samples of a client; the others are left out")
-    allow_empty: bool = Field(False, description="let clients have no samples")
-    cohort: int = Field(20, ge=1, description="clients asked in each round")
-    rounds: int = Field(30, ge=1, description="rounds")
-    seed: int = Field(0, ge=0, description="seed of every random stream")
-    aggregation: str = Field("plain", description="plain, secure or secure-arithmetic")
-    secure: dict[str, Any] = Field(default_factory=dict, description="options of secure aggregation")
-    sum_bound: float = Field(2.0**20, gt=0, description="largest |weight x value| in an exact sum")
-    fleet: str = Field("homogeneous", description="homogeneous, stragglers or mobile, with options after a colon")
-    engine: str = Field("local", description="local or debug")
-    workers: int = Field(1, ge=1, description="worker processes; 1 works in this process")
-    threads: int = Field(1, ge=1, description="torch threads of each worker")
-    vectorize: Literal["auto", "on", "off"] = Field(
-        "auto", description="train clients as one stacked computation: where it is measured to pay, always, or never"
-    )
-    chunk: int | None = Field(None, ge=1, description="clients in one stack; measured at the start when not given")
-    one_step: bool = Field(True, description="train clients that take one step as one batch, where they are stacked")
-    device: str = Field("cpu", description="torch device")
-    precision: Literal["float32", "tf32", "bf16"] = Field(
-        "float32", description="of matrix products and convolutions in training: tf32 and bf16 are faster on GPUs"
-    )
-    measured: bool = Field(False, description="time from measured seconds in place of FLOPs")
-    memory_mib: int = Field(1024, ge=1, description="MiB of client memories held in RAM; more of them lie on disk")
-    deadline: float | None = Field(None, gt=0, description="virtual seconds after which a reply is dropped")
-    quorum: int = Field(1, ge=1, description="least number of replies in a sum")
-    least_group: int = Field(1, ge=1, description="least size of a group that may be summed on its own")
-    on_error: Literal["stop", "drop"] = Field("stop", description="a client's error stops the run, or drops the client")
-    adversary: str | None = Field(None, description="Byzantine clients and their share, such as signflip:0.2 or alie:0.2")
-    evaluation: Literal["auto", "central", "federated", "clients", "clients-central"] = Field(
-        "auto",
-        description="central test set; the clients' data; each client's own model on its own test samples, or on the central "
-        "test set; auto is central where the method has a global model, else clients",
-    )
-    eval_every: int = Field(1, ge=1, description="rounds between evaluations")
-    target_accuracy: float | None = Field(None, gt=0, le=1, description="accuracy whose virtual time is reported")
-    stop_at_target: bool = Field(False, description="end once the target accuracy is reached")
-    patience: int | None = Field(None, ge=1, description="end after so many evaluations without a better accuracy")
-    checkpoint_every: int = Field(1, ge=1, description="rounds between checkpoints")
-
-    @staticmethod
-    def build(values: dict[str, Any]) -> RunConfig:
-        """Check values; raises `ConfigError` that names every wrong one."""
-        try:
-            return RunConfig(**values)
-        except ValidationError as error:
-            unknown = [e["loc"][0] for e in error.errors() if e["type"] == "extra_forbidden"]
-            if unknown:
-                from paceline.errors import UnknownNameError
-
-                raise UnknownNameError("option", str(unknown[0]), RunConfig.model_fields) from None
-            faults = [f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}" for e in error.errors()]
-            raise ConfigError("; ".join(faults)) from None
 
 
 class StackingWarning(UserWarning):
@@ -226,7 +156,9 @@ class Run:
                     raise
         params = self.method.model(state)
         if not bool(torch.isfinite(params.vector).all()):
-            raise NonFiniteError(f"round {number}: the aggregated model is not finite; lower the learning rates")
+            raise NonFiniteError(
+                f"round {number}: the aggregated model is not finite; lower the learning rates"
+            )
         last = self.fed.last
         record: dict[str, Any] = {
             "round": number,
@@ -255,7 +187,11 @@ class Run:
         for name, reason in getattr(self.fed.engine, "notes", {}).items():
             if name not in self._told:
                 self._told.add(name)
-                warnings.warn(f"clients train one at a time where {name} is used: {reason}", StackingWarning, stacklevel=2)
+                warnings.warn(
+                    f"clients train one at a time where {name} is used: {reason}",
+                    StackingWarning,
+                    stacklevel=2,
+                )
         if self.observer is not None:
             self.observer(record, self.config.rounds)
 
@@ -276,16 +212,27 @@ class Run:
     def _evaluate_clients(self, state: Any, everything: bool) -> dict[str, Any]:
         """Let every client judge its own model; only sums and a histogram of accuracies come back."""
         parts = self.method.personal(state, range(self.fed.num_clients))
-        sums = [self.fed.sum(self.method.evaluate_clients, (everything, m), over=clients) for m, clients in parts]
+        sums = [
+            self.fed.sum(self.method.evaluate_clients, (everything, m), over=clients) for m, clients in parts
+        ]
         total = {key: sum(part[key] for part in sums) for key in sums[0]}
         return figures(total) | spread_figures(total)
 
     def _stop_reason(self) -> str | None:
         scores = [r["accuracy"] for r in self.history if "accuracy" in r]
         config = self.config
-        if config.stop_at_target and config.target_accuracy and scores and scores[-1] >= config.target_accuracy:
+        if (
+            config.stop_at_target
+            and config.target_accuracy
+            and scores
+            and scores[-1] >= config.target_accuracy
+        ):
             return "target accuracy reached"
-        if config.patience and len(scores) > config.patience and max(scores[-config.patience :]) <= max(scores[: -config.patience]):
+        if (
+            config.patience
+            and len(scores) > config.patience
+            and max(scores[-config.patience :]) <= max(scores[: -config.patience])
+        ):
             return f"no better accuracy in {config.patience} evaluations"
         return "all rounds" if self.round >= config.rounds else None
 
@@ -364,7 +311,9 @@ def prepare(
         task = load_task(config.task, model=config.model, seed=config.seed, **config.task_options)
     misfits = []
     if config.cohort > config.clients:
-        misfits.append(f"the cohort of {config.cohort} is larger than the population of {config.clients} clients")
+        misfits.append(
+            f"the cohort of {config.cohort} is larger than the population of {config.clients} clients"
+        )
     if config.quorum > config.cohort:
         misfits.append(f"the quorum of {config.quorum} is larger than the cohort of {config.cohort}")
     aggregation = aggregation or load_aggregation(config.aggregation, config.secure, config.sum_bound)
@@ -381,7 +330,13 @@ def prepare(
     if misfits:
         raise PlanError(misfits)
     split = split or partition_task(
-        task, config.partition, config.clients, config.seed, config.allow_empty, config.client_test, config.client_samples
+        task,
+        config.partition,
+        config.clients,
+        config.seed,
+        config.allow_empty,
+        config.client_test,
+        config.client_samples,
     )
     byzantine = members(adversary.share, config.clients, config.seed) if adversary is not None else ()
     if adversary is not None and adversary.poisons_data:
@@ -407,7 +362,9 @@ def prepare(
     )
     made = load_engine(config.engine, setup, config.workers) if engine is None else engine(setup)
     fed = Federation(
-        made if adversary is None or adversary.poisons_data else Hostile(made, adversary, byzantine, config.seed),
+        made
+        if adversary is None or adversary.poisons_data
+        else Hostile(made, adversary, byzantine, config.seed),
         aggregation,
         fleet,
         VirtualClock(),
@@ -423,12 +380,27 @@ def prepare(
         made.close()
         raise PlanError(misfits)
     scratch = tempfile.TemporaryDirectory(prefix="paceline-") if folder is None else None
-    place = folder.path / "memory" if folder is not None else Path(scratch.name) if scratch is not None else None
+    place = (
+        folder.path / "memory" if folder is not None else Path(scratch.name) if scratch is not None else None
+    )
     store = MemoryStore(place, durable=folder is not None, max_bytes=config.memory_mib << 20)
     fed.engine.restore(store)
     choice = _choose(config, made)
-    config = config.model_copy(update={"vectorize": "on" if choice.chunk > 1 else "off", "chunk": choice.chunk})
-    return Run(config, method, task, fed, split.groups, folder=folder, store=store, observer=observer, scratch=scratch, path=choice.reason)
+    config = config.model_copy(
+        update={"vectorize": "on" if choice.chunk > 1 else "off", "chunk": choice.chunk}
+    )
+    return Run(
+        config,
+        method,
+        task,
+        fed,
+        split.groups,
+        folder=folder,
+        store=store,
+        observer=observer,
+        scratch=scratch,
+        path=choice.reason,
+    )
 
 
 def _choose(config: RunConfig, engine: Any) -> Choice:
@@ -437,7 +409,11 @@ def _choose(config: RunConfig, engine: Any) -> Choice:
         return Choice(1, "this engine runs one client at a time")
     if config.vectorize == "off":
         return Choice(1, "switched off")
-    choice = Choice(config.chunk, "as given") if config.chunk else engine.measure(config.cohort, config.vectorize == "on")
+    choice = (
+        Choice(config.chunk, "as given")
+        if config.chunk
+        else engine.measure(config.cohort, config.vectorize == "on")
+    )
     engine.stack(choice.chunk)
     return choice
 
@@ -448,14 +424,20 @@ def _hidden(method: Method, config: RunConfig) -> list[str]:
     if not singles:
         return []
     alternative = getattr(method, "sum_only", None)
-    hint = f"; use {alternative}" if alternative else "; run it with --aggregation plain, or choose a sum-only method"
+    hint = (
+        f"; use {alternative}"
+        if alternative
+        else "; run it with --aggregation plain, or choose a sum-only method"
+    )
     return [
         f"method {config.method!r} needs every client's own reply from {', '.join(singles)}(), which "
         f"{config.aggregation!r} aggregation hides from the server{hint}"
     ]
 
 
-def run(config: RunConfig, folder: RunFolder | None = None, observer: Observer | None = None, **parts: Any) -> Summary:
+def run(
+    config: RunConfig, folder: RunFolder | None = None, observer: Observer | None = None, **parts: Any
+) -> Summary:
     """Prepare a run and carry it out; see `prepare` for `parts`."""
     prepared = prepare(config, folder=folder, observer=observer, **parts)
     if folder is not None:  # with what was measured, so that a rerun takes the same path

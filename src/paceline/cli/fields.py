@@ -1,7 +1,6 @@
 """The options that decide a run, for every command that takes them.
 
-They mirror `paceline.run.RunConfig`, which cannot be imported for a help page because it needs torch; a test
-holds names, defaults and texts together.
+They are the fields of `RunConfig`.
 """
 
 from __future__ import annotations
@@ -11,14 +10,12 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from paceline.cli.values import pairs, read_toml
-
-if TYPE_CHECKING:
-    from paceline.run import RunConfig
+from paceline.config import PANELS, RunConfig
 
 __all__ = [
     "FIELDS",
@@ -30,14 +27,6 @@ __all__ = [
     "configuration",
     "run_options",
 ]
-
-TASK, ROUNDS, SUMS, CLIENTS, JUDGED = (
-    "Task and data",
-    "Rounds",
-    "Sums",
-    "Devices and workers",
-    "Evaluation and end",
-)
 
 
 @dataclass(frozen=True)
@@ -65,51 +54,22 @@ class Option:
         )
 
 
-FIELDS = (
-    Option("task", str, "mnist-5k", TASK, "task, see `paceline tasks`, or kind:/path of your own files"),
-    Option("model", str, None, TASK, "reference model; the task's own by default", "the task's own"),
-    Option(
-        "partition",
-        str,
-        "iid",
-        TASK,
-        "iid, dirichlet:ALPHA, shards:K, quantity:ALPHA, groups:0-4/5-9, longtail:0.05/0.5 or natural",
-    ),
-    Option("clients", int, 20, TASK, "size of the population"),
-    Option("client_test", float, 0.0, TASK, "share of a client's samples set aside for tests"),
-    Option("client_samples", int, None, TASK, "most samples of a client; the others are left out", "no limit"),
-    Option("allow_empty", bool, False, TASK, "let clients have no samples"),
-    Option("cohort", int, 20, ROUNDS, "clients asked in each round"),
-    Option("rounds", int, 30, ROUNDS, "rounds"),
-    Option("seed", int, 0, ROUNDS, "seed of every random stream"),
-    Option("checkpoint_every", int, 1, ROUNDS, "rounds between checkpoints"),
-    Option("aggregation", str, "plain", SUMS, "plain, secure or secure-arithmetic"),
-    Option("sum_bound", float, 2.0**20, SUMS, "largest |weight x value| in an exact sum"),
-    Option("quorum", int, 1, SUMS, "least number of replies in a sum"),
-    Option("least_group", int, 1, SUMS, "least size of a group that may be summed on its own"),
-    Option("on_error", str, "stop", SUMS, "a client's error stops the run, or drops the client"),
-    Option("deadline", float, None, SUMS, "virtual seconds after which a reply is dropped", "no deadline"),
-    Option(
-        "fleet", str, "homogeneous", CLIENTS, "homogeneous, stragglers or mobile, with options after a colon"
-    ),
-    Option("adversary", str, None, CLIENTS, "Byzantine clients, such as signflip:0.2", "everybody honest"),
-    Option("measured", bool, False, CLIENTS, "time from measured seconds in place of FLOPs"),
-    Option("engine", str, "local", CLIENTS, "local or debug"),
-    Option("workers", int, 1, CLIENTS, "worker processes; 1 works in this process"),
-    Option("threads", int, 1, CLIENTS, "torch threads of each worker"),
-    Option("device", str, "cpu", CLIENTS, "torch device"),
-    Option(
-        "evaluation",
-        str,
-        "auto",
-        JUDGED,
-        "central, federated (the clients' data), clients (their own models), clients-central or auto",
-    ),
-    Option("eval_every", int, 1, JUDGED, "rounds between evaluations"),
-    Option("target_accuracy", float, None, JUDGED, "accuracy whose virtual time is reported", "none"),
-    Option("stop_at_target", bool, False, JUDGED, "end once the target accuracy is reached"),
-    Option("patience", int, None, JUDGED, "end after so many evaluations without a better accuracy", "never"),
-)
+def _options() -> tuple[Option, ...]:
+    found = []
+    for name, spec in RunConfig.model_fields.items():
+        extra = spec.json_schema_extra
+        if isinstance(extra, dict):  # the others have options of their own
+            kinds = [k for k in (get_args(spec.annotation) or (spec.annotation,)) if k is not type(None)]
+            kind = kinds[0] if isinstance(kinds[0], type) else str  # of the choices of a Literal
+            found.append(
+                Option(
+                    name, kind, spec.default, str(extra["panel"]), str(spec.description), str(extra["absent"])
+                )
+            )
+    return tuple(found)
+
+
+FIELDS = _options()
 """One option for each field of `RunConfig` but the method and the three tables of options."""
 
 ConfigFile = Annotated[
@@ -138,7 +98,7 @@ TaskOptions = Annotated[
         metavar="NAME=VALUE",
         help="an option of the task; may be given again",
         show_default="none",
-        rich_help_panel=TASK,
+        rich_help_panel=PANELS[0],
     ),
 ]
 SecureOptions = Annotated[
@@ -148,7 +108,7 @@ SecureOptions = Annotated[
         metavar="NAME=VALUE",
         help="an option of secure aggregation; may be given again",
         show_default="none",
-        rich_help_panel=SUMS,
+        rich_help_panel=PANELS[2],
     ),
 ]
 
@@ -191,8 +151,6 @@ def configuration(
 
     Raises `ConfigError` for wrong values, `UnknownNameError` for a field that does not exist.
     """
-    from paceline.run import RunConfig
-
     values = {} if config is None else read_toml(config)
     values |= {name: value for name, value in given.items() if _typed(ctx, name)}
     tables = {"options": options or {}, "task_options": pairs(task_option), "secure": pairs(secure_option)}
