@@ -1,0 +1,259 @@
+"""The rounds of a prepared run: evaluation, records, checkpoints, early ends."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from paceline.config import RunConfig
+from paceline.errors import NonFiniteError, QuorumError, WorkerDiedError
+from paceline.federation import Federation
+from paceline.figures import adjusted_rand, figures, spread_figures
+from paceline.method import Method
+from paceline.params import Params
+from paceline.spent import spent
+from paceline.store import MemoryStore, RunFolder, save_checkpoint
+from paceline.tasks import Task
+
+__all__ = ["Observer", "Run", "StackingWarning", "Summary"]
+
+MAX_ATTEMPTS = 3
+"""How often a round whose quorum was lost is tried, each time with a fresh cohort and fresh keys."""
+
+
+class StackingWarning(UserWarning):
+    """Something kept clients from training as one stacked computation; they train one at a time."""
+
+
+class Observer(Protocol):
+    """Watches a run: progress bars, trackers, tests."""
+
+    def __call__(self, record: dict[str, Any], total_rounds: int) -> None:
+        """Take one round's record."""
+
+
+@dataclass
+class Summary:
+    """The outcome of a run; `as_dict` is what ``--json`` prints."""
+
+    run: str
+    method: str
+    task: str
+    rounds: int
+    seed: int
+    accuracy: float
+    loss: float
+    round_seconds: float
+    total_seconds: float
+    wall_seconds: float
+    bytes_up: int
+    bytes_down: int
+    model_sha256: str
+    target_seconds: float | None = None
+    stopped: str = "all rounds"
+    chunk: int = 1
+    path: str = ""
+    spent: dict[str, dict[str, float]] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all figures, without the history."""
+        return {k: v for k, v in self.__dict__.items() if k != "history"}
+
+
+@dataclass
+class Run:
+    """A prepared run: all parts built and checked."""
+
+    config: RunConfig
+    method: Method
+    task: Task
+    fed: Federation
+    groups: tuple[int, ...] = ()
+    folder: RunFolder | None = None
+    state: Any = None
+    round: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    store: MemoryStore = field(default_factory=MemoryStore)
+    observer: Observer | None = None
+    scratch: Any = None
+    path: str = ""
+    """Why clients train stacked, or one after another."""
+    spent: dict[str, float] = field(default_factory=dict)
+    """Seconds of this process by what they went into; see `Spent`."""
+    _told: set[str] = field(default_factory=set)
+
+    def go(self) -> Summary:
+        """Run the rounds that are left and return the summary."""
+        torch.set_num_threads(self.config.threads)
+        stopped = self._stop_reason()
+        spent.take()
+        with spent.on("bookkeeping"):
+            stopped = self._rounds(stopped)
+        self.spent = spent.take()
+        return self._finish(stopped)
+
+    def _rounds(self, stopped: str | None) -> str | None:
+        try:
+            if self.state is None:
+                self.state = self.method.init(self.fed)
+            while stopped is None:
+                self._round()
+                stopped = self._stop_reason()
+        finally:
+            self.fed.engine.close()
+        return stopped
+
+    def _round(self) -> None:
+        started = time.perf_counter()
+        number = self.round + 1
+        clock, totals = self.fed.clock, self.fed.totals
+        before = (clock.now, totals.bytes_up, totals.bytes_down)
+        deaths = attempt = 0
+        clock.phases.clear()
+        while True:
+            self.fed.start_round(number, attempt)
+            try:
+                state = self.method.round(self.fed, self.state)
+                break
+            except QuorumError:
+                attempt += 1
+                self.fed.engine.rollback()
+                if attempt == MAX_ATTEMPTS:
+                    raise
+            except WorkerDiedError:
+                deaths += 1
+                self.fed.engine.rollback()
+                clock.now, totals.bytes_up, totals.bytes_down = before
+                if deaths == MAX_ATTEMPTS:
+                    raise
+        params = self.method.model(state)
+        if not bool(torch.isfinite(params.vector).all()):
+            raise NonFiniteError(
+                f"round {number}: the aggregated model is not finite; lower the learning rates"
+            )
+        last = self.fed.last
+        record: dict[str, Any] = {
+            "round": number,
+            "virtual_seconds": clock.now,
+            "round_seconds": clock.now - before[0],
+            "bytes_up": totals.bytes_up - before[1],
+            "bytes_down": totals.bytes_down - before[2],
+            "compute_seconds": sum(p.compute for p in clock.phases),
+            "network_seconds": sum(p.network for p in clock.phases),
+            "dropped": len(last.dropped),
+            "attempts": attempt + 1,
+            **{f"note_{k}": v for k, v in last.notes.items()},
+        }
+        found = self.method.clustering(state)
+        if found is not None and self.groups:
+            record["adjusted_rand"] = adjusted_rand(found, self.groups)
+        if number % self.config.eval_every == 0 or number == self.config.rounds:
+            record |= self._evaluate(params, state)
+        record["wall_seconds"] = time.perf_counter() - started
+        self.state, self.round = state, number
+        self.history.append(record)
+        self.fed.engine.commit()
+        if self.folder is not None:
+            self.folder.append_metrics(record)
+            self._save()
+        for name, reason in getattr(self.fed.engine, "notes", {}).items():
+            if name not in self._told:
+                self._told.add(name)
+                warnings.warn(
+                    f"clients train one at a time where {name} is used: {reason}",
+                    StackingWarning,
+                    stacklevel=2,
+                )
+        if self.observer is not None:
+            self.observer(record, self.config.rounds)
+
+    def _evaluate(self, params: Params, state: Any) -> dict[str, Any]:
+        kind = self.config.evaluation
+        if kind.startswith("clients") or (kind == "auto" and not self.method.has_model):
+            return self._evaluate_clients(state, kind == "clients-central")
+        if self.task.buffers == "recompute" and params.layout.num_params < params.layout.size:
+            fresh = self.fed.mean(self.method.recompute, params, over=self.fed.sample()).statistics
+            params = params.clone()
+            params.vector[params.layout.num_params :] = fresh
+        if kind in ("auto", "central"):
+            sums = self.fed.engine.evaluate(params)
+        else:
+            sums = self.fed.sum(self.method.evaluate, params, over=range(self.fed.num_clients))
+        return figures(sums)
+
+    def _evaluate_clients(self, state: Any, everything: bool) -> dict[str, Any]:
+        """Let every client judge its own model; only sums and a histogram of accuracies come back."""
+        parts = self.method.personal(state, range(self.fed.num_clients))
+        sums = [
+            self.fed.sum(self.method.evaluate_clients, (everything, m), over=clients) for m, clients in parts
+        ]
+        total = {key: sum(part[key] for part in sums) for key in sums[0]}
+        return figures(total) | spread_figures(total)
+
+    def _stop_reason(self) -> str | None:
+        scores = [r["accuracy"] for r in self.history if "accuracy" in r]
+        config = self.config
+        if (
+            config.stop_at_target
+            and config.target_accuracy
+            and scores
+            and scores[-1] >= config.target_accuracy
+        ):
+            return "target accuracy reached"
+        if (
+            config.patience
+            and len(scores) > config.patience
+            and max(scores[-config.patience :]) <= max(scores[: -config.patience])
+        ):
+            return f"no better accuracy in {config.patience} evaluations"
+        return "all rounds" if self.round >= config.rounds else None
+
+    def _save(self) -> None:
+        assert self.folder is not None
+        if self.round % self.config.checkpoint_every and self._stop_reason() is None:
+            return
+        tree = {
+            "config": self.config.model_dump_json(),
+            "round": self.round,
+            "state": self.state,
+            "clock": self.fed.clock.now,
+            "bytes": [self.fed.totals.bytes_up, self.fed.totals.bytes_down],
+            "memory": self.store.commit(self.round),
+        }
+        save_checkpoint(self.folder.checkpoint, tree)
+
+    def _finish(self, stopped: str | None) -> Summary:
+        scored = [r for r in self.history if "accuracy" in r]
+        target = self.config.target_accuracy
+        hit = next((r["virtual_seconds"] for r in scored if target and r["accuracy"] >= target), None)
+        params, workers = self.method.model(self.state), getattr(self.fed.engine, "spent", None)
+        summary = Summary(
+            run=str(self.folder.path) if self.folder else "",
+            method=self.config.method,
+            task=self.config.task,
+            rounds=self.round,
+            seed=self.config.seed,
+            accuracy=scored[-1]["accuracy"],
+            loss=scored[-1]["loss"],
+            round_seconds=sum(r["round_seconds"] for r in self.history) / max(len(self.history), 1),
+            total_seconds=self.fed.clock.now,
+            wall_seconds=sum(r["wall_seconds"] for r in self.history),
+            bytes_up=self.fed.totals.bytes_up,
+            bytes_down=self.fed.totals.bytes_down,
+            model_sha256=params.sha256(),
+            target_seconds=hit,
+            stopped=stopped or "",
+            chunk=self.config.chunk or 1,
+            path=self.path,
+            spent={"here": self.spent, "workers": workers.seconds if workers is not None else {}},
+            history=self.history,
+        )
+        if self.folder is not None:
+            self.folder.write_summary(summary.as_dict())
+            self.folder.save_model(params)
+        return summary
