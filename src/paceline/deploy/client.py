@@ -21,8 +21,9 @@ from paceline.deploy.settings import ClientConfig, DataConfig
 from paceline.engines.grpc import protocol as p
 from paceline.engines.grpc.faults import Faults
 from paceline.engines.grpc.node import Node, NodeSettings
-from paceline.engines.grpc.runner import Runner, Welcome
+from paceline.engines.grpc.runner import Runner
 from paceline.engines.grpc.tls import Credentials
+from paceline.engines.grpc.welcome import Welcome
 from paceline.engines.worker import Setup, Worker
 from paceline.errors import ConfigError, EmptyClientError, PolicyError, ProtocolError
 from paceline.store.files import atomic_write

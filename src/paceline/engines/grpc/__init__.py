@@ -6,9 +6,10 @@ from paceline.engines.grpc.loop import LoopThread
 from paceline.engines.grpc.node import Node, NodeSettings
 from paceline.engines.grpc.phase import Patience
 from paceline.engines.grpc.ports import HubSettings, Progress
-from paceline.engines.grpc.runner import Runner, Welcome
+from paceline.engines.grpc.runner import Runner
 from paceline.engines.grpc.server import Server
 from paceline.engines.grpc.tls import Credentials
+from paceline.engines.grpc.welcome import Welcome
 
 __all__ = [
     "Credentials",

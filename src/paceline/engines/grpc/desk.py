@@ -16,7 +16,8 @@ from paceline.engines.grpc import protocol as p
 from paceline.engines.grpc.faults import Faults
 from paceline.engines.grpc.frames import Part
 from paceline.engines.grpc.link import Message
-from paceline.engines.grpc.runner import Answer, Runner, Welcome
+from paceline.engines.grpc.runner import Runner
+from paceline.engines.grpc.welcome import Answer, Welcome
 from paceline.errors import PacelineError, PolicyError, ProtocolError, WireError
 from paceline.wire import Limits
 

@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import Any
 
 from paceline.call import Call, Receipt
-from paceline.engines.grpc import protocol as p
 from paceline.engines.grpc.channels import describe, intake
 from paceline.engines.grpc.frames import Part
 from paceline.engines.grpc.hub import Hub
@@ -23,7 +22,7 @@ from paceline.engines.grpc.ports import Home, Record
 from paceline.engines.grpc.receipts import Receipts
 from paceline.errors import EngineError
 from paceline.params import Params
-from paceline.wire import Limits
+from paceline.wire import NETWORK
 
 __all__ = ["GrpcEngine", "Stopped"]
 
@@ -63,7 +62,7 @@ class GrpcEngine:
         self.hub, self.loop, self.home, self.num_clients = hub, loop, home, num_clients
         self.patience, self.measured, self.pack = patience or Patience(), measured, pack
         self.least, self.record = least, record
-        self._receipts = Receipts(Limits(size=hub.settings.limit), measured, hub.note)
+        self._receipts = Receipts(replace(NETWORK, size=hub.settings.limit, header=hub.settings.limit), measured, hub.note)
         self.round = hub.progress.round
         self.stopping = False
         self._attempt = 0
@@ -79,7 +78,7 @@ class GrpcEngine:
             self.record.phase(call.round, began, label, call.clients)
         receipts: list[Receipt] = []
         try:
-            self.loop.call(self.hub.open, phase)
+            self.loop.call(self.hub.asking.open, phase)
             waiting, deadline = set(call.clients), call.deadline if self.measured else None
             while waiting:
                 arrival = phase.wait(deadline, self._stop_here)
@@ -97,7 +96,7 @@ class GrpcEngine:
                 if not taker.sums:
                     yield receipts[-1]
         finally:
-            self.loop.call(self.hub.shut)
+            self.loop.call(self.hub.asking.shut)
         partial, lost = taker.finish()
         receipts = [replace(r, dropped=lost.get(r.client, r.dropped)) for r in receipts]
         self._answered |= {r.client for r in receipts if r.dropped is None}
@@ -134,15 +133,11 @@ class GrpcEngine:
             self.record.committed(self.round, self._attempt, sorted(kept))
         self._answered, self._attempt = set(), 0
         times, self._receipts.times = self._receipts.times, {}
-
-        def tell() -> None:
-            progress = self.hub.progress
-            progress.round, progress.kept = self.round, kept
-            self.hub.engaged.clear()
-            facts = {"round": progress.round, "saved": progress.saved}
-            self.hub.tell_all(p.COMMIT, lambda c: {**facts, "kept": c in kept, "times": times.get(c, [])})
-
-        self.loop.call(tell)
+        facts = {"round": self.round, "saved": self.hub.progress.saved}
+        heads = lambda c: {**facts, "kept": c in kept, "times": times.get(c, [])}  # noqa: E731
+        self.loop.call(self.hub.completed, self.round, kept, heads)
+        if self.hub.shaper is not None:
+            self.loop.call(self.hub.shaper.enter, "commit", self.round)
         return {}
 
     def rollback(self) -> None:
@@ -150,13 +145,7 @@ class GrpcEngine:
         self._answered.clear()
         self._receipts.times.clear()
         self._attempt += 1
-
-        def tell() -> None:
-            self.hub.progress.take += 1
-            self.hub.engaged.clear()
-            self.hub.tell_all(p.ROLLBACK, lambda _: {"take": self.hub.progress.take})
-
-        self.loop.call(tell)
+        self.loop.call(self.hub.again)
         self.wait_ready(self.least, self.patience.reconnect * 2)
 
     def saved(self, round: int) -> None:

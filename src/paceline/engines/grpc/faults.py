@@ -8,8 +8,10 @@ A fault is text, ``kind:name=value,...``::
     slow:client=3,factor=4                    work takes so many times as long
     drop | duplicate | swap | corrupt:client=1,phase=train,round=1,times=1
 
-``client=server`` means the server. Without `phase` (a function; ``program.function`` for a protocol's) or
-`round` a fault meets all. A frame's fault strikes the first frames that are sent in the phase, `times` often.
+``client=server`` means the server: it dies when it opens a phase, or with ``when=reply`` when it closes one;
+``phase=commit`` is the moment between the clients' commit and the server's checkpoint. A phase is a function
+(``program.function`` for a protocol's); without `phase` or `round` a fault meets all. A frame's fault strikes
+the first frames that are sent in the phase, `times` often.
 """
 
 from __future__ import annotations
@@ -100,6 +102,10 @@ class Faults:
         """A call begins; here is where a process dies that shall die at its start."""
         self._phase, self._round = phase, round
         self._die("start")
+
+    def leave(self) -> None:
+        """A phase is over; here is where a server dies that shall die with all answers in its hands."""
+        self._die("reply")
 
     async def work(self, spent: float) -> None:
         """Work is done, the answer is about to go: be slow, be late, or die."""

@@ -11,11 +11,10 @@ from typing import Any
 import grpc
 
 from paceline.engines.grpc import protocol as p
+from paceline.engines.grpc.asking import Asking
 from paceline.engines.grpc.buffers import Budget
 from paceline.engines.grpc.door import Door, Note
 from paceline.engines.grpc.frames import Opening, Part
-from paceline.engines.grpc.link import Message
-from paceline.engines.grpc.phase import Arrival, Phase
 from paceline.engines.grpc.ports import HubSettings, Members, Progress
 from paceline.engines.grpc.session import Closed, Session
 from paceline.errors import PacelineError, WireError
@@ -53,11 +52,8 @@ class Hub:
 
     def __post_init__(self) -> None:
         self.sessions: dict[int, Session] = {}
-        self.phase: Phase | None = None
-        self.last_id = 0
         self.budget = Budget(self.settings.memory)
-        self.engaged: dict[int, bytes] = {}  # who has worked in this round, and as which process
-        self.refusals: dict[int, str] = {}
+        self.asking = Asking(self.sessions, self.settings.pack, self.note, self.shaper)
         self.door = Door(self.members, self.settings, self.sessions, self.note, self.budget, self.shaper)
 
     # -- a stream's life -----------------------------------------------------------------------
@@ -105,7 +101,7 @@ class Hub:
         del self.sessions[session.client]
         why = session.closing.result().why if session.closing.done() else "the stream ended"
         self.note("disconnected", session.client, {"why": why})
-        self._lost(session.client)
+        self.asking.lost(session.client)
 
     # -- what clients say ----------------------------------------------------------------------
     def _vet(self, session: Session, kind: int, head: Mapping[str, Any], opening: Opening) -> bool:
@@ -114,84 +110,39 @@ class Hub:
             if len(opening.parts) > 1:
                 raise WireError(f"a message of kind {p.NAMES.get(kind, kind)} has parts it cannot have")
             return True
-        number, phase = p.field(head, "id", int), self.phase
-        if phase is not None and number == phase.id:
-            if session.client not in phase.asked:
-                raise WireError("a reply came from a client that was not asked")
-            return session.client not in phase.answered
-        if number > self.last_id:
-            raise WireError(f"a reply to call {number}, which was never made")
-        return False
+        return self.asking.wanted(session.client, p.field(head, "id", int))
 
     async def _read(self, session: Session) -> None:
         while (message := await session.link.receive()) is not None:
             kind, head = message.kind, message.head
             if kind == p.REPLY:
-                self._reply(session, message)
+                self.asking.reply(session, message)
             elif kind == p.READY:
                 session.ready = True
-                self.refusals.pop(session.client, None)
-                self._ask(session.client)
+                self.asking.refusals.pop(session.client, None)
+                self.asking.ask(session.client)
             elif kind == p.REFUSE:
                 reasons = [p.clean(r) for r in p.field(head, "reasons", list)[:20]]
-                session.ready, self.refusals[session.client] = False, "; ".join(reasons)
+                session.ready, self.asking.refusals[session.client] = False, "; ".join(reasons)
                 self.note("refused_by_client", session.client, {"reasons": reasons})
-                self._ask(session.client)
+                self.asking.ask(session.client)
             elif kind == p.LEAVE:
                 session.close(_STATUS.OK, p.clean(head.get("why", "")))
             elif kind != p.PONG:
                 raise WireError(f"a client sent a message of kind {p.NAMES.get(kind, kind)}")
 
-    def _reply(self, session: Session, message: Message) -> None:
-        phase = self.phase
-        if phase is None or message.head["id"] != phase.id or session.client in phase.answered:
-            message.close()
-            self.note("late", session.client, {"id": message.head["id"]})
-            return
-        self.engaged[session.client] = session.instance
-        phase.settle(Arrival(session.client, message))
+    # -- the course of the run, on the loop's thread -------------------------------------------
+    def completed(self, round: int, kept: frozenset[int], head: Callable[[int], Any]) -> None:
+        """A round is complete: clients commit."""
+        self.progress.round, self.progress.kept = round, kept
+        self.asking.engaged.clear()
+        self.tell_all(p.COMMIT, head)
 
-    # -- what the engine wants, all on the loop's thread ---------------------------------------
-    def open(self, phase: Phase) -> None:
-        """Ask a phase's clients."""
-        self.phase, self.last_id = phase, phase.id
-        if self.shaper is not None:
-            self.shaper.enter(phase.name, phase.call.round)
-        for client in phase.call.clients:
-            self._ask(client)
-
-    def shut(self) -> None:
-        """Close the phase; what comes now is late."""
-        phase, self.phase = self.phase, None
-        if phase is not None:
-            phase.close()
-
-    def _ask(self, client: int) -> None:
-        phase, session = self.phase, self.sessions.get(client)
-        if phase is None or client not in phase.asked or client in phase.answered:
-            return
-        if client in self.refusals:
-            phase.settle(Arrival(client, None, "refused: " + self.refusals[client]))
-        elif session is None or not session.ready:
-            self._lost(client)
-        elif self.engaged.get(client, session.instance) != session.instance:
-            phase.settle(Arrival(client, None, "gone"))  # started anew: what it had in mind for this round is lost
-        else:
-            pack = self.settings.pack and session.pack
-            session.put(p.CALL, phase.head, phase.message, *phase.own(client, pack), phase=phase)
-
-    def _lost(self, client: int) -> None:
-        """Wait a little for a client to come back before it counts as gone."""
-        phase = self.phase
-        if phase is None or client not in phase.asked or client in phase.answered:
-            return
-
-        def give_up() -> None:
-            session = self.sessions.get(client)
-            if self.phase is phase and (session is None or not session.ready):
-                phase.settle(Arrival(client, None, "gone"))
-
-        asyncio.get_running_loop().call_later(phase.patience.reconnect, give_up)
+    def again(self) -> None:
+        """A round is tried again: clients roll back."""
+        self.progress.take += 1
+        self.asking.engaged.clear()
+        self.tell_all(p.ROLLBACK, lambda _: {"take": self.progress.take})
 
     def tell_all(self, kind: int, head: Callable[[int], Any]) -> None:
         """Send a small message to all clients that are ready."""

@@ -6,26 +6,25 @@ import asyncio
 import contextlib
 import os
 import random
-import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc
 import grpc.aio
 
-from paceline import __version__
 from paceline.engines.grpc import protocol as p
 from paceline.engines.grpc.buffers import Budget
 from paceline.engines.grpc.desk import Desk
+from paceline.engines.grpc.dial import Dial
 from paceline.engines.grpc.faults import Faults
 from paceline.engines.grpc.frames import Part
 from paceline.engines.grpc.link import Link
-from paceline.engines.grpc.runner import Runner, Welcome
+from paceline.engines.grpc.runner import Runner
 from paceline.engines.grpc.tls import Credentials, options
 from paceline.errors import EngineError, WireError
-from paceline.wire import Limits
+from paceline.wire import NETWORK
 
 __all__ = ["Node", "NodeSettings"]
 
@@ -80,7 +79,7 @@ class Node:
     instance: bytes = field(default_factory=lambda: os.urandom(16))
 
     def __post_init__(self) -> None:
-        self._out: asyncio.Queue[tuple[int, Any, tuple[Part, ...]]] | None = None
+        self._dial: Dial | None = None
         self._over = asyncio.Event()
         self._slow = False
         self._desk: Desk | None = None
@@ -89,7 +88,7 @@ class Node:
     @property
     def welcomed(self) -> bool:
         """Whether this client is taking part now."""
-        return self._out is not None and self._desk is not None and self._desk.joined > 0
+        return self._dial is not None and self._desk is not None and self._desk.joined > 0
 
     async def run(self) -> str:
         """Take part until the run has ended or `stop` is called; return why it ended.
@@ -98,7 +97,8 @@ class Node:
         """
         pool = self.pool or ThreadPoolExecutor(1, "runner")
         settings = self.settings
-        desk = Desk(self.runner, pool, Limits(size=settings.limit), self._put, self.note, settings.pack, self.faults)
+        limits = replace(NETWORK, size=settings.limit, header=settings.limit)
+        desk = Desk(self.runner, pool, limits, self._put, self.note, settings.pack, self.faults)
         self._desk = desk
         work = asyncio.ensure_future(desk.work())
         over = asyncio.ensure_future(self._over.wait())
@@ -163,48 +163,13 @@ class Node:
                 frame = await call.read()
                 return None if frame is grpc.aio.EOF else frame
 
+            link = Link(read, call.write, limit=self.settings.limit, budget=Budget(), shaper=self.faults)
+            self._dial = Dial(link, desk, self._bye)
             try:
-                await self._talk(Link(read, call.write, limit=self.settings.limit, budget=Budget(), shaper=self.faults), desk)
+                await self._dial.talk(self.instance, self.settings.pack)
             finally:
-                self._out = None
+                self._dial = None
                 call.cancel()
-
-    async def _talk(self, link: Link, desk: Desk) -> None:
-        await link.send(p.HELLO, {"protocol": p.PROTOCOL, "version": __version__, "instance": self.instance, "pack": self.settings.pack})
-        first = await asyncio.wait_for(link.receive(), 30.0)
-        if first is None or first.kind != p.WELCOME:
-            raise WireError("a server begins with a welcome")
-        signed = first.tree(0, Limits(size=64 << 20)) if first.parts else {}
-        welcome = Welcome.read(first.head, p.field(signed, "directory", bytes) if signed else b"")
-        self._out = asyncio.Queue()
-        desk.join(welcome)
-        tasks = [asyncio.ensure_future(t) for t in (self._read(link, desk), self._write(link), self._watch(link, welcome.heartbeat))]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _read(self, link: Link, desk: Desk) -> None:
-        while True:
-            message = await link.receive()
-            if message is None:
-                return
-            kind = message.kind
-            if kind == p.PING:
-                self._put(p.PONG)
-            elif kind == p.CALL:
-                desk.call(message)
-            elif kind in (p.COMMIT, p.ROLLBACK):
-                desk.settle(message)
-            elif kind == p.BYE:
-                self._bye(message.head)
-                return
-            else:
-                raise WireError(f"a server sent a message of kind {p.NAMES.get(kind, kind)}")
 
     def _bye(self, head: dict[str, Any]) -> None:
         self.note("bye", {"why": p.clean(head.get("why", ""))})
@@ -213,20 +178,5 @@ class Node:
             self._over.set()
 
     def _put(self, kind: int, head: Any = None, *parts: Part) -> None:
-        if self._out is not None:
-            self._out.put_nowait((kind, head, parts))
-
-    async def _write(self, link: Link) -> None:
-        out = self._out
-        assert out is not None
-        while True:
-            kind, head, parts = await out.get()
-            await link.send(kind, head, *parts)
-            if kind == p.LEAVE:
-                return
-
-    async def _watch(self, link: Link, heartbeat: float) -> None:
-        while True:
-            await asyncio.sleep(heartbeat)
-            if time.monotonic() - link.heard > 3 * heartbeat + 1.0:
-                raise WireError("the server was silent for too long")
+        if self._dial is not None:
+            self._dial.put(kind, head, *parts)

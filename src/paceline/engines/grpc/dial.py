@@ -1,0 +1,84 @@
+"""One stream of a client, from its hello to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from paceline import __version__
+from paceline.engines.grpc import protocol as p
+from paceline.engines.grpc.desk import Desk
+from paceline.engines.grpc.frames import Part
+from paceline.engines.grpc.link import Link
+from paceline.engines.grpc.welcome import Welcome
+from paceline.errors import WireError
+from paceline.wire import NETWORK
+
+__all__ = ["Dial"]
+
+
+class Dial:
+    """Introduces a client, then carries what its desk and the server say to each other.
+
+    Args:
+        link: the stream.
+        desk: the client's work.
+        bye: is told when the server says goodbye.
+    """
+
+    def __init__(self, link: Link, desk: Desk, bye: Callable[[dict[str, Any]], None]) -> None:
+        self._link, self._desk, self._bye = link, desk, bye
+        self._out: asyncio.Queue[tuple[int, Any, tuple[Part, ...]]] = asyncio.Queue()
+
+    def put(self, kind: int, head: Any = None, *parts: Part) -> None:
+        """Send a message when its turn comes."""
+        self._out.put_nowait((kind, head, parts))
+
+    async def talk(self, instance: bytes, pack: bool) -> None:
+        """Carry the stream to its end. Raises `WireError` for what a server must not send, and for silence."""
+        link = self._link
+        await link.send(p.HELLO, {"protocol": p.PROTOCOL, "version": __version__, "instance": instance, "pack": pack})
+        first = await asyncio.wait_for(link.receive(), 30.0)
+        if first is None or first.kind != p.WELCOME:
+            raise WireError("a server begins with a welcome")
+        signed = first.tree(0, replace(NETWORK, size=64 << 20)) if first.parts else {}
+        welcome = Welcome.read(first.head, p.field(signed, "directory", bytes) if signed else b"")
+        self._desk.join(welcome)
+        tasks = [asyncio.ensure_future(t) for t in (self._read(), self._write(), self._watch(welcome.heartbeat))]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _read(self) -> None:
+        while (message := await self._link.receive()) is not None:
+            kind = message.kind
+            if kind == p.PING:
+                self.put(p.PONG)
+            elif kind == p.CALL:
+                self._desk.call(message)
+            elif kind in (p.COMMIT, p.ROLLBACK):
+                self._desk.settle(message)
+            elif kind == p.BYE:
+                self._bye(message.head)
+                return
+            else:
+                raise WireError(f"a server sent a message of kind {p.NAMES.get(kind, kind)}")
+
+    async def _write(self) -> None:
+        kind = 0
+        while kind != p.LEAVE:
+            kind, head, parts = await self._out.get()
+            await self._link.send(kind, head, *parts)
+
+    async def _watch(self, heartbeat: float) -> None:
+        while time.monotonic() - self._link.heard <= 3 * heartbeat + 1.0:
+            await asyncio.sleep(heartbeat)
+        raise WireError("the server was silent for too long")
