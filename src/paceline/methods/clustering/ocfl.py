@@ -66,6 +66,7 @@ class OCFL(FedAvg):
 
     family: ClassVar[str] = "clustering"
     paper: ClassVar[str] = "arXiv 2509.01587"
+    headline: ClassVar[str] = "adjusted Rand index .96-.98 on MNIST and FMNIST (Sattler's CFL .17-.57), with the split in rounds 2 to 9"
     reveals: ClassVar[str] = "every update until the split"
     keeps: ClassVar[str] = "its update, while sketched"
     has_model: ClassVar[bool] = False

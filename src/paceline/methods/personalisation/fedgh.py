@@ -68,6 +68,7 @@ class CommonHead(OwnModels):
     """
 
     paper: ClassVar[str] = "arXiv 2303.13137 (ACM MM 2023)"
+    headline: ClassVar[str] = "up to 8.87 % more accurate than the best of seven rivals, with up to 85.53 % less traffic"
 
     momentum: float = 0.9
     weight_decay: float = 1e-3

@@ -89,6 +89,7 @@ class FedSA(OwnModels):
     """
 
     paper: ClassVar[str] = "arXiv 2501.05496 (AAAI 2025)"
+    headline: ClassVar[str] = "above prototype methods such as FedProto and FedTGP, with one vector for each class as traffic"
     reveals: ClassVar[str] = "sums of class means"
     keeps: ClassVar[str] = "its own network and class means"
 

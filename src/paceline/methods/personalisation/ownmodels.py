@@ -60,8 +60,8 @@ class OwnModels(Method):
     def own(self, client: Client) -> tuple[Resident, Params]:
         """Return, on a client, the module that its network runs in, and its parameters."""
         text, zoo = of_client(self.models, client.id), architectures(client)
-        kept = client.memory.get("network")
-        return zoo.resident(text), zoo.initial(text) if kept is None else kept
+        model, kept = zoo.resident(text), client.memory.get("network")
+        return model, zoo.initial(text).to(model.device) if kept is None else kept
 
     def keep(self, client: Client, params: Params) -> None:
         """Remember the client's network."""
