@@ -7,6 +7,7 @@ from torch import nn
 
 from paceline.client import Client, ClientData, Memory
 from paceline.errors import NonFiniteError
+from paceline.local import AdamW
 from paceline.params import Layout, Params, Resident
 from paceline.tasks import Arrays, Task
 
@@ -130,3 +131,25 @@ def test_later_loops_of_a_client_draw_other_orders():
     assert not first.vector.equal(second.vector)
     again, _ = make_client(batch_size=1)
     assert again.sgd(start).params.vector.equal(first.vector)
+
+
+def test_adamw_is_that_of_torch():
+    client, start = make_client()
+    out = client.sgd(start, lr=0.05, epochs=6, weight_decay=0.1, adam=AdamW(0.8, 0.95, 1e-6))
+    w = torch.nn.Parameter(start.vector.clone())
+    rule = torch.optim.AdamW([w], lr=0.05, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1)
+    for _ in range(6):
+        rule.zero_grad()
+        squares(X @ w, Y).backward()
+        rule.step()
+    torch.testing.assert_close(out.params.vector, w.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_schedule_scales_the_learning_rate_step_by_step():
+    client, start = make_client()
+    out = client.sgd(start, epochs=4, momentum=0.9, schedule=lambda step, steps: 1 - step / steps)
+    w, v = start.vector.numpy().astype(float), np.zeros(2)
+    for step in range(4):
+        v = 0.9 * v + slope(w)
+        w = w - 0.1 * (1 - step / 4) * v
+    np.testing.assert_allclose(out.params.vector, w, rtol=1e-5)

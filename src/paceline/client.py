@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from paceline.errors import ConfigError, PlanError
 from paceline.evaluating import Evaluation
-from paceline.local import Correct, Direction, Job, Loss, Objective, Trained, answer
+from paceline.local import AdamW, Correct, Direction, Job, Loss, Objective, Schedule, Trained, answer
 from paceline.params import Buffers, Params, Resident
 from paceline.rng import derive
 from paceline.tree import Tree, map_leaves
@@ -234,6 +234,8 @@ class Client:
         loss: Loss | None = None,
         objective: Objective | None = None,
         after: Callable[[Params], Params] | None = None,
+        schedule: Schedule | None = None,
+        adam: AdamW | None = None,
         model: Resident | None = None,
         alone: bool = False,
     ) -> Trained:
@@ -254,6 +256,8 @@ class Client:
             loss: takes the place of the task's loss: ``(outputs, targets) -> scalar``.
             objective: takes the place of model and loss: ``(module, inputs, targets) -> scalar``.
             after: hook on the parameters after each step, for projections.
+            schedule: ``(step, steps) -> factor`` on the learning rate, a function of these two numbers alone.
+            adam: descend by Adam's rule; `momentum` has no meaning then.
             model: a resident module to use in place of the client's own (a sub-model).
             alone: the module was prepared for this client (forward hooks, buffers), so it trains at once and
                 by itself.
@@ -281,6 +285,8 @@ class Client:
             direction,
             objective,
             after,
+            schedule,
+            adam,
             alone or model.stateful,
             self.strict,
         )

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from paceline.client import ClientData
 
 __all__ = [
+    "AdamW",
     "Correct",
     "Direction",
     "Gradient",
@@ -32,6 +33,7 @@ __all__ = [
     "Objective",
     "One",
     "Request",
+    "Schedule",
     "Trained",
     "answer",
     "descend",
@@ -52,6 +54,23 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """Mean loss of (module, inputs, targets), a scalar: for losses that need more than the module's outputs."""
+
+Schedule = Callable[[int, int], float]
+"""Factor on the learning rate at (step from 0, this client's steps)."""
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """The rule of Adam in place of SGD's; moments start at 0 in every local training, and weight decay is decoupled.
+
+    Args:
+        beta1, beta2: decay of the moments.
+        eps: added to the root of the second moment.
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
 
 
 class Request(Protocol):
@@ -92,6 +111,7 @@ class Job:
         lr, steps, batch_size, momentum, weight_decay: of SGD; `steps` may end in mid-pass.
         order: returns the stream that orders the samples.
         correct, direction, objective, after: hooks, see `Client.sgd`.
+        schedule, adam: see `Client.sgd`.
         alone: the module holds state of this client, so that it trains at once and by itself.
         strict: check the loss at every step.
     """
@@ -110,6 +130,8 @@ class Job:
     direction: Direction | None = None
     objective: Objective | None = None
     after: Callable[[Params], Params] | None = None
+    schedule: Schedule | None = None
+    adam: AdamW | None = None
     alone: bool = False
     strict: bool = False
     step: int | None = None
@@ -119,7 +141,7 @@ class Job:
     @property
     def hooked(self) -> bool:
         """Whether a step is more than a step along the plain gradient."""
-        return bool(self.correct or self.direction or self.momentum or self.weight_decay)
+        return bool(self.correct or self.direction or self.momentum or self.weight_decay or self.schedule or self.adam)
 
     def of(self, data: ClientData, order: Callable[[], torch.Generator]) -> Job:
         """Return the same request of another client."""
@@ -176,6 +198,9 @@ class Learner(Protocol):
     def move(self, along: Tensor) -> None:
         """Take the step ``weights -= lr * along``."""
 
+    def rate(self, step: int) -> float | Tensor:
+        """Return the schedule's factor, or one for each client, shape [K, 1]."""
+
     def weights(self) -> Tensor:
         """Return a view of the live parameters that still train, running statistics left out."""
 
@@ -186,7 +211,8 @@ class Learner(Protocol):
 def descend(learner: Learner) -> None:
     """Take all steps: the one local loop."""
     job = learner.job
-    velocity = torch.zeros_like(learner.weights()) if job.momentum else None
+    velocity = torch.zeros_like(learner.weights()) if job.momentum or job.adam else None
+    square = torch.zeros_like(velocity) if job.adam and velocity is not None else None
     for step in range(job.steps):
         learner.advance(step)
         if not job.hooked:
@@ -195,13 +221,26 @@ def descend(learner: Learner) -> None:
             along = learner.direction()
             with torch.no_grad():
                 weights = learner.weights()
-                if job.weight_decay:
+                if job.weight_decay and job.adam is None:
                     along = along + job.weight_decay * weights
-                if velocity is not None:
+                if square is not None and velocity is not None:
+                    along = _adam(job, step, along, velocity[: len(weights)], square[: len(weights)])
+                    along = along + job.weight_decay * weights if job.weight_decay else along
+                elif velocity is not None:
                     along = velocity[: len(weights)].mul_(job.momentum).add_(along)
-                learner.move(along)
+                learner.move(along if job.schedule is None else along * learner.rate(step))
         if job.after is not None:
             learner.project()
+
+
+def _adam(job: Job, step: int, along: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Return Adam's direction; the moments are changed in place."""
+    rule = job.adam
+    assert rule is not None
+    first.mul_(rule.beta1).add_(along, alpha=1 - rule.beta1)
+    second.mul_(rule.beta2).addcmul_(along, along, value=1 - rule.beta2)
+    root = (second / (1 - rule.beta2 ** (step + 1))).sqrt_().add_(rule.eps)
+    return first / (1 - rule.beta1 ** (step + 1)) / root
 
 
 class One:
@@ -261,6 +300,11 @@ class One:
     def move(self, along: Tensor) -> None:
         """Take the step."""
         self.weights().add_(along, alpha=-self.job.lr)
+
+    def rate(self, step: int) -> float:
+        """Return the schedule's factor."""
+        assert self.job.schedule is not None
+        return self.job.schedule(step, self.job.steps)
 
     def weights(self) -> Tensor:
         """Return the live vector, running statistics left out."""

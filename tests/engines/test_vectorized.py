@@ -12,6 +12,7 @@ from torch import nn
 from paceline.data import Partition
 from paceline.engines.stacking.measure import choose
 from paceline.errors import NonFiniteError
+from paceline.local import AdamW
 from paceline.method import find_method, method_names, on_client
 from paceline.methods.optimisation.fedavg import FedAvg
 from paceline.run import RunConfig, StackingWarning, prepare, resume, run
@@ -142,6 +143,8 @@ class Hooked(FedAvg):
             },
             "loss": {"loss": lambda out, y: nn.functional.cross_entropy(out * (1 + pull), y)},
             "after": {"after": lambda at: at - pull * (at - own)},
+            "schedule": {"schedule": lambda step, steps: 1 - pull * step / steps, "momentum": 0.5},
+            "adam": {"adam": AdamW(eps=1e-2), "weight_decay": 0.1},
             "own start": {},
             "branch": {"correct": lambda grad, at: grad * 2 if grad.norm() > 1 else grad},
             "item": {"correct": lambda grad, at: grad * min(1.0, 1.0 / float(grad.norm()))},
@@ -156,7 +159,7 @@ class Hooked(FedAvg):
 HOOKED = f"{__name__}:Hooked"
 
 
-@pytest.mark.parametrize("kind", ["direction", "correct", "objective", "loss", "after", "own start"])
+@pytest.mark.parametrize("kind", ["direction", "correct", "objective", "loss", "after", "schedule", "adam", "own start"])
 def test_every_kind_of_hook_is_stacked_with_what_it_captured(task, kind):
     common = {"method": HOOKED, "options": {"kind": kind}}
     first, _, alone = go(task, ragged(), **common, vectorize="off", chunk=1)

@@ -20,7 +20,7 @@ def one_batch(jobs: Sequence[Job]) -> bool:
     first = jobs[0]
     return (
         first.steps == 1
-        and not (first.correct or first.direction or first.weight_decay or first.after or first.objective)
+        and not (first.correct or first.direction or first.weight_decay or first.after or first.objective or first.schedule or first.adam)
         and first.loss is F.cross_entropy
         and all(j.steps == 1 and j.start is first.start and j.lr == first.lr for j in jobs)
     )

@@ -34,7 +34,7 @@ def unstackable(module: nn.Module) -> str | None:
     return None
 
 
-_NONE = (None, None, None, None)
+_NONE = (None, None, None, None, None)
 
 
 class Solver:
@@ -76,8 +76,8 @@ class Solver:
 
     def _key(self, job: Job) -> Any:
         """Return what jobs that run as one have in common."""
-        key = (id(job.model), id(job.data.x), job.batch_size, job.momentum, job.weight_decay, job.loss)
-        hooks = (job.correct, job.direction, job.objective, job.after)
+        key = (id(job.model), id(job.data.x), job.batch_size, job.momentum, job.weight_decay, job.adam, job.loss)
+        hooks = (job.correct, job.direction, job.objective, job.after, job.schedule)
         return key if hooks == _NONE else (*key[:-1], signature(job.loss), *map(signature, hooks))
 
     def whole(self, jobs: Sequence[Job]) -> tuple[Rows, torch.Tensor] | None:

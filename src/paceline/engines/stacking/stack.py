@@ -222,6 +222,11 @@ class Stack:
         else:
             self.weights().add_(along, alpha=-self._lr)
 
+    def rate(self, step: int) -> Tensor:
+        """Return the schedule's factor for each active client, shape [active, 1]."""
+        factors = [job.schedule(step, job.steps) for job in self.jobs[: self.active] if job.schedule]
+        return torch.tensor(factors, device=self.at.vector.device)[:, None]
+
     def weights(self) -> Tensor:
         """Return the live parameters of the active clients, shape [active, params]."""
         count = self.active or len(self.jobs)
