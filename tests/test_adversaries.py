@@ -135,3 +135,9 @@ def test_a_drop_out_among_the_byzantine_is_a_drop_out(federate):
     out = federate(rounds=1, cohort=6, adversary="alie:0.5", drop=lambda r, c, f: c == byzantine[0])
     assert out.history[0]["dropped"] == 1
     assert math.isfinite(out.loss)
+
+
+@pytest.mark.parametrize("method", ["median", "fedavg"])
+def test_single_replies_of_stacked_clients_cross_between_processes(federate, method):
+    common = {"rounds": 2, "method": method, "vectorize": "on", "chunk": 3, "adversary": "signflip:0.4", "cohort": 6}
+    assert federate(workers=2, **common).model_sha256 == federate(**common).model_sha256

@@ -97,6 +97,9 @@ class Lazy(Params):
             self._formed = out
         return self._formed
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Params, (self.vector, self.layout)  # between processes it goes alone, without the other rows
+
     @property
     def formed(self) -> bool:
         """Whether the vector exists already; it may have been changed since."""
