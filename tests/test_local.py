@@ -153,3 +153,15 @@ def test_a_schedule_scales_the_learning_rate_step_by_step():
         v = 0.9 * v + slope(w)
         w = w - 0.1 * (1 - step / 4) * v
     np.testing.assert_allclose(out.params.vector, w, rtol=1e-5)
+
+
+def test_a_last_batch_of_one_uses_batchnorms_running_statistics():
+    torch.manual_seed(0)
+    x, y = torch.randn(5, 3), torch.randn(5)
+    task = Task("norm", Arrays(x, y), Arrays(x, y), None, 1, loss=lambda out, y: squares(out[:, 0], y), lr=0.1, batch_size=2)
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    layout = Layout.of(module)
+    client = Client(0, 1, lambda: 11, Resident(module, layout), task, lambda _: ClientData(x, y, torch.arange(5)), Memory())
+    out = client.sgd(Params.of(module, layout))
+    assert (out.steps, out.samples) == (3, 5)
+    assert int(module[1].num_batches_tracked) == 2

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from paceline.lazy import Lazy
 from paceline.params import Params
-from paceline.tree import Tree, flatten
+from paceline.tree import Tree, flatten, map_leaves
 from paceline.update import Update
 
 __all__ = ["Call", "Channel", "Each", "Engine", "Receipt", "Sink", "wire_size"]
@@ -113,7 +115,7 @@ class Each:
 
 class _EachSink(Sink):
     def add(self, client: int, reply: Tree, seed: Callable[[], int]) -> Any:
-        return reply
+        return reply if all(t.device.type == "cpu" for t in flatten(reply)[1]) else map_leaves(Tensor.cpu, reply)
 
 
 class Engine(Protocol):

@@ -252,6 +252,7 @@ class One:
         self._parameters = job.model.trained()
         self._batches = job.batches()
         self.total = torch.zeros((), device=job.model.device)
+        self._norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in job.model.module.modules())
         job.model.load(job.start)
         job.model.module.train()
 
@@ -259,6 +260,8 @@ class One:
         """Take the next batch."""
         rows, data = next(self._batches), self.job.data
         self.job.step = step
+        if self._norms:  # a single sample has no variance: BatchNorm then uses its running statistics
+            self.model.module.train(len(rows) > 1)
         with spent.on("loading"):
             self.job.batch = data.x.index_select(0, rows), data.y.index_select(0, rows)
 

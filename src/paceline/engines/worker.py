@@ -26,6 +26,7 @@ from paceline.method import client_functions
 from paceline.params import Layout, Params, Resident
 from paceline.rng import derive
 from paceline.spent import spent
+from paceline.tree import Tree, map_leaves
 
 __all__ = ["Setup", "Worker"]
 
@@ -115,11 +116,16 @@ class Worker:
             raise UnknownNameError("client function", call.function, functions or self.functions)
         sink = call.channel.open()
         base = wire_size(call.message)
+        if self.model.device.type != "cpu":  # the server's values lie on the CPU, clients' work on the device
+            call = replace(call, message=self._here(call.message), each_message={c: self._here(m) for c, m in call.each_message.items()})
         for chunk in call.chunks or [[client] for client in call.clients]:
             yield from self._chunk(call, chunk, sink, base)
         total = sink.partial()
         if total is not None:
             yield ("partial", total)
+
+    def _here(self, tree: Tree) -> Tree:
+        return map_leaves(lambda tensor: tensor.to(self.model.device), tree)
 
     def _chunk(self, call: Call, chunk: Sequence[int], sink: Sink, base: int) -> Iterator[Receipt]:
         """Run one chunk: its clients' functions first, then what of their replies goes into the sum."""
@@ -303,8 +309,10 @@ class Worker:
 
     # -- memory --------------------------------------------------------------------------------
     def commit(self) -> dict[int, dict[str, Any]]:
-        """Make memory changes permanent; return the stores that changed."""
+        """Make memory changes permanent; return the stores that changed, on the CPU."""
         changed = {c: m.commit() for c, m in self.memories.items() if m.changes}
+        if self.model.device.type != "cpu":
+            changed = {c: map_leaves(Tensor.cpu, m) for c, m in changed.items()}
         self.memories = {c: m for c, m in self.memories.items() if m.stored}
         self.sessions.clear()
         return changed
@@ -322,7 +330,7 @@ class Worker:
                 raise CheckpointError(
                     f"the checkpoint has a memory of client {client}, of {self.setup.num_clients}"
                 )
-            self.memories[client] = Memory(stored)
+            self.memories[client] = Memory(stored if self.model.device.type == "cpu" else self._here(dict(stored)))
 
     def evaluate(self, params: Params) -> dict[str, Any]:
         """Evaluate on the central test set."""
