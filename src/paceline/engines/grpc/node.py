@@ -29,7 +29,17 @@ from paceline.wire import NETWORK
 __all__ = ["Node", "NodeSettings"]
 
 _CODE = grpc.StatusCode
-_BROKEN = (grpc.aio.AioRpcError, asyncio.InvalidStateError, WireError, OSError, TimeoutError)
+
+
+class _Ended(Exception):
+    """The server ended the stream."""
+
+    def __init__(self, code: grpc.StatusCode, why: str | None) -> None:
+        super().__init__(why or code.name)
+        self.code = code
+
+
+_BROKEN = (_Ended, WireError, OSError, TimeoutError)
 
 
 @dataclass(frozen=True)
@@ -140,9 +150,7 @@ class Node:
         self._over.set()
 
     def _broken(self, error: BaseException) -> None:
-        code, why = None, str(error) or type(error).__name__
-        if isinstance(error, grpc.aio.AioRpcError):
-            code, why = error.code(), str(error.details())
+        code, why = getattr(error, "code", None), str(error) or type(error).__name__
         self.note("broken", {"why": p.clean(why), "code": code.name if code else type(error).__name__})
         if code in (_CODE.FAILED_PRECONDITION, _CODE.UNIMPLEMENTED):
             raise EngineError(f"the server refuses this client: {p.clean(why)}") from error
@@ -167,6 +175,9 @@ class Node:
             self._dial = Dial(link, desk, self._bye)
             try:
                 await self._dial.talk(self.instance, self.settings.pack)
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+                async with asyncio.timeout(5.0):  # a write fails before the status is there
+                    raise _Ended(await call.code(), await call.details()) from error
             finally:
                 self._dial = None
                 call.cancel()
