@@ -5,7 +5,7 @@
   summed is not asked singly.
 - A server that dies after it opened a secure sum repeats the round, and the client does the same work again:
   then it signs only the survivors that it signed before. Two sums of the same work over different clients
-  would show what the difference did.
+  would show what the difference did. Sums of more than `ATTEMPTS` attempts at a round are not opened.
 
 The guard's file is written before the answer that it is about.
 """
@@ -23,7 +23,10 @@ from paceline.method import ClientFunction
 from paceline.store import load_checkpoint, save_checkpoint
 from paceline.tree import Tree
 
-__all__ = ["Guard"]
+__all__ = ["ATTEMPTS", "Guard"]
+
+ATTEMPTS = 3
+"""Attempts at one round whose sums a client helps to open; a run gives a round up after as many."""
 
 
 class Guard:
@@ -104,6 +107,9 @@ class Guard:
                     raise ProtocolError("this sum was opened before, over other survivors; a second one would show the difference")
                 self._signed = list(alive)
             case "unmask", _:
+                attempts = {stream.partition("/")[0] for stream in (*self.opened, self._stream)}
+                if len(attempts) > ATTEMPTS:
+                    raise ProtocolError(f"sums of {ATTEMPTS} attempts at round {self.round} were opened; more would show too much")
                 self.opened[self._stream] = self._signed
                 self._save()
 
