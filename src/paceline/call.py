@@ -13,7 +13,26 @@ from paceline.params import Params
 from paceline.tree import Tree, flatten, map_leaves
 from paceline.update import Update
 
-__all__ = ["Call", "Channel", "Each", "Engine", "Receipt", "Sink", "wire_size"]
+__all__ = ["Call", "Channel", "ClientFunction", "Each", "Engine", "Receipt", "Sink", "wire_size"]
+
+
+@dataclass(frozen=True)
+class ClientFunction:
+    """What is declared about a client function.
+
+    Args:
+        each: the server needs every client's own reply; else it may see only sums.
+        tells: name of the function whose small record each client tells the others of the cohort, before
+            this one runs; under secure aggregation the server relays only ciphertexts.
+        bounds: largest absolute value of a coordinate, by field, where secure aggregation's default clip
+            does not suit it.
+        held: it hands over what `Federation.start` had the client do before, see `Client.take`.
+    """
+
+    each: bool = False
+    tells: str | None = None
+    bounds: Mapping[str, float] = field(default_factory=dict)
+    held: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paceline.params import Params, Resident
+from paceline.samples import ClientData, Problem
 from paceline.spent import spent
-
-if TYPE_CHECKING:
-    from paceline.client import ClientData, Problem
 
 __all__ = ["Evaluation", "evaluate", "evaluate_together"]
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from paceline import errors
-from paceline.call import Call, Channel, Each, Engine, Receipt
+from paceline.call import Call, Channel, ClientFunction, Each, Engine, Receipt
 from paceline.errors import (
     AggregationError,
     ClientError,
@@ -25,14 +25,31 @@ from paceline.errors import (
     QuorumError,
 )
 from paceline.held import Held
-from paceline.method import ClientFunction
 from paceline.params import Params
 from paceline.rng import numpy_rng
-from paceline.sums import Aggregation, CallInfo, Clock, Fleet, Request, Summed
+from paceline.sums import CallInfo, Clock, Fleet, Request, Summed
 from paceline.tree import Tree
 from paceline.update import Update, rebuild
 
 __all__ = ["Aggregation", "CallInfo", "Federation", "Fleet", "Request", "Summed"]
+
+
+class Aggregation(Protocol):
+    """How a sum is formed."""
+
+    @property
+    def name(self) -> str:
+        """As on the command line."""
+
+    @property
+    def sees_each(self) -> bool:
+        """Whether the server could see single replies: ``each`` functions are allowed only then."""
+
+    def sum(self, fed: Federation, request: Request) -> Summed:
+        """Ask the cohort and form the sum."""
+
+    def check(self, fed: Federation) -> list[str]:
+        """Return misfits with this federation."""
 
 
 class Federation:

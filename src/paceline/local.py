@@ -10,17 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from paceline.errors import NonFiniteError
 from paceline.params import Params, Resident
+from paceline.samples import ClientData
 from paceline.spent import spent
-
-if TYPE_CHECKING:
-    from paceline.client import ClientData
 
 __all__ = [
     "AdamW",

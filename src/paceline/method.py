@@ -7,10 +7,11 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
+from paceline.call import ClientFunction
 from paceline.errors import ConfigError, UnknownNameError
 from paceline.figures import spread
 from paceline.params import Params
@@ -24,25 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["ClientFunction", "Method", "State", "client_functions", "find_method", "method_names", "on_client"]
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-@dataclass(frozen=True)
-class ClientFunction:
-    """What is declared about a client function.
-
-    Args:
-        each: the server needs every client's own reply; else it may see only sums.
-        tells: name of the function whose small record each client tells the others of the cohort, before
-            this one runs; under secure aggregation the server relays only ciphertexts.
-        bounds: largest absolute value of a coordinate, by field, where secure aggregation's default clip
-            does not suit it.
-        held: it hands over what `Federation.start` had the client do before, see `Client.take`.
-    """
-
-    each: bool = False
-    tells: str | None = None
-    bounds: Mapping[str, float] = field(default_factory=dict)
-    held: bool = False
 
 
 @overload

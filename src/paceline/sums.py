@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import MutableSequence, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from paceline.call import Receipt
-from paceline.method import ClientFunction
+from paceline.call import ClientFunction, Receipt
 from paceline.tree import Tree
 
-if TYPE_CHECKING:
-    from paceline.federation import Federation
-
-__all__ = ["Aggregation", "CallInfo", "Clock", "Fleet", "Request", "Summed"]
+__all__ = ["CallInfo", "Clock", "Fleet", "Request", "Summed"]
 
 
 class Fleet(Protocol):
@@ -67,24 +63,6 @@ class Summed:
     denominators: list[Any]
     survivors: tuple[int, ...]
     notes: dict[str, float] = field(default_factory=dict)
-
-
-class Aggregation(Protocol):
-    """How a sum is formed."""
-
-    @property
-    def name(self) -> str:
-        """As on the command line."""
-
-    @property
-    def sees_each(self) -> bool:
-        """Whether the server could see single replies: ``each`` functions are allowed only then."""
-
-    def sum(self, fed: Federation, request: Request) -> Summed:
-        """Ask the cohort and form the sum."""
-
-    def check(self, fed: Federation) -> list[str]:
-        """Return misfits with this federation."""
 
 
 @dataclass
