@@ -89,6 +89,30 @@ def test_client_killed_anywhere(tmp_path, phase, when):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("aggregation", ["plain", "secure"])
+def test_client_killed_before_it_commits_has_not_lost_its_work(tmp_path, aggregation):
+    """The server has the reply and completed the round: the client finds its work of that round on its disk."""
+    config = settings("scaffold", 3, aggregation=aggregation)
+    federation = Federation(config, tmp_path / "run", faults=["kill:client=1,phase=commit,round=2"])
+    summary = federation.run()
+    assert starts(federation)["client1"] == 2
+    assert summary.model_sha256 == local(config).model_sha256
+
+
+@pytest.mark.slow
+def test_both_sides_killed_and_checkpoints_far_apart(tmp_path):
+    config = settings("scaffold", 3, rounds=5, checkpoint_every=2)
+    faults = ["kill:client=server,phase=secagg.unmask,round=4,when=reply", "kill:client=2,phase=secagg.share,round=4"]
+    federation = Federation(config, tmp_path / "run", faults=faults, waiting={"reconnect": 0.1})
+    summary = federation.run()
+    assert starts(federation)["server"] >= 2
+    assert summary.rounds == 5
+    faults = ["kill:client=server,phase=secagg.masked,round=4"]
+    federation = Federation(config, tmp_path / "again", faults=faults)
+    assert federation.run().model_sha256 == local(config).model_sha256
+
+
+@pytest.mark.slow
 def test_plain_client_killed_in_training_is_asked_again_and_changes_nothing(tmp_path):
     config = settings("scaffold", 3, aggregation="plain")
     federation = Federation(config, tmp_path / "run", faults=["kill:client=1,phase=train,round=2"], waiting={"reconnect": 20.0})

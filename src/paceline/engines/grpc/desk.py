@@ -81,7 +81,7 @@ class Desk:
     def settle(self, message: Message) -> None:
         """Commit or roll back, when the calls before are answered."""
         if message.kind == p.COMMIT:
-            self._jobs.put_nowait(partial(self._in_thread, self._runner.commit, message.head))
+            self._jobs.put_nowait(partial(self._commit, message.head))
         else:
             self._jobs.put_nowait(partial(self._in_thread, self._runner.rollback))
 
@@ -104,6 +104,11 @@ class Desk:
         self.joined += 1
         self._note("ready", {"run": welcome.run, "round": welcome.round, "incarnation": welcome.incarnation})
         self._put(p.READY)
+
+    async def _commit(self, head: dict[str, Any]) -> None:
+        if self._faults is not None:
+            self._faults.enter("commit", p.field(head, "round", int))
+        await self._in_thread(self._runner.commit, head)
 
     async def _answer(self, message: Message) -> None:
         head = message.head

@@ -9,7 +9,8 @@ A fault is text, ``kind:name=value,...``::
     drop | duplicate | swap | corrupt:client=1,phase=train,round=1,times=1
 
 ``client=server`` means the server: it dies when it opens a phase, or with ``when=reply`` when it closes one;
-``phase=commit`` is the moment between the clients' commit and the server's checkpoint. A phase is a function
+``phase=commit`` is the moment between the clients' commit and the server's checkpoint, and for a client that
+before it commits. A phase is a function
 (``program.function`` for a protocol's); without `phase` or `round` a fault meets all. A frame's fault strikes
 the first frames that are sent in the phase, `times` often.
 """
