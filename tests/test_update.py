@@ -107,3 +107,14 @@ def test_an_update_survives_the_way_between_processes():
     update = pickle.loads(pickle.dumps(Update(delta=torch.arange(3.0), loss=2.0, weight=7)))
     assert update.delta.tolist() == [0.0, 1.0, 2.0]
     assert (update.loss, update.weight) == (2.0, 7)
+
+
+def test_sums_of_integer_tensors_are_exact_where_float32_is_not():
+    high = torch.tensor([2**24 + 1, 3, -7])
+    partial = Partial(fraction=20, bound=2.0**26)
+    for client in range(2):
+        partial.add(client, {"votes": high, "share": torch.tensor([0.5])})
+    out = rebuild(partial.structure, *partial.values())
+    assert out["votes"].dtype == torch.int64
+    assert out["votes"].tolist() == [2**25 + 2, 6, -14]
+    assert out["share"].dtype == torch.float32

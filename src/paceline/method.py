@@ -102,6 +102,14 @@ class Method:
         assert isinstance(params, Params)
         return params
 
+    def fit_task(self, task: Any) -> tuple[Method, Any]:
+        """Return the method and the task made for each other, on the server and on every client alike, before a run.
+
+        A method may freeze parts of the task's model or put parts in (adapters), and take what it needs to know of
+        the task (such as when one task follows another).
+        """
+        return self, task
+
     def check(self, fed: Federation) -> list[str]:
         """Return what of the federation does not suit this method, one sentence each."""
         return []

@@ -64,6 +64,7 @@ def prepare(
     method = find_method(config.method).build(config.options)
     if task is None:
         task = load_task(config.task, model=config.model, seed=config.seed, **config.task_options)
+    method, task = method.fit_task(task)
     misfits = []
     if config.cohort > config.clients:
         misfits.append(

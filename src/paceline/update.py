@@ -132,7 +132,8 @@ class Terms:
                 self.names.append(name)
                 self.tensors.append(leaf.detach().reshape(-1))
                 self.weights.append(weight)
-                slots.append(("tensor", tuple(leaf.shape)))
+                whole = weight == 1 if isinstance(weight, float) else False
+                slots.append(("whole" if whole and _is_whole(leaf) else "tensor", tuple(leaf.shape)))
             elif isinstance(leaf, Lazy):
                 self.names.append(name)
                 self.tensors.append(leaf)
@@ -216,7 +217,7 @@ def rebuild(structure: Any, tensors: list[Tensor], scalars: list[float], denomin
     if structure[0] == "sum":
         return _close(structure[1], left_t, left_s, None)
     _, shared, parts, totals = structure
-    count = sum(1 for _, (_, slots) in parts for kind, _ in slots if kind != "tensor")
+    count = sum(1 for _, (_, slots) in parts for kind, _ in slots if kind not in _TENSORS)
     tail, left_d = iter(scalars[count:]), iter(denominators)
     weights: dict[str, Any] = {}
     for kind, name, layout in totals:
@@ -232,15 +233,25 @@ def _close(part: Any, tensors: Any, scalars: Any, weight: Any) -> Tree:
     structure, slots = part
     leaves: list[Any] = []
     for kind, shape in slots:
-        value = next(tensors if kind == "tensor" else scalars)
+        value = next(tensors if kind in _TENSORS else scalars)
         if weight is not None:
             value = _divide(value, weight)
-        if kind == "tensor":
+        if kind == "whole" and weight is None:  # float32 would lose what lies above 2^24
+            value = value.round().long().reshape(shape)
+        elif kind in _TENSORS:
             value = value.float().reshape(shape)
         elif kind == "int" and weight is None:
             value = round(value)
         leaves.append(value)
     return unflatten_numeric(structure, leaves)
+
+
+_TENSORS = ("tensor", "whole")
+"""Kinds of slots that are tensors; ``whole`` ones hold integers, of which a sum holds integers too."""
+
+
+def _is_whole(leaf: Tensor) -> bool:
+    return not (leaf.is_floating_point() or leaf.dtype == torch.bool)
 
 
 def _divide(value: Any, weight: Any) -> Any:

@@ -143,6 +143,7 @@ def build_worker(
         mine = task or load_task(
             data.task or config.task, model=config.model, seed=config.seed, **(data.task_options or config.task_options)
         )
+        method, mine = method.fit_task(mine)
         split: Any
         if data.own:
             rows = torch.arange(len(mine.train))
