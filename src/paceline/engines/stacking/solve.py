@@ -76,9 +76,10 @@ class Solver:
 
     def _key(self, job: Job) -> Any:
         """Return what jobs that run as one have in common."""
-        key = (id(job.model), id(job.data.x), job.batch_size, job.momentum, job.weight_decay, job.adam, job.loss)
+        loss = signature(job.loss)
+        key = (id(job.model), id(job.data.x), job.batch_size, job.momentum, job.weight_decay, job.adam, loss)
         hooks = (job.correct, job.direction, job.objective, job.after, job.schedule)
-        return key if hooks == _NONE else (*key[:-1], signature(job.loss), *map(signature, hooks))
+        return key if hooks == _NONE else (*key, *map(signature, hooks))
 
     def whole(self, jobs: Sequence[Job]) -> tuple[Rows, torch.Tensor] | None:
         """Return the changes and losses of jobs of one make; None where they cannot run as one."""

@@ -1,0 +1,162 @@
+"""Every method that says `vectorizable` trains stacked clients to the same result as one client after the other."""
+
+import warnings
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from paceline.data import Partition
+from paceline.engines.stacking import Solver
+from paceline.errors import EmptyClientError
+from paceline.method import find_method, method_names, on_client
+from paceline.methods.optimisation.fedavg import FedAvg
+from paceline.run import RunConfig, StackingWarning, prepare
+from paceline.tree import map_leaves
+from paceline.update import Update
+
+SIZES = [10, 0, 1, 23, 10, 37, 10, 24, 5, 20, 10, 30]
+"""Samples of the clients: equal ones, an empty client, a single sample; batches are of 10."""
+
+OPTIONS = {
+    "clip": [{"warmup": 1}, {"warmup": 1, "merge": "masked"}],
+    "dropstragglers": [{"warmup": 1}],
+    "fedavg": [{}, {"epochs": 2, "momentum": 0.9, "weight_decay": 0.01}, {"batch_size": 50}],
+    "fedbuff": [{"buffer": 4}, {"buffer": 4, "weigh": "unbiased"}],
+    "fedgela": [{"epochs": 2}, {"epochs": 2, "feature_norm": "l2"}],
+    "fedghsum": [{"form": "gradient"}, {"form": "prototypes"}],
+    "fedprox": [{"mu": 0.1}],
+    "fjord": [{"warmup": 1}, {"warmup": 1, "nested": True}],
+    "fluid": [{"warmup": 1}],
+    "heterofl": [{"warmup": 1}, {"warmup": 1, "rescale": False}],
+    "ocfl": [{}, {"sketch": 16}],
+    "randomdropout": [{"warmup": 1}],
+}
+"""Options that suit a small run, and those that change what a client computes; none means the defaults."""
+
+REFUSES_EMPTY = {"afacd", "afacs", "afacstable"}
+"""Methods that name a client without samples in an error."""
+
+ONE_BY_ONE: set[str] = set()
+"""Methods that do not claim it, each with its reason in the docstring."""
+
+CLAIMED = [(name, options) for name in method_names() if find_method(name).vectorizable for options in OPTIONS.get(name, [{}])]
+
+
+def split(sizes):
+    ends = torch.tensor(sizes).cumsum(0)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), ends])
+    return Partition("ragged", torch.arange(int(ends[-1])) % 240, offsets, ends)
+
+
+def carry_out(task, method, options, **changes):
+    sizes = [size or 12 for size in SIZES] if method in REFUSES_EMPTY else SIZES
+    values = {"method": method, "options": options, "task": "blobs", "clients": 12, "cohort": 12, "rounds": 3, "eval_every": 3}
+    values |= {"fleet": "stragglers", "vectorize": "on", "chunk": 5}
+    prepared = prepare(RunConfig.build(values | changes), task=task, split=split(sizes))
+    return prepared, prepared.go()
+
+
+def tensors(tree):
+    """Return the tensors of a tree, in its order."""
+    found = []
+    map_leaves(lambda tensor: found.append(tensor) or tensor, tree)
+    return found
+
+
+def apart(one, other):
+    """Return the largest relative distance of two trees' tensors; NaN (not known) must be in the same places."""
+    largest = 0.0
+    for a, b in zip(tensors(one), tensors(other), strict=True):
+        if a.is_floating_point():
+            assert a.isnan().equal(b.isnan())
+            a, b = a.nan_to_num(), b.nan_to_num()
+            largest = max(largest, float((a - b).norm() / a.norm().clamp(min=1e-12)))
+        else:
+            assert a.equal(b)
+    return largest
+
+
+@pytest.fixture
+def stacks(monkeypatch):
+    """Return a list that grows by the number of clients of each stack that was solved."""
+    sizes, whole = [], Solver._whole
+
+    def counted(self, key, jobs):
+        solved = whole(self, key, jobs)
+        sizes.extend([] if solved is None else [len(jobs)])
+        return solved
+
+    monkeypatch.setattr(Solver, "_whole", counted)
+    return sizes
+
+
+def agrees(task, stacks, method, options):
+    """Assert that a method's clients are stacked, and that this changes neither results nor bytes nor times."""
+    alone, one = carry_out(task, method, options, vectorize="off", chunk=1)
+    assert stacks == []
+    together, many = carry_out(task, method, options)
+    assert together.fed.engine.notes == {}
+    assert sum(stacks) >= 9, "clients trained one at a time and nobody said so"
+    vectors = [p.method.model(p.state).vector for p in (alone, together)]
+    assert vectors[0].norm() > 0
+    assert float((vectors[0] - vectors[1]).norm() / vectors[0].norm()) < 1e-5
+    assert apart(alone.state, together.state) < 1e-5
+    kept = [p.fed.engine.memories for p in (alone, together)]
+    assert set(kept[0]) == set(kept[1])
+    assert all(apart(kept[0][client], kept[1][client]) < 1e-5 for client in kept[0])
+    assert (many.accuracy, many.bytes_up, many.bytes_down) == (pytest.approx(one.accuracy), one.bytes_up, one.bytes_down)
+    assert many.total_seconds == pytest.approx(one.total_seconds)
+
+
+def told(value):
+    options = ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value
+    return options or "defaults"
+
+
+@pytest.mark.parametrize(("method", "options"), CLAIMED, ids=told)
+def test_a_method_that_claims_it_agrees_on_ragged_clients(task, stacks, method, options):
+    agrees(task, stacks, method, options)
+
+
+@pytest.mark.parametrize("method", sorted(REFUSES_EMPTY))
+def test_empty_clients_are_left_out_only_where_they_are_refused(task, method):
+    config = RunConfig.build({"method": method, "task": "blobs", "clients": 12, "cohort": 12, "rounds": 1})
+    with pytest.raises(EmptyClientError, match="client 1 has no samples"):
+        prepare(config, task=task, split=split(SIZES)).go()
+
+
+def test_the_methods_that_do_not_claim_it_are_known():
+    assert {name for name in method_names() if not find_method(name).vectorizable} == ONE_BY_ONE
+    assert all("one at a time" in " ".join((find_method(name).__doc__ or "").split()) for name in ONE_BY_ONE)
+
+
+@dataclass(frozen=True)
+class Unfounded(FedAvg):
+    """Claims it and should not."""
+
+    kind: str = "branch"
+
+    @on_client
+    def train(self, client, message):
+        steps = [0]
+
+        def branch(grad, at):
+            return grad * 2.0 if grad.norm() > 1.0 else grad
+
+        def counting(grad, at):
+            steps[0] += 1
+            return grad / steps[0]
+
+        hook = {"branch": branch, "counting": counting}.get(self.kind)
+        local = client.sgd(message, epochs=2, correct=hook, alone=self.kind == "alone")
+        return Update(delta=local.params - message, weight=client.num_samples)
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"), [("branch", "branch on a tensor's value"), ("counting", "< 1e-05"), ("alone", "nobody said so")]
+)
+def test_an_unfounded_claim_is_found_out(task, stacks, kind, told):
+    warnings.simplefilter("ignore", StackingWarning)
+    with pytest.raises(AssertionError, match=told):
+        agrees(task, stacks, f"{__name__}:Unfounded", {"kind": kind})
