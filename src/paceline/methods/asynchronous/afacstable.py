@@ -44,6 +44,7 @@ class AfaCsTable(AfaCd):
             counts clients that never came as y = 0.
     """
 
+    headline: ClassVar[str] = "the rate of AFA-CD without its lasting error where some clients arrive more often than others"
     reveals: ClassVar[str] = "every client's rescaled gradient"
     sum_only: ClassVar[str] = "afacs"
 

@@ -61,6 +61,7 @@ class AfaCd(Method):
 
     family: ClassVar[str] = "asynchronous"
     paper: ClassVar[str] = "Yang et al., ICML 2022"
+    headline: ClassVar[str] = "the best known rate of ordinary federated learning, with linear speed-up in clients and local steps"
     reveals: ClassVar[str] = "sums of rescaled gradients, and when each client begins and is done"
     keeps: ClassVar[str] = "its gradient until it is handed over"
 
@@ -144,6 +145,7 @@ class AfaCs(AfaCd):
     Clients that never returned count as y = 0, so let the cohort be the population.
     """
 
+    headline: ClassVar[str] = "the rate of AFA-CD without its lasting error where some clients arrive more often than others"
     reveals: ClassVar[str] = "sums of changes of rescaled gradients, and when each client begins and is done"
     keeps: ClassVar[str] = "its last two gradients (twice the model size)"
 

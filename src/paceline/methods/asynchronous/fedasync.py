@@ -33,6 +33,7 @@ class FedAsync(FedFix):
         weigh: against how often each client takes part, or alike.
     """
 
+    headline: ClassVar[str] = "fast but unstable; weights against how often a client takes part keep the optimum where it belongs"
     reveals: ClassVar[str] = "every client's update, and when it began and was done"
     sum_only: ClassVar[str] = "fedbuff"
 

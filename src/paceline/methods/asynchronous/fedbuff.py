@@ -32,6 +32,7 @@ class FedBuff(FedFix):
     """
 
     paper: ClassVar[str] = "Nguyen et al., AISTATS 2022; Fraboni et al., JMLR 2023"
+    headline: ClassVar[str] = "3.3 times as efficient as synchronous and up to 2.5 times as asynchronous training, with sums"
 
     buffer: int = 10
     weigh: Literal["identical", "unbiased"] = "identical"

@@ -61,6 +61,7 @@ class FedFix(Method):
 
     family: ClassVar[str] = "asynchronous"
     paper: ClassVar[str] = "Fraboni et al., JMLR 2023"
+    headline: ClassVar[str] = "better than synchronous FedAvg, which is slow, and than asynchronous FedAvg, which is unstable"
     reveals: ClassVar[str] = "sums of updates, and when each client begins and is done"
     keeps: ClassVar[str] = "its update until it is handed over"
 

@@ -43,6 +43,7 @@ class FedOpt(FedAvg):
     """
 
     paper: ClassVar[str] = "Reddi et al., ICLR 2021"
+    headline: ClassVar[str] = "adaptive servers converge on non-convex losses of unlike clients, and improve much on FedAvg"
 
     optimizer: Literal["adam", "yogi", "adagrad", "momentum"] = "adam"
     server_lr: float = 0.01

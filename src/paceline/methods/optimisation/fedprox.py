@@ -19,6 +19,7 @@ class FedProx(FedAvg):
     """FedAvg with a proximal term of strength `mu` that holds clients near the global model."""
 
     paper: ClassVar[str] = "Li et al., MLSys 2020"
+    headline: ClassVar[str] = "steadier than FedAvg: test accuracy 22 % higher on average in highly heterogeneous settings"
     mu: float = 0.01
 
     def correct(self, start: Params) -> Correct:

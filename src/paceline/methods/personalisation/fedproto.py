@@ -44,6 +44,7 @@ class FedProto(OwnModels):
     """
 
     paper: ClassVar[str] = "Tan et al., AAAI 2022"
+    headline: ClassVar[str] = "above several rivals where both data and networks differ, with one vector for each class as traffic"
     reveals: ClassVar[str] = "class sums of features"
 
     strength: float = 1.0

@@ -18,6 +18,7 @@ class FineTuned(FedAvg):
     """FedAvg with local fine-tuning before a client uses the model."""
 
     family: ClassVar[str] = "personalisation"
+    headline: ClassVar[str] = "a baseline: a few local steps turn the global model into one that suits the client"
 
     def personal_model(self, client: Client, message: Params) -> Params:
         """Train the global model on the client's data, as in a round."""

@@ -20,6 +20,7 @@ from paceline.update import Update
 class LocalOnly(OwnModels):
     """No federation at all."""
 
+    headline: ClassVar[str] = "a baseline: what clients reach without a federation"
     reveals: ClassVar[str] = "summed losses"
 
     def round(self, fed: Federation, state: State) -> State:

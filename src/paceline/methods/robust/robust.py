@@ -137,6 +137,7 @@ class Median(Robust):
     """Coordinate-wise median."""
 
     paper: ClassVar[str] = "Yin et al., ICML 2018"
+    headline: ClassVar[str] = "statistical error of optimal order for strongly convex losses, while fewer than half are Byzantine"
 
     def combine(self, g: Tensor, f: int) -> Tensor:
         """Return the median."""
@@ -148,6 +149,7 @@ class TrimmedMean(Robust):
     """Coordinate-wise mean without the f smallest and largest values."""
 
     paper: ClassVar[str] = "Yin et al., ICML 2018"
+    headline: ClassVar[str] = "statistical error of optimal order for strongly convex losses, and proven rates for others"
 
     def combine(self, g: Tensor, f: int) -> Tensor:
         """Return the trimmed mean."""
@@ -159,6 +161,7 @@ class GeometricMedian(Robust):
     """The point of least summed distance."""
 
     paper: ClassVar[str] = "Pillutla et al., IEEE TSP 2022"
+    headline: ClassVar[str] = "as accurate as the mean with little corruption, and more robust with much"
 
     def combine(self, g: Tensor, f: int) -> Tensor:
         """Return the geometric median."""
@@ -170,6 +173,7 @@ class Krum(Robust):
     """The update that is nearest to its n - f - 2 nearest ones."""
 
     paper: ClassVar[str] = "Blanchard et al., NeurIPS 2017"
+    headline: ClassVar[str] = "the first rule for distributed SGD that is proven to withstand Byzantine clients"
     needs: ClassVar[tuple[int, int]] = (2, 3)
 
     def combine(self, g: Tensor, f: int) -> Tensor:
@@ -181,6 +185,8 @@ class Krum(Robust):
 class MultiKrum(Krum):
     """The mean of the n - f updates with the best Krum scores."""
 
+    headline: ClassVar[str] = "withstands Byzantine clients like Krum, and learns nearly as fast as the mean where there are none"
+
     def combine(self, g: Tensor, f: int) -> Tensor:
         """Return their mean."""
         return g[krum_scores(_squares(g), f).argsort(stable=True)[: len(g) - f]].mean(0)
@@ -191,6 +197,7 @@ class Bulyan(Robust):
     """Krum's choice, then a mean around the median."""
 
     paper: ClassVar[str] = "El Mhamdi et al., ICML 2018"
+    headline: ClassVar[str] = "an attacker's leeway shrinks to O(1 / sqrt(d)), where it grew like sqrt(d) under earlier rules"
     needs: ClassVar[tuple[int, int]] = (4, 3)
 
     def combine(self, g: Tensor, f: int) -> Tensor:
@@ -203,6 +210,7 @@ class MeaMed(Robust):
     """Mean around the median."""
 
     paper: ClassVar[str] = "Xie et al., arXiv 1802.10116"
+    headline: ClassVar[str] = "proven to withstand attackers even where they are others in each coordinate"
 
     def combine(self, g: Tensor, f: int) -> Tensor:
         """Return the mean of the n - f values nearest the median."""
@@ -214,6 +222,7 @@ class Phocas(Robust):
     """Mean around the trimmed mean."""
 
     paper: ClassVar[str] = "Xie et al., arXiv 1805.09682"
+    headline: ClassVar[str] = "proven to withstand attackers even where they are others in each coordinate"
 
     def combine(self, g: Tensor, f: int) -> Tensor:
         """Return the mean of the n - f values nearest the trimmed mean."""

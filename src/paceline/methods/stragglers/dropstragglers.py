@@ -39,6 +39,7 @@ class DropStragglers(FedAvg):
 
     family: ClassVar[str] = "stragglers"
     paper: ClassVar[str] = "baseline of CLIP, arXiv 2510.16694"
+    headline: ClassVar[str] = "a baseline: as fast as the clients that are not slow, and biased, as the data of the slow ones are lost"
     reveals: ClassVar[str] = "sums of updates, arrival times"
 
     straggler_share: float = 0.2

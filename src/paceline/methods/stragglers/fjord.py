@@ -33,6 +33,7 @@ class Fjord(SelfPruning):
     """
 
     paper: ClassVar[str] = "Horvath et al., NeurIPS 2021"
+    headline: ClassVar[str] = "well above its rivals on CNNs and RNNs, with small models that lie within the large one"
     nested: bool = False
 
     def keep(self, client: Client, params: Params, counts: dict[str, int], p: float) -> dict[str, Tensor]:

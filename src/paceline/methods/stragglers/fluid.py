@@ -56,6 +56,7 @@ class Fluid(FedAvg):
 
     family: ClassVar[str] = "stragglers"
     paper: ClassVar[str] = "Wang et al., NeurIPS 2023"
+    headline: ClassVar[str] = "slow phones no longer hold up the round, at the accuracy of training the full model"
     reveals: ClassVar[str] = "every update and its time"
     sum_only: ClassVar[str] = "clip"
 

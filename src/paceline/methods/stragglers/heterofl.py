@@ -26,6 +26,7 @@ class HeteroFL(Fjord):
     """
 
     paper: ClassVar[str] = "Diao et al., ICLR 2021"
+    headline: ClassVar[str] = "clients of very different power train one global model, with less computation and traffic"
     keeps: ClassVar[str] = "its width"
 
     merge: Literal["zero", "masked"] = "masked"

@@ -1,0 +1,16 @@
+"""Every method tells the main result of its own paper, and its card shows it."""
+
+import pytest
+
+from paceline.cli.listing import card
+from paceline.method import find_method, method_names
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_every_method_has_a_headline_of_its_own_paper(name):
+    cls = find_method(name)
+    owner = next(c for c in cls.__mro__ if "headline" in vars(c))
+    assert owner.paper == cls.paper, f"{cls.__name__} shows the headline of {owner.__name__}, which is of another paper"
+    assert 20 <= len(cls.headline) <= 120
+    assert not cls.headline.endswith(".")
+    assert card(cls)["headline"] == cls.headline
