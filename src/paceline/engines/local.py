@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -17,14 +17,11 @@ from typing import Any
 import torch
 
 from paceline.call import Call, Receipt
-from paceline.engines.dealing import Dealer
 from paceline.engines.pipes import End, pair
-from paceline.engines.stacking import Choice, choose
+from paceline.engines.pool import Pool
 from paceline.engines.worker import Setup, Worker
-from paceline.errors import CheckpointError, ConfigError, EngineError, WorkerDiedError
-from paceline.params import Params
-from paceline.spent import Spent, spent
-from paceline.store import MemoryStore
+from paceline.errors import EngineError, WorkerDiedError
+from paceline.spent import spent
 
 __all__ = ["LocalEngine"]
 
@@ -32,7 +29,7 @@ _BATCH = 64
 """Items that a worker sends as one message."""
 
 
-class LocalEngine:
+class LocalEngine(Pool):
     """Runs client functions on `workers` processes; with 1, in this process.
 
     Args:
@@ -41,52 +38,21 @@ class LocalEngine:
     """
 
     def __init__(self, setup: Setup, workers: int = 1) -> None:
-        if workers < 1:
-            raise ConfigError(f"workers={workers}; at least 1 is needed")
-        self.setup = setup
-        self.num_clients = setup.num_clients
-        self.memories = MemoryStore()
-        """What clients keep between rounds."""
-        self.notes: dict[str, str] = {}
-        """What could not be stacked, and why."""
-        self.spent = Spent()
-        """What worker processes counted; this process has its own."""
-        self.here = Worker(setup)
-        """The worker of this process, which evaluates for the server; it is the only one where `workers` is 1."""
+        super().__init__(setup, workers)
         self._processes = [_Process(setup, i) for i in range(workers)] if workers > 1 else []
-        self._dealer = Dealer(setup.cost, setup.chunk, workers)
-        self._lent: set[int] = set()
-
-    def stack(self, chunk: int) -> None:
-        """From now on let up to `chunk` clients work as one."""
-        self._dealer.chunk = chunk
-
-    def measure(self, cohort: int, always: bool = False) -> Choice:
-        """Find out how many clients should work as one; see `choose`."""
-        clients = [c for c in range(min(self.num_clients, 128)) if self.setup.cost(c) > 1]
-        data = [self.here.samples(c) for c in clients]
-        return choose(self.here.model, self.here.initial, self.setup.task, data, cohort, always)
 
     def run(self, call: Call) -> Iterator[Receipt | tuple[str, Any]]:
         """Run a call; yields receipts and partial sums as they come."""
-        chunks = self._dealer.chunks(call.clients)
         if not self._processes:
+            chunks = self._dealer.chunks(call.clients)
             self.here.restore(self._lend(call.clients))
             yield from self.here.run(replace(call, chunks=tuple(chunks.values())))
             self.notes.update(self.here.solver.notes)
             return
         busy: dict[Connection, _Process] = {}
-        for number, share in self._dealer.deal(chunks).items():
-            process, clients = self._processes[number], [c for chunk in share for c in chunk]
-            mine = set(clients)
-            part = replace(
-                call,
-                clients=tuple(clients),
-                chunks=tuple(share),
-                each_message={c: m for c, m in call.each_message.items() if c in mine},
-                peers={c: p for c, p in call.peers.items() if c in mine},
-            )
-            process.send(("run", part, self._lend(clients)))
+        for number, part, memories in self._parts(call):
+            process = self._processes[number]
+            process.send(("run", part, memories))
             busy[process.end.pipe] = process
         while busy:
             with spent.on("waiting"):
@@ -104,12 +70,6 @@ class LocalEngine:
                 else:
                     raise value
 
-    def _lend(self, clients: Sequence[int]) -> dict[int, dict[str, Any]]:
-        """Return the memories that a worker needs for a call and has not been given in this round."""
-        new = [c for c in clients if c not in self._lent]
-        self._lent.update(new)
-        return {c: self.memories[c] for c in new if c in self.memories}
-
     def _receive(self, process: _Process) -> tuple[str, Any]:
         try:
             return process.receive()
@@ -126,60 +86,17 @@ class LocalEngine:
         self._processes = [_Process(self.setup, p.number) for p in self._processes]
         self._new_round()
 
-    def _new_round(self) -> None:
-        self._lent.clear()
-        self._dealer.new_round()
-
-    # -- memory --------------------------------------------------------------------------------
-    def commit(self) -> dict[int, dict[str, Any]]:
-        """Make the clients' memory changes permanent; return the memories that changed."""
-        if self._processes:
-            changed: dict[int, dict[str, Any]] = {}
-            for process in self._processes:
-                changed.update(self._ask(process, "commit"))
-        else:
-            changed = self.here.commit()
-            self.here.memories.clear()
-        for client, memory in changed.items():
-            self.memories.put(client, memory)
-        self._new_round()
-        return changed
-
-    def rollback(self) -> None:
-        """Forget memory changes since the last commit."""
-        self.here.rollback()
+    def _ask_all(self, what: str) -> Iterator[Any]:
+        if not self._processes:
+            yield getattr(self.here, what)()
+            if what == "commit":
+                self.here.memories.clear()
         for process in self._processes:
-            self._ask(process, "rollback")
-        self._new_round()
-
-    def restore(self, memories: MemoryStore) -> None:
-        """Take the clients' memories from this store, and keep them there."""
-        unknown = [c for c in memories if not 0 <= c < self.num_clients]
-        if unknown:
-            raise CheckpointError(f"the checkpoint has memories of clients such as {unknown[0]}, of {self.num_clients}")
-        self.memories = memories
-        self._new_round()
-
-    def _ask(self, process: _Process, what: str) -> Any:
-        process.send((what,))
-        kind, value = self._receive(process)
-        if kind == "error":
-            raise value
-        return value
-
-    # -- the server's own model ----------------------------------------------------------------
-    @property
-    def services(self) -> Mapping[str, Any]:
-        """The services of the worker in this process."""
-        return self.here.services
-
-    def init_params(self) -> Params:
-        """Return the initial model."""
-        return self.here.initial.clone()
-
-    def evaluate(self, params: Params) -> dict[str, Any]:
-        """Evaluate on the task's central test set."""
-        return self.here.evaluate(params)
+            process.send((what,))
+            kind, value = self._receive(process)
+            if kind == "error":
+                raise value
+            yield value
 
     @property
     def pids(self) -> list[int]:
