@@ -68,6 +68,12 @@ class RunConfig(BaseModel):
     fleet: str = _option(
         "homogeneous", CLIENTS, "homogeneous, stragglers, spread or mobile, with options after a colon"
     )
+    participation: str = _option(
+        "always",
+        CLIENTS,
+        "by which process clients come and go: always, bernoulli:0.3, bernoulli:1/0.1 (rates of groups), markov:0.05-1 (from the "
+        "first client to the last), cyclic:0.3,length=100, diurnal:0.3,period=24 or trace:FILE.csv",
+    )
     adversary: str | None = _option(
         None,
         CLIENTS,
@@ -75,9 +81,12 @@ class RunConfig(BaseModel):
         "everybody honest",
     )
     measured: bool = _option(False, CLIENTS, "time from measured seconds in place of FLOPs")
-    engine: str = _option("local", CLIENTS, "local or debug")
+    engine: str = _option("local", CLIENTS, "local, debug or ray")
     workers: int = _option(1, CLIENTS, "worker processes; 1 works in this process", ge=1)
     threads: int = _option(1, CLIENTS, "torch threads of each worker", ge=1)
+    ray_address: str | None = _option(None, CLIENTS, "host:port of a running Ray cluster, or auto", "one on this machine")
+    ray_cpus: float = _option(1.0, CLIENTS, "CPUs that each Ray actor asks for", ge=0)
+    ray_gpus: float = _option(0.0, CLIENTS, "GPUs that each Ray actor asks for", ge=0)
     device: str = _option("cpu", CLIENTS, "torch device")
     precision: Literal["float32", "tf32", "bf16"] = _option(
         "float32", CLIENTS, "of training: float32, tf32 or bf16"

@@ -6,8 +6,9 @@ and every random stream is derived from (seed, client, round), so the end has th
 
 from __future__ import annotations
 
+import functools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from paceline.architectures import architectures_service
 from paceline.call import Engine
 from paceline.config import RunConfig
 from paceline.data import Partition, partition_task
-from paceline.devices import VirtualClock, load_fleet
-from paceline.engines import Choice, LocalEngine, Setup, load_engine
+from paceline.devices import VirtualClock, load_fleet, load_participation
+from paceline.engines import Choice, Pool, Setup, load_engine
 from paceline.engines.hostile import Hostile, poisoned
 from paceline.errors import (
     CheckpointError,
@@ -62,9 +63,8 @@ def prepare(
     """
     torch.set_num_threads(config.threads)
     method = find_method(config.method).build(config.options)
-    if task is None:
-        task = load_task(config.task, model=config.model, seed=config.seed, **config.task_options)
-    method, task = method.fit_task(task)
+    named = task is None and split is None
+    method, task = method.fit_task(_load(config) if task is None else task)
     misfits = []
     if config.cohort > config.clients:
         misfits.append(
@@ -85,19 +85,9 @@ def prepare(
         )
     if misfits:
         raise PlanError(misfits)
-    split = split or partition_task(
-        task,
-        config.partition,
-        config.clients,
-        config.seed,
-        config.allow_empty,
-        config.client_test,
-        config.client_samples,
-    )
-    byzantine = members(adversary.share, config.clients, config.seed) if adversary is not None else ()
-    if adversary is not None and adversary.poisons_data:
-        task = poisoned(task, split, adversary, byzantine)
-    fleet = load_fleet(config.fleet, config.clients, config.seed)
+    task, split, byzantine = _share(config, task, split)
+    comes = load_participation(config.participation, config.clients, config.seed, functools.partial(split.table, task))
+    fleet = load_fleet(config.fleet, config.clients, config.seed, comes)
     programs = {"method": method, **getattr(aggregation, "programs", {})}
     setup = Setup(
         programs=programs,
@@ -114,9 +104,11 @@ def prepare(
         precision=config.precision,
         chunk=config.chunk or 1,
         one_step=config.one_step,
+        samples=functools.partial(_samples, config) if named else None,
         services={"submodels": submodel_service, "architectures": architectures_service},
     )
-    made = load_engine(config.engine, setup, config.workers) if engine is None else engine(setup)
+    ray = {"address": config.ray_address, "cpus": config.ray_cpus, "gpus": config.ray_gpus}
+    made = load_engine(config.engine, setup, config.workers, ray) if engine is None else engine(setup)
     fed = Federation(
         made
         if adversary is None or adversary.poisons_data
@@ -159,9 +151,38 @@ def prepare(
     )
 
 
+def _load(config: RunConfig) -> Task:
+    return load_task(config.task, model=config.model, seed=config.seed, **config.task_options)
+
+
+def _share(config: RunConfig, task: Task, split: Partition | None) -> tuple[Task, Partition, Collection[int]]:
+    """Share the samples out; return the task, with what Byzantine clients did to it, who has what, and who they are."""
+    split = split or partition_task(
+        task,
+        config.partition,
+        config.clients,
+        config.seed,
+        config.allow_empty,
+        config.client_test,
+        config.client_samples,
+    )
+    if config.adversary is None:
+        return task, split, ()
+    adversary = load_adversary(config.adversary)
+    byzantine = members(adversary.share, config.clients, config.seed)
+    return poisoned(task, split, adversary, byzantine) if adversary.poisons_data else task, split, byzantine
+
+
+def _samples(config: RunConfig) -> tuple[Task, Partition]:
+    """Load a named task and share it out again, in another process."""
+    _, task = find_method(config.method).build(config.options).fit_task(_load(config))
+    task, split, _ = _share(config, task, None)
+    return task, split
+
+
 def _choose(config: RunConfig, engine: Any) -> Choice:
     """Decide how many clients train as one, and tell the engine."""
-    if not isinstance(engine, LocalEngine) or engine.setup.strict:
+    if not isinstance(engine, Pool) or engine.setup.strict:
         return Choice(1, "this engine runs one client at a time")
     if config.vectorize == "off":
         return Choice(1, "switched off")

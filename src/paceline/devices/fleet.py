@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from statistics import NormalDist
 from typing import Any, ClassVar
 
 import numpy as np
 
+from paceline.devices.participation import Participation
 from paceline.devices.profile import COMPUTE, LATENCY, LINK, Profile
 from paceline.errors import CohortError, ConfigError, UnknownNameError
 from paceline.rng import derive, numpy_rng
@@ -36,6 +37,7 @@ class Fleet:
         latency: seconds of each transfer.
         overhead: seconds that any work costs on top.
         churn: probability that a client is not there in a round, drawn for each client and round.
+        participation: by which process clients come and go, on top of that.
     """
 
     num_clients: int
@@ -45,6 +47,7 @@ class Fleet:
     latency: float = LATENCY
     overhead: float = 0.0
     churn: float = 0.0
+    participation: Participation = field(default_factory=Participation)
 
     name: ClassVar[str] = ""
 
@@ -63,7 +66,12 @@ class Fleet:
     def available(self, client: int, round: int) -> bool:
         """Return whether `client` can be asked in `round`."""
         chance = self._availability(client)
-        return chance >= 1 or _uniform(self.seed, "available", client, round) < chance
+        there = chance >= 1 or _uniform(self.seed, "available", client, round) < chance
+        return there and self.participation.available(client, round)
+
+    def rate(self, client: int) -> float:
+        """Return the part of the rounds in which `client` can be asked, in the long run."""
+        return self._availability(client) * self.participation.rate(client)
 
     def describe(self) -> str:
         """Return one line about the fleet."""
@@ -279,8 +287,10 @@ FLEETS: dict[str, type[Fleet]] = {cls.name: cls for cls in (Homogeneous, Straggl
 _NORMAL = NormalDist()
 
 
-def load_fleet(spec: str, num_clients: int, seed: int = 0) -> Fleet:
+def load_fleet(spec: str, num_clients: int, seed: int = 0, participation: Participation | None = None) -> Fleet:
     """Return the fleet that a text such as ``"stragglers:share=0.2,slow=2.0,churn=0.1"`` describes.
+
+    Its clients come and go by the process `participation`; by default all are always there.
 
     Raises `UnknownNameError` for an unknown fleet or option and `ConfigError` for a bad value.
     """
@@ -288,7 +298,7 @@ def load_fleet(spec: str, num_clients: int, seed: int = 0) -> Fleet:
     if name not in FLEETS:
         raise UnknownNameError("fleet", name, FLEETS)
     cls = FLEETS[name]
-    known = {f.name for f in dataclasses.fields(cls)} - {"num_clients", "seed"}
+    known = {f.name for f in dataclasses.fields(cls)} - {"num_clients", "seed", "participation"}
     options: dict[str, Any] = {}
     for part in filter(None, (p.strip() for p in rest.split(","))):
         key, equals, text = (p.strip() for p in part.partition("="))
@@ -297,7 +307,7 @@ def load_fleet(spec: str, num_clients: int, seed: int = 0) -> Fleet:
         if not equals or key in options:
             raise ConfigError(f"fleet {spec!r}: write each option once, as {key}=VALUE")
         options[key] = text if key == "pick" else _number(spec, key, text)
-    return cls(num_clients, seed, **options)
+    return cls(num_clients, seed, participation=participation or Participation(), **options)
 
 
 def _number(spec: str, key: str, text: str) -> float:

@@ -51,6 +51,7 @@ class Setup:
         precision: of matrix products and convolutions in training: float32, tf32 or bf16.
         chunk: most clients that work as one.
         one_step: run clients that take one step as one batch, where they work in chunks.
+        samples: loads task and split again in another process, where that is less than to send them.
         services: further things that client functions may use, by name (such as the sub-model cutter).
     """
 
@@ -69,6 +70,7 @@ class Setup:
     precision: str = "float32"
     chunk: int = 1
     one_step: bool = True
+    samples: Callable[[], tuple[Any, Any]] | None = None
     services: dict[str, Callable[[Worker], Any]] = field(default_factory=dict)
 
     def cost(self, client: int) -> int:
@@ -103,6 +105,8 @@ class Worker:
         self.memories: dict[int, Memory] = {}
         self.sessions: dict[int, dict[str, Any]] = {}
         self.solver = Solver(setup.one_step)
+        self.round = 1
+        """The round of the latest call."""
         self._ask: Callable[[Any], Any] = answer
         self._differs: set[tuple[str, str]] = set()
         """Functions that ask for what may differ between clients."""
@@ -115,7 +119,7 @@ class Worker:
         if functions is None or call.function not in functions:
             raise UnknownNameError("client function", call.function, functions or self.functions)
         sink = call.channel.open()
-        base = wire_size(call.message)
+        base, self.round = wire_size(call.message), call.round
         if self.model.device.type != "cpu":  # the server's values lie on the CPU, clients' work on the device
             call = replace(call, message=self._here(call.message), each_message={c: self._here(m) for c, m in call.each_message.items()})
         for chunk in call.chunks or [[client] for client in call.clients]:
@@ -189,6 +193,8 @@ class Worker:
         with contextlib.suppress(PacelineError):  # whoever is at fault is found when they run one by one
             try:
                 data = [self.samples(c) for c in clients]
+                if len({len(d) for d in data}) > 1:  # not all that a client has need be there in this round
+                    return None
                 reply = self.invoke(Uniform(lead, data, orders, self.solver.whole), *key, call.message)  # type: ignore[arg-type]
                 up = sink.size(reply)
                 profiles = [setup.fleet.profile(c, call.round) for c in clients]
@@ -294,8 +300,9 @@ class Worker:
         )
 
     def samples(self, client: int, part: int = 0) -> ClientData:
-        """Return a client's training (0) or test (1) samples."""
-        return ClientData(self.x, self.y, self.setup.split(client)[part].to(self.x.device))
+        """Return a client's training (0) or test (1) samples, as far as it has them in this round."""
+        rows = self.setup.task.present(self.setup.split(client)[part], self.round)
+        return ClientData(self.x, self.y, rows.to(self.x.device))
 
     def note_times(self, me: Client, down: int, up: int) -> None:
         """Remember what a method's function took, where a protocol ran it: its work and its own bytes only."""
@@ -333,9 +340,18 @@ class Worker:
             self.memories[client] = Memory(stored if self.model.device.type == "cpu" else self._here(dict(stored)))
 
     def evaluate(self, params: Params) -> dict[str, Any]:
-        """Evaluate on the central test set."""
+        """Evaluate on the central test set; where it has parts, on each of them too."""
         self.model.load(params.to(self.model.device))
-        return evaluate_on(self.model, self.setup.task, self.test)
+        task, test = self.setup.task, self.test
+        parts = task.parts()
+        if not parts:
+            return evaluate_on(self.model, task, test)
+        each = [
+            evaluate_on(self.model, task, ClientData(test.x, test.y, rows.to(test.index.device)), outputs=outputs)
+            for rows, outputs in parts
+        ]
+        total = {key: sum(sums[key] for sums in each) for key in each[0]}
+        return total | {f"part_{key}": [sums[key] for sums in each] for key in ("correct", "count")}
 
 
 def _encoding(me: Client) -> int:
