@@ -37,7 +37,7 @@ class Journal:
         number = logging.getLevelName(level.upper())
         last: Any = structlog.processors.JSONRenderer() if format == "json" else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
         self._log = structlog.wrap_logger(
-            structlog.PrintLogger(sys.stderr),
+            structlog.WriteLogger(_Stderr()),  # type: ignore[arg-type]
             processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso", utc=True), last],
             wrapper_class=structlog.make_filtering_bound_logger(number),
             role=role,
@@ -46,3 +46,13 @@ class Journal:
     def __call__(self, event: str, **facts: Any) -> None:
         """Write one event."""
         getattr(self._log, _LEVELS.get(event, "info"))(event, **{k: v for k, v in facts.items() if v is not None})
+
+
+class _Stderr:
+    """Python's stderr of the moment, which may have been put somewhere else."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()

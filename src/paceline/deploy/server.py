@@ -58,6 +58,10 @@ class Present:
         """Return whether `client` can be asked in `round`."""
         return self.engine.present(client) and self.fleet.available(client, round)
 
+    def rate(self, client: int) -> float:
+        """Return the part of the rounds in which the fleet says that `client` can be asked."""
+        return float(self.fleet.rate(client))
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.fleet, name)
 
@@ -140,10 +144,10 @@ class FederationServer:
     def _await(self, engine: GrpcEngine) -> None:
         """Wait until enough clients are there. Raises `CohortError` where they never come."""
         least, seconds = self.least, self.config.waiting.start
-        if len(engine.ready()) < least:
-            self.notes("waiting", clients=least, here=len(engine.ready()))
+        if len(engine.hub.ready()) < least:
+            self.notes("waiting", clients=least, here=len(engine.hub.ready()))
         if not engine.wait_ready(least, seconds):
-            raise CohortError(f"{len(engine.ready())} clients are there after {seconds:.0f} s; {least} are needed")
+            raise CohortError(f"{len(engine.hub.ready())} clients are there after {seconds:.0f} s; {least} are needed")
 
     @property
     def least(self) -> int:
@@ -227,7 +231,7 @@ class FederationServer:
         )
         self.engine.stopping = self._stop
         self._server = Server(hub, self.credentials, part.listen)
-        self.notes.ready(lambda: self.engine.ready() if self.engine else [], self.least)
+        self.notes.ready(lambda: self.engine.hub.ready() if self.engine else [], self.least)
         return self.engine
 
     def _signed(self) -> bytes:

@@ -7,6 +7,7 @@ work is done twice.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from functools import partial
@@ -17,7 +18,7 @@ from paceline.engines.grpc.faults import Faults
 from paceline.engines.grpc.frames import Part
 from paceline.engines.grpc.link import Message
 from paceline.engines.grpc.runner import Runner
-from paceline.engines.grpc.welcome import Answer, Welcome
+from paceline.engines.grpc.welcome import MALFORMED, Answer, Welcome
 from paceline.errors import PacelineError, PolicyError, ProtocolError, WireError
 from paceline.wire import Limits
 
@@ -50,13 +51,19 @@ class Desk:
         self._known = self.joined = 0
 
     async def work(self) -> None:
-        """Do the jobs in order, until cancelled. Raises what a client cannot go on after."""
+        """Do the jobs in order, until cancelled."""
         while True:
             job = await self._jobs.get()
             try:
                 await job()
-            except WireError as error:
-                self._note("malformed", {"why": p.clean(error)})
+            except (PacelineError, *MALFORMED) as error:
+                self._note("malformed", {"why": p.clean(f"{type(error).__name__}: {error}")})
+            self._jobs.task_done()
+
+    async def finish(self, seconds: float) -> None:
+        """Wait until all jobs are done, a last commit among them, but not longer than `seconds`."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._jobs.join(), seconds)
 
     def join(self, welcome: Welcome) -> None:
         """Get in step with the server; it is told when this client is ready, or why it takes no part."""
@@ -89,14 +96,12 @@ class Desk:
     async def _join(self, welcome: Welcome, told: bool) -> None:
         try:
             await self._in_thread(self._runner.join, welcome)
-        except (PolicyError, ProtocolError) as error:
-            reasons = [p.clean(r) for r in getattr(error, "reasons", ()) or [error]]
+        except (PacelineError, *MALFORMED) as error:
+            plain = isinstance(error, PolicyError | ProtocolError)
+            reasons = [p.clean(r) for r in getattr(error, "reasons", ()) or [error if plain else f"{type(error).__name__}: {error}"]]
             self._note("refused", {"run": welcome.run, "reasons": reasons})
             self._put(p.REFUSE, {"reasons": reasons[:20]})
             return
-        except PacelineError as error:
-            self._put(p.REFUSE, {"reasons": [p.clean(f"{type(error).__name__}: {error}")]})
-            raise
         if not told:
             self._ready(welcome)
 
@@ -122,7 +127,7 @@ class Desk:
         finally:
             message.close()
         if self._faults is not None:
-            await self._faults.work(answer.spent)
+            self._runner.slowed(answer, await self._faults.work(answer.spent))
         self._last = (number, answer.head, parts)
         why = answer.head["dropped"]
         facts = {"round": round, "function": p.clean(name), "seconds": answer.spent}

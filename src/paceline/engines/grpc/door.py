@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -48,6 +49,8 @@ class Door:
         try:
             certificate, member = self._who(context)
         except IdentityError as error:
+            with contextlib.suppress(TimeoutError):  # before its first frame has come, a client cannot be told why
+                await asyncio.wait_for(context.read(), 1.0)
             return self.refuse(None, _STATUS.UNAUTHENTICATED, "certificate", str(error), context.peer())
         if self._greeting.get(member.id, 0) >= self._settings.waiting:
             return self.refuse(member.id, _STATUS.RESOURCE_EXHAUSTED, "crowd", "too many streams are opening", context.peer())

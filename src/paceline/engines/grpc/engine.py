@@ -20,7 +20,7 @@ from paceline.engines.grpc.loop import LoopThread
 from paceline.engines.grpc.phase import Patience, Phase
 from paceline.engines.grpc.ports import Home, Record
 from paceline.engines.grpc.receipts import Receipts
-from paceline.errors import EngineError
+from paceline.errors import CohortError, EngineError
 from paceline.params import Params
 from paceline.wire import NETWORK
 
@@ -91,8 +91,10 @@ class GrpcEngine:
                 if not taker.sums:
                     yield receipt
                 del receipt, arrival
+            spent = time.monotonic() - phase.began if self.measured else 0.0
             for client in sorted(waiting):
-                receipts.append(Receipt(client, dropped="late" if client in phase.sent else "gone"))
+                late = client in phase.sent
+                receipts.append(Receipt(client, network=spent if late else 0.0, dropped="late" if late else "gone"))
                 if not taker.sums:
                     yield receipts[-1]
         finally:
@@ -132,9 +134,9 @@ class GrpcEngine:
         if self.record is not None:
             self.record.committed(self.round, self._attempt, sorted(kept))
         self._answered, self._attempt = set(), 0
-        times, self._receipts.times = self._receipts.times, {}
+        took, self._receipts.took = self._receipts.took, {}
         facts = {"round": self.round, "saved": self.hub.progress.saved}
-        heads = lambda c: {**facts, "kept": c in kept, "times": times.get(c, [])}  # noqa: E731
+        heads = lambda c: {**facts, "kept": c in kept, "took": took.get(c, 0.0)}  # noqa: E731
         self.loop.call(self.hub.completed, self.round, kept, heads)
         if self.hub.shaper is not None:
             self.loop.call(self.hub.shaper.enter, "commit", self.round)
@@ -143,7 +145,7 @@ class GrpcEngine:
     def rollback(self) -> None:
         """Let the clients forget what they noted since the last commit; wait until enough of them are there."""
         self._answered.clear()
-        self._receipts.times.clear()
+        self._receipts.took.clear()
         self._attempt += 1
         self.loop.call(self.hub.again)
         self.wait_ready(self.least, self.patience.reconnect * 2)
@@ -160,18 +162,17 @@ class GrpcEngine:
     # -- who is there --------------------------------------------------------------------------
     def present(self, client: int) -> bool:
         """Return whether a client is connected and ready."""
-        session = self.hub.sessions.get(client)
-        return session is not None and session.ready
-
-    def ready(self) -> list[int]:
-        """Return the clients that are connected and ready."""
-        return sorted(c for c, s in list(self.hub.sessions.items()) if s.ready)
+        return (session := self.hub.sessions.get(client)) is not None and session.ready
 
     def wait_ready(self, count: int, seconds: float = math.inf) -> bool:
-        """Wait until `count` clients are ready; return whether they are."""
+        """Wait until `count` clients are ready; return whether they are. Raises `CohortError` where they cannot be."""
         end = time.monotonic() + seconds
-        while len(self.ready()) < count:
+        while len(self.hub.ready()) < count:
             self._stop_here()
+            refusals = self.hub.asking.refusals
+            if self.num_clients - len(refusals) < count:
+                told = "; ".join(f"client {c}: {why}" for c, why in list(refusals.items())[:3])
+                raise CohortError(f"{len(refusals)} of {self.num_clients} clients take no part, and {count} are needed: {told}")
             if time.monotonic() >= end:
                 return False
             time.sleep(0.02)

@@ -108,13 +108,14 @@ class Faults:
         """A phase is over; here is where a server dies that shall die with all answers in its hands."""
         self._die("reply")
 
-    async def work(self, spent: float) -> None:
-        """Work is done, the answer is about to go: be slow, be late, or die."""
-        for fault in self._now("slow"):
-            await asyncio.sleep(spent * (fault.factor - 1.0))
+    async def work(self, spent: float) -> float:
+        """Work is done, the answer is about to go: be slow, be late, or die. Return by how much work was slower."""
+        slower = sum(spent * (fault.factor - 1.0) for fault in self._now("slow"))
+        await asyncio.sleep(slower)
         for fault in self._now("delay"):
             await asyncio.sleep(fault.seconds)
         self._die("reply")
+        return slower
 
     async def outgoing(self, frame: bytes) -> list[bytes]:
         """Return what becomes of a frame that is sent."""

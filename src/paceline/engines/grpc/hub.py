@@ -132,6 +132,10 @@ class Hub:
                 raise WireError(f"a client sent a message of kind {p.NAMES.get(kind, kind)}")
 
     # -- the course of the run, on the loop's thread -------------------------------------------
+    def ready(self) -> list[int]:
+        """Return the clients that are connected and take part; from any thread."""
+        return sorted(c for c, s in list(self.sessions.items()) if s.ready)
+
     def completed(self, round: int, kept: frozenset[int], head: Callable[[int], Any]) -> None:
         """A round is complete: clients commit."""
         self.progress.round, self.progress.kept = round, kept

@@ -91,7 +91,7 @@ class Node:
     def __post_init__(self) -> None:
         self._dial: Dial | None = None
         self._over = asyncio.Event()
-        self._slow = False
+        self._slow = self._left = False
         self._desk: Desk | None = None
         self.ended = ""
 
@@ -114,6 +114,7 @@ class Node:
         over = asyncio.ensure_future(self._over.wait())
         try:
             await self._again_and_again(desk, work, over)
+            await desk.finish(1.0 if self._left else 5.0)
         finally:
             for task in (work, over):
                 task.cancel()
@@ -145,7 +146,7 @@ class Node:
 
     async def stop(self, why: str = "stopped") -> None:
         """Leave the federation."""
-        self.ended = self.ended or why
+        self.ended, self._left = self.ended or why, True
         self._put(p.LEAVE, {"why": why})
         self._over.set()
 

@@ -7,8 +7,8 @@ HELLO    client    protocol, version, instance, pack
 WELCOME  server    run, incarnation, number, round, take, kept, saved, plan, heartbeat, pack (directory)
 READY    client    (none)
 CALL     server    id, program, function, round, take, stream, deadline, channel, cohort (message, own)
-REPLY    client    id, dropped, compute, network, down, up, seconds (value)
-COMMIT   server    round, saved, times: measured seconds of this client's last training
+REPLY    client    id, dropped, compute, network, down, up, seconds, trained (value)
+COMMIT   server    round, saved, kept, took: measured seconds of this client's last training, or 0
 ROLLBACK server    take
 PING     server    (none); answered by PONG
 REFUSE   client    reasons why it takes no part in this run

@@ -28,8 +28,8 @@ class Receipts:
 
     def __init__(self, limits: Limits, measured: bool, note: Callable[[str, int | None, dict[str, Any]], None]) -> None:
         self._limits, self._measured, self._note = limits, measured, note
-        self.times: dict[int, list[float]] = {}
-        """Measured seconds (work, transfers) of each client's last training in this round."""
+        self.took: dict[int, float] = {}
+        """Measured seconds from call to reply of each client's last training in this round."""
 
     def make(self, phase: Phase, arrival: Arrival, taker: Intake) -> Receipt:
         """Return the receipt of what came; whatever is wrong with a reply makes a drop-out of its client."""
@@ -66,5 +66,5 @@ class Receipts:
         took = message.ended - phase.sent.get(client, message.began)
         work = min(p.seconds(head, "seconds"), took)
         if p.field(head, "trained", bool):
-            self.times[client] = [work, took - work]
+            self.took[client] = took
         return Receipt(client, None, work, took - work, len(phase.message.data), message.opening.size, dropped)

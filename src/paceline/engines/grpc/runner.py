@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from paceline.engines.grpc import protocol as p
 from paceline.engines.grpc.channels import client_channel
 from paceline.engines.grpc.guard import Guard
 from paceline.engines.grpc.memory import ClientMemory
-from paceline.engines.grpc.welcome import Answer, Rules, Welcome
+from paceline.engines.grpc.welcome import MALFORMED, Answer, Rules, Welcome, reason_of
 from paceline.engines.worker import Worker
-from paceline.errors import PacelineError, ProtocolError, WireError
+from paceline.errors import PacelineError, ProtocolError
 from paceline.tree import Tree
 
 __all__ = ["Runner"]
@@ -65,7 +65,7 @@ class Runner:
         elif self._overlay is not None:
             round, take = self._overlay
             if round <= welcome.round:
-                self.commit({"round": welcome.round, "saved": welcome.saved, "kept": welcome.kept, "times": []})
+                self.commit({"round": welcome.round, "saved": welcome.saved, "kept": welcome.kept, "took": 0.0})
             elif take != welcome.take:
                 self.rollback()
         self._round = max(self._round, welcome.round)
@@ -93,12 +93,19 @@ class Runner:
             if trained:
                 self._trained = spent
             self._keep(call.round, p.field(head, "take", int))
-        except PacelineError as error:
-            kind = "refused" if isinstance(error, ProtocolError | WireError) or hasattr(error, "reasons") else type(error).__name__
-            return Answer(self._facts(number, Receipt(self.number, dropped=f"{kind}: {error}")))
-        if self.rules is not None:
-            self.rules.done(head, receipt.bytes_up, spent)
-        return Answer(self._facts(number, receipt, spent, trained), receipt.value, spent)
+            if self.rules is not None:
+                self.rules.done(head, receipt.bytes_up, spent)
+        except (PacelineError, *MALFORMED) as error:
+            return Answer.of(number, Receipt(self.number, dropped=reason_of(error)))
+        told = spent if call.program == "method" else 0.0  # in a secure sum the server learns no times but its own
+        return Answer.of(number, receipt, told, trained, spent)
+
+    def slowed(self, answer: Answer, seconds: float) -> None:
+        """Let work have taken longer: a slow device, on purpose."""
+        if answer.head["trained"]:
+            self._trained += seconds
+        if answer.head["seconds"]:
+            answer.head["seconds"] += seconds
 
     def _checked(self, head: Mapping[str, Any], message: Tree, rest: Tree) -> tuple[Worker, Call]:
         if self.worker is None:
@@ -131,18 +138,6 @@ class Runner:
                 return item
         raise ProtocolError(f"{call.function!r} gave no answer")
 
-    def _facts(self, number: int, receipt: Receipt, spent: float = 0.0, trained: bool = False) -> dict[str, Any]:
-        return {
-            "id": number,
-            "dropped": receipt.dropped,
-            "compute": float(receipt.compute),
-            "network": float(receipt.network),
-            "down": receipt.bytes_down,
-            "up": receipt.bytes_up,
-            "seconds": spent,
-            "trained": trained,
-        }
-
     # -- memory --------------------------------------------------------------------------------
     def _seen(self, worker: Worker) -> int:
         memory = worker.memories.get(self.number)
@@ -165,12 +160,12 @@ class Runner:
         assert self.worker is not None
         assert self.at is not None
         round, saved = p.field(head, "round", int), p.field(head, "saved", int)
-        overlay, times = self._overlay, p.field(head, "times", list)
+        overlay, took = self._overlay, p.seconds(head, "took")
         if overlay is not None and not (overlay[0] == round and p.field(head, "kept", bool)):
             self.rollback()
         elif overlay is not None:
-            if times:
-                self._measure(round, times)
+            if took:
+                self._measure(round, took)
             self.worker.commit()
             self._forget_overlay()
         self.memory.commit(round, saved)
@@ -178,12 +173,12 @@ class Runner:
         self._round = max(self._round, round)
         self.at = replace(self.at, round=self._round)
 
-    def _measure(self, round: int, times: Sequence[Any]) -> None:
-        """Put measured seconds in the place of those that a simulation would have."""
+    def _measure(self, round: int, took: float) -> None:
+        """Put measured seconds in the place of those that a simulation would have; what was no work was transfer."""
         assert self.worker is not None
         memory = self.worker.memories[self.number]
-        if "_times" in memory.changes and len(times) == 2:
-            memory["_times"] = [self._trained, p.seconds({"network": times[1]}, "network")]
+        if "_times" in memory.changes:
+            memory["_times"] = [self._trained, max(took - self._trained, 0.0)]
             self.memory.write_pending(round, memory)
 
     def rollback(self) -> None:

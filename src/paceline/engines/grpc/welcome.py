@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from paceline.call import Receipt
 from paceline.engines.grpc import protocol as p
-from paceline.errors import WireError
+from paceline.errors import PacelineError, PolicyError, ProtocolError, WireError
 from paceline.tree import Tree
 
-__all__ = ["Answer", "Rules", "Welcome"]
+__all__ = ["MALFORMED", "Answer", "Rules", "Welcome", "reason_of"]
+
+MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, OverflowError)
+"""What messages from outside raise that are made of the right parts, but in a way that no check foresaw."""
 
 
 @dataclass(frozen=True)
@@ -62,3 +66,19 @@ class Answer:
     head: dict[str, Any]
     value: Tree = None
     spent: float = 0.0
+
+    @staticmethod
+    def of(number: int, receipt: Receipt, told: float = 0.0, trained: bool = False, spent: float = 0.0) -> Answer:
+        """Return the answer to call `number` that a receipt makes; `told` are the seconds that the server is told."""
+        head = {"id": number, "dropped": receipt.dropped, "seconds": told, "trained": trained}
+        head |= {"compute": float(receipt.compute), "network": float(receipt.network)}
+        return Answer(head | {"down": receipt.bytes_down, "up": receipt.bytes_up}, receipt.value, spent)
+
+
+def reason_of(error: Exception) -> str:
+    """Return what the server is told of an error: a refusal, or that something is wrong here."""
+    if isinstance(error, ProtocolError | WireError | PolicyError):
+        return f"refused: {error}"
+    if isinstance(error, PacelineError):
+        return f"{type(error).__name__}: {error}"
+    return f"refused: a malformed call ({type(error).__name__}: {error})"
