@@ -55,7 +55,7 @@ class RayEngine(Pool):
         self._patience = patience
         self._check(workers)
         # what is loaded where the actor runs need not travel; anything else is sent to the object store once
-        light = setup if setup.samples is None else replace(setup, task=None, split=None)
+        light = setup if setup.samples is None else replace(setup, task=None, split=None)  # type: ignore[arg-type]
         self._source = functools.partial(_given, self._ray.put(light))
         self._actors = [self._start() for _ in range(workers)]
         self._await(self._actors)
