@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 __all__ = [
     "AggregationError",
@@ -57,6 +58,17 @@ class PacelineError(Exception):
     """Base of all errors raised on purpose."""
 
     exit_code = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel between processes as text and attributes: what a class was made from is not kept."""
+        return _again, (type(self), self.args, self.__dict__)
+
+
+def _again(kind: type[PacelineError], args: tuple[Any, ...], attributes: dict[str, Any]) -> PacelineError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
 
 
 class ConfigError(PacelineError, ValueError):
