@@ -56,7 +56,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate a loaded model: sums of loss and correct answers, counts, and both counts for each class.
 
-    Everything returned adds up over clients, so it can be asked for under secure aggregation.
+    Everything returned adds up over clients, so it can be asked for under secure aggregation. Where a sample has a
+    sequence of targets, each of them counts; negative ones (such as -100) are not scored.
     """
     with spent.on("evaluating"):
         model.module.eval()
@@ -65,10 +66,12 @@ def evaluate(
         counts = torch.zeros_like(hits)
         for x, y in data.batches(batch_size):
             out = model.module(x) if outputs is None else outputs(model.module, x)
-            loss += problem.loss(out, y).double() * len(y)
-            counts += torch.bincount(y.reshape(-1), minlength=problem.num_classes)
-            hits += torch.bincount(_right(out, y), minlength=problem.num_classes)
-        return _sums(float(loss), hits.cpu(), counts.cpu(), len(data))
+            scored = y if y.dim() == 1 else y[y >= 0]
+            if len(scored):
+                loss += problem.loss(out, y).double() * len(scored)
+                counts += torch.bincount(scored, minlength=problem.num_classes)
+                hits += torch.bincount(_right(out, y), minlength=problem.num_classes)
+        return _sums(float(loss), hits.cpu(), counts.cpu(), int(counts.sum()))
 
 
 def evaluate_together(requests: Sequence[Evaluation]) -> list[dict[str, Any]]:
@@ -78,7 +81,8 @@ def evaluate_together(requests: Sequence[Evaluation]) -> list[dict[str, Any]]:
     """
     first = requests[0]
     same = all(r.params is first.params and r.model is first.model and r.data.x is first.data.x for r in requests)
-    if not same or any(r.outputs is not None for r in requests) or first.problem.loss is not F.cross_entropy:
+    plain = first.data.y.dim() == 1 and first.problem.loss is F.cross_entropy
+    if not same or not plain or any(r.outputs is not None for r in requests):
         return [request.run() for request in requests]
     with spent.on("evaluating"), torch.no_grad():
         return _evaluate_all(requests)
@@ -111,6 +115,7 @@ def _evaluate_all(requests: Sequence[Evaluation]) -> list[dict[str, Any]]:
 
 
 def _right(out: Tensor, y: Tensor) -> Tensor:
+    """Return the targets that were met; a negative one never is."""
     flat = y.reshape(-1)
     return flat[out.argmax(1).reshape(-1) == flat]
 

@@ -74,15 +74,19 @@ def tasks(json: Json = False) -> None:
 
 
 def task_rows() -> list[dict[str, Any]]:
-    """Return name, readiness, size of the download in megabytes, and description of each task."""
-    from paceline.data.sources import find_source
-    from paceline.tasks import task_names
+    """Return name, readiness, size of the (default) data's download in megabytes, and description of each task."""
+    from paceline.tasks import task_info, task_names, task_source
 
     found = []
     for name in task_names():
-        source = find_source(name)
+        source = task_source(name)
         found.append(
-            {"name": name, "ready": source.ready(), "megabytes": source.megabytes, "about": source.about}
+            {
+                "name": name,
+                "ready": source is None or source.ready(),
+                "megabytes": 0 if source is None else source.megabytes,
+                "about": source.about if source is not None and source.name == name else task_info(name),
+            }
         )
     return found
 

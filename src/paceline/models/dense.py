@@ -29,6 +29,7 @@ def mlp(
     num_classes: int,
     hidden: Sequence[int] | int = (128, 64),
     end: Literal["relu", "batch", "none"] = "relu",
+    bias: bool = True,
 ) -> nn.Module:
     """Return a perceptron with ReLU between its layers.
 
@@ -37,13 +38,14 @@ def mlp(
         num_classes: number of outputs.
         hidden: widths of the hidden layers, or the width of a single one.
         end: what follows the last hidden layer, and so makes the features: ``relu``, ``batch`` (BatchNorm) or ``none``.
+        bias: whether the linear layers have biases.
     """
     if end not in ("relu", "batch", "none"):
         raise ConfigError(f"end={end!r} of mlp; relu, batch or none is needed")
     layers: list[nn.Module] = [nn.Flatten()]
     widths = [math.prod(shape), *((hidden,) if isinstance(hidden, int) else hidden)]
     for a, b in pairwise(widths):
-        layers += [nn.Linear(a, b), nn.ReLU()]
+        layers += [nn.Linear(a, b, bias=bias), nn.ReLU()]
     if end != "relu":
         layers[-1:] = [nn.BatchNorm1d(widths[-1])] if end == "batch" else []
-    return nn.Sequential(*layers, nn.Linear(widths[-1], num_classes))
+    return nn.Sequential(*layers, nn.Linear(widths[-1], num_classes, bias=bias))

@@ -20,8 +20,9 @@ from paceline.tasks.task import Arrays, Task
 
 if TYPE_CHECKING:
     from paceline.data.raw import Part, RawData
+    from paceline.data.sources import Source
 
-__all__ = ["load_task", "task_info", "task_names"]
+__all__ = ["load_task", "task_info", "task_names", "task_source"]
 
 Content = Literal["image", "text", "table"]
 
@@ -59,7 +60,23 @@ _TEXT_MODELS = {"lstm"}
 
 def task_names() -> list[str]:
     """Return the names of the tasks; a user's own files are tasks too, as ``kind:/path``."""
-    return list(_TASKS)
+    from paceline.tasks.made import MADE
+
+    return [*_TASKS, *MADE]
+
+
+def task_source(name: str) -> Source | None:
+    """Return the data that a task reads by default, or None where it needs none.
+
+    Raises `UnknownNameError` for a task that does not exist.
+    """
+    from paceline.data.sources import find_source
+    from paceline.tasks.made import MADE
+
+    if name in MADE:
+        return MADE[name].data
+    _find(name)
+    return find_source(name)
 
 
 def task_info(name: str) -> str:
@@ -68,7 +85,10 @@ def task_info(name: str) -> str:
     Raises `UnknownNameError` for a task that does not exist.
     """
     from paceline.data.sources import find_source
+    from paceline.tasks.made import MADE
 
+    if name in MADE:
+        return MADE[name].info()
     suits, source = _find(name), find_source(name)
     return f"{source.about}; model {suits.model}; {source.licence}"
 
@@ -91,7 +111,10 @@ def load_task(name: str, model: str | None = None, seed: int = 0, **options: Any
     """
     from paceline.data.files import is_file_task, read_files
     from paceline.data.sources import find_source
+    from paceline.tasks.made import MADE
 
+    if name in MADE:
+        return MADE[name].load(name, model, seed, options)
     options = dict(options)
     limit = options.pop("limit", None)
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
@@ -111,7 +134,7 @@ def load_task(name: str, model: str | None = None, seed: int = 0, **options: Any
 
 def _find(name: str) -> _Suits:
     if name not in _TASKS:
-        raise UnknownNameError("task", name, _TASKS)
+        raise UnknownNameError("task", name, task_names())
     return _TASKS[name]
 
 

@@ -14,6 +14,7 @@ from paceline.params import Buffers
 __all__ = ["Arrays", "Task"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Part = tuple[Tensor, Callable[[nn.Module, Tensor], Tensor] | None]
 
 
 @dataclass(frozen=True)
@@ -80,3 +81,11 @@ class Task:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return self.model()
+
+    def present(self, rows: Tensor, round: int) -> Tensor:
+        """Return which of a client's rows are there in a round; all of them, unless tasks follow each other."""
+        return rows
+
+    def parts(self) -> Sequence[Part]:
+        """Return what of the test set is judged by itself too: rows, and ``(module, inputs) -> scores`` or None."""
+        return ()

@@ -1,0 +1,1 @@
+"""Methods for tasks that follow one another."""

@@ -1,0 +1,70 @@
+"""Tasks that are made of other ones, or of nothing but a seed: sequences, black boxes, models to tune.
+
+Each is a function of the registry's ``(model, seed)`` and of options of its own; nothing is built before it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+from paceline.data.sources import Source, find_source
+from paceline.errors import UnknownNameError
+from paceline.tasks.task import Task
+
+__all__ = ["MADE", "Made"]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A task and the function that makes it.
+
+    Args:
+        function: ``module:function`` under `paceline.tasks`; it takes ``model``, ``seed`` and named options.
+        about: a line for people.
+        model: the reference model.
+        source: data that are read by default, or "" for none.
+    """
+
+    function: str
+    about: str
+    model: str
+    source: str = ""
+
+    def load(self, name: str, model: str | None, seed: int, options: dict[str, Any]) -> Task:
+        """Make the task; raises `UnknownNameError` for an option that it does not have."""
+        module, _, function = self.function.partition(":")
+        make = getattr(importlib.import_module(f"paceline.tasks.{module}"), function)
+        known = inspect.signature(make).parameters
+        if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+            for option in options:
+                if option not in known:
+                    raise UnknownNameError(f"option of {name}", option, set(known) - {"model", "seed"})
+        task: Task = make(model=model, seed=seed, **options)
+        return task
+
+    @property
+    def data(self) -> Source | None:
+        """The data that are read by default."""
+        return find_source(self.source) if self.source else None
+
+    def info(self) -> str:
+        """Return a line on the task and its data."""
+        source, line = self.data, f"{self.about}; model {self.model}"
+        return line if source is None else f"{line}; data {source.name}; {source.licence}"
+
+
+MADE: dict[str, Made] = {
+    "permuted": Made(
+        "sequence:load_permuted",
+        "the same samples again and again, each time with shuffled inputs",
+        "mlp",
+        "digits",
+    ),
+    "split": Made(
+        "sequence:load_split", "a few classes after another, each with outputs of its own", "mlp", "digits"
+    ),
+}
+"""The made tasks by name."""
