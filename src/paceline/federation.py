@@ -123,17 +123,25 @@ class Federation:
         population = self.num_clients if among is None else len(among)
         if not 1 <= size <= population:
             raise CohortError(f"a cohort of {size} cannot be drawn from {population} clients; set --cohort to at most {population}")
+        picked = self.available(size, among)
+        if not picked:
+            raise CohortError(f"no client is available in round {self.round}")
+        return picked
+
+    def available(self, most: int | None = None, among: Sequence[int] | None = None) -> list[int]:
+        """Return the clients that can be asked in this round, sorted by id: all, or at most `most`, drawn without replacement.
+
+        There may be none.
+        """
+        population = self.num_clients if among is None else len(among)
         rng = numpy_rng(self.seed, "cohort", self.round, self.attempt, self._calls)
-        order = rng.permutation(population)
         picked: list[int] = []
-        for place in order:
+        for place in rng.permutation(population):
             client = int(place if among is None else among[int(place)])
             if self.fleet.available(client, self.round):
                 picked.append(client)
-                if len(picked) == size:
+                if len(picked) == most:
                     break
-        if not picked:
-            raise CohortError(f"no client is available in round {self.round}")
         return sorted(picked)
 
     def stream(self, function: str) -> str:

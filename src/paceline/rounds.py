@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -10,8 +11,8 @@ from typing import Any, Protocol
 import torch
 
 from paceline.config import RunConfig
-from paceline.errors import NonFiniteError, QuorumError, WorkerDiedError
-from paceline.federation import Federation
+from paceline.errors import CohortError, NonFiniteError, QuorumError, WorkerDiedError
+from paceline.federation import CallInfo, Federation
 from paceline.figures import adjusted_rand, figures, spread_figures
 from paceline.method import Method
 from paceline.params import Params
@@ -114,16 +115,20 @@ class Run:
         clock, totals = self.fed.clock, self.fed.totals
         before = (clock.now, totals.bytes_up, totals.bytes_down)
         deaths = attempt = 0
+        skipped = False
         clock.phases.clear()
         while True:
             self.fed.start_round(number, attempt)
             try:
                 state = self.method.round(self.fed, self.state)
                 break
-            except QuorumError:
-                attempt += 1
+            except (CohortError, QuorumError) as error:
                 self.fed.engine.rollback()
-                if attempt == MAX_ATTEMPTS:
+                if self._too_few():
+                    state, self.fed.last, skipped = self.state, CallInfo(), True
+                    break
+                attempt += 1
+                if attempt == MAX_ATTEMPTS or isinstance(error, CohortError):
                     raise
             except WorkerDiedError:
                 deaths += 1
@@ -149,6 +154,8 @@ class Run:
             "attempts": attempt + 1,
             **{f"note_{k}": v for k, v in last.notes.items()},
         }
+        if skipped:
+            record["skipped"] = 1
         found = self.method.clustering(state)
         if found is not None and self.groups:
             record["adjusted_rand"] = adjusted_rand(found, self.groups)
@@ -172,11 +179,21 @@ class Run:
         if self.observer is not None:
             self.observer(record, self.config.rounds)
 
+    def _too_few(self) -> bool:
+        """Return whether so few clients are there in this round that no sum can be formed, where they come and go.
+
+        Such a round is skipped: the state stays as it is, and what clients did is forgotten.
+        """
+        least = max(self.config.quorum, 1 if self.fed.aggregation.sees_each else 3)
+        return self.config.participation != "always" and len(self.fed.available(least)) < least
+
     def _evaluate(self, params: Params, state: Any) -> dict[str, Any]:
         kind = self.config.evaluation
         if kind.startswith("clients") or (kind == "auto" and not self.method.has_model):
             return self._evaluate_clients(state, kind == "clients-central")
         if self.task.buffers == "recompute" and params.layout.num_params < params.layout.size:
+            if self._too_few():  # nobody can compute what the model needs
+                return {}
             fresh = self.fed.mean(self.method.recompute, params, over=self.fed.sample()).statistics
             params = params.clone()
             params.vector[params.layout.num_params :] = fresh
@@ -238,8 +255,8 @@ class Run:
             task=self.config.task,
             rounds=self.round,
             seed=self.config.seed,
-            accuracy=scored[-1]["accuracy"],
-            loss=scored[-1]["loss"],
+            accuracy=scored[-1]["accuracy"] if scored else math.nan,
+            loss=scored[-1]["loss"] if scored else math.nan,
             round_seconds=sum(r["round_seconds"] for r in self.history) / max(len(self.history), 1),
             total_seconds=self.fed.clock.now,
             wall_seconds=sum(r["wall_seconds"] for r in self.history),

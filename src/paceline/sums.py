@@ -18,6 +18,9 @@ class Fleet(Protocol):
     def available(self, client: int, round: int) -> bool:
         """Return whether the client can be asked in this round."""
 
+    def rate(self, client: int) -> float:
+        """Return the part of the rounds in which it can be, in the long run."""
+
 
 class Clock(Protocol):
     """Virtual time, in seconds since the start of the run."""

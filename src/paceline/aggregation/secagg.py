@@ -72,6 +72,7 @@ class SecureAggregation:
 
     def sum(self, fed: Federation, request: Request) -> Summed:
         """Run the protocol once; a client that vanishes at any step drops out of the sum."""
+        _enough(fed, request)
         session = new_session(request.cohort, self.config, fed.round, fed.serial)
         directory = self.programs["secagg"].directory
         server = SecureServer(session, directory.publics(session.clients), fed.quorum)
@@ -192,6 +193,7 @@ class SecureArithmetic:
 
     def sum(self, fed: Federation, request: Request) -> Summed:
         """Ask the cohort and add encoded replies modulo 2^b."""
+        _enough(fed, request)
         peers = tell(fed, request)
         codec = Codec(self.config, len(request.cohort), request.declared.bounds)
         _, partials = fed.call(
@@ -272,6 +274,13 @@ def _facts(session: Session) -> dict[str, Any]:
 
 def _session(facts: dict[str, Any]) -> Session:
     return Session(**{**facts, "clients": tuple(facts["clients"]), "config": SecureConfig(**facts["config"])})
+
+
+def _enough(fed: Federation, request: Request) -> None:
+    """Refuse a cohort that has become too small to hide its members: fewer may be there than are wanted."""
+    there = len(request.cohort)
+    if there < 3:
+        raise QuorumError(f"round {fed.round}: {there} clients are there; a secure sum needs 3, as one of 2 shows each to the other")
 
 
 def _check(config: SecureConfig, fed: Federation) -> list[str]:
