@@ -7,6 +7,7 @@
     alie:0.2               mean - z * deviation over the colluders' updates ("A little is enough", Baruch et al. 2019)
     ipm:0.2                -scale * mean over the colluders' updates ("Fall of empires", Xie et al. 2019)
     minmax:0.2             as far along -deviation as the colluders' own spread hides (Shejwalkar & Houmansadr 2021)
+    ranks:0.2              votes: the colluders' positions added up, and the least important edge ranked first
     labelflip:0.2          honest training on labels C - 1 - y
 
 The number is the share of the population; further options follow as ``alie:0.2,z=1.5``. Colluders see each
@@ -50,6 +51,10 @@ class Adversary:
             cohort: number of clients asked.
             rng: stream of the i-th of them.
         """
+        return honest
+
+    def craft_votes(self, honest: Tensor) -> Tensor:
+        """Return what they send in place of integer tensors of shape [n], given as [f, n]; these stay honest by default."""
         return honest
 
     def labels(self, y: Tensor, num_classes: int) -> Tensor:
@@ -175,6 +180,19 @@ class MinMax(Adversary):
 
 
 @dataclass(frozen=True)
+class Ranks(Adversary):
+    """Send the reverse of the ranking that the colluders' positions add up to; it is a permutation like any other."""
+
+    name: ClassVar[str] = "ranks"
+
+    def craft_votes(self, honest: Tensor) -> Tensor:
+        """Turn the colluders' common ranking round."""
+        order = torch.argsort(honest.sum(0), descending=True, stable=True)
+        places = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        return places.to(honest.dtype).expand_as(honest)
+
+
+@dataclass(frozen=True)
 class LabelFlip(Adversary):
     """Train on C - 1 - y."""
 
@@ -186,7 +204,7 @@ class LabelFlip(Adversary):
 
 
 ADVERSARIES: dict[str, type[Adversary]] = {
-    cls.name: cls for cls in (SignFlip, Gaussian, Random, Drop, Alie, InnerProduct, MinMax, LabelFlip)
+    cls.name: cls for cls in (SignFlip, Gaussian, Random, Drop, Alie, InnerProduct, MinMax, Ranks, LabelFlip)
 }
 """The adversaries by name."""
 

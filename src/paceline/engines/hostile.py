@@ -144,23 +144,34 @@ def _part(call: Call, clients: Sequence[int]) -> Call:
 def _craft(
     adversary: Adversary, replies: Sequence[Tree], cohort: int, rng: Callable[[int], torch.Generator]
 ) -> list[Tree]:
-    """Return the replies with all float tensors replaced; replies of one make are crafted together."""
+    """Return the replies with all float tensors, and vectors of votes, replaced; replies of one make are crafted together."""
     opened = [flatten(dict(r.fields) if isinstance(r, Update) else r) for r in replies]
     makes: dict[Any, list[int]] = {}
     for place, (_, leaves) in enumerate(opened):
-        makes.setdefault(tuple(tuple(t.shape) for t in leaves if t.is_floating_point()), []).append(place)
+        makes.setdefault(tuple((tuple(t.shape), t.is_floating_point()) for t in leaves), []).append(place)
     crafted = list(replies)
     for shapes, places in makes.items():
         if not shapes:  # counts and figures only
             continue
-        rows = [torch.cat([t.reshape(-1) for t in opened[p][1] if t.is_floating_point()]) for p in places]
-        sent = adversary.craft(torch.stack(rows), cohort, lambda i, places=places: rng(places[i]))  # type: ignore[misc]
+        _vote(adversary, [opened[p][1] for p in places])
+        sent: Any = [torch.zeros(0)] * len(places)
+        if any(floating for _, floating in shapes):
+            rows = [torch.cat([t.reshape(-1) for t in opened[p][1] if t.is_floating_point()]) for p in places]
+            sent = adversary.craft(torch.stack(rows), cohort, lambda i, places=places: rng(places[i]))  # type: ignore[misc]
         for place, row in zip(places, sent, strict=True):
             structure, leaves = opened[place]
             whole = unflatten(structure, _replaced(leaves, row))
             reply = replies[place]
             crafted[place] = Update(weight=reply.weight, **whole) if isinstance(reply, Update) else whole
     return crafted
+
+
+def _vote(adversary: Adversary, replies: Sequence[list[Tensor]]) -> None:
+    """Replace the integer vectors of replies of one make."""
+    for i, leaf in enumerate(replies[0]):
+        if leaf.dim() == 1 and not leaf.is_floating_point():
+            for leaves, row in zip(replies, adversary.craft_votes(torch.stack([r[i] for r in replies])), strict=True):
+                leaves[i] = row.clone()
 
 
 def _replaced(leaves: Sequence[Tensor], row: Tensor) -> list[Tensor]:

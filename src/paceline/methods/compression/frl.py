@@ -1,0 +1,151 @@
+"""FRL (Mozaffari et al., "Every Vote Counts: Ranking-Based Training of Federated Learning to Resist Poisoning Attacks",
+USENIX Security 2023).
+
+Weights w = +- sqrt(2 / fan_in) are frozen; only scores s of the n edges of a layer are learnt, and only their order is
+sent: R lists edges from the least to the most important one, and an edge's position in it is its vote.
+    client: s[R_j] <- q_j (q: sorted initial scores);   m = 1 for the top ceil(k n) scores
+            SGD on s with ds = w * dL/d(w * m), also for masked edges;   R_u = argsort s
+    server: R <- argsort sum_u argsort R_u   (ties: lowest edge first)
+
+The server sees the sum of positions, which is exact (or, to check that they are permutations, each client's own). A
+client keeps nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from paceline.client import Client
+from paceline.errors import ConfigError
+from paceline.federation import Federation
+from paceline.method import Method, on_client
+from paceline.models.supermasks import MaskOn, Ranks, mask, network, placed, slope, without_offsets
+from paceline.params import Layout, Params
+from paceline.ranks import PackedRanks, pack, positions, unpack
+from paceline.tree import node
+
+
+@node
+class FrlState:
+    """The seed of the frozen weights, the global ranking of each layer, and the weights that it keeps."""
+
+    seed: int
+    ranks: Ranks
+    params: Params
+
+
+@dataclass(frozen=True)
+class FRL(Method):
+    """Votes on a frozen random network.
+
+    Args:
+        lr: rate on the scores; annealed over the epochs by a cosine.
+        decay: factor on `lr` with each round.
+        epochs, batch_size, momentum, weight_decay: of the local SGD.
+        keep: share k of the edges of each layer that a mask keeps.
+        mask_on: signed scores (the paper); absolute ones; or, as in the released code, a mask on absolute scores that
+            are ranked with their signs, which keeps both ends of the ranking.
+        top: share of the ranking that is voted for (Sparse-FRL); the rest gets position 0.
+    """
+
+    family: ClassVar[str] = "compression"
+    paper: ClassVar[str] = "Mozaffari et al., USENIX Security 2023"
+    reveals: ClassVar[str] = "sums of votes"
+    headline: ClassVar[str] = (
+        "a poisoner has one bounded vote, and an upload is a permutation in place of floats"
+    )
+
+    lr: float = 0.4
+    decay: float = 0.999
+    epochs: int = 2
+    batch_size: int | None = 8
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    keep: float = 0.5
+    mask_on: MaskOn = "signed"
+    top: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= 1 or not 0 < self.top <= 1:
+            raise ConfigError(f"keep={self.keep}, top={self.top}; both must be above 0 and at most 1")
+
+    def fit_task(self, task: Any) -> tuple[Method, Any]:
+        """Freeze everything that is no matrix or filter; raises `ConfigError` for running statistics."""
+        module = task.build(0)
+        if any(b.is_floating_point() for b in module.buffers()):
+            raise ConfigError(
+                f"{self.slug()} needs a model without running statistics (BatchNorm); use norm=group or none"
+            )
+        names = [n for n, p in module.named_parameters() if p.dim() > 1]
+        return self, replace(task, model=functools.partial(without_offsets, task.model), trainable=names)
+
+    def init(self, fed: Federation) -> FrlState:
+        """Draw weights and an initial ranking from the run's seed."""
+        layout = fed.init_params().layout
+        return self._state(layout, fed.seed, network(layout, fed.seed, self.mask_on)[2])
+
+    def _state(self, layout: Layout, seed: int, ranks: Ranks) -> FrlState:
+        frozen, scores, _ = network(layout, seed, self.mask_on)
+        return FrlState(seed, ranks, frozen * mask(placed(layout, ranks, scores), self.keep, self.mask_on))
+
+    def round(self, fed: Federation, state: FrlState) -> FrlState:
+        """Let the cohort vote; votes whose sum cannot be one of permutations are left out."""
+        total = fed.sum(self.vote, (state.seed, packed(state.ranks)), over=fed.sample())
+        cheated = [n for n, p in total["positions"].items() if not self._fair(p, total["voters"])]
+        fed.last.notes["refused_sums"] = float(len(cheated))
+        won = {n: torch.argsort(p, stable=True) for n, p in total["positions"].items() if n not in cheated}
+        return self._state(state.params.layout, state.seed, {**state.ranks, **won})
+
+    def _fair(self, total: Tensor, voters: int) -> bool:
+        """Say whether summed positions have the total and the range that permutations' have."""
+        n = len(total)
+        cut = self._cut(n)
+        right = int(total.sum()) == voters * (n * (n - 1) - cut * (cut - 1)) // 2
+        return right and int(total.min()) >= 0 and int(total.max()) <= voters * (n - 1)
+
+    def _cut(self, n: int) -> int:
+        return int((1 - self.top) * n)
+
+    @on_client
+    def vote(self, client: Client, message: tuple[int, PackedRanks]) -> dict[str, Any]:
+        """Learn scores; return each edge's position."""
+        votes = {n: positions(r) for n, r in self.learn(client, message).items()}
+        votes = {n: torch.where(p < self._cut(len(p)), 0, p) for n, p in votes.items()}
+        return {
+            "positions": {n: p.to(torch.int16 if len(p) <= 2**15 else torch.int32) for n, p in votes.items()},
+            "voters": 1,
+        }
+
+    def learn(self, client: Client, message: tuple[int, PackedRanks]) -> Ranks:
+        """Train scores from the global ranking; return the client's own ranking of each layer."""
+        seed, sent = message
+        layout, keep, on = client.model.layout, self.keep, self.mask_on
+        frozen, scores, _ = network(layout, seed, on)
+        ranks = {n: unpack(sent[n], e.size) for n, e in layout.by_name.items()}
+        frozen = frozen.to(client.device)
+        start = placed(layout, ranks, scores).to(client.device)
+        local = client.sgd(
+            start,
+            lr=self.lr * self.decay ** (client.round - 1),
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            direction=lambda gradient, at: frozen * gradient(frozen * mask(at, keep, on)) * slope(at, on),
+            schedule=lambda step, steps: (
+                0.5 * (1 + math.cos(math.pi * (step * self.epochs // steps) / self.epochs))
+            ),
+        )
+        learnt = local.params.map(torch.abs) if on == "abs" else local.params
+        return {n: torch.argsort(learnt[n].reshape(-1).cpu(), stable=True) for n in layout.by_name}
+
+
+def packed(ranks: Ranks) -> PackedRanks:
+    """Return rankings in as few bits as their numbers need."""
+    return {n: pack(r, len(r)) for n, r in ranks.items()}

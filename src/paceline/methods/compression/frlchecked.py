@@ -1,0 +1,52 @@
+"""FRL with a check of every vote (Mozaffari et al., USENIX Security 2023): the paper's robust form.
+
+A sum cannot tell whether a client sent a permutation or a million votes. Here each client sends its ranking, packed in
+ceil(log2 n) bits an edge, and the server counts those that name no edge twice. The algorithm is that of `frl`.
+
+The server sees each client's ranking. A client keeps nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from paceline.client import Client
+from paceline.federation import Federation
+from paceline.method import on_client
+from paceline.methods.compression.frl import FRL, FrlState, packed
+from paceline.ranks import PackedRanks, is_permutation, pack, unpack
+
+
+@dataclass(frozen=True)
+class FRLChecked(FRL):
+    """FRL with every client's own ranking, refused where it is no permutation: the robust form."""
+
+    reveals: ClassVar[str] = "each client's ranking of the edges"
+    sum_only: ClassVar[str] = "frl"
+
+    def round(self, fed: Federation, state: FrlState) -> FrlState:
+        """Let the cohort vote openly; count what is valid."""
+        replies = fed.each(self.vote_openly, (state.seed, packed(state.ranks)), over=fed.sample())
+        total = {n: torch.zeros(len(r), dtype=torch.int64) for n, r in state.ranks.items()}
+        refused = 0
+        for reply in replies.values():
+            ranks = {n: unpack(reply[n], len(t), len(t) - self._cut(len(t))) for n, t in total.items()}
+            if not all(is_permutation(r, len(total[n])) for n, r in ranks.items()):
+                refused += 1
+                continue
+            for n, r in ranks.items():
+                total[n][r] += torch.arange(len(total[n]) - len(r), len(total[n]))
+        fed.last.notes["refused"] = float(refused)
+        if refused == len(replies):
+            return state
+        return self._state(
+            state.params.layout, state.seed, {n: torch.argsort(t, stable=True) for n, t in total.items()}
+        )
+
+    @on_client(each=True)
+    def vote_openly(self, client: Client, message: tuple[int, PackedRanks]) -> PackedRanks:
+        """Learn scores; return the (upper part of the) ranking."""
+        return {n: pack(r[self._cut(len(r)) :], len(r)) for n, r in self.learn(client, message).items()}
