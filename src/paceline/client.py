@@ -180,6 +180,7 @@ class Client:
         adam: AdamW | None = None,
         model: Resident | None = None,
         alone: bool = False,
+        batches: str | None = None,
     ) -> Trained:
         """Train from `start` on this client's data: the one local loop.
 
@@ -203,6 +204,7 @@ class Client:
             model: a resident module to use in place of the client's own (a sub-model).
             alone: the module was prepared for this client (forward hooks, buffers), so it trains at once and
                 by itself.
+            batches: a name: trainings of this call that give the same one see the same batches.
 
         A client without data returns `start` after 0 steps. Raises `NonFiniteError` for a NaN loss.
         """
@@ -220,7 +222,7 @@ class Client:
             self.problem.lr if lr is None else lr,
             wanted if n else 0,
             batch_size,
-            partial(self.stream, "order", self._loops),
+            partial(self.stream, "order", self._loops if batches is None else batches),
             momentum,
             weight_decay,
             correct,

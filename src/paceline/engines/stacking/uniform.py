@@ -66,6 +66,8 @@ class Uniform:
 
     def sgd(self, *args: Any, **options: Any) -> Trained:
         """Train all clients: see `Client.sgd`."""
+        if options.get("batches") is not None:
+            raise NotUniform("batches that are seen again")
         return self._lead.sgd(*args, **options)
 
     def _train(self, job: Job) -> Trained:

@@ -1,0 +1,230 @@
+"""Momentum (Cheng et al., "Momentum Benefits Non-IID Federated Learning Simply and Provably", ICLR 2024).
+
+Every local step mixes in the server's last direction g; F is the step's batch loss, xi the same batch in both:
+
+    y <- y - lr d;   g <- mean (x - y) / (lr K);   x <- x - gamma g
+    FedAvg-M       d = beta F'(y) + (1 - beta) g
+    FedAvg-M-VR    d = F'(y; xi) + (1 - beta) (g - F'(x_prev; xi))
+    SCAFFOLD-M     d = beta (F'(y) - c_u + c) + (1 - beta) g
+    SCAFFOLD-M-VR  d = F'(y; xi) - beta (c_u - c) + (1 - beta) (g - F'(x_prev; xi))
+    c_u <- mean of the F'(y) of all steps;   c <- c + 1/N sum (change of c_u)
+
+The server sees sums of directions and, with controls, of their changes. A client of the SCAFFOLD forms keeps its
+control c_u. Plain gradients are those of the loss and of the weight decay. The directions but that of FedAvg-M
+(which is FedCM's) are recalled from the paper, not read from it. The mean is by samples in the FedAvg forms and
+over clients in the SCAFFOLD forms, as in FedAvg and SCAFFOLD, which are the cases beta = 1 with the default gamma.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+from paceline.client import Client, Trained
+from paceline.federation import Federation
+from paceline.kept import Kept
+from paceline.method import Method, on_client
+from paceline.params import Params
+from paceline.running import averaged, statistics, weights
+from paceline.tree import node
+from paceline.update import Update
+
+
+@node
+class MomentumState:
+    """The model, the last direction g and the length gamma of the step along it, and controls where there are any."""
+
+    params: Params
+    direction: Params
+    rate: float | None = None
+    control: Params | None = None
+    landed: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FedAvgM(Method):
+    """FedAvg-M: momentum from the server in every local step; a client keeps nothing. The mean is by samples.
+
+    Args:
+        beta: share of a client's own gradient; 1 is FedAvg.
+        lr: client learning rate; None takes the task's.
+        epochs: local passes over a client's data.
+        steps: K, local steps in place of passes; None trains for `epochs`.
+        batch_size: local batch size; None takes the task's.
+        weight_decay: part of the gradient.
+        server_lr: gamma; None takes the mean of lr K, which goes to the mean of the local models.
+    """
+
+    family: ClassVar[str] = "optimisation"
+    paper: ClassVar[str] = "Cheng et al., ICLR 2024"
+    headline: ClassVar[str] = "FedAvg converges with a constant local rate and no bound on how unlike clients are, at FedAvg's upload"
+    reveals: ClassVar[str] = "sums of directions"
+
+    beta: float = 0.1
+    lr: float | None = None
+    epochs: int = 1
+    steps: int | None = None
+    batch_size: int | None = None
+    weight_decay: float = 0.0
+    server_lr: float | None = None
+
+    def init(self, fed: Federation) -> MomentumState:
+        """Start with no direction."""
+        params = fed.init_params()
+        return MomentumState(params=params, direction=params.zeros())
+
+    def round(self, fed: Federation, state: MomentumState) -> MomentumState:
+        """Average the cohort's directions and step along the mean."""
+        cohort = fed.sample()
+        if state.rate is None:
+            state = replace(self.warm(fed, state), rate=0.0)
+        landed = {c: state.landed[c] for c in cohort if c in state.landed}
+        mean = fed.mean(self.train, replace(state, landed=landed), over=cohort)
+        rate = mean.way if self.server_lr is None else self.server_lr
+        params = averaged(state.params - rate * mean.direction, mean)
+        return self.settle(fed, replace(state, params=params, direction=mean.direction, rate=rate), mean)
+
+    def warm(self, fed: Federation, state: MomentumState) -> MomentumState:
+        """Return the state before the first step."""
+        return state
+
+    def settle(self, fed: Federation, state: MomentumState, mean: Update) -> MomentumState:
+        """Return the state with what else came back."""
+        return state
+
+    @on_client(bounds={"direction": 4.0, "statistics": 100.0})
+    def train(self, client: Client, message: MomentumState) -> Update:
+        """Train with momentum; return the mean direction of all steps."""
+        beta, g, decay = self.beta, message.direction, self.weight_decay
+        local = self.sgd(client, message.params, correct=lambda grad, at: beta * (grad + decay * at) + (1 - beta) * g)
+        return Update(**self.along(client, message, local), weight=client.num_samples)
+
+    def sgd(self, client: Client, start: Params, **hooks: Any) -> Trained:
+        """Train by this method's hyperparameters."""
+        common = {"lr": self.lr, "epochs": self.epochs, "steps": self.steps, "batch_size": self.batch_size}
+        return client.sgd(start, **common | hooks)
+
+    def along(self, client: Client, message: MomentumState, local: Trained) -> dict[str, Any]:
+        """Return a reply's fields: the mean direction, the length of the way, and the loss."""
+        way = (client.problem.lr if self.lr is None else self.lr) * local.steps
+        direction = weights(message.params - local.params) / (way or 1.0)
+        return {"direction": direction, "way": way, "loss": local.loss, **statistics(local.params)}
+
+
+@dataclass(frozen=True)
+class FedAvgMVR(FedAvgM):
+    """FedAvg-M-VR: momentum with variance reduction (STORM): twice the gradients. Wants small local rates."""
+
+    headline: ClassVar[str] = "gradient noise costs (noise / (N K R))^(2/3) in place of its square root, at FedAvg's upload"
+
+    def warm(self, fed: Federation, state: MomentumState) -> MomentumState:
+        """Start with the mean gradient of all who are there."""
+        return replace(state, direction=fed.mean(self.full, state.params, over=fed.available()).direction)
+
+    @on_client(bounds={"direction": 4.0})
+    def full(self, client: Client, message: Params) -> Update:
+        """Return the gradient over all samples."""
+        return Update(direction=weights(client.gradient(message) + self.weight_decay * message), weight=client.num_samples)
+
+    @on_client(bounds={"direction": 4.0, "statistics": 100.0})
+    def train(self, client: Client, message: MomentumState) -> Update:
+        """Train with the corrected momentum; return the mean direction of all steps."""
+        beta, g, decay = self.beta, message.direction, self.weight_decay
+        before = message.params + (message.rate or 0.0) * g
+        local = self.sgd(
+            client,
+            message.params,
+            direction=lambda gradient, at: gradient(at) + decay * at + (1 - beta) * (g - gradient(before) - decay * before),
+        )
+        return Update(**self.along(client, message, local), weight=client.num_samples)
+
+
+@dataclass(frozen=True)
+class ScaffoldM(FedAvgM):
+    """SCAFFOLD-M: momentum and controls, for cohorts that are small parts of the population; clients weigh alike.
+
+    Args:
+        start: first controls: zeros, or everybody's gradient at the first model.
+    """
+
+    headline: ClassVar[str] = "SCAFFOLD's rate under partial participation with N^(2/3) / S in the place of N / S"
+    reveals: ClassVar[str] = "sums of directions and of control changes"
+    keeps: ClassVar[str] = "the last two control variates (twice the model size)"
+
+    start: Literal["zeros", "gradients"] = "zeros"
+
+    def warm(self, fed: Federation, state: MomentumState) -> MomentumState:
+        """Start with zero controls, or ask all who are there for their first ones."""
+        if self.start == "zeros":
+            return replace(state, control=state.params.zeros())
+        mean = fed.mean(self.first, state.params, over=fed.available())
+        control = (mean.weight / fed.num_clients) * mean.control
+        return replace(state, direction=self.toward(mean.control), control=control, landed=dict.fromkeys(fed.last.arrived, 0))
+
+    def toward(self, gradient: Params) -> Params:
+        """Return the first direction, given the mean gradient."""
+        return gradient.zeros()
+
+    def settle(self, fed: Federation, state: MomentumState, mean: Update) -> MomentumState:
+        """Count the changes of controls over the population."""
+        assert state.control is not None
+        control = state.control + (mean.weight / fed.num_clients) * mean.control
+        return replace(state, control=control, landed=state.landed | dict.fromkeys(fed.last.arrived, fed.round))
+
+    @on_client(bounds={"control": 4.0})
+    def first(self, client: Client, message: Params) -> Update:
+        """Keep the gradient over all samples as the control, and return it."""
+        control = weights(client.gradient(message) + self.weight_decay * message)
+        Kept(client, "control", {}, None).keep(control, round=0)
+        return Update(control=control, weight=min(client.num_samples, 1))
+
+    @on_client(bounds={"direction": 4.0, "control": 4.0, "statistics": 100.0})
+    def train(self, client: Client, message: MomentumState) -> Update:
+        """Train with momentum and controls; return the mean direction and the change of the control."""
+        beta, g, decay, c = self.beta, message.direction, self.weight_decay, message.control
+        assert c is not None
+        own = Kept(client, "control", message.landed, c.zeros())
+        shift = (1 - beta) * g - beta * (own.value - c)
+        local = self.sgd(client, message.params, correct=lambda grad, at: beta * (grad + decay * at) + shift)
+        along = self.along(client, message, local)
+        return self.controlled(own, along, (along["direction"] - shift) / beta, local.steps)
+
+    def controlled(self, own: Kept, along: dict[str, Any], plain: Params, steps: int) -> Update:
+        """Keep the mean plain gradient as the control; without samples there is none, and nothing to count."""
+        own.keep(plain if steps else own.value)
+        return Update(**along, control=plain - own.value, weight=min(steps, 1))
+
+
+@dataclass(frozen=True)
+class ScaffoldMVR(ScaffoldM):
+    """SCAFFOLD-M-VR: controls and momentum with variance reduction. Wants small local rates.
+
+    The control is the mean of plain gradients, which the local model does not tell here. So a client goes through
+    the same batches again, at the last model: three gradients in each step.
+    """
+
+    headline: ClassVar[str] = "gradient noise costs (noise / (S sqrt(K) R))^(2/3) under partial participation"
+
+    start: Literal["gradients"] = "gradients"
+
+    def toward(self, gradient: Params) -> Params:
+        """Start along the mean gradient."""
+        return gradient
+
+    @on_client(bounds={"direction": 4.0, "control": 4.0, "statistics": 100.0})
+    def train(self, client: Client, message: MomentumState) -> Update:
+        """Train with controls and the corrected momentum; return the mean direction and the change of the control."""
+        beta, g, decay, c = self.beta, message.direction, self.weight_decay, message.control
+        assert c is not None
+        own, before = Kept(client, "control", message.landed, c.zeros()), message.params + (message.rate or 0.0) * g
+        shift = (1 - beta) * (g - decay * before) - beta * (own.value - c)
+        local = self.sgd(
+            client,
+            message.params,
+            direction=lambda gradient, at: gradient(at) + decay * at + shift - (1 - beta) * gradient(before),
+            batches="both",
+        )
+        again = self.sgd(client, before, lr=1.0, direction=lambda gradient, at: gradient(before), batches="both")
+        past = weights(before - again.params) / max(local.steps, 1)
+        along = self.along(client, message, local)
+        return self.controlled(own, along, along["direction"] - shift + (1 - beta) * past, local.steps)
