@@ -209,9 +209,8 @@ class FederationServer:
 
     def _engine(self, setup: Setup) -> GrpcEngine:
         part, waiting = self.config.server, self.config.waiting
-        settings = HubSettings(
-            heartbeat=part.heartbeat, limit=part.limit, memory=part.memory, pack=part.pack, watch=min(1.0, part.heartbeat)
-        )
+        chosen = {name: getattr(part, name) for name in ("heartbeat", "limit", "memory", "lanes", "window", "pack")}
+        settings = HubSettings(**chosen, watch=min(1.0, part.heartbeat))
         progress = Progress(self._facts["id"], self._facts["starts"])
         plan = {"config": self.run.model_dump(mode="json", exclude_none=True), "plan": Plan.of(self.run, self.privacy).to_tree()}
         hub = Hub(

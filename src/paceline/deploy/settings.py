@@ -58,6 +58,8 @@ class ServerPart(_Part):
     heartbeat: float = Field(default=10.0, gt=0, description="seconds between pings; three without an answer end a stream")
     limit: int = Field(default=1 << 30, ge=1 << 12, description="largest message of a client, in bytes")
     memory: int = Field(default=64 << 20, ge=0, description="bytes that incoming messages take before they go to files")
+    lanes: int = Field(default=16, ge=1, description="large messages that come, and that go, at a time")
+    window: int = Field(default=256 << 10, ge=1 << 16, description="bytes that a client may send ahead of what was read")
     pack: bool = Field(default=False, description="compress with zstd")
     faults: tuple[str, ...] = Field(default=(), description="faults on purpose, for tests")
 

@@ -13,6 +13,7 @@ import grpc.aio
 
 from paceline.engines.grpc import protocol as p
 from paceline.engines.grpc.buffers import Budget
+from paceline.engines.grpc.lanes import Lanes
 from paceline.engines.grpc.link import Link, Shaper
 from paceline.engines.grpc.ports import HubSettings, Member, Members
 from paceline.engines.grpc.session import Closed, Session
@@ -43,6 +44,7 @@ class Door:
         self._members, self._settings, self._sessions = members, settings, sessions
         self._note, self._budget, self._shaper = note, budget, shaper
         self._greeting: dict[int, int] = {}
+        self._out, self._in = Lanes(settings.lanes), Lanes(settings.lanes)
 
     async def enter(self, context: Any) -> Session | Closed:
         """Return a new stream's session, or why there is none."""
@@ -86,7 +88,8 @@ class Door:
             frame = await context.read()
             return None if frame is grpc.aio.EOF else frame
 
-        link = Link(read, context.write, limit=self._settings.limit, budget=self._budget, shaper=self._shaper)
+        limit, lanes = self._settings.limit, (self._out, self._in)
+        link = Link(read, context.write, limit=limit, budget=self._budget, shaper=self._shaper, lanes=lanes)
         link.vet = _no_parts
         try:
             hello = await asyncio.wait_for(link.receive(), self._settings.hello)

@@ -32,7 +32,7 @@ HEAD = struct.Struct("<2sBBQI")
 _OPENING = struct.Struct("<BB")
 _PART = struct.Struct("<QQB")
 
-CHUNK = 256 * 1024
+CHUNK = 64 * 1024
 """Bytes of a part in one frame."""
 
 HEAD_LIMITS = Limits(size=1 << 20, header=1 << 20, depth=64, items=100_000, tensors=64)

@@ -170,7 +170,7 @@ class Hub:
             last = now if due else last
             for session in list(self.sessions.values()):
                 self.door.look_again(session)
-                if now - session.link.heard > 3 * beat:
+                if now - session.link.heard > 3 * beat and not session.link.waits:
                     session.close(_STATUS.DEADLINE_EXCEEDED, "it was silent for too long")
                 elif due and session.outbox.empty():
                     session.put(p.PING)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from paceline.engines.grpc.buffers import Budget, Buffer
 from paceline.engines.grpc.frames import HEAD_LIMITS, Opening, Part, frames, open_frame, opening, unpack
+from paceline.engines.grpc.lanes import Lanes, Turn
 from paceline.errors import WireError
 from paceline.tree import Tree
 from paceline.wire import Limits, loads
@@ -72,7 +73,7 @@ class Link:
         budget: memory of incoming messages.
         vet: see `Vet`.
         shaper: faults on purpose.
-        heard: is called at each frame that comes.
+        lanes: where large messages take turns, one way and the other; None lets all go at once.
     """
 
     def __init__(
@@ -84,21 +85,30 @@ class Link:
         budget: Budget,
         vet: Vet | None = None,
         shaper: Shaper | None = None,
+        lanes: tuple[Lanes, Lanes] | None = None,
     ) -> None:
         self._read, self._write = read, write
         self._limit, self._budget, self._shaper = limit, budget, shaper
         self.vet = vet
         self._sent = self._seen = 0
         self.bytes_in = self.bytes_out = 0
+        self._lanes = lanes or (Lanes(1 << 30), Lanes(1 << 30))
         self.heard = time.monotonic()
+        self.waits = False
+        """Whether the other end is kept waiting for its turn, so that its silence means nothing."""
 
     async def send(self, kind: int, head: Tree = None, *parts: Part) -> None:
         """Send a message; returns when its last frame is on its way."""
-        for frame in frames(kind, (Part.of(head or {}), *parts), self._sent):
-            self._sent += 1
-            self.bytes_out += len(frame)
-            for one in [frame] if self._shaper is None else await self._shaper.outgoing(frame):
-                await self._write(one)
+        turn = await self._lanes[0].turn(sum(len(part.data) for part in parts))
+        try:
+            for frame in frames(kind, (Part.of(head or {}), *parts), self._sent):
+                self._sent += 1
+                self.bytes_out += len(frame)
+                for one in [frame] if self._shaper is None else await self._shaper.outgoing(frame):
+                    await self._write(one)
+                turn.going_on()
+        finally:
+            turn.end()
 
     async def receive(self) -> Message | None:
         """Return the next message, or None at the end of the stream. Raises `WireError`, after which nothing more can be read."""
@@ -122,16 +132,26 @@ class Link:
         keep = self.vet is None or self.vet(announced.kind, head, announced)
         parts = [Buffer(wire, self._budget, keep) for wire, _, _ in announced.parts[1:]]
         message = Message(announced.kind, head, announced, parts, began, began)
+        turn = await self._turn(announced.size)
         try:
             for part in parts:
-                await self._fill(part)
+                await self._fill(part, turn)
         except BaseException:
             message.close()
             raise
+        finally:
+            turn.end()
         message.ended = time.monotonic()
         return message
 
-    async def _fill(self, buffer: Buffer) -> None:
+    async def _turn(self, size: int) -> Turn:
+        self.waits = True
+        try:
+            return await self._lanes[1].turn(size)
+        finally:
+            self.waits, self.heard = False, time.monotonic()
+
+    async def _fill(self, buffer: Buffer, turn: Turn | None = None) -> None:
         while True:
             frame = await self._frame()
             if frame is None:
@@ -139,6 +159,8 @@ class Link:
             opens, payload = frame
             if opens:
                 raise WireError("a message began inside another one")
+            if turn is not None:
+                turn.going_on()
             if buffer.add(payload):
                 return
 

@@ -69,6 +69,9 @@ class HubSettings:
         waiting: streams of one client that may be introducing themselves at once.
         limit: largest message of a client, in bytes.
         memory: bytes that incoming messages may take together before they go to files.
+        lanes: large messages that come, and that go, at a time.
+        window: bytes that a client may send ahead of what was read; with the time of a round trip it bounds the
+            speed of an upload: 256 KiB in 50 ms are 5 MB/s.
         pack: compress what is sent with zstd.
         watch: seconds between looks at the certificates of live streams.
     """
@@ -78,6 +81,8 @@ class HubSettings:
     waiting: int = 3
     limit: int = 1 << 30
     memory: int = 64 << 20
+    lanes: int = 16
+    window: int = 256 << 10
     pack: bool = False
     watch: float = 1.0
 

@@ -7,7 +7,7 @@ import grpc.aio
 
 from paceline.engines.grpc import protocol as p
 from paceline.engines.grpc.hub import Hub
-from paceline.engines.grpc.tls import Credentials, options
+from paceline.engines.grpc.tls import Credentials, narrow, options
 from paceline.errors import EngineError
 
 __all__ = ["Server"]
@@ -28,7 +28,7 @@ class Server:
 
     async def start(self) -> int:
         """Listen; return the port. Raises `EngineError` where that cannot be."""
-        self._server = grpc.aio.server(options=options())
+        self._server = grpc.aio.server(options=[*options(), *narrow(self.hub.settings.window)])
         handler = grpc.stream_stream_rpc_method_handler(self.hub.connect)
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(p.SERVICE, {"Connect": handler}),))
         try:

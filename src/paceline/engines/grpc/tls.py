@@ -12,7 +12,7 @@ import grpc
 from paceline.engines.grpc.frames import CHUNK
 from paceline.errors import IdentityError
 
-__all__ = ["Credentials", "options"]
+__all__ = ["Credentials", "narrow", "options"]
 
 _FRAME = CHUNK + 4096
 
@@ -40,6 +40,15 @@ class Credentials:
     def channel(self) -> grpc.ChannelCredentials:
         """Return a client's end."""
         return grpc.ssl_channel_credentials(self.roots, self.key, self.certificate)
+
+
+def narrow(window: int) -> Sequence[tuple[str, Any]]:
+    """Return what bounds the memory that gRPC's core takes for each connection of a server."""
+    return [
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", window),
+        ("grpc.experimental.tcp_max_read_chunk_size", 64 * 1024),
+    ]
 
 
 def options(name: str = "", keepalive: float = 30.0) -> Sequence[tuple[str, Any]]:

@@ -1,0 +1,303 @@
+"""What the network costs: rounds without work, a large model, and the server's memory against the number of clients.
+
+Server and clients are separate processes on this machine and talk over mutual TLS. Clients of one process
+share a loop and a worker, and do no work: they answer with what they were sent.
+
+    python benchmarks/federation.py [empty] [model] [memory] [clip]
+
+- ``empty``: seconds of a round of 10 clients with a model of 100 numbers (bars: 50 ms plain, 250 ms secure).
+- ``model``: 7 MB to each client and back, against the same bytes over bare TLS sockets (bar: 3 times).
+- ``memory``: the server's peak memory with 10 to 200 clients and a model of 7 MB (bar: flat).
+- ``clip``: wall time of measured rounds, FedAvg against CLIP, with two of eight clients held back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import multiprocessing
+import resource
+import shutil
+import socket
+import ssl
+import statistics
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from paceline.aggregation import load_aggregation
+from paceline.client import Client
+from paceline.federation import Federation
+from paceline.method import Method, on_client
+from paceline.params import Layout, Params
+from paceline.tasks import Arrays, Task
+from paceline.update import Update
+
+CONTEXT = multiprocessing.get_context("fork")
+SECURE = {"gamma": 0.0}
+
+
+@dataclass(frozen=True)
+class Echo(Method):
+    """Sends the model out and gets it back."""
+
+    family: ClassVar[str] = "benchmark"
+
+    def round(self, fed: Federation, state: Any) -> Any:
+        return fed.mean(self.train, state, over=range(fed.num_clients)).delta
+
+    @on_client
+    def train(self, client: Client, message: Params) -> Update:
+        return Update(delta=message, weight=1)
+
+
+class Numbers(nn.Module):
+    """A model of `size` numbers."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(size))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight[:2].reshape(1, 2)
+
+
+def make_task(size: int) -> Task:
+    data = Arrays(torch.zeros(4, 1), torch.zeros(4, dtype=torch.int64))
+    return Task("numbers", data, data, lambda: Numbers(size), 2)
+
+
+def keys(clients: int) -> Path:
+    from paceline.deploy.authority import Authority
+
+    root = Path(tempfile.mkdtemp(prefix="paceline-bench-"))
+    ca = Authority.create(root / "ca", "bench")
+    ca.issue_server(["localhost", "127.0.0.1"]).write(root / "server")
+    issued = [ca.issue_client(f"client{n}") for n in range(clients)]
+    for number, one in enumerate(issued):
+        one.write(root / f"client{number}")
+        shutil.copy(root / "ca" / "directory", root / f"client{number}" / "directory")
+    for name in ("directory", "crl.pem"):
+        shutil.copy(root / "ca" / name, root / "server" / name)
+    return root
+
+
+# -- the server's process ------------------------------------------------------------------------
+def serve(pipe: Connection, root: Path, clients: int, size: int, aggregation: str, rounds: int) -> None:
+    """Carry out rounds; send (seconds of each, peak memory before and after, in MiB)."""
+    from paceline.aggregation.secagg import SecureAggregation, secure_config
+    from paceline.deploy.gate import Gate
+    from paceline.deploy.identity import PinnedDirectory
+    from paceline.deploy.trust import Trust
+    from paceline.devices import VirtualClock, load_fleet
+    from paceline.engines.grpc import Credentials, GrpcEngine, Hub, LoopThread, Progress, Server
+
+    torch.set_num_threads(1)
+    folder, task = root / "server", make_task(size)
+    trust = Trust.load(folder / "trust.pem")
+    directory = PinnedDirectory(folder / "directory", trust)
+    hub = Hub(Gate(trust, folder / "directory", folder / "crl.pem"), Progress("bench", 1), {"secure": SECURE})
+    loop = LoopThread()
+    server = Server(hub, Credentials.read(folder / "server.key", folder / "server.pem", trust.roots), "127.0.0.1:0")
+    pipe.send(loop.wait(server.start()))
+    module = task.build(0)
+    state = Params.of(module, Layout.of(module, None, "average"))
+    engine = GrpcEngine(hub, loop, None, clients)  # type: ignore[arg-type]
+    how = SecureAggregation(secure_config(SECURE), directory) if aggregation == "secure" else load_aggregation(aggregation, {}, 2.0**20)
+    fed = Federation(engine, how, load_fleet("homogeneous", clients, 0), VirtualClock(), cohort=clients, on_error="drop", quorum=clients)
+    engine.wait_ready(clients, 300)
+    before, seconds = peak(), []
+    for number in range(1, rounds + 1):
+        started = time.perf_counter()
+        fed.start_round(number)
+        state = Echo().round(fed, state)
+        engine.commit()
+        seconds.append(time.perf_counter() - started)
+    pipe.send((seconds, before, peak()))
+    loop.wait(server.stop("the end", True))
+    loop.stop()
+
+
+def peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+# -- the clients' processes ----------------------------------------------------------------------
+def take_part(root: Path, port: int, numbers: range, clients: int, size: int, secure: bool) -> None:
+    torch.set_num_threads(1)
+    asyncio.run(_take_part(root, port, numbers, clients, size, secure))
+
+
+async def _take_part(root: Path, port: int, numbers: range, clients: int, size: int, secure: bool) -> None:
+    from paceline.aggregation.secagg import SecAggClient
+    from paceline.deploy.identity import PinnedDirectory
+    from paceline.devices import load_fleet
+    from paceline.engines.grpc import Credentials, Node, NodeSettings, Runner, Welcome
+    from paceline.engines.worker import Setup, Worker
+
+    task, fleet, pool = make_task(size), load_fleet("homogeneous", clients, 0), ThreadPoolExecutor(1)
+    shared: list[Worker] = []
+
+    def work_of(directory: PinnedDirectory) -> Any:
+        def work(_: Welcome) -> Worker:
+            if shared and not secure:
+                return shared[0]
+            programs = {"method": Echo(), "secagg": SecAggClient(directory)}  # type: ignore[arg-type]
+            none = torch.arange(0)
+            shared.append(Worker(Setup(programs, task, lambda _: (none, none), clients, fleet, 0)))
+            return shared[-1]
+
+        return work
+
+    nodes = []
+    for number in numbers:
+        folder = root / f"client{number}"
+        directory = PinnedDirectory.of(folder)
+        runner = Runner(number, folder / "state", work_of(directory), durable=False)
+        credentials = Credentials.read(folder / "client.key", folder / "client.pem", directory.trust.roots)
+        nodes.append(Node(NodeSettings(f"localhost:{port}", name="localhost"), credentials, runner, pool=pool))
+    await asyncio.gather(*(node.run() for node in nodes))
+
+
+def federation(clients: int, size: int, aggregation: str, rounds: int, processes: int = 1) -> tuple[list[float], float, float]:
+    """Run a federation; return seconds of its rounds and the server's peak memory before and after, in MiB."""
+    root = keys(clients)
+    here, there = CONTEXT.Pipe()
+    parties = [CONTEXT.Process(target=serve, args=(there, root, clients, size, aggregation, rounds))]
+    parties[0].start()
+    try:
+        port = here.recv()
+        share = -(-clients // processes)
+        for first in range(0, clients, share):
+            numbers = range(first, min(first + share, clients))
+            parties.append(CONTEXT.Process(target=take_part, args=(root, port, numbers, clients, size, aggregation == "secure")))
+            parties[-1].start()
+        while not here.poll(0.2):
+            if not parties[0].is_alive():
+                raise SystemExit("the server's process died")
+        told: tuple[list[float], float, float] = here.recv()
+        for party in parties:
+            party.join(10)
+        return told
+    finally:
+        for party in parties:
+            party.kill()
+        shutil.rmtree(root)
+
+
+# -- bare sockets --------------------------------------------------------------------------------
+def bare(root: Path, pipe: Connection, size: int, rounds: int) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(root / "server" / "server.pem", root / "server" / "server.key")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        pipe.send(listening.getsockname()[1])
+        plain, _ = listening.accept()
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with context.wrap_socket(plain, server_side=True) as stream:
+            data, seconds = bytes(size), []
+            for _ in range(rounds):
+                started = time.perf_counter()
+                stream.sendall(data)
+                receive(stream, size)
+                seconds.append(time.perf_counter() - started)
+    pipe.send(seconds)
+
+
+def receive(stream: ssl.SSLSocket, size: int) -> None:
+    view = memoryview(bytearray(1 << 20))
+    while size:
+        size -= stream.recv_into(view, min(size, len(view)))
+
+
+def bare_seconds(size: int, rounds: int) -> list[float]:
+    """Return the seconds that `size` bytes take to a client and back over a bare TLS socket."""
+    root = keys(0)
+    here, there = CONTEXT.Pipe()
+    party = CONTEXT.Process(target=bare, args=(root, there, size, rounds))
+    party.start()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    data = bytes(size)
+    plain = socket.create_connection(("127.0.0.1", here.recv()))
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    with context.wrap_socket(plain) as stream:
+        for _ in range(rounds):
+            receive(stream, size)
+            stream.sendall(data)
+    seconds: list[float] = here.recv()
+    party.join()
+    shutil.rmtree(root)
+    return seconds
+
+
+# -- what is printed -----------------------------------------------------------------------------
+def empty(rounds: int) -> None:
+    print(f"\nempty rounds: 10 clients, a model of 100 numbers, {rounds} rounds, in ms")
+    for aggregation, bar in (("plain", 50), ("secure", 250)):
+        seconds = [1000 * s for s in federation(10, 100, aggregation, rounds + 3)[0][3:]]
+        low, high = min(seconds), statistics.quantiles(seconds, n=10)[-1]
+        print(f"{aggregation:8} median {statistics.median(seconds):7.1f}   least {low:7.1f}   90 % below {high:7.1f}   (bar: {bar})")
+
+
+def model(rounds: int) -> None:
+    size = 7_000_000
+    print(f"\na model of {size / 1e6:.0f} MB to each client and back, median of {rounds} rounds")
+    raw = statistics.median(bare_seconds(size, rounds + 2)[2:])
+    print(f"bare TLS sockets, 1 client   {raw:.3f} s")
+    for clients in (1, 10):
+        seconds = statistics.median(federation(clients, size // 4, "plain", rounds + 2)[0][2:])
+        print(f"paceline, {clients:2} client(s)      {seconds:.3f} s   {seconds / clients / raw:.2f} times the bare bytes (bar: 3)")
+
+
+def memory() -> None:
+    print("\nthe server's peak memory, a model of 7 MB, 3 rounds")
+    print("clients   before MiB   after MiB   more")
+    for clients in (10, 50, 100, 200):
+        _, before, after = federation(clients, 1_750_000, "plain", 3, processes=2)
+        print(f"{clients:7}   {before:10.0f}   {after:9.0f}   {after - before:4.0f}", flush=True)
+
+
+def clip(rounds: int) -> None:
+    from paceline.deploy.federate import federate
+    from paceline.run import RunConfig
+
+    print(f"\nmeasured rounds of 8 clients, numbers 6 and 7 held to a quarter of the speed, {rounds} rounds, wall time")
+    faults = [f"slow:client={c},factor=4,phase=train" for c in (6, 7)]
+    for method in ("fedavg", "clip"):
+        config = RunConfig.build(
+            {
+                "method": method,
+                "task": "digits",
+                "model": "tiny_cnn",
+                "clients": 8,
+                "cohort": 8,
+                "rounds": rounds,
+                "measured": True,
+                "engine": "grpc",
+                "options": {"epochs": 3} if method == "fedavg" else {"epochs": 3, "straggler_share": 0.25},
+            }
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            summary = federate(config, Path(folder) / "run", faults=faults)
+        seconds = [r["round_seconds"] for r in summary.history[4:]]
+        print(f"{method:8} median round {statistics.median(seconds):6.2f} s   accuracy {summary.accuracy:.3f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", default=["empty", "model", "memory", "clip"])
+    parser.add_argument("--rounds", type=int, default=20)
+    args = parser.parse_args()
+    for part in args.parts:
+        {"empty": empty, "model": model, "clip": clip}[part](args.rounds) if part != "memory" else memory()
+
+
+if __name__ == "__main__":
+    main()
