@@ -159,9 +159,10 @@ def compare(name: str, args: argparse.Namespace) -> None:
     )
     ours_cpu = statistics.median(f[3] for f in figures)
     print(f"  paceline  {statistics.median(walls[1]):.4f} s/round wall, {ours_cpu:.4f} s CPU in this process")
-    print(
-        f"  ratio     {statistics.median(ratios):.3f} (quartiles {quartiles(ratios)}, {len(ratios)} paired rounds)"
-    )
+    print(f"  ratio     {statistics.median(ratios):.3f} (quartiles {quartiles(ratios)}, {len(ratios)} paired rounds)")
+    if args.workers == 1 and args.engine == "local":  # what other work on the machine disturbs least
+        cpus = [f[3] / f[1] for f in figures]
+        print(f"  of CPU    {statistics.median(cpus):.3f} (quartiles {quartiles(cpus)})")
 
 
 def quartiles(values: list[float]) -> str:
@@ -191,46 +192,20 @@ def alone(name: str, args: argparse.Namespace) -> None:
     for _ in range(3):
         work.round()
         peak = max(peak, pss())
-    print(
-        json.dumps(
-            {
-                "cpu": time.process_time(),
-                "first": first,
-                "pss": peak,
-                "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-            }
-        )
-    )
+    print(json.dumps({"cpu": time.process_time(), "first": first, "pss": peak}))
 
 
 def peak(name: str, args: argparse.Namespace) -> None:
     found = {}
     for which in ("plain", "paceline"):
-        command = [
-            sys.executable,
-            __file__,
-            name,
-            "--alone",
-            which,
-            "--workers",
-            str(args.workers),
-            "--vectorize",
-            args.vectorize,
-        ]
-        command += (
-            ["--engine", args.engine]
-            + (["--chunk", str(args.chunk)] if args.chunk else [])
-            + ([] if args.one_step else ["--no-one-step"])
-        )
-        started = time.perf_counter()
-        figures = json.loads(
-            subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
-        )
-        found[which] = figures
-        print(
-            f"{name} {which:9}: import to the fourth round {figures['cpu']:.2f} CPU s, preparing and first round {figures['first']:.2f} CPU s, "
-            f"peak PSS {figures['pss']:.0f} MiB, wall {time.perf_counter() - started:.1f} s"
-        )
+        command = [sys.executable, __file__, name, "--alone", which, "--workers", str(args.workers)]
+        command += ["--vectorize", args.vectorize, "--engine", args.engine]
+        command += ["--chunk", str(args.chunk)] if args.chunk else []
+        command += [] if args.one_step else ["--no-one-step"]
+        ended = subprocess.run(command, capture_output=True, text=True, check=True)
+        figures = found[which] = json.loads(ended.stdout.splitlines()[-1])
+        text = f"import to the fourth round {figures['cpu']:.2f} CPU s, preparing and first round {figures['first']:.2f} CPU s"
+        print(f"{name} {which:9}: {text}, peak PSS {figures['pss']:.0f} MiB")
     print(f"{name} ratio of PSS: {found['paceline']['pss'] / found['plain']['pss']:.3f}")
 
 

@@ -194,7 +194,7 @@ def wide_task():
 
 
 def test_the_measured_choice_is_in_the_plan_and_a_resumed_run_takes_it(tmp_path, monkeypatch):
-    config = RunConfig.build({"task": "wide", "clients": 60, "cohort": 40, "rounds": 4})
+    config = RunConfig.build({"task": "wide", "clients": 60, "cohort": 40, "rounds": 4, "vectorize": "on"})
     folder = RunFolder.create(tmp_path, "first")
     first = run(config, folder, task=wide_task())
     written = RunConfig.build(folder.read_config())

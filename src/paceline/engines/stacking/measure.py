@@ -42,7 +42,14 @@ class Choice:
     reason: str
 
 
-def choose(model: Resident, start: Params, problem: Any, clients: Sequence[ClientData], cohort: int, always: bool = False) -> Choice:
+def choose(
+    model: Resident,
+    start: Params,
+    problem: Any,
+    clients: Sequence[ClientData],
+    cohort: int,
+    always: bool = False,
+) -> Choice:
     """Return how many clients to stack.
 
     Args:
@@ -57,15 +64,33 @@ def choose(model: Resident, start: Params, problem: Any, clients: Sequence[Clien
     if reason is not None or model.stateful:
         return Choice(1, reason or "the model's buffers belong to one client each")
     if most < 2 or cohort < 2 or len(clients) < 2:
-        return Choice(1, f"a cohort of {cohort} is too small, or the model of {start.layout.size} values too large, for stacks")
+        return Choice(
+            1,
+            f"a cohort of {cohort} is too small, or the model of {start.layout.size} values too large, for stacks",
+        )
     sizes = [s for s in _SIZES if s < most] + [min(most, _SIZES[-1])]
-    key = (type(model.module), start.layout.digest, clients[0].x.shape[1:], problem.batch_size, sizes[-1], str(model.device), always)
+    key = (
+        type(model.module),
+        start.layout.digest,
+        clients[0].x.shape[1:],
+        problem.batch_size,
+        sizes[-1],
+        str(model.device),
+        always,
+    )
     if key not in _KNOWN:
         _KNOWN[key] = _measure(model, start, problem, clients, sizes, always)
     return _KNOWN[key]
 
 
-def _measure(model: Resident, start: Params, problem: Any, clients: Sequence[ClientData], sizes: Sequence[int], always: bool) -> Choice:
+def _measure(
+    model: Resident,
+    start: Params,
+    problem: Any,
+    clients: Sequence[ClientData],
+    sizes: Sequence[int],
+    always: bool,
+) -> Choice:
     solver = Solver(one_step=False)
 
     def jobs(count: int) -> list[Job]:
@@ -73,7 +98,8 @@ def _measure(model: Resident, start: Params, problem: Any, clients: Sequence[Cli
         size = problem.batch_size
         steps = [min(_STEPS, -(-len(d) // size)) for d in picked]
         return [
-            Job(model, d, start, problem.loss, problem.lr, s, size, torch.Generator) for d, s in zip(picked, steps, strict=True)
+            Job(model, d, start, problem.loss, problem.lr, s, size, torch.Generator)
+            for d, s in zip(picked, steps, strict=True)
         ]
 
     few = jobs(min(sizes[0], 4))
@@ -94,17 +120,24 @@ def _measure(model: Resident, start: Params, problem: Any, clients: Sequence[Cli
 
 
 def _seconds(work: Any, device: torch.device) -> float:
-    """Return the shorter of two runs; the first one of all also warms up."""
+    """Return the shorter of two runs; the first one of all also warms up.
+
+    One thread on a CPU is timed by the time that it had, so that other work on the machine does not decide.
+    """
+    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     work()
     best = float("inf")
     for _ in range(2):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        started = time.perf_counter()
+        _finish(device)
+        started = clock()
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - started)
+        _finish(device)
+        best = min(best, clock() - started)
         if best > _SECONDS / 4:
             break
     return best
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
