@@ -62,9 +62,9 @@ def prepare(
         split: who has which samples, in place of the partition that the configuration names.
     """
     torch.set_num_threads(config.threads)
-    method = find_method(config.method).build(config.options)
+    asked = find_method(config.method).build(config.options)
     named = task is None and split is None
-    method, task = method.fit_task(_load(config) if task is None else task)
+    method, task = asked.fit_task(_load(config) if task is None else task)
     misfits = []
     if config.cohort > config.clients:
         misfits.append(
@@ -104,7 +104,7 @@ def prepare(
         precision=config.precision,
         chunk=config.chunk or 1,
         one_step=config.one_step,
-        samples=functools.partial(_samples, config) if named else None,
+        samples=functools.partial(_samples, config, asked) if named else None,
         services={"submodels": submodel_service, "architectures": architectures_service},
     )
     ray = {"address": config.ray_address, "cpus": config.ray_cpus, "gpus": config.ray_gpus}
@@ -133,7 +133,7 @@ def prepare(
     )
     store = MemoryStore(place, durable=folder is not None, max_bytes=config.memory_mib << 20)
     fed.engine.restore(store)
-    choice = _choose(config, made)
+    choice = _choose(config, method, made)
     config = config.model_copy(
         update={"vectorize": "on" if choice.chunk > 1 else "off", "chunk": choice.chunk}
     )
@@ -173,19 +173,21 @@ def _share(config: RunConfig, task: Task, split: Partition | None) -> tuple[Task
     return poisoned(task, split, adversary, byzantine) if adversary.poisons_data else task, split, byzantine
 
 
-def _samples(config: RunConfig) -> tuple[Task, Partition]:
+def _samples(config: RunConfig, method: Method) -> tuple[Task, Partition]:
     """Load a named task and share it out again, in another process."""
-    _, task = find_method(config.method).build(config.options).fit_task(_load(config))
+    _, task = method.fit_task(_load(config))
     task, split, _ = _share(config, task, None)
     return task, split
 
 
-def _choose(config: RunConfig, engine: Any) -> Choice:
+def _choose(config: RunConfig, method: Method, engine: Any) -> Choice:
     """Decide how many clients train as one, and tell the engine."""
     if not isinstance(engine, Pool) or engine.setup.strict:
         return Choice(1, "this engine runs one client at a time")
     if config.vectorize == "off":
         return Choice(1, "switched off")
+    if not method.vectorizable and config.vectorize == "auto" and not config.chunk:
+        return Choice(1, "this method's clients train one at a time")
     choice = (
         Choice(config.chunk, "as given")
         if config.chunk

@@ -23,6 +23,7 @@ __all__ = [
     "node",
     "numeric_leaves",
     "register",
+    "register_again",
     "unflatten",
     "unflatten_numeric",
 ]
@@ -40,6 +41,11 @@ def register(
 ) -> None:
     """Let objects of `cls` be nodes of trees: `to_fields` opens one, `make` builds one."""
     _NODES[_name(cls)] = (cls, to_fields, make)
+
+
+def register_again() -> list[tuple[Any, ...]]:
+    """Return arguments for `register`, of the classes that another process cannot import by their name."""
+    return [entry for entry in _NODES.values() if entry[0].__module__ == "__main__" or "<locals>" in entry[0].__qualname__]
 
 
 @dataclass_transform(frozen_default=True)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["End", "pair"]
+__all__ = ["End", "pair", "reduce_tensor"]
 
 _LEAST = 1 << 12
 """Tensors below this many bytes stay in the header."""
@@ -58,11 +58,16 @@ class _Pages:
 class _Pickler(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         """Hand a tensor's bytes over as a buffer."""
-        if type(obj) is Tensor and obj.device.type == "cpu" and not obj.requires_grad and obj.layout is torch.strided:
-            flat = obj.contiguous().view(-1).view(torch.uint8) if obj.numel() else obj.new_empty(0, dtype=torch.uint8)
-            array: Any = flat.numpy()
-            return _tensor, (pickle.PickleBuffer(array), obj.dtype, tuple(obj.shape))
-        return NotImplemented
+        return reduce_tensor(obj)
+
+
+def reduce_tensor(obj: Any) -> Any:
+    """Say how to pickle a tensor by its own bytes, not by those of what it is a view of; else `NotImplemented`."""
+    if type(obj) is Tensor and obj.device.type == "cpu" and not obj.requires_grad and obj.layout is torch.strided:
+        flat = obj.contiguous().view(-1).view(torch.uint8) if obj.numel() else obj.new_empty(0, dtype=torch.uint8)
+        array: Any = flat.numpy()
+        return _tensor, (pickle.PickleBuffer(array), obj.dtype, tuple(obj.shape))
+    return NotImplemented
 
 
 def _tensor(data: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:

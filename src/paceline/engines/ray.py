@@ -7,22 +7,20 @@ sum stays on its side until the sums have been added up pair by pair.
 
 from __future__ import annotations
 
-import copy
-import functools
-import logging
 import os
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from paceline.call import Call, Receipt
+from paceline.engines.cluster import Packed, connect, pack, unpack
 from paceline.engines.pool import Pool
 from paceline.engines.worker import Setup, Worker
-from paceline.errors import EngineError, MissingExtraError, WorkerDiedError
+from paceline.errors import ConfigError, EngineError, WorkerDiedError
 from paceline.spent import spent
+from paceline.tree import register, register_again
 
 __all__ = ["RayEngine"]
 
@@ -35,7 +33,7 @@ class RayEngine(Pool):
         workers: number of actors.
         address: of a running cluster, as ``host:port`` or ``auto``; None starts one on this machine.
         cpus, gpus: what each actor asks for.
-        patience: seconds to wait for the cluster and for its actors.
+        patience: seconds to wait for the cluster, and for its actors.
 
     Raises `MissingExtraError` without Ray, `EngineError` where the cluster cannot be reached or lacks resources.
     """
@@ -49,30 +47,44 @@ class RayEngine(Pool):
         gpus: float = 0.0,
         patience: float = 60.0,
     ) -> None:
-        super().__init__(setup, workers)
-        self._ray = _connect(address, max(1, round(workers * cpus)), patience)
+        if address is not None and setup.device.startswith("cuda") and not gpus:
+            raise ConfigError(f"device {setup.device!r} on a Ray cluster: say with --ray-gpus how much of a GPU each actor gets")
+        # the machine that deals work out need not have the actors' devices
+        with_device = setup.device == "cpu" or address is None or torch.cuda.is_available()
+        super().__init__(setup if with_device else replace(setup, device="cpu"), workers)
+        self._ray, self._ours = connect(address, workers * cpus, patience)
         self._options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0}
         self._patience = patience
-        self._check(workers)
-        # what is loaded where the actor runs need not travel; anything else is sent to the object store once
-        light = setup if setup.samples is None else replace(setup, task=None, split=None)  # type: ignore[arg-type]
-        self._source = functools.partial(_given, self._ray.put(light))
-        self._actors = [self._start() for _ in range(workers)]
-        self._await(self._actors)
+        self._actors: list[Any] = []
+        self._starting: list[tuple[Any, Any]] = []
+        try:
+            self._check(workers)
+            # what is loaded where the actor runs need not travel; anything else goes to the object store, once
+            light = setup if setup.samples is None else replace(setup, task=None, split=_elsewhere)
+            self._source = self._ray.put(pack((light, register_again())))
+            self._actors = [self._start() for _ in range(workers)]
+            self._await()
+        except BaseException:
+            self.close()
+            raise
 
+    # -- calls ---------------------------------------------------------------------------------
     def run(self, call: Call) -> Iterator[Receipt | tuple[str, Any]]:
         """Run a call; yields receipts as actors end, and one sum."""
-        message, waiting, sums = self._ray.put(call.message), {}, []
-        for number, part, memories in self._parts(replace(call, message=None)):
-            receipts, partial = self._actors[number].run.options(num_returns=2).remote(message, part, memories)
-            waiting[receipts] = (number, partial)
+        with spent.on("bookkeeping"):
+            message = self._ray.put(pack(call.message))
+            waiting: dict[Any, tuple[int, Any]] = {}
+            sums: list[tuple[int, Any]] = []
+            for number, part, memories in self._parts(replace(call, message=None)):
+                done, partial = self._actors[number].run.options(num_returns=2).remote(message, pack((part, memories)))
+                waiting[done] = (number, partial)
         while waiting:
             with spent.on("waiting"):
                 (done, *_), _ = self._ray.wait(list(waiting))
             number, partial = waiting.pop(done)
             answer = self._get(done, list(waiting))
             if isinstance(answer, Exception):
-                self._ray.wait(list(waiting), num_returns=len(waiting)) if waiting else None
+                self._settle(list(waiting))
                 raise answer
             items, has_sum, notes, seconds = answer
             self.notes.update(notes)
@@ -84,34 +96,46 @@ class RayEngine(Pool):
             merged = [(a[0], self._actors[a[0]].merge.remote(a[1], b[1])) for a, b in pairs]
             sums = merged + sums[2 * len(pairs) :]
         if sums:
-            yield ("partial", copy.deepcopy(self._get(sums[0][1], [])))
-
-    def _get(self, ref: Any, others: list[Any]) -> Any:
-        try:
-            return self._ray.get(ref)
-        except self._ray.exceptions.RayActorError as error:
-            if others:
-                self._ray.wait(others, num_returns=len(others))
-            self._replace()
-            raise WorkerDiedError(f"a Ray actor died; it was replaced, the round can be run again ({error})") from error
-
-    def _replace(self) -> None:
-        """Start new actors in the places of those that are gone."""
-        for number, actor in enumerate(self._actors):
-            try:
-                self._ray.get(actor.pid.remote(), timeout=self._patience)
-            except (self._ray.exceptions.RayActorError, self._ray.exceptions.GetTimeoutError):
-                self._actors[number] = self._start()
-        self._await(self._actors)
-        self._new_round()
+            yield ("partial", self._get(sums[0][1]))
 
     def _ask_all(self, what: str) -> Iterator[Any]:
         for ref in [actor.ask.remote(what) for actor in self._actors]:
-            yield self._get(ref, [])
+            yield self._get(ref)
 
+    def _get(self, ref: Any, others: list[Any] | None = None) -> Any:
+        """Return what an actor returned; where it died, let `others` end and replace it."""
+        lost = self._ray.exceptions
+        try:
+            return unpack(self._ray.get(ref))
+        except lost.RayError as error:
+            if isinstance(error, lost.RayTaskError) and not isinstance(error.cause, lost.RayError):
+                raise EngineError(f"a Ray actor failed: {error}") from error
+            self._settle(others)
+            self._replace()
+            raise WorkerDiedError(f"a Ray actor died; it was replaced, the round can be run again ({_first(error)})") from error
+
+    def _settle(self, refs: list[Any] | None) -> None:
+        """Let what still runs end, so that its actors are free for the next call."""
+        if refs:
+            self._ray.wait(refs, num_returns=len(refs))
+
+    # -- actors --------------------------------------------------------------------------------
     def _start(self) -> Any:
-        actor = self._ray.remote(**self._options)(_Actor)
-        return actor.remote(self._source, self.setup.threads)
+        actor = self._ray.remote(**self._options)(_Actor).remote()
+        self._starting.append((actor.pid.remote(), actor.load.remote(self._source)))
+        return actor
+
+    def _replace(self) -> None:
+        """Start new actors in the places of those that are gone."""
+        asked = [actor.pid.remote() for actor in self._actors]
+        for number, ref in enumerate(asked):
+            try:
+                self._ray.get(ref, timeout=self._patience)
+            except self._ray.exceptions.RayError:
+                self._ray.kill(self._actors[number])  # one that only is silent
+                self._actors[number] = self._start()
+        self._await()
+        self._new_round()
 
     def _check(self, workers: int) -> None:
         """Refuse at once what the cluster can never give."""
@@ -123,20 +147,26 @@ class RayEngine(Pool):
                     f"use fewer --workers, or a smaller --ray-{name.lower()}s"
                 )
 
-    def _await(self, actors: list[Any]) -> None:
-        """Wait until actors are up."""
-        refs = [actor.pid.remote() for actor in actors]
-        ready, late = self._ray.wait(refs, num_returns=len(refs), timeout=self._patience)
-        if late:
-            raise EngineError(f"{len(late)} of {len(refs)} Ray actors did not start within {self._patience:g} s; the cluster may be full")
-        for ref in ready:
-            self._get_started(ref)
-
-    def _get_started(self, ref: Any) -> None:
+    def _await(self) -> None:
+        """Wait until new actors are there, for a while, and have loaded their samples."""
+        starting, self._starting = self._starting, []
+        there = [pid for pid, _ in starting]
+        ready, late = self._ray.wait(there, num_returns=len(there), timeout=self._patience) if there else ([], [])
         try:
-            self._ray.get(ref)
+            self._ray.get(ready)
+            loaded = [] if late else [unpack(packed) for packed in self._ray.get([load for _, load in starting])]
         except self._ray.exceptions.RayError as error:
             raise EngineError(f"a Ray actor could not be started: {error}") from error
+        if late:
+            free, wanted = self._ray.available_resources(), self._options
+            raise EngineError(
+                f"{len(late)} of {len(self._actors)} Ray actors did not start within {self._patience:g} s; each asks for "
+                f"{wanted['num_cpus']:g} CPU and {wanted['num_gpus']:g} GPU, free are {free.get('CPU', 0.0):g} CPU and "
+                f"{free.get('GPU', 0.0):g} GPU: end what else runs there, or use fewer --workers"
+            )
+        for fault in loaded:
+            if fault is not None:
+                raise fault
 
     @property
     def pids(self) -> list[int]:
@@ -144,90 +174,74 @@ class RayEngine(Pool):
         return list(self._ray.get([actor.pid.remote() for actor in self._actors]))
 
     def close(self) -> None:
-        """End the actors; Ray itself stays, for the next run of this process."""
-        for actor in self._actors:
-            self._ray.kill(actor)
+        """End the actors, and Ray where this engine started it or joined it."""
+        if self._ray.is_initialized():
+            for actor in self._actors:
+                self._ray.kill(actor)
+            if self._ours:
+                self._ray.shutdown()
         self._actors = []
 
 
 class _Actor:
     """A worker inside an actor."""
 
-    def __init__(self, source: Callable[[], Setup], threads: int) -> None:
-        torch.set_num_threads(threads)
-        self.worker = Worker(source())
+    worker: Worker
 
-    def run(self, message: Any, call: Call, memories: dict[int, dict[str, Any]]) -> Any:
-        """Return (receipts, whether there is a sum, notes, seconds), and the partial sum."""
+    def load(self, source: Packed) -> Packed:
+        """Build the worker; return the error where that cannot be done."""
+        try:
+            setup, nodes = unpack(source)
+            for entry in nodes:
+                register(*entry)
+            torch.set_num_threads(setup.threads)
+            if setup.samples is not None:
+                task, split = setup.samples()
+                setup = replace(setup, task=task, split=split)
+            self.worker = Worker(setup)
+        except Exception as error:
+            return pack(error)
+        return pack(None)
+
+    def run(self, message: Packed, rest: Packed) -> tuple[Packed, Packed]:
+        """Return (receipts, whether there is a sum, notes, seconds) or an error, and the partial sum."""
         spent.take()
+        receipts: list[Receipt] = []
+        total = None
         try:
             with spent.on("bookkeeping"):
+                call, memories = unpack(rest)
                 self.worker.restore(memories)
-                items = list(self.worker.run(replace(call, message=message)))
+                for item in self.worker.run(replace(call, message=unpack(message))):
+                    if isinstance(item, Receipt):
+                        receipts.append(item)
+                    else:
+                        total = item[1]
         except Exception as error:
-            return error, None
-        sums = [item[1] for item in items if isinstance(item, tuple)]
-        receipts = [item for item in items if isinstance(item, Receipt)]
-        return (receipts, bool(sums), self.worker.solver.notes, spent.take()), sums[0] if sums else None
+            return pack(error), pack(None)
+        return pack((receipts, total is not None, self.worker.solver.notes, spent.take())), pack(total)
 
-    def merge(self, mine: Any, other: Any) -> Any:
+    def merge(self, mine: Packed, other: Packed) -> Packed:
         """Add another partial sum to this one."""
-        total = copy.deepcopy(mine)  # what comes from the object store cannot be changed
-        total.merge(other)
-        return total
+        total = unpack(mine)
+        total.merge(unpack(other))
+        return pack(total)
 
-    def ask(self, what: str) -> Any:
+    def ask(self, what: str) -> Packed:
         """Run a method of the worker."""
         value = getattr(self.worker, what)()
         if what == "commit":
             self.worker.memories.clear()
-        return value
+        return pack(value)
 
     def pid(self) -> int:
         """Return this process's number."""
         return os.getpid()
 
 
-def _given(ref: Any) -> Setup:
-    import ray
-
-    setup = ray.get(ref)
-    assert isinstance(setup, Setup)
-    if setup.samples is None:
-        return setup
-    task, split = setup.samples()
-    return replace(setup, task=task, split=split)
+def _elsewhere(client: int) -> tuple[torch.Tensor, torch.Tensor]:
+    raise EngineError(f"the samples of client {client} are loaded where it runs")
 
 
-def _connect(address: str | None, cpus: int, patience: float) -> Any:
-    """Return the module `ray`, connected."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-    except ImportError as error:
-        raise MissingExtraError("Ray", "ray") from error
-    if ray.is_initialized():
-        return ray
-    if address is not None and ":" in address and "://" not in address:
-        _reach(address, patience)
-    try:
-        quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
-        here = {"num_cpus": max(cpus, os.cpu_count() or 1), **quiet} if address is None else {"address": address, **quiet}
-        if address is not None:
-            del here["include_dashboard"]
-        ray.init(**here)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        raise EngineError(f"the Ray cluster {address or 'on this machine'} cannot be used: {str(error).splitlines()[0]}") from error
-    return ray
-
-
-def _reach(address: str, patience: float) -> None:
-    """Find out at once whether somebody listens; Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
-    if not port.isdecimal():
-        raise EngineError(f"the Ray address {address!r} is no host:port")
-    try:
-        socket.create_connection((host, int(port)), timeout=min(patience, 10.0)).close()
-    except OSError as error:
-        raise EngineError(f"no Ray cluster answers at {address}: {error}; start one with: ray start --head") from error
+def _first(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
