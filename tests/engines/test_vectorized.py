@@ -200,7 +200,7 @@ def test_the_measured_choice_is_in_the_plan_and_a_resumed_run_takes_it(tmp_path,
     written = RunConfig.build(folder.read_config())
     assert (written.vectorize, written.chunk) == ("on", first.chunk)
     assert 4 <= first.chunk <= 20
-    monkeypatch.setattr("paceline.engines.local.choose", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr("paceline.engines.pool.choose", lambda *_, **__: pytest.fail("measured again"))
     again = run(written, RunFolder.create(tmp_path, "again"), task=wide_task())
     assert again.model_sha256 == first.model_sha256
     assert resume(folder.path, task=wide_task()).model_sha256 == first.model_sha256
