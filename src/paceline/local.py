@@ -276,20 +276,20 @@ class One:
         job, at = self.job, self.at
         if job.direction is not None:
             here = at.clone()
-            first: list[Tensor] = []
+            first: list[tuple[Tensor, Tensor]] = []
 
             def gradient(point: Params) -> Params:
                 self.model.load(point)
                 value = self._backward()
-                if not first:
-                    first.append(value)
+                if not first:  # its loss counts, and what it moved of the running statistics
+                    first.append((value, at.vector[self._count :].clone()))
                 return self.model.collect().clone()
 
             along = job.direction(gradient, here)
             self.model.load(here)
-            if not first:  # the method asked for no gradient at all
-                first.append(torch.zeros_like(self.total))
-            self.total += first[0]
+            if first:  # else the method asked for no gradient at all
+                self.total += first[0][0]
+                at.vector[self._count :] = first[0][1]
         else:
             self.total += self._backward()
             along = self.model.collect()

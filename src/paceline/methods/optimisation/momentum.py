@@ -136,6 +136,7 @@ class FedAvgMVR(FedAvgM):
             message.params,
             direction=lambda gradient, at: gradient(at) + decay * at + (1 - beta) * (g - gradient(before) - decay * before),
         )
+        client.flops *= 2  # two gradients in each step
         return Update(**self.along(client, message, local), weight=client.num_samples)
 
 
@@ -224,6 +225,7 @@ class ScaffoldMVR(ScaffoldM):
             direction=lambda gradient, at: gradient(at) + decay * at + shift - (1 - beta) * gradient(before),
             batches="both",
         )
+        client.flops *= 2  # two gradients in each step, and a third one now
         again = self.sgd(client, before, lr=1.0, direction=lambda gradient, at: gradient(before), batches="both")
         past = weights(before - again.params) / max(local.steps, 1)
         along = self.along(client, message, local)
