@@ -36,7 +36,7 @@ ROWS: list[dict[str, Any]] = [
     {
         "method": "frl",
         "baseline": "fedavg",
-        "claim": "with a fifth of the clients ranking in reverse FRL stays above 0.6, where FedAvg under tenfold sign flips falls to chance",
+        "claim": "with a fifth of the clients in reverse FRL stays above 0.6, where FedAvg under tenfold sign flips falls to chance",
         "config": _VOTES,
         "method_config": _REVERSED,
         "baseline_config": _TENFOLD,
