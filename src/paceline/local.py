@@ -70,6 +70,13 @@ class AdamW:
     beta2: float = 0.999
     eps: float = 1e-8
 
+    def direction(self, step: int, along: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """Return what step `step` (from 0) descends along; the moments are changed in place."""
+        first.mul_(self.beta1).add_(along, alpha=1 - self.beta1)
+        second.mul_(self.beta2).addcmul_(along, along, value=1 - self.beta2)
+        root = (second / (1 - self.beta2 ** (step + 1))).sqrt_().add_(self.eps)
+        return first / (1 - self.beta1 ** (step + 1)) / root
+
 
 class Request(Protocol):
     """What a client asks of the engine: run by itself, or together with those of other clients."""
@@ -221,24 +228,14 @@ def descend(learner: Learner) -> None:
                 weights = learner.weights()
                 if job.weight_decay and job.adam is None:
                     along = along + job.weight_decay * weights
-                if square is not None and velocity is not None:
-                    along = _adam(job, step, along, velocity[: len(weights)], square[: len(weights)])
+                if job.adam and square is not None and velocity is not None:
+                    along = job.adam.direction(step, along, velocity[: len(weights)], square[: len(weights)])
                     along = along + job.weight_decay * weights if job.weight_decay else along
                 elif velocity is not None:
                     along = velocity[: len(weights)].mul_(job.momentum).add_(along)
                 learner.move(along if job.schedule is None else along * learner.rate(step))
         if job.after is not None:
             learner.project()
-
-
-def _adam(job: Job, step: int, along: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Return Adam's direction; the moments are changed in place."""
-    rule = job.adam
-    assert rule is not None
-    first.mul_(rule.beta1).add_(along, alpha=1 - rule.beta1)
-    second.mul_(rule.beta2).addcmul_(along, along, value=1 - rule.beta2)
-    root = (second / (1 - rule.beta2 ** (step + 1))).sqrt_().add_(rule.eps)
-    return first / (1 - rule.beta1 ** (step + 1)) / root
 
 
 class One:

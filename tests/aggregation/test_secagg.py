@@ -8,6 +8,13 @@ from paceline.method import client_functions, find_method, method_names
 from paceline.run import prepare
 
 SUM_ONLY = [m for m in method_names() if not any(f.each for f in client_functions(find_method(m)).values())]
+SMALL = {
+    "fedzo": {"steps": 2, "directions": 2},
+    "frl": {"batch_size": 20},
+    "fzoos": {"steps": 2, "features": 50, "candidates": 4, "active": 1, "survey_candidates": 4, "survey_active": 1, "initial": 2},
+}
+"""Options of methods whose defaults take long."""
+
 FLEET = "stragglers:share=0.2,slow=3"
 LOOSE = {"threshold": 5, "gamma": 0.05}
 
@@ -16,6 +23,7 @@ LOOSE = {"threshold": 5, "gamma": 0.05}
 def test_secure_and_secure_arithmetic_end_with_the_same_bits(federate, method):
     """Real keys, masks and shares, with a drop-out at each step of the run; then the same without masks."""
     common = {"method": method, "clients": 10, "cohort": 10, "rounds": 5, "fleet": FLEET, "partition": "dirichlet:0.5", "secure": LOOSE}
+    common["options"] = SMALL.get(method, {})
     lost = {(2, 3, "masked"), (3, 1, "share"), (4, 5, "unmask")}
 
     def drop(round, client, function):

@@ -28,6 +28,8 @@ OPTIONS = {
     "fedprox": [{"mu": 0.1}],
     "fjord": [{"warmup": 1}, {"warmup": 1, "nested": True}],
     "fluid": [{"warmup": 1}],
+    "frl": [{"batch_size": 20}],
+    "frlchecked": [{"batch_size": 20}],
     "heterofl": [{"warmup": 1}, {"warmup": 1, "rescale": False}],
     "ocfl": [{}, {"sketch": 16}],
     "randomdropout": [{"warmup": 1}],
@@ -37,7 +39,7 @@ OPTIONS = {
 REFUSES_EMPTY = {"afacd", "afacs", "afacstable"}
 """Methods that name a client without samples in an error."""
 
-ONE_BY_ONE: set[str] = set()
+ONE_BY_ONE = {"fedzo", "fzoos"}
 """Methods that do not claim it, each with its reason in the docstring."""
 
 CLAIMED = [(name, options) for name in method_names() if find_method(name).vectorizable for options in OPTIONS.get(name, [{}])]

@@ -1,0 +1,1 @@
+"""Methods for objectives that can only be evaluated."""

@@ -1,0 +1,115 @@
+"""FedZO (Fang et al., "Communication-Efficient Stochastic Zeroth-Order Optimization for Federated Learning", 2022), with
+the corrections that FZooS (arXiv 2308.04077) compares itself to.
+
+With q orthonormal random directions u:
+    g(x) = 1/q sum_u ((f_i(x + mu u) - f_i(x)) / mu) u;   x <- Adam(g);   x_{r+1} = x_r + mean (x_i - x_r)
+    prox: g + rho (x - x_r)     diff: g + mean_j g_j(x_r) - g_i(x_r)     scaf: g + mean_j of last round's g_j - own
+
+The server sees sums of points (and of estimates). A client keeps the mean of its last estimates where scaf needs it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from paceline.blackbox import BlackBoxMethod, Queries, directions
+from paceline.client import Client
+from paceline.federation import Federation
+from paceline.local import AdamW
+from paceline.method import on_client
+from paceline.params import Params
+from paceline.tree import node
+from paceline.update import Update
+
+
+@node
+class FedZoState:
+    """The point, the queries so far, and the mean estimate of the last round (0 before it)."""
+
+    params: Params
+    queries: int
+    estimate: Params
+
+
+@dataclass(frozen=True)
+class FedZO(BlackBoxMethod):
+    """Finite differences along random directions, averaged points; clients work one at a time.
+
+    Args:
+        lr: of the local Adam.
+        steps: local iterations T.
+        directions: q; a step costs q + 1 queries.
+        smoothing: mu.
+        correction: none, or how local steps are kept from drifting.
+        rho: strength of prox.
+    """
+
+    paper: ClassVar[str] = "Fang et al., IEEE TSP 2022"
+    reveals: ClassVar[str] = "sums of points"
+    keeps: ClassVar[str] = "a mean estimate (model size), with scaf"
+
+    lr: float = 0.01
+    steps: int = 10
+    directions: int = 20
+    smoothing: float = 0.01
+    correction: Literal["none", "prox", "diff", "scaf"] = "none"
+    rho: float = 1.0
+
+    def init(self, fed: Federation) -> FedZoState:
+        """Start where the task starts."""
+        params = fed.init_params()
+        return FedZoState(params=params, queries=0, estimate=params.zeros())
+
+    def round(self, fed: Federation, state: FedZoState) -> FedZoState:
+        """Walk, and average where the clients got to."""
+        cohort, phases, common = fed.sample(), [], state.estimate
+        if self.correction == "diff":
+            phases.append(fed.mean(self.estimate, state.params, over=cohort))
+            common = phases[0].estimate
+        phases.append(mean := fed.mean(self.walk, (state.params, common), over=cohort))
+        queries = state.queries + self.told(fed, *phases)
+        fed.last.notes["queries"] = float(queries)
+        return FedZoState(params=state.params + mean.move, queries=queries, estimate=mean.estimate)
+
+    @on_client(bounds={"estimate": 64.0})
+    def estimate(self, client: Client, message: Params) -> Update:
+        """Return the estimate at the server's point, which `walk` subtracts."""
+        ask = Queries(client)
+        found = Params(self._gradient(client, ask, message.vector.double().cpu(), 0).float(), message.layout)
+        client.memory["estimate"] = found
+        return Update(estimate=found, queries=ask.count, weight=1)
+
+    @on_client(bounds={"estimate": 64.0})
+    def walk(self, client: Client, message: tuple[Params, Params]) -> Update:
+        """Take the local steps; return how far they went and the mean estimate."""
+        start, common = message
+        own = (
+            client.memory.get("estimate", start.zeros())
+            if self.correction in ("diff", "scaf")
+            else start.zeros()
+        )
+        ask, first = Queries(client), start.vector.double().cpu()
+        x, moments, total = first, [torch.zeros_like(first), torch.zeros_like(first)], torch.zeros_like(first)
+        for step in range(self.steps):
+            g = self._gradient(client, ask, x, step + 1)
+            total += g / self.steps
+            if self.correction == "prox":
+                g = g + self.rho * (x - first)
+            elif self.correction != "none":
+                g = g + (common - own).vector.double().cpu()
+            x = x - self.lr * AdamW().direction(step, g, *moments)
+        mean = Params(total.float(), start.layout)
+        if self.correction == "scaf":
+            client.memory["estimate"] = mean
+        return Update(
+            move=Params((x - first).float(), start.layout), estimate=mean, queries=ask.count, weight=1
+        )
+
+    def _gradient(self, client: Client, ask: Queries, x: Tensor, step: int) -> Tensor:
+        here, along = ask(x), directions(self.directions, len(x), client.stream("directions", step))
+        rises = (ask.all(x + self.smoothing * along) - here) / self.smoothing
+        return rises @ along / len(along)

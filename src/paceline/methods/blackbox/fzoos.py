@@ -1,0 +1,173 @@
+"""FZooS (Shu et al., "Federated Zeroth-Order Optimization using Trajectory-Informed Surrogate Gradients", 2023).
+
+A client fits a Gaussian process to all that it ever asked, and a vector nu_i of random Fourier features, which adds up:
+    g = grad mean_i(x) + gamma_t (grad F^(x) - grad f^_i(x)),   gamma_t = 1 / (t + 1);   x <- Adam(g);  x_{r+1} = mean x_i
+with F^ the surrogate of nu = mean nu_i and f^_i that of nu_i, both of the last round. Where a surrogate's gradient is
+least sure, clients ask more: of candidates around x those with the largest variance.
+
+The server sees sums of points and sums of surrogates (so in part what objectives look like). A client keeps its queries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from paceline.blackbox import BlackBoxMethod, Queries
+from paceline.client import Client
+from paceline.federation import Federation
+from paceline.local import AdamW
+from paceline.method import on_client
+from paceline.params import Params
+from paceline.surrogates import Features, Gaussian, Kernel, nearest, rescaled
+from paceline.tree import node
+from paceline.update import Update
+
+
+@node
+class FZooSState:
+    """The point, the queries so far, and the common surrogate (None before the first one)."""
+
+    params: Params
+    queries: int
+    nu: Tensor | None
+
+
+@dataclass(frozen=True)
+class FZooS(BlackBoxMethod):
+    """Surrogate gradients from all past queries, corrected by a common surrogate; clients work one at a time.
+
+    Args:
+        lr: of the local Adam.
+        steps: local iterations T.
+        features: number M of random features, which is what a surrogate takes on the wire.
+        length: scale of the kernels; None takes half the root of the dimension.
+        kernel: of the Gaussian process's mean; its uncertainty is that of ``rbf``.
+        jitter, ridge: s^2 of the Gaussian process and of the features.
+        fitted, surveyed: most points that either is fitted to, the nearest ones.
+        candidates, active: points drawn around each step, and how many of them are asked.
+        survey_candidates, survey_active: the same around the server's new point.
+        initial: points asked before the first step.
+        radius: half the side of the cube that candidates are drawn from.
+        correct: whether gamma is 1 / (t + 1), or 0.
+    """
+
+    paper: ClassVar[str] = "Shu et al., arXiv 2308.04077"
+    reveals: ClassVar[str] = "sums of points and of surrogates"
+    keeps: ClassVar[str] = "all its queries"
+    headline: ClassVar[str] = (
+        "fewer queries and rounds than finite differences with FedAvg, FedProx or SCAFFOLD"
+    )
+
+    lr: float = 0.01
+    steps: int = 10
+    features: int = 10_000
+    length: float | None = None
+    kernel: Kernel = "rbf"
+    jitter: float = 1e-6
+    ridge: float = 1e-5
+    fitted: int = 150
+    surveyed: int = 500
+    candidates: int = 100
+    active: int = 5
+    survey_candidates: int = 200
+    survey_active: int = 50
+    initial: int = 10
+    radius: float = 0.01
+    correct: bool = True
+
+    def init(self, fed: Federation) -> FZooSState:
+        """Start where the task starts, without a surrogate."""
+        return FZooSState(params=fed.init_params(), queries=0, nu=None)
+
+    def round(self, fed: Federation, state: FZooSState) -> FZooSState:
+        """Let clients walk, average where they got to, and average what they know of the place."""
+        cohort, basis = fed.sample(), fed.seed
+        moved = fed.mean(self.walk, (state.params, state.nu, basis), over=cohort)
+        params = state.params + moved.move
+        known = fed.mean(self.survey, (params, basis), over=cohort)
+        queries = state.queries + self.told(fed, moved, known)
+        fed.last.notes["queries"] = float(queries)
+        return FZooSState(params=params, queries=queries, nu=known.nu)
+
+    @on_client
+    def walk(self, client: Client, message: tuple[Params, Tensor | None, int]) -> Update:
+        """Take the local steps; return how far they went."""
+        start, nu, basis = message
+        first, diary = start.vector.double().cpu(), _Diary(client)
+        if not len(diary.values):
+            diary.ask(_around(first, self.initial, self.radius, client.stream("initial")))
+        x, own, features = first, client.memory.get("nu"), self._features(len(first), basis)
+        common = nu if self.correct and client.memory.get("surveyed") == client.round - 1 else None
+        moments = [torch.zeros_like(first), torch.zeros_like(first)]
+        diary.ask(first[None])
+        for t in range(self.steps):
+            g = self._gradient(diary, x)
+            if common is not None and own is not None:
+                g = g + features.gradient(common.cpu().double() - own, x) / (t + 1)
+            x = x - self.lr * AdamW().direction(t, g, *moments)
+            diary.ask(x[None])
+            if t < self.steps - 1:
+                drawn = _around(x, self.candidates, self.radius, client.stream("candidates", t))
+                diary.ask(self._unsure(diary, x, drawn, self.active))
+        client.memory["stand"] = [client.round, x]
+        return Update(move=Params((x - first).float(), start.layout), queries=diary.close(), weight=1)
+
+    @on_client(bounds={"nu": 64.0})
+    def survey(self, client: Client, message: tuple[Params, int]) -> Update:
+        """Ask around the server's new point; return the surrogate of what is known near it."""
+        x, diary = message[0].vector.double().cpu(), _Diary(client)
+        when, stand = client.memory.get("stand", [0, x])
+        radius = float((x - stand).abs().mean()) / 2 if when == client.round else self.radius
+        diary.ask(x[None])
+        drawn = _around(x, self.survey_candidates, radius, client.stream("survey"))
+        diary.ask(self._unsure(diary, x, drawn, self.survey_active))
+        points, values = nearest(diary.points, diary.values, x, self.surveyed)
+        scaled, spread = rescaled(values)
+        nu = (spread * self._features(len(x), message[1]).fit(points, scaled, self.ridge)).float()
+        client.memory["nu"], client.memory["surveyed"] = nu.double(), client.round
+        return Update(nu=nu, queries=diary.close(), weight=1)
+
+    def _length(self, dim: int) -> float:
+        return 0.5 * dim**0.5 if self.length is None else self.length
+
+    def _features(self, dim: int, basis: int) -> Features:
+        return Features(self.features, dim, self._length(dim), basis)
+
+    def _gradient(self, diary: _Diary, x: Tensor) -> Tensor:
+        points, values = nearest(diary.points, diary.values, x, self.fitted)
+        scaled, spread = rescaled(values)
+        return spread * Gaussian(points, scaled, self._length(len(x)), self.jitter, self.kernel).gradient(x)
+
+    def _unsure(self, diary: _Diary, x: Tensor, drawn: Tensor, count: int) -> Tensor:
+        """Return those of the drawn points where the gradient is least sure."""
+        points, values = nearest(diary.points, diary.values, x, self.fitted)
+        variance = Gaussian(points, rescaled(values)[0], self._length(len(x)), self.jitter).uncertainty(drawn)
+        return drawn[torch.argsort(variance, descending=True, stable=True)[:count]]
+
+
+class _Diary:
+    """All that a client asked and was told; `close` puts it into the client's memory and returns the new queries."""
+
+    def __init__(self, client: Client) -> None:
+        self._client, self._ask = client, Queries(client)
+        none = torch.zeros(0, dtype=torch.float64)
+        self.points: Tensor = client.memory.get("points", none)
+        self.values: Tensor = client.memory.get("values", none)
+
+    def ask(self, xs: Tensor) -> None:
+        values = self._ask.all(xs)
+        self.points = torch.cat([self.points.view(-1, xs.shape[1]), xs.double()])
+        self.values = torch.cat([self.values, values])
+
+    def close(self) -> int:
+        self._client.memory["points"], self._client.memory["values"] = self.points, self.values
+        return self._ask.count
+
+
+def _around(x: Tensor, count: int, radius: float, rng: torch.Generator) -> Tensor:
+    """Return points drawn uniformly from the cube around x."""
+    return x + radius * (2 * torch.rand(count, len(x), generator=rng, dtype=torch.float64) - 1)

@@ -1,0 +1,57 @@
+"""Central training, for what a task needs before a federation begins: pretrained models, classifiers to attack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from paceline.local import AdamW
+from paceline.params import Layout, Resident
+from paceline.rng import torch_rng
+
+__all__ = ["pretrain"]
+
+
+def pretrain(
+    module: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    epochs: int,
+    lr: float = 1e-3,
+    batch_size: int = 32,
+    seed: int = 0,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+) -> float:
+    """Train a module with Adam in place and return the mean loss of the last epoch; it ends in evaluation mode.
+
+    Args:
+        module: what trains.
+        x, y: all samples.
+        epochs: passes over them.
+        lr, batch_size: of Adam.
+        seed: of the order, and of what the module draws itself.
+        loss: mean loss of (outputs, targets).
+    """
+    model = Resident(module, Layout.of(module, buffers="local"))
+    weights, rule, order = model.params.vector, AdamW(), torch_rng(seed, "pretrain")
+    moments, step, last = (torch.zeros_like(weights), torch.zeros_like(weights)), 0, 0.0
+    module.train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for _ in range(epochs):
+            losses = []
+            for rows in torch.split(torch.randperm(len(x), generator=order), batch_size):
+                model.clear()
+                value = loss(module(x[rows]), y[rows])
+                value.backward()  # type: ignore[no-untyped-call]
+                with torch.no_grad():
+                    weights -= lr * rule.direction(step, model.collect().vector, *moments)
+                step += 1
+                losses.append(value.detach())
+            last = float(torch.stack(losses).mean())
+    module.eval()
+    return last
