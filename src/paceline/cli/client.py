@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
 from paceline.cli.server import Config
 
 __all__ = ["client"]
 
 
-def client(config: Config = None) -> None:
+def client(
+    config: Config = None,
+    enrol: Annotated[
+        Path | None,
+        typer.Option("--enrol", metavar="INVITATION", help="get keys and a certificate by this invitation, and end", show_default="none"),
+    ] = None,
+    renew: Annotated[
+        str | None, typer.Option("--renew", metavar="HOST:PORT", help="get a new certificate there, and end", show_default="none")
+    ] = None,
+    address: Annotated[
+        str, typer.Option("--address", metavar="HOST:PORT", help="where to enrol", show_default="the invitation's")
+    ] = "",
+) -> None:
     """Take part in a federation: dial the server, answer what this client's policy allows, come back when it breaks.
 
     SIGTERM makes it leave. docs/deploy.md shows the configuration.
     """
-    from paceline.deploy.processes import run_client
+    from paceline.cli.show import out
     from paceline.deploy.settings import ClientConfig, load_config
 
-    run_client(load_config(ClientConfig, config))
+    settings = load_config(ClientConfig, config)
+    if enrol is None and renew is None:
+        from paceline.deploy.processes import run_client
+
+        run_client(settings)
+        return
+    from paceline.deploy import enrolment
+
+    folder = settings.client.folder
+    given = enrolment.enrol(folder, enrol, address) if enrol is not None else enrolment.renew(folder, renew or "")
+    out().print(f"client {given.client} ({given.name}): certificate in {folder}", soft_wrap=True)

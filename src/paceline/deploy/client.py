@@ -136,8 +136,6 @@ def build_worker(
             raise ProtocolError("the server's plan and its configuration are not the same run")
         if ":" in config.method and config.method.partition(":")[0] not in modules:
             raise PolicyError([f"method {config.method!r} is not registered here; name its module in client.modules to allow it"])
-        if directory is not None and welcome.directory:
-            directory.update(welcome.directory)
         torch.set_num_threads(data.threads)
         method = find_method(config.method).build(config.options)
         mine = task or load_task(
@@ -213,7 +211,7 @@ def make_node(
     policy = Policy() if part.policy is None else load_policy(part.policy)
     ledger = Ledger(part.state / "ledger.json", policy.hours.zone)
     work = build_worker(config.data, number, directory, modules=part.modules, private=part.private_rounding, task=task)
-    runner = Runner(number, part.state, work, HouseRules(policy, ledger, part.state))
+    runner = Runner(number, part.state, work, HouseRules(policy, ledger, part.state), learn=directory.update)
     settings = NodeSettings(part.server, part.first, part.most, part.limit, part.pack, part.attempts, part.name, part.stay)
     credentials = Credentials.read(part.folder / "client.key", part.folder / "client.pem", directory.trust.roots)
 

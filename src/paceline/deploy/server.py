@@ -9,11 +9,14 @@ undisturbed run; secure sums begin anew, with fresh keys.
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from paceline.deploy.authority import Authority
+from paceline.deploy.enrolment import Enrolment
 from paceline.deploy.gate import Gate
 from paceline.deploy.identity import PinnedDirectory
 from paceline.deploy.notes import Notes
@@ -90,13 +93,15 @@ class FederationServer:
     def __post_init__(self) -> None:
         part = self.config.server
         self.trust = Trust.load(part.folder / "trust.pem")
-        listed, revoked = part.directory or part.folder / "directory", part.crl or part.folder / "crl.pem"
+        lists = part.ca or part.folder
+        listed, revoked = part.directory or lists / "directory", part.crl or lists / "crl.pem"
         self.gate = Gate(self.trust, listed, revoked, every=min(1.0, part.heartbeat))
         self.directory = PinnedDirectory(listed, self.trust)
         self.credentials = Credentials.read(part.folder / "server.key", part.folder / "server.pem", self.trust.roots)
-        self.port = 0
+        self.port = self.enrol_port = self.renew_port = 0
         self.engine: GrpcEngine | None = None
         self._loop = LoopThread()
+        self._enrolment: Enrolment | None = None
         self._stop = False
 
     # -- life ----------------------------------------------------------------------------------
@@ -109,6 +114,7 @@ class FederationServer:
             assert engine is not None
             self.port = self._loop.wait(self._server.start())
             self._loop.spawn(engine.hub.watch())
+            self._enrolment = self._open_enrolment()
             self.listening.set()
             self.notes("listening", port=self.port, run=engine.hub.progress.run, incarnation=engine.hub.progress.incarnation)
             self._await(engine)
@@ -136,6 +142,8 @@ class FederationServer:
             self.engine.stopping = True
 
     def _close(self, why: str, done: bool) -> None:
+        if self._enrolment is not None:
+            self._enrolment.stop()
         if self.port:
             self._loop.wait(self._server.stop(why, done))
         self._loop.stop()
@@ -232,6 +240,18 @@ class FederationServer:
         self._server = Server(hub, self.credentials, part.listen)
         self.notes.ready(lambda: self.engine.hub.ready() if self.engine else [], self.least)
         return self.engine
+
+    def _open_enrolment(self) -> Enrolment | None:
+        part = self.config.server
+        if part.ca is None or not part.enrol:
+            return None
+        passphrase = os.environ.get("PACELINE_CA_PASSPHRASE")
+        authority = Authority.open(part.ca, passphrase.encode() if passphrase else None)
+        opened = Enrolment(authority, self.gate, self.credentials, self.notes)
+        host = part.enrol.rpartition(":")[0]
+        self.enrol_port, self.renew_port = opened.start(part.enrol, part.renew or f"{host}:0")
+        self.notes("enrolling", port=self.enrol_port, renew=self.renew_port)
+        return opened
 
     def _signed(self) -> bytes:
         self.directory.reload()

@@ -86,11 +86,13 @@ class Desk:
             self._jobs.put_nowait(partial(self._answer, message))
 
     def settle(self, message: Message) -> None:
-        """Commit or roll back, when the calls before are answered."""
+        """Commit, roll back or take up news, when the calls before are answered."""
         if message.kind == p.COMMIT:
             self._jobs.put_nowait(partial(self._commit, message.head))
-        else:
+        elif message.kind == p.ROLLBACK:
             self._jobs.put_nowait(partial(self._in_thread, self._runner.rollback))
+        else:
+            self._jobs.put_nowait(partial(self._in_thread, self._runner.learn, p.directory_of(message)))
 
     # -- jobs ----------------------------------------------------------------------------------
     async def _join(self, welcome: Welcome, told: bool) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from paceline import __version__
@@ -15,7 +14,6 @@ from paceline.engines.grpc.frames import Part
 from paceline.engines.grpc.link import Link
 from paceline.engines.grpc.welcome import Welcome
 from paceline.errors import WireError
-from paceline.wire import NETWORK
 
 __all__ = ["Dial"]
 
@@ -44,8 +42,7 @@ class Dial:
         first = await asyncio.wait_for(link.receive(), 30.0)
         if first is None or first.kind != p.WELCOME:
             raise WireError("a server begins with a welcome")
-        signed = first.tree(0, replace(NETWORK, size=64 << 20)) if first.parts else {}
-        welcome = Welcome.read(first.head, p.field(signed, "directory", bytes) if signed else b"")
+        welcome = Welcome.read(first.head, p.directory_of(first))
         self._desk.join(welcome)
         tasks = [asyncio.ensure_future(t) for t in (self._read(), self._write(), self._watch(welcome.heartbeat))]
         try:
@@ -64,7 +61,7 @@ class Dial:
                 self.put(p.PONG)
             elif kind == p.CALL:
                 self._desk.call(message)
-            elif kind in (p.COMMIT, p.ROLLBACK):
+            elif kind in (p.COMMIT, p.ROLLBACK, p.NEWS):
                 self._desk.settle(message)
             elif kind == p.BYE:
                 self._bye(message.head)

@@ -52,6 +52,7 @@ class Hub:
 
     def __post_init__(self) -> None:
         self.sessions: dict[int, Session] = {}
+        self._known = self.directory()
         self.budget = Budget(self.settings.memory)
         self.asking = Asking(self.sessions, self.settings.pack, self.note, self.shaper)
         self.door = Door(self.members, self.settings, self.sessions, self.note, self.budget, self.shaper)
@@ -93,6 +94,11 @@ class Hub:
 
     def _signed(self) -> tuple[Part, ...]:
         signed = self.directory()
+        if signed != self._known:
+            self._known = signed
+            for session in self.sessions.values():
+                if session.ready:
+                    session.put(p.NEWS, None, Part.of({"directory": signed}))
         return (Part.of({"directory": signed}),) if signed else ()
 
     def _left(self, session: Session) -> None:
@@ -168,6 +174,7 @@ class Hub:
             now = time.monotonic()
             due = now - last >= beat
             last = now if due else last
+            self._signed()  # clients hear of a newer directory
             for session in list(self.sessions.values()):
                 self.door.look_again(session)
                 if now - session.link.heard > 3 * beat and not session.link.waits:

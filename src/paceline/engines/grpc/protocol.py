@@ -14,6 +14,7 @@ PING     server    (none); answered by PONG
 REFUSE   client    reasons why it takes no part in this run
 LEAVE    client    why
 BYE      server    why; done: whether the run has ended
+NEWS     server    (none) (directory)
 ======== ========= ============================================================================
 
 `incarnation` grows with every start of the server, `take` with every round that is tried again: what a
@@ -24,9 +25,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from paceline.errors import WireError
+from paceline.wire import NETWORK
 
 __all__ = [
     "BYE",
@@ -36,6 +39,7 @@ __all__ = [
     "LEAVE",
     "METHOD",
     "NAMES",
+    "NEWS",
     "PING",
     "PONG",
     "PROTOCOL",
@@ -46,6 +50,7 @@ __all__ = [
     "SERVICE",
     "WELCOME",
     "clean",
+    "directory_of",
     "field",
     "seconds",
 ]
@@ -54,12 +59,12 @@ PROTOCOL = 1
 SERVICE = "paceline.Federation"
 METHOD = f"/{SERVICE}/Connect"
 
-HELLO, WELCOME, READY, CALL, REPLY, COMMIT, ROLLBACK, PING, PONG, REFUSE, LEAVE, BYE = range(1, 13)
+HELLO, WELCOME, READY, CALL, REPLY, COMMIT, ROLLBACK, PING, PONG, REFUSE, LEAVE, BYE, NEWS = range(1, 14)
 
 NAMES = dict(
     zip(
-        range(1, 13),
-        ("hello", "welcome", "ready", "call", "reply", "commit", "rollback", "ping", "pong", "refuse", "leave", "bye"),
+        range(1, 14),
+        ("hello", "welcome", "ready", "call", "reply", "commit", "rollback", "ping", "pong", "refuse", "leave", "bye", "news"),
         strict=True,
     )
 )
@@ -91,3 +96,10 @@ def clean(text: Any, most: int = 500) -> str:
     """Return text from outside as it may be logged and shown: printable, on one line, not long."""
     plain = "".join(c if c.isprintable() else " " for c in str(text)[: most + 1])
     return plain if len(plain) <= most else plain[:most] + "…"
+
+
+def directory_of(message: Any) -> bytes:
+    """Return the signed directory that a welcome or news brings, or nothing. Raises `WireError`."""
+    if not message.parts:
+        return b""
+    return field(message.tree(0, replace(NETWORK, size=64 << 20)), "directory", bytes)

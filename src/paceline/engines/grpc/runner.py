@@ -21,6 +21,7 @@ from paceline.tree import Tree
 __all__ = ["Runner"]
 
 Work = Callable[[Welcome], Worker]
+Learn = Callable[[bytes], Any]
 
 
 class Runner:
@@ -31,12 +32,15 @@ class Runner:
         folder: where memory and guard are kept, by run.
         work: builds the worker for a run: its data, its model, its installed functions.
         rules: see there; None asks for nothing.
+        learn: takes a newer directory of identity keys, or raises `IdentityError`.
         durable: sync what is kept.
     """
 
-    def __init__(self, number: int, folder: Path, work: Work, rules: Rules | None = None, durable: bool = True) -> None:
+    def __init__(
+        self, number: int, folder: Path, work: Work, rules: Rules | None = None, durable: bool = True, learn: Learn = bytes
+    ) -> None:
         self.number, self.folder, self.rules, self.durable = number, folder, rules, durable
-        self._work = work
+        self._work, self.learn = work, learn
         self.worker: Worker | None = None
         self.at: Welcome | None = None
         self._round = 0
@@ -50,6 +54,8 @@ class Runner:
         if welcome.number != self.number:
             raise ProtocolError(f"the server takes this client for number {welcome.number}; it is {self.number}")
         before = self.at
+        if welcome.directory:
+            self.learn(welcome.directory)
         if self.rules is not None:
             self.rules.join(welcome)
         if self.worker is None or before is None or before.run != welcome.run:
