@@ -1,0 +1,1 @@
+"""Methods for clients that take part unequally often, or with unequal roles."""

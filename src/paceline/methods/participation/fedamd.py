@@ -1,0 +1,193 @@
+"""FedAMD (Wu et al., "Anchor Sampling for Federated Learning with Partial Client Participation", ICML 2023).
+
+Each participant is an anchor with probability p, else a miner; xi_k is a batch of the miner's, the same in both terms:
+
+    anchor: v_u <- gradient of f_u at x (large batch);   v <- mean of all v_u, used from the next round on
+    miner:  y_0 = x;   g_0 = v;   g_k = g_{k-1} + F'(y_k; xi_k) - F'(y_{k-1}; xi_k);   y_{k+1} = y_k - lr g_k
+    server: x <- x - eta * mean over miners of (x - y_K)
+
+At first everybody who is there is asked for v_u; v is the mean over the clients that were. The published server
+keeps every v_u. Here it stays with its client, which sends changes: the same numbers from sums alone.
+
+The server sees the sum of the miners' updates and that of the anchors' changes, and who is which. Where the
+aggregation hides replies, everybody sends both, with weight 0 where it has none, so that each sum has the whole cohort.
+A client keeps its last two v_u.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+from paceline.client import Client
+from paceline.federation import Federation
+from paceline.kept import Kept
+from paceline.method import Method, on_client
+from paceline.params import Params
+from paceline.rng import numpy_rng
+from paceline.running import averaged, statistics, weights
+from paceline.tree import node
+from paceline.update import Update
+
+
+@node
+class AnchorState:
+    """The model, the sum of all v_u that landed, and when each client's last one did."""
+
+    params: Params
+    total: Params
+    landed: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> Params:
+        """The mean of all v_u."""
+        return self.total / max(len(self.landed), 1)
+
+
+@node
+class Roles:
+    """What participants get: the model, v, who mines, who is an anchor, and which of their v_u landed last.
+
+    `stamp` is the round as which a new v_u counts.
+    """
+
+    params: Params
+    mean: Params
+    miners: list[int]
+    anchors: list[int]
+    landed: dict[int, int]
+    stamp: int
+
+
+@dataclass(frozen=True)
+class FedAmd(Method):
+    """Anchors refresh gradients of large batches, miners take variance-reduced steps along their mean; all weigh alike.
+
+    Args:
+        anchor: p, probability of being an anchor; 1 makes everybody one, and the model stays.
+        period: all participants are anchors in every so many rounds, from the first, and miners in all others; 0 draws.
+        steps: K, a miner's steps.
+        lr: client learning rate; None takes the task's.
+        batch_size: a miner's batch; None takes the task's.
+        large_batch: an anchor's batch; 0 is all its samples.
+        server_lr: step eta along the mean update.
+        per_step: divide updates by K.
+    """
+
+    family: ClassVar[str] = "participation"
+    paper: ClassVar[str] = "Wu et al., ICML 2023"
+    headline: ClassVar[str] = "up to O(1/eps) fewer rounds than first-order methods before it, under partial participation"
+    reveals: ClassVar[str] = "sums of updates and of gradient changes, who is an anchor"
+    keeps: ClassVar[str] = "its last two gradients (twice the model size)"
+
+    anchor: float = 0.2
+    period: int = 0
+    steps: int = 10
+    lr: float | None = 0.01
+    batch_size: int | None = 64
+    large_batch: int = 0
+    server_lr: float = 1.0
+    per_step: bool = False
+
+    def init(self, fed: Federation) -> AnchorState:
+        """Start without gradients."""
+        params = fed.init_params()
+        return AnchorState(params=params, total=params.zeros())
+
+    def check(self, fed: Federation) -> list[str]:
+        """A probability is one, and counts are none below zero."""
+        wrong = [] if 0 <= self.anchor <= 1 else [f"anchor={self.anchor}; it is a probability"]
+        if self.steps < 1 or self.period < 0 or self.large_batch < 0:
+            wrong.append(f"steps={self.steps}, period={self.period}, large_batch={self.large_batch}; take at least 1, 0 and 0")
+        return wrong
+
+    def round(self, fed: Federation, state: AnchorState) -> AnchorState:
+        """Let miners train along the mean gradient, and anchors renew theirs."""
+        cohort, everybody = fed.sample(), fed.available()
+        anchors = [c for c in cohort if self.is_anchor(fed, c)]
+        miners = [c for c in cohort if c not in anchors]
+        if not state.landed:  # with a gradient at this very model, this round's anchors have nothing to renew
+            state, anchors = self.renew(fed, state, self.anchored, self.roles(state, [], everybody, 0), everybody), []
+        roles = self.roles(state, miners, anchors, fed.round)
+        if not fed.aggregation.sees_each:
+            return self.renew(fed, state, self.both, roles, cohort)
+        if miners:
+            state = self.move(state, fed.mean(self.mined, roles, over=miners))
+        return self.renew(fed, state, self.anchored, roles, anchors) if anchors else state
+
+    def is_anchor(self, fed: Federation, client: int) -> bool:
+        """Return whether a participant is an anchor in this round."""
+        if self.period:
+            return (fed.round - 1) % self.period == 0
+        return bool(numpy_rng(fed.seed, "anchor", fed.round, client).random() < self.anchor)
+
+    def roles(self, state: AnchorState, miners: list[int], anchors: list[int], stamp: int) -> Roles:
+        """Return what participants get."""
+        landed = {c: state.landed[c] for c in anchors if c in state.landed}
+        return Roles(params=state.params, mean=state.mean, miners=miners, anchors=anchors, landed=landed, stamp=stamp)
+
+    def renew(self, fed: Federation, state: AnchorState, fn: Any, roles: Roles, over: list[int]) -> AnchorState:
+        """Ask for changes of gradients (and for updates, where `fn` gives both); return the next state."""
+        mean = fed.mean(fn, roles, over=over)
+        state = self.move(state, mean)
+        came = [c for c in roles.anchors if c in fed.last.arrived]
+        total = state.total + mean.weight["change"] * mean.change
+        return replace(state, total=total, landed=state.landed | dict.fromkeys(came, roles.stamp))
+
+    def move(self, state: AnchorState, mean: Update) -> AnchorState:
+        """Step along the miners' mean update, where there were any."""
+        if not mean.weight.get("delta"):
+            return state
+        return replace(state, params=averaged(state.params - self.server_lr * mean.delta, mean))
+
+    @on_client(bounds={"change": 8.0})
+    def anchored(self, client: Client, message: Roles) -> Update:
+        """Return the change of this client's gradient."""
+        change = self.change(client, message)
+        return Update(change=change, weight={"change": 1})
+
+    @on_client(bounds={"statistics": 100.0})
+    def mined(self, client: Client, message: Roles) -> Update:
+        """Return a miner's update."""
+        fields = self.mine(client, message)
+        return Update(**fields, weight=dict.fromkeys(fields, min(client.num_samples, 1)))
+
+    @on_client(bounds={"change": 8.0, "statistics": 100.0})
+    def both(self, client: Client, message: Roles) -> Update:
+        """Return what this client's role gives, and nothing of weight 0 for the other one."""
+        none = message.params.zeros()
+        if client.id in message.anchors:
+            fields, counts = {"delta": none, **statistics(none), "change": self.change(client, message)}, (0, 1)
+        elif client.id in message.miners:
+            fields, counts = {**self.mine(client, message), "change": none}, (min(client.num_samples, 1), 0)
+        else:
+            fields, counts = {"delta": none, **statistics(none), "change": none}, (0, 0)
+        return Update(**fields, weight={name: counts[name == "change"] for name in fields})
+
+    def change(self, client: Client, message: Roles) -> Params:
+        """Renew this client's gradient; return by how much it changed."""
+        x, own = message.params, Kept(client, "gradient", message.landed, message.params.zeros())
+        large = self.large_batch
+        new = weights(x - client.sgd(x, lr=1.0, steps=1, batch_size=large).params if large else client.gradient(x))
+        own.keep(new, message.stamp)
+        change: Params = new - own.value
+        return change
+
+    def mine(self, client: Client, message: Roles) -> dict[str, Any]:
+        """Take K variance-reduced steps; the first one needs no data, as its two gradients cancel."""
+        lr = client.problem.lr if self.lr is None else self.lr
+        x, g, before = message.params, message.mean, message.params
+        y = x - lr * g
+        for _ in range(self.steps - 1):
+            g, before, y = self.step(client, g, before, y, lr)
+        client.flops *= 2  # two gradients in each step
+        delta = weights(x - y) / (self.steps if self.per_step else 1)
+        return {"delta": delta, **statistics(y)}
+
+    def step(self, client: Client, g: Params, before: Params, y: Params, lr: float) -> tuple[Params, Params, Params]:
+        """Return the next direction, y and its successor. A rate of 1 makes the loop give the direction away."""
+        ahead = client.sgd(
+            y, lr=1.0, steps=1, batch_size=self.batch_size, direction=lambda gradient, at: g + gradient(at) - gradient(before)
+        )
+        along = weights(y - ahead.params)
+        return along, y, ahead.params + (1.0 - lr) * along
