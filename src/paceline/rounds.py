@@ -110,12 +110,42 @@ class Run:
         return stopped
 
     def _round(self) -> None:
+        """Carry out a round; once more where a worker died, be it in training, evaluation or commit."""
         started = time.perf_counter()
-        number = self.round + 1
         clock, totals = self.fed.clock, self.fed.totals
         before = (clock.now, totals.bytes_up, totals.bytes_down)
-        deaths = attempt = 0
-        skipped = False
+        for tries_left in reversed(range(MAX_ATTEMPTS)):
+            try:
+                state, record = self._attempt(self.round + 1)
+                self.fed.engine.commit()
+                break
+            except WorkerDiedError:
+                self.fed.engine.rollback()
+                clock.now, totals.bytes_up, totals.bytes_down = before
+                if not tries_left:
+                    raise
+        record["wall_seconds"] = time.perf_counter() - started
+        self.state, self.round = state, self.round + 1
+        self.history.append(record)
+        if self.folder is not None:
+            self.folder.append_metrics(record)
+            self._save()
+        for name, reason in getattr(self.fed.engine, "notes", {}).items():
+            if name not in self._told:
+                self._told.add(name)
+                warnings.warn(
+                    f"clients train one at a time where {name} is used: {reason}",
+                    StackingWarning,
+                    stacklevel=2,
+                )
+        if self.observer is not None:
+            self.observer(record, self.config.rounds)
+
+    def _attempt(self, number: int) -> tuple[Any, dict[str, Any]]:
+        """Train and evaluate; return the new state and what is recorded of the round."""
+        clock, totals = self.fed.clock, self.fed.totals
+        before = (clock.now, totals.bytes_up, totals.bytes_down)
+        attempt, skipped = 0, False
         clock.phases.clear()
         while True:
             self.fed.start_round(number, attempt)
@@ -129,12 +159,6 @@ class Run:
                     break
                 attempt += 1
                 if attempt == MAX_ATTEMPTS or isinstance(error, CohortError):
-                    raise
-            except WorkerDiedError:
-                deaths += 1
-                self.fed.engine.rollback()
-                clock.now, totals.bytes_up, totals.bytes_down = before
-                if deaths == MAX_ATTEMPTS:
                     raise
         params = self.method.model(state)
         if not bool(torch.isfinite(params.vector).all()):
@@ -161,23 +185,7 @@ class Run:
             record["adjusted_rand"] = adjusted_rand(found, self.groups)
         if number % self.config.eval_every == 0 or number == self.config.rounds:
             record |= self._evaluate(params, state)
-        record["wall_seconds"] = time.perf_counter() - started
-        self.state, self.round = state, number
-        self.history.append(record)
-        self.fed.engine.commit()
-        if self.folder is not None:
-            self.folder.append_metrics(record)
-            self._save()
-        for name, reason in getattr(self.fed.engine, "notes", {}).items():
-            if name not in self._told:
-                self._told.add(name)
-                warnings.warn(
-                    f"clients train one at a time where {name} is used: {reason}",
-                    StackingWarning,
-                    stacklevel=2,
-                )
-        if self.observer is not None:
-            self.observer(record, self.config.rounds)
+        return state, record
 
     def _too_few(self) -> bool:
         """Return whether so few clients are there in this round that no sum can be formed, where they come and go.

@@ -73,6 +73,25 @@ def test_a_killed_worker_is_replaced_and_the_round_has_the_same_bits(federate, t
     assert killed.model_sha256 == quiet.model_sha256
 
 
+def test_a_worker_killed_before_its_memories_are_committed_changes_no_bit(task, config, federate, monkeypatch):
+    prepared = prepare(config(method="scaffold", workers=2), task=task)
+    engine, killed = prepared.fed.engine, []
+    commit = engine.commit
+
+    def kill_first():
+        if prepared.round == 1 and not killed:
+            killed.append(engine.pids[1])
+            os.kill(killed[0], signal.SIGKILL)
+        return commit()
+
+    monkeypatch.setattr(engine, "commit", kill_first)
+    summary, quiet = prepared.go(), federate(method="scaffold", workers=2)
+    assert killed
+    assert summary.model_sha256 == quiet.model_sha256
+    assert [r["virtual_seconds"] for r in summary.history] == [r["virtual_seconds"] for r in quiet.history]
+    assert [r["bytes_up"] for r in summary.history] == [r["bytes_up"] for r in quiet.history]
+
+
 def test_a_worker_that_always_dies_stops_the_run(federate):
     with pytest.raises(WorkerDiedError, match="worker"):
         federate(method=NAME, options={"how": "always"}, clients=5, workers=2)

@@ -127,14 +127,21 @@ class RayEngine(Pool):
 
     def _replace(self) -> None:
         """Start new actors in the places of those that are gone."""
-        asked = [actor.pid.remote() for actor in self._actors]
-        for number, ref in enumerate(asked):
+        gone = self._ray.exceptions
+        for tries_left in (2, 1, 0):  # a machine that has just died may be chosen again
+            asked = [actor.pid.remote() for actor in self._actors]
+            for number, ref in enumerate(asked):
+                try:
+                    self._ray.get(ref, timeout=self._patience)
+                except gone.RayError:
+                    self._ray.kill(self._actors[number])  # it may only be silent
+                    self._actors[number] = self._start()
             try:
-                self._ray.get(ref, timeout=self._patience)
-            except self._ray.exceptions.RayError:
-                self._ray.kill(self._actors[number])  # one that only is silent
-                self._actors[number] = self._start()
-        self._await()
+                self._await()
+                break
+            except EngineError as error:
+                if not tries_left or not isinstance(error.__cause__, gone.RayActorError):
+                    raise
         self._new_round()
 
     def _check(self, workers: int) -> None:
