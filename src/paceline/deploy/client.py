@@ -125,6 +125,7 @@ def build_worker(
         from paceline.data import partition_task
         from paceline.devices import load_fleet
         from paceline.method import find_method
+        from paceline.rng import numpy_rng
         from paceline.run import RunConfig
         from paceline.submodels.flops import flops
         from paceline.submodels.service import submodel_service
@@ -144,10 +145,11 @@ def build_worker(
         method, mine = method.fit_task(mine)
         split: Any
         if data.own:
-            rows = torch.arange(len(mine.train))
-            if not len(rows):
-                raise EmptyClientError(f"task {mine.name!r} has no samples for this client")
-            split = _Own(rows, torch.arange(0))
+            order = torch.from_numpy(numpy_rng(config.seed, "own", number).permutation(len(mine.train)))
+            held = round(config.client_test * len(order))
+            if len(order) == held:
+                raise EmptyClientError(f"task {mine.name!r} has no samples for this client to train on")
+            split = _Own(order[held:].sort().values, order[:held].sort().values)
         else:
             split = partition_task(mine, config.partition, config.clients, config.seed, config.allow_empty, config.client_test)
         programs: dict[str, Any] = {"method": method}

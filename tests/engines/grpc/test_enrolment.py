@@ -25,9 +25,11 @@ def invite(loopback, name, folder=None):
 
 def test_a_new_client_enrols_once(serving, monkeypatch):
     folder = serving.root / "newcomer"
-    with monkeypatch.context() as lost, pytest.raises(OSError, match="the power went"):
+    invitation = invite(serving, "newcomer")
+    with monkeypatch.context() as lost:
         lost.setattr("paceline.deploy.enrolment.finish", power_cut)
-        enrol(folder, invite(serving, "newcomer"))
+        with pytest.raises(OSError, match="the power went"):
+            enrol(folder, invitation)
     enrolled = enrol(folder, serving.root / "newcomer.invite")
     assert enrolled.client == 6
     assert {p.name for p in folder.iterdir()} >= {"client.key", "client.pem", "identity.key", "trust.pem", "directory"}

@@ -148,3 +148,19 @@ def test_refused_handshakes_are_logged(keys, tmp_path):
     finally:
         server.terminate()
         server.wait(20)
+
+
+@pytest.mark.slow
+def test_federate_as_a_command(tmp_path):
+    """`paceline federate` takes the options of `run`, reports as it does, and cleans up."""
+    common = ["--task", "digits", "--model", "logreg", "--clients", "3", "--cohort", "3", "--rounds", "2", "--json", "--out", str(tmp_path)]
+    shas = []
+    for command in (["federate", "fedavg", "--fault", "delay:client=1,seconds=0.1"], ["run", "fedavg", "--vectorize", "off"]):
+        words = [sys.executable, "-c", "from paceline.cli import main; main()", *command, *common]
+        ended = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120)
+        shas.append(json.loads(ended.stdout)["model_sha256"])
+    assert shas[0] == shas[1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fedavg-digits-s0", "federate-fedavg-digits-s0"]
+    wrong = subprocess.run([*words[:3], "federate", "--fault", "kil:client=1"], capture_output=True, text=True, check=False, timeout=60)
+    assert wrong.returncode == 2
+    assert "did you mean kill" in wrong.stderr
