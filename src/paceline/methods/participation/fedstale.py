@@ -1,0 +1,111 @@
+"""FedStale (Rodio and Neglia, "FedStale: leveraging stale client updates in federated learning", ECAI 2024).
+
+With D_u a participant's update, h_u each client's last one (0 at first), alpha_u its importance and S who came:
+
+    fresh = sum over S of alpha_u/p_u D_u
+    stale = sum over all of alpha_u h_u  -  sum over S of alpha_u/p_u h_u
+    w <- w + eta (fresh + beta stale);   h_u <- D_u for those in S
+
+beta = 0 is FedAvg with inverse probabilities, beta = 1 FedVARP with them. Fewer alike clients want a higher beta, rarer
+ones a lower one. p_u is known, or estimated as FedAU does. A round without anybody changes nothing, or (`empty`) makes
+the step of the formula, eta beta sum alpha_u h_u.
+
+The paper's server keeps all h_u and sees every update: `FedStaleTable`. In `FedStale` h_u stays with its client, which
+sends alpha/p (D - beta h) and alpha (D - h): the server sees their sums, keeps H = sum alpha h, and does the same steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+from paceline.client import Client
+from paceline.federation import Federation
+from paceline.kept import Kept
+from paceline.method import on_client
+from paceline.methods.participation.rates import Asked, Rated
+from paceline.params import Params
+from paceline.running import averaged, statistics, weights
+from paceline.tree import node
+from paceline.update import Update
+
+
+@node
+class StaleState:
+    """The model, H = N sum of alpha h, when each client's last update landed, and the mean number of samples."""
+
+    params: Params
+    stale: Params
+    landed: dict[int, int] = field(default_factory=dict)
+    samples: float | None = None
+
+
+@dataclass(frozen=True)
+class FedStale(Rated):
+    """Unbiased fresh updates and beta times a correction from everybody's last one, from sums alone.
+
+    Args:
+        beta: weight of stale updates, from 0 (unbiased FedAvg) to 1 (FedVARP).
+        rates: p, "estimated" by each client from its own intervals, or "known" from the fleet.
+        empty: what a round without anybody does: "skip" it, or "step" along the stale updates.
+    """
+
+    paper: ClassVar[str] = "Rodio and Neglia, ECAI 2024"
+    headline: ClassVar[str] = "better than FedAvg and FedVARP in many settings of unlike clients that come unequally often"
+    reveals: ClassVar[str] = "sums of updates and of their changes"
+    keeps: ClassVar[str] = "its last two updates (twice the model size)"
+
+    lr: float | None = 5e-3
+    epochs: int | None = 1
+    batch_size: int | None = 128
+    importance: Literal["uniform", "samples"] = "samples"
+    beta: float = 0.5
+    rates: Literal["estimated", "known"] = "estimated"
+    empty: Literal["skip", "step"] = "skip"
+
+    @property
+    def knows(self) -> bool:
+        """Whether rates are known."""
+        return self.rates == "known"
+
+    def check(self, fed: Federation) -> list[str]:
+        """Beta is a share."""
+        return super().check(fed) + ([] if 0 <= self.beta <= 1 else [f"beta={self.beta}; it is from 0 to 1"])
+
+    def init(self, fed: Federation) -> Any:
+        """Start with stale updates of 0."""
+        params = fed.init_params()
+        return StaleState(params=params, stale=params.zeros())
+
+    def round(self, fed: Federation, state: Any) -> Any:
+        """Step along what is fresh, corrected by what is stale."""
+        cohort = fed.available(fed.cohort_size) if self.empty == "step" else fed.sample()
+        if not cohort:
+            return replace(state, params=state.params + (self.server_lr * self.beta / fed.num_clients) * self.remembered(state))
+        return self.learn(fed, self.enrol(fed, state), cohort)
+
+    def remembered(self, state: Any) -> Params:
+        """Return N sum of alpha h."""
+        stale: Params = state.stale
+        return stale
+
+    def learn(self, fed: Federation, state: StaleState, cohort: list[int]) -> StaleState:
+        """Ask the cohort and step."""
+        mean = fed.mean(self.train, self.asked(fed, state, cohort), over=cohort)
+        step = mean.weight * mean.step + self.beta * state.stale if self.beta else mean.weight * mean.step
+        return StaleState(
+            params=averaged(state.params + (self.server_lr / fed.num_clients) * step, mean),
+            stale=state.stale + mean.weight * mean.change,
+            landed=state.landed | dict.fromkeys(fed.last.arrived, fed.round),
+            samples=state.samples,
+        )
+
+    @on_client(bounds={"step": 4.0, "change": 2.0, "statistics": 100.0})
+    def train(self, client: Client, message: Asked) -> Update:
+        """Train; return what this client adds to the step, and to H."""
+        local, share = self.sgd(client, message.params), self.share(client, message)
+        delta, stale = weights(local.params - message.params), Kept(client, "update", message.landed, message.params.zeros())
+        stale.keep(delta)
+        step = delta - self.beta * stale.value if self.beta else delta
+        fields = {"step": (share * self.inverse(client, message)) * step, "change": share * (delta - stale.value)}
+        return Update(**fields, loss=local.loss, **statistics(local.params), weight=1)

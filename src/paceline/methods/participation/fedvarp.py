@@ -1,0 +1,91 @@
+"""Averages of everybody's last update: FedVARP and MIFA, the baselines of FedAU and FedStale.
+
+With D_u a participant's update, h_u each client's last one (0 at first) and S who came:
+
+    FedVARP (Jhunjhunwala et al., UAI 2022):  w <- w + eta (mean over S of (D_u - h_u) + mean over all of h_u)
+    MIFA (Gu et al., NeurIPS 2021):           w <- w + eta * mean over all of h_u, after h_u <- D_u for those in S
+
+Both published servers keep all h_u. Here h_u stays with its client, which sends D_u - h_u: the same steps.
+FedVARP holds for equal rates; with unequal ones see FedStale with beta = 1.
+
+The server sees sums of changes, and keeps the sum of all h_u. A client keeps its last two updates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from paceline.client import Client
+from paceline.federation import Federation
+from paceline.kept import Kept
+from paceline.method import on_client
+from paceline.methods.participation.rates import Asked, Unequal
+from paceline.params import Params
+from paceline.running import averaged, statistics, weights
+from paceline.tree import node
+from paceline.update import Update
+
+
+@node
+class LastState:
+    """The model, the sum of all h, when each client's last update landed, and the mean number of samples."""
+
+    params: Params
+    total: Params
+    landed: dict[int, int] = field(default_factory=dict)
+    samples: float | None = None
+
+
+@dataclass(frozen=True)
+class FedVarp(Unequal):
+    """Fresh updates, less the noise of who came."""
+
+    paper: ClassVar[str] = "Jhunjhunwala et al., UAI 2022"
+    headline: ClassVar[str] = "removes the variance that partial participation of unlike clients causes"
+    reveals: ClassVar[str] = "sums of changes of updates"
+    keeps: ClassVar[str] = "its last two updates (twice the model size)"
+
+    def init(self, fed: Federation) -> LastState:
+        """Start with last updates of 0."""
+        params = fed.init_params()
+        return LastState(params=params, total=params.zeros())
+
+    def round(self, fed: Federation, state: LastState) -> LastState:
+        """Ask the participants for their changes, and step."""
+        cohort = fed.sample()
+        state = self.enrol(fed, state)
+        mean = fed.mean(self.train, self.asked(fed, state, cohort), over=cohort)
+        total = state.total + mean.weight * mean.change
+        step = self.step(mean, state.total / fed.num_clients, total / fed.num_clients)
+        return LastState(
+            params=averaged(state.params + self.server_lr * step, mean),
+            total=total,
+            landed=state.landed | dict.fromkeys(fed.last.arrived, fed.round),
+            samples=state.samples,
+        )
+
+    def step(self, mean: Update, before: Params, after: Params) -> Params:
+        """Return the step, given the mean of all last updates before and after this round."""
+        step: Params = mean.change + before
+        return step
+
+    @on_client(bounds={"change": 2.0, "statistics": 100.0})
+    def train(self, client: Client, message: Asked) -> Update:
+        """Train; return by how much this client's update changed."""
+        local, own = self.sgd(client, message.params), Kept(client, "update", message.landed, message.params.zeros())
+        delta = self.share(client, message) * weights(local.params - message.params)
+        own.keep(delta)
+        return Update(change=delta - own.value, loss=local.loss, **statistics(local.params), weight=1)
+
+
+@dataclass(frozen=True)
+class Mifa(FedVarp):
+    """The mean of everybody's last update, fresh or not."""
+
+    paper: ClassVar[str] = "Gu et al., NeurIPS 2021"
+    headline: ClassVar[str] = "as fast as if everybody took part, however clients come and go, once all of them came"
+
+    def step(self, mean: Update, before: Params, after: Params) -> Params:
+        """Return the step, given the mean of all last updates before and after this round."""
+        return after

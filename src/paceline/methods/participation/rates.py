@@ -1,0 +1,154 @@
+"""What methods for unequal participation share: how often a client comes, by its own count or as known, and local SGD.
+
+The estimate of 1 / p_u is the mean omega of the lengths of all intervals between a client's participations, those
+longer than a cut-off K cut there and counted as complete (Wang and Ji, ICLR 2024). It is 1 before the first interval
+is complete. The interval that ends in a round counts from the next one on, so that the weight of a round does not
+depend on who comes in it. A client knows its own intervals from the number of the round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+from paceline.client import Client, Trained
+from paceline.federation import Federation
+from paceline.kept import Kept
+from paceline.method import Method, on_client
+from paceline.params import Params
+from paceline.tree import node
+from paceline.update import Update
+
+__all__ = ["Asked", "Intervals", "Rated", "Unequal"]
+
+
+@node
+class Intervals:
+    """The intervals of one client so far.
+
+    Args:
+        count: M, complete ones.
+        weight: omega, their mean length, 1 without any.
+        since: the round after which the running one began.
+    """
+
+    count: int = 0
+    weight: float = 1.0
+    since: int = 0
+
+    def before(self, round: int, cutoff: int | None) -> Intervals:
+        """Return the intervals as they are before `round`, nobody having come since: long ones are cut."""
+        cuts = 0 if cutoff is None else (round - self.since - 1) // cutoff
+        return self._with(cuts, cuts * (cutoff or 0), self.since + cuts * (cutoff or 0)) if cuts else self
+
+    def after(self, round: int) -> Intervals:
+        """Return the intervals with the one that ends by taking part in `round`; call `before` first."""
+        return self._with(1, round - self.since, round)
+
+    def _with(self, count: int, length: int, since: int) -> Intervals:
+        total = self.count + count
+        return Intervals(count=total, weight=(self.count * self.weight + length) / total, since=since)
+
+
+@node
+class Asked:
+    """What participants get.
+
+    Args:
+        params: the model.
+        landed: the round of each participant's last reply that landed.
+        rates: p of each participant where it is known, or None.
+        samples: mean number of samples of a client, or None where all are equally important.
+    """
+
+    params: Params
+    landed: dict[int, int]
+    rates: dict[int, float] | None = None
+    samples: float | None = None
+
+
+@dataclass(frozen=True)
+class Unequal(Method):
+    """Base of methods for clients that come unequally often: local SGD, and what a client counts.
+
+    Args:
+        lr: client learning rate; None takes the task's.
+        steps: local steps.
+        epochs: local passes in place of `steps`; None takes `steps`.
+        batch_size: local batch size; None takes the task's.
+        server_lr: step eta.
+        importance: what a client counts in the objective: all alike, or by its samples.
+    """
+
+    family: ClassVar[str] = "participation"
+
+    lr: float | None = None
+    steps: int = 5
+    epochs: int | None = None
+    batch_size: int | None = 16
+    server_lr: float = 1.0
+    importance: Literal["uniform", "samples"] = "uniform"
+
+    def enrol(self, fed: Federation, state: Any) -> Any:
+        """Return the state with the mean number of samples, for which all clients are asked once."""
+        if self.importance == "uniform" or state.samples is not None:
+            return state
+        mean = fed.mean(self.count, None, over=range(fed.num_clients))
+        return replace(state, samples=max(float(mean.samples), 1.0))
+
+    def asked(self, fed: Federation, state: Any, cohort: Sequence[int]) -> Asked:
+        """Return what the cohort gets."""
+        landed = {c: state.landed[c] for c in cohort if c in state.landed}
+        return Asked(params=state.params, landed=landed, samples=state.samples)
+
+    @on_client
+    def count(self, client: Client, message: Any) -> Update:
+        """Return the number of samples."""
+        return Update(samples=float(client.num_samples), weight=1)
+
+    def share(self, client: Client, message: Asked) -> float:
+        """Return alpha N: this client's importance, 1 on average."""
+        return 1.0 if message.samples is None else client.num_samples / message.samples
+
+    def sgd(self, client: Client, start: Params) -> Trained:
+        """Train by this method's hyperparameters."""
+        steps = self.steps if self.epochs is None else None
+        return client.sgd(start, lr=self.lr, epochs=self.epochs or 1, steps=steps, batch_size=self.batch_size)
+
+
+@dataclass(frozen=True)
+class Rated(Unequal):
+    """Base of methods that weigh updates by 1 / p, from each client's own count or as known.
+
+    Args:
+        cutoff: K, rounds after which an interval is cut; no weight is above it. None does not cut.
+    """
+
+    cutoff: int | None = None
+
+    @property
+    def knows(self) -> bool:
+        """Whether rates are known."""
+        return False
+
+    def check(self, fed: Federation) -> list[str]:
+        """Known rates are those at which clients are there, so all of these must be asked."""
+        wrong = [f"cutoff={self.cutoff}; an interval has at least 1 round"] if self.cutoff is not None and self.cutoff < 1 else []
+        if self.knows and fed.cohort_size < fed.num_clients:
+            wrong.append(f"known rates are the fleet's: ask everybody who is there, with a cohort of {fed.num_clients}")
+        return wrong
+
+    def asked(self, fed: Federation, state: Any, cohort: Sequence[int]) -> Asked:
+        """Return what the cohort gets."""
+        rates = {c: fed.fleet.rate(c) for c in cohort} if self.knows else None
+        return replace(super().asked(fed, state, cohort), rates=rates)
+
+    def inverse(self, client: Client, message: Asked) -> float:
+        """Return 1 / p, known or estimated from this client's intervals; count this one in."""
+        if message.rates is not None:
+            return 1.0 / message.rates[client.id]
+        own = Kept(client, "intervals", message.landed, Intervals())
+        intervals = own.value.before(client.round, self.cutoff)
+        own.keep(intervals.after(client.round))
+        return float(intervals.weight)
