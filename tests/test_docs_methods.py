@@ -13,7 +13,7 @@ from paceline.method import find_method, method_names
 from paceline.run import RunConfig, prepare
 
 PAGES = Path(__file__).parents[1] / "docs" / "methods"
-PLANNED = {"fedamd", "fedau", "fedstale", "fedpeft", "fedit"}
+PLANNED: set[str] = set()
 """Methods with a row and without a command, as they are not installed yet."""
 
 SLOW = {"--aggregation secure "}

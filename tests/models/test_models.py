@@ -21,7 +21,13 @@ GIVEN = {
 SHAPES = {"vgg9": (3, 32, 32), "mlp": (1, 8, 8)}
 
 
+WHOLE = {"vit", "char_model"}
+"""Transformers: the cutter of sub-models has no rule for attention."""
+
+
 def example(name: str, count: int = 2) -> torch.Tensor:
+    if name == "char_model":
+        return torch.arange(count * 20).reshape(count, 20) % 96
     if name == "lstm":
         return torch.arange(count * 20).reshape(count, 20) % 80
     return torch.rand(count, *SHAPES.get(name, (1, 28, 28)))
@@ -49,11 +55,11 @@ def test_outputs_have_one_row_a_sample_and_one_column_a_class(name):
     module = build(name, **GIVEN.get(name, {}))
     out = module(example(name, 3))
     assert out.shape[0] == 3
-    assert out.shape[1] == {"femnist_cnn": 62, "lstm": 80}.get(name, 10)
+    assert out.shape[1] == {"femnist_cnn": 62, "lstm": 80, "char_model": 96}.get(name, 10)
     assert torch.isfinite(out).all()
 
 
-@pytest.mark.parametrize("name", model_names())
+@pytest.mark.parametrize("name", sorted(set(model_names()) - WHOLE))
 def test_fx_can_trace_it_and_the_trace_agrees(name):
     module = build(name, **GIVEN.get(name, {}))
     x = example(name)
@@ -62,7 +68,7 @@ def test_fx_can_trace_it_and_the_trace_agrees(name):
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [(n, {}) for n in model_names() if n != "logistic"]
+    [(n, {}) for n in model_names() if n != "logistic" and n not in WHOLE]
     + [("vgg9", {"norm": "group"}), ("vgg9", {"norm": "batch"})],
 )
 def test_submodels_can_be_cut_out(name, options):

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import tempfile
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from paceline.data.cache import cache_folder
 from paceline.local import AdamW
 from paceline.params import Layout, Resident
 from paceline.rng import torch_rng
 
-__all__ = ["pretrain"]
+__all__ = ["kept", "pretrain"]
 
 
 def pretrain(
@@ -55,3 +60,25 @@ def pretrain(
             last = float(torch.stack(losses).mean())
     module.eval()
     return last
+
+
+def kept(key: str, make: Callable[[], nn.Module], train: Callable[[nn.Module], object]) -> dict[str, Tensor]:
+    """Return the weights of a module that was trained once on this machine, from the cache or trained now.
+
+    Args:
+        key: everything that decides the result, as text; the file is named by its hash.
+        make: builds the module, untrained.
+        train: trains it in place.
+    """
+    path = cache_folder() / "models" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
+    if path.exists():
+        found: dict[str, Tensor] = load_file(path)
+        return found
+    module = make()
+    train(module)
+    state = {name: tensor.detach().clone().contiguous() for name, tensor in module.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(save(state, {"key": key}))
+    os.replace(file.name, path)  # whole or not at all, whoever else trains the same now
+    return state

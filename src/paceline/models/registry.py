@@ -12,6 +12,7 @@ from paceline.errors import UnknownNameError
 from paceline.models.conv import cnn, femnist_cnn, tiny_cnn, vgg9
 from paceline.models.dense import logistic, mlp
 from paceline.models.recurrent import lstm
+from paceline.models.transformer import char_model, vit
 
 __all__ = ["build", "model_names", "model_options"]
 
@@ -23,6 +24,8 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
     "femnist_cnn": femnist_cnn,
     "vgg9": vgg9,
     "lstm": lstm,
+    "vit": vit,
+    "char_model": char_model,
 }
 _SHORT = {"logreg": "logistic"}
 

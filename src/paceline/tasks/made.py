@@ -66,6 +66,7 @@ MADE: dict[str, Made] = {
     "quadratic": Made("blackbox:quadratic", "a synthetic quadratic that clients can only evaluate", "none"),
     "metric": Made("blackbox:metric", "shift a network's weights to a better F1, which has no gradient", "mlp", "digits"),
     "attack": Made("blackbox:attack", "one shift of a picture that misleads the clients' own classifiers", "mlp", "digits"),
+    "vit-tuning": Made("vision:load_tuning", "a vision transformer that knows five classes, to be tuned on all", "vit", "digits"),
     "split": Made(
         "sequence:load_split", "a few classes after another, each with outputs of its own", "mlp", "digits"
     ),

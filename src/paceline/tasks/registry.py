@@ -54,6 +54,7 @@ _LR = {
     "femnist_cnn": 0.05,
     "vgg9": 0.05,
     "lstm": 1.0,
+    "vit": 0.05,
 }
 _TEXT_MODELS = {"lstm"}
 
@@ -104,18 +105,23 @@ def load_task(name: str, model: str | None = None, seed: int = 0, **options: Any
         model: a reference model in place of the task's own; it gets the shape and number of classes of the data.
         seed: of the choice that `limit` makes; the split into train and test is fixed.
         options: of the data or of the model, such as ``stride`` of shakespeare or ``norm`` of vgg9; and
-            ``limit``, the most training samples to keep, drawn at random.
+            ``limit``, the most training samples to keep, drawn at random; and ``peft``, what of the model trains, such as
+            ``bias`` or ``lora:rank=8`` (see `parse_tuning`).
 
     Raises `UnknownNameError` for a task, model or option that does not exist, `ConfigError` for a model that
     does not fit the data, `MissingDataError` with the command to run when the data are not there.
     """
     from paceline.data.files import is_file_task, read_files
+    peft = options.pop("peft", None)
+    if peft is not None:
+        from paceline.tasks.tuning import parse_tuning, tune
+
+        return tune(load_task(name, model, seed, **options), parse_tuning(peft))
     from paceline.data.sources import find_source
     from paceline.tasks.made import MADE
 
     if name in MADE:
         return MADE[name].load(name, model, seed, options)
-    options = dict(options)
     limit = options.pop("limit", None)
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
         raise ConfigError(f"limit={limit!r}; a whole number of at least 1 is needed")

@@ -1,0 +1,1 @@
+"""Methods that tune pretrained models."""

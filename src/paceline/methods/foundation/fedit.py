@@ -1,0 +1,84 @@
+"""FedIT (Zhang et al., "Towards Building the Federated GPT: Federated Instruction Tuning", arXiv 2305.05644).
+
+Of a frozen language model each target layer W_0 becomes W_0 + (alpha / r) B A, and theta is all A and B:
+    client: AdamW on the mean cross-entropy of the tokens that are scored, from theta
+    server: theta <- sum_u n_u theta_u / sum_u n_u, for A and for B
+The product of the means is not the mean of the products; the gap |mean B_u A_u - mean B mean A|_F can be reported.
+
+The server sees the weighted sum of updates of theta (and, for the gap, of products). A client keeps nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from paceline.client import Client
+from paceline.federation import Federation
+from paceline.method import State, on_client
+from paceline.methods.foundation.fedpeft import FedPEFT
+from paceline.models.tuning import Prototype
+from paceline.params import Params
+from paceline.tree import Tree
+from paceline.update import Update
+
+
+def products(params: Params) -> dict[str, Tensor]:
+    """Return B A of each layer, by the layer's name."""
+    ends = {n: n.partition(".lora_A.") for n in params if ".lora_A." in n}
+    return {place: params[f"{place}.lora_B.{end}"] @ params[name] for name, (place, _, end) in ends.items()}
+
+
+def gap(means: dict[str, Tensor], params: Params) -> float:
+    """Return the Frobenius norm, over all layers, of the mean of products minus the product of means."""
+    apart = [means[n].double() - p.double() for n, p in products(params).items()]
+    return float(torch.stack([a.square().sum() for a in apart]).sum().sqrt()) if apart else 0.0
+
+
+@dataclass(frozen=True)
+class FedIT(FedPEFT):
+    """FedAvg of LoRA's factors, trained with AdamW.
+
+    Args:
+        lr: of AdamW.
+        decay: let the rate fall to 0 over a local training, in a line.
+        monitor: report the gap of averaged factors (``lora_gap``); clients send the products too.
+    """
+
+    paper: ClassVar[str] = "Zhang et al., arXiv 2305.05644"
+    headline: ClassVar[str] = "answers preferred to those of a model tuned on one client's instructions alone"
+
+    lr: float | None = 3e-4
+    momentum: float = 0.0
+    peft: Prototype = "lora"
+    rank: int = 16
+    alpha: float = 16.0
+    adam: bool = True
+    decay: bool = True
+    monitor: bool = False
+
+    def round(self, fed: Federation, state: State) -> State:
+        """Average the cohort's factors."""
+        mean = fed.mean(self.train, state.params, over=fed.sample())
+        params = state.params + self.server_lr * mean.delta
+        if self.monitor:
+            fed.last.notes["lora_gap"] = gap(mean.products, state.params + mean.delta)
+        return State(params=params)
+
+    @on_client
+    def train(self, client: Client, message: Params) -> Update:
+        """Tune; return the change of the factors, and their products where they are asked for."""
+        local = client.sgd(message, **self.local(client))
+        also: dict[str, Tree] = {"products": products(local.params)} if self.monitor else {}
+        return Update(delta=local.params - message, loss=local.loss, **also, weight=client.num_samples)
+
+    def local(self, client: Client) -> dict[str, Any]:
+        """Return the local loop's hyperparameters."""
+        return super().local(client) | {"schedule": _falls if self.decay else None}
+
+
+def _falls(step: int, steps: int) -> float:
+    return 1 - step / steps

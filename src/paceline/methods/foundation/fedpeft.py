@@ -1,0 +1,65 @@
+"""FedPEFT (Sun et al., "Exploring Parameter-Efficient Fine-Tuning to Enable Foundation Models in Federated Learning",
+arXiv 2210.01708).
+
+A pretrained model is frozen; theta, a small part of it or something small put in, is trained and exchanged:
+    theta <- theta + sum_u n_u (theta_u - theta) / sum_u n_u
+Any other method does the same on a task that is loaded with the option ``peft=...``.
+
+The server sees the weighted sum of updates of theta. A client keeps nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from paceline.client import Client
+from paceline.local import AdamW
+from paceline.method import Method
+from paceline.methods.optimisation.fedavg import FedAvg
+from paceline.models.tuning import Prototype, Tuning
+from paceline.tasks.tuning import tune
+
+
+@dataclass(frozen=True)
+class FedPEFT(FedAvg):
+    """FedAvg of biases, adapters, prompts, low-rank additions, or the head alone.
+
+    Args:
+        peft: what trains; ``lora`` needs the extra ``peft``.
+        width: bottleneck of adapters.
+        tokens: number of prompts.
+        deep: fresh prompts before each block, in place of prompts at the input alone.
+        rank, alpha, dropout: of LoRA.
+        targets: ends of the names of LoRA's layers; none takes the projections of attention.
+        with_head: whether the head trains too; None lets it, except with LoRA.
+        adam: train with AdamW in place of SGD.
+    """
+
+    family: ClassVar[str] = "foundation"
+    paper: ClassVar[str] = "Sun et al., arXiv 2210.01708"
+    headline: ClassVar[str] = "the accuracy of full tuning at under 0.3 % of its bytes"
+
+    momentum: float = 0.9
+    peft: Prototype = "bias"
+    width: int = 8
+    tokens: int = 10
+    deep: bool = True
+    rank: int = 4
+    alpha: float = 8.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ()
+    with_head: bool | None = None
+    adam: bool = False
+
+    def local(self, client: Client) -> dict[str, Any]:
+        """Return the local loop's hyperparameters."""
+        return super().local(client) | {"adam": AdamW() if self.adam else None}
+
+    def fit_task(self, task: Any) -> tuple[Method, Any]:
+        """Freeze the model but for theta."""
+        return self, tune(task, self.tuning())
+
+    def tuning(self) -> Tuning:
+        """Return what trains."""
+        return Tuning(self.peft, self.width, self.tokens, self.deep, self.rank, self.alpha, self.dropout, self.targets, self.with_head)

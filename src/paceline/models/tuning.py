@@ -1,0 +1,195 @@
+"""Parameter-efficient tuning: which few parameters of a model train, and what is put in for them.
+
+    full      every parameter
+    head      the head
+    bias      the head, and the bias of every layer, LayerNorm's included (BitFit)
+    norm      the head, and scale and bias of every norm
+    adapter   the head, and behind each block's network W_up GELU(W_down h) + h, with W_up = 0 at first
+    prompt    the head, and tokens put before the patches: once (shallow), or fresh ones before each block (deep)
+    lora      low-rank additions B A to the layers of attention, with B = 0 at first; without the head unless asked
+
+A frozen model is frozen altogether: norms keep their running statistics, which become constants.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from paceline.errors import ConfigError, MissingExtraError
+from paceline.models.split import head_name
+from paceline.models.transformer import Block, VisionTransformer
+
+__all__ = ["Adapter", "Prompts", "Prototype", "Tuning", "tuned"]
+
+Prototype = Literal["full", "head", "bias", "norm", "adapter", "prompt", "lora"]
+
+_BIASED = (nn.Linear, nn.modules.conv._ConvNd, nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "query", "key", "value")
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What trains.
+
+    Args:
+        prototype: see above.
+        width: bottleneck m of adapters.
+        tokens: number P of prompts.
+        deep: fresh prompts before each block.
+        rank, alpha, dropout: of LoRA, whose additions are scaled by alpha / rank.
+        targets: ends of the names of LoRA's layers; none takes the projections of attention, else all linear layers but
+            the head.
+        with_head: whether the head trains too; None lets it, except with LoRA.
+    """
+
+    prototype: Prototype = "bias"
+    width: int = 8
+    tokens: int = 10
+    deep: bool = True
+    rank: int = 4
+    alpha: float = 8.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ()
+    with_head: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("width", "tokens", "rank", "alpha"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"peft={self.prototype} with {name}={getattr(self, name)}; it must be above 0")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"peft={self.prototype} with dropout={self.dropout}; it must be at least 0 and below 1")
+
+    @property
+    def head(self) -> bool:
+        """Whether the head trains."""
+        return self.prototype != "lora" if self.with_head is None else self.with_head
+
+    def names(self, module: nn.Module) -> list[str]:
+        """Return the names of the parameters that train, of a module that `tuned` made."""
+        chosen = {name for name, _ in module.named_parameters() if self._trains(module, name)}
+        return [name for name, _ in module.named_parameters() if name in chosen]
+
+    def _trains(self, module: nn.Module, name: str) -> bool:
+        place, _, leaf = name.rpartition(".")
+        if self.prototype == "full" or (self.head and place == head_name(module)):
+            return True
+        owner = module.get_submodule(place)
+        return {
+            "bias": leaf == "bias" and isinstance(owner, _BIASED) and place != _head_or_none(module),
+            "norm": leaf in ("weight", "bias") and isinstance(owner, _NORMS),
+            "adapter": ".after." in name,
+            "prompt": place == "prompts",
+            "lora": "lora_" in name,
+        }.get(self.prototype, False)
+
+
+class Adapter(nn.Module):
+    """h + W_up GELU(W_down h); the identity at first."""
+
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(dim, width), nn.Linear(width, dim)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Return shape [N, T, d]."""
+        out: Tensor = h + self.up(F.gelu(self.down(h)))
+        return out
+
+
+class Prompts(nn.Module):
+    """Learnt tokens between the class token and the patches.
+
+    Args:
+        tokens: how many.
+        dim: width d.
+        blocks: number of blocks that get fresh ones; 1 puts them in once.
+        reach: they start from U(-reach, reach).
+    """
+
+    def __init__(self, tokens: int, dim: int, blocks: int, reach: float) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.values = nn.Parameter(reach * (2 * torch.rand(blocks, tokens, dim) - 1))
+
+    def forward(self, x: Tensor, block: int) -> Tensor:
+        """Return x with the block's tokens, in place of those of the block before."""
+        if block >= len(self.values):
+            return x
+        kept = x[:, 1:] if block == 0 else x[:, 1 + self.tokens :]
+        return torch.cat([x[:, :1], self.values[block].expand(len(x), -1, -1), kept], 1)
+
+
+def tuned(model: Callable[[], nn.Module], tuning: Tuning) -> nn.Module:
+    """Build a model and put in what a tuning needs; it draws from torch's global random state.
+
+    Raises `ConfigError` for a model that has no place for it, `MissingExtraError` where LoRA's library is missing.
+    """
+    module = model()
+    if tuning.prototype == "full":
+        return module
+    _freeze_statistics(module)
+    if tuning.prototype == "adapter":
+        blocks = [b for b in module.modules() if isinstance(b, Block)]
+        if not blocks:
+            raise ConfigError(f"{type(module).__name__} has no place for adapters; use vit or char_model, or peft=bias or lora")
+        for block in blocks:
+            block.after = Adapter(block.fc2.out_features, tuning.width)
+    elif tuning.prototype == "prompt":
+        if not isinstance(module, VisionTransformer):
+            raise ConfigError(f"{type(module).__name__} has no place for prompts; use vit, or peft=bias or lora")
+        reach = math.sqrt(6 / (module.channels * module.patch**2 + module.width))
+        module.prompts = Prompts(tuning.tokens, module.width, len(module.blocks) if tuning.deep else 1, reach)
+    elif tuning.prototype == "lora":
+        _put_lora(module, tuning)
+    return module
+
+
+def _put_lora(module: nn.Module, tuning: Tuning) -> None:
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise MissingExtraError("peft", "peft") from error
+
+    linear = [n for n, m in module.named_modules() if isinstance(m, nn.Linear)]
+    attention = [n for n in linear if n.rpartition(".")[2] in _ATTENTION]
+    wanted = [n for n in linear if any(n == t or n.endswith(f".{t}") for t in tuning.targets)]
+    layers = wanted if tuning.targets else attention or [n for n in linear if n != _head_or_none(module)] or linear
+    if not layers:
+        raise ConfigError(f"no linear layer's name ends with one of {list(tuning.targets)}; the model has {linear}")
+    given: dict[str, Any] = {"r": tuning.rank, "lora_alpha": tuning.alpha, "lora_dropout": tuning.dropout}
+    inject_adapter_in_model(LoraConfig(**given, target_modules=layers, bias="none"), module)
+
+
+def _head_or_none(module: nn.Module) -> str | None:
+    try:
+        return head_name(module)
+    except ConfigError:
+        return None
+
+
+def _freeze_statistics(module: nn.Module) -> None:
+    """Make float buffers constants, and let norms that have them judge by them in training too."""
+    for part in list(module.modules()):
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.eval()
+            part.train = types.MethodType(_stays, part)  # type: ignore[method-assign]
+        for name, buffer in list(part.named_buffers(recurse=False)):
+            if buffer.is_floating_point():
+                del part._buffers[name]
+                part.register_parameter(name, nn.Parameter(buffer, requires_grad=False))
+
+
+def _stays(self: Any, mode: bool = True) -> Any:
+    """Take the place of a module's `train`: it stays as it is."""
+    return self

@@ -1,0 +1,59 @@
+"""Tuning a task's model by a few of its parameters: the task as any method sees it, with only these in its vector."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from paceline.errors import ConfigError, UnknownNameError
+from paceline.models.tuning import Tuning, tuned
+from paceline.tasks.task import Task
+
+__all__ = ["parse_tuning", "tune"]
+
+
+def parse_tuning(text: str) -> Tuning:
+    """Read ``bias``, ``adapter:width=16`` or ``lora:rank=8,alpha=16,targets=q_proj/v_proj``.
+
+    Raises `UnknownNameError` for an option that does not exist, `ConfigError` for a value that does not fit.
+    """
+    prototype, _, rest = text.strip().partition(":")
+    known = {f.name for f in dataclasses.fields(Tuning)} - {"prototype"}
+    values: dict[str, Any] = {"prototype": prototype.strip()}
+    for part in filter(None, (p.strip() for p in rest.split(","))):
+        key, equals, value = (p.strip() for p in part.partition("="))
+        if key not in known:
+            raise UnknownNameError(f"option of peft={prototype!r}:", key, known)
+        if not equals or key in values:
+            raise ConfigError(f"peft={text!r}: write each option once, as {key}=VALUE")
+        values[key] = value.split("/") if key == "targets" else value
+    try:
+        made: Tuning = TypeAdapter(Tuning).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"peft={text!r}: {': '.join([*map(str, first['loc'][:1]), first['msg']])}") from None
+    return made
+
+
+def tune(task: Task, tuning: Tuning) -> Task:
+    """Return the task whose model is frozen but for what a tuning trains; with ``full`` it is the task itself.
+
+    What is frozen never crosses the wire, so it has to be alike on every client: a pretrained model, or one that all
+    draw from the run's seed. Raises `ConfigError` for a task that is tuned already or a model that does not suit.
+    """
+    if tuning.prototype == "full":
+        return task
+    if task.trainable is not None:
+        raise ConfigError(f"task {task.name!r} trains only a part of its model already ({task.info.get('tuned', task.trainable)})")
+    model = partial(tuned, task.model, tuning)
+    changed = dataclasses.replace(task, model=model)
+    module = changed.build(0)
+    names = tuning.names(module)
+    sizes = {n: p.numel() for n, p in module.named_parameters()}
+    if not names:
+        raise ConfigError(f"peft={tuning.prototype} leaves nothing to train in {type(module).__name__}; it has {list(sizes)}")
+    told = f"{tuning.prototype}, {sum(sizes[n] for n in names):,} of {sum(sizes.values()):,} parameters"
+    return dataclasses.replace(changed, trainable=names, info={**task.info, "tuned": told})

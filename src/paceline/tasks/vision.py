@@ -1,0 +1,70 @@
+"""A vision transformer that knows some classes, to be tuned on all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from paceline.errors import ConfigError
+from paceline.models.pretraining import kept, pretrain
+from paceline.models.split import head_name
+from paceline.rng import torch_rng
+from paceline.tasks.task import Task
+
+__all__ = ["load_tuning", "pretrained", "with_weights"]
+
+
+def with_weights(model: partial[nn.Module], weights: Mapping[str, Tensor]) -> nn.Module:
+    """Build a module that has the given weights but for its head, which is drawn anew."""
+    module = model()
+    head = head_name(module) + "."
+    module.load_state_dict({n: w for n, w in weights.items() if not n.startswith(head)}, strict=False)
+    return module
+
+
+def pretrained(task: Task, classes: int, epochs: int, seed: int = 0, share: float = 0.5) -> Task:
+    """Return a task whose model was trained centrally on the first `classes` classes, and has a new head.
+
+    A `share` of these classes' training samples goes into that and is taken out of the task. The trained weights are kept
+    on this machine (see `kept`).
+    """
+    if not 1 <= classes <= task.num_classes or epochs < 1 or not 0 < share < 1:
+        raise ConfigError(f"classes={classes}, epochs={epochs}, share={share}; at most {task.num_classes}, at least 1, between 0 and 1")
+    known = torch.nonzero(task.train.y < classes).flatten()
+    known = known[torch.randperm(len(known), generator=torch_rng(seed, "pretrained"))[: int(share * len(known))]]
+    left = torch.ones(len(task.train), dtype=torch.bool)
+    left[known] = False
+    x, y = task.train.x[known], task.train.y[known]
+    made = (task.model.args, sorted(task.model.keywords.items())) if isinstance(task.model, partial) else task.model.__qualname__
+    key = repr((task.name, len(task.train), made, classes, epochs, seed, share, "v1"))
+    weights = kept(key, lambda: task.build(seed), lambda module: pretrain(module, x, y, epochs=epochs, seed=seed))
+    return dataclasses.replace(
+        task,
+        name=f"{task.name} after {classes} classes",
+        train=task.train.subset(torch.nonzero(left).flatten()),
+        model=partial(with_weights, task.model, weights),  # type: ignore[arg-type]
+    )
+
+
+def load_tuning(
+    model: str | None = None,
+    seed: int = 0,
+    of: str = "digits",
+    classes: int = 5,
+    epochs: int = 30,
+    patch: int | None = None,
+    **options: Any,
+) -> Task:
+    """Return `pretrained` of a named task with the model ``vit`` (or another one); further options are its."""
+    from paceline.tasks.registry import load_task
+
+    name = model or "vit"
+    if name == "vit":
+        side = load_task(of, limit=1).train.x.shape[-1]
+        options["patch"] = patch or next(p for p in (7, 4, 2, 1) if side % p == 0)
+    return pretrained(load_task(of, model=name, seed=seed, **options), classes, epochs, seed=0)
