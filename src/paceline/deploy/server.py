@@ -13,7 +13,7 @@ import os
 import secrets
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from paceline.deploy.authority import Authority
 from paceline.deploy.enrolment import Enrolment
@@ -56,6 +56,7 @@ class Present:
 
     fleet: Any
     engine: GrpcEngine
+    always: ClassVar[bool] = False
 
     def available(self, client: int, round: int) -> bool:
         """Return whether `client` can be asked in `round`."""
@@ -117,7 +118,8 @@ class FederationServer:
             self._enrolment = self._open_enrolment()
             self.listening.set()
             self.notes("listening", port=self.port, run=engine.hub.progress.run, incarnation=engine.hub.progress.incarnation)
-            self._await(engine)
+            if run.round < self.run.rounds:
+                self._await(engine)
             summary = run.go()
             done, why = True, "the run has ended"
             self.notes("done", rounds=summary.rounds, accuracy=summary.accuracy, model_sha256=summary.model_sha256)

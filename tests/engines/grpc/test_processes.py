@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -46,6 +47,21 @@ def test_every_fault_of_a_configuration_is_named(tmp_path):
         load_config(ClientConfig, path, {})
     for part in ("client.server", "client.first", "'client.mots'; did you mean", "'dta'; did you mean data"):
         assert part in str(told.value)
+
+
+def test_configurations_of_the_documentation_are_valid(tmp_path):
+    root = Path(__file__).parents[3]
+    blocks = re.findall(r"```toml\n(.*?)```", (root / "docs" / "deploy.md").read_text(), flags=re.DOTALL)
+    texts = [*blocks, *((root / "deploy" / name).read_text() for name in ("server.toml", "client.toml"))]
+    kinds = [ServerConfig, ClientConfig, ServerConfig, ClientConfig]
+    for number, (kind, text) in enumerate(zip(kinds, texts, strict=True)):
+        path = tmp_path / f"{number}.toml"
+        path.write_text(text)
+        config = load_config(kind, path, {})
+        if isinstance(config, ServerConfig):
+            assert RunConfig.build(config.run).aggregation == "secure"
+        else:
+            assert config.client.state.parent.parent in (tmp_path, tmp_path.parent)
 
 
 def start(role: str, config: Path, log: Path, **environment: str) -> subprocess.Popen[bytes]:

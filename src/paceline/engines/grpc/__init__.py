@@ -1,5 +1,12 @@
 """A real federation over gRPC with mutual TLS: clients dial out and keep one stream open each."""
 
+from paceline.errors import MissingExtraError
+
+try:
+    import grpc  # noqa: F401
+except ImportError as error:
+    raise MissingExtraError("grpcio", "grpc") from error
+
 from paceline.engines.grpc.engine import GrpcEngine, Stopped
 from paceline.engines.grpc.hub import Hub
 from paceline.engines.grpc.loop import LoopThread

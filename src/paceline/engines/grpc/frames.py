@@ -152,5 +152,5 @@ def _zstd() -> Any:
     try:
         import zstandard
     except ImportError:
-        raise MissingExtraError("zstandard", "deploy") from None
+        raise MissingExtraError("zstandard", "grpc") from None
     return zstandard
