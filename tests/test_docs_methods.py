@@ -71,6 +71,8 @@ def test_the_command_runs(command, tmp_path, monkeypatch):
 def test_every_method_has_its_row_on_its_family_s_page():
     families = {}
     for name in method_names():
+        if not find_method(name).__module__.startswith("paceline."):  # one that another test has registered
+            continue
         families.setdefault(find_method(name).family, set()).add(name)
     for family, names in families.items():
         page = PAGES / f"{family}.md"

@@ -17,7 +17,10 @@ from paceline.spent import spent
 __all__ = ["Evaluation", "evaluate", "evaluate_together"]
 
 BATCH = 500
-"""Samples in one pass."""
+"""Most samples in one pass."""
+
+_BYTES = 1 << 23
+"""On a CPU, most bytes that a layer may return in one pass: what does not stay in the cache is twice as slow."""
 
 
 @dataclass
@@ -64,7 +67,7 @@ def evaluate(
         loss = torch.zeros((), dtype=torch.float64, device=model.device)
         hits = torch.zeros(problem.num_classes, dtype=torch.int64, device=model.device)
         counts = torch.zeros_like(hits)
-        for x, y in data.batches(batch_size):
+        for x, y in data.batches(_fitting(model, data, batch_size, outputs)):
             out = model.module(x) if outputs is None else outputs(model.module, x)
             scored = y if y.dim() == 1 else y[y >= 0]
             if len(scored):
@@ -99,7 +102,8 @@ def _evaluate_all(requests: Sequence[Evaluation]) -> list[dict[str, Any]]:
     loss = torch.zeros(count, dtype=torch.float64, device=device)
     hits = torch.zeros(count * classes, dtype=torch.int64, device=device)
     counts = torch.zeros_like(hits)
-    for part, owner in zip(torch.split(rows, BATCH), torch.split(owners, BATCH), strict=True):
+    size = _fitting(model, first.data, BATCH, None)
+    for part, owner in zip(torch.split(rows, size), torch.split(owners, size), strict=True):
         x, y = first.data.x.index_select(0, part), first.data.y.index_select(0, part)
         out = model.module(x)
         each = F.cross_entropy(out, y, reduction="none")
@@ -112,6 +116,27 @@ def _evaluate_all(requests: Sequence[Evaluation]) -> list[dict[str, Any]]:
         _sums(value, right[k].clone(), table[k].clone(), len(request.data))
         for k, (request, value) in enumerate(zip(requests, loss.tolist(), strict=True))
     ]
+
+
+def _fitting(model: Resident, data: ClientData, most: int, outputs: Callable[[nn.Module, Tensor], Tensor] | None) -> int:
+    """Return how many samples to evaluate in one pass, from what each layer returns for two of them."""
+    if model.device.type != "cpu" or not len(data):
+        return most
+    known, make = model.widths, (data.x.shape[1:], outputs is None)
+    if make not in known:
+        x, widest = data.x.index_select(0, data.index[:2]), [1]
+
+        def note(module: nn.Module, given: Any, out: Any) -> None:
+            widest.append(out.nbytes if isinstance(out, Tensor) else 1)
+
+        hooks = [part.register_forward_hook(note) for part in model.module.modules()]
+        try:
+            _ = model.module(x) if outputs is None else outputs(model.module, x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        known[make] = max(widest) // len(x)
+    return max(1, min(most, _BYTES // max(known[make], 1)))
 
 
 def _right(out: Tensor, y: Tensor) -> Tensor:

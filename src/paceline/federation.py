@@ -135,6 +135,8 @@ class Federation:
         """
         population = self.num_clients if among is None else len(among)
         rng = numpy_rng(self.seed, "cohort", self.round, self.attempt, self._calls)
+        if among is None and self.fleet.always:
+            return sorted(rng.permutation(population)[:most].tolist())
         picked: list[int] = []
         for place in rng.permutation(population):
             client = int(place if among is None else among[int(place)])

@@ -7,12 +7,14 @@ and batches, so that the same hook serves both.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paceline.errors import NonFiniteError
@@ -147,6 +149,15 @@ class Job:
     def hooked(self) -> bool:
         """Whether a step is more than a step along the plain gradient."""
         return bool(self.correct or self.direction or self.momentum or self.weight_decay or self.schedule or self.adam)
+
+    @property
+    def plain(self) -> bool:
+        """Whether this is one step along the plain gradient of the mean cross-entropy, and nothing else."""
+        return (
+            self.steps == 1
+            and not (self.correct or self.direction or self.weight_decay or self.after or self.objective or self.schedule or self.adam)
+            and self.loss is F.cross_entropy
+        )
 
     def of(self, data: ClientData, order: Callable[[], torch.Generator]) -> Job:
         """Return the same request of another client."""
@@ -336,7 +347,7 @@ def train(job: Job) -> Trained:
     """Run one client's job; raises `NonFiniteError` for a NaN loss."""
     if not job.steps:
         return Trained(job.start.clone(), 0, 0, 0.0)
-    with spent.on("local steps"), job.model.autocast():
+    with spent.on("local steps"), job.model.autocast(), _drawing(job):
         learner = One(job)
         descend(learner)
     total = float(learner.total)
@@ -344,6 +355,18 @@ def train(job: Job) -> Trained:
         raise diverged(total, job)
     job.step = job.batch = None
     return Trained(learner.at.clone(), job.steps, job.samples(), total / job.steps)
+
+
+@contextlib.contextmanager
+def _drawing(job: Job) -> Iterator[None]:
+    """Let dropout draw from this client's own stream, so that it does not matter where the client trains."""
+    if not any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in job.model.module.modules()):
+        yield
+        return
+    cuda = [job.model.device] if job.model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(job.order().initial_seed())
+        yield
 
 
 def answer(request: Request) -> Any:

@@ -261,6 +261,8 @@ class Resident:
         self.device = torch.device(device)
         self.mixed: torch.dtype | None = None
         """Type of matrix products and convolutions in training; None for the parameters' own."""
+        self.widths: dict[Any, int] = {}
+        """Most bytes that a layer returns for a sample, by the sample's shape; kept by evaluation."""
         self.flops = 0.0
         """Forward cost of one sample in FLOPs, set by whoever built the module; 0 when unknown."""
         self.params = Params.of(self.module, layout)

@@ -15,6 +15,10 @@ __all__ = ["CallInfo", "Clock", "Fleet", "Request", "Summed"]
 class Fleet(Protocol):
     """What the core needs of the devices."""
 
+    @property
+    def always(self) -> bool:
+        """Whether everybody can be asked in every round."""
+
     def available(self, client: int, round: int) -> bool:
         """Return whether the client can be asked in this round."""
 

@@ -208,3 +208,12 @@ def test_a_million_clients_are_no_burden(spec):
     split = partition_task(task, spec, 1_000_000)
     assert [len(split(k)[0]) for k in (0, 999_999)] == [1, 1]
     assert time.perf_counter() - started < 30
+
+
+def test_the_rows_of_many_come_as_one_table_where_they_are_equally_many():
+    split = partition_task(blobs(samples=300), "iid", 10, seed=1, client_test=0.2)
+    table = split.together([7, 2, 4])
+    assert torch.equal(table, torch.stack([split(k)[0] for k in (7, 2, 4)]))
+    uneven = partition_task(blobs(samples=300), "quantity:0.5", 10, seed=1)
+    assert uneven.together(range(10)) is None
+    assert torch.equal(uneven.together([3]), uneven(3)[0][None])

@@ -152,3 +152,9 @@ def test_clients_beyond_the_fleet_do_not_exist() -> None:
                 fleet.available(client, 1)
     with pytest.raises(ConfigError, match="at least one"):
         load_fleet("homogeneous", 0)
+
+
+@pytest.mark.parametrize("spec", ["homogeneous", "stragglers", "homogeneous:churn=0.1", "mobile"])
+def test_a_fleet_knows_whether_everybody_is_always_there(spec: str) -> None:
+    fleet = load_fleet(spec, 40, seed=2)
+    assert fleet.always == all(fleet.available(c, r) for c in range(40) for r in range(10))

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,3 +48,11 @@ def test_a_client_keeps_its_chunk_and_worker_for_the_round():
     assert {tuple(sorted(chunk)) for share in again.values() for chunk in share} == {(0,), (3,), (5,), (9,)}
     dealer.new_round()
     assert {tuple(c) for c in dealer.chunks([0, 3, 5, 9]).values()} == {(9, 5), (3, 0)}
+
+
+@given(COST, st.integers(1, 9))
+def test_chunks_come_out_the_same_whether_asked_at_once_or_again(costs, chunk):
+    dealer = Dealer(costs.__getitem__, chunk)
+    first = dealer.chunks(range(len(costs)))
+    assert {n: sorted(c) for n, c in dealer.chunks(range(len(costs))).items()} == {n: sorted(c) for n, c in first.items()}
+    assert all(costs[a] >= costs[b] for members in first.values() for a, b in pairwise(members)) or chunk == 1

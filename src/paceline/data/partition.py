@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -145,6 +145,15 @@ class Partition:
         """Return how many training samples a client has."""
         return int(self._arrays[2][client])
 
+    def together(self, clients: Sequence[int]) -> Tensor | None:
+        """Return the training rows of several clients, shape [K, n]; None where they have unequally many."""
+        offsets, _, counts = self._arrays
+        which = np.asarray(clients)
+        size = counts[which[0]]
+        if (counts[which] != size).any():
+            return None
+        return self.order[torch.from_numpy(offsets[which][:, None] + np.arange(size))]
+
     def _bounds(self, client: int) -> tuple[int, int, int]:
         offsets, cuts, _ = self._arrays  # numpy's scalars are read faster than a tensor's
         if not 0 <= client < cuts.shape[0]:
@@ -159,9 +168,9 @@ class Partition:
     def table(self, task: Task) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
         """Return how many samples of each class each client has, shape [clients, classes] (int64)."""
         who = np.repeat(np.arange(len(self)), self.sizes.numpy())
-        labels = task.train.y.numpy()[self.order.numpy()]
-        cells = np.bincount(who * task.num_classes + labels, minlength=len(self) * task.num_classes)
-        return cells.reshape(len(self), task.num_classes)
+        labels, classes = _labels(task)
+        cells = np.bincount(who * classes + labels[self.order.numpy()], minlength=len(self) * classes)
+        return cells.reshape(len(self), classes)
 
 
 def partition_task(
@@ -210,10 +219,10 @@ def partition_task(
             raise EmptyClientError(
                 f"{len(task.train)} samples cannot give each of {count} clients one; take fewer clients or --allow-empty"
             )
-        labels = task.train.y.numpy()
+        labels, classes = _labels(task)
         if name in {"dirichlet", "shards", "groups", "longtail"} and (labels.ndim != 1 or labels.dtype.kind not in "iu"):
             raise DataError(f"partition {spec!r} needs one class label for each sample; {task.name} has none")
-        client_of, moved = ASSIGN[name](Wanted(labels, task.num_classes, count, value, not allow_empty, rng))
+        client_of, moved = ASSIGN[name](Wanted(labels, classes, count, value, not allow_empty, rng))
     in_time = name == "natural" and task.in_time
     order, offsets = _sorted(client_of, count, None if in_time else rng)
     if client_samples is not None:
@@ -230,6 +239,14 @@ def partition_task(
     groups = tuple(group_of(count, len(value)).tolist()) if name == "groups" else ()
     arrays = torch.from_numpy(order), torch.from_numpy(offsets), torch.from_numpy(cuts)
     return Partition(spec, *arrays, owners, moved, groups)
+
+
+def _labels(task: Task) -> tuple[Any, int]:
+    """Return what the partitioners go by: each sample's class, or its owner (a text's kind) where targets are sequences."""
+    y, owner = task.train.y, task.train.owner
+    if y.dim() > 1 and owner is not None:
+        return owner.numpy(), len(task.train.owners)
+    return y.numpy(), task.num_classes
 
 
 def _capped(order: Any, offsets: Any, most: int) -> tuple[Any, Any]:

@@ -63,6 +63,11 @@ class Fleet:
         self._check(client)
         return self.ordinary
 
+    @cached_property
+    def always(self) -> bool:
+        """Whether everybody can be asked in every round."""
+        return self.churn == 0 and type(self.participation) is Participation
+
     def available(self, client: int, round: int) -> bool:
         """Return whether `client` can be asked in `round`."""
         chance = self._availability(client)
@@ -219,6 +224,11 @@ class Mobile(Fleet):
             availability=self._availability(client),
             slowdown=slow,
         )
+
+    @cached_property
+    def always(self) -> bool:
+        """Whether everybody can be asked in every round: phones cannot."""
+        return False
 
     def describe(self) -> str:
         """Return one line about the fleet."""

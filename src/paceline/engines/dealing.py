@@ -7,6 +7,7 @@ depend on it. A client stays in its chunk, and on its worker, for a whole round.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 __all__ = ["Dealer"]
 
@@ -39,7 +40,10 @@ class Dealer:
         count = -(-len(new) // self.chunk)
         for place, client in enumerate(new):
             self._chunk_of[client] = self._chunks + place * count // len(new)
-        self._chunks += count
+        first, self._chunks = self._chunks, self._chunks + count
+        if self.chunk > 1 and 0 < len(new) == len(clients):
+            bounds = [-(-number * len(new) // count) for number in range(count + 1)]
+            return {first + k: new[a:b] for k, (a, b) in enumerate(pairwise(bounds))}
         found: dict[int, list[int]] = {}
         for client in clients if self.chunk == 1 else sorted(clients, key=lambda c: self._order(c, costs)):
             found.setdefault(self._chunk_of[client], []).append(client)

@@ -16,6 +16,7 @@ from torch import Tensor
 from paceline.call import Call, Receipt, Sink, wire_size
 from paceline.client import Client, ClientData, Memory
 from paceline.devices import Cost, times
+from paceline.engines.heap import keep_freed
 from paceline.engines.stacking import Meeting, Solver, Uniform
 from paceline.errors import CheckpointError, ClientError, PacelineError, UnknownNameError
 from paceline.evaluating import evaluate as evaluate_on
@@ -83,6 +84,7 @@ class Worker:
     """One resident model, the data, and the memories of the clients that ran here."""
 
     def __init__(self, setup: Setup) -> None:
+        keep_freed()
         self.setup = setup
         task = setup.task
         module = task.build(derive(setup.seed, "init"))
@@ -184,18 +186,15 @@ class Worker:
         add = getattr(sink, "add_uniform", None)
         if add is None or key in self._differs or self.keeps_times or setup.measured or call.each_message or call.peers:
             return None
-        costs = {setup.cost(c) for c in clients}
-        if len(costs) > 1 or isinstance(call.channel, Held):
+        index = None if isinstance(call.channel, Held) else self._together(clients)
+        if index is None:
             return None
         lead = self.client(replace(call, clients=()), clients[0])
         lead.memory = Memory()
-        orders = [partial(partial, self._order, call, c) for c in clients]
+        orders = [partial(self._order, call, c) for c in clients]
         with contextlib.suppress(PacelineError):  # whoever is at fault is found when they run one by one
             try:
-                data = [self.samples(c) for c in clients]
-                if len({len(d) for d in data}) > 1:  # not all that a client has need be there in this round
-                    return None
-                reply = self.invoke(Uniform(lead, data, orders, self.solver.whole), *key, call.message)  # type: ignore[arg-type]
+                reply = self.invoke(Uniform(lead, index, orders, self.solver.whole), *key, call.message)  # type: ignore[arg-type]
                 up = sink.size(reply)
                 profiles = [setup.fleet.profile(c, call.round) for c in clients]
                 cost = Cost(lead.flops, down[clients[0]], up, None)
@@ -212,6 +211,15 @@ class Worker:
             else:
                 self._differs.add(key)
         return None
+
+    def _together(self, clients: Sequence[int]) -> Tensor | None:
+        """Return the training rows of these clients in this round, shape [K, n]; None where they have unequally many."""
+        together = getattr(self.setup.split, "together", None)  # without slicing, where the partition can
+        if together and self.setup.task.steady:
+            index = together(clients)
+            return None if index is None else index.to(self.x.device)
+        rows = [self.samples(c).index for c in clients]
+        return torch.stack(rows) if len({len(r) for r in rows}) == 1 else None
 
     def _order(self, call: Call, client: int, loop: int) -> torch.Generator:
         return self.client(call, client).stream("order", loop)
@@ -351,7 +359,7 @@ class Worker:
             for rows, outputs in parts
         ]
         total = {key: sum(sums[key] for sums in each) for key in each[0]}
-        return total | {f"part_{key}": [sums[key] for sums in each] for key in ("correct", "count")}
+        return total | {f"part_{key}": [sums[key] for sums in each] for key in ("correct", "count", "loss")}
 
 
 def _encoding(me: Client) -> int:

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +60,8 @@ class TaskSequence(Task):
     def ends_stage(self, round: int) -> bool:
         """Say whether a round is its stage's last one."""
         return round % self.rounds_each == 0 and round <= self.stages * self.rounds_each
+
+    steady: ClassVar[bool] = False
 
     def present(self, rows: Tensor, round: int) -> Tensor:
         """Return the rows that belong to the round's stage."""

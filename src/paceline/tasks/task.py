@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -81,6 +82,9 @@ class Task:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return self.model()
+
+    steady: ClassVar[bool] = True
+    """Whether all of a client's rows are there in every round."""
 
     def present(self, rows: Tensor, round: int) -> Tensor:
         """Return which of a client's rows are there in a round; all of them, unless tasks follow each other."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,8 +22,12 @@ _STEPS = 2
 _BYTES = 256 << 20
 """Most bytes that the stacked vectors of one chunk may take: parameters, gradients and what is held beside them."""
 
-_SECONDS = 0.2
-"""A size that takes longer than this is the last one that is tried."""
+_TURNS = 6
+_SECONDS = 0.1
+"""A size that takes longer than this is the last one that is tried, and only once."""
+
+_NEAR = 1.1
+"""Of sizes that are nearly as fast as the fastest, the largest is taken: what a chunk costs beside its steps is not measured."""
 
 _KNOWN: dict[Any, Choice] = {}
 """Choices of this process: a second run of the same make does not measure again."""
@@ -103,39 +107,40 @@ def _measure(
         ]
 
     few = jobs(min(sizes[0], 4))
-    alone = _seconds(lambda: [train(job) for job in few], model.device) / len(few)
-    best, fastest = 1, alone
-    for count in sizes:
-        asked = jobs(count)
-        took = _seconds(partial(solver, asked), model.device)
-        if solver.notes:
-            return Choice(1, next(iter(solver.notes.values())))
-        if took / count < 0.95 * fastest or (always and best == 1):
-            best, fastest = count, took / count
-        if took > _SECONDS and took / count > fastest:
-            break
-    if best == 1:
+    works: dict[int, Callable[[], object]] = {1: lambda: [train(job) for job in few]}
+    works |= {count: partial(solver, jobs(count)) for count in sizes}
+    each = _seconds(works, {1: len(few)}, model.device)
+    if solver.notes:
+        return Choice(1, next(iter(solver.notes.values())))
+    alone = each.pop(1)
+    fastest = min(each.values())
+    if fastest > 0.95 * alone and not always:
         return Choice(1, f"stacks of {sizes[0]} to {sizes[-1]} are no faster on this machine")
-    return Choice(best, f"a stack takes x{fastest / alone:.2f} of the time, measured")
+    best = max(count for count, seconds in each.items() if seconds <= _NEAR * fastest)
+    return Choice(best, f"a stack takes x{each[best] / alone:.2f} of the time, measured")
 
 
-def _seconds(work: Any, device: torch.device) -> float:
-    """Return the shorter of two runs; the first one of all also warms up.
+def _seconds(works: Mapping[int, Callable[[], object]], clients: Mapping[int, int], device: torch.device) -> dict[int, float]:
+    """Return the seconds for each client, by size: the shortest of some runs, in turn, so that a disturbance hits all alike.
 
-    One thread on a CPU is timed by the time that it had, so that other work on the machine does not decide.
+    The first of each warms up; where that takes long, larger ones are not tried, and it is not run again. One thread on a
+    CPU is timed by the time that it had, so that other work on the machine does not decide.
     """
     clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
-    work()
-    best = float("inf")
-    for _ in range(2):
-        _finish(device)
-        started = clock()
-        work()
-        _finish(device)
-        best = min(best, clock() - started)
-        if best > _SECONDS / 4:
-            break
-    return best
+    each: dict[int, float] = {}
+    left = list(works)
+    for turn in range(_TURNS):
+        for size in list(left):
+            _finish(device)
+            started = clock()
+            works[size]()
+            _finish(device)
+            took = clock() - started
+            each[size] = min(took / clients.get(size, size), each.get(size, float("inf")) if turn > 1 else float("inf"))
+            if took > _SECONDS and size > 1:
+                left = [s for s in left if s < size]
+                break
+    return each
 
 
 def _finish(device: torch.device) -> None:

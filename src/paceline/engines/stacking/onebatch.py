@@ -2,28 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import overload
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from paceline.engines.stacking.stack import Functional, Stack, cross_entropies
 from paceline.local import Job
+from paceline.samples import ClientData
 from paceline.spent import spent
 
-__all__ = ["OneBatch", "one_batch"]
+__all__ = ["Alike", "OneBatch", "one_batch"]
+
+
+class Alike(Sequence[Job]):
+    """One request of many clients with equally many samples; a client's own is formed when somebody looks.
+
+    Args:
+        job: the request, as one of them makes it.
+        rows: training rows of each, shape [K, n].
+        orders: for each, returns the stream that orders them.
+    """
+
+    def __init__(self, job: Job, rows: Tensor, orders: Sequence[Callable[[], torch.Generator]]) -> None:
+        self.job, self.rows, self.orders = job, rows, orders
+
+    def __len__(self) -> int:
+        return self.rows.shape[0]
+
+    @overload
+    def __getitem__(self, place: int) -> Job: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[Job]: ...
+
+    def __getitem__(self, place: int | slice) -> Job | list[Job]:
+        if isinstance(place, slice):
+            return [self[k] for k in range(*place.indices(len(self)))]
+        return self.job.of(ClientData(self.job.data.x, self.job.data.y, self.rows[place]), self.orders[place])
 
 
 def one_batch(jobs: Sequence[Job]) -> bool:
     """Return whether these jobs are one step each along the plain gradient, from one point at one rate."""
+    if isinstance(jobs, Alike):
+        return jobs.job.plain
     first = jobs[0]
-    return (
-        first.steps == 1
-        and not (first.correct or first.direction or first.weight_decay or first.after or first.objective or first.schedule or first.adam)
-        and first.loss is F.cross_entropy
-        and all(j.steps == 1 and j.start is first.start and j.lr == first.lr for j in jobs)
-    )
+    return first.plain and all(j.steps == 1 and j.start is first.start and j.lr == first.lr for j in jobs)
 
 
 class OneBatch:
@@ -39,11 +64,9 @@ class OneBatch:
         self.jobs, self.count = jobs, len(jobs)
         first = jobs[0]
         first.model.module.train()
+        index, sizes = _rows(jobs)
         self._run = Functional(first.model)
         self._count = first.model.layout.num_params
-        rows = [j.data.index if len(j.data) <= j.batch_size else next(j.batches()) for j in jobs]
-        sizes = [r.shape[0] for r in rows]
-        index = torch.cat(rows)
         with spent.on("loading"):
             x, y = first.data.x.index_select(0, index), first.data.y.index_select(0, index)
         self._leaf = first.start.vector.detach().requires_grad_()
@@ -74,3 +97,11 @@ class OneBatch:
             (gradient,) = torch.autograd.grad(self.losses @ weights, self._leaf, retain_graph=True)
         gradient[self._count :] = 0.0
         return gradient.mul_(-self.jobs[0].lr)
+
+
+def _rows(jobs: Sequence[Job]) -> tuple[Tensor, list[int]]:
+    """Return the rows of all first batches, one after the other, and their sizes."""
+    if isinstance(jobs, Alike) and jobs.rows.shape[1] <= jobs.job.batch_size:
+        return jobs.rows.reshape(-1), [jobs.rows.shape[1]] * len(jobs)
+    rows = [j.data.index if len(j.data) <= j.batch_size else next(j.batches()) for j in jobs]
+    return torch.cat(rows), [r.shape[0] for r in rows]

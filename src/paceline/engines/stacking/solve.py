@@ -25,6 +25,8 @@ __all__ = ["Solver", "unstackable"]
 def unstackable(module: nn.Module) -> str | None:
     """Return why a module cannot train stacked, as far as can be seen from outside."""
     for name, part in module.named_modules():
+        if isinstance(own := getattr(part, "not_stackable", None), str):
+            return own
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.track_running_stats:
             return f"{name} is {type(part).__name__}, whose statistics in training mode belong to one batch"
         if isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0:

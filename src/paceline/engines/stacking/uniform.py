@@ -8,12 +8,14 @@ as a function asks for anything that may differ, `NotUniform` ends the attempt a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from paceline.client import Client, ClientData
+from paceline.client import Client
+from paceline.engines.stacking.onebatch import Alike
 from paceline.lazy import Column, Lazy, NotUniform
 from paceline.local import Job, Trained
 
@@ -25,19 +27,19 @@ class Uniform:
 
     Args:
         lead: the first of them.
-        data: training samples of each, equally many.
-        orders: what returns the stream that orders them.
+        index: training rows of each, equally many, shape [K, n].
+        orders: for each, returns the stream that orders them in its local loop of a number.
         solve: trains jobs as one; returns their changes and losses, or None.
     """
 
     def __init__(
         self,
         lead: Client,
-        data: Sequence[ClientData],
-        orders: Sequence[Callable[[int], Callable[[], torch.Generator]]],
+        index: Tensor,
+        orders: Sequence[Callable[[int], torch.Generator]],
         solve: Callable[[Sequence[Job]], Any],
     ) -> None:
-        self._lead, self._data, self._orders, self._solve = lead, data, orders, solve
+        self._lead, self._index, self._orders, self._solve = lead, index, orders, solve
         self._loops = 0
         lead.ask = self._train
 
@@ -47,7 +49,7 @@ class Uniform:
     @property
     def num_samples(self) -> int:
         """Number of training samples of each."""
-        return len(self._data[0])
+        return self._index.shape[1]
 
     @property
     def problem(self) -> Any:
@@ -74,10 +76,8 @@ class Uniform:
         if job.alone or not job.steps:
             raise NotUniform("a module of its own, or no step")
         self._loops += 1
-        jobs = []
-        for data, order in zip(self._data, self._orders, strict=True):
-            jobs.append(job.of(data, order(self._loops)))
-        solved = self._solve(jobs)
+        orders = [partial(order, self._loops) for order in self._orders]
+        solved = self._solve(Alike(job, self._index, orders))
         if solved is None:
             raise NotUniform("a hook that cannot be stacked")
         rows, losses = solved
