@@ -7,7 +7,6 @@ sum stays on its side until the sums have been added up pair by pair.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -15,12 +14,13 @@ from typing import Any
 import torch
 
 from paceline.call import Call, Receipt
-from paceline.engines.cluster import Packed, connect, pack, unpack
+from paceline.engines.actor import Actor
+from paceline.engines.cluster import connect, pack, unpack
 from paceline.engines.pool import Pool
-from paceline.engines.worker import Setup, Worker
+from paceline.engines.worker import Setup
 from paceline.errors import ConfigError, EngineError, WorkerDiedError
 from paceline.spent import spent
-from paceline.tree import register, register_again
+from paceline.tree import register_again
 
 __all__ = ["RayEngine"]
 
@@ -121,7 +121,7 @@ class RayEngine(Pool):
 
     # -- actors --------------------------------------------------------------------------------
     def _start(self) -> Any:
-        actor = self._ray.remote(**self._options)(_Actor).remote()
+        actor = self._ray.remote(**self._options)(Actor).remote()
         self._starting.append((actor.pid.remote(), actor.load.remote(self._source)))
         return actor
 
@@ -188,62 +188,6 @@ class RayEngine(Pool):
             if self._ours:
                 self._ray.shutdown()
         self._actors = []
-
-
-class _Actor:
-    """A worker inside an actor."""
-
-    worker: Worker
-
-    def load(self, source: Packed) -> Packed:
-        """Build the worker; return the error where that cannot be done."""
-        try:
-            setup, nodes = unpack(source)
-            for entry in nodes:
-                register(*entry)
-            torch.set_num_threads(setup.threads)
-            if setup.samples is not None:
-                task, split = setup.samples()
-                setup = replace(setup, task=task, split=split)
-            self.worker = Worker(setup)
-        except Exception as error:
-            return pack(error)
-        return pack(None)
-
-    def run(self, message: Packed, rest: Packed) -> tuple[Packed, Packed]:
-        """Return (receipts, whether there is a sum, notes, seconds) or an error, and the partial sum."""
-        spent.take()
-        receipts: list[Receipt] = []
-        total = None
-        try:
-            with spent.on("bookkeeping"):
-                call, memories = unpack(rest)
-                self.worker.restore(memories)
-                for item in self.worker.run(replace(call, message=unpack(message))):
-                    if isinstance(item, Receipt):
-                        receipts.append(item)
-                    else:
-                        total = item[1]
-        except Exception as error:
-            return pack(error), pack(None)
-        return pack((receipts, total is not None, self.worker.solver.notes, spent.take())), pack(total)
-
-    def merge(self, mine: Packed, other: Packed) -> Packed:
-        """Add another partial sum to this one."""
-        total = unpack(mine)
-        total.merge(unpack(other))
-        return pack(total)
-
-    def ask(self, what: str) -> Packed:
-        """Run a method of the worker."""
-        value = getattr(self.worker, what)()
-        if what == "commit":
-            self.worker.memories.clear()
-        return pack(value)
-
-    def pid(self) -> int:
-        """Return this process's number."""
-        return os.getpid()
 
 
 def _elsewhere(client: int) -> tuple[torch.Tensor, torch.Tensor]:
