@@ -14,14 +14,13 @@ from typing import Any
 
 import torch
 
-from paceline.adversaries import load_adversary, members
 from paceline.aggregation import load_aggregation
-from paceline.architectures import architectures_service
 from paceline.call import Engine
 from paceline.config import RunConfig
 from paceline.data import Partition, partition_task
 from paceline.devices import VirtualClock, load_fleet, load_participation
 from paceline.engines import Choice, Pool, Setup, load_engine
+from paceline.engines.adversaries import load_adversary, members
 from paceline.engines.hostile import Hostile, poisoned
 from paceline.errors import (
     CheckpointError,
@@ -29,6 +28,7 @@ from paceline.errors import (
 )
 from paceline.federation import Aggregation, Federation
 from paceline.method import Method, client_functions, find_method
+from paceline.parts.architectures import architectures_service
 from paceline.rounds import Observer, Run, StackingWarning, Summary
 from paceline.store import MemoryStore, RunFolder, load_checkpoint
 from paceline.submodels.flops import flops

@@ -14,8 +14,8 @@ from paceline.cli.progress import LiveProgress
 from paceline.cli.run import Json, Out, Quiet, Replace
 from paceline.cli.show import out as console_out
 from paceline.cli.show import print_json
-from paceline.cli.values import MethodSpec, pairs
 from paceline.errors import ConfigError, PlanError
+from paceline.values import MethodSpec, pairs
 
 if TYPE_CHECKING:
     from paceline.run import RunConfig

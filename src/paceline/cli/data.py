@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from paceline.cli.run import Json, Quiet
 from paceline.cli.show import bytes_text, err, out, print_json, table
-from paceline.cli.values import pairs
+from paceline.values import pairs
 
 if TYPE_CHECKING:
     from paceline.data.sources import Source

@@ -10,7 +10,7 @@ import typer
 from paceline.cli.fields import ConfigFile, Options, SecureOptions, TaskOptions, configuration, run_options
 from paceline.cli.progress import LiveProgress
 from paceline.cli.run import Json, Name, Out, Quiet, Replace, _finish
-from paceline.cli.values import MethodSpec, pairs
+from paceline.values import MethodSpec, pairs
 
 __all__ = ["federate"]
 

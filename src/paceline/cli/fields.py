@@ -14,8 +14,8 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from paceline.cli.values import pairs, read_toml
 from paceline.config import PANELS, RunConfig
+from paceline.values import pairs, read_toml
 
 __all__ = [
     "FIELDS",

@@ -10,7 +10,7 @@ import typer
 from paceline.cli.fields import ConfigFile, Options, SecureOptions, TaskOptions, configuration, run_options
 from paceline.cli.progress import LiveProgress
 from paceline.cli.show import bytes_text, err, out, percent, print_json, seconds_text, table
-from paceline.cli.values import MethodSpec, pairs
+from paceline.values import MethodSpec, pairs
 
 if TYPE_CHECKING:
     from paceline.run import Summary

@@ -13,9 +13,9 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from paceline.cli.values import read_toml, value
 from paceline.deploy.forms import faults_of
 from paceline.errors import ConfigError
+from paceline.values import read_toml, value
 
 __all__ = ["ClientConfig", "DataConfig", "Logging", "ServerConfig", "Waiting", "load_config"]
 

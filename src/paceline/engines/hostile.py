@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paceline.adversaries import Adversary
 from paceline.call import Call, Channel, Engine, Receipt, Sink
+from paceline.engines.adversaries import Adversary
 from paceline.held import Held
 from paceline.params import Params
 from paceline.rng import derive

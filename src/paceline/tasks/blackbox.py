@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-from paceline.blackbox import Objective
 from paceline.client import Client
 from paceline.errors import ConfigError
 from paceline.models.pretraining import pretrain
+from paceline.parts.blackbox import Objective
 from paceline.rng import derive, numpy_rng
 from paceline.tasks.task import Arrays, Task
 

@@ -6,6 +6,9 @@ import tracemalloc
 import pytest
 import torch
 
+from paceline.aggregation.secure.config import Segment
+from paceline.aggregation.secure.encoding import unpack
+from paceline.aggregation.wires import as_bytes, as_tensors
 from paceline.engines.grpc import frames as f
 from paceline.engines.grpc.buffers import SMALL, Budget, Buffer
 from paceline.engines.grpc.link import Link
@@ -186,3 +189,24 @@ def test_small_buffers_are_not_counted_and_too_much_is_refused():
     assert budget.used == 0
     with pytest.raises(WireError, match="more than"):
         buffer.add(memoryview(bytes(SMALL + 1)))
+
+
+def test_vectors_of_more_than_twenty_million_coordinates_cross():
+    """Masked words lie behind the header of their message, whose own limit is 64 MiB."""
+    segment = Segment("main", 24_000_000, 20)
+    reply = {"segments": as_tensors([bytes(segment.size - 3) + b"\x05\x06\x07"]), "signature": bytes(64)}
+    part = f.Part.of(reply)
+    assert int.from_bytes(part.data[8:16], "little") < 1000
+    got = receive(f.frames(4, (f.Part.of({}), part), 0), limit=1 << 27)
+    (data,) = as_bytes(got.tree(0, NETWORK)["segments"])
+    words = unpack(data, segment)
+    assert (len(words), int(words[-2]), int(words[-1])) == (24_000_000, 0, 0x070605)
+    assert not words[:-1].any()
+
+
+def test_byte_strings_may_be_as_large_as_the_receiver_allows():
+    raw = bytes((64 << 20) + 5)
+    sent = list(f.frames(4, (f.Part.of({}), f.Part.of({"ranks": raw})), 0))
+    assert receive(sent, limit=1 << 27).tree(0, NETWORK)["ranks"] == raw
+    with pytest.raises(WireError, match="at most"):
+        receive(sent, limit=1 << 24)

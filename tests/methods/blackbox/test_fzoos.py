@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from paceline.blackbox import directions
 from paceline.errors import PlanError
 from paceline.methods.blackbox.fzoos import FZooS
+from paceline.parts.blackbox import directions
 from paceline.run import RunConfig, prepare
 from paceline.tasks.blackbox import Quadratic, quadratic
 from tests.methods.resuming import assert_resumes
@@ -119,8 +119,8 @@ def test_directions_are_orthonormal_and_come_in_sets():
 
 def test_finite_differences_find_a_gradient(hidden):
     """With as many directions as coordinates, d * g is the gradient, but for the smoothing."""
-    from paceline.blackbox import Queries
     from paceline.methods.blackbox.fedzo import FedZO
+    from paceline.parts.blackbox import Queries
 
     prepared, _ = carry_out(hidden, "fedzo", {"steps": 1, "directions": 4}, rounds=1)
     client = _client(prepared, 1)

@@ -13,7 +13,7 @@ from paceline.methods.compression.frl import FRL, packed
 from paceline.methods.compression.frlchecked import FRLChecked
 from paceline.models.supermasks import mask, network, placed, without_offsets
 from paceline.params import Layout, Params
-from paceline.ranks import pack, positions
+from paceline.parts.ranks import pack, positions
 from paceline.run import RunConfig, StackingWarning, prepare
 from tests.conftest import make_task
 from tests.methods.resuming import assert_resumes

@@ -8,7 +8,7 @@ from paceline.errors import PlanError
 from paceline.methods.personalisation.fedgh import head_gradient, train_head
 from paceline.methods.personalisation.ownmodels import clipped, named
 from paceline.params import Layout, Params, Resident
-from paceline.prototypes import class_sums
+from paceline.parts.prototypes import class_sums
 from paceline.run import prepare
 from tests.methods.resuming import assert_resumes
 

@@ -24,9 +24,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from paceline.cli.values import pairs, split_top
 from paceline.engines.grpc.frames import HEAD
 from paceline.errors import ConfigError, UnknownNameError
+from paceline.values import pairs, split_top
 
 __all__ = ["KINDS", "Fault", "Faults"]
 

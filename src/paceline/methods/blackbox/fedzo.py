@@ -16,12 +16,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from paceline.blackbox import BlackBoxMethod, Queries, directions
 from paceline.client import Client
 from paceline.federation import Federation
 from paceline.local import AdamW
 from paceline.method import on_client
 from paceline.params import Params
+from paceline.parts.blackbox import BlackBoxMethod, Queries, directions
 from paceline.tree import node
 from paceline.update import Update
 

@@ -16,13 +16,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from paceline.blackbox import BlackBoxMethod, Queries
 from paceline.client import Client
 from paceline.federation import Federation
 from paceline.local import AdamW
 from paceline.method import on_client
 from paceline.params import Params
-from paceline.surrogates import Features, Gaussian, Kernel, nearest, rescaled
+from paceline.parts.blackbox import BlackBoxMethod, Queries
+from paceline.parts.surrogates import Features, Gaussian, Kernel, nearest, rescaled
 from paceline.tree import node
 from paceline.update import Update
 

@@ -23,11 +23,11 @@ from torch import Tensor
 from paceline.aggregation.fixed import SUM_BOUND
 from paceline.aggregation.plain import mean_of
 from paceline.client import Client
-from paceline.clustering import Backend, cluster, cosine_distances, project, settle, temperature
 from paceline.federation import Federation
 from paceline.method import on_client
 from paceline.methods.optimisation.fedavg import FedAvg
 from paceline.params import Params
+from paceline.parts.clustering import Backend, cluster, cosine_distances, project, settle, temperature
 from paceline.tree import Tree, node
 from paceline.update import Update
 

@@ -27,7 +27,7 @@ from paceline.federation import Federation
 from paceline.method import Method, on_client
 from paceline.models.supermasks import MaskOn, Ranks, mask, network, placed, slope, without_offsets
 from paceline.params import Layout, Params
-from paceline.ranks import PackedRanks, pack, positions, unpack
+from paceline.parts.ranks import PackedRanks, pack, positions, unpack
 from paceline.tree import node
 
 

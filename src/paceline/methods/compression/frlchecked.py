@@ -17,7 +17,7 @@ from paceline.client import Client
 from paceline.federation import Federation
 from paceline.method import on_client
 from paceline.methods.compression.frl import FRL, FrlState, packed
-from paceline.ranks import PackedRanks, is_permutation, pack, unpack
+from paceline.parts.ranks import PackedRanks, is_permutation, pack, unpack
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ from typing import ClassVar, Literal
 
 from paceline.client import Client
 from paceline.federation import Federation
-from paceline.kept import Kept
 from paceline.local import Direction, Gradient
 from paceline.method import Method, on_client
 from paceline.params import Params
-from paceline.running import averaged, statistics, weights
+from paceline.parts.kept import Kept
+from paceline.parts.running import averaged, statistics, weights
 from paceline.tree import node
 from paceline.update import Update
 

@@ -22,10 +22,10 @@ from typing import Any, ClassVar, Literal
 
 from paceline.client import Client, Trained
 from paceline.federation import Federation
-from paceline.kept import Kept
 from paceline.method import Method, on_client
 from paceline.params import Params
-from paceline.running import averaged, statistics, weights
+from paceline.parts.kept import Kept
+from paceline.parts.running import averaged, statistics, weights
 from paceline.tree import node
 from paceline.update import Update
 

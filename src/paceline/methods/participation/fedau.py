@@ -18,7 +18,7 @@ from paceline.federation import Federation
 from paceline.method import on_client
 from paceline.methods.participation.rates import Asked, Rated
 from paceline.params import Params
-from paceline.running import averaged, statistics, weights
+from paceline.parts.running import averaged, statistics, weights
 from paceline.tree import node
 from paceline.update import Update
 

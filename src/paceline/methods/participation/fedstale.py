@@ -21,11 +21,11 @@ from typing import Any, ClassVar, Literal
 
 from paceline.client import Client
 from paceline.federation import Federation
-from paceline.kept import Kept
 from paceline.method import on_client
 from paceline.methods.participation.rates import Asked, Rated
 from paceline.params import Params
-from paceline.running import averaged, statistics, weights
+from paceline.parts.kept import Kept
+from paceline.parts.running import averaged, statistics, weights
 from paceline.tree import node
 from paceline.update import Update
 

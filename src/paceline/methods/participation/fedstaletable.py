@@ -20,7 +20,7 @@ from paceline.method import on_client
 from paceline.methods.participation.fedstale import FedStale
 from paceline.methods.participation.rates import Asked, Intervals
 from paceline.params import Params
-from paceline.running import averaged, statistics, weights
+from paceline.parts.running import averaged, statistics, weights
 from paceline.tree import node
 from paceline.update import Update
 

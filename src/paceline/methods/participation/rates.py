@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Literal
 
 from paceline.client import Client, Trained
 from paceline.federation import Federation
-from paceline.kept import Kept
 from paceline.method import Method, on_client
 from paceline.params import Params
+from paceline.parts.kept import Kept
 from paceline.tree import node
 from paceline.update import Update
 

@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paceline.architectures import architectures
 from paceline.client import Client, ClientData
 from paceline.errors import ConfigError
 from paceline.federation import Federation
@@ -28,7 +27,8 @@ from paceline.method import Method, State, on_client
 from paceline.methods.personalisation.ownmodels import clipped
 from paceline.models.split import features, head, head_name, join, take
 from paceline.params import Params
-from paceline.prototypes import FAR
+from paceline.parts.architectures import architectures
+from paceline.parts.prototypes import FAR
 from paceline.rng import torch_rng
 from paceline.update import Update
 

@@ -18,14 +18,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from paceline.architectures import architectures
 from paceline.client import Client, ClientData
 from paceline.federation import Federation
 from paceline.method import State, on_client
 from paceline.methods.personalisation.ownmodels import OwnModels, clipped
 from paceline.models.split import head, head_name, join
 from paceline.params import Layout, Params, Resident
-from paceline.prototypes import ClassSums
+from paceline.parts.architectures import architectures
+from paceline.parts.prototypes import ClassSums
 from paceline.rng import torch_rng
 from paceline.tree import Tree
 

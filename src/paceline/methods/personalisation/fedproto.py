@@ -22,7 +22,7 @@ from paceline.method import on_client
 from paceline.methods.personalisation.ownmodels import OwnModels, named
 from paceline.models.split import features, head
 from paceline.params import Params
-from paceline.prototypes import ClassSums, nearest
+from paceline.parts.prototypes import ClassSums, nearest
 from paceline.tree import Tree, node
 
 

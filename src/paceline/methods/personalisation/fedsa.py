@@ -32,7 +32,7 @@ from paceline.method import on_client
 from paceline.methods.personalisation.ownmodels import OwnModels, named
 from paceline.models.split import features, head
 from paceline.params import Params
-from paceline.prototypes import ClassSums, distances, nearest
+from paceline.parts.prototypes import ClassSums, distances, nearest
 from paceline.rng import derive
 from paceline.tree import Tree, node
 

@@ -11,14 +11,14 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from paceline.architectures import architectures, of_client
 from paceline.client import Client, ClientData, Correct
 from paceline.errors import ConfigError
 from paceline.federation import Federation
 from paceline.method import Method
 from paceline.models.split import head
 from paceline.params import Layout, Params, Resident
-from paceline.prototypes import ClassSums, class_sums
+from paceline.parts.architectures import architectures, of_client
+from paceline.parts.prototypes import ClassSums, class_sums
 from paceline.tree import Tree
 
 __all__ = ["OwnModels", "clipped", "named"]

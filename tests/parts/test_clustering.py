@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from paceline.clustering import (
+from paceline.errors import ConfigError, MissingExtraError
+from paceline.parts.clustering import (
     average_linkage,
     cluster,
     cosine_distances,
@@ -13,7 +14,6 @@ from paceline.clustering import (
     silhouette,
     temperature,
 )
-from paceline.errors import ConfigError, MissingExtraError
 
 
 def test_opposite_updates():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paceline.errors import WireError
-from paceline.ranks import bits_of, is_permutation, pack, positions, unpack
+from paceline.parts.ranks import bits_of, is_permutation, pack, positions, unpack
 
 
 @given(st.integers(1, 300), st.integers(0, 10**6))

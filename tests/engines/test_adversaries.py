@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from paceline.adversaries import ADVERSARIES, load_adversary, members
-from paceline.adversaries import little as alie_z
 from paceline.call import Call, Each
 from paceline.engines import LocalEngine, Setup
+from paceline.engines.adversaries import ADVERSARIES, load_adversary, members
+from paceline.engines.adversaries import little as alie_z
 from paceline.engines.hostile import Hostile, poisoned
 from paceline.errors import ConfigError, PlanError, UnknownNameError
 from paceline.method import Method, on_client

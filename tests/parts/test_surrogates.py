@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from paceline import surrogates
-from paceline.surrogates import Features, Gaussian, nearest, rescaled
+from paceline.parts.surrogates import Features, Gaussian, nearest, rescaled
 
 X, Y = torch.tensor([[0.0], [1.0]]), torch.tensor([1.0, 0.0])
 

@@ -9,8 +9,8 @@ import pytest
 
 from paceline.cli import figures, folders, show, values
 from paceline.cli.figures import Entry, common_target, comparison, grouped, labels
-from paceline.cli.values import MethodSpec, pairs, read_toml
 from paceline.errors import ConfigError
+from paceline.values import MethodSpec, pairs, read_toml
 
 
 @pytest.mark.parametrize("module", [values, show, figures, folders])
