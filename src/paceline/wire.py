@@ -78,8 +78,8 @@ class Limits:
 NETWORK = Limits(size=1 << 30, header=1 << 30, items=200_000, tensors=20_000)
 """For messages of strangers: what such a message costs in memory and time stays near what its own bytes cost.
 
-Byte strings, such as the masked vectors of secure aggregation, are part of the header, so it may be as large
-as the message; what costs more than its bytes is the number of values and tensors.
+Byte strings are part of the header, so it may be as large as the message; what costs more than its bytes is the
+number of values and tensors.
 """
 
 

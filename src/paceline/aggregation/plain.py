@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paceline.aggregation.fixed import SUM_BOUND, FixedPoint, Partial, merge
+from paceline.aggregation.wires import is_record
 from paceline.call import Each
 from paceline.errors import QuorumError
 from paceline.federation import Federation, Request, Summed
@@ -63,5 +64,5 @@ def tell(fed: Federation, request: Request) -> dict[int, dict[int, Tree]]:
     if request.declared.tells is None:
         return {}
     receipts, _ = fed.call(request.declared.tells, None, request.cohort, Each())
-    told: dict[int, Any] = {r.client: r.value for r in receipts if r.dropped is None}
+    told: dict[int, Any] = {r.client: r.value for r in receipts if r.dropped is None and is_record(r.value)}
     return {client: {p: v for p, v in told.items() if p != client} for client in told}

@@ -8,7 +8,6 @@ the method's own function on the client and masks what it returns. It learns the
 from __future__ import annotations
 
 import dataclasses
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,12 +17,22 @@ import numpy as np
 
 from paceline.aggregation.codec import Codec
 from paceline.aggregation.plain import tell
-from paceline.aggregation.secure.client import SecureClient, Session
+from paceline.aggregation.secure.client import SecureClient
 from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.aggregation.secure.encoding import Words
 from paceline.aggregation.secure.identity import SimulatedDirectory
 from paceline.aggregation.secure.server import SecureServer
 from paceline.aggregation.secure.simulate import new_session
+from paceline.aggregation.wires import (
+    MALFORMED,
+    as_bytes,
+    as_tensors,
+    fits,
+    need,
+    opened_record,
+    packed_record,
+    session_of,
+)
 from paceline.call import Each, Receipt, Sink, wire_size
 from paceline.client import Client
 from paceline.errors import AggregationError, ConfigError, ProtocolError, QuorumError, UnknownNameError
@@ -76,7 +85,6 @@ class SecureAggregation:
         session = new_session(request.cohort, self.config, fed.round, fed.serial)
         directory = self.programs["secagg"].directory
         server = SecureServer(session, directory.publics(session.clients), fed.quorum)
-        facts = _facts(session)
         shapes: dict[int, Any] = {}
 
         def ask(step: str, message: Tree, clients: Any, take: Any, **options: Any) -> None:
@@ -86,14 +94,20 @@ class SecureAggregation:
 
             fed.call(step, message, clients, Each(), program="secagg", sink=sink, **options)
 
-        ask("advertise", facts, request.cohort, server.add_advert)
+        ask("advertise", session.plain(), request.cohort, server.add_advert)
         hashes, adverts = server.directory_for()
         declared = request.declared
         ask("share", {"hashes": hashes, "tells": declared.tells}, list(adverts), server.add_shares, each_message=adverts)
         mail = server.mail_for()
+        codec = Codec(self.config, len(request.cohort), declared.bounds)
 
-        def add_masked(client: int, message: dict[str, Any]) -> None:
+        def add_masked(client: int, message: Any) -> None:
             shape = message.pop("shape", None) if isinstance(message, dict) else None
+            if isinstance(message, dict):
+                if not fits(codec, shape, message.get("table")):
+                    message = None
+                else:
+                    message["segments"] = as_bytes(message.get("segments"))
             if server.add_masked(client, message, repr(shape)):
                 shapes[client] = shape
 
@@ -108,8 +122,11 @@ class SecureAggregation:
         ask("consistency", {"alive": alive}, alive, server.add_signature)
         signatures = server.signatures_for()
         ask("unmask", None, list(signatures), server.add_unmasking, each_message=signatures)
-        codec = Codec(self.config, len(request.cohort), declared.bounds)
-        summed = codec.decode(shapes[alive[0]], server.open(), alive)
+        opened = server.open()
+        try:
+            summed = codec.decode(shapes[alive[0]], opened, alive)
+        except MALFORMED as error:
+            raise ProtocolError(f"round {fed.round}: most clients told a shape of their replies that cannot be: {error}") from None
         return dataclasses.replace(summed, notes={**summed.notes, "refused": float(len(server.refused))})
 
     def check(self, fed: Federation) -> list[str]:
@@ -130,7 +147,7 @@ class SecAggClient:
     @on_client(each=True)
     def advertise(self, client: Client, message: dict[str, Any]) -> dict[str, Any]:
         """R0: start a session that is newer than any before, and advertise its keys."""
-        session = _session(message)
+        session = session_of(message)
         if [session.round, session.attempt] <= client.memory.get("_secagg", [-1, -1]):
             raise ProtocolError(f"client {client.id} refuses: session {session.round}.{session.attempt} is a replay")
         client.memory["_secagg"] = [session.round, session.attempt]
@@ -142,39 +159,39 @@ class SecAggClient:
     @on_client(each=True)
     def share(self, client: Client, message: dict[str, Any]) -> dict[str, Any]:
         """R1: share secrets, and tell the neighbours this client's record."""
-        common = message["all"]
-        record = b""
-        if common["tells"] is not None:
-            values = client.services["worker"].invoke(client, "method", common["tells"], None)
-            record = struct.pack(f"<{len(values)}d", *values)
-        return _machine(client).share(common["hashes"], message["own"], record)
+        common, adverts = need(message, "all", "own")
+        hashes, tells = need(common, "hashes", "tells")
+        record = b"" if tells is None else packed_record(client.services["worker"].invoke(client, "method", tells, None))
+        return _machine(client).share(hashes, adverts, record)
 
     @on_client(each=True)
     def masked(self, client: Client, message: dict[str, Any]) -> dict[str, Any]:
         """R2: run the method's function and mask its reply."""
-        task, mail = message["all"], message["own"]
+        task, mail = need(message, "all", "own")
+        function, content, stream, bounds = need(task, "function", "message", "stream", "bounds")
         machine, worker = _machine(client), client.services["worker"]
-        machine.receive(mail["sealed"], mail["told"])
-        peers = {v: [x for (x,) in struct.iter_unpack("<d", record)] for v, record in machine.peers.items()}
-        inner = worker.client(client.services["call"], client.id, task["stream"], peers)
-        reply = worker.invoke(inner, "method", task["function"], task["message"])
-        codec = Codec(machine.session.config, len(machine.session.clients), task["bounds"])
+        machine.receive(*need(mail, "sealed", "told"))
+        peers = {v: record for v, data in machine.peers.items() if (record := opened_record(data)) is not None}
+        inner = worker.client(client.services["call"], client.id, stream, peers)
+        reply = worker.invoke(inner, "method", function, content)
+        codec = Codec(machine.session.config, len(machine.session.clients), bounds)
         with spent.on("encoding"):
             encoded = codec.encode(reply, derive(inner.seed, "encode"))
         if inner.flops:
-            worker.note_times(inner, wire_size(task["message"]), encoded.size)
+            worker.note_times(inner, wire_size(content), encoded.size)
         client.flops += inner.flops
-        return {**machine.masked(encoded.segments), "shape": encoded.shape}
+        answer = machine.masked(encoded.segments)
+        return {**answer, "segments": as_tensors(answer["segments"]), "shape": encoded.shape}
 
     @on_client(each=True)
     def consistency(self, client: Client, message: dict[str, Any]) -> dict[str, Any]:
         """R2.5: sign the list of survivors."""
-        return _machine(client).consistency(message["alive"])
+        return _machine(client).consistency(*need(message, "alive"))
 
     @on_client(each=True)
     def unmask(self, client: Client, message: dict[str, Any]) -> dict[str, Any]:
         """R3: give the shares that open the sum over the survivors, once."""
-        answer = _machine(client).unmask(message["own"])
+        answer = _machine(client).unmask(*need(message, "own"))
         client.services["session"].clear()
         return answer
 
@@ -267,15 +284,6 @@ def _machine(client: Client) -> SecureClient:
     return machine
 
 
-def _facts(session: Session) -> dict[str, Any]:
-    facts = {f.name: getattr(session, f.name) for f in dataclasses.fields(session) if f.name != "config"}
-    return {**facts, "clients": list(session.clients), "config": dataclasses.asdict(session.config)}
-
-
-def _session(facts: dict[str, Any]) -> Session:
-    return Session(**{**facts, "clients": tuple(facts["clients"]), "config": SecureConfig(**facts["config"])})
-
-
 def _enough(fed: Federation, request: Request) -> None:
     """Refuse a cohort that has become too small to hide its members: fewer may be there than are wanted."""
     there = len(request.cohort)
@@ -286,4 +294,8 @@ def _enough(fed: Federation, request: Request) -> None:
 def _check(config: SecureConfig, fed: Federation) -> list[str]:
     if fed.cohort_size < 3:
         return [f"secure aggregation needs a cohort of at least 3 clients, not {fed.cohort_size}; a sum of 2 shows each to the other"]
+    try:
+        new_session(range(fed.cohort_size), config)
+    except (ConfigError, QuorumError) as error:
+        return [str(error)]
     return []

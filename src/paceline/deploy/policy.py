@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any
@@ -175,6 +176,8 @@ class Policy(_Part):
             yield "the plan trusts the server not to lie; active checks are required (secure_aggregation.active)"
         if options is not None and options.gamma < rule.gamma:
             yield f"the sum bears a share of {options.gamma} corrupt clients; {rule.gamma} is demanded (secure_aggregation.gamma)"
+        if options is not None and rule.gamma > 0 and (weak := _weaker(options, plan.cohort)):
+            yield f"{weak}, which a share of {rule.gamma} corrupt clients could undo (secure_aggregation.gamma)"
 
     def _privacy(self, plan: Plan, request: Request | None) -> Iterator[str]:
         rule, offer = self.privacy, plan.privacy
@@ -251,6 +254,19 @@ def load_policy(path: str | Path) -> Policy:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is no TOML: {error}") from None
     return Policy.build(values, str(path))
+
+
+def _weaker(options: Any, cohort: int) -> str:
+    """Return what a plan chose below what would be computed for its cohort, or nothing."""
+    from paceline.aggregation.secure.session import sizes
+
+    try:
+        (_, chosen), (k, t) = sizes(cohort, options), sizes(cohort, replace(options, threshold=None, neighbours=None))
+    except ConfigError as error:
+        return str(error)
+    if options.neighbours is not None and options.neighbours < k:
+        return f"the plan takes {options.neighbours} neighbours in place of {k}"
+    return f"the plan takes a threshold of {chosen} in place of {t}" if chosen < t else ""
 
 
 def _secure_config(options: Mapping[str, Any]) -> Any:

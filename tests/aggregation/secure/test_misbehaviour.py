@@ -8,8 +8,7 @@ import pytest
 
 from paceline.aggregation.secure.client import SecureClient
 from paceline.aggregation.secure.config import SecureConfig, Segment
-from paceline.aggregation.secure.identity import open_directory, sign_directory
-from paceline.aggregation.secure.keys import IdentityKey, derive, pair_info
+from paceline.aggregation.secure.keys import derive, pair_info
 from paceline.aggregation.secure.masks import expand
 from paceline.aggregation.secure.server import SecureServer
 from paceline.aggregation.secure.session import near_of, number
@@ -219,7 +218,7 @@ def test_the_expected_segments_can_be_fixed_before_the_round():
     assert "other segments" in parties.server.refused[0]
 
 
-# -- sums without masks, and the directory --------------------------------------------------------
+# -- sums without masks ---------------------------------------------------------------------------
 @pytest.mark.parametrize("step", STEPS)
 def test_sums_with_and_without_masks_are_the_same(step):
     inputs = vectors(6, length=50)
@@ -230,16 +229,3 @@ def test_sums_with_and_without_masks_are_the_same(step):
         assert np.array_equal(got & got.dtype.type(segment.mask), expected)
     with pytest.raises(QuorumError):
         arithmetic_sum(inputs, dict.fromkeys(inputs, "share"))
-
-
-def test_a_directory_holds_only_if_the_operator_signed_it():
-    operator, publics = IdentityKey.generate(), {c: IdentityKey.generate().public for c in (3, 10, 200)}
-    data = sign_directory(publics, operator)
-    assert open_directory(data, operator.public) == publics
-    for bad in (data[:-1], b"", bytes(64) + data[64:], data.replace(b'"3"', b'"4"')):
-        with pytest.raises(ProtocolError, match="not signed"):
-            open_directory(bad, operator.public)
-    with pytest.raises(ProtocolError, match="two clients"):
-        open_directory(sign_directory({1: publics[3], 2: publics[3]}, operator), operator.public)
-    with pytest.raises(ProtocolError, match="not signed"):
-        open_directory(data, IdentityKey.generate().public)

@@ -27,7 +27,7 @@ class SecureConfig:
         sigma: privacy fails with probability at most 2^-sigma.
         eta: a round is lost with probability at most 2^-eta.
         complete_up_to: cohorts up to this size use the complete graph.
-        threshold, neighbours: t and k in place of the computed ones.
+        threshold, neighbours: t and k in place of the computed ones; with `active`, t has to be above k/2.
 
     Raises `ConfigError` for values that cannot work.
     """
@@ -48,10 +48,10 @@ class SecureConfig:
 
     def __post_init__(self) -> None:
         wrong = []
-        if not self.clip > 0:
-            wrong.append(f"clip={self.clip} is not above 0")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            wrong.append(f"clip_norm={self.clip_norm} is not above 0")
+        if not 0 < self.clip < math.inf:
+            wrong.append(f"clip={self.clip} is no number above 0")
+        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
+            wrong.append(f"clip_norm={self.clip_norm} is no number above 0")
         if not 2 <= self.bits <= 24:
             wrong.append(f"bits={self.bits} is not from 2 to 24")
         if not 1 <= self.max_weight <= 2**20:

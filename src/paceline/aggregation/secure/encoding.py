@@ -86,7 +86,7 @@ def pack(words: Words, segment: Segment) -> bytes:
     return np.ascontiguousarray(data.view(np.uint8).reshape(segment.length, data.dtype.itemsize)[:, : segment.width]).tobytes()
 
 
-def unpack(data: bytes, segment: Segment) -> Words:
+def unpack(data: bytes | memoryview, segment: Segment) -> Words:
     """Return the words of a packed segment; raises `ProtocolError` for a wrong length."""
     if len(data) != segment.size:
         raise ProtocolError(f"segment {segment.name!r} takes {segment.size} bytes, not {len(data)}")
@@ -95,7 +95,7 @@ def unpack(data: bytes, segment: Segment) -> Words:
         return np.frombuffer(data, dtype=kind).copy()
     # read whole words that overlap by the bytes that were not sent, and blank those: much faster than to
     # copy byte by byte; the padding lets the last word end inside the buffer
-    padded = data + bytes(kind.itemsize - segment.width)
+    padded = b"".join((data, bytes(kind.itemsize - segment.width)))
     overlapping: Words = np.ndarray((segment.length,), kind, padded, 0, (segment.width,))
     out: Words = overlapping & kind.type((1 << 8 * segment.width) - 1)
     return out

@@ -1,43 +1,13 @@
-"""Who has which identity key: a directory signed by the operator, and one for simulations."""
+"""Who has which identity key in a simulation. In a real federation the operator signs that: `paceline.deploy.directory`."""
 
 from __future__ import annotations
 
-import json
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
-from paceline.aggregation.secure.keys import IdentityKey, derive, verify
-from paceline.errors import ProtocolError
+from paceline.aggregation.secure.keys import IdentityKey, derive
 
-__all__ = ["SimulatedDirectory", "open_directory", "sign_directory"]
-
-_ROLE = b"profileR-v1|directory|"
-
-
-def sign_directory(publics: Mapping[int, bytes], operator: IdentityKey) -> bytes:
-    """Return a directory of identity keys that clients can check with the operator's public key alone.
-
-    It is 64 bytes of signature, then canonical JSON: ids ascending, keys in hex, no spaces.
-    """
-    text = json.dumps({str(c): publics[c].hex() for c in sorted(publics)}, separators=(",", ":")).encode()
-    return operator.sign(_ROLE + text) + text
-
-
-def open_directory(data: bytes, operator: bytes) -> dict[int, bytes]:
-    """Return the identity keys of a signed directory.
-
-    Raises `ProtocolError` where the operator did not sign it, or where keys are malformed or shared by two ids.
-    """
-    signature, text = data[:64], data[64:]
-    if not verify(operator, signature, _ROLE + text):
-        raise ProtocolError("the directory of identity keys is not signed by the operator")
-    try:
-        publics = {int(c): bytes.fromhex(key) for c, key in json.loads(text).items()}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ProtocolError(f"the directory of identity keys is malformed: {error}") from None
-    if any(c < 0 or len(key) != 32 for c, key in publics.items()) or len(set(publics.values())) < len(publics):
-        raise ProtocolError("the directory has a malformed id or key, or one key for two clients")
-    return publics
+__all__ = ["SimulatedDirectory"]
 
 
 class SimulatedDirectory:

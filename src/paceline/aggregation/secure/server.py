@@ -192,7 +192,7 @@ class SecureServer:
             segments = segments_of(table)
             if self._table and table != self._table:
                 raise ProtocolError("its vector has other segments than were asked for")
-            if not isinstance(packed, list) or [isinstance(p, bytes) for p in packed] != [True] * len(segments):
+            if not isinstance(packed, list) or [isinstance(p, bytes | memoryview) for p in packed] != [True] * len(segments):
                 raise ProtocolError("malformed vector")
             signed = self.session.context("masked") + number(client) + masked_digest(segments_table(segments), packed)
             if not verify(self.directory[client], message.get("signature", b""), signed):

@@ -91,7 +91,14 @@ class Session:
 
     @staticmethod
     def from_plain(facts: Mapping[str, Any]) -> Session:
-        """Return the session of `plain`; raises `ConfigError` for options that cannot be."""
+        """Return the session of `plain`; raises `ConfigError` for options that cannot be, `ProtocolError` for what is no session."""
+        numbers = [facts.get(name) for name in ("round", "attempt", "neighbours", "threshold", "tell_bytes")]
+        known = {f.name for f in dataclasses.fields(Session)}
+        clients, options = facts.get("clients"), facts.get("config")
+        if set(facts) != known or not isinstance(clients, list | tuple) or not isinstance(options, Mapping):
+            raise ProtocolError(f"a session has {', '.join(sorted(known))}")
+        if any(type(n) is not int for n in (*numbers, *clients)) or set(options) - {f.name for f in dataclasses.fields(SecureConfig)}:
+            raise ProtocolError("a session's facts are of other types than they should be")
         return Session(**{**facts, "clients": tuple(facts["clients"]), "config": SecureConfig(**facts["config"])})
 
 
@@ -147,7 +154,7 @@ def alive_digest(session: Session, alive: Sequence[int], table: Sequence[Any], g
     return hashlib.sha256(session.context("alive") + graph + listed + repr(list(table)).encode()).digest()
 
 
-def masked_digest(table: Sequence[Any], packed: Sequence[bytes]) -> bytes:
+def masked_digest(table: Sequence[Any], packed: Sequence[bytes | memoryview]) -> bytes:
     """Return the digest of a masked vector, which its sender signs."""
     digest = hashlib.sha256(repr(list(table)).encode())
     for part in packed:

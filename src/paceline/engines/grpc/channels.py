@@ -18,6 +18,7 @@ from paceline.aggregation.fixed import FixedPoint
 from paceline.aggregation.secagg import _Modular, _ModularSum
 from paceline.aggregation.secure.config import SecureConfig
 from paceline.aggregation.secure.encoding import pack, unpack
+from paceline.aggregation.wires import as_bytes, as_tensors
 from paceline.call import Channel, Each, Sink
 from paceline.errors import AggregationError, EngineError, WireError
 from paceline.held import Held
@@ -77,7 +78,7 @@ class _EncoderSink(Sink):
     def add(self, client: int, reply: Tree, seed: Callable[[], int]) -> Any:
         total = _ModularSum(self.codec)
         total.add(client, reply, seed)
-        return {"shape": total.shape, "segments": [pack(words, segment) for segment, words in total.sums]}
+        return {"shape": total.shape, "segments": as_tensors([pack(words, segment) for segment, words in total.sums])}
 
     def partial(self) -> Any:
         return None
@@ -145,12 +146,12 @@ class _ModularSums(_Sums):
 
     def put(self, total: Any, client: int, reply: Tree) -> None:
         codec: Codec = self.channel.codec
-        segments = codec.segments(reply["shape"])
-        if len(segments) != len(reply["segments"]) or not all(isinstance(data, bytes) for data in reply["segments"]):
+        segments, packed = codec.segments(reply["shape"]), as_bytes(reply["segments"])
+        if len(segments) != len(packed) or not all(isinstance(data, memoryview) for data in packed):
             raise AggregationError(f"client {client} sent segments that do not fit their shape")
         one = _ModularSum(codec)
         one.shape, one.clients = reply["shape"], [client]
-        one.sums = [(s, unpack(data, s)) for s, data in zip(segments, reply["segments"], strict=True)]
+        one.sums = [(s, unpack(data, s)) for s, data in zip(segments, packed, strict=True)]
         total.merge(one)
 
 

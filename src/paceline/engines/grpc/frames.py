@@ -40,6 +40,9 @@ HEAD_LIMITS = Limits(size=1 << 20, header=1 << 20, depth=64, items=100_000, tens
 
 MOST_PARTS = 4
 
+_OUT = Limits(header=4 << 30)
+"""Of what is sent: byte strings lie in the header of a tree, and may be as large as the receiver's limit allows."""
+
 
 @dataclass
 class Part:
@@ -58,7 +61,7 @@ class Part:
     @staticmethod
     def of(tree: Tree, pack: bool = False) -> Part:
         """Encode a tree; with `pack`, compress it where that saves a tenth or more."""
-        data = dumps(tree)
+        data = dumps(tree, _OUT)
         if pack and len(data) > 1024:
             packed = _zstd().ZstdCompressor(level=1).compress(data)
             if len(packed) < 0.9 * len(data):

@@ -93,7 +93,7 @@ class SelfPruning(FedAvg):
         if client.times is None or client.round <= self.warmup:
             return 1.0
         costs = {p: submodels(client).cost(p) for p in TIERS if p >= self.smallest}
-        told = {peer: (record[0], record[1]) for peer, record in client.peers.items() if record}
+        told = {peer: (record[0], record[1]) for peer, record in client.peers.items() if len(record) == 2 and min(record) >= 0}
         compute, network = self.report(client, None)
         if self.adaptive:
             return self.adapt(client, costs, {peer: sum(record) for peer, record in told.items()})

@@ -1,0 +1,124 @@
+"""What of a secure sum comes from outside: whatever is malformed is refused by name, and leaves its sender out."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from paceline.aggregation import wires
+from paceline.aggregation.codec import Codec
+from paceline.aggregation.secagg import SecAggClient
+from paceline.aggregation.secure.config import SecureConfig, Segment
+from paceline.aggregation.secure.encoding import pack, unpack
+from paceline.aggregation.secure.identity import SimulatedDirectory
+from paceline.aggregation.secure.simulate import new_session
+from paceline.errors import PlanError, ProtocolError
+from paceline.method import find_method
+from paceline.update import Update
+
+JUNK = [None, 3, "text", b"bytes", [], [1], {}, {1: 2}, {"all": {}, "own": None}, {"all": None, "own": {}}, {"alive": 3}]
+
+
+class FakeClient:
+    """What the protocol's client functions use of a client."""
+
+    def __init__(self):
+        self.id, self.memory, self.services = 0, {}, {"session": {}, "worker": None, "call": None}
+
+
+def begun(directory):
+    client, program = FakeClient(), SecAggClient(directory)
+    program.advertise(client, new_session(range(5), SecureConfig()).plain())
+    return client, program
+
+
+@pytest.mark.parametrize("junk", JUNK, ids=repr)
+def test_whatever_a_server_asks_a_client_only_refuses(junk):
+    directory = SimulatedDirectory()
+    for step in ("share", "masked", "consistency", "unmask"):
+        client, program = begun(directory)
+        with pytest.raises(ProtocolError):
+            getattr(program, step)(client, junk)
+    with pytest.raises(ProtocolError):
+        SecAggClient(directory).advertise(FakeClient(), junk)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"round": "1"},
+        {"attempt": None},
+        {"clients": [0, "1", 2]},
+        {"clients": 5},
+        {"config": None},
+        {"config": {"clip": "x"}},
+        {"config": {"clip": math.inf}},
+        {"config": {"unknown": 1}},
+        {"tell_bytes": 2.5},
+        {"more": 1},
+    ],
+    ids=repr,
+)
+def test_sessions_of_other_types_are_refused(change):
+    facts = {**new_session(range(5), SecureConfig()).plain(), **change}
+    with pytest.raises(ProtocolError):
+        SecAggClient(SimulatedDirectory()).advertise(FakeClient(), facts)
+
+
+def test_thresholds_that_let_a_server_open_one_update_are_refused_before_the_run(federate):
+    with pytest.raises(PlanError, match="t > k/2"):
+        federate(aggregation="secure", clients=9, cohort=9, rounds=1, secure={"threshold": 4})
+    with pytest.raises(PlanError, match="too few"):
+        federate(aggregation="secure", clients=5, cohort=5, rounds=1, secure={"threshold": 5})
+
+
+def test_packed_words_cross_as_tensors():
+    segment = Segment("main", 5, 19)
+    words = np.arange(5, dtype=segment.dtype) * 99_991
+    packed = [pack(words, segment), b""]
+    sent = wires.as_tensors(packed)
+    assert [t.dtype for t in sent] == [torch.uint8] * 2
+    back = wires.as_bytes(sent)
+    assert [bytes(part) for part in back] == packed
+    assert np.array_equal(unpack(back[0], segment), words)
+    for junk in (None, 3, [b"x"], [torch.zeros(3)], [torch.zeros((2, 2), dtype=torch.uint8)]):
+        assert wires.as_bytes(junk) is junk
+
+
+def test_shapes_must_give_the_segments_that_came():
+    codec = Codec(SecureConfig(), 5)
+    encoded = codec.encode(Update(delta=torch.zeros(7), loss=0.5, weight=1), 1)
+    table = [[s.name, s.length, s.bits] for s, _ in encoded.segments]
+    assert wires.fits(codec, encoded.shape, table)
+    changes = {"plan": [["delta", "float", 8]], "scalars": "1", "structure": {}}
+    wrong = [None, {}, *({**encoded.shape, name: value} for name, value in changes.items())]
+    assert not any(wires.fits(codec, shape, table) for shape in wrong)
+
+
+def test_records_are_finite_numbers():
+    assert wires.opened_record(wires.packed_record([1.5, 2.0])) == [1.5, 2.0]
+    assert wires.opened_record(b"") == []
+    assert wires.opened_record(b"1234567") is None
+    assert wires.opened_record(wires.packed_record([1.0, math.nan])) is None
+    assert not any(map(wires.is_record, (None, 3, "ab", {}, [None], [True], [math.inf], [[1.0]])))
+
+
+@pytest.mark.parametrize("aggregation", ["plain", "secure"])
+@pytest.mark.parametrize("record", [[1.0], [math.nan, 1.0], [-5.0, 1.0]])
+def test_a_client_that_tells_nonsense_makes_nobody_drop_out(federate, monkeypatch, aggregation, record):
+    cls = type(find_method("clip").build({}))
+    real, asked = cls.report, []
+
+    def report(self, client, message):
+        if client.id != 4 or client.services["call"].function not in ("report", "share"):
+            return real(self, client, message)
+        asked.append(client.round)
+        return record
+
+    report.__client__ = real.__client__
+    monkeypatch.setattr(cls, "report", report)
+    common = {"method": "clip", "clients": 5, "cohort": 5, "rounds": 3, "fleet": "stragglers:share=0.2,slow=3"}
+    summary = federate(on_error="drop", aggregation=aggregation, **common)
+    assert asked == [1, 2, 3]
+    assert [r["dropped"] for r in summary.history] == [0, 0, 0]
