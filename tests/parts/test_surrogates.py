@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from paceline import surrogates
+from paceline.parts import surrogates
 from paceline.parts.surrogates import Features, Gaussian, nearest, rescaled
 
 X, Y = torch.tensor([[0.0], [1.0]]), torch.tensor([1.0, 0.0])
