@@ -7,7 +7,8 @@ import math
 
 import pytest
 
-from paceline.cli import figures, folders, show, values
+from paceline import values
+from paceline.cli import figures, folders, show
 from paceline.cli.figures import Entry, common_target, comparison, grouped, labels
 from paceline.errors import ConfigError
 from paceline.values import MethodSpec, pairs, read_toml
