@@ -1,0 +1,56 @@
+"""What every method promises: an exact resume, the same bits on any number of workers, and reasons where it does not fit."""
+
+import pytest
+
+from paceline.errors import PlanError
+from paceline.method import client_functions, find_method, method_names
+from paceline.run import RunConfig, prepare
+
+from .resuming import assert_resumes
+
+SMALL = {
+    "clip": {"warmup": 1},
+    "dropstragglers": {"warmup": 1},
+    "fedbuff": {"buffer": 3},
+    "fedzo": {"steps": 2, "directions": 2},
+    "fjord": {"warmup": 1},
+    "fluid": {"warmup": 1},
+    "fot": {"rounds_per_task": 2},
+    "frl": {"batch_size": 20},
+    "frlchecked": {"batch_size": 20},
+    "fzoos": {"steps": 2, "features": 50, "candidates": 4, "active": 1, "survey_candidates": 4, "survey_active": 1, "initial": 2},
+    "heterofl": {"warmup": 1},
+    "randomdropout": {"warmup": 1},
+}
+"""Options that suit a small run."""
+
+NAMES = [name for name in method_names() if find_method(name).__module__.startswith("paceline.")]
+NEEDS_EACH = [name for name in NAMES if any(f.each for f in client_functions(find_method(name)).values())]
+
+
+def values(name):
+    common = {"method": name, "options": SMALL.get(name, {}), "clients": 8, "cohort": 7, "rounds": 4}
+    return common | {"fleet": "stragglers", "partition": "dirichlet:0.5"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stopped_run_ends_with_the_same_bits(tmp_path, task, name):
+    assert_resumes(tmp_path, task, **values(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_workers_end_with_the_bits_of_one(task, name):
+    common = {**values(name), "task": "blobs", "rounds": 3, "vectorize": "on", "chunk": 2}
+    one, two = (prepare(RunConfig.build({**common, "workers": workers}), task=task).go() for workers in (1, 2))
+    assert two.model_sha256 == one.model_sha256
+    assert two.total_seconds == one.total_seconds
+
+
+@pytest.mark.parametrize("name", NEEDS_EACH)
+def test_who_needs_single_replies_is_refused_where_the_server_sees_sums_only(task, name):
+    with pytest.raises(PlanError, match="own reply"):
+        prepare(RunConfig.build(values(name) | {"task": "blobs", "aggregation": "secure"}), task=task)
+
+
+def test_most_methods_are_content_with_sums():
+    assert len(NEEDS_EACH) < len(NAMES) / 2
