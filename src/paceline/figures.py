@@ -19,13 +19,18 @@ BINS = 101
 
 
 def figures(sums: Mapping[str, Any]) -> dict[str, Any]:
-    """Return accuracy, mean loss and the worst class's accuracy from summed evaluations, and each part's accuracy."""
+    """Return accuracy, mean loss and the worst class's accuracy from summed evaluations, and each part's accuracy and loss."""
     count = max(int(sums["count"]), 1)
     per_class = sums["class_correct"].double() / sums["class_count"].clamp(min=1)
     present = sums["class_count"] > 0
-    parts = zip(sums.get("part_correct", ()), sums.get("part_count", ()), strict=True)
+    counts = [max(n, 1) for n in sums.get("part_count", ())]
+    parts = {
+        f"part_{i}_{figure}": value / n
+        for key, figure in (("correct", "accuracy"), ("loss", "loss"))
+        for i, (value, n) in enumerate(zip(sums.get(f"part_{key}", ()), counts, strict=False))
+    }
     return {
-        **{f"part_{i}_accuracy": right / max(n, 1) for i, (right, n) in enumerate(parts)},
+        **parts,
         "accuracy": sums["correct"] / count,
         "loss": sums["loss"] / count,
         "worst_class_accuracy": float(per_class[present].min()) if bool(present.any()) else math.nan,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from paceline.data.cache import cache_folder
 from paceline.local import AdamW
+from paceline.models.split import head_name
 from paceline.params import Layout, Resident
 from paceline.rng import torch_rng
 
-__all__ = ["kept", "pretrain"]
+__all__ = ["kept", "pretrain", "with_weights"]
 
 
 def pretrain(
@@ -62,23 +63,41 @@ def pretrain(
     return last
 
 
-def kept(key: str, make: Callable[[], nn.Module], train: Callable[[nn.Module], object]) -> dict[str, Tensor]:
+def kept(key: str, make: Callable[[], nn.Module], train: Callable[[nn.Module], object], seed: int = 0) -> dict[str, Tensor]:
     """Return the weights of a module that was trained once on this machine, from the cache or trained now.
 
     Args:
         key: everything that decides the result, as text; the file is named by its hash.
         make: builds the module, untrained.
         train: trains it in place.
+        seed: of its first weights.
     """
     path = cache_folder() / "models" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
     if path.exists():
         found: dict[str, Tensor] = load_file(path)
         return found
-    module = make()
-    train(module)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the bits of sums depend on it
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = make()
+        train(module)
+    finally:
+        torch.set_num_threads(threads)
     state = {name: tensor.detach().clone().contiguous() for name, tensor in module.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
         file.write(save(state, {"key": key}))
+    os.chmod(file.name, 0o644)
     os.replace(file.name, path)  # whole or not at all, whoever else trains the same now
     return state
+
+
+def with_weights(model: Callable[[], nn.Module], weights: Mapping[str, Tensor], new_head: bool = True) -> nn.Module:
+    """Build a module that has the given weights, all of them or all but those of its head, which stays as it was drawn."""
+    module = model()
+    drawn = f"{head_name(module)}." if new_head else None
+    wanted = {n: w for n, w in weights.items() if drawn is None or not n.startswith(drawn)}
+    module.load_state_dict(wanted, strict=not new_head)
+    return module

@@ -24,24 +24,21 @@ class Attention(nn.Module):
     Args:
         dim: width d, a multiple of `heads`.
         heads: number of heads.
-        causal: whether a position sees only itself and earlier ones.
     """
 
-    def __init__(self, dim: int, heads: int, causal: bool = False) -> None:
+    def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
-        self.heads, self.causal = heads, causal
+        self.heads = heads
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(dim, dim) for _ in range(4))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the attended values, shape [N, T, d]."""
+    def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Return the attended values, shape [N, T, d]; `seen` says which places each place sees, [N, T, T] (bool)."""
         q, k, v = (p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
         scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # torch.func stacks these, and no fused kernel
-        if self.causal:
-            later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
-            scores = scores.masked_fill(later, -math.inf)
-        out = scores.softmax(-1) @ v
-        seen: Tensor = self.o_proj(out.transpose(1, 2).flatten(2))
-        return seen
+        if seen is not None:  # not minus infinity: a place that sees nothing would become NaN
+            scores = scores.masked_fill(~seen[:, None], -1e9)
+        attended: Tensor = self.o_proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+        return attended
 
 
 class Block(nn.Module):
@@ -50,15 +47,15 @@ class Block(nn.Module):
     `after` is the place of an adapter: behind the network, before its residual.
     """
 
-    def __init__(self, dim: int, heads: int, hidden: int, causal: bool = False) -> None:
+    def __init__(self, dim: int, heads: int, hidden: int) -> None:
         super().__init__()
-        self.norm1, self.attention = nn.LayerNorm(dim, eps=1e-6), Attention(dim, heads, causal)
+        self.norm1, self.attention = nn.LayerNorm(dim, eps=1e-6), Attention(dim, heads)
         self.norm2, self.fc1, self.fc2 = nn.LayerNorm(dim, eps=1e-6), nn.Linear(dim, hidden), nn.Linear(hidden, dim)
         self.after: nn.Module = nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return shape [N, T, d]."""
-        x = x + self.attention(self.norm1(x))
+    def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Return shape [N, T, d]; for `seen` see `Attention`."""
+        x = x + self.attention(self.norm1(x), seen)
         out: Tensor = x + self.after(self.fc2(F.gelu(self.fc1(self.norm2(x)))))
         return out
 
@@ -121,7 +118,10 @@ def vit(
 
 
 class CharModel(nn.Module):
-    """A causal language model: tokens [N, T] to scores [N, symbols, T] of what comes next at each place."""
+    """A causal language model: tokens [N, T] to scores [N, symbols, T] of what comes next at each place.
+
+    Negative tokens are padding, on the left: nothing sees them, and places are counted from the first token on.
+    """
 
     head_name = "head"
 
@@ -129,15 +129,19 @@ class CharModel(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(symbols, dim)
         self.position = nn.Parameter(0.02 * torch.randn(1, length, dim))
-        self.blocks = nn.ModuleList([Block(dim, heads, 4 * dim, causal=True) for _ in range(depth)])
+        self.blocks = nn.ModuleList([Block(dim, heads, 4 * dim) for _ in range(depth)])
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.head = nn.Linear(dim, symbols)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return scores, shape [N, symbols, T]."""
-        x = self.embed(x.long()) + self.position[:, : x.shape[1]]
+        real = x >= 0
+        place = (real.long().cumsum(1) - 1).clamp(min=0)
+        earlier = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+        seen = earlier & real[:, None]
+        x = self.embed(x.long().clamp(min=0)) + F.embedding(place, self.position[0])
         for block in self.blocks:
-            x = block(x)
+            x = block(x, seen)
         out: Tensor = self.head(self.norm(x)).transpose(1, 2)
         return out
 

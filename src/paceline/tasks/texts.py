@@ -1,0 +1,156 @@
+"""Instructions and responses as tokens: templates, masks, and the task that they make.
+
+A record is written out by a template as a prompt that ends where the response begins. Prompt and response are tokenised
+one by one, cut at a length together, and closed by the end symbol where there is room. At each place the model is asked
+for the next token; only places whose next token belongs to the response (or the end) are scored, unless the prompt is
+scored too. Texts are padded on the left: inputs by -1, targets by -100.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from paceline.errors import ConfigError, DataFormatError
+from paceline.rng import torch_rng
+from paceline.tasks.task import Arrays, Part, Task
+
+__all__ = ["InstructionTask", "Layout", "Record", "Tokens", "encode", "instruction_task", "prompt", "token_loss"]
+
+Layout = Literal["alpaca", "plain"]
+PAD, UNSCORED, MULTIPLE = -1, -100, 8
+
+
+@dataclass(frozen=True)
+class Record:
+    """An instruction, what it is about, and the response that is wanted; `kind` is its category."""
+
+    instruction: str
+    response: str
+    context: str = ""
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What makes tokens of text.
+
+    Args:
+        encode: text -> codes.
+        end: code of the end symbol.
+        count: number of symbols.
+    """
+
+    encode: Callable[[str], list[int]]
+    end: int
+    count: int
+
+
+def prompt(record: Record, layout: Layout = "alpaca") -> str:
+    """Return the text up to where the response begins: in the sections of Alpaca's template, or in one line."""
+    if layout == "plain":
+        return f"{record.instruction}: {record.context}\n" if record.context else f"{record.instruction}\n"
+    about = f"### Input:\n{record.context}\n\n" if record.context else ""
+    head = "A task and what it is about follow." if record.context else "A task follows."
+    return f"{head} Write a response that fulfils it.\n\n### Instruction:\n{record.instruction}\n\n{about}### Response:\n"
+
+
+def encode(
+    records: Sequence[Record], tokens: Tokens, length: int, layout: Layout = "alpaca", train_on_inputs: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return inputs [N, T], targets [N, T] and which records these are [N] (int64).
+
+    Records of which nothing is scored are left out: those whose prompt alone is longer than `length` tokens.
+    """
+    rows: list[tuple[list[int], list[int]]] = []
+    kept = []
+    for number, record in enumerate(records):
+        asked = tokens.encode(prompt(record, layout))
+        ids = (asked + tokens.encode(record.response))[:length]
+        if len(ids) < length:
+            ids.append(tokens.end)
+        labels = ids if train_on_inputs else [UNSCORED] * min(len(asked), len(ids)) + ids[len(asked) :]
+        if any(label >= 0 for label in labels[1:]):
+            rows.append((ids[:-1], labels[1:]))
+            kept.append(number)
+    if not rows:
+        raise DataFormatError(f"all {len(records)} prompts are longer than length={length} tokens; raise it")
+    width = -(-max(len(x) for x, _ in rows) // MULTIPLE) * MULTIPLE
+    x = torch.tensor([[PAD] * (width - len(a)) + a for a, _ in rows])
+    y = torch.tensor([[UNSCORED] * (width - len(b)) + b for _, b in rows])
+    return x, y, torch.tensor(kept)
+
+
+def token_loss(scores: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean cross-entropy of the targets that are scored, of scores [N, symbols, T] and targets [N, T]."""
+    return F.cross_entropy(scores, targets, ignore_index=UNSCORED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstructionTask(Task):
+    """A task of instructions, judged kind by kind: ``part_i_loss`` is the i-th owner's, which is the i-th kind."""
+
+    def parts(self) -> Sequence[Part]:
+        """Return the test rows of each kind."""
+        assert self.test.owner is not None
+        return [(torch.nonzero(self.test.owner == kind).flatten(), None) for kind in range(len(self.test.owners))]
+
+
+def instruction_task(
+    name: str,
+    records: Sequence[Record],
+    tokens: Tokens,
+    model: Callable[[], nn.Module],
+    *,
+    length: int,
+    layout: Layout = "alpaca",
+    train_on_inputs: bool = False,
+    held: int = 10,
+    limit: int | None = None,
+    lr: float = 3e-4,
+    batch_size: int = 8,
+    notes: str = "",
+) -> InstructionTask:
+    """Return a task: of each kind `held` records for tests, at most `limit` for training, drawn once and for all.
+
+    Args:
+        name: for people.
+        records: all of them, with kinds; partitioners go by these.
+        tokens: what makes tokens of text.
+        model: builds a fresh, seeded-by-the-caller module.
+        length: most tokens of prompt and response together.
+        layout, train_on_inputs: see `encode`.
+        held, limit: records of a kind.
+        lr, batch_size: defaults.
+        notes: a line for people.
+    """
+    if length < 2 or held < 1 or (limit is not None and limit < 1):
+        raise ConfigError(f"length={length}, held={held}, limit={limit}; at least 2, 1 and 1 are needed")
+    x, y, kept = encode(records, tokens, length, layout, train_on_inputs)
+    kinds = sorted({record.kind for record in records})
+    owner = torch.tensor([kinds.index(records[i].kind) for i in kept.tolist()])
+    test, train = [], []
+    for kind, label in enumerate(kinds):
+        rows = torch.nonzero(owner == kind).flatten()
+        rows = rows[torch.randperm(len(rows), generator=torch_rng(0, "held", label))]
+        if len(rows) <= held:
+            raise DataFormatError(f"{label!r} has {len(rows)} records of at most {length} tokens; more than held={held} are needed")
+        test.append(rows[:held])
+        train.append(rows[held:] if limit is None else rows[held : held + limit])
+    arrays = Arrays(x, y, owner, kinds)
+    return InstructionTask(
+        name=name,
+        train=arrays.subset(torch.cat(train)),
+        test=arrays.subset(torch.cat(test)),
+        model=model,
+        num_classes=tokens.count,
+        loss=token_loss,
+        lr=lr,
+        batch_size=batch_size,
+        notes=notes,
+    )
