@@ -165,3 +165,24 @@ def test_a_last_batch_of_one_uses_batchnorms_running_statistics():
     out = client.sgd(Params.of(module, layout))
     assert (out.steps, out.samples) == (3, 5)
     assert int(module[1].num_batches_tracked) == 2
+
+
+def test_dropout_draws_from_the_client_s_own_stream():
+    def trained(seed, before):
+        torch.manual_seed(before)  # what others drew does not matter, and nothing is taken from it
+        x, y = torch.ones(6, 8), torch.zeros(6)
+        task = Task("drop", Arrays(x, y), Arrays(x, y), None, 1, loss=lambda out, y: squares(out[:, 0], y), lr=0.1, batch_size=3)
+        module = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 1))
+        layout = Layout.of(module)
+        start = Params(torch.linspace(-1, 1, layout.size), layout)
+        client = Client(0, 1, lambda: seed, Resident(module, layout), task, lambda _: ClientData(x, y, torch.arange(6)), Memory())
+        state = torch.get_rng_state()
+        first, second = client.sgd(start).params, client.sgd(start).params
+        assert torch.get_rng_state().equal(state)
+        return first.vector, second.vector
+
+    one, again, other = trained(1, 5), trained(1, 6), trained(2, 5)
+    assert one[0].equal(again[0])
+    assert one[1].equal(again[1])
+    assert not one[0].equal(one[1])
+    assert not one[0].equal(other[0])
