@@ -16,7 +16,8 @@ demo: setup ## fetch MNIST-5k, then compare four answers to stragglers under sec
 test: lint ## set up, check style and types, run the default tests
 	$(BIN)/python -m pytest
 
-test-slow: setup-dev ## the long checks as well
+test-slow: setup-dev ## the long checks as well, Ray's included
+	$(PIP) install -c constraints.txt -e '.[dev,ray]'
 	$(BIN)/python -m pytest -m "slow or not slow"
 
 lint: setup-dev ## ruff and strict mypy
