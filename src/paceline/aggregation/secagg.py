@@ -81,10 +81,11 @@ class SecureAggregation:
 
     def sum(self, fed: Federation, request: Request) -> Summed:
         """Run the protocol once; a client that vanishes at any step drops out of the sum."""
+        keys = self.programs["secagg"].directory.listed(request.cohort)
+        request = dataclasses.replace(request, cohort=tuple(keys))  # who was revoked a moment ago is not asked
         _enough(fed, request)
         session = new_session(request.cohort, self.config, fed.round, fed.serial)
-        directory = self.programs["secagg"].directory
-        server = SecureServer(session, directory.publics(session.clients), fed.quorum)
+        server = SecureServer(session, keys, fed.quorum)
         shapes: dict[int, Any] = {}
 
         def ask(step: str, message: Tree, clients: Any, take: Any, **options: Any) -> None:

@@ -8,10 +8,11 @@ import secrets
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paceline.deploy import pki
 from paceline.deploy.identity import PinnedDirectory
 from paceline.deploy.journal import Journal
 from paceline.deploy.ledger import Ledger
@@ -25,7 +26,7 @@ from paceline.engines.grpc.runner import Runner
 from paceline.engines.grpc.tls import Credentials
 from paceline.engines.grpc.welcome import Welcome
 from paceline.engines.worker import Setup, Worker
-from paceline.errors import ConfigError, EmptyClientError, PolicyError, ProtocolError
+from paceline.errors import ConfigError, EmptyClientError, IdentityError, PolicyError, ProtocolError
 from paceline.store.files import atomic_write
 from paceline.tree import Tree
 
@@ -33,7 +34,10 @@ if TYPE_CHECKING:
     from paceline.deploy.metrics import Metrics
     from paceline.tasks import Task
 
-__all__ = ["HouseRules", "build_worker", "make_node", "take_part"]
+__all__ = ["HouseRules", "build_worker", "make_node", "own_certificate", "take_part"]
+
+_SOON = timedelta(days=14)
+"""With less time left than this for its certificate, a client says so when it begins."""
 
 
 class HouseRules:
@@ -58,11 +62,18 @@ class HouseRules:
         if path.exists() and path.read_text() != plan.digest:
             raise ProtocolError("the plan of this run is not the one that was agreed to; a new run is needed")
         now = self.clock()
-        self.policy.demand(plan, Request(now, usage=self.ledger.usage(welcome.run, now)))
+        closed = self.policy.closed(now)  # that passes, and is told apart from this
+        lasting = [why for why in self.policy.check(plan, Request(now, usage=self.ledger.usage(welcome.run, now))) if why not in closed]
+        if lasting:
+            raise PolicyError(lasting)
         if not path.exists():
             atomic_write(path, plan.digest.encode())
         self.ledger.join(welcome.run, plan)
         self._plan, self._run = plan, welcome.run
+
+    def closed(self) -> list[str]:
+        """Return why this client takes no part just now, though it will later; nothing where it does."""
+        return self.policy.closed(self.clock())
 
     def call(self, head: Mapping[str, Any], message: Tree) -> None:
         """Judge a call. Raises `PolicyError` with all reasons."""
@@ -224,10 +235,23 @@ def make_node(
             if event == "answered":
                 metrics.work.observe(facts["seconds"])
 
+    ends = own_certificate(credentials.certificate)
+    if ends is not None and ends - pki.utc_now() < _SOON:
+        note("certificate", {"why": f"this client's certificate holds until {ends:%Y-%m-%d %H:%M} UTC; get another with --renew"})
     node = Node(settings, credentials, runner, note, Faults.of(part.faults, number), **parts)
     if metrics is not None:
         metrics.ready = lambda: node.welcomed
     return node
+
+
+def own_certificate(certificate: bytes) -> datetime | None:
+    """Return until when a client's certificate holds. Raises `IdentityError` where it does not hold now."""
+    held, now = pki.load_certificate(certificate, "client.pem"), pki.utc_now()
+    begin, end = held.not_valid_before_utc, held.not_valid_after_utc
+    if begin <= now <= end:
+        return end
+    what = "enrol again" if now > end else "look at the clocks of this machine and of the authority's"
+    raise IdentityError(f"this client's certificate holds from {begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC, not now: {what}")
 
 
 async def take_part(node: Node) -> str:

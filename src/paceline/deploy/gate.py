@@ -102,6 +102,12 @@ class Gate:
             self._refresh()
             return list(self._directory.members)
 
+    def stale(self) -> datetime | None:
+        """Return from when on the revocation list counts no more, and nobody is let in; None where it always does."""
+        with self._lock:
+            self._refresh()
+            return self._revoked.stale
+
     def directory_file(self) -> bytes:
         """Return the signed directory, for clients that want the newest."""
         with self._lock:

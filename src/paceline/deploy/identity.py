@@ -95,6 +95,11 @@ class PinnedDirectory:
             )
         return {client: known[client].key for client in wanted}
 
+    def listed(self, clients: Iterable[int]) -> dict[int, bytes]:
+        """Return the public keys of those clients that are part of the federation now."""
+        with self._lock:
+            return {client: self._directory.by_id[client].key for client in clients if client in self._directory.by_id}
+
     def update(self, data: bytes) -> bool:
         """Take a newer directory that the server sent, and keep it; return whether it was newer."""
         with self._lock:

@@ -21,7 +21,7 @@ __all__ = ["Notes"]
 Status = Literal["ok", "late", "gone", "refused", "failed"]
 
 _BACKLOG = 10_000
-_KEPT = ("connected", "disconnected", "refused", "refused_by_client", "bad_reply")
+_KEPT = ("lists", "certificate", "connected", "disconnected", "refused", "refused_by_client", "bad_reply")
 
 
 class Notes:
@@ -35,7 +35,7 @@ class Notes:
 
     def __init__(self, journal: Journal, metrics: Metrics | None = None, state: ServerState | None = None) -> None:
         self.journal, self.metrics, self.state = journal, metrics, state
-        self.run = ""
+        self.run, self._start = "", 0
         self.refused: dict[str, int] = {}
         self._began = 0.0
         self._at = (0, 0)
@@ -66,9 +66,9 @@ class Notes:
             self.metrics.ready = lambda: len(clients()) >= least
 
     # -- a run's course ------------------------------------------------------------------------
-    def begin(self, run: str, plan: dict[str, Any], folder: str) -> None:
-        """A run begins, or goes on."""
-        self.run = run
+    def begin(self, run: str, plan: dict[str, Any], folder: str, start: int = 1) -> None:
+        """A run begins, or goes on: with the server's start number `start`."""
+        self.run, self._start = run, start
         if self.state is not None:
             self._sure(self.state.begin_run, run, plan, folder)
 
@@ -106,14 +106,14 @@ class Notes:
     def committed(self, round: int, attempt: int, kept: Sequence[int]) -> None:
         """A round's work is in its result; written down before any client is told."""
         if self.state is not None:
-            self._sure(self.state.end_round, self.run, round, attempt, "done", {"kept": list(kept)})
+            self._sure(self.state.end_round, self.run, round, attempt, "done", {"kept": list(kept), "start": self._start})
 
     def kept(self, round: int) -> list[int]:
         """Return whose work is in the result of a round, as `committed` noted it last."""
         if self.state is None or round == 0:
             return []
         rows = [r for r in self.state.rounds(self.run) if r.round == round and r.status == "done" and r.record]
-        last = max(rows, key=lambda r: r.ended or 0.0, default=None)
+        last = max(rows, key=lambda r: (r.record or {}).get("start", 0), default=None)  # not by time: clocks can go back
         return [] if last is None or last.record is None else [int(c) for c in last.record["kept"]]
 
     def round(self, record: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any
@@ -134,7 +135,7 @@ class Policy(_Part):
         """
         reasons = [*self._plan(plan), *self._secure(plan, request), *self._privacy(plan, request)]
         if request is not None:
-            reasons += [*self._others(request), *self._limits(request), *self._time(request)]
+            reasons += [*self._others(request), *self._limits(request), *self.closed(request.now)]
         return reasons
 
     def demand(self, plan: Plan, request: Request | None = None) -> None:
@@ -226,12 +227,14 @@ class Policy(_Part):
             if longest is not None and spent >= longest:
                 yield f"{spent:.0f} of {longest:g} {name.replace('_', ' ')} were given (limits.{name})"
 
-    def _time(self, request: Request) -> Iterator[str]:
+    def closed(self, now: datetime) -> list[str]:
+        """Return why this client takes no part at this time of day; nothing where it does."""
         zone = ZoneInfo(self.hours.zone)
         windows = [Window.parse(text) for text in self.hours.windows]
-        if windows and not any(window.holds(request.now, zone) for window in windows):
-            local = request.now.astimezone(zone)
-            yield f"it is {local:%a %H:%M} in {self.hours.zone}; this client takes part {', '.join(self.hours.windows)} (hours)"
+        if not windows or any(window.holds(now, zone) for window in windows):
+            return []
+        local = now.astimezone(zone)
+        return [f"it is {local:%a %H:%M} in {self.hours.zone}; this client takes part {', '.join(self.hours.windows)} (hours)"]
 
 
 def _allows(pattern: str, name: str) -> bool:

@@ -19,6 +19,7 @@ from paceline.deploy.authority import Authority
 from paceline.deploy.enrolment import Enrolment
 from paceline.deploy.gate import Gate
 from paceline.deploy.identity import PinnedDirectory
+from paceline.deploy.lists import Lists
 from paceline.deploy.notes import Notes
 from paceline.deploy.plan import Plan, Privacy
 from paceline.deploy.settings import ServerConfig
@@ -36,7 +37,7 @@ from paceline.engines.grpc import (
 )
 from paceline.engines.grpc.faults import Faults
 from paceline.engines.worker import Setup, Worker
-from paceline.errors import CohortError, ConfigError, StoreError
+from paceline.errors import CohortError, ConfigError, IdentityError, StoreError
 from paceline.run import Observer, Run, RunConfig, Summary, prepare, reopen
 from paceline.store import RunFolder, atomic_write
 
@@ -103,6 +104,7 @@ class FederationServer:
         self.engine: GrpcEngine | None = None
         self._loop = LoopThread()
         self._enrolment: Enrolment | None = None
+        self._lists: Lists | None = None
         self._stop = False
 
     # -- life ----------------------------------------------------------------------------------
@@ -115,7 +117,10 @@ class FederationServer:
             assert engine is not None
             self.port = self._loop.wait(self._server.start())
             self._loop.spawn(engine.hub.watch())
-            self._enrolment = self._open_enrolment()
+            authority = self._authority()
+            self._enrolment = self._open_enrolment(authority)
+            self._lists = Lists(self.gate, self.notes.event, authority, self.credentials.certificate)
+            self._lists.start()
             self.listening.set()
             self.notes("listening", port=self.port, run=engine.hub.progress.run, incarnation=engine.hub.progress.incarnation)
             if run.round < self.run.rounds:
@@ -144,6 +149,8 @@ class FederationServer:
             self.engine.stopping = True
 
     def _close(self, why: str, done: bool) -> None:
+        if self._lists is not None:
+            self._lists.stop()
         if self._enrolment is not None:
             self._enrolment.stop()
         if self.port:
@@ -174,7 +181,7 @@ class FederationServer:
         parts: dict[str, Any] = {"task": self.task, "engine": self._engine}
         if secure:
             parts["aggregation"] = SecureAggregation(secure_config(self.run.secure), self.directory)
-        self.notes.begin(self._facts["id"], Plan.of(self.run, self.privacy).to_tree(), str(folder.path))
+        self.notes.begin(self._facts["id"], Plan.of(self.run, self.privacy).to_tree(), str(folder.path), self._facts["starts"])
         if known:
             run = reopen(folder.path, observer=self._observe, **parts)
         else:
@@ -243,12 +250,22 @@ class FederationServer:
         self.notes.ready(lambda: self.engine.hub.ready() if self.engine else [], self.least)
         return self.engine
 
-    def _open_enrolment(self) -> Enrolment | None:
-        part = self.config.server
-        if part.ca is None or not part.enrol:
+    def _authority(self) -> Authority | None:
+        part, passphrase = self.config.server, os.environ.get("PACELINE_CA_PASSPHRASE")
+        if part.ca is None:
             return None
-        passphrase = os.environ.get("PACELINE_CA_PASSPHRASE")
-        authority = Authority.open(part.ca, passphrase.encode() if passphrase else None)
+        try:
+            return Authority.open(part.ca, passphrase.encode() if passphrase else None)
+        except IdentityError as error:
+            if part.enrol:
+                raise
+            self.notes.event("lists", None, {"why": f"the lists are not published anew by themselves: {error}"})
+            return None
+
+    def _open_enrolment(self, authority: Authority | None) -> Enrolment | None:
+        part = self.config.server
+        if authority is None or not part.enrol:
+            return None
         opened = Enrolment(authority, self.gate, self.credentials, self.notes)
         host = part.enrol.rpartition(":")[0]
         self.enrol_port, self.renew_port = opened.start(part.enrol, part.renew or f"{host}:0")

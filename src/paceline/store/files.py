@@ -10,7 +10,7 @@ from pathlib import Path
 
 from paceline.errors import DiskFullError, StoreError
 
-__all__ = ["atomic_write"]
+__all__ = ["atomic_write", "named"]
 
 
 def atomic_write(
@@ -45,10 +45,11 @@ def atomic_write(
         if durable:
             _sync_folder(target.parent)
     except OSError as error:
-        raise _named(error, target, sum(len(part) for part in parts)) from error
+        raise named(error, target, sum(len(part) for part in parts)) from error
 
 
-def _named(error: OSError, path: Path, size: int) -> StoreError:
+def named(error: OSError, path: Path, size: int) -> StoreError:
+    """Return the error of ours for one of the system's, with what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFullError(
             f"no room for {size / 1e6:.1f} MB at {path}; what was saved before is whole: free some space, "

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from paceline.errors import StoreError
 from paceline.params import Params
-from paceline.store.files import atomic_write
+from paceline.store.files import atomic_write, named
 from paceline.store.toml import to_toml
 
 __all__ = ["Records", "RunFolder"]
@@ -123,7 +123,7 @@ class RunFolder:
             with open(self._metrics, "ab") as file:
                 file.write(line.encode())
         except OSError as error:
-            raise StoreError(f"{self._metrics} cannot be written: {error.strerror or error}") from error
+            raise named(error, self._metrics, len(line)) from error
 
     def read_metrics(self) -> Records:
         """Return all whole records in order; null comes back as NaN.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import shutil
 import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -126,6 +128,13 @@ class Loopback:
         self.nodes[number] = node
         self.ends[number] = asyncio.run_coroutine_threadsafe(node.run(), self.loop._loop)
         return node
+
+    @staticmethod
+    def wait(condition: Callable[[], Any], seconds: float = 20.0) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, "it took too long"
+            time.sleep(0.02)
 
     def finish(self, seconds: float = 30.0) -> Any:
         summary = self.result.result(seconds)

@@ -89,4 +89,4 @@ def test_one_client_that_refuses_is_left_out(loopback):
     for number in range(5):
         loopback.client(number, policy=OPEN + ("[allow]\nmethods = ['fedavg']" if number == 2 else ""))
     assert loopback.finish().rounds == 2
-    assert set(loopback.server_lines.of("refused_by_client")[0]) == {"client", "reasons"}
+    assert set(loopback.server_lines.of("refused_by_client")[0]) == {"client", "reasons", "later"}

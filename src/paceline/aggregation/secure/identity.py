@@ -27,6 +27,10 @@ class SimulatedDirectory:
             self._keys[client] = IdentityKey.from_bytes(derive(self._secret, b"identity", client.to_bytes(8, "little")))
         return self._keys[client]
 
+    def listed(self, clients: Iterable[int]) -> dict[int, bytes]:
+        """Return the public keys of those clients that there are: of all."""
+        return self.publics(clients)
+
     def publics(self, clients: Iterable[int]) -> dict[int, bytes]:
         """Return the public keys of some clients."""
         return {client: self.identity(client).public for client in clients}

@@ -6,11 +6,13 @@ sends slowly keeps no other one waiting.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import tempfile
 import threading
 from typing import IO
 
-from paceline.errors import DiskFullError, WireError
+from paceline.errors import DiskFullError, StoreError, WireError
 
 __all__ = ["Budget", "Buffer"]
 
@@ -57,7 +59,10 @@ class Buffer:
         self._data: bytearray | None = bytearray()
         if self._counted and not budget.take(size):
             self._counted = 0
-            self._file = tempfile.TemporaryFile(dir=budget.folder)  # noqa: SIM115 - lives as long as the buffer
+            try:
+                self._file = tempfile.TemporaryFile(dir=budget.folder)  # noqa: SIM115 - lives as long as the buffer
+            except OSError as error:
+                raise self._full(error) from error
 
     def add(self, piece: memoryview) -> bool:
         """Take the next bytes; return whether all are there. Raises `WireError` where too many come."""
@@ -67,8 +72,10 @@ class Buffer:
         if self._file is not None:
             try:
                 self._file.write(piece)
+                if self.got == self.size:
+                    self._file.flush()  # or a full disk would show only when somebody wants the bytes
             except OSError as error:
-                raise DiskFullError(f"no room to keep a message of {self.size} bytes: {error.strerror}") from error
+                raise self._full(error) from error
         elif self.keep and self._data is not None:
             self._data += piece
         return self.got == self.size
@@ -77,19 +84,30 @@ class Buffer:
         """Return the bytes; the buffer is empty afterwards and its share of the budget is still held."""
         if self._file is not None:
             data = bytearray(self.size)
-            self._file.seek(0)
-            self._file.readinto(data)  # type: ignore[attr-defined]
-            self._file.close()
-            self._file = None
+            try:
+                self._file.seek(0)
+                self._file.readinto(data)  # type: ignore[attr-defined]
+            except OSError as error:
+                raise self._full(error) from error
+            finally:
+                self._drop()
             return data
         data, self._data = self._data or bytearray(), None
         return data
 
     def close(self) -> None:
         """Give everything back; may be called again."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._drop()
         self._data = None
         self._budget.give(self._counted)
         self._counted = 0
+
+    def _drop(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # what could not be written is not wanted any more
+                self._file.close()
+            self._file = None
+
+    def _full(self, error: OSError) -> StoreError:
+        kind = DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else StoreError
+        return kind(f"a message of {self.size} bytes cannot be kept in {tempfile.gettempdir()}: {error.strerror or error}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from typing import Any
@@ -19,10 +19,13 @@ from paceline.engines.grpc.frames import Part
 from paceline.engines.grpc.link import Message
 from paceline.engines.grpc.runner import Runner
 from paceline.engines.grpc.welcome import MALFORMED, Answer, Welcome
-from paceline.errors import PacelineError, PolicyError, ProtocolError, WireError
+from paceline.errors import PacelineError, PolicyError, ProtocolError, StoreError, WireError
 from paceline.wire import Limits
 
 __all__ = ["Desk"]
+
+AGAIN = 5.0
+"""Seconds between two looks whether what keeps this client from taking part has passed."""
 
 Put = Callable[..., None]
 Note = Callable[[str, dict[str, Any]], None]
@@ -49,6 +52,9 @@ class Desk:
         self._jobs: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
         self._last: tuple[int, dict[str, Any], tuple[Part, ...]] | None = None
         self._known = self.joined = 0
+        self._welcome: Welcome | None = None
+        self._open = False
+        self._why: list[str] = []
 
     async def work(self) -> None:
         """Do the jobs in order, until cancelled."""
@@ -57,7 +63,8 @@ class Desk:
             try:
                 await job()
             except (PacelineError, *MALFORMED) as error:
-                self._note("malformed", {"why": p.clean(f"{type(error).__name__}: {error}")})
+                event = "disk" if isinstance(error, StoreError) else "malformed"
+                self._note(event, {"why": p.clean(f"{type(error).__name__}: {error}")})
             self._jobs.task_done()
 
     async def finish(self, seconds: float) -> None:
@@ -67,7 +74,7 @@ class Desk:
 
     def join(self, welcome: Welcome) -> None:
         """Get in step with the server; it is told when this client is ready, or why it takes no part."""
-        at = self._runner.at
+        self._welcome, at = welcome, self._runner.at
         soon = at is not None and (at.run, at.incarnation) == (welcome.run, welcome.incarnation)
         if soon:
             self._ready(welcome)
@@ -100,17 +107,48 @@ class Desk:
             await self._in_thread(self._runner.join, welcome)
         except (PacelineError, *MALFORMED) as error:
             plain = isinstance(error, PolicyError | ProtocolError)
-            reasons = [p.clean(r) for r in getattr(error, "reasons", ()) or [error if plain else f"{type(error).__name__}: {error}"]]
-            self._note("refused", {"run": welcome.run, "reasons": reasons})
-            self._put(p.REFUSE, {"reasons": reasons[:20]})
+            later = isinstance(error, StoreError)  # a full disk, as a rule: somebody may make room
+            self._refuse(getattr(error, "reasons", ()) or [error if plain else f"{type(error).__name__}: {error}"], later)
+            if later:
+                self._soon(welcome, self._join, False)
             return
         if not told:
             self._ready(welcome)
 
     def _ready(self, welcome: Welcome) -> None:
-        self.joined += 1
-        self._note("ready", {"run": welcome.run, "round": welcome.round, "incarnation": welcome.incarnation})
-        self._put(p.READY)
+        """Tell the server that this client takes part, or why it does not at this time of day."""
+        closed = self._runner.closed()
+        self.joined, self._open = self.joined + 1, not closed
+        if closed:
+            self._refuse(closed, later=True)
+        else:
+            self._why = []
+            self._note("ready", {"run": welcome.run, "round": welcome.round, "incarnation": welcome.incarnation})
+            self._put(p.READY)
+        self._soon(welcome, self._look)
+
+    def _refuse(self, reasons: Sequence[Any], later: bool) -> None:
+        told = [p.clean(r) for r in reasons][:20]
+        self._put(p.REFUSE, {"reasons": told, "later": later})
+        if told != self._why:
+            self._note("refused", {"reasons": told, "later": later})
+        self._why = told
+
+    async def _look(self, welcome: Welcome) -> None:
+        """Tell the server when this client's hours begin or end."""
+        if self._open == bool(self._runner.closed()):
+            self._ready(welcome)
+        else:
+            self._soon(welcome, self._look)
+
+    def _soon(self, welcome: Welcome, job: Callable[..., Awaitable[None]], *values: Any) -> None:
+        """Do a job after a while, unless the server has sent another welcome by then."""
+
+        def begin() -> None:
+            if self._welcome is welcome:
+                self._jobs.put_nowait(partial(job, welcome, *values))
+
+        asyncio.get_running_loop().call_later(AGAIN, begin)
 
     async def _commit(self, head: dict[str, Any]) -> None:
         if self._faults is not None:

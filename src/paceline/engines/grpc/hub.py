@@ -17,7 +17,7 @@ from paceline.engines.grpc.door import Door, Note
 from paceline.engines.grpc.frames import Opening, Part
 from paceline.engines.grpc.ports import HubSettings, Members, Progress
 from paceline.engines.grpc.session import Closed, Session
-from paceline.errors import PacelineError, WireError
+from paceline.errors import PacelineError, StoreError, WireError
 
 __all__ = ["Hub"]
 
@@ -62,7 +62,7 @@ class Hub:
         """Serve one stream, from its first message to its end."""
         session = await self.door.enter(context)
         closed = session if isinstance(session, Closed) else await self._live(session)
-        if closed is not None:
+        if closed is not None and closed.code is not _STATUS.OK:
             await context.abort(closed.code, closed.why)
 
     async def _live(self, session: Session) -> Closed | None:
@@ -77,6 +77,9 @@ class Hub:
             if session.closing.done():
                 return session.closing.result()
             error = reader.exception() if reader.done() else None
+            if isinstance(error, StoreError):
+                self.note("disk", session.client, {"why": p.clean(error)})
+                return Closed(_STATUS.RESOURCE_EXHAUSTED, "the server has no room for a message just now")
             if isinstance(error, PacelineError):
                 return self.door.refuse(session.client, _STATUS.DATA_LOSS, "malformed", str(error), session.name)
             return None  # it ended, or broke
@@ -129,8 +132,12 @@ class Hub:
                 self.asking.ask(session.client)
             elif kind == p.REFUSE:
                 reasons = [p.clean(r) for r in p.field(head, "reasons", list)[:20]]
-                session.ready, self.asking.refusals[session.client] = False, "; ".join(reasons)
-                self.note("refused_by_client", session.client, {"reasons": reasons})
+                later = p.field(head, "later", bool)
+                session.ready = False
+                self.asking.refusals.pop(session.client, None)
+                if not later:
+                    self.asking.refusals[session.client] = "; ".join(reasons)
+                self.note("refused_by_client", session.client, {"reasons": reasons, "later": later})
                 self.asking.ask(session.client)
             elif kind == p.LEAVE:
                 session.close(_STATUS.OK, p.clean(head.get("why", "")))

@@ -130,17 +130,20 @@ class Link:
         if not isinstance(head, dict) or not all(isinstance(key, str) for key in head):
             raise WireError("the head of a message is no dict of names")
         keep = self.vet is None or self.vet(announced.kind, head, announced)
-        parts = [Buffer(wire, self._budget, keep) for wire, _, _ in announced.parts[1:]]
-        message = Message(announced.kind, head, announced, parts, began, began)
-        turn = await self._turn(announced.size)
+        message = Message(announced.kind, head, announced, [], began, began)
+        turn = None
         try:
-            for part in parts:
+            for wire, _, _ in announced.parts[1:]:
+                message.parts.append(Buffer(wire, self._budget, keep))
+            turn = await self._turn(announced.size)
+            for part in message.parts:
                 await self._fill(part, turn)
         except BaseException:
             message.close()
             raise
         finally:
-            turn.end()
+            if turn is not None:
+                turn.end()
         message.ended = time.monotonic()
         return message
 

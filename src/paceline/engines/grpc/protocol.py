@@ -11,7 +11,7 @@ REPLY    client    id, dropped, compute, network, down, up, seconds, trained (va
 COMMIT   server    round, saved, kept, took: measured seconds of this client's last training, or 0
 ROLLBACK server    take
 PING     server    (none); answered by PONG
-REFUSE   client    reasons why it takes no part in this run
+REFUSE   client    reasons why it takes no part in this run; later: whether that will pass by itself
 LEAVE    client    why
 BYE      server    why; done: whether the run has ended
 NEWS     server    (none) (directory)

@@ -15,7 +15,7 @@ from paceline.engines.grpc.guard import Guard
 from paceline.engines.grpc.memory import ClientMemory
 from paceline.engines.grpc.welcome import MALFORMED, Answer, Rules, Welcome, reason_of
 from paceline.engines.worker import Worker
-from paceline.errors import PacelineError, ProtocolError
+from paceline.errors import PacelineError, ProtocolError, StoreError
 from paceline.tree import Tree
 
 __all__ = ["Runner"]
@@ -75,6 +75,10 @@ class Runner:
             elif take != welcome.take:
                 self.rollback()
         self._round = max(self._round, welcome.round)
+
+    def closed(self) -> list[str]:
+        """Return why this client takes no part just now; nothing where it does."""
+        return [] if self.rules is None else self.rules.closed()
 
     def _go_to(self, welcome: Welcome) -> None:
         """Restore the memory that fits the server's last completed round."""
@@ -158,8 +162,8 @@ class Runner:
         self._overlay = (round, take)
         changes = {key: id(value) for key, value in memory.changes.items()}
         if changes != self._pending:
-            self._pending = changes
             self.memory.write_pending(round, memory)
+            self._pending = changes
 
     def commit(self, head: Mapping[str, Any]) -> None:
         """The server has completed a round: make this round's changes permanent, or forget them if it lacks them."""
@@ -174,18 +178,21 @@ class Runner:
                 self._measure(round, took)
             self.worker.commit()
             self._forget_overlay()
-        self.memory.commit(round, saved)
-        self.guard.safe(saved)
         self._round = max(self._round, round)
         self.at = replace(self.at, round=self._round)
+        self.memory.commit(round, saved)
+        self.guard.safe(saved)
 
     def _measure(self, round: int, took: float) -> None:
         """Put measured seconds in the place of those that a simulation would have; what was no work was transfer."""
         assert self.worker is not None
         memory = self.worker.memories[self.number]
-        if "_times" in memory.changes:
+        if (before := memory.changes.get("_times")) is not None:
             memory["_times"] = [self._trained, max(took - self._trained, 0.0)]
-            self.memory.write_pending(round, memory)
+            try:
+                self.memory.write_pending(round, memory)
+            except StoreError:  # the times are worth less than the work that is on the disk
+                memory["_times"] = before
 
     def rollback(self) -> None:
         """Forget what was noted since the last commit, and half-finished protocol sessions."""

@@ -52,6 +52,9 @@ class Rules(Protocol):
     def join(self, welcome: Welcome) -> None:
         """Raise `PolicyError` where this client takes no part in such a run."""
 
+    def closed(self) -> list[str]:
+        """Return why this client takes no part just now, though it will later; nothing where it does."""
+
     def call(self, head: Mapping[str, Any], message: Tree) -> None:
         """Raise `PolicyError` where this client does not answer such a call."""
 
