@@ -22,6 +22,9 @@ BATCH = 500
 _BYTES = 1 << 23
 """On a CPU, most bytes that a layer may return in one pass: what does not stay in the cache is twice as slow."""
 
+_LEAST = 8
+"""Fewest samples in one pass all the same."""
+
 
 @dataclass
 class Evaluation:
@@ -136,7 +139,7 @@ def _fitting(model: Resident, data: ClientData, most: int, outputs: Callable[[nn
             for hook in hooks:
                 hook.remove()
         known[make] = max(widest) // len(x)
-    return max(1, min(most, _BYTES // max(known[make], 1)))
+    return min(most, max(_LEAST, _BYTES // max(known[make], 1)))
 
 
 def _right(out: Tensor, y: Tensor) -> Tensor:
