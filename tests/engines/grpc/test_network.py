@@ -20,6 +20,9 @@ def slow(phase: str) -> Any:
     return pytest.param(phase, marks=pytest.mark.slow)
 
 
+SLOW = [slow(f"secagg.{step}") for step in ("advertise", "share", "consistency")]
+
+
 class Cable:
     """Carries bytes between clients and the server until it is cut, or holds them back."""
 
@@ -95,7 +98,7 @@ def strike(loopback, node, phase, round, then):
     node.runner.call = call
 
 
-@pytest.mark.parametrize("phase", ["train", slow("secagg.advertise"), slow("secagg.share"), "secagg.masked", slow("secagg.consistency"), slow("secagg.unmask")])
+@pytest.mark.parametrize("phase", ["train", "secagg.masked", *SLOW, slow("secagg.unmask")])
 def test_a_cut_that_is_mended_in_time_changes_nothing(loopback, federate, phase):
     run = RUN if phase == "train" else {**RUN, **SECURE}
     loopback.serve(run, waiting={"reconnect": 10.0})
@@ -162,7 +165,7 @@ def test_a_client_revoked_between_rounds_is_out_and_the_run_goes_on(loopback, le
     assert "UNAUTHENTICATED" in {e["code"] for e in loopback.client_lines.of("broken")}
 
 
-@pytest.mark.parametrize("phase", [slow("secagg.advertise"), slow("secagg.share"), "secagg.masked", slow("secagg.consistency"), "secagg.unmask"])
+@pytest.mark.parametrize("phase", ["secagg.masked", "secagg.unmask", *SLOW])
 def test_a_client_revoked_within_a_secure_sum_drops_out_there(loopback, federate, least, phase):
     """Its stream ends before it can answer; whatever the step, the others' sum is opened without it or with its work."""
     run = {**RUN, **SECURE, "method": "fedavg"}

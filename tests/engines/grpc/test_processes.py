@@ -180,3 +180,19 @@ def test_federate_as_a_command(tmp_path):
     wrong = subprocess.run([*words[:3], "federate", "--fault", "kil:client=1"], capture_output=True, text=True, check=False, timeout=60)
     assert wrong.returncode == 2
     assert "did you mean kill" in wrong.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fedavg", "scaffold", "clip"])
+def test_the_command_with_ten_clients_ends_with_the_bits_of_run(tmp_path, method):
+    """Under TLS and secure aggregation, with the options of `run` as a user types them."""
+    common = ["--task", "digits", "--clients", "10", "--cohort", "10", "--rounds", "5", "--aggregation", "secure"]
+    common += ["--fleet", "stragglers:share=0.2,slow=3", "--json", "--out", str(tmp_path)]
+    told = []
+    for command in (["federate", method], ["run", method, "--vectorize", "off"]):
+        words = [sys.executable, "-c", "from paceline.cli import main; main()", *command, *common]
+        ended = subprocess.run(words, capture_output=True, text=True, check=True, timeout=180)
+        told.append(json.loads(ended.stdout))
+    assert told[0]["model_sha256"] == told[1]["model_sha256"]
+    assert told[0]["accuracy"] == told[1]["accuracy"]
+    assert told[0]["rounds"] == 5
