@@ -42,6 +42,9 @@ def gap(means: dict[str, Tensor], params: Params) -> float:
 class FedIT(FedPEFT):
     """FedAvg of LoRA's factors, trained with AdamW.
 
+    The authors' example: rank=8, alpha=16, dropout=0.05, epochs=2 on the four projections of attention. With dropout clients
+    train one at a time. Factors of a real language model do so too, whose batches are cut to their longest texts.
+
     Args:
         lr: of AdamW.
         decay: let the rate fall to 0 over a local training, in a line.
