@@ -106,7 +106,7 @@ class Notes:
     def committed(self, round: int, attempt: int, kept: Sequence[int]) -> None:
         """A round's work is in its result; written down before any client is told."""
         if self.state is not None:
-            self._sure(self.state.end_round, self.run, round, attempt, "done", {"kept": list(kept), "start": self._start})
+            self._sure(self._done, self.run, round, attempt, {"kept": list(kept), "start": self._start})
 
     def kept(self, round: int) -> list[int]:
         """Return whose work is in the result of a round, as `committed` noted it last."""
@@ -134,6 +134,11 @@ class Notes:
         rows = [Answer(r.client, statuses[r.client], r.compute + r.network, r.bytes_up, r.bytes_down, r.dropped) for r in receipts]
         self.state.answer(run, round, attempt, name, *rows)
         self.state.end_phase(run, round, attempt, name)
+
+    def _done(self, run: str, round: int, attempt: int, record: dict[str, Any]) -> None:
+        assert self.state is not None
+        self.state.begin_round(run, round, attempt)  # once more: a full disk may have kept the first from being written
+        self.state.end_round(run, round, attempt, "done", record)
 
     def _put(self, function: Callable[..., Any], *values: Any) -> None:
         self._queue.put((function, values, None))

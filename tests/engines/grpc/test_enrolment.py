@@ -1,10 +1,13 @@
 """Clients enrol with a token and renew their certificates over the network; all hear of a new member."""
 
+from datetime import timedelta
+
 import pytest
 
 from paceline.deploy.authority import Authority
 from paceline.deploy.enrol import Invitation
 from paceline.deploy.enrolment import enrol, renew
+from paceline.deploy.identity import PinnedDirectory
 from paceline.errors import EngineError, IdentityError
 
 RUN = {"clients": 3, "cohort": 3, "rounds": 1}
@@ -61,6 +64,18 @@ async def _until(condition):
 
     while not condition():
         await asyncio.sleep(0.02)
+
+
+def test_lists_are_published_in_good_time_where_the_authority_is(loopback, monkeypatch):
+    monkeypatch.setattr("paceline.deploy.lists.ANEW", timedelta(days=40))  # so that it is time already
+    serials = [PinnedDirectory.of(loopback.root / "client0").serial]
+    loopback.serve(RUN, {"ca": loopback.root / "ca"})
+    for number in range(3):
+        loopback.client(number)
+    assert loopback.finish().rounds == 1
+    assert len(loopback.server_lines.of("published")) == 1
+    serials.append(PinnedDirectory.of(loopback.root / "client0").serial)
+    assert serials[1] > serials[0]  # the client took up the newer directory
 
 
 def test_renewal_needs_the_old_certificate(serving):

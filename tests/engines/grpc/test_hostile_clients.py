@@ -170,6 +170,28 @@ def test_a_client_that_trickles_keeps_nobody_waiting_beyond_the_deadline(loopbac
     assert loopback.server_lines.of("lost")[0]["clients"] == {4: "late"}
 
 
+def test_a_client_that_refuses_and_agrees_without_end_is_thrown_out(loopback, monkeypatch):
+    monkeypatch.setattr("paceline.engines.grpc.hub.MOST_REFUSALS", 20)
+
+    async def fickle(root, port):
+        async with Strange(root / "client4", port) as strange:
+            await strange.hello()
+            for number in range(100_000):
+                await strange.link.send(p.READY)
+                await strange.link.send(p.REFUSE, {"reasons": [f"no {number}"], "later": bool(number % 2)})
+
+    port = loopback.serve({**RUN, "rounds": 1}, waiting={"reconnect": 0.3})
+    odd = asyncio.run_coroutine_threadsafe(fickle(loopback.root, port), loopback.loop._loop)
+    loopback.wait(lambda: loopback.server_lines.of("refused"))
+    assert "more than 20 refusals" in loopback.server_lines.of("refused")[0]["why"]
+    assert len(loopback.server_lines.of("refused_by_client")) == 20
+    with pytest.raises((grpc.aio.AioRpcError, WireError, asyncio.InvalidStateError)):
+        odd.result(10)
+    for number in range(5):
+        loopback.client(number)
+    assert loopback.finish().rounds == 1
+
+
 JUNK = [None, 7, "text", [], {}, {"keys": b"short"}, {"keys": 3, "sealed": [], "told": {}, "segments": 5, "shape": {}, "signature": None}]
 
 

@@ -35,10 +35,11 @@ class Guard:
     Args:
         path: the file in which it remembers.
         functions: the client functions that may run, by program.
+        durable: sync the file, so that a power cut does not make this client forget what it opened.
     """
 
-    def __init__(self, path: str | os.PathLike[str], functions: Mapping[str, Mapping[str, ClientFunction]]) -> None:
-        self.path, self.functions = Path(path), functions
+    def __init__(self, path: str | os.PathLike[str], functions: Mapping[str, Mapping[str, ClientFunction]], durable: bool = True) -> None:
+        self.path, self.functions, self.durable = Path(path), functions, durable
         self.incarnation = self.saved = self.round = self.last = 0
         self.opened: dict[str, list[int]] = {}
         self._stream, self._signed = "", list[int]()
@@ -115,4 +116,4 @@ class Guard:
 
     def _save(self) -> None:
         kept = {"incarnation": self.incarnation, "saved": self.saved, "round": self.round, "opened": self.opened}
-        save_checkpoint(self.path, kept, durable=False)
+        save_checkpoint(self.path, kept, durable=self.durable)

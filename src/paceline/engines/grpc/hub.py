@@ -23,6 +23,9 @@ __all__ = ["Hub"]
 
 _STATUS = grpc.StatusCode
 
+MOST_REFUSALS = 1000
+"""Refusals on one stream: more would only fill the log."""
+
 
 def _unheard(event: str, client: int | None, facts: dict[str, Any]) -> None:
     """Let events pass."""
@@ -127,22 +130,28 @@ class Hub:
             if kind == p.REPLY:
                 self.asking.reply(session, message)
             elif kind == p.READY:
-                session.ready = True
-                self.asking.refusals.pop(session.client, None)
-                self.asking.ask(session.client)
+                if not session.ready:
+                    session.ready = True
+                    self.asking.refusals.pop(session.client, None)
+                    self.asking.ask(session.client)
             elif kind == p.REFUSE:
-                reasons = [p.clean(r) for r in p.field(head, "reasons", list)[:20]]
-                later = p.field(head, "later", bool)
-                session.ready = False
-                self.asking.refusals.pop(session.client, None)
-                if not later:
-                    self.asking.refusals[session.client] = "; ".join(reasons)
-                self.note("refused_by_client", session.client, {"reasons": reasons, "later": later})
-                self.asking.ask(session.client)
+                self._refused(session, [p.clean(r) for r in p.field(head, "reasons", list)[:20]], p.field(head, "later", bool))
             elif kind == p.LEAVE:
                 session.close(_STATUS.OK, p.clean(head.get("why", "")))
             elif kind != p.PONG:
                 raise WireError(f"a client sent a message of kind {p.NAMES.get(kind, kind)}")
+
+    def _refused(self, session: Session, reasons: list[str], later: bool) -> None:
+        """Note that a client takes no part: in this run, or just now."""
+        session.refusals += 1
+        if session.refusals > MOST_REFUSALS:
+            raise WireError(f"more than {MOST_REFUSALS} refusals came on one stream")
+        session.ready = False
+        self.asking.refusals.pop(session.client, None)
+        if not later:
+            self.asking.refusals[session.client] = "; ".join(reasons)
+        self.note("refused_by_client", session.client, {"reasons": reasons, "later": later})
+        self.asking.ask(session.client)
 
     # -- the course of the run, on the loop's thread -------------------------------------------
     def ready(self) -> list[int]:

@@ -63,7 +63,7 @@ class Runner:
             before = None
             where = self.folder / welcome.run
             self.memory = ClientMemory(where / "memory", self.durable)
-            self.guard = Guard(where / "guard", self.worker.functions)
+            self.guard = Guard(where / "guard", self.worker.functions, self.durable)
         self.guard.join(welcome.incarnation, welcome.round)
         self.at = welcome
         if before is None or before.incarnation != welcome.incarnation:

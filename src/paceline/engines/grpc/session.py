@@ -52,6 +52,7 @@ class Session:
     link: Link
     pack: bool = False
     ready: bool = False
+    refusals: int = 0
     since: float = field(default_factory=time.monotonic)
     outbox: asyncio.Queue[Outgoing] = field(default_factory=asyncio.Queue)
     closing: asyncio.Future[Closed] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
