@@ -111,12 +111,12 @@ def load_task(name: str, model: str | None = None, seed: int = 0, **options: Any
     Raises `UnknownNameError` for a task, model or option that does not exist, `ConfigError` for a model that
     does not fit the data, `MissingDataError` with the command to run when the data are not there.
     """
-    from paceline.data.files import is_file_task, read_files
     peft = options.pop("peft", None)
     if peft is not None:
         from paceline.tasks.tuning import parse_tuning, tune
 
         return tune(load_task(name, model, seed, **options), parse_tuning(peft))
+    from paceline.data.files import is_file_task, read_files
     from paceline.data.sources import find_source
     from paceline.tasks.made import MADE
 
