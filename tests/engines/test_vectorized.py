@@ -244,3 +244,16 @@ def test_drop_outs_and_deadlines_inside_a_chunk(task, aggregation):
     assert outcomes[0][1] == outcomes[1][1] == [1, 1]
     tolerance = 1e-5 if aggregation == "plain" else 1e-3  # rounding may fall to the other side
     assert float((outcomes[0][0] - outcomes[1][0]).norm() / outcomes[0][0].norm()) < tolerance
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_targets_that_are_not_scored_are_a_reason_to_train_alone(epochs):
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(240, 30, generator=generator), torch.randint(0, 4, (240,), generator=generator)
+    y[::3] = -100
+    task = Task("masked", Arrays(x, y), Arrays(x[1:3], y[1:3]), lambda: nn.Linear(30, 4), 4, lr=0.1, batch_size=20)
+    values = {"task": "masked", "clients": 12, "cohort": 12, "rounds": 2, "partition": "iid", "options": {"epochs": epochs}}
+    alone = prepare(RunConfig.build({**values, "vectorize": "off"}), task=task).go()
+    with pytest.warns(StackingWarning, match="not scored"):
+        stacked = prepare(RunConfig.build({**values, "vectorize": "on", "chunk": 6}), task=task).go()
+    assert stacked.model_sha256 == alone.model_sha256

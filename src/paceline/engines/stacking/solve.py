@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from paceline.engines.stacking.hooks import Unstackable, signature
@@ -51,6 +52,7 @@ class Solver:
         self.notes: dict[str, str] = {}
         """What could not be stacked, and why, by the name of the hook or module."""
         self._refused: set[Any] = set()
+        self._known: tuple[torch.Tensor, bool] | None = None
 
     def __call__(self, jobs: Sequence[Any]) -> list[Any]:
         """Answer requests in their order; `NotAtOnce` for one that failed."""
@@ -90,6 +92,11 @@ class Solver:
             return None
         return self._whole(key, jobs)
 
+    def _unscored(self, targets: torch.Tensor) -> bool:
+        if self._known is None or self._known[0] is not targets:
+            self._known = (targets, not targets.is_floating_point() and bool((targets < 0).any()))
+        return self._known[1]
+
     def _together(self, key: Any, jobs: list[Job]) -> list[Any]:
         if len(jobs) == 1:
             return [_alone(jobs[0])]
@@ -103,6 +110,8 @@ class Solver:
         try:
             if (reason := unstackable(jobs[0].model.module)) is not None:
                 raise Unstackable(reason)
+            if jobs[0].loss is F.cross_entropy and self._unscored(jobs[0].data.y):
+                raise Unstackable("some targets are not scored, and a batch's mean is over those that are")
             with spent.on("local steps"), jobs[0].model.autocast():
                 if self.one_step and one_batch(jobs):
                     whole = OneBatch(jobs)
