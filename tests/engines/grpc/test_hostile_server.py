@@ -79,7 +79,16 @@ class Liar:
             value = reply.tree(0, NETWORK) if reply is not None and reply.parts else None
             told[arrival.client] = (arrival.why if reply is None else reply.head["dropped"], value)
         self.loop.call(self.hub.asking.shut)
+        for client, (why, _) in told.items():
+            if why is not None:
+                assert self.logged(client, why.removeprefix("refused: ")), f"client {client} did not log {why!r}"
         return told
+
+    def logged(self, client, why):
+        """Return whether a client's own log says what it refused, and why."""
+        lines = self.loopback.client_lines
+        reasons = [*lines.of("not_answered"), *({"client": f["client"], "why": "; ".join(f["reasons"])} for f in lines.of("refused"))]
+        return any(facts["client"] == client and (why in facts["why"] or facts["why"] in why) for facts in reasons)
 
     def close(self):
         self.loop.wait(self.server.stop("enough", True))
