@@ -4,12 +4,49 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
+from made import distance, quadratics
+
 __all__ = ["ROWS"]
 
 _SPREAD: dict[str, Any] = {"task": "digits", "partition": "shards:1", "clients": 10, "cohort": 10, "fleet": "spread:percent=80"}
 """Each client has one class, and client i takes 1 - 0.8 i / 9 seconds: what the slow ones know is rare."""
 
 _LOCAL: dict[str, Any] = {"steps": 10, "batch_size": 16, "momentum": 0.0}
+
+_ANARCHIC: dict[str, Any] = {
+    "task": "quadratics",
+    "partition": "natural",
+    "clients": 20,
+    "cohort": 20,
+    "rounds": 400,
+    "fleet": "spread:percent=0,slowest=0.2",
+}
+_RETURNS: dict[str, Any] = {"lr": 0.02, "server_lr": 0.1, "returns": 5, "batch_size": 1, "idle": 1.0}
+"""Twenty clients with optima from -1.5 to 1.5; the higher it is, the more steps a client does, from 1 to 10."""
+
+
+def _line(seed: int) -> dict[str, Any]:
+    return {"task": quadratics(np.linspace(-1.5, 1.5, 20)[:, None], noise=0.2, seed=seed)}
+
+
+def _anarchic(of: str, ours: str, versus: str, theirs: str, claim: str, skew: float) -> dict[str, Any]:
+    return {
+        "name": f"asynchronous/{of}",
+        "method": f"uneven:{ours}",
+        "of": of,
+        "baseline": f"uneven:{theirs}",
+        "versus": versus,
+        "claim": claim,
+        "config": _ANARCHIC,
+        "made": _line,
+        "method_options": _RETURNS | {"skew": skew},
+        "baseline_options": _RETURNS | {"skew": skew},
+        "metric": distance,
+        "direction": "lower",
+    }
+
 
 ROWS: list[dict[str, Any]] = [
     {
@@ -62,4 +99,20 @@ ROWS: list[dict[str, Any]] = [
         "metric": "loss",
         "direction": "lower",
     },
+    _anarchic(
+        "afacd",
+        "Device",
+        "sums that are not rescaled",
+        "Unnormalised",
+        "rescaled gradients remove the bias of unequal efforts, where all come equally often",
+        0.0,
+    ),
+    _anarchic(
+        "afacs",
+        "Silo",
+        "afacd",
+        "Device",
+        "only the last gradients of all remove the bias of who comes more often (rates as e^b), on quadratics",
+        3.0,
+    ),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import Any
 
 from paceline.tasks.sequence import forgetting
@@ -48,6 +49,7 @@ ROWS: list[dict[str, Any]] = [
         "baseline_options": _SGD,
         "metric": forgotten,
         "direction": "lower",
+        "holds": lambda ours, theirs: fmean(ours) < 0.5 * fmean(theirs),
     },
     {
         "method": "fot",
@@ -58,5 +60,6 @@ ROWS: list[dict[str, Any]] = [
         "baseline_options": _SGD,
         "metric": final_accuracy,
         "direction": "higher",
+        "holds": lambda ours, theirs: fmean(ours) > fmean(theirs) + 0.1,
     },
 ]

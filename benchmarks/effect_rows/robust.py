@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+from made import permuted_labels
 
 __all__ = ["ROWS"]
 
@@ -23,6 +26,43 @@ _GROUPS: dict[str, Any] = {
     "evaluation": "clients",
 }
 _CLUSTERED: dict[str, Any] = {"lr": 0.05, "epochs": 3, "batch_size": 16}
+
+_FIVE_SEEDS = range(5)
+
+
+def split_round(summary: Any) -> float:
+    """Return the round of the split, or the last one where there is none."""
+    return next((float(r["round"]) for r in summary.history if r.get("note_clusters", 1) > 1), float(summary.history[-1]["round"]))
+
+
+def _permuted(seed: int) -> dict[str, Any]:
+    return permuted_labels(seed, groups=3, members=5, samples=60, hidden=[64])
+
+
+def _found(least: int) -> Any:
+    """Return a rule: the groups are found by at least so many seeds, with an adjusted Rand index of 0.9."""
+
+    def holds(ours: Sequence[float], theirs: Sequence[float]) -> bool:
+        return sum(value >= 0.9 for value in ours) >= least
+
+    return holds
+
+
+def _groups(claim: str, ours: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {
+        "method": "ocfl",
+        "baseline": "ocfl",
+        "versus": "one group for all",
+        "claim": claim,
+        "config": _GROUPS,
+        "method_options": _CLUSTERED | ours,
+        "baseline_options": _CLUSTERED | {"patience": 1000},
+        "metric": "adjusted_rand",
+        "direction": "higher",
+        "seeds": _FIVE_SEEDS,
+        "holds": _found(4),
+        **more,
+    }
 
 
 def _row(method: str, baseline: str, claim: str, attack: str, ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
@@ -66,25 +106,36 @@ ROWS: list[dict[str, Any]] = [
         "baseline_options": _CLUSTERED,
         "metric": "client_accuracy",
         "direction": "higher",
+        "seeds": _FIVE_SEEDS,
     },
-    {
-        "method": "ocfl",
-        "baseline": "ocfl",
-        "claim": "the found groups are the true ones (against one group for all)",
-        "config": _GROUPS,
-        "method_options": _CLUSTERED,
-        "baseline_options": _CLUSTERED | {"patience": 1000},
-        "metric": "adjusted_rand",
-        "direction": "higher",
-    },
-    {
-        "method": "ocfl",
-        "baseline": "ocfl",
-        "claim": "HDBSCAN finds the true groups as well (against one group for all)",
-        "config": _GROUPS,
-        "method_options": _CLUSTERED | {"backend": "hdbscan"},
-        "baseline_options": _CLUSTERED | {"patience": 1000},
-        "metric": "adjusted_rand",
-        "direction": "higher",
-    },
+    _groups("average linkage finds the true groups with at least 4 of 5 seeds", {}),
+    _groups("HDBSCAN finds the true groups with at least 4 of 5 seeds", {"backend": "hdbscan"}),
+    _groups(
+        "the split comes before round 10 with every seed",
+        {},
+        metric=split_round,
+        direction="lower",
+        holds=lambda ours, theirs: all(value < 10 for value in ours),
+    ),
+    *(
+        _groups(
+            f"groups that name the classes differently, for the same pictures, are found with at least 3 of 5 seeds ({backend})",
+            {"backend": backend},
+            holds=_found(3),
+            made=_permuted,
+            config=_GROUPS | {"partition": "permuted labels"},
+        )
+        for backend in ("average", "hdbscan")
+    ),
+    _groups(
+        "and a model for each of these groups serves its members better than FedAvg's",
+        {},
+        baseline="fedavg",
+        versus="fedavg",
+        baseline_options=_CLUSTERED,
+        metric="client_accuracy",
+        holds=None,
+        made=_permuted,
+        config=_GROUPS | {"partition": "permuted labels"},
+    ),
 ]

@@ -1,0 +1,98 @@
+"""Tasks made for the rows of effects: quadratics of which the optimum is known, and digits with the groups' own labels."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from paceline.data import Partition
+from paceline.tasks import Arrays, Task, load_task
+
+__all__ = ["distance", "permuted_labels", "quadratics", "squared"]
+
+
+class Point(nn.Module):
+    """A vector w; a sample (r, s) has the residual r w - s as its output."""
+
+    def __init__(self, start: Any) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.as_tensor(start, dtype=torch.float32).clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, target = x.chunk(2, dim=-1)
+        return scale * self.w - target
+
+
+def _half_square(residual: Tensor, y: Tensor) -> Tensor:
+    return 0.5 * (residual**2).sum(-1).mean()
+
+
+def quadratics(b: Any, a: Any = None, noise: float = 0.0, seed: int = 0, samples: int = 200) -> Task:
+    """Return clients with f_i(w) = 1/2 sum_d a_id (w_d - b_id)^2, that start at the origin.
+
+    The test loss is half the squared distance to the optimum of the mean of all f_i.
+
+    Args:
+        b: optima, shape [clients, dims].
+        a: curvatures of the same shape; ones by default.
+        noise: deviation of single samples' optima.
+        seed: of the noise.
+        samples: of each client; many more than a round takes.
+    """
+    b = np.asarray(b, float)
+    a = np.ones_like(b) if a is None else np.asarray(a, float)
+    off = noise * np.random.default_rng((seed, 1)).normal(size=(len(b), samples, b.shape[1]))
+    points = b[:, None] + off - off.mean(1, keepdims=True)
+    scale = np.broadcast_to(a[:, None] ** 0.5, points.shape)
+    owner = torch.arange(len(b)).repeat_interleave(samples)
+    train = Arrays(_sample(scale, scale * points), torch.zeros_like(owner), owner, [str(i) for i in range(len(b))])
+    best = (a * b).sum(0) / a.sum(0)
+    test = Arrays(_sample(np.ones_like(best), best), torch.zeros(1, dtype=torch.int64))
+    return Task("quadratics", train, test, lambda: Point(np.zeros(b.shape[1])), 1, loss=_half_square, lr=0.02, batch_size=1)
+
+
+def _sample(scale: Any, target: Any) -> Tensor:
+    both = np.concatenate([scale, target], axis=-1)
+    return torch.tensor(both.reshape(-1, both.shape[-1]), dtype=torch.float32)
+
+
+def _tail(summary: Any) -> list[float]:
+    losses = [r["loss"] for r in summary.history if "loss" in r]
+    return losses[len(losses) // 2 :]
+
+
+def distance(summary: Any) -> float:
+    """Return the mean distance to the optimum over the last half of the rounds."""
+    tail = _tail(summary)
+    return sum(math.sqrt(2 * loss) for loss in tail) / len(tail)
+
+
+def squared(summary: Any) -> float:
+    """Return the mean squared distance to the optimum over the last half of the rounds."""
+    tail = _tail(summary)
+    return sum(2 * loss for loss in tail) / len(tail)
+
+
+def permuted_labels(seed: int, groups: int, members: int, samples: int, hidden: list[int]) -> dict[str, Any]:
+    """Return digits whose inputs are alike everywhere, while each group of clients names the classes in its own way.
+
+    Each client has `samples` for training and a fifth as many for its tests.
+    """
+    base = load_task("digits", seed=seed, hidden=hidden)
+    rng, clients = np.random.default_rng((seed, 2)), groups * members
+    each, held = samples + samples // 5, samples // 5
+    rows = torch.as_tensor(rng.permutation(len(base.train))[: clients * each])
+    group = np.arange(clients) // members
+    names = torch.as_tensor(np.stack([rng.permutation(base.num_classes) for _ in range(groups)]))
+    y = base.train.y[rows].clone()
+    y = names[torch.as_tensor(np.repeat(group, each)), y]
+    task = dataclasses.replace(base, train=Arrays(base.train.x[rows], y))
+    ends = each * torch.arange(1, clients + 1)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), ends])
+    split = Partition("permuted labels", torch.arange(clients * each), offsets, ends - held, groups=tuple(group.tolist()))
+    return {"task": task, "split": split}
