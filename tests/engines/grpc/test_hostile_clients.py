@@ -195,7 +195,10 @@ def test_a_client_that_refuses_and_agrees_without_end_is_thrown_out(loopback, mo
 JUNK = [None, 7, "text", [], {}, {"keys": b"short"}, {"keys": 3, "sealed": [], "told": {}, "segments": 5, "shape": {}, "signature": None}]
 
 
-@pytest.mark.parametrize("step", ["advertise", "share", "masked", "consistency", "unmask"])
+SLOW = [pytest.param(step, marks=pytest.mark.slow) for step in ("advertise", "consistency")]
+
+
+@pytest.mark.parametrize("step", ["share", "masked", "unmask", *SLOW])
 def test_junk_in_any_step_of_a_secure_sum(loopback, federate, step):
     """Client 4 is honest up to a step, and answers that one with junk; the sum is that of a drop-out there."""
     asked = []
