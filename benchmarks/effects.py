@@ -147,7 +147,7 @@ def _difference(method: float, baseline: float, sign: float) -> float:
 def short(value: float) -> str:
     if value is None or math.isnan(value):
         return "–"
-    return f"{value:.3g}" if abs(value) >= 100 else f"{value:.3f}"
+    return f"{value:.3g}" if abs(value) >= 100 or 0 < abs(value) < 0.01 else f"{value:.3f}"
 
 
 def label(row: dict[str, Any]) -> str:
