@@ -114,9 +114,9 @@ class Partial:
         """Return the sums of tensors, scalars and denominators in float64."""
         scale = 2.0**-self.fraction
         return (
-            [t.cpu().double() * scale for t in self.tensors],
+            [t.cpu().double().mul_(scale) for t in self.tensors],
             [s / _SCALAR for s in self.scalars],
-            [t.cpu().double() * scale for t in self.denominators],
+            [t.cpu().double().mul_(scale) for t in self.denominators],
         )
 
 

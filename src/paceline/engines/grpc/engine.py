@@ -20,6 +20,7 @@ from paceline.engines.grpc.loop import LoopThread
 from paceline.engines.grpc.phase import Patience, Phase
 from paceline.engines.grpc.ports import Home, Record
 from paceline.engines.grpc.receipts import Receipts
+from paceline.engines.heap import keep_freed
 from paceline.errors import CohortError, EngineError
 from paceline.params import Params
 from paceline.wire import NETWORK
@@ -59,6 +60,7 @@ class GrpcEngine:
         least: int = 1,
         record: Record | None = None,
     ) -> None:
+        keep_freed()
         self.hub, self.loop, self.home, self.num_clients = hub, loop, home, num_clients
         self.patience, self.measured, self.pack = patience or Patience(), measured, pack
         self.least, self.record = least, record

@@ -15,8 +15,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any
 
 from paceline.errors import MissingExtraError, WireError
@@ -32,7 +31,7 @@ HEAD = struct.Struct("<2sBBQI")
 _OPENING = struct.Struct("<BB")
 _PART = struct.Struct("<QQB")
 
-CHUNK = 64 * 1024
+CHUNK = 256 * 1024
 """Bytes of a part in one frame."""
 
 HEAD_LIMITS = Limits(size=1 << 20, header=1 << 20, depth=64, items=100_000, tensors=64)
@@ -57,6 +56,7 @@ class Part:
     data: bytes
     raw: int
     packed: bool = False
+    _checks: list[int] = field(default_factory=list, repr=False)
 
     @staticmethod
     def of(tree: Tree, pack: bool = False) -> Part:
@@ -68,12 +68,15 @@ class Part:
                 return Part(packed, len(data), True)
         return Part(data, len(data))
 
-    @cached_property
-    def chunks(self) -> list[tuple[memoryview, int]]:
-        """The pieces that go into one frame each, with their checksums."""
+    @property
+    def chunks(self) -> Iterator[tuple[memoryview, int]]:
+        """The pieces that go into one frame each, with their checksums; these are formed when a piece is first sent."""
         view = memoryview(self.data)
-        pieces = (view[at : at + CHUNK] for at in range(0, len(view), CHUNK))
-        return [(piece, zlib.crc32(piece)) for piece in pieces]
+        for number, at in enumerate(range(0, len(view), CHUNK)):
+            piece = view[at : at + CHUNK]
+            if number == len(self._checks):
+                self._checks.append(zlib.crc32(piece))
+            yield piece, self._checks[number]
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def narrow(window: int) -> Sequence[tuple[str, Any]]:
     return [
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", window),
-        ("grpc.experimental.tcp_max_read_chunk_size", 64 * 1024),
+        ("grpc.experimental.tcp_max_read_chunk_size", CHUNK),
     ]
 
 
@@ -62,6 +62,7 @@ def options(name: str = "", keepalive: float = 30.0) -> Sequence[tuple[str, Any]
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+        ("grpc.http2.max_frame_size", CHUNK),
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.so_reuseport", 0),
         ("grpc.enable_retries", 0),
