@@ -184,7 +184,10 @@ class Run:
         if found is not None and self.groups:
             record["adjusted_rand"] = adjusted_rand(found, self.groups)
         if number % self.config.eval_every == 0 or number == self.config.rounds:
-            record |= self._evaluate(params, state)
+            try:
+                record |= self._evaluate(params, state)
+            except QuorumError:  # what was learnt in this round is not lost with its evaluation
+                record["unevaluated"] = 1
         return state, record
 
     def _too_few(self) -> bool:

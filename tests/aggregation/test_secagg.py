@@ -76,6 +76,23 @@ def test_a_quorum_that_stays_lost_is_named(federate):
         federate(clients=8, cohort=8, aggregation="secure", drop=lambda r, c, f: c < 5)
 
 
+def test_a_round_is_kept_whose_evaluation_loses_its_quorum(federate):
+    """Five of eight clients vanish after they trained in round 2, before they tell how the model does."""
+    common = {"clients": 8, "cohort": 8, "rounds": 3, "aggregation": "secure", "evaluation": "federated"}
+    masked = []
+
+    def drop(round, client, function):
+        if round == 2 and function == "secagg.masked":
+            masked.append(client)
+        return round == 2 and len(masked) > 8 and client < 5
+
+    lost, whole = federate(drop=drop, **common), federate(**common)
+    assert lost.model_sha256 == whole.model_sha256
+    assert [r.get("unevaluated") for r in lost.history] == [None, 1, None]
+    assert "accuracy" not in lost.history[1]
+    assert lost.history[2]["accuracy"] == whole.history[2]["accuracy"]
+
+
 def test_clipped_coordinates_are_counted(federate):
     quiet = federate(rounds=1, clients=6, cohort=6, aggregation="secure")
     loud = federate(rounds=1, clients=6, cohort=6, aggregation="secure", secure={"clip": 0.001})
