@@ -23,6 +23,9 @@ __all__ = ["Door", "Note"]
 
 _STATUS = grpc.StatusCode
 
+_HELLO = 2
+"""Frames of a hello: its opening and its head."""
+
 Note = Callable[[str, int | None, dict[str, Any]], None]
 
 
@@ -51,8 +54,10 @@ class Door:
         try:
             certificate, member = self._who(context)
         except IdentityError as error:
-            with contextlib.suppress(TimeoutError):  # before its first frame has come, a client cannot be told why
-                await asyncio.wait_for(context.read(), 1.0)
+            with contextlib.suppress(TimeoutError):  # before its hello has come, a client cannot be told why
+                async with asyncio.timeout(1.0):
+                    for _ in range(_HELLO):
+                        await context.read()
             return self.refuse(None, _STATUS.UNAUTHENTICATED, "certificate", str(error), context.peer())
         if self._greeting.get(member.id, 0) >= self._settings.waiting:
             return self.refuse(member.id, _STATUS.RESOURCE_EXHAUSTED, "crowd", "too many streams are opening", context.peer())
