@@ -96,3 +96,17 @@ def permuted_labels(seed: int, groups: int, members: int, samples: int, hidden: 
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), ends])
     split = Partition("permuted labels", torch.arange(clients * each), offsets, ends - held, groups=tuple(group.tolist()))
     return {"task": task, "split": split}
+
+
+def distance_row(method: str, baseline: str, claim: str, ours: dict[str, Any], theirs: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """Return a row whose figure is the distance to a known optimum, the lower the better."""
+    return {
+        "method": method,
+        "baseline": baseline,
+        "claim": claim,
+        "method_options": ours,
+        "baseline_options": theirs,
+        "metric": distance,
+        "direction": "lower",
+        **more,
+    }

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from made import distance, quadratics
+from made import distance_row, quadratics
 
 __all__ = ["ROWS"]
 
@@ -31,19 +31,6 @@ def _point(clients: int, cohort: int, rounds: int) -> dict[str, Any]:
     return run | {"vectorize": "on", "chunk": cohort}
 
 
-def _row(method: str, baseline: str, claim: str, ours: dict[str, Any], theirs: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {
-        "method": method,
-        "baseline": baseline,
-        "claim": claim,
-        "method_options": ours,
-        "baseline_options": theirs,
-        "metric": distance,
-        "direction": "lower",
-        **more,
-    }
-
-
 _LONG: dict[str, Any] = {"lr": 0.05, "steps": 20, "batch_size": 1}
 _FULL: dict[str, Any] = {"config": _point(10, 10, 200), "made": _unlike(10, 0.5)}
 _SHORT: dict[str, Any] = {"lr": 0.05, "steps": 10, "batch_size": 1}
@@ -61,7 +48,7 @@ _DIGITS: dict[str, Any] = {"config": _SKEWED, "metric": "accuracy", "direction":
 FedSpeed (with 1 / lambda of 0.1 and 1) and FedDyn (with alpha of 0.01, 0.1 and 1) were found with seed 10."""
 
 ROWS: list[dict[str, Any]] = [
-    _row(
+    distance_row(
         "fedavgm",
         "fedavgm",
         "momentum brings FedAvg (its case beta = 1) nearer to the optimum, with everybody in each round",
@@ -70,7 +57,7 @@ ROWS: list[dict[str, Any]] = [
         versus="fedavg",
         **_FULL,
     ),
-    _row(
+    distance_row(
         "scaffoldm",
         "scaffoldm",
         "momentum brings SCAFFOLD (its case beta = 1) nearer to the optimum, with 2 of 20 clients in each round",
@@ -79,7 +66,7 @@ ROWS: list[dict[str, Any]] = [
         versus="scaffold",
         **_TWO,
     ),
-    _row(
+    distance_row(
         "fedavgmvr",
         "fedavgm",
         "with much noise and a small rate, variance reduction brings FedAvg-M nearer to the optimum",
@@ -87,7 +74,7 @@ ROWS: list[dict[str, Any]] = [
         _FINE | {"beta": 0.1},
         **_NOISY,
     ),
-    _row(
+    distance_row(
         "fedavgmvr",
         "fedavgm",
         "and nearer than FedAvg with that server rate (beta = 1)",
@@ -96,7 +83,7 @@ ROWS: list[dict[str, Any]] = [
         versus="fedavg",
         **_NOISY,
     ),
-    _row(
+    distance_row(
         "fedspeed",
         "fedspeed",
         "with the duals of all clients FedSpeed (lambda = 10) ends nearer to the optimum than FedAvg, 4 of 20 clients",
@@ -104,7 +91,7 @@ ROWS: list[dict[str, Any]] = [
         _PLAIN | {"prox": 0.0},
         **_FOUR,
     ),
-    _row(
+    distance_row(
         "fedspeed",
         "fedspeed",
         "so does it with a strong proximal term (lambda = 1)",
@@ -112,7 +99,7 @@ ROWS: list[dict[str, Any]] = [
         _PLAIN | {"prox": 0.0},
         **_FOUR,
     ),
-    _row(
+    distance_row(
         "fedspeed",
         "fedspeed",
         "the duals of the sampled clients alone end farther from it than FedAvg (lambda = 1)",
@@ -120,7 +107,7 @@ ROWS: list[dict[str, Any]] = [
         _PLAIN | {"prox": 0.0},
         **_FOUR | {"direction": "higher"},
     ),
-    _row(
+    distance_row(
         "fedspeed",
         "fedspeed",
         "with everybody in each round FedSpeed (lambda = 10) ends nearer to the optimum than FedAvg (noise 0.2)",
@@ -128,7 +115,7 @@ ROWS: list[dict[str, Any]] = [
         _PLAIN | {"prox": 0.0},
         **_TEN,
     ),
-    _row(
+    distance_row(
         "fedspeed",
         "fedspeed",
         "also where gradients have 2.5 times the noise",
@@ -137,7 +124,7 @@ ROWS: list[dict[str, Any]] = [
         **_TEN | {"made": _unlike(10, 0.5)},
         note="Duals take up every round's noise, which FedAvg averages out; 200, 500 and 800 rounds were tried.",
     ),
-    _row(
+    distance_row(
         "fedavgm",
         "fedavg",
         "FedAvg-M ends more accurate than FedAvg with two classes for each client, everybody in each round (rates and beta "
@@ -146,7 +133,7 @@ ROWS: list[dict[str, Any]] = [
         {"lr": 0.178, "epochs": 5, "batch_size": 16},
         **_DIGITS | {"config": _SKEWED | {"clients": 10, "cohort": 10, "rounds": 30}},
     ),
-    _row(
+    distance_row(
         "fedspeed",
         "fedavg",
         "FedSpeed ends more accurate than FedAvg after long local training with two classes for each client, 4 of 20 clients",
@@ -154,7 +141,7 @@ ROWS: list[dict[str, Any]] = [
         {"lr": 0.316, "epochs": 10, "batch_size": 16},
         **_DIGITS,
     ),
-    _row(
+    distance_row(
         "feddyn",
         "fedavg",
         "so does FedDyn",

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from made import distance, quadratics, squared
+from made import distance_row, quadratics, squared
 
 __all__ = ["ROWS"]
 
@@ -53,19 +53,6 @@ def _no_worse(ours: Sequence[float], theirs: Sequence[float]) -> bool:
     return statistics.fmean(gaps) <= statistics.stdev(gaps) / len(gaps) ** 0.5
 
 
-def _row(method: str, baseline: str, claim: str, ours: dict[str, Any], theirs: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {
-        "method": method,
-        "baseline": baseline,
-        "claim": claim,
-        "method_options": ours,
-        "baseline_options": theirs,
-        "metric": distance,
-        "direction": "lower",
-        **more,
-    }
-
-
 _FIVE: dict[str, Any] = {"lr": 0.02, "steps": 5, "batch_size": 1}
 _UNEQUAL: dict[str, Any] = {"config": _point(20, 1500, "bernoulli:0.05-1"), "made": _rare}
 _HALF = "bernoulli:1/0.5"
@@ -89,11 +76,11 @@ def _stale(claim: str, spread: float, participation: str, ours: float, theirs: f
     """Return a row of FedStale with two betas."""
     config = {"config": _point(24, rounds, participation), "made": _spread(spread), "metric": squared}
     options = [_STALE | {"beta": beta} for beta in (ours, theirs)]
-    return _row("fedstale", "fedstale", claim, *options, **config, versus=f"fedstale, beta {theirs:g}", **more)
+    return distance_row("fedstale", "fedstale", claim, *options, **config, versus=f"fedstale, beta {theirs:g}", **more)
 
 
 ROWS: list[dict[str, Any]] = [
-    _row(
+    distance_row(
         "fedau",
         "fedau",
         "where rates go with optima, FedAU ends at a third of the distance of FedAvg over participants, or nearer, with every seed",
@@ -103,7 +90,7 @@ ROWS: list[dict[str, Any]] = [
         holds=_several_times,
         **_UNEQUAL,
     ),
-    _row(
+    distance_row(
         "fedau",
         "fedau",
         "so it does with intervals cut at K = 50",
@@ -113,7 +100,7 @@ ROWS: list[dict[str, Any]] = [
         holds=_several_times,
         **_UNEQUAL,
     ),
-    _row(
+    distance_row(
         "fedau",
         "fedau",
         "FedAU (K = 20) is more accurate than FedAvg over participants where rates go with the classes that clients have",
@@ -125,7 +112,7 @@ ROWS: list[dict[str, Any]] = [
         direction="higher",
         note="Equal on the mean; K = 50, at its own best rate of 0.1, ended 1.7 points below. All weights fit these data.",
     ),
-    _row(
+    distance_row(
         "mifa",
         "fedau",
         "MIFA, the mean of everybody's last update, removes that bias as well",
@@ -140,7 +127,7 @@ ROWS: list[dict[str, Any]] = [
     _stale("clients alike, half of them there in a tenth of the rounds: a little (beta = 0.2) beats FedVARP's beta", 0.1, _TENTH, 0.2, 1.0),
     _stale("as does FedAvg's beta", 0.1, _TENTH, 0.0, 1.0),
     _stale("and a little is no worse than FedAvg's beta, within a standard error", 0.1, _TENTH, 0.2, 0.0, holds=_no_worse),
-    _row(
+    distance_row(
         "fedvarp",
         "fedau",
         "clients unlike, 4 of 24 drawn in each round: FedVARP has less error than FedAvg",
@@ -151,7 +138,7 @@ ROWS: list[dict[str, Any]] = [
         made=_spread(3.0),
         metric=squared,
     ),
-    _row(
+    distance_row(
         "fedamd",
         "fedau",
         "with noisy small batches and 4 of 20 clients in each round, FedAMD ends nearer to the optimum than FedAvg",

@@ -1,4 +1,6 @@
-"""Stop a run in the middle, go on from its checkpoint, and compare with an undisturbed one."""
+"""Runs round by round: stopped and gone on with, compared with what clients keep, or state by state."""
+
+import torch
 
 from paceline.run import RunConfig, prepare, resume
 from paceline.store import RunFolder
@@ -26,3 +28,38 @@ def assert_resumes(tmp_path, task, **changes):
     assert again.model_sha256 == whole.model_sha256
     kept = [[{k: v for k, v in r.items() if k != "wall_seconds"} for r in s.history] for s in (again, whole)]
     assert kept[0] == kept[1]
+
+
+def states_of(task, rounds, each=None, **values):
+    """Run round by round; return the run and the states after each, from the first one on."""
+    values = {"task": "blobs", "rounds": rounds, "vectorize": "off", **values}
+    prepared = prepare(RunConfig.build(values), task=task)
+    states = [prepared.method.init(prepared.fed)]
+    for number in range(1, rounds + 1):
+        prepared.fed.start_round(number)
+        states.append(prepared.method.round(prepared.fed, states[-1]))
+        prepared.fed.engine.commit()
+        if each:
+            each(prepared, states[-1])
+    return prepared, states
+
+
+def assert_server_sums_what_landed(prepared, rounds, key, held, within):
+    """Assert that after every round `held(state)` is the sum of the clients' `key` that landed, with some replies too late.
+
+    Returns the last sum.
+    """
+    state, late = prepared.method.init(prepared.fed), 0
+    for number in range(1, rounds + 1):
+        prepared.fed.start_round(number)
+        state = prepared.method.round(prepared.fed, state)
+        late += sum(why == "late" for why in prepared.fed.last.dropped.values())
+        prepared.fed.engine.commit()
+        total = torch.zeros_like(held(state))
+        for client, landed in state.landed.items():
+            kept = prepared.fed.engine.memories[client][key].values()
+            (value,) = [k["value"] for k in kept if k is not None and k["round"] == landed]
+            total += value.vector
+        assert (held(state) - total).abs().max() < within
+    assert late > 3
+    return total

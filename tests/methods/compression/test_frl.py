@@ -16,7 +16,7 @@ from paceline.params import Layout, Params
 from paceline.parts.ranks import pack, positions
 from paceline.run import RunConfig, StackingWarning, prepare
 from tests.conftest import make_task
-from tests.methods.resuming import assert_resumes
+from tests.methods.resuming import assert_resumes, states_of
 
 ONE = Layout.build([("w", (4,), "param")])
 SCORES = [(0.3, 0.1, 0.5, 0.2), (0.4, 0.2, 0.6, 0.1), (0.1, 0.3, 0.2, 0.4)]
@@ -90,22 +90,7 @@ def test_weights_are_signed_constants_and_the_seed_is_all_that_matters():
 
 
 def states(task, rounds, **changes):
-    values = {
-        "method": "frl",
-        "task": "blobs",
-        "clients": 6,
-        "cohort": 5,
-        "rounds": rounds,
-        "vectorize": "off",
-        **changes,
-    }
-    prepared = prepare(RunConfig.build(values), task=task)
-    found = [prepared.method.init(prepared.fed)]
-    for number in range(1, rounds + 1):
-        prepared.fed.start_round(number)
-        found.append(prepared.method.round(prepared.fed, found[-1]))
-        prepared.fed.engine.commit()
-    return prepared, found
+    return states_of(task, rounds, **{"method": "frl", "clients": 6, "cohort": 5, **changes})
 
 
 def test_weights_stay_frozen_and_half_of_each_layer_is_kept(task):

@@ -13,7 +13,7 @@ from paceline.params import Layout, Params
 from paceline.run import RunConfig, prepare
 from paceline.tasks.sequence import forgetting, permuted, split_classes
 from tests.conftest import make_task
-from tests.methods.resuming import assert_resumes
+from tests.methods.resuming import assert_resumes, states_of
 
 LAYOUT = Layout.build([("w", (2, 3), "param"), ("free", (2,), "param")])
 
@@ -29,24 +29,7 @@ def sequence():
 
 def step_through(task, rounds, each=None, **changes):
     """Run round by round; return the run and the states after each."""
-    values = {
-        "method": "fot",
-        "task": "blobs",
-        "clients": 4,
-        "cohort": 4,
-        "rounds": rounds,
-        "vectorize": "off",
-        **changes,
-    }
-    prepared = prepare(RunConfig.build(values), task=task)
-    states = [prepared.method.init(prepared.fed)]
-    for number in range(1, rounds + 1):
-        prepared.fed.start_round(number)
-        states.append(prepared.method.round(prepared.fed, states[-1]))
-        prepared.fed.engine.commit()
-        if each:
-            each(prepared, states[-1])
-    return prepared, states
+    return states_of(task, rounds, each, **{"method": "fot", "clients": 4, "cohort": 4, **changes})
 
 
 def test_projection_by_hand():

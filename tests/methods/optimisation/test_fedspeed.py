@@ -10,7 +10,7 @@ from paceline.run import prepare
 from paceline.update import Update
 from tests.conftest import make_task
 from tests.methods.quadratics import play, quadratics
-from tests.methods.resuming import assert_resumes
+from tests.methods.resuming import assert_resumes, assert_server_sums_what_landed
 
 TWO = {"optima": [0.0, 2.0], "curvatures": [1.0, 3.0], "start": 1.0}  # gradients x and 3 (x - 2)
 WORKED = {"lr": 0.1, "prox": 0.1, "radius": 0.1, "steps": 2, "weight_decay": 0.0, "lr_decay": 1.0}
@@ -143,19 +143,7 @@ def test_a_dual_whose_change_was_lost_is_rolled_back(task, config):
     fleet = "mobile:link=3e5,least=0.9,vary=1.0,compute=1e7"
     made = config(method="fedspeed", clients=8, cohort=6, rounds=15, fleet=fleet, deadline=0.4, options={"epochs": 1})
     prepared = prepare(made, task=task)
-    state, late = prepared.method.init(prepared.fed), 0
-    for number in range(1, 16):
-        prepared.fed.start_round(number)
-        state = prepared.method.round(prepared.fed, state)
-        late += sum(why == "late" for why in prepared.fed.last.dropped.values())
-        prepared.fed.engine.commit()
-        total = torch.zeros_like(state.duals.vector)
-        for client, landed in state.landed.items():
-            kept = prepared.fed.engine.memories[client]["dual"].values()
-            (value,) = [k["value"] for k in kept if k is not None and k["round"] == landed]
-            total += value.vector
-        assert (state.duals.vector - total).abs().max() < 1e-4
-    assert late > 3
+    assert_server_sums_what_landed(prepared, 15, "dual", lambda state: state.duals.vector, 1e-4)
 
 
 def test_running_statistics_move_with_the_first_gradient_and_are_averaged(config):

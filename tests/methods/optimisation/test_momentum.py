@@ -9,7 +9,7 @@ import torch
 from paceline.run import prepare
 from tests.conftest import make_task
 from tests.methods.quadratics import numbers, play, quadratics
-from tests.methods.resuming import assert_resumes
+from tests.methods.resuming import assert_resumes, assert_server_sums_what_landed
 
 FORMS = ["fedavgm", "fedavgmvr", "scaffoldm", "scaffoldmvr"]
 TWO = {"optima": [0.0, 2.0], "curvatures": [1.0, 3.0], "start": 1.0}  # gradients x and 3 (x - 2)
@@ -202,19 +202,7 @@ def test_a_change_that_is_lost_on_its_way_does_not_count(task, config):
     fleet = "mobile:link=1e6,least=0.9,vary=1.0,compute=1e7"
     made = config(method="scaffoldm", clients=8, cohort=6, rounds=20, fleet=fleet, deadline=0.4)
     prepared = prepare(made, task=task)
-    state, late = prepared.method.init(prepared.fed), 0
-    for number in range(1, 21):
-        prepared.fed.start_round(number)
-        state = prepared.method.round(prepared.fed, state)
-        late += sum(why == "late" for why in prepared.fed.last.dropped.values())
-        prepared.fed.engine.commit()
-        total = torch.zeros_like(state.control.vector)
-        for client, landed in state.landed.items():
-            kept = prepared.fed.engine.memories[client]["control"].values()
-            (value,) = [k["value"] for k in kept if k is not None and k["round"] == landed]
-            total += value.vector
-        assert (state.control.vector - total / 8).abs().max() < 1e-5
-    assert late > 3
+    assert_server_sums_what_landed(prepared, 20, "control", lambda state: 8 * state.control.vector, 8e-5)
 
 
 def test_the_reference_model_with_batchnorm_keeps_statistics_out_of_the_direction(config, task):

@@ -2,13 +2,12 @@
 
 import numpy as np
 import pytest
-import torch
 
 from paceline.errors import PlanError
 from paceline.methods.participation.fedamd import FedAmd
 from paceline.run import prepare
 from tests.methods.quadratics import numbers, play, quadratics
-from tests.methods.resuming import assert_resumes
+from tests.methods.resuming import assert_resumes, assert_server_sums_what_landed
 
 TWO = {"optima": [0.0, 3.0], "curvatures": [1.0, 2.0], "start": 1.0}  # gradients x and 2 (x - 3)
 WORKED = {"lr": 0.1, "steps": 2}
@@ -182,19 +181,7 @@ def test_the_sum_is_that_of_the_gradients_that_landed(task, config, aggregation)
     common = {"method": "fedamd", "clients": 8, "cohort": 8, "rounds": 12, "options": LEARNS}
     made = config(aggregation=aggregation, secure=secure, fleet=fleet, deadline=0.4, **common)
     prepared = prepare(made, task=task)
-    state, late = prepared.method.init(prepared.fed), 0
-    for number in range(1, 13):
-        prepared.fed.start_round(number)
-        state = prepared.method.round(prepared.fed, state)
-        late += sum(why == "late" for why in prepared.fed.last.dropped.values())
-        prepared.fed.engine.commit()
-        total = torch.zeros_like(state.total.vector)
-        for client, landed in state.landed.items():
-            kept = prepared.fed.engine.memories[client]["gradient"].values()
-            (value,) = [k["value"] for k in kept if k is not None and k["round"] == landed]
-            total += value.vector
-        assert (state.total.vector - total).abs().max() < 1e-3
-    assert late > 3
+    total = assert_server_sums_what_landed(prepared, 12, "gradient", lambda state: state.total.vector, 1e-3)
     assert total.abs().max() > 0.01
 
 
