@@ -136,7 +136,7 @@ def take_part(root: Path, port: int, numbers: range, clients: int, size: int, se
 
 
 async def _take_part(root: Path, port: int, numbers: range, clients: int, size: int, secure: bool) -> None:
-    from paceline.aggregation.secagg import SecAggClient
+    from paceline.aggregation.secclient import SecAggClient
     from paceline.deploy.identity import PinnedDirectory
     from paceline.devices import load_fleet
     from paceline.engines.grpc import Credentials, Node, NodeSettings, Runner, Welcome

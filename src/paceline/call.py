@@ -149,6 +149,9 @@ class Engine(Protocol):
     def run(self, call: Call) -> Iterator[Receipt | tuple[str, Any]]:
         """Yield a receipt for each client and ``("partial", value)`` for each worker, in any order."""
 
+    def preview(self, function: str, message: Tree) -> Tree | None:
+        """Return a reply of the method's `function` with the shape that clients will send; None where none can be formed."""
+
     def commit(self) -> dict[int, dict[str, Any]]:
         """Make the clients' memory changes permanent; return the stores that changed."""
 

@@ -7,7 +7,7 @@ thing went wrong without reading text. A message says what was wrong, where, and
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "EngineError",
     "IdentityError",
     "LayoutError",
+    "MisbehaviourError",
     "MissingDataError",
     "MissingExtraError",
     "NonFiniteError",
@@ -185,6 +186,20 @@ class SumOverflowError(AggregationError, ArithmeticError):
 
 class QuorumError(AggregationError):
     """Too few clients are left to form the sum."""
+
+
+class MisbehaviourError(QuorumError):
+    """Somebody spoilt a secure sum; it is repeated without those who are named.
+
+    Args:
+        message: what happened.
+        clients: who is to blame, and for what; empty where that cannot be known.
+        survivors: the clients whose sum was opened and cannot be used; empty where nothing was opened.
+    """
+
+    def __init__(self, message: str, clients: Mapping[int, str], survivors: Sequence[int] = ()) -> None:
+        self.clients, self.survivors = dict(clients), tuple(survivors)
+        super().__init__(message)
 
 
 class ProtocolError(AggregationError):

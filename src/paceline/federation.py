@@ -24,6 +24,7 @@ from paceline.errors import (
     PlanError,
     QuorumError,
 )
+from paceline.exclusions import Exclusions
 from paceline.held import Held
 from paceline.params import Params
 from paceline.rng import numpy_rng
@@ -90,6 +91,9 @@ class Federation:
         self.incarnation = 0
         self._calls = 0
         self._streams: dict[str, int] = {}
+        self.excluded = Exclusions()
+        self.opened: set[int] = set()
+        """Clients whose sum was opened in this round: another attempt asks others first, as no work is opened twice."""
         self.last = CallInfo()
         self.totals = CallInfo()
         self._open = CallInfo()
@@ -110,6 +114,8 @@ class Federation:
         """Begin round `round` (from 1); random streams and call numbers start anew."""
         again = round == self.round and attempt > self.attempt
         self._waits, self._waited = 0.0, max(self._waits, self._waited) if again else 0.0
+        if not again:
+            self.opened.clear()
         self.round, self.attempt, self._calls = round, attempt, 0
         self._streams.clear()
 
@@ -133,14 +139,17 @@ class Federation:
 
         There may be none.
         """
+        if self.attempt and self.opened and most is not None:
+            fresh = [c for c in (range(self.num_clients) if among is None else among) if c not in self.opened]
+            among = fresh if len(fresh) >= most else among
         population = self.num_clients if among is None else len(among)
         rng = numpy_rng(self.seed, "cohort", self.round, self.attempt, self._calls)
-        if among is None and self.fleet.always:
+        if among is None and self.fleet.always and not self.excluded:
             return sorted(rng.permutation(population)[:most].tolist())
         picked: list[int] = []
         for place in rng.permutation(population):
             client = int(place if among is None else among[int(place)])
-            if self.fleet.available(client, self.round):
+            if self.fleet.available(client, self.round) and not self.excluded.sits_out(client, self.round):
                 picked.append(client)
                 if len(picked) == most:
                     break
@@ -152,9 +161,13 @@ class Federation:
         Streams belong to the method's own calls: the messages of a protocol in between change nothing. Work that is
         handed over is the same in every attempt, and so is its stream: a client can tell that it is asked again.
         """
-        attempt = 0 if self._handing else self.attempt
-        number = self._streams[function] = self._streams.get(function, 0) + 1
+        attempt, number = self.place(function)
         return f"{attempt}/{function}/{number}"
+
+    def place(self, function: str) -> tuple[int, int]:
+        """Return what `stream` is made of: the attempt, and which call of `function` in this round the next one is."""
+        number = self._streams[function] = self._streams.get(function, 0) + 1
+        return 0 if self._handing else self.attempt, number
 
     @property
     def serial(self) -> int:

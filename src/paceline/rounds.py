@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from paceline.config import RunConfig
-from paceline.errors import CohortError, NonFiniteError, QuorumError, WorkerDiedError
+from paceline.errors import CohortError, MisbehaviourError, NonFiniteError, QuorumError, WorkerDiedError
 from paceline.federation import CallInfo, Federation
 from paceline.figures import adjusted_rand, figures, spread_figures
 from paceline.method import Method
@@ -145,7 +145,7 @@ class Run:
         """Train and evaluate; return the new state and what is recorded of the round."""
         clock, totals = self.fed.clock, self.fed.totals
         before = (clock.now, totals.bytes_up, totals.bytes_down)
-        attempt, skipped = 0, False
+        attempt, lost, skipped = 0, 0, False
         clock.phases.clear()
         while True:
             self.fed.start_round(number, attempt)
@@ -158,7 +158,9 @@ class Run:
                     state, self.fed.last, skipped = self.state, CallInfo(), True
                     break
                 attempt += 1
-                if attempt == MAX_ATTEMPTS or isinstance(error, CohortError):
+                named = isinstance(error, MisbehaviourError) and bool(error.clients)
+                lost += not named  # each attempt that finds a culprit is one that cannot be spoilt by it again
+                if lost == MAX_ATTEMPTS or attempt > self.config.clients + MAX_ATTEMPTS or isinstance(error, CohortError):
                     raise
         params = self.method.model(state)
         if not bool(torch.isfinite(params.vector).all()):
@@ -180,6 +182,8 @@ class Run:
         }
         if skipped:
             record["skipped"] = 1
+        if blamed := self.fed.excluded.of(number):
+            record["excluded"] = {str(client): why for client, why in blamed.items()}
         found = self.method.clustering(state)
         if found is not None and self.groups:
             record["adjusted_rand"] = adjusted_rand(found, self.groups)

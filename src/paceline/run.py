@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from paceline.aggregation import load_aggregation
+from paceline.aggregation.secure.work import Agreement
 from paceline.call import Engine
 from paceline.config import RunConfig
 from paceline.data import Partition, partition_task
@@ -72,7 +73,9 @@ def prepare(
         )
     if config.quorum > config.cohort:
         misfits.append(f"the quorum of {config.quorum} is larger than the cohort of {config.cohort}")
-    aggregation = aggregation or load_aggregation(config.aggregation, config.secure, config.sum_bound)
+    aggregation = aggregation or load_aggregation(
+        config.aggregation, config.secure, config.sum_bound, Agreement.of(config, type(asked))
+    )
     if not aggregation.sees_each:
         misfits += _hidden(method, config)
     if not method.has_model and config.evaluation in ("central", "federated"):

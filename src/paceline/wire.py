@@ -14,6 +14,7 @@ The header is the msgpack list ``[structure, [[dtype, shape, bytes], ...]]``, wh
 
 from __future__ import annotations
 
+import hashlib
 import math
 import struct
 import sys
@@ -28,7 +29,7 @@ from torch import Tensor
 from paceline.errors import TreeError, WireError
 from paceline.tree import Tree, flatten, unflatten
 
-__all__ = ["DTYPES", "NETWORK", "Limits", "dumps", "loads"]
+__all__ = ["DTYPES", "NETWORK", "Limits", "digest", "dumps", "loads"]
 
 MAGIC = b"PLWR"
 VERSION = 1
@@ -96,15 +97,7 @@ def dumps(tree: Tree, limits: Limits | None = None) -> bytes:
     except RecursionError:
         raise TreeError("this tree is nested too deeply, or contains itself") from None
     arrays = [_to_bytes(leaf, i, limits) for i, leaf in enumerate(leaves)]
-    table = [
-        [_CODES[leaf.dtype], list(leaf.shape), len(raw)] for leaf, raw in zip(leaves, arrays, strict=True)
-    ]
-    try:
-        header: bytes = msgpack.packb([structure, table], use_bin_type=True)
-    except OverflowError:
-        raise WireError("an integer in this tree has more than 64 bits; send it as bytes or text") from None
-    except (ValueError, UnicodeEncodeError) as error:
-        raise WireError(f"this tree cannot be encoded: {error}") from None
+    header = _header(structure, leaves, arrays)
     _check_header(header, len(arrays), limits)
     parts: list[bytes | memoryview] = [
         _PREFIX.pack(MAGIC, VERSION, 0, len(header)),
@@ -117,6 +110,30 @@ def dumps(tree: Tree, limits: Limits | None = None) -> bytes:
     if size > limits.size:
         raise WireError(f"this tree has {size} bytes, more than the limit of {limits.size}")
     return b"".join(parts)
+
+
+def digest(tree: Tree) -> tuple[bytes, bytes]:
+    """Return (SHA-256 of a tree, SHA-256 of its tensors' bytes alone); both ends of a wire find the same.
+
+    Raises what `dumps` raises.
+    """
+    structure, leaves = flatten(tree)
+    tensors, arrays = hashlib.sha256(), [_to_bytes(leaf, i, Limits()) for i, leaf in enumerate(leaves)]
+    for raw in arrays:
+        tensors.update(raw.data)
+    content = tensors.digest()
+    return hashlib.sha256(content + _header(structure, leaves, arrays)).digest(), content
+
+
+def _header(structure: Any, leaves: list[Tensor], arrays: list[np.ndarray[Any, np.dtype[np.uint8]]]) -> bytes:
+    table = [[_CODES[leaf.dtype], list(leaf.shape), len(raw)] for leaf, raw in zip(leaves, arrays, strict=True)]
+    try:
+        packed: bytes = msgpack.packb([structure, table], use_bin_type=True)
+    except OverflowError:
+        raise WireError("an integer in this tree has more than 64 bits; send it as bytes or text") from None
+    except (ValueError, UnicodeEncodeError) as error:
+        raise WireError(f"this tree cannot be encoded: {error}") from None
+    return packed
 
 
 def loads(data: bytes | bytearray | memoryview, limits: Limits | None = None, copy: bool = True) -> Tree:

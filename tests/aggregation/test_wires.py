@@ -8,7 +8,7 @@ import torch
 
 from paceline.aggregation import wires
 from paceline.aggregation.codec import Codec
-from paceline.aggregation.secagg import SecAggClient
+from paceline.aggregation.secclient import SecAggClient
 from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.aggregation.secure.encoding import pack, unpack
 from paceline.aggregation.secure.identity import SimulatedDirectory

@@ -13,8 +13,15 @@ AGGREGATIONS = ("plain", "secure", "secure-arithmetic")
 """Names on the command line."""
 
 
-def load_aggregation(name: str, secure: Mapping[str, Any], bound: float) -> Aggregation:
-    """Return an aggregation by name, with the options of secure aggregation where it is one."""
+def load_aggregation(name: str, secure: Mapping[str, Any], bound: float, agreed: Any = None) -> Aggregation:
+    """Return an aggregation by name, with the options of secure aggregation where it is one.
+
+    Args:
+        name: one of `AGGREGATIONS`.
+        secure: options of secure aggregation.
+        bound: of plain sums.
+        agreed: the `Agreement` that secure sums are bound to.
+    """
     if name == "plain":
         return Plain(bound=bound)
     if name not in AGGREGATIONS:
@@ -22,4 +29,6 @@ def load_aggregation(name: str, secure: Mapping[str, Any], bound: float) -> Aggr
     from paceline.aggregation.secagg import SecureAggregation, SecureArithmetic, secure_config
 
     config = secure_config(secure)
-    return SecureAggregation(config) if name == "secure" else SecureArithmetic(config)
+    if name == "secure-arithmetic":
+        return SecureArithmetic(config)
+    return SecureAggregation(config) if agreed is None else SecureAggregation(config, agreed=agreed)

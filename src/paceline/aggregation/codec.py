@@ -1,7 +1,11 @@
 """Between replies and the integer segments that are masked and summed.
 
-Float tensors go into ``main`` (clipped, stochastically rounded, b bits); weights per coordinate into
-``counts``; numbers, counts and integer tensors into ``exact`` (64 bits), where nothing is lost.
+Float tensors go into ``main`` (clipped, stochastically rounded, b bits); weights, one for a field or one per
+coordinate, into ``counts`` (a modulus of their own); numbers and integer tensors into ``exact`` (64 bits), where
+nothing is lost.
+
+What is opened is held against what the survivors can have sent: no weight above W each, and no |sum of w x| above
+C times the sum of w. So whatever one client sends, a mean stays within the clip C of its field.
 """
 
 from __future__ import annotations
@@ -13,10 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from paceline.aggregation.secure.config import SecureConfig, Segment
-from paceline.aggregation.secure.encoding import Words, dequantise, quantise, signed, to_words
+from paceline.aggregation.secure.encoding import Words, quantise, scale_of, signed, to_words
 from paceline.errors import NonFiniteError, SumOverflowError
 from paceline.federation import Summed
 from paceline.rng import numpy_rng
@@ -63,11 +68,9 @@ class Codec:
         """
         config, terms = self.config, Terms.of(reply, cap=self.config.max_weight)
         rng, shrink = numpy_rng(seed, "rounding"), self._shrink(terms)
-        main, exact, plan, clipped = [], [], [], 0
+        main, exact, clipped = [], [], 0
         for name, tensor, weight in zip(terms.names, terms.tensors, terms.weights, strict=True):
-            kind = "float" if tensor.is_floating_point() else "int"
-            plan.append([name, kind, tensor.numel()])
-            if kind == "int":
+            if not tensor.is_floating_point():
                 exact.append(tensor.cpu().numpy().astype(np.int64) * np.int64(_number(weight)))
                 continue
             values = tensor.cpu().numpy() * shrink if shrink < 1 else tensor.cpu().numpy()
@@ -75,14 +78,11 @@ class Codec:
             words, over = quantise(values, self.clip(name), config.bits, rng, whole)
             main.append(words)
             clipped += over
-        numbers = np.array([self._exact(v) for v in (*terms.scalars, clipped)], dtype=np.int64)
-        counts = [d.cpu().numpy().astype(np.int64) for d in terms.denominators]
-        shape = {
-            "plan": plan,
-            "scalars": len(terms.scalars),
-            "counts": [len(c) for c in counts],
-            "structure": structure_to_plain(terms.structure),
-        }
+        of_numbers = len(terms.scalars) - _weights(terms.structure)
+        scalars, totals = terms.scalars[:of_numbers], terms.scalars[of_numbers:]
+        numbers = np.array([self._exact(v) for v in (*scalars, clipped)], dtype=np.int64)
+        counts = [np.array(totals, dtype=np.int64), *(d.cpu().numpy().astype(np.int64) for d in terms.denominators)]
+        shape = _shape(terms)
         parts = {"main": main, "counts": counts, "exact": [*exact, numbers]}
         segments = []
         for segment in self.segments(shape):
@@ -91,16 +91,17 @@ class Codec:
 
     def size(self, reply: Tree) -> int:
         """Return the bytes that a reply will take, without encoding it."""
-        terms = Terms.of(reply, cap=self.config.max_weight)
-        plan = [[n, "float" if t.is_floating_point() else "int", t.numel()] for n, t in zip(terms.names, terms.tensors, strict=True)]
-        counts = [d.numel() for d in terms.denominators]
-        return sum(s.size for s in self.segments({"plan": plan, "scalars": len(terms.scalars), "counts": counts}))
+        return sum(s.size for s in self.segments(self.shape(reply)))
+
+    def shape(self, reply: Tree) -> dict[str, Any]:
+        """Return what is public about a reply, without encoding it."""
+        return _shape(Terms.of(reply, cap=self.config.max_weight))
 
     def segments(self, shape: Mapping[str, Any]) -> list[Segment]:
         """Return the segments of replies of the given shape."""
         lengths = {
             "main": sum(n for _, kind, n in shape["plan"] if kind == "float"),
-            "counts": sum(shape["counts"]),
+            "counts": shape["weights"] + sum(shape["counts"]),
             "exact": sum(n for _, kind, n in shape["plan"] if kind == "int") + shape["scalars"] + 1,
         }
         top = max(self.clients * self.config.max_weight, 1)
@@ -108,27 +109,45 @@ class Codec:
         return [Segment(name, length, bits[name]) for name, length in lengths.items() if length]
 
     def decode(self, shape: Mapping[str, Any], opened: list[tuple[Segment, Words]], survivors: list[int]) -> Summed:
-        """Return the sums that opened segments stand for."""
-        config = self.config
+        """Return the sums that opened segments stand for.
+
+        Raises `SumOverflowError` where no answers of these survivors add up to them: an overflow, or a cheater.
+        """
         sums = {segment.name: signed(words, segment) for segment, words in opened}
         cursor = dict.fromkeys(("main", "exact", "counts"), 0)
 
-        def take(name: str, length: int) -> Any:
+        def take(name: str, length: int) -> NDArray[np.int64]:
             start = cursor[name]
             cursor[name] = start + length
             return sums[name][start : start + length]
 
+        structure = structure_from_plain(shape["structure"])
+        weights, counts = take("counts", shape["weights"]) if shape["weights"] else (), [take("counts", n) for n in shape["counts"]]
+        for total in (*weights, *counts):
+            self._within(total, 0, len(survivors) * self.config.max_weight, "weights")
+        shared = _by_field(structure, list(weights), counts)
         tensors: list[Tensor] = []
         for name, kind, length in shape["plan"]:
+            of = shared.get(name, shared.get("", len(survivors)))
             if kind == "int":
-                tensors.append(torch.from_numpy(take("exact", length).astype(np.float64)))
+                whole = take("exact", length)
+                if name in self.bounds:
+                    self._within(whole, -(top := math.ceil(self.bounds[name]) * of), top, name)
+                tensors.append(torch.from_numpy(whole.astype(np.float64)))
             else:
-                values = dequantise(take("main", length), self.clip(name), config.bits, self.clients, config.max_weight)
-                tensors.append(torch.from_numpy(values))
+                steps = of * np.int64((1 << (self.config.bits - 1)) - 1)
+                total = take("main", length)
+                self._within(total, -steps, steps, name)
+                tensors.append(torch.from_numpy(total / scale_of(self.clip(name), self.config.bits)))
         *scalars, clipped = (take("exact", shape["scalars"] + 1) / _UNIT).tolist()
-        counts = [torch.from_numpy(take("counts", n).astype(np.float64)) for n in shape["counts"]]
-        structure = structure_from_plain(shape["structure"])
-        return Summed(structure, tensors, scalars, counts, tuple(survivors), {"clipped": clipped})
+        scalars += [float(w) for w in weights]
+        denominators = [torch.from_numpy(c.astype(np.float64)) for c in counts]
+        return Summed(structure, tensors, scalars, denominators, tuple(survivors), {"clipped": clipped})
+
+    @staticmethod
+    def _within(values: Any, low: Any, high: Any, name: str) -> None:
+        if not bool(np.all((values >= low) & (values <= high))):
+            raise SumOverflowError(f"the opened sum of {name!r} exceeds what its clients can have sent: overflow, or a cheater")
 
     def clip(self, name: str) -> float:
         """Return C of a field."""
@@ -148,6 +167,32 @@ class Codec:
         if abs(whole) * self.clients >= 2**63:
             raise SumOverflowError(f"the number {value} is too large for an exact secure sum of {self.clients} clients")
         return whole
+
+
+def _shape(terms: Terms) -> dict[str, Any]:
+    weighted = _weights(terms.structure)
+    kinds = ["float" if t.is_floating_point() else "int" for t in terms.tensors]
+    return {
+        "plan": [[n, kind, t.numel()] for n, kind, t in zip(terms.names, kinds, terms.tensors, strict=True)],
+        "scalars": len(terms.scalars) - weighted,
+        "weights": weighted,
+        "counts": [d.numel() for d in terms.denominators],
+        "structure": structure_to_plain(terms.structure),
+    }
+
+
+def _weights(structure: Any) -> int:
+    """Return how many of a reply's last scalars are weights of whole fields."""
+    return sum(1 for kind, *_ in structure[3] if kind == "scalar") if structure[0] == "mean" else 0
+
+
+def _by_field(structure: Any, weights: list[Any], counts: list[NDArray[np.int64]]) -> dict[str, Any]:
+    """Return the summed weights by field; under the empty name where all fields share them."""
+    if structure[0] != "mean":
+        return {}
+    left_w, left_c = iter(weights), iter(counts)
+    totals = {name: next(left_w if kind == "scalar" else left_c) for kind, name, _ in structure[3]}
+    return {"": next(iter(totals.values()))} if structure[1] and totals else totals
 
 
 def _number(weight: float | Tensor) -> int:

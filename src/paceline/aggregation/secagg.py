@@ -1,45 +1,39 @@
 """Secure aggregation as a server program over an engine's calls, so it works on every engine.
 
-The server asks five questions (advertise, share, masked input, consistency, unmask); the third one runs
-the method's own function on the client and masks what it returns. It learns the sum over the survivors.
-``secure-arithmetic`` does the same encoding and modular sums without keys and masks: same bits out.
+The server asks five questions (advertise, share, masked input, consistency, unmask); the third one runs the method's
+own function on the client and masks what it returns. It learns the sum over the survivors. No single answer can do
+more harm than to be left out: what is malformed is dropped, who is shown to have spoilt a sum sits out.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
+from paceline.aggregation.arithmetic import SecureArithmetic, enough, misfits
 from paceline.aggregation.codec import Codec
-from paceline.aggregation.plain import tell
-from paceline.aggregation.secure.client import SecureClient
-from paceline.aggregation.secure.config import SecureConfig, Segment
-from paceline.aggregation.secure.encoding import Words
+from paceline.aggregation.secclient import SecAggClient
+from paceline.aggregation.secure.config import SecureConfig
 from paceline.aggregation.secure.identity import SimulatedDirectory
+from paceline.aggregation.secure.opened import OpenedSums
 from paceline.aggregation.secure.server import SecureServer
 from paceline.aggregation.secure.simulate import new_session
-from paceline.aggregation.wires import (
-    MALFORMED,
-    as_bytes,
-    as_tensors,
-    fits,
-    need,
-    opened_record,
-    packed_record,
-    session_of,
+from paceline.aggregation.secure.work import Agreement, Work
+from paceline.aggregation.wires import MALFORMED, as_bytes, fits
+from paceline.call import Each, Receipt
+from paceline.errors import (
+    AggregationError,
+    ConfigError,
+    MisbehaviourError,
+    PacelineError,
+    QuorumError,
+    SumOverflowError,
+    UnknownNameError,
 )
-from paceline.call import Each, Receipt, Sink, wire_size
-from paceline.client import Client
-from paceline.errors import AggregationError, ConfigError, ProtocolError, QuorumError, UnknownNameError
 from paceline.federation import Federation, Request, Summed
-from paceline.method import on_client
-from paceline.rng import derive
-from paceline.spent import spent
 from paceline.tree import Tree
 
 __all__ = ["SecureAggregation", "SecureArithmetic", "secure_config"]
@@ -67,236 +61,164 @@ class SecureAggregation:
     Args:
         config: see `SecureConfig`.
         directory: who has which identity key; a simulation makes keys of its own.
+        agreed: the run and its method, which all sessions are bound to.
+        opened: what was opened in the round under way.
     """
 
     config: SecureConfig = field(default_factory=SecureConfig)
     directory: Any = field(default_factory=SimulatedDirectory, repr=False)
+    agreed: Agreement = field(default_factory=Agreement, repr=False)
+    opened: OpenedSums = field(default_factory=OpenedSums, repr=False, compare=False)
     name: str = "secure"
     sees_each: bool = False
 
     @cached_property
     def programs(self) -> dict[str, Any]:
         """The protocol's client functions."""
-        return {"secagg": SecAggClient(self.directory)}
+        return {"secagg": SecAggClient(self.directory, self.agreed)}
 
     def sum(self, fed: Federation, request: Request) -> Summed:
-        """Run the protocol once; a client that vanishes at any step drops out of the sum."""
-        keys = self.programs["secagg"].directory.listed(request.cohort)
-        request = dataclasses.replace(request, cohort=tuple(keys))  # who was revoked a moment ago is not asked
-        _enough(fed, request)
-        session = new_session(request.cohort, self.config, fed.round, fed.serial)
-        server = SecureServer(session, keys, fed.quorum)
-        shapes: dict[int, Any] = {}
+        """Run the protocol; a client that vanishes at any step drops out of the sum.
 
-        def ask(step: str, message: Tree, clients: Any, take: Any, **options: Any) -> None:
-            def sink(receipt: Receipt) -> None:
-                if receipt.dropped is None:
-                    take(receipt.client, receipt.value)
+        Work that was opened before in this round is asked again only of the same clients, or of halves of them: then the
+        sum is formed in parts. Raises `QuorumError` where too few are left, `MisbehaviourError` where the sum was spoilt.
+        """
+        listed = self.directory.listed(request.cohort)  # who was revoked a moment ago is not asked
+        cohort = [c for c in listed if not fed.excluded.sits_out(c, fed.round)]
+        enough(fed, dataclasses.replace(request, cohort=tuple(cohort)))
+        work = Work.of(self.agreed, request.function, request.declared, request.message)
+        place = fed.place(f"method.{request.function}")
+        self.opened.begin(fed.round)
+        fed.opened |= self.opened.clients()
+        parts, last = [], None
+        groups = self.opened.groups(work.common, cohort, self.config.least)
+        for clients, whole in groups:
+            try:
+                parts.append(_Sum(self, fed, request, work, place, {c: listed[c] for c in clients}, whole).form())
+            except QuorumError as error:
+                last = error
+        if not parts:
+            raise last or QuorumError(
+                f"round {fed.round}: a sum of {request.function!r} was opened before; without all of the clients that were in it, it "
+                "cannot be repeated, as two sums would show the difference: wait for them, or begin a new run with another seed"
+            )
+        return parts[0] if len(parts) == 1 else _together(parts)
 
-            fed.call(step, message, clients, Each(), program="secagg", sink=sink, **options)
+    def check(self, fed: Federation) -> list[str]:
+        """Return why a cohort of this size cannot be summed securely."""
+        return misfits(self.config, fed)
 
-        ask("advertise", session.plain(), request.cohort, server.add_advert)
+
+class _Sum:
+    """One session of the protocol.
+
+    Args:
+        how: the aggregation.
+        fed, request: whom to ask, and what.
+        work: what is summed.
+        place: attempt and number of the call, from which clients name their random streams.
+        keys: identity keys of the clients.
+        whole: every one of them has to be in the sum.
+    """
+
+    def __init__(
+        self,
+        how: SecureAggregation,
+        fed: Federation,
+        request: Request,
+        work: Work,
+        place: tuple[int, int],
+        keys: Mapping[int, bytes],
+        whole: bool,
+    ) -> None:
+        self.how, self.fed, self.request, self.work, self.clients = how, fed, request, work, tuple(keys)
+        trial, call = place
+        task = work.task(fed.round, trial, call)
+        facts = {"function": work.function, "trial": trial, "call": call, "task": task}
+        session = dataclasses.replace(new_session(keys, how.config, fed.round, fed.serial), **facts)  # type: ignore[arg-type]
+        self.server = SecureServer(session, keys, len(keys) if whole else fed.quorum)
+        self.codec = Codec(how.config, len(keys), request.declared.bounds)
+        self.shapes: dict[int, Any] = {}
+        self._preview()
+
+    def form(self) -> Summed:
+        """Carry the protocol out."""
+        server = self.server
+        self._ask("advertise", server.session.plain(), self.clients, server.add_advert)
         hashes, adverts = server.directory_for()
-        declared = request.declared
-        ask("share", {"hashes": hashes, "tells": declared.tells}, list(adverts), server.add_shares, each_message=adverts)
+        self._ask("share", {"hashes": hashes}, list(adverts), server.add_shares, each_message=adverts)
         mail = server.mail_for()
-        codec = Codec(self.config, len(request.cohort), declared.bounds)
-
-        def add_masked(client: int, message: Any) -> None:
-            shape = message.pop("shape", None) if isinstance(message, dict) else None
-            if isinstance(message, dict):
-                if not fits(codec, shape, message.get("table")):
-                    message = None
-                else:
-                    message["segments"] = as_bytes(message.get("segments"))
-            if server.add_masked(client, message, repr(shape)):
-                shapes[client] = shape
-
-        task = {
-            "function": request.function,
-            "message": request.message,
-            "stream": fed.stream(f"method.{request.function}"),
-            "bounds": dict(declared.bounds),
-        }
-        ask("masked", task, list(mail), add_masked, each_message=mail, deadline=request.deadline)
-        alive = server.alive()
-        ask("consistency", {"alive": alive}, alive, server.add_signature)
-        signatures = server.signatures_for()
-        ask("unmask", None, list(signatures), server.add_unmasking, each_message=signatures)
-        opened = server.open()
+        self._ask("masked", self.request.message, list(mail), self._add, each_message=mail, deadline=self.request.deadline)
         try:
-            summed = codec.decode(shapes[alive[0]], opened, alive)
-        except MALFORMED as error:
-            raise ProtocolError(f"round {fed.round}: most clients told a shape of their replies that cannot be: {error}") from None
-        return dataclasses.replace(summed, notes={**summed.notes, "refused": float(len(server.refused))})
+            alive = server.alive()
+        except MisbehaviourError as error:
+            self._blame(error)
+            raise
+        self._ask("consistency", {"alive": alive}, alive, server.add_signature)
+        signatures = server.signatures_for()
+        self.how.opened.record(self.work.common, alive)
+        self.fed.opened |= set(alive)
+        self._ask("unmask", None, list(signatures), server.add_unmasking, each_message=signatures)
+        try:
+            return self._decoded(alive)
+        except MisbehaviourError as error:
+            self.how.opened.spoil(self.work.common, alive)
+            self._blame(error)
+            raise
 
-    def check(self, fed: Federation) -> list[str]:
-        """Return why a cohort of this size cannot be summed securely."""
-        return _check(self.config, fed)
+    def _ask(self, step: str, message: Tree, clients: Sequence[int], take: Any, **options: Any) -> None:
+        def sink(receipt: Receipt) -> None:
+            if receipt.dropped is None:
+                try:
+                    take(receipt.client, receipt.value)
+                except (PacelineError, *MALFORMED) as error:  # whatever one client sends, it harms its own answer only
+                    self.server.refused[receipt.client] = f"malformed message: {type(error).__name__}: {error}"
 
+        self.fed.call(step, message, clients, Each(), program="secagg", sink=sink, **options)
 
-class SecAggClient:
-    """The protocol's client functions. Keys and shares live in the session's memory and are never stored.
+    def _preview(self) -> None:
+        """Fix what every vector must consist of, where the server's own model tells."""
+        try:
+            reply = self.fed.engine.preview(self.work.function, self.request.message)
+            shape = None if reply is None else self.codec.shape(reply)
+        except (PacelineError, *MALFORMED):
+            return
+        if shape is not None:
+            self.server.expect(self.codec.segments(shape), repr(shape))
 
-    Args:
-        directory: identity keys; a simulation makes them, a real client has its own and pins the others'.
-    """
+    def _add(self, client: int, message: Any) -> None:
+        shape = message.pop("shape", None) if isinstance(message, dict) else None
+        if isinstance(message, dict) and "accused" not in message:
+            if not fits(self.codec, shape, message.get("table")):
+                message = None
+            else:
+                message["segments"] = as_bytes(message.get("segments"))
+        if self.server.add_masked(client, message, repr(shape)):
+            self.shapes[client] = shape
 
-    def __init__(self, directory: SimulatedDirectory) -> None:
-        self.directory = directory
+    def _decoded(self, alive: list[int]) -> Summed:
+        opened = self.server.open()
+        try:
+            summed = self.codec.decode(self.shapes[alive[0]], opened, alive)
+        except SumOverflowError as error:
+            raise MisbehaviourError(f"secure sum, round {self.fed.round}: {error}; one of clients {alive} sent it", {}, alive) from None
+        except (AggregationError, *MALFORMED) as error:
+            raise QuorumError(f"round {self.fed.round}: most clients told a shape of their replies that cannot be: {error}") from None
+        return dataclasses.replace(summed, notes={**summed.notes, "refused": float(len(self.server.refused))})
 
-    @on_client(each=True)
-    def advertise(self, client: Client, message: dict[str, Any]) -> dict[str, Any]:
-        """R0: start a session that is newer than any before, and advertise its keys."""
-        session = session_of(message)
-        if [session.round, session.attempt] <= client.memory.get("_secagg", [-1, -1]):
-            raise ProtocolError(f"client {client.id} refuses: session {session.round}.{session.attempt} is a replay")
-        client.memory["_secagg"] = [session.round, session.attempt]
-        publics = self.directory.publics(session.clients)
-        machine = SecureClient(client.id, session, self.directory.identity(client.id), publics)
-        client.services["session"]["secagg"] = machine
-        return machine.advertise()
-
-    @on_client(each=True)
-    def share(self, client: Client, message: dict[str, Any]) -> dict[str, Any]:
-        """R1: share secrets, and tell the neighbours this client's record."""
-        common, adverts = need(message, "all", "own")
-        hashes, tells = need(common, "hashes", "tells")
-        record = b"" if tells is None else packed_record(client.services["worker"].invoke(client, "method", tells, None))
-        return _machine(client).share(hashes, adverts, record)
-
-    @on_client(each=True)
-    def masked(self, client: Client, message: dict[str, Any]) -> dict[str, Any]:
-        """R2: run the method's function and mask its reply."""
-        task, mail = need(message, "all", "own")
-        function, content, stream, bounds = need(task, "function", "message", "stream", "bounds")
-        machine, worker = _machine(client), client.services["worker"]
-        machine.receive(*need(mail, "sealed", "told"))
-        peers = {v: record for v, data in machine.peers.items() if (record := opened_record(data)) is not None}
-        inner = worker.client(client.services["call"], client.id, stream, peers)
-        reply = worker.invoke(inner, "method", function, content)
-        codec = Codec(machine.session.config, len(machine.session.clients), bounds)
-        with spent.on("encoding"):
-            encoded = codec.encode(reply, derive(inner.seed, "encode"))
-        if inner.flops:
-            worker.note_times(inner, wire_size(content), encoded.size)
-        client.flops += inner.flops
-        answer = machine.masked(encoded.segments)
-        return {**answer, "segments": as_tensors(answer["segments"]), "shape": encoded.shape}
-
-    @on_client(each=True)
-    def consistency(self, client: Client, message: dict[str, Any]) -> dict[str, Any]:
-        """R2.5: sign the list of survivors."""
-        return _machine(client).consistency(*need(message, "alive"))
-
-    @on_client(each=True)
-    def unmask(self, client: Client, message: dict[str, Any]) -> dict[str, Any]:
-        """R3: give the shares that open the sum over the survivors, once."""
-        answer = _machine(client).unmask(*need(message, "own"))
-        client.services["session"].clear()
-        return answer
+    def _blame(self, error: MisbehaviourError) -> None:
+        self.fed.excluded.blame(error.clients, self.fed.round)
 
 
-@dataclass(frozen=True)
-class SecureArithmetic:
-    """The encoding and modular sums of secure aggregation, without its keys and masks: no protection.
-
-    Args:
-        config: see `SecureConfig`.
-    """
-
-    config: SecureConfig = field(default_factory=SecureConfig)
-    name: str = "secure-arithmetic"
-    sees_each: bool = False
-
-    def sum(self, fed: Federation, request: Request) -> Summed:
-        """Ask the cohort and add encoded replies modulo 2^b."""
-        _enough(fed, request)
-        peers = tell(fed, request)
-        codec = Codec(self.config, len(request.cohort), request.declared.bounds)
-        _, partials = fed.call(
-            request.function, request.message, request.cohort, _Modular(codec), deadline=request.deadline, peers=peers
-        )
-        total = partials[0]
-        for other in partials[1:]:
-            total.merge(other)
-        least = max(self.config.least(len(request.cohort)), fed.quorum)
-        if len(total.clients) < least:
-            raise QuorumError(f"round {fed.round}: {len(total.clients)} of {len(request.cohort)} clients replied; {least} are needed")
-        return codec.decode(total.shape, total.sums, sorted(total.clients))
-
-    def check(self, fed: Federation) -> list[str]:
-        """Return why a cohort of this size cannot be summed securely."""
-        return _check(self.config, fed)
-
-
-@dataclass(frozen=True)
-class _Modular:
-    codec: Codec
-
-    def open(self) -> _ModularSum:
-        return _ModularSum(self.codec)
-
-
-class _ModularSum(Sink):
-    """A sum of encoded replies at one worker."""
-
-    def __init__(self, codec: Codec) -> None:
-        self.codec, self.clients = codec, list[int]()
-        self.shape: dict[str, Any] = {}
-        self.sums: list[tuple[Segment, Words]] = []
-
-    def size(self, reply: Tree) -> int:
-        return self.codec.size(reply)
-
-    def add(self, client: int, reply: Tree, seed: Callable[[], int]) -> None:
-        with spent.on("encoding"):
-            encoded = self.codec.encode(reply, seed())
-        if not self.sums:
-            self.shape, self.sums = encoded.shape, encoded.segments
-        else:
-            self._same(encoded.shape)
-            for (_, total), (_, words) in zip(self.sums, encoded.segments, strict=True):
-                np.add(total, words, out=total)
-        self.clients.append(client)
-
-    def merge(self, other: _ModularSum) -> None:
-        if not self.sums:
-            self.__dict__.update(other.__dict__)
-        elif other.sums:
-            self._same(other.shape)
-            for (_, total), (_, words) in zip(self.sums, other.sums, strict=True):
-                np.add(total, words, out=total)
-            self.clients += other.clients
-
-    def _same(self, shape: dict[str, Any]) -> None:
-        if shape != self.shape:
-            raise AggregationError("clients returned replies of different shapes")
-
-    def partial(self) -> _ModularSum:
-        return self
-
-
-def _machine(client: Client) -> SecureClient:
-    machine = client.services["session"].get("secagg")
-    if machine is None:
-        raise ProtocolError(f"client {client.id} has no session; it ended, or was never begun")
-    assert isinstance(machine, SecureClient)
-    return machine
-
-
-def _enough(fed: Federation, request: Request) -> None:
-    """Refuse a cohort that has become too small to hide its members: fewer may be there than are wanted."""
-    there = len(request.cohort)
-    if there < 3:
-        raise QuorumError(f"round {fed.round}: {there} clients are there; a secure sum needs 3, as one of 2 shows each to the other")
-
-
-def _check(config: SecureConfig, fed: Federation) -> list[str]:
-    if fed.cohort_size < 3:
-        return [f"secure aggregation needs a cohort of at least 3 clients, not {fed.cohort_size}; a sum of 2 shows each to the other"]
-    try:
-        new_session(range(fed.cohort_size), config)
-    except (ConfigError, QuorumError) as error:
-        return [str(error)]
-    return []
+def _together(parts: Sequence[Summed]) -> Summed:
+    """Add sums over different clients up; float64 holds each of them exactly."""
+    first, others = parts[0], parts[1:]
+    tensors, denominators = list(first.tensors), list(first.denominators)
+    scalars, notes = list(first.scalars), dict(first.notes)
+    for part in others:
+        tensors = [a + b for a, b in zip(tensors, part.tensors, strict=True)]
+        denominators = [a + b for a, b in zip(denominators, part.denominators, strict=True)]
+        scalars = [a + b for a, b in zip(scalars, part.scalars, strict=True)]
+        notes = {name: value + part.notes.get(name, 0.0) for name, value in notes.items()}
+    survivors = tuple(sorted(c for part in parts for c in part.survivors))
+    return Summed(first.structure, tensors, scalars, denominators, survivors, notes)

@@ -22,7 +22,7 @@ from paceline.update import structure_from_plain
 
 __all__ = ["MALFORMED", "as_bytes", "as_tensors", "fits", "is_record", "need", "opened_record", "packed_record", "session_of"]
 
-MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
+MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, OverflowError)
 """What values from outside raise where they are not of the kind that the code expects."""
 
 

@@ -12,6 +12,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paceline.aggregation.secure.openings import Openings
+from paceline.aggregation.secure.work import Agreement
 from paceline.deploy import pki
 from paceline.deploy.identity import PinnedDirectory
 from paceline.deploy.journal import Journal
@@ -88,6 +90,7 @@ class HouseRules:
             now,
             round=p.field(head, "round", int),
             program=None if stays else program,
+            begun=stays,
             message_bytes=p.field(head, "size", int),
             usage=self.ledger.usage(self._run, now),
             **facts,
@@ -117,6 +120,7 @@ def build_worker(
     *,
     modules: tuple[str, ...] = (),
     private: bool = False,
+    openings: Openings | None = None,
     task: Task | None = None,
 ) -> Callable[[Welcome], Worker]:
     """Return what builds this client's worker for a run, from the run's plan and this client's own data.
@@ -127,6 +131,7 @@ def build_worker(
         directory: its identity key, and the others' pinned ones.
         modules: from which methods may come that are not registered.
         private: draw from a secret seed.
+        openings: what this client has helped to open.
         task: a task object in place of the one that is configured.
     """
 
@@ -165,9 +170,11 @@ def build_worker(
             split = partition_task(mine, config.partition, config.clients, config.seed, config.allow_empty, config.client_test)
         programs: dict[str, Any] = {"method": method}
         if config.aggregation == "secure":
-            from paceline.aggregation.secagg import SecAggClient
+            from paceline.aggregation.secclient import SecAggClient
 
-            programs["secagg"] = SecAggClient(directory)  # type: ignore[arg-type]
+            if openings is not None:
+                openings.open()
+            programs["secagg"] = SecAggClient(directory, Agreement.of(config, find_method(config.method)), openings, welcome.run)
         if not 0 <= number < config.clients:
             raise ConfigError(f"this client has number {number}, but the run has only {config.clients} clients")
         return Worker(
@@ -223,7 +230,10 @@ def make_node(
     assert number is not None
     policy = Policy() if part.policy is None else load_policy(part.policy)
     ledger = Ledger(part.state / "ledger.json", policy.hours.zone)
-    work = build_worker(config.data, number, directory, modules=part.modules, private=part.private_rounding, task=task)
+    openings = Openings(part.state / "openings.db", policy.cohort.least_difference, policy.limits.openings)
+    work = build_worker(
+        config.data, number, directory, modules=part.modules, private=part.private_rounding, openings=openings, task=task
+    )
     runner = Runner(number, part.state, work, HouseRules(policy, ledger, part.state), learn=directory.update)
     settings = NodeSettings(part.server, part.first, part.most, part.limit, part.pack, part.attempts, part.name, part.stay)
     credentials = Credentials.read(part.folder / "client.key", part.folder / "client.pem", directory.trust.roots)

@@ -129,6 +129,7 @@ class Federation:
         self.parties = [self._party("server", root, values)]
         for number in range(self.config.clients):
             mine = {"folder": f"client{number}", "state": f"state{number}", "policy": "policy.toml", "most": 1.0, "first": 0.1}
+            mine |= {"private_rounding": False}  # so that the end has the bits of a simulation
             part = {"server": f"localhost:{port}", **mine, **self.client, "faults": self._of(number)}
             data = {"own": False, "device": self.config.device, "threads": self.config.threads}
             self.parties.append(self._party(f"client{number}", root, {"client": part, "data": data}))

@@ -17,7 +17,10 @@ from paceline.errors import ConfigError
 if TYPE_CHECKING:
     from paceline.run import RunConfig
 
-__all__ = ["Plan", "Privacy", "Request", "Usage"]
+__all__ = ["PRIVACY_MECHANISMS", "Plan", "Privacy", "Request", "Usage"]
+
+PRIVACY_MECHANISMS: frozenset[str] = frozenset()
+"""Mechanisms that can keep a plan's promise of differential privacy. There is none yet, so such plans are refused."""
 
 
 class Privacy(BaseModel):
@@ -121,6 +124,7 @@ class Request:
         cohort: clients in this sum, once it is known.
         survivors: clients whose replies the sum will hold, once it is known.
         secure: the secure session's options, once they are known.
+        begun: whether work is only begun, to be handed over in a later call.
         message_bytes: size of the message that came.
         usage: what was given before.
     """
@@ -131,5 +135,6 @@ class Request:
     cohort: int | None = None
     survivors: int | None = None
     secure: Mapping[str, Any] | None = None
+    begun: bool = False
     message_bytes: int = 0
     usage: Usage = field(default_factory=Usage)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,7 +18,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from paceline.deploy.forms import Window, faults_of, size_of
-from paceline.deploy.plan import Plan, Request
+from paceline.deploy.plan import PRIVACY_MECHANISMS, Plan, Request
 from paceline.errors import ConfigError, PolicyError
 
 __all__ = ["Policy", "load_policy"]
@@ -39,11 +38,16 @@ class Allow(_Part):
 
 
 class Secure(_Part):
-    """What the server may see."""
+    """What the server may see. The numbers are floors: a plan may only ask for more."""
 
     required: bool = Field(default=True, description="refuse to reply except into a secure sum")
     active: bool = Field(default=True, description="demand the checks against a server that lies")
-    gamma: float = Field(default=0.0, ge=0, lt=1, description="least share of corrupt clients that the sum must bear")
+    gamma: float = Field(default=0.1, ge=0, lt=1, description="least share of corrupt clients that the sum must bear")
+    delta: float = Field(default=0.0, ge=0, lt=1, description="least share of drop-outs that the graph must bear")
+    sigma: int = Field(default=40, ge=1, description="privacy must fail with at most 2^-sigma, whatever k and t the plan sets")
+    eta: int = Field(default=1, ge=1, description="a round must be lost with at most 2^-eta")
+    complete_up_to: int = Field(default=0, ge=0, description="cohorts up to this size must use the complete graph")
+    begun_work: bool = Field(default=False, description="allow asynchronous methods, whose messages no session binds")
     accept_changed_keys: bool = Field(default=False, description="take another identity key of a known client without asking")
 
 
@@ -52,6 +56,9 @@ class Cohort(_Part):
 
     least: int = Field(default=3, ge=1, description="least number of clients in a sum")
     least_quorum: int = Field(default=3, ge=1, description="least number of clients whose replies a sum may hold in the end")
+    least_difference: int = Field(
+        default=3, ge=1, description="least number of clients by which two sums over the same model differ; 1 for no limit"
+    )
 
 
 class PrivacyRule(_Part):
@@ -73,6 +80,7 @@ class Limits(_Part):
     """How much this client gives."""
 
     rounds: int | None = Field(default=None, ge=0, description="rounds of a run")
+    openings: int | None = Field(default=24, ge=1, description="secure sums that are opened in one round, repetitions included")
     bytes: Size | None = Field(default=None, description="bytes both ways, of a run")
     seconds: float | None = Field(default=None, ge=0, description="seconds of work, of a run")
     rounds_per_day: int | None = Field(default=None, ge=0, description="rounds of all runs in a day")
@@ -175,13 +183,15 @@ class Policy(_Part):
             yield "the server asks for a reply outside of a secure sum (secure_aggregation.required)"
         if options is not None and rule.active and not options.active:
             yield "the plan trusts the server not to lie; active checks are required (secure_aggregation.active)"
-        if options is not None and options.gamma < rule.gamma:
-            yield f"the sum bears a share of {options.gamma} corrupt clients; {rule.gamma} is demanded (secure_aggregation.gamma)"
-        if options is not None and rule.gamma > 0 and (weak := _weaker(options, plan.cohort)):
-            yield f"{weak}, which a share of {rule.gamma} corrupt clients could undo (secure_aggregation.gamma)"
+        if request is not None and request.begun and not rule.begun_work:
+            yield "the server asks to begin work that no session binds to one message for all (secure_aggregation.begun_work)"
+        if options is not None:
+            yield from _floors(rule, options, plan.cohort if request is None or request.cohort is None else request.cohort)
 
     def _privacy(self, plan: Plan, request: Request | None) -> Iterator[str]:
         rule, offer = self.privacy, plan.privacy
+        if offer is not None and not PRIVACY_MECHANISMS:
+            yield "the plan promises differential privacy, but no mechanism is installed here that adds any; leave the promise out"
         if not rule.asked:
             return
         if offer is None:
@@ -259,17 +269,24 @@ def load_policy(path: str | Path) -> Policy:
     return Policy.build(values, str(path))
 
 
-def _weaker(options: Any, cohort: int) -> str:
-    """Return what a plan chose below what would be computed for its cohort, or nothing."""
+def _floors(rule: Secure, options: Any, cohort: int) -> Iterator[str]:
+    """Yield where a plan's options fall below a policy's floors, and where its k and t do not hold them."""
+    from paceline.aggregation.secure.graph import shortfall
     from paceline.aggregation.secure.session import sizes
 
+    for name in ("gamma", "delta", "sigma", "eta", "complete_up_to"):
+        if (value := getattr(options, name)) < (floor := getattr(rule, name)):
+            yield f"the plan sets {name}={value:g}; at least {floor:g} is demanded (secure_aggregation.{name})"
     try:
-        (_, chosen), (k, t) = sizes(cohort, options), sizes(cohort, replace(options, threshold=None, neighbours=None))
+        k, t = sizes(cohort, options)
     except ConfigError as error:
-        return str(error)
-    if options.neighbours is not None and options.neighbours < k:
-        return f"the plan takes {options.neighbours} neighbours in place of {k}"
-    return f"the plan takes a threshold of {chosen} in place of {t}" if chosen < t else ""
+        yield str(error)
+        return
+    active = rule.active or options.active
+    if k < cohort - 1 and cohort <= rule.complete_up_to:
+        yield f"the plan takes {k} neighbours of {cohort} clients; all are demanded (secure_aggregation.complete_up_to)"
+    if cohort >= 3 and (why := shortfall(cohort, k, t, rule.gamma, max(rule.delta, options.delta), active, rule.sigma)):
+        yield f"{why} (secure_aggregation.gamma, sigma)"
 
 
 def _secure_config(options: Mapping[str, Any]) -> Any:

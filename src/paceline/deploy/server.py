@@ -21,7 +21,7 @@ from paceline.deploy.gate import Gate
 from paceline.deploy.identity import PinnedDirectory
 from paceline.deploy.lists import Lists
 from paceline.deploy.notes import Notes
-from paceline.deploy.plan import Plan, Privacy
+from paceline.deploy.plan import PRIVACY_MECHANISMS, Plan, Privacy
 from paceline.deploy.settings import ServerConfig
 from paceline.deploy.trust import Trust
 from paceline.engines.grpc import (
@@ -37,7 +37,7 @@ from paceline.engines.grpc import (
 )
 from paceline.engines.grpc.faults import Faults
 from paceline.engines.worker import Setup, Worker
-from paceline.errors import CohortError, ConfigError, IdentityError, StoreError
+from paceline.errors import CohortError, ConfigError, IdentityError, PlanError, StoreError
 from paceline.run import Observer, Run, RunConfig, Summary, prepare, reopen
 from paceline.store import RunFolder, atomic_write
 
@@ -47,8 +47,15 @@ if TYPE_CHECKING:
 __all__ = ["FederationServer", "Present"]
 
 
-_OURS = ("federation.json", "state.db", ".federation.json")
+_OURS = ("federation.json", "state.db", ".federation.json", "opened.json", ".opened.json")
 """What a server that was killed early may have left in the run's folder."""
+
+
+OWN_CROWD = (
+    "the authority is on this machine: whoever takes it over can admit clients of its own and surround an honest one, so numbers "
+    "of clients protect nobody against this server; keep the authority apart where clients must not trust the server"
+)
+"""Said at the start where certificates do not stand for people."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,8 @@ class FederationServer:
             self.port = self._loop.wait(self._server.start())
             self._loop.spawn(engine.hub.watch())
             authority = self._authority()
+            if self.config.server.ca is not None:
+                self.notes.event("membership", None, {"why": OWN_CROWD})
             self._enrolment = self._open_enrolment(authority)
             self._lists = Lists(self.gate, self.notes.event, authority, self.credentials.certificate)
             self._lists.start()
@@ -176,11 +185,17 @@ class FederationServer:
         folder, known = self._folder()
         self._facts = self._started(folder)
         from paceline.aggregation.secagg import SecureAggregation, secure_config
+        from paceline.aggregation.secure.opened import OpenedSums
+        from paceline.aggregation.secure.work import Agreement
+        from paceline.method import find_method
 
+        if self.privacy is not None and not PRIVACY_MECHANISMS:
+            raise PlanError(["the plan promises differential privacy, but no mechanism is installed that adds any; leave the promise out"])
         secure = self.run.aggregation == "secure"
         parts: dict[str, Any] = {"task": self.task, "engine": self._engine}
         if secure:
-            parts["aggregation"] = SecureAggregation(secure_config(self.run.secure), self.directory)
+            agreed, opened = Agreement.of(self.run, find_method(self.run.method)), OpenedSums(folder.path / "opened.json")
+            parts["aggregation"] = SecureAggregation(secure_config(self.run.secure), self.directory, agreed, opened)
         self.notes.begin(self._facts["id"], Plan.of(self.run, self.privacy).to_tree(), str(folder.path), self._facts["starts"])
         if known:
             run = reopen(folder.path, observer=self._observe, **parts)
@@ -241,6 +256,7 @@ class FederationServer:
             self.run.clients,
             patience=patience,
             measured=self.run.measured,
+            hidden=self.run.aggregation == "secure",
             pack=part.pack,
             least=self.least,
             record=self.notes,

@@ -95,7 +95,9 @@ class ClientPart(_Part):
     state: Path = Field(default=Path("state"), description="folder of what is kept between rounds")
     policy: Path | None = Field(default=None, description="policy.toml; secure aggregation with 3 clients or more where none is given")
     modules: tuple[str, ...] = Field(default=(), description="modules of own methods that a plan may name")
-    private_rounding: bool = Field(default=False, description="draw from a secret seed of this client: no run has the same bits twice")
+    private_rounding: bool = Field(
+        default=True, description="draw from a secret seed of this client: no run has the same bits twice; false only for trials"
+    )
     first: float = Field(default=0.2, gt=0, description="seconds before the first new try")
     most: float = Field(default=30.0, gt=0, description="seconds between two tries at most")
     attempts: int = Field(default=0, ge=0, description="tries without a welcome before giving up; 0 for never")

@@ -85,6 +85,10 @@ class Hostile:
         return torch.Generator().manual_seed(self._seed(call, client, *path))
 
     # -- the engine's other duties -------------------------------------------------------------
+    def preview(self, function: str, message: Tree) -> Tree | None:
+        """Return a reply with the shape that clients will send."""
+        return self._engine.preview(function, message)
+
     def commit(self) -> dict[int, dict[str, Any]]:
         """Make the clients' memory changes permanent; return the stores that changed."""
         return self.inner.commit()

@@ -14,6 +14,7 @@ from paceline.errors import CheckpointError, ConfigError
 from paceline.params import Params
 from paceline.spent import Spent
 from paceline.store import MemoryStore
+from paceline.tree import Tree
 
 __all__ = ["Pool"]
 
@@ -124,6 +125,10 @@ class Pool:
     def init_params(self) -> Params:
         """Return the initial model."""
         return self.here.initial.clone()
+
+    def preview(self, function: str, message: Tree) -> Tree | None:
+        """Return a reply with the shape that clients will send; see `Worker.preview`."""
+        return self.here.preview(function, message)
 
     def evaluate(self, params: Params) -> dict[str, Any]:
         """Evaluate on the task's central test set."""

@@ -17,6 +17,7 @@ from paceline.call import Call, Receipt, Sink, wire_size
 from paceline.client import Client, ClientData, Memory
 from paceline.devices import Cost, times
 from paceline.engines.heap import keep_freed
+from paceline.engines.preview import preview
 from paceline.engines.stacking import Meeting, Solver, Uniform
 from paceline.errors import CheckpointError, ClientError, PacelineError, UnknownNameError
 from paceline.evaluating import evaluate as evaluate_on
@@ -321,6 +322,10 @@ class Worker:
     def invoke(self, me: Client, program: str, function: str, message: Any) -> Any:
         """Run one function of a program for `me`; protocols use it to run the method's own."""
         return getattr(self.setup.programs[program], function)(me, message)
+
+    def preview(self, function: str, message: Tree) -> Tree | None:
+        """Return a reply of the method's `function` with the shape that clients will send; see `preview`."""
+        return preview(self, function, message)
 
     # -- memory --------------------------------------------------------------------------------
     def commit(self) -> dict[int, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Primitives against the RFCs' and the specification's numbers."""
 
 import itertools
+import math
 import secrets
 import time
 
@@ -13,7 +14,14 @@ from cryptography.hazmat.primitives.ciphers.modes import CTR
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paceline.aggregation.secure.graph import neighbours, parameters, permutation
+from paceline.aggregation.secure.graph import (
+    GRINDING,
+    Parameters,
+    neighbours,
+    parameters,
+    permutation,
+    shortfall,
+)
 from paceline.aggregation.secure.keys import (
     AgreementKey,
     IdentityKey,
@@ -203,10 +211,34 @@ TABLE = {
 
 @pytest.mark.parametrize("row", TABLE)
 def test_parameters_of_the_sheet(row):
+    """The table does not charge for a server that tries many graphs."""
     gamma, delta, active = row
     for n, expected in zip((100, 300, 1000, 3000, 10_000), TABLE[row], strict=True):
-        got = parameters(n, gamma, delta, active)
+        got = parameters(n, gamma, delta, active, grinding=0)
         assert (got.neighbours, got.threshold) == (expected or (99, 51))
+
+
+def test_a_server_that_tries_graphs_is_charged_for():
+    """A graph surrounds some victim with probability 2^-(sigma + 64) at most, so the best of 2^64 does with 2^-sigma."""
+    assert GRINDING >= 64
+    for n, k, t in [(100, 98, 55), (300, 98, 65), (1000, 150, 108)]:
+        assert parameters(n) == Parameters(k, t)
+        assert parameters(n) == parameters(n, sigma=40 + 64, grinding=0)
+        before = parameters(n, grinding=0)
+        assert shortfall(n, before.neighbours, before.threshold, 0.1, 0.1, True, 40)
+        assert shortfall(n, before.neighbours, before.threshold, 0.1, 0.1, True, 40, grinding=0) == ""
+    assert parameters(1000, active=False) == parameters(1000, active=False, grinding=0)
+
+
+@pytest.mark.parametrize("n", [3, 5, 10, 50, 60, 100, 300, 1000])
+def test_computed_sizes_have_no_shortfall_and_smaller_ones_do(n):
+    k, t = parameters(n).neighbours, parameters(n).threshold
+    assert shortfall(n, k, t, 0.1, 0.1, True, 40) == ""
+    corrupt = math.ceil(0.1 * n)
+    least = (k + corrupt) // 2 + 1 if k >= n - 1 else t  # complete: more than the corrupt neighbours of two halves
+    assert shortfall(n, k, least - 1, 0.1, 0.1, True, 40)
+    if k < n - 1:
+        assert "unconnected" in shortfall(n, 20, 19, 0.01, 0.3, True, 40)
 
 
 def test_parameters_of_complete_graphs():

@@ -14,7 +14,7 @@ from paceline.aggregation.secure.masks import expand
 from paceline.aggregation.secure.server import SecureServer
 from paceline.aggregation.secure.session import alive_digest
 from paceline.aggregation.secure.simulate import new_session, secure_sum
-from paceline.errors import ConfigError, ProtocolError, QuorumError
+from paceline.errors import ConfigError, MisbehaviourError, ProtocolError, QuorumError
 
 STEPS = ("advertise", "share", "masked", "consistency", "unmask")
 CONFIG = SecureConfig(gamma=0.0, threshold=3)
@@ -184,7 +184,7 @@ def test_s9_every_drop_set_and_step_gives_the_right_sum_or_a_clean_abort():
             check(words, inputs, alive)
 
 
-@pytest.mark.parametrize("n", [60, 81])
+@pytest.mark.parametrize("n", [81, 120])
 def test_regular_graph_with_dropouts_at_several_steps(n):
     inputs = vectors(n, length=4)
     gone = {1: "advertise", 7: "share", 13: "masked", 21: "masked", 33: "consistency", 40: "unmask"}
@@ -271,22 +271,32 @@ def test_too_few_neighbours_are_refused():
         parties.server.directory_for()
 
 
-def test_a_changed_sealed_share_is_refused():
+@pytest.mark.parametrize("how", ["changed", "for somebody else", "random"])
+def test_a_share_that_cannot_be_opened_counts_against_its_sender(how):
     parties = Parties().to("share")
     parties.share()
-    mail = parties.mail[0]
-    sealed = dict(mail["sealed"])
-    sealed[1] = sealed[1][:-1] + bytes([sealed[1][-1] ^ 1])
-    with pytest.raises(ProtocolError, match="changed on its way"):
-        parties.clients[0].receive(sealed, mail["told"])
+    sealed = dict(parties.mail[0]["sealed"])
+    right = sealed[1]
+    sealed[1] = {
+        "changed": right[:-1] + bytes([right[-1] ^ 1]),
+        "for somebody else": parties.mail[2]["sealed"][1],
+        "random": bytes(len(right)),
+    }[how]
+    client = parties.clients[0]
+    client.receive(sealed, parties.mail[0]["told"])
+    assert client.accused == [1]
+    assert client.accuse() == {"accused": [1]}
+    with pytest.raises(ProtocolError, match="burnt"):
+        client.masked([(s, w.copy()) for s, w in parties.inputs[0]])
 
 
-def test_a_share_for_somebody_else_is_refused():
+def test_nothing_is_masked_where_a_share_cannot_be_opened():
+    """The pair's masks would not cancel."""
     parties = Parties().to("share")
     parties.share()
-    wrong = {**parties.mail[0]["sealed"], 1: parties.mail[2]["sealed"][1]}
-    with pytest.raises(ProtocolError):
-        parties.clients[0].receive(wrong, parties.mail[0]["told"])
+    parties.clients[0].receive({**parties.mail[0]["sealed"], 1: bytes(108)}, parties.mail[0]["told"])
+    with pytest.raises(ProtocolError, match=r"shares of \[1\] cannot be opened"):
+        parties.clients[0].masked([(s, w.copy()) for s, w in parties.inputs[0]])
 
 
 def test_a_shrunk_list_of_survivors_is_refused():
@@ -336,8 +346,9 @@ def test_too_many_wrong_shares_are_named():
         answer = parties.clients[c].unmask(parties.signatures[c])
         answer["self"] = {v: bytes(31) + bytes([c]) for v in answer["self"]}
         parties.server.add_unmasking(c, answer)
-    with pytest.raises(ProtocolError, match="lied"):
+    with pytest.raises(MisbehaviourError, match="cannot be taken away") as lost:
         parties.server.open()
+    assert set(lost.value.clients) == set(parties.alive) == set(lost.value.survivors)
 
 
 def test_garbage_vectors_are_left_out():

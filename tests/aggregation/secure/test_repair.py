@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from paceline.aggregation.secure.config import SecureConfig
 from paceline.aggregation.secure.repair import correct, corrections, is_prime
 from paceline.aggregation.secure.shamir import PRIME, share
-from paceline.errors import ConfigError, ProtocolError
+from paceline.errors import ConfigError, MisbehaviourError
 from tests.aggregation.secure.test_protocol import CONFIG, Parties, check
 
 
@@ -98,8 +98,10 @@ def test_a_client_that_shared_something_else_is_named():
     parties.confirm()
     for c in parties.alive:
         parties.server.add_unmasking(c, parties.clients[c].unmask(parties.signatures[c]))
-    with pytest.raises(ProtocolError, match="client 2 do not give what it committed to"):
+    with pytest.raises(MisbehaviourError) as lost:
         parties.server.open()
+    assert lost.value.clients == {2: "the shares of its secret do not give what it committed to"}
+    assert lost.value.survivors == tuple(parties.alive)
 
 
 def test_a_malformed_share_is_noted():

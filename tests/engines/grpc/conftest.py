@@ -31,7 +31,7 @@ least_quorum = 1
 """
 """A policy that lets everything through."""
 
-MOST = 6
+MOST = 8
 
 
 class Lines(Journal):
@@ -121,6 +121,7 @@ class Loopback:
             "policy": self.root / f"policy{number}.toml",
             "first": 0.05,
             "most": 0.3,
+            "private_rounding": False,
             **options,
         }
         config = ClientConfig.model_validate({"client": values, "data": {"own": False}})
@@ -171,3 +172,26 @@ def networked(loopback: Loopback):
         return loopback.finish()
 
     return go
+
+
+@pytest.fixture
+def params(loopback):
+    from paceline.params import Layout, Params
+
+    module = loopback.task.build(0)
+    return Params.of(module, Layout.of(module, None, "average"))
+
+
+@pytest.fixture
+def liar(loopback):
+    from tests.engines.grpc.liar import Liar
+
+    made = []
+
+    def make(**options):
+        made.append(Liar(loopback, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()

@@ -11,6 +11,7 @@ import pytest
 
 from paceline.deploy.state import ServerState
 from paceline.engines.grpc.buffers import Budget, Buffer
+from paceline.engines.grpc.welcome import HIDDEN
 from paceline.errors import DiskFullError
 
 RUN = {"method": "scaffold", "clients": 5, "cohort": 5, "rounds": 5}
@@ -86,7 +87,11 @@ def test_a_client_whose_disk_is_full_drops_out_and_comes_back(loopback, federate
     assert [r["dropped"] for r in there.history] == [0, 0, 1, 1, 0]
     told = loopback.server_lines.of("lost")
     assert [list(facts["clients"]) for facts in told] == [[4], [4]]
-    assert all("DiskFullError: no room for" in facts["clients"][4] for facts in told)
+    if aggregation == "secure":
+        assert all(facts["clients"][4] == HIDDEN for facts in told)
+    said = [facts["why"] for facts in loopback.client_lines.of("not_answered")]
+    assert said
+    assert all("DiskFullError: no room for" in why for why in said)
 
 
 def test_a_client_that_cannot_begin_for_want_of_room_joins_later(loopback, federate, disk, monkeypatch):

@@ -1,6 +1,5 @@
-"""A server that lies, asks too much, or goes back: clients tell it why they do not answer, and nothing else."""
+"""A server that lies, asks too much, or goes back: clients do not answer, their logs say why, and nothing else leaves them."""
 
-import asyncio
 import dataclasses
 import itertools
 
@@ -8,169 +7,16 @@ import grpc
 import pytest
 
 from paceline.aggregation.secagg import secure_config
-from paceline.aggregation.secure.server import SecureServer
-from paceline.aggregation.secure.simulate import new_session
-from paceline.aggregation.wires import as_bytes
-from paceline.call import Call, Each
-from paceline.deploy.gate import Gate
-from paceline.deploy.identity import PinnedDirectory
 from paceline.deploy.plan import Plan
-from paceline.deploy.trust import Trust
-from paceline.engines.grpc import Credentials, Hub, HubSettings, LoopThread, Patience, Progress, Server
-from paceline.engines.grpc.frames import Part
-from paceline.engines.grpc.phase import Phase
+from paceline.engines.grpc import Hub
+from paceline.method import client_functions, find_method
 from paceline.run import RunConfig
-from paceline.wire import NETWORK
-
-STRICT = """
-[cohort]
-least = 3
-least_quorum = 3
-[limits]
-rounds = 5
-message_bytes = "1 MB"
-"""
-RUN = {"method": "fedavg", "task": "blobs", "clients": 4, "cohort": 4, "rounds": 5, "aggregation": "secure", "on_error": "drop"}
-SECURE = {"threshold": 3, "gamma": 0.0}
-
-
-class Liar:
-    """A server with good certificates that asks what it likes."""
-
-    def __init__(self, loopback, policy=STRICT, clients=4, plan=None, **run):
-        self.loopback = loopback
-        root = loopback.root
-        self.config = RunConfig.build({**RUN, "secure": SECURE, **run})
-        trust = Trust.load(root / "server" / "trust.pem")
-        self.directory = PinnedDirectory(root / "server" / "directory", trust)
-        gate = Gate(trust, root / "server" / "directory", root / "server" / "crl.pem")
-        facts = {"config": self.config.model_dump(mode="json", exclude_none=True), "plan": (plan or Plan.of(self.config)).to_tree()}
-        self.hub = Hub(gate, Progress("lie", 1), facts, HubSettings(heartbeat=5.0))
-        self.loop = LoopThread("liar")
-        credentials = Credentials.read(root / "server" / "server.key", root / "server" / "server.pem", trust.roots)
-        self.server = Server(self.hub, credentials, "127.0.0.1:0")
-        self.port = self.loop.wait(self.server.start())
-        self.numbers = itertools.count((1 << 32) + 1)
-        self.clients = range(clients)
-        for number in self.clients:
-            loopback.client(number, self.port, policy)
-        self.wait(lambda: len(self.hub.asking.refusals) + sum(s.ready for s in self.hub.sessions.values()) == clients)
-
-    def wait(self, condition):
-        async def until():
-            while not condition():
-                await asyncio.sleep(0.01)
-
-        self.loop.wait(until(), 10)
-
-    def ask(self, function, message=None, program="secagg", clients=None, each=None, round=1, number=None, kind="each", stream="s"):
-        """Put any call to clients; return what each gave: (reason or None, value or None)."""
-        clients = list(self.clients if clients is None else clients)
-        number = next(self.numbers) if number is None else number
-        facts = {"id": number, "program": program, "function": function, "round": round, "take": 0, "stream": stream}
-        facts |= {"deadline": None, "channel": {"kind": kind}, "cohort": len(clients)}
-        call = Call(function, message, clients, round, stream, Each(), program, each or {})
-        phase = Phase(number, call, function, facts, Part.of(message), Patience(phase=5.0))
-        self.loop.call(self.hub.asking.open, phase)
-        told = {}
-        for _ in clients:
-            arrival = phase.arrivals.get(timeout=10)
-            reply = arrival.message
-            value = reply.tree(0, NETWORK) if reply is not None and reply.parts else None
-            told[arrival.client] = (arrival.why if reply is None else reply.head["dropped"], value)
-        self.loop.call(self.hub.asking.shut)
-        for client, (why, _) in told.items():
-            if why is not None:
-                assert self.logged(client, why.removeprefix("refused: ")), f"client {client} did not log {why!r}"
-        return told
-
-    def logged(self, client, why):
-        """Return whether a client's own log says what it refused, and why."""
-        lines = self.loopback.client_lines
-        reasons = [*lines.of("not_answered"), *({"client": f["client"], "why": "; ".join(f["reasons"])} for f in lines.of("refused"))]
-        return any(facts["client"] == client and (why in facts["why"] or facts["why"] in why) for facts in reasons)
-
-    def close(self):
-        self.loop.wait(self.server.stop("enough", True))
-        self.loop.stop()
-
-
-class Sum:
-    """One secure sum, step by step, so that any step can be another."""
-
-    def __init__(self, liar, round=1, attempt=1, clients=None, config=None):
-        self.liar, self.round = liar, round
-        self.session = new_session(list(liar.clients if clients is None else clients), config or secure_config(SECURE), round, attempt)
-        self.server = SecureServer(self.session, liar.directory.publics(self.session.clients), 1)
-        self.task = {"function": "train", "message": None, "stream": "0/method.train/1", "bounds": {}}
-
-    def step(self, name, message, clients, take, **options):
-        told = self.liar.ask(name, message, clients=clients, round=self.round, **options)
-        for client, (why, value) in told.items():
-            if why is None:
-                take(client, value)
-        return told
-
-    def advertise(self, **changes):
-        facts = {f.name: getattr(self.session, f.name) for f in dataclasses.fields(self.session) if f.name != "config"}
-        facts |= {"clients": list(self.session.clients), "config": dataclasses.asdict(self.session.config), **changes}
-        return self.step("advertise", facts, self.session.clients, self.server.add_advert)
-
-    def share(self, tells=None):
-        hashes, adverts = self.server.directory_for()
-        return self.step("share", {"hashes": hashes, "tells": tells}, list(adverts), self.server.add_shares, each=adverts)
-
-    def masked(self, params, **changes):
-        mail = self.server.mail_for()
-        task = {**self.task, "message": params, **changes}
-        take = lambda c, m: self.server.add_masked(c, {**m, "segments": as_bytes(m["segments"])})  # noqa: E731
-        return self.step("masked", task, list(mail), take, each=mail)
-
-    def consistency(self, alive=None):
-        self.alive = self.server.alive()
-        return self.step("consistency", {"alive": alive or self.alive}, self.alive, self.server.add_signature)
-
-    def unmask(self):
-        signatures = self.server.signatures_for()
-        return self.step("unmask", None, list(signatures), self.server.add_unmasking, each=signatures)
-
-    def to_masked(self, params):
-        self.advertise()
-        self.share()
-        self.masked(params)
-        return self
-
-
-@pytest.fixture
-def params(loopback):
-    from paceline.params import Layout, Params
-
-    module = loopback.task.build(0)
-    return Params.of(module, Layout.of(module, None, "average"))
-
-
-@pytest.fixture
-def liar(loopback):
-    made = []
-
-    def make(**options):
-        made.append(Liar(loopback, **options))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
-
-
-def reasons(told):
-    assert all(value is None for _, value in told.values()), "a client answered"
-    assert all(why for why, _ in told.values())
-    return " ".join(why for why, _ in told.values())
+from tests.engines.grpc.liar import RUN, SECURE, STRICT, Sum, reasons
 
 
 def test_an_honest_sum_is_answered(liar, params):
     """What the others are measured against."""
-    one = Sum(liar()).to_masked(params)
+    one = Sum(liar(), params).to_masked()
     one.consistency()
     told = one.unmask()
     assert [why for why, _ in told.values()] == [None] * 4
@@ -211,17 +57,17 @@ def test_options_that_are_not_the_plan_s_are_refused(liar, changes):
 
 
 def test_both_kinds_of_share_are_never_given(liar, params):
-    one = Sum(liar()).to_masked(params)
+    one = Sum(liar(), params).to_masked()
     one.consistency()
     first = one.unmask()
     assert all(set(v["self"]) == set(range(4)) - {c} and v["keys"] == {} for c, (_, v) in first.items())
     assert "no session" in reasons(one.liar.ask("unmask", None, each={c: {} for c in range(4)}))
-    assert "opened before" in reasons(one.liar.ask("consistency", {"alive": [0, 1, 2]}))
+    assert "no session" in reasons(one.liar.ask("consistency", {"alive": [0, 1, 2]}))
 
 
 def test_different_survivor_lists_open_nothing(liar, params):
     """Two clients are told that 3 dropped out, two that it did not: neither half signs enough of the other's list."""
-    one = Sum(liar()).to_masked(params)
+    one = Sum(liar(), params).to_masked()
     one.alive = one.server.alive()
     signatures = {}
     for alive, clients in (([0, 1, 2], [0, 1]), ([0, 1, 2, 3], [2, 3])):
@@ -232,14 +78,14 @@ def test_different_survivor_lists_open_nothing(liar, params):
 
 
 def test_lists_that_are_too_short_are_not_signed(liar, params):
-    one = Sum(liar()).to_masked(params)
+    one = Sum(liar(), params).to_masked()
     assert "only 2 clients are left" in reasons(one.liar.ask("consistency", {"alive": [0, 1]}, clients=[0, 1]))
 
 
 def test_a_second_sum_of_the_same_work_over_others_is_not_opened(liar, params):
     """The server dies after it opened a sum, and says in the next one that a client dropped out."""
     server = liar()
-    one = Sum(server).to_masked(params)
+    one = Sum(server, params).to_masked()
     one.consistency()
     one.unmask()
     server.hub.progress.incarnation = 2
@@ -248,25 +94,23 @@ def test_a_second_sum_of_the_same_work_over_others_is_not_opened(liar, params):
     for session in old:
         server.loop.call(session.close, grpc.StatusCode.UNAVAILABLE, "started again")
     server.wait(lambda: sum(s.ready and s not in old for s in server.hub.sessions.values()) == 4)
-    two = Sum(server, attempt=2).to_masked(params)
+    two = Sum(server, params, attempt=2).to_masked()
     two.server.alive()
     assert "opened before" in reasons(server.ask("consistency", {"alive": [0, 1, 2]}, clients=[0, 1, 2]))
 
 
 def test_a_round_is_not_opened_again_and_again(liar, params):
-    """Each attempt is other work, but on the same data: a few differ enough, many would not."""
-    server = liar()
-    for attempt in range(4):
-        one = Sum(server, attempt=attempt + 1)
-        one.task["stream"] = f"{attempt}/method.train/1"
-        one.to_masked(params).consistency()
-        told = one.unmask()
-    assert "3 attempts" in reasons(told)
+    """Whatever the server calls them: each repetition tells a little more of the same work."""
+    server = liar(policy=STRICT.replace("rounds = 5", "rounds = 5\nopenings = 3"))
+    for attempt in range(3):
+        told = Sum(server, params, attempt=attempt + 1, trial=attempt % 2, call=attempt + 1).to_end()
+        assert [why for why, _ in told.values()] == [None] * 4
+    assert "3 sums of round 1 were opened" in reasons(Sum(server, params, attempt=9, trial=9).to_masked().consistency())
 
 
 def test_replays_are_refused(liar, params):
     server = liar()
-    one = Sum(server, round=2).to_masked(params)
+    one = Sum(server, params, round=2).to_masked()
     one.consistency()
     one.unmask()
     again = Sum(server, round=2)
@@ -281,14 +125,11 @@ def test_replays_are_refused(liar, params):
 
 
 def test_functions_inside_a_secure_sum_are_checked(liar, params):
-    server = liar()
-    one = Sum(server)
-    one.advertise()
-    assert "told" in reasons(one.share(tells="train"))
-    two = Sum(server, attempt=2)
-    two.advertise()
-    two.share()
-    assert "no client function" in reasons(two.masked(params, function="__class__"))
+    server = liar(method="fedgh")
+    for function in ("__class__", "round", "directory"):
+        assert "no client function" in reasons(Sum(server, params, function="evaluate").advertise(function=function))
+    singly = next(name for name, declared in client_functions(find_method("fedgh")).items() if declared.each)
+    assert "asked singly" in reasons(Sum(server, params, function="evaluate").advertise(function=singly))
 
 
 @pytest.mark.parametrize(

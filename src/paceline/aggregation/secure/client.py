@@ -40,7 +40,7 @@ from paceline.errors import ProtocolError
 __all__ = ["SecureClient", "Session"]
 
 _BYTES = ("_advert", "_secret", "_digest", "_graph")
-_LISTS = ("_near", "_alive", "_table")
+_LISTS = ("_near", "_alive", "_table", "accused")
 _MAPS = ("_keys", "_shares", "peers")
 
 
@@ -54,6 +54,7 @@ class SecureClient:
         identity: its long-lived signing key.
         directory: pinned identity keys of the cohort.
         peers: what neighbours told, by id; known once their sealed shares came.
+        accused: neighbours whose sealed shares could not be opened; known at the same time.
         policy: options that this client insists on, or None to take the session's.
     """
 
@@ -62,6 +63,7 @@ class SecureClient:
     identity: IdentityKey
     directory: Mapping[int, bytes]
     peers: dict[int, bytes] = field(default_factory=dict)
+    accused: list[int] = field(default_factory=list)
     policy: SecureConfig | None = None
 
     def __post_init__(self) -> None:
@@ -213,7 +215,11 @@ class SecureClient:
 
     # -- R2 ------------------------------------------------------------------------------------
     def receive(self, sealed: dict[int, bytes], told: dict[int, bytes]) -> None:
-        """Open the neighbours' sealed shares and records; those who sent none have dropped out."""
+        """Open the neighbours' sealed shares and records; those who sent none have dropped out.
+
+        A share that cannot be opened counts against its sender: it is listed in `accused`, and no masks are added with it.
+        Nothing is masked then; see `accuse`.
+        """
         self._at(2)
         sealed, told = self._by_id(sealed, "sealed shares"), self._by_id(told, "sealed records")
         if not set(sealed) <= set(self._near) or set(told) != set(sealed):
@@ -225,16 +231,26 @@ class SecureClient:
                 text = open_sealed(self._derived(agreed, "seal", v), sealed[v], self._aad(v, self.me))
                 record = open_sealed(self._derived(agreed, "tell", v), told[v], self._aad(v, self.me)) if size else b""
             except ProtocolError:
-                self._refuse(f"the sealed share of {v} was changed on its way")
+                text, record = b"", b""
             if len(text) != 80 or text[:16] != number(v) + number(self.me) or len(record) != size:
-                self._refuse(f"the sealed share of {v} is meant for somebody else")
+                self.accused.append(v)
+                continue
             self._shares[v] = (text[16:48], text[48:80])
             self.peers[v] = record[2 : 2 + int.from_bytes(record[:2], "little")]
-        self._enough(len(self._shares), "neighbours shared secrets")
+        self._enough(len(self._shares) + len(self.accused), "neighbours shared secrets")
+
+    def accuse(self) -> dict[str, Any]:
+        """R2, in place of a vector: return whose shares cannot be opened, and end the session."""
+        self._at(3)
+        accused = sorted(self.accused)
+        self._burn()
+        return {"accused": accused}
 
     def masked(self, segments: list[tuple[Segment, Words]]) -> dict[str, Any]:
         """R2: return the segments with all masks added, packed and signed. The words are changed in place."""
         self._at(3)
+        if self.accused:
+            self._refuse(f"the sealed shares of {self.accused} cannot be opened, so no mask with them would cancel")
         table = segments_table([segment for segment, _ in segments])
         try:
             segments_of(table)  # two segments of one name would get the same masks

@@ -11,7 +11,14 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Parameters", "neighbours", "parameters", "permutation"]
+__all__ = ["GRINDING", "Parameters", "neighbours", "parameters", "permutation", "shortfall"]
+
+GRINDING = 64
+"""log2 of the graphs that a server may try before it shows one, with adverts of corrupt clients made to measure.
+
+The seed of a sparse graph is the hash of all advertised keys, so whoever owns some of the keys can search for a
+graph that surrounds a victim. Privacy of sparse graphs is therefore computed for 2^-(sigma + GRINDING) a graph.
+"""
 
 
 def permutation(ids: Sequence[int], seed: bytes) -> list[int]:
@@ -56,13 +63,14 @@ def parameters(
     sigma: int = 40,
     eta: int = 30,
     complete_up_to: int = 50,
+    grinding: int = GRINDING,
 ) -> Parameters:
     """Return the smallest even k, and for it the smallest t > k/2, that are safe and seldom lose a round.
 
     With c = gamma n corrupt and D = delta n dropped clients, and neighbours drawn without replacement:
     privacy n P[X_c >= t] <= 2^-sigma (active: X_c >= 2t - k); correctness n P[X_a < t] <= 2^-eta;
     connection of the honest survivors n (gamma + delta)^(k/2) <= 2^-sigma. Privacy and connection get half
-    of 2^-sigma each.
+    of 2^-sigma each. An active server may choose the best of 2^grinding graphs, which is charged to sigma.
 
     Args:
         n: size of the cohort.
@@ -70,23 +78,42 @@ def parameters(
         active: whether the server may lie.
         sigma, eta: exponents.
         complete_up_to: cohorts up to this size take the complete graph, t = n/2 + 1 (active 2n/3 + 1).
+        grinding: see `GRINDING`; counts where the server may lie.
     """
     if n <= complete_up_to:
         return _complete(n, active)
     corrupt, gone = math.ceil(gamma * n - 1e-9), math.ceil(delta * n - 1e-9)
-    people = math.log2(n)
+    people, exponent = math.log2(n), sigma + (grinding if active else 0)
     for k in range(2, n - 1, 2):
-        if people + k / 2 * math.log2(max(gamma + delta, 1e-300)) > -sigma - 1:
+        if people + k / 2 * math.log2(max(gamma + delta, 1e-300)) > -exponent - 1:
             continue
         captured = _log2_tails(n - 1, corrupt, k)
         lost = _log2_heads(n - 1, n - 1 - gone, k)
         for t in range(k // 2 + 1, k + 1):
-            if people + captured[2 * t - k if active else t] > -sigma - 1:
+            if people + captured[2 * t - k if active else t] > -exponent - 1:
                 continue
             if people + lost[t - 1] <= -eta:
                 return Parameters(k, t)
             break  # a larger t only loses more rounds
     return _complete(n, active)
+
+
+def shortfall(n: int, k: int, t: int, gamma: float, delta: float, active: bool, sigma: int, grinding: int = GRINDING) -> str:
+    """Return why a graph with k neighbours and threshold t does not protect n clients as demanded; empty where it does.
+
+    The same conditions as in `parameters`, held against sizes that somebody else has chosen.
+    """
+    corrupt, needed = math.ceil(gamma * n - 1e-9), 2 * t - k if active else t
+    if k >= n - 1:
+        if corrupt >= needed:
+            return f"{needed} corrupt clients of {n} could open an update with t={t}, k={k}, and {corrupt} must be borne"
+        return ""
+    people, exponent = math.log2(n), sigma + (grinding if active else 0)
+    if needed < 1 or people + _log2_tails(n - 1, corrupt, k)[min(needed, k)] > -exponent - 1:
+        return f"t={t} of k={k} neighbours is too little for {corrupt} corrupt clients of {n} at 2^-{sigma}"
+    if people + k / 2 * math.log2(max(gamma + delta, 1e-300)) > -exponent - 1:
+        return f"k={k} neighbours may leave the honest survivors of {n} clients unconnected at 2^-{sigma}"
+    return ""
 
 
 def _complete(n: int, active: bool) -> Parameters:

@@ -1,7 +1,8 @@
 """The server's side of one secure sum: relays what it cannot read, adds what it cannot open, opens the sum.
 
 Masked vectors are added as they come; the server never holds more than one of them. What comes after its
-step was closed is thrown away unread; what breaks the protocol is thrown away and noted in `refused`.
+step was closed is thrown away unread; what breaks the protocol is thrown away and noted in `refused`. Where the sum
+itself is spoilt, `MisbehaviourError` names whom the protocol shows to be at fault.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from paceline.aggregation.secure.blame import culprits
 from paceline.aggregation.secure.config import Segment
 from paceline.aggregation.secure.encoding import Words, unpack
 from paceline.aggregation.secure.keys import AgreementKey, derive, pair_info, public_of_agreement, verify
@@ -31,7 +33,7 @@ from paceline.aggregation.secure.session import (
     usable,
 )
 from paceline.aggregation.secure.shamir import combine, weights
-from paceline.errors import ProtocolError, QuorumError
+from paceline.errors import MisbehaviourError, ProtocolError, QuorumError
 
 __all__ = ["SecureServer"]
 
@@ -41,10 +43,11 @@ GROUPS = 3
 
 @dataclass
 class _Group:
-    """Vectors of one make: their sum, and whose they are."""
+    """Vectors of one make: their sum, whose they are, and by how many votes they lead over the others."""
 
     sums: list[tuple[Segment, Words]]
     clients: list[int]
+    lead: int = 1
 
 
 @dataclass
@@ -76,13 +79,18 @@ class SecureServer:
         self._shared: dict[int, dict[str, Any]] = {}
         self._sum: list[tuple[Segment, Words]] | None = None
         self._sums: dict[str, _Group] = {}
-        self._table = segments_table(self.segments or ())
+        self._table, self._kind = segments_table(self.segments or ()), ""
         self._masked: list[int] = []
+        self._accusations: dict[int, list[int]] = {}
         self._shares_b: dict[int, dict[int, bytes]] = {}
         self._shares_s: dict[int, dict[int, bytes]] = {}
         self._signatures: dict[int, bytes] = {}
         self._liars: set[int] = set()
         self._weights: dict[tuple[int, ...], list[int]] = {}
+
+    def expect(self, segments: Sequence[Segment], kind: str) -> None:
+        """Fix what every vector must consist of, and its make (see `add_masked`), before the first one comes."""
+        self._table, self._kind = segments_table(segments), kind
 
     @property
     def _least(self) -> int:
@@ -180,17 +188,21 @@ class SecureServer:
     def add_masked(self, client: int, message: dict[str, Any], kind: str = "") -> bool:
         """Add a client's masked vector to a sum at once; return whether it was taken.
 
-        Vectors of another make (other segments, another `kind`) are kept apart, in at most `GROUPS` sums: `alive`
-        takes the one of most clients, so that nobody can shut the others out by coming first with nonsense.
+        Where it is not known what to expect, vectors of another make are kept apart, in at most `GROUPS` sums, and
+        `alive` takes the one of most clients. One more make takes a vote from each of the others, and those without
+        votes go, so a majority stays whoever comes first.
         """
         if not self._takes(2, client, message):
             return False
         table, packed = message.get("table"), message.get("segments")
         try:
-            if any(client in group.clients for group in self._sums.values()):
+            if client in self._accusations or any(client in group.clients for group in self._sums.values()):
                 raise ProtocolError("it sent two vectors")
+            if "accused" in message:
+                self._accuse(client, message["accused"])
+                return False
             segments = segments_of(table)
-            if self._table and table != self._table:
+            if (self._table and table != self._table) or (self._kind and kind != self._kind):
                 raise ProtocolError("its vector has other segments than were asked for")
             if not isinstance(packed, list) or [isinstance(p, bytes | memoryview) for p in packed] != [True] * len(segments):
                 raise ProtocolError("malformed vector")
@@ -199,28 +211,58 @@ class SecureServer:
                 raise ProtocolError("its vector is not signed by it")
             words = [unpack(data, segment) for data, segment in zip(packed, segments, strict=True)]
             key = f"{segments_table(segments)} {kind}"
-            if key not in self._sums and len(self._sums) == GROUPS:
-                raise ProtocolError("its vector is made in another way than the others")
+            self._make_room(key)
         except ProtocolError as error:
             self.refused[client] = str(error)
             return False
         if key not in self._sums:
-            self._sums[key] = _Group([(s, np.zeros(s.length, dtype=s.dtype)) for s in segments], [])
+            self._sums[key] = _Group([(s, np.zeros(s.length, dtype=s.dtype)) for s in segments], [], 0)
         for (_, total), part in zip(self._sums[key].sums, words, strict=True):
             np.add(total, part, out=total)
         self._sums[key].clients.append(client)
+        self._sums[key].lead += 1
         return True
+
+    def _make_room(self, key: str) -> None:
+        """Let a vector of another make count against those that are there; raises `ProtocolError` where no place becomes free."""
+        if key in self._sums or len(self._sums) < GROUPS:
+            return
+        for group in self._sums.values():
+            group.lead -= 1
+        for name in [name for name, group in self._sums.items() if group.lead <= 0]:
+            self._turn_away(self._sums.pop(name).clients)
+        if len(self._sums) == GROUPS:
+            raise ProtocolError("its vector is made in another way than the others")
+
+    def _turn_away(self, clients: Sequence[int]) -> None:
+        self.refused |= dict.fromkeys(clients, "its vector is made in another way than most")
+
+    def _accuse(self, client: int, accused: Any) -> None:
+        near = {v for v in self._graph[client] if v in self._shared}
+        if not isinstance(accused, list) or not all(type(v) is int for v in accused) or not set(accused) <= near or not accused:
+            raise ProtocolError("malformed message")
+        self._accusations[client] = sorted(set(accused))
 
     # -- R2.5 ----------------------------------------------------------------------------------
     def alive(self) -> list[int]:
-        """Close R2: return the survivors, which no later message can join."""
+        """Close R2: return the survivors, which no later message can join.
+
+        Raises `MisbehaviourError` where clients could not open the shares of others, `QuorumError` where too few are left.
+        """
         self._close(2)
+        if blamed := culprits(self._accusations):
+            raise MisbehaviourError(
+                f"secure sum, round {self.session.round}: sealed shares could not be opened; nothing was summed, and the round "
+                f"is run again without clients {list(blamed)}",
+                blamed,
+            )
         best = max(self._sums.values(), key=lambda group: len(group.clients), default=None)
         if best is not None:
             self._sum, self._masked = best.sums, best.clients
             self._table = segments_table([segment for segment, _ in best.sums])
-            others = [c for group in self._sums.values() if group is not best for c in group.clients]
-            self.refused |= dict.fromkeys(others, "its vector is made in another way than most")
+            for group in self._sums.values():
+                if group is not best:
+                    self._turn_away(group.clients)
         self._sums = {}
         self._lost("with a masked vector", len(self._masked), max(self.quorum, self._least))
         self._masked.sort()
@@ -268,22 +310,31 @@ class SecureServer:
     def open(self) -> list[tuple[Segment, Words]]:
         """Rebuild the masks that are left in the sum, take them away, and return the opened segments.
 
-        Raises `QuorumError` where shares are missing, `ProtocolError` where shares are wrong and cannot be repaired.
+        Raises `QuorumError` where shares are missing, `MisbehaviourError` where they are wrong and cannot be repaired; it names
+        the owners of all secrets that do not come out.
         """
         self._close(4)
         assert self._sum is not None
         seeds: list[tuple[bytes, int]] = []
+        wrong: dict[int, str] = {}
         for v in self._masked:
-            seeds.append((self._rebuild(v, self._shares_b, self._is_self_mask), -1))
+            if secret := self._rebuild(v, self._shares_b, self._is_self_mask, wrong):
+                seeds.append((secret, -1))
         for v in sorted(set(self._shared) - (alive := set(self._masked))):
             survivors = [u for u in self._graph[v] if u in alive]
-            if not survivors:
+            if not survivors or not (secret := self._rebuild(v, self._shares_s, self._is_mask_key, wrong)):
                 continue
-            key = AgreementKey.from_bytes(self._rebuild(v, self._shares_s, self._is_mask_key))
+            key = AgreementKey.from_bytes(secret)
             for u in survivors:
                 agreed = key.agree(self._adverts[u][32:64])
                 seed = derive(agreed, self.session.context("salt"), pair_info("mask", u, v))
                 seeds.append((seed, -1 if u < v else 1))
+        if wrong:
+            raise MisbehaviourError(
+                f"secure sum, round {self.session.round}: the masks of clients {list(wrong)} cannot be taken away, so the sum is lost",
+                wrong,
+                self._masked,
+            )
         for segment, total in self._sum:
             apply_all(total, seeds, segment.name, self.session.config.prg)
         return self._sum
@@ -294,15 +345,19 @@ class SecureServer:
     def _is_mask_key(self, owner: int, secret: bytes) -> bool:
         return public_of_agreement(secret) == self._adverts[owner][32:64]
 
-    def _rebuild(self, owner: int, of: Mapping[int, Mapping[int, bytes]], right: Callable[[int, bytes], bool]) -> bytes:
-        """Return a secret from its shares; wrong ones are found, left out and their holders named."""
+    def _rebuild(
+        self, owner: int, of: Mapping[int, Mapping[int, bytes]], right: Callable[[int, bytes], bool], blamed: dict[int, str]
+    ) -> bytes | None:
+        """Return a secret from its shares; wrong ones are found, left out and their holders named.
+
+        Where the shares do not give what the owner committed to, the owner is blamed and None returned.
+        """
         t, came = self.session.threshold, of.get(owner, {})
         honest = {u: s for u, s in came.items() if u not in self._liars}
         shares = {u: int.from_bytes(s, "little") for u, s in sorted((honest if len(honest) >= t else came).items())}
-        where = f"secure sum, round {self.session.round}"
         if len(shares) < t:
             raise QuorumError(
-                f"{where}: {len(shares)} shares of client {owner} came, {t} are needed; "
+                f"secure sum, round {self.session.round}: {len(shares)} shares of client {owner} came, {t} are needed; "
                 f"the round is lost and can be run again with fresh keys"
             )
         places = tuple(u + 1 for u in list(shares)[:t])
@@ -319,7 +374,5 @@ class SecureServer:
                 return secret
             if not wrong:  # all shares fit together, so too many have to be wrong for any decoder
                 break
-        raise ProtocolError(
-            f"{where}: the shares of client {owner} do not give what it committed to; it shared something else, "
-            f"or too many of {list(shares)} lied"
-        )
+        blamed[owner] = "the shares of its secret do not give what it committed to"
+        return None

@@ -44,6 +44,11 @@ class Session:
         config: clip, bits, generator and the like.
         tell_bytes: size to which a record for the neighbours is padded, so that its length says nothing;
             0 where none is told.
+        function: the method's client function that is summed.
+        trial: attempt at the round from which the random streams are named.
+        call: which call of the function in this round, from 1.
+        task: `Work.task`, the hash of everything that shapes an answer. As all contexts hold it, signatures and keys of
+            clients that were given different tasks do not fit together.
     """
 
     id: bytes
@@ -54,11 +59,21 @@ class Session:
     threshold: int
     config: SecureConfig
     tell_bytes: int = 64
+    function: str = ""
+    trial: int = 0
+    call: int = 1
+    task: bytes = bytes(32)
 
     @cached_property
     def _facts(self) -> bytes:
         facts = (self.attempt, self.clients, self.neighbours, self.threshold, self.config, self.tell_bytes)
-        return hashlib.sha256(repr(facts).encode()).digest()
+        task = (self.function, self.trial, self.call, self.task)
+        return hashlib.sha256(repr((facts, task)).encode()).digest()
+
+    @property
+    def stream(self) -> str:
+        """The name of the random streams of the summed function, formed alike on both sides."""
+        return f"{self.trial}/method.{self.function}/{self.call}"
 
     def context(self, role: str) -> bytes:
         """Return what every signature and key derivation of this session starts with."""
@@ -69,6 +84,10 @@ class Session:
         out = []
         if not isinstance(self.id, bytes) or len(self.id) != 32:
             out.append("its id is not 32 bytes")
+        if not isinstance(self.task, bytes) or len(self.task) != 32:
+            out.append("the hash of its task is not 32 bytes")
+        if min(self.round, self.attempt, self.trial) < 0 or self.call < 1:
+            out.append("its round, attempt, trial or call is below the first")
         if list(self.clients) != sorted(set(self.clients)) or len(self.clients) < 2 or self.clients[0] < 0:
             out.append("its cohort is not an ascending list of at least 2 ids")
         elif (self.neighbours, self.threshold) != sizes(len(self.clients), self.config):
@@ -92,12 +111,14 @@ class Session:
     @staticmethod
     def from_plain(facts: Mapping[str, Any]) -> Session:
         """Return the session of `plain`; raises `ConfigError` for options that cannot be, `ProtocolError` for what is no session."""
-        numbers = [facts.get(name) for name in ("round", "attempt", "neighbours", "threshold", "tell_bytes")]
+        numbers = [facts.get(name) for name in ("round", "attempt", "neighbours", "threshold", "tell_bytes", "trial", "call")]
         known = {f.name for f in dataclasses.fields(Session)}
         clients, options = facts.get("clients"), facts.get("config")
         if set(facts) != known or not isinstance(clients, list | tuple) or not isinstance(options, Mapping):
             raise ProtocolError(f"a session has {', '.join(sorted(known))}")
-        if any(type(n) is not int for n in (*numbers, *clients)) or set(options) - {f.name for f in dataclasses.fields(SecureConfig)}:
+        texts = isinstance(facts.get("function"), str) and isinstance(facts.get("task"), bytes)
+        unknown = set(options) - {f.name for f in dataclasses.fields(SecureConfig)}
+        if not texts or unknown or any(type(n) is not int for n in (*numbers, *clients)):
             raise ProtocolError("a session's facts are of other types than they should be")
         return Session(**{**facts, "clients": tuple(facts["clients"]), "config": SecureConfig(**facts["config"])})
 

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from paceline.aggregation.arithmetic import Modular, ModularSum
 from paceline.aggregation.codec import Codec
 from paceline.aggregation.fixed import FixedPoint
-from paceline.aggregation.secagg import _Modular, _ModularSum
 from paceline.aggregation.secure.config import SecureConfig
 from paceline.aggregation.secure.encoding import pack, unpack
 from paceline.aggregation.wires import as_bytes, as_tensors
@@ -39,7 +39,7 @@ def describe(channel: Channel) -> dict[str, Any]:
             return {"kind": "sum"}
         case Held(goes_up):
             return {"kind": "held", "goes_up": goes_up}
-        case _Modular(codec):
+        case Modular(codec):
             facts = {"config": dataclasses.asdict(codec.config), "clients": codec.clients, "bounds": dict(codec.bounds)}
             return {"kind": "modular", **facts}
     raise EngineError(f"replies through a {type(channel).__name__} cannot cross a network yet; use plain or secure")
@@ -76,7 +76,7 @@ class _EncoderSink(Sink):
         return self.codec.size(reply)
 
     def add(self, client: int, reply: Tree, seed: Callable[[], int]) -> Any:
-        total = _ModularSum(self.codec)
+        total = ModularSum(self.codec)
         total.add(client, reply, seed)
         return {"shape": total.shape, "segments": as_tensors([pack(words, segment) for segment, words in total.sums])}
 
@@ -149,7 +149,7 @@ class _ModularSums(_Sums):
         segments, packed = codec.segments(reply["shape"]), as_bytes(reply["segments"])
         if len(segments) != len(packed) or not all(isinstance(data, memoryview) for data in packed):
             raise AggregationError(f"client {client} sent segments that do not fit their shape")
-        one = _ModularSum(codec)
+        one = ModularSum(codec)
         one.shape, one.clients = reply["shape"], [client]
         one.sums = [(s, unpack(data, s)) for s, data in zip(segments, packed, strict=True)]
         total.merge(one)
@@ -160,6 +160,6 @@ def intake(channel: Channel) -> Intake:
     match channel:
         case FixedPoint():
             return _Sums(channel)
-        case _Modular():
+        case Modular():
             return _ModularSums(channel)
     return Intake()

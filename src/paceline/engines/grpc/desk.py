@@ -169,7 +169,7 @@ class Desk:
         if self._faults is not None:
             self._runner.slowed(answer, await self._faults.work(answer.spent))
         self._last = (number, answer.head, parts)
-        why = answer.head["dropped"]
+        why = answer.why
         facts = {"round": round, "function": p.clean(name), "seconds": answer.spent}
         self._note("answered" if why is None else "not_answered", facts if why is None else {**facts, "why": why})
         self._put(p.REPLY, answer.head, *parts)

@@ -23,6 +23,7 @@ from paceline.engines.grpc.receipts import Receipts
 from paceline.engines.heap import keep_freed
 from paceline.errors import CohortError, EngineError
 from paceline.params import Params
+from paceline.tree import Tree
 from paceline.wire import NETWORK
 
 __all__ = ["GrpcEngine", "Stopped"]
@@ -42,6 +43,7 @@ class GrpcEngine:
         num_clients: size of the population.
         patience: how long to wait.
         measured: time real work and transfers; else clients report virtual times, as in a simulation.
+        hidden: sums are secure: clients report no times, so arrivals are measured in any case.
         pack: compress messages with zstd.
         least: clients that must be ready before a round is tried again.
         record: see `Record`.
@@ -56,15 +58,16 @@ class GrpcEngine:
         *,
         patience: Patience | None = None,
         measured: bool = False,
+        hidden: bool = False,
         pack: bool = False,
         least: int = 1,
         record: Record | None = None,
     ) -> None:
         keep_freed()
         self.hub, self.loop, self.home, self.num_clients = hub, loop, home, num_clients
-        self.patience, self.measured, self.pack = patience or Patience(), measured, pack
+        self.patience, self.measured, self.pack = patience or Patience(), measured or hidden, pack
         self.least, self.record = least, record
-        self._receipts = Receipts(replace(NETWORK, size=hub.settings.limit, header=hub.settings.limit), measured, hub.note)
+        self._receipts = Receipts(replace(NETWORK, size=hub.settings.limit, header=hub.settings.limit), measured, hub.note, hidden)
         self.round = hub.progress.round
         self.stopping = False
         self._attempt = 0
@@ -193,6 +196,10 @@ class GrpcEngine:
     def init_params(self) -> Params:
         """Return the initial model."""
         return self.home.initial.clone()
+
+    def preview(self, function: str, message: Tree) -> Tree | None:
+        """Return a reply with the shape that clients will send, formed by the server's own worker."""
+        return self.home.preview(function, message)
 
     def evaluate(self, params: Params) -> dict[str, Any]:
         """Evaluate on the central test set."""

@@ -1,12 +1,10 @@
-"""What a client never does, whatever its policy says: answer twice, go back, or help to take a sum apart.
+"""What a client never does, whatever its policy says: answer twice, go back, or run what is no client function.
 
 - A call's number only grows, and a round that was said to be safe never comes again.
 - Only functions that are registered as client functions run, and a function whose replies may be seen only
   summed is not asked singly.
-- A server that dies after it opened a secure sum repeats the round, and the client does the same work again:
-  then it signs only the survivors that it signed before. Two sums of the same work over different clients
-  would show what the difference did. Sums of more than `ATTEMPTS` attempts at a round are not opened.
 
+What a client helps to open in secure sums is remembered elsewhere, over all runs: `paceline.aggregation.secure.openings`.
 The guard's file is written before the answer that it is about.
 """
 
@@ -21,12 +19,8 @@ from paceline.engines.grpc import protocol as p
 from paceline.errors import ProtocolError
 from paceline.method import ClientFunction
 from paceline.store import load_checkpoint, save_checkpoint
-from paceline.tree import Tree
 
-__all__ = ["ATTEMPTS", "Guard"]
-
-ATTEMPTS = 3
-"""Attempts at one round whose sums a client helps to open; a run gives a round up after as many."""
+__all__ = ["Guard"]
 
 
 class Guard:
@@ -40,13 +34,10 @@ class Guard:
 
     def __init__(self, path: str | os.PathLike[str], functions: Mapping[str, Mapping[str, ClientFunction]], durable: bool = True) -> None:
         self.path, self.functions, self.durable = Path(path), functions, durable
-        self.incarnation = self.saved = self.round = self.last = 0
-        self.opened: dict[str, list[int]] = {}
-        self._stream, self._signed = "", list[int]()
+        self.incarnation = self.saved = self.last = 0
         if self.path.exists():
             kept = load_checkpoint(self.path)
-            self.incarnation, self.saved, self.round = kept["incarnation"], kept["saved"], kept["round"]
-            self.opened = kept["opened"]
+            self.incarnation, self.saved = kept["incarnation"], kept["saved"]
 
     def join(self, incarnation: int, round: int) -> None:
         """A server says where the run is. Raises `ProtocolError` where that is behind what was safe."""
@@ -63,7 +54,7 @@ class Guard:
             self.saved = saved
             self._save()
 
-    def call(self, head: Mapping[str, Any], message: Tree, own: Tree, done: int) -> None:
+    def call(self, head: Mapping[str, Any], done: int) -> None:
         """Raise `ProtocolError` for a call that must not be answered; `done` is the last committed round."""
         number, round = p.field(head, "id", int), p.field(head, "round", int)
         program, function = p.field(head, "program", str), p.field(head, "function", str)
@@ -77,10 +68,6 @@ class Guard:
         kind = channel.get("kind") if isinstance(channel, dict) else None
         if program == "method" and kind == "each" and not (declared.each or self._told(function)):
             raise ProtocolError(f"{function!r} may be seen only summed, but is asked singly")
-        if round > self.round:
-            self.round, self.opened = round, {}
-        if program == "secagg":
-            self._secure(function, message)
 
     def _declared(self, program: str, function: str) -> ClientFunction:
         declared = self.functions.get(program, {}).get(function)
@@ -92,28 +79,5 @@ class Guard:
         """Return whether a function's record is told to the other clients, in clear where sums are plain."""
         return any(d.tells == function for d in self.functions["method"].values())
 
-    def _secure(self, function: str, message: Tree) -> None:
-        """Follow a secure sum: which work is masked, who survives, and that it is opened."""
-        match function, message:
-            case "share", {"tells": str(told)}:
-                if not self._told(told):
-                    raise ProtocolError(f"no function has {told!r} told before it")
-            case "masked", {"function": str(name), "stream": str(stream)}:
-                if self._declared("method", name).each:
-                    raise ProtocolError(f"{name!r} returns what is asked singly; it is not summed")
-                self._stream, self._signed = stream, []
-            case "consistency", {"alive": [*alive]}:
-                before = self.opened.get(self._stream)
-                if before is not None and before != alive:
-                    raise ProtocolError("this sum was opened before, over other survivors; a second one would show the difference")
-                self._signed = list(alive)
-            case "unmask", _:
-                attempts = {stream.partition("/")[0] for stream in (*self.opened, self._stream)}
-                if len(attempts) > ATTEMPTS:
-                    raise ProtocolError(f"sums of {ATTEMPTS} attempts at round {self.round} were opened; more would show too much")
-                self.opened[self._stream] = self._signed
-                self._save()
-
     def _save(self) -> None:
-        kept = {"incarnation": self.incarnation, "saved": self.saved, "round": self.round, "opened": self.opened}
-        save_checkpoint(self.path, kept, durable=self.durable)
+        save_checkpoint(self.path, {"incarnation": self.incarnation, "saved": self.saved}, durable=self.durable)

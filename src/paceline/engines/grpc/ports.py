@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from paceline.call import Receipt
 from paceline.params import Params
+from paceline.tree import Tree
 
 __all__ = ["Home", "HubSettings", "Member", "Members", "Progress", "Record"]
 
@@ -41,6 +42,9 @@ class Home(Protocol):
     @property
     def services(self) -> Mapping[str, Any]:
         """What server programs may use."""
+
+    def preview(self, function: str, message: Tree) -> Tree | None:
+        """Return a reply with the shape that clients will send."""
 
     def evaluate(self, params: Params) -> dict[str, Any]:
         """Evaluate on the central test set."""

@@ -22,12 +22,15 @@ class Receipts:
 
     Args:
         limits: of a reply.
-        measured: time real work and transfers; else clients tell virtual times.
+        measured: time real work and transfers; else clients report virtual times.
+        hidden: sums are secure, so clients report no times: those of arrivals count.
         note: is told of replies that were no good.
     """
 
-    def __init__(self, limits: Limits, measured: bool, note: Callable[[str, int | None, dict[str, Any]], None]) -> None:
-        self._limits, self._measured, self._note = limits, measured, note
+    def __init__(
+        self, limits: Limits, measured: bool, note: Callable[[str, int | None, dict[str, Any]], None], hidden: bool = False
+    ) -> None:
+        self._limits, self._measured, self._hidden, self._note = limits, measured, hidden, note
         self.took: dict[int, float] = {}
         """Measured seconds from call to reply of each client's last training in this round."""
 
@@ -61,10 +64,13 @@ class Receipts:
         down, up = p.field(head, "down", int), p.field(head, "up", int)
         if not (0 <= down < 1 << 50 and 0 <= up < 1 << 50):
             raise WireError("a reply tells of impossible sizes")
-        if not self._measured:
+        if not self._measured and not self._hidden:
             return Receipt(client, None, p.seconds(head, "compute"), p.seconds(head, "network"), down, up, dropped)
         took = message.ended - phase.sent.get(client, message.began)
         work = min(p.seconds(head, "seconds"), took)
-        if p.field(head, "trained", bool):
+        trained = phase.name == "secagg.masked" if self._hidden else p.field(head, "trained", bool)
+        if trained and self._measured:
             self.took[client] = took
-        return Receipt(client, None, work, took - work, len(phase.message.data), message.opening.size, dropped)
+        if self._measured:
+            down, up = len(phase.message.data), message.opening.size
+        return Receipt(client, None, work, took - work, down, up, dropped)

@@ -91,8 +91,8 @@ class Runner:
 
     # -- calls ---------------------------------------------------------------------------------
     def call(self, head: Mapping[str, Any], message: Tree, rest: Tree) -> Answer:
-        """Answer one call; whatever goes wrong becomes a reason that the server is told."""
-        number = p.field(head, "id", int)
+        """Answer one call; whatever goes wrong becomes a reason, which the server is told unless sums are secure."""
+        number, hidden = p.field(head, "id", int), self.hidden
         try:
             worker, call = self._checked(head, message, rest)
             began = time.perf_counter()
@@ -106,9 +106,13 @@ class Runner:
             if self.rules is not None:
                 self.rules.done(head, receipt.bytes_up, spent)
         except (PacelineError, *MALFORMED) as error:
-            return Answer.of(number, Receipt(self.number, dropped=reason_of(error)))
-        told = spent if call.program == "method" else 0.0  # in a secure sum the server learns no times but its own
-        return Answer.of(number, receipt, told, trained, spent)
+            return Answer.of(number, Receipt(self.number, dropped=reason_of(error)), hidden=hidden)
+        return Answer.of(number, receipt, spent, trained, spent, hidden)
+
+    @property
+    def hidden(self) -> bool:
+        """Whether the server may learn nothing but sums, so that no reason, time or size that depends on data leaves."""
+        return self.worker is None or "secagg" in self.worker.functions
 
     def slowed(self, answer: Answer, seconds: float) -> None:
         """Let work have taken longer: a slow device, on purpose."""
@@ -121,13 +125,13 @@ class Runner:
         if self.worker is None:
             raise ProtocolError("a call came before a welcome")
         rest = rest if isinstance(rest, dict) else {}
-        self.guard.call(head, message, rest.get("own"), self._round)
+        self.guard.call(head, self._round)
         if self.rules is not None:
             self.rules.call(head, message)
         round, take = p.field(head, "round", int), p.field(head, "take", int)
         if self._overlay is not None and self._overlay != (round, take):
             self.rollback()  # a commit or a rollback was lost with a stream
-        deadline = head.get("deadline")
+        deadline = None if self.hidden else head.get("deadline")  # to be late or not would tell how much data there is
         own, peers = rest.get("own"), rest.get("peers")
         return self.worker, Call(
             p.field(head, "function", str),

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from paceline.aggregation.wires import MALFORMED
 from paceline.call import Receipt
 from paceline.engines.grpc import protocol as p
 from paceline.errors import PacelineError, PolicyError, ProtocolError, WireError
 from paceline.tree import Tree
 
-__all__ = ["MALFORMED", "Answer", "Rules", "Welcome", "reason_of"]
-
-MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, OverflowError)
-"""What messages from outside raise that are made of the right parts, but in a way that no check foresaw."""
-
+__all__ = ["HIDDEN", "MALFORMED", "Answer", "Rules", "Welcome", "reason_of"]
 
 @dataclass(frozen=True)
 class Welcome:
@@ -62,20 +59,47 @@ class Rules(Protocol):
         """Note what a call cost."""
 
 
+HIDDEN = "no answer; this client's own log says why"
+"""All that a server learns of why a client does not answer where sums are secure: a reason may hold values of its data."""
+
+
 @dataclass(frozen=True)
 class Answer:
-    """What goes back to the server: the head's facts, and the value where there is one."""
+    """What goes back to the server: the head's facts, and the value where there is one.
+
+    Args:
+        head: what is sent.
+        value: the reply.
+        spent: seconds of work, for this client's own log.
+        why: why there is no reply, for this client's own log.
+    """
 
     head: dict[str, Any]
     value: Tree = None
     spent: float = 0.0
+    why: str | None = None
 
     @staticmethod
-    def of(number: int, receipt: Receipt, told: float = 0.0, trained: bool = False, spent: float = 0.0) -> Answer:
-        """Return the answer to call `number` that a receipt makes; `told` are the seconds that the server is told."""
+    def of(
+        number: int, receipt: Receipt, told: float = 0.0, trained: bool = False, spent: float = 0.0, hidden: bool = False
+    ) -> Answer:
+        """Return the answer to call `number` that a receipt makes.
+
+        Args:
+            number: of the call.
+            receipt: what came of it.
+            told: seconds that the server is told.
+            trained: whether the client trained.
+            spent: seconds of work.
+            hidden: leave out everything that depends on data: reasons and times; sizes follow from shapes.
+        """
+        why = receipt.dropped
+        if hidden:
+            receipt = replace(receipt, compute=0.0, network=0.0, dropped=None if why is None else HIDDEN)
+            told, trained = 0.0, False
         head = {"id": number, "dropped": receipt.dropped, "seconds": told, "trained": trained}
         head |= {"compute": float(receipt.compute), "network": float(receipt.network)}
-        return Answer(head | {"down": receipt.bytes_down, "up": receipt.bytes_up}, receipt.value, spent)
+        return Answer(head | {"down": receipt.bytes_down, "up": receipt.bytes_up}, receipt.value, spent, why)
 
 
 def reason_of(error: Exception) -> str:

@@ -1,0 +1,52 @@
+"""What a client's reply will look like, found out by the server before anybody is asked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from paceline.client import Client, ClientData, Memory
+from paceline.local import Job, Trained, answer
+from paceline.tree import Tree, map_leaves
+
+if TYPE_CHECKING:
+    from paceline.engines.worker import Worker
+
+__all__ = ["preview"]
+
+
+def preview(worker: Worker, function: str, message: Tree) -> Tree | None:
+    """Return a reply of the method's `function` with the shape that clients will send, without any training.
+
+    It is formed on two of the worker's samples, with an empty memory. None where the function cannot do without more, such
+    as one that hands over what was begun before.
+
+    Args:
+        worker: the server's own.
+        function: the client function's name.
+        message: what clients will be sent.
+    """
+    index = torch.arange(min(2, len(worker.y)), device=worker.x.device)
+    me = Client(
+        0,
+        worker.round,
+        int,
+        worker.model,
+        worker.setup.task,
+        lambda part: ClientData(worker.x, worker.y, index),
+        Memory(),
+        services={**worker.services, "worker": worker, "session": {}},
+        ask=_untrained,
+    )
+    try:
+        return worker.invoke(me, "method", function, map_leaves(lambda tensor: tensor.to(worker.model.device), message))
+    except Exception:  # a user's own function may fail in any way on so little; then there is no preview
+        return None
+
+
+def _untrained(request: Any) -> Any:
+    """Answer a request to the local loop with where it starts; evaluate as asked."""
+    if isinstance(request, Job):
+        return Trained(request.start.clone(), request.steps, request.steps * request.batch_size, 0.0)
+    return answer(request)

@@ -1,0 +1,40 @@
+"""Which clients sit out because they spoilt sums, and until when."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+__all__ = ["Exclusions"]
+
+
+class Exclusions:
+    """Leaves clients out that were blamed: for the rest of the round, then twice as long with each further time.
+
+    >>> out = Exclusions()
+    >>> out.blame({4: "a wrong commitment"}, round=7)
+    >>> out.sits_out(4, 7), out.sits_out(4, 8)
+    (True, False)
+    """
+
+    def __init__(self) -> None:
+        self._until: dict[int, int] = {}
+        self._times: dict[int, int] = {}
+        self._why: dict[int, tuple[int, str]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._until)
+
+    def blame(self, clients: Mapping[int, str], round: int) -> None:
+        """Let clients sit out, from this round on; `clients` says why."""
+        for client, why in clients.items():
+            times = self._times[client] = self._times.get(client, 0) + 1
+            self._until[client] = round + 2 ** min(times - 1, 20) - 1
+            self._why[client] = (round, why)
+
+    def sits_out(self, client: int, round: int) -> bool:
+        """Return whether a client is not to be asked in a round."""
+        return self._until.get(client, -1) >= round
+
+    def of(self, round: int) -> dict[int, str]:
+        """Return whom a round blamed, and why."""
+        return {client: why for client, (when, why) in sorted(self._why.items()) if when == round}
