@@ -43,10 +43,20 @@ def test_tokens_and_invitations(call: Call) -> None:
     printed = call("ca", "token", "st-mary", "--ca", "x").stdout.strip()
     assert begin("client", printed).token == printed
     call("ca", "token", "st-mary", "--ca", "x", "--invite", "i.json", "--server", "fed:8443", "--hours", "2")
-    assert Invitation.load("i.json").server == "fed:8443"
+    assert str(Invitation.load("i.json").server) == "fed:8443"
     listed = told(call, "list", "--ca", "x")
     assert [(t["name"], t["state"]) for t in listed["tokens"]] == [("st-mary", "open")]  # the first one is void
     assert "open" in call("ca", "list", "--ca", "x").stdout
+
+
+def test_addresses_on_the_command_line(call: Call) -> None:
+    call("ca", "init", "hospitals")
+    for bad in ("fed", "fed:0", "::1:9101", "http://fed:9101"):
+        assert f"--server = {bad!r}: " in call("ca", "token", "a", "--invite", "i", "--server", bad, code=2).stderr.replace("\n", " ")
+        assert f"--renew = {bad!r}: " in call("client", "--renew", bad, code=2).stderr.replace("\n", " ")
+        assert f"--address = {bad!r}: " in call("client", "--enrol", "i", "--address", bad, code=2).stderr.replace("\n", " ")
+    assert not Path("i").exists()
+    assert told(call, "list")["tokens"] == []
 
 
 def test_own_certificates(call: Call) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from paceline.address import Address
 from paceline.aggregation.secure.identity import SimulatedDirectory
 from paceline.aggregation.secure.keys import verify
 from paceline.deploy import directory as directories
@@ -178,17 +179,18 @@ def test_answers_of_a_lying_server_are_refused(ca: Authority, tmp_path: Path) ->
 
 def test_invitations(ca: Authority, tmp_path: Path) -> None:
     path = tmp_path / "a.invite"
-    Invitation(ca.token("a"), ca.trust, "fed.example.org:8443").save(path)
+    Invitation(ca.token("a"), ca.trust, Address("fed.example.org", 8443)).save(path)
     assert path.stat().st_mode & 0o777 == 0o600
     found = Invitation.load(path)
-    assert (found.server, found.trust) == ("fed.example.org:8443", ca.trust)
+    assert (found.server, found.trust) == (Address("fed.example.org", 8443), ca.trust)
     assert found.token not in repr(found)
     facts = json.loads(path.read_text())
     other = Authority.create(tmp_path / "other", "hospitals")
     path.write_text(json.dumps(facts | {"trust": other.trust.pem.decode()}))
     with pytest.raises(TokenError, match="same operator"):
         Invitation.load(path)
-    for bad in ("", "[]", "{}", json.dumps(facts | {"token": 1}), json.dumps(facts | {"server": []})):
+    wrong = ({"token": 1}, {"server": []}, {"server": "fed.example.org"})
+    for bad in ("", "[]", "{}", *(json.dumps(facts | change) for change in wrong)):
         path.write_text(bad)
         with pytest.raises(IdentityError, match="no invitation"):
             Invitation.load(path)

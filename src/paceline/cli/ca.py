@@ -152,14 +152,16 @@ def token(
     json: Json = False,
 ) -> None:
     """Make an enrolment token: it lets one client, once, get its certificate. Hand it over on a safe way."""
+    from paceline.address import Address
     from paceline.deploy.enrol import Invitation
 
     if server is not None and invite is None:
         raise ConfigError("--server is written into an invitation; give --invite FILE as well")
+    where = None if server is None else Address.parse(server, "--server")
     authority = _open(ca)
     made = authority.token(name, hours=hours, replace=replace)
     if invite is not None:
-        Invitation(made, authority.trust, server).save(invite)
+        Invitation(made, authority.trust, where).save(invite)
     if json:
         print_json({"name": name, "hours": hours, "token": made, "invitation": None if invite is None else str(invite)})
     elif invite is not None:

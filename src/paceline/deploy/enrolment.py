@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 
+from paceline.address import Address
 from paceline.deploy.authority import Authority
 from paceline.deploy.enrol import Invitation, begin, finish, renewal, renewed
 from paceline.deploy.files import Enrolled
@@ -46,7 +47,7 @@ class Enrolment:
         self._authority, self._gate, self._credentials, self._notes = authority, gate, credentials, notes
         self._server: grpc.Server | None = None
 
-    def start(self, enrol: str, renew: str) -> tuple[int, int]:
+    def start(self, enrol: Address, renew: Address) -> tuple[int, int]:
         """Listen on two addresses, for tokens and for renewals (which need a certificate); return the ports."""
         handlers = {"Redeem": self._redeem, "Renew": self._renew}
         rpc = {name: grpc.unary_unary_rpc_method_handler(handler) for name, handler in handlers.items()}
@@ -58,8 +59,8 @@ class Enrolment:
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, rpc),))
         pair = [(self._credentials.key, self._credentials.certificate)]
         try:
-            first = self._server.add_secure_port(enrol, grpc.ssl_server_credentials(pair))
-            second = self._server.add_secure_port(renew, self._credentials.server())
+            first = self._server.add_secure_port(str(enrol), grpc.ssl_server_credentials(pair))
+            second = self._server.add_secure_port(str(renew), self._credentials.server())
         except RuntimeError as error:
             raise EngineError(f"cannot listen on {enrol} and {renew}: {error}") from error
         self._server.start()
@@ -99,14 +100,14 @@ class Enrolment:
         context.abort(_STATUS.INVALID_ARGUMENT if isinstance(error, WireError) else _STATUS.PERMISSION_DENIED, clean(error))
 
 
-def enrol(folder: Path, invitation: Path, address: str = "") -> Enrolled:
+def enrol(folder: Path, invitation: Path, address: Address | None = None) -> Enrolled:
     """Enrol a client with an invitation and write its folder; may be repeated after a crash or a lost answer.
 
     Raises `IdentityError` with the operator's reason where it is refused, `EngineError` where nobody answers.
     """
     invited = Invitation.load(invitation)
-    where = address or invited.server or ""
-    if not where:
+    where = address or invited.server
+    if where is None:
         raise IdentityError(f"{invitation} does not say where to enrol; give the server's address")
     ask = begin(folder, invited.token)
     credentials = grpc.ssl_channel_credentials(invited.trust.roots)
@@ -116,7 +117,7 @@ def enrol(folder: Path, invitation: Path, address: str = "") -> Enrolled:
     return enrolled
 
 
-def renew(folder: Path, address: str) -> Enrolled:
+def renew(folder: Path, address: Address) -> Enrolled:
     """Get a new certificate for a client while its old one is good, and write it into its folder."""
     credentials = Credentials.read(folder / "client.key", folder / "client.pem", Trust.load(folder / "trust.pem").roots)
     enrolled = _call(address, credentials.channel(), "Renew", {"request": renewal(folder)})
@@ -124,9 +125,9 @@ def renew(folder: Path, address: str) -> Enrolled:
     return enrolled
 
 
-def _call(address: str, credentials: grpc.ChannelCredentials, method: str, parts: dict[str, Any]) -> Enrolled:
+def _call(address: Address, credentials: grpc.ChannelCredentials, method: str, parts: dict[str, Any]) -> Enrolled:
     options = [("grpc.max_receive_message_length", _ANSWER.size), ("grpc.enable_retries", 0)]
-    with grpc.secure_channel(address, credentials, options) as channel:
+    with grpc.secure_channel(address.target, credentials, options) as channel:
         try:
             answer = channel.unary_unary(f"/{SERVICE}/{method}")(dumps(parts), timeout=30.0)
         except grpc.RpcError as error:

@@ -19,6 +19,7 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+from paceline.address import Address
 from paceline.deploy.authority import Authority
 from paceline.deploy.processes import child
 from paceline.engines.grpc.faults import Fault
@@ -122,14 +123,14 @@ class Federation:
         port = _free_port()
         (root / "policy.toml").write_text(to_toml(self.policy))
         run = self.config.model_dump(mode="json", exclude_none=True)
-        least = {"least": self.config.clients, "listen": f"127.0.0.1:{port}", "heartbeat": 2.0}
+        least = {"least": self.config.clients, "listen": str(Address("127.0.0.1", port)), "heartbeat": 2.0}
         files = {"folder": "server", "run": str(self.place.resolve())}
         values = {"server": {**least, **files, **self.server, "faults": self._of(None)}, "run": run}
         values["waiting"] = {"start": 300.0, **self.waiting}
         self.parties = [self._party("server", root, values)]
         for number in range(self.config.clients):
             mine = {"folder": f"client{number}", "state": f"state{number}", "policy": "policy.toml", "most": 1.0, "first": 0.1}
-            part = {"server": f"localhost:{port}", **mine, **self.client, "faults": self._of(number)}
+            part = {"server": str(Address("localhost", port)), **mine, **self.client, "faults": self._of(number)}
             data = {"own": False, "device": self.config.device, "threads": self.config.threads}
             self.parties.append(self._party(f"client{number}", root, {"client": part, "data": data}))
 

@@ -49,7 +49,7 @@ def run_client(config: ClientConfig) -> str:
     journal, metrics = _watchers("client", config.logging)
     try:
         node = make_node(config, journal, metrics)
-        journal("dialling", client=node.runner.number, server=config.client.server)
+        journal("dialling", client=node.runner.number, server=str(config.client.server))
         ended = asyncio.run(take_part(node))
         journal("ended", client=node.runner.number, why=ended)
         return ended

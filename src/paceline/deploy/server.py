@@ -15,6 +15,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from paceline.address import Address
 from paceline.deploy.authority import Authority
 from paceline.deploy.enrolment import Enrolment
 from paceline.deploy.gate import Gate
@@ -267,8 +268,7 @@ class FederationServer:
         if authority is None or not part.enrol:
             return None
         opened = Enrolment(authority, self.gate, self.credentials, self.notes)
-        host = part.enrol.rpartition(":")[0]
-        self.enrol_port, self.renew_port = opened.start(part.enrol, part.renew or f"{host}:0")
+        self.enrol_port, self.renew_port = opened.start(part.enrol, part.renew or Address(part.enrol.host, 0))
         self.notes("enrolling", port=self.enrol_port, renew=self.renew_port)
         return opened
 

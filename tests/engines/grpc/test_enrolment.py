@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import pytest
 
+from paceline.address import Address
 from paceline.deploy.authority import Authority
 from paceline.deploy.enrol import Invitation
 from paceline.deploy.enrolment import enrol, renew
@@ -22,7 +23,7 @@ def serving(loopback):
 def invite(loopback, name, folder=None):
     ca = Authority.open(loopback.root / "ca")
     path = loopback.root / f"{name}.invite"
-    Invitation(ca.token(name), ca.trust, f"localhost:{loopback.server.enrol_port}").save(path)
+    Invitation(ca.token(name), ca.trust, Address("localhost", loopback.server.enrol_port)).save(path)
     return path
 
 
@@ -81,13 +82,13 @@ def test_lists_are_published_in_good_time_where_the_authority_is(loopback, monke
 def test_renewal_needs_the_old_certificate(serving):
     folder, port = serving.root / "client1", serving.server.renew_port
     before = (folder / "client.pem").read_bytes()
-    assert renew(folder, f"localhost:{port}").client == 1
+    assert renew(folder, Address("localhost", port)).client == 1
     assert (folder / "client.pem").read_bytes() != before
     with pytest.raises((EngineError, IdentityError)):
-        renew(folder, f"localhost:{serving.server.enrol_port}")  # that port asks for no certificate
+        renew(folder, Address("localhost", serving.server.enrol_port))  # that port asks for no certificate
     Authority.open(serving.root / "ca").revoke("client2")
     with pytest.raises((EngineError, IdentityError), match=r"no longer|revoked"):
-        renew(serving.root / "client2", f"localhost:{port}")
+        renew(serving.root / "client2", Address("localhost", port))
 
 
 def test_garbage_is_answered_with_an_error(serving):

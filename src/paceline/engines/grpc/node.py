@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from paceline.address import Address
 from paceline.engines.grpc import protocol as p
 from paceline.engines.grpc.buffers import Budget
 from paceline.engines.grpc.desk import Desk
@@ -47,7 +48,7 @@ class NodeSettings:
     """How a client deals with its stream.
 
     Args:
-        address: host:port of the server.
+        address: of the server.
         first, most: seconds before the first new try, and at most; each try doubles them, and up to half is
             taken off at random, so that not all clients come at once.
         limit: largest message of the server, in bytes.
@@ -57,7 +58,7 @@ class NodeSettings:
         stay: wait for the next run when one has ended.
     """
 
-    address: str
+    address: Address
     first: float = 0.2
     most: float = 30.0
     limit: int = 4 << 30
@@ -165,7 +166,7 @@ class Node:
     # -- one stream ----------------------------------------------------------------------------
     async def _stream(self, desk: Desk) -> None:
         credentials, chosen = self.credentials.channel(), options(self.settings.name)
-        async with grpc.aio.secure_channel(self.settings.address, credentials, options=chosen) as channel:
+        async with grpc.aio.secure_channel(self.settings.address.target, credentials, options=chosen) as channel:
             call = channel.stream_stream(p.METHOD)()
 
             async def read() -> bytes | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import grpc
 import grpc.aio
 
+from paceline.address import Address
 from paceline.engines.grpc import protocol as p
 from paceline.engines.grpc.hub import Hub
 from paceline.engines.grpc.tls import Credentials, narrow, options
@@ -19,10 +20,10 @@ class Server:
     Args:
         hub: who serves the streams.
         credentials: the server's key and certificate, and the roots of the clients' certificates.
-        address: host:port to listen on; port 0 takes a free one.
+        address: where to listen; port 0 takes a free one.
     """
 
-    def __init__(self, hub: Hub, credentials: Credentials, address: str) -> None:
+    def __init__(self, hub: Hub, credentials: Credentials, address: Address) -> None:
         self.hub, self.credentials, self.address = hub, credentials, address
         self.port = 0
 
@@ -32,7 +33,7 @@ class Server:
         handler = grpc.stream_stream_rpc_method_handler(self.hub.connect)
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(p.SERVICE, {"Connect": handler}),))
         try:
-            self.port = self._server.add_secure_port(self.address, self.credentials.server())
+            self.port = self._server.add_secure_port(str(self.address), self.credentials.server())
         except RuntimeError as error:
             raise EngineError(f"cannot listen on {self.address}: {error}") from error
         await self._server.start()
