@@ -59,6 +59,24 @@ def test_addresses_on_the_command_line(call: Call) -> None:
     assert told(call, "list")["tokens"] == []
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "../x", "ü", "a b", "", "007", "4294967296", "9" * 63, "a\0"])
+def test_names_that_are_none_are_refused_at_once(call: Call, name: str) -> None:
+    call("ca", "init", "hospitals")
+    for words in (("issue", "good", name), ("token", name)):
+        assert "is no name of a client" in call("ca", *words, code=2).stderr
+    assert not Path("good").exists()  # nothing was made before the fault was found
+    assert told(call, "list")["clients"] == []
+    assert told(call, "issue", "7")[0]["client"] == 7
+    assert [c["name"] for c in told(call, "list")["clients"]] == ["7"]
+
+
+def test_an_authority_in_odd_folders(call: Call) -> None:
+    call("ca", "init", "hospitals", "--ca", "x" * 250)
+    call("ca", "list", "--ca", "x" * 250)
+    call("ca", "init", "hospitals", "--ca", "x" * 300, code=13)
+    call("ca", "init", "hospitals", "--ca", ".", code=13)
+
+
 def test_own_certificates(call: Call) -> None:
     call("ca", "init", "corporate", "--ca", "corporate")
     call("ca", "issue", "x", "--ca", "corporate")

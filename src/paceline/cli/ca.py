@@ -93,6 +93,11 @@ def issue(
     """Make keys and certificates here. Better for clients: `paceline ca token`, so that their keys never travel."""
     if folder is not None and len(names) > 1 and not server:
         raise ConfigError("--out is for one client; leave it out, and each client gets a folder of its name")
+    from paceline.deploy.pki import check_name
+
+    if not server:
+        for name in names:
+            check_name(name)
     authority = _open(ca)
     made = []
     for name in names[:1] if server else names:

@@ -94,6 +94,7 @@ class Federation:
 
     def run(self, observer: Observer | None = None) -> Summary:
         """Carry out the run and return its summary. Raises what made the server or a client fail."""
+        RunFolder.check_name(self.place.name)
         root = Path(tempfile.mkdtemp(prefix="paceline-"))
         if self.keep:
             kept = self.place.with_name(self.place.name + ".parties")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -39,6 +38,7 @@ from paceline.engines.grpc import (
 from paceline.engines.grpc.faults import Faults
 from paceline.engines.worker import Setup, Worker
 from paceline.errors import CohortError, ConfigError, IdentityError, StoreError
+from paceline.names import is_name, run_id, safe_name
 from paceline.run import Observer, Run, RunConfig, Summary, prepare, reopen
 from paceline.store import RunFolder, atomic_write
 
@@ -217,9 +217,10 @@ class FederationServer:
         """Count this start, durably, before anything is asked."""
         path = folder.path / "federation.json"
         try:
-            fresh: dict[str, Any] = {"id": f"{folder.name}-{secrets.token_hex(6)}", "starts": 0}
+            fresh: dict[str, Any] = {"id": run_id(folder.path.absolute().name), "starts": 0}
             before = json.loads(path.read_bytes()) if path.exists() else fresh
-            facts = {"id": str(before["id"]), "starts": int(before["starts"]) + 1}
+            name = str(before["id"])
+            facts = {"id": name if is_name(name) else safe_name(name), "starts": int(before["starts"]) + 1}
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{path} is damaged ({error}); put it back, or begin a new run in another folder") from None
         atomic_write(path, json.dumps(facts).encode())
