@@ -89,20 +89,23 @@ def test_an_older_directory_is_refused(folders: list[Path], ca: Authority) -> No
 def test_changed_keys_need_consent(folders: list[Path], ca: Authority, tmp_path: Path) -> None:
     end = PinnedDirectory.of(folders[0])
     enrol(ca, "b", tmp_path / "b2", replace=True)
-    with pytest.raises(IdentityError, match=r"clients \[1\] have other identity keys"):
+    with pytest.raises(IdentityError, match=r"clients b \(1\) have other identity keys"):
         end.update(ca.directory_file())
     assert end.publics([1]) == PinnedDirectory.of(folders[2]).publics([1])  # still the old key
     willing = PinnedDirectory.of(folders[0], accept_changed=True)
+    told = []
+    willing.note = lambda event, facts: told.append((event, facts["changed"]))
     assert willing.update(ca.directory_file())
+    assert told == [("keys", ["b"])]
     assert willing.publics([1]) != end.publics([1])
     assert PinnedDirectory.of(folders[0]).publics([1]) == willing.publics([1])  # and pinned from now on
 
 
 def test_a_server_takes_up_a_new_directory(ca: Authority) -> None:
     server = PinnedDirectory(ca.folder / "directory", ca.trust)
-    assert not server.reload()
+    assert not server.follow(ca.directory_file())
     ca.issue_client("a")
-    assert server.reload()
+    assert server.follow(ca.directory_file())
     assert list(server.publics([0])) == [0]
 
 

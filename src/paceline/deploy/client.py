@@ -218,15 +218,7 @@ def make_node(
 ) -> Node:
     """Put a client together from its configuration; raises what is wrong with its files."""
     part = config.client
-    directory = PinnedDirectory.of(part.folder)
-    number = directory.client
-    assert number is not None
-    policy = Policy() if part.policy is None else load_policy(part.policy)
-    ledger = Ledger(part.state / "ledger.json", policy.hours.zone)
-    work = build_worker(config.data, number, directory, modules=part.modules, private=part.private_rounding, task=task)
-    runner = Runner(number, part.state, work, HouseRules(policy, ledger, part.state), learn=directory.update)
-    settings = NodeSettings(part.server, part.first, part.most, part.limit, part.pack, part.attempts, part.name, part.stay)
-    credentials = Credentials.read(part.folder / "client.key", part.folder / "client.pem", directory.trust.roots)
+    number: int | None = None
 
     def note(event: str, facts: dict[str, Any]) -> None:
         journal(event, client=number, **facts)
@@ -235,6 +227,15 @@ def make_node(
             if event == "answered":
                 metrics.work.observe(facts["seconds"])
 
+    policy = Policy() if part.policy is None else load_policy(part.policy)
+    directory = PinnedDirectory.of(part.folder, policy.secure_aggregation.accept_changed_keys, note)
+    number = directory.client
+    assert number is not None
+    ledger = Ledger(part.state / "ledger.json", policy.hours.zone)
+    work = build_worker(config.data, number, directory, modules=part.modules, private=part.private_rounding, task=task)
+    runner = Runner(number, part.state, work, HouseRules(policy, ledger, part.state), learn=directory.update)
+    settings = NodeSettings(part.server, part.first, part.most, part.limit, part.pack, part.attempts, part.name, part.stay)
+    credentials = Credentials.read(part.folder / "client.key", part.folder / "client.pem", directory.trust.roots)
     ends = own_certificate(credentials.certificate)
     if ends is not None and ends - pki.utc_now() < _SOON:
         note("certificate", {"why": f"this client's certificate holds until {ends:%Y-%m-%d %H:%M} UTC; get another with --renew"})

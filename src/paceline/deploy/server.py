@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -99,7 +100,7 @@ class FederationServer:
         lists = part.ca or part.folder
         listed, revoked = part.directory or lists / "directory", part.crl or lists / "crl.pem"
         self.gate = Gate(self.trust, listed, revoked, every=min(1.0, part.heartbeat))
-        self.directory = PinnedDirectory(listed, self.trust)
+        self.directory = PinnedDirectory(listed, self.trust, accept_changed=True)  # the operator has signed it
         self.credentials = Credentials.read(part.folder / "server.key", part.folder / "server.pem", self.trust.roots)
         self.port = self.enrol_port = self.renew_port = 0
         self.engine: GrpcEngine | None = None
@@ -274,8 +275,11 @@ class FederationServer:
         return opened
 
     def _signed(self) -> bytes:
-        self.directory.reload()
-        return self.directory.path.read_bytes()
+        """Return the newest good directory; a bad file never replaces it, and `Lists` tells of it."""
+        signed = self.gate.directory_file()
+        with suppress(IdentityError):
+            self.directory.follow(signed)
+        return signed
 
     def _observe(self, record: dict[str, Any], total_rounds: int) -> None:
         """After each round: tell, and wait until the next one has enough clients."""

@@ -19,7 +19,7 @@ from paceline.engines.grpc.frames import Part
 from paceline.engines.grpc.link import Message
 from paceline.engines.grpc.runner import Runner
 from paceline.engines.grpc.welcome import MALFORMED, Answer, Welcome
-from paceline.errors import PacelineError, PolicyError, ProtocolError, StoreError, WireError
+from paceline.errors import IdentityError, PacelineError, PolicyError, ProtocolError, StoreError, WireError
 from paceline.wire import Limits
 
 __all__ = ["Desk"]
@@ -63,7 +63,7 @@ class Desk:
             try:
                 await job()
             except (PacelineError, *MALFORMED) as error:
-                event = "disk" if isinstance(error, StoreError) else "malformed"
+                event = "disk" if isinstance(error, StoreError) else "keys" if isinstance(error, IdentityError) else "malformed"
                 self._note(event, {"why": p.clean(f"{type(error).__name__}: {error}")})
             self._jobs.task_done()
 
