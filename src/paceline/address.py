@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -12,9 +13,12 @@ from pydantic import BeforeValidator
 
 from paceline.errors import ConfigError
 
-__all__ = ["Address", "Dialled", "Listening", "MaybeListening", "ProxyUrl", "proxy_url"]
+__all__ = ["Address", "Dialled", "Listening", "MaybeListening", "ProxyUrl", "proxy_shown", "proxy_url"]
 
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?")
+_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
+"""The variables in which gRPC looks for a proxy, in its order."""
+
 _DOTTED = re.compile(r"[0-9.]+")
 
 
@@ -134,6 +138,18 @@ def proxy_url(value: Any, field: str = "") -> str:
     except ValueError as error:
         raise ConfigError(f"{name} is no HTTP proxy: {error}") from None
     return f"http://{quote(unquote(user), safe=':')}@{address}" if user else f"http://{address}"
+
+
+def proxy_shown(proxy: str) -> str | None:
+    """Return a proxy as it may be logged: without user and password; None where there is none.
+
+    >>> proxy_shown("http://me:secret@proxy:3128")
+    'http://proxy:3128'
+    """
+    if proxy != "environment":
+        return re.sub(r"//.*@", "//", proxy) or None
+    name = next((n for n in _PROXIES if os.environ.get(n)), None)
+    return "none: the environment has no http_proxy" if name is None else f"{re.sub(r'//.*@', '//', os.environ[name])} ({name})"
 
 
 Dialled = Annotated[Address, BeforeValidator(lambda value: _read(value, listen=False))]

@@ -29,7 +29,7 @@ def client(
 
     SIGTERM makes it leave. docs/deploy.md shows the configuration.
     """
-    from paceline.address import Address
+    from paceline.address import Address, proxy_shown
     from paceline.cli.show import out
     from paceline.deploy.settings import ClientConfig, load_config
 
@@ -43,10 +43,12 @@ def client(
         return
     from paceline.deploy import enrolment
 
-    folder = settings.client.folder
+    folder, proxy = settings.client.folder, settings.client.proxy
+    if proxy:
+        out().print(f"through the proxy {proxy_shown(proxy)}", soft_wrap=True)
     if enrol is not None:
-        given = enrolment.enrol(folder, enrol, where)
+        given = enrolment.enrol(folder, enrol, where, proxy)
     else:
         assert there is not None
-        given = enrolment.renew(folder, there)
+        given = enrolment.renew(folder, there, proxy)
     out().print(f"client {given.client} ({given.name}): certificate in {folder}", soft_wrap=True)

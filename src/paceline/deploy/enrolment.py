@@ -21,7 +21,7 @@ from paceline.deploy.gate import Gate
 from paceline.deploy.notes import Notes
 from paceline.deploy.trust import Trust
 from paceline.engines.grpc.protocol import clean, field
-from paceline.engines.grpc.tls import Credentials
+from paceline.engines.grpc.tls import Credentials, through
 from paceline.errors import EngineError, IdentityError, PacelineError, WireError
 from paceline.wire import Limits, dumps, loads
 
@@ -100,7 +100,7 @@ class Enrolment:
         context.abort(_STATUS.INVALID_ARGUMENT if isinstance(error, WireError) else _STATUS.PERMISSION_DENIED, clean(error))
 
 
-def enrol(folder: Path, invitation: Path, address: Address | None = None) -> Enrolled:
+def enrol(folder: Path, invitation: Path, address: Address | None = None, proxy: str = "") -> Enrolled:
     """Enrol a client with an invitation and write its folder; may be repeated after a crash or a lost answer.
 
     Raises `IdentityError` with the operator's reason where it is refused, `EngineError` where nobody answers.
@@ -112,21 +112,21 @@ def enrol(folder: Path, invitation: Path, address: Address | None = None) -> Enr
     ask = begin(folder, invited.token)
     credentials = grpc.ssl_channel_credentials(invited.trust.roots)
     parts = {"token": ask.token, "request": ask.request, "identity": ask.identity, "proof": ask.proof}
-    enrolled = _call(where, credentials, "Redeem", parts)
+    enrolled = _call(where, credentials, "Redeem", parts, proxy)
     finish(folder, invited.token, enrolled)
     return enrolled
 
 
-def renew(folder: Path, address: Address) -> Enrolled:
+def renew(folder: Path, address: Address, proxy: str = "") -> Enrolled:
     """Get a new certificate for a client while its old one is good, and write it into its folder."""
     credentials = Credentials.read(folder / "client.key", folder / "client.pem", Trust.load(folder / "trust.pem").roots)
-    enrolled = _call(address, credentials.channel(), "Renew", {"request": renewal(folder)})
+    enrolled = _call(address, credentials.channel(), "Renew", {"request": renewal(folder)}, proxy)
     renewed(folder, enrolled)
     return enrolled
 
 
-def _call(address: Address, credentials: grpc.ChannelCredentials, method: str, parts: dict[str, Any]) -> Enrolled:
-    options = [("grpc.max_receive_message_length", _ANSWER.size), ("grpc.enable_retries", 0)]
+def _call(address: Address, credentials: grpc.ChannelCredentials, method: str, parts: dict[str, Any], proxy: str) -> Enrolled:
+    options = [("grpc.max_receive_message_length", _ANSWER.size), ("grpc.enable_retries", 0), *through(proxy)]
     with grpc.secure_channel(address.target, credentials, options) as channel:
         try:
             answer = channel.unary_unary(f"/{SERVICE}/{method}")(dumps(parts), timeout=30.0)

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from paceline.address import Address, Dialled, Listening, MaybeListening
+from paceline.address import Address, Dialled, Listening, MaybeListening, ProxyUrl
 from paceline.deploy.forms import faults_of, shown
 from paceline.errors import ConfigError, nearest
 from paceline.values import read_toml, value
@@ -92,6 +92,7 @@ class ClientPart(_Part):
 
     server: Dialled = Field(default=Address("localhost", 9100), description="host:port of the server")
     name: str = Field(default="", description="the server's name in its certificate, where the address has another one")
+    proxy: ProxyUrl = Field(default="", description="http://host:port of a proxy, or environment for that of http_proxy; none where empty")
     folder: Path = Field(default=Path("client"), description="client.key, client.pem, identity.key, trust.pem and directory")
     state: Path = Field(default=Path("state"), description="folder of what is kept between rounds")
     policy: Path | None = Field(default=None, description="policy.toml; secure aggregation with 3 clients or more where none is given")

@@ -9,6 +9,7 @@ from paceline.deploy.authority import Authority
 from paceline.deploy.enrol import Invitation
 from paceline.deploy.enrolment import enrol, renew
 from paceline.deploy.identity import PinnedDirectory
+from paceline.engines.grpc.tls import through
 from paceline.errors import EngineError, IdentityError
 
 RUN = {"clients": 3, "cohort": 3, "rounds": 1}
@@ -95,7 +96,7 @@ def test_garbage_is_answered_with_an_error(serving):
     import grpc
 
     roots = serving.server.trust.roots
-    with grpc.secure_channel(f"localhost:{serving.server.enrol_port}", grpc.ssl_channel_credentials(roots)) as channel:
+    with grpc.secure_channel(f"localhost:{serving.server.enrol_port}", grpc.ssl_channel_credentials(roots), through()) as channel:
         call = channel.unary_unary("/paceline.Enrolment/Redeem")
         for data in (b"", b"garbage", b"\0" * 100_000):
             with pytest.raises(grpc.RpcError) as told:

@@ -10,6 +10,7 @@ import pytest
 
 from paceline.deploy.authority import Authority
 from paceline.deploy.server import FederationServer
+from paceline.errors import IdentityError
 from tests.engines.grpc.conftest import publish
 
 RUN = {"method": "scaffold", "clients": 5, "cohort": 5, "rounds": 3}
@@ -160,9 +161,11 @@ def test_a_client_revoked_between_rounds_is_out_and_the_run_goes_on(loopback, le
     assert summary.rounds == 5
     assert {e["round"] for e in loopback.client_lines.of("answered") if e["client"] == 4} == {1, 2}
     assert [r["dropped"] for r in summary.history] == [0] * 5
+    with pytest.raises(IdentityError, match="client4 is not, or no longer"):
+        loopback.ends[4].result(5)
     refused = loopback.server_lines.of("refused")
     assert {(f["client"], f["reason"]) for f in refused} <= {(4, "certificate"), (None, "certificate")}
-    assert "UNAUTHENTICATED" in {e["code"] for e in loopback.client_lines.of("broken")}
+    assert "PERMISSION_DENIED" in {e["code"] for e in loopback.client_lines.of("broken")}
 
 
 @pytest.mark.parametrize("phase", ["secagg.masked", "secagg.unmask", *SLOW])

@@ -71,7 +71,8 @@ def start(role: str, config: Path, log: Path, **environment: str) -> subprocess.
 
 def page(port: int, path: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever the environment says
+        with direct.open(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()

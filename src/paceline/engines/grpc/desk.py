@@ -51,7 +51,7 @@ class Desk:
         self._pack, self._faults = pack, faults
         self._jobs: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
         self._last: tuple[int, dict[str, Any], tuple[Part, ...]] | None = None
-        self._known = self.joined = 0
+        self._known = self.joined = self.answered = 0
         self._welcome: Welcome | None = None
         self._open = False
         self._why: list[str] = []
@@ -173,6 +173,7 @@ class Desk:
         facts = {"round": round, "function": p.clean(name), "seconds": answer.spent}
         self._note("answered" if why is None else "not_answered", facts if why is None else {**facts, "why": why})
         self._put(p.REPLY, answer.head, *parts)
+        self.answered += why is None
 
     def _compute(self, message: Message) -> tuple[Answer, tuple[Part, ...]]:
         """Decode, answer and encode; on the runner's thread."""

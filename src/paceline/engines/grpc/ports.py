@@ -7,9 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from paceline.call import Receipt
+from paceline.errors import IdentityError
 from paceline.params import Params
 
-__all__ = ["Home", "HubSettings", "Member", "Members", "Progress", "Record"]
+__all__ = ["Home", "HubSettings", "Member", "Members", "NotNow", "Progress", "Record"]
+
+
+class NotNow(IdentityError):
+    """A certificate cannot be judged at present, or a clock is wrong: the same one may be good later."""
 
 
 class Member(Protocol):
@@ -28,7 +33,10 @@ class Members(Protocol):
     """Knows the certificates; asked again and again, so that a revocation takes effect on live streams."""
 
     def member(self, certificate: bytes) -> Member:
-        """Return whom a certificate belongs to. Raises `IdentityError` when it is unknown, expired or revoked."""
+        """Return whom a certificate belongs to.
+
+        Raises `IdentityError` when it is unknown or revoked, `NotNow` when that may pass by itself.
+        """
 
 
 class Home(Protocol):
