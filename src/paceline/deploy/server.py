@@ -21,8 +21,10 @@ from paceline.deploy.enrolment import Enrolment
 from paceline.deploy.gate import Gate
 from paceline.deploy.identity import PinnedDirectory
 from paceline.deploy.lists import Lists
+from paceline.deploy.muster import Muster, check_expected
 from paceline.deploy.notes import Notes
 from paceline.deploy.plan import Plan, Privacy
+from paceline.deploy.register import Register
 from paceline.deploy.settings import ServerConfig
 from paceline.deploy.trust import Trust
 from paceline.engines.grpc import (
@@ -38,7 +40,7 @@ from paceline.engines.grpc import (
 )
 from paceline.engines.grpc.faults import Faults
 from paceline.engines.worker import Setup, Worker
-from paceline.errors import CohortError, ConfigError, IdentityError, StoreError
+from paceline.errors import ConfigError, IdentityError, StoreError
 from paceline.names import is_name, run_id, safe_name
 from paceline.run import Observer, Run, RunConfig, Summary, prepare, reopen
 from paceline.store import RunFolder, atomic_write
@@ -105,6 +107,7 @@ class FederationServer:
         self.port = self.enrol_port = self.renew_port = 0
         self.engine: GrpcEngine | None = None
         self._loop = LoopThread()
+        check_expected(part.expected, self.gate.members(), self._invited(), self.run.clients)
         self._enrolment: Enrolment | None = None
         self._lists: Lists | None = None
         self._stop = False
@@ -125,8 +128,10 @@ class FederationServer:
             self._lists.start()
             self.listening.set()
             self.notes("listening", port=self.port, run=engine.hub.progress.run, incarnation=engine.hub.progress.incarnation)
-            if run.round < self.run.rounds:
-                self._await(engine)
+            if run.round == 0:
+                self._muster.first()
+            elif run.round < self.run.rounds:
+                self._muster.wait()
             summary = run.go()
             done, why = True, "the run has ended"
             self.notes("done", rounds=summary.rounds, accuracy=summary.accuracy, model_sha256=summary.model_sha256)
@@ -159,14 +164,6 @@ class FederationServer:
             self._loop.wait(self._server.stop(why, done))
         self._loop.stop()
         self.notes.close()
-
-    def _await(self, engine: GrpcEngine) -> None:
-        """Wait until enough clients are there. Raises `CohortError` where they never come."""
-        least, seconds = self.least, self.config.waiting.start
-        if len(engine.hub.ready()) < least:
-            self.notes("waiting", clients=least, here=len(engine.hub.ready()))
-        if not engine.wait_ready(least, seconds):
-            raise CohortError(f"{len(engine.hub.ready())} clients are there after {seconds:.0f} s; {least} are needed")
 
     @property
     def least(self) -> int:
@@ -249,9 +246,19 @@ class FederationServer:
             record=self.notes,
         )
         self.engine.stopping = self._stop
+        members = self.gate.members
+        self._muster = Muster(self.engine, self.notes, members, self.least, part.expected, waiting.expected, waiting.start)
         self._server = Server(hub, self.credentials, part.listen)
         self.notes.ready(lambda: self.engine.hub.ready() if self.engine else [], self.least)
         return self.engine
+
+    def _invited(self) -> set[str]:
+        """Return the names that may still enrol, where the authority is on this machine."""
+        part = self.config.server
+        if part.ca is None or not part.expected:
+            return set()
+        with Register(part.ca / "register.db").transaction() as rows:
+            return {token.name for token in rows.tokens() if token.used is None and token.expires > self.gate.clock()}
 
     def _authority(self) -> Authority | None:
         part, passphrase = self.config.server, os.environ.get("PACELINE_CA_PASSPHRASE")
@@ -292,4 +299,4 @@ class FederationServer:
         if self.observer is not None:
             self.observer(record, total_rounds)
         if number < total_rounds:
-            self._await(engine)
+            self._muster.wait()

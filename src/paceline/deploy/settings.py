@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -43,6 +43,7 @@ class Waiting(_Part):
     share: float = Field(default=1.0, gt=0, le=1, description="part of the asked clients whose answers may be enough; 1 waits for all")
     grace: float = Field(default=1.5, ge=1, description="once the share has answered, wait so many times as long as that took")
     reconnect: float = Field(default=5.0, ge=0, description="for a client to come back before it counts as gone")
+    expected: float = Field(default=600.0, ge=0, description="for all expected sites, before the first round; then begin with the others")
     start: float = Field(default=3600.0, gt=0, description="for the least number of clients to be there")
 
 
@@ -59,6 +60,9 @@ class ServerPart(_Part):
     run: Path = Field(default=Path("run"), description="folder of the run; made anew, or gone on with")
     state: str = Field(default="", description="database of what happened, a path or an URL; state.db in the run's folder by default")
     least: int = Field(default=1, ge=1, description="clients that must be there before a round begins; never below the cohort's quorum")
+    expected: Annotated[int, Field(strict=True, ge=0)] | tuple[str, ...] = Field(
+        default=0, description="names of the sites, or their number, that the first round waits for; 0 for none"
+    )
     heartbeat: float = Field(default=10.0, gt=0, description="seconds between pings; three without an answer end a stream")
     limit: int = Field(default=1 << 30, ge=1 << 12, description="largest message of a client, in bytes")
     memory: int = Field(default=64 << 20, ge=0, description="bytes that incoming messages take before they go to files")
