@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from paceline.address import Address
 from paceline.deploy.authority import Authority
-from paceline.deploy.enrolment import Enrolment
 from paceline.deploy.gate import Gate
 from paceline.deploy.identity import PinnedDirectory
+from paceline.deploy.issuing import Enrolment
 from paceline.deploy.lists import Lists
 from paceline.deploy.muster import Muster, check_expected
 from paceline.deploy.notes import Notes
@@ -99,6 +99,8 @@ class FederationServer:
     def __post_init__(self) -> None:
         part = self.config.server
         self.trust = Trust.load(part.folder / "trust.pem")
+        if part.ca is None and (part.enrol or part.renew):
+            raise ConfigError("server.enrol and server.renew need the authority on this machine; name its folder in server.ca")
         lists = part.ca or part.folder
         listed, revoked = part.directory or lists / "directory", part.crl or lists / "crl.pem"
         self.gate = Gate(self.trust, listed, revoked, every=min(1.0, part.heartbeat))
@@ -267,18 +269,19 @@ class FederationServer:
         try:
             return Authority.open(part.ca, passphrase.encode() if passphrase else None)
         except IdentityError as error:
-            if part.enrol:
+            if part.enrol or part.renew:
                 raise
             self.notes.event("lists", None, {"why": f"the lists are not published anew by themselves: {error}"})
             return None
 
     def _open_enrolment(self, authority: Authority | None) -> Enrolment | None:
         part = self.config.server
-        if authority is None or not part.enrol:
+        if authority is None or not (part.enrol or part.renew):
             return None
         opened = Enrolment(authority, self.gate, self.credentials, self.notes)
-        self.enrol_port, self.renew_port = opened.start(part.enrol, part.renew or Address(part.enrol.host, 0))
-        self.notes("enrolling", port=self.enrol_port, renew=self.renew_port)
+        renew = part.renew or (Address(part.enrol.host, 0) if part.enrol else None)
+        self.enrol_port, self.renew_port = opened.start(part.enrol, renew)
+        self.notes("enrolling", port=self.enrol_port or None, renew=self.renew_port)
         return opened
 
     def _signed(self) -> bytes:

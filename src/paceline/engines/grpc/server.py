@@ -13,6 +13,9 @@ from paceline.errors import EngineError
 
 __all__ = ["Server"]
 
+_IDLE = (("grpc.server_handshake_timeout_ms", 15_000), ("grpc.max_connection_idle_ms", 60_000))
+"""What ends connections on which no stream is opened."""
+
 
 class Server:
     """A hub's port.
@@ -29,7 +32,7 @@ class Server:
 
     async def start(self) -> int:
         """Listen; return the port. Raises `EngineError` where that cannot be."""
-        self._server = grpc.aio.server(options=[*options(), *narrow(self.hub.settings.window)])
+        self._server = grpc.aio.server(options=[*options(), *narrow(self.hub.settings.window), *_IDLE])
         handler = grpc.stream_stream_rpc_method_handler(self.hub.connect)
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(p.SERVICE, {"Connect": handler}),))
         try:
