@@ -32,6 +32,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from paceline.address import Address
 from paceline.aggregation import load_aggregation
 from paceline.client import Client
 from paceline.federation import Federation
@@ -105,7 +106,7 @@ def serve(pipe: Connection, root: Path, clients: int, size: int, aggregation: st
     directory = PinnedDirectory(folder / "directory", trust)
     hub = Hub(Gate(trust, folder / "directory", folder / "crl.pem"), Progress("bench", 1), {"secure": SECURE})
     loop = LoopThread()
-    server = Server(hub, Credentials.read(folder / "server.key", folder / "server.pem", trust.roots), "127.0.0.1:0")
+    server = Server(hub, Credentials.read(folder / "server.key", folder / "server.pem", trust.roots), Address("127.0.0.1", 0))
     pipe.send(loop.wait(server.start()))
     module = task.build(0)
     state = Params.of(module, Layout.of(module, None, "average"))
@@ -162,7 +163,7 @@ async def _take_part(root: Path, port: int, numbers: range, clients: int, size: 
         directory = PinnedDirectory.of(folder)
         runner = Runner(number, folder / "state", work_of(directory), durable=False)
         credentials = Credentials.read(folder / "client.key", folder / "client.pem", directory.trust.roots)
-        nodes.append(Node(NodeSettings(f"localhost:{port}", name="localhost"), credentials, runner, pool=pool))
+        nodes.append(Node(NodeSettings(Address("localhost", port), name="localhost"), credentials, runner, pool=pool))
     await asyncio.gather(*(node.run() for node in nodes))
 
 

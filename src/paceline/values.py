@@ -85,7 +85,7 @@ def value(text: str) -> Any:
     """
     try:
         read = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML, a number of thousands of digits, or brackets of thousands
         return text.strip()
     return read["value"] if list(read) == ["value"] else text.strip()
 
@@ -93,8 +93,10 @@ def value(text: str) -> Any:
 def read_toml(path: Path) -> dict[str, Any]:
     """Return the tables of a TOML file; raises `ConfigError` naming file and place."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
         raise ConfigError(f"the configuration {path} cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error

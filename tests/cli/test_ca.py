@@ -43,10 +43,38 @@ def test_tokens_and_invitations(call: Call) -> None:
     printed = call("ca", "token", "st-mary", "--ca", "x").stdout.strip()
     assert begin("client", printed).token == printed
     call("ca", "token", "st-mary", "--ca", "x", "--invite", "i.json", "--server", "fed:8443", "--hours", "2")
-    assert Invitation.load("i.json").server == "fed:8443"
+    assert str(Invitation.load("i.json").server) == "fed:8443"
     listed = told(call, "list", "--ca", "x")
     assert [(t["name"], t["state"]) for t in listed["tokens"]] == [("st-mary", "open")]  # the first one is void
     assert "open" in call("ca", "list", "--ca", "x").stdout
+
+
+def test_addresses_on_the_command_line(call: Call) -> None:
+    call("ca", "init", "hospitals")
+    for bad in ("fed", "fed:0", "::1:9101", "http://fed:9101"):
+        assert f"--server = {bad!r}: " in call("ca", "token", "a", "--invite", "i", "--server", bad, code=2).stderr.replace("\n", " ")
+        assert f"--renew = {bad!r}: " in call("client", "--renew", bad, code=2).stderr.replace("\n", " ")
+        assert f"--address = {bad!r}: " in call("client", "--enrol", "i", "--address", bad, code=2).stderr.replace("\n", " ")
+    assert not Path("i").exists()
+    assert told(call, "list")["tokens"] == []
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "../x", "ü", "a b", "", "007", "4294967296", "9" * 63, "a\0"])
+def test_names_that_are_none_are_refused_at_once(call: Call, name: str) -> None:
+    call("ca", "init", "hospitals")
+    for words in (("issue", "good", name), ("token", name)):
+        assert "is no name of a client" in call("ca", *words, code=2).stderr
+    assert not Path("good").exists()  # nothing was made before the fault was found
+    assert told(call, "list")["clients"] == []
+    assert told(call, "issue", "7")[0]["client"] == 7
+    assert [c["name"] for c in told(call, "list")["clients"]] == ["7"]
+
+
+def test_an_authority_in_odd_folders(call: Call) -> None:
+    call("ca", "init", "hospitals", "--ca", "x" * 250)
+    call("ca", "list", "--ca", "x" * 250)
+    call("ca", "init", "hospitals", "--ca", "x" * 300, code=13)
+    call("ca", "init", "hospitals", "--ca", ".", code=13)
 
 
 def test_own_certificates(call: Call) -> None:

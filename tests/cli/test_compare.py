@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
-from tests.cli.conftest import QUICK, last_json
+import pytest
+
+from tests.cli.conftest import QUICK, Call, last_json
 from tests.cli.test_run import KEYS
 
 
@@ -63,3 +66,22 @@ def test_report_needs_a_finished_run(call):
     Path("empty").mkdir()
     assert "paceline resume" in call("report", "empty", code=13).stderr
     assert "between 0 and 1" in call("report", "empty", "--target-accuracy", "50", code=2).stderr
+
+
+@pytest.mark.parametrize("name", ["my run (1) ü", "x" * 250, "ü" * 200])
+def test_runs_and_comparisons_of_any_name(call: Call, name: str) -> None:
+    from paceline.names import safe_name
+
+    words = ("--rounds", "1", "--name", name, *QUICK[:-2], "--json")
+    for command in (("run", "fedavg"), ("compare", "fedavg", "fedprox:mu=0.1")):
+        for again in ((), ("--replace",)):
+            call(*command, *words, *again)
+        assert [path.name for path in Path("runs").iterdir()] == [safe_name(name)]
+        call(*command, *words, code=13)
+        shutil.rmtree("runs")
+
+
+def test_a_folder_that_cannot_be_is_named(call: Call) -> None:
+    assert "cannot" in call("run", "fedavg", *QUICK, "--out", "x" * 300, code=13).stderr
+    call("resume", "x" * 300, code=13)
+    call("doctor", "--out", "x" * 300, code=1)

@@ -10,7 +10,7 @@ from paceline.deploy.authority import CRL_DAYS, Authority
 from paceline.deploy.gate import Gate
 from paceline.errors import IdentityError
 
-from .conftest import Clock
+from .conftest import Clock, enrol
 
 
 @pytest.fixture
@@ -125,3 +125,12 @@ def test_registered_certificates_of_another_authority(tmp_path: Path, clock: Clo
     corporate.revoke("x")
     with pytest.raises(IdentityError, match="was revoked"):
         gate.member(mine)
+
+
+def test_who_has_just_enrolled_is_known_at_once(ca: Authority, tmp_path: Path) -> None:
+    """However rarely the files are looked at; a client that is refused as unknown would not come again."""
+    gate = Gate(ca.trust, ca.folder / "directory", ca.folder / "crl.pem", every=3600.0)
+    enrol(ca, "late", tmp_path / "late")
+    assert gate.member((tmp_path / "late" / "client.pem").read_bytes()).name == "late"
+    enrol(ca, "later", tmp_path / "later")
+    assert gate.directory_file() == ca.directory_file()

@@ -11,6 +11,7 @@ import pytest
 
 from paceline.deploy.authority import Authority
 from paceline.deploy.gate import Gate
+from paceline.engines.grpc.tls import through
 from paceline.errors import IdentityError
 
 from .conftest import enrol
@@ -40,7 +41,7 @@ def whoami(ca: Authority, tmp_path: Path) -> Iterator[Whoami]:
 
     def ask(folder: Path | None) -> str:
         mine = (None, None) if folder is None else ((folder / "client.key").read_bytes(), (folder / "client.pem").read_bytes())
-        with grpc.secure_channel(f"localhost:{port}", grpc.ssl_channel_credentials(ca.trust.roots, *mine)) as channel:
+        with grpc.secure_channel(f"localhost:{port}", grpc.ssl_channel_credentials(ca.trust.roots, *mine), through()) as channel:
             return bytes(channel.unary_unary("/Who/Ask")(b"", timeout=5)).decode()
 
     yield ask

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from paceline.address import Address
 from paceline.aggregation.secure.identity import SimulatedDirectory
 from paceline.aggregation.secure.keys import verify
 from paceline.deploy import directory as directories
@@ -88,20 +89,23 @@ def test_an_older_directory_is_refused(folders: list[Path], ca: Authority) -> No
 def test_changed_keys_need_consent(folders: list[Path], ca: Authority, tmp_path: Path) -> None:
     end = PinnedDirectory.of(folders[0])
     enrol(ca, "b", tmp_path / "b2", replace=True)
-    with pytest.raises(IdentityError, match=r"clients \[1\] have other identity keys"):
+    with pytest.raises(IdentityError, match=r"clients b \(1\) have other identity keys"):
         end.update(ca.directory_file())
     assert end.publics([1]) == PinnedDirectory.of(folders[2]).publics([1])  # still the old key
     willing = PinnedDirectory.of(folders[0], accept_changed=True)
+    told = []
+    willing.note = lambda event, facts: told.append((event, facts["changed"]))
     assert willing.update(ca.directory_file())
+    assert told == [("keys", ["b"])]
     assert willing.publics([1]) != end.publics([1])
     assert PinnedDirectory.of(folders[0]).publics([1]) == willing.publics([1])  # and pinned from now on
 
 
 def test_a_server_takes_up_a_new_directory(ca: Authority) -> None:
     server = PinnedDirectory(ca.folder / "directory", ca.trust)
-    assert not server.reload()
+    assert not server.follow(ca.directory_file())
     ca.issue_client("a")
-    assert server.reload()
+    assert server.follow(ca.directory_file())
     assert list(server.publics([0])) == [0]
 
 
@@ -178,17 +182,18 @@ def test_answers_of_a_lying_server_are_refused(ca: Authority, tmp_path: Path) ->
 
 def test_invitations(ca: Authority, tmp_path: Path) -> None:
     path = tmp_path / "a.invite"
-    Invitation(ca.token("a"), ca.trust, "fed.example.org:8443").save(path)
+    Invitation(ca.token("a"), ca.trust, Address("fed.example.org", 8443)).save(path)
     assert path.stat().st_mode & 0o777 == 0o600
     found = Invitation.load(path)
-    assert (found.server, found.trust) == ("fed.example.org:8443", ca.trust)
+    assert (found.server, found.trust) == (Address("fed.example.org", 8443), ca.trust)
     assert found.token not in repr(found)
     facts = json.loads(path.read_text())
     other = Authority.create(tmp_path / "other", "hospitals")
     path.write_text(json.dumps(facts | {"trust": other.trust.pem.decode()}))
     with pytest.raises(TokenError, match="same operator"):
         Invitation.load(path)
-    for bad in ("", "[]", "{}", json.dumps(facts | {"token": 1}), json.dumps(facts | {"server": []})):
+    wrong = ({"token": 1}, {"server": []}, {"server": "fed.example.org"})
+    for bad in ("", "[]", "{}", *(json.dumps(facts | change) for change in wrong)):
         path.write_text(bad)
         with pytest.raises(IdentityError, match="no invitation"):
             Invitation.load(path)

@@ -93,6 +93,11 @@ def issue(
     """Make keys and certificates here. Better for clients: `paceline ca token`, so that their keys never travel."""
     if folder is not None and len(names) > 1 and not server:
         raise ConfigError("--out is for one client; leave it out, and each client gets a folder of its name")
+    from paceline.deploy.pki import check_name
+
+    if not server:
+        for name in names:
+            check_name(name)
     authority = _open(ca)
     made = []
     for name in names[:1] if server else names:
@@ -152,14 +157,16 @@ def token(
     json: Json = False,
 ) -> None:
     """Make an enrolment token: it lets one client, once, get its certificate. Hand it over on a safe way."""
+    from paceline.address import Address
     from paceline.deploy.enrol import Invitation
 
     if server is not None and invite is None:
         raise ConfigError("--server is written into an invitation; give --invite FILE as well")
+    where = None if server is None else Address.parse(server, "--server")
     authority = _open(ca)
     made = authority.token(name, hours=hours, replace=replace)
     if invite is not None:
-        Invitation(made, authority.trust, server).save(invite)
+        Invitation(made, authority.trust, where).save(invite)
     if json:
         print_json({"name": name, "hours": hours, "token": made, "invitation": None if invite is None else str(invite)})
     elif invite is not None:

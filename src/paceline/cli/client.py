@@ -29,17 +29,26 @@ def client(
 
     SIGTERM makes it leave. docs/deploy.md shows the configuration.
     """
+    from paceline.address import Address, proxy_shown
     from paceline.cli.show import out
     from paceline.deploy.settings import ClientConfig, load_config
 
+    there = None if renew is None else Address.parse(renew, "--renew")
+    where = Address.parse(address, "--address") if address else None
     settings = load_config(ClientConfig, config)
-    if enrol is None and renew is None:
+    if enrol is None and there is None:
         from paceline.deploy.processes import run_client
 
         run_client(settings)
         return
     from paceline.deploy import enrolment
 
-    folder = settings.client.folder
-    given = enrolment.enrol(folder, enrol, address) if enrol is not None else enrolment.renew(folder, renew or "")
+    folder, proxy = settings.client.folder, settings.client.proxy
+    if proxy:
+        out().print(f"through the proxy {proxy_shown(proxy)}", soft_wrap=True)
+    if enrol is not None:
+        given = enrolment.enrol(folder, enrol, where, proxy)
+    else:
+        assert there is not None
+        given = enrolment.renew(folder, there, proxy)
     out().print(f"client {given.client} ({given.name}): certificate in {folder}", soft_wrap=True)

@@ -65,14 +65,15 @@ def compare(
             task_option=task_option, secure_option=secure_option,
         )  # fmt: skip
         settings += [base.model_copy(update={"seed": seed}) for seed in _seeds(seeds)]
-    from paceline.cli.folders import new_place, plot_groups, safe_name, write_comparison
+    from paceline.cli.folders import new_place, plot_groups, write_comparison
+    from paceline.names import safe_names
     from paceline.run import run as carry_out
     from paceline.store import RunFolder
 
     tasks = _tasks(settings)
     _check(settings, tasks)
     names = labels([s.model_dump() for s in settings])
-    folders = [safe_name(f"{label}-s{s.seed}") for s, label in zip(settings, names, strict=True)]
+    folders = safe_names([f"{label}-s{s.seed}" for s, label in zip(settings, names, strict=True)])
     if len(set(folders)) < len(folders):
         raise ConfigError(f"a method is given twice: {', '.join(dict.fromkeys(names))}")
     entries = []

@@ -92,9 +92,9 @@ def _machine() -> list[Finding]:
 
 def _writable(what: str, folder: Path) -> Finding:
     there = folder.absolute()
-    while not there.exists():
-        there = there.parent
     try:
+        while not there.exists():
+            there = there.parent
         with tempfile.NamedTemporaryFile(dir=there):
             return Finding(what, "ok", str(folder))
     except OSError as error:

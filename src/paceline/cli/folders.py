@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,9 +10,10 @@ from pathlib import Path
 
 from paceline.cli.figures import Entry, Group
 from paceline.errors import StoreError
+from paceline.names import safe_name
 from paceline.store import RunFolder
 
-__all__ = ["entries_of", "new_place", "plot", "plot_groups", "safe_name", "write_comparison"]
+__all__ = ["entries_of", "new_place", "plot", "plot_groups", "write_comparison"]
 
 COMPARISON = "comparison.json"
 """In a comparison's folder: the names of its runs' folders, in the order of the table."""
@@ -29,14 +29,17 @@ def new_place(root: Path, name: str | None, default: str, replace: bool) -> Iter
     """
     wanted = root / safe_name(name or default)
     aside = wanted.with_name(f".{wanted.name}.replaced")
-    if aside.exists() and not wanted.exists():
-        aside.rename(wanted)
-    place = wanted if replace else _free(wanted, name is not None)
-    if place.exists():
-        if not _begun(place):
-            raise StoreError(f"{place} holds no run, so --replace leaves it alone; choose another --name")
-        shutil.rmtree(aside, ignore_errors=True)
-        place.rename(aside)
+    try:
+        if aside.exists() and not wanted.exists():
+            aside.rename(wanted)
+        place = wanted if replace else _free(wanted, name is not None)
+        if place.exists():
+            if not _begun(place):
+                raise StoreError(f"{place} holds no run, so --replace leaves it alone; choose another --name")
+            shutil.rmtree(aside, ignore_errors=True)
+            place.rename(aside)
+    except OSError as error:
+        raise StoreError(f"{root} cannot hold runs: {error.strerror or error}; choose another folder with --out") from error
     try:
         yield place
     finally:
@@ -45,15 +48,6 @@ def new_place(root: Path, name: str | None, default: str, replace: bool) -> Iter
             if aside.exists():
                 aside.rename(place)
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def safe_name(name: str) -> str:
-    """Return `name` as a file name that every system takes.
-
-    >>> safe_name("clip:network=true-mnist-5k-s0")
-    'clip-network=true-mnist-5k-s0'
-    """
-    return re.sub(r"[^\w.=+-]+", "-", name).strip("-.") or "run"
 
 
 def write_comparison(place: Path, names: Sequence[str]) -> None:

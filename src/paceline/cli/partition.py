@@ -43,9 +43,9 @@ def partition(
 ) -> None:
     """Show how the samples of a task are split over clients, and save a plot of it."""
     settings = configuration(ctx, given, config, task_option=task_option)
-    from paceline.cli.folders import safe_name
     from paceline.data import partition_task
     from paceline.data.plots import plot_partition
+    from paceline.names import safe_name
     from paceline.tasks import load_task
 
     task = load_task(settings.task, model=settings.model, seed=settings.seed, **settings.task_options)

@@ -26,6 +26,7 @@ from paceline.deploy.register import CertificateRow, Register, Rows, TokenRow
 from paceline.deploy.tokens import Token, proof_text
 from paceline.deploy.trust import Trust, read
 from paceline.errors import ConfigError, IdentityError, StoreError, TokenError
+from paceline.names import safe_name
 from paceline.store.files import atomic_write
 
 __all__ = ["REASONS", "Authority"]
@@ -79,9 +80,13 @@ class Authority:
         """
         folder, now = Path(folder), clock()
         pki.check_name(federation, "federation")
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        try:
+            taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+        except OSError as error:
+            raise StoreError(f"{folder} cannot be made: {error.strerror or error}") from error
+        if taken:
             raise StoreError(f"{folder} is not empty; an authority gets a folder of its own, and is never overwritten")
-        aside = folder.with_name(f".{folder.name}.new")
+        aside = folder.absolute().with_name(f".{safe_name(folder.absolute().name)}.new")
         shutil.rmtree(aside, ignore_errors=True)
         ca_key = pki.new_key() if ca is None else None
         roots = pki.pem(pki.make_ca(federation, ca_key, days, now)) if ca_key is not None else pki.certificates(ca or b"")

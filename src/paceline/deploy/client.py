@@ -225,18 +225,7 @@ def make_node(
 ) -> Node:
     """Put a client together from its configuration; raises what is wrong with its files."""
     part = config.client
-    directory = PinnedDirectory.of(part.folder)
-    number = directory.client
-    assert number is not None
-    policy = Policy() if part.policy is None else load_policy(part.policy)
-    ledger = Ledger(part.state / "ledger.json", policy.hours.zone)
-    openings = Openings(part.state / "openings.db", policy.cohort.least_difference, policy.limits.openings)
-    work = build_worker(
-        config.data, number, directory, modules=part.modules, private=part.private_rounding, openings=openings, task=task
-    )
-    runner = Runner(number, part.state, work, HouseRules(policy, ledger, part.state), learn=directory.update)
-    settings = NodeSettings(part.server, part.first, part.most, part.limit, part.pack, part.attempts, part.name, part.stay)
-    credentials = Credentials.read(part.folder / "client.key", part.folder / "client.pem", directory.trust.roots)
+    number: int | None = None
 
     def note(event: str, facts: dict[str, Any]) -> None:
         journal(event, client=number, **facts)
@@ -245,10 +234,23 @@ def make_node(
             if event == "answered":
                 metrics.work.observe(facts["seconds"])
 
+    policy = Policy() if part.policy is None else load_policy(part.policy)
+    directory = PinnedDirectory.of(part.folder, policy.secure_aggregation.accept_changed_keys, note)
+    number = directory.client
+    assert number is not None
+    ledger = Ledger(part.state / "ledger.json", policy.hours.zone)
+    openings = Openings(part.state / "openings.db", policy.cohort.least_difference, policy.limits.openings)
+    work = build_worker(
+        config.data, number, directory, modules=part.modules, private=part.private_rounding, openings=openings, task=task
+    )
+    runner = Runner(number, part.state, work, HouseRules(policy, ledger, part.state), learn=directory.update)
+    settings = NodeSettings(part.server, part.first, part.most, part.limit, part.pack, part.attempts, part.name, part.stay, part.proxy)
+    credentials = Credentials.read(part.folder / "client.key", part.folder / "client.pem", directory.trust.roots)
     ends = own_certificate(credentials.certificate)
     if ends is not None and ends - pki.utc_now() < _SOON:
         note("certificate", {"why": f"this client's certificate holds until {ends:%Y-%m-%d %H:%M} UTC; get another with --renew"})
-    node = Node(settings, credentials, runner, note, Faults.of(part.faults, number), **parts)
+    faults = Faults.of(part.faults, number)
+    node = Node(settings, credentials, runner, note, faults, check=lambda: not_expired(credentials.certificate), **parts)
     if metrics is not None:
         metrics.ready = lambda: node.welcomed
     return node
@@ -262,6 +264,12 @@ def own_certificate(certificate: bytes) -> datetime | None:
         return end
     what = "enrol again" if now > end else "look at the clocks of this machine and of the authority's"
     raise IdentityError(f"this client's certificate holds from {begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC, not now: {what}")
+
+
+def not_expired(certificate: bytes) -> None:
+    """Raise `IdentityError` where a client's certificate holds no more, by this machine's clock."""
+    if pki.utc_now() > pki.load_certificate(certificate, "client.pem").not_valid_after_utc:
+        own_certificate(certificate)
 
 
 async def take_part(node: Node) -> str:

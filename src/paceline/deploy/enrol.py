@@ -16,12 +16,13 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from paceline.address import Address
 from paceline.deploy import pki
 from paceline.deploy.directory import Member, open_signed
 from paceline.deploy.files import Enrolled
 from paceline.deploy.tokens import Token, proof_text
 from paceline.deploy.trust import Trust, read
-from paceline.errors import IdentityError
+from paceline.errors import ConfigError, IdentityError
 from paceline.store.files import atomic_write
 
 __all__ = ["Ask", "Invitation", "begin", "finish", "renewal"]
@@ -44,16 +45,16 @@ class Invitation:
     Args:
         token: a secret until it is used.
         trust: the federation's anchors.
-        server: HOST:PORT, or None.
+        server: where to enrol, or None.
     """
 
     token: str = field(repr=False)
     trust: Trust
-    server: str | None = None
+    server: Address | None = None
 
     def save(self, path: str | Path) -> None:
         """Write the file, readable by its owner alone."""
-        facts = {"server": self.server, "token": self.token, "trust": self.trust.pem.decode()}
+        facts = {"server": None if self.server is None else str(self.server), "token": self.token, "trust": self.trust.pem.decode()}
         atomic_write(path, json.dumps(facts, indent=1).encode() + b"\n", mode=0o600)
 
     @staticmethod
@@ -65,9 +66,13 @@ class Invitation:
             token, trust, server = facts["token"], facts["trust"].encode(), facts.get("server")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise IdentityError(f"{path} is no invitation; ask the operator for one") from None
-        if not isinstance(token, str) or not isinstance(server, str | None):
+        if not isinstance(token, str):
             raise IdentityError(f"{path} is no invitation; ask the operator for one")
-        found = Invitation(token, Trust.parse(trust, str(path)), server)
+        try:
+            address = None if server is None else Address.parse(server, "server")
+        except ConfigError as error:
+            raise IdentityError(f"{path} is no invitation: {error}; ask the operator for one") from None
+        found = Invitation(token, Trust.parse(trust, str(path)), address)
         Token.parse(token).check_trust(found.trust)
         return found
 

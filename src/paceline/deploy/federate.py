@@ -19,6 +19,7 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+from paceline.address import Address
 from paceline.deploy.authority import Authority
 from paceline.deploy.processes import child
 from paceline.engines.grpc.faults import Fault
@@ -93,6 +94,7 @@ class Federation:
 
     def run(self, observer: Observer | None = None) -> Summary:
         """Carry out the run and return its summary. Raises what made the server or a client fail."""
+        RunFolder.check_name(self.place.name)
         root = Path(tempfile.mkdtemp(prefix="paceline-"))
         if self.keep:
             kept = self.place.with_name(self.place.name + ".parties")
@@ -122,7 +124,7 @@ class Federation:
         port = _free_port()
         (root / "policy.toml").write_text(to_toml(self.policy))
         run = self.config.model_dump(mode="json", exclude_none=True)
-        least = {"least": self.config.clients, "listen": f"127.0.0.1:{port}", "heartbeat": 2.0}
+        least = {"least": self.config.clients, "listen": str(Address("127.0.0.1", port)), "heartbeat": 2.0}
         files = {"folder": "server", "run": str(self.place.resolve())}
         values = {"server": {**least, **files, **self.server, "faults": self._of(None)}, "run": run}
         values["waiting"] = {"start": 300.0, **self.waiting}
@@ -130,7 +132,7 @@ class Federation:
         for number in range(self.config.clients):
             mine = {"folder": f"client{number}", "state": f"state{number}", "policy": "policy.toml", "most": 1.0, "first": 0.1}
             mine |= {"private_rounding": False}  # so that the end has the bits of a simulation
-            part = {"server": f"localhost:{port}", **mine, **self.client, "faults": self._of(number)}
+            part = {"server": str(Address("localhost", port)), **mine, **self.client, "faults": self._of(number)}
             data = {"own": False, "device": self.config.device, "threads": self.config.threads}
             self.parties.append(self._party(f"client{number}", root, {"client": part, "data": data}))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from typing import Any
@@ -12,11 +12,13 @@ from pydantic import BaseModel, ValidationError
 
 from paceline.errors import nearest
 
-__all__ = ["Window", "faults_of", "size_of"]
+__all__ = ["Window", "faults_of", "shown", "size_of"]
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B")
 _POWER = {"": 0, "k": 1, "M": 2, "G": 3, "T": 4}
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_TEXTS = {"model_type": "this is no table; write its keys below [NAME], or as NAME = {KEY = VALUE}"}
+_SECRET = re.compile(r"//[^/@]*@")
 _TIMES = re.compile(r"(\d{1,2}):(\d{2})-(\d{1,2}):(\d{2})")
 
 
@@ -89,20 +91,36 @@ def _window_advice(text: str) -> str:
     return f"{text!r} is no time of the week; write 'mon-fri 20:00-06:00', 'sat,sun' or '22:00-24:00'"
 
 
-def faults_of(error: Exception, model: type[BaseModel]) -> list[str]:
-    """Return every fault that pydantic found, with its place, and the nearest names for unknown keys."""
+def faults_of(error: Exception, model: type[BaseModel], given: Mapping[tuple[str, ...], str] | None = None) -> list[str]:
+    """Return every fault that pydantic found, with its place, and the nearest names for unknown keys.
+
+    Args:
+        error: what pydantic raised.
+        model: what was to be made.
+        given: places whose values come from elsewhere, and what to name for them.
+    """
     if not isinstance(error, ValidationError):
         return [str(error)]
     told = []
     for fault in error.errors():
         place = [str(part) for part in fault["loc"]]
+        sources = [name for n in range(len(place), 0, -1) if (name := (given or {}).get(tuple(place[:n]))) is not None]
+        where = f"{sources[0]}: " if sources else ""
         if fault["type"] == "extra_forbidden":
-            told.append(f"unknown key {'.'.join(place)!r}{nearest(place[-1], _fields(model, place[:-1]))}")
+            told.append(f"{where}unknown key {'.'.join(place)!r}{nearest(place[-1], _fields(model, place[:-1]))}")
         else:
-            text = fault["msg"].removeprefix("Value error, ")
-            shown = "" if fault["type"] == "missing" else f" = {fault['input']!r}"[:80]
-            told.append(f"{'.'.join(place) or 'the whole'}{shown}: {text}")
+            text = _TEXTS.get(fault["type"], fault["msg"].removeprefix("Value error, "))
+            found = "" if fault["type"] == "missing" else f" = {shown(fault['input'])}"
+            told.append(f"{where}{'.'.join(place) or 'the whole'}{found}: {text}")
     return told
+
+
+def shown(value: Any) -> str:
+    """Return a value as a message shows it: not long, and without the password of a URL."""
+    try:
+        return _SECRET.sub("//...@", repr(value))[:80]
+    except (ValueError, RecursionError):  # an integer of thousands of digits has no text
+        return f"some {type(value).__name__}"
 
 
 def _fields(model: type[BaseModel], place: Iterable[str]) -> list[str]:

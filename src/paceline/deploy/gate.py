@@ -25,6 +25,7 @@ from paceline.deploy import pki
 from paceline.deploy.directory import Directory, Member, open_signed
 from paceline.deploy.enrol import issued_by
 from paceline.deploy.trust import Trust, read
+from paceline.engines.grpc.ports import NotNow
 from paceline.errors import IdentityError
 
 __all__ = ["Gate"]
@@ -76,24 +77,32 @@ class Gate:
         self._revoked = self._read_crl()
 
     def member(self, certificate: bytes) -> Member:
-        """Return the client that a certificate (PEM) belongs to; raises `IdentityError`, which says why there is none."""
+        """Return the client that a certificate (PEM) belongs to.
+
+        Raises `IdentityError`, which says why there is none; `NotNow` where a list is stale or a clock may be wrong.
+        """
         with self._lock:
             self._refresh()
             key, now = hashlib.sha256(certificate).digest(), self.clock()
             if self._revoked.stale is not None and now > self._revoked.stale:
-                raise IdentityError(
+                raise NotNow(
                     f"the revocation list {self._paths[1]} is stale since {self._revoked.stale:%Y-%m-%d}; "
                     "write a new one with `paceline ca publish`"
                 )
             if key not in self._known:
                 if len(self._known) >= _REMEMBERED:
                     self._known.clear()
-                self._known[key] = self._find(certificate)
+                try:
+                    self._known[key] = self._find(certificate)
+                except IdentityError:
+                    if not self._refresh(now=True):
+                        raise
+                    self._known[key] = self._find(certificate)  # it has enrolled since the last look
             member, begin, end, serial = self._known[key]
-            if not begin <= now <= end:
-                raise IdentityError(f"the certificate of client {member.name} holds from {begin} to {end}, not now; renew it")
             if serial in self._revoked.serials:
                 raise IdentityError(f"the certificate of client {member.name} was revoked; ask the operator of the federation")
+            if not begin <= now <= end:
+                raise NotNow(f"the certificate of client {member.name} holds from {begin} to {end}, not now; renew it, or set the clocks")
             return member
 
     def members(self) -> list[Member]:
@@ -111,7 +120,7 @@ class Gate:
     def directory_file(self) -> bytes:
         """Return the signed directory, for clients that want the newest."""
         with self._lock:
-            self._refresh()
+            self._refresh(now=True)  # a client that has enrolled or renewed has seen it already
             return self._file
 
     def _find(self, data: bytes) -> tuple[Member, datetime, datetime, int]:
@@ -144,14 +153,14 @@ class Gate:
             stamps.append(None if found is None else (found.st_mtime_ns, found.st_size, found.st_ino))
         return stamps
 
-    def _refresh(self) -> None:
-        """Take up changed files; both, or none of them."""
-        if time.monotonic() - self._looked < self.every:
-            return
+    def _refresh(self, now: bool = False) -> bool:
+        """Take up changed files, both or none of them; return whether any were. Without `now`, look only now and then."""
+        if not now and time.monotonic() - self._looked < self.every:
+            return False
         self._looked = time.monotonic()
         stamps = self._look()
         if stamps == self._stamps:
-            return
+            return False
         try:
             file, directory = self._read_directory()
             revoked = self._read_crl()
@@ -159,10 +168,11 @@ class Gate:
                 raise IdentityError(f"{self._paths[0]} or its revocation list is older than what was read before; publish anew")
         except IdentityError as error:
             self.fault = str(error)
-            return
+            return False
         self._file, self._directory, self._revoked = file, directory, revoked
         self._stamps, self.fault = stamps, None
         self._known.clear()
+        return True
 
     def _read_directory(self) -> tuple[bytes, Directory]:
         data = read(self._paths[0], "copy it from the authority's folder, or write it with `paceline ca publish`")

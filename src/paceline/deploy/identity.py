@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from paceline.aggregation.secure.keys import IdentityKey
 from paceline.deploy.directory import Directory, open_signed
@@ -20,6 +21,13 @@ from paceline.errors import IdentityError, ProtocolError
 from paceline.store.files import atomic_write
 
 __all__ = ["PinnedDirectory", "load_identity"]
+
+
+Note = Callable[[str, dict[str, Any]], None]
+
+
+def _unheard(event: str, facts: dict[str, Any]) -> None:
+    """Let events pass."""
 
 
 def load_identity(path: str | Path) -> IdentityKey:
@@ -37,6 +45,7 @@ class PinnedDirectory:
         identity: this client's key.
         pins: where a client keeps the keys that it has seen; None keeps nothing.
         accept_changed: take another key of a known client without asking.
+        note: is told of keys that were taken so: an event's name and facts.
 
     Raises `IdentityError` where the directory is damaged, not signed, older than one seen before, has changed keys,
     or does not have this client's own key.
@@ -51,7 +60,9 @@ class PinnedDirectory:
         identity: IdentityKey | None = None,
         pins: str | Path | None = None,
         accept_changed: bool = False,
+        note: Note = _unheard,
     ) -> None:
+        self.note = note
         self.path, self.trust, self.client, self.accept_changed = Path(path), trust, client, accept_changed
         self._identity, self._pins = identity, Path(pins) if pins is not None else None
         self._lock = threading.Lock()
@@ -59,7 +70,7 @@ class PinnedDirectory:
         self._directory = self._take(read(self.path, "enrol this client, or get the directory from the operator"))
 
     @staticmethod
-    def of(folder: str | Path, accept_changed: bool = False) -> PinnedDirectory:
+    def of(folder: str | Path, accept_changed: bool = False, note: Note = _unheard) -> PinnedDirectory:
         """Return the directory of a client's folder, as enrolment wrote it."""
         folder = Path(folder)
         trust, identity = Trust.load(folder / "trust.pem"), load_identity(folder / "identity.key")
@@ -69,7 +80,13 @@ class PinnedDirectory:
         if me is None:
             raise IdentityError(f"{folder}: the directory does not have this client's identity key; was it revoked? Ask the operator")
         return PinnedDirectory(
-            folder / "directory", trust, client=me, identity=identity, pins=folder / "pins.json", accept_changed=accept_changed
+            folder / "directory",
+            trust,
+            client=me,
+            identity=identity,
+            pins=folder / "pins.json",
+            accept_changed=accept_changed,
+            note=note,
         )
 
     @property
@@ -109,11 +126,11 @@ class PinnedDirectory:
             atomic_write(self.path, data)
             return True
 
-    def reload(self) -> bool:
-        """Take up the file if it has changed, as a server does between rounds; return whether it had."""
+    def follow(self, data: bytes) -> bool:
+        """Take up a newer file without keeping it, as a server does, whose file it is; return whether it was newer."""
         with self._lock:
             before = self._directory.serial
-            self._directory = self._take(read(self.path, "put the directory back"))
+            self._directory = self._take(data)
             return self._directory.serial != before
 
     def _take(self, data: bytes) -> Directory:
@@ -125,16 +142,19 @@ class PinnedDirectory:
                 f"the directory has serial {found.serial}, but {self._serial} was seen before; an older one may bring "
                 "revoked clients back: get the newest from the operator"
             )
-        changed = [m.id for m in found.members if self._seen.get(m.id, m.key) != m.key]
+        changed = [m for m in found.members if self._seen.get(m.id, m.key) != m.key]
+        who = ", ".join(f"{m.name} ({m.id})" for m in changed)
         if changed and not self.accept_changed:
             raise IdentityError(
-                f"clients {changed} have other identity keys than before; if the operator confirms that they got new ones, "
+                f"clients {who} have other identity keys than before; if the operator confirms that they got new ones, "
                 f"accept them (accept_changed_keys in the policy, or take them out of {self._pins})"
             )
         if self._identity is not None and self.client is not None:
             mine = found.by_id.get(self.client)
             if mine is None or mine.key != self._identity.public:
                 raise IdentityError(f"client {self.client} is not in the directory with its own key; was it revoked? Ask the operator")
+        if changed:
+            self.note("keys", {"changed": [m.name for m in changed], "why": f"clients {who} have other identity keys, which were taken"})
         self._serial = found.serial
         self._seen |= {m.id: m.key for m in found.members}
         if self._pins is not None:

@@ -16,6 +16,8 @@ _LEVELS = {
     "broken": "warning",
     "not_answered": "warning",
     "lists": "warning",
+    "keys": "warning",
+    "missing": "warning",
     "certificate": "warning",
     "disk": "error",
     "error": "error",

@@ -5,6 +5,8 @@ Healthy is a process that answers; ready is a server with enough clients, or a c
 
 from __future__ import annotations
 
+import socket
+import sys
 import threading
 from collections.abc import Callable
 from socketserver import ThreadingMixIn
@@ -13,9 +15,10 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
 
-from paceline.errors import ConfigError, EngineError
+from paceline.address import Address
+from paceline.errors import EngineError
 
-__all__ = ["Metrics", "split_address"]
+__all__ = ["Metrics"]
 
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
 
@@ -37,11 +40,11 @@ class Metrics:
         self.ready: Callable[[], bool] = lambda: False
         self._server: WSGIServer | None = None
 
-    def serve(self, address: str) -> int:
+    def serve(self, address: Address) -> int:
         """Serve the pages from a thread; return the port. Raises `EngineError` where that cannot be."""
-        host, port = split_address(address)
+        kind = _Threads6 if ":" in address.host else _Threads
         try:
-            self._server = make_server(host, port, self._page, _Threads, _Quiet)
+            self._server = make_server(address.host, address.port, self._page, kind, _Quiet)
         except OSError as error:
             raise EngineError(f"cannot serve metrics on {address}: {error.strerror or error}") from error
         threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
@@ -67,15 +70,19 @@ class Metrics:
 class _Threads(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a scraper that goes away, or is silent."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
+class _Threads6(_Threads):
+    address_family = socket.AF_INET6
+
 
 class _Quiet(WSGIRequestHandler):
+    timeout = 10.0
+    """Seconds after which a silent connection ends, and with it its thread."""
+
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing; requests are not events."""
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Return host and port of ``host:port``; raises `ConfigError`."""
-    host, mark, port = address.rpartition(":")
-    if not mark or not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(f"{address!r} is no address; write host:port")
-    return host.strip("[]"), int(port)

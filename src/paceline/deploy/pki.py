@@ -73,6 +73,8 @@ def check_name(name: str, what: str = "client") -> str:
             f"{name!r} is no name of a {what}; use 1 to 63 lower-case letters, digits, dots, dashes and underscores, "
             "with a letter or digit first"
         )
+    if what == "client" and name.isdigit() and (name != str(int(name)) or int(name) >= 1 << 31):
+        raise ConfigError(f"{name!r} is no name of a client: a name of digits is the client's number, written from 0 to {(1 << 31) - 1}")
     return name
 
 

@@ -264,7 +264,7 @@ def load_policy(path: str | Path) -> Policy:
         raise ConfigError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}; name this client's policy file") from None
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is no TOML: {error}") from None
     return Policy.build(values, str(path))
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from paceline.address import proxy_shown
 from paceline.deploy.client import make_node, take_part
 from paceline.deploy.corelog import core_log
 from paceline.deploy.journal import Journal
@@ -49,7 +50,7 @@ def run_client(config: ClientConfig) -> str:
     journal, metrics = _watchers("client", config.logging)
     try:
         node = make_node(config, journal, metrics)
-        journal("dialling", client=node.runner.number, server=config.client.server)
+        journal("dialling", client=node.runner.number, server=str(config.client.server), proxy=proxy_shown(config.client.proxy))
         ended = asyncio.run(take_part(node))
         journal("ended", client=node.runner.number, why=ended)
         return ended

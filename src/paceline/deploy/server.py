@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from paceline.address import Address
 from paceline.deploy.authority import Authority
-from paceline.deploy.enrolment import Enrolment
 from paceline.deploy.gate import Gate
 from paceline.deploy.identity import PinnedDirectory
+from paceline.deploy.issuing import Enrolment
 from paceline.deploy.lists import Lists
+from paceline.deploy.muster import Muster, check_expected
 from paceline.deploy.notes import Notes
 from paceline.deploy.plan import PRIVACY_MECHANISMS, Plan, Privacy
+from paceline.deploy.register import Register
 from paceline.deploy.settings import ServerConfig
 from paceline.deploy.trust import Trust
 from paceline.engines.grpc import (
@@ -37,7 +40,8 @@ from paceline.engines.grpc import (
 )
 from paceline.engines.grpc.faults import Faults
 from paceline.engines.worker import Setup, Worker
-from paceline.errors import CohortError, ConfigError, IdentityError, PlanError, StoreError
+from paceline.errors import ConfigError, IdentityError, PlanError, StoreError
+from paceline.names import is_name, run_id, safe_name
 from paceline.run import Observer, Run, RunConfig, Summary, prepare, reopen
 from paceline.store import RunFolder, atomic_write
 
@@ -102,14 +106,17 @@ class FederationServer:
     def __post_init__(self) -> None:
         part = self.config.server
         self.trust = Trust.load(part.folder / "trust.pem")
+        if part.ca is None and (part.enrol or part.renew):
+            raise ConfigError("server.enrol and server.renew need the authority on this machine; name its folder in server.ca")
         lists = part.ca or part.folder
         listed, revoked = part.directory or lists / "directory", part.crl or lists / "crl.pem"
         self.gate = Gate(self.trust, listed, revoked, every=min(1.0, part.heartbeat))
-        self.directory = PinnedDirectory(listed, self.trust)
+        self.directory = PinnedDirectory(listed, self.trust, accept_changed=True)  # the operator has signed it
         self.credentials = Credentials.read(part.folder / "server.key", part.folder / "server.pem", self.trust.roots)
         self.port = self.enrol_port = self.renew_port = 0
         self.engine: GrpcEngine | None = None
         self._loop = LoopThread()
+        check_expected(part.expected, self.gate.members(), self._invited(), self.run.clients)
         self._enrolment: Enrolment | None = None
         self._lists: Lists | None = None
         self._stop = False
@@ -132,8 +139,10 @@ class FederationServer:
             self._lists.start()
             self.listening.set()
             self.notes("listening", port=self.port, run=engine.hub.progress.run, incarnation=engine.hub.progress.incarnation)
-            if run.round < self.run.rounds:
-                self._await(engine)
+            if run.round == 0:
+                self._muster.first()
+            elif run.round < self.run.rounds:
+                self._muster.wait()
             summary = run.go()
             done, why = True, "the run has ended"
             self.notes("done", rounds=summary.rounds, accuracy=summary.accuracy, model_sha256=summary.model_sha256)
@@ -166,14 +175,6 @@ class FederationServer:
             self._loop.wait(self._server.stop(why, done))
         self._loop.stop()
         self.notes.close()
-
-    def _await(self, engine: GrpcEngine) -> None:
-        """Wait until enough clients are there. Raises `CohortError` where they never come."""
-        least, seconds = self.least, self.config.waiting.start
-        if len(engine.hub.ready()) < least:
-            self.notes("waiting", clients=least, here=len(engine.hub.ready()))
-        if not engine.wait_ready(least, seconds):
-            raise CohortError(f"{len(engine.hub.ready())} clients are there after {seconds:.0f} s; {least} are needed")
 
     @property
     def least(self) -> int:
@@ -231,9 +232,10 @@ class FederationServer:
         """Count this start, durably, before anything is asked."""
         path = folder.path / "federation.json"
         try:
-            fresh: dict[str, Any] = {"id": f"{folder.name}-{secrets.token_hex(6)}", "starts": 0}
+            fresh: dict[str, Any] = {"id": run_id(folder.path.absolute().name), "starts": 0}
             before = json.loads(path.read_bytes()) if path.exists() else fresh
-            facts = {"id": str(before["id"]), "starts": int(before["starts"]) + 1}
+            name = str(before["id"])
+            facts = {"id": name if is_name(name) else safe_name(name), "starts": int(before["starts"]) + 1}
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{path} is damaged ({error}); put it back, or begin a new run in another folder") from None
         atomic_write(path, json.dumps(facts).encode())
@@ -262,9 +264,19 @@ class FederationServer:
             record=self.notes,
         )
         self.engine.stopping = self._stop
+        members = self.gate.members
+        self._muster = Muster(self.engine, self.notes, members, self.least, part.expected, waiting.expected, waiting.start)
         self._server = Server(hub, self.credentials, part.listen)
         self.notes.ready(lambda: self.engine.hub.ready() if self.engine else [], self.least)
         return self.engine
+
+    def _invited(self) -> set[str]:
+        """Return the names that may still enrol, where the authority is on this machine."""
+        part = self.config.server
+        if part.ca is None or not part.expected:
+            return set()
+        with Register(part.ca / "register.db").transaction() as rows:
+            return {token.name for token in rows.tokens() if token.used is None and token.expires > self.gate.clock()}
 
     def _authority(self) -> Authority | None:
         part, passphrase = self.config.server, os.environ.get("PACELINE_CA_PASSPHRASE")
@@ -273,24 +285,27 @@ class FederationServer:
         try:
             return Authority.open(part.ca, passphrase.encode() if passphrase else None)
         except IdentityError as error:
-            if part.enrol:
+            if part.enrol or part.renew:
                 raise
             self.notes.event("lists", None, {"why": f"the lists are not published anew by themselves: {error}"})
             return None
 
     def _open_enrolment(self, authority: Authority | None) -> Enrolment | None:
         part = self.config.server
-        if authority is None or not part.enrol:
+        if authority is None or not (part.enrol or part.renew):
             return None
         opened = Enrolment(authority, self.gate, self.credentials, self.notes)
-        host = part.enrol.rpartition(":")[0]
-        self.enrol_port, self.renew_port = opened.start(part.enrol, part.renew or f"{host}:0")
-        self.notes("enrolling", port=self.enrol_port, renew=self.renew_port)
+        renew = part.renew or (Address(part.enrol.host, 0) if part.enrol else None)
+        self.enrol_port, self.renew_port = opened.start(part.enrol, renew)
+        self.notes("enrolling", port=self.enrol_port or None, renew=self.renew_port)
         return opened
 
     def _signed(self) -> bytes:
-        self.directory.reload()
-        return self.directory.path.read_bytes()
+        """Return the newest good directory; a bad file never replaces it, and `Lists` tells of it."""
+        signed = self.gate.directory_file()
+        with suppress(IdentityError):
+            self.directory.follow(signed)
+        return signed
 
     def _observe(self, record: dict[str, Any], total_rounds: int) -> None:
         """After each round: tell, and wait until the next one has enough clients."""
@@ -303,4 +318,4 @@ class FederationServer:
         if self.observer is not None:
             self.observer(record, total_rounds)
         if number < total_rounds:
-            self._await(engine)
+            self._muster.wait()

@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from paceline.deploy.forms import faults_of
-from paceline.errors import ConfigError
+from paceline.address import Address, Dialled, Listening, MaybeListening, ProxyUrl
+from paceline.deploy.forms import faults_of, shown
+from paceline.errors import ConfigError, nearest
 from paceline.values import read_toml, value
 
 __all__ = ["ClientConfig", "DataConfig", "Logging", "ServerConfig", "Waiting", "load_config"]
@@ -31,7 +32,7 @@ class Logging(_Part):
 
     format: Literal["json", "text"] = Field(default="json", description="one JSON object a line, or text for people")
     level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level that is written")
-    metrics: str = Field(default="", description="host:port of /metrics, /healthz and /readyz; none where empty")
+    metrics: MaybeListening = Field(default=None, description="host:port of /metrics, /healthz and /readyz; none where empty")
 
 
 class Waiting(_Part):
@@ -42,22 +43,26 @@ class Waiting(_Part):
     share: float = Field(default=1.0, gt=0, le=1, description="part of the asked clients whose answers may be enough; 1 waits for all")
     grace: float = Field(default=1.5, ge=1, description="once the share has answered, wait so many times as long as that took")
     reconnect: float = Field(default=5.0, ge=0, description="for a client to come back before it counts as gone")
+    expected: float = Field(default=600.0, ge=0, description="for all expected sites, before the first round; then begin with the others")
     start: float = Field(default=3600.0, gt=0, description="for the least number of clients to be there")
 
 
 class ServerPart(_Part):
     """The server's port and files."""
 
-    listen: str = Field(default="0.0.0.0:9100", description="host:port for clients")
+    listen: Listening = Field(default=Address("0.0.0.0", 9100), description="host:port for clients")
     folder: Path = Field(default=Path("server"), description="server.key, server.pem and trust.pem")
     directory: Path | None = Field(default=None, description="signed directory of identity keys; the folder's own by default")
     crl: Path | None = Field(default=None, description="revocation list; the folder's crl.pem by default")
     ca: Path | None = Field(default=None, description="folder of the authority, to enrol clients and renew their certificates here")
-    enrol: str = Field(default="", description="host:port for enrolment by token; none where empty")
-    renew: str = Field(default="", description="host:port for renewals; with enrol, a free port by default")
+    enrol: MaybeListening = Field(default=None, description="host:port for enrolment by token; none where empty")
+    renew: MaybeListening = Field(default=None, description="host:port for renewals; with enrol, a free port by default")
     run: Path = Field(default=Path("run"), description="folder of the run; made anew, or gone on with")
     state: str = Field(default="", description="database of what happened, a path or an URL; state.db in the run's folder by default")
     least: int = Field(default=1, ge=1, description="clients that must be there before a round begins; never below the cohort's quorum")
+    expected: Annotated[int, Field(strict=True, ge=0)] | tuple[str, ...] = Field(
+        default=0, description="names of the sites, or their number, that the first round waits for; 0 for none"
+    )
     heartbeat: float = Field(default=10.0, gt=0, description="seconds between pings; three without an answer end a stream")
     limit: int = Field(default=1 << 30, ge=1 << 12, description="largest message of a client, in bytes")
     memory: int = Field(default=64 << 20, ge=0, description="bytes that incoming messages take before they go to files")
@@ -89,8 +94,9 @@ class DataConfig(_Part):
 class ClientPart(_Part):
     """The client's stream and files."""
 
-    server: str = Field(default="localhost:9100", description="host:port of the server")
+    server: Dialled = Field(default=Address("localhost", 9100), description="host:port of the server")
     name: str = Field(default="", description="the server's name in its certificate, where the address has another one")
+    proxy: ProxyUrl = Field(default="", description="http://host:port of a proxy, or environment for that of http_proxy; none where empty")
     folder: Path = Field(default=Path("client"), description="client.key, client.pem, identity.key, trust.pem and directory")
     state: Path = Field(default=Path("state"), description="folder of what is kept between rounds")
     policy: Path | None = Field(default=None, description="policy.toml; secure aggregation with 3 clients or more where none is given")
@@ -116,27 +122,55 @@ class ClientConfig(_Part):
 
 
 C = TypeVar("C", ServerConfig, ClientConfig)
+_TABLES = {*ServerConfig.model_fields, *ClientConfig.model_fields}
 
 
 def load_config(kind: type[C], path: Path | None, environment: Mapping[str, str] = os.environ) -> C:
-    """Read a configuration; raises `ConfigError` that names every fault."""
+    """Read a configuration; raises `ConfigError` that names every fault, with the variable that it comes from."""
     values = {} if path is None else read_toml(path)
-    _override(values, list(kind.model_fields), environment)
+    given = _override(values, list(kind.model_fields), environment)
     try:
-        made = kind(**values)
-    except (ValidationError, TypeError) as error:
-        raise ConfigError(f"{path or 'the environment'}: {'; '.join(faults_of(error, kind))}") from None
+        made = kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{path or 'the environment'}: {'; '.join(faults_of(error, kind, given))}") from None
     return _placed(made, Path() if path is None else path.parent)
 
 
-def _override(values: dict[str, Any], tables: list[str], environment: Mapping[str, str]) -> None:
-    for name, text in environment.items():
-        names = name.removeprefix(PREFIX).lower().split("__")
-        if name.startswith(PREFIX) and len(names) > 1 and names[0] in tables:
-            at = values
-            for part in names[:-1]:
-                at = at.setdefault(part, {})
-            at[names[-1]] = value(text)
+def _override(values: dict[str, Any], tables: list[str], environment: Mapping[str, str]) -> dict[tuple[str, ...], str]:
+    """Put what the environment sets into `values`; return which variable set what.
+
+    Raises `ConfigError` for a variable that names nothing, or something within what is no table.
+    """
+    named = [(tuple(name.removeprefix(PREFIX).lower().split("__")), name) for name in environment if name.startswith(PREFIX)]
+    given = {}
+    for place, name in sorted(named, key=lambda item: (len(item[0]), item[1])):  # tables before what lies in them
+        table = place[0]
+        if len(place) == 1:
+            if table in _TABLES:
+                raise ConfigError(f"{name} names the table [{table}]; name one of its keys, as in {PREFIX}{table.upper()}__KEY")
+            continue  # PACELINE_CA and others that are no part of a configuration
+        if "" in place:
+            raise ConfigError(f"{name} has an empty part; write {PREFIX}TABLE__KEY, with two underscores between the parts")
+        if table not in _TABLES:
+            raise ConfigError(f"{name}: there is no table {table!r}{nearest(table, _TABLES)}")
+        if table in tables:
+            _set(values, place, name, value(environment[name]))
+            given[place] = name
+    return given
+
+
+def _set(values: dict[str, Any], place: tuple[str, ...], name: str, new: Any) -> None:
+    at = values
+    for depth, part in enumerate(place[:-1], 1):
+        inner = at.setdefault(part, {})
+        if not isinstance(inner, dict):
+            whole = ".".join(place[:depth])
+            raise ConfigError(
+                f"{name} sets {place[depth]!r} within {whole}, which is no table but {shown(inner)}; "
+                f"set {PREFIX}{'__'.join(place[:depth]).upper()} in its place, or make {whole} a table"
+            )
+        at = inner
+    at[place[-1]] = new
 
 
 def _placed(made: C, root: Path) -> C:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from paceline.address import Address
 from paceline.engines.pipes import reduce_tensor
 from paceline.errors import EngineError, MissingExtraError
 
@@ -74,12 +75,10 @@ def connect(address: str | None, cpus: float, patience: float) -> tuple[Any, boo
 def _reach(address: str, patience: float) -> None:
     """Find out whether a cluster answers; Ray itself would try for minutes, and then end the process."""
     if address != "auto":
-        host, _, port = address.rpartition(":")
-        if not host or "/" in host or not port.isdecimal():
-            raise EngineError(f"the Ray address {address!r} is no host:port, nor auto")
+        where = Address.parse(address, "ray_address, which is host:port or auto,")
         try:
-            socket.create_connection((host, int(port)), timeout=min(patience, 10.0)).close()
-        except (OSError, OverflowError) as error:
+            socket.create_connection((where.host, where.port), timeout=min(patience, 10.0)).close()
+        except OSError as error:
             raise EngineError(f"no Ray cluster answers at {address}: {error}; start one with: ray start --head") from error
     try:
         probe = subprocess.run(

@@ -25,6 +25,7 @@ import safetensors.torch
 from torch import Tensor
 
 from paceline.errors import StoreError
+from paceline.names import LONGEST
 from paceline.params import Params
 from paceline.store.files import atomic_write, named
 from paceline.store.toml import to_toml
@@ -45,12 +46,9 @@ class RunFolder:
     def create(root: str | os.PathLike[str], name: str) -> RunFolder:
         """Make the folder of a new run.
 
-        Raises `StoreError` where another run, or anything else, is there already.
+        Raises `StoreError` where another run, or anything else, is there already, or for a name that is none.
         """
-        if not name or name.startswith(".") or Path(name).name != name or "\0" in name:
-            raise StoreError(
-                f"{name!r} is no name for a run; use one without slashes that does not begin with a dot"
-            )
+        RunFolder.check_name(name)
         path = Path(root) / name
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -61,10 +59,22 @@ class RunFolder:
         return RunFolder(path)
 
     @staticmethod
+    def check_name(name: str) -> None:
+        """Raise `StoreError` for what cannot be the name of a run's folder."""
+        if not name or name.startswith(".") or Path(name).name != name or not name.isprintable():
+            raise StoreError(f"{name!r} is no name for a run; use one without slashes that does not begin with a dot")
+        if (size := len(name.encode(errors="replace"))) > LONGEST:
+            raise StoreError(f"the name {name[:40] + '...'!r} has {size} bytes; a run's may have {LONGEST}, so choose a shorter one")
+
+    @staticmethod
     def open(path: str | os.PathLike[str]) -> RunFolder:
         """Return the folder of a run that was started before. Raises `StoreError` where there is none."""
         folder = RunFolder(path)
-        if not folder._config.is_file():
+        try:
+            there = folder._config.is_file()
+        except OSError as error:
+            raise StoreError(f"{folder.path} cannot be read: {error.strerror or error}") from error
+        if not there:
             raise StoreError(f"{folder.path} is no run: it has no config.toml")
         return folder
 

@@ -12,7 +12,7 @@ from paceline.deploy.authority import Authority
 from paceline.deploy.pki import utc_now
 from paceline.engines.grpc import protocol as p
 from paceline.engines.grpc.frames import HEAD, Part, frames
-from paceline.engines.grpc.tls import options
+from paceline.engines.grpc.tls import options, through
 from tests.engines.grpc.conftest import publish
 from tests.engines.grpc.strange import Strange, outcome, refused
 
@@ -39,7 +39,7 @@ async def greeted(folder, port, **hello):
 def test_a_client_without_a_certificate_gets_no_further_than_the_handshake(serving):
     async def dial():
         roots = serving.server.trust.roots
-        async with grpc.aio.secure_channel(f"localhost:{serving.server.port}", grpc.ssl_channel_credentials(roots)) as channel:
+        async with grpc.aio.secure_channel(f"localhost:{serving.server.port}", grpc.ssl_channel_credentials(roots), through()) as channel:
             call = channel.stream_stream(p.METHOD)()
             return await refused(call.write(b"hello"))
 
@@ -82,10 +82,10 @@ def test_a_revoked_client_is_refused_and_its_live_stream_ends(serving):
     started = time.monotonic()
     with pytest.raises(grpc.aio.AioRpcError) as ended:
         talk(live())
-    assert ended.value.code() == CODE.UNAUTHENTICATED
+    assert ended.value.code() == CODE.PERMISSION_DENIED
     assert "no longer" in ended.value.details()
     assert time.monotonic() - started < 3
-    assert talk(greeted(folder, port))[0] == CODE.UNAUTHENTICATED
+    assert talk(greeted(folder, port))[0] == CODE.PERMISSION_DENIED
     assert [f["reason"] for f in serving.server_lines.of("refused")] == ["certificate"] * 2
     assert talk(first_welcome(serving.root / "client2", port))["number"] == 2
 

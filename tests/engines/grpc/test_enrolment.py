@@ -4,10 +4,12 @@ from datetime import timedelta
 
 import pytest
 
+from paceline.address import Address
 from paceline.deploy.authority import Authority
 from paceline.deploy.enrol import Invitation
 from paceline.deploy.enrolment import enrol, renew
 from paceline.deploy.identity import PinnedDirectory
+from paceline.engines.grpc.tls import through
 from paceline.errors import EngineError, IdentityError
 
 RUN = {"clients": 3, "cohort": 3, "rounds": 1}
@@ -22,7 +24,7 @@ def serving(loopback):
 def invite(loopback, name, folder=None):
     ca = Authority.open(loopback.root / "ca")
     path = loopback.root / f"{name}.invite"
-    Invitation(ca.token(name), ca.trust, f"localhost:{loopback.server.enrol_port}").save(path)
+    Invitation(ca.token(name), ca.trust, Address("localhost", loopback.server.enrol_port)).save(path)
     return path
 
 
@@ -81,20 +83,20 @@ def test_lists_are_published_in_good_time_where_the_authority_is(loopback, monke
 def test_renewal_needs_the_old_certificate(serving):
     folder, port = serving.root / "client1", serving.server.renew_port
     before = (folder / "client.pem").read_bytes()
-    assert renew(folder, f"localhost:{port}").client == 1
+    assert renew(folder, Address("localhost", port)).client == 1
     assert (folder / "client.pem").read_bytes() != before
     with pytest.raises((EngineError, IdentityError)):
-        renew(folder, f"localhost:{serving.server.enrol_port}")  # that port asks for no certificate
+        renew(folder, Address("localhost", serving.server.enrol_port))  # that port asks for no certificate
     Authority.open(serving.root / "ca").revoke("client2")
     with pytest.raises((EngineError, IdentityError), match=r"no longer|revoked"):
-        renew(serving.root / "client2", f"localhost:{port}")
+        renew(serving.root / "client2", Address("localhost", port))
 
 
 def test_garbage_is_answered_with_an_error(serving):
     import grpc
 
     roots = serving.server.trust.roots
-    with grpc.secure_channel(f"localhost:{serving.server.enrol_port}", grpc.ssl_channel_credentials(roots)) as channel:
+    with grpc.secure_channel(f"localhost:{serving.server.enrol_port}", grpc.ssl_channel_credentials(roots), through()) as channel:
         call = channel.unary_unary("/paceline.Enrolment/Redeem")
         for data in (b"", b"garbage", b"\0" * 100_000):
             with pytest.raises(grpc.RpcError) as told:

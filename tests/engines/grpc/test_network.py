@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from paceline.deploy.authority import Authority
-from paceline.deploy.server import FederationServer
+from paceline.errors import IdentityError
 from tests.engines.grpc.conftest import publish
 
 RUN = {"method": "scaffold", "clients": 5, "cohort": 5, "rounds": 3}
@@ -67,12 +67,8 @@ class Cable:
         asyncio.get_running_loop().call_later(seconds, self.flows.set)
 
 
-@pytest.fixture
-def least(monkeypatch):
-    """Let all five be there at the beginning; four are enough once the list says so."""
-    enough = [5]
-    monkeypatch.setattr(FederationServer, "least", property(lambda self: enough[0]))
-    return enough
+ENOUGH = {"least": 4, "expected": 5}
+"""All five are there at the beginning; then four are enough."""
 
 
 def wired(loopback, numbers, phase, then, round=2):
@@ -108,19 +104,15 @@ def test_a_cut_that_is_mended_in_time_changes_nothing(loopback, federate, phase)
 
 
 @pytest.mark.parametrize("phase", [slow("train"), "secagg.masked"])
-def test_who_is_cut_off_for_long_drops_out_and_comes_back(loopback, federate, least, phase):
+def test_who_is_cut_off_for_long_drops_out_and_comes_back(loopback, federate, phase):
     run = {**(RUN if phase == "train" else {**RUN, **SECURE}), "method": "fedavg"}
-
-    def cut(cable):
-        least[0] = 4
-        cable.cut(1.0)
 
     def hold(record, total):  # the third round begins when the client is back
         if record["round"] == 2:
             loopback.wait(lambda: loopback.server.engine.present(4))
 
-    loopback.serve(run, {}, {"reconnect": 0.2}, observer=hold)
-    wired(loopback, [4], phase, cut)
+    loopback.serve(run, ENOUGH, {"reconnect": 0.2}, observer=hold)
+    wired(loopback, [4], phase, lambda cable: cable.cut(1.0))
     there = loopback.finish()
     here = federate(drop=lambda round, client, function: (round, client, function) == (2, 4, phase), **run)
     assert there.model_sha256 == here.model_sha256
@@ -144,38 +136,38 @@ def revoke(loopback, number):
 
 
 @pytest.mark.parametrize("aggregation", ["plain", "secure"])
-def test_a_client_revoked_between_rounds_is_out_and_the_run_goes_on(loopback, least, aggregation):
+def test_a_client_revoked_between_rounds_is_out_and_the_run_goes_on(loopback, aggregation):
     run = {**RUN, **(SECURE if aggregation == "secure" else {}), "rounds": 5}
 
     def watch(record, total):
         if record["round"] == 2:
-            least[0] = 4
             revoke(loopback, 4)
             loopback.wait(lambda: not loopback.server.engine.present(4))
 
-    loopback.serve(run, observer=watch)
+    loopback.serve(run, ENOUGH, observer=watch)
     for number in range(5):
         loopback.client(number)
     summary = loopback.result.result(30)
     assert summary.rounds == 5
     assert {e["round"] for e in loopback.client_lines.of("answered") if e["client"] == 4} == {1, 2}
     assert [r["dropped"] for r in summary.history] == [0] * 5
+    with pytest.raises(IdentityError, match="client4 is not, or no longer"):
+        loopback.ends[4].result(5)
     refused = loopback.server_lines.of("refused")
     assert {(f["client"], f["reason"]) for f in refused} <= {(4, "certificate"), (None, "certificate")}
-    assert "UNAUTHENTICATED" in {e["code"] for e in loopback.client_lines.of("broken")}
+    assert "PERMISSION_DENIED" in {e["code"] for e in loopback.client_lines.of("broken")}
 
 
 @pytest.mark.parametrize("phase", ["secagg.masked", "secagg.unmask", *SLOW])
-def test_a_client_revoked_within_a_secure_sum_drops_out_there(loopback, federate, least, phase):
+def test_a_client_revoked_within_a_secure_sum_drops_out_there(loopback, federate, phase):
     """Its stream ends before it can answer; whatever the step, the others' sum is opened without it or with its work."""
     run = {**RUN, **SECURE, "method": "fedavg"}
 
     def end():
-        least[0] = 4
         revoke(loopback, 4)
         loopback.wait(lambda: not loopback.server.engine.present(4))
 
-    loopback.serve(run, {}, {"reconnect": 0.2})
+    loopback.serve(run, ENOUGH, {"reconnect": 0.2})
     for number in range(5):
         loopback.client(number)
     strike(loopback, loopback.nodes[4], phase, 2, end)

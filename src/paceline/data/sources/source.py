@@ -11,6 +11,7 @@ from paceline.data.cache import cache_folder, load_arrays, save_arrays
 from paceline.data.fetch import Package, bring
 from paceline.data.raw import Array, RawData
 from paceline.errors import ConfigError, MissingDataError, UnknownNameError
+from paceline.names import LONGEST, safe_name
 
 __all__ = ["Source"]
 
@@ -53,7 +54,7 @@ class Source:
     def path(self, **options: int) -> Path:
         """Return the cache file of the data fetched with `options`, whether or not it is there."""
         changed = [f"{k}={v}" for k, v in self.settle(options).items() if k in self.fetched and v != self.fetched[k]]
-        return cache_folder() / "-".join([self.name, *changed, "v1.npz"])
+        return cache_folder() / safe_name("-".join([self.name, *changed, "v1.npz"]), LONGEST)
 
     def ready(self, **options: int) -> bool:
         """Say whether the data can be read now."""

@@ -19,7 +19,7 @@ from paceline.engines.grpc.frames import Part
 from paceline.engines.grpc.link import Message
 from paceline.engines.grpc.runner import Runner
 from paceline.engines.grpc.welcome import MALFORMED, Answer, Welcome
-from paceline.errors import PacelineError, PolicyError, ProtocolError, StoreError, WireError
+from paceline.errors import IdentityError, PacelineError, PolicyError, ProtocolError, StoreError, WireError
 from paceline.wire import Limits
 
 __all__ = ["Desk"]
@@ -51,7 +51,7 @@ class Desk:
         self._pack, self._faults = pack, faults
         self._jobs: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
         self._last: tuple[int, dict[str, Any], tuple[Part, ...]] | None = None
-        self._known = self.joined = 0
+        self._known = self.joined = self.answered = 0
         self._welcome: Welcome | None = None
         self._open = False
         self._why: list[str] = []
@@ -63,7 +63,7 @@ class Desk:
             try:
                 await job()
             except (PacelineError, *MALFORMED) as error:
-                event = "disk" if isinstance(error, StoreError) else "malformed"
+                event = "disk" if isinstance(error, StoreError) else "keys" if isinstance(error, IdentityError) else "malformed"
                 self._note(event, {"why": p.clean(f"{type(error).__name__}: {error}")})
             self._jobs.task_done()
 
@@ -173,6 +173,7 @@ class Desk:
         facts = {"round": round, "function": p.clean(name), "seconds": answer.spent}
         self._note("answered" if why is None else "not_answered", facts if why is None else {**facts, "why": why})
         self._put(p.REPLY, answer.head, *parts)
+        self.answered += why is None
 
     def _compute(self, message: Message) -> tuple[Answer, tuple[Part, ...]]:
         """Decode, answer and encode; on the runner's thread."""

@@ -15,7 +15,7 @@ from paceline.engines.grpc import protocol as p
 from paceline.engines.grpc.buffers import Budget
 from paceline.engines.grpc.lanes import Lanes
 from paceline.engines.grpc.link import Link, Shaper
-from paceline.engines.grpc.ports import HubSettings, Member, Members
+from paceline.engines.grpc.ports import HubSettings, Member, Members, NotNow
 from paceline.engines.grpc.session import Closed, Session
 from paceline.errors import IdentityError, WireError
 
@@ -58,7 +58,7 @@ class Door:
                 async with asyncio.timeout(1.0):
                     for _ in range(_HELLO):
                         await context.read()
-            return self.refuse(None, _STATUS.UNAUTHENTICATED, "certificate", str(error), context.peer())
+            return self.refuse(None, _code(error), "certificate", str(error), context.peer())
         if self._greeting.get(member.id, 0) >= self._settings.waiting:
             return self.refuse(member.id, _STATUS.RESOURCE_EXHAUSTED, "crowd", "too many streams are opening", context.peer())
         self._greeting[member.id] = self._greeting.get(member.id, 0) + 1
@@ -74,8 +74,8 @@ class Door:
         try:
             self._members.member(session.certificate)
         except IdentityError as error:
-            self.refuse(session.client, _STATUS.UNAUTHENTICATED, "certificate", str(error), session.name)
-            session.close(_STATUS.UNAUTHENTICATED, p.clean(error))
+            self.refuse(session.client, _code(error), "certificate", str(error), session.name)
+            session.close(_code(error), p.clean(error))
 
     def refuse(self, client: int | None, code: grpc.StatusCode, reason: str, why: str, who: str) -> Closed:
         """Note a refusal and return it."""
@@ -117,6 +117,11 @@ class Door:
                 return self.refuse(member.id, _STATUS.ALREADY_EXISTS, "twice", why, context.peer())
             before.close(_STATUS.CANCELLED, "a newer stream took this one's place")
         return Session(member.id, member.name, instance, certificate, link, pack)
+
+
+def _code(error: IdentityError) -> grpc.StatusCode:
+    """Return how a certificate is refused: for now, so that its client comes again, or for good."""
+    return _STATUS.UNAUTHENTICATED if isinstance(error, NotNow) else _STATUS.PERMISSION_DENIED
 
 
 def _no_parts(kind: int, head: Mapping[str, Any], opening: Any) -> bool:

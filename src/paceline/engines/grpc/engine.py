@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -171,13 +171,17 @@ class GrpcEngine:
 
     def wait_ready(self, count: int, seconds: float = math.inf) -> bool:
         """Wait until `count` clients are ready; return whether they are. Raises `CohortError` where they cannot be."""
+        return self.wait_until(lambda: len(self.hub.ready()) >= count, count, seconds)
+
+    def wait_until(self, there: Callable[[], bool], least: int, seconds: float = math.inf) -> bool:
+        """Wait until `there` says so; return whether it did. Raises `CohortError` where fewer than `least` take part."""
         end = time.monotonic() + seconds
-        while len(self.hub.ready()) < count:
+        while not there():
             self._stop_here()
             refusals = self.hub.asking.refusals
-            if self.num_clients - len(refusals) < count:
+            if self.num_clients - len(refusals) < least:
                 told = "; ".join(f"client {c}: {why}" for c, why in list(refusals.items())[:3])
-                raise CohortError(f"{len(refusals)} of {self.num_clients} clients take no part, and {count} are needed: {told}")
+                raise CohortError(f"{len(refusals)} of {self.num_clients} clients take no part, and {least} are needed: {told}")
             if time.monotonic() >= end:
                 return False
             time.sleep(0.02)

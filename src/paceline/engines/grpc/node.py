@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import random
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from paceline.address import Address
 from paceline.engines.grpc import protocol as p
 from paceline.engines.grpc.buffers import Budget
 from paceline.engines.grpc.desk import Desk
@@ -23,7 +25,7 @@ from paceline.engines.grpc.frames import Part
 from paceline.engines.grpc.link import Link
 from paceline.engines.grpc.runner import Runner
 from paceline.engines.grpc.tls import Credentials, options
-from paceline.errors import EngineError, WireError
+from paceline.errors import EngineError, IdentityError, WireError
 from paceline.wire import NETWORK
 
 __all__ = ["Node", "NodeSettings"]
@@ -47,17 +49,19 @@ class NodeSettings:
     """How a client deals with its stream.
 
     Args:
-        address: host:port of the server.
+        address: of the server.
         first, most: seconds before the first new try, and at most; each try doubles them, and up to half is
             taken off at random, so that not all clients come at once.
         limit: largest message of the server, in bytes.
         pack: whether zstd may be used.
         attempts: tries in a row without a welcome before the client gives up; 0 for never.
+        good: seconds of service, or an answer within them, after which the next try is a first one again.
         name: the server's name in its certificate, where the address has another one.
         stay: wait for the next run when one has ended.
+        proxy: see `tls.through`.
     """
 
-    address: str
+    address: Address
     first: float = 0.2
     most: float = 30.0
     limit: int = 4 << 30
@@ -65,6 +69,8 @@ class NodeSettings:
     attempts: int = 0
     name: str = ""
     stay: bool = False
+    proxy: str = ""
+    good: float = 60.0
 
 
 @dataclass
@@ -78,6 +84,7 @@ class Node:
         note: is told of events: a name and facts.
         faults: on purpose.
         pool: one thread for the runner; shared by the clients of one process.
+        check: raises `IdentityError` where this client's certificate can never be good again.
     """
 
     settings: NodeSettings
@@ -86,6 +93,7 @@ class Node:
     note: Callable[[str, dict[str, Any]], None] = lambda event, facts: None
     faults: Faults | None = None
     pool: Executor | None = None
+    check: Callable[[], None] = lambda: None
     instance: bytes = field(default_factory=lambda: os.urandom(16))
 
     def __post_init__(self) -> None:
@@ -103,7 +111,8 @@ class Node:
     async def run(self) -> str:
         """Take part until the run has ended or `stop` is called; return why it ended.
 
-        Raises `EngineError` where the server will never take this client, and what keeps the runner from working.
+        Raises `EngineError` where the server will never take this client, `IdentityError` where it says that this
+        client's certificate was revoked or is unknown, and what keeps the runner from working.
         """
         pool = self.pool or ThreadPoolExecutor(1, "runner")
         settings = self.settings
@@ -124,9 +133,9 @@ class Node:
         return self.ended
 
     async def _again_and_again(self, desk: Desk, work: asyncio.Future[None], over: asyncio.Future[Any]) -> None:
-        failed = 0
+        failed = missed = 0
         while not self._over.is_set():
-            before = desk.joined
+            before, answered, began = desk.joined, desk.answered, time.monotonic()
             stream = asyncio.ensure_future(self._stream(desk))
             await asyncio.wait({stream, work, over}, return_when=asyncio.FIRST_COMPLETED)
             if not stream.done():
@@ -139,9 +148,13 @@ class Node:
                 raise ended
             if work.done():
                 work.result()
-            failed = 1 if desk.joined > before else failed + 1
-            if self.settings.attempts and failed > self.settings.attempts:
-                raise EngineError(f"the server {self.settings.address} gave no welcome in {failed} tries")
+            welcomed = desk.joined > before
+            served = welcomed and (desk.answered > answered or time.monotonic() - began >= self.settings.good)
+            failed, missed = 1 if served else failed + 1, 0 if welcomed else missed + 1
+            if not welcomed:
+                self.check()
+            if self.settings.attempts and missed > self.settings.attempts:
+                raise EngineError(f"the server {self.settings.address} gave no welcome in {missed} tries")
             await self._pause(failed)
 
     async def stop(self, why: str = "stopped") -> None:
@@ -155,6 +168,8 @@ class Node:
         self.note("broken", {"why": p.clean(why), "code": code.name if code else type(error).__name__})
         if code in (_CODE.FAILED_PRECONDITION, _CODE.UNIMPLEMENTED):
             raise EngineError(f"the server refuses this client: {p.clean(why)}") from error
+        if code is _CODE.PERMISSION_DENIED:
+            raise IdentityError(f"the server {self.settings.address} lets this client in no more: {p.clean(why)}") from error
         self._slow = code in (_CODE.UNAUTHENTICATED, _CODE.ALREADY_EXISTS)
 
     async def _pause(self, failed: int) -> None:
@@ -164,8 +179,8 @@ class Node:
 
     # -- one stream ----------------------------------------------------------------------------
     async def _stream(self, desk: Desk) -> None:
-        credentials, chosen = self.credentials.channel(), options(self.settings.name)
-        async with grpc.aio.secure_channel(self.settings.address, credentials, options=chosen) as channel:
+        credentials, chosen = self.credentials.channel(), options(self.settings.name, proxy=self.settings.proxy)
+        async with grpc.aio.secure_channel(self.settings.address.target, credentials, options=chosen) as channel:
             call = channel.stream_stream(p.METHOD)()
 
             async def read() -> bytes | None:

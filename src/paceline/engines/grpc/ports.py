@@ -7,10 +7,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from paceline.call import Receipt
+from paceline.errors import IdentityError
 from paceline.params import Params
 from paceline.tree import Tree
 
-__all__ = ["Home", "HubSettings", "Member", "Members", "Progress", "Record"]
+__all__ = ["Home", "HubSettings", "Member", "Members", "NotNow", "Progress", "Record"]
+
+
+class NotNow(IdentityError):
+    """A certificate cannot be judged at present, or a clock is wrong: the same one may be good later."""
 
 
 class Member(Protocol):
@@ -29,7 +34,10 @@ class Members(Protocol):
     """Knows the certificates; asked again and again, so that a revocation takes effect on live streams."""
 
     def member(self, certificate: bytes) -> Member:
-        """Return whom a certificate belongs to. Raises `IdentityError` when it is unknown, expired or revoked."""
+        """Return whom a certificate belongs to.
+
+        Raises `IdentityError` when it is unknown or revoked, `NotNow` when that may pass by itself.
+        """
 
 
 class Home(Protocol):

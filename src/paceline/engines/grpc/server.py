@@ -5,12 +5,16 @@ from __future__ import annotations
 import grpc
 import grpc.aio
 
+from paceline.address import Address
 from paceline.engines.grpc import protocol as p
 from paceline.engines.grpc.hub import Hub
 from paceline.engines.grpc.tls import Credentials, narrow, options
 from paceline.errors import EngineError
 
 __all__ = ["Server"]
+
+_IDLE = (("grpc.server_handshake_timeout_ms", 15_000), ("grpc.max_connection_idle_ms", 60_000))
+"""What ends connections on which no stream is opened."""
 
 
 class Server:
@@ -19,20 +23,20 @@ class Server:
     Args:
         hub: who serves the streams.
         credentials: the server's key and certificate, and the roots of the clients' certificates.
-        address: host:port to listen on; port 0 takes a free one.
+        address: where to listen; port 0 takes a free one.
     """
 
-    def __init__(self, hub: Hub, credentials: Credentials, address: str) -> None:
+    def __init__(self, hub: Hub, credentials: Credentials, address: Address) -> None:
         self.hub, self.credentials, self.address = hub, credentials, address
         self.port = 0
 
     async def start(self) -> int:
         """Listen; return the port. Raises `EngineError` where that cannot be."""
-        self._server = grpc.aio.server(options=[*options(), *narrow(self.hub.settings.window)])
+        self._server = grpc.aio.server(options=[*options(), *narrow(self.hub.settings.window), *_IDLE])
         handler = grpc.stream_stream_rpc_method_handler(self.hub.connect)
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(p.SERVICE, {"Connect": handler}),))
         try:
-            self.port = self._server.add_secure_port(self.address, self.credentials.server())
+            self.port = self._server.add_secure_port(str(self.address), self.credentials.server())
         except RuntimeError as error:
             raise EngineError(f"cannot listen on {self.address}: {error}") from error
         await self._server.start()

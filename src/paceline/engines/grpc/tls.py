@@ -12,7 +12,7 @@ import grpc
 from paceline.engines.grpc.frames import CHUNK
 from paceline.errors import IdentityError
 
-__all__ = ["Credentials", "narrow", "options"]
+__all__ = ["Credentials", "narrow", "options", "through"]
 
 _FRAME = CHUNK + 4096
 
@@ -51,8 +51,25 @@ def narrow(window: int) -> Sequence[tuple[str, Any]]:
     ]
 
 
-def options(name: str = "", keepalive: float = 30.0) -> Sequence[tuple[str, Any]]:
-    """Return what both ends tell gRPC; `name` is the server's, where its address has another one."""
+def through(proxy: str = "") -> Sequence[tuple[str, Any]]:
+    """Return what a channel is told of proxies: none of the environment's, unless `proxy` says so.
+
+    Args:
+        proxy: the URL of an HTTP proxy that knows CONNECT, ``environment``, or nothing.
+    """
+    if not proxy:
+        return [("grpc.enable_http_proxy", 0)]
+    return [("grpc.enable_http_proxy", 1), *([] if proxy == "environment" else [("grpc.http_proxy", proxy)])]
+
+
+def options(name: str = "", keepalive: float = 30.0, proxy: str = "") -> Sequence[tuple[str, Any]]:
+    """Return what both ends tell gRPC.
+
+    Args:
+        name: the server's in its certificate, where its address has another one.
+        keepalive: seconds between two pings.
+        proxy: see `through`.
+    """
     chosen: list[tuple[str, Any]] = [
         ("grpc.max_receive_message_length", _FRAME),
         ("grpc.max_send_message_length", _FRAME),
@@ -68,6 +85,7 @@ def options(name: str = "", keepalive: float = 30.0) -> Sequence[tuple[str, Any]
         ("grpc.enable_retries", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1_000),
+        *through(proxy),
     ]
     if name:
         chosen.append(("grpc.ssl_target_name_override", name))

@@ -10,6 +10,7 @@ from paceline.aggregation.wires import MALFORMED
 from paceline.call import Receipt
 from paceline.engines.grpc import protocol as p
 from paceline.errors import PacelineError, PolicyError, ProtocolError, WireError
+from paceline.names import is_name
 from paceline.tree import Tree
 
 __all__ = ["HIDDEN", "MALFORMED", "Answer", "Rules", "Welcome", "reason_of"]
@@ -33,7 +34,7 @@ class Welcome:
     def read(head: Mapping[str, Any], directory: bytes) -> Welcome:
         """Check a head. Raises `WireError` for what is malformed."""
         run = p.field(head, "run", str)
-        if not run or not all(c.isalnum() or c in "-_.=+" for c in run) or run.startswith(".") or len(run) > 200:
+        if not is_name(run):
             raise WireError(f"{p.clean(run)!r} is no name of a run")
         numbers = {n: p.field(head, n, int) for n in ("incarnation", "number", "round", "take", "saved")}
         if min(numbers.values()) < 0:
