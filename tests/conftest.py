@@ -1,4 +1,4 @@
-"""Shared fixtures: a small separable task that needs no data set."""
+"""Shared fixtures: a small separable task that needs no data set, and the one way to those that do."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from paceline.data.sources import Source, find_source
 from paceline.run import RunConfig, prepare
 from paceline.tasks import Arrays, Task
 
@@ -21,6 +22,17 @@ def make_task(samples: int = 240, model=small_mlp, name: str = "blobs") -> Task:
     x = centres[y] + torch.randn(samples + 80, 12, generator=generator)
     train, test = Arrays(x[:samples], y[:samples]), Arrays(x[samples:], y[samples:])
     return Task(name, train, test, model, num_classes=4, lr=0.1, batch_size=10)
+
+
+def fetched(name: str) -> Source:
+    """Return a source whose data are here; skip the test, and say how to get them, where they are not.
+
+    No test fetches: `make test` and `make test-slow` do, before.
+    """
+    source = find_source(name)
+    if not source.ready():
+        pytest.skip(f"needs: paceline data fetch {name}")
+    return source
 
 
 @pytest.fixture
