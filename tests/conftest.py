@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from torch import nn
 from paceline.data.sources import Source, find_source
 from paceline.run import RunConfig, prepare
 from paceline.tasks import Arrays, Task
+from tests.postgres import Postgres
 
 
 def small_mlp() -> nn.Module:
@@ -33,6 +36,14 @@ def fetched(name: str) -> Source:
     if not source.ready():
         pytest.skip(f"needs: paceline data fetch {name}")
     return source
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """Start a PostgreSQL server of our own, or skip where there is none."""
+    server = Postgres()
+    yield server
+    server.close()
 
 
 @pytest.fixture

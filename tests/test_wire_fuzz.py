@@ -156,7 +156,7 @@ def peak_memory() -> int:
 
 def most(data: bytes, limits: Limits = LIMITS) -> int:
     """Return how many calls decoding may take: in proportion to the bytes, however they are made up."""
-    return 2000 + 6 * min(len(data), limits.items)
+    return 2000 + 10 * min(len(data), limits.items)
 
 
 def outcome(data: bytes, limits: Limits) -> Tree | WireError:

@@ -17,6 +17,7 @@ _LEVELS = {
     "not_answered": "warning",
     "lists": "warning",
     "certificate": "warning",
+    "database_away": "warning",
     "disk": "error",
     "error": "error",
     "answered": "debug",
