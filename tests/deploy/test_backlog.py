@@ -165,8 +165,11 @@ def test_what_is_to_be_soon_is_not_waited_for_where_the_database_is_away_or_says
     assert database.rows == [1]
     hang = threading.Event()
     assert not backlog.soon(lambda: hang.wait(10))
-    assert lines.of("database_away")[0]["why"] == "no answer for 0.2 s"
+    assert lines.of("database_away")[0]["why"] == "d has not answered for 0.2 s"
+    backlog.patience = 1000.0
+    assert not backlog.soon(database.write, 1)  # it is known by now
     hang.set()
+    until(lambda: not backlog.away)
     database.there = False
     assert not backlog.soon(database.write, 2)
     database.there = True

@@ -79,7 +79,7 @@ class Backlog:
 
     @property
     def away(self) -> bool:
-        """Whether the last try to write found no database."""
+        """Whether the last try to write found no database, or still waits for its answer."""
         return self._since is not None
 
     # -- in ------------------------------------------------------------------------------------
@@ -133,8 +133,7 @@ class Backlog:
                 item.done.result(0.05)
                 return True
             if time.monotonic() >= end:
-                self._say(f"no answer for {self.patience:g} s")
-                break
+                self._outage(f"{self.where} has not answered for {self.patience:g} s")
         item.done.add_done_callback(self._later)
         return False
 

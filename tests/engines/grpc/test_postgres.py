@@ -108,6 +108,31 @@ def test_a_server_that_is_stopped_in_an_outage_goes_on_with_the_same_database(lo
 
 
 @pytest.mark.slow
+def test_a_database_that_takes_rows_and_does_not_answer_holds_no_round_up(loopback, federate, postgres):
+    """Somebody holds a lock on a table, from the second round to the fourth."""
+    import psycopg
+
+    url = postgres.database()
+    other = psycopg.connect(url)
+
+    def watch(record, total):
+        if record["round"] == 1:
+            loopback.server.notes.backlog.patience = 0.2
+        if record["round"] == 2:
+            other.execute("LOCK TABLE rounds IN ACCESS EXCLUSIVE MODE")
+        if record["round"] == 4:
+            other.rollback()
+
+    loopback.serve(RUN, state=ServerState(url), observer=watch)
+    join(loopback)
+    assert loopback.finish().model_sha256 == federate(vectorize="off", **RUN).model_sha256
+    check_whole(url)
+    [away] = loopback.server_lines.of("database_away")
+    assert away["why"].endswith("has not answered for 0.2 s")
+    other.close()
+
+
+@pytest.mark.slow
 def test_a_server_starts_again_on_its_database(loopback, federate, postgres):
     url = postgres.database()
 
