@@ -5,6 +5,10 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 DEMO := runs/demo
+# What tests read. A test whose data could not be fetched is skipped, and says so.
+DATA := mnist-5k shakespeare chatterbot
+MORE_DATA := fashion-mnist fontwriters smollm2-135m
+fetch = for name in $(1); do $(BIN)/paceline data fetch $$name || echo "$$name is not here; its tests are skipped"; done
 
 .PHONY: demo test test-slow lint setup setup-dev clean
 
@@ -13,11 +17,13 @@ demo: setup ## fetch MNIST-5k, then compare four answers to stragglers under sec
 	$(BIN)/paceline compare --config examples/demo.toml --replace --out $(dir $(DEMO)) --name $(notdir $(DEMO)) \
 	  fedavg dropstragglers randomdropout clip
 
-test: lint ## set up, check style and types, run the default tests
+test: lint ## set up, check style and types, fetch small data, run the default tests
+	$(call fetch,$(DATA))
 	$(BIN)/python -m pytest
 
-test-slow: setup-dev ## the long checks as well, Ray's included
-	$(PIP) install -c constraints.txt -e '.[dev,ray]'
+test-slow: setup-dev ## the long checks as well, Ray's and PostgreSQL's included
+	$(PIP) install -c constraints.txt -e '.[dev,ray,postgres]'
+	$(call fetch,$(DATA) $(MORE_DATA))
 	$(BIN)/python -m pytest -m "slow or not slow"
 
 lint: setup-dev ## ruff and strict mypy

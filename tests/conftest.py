@@ -1,13 +1,17 @@
-"""Shared fixtures: a small separable task that needs no data set."""
+"""Shared fixtures: a small separable task that needs no data set, and the one way to those that do."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import nn
 
+from paceline.data.sources import Source, find_source
 from paceline.run import RunConfig, prepare
 from paceline.tasks import Arrays, Task
+from tests.postgres import Postgres
 
 
 def small_mlp() -> nn.Module:
@@ -21,6 +25,25 @@ def make_task(samples: int = 240, model=small_mlp, name: str = "blobs") -> Task:
     x = centres[y] + torch.randn(samples + 80, 12, generator=generator)
     train, test = Arrays(x[:samples], y[:samples]), Arrays(x[samples:], y[samples:])
     return Task(name, train, test, model, num_classes=4, lr=0.1, batch_size=10)
+
+
+def fetched(name: str) -> Source:
+    """Return a source whose data are here; skip the test, and say how to get them, where they are not.
+
+    No test fetches: `make test` and `make test-slow` do, before.
+    """
+    source = find_source(name)
+    if not source.ready():
+        pytest.skip(f"needs: paceline data fetch {name}")
+    return source
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """Start a PostgreSQL server of our own, or skip where there is none."""
+    server = Postgres()
+    yield server
+    server.close()
 
 
 @pytest.fixture

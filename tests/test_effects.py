@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import fetched
+
 ROOT = Path(__file__).parents[1]
 PROGRAM = ROOT / "benchmarks" / "effects.py"
 HEAVY = ("blackbox", "foundation")
@@ -38,6 +40,8 @@ def families():
 
 @pytest.mark.parametrize("heavy", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_all_rows_can_run(heavy):
+    if heavy:
+        fetched("fashion-mnist")
     words = [f"{family}/" for family in sorted(families()) if (family in HEAVY) == heavy]
     assert own_process(PROGRAM, "--check", *words).endswith("rows can run\n")
 

@@ -33,6 +33,7 @@ __all__ = [
     "PolicyError",
     "ProtocolError",
     "QuorumError",
+    "StoreAwayError",
     "StoreError",
     "SubmodelError",
     "SumOverflowError",
@@ -220,6 +221,10 @@ class StoreError(PacelineError):
     """A run's folder cannot be read or written."""
 
     exit_code = 13
+
+
+class StoreAwayError(StoreError):
+    """The server's database does not answer; what was written before is whole."""
 
 
 class CheckpointError(StoreError):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import re
 import subprocess
 import tarfile
 import zipfile
@@ -12,6 +14,7 @@ import pytest
 
 from paceline.data import fetch
 from paceline.data.fetch import Package, bring, digest, pick
+from paceline.data.sources import find_source, source_names
 from paceline.errors import ChecksumError, DataError
 
 CONTENT = b"some data"
@@ -77,3 +80,80 @@ def test_failing_client_is_quoted(tmp_path, monkeypatch):
     monkeypatch.setattr(fetch.subprocess, "run", fail)
     with pytest.raises(DataError, match="could not bring p: ERROR: no such version"):
         bring([Package("wheel", "p", "1", {"a": SHA})], tmp_path)
+
+
+SETUP = """
+import pathlib
+pathlib.Path({mark!r}).write_text("run")
+from setuptools import setup
+setup(name="slyset", version="1", py_modules=[])
+"""
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """Make the only index pip knows a folder with one source package, whose set-up leaves a mark; return (archive, mark)."""
+    mark, links = tmp_path / "mark", tmp_path / "links"
+    links.mkdir()
+    archive = links / "slyset-1.tar.gz"
+    facts = "Metadata-Version: 1.0\nName: slyset\nVersion: 1\n"
+    files = {"setup.py": SETUP.format(mark=str(mark)), "PKG-INFO": facts, "data.txt": CONTENT.decode()}
+    with tarfile.open(archive, "w:gz") as made:
+        for name, text in files.items():
+            info = tarfile.TarInfo(f"slyset-1/{name}")
+            info.size = len(text.encode())
+            made.addfile(info, io.BytesIO(text.encode()))
+    for name in [n for n in os.environ if n.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(links))
+    return archive, mark
+
+
+def sly(registry, archive="", file=SHA):
+    return Package(registry, "slyset", "1", {"slyset-1/data.txt": file}, archive)
+
+
+@pytest.mark.parametrize("archive", ["0" * 64, ""])
+def test_a_source_package_with_another_hash_runs_nothing(tmp_path, index, archive):
+    with pytest.raises(DataError, match="another SHA-256" if archive else "without a recorded SHA-256") as caught:
+        bring([sly("sdist", archive)], tmp_path / "to")
+    assert isinstance(caught.value, ChecksumError) == bool(archive)
+    assert not index[1].exists()
+
+
+def test_a_source_package_with_the_recorded_hash_is_read(tmp_path, index):
+    archive, mark = index
+    sha = hashlib.sha256(archive.read_bytes()).hexdigest()
+    assert bring([sly("sdist", sha)], tmp_path / "to") == {"slyset-1/data.txt": CONTENT}
+    assert mark.exists()  # so the mark is a good one: pip ran the set-up of what it had checked
+
+
+@pytest.mark.parametrize("setting", [{}, {"PIP_NO_BINARY": ":all:"}, {"PIP_PREFER_BINARY": "0"}])
+def test_a_wheel_is_never_built_from_a_source_package(tmp_path, index, monkeypatch, setting):
+    """Also where pip's own settings prefer source packages."""
+    for name, value in setting.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(DataError, match="could not bring slyset"):
+        bring([sly("wheel")], tmp_path / "to")
+    assert not index[1].exists()
+
+
+def test_every_source_package_has_the_hash_of_its_archive():
+    packages = [p for s in map(find_source, source_names()) for p in s.packages(s.settle({}))]
+    assert [p.name for p in packages if p.registry == "sdist"] == ["bigbench"]
+    assert all(re.fullmatch("[0-9a-f]{64}", p.archive) for p in packages if p.registry == "sdist")
+
+
+def test_npm_runs_no_scripts(tmp_path, monkeypatch):
+    called = []
+
+    def call(words, **options):
+        called.append(words)
+        return subprocess.CompletedProcess(words, 0, "", "")
+
+    monkeypatch.setattr(fetch.subprocess, "run", call)
+    monkeypatch.setattr(fetch.shutil, "which", lambda name: name)
+    with pytest.raises(DataError, match="cannot be read"):
+        bring([Package("npm", "p", "1", {"a": SHA})], tmp_path)
+    assert "--ignore-scripts" in called[0]

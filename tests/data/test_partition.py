@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -13,6 +11,7 @@ from hypothesis import strategies as st
 from paceline.data import partition_task
 from paceline.errors import ConfigError, DataError, EmptyClientError, UnknownNameError
 from paceline.tasks import Arrays, Task, blobs
+from tests.work import steps
 
 SPECS = ["iid", "dirichlet:0.3", "shards:2", "quantity:0.5"]
 
@@ -204,10 +203,8 @@ def test_a_million_clients_are_no_burden(spec):
     y = torch.arange(1_000_000) % 2
     data = Arrays(torch.zeros(1_000_000, 1), y)
     task = Task("many", data, data, lambda: torch.nn.Linear(1, 2), num_classes=2)
-    started = time.perf_counter()
-    split = partition_task(task, spec, 1_000_000)
+    split, _ = steps(2_000_000, partition_task, task, spec, 1_000_000)  # half a million where the empty ones are filled
     assert [len(split(k)[0]) for k in (0, 999_999)] == [1, 1]
-    assert time.perf_counter() - started < 30
 
 
 def test_the_rows_of_many_come_as_one_table_where_they_are_equally_many():

@@ -14,6 +14,7 @@ from paceline.data.sources.fontwriters import FONTWRITERS
 from paceline.data.sources.shakespeare import ALPHABET, SEQUENCE, encode_text, speeches, windows
 from paceline.data.sources.source import Source
 from paceline.errors import ChecksumError, ConfigError, MissingDataError, UnknownNameError
+from tests.conftest import fetched
 
 PLAY = """**HAMLET**
 To be, or not to be,
@@ -29,13 +30,6 @@ Scene 2
 """
 
 
-def cached(name):
-    source = find_source(name)
-    if not source.ready():
-        pytest.skip(f"needs: paceline data fetch {name}")
-    return source.load()
-
-
 def test_digits_are_always_there(monkeypatch, tmp_path):
     monkeypatch.setenv("PACELINE_CACHE", str(tmp_path))
     data = find_source("digits").load()
@@ -44,7 +38,8 @@ def test_digits_are_always_there(monkeypatch, tmp_path):
     assert set(data.train.y) == set(data.test.y) == set(range(10))
 
 
-def test_mnist(mnist):
+def test_mnist():
+    mnist = fetched("mnist-5k").load()
     assert mnist.train.x.shape == (4000, 28, 28)
     assert mnist.train.x.dtype == np.uint8
     assert np.bincount(mnist.train.y).tolist() == [400] * 10
@@ -52,13 +47,13 @@ def test_mnist(mnist):
 
 
 def test_fashion():
-    data = cached("fashion-mnist")
+    data = fetched("fashion-mnist").load()
     assert (data.train.x.shape, data.test.x.shape) == ((60000, 28, 28), (10000, 28, 28))
     assert np.bincount(data.train.y).tolist() == [6000] * 10
 
 
 def test_cifar():
-    data = cached("cifar10-test-split")
+    data = fetched("cifar10-test-split").load()
     x = np.concatenate([data.train.x, data.test.x])
     assert (len(data.train), len(data.test)) == (8000, 2000)
     assert len({picture.tobytes() for picture in x}) == 10_000
@@ -66,7 +61,7 @@ def test_cifar():
 
 
 def test_shakespeare():
-    data = cached("shakespeare")
+    data = fetched("shakespeare").load()
     assert data.train.x.shape[1:] == (SEQUENCE,)
     assert len(data.owners) > 1000
     assert data.classes == tuple(ALPHABET)
@@ -74,7 +69,7 @@ def test_shakespeare():
 
 
 def test_fontwriters():
-    data = cached("fontwriters")
+    data = fetched("fontwriters").load()
     assert len(data.owners) >= 4 * 20
     assert len(data.classes) == 62
     seen = {(o, y) for o, y in zip(data.test.owner.tolist(), data.test.y.tolist(), strict=True)}

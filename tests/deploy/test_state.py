@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import math
-import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from sqlalchemy.schema import CreateTable
 from paceline.deploy import schema
 from paceline.deploy import state as states
 from paceline.deploy.state import Answer, ServerState
-from paceline.errors import ConfigError, DiskFullError, MissingExtraError, StoreError
+from paceline.errors import ConfigError, DiskFullError, MissingExtraError, StoreAwayError, StoreError
+from tests.postgres import Postgres
 
 WRITER = Path(__file__).with_name("writer.py")
 
@@ -271,40 +272,48 @@ def test_tables_suit_postgresql() -> None:
     assert any("BIGSERIAL" in text for text in made)
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    """Run a PostgreSQL server of our own and return its URL."""
-    pytest.importorskip("psycopg")
-    if shutil.which("initdb") is None or shutil.which("pg_ctl") is None:
-        pytest.skip("PostgreSQL is not installed")
-    shutil.rmtree(place := Path("/tmp") / f"paceline-pg-{tmp_path.name}", ignore_errors=True)
-    place.mkdir(mode=0o777)
-    place.chmod(0o777)
-    user = ["runuser", "-u", "nobody", "--"] if shutil.which("runuser") else []
-    made = subprocess.run([*user, "initdb", "-D", str(place / "d"), "-U", "u", "-A", "trust"], capture_output=True, text=True)
-    if made.returncode:
-        pytest.skip(f"no database could be made: {made.stderr[-200:]}")
-    options = f"-k {place} -c listen_addresses='' -c fsync=off"
-    control = [*user, "pg_ctl", "-w", "-D", str(place / "d"), "-l", str(place / "log")]
-    subprocess.run([*control, "-o", options, "start"], check=True, stdout=subprocess.DEVNULL)
-    try:
-        yield f"postgresql://u@/postgres?host={place}"
-    finally:
-        subprocess.run([*control, "-m", "immediate", "stop"], check=True, stdout=subprocess.DEVNULL)
-        shutil.rmtree(place, ignore_errors=True)
-
-
-@pytest.mark.slow
-def test_postgresql(server: str) -> None:
-    state = ServerState(server)
+def test_postgresql(postgres: Postgres) -> None:
+    url = postgres.database()
+    state = ServerState(url)
     test_what_is_written_is_read(state)
     test_writes_are_idempotent(state)
     test_a_run_goes_on_with_its_own_plan_only(state)
     state.end_run("r", "stopped", "by hand")
     before = everything(state)
     state.close()
-    again = ServerState(server)
+    again = ServerState(url)
     assert everything(again) == before
-    with pytest.raises(StoreError, match="foreign key"):
+    with pytest.raises(StoreError, match="foreign key") as caught:
         again.begin_round("other", 1)
+    assert not isinstance(caught.value, StoreAwayError)
     again.close()
+
+
+def test_servers_that_begin_at_once_in_a_new_postgresql_database(postgres: Postgres) -> None:
+    url = postgres.database()
+    with ThreadPoolExecutor(8) as pool:
+        states = list(pool.map(lambda _: ServerState(url), range(8)))
+    for number, state in enumerate(states):
+        state.begin_run(f"run{number}", {})
+    assert len(states[0].runs()) == 8
+    for state in states:
+        state.close()
+
+
+def test_a_postgresql_database_that_is_away_is_waited_for_and_named(postgres: Postgres, tmp_path: Path) -> None:
+    told: list[str] = []
+    nowhere = f"postgresql://u:secret@/d?host={tmp_path}"
+    with pytest.raises(StoreAwayError, match=r"does not answer: .*\(waited 0.5 s\); start it, and then this server") as caught:
+        ServerState(nowhere, wait=0.5, tell=told.append)
+    assert len(told) == 1
+    assert "secret" not in told[0] + str(caught.value)
+    with pytest.raises(StoreError, match='database "nothing" does not exist') as caught:  # no waiting mends it
+        ServerState(f"postgresql://u@/nothing?host={postgres.place}", wait=60)
+    assert not isinstance(caught.value, StoreAwayError)
+    url = postgres.database()
+    postgres.stop()
+    threading.Timer(0.5, postgres.start).start()
+    state = ServerState(url, wait=30, tell=told.append)
+    state.begin_run("r", {})
+    assert len(told) == 2
+    state.close()

@@ -5,7 +5,6 @@ import pickle
 import pytest
 import torch
 
-from paceline.data.sources import find_source
 from paceline.data.sources.chatterbot import pairs
 from paceline.data.sources.weights import SMOLLM2, Weights
 from paceline.errors import ChecksumError, DataError, DataFormatError, MissingDataError, MissingExtraError
@@ -13,6 +12,7 @@ from paceline.models.language import language_model
 from paceline.models.tuning import Tuning, tuned
 from paceline.params import Layout, Resident
 from paceline.tasks import load_task
+from tests.conftest import fetched
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +115,6 @@ def test_conversations_become_pairs():
 
 
 def test_the_real_questions():
-    source = find_source("chatterbot")
-    if not source.ready():
-        pytest.skip("needs: paceline data fetch chatterbot")
-    data = source.load()
+    data = fetched("chatterbot").load()
     assert data.train.x.shape == (2025, 2)
     assert len(data.owners) == 21

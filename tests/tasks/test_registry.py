@@ -14,13 +14,13 @@ import torch
 from paceline.data.sources import find_source
 from paceline.errors import ConfigError, DataError, MissingDataError, UnknownNameError
 from paceline.tasks import Task, load_task, task_info, task_names
+from tests.conftest import fetched
 
 FAST = ("digits", "mnist-5k", "shakespeare")
 
 
 def load(name: str, **options) -> Task:
-    if not find_source(name).ready():
-        pytest.skip(f"paceline data fetch {name}")
+    fetched(name)
     return load_task(name, **options)
 
 
@@ -154,8 +154,7 @@ def test_what_does_not_fit_is_refused(options):
 
 
 def test_a_picture_model_does_not_read_text():
-    if not find_source("shakespeare").ready():
-        pytest.skip("paceline data fetch shakespeare")
+    fetched("shakespeare")
     with pytest.raises(ConfigError, match="samples are texts"):
         load_task("shakespeare", model="logistic")
 

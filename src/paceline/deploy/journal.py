@@ -19,6 +19,7 @@ _LEVELS = {
     "keys": "warning",
     "missing": "warning",
     "certificate": "warning",
+    "database_away": "warning",
     "disk": "error",
     "error": "error",
     "answered": "debug",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from paceline.address import proxy_shown
+from paceline.deploy.backlog import BACK
 from paceline.deploy.client import make_node, take_part
 from paceline.deploy.corelog import core_log
 from paceline.deploy.journal import Journal
@@ -27,7 +28,8 @@ __all__ = ["child", "run_client", "run_server"]
 def run_server(config: ServerConfig) -> Summary | None:
     """Serve one run to its end; return its summary, or None where SIGTERM or SIGINT ended it before."""
     journal, metrics = _watchers("server", config.logging)
-    state = ServerState(config.server.state or config.server.run / "state.db")
+    url = config.server.state or config.server.run / "state.db"
+    state = ServerState(url, wait=BACK, tell=lambda why: journal("database_away", why=why))
     run = RunConfig.build({"on_error": "drop", **config.run, "engine": "grpc"})
     notes = Notes(journal, metrics, state)
     try:

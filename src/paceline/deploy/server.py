@@ -156,9 +156,11 @@ class FederationServer:
             self.notes.ended("failed", str(error))
             raise
         finally:
-            if done:
-                self.notes.ended("done")
-            self._close(why, done)
+            try:
+                if done:
+                    self.notes.ended("done")
+            finally:
+                self._close(why, done)
 
     def stop(self) -> None:
         """End as soon as the state is safe; may be called from a signal handler."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from paceline.deploy.faults import named
-from paceline.errors import ConfigError, MissingExtraError, StoreError
+from paceline.errors import ConfigError, MissingExtraError, StoreAwayError, StoreError
 
 try:
     import sqlalchemy as sa
@@ -36,6 +36,16 @@ __all__ = ["Answer", "Event", "PhaseRow", "RoundRow", "RunRow", "ServerState"]
 FORMAT = "1"
 MOST = 1 << 20
 """Largest plan, record or detail in bytes; whatever is larger belongs into the run's folder."""
+_TABLES = 0x9ACE11E
+"""The advisory lock under which tables are made."""
+_LIVELY = {
+    "connect_timeout": "5",
+    "keepalives_idle": "5",
+    "keepalives_interval": "2",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "10000",
+}
+"""Options of a PostgreSQL connection with which a server that has vanished is noticed within about ten seconds."""
 
 
 class ServerState:
@@ -44,32 +54,64 @@ class ServerState:
     Args:
         url: a path of a SQLite file, or a URL: ``sqlite:///...``, ``postgresql+psycopg://user@host/database``.
         clock: seconds since 1970.
+        wait: seconds that a database server which does not answer may take to do so.
+        tell: is told once that it is waited for, and why.
 
     Raises `StoreError` where the database cannot be opened or is of another format, `ConfigError` for a URL
     that is none, `MissingExtraError` where the database's driver is not installed. Every write raises
-    `DiskFullError` where there is no room; what was written before is whole.
+    `DiskFullError` where there is no room and `StoreAwayError` where the database server does not answer; what was
+    written before is whole. Writes take the time `at` which they happened, now by default.
     """
 
-    def __init__(self, url: str | Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, url: str | Path, clock: Callable[[], float] = time.time, wait: float = 0.0, tell: Callable[[str], None] = lambda why: None
+    ) -> None:
         self.engine, self.where = _engine(url)
-        self._clock = clock
+        self.now = clock
         self._insert: Any = postgresql.insert if self.engine.dialect.name == "postgresql" else sqlite.insert
-        with self._transaction() as db:
-            schema.metadata.create_all(db)
-            db.execute(self._once(schema.facts, {"name": "format", "value": FORMAT}))
-            found = db.execute(sa.select(schema.facts.c.value).where(schema.facts.c.name == "format")).scalar_one()
+        found = self._patiently(self._tables, wait, tell)
         if found != FORMAT:
             raise StoreError(f"{self.where} has format {found}, and {FORMAT} is known here; use the paceline that wrote it")
+
+    @property
+    def remote(self) -> bool:
+        """Whether the database is another process, which may be away for a while."""
+        return self.engine.dialect.name == "postgresql"
+
+    def _patiently(self, function: Callable[[], str], wait: float, tell: Callable[[str], None]) -> str:
+        """Try until the database answers."""
+        end, told = time.monotonic() + wait, False
+        while True:
+            try:
+                return function()
+            except StoreAwayError as error:
+                if time.monotonic() >= end:
+                    after = f" (waited {wait:g} s)" if wait else ""
+                    raise StoreAwayError(f"{error}{after}; start it, and then this server") from error
+                if not told:
+                    tell(str(error))
+                told = True
+                time.sleep(0.2)
+
+    def _tables(self) -> str:
+        """Make the tables that are missing; return their format."""
+        with self._transaction() as db:
+            if self.remote:  # two servers may begin at once
+                db.execute(sa.select(sa.func.pg_advisory_xact_lock(_TABLES)))
+            schema.metadata.create_all(db)
+            db.execute(self._once(schema.facts, {"name": "format", "value": FORMAT}))
+            found: str = db.execute(sa.select(schema.facts.c.value).where(schema.facts.c.name == "format")).scalar_one()
+        return found
 
     def close(self) -> None:
         """Close all connections."""
         self.engine.dispose()
 
     # -- writing -------------------------------------------------------------------------------
-    def begin_run(self, run: str, plan: Mapping[str, Any], folder: str = "") -> None:
+    def begin_run(self, run: str, plan: Mapping[str, Any], folder: str = "", at: float | None = None) -> None:
         """Note a run, or go on with one; raises `StoreError` where a run of that name has another plan."""
         text = _json(plan)
-        row = {"run": run, "plan": text, "folder": folder, "status": "running", "detail": "", "begun": self._clock()}
+        row = {"run": run, "plan": text, "folder": folder, "status": "running", "detail": "", "begun": self._at(at)}
         with self._transaction() as db:
             db.execute(self._once(schema.runs, row))
             known = db.execute(sa.select(schema.runs.c.plan).where(schema.runs.c.run == run)).scalar_one()
@@ -78,28 +120,36 @@ class ServerState:
             again = sa.update(schema.runs).where(schema.runs.c.run == run, schema.runs.c.status != "running")
             db.execute(again.values(status="running", detail="", ended=None))
 
-    def end_run(self, run: str, status: str = "done", detail: str = "") -> None:
+    def end_run(self, run: str, status: str = "done", detail: str = "", at: float | None = None) -> None:
         """Note that a run is done, failed or stopped."""
-        self._end(schema.runs, {"run": run}, status=status, detail=detail)
+        self._end(schema.runs, {"run": run}, at, status=status, detail=detail)
 
-    def begin_round(self, run: str, round_: int, attempt: int = 0) -> None:
+    def begin_round(self, run: str, round_: int, attempt: int = 0, at: float | None = None) -> None:
         """Note an attempt at a round."""
-        row = {"run": run, "round": round_, "attempt": attempt, "status": "running", "begun": self._clock()}
+        row = {"run": run, "round": round_, "attempt": attempt, "status": "running", "begun": self._at(at)}
         self._add(schema.rounds, row)
 
-    def end_round(self, run: str, round_: int, attempt: int = 0, status: str = "done", record: Mapping[str, Any] | None = None) -> None:
+    def end_round(
+        self,
+        run: str,
+        round_: int,
+        attempt: int = 0,
+        status: str = "done",
+        record: Mapping[str, Any] | None = None,
+        at: float | None = None,
+    ) -> None:
         """Note that a round is done, with its record, or lost."""
         values = {"status": status, "record": None if record is None else _json(record)}
-        self._end(schema.rounds, {"run": run, "round": round_, "attempt": attempt}, **values)
+        self._end(schema.rounds, {"run": run, "round": round_, "attempt": attempt}, at, **values)
 
-    def begin_phase(self, run: str, round_: int, attempt: int, phase: str, asked: Sequence[int]) -> None:
+    def begin_phase(self, run: str, round_: int, attempt: int, phase: str, asked: Sequence[int], at: float | None = None) -> None:
         """Note whom a call asks; `phase` names the call within the round, such as a function and a number."""
         row = {"run": run, "round": round_, "attempt": attempt, "phase": phase}
-        self._add(schema.phases, {**row, "asked": _json([int(c) for c in asked]), "begun": self._clock()})
+        self._add(schema.phases, {**row, "asked": _json([int(c) for c in asked]), "begun": self._at(at)})
 
-    def end_phase(self, run: str, round_: int, attempt: int, phase: str) -> None:
+    def end_phase(self, run: str, round_: int, attempt: int, phase: str, at: float | None = None) -> None:
         """Note that a call is over."""
-        self._end(schema.phases, {"run": run, "round": round_, "attempt": attempt, "phase": phase})
+        self._end(schema.phases, {"run": run, "round": round_, "attempt": attempt, "phase": phase}, at)
 
     def answer(self, run: str, round_: int, attempt: int, phase: str, *given: Answer) -> None:
         """Note what became of clients in a call, all in one transaction; an ok is never taken back."""
@@ -115,10 +165,16 @@ class ServerState:
             db.execute(statement.on_conflict_do_update(index_elements=keys, set_=changes, where=columns.status != "ok"), rows)
 
     def event(
-        self, kind: str, run: str | None = None, client: int | None = None, detail: Mapping[str, Any] | None = None, key: str | None = None
+        self,
+        kind: str,
+        run: str | None = None,
+        client: int | None = None,
+        detail: Mapping[str, Any] | None = None,
+        key: str | None = None,
+        at: float | None = None,
     ) -> None:
         """Write a line into the log; a second one with the same `key` is left out."""
-        row = {"run": run, "at": self._clock(), "kind": kind, "client": client, "detail": _json(detail or {}), "key": key}
+        row = {"run": run, "at": self._at(at), "kind": kind, "client": client, "detail": _json(detail or {}), "key": key}
         self._add(schema.events, row)
 
     # -- reading -------------------------------------------------------------------------------
@@ -178,9 +234,12 @@ class ServerState:
         except sqlite3.Error as error:  # from the pragmas of a new connection
             raise named(error, self.where) from error
         except sa.exc.DBAPIError as error:
-            raise named(error.orig if isinstance(error.orig, Exception) else error, self.where) from error
+            raise named(error.orig if isinstance(error.orig, Exception) else error, self.where, error.connection_invalidated) from error
         except sa.exc.SQLAlchemyError as error:
             raise StoreError(f"{self.where}: {error}") from error
+
+    def _at(self, at: float | None) -> float:
+        return self.now() if at is None else at
 
     def _once(self, table: sa.Table, row: Mapping[str, Any]) -> Any:
         return self._insert(table).values(row).on_conflict_do_nothing()
@@ -189,7 +248,7 @@ class ServerState:
         with self._transaction() as db:
             db.execute(self._once(table, row))
 
-    def _end(self, table: sa.Table, key: Mapping[str, Any], **values: Any) -> None:
+    def _end(self, table: sa.Table, key: Mapping[str, Any], at: float | None, **values: Any) -> None:
         """Set values and the time of the end, unless they are set already; raises `StoreError` for what never began."""
         where = [table.c[name] == value for name, value in key.items()]
         with self._transaction() as db:
@@ -197,7 +256,7 @@ class ServerState:
             if known is None:
                 raise StoreError(f"{self.where}: {table.name} {tuple(key.values())} ended, but never began")
             if known.ended is None or any(getattr(known, name) != value for name, value in values.items()):
-                db.execute(sa.update(table).where(*where).values(**values, ended=self._clock()))
+                db.execute(sa.update(table).where(*where).values(**values, ended=self._at(at)))
 
     def _read(self, query: Any) -> Sequence[Any]:
         with self._transaction() as db:
@@ -218,7 +277,7 @@ def _engine(url: str | Path) -> tuple[Engine, str]:
         if parsed.drivername == "postgresql":
             parsed = parsed.set(drivername="postgresql+psycopg")
         try:
-            return sa.create_engine(parsed, pool_pre_ping=True), where
+            return sa.create_engine(parsed.update_query_dict({**_LIVELY, **parsed.query}), pool_pre_ping=True), where
         except ImportError as error:
             raise MissingExtraError(parsed.get_driver_name(), "postgres") from error
     if not parsed.database or parsed.database == ":memory:":

@@ -152,12 +152,25 @@ class Loopback:
 
 
 @pytest.fixture
-def loopback(keys: Path, tmp_path: Path, task: Any):
+def make_loopback(keys: Path, tmp_path: Path, task: Any):
+    """Return a function that makes federations beside each other."""
+    made: list[Loopback] = []
+
+    def go() -> Loopback:
+        root = tmp_path / ("f" if not made else f"f{len(made)}")
+        shutil.copytree(keys, root)
+        made.append(Loopback(root, task))
+        return made[-1]
+
+    yield go
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def loopback(make_loopback: Callable[[], Loopback]) -> Loopback:
     """Return a federation whose parts are started one by one."""
-    shutil.copytree(keys, tmp_path / "f")
-    made = Loopback(tmp_path / "f", task)
-    yield made
-    made.close()
+    return make_loopback()
 
 
 @pytest.fixture

@@ -41,5 +41,4 @@ def test_measured_times_decide_who_arrives_and_a_beginner_is_waited_for(loopback
     assert begun[0] == 1
     assert len(begun) < 5
     assert summary.history[0]["wall_seconds"] > 0.8
-    assert min(r["wall_seconds"] for r in summary.history) < 0.7
     assert time.monotonic() - started > 0.8

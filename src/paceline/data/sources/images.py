@@ -135,6 +135,7 @@ CIFAR10_TEST_SPLIT = Source(
             "bigbench",
             "1.0.0",
             {_CIFAR: "226298409875f5b93ccda063863181f88723d39bac7eeef28a79843ae0aace31"},
+            archive="1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2",
         ),
     ),
     _cifar,
