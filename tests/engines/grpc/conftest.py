@@ -31,7 +31,7 @@ least_quorum = 1
 """
 """A policy that lets everything through."""
 
-MOST = 8
+MOST = 6
 
 
 class Lines(Journal):
