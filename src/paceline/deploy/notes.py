@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from paceline.call import Receipt
 from paceline.deploy.journal import Journal
+from paceline.failures import kind_of
 
 if TYPE_CHECKING:
     from paceline.deploy.metrics import Metrics
@@ -170,14 +171,7 @@ class Notes:
 
 
 def _status(receipt: Receipt) -> Status:
-    match receipt.dropped:
-        case None:
-            return "ok"
-        case "late":
-            return "late"
-        case "gone":
-            return "gone"
-    return "refused" if receipt.dropped.startswith("refused") else "failed"
+    return "ok" if receipt.dropped is None else kind_of(receipt.dropped)
 
 
 def round_off(value: Any) -> Any:

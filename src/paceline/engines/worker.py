@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,6 +19,7 @@ from paceline.engines.heap import keep_freed
 from paceline.engines.stacking import Meeting, Solver, Uniform
 from paceline.errors import CheckpointError, ClientError, PacelineError, UnknownNameError
 from paceline.evaluating import evaluate as evaluate_on
+from paceline.failures import class_of, reason_of
 from paceline.held import Held, hold
 from paceline.lazy import NotUniform
 from paceline.local import answer
@@ -271,8 +271,8 @@ class Worker:
 
     def _failed(self, call: Call, me: Client, error: Exception, down: int) -> Receipt:
         if not self.setup.strict:
-            return Receipt(me.id, dropped=_reason(error), bytes_down=down)
-        cause, job = f"{type(error).__name__}: {error}", me.job
+            return Receipt(me.id, dropped=reason_of(error), error=class_of(error), bytes_down=down)
+        cause, job = reason_of(error), me.job
         if job is not None and job.batch is not None:
             x, y = job.batch
             cause += f"; batch: inputs {tuple(x.shape)}, targets {y.tolist()}"
@@ -364,8 +364,3 @@ class Worker:
 
 def _encoding(me: Client) -> int:
     return derive(me.seed, "encode")
-
-
-def _reason(error: Exception) -> str:
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({place.filename.rsplit('/', 1)[-1]}:{place.lineno})"
