@@ -106,7 +106,7 @@ def test_an_account_stays_short_however_many_and_long_the_reasons():
 # -- wherever replies lack ---------------------------------------------------------------------
 @pytest.mark.parametrize("aggregation", ["plain", "secure", "secure-arithmetic"])
 def test_a_sum_without_replies_names_the_cause(federate, aggregation):
-    with pytest.raises(QuorumError, match=r"5 failed \(5 times KeyError: 'temperature' \(tests/test_failures.py:\d+\), such as client \d\)"):
+    with pytest.raises(QuorumError, match=r"5 failed \(5 times KeyError: 'temperature' \(tests/test_\w+.py:\d+\), such as client \d\)"):
         federate(method=FAILS, on_error="drop", aggregation=aggregation)
 
 

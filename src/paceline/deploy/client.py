@@ -217,6 +217,9 @@ def make_node(
     config: ClientConfig, journal: Journal, metrics: Metrics | None = None, task: Task | None = None, **parts: Any
 ) -> Node:
     """Put a client together from its configuration; raises what is wrong with its files."""
+    from paceline.accelerators import check_device
+
+    check_device(config.data.device, "data.device")
     part = config.client
     directory = PinnedDirectory.of(part.folder)
     number = directory.client
