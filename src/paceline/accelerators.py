@@ -35,7 +35,7 @@ def _missing(device: torch.device) -> str:
         case "cpu":
             return ""
         case "cuda":
-            if not torch.backends.cuda.is_built():
+            if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
                 return "torch was built without CUDA; use cpu, or install a CUDA build of torch"
             count = torch.cuda.device_count()
             if not count:

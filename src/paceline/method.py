@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 from paceline.call import ClientFunction
 from paceline.errors import ConfigError, UnknownNameError
+from paceline.failures import place_of
 from paceline.figures import spread
+from paceline.naming import load_named
 from paceline.params import Params
 from paceline.tree import Tree, node
 from paceline.update import Update
@@ -87,6 +89,8 @@ class Method:
     """The paper's main result, in a sentence."""
     has_model: ClassVar[bool] = True
     """Whether there is one model for everybody; without one, `model` holds what is shared and clients are judged."""
+    sends_model: ClassVar[bool] = True
+    """Whether a round's largest message, and its largest reply, hold as many values as the model."""
 
     def init(self, fed: Federation) -> Any:
         """Return the state before the first round."""
@@ -164,9 +168,13 @@ class Method:
 
         Raises `UnknownNameError` for a field it does not have, `ConfigError` for a value that does not fit.
         """
+        from paceline.config import RunConfig
+
         fields = {f.name: f for f in dataclasses.fields(cls)}
         values = {}
         for name, value in (options or {}).items():
+            if name not in fields and name in RunConfig.model_fields:
+                raise ConfigError(f"{name} is no field of {cls.__name__} but an option of the run: --{name.replace('_', '-')} {value}")
             if name not in fields:
                 raise UnknownNameError(f"{cls.__name__} field", name, fields)
             values[name] = _convert(cls, fields[name], value)
@@ -195,7 +203,13 @@ def _all() -> dict[str, type[Method]]:
     for info in pkgutil.walk_packages(package.__path__, "paceline.methods."):
         importlib.import_module(info.name)
     for entry in entry_points(group="paceline.methods"):
-        entry.load()
+        try:
+            entry.load()
+        except Exception as error:  # one package's fault would take all methods away
+            raise ConfigError(
+                f"the entry point {entry.name} = {entry.value} of {entry.dist.name if entry.dist else 'a package'} cannot be loaded: "
+                f"{place_of(error)}: {type(error).__name__}: {error}; mend or uninstall it"
+            ) from error
     found: dict[str, type[Method]] = {}
     queue = list(Method.__subclasses__())
     while queue:
@@ -218,13 +232,9 @@ def find_method(name: str) -> type[Method]:
     Raises `UnknownNameError` listing the nearest names.
     """
     if ":" in name:
-        module, _, attribute = name.partition(":")
-        try:
-            cls = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise ConfigError(f"method {name!r} cannot be imported: {error}") from error
+        cls = load_named(name, "method")
         if not (isinstance(cls, type) and issubclass(cls, Method)):
-            raise ConfigError(f"{name!r} is no Method")
+            raise ConfigError(f"{name!r} is no Method: a method is a class below paceline.Method, see docs/writing_a_method.md")
         return cls
     known = _all()
     if name not in known:

@@ -38,9 +38,11 @@ from paceline.client import Client
 from paceline.errors import AggregationError, ConfigError, ProtocolError, QuorumError, UnknownNameError
 from paceline.federation import Federation, Request, Summed
 from paceline.method import on_client
+from paceline.params import Params
 from paceline.rng import derive
 from paceline.spent import spent
 from paceline.tree import Tree
+from paceline.update import Update
 
 __all__ = ["SecureAggregation", "SecureArithmetic", "secure_config"]
 
@@ -129,6 +131,10 @@ class SecureAggregation:
         except MALFORMED as error:
             raise ProtocolError(f"round {fed.round}: most clients told a shape of their replies that cannot be: {error}") from None
         return dataclasses.replace(summed, notes={**summed.notes, "refused": float(len(server.refused))})
+
+    def reply_size(self, model: Params, cohort: int) -> int:
+        """Return the bytes of a masked reply that holds as many values as the model."""
+        return Codec(self.config, cohort).size(Update(delta=model, weight=1))
 
     def check(self, fed: Federation) -> list[str]:
         """Return why a cohort of this size cannot be summed securely."""

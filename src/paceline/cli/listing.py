@@ -16,6 +16,7 @@ from rich.text import Text
 
 from paceline.cli.run import Json
 from paceline.cli.show import out, print_json, table
+from paceline.cli.spelling import check_method
 
 if TYPE_CHECKING:
     from paceline.method import Method
@@ -33,6 +34,7 @@ def methods(
     from paceline.method import find_method, method_names
 
     if name is not None:
+        check_method(name)
         shown = card(find_method(name))
         print_json(shown) if json else _print_card(shown)
         return

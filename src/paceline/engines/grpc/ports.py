@@ -7,9 +7,17 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from paceline.call import Receipt
+from paceline.errors import ConfigError
 from paceline.params import Params
 
-__all__ = ["Home", "HubSettings", "Member", "Members", "Progress", "Record"]
+__all__ = ["Home", "HubSettings", "Member", "Members", "Progress", "Record", "check_limit"]
+
+
+def check_limit(what: str, size: int, limit: int, option: str) -> None:
+    """Raise `ConfigError` where messages of a run are known to be larger than one side accepts."""
+    if size > limit:
+        enough = 1 << (size + size // 4).bit_length()  # with room for what else is in them
+        raise ConfigError(f"{what} takes at least {size} bytes, but {option} accepts {limit}; set {option} to {enough} or so")
 
 
 class Member(Protocol):
