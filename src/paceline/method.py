@@ -75,7 +75,8 @@ class Method:
     """Base of all methods: a frozen dataclass whose fields are the hyperparameters.
 
     A subclass gives `round`; the rest has defaults. `family` groups methods in listings and `reveals`
-    says in a few words what the server sees; `keeps_times` lets each client remember how long its last
+    says in a few words what the server sees, `keeps` what a client keeps: words on what `paceline methods` reads from
+    the source by itself; `keeps_times` lets each client remember how long its last
     training took (`Client.times`). `vectorizable` says that its hooks can be stacked.
     """
 
