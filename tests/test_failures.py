@@ -56,6 +56,15 @@ class Fails(FedAvg):
 
 
 @dataclass(frozen=True)
+class Everywhere(FedAvg):
+    """Fails alike on all clients, before anything of one of them is asked for."""
+
+    @on_client
+    def train(self, client, message):
+        return {}["temperature"]  # here: everywhere
+
+
+@dataclass(frozen=True)
 class Looks(Method):
     """Asks for single replies, none of which comes."""
 
@@ -149,6 +158,15 @@ def test_an_evaluation_that_is_lost_says_why(task, config):
     assert summary.history[0]["unevaluated"] == 1
 
 
+def test_a_round_that_is_tried_again_or_skipped_says_why(federate):
+    lost = iter([True] * 5 + [False] * 99)
+    with pytest.warns(RoundWarning, match=r"round 1 is tried again.*5 of 5 clients gave no reply: 5 gone"):
+        summary = federate(drop=lambda round, client, function: next(lost))
+    assert [r["attempts"] for r in summary.history] == [2, 1, 1]
+    with pytest.warns(RoundWarning, match=r"round \d is skipped, as others may be: .*(no client is available|the quorum is)"):
+        federate(participation="bernoulli:0.05", rounds=5)
+
+
 # -- whose code it was -------------------------------------------------------------------------
 @pytest.mark.parametrize("how", ["key", "torch", "hook", "standard"])
 @pytest.mark.parametrize("engine", ["local", "debug"])
@@ -158,6 +176,19 @@ def test_a_clients_own_error_names_the_users_line(federate, how, engine):
     assert caught.value.exit_code == 9
     kind = {"key": "KeyError", "torch": "RuntimeError", "hook": "AttributeError", "standard": "JSONDecodeError"}[how]
     assert f"round 1{', step 0' if 'step' in str(caught.value) else ''}: {kind}: " in str(caught.value)
+
+
+@pytest.mark.parametrize("how", ["key", "hook", "everywhere"])
+def test_stacked_clients_fail_as_they_do_alone(federate, how):
+    method = {"method": FAILS, "options": {"how": how, "many": 2}} if how != "everywhere" else {"method": f"{__name__}:Everywhere"}
+    stacked = {"vectorize": "on", "chunk": 3, "cohort": 6, **method}
+    with pytest.raises(ClientError, match=f"client 0.*{re.escape(line_of(how))}"):
+        federate(**stacked)
+    if how == "everywhere":
+        with pytest.raises(QuorumError, match=r"6 of 6 .* 6 failed"):
+            federate(**stacked, on_error="drop")
+    else:
+        assert [r["dropped"] for r in federate(**stacked, on_error="drop").history] == [2, 2, 2]
 
 
 def test_workers_name_the_users_line_too(federate):

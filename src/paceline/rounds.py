@@ -127,11 +127,12 @@ class Run:
                 state, record = self._attempt(self.round + 1)
                 self.fed.engine.commit()
                 break
-            except WorkerDiedError:
+            except WorkerDiedError as error:
                 self.fed.engine.rollback()
                 clock.now, totals.bytes_up, totals.bytes_down = before
                 if not tries_left:
                     raise
+                self._tell(f"round {self.round + 1} is run again: {error}", RoundWarning)
         record["wall_seconds"] = time.perf_counter() - started
         self.state, self.round = state, self.round + 1
         self.history.append(record)
@@ -158,12 +159,14 @@ class Run:
                 self.fed.engine.rollback()
                 if self._too_few():
                     state, self.fed.last, skipped = self.state, CallInfo(), True
+                    self._tell(f"round {number} is skipped, as others may be: {error}", RoundWarning, "skipped")
                     break
                 attempt += 1
                 if isinstance(error, CohortError):
                     raise
                 if attempt == MAX_ATTEMPTS:
                     raise QuorumError(f"{error}; the round was tried {attempt} times, each time with another cohort") from error
+                self._tell(f"round {number} is tried again, as others may be: {error}", RoundWarning, "again")
         params = self.method.model(state)
         if not bool(torch.isfinite(params.vector).all()):
             raise NonFiniteError(

@@ -21,7 +21,6 @@ from paceline.errors import CheckpointError, ClientError, PacelineError, Unknown
 from paceline.evaluating import evaluate as evaluate_on
 from paceline.failures import class_of, reason_of
 from paceline.held import Held, hold
-from paceline.lazy import NotUniform
 from paceline.local import answer
 from paceline.method import client_functions
 from paceline.params import Layout, Params, Resident
@@ -206,7 +205,9 @@ class Worker:
                     added = add(clients, reply)
                 if added:
                     return [Receipt(c, None, t.compute, t.network, down[c], up) for c, t in zip(clients, each, strict=True)]
-            except (NotUniform, RuntimeError, TypeError, ValueError):  # no stand-in suits this function
+            except PacelineError:
+                raise
+            except Exception:  # no stand-in suits this function, or it has a fault, which comes up again with each client
                 self._differs.add(key)
             else:
                 self._differs.add(key)
