@@ -10,11 +10,12 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import linecache
 import sys
-import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from types import FunctionType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from paceline.client import Client
 from paceline.method import Method, client_functions
@@ -48,14 +49,18 @@ def seen(cls: type[Method]) -> str:
     return f"{'' if cls.reveals == Method.reveals else cls.reveals + ' '}[each reply of {', '.join(singles)}]"
 
 
+_KNOWN: WeakKeyDictionary[type, tuple[str, ...]] = WeakKeyDictionary()
+
+
 def memory_keys(cls: type[Method]) -> tuple[str, ...]:
     """Return the keys of a client's memory that a method may write, sorted."""
-    declared = client_functions(cls)
-    reader = _Reader(cls)
-    for name in declared:
-        reader.function(getattr(cls, name))
-    held = {"_held"} if any(d.held for d in declared.values()) else set()
-    return tuple(sorted(reader.keys | held | ({"_times"} if cls.keeps_times else set())))
+    if cls not in _KNOWN:
+        declared, reader = client_functions(cls), _Reader(cls)
+        for name in declared:
+            reader.function(getattr(cls, name))
+        held = {"_held"} if any(d.held for d in declared.values()) else set()
+        _KNOWN[cls] = tuple(sorted(reader.keys | held | ({"_times"} if cls.keeps_times else set())))
+    return _KNOWN[cls]
 
 
 class _Reader:
@@ -127,18 +132,27 @@ class _Reader:
             self.function(target, None, _arguments(target, call, known))
 
 
+def _source(fn: FunctionType) -> ast.AST | None:
+    """Return a function as it was written; None where its file is not there."""
+    code = fn.__code__
+    found = _functions(code.co_filename).get(code.co_firstlineno)
+    return found if found is not None and found.name == code.co_name else None
+
+
 @functools.cache
-def _source(fn: Any) -> ast.AST | None:
+def _functions(file: str) -> dict[int, ast.FunctionDef]:
+    """Return the functions of a file by their first lines, decorators included."""
     try:
-        parsed = ast.parse(textwrap.dedent(inspect.getsource(fn)))
-    except (OSError, TypeError, SyntaxError):
-        return None
+        parsed = ast.parse("".join(linecache.getlines(file)))
+    except SyntaxError:
+        return {}
     for item in ast.walk(parsed):  # what only an annotation names is not called
         if isinstance(item, ast.arg | ast.AnnAssign):
             item.annotation = ast.Constant(None)
         elif isinstance(item, ast.FunctionDef):
             item.returns = None
-    return parsed
+    functions = [item for item in ast.walk(parsed) if isinstance(item, ast.FunctionDef)]
+    return {min([item.lineno, *(d.lineno for d in item.decorator_list)]): item for item in functions}
 
 
 def _ours(target: Any, fn: FunctionType) -> bool:
