@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from paceline.cli.app import app
 from paceline.cli.listing import sum_only
+from paceline.keeping import kept
 from paceline.method import find_method, method_names
 from paceline.run import RunConfig, prepare
 
@@ -82,7 +83,7 @@ def test_every_method_has_its_row_on_its_family_s_page():
         for name in names:
             sees, keeps, _, _, work, secure = rows[name]
             assert secure == ("yes" if sum_only(find_method(name)) else "no"), name
-            assert (keeps == "nothing") == (find_method(name).keeps == "nothing"), name
+            assert (keeps == "nothing") == (kept(find_method(name)) == "nothing"), name
             assert sees
             assert work
 

@@ -75,7 +75,8 @@ class Receipt:
         value: the reply, where the channel lets it through singly.
         compute, network: seconds that working and both transfers took (virtual, or measured).
         bytes_down, bytes_up: what crossed the wire for this client.
-        dropped: why there is no reply (``"late"``, ``"gone"`` or an error's text), or None.
+        dropped: why there is no reply (``"late"``, ``"gone"``, ``"refused: ..."`` or an error's text), or None.
+        error: the class of `paceline.errors` that the error belongs to, where it is one of them.
     """
 
     client: int
@@ -85,6 +86,7 @@ class Receipt:
     bytes_down: int = 0
     bytes_up: int = 0
     dropped: str | None = None
+    error: str = ""
 
 
 class Sink:

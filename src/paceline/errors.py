@@ -198,8 +198,8 @@ class MisbehaviourError(QuorumError):
         survivors: the clients whose sum was opened and cannot be used; empty where nothing was opened.
     """
 
-    def __init__(self, message: str, clients: Mapping[int, str], survivors: Sequence[int] = ()) -> None:
-        self.clients, self.survivors = dict(clients), tuple(survivors)
+    def __init__(self, message: str, clients: Mapping[int, str] | None = None, survivors: Sequence[int] = ()) -> None:
+        self.clients, self.survivors = dict(clients or {}), tuple(survivors)
         super().__init__(message)
 
 

@@ -12,19 +12,10 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from paceline import errors
 from paceline.call import Call, Channel, ClientFunction, Each, Engine, Receipt
-from paceline.errors import (
-    AggregationError,
-    ClientError,
-    CohortError,
-    DataError,
-    NonFiniteError,
-    PacelineError,
-    PlanError,
-    QuorumError,
-)
+from paceline.errors import CohortError, MisbehaviourError, PlanError, QuorumError
 from paceline.exclusions import Exclusions
+from paceline.failures import account, client_error, kind_of
 from paceline.held import Held
 from paceline.params import Params
 from paceline.rng import numpy_rng
@@ -96,7 +87,9 @@ class Federation:
         """Clients whose sum was opened in this round: another attempt asks others first, as no work is opened twice."""
         self.last = CallInfo()
         self.totals = CallInfo()
-        self._open = CallInfo()
+        self._open, self._asked = CallInfo(), 0
+        self.lost: dict[int, str] = {}
+        """Clients whose replies failed or were refused in this round, and why."""
         self._settled = self._handing = False
         self._waits = self._waited = 0.0
 
@@ -117,6 +110,7 @@ class Federation:
         if not again:
             self.opened.clear()
         self.round, self.attempt, self._calls = round, attempt, 0
+        self.lost = self.lost if attempt else {}
         self._streams.clear()
 
     def sample(self, size: int | None = None, among: Sequence[int] | None = None) -> list[int]:
@@ -221,12 +215,24 @@ class Federation:
         deadline: float | None = None,
         each_message: Mapping[int, Tree] | None = None,
     ) -> dict[int, Any]:
-        """Return every client's own reply, by client id; dropped clients are missing."""
+        """Return every client's own reply, by client id; dropped clients are missing.
+
+        Raises `QuorumError` where nobody replied.
+        """
         self._may_see(fn)
         with self._settling(_declared(fn)) as settled:
             deadline = None if settled else deadline
-            receipts, _ = self.call(fn.__name__, message, over, Each(), deadline=deadline, each_message=each_message or {})
-        return {r.client: r.value for r in receipts if r.dropped is None}
+            receipts = self._each(fn, message, over, deadline=deadline, each_message=each_message or {})
+        return {r.client: r.value for r in receipts}
+
+    def _each(self, fn: Callable[..., Any], message: Tree, over: Sequence[int], **options: Any) -> list[Receipt]:
+        """Return the receipts of those who replied, of whom there are some."""
+        self._open, self._asked = CallInfo(), len(over)
+        receipts, _ = self.call(fn.__name__, message, over, Each(), **options)
+        came = [r for r in receipts if r.dropped is None]
+        if not came:
+            raise self.too_few(f"round {self.round}: no reply to {fn.__name__!r} came")
+        return came
 
     def arrivals(
         self, fn: Callable[..., Any], message: Tree, over: Sequence[int]
@@ -234,17 +240,17 @@ class Federation:
         """Return an iterator of (virtual time, client, reply) in the order of arrival; the clock follows it.
 
         All replies belong to this call. Where clients go on working while the server does, see `start`.
+        Raises `QuorumError` where nobody replied.
         """
         self._may_see(fn)
-        receipts, _ = self.call(fn.__name__, message, over, Each(), passes=False)
+        receipts = self._each(fn, message, over, passes=False)
         return self._arrive(sorted(receipts, key=lambda r: (r.compute + r.network, r.client)))
 
     def _arrive(self, receipts: Sequence[Receipt]) -> Iterator[tuple[float, int, Any]]:
         start = self.clock.now
         for receipt in receipts:
-            if receipt.dropped is None:
-                self.wait(start + receipt.compute + receipt.network - self.clock.now)
-                yield self.clock.now, receipt.client, receipt.value
+            self.wait(start + receipt.compute + receipt.network - self.clock.now)
+            yield self.clock.now, receipt.client, receipt.value
 
     def start(
         self, fn: Callable[..., Any], message: Tree, over: Sequence[int], each_message: Mapping[int, Tree] | None = None
@@ -310,7 +316,7 @@ class Federation:
                 partials.append(item[1])
                 continue
             if item.dropped is not None and item.dropped not in ("late", "gone") and self.on_error == "stop":
-                raise _client_error(item.client, function, self.round, item.dropped)
+                raise client_error(item, function, self.round)
             if sink is not None:
                 sink(item)
                 item = dataclasses.replace(item, value=None)
@@ -326,6 +332,7 @@ class Federation:
             dropped={r.client: r.dropped for r in receipts if r.dropped is not None},
         )
         self.last = info
+        self.lost |= {c: why for c, why in info.dropped.items() if kind_of(why) in ("refused", "failed")}
         _merge(self._open, info)
         self.totals.seconds += info.seconds
         self.totals.bytes_up += info.bytes_up
@@ -336,17 +343,26 @@ class Federation:
         declared = _declared(fn)
         if declared.each:
             raise PlanError([f"{fn.__name__} is an @on_client(each=True) function; ask it with fed.each"])
-        self._open = CallInfo()
+        self._open, self._asked = CallInfo(), len(over)
         with self._settling(declared) as settled:
             deadline = None if settled else self.deadline if deadline is None else deadline
             request = Request(fn.__name__, message, tuple(over), declared, deadline)
-            summed = self.aggregation.sum(self, request)
+            try:
+                summed = self.aggregation.sum(self, request)
+            except MisbehaviourError:
+                raise
+            except QuorumError as error:
+                raise self.too_few(str(error)) from error
         if len(summed.survivors) < self.quorum:
-            raise QuorumError(f"round {self.round}: {len(summed.survivors)} replies, but the quorum is {self.quorum}")
+            raise self.too_few(f"round {self.round}: {len(summed.survivors)} replies, but the quorum is {self.quorum}")
         came = set(summed.survivors)  # a client that was lost later may have answered the first phases
         arrived = {c: t for c, t in self._open.arrived.items() if c in came}
         self.last = dataclasses.replace(self._open, arrived=arrived, notes=summed.notes)
         return rebuild(summed.structure, summed.tensors, summed.scalars, summed.denominators)
+
+    def too_few(self, what: str) -> QuorumError:
+        """Return the error of the latest sum or call, where it lacks replies: `what`, and what became of them."""
+        return QuorumError(f"{what}; {account(self._open.dropped, self._asked)}" if self._open.dropped else what)
 
     @contextlib.contextmanager
     def _settling(self, declared: ClientFunction) -> Iterator[bool]:
@@ -371,15 +387,6 @@ def _declared(fn: Callable[..., Any]) -> ClientFunction:
     if not isinstance(declared, ClientFunction):
         raise PlanError([f"{getattr(fn, '__name__', fn)!r} is not a client function; mark it with @on_client"])
     return declared
-
-
-def _client_error(client: int, function: str, round: int, reason: str) -> PacelineError:
-    """Return the client's error: of its own class where that is one of ours, else a `ClientError`."""
-    name, _, text = reason.partition(": ")
-    cls = getattr(errors, name, None)
-    if isinstance(cls, type) and issubclass(cls, NonFiniteError | AggregationError | PlanError | DataError):
-        return cls(f"client {client}, function {function!r}, round {round}: {text}") if cls is not PlanError else PlanError([text])
-    return ClientError(client, function, round, reason)
 
 
 def _merge(into: CallInfo, info: CallInfo) -> None:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 from paceline.call import ClientFunction
 from paceline.errors import ConfigError, UnknownNameError
+from paceline.failures import place_of
 from paceline.figures import spread
+from paceline.naming import load_named
 from paceline.params import Params
 from paceline.tree import Tree, node
 from paceline.update import Update
@@ -73,7 +75,8 @@ class Method:
     """Base of all methods: a frozen dataclass whose fields are the hyperparameters.
 
     A subclass gives `round`; the rest has defaults. `family` groups methods in listings and `reveals`
-    says in a few words what the server sees; `keeps_times` lets each client remember how long its last
+    says in a few words what the server sees, `keeps` what a client keeps: words on what `paceline methods` reads from
+    the source by itself; `keeps_times` lets each client remember how long its last
     training took (`Client.times`). `vectorizable` says that its hooks can be stacked.
     """
 
@@ -87,6 +90,8 @@ class Method:
     """The paper's main result, in a sentence."""
     has_model: ClassVar[bool] = True
     """Whether there is one model for everybody; without one, `model` holds what is shared and clients are judged."""
+    sends_model: ClassVar[bool] = True
+    """Whether a round's largest message, and its largest reply, hold as many values as the model."""
 
     def init(self, fed: Federation) -> Any:
         """Return the state before the first round."""
@@ -164,9 +169,13 @@ class Method:
 
         Raises `UnknownNameError` for a field it does not have, `ConfigError` for a value that does not fit.
         """
+        from paceline.config import RunConfig
+
         fields = {f.name: f for f in dataclasses.fields(cls)}
         values = {}
         for name, value in (options or {}).items():
+            if name not in fields and name in RunConfig.model_fields:
+                raise ConfigError(f"{name} is no field of {cls.__name__} but an option of the run: --{name.replace('_', '-')} {value}")
             if name not in fields:
                 raise UnknownNameError(f"{cls.__name__} field", name, fields)
             values[name] = _convert(cls, fields[name], value)
@@ -195,7 +204,13 @@ def _all() -> dict[str, type[Method]]:
     for info in pkgutil.walk_packages(package.__path__, "paceline.methods."):
         importlib.import_module(info.name)
     for entry in entry_points(group="paceline.methods"):
-        entry.load()
+        try:
+            entry.load()
+        except Exception as error:  # one package's fault would take all methods away
+            raise ConfigError(
+                f"the entry point {entry.name} = {entry.value} of {entry.dist.name if entry.dist else 'a package'} cannot be loaded: "
+                f"{place_of(error)}: {type(error).__name__}: {error}; mend or uninstall it"
+            ) from error
     found: dict[str, type[Method]] = {}
     queue = list(Method.__subclasses__())
     while queue:
@@ -218,13 +233,9 @@ def find_method(name: str) -> type[Method]:
     Raises `UnknownNameError` listing the nearest names.
     """
     if ":" in name:
-        module, _, attribute = name.partition(":")
-        try:
-            cls = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise ConfigError(f"method {name!r} cannot be imported: {error}") from error
+        cls = load_named(name, "method")
         if not (isinstance(cls, type) and issubclass(cls, Method)):
-            raise ConfigError(f"{name!r} is no Method")
+            raise ConfigError(f"{name!r} is no Method: a method is a class below paceline.Method, see docs/writing_a_method.md")
         return cls
     known = _all()
     if name not in known:

@@ -12,6 +12,7 @@ import torch
 
 from paceline.config import RunConfig
 from paceline.errors import CohortError, MisbehaviourError, NonFiniteError, QuorumError, WorkerDiedError
+from paceline.failures import reasons
 from paceline.federation import CallInfo, Federation
 from paceline.figures import adjusted_rand, figures, spread_figures
 from paceline.method import Method
@@ -20,14 +21,21 @@ from paceline.spent import spent
 from paceline.store import MemoryStore, RunFolder, save_checkpoint
 from paceline.tasks import Task
 
-__all__ = ["Observer", "Run", "StackingWarning", "Summary"]
+__all__ = ["Observer", "RoundWarning", "Run", "StackingWarning", "Summary"]
 
 MAX_ATTEMPTS = 3
 """How often a round whose quorum was lost is tried, each time with a fresh cohort and fresh keys."""
 
+MAX_TOLD = 100
+"""Different warnings of a run; what is lost in a round is in its record as well."""
+
 
 class StackingWarning(UserWarning):
     """Something kept clients from training as one stacked computation; they train one at a time."""
+
+
+class RoundWarning(UserWarning):
+    """The run goes on, though some clients' replies failed, or a round could not be evaluated."""
 
 
 class Observer(Protocol):
@@ -119,11 +127,12 @@ class Run:
                 state, record = self._attempt(self.round + 1)
                 self.fed.engine.commit()
                 break
-            except WorkerDiedError:
+            except WorkerDiedError as error:
                 self.fed.engine.rollback()
                 clock.now, totals.bytes_up, totals.bytes_down = before
                 if not tries_left:
                     raise
+                self._tell(f"round {self.round + 1} is run again: {error}", RoundWarning)
         record["wall_seconds"] = time.perf_counter() - started
         self.state, self.round = state, self.round + 1
         self.history.append(record)
@@ -131,13 +140,7 @@ class Run:
             self.folder.append_metrics(record)
             self._save()
         for name, reason in getattr(self.fed.engine, "notes", {}).items():
-            if name not in self._told:
-                self._told.add(name)
-                warnings.warn(
-                    f"clients train one at a time where {name} is used: {reason}",
-                    StackingWarning,
-                    stacklevel=2,
-                )
+            self._tell(f"clients train one at a time where {name} is used: {reason}", StackingWarning, name)
         if self.observer is not None:
             self.observer(record, self.config.rounds)
 
@@ -156,12 +159,16 @@ class Run:
                 self.fed.engine.rollback()
                 if self._too_few():
                     state, self.fed.last, skipped = self.state, CallInfo(), True
+                    self._tell(f"round {number} is skipped, as others may be: {error}", RoundWarning, "skipped")
                     break
                 attempt += 1
+                if isinstance(error, CohortError):
+                    raise
                 named = isinstance(error, MisbehaviourError) and bool(error.clients)
                 lost += not named  # each attempt that finds a culprit is one that cannot be spoilt by it again
-                if lost == MAX_ATTEMPTS or attempt > self.config.clients + MAX_ATTEMPTS or isinstance(error, CohortError):
-                    raise
+                if lost == MAX_ATTEMPTS or attempt > self.config.clients + MAX_ATTEMPTS:
+                    raise QuorumError(f"{error}; the round was tried {attempt} times, each time with another cohort") from error
+                self._tell(f"round {number} is tried again, as others may be: {error}", RoundWarning, "again")
         params = self.method.model(state)
         if not bool(torch.isfinite(params.vector).all()):
             raise NonFiniteError(
@@ -190,9 +197,20 @@ class Run:
         if number % self.config.eval_every == 0 or number == self.config.rounds:
             try:
                 record |= self._evaluate(params, state)
-            except QuorumError:  # what was learnt in this round is not lost with its evaluation
+            except QuorumError as error:  # what was learnt in this round is not lost with its evaluation
                 record["unevaluated"] = 1
+                self._tell(f"round {number} was not evaluated: {error}", RoundWarning)
+        if self.fed.lost:
+            record["lost"] = reasons(self.fed.lost)
+            for client, why in self.fed.lost.items():
+                self._tell(f"round {number}: client {client} gave no reply: {why}", RoundWarning, why)
         return state, record
+
+    def _tell(self, text: str, kind: type[UserWarning], name: str = "") -> None:
+        """Warn, once for each `name`."""
+        if (name or text) not in self._told and len(self._told) < MAX_TOLD:
+            self._told.add(name or text)
+            warnings.warn(text, kind, stacklevel=3)
 
     def _too_few(self) -> bool:
         """Return whether so few clients are there in this round that no sum can be formed, where they come and go.

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from paceline.accelerators import check_device
 from paceline.aggregation import load_aggregation
 from paceline.aggregation.secure.work import Agreement
 from paceline.call import Engine
@@ -63,6 +64,7 @@ def prepare(
         split: who has which samples, in place of the partition that the configuration names.
     """
     torch.set_num_threads(config.threads)
+    check_device(config.device, "--device", here=config.engine != "ray" or config.ray_address is None)
     asked = find_method(config.method).build(config.options)
     named = task is None and split is None
     method, task = asked.fit_task(_load(config) if task is None else task)

@@ -64,6 +64,9 @@ def test_methods_and_tasks_are_patterns() -> None:
 def test_modules_and_paths_are_allowed_only_by_name() -> None:
     for changes in ({"method": "antigravity:Method"}, {"task": "csv:/etc/passwd"}):
         assert "is not allowed" in one({}, plan(**changes))
+    assert "reads a file on this machine; add 'csv:*' to allow.tasks to allow it (allow.tasks)" in one({}, plan(task="csv:/etc/passwd"))
+    assert "imports a module on this machine; add 'ours:Mine' to allow.methods" in one({}, plan(method="ours:Mine"))
+    assert "since" not in one({"allow": {"tasks": ["idx:*"]}}, plan(task="csv:/etc/passwd"))
     rule = {"allow": {"methods": ["ours.*:*"], "tasks": ["idx:/data/*"]}}
     assert fine(rule, plan(method="ours.methods:Mine", task="idx:/data/x"))
     assert len(Policy.build(rule).check(plan(method="theirs:Mine", task="idx:/etc/x"))) == 2

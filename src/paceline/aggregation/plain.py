@@ -42,7 +42,7 @@ class Plain:
         )
         total = merge(partials)
         if not total.clients:
-            raise QuorumError(f"round {fed.round}: no client of {len(request.cohort)} replied in time")
+            raise QuorumError(f"round {fed.round}: no reply came that can be summed")
         tensors, scalars, denominators = total.values()
         return Summed(total.structure, tensors, scalars, denominators, tuple(sorted(total.clients)))
 

@@ -34,7 +34,9 @@ from paceline.errors import (
     UnknownNameError,
 )
 from paceline.federation import Federation, Request, Summed
+from paceline.params import Params
 from paceline.tree import Tree
+from paceline.update import Update
 
 __all__ = ["SecureAggregation", "SecureArithmetic", "secure_config"]
 
@@ -103,6 +105,10 @@ class SecureAggregation:
                 "cannot be repeated, as two sums would show the difference: wait for them, or begin a new run with another seed"
             )
         return parts[0] if len(parts) == 1 else _together(parts)
+
+    def reply_size(self, model: Params, cohort: int) -> int:
+        """Return the bytes of a masked reply that holds as many values as the model."""
+        return Codec(self.config, cohort).size(Update(delta=model, weight=1))
 
     def check(self, fed: Federation) -> list[str]:
         """Return why a cohort of this size cannot be summed securely."""

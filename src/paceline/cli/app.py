@@ -14,6 +14,7 @@ from paceline import __version__
 from paceline.cli import ca, client, compare, data, doctor, federate, listing, partition, report, run, server
 from paceline.cli.exitcodes import epilog
 from paceline.cli.show import err, show_error
+from paceline.cli.spelling import correct
 from paceline.errors import PacelineError
 
 __all__ = ["Commands", "app"]
@@ -23,10 +24,11 @@ class Commands(TyperGroup):
     """Runs a subcommand; our errors become a message and an exit code, the rest passes."""
 
     debug = as_json = False
+    words: tuple[str, ...] = ()
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Note ``--debug`` and ``--json`` wherever they stand, so that also a malformed line obeys them."""
-        self.debug, self.as_json = "--debug" in args, "--json" in args
+        self.debug, self.as_json, self.words = "--debug" in args, "--json" in args, tuple(args)
         return super().parse_args(ctx, [a for a in args if a != "--debug"])
 
     def invoke(self, ctx: Any) -> Any:
@@ -44,10 +46,21 @@ class Commands(TyperGroup):
             err().print("interrupted")
             raise typer.Exit(130) from None
         except Exception as error:
+            self._correct(error)
             if self.as_json and hasattr(error, "format_message"):
                 show_error(error, as_json=True)
                 raise typer.Exit(getattr(error, "exit_code", 2)) from None
             raise
+
+
+    def _correct(self, error: Any) -> None:
+        """Put into the error of an unknown option what to write, where the method, the task or the fleet has it."""
+        context = getattr(error, "ctx", None)
+        if not hasattr(error, "possibilities") or context is None or "task_option" not in {p.name for p in context.command.params}:
+            return
+        told = correct(error.option_name, self.words)
+        if told:
+            error.message, error.possibilities = f"No such option: {error.option_name}; {told}", None
 
 
 app = typer.Typer(

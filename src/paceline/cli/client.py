@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from paceline.cli.server import Config
+from paceline.cli.spelling import check_task
 
 __all__ = ["client"]
 
@@ -37,6 +38,8 @@ def client(
     where = Address.parse(address, "--address") if address else None
     settings = load_config(ClientConfig, config)
     if enrol is None and there is None:
+        if settings.data.task:
+            check_task(settings.data.task)
         from paceline.deploy.processes import run_client
 
         run_client(settings)

@@ -14,7 +14,7 @@ __all__ = ["Row", "codes", "epilog", "page", "rows"]
 
 ENDINGS = {
     0: "The command did what it was asked.",
-    1: "A fault in Paceline or in a method's code (a traceback is printed), or `doctor` found a fault.",
+    1: "A fault in Paceline or in a method's own server code (a traceback is printed), or `doctor` found a fault.",
     2: "The command line is malformed: an unknown command or option, or a missing argument.",
     130: "Interrupted with Ctrl-C. A run that was under way goes on with `paceline resume RUN`.",
 }
@@ -26,6 +26,16 @@ Every error that Paceline raises on purpose is a `PacelineError`. On the command
 stderr and the process ends with the class's exit code. `--debug`, anywhere on the line, shows the traceback
 as well. With `--json` the error is one JSON object on stderr,
 `{"error": CLASS, "message": ..., "exit_code": ...}`, and stdout stays empty.
+
+A message says what was wrong, where, and what to write or do next. Two kinds have a form of their own:
+
+- A client function's own error is a `ClientError` with the client, the function, the round, the exception's class and
+  message, and `file:line` in *your* code: the innermost frame outside of Paceline, torch, numpy and the standard library. With
+  `--on-error drop` the run goes on: each round's record in `metrics.jsonl` then has the reasons as `lost`, and each new reason
+  is warned of once (`RoundWarning`). In a secure sum of a real federation the server gets no reasons; the client's log has them.
+- A sum or call that lacks replies is a `QuorumError` that tells how many clients were late, gone, refused or failed, and of the most
+  frequent reasons one client each:
+  `5 of 5 clients gave no reply: 1 late, 4 failed (4 times KeyError: 'mu' (mine.py:12), such as client 0)`.
 
 This page is written by `python -m paceline.cli.exitcodes > docs/errors.md`; a test compares the two.
 """

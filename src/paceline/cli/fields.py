@@ -14,6 +14,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
+from paceline.cli.spelling import check_run
 from paceline.config import PANELS, RunConfig
 from paceline.values import pairs, read_toml
 
@@ -159,6 +160,7 @@ def configuration(
             values[name] = {**values.get(name, {}), **table}
     if method is not None:
         values["method"] = method
+    check_run(values, str(config or ""))
     return RunConfig.build(values)
 
 

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from paceline.cli.run import Json
 from paceline.cli.show import out, print_json, table
+from paceline.cli.spelling import check_method
 
 if TYPE_CHECKING:
     from paceline.method import Method
@@ -33,6 +34,7 @@ def methods(
     from paceline.method import find_method, method_names
 
     if name is not None:
+        check_method(name)
         shown = card(find_method(name))
         print_json(shown) if json else _print_card(shown)
         return
@@ -52,6 +54,9 @@ def methods(
         listed.add_row(*map(escape, columns), "yes" if entry["secure"] else "no", "yes" if entry["vectorizable"] else "no")
     out().print(listed)
     out().print("secure: the server needs sums only, so the method runs under --aggregation secure")
+    out().print(
+        escape("[a, b]: what its source says: the keys that a client's memory has between rounds, and whose replies are asked singly")
+    )
     out().print("stacks: simulations may train many clients as one computation")
 
 
@@ -99,13 +104,16 @@ def sum_only(cls: type[Method]) -> bool:
 
 def card(cls: type[Method]) -> dict[str, Any]:
     """Return everything that `paceline methods NAME` shows."""
+    from paceline.keeping import PROVIDED, kept, memory_keys, seen
+
     docs = field_docs(cls)
     return {
         "name": cls.slug(),
         "family": cls.family,
         "paper": cls.paper,
-        "server_sees": cls.reveals,
-        "client_keeps": cls.keeps,
+        "server_sees": seen(cls),
+        "client_keeps": kept(cls),
+        "memory": {key: PROVIDED.get(key, "") for key in memory_keys(cls)},
         "secure": sum_only(cls),
         "vectorizable": cls.vectorizable,
         "headline": cls.headline,
@@ -167,6 +175,7 @@ def _print_card(shown: dict[str, Any]) -> None:
         f"family           {shown['family']}",
         f"the server sees  {shown['server_sees']}",
         f"a client keeps   {shown['client_keeps']}",
+        *(f"                 {key}: {text}" for key, text in shown["memory"].items() if text),
         f"headline         {shown['headline'] or '–'}",
         f"stacks           {'yes' if shown['vectorizable'] else 'no: clients train one at a time'}",
         f"secure           {'yes' if shown['secure'] else 'no: it needs single replies'}",

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from paceline.cli.run import Json
+from paceline.cli.spelling import check_run
 
 __all__ = ["Config", "server"]
 
@@ -22,9 +23,12 @@ def server(config: Config = None, json: Json = False) -> None:
     SIGTERM ends it as soon as its state is safe. docs/deploy.md shows the configuration.
     """
     from paceline.cli.run import _finish
-    from paceline.deploy.processes import run_server
     from paceline.deploy.settings import ServerConfig, load_config
 
-    summary = run_server(load_config(ServerConfig, config))
+    settings = load_config(ServerConfig, config)
+    check_run(settings.run, f"{config}, table [run]")
+    from paceline.deploy.processes import run_server
+
+    summary = run_server(settings)
     if summary is not None:
         _finish(summary, json)

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +18,14 @@ from typing import Any, Literal
 from urllib.parse import parse_qsl
 
 from paceline.data.cifar import read_cifar
-from paceline.data.folder import read_image_folder
+from paceline.data.folder import ENDS, read_image_folder
 from paceline.data.idx import read_idx
 from paceline.data.leaf import read_leaf_femnist, read_leaf_shakespeare
 from paceline.data.raw import RawData
 from paceline.data.table import read_csv
 from paceline.errors import ConfigError, DataError, UnknownNameError
 
-__all__ = ["FileKind", "file_kinds", "is_file_task", "read_files"]
+__all__ = ["FileKind", "file_hint", "file_kinds", "file_options", "is_file_task", "read_files"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,56 @@ def file_kinds() -> Mapping[str, FileKind]:
 def is_file_task(name: str) -> bool:
     """Say whether a task's name is one of a file."""
     return ":" in name
+
+
+def file_options(name: str) -> list[str]:
+    """Return the options of a task that is named ``kind:/path``; none where there is no such kind."""
+    kind = _KINDS.get(name.partition(":")[0])
+    return [] if kind is None else [n for n in inspect.signature(kind.read).parameters if n not in {"path", "folder"}] + ["test"]
+
+
+def file_hint(name: str) -> str:
+    """Return how to write a file or folder as a task, by its ending or by what is in it; empty where `name` is none.
+
+    It looks at this machine's files: not for names that come from another one.
+    """
+    kind, colon, rest = name.partition(":")
+    place, mark, query = (rest if colon else name).partition("?")
+    if kind in _KINDS:
+        return ""
+    path = Path(place).expanduser()
+    kinds = _likely(path)
+    if not kinds:
+        if path.suffix or path.exists() or os.sep in place:
+            return f"your own files are tasks as kind:path, with a kind of {', '.join(_KINDS)}"
+        return ""
+    absent = "" if path.exists() else f" ({path} is not there yet)"
+    if not path.is_dir() and kinds[0] in ("idx", "imagefolder"):  # these are read as a whole folder
+        place = str(path.parent.parent if kinds[0] == "imagefolder" else path.parent)
+    return f"write {' or '.join(f'{kind}:{place}{mark}{query}' for kind in kinds)}{absent}"
+
+
+def _likely(path: Path) -> tuple[str, ...]:
+    """Return the kinds that a path may be of."""
+    end = path.suffix.lower()
+    if end == ".csv":
+        return ("csv",)
+    if end == ".json":
+        return ("leaf-femnist", "leaf-shakespeare")
+    if end == ".idx" or (end == ".gz" and ".csv" not in path.suffixes) or path.name.endswith("-ubyte"):
+        return ("idx",)
+    if end in ENDS:
+        return ("imagefolder",)
+    if not path.is_dir():
+        return ()
+    inside = [p for where in (path, path / "train") if where.is_dir() for p in sorted(where.iterdir())[:50]]
+    if any(p.name.startswith("data_batch") for p in inside):
+        return ("cifar-10-batches-py",)
+    for found in map(_likely, (p for p in inside if p.is_file())):
+        if found and found != ("imagefolder",):
+            return found
+    pictures = any(q.suffix.lower() in ENDS for p in inside if p.is_dir() for q in sorted(p.iterdir())[:50])
+    return ("imagefolder",) if pictures else ()
 
 
 def read_files(name: str, **options: Any) -> tuple[FileKind, RawData]:

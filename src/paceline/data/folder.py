@@ -10,9 +10,10 @@ from PIL import Image
 from paceline.data.raw import Part, RawData
 from paceline.errors import ConfigError, DataFormatError
 
-__all__ = ["read_image_folder"]
+__all__ = ["ENDS", "read_image_folder"]
 
-_ENDS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+ENDS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+"""How names of pictures end."""
 _TESTS = ("test", "val", "valid")
 
 
@@ -38,7 +39,7 @@ def _first_test(folder: Path) -> Path | None:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in _ENDS and p.is_file())
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in ENDS and p.is_file())
 
 
 def _part(root: Path, classes: list[str], size: int, grey: bool) -> Part | None:

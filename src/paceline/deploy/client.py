@@ -24,6 +24,7 @@ from paceline.deploy.settings import ClientConfig, DataConfig
 from paceline.engines.grpc import protocol as p
 from paceline.engines.grpc.faults import Faults
 from paceline.engines.grpc.node import Node, NodeSettings
+from paceline.engines.grpc.ports import check_limit
 from paceline.engines.grpc.runner import Runner
 from paceline.engines.grpc.tls import Credentials
 from paceline.engines.grpc.welcome import Welcome
@@ -224,6 +225,9 @@ def make_node(
     config: ClientConfig, journal: Journal, metrics: Metrics | None = None, task: Task | None = None, **parts: Any
 ) -> Node:
     """Put a client together from its configuration; raises what is wrong with its files."""
+    from paceline.accelerators import check_device
+
+    check_device(config.data.device, "data.device")
     part = config.client
     number: int | None = None
 
@@ -240,8 +244,9 @@ def make_node(
     assert number is not None
     ledger = Ledger(part.state / "ledger.json", policy.hours.zone)
     openings = Openings(part.state / "openings.db", policy.cohort.least_difference, policy.limits.openings)
-    work = build_worker(
-        config.data, number, directory, modules=part.modules, private=part.private_rounding, openings=openings, task=task
+    work = _within(
+        part.limit,
+        build_worker(config.data, number, directory, modules=part.modules, private=part.private_rounding, openings=openings, task=task),
     )
     runner = Runner(number, part.state, work, HouseRules(policy, ledger, part.state), learn=directory.update)
     settings = NodeSettings(part.server, part.first, part.most, part.limit, part.pack, part.attempts, part.name, part.stay, part.proxy)
@@ -254,6 +259,18 @@ def make_node(
     if metrics is not None:
         metrics.ready = lambda: node.welcomed
     return node
+
+
+def _within(limit: int, build: Callable[[Welcome], Worker]) -> Callable[[Welcome], Worker]:
+    """Let a client refuse a run whose model it could not receive, before any round."""
+
+    def within(welcome: Welcome) -> Worker:
+        worker = build(welcome)
+        if worker.setup.programs["method"].sends_model:
+            check_limit("the model of this run", worker.initial.vector.nbytes, limit, "client.limit")
+        return worker
+
+    return within
 
 
 def own_certificate(certificate: bytes) -> datetime | None:

@@ -20,6 +20,7 @@ from paceline.call import Receipt
 from paceline.deploy.backlog import PATIENCE, ROOM, Backlog
 from paceline.deploy.journal import Journal
 from paceline.errors import StoreError
+from paceline.failures import kind_of
 from paceline.store import atomic_write
 
 if TYPE_CHECKING:
@@ -205,14 +206,7 @@ class Notes:
 
 
 def _status(receipt: Receipt) -> Status:
-    match receipt.dropped:
-        case None:
-            return "ok"
-        case "late":
-            return "late"
-        case "gone":
-            return "gone"
-    return "refused" if receipt.dropped.startswith("refused") else "failed"
+    return "ok" if receipt.dropped is None else kind_of(receipt.dropped)
 
 
 def round_off(value: Any) -> Any:

@@ -8,7 +8,7 @@ least 3, at any time, without further limits.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -154,7 +154,8 @@ class Policy(_Part):
     def _plan(self, plan: Plan) -> Iterator[str]:
         for what, name, patterns in (("method", plan.method, self.allow.methods), ("task", plan.task, self.allow.tasks)):
             if not any(_allows(pattern, name) for pattern in patterns):
-                yield f"{what} {name!r} is not allowed, only {', '.join(patterns) or 'none'} (allow.{what}s)"
+                only = ", ".join(patterns) or "none"
+                yield f"{what} {name!r} is not allowed, only {only}{_way_out(what, name, patterns)} (allow.{what}s)"
         if plan.cohort < self.cohort.least:
             yield f"cohorts of {plan.cohort} are planned; at least {self.cohort.least} are demanded (cohort.least)"
         if self.limits.rounds is not None and plan.rounds > self.limits.rounds:
@@ -254,6 +255,14 @@ def _allows(pattern: str, name: str) -> bool:
     pattern has to have the colon as well.
     """
     return fnmatchcase(name, pattern) and (":" not in name or ":" in pattern)
+
+
+def _way_out(what: str, name: str, patterns: Sequence[str]) -> str:
+    """Return what to write to allow a name that only its colon keeps out."""
+    if ":" not in name or not any(fnmatchcase(name, pattern) for pattern in patterns):
+        return ""
+    does, more = ("reads a file", f"{name.partition(':')[0]}:*") if what == "task" else ("imports a module", name)
+    return f", since a name with a colon {does} on this machine; add {more!r} to allow.{what}s to allow it"
 
 
 def load_policy(path: str | Path) -> Policy:

@@ -39,6 +39,7 @@ from paceline.engines.grpc import (
     Stopped,
 )
 from paceline.engines.grpc.faults import Faults
+from paceline.engines.grpc.ports import check_limit
 from paceline.engines.worker import Setup, Worker
 from paceline.errors import ConfigError, IdentityError, PlanError, StoreError
 from paceline.names import is_name, run_id, safe_name
@@ -207,6 +208,8 @@ class FederationServer:
             folder.write_config(self.run.model_dump(exclude_none=True))
         engine = self.engine
         assert engine is not None
+        if run.method.sends_model:
+            check_limit("a client's reply", self._reply(run), self.config.server.limit, "server.limit")
         progress = engine.hub.progress
         progress.round = progress.saved = run.round
         progress.kept = frozenset(self.notes.kept(run.round))
@@ -216,6 +219,11 @@ class FederationServer:
         self._every = run.config.checkpoint_every
         self.notes("resumed" if known else "started", run=progress.run, round=run.round, folder=str(folder.path))
         return run
+
+    def _reply(self, run: Run) -> int:
+        """Return the bytes of a reply that holds as many values as the model."""
+        model, sums = run.fed.engine.init_params(), run.fed.aggregation
+        return int(sums.reply_size(model, self.run.cohort)) if hasattr(sums, "reply_size") else model.vector.nbytes
 
     def _folder(self) -> tuple[RunFolder, bool]:
         path = self.config.server.run

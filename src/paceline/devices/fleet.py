@@ -20,7 +20,7 @@ from paceline.devices.profile import COMPUTE, LATENCY, LINK, Profile
 from paceline.errors import CohortError, ConfigError, UnknownNameError
 from paceline.rng import derive, numpy_rng
 
-__all__ = ["FLEETS", "Fleet", "Homogeneous", "Mobile", "Stragglers", "load_fleet"]
+__all__ = ["FLEETS", "Fleet", "Homogeneous", "Mobile", "Stragglers", "fleet_options", "load_fleet"]
 
 MBIT = 1e6
 
@@ -297,6 +297,11 @@ FLEETS: dict[str, type[Fleet]] = {cls.name: cls for cls in (Homogeneous, Straggl
 _NORMAL = NormalDist()
 
 
+def fleet_options(name: str) -> set[str]:
+    """Return the options of a fleet of `FLEETS`."""
+    return {f.name for f in dataclasses.fields(FLEETS[name])} - {"num_clients", "seed", "participation"}
+
+
 def load_fleet(spec: str, num_clients: int, seed: int = 0, participation: Participation | None = None) -> Fleet:
     """Return the fleet that a text such as ``"stragglers:share=0.2,slow=2.0,churn=0.1"`` describes.
 
@@ -308,7 +313,7 @@ def load_fleet(spec: str, num_clients: int, seed: int = 0, participation: Partic
     if name not in FLEETS:
         raise UnknownNameError("fleet", name, FLEETS)
     cls = FLEETS[name]
-    known = {f.name for f in dataclasses.fields(cls)} - {"num_clients", "seed", "participation"}
+    known = fleet_options(name)
     options: dict[str, Any] = {}
     for part in filter(None, (p.strip() for p in rest.split(","))):
         key, equals, text = (p.strip() for p in part.partition("="))

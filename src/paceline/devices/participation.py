@@ -274,13 +274,14 @@ def _joined(stays: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
 PROCESSES: dict[str, type[Participation]] = {cls.name: cls for cls in (Participation, Bernoulli, Markov, Cyclic, Diurnal, Trace)}
 """The processes by name."""
 
-_OPTIONS: dict[str, dict[str, type]] = {
+OPTIONS: dict[str, dict[str, type]] = {
     "bernoulli": {},
     "markov": {"step": float},
     "cyclic": {"length": int},
     "diurnal": {"period": int, "swing": float, "zones": int},
     "trace": {"length": int},
 }
+"""The options of each process, beside its rates."""
 _LABELS: dict[str, float] = {"mean": 0.1, "least": 0.02, "alpha": 0.1}
 
 
@@ -304,7 +305,7 @@ def load_participation(spec: str, num_clients: int, seed: int = 0, mix: Mix | No
             raise ConfigError(f"participation {spec!r}: always takes no value")
         return Participation()
     labels = first == "labels"
-    kinds: dict[str, type] = _OPTIONS[name] | (dict.fromkeys(_LABELS, float) if labels and name != "trace" else {})
+    kinds: dict[str, type] = OPTIONS[name] | (dict.fromkeys(_LABELS, float) if labels and name != "trace" else {})
     options: dict[str, Any] = {}
     for part in parts:
         key, equals, text = (p.strip() for p in part.partition("="))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from paceline.call import Call, Channel, Engine, Receipt, Sink
 from paceline.engines.adversaries import Adversary
+from paceline.failures import class_of, reason_of
 from paceline.held import Held
 from paceline.params import Params
 from paceline.rng import derive
@@ -71,7 +72,7 @@ class Hostile:
         )
         for receipt, value in zip(sent, values, strict=True):
             if isinstance(value, Exception):
-                yield replace(receipt, value=None, dropped=f"{type(value).__name__}: {value}")
+                yield replace(receipt, value=None, dropped=reason_of(value), error=class_of(value))
             else:
                 yield replace(receipt, value=value)
         total = sink.partial()

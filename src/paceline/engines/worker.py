@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,8 +20,8 @@ from paceline.engines.preview import preview
 from paceline.engines.stacking import Meeting, Solver, Uniform
 from paceline.errors import CheckpointError, ClientError, PacelineError, UnknownNameError
 from paceline.evaluating import evaluate as evaluate_on
+from paceline.failures import class_of, reason_of
 from paceline.held import Held, hold
-from paceline.lazy import NotUniform
 from paceline.local import answer
 from paceline.method import client_functions
 from paceline.params import Layout, Params, Resident
@@ -207,7 +206,9 @@ class Worker:
                     added = add(clients, reply)
                 if added:
                     return [Receipt(c, None, t.compute, t.network, down[c], up) for c, t in zip(clients, each, strict=True)]
-            except (NotUniform, RuntimeError, TypeError, ValueError):  # no stand-in suits this function
+            except PacelineError:
+                raise
+            except Exception:  # no stand-in suits this function, or it has a fault, which comes up again with each client
                 self._differs.add(key)
             else:
                 self._differs.add(key)
@@ -272,8 +273,8 @@ class Worker:
 
     def _failed(self, call: Call, me: Client, error: Exception, down: int) -> Receipt:
         if not self.setup.strict:
-            return Receipt(me.id, dropped=_reason(error), bytes_down=down)
-        cause, job = f"{type(error).__name__}: {error}", me.job
+            return Receipt(me.id, dropped=reason_of(error), error=class_of(error), bytes_down=down)
+        cause, job = reason_of(error), me.job
         if job is not None and job.batch is not None:
             x, y = job.batch
             cause += f"; batch: inputs {tuple(x.shape)}, targets {y.tolist()}"
@@ -369,8 +370,3 @@ class Worker:
 
 def _encoding(me: Client) -> int:
     return derive(me.seed, "encode")
-
-
-def _reason(error: Exception) -> str:
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({place.filename.rsplit('/', 1)[-1]}:{place.lineno})"

@@ -46,6 +46,13 @@ class Made:
         return task
 
     @property
+    def options(self) -> set[str]:
+        """The names of the task's own options."""
+        module, _, function = self.function.partition(":")
+        known = inspect.signature(getattr(importlib.import_module(f"paceline.tasks.{module}"), function)).parameters
+        return {n for n, p in known.items() if p.kind is not p.VAR_KEYWORD} - {"model", "seed"}
+
+    @property
     def data(self) -> Source | None:
         """The data that are read by default."""
         return find_source(self.source) if self.source else None

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from paceline.data.raw import Part, RawData
     from paceline.data.sources import Source
 
-__all__ = ["load_task", "task_info", "task_names", "task_source"]
+__all__ = ["load_task", "task_info", "task_names", "task_options", "task_source"]
 
 Content = Literal["image", "text", "table"]
 
@@ -136,6 +136,25 @@ def load_task(name: str, model: str | None = None, seed: int = 0, **options: Any
         for_model, for_data = _sort_options(options, model)
         raw = source.load(**for_data)
     return _make(name, model, for_model, suits, raw, about, limit, seed)
+
+
+def task_options(name: str, model: str | None = None) -> set[str]:
+    """Return the options that `load_task` takes for a task and its model.
+
+    Raises `UnknownNameError` for a task or model that does not exist.
+    """
+    from paceline.data.files import file_options, is_file_task
+    from paceline.data.sources import find_source
+    from paceline.models import model_options
+    from paceline.tasks.made import MADE
+
+    common = {"limit", "peft"} | set(model_options(model) if model is not None else ())
+    if name in MADE:
+        return common | MADE[name].options
+    if is_file_task(name):
+        return common | set(file_options(name))
+    suits, source = _find(name), find_source(name)
+    return common | set(model_options(model or suits.model)) | {*source.fetched, *source.chosen}
 
 
 def _find(name: str) -> _Suits:

@@ -22,6 +22,7 @@ from paceline.engines.grpc.ports import Home, Record
 from paceline.engines.grpc.receipts import Receipts
 from paceline.engines.heap import keep_freed
 from paceline.errors import CohortError, EngineError
+from paceline.failures import class_in
 from paceline.params import Params
 from paceline.tree import Tree
 from paceline.wire import NETWORK
@@ -105,7 +106,7 @@ class GrpcEngine:
         finally:
             self.loop.call(self.hub.asking.shut)
         partial, lost = taker.finish()
-        receipts = [replace(r, dropped=lost.get(r.client, r.dropped)) for r in receipts]
+        receipts = [replace(r, dropped=why, error=class_in(why)) if (why := lost.get(r.client)) else r for r in receipts]
         self._answered |= {r.client for r in receipts if r.dropped is None}
         if self.record is not None:
             self.record.answers(call.round, began, label, receipts)

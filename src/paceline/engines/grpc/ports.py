@@ -7,15 +7,22 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from paceline.call import Receipt
-from paceline.errors import IdentityError
+from paceline.errors import ConfigError, IdentityError
 from paceline.params import Params
 from paceline.tree import Tree
 
-__all__ = ["Home", "HubSettings", "Member", "Members", "NotNow", "Progress", "Record"]
+__all__ = ["Home", "HubSettings", "Member", "Members", "NotNow", "Progress", "Record", "check_limit"]
 
 
 class NotNow(IdentityError):
     """A certificate cannot be judged at present, or a clock is wrong: the same one may be good later."""
+
+
+def check_limit(what: str, size: int, limit: int, option: str) -> None:
+    """Raise `ConfigError` where messages of a run are known to be larger than one side accepts."""
+    if size > limit:
+        enough = 1 << (size + size // 4).bit_length()  # with room for what else is in them
+        raise ConfigError(f"{what} takes at least {size} bytes, but {option} accepts {limit}; set {option} to {enough} or so")
 
 
 class Member(Protocol):

@@ -12,6 +12,7 @@ from paceline.engines.grpc.channels import Intake
 from paceline.engines.grpc.link import Message
 from paceline.engines.grpc.phase import Arrival, Phase
 from paceline.errors import PacelineError, WireError
+from paceline.failures import class_in
 from paceline.wire import Limits
 
 __all__ = ["Receipts"]
@@ -54,18 +55,19 @@ class Receipts:
         finally:
             message.close()
         self._note("bad_reply", client, {"phase": phase.name, "why": why})
-        return Receipt(client, dropped=why)
+        return Receipt(client, dropped=why, error=class_in(why))
 
     def _facts(self, phase: Phase, client: int, head: Mapping[str, Any], message: Message) -> Receipt:
         """Return the receipt without its value."""
         dropped = head.get("dropped")
         if dropped is not None:
             dropped = p.clean(p.field(head, "dropped", str))
+        error = "" if dropped is None else class_in(dropped)
         down, up = p.field(head, "down", int), p.field(head, "up", int)
         if not (0 <= down < 1 << 50 and 0 <= up < 1 << 50):
             raise WireError("a reply tells of impossible sizes")
         if not self._measured and not self._hidden:
-            return Receipt(client, None, p.seconds(head, "compute"), p.seconds(head, "network"), down, up, dropped)
+            return Receipt(client, None, p.seconds(head, "compute"), p.seconds(head, "network"), down, up, dropped, error)
         took = message.ended - phase.sent.get(client, message.began)
         work = min(p.seconds(head, "seconds"), took)
         trained = phase.name == "secagg.masked" if self._hidden else p.field(head, "trained", bool)
@@ -73,4 +75,4 @@ class Receipts:
             self.took[client] = took
         if self._measured:
             down, up = len(phase.message.data), message.opening.size
-        return Receipt(client, None, work, took - work, down, up, dropped)
+        return Receipt(client, None, work, took - work, down, up, dropped, error)

@@ -123,8 +123,8 @@ class Solver:
             return changes, stack.totals / steps
         except PacelineError:
             raise
-        except (Unstackable, RuntimeError, TypeError, ValueError) as error:
-            # torch.func says in many ways that code cannot be stacked; alone, a real fault comes up again
+        except Exception as error:
+            # torch.func says in many ways that code cannot be stacked; alone, a real fault of a hook's comes up again
             self._refused.add(key)
             hook = next((h for h in (jobs[0].direction, jobs[0].correct, jobs[0].objective) if h), None)
             self.notes.setdefault(

@@ -17,7 +17,6 @@ from typing import Any, ClassVar
 
 from paceline.client import Client
 from paceline.devices.events import Queue, advance, first
-from paceline.errors import QuorumError
 from paceline.federation import Federation
 from paceline.method import on_client
 from paceline.methods.asynchronous.afl import AfaCd
@@ -59,8 +58,6 @@ class AfaCsTable(AfaCd):
         count = self.returns if state.table else None
         queue, arrived = advance(fed, state.queue, self.train, state.params, lambda q: first(q, count))
         replies = fed.each(self.give, None, over=[job.client for job in arrived])
-        if not replies:
-            raise QuorumError(f"round {fed.round}: all replies were lost")
         table = state.table | {c: (queue.fired, reply.gradient) for c, reply in replies.items()}
         if self.expire is not None:
             table = {c: entry for c, entry in table.items() if queue.fired - entry[0] <= self.expire}

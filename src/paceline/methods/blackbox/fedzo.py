@@ -51,7 +51,7 @@ class FedZO(BlackBoxMethod):
     paper: ClassVar[str] = "Fang et al., IEEE TSP 2022"
     headline: ClassVar[str] = "converges on non-convex objectives without gradients; more local steps and clients speed it up"
     reveals: ClassVar[str] = "sums of points"
-    keeps: ClassVar[str] = "a mean estimate (model size), with scaf"
+    keeps: ClassVar[str] = "a mean estimate (model size), with diff and scaf"
 
     lr: float = 0.01
     steps: int = 10

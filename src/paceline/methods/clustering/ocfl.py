@@ -23,6 +23,7 @@ from torch import Tensor
 from paceline.aggregation.fixed import SUM_BOUND
 from paceline.aggregation.plain import mean_of
 from paceline.client import Client
+from paceline.errors import QuorumError
 from paceline.federation import Federation
 from paceline.method import on_client
 from paceline.methods.optimisation.fedavg import FedAvg
@@ -133,7 +134,11 @@ class OCFL(FedAvg):
 
     def _place(self, fed: Federation, state: ClusterState, strangers: Sequence[int]) -> ClusterState:
         """Put clients that were away into the cluster whose direction theirs is nearest, from the next round on."""
-        replies, labels = fed.each(self.compare, (self.model(state), fed.seed), over=strangers), state.labels.clone()
+        labels = state.labels.clone()
+        try:
+            replies = fed.each(self.compare, (self.model(state), fed.seed), over=strangers)
+        except QuorumError:  # they are placed when they are asked again
+            return state
         for client, reply in replies.items():
             shown = reply if isinstance(reply, Tensor) else reply.vector
             labels[client] = int((torch.nn.functional.normalize(state.directions) @ shown).argmax())

@@ -57,6 +57,7 @@ class FRL(Method):
     family: ClassVar[str] = "compression"
     paper: ClassVar[str] = "Mozaffari et al., USENIX Security 2023"
     reveals: ClassVar[str] = "sums of votes"
+    sends_model: ClassVar[bool] = False
     headline: ClassVar[str] = (
         "a poisoner has one bounded vote, and an upload is a permutation in place of floats"
     )

@@ -53,7 +53,7 @@ class FedStale(Rated):
     paper: ClassVar[str] = "Rodio and Neglia, ECAI 2024"
     headline: ClassVar[str] = "better than FedAvg and FedVARP in many settings of unlike clients that come unequally often"
     reveals: ClassVar[str] = "sums of updates and of their changes"
-    keeps: ClassVar[str] = "its last two updates (twice the model size)"
+    keeps: ClassVar[str] = "its last two updates (twice the model size), and when it took part"
 
     lr: float | None = 5e-3
     epochs: int | None = 1

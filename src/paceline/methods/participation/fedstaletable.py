@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from paceline.client import Client
-from paceline.errors import QuorumError
 from paceline.federation import Federation
 from paceline.method import on_client
 from paceline.methods.participation.fedstale import FedStale
@@ -80,8 +79,6 @@ class FedStaleTable(FedStale):
         """Ask the cohort and step."""
         asked = Asked(params=state.params, landed={}, samples=state.samples)
         replies = fed.each(self.train, asked, over=cohort)
-        if not replies:
-            raise QuorumError(f"round {fed.round}: all replies were lost")
         seen = {c: state.intervals.get(c, Intervals()).before(fed.round, self.cutoff) for c in replies}
         inverse = {c: 1.0 / fed.fleet.rate(c) if self.knows else seen[c].weight for c in replies}
         fresh = {c: (reply.share, reply.delta) for c, reply in replies.items()}

@@ -70,6 +70,7 @@ class FedGELA(Method):
 
     family: ClassVar[str] = "personalisation"
     paper: ClassVar[str] = "arXiv 2405.18972 (NeurIPS 2023)"
+    sends_model: ClassVar[bool] = False
     headline: ClassVar[str] = "3.9 % above FedAvg and 1.5 % above the best rival on partially class-disjoint data"
 
     lr: float | None = None

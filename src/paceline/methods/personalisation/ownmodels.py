@@ -36,6 +36,7 @@ class OwnModels(Method):
     family: ClassVar[str] = "personalisation"
     keeps: ClassVar[str] = "its own network"
     has_model: ClassVar[bool] = False
+    sends_model: ClassVar[bool] = False
 
     models: tuple[str, ...] = ()
     lr: float | None = None

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from paceline.client import Client
-from paceline.errors import NonFiniteError, QuorumError
+from paceline.errors import NonFiniteError
 from paceline.federation import Federation
 from paceline.method import State, on_client
 from paceline.methods.optimisation.fedavg import FedAvg
@@ -113,7 +113,7 @@ class Robust(FedAvg):
         _, g, layout = self.collect(fed, state.params)
         f, (a, b), split = self.faults(len(g)), self.needs, layout.num_params
         if len(g) < a * f + b:
-            raise QuorumError(f"round {fed.round}: {len(g)} updates are too few for {self.slug()} with f = {f}")
+            raise fed.too_few(f"round {fed.round}: {len(g)} updates are too few for {self.slug()} with f = {f}")
         delta = torch.cat([self.combine(g[:, :split], f), median(g[:, split:])]).float()
         return dataclasses.replace(state, params=state.params + self.server_lr * Params(delta, layout))
 

@@ -27,7 +27,7 @@ class HeteroFL(Fjord):
 
     paper: ClassVar[str] = "Diao et al., ICLR 2021"
     headline: ClassVar[str] = "clients of very different power train one global model, with less computation and traffic"
-    keeps: ClassVar[str] = "its width"
+    keeps: ClassVar[str] = "its width and its times"
 
     merge: Literal["zero", "masked"] = "masked"
     rescale: bool = True

@@ -1,0 +1,161 @@
+"""Options that were written in the wrong place: fields of the method, task, fleet, ... given as options of the run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paceline.errors import ConfigError, PacelineError
+from paceline.values import MethodSpec, read_toml
+
+__all__ = ["Home", "check_method", "check_run", "check_task", "correct", "homes", "misplaced"]
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where a name belongs: `owner` has it, `line` and `table` write it on the command line and in a file."""
+
+    owner: str
+    line: str
+    table: str
+
+
+def homes(name: str, value: str, run: Mapping[str, Any], methods: Sequence[str] = ()) -> list[Home]:
+    """Return where an option belongs that the run does not have.
+
+    Args:
+        name, value: of the option.
+        run: the other options, as far as they are given.
+        methods: the methods, where there is more than one.
+    """
+    return list(_homes(name.replace("-", "_"), value, run, methods or [run.get("method", "fedavg")]))
+
+
+def _homes(name: str, value: str, run: Mapping[str, Any], methods: Sequence[str]) -> Iterator[Home]:
+    from paceline.aggregation.secure.config import SecureConfig
+    from paceline.config import RunConfig
+    from paceline.devices.fleet import FLEETS, fleet_options
+    from paceline.devices.participation import OPTIONS
+    from paceline.method import find_method
+    from paceline.tasks import task_options
+
+    settled = {n: run.get(n, spec.default) for n, spec in RunConfig.model_fields.items()}
+    pair = f"{name}={value}"
+    have = []
+    for method in methods:
+        with contextlib.suppress(PacelineError):  # a method that is not there is told of once the line is right
+            have += [method] * (name in {f.name for f in dataclasses.fields(find_method(method))})
+    if have:  # -o is for all methods on the line
+        yield Home(f"a field of {have[0]}", f"-o {pair}" if len(have) == len(methods) else f"{have[0]}:{pair}", "[options]")
+    try:
+        known = task_options(str(settled["task"]), settled["model"])
+    except PacelineError:
+        known = set()
+    if name in known:
+        yield Home(f"an option of task {settled['task']}", f"--task-option {pair}", "[task_options]")
+    if name in {f.name for f in dataclasses.fields(SecureConfig)}:
+        yield Home("an option of secure aggregation", f"--secure-option {pair}", "[secure]")
+    chosen = str(settled["fleet"])
+    fleets = [chosen, *(f for f in FLEETS if f != chosen.partition(":")[0])]
+    fleet = next((f for f in fleets if f.partition(":")[0] in FLEETS and name in fleet_options(f.partition(":")[0])), None)
+    if fleet is not None:
+        text = f"{fleet}{',' if ':' in fleet else ':'}{pair}"
+        yield Home(f"an option of fleet {fleet.partition(':')[0]}", f"--fleet {text}", f'fleet = "{text}"')
+    process = next((p for p in sorted(OPTIONS) if name in OPTIONS[p]), None)
+    if process is not None:
+        first = "FILE.csv" if process == "trace" else "RATE"
+        text = f"{process}:{first},{pair}"
+        yield Home(f"an option of participation {process}", f"--participation {text}", f'participation = "{text}"')
+
+
+def correct(option: str, words: Sequence[str]) -> str:
+    """Return what to write in place of an option that does not exist; empty where nothing has that name.
+
+    Args:
+        option: as typed, such as ``--lr``.
+        words: the whole command line.
+    """
+    run: dict[str, Any] = {}
+    with contextlib.suppress(ConfigError):  # what is wrong with the file is told once the line is right
+        run = read_toml(Path(file)) if (file := _after("--config", words)) else {}
+    run |= {name: value for name in ("task", "model", "fleet") if (value := _after(f"--{name}", words))}
+    found = homes(option.lstrip("-"), _after(option, words) or "VALUE", run, _methods(words))
+    if not found:
+        return ""
+    name = option.lstrip("-")
+    return f"{name} is {' and '.join(h.owner for h in found)}: write {' or '.join(h.line for h in found)}"
+
+
+def misplaced(name: str, run: Mapping[str, Any]) -> str:
+    """Return what to write in a configuration file in place of a key that does not exist; empty where nothing has it."""
+    found = homes(name, "VALUE", run)
+    if not found:
+        return ""
+    where = " or ".join(f"in the table {h.table}" if h.table.startswith("[") else f"as {h.table}" for h in found)
+    return f"{name} is {' and '.join(h.owner for h in found)}: write it {where}"
+
+
+def check_run(values: Mapping[str, Any], where: str = "") -> None:
+    """Raise `ConfigError` with what to write where a run, as a user wrote it, has misplaced keys or names of files."""
+    from paceline.config import RunConfig
+
+    at = f"{where}: " if where else ""
+    for name in (n for n in values if n not in RunConfig.model_fields):
+        told = misplaced(name, values)
+        if told:
+            raise ConfigError(f"{at}{told}")
+    check_method(str(values.get("method", "fedavg")))
+    task = str(values.get("task", ""))
+    if task:
+        check_task(task)
+
+
+def check_method(name: str) -> None:
+    """Raise `ConfigError` with what to write where a method is named by its file."""
+    if ".py" in name:
+        from paceline.method import Method, find_method, method_names
+        from paceline.naming import module_hint
+
+        hint = module_hint(name, {Method.__name__, *(find_method(n).__name__ for n in method_names())})
+        if hint:
+            raise ConfigError(f"no method is called {name!r}; {hint}")
+
+
+def check_task(name: str) -> None:
+    """Raise `ConfigError` with what to write where a task is named by a file or a folder alone."""
+    from paceline.data.files import file_hint
+    from paceline.tasks import task_names
+
+    if name not in task_names() and (hint := file_hint(name)):
+        raise ConfigError(f"no task is called {name!r}; {hint}")
+
+
+def _after(option: str, words: Sequence[str]) -> str:
+    """Return the value of an option on a command line, or an empty text."""
+    for at, word in enumerate(words):
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2]
+        if word == option and at + 1 < len(words) and not words[at + 1].startswith("--"):
+            return words[at + 1]
+    return ""
+
+
+def _methods(words: Sequence[str]) -> list[str]:
+    """Return the methods on a command line, as far as they can be told."""
+    from paceline.method import find_method
+
+    found = []
+    for before, word in zip(["", *words], words, strict=False):
+        if word.startswith("-") or before.startswith("--"):
+            continue
+        try:
+            name = MethodSpec.parse(word).name
+            find_method(name)
+        except PacelineError:
+            continue
+        found.append(name)
+    return found

@@ -1,0 +1,141 @@
+"""A table of mistakes: each command line ends with its exit code, and a message that says what to write."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+FILES = {
+    "x.csv": "a,target\n1,0\n",
+    "leaf.json": "{}",
+    "mnist/t10k-images-idx3-ubyte": "",
+    "pics/cat/a.png": "",
+    "pics/dog/b.png": "",
+    "cifar/data_batch_1": "",
+    "own_method.py": """
+from paceline.method import Method
+from paceline.methods.optimisation.fedavg import FedAvg
+raise RuntimeError("a file whose classes are listed must not be run")
+class Plain: ...
+class Mine(FedAvg): ...
+class Other(Method): ...
+class Further(Mine): ...
+""",
+    "own_syntax.py": "x = 1\n\ndef train(:\n",
+    "own_raises.py": "import os\nos.environ['NO_SUCH_KEY_HERE']\n",
+    "own_lacks.py": "import no_such_package_here\n",
+    "own_exits.py": "import sys\n\n\nsys.exit('not today')\n",
+    "own_fine.py": "class Trainer: ...\n",
+    "run.toml": "method = 'fedprox'\nmu = 0.1\n",
+    "fleet.toml": "fleet = 'stragglers'\nslow = 2.0\n",
+    "server.toml": "[run]\nmethod = 'fedavg'\nlr = 0.1\n",
+    "taskless.toml": "[run]\ntask = 'x.csv'\n",
+    "client.toml": "[data]\ntask = 'x.csv'\n",
+}
+
+LINES = [
+    # options that belong to a part of the run
+    ("run fedavg --lr 0.1", 2, "lr is a field of fedavg: write -o lr=0.1"),
+    ("run fedavg --lr=0.1", 2, "write -o lr=0.1"),
+    ("run --lr 0.1", 2, "lr is a field of fedavg: write -o lr=0.1"),
+    ("run --config run.toml --mu 1", 2, "mu is a field of fedprox: write -o mu=1"),
+    ("federate fedavg --lr 0.1", 2, "write -o lr=0.1"),
+    ("run fedavg --lr 0.1 --json", 2, "write -o lr=0.1"),
+    ("run fedopt --server-lr 0.1", 2, "write -o server_lr=0.1"),
+    ("compare fedavg fedprox --lr 0.1", 2, "write -o lr=0.1"),
+    ("compare fedavg fedprox --mu 0.1", 2, "mu is a field of fedprox: write fedprox:mu=0.1"),
+    ("run fedavg --limit 100", 2, "limit is an option of task mnist-5k: write --task-option limit=100"),
+    ("run fedavg --task shakespeare --stride 3", 2, "write --task-option stride=3"),
+    ("run fedavg --task csv:x.csv --target label", 2, "write --task-option target=label"),
+    ("run fedavg --slow 3", 2, "slow is an option of fleet stragglers: write --fleet stragglers:slow=3"),
+    ("run fedavg --fleet stragglers:share=0.5 --slow 3", 2, "write --fleet stragglers:share=0.5,slow=3"),
+    ("run fedavg --period 24", 2, "write --participation diurnal:RATE,period=24"),
+    ("run fedavg --bits 8", 2, "bits is an option of secure aggregation: write --secure-option bits=8"),
+    ("run fedavg --roundss 8", 2, "--rounds"),
+    ("run fedavg -o rounds=8", 2, "an option of the run: --rounds 8"),
+    ("run --config run.toml", 2, "run.toml: mu is a field of fedprox: write it in the table [options]"),
+    ("run --config fleet.toml", 2, "write it as fleet = \"stragglers:slow=VALUE\""),
+    ("server --config server.toml", 2, "server.toml, table [run]: lr is a field of fedavg: write it in the table [options]"),
+    # files in place of names
+    ("run fedavg --task x.csv", 2, "write csv:x.csv"),
+    ("run fedavg --task x.csv?target=target", 2, "write csv:x.csv?target=target"),
+    ("run fedavg --task tab:x.csv", 2, "write csv:x.csv"),
+    ("run fedavg --task gone.csv", 2, "write csv:gone.csv (gone.csv is not there yet)"),
+    ("run fedavg --task leaf.json", 2, "write leaf-femnist:leaf.json or leaf-shakespeare:leaf.json"),
+    ("run fedavg --task mnist", 2, "write idx:mnist"),
+    ("run fedavg --task mnist/t10k-images-idx3-ubyte", 2, "write idx:mnist"),
+    ("run fedavg --task mnist/train-images.gz", 2, "write idx:mnist"),
+    ("run fedavg --task pics", 2, "write imagefolder:pics"),
+    ("run fedavg --task pics/cat/a.png", 2, "write imagefolder:pics"),
+    ("run fedavg --task cifar", 2, "write cifar-10-batches-py:cifar"),
+    ("run fedavg --task notes.doc", 2, "kind:path, with a kind of idx"),
+    ("partition --task x.csv", 2, "write csv:x.csv"),
+    ("compare fedavg --task x.csv", 2, "write csv:x.csv"),
+    ("server --config taskless.toml", 2, "write csv:x.csv"),
+    ("client --config client.toml", 2, "write csv:x.csv"),
+    ("run fedavg --task digit", 2, "did you mean digits"),
+    # methods of one's own
+    ("run own_method.py", 2, "write own_method:Mine or own_method:Other or own_method:Further"),
+    ("run own_method.py:Mine", 2, "write own_method:Mine or"),
+    ("methods own_method.py", 2, "write own_method:Mine or"),
+    ("run own_fine.py", 2, "write own_fine:Class; no such class was found in own_fine.py"),
+    ("run gone.py", 2, "write gone:Class, a module and a class of it; there is no file gone.py"),
+    ("run own_syntax:Mine", 2, "own_syntax.py:3: SyntaxError: "),
+    ("run own_raises:Mine", 2, "own_raises.py:2: KeyError: 'NO_SUCH_KEY_HERE'"),
+    ("run own_lacks:Mine", 2, "own_lacks.py:1: ModuleNotFoundError: No module named 'no_such_package_here'"),
+    ("run own_exits:Mine", 2, "own_exits.py:4: SystemExit: not today"),
+    ("run own_gone:Mine", 2, "go to the folder that own_gone.py is in, or set PYTHONPATH=THAT_FOLDER"),
+    ("run own_fine:Trainr", 2, "own_fine.py has no 'Trainr'; did you mean Trainer?"),
+    ("run own_fine:Trainer", 2, "is no Method: a method is a class below paceline.Method"),
+    # devices
+    ("run fedavg --device gpu", 2, "--device: 'gpu' is no torch device; write cpu, cuda, cuda:N or mps"),
+    ("run fedavg --task digits --device meta", 2, "use cpu, cuda"),
+]
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    for name in [n for n in sys.modules if n.startswith("own_")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(("line", "code", "told"), LINES, ids=[line for line, _, _ in LINES])
+def test_a_mistake_says_what_to_write(call, files, line, code, told):
+    ended = call(*shlex.split(line), code=code)
+    plain = ended.stderr if "--json" in line else " ".join(ended.stderr.replace("│", " ").split())
+    assert told in plain
+    assert "Traceback" not in ended.stderr
+    assert not any(Path("runs").rglob("*"))
+
+
+def test_a_name_that_nothing_has_gets_no_advice(call):
+    told = call("run", "fedavg", "--zzz", "1", code=2).stderr
+    assert "No such option: --zzz" in told
+    assert "write" not in told
+
+
+def test_what_is_told_to_write_is_then_taken(call, files):
+    """Follow the advice of one line of each kind: none ends with the code of a malformed line."""
+    quick = ("--task", "digits", "--model", "logreg", "--clients", "4", "--cohort", "4", "--rounds", "1", "--quiet")
+    for advice in ("-o lr=0.1", "--task-option limit=100", "--fleet stragglers:slow=3", "--participation diurnal:0.9,period=24"):
+        call("run", "fedavg", *quick, *advice.split(), code=0)
+
+
+def test_a_broken_entry_point_is_named(call, monkeypatch):
+    from importlib.metadata import EntryPoint
+
+    from paceline import method
+
+    entry = EntryPoint("mine", "no_such_package_here:Mine", "paceline.methods")
+    monkeypatch.setattr(method, "entry_points", lambda group: [entry])
+    told = " ".join(call("methods", code=2).stderr.split())
+    assert "entry point mine = no_such_package_here:Mine" in told
+    assert "mend or uninstall it" in told
