@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from paceline import errors
 from paceline.call import Call, Channel, ClientFunction, Each, Engine, Receipt
+from paceline.drawing import reseed_nested
 from paceline.errors import (
     AggregationError,
     ClientError,
@@ -26,7 +27,7 @@ from paceline.errors import (
 )
 from paceline.held import Held
 from paceline.params import Params
-from paceline.rng import numpy_rng
+from paceline.rng import derive, numpy_rng
 from paceline.sums import CallInfo, Clock, Fleet, Request, Summed
 from paceline.tree import Tree
 from paceline.update import Update, rebuild
@@ -112,6 +113,7 @@ class Federation:
         self._waits, self._waited = 0.0, max(self._waits, self._waited) if again else 0.0
         self.round, self.attempt, self._calls = round, attempt, 0
         self._streams.clear()
+        self._redraw()
 
     def sample(self, size: int | None = None, among: Sequence[int] | None = None) -> list[int]:
         """Draw a cohort without replacement from the clients that are available, sorted by id.
@@ -160,6 +162,10 @@ class Federation:
     def serial(self) -> int:
         """A number that grows with every call of a round; with attempts, and with starts of a server (`incarnation`)."""
         return self.incarnation * 10**9 + self.attempt * 100_000 + self._calls
+
+    def _redraw(self) -> None:
+        """Let what a method draws from global generators at the server depend on the round and its calls alone."""
+        reseed_nested(derive(self.seed, "server", self.round, self.attempt, sum(self._streams.values())))
 
     # -- the verbs -----------------------------------------------------------------------------
     def sum(self, fn: Callable[..., Any], message: Tree, over: Sequence[int], deadline: float | None = None) -> Any:
@@ -302,6 +308,7 @@ class Federation:
                 sink(item)
                 item = dataclasses.replace(item, value=None)
             receipts.append(item)
+        self._redraw()
         if self._settled:  # these replies went up, and were paid for, when they were done
             receipts = [dataclasses.replace(r, compute=0.0, network=0.0, bytes_up=0, bytes_down=0) for r in receipts]
         receipts.sort(key=lambda r: r.client)

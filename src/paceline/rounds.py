@@ -11,11 +11,13 @@ from typing import Any, Protocol
 import torch
 
 from paceline.config import RunConfig
+from paceline.drawing import drawing
 from paceline.errors import CohortError, NonFiniteError, QuorumError, WorkerDiedError
 from paceline.federation import CallInfo, Federation
 from paceline.figures import adjusted_rand, figures, spread_figures
 from paceline.method import Method
 from paceline.params import Params
+from paceline.rng import derive
 from paceline.spent import spent
 from paceline.store import MemoryStore, RunFolder, save_checkpoint
 from paceline.tasks import Task
@@ -93,7 +95,7 @@ class Run:
         torch.set_num_threads(self.config.threads)
         stopped = self._stop_reason()
         spent.take()
-        with spent.on("bookkeeping"):
+        with spent.on("bookkeeping"), drawing(derive(self.config.seed, "server")):
             stopped = self._rounds(stopped)
         self.spent = spent.take()
         return self._finish(stopped)

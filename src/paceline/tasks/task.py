@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from paceline.drawing import drawing
 from paceline.params import Buffers
 
 __all__ = ["Arrays", "Task"]
@@ -78,9 +79,9 @@ class Task:
     in_time: bool = False
 
     def build(self, seed: int) -> nn.Module:
-        """Return a module initialised from `seed` alone; the global random state is left as it was."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        """Return a module initialised from `seed` alone; the global random generators are left as they were."""
+        with drawing(seed):
+            torch.manual_seed(seed)  # a module that begins on a GPU too
             return self.model()
 
     steady: ClassVar[bool] = True
