@@ -91,7 +91,16 @@ class Run:
     _told: set[str] = field(default_factory=set)
 
     def go(self) -> Summary:
-        """Run the rounds that are left and return the summary."""
+        """Run the rounds that are left and return the summary; the run's folder is held until then."""
+        if self.folder is None:
+            return self._go()
+        try:
+            self.folder.hold()
+            return self._go()
+        finally:
+            self.folder.release()
+
+    def _go(self) -> Summary:
         torch.set_num_threads(self.config.threads)
         stopped = self._stop_reason()
         spent.take()

@@ -6,9 +6,10 @@ and every random stream is derived from (seed, client, round), so the end has th
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -218,30 +219,49 @@ def run(
     config: RunConfig, folder: RunFolder | None = None, observer: Observer | None = None, **parts: Any
 ) -> Summary:
     """Prepare a run and carry it out; see `prepare` for `parts`."""
-    prepared = prepare(config, folder=folder, observer=observer, **parts)
-    if folder is not None:  # with what was measured, so that a rerun takes the same path
-        folder.write_config(prepared.config.model_dump(exclude_none=True))
-    return prepared.go()
+    with _holding(folder):
+        prepared = prepare(config, folder=folder, observer=observer, **parts)
+        if folder is not None:  # with what was measured, so that a rerun takes the same path
+            folder.write_config(prepared.config.model_dump(exclude_none=True))
+        return prepared.go()
+
+
+@contextlib.contextmanager
+def _holding(folder: RunFolder | None) -> Iterator[None]:
+    """Hold a run's folder; `Run.go` releases it, and so does an error on the way there."""
+    try:
+        if folder is not None:
+            folder.hold()
+        yield
+    except BaseException:
+        if folder is not None:
+            folder.release()
+        raise
 
 
 def resume(path: str | Path, observer: Observer | None = None, **parts: Any) -> Summary:
     """Go on with a run from its last checkpoint; the end has the bits of an undisturbed run.
 
-    Raises `CheckpointError` when the checkpoint is corrupt or of another configuration.
+    Raises `CheckpointError` when the checkpoint is corrupt or of another configuration, `StoreError` when another
+    process holds the run.
     """
     return reopen(path, observer=observer, **parts).go()
 
 
-def reopen(path: str | Path, observer: Observer | None = None, **parts: Any) -> Run:
-    """Prepare a run as its last checkpoint left it; `go` goes on with it. See `resume`."""
-    folder = RunFolder.open(path)
-    config = RunConfig.build(folder.read_config())
-    prepared = prepare(config, folder=folder, observer=observer, **parts)
-    if folder.checkpoint.exists():
-        _restore(prepared, load_checkpoint(folder.checkpoint))
-    else:
-        folder.truncate_metrics(0)
-    return prepared
+def reopen(path: str | Path | RunFolder, observer: Observer | None = None, **parts: Any) -> Run:
+    """Prepare a run as its last checkpoint left it; `go` goes on with it. See `resume`.
+
+    The run's folder is held from now on. Raises `StoreError` where another process holds it.
+    """
+    folder = path if isinstance(path, RunFolder) else RunFolder.open(path)
+    with _holding(folder):
+        config = RunConfig.build(folder.read_config())
+        prepared = prepare(config, folder=folder, observer=observer, **parts)
+        if folder.checkpoint.exists():
+            _restore(prepared, load_checkpoint(folder.checkpoint))
+        else:
+            folder.truncate_metrics(0)
+        return prepared
 
 
 def _restore(prepared: Run, saved: dict[str, Any]) -> None:
