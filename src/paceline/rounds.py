@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +18,7 @@ from paceline.federation import CallInfo, Federation
 from paceline.figures import adjusted_rand, figures, spread_figures
 from paceline.method import Method
 from paceline.params import Params
+from paceline.provenance import provenance
 from paceline.rng import derive
 from paceline.spent import spent
 from paceline.store import MemoryStore, RunFolder, save_checkpoint
@@ -86,9 +88,16 @@ class Run:
     scratch: Any = None
     path: str = ""
     """Why clients train stacked, or one after another."""
+    code: dict[str, str] = field(default_factory=dict)
+    """See `paceline.provenance.sources`."""
     spent: dict[str, float] = field(default_factory=dict)
     """Seconds of this process by what they went into; see `Spent`."""
     _told: set[str] = field(default_factory=set)
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        """What a checkpoint says about the circumstances of this run."""
+        return provenance(self.task, self.fed.init_params().layout.digest, self.code)
 
     def go(self) -> Summary:
         """Run the rounds that are left and return the summary; the run's folder is held until then."""
@@ -263,6 +272,7 @@ class Run:
             "clock": self.fed.clock.now,
             "bytes": [self.fed.totals.bytes_up, self.fed.totals.bytes_down],
             "memory": self.store.commit(self.round),
+            "provenance": self.provenance,
         }
         save_checkpoint(self.folder.checkpoint, tree)
 

@@ -30,13 +30,14 @@ from paceline.errors import (
 from paceline.federation import Aggregation, Federation
 from paceline.method import Method, client_functions, find_method
 from paceline.parts.architectures import architectures_service
+from paceline.provenance import ResumeWarning, compare, sources
 from paceline.rounds import Observer, Run, StackingWarning, Summary
 from paceline.store import MemoryStore, RunFolder, load_checkpoint
 from paceline.submodels.flops import flops
 from paceline.submodels.service import submodel_service
 from paceline.tasks import Task, load_task
 
-__all__ = ["Observer", "Run", "RunConfig", "StackingWarning", "Summary", "prepare", "reopen", "resume", "run"]
+__all__ = ["Observer", "ResumeWarning", "Run", "RunConfig", "StackingWarning", "Summary", "prepare", "reopen", "resume", "run"]
 
 
 def prepare(
@@ -90,6 +91,7 @@ def prepare(
     comes = load_participation(config.participation, config.clients, config.seed, functools.partial(split.table, task))
     fleet = load_fleet(config.fleet, config.clients, config.seed, comes)
     programs = {"method": method, **getattr(aggregation, "programs", {})}
+    built = task.build(0)
     setup = Setup(
         programs=programs,
         task=task,
@@ -97,7 +99,7 @@ def prepare(
         num_clients=config.clients,
         fleet=fleet,
         seed=config.seed,
-        flops=flops(task.build(0), task.train.x[:1]),
+        flops=flops(built, task.train.x[:1]),
         device=config.device,
         drop=drop,
         measured=config.measured,
@@ -149,6 +151,7 @@ def prepare(
         observer=observer,
         scratch=scratch,
         path=choice.reason,
+        code=sources(method, task, built),
     )
 
 
@@ -242,7 +245,8 @@ def _holding(folder: RunFolder | None) -> Iterator[None]:
 def resume(path: str | Path, observer: Observer | None = None, **parts: Any) -> Summary:
     """Go on with a run from its last checkpoint; the end has the bits of an undisturbed run.
 
-    Raises `CheckpointError` when the checkpoint is corrupt or of another configuration, `StoreError` when another
+    What of code or torch has changed in between is told in a `ResumeWarning`.
+    Raises `CheckpointError` when the checkpoint is corrupt or of another configuration or other data, `StoreError` when another
     process holds the run.
     """
     return reopen(path, observer=observer, **parts).go()
@@ -269,6 +273,7 @@ def _restore(prepared: Run, saved: dict[str, Any]) -> None:
     assert folder is not None
     if saved["config"] != prepared.config.model_dump_json():
         raise CheckpointError(f"{folder.path}: the checkpoint is of another configuration than config.toml")
+    compare(saved.get("provenance"), prepared.provenance, str(folder.checkpoint))
     prepared.round, prepared.state = saved["round"], saved["state"]
     prepared.fed.clock.now = saved["clock"]
     prepared.fed.totals.bytes_up, prepared.fed.totals.bytes_down = saved["bytes"]
