@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 
 from paceline.data import Partition
+from paceline.drawing import drawing
 from paceline.models import build
 from paceline.run import Run, RunConfig, prepare
 from paceline.tasks import Arrays, Task
@@ -143,10 +144,11 @@ def compare(name: str, args: argparse.Namespace) -> None:
     run = make_run(task, spec, args)
     plain, ours = Plain(task, spec, args.device), Ours(run)
     figures: list[tuple[float, float, float, float]] = []
-    for number in range(args.rounds + 2):
-        pair = (*timed(plain.round, args.device), *timed(ours.round, args.device))
-        if number >= 2:  # the first ones warm both up
-            figures.append(pair)
+    with drawing(0, args.device):  # as `Run.go` does for all rounds
+        for number in range(args.rounds + 2):
+            pair = (*timed(plain.round, args.device), *timed(ours.round, args.device))
+            if number >= 2:  # the first ones warm both up
+                figures.append(pair)
     run.fed.engine.close()
     walls = [f[0] for f in figures], [f[2] for f in figures]
     ratios = [b / a for a, b in zip(*walls, strict=True)]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from paceline.drawing import nested, reseed
 from paceline.errors import ConfigError, PlanError
 from paceline.evaluating import Evaluation
 from paceline.local import AdamW, Correct, Direction, Job, Loss, Objective, Schedule, Trained, answer
@@ -75,6 +76,8 @@ class Client:
         peers: records that the others of the cohort told (`ClientFunction.tells`), by client.
         strict: check the loss at every step, to name the step at which it broke (the debug engine).
         ask: runs a request to the local loop: at once, or together with those of other clients.
+        redraws: let what the function draws from global generators come from this client's streams; whoever says so
+            puts the generators back (`paceline.drawing`).
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class Client:
         services: Mapping[str, Any] | None = None,
         strict: bool = False,
         ask: Callable[[Any], Any] = answer,
+        redraws: bool = False,
     ) -> None:
         self.id, self.round, self.model, self.problem = id, round, model, problem
         self.memory = memory
@@ -98,10 +102,11 @@ class Client:
         self.services = services or {}
         self.strict = strict
         self.ask = ask
+        self.redraws = redraws
         self.flops = 0.0
         self.job: Job | None = None
         """The last request to the local loop."""
-        self._loops = 0
+        self._loops = self._drawn = 0
 
     @cached_property
     def seed(self) -> int:
@@ -160,6 +165,21 @@ class Client:
     def stream(self, *path: int | str) -> torch.Generator:
         """Return a further independent stream of this client in this call."""
         return torch.Generator().manual_seed(derive(self.seed, *path))
+
+    def redraw(self) -> None:
+        """Let the global generators go on with a further stream of this client, whatever others drew in between."""
+        if self.redraws:
+            reseed(self._draw(), self.device)
+
+    def _draw(self) -> int:
+        self._drawn += 1
+        return derive(self.seed, "draws", self._drawn)
+
+    def _asked(self, request: Any) -> Any:
+        try:
+            return self.ask(request)
+        finally:
+            self.redraw()
 
     def sgd(
         self,
@@ -236,7 +256,7 @@ class Client:
         )
         if own and "_buffers" in self.memory:
             model.load_buffers(self.memory["_buffers"])
-        trained: Trained = self.ask(job)
+        trained: Trained = self._asked(job)
         self.flops += 3.0 * model.flops * trained.samples  # backward costs about twice the forward pass
         if own:
             self.memory["_buffers"] = model.local_buffers()
@@ -249,10 +269,11 @@ class Client:
         self.model.load(params)
         self.model.module.train()
         out = params.zeros()
-        for x, y in self.train.batches(batch_size or 256):
-            self.model.clear()
-            self.problem.loss(self.model.module(x), y).backward()  # type: ignore[no-untyped-call]
-            out.vector.add_(self.model.collect().vector, alpha=len(y) / len(self.train))
+        with nested(self._draw(), self.device):
+            for x, y in self.train.batches(batch_size or 256):
+                self.model.clear()
+                self.problem.loss(self.model.module(x), y).backward()  # type: ignore[no-untyped-call]
+                out.vector.add_(self.model.collect().vector, alpha=len(y) / len(self.train))
         self.flops += 3.0 * self.model.flops * len(self.train)
         return out
 
@@ -266,8 +287,9 @@ class Client:
             norm.reset_running_stats()
             norm.momentum = None  # a plain average over the batches
         self.model.module.train()
-        for x, _ in self.train.batches(batch_size):
-            self.model.module(x)
+        with nested(self._draw(), self.device):
+            for x, _ in self.train.batches(batch_size):
+                self.model.module(x)
         for norm, momentum in zip(norms, before, strict=True):
             norm.momentum = momentum
         self.flops += self.model.flops * len(self.train)
@@ -309,5 +331,6 @@ class Client:
         if model is self.model and model.stateful and "_buffers" in self.memory:
             model.load_buffers(self.memory["_buffers"])
         self.flops += model.flops * len(data)
-        sums: dict[str, Any] = self.ask(Evaluation(model, params, self.problem, data, model.stateful, outputs))
+        request = Evaluation(model, params, self.problem, data, model.stateful, outputs, self._draw)
+        sums: dict[str, Any] = self._asked(request)
         return sums

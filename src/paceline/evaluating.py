@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from paceline.drawing import Still, drawing, nested
 from paceline.params import Params, Resident
 from paceline.samples import ClientData, Problem
 from paceline.spent import spent
@@ -37,6 +38,7 @@ class Evaluation:
         data: samples.
         alone: the module's buffers were set for this client.
         outputs: ``(module, inputs) -> scores`` in place of the module's outputs.
+        seed: returns the seed of what modules draw, for those that draw even when they are evaluated.
     """
 
     model: Resident
@@ -45,11 +47,13 @@ class Evaluation:
     data: ClientData
     alone: bool = False
     outputs: Callable[[nn.Module, Tensor], Tensor] | None = None
+    seed: Callable[[], int] = int
 
     def run(self) -> dict[str, Any]:
         """Evaluate by itself."""
         self.model.load(self.params)
-        return evaluate(self.model, self.problem, self.data, outputs=self.outputs)
+        with nested(self.seed(), self.model.device):
+            return evaluate(self.model, self.problem, self.data, outputs=self.outputs)
 
 
 @torch.no_grad()
@@ -83,15 +87,19 @@ def evaluate(
 def evaluate_together(requests: Sequence[Evaluation]) -> list[dict[str, Any]]:
     """Evaluate the same parameters on the data of several clients, in passes over all of them.
 
-    Returns each one's sums, or runs them one by one where the loss is not a mean over samples that is known.
+    Returns each one's sums, or runs them one by one where the loss is not a mean over samples that is known, or the
+    model draws random numbers.
     """
     first = requests[0]
     same = all(r.params is first.params and r.model is first.model and r.data.x is first.data.x for r in requests)
     plain = first.data.y.dim() == 1 and first.problem.loss is F.cross_entropy
     if not same or not plain or any(r.outputs is not None for r in requests):
         return [request.run() for request in requests]
-    with spent.on("evaluating"), torch.no_grad():
-        return _evaluate_all(requests)
+    with spent.on("evaluating"), torch.no_grad(), nested(0, first.model.device):
+        still = Still(first.model.device)
+        sums = _evaluate_all(requests)
+        drew = still.moved()
+    return [request.run() for request in requests] if drew else sums
 
 
 def _evaluate_all(requests: Sequence[Evaluation]) -> list[dict[str, Any]]:
@@ -134,7 +142,8 @@ def _fitting(model: Resident, data: ClientData, most: int, outputs: Callable[[nn
 
         hooks = [part.register_forward_hook(note) for part in model.module.modules()]
         try:
-            _ = model.module(x) if outputs is None else outputs(model.module, x)
+            with drawing(0, model.device):  # takes nothing from the stream of what is evaluated
+                _ = model.module(x) if outputs is None else outputs(model.module, x)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from paceline.call import Call, Channel, ClientFunction, Each, Engine, Receipt
+from paceline.drawing import reseed_nested
 from paceline.errors import CohortError, MisbehaviourError, PlanError, QuorumError
 from paceline.exclusions import Exclusions
 from paceline.failures import account, client_error, kind_of
 from paceline.held import Held
 from paceline.params import Params
-from paceline.rng import numpy_rng
+from paceline.rng import derive, numpy_rng
 from paceline.sums import CallInfo, Clock, Fleet, Request, Summed
 from paceline.tree import Tree
 from paceline.update import Update, rebuild
@@ -112,6 +113,7 @@ class Federation:
         self.round, self.attempt, self._calls = round, attempt, 0
         self.lost = self.lost if attempt else {}
         self._streams.clear()
+        self._redraw()
 
     def sample(self, size: int | None = None, among: Sequence[int] | None = None) -> list[int]:
         """Draw a cohort without replacement from the clients that are available, sorted by id.
@@ -167,6 +169,10 @@ class Federation:
     def serial(self) -> int:
         """A number that grows with every call of a round; with attempts, and with starts of a server (`incarnation`)."""
         return self.incarnation * 10**9 + self.attempt * 100_000 + self._calls
+
+    def _redraw(self) -> None:
+        """Let what a method draws from global generators at the server depend on the round and its calls alone."""
+        reseed_nested(derive(self.seed, "server", self.round, self.attempt, sum(self._streams.values())))
 
     # -- the verbs -----------------------------------------------------------------------------
     def sum(self, fn: Callable[..., Any], message: Tree, over: Sequence[int], deadline: float | None = None) -> Any:
@@ -321,6 +327,7 @@ class Federation:
                 sink(item)
                 item = dataclasses.replace(item, value=None)
             receipts.append(item)
+        self._redraw()
         if self._settled:  # these replies went up, and were paid for, when they were done
             receipts = [dataclasses.replace(r, compute=0.0, network=0.0, bytes_up=0, bytes_down=0) for r in receipts]
         receipts.sort(key=lambda r: r.client)

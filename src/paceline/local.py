@@ -7,7 +7,6 @@ and batches, so that the same hook serves both.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from paceline.drawing import nested
 from paceline.errors import NonFiniteError
 from paceline.params import Params, Resident
 from paceline.samples import ClientData
@@ -344,10 +344,14 @@ class One:
 
 
 def train(job: Job) -> Trained:
-    """Run one client's job; raises `NonFiniteError` for a NaN loss."""
+    """Run one client's job; raises `NonFiniteError` for a NaN loss.
+
+    Whatever draws from a global generator in it, such as dropout, draws from this client's own stream.
+    """
     if not job.steps:
         return Trained(job.start.clone(), 0, 0, 0.0)
-    with spent.on("local steps"), job.model.autocast(), _drawing(job):
+    stream = nested(job.order().initial_seed(), job.model.device)
+    with spent.on("local steps"), job.model.autocast(), stream:
         learner = One(job)
         descend(learner)
     total = float(learner.total)
@@ -355,18 +359,6 @@ def train(job: Job) -> Trained:
         raise diverged(total, job)
     job.step = job.batch = None
     return Trained(learner.at.clone(), job.steps, job.samples(), total / job.steps)
-
-
-@contextlib.contextmanager
-def _drawing(job: Job) -> Iterator[None]:
-    """Let dropout draw from this client's own stream, so that it does not matter where the client trains."""
-    if not any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in job.model.module.modules()):
-        yield
-        return
-    cuda = [job.model.device] if job.model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(job.order().initial_seed())
-        yield
 
 
 def answer(request: Request) -> Any:

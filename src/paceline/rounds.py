@@ -6,17 +6,21 @@ import math
 import time
 import warnings
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 
 from paceline.config import RunConfig
+from paceline.drawing import drawing
 from paceline.errors import CohortError, MisbehaviourError, NonFiniteError, QuorumError, WorkerDiedError
 from paceline.failures import reasons
 from paceline.federation import CallInfo, Federation
 from paceline.figures import adjusted_rand, figures, spread_figures
 from paceline.method import Method
 from paceline.params import Params
+from paceline.provenance import provenance
+from paceline.rng import derive
 from paceline.spent import spent
 from paceline.store import MemoryStore, RunFolder, save_checkpoint
 from paceline.tasks import Task
@@ -92,16 +96,32 @@ class Run:
     scratch: Any = None
     path: str = ""
     """Why clients train stacked, or one after another."""
+    code: dict[str, str] = field(default_factory=dict)
+    """See `paceline.provenance.sources`."""
     spent: dict[str, float] = field(default_factory=dict)
     """Seconds of this process by what they went into; see `Spent`."""
     _told: set[str] = field(default_factory=set)
 
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        """What a checkpoint says about the circumstances of this run."""
+        return provenance(self.task, self.fed.init_params().layout.digest, self.code)
+
     def go(self) -> Summary:
-        """Run the rounds that are left and return the summary."""
+        """Run the rounds that are left and return the summary; the run's folder is held until then."""
+        if self.folder is None:
+            return self._go()
+        try:
+            self.folder.hold()
+            return self._go()
+        finally:
+            self.folder.release()
+
+    def _go(self) -> Summary:
         torch.set_num_threads(self.config.threads)
         stopped = self._stop_reason()
         spent.take()
-        with spent.on("bookkeeping"):
+        with spent.on("bookkeeping"), drawing(derive(self.config.seed, "server")):
             stopped = self._rounds(stopped)
         self.spent = spent.take()
         return self._finish(stopped)
@@ -274,6 +294,7 @@ class Run:
             "clock": self.fed.clock.now,
             "bytes": [self.fed.totals.bytes_up, self.fed.totals.bytes_down],
             "memory": self.store.commit(self.round),
+            "provenance": self.provenance,
         }
         save_checkpoint(self.folder.checkpoint, tree)
 

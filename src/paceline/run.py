@@ -6,9 +6,10 @@ and every random stream is derived from (seed, client, round), so the end has th
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,14 @@ from paceline.errors import (
 from paceline.federation import Aggregation, Federation
 from paceline.method import Method, client_functions, find_method
 from paceline.parts.architectures import architectures_service
+from paceline.provenance import ResumeWarning, compare, sources
 from paceline.rounds import Observer, Run, StackingWarning, Summary
 from paceline.store import MemoryStore, RunFolder, load_checkpoint
 from paceline.submodels.flops import flops
 from paceline.submodels.service import submodel_service
 from paceline.tasks import Task, load_task
 
-__all__ = ["Observer", "Run", "RunConfig", "StackingWarning", "Summary", "prepare", "reopen", "resume", "run"]
+__all__ = ["Observer", "ResumeWarning", "Run", "RunConfig", "StackingWarning", "Summary", "prepare", "reopen", "resume", "run"]
 
 
 def prepare(
@@ -94,6 +96,7 @@ def prepare(
     comes = load_participation(config.participation, config.clients, config.seed, functools.partial(split.table, task))
     fleet = load_fleet(config.fleet, config.clients, config.seed, comes)
     programs = {"method": method, **getattr(aggregation, "programs", {})}
+    built = task.build(0)
     setup = Setup(
         programs=programs,
         task=task,
@@ -101,7 +104,7 @@ def prepare(
         num_clients=config.clients,
         fleet=fleet,
         seed=config.seed,
-        flops=flops(task.build(0), task.train.x[:1]),
+        flops=flops(built, task.train.x[:1]),
         device=config.device,
         drop=drop,
         measured=config.measured,
@@ -153,6 +156,7 @@ def prepare(
         observer=observer,
         scratch=scratch,
         path=choice.reason,
+        code=sources(method, task, built),
     )
 
 
@@ -223,30 +227,50 @@ def run(
     config: RunConfig, folder: RunFolder | None = None, observer: Observer | None = None, **parts: Any
 ) -> Summary:
     """Prepare a run and carry it out; see `prepare` for `parts`."""
-    prepared = prepare(config, folder=folder, observer=observer, **parts)
-    if folder is not None:  # with what was measured, so that a rerun takes the same path
-        folder.write_config(prepared.config.model_dump(exclude_none=True))
-    return prepared.go()
+    with _holding(folder):
+        prepared = prepare(config, folder=folder, observer=observer, **parts)
+        if folder is not None:  # with what was measured, so that a rerun takes the same path
+            folder.write_config(prepared.config.model_dump(exclude_none=True))
+        return prepared.go()
+
+
+@contextlib.contextmanager
+def _holding(folder: RunFolder | None) -> Iterator[None]:
+    """Hold a run's folder; `Run.go` releases it, and so does an error on the way there."""
+    try:
+        if folder is not None:
+            folder.hold()
+        yield
+    except BaseException:
+        if folder is not None:
+            folder.release()
+        raise
 
 
 def resume(path: str | Path, observer: Observer | None = None, **parts: Any) -> Summary:
     """Go on with a run from its last checkpoint; the end has the bits of an undisturbed run.
 
-    Raises `CheckpointError` when the checkpoint is corrupt or of another configuration.
+    What of code or torch has changed in between is told in a `ResumeWarning`.
+    Raises `CheckpointError` when the checkpoint is corrupt or of another configuration or other data, `StoreError` when another
+    process holds the run.
     """
     return reopen(path, observer=observer, **parts).go()
 
 
-def reopen(path: str | Path, observer: Observer | None = None, **parts: Any) -> Run:
-    """Prepare a run as its last checkpoint left it; `go` goes on with it. See `resume`."""
-    folder = RunFolder.open(path)
-    config = RunConfig.build(folder.read_config())
-    prepared = prepare(config, folder=folder, observer=observer, **parts)
-    if folder.checkpoint.exists():
-        _restore(prepared, load_checkpoint(folder.checkpoint))
-    else:
-        folder.truncate_metrics(0)
-    return prepared
+def reopen(path: str | Path | RunFolder, observer: Observer | None = None, **parts: Any) -> Run:
+    """Prepare a run as its last checkpoint left it; `go` goes on with it. See `resume`.
+
+    The run's folder is held from now on. Raises `StoreError` where another process holds it.
+    """
+    folder = path if isinstance(path, RunFolder) else RunFolder.open(path)
+    with _holding(folder):
+        config = RunConfig.build(folder.read_config())
+        prepared = prepare(config, folder=folder, observer=observer, **parts)
+        if folder.checkpoint.exists():
+            _restore(prepared, load_checkpoint(folder.checkpoint))
+        else:
+            folder.truncate_metrics(0)
+        return prepared
 
 
 def _restore(prepared: Run, saved: dict[str, Any]) -> None:
@@ -254,6 +278,7 @@ def _restore(prepared: Run, saved: dict[str, Any]) -> None:
     assert folder is not None
     if saved["config"] != prepared.config.model_dump_json():
         raise CheckpointError(f"{folder.path}: the checkpoint is of another configuration than config.toml")
+    compare(saved.get("provenance"), prepared.provenance, str(folder.checkpoint))
     prepared.round, prepared.state = saved["round"], saved["state"]
     prepared.fed.clock.now = saved["clock"]
     prepared.fed.totals.bytes_up, prepared.fed.totals.bytes_down = saved["bytes"]

@@ -82,10 +82,12 @@ def compare(
         LiveProgress(quiet or json) as progress,
     ):
         write_comparison(place, folders)
+        held = RunFolder(place).hold()
         for settled, label, folder in zip(settings, names, folders, strict=True):
             progress.begin(f"{label}, seed {settled.seed}", settled.rounds)
             summary = carry_out(settled, RunFolder.create(place, folder), progress, task=tasks[settled.seed])
             entries.append(Entry(settled.model_dump(), summary.as_dict(), summary.history))
+        held.release()
     groups = grouped(entries)
     target = settings[0].target_accuracy or common_target(groups)
     picture = plot_groups(groups, place, target)

@@ -25,17 +25,21 @@ def new_place(root: Path, name: str | None, default: str, replace: bool) -> Iter
 
     With `replace`, what an earlier run or comparison left there is removed once the new one has begun; a new
     one that fails before it has begun leaves nothing behind, and the earlier one as it was.
-    Raises `StoreError` when `name` is taken, or is to be replaced but is neither run nor comparison.
+    Raises `StoreError` when `name` is taken, or is to be replaced but is neither run nor comparison, or is in use by
+    another process.
     """
     wanted = root / safe_name(name or default)
     aside = wanted.with_name(f".{wanted.name}.replaced")
+    earlier: list[RunFolder] = []
     try:
         if aside.exists() and not wanted.exists():
+            _release(_hold(aside))
             aside.rename(wanted)
         place = wanted if replace else _free(wanted, name is not None)
         if place.exists():
             if not _begun(place):
                 raise StoreError(f"{place} holds no run, so --replace leaves it alone; choose another --name")
+            earlier = _hold(place)
             shutil.rmtree(aside, ignore_errors=True)
             place.rename(aside)
     except OSError as error:
@@ -43,11 +47,13 @@ def new_place(root: Path, name: str | None, default: str, replace: bool) -> Iter
     try:
         yield place
     finally:
-        if not _begun(place):
+        _release(earlier)
+        if not _begun(place) and _ours(place):
             shutil.rmtree(place, ignore_errors=True)
             if aside.exists():
                 aside.rename(place)
-        shutil.rmtree(aside, ignore_errors=True)
+        if earlier:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_comparison(place: Path, names: Sequence[str]) -> None:
@@ -104,6 +110,34 @@ def _compared(file: Path) -> list[str]:
         return [str(name) for name in json.loads(file.read_text(encoding="utf-8"))["runs"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{file} cannot be read: {error}") from error
+
+
+def _hold(place: Path) -> list[RunFolder]:
+    """Hold a run, or a comparison and its runs. Raises `StoreError` where another process holds any of them."""
+    held: list[RunFolder] = []
+    try:
+        for folder in [RunFolder(place), *RunFolder.list(place)]:
+            held.append(folder.hold())
+    except StoreError:
+        _release(held)
+        raise
+    return held
+
+
+def _release(folders: Sequence[RunFolder]) -> None:
+    for folder in folders:
+        folder.release()
+
+
+def _ours(place: Path) -> bool:
+    """Return whether nobody else has just taken this place."""
+    if not place.exists():
+        return True
+    try:
+        _release(_hold(place))
+    except StoreError:
+        return False
+    return True
 
 
 def _begun(place: Path) -> bool:

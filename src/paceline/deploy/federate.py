@@ -93,8 +93,13 @@ class Federation:
         self._shown = 0
 
     def run(self, observer: Observer | None = None) -> Summary:
-        """Carry out the run and return its summary. Raises what made the server or a client fail."""
+        """Carry out the run and return its summary. Raises what made the server or a client fail.
+
+        Raises `StoreError` where another process holds the run's folder.
+        """
         RunFolder.check_name(self.place.name)
+        if self.place.exists():
+            RunFolder(self.place).hold().release()
         root = Path(tempfile.mkdtemp(prefix="paceline-"))
         if self.keep:
             kept = self.place.with_name(self.place.name + ".parties")

@@ -45,6 +45,7 @@ from paceline.errors import ConfigError, IdentityError, PlanError, StoreError
 from paceline.names import is_name, run_id, safe_name
 from paceline.run import Observer, Run, RunConfig, Summary, prepare, reopen
 from paceline.store import RunFolder, atomic_write
+from paceline.store.lock import LOCK
 
 if TYPE_CHECKING:
     from paceline.tasks import Task
@@ -121,6 +122,7 @@ class FederationServer:
         self._enrolment: Enrolment | None = None
         self._lists: Lists | None = None
         self._stop = False
+        self._held: RunFolder | None = None
 
     # -- life ----------------------------------------------------------------------------------
     def go(self) -> Summary:
@@ -174,6 +176,8 @@ class FederationServer:
             self._lists.stop()
         if self._enrolment is not None:
             self._enrolment.stop()
+        if self._held is not None:
+            self._held.release()
         if self.port:
             self._loop.wait(self._server.stop(why, done))
         self._loop.stop()
@@ -187,6 +191,7 @@ class FederationServer:
     # -- building ------------------------------------------------------------------------------
     def _prepare(self) -> Run:
         folder, known = self._folder()
+        self._held = folder.hold()
         self._facts = self._started(folder)
         from paceline.aggregation.secagg import SecureAggregation, secure_config
         from paceline.aggregation.secure.opened import OpenedSums
@@ -202,7 +207,7 @@ class FederationServer:
             parts["aggregation"] = SecureAggregation(secure_config(self.run.secure), self.directory, agreed, opened)
         self.notes.begin(self._facts["id"], Plan.of(self.run, self.privacy).to_tree(), str(folder.path), self._facts["starts"])
         if known:
-            run = reopen(folder.path, observer=self._observe, **parts)
+            run = reopen(folder, observer=self._observe, **parts)
         else:
             run = prepare(self.run, folder=folder, observer=self._observe, **parts)
             folder.write_config(self.run.model_dump(exclude_none=True))
@@ -234,7 +239,7 @@ class FederationServer:
             if changed:
                 raise ConfigError(f"{path} holds a run with other options ({', '.join(changed)}); name another folder, or take them back")
             return folder, True
-        if path.is_dir() and all(f.name.startswith(_OURS) for f in path.iterdir()):
+        if path.is_dir() and all(f.name == LOCK or f.name.startswith(_OURS) for f in path.iterdir()):
             return RunFolder(path), False
         return RunFolder.create(path.parent, path.name), False
 

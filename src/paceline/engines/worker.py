@@ -15,6 +15,7 @@ from torch import Tensor
 from paceline.call import Call, Receipt, Sink, wire_size
 from paceline.client import Client, ClientData, Memory
 from paceline.devices import Cost, times
+from paceline.drawing import nested
 from paceline.engines.heap import keep_freed
 from paceline.engines.preview import preview
 from paceline.engines.stacking import Meeting, Solver, Uniform
@@ -116,7 +117,10 @@ class Worker:
         self.services = {name: make(self) for name, make in setup.services.items()}
 
     def run(self, call: Call) -> Iterator[Receipt | tuple[str, Any]]:
-        """Run a call's function on its clients, chunk by chunk; those of a chunk work together."""
+        """Run a call's function on its clients, chunk by chunk; those of a chunk work together.
+
+        Until all is yielded the global random generators are the clients'; see `paceline.drawing`.
+        """
         functions = self.functions.get(call.program)
         if functions is None or call.function not in functions:
             raise UnknownNameError("client function", call.function, functions or self.functions)
@@ -124,8 +128,9 @@ class Worker:
         base, self.round = wire_size(call.message), call.round
         if self.model.device.type != "cpu":  # the server's values lie on the CPU, clients' work on the device
             call = replace(call, message=self._here(call.message), each_message={c: self._here(m) for c, m in call.each_message.items()})
-        for chunk in call.chunks or [[client] for client in call.clients]:
-            yield from self._chunk(call, chunk, sink, base)
+        with nested(0, self.model.device):
+            for chunk in call.chunks or [[client] for client in call.clients]:
+                yield from self._chunk(call, chunk, sink, base)
         total = sink.partial()
         if total is not None:
             yield ("partial", total)
@@ -194,7 +199,9 @@ class Worker:
         orders = [partial(self._order, call, c) for c in clients]
         with contextlib.suppress(PacelineError):  # whoever is at fault is found when they run one by one
             try:
-                reply = self.invoke(Uniform(lead, index, orders, self.solver.whole), *key, call.message)  # type: ignore[arg-type]
+                stand_in = Uniform(lead, index, orders, self.solver.whole)
+                reply = self.invoke(stand_in, *key, call.message)  # type: ignore[arg-type]
+                stand_in.drew_nothing()
                 up = sink.size(reply)
                 profiles = [setup.fleet.profile(c, call.round) for c in clients]
                 cost = Cost(lead.flops, down[clients[0]], up, None)
@@ -307,6 +314,7 @@ class Worker:
             },
             strict=self.setup.strict,
             ask=self._ask,
+            redraws=True,
         )
 
     def samples(self, client: int, part: int = 0) -> ClientData:
@@ -322,6 +330,7 @@ class Worker:
 
     def invoke(self, me: Client, program: str, function: str, message: Any) -> Any:
         """Run one function of a program for `me`; protocols use it to run the method's own."""
+        me.redraw()
         return getattr(self.setup.programs[program], function)(me, message)
 
     def preview(self, function: str, message: Tree) -> Tree | None:
@@ -358,12 +367,13 @@ class Worker:
         self.model.load(params.to(self.model.device))
         task, test = self.setup.task, self.test
         parts = task.parts()
-        if not parts:
-            return evaluate_on(self.model, task, test)
-        each = [
-            evaluate_on(self.model, task, ClientData(test.x, test.y, rows.to(test.index.device)), outputs=outputs)
-            for rows, outputs in parts
-        ]
+        with nested(derive(self.setup.seed, "evaluate"), self.model.device):
+            if not parts:
+                return evaluate_on(self.model, task, test)
+            each = [
+                evaluate_on(self.model, task, ClientData(test.x, test.y, rows.to(test.index.device)), outputs=outputs)
+                for rows, outputs in parts
+            ]
         total = {key: sum(sums[key] for sums in each) for key in each[0]}
         return total | {f"part_{key}": [sums[key] for sums in each] for key in ("correct", "count", "loss")}
 

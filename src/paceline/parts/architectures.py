@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from paceline.client import Client
+from paceline.drawing import drawing
 from paceline.errors import ConfigError
 from paceline.models import build
 from paceline.models.split import body_layout
@@ -65,8 +66,7 @@ class Architectures:
             module: nn.Module = self._task.build(seed)
             return module
         name, options = parse_architecture(text)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(seed, text))
+        with drawing(derive(seed, text)):
             return build(name, shape=tuple(self._task.train.x.shape[1:]), num_classes=self._task.num_classes, **options)
 
     def resident(self, text: str = "") -> Resident:

@@ -9,6 +9,9 @@
     summary.json       the outcome, once the run has ended
     model.safetensors  the final model's tensors by name
     plots/             pictures
+    lock               which process holds the run, see `paceline.store.lock`
+
+One process at a time may change a run; any may read it.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from paceline.errors import StoreError
 from paceline.names import LONGEST
 from paceline.params import Params
 from paceline.store.files import atomic_write, named
+from paceline.store.lock import LOCK, FolderLock
 from paceline.store.toml import to_toml
 
 __all__ = ["Records", "RunFolder"]
@@ -41,10 +45,11 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self._lock: FolderLock | None = None
 
     @staticmethod
     def create(root: str | os.PathLike[str], name: str) -> RunFolder:
-        """Make the folder of a new run.
+        """Make the folder of a new run, and hold it.
 
         Raises `StoreError` where another run, or anything else, is there already, or for a name that is none.
         """
@@ -52,11 +57,16 @@ class RunFolder:
         path = Path(root) / name
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                raise StoreError(f"{path} exists; choose another name, or go on with: paceline resume {path}")
+            _empty(path)
+            folder = RunFolder(path).hold()
+            try:
+                _empty(path)  # nobody was faster
+            except StoreError:
+                folder.release()
+                raise
         except OSError as error:
             raise StoreError(f"{path} cannot be made: {error.strerror or error}") from error
-        return RunFolder(path)
+        return folder
 
     @staticmethod
     def check_name(name: str) -> None:
@@ -77,6 +87,21 @@ class RunFolder:
         if not there:
             raise StoreError(f"{folder.path} is no run: it has no config.toml")
         return folder
+
+    def hold(self) -> RunFolder:
+        """Keep all others from changing this run until `release`, or until this process ends; return the folder.
+
+        Raises `StoreError`, which names the folder and its process, where another one holds it.
+        """
+        if self._lock is None:
+            self._lock = FolderLock(self.path)
+        return self
+
+    def release(self) -> None:
+        """Let others hold this run; does nothing where it is not held."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.release()
 
     @staticmethod
     def list(root: str | os.PathLike[str]) -> list[RunFolder]:
@@ -189,6 +214,11 @@ class RunFolder:
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"
+
+
+def _empty(path: Path) -> None:
+    if any(found.name != LOCK for found in path.iterdir()):
+        raise StoreError(f"{path} exists; choose another name, or go on with: paceline resume {path}")
 
 
 def _json(value: Any, indent: int | None = None) -> str:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from paceline.drawing import drawing
+
 __all__ = ["flops", "quiet"]
 
 _COUNTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.LSTM, nn.Embedding)
@@ -23,7 +25,7 @@ def quiet(module: nn.Module) -> Iterator[None]:
     modes = {m: m.training for m in module.modules()}
     try:
         module.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), drawing(0, next((p.device for p in module.parameters()), "cpu")):
             yield
     finally:
         for m, mode in modes.items():

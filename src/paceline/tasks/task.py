@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from paceline.drawing import drawing
 from paceline.params import Buffers
+from paceline.tasks.fingerprint import digest
 
 __all__ = ["Arrays", "Task"]
 
@@ -77,10 +80,19 @@ class Task:
     classes: Sequence[str] = ()
     in_time: bool = False
 
+    @cached_property
+    def fingerprint(self) -> dict[str, str]:
+        """SHA-256 of the samples, wherever they come from: of ``train``, of ``test``, and of what a kind of task adds.
+
+        Values, types, shapes, owners and class names count; model, loss, hyperparameters and texts for people do not.
+        """
+        added = [f.name for f in fields(self) if f.name not in _NO_DATA]
+        return {name: digest(getattr(self, name)) for name in added} | {"classes": digest(self.num_classes, list(self.classes))}
+
     def build(self, seed: int) -> nn.Module:
-        """Return a module initialised from `seed` alone; the global random state is left as it was."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        """Return a module initialised from `seed` alone; the global random generators are left as they were."""
+        with drawing(seed):
+            torch.manual_seed(seed)  # a module that begins on a GPU too
             return self.model()
 
     steady: ClassVar[bool] = True
@@ -93,3 +105,7 @@ class Task:
     def parts(self) -> Sequence[Part]:
         """Return what of the test set is judged by itself too: rows, and ``(module, inputs) -> scores`` or None."""
         return ()
+
+
+_NO_DATA = {f.name for f in fields(Task)} - {"train", "test"}
+"""What of a task is no data, or counts under another name."""

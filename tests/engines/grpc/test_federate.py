@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 
 import pytest
 
 from paceline.deploy.federate import Federation
+from paceline.errors import StoreError
 from paceline.run import RunConfig, run
+from tests.engines.grpc.conftest import Loopback
 
 STEPS = ("secagg.advertise", "secagg.share", "secagg.masked", "secagg.consistency", "secagg.unmask")
 
@@ -21,6 +25,25 @@ def local(config: RunConfig):
     return run(config.model_copy(update={"vectorize": "off"}))
 
 
+@pytest.fixture
+def hold_run():
+    """Return a function that lets another process hold a new folder, and returns that process's number."""
+    owners = []
+
+    def start(path):
+        path.mkdir()
+        code = f"import time; from paceline.store import RunFolder; f = RunFolder({str(path)!r}).hold(); print(flush=True); time.sleep(60)"
+        owners.append(subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE))
+        owners[-1].stdout.readline()
+        return owners[-1].pid
+
+    yield start
+    for owner in owners:
+        owner.kill()
+        owner.wait()
+        owner.stdout.close()
+
+
 def starts(federation: Federation) -> dict[str, int]:
     return {party.role: party.starts for party in federation.parties}
 
@@ -32,6 +55,21 @@ def test_killed_server_goes_on_to_the_same_bits(tmp_path):
     assert starts(federation) == {"server": 2, "client0": 1, "client1": 1, "client2": 1}
     assert summary.model_sha256 == local(config).model_sha256
     assert [r["round"] for r in summary.history] == [1, 2, 3]
+
+
+def test_a_run_that_is_held_is_neither_served_nor_federated(loopback, tmp_path, hold_run):
+    loopback.serve({"clients": 1, "cohort": 1, "quorum": 1})
+    facts = (loopback.root / "run/federation.json").read_bytes()
+    second = Loopback(loopback.root, loopback.task)
+    try:
+        with pytest.raises(StoreError, match="run is in use by this process"):
+            second.serve({"clients": 1, "cohort": 1, "quorum": 1})
+    finally:
+        second.close()
+    assert (loopback.root / "run/federation.json").read_bytes() == facts, "a start that was refused does not count"
+    owner = hold_run(tmp_path / "taken")
+    with pytest.raises(StoreError, match=f"taken is in use by process {owner}"):
+        Federation(settings("fedavg"), tmp_path / "taken").run()
 
 
 def test_killed_client_drops_out_and_is_back_in_the_next_round(tmp_path):

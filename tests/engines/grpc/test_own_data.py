@@ -76,3 +76,29 @@ def test_files_that_are_missing_are_told_to_the_server(sites):
         join(loopback, folder, n, "nowhere.csv")
     with pytest.raises(Exception, match=r"take no part.*nowhere.csv"):
         loopback.result.result(20)
+
+
+def test_a_client_that_comes_back_with_other_data_is_refused_and_says_why(sites):
+    loopback, folder = sites
+    serve(loopback, folder, rounds=400, method="scaffold")
+    node = join(loopback, folder, 0, "0.csv")
+    for number in (1, 2):
+        join(loopback, folder, number, f"{number}.csv")
+    loopback.wait(lambda: (loopback.root / "run/metrics.jsonl").exists())
+    asyncio.run_coroutine_threadsafe(node.stop(), loopback.loop._loop).result(5)
+    loopback.ends[0].result(5)
+    memory = loopback.root / "state0" / loopback.server._facts["id"] / "memory"
+    kept = (memory / "data").read_bytes()
+    same = folder / "copy.csv"  # the same data elsewhere are welcome
+    shutil.copy(folder / "0.csv", same)
+    other = folder / "other.csv"
+    write(other, 7)
+    refused = join(loopback, folder, 0, "other.csv")
+    loopback.wait(lambda: any("data have changed since it joined this run" in str(line) for line in loopback.client_lines.lines))
+    assert refused.runner.worker is None
+    assert (memory / "data").read_bytes() == kept
+    asyncio.run_coroutine_threadsafe(refused.stop(), loopback.loop._loop).result(5)
+    loopback.ends[0].result(5)
+    back = join(loopback, folder, 0, "copy.csv")
+    loopback.wait(lambda: back.runner.at is not None)
+    assert back.runner.worker is not None

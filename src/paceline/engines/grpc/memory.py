@@ -3,6 +3,7 @@
 ::
 
     12.memory     as it was after round 12
+    data          digest of the data that it is of
     pending       as it will be after the round under way; written before the answer goes out
 
 A commit renames `pending`. When a server comes back from an older round, the client goes back as well: versions
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from paceline.errors import CheckpointError
-from paceline.store import load_checkpoint, save_checkpoint
+from paceline.store import atomic_write, load_checkpoint, save_checkpoint
 from paceline.tree import Tree
 
 __all__ = ["ClientMemory"]
@@ -33,6 +34,21 @@ class ClientMemory:
 
     def __init__(self, folder: str | os.PathLike[str], durable: bool = True) -> None:
         self.folder, self.durable = Path(folder), durable
+
+    def belong(self, data: str) -> None:
+        """Note which data this memory is of, by their digest.
+
+        Raises `CheckpointError` where it is of others.
+        """
+        note = self.folder / "data"
+        if not note.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            atomic_write(note, data.encode(), durable=self.durable)
+        elif note.read_bytes() != data.encode():
+            raise CheckpointError(
+                f"this client's data have changed since it joined this run: put them back as they were, or stay away from it, "
+                f"or delete {self.folder} to go on without what was kept of the run"
+            )
 
     def write_pending(self, round: int, memory: Mapping[str, Tree]) -> None:
         """Write what the memory will be once the round is committed."""

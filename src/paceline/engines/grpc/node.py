@@ -31,6 +31,8 @@ from paceline.wire import NETWORK
 __all__ = ["Node", "NodeSettings"]
 
 _CODE = grpc.StatusCode
+_JITTER = random.SystemRandom()
+"""Python's own generator is the clients' while they train."""
 
 
 class _Ended(Exception):
@@ -175,7 +177,7 @@ class Node:
     async def _pause(self, failed: int) -> None:
         wait = self.settings.first * 2.0 ** min(failed - 1, 20) * (5.0 if self._slow else 1.0)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._over.wait(), min(wait, self.settings.most) * random.uniform(0.5, 1.0))
+            await asyncio.wait_for(self._over.wait(), min(wait, self.settings.most) * _JITTER.uniform(0.5, 1.0))
 
     # -- one stream ----------------------------------------------------------------------------
     async def _stream(self, desk: Desk) -> None:

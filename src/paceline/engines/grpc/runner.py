@@ -16,6 +16,7 @@ from paceline.engines.grpc.memory import ClientMemory
 from paceline.engines.grpc.welcome import MALFORMED, Answer, Rules, Welcome, reason_of
 from paceline.engines.worker import Worker
 from paceline.errors import PacelineError, ProtocolError, StoreError
+from paceline.tasks.fingerprint import digest
 from paceline.tree import Tree
 
 __all__ = ["Runner"]
@@ -59,10 +60,11 @@ class Runner:
         if self.rules is not None:
             self.rules.join(welcome)
         if self.worker is None or before is None or before.run != welcome.run:
-            self.worker = self._work(welcome)
-            before = None
+            worker, before = self._work(welcome), None
             where = self.folder / welcome.run
             self.memory = ClientMemory(where / "memory", self.durable)
+            self.memory.belong(digest([(worker.x[rows], worker.y[rows]) for rows in worker.setup.split(self.number)]))
+            self.worker = worker
             self.guard = Guard(where / "guard", self.worker.functions, self.durable)
         self.guard.join(welcome.incarnation, welcome.round)
         self.at = welcome

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from paceline.client import ClientData
-from paceline.engines.stacking.solve import Solver, unstackable
+from paceline.drawing import drawing
+from paceline.engines.stacking.solve import Solver, draws, unstackable
 from paceline.local import Job, train
 from paceline.params import Params, Resident
 
@@ -82,9 +83,14 @@ def choose(
         str(model.device),
         always,
     )
-    if key not in _KNOWN:
-        _KNOWN[key] = _measure(model, start, problem, clients, sizes, always)
-    return _KNOWN[key]
+    with drawing(0, model.device):
+        model.load(start)
+        reason = draws(model, clients[0].x[clients[0].index[:2]])
+        if reason is not None:
+            return Choice(1, reason)
+        if key not in _KNOWN:
+            _KNOWN[key] = _measure(model, start, problem, clients, sizes, always)
+        return _KNOWN[key]
 
 
 def _measure(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
 
+from paceline.drawing import Still, drawing, nested
 from paceline.engines.stacking.hooks import Unstackable, signature
 from paceline.engines.stacking.meeting import NotAtOnce
 from paceline.engines.stacking.onebatch import OneBatch, one_batch
@@ -18,9 +21,12 @@ from paceline.errors import PacelineError
 from paceline.evaluating import Evaluation, evaluate_together
 from paceline.lazy import Lazy, Rows
 from paceline.local import Job, Request, Trained, descend, diverged
+from paceline.params import Resident
 from paceline.spent import spent
 
-__all__ = ["Solver", "unstackable"]
+__all__ = ["Solver", "draws", "unstackable"]
+
+_DRAWS = "it draws random numbers, and each client has its own stream of them"
 
 
 def unstackable(module: nn.Module) -> str | None:
@@ -30,11 +36,21 @@ def unstackable(module: nn.Module) -> str | None:
             return own
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.track_running_stats:
             return f"{name} is {type(part).__name__}, whose statistics in training mode belong to one batch"
-        if isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0:
-            return f"{name} is {type(part).__name__}, which draws for each client by itself"
         if isinstance(part, nn.RNNBase):
             return f"{name} is {type(part).__name__}, which torch.func cannot stack"
     return None
+
+
+def draws(model: Resident, x: Tensor) -> str | None:
+    """Return why a model that draws random numbers in training, here on the samples `x`, cannot train stacked."""
+    module = model.module.train()
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    with drawing(0, model.device), torch.no_grad(), contextlib.suppress(Exception):
+        still = Still(model.device)
+        functional_call(module, buffers, (x,))
+        if still.moved():
+            return _DRAWS
+    return None  # where it fails on these samples, a method uses it in another way
 
 
 _NONE = (None, None, None, None, None)
@@ -53,6 +69,7 @@ class Solver:
         """What could not be stacked, and why, by the name of the hook or module."""
         self._refused: set[Any] = set()
         self._known: tuple[torch.Tensor, bool] | None = None
+        self._fit: dict[int, tuple[Resident, str | None]] = {}
 
     def __call__(self, jobs: Sequence[Any]) -> list[Any]:
         """Answer requests in their order; `NotAtOnce` for one that failed."""
@@ -86,38 +103,51 @@ class Solver:
         return key if hooks == _NONE else (*key, *map(signature, hooks))
 
     def whole(self, jobs: Sequence[Job]) -> tuple[Rows, torch.Tensor] | None:
-        """Return the changes and losses of jobs of one make; None where they cannot run as one."""
+        """Return the changes and losses of jobs of one make; None where they cannot run as one.
+
+        The caller sees to it that nothing was drawn from a global random generator.
+        """
         key = self._key(jobs[0])
         if key in self._refused or len(jobs) < 2:
             return None
-        return self._whole(key, jobs)
+        return self._whole(key, jobs, None)
 
     def _unscored(self, targets: torch.Tensor) -> bool:
         if self._known is None or self._known[0] is not targets:
             self._known = (targets, not targets.is_floating_point() and bool((targets < 0).any()))
         return self._known[1]
 
+    def _unfit(self, job: Job) -> str | None:
+        """Return why a job's model cannot train stacked; each model is looked at once."""
+        if id(job.model) not in self._fit:
+            reason = unstackable(job.model.module) or draws(job.model, job.data.x[job.data.index[:2]])
+            self._fit[id(job.model)] = (job.model, reason)
+        return self._fit[id(job.model)][1]
+
     def _together(self, key: Any, jobs: list[Job]) -> list[Any]:
         if len(jobs) == 1:
             return [_alone(jobs[0])]
         try:
-            solved = self._whole(key, jobs)
+            with nested(0, jobs[0].model.device):
+                solved = self._whole(key, jobs, Still(jobs[0].model.device))
         except PacelineError as error:
             return [NotAtOnce(error)] * len(jobs)
         return [_alone(job) for job in jobs] if solved is None else _answers(jobs, *solved)
 
-    def _whole(self, key: Any, jobs: Sequence[Job]) -> tuple[Rows, torch.Tensor] | None:
+    def _whole(self, key: Any, jobs: Sequence[Job], still: Still | None) -> tuple[Rows, torch.Tensor] | None:
         try:
-            if (reason := unstackable(jobs[0].model.module)) is not None:
+            if (reason := self._unfit(jobs[0])) is not None:
                 raise Unstackable(reason)
             if jobs[0].loss is F.cross_entropy and self._unscored(jobs[0].data.y):
                 raise Unstackable("some targets are not scored, and a batch's mean is over those that are")
             with spent.on("local steps"), jobs[0].model.autocast():
                 if self.one_step and one_batch(jobs):
                     whole = OneBatch(jobs)
+                    _still(still)
                     return whole, whole.losses.detach()
                 stack = Stack(jobs)
                 descend(stack)
+                _still(still)
             changes = Changes(stack.at.vector.sub_(stack.starts))
             steps = torch.tensor([job.steps for job in jobs], device=stack.totals.device)
             return changes, stack.totals / steps
@@ -161,8 +191,15 @@ def _alone(job: Request) -> Any:
         return NotAtOnce(error)
 
 
+def _still(still: Still | None) -> None:
+    if still is not None and still.moved():
+        raise Unstackable(_DRAWS)
+
+
 def _reason(error: Exception) -> str:
     text = str(error)
+    if "randomness" in text:
+        return _DRAWS
     if "data-dependent control flow" in text:
         return "it takes a branch on a tensor's value"
     if ".item()" in text:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from paceline.client import Client
+from paceline.drawing import Still
 from paceline.engines.stacking.onebatch import Alike
 from paceline.lazy import Column, Lazy, NotUniform
 from paceline.local import Job, Trained
@@ -29,7 +30,7 @@ class Uniform:
         lead: the first of them.
         index: training rows of each, equally many, shape [K, n].
         orders: for each, returns the stream that orders them in its local loop of a number.
-        solve: trains jobs as one; returns their changes and losses, or None.
+        solve: trains jobs as one; returns their changes and losses, or None. It leaves the random generators alone.
     """
 
     def __init__(
@@ -41,7 +42,8 @@ class Uniform:
     ) -> None:
         self._lead, self._index, self._orders, self._solve = lead, index, orders, solve
         self._loops = 0
-        lead.ask = self._train
+        lead.ask, lead.redraws = self._train, False
+        self._still = Still(lead.device)
 
     def __getattr__(self, name: str) -> NoReturn:
         raise NotUniform(f"client.{name}")
@@ -65,6 +67,14 @@ class Uniform:
     def device(self) -> torch.device:
         """Where the model and the data are."""
         return self._lead.device
+
+    def redraw(self) -> None:
+        """Nothing: what draws ends the attempt."""
+
+    def drew_nothing(self) -> None:
+        """Raise `NotUniform` where the function drew from a global generator, as each client has its own stream."""
+        if self._still.moved():
+            raise NotUniform("random numbers")
 
     def sgd(self, *args: Any, **options: Any) -> Trained:
         """Train all clients: see `Client.sgd`."""

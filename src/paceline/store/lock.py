@@ -1,0 +1,116 @@
+"""Which process a folder belongs to: a lock of the operating system, which ends with its process however that ends.
+
+Locks belong to processes, not to open files, so that worker processes forked from a run neither hold its lock nor
+keep it alive. The lock's file stays where it is; what is in it tells others whom to look for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import sys
+import threading
+import warnings
+import weakref
+from pathlib import Path
+
+from paceline.errors import StoreError
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+__all__ = ["LOCK", "FolderLock"]
+
+LOCK = "lock"
+"""Name of the lock's file."""
+
+_FAR = 1 << 30
+"""Where the locked byte is, far behind the text, as Windows lets nobody read what is locked."""
+
+
+class FolderLock:
+    """This process's hold on a folder; it ends with `release`, with this object, or with the process.
+
+    Args:
+        folder: there must be one.
+
+    Raises `StoreError` where another process holds it, or this one does already.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / LOCK
+        self._file: int | None = None
+        with _mutex:
+            try:
+                place = _place(folder)
+                if place in _held:
+                    raise StoreError(f"{folder} is in use by this process already; let that run end first")
+                file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            except OSError as error:
+                raise StoreError(f"{path} cannot be opened: {error.strerror or error}") from error
+            try:
+                _lock(file)
+            except OSError as error:
+                told = _told(file)
+                os.close(file)
+                if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+                    raise StoreError(
+                        f"{folder} is in use by {told}; wait until it has ended, or stop it (nothing is held by a process that is gone)"
+                    ) from None
+                warnings.warn(
+                    f"{folder} cannot be locked ({error.strerror or error}): see to it that one process alone uses it", stacklevel=3
+                )
+                return
+            self._file, self._place, self._pid = file, place, os.getpid()
+            _held[place] = self
+        with contextlib.suppress(OSError):  # a full disk must not keep a run from going on
+            os.ftruncate(file, 0)
+            os.write(file, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
+
+    def release(self) -> None:
+        """End the hold; once more does nothing."""
+        file, self._file = self._file, None
+        if file is not None:
+            with _mutex:
+                if self._pid == os.getpid():  # a fork's copy of this object holds nothing
+                    _held.pop(self._place, None)
+                os.close(file)
+
+    def __del__(self) -> None:
+        if getattr(self, "_file", None) is not None:
+            self.release()
+
+
+_mutex = threading.RLock()
+_held: weakref.WeakValueDictionary[tuple[int, int, int], FolderLock] = weakref.WeakValueDictionary()
+"""What this process holds, as the system lets a process lock a file twice: by process, device and number."""
+
+
+def _place(folder: Path) -> tuple[int, int, int]:
+    found = folder.stat()
+    return (os.getpid(), found.st_dev, found.st_ino)
+
+
+def _lock(file: int) -> None:
+    """Lock, or raise `OSError` at once."""
+    if sys.platform == "win32":
+        os.lseek(file, _FAR, os.SEEK_SET)
+        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+        os.lseek(file, 0, os.SEEK_SET)
+    else:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _FAR)
+
+
+def _told(file: int) -> str:
+    """Return who holds a lock, as its file says."""
+    try:
+        os.lseek(file, 0, os.SEEK_SET)
+        owner = json.loads(os.read(file, 1 << 12))
+        return f"process {int(owner['pid'])} on {str(owner['host'])[:200]}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
