@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from paceline.call import Call, Channel, ClientFunction, Each, Engine, Receipt
 from paceline.drawing import reseed_nested
@@ -20,29 +20,11 @@ from paceline.failures import account, client_error, kind_of
 from paceline.held import Held
 from paceline.params import Params
 from paceline.rng import derive, numpy_rng
-from paceline.sums import CallInfo, Clock, Fleet, Request, Summed
+from paceline.sums import Aggregation, CallInfo, Clock, Fleet, Request, Summed
 from paceline.tree import Tree
 from paceline.update import Update, rebuild
 
 __all__ = ["Aggregation", "CallInfo", "Federation", "Fleet", "Request", "Summed"]
-
-
-class Aggregation(Protocol):
-    """How a sum is formed."""
-
-    @property
-    def name(self) -> str:
-        """As on the command line."""
-
-    @property
-    def sees_each(self) -> bool:
-        """Whether the server could see single replies: ``each`` functions are allowed only then."""
-
-    def sum(self, fed: Federation, request: Request) -> Summed:
-        """Ask the cohort and form the sum."""
-
-    def check(self, fed: Federation) -> list[str]:
-        """Return misfits with this federation."""
 
 
 class Federation:
@@ -81,7 +63,7 @@ class Federation:
         self.round = 0
         self.attempt = 0
         self.incarnation = 0
-        self._calls = 0
+        self._calls = self._verbs = 0
         self._streams: dict[str, int] = {}
         self.excluded = Exclusions()
         self.opened: set[int] = set()
@@ -110,7 +92,7 @@ class Federation:
         self._waits, self._waited = 0.0, max(self._waits, self._waited) if again else 0.0
         if not again:
             self.opened.clear()
-        self.round, self.attempt, self._calls = round, attempt, 0
+        self.round, self.attempt, self._calls, self._verbs = round, attempt, 0, 0
         self.lost = self.lost if attempt else {}
         self._streams.clear()
         self._redraw()
@@ -172,7 +154,7 @@ class Federation:
 
     def _redraw(self) -> None:
         """Let what a method draws from global generators at the server depend on the round and its calls alone."""
-        reseed_nested(derive(self.seed, "server", self.round, self.attempt, sum(self._streams.values())))
+        reseed_nested(derive(self.seed, "server", self.round, self.attempt, self._verbs))
 
     # -- the verbs -----------------------------------------------------------------------------
     def sum(self, fn: Callable[..., Any], message: Tree, over: Sequence[int], deadline: float | None = None) -> Any:
@@ -233,7 +215,7 @@ class Federation:
 
     def _each(self, fn: Callable[..., Any], message: Tree, over: Sequence[int], **options: Any) -> list[Receipt]:
         """Return the receipts of those who replied, of whom there are some."""
-        self._open, self._asked = CallInfo(), len(over)
+        self._open, self._asked, self._verbs = CallInfo(), len(over), self._verbs + 1
         receipts, _ = self.call(fn.__name__, message, over, Each(), **options)
         came = [r for r in receipts if r.dropped is None]
         if not came:
@@ -276,6 +258,7 @@ class Federation:
         """
         if _declared(fn).tells is not None:
             raise PlanError([f"{fn.__name__} wants clients to tell each other records, which work that is only begun cannot"])
+        self._verbs += 1
         channel = Held(goes_up=self.aggregation.sees_each)
         receipts, _ = self.call(fn.__name__, message, over, channel, each_message=each_message, passes=False)
         return {r.client: r.compute + r.network for r in receipts if r.dropped is None}
@@ -350,7 +333,7 @@ class Federation:
         declared = _declared(fn)
         if declared.each:
             raise PlanError([f"{fn.__name__} is an @on_client(each=True) function; ask it with fed.each"])
-        self._open, self._asked = CallInfo(), len(over)
+        self._open, self._asked, self._verbs = CallInfo(), len(over), self._verbs + 1
         with self._settling(declared) as settled:
             deadline = None if settled else self.deadline if deadline is None else deadline
             request = Request(fn.__name__, message, tuple(over), declared, deadline)

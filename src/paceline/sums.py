@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import MutableSequence, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from paceline.call import ClientFunction, Receipt
 from paceline.tree import Tree
 
-__all__ = ["CallInfo", "Clock", "Fleet", "Request", "Summed"]
+if TYPE_CHECKING:
+    from paceline.federation import Federation
+
+__all__ = ["Aggregation", "CallInfo", "Clock", "Fleet", "Request", "Summed"]
 
 
 class Fleet(Protocol):
@@ -90,3 +93,21 @@ class CallInfo:
     arrived: dict[int, float] = field(default_factory=dict)
     dropped: dict[int, str] = field(default_factory=dict)
     notes: dict[str, float] = field(default_factory=dict)
+
+
+class Aggregation(Protocol):
+    """How a sum is formed."""
+
+    @property
+    def name(self) -> str:
+        """As on the command line."""
+
+    @property
+    def sees_each(self) -> bool:
+        """Whether the server could see single replies: ``each`` functions are allowed only then."""
+
+    def sum(self, fed: Federation, request: Request) -> Summed:
+        """Ask the cohort and form the sum."""
+
+    def check(self, fed: Federation) -> list[str]:
+        """Return misfits with this federation."""

@@ -172,6 +172,12 @@ def test_methods_that_draw_give_the_same_bits_wherever_they_run(aggregation):
         assert bits(task, **common, **way) == first, way
 
 
+def test_masks_change_no_stream_that_a_method_draws_from():
+    """The protocol's own calls in between move neither the server's nor the clients' streams."""
+    task, common = make_task(model=MODELS["function"]), {"method": f"{__name__}:Noisy"}
+    assert bits(task, **common, aggregation="secure") == bits(task, **common, aggregation="secure-arithmetic")
+
+
 def test_a_stacked_function_that_draws_itself_is_not_run_once_for_all():
     common = {"method": f"{__name__}:Noisy"}
     alone = bits(make_task(), **common)[1]

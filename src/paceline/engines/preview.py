@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from paceline.client import Client, ClientData, Memory
+from paceline.drawing import nested
 from paceline.local import Job, Trained, answer
 from paceline.tree import Tree, map_leaves
 
@@ -40,7 +41,8 @@ def preview(worker: Worker, function: str, message: Tree) -> Tree | None:
         ask=_untrained,
     )
     try:
-        return worker.invoke(me, "method", function, map_leaves(lambda tensor: tensor.to(worker.model.device), message))
+        with nested(0, worker.model.device):
+            return worker.invoke(me, "method", function, map_leaves(lambda tensor: tensor.to(worker.model.device), message))
     except Exception:  # a user's own function may fail in any way on so little; then there is no preview
         return None
 
