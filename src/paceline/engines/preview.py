@@ -28,23 +28,26 @@ def preview(worker: Worker, function: str, message: Tree) -> Tree | None:
         function: the client function's name.
         message: what clients will be sent.
     """
+    here = map_leaves(lambda tensor: tensor.to(worker.model.device), message)
     index = torch.arange(min(2, len(worker.y)), device=worker.x.device)
-    me = Client(
-        0,
-        worker.round,
-        int,
-        worker.model,
-        worker.setup.task,
-        lambda part: ClientData(worker.x, worker.y, index),
-        Memory(),
-        services={**worker.services, "worker": worker, "session": {}},
-        ask=_untrained,
-    )
-    try:
-        with nested(0, worker.model.device):
-            return worker.invoke(me, "method", function, map_leaves(lambda tensor: tensor.to(worker.model.device), message))
-    except Exception:  # a user's own function may fail in any way on so little; then there is no preview
-        return None
+    for number in (worker.setup.num_clients, 0):  # a client that nobody has heard of, else any
+        me = Client(
+            number,
+            worker.round,
+            int,
+            worker.model,
+            worker.setup.task,
+            lambda part: ClientData(worker.x, worker.y, index),
+            Memory(),
+            services={**worker.services, "worker": worker, "session": {}},
+            ask=_untrained,
+        )
+        try:
+            with nested(0, worker.model.device):
+                return worker.invoke(me, "method", function, here)
+        except Exception:  # a user's own function may fail in any way on so little
+            continue
+    return None
 
 
 def _untrained(request: Any) -> Any:
