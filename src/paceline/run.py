@@ -16,6 +16,7 @@ import torch
 
 from paceline.aggregation import load_aggregation
 from paceline.call import Engine
+from paceline.children import check_main
 from paceline.config import RunConfig
 from paceline.data import Partition, partition_task
 from paceline.devices import VirtualClock, load_fleet, load_participation
@@ -61,6 +62,7 @@ def prepare(
         engine: makes the engine, in place of the one that the configuration names.
         split: who has which samples, in place of the partition that the configuration names.
     """
+    check_main()
     torch.set_num_threads(config.threads)
     asked = find_method(config.method).build(config.options)
     named = task is None and split is None
