@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 __all__ = ["FederationServer", "Present"]
 
 
-_OURS = ("federation.json", "state.db", ".federation.json")
-"""What a server that was killed early may have left in the run's folder."""
+_OURS = ("federation.json", "state.db", ".federation.json", "clients")
+"""What a server that was killed early may have left in the run's folder, or `federate` for its clients."""
 
 
 @dataclass(frozen=True)
