@@ -84,15 +84,27 @@ def on_stop(stop: Callable[[int], Any]) -> None:
 # -- in the parent -----------------------------------------------------------------------------
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Hold signals back while a child is started, so that none finds it with the handlers of its parent."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals())
+    """Hold signals back while a child is started: it must be known, and must not find its parent's handlers.
+
+    Blocking them does half of that: children inherit it, but a signal that another thread takes is handled here as well.
+    """
+    caught: list[int] = []
+    handlers: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: now for number in stop_signals() if callable(now := signal.getsignal(number))}
+    for number in handlers:
+        signal.signal(number, lambda got, _: caught.append(got))
+    masks = hasattr(signal, "pthread_sigmask")
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals()) if masks else set()
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if masks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in caught[:1]:
+            handlers[number](number, None)
 
 
 def start(process: Any, script: bool = False) -> None:

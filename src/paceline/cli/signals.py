@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +32,10 @@ class Interrupted(KeyboardInterrupt):
 
 
 def listen() -> None:
-    """Let signals that ask this process to end raise `Interrupted` in it, once."""
+    """Let signals that ask this process to end raise `Interrupted` in it, once.
+
+    One that comes in a finaliser, where Python drops exceptions, is raised again afterwards.
+    """
     since: list[float] = []
 
     def stop(number: int) -> None:
@@ -40,7 +45,24 @@ def listen() -> None:
         if time.monotonic() - since[0] > PATIENCE:
             os._exit(128 + number)
 
+    def dropped(told: sys.UnraisableHookArgs) -> None:
+        if not isinstance(told.exc_value, Interrupted):
+            sys.__unraisablehook__(told)
+            return
+        since.clear()
+        threading.Timer(0.05, _signal, [told.exc_value.number]).start()
+
     on_stop(stop)
+    sys.unraisablehook = dropped
+
+
+def _signal(number: int) -> None:
+    """Signal the main thread, so that it also wakes up."""
+    ident = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and ident is not None:
+        signal.pthread_kill(ident, number)
+    else:
+        signal.raise_signal(number)
 
 
 @contextmanager

@@ -112,6 +112,7 @@ class Federation:
             kept = self.place.with_name(self.place.name + ".parties")
             shutil.rmtree(kept, ignore_errors=True)
             root = root.rename(kept) if root.stat().st_dev == self.place.parent.resolve().stat().st_dev else Path(shutil.move(root, kept))
+        done = False
         try:
             self._found(root)
             context = _context()
@@ -119,8 +120,9 @@ class Federation:
                 party.start(context, self._script)
             self._watch(context, observer)
             summary = self._summary(observer)
+            done = True
         finally:
-            self._end()
+            self._end(5.0 if done else 0.0)
             if not self.keep:
                 shutil.rmtree(root, ignore_errors=True)
         if not self.keep:
@@ -204,12 +206,11 @@ class Federation:
             raise EngineError("the server ended before the run did; was it asked to stop?")
         return Summary(**told, history=folder.read_metrics())
 
-    def _end(self) -> None:
-        """End all processes: politely, then not."""
-        there = [p.process for p in self.parties if p.process is not None]
+    def _end(self, seconds: float) -> None:
+        """End all processes: politely after some seconds, in which they hear the server's goodbye, then not."""
+        there = [p.process for p in self.parties if p.process is not None and p.process.pid is not None]
         alive = [process for process in there if process.exitcode is None]
-        if len(alive) < len(self.parties):  # the server has ended and says goodbye
-            _join(alive, 5.0)
+        _join(alive, seconds)
         for process in alive:
             if process.exitcode is None:
                 with suppress(ProcessLookupError):
