@@ -64,7 +64,7 @@ def start_method(without: str = "") -> str:
     """
     there = multiprocessing.get_all_start_methods()
     chosen = multiprocessing.get_start_method(allow_none=True)
-    if chosen is not None and chosen not in (there[0], without):
+    if chosen in there and chosen not in (there[0], without):
         return chosen
     return "fork" if "fork" in there and sys.platform != "darwin" and without != "fork" else "spawn"
 

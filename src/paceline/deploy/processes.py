@@ -19,6 +19,7 @@ from paceline.deploy.state import ServerState
 from paceline.engines.grpc.engine import Stopped
 from paceline.errors import PacelineError
 from paceline.run import RunConfig, Summary
+from paceline.tree import rename_main
 
 __all__ = ["child", "run_client", "run_server"]
 
@@ -71,6 +72,7 @@ def _watchers(role: str, logging: Logging) -> tuple[Journal, Any]:
 def child(role: str, config: Path, log: Path) -> None:
     """Be a server or a client in a process that `federate` started; what it writes goes to `log`."""
     begin()
+    rename_main()
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(handle, 1)
     os.dup2(handle, 2)

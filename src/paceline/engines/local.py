@@ -144,9 +144,9 @@ class _Process:
         self.end, ending = pair(context)
         self._forked = isinstance(source, Setup)
         made: Any = context.Process  # type: ignore[attr-defined]
-        inherited, script = (source, False) if isinstance(source, Setup) else (None, b"__main__" in source[0])
+        inherited, self._script = (source, False) if isinstance(source, Setup) else (None, b"__main__" in source[0])
         self._process = made(target=_serve, args=(ending, inherited), name=f"{NAME} worker {number}", daemon=True)
-        start(self._process, script)
+        start(self._process, self._script)
         self.end.started()
         self.pid: int = self._process.pid or 0
         if not self._forked:
@@ -160,9 +160,12 @@ class _Process:
             kind, value = self.receive()
         except (EOFError, OSError):
             self._process.join(5.0)
+            how = f"worker {self.number} could not be started; it ended with code {self._process.exitcode}"
             if self._process.exitcode == UNGUARDED:
-                raise EngineError(unguarded()) from None
-            raise EngineError(f"worker {self.number} could not be started; it ended with code {self._process.exitcode}") from None
+                how = unguarded()
+            elif self._script:
+                how += f". Where that comes from importing the script: {unguarded()}"
+            raise EngineError(how) from None
         if kind == "error":
             raise value
 
