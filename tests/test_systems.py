@@ -48,7 +48,7 @@ print(json.dumps([failed, told.rounds]))
 """
 MACOS = {"os": ["memfd_create", "sched_getaffinity"]}
 WINDOWS = {
-    "os": [*MACOS["os"], "fork", "getuid", "geteuid", "setpgrp", "getpgrp", "killpg", "sysconf", "statvfs", "fchmod", "chown"],
+    "os": [*MACOS["os"], "fork", "getuid", "geteuid", "setpgrp", "getpgrp", "killpg", "sysconf", "fchmod", "chown"],
     "signal": ["SIGHUP", "SIGKILL", "SIGUSR1", "SIGCHLD", "pthread_sigmask", "pthread_kill"],
     "socket": ["AF_UNIX", "SO_REUSEPORT"],
     "errno": ["EDQUOT"],
