@@ -19,6 +19,7 @@ from paceline.accelerators import check_device
 from paceline.aggregation import load_aggregation
 from paceline.aggregation.secure.work import Agreement
 from paceline.call import Engine
+from paceline.children import check_main
 from paceline.config import RunConfig
 from paceline.data import Partition, partition_task
 from paceline.devices import VirtualClock, load_fleet, load_participation
@@ -65,6 +66,7 @@ def prepare(
         engine: makes the engine, in place of the one that the configuration names.
         split: who has which samples, in place of the partition that the configuration names.
     """
+    check_main()
     torch.set_num_threads(config.threads)
     check_device(config.device, "--device", here=config.engine != "ray" or config.ray_address is None)
     asked = find_method(config.method).build(config.options)

@@ -24,6 +24,7 @@ __all__ = [
     "numeric_leaves",
     "register",
     "register_again",
+    "rename_main",
     "unflatten",
     "unflatten_numeric",
 ]
@@ -46,6 +47,14 @@ def register(
 def register_again() -> list[tuple[Any, ...]]:
     """Return arguments for `register`, of the classes that another process cannot import by their name."""
     return [entry for entry in _NODES.values() if entry[0].__module__ == "__main__" or "<locals>" in entry[0].__qualname__]
+
+
+def rename_main() -> None:
+    """Let classes of a script that was imported again, in a child process, have the names that they have in the script."""
+    for cls, *parts in list(_NODES.values()):
+        if cls.__module__ == "__mp_main__":
+            cls.__module__ = "__main__"
+            register(cls, *parts)
 
 
 @dataclass_transform(frozen_default=True)

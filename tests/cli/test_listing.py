@@ -80,7 +80,7 @@ def test_doctor(call, monkeypatch):
     told = json.loads(call("doctor", "--json").stdout)
     assert told["ok"]
     seen = {f["what"] for f in told["findings"]}
-    assert {"Python", "torch", "processor cores", "cache of data sets", "folder of runs", "task digits"} <= seen
+    assert {"Python", "torch", "processor cores", "cache of data sets", "folder of runs", "task digits", "extra postgres"} <= seen
     assert "torch" in call("doctor").stdout
     monkeypatch.setattr(doctor, "NEEDED", ("torch", "no-such-package"))
     told = json.loads(call("doctor", "--json", code=1).stdout)
@@ -95,6 +95,6 @@ def test_doctor_finds_a_folder_that_cannot_be_written(call):
 @pytest.mark.parametrize("line", ["torch>=2.4", "pytest>=8; extra == 'dev'", 'pytest-xdist>=3.6; extra == "dev"'])
 def test_extras_are_read_from_the_package(line, monkeypatch):
     monkeypatch.setattr(doctor, "requires", lambda _: [line])
-    found = doctor._extras()
+    found = list(doctor._extras(Path()))
     assert [f.what for f in found] == (["extra dev"] if "extra" in line else [])
     assert all(f.found == "installed" for f in found)

@@ -13,10 +13,10 @@ from paceline.params import Layout, Params
 def echo():
     """Return the end of a pipe whose child sends everything back."""
     context = multiprocessing.get_context("fork")
-    end, in_child = pair(context)
+    end, ending = pair(context)
 
     def serve():
-        other = in_child()
+        other = ending.open()
         while True:
             message = other.receive()
             other.reuse()
@@ -24,7 +24,7 @@ def echo():
 
     process = context.Process(target=serve, daemon=True)
     process.start()
-    end.forked()
+    end.started()
     yield end, process
     process.kill()
     process.join()

@@ -1,5 +1,6 @@
 import errno
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +53,19 @@ def test_other_failures_are_store_errors(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(StoreError, match="folder cannot be written"):
         atomic_write(tmp_path / "folder", b"x")
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def test_a_system_that_opens_no_folders_can_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def windows(path: Any, *args: Any, **named: Any) -> int:
+        if os.path.isdir(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(path, *args, **named)
+
+    monkeypatch.setattr(os, "open", windows)
+    with pytest.raises(StoreError):
+        atomic_write(tmp_path / "file", b"on Linux this is a fault")
+    monkeypatch.setattr(sys, "platform", "win32")
+    atomic_write(tmp_path / "file", b"one", mode=0o600)
+    assert (tmp_path / "file").read_bytes() == b"one"

@@ -8,5 +8,7 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command line and end the process with its exit code."""
     from paceline.cli.app import app
+    from paceline.cli.signals import listen
 
+    listen()
     app()

@@ -14,6 +14,7 @@ from paceline import __version__
 from paceline.cli import ca, client, compare, data, doctor, federate, listing, partition, report, run, server
 from paceline.cli.exitcodes import epilog
 from paceline.cli.show import err, show_error
+from paceline.cli.signals import ending
 from paceline.cli.spelling import correct
 from paceline.errors import PacelineError
 
@@ -42,9 +43,10 @@ class Commands(TyperGroup):
                 traceback.print_exc(file=sys.stderr)
             show_error(error, self.as_json)
             raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            err().print("interrupted")
-            raise typer.Exit(130) from None
+        except KeyboardInterrupt as stopped:
+            told, code = ending(stopped)
+            err().print(told, soft_wrap=True, markup=False)
+            raise typer.Exit(code) from None
         except Exception as error:
             self._correct(error)
             if self.as_json and hasattr(error, "format_message"):

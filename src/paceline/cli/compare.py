@@ -14,6 +14,7 @@ from paceline.cli.progress import LiveProgress
 from paceline.cli.run import Json, Out, Quiet, Replace
 from paceline.cli.show import out as console_out
 from paceline.cli.show import print_json
+from paceline.cli.signals import resumable
 from paceline.errors import ConfigError, PlanError
 from paceline.values import MethodSpec, pairs
 
@@ -85,7 +86,8 @@ def compare(
         held = RunFolder(place).hold()
         for settled, label, folder in zip(settings, names, folders, strict=True):
             progress.begin(f"{label}, seed {settled.seed}", settled.rounds)
-            summary = carry_out(settled, RunFolder.create(place, folder), progress, task=tasks[settled.seed])
+            with resumable(place / folder):
+                summary = carry_out(settled, RunFolder.create(place, folder), progress, task=tasks[settled.seed])
             entries.append(Entry(settled.model_dump(), summary.as_dict(), summary.history))
         held.release()
     groups = grouped(entries)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import platform
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Annotated
@@ -16,23 +16,14 @@ import typer
 from rich.markup import escape
 
 from paceline.cli.listing import task_rows
+from paceline.cli.machine import CHECKS as MACHINE
+from paceline.cli.machine import Finding
 from paceline.cli.run import Json
-from paceline.cli.show import bytes_text, out, print_json, table
+from paceline.cli.show import out, print_json, table
 
-__all__ = ["Finding", "doctor", "examine"]
+__all__ = ["CHECKS", "Finding", "doctor", "examine"]
 
-LEAST_MEMORY = 2e9
 NEEDED = ("torch", "numpy", "cryptography", "msgpack", "safetensors", "pydantic", "matplotlib")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at: `state` is ok, warning or missing; a missing one fails the command."""
-
-    what: str
-    state: str
-    found: str
-    cure: str = ""
 
 
 def doctor(
@@ -58,36 +49,24 @@ def doctor(
 
 def examine(folder: Path) -> list[Finding]:
     """Return all findings."""
-    return [_python(), *_packages(), *_machine(), _writable("folder of runs", folder), *_data(), *_extras()]
+    return [finding for check in CHECKS for finding in check(folder)]
 
 
-def _python() -> Finding:
+def _python(folder: Path) -> Iterator[Finding]:
     state = "ok" if sys.version_info >= (3, 11) else "missing"
-    return Finding(
-        "Python", state, platform.python_version(), "" if state == "ok" else "use Python 3.11 or newer"
-    )
+    yield Finding("Python", state, platform.python_version(), "" if state == "ok" else "use Python 3.11 or newer")
 
 
-def _packages() -> list[Finding]:
-    found = []
+def _packages(folder: Path) -> Iterator[Finding]:
     for name in NEEDED:
         try:
-            found.append(Finding(name, "ok", version(name)))
+            yield Finding(name, "ok", version(name))
         except PackageNotFoundError:
-            found.append(Finding(name, "missing", "not installed", f"pip install -c constraints.txt {name}"))
-    return found
+            yield Finding(name, "missing", "not installed", f"pip install -c constraints.txt {name}")
 
 
-def _machine() -> list[Finding]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    found = [Finding("processor cores", "ok", str(cores))]
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return found
-    enough = memory >= LEAST_MEMORY
-    cure = "" if enough else f"large tasks want {bytes_text(LEAST_MEMORY)}"
-    return [*found, Finding("memory", "ok" if enough else "warning", bytes_text(memory), cure)]
+def _runs(folder: Path) -> Iterator[Finding]:
+    yield _writable("folder of runs", folder)
 
 
 def _writable(what: str, folder: Path) -> Finding:
@@ -103,23 +82,18 @@ def _writable(what: str, folder: Path) -> Finding:
         )
 
 
-def _data() -> list[Finding]:
+def _data(folder: Path) -> Iterator[Finding]:
     from paceline.data.cache import cache_folder
 
-    found = [_writable("cache of data sets", cache_folder())]
+    yield _writable("cache of data sets", cache_folder())
     for entry in task_rows():
         ready = bool(entry["ready"])
         cure = "" if ready else f"paceline data fetch {entry['name']}"
-        found.append(
-            Finding(
-                f"task {entry['name']}", "ok" if ready else "warning", "ready" if ready else "no data", cure
-            )
-        )
-    return found
+        yield Finding(f"task {entry['name']}", "ok" if ready else "warning", "ready" if ready else "no data", cure)
 
 
-def _extras() -> list[Finding]:
-    """Return the optional extras that the package declares, and whether all of each is installed."""
+def _extras(folder: Path) -> Iterator[Finding]:
+    """Tell the optional extras that the package declares, and whether all of each is installed."""
     parts: dict[str, list[str]] = {}
     for line in requires("paceline") or []:
         requirement, _, marker = line.partition("; extra == ")
@@ -127,13 +101,11 @@ def _extras() -> list[Finding]:
             parts.setdefault(marker.strip("'\""), []).append(
                 requirement.split(">")[0].split("=")[0].split("[")[0].strip()
             )
-    found = []
     for extra, names in parts.items():
         absent = [n for n in names if not _there(n)]
         text = "installed" if not absent else f"not installed: {', '.join(absent)} (optional)"
         cure = f"pip install -c constraints.txt 'paceline[{extra}]'" if absent else ""
-        found.append(Finding(f"extra {extra}", "ok", text, cure))
-    return found
+        yield Finding(f"extra {extra}", "ok", text, cure)
 
 
 def _there(name: str) -> bool:
@@ -142,3 +114,7 @@ def _there(name: str) -> bool:
     except PackageNotFoundError:
         return importlib.util.find_spec(name.replace("-", "_")) is not None
     return True
+
+
+CHECKS: Sequence[Callable[[Path], Iterable[Finding]]] = (_python, _packages, *MACHINE, _runs, _data, _extras)
+"""What is looked at, in this order: each check takes the folder of runs and yields findings."""

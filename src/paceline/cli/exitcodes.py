@@ -16,7 +16,9 @@ ENDINGS = {
     0: "The command did what it was asked.",
     1: "A fault in Paceline or in a method's own server code (a traceback is printed), or `doctor` found a fault.",
     2: "The command line is malformed: an unknown command or option, or a missing argument.",
-    130: "Interrupted with Ctrl-C. A run that was under way goes on with `paceline resume RUN`.",
+    129: "Ended by SIGHUP, as when the terminal is closed; as with 130.",
+    130: "Interrupted with Ctrl-C (SIGINT). A run that was under way goes on with `paceline resume RUN`.",
+    143: "Ended by SIGTERM; as with 130. `paceline server` and `paceline client` end with 0 instead, once their state is safe.",
 }
 """Endings that are no `PacelineError`."""
 
@@ -74,7 +76,7 @@ def codes() -> dict[int, str]:
 
 def epilog() -> str:
     """Return the exit codes for the end of ``paceline --help``."""
-    known = {0: "done", **codes(), 130: "interrupted"}
+    known = {0: "done", **codes(), 130: "interrupted", 143: "ended by SIGTERM"}
     return "\b\n" + "\n".join(
         ["Exit codes (docs/errors.md):", *(f"{code:>3}  {text}" for code, text in known.items())]
     )

@@ -10,6 +10,7 @@ import typer
 from paceline.cli.fields import ConfigFile, Options, SecureOptions, TaskOptions, configuration, run_options
 from paceline.cli.progress import LiveProgress
 from paceline.cli.run import Json, Name, Out, Quiet, Replace, _finish
+from paceline.cli.signals import resumable
 from paceline.values import MethodSpec, pairs
 
 __all__ = ["federate"]
@@ -79,7 +80,7 @@ def federate(
     from paceline.deploy.federate import federate as carry_out
 
     default = f"federate-{settings.method}-{settings.task}-s{settings.seed}"
-    with new_place(out, name, default, replace) as place, LiveProgress(quiet or json) as progress:
+    with new_place(out, name, default, replace) as place, LiveProgress(quiet or json) as progress, resumable(place):
         place.parent.mkdir(parents=True, exist_ok=True)
         progress.begin(settings.method, settings.rounds)
         summary = carry_out(settings, place, progress, faults=fault or (), keep=keep)

@@ -9,7 +9,8 @@ import typer
 
 from paceline.cli.fields import ConfigFile, Options, SecureOptions, TaskOptions, configuration, run_options
 from paceline.cli.progress import LiveProgress
-from paceline.cli.show import bytes_text, err, out, percent, print_json, seconds_text, table
+from paceline.cli.show import bytes_text, out, percent, print_json, seconds_text, table
+from paceline.cli.signals import resumable
 from paceline.values import MethodSpec, pairs
 
 if TYPE_CHECKING:
@@ -69,13 +70,9 @@ def run(
     from paceline.store import RunFolder
 
     default = f"{settings.method}-{settings.task}-s{settings.seed}"
-    with new_place(out, name, default, replace) as place, LiveProgress(quiet or json) as progress:
+    with new_place(out, name, default, replace) as place, LiveProgress(quiet or json) as progress, resumable(place):
         progress.begin(settings.method, settings.rounds)
-        try:
-            summary = carry_out(settings, RunFolder.create(place.parent, place.name), progress)
-        except KeyboardInterrupt:
-            err().print(f"go on with: paceline resume {place}", soft_wrap=True)
-            raise
+        summary = carry_out(settings, RunFolder.create(place.parent, place.name), progress)
     _finish(summary, json, profile)
 
 
@@ -85,9 +82,13 @@ def resume(
     quiet: Quiet = False,
 ) -> None:
     """Go on with a run that was stopped or killed, from its last checkpoint, to the same bits."""
-    from paceline.run import resume as carry_on
+    from paceline.store import RunFolder
 
-    with LiveProgress(quiet or json) as progress:
+    if RunFolder.open(run).read_config().get("engine") == "grpc":
+        from paceline.deploy.federate import resume as carry_on
+    else:
+        from paceline.run import resume as carry_on
+    with LiveProgress(quiet or json) as progress, resumable(run):
         progress.begin(run.name)
         summary = carry_on(run, progress)
     _finish(summary, json)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import secrets
-import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from paceline.aggregation.secure.openings import Openings
 from paceline.aggregation.secure.work import Agreement
+from paceline.children import on_stop
 from paceline.deploy import pki
 from paceline.deploy.identity import PinnedDirectory
 from paceline.deploy.journal import Journal
@@ -290,8 +291,8 @@ def not_expired(certificate: bytes) -> None:
 
 
 async def take_part(node: Node) -> str:
-    """Run a client until the run has ended, or SIGTERM or SIGINT asks it to leave; return why it ended."""
+    """Run a client until the run has ended, or SIGTERM, SIGHUP or SIGINT asks it to leave; return why it ended."""
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, lambda: asyncio.ensure_future(node.stop("the client was asked to stop")))
+    leave = functools.partial(asyncio.run_coroutine_threadsafe, loop=loop)  # signal handlers of a loop are not everywhere
+    on_stop(lambda _: leave(node.stop("the client was asked to stop")))
     return await node.run()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 from paceline.address import proxy_shown
+from paceline.children import begin, on_stop
 from paceline.deploy.backlog import BACK
 from paceline.deploy.client import make_node, take_part
 from paceline.deploy.corelog import core_log
@@ -21,12 +21,13 @@ from paceline.deploy.state import ServerState
 from paceline.engines.grpc.engine import Stopped
 from paceline.errors import PacelineError
 from paceline.run import RunConfig, Summary
+from paceline.tree import rename_main
 
 __all__ = ["child", "run_client", "run_server"]
 
 
 def run_server(config: ServerConfig) -> Summary | None:
-    """Serve one run to its end; return its summary, or None where SIGTERM or SIGINT ended it before."""
+    """Serve one run to its end; return its summary, or None where SIGTERM, SIGHUP or SIGINT ended it before."""
     journal, metrics = _watchers("server", config.logging)
     url = config.server.state or config.server.run / "state.db"
     state = ServerState(url, wait=BACK, tell=lambda why: journal("database_away", why=why))
@@ -34,8 +35,7 @@ def run_server(config: ServerConfig) -> Summary | None:
     notes = Notes(journal, metrics, state)
     try:
         server = FederationServer(config, run, notes)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: server.stop())
+        on_stop(lambda _: server.stop())
         with core_log(notes):
             return server.go()
     except Stopped:
@@ -74,7 +74,8 @@ def _watchers(role: str, logging: Logging) -> tuple[Journal, Any]:
 
 def child(role: str, config: Path, log: Path) -> None:
     """Be a server or a client in a process that `federate` started; what it writes goes to `log`."""
-    os.setpgrp()  # Ctrl-C is for the command, which ends its processes itself
+    begin()
+    rename_main()
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(handle, 1)
     os.dup2(handle, 2)

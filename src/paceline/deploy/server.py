@@ -53,8 +53,8 @@ if TYPE_CHECKING:
 __all__ = ["FederationServer", "Present"]
 
 
-_OURS = ("federation.json", "state.db", ".federation.json", "opened.json", ".opened.json")
-"""What a server that was killed early may have left in the run's folder."""
+_OURS = ("federation.json", "state.db", ".federation.json", "opened.json", ".opened.json", "clients")
+"""What a server that was killed early may have left in the run's folder, or `federate` for its clients."""
 
 
 OWN_CROWD = (

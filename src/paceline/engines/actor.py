@@ -9,6 +9,7 @@ import torch
 
 from paceline.call import Receipt
 from paceline.engines.cluster import Packed, pack, unpack
+from paceline.engines.sending import complete
 from paceline.engines.worker import Worker
 from paceline.spent import spent
 from paceline.tree import register
@@ -28,10 +29,7 @@ class Actor:
             for entry in nodes:
                 register(*entry)
             torch.set_num_threads(setup.threads)
-            if setup.samples is not None:
-                task, split = setup.samples()
-                setup = replace(setup, task=task, split=split)
-            self.worker = Worker(setup)
+            self.worker = Worker(complete(setup))
         except Exception as error:
             return pack(error)
         return pack(None)

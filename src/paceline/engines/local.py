@@ -1,5 +1,6 @@
 """The default engine: worker processes on this machine, or one worker in this process.
 
+Workers are forked and share the data where the system can do that safely; else they are spawned and load it themselves.
 Each worker keeps one resident model and forms its own partial sum. Which worker runs a client has no
 influence on results: streams belong to clients, chunks are formed before they are dealt, and sums are exact.
 What clients keep between rounds belongs to the engine, and is lent to the worker that runs them.
@@ -9,24 +10,31 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from paceline.call import Call, Receipt
-from paceline.engines.pipes import End, pair
+from paceline.children import NAME, UNGUARDED, begin, importable, start, start_method, unguarded
+from paceline.engines.pipes import End, Ending, freeze, pair, thaw
 from paceline.engines.pool import Pool
+from paceline.engines.sending import complete, lighten
 from paceline.engines.worker import Setup, Worker
 from paceline.errors import EngineError, WorkerDiedError
 from paceline.spent import spent
+from paceline.tree import rename_main
 
 __all__ = ["LocalEngine"]
 
 _BATCH = 64
 """Items that a worker sends as one message."""
+
+Frozen = tuple[bytes, list[Any]]
+Source = Setup | Frozen
+"""What a worker is built from: as it is where it is forked, else pickled."""
 
 
 class LocalEngine(Pool):
@@ -39,7 +47,9 @@ class LocalEngine(Pool):
 
     def __init__(self, setup: Setup, workers: int = 1) -> None:
         super().__init__(setup, workers)
-        self._processes = [_Process(setup, i) for i in range(workers)] if workers > 1 else []
+        self._processes: list[_Process] = []
+        if workers > 1:
+            self._start(range(workers))
 
     def run(self, call: Call) -> Iterator[Receipt | tuple[str, Any]]:
         """Run a call; yields receipts and partial sums as they come."""
@@ -58,15 +68,14 @@ class LocalEngine(Pool):
             with spent.on("waiting"):
                 ready = wait(list(busy))
             for pipe in ready:
-                assert isinstance(pipe, Connection)
-                kind, value = self._receive(busy[pipe])
+                kind, value = self._receive(busy[cast("Connection", pipe)])
                 if kind == "items":
                     yield from value
                 elif kind == "done":
                     notes, seconds = value
                     self.notes.update(notes)
                     self.spent.add(seconds)
-                    del busy[pipe]
+                    del busy[cast("Connection", pipe)]
                 else:
                     raise value
 
@@ -81,10 +90,21 @@ class LocalEngine(Pool):
 
     def _replace(self) -> None:
         """Start a new process for every worker, as the others are in the middle of the call."""
-        for process in self._processes:
-            process.kill()
-        self._processes = [_Process(self.setup, p.number) for p in self._processes]
+        numbers = range(len(self._processes))
+        self.close()
+        self._start(numbers)
         self._new_round()
+
+    def _start(self, numbers: Sequence[int]) -> None:
+        source = self.setup if start_method() == "fork" else _freeze(self.setup)
+        try:
+            for number in numbers:
+                self._processes.append(_Process(source, number))
+            for process in self._processes:
+                process.ready()
+        except BaseException:
+            self.close()
+            raise
 
     def _ask_all(self, what: str) -> Iterator[Any]:
         if not self._processes:
@@ -113,16 +133,41 @@ class LocalEngine(Pool):
 class _Process:
     """One worker process and the pipe to it."""
 
-    def __init__(self, setup: Setup, number: int) -> None:
-        if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            raise EngineError("worker processes cannot be forked once CUDA is in use; use one worker")
-        context = multiprocessing.get_context("fork")
+    def __init__(self, source: Source, number: int) -> None:
+        method = start_method()
+        if method == "fork" and torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            raise EngineError(
+                "worker processes cannot be forked once CUDA is in use; use one worker, or multiprocessing.set_start_method('spawn')"
+            )
+        context = multiprocessing.get_context(method)
         self.number = number
-        self.end, in_child = pair(context)
-        self._process = context.Process(target=_serve, args=(setup, in_child), daemon=True)
-        self._process.start()
-        self.end.forked()
-        self.pid = self._process.pid or 0
+        self.end, ending = pair(context)
+        self._forked = isinstance(source, Setup)
+        made: Any = context.Process  # type: ignore[attr-defined]
+        inherited, self._script = (source, False) if isinstance(source, Setup) else (None, b"__main__" in source[0])
+        self._process = made(target=_serve, args=(ending, inherited), name=f"{NAME} worker {number}", daemon=True)
+        start(self._process, self._script)
+        self.end.started()
+        self.pid: int = self._process.pid or 0
+        if not self._forked:
+            self.send(source)
+
+    def ready(self) -> None:
+        """Wait until a worker that was not forked has built itself. Raises what kept it from that."""
+        if self._forked:
+            return
+        try:
+            kind, value = self.receive()
+        except (EOFError, OSError):
+            self._process.join(5.0)
+            how = f"worker {self.number} could not be started; it ended with code {self._process.exitcode}"
+            if self._process.exitcode == UNGUARDED:
+                how = unguarded()
+            elif self._script:
+                how += f". Where that comes from importing the script: {unguarded()}"
+            raise EngineError(how) from None
+        if kind == "error":
+            raise value
 
     def send(self, message: Any) -> None:
         self.end.reuse()  # an answer came to whatever was sent before
@@ -138,16 +183,48 @@ class _Process:
         self.end.close()
 
 
-def _serve(setup: Setup, open_end: Callable[[], End]) -> None:
-    """Run inside a worker process until the parent goes."""
-    end = open_end()
+def _freeze(setup: Setup) -> Frozen:
+    """Pickle what workers are built from. Raises `EngineError` for what cannot travel."""
+    try:
+        frozen = freeze(lighten(setup))
+    except Exception as error:
+        raise EngineError(
+            f"worker processes are started by {start_method()!r} here, and cannot be sent all parts of this run ({error}); define "
+            f"classes and functions at the top of a module, or use one worker"
+        ) from error
+    if b"__main__" in frozen[0] and not importable():
+        raise EngineError(
+            f"worker processes are started by {start_method()!r} here and import the script anew, but this one is no file (a notebook, "
+            f"or typed or piped in); put its classes and functions into a module, or use one worker"
+        )
+    return frozen
+
+
+def _serve(ending: Ending, setup: Setup | None) -> None:
+    """Run inside a worker process until the parent goes; without a setup, that comes first."""
+    begin()
+    end = ending.open()
+    worker = None if setup is None else _build(setup)
+    with contextlib.suppress(EOFError, OSError):  # the parent went
+        if worker is None:
+            try:
+                worker = _build(complete(thaw(*end.receive())))
+            except Exception as error:
+                end.send(("error", error))
+                return
+            rename_main()
+            end.send(("value", None))
+        _answer(worker, end)
+
+
+def _build(setup: Setup) -> Worker:
     torch.set_num_threads(setup.threads)
-    worker = Worker(setup)
+    return Worker(setup)
+
+
+def _answer(worker: Worker, end: End) -> None:
     while True:
-        try:
-            message = end.receive()
-        except (EOFError, OSError):
-            return
+        message = end.receive()
         end.reuse()
         try:
             if message[0] == "run":

@@ -1,7 +1,8 @@
-"""A pipe between a process and the child it forked, whose large tensors go through shared memory.
+"""A pipe between a process and its child, whose large tensors go through shared memory.
 
 Both ends are our own processes on one machine. Headers are pickled; tensors and arrays of a page or more
-are written once into pages that both map, and copied out once: no model is pickled.
+are written once into pages that both map, and copied out once: no model is pickled. The pages are a file without a name
+(Linux), else a temporary file.
 """
 
 from __future__ import annotations
@@ -10,15 +11,19 @@ import io
 import mmap
 import os
 import pickle
-from collections.abc import Callable
+import shutil
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkContext
+from multiprocessing.context import BaseContext
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["End", "pair", "reduce_tensor"]
+__all__ = ["End", "Ending", "freeze", "pair", "reduce_tensor", "thaw"]
 
 _LEAST = 1 << 12
 """Tensors below this many bytes stay in the header."""
@@ -28,12 +33,33 @@ _MOST = 1 << 28
 
 
 class _Pages:
-    """Memory that a process shares with the children that it forks afterwards; it grows on demand."""
+    """Memory that a process shares with a child that it starts afterwards; it grows on demand.
 
-    def __init__(self) -> None:
-        self.fd = os.memfd_create("paceline")
+    Args:
+        forked: the child is forked and finds the open file; another opens it by its name.
+    """
+
+    def __init__(self, forked: bool) -> None:
+        self.path = ""
+        if forked and hasattr(os, "memfd_create"):
+            self.fd = os.memfd_create("paceline")
+        else:
+            self.fd, self.path = tempfile.mkstemp(prefix="paceline-", dir=_folder())
         self._map: mmap.mmap | None = None
         self.used = 0
+
+    def __getstate__(self) -> str:
+        return self.path
+
+    def __setstate__(self, path: str) -> None:
+        self.fd, self.path = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0)), path
+        self._map, self.used = None, 0
+
+    def unname(self) -> None:
+        """Remove the file's name once both have opened it, where the system lets us; the pages stay until both are gone."""
+        if self.path:
+            with suppress(OSError):
+                os.unlink(self.path)
 
     def _mapped(self, size: int) -> mmap.mmap:
         if self._map is None or len(self._map) < size:
@@ -52,7 +78,18 @@ class _Pages:
         return bytearray(memoryview(self._mapped(start + size))[start : start + size])
 
     def close(self) -> None:
+        if self._map is not None:
+            with suppress(BufferError):
+                self._map.close()
         os.close(self.fd)
+        self.unname()
+
+
+def _folder() -> str:
+    """Return where temporary files are memory, with room for all of it, if anywhere."""
+    memory = Path("/dev/shm")
+    roomy = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 4 * _MOST
+    return str(memory) if roomy else tempfile.gettempdir()
 
 
 class _Pickler(pickle.Pickler):
@@ -89,7 +126,7 @@ class End:
     def __init__(self, pipe: Connection, outgoing: _Pages, incoming: _Pages, others: Connection | None = None) -> None:
         self.pipe, self._out, self._in, self._others = pipe, outgoing, incoming, others
 
-    def forked(self) -> None:
+    def started(self) -> None:
         """Close the child's end in this process, so that the pipe ends when the child does."""
         if self._others is not None:
             self._others.close()
@@ -126,13 +163,48 @@ class End:
         self._in.close()
 
 
-def pair(context: ForkContext) -> tuple[End, Callable[[], End]]:
-    """Return an end, and what makes the other one inside a child that is forked afterwards."""
+@dataclass
+class Ending:
+    """The child's end of a pipe, on its way there.
+
+    Args:
+        pipe: for headers.
+        outgoing, incoming: pages for the large parts.
+        inherited: the parent's end, which a forked child has open too.
+    """
+
+    pipe: Connection
+    outgoing: _Pages
+    incoming: _Pages
+    inherited: Connection | None = None
+
+    def open(self) -> End:
+        """Return the end, inside the child."""
+        if self.inherited is not None:
+            self.inherited.close()
+        for pages in (self.outgoing, self.incoming):
+            pages.unname()
+        return End(self.pipe, self.outgoing, self.incoming)
+
+
+def pair(context: BaseContext) -> tuple[End, Ending]:
+    """Return an end, and what opens the other one inside a child that is started afterwards by this context."""
+    forked = context.get_start_method() == "fork"
     mine, other = context.Pipe()
-    down, up = _Pages(), _Pages()
+    down, up = _Pages(forked), _Pages(forked)
+    return End(mine, down, up, other), Ending(other, up, down, mine if forked else None)
 
-    def in_child() -> End:
-        mine.close()
-        return End(other, up, down)
 
-    return End(mine, down, up, other), in_child
+def freeze(value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
+    """Pickle a value for a process that was not forked: a header, and the tensors' own bytes.
+
+    Raises what `pickle` does for what has no name that another process could import.
+    """
+    header, buffers = io.BytesIO(), list[pickle.PickleBuffer]()
+    _Pickler(header, protocol=5, buffer_callback=buffers.append).dump(value)
+    return header.getvalue(), buffers
+
+
+def thaw(header: bytes, buffers: list[Any]) -> Any:
+    """Return what was frozen, in memory that can be written to."""
+    return pickle.loads(header, buffers=[b if isinstance(b, bytearray) else bytearray(b) for b in buffers])

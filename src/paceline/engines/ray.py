@@ -17,6 +17,7 @@ from paceline.call import Call, Receipt
 from paceline.engines.actor import Actor
 from paceline.engines.cluster import connect, pack, unpack
 from paceline.engines.pool import Pool
+from paceline.engines.sending import lighten
 from paceline.engines.worker import Setup
 from paceline.errors import ConfigError, EngineError, WorkerDiedError
 from paceline.spent import spent
@@ -60,8 +61,7 @@ class RayEngine(Pool):
         try:
             self._check(workers)
             # what is loaded where the actor runs need not travel; anything else goes to the object store, once
-            light = setup if setup.samples is None else replace(setup, task=None, split=_elsewhere)
-            self._source = self._ray.put(pack((light, register_again())))
+            self._source = self._ray.put(pack((lighten(setup), register_again())))
             self._actors = [self._start() for _ in range(workers)]
             self._await()
         except BaseException:
@@ -188,10 +188,6 @@ class RayEngine(Pool):
             if self._ours:
                 self._ray.shutdown()
         self._actors = []
-
-
-def _elsewhere(client: int) -> tuple[torch.Tensor, torch.Tensor]:
-    raise EngineError(f"the samples of client {client} are loaded where it runs")
 
 
 def _first(error: Exception) -> str:

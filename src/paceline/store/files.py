@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def atomic_write(
 
 def named(error: OSError, path: Path, size: int) -> StoreError:
     """Return the error of ours for one of the system's, with what to do."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         return DiskFullError(
             f"no room for {size / 1e6:.1f} MB at {path}; what was saved before is whole: free some space, "
             f"then resume the run"
@@ -59,6 +60,8 @@ def named(error: OSError, path: Path, size: int) -> StoreError:
 
 
 def _sync_folder(folder: Path) -> None:
+    if sys.platform == "win32":  # opens no folders; renaming is durable there once the file system's journal is
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -6,6 +6,7 @@
     metrics.jsonl      one line for each round
     checkpoint         the last checkpoint, see `paceline.store.checkpoint`
     memory/            the clients' memories, see `paceline.store.memory`
+    clients/           what clients of `paceline federate` keep, until the run has ended
     summary.json       the outcome, once the run has ended
     model.safetensors  the final model's tensors by name
     plots/             pictures

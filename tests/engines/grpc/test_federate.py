@@ -157,3 +157,14 @@ def test_plain_client_killed_in_training_is_asked_again_and_changes_nothing(tmp_
     summary = federation.run()
     assert starts(federation)["client1"] == 2
     assert summary.model_sha256 == local(config).model_sha256
+
+
+@pytest.mark.slow
+def test_without_a_fork_server_the_bits_are_the_same(tmp_path, monkeypatch):
+    """As on Windows: the parties are spawned."""
+    monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["spawn"])
+    config = settings("scaffold", 3, aggregation="plain")
+    federation = Federation(config, tmp_path / "run", faults=["kill:client=1,phase=train,round=2"], waiting={"reconnect": 20.0})
+    summary = federation.run()
+    assert starts(federation)["client1"] == 2
+    assert summary.model_sha256 == local(config).model_sha256

@@ -28,7 +28,10 @@ from paceline.engines.grpc.frames import HEAD
 from paceline.errors import ConfigError, UnknownNameError
 from paceline.values import pairs, split_top
 
-__all__ = ["KINDS", "Fault", "Faults"]
+__all__ = ["KILL", "KINDS", "Fault", "Faults"]
+
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
+"""What ends a process at once; Windows has one way only."""
 
 KINDS = ("kill", "bandwidth", "delay", "slow", "drop", "duplicate", "swap", "corrupt")
 
@@ -165,4 +168,4 @@ class Faults:
 
     def _die(self, when: str) -> None:
         if any(fault.when == when for fault in self._now("kill")):
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), KILL)
