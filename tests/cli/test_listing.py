@@ -87,6 +87,18 @@ def test_doctor(call, monkeypatch):
     assert [f["what"] for f in told["findings"] if f["state"] == "missing"] == ["no-such-package"]
 
 
+def test_doctor_warns_of_a_server_that_can_admit_its_own_clients(call, tmp_path):
+    (tmp_path / "server.toml").write_text('[server]\nca = "ca"\n')
+    (tmp_path / "apart.toml").write_text('[server]\nlisten = "0.0.0.0:9100"\n')
+    states = {}
+    for name in ("server", "apart"):
+        told = json.loads(call("doctor", "--json", "--config", tmp_path / f"{name}.toml").stdout)
+        states[name] = next((f["state"], f["found"]) for f in told["findings"] if f["what"] == "authority")
+    assert states["server"][0] == "warning"
+    assert "admit clients of its own" in states["server"][1]
+    assert states["apart"][0] == "ok"
+
+
 def test_doctor_finds_a_folder_that_cannot_be_written(call):
     Path("file").write_text("")
     assert "file" in call("doctor", "--out", "file/runs", code=1).stdout

@@ -30,10 +30,13 @@ def doctor(
     folder: Annotated[
         Path, typer.Option("--out", metavar="FOLDER", help="folder that runs would be kept in")
     ] = Path("runs"),
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="configuration of a server, to look at as well")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Look at Python, packages, machine, data and folders; exit code 1 when something needed is missing."""
-    findings = examine(folder)
+    findings = examine(folder) + ([] if config is None else list(_server(config)))
     failed = any(f.state == "missing" for f in findings)
     if json:
         print_json({"ok": not failed, "findings": [asdict(f) for f in findings]})
@@ -114,6 +117,18 @@ def _there(name: str) -> bool:
     except PackageNotFoundError:
         return importlib.util.find_spec(name.replace("-", "_")) is not None
     return True
+
+
+def _server(path: Path) -> Iterator[Finding]:
+    """Look at what a server's configuration means for whom its clients need to trust."""
+    from paceline.deploy.server import OWN_CROWD
+    from paceline.deploy.settings import ServerConfig, load_config
+
+    part = load_config(ServerConfig, path).server
+    if part.ca is None:
+        yield Finding("authority", "ok", "not on the server's machine, as far as its configuration says")
+    else:
+        yield Finding("authority", "warning", OWN_CROWD.partition(";")[0], "keep the authority apart: enrol clients there, copy its lists")
 
 
 CHECKS: Sequence[Callable[[Path], Iterable[Finding]]] = (_python, _packages, *MACHINE, _runs, _data, _extras)
