@@ -9,7 +9,7 @@ import sys
 import pytest
 
 CODE = """
-import asyncio, ctypes, errno, importlib, json, multiprocessing, multiprocessing.context, os, pkgutil, signal, socket, sqlite3, sys
+import asyncio, ctypes, errno, importlib, json, multiprocessing, multiprocessing.context, os, pkgutil, signal, socket, sqlite3, sys, types
 import cryptography.x509, grpc, matplotlib.pyplot, numpy, prometheus_client, safetensors.torch
 import sqlalchemy, structlog, torch, typer, zstandard
 import torch.distributions
@@ -17,8 +17,11 @@ import torch.distributions
 for module, names in {LACKS}.items():
     for name in names:
         delattr(sys.modules[module], name)
-for name in ("fcntl", "grp", "pwd", "resource", "termios"):
-    sys.modules[name] = None
+if {WINDOWS}:
+    for name in ("fcntl", "grp", "pwd", "resource", "termios"):
+        sys.modules[name] = None
+    sys.modules["msvcrt"] = types.SimpleNamespace(LK_NBLCK=2, LK_UNLCK=0, locking=lambda *_: None)
+sys.platform = "win32" if {WINDOWS} else "darwin"
 multiprocessing.context._concrete_contexts = {{"spawn": multiprocessing.context._concrete_contexts["spawn"]}}
 multiprocessing.get_all_start_methods = lambda: ["spawn"]
 
@@ -61,7 +64,7 @@ WINDOWS = {
 )
 def test_everything_is_imported_and_a_run_ends_where_the_system_lacks_much(lacks, workers, tmp_path):
     pytest.importorskip("grpc")
-    code = CODE.format(LACKS=lacks, WORKERS=workers)
+    code = CODE.format(LACKS=lacks, WORKERS=workers, WINDOWS=lacks is WINDOWS)
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False)
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout.splitlines()[-1]) == [{}, 1]
