@@ -1,10 +1,13 @@
 """Secure aggregation over the engine: same bits as its arithmetic, whatever drops out."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from paceline.errors import NonFiniteError, PlanError, ProtocolError, QuorumError
 from paceline.method import client_functions, find_method, method_names
+from paceline.methods.optimisation.fedavg import FedAvg
 from paceline.run import prepare
 
 SUM_ONLY = [m for m in method_names() if not any(f.each for f in client_functions(find_method(m)).values())]
@@ -69,6 +72,35 @@ def test_a_lost_round_is_repeated_with_fresh_keys(federate):
 
     summary = federate(method="scaffold", clients=8, cohort=8, aggregation="secure", secure={"threshold": 5, "neighbours": 7}, drop=drop)
     assert [r["attempts"] for r in summary.history] == [1, 2, 1]
+
+
+class Twice(FedAvg):
+    """Asks for a second sum in each round."""
+
+    def round(self, fed, state):
+        cohort = fed.sample()
+        mean = fed.mean(self.train, state.params, over=cohort)
+        fed.sum(self.evaluate, state.params, over=cohort)
+        return replace(state, params=state.params + mean.delta)
+
+
+def test_another_attempt_asks_clients_whose_sum_was_not_opened(federate):
+    """The first sum of round 2 was opened when the second one lost its quorum: nobody opens the same work twice."""
+    asked = []
+
+    def drop(round, client, function):
+        if round == 2 and function in ("secagg.masked", "secagg.advertise"):
+            asked.append((client, function))
+        masked = [c for c, f in asked if f == "secagg.masked"]
+        return round == 2 and function == "secagg.masked" and 7 < len(masked) <= 12
+
+    common = {"method": f"{__name__}:Twice", "clients": 14, "cohort": 6, "aggregation": "secure", "rounds": 3}
+    summary = federate(drop=drop, **common)
+    assert [r["attempts"] for r in summary.history] == [1, 2, 1]
+    advertised = [c for c, f in asked if f == "secagg.advertise"]
+    first, again = set(advertised[:6]), set(advertised[12:18])
+    assert first == set(advertised[6:12])
+    assert not first & again
 
 
 def test_a_quorum_that_stays_lost_is_named(federate):

@@ -79,16 +79,49 @@ def test_secure_options() -> None:
     assert fine({"secure_aggregation": {"gamma": 0.2}}, plan(secure={"gamma": 0.25}))
     assert fine({"secure_aggregation": {"gamma": 0.2}}, plan(secure={"gamma": 0.25, "threshold": 15}))
     weaker = plan(secure={"gamma": 0.25, "threshold": 11})
-    assert "a threshold of 11 in place of 14" in one({"secure_aggregation": {"gamma": 0.2}}, weaker)
+    assert "t=11, k=19, and 4 must be borne" in one({"secure_aggregation": {"gamma": 0.2}}, weaker)
     assert fine({}, weaker)
     fewer = plan(secure={"gamma": 0.25, "neighbours": 6, "threshold": 5})
-    assert "6 neighbours in place of 19" in one({"secure_aggregation": {"gamma": 0.2}}, fewer)
+    assert "t=5 of k=6 neighbours is too little" in one({"secure_aggregation": {"gamma": 0.2}}, fewer)
     assert "gama" in one({}, plan(secure={"gama": 1}))
     session = dataclasses.asdict(SecureConfig())
     assert fine({}, PLAN, request(secure=session))
     for nonsense in ({1: 2}, ["clip"], {"clip": "x"}, {"clip": float("nan")}, {"clipp": 1.0}):
         assert Policy().check(PLAN, request(secure=nonsense)), nonsense
     assert "other options than the plan" in one({}, PLAN, request(secure=session | {"bits": 8}))
+
+
+FLOORS = {"gamma": (0.2, 0.25), "delta": (0.2, 0.3), "sigma": (41, 50), "eta": (31, 40), "complete_up_to": (60, 100)}
+
+
+@pytest.mark.parametrize("name", FLOORS)
+def test_floors_of_secure_aggregation(name: str) -> None:
+    """A plan may ask for more, never for less."""
+    floor, more = FLOORS[name]
+    rule = {"secure_aggregation": {name: floor}}
+    assert f"{floor:g} is demanded (secure_aggregation.{name})" in one(rule)  # the default is below
+    assert fine(rule, plan(secure={name: floor}))
+    assert fine(rule, plan(secure={name: more}))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"sigma": 1, "complete_up_to": 0}, {"complete_up_to": 0, "neighbours": 4, "threshold": 3}, {"neighbours": 2, "threshold": 2}],
+)
+def test_sizes_are_held_against_the_floors_not_against_the_plan(options: dict[str, Any]) -> None:
+    assert Policy().check(plan(secure=options))
+    assert fine({"secure_aggregation": {"required": False, "gamma": 0.0, "sigma": 1}}, plan(secure=options, quorum=10))
+
+
+def test_a_large_cohort_gets_the_graph_that_its_own_floors_give() -> None:
+    """Without a charge for the graphs that a server can try, n = 300 would do with k = 76."""
+    assert fine({}, plan(cohort=300))
+    assert "too little" in " ".join(Policy().check(plan(cohort=300, secure={"neighbours": 76, "threshold": 52})))
+
+
+def test_begun_work_is_asked_for_by_name() -> None:
+    assert "begun_work" in one({}, PLAN, request(program=None, begun=True))
+    assert fine({"secure_aggregation": {"begun_work": True}}, PLAN, request(program=None, begun=True))
 
 
 def test_cohort_and_quorum() -> None:
@@ -102,6 +135,20 @@ def test_cohort_and_quorum() -> None:
     assert "only 7 clients" in one(rule, PLAN, request(survivors=7))
 
 
+def test_a_promise_that_nothing_keeps_is_refused() -> None:
+    promise = plan(privacy=Privacy(epsilon=1.0, delta=1e-6))
+    assert "no mechanism is installed" in one({}, promise)
+    assert "no mechanism is installed" in one({"privacy": {"epsilon": 4.0}}, promise)
+    assert "no mechanism is installed" in one({"secure_aggregation": {"required": False}, "privacy": {"required": True}}, promise)
+
+
+@pytest.fixture
+def mechanism(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let there be one, so that its budgets can be tested."""
+    monkeypatch.setattr("paceline.deploy.policy.PRIVACY_MECHANISMS", frozenset({"some"}))
+
+
+@pytest.mark.usefixtures("mechanism")
 def test_privacy() -> None:
     rule = {"privacy": {"epsilon": 4.0, "delta": 1e-5}}
     assert "no differential privacy" in one(rule)
@@ -112,6 +159,7 @@ def test_privacy() -> None:
     assert fine({}, plan(privacy=Privacy(epsilon=1e9, delta=0.5)))
 
 
+@pytest.mark.usefixtures("mechanism")
 def test_the_budget_of_all_runs(tmp_path: Path) -> None:
     rule = {"privacy": {"total_epsilon": 6.0}}
     offered = plan(privacy=Privacy(epsilon=2.0, delta=1e-6))
