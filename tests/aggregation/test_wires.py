@@ -1,6 +1,7 @@
 """What of a secure sum comes from outside: whatever is malformed is refused by name, and leaves its sender out."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,22 +15,26 @@ from paceline.aggregation.secure.encoding import pack, unpack
 from paceline.aggregation.secure.identity import SimulatedDirectory
 from paceline.aggregation.secure.simulate import new_session
 from paceline.errors import PlanError, ProtocolError
-from paceline.method import find_method
+from paceline.method import client_functions, find_method
 from paceline.update import Update
 
 JUNK = [None, 3, "text", b"bytes", [], [1], {}, {1: 2}, {"all": {}, "own": None}, {"all": None, "own": {}}, {"alive": 3}]
+
+
+FACTS = {**new_session(range(5), SecureConfig()).plain(), "function": "train"}
 
 
 class FakeClient:
     """What the protocol's client functions use of a client."""
 
     def __init__(self):
-        self.id, self.memory, self.services = 0, {}, {"session": {}, "worker": None, "call": None}
+        worker = SimpleNamespace(functions={"method": client_functions(find_method("fedavg"))})
+        self.id, self.round, self.memory, self.services = 0, 1, {}, {"session": {}, "worker": worker, "call": None}
 
 
 def begun(directory):
     client, program = FakeClient(), SecAggClient(directory)
-    program.advertise(client, new_session(range(5), SecureConfig()).plain())
+    program.advertise(client, FACTS)
     return client, program
 
 
@@ -57,11 +62,20 @@ def test_whatever_a_server_asks_a_client_only_refuses(junk):
         {"config": {"unknown": 1}},
         {"tell_bytes": 2.5},
         {"more": 1},
+        {"function": None},
+        {"function": "init"},
+        {"task": b"short"},
+        {"task": "text"},
+        {"trial": -1},
+        {"trial": "0"},
+        {"call": 0},
+        {"call": True},
+        {"round": 2},
     ],
     ids=repr,
 )
 def test_sessions_of_other_types_are_refused(change):
-    facts = {**new_session(range(5), SecureConfig()).plain(), **change}
+    facts = {**FACTS, **change}
     with pytest.raises(ProtocolError):
         SecAggClient(SimulatedDirectory()).advertise(FakeClient(), facts)
 

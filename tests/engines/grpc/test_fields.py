@@ -63,5 +63,5 @@ def test_every_field_of_a_policy_is_read(loopback, read):
     loopback.client(0)
     rules = policies.Policy.build({"privacy": {"required": True}, "secure_aggregation": {"gamma": 0.1}})
     plan = Plan.of(RunConfig.build({"aggregation": "secure"}), Privacy(epsilon=1.0, delta=1e-6))
-    rules.check(plan, Request(datetime.now(UTC), cohort=3, survivors=3))
+    rules.check(plan, Request(datetime.now(UTC), cohort=3, survivors=3, begun=True))
     assert fields(policies.Policy) - read == set()

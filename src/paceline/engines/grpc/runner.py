@@ -118,7 +118,7 @@ class Runner:
 
     def slowed(self, answer: Answer, seconds: float) -> None:
         """Let work have taken longer: a slow device, on purpose."""
-        if answer.head["trained"]:
+        if answer.trained:
             self._trained += seconds
         if answer.head["seconds"]:
             answer.head["seconds"] += seconds

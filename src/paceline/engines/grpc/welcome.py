@@ -73,12 +73,14 @@ class Answer:
         value: the reply.
         spent: seconds of work, for this client's own log.
         why: why there is no reply, for this client's own log.
+        trained: whether the client trained, for its own clock.
     """
 
     head: dict[str, Any]
     value: Tree = None
     spent: float = 0.0
     why: str | None = None
+    trained: bool = False
 
     @staticmethod
     def of(
@@ -94,13 +96,13 @@ class Answer:
             spent: seconds of work.
             hidden: leave out everything that depends on data: reasons and times; sizes follow from shapes.
         """
-        why = receipt.dropped
+        why, worked = receipt.dropped, trained
         if hidden:
             receipt = replace(receipt, compute=0.0, network=0.0, dropped=None if why is None else HIDDEN)
             told, trained = 0.0, False
         head = {"id": number, "dropped": receipt.dropped, "seconds": told, "trained": trained}
         head |= {"compute": float(receipt.compute), "network": float(receipt.network)}
-        return Answer(head | {"down": receipt.bytes_down, "up": receipt.bytes_up}, receipt.value, spent, why)
+        return Answer(head | {"down": receipt.bytes_down, "up": receipt.bytes_up}, receipt.value, spent, why, worked)
 
 
 def reason_of(error: Exception) -> str:
