@@ -99,6 +99,7 @@ def serve(pipe: Connection, root: Path, clients: int, size: int, aggregation: st
     from paceline.deploy.trust import Trust
     from paceline.devices import VirtualClock, load_fleet
     from paceline.engines.grpc import Credentials, GrpcEngine, Hub, LoopThread, Progress, Server
+    from paceline.engines.worker import Setup, Worker
 
     torch.set_num_threads(1)
     folder, task = root / "server", make_task(size)
@@ -110,9 +111,10 @@ def serve(pipe: Connection, root: Path, clients: int, size: int, aggregation: st
     pipe.send(loop.wait(server.start()))
     module = task.build(0)
     state = Params.of(module, Layout.of(module, None, "average"))
-    engine = GrpcEngine(hub, loop, None, clients)  # type: ignore[arg-type]
+    none, fleet = torch.arange(0), load_fleet("homogeneous", clients, 0)
+    engine = GrpcEngine(hub, loop, Worker(Setup({"method": Echo()}, task, lambda _: (none, none), clients, fleet, 0)), clients)
     how = SecureAggregation(secure_config(SECURE), directory) if aggregation == "secure" else load_aggregation(aggregation, {}, 2.0**20)
-    fed = Federation(engine, how, load_fleet("homogeneous", clients, 0), VirtualClock(), cohort=clients, on_error="drop", quorum=clients)
+    fed = Federation(engine, how, fleet, VirtualClock(), cohort=clients, on_error="drop", quorum=clients)
     engine.wait_ready(clients, 300)
     before, seconds = peak(), []
     for number in range(1, rounds + 1):
@@ -138,6 +140,7 @@ def take_part(root: Path, port: int, numbers: range, clients: int, size: int, se
 
 async def _take_part(root: Path, port: int, numbers: range, clients: int, size: int, secure: bool) -> None:
     from paceline.aggregation.secclient import SecAggClient
+    from paceline.aggregation.secure.openings import Openings
     from paceline.deploy.identity import PinnedDirectory
     from paceline.devices import load_fleet
     from paceline.engines.grpc import Credentials, Node, NodeSettings, Runner, Welcome
@@ -146,11 +149,11 @@ async def _take_part(root: Path, port: int, numbers: range, clients: int, size: 
     task, fleet, pool = make_task(size), load_fleet("homogeneous", clients, 0), ThreadPoolExecutor(1)
     shared: list[Worker] = []
 
-    def work_of(directory: PinnedDirectory) -> Any:
+    def work_of(directory: PinnedDirectory, book: Openings) -> Any:
         def work(_: Welcome) -> Worker:
             if shared and not secure:
                 return shared[0]
-            programs = {"method": Echo(), "secagg": SecAggClient(directory)}  # type: ignore[arg-type]
+            programs = {"method": Echo(), "secagg": SecAggClient(directory, openings=book)}
             none = torch.arange(0)
             shared.append(Worker(Setup(programs, task, lambda _: (none, none), clients, fleet, 0)))
             return shared[-1]
@@ -161,7 +164,8 @@ async def _take_part(root: Path, port: int, numbers: range, clients: int, size: 
     for number in numbers:
         folder = root / f"client{number}"
         directory = PinnedDirectory.of(folder)
-        runner = Runner(number, folder / "state", work_of(directory), durable=False)
+        book = Openings(folder / "openings.db", 3, 24, durable=False)
+        runner = Runner(number, folder / "state", work_of(directory, book), durable=False)
         credentials = Credentials.read(folder / "client.key", folder / "client.pem", directory.trust.roots)
         nodes.append(Node(NodeSettings(Address("localhost", port), name="localhost"), credentials, runner, pool=pool))
     await asyncio.gather(*(node.run() for node in nodes))

@@ -81,8 +81,9 @@ class SecAggClient:
         machine.receive(*need(mail, "sealed", "told"))
         if machine.accused:
             return machine.accuse()
-        if self.openings is not None:
-            client.services["session"]["work"] = work.own(client.memory)
+        if self.openings is not None:  # whoever has sent a vector can be opened by the others, so this comes first
+            own = client.services["session"]["work"] = work.own(client.memory)
+            self.openings.check(own, self.run, client.round, session.clients, session.config.least)
         peers = {v: record for v, data in machine.peers.items() if (record := opened_record(data)) is not None}
         inner = worker.client(client.services["call"], client.id, session.stream, peers)
         reply = worker.invoke(inner, "method", session.function, content)
@@ -112,7 +113,6 @@ class SecAggClient:
         machine, session = _machine(client), client.services["session"]
         answer = machine.unmask(*need(message, "own"))
         if self.openings is not None:
-            self.openings.check(_work(client), self.run, client.round, session["alive"], machine.session.config.least)
             self.openings.record(_work(client), self.run, client.round, session["alive"])
         session.clear()
         return answer

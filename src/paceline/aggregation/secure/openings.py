@@ -65,27 +65,31 @@ class Openings:
             raise self._failed(error) from None
         self._db = db
 
-    def check(self, own: OwnWork, run: str, round: int, survivors: Sequence[int], least: Callable[[int], int]) -> None:
+    def check(self, own: OwnWork, run: str, round: int, clients: Sequence[int], least: Callable[[int], int]) -> None:
         """Raise `ProtocolError` where opening this sum would show what no sum may show.
 
         Args:
             own: the work.
             run, round: as the server calls them; openings of a round are counted.
-            survivors: the clients in the sum.
+            clients: who is to be in the sum; before anything is masked the cohort, later the survivors.
             least: least size of a half, from the size of the cohort that is split.
         """
-        now = sorted(survivors)
-        before = self._sets("work", own.work)
+        now, before, others, count = sorted(clients), list[list[int]](), list[list[int]](), 0
+        known = "work = ? OR version = ? OR (run = ? AND round = ?)"
+        for work, version, text, where, when in self._all(f"SELECT * FROM opened WHERE {known}", own.work, own.version, run, round):
+            count += (where, when) == (run, round)
+            if work == own.work:
+                before.append(json.loads(text))
+            elif version == own.version:
+                others.append(json.loads(text))
         if before and now not in before and not any(tuple(now) in halves(own.common, old, least(len(old))) for old in before):
             raise ProtocolError("this work was opened before, over other survivors; a second sum would show the difference")
-        for old in self._sets("version", own.version):
-            difference = len(set(old) ^ set(now))
-            if 0 < difference < self.least_difference and old not in before:
+        for old in others:
+            if 0 < (difference := len(set(old) ^ set(now))) < self.least_difference and old not in before:
                 raise ProtocolError(
                     f"a sum over the same model was opened before, over a cohort that differs in {difference} clients; "
                     f"{self.least_difference} are demanded (cohort.least_difference)"
                 )
-        count = self._all("SELECT COUNT(*) FROM opened WHERE run = ? AND round = ?", run, round)[0][0]
         if self.most is not None and count >= self.most:
             raise ProtocolError(f"{count} sums of round {round} were opened; more would show too much (limits.openings)")
 
@@ -99,9 +103,6 @@ class Openings:
         if self._db is not None:
             self._db.close()
             self._db = None
-
-    def _sets(self, column: str, key: bytes) -> list[list[int]]:
-        return [json.loads(text) for (text,) in self._all(f"SELECT DISTINCT survivors FROM opened WHERE {column} = ?", key)]
 
     def _all(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         self.open()
