@@ -148,7 +148,13 @@ class _Sum:
         self._preview()
 
     def form(self) -> Summed:
-        """Carry the protocol out."""
+        """Carry the protocol out; note whose messages broke it, and how."""
+        try:
+            return self._form()
+        finally:
+            self.fed.lost |= {client: f"refused: {why}" for client, why in self.server.refused.items()}
+
+    def _form(self) -> Summed:
         server = self.server
         self._ask("advertise", server.session.plain(), self.clients, server.add_advert)
         hashes, adverts = server.directory_for()

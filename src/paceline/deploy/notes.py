@@ -150,7 +150,8 @@ class Notes:
 
     def round(self, record: dict[str, Any]) -> None:
         """A round is over and saved."""
-        told = {k: round_off(v) for k, v in record.items() if k in ("round", "wall_seconds", "accuracy", "loss", "dropped", "attempts")}
+        shown = ("round", "wall_seconds", "accuracy", "loss", "dropped", "attempts", "excluded")
+        told = {k: round_off(v) for k, v in record.items() if k in shown}
         self.journal("round", **told)
         if self.metrics is not None:
             self.metrics.round.set(record["round"])

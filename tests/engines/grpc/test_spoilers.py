@@ -63,7 +63,9 @@ def test_shares_that_nobody_can_open(loopback):
     """The accused sits out from the first attempt on: the others' sum is formed in the second."""
     summary = run_with(loopback, "share", random_shares)
     assert summary.rounds == 2
-    assert excluded(summary) == {BAD: "clients [0, 1, 2, 3, 4] could not open its shares"}
+    why = "clients [0, 1, 2, 3, 4] could not open its shares"
+    assert excluded(summary) == {BAD: why}
+    assert [line.get("excluded") for line in loopback.server_lines.of("round")] == [{str(BAD): why}] * 2
     assert [r["attempts"] for r in summary.history] == [2, 2]  # it comes back once, and then stays away for longer
 
 
@@ -89,6 +91,7 @@ def test_accusations_that_mean_nothing(loopback, accused):
     summary = run_with(loopback, "masked", lambda m, a: {"accused": accused}, LOOSE)
     assert excluded(summary) == {}
     assert summary.history[0]["note_refused"] == 1
+    assert summary.history[0]["lost"] == f"1 refused (malformed message, such as client {BAD})"
 
 
 def test_a_wrong_commitment(loopback):
