@@ -9,7 +9,6 @@ from paceline.aggregation.secure.keys import IdentityKey
 from paceline.aggregation.secure.session import masked_digest, number
 from paceline.aggregation.secure.shamir import PRIME
 from paceline.aggregation.wires import as_bytes, as_tensors
-from paceline.update import Update
 
 RUN = {"method": "fedavg", "clients": 6, "cohort": 6, "rounds": 2, "aggregation": "secure", "secure": {"gamma": 0.0}}
 LOOSE = {**RUN, "rounds": 1, "secure": {"gamma": 0.0, "threshold": 4}}
@@ -200,30 +199,3 @@ def test_tensors_in_other_steps(loopback, step, junk):
     summary = run_with(loopback, step, lambda m, a: junk, LOOSE)
     assert summary.rounds == 1
     assert summary.history[0]["note_refused"] == 1
-
-
-def test_other_shapes_that_come_first_shut_nobody_out(loopback, monkeypatch):
-    """What vectors consist of is fixed by the server's own model before the first one comes, not by who is first."""
-    monkeypatch.setattr("paceline.aggregation.secure.server.GROUPS", 1)
-    loopback.serve(LOOSE)
-    for client in range(6):
-        slow = (f"delay:client={client},seconds=0.3,phase=secagg.masked",) if client != BAD else ()
-        node = loopback.client(client, faults=slow)
-    build = node.runner._work
-
-    def work(welcome):
-        worker = build(welcome)
-        invoke = worker.invoke
-
-        def other(me, program, function, message):
-            reply = invoke(me, program, function, message)
-            return Update(delta=torch.zeros(7), loss=0.1, weight=1) if function == "train" else reply
-
-        worker.invoke = other
-        return worker
-
-    node.runner._work = work
-    summary = loopback.finish()
-    assert summary.rounds == 1
-    assert summary.history[0]["note_refused"] == 1
-    assert summary.history[0]["attempts"] == 1

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.aggregation.secure.config import Segment
-from paceline.errors import NonFiniteError, ProtocolError, SumOverflowError
+from paceline.errors import NonFiniteError, ProtocolError
 
-__all__ = ["dequantise", "pack", "quantise", "scale_of", "signed", "to_words", "unpack"]
+__all__ = ["pack", "quantise", "scale_of", "signed", "to_words", "unpack"]
 
 Words = NDArray[Any]
 
@@ -52,14 +52,6 @@ def quantise(
     if isinstance(weight, np.ndarray) or weight != 1:
         out *= np.asarray(weight, dtype=np.int64)
     return out, clipped
-
-
-def dequantise(total: NDArray[np.int64], clip: float, bits: int, clients: int, max_weight: int) -> NDArray[np.float64]:
-    """Return a signed sum in units of the values; raises `SumOverflowError` where no honest sum can be."""
-    bound = clients * max_weight * ((1 << (bits - 1)) - 1)
-    if len(total) and max(int(total.max()), -int(total.min())) > bound:
-        raise SumOverflowError(f"the opened sum exceeds what {clients} clients can have sent: overflow, or a cheater")
-    return total / scale_of(clip, bits)
 
 
 def to_words(values: NDArray[np.int64], segment: Segment) -> Words:
