@@ -106,6 +106,7 @@ def test_server_and_clients_as_commands(keys, tmp_path):
     clients = []
     for number in range(3):
         mine = {"server": f"localhost:{port}", "folder": f"client{number}", "state": f"state{number}", "policy": "policy.toml", "most": 1.0}
+        mine |= {"private_rounding": False}
         (root / f"c{number}.toml").write_text(to_toml({"client": mine, "data": {"own": False}}))
         clients.append(start("client", root / f"c{number}.toml", root / f"c{number}.log"))
     try:
