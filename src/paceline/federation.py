@@ -94,6 +94,8 @@ class Federation:
         self.excluded = Exclusions()
         self.opened: set[int] = set()
         """Clients whose sum was opened in this round: another attempt asks others first, as no work is opened twice."""
+        self.given: set[int] = set()
+        """Clients that gave a masked vector last in this round: another attempt asks them first, see `Openings`."""
         self.last = CallInfo()
         self.totals = CallInfo()
         self._open = CallInfo()
@@ -116,6 +118,7 @@ class Federation:
         self._waits, self._waited = 0.0, max(self._waits, self._waited) if again else 0.0
         if not again:
             self.opened.clear()
+            self.given.clear()
         self.round, self.attempt, self._calls = round, attempt, 0
         self._streams.clear()
 
@@ -144,11 +147,12 @@ class Federation:
             among = fresh if len(fresh) >= most else among
         population = self.num_clients if among is None else len(among)
         rng = numpy_rng(self.seed, "cohort", self.round, self.attempt, self._calls)
-        if among is None and self.fleet.always and not self.excluded:
+        again = self.given if self.attempt and not self.opened else ()
+        if among is None and self.fleet.always and not self.excluded and not again:
             return sorted(rng.permutation(population)[:most].tolist())
         picked: list[int] = []
-        for place in rng.permutation(population):
-            client = int(place if among is None else among[int(place)])
+        order = [int(place if among is None else among[int(place)]) for place in rng.permutation(population)]
+        for client in sorted(order, key=lambda c: c not in again):
             if self.fleet.available(client, self.round) and not self.excluded.sits_out(client, self.round):
                 picked.append(client)
                 if len(picked) == most:

@@ -148,6 +148,7 @@ class _Sum:
         hashes, adverts = server.directory_for()
         self._ask("share", {"hashes": hashes}, list(adverts), server.add_shares, each_message=adverts)
         mail = server.mail_for()
+        self.fed.given |= set(mail)
         self._ask("masked", self.request.message, list(mail), self._add, each_message=mail, deadline=self.request.deadline)
         try:
             alive = server.alive()

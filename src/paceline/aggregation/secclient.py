@@ -82,7 +82,8 @@ class SecAggClient:
         if machine.accused:
             return machine.accuse()
         if self.openings is not None:
-            client.services["session"]["work"] = work.own(client.memory)
+            # the memory of the last round: what the function itself notes does not make it other work
+            client.services["session"]["work"] = work.own(client.memory.stored)
         peers = {v: record for v, data in machine.peers.items() if (record := opened_record(data)) is not None}
         inner = worker.client(client.services["call"], client.id, session.stream, peers)
         reply = worker.invoke(inner, "method", session.function, content)
@@ -93,6 +94,8 @@ class SecAggClient:
             worker.note_times(inner, wire_size(content), encoded.size)
         client.flops += inner.flops
         answer = machine.masked(encoded.segments)
+        if self.openings is not None:
+            client.services["session"]["vector"] = self.openings.give(_work(client), session.clients)
         return {**answer, "segments": as_tensors(answer["segments"]), "shape": encoded.shape}
 
     @on_client(each=True)
@@ -102,7 +105,9 @@ class SecAggClient:
         machine = _machine(client)
         answer = machine.consistency(alive)
         if self.openings is not None:
-            self.openings.check(_work(client), self.run, client.round, alive, machine.session.config.least)
+            vector = client.services["session"]["vector"]
+            self.openings.check(_work(client), self.run, client.round, alive, machine.session.config.least, vector)
+            self.openings.narrow(vector, alive)
         client.services["session"]["alive"] = list(alive)
         return answer
 
@@ -112,8 +117,9 @@ class SecAggClient:
         machine, session = _machine(client), client.services["session"]
         answer = machine.unmask(*need(message, "own"))
         if self.openings is not None:
-            self.openings.check(_work(client), self.run, client.round, session["alive"], machine.session.config.least)
-            self.openings.record(_work(client), self.run, client.round, session["alive"])
+            work, vector, alive = _work(client), session["vector"], session["alive"]
+            self.openings.check(work, self.run, client.round, alive, machine.session.config.least, vector)
+            self.openings.record(work, self.run, client.round, alive, vector)
         session.clear()
         return answer
 

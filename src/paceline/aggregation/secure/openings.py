@@ -3,6 +3,10 @@
 Two sums of the same work over different clients show, by their difference, what the clients did that are in one of
 them only. So a piece of work is opened over one set of survivors: any two opened sets are equal or have no client in
 common. After a sum that could not be used it may be opened over the halves of that set, which no server can choose.
+
+A client whose masked vector has left does not always hear what becomes of it: the others can open the sum without its
+help. So it remembers the vector from the moment at which it leaves, and over which clients it may have been summed.
+Later it helps only with sums that have most of those clients in them, or few.
 """
 
 from __future__ import annotations
@@ -27,6 +31,9 @@ CREATE TABLE IF NOT EXISTS opened (
 CREATE INDEX IF NOT EXISTS by_work ON opened (work);
 CREATE INDEX IF NOT EXISTS by_version ON opened (version);
 CREATE INDEX IF NOT EXISTS by_round ON opened (run, round);
+CREATE TABLE IF NOT EXISTS given (id INTEGER PRIMARY KEY, work BLOB NOT NULL, version BLOB NOT NULL, clients TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS given_work ON given (work);
+CREATE INDEX IF NOT EXISTS given_version ON given (version);
 """
 
 
@@ -65,7 +72,18 @@ class Openings:
             raise self._failed(error) from None
         self._db = db
 
-    def check(self, own: OwnWork, run: str, round: int, survivors: Sequence[int], least: Callable[[int], int]) -> None:
+    def give(self, own: OwnWork, clients: Sequence[int]) -> int:
+        """Remember a masked vector that leaves, and who may be in its sum; on the disk when this returns its number."""
+        self._all("INSERT INTO given (work, version, clients) VALUES (?, ?, ?)", own.work, own.version, json.dumps(sorted(clients)))
+        return int(self._all("SELECT last_insert_rowid()")[0][0])
+
+    def narrow(self, vector: int, survivors: Sequence[int]) -> None:
+        """Remember which survivors were shown for a vector; on the disk when this returns."""
+        self._all("UPDATE given SET clients = ? WHERE id = ?", json.dumps(sorted(survivors)), vector)
+
+    def check(
+        self, own: OwnWork, run: str, round: int, survivors: Sequence[int], least: Callable[[int], int], vector: int | None = None
+    ) -> None:
         """Raise `ProtocolError` where opening this sum would show what no sum may show.
 
         Args:
@@ -73,6 +91,7 @@ class Openings:
             run, round: as the server calls them; openings of a round are counted.
             survivors: the clients in the sum.
             least: least size of a half, from the size of the cohort that is split.
+            vector: the number of this sum's own vector, see `give`.
         """
         now = sorted(survivors)
         before = self._sets("work", own.work)
@@ -85,14 +104,23 @@ class Openings:
                     f"a sum over the same model was opened before, over a cohort that differs in {difference} clients; "
                     f"{self.least_difference} are demanded (cohort.least_difference)"
                 )
+        for (text,) in self._all(
+            "SELECT DISTINCT clients FROM given WHERE (work = ? OR version = ?) AND id IS NOT ?", own.work, own.version, vector
+        ):
+            if not _apart(now, old := json.loads(text)) and tuple(now) not in halves(own.common, old, least(len(old))):
+                raise ProtocolError(
+                    "this work may have been opened before, with a vector that left this client, over other survivors; a second "
+                    "sum would show the difference"
+                )
         count = self._all("SELECT COUNT(*) FROM opened WHERE run = ? AND round = ?", run, round)[0][0]
         if self.most is not None and count >= self.most:
             raise ProtocolError(f"{count} sums of round {round} were opened; more would show too much (limits.openings)")
 
-    def record(self, own: OwnWork, run: str, round: int, survivors: Sequence[int]) -> None:
-        """Remember an opening; on the disk when this returns."""
+    def record(self, own: OwnWork, run: str, round: int, survivors: Sequence[int], vector: int | None = None) -> None:
+        """Remember an opening, which settles what became of a vector; on the disk when this returns."""
         row = (own.work, own.version, json.dumps(sorted(survivors)), run, round)
         self._all("INSERT INTO opened VALUES (?, ?, ?, ?, ?)", *row)
+        self._all("DELETE FROM given WHERE id = ?", vector)
 
     def close(self) -> None:
         """Close the file."""
@@ -115,3 +143,13 @@ class Openings:
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL or getattr(error, "errno", None) == errno.ENOSPC:
             return DiskFullError(f"no room for {self.path}: make some; the client goes on by itself")
         return StoreError(f"{self.path} cannot be used ({error}); without it this client cannot know what it opened: put a copy back")
+
+
+def _apart(now: Sequence[int], old: Sequence[int]) -> bool:
+    """Return whether a sum may be opened beside one over an unknown part of `old`.
+
+    Those who helped to open that one are two thirds of it, and refuse another one. So what has three fifths of the same
+    clients finds too few who help; and what has a third or less of them in it is hidden by the others.
+    """
+    common = len(set(now) & set(old))
+    return 5 * common >= 3 * len(old) or 3 * common <= len(now)
