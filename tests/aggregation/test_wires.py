@@ -1,6 +1,8 @@
 """What of a secure sum comes from outside: whatever is malformed is refused by name, and leaves its sender out."""
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from paceline.aggregation.secure.encoding import pack, unpack
 from paceline.aggregation.secure.identity import SimulatedDirectory
 from paceline.aggregation.secure.simulate import new_session
 from paceline.errors import PlanError, ProtocolError
-from paceline.method import find_method
+from paceline.method import client_functions, find_method
 from paceline.update import Update
 
 JUNK = [None, 3, "text", b"bytes", [], [1], {}, {1: 2}, {"all": {}, "own": None}, {"all": None, "own": {}}, {"alive": 3}]
@@ -24,12 +26,14 @@ class FakeClient:
     """What the protocol's client functions use of a client."""
 
     def __init__(self):
-        self.id, self.memory, self.services = 0, {}, {"session": {}, "worker": None, "call": None}
+        worker = SimpleNamespace(functions={"method": client_functions(find_method("fedavg"))})
+        self.id, self.round, self.memory = 0, 1, {}
+        self.services = {"session": {}, "worker": worker, "call": None}
 
 
 def begun(directory):
     client, program = FakeClient(), SecAggClient(directory)
-    program.advertise(client, new_session(range(5), SecureConfig()).plain())
+    program.advertise(client, replace(new_session(range(5), SecureConfig(), 1), function="train").plain())
     return client, program
 
 
