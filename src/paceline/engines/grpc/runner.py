@@ -46,7 +46,7 @@ class Runner:
         self._round = 0
         self._overlay: tuple[int, int] | None = None
         self._pending: dict[str, int] = {}
-        self._trained = 0.0
+        self._trained, self._training = 0.0, False
 
     # -- a run ---------------------------------------------------------------------------------
     def join(self, welcome: Welcome) -> None:
@@ -93,13 +93,14 @@ class Runner:
     def call(self, head: Mapping[str, Any], message: Tree, rest: Tree) -> Answer:
         """Answer one call; whatever goes wrong becomes a reason, which the server is told unless sums are secure."""
         number, hidden = p.field(head, "id", int), self.hidden
+        self._training = False
         try:
             worker, call = self._checked(head, message, rest)
             began = time.perf_counter()
             before = self._seen(worker)
             receipt = self._run(worker, call)
             spent = time.perf_counter() - began
-            trained = self._seen(worker) != before
+            trained = self._training = self._seen(worker) != before
             if trained:
                 self._trained = spent
             self._keep(call.round, p.field(head, "take", int))
@@ -116,7 +117,7 @@ class Runner:
 
     def slowed(self, answer: Answer, seconds: float) -> None:
         """Let work have taken longer: a slow device, on purpose."""
-        if answer.head["trained"]:
+        if self._training:  # the answer's head does not say so in a secure sum
             self._trained += seconds
         if answer.head["seconds"]:
             answer.head["seconds"] += seconds
