@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 __all__ = ["Exclusions"]
 
@@ -30,6 +30,11 @@ class Exclusions:
             times = self._times[client] = self._times.get(client, 0) + 1
             self._until[client] = round + 2 ** min(times - 1, 20) - 1
             self._why[client] = (round, why)
+
+    def rest(self, clients: Iterable[int], round: int) -> None:
+        """Let clients sit out the rest of a round, without blame: those that did not answer in an attempt that was lost."""
+        for client in clients:
+            self._until[client] = max(self._until.get(client, -1), round)
 
     def sits_out(self, client: int, round: int) -> bool:
         """Return whether a client is not to be asked in a round."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from paceline.aggregation.arithmetic import SecureArithmetic, enough, misfits
@@ -20,6 +20,7 @@ from paceline.aggregation.secure.config import SecureConfig
 from paceline.aggregation.secure.identity import SimulatedDirectory
 from paceline.aggregation.secure.opened import OpenedSums
 from paceline.aggregation.secure.server import SecureServer
+from paceline.aggregation.secure.session import least_half
 from paceline.aggregation.secure.simulate import new_session
 from paceline.aggregation.secure.work import Agreement, Work
 from paceline.aggregation.wires import MALFORMED, as_bytes, fits
@@ -93,12 +94,15 @@ class SecureAggregation:
         self.opened.begin(fed.round)
         fed.opened |= self.opened.clients()
         parts, last = [], None
-        groups = self.opened.groups(work.common, cohort, self.config.least)
+        groups = self.opened.groups(work.common, cohort, partial(least_half, config=self.config))
         for clients, whole in groups:
+            one = _Sum(self, fed, request, work, place, {c: listed[c] for c in clients}, whole)
             try:
-                parts.append(_Sum(self, fed, request, work, place, {c: listed[c] for c in clients}, whole).form())
+                parts.append(one.form())
             except QuorumError as error:
                 last = error
+                if not isinstance(error, MisbehaviourError):
+                    self._rest(fed, cohort, one)
         if not parts:
             raise last or QuorumError(
                 f"round {fed.round}: a sum of {request.function!r} was opened before; without all of the clients that were in it, it "
@@ -109,6 +113,16 @@ class SecureAggregation:
     def reply_size(self, model: Params, cohort: int) -> int:
         """Return the bytes of a masked reply that holds as many values as the model."""
         return Codec(self.config, cohort).size(Update(delta=model, weight=1))
+
+    def _rest(self, fed: Federation, cohort: Sequence[int], lost: _Sum) -> None:
+        """Try a lost round again without those that did not answer, if they are few and enough others are there.
+
+        What was being opened is asked of the same clients once more first, as it can be split at best.
+        """
+        left = len(cohort) - len(lost.silent)
+        again = lost.opening and not self.opened.lose(lost.work.common, lost.opening)
+        if not again and 3 * len(lost.silent) <= len(cohort) and left >= max(3, self.config.least(left), fed.quorum):
+            fed.excluded.rest(lost.silent, fed.round)
 
     def check(self, fed: Federation) -> list[str]:
         """Return why a cohort of this size cannot be summed securely."""
@@ -145,6 +159,10 @@ class _Sum:
         self.server = SecureServer(session, keys, len(keys) if whole else fed.quorum)
         self.codec = Codec(how.config, len(keys), request.declared.bounds)
         self.shapes: dict[int, Any] = {}
+        self.silent: set[int] = set()
+        """Who gave no good answer to a step."""
+        self.opening: list[int] = []
+        """Survivors, once shares are asked for."""
         self._preview()
 
     def form(self) -> Summed:
@@ -169,6 +187,7 @@ class _Sum:
         self._ask("consistency", {"alive": alive}, alive, server.add_signature)
         signatures = server.signatures_for()
         self.how.opened.record(self.work.common, alive)
+        self.opening = alive
         self.fed.opened |= set(alive)
         self._ask("unmask", None, list(signatures), server.add_unmasking, each_message=signatures)
         try:
@@ -181,12 +200,15 @@ class _Sum:
     def _ask(self, step: str, message: Tree, clients: Sequence[int], take: Any, **options: Any) -> None:
         def sink(receipt: Receipt) -> None:
             if receipt.dropped is None:
+                came.add(receipt.client)
                 try:
                     take(receipt.client, receipt.value)
                 except (PacelineError, *MALFORMED) as error:  # whatever one client sends, it harms its own answer only
                     self.server.refused[receipt.client] = f"malformed message: {type(error).__name__}: {error}"
 
+        came: set[int] = set()
         self.fed.call(step, message, clients, Each(), program="secagg", sink=sink, **options)
+        self.silent |= {c for c in clients if c not in came or c in self.server.refused}
 
     def _preview(self) -> None:
         """Fix what every vector must consist of, where the server's own model tells."""

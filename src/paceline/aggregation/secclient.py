@@ -81,9 +81,12 @@ class SecAggClient:
         machine.receive(*need(mail, "sealed", "told"))
         if machine.accused:
             return machine.accuse()
-        if self.openings is not None:  # whoever has sent a vector can be opened by the others, so this comes first
-            own = client.services["session"]["work"] = work.own(client.memory)
-            self.openings.check(own, self.run, client.round, session.clients, session.config.least)
+        if self.openings is not None:
+            # whoever has sent a vector can be opened by the others, so this comes first; and by the memory of the last round, as
+            # what a function notes while it runs does not make it other work
+            kept = client.memory if declared.held else client.memory.stored
+            own = client.services["session"]["work"] = work.own(kept)
+            self.openings.check(own, self.run, client.round, session.clients, session.least_half)
         peers = {v: record for v, data in machine.peers.items() if (record := opened_record(data)) is not None}
         inner = worker.client(client.services["call"], client.id, session.stream, peers)
         reply = worker.invoke(inner, "method", session.function, content)
@@ -103,7 +106,7 @@ class SecAggClient:
         machine = _machine(client)
         answer = machine.consistency(alive)
         if self.openings is not None:
-            self.openings.check(_work(client), self.run, client.round, alive, machine.session.config.least)
+            self.openings.check(_work(client), self.run, client.round, alive, machine.session.least_half)
         client.services["session"]["alive"] = list(alive)
         return answer
 

@@ -1,11 +1,13 @@
 """What a client opens over its whole life: sets of one piece of work are equal or have nobody in common."""
 
-import itertools
+import json
 
 import numpy as np
 import pytest
 
+from paceline.aggregation.secure.config import SecureConfig
 from paceline.aggregation.secure.openings import Openings
+from paceline.aggregation.secure.session import least_half, sizes
 from paceline.aggregation.secure.work import OwnWork, halves
 from paceline.errors import DiskFullError, ProtocolError, StoreError
 
@@ -38,7 +40,7 @@ def test_another_set_of_survivors_is_refused_whatever_run_and_round_are_called(r
     assert opens(book, [1, 2, 3], work=OwnWork(b"e" * 32, b"y" * 32, b"z" * 32))
 
 
-def test_halves_may_be_opened_and_their_halves():
+def test_halves_may_be_opened_and_no_halves_of_these():
     book, everybody = Openings(), tuple(range(12))
     assert opens(book, everybody)
     mine = next(half for half in halves(WORK.common, everybody, 3) if 0 in half)
@@ -46,41 +48,122 @@ def test_halves_may_be_opened_and_their_halves():
     assert opens(book, mine)
     assert not opens(book, mine[:-1])  # a half from which somebody dropped out would be shown by the whole
     quarter = next(half for half in halves(WORK.common, mine, 3) if 0 in half)
-    assert opens(book, quarter)
+    assert not opens(book, quarter)
     assert opens(book, everybody)
 
 
-def test_no_combination_of_what_clients_open_shows_fewer_than_the_least():
-    """A server asks 12 clients for every set that it likes, in any order; what they open spans no sum over fewer than 3."""
-    rng = np.random.default_rng(0)
-    everybody = range(12)
-    books = {c: Openings() for c in everybody}
-    opened = []
-    wishes = [tuple(everybody), *halves(WORK.common, everybody, 3)]
-    wishes += [h for half in wishes[1:] for h in halves(WORK.common, half, 3)]
-    wishes += [tuple(sorted(rng.choice(12, size=int(rng.integers(3, 12)), replace=False).tolist())) for _ in range(200)]
-    for wish in [wishes[0], *rng.permutation(np.array(wishes, dtype=object)).tolist()]:
-        wish = tuple(wish)
-        willing = []
-        for client in wish:
-            try:
-                books[client].check(WORK, "r", 1, wish, three)
-                willing.append(client)
-            except ProtocolError:
-                pass
-        if len(willing) == len(wish):  # each of them has to give its shares
-            for client in wish:
-                books[client].record(WORK, "r", 1, wish)
-            opened.append([float(c in wish) for c in everybody])
-    assert len(opened) >= 7
-    rows = np.array(opened)
-    rank = np.linalg.matrix_rank(rows)
-    for size in (1, 2):
-        for few in itertools.combinations(everybody, size):
-            for signs in itertools.product((1.0, -1.0), repeat=size):
-                target = np.zeros(12)
-                target[list(few)] = signs
-                assert np.linalg.matrix_rank(np.vstack([rows, target])) == rank + 1, few
+class Server:
+    """Opens whatever it can: it chooses cohorts, survivors and who is asked for shares."""
+
+    def __init__(self, size, rng):
+        self.size, self.rng, self.config = size, rng, SecureConfig(gamma=0.0)
+        self.books = {c: Openings() for c in range(size)}
+        self.opened = []
+
+    def least(self, clients):
+        return least_half(clients, self.config)
+
+    def willing(self, cohort, alive):
+        """Return who gives a vector, and of these who gives shares."""
+        gave = [c for c in cohort if self.allows(c, cohort)]
+        return gave, [c for c in gave if c in alive and self.allows(c, alive)]
+
+    def allows(self, client, clients):
+        try:
+            self.books[client].check(WORK, "r", 1, clients, self.least)
+        except ProtocolError:
+            return False
+        return True
+
+    def open(self, cohort, alive=None, silent=()):
+        """Try to open a sum without asking `silent` for shares; return whether it comes out."""
+        cohort, alive = sorted(cohort), sorted(cohort if alive is None else alive)
+        _, t = sizes(len(cohort), self.config)
+        gave, signed = self.willing(cohort, alive)
+        if len(alive) < 3 or not set(alive) <= set(gave) or len(signed) <= t:
+            return False
+        helps = [c for c in signed if c not in silent]
+        for client in helps:  # it cannot know whether enough others do
+            self.books[client].record(WORK, "r", 1, alive)
+        if any(sum(h != c for h in helps) < t for c in alive):  # nobody holds a share of its own secret
+            return False
+        self.opened.append([float(c in alive) for c in range(self.size)])
+        return True
+
+    def shown(self):
+        """Return clients whose own update follows from what was opened."""
+        rows = np.array(self.opened)
+        rank = np.linalg.matrix_rank(rows)
+        return [c for c in range(self.size) if np.linalg.matrix_rank(np.vstack([rows, np.eye(self.size)[c]])) == rank]
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("size", [6, 9, 13, 16, 24])
+def test_no_combination_of_what_a_server_opens_shows_one_client(size, seed):
+    """It leaves as many as it can without news of each sum, where it hurts most, and then tries every set that it likes."""
+    rng = np.random.default_rng(seed)
+    server, everybody = Server(size, rng), range(size)
+    parts = halves(WORK.common, everybody, server.least(size))
+    _, t = sizes(size, server.config)
+    spare = size - t - 1
+    first = list(parts[0]) if parts else list(everybody)
+    silent = rng.permutation(first).tolist()[:spare]
+    assert server.open(everybody, silent=silent)
+    for part in parts:
+        server.open(part, silent=[c for c in silent if c in part][: max(len(part) - sizes(len(part), server.config)[1] - 1, 0)])
+    for one in parts:
+        for quarter in halves(WORK.common, one, 3):
+            assert not server.open(quarter) or set(quarter) <= set(silent)
+    for victim in silent:
+        server.open([c for c in silent if c != victim])
+    for _ in range(150):
+        cohort = rng.permutation(size)[: rng.integers(3, size + 1)].tolist()
+        gone = rng.permutation(cohort)[: rng.integers(0, 3)].tolist()
+        server.open(cohort, [c for c in cohort if c not in gone], rng.permutation(cohort)[: rng.integers(0, size)].tolist())
+    assert server.shown() == []
+
+
+def splitting(server):
+    """Play the attack on a rule that also allows halves of halves; return what is shown."""
+    everybody = tuple(range(16))
+    first, second = halves(WORK.common, everybody, 3)
+    known, quarter = halves(WORK.common, first, 3)
+    assert server.open(everybody, silent=quarter)
+    assert server.open(second)
+    server.open(first, silent=quarter)  # opens nothing, but those who help go on to their own half of it
+    server.open(known)
+    server.open(quarter[1:])
+    return server.shown()
+
+
+def test_halves_of_halves_would_show_one_client(monkeypatch):
+    """Four of sixteen need not help with the whole, and can all be in one quarter; then they would open three of it."""
+    assert splitting(Server(16, np.random.default_rng(0))) == []
+
+    def looser(client, clients, server):
+        before = [json.loads(text) for (text,) in server.books[client]._all("SELECT survivors FROM opened")]
+        return not before or sorted(clients) in before or any(tuple(sorted(clients)) in halves(WORK.common, old, 3) for old in before)
+
+    server = Server(16, np.random.default_rng(0))
+    monkeypatch.setattr(server, "allows", lambda client, clients: looser(client, clients, server))
+    assert len(splitting(server)) == 1
+
+
+@pytest.mark.parametrize(
+    ("clients", "options", "least"),
+    [
+        (5, {}, 5),
+        (6, {}, 3),
+        (6, {"threshold": 4}, 6),
+        (7, {}, 7),
+        (16, {"gamma": 0.1}, 5),
+        (100, {"gamma": 0.1}, 100),
+        (100, {"complete_up_to": 100}, 3),
+    ],
+)
+def test_who_may_be_split(clients, options, least):
+    """Sparse graphs open with little more than half of the clients, so the others could open what they like."""
+    assert least_half(clients, SecureConfig(**{"gamma": 0.0, **options})) == least
 
 
 def test_the_same_model_with_other_options_needs_a_difference():

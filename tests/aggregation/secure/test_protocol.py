@@ -346,7 +346,7 @@ def test_too_many_wrong_shares_are_named():
         answer = parties.clients[c].unmask(parties.signatures[c])
         answer["self"] = {v: bytes(31) + bytes([c]) for v in answer["self"]}
         parties.server.add_unmasking(c, answer)
-    with pytest.raises(MisbehaviourError, match="cannot be taken away") as lost:
+    with pytest.raises(MisbehaviourError, match="gave wrong shares") as lost:
         parties.server.open()
     assert set(lost.value.clients) == set(parties.alive) == set(lost.value.survivors)
 

@@ -42,7 +42,7 @@ class Liar:
     def __init__(self, loopback, policy=STRICT, clients=4, plan=None, name="lie", join=True, **run):
         self.loopback = loopback
         root = loopback.root
-        self.config = RunConfig.build({**RUN, "secure": SECURE, **run})
+        self.config = RunConfig.build({**RUN, "clients": clients, "secure": SECURE, **run})
         trust = Trust.load(root / "server" / "trust.pem")
         self.directory = PinnedDirectory(root / "server" / "directory", trust)
         gate = Gate(trust, root / "server" / "directory", root / "server" / "crl.pem")

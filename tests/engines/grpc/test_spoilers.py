@@ -199,3 +199,43 @@ def test_tensors_in_other_steps(loopback, step, junk):
     summary = run_with(loopback, step, lambda m, a: junk, LOOSE)
     assert summary.rounds == 1
     assert summary.history[0]["note_refused"] == 1
+
+
+def wrong_shares(machine, answer):
+    return {**answer, "self": {v: secrets.token_bytes(32) for v in answer["self"]}}
+
+
+def one_wrong_share(machine, answer):
+    return {**answer, "self": {**answer["self"], 0: secrets.token_bytes(32)}}
+
+
+def shares_kept_back(machine, answer):
+    return {**answer, "self": {v: s for v, s in answer["self"].items() if v != 0}}
+
+
+@pytest.mark.parametrize("change", [wrong_shares, one_wrong_share, shares_kept_back])
+def test_wrong_shares_cost_their_holder_its_place_and_nobody_else(loopback, change):
+    """All five shares are needed here, so no decoder finds the wrong ones: without checks their owners would be blamed."""
+    summary = run_with(loopback, "unmask", change)
+    assert summary.rounds == 2
+    assert set(excluded(summary)) == {BAD}
+    assert [r["attempts"] for r in summary.history] == [2, 2]
+
+
+def test_a_share_that_is_not_the_one_whose_hash_was_told(loopback):
+    """Whoever opens it says so before it masks anything, so nobody can be blamed for it later."""
+    flip = lambda sealed: bytes([sealed[0] ^ 1]) + sealed[1:]  # noqa: E731 - the first byte of a hash
+    summary = run_with(loopback, "share", lambda m, a: {**a, "sealed": {v: flip(s) for v, s in a["sealed"].items()}})
+    assert excluded(summary) == {BAD: "clients [0, 1, 2, 3, 4] could not open its shares"}
+
+
+@pytest.mark.parametrize("step", ["advertise", "share", "masked", "consistency", "unmask"])
+def test_a_client_that_falls_silent_where_all_are_needed(loopback, step):
+    """The round is lost, and tried again without it: it is there, so only its silence tells."""
+
+    def silent(machine, answer):
+        raise ValueError("no answer")
+
+    summary = run_with(loopback, step, silent)
+    assert summary.rounds == 2
+    assert [r["attempts"] for r in summary.history] == [3 if step == "unmask" else 2] * 2  # shares are asked for once more first

@@ -33,6 +33,7 @@ from paceline.aggregation.secure.session import (
     number,
     segments_of,
     segments_table,
+    share_checks,
 )
 from paceline.aggregation.secure.shamir import PRIME, share
 from paceline.errors import ProtocolError
@@ -185,8 +186,9 @@ class SecureClient:
         sealed, told = {}, {}
         for v, b, s in zip(self._near, shares_b, shares_s, strict=True):
             agreed = self._agree(self._seal_key, v, 0)
-            text = number(self.me) + number(v) + b.to_bytes(32, "little") + s.to_bytes(32, "little")
-            sealed[v] = seal(self._derived(agreed, "seal", v), text, self._aad(self.me, v))
+            shares = b.to_bytes(32, "little"), s.to_bytes(32, "little")
+            text = number(self.me) + number(v) + b"".join(shares)
+            sealed[v] = share_checks(self.session, self.me, v, shares) + seal(self._derived(agreed, "seal", v), text, self._aad(self.me, v))
             told[v] = seal(self._derived(agreed, "tell", v), padded, self._aad(self.me, v)) if size else b""
         return {"sealed": sealed, "told": told, "commit": commitment(self.session, self.me, secret)}
 
@@ -228,14 +230,18 @@ class SecureClient:
         for v in sealed:
             agreed = self._agree(self._seal_key, v, 0)
             try:
-                text = open_sealed(self._derived(agreed, "seal", v), sealed[v], self._aad(v, self.me))
+                text = open_sealed(self._derived(agreed, "seal", v), sealed[v][64:], self._aad(v, self.me))
                 record = open_sealed(self._derived(agreed, "tell", v), told[v], self._aad(v, self.me)) if size else b""
             except ProtocolError:
                 text, record = b"", b""
             if len(text) != 80 or text[:16] != number(v) + number(self.me) or len(record) != size:
                 self.accused.append(v)
                 continue
-            self._shares[v] = (text[16:48], text[48:80])
+            shares = text[16:48], text[48:80]
+            if share_checks(self.session, v, self.me, shares) != sealed[v][:64]:
+                self.accused.append(v)
+                continue
+            self._shares[v] = shares
             self.peers[v] = record[2 : 2 + int.from_bytes(record[:2], "little")]
         self._enough(len(self._shares) + len(self.accused), "neighbours shared secrets")
 

@@ -31,6 +31,7 @@ class OpenedSums:
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self.path = None if path is None else Path(path)
         self.round = 0
+        self._lost: set[tuple[bytes, tuple[int, ...]]] = set()
         self._sums: dict[str, list[dict[str, Any]]] = {}
         if self.path is not None and self.path.exists():
             try:
@@ -45,6 +46,7 @@ class OpenedSums:
         """Forget the sums of earlier rounds."""
         if round != self.round:
             self.round, self._sums = round, {}
+            self._lost.clear()
 
     def clients(self) -> set[int]:
         """Return who is in any opened sum of this round."""
@@ -64,6 +66,15 @@ class OpenedSums:
                 row["spoilt"] = True
         self._save()
 
+    def lose(self, common: bytes, survivors: Sequence[int]) -> bool:
+        """Note that too few shares of a sum came; return whether that is the second time, after which it counts as spoilt."""
+        key = common, tuple(survivors)
+        if key not in self._lost:
+            self._lost.add(key)
+            return False
+        self.spoil(common, survivors)
+        return True
+
     def groups(self, common: bytes, cohort: Collection[int], least: Callable[[int], int]) -> list[tuple[tuple[int, ...], bool]]:
         """Return which clients of a cohort to sum over, in how many sums; and for each whether all of them must be in it.
 
@@ -78,8 +89,9 @@ class OpenedSums:
         known = [tuple(row["clients"]) for row in rows]
         fresh = there.difference(*known)
         out: list[tuple[tuple[int, ...], bool]] = []
+        split = {clients: halves(common, clients, least(len(clients))) for clients in known}
         for row, clients in zip(rows, known, strict=True):
-            again = halves(common, clients, least(len(clients)))
+            again = [] if any(clients in other for other in split.values()) else split[clients]  # halves are not split again
             if any(half in known for half in again):
                 out += [(half, True) for half in again if half not in known and there.issuperset(half)]
             elif not row["spoilt"] and there.issuperset(clients):

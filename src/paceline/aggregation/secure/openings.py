@@ -3,6 +3,13 @@
 Two sums of the same work over different clients show, by their difference, what the clients did that are in one of
 them only. So a piece of work is opened over one set of survivors: any two opened sets are equal or have no client in
 common. After a sum that could not be used it may be opened over the halves of that set, which no server can choose.
+
+Why no combination of opened sums shows one client: whoever helps to open a sum gives vectors to no other one from then
+on, but to the same set and to its halves. A sum needs the help of t of its n clients. Of all sums in a combination take
+the earliest, over a set S: its t helpers are in no other sum but S and the halves of S, each of which has at least
+n/2 - (n - t) of them, with one coefficient. So they stay in the combination, or S and both halves cancel. Halves are
+allowed where the graph is complete and those who did not help are too few to open a sum on their own (`least_half`);
+halves of halves are not, as all who did not help could be in one of them.
 """
 
 from __future__ import annotations
@@ -82,7 +89,9 @@ class Openings:
                 before.append(json.loads(text))
             elif version == own.version:
                 others.append(json.loads(text))
-        if before and now not in before and not any(tuple(now) in halves(own.common, old, least(len(old))) for old in before):
+        split = {tuple(old): halves(own.common, old, least(len(old))) for old in before}
+        parts = [half for old in split for half in split[old] if not any(old in other for other in split.values())]
+        if before and now not in before and tuple(now) not in parts:
             raise ProtocolError("this work was opened before, over other survivors; a second sum would show the difference")
         for old in others:
             if 0 < (difference := len(set(old) ^ set(now))) < self.least_difference and old not in before:

@@ -30,6 +30,7 @@ from paceline.aggregation.secure.session import (
     number,
     segments_of,
     segments_table,
+    share_checks,
     usable,
 )
 from paceline.aggregation.secure.shamir import combine, weights
@@ -85,7 +86,7 @@ class SecureServer:
         self._shares_b: dict[int, dict[int, bytes]] = {}
         self._shares_s: dict[int, dict[int, bytes]] = {}
         self._signatures: dict[int, bytes] = {}
-        self._liars: set[int] = set()
+        self._liars: dict[int, str] = {}
         self._weights: dict[tuple[int, ...], list[int]] = {}
 
     def expect(self, segments: Sequence[Segment], kind: str) -> None:
@@ -155,7 +156,7 @@ class SecureServer:
         """Take a client's sealed shares."""
         if not self._takes(1, client, message):
             return
-        sizes = {"sealed": 80 + 28, "told": self.session.tell_bytes and self.session.tell_bytes + 28}
+        sizes = {"sealed": 64 + 80 + 28, "told": self.session.tell_bytes and self.session.tell_bytes + 28}
         commit, near = message.get("commit"), set(self._graph[client])
         for part, length in sizes.items():
             sealed = message.get(part)
@@ -300,18 +301,22 @@ class SecureServer:
         if not isinstance(selfs, dict) or not isinstance(keys, dict) or not set(selfs) <= alive & near or not set(keys) <= near - alive:
             self.refused[client] = "malformed shares"
             return
-        for into, shares in ((self._shares_b, selfs), (self._shares_s, keys)):
+        if set(selfs) != alive & near:
+            self.refused[client] = self._liars[client] = "it kept shares back"
+        for place, into, shares in ((0, self._shares_b, selfs), (1, self._shares_s, keys)):
             for v, value in shares.items():
-                if isinstance(value, bytes) and len(value) == 32:
-                    into.setdefault(v, {}).setdefault(client, value)
+                if not isinstance(value, bytes) or len(value) != 32:
+                    self.refused[client] = self._liars[client] = f"its share of client {v} is malformed"
+                elif share_checks(self.session, v, client, (value, value))[32 * place :][:32] != self._check(v, client, place):
+                    self.refused[client] = self._liars[client] = f"its share of client {v} was wrong"
                 else:
-                    self.refused[client] = f"its share of client {v} is malformed"
+                    into.setdefault(v, {}).setdefault(client, value)
 
     def open(self) -> list[tuple[Segment, Words]]:
         """Rebuild the masks that are left in the sum, take them away, and return the opened segments.
 
-        Raises `QuorumError` where shares are missing, `MisbehaviourError` where they are wrong and cannot be repaired; it names
-        the owners of all secrets that do not come out.
+        Raises `QuorumError` where shares are missing, `MisbehaviourError` where they are wrong: it names the holders of wrong
+        shares if too few others came, and the owners of secrets that do not come out of the shares that they sealed.
         """
         self._close(4)
         assert self._sum is not None
@@ -339,6 +344,9 @@ class SecureServer:
             apply_all(total, seeds, segment.name, self.session.config.prg)
         return self._sum
 
+    def _check(self, owner: int, holder: int, place: int) -> bytes:
+        return bytes(self._shared[owner]["sealed"][holder][32 * place :][:32])
+
     def _is_self_mask(self, owner: int, secret: bytes) -> bool:
         return bool(commitment(self.session, owner, secret) == self._shared[owner]["commit"])
 
@@ -348,13 +356,19 @@ class SecureServer:
     def _rebuild(
         self, owner: int, of: Mapping[int, Mapping[int, bytes]], right: Callable[[int, bytes], bool], blamed: dict[int, str]
     ) -> bytes | None:
-        """Return a secret from its shares; wrong ones are found, left out and their holders named.
+        """Return a secret from its shares, each of which is the one that its owner sealed.
 
-        Where the shares do not give what the owner committed to, the owner is blamed and None returned.
+        Where they do not give what the owner committed to, so that no decoder helps, the owner is blamed and None returned.
         """
-        t, came = self.session.threshold, of.get(owner, {})
-        honest = {u: s for u, s in came.items() if u not in self._liars}
-        shares = {u: int.from_bytes(s, "little") for u, s in sorted((honest if len(honest) >= t else came).items())}
+        t = self.session.threshold
+        shares = {u: int.from_bytes(s, "little") for u, s in sorted(of.get(owner, {}).items())}
+        if len(shares) < t and self._liars:
+            raise MisbehaviourError(
+                f"secure sum, round {self.session.round}: clients {sorted(self._liars)} gave wrong shares or kept some back, "
+                "and too few others came",
+                self._liars,
+                self._masked,
+            )
         if len(shares) < t:
             raise QuorumError(
                 f"secure sum, round {self.session.round}: {len(shares)} shares of client {owner} came, {t} are needed; "
@@ -369,8 +383,6 @@ class SecureServer:
         for value, wrong in corrections(shares, t):
             secret = value.to_bytes(32, "little")
             if right(owner, secret):
-                self._liars |= set(wrong)
-                self.refused.update((u, f"its share of client {owner} was wrong") for u in wrong)
                 return secret
             if not wrong:  # all shares fit together, so too many have to be wrong for any decoder
                 break

@@ -20,11 +20,13 @@ __all__ = [
     "commitment",
     "graph_of",
     "graph_seed",
+    "least_half",
     "masked_digest",
     "near_of",
     "number",
     "segments_of",
     "segments_table",
+    "share_checks",
     "sizes",
     "usable",
 ]
@@ -78,6 +80,10 @@ class Session:
     def context(self, role: str) -> bytes:
         """Return what every signature and key derivation of this session starts with."""
         return context(self.id, self.round, role) + self._facts
+
+    def least_half(self, clients: int) -> int:
+        """Return `least_half` by this session's options."""
+        return least_half(clients, self.config)
 
     def faults(self) -> list[str]:
         """Return why nobody should take part in such a session; empty where all is well."""
@@ -134,6 +140,20 @@ def sizes(clients: int, config: SecureConfig) -> tuple[int, int]:
     return k, computed.threshold if config.threshold is None else config.threshold
 
 
+def least_half(clients: int, config: SecureConfig) -> int:
+    """Return the least size of a half of a cohort whose sum was lost; the cohort's own size where it may not be split.
+
+    It may where the graph is complete, where the half can have its threshold, and where those who need not have helped to
+    open the whole are fewer than those who must help to open a half.
+    """
+    half = clients // 2
+    if half < 3:
+        return clients
+    (k, t), (k_half, t_half) = sizes(clients, config), sizes(half, config)
+    fits = k >= clients - 1 and k_half >= half - 1 and t_half <= k_half and clients - t < t_half
+    return max(config.least(clients), 3) if fits else clients
+
+
 def number(value: int) -> bytes:
     """Return an id as 8 little-endian bytes."""
     return value.to_bytes(8, "little")
@@ -142,6 +162,16 @@ def number(value: int) -> bytes:
 def commitment(session: Session, client: int, secret: bytes) -> bytes:
     """Return the hash by which a client commits to its self-mask's seed."""
     return hashlib.sha256(session.context("commit") + number(client) + secret).digest()
+
+
+def share_checks(session: Session, owner: int, holder: int, shares: Sequence[bytes]) -> bytes:
+    """Return the hashes of a holder's shares (of the self-mask, of the mask key), 32 bytes each.
+
+    They travel beside the sealed shares. The holder accuses the owner where they are not of what it opened, and the
+    server holds against them what it is given to open a sum: so a wrong share is its holder's, and a wrong secret its owner's.
+    """
+    context = session.context("shares") + number(owner) + number(holder)
+    return b"".join(hashlib.sha256(context + bytes([kind]) + share).digest() for kind, share in enumerate(shares))
 
 
 def graph_seed(session: Session, hashes: Mapping[int, bytes]) -> bytes:

@@ -27,6 +27,8 @@ __all__ = ["Agreement", "OwnWork", "Work", "halves"]
 _PROTOCOLS = ("_secagg", "_times")
 """What a client's memory holds beside the method's own: it changes with every call."""
 
+_NO_TENSORS = hashlib.sha256().digest()
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -56,7 +58,8 @@ class OwnWork:
     Args:
         common: the key that all clients of a sum share.
         work: the same with what this client's answer depends on: its memory.
-        version: function, tensors of the message and memory: equal for runs that differ in their options only.
+        version: function and tensors of the message: equal for runs that differ in their options only, and whatever was
+            noted in between. Where a message has no tensors, the memory takes their place.
     """
 
     common: bytes
@@ -100,7 +103,7 @@ class Work:
         """Return the keys under which a client with this memory remembers the work."""
         kept = {name: memory[name] for name in sorted(memory) if name not in _PROTOCOLS}
         state = digest(kept)[0].hex() if kept else ""
-        version = [self.function, self.message[1].hex(), state]
+        version = [self.function, self.message[1].hex(), state if self.message[1] == _NO_TENSORS else ""]
         return OwnWork(self.common, _hash([self.common.hex(), state]), _hash(["paceline-version-v1", *version]))
 
 
