@@ -50,7 +50,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean a, b?"`` for the known names closest to `name`, or the list of all."""
     known = sorted(known)
     # a name may come from outside; comparing one of a megabyte would take seconds and hundreds of them
-    close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5) if len(name) <= 200 else []
+    close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5) if len(name) <= 64 else []
     if close:
         return f"; did you mean {', '.join(close)}?"
     return f"; known: {', '.join(known)}" if known else ""
