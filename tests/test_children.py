@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -209,3 +210,36 @@ def test_a_signal_that_another_thread_takes_waits_until_the_child_is_known():
     finally:
         idle.set()
         signal.signal(signal.SIGTERM, before)
+
+
+class Inherited:
+    """Part of a cycle; its finaliser belongs to the parent."""
+
+    def __init__(self):
+        self.me = self
+
+    def __del__(self):
+        if os.getpid() != PARENT:
+            os._exit(7)
+
+
+PARENT = os.getpid()
+
+
+def collect():
+    children.begin()
+    gc.collect()
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="nothing is inherited where there is no fork")
+def test_what_a_forked_child_inherits_is_not_finalised_there():
+    """Such as gRPC's asyncio objects, which wait in a child for a thread of the parent's, for ever."""
+    gc.disable()
+    try:
+        Inherited()  # garbage from here on
+        child = multiprocessing.get_context("fork").Process(target=collect)
+        child.start()
+        child.join(20)
+    finally:
+        gc.enable()
+    assert child.exitcode == 0

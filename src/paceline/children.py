@@ -7,6 +7,7 @@ processes at once are for the parent only.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -165,7 +166,12 @@ def unguarded() -> str:
 
 # -- in the child ------------------------------------------------------------------------------
 def begin() -> None:
-    """Say at the beginning of a child that it ends with its parent, and leaves a terminal's signals to it."""
+    """Say at the beginning of a child that it ends with its parent, and leaves a terminal's signals to it.
+
+    What a forked child inherits is never collected there: finalisers may wait for threads that only the parent has (those
+    of gRPC's asyncio do, without end).
+    """
+    gc.freeze()
     for number in stop_signals():
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
