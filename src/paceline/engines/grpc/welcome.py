@@ -60,7 +60,7 @@ class Rules(Protocol):
         """Note what a call cost."""
 
 
-HIDDEN = "no answer; this client's own log says why"
+HIDDEN = "no answer; this client's own log says why (after a run with the same seed over other clients: take another seed)"
 """All that a server learns of why a client does not answer where sums are secure: a reason may hold values of its data."""
 
 
