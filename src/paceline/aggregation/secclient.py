@@ -16,6 +16,7 @@ from paceline.aggregation.secure.work import Agreement, OwnWork, Work
 from paceline.aggregation.wires import as_tensors, need, opened_record, packed_record, session_of
 from paceline.call import ClientFunction, wire_size
 from paceline.client import Client
+from paceline.drawing import nested
 from paceline.errors import ProtocolError
 from paceline.method import on_client
 from paceline.rng import derive
@@ -62,7 +63,10 @@ class SecAggClient:
         (hashes,) = need(common, "hashes")
         machine = _machine(client)
         tells = _declared(client, machine.session.function).tells
-        record = b"" if tells is None else packed_record(client.services["worker"].invoke(client, "method", tells, None))
+        if tells is None:
+            return machine.share(hashes, adverts)
+        with nested(0, client.device):
+            record = packed_record(client.services["worker"].invoke(client, "method", tells, None))
         return machine.share(hashes, adverts, record)
 
     @on_client(each=True)
@@ -89,7 +93,8 @@ class SecAggClient:
             self.openings.check(own, self.run, client.round, session.clients, session.least_half)
         peers = {v: record for v, data in machine.peers.items() if (record := opened_record(data)) is not None}
         inner = worker.client(client.services["call"], client.id, session.stream, peers)
-        reply = worker.invoke(inner, "method", session.function, content)
+        with nested(0, client.device):
+            reply = worker.invoke(inner, "method", session.function, content)
         codec = Codec(session.config, len(session.clients), declared.bounds)
         with spent.on("encoding"):
             encoded = codec.encode(reply, derive(inner.seed, "encode"))

@@ -128,7 +128,8 @@ class Worker:
         base, self.round = wire_size(call.message), call.round
         if self.model.device.type != "cpu":  # the server's values lie on the CPU, clients' work on the device
             call = replace(call, message=self._here(call.message), each_message={c: self._here(m) for c, m in call.each_message.items()})
-        with nested(0, self.model.device):
+        # a protocol's own steps draw nothing; where they run the method's functions they see to it themselves
+        with nested(0, self.model.device) if call.program == "method" else contextlib.nullcontext():
             for chunk in call.chunks or [[client] for client in call.clients]:
                 yield from self._chunk(call, chunk, sink, base)
         total = sink.partial()

@@ -36,6 +36,8 @@ CREATE INDEX IF NOT EXISTS by_version ON opened (version);
 CREATE INDEX IF NOT EXISTS by_round ON opened (run, round);
 """
 
+_SETS = "SELECT DISTINCT work = ?, survivors FROM opened WHERE work = ? OR version = ?"
+
 
 class Openings:
     """One client's book of opened sums.
@@ -81,25 +83,24 @@ class Openings:
             clients: who is to be in the sum; before anything is masked the cohort, later the survivors.
             least: least size of a half, from the size of the cohort that is split.
         """
-        now, before, others, count = sorted(clients), list[list[int]](), list[list[int]](), 0
-        known = "work = ? OR version = ? OR (run = ? AND round = ?)"
-        for work, version, text, where, when in self._all(f"SELECT * FROM opened WHERE {known}", own.work, own.version, run, round):
-            count += (where, when) == (run, round)
-            if work == own.work:
-                before.append(json.loads(text))
-            elif version == own.version:
-                others.append(json.loads(text))
-        split = {tuple(old): halves(own.common, old, least(len(old))) for old in before}
-        parts = [half for old in split for half in split[old] if not any(old in other for other in split.values())]
-        if before and now not in before and tuple(now) not in parts:
-            raise ProtocolError("this work was opened before, over other survivors; a second sum would show the difference")
+        now, before, others = sorted(clients), list[list[int]](), list[list[int]]()
+        for same, text in self._all(_SETS, own.work, own.work, own.version):
+            (before if same else others).append(json.loads(text))
+        if before and now not in before:
+            split = [halves(own.common, old, least(len(old))) for old in before]
+            whole = [parts for old, parts in zip(before, split, strict=True) if not any(tuple(old) in other for other in split)]
+            if not any(tuple(now) in parts for parts in whole):
+                raise ProtocolError("this work was opened before, over other survivors; a second sum would show the difference")
         for old in others:
             if 0 < (difference := len(set(old) ^ set(now))) < self.least_difference and old not in before:
                 raise ProtocolError(
                     f"a sum over the same model was opened before, over a cohort that differs in {difference} clients; "
                     f"{self.least_difference} are demanded (cohort.least_difference)"
                 )
-        if self.most is not None and count >= self.most:
+        if self.most is None:
+            return
+        [(count,)] = self._all("SELECT COUNT(*) FROM opened WHERE run = ? AND round = ?", run, round)
+        if count >= self.most:
             raise ProtocolError(f"{count} sums of round {round} were opened; more would show too much (limits.openings)")
 
     def record(self, own: OwnWork, run: str, round: int, survivors: Sequence[int]) -> None:
