@@ -141,7 +141,7 @@ class Policy(_Part):
             plan: what the server offers.
             request: what it asks now, or None to judge the plan alone.
         """
-        reasons = [*self._plan(plan), *self._secure(plan, request), *self._privacy(plan, request)]
+        reasons = [*self._plan(plan), *_beyond(plan, request), *self._secure(plan, request), *self._privacy(plan, request)]
         if request is not None:
             reasons += [*self._others(request), *self._limits(request), *self.closed(request.now)]
         return reasons
@@ -246,6 +246,11 @@ class Policy(_Part):
             return []
         local = now.astimezone(zone)
         return [f"it is {local:%a %H:%M} in {self.hours.zone}; this client takes part {', '.join(self.hours.windows)} (hours)"]
+
+
+def _beyond(plan: Plan, request: Request | None) -> Iterator[str]:
+    if request is not None and request.round is not None and request.round > plan.rounds:
+        yield f"round {request.round} is asked for, but the plan that was agreed to has {plan.rounds}"
 
 
 def _allows(pattern: str, name: str) -> bool:
