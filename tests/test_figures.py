@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from paceline.errors import PlanError
-from paceline.figures import adjusted_rand, spread, spread_figures
+from paceline.figures import BINS, adjusted_rand, spread, spread_figures
 from paceline.run import prepare
 
 
@@ -113,3 +113,14 @@ def test_spread_under_secure_aggregation_with_a_drop_out(federate):
 def test_a_method_without_a_global_model_is_not_judged_centrally(task, config):
     with pytest.raises(PlanError, match="evaluation clients"):
         prepare(config(method="localonly", evaluation="central"), task=task)
+
+
+@pytest.mark.parametrize("bins", [-3, 2**40, 7])
+@pytest.mark.parametrize("clients", [-1, 0, 5])
+def test_a_spread_in_which_somebody_lied_is_a_figure(bins, clients):
+    """Sums of numbers have no bound under secure aggregation: neither an error nor an endless list may come of them."""
+    total = {"clients": clients, "accuracies": 2.0, "squares": -4.0, "bins": torch.zeros(BINS, dtype=torch.int64)}
+    total["bins"][50] = bins
+    found = spread_figures(total)
+    assert set(found) == {"client_accuracy", "worst_client_accuracy", "client_deviation"}
+    assert all(math.isnan(v) or 0 <= v <= 1 for v in found.values())

@@ -57,14 +57,15 @@ def spread_figures(total: Mapping[str, Any], worst: float = 0.1) -> dict[str, fl
     least one client counts as worst. Without clients all figures are NaN.
     """
     clients = int(total["clients"])
-    if not clients:
+    if clients <= 0:
         return dict.fromkeys(("client_accuracy", "worst_client_accuracy", "client_deviation"), math.nan)
     mean = total["accuracies"] / clients
-    counts = np.rint(np.asarray(total["bins"], dtype=np.float64)).astype(int)
-    lowest = np.repeat(np.arange(BINS) / (BINS - 1), counts)[: max(round(worst * clients), 1)]
+    # sums in which somebody may have lied: no count is below 0 or above the number of clients
+    counts = np.clip(np.rint(np.asarray(total["bins"], dtype=np.float64)), 0, clients)
+    taken = np.diff(np.minimum(np.cumsum(counts), max(round(worst * clients), 1)), prepend=0)
     return {
         "client_accuracy": mean,
-        "worst_client_accuracy": float(lowest.mean()),
+        "worst_client_accuracy": float(taken @ (np.arange(BINS) / (BINS - 1)) / max(taken.sum(), 1)),
         "client_deviation": math.sqrt(max(total["squares"] / clients - mean**2, 0.0)),
     }
 
