@@ -45,10 +45,9 @@ class Agreement:
     @staticmethod
     def of(config: Any, method: type) -> Agreement:
         """Return the agreement on a `RunConfig`, with the class of its method as it is installed here."""
-        whole = config.model_dump(mode="json", exclude_none=True)
         version = [__version__, _source(method)]
         named = [config.method, config.options, config.task, config.model, config.task_options, *version]
-        return Agreement(_hash([whole, *version]), _hash(named))
+        return Agreement(_hash(_plain([dict(config), *version])), _hash(_plain(named)))
 
 
 @dataclass(frozen=True)
@@ -119,6 +118,19 @@ def halves(common: bytes, clients: Sequence[int], least: int) -> list[tuple[int,
     order = permutation(sorted(clients), hashlib.sha256(b"paceline-halves-v1" + common + listed).digest())
     middle = len(order) // 2
     return [tuple(sorted(order[:middle])), tuple(sorted(order[middle:]))]
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON tells apart as well: NaN and infinity from None, keys that are numbers from texts, bytes from text."""
+    if isinstance(value, Mapping):
+        return ["dict", sorted([[type(key).__name__, str(key), _plain(part)] for key, part in value.items()], key=lambda row: row[:2])]
+    if isinstance(value, list | tuple):
+        return ["list", [_plain(part) for part in value]]
+    if isinstance(value, str | bool | int | None):
+        return value
+    if isinstance(value, float):
+        return ["float", value.hex()]
+    return [type(value).__name__, repr(value)]
 
 
 def _hash(value: Any) -> bytes:
