@@ -19,7 +19,15 @@ from paceline.engines.grpc.frames import Part
 from paceline.engines.grpc.link import Message
 from paceline.engines.grpc.runner import Runner
 from paceline.engines.grpc.welcome import MALFORMED, Answer, Welcome
-from paceline.errors import IdentityError, PacelineError, PolicyError, ProtocolError, StoreError, WireError
+from paceline.errors import (
+    DataFormatError,
+    IdentityError,
+    PacelineError,
+    PolicyError,
+    ProtocolError,
+    StoreError,
+    WireError,
+)
 from paceline.wire import Limits
 
 __all__ = ["Desk"]
@@ -108,7 +116,11 @@ class Desk:
         except (PacelineError, *MALFORMED) as error:
             plain = isinstance(error, PolicyError | ProtocolError)
             later = isinstance(error, StoreError)  # a full disk, as a rule: somebody may make room
-            self._refuse(getattr(error, "reasons", ()) or [error if plain else f"{type(error).__name__}: {error}"], later)
+            name, own = type(error).__name__, isinstance(error, DataFormatError)
+            why = f"{name}: this client's own log says why" if own else error if plain else f"{name}: {error}"
+            if own:  # the text may hold values of its data
+                self._note("own_data", {"why": p.clean(f"{name}: {error}")})
+            self._refuse(getattr(error, "reasons", ()) or [why], later)
             if later:
                 self._soon(welcome, self._join, False)
             return
