@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import quote, unquote, urlsplit
@@ -76,7 +77,7 @@ def _split(value: Any) -> tuple[str, str]:
         host, mark, rest = value[1:].partition("]")
         if not mark:
             raise ValueError("the bracket is not closed; write an IPv6 address as in [::1]:9100")
-        if not _ipv6(host):
+        if not _is(ipaddress.IPv6Address, host):
             raise ValueError(f"{host!r} is no IPv6 address, and only these stand in brackets")
         if not rest.startswith(":"):
             raise ValueError(f"the port is missing; write it behind a colon, as in [{host}]:9100")
@@ -93,7 +94,7 @@ def _checked(host: str, port: str, listen: bool) -> Address:
     if not host:
         raise ValueError("the host is missing; write host:port" + (", with 0.0.0.0 or [::] for all networks" if listen else ""))
     dotted = _DOTTED.fullmatch(host) is not None
-    if not (_ipv6(host) or (_ipv4(host) if dotted else _HOST.fullmatch(host))):
+    if not (_is(ipaddress.IPv6Address, host) or (_is(ipaddress.IPv4Address, host) if dotted else _HOST.fullmatch(host))):
         raise ValueError(f"{host!r} is neither a DNS name nor an IP address")
     least = 0 if listen else 1
     if not re.fullmatch(r"[0-9]{1,5}", port) or not least <= int(port) <= 65535:
@@ -101,17 +102,10 @@ def _checked(host: str, port: str, listen: bool) -> Address:
     return Address(host, int(port))
 
 
-def _ipv4(host: str) -> bool:
+def _is(kind: Callable[[str], object], host: str) -> bool:
+    """Return whether `host` is an address of a kind: of IPv4, or of IPv6."""
     try:
-        ipaddress.IPv4Address(host)
-    except ValueError:
-        return False
-    return True
-
-
-def _ipv6(host: str) -> bool:
-    try:
-        ipaddress.IPv6Address(host)
+        kind(host)
     except ValueError:
         return False
     return True

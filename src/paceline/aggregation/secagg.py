@@ -166,9 +166,14 @@ class _Sum:
         self._preview()
 
     def form(self) -> Summed:
-        """Carry the protocol out; note whose messages broke it, and how."""
+        """Carry the protocol out; note whose messages broke it, and how, and let who spoilt it sit out."""
         try:
             return self._form()
+        except MisbehaviourError as error:
+            if error.survivors:  # it was opened, and cannot be used
+                self.how.opened.spoil(self.work.common, error.survivors)
+            self.fed.excluded.blame(error.clients, self.fed.round)
+            raise
         finally:
             self.fed.lost |= {client: f"refused: {why}" for client, why in self.server.refused.items()}
 
@@ -179,23 +184,14 @@ class _Sum:
         self._ask("share", {"hashes": hashes}, list(adverts), server.add_shares, each_message=adverts)
         mail = server.mail_for()
         self._ask("masked", self.request.message, list(mail), self._add, each_message=mail, deadline=self.request.deadline)
-        try:
-            alive = server.alive()
-        except MisbehaviourError as error:
-            self._blame(error)
-            raise
+        alive = server.alive()
         self._ask("consistency", {"alive": alive}, alive, server.add_signature)
         signatures = server.signatures_for()
         self.how.opened.record(self.work.common, alive)
         self.opening = alive
         self.fed.opened |= set(alive)
         self._ask("unmask", None, list(signatures), server.add_unmasking, each_message=signatures)
-        try:
-            return self._decoded(alive)
-        except MisbehaviourError as error:
-            self.how.opened.spoil(self.work.common, alive)
-            self._blame(error)
-            raise
+        return self._decoded(alive)
 
     def _ask(self, step: str, message: Tree, clients: Sequence[int], take: Any, **options: Any) -> None:
         def sink(receipt: Receipt) -> None:
@@ -239,9 +235,6 @@ class _Sum:
         except (AggregationError, *MALFORMED) as error:
             raise QuorumError(f"round {self.fed.round}: most clients told a shape of their replies that cannot be: {error}") from None
         return dataclasses.replace(summed, notes={**summed.notes, "refused": float(len(self.server.refused))})
-
-    def _blame(self, error: MisbehaviourError) -> None:
-        self.fed.excluded.blame(error.clients, self.fed.round)
 
 
 def _together(parts: Sequence[Summed]) -> Summed:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from paceline.aggregation.secure.work import halves
+from paceline.aggregation.secure.work import splits
 from paceline.errors import StoreError
 from paceline.store.files import atomic_write
 
@@ -89,9 +89,9 @@ class OpenedSums:
         known = [tuple(row["clients"]) for row in rows]
         fresh = there.difference(*known)
         out: list[tuple[tuple[int, ...], bool]] = []
-        split = {clients: halves(common, clients, least(len(clients))) for clients in known}
+        split = splits(common, known, least)
         for row, clients in zip(rows, known, strict=True):
-            again = [] if any(clients in other for other in split.values()) else split[clients]  # halves are not split again
+            again = split[clients]
             if any(half in known for half in again):
                 out += [(half, True) for half in again if half not in known and there.issuperset(half)]
             elif not row["spoilt"] and there.issuperset(clients):

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from paceline.aggregation.secure.work import OwnWork, halves
+from paceline.aggregation.secure.work import OwnWork, splits
 from paceline.errors import DiskFullError, ProtocolError, StoreError
 
 __all__ = ["Openings"]
@@ -86,11 +86,8 @@ class Openings:
         now, before, others = sorted(clients), list[list[int]](), list[list[int]]()
         for same, text in self._all(_SETS, own.work, own.work, own.version):
             (before if same else others).append(json.loads(text))
-        if before and now not in before:
-            split = [halves(own.common, old, least(len(old))) for old in before]
-            whole = [parts for old, parts in zip(before, split, strict=True) if not any(tuple(old) in other for other in split)]
-            if not any(tuple(now) in parts for parts in whole):
-                raise ProtocolError("this work was opened before, over other survivors; a second sum would show the difference")
+        if before and now not in before and not any(tuple(now) in parts for parts in splits(own.common, before, least).values()):
+            raise ProtocolError("this work was opened before, over other survivors; a second sum would show the difference")
         for old in others:
             if 0 < (difference := len(set(old) ^ set(now))) < self.least_difference and old not in before:
                 raise ProtocolError(

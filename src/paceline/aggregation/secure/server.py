@@ -30,7 +30,7 @@ from paceline.aggregation.secure.session import (
     number,
     segments_of,
     segments_table,
-    share_checks,
+    share_check,
     usable,
 )
 from paceline.aggregation.secure.shamir import combine, weights
@@ -303,11 +303,11 @@ class SecureServer:
             return
         if set(selfs) != alive & near:
             self.refused[client] = self._liars[client] = "it kept shares back"
-        for place, into, shares in ((0, self._shares_b, selfs), (1, self._shares_s, keys)):
+        for kind, into, shares in ((0, self._shares_b, selfs), (1, self._shares_s, keys)):
             for v, value in shares.items():
                 if not isinstance(value, bytes) or len(value) != 32:
                     self.refused[client] = self._liars[client] = f"its share of client {v} is malformed"
-                elif share_checks(self.session, v, client, (value, value))[32 * place :][:32] != self._check(v, client, place):
+                elif share_check(self.session, v, client, kind, value) != self._check(v, client, kind):
                     self.refused[client] = self._liars[client] = f"its share of client {v} was wrong"
                 else:
                     into.setdefault(v, {}).setdefault(client, value)
@@ -344,8 +344,8 @@ class SecureServer:
             apply_all(total, seeds, segment.name, self.session.config.prg)
         return self._sum
 
-    def _check(self, owner: int, holder: int, place: int) -> bytes:
-        return bytes(self._shared[owner]["sealed"][holder][32 * place :][:32])
+    def _check(self, owner: int, holder: int, kind: int) -> bytes:
+        return bytes(self._shared[owner]["sealed"][holder][32 * kind :][:32])
 
     def _is_self_mask(self, owner: int, secret: bytes) -> bool:
         return bool(commitment(self.session, owner, secret) == self._shared[owner]["commit"])

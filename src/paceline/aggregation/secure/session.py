@@ -26,6 +26,7 @@ __all__ = [
     "number",
     "segments_of",
     "segments_table",
+    "share_check",
     "share_checks",
     "sizes",
     "usable",
@@ -164,14 +165,18 @@ def commitment(session: Session, client: int, secret: bytes) -> bytes:
     return hashlib.sha256(session.context("commit") + number(client) + secret).digest()
 
 
+def share_check(session: Session, owner: int, holder: int, kind: int, share: bytes) -> bytes:
+    """Return the hash of one of a holder's shares: `kind` is 0 for one of the self-mask, 1 for one of the mask key."""
+    return hashlib.sha256(session.context("shares") + number(owner) + number(holder) + bytes([kind]) + share).digest()
+
+
 def share_checks(session: Session, owner: int, holder: int, shares: Sequence[bytes]) -> bytes:
     """Return the hashes of a holder's shares (of the self-mask, of the mask key), 32 bytes each.
 
     They travel beside the sealed shares. The holder accuses the owner where they are not of what it opened, and the
     server holds against them what it is given to open a sum: so a wrong share is its holder's, and a wrong secret its owner's.
     """
-    context = session.context("shares") + number(owner) + number(holder)
-    return b"".join(hashlib.sha256(context + bytes([kind]) + share).digest() for kind, share in enumerate(shares))
+    return b"".join(share_check(session, owner, holder, kind, share) for kind, share in enumerate(shares))
 
 
 def graph_seed(session: Session, hashes: Mapping[int, bytes]) -> bytes:

@@ -12,7 +12,7 @@ import hashlib
 import inspect
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from paceline.call import ClientFunction
 from paceline.tree import Tree
 from paceline.wire import digest
 
-__all__ = ["Agreement", "OwnWork", "Work", "halves"]
+__all__ = ["Agreement", "OwnWork", "Work", "halves", "splits"]
 
 _PROTOCOLS = ("_secagg", "_times")
 """What a client's memory holds beside the method's own: it changes with every call."""
@@ -120,6 +120,21 @@ def halves(common: bytes, clients: Sequence[int], least: int) -> list[tuple[int,
     return [tuple(sorted(order[:middle])), tuple(sorted(order[middle:]))]
 
 
+def splits(common: bytes, sets: Iterable[Sequence[int]], least: Callable[[int], int]) -> dict[tuple[int, ...], list[tuple[int, ...]]]:
+    """Return the `halves` of each opened set of a piece of work; none of those that are themselves halves of another one.
+
+    By this both sides know over whom opened work may be summed again.
+
+    Args:
+        common: the work.
+        sets: clients of opened sums, ascending.
+        least: least size of a half, from the size of the cohort that is split.
+    """
+    split = {tuple(clients): halves(common, clients, least(len(clients))) for clients in sets}
+    parts = {half for two in split.values() for half in two}
+    return {clients: [] if clients in parts else two for clients, two in split.items()}
+
+
 def _plain(value: Any) -> Any:
     """Return what JSON tells apart as well: NaN and infinity from None, keys that are numbers from texts, bytes from text."""
     if isinstance(value, Mapping):
@@ -134,7 +149,7 @@ def _plain(value: Any) -> Any:
 
 
 def _hash(value: Any) -> bytes:
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=repr)
+    text = json.dumps(value, separators=(",", ":"))
     return hashlib.sha256(text.encode()).digest()
 
 
