@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import math
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,14 +29,26 @@ from paceline.engines.grpc.node import Node, NodeSettings
 from paceline.engines.grpc.ports import check_limit
 from paceline.engines.grpc.runner import Runner
 from paceline.engines.grpc.tls import Credentials
-from paceline.engines.grpc.welcome import Welcome
+from paceline.engines.grpc.welcome import HIDDEN, MALFORMED, Welcome
 from paceline.engines.worker import Setup, Worker
-from paceline.errors import ConfigError, EmptyClientError, IdentityError, PolicyError, ProtocolError
+from paceline.errors import (
+    ConfigError,
+    EmptyClientError,
+    IdentityError,
+    MissingDataError,
+    MissingExtraError,
+    PacelineError,
+    PolicyError,
+    ProtocolError,
+    StoreError,
+)
 from paceline.store.files import atomic_write
 from paceline.tree import Tree
 
 if TYPE_CHECKING:
     from paceline.deploy.metrics import Metrics
+    from paceline.method import Method
+    from paceline.run import RunConfig
     from paceline.tasks import Task
 
 __all__ = ["HouseRules", "build_worker", "make_node", "own_certificate", "take_part"]
@@ -137,36 +150,41 @@ def build_worker(
         task: a task object in place of the one that is configured.
     """
 
+    import torch
+
+    from paceline.data import partition_task
+    from paceline.devices import load_fleet
+    from paceline.method import find_method
+    from paceline.rng import numpy_rng
+    from paceline.run import RunConfig
+    from paceline.submodels.flops import flops
+    from paceline.submodels.service import submodel_service
+    from paceline.tasks import load_task
+
     def build(welcome: Welcome) -> Worker:
-        import torch
-
-        from paceline.data import partition_task
-        from paceline.devices import load_fleet
-        from paceline.method import find_method
-        from paceline.rng import numpy_rng
-        from paceline.run import RunConfig
-        from paceline.submodels.flops import flops
-        from paceline.submodels.service import submodel_service
-        from paceline.tasks import load_task
-
         config = RunConfig.build(p.field(welcome.plan, "config", dict))
         offered = Plan.from_tree(welcome.plan.get("plan"))
         if Plan.of(config, offered.privacy) != offered:
             raise ProtocolError("the server's plan and its configuration are not the same run")
         if ":" in config.method and config.method.partition(":")[0] not in modules:
             raise PolicyError([f"method {config.method!r} is not registered here; name its module in client.modules to allow it"])
+        if not 0 <= number < config.clients:
+            raise ConfigError(f"this client has number {number}, but the run has only {config.clients} clients")
         torch.set_num_threads(data.threads)
         method = find_method(config.method).build(config.options)
-        mine = task or load_task(
-            data.task or config.task, model=config.model, seed=config.seed, **(data.task_options or config.task_options)
-        )
+        with _quiet(config.aggregation == "secure"):
+            return from_data(welcome, config, method)
+
+    def from_data(welcome: Welcome, config: RunConfig, method: Method) -> Worker:
+        mine = task or load_task(data.task or config.task, model=config.model, seed=config.seed, **_task_options(data, config))
         method, mine = method.fit_task(mine)
         split: Any
         if data.own:
             order = torch.from_numpy(numpy_rng(config.seed, "own", number).permutation(len(mine.train)))
-            held = round(config.client_test * len(order))
-            if len(order) == held:
+            if not len(order):
                 raise EmptyClientError(f"task {mine.name!r} has no samples for this client to train on")
+            # one is left to train on, or whether this client takes part would tell how many it has
+            held = min(round(config.client_test * len(order)), len(order) - 1)
             split = _Own(order[held:].sort().values, order[:held].sort().values)
         else:
             split = partition_task(mine, config.partition, config.clients, config.seed, config.allow_empty, config.client_test)
@@ -177,8 +195,6 @@ def build_worker(
             if openings is not None:
                 openings.open()
             programs["secagg"] = SecAggClient(directory, Agreement.of(config, find_method(config.method)), openings, welcome.run)
-        if not 0 <= number < config.clients:
-            raise ConfigError(f"this client has number {number}, but the run has only {config.clients} clients")
         return Worker(
             Setup(
                 programs=programs,
@@ -195,6 +211,30 @@ def build_worker(
         )
 
     return build
+
+
+def _task_options(data: DataConfig, config: RunConfig) -> dict[str, Any]:
+    """Return the options of this client's task: how its own files are read is not the server's to say, only the model is."""
+    from paceline.data.files import is_file_task
+    from paceline.models import model_options
+
+    if not is_file_task(data.task):
+        return data.task_options or config.task_options
+    known = {"peft", *(model_options(config.model) if config.model else ())}
+    return {name: value for name, value in config.task_options.items() if name in known} | data.task_options
+
+
+@contextlib.contextmanager
+def _quiet(hidden: bool) -> Iterator[None]:
+    """Keep what is wrong with this client's data from the server where sums are secure: a reason may hold values of them."""
+    try:
+        yield
+    except (StoreError, MissingExtraError, MissingDataError):
+        raise
+    except (PacelineError, *MALFORMED) as error:
+        if hidden:
+            raise PolicyError([HIDDEN]) from error
+        raise
 
 
 @dataclass(frozen=True)

@@ -118,9 +118,9 @@ class Desk:
             later = isinstance(error, StoreError)  # a full disk, as a rule: somebody may make room
             name, own = type(error).__name__, isinstance(error, DataFormatError)
             why = f"{name}: this client's own log says why" if own else error if plain else f"{name}: {error}"
-            if own:  # the text may hold values of its data
-                self._note("own_data", {"why": p.clean(f"{name}: {error}")})
-            self._refuse(getattr(error, "reasons", ()) or [why], later)
+            cause = error if own else error.__cause__  # a text that may hold values of this client's data
+            log = "" if cause is None else f"{type(cause).__name__}: {cause}"
+            self._refuse(getattr(error, "reasons", ()) or [why], later, log)
             if later:
                 self._soon(welcome, self._join, False)
             return
@@ -139,11 +139,12 @@ class Desk:
             self._put(p.READY)
         self._soon(welcome, self._look)
 
-    def _refuse(self, reasons: Sequence[Any], later: bool) -> None:
+    def _refuse(self, reasons: Sequence[Any], later: bool, own: str = "") -> None:
+        """Tell the server why this client takes no part; `own` is for this client's log alone."""
         told = [p.clean(r) for r in reasons][:20]
         self._put(p.REFUSE, {"reasons": told, "later": later})
         if told != self._why:
-            self._note("refused", {"reasons": told, "later": later})
+            self._note("refused", {"reasons": told, "later": later} | ({"why": p.clean(own)} if own else {}))
         self._why = told
 
     async def _look(self, welcome: Welcome) -> None:
