@@ -89,6 +89,13 @@ class Codec:
             segments.append((segment, to_words(np.concatenate(parts[segment.name]), segment)))
         return Encoded(shape, segments)
 
+    def nothing(self, reply: Tree) -> Encoded:
+        """Return zeros with no weight, shaped like a reply, which count as one client that could not do the work."""
+        shape = self.shape(reply)
+        segments = [(segment, np.zeros(segment.length, dtype=segment.dtype)) for segment in self.segments(shape)]
+        segments[-1][1][-1] = 1  # the last number of ``exact`` counts clipped coordinates in whole units
+        return Encoded(shape, segments)
+
     def size(self, reply: Tree) -> int:
         """Return the bytes that a reply will take, without encoding it."""
         return sum(s.size for s in self.segments(self.shape(reply)))
@@ -139,10 +146,13 @@ class Codec:
                 total = take("main", length)
                 self._within(total, -steps, steps, name)
                 tensors.append(torch.from_numpy(total / scale_of(self.clip(name), self.config.bits)))
-        *scalars, clipped = (take("exact", shape["scalars"] + 1) / _UNIT).tolist()
+        numbers = take("exact", shape["scalars"] + 1)
+        clipped, failed = divmod(int(numbers[-1]), _UNIT)
+        scalars = (numbers[:-1] / _UNIT).tolist()
         scalars += [float(w) for w in weights]
         denominators = [torch.from_numpy(c.astype(np.float64)) for c in counts]
-        return Summed(structure, tensors, scalars, denominators, tuple(survivors), {"clipped": clipped})
+        notes = {"clipped": float(clipped)} | ({"failed": float(failed)} if failed else {})
+        return Summed(structure, tensors, scalars, denominators, tuple(survivors), notes)
 
     @staticmethod
     def _within(values: Any, low: Any, high: Any, name: str) -> None:

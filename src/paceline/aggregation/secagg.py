@@ -107,6 +107,7 @@ class SecureAggregation:
             raise last or QuorumError(
                 f"round {fed.round}: a sum of {request.function!r} was opened before; without all of the clients that were in it, it "
                 "cannot be repeated, as two sums would show the difference: wait for them, or begin a new run with another seed"
+                + (f" (what went wrong: {self.opened.why})" if self.opened.why else "")
             )
         return parts[0] if len(parts) == 1 else _together(parts)
 
@@ -171,7 +172,7 @@ class _Sum:
             return self._form()
         except MisbehaviourError as error:
             if error.survivors:  # it was opened, and cannot be used
-                self.how.opened.spoil(self.work.common, error.survivors)
+                self.how.opened.spoil(self.work.common, error.survivors, str(error))
             self.fed.excluded.blame(error.clients, self.fed.round)
             raise
         finally:
@@ -234,6 +235,9 @@ class _Sum:
             raise MisbehaviourError(f"secure sum, round {self.fed.round}: {error}; one of clients {alive} sent it", {}, alive) from None
         except (AggregationError, *MALFORMED) as error:
             raise QuorumError(f"round {self.fed.round}: most clients told a shape of their replies that cannot be: {error}") from None
+        if summed.notes.get("failed", 0.0) >= len(alive):
+            what = f"none of clients {alive} could do what {self.work.function!r} asks; their logs say why"
+            raise MisbehaviourError(f"secure sum, round {self.fed.round}: {what}", {}, alive)
         return dataclasses.replace(summed, notes={**summed.notes, "refused": float(len(self.server.refused))})
 
 
@@ -246,6 +250,6 @@ def _together(parts: Sequence[Summed]) -> Summed:
         tensors = [a + b for a, b in zip(tensors, part.tensors, strict=True)]
         denominators = [a + b for a, b in zip(denominators, part.denominators, strict=True)]
         scalars = [a + b for a, b in zip(scalars, part.scalars, strict=True)]
-        notes = {name: value + part.notes.get(name, 0.0) for name, value in notes.items()}
+        notes = {name: notes.get(name, 0.0) + part.notes.get(name, 0.0) for name in (notes | part.notes)}
     survivors = tuple(sorted(c for part in parts for c in part.survivors))
     return Summed(first.structure, tensors, scalars, denominators, survivors, notes)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from paceline.aggregation.codec import Codec
+from paceline.aggregation.codec import Codec, Encoded
 from paceline.aggregation.secure.client import SecureClient
 from paceline.aggregation.secure.openings import Openings
 from paceline.aggregation.secure.work import Agreement, OwnWork, Work
@@ -93,11 +93,14 @@ class SecAggClient:
             self.openings.check(own, self.run, client.round, session.clients, session.least_half)
         peers = {v: record for v, data in machine.peers.items() if (record := opened_record(data)) is not None}
         inner = worker.client(client.services["call"], client.id, session.stream, peers)
-        with nested(0, client.device):
-            reply = worker.invoke(inner, "method", session.function, content)
         codec = Codec(session.config, len(session.clients), declared.bounds)
-        with spent.on("encoding"):
-            encoded = codec.encode(reply, derive(inner.seed, "encode"))
+        try:
+            with nested(0, client.device):
+                reply = worker.invoke(inner, "method", session.function, content)
+            with spent.on("encoding"):
+                encoded = codec.encode(reply, derive(inner.seed, "encode"))
+        except Exception as error:
+            encoded = self._nothing(codec, client, session.function, content, error)
         if inner.flops:
             worker.note_times(inner, wire_size(content), encoded.size)
         client.flops += inner.flops
@@ -124,6 +127,18 @@ class SecAggClient:
             self.openings.record(_work(client), self.run, client.round, session["alive"])
         session.clear()
         return answer
+
+    def _nothing(self, codec: Codec, client: Client, function: str, content: Tree, error: Exception) -> Encoded:
+        """Return zeros with no weight, for a function that failed or whose reply cannot be encoded.
+
+        To refuse would tell the server that this client's data are such that it fails, which a model can be made for.
+        Where not even the shape of a reply is known, and in a simulation, the error is raised.
+        """
+        reply = None if self.openings is None else client.services["worker"].preview(function, content, client.id)
+        if reply is None:
+            raise error
+        client.services["session"]["failed"] = f"{type(error).__name__}: {error}"
+        return codec.nothing(reply)
 
     def _digest(self, content: Tree) -> tuple[bytes, bytes]:
         """Return a message's digest; clients that work in one process are given the same object, which is hashed once."""

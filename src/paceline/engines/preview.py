@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["preview"]
 
 
-def preview(worker: Worker, function: str, message: Tree) -> Tree | None:
+def preview(worker: Worker, function: str, message: Tree, client: int | None = None) -> Tree | None:
     """Return a reply of the method's `function` with the shape that clients will send, without any training.
 
     It is formed on two of the worker's samples, with an empty memory. None where the function cannot do without more, such
@@ -27,10 +27,12 @@ def preview(worker: Worker, function: str, message: Tree) -> Tree | None:
         worker: the server's own.
         function: the client function's name.
         message: what clients will be sent.
+        client: whose reply it is.
     """
     here = map_leaves(lambda tensor: tensor.to(worker.model.device), message)
     index = torch.arange(min(2, len(worker.y)), device=worker.x.device)
-    for number in (worker.setup.num_clients, 0):  # a client that nobody has heard of, else any
+    # a client that nobody has heard of, else any
+    for number in (worker.setup.num_clients, 0) if client is None else (client,):
         me = Client(
             number,
             worker.round,

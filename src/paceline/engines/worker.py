@@ -334,9 +334,9 @@ class Worker:
         me.redraw()
         return getattr(self.setup.programs[program], function)(me, message)
 
-    def preview(self, function: str, message: Tree) -> Tree | None:
+    def preview(self, function: str, message: Tree, client: int | None = None) -> Tree | None:
         """Return a reply of the method's `function` with the shape that clients will send; see `preview`."""
-        return preview(self, function, message)
+        return preview(self, function, message, client)
 
     # -- memory --------------------------------------------------------------------------------
     def commit(self) -> dict[int, dict[str, Any]]:

@@ -212,19 +212,30 @@ def test_other_options_over_one_client_less(liar, params, loopback):
     assert "differs in 1 clients; 3 are demanded" in reasons(told)
 
 
-def test_a_reason_holds_no_value(liar, params, loopback, monkeypatch):
-    """An overflow names the client's loss, with all its digits, in its own log only."""
+@pytest.mark.parametrize("shaped", [True, False])
+def test_a_reason_holds_no_value(liar, params, loopback, monkeypatch, shaped):
+    """An overflow names the client's loss, with all its digits, in its own log only.
+
+    Where the shape of a reply is known, nobody even sees that there is a reason.
+    """
     server = liar()
 
     def overflow(*args):
         raise SumOverflowError("the number 123.456789 is too large")
 
     monkeypatch.setattr("paceline.aggregation.codec.Codec.encode", overflow)
+    if not shaped:
+        monkeypatch.setattr("paceline.engines.worker.preview", lambda *args: None)
     one = Sum(server, params)
     one.advertise()
     one.share()
-    assert "123.456789" in reasons(one.masked())
-    assert all(head["dropped"] == HIDDEN for head in server.heads.values())
+    told = one.masked()
+    if shaped:
+        assert [why for why, _ in told.values()] == [None] * 4
+        assert all("123.456789" in server.said(client)[0] for client in server.clients)
+    else:
+        assert "123.456789" in reasons(told)
+    assert all(head["dropped"] == (None if shaped else HIDDEN) for head in server.heads.values())
     assert "123" not in repr(server.heads)
 
 

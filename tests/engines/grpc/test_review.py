@@ -1,13 +1,26 @@
 """Attacks on the whole path of a secure sum, each played to its end; without a corrupt client unless a test says so."""
 
+import dataclasses
+import math
+import shutil
+
+import numpy as np
 import pytest
 
 from paceline.aggregation.secagg import secure_config
 from paceline.aggregation.secure.encoding import signed
-from paceline.aggregation.secure.work import halves
+from paceline.aggregation.secure.work import Agreement, halves
 from paceline.deploy.authority import Authority
+from paceline.deploy.client import build_worker
+from paceline.deploy.plan import Plan
+from paceline.deploy.settings import DataConfig
+from paceline.engines.grpc.welcome import HIDDEN, Welcome
+from paceline.errors import DataFormatError, EmptyClientError, NonFiniteError, QuorumError
+from paceline.method import find_method
+from paceline.run import RunConfig
+from paceline.wire import dumps, loads
 from tests.engines.grpc.conftest import MOST
-from tests.engines.grpc.liar import Sum
+from tests.engines.grpc.liar import Sum, reasons
 
 OPTIONS = {"gamma": 0.0}
 
@@ -15,8 +28,6 @@ OPTIONS = {"gamma": 0.0}
 @pytest.fixture
 def sixteen(loopback):
     """Give a federation eight more members."""
-    import shutil
-
     ca = Authority.open(loopback.root / "ca")
     for number in range(MOST, 16):
         ca.issue_client(f"client{number}").write(loopback.root / f"client{number}")
@@ -96,3 +107,140 @@ def test_a_memory_that_changes_does_not_make_other_work(liar, params, method):
     found = [Partial(server, params, clients, attempt).go() for attempt, clients in ((1, [0, 1, 2, 3]), (2, [0, 1, 2]))]
     assert found[0] is not None
     assert found[1] is None, f"the server holds client 3's update: {(found[0] - found[1])[:5]}"
+
+
+# -- what leaves in clear ------------------------------------------------------------------------
+class Failing:
+    """Lets one client's training fail, as a model can be made to do for whoever has certain data."""
+
+    def __init__(self, monkeypatch, clients, error):
+        from paceline.engines.worker import Worker
+
+        self.updates, real = {}, Worker.invoke
+
+        def invoke(worker, me, program, function, message):
+            reply = real(worker, me, program, function, message)
+            if program == "method" and me.ask.__name__ != "_untrained":
+                self.updates[me.id] = reply.delta.vector.clone().numpy()
+                if me.id in clients:
+                    raise error
+            return reply
+
+        monkeypatch.setattr(Worker, "invoke", invoke)
+
+
+ERRORS = [NonFiniteError("the training loss is nan after 5 steps"), EmptyClientError("no samples"), RuntimeError("class 7 of 3")]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
+def test_a_client_whose_data_make_it_fail_cannot_be_told_from_the_others(liar, params, loopback, monkeypatch, error):
+    """Each refusal would be an answer to a question about one client's data, and nothing that is not opened is counted."""
+    server = liar(secure=OPTIONS)
+    failing = Failing(monkeypatch, {2}, error)
+    one = Partial(server, params, [0, 1, 2, 3], 1)
+    one.advertise()
+    one.share()
+    told = one.masked()
+    assert [why for why, _ in told.values()] == [None] * 4
+    heads = [{k: v for k, v in head.items() if k != "id"} for head in server.heads.values()]
+    assert all(head == heads[0] for head in heads)
+    shapes = [(value["shape"], value["table"], [len(s) for s in value["segments"]]) for _, value in told.values()]
+    assert all(shape == shapes[0] for shape in shapes)
+    one.consistency()
+    one.unmask()
+    sums = {s.name: signed(w, s) for s, w in one.server.open()}
+    others = sum(u for c, u in failing.updates.items() if c != 2)
+    assert np.allclose(sums["main"] / (2**15 - 1), others, atol=4 / 2**14)
+    assert sums["counts"][0] == 3
+    assert sums["exact"][-1] % 2**20 == 1
+    assert [type(error).__name__ in text for text in server.said(2)] == [True]
+
+
+def test_a_run_in_which_nobody_can_work_ends_and_says_so(loopback, monkeypatch):
+    Failing(monkeypatch, set(range(6)), ERRORS[0])
+    loopback.serve({"clients": 6, "cohort": 6, "rounds": 2, "aggregation": "secure", "secure": OPTIONS})
+    for client in range(6):
+        loopback.client(client)
+    with pytest.raises(QuorumError, match="could do what 'train' asks"):
+        loopback.result.result(30)
+
+
+def test_one_client_that_cannot_work_harms_nobody(loopback, monkeypatch):
+    Failing(monkeypatch, {5}, ERRORS[0])
+    loopback.serve({"clients": 6, "cohort": 6, "rounds": 2, "aggregation": "secure", "secure": OPTIONS})
+    for client in range(6):
+        loopback.client(client)
+    history = loopback.finish().history
+    assert [(r["attempts"], r["note_failed"]) for r in history] == [(1, 1.0)] * 2
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.99, 0.999999])
+def test_whether_a_client_takes_part_does_not_tell_how_many_samples_it_has(loopback, share):
+    """The server chooses what is set aside; with a search it would find the number."""
+    joined = []
+    for samples in (1, 2, 60):
+        few = dataclasses.replace(loopback.task.train, x=loopback.task.train.x[:samples], y=loopback.task.train.y[:samples])
+        task = dataclasses.replace(loopback.task, train=few)
+        config = RunConfig(method="fedavg", task="blobs", clients=4, cohort=4, aggregation="secure", client_test=share)
+        facts = {"config": config.model_dump(mode="json", exclude_none=True), "plan": Plan.of(config).to_tree()}
+        worker = build_worker(DataConfig(), 0, None, task=task)(Welcome("probe", 1, 0, 0, 0, 0, False, facts, 1.0))
+        joined.append(len(worker.setup.split(0)[0]))
+    assert min(joined) >= 1
+
+
+def test_what_is_wrong_with_a_client_s_data_stays_in_its_own_log(loopback, monkeypatch):
+    def load(*args, **options):
+        raise DataFormatError("line 7: 'Jane Doe, HIV positive' is no number")
+
+    monkeypatch.setattr("paceline.tasks.load_task", load)
+    run = {"clients": 3, "cohort": 3, "aggregation": "secure", "secure": OPTIONS}
+    loopback.serve(run, {"least": 3})
+    loopback.task = None  # the client reads its own
+    loopback.client(0)
+    loopback.wait(lambda: loopback.server_lines.of("refused_by_client"))
+    assert loopback.server_lines.of("refused_by_client")[0]["reasons"] == [HIDDEN]
+    assert "Jane Doe" in loopback.client_lines.of("refused")[0]["why"]
+
+
+def test_how_own_files_are_read_is_not_the_server_s_to_say():
+    from paceline.deploy.client import _task_options
+
+    config = RunConfig(task="csv:/public.csv", model="mlp", task_options={"target": "hiv", "limit": 1, "test": 0.99, "peft": "bias"})
+    assert _task_options(DataConfig(task="csv:/own.csv"), config) == {"peft": "bias"}
+    assert _task_options(DataConfig(task="csv:/own.csv", task_options={"target": "num"}), config) == {"peft": "bias", "target": "num"}
+    assert _task_options(DataConfig(own=False), config) == config.task_options
+
+
+# -- what all must have agreed on ----------------------------------------------------------------
+ALIKE = [
+    ({"lr": None}, {"lr": math.nan}),
+    ({"lr": None}, {"lr": math.inf}),
+    ({"lr": -math.inf}, {"lr": math.inf}),
+    ({"x": {1: 2}}, {"x": {"1": 2}}),
+    ({"x": b"a"}, {"x": "a"}),
+    ({"x": 1}, {"x": True}),
+    ({"x": 0.0}, {"x": -0.0}),
+    ({"x": None}, {}),
+]
+
+
+@pytest.mark.parametrize("pair", ALIKE, ids=str)
+@pytest.mark.parametrize("field", ["options", "task_options"])
+def test_runs_that_differ_are_never_agreed_on_as_one(pair, field):
+    """A server would show one client the true options, and the others some with which they give nothing."""
+    one, other = (Agreement.of(RunConfig(**{field: options}), find_method("fedavg")) for options in pair)
+    assert one.run != other.run
+    assert one.method != other.method
+
+
+def test_the_same_run_is_agreed_on_wherever_it_came_from():
+    config = RunConfig(options={"lr": 0.1, "epochs": 2}, task_options={"a": [1, 2]}, secure={"bits": 12}, deadline=None)
+    sent = loads(dumps(config.model_dump(mode="json", exclude_none=True)))
+    assert Agreement.of(RunConfig.build(sent), find_method("fedavg")) == Agreement.of(config, find_method("fedavg"))
+
+
+def test_rounds_beyond_the_plan_are_not_answered(liar, params):
+    """Each round opens sums; a plan of five rounds is one of five."""
+    server = liar(policy="[secure_aggregation]\ngamma = 0.0", rounds=2)
+    assert [why for why, _ in Sum(server, params, round=2).advertise().values()] == [None] * 4
+    assert "the plan that was agreed to has 2" in reasons(Sum(server, params, round=3, attempt=2).advertise())

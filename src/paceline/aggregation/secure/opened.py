@@ -30,7 +30,7 @@ class OpenedSums:
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self.path = None if path is None else Path(path)
-        self.round = 0
+        self.round, self.why = 0, ""
         self._lost: set[tuple[bytes, tuple[int, ...]]] = set()
         self._sums: dict[str, list[dict[str, Any]]] = {}
         if self.path is not None and self.path.exists():
@@ -45,7 +45,7 @@ class OpenedSums:
     def begin(self, round: int) -> None:
         """Forget the sums of earlier rounds."""
         if round != self.round:
-            self.round, self._sums = round, {}
+            self.round, self.why, self._sums = round, "", {}
             self._lost.clear()
 
     def clients(self) -> set[int]:
@@ -59,8 +59,9 @@ class OpenedSums:
             rows.append({"clients": list(survivors), "spoilt": False})
             self._save()
 
-    def spoil(self, common: bytes, survivors: Sequence[int]) -> None:
-        """Remember that an opened sum cannot be used."""
+    def spoil(self, common: bytes, survivors: Sequence[int], why: str) -> None:
+        """Remember that an opened sum cannot be used, and why."""
+        self.why = why
         for row in self._sums.get(common.hex(), []):
             if row["clients"] == list(survivors):
                 row["spoilt"] = True
@@ -72,7 +73,7 @@ class OpenedSums:
         if key not in self._lost:
             self._lost.add(key)
             return False
-        self.spoil(common, survivors)
+        self.spoil(common, survivors, "too few shares came, twice")
         return True
 
     def groups(self, common: bytes, cohort: Collection[int], least: Callable[[int], int]) -> list[tuple[tuple[int, ...], bool]]:

@@ -109,7 +109,9 @@ class Runner:
                 self.rules.done(head, receipt.bytes_up, spent)
         except (PacelineError, *MALFORMED) as error:
             return Answer.of(number, Receipt(self.number, dropped=reason_of(error)), hidden=hidden)
-        return Answer.of(number, receipt, spent, trained, spent, hidden)
+        answer = Answer.of(number, receipt, spent, trained, spent, hidden)
+        failed = worker.sessions.get(self.number, {}).pop("failed", None)
+        return answer if failed is None else replace(answer, why=f"gave nothing to the sum: {failed}")
 
     @property
     def hidden(self) -> bool:
