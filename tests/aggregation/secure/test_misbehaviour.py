@@ -11,7 +11,7 @@ from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.aggregation.secure.keys import derive, pair_info
 from paceline.aggregation.secure.masks import expand
 from paceline.aggregation.secure.server import SecureServer
-from paceline.aggregation.secure.session import near_of, number
+from paceline.aggregation.secure.session import alive_digest, near_of, number
 from paceline.aggregation.secure.simulate import arithmetic_sum, new_session, secure_sum
 from paceline.errors import ConfigError, ProtocolError, QuorumError
 from tests.aggregation.secure.test_protocol import CONFIG, STEPS, Parties, check, vectors
@@ -229,3 +229,30 @@ def test_sums_with_and_without_masks_are_the_same(step):
         assert np.array_equal(got & got.dtype.type(segment.mask), expected)
     with pytest.raises(QuorumError):
         arithmetic_sum(inputs, dict.fromkeys(inputs, "share"))
+
+
+def test_a_survivor_that_shared_nothing_with_a_neighbour_is_refused():
+    """Its mask could not be taken away; and whoever has no share of it would be asked for none, so nobody would notice."""
+    parties = Parties()
+    parties.advertise()
+    for c in range(4):
+        parties.server.add_shares(c, parties.clients[c].share(parties.hashes, parties.adverts[c]))
+    parties.mail = parties.server.mail_for()
+    parties.mask()
+    with pytest.raises(ProtocolError, match="shared no secrets with me"):
+        parties.clients[0].consistency([0, 1, 2, 3, 4])
+
+
+@pytest.mark.parametrize("change", [{"threshold": 3}, {"neighbours": 2, "threshold": 2}, {"neighbours": 3}])
+def test_sizes_that_do_not_follow_from_cohort_and_options_are_refused(change):
+    """Each of these would do by itself: above k/2, and possible."""
+    parties = Parties(5, SecureConfig())
+    with pytest.raises(ProtocolError, match="do not follow"):
+        SecureClient(0, replace(parties.session, **change), parties.identities[0], parties.directory)
+
+
+def test_what_is_signed_at_last_tells_tables_apart():
+    """So no two clients open a sum of vectors of which they think differently."""
+    parties = Parties()
+    one, other = (alive_digest(parties.session, [0, 1, 2], table, b"graph") for table in ([["main", 6, 19]], [["main", 6, 20]]))
+    assert one != other

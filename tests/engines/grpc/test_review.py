@@ -244,3 +244,25 @@ def test_rounds_beyond_the_plan_are_not_answered(liar, params):
     server = liar(policy="[secure_aggregation]\ngamma = 0.0", rounds=2)
     assert [why for why, _ in Sum(server, params, round=2).advertise().values()] == [None] * 4
     assert "the plan that was agreed to has 2" in reasons(Sum(server, params, round=3, attempt=2).advertise())
+
+
+# -- what a client remembers between the steps of a sum ------------------------------------------
+def test_what_was_opened_meanwhile_counts_before_the_shares_are_given(liar, params, loopback):
+    """Two processes of one client have one book: the other one has helped to open the same work since this one signed."""
+    server = liar(secure=OPTIONS)
+    one = Partial(server, params, [0, 1, 2, 3], 1)
+    one.to_masked().consistency()
+    program = loopback.nodes[0].runner.worker.setup.programs["secagg"]
+    own = loopback.nodes[0].runner.worker.sessions[0]["work"]
+    program.openings.record(own, "lie", 1, [0, 1, 2])
+    told = one.unmask()
+    assert "opened before" in told[0][0]
+    assert [told[c][0] for c in (1, 2, 3)] == [None] * 3
+
+
+def test_a_list_that_was_signed_counts_in_place_of_the_cohort(liar, params):
+    """Half of six had dropped out when the list was shown: what is left of it may go on."""
+    server = liar(clients=6, cohort=6, secure=OPTIONS)
+    with pytest.raises(QuorumError):
+        Partial(server, params, range(6), 1).go(alive=[0, 1, 2, 3])
+    assert Partial(server, params, [0, 1, 2], 2).go() is not None
