@@ -14,7 +14,7 @@ from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.aggregation.secure.encoding import pack, unpack
 from paceline.aggregation.secure.identity import SimulatedDirectory
 from paceline.aggregation.secure.simulate import new_session
-from paceline.errors import PlanError, ProtocolError
+from paceline.errors import PlanError, ProtocolError, SumOverflowError
 from paceline.method import client_functions, find_method
 from paceline.update import Update
 
@@ -136,3 +136,13 @@ def test_a_client_that_tells_nonsense_makes_nobody_drop_out(federate, monkeypatc
     summary = federate(on_error="drop", aggregation=aggregation, **common)
     assert asked == [1, 2, 3]
     assert [r["dropped"] for r in summary.history] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("weight", [-1, 4])
+def test_a_sum_of_weights_that_nobody_can_have_sent(weight):
+    """Even where all that is weighted is 0, so that no mean would show it."""
+    codec = Codec(SecureConfig(gamma=0.0), 3)
+    encoded = codec.encode(Update(delta=torch.zeros(5), weight=1), 0)
+    opened = [(s, np.full_like(words, weight & s.mask) if s.name == "counts" else words) for s, words in encoded.segments]
+    with pytest.raises(SumOverflowError, match="weights"):
+        codec.decode(encoded.shape, opened, [0, 1, 2])

@@ -334,3 +334,12 @@ def test_ledger(tmp_path: Path) -> None:
         path.write_text(bad)
         with pytest.raises(StoreError, match="put a copy back"):
             Ledger(path)
+
+
+def test_a_ring_where_all_must_be_neighbours() -> None:
+    ring = plan(secure={"neighbours": 16, "threshold": 15, "delta": 0.0})
+    rule: dict[str, Any] = {"gamma": 0.0}
+    assert not any("neighbours of 20" in why for why in Policy.build({"secure_aggregation": rule}).check(ring))
+    reasons = Policy.build({"secure_aggregation": rule | {"complete_up_to": 20}}).check(ring)
+    assert any("16 neighbours of 20 clients; all are demanded" in why for why in reasons)
+    assert not any("all are demanded" in why for why in Policy.build({"secure_aggregation": rule | {"complete_up_to": 19}}).check(ring))

@@ -4,11 +4,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from paceline.aggregation.secure.config import SecureConfig
 from paceline.aggregation.secure.openings import Openings
 from paceline.aggregation.secure.session import least_half, sizes
-from paceline.aggregation.secure.work import OwnWork, halves
+from paceline.aggregation.secure.work import Agreement, OwnWork, Work, halves
+from paceline.call import ClientFunction
 from paceline.errors import DiskFullError, ProtocolError, StoreError
 
 WORK = OwnWork(b"c" * 32, b"w" * 32, b"v" * 32)
@@ -220,3 +222,18 @@ def test_without_room_nothing_is_opened(tmp_path):
 
     with pytest.raises(DiskFullError, match="no room"):
         fill()
+
+
+def test_what_work_depends_on():
+    """Memory makes other work, but not another model version; what the protocol itself keeps makes neither."""
+
+    def own(message, memory):
+        return Work.of(Agreement(), "train", ClientFunction(), message).own(memory)
+
+    model = {"params": torch.zeros(3)}
+    one, other, later = own(model, {}), own(model, {"control": torch.ones(3)}), own(model, {"_times": [1.0], "_secagg": [1, 1]})
+    assert one == later
+    assert (one.common, one.version) == (other.common, other.version)
+    assert one.work != other.work
+    assert own(None, {}).version != own(None, {"theta": torch.ones(3)}).version  # of a message without a model
+    assert own({"params": torch.ones(3)}, {}).version != one.version

@@ -141,7 +141,7 @@ def shifted(machine, answer, by):
     return resigned(machine, answer, packed)
 
 
-@pytest.mark.parametrize("by", [-6, 5, -8])
+@pytest.mark.parametrize("by", [-6, 1, 5, -8])
 def test_a_weight_beyond_what_a_client_has(loopback, by):
     """Weights have a modulus of their own, and their sum must be one that the survivors can have sent."""
     summary = run_with(loopback, "masked", lambda m, a: shifted(m, a, by), {**RUN, "rounds": 1})
