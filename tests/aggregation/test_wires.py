@@ -146,3 +146,21 @@ def test_a_sum_of_weights_that_nobody_can_have_sent(weight):
     opened = [(s, np.full_like(words, weight & s.mask) if s.name == "counts" else words) for s, words in encoded.segments]
     with pytest.raises(SumOverflowError, match="weights"):
         codec.decode(encoded.shape, opened, [0, 1, 2])
+
+
+@pytest.mark.parametrize(("value", "fine"), [(6, True), (-6, True), (7, False), (-7, False)])
+def test_whole_numbers_with_a_bound_are_held_to_it(value, fine):
+    """Three clients of at most 2 each: nothing in ``exact`` is clipped, so only the opened sum tells."""
+    codec = Codec(SecureConfig(gamma=0.0), 3, {"votes": 2.0})
+    encoded = codec.encode(Update(votes=torch.zeros(4, dtype=torch.int64), weight=1), 0)
+    opened = [(s, words.copy()) for s, words in encoded.segments]
+    for segment, words in opened:
+        if segment.name == "exact":
+            words[0] = value % (1 << 64)
+        if segment.name == "counts":
+            words[0] = 3
+    if fine:
+        assert codec.decode(encoded.shape, opened, [0, 1, 2]).tensors[0][0] == value
+    else:
+        with pytest.raises(SumOverflowError, match="votes"):
+            codec.decode(encoded.shape, opened, [0, 1, 2])
