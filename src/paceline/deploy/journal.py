@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
 
-__all__ = ["Journal"]
+__all__ = ["Journal", "warnings_told"]
 
 _LEVELS = {
     "refused": "warning",
@@ -18,6 +21,7 @@ _LEVELS = {
     "lists": "warning",
     "keys": "warning",
     "missing": "warning",
+    "warning": "warning",
     "certificate": "warning",
     "database_away": "warning",
     "disk": "error",
@@ -52,6 +56,22 @@ class Journal:
     def __call__(self, event: str, **facts: Any) -> None:
         """Write one event."""
         getattr(self._log, _LEVELS.get(event, "info"))(event, **{k: v for k, v in facts.items() if v is not None})
+
+
+@contextmanager
+def warnings_told(journal: Journal) -> Iterator[None]:
+    """Write Python's warnings to `journal` as events ``warning``, as long as the context lasts."""
+
+    def tell(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None
+    ) -> None:
+        journal("warning", kind=category.__name__, why=str(message))
+
+    before, warnings.showwarning = warnings.showwarning, tell
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 class _Stderr:

@@ -13,7 +13,7 @@ from paceline.children import begin, on_stop
 from paceline.deploy.backlog import BACK
 from paceline.deploy.client import make_node, take_part
 from paceline.deploy.corelog import core_log
-from paceline.deploy.journal import Journal
+from paceline.deploy.journal import Journal, warnings_told
 from paceline.deploy.notes import Notes
 from paceline.deploy.server import FederationServer
 from paceline.deploy.settings import ClientConfig, Logging, ServerConfig, load_config
@@ -34,10 +34,11 @@ def run_server(config: ServerConfig) -> Summary | None:
     run = RunConfig.build({"on_error": "drop", **config.run, "engine": "grpc"})
     notes = Notes(journal, metrics, state)
     try:
-        server = FederationServer(config, run, notes)
-        on_stop(lambda _: server.stop())
-        with core_log(notes):
-            return server.go()
+        with warnings_told(journal):
+            server = FederationServer(config, run, notes)
+            on_stop(lambda _: server.stop())
+            with core_log(notes):
+                return server.go()
     except Stopped:
         journal("stopped")
         return None
@@ -51,9 +52,10 @@ def run_client(config: ClientConfig) -> str:
     """Take part until the run has ended; return why it ended."""
     journal, metrics = _watchers("client", config.logging)
     try:
-        node = make_node(config, journal, metrics)
-        journal("dialling", client=node.runner.number, server=str(config.client.server), proxy=proxy_shown(config.client.proxy))
-        ended = asyncio.run(take_part(node))
+        with warnings_told(journal):
+            node = make_node(config, journal, metrics)
+            journal("dialling", client=node.runner.number, server=str(config.client.server), proxy=proxy_shown(config.client.proxy))
+            ended = asyncio.run(take_part(node))
         journal("ended", client=node.runner.number, why=ended)
         return ended
     finally:
