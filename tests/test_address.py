@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import socket
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -99,3 +103,13 @@ def test_any_text_is_a_proxy_or_a_named_error(text):
     except ConfigError:
         return
     assert proxy_url(found) == found
+
+
+def test_a_port_that_somebody_holds_is_told_apart_from_a_free_one():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        held = Address("127.0.0.1", other.getsockname()[1])
+        assert held.taken() == os.strerror(errno.EADDRINUSE)
+    assert held.taken() == ""
+    assert Address("127.0.0.1", 0).taken() == ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -59,6 +60,18 @@ class Address:
     def target(self) -> str:
         """What gRPC dials: always looked up by DNS, whatever the host is called."""
         return f"dns:///{self}"
+
+    def taken(self) -> str:
+        """Return why nobody can listen here, in the system's words; empty where that is possible, or cannot be told."""
+        try:
+            kind, how, protocol, _, where = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+            with socket.socket(kind, how, protocol) as probe:
+                if os.name == "posix":  # as gRPC: connections that end hold no port
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(where)
+        except OSError as error:
+            return error.strerror or str(error)
+        return ""
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

@@ -187,7 +187,7 @@ class Run:
                 named = isinstance(error, MisbehaviourError) and bool(error.clients)
                 lost += not named  # each attempt that finds a culprit is one that cannot be spoilt by it again
                 if lost == MAX_ATTEMPTS or attempt > self.config.clients + MAX_ATTEMPTS:
-                    raise QuorumError(f"{error}; the round was tried {attempt} times, each time with another cohort") from error
+                    raise QuorumError(f"{error}; the round was tried {attempt} times") from error
                 self._tell(f"round {number} is tried again, as others may be: {error}", RoundWarning, "again")
         params = self.method.model(state)
         if not bool(torch.isfinite(params.vector).all()):

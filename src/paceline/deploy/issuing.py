@@ -137,7 +137,7 @@ class _Port:
         try:
             port = int(self._server.add_secure_port(str(address), self._credentials))
         except RuntimeError as error:
-            raise EngineError(f"cannot listen on {address}: {error}") from error
+            raise EngineError(f"cannot listen on {address}: {address.taken() or error}") from error
         await self._server.start()
         return port
 

@@ -185,8 +185,8 @@ class FederationServer:
 
     @property
     def least(self) -> int:
-        """Clients that a round needs."""
-        return max(self.config.server.least, self.run.quorum)
+        """Clients that a round needs: never fewer than can form its sums."""
+        return max(self.config.server.least, self.run.quorum, 3 if self.run.aggregation == "secure" else 1)
 
     # -- building ------------------------------------------------------------------------------
     def _prepare(self) -> Run:

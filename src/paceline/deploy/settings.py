@@ -59,7 +59,9 @@ class ServerPart(_Part):
     renew: MaybeListening = Field(default=None, description="host:port for renewals; with enrol, a free port by default")
     run: Path = Field(default=Path("run"), description="folder of the run; made anew, or gone on with")
     state: str = Field(default="", description="database of what happened, a path or an URL; state.db in the run's folder by default")
-    least: int = Field(default=1, ge=1, description="clients that must be there before a round begins; never below the cohort's quorum")
+    least: int = Field(
+        default=1, ge=1, description="clients that must be there before a round begins; never below the quorum, or 3 with secure aggregation"
+    )
     expected: Annotated[int, Field(strict=True, ge=0)] | tuple[str, ...] = Field(
         default=0, description="names of the sites, or their number, that the first round waits for; 0 for none"
     )

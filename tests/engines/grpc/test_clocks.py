@@ -57,7 +57,7 @@ def test_a_server_that_is_not_trusted_just_now_is_told_apart_in_the_log(loopback
     loopback.serve(RUN)
     monkeypatch.setattr("paceline.deploy.client.own_certificate", lambda certificate: None)
     loopback.client(0, attempts=1)
-    with pytest.raises(EngineError, match="no welcome"):
+    with pytest.raises(EngineError, match=r"no welcome in 1 try$"):
         loopback.ends[0].result(10)
     assert "certificate" in loopback.client_lines.of("broken")[0]["why"].lower()
 

@@ -56,6 +56,19 @@ def test_fewer_than_the_least_number_end_the_wait_with_the_names(loopback):
         loopback.result.result(10)
 
 
+def test_a_secure_run_waits_for_three_whatever_it_is_told(loopback):
+    """A sum of two shows each to the other, so a round of two could only fail."""
+    loopback.serve({**RUN, "aggregation": "secure"}, {"least": 1})
+    loopback.client(0)
+    loopback.client(1)
+    loopback.wait(lambda: loopback.server.engine.hub.ready() == [0, 1])
+    time.sleep(0.5)  # enough for three tries, had they begun
+    assert not loopback.result.done()
+    assert {facts["clients"] for facts in loopback.server_lines.of("waiting")} == {3}
+    loopback.client(2)
+    assert [r["dropped"] for r in loopback.finish().history] == [0, 0]
+
+
 def test_who_refuses_is_waited_for_no_longer(loopback):
     loopback.serve({**RUN, "cohort": 2}, {"least": 2, "expected": ALL}, {"expected": 60.0})
     loopback.client(2, policy=OPEN + "[allow]\nmethods = ['scaffold']")

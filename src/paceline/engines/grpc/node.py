@@ -155,8 +155,8 @@ class Node:
             failed, missed = 1 if served else failed + 1, 0 if welcomed else missed + 1
             if not welcomed:
                 self.check()
-            if self.settings.attempts and missed > self.settings.attempts:
-                raise EngineError(f"the server {self.settings.address} gave no welcome in {missed} tries")
+            if self.settings.attempts and missed >= self.settings.attempts:
+                raise EngineError(f"the server {self.settings.address} gave no welcome in {missed} {'try' if missed == 1 else 'tries'}")
             await self._pause(failed)
 
     async def stop(self, why: str = "stopped") -> None:

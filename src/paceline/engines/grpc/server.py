@@ -38,7 +38,7 @@ class Server:
         try:
             self.port = self._server.add_secure_port(str(self.address), self.credentials.server())
         except RuntimeError as error:
-            raise EngineError(f"cannot listen on {self.address}: {error}") from error
+            raise EngineError(f"cannot listen on {self.address}: {self.address.taken() or error}") from error
         await self._server.start()
         return self.port
 
