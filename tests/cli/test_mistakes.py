@@ -32,6 +32,8 @@ class Further(Mine): ...
     "run.toml": "method = 'fedprox'\nmu = 0.1\n",
     "fleet.toml": "fleet = 'stragglers'\nslow = 2.0\n",
     "server.toml": "[run]\nmethod = 'fedavg'\nlr = 0.1\n",
+    "wrong.toml": "[run]\nrounds = 'abc'\n",
+    "unknown.toml": "[run]\nroundz = 3\n",
     "taskless.toml": "[run]\ntask = 'x.csv'\n",
     "client.toml": "[data]\ntask = 'x.csv'\n",
 }
@@ -59,6 +61,8 @@ LINES = [
     ("run --config run.toml", 2, "run.toml: mu is a field of fedprox: write it in the table [options]"),
     ("run --config fleet.toml", 2, "write it as fleet = \"stragglers:slow=VALUE\""),
     ("server --config server.toml", 2, "server.toml, table [run]: lr is a field of fedavg: write it in the table [options]"),
+    ("server --config wrong.toml", 2, "wrong.toml, table [run]: rounds='abc': "),
+    ("server --config unknown.toml", 2, "unknown.toml, table [run]: unknown option 'roundz'; did you mean rounds"),
     # files in place of names
     ("run fedavg --task x.csv", 2, "write csv:x.csv"),
     ("run fedavg --task x.csv?target=target", 2, "write csv:x.csv?target=target"),
@@ -114,6 +118,14 @@ def test_a_mistake_says_what_to_write(call, files, line, code, told):
     assert told in plain
     assert "Traceback" not in ended.stderr
     assert not any(Path("runs").rglob("*"))
+
+
+def test_a_variable_that_sets_part_of_a_run_is_named(call, files, monkeypatch):
+    monkeypatch.setenv("PACELINE_RUN__ROUNDS", "abc")
+    monkeypatch.setenv("PACELINE_CA", "elsewhere")
+    Path("fine.toml").write_text("[run]\ntask = 'digits'\n")
+    told = call("server", "--config", "fine.toml", code=2).stderr
+    assert "fine.toml, table [run] with PACELINE_RUN__ROUNDS: rounds='abc'" in told
 
 
 def test_a_name_that_nothing_has_gets_no_advice(call):

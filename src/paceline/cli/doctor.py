@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import platform
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -17,7 +16,7 @@ from rich.markup import escape
 
 from paceline.cli.listing import task_rows
 from paceline.cli.machine import CHECKS as MACHINE
-from paceline.cli.machine import Finding
+from paceline.cli.machine import Finding, writable
 from paceline.cli.run import Json
 from paceline.cli.show import out, print_json, table
 
@@ -31,12 +30,12 @@ def doctor(
         Path, typer.Option("--out", metavar="FOLDER", help="folder that runs would be kept in")
     ] = Path("runs"),
     config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="configuration of a server, to look at as well")
+        Path | None, typer.Option("--config", metavar="FILE", help="configuration of a server or client, to look at as well")
     ] = None,
     json: Json = False,
 ) -> None:
     """Look at Python, packages, machine, data and folders; exit code 1 when something needed is missing."""
-    findings = examine(folder) + ([] if config is None else list(_server(config)))
+    findings = examine(folder) + ([] if config is None else list(_configured(config)))
     failed = any(f.state == "missing" for f in findings)
     if json:
         print_json({"ok": not failed, "findings": [asdict(f) for f in findings]})
@@ -48,6 +47,12 @@ def doctor(
         out().print(shown)
     if failed:
         raise typer.Exit(1)
+
+
+def _configured(path: Path) -> Iterator[Finding]:
+    from paceline.cli.deployed import look_at
+
+    return look_at(path)
 
 
 def examine(folder: Path) -> list[Finding]:
@@ -69,26 +74,13 @@ def _packages(folder: Path) -> Iterator[Finding]:
 
 
 def _runs(folder: Path) -> Iterator[Finding]:
-    yield _writable("folder of runs", folder)
-
-
-def _writable(what: str, folder: Path) -> Finding:
-    there = folder.absolute()
-    try:
-        while not there.exists():
-            there = there.parent
-        with tempfile.NamedTemporaryFile(dir=there):
-            return Finding(what, "ok", str(folder))
-    except OSError as error:
-        return Finding(
-            what, "missing", f"{folder}: {error.strerror}", "choose a folder that you may write to"
-        )
+    yield writable("folder of runs", folder)
 
 
 def _data(folder: Path) -> Iterator[Finding]:
     from paceline.data.cache import cache_folder
 
-    yield _writable("cache of data sets", cache_folder())
+    yield writable("cache of data sets", cache_folder())
     for entry in task_rows():
         ready = bool(entry["ready"])
         cure = "" if ready else f"paceline data fetch {entry['name']}"
@@ -117,18 +109,6 @@ def _there(name: str) -> bool:
     except PackageNotFoundError:
         return importlib.util.find_spec(name.replace("-", "_")) is not None
     return True
-
-
-def _server(path: Path) -> Iterator[Finding]:
-    """Look at what a server's configuration means for whom its clients need to trust."""
-    from paceline.deploy.server import OWN_CROWD
-    from paceline.deploy.settings import ServerConfig, load_config
-
-    part = load_config(ServerConfig, path).server
-    if part.ca is None:
-        yield Finding("authority", "ok", "not on the server's machine, as far as its configuration says")
-    else:
-        yield Finding("authority", "warning", OWN_CROWD.partition(";")[0], "keep the authority apart: enrol clients there, copy its lists")
 
 
 CHECKS: Sequence[Callable[[Path], Iterable[Finding]]] = (_python, _packages, *MACHINE, _runs, _data, _extras)

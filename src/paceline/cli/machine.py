@@ -18,7 +18,7 @@ from pathlib import Path
 
 from paceline.cli.show import bytes_text
 
-__all__ = ["CHECKS", "Finding", "nearest_folder"]
+__all__ = ["CHECKS", "Finding", "nearest_folder", "writable"]
 
 LEAST_MEMORY, LEAST_DISK, LEAST_FILES = 2e9, 1e9, 1024
 """Bytes of memory and of disk, and open files, below which there is a warning."""
@@ -179,6 +179,20 @@ def nearest_folder(folder: Path) -> Path:
     while not there.is_dir() and there != there.parent:
         there = there.parent
     return there
+
+
+def writable(what: str, folder: Path) -> Finding:
+    """Return whether a folder can be written to, or made."""
+    there = folder.absolute()
+    try:
+        while not there.exists():
+            there = there.parent
+        with tempfile.NamedTemporaryFile(dir=there):
+            return Finding(what, "ok", str(folder))
+    except OSError as error:
+        return Finding(
+            what, "missing", f"{folder}: {error.strerror}", "choose a folder that you may write to"
+        )
 
 
 CHECKS = (system, cores, memory, disk, locks, open_files, clock, proxies, postgres)

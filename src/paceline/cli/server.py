@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from paceline.cli.run import Json
 from paceline.cli.spelling import check_run
+from paceline.errors import ConfigError
 
-__all__ = ["Config", "server"]
+if TYPE_CHECKING:
+    from paceline.config import RunConfig
+    from paceline.deploy.settings import ServerConfig
+
+__all__ = ["Config", "run_of", "server"]
 
 Config = Annotated[
     Path | None, typer.Option("--config", metavar="FILE.toml", help="configuration; PACELINE_TABLE__KEY wins over it", show_default="none")
@@ -26,9 +33,25 @@ def server(config: Config = None, json: Json = False) -> None:
     from paceline.deploy.settings import ServerConfig, load_config
 
     settings = load_config(ServerConfig, config)
-    check_run(settings.run, f"{config}, table [run]")
+    run_of(settings, config)
     from paceline.deploy.processes import run_server
 
     summary = run_server(settings)
     if summary is not None:
         _finish(summary, json)
+
+
+def run_of(settings: ServerConfig, path: Path | None, environment: Mapping[str, str] = os.environ) -> RunConfig:
+    """Return the run of a server's configuration; raises `ConfigError` that names its file and the variables that set parts of it."""
+    from paceline.config import RunConfig
+    from paceline.deploy.settings import PREFIX
+
+    where = f"{path or 'the environment'}, table [run]"
+    given = sorted(name for name in environment if name.startswith(f"{PREFIX}RUN__"))
+    if given:
+        where += f" with {', '.join(given)}"
+    check_run(settings.run, where)
+    try:
+        return RunConfig.build(settings.run)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None

@@ -13,6 +13,7 @@ import os
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from paceline.address import Address
@@ -25,7 +26,7 @@ from paceline.deploy.muster import Muster, check_expected
 from paceline.deploy.notes import Notes
 from paceline.deploy.plan import PRIVACY_MECHANISMS, Plan, Privacy
 from paceline.deploy.register import Register
-from paceline.deploy.settings import ServerConfig
+from paceline.deploy.settings import ServerConfig, ServerPart
 from paceline.deploy.trust import Trust
 from paceline.engines.grpc import (
     Credentials,
@@ -50,7 +51,7 @@ from paceline.store.lock import LOCK
 if TYPE_CHECKING:
     from paceline.tasks import Task
 
-__all__ = ["FederationServer", "Present"]
+__all__ = ["FederationServer", "Present", "invited"]
 
 
 _OURS = ("federation.json", "state.db", ".federation.json", "opened.json", ".opened.json", "clients")
@@ -62,6 +63,14 @@ OWN_CROWD = (
     "of clients protect nobody against this server; keep the authority apart where clients must not trust the server"
 )
 """Said at the start where certificates do not stand for people."""
+
+
+def invited(part: ServerPart, now: datetime) -> set[str]:
+    """Return the names that may still enrol, where the authority is on this machine."""
+    if part.ca is None or not part.expected:
+        return set()
+    with Register(part.ca / "register.db").transaction() as rows:
+        return {token.name for token in rows.tokens() if token.used is None and token.expires > now}
 
 
 @dataclass(frozen=True)
@@ -118,7 +127,7 @@ class FederationServer:
         self.port = self.enrol_port = self.renew_port = 0
         self.engine: GrpcEngine | None = None
         self._loop = LoopThread()
-        check_expected(part.expected, self.gate.members(), self._invited(), self.run.clients)
+        check_expected(part.expected, self.gate.members(), invited(part, self.gate.clock()), self.run.clients)
         self._enrolment: Enrolment | None = None
         self._lists: Lists | None = None
         self._stop = False
@@ -284,14 +293,6 @@ class FederationServer:
         self._server = Server(hub, self.credentials, part.listen)
         self.notes.ready(lambda: self.engine.hub.ready() if self.engine else [], self.least)
         return self.engine
-
-    def _invited(self) -> set[str]:
-        """Return the names that may still enrol, where the authority is on this machine."""
-        part = self.config.server
-        if part.ca is None or not part.expected:
-            return set()
-        with Register(part.ca / "register.db").transaction() as rows:
-            return {token.name for token in rows.tokens() if token.used is None and token.expires > self.gate.clock()}
 
     def _authority(self) -> Authority | None:
         part, passphrase = self.config.server, os.environ.get("PACELINE_CA_PASSPHRASE")

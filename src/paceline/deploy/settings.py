@@ -18,7 +18,7 @@ from paceline.deploy.forms import faults_of, shown
 from paceline.errors import ConfigError, nearest
 from paceline.values import read_toml, value
 
-__all__ = ["ClientConfig", "DataConfig", "Logging", "ServerConfig", "Waiting", "load_config"]
+__all__ = ["PREFIX", "ClientConfig", "DataConfig", "Logging", "ServerConfig", "ServerPart", "Waiting", "load_config"]
 
 PREFIX = "PACELINE_"
 
@@ -60,7 +60,7 @@ class ServerPart(_Part):
     run: Path = Field(default=Path("run"), description="folder of the run; made anew, or gone on with")
     state: str = Field(default="", description="database of what happened, a path or an URL; state.db in the run's folder by default")
     least: int = Field(
-        default=1, ge=1, description="clients that must be there before a round begins; never below the quorum, or 3 with secure aggregation"
+        default=1, ge=1, description="clients that must be there before a round begins; at least the quorum, and 3 with secure aggregation"
     )
     expected: Annotated[int, Field(strict=True, ge=0)] | tuple[str, ...] = Field(
         default=0, description="names of the sites, or their number, that the first round waits for; 0 for none"

@@ -1,0 +1,129 @@
+"""What `paceline doctor --config` finds of a server or a client: all that its start would refuse, and who holds its ports."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from paceline.cli.machine import Finding, writable
+from paceline.cli.server import run_of
+from paceline.errors import PacelineError
+from paceline.values import read_toml
+
+if TYPE_CHECKING:
+    from paceline.deploy.settings import ClientConfig, ServerConfig
+
+__all__ = ["look_at"]
+
+
+def look_at(path: Path) -> Iterator[Finding]:
+    """Look at the configuration of a server, or of a client if it has its tables. Raises `ConfigError` for one that cannot be read."""
+    from paceline.deploy.settings import ClientConfig, ServerConfig, load_config
+
+    if {"client", "data"} & read_toml(path).keys():
+        yield from _client(load_config(ClientConfig, path))
+    else:
+        yield from _server(load_config(ServerConfig, path), path)
+
+
+def _try(what: str, cure: str, look: Callable[[], str]) -> Finding:
+    """Return what `look` returns as a finding that is well, or its error as one that is not."""
+    try:
+        return Finding(what, "ok", look())
+    except PacelineError as error:
+        return Finding(what, "missing", str(error), cure)
+
+
+def _server(config: ServerConfig, path: Path) -> Iterator[Finding]:
+    from paceline.deploy.gate import Gate
+    from paceline.deploy.muster import check_expected
+    from paceline.deploy.server import OWN_CROWD, invited
+    from paceline.deploy.trust import Trust
+
+    part = config.server
+    lists = part.ca or part.folder
+
+    def run() -> str:
+        from paceline.method import find_method
+        from paceline.tasks import load_task
+
+        found = run_of(config, path)
+        find_method(found.method).build(found.options)
+        load_task(found.task, model=found.model, seed=found.seed, **found.task_options)
+        return f"{found.method} on {found.task}, {found.clients} clients"
+
+    def gate() -> Gate:
+        return Gate(Trust.load(part.folder / "trust.pem"), part.directory or lists / "directory", part.crl or lists / "crl.pem")
+
+    def sites() -> str:
+        there = gate()
+        check_expected(part.expected, there.members(), invited(part, there.clock()), run_of(config, path).clients)
+        return f"{len(there.members())} clients in the directory"
+
+    yield _try("run", "correct the table [run]", run)
+    yield _try("keys of the server", "paceline ca issue --server NAME", lambda: _holds(part.folder, "server"))
+    yield _try("clients", "correct server.expected, or get trust.pem, directory and crl.pem from the authority", sites)
+    for name, address in (("listen", part.listen), ("enrol", part.enrol), ("renew", part.renew)):
+        taken = "" if address is None else address.taken()
+        if taken:
+            yield Finding(f"port of server.{name}", "warning", f"{address}: {taken}", "choose another port, or end who holds it")
+    yield writable("folder of the run", part.run)
+    if part.ca is None:
+        yield Finding("authority", "ok", "not on the server's machine, as far as its configuration says")
+    else:
+        yield Finding("authority", "warning", OWN_CROWD.partition(";")[0], "keep the authority apart: enrol clients there, copy its lists")
+
+
+def _client(config: ClientConfig) -> Iterator[Finding]:
+    from paceline.deploy.policy import load_policy
+
+    part, data = config.client, config.data
+
+    def policy() -> str:
+        if part.policy is None:
+            return "none: secure sums of 3 clients or more, and no method or task with a colon in its name"
+        load_policy(part.policy)
+        return str(part.policy)
+
+    def own() -> str:
+        from paceline.accelerators import check_device
+        from paceline.cli.spelling import check_task
+        from paceline.tasks import load_task
+
+        check_device(data.device, "data.device")
+        if not data.task:
+            return "a task of the server's choice"
+        check_task(data.task)
+        task = load_task(data.task, **data.task_options)
+        return f"{data.task}: {len(task.train)} samples of shape {tuple(task.train.x.shape[1:])}"
+
+    yield _try("keys of the client", "paceline client --config FILE --enrol INVITATION", lambda: _holds(part.folder, "client"))
+    yield _try("policy", "correct the policy", policy)
+    yield _try("data", "correct the table [data]", own)
+    yield writable("state of the client", part.state)
+    if part.proxy:
+        return
+    try:
+        with socket.create_connection((part.server.host, part.server.port), timeout=5):
+            yield Finding("server", "ok", f"{part.server} answers")
+    except OSError as error:
+        yield Finding("server", "warning", f"{part.server}: {error.strerror or error}", "look at name, port and firewalls; does it run?")
+
+
+def _holds(folder: Path, role: str) -> str:
+    """Return until when a party's certificate holds; raises `IdentityError` where a file is missing or it holds no more."""
+    from paceline.deploy import pki
+    from paceline.deploy.trust import Trust, read
+    from paceline.errors import IdentityError
+
+    Trust.load(folder / "trust.pem")
+    for name in (f"{role}.key", *(["identity.key", "directory"] if role == "client" else [])):
+        read(folder / name, "get it from the operator of the federation")
+    held = pki.load_certificate(read(folder / f"{role}.pem", "get it from the operator of the federation"), f"{role}.pem")
+    begin, end = held.not_valid_before_utc, held.not_valid_after_utc
+    now = pki.utc_now()
+    if not begin <= now <= end:
+        raise IdentityError(f"{folder / role}.pem holds from {begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC, not now")
+    return f"{folder}, until {end:%Y-%m-%d}"
