@@ -205,6 +205,19 @@ def test_loading_is_one_copy_that_the_module_sees() -> None:
         resident.load(Params(torch.zeros(2), Layout.build([("w", (2,), "param")])))
 
 
+def test_the_first_difference_of_two_layouts_is_named() -> None:
+    def layout(*entries: tuple[str, tuple[int, ...], str]) -> Layout:
+        return Layout.build(list(entries))  # type: ignore[arg-type]
+
+    mine = layout(("w", (2, 3), "param"), ("b", (2,), "param"))
+    assert mine.difference(mine) == ""
+    assert mine.difference(layout(("w", (2, 5), "param"), ("b", (2,), "param"))) == "w is param [2, 3], and param [2, 5] in the module"
+    assert mine.difference(layout(("w", (2, 3), "param"), ("b", (2,), "buffer"))) == "b is param [2], and buffer [2] in the module"
+    assert mine.difference(layout(("w", (2, 3), "param"))) == "the module has no b [2] there"
+    assert mine.difference(layout(("w", (2, 3), "param"), ("c", (2,), "param"))) == "the module has no b [2] there"
+    assert layout(("w", (2, 3), "param")).difference(mine) == "they lack b [2]"
+
+
 def test_scalars_and_tied_weights_live_in_the_vector_too() -> None:
     module = Scaled()
     resident = Resident(module, Layout.of(module))

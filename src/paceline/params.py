@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from typing import Any, Literal
 
 import torch
@@ -107,6 +108,17 @@ class Layout:
     def by_name(self) -> dict[str, Entry]:
         """Entries by name."""
         return {e.name: e for e in self.entries}
+
+    def difference(self, module: Layout) -> str:
+        """Return the first thing in which a module's layout differs from this one; empty where nothing does."""
+        for mine, other in zip_longest(self.entries, module.entries):
+            if mine is None:
+                return f"they lack {other.name} {list(other.shape)}"
+            if other is None or mine.name != other.name:
+                return f"the module has no {mine.name} {list(mine.shape)} there"
+            if (mine.shape, mine.kind) != (other.shape, other.kind):
+                return f"{mine.name} is {mine.kind} {list(mine.shape)}, and {other.kind} {list(other.shape)} in the module"
+        return ""
 
     @cached_property
     def digest(self) -> str:
@@ -296,7 +308,10 @@ class Resident:
         Raises `LayoutError` where the layouts differ.
         """
         if params.layout is not self.layout and params.layout.digest != self.layout.digest:
-            raise LayoutError("the given parameters do not have this module's layout")
+            raise LayoutError(
+                f"the given parameters do not have this module's layout: {params.layout.difference(self.layout)}; "
+                "shapes of a client's own data, and its classes, must be those of the run's task"
+            )
         with torch.no_grad():
             self.params.vector.copy_(params.vector)
 

@@ -237,3 +237,19 @@ def test_what_work_depends_on():
     assert one.work != other.work
     assert own(None, {}).version != own(None, {"theta": torch.ones(3)}).version  # of a message without a model
     assert own({"params": torch.ones(3)}, {}).version != one.version
+
+
+def test_only_the_owner_reads_what_was_opened(tmp_path):
+    book = Openings(tmp_path / "openings.db")
+    assert opens(book, [0, 1, 2])
+    assert (tmp_path / "openings.db").stat().st_mode & 0o777 == 0o600
+    book.close()
+
+
+def test_a_refusal_says_what_an_operator_can_do():
+    book = Openings(least_difference=3)
+    assert opens(book, [0, 1, 2, 3])
+    with pytest.raises(ProtocolError, match=r"another seed .* same clients"):
+        book.check(WORK, "r", 1, [0, 1, 2], three)
+    with pytest.raises(ProtocolError, match="another seed"):
+        book.check(OTHER_OPTIONS, "s", 1, [0, 1, 2], three)

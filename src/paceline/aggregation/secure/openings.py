@@ -66,6 +66,7 @@ class Openings:
         try:
             if self.path is not None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
+                os.close(os.open(self.path, os.O_CREAT | os.O_WRONLY, 0o600))
             db = sqlite3.connect(":memory:" if self.path is None else self.path, check_same_thread=False, isolation_level=None)
             db.execute("PRAGMA journal_mode=TRUNCATE")
             db.execute(f"PRAGMA synchronous={'FULL' if self._durable else 'OFF'}")
@@ -87,12 +88,15 @@ class Openings:
         for same, text in self._all(_SETS, own.work, own.work, own.version):
             (before if same else others).append(json.loads(text))
         if before and now not in before and not any(tuple(now) in parts for parts in splits(own.common, before, least).values()):
-            raise ProtocolError("this work was opened before, over other survivors; a second sum would show the difference")
+            raise ProtocolError(
+                "this work was opened before, over other survivors; a second sum would show the difference; "
+                "a run with another seed is other work, and one over the same clients as then is not refused"
+            )
         for old in others:
             if 0 < (difference := len(set(old) ^ set(now))) < self.least_difference and old not in before:
                 raise ProtocolError(
                     f"a sum over the same model was opened before, over a cohort that differs in {difference} clients; "
-                    f"{self.least_difference} are demanded (cohort.least_difference)"
+                    f"{self.least_difference} are demanded (cohort.least_difference); a run with another seed begins with another model"
                 )
         if self.most is None:
             return
