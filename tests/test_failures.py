@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -27,6 +28,8 @@ class PolicyError(Exception):
 @dataclass(frozen=True)
 class Fails(FedAvg):
     """Fails on the first `many` clients in the way that is asked for."""
+
+    names_clients: ClassVar[bool] = True
 
     how: str = "key"
     many: int = 99

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from paceline.samples import ClientData, Problem
 from paceline.tree import Tree, map_leaves
 
 __all__ = ["Client", "ClientData", "Correct", "Memory", "Problem", "Trained"]
+
+V = TypeVar("V")
 
 
 class Memory(MutableMapping[str, Any]):
@@ -95,7 +97,7 @@ class Client:
         ask: Callable[[Any], Any] = answer,
         redraws: bool = False,
     ) -> None:
-        self.id, self.round, self.model, self.problem = id, round, model, problem
+        self._id, self.round, self.model, self.problem = id, round, model, problem
         self.memory = memory
         self._data, self._seed = data, seed
         self.peers = peers or {}
@@ -104,9 +106,36 @@ class Client:
         self.ask = ask
         self.redraws = redraws
         self.flops = 0.0
+        self.nameless = False
+        """Whether the function that runs may not ask who it runs for: under masks, unless the method says so."""
         self.job: Job | None = None
         """The last request to the local loop."""
         self._loops = self._drawn = 0
+
+    @property
+    def id(self) -> int:
+        """This client's number in the population.
+
+        In a secure sum only a method with `Method.names_clients` may read it: a message that holds a line for each client
+        could make all but one count for nothing. Raises `PlanError` there.
+        """
+        if self.nameless:
+            raise PlanError(
+                [
+                    "a function that is summed under masks reads client.id, by which a message can treat one client unlike the others; "
+                    "use what is common to all, or set names_clients = True in the method, which policies then have to allow"
+                ]
+            )
+        return self._id
+
+    def assigned(self, values: Sequence[V]) -> V:
+        """Return this client's of the values that the run's configuration (never a message) gives to clients in turn.
+
+        Raises `ConfigError` where there are none.
+        """
+        if not values:
+            raise ConfigError("there are no values to give to clients")
+        return values[self._id % len(values)]
 
     @cached_property
     def seed(self) -> int:

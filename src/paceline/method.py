@@ -90,6 +90,10 @@ class Method:
     """The paper's main result, in a sentence."""
     has_model: ClassVar[bool] = True
     """Whether there is one model for everybody; without one, `model` holds what is shared and clients are judged."""
+    names_clients: ClassVar[bool] = False
+    """Whether a summed function reads a line of its own from the common message, by `Client.id`. A server that lies can
+    then make all clients but one count for nothing, so real clients refuse it under secure aggregation unless their policy
+    allows it (``secure_aggregation.named_clients``)."""
     sends_model: ClassVar[bool] = True
     """Whether a round's largest message, and its largest reply, hold as many values as the model."""
 

@@ -120,6 +120,22 @@ class Layout:
                 return f"{mine.name} is {mine.kind} {list(mine.shape)}, and {other.kind} {list(other.shape)} in the module"
         return ""
 
+    def to_plain(self) -> list[list[Any]]:
+        """Return [name, kind, shape] of each tensor, as plain values."""
+        return [[e.name, e.kind, list(e.shape)] for e in self.entries]
+
+    @staticmethod
+    def from_plain(rows: Any) -> Layout:
+        """Return the layout of `to_plain`. Raises `LayoutError` for anything else."""
+        try:
+            tensors = [(name, tuple(shape), kind) for name, kind, shape in rows]
+            plain = all(isinstance(n, str) and k in ("param", "buffer") and all(type(d) is int for d in s) for n, s, k in tensors)
+        except (TypeError, ValueError):
+            plain = False
+        if not plain:
+            raise LayoutError("a layout is a list of [name, kind, shape]")
+        return Layout.build(tensors)
+
     @cached_property
     def digest(self) -> str:
         """A short hash of names and shapes, equal exactly for equal layouts."""

@@ -125,7 +125,7 @@ def test_a_client_that_tells_nonsense_makes_nobody_drop_out(federate, monkeypatc
     real, asked = cls.report, []
 
     def report(self, client, message):
-        if client.id != 4 or client.services["call"].function not in ("report", "share"):
+        if client._id != 4 or client.services["call"].function not in ("report", "share"):
             return real(self, client, message)
         asked.append(client.round)
         return record

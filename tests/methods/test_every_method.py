@@ -2,7 +2,7 @@
 
 import pytest
 
-from paceline.errors import PlanError
+from paceline.errors import PacelineError, PlanError
 from paceline.method import client_functions, find_method, method_names
 from paceline.run import RunConfig, prepare
 
@@ -54,3 +54,22 @@ def test_who_needs_single_replies_is_refused_where_the_server_sees_sums_only(tas
 
 def test_most_methods_are_content_with_sums():
     assert len(NEEDS_EACH) < len(NAMES) / 2
+
+
+def masked(name):
+    options = {"task": "blobs", "aggregation": "secure", "secure": {"gamma": 0.0}, "rounds": 3, "cohort": 8}
+    if name in ("fzoos", "fedzo"):
+        options["rounds"] = 2
+    return RunConfig.build(values(name) | options)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in NEEDS_EACH])
+def test_under_masks_a_function_asks_for_its_client_only_where_the_method_says_so(task, name, monkeypatch):
+    """Whoever reads client.id can be given a line of its own in a message that is the same for all."""
+    named = find_method(name).names_clients
+    if named:
+        monkeypatch.setattr(find_method(name), "names_clients", False)
+        with pytest.raises(PacelineError, match=r"client\.id"):
+            prepare(masked(name), task=task).go()
+        return
+    prepare(masked(name), task=task).go()

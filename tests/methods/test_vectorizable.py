@@ -130,7 +130,7 @@ def test_a_method_that_claims_it_agrees_on_ragged_clients(task, stacks, method, 
 @pytest.mark.parametrize("method", sorted(REFUSES_EMPTY))
 def test_empty_clients_are_left_out_only_where_they_are_refused(task, method):
     config = RunConfig.build({"method": method, "task": "blobs", "clients": 12, "cohort": 12, "rounds": 1})
-    with pytest.raises(EmptyClientError, match="client 1 has no samples"):
+    with pytest.raises(EmptyClientError, match="has no samples"):
         prepare(config, task=task, split=split(SIZES)).go()
 
 

@@ -10,7 +10,7 @@ from paceline.errors import ConfigError, UnknownNameError
 from paceline.models import build
 from paceline.models.split import body_layout, features, head, head_name, join, take
 from paceline.params import Layout, Params
-from paceline.parts.architectures import Architectures, of_client, parse_architecture
+from paceline.parts.architectures import Architectures, parse_architecture
 from paceline.tasks import blobs
 
 
@@ -75,11 +75,6 @@ def test_architectures_are_built_once_and_seeded():
     assert first.resident("mlp:hidden=7-5").flops == 2 * (12 * 7 + 7 * 5 + 5 * 4)
     with pytest.raises(UnknownNameError):
         first.resident("transformr")
-
-
-def test_architectures_go_round_over_the_clients():
-    assert [of_client(("a", "b", "c"), k) for k in range(5)] == ["a", "b", "c", "a", "b"]
-    assert of_client((), 3) == ""
 
 
 def test_the_global_random_state_is_left_alone():

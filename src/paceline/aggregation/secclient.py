@@ -93,6 +93,7 @@ class SecAggClient:
             self.openings.check(own, self.run, client.round, session.clients, session.least_half)
         peers = {v: record for v, data in machine.peers.items() if (record := opened_record(data)) is not None}
         inner = worker.client(client.services["call"], client.id, session.stream, peers)
+        inner.nameless = not worker.setup.programs["method"].names_clients
         codec = Codec(session.config, len(session.clients), declared.bounds)
         try:
             with nested(0, client.device):
@@ -101,6 +102,7 @@ class SecAggClient:
                 encoded = codec.encode(reply, derive(inner.seed, "encode"))
         except Exception as error:
             encoded = self._nothing(codec, client, session.function, content, error)
+        inner.nameless = False
         if inner.flops:
             worker.note_times(inner, wire_size(content), encoded.size)
         client.flops += inner.flops
@@ -123,7 +125,8 @@ class SecAggClient:
         """R3: give the shares that open the sum over the survivors, once; what is opened is remembered first."""
         machine, session = _machine(client), client.services["session"]
         answer = machine.unmask(*need(message, "own"))
-        if self.openings is not None:
+        if self.openings is not None:  # what another process of this client has opened since it signed counts as well
+            self.openings.check(_work(client), self.run, client.round, session["alive"], machine.session.least_half)
             self.openings.record(_work(client), self.run, client.round, session["alive"])
         session.clear()
         return answer

@@ -7,6 +7,7 @@ import inspect
 import json
 import re
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -51,9 +52,10 @@ def methods(
             entry["server_sees"],
             entry["client_keeps"],
         )
-        listed.add_row(*map(escape, columns), "yes" if entry["secure"] else "no", "yes" if entry["vectorizable"] else "no")
+        listed.add_row(*map(escape, columns), _secure(entry), "yes" if entry["vectorizable"] else "no")
     out().print(listed)
-    out().print("secure: the server needs sums only, so the method runs under --aggregation secure")
+    out().print("secure: the server needs sums only, so the method runs under --aggregation secure; where allowed: only at clients whose")
+    out().print("policy has secure_aggregation.named_clients, as its messages hold a line for each client")
     out().print(
         escape("[a, b]: what its source says: the keys that a client's memory has between rounds, and whose replies are asked singly")
     )
@@ -115,6 +117,7 @@ def card(cls: type[Method]) -> dict[str, Any]:
         "client_keeps": kept(cls),
         "memory": {key: PROVIDED.get(key, "") for key in memory_keys(cls)},
         "secure": sum_only(cls),
+        "names_clients": cls.names_clients,
         "vectorizable": cls.vectorizable,
         "headline": cls.headline,
         "effects": effects(cls.slug()),
@@ -167,6 +170,16 @@ def field_docs(cls: type) -> dict[str, str]:
     return found
 
 
+_WHY = {
+    "no": "no: it needs single replies",
+    "where allowed": "where a client's policy has secure_aggregation.named_clients: its messages hold a line for each client",
+}
+
+
+def _secure(shown: Mapping[str, Any]) -> str:
+    return "no" if not shown["secure"] else "where allowed" if shown["names_clients"] else "yes"
+
+
 def _print_card(shown: dict[str, Any]) -> None:
     console = out()
     head = [shown["algorithm"] or shown["about"], ""]
@@ -178,7 +191,7 @@ def _print_card(shown: dict[str, Any]) -> None:
         *(f"                 {key}: {text}" for key, text in shown["memory"].items() if text),
         f"headline         {shown['headline'] or '–'}",
         f"stacks           {'yes' if shown['vectorizable'] else 'no: clients train one at a time'}",
-        f"secure           {'yes' if shown['secure'] else 'no: it needs single replies'}",
+        f"secure           {_WHY.get(_secure(shown), 'yes')}",
     ]
     console.print(Panel(Text("\n".join(head)), title=shown["name"], title_align="left", expand=False))
     for effect in shown["effects"]:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paceline import __version__
 from paceline.aggregation.secure.openings import Openings
 from paceline.aggregation.secure.work import Agreement
 from paceline.children import on_stop
@@ -35,6 +36,7 @@ from paceline.errors import (
     ConfigError,
     EmptyClientError,
     IdentityError,
+    LayoutError,
     MissingDataError,
     MissingExtraError,
     PacelineError,
@@ -135,6 +137,7 @@ def build_worker(
     *,
     modules: tuple[str, ...] = (),
     private: bool = False,
+    named: bool = False,
     openings: Openings | None = None,
     task: Task | None = None,
 ) -> Callable[[Welcome], Worker]:
@@ -146,6 +149,7 @@ def build_worker(
         directory: its identity key, and the others' pinned ones.
         modules: from which methods may come that are not registered.
         private: draw from a secret seed.
+        named: sum functions under masks that read a line of their own from the message (`Method.names_clients`).
         openings: what this client has helped to open.
         task: a task object in place of the one that is configured.
     """
@@ -155,6 +159,7 @@ def build_worker(
     from paceline.data import partition_task
     from paceline.devices import load_fleet
     from paceline.method import find_method
+    from paceline.params import Layout
     from paceline.rng import numpy_rng
     from paceline.run import RunConfig
     from paceline.submodels.flops import flops
@@ -172,8 +177,28 @@ def build_worker(
             raise ConfigError(f"this client has number {number}, but the run has only {config.clients} clients")
         torch.set_num_threads(data.threads)
         method = find_method(config.method).build(config.options)
+        if method.names_clients and config.aggregation == "secure" and not named:
+            raise PolicyError(
+                [
+                    f"messages of {config.method!r} hold a line for each client, with which a server that lies could open one client's "
+                    "update (secure_aggregation.named_clients)"
+                ]
+            )
+        if config.aggregation == "secure" and Agreement.of(config, type(method)).method.hex() != welcome.plan.get("method"):
+            raise PolicyError(
+                [
+                    f"the server runs another version of paceline or of {config.method!r}, or on other options, than this client has "
+                    f"({__version__}); all of them must be the same under secure aggregation"
+                ]
+            )
         with _quiet(config.aggregation == "secure"):
-            return from_data(welcome, config, method)
+            worker = from_data(welcome, config, method)
+            if differs := Layout.from_plain(welcome.plan.get("layout")).difference(worker.initial.layout):
+                raise LayoutError(
+                    f"the run's parameters do not fit the model that this client's data give: {differs}; shapes and classes "
+                    "must be those of the run's task"
+                )
+            return worker
 
     def from_data(welcome: Welcome, config: RunConfig, method: Method) -> Worker:
         mine = task or load_task(data.task or config.task, model=config.model, seed=config.seed, **_task_options(data, config))
@@ -284,10 +309,20 @@ def make_node(
     number = directory.client
     assert number is not None
     ledger = Ledger(part.state / "ledger.json", policy.hours.zone)
-    openings = Openings(part.state / "openings.db", policy.cohort.least_difference, policy.limits.openings)
+    rule = policy.cohort
+    openings = Openings(part.state / "openings.db", rule.least_difference, policy.limits.openings, scope=rule.difference_scope)
     work = _within(
         part.limit,
-        build_worker(config.data, number, directory, modules=part.modules, private=part.private_rounding, openings=openings, task=task),
+        build_worker(
+            config.data,
+            number,
+            directory,
+            modules=part.modules,
+            private=part.private_rounding,
+            named=policy.secure_aggregation.named_clients,
+            openings=openings,
+            task=task,
+        ),
     )
     runner = Runner(number, part.state, work, HouseRules(policy, ledger, part.state), learn=directory.update)
     settings = NodeSettings(part.server, part.first, part.most, part.limit, part.pack, part.attempts, part.name, part.stay, part.proxy)

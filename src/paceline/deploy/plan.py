@@ -15,9 +15,10 @@ from paceline.deploy.forms import faults_of
 from paceline.errors import ConfigError
 
 if TYPE_CHECKING:
+    from paceline.params import Layout
     from paceline.run import RunConfig
 
-__all__ = ["PRIVACY_MECHANISMS", "Plan", "Privacy", "Request", "Usage"]
+__all__ = ["PRIVACY_MECHANISMS", "Plan", "Privacy", "Request", "Usage", "offer"]
 
 PRIVACY_MECHANISMS: frozenset[str] = frozenset()
 """Mechanisms that can keep a plan's promise of differential privacy. There is none yet, so such plans are refused."""
@@ -89,6 +90,22 @@ class Plan(BaseModel):
         """SHA-256 of the plan, to notice a server that changes it under way."""
         text = json.dumps(self.to_tree(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def offer(config: RunConfig, plan: Plan, layout: Layout) -> dict[str, Any]:
+    """Return all that a server sends of a run to a client that joins: what can be refused early is compared then.
+
+    Args:
+        config: the run.
+        plan: `Plan.of` it.
+        layout: of the server's own model.
+    """
+    from paceline.aggregation.secure.work import Agreement
+    from paceline.method import find_method
+
+    method = Agreement.of(config, find_method(config.method)).method
+    facts = {"config": config.model_dump(mode="json", exclude_none=True), "plan": plan.to_tree()}
+    return {**facts, "layout": layout.to_plain(), "method": method.hex()}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
@@ -47,6 +47,7 @@ class Secure(_Part):
     sigma: int = Field(default=40, ge=1, description="privacy must fail with at most 2^-sigma, whatever k and t the plan sets")
     eta: int = Field(default=1, ge=1, description="a round must be lost with at most 2^-eta")
     complete_up_to: int = Field(default=0, ge=0, description="cohorts up to this size must use the complete graph")
+    named_clients: bool = Field(default=False, description="allow methods whose messages hold a line for each client")
     begun_work: bool = Field(default=False, description="allow asynchronous methods, whose messages no session binds")
     accept_changed_keys: bool = Field(default=False, description="take another identity key of a known client without asking")
 
@@ -57,7 +58,10 @@ class Cohort(_Part):
     least: int = Field(default=3, ge=1, description="least number of clients in a sum")
     least_quorum: int = Field(default=3, ge=1, description="least number of clients whose replies a sum may hold in the end")
     least_difference: int = Field(
-        default=3, ge=1, description="least number of clients by which two sums over the same model differ; 1 for no limit"
+        default=3, ge=1, description="least number of clients by which the cohorts of two sums differ, if at all; 1 for no limit"
+    )
+    difference_scope: Literal["model", "round", "always"] = Field(
+        default="round", description="sums that must differ so: over the same model; also in the same round; or all of them"
     )
 
 

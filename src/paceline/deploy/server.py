@@ -24,7 +24,7 @@ from paceline.deploy.issuing import Enrolment
 from paceline.deploy.lists import Lists
 from paceline.deploy.muster import Muster, check_expected
 from paceline.deploy.notes import Notes
-from paceline.deploy.plan import PRIVACY_MECHANISMS, Plan, Privacy
+from paceline.deploy.plan import PRIVACY_MECHANISMS, Plan, Privacy, offer
 from paceline.deploy.register import Register
 from paceline.deploy.settings import ServerConfig, ServerPart
 from paceline.deploy.trust import Trust
@@ -209,9 +209,8 @@ class FederationServer:
 
         if self.privacy is not None and not PRIVACY_MECHANISMS:
             raise PlanError(["the plan promises differential privacy, but no mechanism is installed that adds any; leave the promise out"])
-        secure = self.run.aggregation == "secure"
         parts: dict[str, Any] = {"task": self.task, "engine": self._engine}
-        if secure:
+        if self.run.aggregation == "secure":
             agreed, opened = Agreement.of(self.run, find_method(self.run.method)), OpenedSums(folder.path / "opened.json")
             parts["aggregation"] = SecureAggregation(secure_config(self.run.secure), self.directory, agreed, opened)
         self.notes.begin(self._facts["id"], Plan.of(self.run, self.privacy).to_tree(), str(folder.path), self._facts["starts"])
@@ -270,7 +269,8 @@ class FederationServer:
         chosen = {name: getattr(part, name) for name in ("heartbeat", "limit", "memory", "lanes", "window", "pack")}
         settings = HubSettings(**chosen, watch=min(1.0, part.heartbeat))
         progress = Progress(self._facts["id"], self._facts["starts"])
-        plan = {"config": self.run.model_dump(mode="json", exclude_none=True), "plan": Plan.of(self.run, self.privacy).to_tree()}
+        worker = Worker(setup)
+        plan = offer(self.run, Plan.of(self.run, self.privacy), worker.initial.layout)
         hub = Hub(
             self.gate, progress, plan, settings, directory=self._signed, note=self.notes.event, shaper=Faults.of(part.faults, None)
         )
@@ -278,7 +278,7 @@ class FederationServer:
         self.engine = GrpcEngine(
             hub,
             self._loop,
-            Worker(setup),
+            worker,
             self.run.clients,
             patience=patience,
             measured=self.run.measured,

@@ -9,7 +9,7 @@ numbers makes a list); the empty text is the task's own model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from paceline.params import Layout, Params, Resident
 from paceline.rng import derive
 from paceline.submodels.flops import flops
 
-__all__ = ["Architectures", "architectures", "architectures_service", "of_client", "parse_architecture"]
+__all__ = ["Architectures", "architectures", "architectures_service", "parse_architecture"]
 
 
 def parse_architecture(text: str) -> tuple[str, dict[str, Any]]:
@@ -108,7 +108,3 @@ def architectures(place: Client | Any) -> Architectures:
     assert isinstance(service, Architectures)
     return service
 
-
-def of_client(names: Sequence[str], client: int) -> str:
-    """Return the architecture of a client, where `names` go round over the clients; "" where there are none."""
-    return names[client % len(names)] if names else ""

@@ -1,6 +1,8 @@
 """What a client opens over its whole life: sets of one piece of work are equal or have nobody in common."""
 
+import contextlib
 import json
+import sqlite3
 
 import numpy as np
 import pytest
@@ -158,7 +160,10 @@ def test_halves_of_halves_would_show_one_client(monkeypatch):
         (6, {}, 3),
         (6, {"threshold": 4}, 6),
         (7, {}, 7),
-        (16, {"gamma": 0.1}, 5),
+        (16, {"gamma": 0.1}, 16),
+        (12, {"gamma": 0.1}, 12),  # a corrupt one among four helpers of a half may leave one
+        (18, {"gamma": 0.1}, 5),
+        (18, {"gamma": 0.2}, 18),
         (100, {"gamma": 0.1}, 100),
         (100, {"complete_up_to": 100}, 3),
     ],
@@ -253,3 +258,38 @@ def test_a_refusal_says_what_an_operator_can_do():
         book.check(WORK, "r", 1, [0, 1, 2], three)
     with pytest.raises(ProtocolError, match="another seed"):
         book.check(OTHER_OPTIONS, "s", 1, [0, 1, 2], three)
+
+
+HAIR = OwnWork(b"h" * 32, b"h" * 32, b"h" * 32, "train")
+BEFORE = OwnWork(b"c" * 32, b"w" * 32, b"v" * 32, "train")
+
+
+@pytest.mark.parametrize(
+    ("scope", "run", "round", "function", "fine"),
+    [
+        ("model", "r", 1, "train", True),
+        ("round", "r", 1, "train", False),
+        ("round", "r", 1, "evaluate", True),
+        ("round", "r", 2, "train", True),
+        ("round", "s", 1, "train", True),
+        ("always", "r", 1, "train", False),
+        ("always", "s", 9, "evaluate", False),
+    ],
+)
+def test_which_sums_must_differ(scope, run, round, function, fine):
+    book = Openings(least_difference=3, scope=scope)
+    assert opens(book, [1, 2, 3, 4], BEFORE)
+    later = OwnWork(b"h" * 32, b"h" * 32, b"h" * 32, function)
+    assert opens(book, [1, 2, 3], later, run, round) is fine
+    assert opens(book, [1, 6, 7, 8], OwnWork(b"i" * 32, b"i" * 32, b"i" * 32, function), run, round)
+
+
+def test_a_book_of_a_version_that_noted_no_function_still_counts(tmp_path):
+    with contextlib.closing(sqlite3.connect(tmp_path / "openings.db")) as db:
+        db.execute("CREATE TABLE opened (work BLOB, version BLOB, survivors TEXT, run TEXT, round INTEGER)")
+        db.execute("INSERT INTO opened VALUES (?, ?, ?, ?, ?)", (BEFORE.work, BEFORE.version, "[1, 2, 3, 4]", "r", 1))
+        db.commit()
+    book = Openings(tmp_path / "openings.db", least_difference=3, scope="round")
+    assert not opens(book, [1, 2, 3], BEFORE)
+    assert not opens(book, [1, 2, 3], HAIR)
+    assert opens(book, [1, 2, 3], HAIR, round=2)

@@ -25,6 +25,7 @@ from paceline.run import RunConfig
 OPEN = """
 [secure_aggregation]
 required = false
+named_clients = true
 [cohort]
 least = 1
 least_quorum = 1

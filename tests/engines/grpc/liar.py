@@ -12,13 +12,14 @@ from paceline.aggregation.wires import as_bytes
 from paceline.call import Call, Each
 from paceline.deploy.gate import Gate
 from paceline.deploy.identity import PinnedDirectory
-from paceline.deploy.plan import Plan
+from paceline.deploy.plan import Plan, offer
 from paceline.deploy.trust import Trust
 from paceline.engines.grpc import Credentials, Hub, HubSettings, LoopThread, Patience, Progress, Server
 from paceline.engines.grpc.frames import Part
 from paceline.engines.grpc.phase import Phase
 from paceline.engines.grpc.welcome import HIDDEN
 from paceline.method import client_functions, find_method
+from paceline.params import Layout
 from paceline.run import RunConfig
 from paceline.wire import NETWORK
 
@@ -46,7 +47,7 @@ class Liar:
         trust = Trust.load(root / "server" / "trust.pem")
         self.directory = PinnedDirectory(root / "server" / "directory", trust)
         gate = Gate(trust, root / "server" / "directory", root / "server" / "crl.pem")
-        facts = {"config": self.config.model_dump(mode="json", exclude_none=True), "plan": (plan or Plan.of(self.config)).to_tree()}
+        facts = self.offer(plan)
         self.hub = Hub(gate, Progress(name, 1), facts, HubSettings(heartbeat=5.0))
         self.agreed = Agreement.of(self.config, find_method(self.config.method))
         self.loop = LoopThread("liar")
@@ -59,6 +60,10 @@ class Liar:
             loopback.client(number, self.port, policy)
         if join:
             self.together()
+
+    def offer(self, plan=None):
+        """Return what joining clients get."""
+        return offer(self.config, plan or Plan.of(self.config), Layout.of(self.loopback.task.build(0)))
 
     def together(self):
         """Wait until all clients have joined, or said why not."""

@@ -18,7 +18,6 @@ from paceline.aggregation.secure.session import segments_of
 from paceline.aggregation.secure.work import Agreement, Work
 from paceline.aggregation.wires import as_bytes
 from paceline.call import ClientFunction
-from paceline.deploy.plan import Plan
 from paceline.engines.grpc.welcome import HIDDEN
 from paceline.errors import PacelineError, SumOverflowError
 from paceline.method import find_method
@@ -39,7 +38,7 @@ def truth(monkeypatch):
     def invoke(self, me, program, function, message):
         reply = real(self, me, program, function, message)
         if program == "method" and function == "train":
-            TRUE[me.id] = reply.delta.vector.clone().numpy()
+            TRUE[me._id] = reply.delta.vector.clone().numpy()
         return reply
 
     monkeypatch.setattr(Worker, "invoke", invoke)
@@ -203,7 +202,7 @@ def test_other_options_over_one_client_less(liar, params, loopback):
     facts = server.hub.plan
     server.config = server.config.model_copy(update={"options": {"lr": 0.0100001}})
     server.agreed = Agreement.of(server.config, find_method("fedavg"))
-    server.hub.plan = {"config": server.config.model_dump(mode="json", exclude_none=True), "plan": Plan.of(server.config).to_tree()}
+    server.hub.plan = server.offer()
     assert server.hub.plan != facts
     rejoin(server, 1, "other-options")
     two = Sum(server, params).to_masked()
@@ -267,5 +266,5 @@ def test_a_plan_cannot_undo_the_floors_of_a_policy(liar, options):
 
 def test_work_that_is_only_begun_is_not_taken(liar, params):
     """Each client would begin with a message of its own, which no session binds; the sum of what is handed over hides it."""
-    server = liar(method="fedbuff", policy=STRICT)
+    server = liar(method="fedbuff", policy=STRICT.replace("gamma = 0.0", "gamma = 0.0\nnamed_clients = true"))
     assert "begun_work" in reasons(server.ask("train", params, "method", kind="held"))

@@ -13,17 +13,17 @@ from paceline.aggregation.secure.encoding import signed
 from paceline.aggregation.secure.work import Agreement, halves
 from paceline.deploy.authority import Authority
 from paceline.deploy.client import build_worker
-from paceline.deploy.plan import Plan
+from paceline.deploy.plan import Plan, offer
 from paceline.deploy.settings import DataConfig
 from paceline.engines.grpc.welcome import HIDDEN, Welcome
-from paceline.errors import DataFormatError, EmptyClientError, NonFiniteError, QuorumError
+from paceline.errors import DataFormatError, EmptyClientError, LayoutError, NonFiniteError, QuorumError
 from paceline.method import find_method
 from paceline.methods.participation.rates import Asked
-from paceline.params import Params
+from paceline.params import Layout, Params
 from paceline.run import RunConfig
 from paceline.wire import dumps, loads
-from tests.engines.grpc.conftest import MOST
-from tests.engines.grpc.liar import Sum, reasons
+from tests.engines.grpc.conftest import MOST, OPEN
+from tests.engines.grpc.liar import SECURE, Sum, reasons
 
 OPTIONS = {"gamma": 0.0}
 
@@ -124,8 +124,8 @@ class Failing:
         def invoke(worker, me, program, function, message):
             reply = real(worker, me, program, function, message)
             if program == "method" and me.ask.__name__ != "_untrained":
-                self.updates[me.id] = reply.delta.vector.clone().numpy()
-                if me.id in clients:
+                self.updates[me._id] = reply.delta.vector.clone().numpy()
+                if me._id in clients:
                     raise error
             return reply
 
@@ -185,7 +185,7 @@ def test_whether_a_client_takes_part_does_not_tell_how_many_samples_it_has(loopb
         few = dataclasses.replace(loopback.task.train, x=loopback.task.train.x[:samples], y=loopback.task.train.y[:samples])
         task = dataclasses.replace(loopback.task, train=few)
         config = RunConfig(method="fedavg", task="blobs", clients=4, cohort=4, aggregation="secure", client_test=share)
-        facts = {"config": config.model_dump(mode="json", exclude_none=True), "plan": Plan.of(config).to_tree()}
+        facts = offer(config, Plan.of(config), Layout.of(task.build(0)))
         worker = build_worker(DataConfig(), 0, None, task=task)(Welcome("probe", 1, 0, 0, 0, 0, False, facts, 1.0))
         joined.append(len(worker.setup.split(0)[0]))
     assert min(joined) >= 1
@@ -286,7 +286,7 @@ def test_a_plan_that_was_agreed_to_is_not_exchanged_for_another(liar):
     """Under the name of the run, whose ledger and memory go on: more rounds than were agreed to."""
     server = liar(policy="[secure_aggregation]\ngamma = 0.0")
     server.config = server.config.model_copy(update={"rounds": 50})
-    server.hub.plan = {"config": server.config.model_dump(mode="json", exclude_none=True), "plan": Plan.of(server.config).to_tree()}
+    server.hub.plan = server.offer()
     rejoin(server, 2)
     assert len(server.hub.asking.refusals) == 4
     assert "not the one that was agreed to" in server.hub.asking.refusals[0]
@@ -301,25 +301,82 @@ def test_a_method_s_module_is_imported_only_where_the_client_names_it(liar):
 
 
 # -- what is still open --------------------------------------------------------------------------
-@pytest.mark.xfail(strict=True, reason="nothing tells a model that was changed by a hair from the next round's")
-def test_a_model_that_differs_by_a_hair(liar, params, monkeypatch):
-    """Two sums over cohorts that differ in one client: for a client these are two rounds of training like any others."""
-    server = liar(secure=OPTIONS)
+HAIR = """
+[secure_aggregation]
+gamma = 0.0
+[cohort]
+difference_scope = "{}"
+"""
+
+
+@pytest.mark.parametrize(("scope", "round", "open"), [("model", 1, True), ("round", 1, False), ("round", 2, True), ("always", 2, False)])
+def test_a_model_that_differs_by_a_hair(liar, params, monkeypatch, scope, round, open):
+    """Two sums over cohorts that differ in one client: in two rounds they look like any others, so the policy says what may be."""
+    server = liar(secure=OPTIONS, policy=HAIR.format(scope))
     seen = Failing(monkeypatch, set(), None)
     other = Params(params.vector.clone(), params.layout)
     other.vector[0] += 1e-6
     first = Partial(server, params, [0, 1, 2, 3], 1).go()
     update = seen.updates[3]
-    found = first - Partial(server, other, [0, 1, 2], 2).go()
-    assert abs(found @ update) / (np.linalg.norm(found) * np.linalg.norm(update)) < 0.9
+    second = Partial(server, other, [0, 1, 2], 2, round=round)
+    found = second.go()
+    if not open:
+        assert found is None
+        assert all("differs in 1 clients" in why for why in second.why)
+        return
+    found = first - found
+    alike = abs(found @ update) / (np.linalg.norm(found) * np.linalg.norm(update))
+    assert alike > (0.99 if round == 1 else 0.7), "then the documents need not warn of it"  # orders of batches differ by round
 
 
-@pytest.mark.xfail(strict=True, reason="messages of some methods say how single clients count")
-def test_a_message_that_makes_all_but_one_count_nothing(liar, params, monkeypatch):
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_message_that_makes_all_but_one_count_nothing(liar, params, loopback, monkeypatch, allowed):
     """The message is the same for all, but each client reads its own line of it."""
-    server = liar(method="fedau", options={"weigh": "known"}, secure=OPTIONS)
+    policy = f"[secure_aggregation]\ngamma = 0.0\nnamed_clients = {str(allowed).lower()}\n"
+    server = liar(method="fedau", options={"weigh": "known"}, secure=OPTIONS, policy=policy)
+    if not allowed:
+        told = [facts["reasons"] for facts in loopback.client_lines.of("refused")]
+        assert len(told) == 4
+        assert all("named_clients" in reason for [reason] in told)
+        return
     seen = Failing(monkeypatch, set(), None)
     rates = {0: 1.0, 1: 1e30, 2: 1e30, 3: 1e30}
     found = Partial(server, Asked(params=params, landed={}, rates=rates), [0, 1, 2, 3], 1).go()
     update = seen.updates[0]
-    assert abs(found @ update) / (np.linalg.norm(found) * np.linalg.norm(update)) < 0.9
+    assert abs(found @ update) / (np.linalg.norm(found) * np.linalg.norm(update)) > 0.9, "then no policy need forbid it"
+
+
+@pytest.mark.parametrize("aggregation", ["secure", "plain"])
+def test_what_does_not_fit_is_found_at_joining(loopback, liar, aggregation):
+    """A server whose model has a class more: clients do not wait for the first round to find out."""
+    server = liar(join=False, aggregation=aggregation, secure=SECURE if aggregation == "secure" else {})
+    plan = server.offer()
+    plan["layout"][-1][2][0] += 1
+    server.hub.plan = plan
+    for number in server.clients:
+        loopback.client(number, server.port, OPEN.replace("required", "gamma = 0.0\nrequired"))
+    server.together()
+    assert len(server.hub.asking.refusals) == 4
+    told = loopback.client_lines.of("refused")[0]
+    name = plan["layout"][-1][0]
+    assert name in (told["why"] if aggregation == "secure" else told["reasons"][0])
+    assert (name in server.hub.asking.refusals[0]) is (aggregation == "plain")
+
+
+@pytest.mark.parametrize("aggregation", ["secure", "plain"])
+def test_another_version_of_the_method_is_found_at_joining(loopback, liar, aggregation):
+    server = liar(join=False, aggregation=aggregation, secure=SECURE if aggregation == "secure" else {})
+    server.hub.plan = {**server.offer(), "method": "00" * 32}
+    for number in server.clients:
+        loopback.client(number, server.port, OPEN.replace("required", "gamma = 0.0\nrequired"))
+    server.together()
+    refusals = list(server.hub.asking.refusals.values())
+    assert len(refusals) == (4 if aggregation == "secure" else 0)
+    assert all("another version" in why for why in refusals)
+
+
+def test_a_layout_from_the_wire_is_checked():
+    assert Layout.from_plain(Layout.build([("w", (2, 3), "param")]).to_plain()).digest == Layout.build([("w", (2, 3), "param")]).digest
+    for wrong in (None, 3, [1], [["w", "param"]], [["w", "other", [2]]], [["w", "param", ["x"]]], [[b"w", "param", [2]]]):
+        with pytest.raises(LayoutError):
+            Layout.from_plain(wrong)

@@ -18,9 +18,9 @@ import errno
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from paceline.aggregation.secure.work import OwnWork, splits
 from paceline.errors import DiskFullError, ProtocolError, StoreError
@@ -29,14 +29,26 @@ __all__ = ["Openings"]
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS opened (
-    work BLOB NOT NULL, version BLOB NOT NULL, survivors TEXT NOT NULL, run TEXT NOT NULL, round INTEGER NOT NULL
+    work BLOB NOT NULL, version BLOB NOT NULL, survivors TEXT NOT NULL, run TEXT NOT NULL, round INTEGER NOT NULL,
+    function TEXT NOT NULL DEFAULT ''
 );
 CREATE INDEX IF NOT EXISTS by_work ON opened (work);
 CREATE INDEX IF NOT EXISTS by_version ON opened (version);
 CREATE INDEX IF NOT EXISTS by_round ON opened (run, round);
 """
 
-_SETS = "SELECT DISTINCT work = ?, survivors FROM opened WHERE work = ? OR version = ?"
+_COLUMNS = "SELECT COUNT(*) FROM pragma_table_info('opened') WHERE name = 'function'"
+_LATER = "ALTER TABLE opened ADD COLUMN function TEXT NOT NULL DEFAULT ''"
+"""For files of versions that did not note the function."""
+
+Scope = Literal["model", "round", "always"]
+
+_SCOPES: dict[Scope, str] = {
+    "model": "work = :work OR version = :version",
+    "round": "work = :work OR version = :version OR (run = :run AND round = :round AND function IN (:function, ''))",
+    "always": "TRUE",
+}
+"""Which earlier sums a new one is held against."""
 
 
 class Openings:
@@ -44,8 +56,10 @@ class Openings:
 
     Args:
         path: of the SQLite file; None keeps it in memory.
-        least_difference: least number of clients in which two opened cohorts over the same model version differ, where
-            they differ at all.
+        least_difference: least number of clients in which two opened cohorts differ, where they differ at all.
+        scope: which cohorts: "model" holds it for sums over the same model version; "round" also for sums of the same
+            function in the same round of a run, whatever the model, as one that was changed in its last digit is another;
+            "always" for all sums.
         most: openings in one round of a run, whatever the server calls them; None for no limit.
         durable: sync the file before an answer leaves, so that a power cut does not make this client forget.
 
@@ -53,10 +67,15 @@ class Openings:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str] | None = None, least_difference: int = 1, most: int | None = None, durable: bool = True
+        self,
+        path: str | os.PathLike[str] | None = None,
+        least_difference: int = 1,
+        most: int | None = None,
+        durable: bool = True,
+        scope: Scope = "model",
     ) -> None:
         self.path, self.least_difference, self.most = None if path is None else Path(path), least_difference, most
-        self._durable = durable
+        self.scope, self._durable = scope, durable
         self._db: sqlite3.Connection | None = None
 
     def open(self) -> None:
@@ -71,6 +90,8 @@ class Openings:
             db.execute("PRAGMA journal_mode=TRUNCATE")
             db.execute(f"PRAGMA synchronous={'FULL' if self._durable else 'OFF'}")
             db.executescript(_TABLE)
+            if not db.execute(_COLUMNS).fetchone()[0]:
+                db.execute(_LATER)
         except (OSError, sqlite3.Error) as error:
             raise self._failed(error) from None
         self._db = db
@@ -85,7 +106,8 @@ class Openings:
             least: least size of a half, from the size of the cohort that is split.
         """
         now, before, others = sorted(clients), list[list[int]](), list[list[int]]()
-        for same, text in self._all(_SETS, own.work, own.work, own.version):
+        facts = {"work": own.work, "version": own.version, "run": run, "round": round, "function": own.function}
+        for same, text in self._all(f"SELECT DISTINCT work = :work, survivors FROM opened WHERE {_SCOPES[self.scope]}", facts):
             (before if same else others).append(json.loads(text))
         if before and now not in before and not any(tuple(now) in parts for parts in splits(own.common, before, least).values()):
             raise ProtocolError(
@@ -100,14 +122,14 @@ class Openings:
                 )
         if self.most is None:
             return
-        [(count,)] = self._all("SELECT COUNT(*) FROM opened WHERE run = ? AND round = ?", run, round)
+        [(count,)] = self._all("SELECT COUNT(*) FROM opened WHERE run = ? AND round = ?", (run, round))
         if count >= self.most:
             raise ProtocolError(f"{count} sums of round {round} were opened; more would show too much (limits.openings)")
 
     def record(self, own: OwnWork, run: str, round: int, survivors: Sequence[int]) -> None:
         """Remember an opening; on the disk when this returns."""
-        row = (own.work, own.version, json.dumps(sorted(survivors)), run, round)
-        self._all("INSERT INTO opened VALUES (?, ?, ?, ?, ?)", *row)
+        row = (own.work, own.version, json.dumps(sorted(survivors)), run, round, own.function)
+        self._all("INSERT INTO opened VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def close(self) -> None:
         """Close the file."""
@@ -115,7 +137,7 @@ class Openings:
             self._db.close()
             self._db = None
 
-    def _all(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+    def _all(self, statement: str, values: Sequence[object] | Mapping[str, object] = ()) -> list[tuple[Any, ...]]:
         self.open()
         assert self._db is not None
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -144,14 +145,16 @@ def sizes(clients: int, config: SecureConfig) -> tuple[int, int]:
 def least_half(clients: int, config: SecureConfig) -> int:
     """Return the least size of a half of a cohort whose sum was lost; the cohort's own size where it may not be split.
 
-    It may where the graph is complete, where the half can have its threshold, and where those who need not have helped to
-    open the whole are fewer than those who must help to open a half.
+    It may where the graph is complete, where the half can have its threshold, where those who need not have helped to
+    open the whole are fewer than those who must help to open a half, and where at least two honest clients of each half
+    have helped with the whole: the others, and corrupt clients among those who helped, may be in sums that the server likes.
     """
     half = clients // 2
     if half < 3:
         return clients
     (k, t), (k_half, t_half) = sizes(clients, config), sizes(half, config)
-    fits = k >= clients - 1 and k_half >= half - 1 and t_half <= k_half and clients - t < t_half
+    free, corrupt = clients - t, math.ceil(config.gamma * clients - 1e-9)
+    fits = k >= clients - 1 and k_half >= half - 1 and t_half <= k_half and free < t_half and half - free - corrupt >= 2
     return max(config.least(clients), 3) if fits else clients
 
 

@@ -59,11 +59,13 @@ class OwnWork:
         work: the same with what this client's answer depends on: its memory.
         version: function and tensors of the message: equal for runs that differ in their options only, and whatever was
             noted in between. Where a message has no tensors, the memory takes their place.
+        function: the method's client function.
     """
 
     common: bytes
     work: bytes
     version: bytes
+    function: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Work:
         kept = {name: memory[name] for name in sorted(memory) if name not in _PROTOCOLS}
         state = digest(kept)[0].hex() if kept else ""
         version = [self.function, self.message[1].hex(), state if self.message[1] == _NO_TENSORS else ""]
-        return OwnWork(self.common, _hash([self.common.hex(), state]), _hash(["paceline-version-v1", *version]))
+        return OwnWork(self.common, _hash([self.common.hex(), state]), _hash(["paceline-version-v1", *version]), self.function)
 
 
 def halves(common: bytes, clients: Sequence[int], least: int) -> list[tuple[int, ...]]:

@@ -117,7 +117,7 @@ class AfaCd(Method):
         lr = client.problem.lr if self.lr is None else self.lr
         local = client.sgd(message, lr=lr, steps=self.effort(client), batch_size=self.batch_size)
         if not local.steps:
-            raise EmptyClientError(f"client {client.id} has no samples, and so no gradient; partition without empty clients")
+            raise EmptyClientError("this client has no samples, and so no gradient; partition without empty clients")
         way = lr * local.steps
         return {"gradient": (message - local.params) / way, "way": way, "statistics": local.params.vector[message.layout.num_params :]}
 
@@ -148,6 +148,7 @@ class AfaCs(AfaCd):
     headline: ClassVar[str] = "the rate of AFA-CD without its lasting error where some clients arrive more often than others"
     reveals: ClassVar[str] = "sums of changes of rescaled gradients, and when each client begins and is done"
     keeps: ClassVar[str] = "its last two gradients (twice the model size)"
+    names_clients: ClassVar[bool] = True
 
     def init(self, fed: Federation) -> SiloState:
         """Start with a mean of zero."""

@@ -64,6 +64,7 @@ class FedFix(Method):
     headline: ClassVar[str] = "better than synchronous FedAvg, which is slow, and than asynchronous FedAvg, which is unstable"
     reveals: ClassVar[str] = "sums of updates, and when each client begins and is done"
     keeps: ClassVar[str] = "its update until it is handed over"
+    names_clients: ClassVar[bool] = True
 
     lr: float | None = None
     steps: int = 10

@@ -151,6 +151,7 @@ class ScaffoldM(FedAvgM):
     headline: ClassVar[str] = "SCAFFOLD's rate under partial participation with N^(2/3) / S in the place of N / S"
     reveals: ClassVar[str] = "sums of directions and of control changes"
     keeps: ClassVar[str] = "the last two control variates (twice the model size)"
+    names_clients: ClassVar[bool] = True
 
     start: Literal["zeros", "gradients"] = "zeros"
 

@@ -79,6 +79,7 @@ class FedAmd(Method):
     headline: ClassVar[str] = "up to O(1/eps) fewer rounds than first-order methods before it, under partial participation"
     reveals: ClassVar[str] = "sums of updates and of gradient changes, who is an anchor"
     keeps: ClassVar[str] = "its last two gradients (twice the model size)"
+    names_clients: ClassVar[bool] = True
 
     anchor: float = 0.2
     period: int = 0

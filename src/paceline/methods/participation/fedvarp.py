@@ -45,6 +45,7 @@ class FedVarp(Unequal):
     headline: ClassVar[str] = "removes the variance that partial participation of unlike clients causes"
     reveals: ClassVar[str] = "sums of changes of updates"
     keeps: ClassVar[str] = "its last two updates (twice the model size)"
+    names_clients: ClassVar[bool] = True
 
     def init(self, fed: Federation) -> LastState:
         """Start with last updates of 0."""

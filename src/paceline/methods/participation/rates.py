@@ -125,6 +125,8 @@ class Rated(Unequal):
         cutoff: K, rounds after which an interval is cut; no weight is above it. None does not cut.
     """
 
+    names_clients: ClassVar[bool] = True
+
     cutoff: int | None = None
 
     @property

@@ -17,7 +17,7 @@ from paceline.federation import Federation
 from paceline.method import Method
 from paceline.models.split import head
 from paceline.params import Layout, Params, Resident
-from paceline.parts.architectures import architectures, of_client
+from paceline.parts.architectures import architectures
 from paceline.parts.prototypes import ClassSums, class_sums
 from paceline.tree import Tree
 
@@ -60,7 +60,7 @@ class OwnModels(Method):
 
     def own(self, client: Client) -> tuple[Resident, Params]:
         """Return, on a client, the module that its network runs in, and its parameters."""
-        text, zoo = of_client(self.models, client.id), architectures(client)
+        text, zoo = client.assigned(self.models or ("",)), architectures(client)
         model, kept = zoo.resident(text), client.memory.get("network")
         return model, zoo.initial(text).to(model.device) if kept is None else kept
 

@@ -24,6 +24,9 @@ from paceline.submodels.policy import CostModel, compute_fraction, find_straggle
 from paceline.submodels.service import submodels, train_submodel
 from paceline.update import Update
 
+_SELF = -1
+"""The key of a client's own times among those of the others."""
+
 
 @dataclass(frozen=True)
 class SelfPruning(FedAvg):
@@ -97,11 +100,11 @@ class SelfPruning(FedAvg):
         compute, network = self.report(client, None)
         if self.adaptive:
             return self.adapt(client, costs, {peer: sum(record) for peer, record in told.items()})
-        found = find_stragglers({**told, client.id: (compute, network)}, self.straggler_share)
+        found = find_stragglers({**told, _SELF: (compute, network)}, self.straggler_share)
         if self.network:
-            slow, target = client.id in found.compute | found.network, found.total_target
+            slow, target = _SELF in found.compute | found.network, found.total_target
             return network_fraction(CostModel(compute), costs, network, target, self.smallest) if slow else 1.0
-        slow = client.id in found.compute
+        slow = _SELF in found.compute
         return compute_fraction(CostModel(compute), costs, found.compute_target, self.smallest) if slow else 1.0
 
     def adapt(self, client: Client, costs: dict[float, float], totals: dict[int, float]) -> float:
@@ -112,6 +115,6 @@ class SelfPruning(FedAvg):
         last = float(memory["fraction"])
         if memory["trained"] > state["round"] and last in costs:
             state = controller.observe(state, memory["trained"], last, *client.times)
-        state = controller.hear(state, client.round, {**totals, client.id: controller.full_total(state)})
+        state = controller.hear(state, client.round, {**totals, _SELF: controller.full_total(state)})
         decision, memory["pace"] = controller.decide(state, client.round)
         return decision.fraction
