@@ -26,8 +26,9 @@ test-slow: setup-dev ## the long checks as well, Ray's and PostgreSQL's included
 	$(call fetch,$(DATA) $(MORE_DATA))
 	$(BIN)/python -m pytest -m "slow or not slow"
 
-lint: setup-dev ## ruff and strict mypy
+lint: setup-dev ## ruff, its format, and strict mypy
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 setup: .venv/.base

@@ -122,9 +122,7 @@ def judge(row: dict[str, Any], pairs: list[tuple[float, float, float]]) -> dict[
         "method": [m for m, _, _ in pairs],
         "baseline": [b for _, b, _ in pairs],
         "effect": mean,
-        "deviation": statistics.stdev(effects)
-        if len(effects) > 1 and all(map(math.isfinite, effects))
-        else math.nan,
+        "deviation": statistics.stdev(effects) if len(effects) > 1 and all(map(math.isfinite, effects)) else math.nan,
         "seeds_for": sum(e * sign > 0 for e in effects),
         "holds": holds([m for m, _, _ in pairs], [b for _, b, _ in pairs]) if (holds := row.get("holds")) else mean * sign > 0,
         "seconds": sum(s for _, _, s in pairs),
@@ -158,9 +156,7 @@ def label(row: dict[str, Any]) -> str:
 def line(name: str, row: dict[str, Any], got: dict[str, Any]) -> str:
     sides = [" / ".join(map(short, got[side])) for side in ("method", "baseline")]
     effect = f"{got['effect']:+.3g} ± {short(got['deviation'])}"
-    verdict = (
-        "holds" if got["holds"] else "**does not hold**"
-    ) + f" ({got['seeds_for']} of {len(got['method'])})"
+    verdict = ("holds" if got["holds"] else "**does not hold**") + f" ({got['seeds_for']} of {len(got['method'])})"
     note = f" {row['note']}" if row.get("note") and not got["holds"] else ""
     where = f"{row['config'].get('task', '')}, {row['config'].get('partition', 'iid')}, {row['config'].get('rounds', '')} rounds"
     cells = [
@@ -207,12 +203,8 @@ def write(rows: dict[str, dict[str, Any]], new: dict[str, Any], forget: bool = F
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "words", nargs="*", help="rows whose name contains one of these words; all by default"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", help="rows whose name contains one of these words; all by default")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--table", action="store_true", help="write the table anew")
     parser.add_argument("--check", action="store_true", help="prepare all runs without training")

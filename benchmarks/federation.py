@@ -32,14 +32,14 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from paceline.address import Address
 from paceline.aggregation import load_aggregation
-from paceline.client import Client
-from paceline.federation import Federation
-from paceline.method import Method, on_client
-from paceline.params import Layout, Params
+from paceline.core.address import Address
+from paceline.core.client import Client
+from paceline.core.federation import Federation
+from paceline.core.method import Method, on_client
+from paceline.core.params import Layout, Params
+from paceline.core.update import Update
 from paceline.tasks import Arrays, Task
-from paceline.update import Update
 
 CONTEXT = multiprocessing.get_context("fork")
 SECURE = {"gamma": 0.0}
@@ -76,7 +76,7 @@ def make_task(size: int) -> Task:
 
 
 def keys(clients: int) -> Path:
-    from paceline.deploy.authority import Authority
+    from paceline.deploy.identity.authority import Authority
 
     root = Path(tempfile.mkdtemp(prefix="paceline-bench-"))
     ca = Authority.create(root / "ca", "bench")
@@ -93,13 +93,13 @@ def keys(clients: int) -> Path:
 # -- the server's process ------------------------------------------------------------------------
 def serve(pipe: Connection, root: Path, clients: int, size: int, aggregation: str, rounds: int) -> None:
     """Carry out rounds; send (seconds of each, peak memory before and after, in MiB)."""
-    from paceline.aggregation.secagg import SecureAggregation, secure_config
-    from paceline.deploy.gate import Gate
-    from paceline.deploy.identity import PinnedDirectory
-    from paceline.deploy.trust import Trust
+    from paceline.aggregation.secure.program import SecureAggregation, secure_config
+    from paceline.deploy.identity.admission import Gate
+    from paceline.deploy.identity.keys import PinnedDirectory
+    from paceline.deploy.identity.trust import Trust
     from paceline.devices import VirtualClock, load_fleet
-    from paceline.engines.grpc import Credentials, GrpcEngine, Hub, LoopThread, Progress, Server
     from paceline.engines.worker import Setup, Worker
+    from paceline.network import Credentials, GrpcEngine, Hub, LoopThread, Progress, Server
 
     torch.set_num_threads(1)
     folder, task = root / "server", make_task(size)
@@ -113,7 +113,11 @@ def serve(pipe: Connection, root: Path, clients: int, size: int, aggregation: st
     state = Params.of(module, Layout.of(module, None, "average"))
     none, fleet = torch.arange(0), load_fleet("homogeneous", clients, 0)
     engine = GrpcEngine(hub, loop, Worker(Setup({"method": Echo()}, task, lambda _: (none, none), clients, fleet, 0)), clients)
-    how = SecureAggregation(secure_config(SECURE), directory) if aggregation == "secure" else load_aggregation(aggregation, {}, 2.0**20)
+    how = (
+        SecureAggregation(secure_config(SECURE), directory)
+        if aggregation == "secure"
+        else load_aggregation(aggregation, {}, 2.0**20)
+    )
     fed = Federation(engine, how, fleet, VirtualClock(), cohort=clients, on_error="drop", quorum=clients)
     engine.wait_ready(clients, 300)
     before, seconds = peak(), []
@@ -139,12 +143,12 @@ def take_part(root: Path, port: int, numbers: range, clients: int, size: int, se
 
 
 async def _take_part(root: Path, port: int, numbers: range, clients: int, size: int, secure: bool) -> None:
-    from paceline.aggregation.secclient import SecAggClient
-    from paceline.aggregation.secure.openings import Openings
-    from paceline.deploy.identity import PinnedDirectory
+    from paceline.aggregation.secure.client_functions import SecAggClient
+    from paceline.aggregation.secure.client_openings import Openings
+    from paceline.deploy.identity.keys import PinnedDirectory
     from paceline.devices import load_fleet
-    from paceline.engines.grpc import Credentials, Node, NodeSettings, Runner, Welcome
     from paceline.engines.worker import Setup, Worker
+    from paceline.network import Credentials, Node, NodeSettings, Runner, Welcome
 
     task, fleet, pool = make_task(size), load_fleet("homogeneous", clients, 0), ThreadPoolExecutor(1)
     shared: list[Worker] = []
@@ -248,7 +252,9 @@ def empty(rounds: int) -> None:
     for aggregation, bar in (("plain", 50), ("secure", 250)):
         seconds = [1000 * s for s in federation(10, 100, aggregation, rounds + 3)[0][3:]]
         low, high = min(seconds), statistics.quantiles(seconds, n=10)[-1]
-        print(f"{aggregation:8} median {statistics.median(seconds):7.1f}   least {low:7.1f}   90 % below {high:7.1f}   (bar: {bar})")
+        print(
+            f"{aggregation:8} median {statistics.median(seconds):7.1f}   least {low:7.1f}   90 % below {high:7.1f}   (bar: {bar})"
+        )
 
 
 def model(rounds: int) -> None:
@@ -270,7 +276,7 @@ def memory() -> None:
 
 
 def clip(rounds: int) -> None:
-    from paceline.deploy.federate import federate
+    from paceline.deploy.loopback import federate
     from paceline.run import RunConfig
 
     rounds //= 2  # these are long

@@ -98,7 +98,9 @@ def permuted_labels(seed: int, groups: int, members: int, samples: int, hidden: 
     return {"task": task, "split": split}
 
 
-def distance_row(method: str, baseline: str, claim: str, ours: dict[str, Any], theirs: dict[str, Any], **more: Any) -> dict[str, Any]:
+def distance_row(
+    method: str, baseline: str, claim: str, ours: dict[str, Any], theirs: dict[str, Any], **more: Any
+) -> dict[str, Any]:
     """Return a row whose figure is the distance to a known optimum, the lower the better."""
     return {
         "method": method,

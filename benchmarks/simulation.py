@@ -29,8 +29,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from paceline.core.generators import drawing
 from paceline.data import Partition
-from paceline.drawing import drawing
 from paceline.models import build
 from paceline.run import Run, RunConfig, prepare
 from paceline.tasks import Arrays, Task
@@ -61,9 +61,7 @@ def make_task(spec: dict[str, Any]) -> Task:
         return Arrays(x, torch.randint(0, 10, (count,), generator=generator))
 
     model = partial(build, spec["model"], shape=spec["shape"], num_classes=10)
-    return Task(
-        "benchmark", arrays(total), arrays(EVALUATED), model, 10, lr=0.05, batch_size=spec.get("batch", 20)
-    )
+    return Task("benchmark", arrays(total), arrays(EVALUATED), model, 10, lr=0.05, batch_size=spec.get("batch", 20))
 
 
 def make_run(task: Task, spec: dict[str, Any], args: argparse.Namespace) -> Run:
@@ -99,9 +97,7 @@ class Plain:
         for _ in range(self.spec["epochs"]):
             for rows in order.split(self.task.batch_size):
                 self.optimizer.zero_grad(set_to_none=True)
-                F.cross_entropy(
-                    self.model(self.x.index_select(0, rows)), self.y.index_select(0, rows)
-                ).backward()
+                F.cross_entropy(self.model(self.x.index_select(0, rows)), self.y.index_select(0, rows)).backward()
                 self.optimizer.step()
         self.model.eval()
         with torch.no_grad():
@@ -153,12 +149,8 @@ def compare(name: str, args: argparse.Namespace) -> None:
     walls = [f[0] for f in figures], [f[2] for f in figures]
     ratios = [b / a for a, b in zip(*walls, strict=True)]
     path = f"chunk {run.config.chunk}; {run.path}"
-    print(
-        f"{name}: engine {args.engine}, {args.workers} worker(s), vectorize {args.vectorize}, one_step {args.one_step} ({path})"
-    )
-    print(
-        f"  plain     {statistics.median(walls[0]):.4f} s/round wall, {statistics.median(f[1] for f in figures):.4f} s CPU"
-    )
+    print(f"{name}: engine {args.engine}, {args.workers} worker(s), vectorize {args.vectorize}, one_step {args.one_step} ({path})")
+    print(f"  plain     {statistics.median(walls[0]):.4f} s/round wall, {statistics.median(f[1] for f in figures):.4f} s CPU")
     ours_cpu = statistics.median(f[3] for f in figures)
     print(f"  paceline  {statistics.median(walls[1]):.4f} s/round wall, {ours_cpu:.4f} s CPU in this process")
     print(f"  ratio     {statistics.median(ratios):.3f} (quartiles {quartiles(ratios)}, {len(ratios)} paired rounds)")
@@ -253,15 +245,11 @@ def one_scale(clients: int, cohort: int, args: argparse.Namespace) -> None:
     for _ in range(3):
         ours.round()
     seconds = (time.perf_counter() - started) / 3
-    print(
-        f"{clients:10}   {cohort:6}   {seconds:7.3f}   {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:12.0f}"
-    )
+    print(f"{clients:10}   {cohort:6}   {seconds:7.3f}   {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:12.0f}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workload", choices=[*WORKLOADS, "all", "scale"])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--engine", default="local")

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from paceline.params import Layout, Params, Resident
+from paceline.core.params import Layout, Params, Resident
 from paceline.submodels.cut import TIERS, Cutter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -69,9 +69,7 @@ def measure(name: str, repeats: int) -> bool:
         sub = cutter.first(0.5)
         sub.resident().load(sub.extract(full))
         cuts.append(time.perf_counter() - start)
-    print(
-        f"\n{name}: {layout.size:,} parameters; cut + load at p = 0.5: {statistics.median(cuts) * 1e3:.2f} ms"
-    )
+    print(f"\n{name}: {layout.size:,} parameters; cut + load at p = 0.5: {statistics.median(cuts) * 1e3:.2f} ms")
     print(f"{'p':>5} {'params':>10} {'share':>6} {'FLOPs':>6} {'step ms':>8} {'of full':>8}")
     for p in TIERS:
         size = cutter.first(p).layout.size
@@ -80,9 +78,7 @@ def measure(name: str, repeats: int) -> bool:
             f"{median[p] * 1e3:8.2f} {median[p] / median[1.0]:8.3f}"
         )
     verdict = "meets" if ratio <= LIMIT else "MISSES"
-    print(
-        f"p = 0.5 takes {ratio:.3f} of the full step (median of paired ratios): {verdict} the limit {LIMIT}"
-    )
+    print(f"p = 0.5 takes {ratio:.3f} of the full step (median of paired ratios): {verdict} the limit {LIMIT}")
     return ratio <= LIMIT
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from paceline.client import Client
-from paceline.method import on_client
+from paceline.core.client import Client
+from paceline.core.method import on_client
 from paceline.methods.asynchronous.afl import AfaCd, AfaCs
 
 __all__ = ["Device", "Silo", "Unnormalised"]

@@ -5,9 +5,9 @@ Run it from this folder with ``paceline run my_method:SignVote --task digits --r
 
 from dataclasses import dataclass
 
-from paceline.method import State, on_client
+from paceline.core.method import State, on_client
+from paceline.core.update import Update
 from paceline.methods.optimisation.fedavg import FedAvg
-from paceline.update import Update
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,9 @@ def config():
     """Return a maker of small configurations."""
 
     def make(**changes) -> RunConfig:
-        return RunConfig.build({"method": "fedavg", "task": "blobs", "clients": 6, "cohort": 5, "rounds": 3, "vectorize": "off", **changes})
+        return RunConfig.build(
+            {"method": "fedavg", "task": "blobs", "clients": 6, "cohort": 5, "rounds": 3, "vectorize": "off", **changes}
+        )
 
     return make
 

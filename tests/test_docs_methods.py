@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from paceline.cli.app import app
 from paceline.cli.listing import sum_only
-from paceline.keeping import kept
-from paceline.method import find_method, method_names
+from paceline.cli.memory_keys import kept
+from paceline.core.method import find_method, method_names
 from paceline.run import RunConfig, prepare
 
 PAGES = Path(__file__).parents[1] / "docs" / "methods"

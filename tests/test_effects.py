@@ -51,4 +51,6 @@ def test_the_table_is_what_the_rows_say():
     own_process("-c", SAID, PROGRAM.parent)
     table = (ROOT / "docs" / "effects.md").read_text()
     figures = json.loads((ROOT / "src" / "paceline" / "methods" / "effects.json").read_text())
-    assert {line.split(" | ")[0].removeprefix("| ") for line in table.splitlines() if "/" in line[:30] and line[0] == "|"} == set(figures)
+    assert {line.split(" | ")[0].removeprefix("| ") for line in table.splitlines() if "/" in line[:30] and line[0] == "|"} == set(
+        figures
+    )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from paceline.errors import (
+from paceline.core.errors import (
     CheckpointError,
     CohortError,
     ConfigError,
@@ -206,7 +206,9 @@ def test_a_client_without_samples_takes_part_without_weight(config):
     small = make_task(samples=4)
     summary = prepare(config(clients=6, cohort=6, allow_empty=True, partition="dirichlet:0.05"), task=small).go()
     assert summary.rounds == 3
-    scaffold = prepare(config(method="scaffold", clients=6, cohort=6, allow_empty=True, partition="dirichlet:0.05"), task=small).go()
+    scaffold = prepare(
+        config(method="scaffold", clients=6, cohort=6, allow_empty=True, partition="dirichlet:0.05"), task=small
+    ).go()
     assert scaffold.rounds == 3
 
 

@@ -13,7 +13,7 @@ PICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "jsonpickle",
 SHARED = {"numpy": "load", "torch": "load", "yaml": "load"}
 """Libraries with one function that may unpickle, beside much else."""
 
-OWN_PROCESSES = {"engines/pipes.py": 3, "engines/cluster.py": 1}
+OWN_PROCESSES = {"engines/pipes.py": 3, "engines/ray_cluster.py": 1}
 """Where pickles are read: what this run's own processes wrote into their pipes, and into Ray's memory."""
 
 
@@ -77,6 +77,6 @@ def test_the_search_finds_what_it_looks_for() -> None:
         "import pickle\npickle.dumps(x)",
         "import json\njson.loads(text)",
         "import safetensors.torch\nsafetensors.torch.load(raw)",
-        "from paceline.wire import dumps, loads",
+        "from paceline.core.serialization import dumps, loads",
     ):
         assert not unpicklings(line), line

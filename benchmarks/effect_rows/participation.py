@@ -72,7 +72,9 @@ _DIGITS: dict[str, Any] = {
 """Rates are the best of 10^(j/4) for each method, and K of 20 and 50, found with other seeds (10, 11, 12)."""
 
 
-def _stale(claim: str, spread: float, participation: str, ours: float, theirs: float, rounds: int = 1000, **more: Any) -> dict[str, Any]:
+def _stale(
+    claim: str, spread: float, participation: str, ours: float, theirs: float, rounds: int = 1000, **more: Any
+) -> dict[str, Any]:
     """Return a row of FedStale with two betas."""
     config = {"config": _point(24, rounds, participation), "made": _spread(spread), "metric": squared}
     options = [_STALE | {"beta": beta} for beta in (ours, theirs)]
@@ -124,7 +126,13 @@ ROWS: list[dict[str, Any]] = [
     _stale("clients unlike, half of them there half the time: some stale updates lower the error", 3.0, _HALF, 0.5, 0.0, 500),
     _stale("all of them (beta = 1, FedVARP with inverse rates) lower it further", 3.0, _HALF, 1.0, 0.5, 500),
     _stale("the same where that half comes in a tenth of the rounds", 3.0, _TENTH, 1.0, 0.0, 500),
-    _stale("clients alike, half of them there in a tenth of the rounds: a little (beta = 0.2) beats FedVARP's beta", 0.1, _TENTH, 0.2, 1.0),
+    _stale(
+        "clients alike, half of them there in a tenth of the rounds: a little (beta = 0.2) beats FedVARP's beta",
+        0.1,
+        _TENTH,
+        0.2,
+        1.0,
+    ),
     _stale("as does FedAvg's beta", 0.1, _TENTH, 0.0, 1.0),
     _stale("and a little is no worse than FedAvg's beta, within a standard error", 0.1, _TENTH, 0.2, 0.0, holds=_no_worse),
     distance_row(

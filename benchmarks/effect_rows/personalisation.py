@@ -37,7 +37,13 @@ _FEW: dict[str, Any] = {"lr": 0.05, "epochs": 5, "batch_size": 32, "momentum": 0
 
 
 def _row(
-    method: str, baseline: str, claim: str, config: dict[str, Any], ours: dict[str, Any], theirs: dict[str, Any], metric: str = "accuracy"
+    method: str,
+    baseline: str,
+    claim: str,
+    config: dict[str, Any],
+    ours: dict[str, Any],
+    theirs: dict[str, Any],
+    metric: str = "accuracy",
 ) -> dict[str, Any]:
     return {
         "method": method,

@@ -15,27 +15,24 @@ from typing import Any
 
 import torch
 
-from paceline.accelerators import check_device
+from paceline.adversaries.behaviours import load_adversary, members
+from paceline.adversaries.engine import Hostile, poisoned
 from paceline.aggregation import load_aggregation
-from paceline.aggregation.secure.work import Agreement
-from paceline.call import Engine
-from paceline.children import check_main
-from paceline.config import RunConfig
+from paceline.aggregation.secure.task_hash import Agreement
+from paceline.blocks.architectures import architectures_service
+from paceline.core.config import RunConfig
+from paceline.core.engine import Engine
+from paceline.core.errors import CheckpointError, PlanError
+from paceline.core.federation import Aggregation, Federation
+from paceline.core.method import Method, client_functions, find_method
+from paceline.core.processes import check_main
 from paceline.data import Partition, partition_task
 from paceline.devices import VirtualClock, load_fleet, load_participation
 from paceline.engines import Choice, Pool, Setup, load_engine
-from paceline.engines.adversaries import load_adversary, members
-from paceline.engines.hostile import Hostile, poisoned
-from paceline.errors import (
-    CheckpointError,
-    PlanError,
-)
-from paceline.federation import Aggregation, Federation
-from paceline.method import Method, client_functions, find_method
-from paceline.parts.architectures import architectures_service
-from paceline.provenance import ResumeWarning, compare, sources
-from paceline.rounds import Observer, Run, StackingWarning, Summary
+from paceline.engines.accelerators import check_device
+from paceline.runner import Observer, Run, StackingWarning, Summary
 from paceline.store import MemoryStore, RunFolder, load_checkpoint
+from paceline.store.provenance import ResumeWarning, compare, sources
 from paceline.submodels.flops import flops
 from paceline.submodels.service import submodel_service
 from paceline.tasks import Task, load_task
@@ -74,9 +71,7 @@ def prepare(
     method, task = asked.fit_task(_load(config) if task is None else task)
     misfits = []
     if config.cohort > config.clients:
-        misfits.append(
-            f"the cohort of {config.cohort} is larger than the population of {config.clients} clients"
-        )
+        misfits.append(f"the cohort of {config.cohort} is larger than the population of {config.clients} clients")
     if config.quorum > config.cohort:
         misfits.append(f"the quorum of {config.quorum} is larger than the cohort of {config.cohort}")
     aggregation = aggregation or load_aggregation(
@@ -120,9 +115,7 @@ def prepare(
     ray = {"address": config.ray_address, "cpus": config.ray_cpus, "gpus": config.ray_gpus}
     made = load_engine(config.engine, setup, config.workers, ray) if engine is None else engine(setup)
     fed = Federation(
-        made
-        if adversary is None or adversary.poisons_data
-        else Hostile(made, adversary, byzantine, config.seed),
+        made if adversary is None or adversary.poisons_data else Hostile(made, adversary, byzantine, config.seed),
         aggregation,
         fleet,
         VirtualClock(),
@@ -138,15 +131,11 @@ def prepare(
         made.close()
         raise PlanError(misfits)
     scratch = tempfile.TemporaryDirectory(prefix="paceline-") if folder is None else None
-    place = (
-        folder.path / "memory" if folder is not None else Path(scratch.name) if scratch is not None else None
-    )
+    place = folder.path / "memory" if folder is not None else Path(scratch.name) if scratch is not None else None
     store = MemoryStore(place, durable=folder is not None, max_bytes=config.memory_mib << 20)
     fed.engine.restore(store)
     choice = _choose(config, method, made)
-    config = config.model_copy(
-        update={"vectorize": "on" if choice.chunk > 1 else "off", "chunk": choice.chunk}
-    )
+    config = config.model_copy(update={"vectorize": "on" if choice.chunk > 1 else "off", "chunk": choice.chunk})
     return Run(
         config,
         method,
@@ -199,11 +188,7 @@ def _choose(config: RunConfig, method: Method, engine: Any) -> Choice:
         return Choice(1, "switched off")
     if not method.vectorizable and config.vectorize == "auto" and not config.chunk:
         return Choice(1, "this method's clients train one at a time")
-    choice = (
-        Choice(config.chunk, "as given")
-        if config.chunk
-        else engine.measure(config.cohort, config.vectorize == "on")
-    )
+    choice = Choice(config.chunk, "as given") if config.chunk else engine.measure(config.cohort, config.vectorize == "on")
     engine.stack(choice.chunk)
     return choice
 
@@ -214,20 +199,14 @@ def _hidden(method: Method, config: RunConfig) -> list[str]:
     if not singles:
         return []
     alternative = getattr(method, "sum_only", None)
-    hint = (
-        f"; use {alternative}"
-        if alternative
-        else "; run it with --aggregation plain, or choose a sum-only method"
-    )
+    hint = f"; use {alternative}" if alternative else "; run it with --aggregation plain, or choose a sum-only method"
     return [
         f"method {config.method!r} needs every client's own reply from {', '.join(singles)}(), which "
         f"{config.aggregation!r} aggregation hides from the server{hint}"
     ]
 
 
-def run(
-    config: RunConfig, folder: RunFolder | None = None, observer: Observer | None = None, **parts: Any
-) -> Summary:
+def run(config: RunConfig, folder: RunFolder | None = None, observer: Observer | None = None, **parts: Any) -> Summary:
     """Prepare a run and carry it out; see `prepare` for `parts`."""
     with _holding(folder):
         prepared = prepare(config, folder=folder, observer=observer, **parts)

@@ -23,7 +23,13 @@ def test_from_init_to_revoke(call: Call) -> None:
     assert server == [{"name": "fed.example.org", "client": None, "folder": "server"}]
     assert sorted(p.name for p in Path("server").iterdir()) == ["server.key", "server.pem", "trust.pem"]
     assert [row["client"] for row in told(call, "issue", "st-mary", "st-paul")] == [0, 1]
-    assert sorted(p.name for p in Path("st-mary").iterdir()) == ["client.key", "client.pem", "directory", "identity.key", "trust.pem"]
+    assert sorted(p.name for p in Path("st-mary").iterdir()) == [
+        "client.key",
+        "client.pem",
+        "directory",
+        "identity.key",
+        "trust.pem",
+    ]
     listed = told(call, "list")
     assert [c["name"] for c in listed["clients"]] == ["st-mary", "st-paul"]
     assert [c["state"] for c in listed["certificates"]] == ["valid"] * 3
@@ -37,7 +43,7 @@ def test_from_init_to_revoke(call: Call) -> None:
 
 
 def test_tokens_and_invitations(call: Call) -> None:
-    from paceline.deploy.enrol import Invitation, begin
+    from paceline.deploy.identity.enrolment import Invitation, begin
 
     call("ca", "init", "hospitals", "--ca", "x")
     printed = call("ca", "token", "st-mary", "--ca", "x").stdout.strip()
@@ -52,7 +58,9 @@ def test_tokens_and_invitations(call: Call) -> None:
 def test_addresses_on_the_command_line(call: Call) -> None:
     call("ca", "init", "hospitals")
     for bad in ("fed", "fed:0", "::1:9101", "http://fed:9101"):
-        assert f"--server = {bad!r}: " in call("ca", "token", "a", "--invite", "i", "--server", bad, code=2).stderr.replace("\n", " ")
+        assert f"--server = {bad!r}: " in call("ca", "token", "a", "--invite", "i", "--server", bad, code=2).stderr.replace(
+            "\n", " "
+        )
         assert f"--renew = {bad!r}: " in call("client", "--renew", bad, code=2).stderr.replace("\n", " ")
         assert f"--address = {bad!r}: " in call("client", "--enrol", "i", "--address", bad, code=2).stderr.replace("\n", " ")
     assert not Path("i").exists()

@@ -70,7 +70,7 @@ def test_report_needs_a_finished_run(call):
 
 @pytest.mark.parametrize("name", ["my run (1) ü", "x" * 250, "ü" * 200])
 def test_runs_and_comparisons_of_any_name(call: Call, name: str) -> None:
-    from paceline.names import safe_name
+    from paceline.core.names import safe_name
 
     words = ("--rounds", "1", "--name", name, *QUICK[:-2], "--json")
     for command in (("run", "fedavg"), ("compare", "fedavg", "fedprox:mu=0.1")):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from paceline.deploy.authority import Authority
-from paceline.deploy.enrol import begin, finish
+from paceline.deploy.identity.authority import Authority
+from paceline.deploy.identity.enrolment import begin, finish
 
 
 @pytest.fixture

@@ -12,9 +12,23 @@ import pytest
 
 from paceline.cli import exitcodes
 from paceline.cli.fields import FIELDS
-from paceline.config import PANELS, RunConfig
+from paceline.core.config import PANELS, RunConfig
 
-COMMANDS = ("run", "compare", "resume", "report", "methods", "tasks", "partition", "data", "ca", "doctor", "server", "client", "federate")
+COMMANDS = (
+    "run",
+    "compare",
+    "resume",
+    "report",
+    "methods",
+    "tasks",
+    "partition",
+    "data",
+    "ca",
+    "doctor",
+    "server",
+    "client",
+    "federate",
+)
 ROOT = Path(__file__).parents[2]
 IMPORTS = """
 import sys
@@ -71,7 +85,7 @@ def test_help_ends_with_exit_codes(call):
 
 
 def test_errors_page_is_complete():
-    from paceline import errors
+    from paceline.core import errors
 
     assert (ROOT / "docs" / "errors.md").read_text() == exitcodes.page(), "python -m paceline.cli.exitcodes > docs/errors.md"
     classes = {n for n, c in vars(errors).items() if inspect.isclass(c) and issubclass(c, errors.PacelineError)}

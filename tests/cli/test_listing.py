@@ -10,7 +10,7 @@ import pytest
 
 from paceline.cli import doctor
 from paceline.cli.listing import card, field_docs, sum_only
-from paceline.method import Method, on_client
+from paceline.core.method import Method, on_client
 from tests.cli.conftest import last_json
 
 

@@ -16,7 +16,7 @@ FILES = {
     "pics/dog/b.png": "",
     "cifar/data_batch_1": "",
     "own_method.py": """
-from paceline.method import Method
+from paceline.core.method import Method
 from paceline.methods.optimisation.fedavg import FedAvg
 raise RuntimeError("a file whose classes are listed must not be run")
 class Plain: ...
@@ -59,7 +59,7 @@ LINES = [
     ("run fedavg --roundss 8", 2, "--rounds"),
     ("run fedavg -o rounds=8", 2, "an option of the run: --rounds 8"),
     ("run --config run.toml", 2, "run.toml: mu is a field of fedprox: write it in the table [options]"),
-    ("run --config fleet.toml", 2, "write it as fleet = \"stragglers:slow=VALUE\""),
+    ("run --config fleet.toml", 2, 'write it as fleet = "stragglers:slow=VALUE"'),
     ("server --config server.toml", 2, "server.toml, table [run]: lr is a field of fedavg: write it in the table [options]"),
     ("server --config wrong.toml", 2, "wrong.toml, table [run]: rounds='abc': "),
     ("server --config unknown.toml", 2, "unknown.toml, table [run]: unknown option 'roundz'; did you mean rounds"),
@@ -144,7 +144,7 @@ def test_what_is_told_to_write_is_then_taken(call, files):
 def test_a_broken_entry_point_is_named(call, monkeypatch):
     from importlib.metadata import EntryPoint
 
-    from paceline import method
+    from paceline.core import method
 
     entry = EntryPoint("mine", "no_such_package_here:Mine", "paceline.methods")
     monkeypatch.setattr(method, "entry_points", lambda group: [entry])

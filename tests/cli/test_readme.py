@@ -29,8 +29,8 @@ def test_example_trains_under_secure_aggregation(call, tmp_path):
 
 
 def test_demo_configuration_is_valid():
+    from paceline.core.parsing import read_toml
     from paceline.run import RunConfig
-    from paceline.values import read_toml
 
     config = RunConfig.build(read_toml(ROOT / "examples" / "demo.toml"))
     assert (config.task, config.clients, config.aggregation) == ("mnist-5k", 20, "secure")

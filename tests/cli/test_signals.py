@@ -18,10 +18,10 @@ from paceline.store import RunFolder
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="survivors are found in /proc")
 
-SLEEPY = '''
+SLEEPY = """
 import os, time
 from dataclasses import dataclass
-from paceline.method import on_client
+from paceline.core.method import on_client
 from paceline.methods.optimisation.scaffold import Scaffold
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Sleepy(Scaffold):
             open(f"asleep-{os.getpid()}", "w").close()
             time.sleep(60)
         return super().train(client, message)
-'''
+"""
 SMALL = ("--task", "digits", "--model", "logreg", "--clients", "3", "--cohort", "3", "--vectorize", "off")
 LOCAL = ("run", "scaffold", "--workers", "2", "--rounds", "4")
 FEDERATE = ("federate", "scaffold", "--rounds", "15", "--fault", "delay:client=1,seconds=0.1")
@@ -225,7 +225,15 @@ def test_a_killed_federation_leaves_no_process_and_goes_on_to_the_same_bits(star
     command.process.wait()
     assert command.left() == {}
     assert start("resume", "runs/here").process.wait(60) == 0
-    values = {"method": "scaffold", "task": "digits", "model": "logreg", "clients": 3, "cohort": 3, "rounds": 15, "vectorize": "off"}
+    values = {
+        "method": "scaffold",
+        "task": "digits",
+        "model": "logreg",
+        "clients": 3,
+        "cohort": 3,
+        "rounds": 15,
+        "vectorize": "off",
+    }
     assert RunFolder(place).read_summary()["model_sha256"] == run(RunConfig.build({**values, "aggregation": "secure"})).model_sha256
 
 

@@ -7,11 +7,11 @@ import math
 
 import pytest
 
-from paceline import values
 from paceline.cli import figures, folders, show
-from paceline.cli.figures import Entry, common_target, comparison, grouped, labels
-from paceline.errors import ConfigError
-from paceline.values import MethodSpec, pairs, read_toml
+from paceline.cli.figures import RunEntry, common_target, comparison, grouped, labels
+from paceline.core import parsing as values
+from paceline.core.errors import ConfigError
+from paceline.core.parsing import MethodSpec, pairs, read_toml
 
 
 @pytest.mark.parametrize("module", [values, show, figures, folders])
@@ -68,7 +68,7 @@ def entry(method, seed, accuracies, step=1.0, **config):
         "bytes_up": 1000,
         "bytes_down": 2000,
     }
-    return Entry({"method": method, "seed": seed, **config}, summary, history)
+    return RunEntry({"method": method, "seed": seed, **config}, summary, history)
 
 
 def test_labels_tell_what_differs():

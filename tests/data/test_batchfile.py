@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from paceline.core.errors import DataFormatError
 from paceline.data import batchfile
 from paceline.data.batchfile import parse_batch
-from paceline.errors import DataFormatError
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (3, 3072), dtype=np.uint8)
 
@@ -32,7 +32,11 @@ def array2(pixels: np.ndarray, core: bytes = b"core", kind: bytes = b"u1", fortr
     """Return the instructions with which Python 2 and numpy 1 wrote an array."""
     raw = pixels.tobytes()
     sizes = shape or b"".join(whole(n) for n in pixels.shape) + b"\x86"
-    dtype = b"cnumpy\ndtype\nq\x0e" + short(kind) + b"K\0K\x01\x87q\x0fRq\x10(K\x03U\x01|q\x11NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb"
+    dtype = (
+        b"cnumpy\ndtype\nq\x0e"
+        + short(kind)
+        + b"K\0K\x01\x87q\x0fRq\x10(K\x03U\x01|q\x11NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb"
+    )
     made = b"cnumpy." + core + b".multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08K\0\x85U\x01bq\x09\x87Rq\x0a"
     return made + b"(K\x01" + sizes + b"q\x0d" + dtype + fortran + b"T" + struct.pack("<i", len(raw)) + raw + b"q\x12tb"
 

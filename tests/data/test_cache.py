@@ -7,9 +7,9 @@ import errno
 import numpy as np
 import pytest
 
+from paceline.core.errors import DataError, DataFormatError
 from paceline.data import cache
 from paceline.data.cache import cache_folder, load_arrays, save_arrays
-from paceline.errors import DataError, DataFormatError
 
 
 def test_round_trip(tmp_path):

@@ -12,10 +12,10 @@ import zipfile
 
 import pytest
 
+from paceline.core.errors import ChecksumError, DataError
 from paceline.data import fetch
 from paceline.data.fetch import Package, bring, digest, pick
 from paceline.data.sources import find_source, source_names
-from paceline.errors import ChecksumError, DataError
 
 CONTENT = b"some data"
 SHA = hashlib.sha256(CONTENT).hexdigest()

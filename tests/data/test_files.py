@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from paceline.core.errors import ConfigError, DataError, DataFormatError, UnknownNameError
 from paceline.data.files import file_kinds, read_files
-from paceline.errors import ConfigError, DataError, DataFormatError, UnknownNameError
 
 
 def idx_bytes(array):

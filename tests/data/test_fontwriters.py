@@ -8,9 +8,9 @@ import matplotlib
 import numpy as np
 import pytest
 
+from paceline.core.errors import ConfigError, DataError
 from paceline.data.sources.families import FAMILIES
 from paceline.data.sources.fontwriters import CLASSES, FONTWRITERS, _decode, draw_writer
-from paceline.errors import ConfigError, DataError
 
 FONT = (Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf").read_bytes()
 

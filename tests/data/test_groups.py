@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from paceline.core.errors import ConfigError
 from paceline.data import partition_task
 from paceline.data.assign import long_tail
-from paceline.errors import ConfigError
 from paceline.tasks import blobs
 
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paceline.core.errors import ConfigError, DataError, EmptyClientError, UnknownNameError
 from paceline.data import partition_task
-from paceline.errors import ConfigError, DataError, EmptyClientError, UnknownNameError
 from paceline.tasks import Arrays, Task, blobs
 from tests.work import steps
 
@@ -126,9 +126,7 @@ def test_fewer_clients_than_owners_are_a_seeded_choice():
     chosen = {partition_task(task, "natural", 5, seed=s).owners for s in range(4)}
     assert len(chosen) > 1
     assert all(len(set(owners)) == 5 for owners in chosen)
-    assert (
-        partition_task(task, "natural", 5, seed=1).owners == partition_task(task, "natural", 5, seed=1).owners
-    )
+    assert partition_task(task, "natural", 5, seed=1).owners == partition_task(task, "natural", 5, seed=1).owners
 
 
 def test_tests_of_a_client_in_time_are_its_last_samples():

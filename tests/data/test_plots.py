@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from paceline.core.errors import DataError
 from paceline.data import partition_task
 from paceline.data.plots import plot_partition
-from paceline.errors import DataError
 from paceline.tasks import blobs
 
 

@@ -7,13 +7,13 @@ import hashlib
 import numpy as np
 import pytest
 
+from paceline.core.errors import ChecksumError, ConfigError, MissingDataError, UnknownNameError
 from paceline.data.fetch import Package
 from paceline.data.raw import Part, RawData
 from paceline.data.sources import find_source, source_names
 from paceline.data.sources.fontwriters import FONTWRITERS
 from paceline.data.sources.shakespeare import ALPHABET, SEQUENCE, encode_text, speeches, windows
 from paceline.data.sources.source import Source
-from paceline.errors import ChecksumError, ConfigError, MissingDataError, UnknownNameError
 from tests.conftest import fetched
 
 PLAY = """**HAMLET**

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from paceline.deploy import pki
-from paceline.deploy.authority import Authority
-from paceline.deploy.enrol import begin, finish
+from paceline.deploy.identity import pki
+from paceline.deploy.identity.authority import Authority
+from paceline.deploy.identity.enrolment import begin, finish
 
 
 @dataclass

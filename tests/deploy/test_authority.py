@@ -12,11 +12,11 @@ from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from paceline.deploy import pki
-from paceline.deploy.authority import Authority
-from paceline.deploy.directory import open_signed
-from paceline.deploy.enrol import begin
-from paceline.errors import ConfigError, IdentityError, StoreError, TokenError
+from paceline.core.errors import ConfigError, IdentityError, StoreError, TokenError
+from paceline.deploy.identity import pki
+from paceline.deploy.identity.authority import Authority
+from paceline.deploy.identity.directory import open_signed
+from paceline.deploy.identity.enrolment import begin
 
 from .conftest import Clock, enrol
 
@@ -277,7 +277,7 @@ def test_of_many_redemptions_at_once_one_wins(ca: Authority, tmp_path: Path) -> 
 
 
 def test_renewal_keeps_number_and_identity(ca: Authority, clock: Clock, tmp_path: Path) -> None:
-    from paceline.deploy.enrol import renewal, renewed
+    from paceline.deploy.identity.enrolment import renewal, renewed
 
     number = enrol(ca, "a", tmp_path / "a")
     before, key = (tmp_path / "a" / "client.pem").read_bytes(), ca.members()[0].key

@@ -6,7 +6,7 @@ import re
 import tomllib
 from pathlib import Path
 
-from paceline.deploy.policy import Policy
+from paceline.deploy.client.policy import Policy
 
 PAGE = (Path(__file__).parents[2] / "docs" / "identity_and_policy.md").read_text()
 

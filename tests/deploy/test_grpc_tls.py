@@ -9,10 +9,10 @@ from pathlib import Path
 import grpc
 import pytest
 
-from paceline.deploy.authority import Authority
-from paceline.deploy.gate import Gate
-from paceline.engines.grpc.tls import through
-from paceline.errors import IdentityError
+from paceline.core.errors import IdentityError
+from paceline.deploy.identity.admission import Gate
+from paceline.deploy.identity.authority import Authority
+from paceline.network.tls import through
 
 from .conftest import enrol
 

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 
-from paceline.deploy.client import take_part
+from paceline.deploy.client.client import take_part
 
 
 class _Node:

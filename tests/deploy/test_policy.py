@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.aggregation.secure.config import SecureConfig
-from paceline.deploy.forms import Window, size_of
-from paceline.deploy.ledger import Ledger
-from paceline.deploy.plan import Plan, Privacy, Request, Usage
-from paceline.deploy.policy import Policy, load_policy
-from paceline.errors import ConfigError, PolicyError, StoreError
+from paceline.core.errors import ConfigError, PolicyError, StoreError
+from paceline.deploy.client.ledger import Ledger
+from paceline.deploy.client.policy import Policy, load_policy
+from paceline.deploy.plan import CallRequest, Plan, Privacy, Usage
+from paceline.deploy.validation import Window, size_of
 from paceline.run import RunConfig
 
 NOW = datetime(2026, 3, 4, 12, 0, tzinfo=UTC)  # a Wednesday
@@ -26,18 +26,18 @@ def plan(**changes: Any) -> Plan:
     return Plan(**{**PLAN.model_dump(), **changes})
 
 
-def request(**changes: Any) -> Request:
-    return Request(**{"now": NOW, "round": 1, "program": "secagg", **changes})
+def request(**changes: Any) -> CallRequest:
+    return CallRequest(**{"now": NOW, "round": 1, "program": "secagg", **changes})
 
 
-def one(policy: dict[str, Any], offered: Plan = PLAN, asked: Request | None = None) -> str:
+def one(policy: dict[str, Any], offered: Plan = PLAN, asked: CallRequest | None = None) -> str:
     """Return the one reason of a refusal."""
     reasons = Policy.build(policy).check(offered, asked)
     assert len(reasons) == 1, reasons
     return reasons[0]
 
 
-def fine(policy: dict[str, Any], offered: Plan = PLAN, asked: Request | None = None) -> bool:
+def fine(policy: dict[str, Any], offered: Plan = PLAN, asked: CallRequest | None = None) -> bool:
     return Policy.build(policy).check(offered, asked) == []
 
 
@@ -64,7 +64,9 @@ def test_methods_and_tasks_are_patterns() -> None:
 def test_modules_and_paths_are_allowed_only_by_name() -> None:
     for changes in ({"method": "antigravity:Method"}, {"task": "csv:/etc/passwd"}):
         assert "is not allowed" in one({}, plan(**changes))
-    assert "reads a file on this machine; add 'csv:*' to allow.tasks to allow it (allow.tasks)" in one({}, plan(task="csv:/etc/passwd"))
+    assert "reads a file on this machine; add 'csv:*' to allow.tasks to allow it (allow.tasks)" in one(
+        {}, plan(task="csv:/etc/passwd")
+    )
     assert "imports a module on this machine; add 'ours:Mine' to allow.methods" in one({}, plan(method="ours:Mine"))
     assert "since" not in one({"allow": {"tasks": ["idx:*"]}}, plan(task="csv:/etc/passwd"))
     rule = {"allow": {"methods": ["ours.*:*"], "tasks": ["idx:/data/*"]}}
@@ -145,7 +147,7 @@ def test_a_promise_that_nothing_keeps_is_refused() -> None:
 @pytest.fixture
 def mechanism(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let there be one, so that its budgets can be tested."""
-    monkeypatch.setattr("paceline.deploy.policy.PRIVACY_MECHANISMS", frozenset({"some"}))
+    monkeypatch.setattr("paceline.deploy.client.policy.PRIVACY_MECHANISMS", frozenset({"some"}))
 
 
 @pytest.mark.usefixtures("mechanism")
@@ -293,7 +295,7 @@ def test_files(tmp_path: Path) -> None:
 
 
 def test_plans_cross_the_wire() -> None:
-    from paceline.wire import dumps, loads
+    from paceline.core.serialization import dumps, loads
 
     config = RunConfig(method="scaffold", options={"lr": 0.1}, aggregation="secure", secure={"bits": 12}, cohort=7, quorum=5)
     made = Plan.of(config, Privacy(epsilon=3, delta=1e-6))
@@ -342,4 +344,6 @@ def test_a_ring_where_all_must_be_neighbours() -> None:
     assert not any("neighbours of 20" in why for why in Policy.build({"secure_aggregation": rule}).check(ring))
     reasons = Policy.build({"secure_aggregation": rule | {"complete_up_to": 20}}).check(ring)
     assert any("16 neighbours of 20 clients; all are demanded" in why for why in reasons)
-    assert not any("all are demanded" in why for why in Policy.build({"secure_aggregation": rule | {"complete_up_to": 19}}).check(ring))
+    assert not any(
+        "all are demanded" in why for why in Policy.build({"secure_aggregation": rule | {"complete_up_to": 19}}).check(ring)
+    )

@@ -14,9 +14,9 @@ from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.aggregation.secure.keys import IdentityKey
 from paceline.aggregation.secure.server import SecureServer
 from paceline.aggregation.secure.simulate import new_session
-from paceline.deploy.authority import Authority
-from paceline.deploy.identity import PinnedDirectory
-from paceline.errors import ProtocolError
+from paceline.core.errors import ProtocolError
+from paceline.deploy.identity.authority import Authority
+from paceline.deploy.identity.keys import PinnedDirectory
 
 from .conftest import enrol
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from paceline.address import Address
+from paceline.core.address import Address
+from paceline.core.errors import ConfigError
 from paceline.deploy.settings import ClientConfig, ServerConfig, load_config
-from paceline.errors import ConfigError
 
 
 def refused(environment: dict[str, str], path: Path | None = None) -> str:
@@ -52,7 +52,13 @@ def test_two_variables_of_which_one_lies_in_the_other_are_refused_in_any_order()
 
 
 def test_variables_of_the_other_role_and_of_no_table_are_left_alone() -> None:
-    others = {"PACELINE_CLIENT__NONE": "1", "PACELINE_CA": "x", "PACELINE_CACHE": "y", "PACELINE_CA_PASSPHRASE": "z", "OTHER__X": "1"}
+    others = {
+        "PACELINE_CLIENT__NONE": "1",
+        "PACELINE_CA": "x",
+        "PACELINE_CACHE": "y",
+        "PACELINE_CA_PASSPHRASE": "z",
+        "OTHER__X": "1",
+    }
     assert load_config(ServerConfig, None, others) == load_config(ServerConfig, None, {})
 
 
@@ -80,15 +86,29 @@ def test_addresses_of_configurations() -> None:
         load_config(ClientConfig, None, {"PACELINE_CLIENT__SERVER": "localhost:0"})
 
 
-NAMES = st.sampled_from(["server", "client", "run", "data", "logging", "waiting", "listen", "phases", "x", "", "__init__", "self", "é"])
+NAMES = st.sampled_from(
+    ["server", "client", "run", "data", "logging", "waiting", "listen", "phases", "x", "", "__init__", "self", "é"]
+)
 PLACES = st.lists(NAMES, max_size=4).map(lambda parts: "PACELINE_" + "__".join(parts).upper())
 TEXTS = st.text(max_size=20) | st.sampled_from(["{x = {y = 1}}", "[" * 5000, "0x" + "f" * 5000, "9" * 5000, "1979-99-99", "nan"])
 ENVIRONMENTS = st.dictionaries(PLACES | st.text(max_size=12).map(lambda t: "PACELINE_" + t), TEXTS, max_size=5)
-LINES = ["[server]", "[client]", "[run]", "[waiting.phases]", "server = 3", "listen = 1", "x.y = 1", "a = 0x" + "f" * 5000, "x = [[1]]"]
+LINES = [
+    "[server]",
+    "[client]",
+    "[run]",
+    "[waiting.phases]",
+    "server = 3",
+    "listen = 1",
+    "x.y = 1",
+    "a = 0x" + "f" * 5000,
+    "x = [[1]]",
+]
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(ENVIRONMENTS, st.binary(max_size=30) | st.lists(st.sampled_from(LINES), max_size=4).map(lambda lines: "\n".join(lines).encode()))
+@given(
+    ENVIRONMENTS, st.binary(max_size=30) | st.lists(st.sampled_from(LINES), max_size=4).map(lambda lines: "\n".join(lines).encode())
+)
 def test_a_configuration_is_read_or_refused_by_a_config_error(tmp_path: Path, environment: dict[str, str], text: bytes) -> None:
     path = tmp_path / "some.toml"
     path.write_bytes(text)

@@ -2,9 +2,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from paceline.devices import Cost, Phase, Profile, Times, VirtualClock, times
-from paceline.errors import CheckpointError, ConfigError
-from paceline.wire import dumps, loads
+from paceline.core.errors import CheckpointError, ConfigError
+from paceline.core.serialization import dumps, loads
+from paceline.devices import Cost, Profile, TimedPhase, Times, VirtualClock, times
 
 
 @dataclass
@@ -29,7 +29,7 @@ def test_a_synchronous_call_costs_its_slowest_member() -> None:
     clock = VirtualClock()
     assert clock.synchronous({3: Times(1.0, 2.0), 1: Times(4.0, 0.5), 2: Times(0.0, 1.0)}) == 4.5
     assert clock.now == 4.5
-    assert clock.phases[-1] == Phase("call", 4.5, slowest=1, compute=4.0, network=0.5)
+    assert clock.phases[-1] == TimedPhase("call", 4.5, slowest=1, compute=4.0, network=0.5)
     assert clock.synchronous({5: Times(1.0, 1.0), 2: Times(2.0, 0.0)}, name="tie") == 2.0
     assert clock.phases[-1].slowest == 2
     assert clock.synchronous({}) == 0.0
@@ -39,9 +39,9 @@ def test_a_synchronous_call_costs_its_slowest_member() -> None:
 def test_a_deadline_ends_the_wait() -> None:
     clock = VirtualClock()
     assert clock.synchronous({1: Times(5.0, 9.0)}, deadline=8.0) == 8.0
-    assert clock.phases[-1] == Phase("call", 8.0, slowest=1, compute=5.0, network=3.0)
+    assert clock.phases[-1] == TimedPhase("call", 8.0, slowest=1, compute=5.0, network=3.0)
     assert clock.synchronous({1: Times(9.0, 9.0)}, deadline=8.0) == 8.0
-    assert clock.phases[-1] == Phase("call", 8.0, slowest=1, compute=8.0, network=0.0)
+    assert clock.phases[-1] == TimedPhase("call", 8.0, slowest=1, compute=8.0, network=0.0)
     assert clock.synchronous({1: Times(1.0, 1.0)}, deadline=8.0) == 2.0
     assert clock.synchronous({1: Times(1.0, 1.0)}, deadline=8.0, missing=True) == 8.0
     assert clock.synchronous({1: Times(1.0, 1.0)}, missing=True) == 2.0

@@ -2,10 +2,10 @@
 
 import pytest
 
+from paceline.core.errors import CohortError, ConfigError
+from paceline.core.serialization import dumps, loads
 from paceline.devices import load_fleet
 from paceline.devices.events import Firing, Queue, every, first, nanoseconds, schedule
-from paceline.errors import CohortError, ConfigError
-from paceline.wire import dumps, loads
 
 TAU = (1.0, 0.6, 0.2)
 

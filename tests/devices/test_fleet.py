@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
+from paceline.core.errors import CohortError, ConfigError, UnknownNameError
 from paceline.devices import Fleet, Profile, Stragglers, load_fleet
-from paceline.errors import CohortError, ConfigError, UnknownNameError
 from tests.work import steps
 
 

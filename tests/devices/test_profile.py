@@ -2,8 +2,8 @@ import math
 
 import pytest
 
+from paceline.core.errors import ConfigError
 from paceline.devices import COMPUTE, Profile
-from paceline.errors import ConfigError
 
 
 def test_seconds_follow_from_work_and_bytes() -> None:

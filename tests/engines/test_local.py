@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from paceline.errors import ClientError, NonFiniteError, PlanError, WorkerDiedError
-from paceline.method import on_client
+from paceline.core.errors import ClientError, NonFiniteError, PlanError, WorkerDiedError
+from paceline.core.method import on_client
+from paceline.core.update import Update
 from paceline.methods.optimisation.fedavg import FedAvg
-from paceline.rounds import RoundWarning
 from paceline.run import prepare
-from paceline.update import Update
+from paceline.runner import RoundWarning
 
 BITS = ["fedavg", "scaffold", "fedprox", "fedopt"]
 

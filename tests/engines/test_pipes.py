@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
+from paceline.core.params import Layout, Params
 from paceline.engines.pipes import pair
-from paceline.params import Layout, Params
 
 
 @pytest.fixture

@@ -2,12 +2,12 @@
 
 import pytest
 
-from paceline.aggregation.arithmetic import SecureArithmetic
-from paceline.aggregation.codec import Codec
-from paceline.method import client_functions, find_method, method_names, on_client
+from paceline.aggregation.secure.arithmetic import SecureArithmetic
+from paceline.aggregation.secure.codec import Codec
+from paceline.core.method import client_functions, find_method, method_names, on_client
+from paceline.core.update import Update
 from paceline.methods.optimisation.fedavg import FedAvg
 from paceline.run import RunConfig, prepare
-from paceline.update import Update
 from tests.methods.test_every_method import SMALL
 
 SUM_ONLY = [m for m in method_names() if not any(f.each for f in client_functions(find_method(m)).values())]

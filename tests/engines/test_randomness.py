@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from paceline.engines.stacking.solve import draws
-from paceline.method import on_client
+from paceline.core.method import on_client
+from paceline.core.params import Layout, Params, Resident
+from paceline.core.update import Update
+from paceline.engines.stacking.solver import draws
 from paceline.methods.optimisation.fedavg import FedAvg
-from paceline.params import Layout, Params, Resident
 from paceline.run import RunConfig, StackingWarning, prepare, resume
 from paceline.store import RunFolder
-from paceline.update import Update
 from tests.conftest import make_task, small_mlp
 
 

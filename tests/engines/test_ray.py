@@ -12,14 +12,20 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from paceline.engines.cluster import connect, pack, unpack
+from paceline.core.errors import (
+    ConfigError,
+    EngineError,
+    MissingDataError,
+    MissingExtraError,
+    WorkerDiedError,
+)
+from paceline.core.method import on_client
+from paceline.core.update import Update
 from paceline.engines.ray import RayEngine
-from paceline.errors import ConfigError, EngineError, MissingDataError, MissingExtraError, WorkerDiedError
-from paceline.method import on_client
+from paceline.engines.ray_cluster import connect, pack, unpack
 from paceline.methods.optimisation.fedavg import FedAvg
 from paceline.run import RunConfig, prepare
 from paceline.tasks import blobs
-from paceline.update import Update
 
 
 def test_without_ray_the_error_names_the_command(federate, monkeypatch):
@@ -64,7 +70,10 @@ def test_an_address_that_is_none_is_refused(package, federate, address):
 
 
 def test_a_server_that_is_no_ray_cluster_costs_limited_time(package):
-    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(EngineError, match=r"did not let a Ray client in within 1 s"):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        pytest.raises(EngineError, match=r"did not let a Ray client in within 1 s"),
+    ):
         connect(f"127.0.0.1:{silent.getsockname()[1]}", 1.0, patience=1.0)
 
 
@@ -81,8 +90,11 @@ def test_a_message_has_the_size_of_its_tensors_and_can_be_changed(package):
     for part in parts:
         part.flags.writeable = False  # as the object store shares them
     received = unpack((header, parts))
-    for before, after in zip(sent["rows"] + [sent[k] for k in ("small", "half", "none")],
-                             received["rows"] + [received[k] for k in ("small", "half", "none")], strict=True):
+    for before, after in zip(
+        sent["rows"] + [sent[k] for k in ("small", "half", "none")],
+        received["rows"] + [received[k] for k in ("small", "half", "none")],
+        strict=True,
+    ):
         assert torch.equal(before, after)
         assert before.dtype == after.dtype
         after.add_(1)
@@ -189,8 +201,19 @@ def test_the_command_line_joins_a_running_cluster(ray, tmp_path):
     for folder, engine in (("ray", ["--engine", "ray", "--workers", "2", "--ray-address", address]), ("here", [])):
         options = ["--task", "digits", "--clients", "6", "--cohort", "6", "--rounds", "2", "--vectorize", "off", *engine]
         done = subprocess.run(
-            [sys.executable, "-c", "from paceline.cli import main; main()", "run", *options, "--out", str(tmp_path / folder), "--json"],
-            capture_output=True, text=True, check=False,
+            [
+                sys.executable,
+                "-c",
+                "from paceline.cli import main; main()",
+                "run",
+                *options,
+                "--out",
+                str(tmp_path / folder),
+                "--json",
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         shas.append(json.loads(done.stdout)["model_sha256"])
@@ -202,11 +225,11 @@ def test_the_command_line_joins_a_running_cluster(ray, tmp_path):
 SCRIPT = """
 import ray
 from dataclasses import dataclass
-from paceline.method import on_client
+from paceline.core.method import on_client
 from paceline.methods.optimisation.fedavg import FedAvg
 from paceline.run import RunConfig, prepare
-from paceline.tree import node
-from paceline.update import Update
+from paceline.core.tree import node
+from paceline.core.update import Update
 
 
 @node

@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import nn
 
+from paceline.core.errors import NonFiniteError
+from paceline.core.method import on_client
+from paceline.core.training import AdamW
+from paceline.core.update import Update
 from paceline.data import Partition
 from paceline.engines.stacking.measure import choose
-from paceline.errors import NonFiniteError
-from paceline.local import AdamW
-from paceline.method import on_client
 from paceline.methods.optimisation.fedavg import FedAvg
 from paceline.run import RunConfig, StackingWarning, prepare, resume, run
 from paceline.store import RunFolder
 from paceline.tasks import Arrays, Task
-from paceline.update import Update
 from tests.conftest import make_task
 
 SIZES = [10, 0, 1, 23, 10, 37, 10, 24, 5, 20, 10, 30]
@@ -98,16 +98,10 @@ class Hooked(FedAvg):
     def train(self, client, message):
         own, pull = message * (1 + 0.1 * client.id), 0.1 / (1 + client.id)
         hooks = {
-            "direction": {
-                "direction": lambda gradient, at: (
-                    0.5 * (gradient(at) + gradient(at + 0.05 * own)) + pull * (at - own)
-                )
-            },
+            "direction": {"direction": lambda gradient, at: 0.5 * (gradient(at) + gradient(at + 0.05 * own)) + pull * (at - own)},
             "correct": {"correct": lambda grad, at: grad / (1.0 + grad.norm()) + pull * (at - own)},
             "objective": {
-                "objective": lambda module, x, y: (
-                    nn.functional.cross_entropy(2 * module(x), y) + pull * module(x).square().mean()
-                )
+                "objective": lambda module, x, y: nn.functional.cross_entropy(2 * module(x), y) + pull * module(x).square().mean()
             },
             "loss": {"loss": lambda out, y: nn.functional.cross_entropy(out * (1 + pull), y)},
             "after": {"after": lambda at: at - pull * (at - own)},
@@ -117,9 +111,7 @@ class Hooked(FedAvg):
             "branch": {"correct": lambda grad, at: grad * 2 if grad.norm() > 1 else grad},
             "item": {"correct": lambda grad, at: grad * min(1.0, 1.0 / float(grad.norm()))},
         }[self.kind]
-        local = client.sgd(
-            own if self.kind == "own start" else message, epochs=2, lr=0.05 * (1 + client.id % 2), **hooks
-        )
+        local = client.sgd(own if self.kind == "own start" else message, epochs=2, lr=0.05 * (1 + client.id % 2), **hooks)
         client.memory["last"] = local.params
         return Update(delta=local.params - message, weight=client.num_samples)
 
@@ -131,7 +123,7 @@ HOOKED = f"{__name__}:Hooked"
 def test_every_kind_of_hook_is_stacked_with_what_it_captured(task, kind, monkeypatch):
     common = {"method": HOOKED, "options": {"kind": kind}}
     first, _, alone = go(task, ragged(), **common, vectorize="off", chunk=1)
-    monkeypatch.setattr("paceline.engines.stacking.solve._alone", lambda job: pytest.fail("alone") if job.steps else job.run())
+    monkeypatch.setattr("paceline.engines.stacking.solver._alone", lambda job: pytest.fail("alone") if job.steps else job.run())
     prepared, _, stacked = go(task, ragged(), **common)
     assert prepared.fed.engine.notes == {}
     assert float((alone - stacked).norm() / alone.norm()) < 1e-5
@@ -188,9 +180,7 @@ def test_a_worker_killed_in_mid_round_changes_no_bit(task, tmp_path, monkeypatch
 def wide_task():
     generator = torch.Generator().manual_seed(3)
     x, y = torch.randn(1200, 30, generator=generator), torch.randint(0, 4, (1200,), generator=generator)
-    return Task(
-        "wide", Arrays(x, y), Arrays(x[:100], y[:100]), lambda: nn.Linear(30, 4), 4, lr=0.1, batch_size=5
-    )
+    return Task("wide", Arrays(x, y), Arrays(x[:100], y[:100]), lambda: nn.Linear(30, 4), 4, lr=0.1, batch_size=5)
 
 
 def test_the_measured_choice_is_in_the_plan_and_a_resumed_run_takes_it(tmp_path, monkeypatch):
@@ -238,9 +228,7 @@ def test_drop_outs_and_deadlines_inside_a_chunk(task, aggregation):
             drop=lambda round, client, function: client == 4 and function.endswith(("train", "masked")),
         )
         summary = prepared.go()
-        outcomes.append(
-            (prepared.method.model(prepared.state).vector, [r["dropped"] for r in summary.history])
-        )
+        outcomes.append((prepared.method.model(prepared.state).vector, [r["dropped"] for r in summary.history]))
     assert outcomes[0][1] == outcomes[1][1] == [1, 1]
     tolerance = 1e-5 if aggregation == "plain" else 1e-3  # rounding may fall to the other side
     assert float((outcomes[0][0] - outcomes[1][0]).norm() / outcomes[0][0].norm()) < tolerance

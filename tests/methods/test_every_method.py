@@ -2,8 +2,8 @@
 
 import pytest
 
-from paceline.errors import PacelineError, PlanError
-from paceline.method import client_functions, find_method, method_names
+from paceline.core.errors import PacelineError, PlanError
+from paceline.core.method import client_functions, find_method, method_names
 from paceline.run import RunConfig, prepare
 
 from .resuming import assert_resumes

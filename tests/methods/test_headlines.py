@@ -3,7 +3,7 @@
 import pytest
 
 from paceline.cli.listing import card
-from paceline.method import find_method, method_names
+from paceline.core.method import find_method, method_names
 
 
 @pytest.mark.parametrize("name", method_names())

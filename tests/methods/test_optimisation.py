@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from paceline.core.random import numpy_rng
 from paceline.methods.optimisation import fedopt, fedprox, scaffold
-from paceline.rng import numpy_rng
 from paceline.run import RunConfig, prepare
 from paceline.tasks import Arrays, Task
 
@@ -134,7 +134,14 @@ def code_lines(module) -> int:
         span = range(token.start[0], token.end[0] + 1)
         if token.type == tokenize.STRING and previous in (tokenize.NEWLINE, tokenize.INDENT, tokenize.NL, tokenize.DEDENT):
             docs.update(span)
-        elif token.type not in (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER):
+        elif token.type not in (
+            tokenize.COMMENT,
+            tokenize.NL,
+            tokenize.NEWLINE,
+            tokenize.INDENT,
+            tokenize.DEDENT,
+            tokenize.ENDMARKER,
+        ):
             lines.update(span)
         if token.type != tokenize.COMMENT:
             previous = token.type

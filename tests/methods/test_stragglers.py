@@ -184,8 +184,8 @@ def test_heterofl_leaves_classes_it_has_not_out_of_the_loss(task, config):
 
 def test_u3_denominators_through_the_federation():
     """n = (10, 30, 20); client 3 dropped coordinates 2 and 3: options Z and M of the sheet."""
-    from paceline.aggregation.fixed import FixedPoint
-    from paceline.update import Update, rebuild
+    from paceline.aggregation.fixed_point import FixedPoint
+    from paceline.core.update import Update, rebuild
 
     rows = [(10, [1.0, 2, 3, 4], [1.0, 1, 1, 1]), (30, [3.0, 0, 1, 0], [1.0, 1, 1, 1]), (20, [2.0, 4, 0, 0], [1.0, 1, 0, 0])]
 

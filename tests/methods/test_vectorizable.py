@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from paceline.core.errors import EmptyClientError
+from paceline.core.method import find_method, method_names, on_client
+from paceline.core.tree import map_leaves
+from paceline.core.update import Update
 from paceline.data import Partition
 from paceline.engines.stacking import Solver
-from paceline.errors import EmptyClientError
-from paceline.method import find_method, method_names, on_client
 from paceline.methods.optimisation.fedavg import FedAvg
 from paceline.run import RunConfig, StackingWarning, prepare
-from paceline.tree import map_leaves
-from paceline.update import Update
 
 SIZES = [10, 0, 1, 23, 10, 37, 10, 24, 5, 20, 10, 30]
 """Samples of the clients: equal ones, an empty client, a single sample; batches are of 10."""

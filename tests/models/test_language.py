@@ -5,12 +5,18 @@ import pickle
 import pytest
 import torch
 
+from paceline.core.errors import (
+    ChecksumError,
+    DataError,
+    DataFormatError,
+    MissingDataError,
+    MissingExtraError,
+)
+from paceline.core.params import Layout, Resident
 from paceline.data.sources.chatterbot import pairs
 from paceline.data.sources.weights import SMOLLM2, Weights
-from paceline.errors import ChecksumError, DataError, DataFormatError, MissingDataError, MissingExtraError
 from paceline.models.language import language_model
 from paceline.models.tuning import Tuning, tuned
-from paceline.params import Layout, Resident
 from paceline.tasks import load_task
 from tests.conftest import fetched
 

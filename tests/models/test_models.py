@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import fx
 
-from paceline.errors import ConfigError, UnknownNameError
+from paceline.core.errors import ConfigError, UnknownNameError
+from paceline.core.params import Layout
 from paceline.models import build, model_names, model_options
-from paceline.params import Layout
 from paceline.submodels.cut import Cutter
 
 GIVEN = {

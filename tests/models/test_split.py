@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from paceline.errors import ConfigError, UnknownNameError
+from paceline.blocks.architectures import Architectures, parse_architecture
+from paceline.core.errors import ConfigError, UnknownNameError
+from paceline.core.params import Layout, Params
 from paceline.models import build
 from paceline.models.split import body_layout, features, head, head_name, join, take
-from paceline.params import Layout, Params
-from paceline.parts.architectures import Architectures, parse_architecture
 from paceline.tasks import blobs
 
 

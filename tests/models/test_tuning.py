@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from paceline.errors import ConfigError, MissingExtraError
+from paceline.core.errors import ConfigError, MissingExtraError
 from paceline.models.transformer import char_model, vit
 from paceline.models.tuning import Prompts, Tuning, tuned
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from paceline.errors import CheckpointError, WireError
-from paceline.params import Layout, Params
+from paceline.core.errors import CheckpointError, WireError
+from paceline.core.params import Layout, Params
+from paceline.core.serialization import dumps
+from paceline.core.tree import node
 from paceline.store import load_checkpoint, save_checkpoint
-from paceline.tree import node
-from paceline.wire import dumps
 
 
 @node
@@ -21,9 +21,7 @@ class State:
 
 def example() -> State:
     net = nn.Linear(7, 3)
-    return State(
-        Params.of(net, Layout.of(net)), {3: torch.arange(5), -1: torch.ones(2, dtype=torch.bool)}, math.nan
-    )
+    return State(Params.of(net, Layout.of(net)), {3: torch.arange(5), -1: torch.ones(2, dtype=torch.bool)}, math.nan)
 
 
 def test_a_state_comes_back_bit_for_bit(tmp_path: Path) -> None:

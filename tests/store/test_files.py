@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from paceline.errors import DiskFullError, StoreError
+from paceline.core.errors import DiskFullError, StoreError
 from paceline.store import atomic_write
 
 
@@ -21,9 +21,7 @@ def test_parts_become_one_file_in_a_new_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 @pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_a_full_disk_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, code: int
-) -> None:
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, code: int) -> None:
     path = tmp_path / "file"
     atomic_write(path, b"old")
 

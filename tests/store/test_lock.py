@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from paceline.cli.folders import new_place
-from paceline.errors import StoreError
+from paceline.core.errors import StoreError
 from paceline.store import RunFolder
 
 PACELINE = str(Path(sys.executable).with_name("paceline"))
@@ -140,7 +140,22 @@ def test_a_live_run_is_refused_to_a_second_command_and_goes_on_after_a_kill(tmp_
     def command(*words):
         return subprocess.run([PACELINE, *words], cwd=tmp_path, capture_output=True, text=True)
 
-    start = ["run", "--task", "digits", "--model", "logreg", "--clients", "4", "--cohort", "4", "--rounds", "400", "--name", "a", "--quiet"]
+    start = [
+        "run",
+        "--task",
+        "digits",
+        "--model",
+        "logreg",
+        "--clients",
+        "4",
+        "--cohort",
+        "4",
+        "--rounds",
+        "400",
+        "--name",
+        "a",
+        "--quiet",
+    ]
     whole = command(*[w if w != "a" else "whole" for w in start], "--json")
     assert whole.returncode == 0, whole.stderr
     owner = subprocess.Popen([PACELINE, *start, "--workers", "2"], cwd=tmp_path, stdout=subprocess.DEVNULL)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from paceline.errors import CheckpointError, ConfigError, DiskFullError
+from paceline.core.errors import CheckpointError, ConfigError, DiskFullError
 from paceline.store import MemoryStore, load_checkpoint, save_checkpoint
 from paceline.store import memory as module
 from paceline.store.files import atomic_write
@@ -141,9 +141,7 @@ def test_a_hundred_thousand_clients_have_a_small_manifest(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("limit", [None, 2])
-def test_dying_between_any_two_steps_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int | None
-) -> None:
+def test_dying_between_any_two_steps_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int | None) -> None:
     """Die before and after each change of a file, once for each of them, then resume."""
     want = expected(tmp_path, 6)
     real_replace, real_unlink = os.replace, Path.unlink
@@ -205,9 +203,7 @@ def test_kill_9_at_any_moment_changes_nothing(tmp_path: Path) -> None:
     assert len([f for f in files(folder) if not f.startswith(".")]) <= 2 * 6
 
 
-def test_a_full_disk_commits_nothing_and_can_be_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_commits_nothing_and_can_be_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = MemoryStore(tmp_path / "m")
     store.put(1, {"a": 1})
     first = store.commit(1)

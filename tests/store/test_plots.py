@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from matplotlib.image import imread
 
-from paceline.errors import StoreError
+from paceline.core.errors import StoreError
 from paceline.store import RunFolder
 from paceline.store.plots import _curve, _spread, plot_compare, plot_run
 

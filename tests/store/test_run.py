@@ -10,16 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from paceline.errors import ConfigError, StoreError
-from paceline.params import Layout, Params
+from paceline.core.errors import ConfigError, StoreError
+from paceline.core.params import Layout, Params
 from paceline.store import RunFolder
 from paceline.store.toml import to_toml
 
 text = st.text(st.characters(codec="utf-8"), max_size=6)
 scalars = st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | text
-values = st.recursive(
-    scalars, lambda v: st.lists(v, max_size=3) | st.dictionaries(text, v, max_size=3), max_leaves=8
-)
+values = st.recursive(scalars, lambda v: st.lists(v, max_size=3) | st.dictionaries(text, v, max_size=3), max_leaves=8)
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
@@ -30,9 +28,7 @@ def test_toml_reads_back_to_the_same_values(config: dict[str, Any]) -> None:
 
 def test_toml_is_pleasant_to_read() -> None:
     config = {"method": "fedavg", "options": {"lr": 0.1, "hidden": [8, 4], "a b": True}, "clients": 20}
-    assert to_toml(config) == (
-        'method = "fedavg"\nclients = 20\n\n[options]\nlr = 0.1\nhidden = [8, 4]\n"a b" = true\n'
-    )
+    assert to_toml(config) == ('method = "fedavg"\nclients = 20\n\n[options]\nlr = 0.1\nhidden = [8, 4]\n"a b" = true\n')
     assert math.isnan(tomllib.loads(to_toml({"x": math.nan}))["x"])
     assert tomllib.loads(to_toml({"x": 2.0**70, "y": -math.inf, "z": ("a", 1)})) == {
         "x": 2.0**70,

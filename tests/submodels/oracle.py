@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paceline.params import Layout, Params
+from paceline.core.params import Layout, Params
 from paceline.submodels.cut import Cutter, SubModel
 
 

@@ -2,16 +2,14 @@ import json
 
 import pytest
 
-from paceline.errors import ConfigError
+from paceline.core.errors import ConfigError
 from paceline.submodels.controller import Controller, Decision, State
 from tests.submodels.test_policy import COSTS, SHARES
 
 PLAN = Controller(COSTS, SHARES)
 
 
-def settled(
-    compute: float, transfer: float, target: float, plan: Controller = PLAN, rounds: int = 3
-) -> State:
+def settled(compute: float, transfer: float, target: float, plan: Controller = PLAN, rounds: int = 3) -> State:
     state = plan.start()
     for r in range(1, rounds + 1):
         state = plan.observe(state, r, 1.0, compute, transfer)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from paceline.errors import SubmodelError
-from paceline.params import Layout, Params
+from paceline.core.errors import SubmodelError
+from paceline.core.params import Layout, Params
 from paceline.submodels.build import num_groups
 from paceline.submodels.cut import TIERS, Cutter, keep_count
 from paceline.submodels.flops import _dispatched, _hooked, flops

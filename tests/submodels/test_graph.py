@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paceline.errors import SubmodelError
+from paceline.core.errors import SubmodelError
 from paceline.submodels.graph import UnitGraph
 from tests.submodels.nets import EXAMPLES
 from tests.submodels.oracle import check

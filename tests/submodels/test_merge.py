@@ -1,6 +1,6 @@
 import torch
 
-from paceline.params import Layout, Params
+from paceline.core.params import Layout, Params
 from paceline.submodels.cut import Cutter
 from paceline.submodels.merge import coverage, masked_mean, zero_fill
 from tests.submodels.nets import FemnistCNN
@@ -18,12 +18,8 @@ def test_u3_denominators() -> None:
     masks = (params(1, 1, 1, 1), params(1, 1, 1, 1), params(1, 1, 0, 0))
     total = sum((w * u for w, u in zip(n, updates, strict=True)), params(0, 0, 0, 0))
     weights = sum((w * m for w, m in zip(n, masks, strict=True)), params(0, 0, 0, 0))
-    torch.testing.assert_close(
-        zero_fill(total, sum(n)).vector, torch.tensor([2.3333, 1.6667, 1.0, 0.6667]), atol=1e-4, rtol=0
-    )
-    torch.testing.assert_close(
-        masked_mean(total, weights).vector, torch.tensor([2.3333, 1.6667, 1.5, 1.0]), atol=1e-4, rtol=0
-    )
+    torch.testing.assert_close(zero_fill(total, sum(n)).vector, torch.tensor([2.3333, 1.6667, 1.0, 0.6667]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(masked_mean(total, weights).vector, torch.tensor([2.3333, 1.6667, 1.5, 1.0]), atol=1e-4, rtol=0)
 
 
 def test_what_nobody_trained_stays() -> None:

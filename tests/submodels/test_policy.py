@@ -1,6 +1,6 @@
 import pytest
 
-from paceline.errors import ConfigError
+from paceline.core.errors import ConfigError
 from paceline.submodels.policy import (
     CostModel,
     choose,

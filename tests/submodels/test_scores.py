@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from paceline.errors import ConfigError
-from paceline.params import Layout, Params
+from paceline.core.errors import ConfigError
+from paceline.core.params import Layout, Params
 from paceline.submodels.cut import Cutter
 from paceline.submodels.graph import UnitGraph
 from paceline.submodels.scores import Scorer, combine, steady_mask, unknown

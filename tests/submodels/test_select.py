@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.errors import ConfigError, SubmodelError, UnknownNameError
+from paceline.core.errors import ConfigError, SubmodelError, UnknownNameError
 from paceline.submodels.scores import unknown
 from paceline.submodels.select import RULES, Rank, Threshold, explore, next_threshold, rule, select
 
@@ -15,9 +15,7 @@ def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def one(
-    scores: list[float], count: int, by: object, previous: list[int] | None = None, seed: int = 0
-) -> list[int]:
+def one(scores: list[float], count: int, by: object, previous: list[int] | None = None, seed: int = 0) -> list[int]:
     before = None if previous is None else {"a": torch.tensor(previous)}
     return select({"a": torch.tensor(scores)}, {"a": count}, rng(seed), before, by=by)["a"].tolist()  # type: ignore[arg-type]
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from paceline.params import Layout, Params
+from paceline.core.params import Layout, Params
 
 
 def dense() -> nn.Sequential:

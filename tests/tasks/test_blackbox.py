@@ -4,19 +4,17 @@ import numpy as np
 import pytest
 import torch
 
+from paceline.core.errors import ConfigError
 from paceline.data import partition_task
-from paceline.errors import ConfigError
 from paceline.run import RunConfig, prepare
 from paceline.tasks import load_task
 from paceline.tasks.blackbox import macro_f1, quadratic
 
 
 def client_of(task, number=0, clients=4, partition="natural"):
-    config = RunConfig.build(
-        {"method": "fedzo", "task": "x", "clients": clients, "cohort": clients, "partition": partition}
-    )
+    config = RunConfig.build({"method": "fedzo", "task": "x", "clients": clients, "cohort": clients, "partition": partition})
     worker = prepare(config, task=task).fed.engine.here
-    from paceline.call import Call, Each
+    from paceline.core.engine import Call, Each
 
     return worker.client(Call("walk", None, (number,), 1, "s", Each()), number)
 
@@ -31,9 +29,7 @@ def test_quadratic_is_that_of_its_coefficients_and_averages_to_a_known_minimum()
     for i in range(4):
         c, linear = coefficients[i][:6], coefficients[i][6:]
         expected = 0.1 / 6 * (c @ z**2 + linear @ z + 1)
-        assert task.objective.value(client_of(task, i), torch.from_numpy(x)) == pytest.approx(
-            expected, rel=1e-6
-        )
+        assert task.objective.value(client_of(task, i), torch.from_numpy(x)) == pytest.approx(expected, rel=1e-6)
     best = torch.full((6,), 9.5 / 20, dtype=torch.float64)
     found = np.mean([task.objective.value(client_of(task, i), best) for i in range(4)])
     assert found == pytest.approx(0.1 / 6 * (1 - 6 / 4), abs=1e-6)
@@ -65,9 +61,7 @@ def test_metric_starts_at_the_network_and_moves_with_its_weights():
     module = task.objective.module
     expected = 1 - macro_f1(module(x).argmax(1), y, 10)
     assert task.objective.value(client, half) == pytest.approx(expected)
-    assert task.objective.value(client, half + 0.5 * torch.sin(torch.arange(len(half)))) != pytest.approx(
-        expected
-    )
+    assert task.objective.value(client, half + 0.5 * torch.sin(torch.arange(len(half)))) != pytest.approx(expected)
 
 
 def test_attack_is_the_margin_of_the_clients_own_classifier():

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from paceline.core.errors import ConfigError, DataError, MissingDataError, UnknownNameError
 from paceline.data.sources import find_source
-from paceline.errors import ConfigError, DataError, MissingDataError, UnknownNameError
 from paceline.tasks import Task, load_task, task_info, task_names
 from tests.conftest import fetched
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from paceline.errors import ConfigError, UnknownNameError
+from paceline.core.errors import ConfigError, UnknownNameError
 from paceline.run import RunConfig, prepare, run
 from paceline.tasks import load_task
 from paceline.tasks.sequence import forgetting, permuted, split_classes, stage_accuracies

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from paceline.errors import ConfigError
+from paceline.core.errors import ConfigError
 from paceline.tasks import blobs
 
 

@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 import torch
 
+from paceline.core.errors import ConfigError, DataError, DataFormatError
 from paceline.data import partition_task
-from paceline.errors import ConfigError, DataError, DataFormatError
 from paceline.models.transformer import char_model
 from paceline.tasks import load_task
 from paceline.tasks.instructions import CATEGORIES, characters, generic, records
-from paceline.tasks.texts import Record, Tokens, encode, instruction_task, prompt, token_loss
+from paceline.tasks.texts import InstructionRecord, Tokens, encode, instruction_task, prompt, token_loss
 from tests.conftest import fetched
 
 LETTERS = Tokens(lambda text: [ord(c) - 96 for c in text if c.isalpha() and c.islower()], 0, 27)
@@ -22,31 +22,33 @@ def small(items, **options):
 
 
 def test_the_sections_of_the_template():
-    asked = prompt(Record("Reverse it.", "tac", "cat"))
+    asked = prompt(InstructionRecord("Reverse it.", "tac", "cat"))
     assert asked.index("### Instruction:\nReverse it.\n\n### Input:\ncat\n\n### Response:\n") > 10
     assert asked.endswith("### Response:\n")
-    assert "### Input" not in prompt(Record("Sing.", "la"))
-    assert prompt(Record("reverse", "tac", "cat"), "plain") == "reverse: cat\n"
-    assert prompt(Record("sing", "la"), "plain") == "sing\n"
+    assert "### Input" not in prompt(InstructionRecord("Sing.", "la"))
+    assert prompt(InstructionRecord("reverse", "tac", "cat"), "plain") == "reverse: cat\n"
+    assert prompt(InstructionRecord("sing", "la"), "plain") == "sing\n"
 
 
 def test_prompts_are_not_scored_and_responses_and_ends_are():
     """ab -> cd, and a -> b: targets are the next tokens, padded on the left to a multiple of eight."""
-    x, y, kept = encode([Record("ab", "cd"), Record("a", "b")], LETTERS, 16, "plain")
+    x, y, kept = encode([InstructionRecord("ab", "cd"), InstructionRecord("a", "b")], LETTERS, 16, "plain")
     assert x.tolist() == [[-1] * 4 + [1, 2, 3, 4], [-1] * 6 + [1, 2]]
     assert y.tolist() == [[-100] * 4 + [-100, 3, 4, 0], [-100] * 6 + [2, 0]]
     assert kept.tolist() == [0, 1]
-    _, whole, _ = encode([Record("ab", "cd")], LETTERS, 16, "plain", train_on_inputs=True)
+    _, whole, _ = encode([InstructionRecord("ab", "cd")], LETTERS, 16, "plain", train_on_inputs=True)
     assert whole.tolist() == [[-100] * 4 + [2, 3, 4, 0]]
 
 
 def test_long_texts_are_cut_and_left_out_where_nothing_is_scored():
-    x, y, kept = encode([Record("abc", "defg"), Record("abcdef", "g"), Record("abcd", "ef")], LETTERS, 5, "plain")
+    x, y, kept = encode(
+        [InstructionRecord("abc", "defg"), InstructionRecord("abcdef", "g"), InstructionRecord("abcd", "ef")], LETTERS, 5, "plain"
+    )
     assert kept.tolist() == [0, 2]
     assert x.tolist()[0][-4:] == [1, 2, 3, 4]
     assert y.tolist() == [[-100] * 6 + [4, 5], [-100] * 7 + [5]]  # no room for the end symbol
     with pytest.raises(DataFormatError, match="length=3"):
-        encode([Record("abcdef", "g")], LETTERS, 3, "plain")
+        encode([InstructionRecord("abcdef", "g")], LETTERS, 3, "plain")
 
 
 def test_the_loss_is_the_mean_over_scored_targets():

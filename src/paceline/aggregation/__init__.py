@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from paceline.aggregation.plain import Plain
-from paceline.errors import UnknownNameError
-from paceline.federation import Aggregation
+from paceline.core.errors import UnknownNameError
+from paceline.core.federation import Aggregation
 
 __all__ = ["AGGREGATIONS", "Plain", "load_aggregation"]
 
@@ -26,7 +26,7 @@ def load_aggregation(name: str, secure: Mapping[str, Any], bound: float, agreed:
         return Plain(bound=bound)
     if name not in AGGREGATIONS:
         raise UnknownNameError("aggregation", name, AGGREGATIONS)
-    from paceline.aggregation.secagg import SecureAggregation, SecureArithmetic, secure_config
+    from paceline.aggregation.secure.program import SecureAggregation, SecureArithmetic, secure_config
 
     config = secure_config(secure)
     if name == "secure-arithmetic":

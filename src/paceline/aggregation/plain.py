@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from paceline.aggregation.fixed import SUM_BOUND, FixedPoint, Partial, merge
-from paceline.aggregation.wires import is_record
-from paceline.call import Each
-from paceline.errors import QuorumError
-from paceline.federation import Federation, Request, Summed
-from paceline.tree import Tree
-from paceline.update import rebuild
+from paceline.aggregation.fixed_point import SUM_BOUND, FixedPoint, Partial, merge
+from paceline.aggregation.secure.messages import is_record
+from paceline.core.engine import Each
+from paceline.core.errors import QuorumError
+from paceline.core.federation import Federation, Summed, SumRequest
+from paceline.core.tree import Tree
+from paceline.core.update import rebuild
 
 __all__ = ["Plain", "mean_of", "tell"]
 
@@ -29,7 +29,7 @@ class Plain:
     name: str = "plain"
     sees_each: bool = True
 
-    def sum(self, fed: Federation, request: Request) -> Summed:
+    def sum(self, fed: Federation, request: SumRequest) -> Summed:
         """Ask the cohort and add its replies up."""
         peers = tell(fed, request)
         _, partials = fed.call(
@@ -59,7 +59,7 @@ def mean_of(replies: Mapping[int, Tree], bound: float = SUM_BOUND) -> Any:
     return rebuild(total.structure, *total.values())
 
 
-def tell(fed: Federation, request: Request) -> dict[int, dict[int, Tree]]:
+def tell(fed: Federation, request: SumRequest) -> dict[int, dict[int, Tree]]:
     """Let clients tell each other their records, through the server, which could read them."""
     if request.declared.tells is None:
         return {}

@@ -16,7 +16,7 @@ from paceline.cli.exitcodes import epilog
 from paceline.cli.show import err, show_error
 from paceline.cli.signals import ending
 from paceline.cli.spelling import correct
-from paceline.errors import PacelineError
+from paceline.core.errors import PacelineError
 
 __all__ = ["Commands", "app"]
 
@@ -54,7 +54,6 @@ class Commands(TyperGroup):
                 raise typer.Exit(getattr(error, "exit_code", 2)) from None
             raise
 
-
     def _correct(self, error: Any) -> None:
         """Put into the error of an unknown option what to write, where the method, the task or the fleet has it."""
         context = getattr(error, "ctx", None)
@@ -86,9 +85,7 @@ def _version(wanted: bool) -> None:
 def start(
     debug: Annotated[
         bool,
-        typer.Option(
-            "--debug", help="show tracebacks of errors; may stand anywhere on the line", show_default="off"
-        ),
+        typer.Option("--debug", help="show tracebacks of errors; may stand anywhere on the line", show_default="off"),
     ] = False,
     version: Annotated[
         bool,

@@ -12,11 +12,11 @@ from rich.markup import escape
 
 from paceline.cli.run import Json
 from paceline.cli.show import out, print_json, table
-from paceline.errors import ConfigError
+from paceline.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from paceline.deploy.authority import Authority
-    from paceline.deploy.register import CertificateRow, TokenRow
+    from paceline.deploy.identity.authority import Authority
+    from paceline.deploy.identity.register import CertificateRow, TokenRow
 
 __all__ = ["app"]
 
@@ -58,8 +58,8 @@ def init(
     json: Json = False,
 ) -> None:
     """Set up an authority in a new folder. Keep a copy of the folder in a safe place."""
-    from paceline.deploy.authority import Authority
-    from paceline.deploy.trust import read
+    from paceline.deploy.identity.authority import Authority
+    from paceline.deploy.identity.trust import read
 
     roots = None if own is None else read(own, "give the PEM file of your organisation's authority")
     made = Authority.create(ca, federation, days=days, passphrase=_passphrase(), ca=roots)
@@ -93,7 +93,7 @@ def issue(
     """Make keys and certificates here. Better for clients: `paceline ca token`, so that their keys never travel."""
     if folder is not None and len(names) > 1 and not server:
         raise ConfigError("--out is for one client; leave it out, and each client gets a folder of its name")
-    from paceline.deploy.pki import check_name
+    from paceline.deploy.identity.pki import check_name
 
     if not server:
         for name in names:
@@ -117,7 +117,9 @@ def issue(
 @app.command()
 def register(
     name: Annotated[str, typer.Argument(help="the client")],
-    certificate: Annotated[Path, typer.Option("--certificate", metavar="FILE.pem", help="certificate of your organisation's authority")],
+    certificate: Annotated[
+        Path, typer.Option("--certificate", metavar="FILE.pem", help="certificate of your organisation's authority")
+    ],
     identity: Annotated[
         str, typer.Option("--identity", metavar="HEX", help="the client's public Ed25519 key: 64 hexadecimal digits")
     ],
@@ -126,7 +128,7 @@ def register(
     json: Json = False,
 ) -> None:
     """Bind a certificate of your organisation's own authority, and an identity key, to a client."""
-    from paceline.deploy.trust import read
+    from paceline.deploy.identity.trust import read
 
     try:
         key = bytes.fromhex(identity)
@@ -146,7 +148,9 @@ def token(
     hours: Annotated[float, typer.Option("--hours", help="how long the token holds")] = 24.0,
     invite: Annotated[
         Path | None,
-        typer.Option("--invite", metavar="FILE", help="write token and trust file as one invitation", show_default="print the token"),
+        typer.Option(
+            "--invite", metavar="FILE", help="write token and trust file as one invitation", show_default="print the token"
+        ),
     ] = None,
     server: Annotated[
         str | None,
@@ -157,8 +161,8 @@ def token(
     json: Json = False,
 ) -> None:
     """Make an enrolment token: it lets one client, once, get its certificate. Hand it over on a safe way."""
-    from paceline.address import Address
-    from paceline.deploy.enrol import Invitation
+    from paceline.core.address import Address
+    from paceline.deploy.identity.enrolment import Invitation
 
     if server is not None and invite is None:
         raise ConfigError("--server is written into an invitation; give --invite FILE as well")
@@ -216,7 +220,9 @@ def list_all(ca: Folder = Path("ca"), json: Json = False) -> None:
         print_json(told)
         return
     console = out()
-    shown = table(f"Certificates of {authority.federation}", "name", "kind", "client", "state", "expires", "serial", right=("client",))
+    shown = table(
+        f"Certificates of {authority.federation}", "name", "kind", "client", "state", "expires", "serial", right=("client",)
+    )
     for row in certificates:
         number = "" if row.member is None else str(row.member)
         shown.add_row(*map(escape, (row.names, row.kind, number, _state(row, now), f"{row.expires:%Y-%m-%d}", row.serial)))
@@ -240,7 +246,7 @@ def publish(ca: Folder = Path("ca"), json: Json = False) -> None:
 
 
 def _open(folder: Path) -> Authority:
-    from paceline.deploy.authority import Authority
+    from paceline.deploy.identity.authority import Authority
 
     return Authority.open(folder, _passphrase())
 

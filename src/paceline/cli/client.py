@@ -17,7 +17,9 @@ def client(
     config: Config = None,
     enrol: Annotated[
         Path | None,
-        typer.Option("--enrol", metavar="INVITATION", help="get keys and a certificate by this invitation, and end", show_default="none"),
+        typer.Option(
+            "--enrol", metavar="INVITATION", help="get keys and a certificate by this invitation, and end", show_default="none"
+        ),
     ] = None,
     renew: Annotated[
         str | None, typer.Option("--renew", metavar="HOST:PORT", help="get a new certificate there, and end", show_default="none")
@@ -30,8 +32,8 @@ def client(
 
     SIGTERM makes it leave. docs/deploy.md shows the configuration.
     """
-    from paceline.address import Address, proxy_shown
     from paceline.cli.show import out
+    from paceline.core.address import Address, proxy_shown
     from paceline.deploy.settings import ClientConfig, load_config
 
     there = None if renew is None else Address.parse(renew, "--renew")
@@ -44,7 +46,7 @@ def client(
 
         run_client(settings)
         return
-    from paceline.deploy import enrolment
+    from paceline.deploy.identity import enrolment_client as enrolment
 
     folder, proxy = settings.client.folder, settings.client.proxy
     if proxy:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paceline.cli.fields import ConfigFile, Options, SecureOptions, TaskOptions, configuration, run_options
-from paceline.cli.figures import Entry, common_target, comparison, grouped, labels
+from paceline.cli.figures import RunEntry, common_target, comparison, grouped, labels
 from paceline.cli.progress import LiveProgress
 from paceline.cli.run import Json, Out, Quiet, Replace
 from paceline.cli.show import out as console_out
 from paceline.cli.show import print_json
 from paceline.cli.signals import resumable
-from paceline.errors import ConfigError, PlanError
-from paceline.values import MethodSpec, pairs
+from paceline.core.errors import ConfigError, PlanError
+from paceline.core.parsing import MethodSpec, pairs
 
 if TYPE_CHECKING:
     from paceline.run import RunConfig
@@ -36,9 +36,7 @@ def compare(
             show_default=False,
         ),
     ],
-    seeds: Annotated[
-        str, typer.Option("--seeds", metavar="N,N,...", help="seeds, each of which every method is run with")
-    ] = "0",
+    seeds: Annotated[str, typer.Option("--seeds", metavar="N,N,...", help="seeds, each of which every method is run with")] = "0",
     option: Options = None,
     task_option: TaskOptions = None,
     secure_option: SecureOptions = None,
@@ -67,7 +65,7 @@ def compare(
         )  # fmt: skip
         settings += [base.model_copy(update={"seed": seed}) for seed in _seeds(seeds)]
     from paceline.cli.folders import new_place, plot_groups, write_comparison
-    from paceline.names import safe_names
+    from paceline.core.names import safe_names
     from paceline.run import run as carry_out
     from paceline.store import RunFolder
 
@@ -88,7 +86,7 @@ def compare(
             progress.begin(f"{label}, seed {settled.seed}", settled.rounds)
             with resumable(place / folder):
                 summary = carry_out(settled, RunFolder.create(place, folder), progress, task=tasks[settled.seed])
-            entries.append(Entry(settled.model_dump(), summary.as_dict(), summary.history))
+            entries.append(RunEntry(settled.model_dump(), summary.as_dict(), summary.history))
         held.release()
     groups = grouped(entries)
     target = settings[0].target_accuracy or common_target(groups)
@@ -140,6 +138,4 @@ def _check(settings: Sequence[RunConfig], tasks: dict[int, Task]) -> None:
                 for misfit in error.misfits:
                     misfits.setdefault(misfit, []).append(s.method)
     if misfits:
-        raise PlanError(
-            [f"{', '.join(dict.fromkeys(methods))}: {misfit}" for misfit, methods in misfits.items()]
-        )
+        raise PlanError([f"{', '.join(dict.fromkeys(methods))}: {misfit}" for misfit, methods in misfits.items()])

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from paceline.cli.run import Json, Quiet
 from paceline.cli.show import bytes_text, err, out, print_json, table
-from paceline.values import pairs
+from paceline.core.parsing import pairs
 
 if TYPE_CHECKING:
     from paceline.data.sources import Source
@@ -67,9 +67,7 @@ def list_sources(json: Json = False) -> None:
 def fetch(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="data sets; see `paceline data list`")],
     option: Choices = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="fetch what is there already once more", show_default="off")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="fetch what is there already once more", show_default="off")] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from paceline.cli.machine import Finding, writable
 from paceline.cli.server import run_of
-from paceline.errors import PacelineError
-from paceline.values import read_toml
+from paceline.core.errors import PacelineError
+from paceline.core.parsing import read_toml
 
 if TYPE_CHECKING:
     from paceline.deploy.settings import ClientConfig, ServerConfig
@@ -37,16 +37,16 @@ def _try(what: str, cure: str, look: Callable[[], str]) -> Finding:
 
 
 def _server(config: ServerConfig, path: Path) -> Iterator[Finding]:
-    from paceline.deploy.gate import Gate
-    from paceline.deploy.muster import check_expected
-    from paceline.deploy.server import OWN_CROWD, invited
-    from paceline.deploy.trust import Trust
+    from paceline.deploy.identity.admission import Gate
+    from paceline.deploy.identity.trust import Trust
+    from paceline.deploy.server.attendance import check_expected
+    from paceline.deploy.server.server import OWN_CROWD, invited
 
     part = config.server
     lists = part.ca or part.folder
 
     def run() -> str:
-        from paceline.method import find_method
+        from paceline.core.method import find_method
         from paceline.tasks import load_task
 
         found = run_of(config, path)
@@ -73,11 +73,13 @@ def _server(config: ServerConfig, path: Path) -> Iterator[Finding]:
     if part.ca is None:
         yield Finding("authority", "ok", "not on the server's machine, as far as its configuration says")
     else:
-        yield Finding("authority", "warning", OWN_CROWD.partition(";")[0], "keep the authority apart: enrol clients there, copy its lists")
+        yield Finding(
+            "authority", "warning", OWN_CROWD.partition(";")[0], "keep the authority apart: enrol clients there, copy its lists"
+        )
 
 
 def _client(config: ClientConfig) -> Iterator[Finding]:
-    from paceline.deploy.policy import load_policy
+    from paceline.deploy.client.policy import load_policy
 
     part, data = config.client, config.data
 
@@ -88,8 +90,8 @@ def _client(config: ClientConfig) -> Iterator[Finding]:
         return str(part.policy)
 
     def own() -> str:
-        from paceline.accelerators import check_device
         from paceline.cli.spelling import check_task
+        from paceline.engines.accelerators import check_device
         from paceline.tasks import load_task
 
         check_device(data.device, "data.device")
@@ -109,14 +111,16 @@ def _client(config: ClientConfig) -> Iterator[Finding]:
         with socket.create_connection((part.server.host, part.server.port), timeout=5):
             yield Finding("server", "ok", f"{part.server} answers")
     except OSError as error:
-        yield Finding("server", "warning", f"{part.server}: {error.strerror or error}", "look at name, port and firewalls; does it run?")
+        yield Finding(
+            "server", "warning", f"{part.server}: {error.strerror or error}", "look at name, port and firewalls; does it run?"
+        )
 
 
 def _holds(folder: Path, role: str) -> str:
     """Return until when a party's certificate holds; raises `IdentityError` where a file is missing or it holds no more."""
-    from paceline.deploy import pki
-    from paceline.deploy.trust import Trust, read
-    from paceline.errors import IdentityError
+    from paceline.core.errors import IdentityError
+    from paceline.deploy.identity import pki
+    from paceline.deploy.identity.trust import Trust, read
 
     Trust.load(folder / "trust.pem")
     for name in (f"{role}.key", *(["identity.key", "directory"] if role == "client" else [])):

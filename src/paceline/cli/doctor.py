@@ -26,9 +26,7 @@ NEEDED = ("torch", "numpy", "cryptography", "msgpack", "safetensors", "pydantic"
 
 
 def doctor(
-    folder: Annotated[
-        Path, typer.Option("--out", metavar="FOLDER", help="folder that runs would be kept in")
-    ] = Path("runs"),
+    folder: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="folder that runs would be kept in")] = Path("runs"),
     config: Annotated[
         Path | None, typer.Option("--config", metavar="FILE", help="configuration of a server or client, to look at as well")
     ] = None,
@@ -93,9 +91,7 @@ def _extras(folder: Path) -> Iterator[Finding]:
     for line in requires("paceline") or []:
         requirement, _, marker = line.partition("; extra == ")
         if marker:
-            parts.setdefault(marker.strip("'\""), []).append(
-                requirement.split(">")[0].split("=")[0].split("[")[0].strip()
-            )
+            parts.setdefault(marker.strip("'\""), []).append(requirement.split(">")[0].split("=")[0].split("[")[0].strip())
     for extra, names in parts.items():
         absent = [n for n in names if not _there(n)]
         text = "installed" if not absent else f"not installed: {', '.join(absent)} (optional)"

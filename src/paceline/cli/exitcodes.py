@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 
-from paceline import errors
+from paceline.core import errors
 
 __all__ = ["Row", "codes", "epilog", "page", "rows"]
 
@@ -77,9 +77,7 @@ def codes() -> dict[int, str]:
 def epilog() -> str:
     """Return the exit codes for the end of ``paceline --help``."""
     known = {0: "done", **codes(), 130: "interrupted", 143: "ended by SIGTERM"}
-    return "\b\n" + "\n".join(
-        ["Exit codes (docs/errors.md):", *(f"{code:>3}  {text}" for code, text in known.items())]
-    )
+    return "\b\n" + "\n".join(["Exit codes (docs/errors.md):", *(f"{code:>3}  {text}" for code, text in known.items())])
 
 
 def page() -> str:

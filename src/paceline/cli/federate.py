@@ -11,7 +11,7 @@ from paceline.cli.fields import ConfigFile, Options, SecureOptions, TaskOptions,
 from paceline.cli.progress import LiveProgress
 from paceline.cli.run import Json, Name, Out, Quiet, Replace, _finish
 from paceline.cli.signals import resumable
-from paceline.values import MethodSpec, pairs
+from paceline.core.parsing import MethodSpec, pairs
 
 __all__ = ["federate"]
 
@@ -26,9 +26,7 @@ Faults = Annotated[
         show_default="none",
     ),
 ]
-Keep = Annotated[
-    bool, typer.Option("--keep", help="keep keys, configurations and logs beside the run", show_default="off")
-]
+Keep = Annotated[bool, typer.Option("--keep", help="keep keys, configurations and logs beside the run", show_default="off")]
 
 
 @run_options()
@@ -77,7 +75,7 @@ def federate(
         changes["on_error"] = "drop"
     settings = RunConfig.build({**settings.model_dump(exclude_unset=True), **changes})
     from paceline.cli.folders import new_place
-    from paceline.deploy.federate import federate as carry_out
+    from paceline.deploy.loopback import federate as carry_out
 
     default = f"federate-{settings.method}-{settings.task}-s{settings.seed}"
     with new_place(out, name, default, replace) as place, LiveProgress(quiet or json) as progress, resumable(place):

@@ -15,8 +15,8 @@ from typing import Annotated, Any, get_args
 import typer
 
 from paceline.cli.spelling import check_run
-from paceline.config import PANELS, RunConfig
-from paceline.values import pairs, read_toml
+from paceline.core.config import PANELS, RunConfig
+from paceline.core.parsing import pairs, read_toml
 
 __all__ = [
     "FIELDS",
@@ -46,13 +46,9 @@ class Option:
         flag = "--" + self.field.replace("_", "-")
         flags = [f"{flag}/--no-{flag[2:]}"] if self.kind is bool else [flag]
         shown: bool | str = self.absent if self.default is None else True
-        info = typer.Option(
-            self.default, *flags, help=self.help, show_default=shown, rich_help_panel=self.panel
-        )
+        info = typer.Option(self.default, *flags, help=self.help, show_default=shown, rich_help_panel=self.panel)
         annotation: Any = self.kind if self.default is not None else self.kind | None
-        return inspect.Parameter(
-            self.field, inspect.Parameter.KEYWORD_ONLY, default=info, annotation=annotation
-        )
+        return inspect.Parameter(self.field, inspect.Parameter.KEYWORD_ONLY, default=info, annotation=annotation)
 
 
 def _options() -> tuple[Option, ...]:
@@ -62,11 +58,7 @@ def _options() -> tuple[Option, ...]:
         if isinstance(extra, dict):  # the others have options of their own
             kinds = [k for k in (get_args(spec.annotation) or (spec.annotation,)) if k is not type(None)]
             kind = kinds[0] if isinstance(kinds[0], type) else str  # of the choices of a Literal
-            found.append(
-                Option(
-                    name, kind, spec.default, str(extra["panel"]), str(spec.description), str(extra["absent"])
-                )
-            )
+            found.append(Option(name, kind, spec.default, str(extra["panel"]), str(spec.description), str(extra["absent"])))
     return tuple(found)
 
 
@@ -114,9 +106,7 @@ SecureOptions = Annotated[
 ]
 
 
-def run_options(
-    *only: str, without: tuple[str, ...] = ()
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def run_options(*only: str, without: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of `FIELDS`, all or `only` some; they reach it through its ``**given``."""
     chosen = [o.parameter() for o in FIELDS if (not only or o.field in only) and o.field not in without]
 
@@ -126,11 +116,7 @@ def run_options(
             command(**values)
 
         signature = inspect.signature(command, eval_str=True)
-        own = [
-            p.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for p in signature.parameters.values()
-            if p.name != "given"
-        ]
+        own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in signature.parameters.values() if p.name != "given"]
         extended.__signature__ = inspect.Signature([*own, *chosen])  # type: ignore[attr-defined]
         extended.__annotations__ = {p.name: p.annotation for p in [*own, *chosen]}
         return extended

@@ -13,13 +13,13 @@ from rich.table import Table
 
 from paceline.cli.show import bytes_text, percent, seconds_text, table
 
-__all__ = ["Entry", "Group", "common_target", "comparison", "grouped", "labels"]
+__all__ = ["Group", "RunEntry", "common_target", "comparison", "grouped", "labels"]
 
 SKIPPED = frozenset({"method", "seed"})
 
 
 @dataclass(frozen=True)
-class Entry:
+class RunEntry:
     """One finished run: its configuration, summary and the records of its rounds."""
 
     config: Mapping[str, Any]
@@ -32,7 +32,7 @@ class Group:
     """Runs that differ in nothing but the seed."""
 
     label: str
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[RunEntry] = field(default_factory=list)
 
     def values(self, name: str) -> list[float]:
         """Return a figure of all summaries."""
@@ -40,10 +40,7 @@ class Group:
 
     def times_to(self, target: float) -> list[float]:
         """Return the virtual times at which runs first reached `target`; runs that did not are left out."""
-        times = (
-            next((r["virtual_seconds"] for r in e.history if r.get("accuracy", -1.0) >= target), None)
-            for e in self.entries
-        )
+        times = (next((r["virtual_seconds"] for r in e.history if r.get("accuracy", -1.0) >= target), None) for e in self.entries)
         return [float(t) for t in times if t is not None]
 
 
@@ -75,7 +72,7 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def grouped(entries: Sequence[Entry]) -> list[Group]:
+def grouped(entries: Sequence[RunEntry]) -> list[Group]:
     """Return the runs by label, in the order in which the labels first come."""
     groups: dict[str, Group] = {}
     for entry, label in zip(entries, labels([e.config for e in entries]), strict=True):
@@ -85,11 +82,7 @@ def grouped(entries: Sequence[Entry]) -> list[Group]:
 
 def common_target(groups: Sequence[Group]) -> float | None:
     """Return the highest accuracy, in whole percent, that every run reached; None where one was never evaluated."""
-    best = [
-        max((r["accuracy"] for r in e.history if "accuracy" in r), default=None)
-        for g in groups
-        for e in g.entries
-    ]
+    best = [max((r["accuracy"] for r in e.history if "accuracy" in r), default=None) for g in groups for e in g.entries]
     known = [b for b in best if b is not None]
     if not known or len(known) < len(best):
         return None

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from paceline.cli.figures import Entry, Group
-from paceline.errors import StoreError
-from paceline.names import safe_name
+from paceline.cli.figures import Group, RunEntry
+from paceline.core.errors import StoreError
+from paceline.core.names import safe_name
 from paceline.store import RunFolder
 
 __all__ = ["entries_of", "new_place", "plot", "plot_groups", "write_comparison"]
@@ -62,7 +62,7 @@ def write_comparison(place: Path, names: Sequence[str]) -> None:
     (place / COMPARISON).write_text(json.dumps({"runs": list(names)}, indent=2) + "\n", encoding="utf-8")
 
 
-def entries_of(path: Path) -> list[Entry]:
+def entries_of(path: Path) -> list[RunEntry]:
     """Return the finished runs at `path`: the run itself, those of a comparison, or those directly inside.
 
     Raises `StoreError` where there is none.
@@ -78,11 +78,9 @@ def entries_of(path: Path) -> list[Entry]:
         summary = folder.read_summary()
         if summary is not None:
             summary |= {"run": str(folder.path)}
-            found.append(Entry(folder.read_config(), summary, folder.read_metrics()))
+            found.append(RunEntry(folder.read_config(), summary, folder.read_metrics()))
     if not found:
-        raise StoreError(
-            f"{path} holds no finished run; go on with an unfinished one by: paceline resume RUN"
-        )
+        raise StoreError(f"{path} holds no finished run; go on with an unfinished one by: paceline resume RUN")
     return found
 
 

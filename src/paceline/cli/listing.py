@@ -20,19 +20,17 @@ from paceline.cli.show import out, print_json, table
 from paceline.cli.spelling import check_method
 
 if TYPE_CHECKING:
-    from paceline.method import Method
+    from paceline.core.method import Method
 
 __all__ = ["card", "field_docs", "methods", "sum_only", "task_rows", "tasks"]
 
 
 def methods(
-    name: Annotated[
-        str | None, typer.Argument(help="show one method with all its fields", show_default="all methods")
-    ] = None,
+    name: Annotated[str | None, typer.Argument(help="show one method with all its fields", show_default="all methods")] = None,
     json: Json = False,
 ) -> None:
     """List the methods, what the server sees of each, and what a client keeps; or show one in full."""
-    from paceline.method import find_method, method_names
+    from paceline.core.method import find_method, method_names
 
     if name is not None:
         check_method(name)
@@ -54,10 +52,14 @@ def methods(
         )
         listed.add_row(*map(escape, columns), _secure(entry), "yes" if entry["vectorizable"] else "no")
     out().print(listed)
-    out().print("secure: the server needs sums only, so the method runs under --aggregation secure; where allowed: only at clients whose")
+    out().print(
+        "secure: the server needs sums only, so the method runs under --aggregation secure; where allowed: only at clients whose"
+    )
     out().print("policy has secure_aggregation.named_clients, as its messages hold a line for each client")
     out().print(
-        escape("[a, b]: what its source says: the keys that a client's memory has between rounds, and whose replies are asked singly")
+        escape(
+            "[a, b]: what its source says: the keys that a client's memory has between rounds, and whose replies are asked singly"
+        )
     )
     out().print("stacks: simulations may train many clients as one computation")
 
@@ -71,13 +73,9 @@ def tasks(json: Json = False) -> None:
     listed = table("Tasks", "name", "data", "download", "about")
     for entry in found:
         size = f"{entry['megabytes']:g} MB" if entry["megabytes"] else "–"
-        listed.add_row(
-            escape(entry["name"]), "ready" if entry["ready"] else "not here", size, escape(entry["about"])
-        )
+        listed.add_row(escape(entry["name"]), "ready" if entry["ready"] else "not here", size, escape(entry["about"]))
     out().print(listed)
-    out().print(
-        "get data with: paceline data fetch NAME; your own files: kind:/path (see paceline data --help)"
-    )
+    out().print("get data with: paceline data fetch NAME; your own files: kind:/path (see paceline data --help)")
 
 
 def task_rows() -> list[dict[str, Any]]:
@@ -106,7 +104,7 @@ def sum_only(cls: type[Method]) -> bool:
 
 def card(cls: type[Method]) -> dict[str, Any]:
     """Return everything that `paceline methods NAME` shows."""
-    from paceline.keeping import PROVIDED, kept, memory_keys, seen
+    from paceline.cli.memory_keys import PROVIDED, kept, memory_keys, seen
 
     docs = field_docs(cls)
     return {

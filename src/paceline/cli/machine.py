@@ -44,7 +44,7 @@ def _judge(what: str, good: bool, found: str, cure: str) -> Finding:
 
 def system(folder: Path) -> Iterator[Finding]:
     """Name the system, and how worker processes are started on it."""
-    from paceline.children import start_method
+    from paceline.core.processes import start_method
 
     found = f"{platform.system()} {platform.release()}, workers by {start_method()}"
     yield _judge("system", sys.platform == "linux", found, "only Linux was tested; README.md says what to expect elsewhere")
@@ -75,7 +75,10 @@ def memory(folder: Path) -> Iterator[Finding]:
     if total is None or free is None:
         yield Finding("memory", "ok", "not told by this system")
         return
-    found, cure = f"{bytes_text(free)} free of {bytes_text(total)}", f"large tasks want {bytes_text(LEAST_MEMORY)}; use fewer --workers"
+    found, cure = (
+        f"{bytes_text(free)} free of {bytes_text(total)}",
+        f"large tasks want {bytes_text(LEAST_MEMORY)}; use fewer --workers",
+    )
     yield _judge("memory", free >= LEAST_MEMORY, found, cure)
 
 
@@ -190,9 +193,7 @@ def writable(what: str, folder: Path) -> Finding:
         with tempfile.NamedTemporaryFile(dir=there):
             return Finding(what, "ok", str(folder))
     except OSError as error:
-        return Finding(
-            what, "missing", f"{folder}: {error.strerror}", "choose a folder that you may write to"
-        )
+        return Finding(what, "missing", f"{folder}: {error.strerror}", "choose a folder that you may write to")
 
 
 CHECKS = (system, cores, memory, disk, locks, open_files, clock, proxies, postgres)

@@ -43,9 +43,9 @@ def partition(
 ) -> None:
     """Show how the samples of a task are split over clients, and save a plot of it."""
     settings = configuration(ctx, given, config, task_option=task_option)
+    from paceline.core.names import safe_name
     from paceline.data import partition_task
     from paceline.data.plots import plot_partition
-    from paceline.names import safe_name
     from paceline.tasks import load_task
 
     task = load_task(settings.task, model=settings.model, seed=settings.seed, **settings.task_options)
@@ -69,9 +69,7 @@ def partition(
     title = f"{task.name} over {len(split)} clients: {split.name}, seed {settings.seed}"
     console.print(_each(title, rows) if len(rows) <= MOST_SHOWN else _quantiles(title, rows))
     if split.moved:
-        console.print(
-            f"{split.moved} samples were moved to clients that would have had none (--allow-empty leaves them)"
-        )
+        console.print(f"{split.moved} samples were moved to clients that would have had none (--allow-empty leaves them)")
     console.print(f"plot: {picture}", soft_wrap=True, markup=False)
 
 

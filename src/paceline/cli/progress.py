@@ -45,18 +45,14 @@ class LiveProgress:
         self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """End the drawing and leave the cursor below it."""
         self._bar.stop()
 
     def begin(self, label: str, total: int | None = None) -> None:
         """Start the bar of another run."""
         self._label, self._accuracy, self._bytes = label, None, 0
-        self._bar.reset(
-            self._task, total=total, description=escape(label), figures="setting up", visible=True
-        )
+        self._bar.reset(self._task, total=total, description=escape(label), figures="setting up", visible=True)
 
     def __call__(self, record: dict[str, Any], total_rounds: int) -> None:
         """Show a finished round."""
@@ -64,15 +60,8 @@ class LiveProgress:
         self._accuracy = record.get("accuracy", self._accuracy)
         self._bytes += int(record["bytes_up"]) + int(record["bytes_down"])
         figures = (
-            f"virtual {seconds_text(record['virtual_seconds'])} · accuracy {percent(self._accuracy)} · "
-            f"{bytes_text(self._bytes)}"
+            f"virtual {seconds_text(record['virtual_seconds'])} · accuracy {percent(self._accuracy)} · {bytes_text(self._bytes)}"
         )
         self._bar.update(self._task, completed=number, total=total_rounds, figures=figures)
-        if (
-            not self.live
-            and not self.quiet
-            and (number % max(1, total_rounds // 10) == 0 or number == total_rounds)
-        ):
-            self._console.print(
-                f"{escape(self._label)}  round {number}/{total_rounds} · {figures}", soft_wrap=True
-            )
+        if not self.live and not self.quiet and (number % max(1, total_rounds // 10) == 0 or number == total_rounds):
+            self._console.print(f"{escape(self._label)}  round {number}/{total_rounds} · {figures}", soft_wrap=True)

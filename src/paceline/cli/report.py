@@ -11,7 +11,7 @@ from paceline.cli.figures import common_target, comparison, grouped, labels
 from paceline.cli.run import Json
 from paceline.cli.show import out as console_out
 from paceline.cli.show import print_json
-from paceline.errors import ConfigError
+from paceline.core.errors import ConfigError
 
 __all__ = ["report"]
 
@@ -32,9 +32,7 @@ def report(
     ] = None,
     target_accuracy: Annotated[
         float | None,
-        typer.Option(
-            "--target-accuracy", help="accuracy whose time is told", show_default="what every run reached"
-        ),
+        typer.Option("--target-accuracy", help="accuracy whose time is told", show_default="what every run reached"),
     ] = None,
     json: Json = False,
 ) -> None:

@@ -11,7 +11,7 @@ from paceline.cli.fields import ConfigFile, Options, SecureOptions, TaskOptions,
 from paceline.cli.progress import LiveProgress
 from paceline.cli.show import bytes_text, out, percent, print_json, seconds_text, table
 from paceline.cli.signals import resumable
-from paceline.values import MethodSpec, pairs
+from paceline.core.parsing import MethodSpec, pairs
 
 if TYPE_CHECKING:
     from paceline.run import Summary
@@ -19,15 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["Json", "Name", "Out", "Quiet", "Replace", "resume", "run"]
 
 Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="folder that runs are kept in")]
-Name = Annotated[
-    str | None, typer.Option("--name", help="name of the run's folder", show_default="METHOD-TASK-sSEED")
-]
-Replace = Annotated[
-    bool, typer.Option("--replace", help="replace an earlier run of that name", show_default="off")
-]
-Json = Annotated[
-    bool, typer.Option("--json", help="print JSON on stdout and nothing else there", show_default="off")
-]
+Name = Annotated[str | None, typer.Option("--name", help="name of the run's folder", show_default="METHOD-TASK-sSEED")]
+Replace = Annotated[bool, typer.Option("--replace", help="replace an earlier run of that name", show_default="off")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout and nothing else there", show_default="off")]
 Profile = Annotated[bool, typer.Option("--profile", help="show where the time went", show_default="off")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="show no progress", show_default="off")]
 
@@ -85,7 +79,7 @@ def resume(
     from paceline.store import RunFolder
 
     if RunFolder.open(run).read_config().get("engine") == "grpc":
-        from paceline.deploy.federate import resume as carry_on
+        from paceline.deploy.loopback import resume as carry_on
     else:
         from paceline.run import resume as carry_on
     with LiveProgress(quiet or json) as progress, resumable(run):
@@ -109,9 +103,7 @@ def _finish(summary: Summary, as_json: bool, profile: bool = False) -> None:
         return
     from paceline.cli.folders import plot
 
-    shown = table(
-        f"{summary.method} on {summary.task}, seed {summary.seed}", "figure", "value", right=("value",)
-    )
+    shown = table(f"{summary.method} on {summary.task}, seed {summary.seed}", "figure", "value", right=("value",))
     for label, text in (
         ("accuracy", percent(summary.accuracy)),
         ("loss", f"{summary.loss:.4f}"),

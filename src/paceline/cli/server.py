@@ -11,16 +11,17 @@ import typer
 
 from paceline.cli.run import Json
 from paceline.cli.spelling import check_run
-from paceline.errors import ConfigError
+from paceline.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from paceline.config import RunConfig
+    from paceline.core.config import RunConfig
     from paceline.deploy.settings import ServerConfig
 
 __all__ = ["Config", "run_of", "server"]
 
 Config = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE.toml", help="configuration; PACELINE_TABLE__KEY wins over it", show_default="none")
+    Path | None,
+    typer.Option("--config", metavar="FILE.toml", help="configuration; PACELINE_TABLE__KEY wins over it", show_default="none"),
 ]
 
 
@@ -43,7 +44,7 @@ def server(config: Config = None, json: Json = False) -> None:
 
 def run_of(settings: ServerConfig, path: Path | None, environment: Mapping[str, str] = os.environ) -> RunConfig:
     """Return the run of a server's configuration; raises `ConfigError` that names its file and the variables that set parts of it."""
-    from paceline.config import RunConfig
+    from paceline.core.config import RunConfig
     from paceline.deploy.settings import PREFIX
 
     where = f"{path or 'the environment'}, table [run]"

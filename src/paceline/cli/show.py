@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from paceline.errors import PacelineError
+from paceline.core.errors import PacelineError
 
 __all__ = [
     "bytes_text",

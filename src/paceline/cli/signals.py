@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from paceline.children import on_stop
+from paceline.core.processes import on_stop
 
 __all__ = ["Interrupted", "ending", "listen", "resumable"]
 

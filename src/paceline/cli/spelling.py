@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paceline.errors import ConfigError, PacelineError
-from paceline.values import MethodSpec, read_toml
+from paceline.core.errors import ConfigError, PacelineError
+from paceline.core.parsing import MethodSpec, read_toml
 
 __all__ = ["Home", "check_method", "check_run", "check_task", "correct", "homes", "misplaced"]
 
@@ -37,10 +37,10 @@ def homes(name: str, value: str, run: Mapping[str, Any], methods: Sequence[str] 
 
 def _homes(name: str, value: str, run: Mapping[str, Any], methods: Sequence[str]) -> Iterator[Home]:
     from paceline.aggregation.secure.config import SecureConfig
-    from paceline.config import RunConfig
+    from paceline.core.config import RunConfig
+    from paceline.core.method import find_method
     from paceline.devices.fleet import FLEETS, fleet_options
-    from paceline.devices.participation import OPTIONS
-    from paceline.method import find_method
+    from paceline.participation.processes import OPTIONS
     from paceline.tasks import task_options
 
     settled = {n: run.get(n, spec.default) for n, spec in RunConfig.model_fields.items()}
@@ -101,7 +101,7 @@ def misplaced(name: str, run: Mapping[str, Any]) -> str:
 
 def check_run(values: Mapping[str, Any], where: str = "") -> None:
     """Raise `ConfigError` with what to write where a run, as a user wrote it, has misplaced keys or names of files."""
-    from paceline.config import RunConfig
+    from paceline.core.config import RunConfig
 
     at = f"{where}: " if where else ""
     for name in (n for n in values if n not in RunConfig.model_fields):
@@ -117,8 +117,8 @@ def check_run(values: Mapping[str, Any], where: str = "") -> None:
 def check_method(name: str) -> None:
     """Raise `ConfigError` with what to write where a method is named by its file."""
     if ".py" in name:
-        from paceline.method import Method, find_method, method_names
-        from paceline.naming import module_hint
+        from paceline.core.importing import module_hint
+        from paceline.core.method import Method, find_method, method_names
 
         hint = module_hint(name, {Method.__name__, *(find_method(n).__name__ for n in method_names())})
         if hint:
@@ -146,7 +146,7 @@ def _after(option: str, words: Sequence[str]) -> str:
 
 def _methods(words: Sequence[str]) -> list[str]:
     """Return the methods on a command line, as far as they can be told."""
-    from paceline.method import find_method
+    from paceline.core.method import find_method
 
     found = []
     for before, word in zip(["", *words], words, strict=False):

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from paceline.core.errors import ConfigError
 from paceline.data.raw import Array
-from paceline.errors import ConfigError
 
 __all__ = ["ASSIGN", "Wanted", "group_of", "long_tail"]
 
@@ -157,9 +157,7 @@ def _longtail(want: Wanted) -> tuple[Array, int]:
     shares = np.array([factor ** (c / max(want.classes - 1, 1)) for c in range(want.classes)])
     counts = long_tail(int((have / shares).min()), factor, want.classes)
     kept = np.sort(
-        np.concatenate(
-            [want.rng.permutation(np.flatnonzero(want.labels == c))[: max(n, 1)] for c, n in enumerate(counts)]
-        )
+        np.concatenate([want.rng.permutation(np.flatnonzero(want.labels == c))[: max(n, 1)] for c, n in enumerate(counts)])
     )
     tail = replace(want, labels=want.labels[kept], value=alpha)
     client_of = np.full(len(want.labels), -1, dtype=np.int64)

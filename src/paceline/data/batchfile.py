@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from paceline.core.errors import DataFormatError
 from paceline.data.raw import Array
-from paceline.errors import DataFormatError
 
 __all__ = ["MOST_BYTES", "MOST_STEPS", "Value", "parse_batch"]
 

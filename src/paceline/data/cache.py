@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from paceline.core.errors import DataError, DataFormatError
 from paceline.data.raw import Array
-from paceline.errors import DataError, DataFormatError
 
 __all__ = ["cache_folder", "load_arrays", "save_arrays"]
 
@@ -45,9 +45,7 @@ def save_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise DataError(
-            f"{path} cannot be written ({error.strerror or error}); set PACELINE_CACHE to a folder that can"
-        ) from error
+        raise DataError(f"{path} cannot be written ({error.strerror or error}); set PACELINE_CACHE to a folder that can") from error
     finally:
         with contextlib.suppress(OSError):
             if temporary:

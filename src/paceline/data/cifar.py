@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from paceline.core.errors import DataFormatError
 from paceline.data.batchfile import MOST_BYTES, Value, parse_batch
 from paceline.data.raw import Part, RawData
-from paceline.errors import DataFormatError
 
 __all__ = ["read_cifar"]
 
@@ -44,7 +44,9 @@ def _batch(path: Path) -> Part:
     told = _parse(path)
     data, labels = told.get("data"), told.get("labels")
     if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != 3072:
-        shape = f"bytes of shape {data.shape}" if isinstance(data, np.ndarray) else "missing" if data is None else type(data).__name__
+        shape = (
+            f"bytes of shape {data.shape}" if isinstance(data, np.ndarray) else "missing" if data is None else type(data).__name__
+        )
         raise DataFormatError(f"{path}: 'data' must be bytes of shape [N, 3072], it is {shape}")
     whole = isinstance(labels, list) and all(type(v) is int and v >= 0 for v in labels)
     if not isinstance(labels, list) or not whole or len(labels) != len(data):

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from paceline.errors import ChecksumError, DataError
+from paceline.core.errors import ChecksumError, DataError
 
 __all__ = ["Package", "bring", "digest", "pick"]
 

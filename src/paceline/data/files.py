@@ -1,10 +1,10 @@
 """A user's own files: ``kind:/path``, with options behind a question mark.
 
-    idx:/data/mnist                    four idx files
-    cifar-10-batches-py:/data/cifar    the published batches
-    leaf-femnist:/data/femnist         LEAF's JSON, likewise leaf-shakespeare
-    imagefolder:/data/birds?size=64    one folder of pictures for each class
-    csv:/data/heart.csv?client=site&target=num
+idx:/data/mnist                    four idx files
+cifar-10-batches-py:/data/cifar    the published batches
+leaf-femnist:/data/femnist         LEAF's JSON, likewise leaf-shakespeare
+imagefolder:/data/birds?size=64    one folder of pictures for each class
+csv:/data/heart.csv?client=site&target=num
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qsl
 
+from paceline.core.errors import ConfigError, DataError, UnknownNameError
 from paceline.data.cifar import read_cifar
 from paceline.data.folder import ENDS, read_image_folder
 from paceline.data.idx import read_idx
 from paceline.data.leaf import read_leaf_femnist, read_leaf_shakespeare
 from paceline.data.raw import RawData
 from paceline.data.table import read_csv
-from paceline.errors import ConfigError, DataError, UnknownNameError
 
 __all__ = ["FileKind", "file_hint", "file_kinds", "file_options", "is_file_task", "read_files"]
 

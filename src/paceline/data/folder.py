@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from paceline.core.errors import ConfigError, DataFormatError
 from paceline.data.raw import Part, RawData
-from paceline.errors import ConfigError, DataFormatError
 
 __all__ = ["ENDS", "read_image_folder"]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from paceline.core.errors import DataFormatError
 from paceline.data.raw import Array, Part, RawData
-from paceline.errors import DataFormatError
 
 __all__ = ["parse_idx", "read_idx"]
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from paceline.core.errors import DataFormatError
 from paceline.data.raw import Array, Part, RawData
 from paceline.data.sources.fontwriters import CLASSES
 from paceline.data.sources.shakespeare import ALPHABET, SEQUENCE, encode_text
-from paceline.errors import DataFormatError
 
 __all__ = ["read_leaf_femnist", "read_leaf_shakespeare"]
 

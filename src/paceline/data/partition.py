@@ -1,14 +1,14 @@
 """Who gets which samples: seeded partitioners, and a result that needs no object per client.
 
-    iid                 equal shares, drawn at random
-    dirichlet:ALPHA     each class is shared out by proportions drawn from Dirichlet(ALPHA, ..., ALPHA)
-    shards:K            each client has K classes; a class is shared out equally among those who have it
-    quantity:ALPHA      the class mix of iid; sizes are proportions drawn from Dirichlet(ALPHA, ..., ALPHA)
-    groups:0-4/5-9      groups of clients, each with its classes; a class is shared out equally among those who
-                        have it (``groups:0-3,8/4-9`` may overlap; classes that nobody has are left out)
-    longtail:IF/ALPHA   class c has n * IF^(c / (C - 1)) samples, the others are left out; then dirichlet:ALPHA,
-                        or iid without ALPHA
-    natural             the data's own clients (writers, roles, sites)
+iid                 equal shares, drawn at random
+dirichlet:ALPHA     each class is shared out by proportions drawn from Dirichlet(ALPHA, ..., ALPHA)
+shards:K            each client has K classes; a class is shared out equally among those who have it
+quantity:ALPHA      the class mix of iid; sizes are proportions drawn from Dirichlet(ALPHA, ..., ALPHA)
+groups:0-4/5-9      groups of clients, each with its classes; a class is shared out equally among those who
+                    have it (``groups:0-3,8/4-9`` may overlap; classes that nobody has are left out)
+longtail:IF/ALPHA   class c has n * IF^(c / (C - 1)) samples, the others are left out; then dirichlet:ALPHA,
+                    or iid without ALPHA
+natural             the data's own clients (writers, roles, sites)
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from paceline.core.errors import ConfigError, DataError, EmptyClientError, UnknownNameError
+from paceline.core.random import numpy_rng
+from paceline.core.task import Task
 from paceline.data.assign import ASSIGN, Wanted, group_of
-from paceline.errors import ConfigError, DataError, EmptyClientError, UnknownNameError
-from paceline.rng import numpy_rng
-from paceline.tasks.task import Task
 
 __all__ = ["Partition", "parse_partition", "partition_names", "partition_task"]
 

@@ -17,9 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
+from paceline.core.errors import DataError
+from paceline.core.task import Task
 from paceline.data.partition import Partition
-from paceline.errors import DataError
-from paceline.tasks.task import Task
 
 __all__ = ["plot_partition"]
 
@@ -62,9 +62,7 @@ def plot_partition(path: str | os.PathLike[str], partition: Partition, task: Tas
             figure = _bubbles(table, classes)
         total = f"{int(table.sum()):,} samples, {len(table):,} clients"
         moved = f", {partition.moved} moved to fill empty clients" if partition.moved else ""
-        figure.suptitle(
-            f"{title or f'{task.name}: {partition.name}'}  ({total}{moved})", x=0.01, ha="left", fontweight="bold"
-        )
+        figure.suptitle(f"{title or f'{task.name}: {partition.name}'}  ({total}{moved})", x=0.01, ha="left", fontweight="bold")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(target, dpi=140)

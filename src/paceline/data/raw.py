@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.errors import ConfigError, DataFormatError
-from paceline.rng import numpy_rng
+from paceline.core.errors import ConfigError, DataFormatError
+from paceline.core.random import numpy_rng
 
 __all__ = ["Array", "Part", "RawData", "encode", "hold_out"]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from paceline.core.errors import ConfigError, DataFormatError, UnknownNameError
 from paceline.data.raw import Array, Part, RawData, encode, hold_out
-from paceline.errors import ConfigError, DataFormatError, UnknownNameError
 
 __all__ = ["read_csv"]
 

@@ -15,8 +15,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
 
-from paceline.address import Address
-from paceline.errors import EngineError
+from paceline.core.address import Address
+from paceline.core.errors import EngineError
 
 __all__ = ["Metrics"]
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from paceline.deploy.forms import faults_of
-from paceline.errors import ConfigError
+from paceline.core.errors import ConfigError
+from paceline.deploy.validation import faults_of
 
 if TYPE_CHECKING:
-    from paceline.params import Layout
+    from paceline.core.params import Layout
     from paceline.run import RunConfig
 
-__all__ = ["PRIVACY_MECHANISMS", "Plan", "Privacy", "Request", "Usage", "offer"]
+__all__ = ["PRIVACY_MECHANISMS", "CallRequest", "Plan", "Privacy", "Usage", "offer"]
 
 PRIVACY_MECHANISMS: frozenset[str] = frozenset()
 """Mechanisms that can keep a plan's promise of differential privacy. There is none yet, so such plans are refused."""
@@ -100,8 +100,8 @@ def offer(config: RunConfig, plan: Plan, layout: Layout) -> dict[str, Any]:
         plan: `Plan.of` it.
         layout: of the server's own model.
     """
-    from paceline.aggregation.secure.work import Agreement
-    from paceline.method import find_method
+    from paceline.aggregation.secure.task_hash import Agreement
+    from paceline.core.method import find_method
 
     method = Agreement.of(config, find_method(config.method)).method
     facts = {"config": config.model_dump(mode="json", exclude_none=True), "plan": plan.to_tree()}
@@ -131,7 +131,7 @@ class Usage:
 
 
 @dataclass(frozen=True)
-class Request:
+class CallRequest:
     """One thing that a server asks of a client.
 
     Args:

@@ -4,10 +4,10 @@ import importlib
 
 import torch
 
-from paceline.method import method_names
+from paceline.core.method import method_names
 
 torch.set_num_threads(1)
-for name in ("deploy.processes", "deploy.metrics", "tasks", "data.sources", "submodels.service", "aggregation.secagg"):
+for name in ("deploy.processes", "deploy.metrics", "tasks", "data.sources", "submodels.service", "aggregation.secure.program"):
     importlib.import_module(f"paceline.{name}")
 for name in ("structlog", "zstandard"):
     importlib.import_module(name)

@@ -8,20 +8,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from paceline.address import proxy_shown
-from paceline.children import begin, on_stop
-from paceline.deploy.backlog import BACK
-from paceline.deploy.client import make_node, take_part
-from paceline.deploy.corelog import core_log
-from paceline.deploy.journal import Journal, warnings_told
-from paceline.deploy.notes import Notes
-from paceline.deploy.server import FederationServer
+from paceline.core.address import proxy_shown
+from paceline.core.errors import PacelineError
+from paceline.core.processes import begin, on_stop
+from paceline.core.tree import rename_main
+from paceline.deploy.client.client import make_node, take_part
+from paceline.deploy.logs import Journal, warnings_told
+from paceline.deploy.server.database import ServerState
+from paceline.deploy.server.events import Notes
+from paceline.deploy.server.handshake_log import core_log
+from paceline.deploy.server.server import FederationServer
+from paceline.deploy.server.write_queue import BACK
 from paceline.deploy.settings import ClientConfig, Logging, ServerConfig, load_config
-from paceline.deploy.state import ServerState
-from paceline.engines.grpc.engine import Stopped
-from paceline.errors import PacelineError
+from paceline.network.engine import Stopped
 from paceline.run import RunConfig, Summary
-from paceline.tree import rename_main
 
 __all__ = ["child", "run_client", "run_server"]
 

@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from paceline.address import Address, Dialled, Listening, MaybeListening, ProxyUrl
-from paceline.deploy.forms import faults_of, shown
-from paceline.errors import ConfigError, nearest
-from paceline.values import read_toml, value
+from paceline.core.address import Address, Dialled, Listening, MaybeListening, ProxyUrl
+from paceline.core.errors import ConfigError, nearest
+from paceline.core.parsing import read_toml, value
+from paceline.deploy.validation import faults_of, shown
 
 __all__ = ["PREFIX", "ClientConfig", "DataConfig", "Logging", "ServerConfig", "ServerPart", "Waiting", "load_config"]
 
@@ -40,10 +40,14 @@ class Waiting(_Part):
 
     phase: float = Field(default=600.0, gt=0, description="for an answer")
     phases: dict[str, float] = Field(default_factory=dict, description="the same for single functions, such as 'secagg.advertise'")
-    share: float = Field(default=1.0, gt=0, le=1, description="part of the asked clients whose answers may be enough; 1 waits for all")
+    share: float = Field(
+        default=1.0, gt=0, le=1, description="part of the asked clients whose answers may be enough; 1 waits for all"
+    )
     grace: float = Field(default=1.5, ge=1, description="once the share has answered, wait so many times as long as that took")
     reconnect: float = Field(default=5.0, ge=0, description="for a client to come back before it counts as gone")
-    expected: float = Field(default=600.0, ge=0, description="for all expected sites, before the first round; then begin with the others")
+    expected: float = Field(
+        default=600.0, ge=0, description="for all expected sites, before the first round; then begin with the others"
+    )
     start: float = Field(default=3600.0, gt=0, description="for the least number of clients to be there")
 
 
@@ -58,9 +62,13 @@ class ServerPart(_Part):
     enrol: MaybeListening = Field(default=None, description="host:port for enrolment by token; none where empty")
     renew: MaybeListening = Field(default=None, description="host:port for renewals; with enrol, a free port by default")
     run: Path = Field(default=Path("run"), description="folder of the run; made anew, or gone on with")
-    state: str = Field(default="", description="database of what happened, a path or an URL; state.db in the run's folder by default")
+    state: str = Field(
+        default="", description="database of what happened, a path or an URL; state.db in the run's folder by default"
+    )
     least: int = Field(
-        default=1, ge=1, description="clients that must be there before a round begins; at least the quorum, and 3 with secure aggregation"
+        default=1,
+        ge=1,
+        description="clients that must be there before a round begins; at least the quorum, and 3 with secure aggregation",
     )
     expected: Annotated[int, Field(strict=True, ge=0)] | tuple[str, ...] = Field(
         default=0, description="names of the sites, or their number, that the first round waits for; 0 for none"
@@ -98,10 +106,14 @@ class ClientPart(_Part):
 
     server: Dialled = Field(default=Address("localhost", 9100), description="host:port of the server")
     name: str = Field(default="", description="the server's name in its certificate, where the address has another one")
-    proxy: ProxyUrl = Field(default="", description="http://host:port of a proxy, or environment for that of http_proxy; none where empty")
+    proxy: ProxyUrl = Field(
+        default="", description="http://host:port of a proxy, or environment for that of http_proxy; none where empty"
+    )
     folder: Path = Field(default=Path("client"), description="client.key, client.pem, identity.key, trust.pem and directory")
     state: Path = Field(default=Path("state"), description="folder of what is kept between rounds")
-    policy: Path | None = Field(default=None, description="policy.toml; secure aggregation with 3 clients or more where none is given")
+    policy: Path | None = Field(
+        default=None, description="policy.toml; secure aggregation with 3 clients or more where none is given"
+    )
     modules: tuple[str, ...] = Field(default=(), description="modules of own methods that a plan may name")
     private_rounding: bool = Field(
         default=True, description="draw from a secret seed of this client: no run has the same bits twice; false only for trials"

@@ -1,9 +1,9 @@
 """Device profiles, fleets of them, and virtual time."""
 
-from paceline.devices.clock import Cost, Phase, Times, VirtualClock, times
+from paceline.devices.clock import Cost, TimedPhase, Times, VirtualClock, times
 from paceline.devices.fleet import FLEETS, Fleet, Homogeneous, Mobile, Stragglers, load_fleet
-from paceline.devices.participation import PROCESSES, Participation, load_participation
 from paceline.devices.profile import COMPUTE, LATENCY, LINK, Profile
+from paceline.participation.processes import PROCESSES, Participation, load_participation
 
 __all__ = [
     "COMPUTE",
@@ -16,9 +16,9 @@ __all__ = [
     "Homogeneous",
     "Mobile",
     "Participation",
-    "Phase",
     "Profile",
     "Stragglers",
+    "TimedPhase",
     "Times",
     "VirtualClock",
     "load_fleet",

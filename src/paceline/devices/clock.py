@@ -6,11 +6,11 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from paceline.core.errors import CheckpointError, ConfigError
+from paceline.core.tree import node
 from paceline.devices.profile import Profile
-from paceline.errors import CheckpointError, ConfigError
-from paceline.tree import node
 
-__all__ = ["Cost", "Phase", "Times", "VirtualClock", "times"]
+__all__ = ["Cost", "TimedPhase", "Times", "VirtualClock", "times"]
 
 
 @node
@@ -43,7 +43,7 @@ class Times(NamedTuple):
 
 
 @node
-class Phase:
+class TimedPhase:
     """One synchronous call on the clock.
 
     Args:
@@ -106,7 +106,7 @@ class VirtualClock:
 
     def __init__(self, now: float = 0.0, keep: int = 1000) -> None:
         self.now = now
-        self.phases: deque[Phase] = deque(maxlen=keep)
+        self.phases: deque[TimedPhase] = deque(maxlen=keep)
 
     def synchronous(
         self,
@@ -135,7 +135,7 @@ class VirtualClock:
             seconds = deadline
         work = 0.0 if slowest is None else min(times[slowest].compute, seconds)
         network = 0.0 if slowest is None else min(times[slowest].network, seconds - work)
-        self.phases.append(Phase(name, seconds, bytes_up, bytes_down, slowest, work, network))
+        self.phases.append(TimedPhase(name, seconds, bytes_up, bytes_down, slowest, work, network))
         self.now += seconds
         return seconds
 
@@ -156,7 +156,7 @@ class VirtualClock:
         if not 0 <= seconds < float("inf"):
             raise ConfigError(f"a wait of {seconds} seconds is impossible")
         if seconds:
-            self.phases.append(Phase("wait", seconds))
+            self.phases.append(TimedPhase("wait", seconds))
             self.now += seconds
 
     def arrivals(self, times: Mapping[int, Times]) -> list[tuple[float, int]]:

@@ -21,11 +21,11 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from paceline.errors import CohortError, ConfigError
-from paceline.federation import Federation
-from paceline.tree import Tree, node
+from paceline.core.errors import CohortError, ConfigError
+from paceline.core.federation import Federation
+from paceline.core.tree import Tree, node
 
-__all__ = ["Firing", "Job", "Queue", "Rest", "Rule", "advance", "every", "first", "nanoseconds", "schedule"]
+__all__ = ["ClientJob", "Firing", "Queue", "Rest", "Rule", "advance", "every", "first", "nanoseconds", "schedule"]
 
 SECOND = 1_000_000_000
 
@@ -38,7 +38,7 @@ def nanoseconds(seconds: float) -> int:
 
 
 @node
-class Job:
+class ClientJob:
     """One client at work.
 
     Args:
@@ -81,7 +81,7 @@ class Queue:
     now: int = 0
     fired: int = 0
     since: int = 0
-    jobs: tuple[Job, ...] = ()
+    jobs: tuple[ClientJob, ...] = ()
     rests: tuple[Rest, ...] = ()
 
     @property
@@ -101,7 +101,7 @@ class Queue:
         """
         if twice := self.busy & seconds.keys():
             raise CohortError(f"clients {sorted(twice)} are busy; a client has one job at a time")
-        new = [Job(c, self.fired, self.now, self.now + max(nanoseconds(s), 1)) for c, s in seconds.items()]
+        new = [ClientJob(c, self.fired, self.now, self.now + max(nanoseconds(s), 1)) for c, s in seconds.items()]
         jobs = sorted((*self.jobs, *new), key=lambda job: (job.finish, job.client))
         return dataclasses.replace(self, jobs=tuple(jobs))
 
@@ -116,7 +116,7 @@ class Queue:
             raise ConfigError(f"time does not go back: from {self.now} ns to {time} ns")
         return dataclasses.replace(self, now=time, rests=tuple(r for r in self.rests if r.until > time))
 
-    def arrived(self, time: int) -> tuple[Job, ...]:
+    def arrived(self, time: int) -> tuple[ClientJob, ...]:
         """Return the jobs that are done at a moment, in order of arrival."""
         return tuple(job for job in self.jobs if job.finish <= time)
 
@@ -132,7 +132,7 @@ class Firing:
     """When the server fires, and with whose replies."""
 
     at: int
-    jobs: tuple[Job, ...]
+    jobs: tuple[ClientJob, ...]
 
 
 Rule = Callable[[Queue], Firing | None]
@@ -161,7 +161,7 @@ def every(queue: Queue, period: int, least: int = 0) -> Firing | None:
 
 def advance(
     fed: Federation, queue: Queue, fn: Callable[..., Any], message: Tree, rule: Rule
-) -> tuple[Queue, tuple[Job, ...]]:
+) -> tuple[Queue, tuple[ClientJob, ...]]:
     """Let idle clients begin `fn` on the current version, until the rule fires; return queue and arrivals.
 
     At most as many clients as a cohort has are at work or at rest. Each arrival's reply waits for a function
@@ -192,7 +192,7 @@ def _begin(fed: Federation, queue: Queue, fn: Callable[..., Any], message: Tree)
     return queue.begin(fed.start(fn, message, over=fed.sample(min(room, len(idle)), among=idle)))
 
 
-def schedule(seconds: Sequence[float], rule: Rule, until: float) -> Iterator[tuple[float, tuple[Job, ...]]]:
+def schedule(seconds: Sequence[float], rule: Rule, until: float) -> Iterator[tuple[float, tuple[ClientJob, ...]]]:
     """Yield (seconds, arrivals) of each firing up to a moment, where client i always takes ``seconds[i]``.
 
     Nothing is trained: this shows how often each client will take part, and on how old a model.

@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from paceline.devices.participation import Participation
+from paceline.core.errors import CohortError, ConfigError, UnknownNameError
+from paceline.core.random import derive, numpy_rng
 from paceline.devices.profile import COMPUTE, LATENCY, LINK, Profile
-from paceline.errors import CohortError, ConfigError, UnknownNameError
-from paceline.rng import derive, numpy_rng
+from paceline.participation.processes import Participation
 
 __all__ = ["FLEETS", "Fleet", "Homogeneous", "Mobile", "Stragglers", "fleet_options", "load_fleet"]
 
@@ -207,9 +207,7 @@ class Mobile(Fleet):
             if not 0 <= getattr(self, option) <= 3:
                 raise ConfigError(f"{option}={getattr(self, option)}; it is from 0 to 3")
         if not 0 < self.least <= self.most <= 1:
-            raise ConfigError(
-                f"least={self.least} and most={self.most}; they are probabilities, in this order"
-            )
+            raise ConfigError(f"least={self.least} and most={self.most}; they are probabilities, in this order")
 
     def profile(self, client: int, round: int) -> Profile:
         """Return the device of `client` with the links that it has in `round`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from paceline.errors import ConfigError
+from paceline.core.errors import ConfigError
 
 __all__ = ["COMPUTE", "LATENCY", "LINK", "Profile"]
 

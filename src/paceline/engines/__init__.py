@@ -2,12 +2,12 @@
 
 from typing import Any
 
+from paceline.core.errors import UnknownNameError
 from paceline.engines.debug import DebugEngine
 from paceline.engines.local import LocalEngine
 from paceline.engines.pool import Pool
 from paceline.engines.stacking import Choice
 from paceline.engines.worker import Setup, Worker
-from paceline.errors import UnknownNameError
 
 __all__ = ["Choice", "DebugEngine", "LocalEngine", "Pool", "Setup", "Worker", "load_engine"]
 

@@ -17,15 +17,15 @@ from typing import Any, cast
 
 import torch
 
-from paceline.call import Call, Receipt
-from paceline.children import NAME, UNGUARDED, begin, importable, start, start_method, unguarded
+from paceline.core.engine import Call, Receipt
+from paceline.core.errors import EngineError, WorkerDiedError
+from paceline.core.processes import NAME, UNGUARDED, begin, importable, start, start_method, unguarded
+from paceline.core.profiling import spent
+from paceline.core.tree import rename_main
 from paceline.engines.pipes import End, Ending, freeze, pair, thaw
 from paceline.engines.pool import Pool
-from paceline.engines.sending import complete, lighten
+from paceline.engines.transfer import complete, lighten
 from paceline.engines.worker import Setup, Worker
-from paceline.errors import EngineError, WorkerDiedError
-from paceline.spent import spent
-from paceline.tree import rename_main
 
 __all__ = ["LocalEngine"]
 

@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from paceline.call import Call, Receipt
-from paceline.engines.dealing import Dealer
+from paceline.core.engine import Call, Receipt
+from paceline.core.errors import CheckpointError, ConfigError
+from paceline.core.params import Params
+from paceline.core.profiling import Spent
+from paceline.core.tree import Tree
+from paceline.engines.scheduling import Dealer
 from paceline.engines.stacking import Choice, choose
 from paceline.engines.worker import Setup, Worker
-from paceline.errors import CheckpointError, ConfigError
-from paceline.params import Params
-from paceline.spent import Spent
 from paceline.store import MemoryStore
-from paceline.tree import Tree
 
 __all__ = ["Pool"]
 

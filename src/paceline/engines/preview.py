@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from paceline.client import Client, ClientData, Memory
-from paceline.drawing import nested
-from paceline.local import Job, Trained, answer
-from paceline.tree import Tree, map_leaves
+from paceline.core.client import Client, ClientData, Memory
+from paceline.core.generators import nested
+from paceline.core.training import Job, Trained, answer
+from paceline.core.tree import Tree, map_leaves
 
 if TYPE_CHECKING:
     from paceline.engines.worker import Worker

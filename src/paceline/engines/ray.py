@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 
-from paceline.call import Call, Receipt
-from paceline.engines.actor import Actor
-from paceline.engines.cluster import connect, pack, unpack
+from paceline.core.engine import Call, Receipt
+from paceline.core.errors import ConfigError, EngineError, WorkerDiedError
+from paceline.core.profiling import spent
+from paceline.core.tree import register_again
 from paceline.engines.pool import Pool
-from paceline.engines.sending import lighten
+from paceline.engines.ray_actor import Actor
+from paceline.engines.ray_cluster import connect, pack, unpack
+from paceline.engines.transfer import lighten
 from paceline.engines.worker import Setup
-from paceline.errors import ConfigError, EngineError, WorkerDiedError
-from paceline.spent import spent
-from paceline.tree import register_again
 
 __all__ = ["RayEngine"]
 

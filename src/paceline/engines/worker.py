@@ -12,23 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paceline.call import Call, Receipt, Sink, wire_size
-from paceline.client import Client, ClientData, Memory
+from paceline.core.client import Client, ClientData, Memory
+from paceline.core.deferred import Held, hold
+from paceline.core.engine import Call, Receipt, Sink, wire_size
+from paceline.core.errors import CheckpointError, ClientError, PacelineError, UnknownNameError
+from paceline.core.evaluation import evaluate as evaluate_on
+from paceline.core.failures import class_of, reason_of
+from paceline.core.generators import nested
+from paceline.core.method import client_functions
+from paceline.core.params import Layout, Params, Resident
+from paceline.core.profiling import spent
+from paceline.core.random import derive
+from paceline.core.training import answer
+from paceline.core.tree import Tree, map_leaves
 from paceline.devices import Cost, times
-from paceline.drawing import nested
-from paceline.engines.heap import keep_freed
+from paceline.engines.allocator import keep_freed
 from paceline.engines.preview import preview
 from paceline.engines.stacking import Meeting, Solver, Uniform
-from paceline.errors import CheckpointError, ClientError, PacelineError, UnknownNameError
-from paceline.evaluating import evaluate as evaluate_on
-from paceline.failures import class_of, reason_of
-from paceline.held import Held, hold
-from paceline.local import answer
-from paceline.method import client_functions
-from paceline.params import Layout, Params, Resident
-from paceline.rng import derive
-from paceline.spent import spent
-from paceline.tree import Tree, map_leaves
 
 __all__ = ["Setup", "Worker"]
 
@@ -119,7 +119,7 @@ class Worker:
     def run(self, call: Call) -> Iterator[Receipt | tuple[str, Any]]:
         """Run a call's function on its clients, chunk by chunk; those of a chunk work together.
 
-        Until all is yielded the global random generators are the clients'; see `paceline.drawing`.
+        Until all is yielded the global random generators are the clients'; see `paceline.core.generators`.
         """
         functions = self.functions.get(call.program)
         if functions is None or call.function not in functions:
@@ -127,7 +127,9 @@ class Worker:
         sink = call.channel.open()
         base, self.round = wire_size(call.message), call.round
         if self.model.device.type != "cpu":  # the server's values lie on the CPU, clients' work on the device
-            call = replace(call, message=self._here(call.message), each_message={c: self._here(m) for c, m in call.each_message.items()})
+            call = replace(
+                call, message=self._here(call.message), each_message={c: self._here(m) for c, m in call.each_message.items()}
+            )
         # a protocol's own steps draw nothing; where they run the method's functions they see to it themselves
         with nested(0, self.model.device) if call.program == "method" else contextlib.nullcontext():
             for chunk in call.chunks or [[client] for client in call.clients]:
@@ -272,9 +274,7 @@ class Worker:
             reply = error
         return me, reply, time.perf_counter() - started
 
-    def _receipt(
-        self, call: Call, me: Client, value: Any, took: Any, down: int, up: int, dropped: str | None
-    ) -> Receipt:
+    def _receipt(self, call: Call, me: Client, value: Any, took: Any, down: int, up: int, dropped: str | None) -> Receipt:
         if me.flops and call.program == "method" and self.keeps_times:
             me.memory["_times"] = [took.compute, took.network]
         return Receipt(me.id, value, took.compute, took.network, down, up, dropped)
@@ -286,9 +286,7 @@ class Worker:
         if job is not None and job.batch is not None:
             x, y = job.batch
             cause += f"; batch: inputs {tuple(x.shape)}, targets {y.tolist()}"
-        raise ClientError(
-            me.id, call.function, call.round, cause, None if job is None else job.step
-        ) from error
+        raise ClientError(me.id, call.function, call.round, cause, None if job is None else job.step) from error
 
     def client(self, call: Call, client: int, stream: str | None = None, peers: Any = None) -> Client:
         """Return the client as a client function sees it in this call.
@@ -358,9 +356,7 @@ class Worker:
         """Put stored memories back."""
         for client, stored in memories.items():
             if not 0 <= client < self.setup.num_clients:
-                raise CheckpointError(
-                    f"the checkpoint has a memory of client {client}, of {self.setup.num_clients}"
-                )
+                raise CheckpointError(f"the checkpoint has a memory of client {client}, of {self.setup.num_clients}")
             self.memories[client] = Memory(stored if self.model.device.type == "cpu" else self._here(dict(stored)))
 
     def evaluate(self, params: Params) -> dict[str, Any]:

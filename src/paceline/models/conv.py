@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import nn
 
-from paceline.errors import ConfigError
+from paceline.core.errors import ConfigError
 
 __all__ = ["cnn", "femnist_cnn", "tiny_cnn", "vgg9"]
 
@@ -21,9 +21,7 @@ def _picture(shape: Sequence[int], least: int, name: str) -> tuple[int, int, int
     return shape[0], shape[1], shape[2]
 
 
-def _two_layer(
-    name: str, shape: Sequence[int], num_classes: int, channels: tuple[int, int], hidden: int
-) -> nn.Module:
+def _two_layer(name: str, shape: Sequence[int], num_classes: int, channels: tuple[int, int], hidden: int) -> nn.Module:
     """Return conv 5x5, pool, conv 5x5, pool, dense, dense; the convolutions keep the size."""
     given, height, width = _picture(shape, 4, name)
     first, second = channels
@@ -56,9 +54,7 @@ def femnist_cnn(shape: Sequence[int] = (1, 28, 28), num_classes: int = 62) -> nn
     return _two_layer("femnist_cnn", shape, num_classes, (16, 64), 120)
 
 
-def vgg9(
-    shape: Sequence[int] = (3, 32, 32), num_classes: int = 10, norm: Norm = "none", groups: int = 8
-) -> nn.Module:
+def vgg9(shape: Sequence[int] = (3, 32, 32), num_classes: int = 10, norm: Norm = "none", groups: int = 8) -> nn.Module:
     """Return FLuID's VGG-9: six 3x3 convolutions (32-32-64-64-128-128), a pool after every second, dense 512-256.
 
     1,469,994 parameters for 3 x 32 x 32 and 10 classes without normalisation.

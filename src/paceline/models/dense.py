@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import nn
 
-from paceline.errors import ConfigError
+from paceline.core.errors import ConfigError
 
 __all__ = ["logistic", "mlp"]
 

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from paceline.core.params import Layout, Resident
+from paceline.core.random import torch_rng
+from paceline.core.training import AdamW
 from paceline.data.cache import cache_folder
-from paceline.local import AdamW
 from paceline.models.split import head_name
-from paceline.params import Layout, Resident
-from paceline.rng import torch_rng
 
 __all__ = ["kept", "pretrain", "with_weights"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from paceline.errors import UnknownNameError
+from paceline.core.errors import UnknownNameError
 from paceline.models.conv import cnn, femnist_cnn, tiny_cnn, vgg9
 from paceline.models.dense import logistic, mlp
 from paceline.models.recurrent import lstm

@@ -8,8 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from paceline.errors import ConfigError
-from paceline.params import Layout, Params
+from paceline.core.errors import ConfigError
+from paceline.core.params import Layout, Params
 
 __all__ = ["body_layout", "features", "head", "head_name", "join", "take"]
 

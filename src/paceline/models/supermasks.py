@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from paceline.params import Layout, Params
-from paceline.rng import torch_rng
+from paceline.core.params import Layout, Params
+from paceline.core.random import torch_rng
 
 __all__ = ["MaskOn", "Ranks", "mask", "network", "placed", "slope", "without_offsets"]
 
@@ -39,9 +39,7 @@ def network(layout: Layout, seed: int, on: MaskOn = "signed") -> tuple[Params, d
 
 def placed(layout: Layout, ranks: Ranks, sorted_scores: dict[str, Tensor]) -> Params:
     """Return scores in the order of a ranking: s[R_j] = q_j."""
-    parts = [
-        torch.empty_like(sorted_scores[n]).scatter_(0, ranks[n], sorted_scores[n]) for n in layout.by_name
-    ]
+    parts = [torch.empty_like(sorted_scores[n]).scatter_(0, ranks[n], sorted_scores[n]) for n in layout.by_name]
     return Params(torch.cat(parts), layout)
 
 

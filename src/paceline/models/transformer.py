@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paceline.errors import ConfigError
+from paceline.core.errors import ConfigError
 
 __all__ = ["Attention", "Block", "CharModel", "VisionTransformer", "char_model", "vit"]
 
@@ -100,7 +100,13 @@ class VisionTransformer(nn.Module):
 
 
 def vit(
-    shape: Sequence[int] = (1, 28, 28), num_classes: int = 10, dim: int = 64, depth: int = 4, heads: int = 4, patch: int = 7, mlp: int = 4
+    shape: Sequence[int] = (1, 28, 28),
+    num_classes: int = 10,
+    dim: int = 64,
+    depth: int = 4,
+    heads: int = 4,
+    patch: int = 7,
+    mlp: int = 4,
 ) -> nn.Module:
     """Return a vision transformer.
 

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paceline.errors import ConfigError, MissingExtraError
+from paceline.core.errors import ConfigError, MissingExtraError
 from paceline.models.split import head_name
 from paceline.models.transformer import Block, VisionTransformer
 

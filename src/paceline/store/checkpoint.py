@@ -10,10 +10,10 @@ import os
 import struct
 from pathlib import Path
 
-from paceline.errors import CheckpointError, WireError
+from paceline.core.errors import CheckpointError, WireError
+from paceline.core.serialization import Limits, dumps, loads
+from paceline.core.tree import Tree
 from paceline.store.files import atomic_write
-from paceline.tree import Tree
-from paceline.wire import Limits, dumps, loads
 
 __all__ = ["load", "save"]
 
@@ -57,9 +57,7 @@ def load(path: str | os.PathLike[str]) -> Tree:
     if magic != MAGIC:
         raise CheckpointError(f"{path} is no checkpoint of Paceline")
     if version != VERSION:
-        raise CheckpointError(
-            f"{path} has format {version}, this is {VERSION}; resume with the paceline that wrote it"
-        )
+        raise CheckpointError(f"{path} has format {version}, this is {VERSION}; resume with the paceline that wrote it")
     if len(view) != _PREFIX.size + length + _DIGEST:
         raise _damaged(path, f"it has {len(view)} bytes in place of {_PREFIX.size + length + _DIGEST}")
     if hashlib.sha256(view[:-_DIGEST]).digest() != view[-_DIGEST:]:
@@ -76,6 +74,4 @@ def _limits(size: int) -> Limits:
 
 
 def _damaged(path: Path, why: str) -> CheckpointError:
-    return CheckpointError(
-        f"{path} is damaged: {why}; put a good copy of it back, or delete the run's folder and run it again"
-    )
+    return CheckpointError(f"{path} is damaged: {why}; put a good copy of it back, or delete the run's folder and run it again")

@@ -9,14 +9,12 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from paceline.errors import DiskFullError, StoreError
+from paceline.core.errors import DiskFullError, StoreError
 
 __all__ = ["atomic_write", "named"]
 
 
-def atomic_write(
-    path: str | os.PathLike[str], *parts: bytes | memoryview, durable: bool = True, mode: int | None = None
-) -> None:
+def atomic_write(path: str | os.PathLike[str], *parts: bytes | memoryview, durable: bool = True, mode: int | None = None) -> None:
     """Write `parts`, one behind the other, as the file `path`: all of them, or the old file stays as it was.
 
     The bytes go to a temporary file in the same folder (made where it is missing), which then takes the
@@ -53,8 +51,7 @@ def named(error: OSError, path: Path, size: int) -> StoreError:
     """Return the error of ours for one of the system's, with what to do."""
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         return DiskFullError(
-            f"no room for {size / 1e6:.1f} MB at {path}; what was saved before is whole: free some space, "
-            f"then resume the run"
+            f"no room for {size / 1e6:.1f} MB at {path}; what was saved before is whole: free some space, then resume the run"
         )
     return StoreError(f"{path} cannot be written: {error.strerror or error}")
 

@@ -17,7 +17,7 @@ import warnings
 import weakref
 from pathlib import Path
 
-from paceline.errors import StoreError
+from paceline.core.errors import StoreError
 
 if sys.platform == "win32":
     import msvcrt

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from paceline.call import wire_size
-from paceline.errors import CheckpointError, ConfigError
+from paceline.core.engine import wire_size
+from paceline.core.errors import CheckpointError, ConfigError
+from paceline.core.tree import Tree
 from paceline.store.checkpoint import load, save
-from paceline.tree import Tree
 
 __all__ = ["MemoryStore"]
 
@@ -56,9 +56,7 @@ class MemoryStore(Mapping[int, Memory]):
         self.max_in_memory, self.durable = max_in_memory, durable
         self._version = 0
         self._versions: dict[int, int] = {}  # committed version of each client
-        self._clean: OrderedDict[int, Memory] = (
-            OrderedDict()
-        )  # committed and in RAM, least recently used first
+        self._clean: OrderedDict[int, Memory] = OrderedDict()  # committed and in RAM, least recently used first
         self._dirty: OrderedDict[int, Memory] = OrderedDict()  # changed since the last commit
         self._spilled: set[int] = set()  # changed since, and only in their next version's file
         self._stale: set[tuple[int, int]] = set()  # (client, version) to remove after the next commit
@@ -138,9 +136,7 @@ class MemoryStore(Mapping[int, Memory]):
         try:
             version, inline = int(manifest["version"]), "memories" in manifest
             if inline != (self.folder is None):
-                raise CheckpointError(
-                    "this checkpoint was written with the clients' memories kept in another way"
-                )
+                raise CheckpointError("this checkpoint was written with the clients' memories kept in another way")
             if inline:
                 versions = dict.fromkeys(manifest["memories"], version)
             else:

@@ -19,7 +19,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from paceline.errors import StoreError
+from paceline.core.errors import StoreError
 from paceline.store.files import atomic_write
 from paceline.store.run import RunFolder
 
@@ -145,9 +145,7 @@ def _accuracy(ax: Any, methods: Mapping[str, list[History]], target: float | Non
     latest = max(end[1] for end in ends)
     if target is not None:
         ax.axhline(100 * target, color="#555555", lw=1, ls=(0, (6, 4)), zorder=1)
-        ax.annotate(
-            f"target {100 * target:g}", (0, 100 * target), (4, 3), textcoords="offset points", fontsize=9
-        )
+        ax.annotate(f"target {100 * target:g}", (0, 100 * target), (4, 3), textcoords="offset points", fontsize=9)
     low, high = ax.get_ylim()
     ax.set(xlabel=f"virtual time ({unit})", xlim=(0, latest), ylim=(low, high))
     places = _spread([end[0] for end in ends], 0.062 * (high - low), low, high)
@@ -194,9 +192,7 @@ def _bytes(ax: Any, methods: Mapping[str, list[History]]) -> None:
     ax.tick_params(axis="y", labelleft=False)
 
 
-def _bars(
-    ax: Any, widths: Mapping[str, float], begin: Mapping[str, float], colour: Any, label: str | None
-) -> None:
+def _bars(ax: Any, widths: Mapping[str, float], begin: Mapping[str, float], colour: Any, label: str | None) -> None:
     left = [begin[name] for name in widths]
     ax.barh(range(len(widths)), list(widths.values()), left=left, height=0.62, color=colour, label=label)
 
@@ -210,9 +206,7 @@ def _finish_bars(ax: Any, totals: Mapping[str, float], form: Callable[[float], s
     ax.tick_params(axis="y", length=0)
     ax.set_xlim(0, (max(totals.values()) or 1.0) * 1.25)
     for place, value in enumerate(totals.values()):
-        ax.annotate(
-            form(value), (value, place), (5, 0), textcoords="offset points", va="center", fontweight="bold"
-        )
+        ax.annotate(form(value), (value, place), (5, 0), textcoords="offset points", va="center", fontweight="bold")
 
 
 def _curve(seeds: Sequence[History]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

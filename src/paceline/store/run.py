@@ -28,9 +28,9 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from paceline.errors import StoreError
-from paceline.names import LONGEST
-from paceline.params import Params
+from paceline.core.errors import StoreError
+from paceline.core.names import LONGEST
+from paceline.core.params import Params
 from paceline.store.files import atomic_write, named
 from paceline.store.lock import LOCK, FolderLock
 from paceline.store.toml import to_toml
@@ -75,7 +75,9 @@ class RunFolder:
         if not name or name.startswith(".") or Path(name).name != name or not name.isprintable():
             raise StoreError(f"{name!r} is no name for a run; use one without slashes that does not begin with a dot")
         if (size := len(name.encode(errors="replace"))) > LONGEST:
-            raise StoreError(f"the name {name[:40] + '...'!r} has {size} bytes; a run's may have {LONGEST}, so choose a shorter one")
+            raise StoreError(
+                f"the name {name[:40] + '...'!r} has {size} bytes; a run's may have {LONGEST}, so choose a shorter one"
+            )
 
     @staticmethod
     def open(path: str | os.PathLike[str]) -> RunFolder:

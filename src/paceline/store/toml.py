@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from paceline.errors import ConfigError
+from paceline.core.errors import ConfigError
 
 __all__ = ["to_toml"]
 
@@ -56,9 +56,7 @@ def _value(value: Any, path: tuple[Any, ...]) -> str:
             return f"[{', '.join(_value(v, path) for v in value)}]"
         case Mapping():
             return f"{{{', '.join(f'{_key(k)} = {_value(v, (*path, k))}' for k, v in value.items())}}}"
-    raise ConfigError(
-        f"{'.'.join(map(str, path))}={value!r} cannot be saved; use text, numbers, booleans, lists and dicts"
-    )
+    raise ConfigError(f"{'.'.join(map(str, path))}={value!r} cannot be saved; use text, numbers, booleans, lists and dicts")
 
 
 def _string(text: str) -> str:

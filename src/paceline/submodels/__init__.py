@@ -21,7 +21,7 @@ from paceline.submodels.graph import AxisUnits, UnitGraph
 from paceline.submodels.merge import coverage, masked_mean, zero_fill
 from paceline.submodels.policy import (
     CostModel,
-    Stragglers,
+    StragglerSet,
     compute_fraction,
     find_stragglers,
     fluid_fraction,
@@ -43,7 +43,7 @@ __all__ = [
     "Rank",
     "Rule",
     "Scorer",
-    "Stragglers",
+    "StragglerSet",
     "SubModel",
     "Threshold",
     "UnitGraph",

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from paceline.errors import SubmodelError
+from paceline.core.errors import SubmodelError
 from paceline.submodels.flops import quiet
 from paceline.submodels.graph import AxisUnits, UnitGraph
 

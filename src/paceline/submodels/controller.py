@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from paceline.errors import ConfigError
+from paceline.core.errors import ConfigError
 from paceline.submodels.policy import cutoff
 
 __all__ = ["Controller", "Decision", "State"]

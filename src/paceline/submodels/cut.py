@@ -13,8 +13,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from paceline.errors import SubmodelError, nearest
-from paceline.params import Layout, Params, Resident
+from paceline.core.errors import SubmodelError, nearest
+from paceline.core.params import Layout, Params, Resident
 from paceline.submodels.build import cut_tensor, output_shapes, shrink
 from paceline.submodels.flops import flops
 from paceline.submodels.graph import UnitGraph
@@ -195,9 +195,7 @@ class Cutter:
             units = torch.sort(kept[name].detach().cpu().long().flatten()).values
             distinct = len(units) > 0 and not bool((units[1:] == units[:-1]).any())
             if not distinct or int(units[0]) < 0 or int(units[-1]) >= size:
-                raise SubmodelError(
-                    f"{name!r} must keep at least one of its units 0 to {size - 1}, each once"
-                )
+                raise SubmodelError(f"{name!r} must keep at least one of its units 0 to {size - 1}, each once")
             out[name] = units
         for names in self.graph.equal:
             if len({len(out[n]) for n in names}) > 1:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from paceline.drawing import drawing
+from paceline.core.generators import drawing
 
 __all__ = ["flops", "quiet"]
 

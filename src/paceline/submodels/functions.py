@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from paceline.submodels.axes import Axes, Axis
-from paceline.submodels.rules import Call, Stacked, Value, plain, pool, regroup
+from paceline.submodels.rules import Stacked, TracedCall, Value, plain, pool, regroup
 
 __all__ = ["FUNCTIONS", "is_shape", "is_trusted", "tensors_in"]
 
@@ -43,11 +43,11 @@ def tensors_in(item: Any) -> list[Value]:
     return []
 
 
-def _same(call: Call) -> Axes:
+def _same(call: TracedCall) -> Axes:
     return call.axes()
 
 
-def _binary(call: Call) -> Axes:
+def _binary(call: TracedCall) -> Axes:
     out: list[Axis | None] = []
     operands = [(v.data.shape, plain(call, v)) for v in tensors_in((call.args, call.kwargs))]
     for dim in range(-call.out.dim(), 0):
@@ -59,7 +59,7 @@ def _binary(call: Call) -> Axes:
     return tuple(out)
 
 
-def _linear(call: Call) -> Axes:
+def _linear(call: TracedCall) -> Axes:
     axes, weight = call.axes(), call.axes(1, "weight")
     call.spaces.tie(axes[-1], weight[1], f"{call.where} reads it")
     if tensors_in(call.arg(2, "bias")):
@@ -67,15 +67,15 @@ def _linear(call: Call) -> Axes:
     return (*axes[:-1], weight[0])
 
 
-def _pool1(call: Call) -> Axes:
+def _pool1(call: TracedCall) -> Axes:
     return pool(call, 1)
 
 
-def _pool2(call: Call) -> Axes:
+def _pool2(call: TracedCall) -> Axes:
     return pool(call, 2)
 
 
-def _reshape(call: Call) -> Axes:
+def _reshape(call: TracedCall) -> Axes:
     value = call.arg(0, "input")
     out = regroup(call, call.axes(), value.data.shape, call.out.shape)
     if call.name in {"view", "reshape"}:
@@ -88,7 +88,7 @@ def _reshape(call: Call) -> Axes:
     return tuple(out)
 
 
-def _permute(call: Call) -> Axes:
+def _permute(call: TracedCall) -> Axes:
     dims = call.args[1:] or (call.kwargs["dims"],)
     if len(dims) == 1 and isinstance(dims[0], tuple | list):
         dims = tuple(dims[0])
@@ -96,14 +96,14 @@ def _permute(call: Call) -> Axes:
     return tuple(axes[d] for d in dims)
 
 
-def _transpose(call: Call) -> Axes:
+def _transpose(call: TracedCall) -> Axes:
     axes = list(call.axes())
     a, b = call.arg(1, "dim0"), call.arg(2, "dim1")
     axes[a], axes[b] = axes[b], axes[a]
     return tuple(axes)
 
 
-def _reduce(call: Call) -> Any:
+def _reduce(call: TracedCall) -> Any:
     axes = call.axes()
     dim, keep = call.arg(1, "dim"), bool(call.arg(2, "keepdim", False))
     dims = range(len(axes)) if dim is None else [dim] if isinstance(dim, int) else dim
@@ -115,7 +115,7 @@ def _reduce(call: Call) -> Any:
     return left if isinstance(call.out, Tensor) else (left,) * len(call.out)
 
 
-def _softmax(call: Call) -> Axes:
+def _softmax(call: TracedCall) -> Axes:
     axes = list(call.axes())
     dim = call.arg(1, "dim")
     over = range(len(axes)) if dim is None else [dim]
@@ -125,7 +125,7 @@ def _softmax(call: Call) -> Axes:
     return tuple(axes)
 
 
-def _join(call: Call) -> Axes:
+def _join(call: TracedCall) -> Axes:
     parts = [plain(call, v) for v in call.arg(0, "tensors")]
     dim: int = call.arg(1, "dim", 0)
     dim %= call.out.dim()
@@ -142,7 +142,7 @@ def _join(call: Call) -> Axes:
     return (*out[:dim], None, *out[dim:]) if stacked else tuple(out)
 
 
-def _getitem(call: Call) -> Any:
+def _getitem(call: TracedCall) -> Any:
     value, index = call.args
     if isinstance(value.axes, Stacked) and isinstance(index, int):
         return value.axes.layers[index]
@@ -151,7 +151,7 @@ def _getitem(call: Call) -> Any:
     return _index(call, plain(call, value), index if isinstance(index, tuple) else (index,))
 
 
-def _index(call: Call, axes: Axes, index: Sequence[Any]) -> Axes:
+def _index(call: TracedCall, axes: Axes, index: Sequence[Any]) -> Axes:
     taken = sum(1 for part in index if part is not None and part is not Ellipsis)
     if Ellipsis not in index:
         index = (*index, Ellipsis)
@@ -176,7 +176,7 @@ def _index(call: Call, axes: Axes, index: Sequence[Any]) -> Axes:
     return tuple(out)
 
 
-FUNCTIONS: dict[str, Callable[[Call], Any]] = {
+FUNCTIONS: dict[str, Callable[[TracedCall], Any]] = {
     **dict.fromkeys(_ELEMENTWISE, _same),
     **dict.fromkeys(_BINARY, _binary),
     **dict.fromkeys(("max_pool1d", "avg_pool1d", "adaptive_avg_pool1d", "adaptive_max_pool1d"), _pool1),

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from paceline.errors import SubmodelError
+from paceline.core.errors import SubmodelError
 from paceline.submodels.axes import Axes, Axis, Spaces
 from paceline.submodels.flops import quiet
 from paceline.submodels.functions import FUNCTIONS, is_shape, is_trusted, tensors_in
-from paceline.submodels.rules import MODULES, SUPPORTED, Call, Stacked, Trace, Value
+from paceline.submodels.rules import MODULES, SUPPORTED, Stacked, SymbolicTrace, TracedCall, Value
 
 __all__ = ["AxisUnits", "UnitGraph"]
 
@@ -82,7 +82,7 @@ class UnitGraph:
                 f"{type(module).__name__} cannot be traced ({error}); its forward must not branch on values "
                 f"or loop over tensors; supported are: {SUPPORTED}"
             ) from error
-        state = Trace(Spaces(), _names(module))
+        state = SymbolicTrace(Spaces(), _names(module))
         with quiet(module):
             _follow(module, graph, inputs, state)
         return _finish(module, state)
@@ -92,7 +92,7 @@ def _names(module: nn.Module) -> dict[int, str]:
     return {id(t): n for n, t in [*module.named_parameters(), *module.named_buffers()]}
 
 
-def _follow(module: nn.Module, graph: fx.Graph, inputs: tuple[Tensor, ...], state: Trace) -> None:
+def _follow(module: nn.Module, graph: fx.Graph, inputs: tuple[Tensor, ...], state: SymbolicTrace) -> None:
     env: dict[fx.Node, Value] = {}
     left = list(inputs)
     for node in graph.nodes:
@@ -121,7 +121,7 @@ def _default(node: fx.Node) -> Any:
     return node.args[0]
 
 
-def _attribute(module: nn.Module, node: fx.Node, state: Trace) -> Value:
+def _attribute(module: nn.Module, node: fx.Node, state: SymbolicTrace) -> Value:
     data: Any = module
     for part in str(node.target).split("."):
         data = getattr(data, part)
@@ -129,14 +129,11 @@ def _attribute(module: nn.Module, node: fx.Node, state: Trace) -> Value:
         return Value(data, None)
     if id(data) not in state.names:
         return Value(data, (None,) * data.dim())
-    axes = [
-        state.produce(data, d, f"{node.target}:{d}" if data.dim() > 1 else str(node.target))
-        for d in range(data.dim())
-    ]
+    axes = [state.produce(data, d, f"{node.target}:{d}" if data.dim() > 1 else str(node.target)) for d in range(data.dim())]
     return Value(data, tuple(axes))
 
 
-def _keep_output(state: Trace, axes: Any) -> None:
+def _keep_output(state: SymbolicTrace, axes: Any) -> None:
     if isinstance(axes, Stacked):
         axes = axes.layers
     for axis in axes or ():
@@ -146,13 +143,13 @@ def _keep_output(state: Trace, axes: Any) -> None:
             _keep_output(state, axis)
 
 
-def _call(module: nn.Module, node: fx.Node, args: Any, kwargs: Any, state: Trace) -> Value:
+def _call(module: nn.Module, node: fx.Node, args: Any, kwargs: Any, state: SymbolicTrace) -> Value:
     raw = fx.node.map_aggregate((args, kwargs), lambda v: v.data if isinstance(v, Value) else v)
     raw_args, raw_kwargs = raw
     if node.op == "call_module":
         path = str(node.target)
         target = module.get_submodule(path)
-        call = Call(state, f"module {path!r} ({type(target).__name__})", args, kwargs)
+        call = TracedCall(state, f"module {path!r} ({type(target).__name__})", args, kwargs)
         rule = MODULES.get(type(target))
         if rule is None:
             raise call.refuse("no rule says how it carries units")
@@ -160,11 +157,11 @@ def _call(module: nn.Module, node: fx.Node, args: Any, kwargs: Any, state: Trace
         return Value(call.out, rule(call, target, path))
     if node.op == "call_method":
         name = str(node.target)
-        call = Call(state, f"method {name!r}", args, kwargs, name=name)
+        call = TracedCall(state, f"method {name!r}", args, kwargs, name=name)
         data = getattr(raw_args[0], name)(*raw_args[1:], **raw_kwargs)
     else:
         name = getattr(node.target, "__name__", str(node.target))
-        call = Call(state, f"function {name!r}", args, kwargs, name=name if is_trusted(node.target) else "")
+        call = TracedCall(state, f"function {name!r}", args, kwargs, name=name if is_trusted(node.target) else "")
         data = node.target(*raw_args, **raw_kwargs)  # type: ignore[operator]
     call.out = data
     given = tensors_in((args, kwargs))
@@ -187,7 +184,7 @@ def _uncut(data: Any) -> Any:
     return tuple(_uncut(part) for part in data) if isinstance(data, tuple) else None
 
 
-def _finish(module: nn.Module, state: Trace) -> UnitGraph:
+def _finish(module: nn.Module, state: SymbolicTrace) -> UnitGraph:
     spaces = state.spaces
     for path, hidden in state.lstms.items():
         grains = {None if axis is None else spaces.find(axis).repeat for axis in hidden}

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from paceline.params import Params
+from paceline.core.params import Params
 from paceline.submodels.graph import UnitGraph
 
 __all__ = ["coverage", "masked_mean", "zero_fill"]

@@ -10,12 +10,12 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from paceline.errors import ConfigError
+from paceline.core.errors import ConfigError
 from paceline.submodels.cut import TIERS
 
 __all__ = [
     "CostModel",
-    "Stragglers",
+    "StragglerSet",
     "choose",
     "compute_fraction",
     "cutoff",
@@ -28,7 +28,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Stragglers:
+class StragglerSet:
     """Who is slow, and the pace of those who are not.
 
     Args:
@@ -56,9 +56,7 @@ def cutoff(times: Iterable[float], share: float = 0.2) -> float:
     return ranked[len(ranked) - 1 - slow]
 
 
-def find_stragglers(
-    times: Mapping[int, tuple[float, float]], share: float = 0.2, guard: float = 1.1
-) -> Stragglers:
+def find_stragglers(times: Mapping[int, tuple[float, float]], share: float = 0.2, guard: float = 1.1) -> StragglerSet:
     """Find the slow ones among clients' (compute, transfer) times.
 
     A client is slow if it is in the slowest `share` and above `guard` times T*, so that a fleet of equals
@@ -70,10 +68,9 @@ def find_stragglers(
         guard: by how much a straggler must exceed T*.
     """
     compute, network, total = (
-        cutoff([f(*t) for t in times.values()], share)
-        for f in (lambda c, _: c, lambda _, n: n, lambda c, n: c + n)
+        cutoff([f(*t) for t in times.values()], share) for f in (lambda c, _: c, lambda _, n: n, lambda c, n: c + n)
     )
-    return Stragglers(
+    return StragglerSet(
         frozenset(u for u, (c, _) in times.items() if c > guard * compute),
         frozenset(u for u, (_, n) in times.items() if n > guard * network),
         compute,
@@ -130,9 +127,7 @@ class CostModel:
         return CostModel(sum(c * t for c, t in measured) / sum(c * c for c, _ in measured))
 
 
-def choose(
-    seconds: Callable[[float], float], target: float, tiers: Sequence[float] = TIERS, least: float = 0.5
-) -> float:
+def choose(seconds: Callable[[float], float], target: float, tiers: Sequence[float] = TIERS, least: float = 0.5) -> float:
     """Return the largest tier p >= `least` with ``seconds(p) <= target``, else the smallest of them."""
     allowed = sorted((p for p in tiers if p >= least - 1e-9), reverse=True)
     if not allowed:
@@ -140,9 +135,7 @@ def choose(
     return next((p for p in allowed if seconds(p) <= target * (1.0 + 1e-9)), allowed[-1])
 
 
-def compute_fraction(
-    model: CostModel, costs: Mapping[float, float], target: float, least: float = 0.5
-) -> float:
+def compute_fraction(model: CostModel, costs: Mapping[float, float], target: float, least: float = 0.5) -> float:
     """Return the kept fraction that meets T* in training time: the largest p with a c(p) + s <= T*.
 
     Args:
@@ -177,9 +170,7 @@ def network_fraction(
         shares: by tier, bytes sent over full-size bytes (`Cutter.share`).
     """
     sent = shares or {}
-    return choose(
-        lambda p: model.seconds(costs[p]) + transfer * sent.get(p, 1.0), target, tuple(costs), least
-    )
+    return choose(lambda p: model.seconds(costs[p]) + transfer * sent.get(p, 1.0), target, tuple(costs), least)
 
 
 def steps_within(steps: int, done: int, elapsed: float, budget: float, after: float = 0.3) -> int:

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from paceline.errors import SubmodelError
+from paceline.core.errors import SubmodelError
 from paceline.submodels.axes import Axes, Axis, Spaces
 
-__all__ = ["MODULES", "SUPPORTED", "Call", "Stacked", "Trace", "Value", "plain", "regroup"]
+__all__ = ["MODULES", "SUPPORTED", "Stacked", "SymbolicTrace", "TracedCall", "Value", "plain", "regroup"]
 
 SUPPORTED = (
     "Linear, Conv1d/2d (plain, grouped, depthwise), BatchNorm1d/2d, GroupNorm, LayerNorm, LSTM, Embedding, "
@@ -35,7 +35,7 @@ class Value:
 
 
 @dataclass
-class Trace:
+class SymbolicTrace:
     """What has been learnt so far: spaces, and which tensor axes are bound to them."""
 
     spaces: Spaces
@@ -66,10 +66,10 @@ class Trace:
 
 
 @dataclass
-class Call:
+class TracedCall:
     """One node of the trace: where it is, what it was called with, and what it returned."""
 
-    trace: Trace
+    trace: SymbolicTrace
     where: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -99,7 +99,7 @@ class Call:
         return SubmodelError(f"{self.where} cannot be cut into sub-models: {why}; supported are: {SUPPORTED}")
 
 
-def plain(call: Call, value: Any) -> Axes:
+def plain(call: TracedCall, value: Any) -> Axes:
     """Return a value's axes as a tensor's; final states of several layers then share one index set."""
     if not isinstance(value, Value) or not isinstance(value.data, Tensor):
         raise call.refuse("it is given something that is not a tensor")
@@ -112,7 +112,7 @@ def plain(call: Call, value: Any) -> Axes:
     return axes
 
 
-def regroup(call: Call, axes: Axes, before: Sequence[int], after: Sequence[int]) -> list[Axis | None]:
+def regroup(call: TracedCall, axes: Axes, before: Sequence[int], after: Sequence[int]) -> list[Axis | None]:
     """Follow axes through a reshape from shape `before` to shape `after`.
 
     A cut axis may be carried through or merged with uncut ones (then it walks through its units with a
@@ -146,11 +146,11 @@ def regroup(call: Call, axes: Axes, before: Sequence[int], after: Sequence[int])
     return out
 
 
-def _same(call: Call, module: nn.Module, path: str) -> Any:
+def _same(call: TracedCall, module: nn.Module, path: str) -> Any:
     return call.axes()
 
 
-def _linear(call: Call, module: nn.Linear, path: str) -> Axes:
+def _linear(call: TracedCall, module: nn.Linear, path: str) -> Axes:
     axes = call.axes()
     call.trace.bind(module.weight, 1, axes[-1], f"{call.where} reads it")
     out = call.trace.produce(module.weight, 0, path)
@@ -158,7 +158,7 @@ def _linear(call: Call, module: nn.Linear, path: str) -> Axes:
     return (*axes[:-1], out)
 
 
-def _conv(call: Call, module: nn.Conv1d | nn.Conv2d, path: str) -> Axes:
+def _conv(call: TracedCall, module: nn.Conv1d | nn.Conv2d, path: str) -> Axes:
     axes, spatial = call.axes(), len(module.kernel_size)
     call.whole(axes[-spatial:], "slides over its units")
     given = axes[-1 - spatial]
@@ -173,7 +173,7 @@ def _conv(call: Call, module: nn.Conv1d | nn.Conv2d, path: str) -> Axes:
     return (*axes[: -1 - spatial], out, *([None] * spatial))
 
 
-def _channel_norm(call: Call, module: nn.modules.batchnorm._BatchNorm | nn.GroupNorm, path: str) -> Axes:
+def _channel_norm(call: TracedCall, module: nn.modules.batchnorm._BatchNorm | nn.GroupNorm, path: str) -> Axes:
     axes = call.axes()
     call.whole(axes[2:], "normalises over its units")
     for name in ("weight", "bias", "running_mean", "running_var"):
@@ -181,7 +181,7 @@ def _channel_norm(call: Call, module: nn.modules.batchnorm._BatchNorm | nn.Group
     return _norm(call, path, axes, (axes[1],))
 
 
-def _layer_norm(call: Call, module: nn.LayerNorm, path: str) -> Axes:
+def _layer_norm(call: TracedCall, module: nn.LayerNorm, path: str) -> Axes:
     axes, depth = call.axes(), len(module.normalized_shape)
     for tensor in (module.weight, module.bias):
         for dim, axis in enumerate(axes[-depth:]):
@@ -189,24 +189,24 @@ def _layer_norm(call: Call, module: nn.LayerNorm, path: str) -> Axes:
     return _norm(call, path, axes, axes[-depth:])
 
 
-def _norm(call: Call, path: str, axes: Axes, over: Axes) -> Axes:
+def _norm(call: TracedCall, path: str, axes: Axes, over: Axes) -> Axes:
     for known, axis in zip(call.trace.norms.setdefault(path, over), over, strict=True):
         call.spaces.tie(known, axis, f"{call.where} is used twice")
     return axes
 
 
-def _prelu(call: Call, module: nn.PReLU, path: str) -> Axes:
+def _prelu(call: TracedCall, module: nn.PReLU, path: str) -> Axes:
     axes = call.axes()
     if module.num_parameters > 1:
         call.trace.bind(module.weight, 0, axes[1], call.where)
     return axes
 
 
-def _embedding(call: Call, module: nn.Embedding, path: str) -> Axes:
+def _embedding(call: TracedCall, module: nn.Embedding, path: str) -> Axes:
     return (*call.axes(), call.trace.produce(module.weight, 1, path))
 
 
-def _lstm(call: Call, module: nn.LSTM, path: str) -> tuple[Axes, tuple[Stacked, Stacked]]:
+def _lstm(call: TracedCall, module: nn.LSTM, path: str) -> tuple[Axes, tuple[Stacked, Stacked]]:
     if module.bidirectional:
         raise call.refuse("it is bidirectional, which has two index sets in one output")
     if module.proj_size:
@@ -233,29 +233,29 @@ def _lstm(call: Call, module: nn.LSTM, path: str) -> tuple[Axes, tuple[Stacked, 
     return (*axes[:-1], below), (last, last)
 
 
-def _pool(call: Call, module: nn.Module, path: str) -> Axes:
+def _pool(call: TracedCall, module: nn.Module, path: str) -> Axes:
     return pool(call, 2 if type(module).__name__.endswith("2d") else 1)
 
 
-def pool(call: Call, spatial: int) -> Axes:
+def pool(call: TracedCall, spatial: int) -> Axes:
     """Pooling over the last `spatial` axes."""
     axes = call.axes()
     call.whole(axes[-spatial:], "pools over its units")
     return (*axes[:-spatial], *([None] * spatial))
 
 
-def _flatten(call: Call, module: nn.Flatten, path: str) -> Axes:
+def _flatten(call: TracedCall, module: nn.Flatten, path: str) -> Axes:
     value = call.arg(0, "input")
     return tuple(regroup(call, call.axes(), value.data.shape, call.out.shape))
 
 
-def _softmax(call: Call, module: nn.Module, path: str) -> Axes:
+def _softmax(call: TracedCall, module: nn.Module, path: str) -> Axes:
     axes = call.axes()
     call.whole(axes, "normalises over its units")
     return (None,) * len(axes)
 
 
-Rule = Callable[[Call, Any, str], Any]
+Rule = Callable[[TracedCall, Any, str], Any]
 MODULES: dict[type[nn.Module], Rule] = {
     nn.Linear: _linear,
     nn.Conv1d: _conv,

@@ -15,8 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from paceline.errors import ConfigError
-from paceline.params import Entry, Layout, Params
+from paceline.core.errors import ConfigError
+from paceline.core.params import Entry, Layout, Params
 from paceline.submodels.graph import UnitGraph
 
 __all__ = ["Reduce", "Scorer", "Scores", "combine", "steady_mask", "unknown"]
@@ -140,9 +140,7 @@ class Scorer:
         out = {g: values.new_zeros(n) for g, n in self.groups.items()}
         for part in self._parts:
             view = self._view(values, part)
-            out[part.group].scatter_add_(
-                0, part.units.to(values.device), view.sum(part.dims) if part.dims else view
-            )
+            out[part.group].scatter_add_(0, part.units.to(values.device), view.sum(part.dims) if part.dims else view)
         return out
 
     def _largest(self, values: Tensor) -> Scores:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from paceline.errors import ConfigError, SubmodelError, UnknownNameError
+from paceline.core.errors import ConfigError, SubmodelError, UnknownNameError
 
 __all__ = [
     "RULES",
@@ -65,9 +65,7 @@ def _each(
     kept = {}
     for group, count in counts.items():
         if group not in scores:
-            raise SubmodelError(
-                f"no scores are given for group {group!r}; use scores.unknown(sizes) for none"
-            )
+            raise SubmodelError(f"no scores are given for group {group!r}; use scores.unknown(sizes) for none")
         score = scores[group].detach().cpu().double()
         if not 1 <= count <= len(score):
             raise SubmodelError(f"group {group!r} has {len(score)} units; it cannot keep {count}")

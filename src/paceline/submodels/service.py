@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from paceline.client import Client
-from paceline.params import Params
+from paceline.core.client import Client
+from paceline.core.params import Params
 from paceline.submodels.cut import Cutter, SubModel
 from paceline.submodels.scores import Scorer
 
@@ -64,9 +64,7 @@ def submodels(client: Client) -> Submodels:
     return service
 
 
-def train_submodel(
-    client: Client, params: Params, sub: SubModel, *, rescale: bool = False, **local: Any
-) -> Params:
+def train_submodel(client: Client, params: Params, sub: SubModel, *, rescale: bool = False, **local: Any) -> Params:
     """Train a sub-model on this client's data; return the full-size update, zero where nothing was trained.
 
     Args:

@@ -2,7 +2,7 @@
 
 `quadratic` is a synthetic one with a known minimum. The others hide models: `metric` is 1 - F1 of a network whose weights
 are shifted, which has no gradient; `attack` is how sure the clients' own classifiers are of one picture that is shifted.
-An objective clips its argument to the cube. A point is held by a module (`Held`), so that it has a layout like a model.
+An objective clips its argument to the cube. A point is held by a module (`HeldSamples`), so that it has a layout like a model.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-from paceline.client import Client
-from paceline.errors import ConfigError
+from paceline.blocks.blackbox import Objective
+from paceline.core.client import Client
+from paceline.core.errors import ConfigError
+from paceline.core.random import derive, numpy_rng
+from paceline.core.task import Arrays, Task
 from paceline.models.pretraining import pretrain
-from paceline.parts.blackbox import Objective
-from paceline.rng import derive, numpy_rng
-from paceline.tasks.task import Arrays, Task
 
 __all__ = [
     "Attack",
     "BlackBoxTask",
-    "Held",
+    "HeldSamples",
     "Metric",
     "Quadratic",
     "attack",
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 
-class Held(nn.Module):
+class HeldSamples(nn.Module):
     """A point; drawn from the unit cube, or given.
 
     Args:
@@ -63,14 +63,12 @@ class BlackBoxTask(Task):
     objective: Objective
 
 
-def _task(
-    name: str, samples: Arrays, objective: Objective, dim: int, at: float | None, notes: str
-) -> BlackBoxTask:
+def _task(name: str, samples: Arrays, objective: Objective, dim: int, at: float | None, notes: str) -> BlackBoxTask:
     return BlackBoxTask(
         name=name,
         train=samples,
         test=samples,
-        model=partial(Held, dim, at),
+        model=partial(HeldSamples, dim, at),
         num_classes=int(samples.y.max()) + 1,
         batch_size=1,
         notes=notes,
@@ -94,9 +92,7 @@ class Quadratic:
         return float((c @ z**2 + linear @ z + 1).mean()) * 0.1 / len(x)
 
 
-def quadratic(
-    model: None = None, seed: int = 0, dim: int = 300, clients: int = 5, div: float = 0.5
-) -> BlackBoxTask:
+def quadratic(model: None = None, seed: int = 0, dim: int = 300, clients: int = 5, div: float = 0.5) -> BlackBoxTask:
     """Return the synthetic task: coefficients c_i = 1 + div (p_i - 1 / N) with p from Dirichlet(1 / N), so their mean is 1.
 
     F is least at z = -1/2, where it is (0.1 / d) (1 - d / 4). Each of `clients` samples is one client's.
@@ -106,9 +102,7 @@ def quadratic(
     rng = numpy_rng(seed, "quadratic", dim, clients)
     shares = rng.dirichlet(np.full(clients, 1 / clients), size=2 * dim).T
     x = torch.from_numpy(1 + div * (shares - 1 / clients)).float()
-    samples = Arrays(
-        x, torch.zeros(clients, dtype=torch.int64), torch.arange(clients), [str(i) for i in range(clients)]
-    )
+    samples = Arrays(x, torch.zeros(clients, dtype=torch.int64), torch.arange(clients), [str(i) for i in range(clients)])
     return _task(
         "quadratic",
         samples,
@@ -207,9 +201,7 @@ class Attack:
         with torch.no_grad():
             scores = [self.modules[int(i)](shifted)[0] for i in _own(client)[0][:, 0]]
         others = [torch.cat([s[: self.label], s[self.label + 1 :]]).max() for s in scores]
-        return sum(float(s[self.label] - o) for s, o in zip(scores, others, strict=True)) / max(
-            len(scores), 1
-        )
+        return sum(float(s[self.label] - o) for s, o in zip(scores, others, strict=True)) / max(len(scores), 1)
 
 
 def attack(
@@ -233,9 +225,7 @@ def attack(
     x, y, modules = base.train.x, base.train.y, []
     label = int(base.test.y[picture])
     for i in range(clients):
-        others = [
-            c for c in numpy_rng(seed, "attack", i).permutation(base.num_classes).tolist() if c != label
-        ]
+        others = [c for c in numpy_rng(seed, "attack", i).permutation(base.num_classes).tolist() if c != label]
         known = torch.tensor([label, *others[: max(round(portion * base.num_classes) - 1, 1)]])
         rows = torch.isin(y, known)
         module = base.build(derive(seed, "attack", i))
@@ -243,10 +233,6 @@ def attack(
         modules.append(module.eval().requires_grad_(False))
     shown = base.test.x[picture : picture + 1]
     owners = torch.arange(clients)
-    samples = Arrays(
-        owners[:, None].float(), torch.zeros_like(owners), owners, [str(i) for i in range(clients)]
-    )
+    samples = Arrays(owners[:, None].float(), torch.zeros_like(owners), owners, [str(i) for i in range(clients)])
     notes = f"a shift of one picture of {of}, class {base.classes[label]}, against {clients} classifiers"
-    return _task(
-        f"attack on {of}", samples, Attack(tuple(modules), shown, label, reach), shown.numel(), 0.5, notes
-    )
+    return _task(f"attack on {of}", samples, Attack(tuple(modules), shown, label, reach), shown.numel(), 0.5, notes)

@@ -10,15 +10,15 @@ from functools import partial
 import numpy as np
 from torch import nn
 
+from paceline.core.errors import ConfigError
+from paceline.core.random import numpy_rng
+from paceline.core.task import Task
 from paceline.data.sources import find_source
 from paceline.data.sources.weights import transformers
-from paceline.errors import ConfigError
 from paceline.models.language import language_model
 from paceline.models.pretraining import kept, pretrain, with_weights
 from paceline.models.transformer import char_model
-from paceline.rng import numpy_rng
-from paceline.tasks.task import Task
-from paceline.tasks.texts import Layout, Record, Tokens, encode, instruction_task, token_loss
+from paceline.tasks.texts import InstructionRecord, Layout, Tokens, encode, instruction_task, token_loss
 
 __all__ = ["CATEGORIES", "characters", "generic", "load_chatterbot", "load_instructions", "records"]
 
@@ -52,14 +52,14 @@ def _word(rng: np.random.Generator) -> str:
     return "".join(pairs) + str(rng.choice(["", "n", "r", "s", "t"]))
 
 
-def records(each: int, seed: int = 0) -> list[Record]:
+def records(each: int, seed: int = 0) -> list[InstructionRecord]:
     """Return `each` records of every category, about words of two to seven letters."""
     rng = numpy_rng(seed, "instructions")
     asked = ((kind, answer, _word(rng)) for kind, answer in CATEGORIES.items() for _ in range(each))
-    return [Record(kind, answer(word), word, kind) for kind, answer, word in asked]
+    return [InstructionRecord(kind, answer(word), word, kind) for kind, answer, word in asked]
 
 
-def generic(count: int, seed: int = 0) -> list[Record]:
+def generic(count: int, seed: int = 0) -> list[InstructionRecord]:
     """Return texts to pretrain on: words said again, in capitals, letter by letter, and counts; no instructions."""
     rng = numpy_rng(seed, "generic")
     forms: list[Callable[[str, str], str]] = [
@@ -69,7 +69,7 @@ def generic(count: int, seed: int = 0) -> list[Record]:
         lambda a, b: f"{' '.join(a)}",
         lambda a, b: f"{len(b)} {len(a)}: {b}",
     ]
-    return [Record("", forms[int(rng.integers(len(forms)))](_word(rng), _word(rng))) for _ in range(count)]
+    return [InstructionRecord("", forms[int(rng.integers(len(forms)))](_word(rng), _word(rng))) for _ in range(count)]
 
 
 def _small(length: int, texts: int, epochs: int) -> Callable[[], nn.Module]:
@@ -169,7 +169,7 @@ def load_chatterbot(
     rows = zip(raw.train.x.tolist(), raw.train.y.tolist(), strict=True)
     return instruction_task(
         "chatterbot",
-        [Record(asked, answered, kind=raw.owners[code]) for (asked, answered), code in rows if code in chosen],
+        [InstructionRecord(asked, answered, kind=raw.owners[code]) for (asked, answered), code in rows if code in chosen],
         tokens,
         build,
         length=length,

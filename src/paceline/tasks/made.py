@@ -10,9 +10,9 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
+from paceline.core.errors import UnknownNameError
+from paceline.core.task import Task
 from paceline.data.sources import Source, find_source
-from paceline.errors import UnknownNameError
-from paceline.tasks.task import Task
 
 __all__ = ["MADE", "Made"]
 
@@ -76,8 +76,6 @@ MADE: dict[str, Made] = {
     "vit-tuning": Made("vision:load_tuning", "a vision transformer that knows five classes, to be tuned on all", "vit", "digits"),
     "instructions": Made("instructions:load_instructions", "eight categories of made-up instructions about words", "char_model"),
     "chatterbot": Made("instructions:load_chatterbot", "questions and answers by topic", "smollm2-135m", "chatterbot"),
-    "split": Made(
-        "sequence:load_split", "a few classes after another, each with outputs of its own", "mlp", "digits"
-    ),
+    "split": Made("sequence:load_split", "a few classes after another, each with outputs of its own", "mlp", "digits"),
 }
 """The made tasks by name."""

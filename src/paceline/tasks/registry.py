@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paceline.errors import ConfigError, UnknownNameError
-from paceline.rng import numpy_rng
-from paceline.tasks.task import Arrays, Task
+from paceline.core.errors import ConfigError, UnknownNameError
+from paceline.core.random import numpy_rng
+from paceline.core.task import Arrays, Task
 
 if TYPE_CHECKING:
     from paceline.data.raw import Part, RawData

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paceline.errors import ConfigError
-from paceline.rng import torch_rng
-from paceline.tasks.task import Arrays, Part, Task
+from paceline.core.errors import ConfigError
+from paceline.core.random import torch_rng
+from paceline.core.task import Arrays, Part, Task
 
 __all__ = [
     "TaskSequence",
@@ -105,9 +105,7 @@ def permuted(task: Task, stages: int = 4, rounds_each: int = 25, seed: int = 0) 
     def shown(part: Arrays) -> tuple[Arrays, Tensor]:
         x = torch.cat([part.x.flatten(1)[:, order].view_as(part.x) for order in orders])
         owner = None if part.owner is None else part.owner.repeat(stages)
-        return Arrays(x, part.y.repeat(stages), owner, part.owners), torch.arange(stages).repeat_interleave(
-            len(part)
-        )
+        return Arrays(x, part.y.repeat(stages), owner, part.owners), torch.arange(stages).repeat_interleave(len(part))
 
     (train, stage), (test, test_stage) = shown(task.train), shown(task.test)
     return TaskSequence(

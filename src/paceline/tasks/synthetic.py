@@ -6,9 +6,9 @@ from functools import partial
 
 import torch
 
-from paceline.errors import ConfigError
-from paceline.rng import torch_rng
-from paceline.tasks.task import Arrays, Task
+from paceline.core.errors import ConfigError
+from paceline.core.random import torch_rng
+from paceline.core.task import Arrays, Task
 
 __all__ = ["blobs"]
 

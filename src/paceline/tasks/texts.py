@@ -16,18 +16,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paceline.errors import ConfigError, DataFormatError
-from paceline.rng import torch_rng
-from paceline.tasks.task import Arrays, Part, Task
+from paceline.core.errors import ConfigError, DataFormatError
+from paceline.core.random import torch_rng
+from paceline.core.task import Arrays, Part, Task
 
-__all__ = ["InstructionTask", "Layout", "Record", "Tokens", "encode", "instruction_task", "prompt", "token_loss"]
+__all__ = ["InstructionRecord", "InstructionTask", "Layout", "Tokens", "encode", "instruction_task", "prompt", "token_loss"]
 
 Layout = Literal["alpaca", "plain"]
 PAD, UNSCORED, MULTIPLE = -1, -100, 8
 
 
 @dataclass(frozen=True)
-class Record:
+class InstructionRecord:
     """An instruction, what it is about, and the response that is wanted; `kind` is its category."""
 
     instruction: str
@@ -51,7 +51,7 @@ class Tokens:
     count: int
 
 
-def prompt(record: Record, layout: Layout = "alpaca") -> str:
+def prompt(record: InstructionRecord, layout: Layout = "alpaca") -> str:
     """Return the text up to where the response begins: in the sections of Alpaca's template, or in one line."""
     if layout == "plain":
         return f"{record.instruction}: {record.context}\n" if record.context else f"{record.instruction}\n"
@@ -61,7 +61,7 @@ def prompt(record: Record, layout: Layout = "alpaca") -> str:
 
 
 def encode(
-    records: Sequence[Record], tokens: Tokens, length: int, layout: Layout = "alpaca", train_on_inputs: bool = False
+    records: Sequence[InstructionRecord], tokens: Tokens, length: int, layout: Layout = "alpaca", train_on_inputs: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return inputs [N, T], targets [N, T] and which records these are [N] (int64).
 
@@ -103,7 +103,7 @@ class InstructionTask(Task):
 
 def instruction_task(
     name: str,
-    records: Sequence[Record],
+    records: Sequence[InstructionRecord],
     tokens: Tokens,
     model: Callable[[], nn.Module],
     *,

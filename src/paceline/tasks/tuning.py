@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from paceline.errors import ConfigError, UnknownNameError
+from paceline.core.errors import ConfigError, UnknownNameError
+from paceline.core.task import Task
 from paceline.models.tuning import Tuning, tuned
-from paceline.tasks.task import Task
 
 __all__ = ["parse_tuning", "tune"]
 

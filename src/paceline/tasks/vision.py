@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from paceline.errors import ConfigError
+from paceline.core.errors import ConfigError
+from paceline.core.random import torch_rng
+from paceline.core.task import Task
 from paceline.models.pretraining import kept, pretrain, with_weights
-from paceline.rng import torch_rng
-from paceline.tasks.task import Task
 
 __all__ = ["load_tuning", "pretrained"]
 
@@ -23,7 +23,9 @@ def pretrained(task: Task, classes: int, epochs: int, seed: int = 0, share: floa
     on this machine (see `kept`).
     """
     if not 1 <= classes <= task.num_classes or epochs < 1 or not 0 < share < 1:
-        raise ConfigError(f"classes={classes}, epochs={epochs}, share={share}; at most {task.num_classes}, at least 1, between 0 and 1")
+        raise ConfigError(
+            f"classes={classes}, epochs={epochs}, share={share}; at most {task.num_classes}, at least 1, between 0 and 1"
+        )
     known = torch.nonzero(task.train.y < classes).flatten()
     known = known[torch.randperm(len(known), generator=torch_rng(seed, "pretrained"))[: int(share * len(known))]]
     left = torch.ones(len(task.train), dtype=torch.bool)

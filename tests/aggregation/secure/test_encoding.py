@@ -12,7 +12,7 @@ from paceline.aggregation.secure.encoding import (
     to_words,
     unpack,
 )
-from paceline.errors import ConfigError, NonFiniteError, ProtocolError
+from paceline.core.errors import ConfigError, NonFiniteError, ProtocolError
 
 
 class Half:

@@ -13,7 +13,7 @@ from paceline.aggregation.secure.masks import expand
 from paceline.aggregation.secure.server import SecureServer
 from paceline.aggregation.secure.session import alive_digest, near_of, number
 from paceline.aggregation.secure.simulate import arithmetic_sum, new_session, secure_sum
-from paceline.errors import ConfigError, ProtocolError, QuorumError
+from paceline.core.errors import ConfigError, ProtocolError, QuorumError
 from tests.aggregation.secure.test_protocol import CONFIG, STEPS, Parties, check, vectors
 
 JUNK = [None, 3, "text", b"bytes", [], [1], {}, {1: 2}, {"a": b"b"}, {0: b""}, {1: b"x", 2: None}, {(1, 2): b"x"}]
@@ -31,9 +31,7 @@ def test_keys_of_another_round_attempt_or_session_are_refused(change):
     parties.advertise()
     replayed = SecureClient(1, old, parties.identities[1], parties.directory).advertise()["keys"]
     with pytest.raises(ProtocolError, match="not signed by 1"):
-        parties.clients[0].share(
-            {**parties.hashes, 1: hashlib.sha256(replayed).digest()}, {**parties.adverts[0], 1: replayed}
-        )
+        parties.clients[0].share({**parties.hashes, 1: hashlib.sha256(replayed).digest()}, {**parties.adverts[0], 1: replayed})
 
 
 def test_pair_masks_differ_between_rounds_even_with_the_same_keys():

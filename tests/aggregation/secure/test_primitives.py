@@ -34,7 +34,7 @@ from paceline.aggregation.secure.keys import (
 )
 from paceline.aggregation.secure.masks import PRGS, apply, apply_all, expand
 from paceline.aggregation.secure.shamir import PRIME, combine, share, weights
-from paceline.errors import ConfigError, ProtocolError
+from paceline.core.errors import ConfigError, ProtocolError
 from tests.work import steps
 
 hx = bytes.fromhex
@@ -107,9 +107,7 @@ def test_s10_hkdf_rfc5869():
 
 def test_s10_chacha20_rfc8439():
     key = bytes(range(32))
-    text = (
-        b"Ladies and Gentlemen of the class of '99: If I could offer you only one tip for the future, sunscreen would be it."
-    )
+    text = b"Ladies and Gentlemen of the class of '99: If I could offer you only one tip for the future, sunscreen would be it."
     stream = Cipher(ChaCha20(key, hx("01000000" + "000000000000004a00000000")), mode=None).encryptor()
     assert stream.update(text)[:32] == hx("6e2e359a2568f98041ba0728dd0d6981e97e7aec1d4360c20a27afccfd9fae0b")
     sealed = ChaCha20Poly1305(hx("808182838485868788898a8b8c8d8e8f909192939495969798999a9b9c9d9e9f")).encrypt(

@@ -14,7 +14,7 @@ from paceline.aggregation.secure.masks import expand
 from paceline.aggregation.secure.server import SecureServer
 from paceline.aggregation.secure.session import alive_digest
 from paceline.aggregation.secure.simulate import new_session, secure_sum
-from paceline.errors import ConfigError, MisbehaviourError, ProtocolError, QuorumError
+from paceline.core.errors import ConfigError, MisbehaviourError, ProtocolError, QuorumError
 
 STEPS = ("advertise", "share", "masked", "consistency", "unmask")
 CONFIG = SecureConfig(gamma=0.0, threshold=3)

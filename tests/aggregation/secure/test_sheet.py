@@ -10,7 +10,7 @@ import pytest
 from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.aggregation.secure.encoding import pack, unpack
 from paceline.aggregation.secure.simulate import arithmetic_sum, secure_sum
-from paceline.errors import ProtocolError, QuorumError
+from paceline.core.errors import ProtocolError, QuorumError
 from tests.aggregation.secure.test_protocol import CONFIG, STEPS, check, vectors
 
 MASKED = """
@@ -29,8 +29,7 @@ for bits in (23, 32, 40, 64):
 
 def test_s11_two_processes_of_different_byte_orders_agree():
     outputs = [
-        subprocess.run([sys.executable, "-c", MASKED, order], capture_output=True, text=True, check=True).stdout
-        for order in "<>"
+        subprocess.run([sys.executable, "-c", MASKED, order], capture_output=True, text=True, check=True).stdout for order in "<>"
     ]
     assert outputs[0] == outputs[1]
     assert len(set(outputs[0].split())) == 4

@@ -3,8 +3,8 @@ import functools
 import pytest
 import torch
 
+from paceline.core.params import Layout, Params
 from paceline.engines.stacking.hooks import Unstackable, share, signature
-from paceline.params import Layout, Params
 
 LAYOUT = Layout.build([("w", (3,), "param")])
 
@@ -39,10 +39,7 @@ GRADS = torch.arange(9.0).view(3, 3)
         [make(float(k + 1), params(0)) for k in range(3)],
         [functools.partial(lambda extra, grad, at: grad - extra, params(k)) for k in range(3)],
         [(lambda grad, at, own=own: grad * own) for own in map(params, range(3))],
-        [
-            (lambda pair: lambda grad, at: grad + pair[0] - pair[1]["b"])((params(k), {"b": params(k + 5)}))
-            for k in range(3)
-        ],
+        [(lambda pair: lambda grad, at: grad + pair[0] - pair[1]["b"])((params(k), {"b": params(k + 5)})) for k in range(3)],
         [(lambda inner: lambda grad, at: inner(grad, at) * 2.0)(make(1.5, params(k))) for k in range(3)],
     ],
 )

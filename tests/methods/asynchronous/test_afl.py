@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from paceline.errors import EmptyClientError, PlanError
+from paceline.core.errors import EmptyClientError, PlanError
 from paceline.methods.asynchronous.afacstable import AfaCsTable
 from paceline.methods.asynchronous.afl import AfaCd, AfaCs
 from paceline.run import prepare

@@ -33,7 +33,15 @@ METHODS = [
 @pytest.mark.parametrize(("method", "options"), SUMS)
 def test_a_sum_of_arrivals_is_a_secure_sum_whoever_drops_out(task, config, method, options):
     """Real keys and masks over arrivals of several versions, one client gone after it shared secrets."""
-    common = {"method": method, "options": options, "clients": 10, "cohort": 10, "rounds": 6, "fleet": FLEET, "partition": "dirichlet:1"}
+    common = {
+        "method": method,
+        "options": options,
+        "clients": 10,
+        "cohort": 10,
+        "rounds": 6,
+        "fleet": FLEET,
+        "partition": "dirichlet:1",
+    }
 
     def go(aggregation, lost=(), **changes):
         hit, seen = [], []
@@ -105,7 +113,9 @@ def test_resumed_in_the_middle_of_work_ends_with_the_same_bits(config, tmp_path,
 
 def test_killed_for_real_under_secure_aggregation(config, tmp_path):
     options = {"buffer": 5, "lr": 0.02}
-    made = config(method="fedbuff", options=options, rounds=6, clients=8, cohort=8, fleet=FLEET, checkpoint_every=2, aggregation="secure")
+    made = config(
+        method="fedbuff", options=options, rounds=6, clients=8, cohort=8, fleet=FLEET, checkpoint_every=2, aggregation="secure"
+    )
     whole = prepare(made, task=make_task()).go()
     root = str(Path(__file__).parent.parent.parent.parent)
     code = RUNNER.format(root=root, stop=3, config=made.model_dump(exclude_none=True), out=str(tmp_path))
@@ -141,7 +151,15 @@ def test_in_a_plain_run_the_clock_is_the_works_clock(task, config, method, optio
 def test_what_passes_besides_is_added_once_and_puts_work_off(task, config, aggregation):
     """Evaluation by the clients and the protocol's steps come on top; the order of arrival is as without them."""
     options = {"buffer": 4, "lr": 0.02}
-    common = {"method": "fedbuff", "options": options, "clients": 8, "cohort": 8, "rounds": 5, "fleet": FLEET, "aggregation": aggregation}
+    common = {
+        "method": "fedbuff",
+        "options": options,
+        "clients": 8,
+        "cohort": 8,
+        "rounds": 5,
+        "fleet": FLEET,
+        "aggregation": aggregation,
+    }
     without = rounds_of(task, config(**common))
     run = rounds_of(task, config(**common, evaluation="federated", eval_every=2))
     assert run.state.queue == without.state.queue

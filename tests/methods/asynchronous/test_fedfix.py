@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from paceline.devices.events import Job, Queue, every, first, nanoseconds
-from paceline.errors import PlanError
+from paceline.core.errors import PlanError
+from paceline.devices.events import ClientJob, Queue, every, first, nanoseconds
 from paceline.methods.asynchronous.fedasync import FedAsync
 from paceline.methods.asynchronous.fedbuff import FedBuff
 from paceline.methods.asynchronous.fedfix import FedFix
@@ -17,7 +17,7 @@ PLAIN = {"momentum": 0.0, "steps": 1, "batch_size": None}
 
 def weights(method, tau=TAU):
     """Return d_i of all clients, as if all had arrived at once."""
-    jobs = tuple(Job(i, 0, 0, nanoseconds(t)) for i, t in enumerate(tau))
+    jobs = tuple(ClientJob(i, 0, 0, nanoseconds(t)) for i, t in enumerate(tau))
     factors = method.weights(Queue(fired=1), jobs, {})
     return [factor / len(tau) for factor in factors]
 
@@ -148,7 +148,9 @@ def test_learns_on_devices_of_any_speed(federate, method):
 
 
 def test_fewer_at_work_than_clients(federate):
-    summary = federate(method="fedbuff", clients=12, cohort=6, rounds=14, fleet="mobile:compute=1e5", options={"buffer": 3, "lr": 0.02})
+    summary = federate(
+        method="fedbuff", clients=12, cohort=6, rounds=14, fleet="mobile:compute=1e5", options={"buffer": 3, "lr": 0.02}
+    )
     assert summary.accuracy > 0.8
 
 

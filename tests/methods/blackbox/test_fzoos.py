@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from paceline.errors import PlanError
+from paceline.blocks.blackbox import directions
+from paceline.core.errors import PlanError
 from paceline.methods.blackbox.fzoos import FZooS
-from paceline.parts.blackbox import directions
 from paceline.run import RunConfig, prepare
 from paceline.tasks.blackbox import Quadratic, quadratic
 from tests.methods.resuming import assert_resumes
@@ -73,10 +73,7 @@ def test_without_correction_clients_do_not_look_at_the_common_surrogate(hidden):
     client = _client(prepared, round=2)
     own, nu, features = client.memory["nu"], prepared.state.nu, FZooS.build({**SMALL, "correct": False})
     assert not torch.allclose(nu.double(), own)
-    moves = [
-        features.walk(_client(prepared, 2), (prepared.state.params, other, 0)).move.vector
-        for other in (nu, -5 * nu, None)
-    ]
+    moves = [features.walk(_client(prepared, 2), (prepared.state.params, other, 0)).move.vector for other in (nu, -5 * nu, None)]
     assert moves[0].equal(moves[1])
     assert moves[0].equal(moves[2])
     corrected = FZooS.build(SMALL).walk(_client(prepared, 2), (prepared.state.params, nu, 0)).move.vector
@@ -84,7 +81,7 @@ def test_without_correction_clients_do_not_look_at_the_common_surrogate(hidden):
 
 
 def _client(prepared, round):
-    from paceline.call import Call, Each
+    from paceline.core.engine import Call, Each
 
     engine = prepared.fed.engine
     engine.here.restore({0: engine.memories[0]} if 0 in engine.memories else {})
@@ -119,8 +116,8 @@ def test_directions_are_orthonormal_and_come_in_sets():
 
 def test_finite_differences_find_a_gradient(hidden):
     """With as many directions as coordinates, d * g is the gradient, but for the smoothing."""
+    from paceline.blocks.blackbox import Queries
     from paceline.methods.blackbox.fedzo import FedZO
-    from paceline.parts.blackbox import Queries
 
     prepared, _ = carry_out(hidden, "fedzo", {"steps": 1, "directions": 4}, rounds=1)
     client = _client(prepared, 1)

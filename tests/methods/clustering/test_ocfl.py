@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from paceline.errors import PlanError
-from paceline.method import on_client
+from paceline.core.errors import PlanError
+from paceline.core.method import on_client
+from paceline.core.update import Update
 from paceline.methods.clustering import ocfl
 from paceline.methods.optimisation.fedavg import FedAvg
 from paceline.run import RunConfig, prepare
-from paceline.update import Update
 from tests.methods.resuming import assert_resumes
 
 SPLIT = {"partition": "groups:0-1/2-3", "clients": 8, "cohort": 8}
@@ -117,7 +117,7 @@ def test_the_firing_round_averages_inside_the_new_clusters(task):
 
 
 def test_a_sketch_is_all_that_single_clients_show(task, monkeypatch):
-    from paceline.federation import Federation
+    from paceline.core.federation import Federation
 
     seen, ask = [], Federation.each
 

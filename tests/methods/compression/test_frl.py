@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from paceline.errors import ConfigError
+from paceline.blocks.ranks import pack, positions
+from paceline.core.errors import ConfigError
+from paceline.core.params import Layout, Params
 from paceline.methods.compression.frl import FRL, packed
 from paceline.methods.compression.frlchecked import FRLChecked
 from paceline.models.supermasks import mask, network, placed, without_offsets
-from paceline.params import Layout, Params
-from paceline.parts.ranks import pack, positions
 from paceline.run import RunConfig, StackingWarning, prepare
 from tests.conftest import make_task
 from tests.methods.resuming import assert_resumes, states_of
@@ -101,9 +101,7 @@ def test_weights_stay_frozen_and_half_of_each_layer_is_kept(task):
     for state in found:
         kept = state.params.vector != 0
         assert state.params.vector[kept].equal(frozen.vector[kept])
-        assert [int((v != 0).sum()) for _, v in state.params.items()] == [
-            n.numel() // 2 for _, n in frozen.items()
-        ]
+        assert [int((v != 0).sum()) for _, v in state.params.items()] == [n.numel() // 2 for _, n in frozen.items()]
     assert not found[-1].params.vector.equal(found[0].params.vector)
     module = prepared.fed.engine.here.model.module
     assert all(not p.any() for n, p in module.named_parameters() if n.endswith("bias"))
@@ -196,9 +194,7 @@ def test_a_double_vote_is_refused_when_votes_are_checked(task, monkeypatch):
 
 @pytest.mark.parametrize("mask_on", ["abs", "released"])
 def test_other_masks_learn_too(federate, mask_on):
-    assert (
-        federate(method="frl", rounds=4, options={"mask_on": mask_on, "epochs": 4, "lr": 0.1}).accuracy > 0.5
-    )
+    assert federate(method="frl", rounds=4, options={"mask_on": mask_on, "epochs": 4, "lr": 0.1}).accuracy > 0.5
 
 
 def test_it_learns_and_stacked_clients_learn_alike(federate):
@@ -259,8 +255,6 @@ def test_a_fifth_of_liars_leaves_real_digits_learnable():
         "vectorize": "off",
     }
     frl = prepare(RunConfig.build({**values, "method": "frl", "adversary": "ranks:0.2"})).go()
-    fedavg = prepare(
-        RunConfig.build({**values, "method": "fedavg", "adversary": "signflip:0.2,scale=10"})
-    ).go()
+    fedavg = prepare(RunConfig.build({**values, "method": "fedavg", "adversary": "signflip:0.2,scale=10"})).go()
     assert frl.accuracy > 0.6
     assert fedavg.accuracy < 0.3

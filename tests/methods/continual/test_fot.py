@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from paceline.core.params import Layout, Params
 from paceline.methods.continual.fot import FOT, expand, project, wanted
-from paceline.params import Layout, Params
 from paceline.run import RunConfig, prepare
 from paceline.tasks.sequence import forgetting, permuted, split_classes
 from tests.conftest import make_task
@@ -77,9 +77,7 @@ def test_nothing_is_added_where_enough_is_covered_unless_asked_for():
 def test_first_task_is_fedavg_bit_for_bit(sequence):
     common = {"task": "blobs", "clients": 4, "cohort": 3, "rounds": 2, "vectorize": "off"}
     shas = [
-        prepare(RunConfig.build({**common, "method": name, "options": options}), task=sequence)
-        .go()
-        .model_sha256
+        prepare(RunConfig.build({**common, "method": name, "options": options}), task=sequence).go().model_sha256
         for name, options in (("fot", {"weigh": "samples"}), ("fedavg", {}))
     ]
     assert shas[0] == shas[1]

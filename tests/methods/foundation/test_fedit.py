@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from paceline.method import on_client
+from paceline.core.method import on_client
+from paceline.core.params import Layout, Params
 from paceline.methods.foundation.fedit import FedIT, gap, products
-from paceline.params import Layout, Params
 from paceline.run import RunConfig, StackingWarning, prepare
 from paceline.store import RunFolder
 from paceline.tasks import load_task
@@ -101,6 +101,7 @@ def test_a_round_averages_what_the_clients_trained(tuned, monkeypatch):
     np.testing.assert_allclose(run.state.params.vector.numpy(), mean, atol=1e-7)
     apart = 0.0
     for name in (n for n in layout.by_name if ".lora_A." in n):
+
         def part(vector, which, name=name):
             return layout.view(torch.from_numpy(vector), name.replace(".lora_A.", which)).numpy()
 
@@ -144,6 +145,7 @@ def test_the_first_broadcast_holds_common_factors(tuned):
 
 def test_moments_do_not_pass_from_client_to_client(tuned):
     """Client 1 ends where it ends whether or not client 0 trained before it."""
+
     def go(cohort):
         run = tuned(go=False, method=f"{__name__}:Told")
         run.fed.start_round(1)

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 
-from paceline.errors import ConfigError, UnknownNameError
+from paceline.core.errors import ConfigError, UnknownNameError
 from paceline.models.tuning import Tuning
 from paceline.run import StackingWarning
 from paceline.store import load_checkpoint
@@ -106,7 +106,12 @@ def test_the_option_of_a_task_is_read():
         "lora", rank=8, alpha=16.0, targets=("q_proj", "v_proj")
     )
     assert parse_tuning(" prompt : tokens=3, deep=false").deep is False
-    for text, told in (("bias:width", "width=VALUE"), ("adapter:width=wide", "width"), ("adapter:width=0", "width"), ("biases", "bias")):
+    for text, told in (
+        ("bias:width", "width=VALUE"),
+        ("adapter:width=wide", "width"),
+        ("adapter:width=0", "width"),
+        ("biases", "bias"),
+    ):
         with pytest.raises(ConfigError, match=told):
             parse_tuning(text)
     with pytest.raises(UnknownNameError, match="did you mean rank"):
@@ -141,5 +146,3 @@ def test_a_pretrained_transformer_is_trained_once_and_gets_a_new_head(tuning, tm
     fresh = load_task("digits", model="vit", dim=8, depth=1, heads=2, patch=4).build(1).state_dict()
     assert not one["blocks.0.fc1.weight"].equal(fresh["blocks.0.fc1.weight"])
     assert tuning(task=task, rounds=1).rounds == 1
-
-

@@ -50,7 +50,14 @@ def oracle(task, alpha, epochs, rounds):
 def test_rounds_follow_the_formulas(line, vectorize):
     split = Partition("fixed", torch.arange(12), torch.tensor([0, 6, 10, 12]), torch.tensor([6, 10, 12]))
     config = RunConfig(
-        method="feddyn", options={"alpha": 0.2, "epochs": 3}, task="line", clients=3, cohort=3, rounds=4, vectorize=vectorize, chunk=3
+        method="feddyn",
+        options={"alpha": 0.2, "epochs": 3},
+        task="line",
+        clients=3,
+        cohort=3,
+        rounds=4,
+        vectorize=vectorize,
+        chunk=3,
     )
     prepared = prepare(config, task=line, split=split)
     state = prepared.method.init(prepared.fed)

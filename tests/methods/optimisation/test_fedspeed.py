@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from paceline.method import on_client
+from paceline.core.method import on_client
+from paceline.core.update import Update
 from paceline.methods.optimisation.fedavg import FedAvg
 from paceline.run import prepare
-from paceline.update import Update
 from tests.conftest import make_task
 from tests.methods.quadratics import play, quadratics
 from tests.methods.resuming import assert_resumes, assert_server_sums_what_landed
@@ -57,8 +57,8 @@ def test_the_first_round_is_fedprox_on_the_gradient_uphill():
     rng = np.random.default_rng(2)
     b, a = rng.normal(size=(3, 2)), rng.uniform(0.5, 2.0, (3, 2))
     task, local = quadratics(b, a, start=1.0), {"lr": 0.1}
-    (ours, *_), = play(task, "fedspeed", 1, options=PLAIN | local | {"prox": 0.3, "radius": 0.0, "steps": 4, "dual_mean": "all"})
-    (prox, *_), = play(task, "fedprox", 1, options=local | {"mu": 0.3, "epochs": 4})
+    ((ours, *_),) = play(task, "fedspeed", 1, options=PLAIN | local | {"prox": 0.3, "radius": 0.0, "steps": 4, "dual_mean": "all"})
+    ((prox, *_),) = play(task, "fedprox", 1, options=local | {"mu": 0.3, "epochs": 4})
     start = np.ones(2)
     # the server adds the mean dual, which is the mean change of this round
     np.testing.assert_allclose(ours - start, 2 * (prox - start), atol=1e-6)
@@ -103,7 +103,15 @@ def test_rounds_follow_the_formulas(dual_mean, vectorize):
     b, a = 2 * rng.normal(size=(5, 3)), rng.uniform(0.5, 2.0, (5, 3))
     opt = {"prox": 0.2, "radius": 0.3, "mix": 0.7, "lr": 0.1, "lr_decay": 0.9, "steps": 3, "weight_decay": 0.05, "clip": 1.5}
     steps = list(
-        play(quadratics(b, a, start=1.0), "fedspeed", 5, cohort=3, options=opt | {"dual_mean": dual_mean}, vectorize=vectorize, chunk=3)
+        play(
+            quadratics(b, a, start=1.0),
+            "fedspeed",
+            5,
+            cohort=3,
+            options=opt | {"dual_mean": dual_mean},
+            vectorize=vectorize,
+            chunk=3,
+        )
     )
     state = steps[-1][1]
     cohorts = [[] for _ in steps]
@@ -118,7 +126,12 @@ def test_rounds_follow_the_formulas(dual_mean, vectorize):
 
 def test_the_clip_shortens_long_gradients_alone():
     task = quadratics([[100.0]], start=0.0)
-    step = lambda clip: next(iter(play(task, "fedspeed", 1, options=PLAIN | {"lr": 0.1, "steps": 1, "prox": 0.0, "radius": 0.0, "clip": clip})))  # noqa: E501, E731
+
+    def step(clip):
+        return next(
+            iter(play(task, "fedspeed", 1, options=PLAIN | {"lr": 0.1, "steps": 1, "prox": 0.0, "radius": 0.0, "clip": clip}))
+        )
+
     assert step(None)[0][0] == pytest.approx(10.0)
     assert step(10.0)[0][0] == pytest.approx(1.0)
     assert step(1000.0)[0][0] == pytest.approx(10.0)

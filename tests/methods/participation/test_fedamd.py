@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from paceline.errors import PlanError
+from paceline.core.errors import PlanError
 from paceline.methods.participation.fedamd import FedAmd
 from paceline.run import prepare
 from tests.methods.quadratics import numbers, play, quadratics
@@ -191,7 +191,9 @@ def distance(seed, method, rounds, clients=20, **options):
     b, a = 1.5 * rng.normal(size=(clients, 5)), rng.uniform(0.5, 1.5, (clients, 5))
     best = (a * b).sum(0) / a.sum(0)
     task = quadratics(b, a, noise=0.5, samples=10, seed=seed)
-    steps = play(task, method, rounds, cohort=4, seed=seed, vectorize="on", chunk=4, options={"lr": 0.02, "batch_size": 1} | options)
+    steps = play(
+        task, method, rounds, cohort=4, seed=seed, vectorize="on", chunk=4, options={"lr": 0.02, "batch_size": 1} | options
+    )
     return float(np.mean([np.linalg.norm(w - best) for w, *_ in steps][-rounds // 4 :]))
 
 

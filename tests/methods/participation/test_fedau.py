@@ -5,12 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from paceline.errors import PlanError
-from paceline.method import on_client
+from paceline.core.errors import PlanError
+from paceline.core.method import on_client
+from paceline.core.update import Update
 from paceline.methods.optimisation.fedavg import FedAvg
 from paceline.methods.participation.rates import Intervals
 from paceline.run import prepare
-from paceline.update import Update
 from tests.methods.quadratics import play, quadratics
 from tests.methods.resuming import assert_resumes
 
@@ -63,7 +63,9 @@ def test_a_client_weighs_its_own_updates_over_all_clients(tmp_path, cutoff, clie
     trace = tmp_path / "trace.csv"
     trace.write_text("client,first,last\n" + "".join(f"0,{r},{r}\n" for r, came in enumerate(CAME, 1) if came) + "2,99,99\n")
     options = {"lr": 0.1, "steps": 2, "cutoff": cutoff}
-    models = [0.0] + [float(w[0]) for w, *_ in play(constant(clients), "fedau", 11, participation=f"trace:{trace}", options=options)]
+    models = [0.0] + [
+        float(w[0]) for w, *_ in play(constant(clients), "fedau", 11, participation=f"trace:{trace}", options=options)
+    ]
     steps = -np.diff(models) * clients / 0.2
     assert steps == pytest.approx([w * came for w, came in zip(USED[cutoff], CAME, strict=True)], abs=1e-5)
 
@@ -121,7 +123,9 @@ def test_it_learns_also_under_masks_and_with_drop_outs(federate):
     common |= {"secure": {"gamma": 0.2, "delta": 0.2}, "participation": "bernoulli:0.4-1", "seed": 1}
     plain = federate(drop=lambda r, c, f: (c + r) % 10 == 0, **common)
     assert plain.accuracy > 0.7
-    secure = federate(aggregation="secure", drop=lambda r, c, f: f.endswith("masked") and r % 4 == 0 and (c + r) % 10 == 0, **common)
+    secure = federate(
+        aggregation="secure", drop=lambda r, c, f: f.endswith("masked") and r % 4 == 0 and (c + r) % 10 == 0, **common
+    )
     assert secure.accuracy == pytest.approx(plain.accuracy, abs=0.08)
 
 

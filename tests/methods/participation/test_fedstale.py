@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from paceline.errors import PlanError
+from paceline.core.errors import PlanError
 from paceline.methods.participation.fedstale import FedStale
 from paceline.methods.participation.fedstaletable import FedStaleTable, stale_step
 from paceline.run import prepare
@@ -124,7 +124,12 @@ def test_both_forms_make_the_same_steps(rates, beta, cutoff, importance):
     b, a = rng.normal(size=(7, 3)), rng.uniform(0.5, 2.0, (7, 3))
     task = quadratics(b, a, noise=0.5, sizes=[1, 2, 3, 4, 5, 6, 7])
     options = {"lr": 0.05, "epochs": 2, "batch_size": 2, "beta": beta, "rates": rates, "cutoff": cutoff, "importance": importance}
-    common = {"participation": "bernoulli:0.3-1", "seed": 4, "options": options, "drop": lambda r, c, f: (r + c) % 6 == 0 and f != "count"}
+    common = {
+        "participation": "bernoulli:0.3-1",
+        "seed": 4,
+        "options": options,
+        "drop": lambda r, c, f: (r + c) % 6 == 0 and f != "count",
+    }
     one, other = ([w for w, *_ in play(task, form, 25, **common)] for form in FORMS)
     np.testing.assert_allclose(one, other, atol=2e-5)
     assert np.abs(one[-1] - one[0]).max() > 0.1
@@ -134,7 +139,9 @@ def test_an_update_that_comes_too_late_is_not_remembered(config):
     """The server's sum is that of the updates that landed, each client's by its importance."""
     fleet = "mobile:link=3e5,least=0.9,vary=1.0,compute=1e8"
     options = {"lr": 0.1, "beta": 0.7}
-    made = config(method="fedstale", clients=8, cohort=8, rounds=15, fleet=fleet, deadline=0.4, partition="quantity:1", options=options)
+    made = config(
+        method="fedstale", clients=8, cohort=8, rounds=15, fleet=fleet, deadline=0.4, partition="quantity:1", options=options
+    )
     prepared = prepare(made, task=make_task())
     state, late = prepared.method.init(prepared.fed), 0
     sizes = [len(prepared.fed.engine.setup.split(c)[0]) for c in range(8)]
@@ -194,7 +201,12 @@ def test_rounds_follow_the_formulas(form, vectorize):
 def test_a_round_without_anybody(federate, tmp_path, form, empty):
     trace = tmp_path / "trace.csv"
     trace.write_text("client,first,last\n" + "".join(f"{c},1,2\n" for c in range(6)))
-    common = {"method": form, "rounds": 3, "participation": f"trace:{trace},length=3", "options": {"empty": empty, "beta": 0.5, "lr": 0.1}}
+    common = {
+        "method": form,
+        "rounds": 3,
+        "participation": f"trace:{trace},length=3",
+        "options": {"empty": empty, "beta": 0.5, "lr": 0.1},
+    }
     summary = federate(**common)
     assert [r["round"] for r in summary.history if r.get("skipped")] == ([3] if empty == "skip" else [])
     before = federate(**common | {"rounds": 2})
@@ -251,7 +263,10 @@ def test_averages_of_last_updates(method):
 
 
 def test_with_equal_rates_and_everybody_fedvarp_is_fedstale_with_beta_one():
-    task, options = quadratics([[1.0], [2.0], [6.0]]), {"lr": 0.1, "steps": 2, "epochs": None, "batch_size": 16, "importance": "uniform"}
+    task, options = (
+        quadratics([[1.0], [2.0], [6.0]]),
+        {"lr": 0.1, "steps": 2, "epochs": None, "batch_size": 16, "importance": "uniform"},
+    )
     varp = [float(w[0]) for w, *_ in play(task, "fedvarp", 5, options=options)]
     stale = [float(w[0]) for w, *_ in play(task, "fedstale", 5, options=options | {"beta": 1.0})]
     assert varp == pytest.approx(stale, abs=1e-6)

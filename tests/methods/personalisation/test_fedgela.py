@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from paceline.errors import PlanError
+from paceline.core.errors import PlanError
 from paceline.methods.personalisation.fedgela import frame, simplex, stretch
 from paceline.models.split import body_layout, take
 from paceline.run import prepare
@@ -112,14 +112,14 @@ def test_balanced_clients_train_as_with_the_plain_frame():
 def test_sample_weights():
     """Clients of 100 and 300 samples weigh 1 to 3."""
     from paceline.aggregation.plain import mean_of
-    from paceline.update import Update
+    from paceline.core.update import Update
 
     mean = mean_of({0: Update(delta=torch.tensor([0.0]), weight=100), 1: Update(delta=torch.tensor([4.0]), weight=300)})
     assert mean.delta.item() == 3.0
 
 
 def test_only_the_backbone_travels(monkeypatch):
-    from paceline.federation import Federation
+    from paceline.core.federation import Federation
 
     seen, ask = [], Federation.mean
     monkeypatch.setattr(Federation, "mean", lambda self, fn, message, **o: seen.append(message) or ask(self, fn, message, **o))

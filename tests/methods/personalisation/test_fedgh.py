@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from paceline.errors import PlanError
+from paceline.blocks.prototypes import class_sums
+from paceline.core.errors import PlanError
+from paceline.core.params import Layout, Params, Resident
 from paceline.methods.personalisation.fedgh import head_gradient, train_head
 from paceline.methods.personalisation.ownmodels import clipped, named
-from paceline.params import Layout, Params, Resident
-from paceline.parts.prototypes import class_sums
 from paceline.run import prepare
 from tests.methods.resuming import assert_resumes
 
@@ -61,7 +61,7 @@ def test_rows_of_absent_classes_can_be_frozen():
 
 def test_true_means_and_the_released_batch_means():
     """Features 1 and 2 in one batch and 6 in another: 3.0, or 3.75 by batches."""
-    from paceline.client import ClientData
+    from paceline.core.client import ClientData
 
     module = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Linear(1, 2))
     model = Resident(module, Layout.of(module))
@@ -111,7 +111,7 @@ def sgd_step(task, params, rows):
 
 
 def test_only_class_means_go_up(networks, monkeypatch):
-    from paceline.federation import Federation
+    from paceline.core.federation import Federation
 
     seen, ask = [], Federation.each
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from paceline.errors import PlanError
+from paceline.blocks.prototypes import FAR, ClassSums, distances, nearest
+from paceline.core.errors import PlanError
 from paceline.methods.personalisation.fedsa import FedSA, contrast, gap, projected, pull
 from paceline.models import build
 from paceline.models.split import features, head
-from paceline.parts.prototypes import FAR, ClassSums, distances, nearest
 from paceline.run import prepare
 from tests.methods.resuming import assert_resumes
 

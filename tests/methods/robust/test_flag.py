@@ -132,7 +132,7 @@ def test_learns_among_byzantine_clients_and_logs_quality(federate):
     common = {"clients": 10, "cohort": 10, "rounds": 8, "adversary": "random:0.2"}
     out = federate(method="flag", options=OPTIONS | {"rank": 2}, **common)
     assert out.accuracy > 0.8 > federate(method="fedavg", **common).accuracy
-    from paceline.engines.adversaries import members
+    from paceline.adversaries.behaviours import members
 
     bad = members(0.2, 10, 0)
     quality = {int(k.removeprefix("note_quality_")): v for k, v in out.history[-1].items() if "quality" in k}

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from paceline.errors import NonFiniteError, PlanError, QuorumError, SumOverflowError
-from paceline.method import find_method, on_client
+from paceline.core.errors import NonFiniteError, PlanError, QuorumError, SumOverflowError
+from paceline.core.method import find_method, on_client
 from paceline.methods.robust.robust import (
     Median,
     bulyan,

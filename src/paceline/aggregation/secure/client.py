@@ -36,7 +36,7 @@ from paceline.aggregation.secure.session import (
     share_checks,
 )
 from paceline.aggregation.secure.shamir import PRIME, share
-from paceline.errors import ProtocolError
+from paceline.core.errors import ProtocolError
 
 __all__ = ["SecureClient", "Session"]
 
@@ -188,7 +188,9 @@ class SecureClient:
             agreed = self._agree(self._seal_key, v, 0)
             shares = b.to_bytes(32, "little"), s.to_bytes(32, "little")
             text = number(self.me) + number(v) + b"".join(shares)
-            sealed[v] = share_checks(self.session, self.me, v, shares) + seal(self._derived(agreed, "seal", v), text, self._aad(self.me, v))
+            sealed[v] = share_checks(self.session, self.me, v, shares) + seal(
+                self._derived(agreed, "seal", v), text, self._aad(self.me, v)
+            )
             told[v] = seal(self._derived(agreed, "tell", v), padded, self._aad(self.me, v)) if size else b""
         return {"sealed": sealed, "told": told, "commit": commitment(self.session, self.me, secret)}
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from paceline.errors import ConfigError
+from paceline.core.errors import ConfigError
 
 __all__ = ["SecureConfig", "Segment"]
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.aggregation.secure.config import Segment
-from paceline.errors import NonFiniteError, ProtocolError
+from paceline.core.errors import NonFiniteError, ProtocolError
 
 __all__ = ["pack", "quantise", "scale_of", "signed", "to_words", "unpack"]
 

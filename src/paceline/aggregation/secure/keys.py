@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from paceline.errors import ProtocolError
+from paceline.core.errors import ProtocolError
 
 __all__ = [
     "AgreementKey",

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from numpy.typing import NDArray
 
-from paceline.errors import ConfigError
+from paceline.core.errors import ConfigError
 
 __all__ = ["PRGS", "apply", "apply_all", "expand"]
 
@@ -50,9 +50,7 @@ def apply(accumulator: NDArray[Any], seed: bytes, segment: str, sign: int, prg: 
     apply_all(accumulator, [(seed, sign)], segment, prg)
 
 
-def apply_all(
-    accumulator: NDArray[Any], seeds: Sequence[tuple[bytes, int]], segment: str, prg: str = "aes128ctr"
-) -> None:
+def apply_all(accumulator: NDArray[Any], seeds: Sequence[tuple[bytes, int]], segment: str, prg: str = "aes128ctr") -> None:
     """Add or take away many masks, in place and wrapping.
 
     Args:

@@ -19,7 +19,6 @@ from paceline.aggregation.secure.config import Segment
 from paceline.aggregation.secure.encoding import Words, unpack
 from paceline.aggregation.secure.keys import AgreementKey, derive, pair_info, public_of_agreement, verify
 from paceline.aggregation.secure.masks import apply_all
-from paceline.aggregation.secure.repair import corrections
 from paceline.aggregation.secure.session import (
     Session,
     alive_digest,
@@ -34,7 +33,8 @@ from paceline.aggregation.secure.session import (
     usable,
 )
 from paceline.aggregation.secure.shamir import combine, weights
-from paceline.errors import MisbehaviourError, ProtocolError, QuorumError
+from paceline.aggregation.secure.share_repair import corrections
+from paceline.core.errors import MisbehaviourError, ProtocolError, QuorumError
 
 __all__ = ["SecureServer"]
 
@@ -298,7 +298,12 @@ class SecureServer:
             return
         selfs, keys = message.get("self"), message.get("keys")
         alive, near = set(self._masked), set(self._graph[client])
-        if not isinstance(selfs, dict) or not isinstance(keys, dict) or not set(selfs) <= alive & near or not set(keys) <= near - alive:
+        if (
+            not isinstance(selfs, dict)
+            or not isinstance(keys, dict)
+            or not set(selfs) <= alive & near
+            or not set(keys) <= near - alive
+        ):
             self.refused[client] = "malformed shares"
             return
         if set(selfs) != alive & near:

@@ -13,7 +13,7 @@ from typing import Any
 from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.aggregation.secure.graph import neighbours, parameters, permutation
 from paceline.aggregation.secure.keys import AgreementKey, context
-from paceline.errors import ConfigError, ProtocolError
+from paceline.core.errors import ConfigError, ProtocolError
 
 __all__ = [
     "Session",
@@ -133,9 +133,7 @@ class Session:
 
 def sizes(clients: int, config: SecureConfig) -> tuple[int, int]:
     """Return (k, t) of a cohort: computed, or as the options say; raises `ConfigError` for an odd ring."""
-    computed = parameters(
-        clients, config.gamma, config.delta, config.active, config.sigma, config.eta, config.complete_up_to
-    )
+    computed = parameters(clients, config.gamma, config.delta, config.active, config.sigma, config.eta, config.complete_up_to)
     k = computed.neighbours if config.neighbours is None else min(config.neighbours, max(clients - 1, 1))
     if k % 2 and k < clients - 1:
         raise ConfigError(f"neighbours={k}: on a ring each client has as many on either side; take an even number")

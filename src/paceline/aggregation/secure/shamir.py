@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 
-from paceline.errors import ConfigError
+from paceline.core.errors import ConfigError
 
 __all__ = ["PRIME", "combine", "share", "weights"]
 

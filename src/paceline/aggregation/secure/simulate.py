@@ -15,7 +15,7 @@ from paceline.aggregation.secure.encoding import Words
 from paceline.aggregation.secure.keys import IdentityKey
 from paceline.aggregation.secure.server import SecureServer
 from paceline.aggregation.secure.session import Session, sizes
-from paceline.errors import ConfigError, QuorumError
+from paceline.core.errors import ConfigError, QuorumError
 
 __all__ = ["STEPS", "Costs", "arithmetic_sum", "new_session", "secure_sum"]
 
@@ -34,9 +34,7 @@ class Costs:
     opened: list[tuple[Segment, Words]] = field(default_factory=list)
 
 
-def new_session(
-    clients: Collection[int], config: SecureConfig, round: int = 1, attempt: int = 0, tell_bytes: int = 64
-) -> Session:
+def new_session(clients: Collection[int], config: SecureConfig, round: int = 1, attempt: int = 0, tell_bytes: int = 64) -> Session:
     """Return a fresh session whose k and t follow from the cohort's size.
 
     Raises `QuorumError` for a cohort that is too small for the threshold, `ConfigError` for other misfits.

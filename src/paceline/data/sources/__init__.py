@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from paceline.core.errors import UnknownNameError
 from paceline.data.sources.chatterbot import CHATTERBOT
 from paceline.data.sources.fontwriters import FONTWRITERS
 from paceline.data.sources.images import CIFAR10_TEST_SPLIT, DIGITS, FASHION_MNIST, MNIST_5K
 from paceline.data.sources.shakespeare import SHAKESPEARE
 from paceline.data.sources.source import Source
 from paceline.data.sources.weights import SMOLLM2
-from paceline.errors import UnknownNameError
 
 __all__ = ["Source", "find_source", "source_names"]
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from paceline.core.errors import DataFormatError, MissingExtraError
 from paceline.data.fetch import Package
 from paceline.data.raw import Array, Part, RawData, encode
 from paceline.data.sources.source import Source
-from paceline.errors import DataFormatError, MissingExtraError
 
 __all__ = ["CHATTERBOT", "pairs"]
 

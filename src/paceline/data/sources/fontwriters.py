@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from paceline.core.errors import ConfigError, DataError
+from paceline.core.random import numpy_rng
 from paceline.data.fetch import Package
 from paceline.data.raw import Array, Part, RawData
 from paceline.data.sources.families import FAMILIES, VERSION
 from paceline.data.sources.source import Source
-from paceline.errors import ConfigError, DataError
-from paceline.rng import numpy_rng
 
 __all__ = ["CLASSES", "FONTWRITERS", "PENS", "Pen", "draw_writer"]
 
@@ -72,9 +72,7 @@ def draw_writer(font: bytes, family: str, pen_number: int, per_class: int, seed:
     for code, letter in enumerate(CLASSES):
         glyph = _glyph(face, letter, pen)
         for k in range(per_class):
-            bent = glyph.transform(
-                (_FINE, _FINE), Image.Transform.MESH, _mesh(pen, rng), Image.Resampling.BILINEAR
-            )
+            bent = glyph.transform((_FINE, _FINE), Image.Transform.MESH, _mesh(pen, rng), Image.Resampling.BILINEAR)
             fine = np.asarray(bent, dtype=np.float32).reshape(_SIDE, 3, _SIDE, 3).mean(axis=(1, 3))
             noisy = fine * pen.ink + rng.normal(0.0, 255 * pen.noise, fine.shape)
             out[code, k] = noisy.clip(0, 255).round().astype(np.uint8)
@@ -144,9 +142,7 @@ def _decode(files: Mapping[str, bytes], options: Mapping[str, int]) -> dict[str,
             try:
                 images.append(draw_writer(font, family, pen, per_class))
             except OSError as error:
-                raise DataError(
-                    f"Pillow cannot draw with the font {family} ({error}); it needs FreeType with WOFF2"
-                ) from error
+                raise DataError(f"Pillow cannot draw with the font {family} ({error}); it needs FreeType with WOFF2") from error
             owners.append(f"{family}/{pen + 1}")
     x = np.stack(images)
     writers, classes = x.shape[:2]

@@ -13,11 +13,11 @@ from importlib import resources
 import numpy as np
 from PIL import Image
 
+from paceline.core.errors import DataFormatError
 from paceline.data.fetch import Package
 from paceline.data.idx import parse_idx
 from paceline.data.raw import Array, Part, RawData
 from paceline.data.sources.source import Source
-from paceline.errors import DataFormatError
 
 __all__ = ["CIFAR10_TEST_SPLIT", "DIGITS", "FASHION_MNIST", "MNIST_5K"]
 
@@ -105,18 +105,10 @@ FASHION_MNIST = Source(
             "dataset-fashion-mnist",
             "0.0~git20200523",
             {
-                f"{_FASHION}train-images-idx3-ubyte.gz": (
-                    "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7"
-                ),
-                f"{_FASHION}train-labels-idx1-ubyte.gz": (
-                    "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056"
-                ),
-                f"{_FASHION}t10k-images-idx3-ubyte.gz": (
-                    "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa"
-                ),
-                f"{_FASHION}t10k-labels-idx1-ubyte.gz": (
-                    "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05"
-                ),
+                f"{_FASHION}train-images-idx3-ubyte.gz": ("b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7"),
+                f"{_FASHION}train-labels-idx1-ubyte.gz": ("0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056"),
+                f"{_FASHION}t10k-images-idx3-ubyte.gz": ("cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa"),
+                f"{_FASHION}t10k-labels-idx1-ubyte.gz": ("8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05"),
             },
         ),
     ),

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from paceline.core.errors import ConfigError, DataFormatError
 from paceline.data.fetch import Package
 from paceline.data.raw import Array, Part, RawData
 from paceline.data.sources.source import Source
-from paceline.errors import ConfigError, DataFormatError
 
 __all__ = ["ALPHABET", "SEQUENCE", "SHAKESPEARE", "encode_text", "speeches", "windows"]
 

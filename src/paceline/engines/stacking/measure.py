@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from paceline.client import ClientData
-from paceline.drawing import drawing
-from paceline.engines.stacking.solve import Solver, draws, unstackable
-from paceline.local import Job, train
-from paceline.params import Params, Resident
+from paceline.core.client import ClientData
+from paceline.core.generators import drawing
+from paceline.core.params import Params, Resident
+from paceline.core.training import Job, train
+from paceline.engines.stacking.solver import Solver, draws, unstackable
 
 __all__ = ["Choice", "choose"]
 
@@ -108,8 +108,7 @@ def _measure(
         size = problem.batch_size
         steps = [min(_STEPS, -(-len(d) // size)) for d in picked]
         return [
-            Job(model, d, start, problem.loss, problem.lr, s, size, torch.Generator)
-            for d, s in zip(picked, steps, strict=True)
+            Job(model, d, start, problem.loss, problem.lr, s, size, torch.Generator) for d, s in zip(picked, steps, strict=True)
         ]
 
     few = jobs(min(sizes[0], 4))

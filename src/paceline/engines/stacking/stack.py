@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from paceline.core.params import Layout, Params, Resident
+from paceline.core.profiling import spent
+from paceline.core.training import Job
 from paceline.engines.stacking.hooks import Shared, share
 from paceline.engines.stacking.linear import StackedLinears
-from paceline.local import Job
-from paceline.params import Layout, Params, Resident
-from paceline.spent import spent
 
 __all__ = ["Batches", "Changes", "Functional", "Stack"]
 
@@ -32,9 +32,7 @@ class Functional:
         objective: ``(module, inputs, targets) -> scalar``, or None for the module's outputs.
     """
 
-    def __init__(
-        self, model: Resident, objective: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None
-    ) -> None:
+    def __init__(self, model: Resident, objective: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None) -> None:
         self.layout: Layout = model.layout
         self.module: nn.Module = _Objective(model.module, objective) if objective else model.module
         prefix = "module." if objective else ""
@@ -186,9 +184,7 @@ class Stack:
             return
         starts = self._views(self.starts.expand(self.active, -1)) if self._fresh else None
         gradients = self._gradients()
-        for place, (view, gradient) in enumerate(
-            zip(self._views(self.at.vector[: self.active]), gradients, strict=False)
-        ):
+        for place, (view, gradient) in enumerate(zip(self._views(self.at.vector[: self.active]), gradients, strict=False)):
             if starts is not None:
                 torch.add(starts[place], gradient, alpha=-self._lr, out=view)
             else:
@@ -251,11 +247,7 @@ class Stack:
         """Return the gradient of each tensor at the live parameters, shapes [active, ...], and count the losses."""
         here = self.starts.expand(self.active, -1) if self._fresh else self.at.vector[: self.active]
         tensors = [t.detach() for t in self._views(here)]
-        leaves = [
-            t.requires_grad_()
-            for t, e in zip(tensors, self.at.layout.entries, strict=True)
-            if e.kind == "param"
-        ]
+        leaves = [t.requires_grad_() for t, e in zip(tensors, self.at.layout.entries, strict=True) if e.kind == "param"]
         with torch.enable_grad():
             losses = self._losses(tensors)
             gradients = torch.autograd.grad(losses.sum(), leaves, allow_unused=True)
@@ -294,9 +286,7 @@ class Stack:
         """Return what `direction` hooks give, for one run of equal batch sizes after the other."""
         layout, losses, parts = self.at.layout, [], []
 
-        def one(
-            at: Tensor, x: Tensor, y: Tensor, rows: list[Tensor], loss_rows: list[Tensor]
-        ) -> tuple[Tensor, Tensor]:
+        def one(at: Tensor, x: Tensor, y: Tensor, rows: list[Tensor], loss_rows: list[Tensor]) -> tuple[Tensor, Tensor]:
             seen: list[Tensor] = []
 
             def valued(vector: Tensor) -> tuple[Tensor, Tensor]:
@@ -306,9 +296,7 @@ class Stack:
             def gradient(point: Params) -> Params:
                 slope, value = grad(valued, has_aux=True)(point.vector)
                 seen.append(value)
-                return Params(
-                    torch.cat([slope[: self._count], torch.zeros_like(slope[self._count :])]), layout
-                )
+                return Params(torch.cat([slope[: self._count], torch.zeros_like(slope[self._count :])]), layout)
 
             along = shared.bind(rows)(gradient, Params(at, layout)).vector
             return along, seen[0] if seen else torch.zeros((), device=at.device)

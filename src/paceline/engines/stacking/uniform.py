@@ -14,11 +14,11 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from paceline.client import Client
-from paceline.drawing import Still
-from paceline.engines.stacking.onebatch import Alike
-from paceline.lazy import Column, Lazy, NotUniform
-from paceline.local import Job, Trained
+from paceline.core.client import Client
+from paceline.core.generators import Still
+from paceline.core.lazy import Column, Lazy, NotUniform
+from paceline.core.training import Job, Trained
+from paceline.engines.stacking.one_batch import Alike
 
 __all__ = ["Uniform"]
 

@@ -15,14 +15,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from paceline.client import Client
+from paceline.core.client import Client
+from paceline.core.federation import Federation
+from paceline.core.method import on_client
+from paceline.core.params import Params
+from paceline.core.tree import node
+from paceline.core.update import Update
 from paceline.devices.events import Queue, advance, first
-from paceline.federation import Federation
-from paceline.method import on_client
 from paceline.methods.asynchronous.afl import AfaCd
-from paceline.params import Params
-from paceline.tree import node
-from paceline.update import Update
 
 
 @node

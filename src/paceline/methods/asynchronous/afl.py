@@ -26,15 +26,15 @@ from typing import Any, ClassVar
 
 import torch
 
-from paceline.client import Client
-from paceline.devices.events import Job, Queue, advance, first
-from paceline.errors import CheckpointError, EmptyClientError
-from paceline.federation import Federation
-from paceline.method import Method, on_client
-from paceline.params import Params
-from paceline.rng import numpy_rng
-from paceline.tree import node
-from paceline.update import Update
+from paceline.core.client import Client
+from paceline.core.errors import CheckpointError, EmptyClientError
+from paceline.core.federation import Federation
+from paceline.core.method import Method, on_client
+from paceline.core.params import Params
+from paceline.core.random import numpy_rng
+from paceline.core.tree import node
+from paceline.core.update import Update
+from paceline.devices.events import ClientJob, Queue, advance, first
 
 
 @node
@@ -99,7 +99,7 @@ class AfaCd(Method):
         params.vector[params.layout.num_params :] = mean.statistics
         return params
 
-    def pause(self, fed: Federation, queue: Queue, arrived: Sequence[Job]) -> Queue:
+    def pause(self, fed: Federation, queue: Queue, arrived: Sequence[ClientJob]) -> Queue:
         """Let those who returned pause."""
         if not self.idle:
             return queue
@@ -119,7 +119,11 @@ class AfaCd(Method):
         if not local.steps:
             raise EmptyClientError("this client has no samples, and so no gradient; partition without empty clients")
         way = lr * local.steps
-        return {"gradient": (message - local.params) / way, "way": way, "statistics": local.params.vector[message.layout.num_params :]}
+        return {
+            "gradient": (message - local.params) / way,
+            "way": way,
+            "statistics": local.params.vector[message.layout.num_params :],
+        }
 
     @on_client(held=True, bounds={"gradient": 4.0, "statistics": 100.0})
     def give(self, client: Client, message: Any) -> Update:
@@ -176,7 +180,9 @@ class AfaCs(AfaCd):
         landed, known = message[client.id], [memory.get("sent"), memory.get("base")]
         base = next((y for y in known if y is not None and y["round"] == landed), None)
         if landed and base is None:
-            raise CheckpointError(f"client {client.id}: the server counts a gradient of round {landed} that is not known here; start anew")
+            raise CheckpointError(
+                f"client {client.id}: the server counts a gradient of round {landed} that is not known here; start anew"
+            )
         memory["base"], memory["sent"] = base, {"round": client.round, "gradient": own["gradient"]}
         change = own["gradient"] if base is None else own["gradient"] - base["gradient"]
         return Update(gradient=change, way=own["way"], statistics=own["statistics"], weight=1)

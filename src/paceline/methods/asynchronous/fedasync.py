@@ -16,12 +16,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from paceline.client import Client
-from paceline.devices.events import Firing, Job, Queue, first
-from paceline.federation import Federation
-from paceline.method import on_client
+from paceline.core.client import Client
+from paceline.core.federation import Federation
+from paceline.core.method import on_client
+from paceline.core.update import Update
+from paceline.devices.events import ClientJob, Firing, Queue, first
 from paceline.methods.asynchronous.fedfix import FedFix
-from paceline.update import Update
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class FedAsync(FedFix):
         """Return when the first reply is there; ties are fired one after another, by client."""
         return first(queue, 1)
 
-    def weights(self, queue: Queue, arrived: Sequence[Job], counts: Mapping[int, int]) -> list[float]:
+    def weights(self, queue: Queue, arrived: Sequence[ClientJob], counts: Mapping[int, int]) -> list[float]:
         """Return d_i / p_i."""
         jobs = (*queue.jobs, *arrived)
         if self.weigh == "identical":

@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from paceline.devices.events import Firing, Job, Queue, first
-from paceline.federation import Federation
+from paceline.core.federation import Federation
+from paceline.devices.events import ClientJob, Firing, Queue, first
 from paceline.methods.asynchronous.fedfix import FedFix
 
 
@@ -47,7 +47,7 @@ class FedBuff(FedFix):
         """Return when the c-th reply is there."""
         return first(queue, self.buffer)
 
-    def weights(self, queue: Queue, arrived: Sequence[Job], counts: Mapping[int, int]) -> list[float]:
+    def weights(self, queue: Queue, arrived: Sequence[ClientJob], counts: Mapping[int, int]) -> list[float]:
         """Return d_i / p_i."""
         if self.weigh == "identical":
             return [(len(queue.jobs) + len(arrived)) / len(arrived)] * len(arrived)

@@ -22,13 +22,13 @@ from typing import ClassVar, Literal
 
 import torch
 
-from paceline.client import Client
-from paceline.devices.events import Firing, Job, Queue, advance, every, nanoseconds
-from paceline.federation import Federation
-from paceline.method import Method, on_client
-from paceline.params import Params
-from paceline.tree import node
-from paceline.update import Update
+from paceline.core.client import Client
+from paceline.core.federation import Federation
+from paceline.core.method import Method, on_client
+from paceline.core.params import Params
+from paceline.core.tree import node
+from paceline.core.update import Update
+from paceline.devices.events import ClientJob, Firing, Queue, advance, every, nanoseconds
 
 
 @node
@@ -111,12 +111,12 @@ class FedFix(Method):
             least = 0 if fed.aggregation.sees_each else max(3, -(-len(queue.jobs) // 2))
         return every(queue, self._period(queue.jobs), least)
 
-    def weights(self, queue: Queue, arrived: Sequence[Job], counts: Mapping[int, int]) -> list[float]:
+    def weights(self, queue: Queue, arrived: Sequence[ClientJob], counts: Mapping[int, int]) -> list[float]:
         """Return d_i / p_i of each arrival; `queue` is that after the firing."""
         period = self._period((*queue.jobs, *arrived))
         return [float(-(-job.took // period)) for job in arrived]
 
-    def _period(self, jobs: Sequence[Job]) -> int:
+    def _period(self, jobs: Sequence[ClientJob]) -> int:
         unit = nanoseconds(1.0) if self.unit == "seconds" else max((job.took for job in jobs), default=nanoseconds(1.0))
         return max(round(self.period * unit), 1)
 

@@ -16,14 +16,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from paceline.client import Client
-from paceline.federation import Federation
-from paceline.local import AdamW
-from paceline.method import on_client
-from paceline.params import Params
-from paceline.parts.blackbox import BlackBoxMethod, Queries, directions
-from paceline.tree import node
-from paceline.update import Update
+from paceline.blocks.blackbox import BlackBoxMethod, Queries, directions
+from paceline.core.client import Client
+from paceline.core.federation import Federation
+from paceline.core.method import on_client
+from paceline.core.params import Params
+from paceline.core.training import AdamW
+from paceline.core.tree import node
+from paceline.core.update import Update
 
 
 @node
@@ -88,11 +88,7 @@ class FedZO(BlackBoxMethod):
     def walk(self, client: Client, message: tuple[Params, Params]) -> Update:
         """Take the local steps; return how far they went and the mean estimate."""
         start, common = message
-        own = (
-            client.memory.get("estimate", start.zeros())
-            if self.correction in ("diff", "scaf")
-            else start.zeros()
-        )
+        own = client.memory.get("estimate", start.zeros()) if self.correction in ("diff", "scaf") else start.zeros()
         ask, first = Queries(client), start.vector.double().cpu()
         x, moments, total = first, [torch.zeros_like(first), torch.zeros_like(first)], torch.zeros_like(first)
         for step in range(self.steps):
@@ -106,9 +102,7 @@ class FedZO(BlackBoxMethod):
         mean = Params(total.float(), start.layout)
         if self.correction == "scaf":
             client.memory["estimate"] = mean
-        return Update(
-            move=Params((x - first).float(), start.layout), estimate=mean, queries=ask.count, weight=1
-        )
+        return Update(move=Params((x - first).float(), start.layout), estimate=mean, queries=ask.count, weight=1)
 
     def _gradient(self, client: Client, ask: Queries, x: Tensor, step: int) -> Tensor:
         here, along = ask(x), directions(self.directions, len(x), client.stream("directions", step))

@@ -1,6 +1,6 @@
 """FZooS (Shu et al., "Federated Zeroth-Order Optimization using Trajectory-Informed Surrogate Gradients", 2023).
 
-A client fits a Gaussian process to all that it ever asked, and a vector nu_i of random Fourier features, which adds up:
+A client fits a GaussianProcess process to all that it ever asked, and a vector nu_i of random Fourier features, which adds up:
     g = grad mean_i(x) + gamma_t (grad F^(x) - grad f^_i(x)),   gamma_t = 1 / (t + 1);   x <- Adam(g);  x_{r+1} = mean x_i
 with F^ the surrogate of nu = mean nu_i and f^_i that of nu_i, both of the last round. Where a surrogate's gradient is
 least sure, clients ask more: of candidates around x those with the largest variance.
@@ -16,15 +16,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from paceline.client import Client
-from paceline.federation import Federation
-from paceline.local import AdamW
-from paceline.method import on_client
-from paceline.params import Params
-from paceline.parts.blackbox import BlackBoxMethod, Queries
-from paceline.parts.surrogates import Features, Gaussian, Kernel, nearest, rescaled
-from paceline.tree import node
-from paceline.update import Update
+from paceline.blocks.blackbox import BlackBoxMethod, Queries
+from paceline.blocks.surrogates import Features, GaussianProcess, Kernel, nearest, rescaled
+from paceline.core.client import Client
+from paceline.core.federation import Federation
+from paceline.core.method import on_client
+from paceline.core.params import Params
+from paceline.core.training import AdamW
+from paceline.core.tree import node
+from paceline.core.update import Update
 
 
 @node
@@ -45,8 +45,8 @@ class FZooS(BlackBoxMethod):
         steps: local iterations T.
         features: number M of random features, which is what a surrogate takes on the wire.
         length: scale of the kernels; None takes half the root of the dimension.
-        kernel: of the Gaussian process's mean; its uncertainty is that of ``rbf``.
-        jitter, ridge: s^2 of the Gaussian process and of the features.
+        kernel: of the GaussianProcess process's mean; its uncertainty is that of ``rbf``.
+        jitter, ridge: s^2 of the GaussianProcess process and of the features.
         fitted, surveyed: most points that either is fitted to, the nearest ones.
         candidates, active: points drawn around each step, and how many of them are asked.
         survey_candidates, survey_active: the same around the server's new point.
@@ -58,9 +58,7 @@ class FZooS(BlackBoxMethod):
     paper: ClassVar[str] = "Shu et al., arXiv 2308.04077"
     reveals: ClassVar[str] = "sums of points and of surrogates"
     keeps: ClassVar[str] = "all its queries"
-    headline: ClassVar[str] = (
-        "fewer queries and rounds than finite differences with FedAvg, FedProx or SCAFFOLD"
-    )
+    headline: ClassVar[str] = "fewer queries and rounds than finite differences with FedAvg, FedProx or SCAFFOLD"
 
     lr: float = 0.01
     steps: int = 10
@@ -140,12 +138,12 @@ class FZooS(BlackBoxMethod):
     def _gradient(self, diary: _Diary, x: Tensor) -> Tensor:
         points, values = nearest(diary.points, diary.values, x, self.fitted)
         scaled, spread = rescaled(values)
-        return spread * Gaussian(points, scaled, self._length(len(x)), self.jitter, self.kernel).gradient(x)
+        return spread * GaussianProcess(points, scaled, self._length(len(x)), self.jitter, self.kernel).gradient(x)
 
     def _unsure(self, diary: _Diary, x: Tensor, drawn: Tensor, count: int) -> Tensor:
         """Return those of the drawn points where the gradient is least sure."""
         points, values = nearest(diary.points, diary.values, x, self.fitted)
-        variance = Gaussian(points, rescaled(values)[0], self._length(len(x)), self.jitter).uncertainty(drawn)
+        variance = GaussianProcess(points, rescaled(values)[0], self._length(len(x)), self.jitter).uncertainty(drawn)
         return drawn[torch.argsort(variance, descending=True, stable=True)[:count]]
 
 

@@ -20,17 +20,17 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from paceline.aggregation.fixed import SUM_BOUND
+from paceline.aggregation.fixed_point import SUM_BOUND
 from paceline.aggregation.plain import mean_of
-from paceline.client import Client
-from paceline.errors import QuorumError
-from paceline.federation import Federation
-from paceline.method import on_client
+from paceline.blocks.clustering import Backend, cluster, cosine_distances, project, settle, temperature
+from paceline.core.client import Client
+from paceline.core.errors import QuorumError
+from paceline.core.federation import Federation
+from paceline.core.method import on_client
+from paceline.core.params import Params
+from paceline.core.tree import Tree, node
+from paceline.core.update import Update
 from paceline.methods.optimisation.fedavg import FedAvg
-from paceline.params import Params
-from paceline.parts.clustering import Backend, cluster, cosine_distances, project, settle, temperature
-from paceline.tree import Tree, node
-from paceline.update import Update
 
 
 @node
@@ -67,7 +67,9 @@ class OCFL(FedAvg):
 
     family: ClassVar[str] = "clustering"
     paper: ClassVar[str] = "arXiv 2509.01587"
-    headline: ClassVar[str] = "adjusted Rand index .96-.98 on MNIST and FMNIST (Sattler's CFL .17-.57), with the split in rounds 2 to 9"
+    headline: ClassVar[str] = (
+        "adjusted Rand index .96-.98 on MNIST and FMNIST (Sattler's CFL .17-.57), with the split in rounds 2 to 9"
+    )
     reveals: ClassVar[str] = "every update until the split"
     keeps: ClassVar[str] = "its update, while sketched"
     has_model: ClassVar[bool] = False

@@ -21,14 +21,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from paceline.client import Client
-from paceline.errors import ConfigError
-from paceline.federation import Federation
-from paceline.method import Method, on_client
+from paceline.blocks.ranks import PackedRanks, pack, positions, unpack
+from paceline.core.client import Client
+from paceline.core.errors import ConfigError
+from paceline.core.federation import Federation
+from paceline.core.method import Method, on_client
+from paceline.core.params import Layout, Params
+from paceline.core.tree import node
 from paceline.models.supermasks import MaskOn, Ranks, mask, network, placed, slope, without_offsets
-from paceline.params import Layout, Params
-from paceline.parts.ranks import PackedRanks, pack, positions, unpack
-from paceline.tree import node
 
 
 @node
@@ -58,9 +58,7 @@ class FRL(Method):
     paper: ClassVar[str] = "Mozaffari et al., USENIX Security 2023"
     reveals: ClassVar[str] = "sums of votes"
     sends_model: ClassVar[bool] = False
-    headline: ClassVar[str] = (
-        "a poisoner has one bounded vote, and an upload is a permutation in place of floats"
-    )
+    headline: ClassVar[str] = "a poisoner has one bounded vote, and an upload is a permutation in place of floats"
 
     lr: float = 0.4
     decay: float = 0.999
@@ -80,9 +78,7 @@ class FRL(Method):
         """Freeze everything that is no matrix or filter; raises `ConfigError` for running statistics."""
         module = task.build(0)
         if any(b.is_floating_point() for b in module.buffers()):
-            raise ConfigError(
-                f"{self.slug()} needs a model without running statistics (BatchNorm); use norm=group or none"
-            )
+            raise ConfigError(f"{self.slug()} needs a model without running statistics (BatchNorm); use norm=group or none")
         names = [n for n, p in module.named_parameters() if p.dim() > 1]
         return self, replace(task, model=functools.partial(without_offsets, task.model), trainable=names)
 
@@ -139,9 +135,7 @@ class FRL(Method):
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             direction=lambda gradient, at: frozen * gradient(frozen * mask(at, keep, on)) * slope(at, on),
-            schedule=lambda step, steps: (
-                0.5 * (1 + math.cos(math.pi * (step * self.epochs // steps) / self.epochs))
-            ),
+            schedule=lambda step, steps: 0.5 * (1 + math.cos(math.pi * (step * self.epochs // steps) / self.epochs)),
         )
         learnt = local.params.map(torch.abs) if on == "abs" else local.params
         return {n: torch.argsort(learnt[n].reshape(-1).cpu(), stable=True) for n in layout.by_name}

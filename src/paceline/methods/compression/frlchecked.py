@@ -13,11 +13,11 @@ from typing import ClassVar
 
 import torch
 
-from paceline.client import Client
-from paceline.federation import Federation
-from paceline.method import on_client
+from paceline.blocks.ranks import PackedRanks, is_permutation, pack, unpack
+from paceline.core.client import Client
+from paceline.core.federation import Federation
+from paceline.core.method import on_client
 from paceline.methods.compression.frl import FRL, FrlState, packed
-from paceline.parts.ranks import PackedRanks, is_permutation, pack, unpack
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,7 @@ class FRLChecked(FRL):
         fed.last.notes["refused"] = float(refused)
         if refused == len(replies):
             return state
-        return self._state(
-            state.params.layout, state.seed, {n: torch.argsort(t, stable=True) for n, t in total.items()}
-        )
+        return self._state(state.params.layout, state.seed, {n: torch.argsort(t, stable=True) for n, t in total.items()})
 
     @on_client(each=True)
     def vote_openly(self, client: Client, message: tuple[int, PackedRanks]) -> PackedRanks:

@@ -19,14 +19,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from paceline.client import Client
-from paceline.federation import Federation
-from paceline.method import Method, on_client
+from paceline.core.client import Client
+from paceline.core.federation import Federation
+from paceline.core.method import Method, on_client
+from paceline.core.params import Params
+from paceline.core.tree import node
+from paceline.core.update import Update
 from paceline.methods.optimisation.fedavg import FedAvg
 from paceline.models.inputs import layer_inputs, reading_layers
-from paceline.params import Params
-from paceline.tree import node
-from paceline.update import Update
 
 Bases = dict[str, Tensor]
 
@@ -64,9 +64,7 @@ def expand(basis: Tensor | None, sketch: Tensor, share: float, at_least_one: boo
         return basis
     old = sketch.new_zeros(len(sketch), 0) if basis is None else basis
     grown: Tensor = torch.linalg.qr(torch.cat([old.double(), u[:, :rank]], 1)[:, : len(sketch)]).Q
-    return (
-        grown.float().contiguous()
-    )  # as a checkpoint gives it back: products depend on strides in their last bits
+    return grown.float().contiguous()  # as a checkpoint gives it back: products depend on strides in their last bits
 
 
 @dataclass(frozen=True)
@@ -89,9 +87,7 @@ class FOT(FedAvg):
     family: ClassVar[str] = "continual"
     paper: ClassVar[str] = "Bakman et al., ICLR 2024"
     reveals: ClassVar[str] = "sums of updates; once a task, sums of random mixtures of inputs"
-    headline: ClassVar[str] = (
-        "forgetting falls from 8-33 points to 0.2-2 points, with no replay and one extra upload a task"
-    )
+    headline: ClassVar[str] = "forgetting falls from 8-33 points to 0.2-2 points, with no replay and one extra upload a task"
 
     lr: float | None = None
     eps: float = 0.95
@@ -146,18 +142,14 @@ class FOT(FedAvg):
         return Update(delta=delta, loss=local.loss, sketch=sketches, rho=rhos, weight=weights)
 
     @torch.no_grad()
-    def _sketch(
-        self, client: Client, params: Params, bases: Bases
-    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def _sketch(self, client: Client, params: Params, bases: Bases) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Return A / n and rho of each protected layer."""
         client.model.load(params)
         module = client.model.module.eval()
         layers = reading_layers(module)
         names = [n for n in layers if n in params and (self.protect_head or n != list(layers)[-1])]
         width = {n: params[n][0].numel() for n in names}
-        columns = {
-            n: min(width[n] * (self.sketch if params[n].dim() == 2 else 1), self.most_columns) for n in names
-        }
+        columns = {n: min(width[n] * (self.sketch if params[n].dim() == 2 else 1), self.most_columns) for n in names}
         sketches = {n: torch.zeros(width[n], columns[n], device=client.device) for n in names}
         streams = {n: client.stream("sketch", n) for n in names}
         left, all_ = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)

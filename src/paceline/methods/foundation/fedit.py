@@ -16,14 +16,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from paceline.client import Client
-from paceline.federation import Federation
-from paceline.method import State, on_client
+from paceline.core.client import Client
+from paceline.core.federation import Federation
+from paceline.core.method import State, on_client
+from paceline.core.params import Params
+from paceline.core.tree import Tree
+from paceline.core.update import Update
 from paceline.methods.foundation.fedpeft import FedPEFT
 from paceline.models.tuning import Prototype
-from paceline.params import Params
-from paceline.tree import Tree
-from paceline.update import Update
 
 
 def products(params: Params) -> dict[str, Tensor]:

@@ -13,9 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from paceline.client import Client
-from paceline.local import AdamW
-from paceline.method import Method
+from paceline.core.client import Client
+from paceline.core.method import Method
+from paceline.core.training import AdamW
 from paceline.methods.optimisation.fedavg import FedAvg
 from paceline.models.tuning import Prototype, Tuning
 from paceline.tasks.tuning import tune
@@ -62,4 +62,6 @@ class FedPEFT(FedAvg):
 
     def tuning(self) -> Tuning:
         """Return what trains."""
-        return Tuning(self.peft, self.width, self.tokens, self.deep, self.rank, self.alpha, self.dropout, self.targets, self.with_head)
+        return Tuning(
+            self.peft, self.width, self.tokens, self.deep, self.rank, self.alpha, self.dropout, self.targets, self.with_head
+        )

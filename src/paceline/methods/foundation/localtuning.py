@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from paceline.client import Client
-from paceline.federation import Federation
-from paceline.method import State, on_client
+from paceline.core.client import Client
+from paceline.core.federation import Federation
+from paceline.core.method import State, on_client
+from paceline.core.params import Params
+from paceline.core.tree import Tree
+from paceline.core.update import Update
 from paceline.methods.foundation.fedit import FedIT
-from paceline.params import Params
-from paceline.tree import Tree
-from paceline.update import Update
 
 
 @dataclass(frozen=True)

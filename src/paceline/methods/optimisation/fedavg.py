@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from paceline.client import Client, Correct
-from paceline.federation import Federation
-from paceline.method import Method, State, on_client
-from paceline.params import Params
-from paceline.update import Update
+from paceline.core.client import Client, Correct
+from paceline.core.federation import Federation
+from paceline.core.method import Method, State, on_client
+from paceline.core.params import Params
+from paceline.core.update import Update
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from paceline.client import Client
-from paceline.federation import Federation
-from paceline.method import on_client
+from paceline.core.client import Client
+from paceline.core.federation import Federation
+from paceline.core.method import on_client
+from paceline.core.params import Params
+from paceline.core.tree import node
+from paceline.core.update import Update
 from paceline.methods.optimisation.fedavg import FedAvg
-from paceline.params import Params
-from paceline.tree import node
-from paceline.update import Update
 
 
 @node
@@ -56,9 +56,7 @@ class FedDyn(FedAvg):
     def train(self, client: Client, message: Params) -> Update:
         """Train on the regularised loss; return the change and keep the dual."""
         dual = client.memory.get("dual", message.zeros())
-        local = client.sgd(
-            message, **self.local(client), correct=lambda grad, at: grad - dual + self.alpha * (at - message)
-        )
+        local = client.sgd(message, **self.local(client), correct=lambda grad, at: grad - dual + self.alpha * (at - message))
         delta = local.params - message
         client.memory["dual"] = dual - self.alpha * delta
         return Update(delta=delta, loss=local.loss, weight=1)

@@ -16,10 +16,10 @@ from typing import ClassVar, Literal
 
 import torch
 
-from paceline.federation import Federation
+from paceline.core.federation import Federation
+from paceline.core.params import Params
+from paceline.core.tree import node
 from paceline.methods.optimisation.fedavg import FedAvg
-from paceline.params import Params
-from paceline.tree import node
 
 
 @node

@@ -19,15 +19,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
-from paceline.client import Client
-from paceline.federation import Federation
-from paceline.local import Direction, Gradient
-from paceline.method import Method, on_client
-from paceline.params import Params
-from paceline.parts.kept import Kept
-from paceline.parts.running import averaged, statistics, weights
-from paceline.tree import node
-from paceline.update import Update
+from paceline.blocks.kept import Kept
+from paceline.blocks.running import averaged, statistics, weights
+from paceline.core.client import Client
+from paceline.core.federation import Federation
+from paceline.core.method import Method, on_client
+from paceline.core.params import Params
+from paceline.core.training import Direction, Gradient
+from paceline.core.tree import node
+from paceline.core.update import Update
 
 
 @node

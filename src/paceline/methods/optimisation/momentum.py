@@ -20,14 +20,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
-from paceline.client import Client, Trained
-from paceline.federation import Federation
-from paceline.method import Method, on_client
-from paceline.params import Params
-from paceline.parts.kept import Kept
-from paceline.parts.running import averaged, statistics, weights
-from paceline.tree import node
-from paceline.update import Update
+from paceline.blocks.kept import Kept
+from paceline.blocks.running import averaged, statistics, weights
+from paceline.core.client import Client, Trained
+from paceline.core.federation import Federation
+from paceline.core.method import Method, on_client
+from paceline.core.params import Params
+from paceline.core.tree import node
+from paceline.core.update import Update
 
 
 @node
@@ -57,7 +57,9 @@ class FedAvgM(Method):
 
     family: ClassVar[str] = "optimisation"
     paper: ClassVar[str] = "Cheng et al., ICLR 2024"
-    headline: ClassVar[str] = "FedAvg converges with a constant local rate and no bound on how unlike clients are, at FedAvg's upload"
+    headline: ClassVar[str] = (
+        "FedAvg converges with a constant local rate and no bound on how unlike clients are, at FedAvg's upload"
+    )
     reveals: ClassVar[str] = "sums of directions"
 
     beta: float = 0.1

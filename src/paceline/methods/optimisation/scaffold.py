@@ -11,13 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from paceline.client import Client
-from paceline.federation import Federation
-from paceline.method import on_client
+from paceline.core.client import Client
+from paceline.core.federation import Federation
+from paceline.core.method import on_client
+from paceline.core.params import Params
+from paceline.core.tree import node
+from paceline.core.update import Update
 from paceline.methods.optimisation.fedavg import FedAvg
-from paceline.params import Params
-from paceline.tree import node
-from paceline.update import Update
 
 
 @node
@@ -33,7 +33,7 @@ class Scaffold(FedAvg):
     """Control variates against client drift (option II of the paper); clients weigh alike."""
 
     paper: ClassVar[str] = "Karimireddy et al., ICML 2020"
-    headline: ClassVar[str] = "needs far fewer rounds than FedAvg, and its rate suffers neither from unlike clients nor from sampling them"
+    headline: ClassVar[str] = "needs far fewer rounds than FedAvg; neither unlike clients nor sampling slow its rate"
     keeps: ClassVar[str] = "control variate (model size)"
 
     def init(self, fed: Federation) -> ScaffoldState:

@@ -13,14 +13,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from paceline.client import Client
-from paceline.federation import Federation
-from paceline.method import on_client
+from paceline.blocks.running import averaged, statistics, weights
+from paceline.core.client import Client
+from paceline.core.federation import Federation
+from paceline.core.method import on_client
+from paceline.core.params import Params
+from paceline.core.tree import node
+from paceline.core.update import Update
 from paceline.methods.participation.rates import Asked, Rated
-from paceline.params import Params
-from paceline.parts.running import averaged, statistics, weights
-from paceline.tree import node
-from paceline.update import Update
 
 
 @node

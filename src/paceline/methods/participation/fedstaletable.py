@@ -13,17 +13,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from paceline.client import Client
-from paceline.federation import Federation
-from paceline.method import on_client
+from paceline.blocks.running import averaged, statistics, weights
+from paceline.core.client import Client
+from paceline.core.federation import Federation
+from paceline.core.method import on_client
+from paceline.core.params import Params
+from paceline.core.tree import node
+from paceline.core.update import Update
 from paceline.methods.participation.fedstale import FedStale
 from paceline.methods.participation.rates import Asked, Intervals
-from paceline.params import Params
-from paceline.parts.running import averaged, statistics, weights
-from paceline.tree import node
-from paceline.update import Update
 
-__all__ = ["FedStaleTable", "TableState", "stale_step"]
+__all__ = ["FedStaleTable", "StaleTableState", "stale_step"]
 
 
 def stale_step(fresh: Mapping[int, Any], table: Mapping[int, Any], inverse: Mapping[int, float], beta: float, zero: Any) -> Any:
@@ -49,7 +49,7 @@ def stale_step(fresh: Mapping[int, Any], table: Mapping[int, Any], inverse: Mapp
 
 
 @node
-class TableState:
+class StaleTableState:
     """The model, each client's (N alpha, h) and intervals, and the mean number of samples where it counts."""
 
     params: Params
@@ -66,16 +66,16 @@ class FedStaleTable(FedStale):
     keeps: ClassVar[str] = "nothing"
     sum_only: ClassVar[str] = "fedstale"
 
-    def init(self, fed: Federation) -> TableState:
+    def init(self, fed: Federation) -> StaleTableState:
         """Start with an empty memory."""
-        return TableState(params=fed.init_params())
+        return StaleTableState(params=fed.init_params())
 
-    def remembered(self, state: TableState) -> Params:
+    def remembered(self, state: StaleTableState) -> Params:
         """Return N sum of alpha h."""
         total: Params = stale_step({}, state.table, {}, 1.0, state.params.zeros())
         return total
 
-    def learn(self, fed: Federation, state: TableState, cohort: list[int]) -> TableState:  # type: ignore[override]
+    def learn(self, fed: Federation, state: StaleTableState, cohort: list[int]) -> StaleTableState:  # type: ignore[override]
         """Ask the cohort and step."""
         asked = Asked(params=state.params, landed={}, samples=state.samples)
         replies = fed.each(self.train, asked, over=cohort)
@@ -85,7 +85,7 @@ class FedStaleTable(FedStale):
         step = stale_step(fresh, state.table, inverse, self.beta, state.params.zeros())
         news = [reply.fields["statistics"] for reply in replies.values() if "statistics" in reply.fields]
         mean = Update(**({"statistics": sum(news) / len(news)} if news else {}))
-        return TableState(
+        return StaleTableState(
             params=averaged(state.params + (self.server_lr / fed.num_clients) * step, mean),
             table=state.table | fresh,
             intervals=state.intervals | {c: intervals.after(fed.round) for c, intervals in seen.items()},

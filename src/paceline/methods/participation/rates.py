@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from paceline.client import Client, Trained
-from paceline.federation import Federation
-from paceline.method import Method, on_client
-from paceline.params import Params
-from paceline.parts.kept import Kept
-from paceline.tree import node
-from paceline.update import Update
+from paceline.blocks.kept import Kept
+from paceline.core.client import Client, Trained
+from paceline.core.federation import Federation
+from paceline.core.method import Method, on_client
+from paceline.core.params import Params
+from paceline.core.tree import node
+from paceline.core.update import Update
 
 __all__ = ["Asked", "Intervals", "Rated", "Unequal"]
 

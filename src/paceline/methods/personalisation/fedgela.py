@@ -20,17 +20,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paceline.client import Client, ClientData
-from paceline.errors import ConfigError
-from paceline.federation import Federation
-from paceline.method import Method, State, on_client
+from paceline.blocks.architectures import architectures
+from paceline.blocks.prototypes import FAR
+from paceline.core.client import Client, ClientData
+from paceline.core.errors import ConfigError
+from paceline.core.federation import Federation
+from paceline.core.method import Method, State, on_client
+from paceline.core.params import Params
+from paceline.core.random import torch_rng
+from paceline.core.update import Update
 from paceline.methods.personalisation.ownmodels import clipped
 from paceline.models.split import features, head, head_name, join, take
-from paceline.params import Params
-from paceline.parts.architectures import architectures
-from paceline.parts.prototypes import FAR
-from paceline.rng import torch_rng
-from paceline.update import Update
 
 
 def simplex(basis: Tensor) -> Tensor:

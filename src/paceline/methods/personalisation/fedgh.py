@@ -18,16 +18,16 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from paceline.client import Client, ClientData
-from paceline.federation import Federation
-from paceline.method import State, on_client
+from paceline.blocks.architectures import architectures
+from paceline.blocks.prototypes import ClassSums
+from paceline.core.client import Client, ClientData
+from paceline.core.federation import Federation
+from paceline.core.method import State, on_client
+from paceline.core.params import Layout, Params, Resident
+from paceline.core.random import torch_rng
+from paceline.core.tree import Tree
 from paceline.methods.personalisation.ownmodels import OwnModels, clipped
 from paceline.models.split import head, head_name, join
-from paceline.params import Layout, Params, Resident
-from paceline.parts.architectures import architectures
-from paceline.parts.prototypes import ClassSums
-from paceline.rng import torch_rng
-from paceline.tree import Tree
 
 
 def head_gradient(theta: Params, means: Tensor, classes: Tensor) -> Params:

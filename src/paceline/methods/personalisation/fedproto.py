@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paceline.client import Client, ClientData
-from paceline.federation import Federation
-from paceline.method import on_client
+from paceline.blocks.prototypes import ClassSums, nearest
+from paceline.core.client import Client, ClientData
+from paceline.core.federation import Federation
+from paceline.core.method import on_client
+from paceline.core.params import Params
+from paceline.core.tree import Tree, node
 from paceline.methods.personalisation.ownmodels import OwnModels, named
 from paceline.models.split import features, head
-from paceline.params import Params
-from paceline.parts.prototypes import ClassSums, nearest
-from paceline.tree import Tree, node
 
 
 @node
@@ -59,9 +59,7 @@ class FedProto(OwnModels):
         """Replace the prototypes of all classes that the cohort has."""
         total = fed.sum(self.train, state, over=fed.sample())
         seen = total.present
-        return ProtoState(
-            prototypes=torch.where(seen.unsqueeze(1), total.means(), state.prototypes), known=seen | state.known
-        )
+        return ProtoState(prototypes=torch.where(seen.unsqueeze(1), total.means(), state.prototypes), known=seen | state.known)
 
     @on_client(bounds={"value": 256.0})
     def train(self, client: Client, message: ProtoState) -> ClassSums:

@@ -25,20 +25,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paceline.client import Client, ClientData
-from paceline.federation import Federation
-from paceline.local import Objective
-from paceline.method import on_client
+from paceline.blocks.prototypes import ClassSums, distances, nearest
+from paceline.core.client import Client, ClientData
+from paceline.core.federation import Federation
+from paceline.core.method import on_client
+from paceline.core.params import Params
+from paceline.core.random import derive
+from paceline.core.training import Objective
+from paceline.core.tree import Tree, node
 from paceline.methods.personalisation.ownmodels import OwnModels, named
 from paceline.models.split import features, head
-from paceline.params import Params
-from paceline.parts.prototypes import ClassSums, distances, nearest
-from paceline.rng import derive
-from paceline.tree import Tree, node
 
 
 @node
-class AnchorState:
+class ClassAnchorState:
     """Anchors now and at the start, the cohort's last prototypes (all [C, d]), and which classes have one ([C])."""
 
     anchors: Tensor
@@ -102,23 +102,23 @@ class FedSA(OwnModels):
     least: int = 1
     predict: Literal["prototype", "anchor", "head"] = "prototype"
 
-    def init(self, fed: Federation) -> AnchorState:
+    def init(self, fed: Federation) -> ClassAnchorState:
         """Draw the anchors."""
         classes, width = self.shape(fed)
         anchors = projected(classes, width, fed.seed)
         if self.begin == "normal":
             drawn = torch.Generator().manual_seed(derive(fed.seed, "anchors"))
             anchors = F.normalize(torch.randn(classes, width, generator=drawn))
-        return AnchorState(anchors, anchors, torch.zeros_like(anchors), torch.zeros(classes, dtype=torch.bool))
+        return ClassAnchorState(anchors, anchors, torch.zeros_like(anchors), torch.zeros(classes, dtype=torch.bool))
 
-    def round(self, fed: Federation, state: AnchorState) -> AnchorState:
+    def round(self, fed: Federation, state: ClassAnchorState) -> ClassAnchorState:
         """Let a cohort train towards the anchors, and move these towards its prototypes."""
         total = fed.sum(self.train, (state.anchors, 10 * gap(state.first)), over=fed.sample())
         seen, means = total.present.unsqueeze(1), total.means()
         anchors = torch.where(seen, self.beta * state.anchors + (1 - self.beta) * means, state.anchors)
         fed.last.notes["anchor_shift"] = float(torch.linalg.vector_norm(anchors - state.first))
         prototypes = torch.where(seen, means, state.prototypes)
-        return AnchorState(anchors, state.first, prototypes, total.present)
+        return ClassAnchorState(anchors, state.first, prototypes, total.present)
 
     @on_client(bounds={"value": 256.0})
     def train(self, client: Client, message: tuple[Tensor, float]) -> ClassSums:
@@ -152,15 +152,15 @@ class FedSA(OwnModels):
 
         return objective
 
-    def model(self, state: AnchorState) -> Params:
+    def model(self, state: ClassAnchorState) -> Params:
         """Return what is shared."""
         return named(anchors=state.anchors, prototypes=state.prototypes)
 
-    def personal(self, state: AnchorState, clients: Sequence[int]) -> list[tuple[Tree, Sequence[int]]]:
+    def personal(self, state: ClassAnchorState, clients: Sequence[int]) -> list[tuple[Tree, Sequence[int]]]:
         """All clients get anchors and prototypes."""
         return [(state, clients)]
 
-    def assess(self, client: Client, message: AnchorState, data: ClientData) -> dict[str, Any]:
+    def assess(self, client: Client, message: ClassAnchorState, data: ClientData) -> dict[str, Any]:
         """Judge the own network, by what `predict` says."""
         model, params = self.own(client)
         if self.predict == "head":

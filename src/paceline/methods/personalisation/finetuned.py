@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from paceline.client import Client
+from paceline.core.client import Client
+from paceline.core.params import Params
 from paceline.methods.optimisation.fedavg import FedAvg
-from paceline.params import Params
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from paceline.client import Client
-from paceline.federation import Federation
-from paceline.method import State, on_client
+from paceline.core.client import Client
+from paceline.core.federation import Federation
+from paceline.core.method import State, on_client
+from paceline.core.tree import Tree
+from paceline.core.update import Update
 from paceline.methods.personalisation.ownmodels import OwnModels
-from paceline.tree import Tree
-from paceline.update import Update
 
 
 @dataclass(frozen=True)

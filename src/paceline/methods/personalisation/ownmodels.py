@@ -11,15 +11,15 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from paceline.client import Client, ClientData, Correct
-from paceline.errors import ConfigError
-from paceline.federation import Federation
-from paceline.method import Method
+from paceline.blocks.architectures import architectures
+from paceline.blocks.prototypes import ClassSums, class_sums
+from paceline.core.client import Client, ClientData, Correct
+from paceline.core.errors import ConfigError
+from paceline.core.federation import Federation
+from paceline.core.method import Method
+from paceline.core.params import Layout, Params, Resident
+from paceline.core.tree import Tree
 from paceline.models.split import head
-from paceline.params import Layout, Params, Resident
-from paceline.parts.architectures import architectures
-from paceline.parts.prototypes import ClassSums, class_sums
-from paceline.tree import Tree
 
 __all__ = ["OwnModels", "clipped", "named"]
 

@@ -21,11 +21,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from paceline.federation import Federation
+from paceline.core.federation import Federation
+from paceline.core.params import Params
+from paceline.core.random import torch_rng
+from paceline.core.tree import node
 from paceline.methods.robust.robust import Robust, median
-from paceline.params import Params
-from paceline.rng import torch_rng
-from paceline.tree import node
 
 
 @node

@@ -23,12 +23,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from paceline.client import Client
-from paceline.errors import NonFiniteError
-from paceline.federation import Federation
-from paceline.method import State, on_client
+from paceline.core.client import Client
+from paceline.core.errors import NonFiniteError
+from paceline.core.federation import Federation
+from paceline.core.method import State, on_client
+from paceline.core.params import Layout, Params
 from paceline.methods.optimisation.fedavg import FedAvg
-from paceline.params import Layout, Params
 
 
 def median(g: Tensor) -> Tensor:

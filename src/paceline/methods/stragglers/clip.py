@@ -22,9 +22,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from paceline.client import Client
+from paceline.core.client import Client
+from paceline.core.params import Params
 from paceline.methods.stragglers.selfpruning import SelfPruning
-from paceline.params import Params
 from paceline.submodels.scores import Scores, combine, unknown
 from paceline.submodels.select import Rank, Threshold, explore, select
 from paceline.submodels.service import submodels
@@ -44,7 +44,9 @@ class Clip(SelfPruning):
     """
 
     paper: ClassVar[str] = "arXiv 2510.16694 (2025)"
-    headline: ClassVar[str] = "secure training 13 to 34 % faster, at accuracies from 1.3 % above to 2.6 % below waiting for everyone"
+    headline: ClassVar[str] = (
+        "secure training 13 to 34 % faster, at accuracies from 1.3 % above to 2.6 % below waiting for everyone"
+    )
     keeps: ClassVar[str] = "times; stragglers also neuron scores and the last global model"
 
     score: Literal["mixed", "local", "public"] = "mixed"

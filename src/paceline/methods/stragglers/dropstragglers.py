@@ -12,10 +12,10 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from paceline.federation import Federation
+from paceline.core.federation import Federation
+from paceline.core.params import Params
+from paceline.core.tree import node
 from paceline.methods.optimisation.fedavg import FedAvg
-from paceline.params import Params
-from paceline.tree import node
 
 
 @node
@@ -39,7 +39,9 @@ class DropStragglers(FedAvg):
 
     family: ClassVar[str] = "stragglers"
     paper: ClassVar[str] = "baseline of CLIP, arXiv 2510.16694"
-    headline: ClassVar[str] = "a baseline: as fast as the clients that are not slow, and biased, as the data of the slow ones are lost"
+    headline: ClassVar[str] = (
+        "a baseline: as fast as the clients that are not slow, and biased, as the data of the slow ones are lost"
+    )
     reveals: ClassVar[str] = "sums of updates, arrival times"
 
     straggler_share: float = 0.2

@@ -14,13 +14,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from paceline.client import Client
-from paceline.method import on_client
+from paceline.core.client import Client
+from paceline.core.method import on_client
+from paceline.core.params import Params
+from paceline.core.update import Update
 from paceline.methods.stragglers.selfpruning import SelfPruning
-from paceline.params import Params
 from paceline.submodels.cut import TIERS
 from paceline.submodels.service import submodels, train_submodel
-from paceline.update import Update
 
 
 @dataclass(frozen=True)

@@ -15,18 +15,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from paceline.client import Client
-from paceline.federation import Federation
-from paceline.method import on_client
+from paceline.core.client import Client
+from paceline.core.federation import Federation
+from paceline.core.method import on_client
+from paceline.core.params import Params
+from paceline.core.random import torch_rng
+from paceline.core.tree import node
 from paceline.methods.optimisation.fedavg import FedAvg
-from paceline.params import Params
-from paceline.rng import torch_rng
 from paceline.submodels.merge import masked_mean
 from paceline.submodels.policy import cutoff, fluid_fraction
 from paceline.submodels.scores import steady_mask
 from paceline.submodels.select import Threshold, select
 from paceline.submodels.service import Submodels, submodels
-from paceline.tree import node
 
 
 @node

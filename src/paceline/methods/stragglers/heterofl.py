@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from paceline.client import Client
+from paceline.core.client import Client
 from paceline.methods.stragglers.fjord import Fjord
 
 

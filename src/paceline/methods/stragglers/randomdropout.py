@@ -11,9 +11,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from paceline.client import Client
+from paceline.core.client import Client
+from paceline.core.params import Params
 from paceline.methods.stragglers.selfpruning import SelfPruning
-from paceline.params import Params
 from paceline.submodels.scores import unknown
 from paceline.submodels.select import RandomDrop
 from paceline.submodels.service import submodels

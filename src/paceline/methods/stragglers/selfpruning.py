@@ -14,15 +14,15 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from paceline.client import Client
-from paceline.method import on_client
+from paceline.core.client import Client
+from paceline.core.method import on_client
+from paceline.core.params import Params
+from paceline.core.update import Update
 from paceline.methods.optimisation.fedavg import FedAvg
-from paceline.params import Params
 from paceline.submodels.controller import Controller
 from paceline.submodels.cut import TIERS
 from paceline.submodels.policy import CostModel, compute_fraction, find_stragglers, network_fraction
 from paceline.submodels.service import submodels, train_submodel
-from paceline.update import Update
 
 _SELF = -1
 """The key of a client's own times among those of the others."""
@@ -73,7 +73,9 @@ class SelfPruning(FedAvg):
         """Train the full model, or the part of it that fits into the round."""
         p = self.fraction(client)
         if p == 0.0:
-            return Update(delta=message.zeros(), kept=p, weight=0 if self.merge == "zero" else {"delta": message.zeros(), "kept": 0})
+            return Update(
+                delta=message.zeros(), kept=p, weight=0 if self.merge == "zero" else {"delta": message.zeros(), "kept": 0}
+            )
         client.memory["fraction"], client.memory["trained"] = p, client.round
         if p == 1.0:
             delta = client.sgd(message, **self.local(client)).params - message

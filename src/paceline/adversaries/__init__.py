@@ -1,0 +1,1 @@
+"""Byzantine clients for tests and simulations."""

@@ -1,0 +1,248 @@
+"""Byzantine clients for tests and simulations: who they are, and what they do to their replies or their data.
+
+    signflip:0.2           send minus the honest update (``scale=10``: ten times as long)
+    gaussian:0.2           noise in place of the update, ``scale`` times as long
+    random:0.2             ``scale`` times numbers from U(0, 1)
+    drop:0.2               a `part` of the coordinates is 0
+    alie:0.2               mean - z * deviation over the colluders' updates ("A little is enough", Baruch et al. 2019)
+    ipm:0.2                -scale * mean over the colluders' updates ("Fall of empires", Xie et al. 2019)
+    minmax:0.2             as far along -deviation as the colluders' own spread hides (Shejwalkar & Houmansadr 2021)
+    ranks:0.2              votes: the colluders' positions added up, and the least important edge ranked first
+    labelflip:0.2          honest training on labels C - 1 - y
+
+The number is the share of the population; further options follow as ``alie:0.2,z=1.5``. Colluders see each
+other's honest updates of a call, never those of honest clients. Scalars and weights stay honest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from paceline.core.errors import ConfigError, UnknownNameError
+from paceline.core.random import numpy_rng
+
+__all__ = ["ADVERSARIES", "Adversary", "load_adversary", "members"]
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """What Byzantine clients do.
+
+    Args:
+        share: of the population that is Byzantine.
+    """
+
+    name: ClassVar[str]
+    share: float
+
+    def craft(self, honest: Tensor, cohort: int, rng: Callable[[int], torch.Generator]) -> Tensor:
+        """Return what the Byzantine clients of a call send.
+
+        Args:
+            honest: what they would have sent, shape [f, d].
+            cohort: number of clients asked.
+            rng: stream of the i-th of them.
+        """
+        return honest
+
+    def craft_votes(self, honest: Tensor) -> Tensor:
+        """Return what they send in place of integer tensors of shape [n], given as [f, n]; these stay honest by default."""
+        return honest
+
+    def labels(self, y: Tensor, num_classes: int) -> Tensor:
+        """Return the labels that a Byzantine client trains on."""
+        return y
+
+    @property
+    def poisons_data(self) -> bool:
+        """Whether labels are changed, and replies left alone."""
+        return type(self).labels is not Adversary.labels
+
+
+@dataclass(frozen=True)
+class SignFlip(Adversary):
+    """Send -scale * update."""
+
+    name: ClassVar[str] = "signflip"
+    scale: float = 1.0
+
+    def craft(self, honest: Tensor, cohort: int, rng: Callable[[int], torch.Generator]) -> Tensor:
+        """Turn every update round."""
+        return -self.scale * honest
+
+
+@dataclass(frozen=True)
+class Gaussian(Adversary):
+    """Send noise of `scale` times the update's length."""
+
+    name: ClassVar[str] = "gaussian"
+    scale: float = 10.0
+
+    def craft(self, honest: Tensor, cohort: int, rng: Callable[[int], torch.Generator]) -> Tensor:
+        """Draw normal directions."""
+        noise = torch.stack([torch.randn(honest.shape[1], generator=rng(i)) for i in range(len(honest))])
+        noise = noise.to(honest.device)
+        length = torch.linalg.vector_norm(honest, dim=1) / torch.linalg.vector_norm(noise, dim=1).clamp(min=1e-12)
+        sent: Tensor = self.scale * noise * length.unsqueeze(1)
+        return sent
+
+
+@dataclass(frozen=True)
+class Random(Adversary):
+    """Send `scale` times numbers drawn from U(0, 1)."""
+
+    name: ClassVar[str] = "random"
+    scale: float = 1.0
+
+    def craft(self, honest: Tensor, cohort: int, rng: Callable[[int], torch.Generator]) -> Tensor:
+        """Draw uniform numbers."""
+        drawn = [torch.rand(honest.shape[1], generator=rng(i)) for i in range(len(honest))]
+        return self.scale * torch.stack(drawn).to(honest.device)
+
+
+@dataclass(frozen=True)
+class Drop(Adversary):
+    """Zero the share `part` of the coordinates."""
+
+    name: ClassVar[str] = "drop"
+    part: float = 0.1
+
+    def craft(self, honest: Tensor, cohort: int, rng: Callable[[int], torch.Generator]) -> Tensor:
+        """Zero random coordinates."""
+        keep = torch.stack([torch.rand(honest.shape[1], generator=rng(i)) >= self.part for i in range(len(honest))])
+        return honest * keep.to(honest.device)
+
+
+@dataclass(frozen=True)
+class Alie(Adversary):
+    """Send mean - z * deviation of the colluders' updates.
+
+    Args:
+        z: how far; NaN takes the paper's: the quantile at (n - f - s) / (n - f) with s = n // 2 + 1 - f.
+    """
+
+    name: ClassVar[str] = "alie"
+    z: float = math.nan
+
+    def craft(self, honest: Tensor, cohort: int, rng: Callable[[int], torch.Generator]) -> Tensor:
+        """Hide in the spread."""
+        z, f = self.z, len(honest)
+        if math.isnan(z):
+            z = little(cohort, f)
+        return (honest.mean(0) - z * honest.std(0, correction=0)).expand_as(honest)
+
+
+def little(cohort: int, colluders: int) -> float:
+    """Return ALIE's z for `colluders` of a cohort; 0.21 for 3 of 15."""
+    others = cohort - colluders
+    quantile = (others - (cohort // 2 + 1 - colluders)) / max(others, 1)
+    return NormalDist().inv_cdf(min(max(quantile, 1e-6), 1 - 1e-6))
+
+
+@dataclass(frozen=True)
+class InnerProduct(Adversary):
+    """Send -scale * mean of the colluders' updates."""
+
+    name: ClassVar[str] = "ipm"
+    scale: float = 0.1
+
+    def craft(self, honest: Tensor, cohort: int, rng: Callable[[int], torch.Generator]) -> Tensor:
+        """Turn the mean round."""
+        return (-self.scale * honest.mean(0)).expand_as(honest)
+
+
+@dataclass(frozen=True)
+class MinMax(Adversary):
+    """Send mean - gamma * deviation with the largest gamma whose distance to any honest update of the colluders
+    is at most the largest distance between two of them (0 where there is only one)."""
+
+    name: ClassVar[str] = "minmax"
+
+    def craft(self, honest: Tensor, cohort: int, rng: Callable[[int], torch.Generator]) -> Tensor:
+        """Solve |mean + gamma p - g_i| = D for gamma, and take the smallest over i."""
+        g = honest.double()
+        mean, p = g.mean(0), -g.std(0, correction=0)
+        far = torch.cdist(g, g).max()
+        a, offset = p.dot(p), mean - g
+        if not float(a):
+            return mean.float().expand_as(honest)
+        b, c = offset @ p, offset.square().sum(1) - far**2
+        gamma = ((-b + (b * b - a * c).clamp(min=0).sqrt()) / a).min()
+        return (mean + gamma * p).to(honest.dtype).expand_as(honest)
+
+
+@dataclass(frozen=True)
+class Ranks(Adversary):
+    """Send the reverse of the ranking that the colluders' positions add up to; it is a permutation like any other."""
+
+    name: ClassVar[str] = "ranks"
+
+    def craft_votes(self, honest: Tensor) -> Tensor:
+        """Turn the colluders' common ranking round."""
+        order = torch.argsort(honest.sum(0), descending=True, stable=True)
+        places = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        return places.to(honest.dtype).expand_as(honest)
+
+
+@dataclass(frozen=True)
+class LabelFlip(Adversary):
+    """Train on C - 1 - y."""
+
+    name: ClassVar[str] = "labelflip"
+
+    def labels(self, y: Tensor, num_classes: int) -> Tensor:
+        """Return the opposite classes."""
+        return num_classes - 1 - y
+
+
+ADVERSARIES: dict[str, type[Adversary]] = {
+    cls.name: cls for cls in (SignFlip, Gaussian, Random, Drop, Alie, InnerProduct, MinMax, Ranks, LabelFlip)
+}
+"""The adversaries by name."""
+
+
+def load_adversary(spec: str) -> Adversary:
+    """Return the adversary that a text such as ``"signflip:0.2,scale=10"`` describes.
+
+    Raises `UnknownNameError` for an unknown name or option and `ConfigError` for a value that does not fit.
+    """
+    name, _, rest = spec.strip().partition(":")
+    if name not in ADVERSARIES:
+        raise UnknownNameError("adversary", name, ADVERSARIES)
+    share, *parts = (p.strip() for p in rest.split(","))
+    known = {f.name for f in dataclasses.fields(ADVERSARIES[name])} - {"share"}
+    options: dict[str, Any] = {"share": _number(spec, "share", share)}
+    if not 0 < options["share"] < 1:
+        raise ConfigError(f"adversary {spec!r}: the share must be above 0 and below 1, as in {name}:0.2")
+    for part in parts:
+        key, equals, value = (p.strip() for p in part.partition("="))
+        if key not in known:
+            raise UnknownNameError(f"option of adversary {name!r}:", key, known)
+        if not equals or key in options:
+            raise ConfigError(f"adversary {spec!r}: write each option once, as {key}=VALUE")
+        options[key] = _number(spec, key, value)
+    return ADVERSARIES[name](**options)
+
+
+def _number(spec: str, key: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ConfigError(f"adversary {spec!r}: {key}={text!r} is no number")
+    return value
+
+
+def members(share: float, clients: int, seed: int) -> Collection[int]:
+    """Return which clients are Byzantine: the share of the population, at least one, drawn by the seed."""
+    count = max(round(share * clients), 1)
+    return frozenset(numpy_rng(seed, "adversary").permutation(clients)[:count].tolist())

@@ -1,0 +1,259 @@
+"""Secure aggregation as a server program over an engine's calls, so it works on every engine.
+
+The server asks five questions (advertise, share, masked input, consistency, unmask); the third one runs the method's
+own function on the client and masks what it returns. It learns the sum over the survivors. No single answer can do
+more harm than to be left out: what is malformed is dropped, who is shown to have spoilt a sum sits out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
+
+from paceline.aggregation.secure.arithmetic import SecureArithmetic, enough, misfits
+from paceline.aggregation.secure.client_functions import SecAggClient
+from paceline.aggregation.secure.codec import Codec
+from paceline.aggregation.secure.config import SecureConfig
+from paceline.aggregation.secure.messages import MALFORMED, as_bytes, fits
+from paceline.aggregation.secure.server import SecureServer
+from paceline.aggregation.secure.server_openings import OpenedSums
+from paceline.aggregation.secure.session import least_half
+from paceline.aggregation.secure.simulate import new_session
+from paceline.aggregation.secure.simulated_directory import SimulatedDirectory
+from paceline.aggregation.secure.task_hash import Agreement, Work
+from paceline.core.engine import Each, Receipt
+from paceline.core.errors import (
+    AggregationError,
+    ConfigError,
+    MisbehaviourError,
+    PacelineError,
+    QuorumError,
+    SumOverflowError,
+    UnknownNameError,
+)
+from paceline.core.federation import Federation, Summed, SumRequest
+from paceline.core.params import Params
+from paceline.core.tree import Tree
+from paceline.core.update import Update
+
+__all__ = ["SecureAggregation", "SecureArithmetic", "secure_config"]
+
+
+def secure_config(options: Mapping[str, Any]) -> SecureConfig:
+    """Return the options of secure aggregation; raises `UnknownNameError` and `ConfigError`."""
+    from pydantic import TypeAdapter, ValidationError
+
+    known = {f.name for f in dataclasses.fields(SecureConfig)}
+    for name in options:
+        if name not in known:
+            raise UnknownNameError("option of secure aggregation:", name, known)
+    try:
+        return TypeAdapter(SecureConfig).validate_python(dict(options))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise ConfigError(f"secure aggregation: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+
+
+@dataclass(frozen=True)
+class SecureAggregation:
+    """Sums that the server can open only for the whole cohort of survivors.
+
+    Args:
+        config: see `SecureConfig`.
+        directory: who has which identity key; a simulation makes keys of its own.
+        agreed: the run and its method, which all sessions are bound to.
+        opened: what was opened in the round under way.
+    """
+
+    config: SecureConfig = field(default_factory=SecureConfig)
+    directory: Any = field(default_factory=SimulatedDirectory, repr=False)
+    agreed: Agreement = field(default_factory=Agreement, repr=False)
+    opened: OpenedSums = field(default_factory=OpenedSums, repr=False, compare=False)
+    name: str = "secure"
+    sees_each: bool = False
+
+    @cached_property
+    def programs(self) -> dict[str, Any]:
+        """The protocol's client functions."""
+        return {"secagg": SecAggClient(self.directory, self.agreed)}
+
+    def sum(self, fed: Federation, request: SumRequest) -> Summed:
+        """Run the protocol; a client that vanishes at any step drops out of the sum.
+
+        Work that was opened before in this round is asked again only of the same clients, or of halves of them: then the
+        sum is formed in parts. Raises `QuorumError` where too few are left, `MisbehaviourError` where the sum was spoilt.
+        """
+        listed = self.directory.listed(request.cohort)  # who was revoked a moment ago is not asked
+        cohort = [c for c in listed if not fed.excluded.sits_out(c, fed.round)]
+        enough(fed, dataclasses.replace(request, cohort=tuple(cohort)))
+        work = Work.of(self.agreed, request.function, request.declared, request.message)
+        place = fed.place(f"method.{request.function}")
+        self.opened.begin(fed.round)
+        fed.opened |= self.opened.clients()
+        parts, last = [], None
+        groups = self.opened.groups(work.common, cohort, partial(least_half, config=self.config))
+        for clients, whole in groups:
+            one = _Sum(self, fed, request, work, place, {c: listed[c] for c in clients}, whole)
+            try:
+                parts.append(one.form())
+            except QuorumError as error:
+                last = error
+                if not isinstance(error, MisbehaviourError):
+                    self._rest(fed, cohort, one)
+        if not parts:
+            raise last or QuorumError(
+                f"round {fed.round}: a sum of {request.function!r} was opened before; without all of the clients that were in it, it "
+                "cannot be repeated, as two sums would show the difference: wait for them, or begin a new run with another seed"
+                + (f" (what went wrong: {self.opened.why})" if self.opened.why else "")
+            )
+        return parts[0] if len(parts) == 1 else _together(parts)
+
+    def reply_size(self, model: Params, cohort: int) -> int:
+        """Return the bytes of a masked reply that holds as many values as the model."""
+        return Codec(self.config, cohort).size(Update(delta=model, weight=1))
+
+    def _rest(self, fed: Federation, cohort: Sequence[int], lost: _Sum) -> None:
+        """Try a lost round again without those that did not answer, if they are few and enough others are there.
+
+        What was being opened is asked of the same clients once more first, as it can be split at best.
+        """
+        left = len(cohort) - len(lost.silent)
+        again = lost.opening and not self.opened.lose(lost.work.common, lost.opening)
+        if not again and 3 * len(lost.silent) <= len(cohort) and left >= max(3, self.config.least(left), fed.quorum):
+            fed.excluded.rest(lost.silent, fed.round)
+
+    def check(self, fed: Federation) -> list[str]:
+        """Return why a cohort of this size cannot be summed securely."""
+        return misfits(self.config, fed)
+
+
+class _Sum:
+    """One session of the protocol.
+
+    Args:
+        how: the aggregation.
+        fed, request: whom to ask, and what.
+        work: what is summed.
+        place: attempt and number of the call, from which clients name their random streams.
+        keys: identity keys of the clients.
+        whole: every one of them has to be in the sum.
+    """
+
+    def __init__(
+        self,
+        how: SecureAggregation,
+        fed: Federation,
+        request: SumRequest,
+        work: Work,
+        place: tuple[int, int],
+        keys: Mapping[int, bytes],
+        whole: bool,
+    ) -> None:
+        self.how, self.fed, self.request, self.work, self.clients = how, fed, request, work, tuple(keys)
+        trial, call = place
+        task = work.task(fed.round, trial, call)
+        facts = {"function": work.function, "trial": trial, "call": call, "task": task}
+        session = dataclasses.replace(new_session(keys, how.config, fed.round, fed.serial), **facts)  # type: ignore[arg-type]
+        self.server = SecureServer(session, keys, len(keys) if whole else fed.quorum)
+        self.codec = Codec(how.config, len(keys), request.declared.bounds)
+        self.shapes: dict[int, Any] = {}
+        self.silent: set[int] = set()
+        """Who gave no good answer to a step."""
+        self.opening: list[int] = []
+        """Survivors, once shares are asked for."""
+        self._preview()
+
+    def form(self) -> Summed:
+        """Carry the protocol out; note whose messages broke it, and how, and let who spoilt it sit out."""
+        try:
+            return self._form()
+        except MisbehaviourError as error:
+            if error.survivors:  # it was opened, and cannot be used
+                self.how.opened.spoil(self.work.common, error.survivors, str(error))
+            self.fed.excluded.blame(error.clients, self.fed.round)
+            raise
+        finally:
+            self.fed.lost |= {client: f"refused: {why}" for client, why in self.server.refused.items()}
+
+    def _form(self) -> Summed:
+        server = self.server
+        self._ask("advertise", server.session.plain(), self.clients, server.add_advert)
+        hashes, adverts = server.directory_for()
+        self._ask("share", {"hashes": hashes}, list(adverts), server.add_shares, each_message=adverts)
+        mail = server.mail_for()
+        self._ask("masked", self.request.message, list(mail), self._add, each_message=mail, deadline=self.request.deadline)
+        alive = server.alive()
+        self._ask("consistency", {"alive": alive}, alive, server.add_signature)
+        signatures = server.signatures_for()
+        self.how.opened.record(self.work.common, alive)
+        self.opening = alive
+        self.fed.opened |= set(alive)
+        self._ask("unmask", None, list(signatures), server.add_unmasking, each_message=signatures)
+        return self._decoded(alive)
+
+    def _ask(self, step: str, message: Tree, clients: Sequence[int], take: Any, **options: Any) -> None:
+        def sink(receipt: Receipt) -> None:
+            if receipt.dropped is None:
+                came.add(receipt.client)
+                try:
+                    take(receipt.client, receipt.value)
+                except (PacelineError, *MALFORMED) as error:  # whatever one client sends, it harms its own answer only
+                    self.server.refused[receipt.client] = f"malformed message: {type(error).__name__}: {error}"
+
+        came: set[int] = set()
+        self.fed.call(step, message, clients, Each(), program="secagg", sink=sink, **options)
+        self.silent |= {c for c in clients if c not in came or c in self.server.refused}
+
+    def _preview(self) -> None:
+        """Fix what every vector must consist of, where the server's own model tells."""
+        try:
+            reply = self.fed.engine.preview(self.work.function, self.request.message)
+            shape = None if reply is None else self.codec.shape(reply)
+        except (PacelineError, *MALFORMED):
+            return
+        if shape is not None:
+            self.server.expect(self.codec.segments(shape), repr(shape))
+
+    def _add(self, client: int, message: Any) -> None:
+        shape = message.pop("shape", None) if isinstance(message, dict) else None
+        if isinstance(message, dict) and "accused" not in message:
+            if not fits(self.codec, shape, message.get("table")):
+                message = None
+            else:
+                message["segments"] = as_bytes(message.get("segments"))
+        if self.server.add_masked(client, message, repr(shape)):
+            self.shapes[client] = shape
+
+    def _decoded(self, alive: list[int]) -> Summed:
+        opened = self.server.open()
+        try:
+            summed = self.codec.decode(self.shapes[alive[0]], opened, alive)
+        except SumOverflowError as error:
+            raise MisbehaviourError(
+                f"secure sum, round {self.fed.round}: {error}; one of clients {alive} sent it", {}, alive
+            ) from None
+        except (AggregationError, *MALFORMED) as error:
+            raise QuorumError(
+                f"round {self.fed.round}: most clients told a shape of their replies that cannot be: {error}"
+            ) from None
+        if summed.notes.get("failed", 0.0) >= len(alive):
+            what = f"none of clients {alive} could do what {self.work.function!r} asks; their logs say why"
+            raise MisbehaviourError(f"secure sum, round {self.fed.round}: {what}", {}, alive)
+        return dataclasses.replace(summed, notes={**summed.notes, "refused": float(len(self.server.refused))})
+
+
+def _together(parts: Sequence[Summed]) -> Summed:
+    """Add sums over different clients up; float64 holds each of them exactly."""
+    first, others = parts[0], parts[1:]
+    tensors, denominators = list(first.tensors), list(first.denominators)
+    scalars, notes = list(first.scalars), dict(first.notes)
+    for part in others:
+        tensors = [a + b for a, b in zip(tensors, part.tensors, strict=True)]
+        denominators = [a + b for a, b in zip(denominators, part.denominators, strict=True)]
+        scalars = [a + b for a, b in zip(scalars, part.scalars, strict=True)]
+        notes = {name: notes.get(name, 0.0) + part.notes.get(name, 0.0) for name in (notes | part.notes)}
+    survivors = tuple(sorted(c for part in parts for c in part.survivors))
+    return Summed(first.structure, tensors, scalars, denominators, survivors, notes)

@@ -1,0 +1,109 @@
+"""Several architectures in one run: a resident module for each of them on a worker, built when first asked for.
+
+Clients of different makes share no parameters, so only what fits all of them travels (a head, prototypes,
+anchors); each client's own network lies in its memory as `Params` of its own layout.
+
+An architecture is written as a reference model with options, ``mlp:hidden=64-32,end=batch`` (a dash between
+numbers makes a list); the empty text is the task's own model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from paceline.core.client import Client
+from paceline.core.errors import ConfigError
+from paceline.core.generators import drawing
+from paceline.core.params import Layout, Params, Resident
+from paceline.core.random import derive
+from paceline.models import build
+from paceline.models.split import body_layout
+from paceline.submodels.flops import flops
+
+__all__ = ["Architectures", "architectures", "architectures_service", "parse_architecture"]
+
+
+def parse_architecture(text: str) -> tuple[str, dict[str, Any]]:
+    """Read ``mlp:hidden=64-32,end=batch`` into a model's name and its options.
+
+    Raises `ConfigError` for a part that is no ``name=value``.
+    """
+    name, _, rest = text.strip().partition(":")
+    options: dict[str, Any] = {}
+    for part in filter(None, (p.strip() for p in rest.split(","))):
+        key, equals, value = (p.strip() for p in part.partition("="))
+        if not equals or not value or key in options:
+            raise ConfigError(f"architecture {text!r}: write each option once, as {key}=VALUE")
+        numbers = value.split("-")
+        if all(n.isdecimal() for n in numbers):
+            options[key] = int(value) if len(numbers) == 1 else tuple(map(int, numbers))
+        else:
+            options[key] = value
+    return name, options
+
+
+class Architectures:
+    """Builds and keeps modules.
+
+    Args:
+        task: gives data shape, number of classes and the model of the empty text.
+        seed: of the run; clients of one architecture start alike.
+        device: where the modules are.
+    """
+
+    def __init__(self, task: Any, seed: int, device: torch.device | str = "cpu") -> None:
+        self._task, self._seed, self._device = task, seed, device
+        self._kept: dict[tuple[str, bool], tuple[Resident, Params]] = {}
+
+    def build(self, text: str = "") -> nn.Module:
+        """Return a new module of an architecture, with the run's initial weights."""
+        seed = derive(self._seed, "init")
+        if not text:
+            module: nn.Module = self._task.build(seed)
+            return module
+        name, options = parse_architecture(text)
+        with drawing(derive(seed, text)):
+            return build(name, shape=tuple(self._task.train.x.shape[1:]), num_classes=self._task.num_classes, **options)
+
+    def resident(self, text: str = "") -> Resident:
+        """Return the module of an architecture; all its parameters and running statistics are in its vector."""
+        return self._get(text, False)[0]
+
+    def initial(self, text: str = "") -> Params:
+        """Return an architecture's initial parameters."""
+        return self._get(text, False)[1]
+
+    def body(self, text: str = "") -> Resident:
+        """Return a module whose vector leaves the head out: the head stays as it is."""
+        return self._get(text, True)[0]
+
+    def initial_body(self, text: str = "") -> Params:
+        """Return the initial parameters of all but the head."""
+        return self._get(text, True)[1]
+
+    def _get(self, text: str, body: bool) -> tuple[Resident, Params]:
+        if (text, body) not in self._kept:
+            module = self.build(text)
+            layout = body_layout(module) if body else Layout.of(module, lambda _: True)
+            initial = Params.of(module, layout)
+            resident = Resident(module, layout, self._device)
+            resident.flops = flops(self.build(text), self._task.train.x[:1])
+            self._kept[text, body] = (resident, initial)
+        return self._kept[text, body]
+
+
+def architectures_service(worker: Any) -> Architectures:
+    """Return the service for a worker; nothing is built before it is asked for."""
+    return Architectures(worker.setup.task, worker.setup.seed, worker.model.device)
+
+
+def architectures(place: Client | Any) -> Architectures:
+    """Return the architectures of the worker that runs a client, or those of a server's federation."""
+    services: Mapping[str, Any] = place.services if isinstance(place, Client) else place.engine.services
+    service = services["architectures"]
+    assert isinstance(service, Architectures)
+    return service

@@ -1,0 +1,97 @@
+"""Objectives that clients can only evaluate: no gradient is asked for, and every evaluation is counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from paceline.core.client import Client
+from paceline.core.federation import Federation
+from paceline.core.method import Method
+from paceline.core.params import Params
+from paceline.core.samples import ClientData
+from paceline.core.tree import Tree, node
+
+__all__ = ["BlackBoxMethod", "Loss", "Objective", "Point", "Queries", "directions"]
+
+
+class Objective(Protocol):
+    """What a task gives whose clients can only evaluate."""
+
+    def value(self, client: Client, x: Tensor) -> float:
+        """Return f_i(x) of this client at x, shape [d] (float64)."""
+
+
+class Loss:
+    """The objective of an ordinary task: its loss on the client's data, as a function of the model's parameters."""
+
+    def value(self, client: Client, x: Tensor) -> float:
+        """Return the mean loss."""
+        sums = client.evaluate(Params(x.float().to(client.device), client.model.layout), client.train)
+        return float(sums["loss"]) / max(int(sums["count"]), 1)
+
+
+class Queries:
+    """A client's objective with a counter.
+
+    Args:
+        client: whose objective it is.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._objective: Objective = getattr(client.problem, "objective", None) or Loss()
+        self.count = 0
+
+    def __call__(self, x: Tensor) -> float:
+        """Return f_i(x) and count."""
+        self.count += 1
+        return self._objective.value(self._client, x)
+
+    def all(self, xs: Tensor) -> Tensor:
+        """Return f_i at each of xs [m, d], shape [m] (float64)."""
+        return torch.tensor([self(x) for x in xs], dtype=torch.float64)
+
+
+@node
+class Point:
+    """Where the search is, and how often clients were asked in all."""
+
+    params: Params
+    queries: int
+
+
+@dataclass(frozen=True)
+class BlackBoxMethod(Method):
+    """Base of methods that search for a point: no model is judged, but F(x), the mean of all clients' objectives."""
+
+    family: ClassVar[str] = "blackbox"
+    has_model: ClassVar[bool] = False
+    vectorizable: ClassVar[bool] = False
+
+    def init(self, fed: Federation) -> Any:
+        """Start where the task starts."""
+        return Point(params=fed.init_params(), queries=0)
+
+    def assess(self, client: Client, message: Tree, data: ClientData) -> dict[str, Any]:
+        """Return f_i(x) as the loss of one sample; this is no query of the method."""
+        if isinstance(objective := getattr(client.problem, "objective", None) or Loss(), Loss):
+            return client.evaluate(message, data)
+        none = torch.zeros(client.problem.num_classes, dtype=torch.int64)
+        value = objective.value(client, message.vector.double().cpu())
+        return {"loss": value, "correct": 0, "count": 1, "class_correct": none, "class_count": none}
+
+    def told(self, fed: Federation, *phases: Any) -> int:
+        """Return the queries of a round's phases, of which each reply told a mean of weight 1."""
+        return sum(round(p.queries * p.weight) for p in phases)
+
+
+def directions(count: int, dim: int, rng: torch.Generator) -> Tensor:
+    """Return `count` orthonormal random directions, shape [count, d]; where d is smaller, several such sets."""
+    drawn = [
+        torch.linalg.qr(torch.randn(dim, min(count, dim), generator=rng, dtype=torch.float64)).Q.T for _ in range(-(-count // dim))
+    ]
+    return torch.cat(drawn)[:count]

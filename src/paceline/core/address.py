@@ -1,0 +1,176 @@
+"""Where a party listens or is dialled: host and port, checked once and in one way."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+from urllib.parse import quote, unquote, urlsplit
+
+from pydantic import BeforeValidator
+
+from paceline.core.errors import ConfigError
+
+__all__ = ["Address", "Dialled", "Listening", "MaybeListening", "ProxyUrl", "proxy_shown", "proxy_url"]
+
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?")
+_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
+"""The variables in which gRPC looks for a proxy, in its order."""
+
+_DOTTED = re.compile(r"[0-9.]+")
+
+
+@dataclass(frozen=True)
+class Address:
+    """A host and a port.
+
+    Args:
+        host: DNS name, IPv4 or IPv6 address, without brackets.
+        port: from 1; 0 takes a free one where a party listens.
+    """
+
+    host: str
+    port: int
+
+    @staticmethod
+    def parse(value: Any, field: str = "", *, listen: bool = False) -> Address:
+        """Return the address of a text ``host:port``; an IPv6 address stands in brackets.
+
+        Args:
+            value: the text, or an `Address`.
+            field: where it comes from, for the message.
+            listen: a party listens there, so that port 0 takes a free one.
+
+        Raises `ConfigError` that names field and value.
+
+        >>> Address.parse("[::1]:9100"), str(Address("::1", 9100))
+        (Address(host='::1', port=9100), '[::1]:9100')
+        """
+        try:
+            return _read(value, listen)
+        except ValueError as error:
+            shown = repr(str(value) if isinstance(value, Address) else value)[:200]
+            raise ConfigError(f"{field} = {shown}: {error}" if field else f"{shown}: {error}") from None
+
+    @property
+    def target(self) -> str:
+        """What gRPC dials: always looked up by DNS, whatever the host is called."""
+        return f"dns:///{self}"
+
+    def taken(self) -> str:
+        """Return why nobody can listen here, in the system's words; empty where that is possible, or cannot be told."""
+        try:
+            kind, how, protocol, _, where = socket.getaddrinfo(
+                self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            with socket.socket(kind, how, protocol) as probe:
+                if os.name == "posix":  # as gRPC: connections that end hold no port
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(where)
+        except OSError as error:
+            return error.strerror or str(error)
+        return ""
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def _read(value: Any, listen: bool) -> Address:
+    return _checked(*((value.host, str(value.port)) if isinstance(value, Address) else _split(value)), listen)
+
+
+def _split(value: Any) -> tuple[str, str]:
+    if not isinstance(value, str):
+        raise ValueError("this is no text; write host:port")
+    if "://" in value:
+        raise ValueError("this is a URL; write host:port alone, such as fed.example.org:9100")
+    if value.startswith("["):
+        host, mark, rest = value[1:].partition("]")
+        if not mark:
+            raise ValueError("the bracket is not closed; write an IPv6 address as in [::1]:9100")
+        if not _is(ipaddress.IPv6Address, host):
+            raise ValueError(f"{host!r} is no IPv6 address, and only these stand in brackets")
+        if not rest.startswith(":"):
+            raise ValueError(f"the port is missing; write it behind a colon, as in [{host}]:9100")
+        return host, rest[1:]
+    host, mark, port = value.rpartition(":")
+    if not mark:
+        raise ValueError(f"the port is missing; write it behind a colon, as in {value or 'localhost'}:9100")
+    if ":" in host:
+        raise ValueError("an IPv6 address stands in brackets, as in [::1]:9100")
+    return host, port
+
+
+def _checked(host: str, port: str, listen: bool) -> Address:
+    if not host:
+        raise ValueError("the host is missing; write host:port" + (", with 0.0.0.0 or [::] for all networks" if listen else ""))
+    dotted = _DOTTED.fullmatch(host) is not None
+    if not (_is(ipaddress.IPv6Address, host) or (_is(ipaddress.IPv4Address, host) if dotted else _HOST.fullmatch(host))):
+        raise ValueError(f"{host!r} is neither a DNS name nor an IP address")
+    least = 0 if listen else 1
+    if not re.fullmatch(r"[0-9]{1,5}", port) or not least <= int(port) <= 65535:
+        raise ValueError(f"{port!r} is no port; write a number from {least} to 65535" + (", 0 for a free one" if listen else ""))
+    return Address(host, int(port))
+
+
+def _is(kind: Callable[[str], object], host: str) -> bool:
+    """Return whether `host` is an address of a kind: of IPv4, or of IPv6."""
+    try:
+        kind(host)
+    except ValueError:
+        return False
+    return True
+
+
+def proxy_url(value: Any, field: str = "") -> str:
+    """Return the URL of an HTTP proxy, ``environment`` or nothing, as they are given, once checked.
+
+    Raises `ConfigError` that names the field; a password is not repeated.
+    """
+    name = field or "the proxy"
+    if not isinstance(value, str):
+        raise ConfigError(f"{name}: {value!r} is no text; write http://HOST:PORT, environment, or nothing")
+    if value in ("", "environment"):
+        return value
+    try:
+        parts = urlsplit(value)
+        if parts.scheme != "http" or parts.path not in ("", "/") or parts.query or parts.fragment:
+            raise ValueError("write http://HOST:PORT, http://USER:PASSWORD@HOST:PORT, or environment")
+        user, _, where = parts.netloc.rpartition("@")
+        if any(c.isspace() or not c.isprintable() for c in unquote(user)):
+            raise ValueError("user and password cannot have blanks")
+        address = Address.parse(where)
+    except ValueError as error:
+        raise ConfigError(f"{name} is no HTTP proxy: {error}") from None
+    return f"http://{quote(unquote(user), safe=':')}@{address}" if user else f"http://{address}"
+
+
+def proxy_shown(proxy: str) -> str | None:
+    """Return a proxy as it may be logged: without user and password; None where there is none.
+
+    >>> proxy_shown("http://me:secret@proxy:3128")
+    'http://proxy:3128'
+    """
+    if proxy != "environment":
+        return re.sub(r"//.*@", "//", proxy) or None
+    name = next((n for n in _PROXIES if os.environ.get(n)), None)
+    return "none: the environment has no http_proxy" if name is None else f"{re.sub(r'//.*@', '//', os.environ[name])} ({name})"
+
+
+Dialled = Annotated[Address, BeforeValidator(lambda value: _read(value, listen=False))]
+"""A field of a configuration: host:port that is dialled."""
+
+Listening = Annotated[Address, BeforeValidator(lambda value: _read(value, listen=True))]
+"""A field of a configuration: host:port that is listened on."""
+
+MaybeListening = Annotated[
+    Address | None, BeforeValidator(lambda value: None if value in ("", None) else _read(value, listen=True))
+]
+"""The same, or nothing where the text is empty."""
+
+ProxyUrl = Annotated[str, BeforeValidator(proxy_url)]
+"""A field of a configuration: URL of an HTTP proxy, ``environment``, or nothing."""

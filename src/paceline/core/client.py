@@ -1,0 +1,363 @@
+"""What a client function has: its data, its memory, its randomness, a resident model and the local loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from functools import cached_property, partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from paceline.core.errors import ConfigError, PlanError
+from paceline.core.evaluation import Evaluation
+from paceline.core.generators import nested, reseed
+from paceline.core.params import Params, Resident
+from paceline.core.random import derive
+from paceline.core.samples import ClientData, Problem
+from paceline.core.training import AdamW, Correct, Direction, Job, Loss, Objective, Schedule, Trained, answer
+from paceline.core.tree import Tree, map_leaves
+
+__all__ = ["Client", "ClientData", "Correct", "Memory", "Problem", "Trained"]
+
+V = TypeVar("V")
+
+
+class Memory(MutableMapping[str, Any]):
+    """A client's own store, kept between rounds.
+
+    Writes go to an overlay and reach the store only when the round is committed, so an aborted round
+    leaves no trace. Replace values, do not change tensors in place.
+    """
+
+    def __init__(self, stored: Mapping[str, Any] | None = None) -> None:
+        self.stored: dict[str, Any] = dict(stored or {})
+        self.changes: dict[str, Any] = {}
+
+    def __getitem__(self, key: str) -> Any:
+        return self.changes[key] if key in self.changes else self.stored[key]
+
+    def __setitem__(self, key: str, value: Tree) -> None:
+        self.changes[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        raise ConfigError("client memory is overwritten, not deleted")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self.stored, **self.changes})
+
+    def __len__(self) -> int:
+        return len({**self.stored, **self.changes})
+
+    def commit(self) -> dict[str, Any]:
+        """Make the changes permanent and return the whole store."""
+        self.stored.update({key: map_leaves(_itself, value) for key, value in self.changes.items()})
+        self.changes.clear()
+        return self.stored
+
+    def rollback(self) -> None:
+        """Forget the changes."""
+        self.changes.clear()
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+class Client:
+    """What a client function may use. One exists for the length of one call.
+
+    Args:
+        id: this client's number in the population.
+        round: the round, from 1.
+        seed: of this client's stream for this call, or what derives it.
+        model: this worker's resident module, or what builds it.
+        data: returns this client's training (0) or test (1) samples; the latter are empty unless the partition
+            sets some aside.
+        memory: its own store, kept between rounds.
+        peers: records that the others of the cohort told (`ClientFunction.tells`), by client.
+        strict: check the loss at every step, to name the step at which it broke (the debug engine).
+        ask: runs a request to the local loop: at once, or together with those of other clients.
+        redraws: let what the function draws from global generators come from this client's streams; whoever says so
+            puts the generators back (`paceline.core.generators`).
+    """
+
+    def __init__(
+        self,
+        id: int,
+        round: int,
+        seed: Callable[[], int],
+        model: Resident,
+        problem: Problem,
+        data: Callable[[int], ClientData],
+        memory: Memory,
+        peers: Mapping[int, Tree] | None = None,
+        services: Mapping[str, Any] | None = None,
+        strict: bool = False,
+        ask: Callable[[Any], Any] = answer,
+        redraws: bool = False,
+    ) -> None:
+        self._id, self.round, self.model, self.problem = id, round, model, problem
+        self.memory = memory
+        self._data, self._seed = data, seed
+        self.peers = peers or {}
+        self.services = services or {}
+        self.strict = strict
+        self.ask = ask
+        self.redraws = redraws
+        self.flops = 0.0
+        self.nameless = False
+        """Whether the function that runs may not ask who it runs for: under masks, unless the method says so."""
+        self.job: Job | None = None
+        """The last request to the local loop."""
+        self._loops = self._drawn = 0
+
+    @property
+    def id(self) -> int:
+        """This client's number in the population.
+
+        In a secure sum only a method with `Method.names_clients` may read it: a message that holds a line for each client
+        could make all but one count for nothing. Raises `PlanError` there.
+        """
+        if self.nameless:
+            raise PlanError(
+                [
+                    "a function that is summed under masks reads client.id, by which a message can treat one client unlike the others; "
+                    "use what is common to all, or set names_clients = True in the method, which policies then have to allow"
+                ]
+            )
+        return self._id
+
+    def assigned(self, values: Sequence[V]) -> V:
+        """Return this client's of the values that the run's configuration (never a message) gives to clients in turn.
+
+        Raises `ConfigError` where there are none.
+        """
+        if not values:
+            raise ConfigError("there are no values to give to clients")
+        return values[self._id % len(values)]
+
+    @cached_property
+    def seed(self) -> int:
+        """Seed of this client's stream in this call."""
+        return self._seed()
+
+    @cached_property
+    def train(self) -> ClientData:
+        """Training samples."""
+        return self._data(0)
+
+    @cached_property
+    def test(self) -> ClientData:
+        """Test samples; empty unless the partition sets some aside."""
+        return self._data(1)
+
+    @cached_property
+    def rng(self) -> torch.Generator:
+        """This client's stream in this call."""
+        return torch.Generator().manual_seed(self.seed)
+
+    @property
+    def num_samples(self) -> int:
+        """Number of training samples."""
+        return len(self.train)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model and the data are."""
+        return self.model.device
+
+    @property
+    def times(self) -> tuple[float, float] | None:
+        """Seconds that this client's last training took to (compute, transfer); None before the first.
+
+        They are kept only for methods that declare ``keeps_times = True``.
+        """
+        if not self.services["worker"].keeps_times:
+            raise ConfigError("client.times is kept only for a method that says so: keeps_times: ClassVar[bool] = True")
+        seen = self.memory.get("_times")
+        return None if seen is None else (float(seen[0]), float(seen[1]))
+
+    def take(self) -> Tree:
+        """Return what the function begun with ``fed.start`` returned; it is handed over once.
+
+        Raises `PlanError` where this client has nothing begun.
+        """
+        held = self.memory.get("_held")
+        if held is None:
+            raise PlanError([f"client {self.id} holds no reply; a function marked held=True is asked after fed.start, and once"])
+        self.memory["_held"] = None
+        return held
+
+    def stream(self, *path: int | str) -> torch.Generator:
+        """Return a further independent stream of this client in this call."""
+        return torch.Generator().manual_seed(derive(self.seed, *path))
+
+    def redraw(self) -> None:
+        """Let the global generators go on with a further stream of this client, whatever others drew in between."""
+        if self.redraws:
+            reseed(self._draw(), self.device)
+
+    def _draw(self) -> int:
+        self._drawn += 1
+        return derive(self.seed, "draws", self._drawn)
+
+    def _asked(self, request: Any) -> Any:
+        try:
+            return self.ask(request)
+        finally:
+            self.redraw()
+
+    def sgd(
+        self,
+        start: Params,
+        *,
+        lr: float | None = None,
+        epochs: int = 1,
+        steps: int | None = None,
+        batch_size: int | None = None,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        correct: Correct | None = None,
+        direction: Direction | None = None,
+        loss: Loss | None = None,
+        objective: Objective | None = None,
+        after: Callable[[Params], Params] | None = None,
+        schedule: Schedule | None = None,
+        adam: AdamW | None = None,
+        model: Resident | None = None,
+        alone: bool = False,
+        batches: str | None = None,
+    ) -> Trained:
+        """Train from `start` on this client's data: the one local loop.
+
+        Hooks are pure functions of tensors, so that an engine may run many clients at once: they keep nothing
+        between steps, change no argument, and ask no tensor for its value.
+
+        Args:
+            start: where to start; its layout is the model's.
+            lr: learning rate; the task's by default.
+            epochs: passes over the data; or `steps`, optimiser steps, which may end in mid-pass.
+            batch_size: the task's by default.
+            momentum, weight_decay: of SGD.
+            correct: hook on the gradient: ``(grad, at) -> grad``.
+            direction: takes the gradient's place: ``(gradient, at) -> direction``, where ``gradient(point)`` is
+                the gradient of this step's batch at any point. `correct` comes after it.
+            loss: takes the place of the task's loss: ``(outputs, targets) -> scalar``.
+            objective: takes the place of model and loss: ``(module, inputs, targets) -> scalar``.
+            after: hook on the parameters after each step, for projections.
+            schedule: ``(step, steps) -> factor`` on the learning rate, a function of these two numbers alone.
+            adam: descend by Adam's rule; `momentum` has no meaning then.
+            model: a resident module to use in place of the client's own (a sub-model).
+            alone: the module was prepared for this client (forward hooks, buffers), so it trains at once and
+                by itself.
+            batches: a name: trainings of this call that give the same one see the same batches.
+
+        A client without data returns `start` after 0 steps. Raises `NonFiniteError` for a NaN loss.
+        """
+        model = model or self.model
+        batch_size = self.problem.batch_size if batch_size is None else batch_size
+        data = self.train
+        n, self._loops = len(data), self._loops + 1
+        wanted = steps if steps is not None else epochs * -(-n // batch_size)
+        own = model is self.model and model.stateful
+        self.job = job = Job(
+            model,
+            data,
+            start,
+            loss or self.problem.loss,
+            self.problem.lr if lr is None else lr,
+            wanted if n else 0,
+            batch_size,
+            partial(self.stream, "order", self._loops if batches is None else batches),
+            momentum,
+            weight_decay,
+            correct,
+            direction,
+            objective,
+            after,
+            schedule,
+            adam,
+            alone or model.stateful,
+            self.strict,
+        )
+        if own and "_buffers" in self.memory:
+            model.load_buffers(self.memory["_buffers"])
+        trained: Trained = self._asked(job)
+        self.flops += 3.0 * model.flops * trained.samples  # backward costs about twice the forward pass
+        if own:
+            self.memory["_buffers"] = model.local_buffers()
+        if self.problem.buffers == "recompute" and trained.steps:
+            trained.params.vector[model.layout.num_params :] = start.vector[model.layout.num_params :]
+        return trained
+
+    def gradient(self, params: Params, *, batch_size: int | None = None) -> Params:
+        """Return the mean gradient of the loss over all training samples at `params`."""
+        self.model.load(params)
+        self.model.module.train()
+        out = params.zeros()
+        with nested(self._draw(), self.device):
+            for x, y in self.train.batches(batch_size or 256):
+                self.model.clear()
+                self.problem.loss(self.model.module(x), y).backward()  # type: ignore[no-untyped-call]
+                out.vector.add_(self.model.collect().vector, alpha=len(y) / len(self.train))
+        self.flops += 3.0 * self.model.flops * len(self.train)
+        return out
+
+    @torch.no_grad()
+    def statistics(self, params: Params, batch_size: int = 256) -> Params:
+        """Return `params` with BatchNorm's running statistics computed anew from this client's training data."""
+        self.model.load(params)
+        norms = [m for m in self.model.module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        before = [m.momentum for m in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain average over the batches
+        self.model.module.train()
+        with nested(self._draw(), self.device):
+            for x, _ in self.train.batches(batch_size):
+                self.model.module(x)
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum
+        self.flops += self.model.flops * len(self.train)
+        return self.model.snapshot()
+
+    def judged_by(self, everything: bool = False) -> ClientData:
+        """Return the samples that judge a personal model.
+
+        These are this client's own test samples; where it has none, the task's test samples of the classes that
+        it trains on; with `everything`, all of the task's test samples.
+        """
+        if not everything and len(self.test):
+            return self.test
+        whole: ClientData = self.services["worker"].test
+        if everything or whole.y.dim() > 1:  # sequences have no class of their own
+            return whole
+        own = torch.bincount(self.train.y[self.train.index], minlength=self.problem.num_classes) > 0
+        return ClientData(whole.x, whole.y, whole.index[own[whole.y[whole.index]]])
+
+    def evaluate(
+        self,
+        params: Params,
+        data: ClientData | None = None,
+        *,
+        model: Resident | None = None,
+        outputs: Callable[[nn.Module, Tensor], Tensor] | None = None,
+    ) -> dict[str, Any]:
+        """Return sums over `data` (by default this client's test samples, else its training samples).
+
+        Args:
+            params: of the model.
+            data: samples to judge by.
+            model: a resident module to use in place of the client's own.
+            outputs: ``(module, inputs) -> scores`` in place of the module's outputs.
+        """
+        model = model or self.model
+        if data is None:
+            data = self.test if len(self.test) else self.train
+        if model is self.model and model.stateful and "_buffers" in self.memory:
+            model.load_buffers(self.memory["_buffers"])
+        self.flops += model.flops * len(data)
+        request = Evaluation(model, params, self.problem, data, model.stateful, outputs, self._draw)
+        sums: dict[str, Any] = self._asked(request)
+        return sums

@@ -1,0 +1,197 @@
+"""What the core and an engine say to each other: calls, replies, and channels that say how replies leave a client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from paceline.core.lazy import Lazy
+from paceline.core.params import Params
+from paceline.core.tree import Tree, flatten, map_leaves
+from paceline.core.update import Update
+
+__all__ = ["Call", "Channel", "ClientFunction", "Each", "Engine", "Receipt", "Sink", "wire_size"]
+
+
+@dataclass(frozen=True)
+class ClientFunction:
+    """What is declared about a client function.
+
+    Args:
+        each: the server needs every client's own reply; else it may see only sums.
+        tells: name of the function whose small record each client tells the others of the cohort, before
+            this one runs; under secure aggregation the server relays only ciphertexts.
+        bounds: largest absolute value of a coordinate, by field, where secure aggregation's default clip
+            does not suit it.
+        held: it hands over what `Federation.start` had the client do before, see `Client.take`.
+    """
+
+    each: bool = False
+    tells: str | None = None
+    bounds: Mapping[str, float] = field(default_factory=dict)
+    held: bool = False
+
+
+@dataclass(frozen=True)
+class Call:
+    """Run one client function on some clients.
+
+    Args:
+        function: its name.
+        program: whose function: ``"method"``, or a protocol's name such as ``"secagg"``.
+        message: what the server sends: one tree for all clients.
+        each_message: a further part of the message for each client, where they differ.
+        clients: who runs it.
+        round: the round, from 1.
+        stream: names the clients' random streams of this call: function, and which call of it this is.
+        channel: how replies leave the client.
+        deadline: virtual seconds after which a reply counts as dropped, or None.
+        peers: records that clients told, by the client that receives them.
+        chunks: `clients` in the groups that may work as one; an engine forms them.
+    """
+
+    function: str
+    message: Tree
+    clients: Sequence[int]
+    round: int
+    stream: str
+    channel: Channel
+    program: str = "method"
+    each_message: Mapping[int, Tree] = field(default_factory=dict)
+    deadline: float | None = None
+    peers: Mapping[int, Mapping[int, Tree]] = field(default_factory=dict)
+    chunks: Sequence[Sequence[int]] = ()
+
+
+@dataclass(slots=True)
+class Receipt:
+    """One client's answer to a call, less its content where that went into a partial sum.
+
+    Args:
+        client: who.
+        value: the reply, where the channel lets it through singly.
+        compute, network: seconds that working and both transfers took (virtual, or measured).
+        bytes_down, bytes_up: what crossed the wire for this client.
+        dropped: why there is no reply (``"late"``, ``"gone"``, ``"refused: ..."`` or an error's text), or None.
+        error: the class of `paceline.core.errors` that the error belongs to, where it is one of them.
+    """
+
+    client: int
+    value: Any = None
+    compute: float = 0.0
+    network: float = 0.0
+    bytes_down: int = 0
+    bytes_up: int = 0
+    dropped: str | None = None
+    error: str = ""
+
+
+class Sink:
+    """A channel's end at one worker: takes replies, and gives one partial at the end."""
+
+    def size(self, reply: Tree) -> int:
+        """Return the bytes that the client sends for this reply."""
+        return wire_size(reply)
+
+    def sizes(self, replies: Sequence[Tree]) -> list[int]:
+        """Return what `size` does for each reply."""
+        return [self.size(reply) for reply in replies]
+
+    def add(self, client: int, reply: Tree, seed: Callable[[], int]) -> Any:
+        """Take a reply; return what goes on singly, or None. `seed` gives that of the client's encoding stream."""
+        raise NotImplementedError
+
+    def add_all(self, entries: Sequence[tuple[int, Tree, Callable[[], int]]]) -> list[Any]:
+        """Take the replies of clients that worked together; return what `add` does, or its error, for each."""
+        values: list[Any] = []
+        for entry in entries:
+            try:
+                values.append(self.add(*entry))
+            except Exception as error:
+                values.append(error)
+        return values
+
+    def partial(self) -> Any:
+        """Return this worker's partial sum, or None."""
+        return None
+
+
+class Channel(Protocol):
+    """How replies leave the clients: singly, or added up. Small, and the same on every worker."""
+
+    def open(self) -> Sink:
+        """Return a new sink."""
+
+
+class Each:
+    """The channel that lets every reply through singly."""
+
+    def open(self) -> Sink:
+        """Return a sink that keeps nothing."""
+        return _EachSink()
+
+
+class _EachSink(Sink):
+    def add(self, client: int, reply: Tree, seed: Callable[[], int]) -> Any:
+        return reply if all(t.device.type == "cpu" for t in flatten(reply)[1]) else map_leaves(Tensor.cpu, reply)
+
+
+class Engine(Protocol):
+    """Runs client functions."""
+
+    num_clients: int
+
+    @property
+    def services(self) -> Mapping[str, Any]:
+        """What server programs may use as well, such as the sub-models of the full model."""
+
+    def run(self, call: Call) -> Iterator[Receipt | tuple[str, Any]]:
+        """Yield a receipt for each client and ``("partial", value)`` for each worker, in any order."""
+
+    def preview(self, function: str, message: Tree) -> Tree | None:
+        """Return a reply of the method's `function` with the shape that clients will send; None where none can be formed."""
+
+    def commit(self) -> dict[int, dict[str, Any]]:
+        """Make the clients' memory changes permanent; return the stores that changed."""
+
+    def rollback(self) -> None:
+        """Forget memory changes since the last commit."""
+
+    def restore(self, memories: Any) -> None:
+        """Take the clients' memories from this `MemoryStore`; `commit` puts what changed there."""
+
+    def init_params(self) -> Params:
+        """Return the initial model."""
+
+    def evaluate(self, params: Params) -> dict[str, Any]:
+        """Evaluate on the task's central test set."""
+
+    def close(self) -> None:
+        """Free workers."""
+
+
+def wire_size(tree: Tree) -> int:
+    """Return the bytes of a tree on the wire: its tensors and byte strings, and 16 for each other value."""
+    if isinstance(tree, Lazy):  # not formed for this
+        return 4 * tree.layout.size + 16
+    if isinstance(tree, Update):
+        return sum(len(name) + 2 + wire_size(value) for name, value in tree.fields.items()) + 8 + wire_size(tree.weight)
+    structure, leaves = flatten(tree)
+    return sum(leaf.numel() * leaf.element_size() for leaf in leaves) + _count(structure)
+
+
+def _count(item: Any) -> int:
+    """Walk what `flatten` made: plain values, or lists that begin with their kind."""
+    match item:
+        case bytes() | str():
+            return len(item) + 4
+        case ["dict", pairs] | ["node", _, pairs]:
+            return sum(len(str(key)) + 2 + _count(value) for key, value in pairs)
+        case ["list" | "tuple", values]:
+            return sum(_count(value) for value in values)
+        case ["tensor", *_] | ["params", *_]:
+            return 16
+    return 8

@@ -1,0 +1,161 @@
+"""Evaluation: sums that add up over batches and clients, of one client or of several in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from paceline.core.generators import Still, drawing, nested
+from paceline.core.params import Params, Resident
+from paceline.core.profiling import spent
+from paceline.core.samples import ClientData, Problem
+
+__all__ = ["Evaluation", "evaluate", "evaluate_together"]
+
+BATCH = 500
+"""Most samples in one pass."""
+
+_BYTES = 1 << 23
+"""On a CPU, most bytes that a layer may return in one pass: what does not stay in the cache is twice as slow."""
+
+_LEAST = 8
+"""Fewest samples in one pass all the same."""
+
+
+@dataclass
+class Evaluation:
+    """One client's request to evaluate a model.
+
+    Args:
+        model: the module.
+        params: what it is loaded with.
+        problem: loss and number of classes.
+        data: samples.
+        alone: the module's buffers were set for this client.
+        outputs: ``(module, inputs) -> scores`` in place of the module's outputs.
+        seed: returns the seed of what modules draw, for those that draw even when they are evaluated.
+    """
+
+    model: Resident
+    params: Params
+    problem: Problem
+    data: ClientData
+    alone: bool = False
+    outputs: Callable[[nn.Module, Tensor], Tensor] | None = None
+    seed: Callable[[], int] = int
+
+    def run(self) -> dict[str, Any]:
+        """Evaluate by itself."""
+        self.model.load(self.params)
+        with nested(self.seed(), self.model.device):
+            return evaluate(self.model, self.problem, self.data, outputs=self.outputs)
+
+
+@torch.no_grad()
+def evaluate(
+    model: Resident,
+    problem: Problem,
+    data: ClientData,
+    batch_size: int = BATCH,
+    outputs: Callable[[nn.Module, Tensor], Tensor] | None = None,
+) -> dict[str, Any]:
+    """Evaluate a loaded model: sums of loss and correct answers, counts, and both counts for each class.
+
+    Everything returned adds up over clients, so it can be asked for under secure aggregation. Where a sample has a
+    sequence of targets, each of them counts; negative ones (such as -100) are not scored.
+    """
+    with spent.on("evaluating"):
+        model.module.eval()
+        loss = torch.zeros((), dtype=torch.float64, device=model.device)
+        hits = torch.zeros(problem.num_classes, dtype=torch.int64, device=model.device)
+        counts = torch.zeros_like(hits)
+        for x, y in data.batches(_fitting(model, data, batch_size, outputs)):
+            out = model.module(x) if outputs is None else outputs(model.module, x)
+            scored = y if y.dim() == 1 else y[y >= 0]
+            if len(scored):
+                loss += problem.loss(out, y).double() * len(scored)
+                counts += torch.bincount(scored, minlength=problem.num_classes)
+                hits += torch.bincount(_right(out, y), minlength=problem.num_classes)
+        return _sums(float(loss), hits.cpu(), counts.cpu(), int(counts.sum()))
+
+
+def evaluate_together(requests: Sequence[Evaluation]) -> list[dict[str, Any]]:
+    """Evaluate the same parameters on the data of several clients, in passes over all of them.
+
+    Returns each one's sums, or runs them one by one where the loss is not a mean over samples that is known, or the
+    model draws random numbers.
+    """
+    first = requests[0]
+    same = all(r.params is first.params and r.model is first.model and r.data.x is first.data.x for r in requests)
+    plain = first.data.y.dim() == 1 and first.problem.loss is F.cross_entropy
+    if not same or not plain or any(r.outputs is not None for r in requests):
+        return [request.run() for request in requests]
+    with spent.on("evaluating"), torch.no_grad(), nested(0, first.model.device):
+        still = Still(first.model.device)
+        sums = _evaluate_all(requests)
+        drew = still.moved()
+    return [request.run() for request in requests] if drew else sums
+
+
+def _evaluate_all(requests: Sequence[Evaluation]) -> list[dict[str, Any]]:
+    first, classes, count = requests[0], requests[0].problem.num_classes, len(requests)
+    model, device = first.model, first.model.device
+    model.load(first.params)
+    model.module.eval()
+    sizes = torch.tensor([len(r.data) for r in requests], device=device)
+    rows = torch.cat([r.data.index for r in requests])
+    owners = torch.repeat_interleave(torch.arange(count, device=device), sizes)
+    loss = torch.zeros(count, dtype=torch.float64, device=device)
+    hits = torch.zeros(count * classes, dtype=torch.int64, device=device)
+    counts = torch.zeros_like(hits)
+    size = _fitting(model, first.data, BATCH, None)
+    for part, owner in zip(torch.split(rows, size), torch.split(owners, size), strict=True):
+        x, y = first.data.x.index_select(0, part), first.data.y.index_select(0, part)
+        out = model.module(x)
+        each = F.cross_entropy(out, y, reduction="none")
+        loss.index_add_(0, owner, each.reshape(len(y), -1).double().mean(1))
+        cell = owner.reshape(-1, *[1] * (y.dim() - 1)).expand_as(y) * classes + y
+        counts += torch.bincount(cell.reshape(-1), minlength=len(counts))
+        hits += torch.bincount(cell.reshape(-1)[out.argmax(1).reshape(-1) == y.reshape(-1)], minlength=len(counts))
+    table, right = counts.view(count, classes).cpu(), hits.view(count, classes).cpu()
+    return [
+        _sums(value, right[k].clone(), table[k].clone(), len(request.data))
+        for k, (request, value) in enumerate(zip(requests, loss.tolist(), strict=True))
+    ]
+
+
+def _fitting(model: Resident, data: ClientData, most: int, outputs: Callable[[nn.Module, Tensor], Tensor] | None) -> int:
+    """Return how many samples to evaluate in one pass, from what each layer returns for two of them."""
+    if model.device.type != "cpu" or not len(data):
+        return most
+    known, make = model.widths, (data.x.shape[1:], outputs is None)
+    if make not in known:
+        x, widest = data.x.index_select(0, data.index[:2]), [1]
+
+        def note(module: nn.Module, given: Any, out: Any) -> None:
+            widest.append(out.nbytes if isinstance(out, Tensor) else 1)
+
+        hooks = [part.register_forward_hook(note) for part in model.module.modules()]
+        try:
+            with drawing(0, model.device):  # takes nothing from the stream of what is evaluated
+                _ = model.module(x) if outputs is None else outputs(model.module, x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        known[make] = max(widest) // len(x)
+    return min(most, max(_LEAST, _BYTES // max(known[make], 1)))
+
+
+def _right(out: Tensor, y: Tensor) -> Tensor:
+    """Return the targets that were met; a negative one never is."""
+    flat = y.reshape(-1)
+    return flat[out.argmax(1).reshape(-1) == flat]
+
+
+def _sums(loss: float, hits: Tensor, counts: Tensor, samples: int) -> dict[str, Any]:
+    return {"loss": loss, "correct": int(hits.sum()), "count": samples, "class_correct": hits, "class_count": counts}

@@ -1,0 +1,138 @@
+"""What is told of replies that did not come: how many, why, and where in whose code it went wrong."""
+
+from __future__ import annotations
+
+import os
+import re
+import sysconfig
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from paceline.core import errors
+from paceline.core.errors import (
+    AggregationError,
+    ClientError,
+    DataError,
+    NonFiniteError,
+    PacelineError,
+    PlanError,
+)
+
+if TYPE_CHECKING:
+    from paceline.core.engine import Receipt
+
+__all__ = ["account", "class_in", "class_of", "client_error", "kind_of", "place_of", "reason_of", "reasons"]
+
+Kind = Literal["late", "gone", "refused", "failed"]
+
+_HERE = str(Path(__file__).parents[1]) + os.sep
+_PATHS = sysconfig.get_paths()
+_INSTALLED = tuple({_PATHS[name] + os.sep for name in ("purelib", "platlib")})
+_LIBRARIES = tuple(root + name + os.sep for root in _INSTALLED for name in ("torch", "numpy"))
+_STANDARD = tuple({_PATHS[name] + os.sep for name in ("stdlib", "platstdlib")})
+
+
+def kind_of(dropped: str) -> Kind:
+    """Return why there is no reply, in a word, from a receipt's ``dropped``."""
+    if dropped == "late":
+        return "late"
+    if dropped == "gone":
+        return "gone"
+    return "refused" if dropped.startswith("refused") else "failed"
+
+
+def account(dropped: Mapping[int, str], asked: int, most: int = 3) -> str:
+    """Return how many of the asked clients gave no reply, and why; see `reasons`.
+
+    >>> account({0: "late", 3: "KeyError: 'x' (mine.py:7)", 4: "KeyError: 'x' (mine.py:7)"}, 5)
+    "3 of 5 clients gave no reply: 1 late, 2 failed (2 times KeyError: 'x' (mine.py:7), such as client 3)"
+    """
+    return f"{len(dropped)} of {asked} clients gave no reply: {reasons(dropped, most)}"
+
+
+def reasons(dropped: Mapping[int, str], most: int = 3) -> str:
+    """Return how many replies are missing by kind, and of each the `most` frequent reasons with one client to look at."""
+    found: dict[Kind, dict[str, list[int]]] = {}
+    for client, why in sorted(dropped.items()):  # texts that differ in numbers alone, such as the client's, are one reason
+        found.setdefault(kind_of(why), {}).setdefault(re.sub(r"\d+", "#", why), []).append(client)
+    parts = []
+    for kind in ("late", "gone", "refused", "failed"):
+        groups = sorted(found.get(kind, {}).values(), key=lambda clients: (-len(clients), clients))
+        if not groups:
+            continue
+        told = f"{sum(map(len, groups))} {kind}"
+        if kind in ("refused", "failed"):
+            texts = []
+            for clients in groups[:most]:
+                times = f"{len(clients)} times " if len(clients) > 1 else ""
+                texts.append(f"{times}{_short(dropped[clients[0]].removeprefix('refused: '))}, such as client {clients[0]}")
+            rest = [f"{len(groups) - most} other reasons"] if len(groups) > most else []
+            told += f" ({'; '.join([*texts, *rest])})"
+        parts.append(told)
+    return ", ".join(parts)
+
+
+def _short(text: str, most: int = 200) -> str:
+    plain = " ".join(text.split())
+    return plain if len(plain) <= most else plain[: most - 1] + "…"
+
+
+def reason_of(error: Exception) -> str:
+    """Return class, message and place of a client function's error, in a line."""
+    told = "; ".join(error.misfits) if isinstance(error, PlanError) else str(error)
+    place = place_of(error)
+    return f"{type(error).__name__}: {told}" + (f" ({place})" if place else "")
+
+
+def client_error(receipt: Receipt, function: str, round: int) -> PacelineError:
+    """Return the error of a client that failed: of its own class where that is one of ours, else a `ClientError`."""
+    reason, kept = str(receipt.dropped), (NonFiniteError, AggregationError, PlanError, DataError)
+    cls: type[PacelineError] = getattr(errors, receipt.error, ClientError)
+    if issubclass(cls, kept):
+        text = f"client {receipt.client}, function {function!r}, round {round}: {reason.removeprefix(f'{receipt.error}: ')}"
+        return PlanError([text]) if issubclass(cls, PlanError) else cls(text)
+    return ClientError(receipt.client, function, round, reason)
+
+
+def class_of(error: Exception) -> str:
+    """Return the name of the nearest of Paceline's own classes that an error belongs to; empty where there is none."""
+    if not isinstance(error, PacelineError):
+        return ""
+    return next(str(c.__name__) for c in type(error).__mro__ if getattr(errors, c.__name__, None) is c)
+
+
+def class_in(text: str) -> str:
+    """Return the class of `paceline.core.errors` that a text from another machine begins with; empty where it names none."""
+    name, colon, _ = text.partition(": ")
+    return name if colon and name in errors.__all__ and isinstance(getattr(errors, name), type) else ""
+
+
+def place_of(error: BaseException) -> str:
+    """Return ``file:line`` of the code that raised an error: the user's own, where it was on the way there.
+
+    That is the innermost frame outside of Paceline, torch, numpy and the standard library; else the innermost in
+    Paceline, else the innermost. Files below the current folder are named from there, others by their last parts.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return ""
+    best = min(reversed(frames), key=lambda frame: _distance(frame.filename))
+    return f"{_named(best.filename)}:{best.lineno}"
+
+
+def _distance(file: str) -> int:
+    """Return how far from the user's code a file is: 0 for the user's, 1 for Paceline's, 2 for libraries."""
+    if file.startswith(_HERE):
+        return 1
+    if file.startswith(_LIBRARIES) or file.startswith("<frozen"):
+        return 2
+    return 2 if file.startswith(_STANDARD) and not file.startswith(_INSTALLED) else 0
+
+
+def _named(file: str) -> str:
+    path, here = Path(file), Path.cwd()
+    if path.is_relative_to(here):
+        return str(path.relative_to(here))
+    return str(path) if len(path.parts) <= 4 else str(Path("…", *path.parts[-3:]))

@@ -1,0 +1,365 @@
+"""A model's parameters as one flat vector with named views.
+
+Loading a model is one copy, ``a - b`` one kernel, a sum over clients one add, clipping one norm.
+`Layout` says which coordinates belong to which tensor; `Params` is a vector with a layout; `Resident`
+is a module whose parameters *are* views into such a vector.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import zip_longest
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from paceline.core.errors import LayoutError
+
+__all__ = ["Buffers", "Entry", "Layout", "Params", "Resident"]
+
+Buffers = Literal["average", "local", "recompute"]
+"""What happens to BatchNorm's running statistics (all float buffers).
+
+``average``: they are part of the vector and are averaged like weights. ``local``: each client keeps its
+own in its memory. ``recompute``: they never train; before an evaluation the clients compute them anew.
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One named tensor inside the flat vector; `offset` and `size` count elements."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+    kind: Literal["param", "buffer"] = "param"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names, shapes and offsets of the tensors in a flat vector: parameters first, then buffers."""
+
+    entries: tuple[Entry, ...]
+
+    @staticmethod
+    def build(tensors: Sequence[tuple[str, tuple[int, ...], Literal["param", "buffer"]]]) -> Layout:
+        """Lay the given (name, shape, kind) out one behind the other."""
+        entries, offset = [], 0
+        for name, shape, kind in tensors:
+            size = 1
+            for n in shape:
+                size *= n
+            entries.append(Entry(name, tuple(shape), offset, size, kind))
+            offset += size
+        return Layout(tuple(entries))
+
+    @staticmethod
+    def of(
+        module: nn.Module,
+        trainable: Sequence[str] | Callable[[str], bool] | None = None,
+        buffers: Buffers = "average",
+    ) -> Layout:
+        """Return the layout of a module's trainable parameters and, if averaged, its float buffers.
+
+        `trainable` is a predicate on names or a list of glob patterns (``["head.*"]``); None takes every
+        parameter with ``requires_grad``. Integer buffers (BatchNorm's counter) are never part of it.
+
+        Raises `LayoutError` when nothing is left to train or a parameter is not float32.
+        """
+        if trainable is None:
+            chosen = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+        else:
+            keep = trainable if callable(trainable) else _matcher(trainable)
+            chosen = [(n, p) for n, p in module.named_parameters() if keep(n)]
+        if not chosen:
+            names = [n for n, _ in module.named_parameters()]
+            raise LayoutError(f"no parameter is trainable with {trainable!r}; the module has {names}")
+        wrong = [n for n, p in chosen if p.dtype != torch.float32]
+        if wrong:
+            raise LayoutError(f"trainable parameters must be float32; these are not: {wrong}")
+        tensors: list[tuple[str, tuple[int, ...], Literal["param", "buffer"]]] = [(n, tuple(p.shape), "param") for n, p in chosen]
+        if buffers != "local":
+            wrong = [n for n, b in float_buffers(module) if b.dtype != torch.float32]
+            if wrong:
+                raise LayoutError(f"buffers in the vector must be float32; these are not: {wrong}")
+            tensors += [(n, tuple(b.shape), "buffer") for n, b in float_buffers(module)]
+        return Layout.build(tensors)
+
+    @cached_property
+    def size(self) -> int:
+        """Number of coordinates d."""
+        return sum(e.size for e in self.entries)
+
+    @cached_property
+    def num_params(self) -> int:
+        """Number of coordinates that are parameters, which come first."""
+        return sum(e.size for e in self.entries if e.kind == "param")
+
+    @cached_property
+    def by_name(self) -> dict[str, Entry]:
+        """Entries by name."""
+        return {e.name: e for e in self.entries}
+
+    def difference(self, module: Layout) -> str:
+        """Return the first thing in which a module's layout differs from this one; empty where nothing does."""
+        for mine, other in zip_longest(self.entries, module.entries):
+            if mine is None:
+                return f"they lack {other.name} {list(other.shape)}"
+            if other is None or mine.name != other.name:
+                return f"the module has no {mine.name} {list(mine.shape)} there"
+            if (mine.shape, mine.kind) != (other.shape, other.kind):
+                return f"{mine.name} is {mine.kind} {list(mine.shape)}, and {other.kind} {list(other.shape)} in the module"
+        return ""
+
+    def to_plain(self) -> list[list[Any]]:
+        """Return [name, kind, shape] of each tensor, as plain values."""
+        return [[e.name, e.kind, list(e.shape)] for e in self.entries]
+
+    @staticmethod
+    def from_plain(rows: Any) -> Layout:
+        """Return the layout of `to_plain`. Raises `LayoutError` for anything else."""
+        try:
+            tensors = [(name, tuple(shape), kind) for name, kind, shape in rows]
+            plain = all(isinstance(n, str) and k in ("param", "buffer") and all(type(d) is int for d in s) for n, s, k in tensors)
+        except (TypeError, ValueError):
+            plain = False
+        if not plain:
+            raise LayoutError("a layout is a list of [name, kind, shape]")
+        return Layout.build(tensors)
+
+    @cached_property
+    def digest(self) -> str:
+        """A short hash of names and shapes, equal exactly for equal layouts."""
+        text = repr([(e.name, e.shape, e.kind) for e in self.entries])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def view(self, vector: Tensor, name: str) -> Tensor:
+        """Return the tensor `name` as a view into `vector` (shape [d] or, stacked, [K, d])."""
+        entry = self.by_name.get(name)
+        if entry is None:
+            raise LayoutError(f"no tensor {name!r} in this layout; it has {list(self.by_name)}")
+        part = vector.narrow(-1, entry.offset, entry.size)
+        return part.view((*vector.shape[:-1], *entry.shape))
+
+
+def float_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return the module's floating-point buffers by name."""
+    return [(n, b) for n, b in module.named_buffers() if b is not None and b.is_floating_point()]
+
+
+def _matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
+    return lambda name: any(fnmatch.fnmatchcase(name, p) for p in patterns)
+
+
+class Params:
+    """A flat vector with a layout: behaves like a vector in arithmetic and like a dict of named views.
+
+    Args:
+        vector: shape [d], contiguous; not copied.
+        layout: the names and shapes of its parts.
+
+    Raises `LayoutError` where two operands have different layouts or the vector has the wrong length.
+    """
+
+    __slots__ = ("layout", "vector")
+    __array_ufunc__ = None
+    """A numpy scalar on the left leaves the arithmetic to this class."""
+
+    def __init__(self, vector: Tensor, layout: Layout) -> None:
+        if vector.shape[-1:] != (layout.size,):
+            raise LayoutError(f"a vector of shape {tuple(vector.shape)} does not fit a layout of {layout.size}")
+        self.vector = vector
+        self.layout = layout
+
+    @staticmethod
+    def of(module: nn.Module, layout: Layout) -> Params:
+        """Copy the module's current values into a new vector."""
+        source = dict(module.named_parameters()) | dict(module.named_buffers())
+        parts = [source[e.name].detach().reshape(-1) for e in layout.entries]
+        return Params(torch.cat(parts), layout)
+
+    # -- as a dict of named tensors ------------------------------------------------------------
+    def __getitem__(self, name: str) -> Tensor:
+        return self.layout.view(self.vector, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layout.by_name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.layout.by_name
+
+    def __len__(self) -> int:
+        return self.layout.size
+
+    def items(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield (name, view) pairs."""
+        return ((name, self[name]) for name in self)
+
+    # -- as a vector ---------------------------------------------------------------------------
+    def _other(self, other: Params | Tensor | float) -> Tensor | float:
+        if isinstance(other, Params):
+            if other.layout is not self.layout and other.layout.digest != self.layout.digest:
+                raise LayoutError("these two parameter vectors have different layouts")
+            return other.vector
+        return other
+
+    def _new(self, vector: Tensor) -> Params:
+        return Params(vector, self.layout)
+
+    def __add__(self, other: Params | Tensor | float) -> Params:
+        return self._new(self.vector + self._other(other))
+
+    def __sub__(self, other: Params | Tensor | float) -> Params:
+        return self._new(self.vector - self._other(other))
+
+    def __mul__(self, other: Params | Tensor | float) -> Params:
+        return self._new(self.vector * self._other(other))
+
+    def __truediv__(self, other: Params | Tensor | float) -> Params:
+        return self._new(self.vector / self._other(other))
+
+    def __rsub__(self, other: Tensor | float) -> Params:
+        return self._new(other - self.vector)
+
+    def __pow__(self, exponent: float) -> Params:
+        return self._new(self.vector**exponent)
+
+    def __neg__(self) -> Params:
+        return self._new(-self.vector)
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+    def zeros(self) -> Params:
+        """Return a zero vector of the same layout."""
+        return self._new(torch.zeros_like(self.vector))
+
+    def clone(self) -> Params:
+        """Return a copy."""
+        return self._new(self.vector.clone())
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Params:
+        """Apply an elementwise function to the vector."""
+        return self._new(fn(self.vector))
+
+    def to(self, device: torch.device | str) -> Params:
+        """Return these parameters on `device` (itself when already there)."""
+        return self._new(self.vector.to(device))
+
+    def norm(self) -> Tensor:
+        """Return the Euclidean norm as a scalar tensor."""
+        length: Tensor = torch.linalg.vector_norm(self.vector)
+        return length
+
+    def dot(self, other: Params) -> Tensor:
+        """Return the inner product as a scalar tensor."""
+        value = self._other(other)
+        assert isinstance(value, Tensor)
+        return torch.dot(self.vector, value)
+
+    def sha256(self) -> str:
+        """Return the SHA-256 of the vector's little-endian float32 bytes."""
+        return hashlib.sha256(self.vector.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+
+    def __repr__(self) -> str:
+        return f"Params({self.layout.size} values in {len(self.layout.entries)} tensors)"
+
+
+class Resident:
+    """A module whose trainable parameters and float buffers are views into one vector.
+
+    `params` is the live vector, `grads` its gradient, laid out alike (zero for buffers). Loading another
+    model is one copy; a step of SGD is one kernel. One of these exists per worker and model shape.
+    """
+
+    def __init__(self, module: nn.Module, layout: Layout, device: torch.device | str = "cpu") -> None:
+        self.module = module.to(device)
+        self.layout = layout
+        self.device = torch.device(device)
+        self.mixed: torch.dtype | None = None
+        """Type of matrix products and convolutions in training; None for the parameters' own."""
+        self.widths: dict[Any, int] = {}
+        """Most bytes that a layer returns for a sample, by the sample's shape; kept by evaluation."""
+        self.flops = 0.0
+        """Forward cost of one sample in FLOPs, set by whoever built the module; 0 when unknown."""
+        self.params = Params.of(self.module, layout)
+        self.grads = self.params.zeros()
+        owned = {e.name: e for e in layout.entries}
+        found = dict(self.module.named_parameters())
+        self._trained = [found[e.name] for e in layout.entries if e.kind == "param"]
+        self._grads = [self.grads[e.name] for e in layout.entries if e.kind == "param"]
+        for name, parameter in found.items():
+            if name in owned:
+                parameter.data = self.params[name]
+                parameter.requires_grad_(True)
+                parameter.grad = self.grads[name]
+            else:
+                parameter.requires_grad_(False)
+        self._stateful = any(name not in owned for name, _ in float_buffers(self.module))
+        for name, _ in float_buffers(self.module):
+            if name in owned:
+                parent, _, leaf = name.rpartition(".")
+                self.module.get_submodule(parent)._buffers[leaf] = self.params[name]
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context in which training steps run."""
+        if self.mixed is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.mixed)
+
+    def load(self, params: Params) -> None:
+        """Copy `params` into the module.
+
+        Raises `LayoutError` where the layouts differ.
+        """
+        if params.layout is not self.layout and params.layout.digest != self.layout.digest:
+            raise LayoutError(
+                f"the given parameters do not have this module's layout: {params.layout.difference(self.layout)}; "
+                "shapes of a client's own data, and its classes, must be those of the run's task"
+            )
+        with torch.no_grad():
+            self.params.vector.copy_(params.vector)
+
+    def snapshot(self) -> Params:
+        """Return a copy of the current values."""
+        return self.params.clone()
+
+    def trained(self) -> list[nn.Parameter]:
+        """Return the parameters that are in the vector, in its order."""
+        return self._trained
+
+    def clear(self) -> None:
+        """Drop the parameters' gradients, so that autograd hands its own tensors over."""
+        for parameter in self._trained:
+            parameter.grad = None
+
+    def collect(self) -> Params:
+        """Copy the parameters' gradients into `grads` (0 where there is none) and return it."""
+        for view, parameter in zip(self._grads, self._trained, strict=True):
+            if parameter.grad is None:
+                view.zero_()
+            elif parameter.grad.data_ptr() != view.data_ptr():
+                view.copy_(parameter.grad)
+        return self.grads
+
+    @property
+    def stateful(self) -> bool:
+        """Whether the module has float buffers that are not in the vector (policy ``local``)."""
+        return self._stateful
+
+    def local_buffers(self) -> dict[str, Tensor]:
+        """Return copies of the float buffers that are not in the vector."""
+        return {n: b.detach().clone() for n, b in float_buffers(self.module) if n not in self.layout.by_name}
+
+    def load_buffers(self, values: dict[str, Tensor]) -> None:
+        """Copy float buffers that are not in the vector back into the module."""
+        own = dict(float_buffers(self.module))
+        for name, value in values.items():
+            own[name].copy_(value)

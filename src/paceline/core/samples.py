@@ -1,0 +1,72 @@
+"""What a client works on: its samples, and what the core needs of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from paceline.core.params import Buffers
+
+__all__ = ["ClientData", "Problem"]
+
+
+class Problem(Protocol):
+    """What the core needs of a task: the loss, defaults, and a name for messages."""
+
+    @property
+    def loss(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Mean loss of (outputs, targets)."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+
+    @property
+    def buffers(self) -> Buffers:
+        """What happens to running statistics."""
+
+    @property
+    def lr(self) -> float:
+        """Default learning rate."""
+
+    @property
+    def batch_size(self) -> int:
+        """Default batch size."""
+
+
+@dataclass(slots=True)
+class ClientData:
+    """One client's samples: rows `index` of the whole arrays, gathered batch by batch.
+
+    Args:
+        x, y: all samples of the task, shared by all clients.
+        index: rows that are this client's, shape [n] (int64).
+    """
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+
+    def __len__(self) -> int:
+        return self.index.shape[0]
+
+    def rows(self, which: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the samples at the positions `which` of this client."""
+        rows = self.index[which]
+        return self.x.index_select(0, rows), self.y.index_select(0, rows)
+
+    def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the samples once, in random batches; the last one may be smaller."""
+        order = torch.randperm(len(self.index), generator=generator).to(self.index.device)
+        for start in range(0, len(order), batch_size):
+            yield self.rows(order[start : start + batch_size])
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the samples once, in order."""
+        for start in range(0, len(self.index), batch_size):
+            rows = self.index[start : start + batch_size]
+            yield self.x.index_select(0, rows), self.y.index_select(0, rows)

@@ -1,0 +1,111 @@
+"""A task: data, a model, a loss and what counts as correct. Methods see nothing else of a problem."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from paceline.core.fingerprint import digest
+from paceline.core.generators import drawing
+from paceline.core.params import Buffers
+
+__all__ = ["Arrays", "Task"]
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Part = tuple[Tensor, Callable[[nn.Module, Tensor], Tensor] | None]
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A data set in memory.
+
+    Args:
+        x: inputs, shape [N, ...].
+        y: targets, shape [N, ...]; class indices (int64) in classification.
+        owner: natural client of each sample, shape [N] (int64 codes), or None.
+        owners: names of the natural clients, by code.
+    """
+
+    x: Tensor
+    y: Tensor
+    owner: Tensor | None = None
+    owners: Sequence[str] = ()
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def subset(self, index: Tensor) -> Arrays:
+        """Return the samples at `index` (copied)."""
+        return Arrays(self.x[index], self.y[index], None if self.owner is None else self.owner[index], self.owners)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One learning problem.
+
+    Args:
+        name: as on the command line.
+        train: samples that are partitioned over clients.
+        test: the central test set.
+        model: builds a fresh, seeded-by-the-caller module.
+        loss: mean loss of (outputs, targets) as a scalar tensor.
+        num_classes: number of classes, or of output symbols.
+        lr, batch_size: defaults that suit the reference model.
+        buffers: the policy for BatchNorm's statistics.
+        trainable: glob patterns of the parameters that are trained, None for all.
+        notes: a line for people.
+        info: further figures and names, such as where the data come from.
+        classes: names of the classes, by code; may be empty.
+        in_time: whether the samples of a natural client follow in time.
+    """
+
+    name: str
+    train: Arrays
+    test: Arrays
+    model: Callable[[], nn.Module]
+    num_classes: int
+    loss: Loss = F.cross_entropy
+    lr: float = 0.05
+    batch_size: int = 20
+    buffers: Buffers = "average"
+    trainable: Sequence[str] | None = None
+    notes: str = ""
+    info: dict[str, str] = field(default_factory=dict)
+    classes: Sequence[str] = ()
+    in_time: bool = False
+
+    @cached_property
+    def fingerprint(self) -> dict[str, str]:
+        """SHA-256 of the samples, wherever they come from: of ``train``, of ``test``, and of what a kind of task adds.
+
+        Values, types, shapes, owners and class names count; model, loss, hyperparameters and texts for people do not.
+        """
+        added = [f.name for f in fields(self) if f.name not in _NO_DATA]
+        return {name: digest(getattr(self, name)) for name in added} | {"classes": digest(self.num_classes, list(self.classes))}
+
+    def build(self, seed: int) -> nn.Module:
+        """Return a module initialised from `seed` alone; the global random generators are left as they were."""
+        with drawing(seed):
+            torch.manual_seed(seed)  # a module that begins on a GPU too
+            return self.model()
+
+    steady: ClassVar[bool] = True
+    """Whether all of a client's rows are there in every round."""
+
+    def present(self, rows: Tensor, round: int) -> Tensor:
+        """Return which of a client's rows are there in a round; all of them, unless tasks follow each other."""
+        return rows
+
+    def parts(self) -> Sequence[Part]:
+        """Return what of the test set is judged by itself too: rows, and ``(module, inputs) -> scores`` or None."""
+        return ()
+
+
+_NO_DATA = {f.name for f in fields(Task)} - {"train", "test"}
+"""What of a task is no data, or counts under another name."""

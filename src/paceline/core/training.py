@@ -1,0 +1,369 @@
+"""The one local loop: steps of SGD on a client's data, by one client or by a stack of them at once.
+
+A `Job` is what one client asks for. `descend` is the loop; what differs between one model and a stack is
+only how a gradient is formed, and that is a `Learner`'s. Hooks are pure functions of parameters, gradients
+and batches, so that the same hook serves both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from paceline.core.errors import NonFiniteError
+from paceline.core.generators import nested
+from paceline.core.params import Params, Resident
+from paceline.core.profiling import spent
+from paceline.core.samples import ClientData
+
+__all__ = [
+    "AdamW",
+    "Correct",
+    "Direction",
+    "Gradient",
+    "Job",
+    "Learner",
+    "LoopRequest",
+    "Loss",
+    "Objective",
+    "One",
+    "Schedule",
+    "Trained",
+    "answer",
+    "descend",
+    "train",
+]
+
+Correct = Callable[[Params, Params], Params]
+"""A gradient hook: (gradient, current parameters) -> gradient."""
+
+Gradient = Callable[[Params], Params]
+"""Mean gradient of this step's batch at any point."""
+
+Direction = Callable[[Gradient, Params], Params]
+"""A hook that takes the gradient's place: (gradient function, current parameters) -> what a step descends along."""
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Mean loss of (outputs, targets), a scalar."""
+
+Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""Mean loss of (module, inputs, targets), a scalar: for losses that need more than the module's outputs."""
+
+Schedule = Callable[[int, int], float]
+"""Factor on the learning rate at (step from 0, this client's steps)."""
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """The rule of Adam in place of SGD's; moments start at 0 in every local training, and weight decay is decoupled.
+
+    Args:
+        beta1, beta2: decay of the moments.
+        eps: added to the root of the second moment.
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+    def direction(self, step: int, along: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """Return what step `step` (from 0) descends along; the moments are changed in place."""
+        first.mul_(self.beta1).add_(along, alpha=1 - self.beta1)
+        second.mul_(self.beta2).addcmul_(along, along, value=1 - self.beta2)
+        root = (second / (1 - self.beta2 ** (step + 1))).sqrt_().add_(self.eps)
+        return first / (1 - self.beta1 ** (step + 1)) / root
+
+
+class LoopRequest(Protocol):
+    """What a client asks of the engine: run by itself, or together with those of other clients."""
+
+    alone: bool
+    """Whether it must be run at once and by itself."""
+
+    def run(self) -> Any:
+        """Run it by itself."""
+
+
+class Trained(NamedTuple):
+    """The result of the local loop.
+
+    Args:
+        params: the parameters after training (of the sub-model, where one was trained).
+        steps: optimiser steps taken.
+        samples: samples seen, repetitions counted.
+        loss: mean training loss over the steps.
+    """
+
+    params: Params
+    steps: int
+    samples: int
+    loss: float
+
+
+@dataclass
+class Job:
+    """What one client asks of the local loop.
+
+    Args:
+        model: the module that trains.
+        data: the client's samples.
+        start: where to start; not changed.
+        loss: mean loss of (outputs, targets).
+        lr, steps, batch_size, momentum, weight_decay: of SGD; `steps` may end in mid-pass.
+        order: returns the stream that orders the samples.
+        correct, direction, objective, after: hooks, see `Client.sgd`.
+        schedule, adam: see `Client.sgd`.
+        alone: the module holds state of this client, so that it trains at once and by itself.
+        strict: check the loss at every step.
+    """
+
+    model: Resident
+    data: ClientData
+    start: Params
+    loss: Loss
+    lr: float
+    steps: int
+    batch_size: int
+    order: Callable[[], torch.Generator]
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    correct: Correct | None = None
+    direction: Direction | None = None
+    objective: Objective | None = None
+    after: Callable[[Params], Params] | None = None
+    schedule: Schedule | None = None
+    adam: AdamW | None = None
+    alone: bool = False
+    strict: bool = False
+    step: int | None = None
+    batch: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+    """Step of the loop and its (inputs, targets), while it runs: what an error message needs."""
+
+    @property
+    def hooked(self) -> bool:
+        """Whether a step is more than a step along the plain gradient."""
+        return bool(self.correct or self.direction or self.momentum or self.weight_decay or self.schedule or self.adam)
+
+    @property
+    def plain(self) -> bool:
+        """Whether this is one step along the plain gradient of the mean cross-entropy, and nothing else."""
+        return (
+            self.steps == 1
+            and not (
+                self.correct or self.direction or self.weight_decay or self.after or self.objective or self.schedule or self.adam
+            )
+            and self.loss is F.cross_entropy
+        )
+
+    def of(self, data: ClientData, order: Callable[[], torch.Generator]) -> Job:
+        """Return the same request of another client."""
+        other = object.__new__(Job)
+        other.__dict__.update(self.__dict__, data=data, order=order)
+        return other
+
+    def run(self) -> Trained:
+        """Train this client by itself."""
+        return train(self)
+
+    def batches(self) -> Iterator[Tensor]:
+        """Yield the rows of each step's batch: pass after pass, each in a new order."""
+        index, left = self.data.index, self.steps
+        shuffled = index.shape[0] > self.batch_size  # the order within a batch changes nothing
+        generator = self.order() if shuffled else None
+        while left > 0:
+            if not shuffled:
+                yield index
+                left -= 1
+                continue
+            rows = index[torch.randperm(len(index), generator=generator).to(index.device)]
+            for batch in torch.split(rows, self.batch_size)[:left]:
+                yield batch
+                left -= 1
+
+    def samples(self) -> int:
+        """Return how many samples all steps see, repetitions counted."""
+        n, size = len(self.data), self.batch_size
+        if self.steps == 1 or not n:
+            return min(n, size) if self.steps else 0
+        passes, rest = divmod(self.steps, -(-n // size))
+        return passes * n + min(rest * size, n)
+
+
+class Learner(Protocol):
+    """Forms gradients at live parameters, of one model or of several stacked ones."""
+
+    job: Job
+    """The job, or the longest one of those that are stacked: they agree in everything but data, start and lr."""
+
+    at: Params
+    """The live parameters, shape [d], or [K, d] where K are stacked."""
+
+    def advance(self, step: int) -> None:
+        """Take the next batch."""
+
+    def descend(self) -> None:
+        """Step along the plain gradient of the batch."""
+
+    def direction(self) -> Tensor:
+        """Return what a step descends along, hooks applied, shaped as `weights`."""
+
+    def move(self, along: Tensor) -> None:
+        """Take the step ``weights -= lr * along``."""
+
+    def rate(self, step: int) -> float | Tensor:
+        """Return the schedule's factor, or one for each client, shape [K, 1]."""
+
+    def weights(self) -> Tensor:
+        """Return a view of the live parameters that still train, running statistics left out."""
+
+    def project(self) -> None:
+        """Apply the job's `after`."""
+
+
+def descend(learner: Learner) -> None:
+    """Take all steps: the one local loop."""
+    job = learner.job
+    velocity = torch.zeros_like(learner.weights()) if job.momentum or job.adam else None
+    square = torch.zeros_like(velocity) if job.adam and velocity is not None else None
+    for step in range(job.steps):
+        learner.advance(step)
+        if not job.hooked:
+            learner.descend()
+        else:
+            along = learner.direction()
+            with torch.no_grad():
+                weights = learner.weights()
+                if job.weight_decay and job.adam is None:
+                    along = along + job.weight_decay * weights
+                if job.adam and square is not None and velocity is not None:
+                    along = job.adam.direction(step, along, velocity[: len(weights)], square[: len(weights)])
+                    along = along + job.weight_decay * weights if job.weight_decay else along
+                elif velocity is not None:
+                    along = velocity[: len(weights)].mul_(job.momentum).add_(along)
+                learner.move(along if job.schedule is None else along * learner.rate(step))
+        if job.after is not None:
+            learner.project()
+
+
+class One:
+    """The learner of a single client: its model is the worker's resident one."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.model, self.at = job, job.model, job.model.params
+        self._count = job.model.layout.num_params
+        self._parameters = job.model.trained()
+        self._batches = job.batches()
+        self.total = torch.zeros((), device=job.model.device)
+        self._norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in job.model.module.modules())
+        job.model.load(job.start)
+        job.model.module.train()
+
+    def advance(self, step: int) -> None:
+        """Take the next batch."""
+        rows, data = next(self._batches), self.job.data
+        self.job.step = step
+        if self._norms:  # a single sample has no variance: BatchNorm then uses its running statistics
+            self.model.module.train(len(rows) > 1)
+        with spent.on("loading"):
+            self.job.batch = data.x.index_select(0, rows), data.y.index_select(0, rows)
+
+    def descend(self) -> None:
+        """Step along the plain gradient, tensor by tensor: nothing is copied."""
+        self.total += self._backward()
+        with torch.no_grad():
+            for parameter in self._parameters:
+                if parameter.grad is not None:
+                    parameter.add_(parameter.grad, alpha=-self.job.lr)
+
+    def direction(self) -> Tensor:
+        """Return the direction of the job's hooks at the live parameters."""
+        job, at = self.job, self.at
+        if job.direction is not None:
+            here = at.clone()
+            first: list[tuple[Tensor, Tensor]] = []
+
+            def gradient(point: Params) -> Params:
+                self.model.load(point)
+                value = self._backward()
+                if not first:  # its loss counts, and what it moved of the running statistics
+                    first.append((value, at.vector[self._count :].clone()))
+                return self.model.collect().clone()
+
+            along = job.direction(gradient, here)
+            self.model.load(here)
+            if first:  # else the method asked for no gradient at all
+                self.total += first[0][0]
+                at.vector[self._count :] = first[0][1]
+        else:
+            self.total += self._backward()
+            along = self.model.collect()
+        with torch.no_grad():
+            if job.correct is not None:
+                along = job.correct(along, at)
+        return along.vector[: self._count].detach()
+
+    def move(self, along: Tensor) -> None:
+        """Take the step."""
+        self.weights().add_(along, alpha=-self.job.lr)
+
+    def rate(self, step: int) -> float:
+        """Return the schedule's factor."""
+        assert self.job.schedule is not None
+        return self.job.schedule(step, self.job.steps)
+
+    def weights(self) -> Tensor:
+        """Return the live vector, running statistics left out."""
+        return self.at.vector[: self._count]
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Apply `after` to the live vector."""
+        assert self.job.after is not None
+        self.at.vector.copy_(self.job.after(self.at).vector)
+
+    def _backward(self) -> Tensor:
+        """Leave the batch's gradient in the parameters; return the loss."""
+        job = self.job
+        assert job.batch is not None
+        x, y = job.batch
+        self.model.clear()
+        with torch.enable_grad():
+            value = job.loss(self.model.module(x), y) if job.objective is None else job.objective(self.model.module, x, y)
+            value.backward()  # type: ignore[no-untyped-call]
+        if job.strict and not torch.isfinite(value):
+            raise NonFiniteError(f"the loss is {value.item()} on a batch of {len(y)} samples")
+        return value.detach()
+
+
+def train(job: Job) -> Trained:
+    """Run one client's job; raises `NonFiniteError` for a NaN loss.
+
+    Whatever draws from a global generator in it, such as dropout, draws from this client's own stream.
+    """
+    if not job.steps:
+        return Trained(job.start.clone(), 0, 0, 0.0)
+    stream = nested(job.order().initial_seed(), job.model.device)
+    with spent.on("local steps"), job.model.autocast(), stream:
+        learner = One(job)
+        descend(learner)
+    total = float(learner.total)
+    if not math.isfinite(total):
+        raise diverged(total, job)
+    job.step = job.batch = None
+    return Trained(learner.at.clone(), job.steps, job.samples(), total / job.steps)
+
+
+def answer(request: LoopRequest) -> Any:
+    """Run a request at once and by itself."""
+    return request.run()
+
+
+def diverged(total: float, job: Job) -> NonFiniteError:
+    """Return the error for a training loss that is not finite."""
+    return NonFiniteError(f"the training loss is {total} after {job.steps} steps; lower lr (now {job.lr})")

@@ -1,0 +1,274 @@
+"""Trees: the only things that cross between server and client, and the only things in a state.
+
+A tree is a dict, list, tuple or registered dataclass (`node`) of tensors, `Params` and plain values.
+Because everything is a tree, messages, checkpoints, sums and tests need no code per method.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar, dataclass_transform
+
+from torch import Tensor
+
+from paceline.core.errors import TreeError
+from paceline.core.lazy import Lazy
+from paceline.core.params import Layout, Params
+
+__all__ = [
+    "Tree",
+    "flatten",
+    "map_leaves",
+    "node",
+    "numeric_leaves",
+    "register",
+    "register_again",
+    "rename_main",
+    "unflatten",
+    "unflatten_numeric",
+]
+
+T = TypeVar("T")
+Tree = Any
+"""A dict, list, tuple or `node` of tensors, `Params`, None, bool, int, float, str and bytes."""
+
+_PLAIN = (type(None), bool, int, float, str, bytes)
+_NODES: dict[str, tuple[type, Callable[[Any], Mapping[str, Any]], Callable[[dict[str, Any]], Any]]] = {}
+
+
+def register(cls: type[T], to_fields: Callable[[T], Mapping[str, Any]], make: Callable[[dict[str, Any]], T]) -> None:
+    """Let objects of `cls` be nodes of trees: `to_fields` opens one, `make` builds one."""
+    _NODES[_name(cls)] = (cls, to_fields, make)
+
+
+def register_again() -> list[tuple[Any, ...]]:
+    """Return arguments for `register`, of the classes that another process cannot import by their name."""
+    return [entry for entry in _NODES.values() if entry[0].__module__ == "__main__" or "<locals>" in entry[0].__qualname__]
+
+
+def rename_main() -> None:
+    """Let classes of a script that was imported again, in a child process, have the names that they have in the script."""
+    for cls, *parts in list(_NODES.values()):
+        if cls.__module__ == "__mp_main__":
+            cls.__module__ = "__main__"
+            register(cls, *parts)
+
+
+@dataclass_transform(frozen_default=True)
+def node(cls: type[T]) -> type[T]:
+    """Make `cls` a frozen dataclass that can be part of messages, replies and states."""
+    made: Any = cls if dataclasses.is_dataclass(cls) else dataclasses.dataclass(frozen=True)(cls)
+    names = [f.name for f in dataclasses.fields(made)]
+    register(made, lambda obj: {n: getattr(obj, n) for n in names}, lambda fields: made(**fields))
+    return made  # type: ignore[no-any-return]
+
+
+def _name(cls: type) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def flatten(tree: Tree) -> tuple[Any, list[Tensor]]:
+    """Split a tree into its structure (plain lists and values) and its tensors.
+
+    Raises `TreeError`, with the path, for anything that is not part of a tree.
+    """
+    walk = _Flatten()
+    return walk.open(tree, "value"), walk.leaves
+
+
+class _Walk:
+    """A walk over a tree that collects leaves.
+
+    A class and no recursive closure: such a closure is a reference cycle, which would keep the vectors of
+    every reply alive until the garbage collector comes by.
+    """
+
+    refusal = ""
+
+    def open(self, value: Tree, path: str) -> Any:
+        """Return the structure of a tree; raises `TreeError`, with the path, for what is not part of one."""
+        if isinstance(value, dict):
+            return ["dict", [[_key(k, path), self.open(v, f"{path}[{k!r}]")] for k, v in value.items()]]
+        if type(value) in (list, tuple):
+            return [type(value).__name__, [self.open(v, f"{path}[{i}]") for i, v in enumerate(value)]]
+        entry = _NODES.get(_name(type(value)))
+        if entry is None:
+            raise TreeError(f"{path} is a {type(value).__name__}, {self.refusal}")
+        fields = entry[1](value)
+        return ["node", _name(type(value)), [[k, self.open(v, f"{path}.{k}")] for k, v in fields.items()]]
+
+
+class _Flatten(_Walk):
+    refusal = "which cannot be sent or stored; use tensors, Params, plain values, dicts, lists, tuples or a class made with @node"
+
+    def __init__(self) -> None:
+        self.leaves: list[Tensor] = []
+        self._layouts: dict[str, int] = {}
+
+    def open(self, value: Tree, path: str) -> Any:
+        if isinstance(value, _PLAIN):
+            return value
+        if isinstance(value, Tensor):
+            self.leaves.append(value)
+            return ["tensor", len(self.leaves) - 1]
+        if isinstance(value, Params):
+            self.leaves.append(value.vector)
+            digest, spec = value.layout.digest, None
+            if digest not in self._layouts:
+                self._layouts[digest] = len(self._layouts)
+                spec = [[e.name, list(e.shape), e.kind] for e in value.layout.entries]
+            return ["params", len(self.leaves) - 1, self._layouts[digest], spec]
+        return super().open(value, path)
+
+
+def _key(key: Any, path: str) -> str | int:
+    if isinstance(key, str | int) and not isinstance(key, bool):
+        return key
+    raise TreeError(f"{path} has the key {_short(key)}; keys are strings or integers")
+
+
+def _short(value: Any) -> str:
+    """Return a value for a message, without writing out what may be huge."""
+    if isinstance(value, list | tuple | dict | set):
+        return f"a {type(value).__name__} of {len(value)}"
+    return repr(value[:40]) if isinstance(value, str | bytes) else repr(value)[:80]
+
+
+def unflatten(structure: Any, leaves: list[Tensor]) -> Tree:
+    """Rebuild the tree that `flatten` split.
+
+    Raises `TreeError` for a node class that is not registered here, and for a structure
+    that `flatten` cannot have made.
+    """
+    return _rebuild(structure, leaves, [])
+
+
+def _rebuild(item: Any, leaves: list[Tensor], layouts: list[Layout]) -> Tree:
+    if isinstance(item, _PLAIN):
+        return item
+    try:
+        match item:
+            case ["tensor", int(i)]:
+                return _leaf(leaves, i)
+            case ["params", int(i), int(which), spec]:
+                if spec is not None:
+                    layouts.append(_layout(spec))
+                if which < 0:
+                    raise TreeError(f"this is no tree: layout {which}")
+                return Params(_leaf(leaves, i), layouts[which])
+            case ["dict", [*pairs]]:
+                made = {_key(k, "a dict"): _rebuild(v, leaves, layouts) for k, v in pairs}
+                if len(made) != len(pairs):
+                    raise TreeError("this is no tree: a dict has a key twice")
+                return made
+            case ["list", [*values]]:
+                return [_rebuild(v, leaves, layouts) for v in values]
+            case ["tuple", [*values]]:
+                return tuple(_rebuild(v, leaves, layouts) for v in values)
+            case ["node", str(name), [*pairs]]:
+                if name not in _NODES:
+                    raise TreeError(f"unknown message class {_short(name)}; import the module that defines it first")
+                return _NODES[name][2]({k: _rebuild(v, leaves, layouts) for k, v in pairs})
+    except TreeError:
+        raise
+    except (IndexError, ValueError, TypeError, KeyError) as error:
+        raise TreeError(f"this is no tree: {error}") from error
+    kind = f", which begins with {_short(item[0])}" if isinstance(item, list) and item else ""
+    raise TreeError(f"this is no tree: {_short(item)}{kind}")
+
+
+def _layout(spec: Any) -> Layout:
+    """Build a layout from outside: distinct names, sizes that are not negative, parameters first."""
+    if any(len(shape) > 64 for _, shape, _ in spec):  # the product of a million sizes takes an hour
+        raise TreeError("this is no tree: a layout has a shape of more than 64 dimensions")
+    kinds = [kind for _, _, kind in spec]
+    names = {name for name, _, _ in spec if isinstance(name, str)}
+    sizes = [n for _, shape, _ in spec for n in shape]
+    if len(names) != len(spec) or kinds != sorted(kinds, reverse=True) or set(kinds) - {"param", "buffer"}:
+        raise TreeError("this is no tree: a layout needs distinct names, and parameters before buffers")
+    if any(type(n) is not int or not 0 <= n < 1 << 62 for n in sizes):
+        raise TreeError("this is no tree: a layout has a shape that is no list of sizes")
+    return Layout.build([(name, tuple(shape), kind) for name, shape, kind in spec])
+
+
+def _leaf(leaves: list[Tensor], index: int) -> Tensor:
+    if not 0 <= index < len(leaves):
+        raise TreeError(f"tensor {index} of {len(leaves)} is missing")
+    return leaves[index]
+
+
+def map_leaves(fn: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
+    """Apply `fn` to every tensor (and to the vector of every `Params`) of a tree."""
+    structure, leaves = flatten(tree)
+    return unflatten(structure, [fn(leaf) for leaf in leaves])
+
+
+def numeric_leaves(tree: Tree, lazy: bool = False) -> tuple[Any, list[Any]]:
+    """Split a tree of numbers: like `flatten`, but floats and ints are leaves too, in order.
+
+    The structure can be given to `unflatten_numeric`. Strings, bytes, None and bools are refused, as
+    they have no sum. With `lazy`, a `Lazy` that is not formed yet is a leaf as it is.
+    """
+    walk = _Numeric(lazy)
+    return walk.open(tree, "reply"), walk.leaves
+
+
+class _Numeric(_Walk):
+    refusal = "which has no sum"
+
+    def __init__(self, lazy: bool) -> None:
+        self.leaves: list[Any] = []
+        self._lazy = lazy
+
+    def open(self, value: Tree, path: str) -> Any:
+        if isinstance(value, bool | str | bytes | None):
+            raise TreeError(f"{path} is {value!r}, which has no sum; return numbers and tensors only")
+        if isinstance(value, int | float | Tensor):
+            self.leaves.append(value)
+            kind = "tensor" if isinstance(value, Tensor) else type(value).__name__
+            return [kind, list(value.shape)] if isinstance(value, Tensor) else [kind]
+        if isinstance(value, Params):
+            keep = self._lazy and isinstance(value, Lazy) and not value.formed
+            self.leaves.append(value if keep else value.vector)
+            return ["params", value.layout]
+        return super().open(value, path)
+
+
+def unflatten_numeric(structure: Any, leaves: list[Tensor | float | int]) -> Tree:
+    """Rebuild the tree that `numeric_leaves` split, from as many leaves in the same order.
+
+    Raises `TreeError` where there are more or fewer leaves than the structure has.
+    """
+    left = iter(leaves)
+    try:
+        tree = _refill(structure, left)
+    except StopIteration:
+        raise TreeError(f"{len(leaves)} leaves are too few for this structure") from None
+    if next(left, None) is not None:
+        raise TreeError(f"{len(leaves)} leaves are too many for this structure")
+    return tree
+
+
+def _refill(item: Any, left: Iterator[Tensor | float | int]) -> Tree:
+    match item:
+        case ["params", Layout() as layout]:
+            value = next(left)
+            assert isinstance(value, Tensor)
+            return Params(value, layout)
+        case ["dict", pairs]:
+            out = {}
+            for key, part in pairs:
+                out[key] = _refill(part, left)
+            return out
+        case ["list" | "tuple" as kind, values]:
+            made = []
+            for part in values:
+                made.append(_refill(part, left))
+            return made if kind == "list" else tuple(made)
+        case ["node", name, pairs]:
+            fields = {}
+            for key, part in pairs:
+                fields[key] = _refill(part, left)
+            return _NODES[name][2](fields)
+    return next(left)

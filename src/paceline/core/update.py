@@ -1,0 +1,283 @@
+"""What a client returns, and how it adds up.
+
+A client function returns an `Update` (named fields and a weight) for ``fed.mean``, or any tree of numbers
+for ``fed.sum``. `Terms` splits a reply into what a channel has to add: tensors, and a few scalars.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paceline.core.errors import AggregationError
+from paceline.core.lazy import Lazy
+from paceline.core.params import Layout, Params
+from paceline.core.tree import Tree, numeric_leaves, register, unflatten_numeric
+
+__all__ = ["Columns", "Terms", "Update", "rebuild", "structure_from_plain", "structure_to_plain"]
+
+
+class Update:
+    """Named fields and the weight with which they enter a mean.
+
+    Args:
+        weight: one number; or a tensor / `Params` of a field's shape (a weight per coordinate, 0 where the
+            client did not train); or a dict with one of these for each field.
+        **fields: trees of float tensors, `Params` and numbers.
+
+    ``fed.mean`` returns an `Update` as well: each field is sum(w x) / sum(w), 0 where sum(w) is 0, and
+    `weight` is the sum of the weights.
+
+    >>> Update(delta=torch.zeros(3), weight=20).delta
+    tensor([0., 0., 0.])
+    """
+
+    __slots__ = ("fields", "weight")
+    fields: dict[str, Any]
+    weight: Any
+
+    def __init__(self, *, weight: Any = 1, **fields: Tree) -> None:
+        object.__setattr__(self, "fields", fields)
+        object.__setattr__(self, "weight", weight)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.fields[name]
+        except KeyError:
+            raise AttributeError(f"this update has no field {name!r}; it has {list(self.fields)}") from None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _remade, (self.fields, self.weight)  # a worker process hands single replies over
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError("an update cannot be changed; make a new one")
+
+    def __repr__(self) -> str:
+        return f"Update({', '.join(f'{k}={v!r}' for k, v in self.fields.items())}, weight={self.weight!r})"
+
+
+def _remade(fields: dict[str, Any], weight: Any) -> Update:
+    return Update(weight=weight, **fields)
+
+
+register(Update, lambda u: {**u.fields, "weight": u.weight}, lambda fields: Update(**fields))
+
+
+@dataclass
+class Terms:
+    """A reply, opened for adding.
+
+    Args:
+        structure: what `rebuild` needs; equal for all replies of one call.
+        names: the field that each tensor belongs to (the key of a channel's bounds).
+        tensors: the tensors, flat and not yet weighted; see `of` for what is still lazy.
+        weights: a scalar or a flat tensor for each of `tensors`.
+        scalars: numbers that add as they are: weighted scalars first, then scalar denominators.
+        denominators: tensors of per-coordinate weights.
+    """
+
+    structure: Any
+    names: list[str]
+    tensors: list[Any]
+    weights: list[float | Tensor]
+    scalars: list[float]
+    denominators: list[Tensor]
+    lazy: bool = False
+
+    @staticmethod
+    def of(reply: Tree, cap: int | None = None, lazy: bool = False) -> Terms:
+        """Open a reply; raises `TreeError` for what has no sum and `AggregationError` for misfit weights.
+
+        With `cap`, weights become whole numbers of at most `cap` (0 stays 0), as secure aggregation needs.
+        With `lazy`, a `Lazy` that has one weight stays as it is among the tensors.
+        """
+        terms = Terms(None, [], [], [], [], [], lazy)
+        if not isinstance(reply, Update):
+            terms.structure = ("sum", terms._open("value", reply, 1.0))
+            return terms
+        shared = not isinstance(reply.weight, Mapping)
+        weights = {name: reply.weight for name in reply.fields} if shared else dict(reply.weight)
+        missing = set(reply.fields) - set(weights)
+        if missing:
+            raise AggregationError(f"no weight is given for the field(s) {sorted(missing)}")
+        parts, totals = [], []
+        flat = {name: _flat(w, cap) for name, w in weights.items()}
+        for name, value in reply.fields.items():
+            parts.append((name, terms._open(name, value, flat[name])))
+        for name in list(reply.fields)[:1] if shared else reply.fields:
+            weight = flat[name]
+            if isinstance(weight, Tensor):
+                terms.denominators.append(weight)
+                totals.append(("tensor", name, weights[name].layout if isinstance(weights[name], Params) else None))
+            else:
+                terms.scalars.append(weight)
+                totals.append(("scalar", name, None))
+        terms.structure = ("mean", shared, tuple(parts), tuple(totals))
+        return terms
+
+    def _open(self, name: str, value: Tree, weight: float | Tensor) -> Any:
+        structure, leaves = numeric_leaves(value, self.lazy and not isinstance(weight, Tensor))
+        slots: list[tuple[str, Any]] = []
+        for leaf in leaves:
+            if isinstance(leaf, Tensor):
+                if isinstance(weight, Tensor) and weight.numel() != leaf.numel():
+                    raise AggregationError(f"the weight of {name!r} has {weight.numel()} values for a tensor of {leaf.numel()}")
+                self.names.append(name)
+                self.tensors.append(leaf.detach().reshape(-1))
+                self.weights.append(weight)
+                whole = weight == 1 if isinstance(weight, float) else False
+                slots.append(("whole" if whole and _is_whole(leaf) else "tensor", tuple(leaf.shape)))
+            elif isinstance(leaf, Lazy):
+                self.names.append(name)
+                self.tensors.append(leaf)
+                self.weights.append(weight)
+                slots.append(("tensor", (leaf.layout.size,)))
+            elif isinstance(weight, Tensor):
+                raise AggregationError(f"{name!r} is a number but has a weight per coordinate; give it its own weight")
+            else:
+                self.scalars.append(leaf * weight)
+                slots.append(("int" if isinstance(leaf, int) and weight == 1 else "float", None))
+        return (structure, tuple(slots))
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of values of each tensor."""
+        return [len(t) if isinstance(t, Lazy) else t.numel() for t in self.tensors]
+
+    @property
+    def same(self) -> str:
+        """A text that is equal for replies that can be added."""
+        return repr(_plain(self.structure))
+
+
+@dataclass
+class Columns:
+    """Updates of one make, field by field: lazy vectors and numbers, each with one weight.
+
+    Args:
+        fields: the values of each field, reply by reply.
+        weights: of the replies.
+    """
+
+    fields: list[list[Any]]
+    weights: list[float]
+
+    @staticmethod
+    def of(replies: Sequence[Tree]) -> Columns | None:
+        """Open replies that have the same fields, all of lazy vectors or numbers; None for others."""
+        first = replies[0]
+        if type(first) is not Update or type(first.weight) not in (int, float):
+            return None
+        names, kinds = first.fields.keys(), [(n, type(v)) for n, v in first.fields.items()]
+        if any(kind not in (Lazy, float, int) for _, kind in kinds):
+            return None
+        layouts = [getattr(v, "layout", None) for v in first.fields.values()]
+        for reply in replies:
+            if type(reply) is not Update or type(reply.weight) is not type(first.weight) or reply.fields.keys() != names:
+                return None
+        fields = []
+        for (name, kind), layout in zip(kinds, layouts, strict=True):
+            column = [reply.fields[name] for reply in replies]
+            if any(type(v) is not kind for v in column):
+                return None
+            if layout is not None and any(v.layout is not layout or v.formed for v in column):
+                return None
+            fields.append(column)
+        return Columns(fields, [reply.weight for reply in replies])
+
+
+def _flat(weight: Any, cap: int | None) -> float | Tensor:
+    if isinstance(weight, Params):
+        weight = weight.vector
+    if isinstance(weight, Tensor):
+        flat: Tensor = weight.detach().reshape(-1)
+        return flat if cap is None else flat.ceil().clamp_(0, cap)
+    return float(weight) if cap is None else float(min(max(math.ceil(weight), 0), cap))
+
+
+def _plain(item: Any) -> Any:
+    if isinstance(item, tuple | list):
+        return [_plain(i) for i in item]
+    return getattr(item, "digest", item)
+
+
+def rebuild(structure: Any, tensors: list[Tensor], scalars: list[float], denominators: list[Tensor]) -> Tree:
+    """Build the summed reply from sums: float64 flat `tensors`, `scalars` and `denominators`, in order.
+
+    For an `Update` the weighted sums are divided by the summed weights; where these are 0 the mean is 0.
+    """
+    left_t, left_s = iter(tensors), iter(scalars)
+    if structure[0] == "sum":
+        return _close(structure[1], left_t, left_s, None)
+    _, shared, parts, totals = structure
+    count = sum(1 for _, (_, slots) in parts for kind, _ in slots if kind not in _TENSORS)
+    tail, left_d = iter(scalars[count:]), iter(denominators)
+    weights: dict[str, Any] = {}
+    for kind, name, layout in totals:
+        value = next(tail) if kind == "scalar" else next(left_d)
+        weights[name] = (value, layout)
+    first = next(iter(weights), "")
+    fields = {name: _close(part, left_t, left_s, weights[first if shared else name][0]) for name, part in parts}
+    shown = {n: Params(w.float(), lay) if lay is not None else w for n, (w, lay) in weights.items()}
+    return Update(weight=next(iter(shown.values()), 0.0) if shared else shown, **fields)
+
+
+def _close(part: Any, tensors: Any, scalars: Any, weight: Any) -> Tree:
+    structure, slots = part
+    leaves: list[Any] = []
+    for kind, shape in slots:
+        value = next(tensors if kind in _TENSORS else scalars)
+        if weight is not None:
+            value = _divide(value, weight)
+        if kind == "whole" and weight is None:  # float32 would lose what lies above 2^24
+            value = value.round().long().reshape(shape)
+        elif kind in _TENSORS:
+            value = value.float().reshape(shape)
+        elif kind == "int" and weight is None:
+            value = round(value)
+        leaves.append(value)
+    return unflatten_numeric(structure, leaves)
+
+
+_TENSORS = ("tensor", "whole")
+"""Kinds of slots that are tensors; ``whole`` ones hold integers, of which a sum holds integers too."""
+
+
+def _is_whole(leaf: Tensor) -> bool:
+    return not (leaf.is_floating_point() or leaf.dtype == torch.bool)
+
+
+def _divide(value: Any, weight: Any) -> Any:
+    if isinstance(weight, Tensor):
+        return torch.where(weight == 0, torch.zeros_like(value), value / torch.where(weight == 0, 1.0, weight))
+    if weight == 0:
+        return torch.zeros_like(value) if isinstance(value, Tensor) else 0.0
+    return value / weight
+
+
+def structure_to_plain(item: Any) -> Any:
+    """Return a structure of `Terms` as lists and plain values, which can be sent."""
+    if isinstance(item, Layout):
+        return ["layout", [[e.name, list(e.shape), e.kind] for e in item.entries]]
+    if isinstance(item, list | tuple):
+        return [type(item).__name__, [structure_to_plain(i) for i in item]]
+    return item
+
+
+def structure_from_plain(item: Any) -> Any:
+    """Undo `structure_to_plain`; raises `AggregationError` for what it cannot have made."""
+    match item:
+        case ["layout", [*entries]]:
+            return Layout.build([(n, tuple(s), k) for n, s, k in entries])
+        case ["list", [*items]]:
+            return [structure_from_plain(i) for i in items]
+        case ["tuple", [*items]]:
+            return tuple(structure_from_plain(i) for i in items)
+        case None | bool() | int() | float() | str():
+            return item
+    raise AggregationError(f"a reply's structure is malformed: {str(item)[:60]}")

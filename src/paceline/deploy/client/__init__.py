@@ -1,0 +1,1 @@
+"""A real client: its policy, its ledger, its worker."""

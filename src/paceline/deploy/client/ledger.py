@@ -1,0 +1,100 @@
+"""What a client has given so far, in one small file: the figures that its policy's limits are held against."""
+
+from __future__ import annotations
+
+import json
+import threading
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from paceline.core.errors import StoreError
+from paceline.deploy.plan import Plan, Usage
+from paceline.store.files import atomic_write
+
+__all__ = ["Ledger"]
+
+_RUN = {"rounds": 0, "last_round": 0, "bytes": 0, "seconds": 0.0, "epsilon": 0.0, "delta": 0.0}
+_DAY = {"rounds": 0, "bytes": 0, "seconds": 0.0}
+
+
+class Ledger:
+    """Counts what a client gives. Write before a reply leaves, so that a crash cannot make it free.
+
+    Args:
+        path: of the file; a missing one has counted nothing.
+        zone: where days begin at midnight, as in the policy's hours.
+
+    Raises `StoreError` where the file is damaged.
+    """
+
+    def __init__(self, path: str | Path, zone: str = "UTC") -> None:
+        self.path, self.zone = Path(path), ZoneInfo(zone)
+        self._lock = threading.Lock()
+        self._runs: dict[str, dict[str, Any]] = {}
+        self._days: dict[str, dict[str, Any]] = {}
+        if self.path.exists():
+            self._load()
+
+    def usage(self, run: str, now: datetime) -> Usage:
+        """Return what was given to a run, and today to all."""
+        with self._lock:
+            mine, day = self._runs.get(run, _RUN), self._days.get(self._day(now), _DAY)
+            others = [row for name, row in self._runs.items() if name != run]
+            return Usage(
+                rounds=mine["rounds"],
+                bytes=mine["bytes"],
+                seconds=mine["seconds"],
+                last_round=mine["last_round"],
+                day_rounds=day["rounds"],
+                day_bytes=day["bytes"],
+                day_seconds=day["seconds"],
+                epsilon=sum(row["epsilon"] for row in others),
+                delta=sum(row["delta"] for row in others),
+            )
+
+    def join(self, run: str, plan: Plan) -> None:
+        """Note that a run was joined, with the privacy that it spends; joining it again spends no more."""
+        with self._lock:
+            mine = self._runs.setdefault(run, dict(_RUN))
+            if plan.privacy is not None:
+                mine["epsilon"] = max(mine["epsilon"], plan.privacy.epsilon)
+                mine["delta"] = max(mine["delta"], plan.privacy.delta)
+            self._save()
+
+    def note(self, run: str, round_: int, bytes_: int, seconds: float, now: datetime) -> None:
+        """Add bytes and seconds; the round counts once, however often this is called for it."""
+        with self._lock:
+            mine = self._runs.setdefault(run, dict(_RUN))
+            name = self._day(now)
+            day = self._days.get(name) or dict(_DAY)
+            new = int(round_ > mine["last_round"])
+            mine["last_round"] = max(mine["last_round"], round_)
+            for row in (mine, day):
+                row["rounds"] += new
+                row["bytes"] += bytes_
+                row["seconds"] += seconds
+            self._days = {name: day}
+            self._save()
+
+    def _day(self, now: datetime) -> str:
+        return now.astimezone(self.zone).date().isoformat()
+
+    def _save(self) -> None:
+        text = json.dumps({"runs": self._runs, "days": self._days}, indent=1)
+        atomic_write(self.path, text.encode() + b"\n", mode=0o600)
+
+    def _load(self) -> None:
+        try:
+            facts = json.loads(self.path.read_bytes())
+            self._runs = {str(k): _row(v, _RUN) for k, v in facts["runs"].items()}
+            self._days = {str(k): _row(v, _DAY) for k, v in facts["days"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StoreError(
+                f"{self.path} is damaged ({error}); without it the policy's limits cannot be held: put a copy back"
+            ) from None
+
+
+def _row(values: Any, like: dict[str, Any]) -> dict[str, Any]:
+    return {name: type(zero)(values[name]) for name, zero in like.items()}

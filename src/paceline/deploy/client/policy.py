@@ -1,0 +1,317 @@
+"""A client's own rules, in `policy.toml`: what it takes part in, whatever the server says.
+
+A policy is enforced on the client, before a function runs and again when the protocol shows more (the size
+of a cohort, the list of survivors). Without a file the defaults hold: secure aggregation with a cohort of at
+least 3, at any time, without further limits.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from paceline.core.errors import ConfigError, PolicyError
+from paceline.deploy.plan import PRIVACY_MECHANISMS, CallRequest, Plan
+from paceline.deploy.validation import Window, faults_of, size_of
+
+__all__ = ["Policy", "load_policy"]
+
+Size = Annotated[int, BeforeValidator(size_of), Field(ge=0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Allow(_Part):
+    """What may run here."""
+
+    methods: tuple[str, ...] = Field(default=("*",), description="methods, as patterns such as fed*; with a colon for module:Class")
+    tasks: tuple[str, ...] = Field(default=("*",), description="tasks, as patterns such as mnist*; with a colon for kind:/path")
+
+
+class Secure(_Part):
+    """What the server may see. The numbers are floors: a plan may only ask for more."""
+
+    required: bool = Field(default=True, description="refuse to reply except into a secure sum")
+    active: bool = Field(default=True, description="demand the checks against a server that lies")
+    gamma: float = Field(default=0.1, ge=0, lt=1, description="least share of corrupt clients that the sum must bear")
+    delta: float = Field(default=0.0, ge=0, lt=1, description="least share of drop-outs that the graph must bear")
+    sigma: int = Field(default=40, ge=1, description="privacy must fail with at most 2^-sigma, whatever k and t the plan sets")
+    eta: int = Field(default=1, ge=1, description="a round must be lost with at most 2^-eta")
+    complete_up_to: int = Field(default=0, ge=0, description="cohorts up to this size must use the complete graph")
+    named_clients: bool = Field(default=False, description="allow methods whose messages hold a line for each client")
+    begun_work: bool = Field(default=False, description="allow asynchronous methods, whose messages no session binds")
+    accept_changed_keys: bool = Field(default=False, description="take another identity key of a known client without asking")
+
+
+class Cohort(_Part):
+    """How many others there must be."""
+
+    least: int = Field(default=3, ge=1, description="least number of clients in a sum")
+    least_quorum: int = Field(default=3, ge=1, description="least number of clients whose replies a sum may hold in the end")
+    least_difference: int = Field(
+        default=3, ge=1, description="least number of clients by which the cohorts of two sums differ, if at all; 1 for no limit"
+    )
+    difference_scope: Literal["model", "round", "always"] = Field(
+        default="round", description="sums that must differ so: over the same model; also in the same round; or all of them"
+    )
+
+
+class PrivacyRule(_Part):
+    """Differential privacy; a bound demands that the plan promises it."""
+
+    required: bool = Field(default=False, description="refuse a plan without differential privacy")
+    epsilon: float | None = Field(default=None, gt=0, description="largest epsilon of a run")
+    delta: float | None = Field(default=None, gt=0, lt=1, description="largest delta of a run")
+    total_epsilon: float | None = Field(default=None, gt=0, description="largest sum of the epsilons of all runs joined")
+    total_delta: float | None = Field(default=None, gt=0, lt=1, description="largest sum of the deltas of all runs joined")
+
+    @property
+    def asked(self) -> bool:
+        """Whether a plan must promise differential privacy."""
+        return self.required or any(v is not None for v in (self.epsilon, self.delta, self.total_epsilon, self.total_delta))
+
+
+class UsageLimits(_Part):
+    """How much this client gives."""
+
+    rounds: int | None = Field(default=None, ge=0, description="rounds of a run")
+    openings: int | None = Field(default=24, ge=1, description="secure sums that are opened in one round, repetitions included")
+    bytes: Size | None = Field(default=None, description="bytes both ways, of a run")
+    seconds: float | None = Field(default=None, ge=0, description="seconds of work, of a run")
+    rounds_per_day: int | None = Field(default=None, ge=0, description="rounds of all runs in a day")
+    bytes_per_day: Size | None = Field(default=None, description="bytes of all runs in a day")
+    seconds_per_day: float | None = Field(default=None, ge=0, description="seconds of work for all runs in a day")
+    message_bytes: Size | None = Field(default=None, description="bytes of one message")
+
+
+class Hours(_Part):
+    """When this client takes part; days begin at midnight in this zone."""
+
+    zone: str = Field(default="UTC", description="time zone, such as Europe/Zurich")
+    windows: tuple[str, ...] = Field(default=(), description="times such as 'mon-fri 20:00-06:00'; none is always")
+
+    @field_validator("zone")
+    @classmethod
+    def _zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError(
+                f"{value!r} is no time zone here; write one such as 'Europe/Zurich' (pip install tzdata where all are missing)"
+            ) from None
+        return value
+
+    @field_validator("windows")
+    @classmethod
+    def _windows(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            Window.parse(text)
+        return value
+
+
+class Policy(_Part):
+    """A client's rules; each part is a table of `policy.toml`."""
+
+    allow: Allow = Allow()
+    secure_aggregation: Secure = Secure()
+    cohort: Cohort = Cohort()
+    privacy: PrivacyRule = PrivacyRule()
+    limits: UsageLimits = UsageLimits()
+    hours: Hours = Hours()
+
+    @staticmethod
+    def build(values: Mapping[str, Any], where: str = "the policy") -> Policy:
+        """Check values; raises `ConfigError` that names every fault."""
+        try:
+            return Policy(**values)
+        except (ValidationError, TypeError) as error:
+            raise ConfigError(f"{where}: {'; '.join(faults_of(error, Policy))}") from None
+
+    def check(self, plan: Plan, request: CallRequest | None = None) -> list[str]:
+        """Return every reason why this client does not take part; none means that it does.
+
+        It depends on nothing but its arguments.
+
+        Args:
+            plan: what the server offers.
+            request: what it asks now, or None to judge the plan alone.
+        """
+        reasons = [*self._plan(plan), *_beyond(plan, request), *self._secure(plan, request), *self._privacy(plan, request)]
+        if request is not None:
+            reasons += [*self._others(request), *self._limits(request), *self.closed(request.now)]
+        return reasons
+
+    def demand(self, plan: Plan, request: CallRequest | None = None) -> None:
+        """Raise `PolicyError` with all reasons where there are any."""
+        if reasons := self.check(plan, request):
+            raise PolicyError(reasons)
+
+    def _plan(self, plan: Plan) -> Iterator[str]:
+        for what, name, patterns in (("method", plan.method, self.allow.methods), ("task", plan.task, self.allow.tasks)):
+            if not any(_allows(pattern, name) for pattern in patterns):
+                only = ", ".join(patterns) or "none"
+                yield f"{what} {name!r} is not allowed, only {only}{_way_out(what, name, patterns)} (allow.{what}s)"
+        if plan.cohort < self.cohort.least:
+            yield f"cohorts of {plan.cohort} are planned; at least {self.cohort.least} are demanded (cohort.least)"
+        if self.limits.rounds is not None and plan.rounds > self.limits.rounds:
+            yield f"{plan.rounds} rounds are planned; at most {self.limits.rounds} are given (limits.rounds)"
+
+    def _secure(self, plan: Plan, request: CallRequest | None) -> Iterator[str]:
+        rule, secure = self.secure_aggregation, plan.aggregation == "secure"
+        least, options = plan.quorum, None
+        if secure:
+            chosen = request.secure if request is not None and request.secure is not None else plan.secure
+            try:
+                options = _secure_config(chosen)
+                if request is not None and request.secure is not None and options != _secure_config(plan.secure):
+                    yield "the secure session has other options than the plan"
+            except ConfigError as error:
+                yield str(error)
+        if options is not None:
+            least = max(least, options.least(plan.cohort))
+        if least < self.cohort.least_quorum:
+            yield f"sums over {least} clients are planned; at least {self.cohort.least_quorum} are demanded (cohort.least_quorum)"
+        if not rule.required:
+            return
+        if not secure:
+            yield f"{plan.aggregation!r} aggregation shows the server single replies; secure is required (secure_aggregation.required)"
+        if request is not None and request.program not in (None, "secagg"):
+            yield "the server asks for a reply outside of a secure sum (secure_aggregation.required)"
+        if options is not None and rule.active and not options.active:
+            yield "the plan trusts the server not to lie; active checks are required (secure_aggregation.active)"
+        if request is not None and request.begun and not rule.begun_work:
+            yield "the server asks to begin work that no session binds to one message for all (secure_aggregation.begun_work)"
+        if options is not None:
+            yield from _floors(rule, options, plan.cohort if request is None or request.cohort is None else request.cohort)
+
+    def _privacy(self, plan: Plan, request: CallRequest | None) -> Iterator[str]:
+        rule, offer = self.privacy, plan.privacy
+        if offer is not None and not PRIVACY_MECHANISMS:
+            yield "the plan promises differential privacy, but no mechanism is installed here that adds any; leave the promise out"
+        if not rule.asked:
+            return
+        if offer is None:
+            yield "the plan promises no differential privacy, which is required (privacy)"
+            return
+        spent = request.usage if request is not None else None
+        for name, value, bound, total, before in (
+            ("epsilon", offer.epsilon, rule.epsilon, rule.total_epsilon, spent.epsilon if spent else 0.0),
+            ("delta", offer.delta, rule.delta, rule.total_delta, spent.delta if spent else 0.0),
+        ):
+            if bound is not None and value > bound:
+                yield f"the plan promises {name} {value:g}; at most {bound:g} is given (privacy.{name})"
+            if total is not None and before + value > total * (1 + 1e-12):
+                yield f"{name} {before:g} is spent, and {value:g} more would pass {total:g} (privacy.total_{name})"
+
+    def _others(self, request: CallRequest) -> Iterator[str]:
+        if request.cohort is not None and request.cohort < self.cohort.least:
+            yield f"this sum is over {request.cohort} clients; at least {self.cohort.least} are demanded (cohort.least)"
+        if request.survivors is not None and request.survivors < self.cohort.least_quorum:
+            yield (
+                f"only {request.survivors} clients are left in this sum; at least {self.cohort.least_quorum} are demanded "
+                "(cohort.least_quorum)"
+            )
+
+    def _limits(self, request: CallRequest) -> Iterator[str]:
+        limits, used = self.limits, request.usage
+        size = request.message_bytes
+        if limits.message_bytes is not None and size > limits.message_bytes:
+            yield f"a message of {size} bytes came; at most {limits.message_bytes} are taken (limits.message_bytes)"
+        new = request.round is not None and request.round > used.last_round
+        for name, before, more, most in (
+            ("rounds", used.rounds, int(new), limits.rounds),
+            ("bytes", used.bytes, size, limits.bytes),
+            ("rounds_per_day", used.day_rounds, int(new), limits.rounds_per_day),
+            ("bytes_per_day", used.day_bytes, size, limits.bytes_per_day),
+        ):
+            if most is not None and before + more > most:
+                yield f"{before} {name.replace('_', ' ')} were given, and {more} more would pass {most} (limits.{name})"
+        for name, spent, longest in (
+            ("seconds", used.seconds, limits.seconds),
+            ("seconds_per_day", used.day_seconds, limits.seconds_per_day),
+        ):
+            if longest is not None and spent >= longest:
+                yield f"{spent:.0f} of {longest:g} {name.replace('_', ' ')} were given (limits.{name})"
+
+    def closed(self, now: datetime) -> list[str]:
+        """Return why this client takes no part at this time of day; nothing where it does."""
+        zone = ZoneInfo(self.hours.zone)
+        windows = [Window.parse(text) for text in self.hours.windows]
+        if not windows or any(window.holds(now, zone) for window in windows):
+            return []
+        local = now.astimezone(zone)
+        return [f"it is {local:%a %H:%M} in {self.hours.zone}; this client takes part {', '.join(self.hours.windows)} (hours)"]
+
+
+def _beyond(plan: Plan, request: CallRequest | None) -> Iterator[str]:
+    if request is not None and request.round is not None and request.round > plan.rounds:
+        yield f"round {request.round} is asked for, but the plan that was agreed to has {plan.rounds}"
+
+
+def _allows(pattern: str, name: str) -> bool:
+    """Return whether a pattern allows a name.
+
+    A name with a colon is a module to import or a file to read on this machine, so ``*`` does not allow it: the
+    pattern has to have the colon as well.
+    """
+    return fnmatchcase(name, pattern) and (":" not in name or ":" in pattern)
+
+
+def _way_out(what: str, name: str, patterns: Sequence[str]) -> str:
+    """Return what to write to allow a name that only its colon keeps out."""
+    if ":" not in name or not any(fnmatchcase(name, pattern) for pattern in patterns):
+        return ""
+    does, more = ("reads a file", f"{name.partition(':')[0]}:*") if what == "task" else ("imports a module", name)
+    return f", since a name with a colon {does} on this machine; add {more!r} to allow.{what}s to allow it"
+
+
+def load_policy(path: str | Path) -> Policy:
+    """Read a `policy.toml`; raises `ConfigError` that names every fault, with the nearest names for unknown keys."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path} cannot be read: {getattr(error, 'strerror', None) or error}; name this client's policy file"
+        ) from None
+    try:
+        values = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is no TOML: {error}") from None
+    return Policy.build(values, str(path))
+
+
+def _floors(rule: Secure, options: Any, cohort: int) -> Iterator[str]:
+    """Yield where a plan's options fall below a policy's floors, and where its k and t do not hold them."""
+    from paceline.aggregation.secure.graph import shortfall
+    from paceline.aggregation.secure.session import sizes
+
+    for name in ("gamma", "delta", "sigma", "eta", "complete_up_to"):
+        if (value := getattr(options, name)) < (floor := getattr(rule, name)):
+            yield f"the plan sets {name}={value:g}; at least {floor:g} is demanded (secure_aggregation.{name})"
+    try:
+        k, t = sizes(cohort, options)
+    except ConfigError as error:
+        yield str(error)
+        return
+    active = rule.active or options.active
+    if k < cohort - 1 and cohort <= rule.complete_up_to:
+        yield f"the plan takes {k} neighbours of {cohort} clients; all are demanded (secure_aggregation.complete_up_to)"
+    if cohort >= 3 and (why := shortfall(cohort, k, t, rule.gamma, max(rule.delta, options.delta), active, rule.sigma)):
+        yield f"{why} (secure_aggregation.gamma, sigma)"
+
+
+def _secure_config(options: Mapping[str, Any]) -> Any:
+    from paceline.aggregation.secure.program import secure_config
+
+    if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
+        raise ConfigError("the options of the secure session are no table of named values")
+    return secure_config(options)

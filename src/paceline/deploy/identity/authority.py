@@ -1,0 +1,353 @@
+"""A small certificate authority for one federation: issue, enrol, renew, revoke, publish.
+
+Its folder holds two secrets, `ca.key` (signs TLS certificates and the revocation list) and `directory.key`
+(signs the directory of identity keys), the register, and what is published: `trust.pem`, `crl.pem` and
+`directory`. With an organisation's own authority there is no `ca.key`, and certificates are registered.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+
+from paceline.core.errors import ConfigError, IdentityError, StoreError, TokenError
+from paceline.core.names import safe_name
+from paceline.deploy.identity import directory, pki
+from paceline.deploy.identity.directory import Member
+from paceline.deploy.identity.files import Enrolled, Issued
+from paceline.deploy.identity.register import CertificateRow, CertificateRows, Register, TokenRow
+from paceline.deploy.identity.tokens import Token, proof_text
+from paceline.deploy.identity.trust import Trust, read
+from paceline.store.files import atomic_write
+
+__all__ = ["REASONS", "Authority"]
+
+REASONS = ("unspecified", "keyCompromise", "affiliationChanged", "superseded", "cessationOfOperation")
+CRL_DAYS = 30
+"""A revocation list is stale after so many days; every change and `paceline ca publish` write a new one."""
+
+
+@dataclass(frozen=True)
+class Authority:
+    """An authority in its folder. It can be used by several threads and processes at once.
+
+    Args:
+        folder: where it is kept.
+        trust: what its federation trusts.
+        register: who has what.
+        directory_key: signs the directory.
+        ca_key: signs certificates, or None where the organisation's own authority does.
+        clock: tells the time.
+    """
+
+    folder: Path
+    trust: Trust
+    register: Register
+    directory_key: Ed25519PrivateKey = field(repr=False)
+    ca_key: pki.TlsKey | None = field(default=None, repr=False)
+    clock: Callable[[], datetime] = pki.utc_now
+
+    @staticmethod
+    def create(
+        folder: str | Path,
+        federation: str,
+        *,
+        days: int = 3650,
+        passphrase: bytes | None = None,
+        ca: bytes | None = None,
+        clock: Callable[[], datetime] = pki.utc_now,
+    ) -> Authority:
+        """Set up an authority in a new or empty folder.
+
+        Args:
+            folder: where.
+            federation: its name.
+            days: how long the authority's own certificate holds.
+            passphrase: encrypts both keys.
+            ca: PEM certificates of the organisation's own authority, to be trusted in place of one of ours.
+            clock: tells the time.
+
+        Raises `StoreError` where the folder holds anything, `ConfigError` for a name that is none.
+        """
+        folder, now = Path(folder), clock()
+        pki.check_name(federation, "federation")
+        try:
+            taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+        except OSError as error:
+            raise StoreError(f"{folder} cannot be made: {error.strerror or error}") from error
+        if taken:
+            raise StoreError(f"{folder} is not empty; an authority gets a folder of its own, and is never overwritten")
+        aside = folder.absolute().with_name(f".{safe_name(folder.absolute().name)}.new")
+        shutil.rmtree(aside, ignore_errors=True)
+        ca_key = pki.new_key() if ca is None else None
+        roots = pki.pem(pki.make_ca(federation, ca_key, days, now)) if ca_key is not None else pki.certificates(ca or b"")
+        signer = Ed25519PrivateKey.generate()
+        public = signer.public_key().public_bytes_raw()
+        trust = Trust.parse(Trust(federation, roots, public).pem, "the certificate of your authority")
+        try:
+            aside.mkdir(parents=True, mode=0o700)
+            if ca_key is not None:
+                atomic_write(aside / "ca.key", pki.key_pem(ca_key, passphrase), mode=0o600)
+            atomic_write(aside / "directory.key", pki.key_pem(signer, passphrase), mode=0o600)
+            atomic_write(aside / "trust.pem", trust.pem)
+            Register.create(aside / "register.db", federation, now)
+            os.replace(aside, folder)
+        except OSError as error:
+            raise StoreError(f"{folder} cannot be made: {error.strerror or error}") from error
+        made = Authority(folder, trust, Register(folder / "register.db"), signer, ca_key, clock)
+        made.publish()
+        return made
+
+    @staticmethod
+    def open(folder: str | Path, passphrase: bytes | None = None, clock: Callable[[], datetime] = pki.utc_now) -> Authority:
+        """Open the authority of a folder; raises `IdentityError` where there is none, or the passphrase is wrong."""
+        folder = Path(folder)
+        advice = "make an authority with `paceline ca init`, or name its folder with --ca"
+        trust = Trust.parse(read(folder / "trust.pem", advice), str(folder / "trust.pem"))
+        signer = pki.load_key(read(folder / "directory.key", advice), str(folder / "directory.key"), passphrase)
+        if not isinstance(signer, Ed25519PrivateKey) or signer.public_key().public_bytes_raw() != trust.operator:
+            raise IdentityError(f"{folder}: directory.key is not the key that trust.pem names; put the right one back")
+        ca_key: pki.TlsKey | None = None
+        if (folder / "ca.key").exists():
+            loaded = pki.load_key(read(folder / "ca.key", advice), str(folder / "ca.key"), passphrase)
+            if not isinstance(loaded, pki.TlsKey) or loaded.public_key() != trust.certificates[0].public_key():
+                raise IdentityError(f"{folder}: ca.key is not the key of trust.pem's certificate; put the right one back")
+            ca_key = loaded
+        return Authority(folder, trust, Register(folder / "register.db"), signer, ca_key, clock)
+
+    @property
+    def federation(self) -> str:
+        """The federation's name."""
+        return self.trust.federation
+
+    # -- issuing -------------------------------------------------------------------------------
+    def issue_server(self, hosts: Sequence[str], *, days: int = 365) -> Issued:
+        """Make a key and a certificate for a server that clients dial as one of `hosts` (DNS names, IP addresses)."""
+        ca, ca_key = self._signer()
+        key = pki.new_key()
+        with self.register.transaction() as rows:
+            certificate = pki.make_server(ca, ca_key, key, hosts, days, self.clock())
+            rows.add_certificate(self._row(certificate, "server", None, ",".join(hosts)))
+        return Issued(pki.pem(certificate), pki.key_pem(key), self.trust.pem)
+
+    def issue_client(self, name: str, *, days: int = 365, replace: bool = False) -> Issued:
+        """Make all keys of a client here, and its certificate; by a token the client makes its own.
+
+        Raises `IdentityError` for a known client, unless `replace` gives it new keys and revokes the old ones.
+        """
+        key, identity = pki.new_key(), Ed25519PrivateKey.generate()
+        with self.register.transaction() as rows:
+            member = self._admit(rows, name, identity.public_key().public_bytes_raw(), replace)
+            certificate = self._certify(rows, member, key.public_key(), days)
+            rows.changed(self.clock())
+        self._write()
+        return Issued(
+            pki.pem(certificate), pki.key_pem(key), self.trust.pem, pki.key_pem(identity), self.directory_file(), member.id, name
+        )
+
+    def register_client(self, name: str, certificate: bytes, identity: bytes, *, replace: bool = False) -> Member:
+        """Bind a certificate that the organisation's own authority issued, and an identity key, to a client.
+
+        Args:
+            name: the client.
+            certificate: in PEM; for a known client with the same identity key, one more.
+            identity: its public Ed25519 key, 32 bytes.
+            replace: give a known client another identity key.
+        """
+        given = pki.load_certificate(certificate, "the certificate")
+        with self.register.transaction() as rows:
+            known = rows.member(name)
+            renewed = known is not None and known[1] and known[0].key == identity
+            member = known[0] if renewed and known else self._admit(rows, name, identity, replace)
+            rows.add_certificate(self._row(given, "client", member.id, name, own=True))
+            rows.changed(self.clock())
+        self._write()
+        return member
+
+    def renew(self, client: int, request: bytes, *, days: int = 365) -> Enrolled:
+        """Return a new certificate for a client that has shown its old one; its identity key stays."""
+        wanted = pki.load_request(request)
+        with self.register.transaction() as rows:
+            member = next((m for m in rows.members() if m.id == client), None)
+            if member is None:
+                raise IdentityError(f"client {client} is not, or no longer, part of the federation; ask its operator")
+            certificate = self._certify(rows, member, wanted.public_key(), days)
+        return self._enrolled(pki.pem(certificate), member)
+
+    # -- enrolment -----------------------------------------------------------------------------
+    def token(self, name: str, *, hours: float = 24.0, replace: bool = False) -> str:
+        """Return a token with which the client `name` can enrol once within `hours`; an earlier unused one is void.
+
+        Raises `IdentityError` for a known client, unless `replace` lets it enrol with new keys.
+        """
+        if not 0 < hours <= 24 * 365:
+            raise ConfigError(f"a token for {hours} hours cannot be made; more than 0 and up to 8760 are possible")
+        pki.check_name(name)
+        self._signer()
+        made, now = Token.make(self.trust), self.clock()
+        with self.register.transaction() as rows:
+            self._refuse_known(rows, name, replace)
+            rows.add_token(TokenRow(made.id, made.hash, name, now, now + timedelta(hours=hours), replace))
+        return str(made)
+
+    def redeem(self, token: str, request: bytes, identity: bytes, proof: bytes, *, days: int = 365) -> Enrolled:
+        """Enrol the client that a token is for.
+
+        Args:
+            token: what `token` returned.
+            request: a certificate request in PEM; whatever name it asks for, it gets the token's.
+            identity: the client's public Ed25519 key, 32 bytes.
+            proof: the signature, with that key, of `proof_text`.
+            days: how long the certificate holds.
+
+        The same request with the same token gives the same certificate again, since an answer can get lost.
+        Raises `TokenError` for an unknown, expired or used token, `IdentityError` for a malformed request.
+        """
+        given, now = Token.parse(token), self.clock()
+        signed = proof_text(given, request, identity)
+        wanted = pki.load_request(request)
+        try:
+            Ed25519PublicKey.from_public_bytes(identity).verify(proof, signed)
+        except (InvalidSignature, ValueError):
+            raise IdentityError("the client did not show that it has the identity key; enrol again from its own folder") from None
+        with self.register.transaction() as rows:
+            row = next((t for t in rows.tokens() if t.id == given.id), None)
+            if row is None or not given.fits(row.hash):
+                raise TokenError("this enrolment token is unknown, or was made void by a later one; ask the operator for a new one")
+            if now > row.expires:
+                raise TokenError(
+                    f"this enrolment token expired at {row.expires:%Y-%m-%d %H:%M} UTC; ask the operator for a new one"
+                )
+            if row.used is not None:
+                member, certificate = self._again(rows, row, signed)
+            else:
+                member = self._admit(rows, row.name, identity, row.replaces)
+                certificate = self._certify(rows, member, wanted.public_key(), days)
+                rows.use_token(row.id, now, signed, pki.serial_text(certificate.serial_number))
+                rows.changed(now)
+        self._write()
+        return self._enrolled(pki.pem(certificate), member)
+
+    def _again(self, rows: CertificateRows, row: TokenRow, signed: bytes) -> tuple[Member, x509.Certificate]:
+        known = next((c for c in rows.certificates() if c.serial == row.serial), None)
+        member = rows.member(row.name)
+        if row.proof != signed or known is None or known.revoked is not None or member is None or not member[1]:
+            raise TokenError("this enrolment token was used already; ask the operator for a new one, and whether it was stolen")
+        return member[0], pki.load_certificate(known.pem, "the register")
+
+    # -- revoking and publishing ---------------------------------------------------------------
+    def revoke(self, what: str, reason: str = "unspecified") -> list[CertificateRow]:
+        """Revoke a client by its name or number, with all its certificates, or one certificate by its serial.
+
+        Returns what was revoked; raises `IdentityError` where nothing has that name, `ConfigError` for an
+        unknown reason.
+        """
+        if reason not in REASONS:
+            raise ConfigError(f"{reason!r} is no reason of a revocation; known: {', '.join(REASONS)}")
+        with self.register.transaction() as rows:
+            now, listed = self.clock(), rows.certificates()
+            member = next((m for m in rows.members() if what in (m.name, str(m.id))), None)
+            chosen = [c for c in listed if (c.member == member.id if member else c.serial == what.lower())]
+            if member is None and not chosen:
+                raise IdentityError(f"no active client and no certificate is called {what!r}; `paceline ca list` shows them")
+            if member is not None:
+                rows.retire(member.id)
+            for row in chosen:
+                rows.revoke(row.serial, now, reason)
+            rows.changed(now)
+            after = {c.serial: c for c in rows.certificates()}
+        self._write()
+        return [after[row.serial] for row in chosen if row.revoked is None]
+
+    def publish(self) -> None:
+        """Write the revocation list and the directory anew, with a new serial and date."""
+        with self.register.transaction() as rows:
+            rows.changed(self.clock())
+        self._write()
+
+    def directory_file(self) -> bytes:
+        """Return the signed directory as it is published now."""
+        return read(self.folder / "directory", "write it anew with `paceline ca publish`")
+
+    def members(self) -> list[Member]:
+        """Return the active clients."""
+        with self.register.transaction() as rows:
+            return rows.members()
+
+    def certificates(self) -> list[CertificateRow]:
+        """Return every certificate that was issued or registered."""
+        with self.register.transaction() as rows:
+            return rows.certificates()
+
+    def tokens(self) -> list[TokenRow]:
+        """Return every token, used and unused."""
+        with self.register.transaction() as rows:
+            return rows.tokens()
+
+    def _write(self) -> None:
+        """Write what the register says. Its content follows from the register's state, so a crash does no harm."""
+        with self.register.transaction() as rows:  # the lock keeps an older state from overwriting a newer one
+            federation, serial, made = rows.facts()
+            found = directory.Directory(federation, serial, made.isoformat(), tuple(rows.members()))
+            revoked = [c for c in rows.certificates() if c.revoked is not None and not c.own]
+            atomic_write(self.folder / "directory", directory.sign(found, self.directory_key))
+            if self.ca_key is not None:
+                listed = [(int(c.serial, 16), c.revoked, c.reason or "unspecified") for c in revoked if c.revoked is not None]
+                crl = pki.make_crl(self.trust.certificates[0], self.ca_key, listed, serial, made, CRL_DAYS)
+                atomic_write(self.folder / "crl.pem", crl)
+
+    # -- parts ---------------------------------------------------------------------------------
+    def _signer(self) -> tuple[x509.Certificate, pki.TlsKey]:
+        if self.ca_key is None:
+            raise IdentityError(
+                f"{self.folder} trusts your organisation's authority and issues no certificates; "
+                "get one there, then bind it to the client with `paceline ca register`"
+            )
+        return self.trust.certificates[0], self.ca_key
+
+    def _refuse_known(self, rows: CertificateRows, name: str, replace: bool) -> None:
+        known = rows.member(name)
+        if known is not None and not replace:
+            state = "part of the federation" if known[1] else "revoked"
+            raise IdentityError(f"client {name} is {state} already; --replace gives it new keys and revokes its old certificates")
+
+    def _admit(self, rows: CertificateRows, name: str, identity: bytes, replace: bool) -> Member:
+        pki.check_name(name)
+        if len(identity) != 32:
+            raise IdentityError(f"an Ed25519 public key has 32 bytes, not {len(identity)}")
+        self._refuse_known(rows, name, replace)
+        member = rows.put_member(name, identity, int(name) if name.isdigit() else None)
+        for row in rows.certificates():
+            if row.member == member.id:
+                rows.revoke(row.serial, self.clock(), "superseded")
+        return member
+
+    def _certify(self, rows: CertificateRows, member: Member, public: object, days: int) -> x509.Certificate:
+        certificate = pki.make_client(*self._signer(), public, member.name, days, self.clock())
+        rows.add_certificate(self._row(certificate, "client", member.id, member.name))
+        return certificate
+
+    def _row(self, certificate: x509.Certificate, kind: str, member: int | None, names: str, own: bool = False) -> CertificateRow:
+        return CertificateRow(
+            pki.serial_text(certificate.serial_number),
+            kind,
+            member,
+            names,
+            certificate.fingerprint(SHA256()).hex(),
+            pki.pem(certificate),
+            certificate.not_valid_before_utc,
+            certificate.not_valid_after_utc,
+            own,
+        )
+
+    def _enrolled(self, certificate: bytes, member: Member) -> Enrolled:
+        return Enrolled(certificate, self.trust.pem, self.directory_file(), member.id, member.name)

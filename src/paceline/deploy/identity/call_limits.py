@@ -1,0 +1,138 @@
+"""Bounds on the open calls of a port: nobody can hold so many that others wait. Runs on one loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from paceline.core.errors import PacelineError
+
+__all__ = ["Bounds", "Crowd", "Full", "Silent", "Ticket"]
+
+
+class Full(PacelineError):
+    """Too many calls are open; the same call may be answered a moment later."""
+
+
+class Silent(PacelineError):
+    """A call's request did not come in time."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How much a port bears.
+
+    Args:
+        each: open calls of one peer; beyond it, the one that has been silent for longest is ended.
+        all: open calls in all; beyond it, the same for the peer with most of them.
+        busy: calls whose request has come and is worked on; beyond it, a request is refused.
+        read: seconds for a request to come.
+        work: seconds for its answer.
+        idle: seconds after which a connection without calls, or an unfinished handshake, is ended.
+        age: seconds after which any connection is ended.
+        connections: of all peers.
+    """
+
+    each: int = 8
+    all: int = 256
+    busy: int = 64
+    read: float = 10.0
+    work: float = 30.0
+    idle: float = 10.0
+    age: float = 60.0
+    connections: int = 512
+
+
+@dataclass(eq=False)
+class Ticket:
+    """One open call; a context manager that closes it."""
+
+    who: str
+    crowd: Crowd
+
+    def __post_init__(self) -> None:
+        self.gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def __enter__(self) -> Ticket:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.crowd.leave(self)
+
+    async def read(self, read: Callable[[], Awaitable[Any]]) -> Any:
+        """Return the call's request. Raises `Silent` where it is late, `Full` where the call has to make room."""
+
+        async def once() -> Any:
+            return await read()
+
+        reading = asyncio.ensure_future(once())
+        try:
+            await asyncio.wait({reading, self.gone}, timeout=self.crowd.bounds.read, return_when=asyncio.FIRST_COMPLETED)
+            if reading.done():
+                return reading.result()
+            if self.gone.done():
+                raise Full(self.gone.result())
+            raise Silent(f"no request came within {self.crowd.bounds.read:g} s")
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+
+
+class Crowd:
+    """All open calls of a port.
+
+    Args:
+        bounds: see there.
+    """
+
+    def __init__(self, bounds: Bounds) -> None:
+        self.bounds = bounds
+        self._silent: dict[str, list[Ticket]] = {}
+        self._busy: set[Ticket] = set()
+
+    @property
+    def open(self) -> int:
+        """How many calls are open."""
+        return sum(map(len, self._silent.values())) + len(self._busy)
+
+    def enter(self, who: str) -> Ticket:
+        """Open a call of a peer. Raises `Full` where there is no room, and none can be made."""
+        if len(self._silent.get(who, ())) + sum(t.who == who for t in self._busy) >= self.bounds.each:
+            self._make_room(who, f"more than {self.bounds.each} calls are open for {who}; try again in a moment")
+        elif self.open >= self.bounds.all:
+            most = max(self._silent, key=lambda w: len(self._silent[w]), default=who)
+            self._make_room(most, f"more than {self.bounds.all} calls are open; try again in a moment")
+        ticket = Ticket(who, self)
+        self._silent.setdefault(who, []).append(ticket)
+        return ticket
+
+    def work(self, ticket: Ticket) -> None:
+        """A call's request has come. Raises `Full` where too many are worked on."""
+        if len(self._busy) >= self.bounds.busy:
+            raise Full(f"{len(self._busy)} requests are worked on; try again in a moment")
+        self._hush(ticket)
+        self._busy.add(ticket)
+
+    def leave(self, ticket: Ticket) -> None:
+        """A call is closed."""
+        self._hush(ticket)
+        self._busy.discard(ticket)
+
+    def _make_room(self, who: str, why: str) -> None:
+        silent = self._silent.get(who)
+        if not silent:
+            raise Full(why)
+        oldest = silent[0]
+        self._hush(oldest)
+        if not oldest.gone.done():
+            oldest.gone.set_result(why)
+
+    def _hush(self, ticket: Ticket) -> None:
+        silent = self._silent.get(ticket.who, [])
+        if ticket in silent:
+            silent.remove(ticket)
+        if not silent:
+            self._silent.pop(ticket.who, None)

@@ -1,0 +1,228 @@
+"""The register of an authority: clients, certificates and tokens, in one SQLite file.
+
+Every operation is one transaction, also between processes, so two redemptions of one token cannot both win.
+It holds no secrets: no private keys, and of tokens only hashes.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from paceline.core.errors import IdentityError, StoreError
+from paceline.deploy.identity.directory import Member
+from paceline.deploy.server.database_errors import named
+
+__all__ = ["CertificateRow", "CertificateRows", "Register", "TokenRow"]
+
+SCHEMA = """
+CREATE TABLE facts (one INTEGER PRIMARY KEY CHECK (one = 1), format INTEGER NOT NULL, federation TEXT NOT NULL,
+    serial INTEGER NOT NULL, made TEXT NOT NULL);
+CREATE TABLE members (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, key BLOB NOT NULL UNIQUE, active INTEGER NOT NULL);
+CREATE TABLE certificates (serial TEXT PRIMARY KEY, kind TEXT NOT NULL, member INTEGER REFERENCES members (id),
+    names TEXT NOT NULL, digest TEXT NOT NULL UNIQUE, pem BLOB NOT NULL, issued TEXT NOT NULL, expires TEXT NOT NULL,
+    own INTEGER NOT NULL, revoked TEXT, reason TEXT);
+CREATE TABLE tokens (id TEXT PRIMARY KEY, hash BLOB NOT NULL, name TEXT NOT NULL, made TEXT NOT NULL,
+    expires TEXT NOT NULL, replaces INTEGER NOT NULL, used TEXT, proof BLOB, serial TEXT REFERENCES certificates (serial));
+"""
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class CertificateRow:
+    """One certificate that was issued, or registered.
+
+    Args:
+        serial: in hexadecimal.
+        kind: server or client.
+        member: the client's number, or None.
+        names: the client's name, or a server's hosts with commas between.
+        digest: SHA-256 of the certificate, in hexadecimal.
+        pem: the certificate.
+        issued, expires: when.
+        own: another authority issued it.
+        revoked: when it was revoked, or None; `reason` says why.
+        reason: of the revocation.
+    """
+
+    serial: str
+    kind: str
+    member: int | None
+    names: str
+    digest: str
+    pem: bytes
+    issued: datetime
+    expires: datetime
+    own: bool = False
+    revoked: datetime | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One enrolment token: its hash, whom it is for, until when, and whether it was used."""
+
+    id: str
+    hash: bytes
+    name: str
+    made: datetime
+    expires: datetime
+    replaces: bool = False
+    used: datetime | None = None
+    proof: bytes | None = None
+    serial: str | None = None
+
+
+class Register:
+    """The register's file.
+
+    Args:
+        path: of the SQLite file, which must be there; `create` makes one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @staticmethod
+    def create(path: Path, federation: str, now: datetime) -> Register:
+        """Make an empty register, readable by its owner alone."""
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        except OSError as error:
+            raise StoreError(f"{path} cannot be made: {error.strerror or error}") from error
+        register = Register(path)
+        with register.transaction() as rows:
+            for statement in SCHEMA.split(";")[:-1]:
+                rows.db.execute(statement)
+            rows.db.execute("INSERT INTO facts VALUES (1, ?, ?, 0, ?)", (FORMAT, federation, now.isoformat()))
+        return register
+
+    @contextmanager
+    def transaction(self) -> Iterator[CertificateRows]:
+        """Yield the rows under the write lock: all changes are kept, or none if the block raises."""
+        if not self.path.exists():
+            raise IdentityError(
+                f"{self.path.parent} holds no authority; make one with `paceline ca init`, or name its folder with --ca"
+            )
+        try:
+            db = sqlite3.connect(self.path, isolation_level=None, timeout=30)
+            try:
+                db.execute("PRAGMA foreign_keys = ON")
+                db.execute("BEGIN IMMEDIATE")
+                yield CertificateRows(db)
+                db.execute("COMMIT")
+            finally:
+                db.close()  # without the commit, everything is undone
+        except sqlite3.Error as error:
+            raise named(error, str(self.path)) from error
+
+
+class CertificateRows:
+    """What can be read and changed within a transaction."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self.db = db
+
+    def facts(self) -> tuple[str, int, datetime]:
+        """Return the federation's name, the serial of its last change, and when that was."""
+        made, federation, serial, at = self.db.execute("SELECT format, federation, serial, made FROM facts").fetchone()
+        if made != FORMAT:
+            raise StoreError(f"this register has format {made}, and {FORMAT} is known here; use the paceline that made it")
+        return federation, serial, datetime.fromisoformat(at)
+
+    def changed(self, now: datetime) -> None:
+        """Note a change, so that what is published gets a new serial."""
+        self.db.execute("UPDATE facts SET serial = serial + 1, made = ?", (now.isoformat(),))
+
+    # -- clients -------------------------------------------------------------------------------
+    def member(self, name: str) -> tuple[Member, bool] | None:
+        """Return a client and whether it is active, or None."""
+        row = self.db.execute("SELECT id, name, key, active FROM members WHERE name = ?", (name,)).fetchone()
+        return None if row is None else (Member(*row[:3]), bool(row[3]))
+
+    def members(self) -> list[Member]:
+        """Return all active clients by number, with the fingerprints of registered certificates."""
+        prints: dict[int, list[str]] = {}
+        query = "SELECT member, digest FROM certificates WHERE own AND revoked IS NULL ORDER BY digest"
+        for member, digest in self.db.execute(query):
+            prints.setdefault(member, []).append(digest)
+        rows = self.db.execute("SELECT id, name, key FROM members WHERE active ORDER BY id").fetchall()
+        return [Member(id_, name, key, tuple(prints.get(id_, ()))) for id_, name, key in rows]
+
+    def put_member(self, name: str, key: bytes, number: int | None) -> Member:
+        """Add a client, with the next free number or the given one, or give a known one another key."""
+        owner = self.db.execute("SELECT name FROM members WHERE key = ?", (key,)).fetchone()
+        if owner is not None and owner[0] != name:
+            raise IdentityError(f"client {owner[0]} has this identity key already; each client makes one of its own")
+        known = self.member(name)
+        if known is not None:
+            self.db.execute("UPDATE members SET key = ?, active = 1 WHERE name = ?", (key, name))
+            return Member(known[0].id, name, key)
+        taken = {row[0] for row in self.db.execute("SELECT id FROM members")}
+        if number is None:
+            number = next(i for i in range(len(taken) + 1) if i not in taken)
+        elif number in taken:
+            other = self.db.execute("SELECT name FROM members WHERE id = ?", (number,)).fetchone()[0]
+            raise IdentityError(f"client {other} has the number {number}; choose another, or a name")
+        self.db.execute("INSERT INTO members VALUES (?, ?, ?, 1)", (number, name, key))
+        return Member(number, name, key)
+
+    def retire(self, member: int) -> None:
+        """Take a client out of the directory; its number and name are kept for it."""
+        self.db.execute("UPDATE members SET active = 0 WHERE id = ?", (member,))
+
+    # -- certificates --------------------------------------------------------------------------
+    def add_certificate(self, row: CertificateRow) -> None:
+        """Note a certificate."""
+        values = (row.serial, row.kind, row.member, row.names, row.digest, row.pem, row.issued.isoformat(), row.expires.isoformat())
+        try:
+            self.db.execute("INSERT INTO certificates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL)", (*values, int(row.own)))
+        except sqlite3.IntegrityError:
+            raise IdentityError(f"the certificate {row.serial} is registered already") from None
+
+    def certificates(self) -> list[CertificateRow]:
+        """Return all certificates in the order in which they were made."""
+        query = "SELECT serial, kind, member, names, digest, pem, issued, expires, own, revoked, reason FROM certificates ORDER BY rowid"
+        return [
+            CertificateRow(serial, kind, member, names, digest, pem, _at(issued), _at(expires), bool(own), _time(revoked), reason)
+            for serial, kind, member, names, digest, pem, issued, expires, own, revoked, reason in self.db.execute(query)
+        ]
+
+    def revoke(self, serial: str, now: datetime, reason: str) -> None:
+        """Mark a certificate as revoked."""
+        self.db.execute(
+            "UPDATE certificates SET revoked = ?, reason = ? WHERE serial = ? AND revoked IS NULL",
+            (now.isoformat(), reason, serial),
+        )
+
+    # -- tokens --------------------------------------------------------------------------------
+    def add_token(self, row: TokenRow) -> None:
+        """Note a token; an unused one for the same name is void from now on."""
+        self.db.execute("DELETE FROM tokens WHERE name = ? AND used IS NULL", (row.name,))
+        values = (row.id, row.hash, row.name, row.made.isoformat(), row.expires.isoformat(), int(row.replaces))
+        self.db.execute("INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, NULL, NULL, NULL)", values)
+
+    def tokens(self) -> list[TokenRow]:
+        """Return all tokens in the order in which they were made."""
+        query = "SELECT id, hash, name, made, expires, replaces, used, proof, serial FROM tokens ORDER BY rowid"
+        return [
+            TokenRow(id_, hash_, name, _at(made), _at(expires), bool(replaces), _time(used), proof, serial)
+            for id_, hash_, name, made, expires, replaces, used, proof, serial in self.db.execute(query)
+        ]
+
+    def use_token(self, id_: str, now: datetime, proof: bytes, serial: str) -> None:
+        """Mark a token as used by a request, which gave the certificate `serial`."""
+        self.db.execute("UPDATE tokens SET used = ?, proof = ?, serial = ? WHERE id = ?", (now.isoformat(), proof, serial, id_))
+
+
+def _at(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+def _time(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)

@@ -1,0 +1,302 @@
+"""A whole federation on this machine: an authority, a server and clients as separate processes, over TLS.
+
+Processes that a fault kills are started again, as systemd would do. The parent only starts, watches and cleans
+up; everything else goes through the same configuration files and code as a real federation. Keys, configurations and logs
+lie in a temporary folder; what clients keep lies in the run's folder until the run has ended, so that it can be gone on with.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from paceline.core.address import Address
+from paceline.core.errors import EngineError, PacelineError, StoreError
+from paceline.core.processes import NAME, UNGUARDED, check_main, importable, start, start_method, unguarded
+from paceline.deploy.identity.authority import Authority
+from paceline.deploy.processes import child
+from paceline.network.fault_injection import KILL, Fault
+from paceline.run import Observer, RunConfig, Summary
+from paceline.store import RunFolder
+from paceline.store.toml import to_toml
+
+__all__ = ["LoopbackFederation", "federate", "resume"]
+
+KEPT = "clients"
+"""In the run's folder: what each client keeps."""
+
+_LOST = 255
+"""What `multiprocessing` tells of children whose fork server was killed."""
+
+_OPEN = {"secure_aggregation": {"required": False}, "cohort": {"least": 1, "least_quorum": 1}}
+
+
+@dataclass
+class _Party:
+    """One process: a server or a client, and how often it was started."""
+
+    role: str
+    config: Path
+    log: Path
+    values: dict[str, Any]
+    faulted: bool
+    starts: int = 0
+    process: BaseProcess | None = None
+    back: float = 0.0
+
+    def start(self, context: BaseContext, script: bool) -> None:
+        """Start the process; one that was killed on purpose is not killed again. It imports the script if it needs it."""
+        part = self.values["server" if self.role == "server" else "client"]
+        if self.starts:
+            part["faults"] = [text for text in part["faults"] if not text.startswith("kill")]
+        self.config.write_text(to_toml(self.values))
+        self.starts += 1
+        made: Any = context.Process  # type: ignore[attr-defined]
+        self.process = made(target=child, args=(self.role, self.config, self.log), name=f"{NAME} {self.role}", daemon=True)
+        start(self.process, script)
+
+    def told(self) -> str:
+        """Return the end of what it wrote."""
+        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        return "\n".join(text.splitlines()[-6:])
+
+
+@dataclass
+class LoopbackFederation:
+    """A federation on loopback.
+
+    Args:
+        config: what is run.
+        place: folder of the run, made by the server.
+        faults: see `paceline.network.fault_injection`.
+        server, waiting: further fields of the server's configuration.
+        client: further fields of the clients' configuration.
+        policy: the clients' policy; one that allows everything by default.
+        back: seconds after which a killed process is started again.
+        keep: leave keys, configurations and logs beside the run, in ``PLACE.parties``.
+    """
+
+    config: RunConfig
+    place: Path
+    faults: Sequence[str] = ()
+    server: dict[str, Any] = field(default_factory=dict)
+    waiting: dict[str, Any] = field(default_factory=dict)
+    client: dict[str, Any] = field(default_factory=dict)
+    policy: dict[str, Any] = field(default_factory=lambda: dict(_OPEN))
+    back: float = 0.2
+    keep: bool = False
+
+    def __post_init__(self) -> None:
+        self._met = [Fault.parse(text) for text in self.faults]
+        self.parties: list[_Party] = []
+        self._shown = 0
+
+    def run(self, observer: Observer | None = None) -> Summary:
+        """Carry out the run, or go on with it, and return its summary. Raises what made the server or a client fail.
+
+        Raises `StoreError` where another process holds the run's folder.
+        """
+        RunFolder.check_name(self.place.name)
+        check_main(starts=True)
+        self._script = self.config.method.startswith("__main__:")
+        if self._script and not importable():
+            raise EngineError(
+                f"method {self.config.method!r} was typed or piped in, where no other process finds it; put it into a module"
+            )
+        if self.place.exists():
+            RunFolder(self.place).hold().release()
+        root = Path(tempfile.mkdtemp(prefix="paceline-"))
+        if self.keep:
+            kept = self.place.with_name(self.place.name + ".parties")
+            shutil.rmtree(kept, ignore_errors=True)
+            root = (
+                root.rename(kept)
+                if root.stat().st_dev == self.place.parent.resolve().stat().st_dev
+                else Path(shutil.move(root, kept))
+            )
+        done = False
+        try:
+            self._found(root)
+            context = _context()
+            for party in self.parties:
+                party.start(context, self._script)
+            self._watch(context, observer)
+            summary = self._summary(observer)
+            done = True
+        finally:
+            self._end(5.0 if done else 0.0)
+            if not self.keep:
+                shutil.rmtree(root, ignore_errors=True)
+        if not self.keep:
+            shutil.rmtree(self.place / KEPT, ignore_errors=True)
+        return summary
+
+    # -- the parts -----------------------------------------------------------------------------
+    def _found(self, root: Path) -> None:
+        """Make keys and configurations."""
+        ca = Authority.create(root / "ca", "loopback")
+        ca.issue_server(["localhost", "127.0.0.1"]).write(root / "server")
+        for number in range(self.config.clients):
+            ca.issue_client(f"client{number}").write(root / f"client{number}")
+        for name in ("directory", "crl.pem"):
+            shutil.copy(root / "ca" / name, root / "server" / name)
+        port = _free_port()
+        (root / "policy.toml").write_text(to_toml(self.policy))
+        run = self.config.model_dump(mode="json", exclude_none=True)
+        least = {"least": self.config.clients, "listen": str(Address("127.0.0.1", port)), "heartbeat": 2.0}
+        files = {"folder": "server", "run": str(self.place.resolve())}
+        values = {"server": {**least, **files, **self.server, "faults": self._of(None)}, "run": run}
+        values["waiting"] = {"start": 300.0, **self.waiting}
+        self.parties = [self._party("server", root, values)]
+        kept = self.place.resolve() / KEPT
+        kept.mkdir(parents=True, exist_ok=True)
+        for number in range(self.config.clients):
+            mine = {
+                "folder": f"client{number}",
+                "state": str(kept / str(number)),
+                "policy": "policy.toml",
+                "most": 1.0,
+                "first": 0.1,
+            }
+            mine |= {"private_rounding": False}  # so that the end has the bits of a simulation
+            part = {"server": str(Address("localhost", port)), **mine, **self.client, "faults": self._of(number)}
+            data = {"own": False, "device": self.config.device, "threads": self.config.threads}
+            self.parties.append(self._party(f"client{number}", root, {"client": part, "data": data}))
+
+    def _party(self, role: str, root: Path, values: dict[str, Any]) -> _Party:
+        part = values["server" if role == "server" else "client"]
+        return _Party(role, root / f"{role}.toml", root / f"{role}.log", values, any(t.startswith("kill") for t in part["faults"]))
+
+    def _of(self, client: int | None) -> list[str]:
+        return [fault.text for fault in self._met if fault.client == client]
+
+    # -- watching ------------------------------------------------------------------------------
+    def _watch(self, context: BaseContext, observer: Observer | None) -> None:
+        """Watch until the server has ended well; start again what was killed."""
+        while True:
+            self._show(observer)
+            now = time.monotonic()
+            for party in self.parties:
+                process = party.process
+                if process is None or process.exitcode is None:
+                    continue
+                if party.role == "server" and process.exitcode == 0:
+                    self._show(observer)
+                    return
+                if process.exitcode == -KILL and (party.faulted or party.back):
+                    party.back = party.back or now + self.back
+                    if now >= party.back:
+                        party.back = 0.0
+                        party.start(context, self._script)
+                elif process.exitcode != 0:
+                    raise _failed(party, process.exitcode or 0)
+            time.sleep(0.02)
+
+    def kill(self, role: str) -> None:
+        """Kill a party with SIGKILL; it is started again."""
+        party = next(p for p in self.parties if p.role == role)
+        assert party.process is not None
+        party.faulted = True
+        party.process.kill()
+
+    def _show(self, observer: Observer | None) -> None:
+        folder = RunFolder(self.place)
+        if observer is None or not folder.path.exists():
+            return
+        for record in folder.read_metrics():
+            if record["round"] > self._shown:
+                self._shown = int(record["round"])
+                observer(record, self.config.rounds)
+
+    def _summary(self, observer: Observer | None) -> Summary:
+        folder = RunFolder.open(self.place)
+        told = folder.read_summary()
+        if told is None:
+            raise EngineError("the server ended before the run did; was it asked to stop?")
+        return Summary(**told, history=folder.read_metrics())
+
+    def _end(self, seconds: float) -> None:
+        """End all processes: politely after some seconds, in which they hear the server's goodbye, then not."""
+        there = [p.process for p in self.parties if p.process is not None and p.process.pid is not None]
+        alive = [process for process in there if process.exitcode is None]
+        _join(alive, seconds)
+        for process in alive:
+            if process.exitcode is None:
+                with suppress(ProcessLookupError):
+                    process.terminate()
+        _join(alive, 2.0)
+        for process in alive:
+            if process.exitcode is None:
+                process.kill()
+                process.join()
+        lost = [process.pid for process in there if process.exitcode == _LOST]
+        for process in there:
+            process.close()  # of what they watch, so that also those end whose fork server is gone
+        until = time.monotonic() + 5.0
+        while any(pid is not None and _alive(pid) for pid in lost) and time.monotonic() < until:
+            time.sleep(0.02)
+
+
+def federate(config: RunConfig, place: Path, observer: Observer | None = None, **parts: Any) -> Summary:
+    """Carry out a run as a federation of processes on this machine; see `LoopbackFederation` for `parts`."""
+    return LoopbackFederation(config, place, **parts).run(observer)
+
+
+def resume(path: Path, observer: Observer | None = None) -> Summary:
+    """Go on with a federation of processes on this machine. Raises `StoreError` for a run of another kind."""
+    folder = RunFolder.open(path)
+    told = folder.read_summary()
+    if told is not None:
+        return Summary(**told, history=folder.read_metrics())
+    if not (path / KEPT).is_dir():
+        raise StoreError(f"{path} is the run of a server, which goes on with it: start it again, with paceline server --config")
+    return LoopbackFederation(RunConfig.build(folder.read_config()), path).run(observer)
+
+
+def _join(processes: Sequence[BaseProcess], seconds: float) -> None:
+    until = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(until - time.monotonic(), 0.0))
+
+
+def _alive(pid: int) -> bool:
+    with suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return True
+    return False
+
+
+def _failed(party: _Party, code: int) -> PacelineError:
+    if code == UNGUARDED:
+        return EngineError(unguarded())
+    if code == _LOST:
+        return EngineError("the process that the server and the clients were started from was killed")
+    last = party.told()
+    how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
+    return EngineError(f"{party.role} {how}:\n{last}")
+
+
+def _context() -> BaseContext:
+    """Return a context whose processes begin with everything imported, where the system has one."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context(start_method(without="fork"))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["paceline.deploy.preloaded"])
+    return context
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

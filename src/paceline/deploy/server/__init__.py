@@ -1,0 +1,1 @@
+"""A real server: its run, its database, its events."""

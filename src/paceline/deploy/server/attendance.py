@@ -1,0 +1,125 @@
+"""Waits for clients before a round: for all that are expected before the first one, then for the least number."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from paceline.core.errors import CohortError, ConfigError, nearest
+from paceline.deploy.identity.directory import Member
+from paceline.network import GrpcEngine
+
+__all__ = ["AGAIN", "Muster", "check_expected"]
+
+AGAIN = 5.0
+"""Seconds between two lines that tell who is missing."""
+
+_NAMED = 50
+"""Names in one line of the log; the others are counted."""
+
+
+def check_expected(expected: int | Sequence[str], members: Sequence[Member], invited: Container[str], clients: int) -> None:
+    """Raise `ConfigError` that names every expected site that can never be there.
+
+    Args:
+        expected: names of sites; or how many, whichever they are.
+        members: the directory's clients.
+        invited: names that have a token and will be in the directory.
+        clients: of the run, which asks those with numbers below.
+    """
+    if isinstance(expected, int):
+        if expected > clients:
+            raise ConfigError(
+                f"server.expected = {expected}: the run has only {clients} clients; raise run.clients, or expect fewer"
+            )
+        return
+    numbers = {member.name: member.id for member in members}
+    faults = []
+    for name in expected:
+        number = numbers.get(name)
+        if number is None and name not in invited:
+            faults.append(f"{name!r} is neither in the directory nor invited{nearest(name, numbers)}")
+        elif number is not None and number >= clients:
+            faults.append(f"{name!r} has number {number}, and the run has only {clients} clients")
+    if faults:
+        raise ConfigError(f"server.expected: {'; '.join(faults)}; `paceline ca list` shows all clients")
+
+
+@dataclass
+class Muster:
+    """Waits for clients.
+
+    Args:
+        engine: knows who is there.
+        note: writes an event: its name and facts.
+        members: returns the directory's clients of now; sites may enrol while they are waited for.
+        least: clients that a round needs.
+        expected: names of sites; or how many, whichever they are.
+        patience: seconds to wait for all of them.
+        start: seconds to wait for the least number.
+    """
+
+    engine: GrpcEngine
+    note: Any
+    members: Callable[[], Sequence[Member]]
+    least: int
+    expected: int | Sequence[str]
+    patience: float
+    start: float
+
+    def __post_init__(self) -> None:
+        self._told = -math.inf
+
+    def missing(self) -> tuple[list[str], int]:
+        """Return the names of expected sites that are not ready, and how many are; where only a number is expected, who could come."""
+        ready = set(self.engine.hub.ready())
+        numbers = {m.name: m.id for m in self.members() if m.id < self.engine.num_clients}
+        if isinstance(self.expected, int):
+            count = max(self.expected - len(ready), 0)
+            return ([name for name, number in numbers.items() if number not in ready] if count else []), count
+        absent = [name for name in self.expected if numbers.get(name) not in ready]
+        return absent, len(absent)
+
+    def first(self) -> None:
+        """Wait for all expected sites, then begin with those that are there if they are enough.
+
+        Raises `CohortError` where fewer than the least number come, or can come.
+        """
+        began = time.monotonic()
+        if self.expected:
+            self.engine.wait_until(self._settled, self.least, self.patience)
+        names, count = self.missing()
+        if count:
+            facts = {"sites": names[:_NAMED], "count": count, "here": len(self.engine.hub.ready()), "least": self.least}
+            self.note("missing", **facts, seconds=round(time.monotonic() - began, 1))
+        self.wait(max(self.start - (time.monotonic() - began), 0.0))
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait for the least number of clients. Raises `CohortError` where they never come."""
+        limit = self.start if seconds is None else seconds
+        if not self.engine.wait_until(self._enough, self.least, limit):
+            here, (names, _) = len(self.engine.hub.ready()), self.missing()
+            absent = f"; missing: {', '.join(names[:_NAMED])}" if names else ""
+            raise CohortError(f"{here} clients are there after {self.start:.0f} s; {self.least} are needed{absent}")
+
+    def _settled(self) -> bool:
+        """Return whether all expected sites are there, or have said that they take no part."""
+        names, count = self.missing()
+        refused = self.engine.hub.asking.refusals
+        out = {m.name for m in self.members() if m.id in refused} if refused else set()
+        return self._tell(count - len(out.intersection(names)) <= 0)
+
+    def _enough(self) -> bool:
+        return self._tell(len(self.engine.hub.ready()) >= self.least)
+
+    def _tell(self, done: bool) -> bool:
+        """Say who is missing, but only now and then; return `done`."""
+        if not done and time.monotonic() - self._told >= AGAIN:
+            self._told = time.monotonic()
+            names, count = self.missing()
+            named = {"missing": names[:_NAMED], "count": count} if count else {}
+            self.note("waiting", clients=self.least, here=len(self.engine.hub.ready()), **named)
+        return done

@@ -1,0 +1,52 @@
+"""What a database's errors mean to a user."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sqlite3
+from pathlib import Path
+
+from paceline.core.errors import DiskFullError, StoreAwayError, StoreError
+
+__all__ = ["named"]
+
+_POSTGRES_FULL = ("53100",)
+_POSTGRES_AWAY = ("08", "57P", "53300", "40001", "40P01", "25006")
+"""Beginnings of the codes of what passes: lost connections, starts and stops, too many connections, deadlocks, a standby."""
+_NO_ENTRY = re.compile("authentication failed|no pg_hba|(role|database) .* does not exist|no password supplied|permission denied")
+"""What no waiting mends."""
+
+
+def named(error: Exception, where: str, lost: bool = False) -> StoreError:
+    """Return the error of ours for one of a database driver's, with where it happened and what to do.
+
+    `lost` says that the connection cannot be used any more.
+    """
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if isinstance(error, sqlite3.Error):
+        name = getattr(error, "sqlite_errorname", "") or ""
+        if name == "SQLITE_FULL" or (name.startswith("SQLITE_IOERR") and _full(where)):
+            return DiskFullError(f"no room for {where}; what was committed before is whole: free some space and go on")
+        if name.startswith("SQLITE_BUSY"):
+            return StoreError(f"{where} is held by another process for too long; end it, then try again")
+        if name in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
+            return StoreError(f"{where} is damaged or no database ({text}); put a good copy of it back")
+        if name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM")):
+            return StoreError(f"{where} cannot be opened for writing ({text}); look at the folder's owner and permissions")
+        return StoreError(f"{where}: {text}")
+    if getattr(error, "sqlstate", None) in _POSTGRES_FULL:
+        return DiskFullError(f"no room on the database server of {where}; what was committed before is whole")
+    code = getattr(error, "sqlstate", None) or ""
+    failed = not code and any(kind.__name__ == "OperationalError" for kind in type(error).__mro__)
+    if (lost or failed or code.startswith(_POSTGRES_AWAY)) and not _NO_ENTRY.search(text):
+        return StoreAwayError(f"{where} does not answer: {text}")
+    return StoreError(f"{where}: {text}")
+
+
+def _full(where: str) -> bool:
+    """Return whether the disk has no room left; some writes (of the shared index) then fail as plain I/O errors."""
+    try:
+        return shutil.disk_usage(Path(where).parent).free < 64 << 10
+    except OSError:
+        return False

@@ -1,0 +1,90 @@
+"""Keeps an eye on what ends by itself: the revocation list, the server's certificate, files that went bad.
+
+A revocation list is stale after a while, and then nobody is let in. Where the authority is on the server, the lists
+are published anew by themselves in good time; elsewhere the operator is told early, and often.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+from paceline.core.errors import PacelineError
+from paceline.deploy.identity import pki
+from paceline.deploy.identity.admission import Gate
+from paceline.deploy.identity.authority import CRL_DAYS, Authority
+
+__all__ = ["Lists"]
+
+ANEW = timedelta(days=CRL_DAYS / 2)
+"""With so much time left, an authority on this machine publishes its lists anew."""
+
+SOON = timedelta(days=7)
+"""With less time left than this, the operator is told."""
+
+AGAIN = 6 * 3600.0
+"""Seconds after which the operator is told once more."""
+
+Note = Callable[[str, int | None, dict[str, object]], None]
+
+
+class Lists:
+    """Looks from time to time; call `look`, or let `start` do so in a thread.
+
+    Args:
+        gate: reads the lists.
+        note: is told of events.
+        authority: the federation's, where it is on this machine.
+        certificate: the server's own, PEM.
+        every: seconds between two looks.
+    """
+
+    def __init__(
+        self, gate: Gate, note: Note, authority: Authority | None = None, certificate: bytes = b"", every: float = 60.0
+    ) -> None:
+        self._gate, self._note, self._authority, self.every = gate, note, authority, every
+        self._ends = pki.load_certificate(certificate, "the server's certificate").not_valid_after_utc if certificate else None
+        self._told: dict[str, float] = {}
+        self._over = threading.Event()
+
+    def start(self) -> None:
+        """Look now, then again and again, until `stop`."""
+        self.look()
+        threading.Thread(target=self._work, name="lists", daemon=True).start()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._over.set()
+
+    def _work(self) -> None:
+        while not self._over.wait(self.every):
+            self.look()
+
+    def look(self) -> None:
+        """Publish what becomes old, and tell of what cannot be mended here."""
+        now, stale = self._gate.clock(), self._gate.stale()
+        if stale is not None and self._authority is not None and stale - now < ANEW:
+            try:
+                self._authority.publish()
+                self._note("published", None, {"why": f"the revocation list would have been stale from {stale:%Y-%m-%d}"})
+                stale = self._gate.stale()
+            except (PacelineError, OSError) as error:
+                self._tell("lists", f"the lists cannot be published anew: {error}")
+        if stale is not None and stale - now < SOON:
+            what = "is stale, and nobody is let in" if now > stale else "will be stale, and then nobody is let in"
+            self._tell("lists", f"from {stale:%Y-%m-%d %H:%M} UTC the revocation list {what}; run paceline ca publish")
+        if self._gate.fault is not None:
+            self._tell("lists", self._gate.fault)
+        if self._ends is not None and self._ends - now < SOON:
+            until = f"{self._ends:%Y-%m-%d %H:%M} UTC"
+            self._tell("certificate", f"the server's certificate holds until {until}; make another with paceline ca issue --server")
+
+    def _tell(self, event: str, why: str) -> None:
+        """Tell, but the same thing only now and then."""
+        moment = time.monotonic()
+        if moment - self._told.get(why, -math.inf) > AGAIN:
+            self._told[why] = moment
+            self._note(event, None, {"why": why})

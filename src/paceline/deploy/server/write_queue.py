@@ -1,0 +1,225 @@
+"""Rows on their way to the server's database: a bounded queue in memory, and the one thread that writes them in order.
+
+While the database is away, rows wait and the run goes on. A row is tried again until it is known to be written; as each
+one has a key of its own, a second time changes nothing. When the queue is full the run has to stop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from paceline.core.errors import StoreAwayError, StoreError
+
+__all__ = ["BACK", "FROM_STREAMS", "PATIENCE", "ROOM", "Backlog"]
+
+ROOM = 100_000
+"""Rows that wait at most, each of about 500 bytes: what became of one client in one call is a row, as is an event."""
+FROM_STREAMS = 10_000
+"""Of these the events of streams, which strangers can cause; further ones are counted and left out."""
+PATIENCE = 10.0
+"""Seconds after which a database that says nothing counts as away."""
+BACK = 30.0
+"""Seconds that a server waits for its database at its start and at its end."""
+EVERY = 30.0
+"""Seconds between two lines of the log during an outage."""
+_PAUSES = (0.1, 2.0)
+
+
+@dataclass
+class _Item:
+    function: Callable[..., Any]
+    values: tuple[Any, ...]
+    facts: dict[str, Any]
+    rows: int
+    stream: bool = False
+    always: bool = False
+    done: Future[None] = field(default_factory=Future)
+    awaited: bool = False
+
+
+class Backlog:
+    """The queue and its thread. May be used by several threads.
+
+    Args:
+        where: the database, for people.
+        tell: writes a line into the log.
+        room, patience, back, every: see `ROOM`, `PATIENCE`, `BACK` and `EVERY`.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        tell: Callable[..., None],
+        room: int = ROOM,
+        patience: float = PATIENCE,
+        back: float = BACK,
+        every: float = EVERY,
+    ) -> None:
+        self.where, self.tell = where, tell
+        self.room, self.patience, self.back, self.every = room, patience, back, every
+        self.waiting = self.left_out = 0
+        self._streams = 0
+        self._since: float | None = None
+        self._told = 0.0
+        self._failed: StoreError | None = None
+        self._until: float | None = None
+        self._in_vain = False
+        self._closing = threading.Event()
+        self._lock = threading.Lock()
+        self._queue: queue.Queue[_Item | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._run, name="notes", daemon=True)
+        self._thread.start()
+
+    @property
+    def away(self) -> bool:
+        """Whether the last try to write found no database, or still waits for its answer."""
+        return self._since is not None
+
+    # -- in ------------------------------------------------------------------------------------
+    def put(self, function: Callable[..., Any], *values: Any, rows: int = 1, **facts: Any) -> None:
+        """Have a function called, after those before it. Raises `StoreError` where there is no room, or something failed before."""
+        self._put(_Item(function, values, facts, rows))
+
+    def last(self, function: Callable[..., Any], *values: Any, **facts: Any) -> None:
+        """Have a function called at the very end, whether there is room or not; never fails."""
+        self._put(_Item(function, values, facts, 1, always=True))
+
+    def stream(self, function: Callable[..., Any], *values: Any, **facts: Any) -> None:
+        """Have an event of a stream written, or count it where there are too many; never waits and never fails."""
+        with self._lock:
+            if self._streams >= FROM_STREAMS or self.waiting >= self.room:
+                self.left_out += 1
+                return
+        with contextlib.suppress(StoreError):
+            self._put(_Item(function, values, facts, 1, stream=True))
+
+    def sure(self, function: Callable[..., Any], *values: Any, **facts: Any) -> None:
+        """Call a function after those before it and wait for it; raises what it raises.
+
+        Raises `StoreAwayError` where the database does not come back within `BACK`.
+        """
+        item = _Item(function, values, facts, 1, always=True, awaited=True)
+        self._put(item)
+        end = time.monotonic() + self.back
+        while True:
+            with contextlib.suppress(TimeoutError):
+                item.done.result(0.05)
+                return
+            late = time.monotonic() - end
+            if late >= 0 and (self.away or late >= self.patience):
+                self._in_vain = True
+                raise StoreAwayError(
+                    f"{self.where} did not come back within {self.back:g} s, and {self.waiting} rows wait for it; "
+                    f"the run's folder is whole: bring the database back and start the server again"
+                )
+
+    def soon(self, function: Callable[..., Any], *values: Any, **facts: Any) -> bool:
+        """Call a function after those before it; return whether it is done, False where the database is away for now.
+
+        Raises what the function raises, at once, or at the next row where it fails later.
+        """
+        item = _Item(function, values, facts, 1, awaited=True)
+        self._put(item)
+        end = time.monotonic() + self.patience
+        while not self.away:
+            with contextlib.suppress(TimeoutError):
+                item.done.result(0.05)
+                return True
+            if time.monotonic() >= end:
+                self._outage(f"{self.where} has not answered for {self.patience:g} s")
+        item.done.add_done_callback(self._later)
+        return False
+
+    def close(self) -> None:
+        """Write what is left, for `BACK` seconds where the database is away; say what could not be written."""
+        if not self._thread.is_alive():
+            return
+        seconds = 0.0 if self._in_vain else self.back
+        self._until = time.monotonic() + seconds
+        self._closing.set()
+        self._queue.put(None)
+        self._thread.join(seconds + min(self.patience, PATIENCE))
+        if self.waiting:
+            self.tell("error", why=f"{self.waiting} rows were never written to {self.where}; the run's folder is whole")
+
+    def _put(self, item: _Item) -> None:
+        with self._lock:
+            if self._failed is not None and not item.always:
+                raise self._failed
+            if not item.always and self.waiting and self.waiting + item.rows > self.room:
+                state = f"has been away for {self._seconds():.0f} s" if self.away else "is too slow"
+                raise StoreError(
+                    f"{self.where} {state}, and {self.waiting} rows wait for it, as many as there is room for; "
+                    f"the run's folder is whole: bring the database back and start the server again"
+                )
+            self.waiting += item.rows
+            self._streams += item.stream
+            self._queue.put(item)
+
+    def _later(self, done: Future[None]) -> None:
+        """Note that a row failed that nobody waits for any more, but must not be missing."""
+        error = done.exception()
+        if isinstance(error, StoreError) and not isinstance(error, StoreAwayError):
+            self._failed = error
+
+    # -- out -----------------------------------------------------------------------------------
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            if not self._written(item):
+                return
+            with self._lock:
+                self.waiting -= item.rows
+                self._streams -= item.stream
+
+    def _written(self, item: _Item) -> bool:
+        """Try until it is written, or cannot be; return False where the time is over."""
+        pause = _PAUSES[0]
+        while True:
+            try:
+                item.function(*item.values, **item.facts)
+            except StoreAwayError as error:
+                self._outage(str(error))
+                if self._until is not None and time.monotonic() >= self._until:
+                    item.done.set_exception(error)
+                    return False
+                if self._closing.wait(pause):
+                    time.sleep(_PAUSES[0])
+                pause = min(2 * pause, _PAUSES[1])
+            except Exception as error:  # told to who waits for it, else to the journal: the run goes on without a row
+                self._over()
+                if not item.awaited:
+                    self.tell("error", why=f"the database: {error}")
+                item.done.set_exception(error)
+                return True
+            else:
+                self._over()
+                item.done.set_result(None)
+                return True
+
+    def _seconds(self) -> float:
+        return 0.0 if self._since is None else time.monotonic() - self._since
+
+    def _outage(self, why: str) -> None:
+        now = time.monotonic()
+        if self._since is None:
+            self._since = now
+            self._say(why)
+        elif now - self._told >= self.every:
+            self._say(why)
+
+    def _say(self, why: str) -> None:
+        self._told = time.monotonic()
+        self.tell("database_away", why=why, seconds=round(self._seconds(), 1), waiting=self.waiting, room=self.room)
+
+    def _over(self) -> None:
+        if self._since is not None:
+            seconds, self._since = self._seconds(), None
+            self.tell("database_back", seconds=round(seconds, 1), waiting=self.waiting, left_out=self.left_out or None)
+            self.left_out = 0

@@ -1,0 +1,53 @@
+"""Which torch device can be used here; said before anything is loaded, not by the first tensor in a round."""
+
+from __future__ import annotations
+
+import torch
+
+from paceline.core.errors import ConfigError
+
+__all__ = ["check_device"]
+
+_KNOWN = "cpu, cuda, cuda:N or mps"
+
+
+def check_device(name: str, option: str, here: bool = True) -> None:
+    """Raise `ConfigError` with what to do where torch cannot use a device.
+
+    Args:
+        name: of the device, such as ``cuda:0``.
+        option: where it was given.
+        here: it is to be used on this machine; else only its name is looked at.
+    """
+    try:
+        device = torch.device(name)
+    except (RuntimeError, ValueError):
+        raise ConfigError(f"{option}: {name!r} is no torch device; write {_KNOWN}") from None
+    reason = _missing(device) if here else ""
+    if reason:
+        raise ConfigError(f"{option}: device {name!r} cannot be used here: {reason}")
+
+
+def _missing(device: torch.device) -> str:
+    """Return why a device cannot be used, and what to do; nothing where it can."""
+    number = device.index or 0
+    match device.type:
+        case "cpu":
+            return ""
+        case "cuda":
+            if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
+                return "torch was built without CUDA; use cpu, or install a CUDA build of torch"
+            count = torch.cuda.device_count()
+            if not count:
+                return "no CUDA device is visible; use cpu, or look at nvidia-smi, the driver and CUDA_VISIBLE_DEVICES"
+            last = "cuda:0 is the only one" if count == 1 else f"cuda:0 to cuda:{count - 1} are there"
+            return f"{last}; choose one of them" if number >= count else ""
+        case "mps":
+            if not torch.backends.mps.is_built():
+                return "torch was built without MPS, which is Apple's GPUs; use cpu"
+            return "" if torch.backends.mps.is_available() else "no MPS device is visible (macOS 12.3 or later is needed); use cpu"
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        return f"{str(error).splitlines()[0]}; use {_KNOWN}"
+    return ""

@@ -1,0 +1,107 @@
+"""Clients that take one step from the same point, as one batch: their sum needs one pass, and no model each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from paceline.core.profiling import spent
+from paceline.core.samples import ClientData
+from paceline.core.training import Job
+from paceline.engines.stacking.stack import Functional, Stack, cross_entropies
+
+__all__ = ["Alike", "OneBatch", "one_batch"]
+
+
+class Alike(Sequence[Job]):
+    """One request of many clients with equally many samples; a client's own is formed when somebody looks.
+
+    Args:
+        job: the request, as one of them makes it.
+        rows: training rows of each, shape [K, n].
+        orders: for each, returns the stream that orders them.
+    """
+
+    def __init__(self, job: Job, rows: Tensor, orders: Sequence[Callable[[], torch.Generator]]) -> None:
+        self.job, self.rows, self.orders = job, rows, orders
+
+    def __len__(self) -> int:
+        return self.rows.shape[0]
+
+    @overload
+    def __getitem__(self, place: int) -> Job: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[Job]: ...
+
+    def __getitem__(self, place: int | slice) -> Job | list[Job]:
+        if isinstance(place, slice):
+            return [self[k] for k in range(*place.indices(len(self)))]
+        return self.job.of(ClientData(self.job.data.x, self.job.data.y, self.rows[place]), self.orders[place])
+
+
+def one_batch(jobs: Sequence[Job]) -> bool:
+    """Return whether these jobs are one step each along the plain gradient, from one point at one rate."""
+    if isinstance(jobs, Alike):
+        return jobs.job.plain
+    first = jobs[0]
+    return first.plain and all(j.steps == 1 and j.start is first.start and j.lr == first.lr for j in jobs)
+
+
+class OneBatch:
+    """The changes ``-lr * gradient`` of K clients that share a start: a `Rows` that is formed when asked for.
+
+    A weighted sum of them is the gradient of the weighted sum of losses: one backward pass in all.
+
+    Args:
+        jobs: those for which `one_batch` holds.
+    """
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self.jobs, self.count = jobs, len(jobs)
+        first = jobs[0]
+        first.model.module.train()
+        index, sizes = _rows(jobs)
+        self._run = Functional(first.model)
+        self._count = first.model.layout.num_params
+        with spent.on("loading"):
+            x, y = first.data.x.index_select(0, index), first.data.y.index_select(0, index)
+        self._leaf = first.start.vector.detach().requires_grad_()
+        with torch.enable_grad():
+            losses = cross_entropies(self._run(self._leaf, x)[None], y[None])[0]
+            if len(set(sizes)) == 1:
+                self.losses = losses.view(len(jobs), sizes[0]).mean(1)
+            else:
+                count = torch.tensor(sizes, device=losses.device)
+                owner = torch.repeat_interleave(torch.arange(len(jobs), device=losses.device), count)
+                self.losses = torch.zeros(len(jobs), device=losses.device).index_add(0, owner, losses) / count
+        """Mean loss of each client, shape [K]."""
+        self._rows: Tensor | None = None
+
+    def row(self, index: int) -> Tensor:
+        """Return one client's change; the first time, those of all are formed by a stack."""
+        if self._rows is None:
+            stack = Stack(self.jobs)
+            stack.advance(0)
+            stack.descend()
+            self._rows = stack.at.vector.sub_(stack.starts)
+        return self._rows[index]
+
+    def weighted(self, coefficients: Sequence[float]) -> Tensor:
+        """Return the weighted sum of changes, from one backward pass."""
+        weights = torch.tensor(coefficients, dtype=self.losses.dtype).to(self.losses.device)
+        with spent.on("local steps"):
+            (gradient,) = torch.autograd.grad(self.losses @ weights, self._leaf, retain_graph=True)
+        gradient[self._count :] = 0.0
+        return gradient.mul_(-self.jobs[0].lr)
+
+
+def _rows(jobs: Sequence[Job]) -> tuple[Tensor, list[int]]:
+    """Return the rows of all first batches, one after the other, and their sizes."""
+    if isinstance(jobs, Alike) and jobs.rows.shape[1] <= jobs.job.batch_size:
+        return jobs.rows.reshape(-1), [jobs.rows.shape[1]] * len(jobs)
+    rows = [j.data.index if len(j.data) <= j.batch_size else next(j.batches()) for j in jobs]
+    return torch.cat(rows), [r.shape[0] for r in rows]

@@ -1,0 +1,205 @@
+"""Answers the requests of a chunk of clients: as one batch, as a stack, or one after another."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from paceline.core.errors import PacelineError
+from paceline.core.evaluation import Evaluation, evaluate_together
+from paceline.core.generators import Still, drawing, nested
+from paceline.core.lazy import Lazy, Rows
+from paceline.core.params import Resident
+from paceline.core.profiling import spent
+from paceline.core.training import Job, LoopRequest, Trained, descend, diverged
+from paceline.engines.stacking.hooks import Unstackable, signature
+from paceline.engines.stacking.one_batch import OneBatch, one_batch
+from paceline.engines.stacking.stack import Changes, Stack
+from paceline.engines.stacking.tasks import NotAtOnce
+
+__all__ = ["Solver", "draws", "unstackable"]
+
+_DRAWS = "it draws random numbers, and each client has its own stream of them"
+
+
+def unstackable(module: nn.Module) -> str | None:
+    """Return why a module cannot train stacked, as far as can be seen from outside."""
+    for name, part in module.named_modules():
+        if isinstance(own := getattr(part, "not_stackable", None), str):
+            return own
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.track_running_stats:
+            return f"{name} is {type(part).__name__}, whose statistics in training mode belong to one batch"
+        if isinstance(part, nn.RNNBase):
+            return f"{name} is {type(part).__name__}, which torch.func cannot stack"
+    return None
+
+
+def draws(model: Resident, x: Tensor) -> str | None:
+    """Return why a model that draws random numbers in training, here on the samples `x`, cannot train stacked."""
+    module = model.module.train()
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    with drawing(0, model.device), torch.no_grad(), contextlib.suppress(Exception):
+        still = Still(model.device)
+        functional_call(module, buffers, (x,))
+        if still.moved():
+            return _DRAWS
+    return None  # where it fails on these samples, a method uses it in another way
+
+
+_NONE = (None, None, None, None, None)
+
+
+class Solver:
+    """Runs jobs, together where they can be.
+
+    Args:
+        one_step: run clients that take one step as one batch.
+    """
+
+    def __init__(self, one_step: bool = True) -> None:
+        self.one_step = one_step
+        self.notes: dict[str, str] = {}
+        """What could not be stacked, and why, by the name of the hook or module."""
+        self._refused: set[Any] = set()
+        self._known: tuple[torch.Tensor, bool] | None = None
+        self._fit: dict[int, tuple[Resident, str | None]] = {}
+
+    def __call__(self, jobs: Sequence[Any]) -> list[Any]:
+        """Answer requests in their order; `NotAtOnce` for one that failed."""
+        answers: list[Any] = [None] * len(jobs)
+        groups: dict[Any, list[int]] = {}
+        asked = [place for place, job in enumerate(jobs) if isinstance(job, Evaluation)]
+        for place, sums in zip(asked, _evaluated([jobs[p] for p in asked]), strict=True):
+            answers[place] = sums
+        for place, job in enumerate(jobs):
+            if isinstance(job, Evaluation):
+                continue
+            if not isinstance(job, Job):
+                answers[place] = _alone(job)
+                continue
+            key = self._key(job) if job.steps else None
+            if key is None or key in self._refused:
+                answers[place] = _alone(job)
+            else:
+                groups.setdefault(key, []).append(place)
+        for key, places in groups.items():
+            places.sort(key=lambda p: -jobs[p].steps)
+            for place, answer in zip(places, self._together(key, [jobs[p] for p in places]), strict=True):
+                answers[place] = answer
+        return answers
+
+    def _key(self, job: Job) -> Any:
+        """Return what jobs that run as one have in common."""
+        loss = signature(job.loss)
+        key = (id(job.model), id(job.data.x), job.batch_size, job.momentum, job.weight_decay, job.adam, loss)
+        hooks = (job.correct, job.direction, job.objective, job.after, job.schedule)
+        return key if hooks == _NONE else (*key, *map(signature, hooks))
+
+    def whole(self, jobs: Sequence[Job]) -> tuple[Rows, torch.Tensor] | None:
+        """Return the changes and losses of jobs of one make; None where they cannot run as one.
+
+        The caller sees to it that nothing was drawn from a global random generator.
+        """
+        key = self._key(jobs[0])
+        if key in self._refused or len(jobs) < 2:
+            return None
+        return self._whole(key, jobs, None)
+
+    def _unscored(self, targets: torch.Tensor) -> bool:
+        if self._known is None or self._known[0] is not targets:
+            self._known = (targets, not targets.is_floating_point() and bool((targets < 0).any()))
+        return self._known[1]
+
+    def _unfit(self, job: Job) -> str | None:
+        """Return why a job's model cannot train stacked; each model is looked at once."""
+        if id(job.model) not in self._fit:
+            reason = unstackable(job.model.module) or draws(job.model, job.data.x[job.data.index[:2]])
+            self._fit[id(job.model)] = (job.model, reason)
+        return self._fit[id(job.model)][1]
+
+    def _together(self, key: Any, jobs: list[Job]) -> list[Any]:
+        if len(jobs) == 1:
+            return [_alone(jobs[0])]
+        try:
+            with nested(0, jobs[0].model.device):
+                solved = self._whole(key, jobs, Still(jobs[0].model.device))
+        except PacelineError as error:
+            return [NotAtOnce(error)] * len(jobs)
+        return [_alone(job) for job in jobs] if solved is None else _answers(jobs, *solved)
+
+    def _whole(self, key: Any, jobs: Sequence[Job], still: Still | None) -> tuple[Rows, torch.Tensor] | None:
+        try:
+            if (reason := self._unfit(jobs[0])) is not None:
+                raise Unstackable(reason)
+            if jobs[0].loss is F.cross_entropy and self._unscored(jobs[0].data.y):
+                raise Unstackable("some targets are not scored, and a batch's mean is over those that are")
+            with spent.on("local steps"), jobs[0].model.autocast():
+                if self.one_step and one_batch(jobs):
+                    whole = OneBatch(jobs)
+                    _still(still)
+                    return whole, whole.losses.detach()
+                stack = Stack(jobs)
+                descend(stack)
+                _still(still)
+            changes = Changes(stack.at.vector.sub_(stack.starts))
+            steps = torch.tensor([job.steps for job in jobs], device=stack.totals.device)
+            return changes, stack.totals / steps
+        except PacelineError:
+            raise
+        except Exception as error:
+            # torch.func says in many ways that code cannot be stacked; alone, a real fault of a hook's comes up again
+            self._refused.add(key)
+            hook = next((h for h in (jobs[0].direction, jobs[0].correct, jobs[0].objective) if h), None)
+            self.notes.setdefault(getattr(hook, "__qualname__", type(jobs[0].model.module).__name__), _reason(error))
+            return None
+
+
+def _answers(jobs: Sequence[Job], rows: Rows, losses: torch.Tensor) -> list[Any]:
+    """Return each client's result; those whose loss is not finite get an error."""
+    answers: list[Any] = []
+    for k, (job, loss) in enumerate(zip(jobs, losses.tolist(), strict=True)):
+        if not math.isfinite(loss):
+            answers.append(NotAtOnce(diverged(loss * job.steps, job)))
+            continue
+        params = Lazy(rows, k, job.start.layout, 1.0, ((1.0, job.start.vector),))
+        answers.append(Trained(params, job.steps, job.samples(), loss))
+    return answers
+
+
+def _evaluated(requests: list[Any]) -> list[Any]:
+    if not requests:
+        return []
+    try:
+        return evaluate_together(requests)
+    except Exception as error:
+        return [NotAtOnce(error)] * len(requests)
+
+
+def _alone(job: LoopRequest) -> Any:
+    try:
+        return job.run()
+    except Exception as error:
+        return NotAtOnce(error)
+
+
+def _still(still: Still | None) -> None:
+    if still is not None and still.moved():
+        raise Unstackable(_DRAWS)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    if "randomness" in text:
+        return _DRAWS
+    if "data-dependent control flow" in text:
+        return "it takes a branch on a tensor's value"
+    if ".item()" in text:
+        return "it asks a tensor for its value"
+    return (text.strip() or type(error).__name__).splitlines()[0][:200]

@@ -1,0 +1,105 @@
+"""A client's own memory on its own disk, in step with the server's rounds whatever dies when.
+
+::
+
+    12.memory     as it was after round 12
+    data          digest of the data that it is of
+    pending       as it will be after the round under way; written before the answer goes out
+
+A commit renames `pending`. When a server comes back from an older round, the client goes back as well: versions
+stay until the server says that its own checkpoint of a later round is safe. Each file has its SHA-256.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from paceline.core.errors import CheckpointError
+from paceline.core.tree import Tree
+from paceline.store import atomic_write, load_checkpoint, save_checkpoint
+
+__all__ = ["ClientMemory"]
+
+
+class ClientMemory:
+    """The versions of one client's memory in one run.
+
+    Args:
+        folder: of this run; made when first written to.
+        durable: sync files, so that a power cut loses nothing either.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], durable: bool = True) -> None:
+        self.folder, self.durable = Path(folder), durable
+
+    def belong(self, data: str) -> None:
+        """Note which data this memory is of, by their digest.
+
+        Raises `CheckpointError` where it is of others.
+        """
+        note = self.folder / "data"
+        if not note.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            atomic_write(note, data.encode(), durable=self.durable)
+        elif note.read_bytes() != data.encode():
+            raise CheckpointError(
+                f"this client's data have changed since it joined this run: put them back as they were, or stay away from it, "
+                f"or delete {self.folder} to go on without what was kept of the run"
+            )
+
+    def write_pending(self, round: int, memory: Mapping[str, Tree]) -> None:
+        """Write what the memory will be once the round is committed."""
+        save_checkpoint(self._pending, {"round": round, "memory": dict(memory)}, durable=self.durable)
+
+    def commit(self, round: int, saved: int) -> None:
+        """Make `pending` the memory after `round`, if it is of that round; forget what no server goes back to."""
+        if self._pending.exists():
+            if self._read(self._pending)[0] == round:
+                os.replace(self._pending, self._version(round))
+            else:
+                self.rollback()
+        self._collect(saved)
+
+    def rollback(self) -> None:
+        """Forget `pending`."""
+        self._pending.unlink(missing_ok=True)
+
+    def restore(self, round: int, kept: bool, saved: int) -> dict[str, Tree]:
+        """Return the memory as of `round`, the last that the server completed; forget what came later.
+
+        Args:
+            round: see above.
+            kept: whether the work of that round is in its result, so that a pending version of it counts.
+            saved: see `commit`.
+        """
+        if self._pending.exists() and not (kept and self._read(self._pending)[0] == round):
+            self.rollback()
+        self.commit(round, saved)
+        for later in [r for r in self._rounds() if r > round]:
+            self._version(later).unlink(missing_ok=True)
+        rounds = self._rounds()
+        return self._read(self._version(rounds[-1]))[1] if rounds else {}
+
+    @property
+    def _pending(self) -> Path:
+        return self.folder / "pending"
+
+    def _version(self, round: int) -> Path:
+        return self.folder / f"{round}.memory"
+
+    def _rounds(self) -> list[int]:
+        return sorted(int(path.stem) for path in self.folder.glob("*.memory") if path.stem.isdecimal())
+
+    def _collect(self, saved: int) -> None:
+        old = [r for r in self._rounds() if r <= saved]
+        for round in old[:-1]:
+            self._version(round).unlink(missing_ok=True)
+
+    def _read(self, path: Path) -> tuple[int, dict[str, Any]]:
+        match load_checkpoint(path):
+            case {"round": int(round), "memory": dict(memory)}:
+                return round, memory
+        raise CheckpointError(f"{path} is no memory of a client")

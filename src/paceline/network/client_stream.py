@@ -1,0 +1,213 @@
+"""A client's stream: dials out, answers, and comes back when it breaks, later each time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from paceline.core.address import Address
+from paceline.core.errors import EngineError, IdentityError, WireError
+from paceline.core.serialization import NETWORK
+from paceline.network import protocol as p
+from paceline.network.buffers import Budget
+from paceline.network.client_runner import Runner
+from paceline.network.connection import Dial
+from paceline.network.fault_injection import Faults
+from paceline.network.frames import MessagePart
+from paceline.network.job_queue import Desk
+from paceline.network.stream import Link
+from paceline.network.tls import Credentials, options
+
+__all__ = ["Node", "NodeSettings"]
+
+_CODE = grpc.StatusCode
+_JITTER = random.SystemRandom()
+"""Python's own generator is the clients' while they train."""
+
+
+class _Ended(Exception):
+    """The server ended the stream."""
+
+    def __init__(self, code: grpc.StatusCode, why: str | None) -> None:
+        super().__init__(why or code.name)
+        self.code = code
+
+
+_BROKEN = (_Ended, WireError, OSError, TimeoutError)
+
+
+@dataclass(frozen=True)
+class NodeSettings:
+    """How a client deals with its stream.
+
+    Args:
+        address: of the server.
+        first, most: seconds before the first new try, and at most; each try doubles them, and up to half is
+            taken off at random, so that not all clients come at once.
+        limit: largest message of the server, in bytes.
+        pack: whether zstd may be used.
+        attempts: tries in a row without a welcome before the client gives up; 0 for never.
+        good: seconds of service, or an answer within them, after which the next try is a first one again.
+        name: the server's name in its certificate, where the address has another one.
+        stay: wait for the next run when one has ended.
+        proxy: see `tls.through`.
+    """
+
+    address: Address
+    first: float = 0.2
+    most: float = 30.0
+    limit: int = 4 << 30
+    pack: bool = False
+    attempts: int = 0
+    name: str = ""
+    stay: bool = False
+    proxy: str = ""
+    good: float = 60.0
+
+
+@dataclass
+class Node:
+    """One client, for as long as it takes part.
+
+    Args:
+        settings: see there.
+        credentials: its certificate and key, and whom it trusts.
+        runner: what it answers with.
+        note: is told of events: a name and facts.
+        faults: on purpose.
+        pool: one thread for the runner; shared by the clients of one process.
+        check: raises `IdentityError` where this client's certificate can never be good again.
+    """
+
+    settings: NodeSettings
+    credentials: Credentials
+    runner: Runner
+    note: Callable[[str, dict[str, Any]], None] = lambda event, facts: None
+    faults: Faults | None = None
+    pool: Executor | None = None
+    check: Callable[[], None] = lambda: None
+    instance: bytes = field(default_factory=lambda: os.urandom(16))
+
+    def __post_init__(self) -> None:
+        self._dial: Dial | None = None
+        self._over = asyncio.Event()
+        self._slow = self._left = False
+        self._desk: Desk | None = None
+        self.ended = ""
+
+    @property
+    def welcomed(self) -> bool:
+        """Whether this client is taking part now."""
+        return self._dial is not None and self._desk is not None and self._desk.joined > 0
+
+    async def run(self) -> str:
+        """Take part until the run has ended or `stop` is called; return why it ended.
+
+        Raises `EngineError` where the server will never take this client, `IdentityError` where it says that this
+        client's certificate was revoked or is unknown, and what keeps the runner from working.
+        """
+        pool = self.pool or ThreadPoolExecutor(1, "runner")
+        settings = self.settings
+        limits = replace(NETWORK, size=settings.limit, header=settings.limit)
+        desk = Desk(self.runner, pool, limits, self._put, self.note, settings.pack, self.faults)
+        self._desk = desk
+        work = asyncio.ensure_future(desk.work())
+        over = asyncio.ensure_future(self._over.wait())
+        try:
+            await self._again_and_again(desk, work, over)
+            await desk.finish(1.0 if self._left else 5.0)
+        finally:
+            for task in (work, over):
+                task.cancel()
+            await asyncio.gather(work, over, return_exceptions=True)
+            if self.pool is None:
+                pool.shutdown(wait=False, cancel_futures=True)
+        return self.ended
+
+    async def _again_and_again(self, desk: Desk, work: asyncio.Future[None], over: asyncio.Future[Any]) -> None:
+        failed = missed = 0
+        while not self._over.is_set():
+            before, answered, began = desk.joined, desk.answered, time.monotonic()
+            stream = asyncio.ensure_future(self._stream(desk))
+            await asyncio.wait({stream, work, over}, return_when=asyncio.FIRST_COMPLETED)
+            if not stream.done():
+                await asyncio.wait({stream}, timeout=0.2)  # what was put last goes out
+                stream.cancel()
+            (ended,) = await asyncio.gather(stream, return_exceptions=True)
+            if isinstance(ended, _BROKEN):
+                self._broken(ended)
+            elif isinstance(ended, Exception):
+                raise ended
+            if work.done():
+                work.result()
+            welcomed = desk.joined > before
+            served = welcomed and (desk.answered > answered or time.monotonic() - began >= self.settings.good)
+            failed, missed = 1 if served else failed + 1, 0 if welcomed else missed + 1
+            if not welcomed:
+                self.check()
+            if self.settings.attempts and missed >= self.settings.attempts:
+                raise EngineError(
+                    f"the server {self.settings.address} gave no welcome in {missed} {'try' if missed == 1 else 'tries'}"
+                )
+            await self._pause(failed)
+
+    async def stop(self, why: str = "stopped") -> None:
+        """Leave the federation."""
+        self.ended, self._left = self.ended or why, True
+        self._put(p.LEAVE, {"why": why})
+        self._over.set()
+
+    def _broken(self, error: BaseException) -> None:
+        code, why = getattr(error, "code", None), str(error) or type(error).__name__
+        self.note("broken", {"why": p.clean(why), "code": code.name if code else type(error).__name__})
+        if code in (_CODE.FAILED_PRECONDITION, _CODE.UNIMPLEMENTED):
+            raise EngineError(f"the server refuses this client: {p.clean(why)}") from error
+        if code is _CODE.PERMISSION_DENIED:
+            raise IdentityError(f"the server {self.settings.address} lets this client in no more: {p.clean(why)}") from error
+        self._slow = code in (_CODE.UNAUTHENTICATED, _CODE.ALREADY_EXISTS)
+
+    async def _pause(self, failed: int) -> None:
+        wait = self.settings.first * 2.0 ** min(failed - 1, 20) * (5.0 if self._slow else 1.0)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._over.wait(), min(wait, self.settings.most) * _JITTER.uniform(0.5, 1.0))
+
+    # -- one stream ----------------------------------------------------------------------------
+    async def _stream(self, desk: Desk) -> None:
+        credentials, chosen = self.credentials.channel(), options(self.settings.name, proxy=self.settings.proxy)
+        async with grpc.aio.secure_channel(self.settings.address.target, credentials, options=chosen) as channel:
+            call = channel.stream_stream(p.METHOD)()
+
+            async def read() -> bytes | None:
+                frame = await call.read()
+                return None if frame is grpc.aio.EOF else frame
+
+            link = Link(read, call.write, limit=self.settings.limit, budget=Budget(), shaper=self.faults)
+            self._dial = Dial(link, desk, self._bye)
+            try:
+                await self._dial.talk(self.instance, self.settings.pack)
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+                async with asyncio.timeout(5.0):  # a write fails before the status is there
+                    raise _Ended(await call.code(), await call.details()) from error
+            finally:
+                self._dial = None
+                call.cancel()
+
+    def _bye(self, head: dict[str, Any]) -> None:
+        self.note("bye", {"why": p.clean(head.get("why", ""))})
+        if head.get("done") is True and not self.settings.stay:
+            self.ended = "the run has ended"
+            self._over.set()
+
+    def _put(self, kind: int, head: Any = None, *parts: MessagePart) -> None:
+        if self._dial is not None:
+            self._dial.put(kind, head, *parts)

@@ -1,0 +1,81 @@
+"""One stream of a client, from its hello to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from paceline import __version__
+from paceline.core.errors import WireError
+from paceline.network import protocol as p
+from paceline.network.frames import MessagePart
+from paceline.network.handshake import Welcome
+from paceline.network.job_queue import Desk
+from paceline.network.stream import Link
+
+__all__ = ["Dial"]
+
+
+class Dial:
+    """Introduces a client, then carries what its desk and the server say to each other.
+
+    Args:
+        link: the stream.
+        desk: the client's work.
+        bye: is told when the server says goodbye.
+    """
+
+    def __init__(self, link: Link, desk: Desk, bye: Callable[[dict[str, Any]], None]) -> None:
+        self._link, self._desk, self._bye = link, desk, bye
+        self._out: asyncio.Queue[tuple[int, Any, tuple[MessagePart, ...]]] = asyncio.Queue()
+
+    def put(self, kind: int, head: Any = None, *parts: MessagePart) -> None:
+        """Send a message when its turn comes."""
+        self._out.put_nowait((kind, head, parts))
+
+    async def talk(self, instance: bytes, pack: bool) -> None:
+        """Carry the stream to its end. Raises `WireError` for what a server must not send, and for silence."""
+        link = self._link
+        await link.send(p.HELLO, {"protocol": p.PROTOCOL, "version": __version__, "instance": instance, "pack": pack})
+        first = await asyncio.wait_for(link.receive(), 30.0)
+        if first is None or first.kind != p.WELCOME:
+            raise WireError("a server begins with a welcome")
+        welcome = Welcome.read(first.head, p.directory_of(first))
+        self._desk.join(welcome)
+        tasks = [asyncio.ensure_future(t) for t in (self._read(), self._write(), self._watch(welcome.heartbeat))]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _read(self) -> None:
+        while (message := await self._link.receive()) is not None:
+            kind = message.kind
+            if kind == p.PING:
+                self.put(p.PONG)
+            elif kind == p.CALL:
+                self._desk.call(message)
+            elif kind in (p.COMMIT, p.ROLLBACK, p.NEWS):
+                self._desk.settle(message)
+            elif kind == p.BYE:
+                self._bye(message.head)
+                return
+            else:
+                raise WireError(f"a server sent a message of kind {p.NAMES.get(kind, kind)}")
+
+    async def _write(self) -> None:
+        kind = 0
+        while kind != p.LEAVE:
+            kind, head, parts = await self._out.get()
+            await self._link.send(kind, head, *parts)
+
+    async def _watch(self, heartbeat: float) -> None:
+        while time.monotonic() - self._link.heard <= 3 * heartbeat + 1.0:
+            await asyncio.sleep(heartbeat)
+        raise WireError("the server was silent for too long")

@@ -1,0 +1,100 @@
+"""One call at a time: whom it is put to, and what comes of each. Runs on the streams' loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from paceline.core.errors import WireError
+from paceline.network import protocol as p
+from paceline.network.admission import Note
+from paceline.network.pending_call import Arrival, PendingCall
+from paceline.network.server_session import StreamSession
+from paceline.network.stream import Message
+
+__all__ = ["Asking"]
+
+
+class Asking:
+    """Puts calls to clients that are there, again to those that come back, and counts out those that do not.
+
+    Args:
+        sessions: who is there.
+        pack: compress what is sent to one client alone.
+        note: is told of late replies.
+        shaper: faults on purpose.
+    """
+
+    def __init__(self, sessions: Mapping[int, StreamSession], pack: bool, note: Note, shaper: Any) -> None:
+        self._sessions, self._pack, self._note, self._shaper = sessions, pack, note, shaper
+        self.phase: PendingCall | None = None
+        self.last = 0
+        self.engaged: dict[int, bytes] = {}
+        """Who has worked in this round, and as which process: one that was started anew has forgotten it."""
+        self.refusals: dict[int, str] = {}
+        """Who takes no part in this run, and why."""
+
+    def open(self, phase: PendingCall) -> None:
+        """Put a call to its clients."""
+        self.phase, self.last = phase, phase.id
+        if self._shaper is not None:
+            self._shaper.enter(phase.name, phase.call.round)
+        for client in phase.call.clients:
+            self.ask(client)
+
+    def shut(self) -> None:
+        """Close the call; what comes now is late."""
+        phase, self.phase = self.phase, None
+        if phase is not None:
+            if self._shaper is not None:
+                self._shaper.leave()
+            phase.close()
+
+    def wanted(self, client: int, number: int) -> bool:
+        """Return whether a reply that begins to come is still of use. Raises `WireError` where nobody asked for it."""
+        phase = self.phase
+        if phase is not None and number == phase.id:
+            if client not in phase.asked:
+                raise WireError("a reply came from a client that was not asked")
+            return client not in phase.answered
+        if number > self.last:
+            raise WireError(f"a reply to call {number}, which was never made")
+        return False
+
+    def reply(self, session: StreamSession, message: Message) -> None:
+        """Take a reply that has come as a whole."""
+        phase = self.phase
+        if phase is None or message.head["id"] != phase.id or session.client in phase.answered:
+            message.close()
+            self._note("late", session.client, {"id": message.head["id"]})
+            return
+        self.engaged[session.client] = session.instance
+        phase.settle(Arrival(session.client, message))
+
+    def ask(self, client: int) -> None:
+        """Put the open call to a client, if it is one of those asked and has not answered."""
+        phase, session = self.phase, self._sessions.get(client)
+        if phase is None or client not in phase.asked or client in phase.answered:
+            return
+        if client in self.refusals:
+            phase.settle(Arrival(client, None, "refused: " + self.refusals[client]))
+        elif session is None or not session.ready:
+            self.lost(client)
+        elif self.engaged.get(client, session.instance) != session.instance:
+            phase.settle(Arrival(client, None, "gone"))
+        else:
+            session.put(p.CALL, phase.head, phase.message, *phase.own(client, self._pack and session.pack), phase=phase)
+
+    def lost(self, client: int) -> None:
+        """Wait a little for a client to come back before it counts as gone."""
+        phase = self.phase
+        if phase is None or client not in phase.asked or client in phase.answered:
+            return
+
+        def give_up() -> None:
+            session = self._sessions.get(client)
+            if self.phase is phase and (session is None or not session.ready):
+                phase.settle(Arrival(client, None, "gone"))
+
+        asyncio.get_running_loop().call_later(phase.patience.reconnect, give_up)

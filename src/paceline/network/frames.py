@@ -1,0 +1,162 @@
+"""Messages cut into frames: what travels on a stream, and what is checked before anything is believed.
+
+A frame is one gRPC message::
+
+    "PL" | version u8 | flags u8 | sequence u64 | CRC-32 of the payload u32 | payload     (little-endian)
+
+Frames of one direction of one stream count 0, 1, 2, ... A frame that is missing, comes twice or comes out of
+order breaks the stream, as does one whose checksum is wrong. A message is an opening frame (kind, number of
+parts, and for each part its length on the wire, its length unpacked and whether it is packed with zstd)
+and then the parts' bytes, in frames that never span two parts. MessagePart 0 is a small tree, the head.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from paceline.core.errors import MissingExtraError, WireError
+from paceline.core.serialization import Limits, dumps
+from paceline.core.tree import Tree
+
+__all__ = ["CHUNK", "HEAD", "HEAD_LIMITS", "MessagePart", "Opening", "frames", "open_frame", "opening", "unpack"]
+
+MAGIC = b"PL"
+VERSION = 1
+OPEN = 1
+HEAD = struct.Struct("<2sBBQI")
+_OPENING = struct.Struct("<BB")
+_PART = struct.Struct("<QQB")
+
+CHUNK = 256 * 1024
+"""Bytes of a part in one frame."""
+
+HEAD_LIMITS = Limits(size=1 << 20, header=1 << 20, depth=64, items=100_000, tensors=64)
+"""What the small tree at the beginning of a message may be."""
+
+MOST_PARTS = 4
+
+_OUT = Limits(header=4 << 30)
+"""Of what is sent: byte strings lie in the header of a tree, and may be as large as the receiver's limit allows."""
+
+
+@dataclass
+class MessagePart:
+    """Bytes to send, once or to many: cut and checksummed the first time only.
+
+    Args:
+        data: as they cross the wire.
+        raw: their length when unpacked.
+        packed: whether they are packed with zstd.
+    """
+
+    data: bytes
+    raw: int
+    packed: bool = False
+    _checks: list[int] = field(default_factory=list, repr=False)
+
+    @staticmethod
+    def of(tree: Tree, pack: bool = False) -> MessagePart:
+        """Encode a tree; with `pack`, compress it where that saves a tenth or more."""
+        data = dumps(tree, _OUT)
+        if pack and len(data) > 1024:
+            packed = _zstd().ZstdCompressor(level=1).compress(data)
+            if len(packed) < 0.9 * len(data):
+                return MessagePart(packed, len(data), True)
+        return MessagePart(data, len(data))
+
+    @property
+    def chunks(self) -> Iterator[tuple[memoryview, int]]:
+        """The pieces that go into one frame each, with their checksums; these are formed when a piece is first sent."""
+        view = memoryview(self.data)
+        for number, at in enumerate(range(0, len(view), CHUNK)):
+            piece = view[at : at + CHUNK]
+            if number == len(self._checks):
+                self._checks.append(zlib.crc32(piece))
+            yield piece, self._checks[number]
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a message says about itself before it comes: (wire bytes, unpacked bytes, packed) of each part."""
+
+    kind: int
+    parts: tuple[tuple[int, int, bool], ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes on the wire."""
+        return sum(wire for wire, _, _ in self.parts)
+
+    @property
+    def raw(self) -> int:
+        """Bytes when unpacked."""
+        return sum(raw for _, raw, _ in self.parts)
+
+
+def frames(kind: int, parts: Sequence[MessagePart], first: int) -> Iterator[bytes]:
+    """Yield the frames of a message; `first` is the sequence number of its opening."""
+    text = _OPENING.pack(kind, len(parts)) + b"".join(_PART.pack(len(p.data), p.raw, p.packed) for p in parts)
+    yield HEAD.pack(MAGIC, VERSION, OPEN, first, zlib.crc32(text)) + text
+    for part in parts:
+        for piece, check in part.chunks:
+            first += 1
+            yield b"".join((HEAD.pack(MAGIC, VERSION, 0, first, check), piece))
+
+
+def open_frame(frame: bytes, expected: int) -> tuple[bool, memoryview]:
+    """Return whether a frame opens a message, and its payload. Raises `WireError` for a frame that is wrong."""
+    if len(frame) <= HEAD.size:
+        raise WireError(f"a frame of {len(frame)} bytes is cut short")
+    magic, version, flags, sequence, check = HEAD.unpack_from(frame)
+    if magic != MAGIC:
+        raise WireError("this is no frame of Paceline")
+    if version != VERSION:
+        raise WireError(f"frame format {version} is not known here, only {VERSION}; upgrade paceline")
+    if flags & ~OPEN:
+        raise WireError(f"a frame has the unknown flags {flags:#x}")
+    if sequence != expected:
+        what = "is missing" if sequence > expected else "came twice, or out of order"
+        raise WireError(f"frame {sequence} came where {expected} was due; a frame {what}")
+    payload = memoryview(frame)[HEAD.size :]
+    if zlib.crc32(payload) != check:
+        raise WireError(f"frame {sequence} was corrupted on its way")
+    return bool(flags), payload
+
+
+def opening(payload: memoryview) -> Opening:
+    """Read an opening frame's payload. Raises `WireError` for what is malformed."""
+    if len(payload) < _OPENING.size:
+        raise WireError("an opening frame is cut short")
+    kind, count = _OPENING.unpack_from(payload)
+    if not 1 <= count <= MOST_PARTS or len(payload) != _OPENING.size + count * _PART.size:
+        raise WireError(f"an opening frame of {len(payload)} bytes speaks of {count} parts")
+    rows = [_PART.unpack_from(payload, _OPENING.size + i * _PART.size) for i in range(count)]
+    if any(not wire > 0 or packed > 1 or (not packed and wire != raw) for wire, raw, packed in rows):
+        raise WireError("an opening frame has parts of impossible lengths")
+    return Opening(kind, tuple((wire, raw, bool(packed)) for wire, raw, packed in rows))
+
+
+def unpack(data: bytes | bytearray | memoryview, raw: int) -> bytes:
+    """Undo zstd, into exactly `raw` bytes. Raises `WireError` for anything else."""
+    zstd = _zstd()
+    try:
+        if zstd.frame_content_size(data) != raw:
+            raise WireError(f"packed data do not unpack to the {raw} bytes that were announced")
+        made: bytes = zstd.ZstdDecompressor().decompress(data, max_output_size=raw)
+    except zstd.ZstdError as error:
+        raise WireError(f"packed data cannot be unpacked: {error}") from None
+    if len(made) != raw:
+        raise WireError(f"packed data unpack to {len(made)} bytes, not {raw}")
+    return made
+
+
+def _zstd() -> Any:
+    try:
+        import zstandard
+    except ImportError:
+        raise MissingExtraError("zstandard", "grpc") from None
+    return zstandard

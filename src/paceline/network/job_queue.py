@@ -1,0 +1,201 @@
+"""A client's work, one job after another in one thread, whatever happens to its streams.
+
+An answer is kept until the next call: a server that asks again after a broken stream gets the same one, and no
+work is done twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor
+from functools import partial
+from typing import Any
+
+from paceline.core.errors import (
+    DataFormatError,
+    IdentityError,
+    PacelineError,
+    PolicyError,
+    ProtocolError,
+    StoreError,
+    WireError,
+)
+from paceline.core.serialization import Limits
+from paceline.network import protocol as p
+from paceline.network.client_runner import Runner
+from paceline.network.fault_injection import Faults
+from paceline.network.frames import MessagePart
+from paceline.network.handshake import MALFORMED, Answer, Welcome
+from paceline.network.stream import Message
+
+__all__ = ["Desk"]
+
+AGAIN = 5.0
+"""Seconds between two looks whether what keeps this client from taking part has passed."""
+
+Put = Callable[..., None]
+Note = Callable[[str, dict[str, Any]], None]
+
+
+class Desk:
+    """Hands messages to the runner and its answers to the stream.
+
+    Args:
+        runner: what answers.
+        pool: one thread.
+        limits: of what the server sends.
+        put: sends a message on the stream that is open now, if one is.
+        note: is told of events.
+        pack: compress answers.
+        faults: on purpose.
+    """
+
+    def __init__(
+        self, runner: Runner, pool: Executor, limits: Limits, put: Put, note: Note, pack: bool, faults: Faults | None
+    ) -> None:
+        self._runner, self._pool, self._limits, self._put, self._note = runner, pool, limits, put, note
+        self._pack, self._faults = pack, faults
+        self._jobs: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
+        self._last: tuple[int, dict[str, Any], tuple[MessagePart, ...]] | None = None
+        self._known = self.joined = self.answered = 0
+        self._welcome: Welcome | None = None
+        self._open = False
+        self._why: list[str] = []
+
+    async def work(self) -> None:
+        """Do the jobs in order, until cancelled."""
+        while True:
+            job = await self._jobs.get()
+            try:
+                await job()
+            except (PacelineError, *MALFORMED) as error:
+                event = "disk" if isinstance(error, StoreError) else "keys" if isinstance(error, IdentityError) else "malformed"
+                self._note(event, {"why": p.clean(f"{type(error).__name__}: {error}")})
+            self._jobs.task_done()
+
+    async def finish(self, seconds: float) -> None:
+        """Wait until all jobs are done, a last commit among them, but not longer than `seconds`."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._jobs.join(), seconds)
+
+    def join(self, welcome: Welcome) -> None:
+        """Get in step with the server; it is told when this client is ready, or why it takes no part."""
+        self._welcome, at = welcome, self._runner.at
+        soon = at is not None and (at.run, at.incarnation) == (welcome.run, welcome.incarnation)
+        if soon:
+            self._ready(welcome)
+        self._jobs.put_nowait(partial(self._join, welcome, soon))
+
+    def call(self, message: Message) -> None:
+        """Answer a call, or give the answer once more."""
+        number = p.field(message.head, "id", int)
+        if self._last is not None and self._last[0] == number:
+            message.close()
+            self._put(p.REPLY, self._last[1], *self._last[2])
+        elif number == self._known:
+            message.close()  # it is being worked on
+        else:
+            self._known = number
+            self._jobs.put_nowait(partial(self._answer, message))
+
+    def settle(self, message: Message) -> None:
+        """Commit, roll back or take up news, when the calls before are answered."""
+        if message.kind == p.COMMIT:
+            self._jobs.put_nowait(partial(self._commit, message.head))
+        elif message.kind == p.ROLLBACK:
+            self._jobs.put_nowait(partial(self._in_thread, self._runner.rollback))
+        else:
+            self._jobs.put_nowait(partial(self._in_thread, self._runner.learn, p.directory_of(message)))
+
+    # -- jobs ----------------------------------------------------------------------------------
+    async def _join(self, welcome: Welcome, told: bool) -> None:
+        try:
+            await self._in_thread(self._runner.join, welcome)
+        except (PacelineError, *MALFORMED) as error:
+            plain = isinstance(error, PolicyError | ProtocolError)
+            later = isinstance(error, StoreError)  # a full disk, as a rule: somebody may make room
+            name, own = type(error).__name__, isinstance(error, DataFormatError)
+            why = f"{name}: this client's own log says why" if own else error if plain else f"{name}: {error}"
+            cause = error if own else error.__cause__  # a text that may hold values of this client's data
+            log = "" if cause is None else f"{type(cause).__name__}: {cause}"
+            self._refuse(getattr(error, "reasons", ()) or [why], later, log)
+            if later:
+                self._soon(welcome, self._join, False)
+            return
+        if not told:
+            self._ready(welcome)
+
+    def _ready(self, welcome: Welcome) -> None:
+        """Tell the server that this client takes part, or why it does not at this time of day."""
+        closed = self._runner.closed()
+        self.joined, self._open = self.joined + 1, not closed
+        if closed:
+            self._refuse(closed, later=True)
+        else:
+            self._why = []
+            self._note("ready", {"run": welcome.run, "round": welcome.round, "incarnation": welcome.incarnation})
+            self._put(p.READY)
+        self._soon(welcome, self._look)
+
+    def _refuse(self, reasons: Sequence[Any], later: bool, own: str = "") -> None:
+        """Tell the server why this client takes no part; `own` is for this client's log alone."""
+        told = [p.clean(r) for r in reasons][:20]
+        self._put(p.REFUSE, {"reasons": told, "later": later})
+        if told != self._why:
+            self._note("refused", {"reasons": told, "later": later} | ({"why": p.clean(own)} if own else {}))
+        self._why = told
+
+    async def _look(self, welcome: Welcome) -> None:
+        """Tell the server when this client's hours begin or end."""
+        if self._open == bool(self._runner.closed()):
+            self._ready(welcome)
+        else:
+            self._soon(welcome, self._look)
+
+    def _soon(self, welcome: Welcome, job: Callable[..., Awaitable[None]], *values: Any) -> None:
+        """Do a job after a while, unless the server has sent another welcome by then."""
+
+        def begin() -> None:
+            if self._welcome is welcome:
+                self._jobs.put_nowait(partial(job, welcome, *values))
+
+        asyncio.get_running_loop().call_later(AGAIN, begin)
+
+    async def _commit(self, head: dict[str, Any]) -> None:
+        if self._faults is not None:
+            self._faults.enter("commit", p.field(head, "round", int))
+        await self._in_thread(self._runner.commit, head)
+
+    async def _answer(self, message: Message) -> None:
+        head = message.head
+        program, function = p.field(head, "program", str), p.field(head, "function", str)
+        number, round = p.field(head, "id", int), p.field(head, "round", int)
+        name = function if program == "method" else f"{program}.{function}"
+        if self._faults is not None:
+            self._faults.enter(name, round)
+        try:
+            answer, parts = await self._in_thread(self._compute, message)
+        finally:
+            message.close()
+        if self._faults is not None:
+            self._runner.slowed(answer, await self._faults.work(answer.spent))
+        self._last = (number, answer.head, parts)
+        why = answer.why
+        facts = {"round": round, "function": p.clean(name), "seconds": answer.spent}
+        self._note("answered" if why is None else "not_answered", facts if why is None else {**facts, "why": why})
+        self._put(p.REPLY, answer.head, *parts)
+        self.answered += why is None
+
+    def _compute(self, message: Message) -> tuple[Answer, tuple[MessagePart, ...]]:
+        """Decode, answer and encode; on the runner's thread."""
+        if not message.parts:
+            raise WireError("a call came without its message")
+        trees = [message.tree(i, self._limits) for i in range(len(message.parts))]
+        head = {**message.head, "size": message.opening.raw}
+        answer = self._runner.call(head, trees[0], trees[1] if len(trees) > 1 else None)
+        return answer, () if answer.head["dropped"] is not None else (MessagePart.of(answer.value, self._pack),)
+
+    async def _in_thread(self, function: Callable[..., Any], *values: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *values)

@@ -1,0 +1,105 @@
+"""The messages of a federation, and how their heads are checked.
+
+======== ========= ============================================================================
+kind     from      head (further parts)
+======== ========= ============================================================================
+HELLO    client    protocol, version, instance, pack
+WELCOME  server    run, incarnation, number, round, take, kept, saved, plan, heartbeat, pack (directory)
+READY    client    (none)
+CALL     server    id, program, function, round, take, stream, deadline, channel, cohort (message, own)
+REPLY    client    id, dropped, compute, network, down, up, seconds, trained (value)
+COMMIT   server    round, saved, kept, took: measured seconds of this client's last training, or 0
+ROLLBACK server    take
+PING     server    (none); answered by PONG
+REFUSE   client    reasons why it takes no part in this run; later: whether that will pass by itself
+LEAVE    client    why
+BYE      server    why; done: whether the run has ended
+NEWS     server    (none) (directory)
+======== ========= ============================================================================
+
+`incarnation` grows with every start of the server, `take` with every round that is tried again: what a
+client has not committed belongs to one pair of them. A call's `id` grows as long as the run lasts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from paceline.core.errors import WireError
+from paceline.core.serialization import NETWORK
+
+__all__ = [
+    "BYE",
+    "CALL",
+    "COMMIT",
+    "HELLO",
+    "LEAVE",
+    "METHOD",
+    "NAMES",
+    "NEWS",
+    "PING",
+    "PONG",
+    "PROTOCOL",
+    "READY",
+    "REFUSE",
+    "REPLY",
+    "ROLLBACK",
+    "SERVICE",
+    "WELCOME",
+    "clean",
+    "directory_of",
+    "field",
+    "seconds",
+]
+
+PROTOCOL = 1
+SERVICE = "paceline.Federation"
+METHOD = f"/{SERVICE}/Connect"
+
+HELLO, WELCOME, READY, CALL, REPLY, COMMIT, ROLLBACK, PING, PONG, REFUSE, LEAVE, BYE, NEWS = range(1, 14)
+
+NAMES = dict(
+    zip(
+        range(1, 14),
+        ("hello", "welcome", "ready", "call", "reply", "commit", "rollback", "ping", "pong", "refuse", "leave", "bye", "news"),
+        strict=True,
+    )
+)
+"""Names of the kinds, for logs."""
+
+T = TypeVar("T")
+_DAY = 86_400.0
+
+
+def field(head: Mapping[str, Any], name: str, kind: type[T]) -> T:
+    """Return a field of a head. Raises `WireError` where it is missing or of another type."""
+    value = head.get(name) if isinstance(head, Mapping) else None
+    if kind is float and type(value) is int:
+        value = float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise WireError(f"a message lacks {name!r}, or has no {kind.__name__} there")
+    return value
+
+
+def seconds(head: Mapping[str, Any], name: str) -> float:
+    """Return a duration that a client tells, from 0 to 30 days. Raises `WireError` for anything else."""
+    value = field(head, name, float)
+    if not (math.isfinite(value) and 0 <= value <= 30 * _DAY):
+        raise WireError(f"{name}={value} is no duration")
+    return value
+
+
+def clean(text: Any, most: int = 500) -> str:
+    """Return text from outside as it may be logged and shown: printable, on one line, not long."""
+    plain = "".join(c if c.isprintable() else " " for c in str(text)[: most + 1])
+    return plain if len(plain) <= most else plain[:most] + "…"
+
+
+def directory_of(message: Any) -> bytes:
+    """Return the signed directory that a welcome or news brings, or nothing. Raises `WireError`."""
+    if not message.parts:
+        return b""
+    return field(message.tree(0, replace(NETWORK, size=64 << 20)), "directory", bytes)

@@ -1,0 +1,85 @@
+"""What a client never does, whatever its policy says: answer twice, go back, or run what is no client function.
+
+- A call's number only grows, and a round that was said to be safe never comes again.
+- Only functions that are registered as client functions run, and a function whose replies may be seen only
+  summed is not asked singly.
+
+What a client helps to open in secure sums is remembered elsewhere, over all runs: `paceline.aggregation.secure.client_openings`.
+The guard's file is written before the answer that it is about.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from paceline.core.errors import ProtocolError
+from paceline.core.method import ClientFunction
+from paceline.network import protocol as p
+from paceline.store import load_checkpoint, save_checkpoint
+
+__all__ = ["Guard"]
+
+
+class Guard:
+    """Looks at every call before anything runs.
+
+    Args:
+        path: the file in which it remembers.
+        functions: the client functions that may run, by program.
+        durable: sync the file, so that a power cut does not make this client forget what it opened.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], functions: Mapping[str, Mapping[str, ClientFunction]], durable: bool = True
+    ) -> None:
+        self.path, self.functions, self.durable = Path(path), functions, durable
+        self.incarnation = self.saved = self.last = 0
+        if self.path.exists():
+            kept = load_checkpoint(self.path)
+            self.incarnation, self.saved = kept["incarnation"], kept["saved"]
+
+    def join(self, incarnation: int, round: int) -> None:
+        """A server says where the run is. Raises `ProtocolError` where that is behind what was safe."""
+        if incarnation < self.incarnation:
+            raise ProtocolError(f"the server says it was started {incarnation} times, and said {self.incarnation} before")
+        if round < self.saved:
+            raise ProtocolError(f"the server goes back to round {round}, though round {self.saved} was safe; a new run is needed")
+        self.incarnation = incarnation
+        self._save()
+
+    def safe(self, saved: int) -> None:
+        """The server says that its checkpoint of round `saved` is safe."""
+        if saved > self.saved:
+            self.saved = saved
+            self._save()
+
+    def call(self, head: Mapping[str, Any], done: int) -> None:
+        """Raise `ProtocolError` for a call that must not be answered; `done` is the last committed round."""
+        number, round = p.field(head, "id", int), p.field(head, "round", int)
+        program, function = p.field(head, "program", str), p.field(head, "function", str)
+        if number <= self.last or number >> 32 != self.incarnation:
+            raise ProtocolError(f"call {number} is a replay; {self.last} was answered before")
+        if round <= done:
+            raise ProtocolError(f"round {round} is over; {done} was committed here")
+        self.last = number
+        declared = self._declared(program, function)
+        channel = head.get("channel")
+        kind = channel.get("kind") if isinstance(channel, dict) else None
+        if program == "method" and kind == "each" and not (declared.each or self._told(function)):
+            raise ProtocolError(f"{function!r} may be seen only summed, but is asked singly")
+
+    def _declared(self, program: str, function: str) -> ClientFunction:
+        declared = self.functions.get(program, {}).get(function)
+        if declared is None:
+            raise ProtocolError(f"{program}.{function} is no client function here; nothing else is run")
+        return declared
+
+    def _told(self, function: str) -> bool:
+        """Return whether a function's record is told to the other clients, in clear where sums are plain."""
+        return any(d.tells == function for d in self.functions["method"].values())
+
+    def _save(self) -> None:
+        save_checkpoint(self.path, {"incarnation": self.incarnation, "saved": self.saved}, durable=self.durable)

@@ -1,0 +1,199 @@
+"""The server's side of all streams: who is there, what they are asked, and what comes back. Runs on one loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from paceline.core.errors import PacelineError, StoreError, WireError
+from paceline.network import protocol as p
+from paceline.network.admission import Door, Note
+from paceline.network.buffers import Budget
+from paceline.network.dispatch import Asking
+from paceline.network.frames import MessagePart, Opening
+from paceline.network.interfaces import HubSettings, Members, Progress
+from paceline.network.server_session import Closed, StreamSession
+
+__all__ = ["Hub"]
+
+_STATUS = grpc.StatusCode
+
+MOST_REFUSALS = 1000
+"""Refusals on one stream: more would only fill the log."""
+
+
+def _unheard(event: str, client: int | None, facts: dict[str, Any]) -> None:
+    """Let events pass."""
+
+
+@dataclass
+class Hub:
+    """All streams of a server.
+
+    Args:
+        members: see `Members`.
+        progress: see there; the engine changes it.
+        plan: what the run is, a tree for the clients.
+        settings: see there.
+        directory: returns the signed directory of identity keys, or nothing.
+        note: is told of events: a name, the client's number or None, and facts.
+        shaper: faults on purpose.
+    """
+
+    members: Members
+    progress: Progress
+    plan: Mapping[str, Any]
+    settings: HubSettings = field(default_factory=HubSettings)
+    directory: Callable[[], bytes] = bytes
+    note: Note = _unheard
+    shaper: Any = None
+
+    def __post_init__(self) -> None:
+        self.sessions: dict[int, StreamSession] = {}
+        self._known = self.directory()
+        self.budget = Budget(self.settings.memory)
+        self.asking = Asking(self.sessions, self.settings.pack, self.note, self.shaper)
+        self.door = Door(self.members, self.settings, self.sessions, self.note, self.budget, self.shaper)
+
+    # -- a stream's life -----------------------------------------------------------------------
+    async def connect(self, _: Any, context: Any) -> None:
+        """Serve one stream, from its first message to its end."""
+        session = await self.door.enter(context)
+        closed = session if isinstance(session, Closed) else await self._live(session)
+        if closed is not None and closed.code is not _STATUS.OK:
+            await context.abort(closed.code, closed.why)
+
+    async def _live(self, session: StreamSession) -> Closed | None:
+        self.sessions[session.client] = session
+        session.link.vet = lambda kind, head, opening: self._vet(session, kind, head, opening)
+        session.put(p.WELCOME, self._welcome(session), *self._signed())
+        self.note("connected", session.client, {"name": session.name})
+        reader, writer = asyncio.ensure_future(self._read(session)), asyncio.ensure_future(session.write())
+        tasks: set[asyncio.Future[Any]] = {reader, writer, session.closing}
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if session.closing.done():
+                return session.closing.result()
+            error = reader.exception() if reader.done() else None
+            if isinstance(error, StoreError):
+                self.note("disk", session.client, {"why": p.clean(error)})
+                return Closed(_STATUS.RESOURCE_EXHAUSTED, "the server has no room for a message just now")
+            if isinstance(error, PacelineError):
+                return self.door.refuse(session.client, _STATUS.DATA_LOSS, "malformed", str(error), session.name)
+            return None  # it ended, or broke
+        finally:
+            for task in (reader, writer):
+                task.cancel()
+            await asyncio.gather(reader, writer, return_exceptions=True)
+            self._left(session)
+
+    def _welcome(self, session: StreamSession) -> dict[str, Any]:
+        now = self.progress
+        facts = {"run": now.run, "incarnation": now.incarnation, "round": now.round, "take": now.take, "saved": now.saved}
+        facts |= {"number": session.client, "kept": session.client in now.kept, "plan": dict(self.plan)}
+        return facts | {"heartbeat": self.settings.heartbeat}
+
+    def _signed(self) -> tuple[MessagePart, ...]:
+        signed = self.directory()
+        if signed != self._known:
+            self._known = signed
+            for session in self.sessions.values():
+                if session.ready:
+                    session.put(p.NEWS, None, MessagePart.of({"directory": signed}))
+        return (MessagePart.of({"directory": signed}),) if signed else ()
+
+    def _left(self, session: StreamSession) -> None:
+        if self.sessions.get(session.client) is not session:
+            return  # a newer stream took its place
+        del self.sessions[session.client]
+        why = session.closing.result().why if session.closing.done() else "the stream ended"
+        self.note("disconnected", session.client, {"why": why})
+        self.asking.lost(session.client)
+
+    # -- what clients say ----------------------------------------------------------------------
+    def _vet(self, session: StreamSession, kind: int, head: Mapping[str, Any], opening: Opening) -> bool:
+        """Let only replies have parts, and only one to what was asked; late ones pass unread."""
+        if kind != p.REPLY:
+            if len(opening.parts) > 1:
+                raise WireError(f"a message of kind {p.NAMES.get(kind, kind)} has parts it cannot have")
+            return True
+        return self.asking.wanted(session.client, p.field(head, "id", int))
+
+    async def _read(self, session: StreamSession) -> None:
+        while (message := await session.link.receive()) is not None:
+            kind, head = message.kind, message.head
+            if kind == p.REPLY:
+                self.asking.reply(session, message)
+            elif kind == p.READY:
+                if not session.ready:
+                    session.ready = True
+                    self.asking.refusals.pop(session.client, None)
+                    self.asking.ask(session.client)
+            elif kind == p.REFUSE:
+                self._refused(session, [p.clean(r) for r in p.field(head, "reasons", list)[:20]], p.field(head, "later", bool))
+            elif kind == p.LEAVE:
+                session.close(_STATUS.OK, p.clean(head.get("why", "")))
+            elif kind != p.PONG:
+                raise WireError(f"a client sent a message of kind {p.NAMES.get(kind, kind)}")
+
+    def _refused(self, session: StreamSession, reasons: list[str], later: bool) -> None:
+        """Note that a client takes no part: in this run, or just now."""
+        session.refusals += 1
+        if session.refusals > MOST_REFUSALS:
+            raise WireError(f"more than {MOST_REFUSALS} refusals came on one stream")
+        session.ready = False
+        self.asking.refusals.pop(session.client, None)
+        if not later:
+            self.asking.refusals[session.client] = "; ".join(reasons)
+        self.note("refused_by_client", session.client, {"reasons": reasons, "later": later})
+        self.asking.ask(session.client)
+
+    # -- the course of the run, on the loop's thread -------------------------------------------
+    def ready(self) -> list[int]:
+        """Return the clients that are connected and take part; from any thread."""
+        return sorted(c for c, s in list(self.sessions.items()) if s.ready)
+
+    def completed(self, round: int, kept: frozenset[int], head: Callable[[int], Any]) -> None:
+        """A round is complete: clients commit."""
+        self.progress.round, self.progress.kept = round, kept
+        self.asking.engaged.clear()
+        self.tell_all(p.COMMIT, head)
+
+    def again(self) -> None:
+        """A round is tried again: clients roll back."""
+        self.progress.take += 1
+        self.asking.engaged.clear()
+        self.tell_all(p.ROLLBACK, lambda _: {"take": self.progress.take})
+
+    def tell_all(self, kind: int, head: Callable[[int], Any]) -> None:
+        """Send a small message to all clients that are ready."""
+        for client, session in self.sessions.items():
+            if session.ready:
+                session.put(kind, head(client))
+
+    async def left(self, seconds: float) -> None:
+        """Wait until all clients have left, but not longer than `seconds`."""
+        end = time.monotonic() + seconds
+        while self.sessions and time.monotonic() < end:
+            await asyncio.sleep(0.01)
+
+    async def watch(self) -> None:
+        """Ping, end silent streams, and look at certificates again, until cancelled."""
+        beat, last = self.settings.heartbeat, time.monotonic()
+        while True:
+            await asyncio.sleep(min(self.settings.watch, beat))
+            now = time.monotonic()
+            due = now - last >= beat
+            last = now if due else last
+            self._signed()  # clients hear of a newer directory
+            for session in list(self.sessions.values()):
+                self.door.look_again(session)
+                if now - session.link.heard > 3 * beat and not session.link.waits:
+                    session.close(_STATUS.DEADLINE_EXCEEDED, "it was silent for too long")
+                elif due and session.outbox.empty():
+                    session.put(p.PING)

@@ -1,0 +1,180 @@
+"""One stream, seen from either side: whole messages in and out, over frames that are checked one by one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from paceline.core.errors import WireError
+from paceline.core.serialization import Limits, loads
+from paceline.core.tree import Tree
+from paceline.network.buffers import Budget, Buffer
+from paceline.network.frames import HEAD_LIMITS, MessagePart, Opening, frames, open_frame, opening, unpack
+from paceline.network.transfer_limits import Lanes, Turn
+
+__all__ = ["Link", "Message", "Shaper"]
+
+Vet = Callable[[int, Mapping[str, Any], Opening], bool]
+"""Decides on a message when its head is there: True keeps its parts, False lets them pass unread; may raise."""
+
+
+class Shaper(Protocol):
+    """What may happen to frames on their way; for faults on purpose."""
+
+    async def outgoing(self, frame: bytes) -> list[bytes]:
+        """Return what is sent in place of this frame."""
+
+    async def incoming(self, frame: bytes) -> None:
+        """Wait before a frame that came is looked at."""
+
+
+@dataclass
+class Message:
+    """A message that came.
+
+    Args:
+        kind: see `protocol`.
+        head: the small tree.
+        opening: what was announced.
+        parts: the other parts' bytes.
+        began, ended: moments (monotonic) of the first and the last frame.
+    """
+
+    kind: int
+    head: dict[str, Any]
+    opening: Opening
+    parts: list[Buffer]
+    began: float
+    ended: float
+
+    def tree(self, number: int, limits: Limits) -> Tree:
+        """Decode part `number` (0 is the first after the head). Raises `WireError`."""
+        _, raw, packed = self.opening.parts[number + 1]
+        data: bytes | bytearray = self.parts[number].take()
+        if packed:
+            data = unpack(data, raw)
+        return loads(data, replace(limits, size=max(limits.size, 1)), copy=False)
+
+    def close(self) -> None:
+        """Let go of the bytes."""
+        for part in self.parts:
+            part.close()
+
+
+class Link:
+    """Sends and receives messages on one stream.
+
+    Args:
+        read: returns the next frame, or None at the end.
+        write: sends a frame and returns once it may be followed by another.
+        limit: largest message, in bytes on the wire and unpacked.
+        budget: memory of incoming messages.
+        vet: see `Vet`.
+        shaper: faults on purpose.
+        lanes: where large messages take turns, one way and the other; None lets all go at once.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], Awaitable[bytes | None]],
+        write: Callable[[bytes], Awaitable[None]],
+        *,
+        limit: int,
+        budget: Budget,
+        vet: Vet | None = None,
+        shaper: Shaper | None = None,
+        lanes: tuple[Lanes, Lanes] | None = None,
+    ) -> None:
+        self._read, self._write = read, write
+        self._limit, self._budget, self._shaper = limit, budget, shaper
+        self.vet = vet
+        self._sent = self._seen = 0
+        self.bytes_in = self.bytes_out = 0
+        self._lanes = lanes or (Lanes(1 << 30), Lanes(1 << 30))
+        self.heard = time.monotonic()
+        self.waits = False
+        """Whether the other end is kept waiting for its turn, so that its silence means nothing."""
+
+    async def send(self, kind: int, head: Tree = None, *parts: MessagePart) -> None:
+        """Send a message; returns when its last frame is on its way."""
+        turn = await self._lanes[0].turn(sum(len(part.data) for part in parts))
+        try:
+            for frame in frames(kind, (MessagePart.of(head or {}), *parts), self._sent):
+                self._sent += 1
+                self.bytes_out += len(frame)
+                for one in [frame] if self._shaper is None else await self._shaper.outgoing(frame):
+                    await self._write(one)
+                turn.going_on()
+        finally:
+            turn.end()
+
+    async def receive(self) -> Message | None:
+        """Return the next message, or None at the end of the stream. Raises `WireError`, after which nothing more can be read."""
+        frame = await self._frame()
+        if frame is None:
+            return None
+        opens, payload = frame
+        if not opens:
+            raise WireError("a message began without an opening")
+        announced, began = opening(payload), time.monotonic()
+        if max(announced.size, announced.raw) > self._limit:
+            raise WireError(f"a message of {announced.raw} bytes was announced; at most {self._limit} are accepted")
+        wire, raw, packed = announced.parts[0]
+        if max(wire, raw) > HEAD_LIMITS.size or packed:
+            raise WireError(f"the head of a message has {raw} bytes; at most {HEAD_LIMITS.size} are accepted")
+        first = Buffer(wire, Budget())
+        await self._fill(first)
+        head = loads(first.take(), HEAD_LIMITS)
+        if not isinstance(head, dict) or not all(isinstance(key, str) for key in head):
+            raise WireError("the head of a message is no dict of names")
+        keep = self.vet is None or self.vet(announced.kind, head, announced)
+        message = Message(announced.kind, head, announced, [], began, began)
+        turn = None
+        try:
+            for wire, _, _ in announced.parts[1:]:
+                message.parts.append(Buffer(wire, self._budget, keep))
+            turn = await self._turn(announced.size)
+            for part in message.parts:
+                await self._fill(part, turn)
+        except BaseException:
+            message.close()
+            raise
+        finally:
+            if turn is not None:
+                turn.end()
+        message.ended = time.monotonic()
+        return message
+
+    async def _turn(self, size: int) -> Turn:
+        self.waits = True
+        try:
+            return await self._lanes[1].turn(size)
+        finally:
+            self.waits, self.heard = False, time.monotonic()
+
+    async def _fill(self, buffer: Buffer, turn: Turn | None = None) -> None:
+        while True:
+            frame = await self._frame()
+            if frame is None:
+                raise WireError("the stream ended inside a message")
+            opens, payload = frame
+            if opens:
+                raise WireError("a message began inside another one")
+            if turn is not None:
+                turn.going_on()
+            if buffer.add(payload):
+                return
+
+    async def _frame(self) -> tuple[bool, memoryview] | None:
+        frame = await self._read()
+        if frame is None:
+            return None
+        if self._shaper is not None:
+            await self._shaper.incoming(frame)
+        self.heard = time.monotonic()
+        self.bytes_in += len(frame)
+        opened = open_frame(frame, self._seen)
+        self._seen += 1
+        return opened

@@ -1,0 +1,1 @@
+"""Participation processes: which clients are available in which round."""

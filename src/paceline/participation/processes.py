@@ -1,0 +1,352 @@
+"""Who takes part in which round: processes by which clients come and go, each a pure function of client and round.
+
+    always
+    bernoulli:RATES                        there with its rate, drawn anew for each client and round
+    markov:RATES,step=0.05                 comes with probability a and goes with a (1/p - 1): present and absent for
+                                           long, there in a part p of the rounds; where that exceeds 1, it goes
+                                           for sure, and a is smaller
+    cyclic:RATES,length=100                away, then there for round(length * p) rounds, from a random place on
+    diurnal:RATES,period=24,swing=1,zones=0  bernoulli with p (1 + swing cos(2 pi (round / period - phase))), cut to
+                                           [0, 1]; phases are drawn, or those of so many zones of neighbours
+    trace:FILE.csv[,length=N]              lines ``client,first,last`` of rounds (from 1) in which a client is there;
+                                           after its last round, or N rounds, the trace begins anew
+
+RATES are ``0.3`` (everybody's), ``1/0.1`` (groups of neighbouring clients, as in the partition ``groups``),
+``0.05-1`` (evenly from the first client to the last), or ``labels`` with the options mean=0.1, least=0.02 and
+alpha=0.1: p_n = max(least, C mean <mix_n, kappa>) with the client's class mix and one kappa ~ Dirichlet(alpha, ...),
+so that who is rare has other data (the simulator of Wang and Ji, ICLR 2024). Who has rate 1 is always there.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from paceline.core.errors import ConfigError, DataFormatError, UnknownNameError
+from paceline.core.random import derive, numpy_rng
+
+__all__ = ["PROCESSES", "Bernoulli", "Cyclic", "Diurnal", "Markov", "Participation", "Rates", "Trace", "load_participation"]
+
+Mix = Callable[[], "np.ndarray[Any, Any]"]
+"""Returns how many samples of each class each client has, shape [clients, classes]."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """The part of the rounds in which each client is there.
+
+    Args:
+        values: one for everybody, one for each group, first and last, or one for each client.
+        num_clients: size of the population.
+        evenly: whether `values` are those of the first and the last client.
+    """
+
+    values: tuple[float, ...]
+    num_clients: int
+    evenly: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.values or not all(0 < v <= 1 for v in self.values):
+            raise ConfigError(f"participation: rates are above 0 and at most 1, not {list(self.values)[:5]}")
+        if not self.evenly and len(self.values) > self.num_clients:
+            raise ConfigError(f"participation: {self.num_clients} clients cannot form {len(self.values)} groups")
+
+    def __call__(self, client: int) -> float:
+        """Return a client's rate."""
+        if self.evenly:
+            first, last = self.values
+            return first + (last - first) * client / max(self.num_clients - 1, 1)
+        return self.values[client * len(self.values) // self.num_clients]
+
+
+@dataclass(frozen=True)
+class Participation:
+    """Everybody is there in every round; base of the other processes."""
+
+    name: ClassVar[str] = "always"
+
+    def available(self, client: int, round: int) -> bool:
+        """Return whether `client` is there in `round` (from 1)."""
+        return True
+
+    def rate(self, client: int) -> float:
+        """Return the part of the rounds in which `client` is there, in the long run."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class _Rated(Participation):
+    rates: Rates
+    seed: int
+
+    def rate(self, client: int) -> float:
+        return self.rates(client)
+
+    def _uniform(self, *path: int | str) -> float:
+        """Return a number strictly between 0 and 1 that belongs to `path`."""
+        return ((derive(self.seed, "participation", self.name, *path) >> 11) + 0.5) / 2.0**52
+
+
+@dataclass(frozen=True)
+class Bernoulli(_Rated):
+    """Independent draws."""
+
+    name: ClassVar[str] = "bernoulli"
+
+    def available(self, client: int, round: int) -> bool:
+        """Return whether `client` is there in `round`."""
+        return self._uniform(client, round) < self.rates(client)
+
+
+@dataclass(frozen=True)
+class Markov(_Rated):
+    """A chain of two states for each client, at its long-run rate from the first round on.
+
+    Args:
+        step: the probability a of coming, for one who is away.
+    """
+
+    step: float = 0.05
+    name: ClassVar[str] = "markov"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.step <= 1:
+            raise ConfigError(f"participation markov: step={self.step}; it is a probability above 0")
+
+    def chances(self, client: int) -> tuple[float, float]:
+        """Return the probabilities of being there next for one who is (away, there) now."""
+        come, go = self.step, self.step * (1.0 / self.rates(client) - 1.0)
+        return (come / go, 0.0) if go > 1.0 else (come, 1.0 - go)
+
+    def available(self, client: int, round: int) -> bool:
+        """Return whether `client` is there: walk back to the last draw that decides alone, or to the first round."""
+        away, there = self.chances(client)
+        flipped = False
+        for number in range(round, 1, -1):
+            draw = self._uniform(client, number)
+            if draw < min(away, there):
+                return not flipped
+            if draw >= max(away, there):
+                return flipped
+            flipped ^= there < away  # between the two the state stays, or turns to the other one
+        return (self._uniform(client, 1) < self.rates(client)) != flipped
+
+
+@dataclass(frozen=True)
+class Cyclic(_Rated):
+    """Away, then there, by turns.
+
+    Args:
+        length: rounds of a cycle.
+    """
+
+    length: int = 100
+    name: ClassVar[str] = "cyclic"
+
+    def __post_init__(self) -> None:
+        if self.length < 2:
+            raise ConfigError(f"participation cyclic: length={self.length}; a cycle has at least 2 rounds")
+
+    def _turns(self, client: int) -> tuple[int, int]:
+        """Return the rounds of a cycle (away, there)."""
+        if self.rates(client) >= 1:
+            return 0, self.length
+        there = max(1, math.floor(self.length * self.rates(client) + 0.5))
+        return max(1, self.length - there), there
+
+    def rate(self, client: int) -> float:
+        """Return the part of a cycle in which `client` is there."""
+        away, there = self._turns(client)
+        return there / (away + there)
+
+    def available(self, client: int, round: int) -> bool:
+        """Return whether `client` is there in `round`."""
+        away, there = self._turns(client)
+        start = int(self._uniform(client) * (away + there))
+        return (round - 1 + start) % (away + there) >= away
+
+
+@dataclass(frozen=True)
+class Diurnal(_Rated):
+    """Days and nights.
+
+    Args:
+        period: rounds of a day.
+        swing: from 0 (no change) up; at 1 nobody is there at night.
+        zones: neighbouring clients share so many times of day; 0 draws everybody's own.
+    """
+
+    period: int = 24
+    swing: float = 1.0
+    zones: int = 0
+    name: ClassVar[str] = "diurnal"
+
+    def __post_init__(self) -> None:
+        if self.period < 2 or not 0 <= self.swing < math.inf or not 0 <= self.zones <= self.rates.num_clients:
+            told = f"period={self.period}, swing={self.swing}, zones={self.zones}"
+            raise ConfigError(f"participation diurnal: {told}; take period >= 2, swing >= 0, 0 <= zones <= clients")
+
+    def chance(self, client: int, round: int) -> float:
+        """Return the probability that `client` is there in `round`."""
+        phase = client * self.zones // self.rates.num_clients / self.zones if self.zones else self._uniform(client)
+        wave = math.cos(2.0 * math.pi * (round / self.period - phase))
+        return min(max(self.rates(client) * (1.0 + self.swing * wave), 0.0), 1.0)
+
+    def rate(self, client: int) -> float:
+        """Return the mean chance over a day."""
+        return sum(self.chance(client, r) for r in range(self.period)) / self.period
+
+    def available(self, client: int, round: int) -> bool:
+        """Return whether `client` is there in `round`."""
+        return self._uniform(client, round) < self.chance(client, round)
+
+
+@dataclass(frozen=True)
+class Trace(Participation):
+    """Rounds read from a file.
+
+    Args:
+        spans: of each client, the (first, last) rounds of its stays, in order and apart.
+        length: rounds after which the trace begins anew.
+    """
+
+    spans: dict[int, tuple[tuple[int, int], ...]] = field(repr=False)
+    length: int
+    name: ClassVar[str] = "trace"
+
+    def rate(self, client: int) -> float:
+        """Return the part of the trace in which `client` is there."""
+        return sum(last - first + 1 for first, last in self.spans.get(client, ())) / self.length
+
+    def available(self, client: int, round: int) -> bool:
+        """Return whether `client` is there in `round`."""
+        stays, number = self.spans.get(client, ()), (round - 1) % self.length + 1
+        place = bisect_right(stays, (number, self.length))
+        return place > 0 and number <= stays[place - 1][1]
+
+    @staticmethod
+    def read(path: str | Path, num_clients: int, length: int | None = None) -> Trace:
+        """Read a trace; clients beyond `num_clients` are left out. Raises `DataFormatError` naming the line."""
+        spans: dict[int, list[tuple[int, int]]] = {}
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"participation trace {path} cannot be read: {error}") from error
+        lines = csv.reader(text.splitlines())
+        if [cell.strip() for cell in next(lines, [])] != ["client", "first", "last"]:
+            raise DataFormatError(f"{path}: line 1 is not the header client,first,last")
+        for row in filter(None, lines):
+            if len(row) != 3 or not all(re.fullmatch(r"\d{1,9}", cell.strip()) for cell in row):
+                raise DataFormatError(
+                    f"{path}: line {lines.line_num} is not three whole numbers client,first,last: {','.join(row)[:60]}"
+                )
+            client, first, last = (int(cell) for cell in row)
+            if not 1 <= first <= last:
+                raise DataFormatError(f"{path}: line {lines.line_num}: rounds {first} to {last}; they are 1 <= first <= last")
+            spans.setdefault(client, []).append((first, last))
+        if not spans:
+            raise DataFormatError(f"{path}: the trace has no stay of any client")
+        if max(spans) + 1 < num_clients:
+            raise ConfigError(f"participation trace {path} is of {max(spans) + 1} clients; the run has {num_clients}")
+        end = max(last for stays in spans.values() for _, last in stays)
+        if length is not None and length < end:
+            raise ConfigError(f"participation trace {path}: length={length} is before its last round {end}")
+        return Trace({c: _joined(s) for c, s in spans.items() if c < num_clients}, end if length is None else length)
+
+
+def _joined(stays: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Return stays in order, those that overlap or touch as one."""
+    out: list[tuple[int, int]] = []
+    for first, last in sorted(stays):
+        if out and first <= out[-1][1] + 1:
+            out[-1] = (out[-1][0], max(out[-1][1], last))
+        else:
+            out.append((first, last))
+    return tuple(out)
+
+
+PROCESSES: dict[str, type[Participation]] = {cls.name: cls for cls in (Participation, Bernoulli, Markov, Cyclic, Diurnal, Trace)}
+"""The processes by name."""
+
+OPTIONS: dict[str, dict[str, type]] = {
+    "bernoulli": {},
+    "markov": {"step": float},
+    "cyclic": {"length": int},
+    "diurnal": {"period": int, "swing": float, "zones": int},
+    "trace": {"length": int},
+}
+"""The options of each process, beside its rates."""
+_LABELS: dict[str, float] = {"mean": 0.1, "least": 0.02, "alpha": 0.1}
+
+
+def load_participation(spec: str, num_clients: int, seed: int = 0, mix: Mix | None = None) -> Participation:
+    """Return the process that a text such as ``"markov:0.05-1,step=0.1"`` describes.
+
+    Args:
+        spec: see this module.
+        num_clients: size of the population.
+        seed: of the run.
+        mix: samples of each client and class, for the rates ``labels``.
+
+    Raises `UnknownNameError` for an unknown process or option, `ConfigError` for a bad value.
+    """
+    name, _, rest = spec.strip().partition(":")
+    if name not in PROCESSES:
+        raise UnknownNameError("participation", name, PROCESSES)
+    first, *parts = (part.strip() for part in rest.split(","))
+    if name == "always":
+        if rest:
+            raise ConfigError(f"participation {spec!r}: always takes no value")
+        return Participation()
+    labels = first == "labels"
+    kinds: dict[str, type] = OPTIONS[name] | (dict.fromkeys(_LABELS, float) if labels and name != "trace" else {})
+    options: dict[str, Any] = {}
+    for part in parts:
+        key, equals, text = (p.strip() for p in part.partition("="))
+        if key not in kinds:
+            raise UnknownNameError(f"option of participation {name!r}:", key, kinds)
+        if not equals or key in options:
+            raise ConfigError(f"participation {spec!r}: write each option once, as {key}=VALUE")
+        options[key] = _number(spec, text, kinds[key])
+    if name == "trace":
+        return Trace.read(first, num_clients, options.get("length"))
+    own = {key: options.pop(key, default) for key, default in _LABELS.items()}
+    rates = _by_labels(spec, num_clients, seed, mix, **own) if labels else _rates(spec, first, num_clients)
+    return PROCESSES[name](rates, seed, **options)  # type: ignore[call-arg]
+
+
+def _rates(spec: str, text: str, num_clients: int) -> Rates:
+    ends = re.split(r"(?<![eE])-", text)
+    if len(ends) == 2:
+        return Rates((_number(spec, ends[0]), _number(spec, ends[1])), num_clients, evenly=True)
+    return Rates(tuple(_number(spec, part) for part in text.split("/")), num_clients)
+
+
+def _by_labels(spec: str, num_clients: int, seed: int, mix: Mix | None, mean: float, least: float, alpha: float) -> Rates:
+    if mix is None:
+        raise ConfigError(f"participation {spec!r}: the clients' classes are not known here")
+    if not (0 < mean <= 1 and 0 < least <= 1 and 0 < alpha < math.inf):
+        raise ConfigError(f"participation {spec!r}: mean and least are above 0 and at most 1, alpha is above 0")
+    table = np.asarray(mix(), dtype=np.float64)
+    shares = table / np.maximum(table.sum(1, keepdims=True), 1.0)
+    kappa = numpy_rng(seed, "participation", "labels").dirichlet(np.full(table.shape[1], alpha))
+    rates = np.clip(table.shape[1] * mean * (shares @ kappa), least, 1.0)
+    return Rates(tuple(rates.tolist()), num_clients)
+
+
+def _number(spec: str, text: str, kind: type = float) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        raise ConfigError(f"participation {spec!r}: {text!r} is no {'whole ' if kind is int else ''}number") from None
+    if not math.isfinite(value):
+        raise ConfigError(f"participation {spec!r}: {text!r} is no finite number")
+    return value

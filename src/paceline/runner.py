@@ -1,0 +1,317 @@
+"""The rounds of a prepared run: evaluation, records, checkpoints, early ends."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+
+from paceline.core.config import RunConfig
+from paceline.core.errors import CohortError, MisbehaviourError, NonFiniteError, QuorumError, WorkerDiedError
+from paceline.core.failures import reasons
+from paceline.core.federation import CallInfo, Federation
+from paceline.core.generators import drawing
+from paceline.core.method import Method
+from paceline.core.metrics import adjusted_rand, figures, spread_figures
+from paceline.core.params import Params
+from paceline.core.profiling import spent
+from paceline.core.random import derive
+from paceline.store import MemoryStore, RunFolder, save_checkpoint
+from paceline.store.provenance import provenance
+from paceline.tasks import Task
+
+__all__ = ["Observer", "RoundWarning", "Run", "StackingWarning", "Summary"]
+
+MAX_ATTEMPTS = 3
+"""How often a round whose quorum was lost is tried, each time with a fresh cohort and fresh keys."""
+
+MAX_TOLD = 100
+"""Different warnings of a run; what is lost in a round is in its record as well."""
+
+
+class StackingWarning(UserWarning):
+    """Something kept clients from training as one stacked computation; they train one at a time."""
+
+
+class RoundWarning(UserWarning):
+    """The run goes on, though some clients' replies failed, or a round could not be evaluated."""
+
+
+class Observer(Protocol):
+    """Watches a run: progress bars, trackers, tests."""
+
+    def __call__(self, record: dict[str, Any], total_rounds: int) -> None:
+        """Take one round's record."""
+
+
+@dataclass
+class Summary:
+    """The outcome of a run; `as_dict` is what ``--json`` prints."""
+
+    run: str
+    method: str
+    task: str
+    rounds: int
+    seed: int
+    accuracy: float
+    loss: float
+    round_seconds: float
+    total_seconds: float
+    wall_seconds: float
+    bytes_up: int
+    bytes_down: int
+    model_sha256: str
+    target_seconds: float | None = None
+    stopped: str = "all rounds"
+    chunk: int = 1
+    path: str = ""
+    spent: dict[str, dict[str, float]] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all figures, without the history."""
+        return {k: v for k, v in self.__dict__.items() if k != "history"}
+
+
+@dataclass
+class Run:
+    """A prepared run: all parts built and checked."""
+
+    config: RunConfig
+    method: Method
+    task: Task
+    fed: Federation
+    groups: tuple[int, ...] = ()
+    folder: RunFolder | None = None
+    state: Any = None
+    round: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    store: MemoryStore = field(default_factory=MemoryStore)
+    observer: Observer | None = None
+    scratch: Any = None
+    path: str = ""
+    """Why clients train stacked, or one after another."""
+    code: dict[str, str] = field(default_factory=dict)
+    """See `paceline.store.provenance.sources`."""
+    spent: dict[str, float] = field(default_factory=dict)
+    """Seconds of this process by what they went into; see `Spent`."""
+    _told: set[str] = field(default_factory=set)
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        """What a checkpoint says about the circumstances of this run."""
+        return provenance(self.task, self.fed.init_params().layout.digest, self.code)
+
+    def go(self) -> Summary:
+        """Run the rounds that are left and return the summary; the run's folder is held until then."""
+        if self.folder is None:
+            return self._go()
+        try:
+            self.folder.hold()
+            return self._go()
+        finally:
+            self.folder.release()
+
+    def _go(self) -> Summary:
+        torch.set_num_threads(self.config.threads)
+        stopped = self._stop_reason()
+        spent.take()
+        with spent.on("bookkeeping"), drawing(derive(self.config.seed, "server")):
+            stopped = self._rounds(stopped)
+        self.spent = spent.take()
+        return self._finish(stopped)
+
+    def _rounds(self, stopped: str | None) -> str | None:
+        try:
+            if self.state is None:
+                self.state = self.method.init(self.fed)
+            while stopped is None:
+                self._round()
+                stopped = self._stop_reason()
+        finally:
+            self.fed.engine.close()
+        return stopped
+
+    def _round(self) -> None:
+        """Carry out a round; once more where a worker died, be it in training, evaluation or commit."""
+        started = time.perf_counter()
+        clock, totals = self.fed.clock, self.fed.totals
+        before = (clock.now, totals.bytes_up, totals.bytes_down)
+        for tries_left in reversed(range(MAX_ATTEMPTS)):
+            try:
+                state, record = self._attempt(self.round + 1)
+                self.fed.engine.commit()
+                break
+            except WorkerDiedError as error:
+                self.fed.engine.rollback()
+                clock.now, totals.bytes_up, totals.bytes_down = before
+                if not tries_left:
+                    raise
+                self._tell(f"round {self.round + 1} is run again: {error}", RoundWarning)
+        record["wall_seconds"] = time.perf_counter() - started
+        self.state, self.round = state, self.round + 1
+        self.history.append(record)
+        if self.folder is not None:
+            self.folder.append_metrics(record)
+            self._save()
+        for name, reason in getattr(self.fed.engine, "notes", {}).items():
+            self._tell(f"clients train one at a time where {name} is used: {reason}", StackingWarning, name)
+        if self.observer is not None:
+            self.observer(record, self.config.rounds)
+
+    def _attempt(self, number: int) -> tuple[Any, dict[str, Any]]:
+        """Train and evaluate; return the new state and what is recorded of the round."""
+        clock, totals = self.fed.clock, self.fed.totals
+        before = (clock.now, totals.bytes_up, totals.bytes_down)
+        attempt, lost, skipped = 0, 0, False
+        clock.phases.clear()
+        while True:
+            self.fed.start_round(number, attempt)
+            try:
+                state = self.method.round(self.fed, self.state)
+                break
+            except (CohortError, QuorumError) as error:
+                self.fed.engine.rollback()
+                if self._too_few():
+                    state, self.fed.last, skipped = self.state, CallInfo(), True
+                    self._tell(f"round {number} is skipped, as others may be: {error}", RoundWarning, "skipped")
+                    break
+                attempt += 1
+                if isinstance(error, CohortError):
+                    raise
+                named = isinstance(error, MisbehaviourError) and bool(error.clients)
+                lost += not named  # each attempt that finds a culprit is one that cannot be spoilt by it again
+                if lost == MAX_ATTEMPTS or attempt > self.config.clients + MAX_ATTEMPTS:
+                    raise QuorumError(f"{error}; the round was tried {attempt} times") from error
+                self._tell(f"round {number} is tried again, as others may be: {error}", RoundWarning, "again")
+        params = self.method.model(state)
+        if not bool(torch.isfinite(params.vector).all()):
+            raise NonFiniteError(f"round {number}: the aggregated model is not finite; lower the learning rates")
+        last = self.fed.last
+        record: dict[str, Any] = {
+            "round": number,
+            "virtual_seconds": clock.now,
+            "round_seconds": clock.now - before[0],
+            "bytes_up": totals.bytes_up - before[1],
+            "bytes_down": totals.bytes_down - before[2],
+            "compute_seconds": sum(p.compute for p in clock.phases),
+            "network_seconds": sum(p.network for p in clock.phases),
+            "dropped": len(last.dropped),
+            "attempts": attempt + 1,
+            **{f"note_{k}": v for k, v in last.notes.items()},
+        }
+        if skipped:
+            record["skipped"] = 1
+        if blamed := self.fed.excluded.of(number):
+            record["excluded"] = {str(client): why for client, why in blamed.items()}
+        found = self.method.clustering(state)
+        if found is not None and self.groups:
+            record["adjusted_rand"] = adjusted_rand(found, self.groups)
+        if number % self.config.eval_every == 0 or number == self.config.rounds:
+            try:
+                record |= self._evaluate(params, state)
+            except QuorumError as error:  # what was learnt in this round is not lost with its evaluation
+                record["unevaluated"] = 1
+                self._tell(f"round {number} was not evaluated: {error}", RoundWarning)
+        if self.fed.lost:
+            record["lost"] = reasons(self.fed.lost)
+            for client, why in self.fed.lost.items():
+                self._tell(f"round {number}: client {client} gave no reply: {why}", RoundWarning, why)
+        return state, record
+
+    def _tell(self, text: str, kind: type[UserWarning], name: str = "") -> None:
+        """Warn, once for each `name`."""
+        if (name or text) not in self._told and len(self._told) < MAX_TOLD:
+            self._told.add(name or text)
+            warnings.warn(text, kind, stacklevel=3)
+
+    def _too_few(self) -> bool:
+        """Return whether so few clients are there in this round that no sum can be formed, where they come and go.
+
+        Such a round is skipped: the state stays as it is, and what clients did is forgotten.
+        """
+        least = max(self.config.quorum, 1 if self.fed.aggregation.sees_each else 3)
+        return self.config.participation != "always" and len(self.fed.available(least)) < least
+
+    def _evaluate(self, params: Params, state: Any) -> dict[str, Any]:
+        kind = self.config.evaluation
+        if kind.startswith("clients") or (kind == "auto" and not self.method.has_model):
+            return self._evaluate_clients(state, kind == "clients-central")
+        if self.task.buffers == "recompute" and params.layout.num_params < params.layout.size:
+            if self._too_few():  # nobody can compute what the model needs
+                return {}
+            fresh = self.fed.mean(self.method.recompute, params, over=self.fed.sample()).statistics
+            params = params.clone()
+            params.vector[params.layout.num_params :] = fresh
+        if kind in ("auto", "central"):
+            sums = self.fed.engine.evaluate(params)
+        else:
+            sums = self.fed.sum(self.method.evaluate, params, over=range(self.fed.num_clients))
+        return figures(sums)
+
+    def _evaluate_clients(self, state: Any, everything: bool) -> dict[str, Any]:
+        """Let every client judge its own model; only sums and a histogram of accuracies come back."""
+        parts = self.method.personal(state, range(self.fed.num_clients))
+        sums = [self.fed.sum(self.method.evaluate_clients, (everything, m), over=clients) for m, clients in parts]
+        total = {key: sum(part[key] for part in sums) for key in sums[0]}
+        return figures(total) | spread_figures(total)
+
+    def _stop_reason(self) -> str | None:
+        scores = [r["accuracy"] for r in self.history if "accuracy" in r]
+        config = self.config
+        if config.stop_at_target and config.target_accuracy and scores and scores[-1] >= config.target_accuracy:
+            return "target accuracy reached"
+        if config.patience and len(scores) > config.patience and max(scores[-config.patience :]) <= max(scores[: -config.patience]):
+            return f"no better accuracy in {config.patience} evaluations"
+        return "all rounds" if self.round >= config.rounds else None
+
+    def _save(self) -> None:
+        assert self.folder is not None
+        if self.round % self.config.checkpoint_every and self._stop_reason() is None:
+            return
+        tree = {
+            "config": self.config.model_dump_json(),
+            "round": self.round,
+            "state": self.state,
+            "clock": self.fed.clock.now,
+            "bytes": [self.fed.totals.bytes_up, self.fed.totals.bytes_down],
+            "memory": self.store.commit(self.round),
+            "provenance": self.provenance,
+        }
+        save_checkpoint(self.folder.checkpoint, tree)
+
+    def _finish(self, stopped: str | None) -> Summary:
+        scored = [r for r in self.history if "accuracy" in r]
+        target = self.config.target_accuracy
+        hit = next((r["virtual_seconds"] for r in scored if target and r["accuracy"] >= target), None)
+        params, workers = self.method.model(self.state), getattr(self.fed.engine, "spent", None)
+        summary = Summary(
+            run=str(self.folder.path) if self.folder else "",
+            method=self.config.method,
+            task=self.config.task,
+            rounds=self.round,
+            seed=self.config.seed,
+            accuracy=scored[-1]["accuracy"] if scored else math.nan,
+            loss=scored[-1]["loss"] if scored else math.nan,
+            round_seconds=sum(r["round_seconds"] for r in self.history) / max(len(self.history), 1),
+            total_seconds=self.fed.clock.now,
+            wall_seconds=sum(r["wall_seconds"] for r in self.history),
+            bytes_up=self.fed.totals.bytes_up,
+            bytes_down=self.fed.totals.bytes_down,
+            model_sha256=params.sha256(),
+            target_seconds=hit,
+            stopped=stopped or "",
+            chunk=self.config.chunk or 1,
+            path=self.path,
+            spent={"here": self.spent, "workers": workers.seconds if workers is not None else {}},
+            history=self.history,
+        )
+        if self.folder is not None:
+            self.folder.write_summary(summary.as_dict())
+            self.folder.save_model(params)
+        return summary

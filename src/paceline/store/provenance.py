@@ -1,0 +1,104 @@
+"""What a checkpoint says about the circumstances of its run, and what a resumed run makes of changes in them.
+
+Other samples, or a model of another shape, make it another run: it is refused. Other code or another torch may
+change bits, but the run can go on: it is said.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import sys
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from paceline.core.errors import CheckpointError
+from paceline.core.fingerprint import digest
+from paceline.tasks import Task
+
+__all__ = ["ResumeWarning", "compare", "provenance", "sources"]
+
+_VERSIONED = ("torch", "paceline", "builtins")
+"""Packages whose version stands for their source."""
+
+
+class ResumeWarning(UserWarning):
+    """Something has changed since a run was stopped, so that its end may have other bits."""
+
+
+def sources(method: Any, task: Task, module: nn.Module) -> dict[str, str]:
+    """Return the SHA-256 of the files in which a method and a task's model and loss are written, by module name.
+
+    Those of torch and Paceline are left out, and so are modules that these files import.
+    """
+    makers: list[Any] = [*type(method).__mro__, *dict.fromkeys(type(m) for m in module.modules()), task.loss, task.model]
+    found: dict[str, str] = {}
+    for name in dict.fromkeys(_written_in(makers)):
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if name.partition(".")[0] not in _VERSIONED and file is not None and Path(file).is_file():
+            found[name] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return found
+
+
+def _written_in(makers: Iterable[Any]) -> Iterable[str]:
+    for maker in makers:
+        while isinstance(maker, functools.partial):
+            maker = maker.func
+        name = getattr(maker, "__module__", None)
+        if isinstance(name, str):
+            yield name
+
+
+def provenance(task: Task, layout: str, code: Mapping[str, str]) -> dict[str, Any]:
+    """Return what a checkpoint keeps of its run's circumstances.
+
+    Args:
+        task: of the run.
+        layout: digest of the model's layout.
+        code: see `sources`.
+    """
+    defaults = digest(task.lr, task.batch_size, task.buffers, task.trainable, task.in_time)
+    versions = {"torch": str(torch.__version__), "paceline": importlib.metadata.version("paceline")}
+    return {"data": dict(task.fingerprint), "layout": layout, "defaults": defaults, "versions": versions, "code": dict(code)}
+
+
+def compare(saved: Any, now: Mapping[str, Any], where: str) -> None:
+    """Warn of what has changed since a checkpoint; `where` names it.
+
+    Raises `CheckpointError` where the samples or the model's shape did.
+    """
+    if not isinstance(saved, dict):
+        _warn(
+            f"{where} does not say which data it is of, as it was written by an earlier version; see to it that they are the same"
+        )
+        return
+    data = _changed(saved["data"], now["data"])
+    if data:
+        raise CheckpointError(
+            f"{where}: the task's data have changed since this checkpoint ({', '.join(data)}); put them back as they were, or begin "
+            f"a new run"
+        )
+    if saved["layout"] != now["layout"]:
+        raise CheckpointError(
+            f"{where}: the model has other parameters than in this checkpoint; put its definition back, or begin a new run"
+        )
+    if saved["defaults"] != now["defaults"]:
+        _warn(f"{where}: the task's defaults (lr, batch_size, buffers, trainable) have changed since this checkpoint")
+    for name in _changed(saved["versions"], now["versions"]):
+        _warn(f"{where} was written with {name} {saved['versions'].get(name)}, this is {now['versions'].get(name)}")
+    for name in _changed(saved["code"], now["code"]):
+        _warn(f"{where}: the source of {name} has changed since this checkpoint")
+
+
+def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    return [name for name in {**before, **now} if before.get(name) != now.get(name)]
+
+
+def _warn(text: str) -> None:
+    warnings.warn(f"{text}; the run goes on, and may end with other bits", ResumeWarning, stacklevel=3)

@@ -1,0 +1,89 @@
+"""A revocation list that ends: renewed where the authority is, told of elsewhere."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from paceline.core.errors import IdentityError
+from paceline.deploy.identity.admission import Gate
+from paceline.deploy.identity.authority import CRL_DAYS, Authority
+from paceline.deploy.server import expiry as lists
+from paceline.deploy.server.expiry import Lists
+from tests.deploy.conftest import Clock
+
+
+@pytest.fixture
+def told() -> list[tuple[str, str]]:
+    return []
+
+
+@pytest.fixture
+def make(ca: Authority, clock: Clock, told: list[tuple[str, str]]):
+    gate = Gate(ca.trust, ca.folder / "directory", ca.folder / "crl.pem", every=0.0, clock=clock)
+
+    def build(authority: Authority | None = None, certificate: bytes = b"") -> tuple[Gate, Lists]:
+        return gate, Lists(gate, lambda event, client, facts: told.append((event, str(facts["why"]))), authority, certificate)
+
+    return build
+
+
+def test_an_authority_on_the_server_publishes_by_itself(ca: Authority, clock: Clock, make, told) -> None:
+    client = ca.issue_client("a").certificate
+    gate, keeper = make(ca)
+    keeper.look()
+    assert told == []
+    for _ in range(20):  # a year and a half
+        clock.forward(days=CRL_DAYS - 2)
+        keeper.look()
+        assert gate.stale() - clock.now == timedelta(days=CRL_DAYS)
+    assert {event for event, _ in told} == {"published"}
+    with pytest.raises(IdentityError, match="renew it"):  # only its certificate has ended
+        gate.member(client)
+
+
+def test_without_the_authority_the_operator_is_told_early_and_again(ca: Authority, clock: Clock, make, told, monkeypatch) -> None:
+    client = ca.issue_client("a").certificate
+    gate, keeper = make()
+    clock.forward(days=CRL_DAYS - 8)
+    keeper.look()
+    assert told == []
+    clock.forward(days=2)
+    keeper.look()
+    keeper.look()
+    (one,) = told
+    assert one[0] == "lists"
+    assert "will be stale, and then nobody is let in; run paceline ca publish" in one[1]
+    monkeypatch.setattr(lists, "AGAIN", 0.0)
+    keeper.look()
+    assert told == [one, one]
+    clock.forward(days=7)
+    keeper.look()
+    assert "is stale, and nobody is let in" in told[-1][1]
+    with pytest.raises(IdentityError, match="is stale since"):
+        gate.member(client)
+    ca.publish()
+    keeper.look()
+    assert len(told) == 3
+    assert gate.member(client).id == 0
+
+
+def test_what_cannot_be_published_is_told(ca: Authority, clock: Clock, make, told, tmp_path: Path) -> None:
+    _, keeper = make(ca)
+    clock.forward(days=CRL_DAYS - 1)
+    (ca.folder / "register.db").rename(tmp_path / "away")
+    (ca.folder / "register.db").mkdir()
+    keeper.look()
+    assert ["cannot be published anew" in why for _, why in told] == [True, False]
+
+
+def test_bad_files_and_a_certificate_that_ends_are_told(ca: Authority, clock: Clock, make, told) -> None:
+    _, keeper = make(certificate=ca.issue_server(["localhost"], days=20).certificate)
+    keeper.look()
+    (ca.folder / "directory").write_bytes(b"garbage")
+    keeper.look()
+    assert told[0][0] == "lists"
+    assert "not signed" in told[0][1]
+    clock.forward(days=14)
+    keeper.look()
+    assert [event for event, _ in told] == ["lists", "certificate"]

@@ -1,0 +1,71 @@
+"""A client's memory on its disk keeps in step with the server, whatever dies when."""
+
+import pytest
+import torch
+
+from paceline.core.errors import CheckpointError
+from paceline.network.client_memory import ClientMemory
+
+
+@pytest.fixture
+def memory(tmp_path):
+    return ClientMemory(tmp_path / "m", durable=False)
+
+
+def commit(memory, round, saved=0):
+    memory.write_pending(round, {"n": round, "t": torch.full((3,), float(round))})
+    memory.commit(round, saved)
+
+
+def names(memory):
+    return sorted(path.name for path in memory.folder.iterdir())
+
+
+def test_committed_versions_come_back(memory):
+    assert memory.restore(0, False, 0) == {}
+    commit(memory, 1)
+    commit(memory, 3)
+    stored = ClientMemory(memory.folder).restore(5, False, 0)
+    assert stored["n"] == 3
+    assert torch.equal(stored["t"], torch.full((3,), 3.0))
+
+
+def test_pending_work_counts_only_where_the_server_kept_it(memory):
+    commit(memory, 1)
+    memory.write_pending(2, {"n": 2})
+    assert ClientMemory(memory.folder).restore(1, True, 1)["n"] == 1  # the round was not completed
+    memory.write_pending(2, {"n": 2})
+    assert ClientMemory(memory.folder).restore(2, False, 1)["n"] == 1  # it was, without this client's work
+    memory.write_pending(2, {"n": 2})
+    assert ClientMemory(memory.folder).restore(2, True, 1)["n"] == 2  # it was, with it
+
+
+def test_server_that_goes_back_takes_its_clients_along(memory):
+    for round in (1, 2, 3):
+        commit(memory, round, saved=1)
+    assert memory.restore(2, False, 1)["n"] == 2
+    assert names(memory) == ["1.memory", "2.memory"]
+    commit(memory, 3, saved=2)
+    assert memory.restore(3, False, 3)["n"] == 3
+
+
+def test_only_versions_that_a_server_may_go_back_to_are_kept(memory):
+    for round in range(1, 6):
+        commit(memory, round, saved=round - 1)
+        assert names(memory) == [f"{r}.memory" for r in (round - 1, round) if r]
+    memory.commit(9, 8)
+    assert names(memory) == ["5.memory"]
+
+
+def test_a_commit_of_another_round_forgets_pending_work(memory):
+    memory.write_pending(2, {"n": 2})
+    memory.commit(3, 0)
+    assert names(memory) == []
+
+
+def test_damage_is_noticed(memory):
+    commit(memory, 1)
+    path = memory.folder / "1.memory"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="damaged"):
+        memory.restore(1, False, 0)

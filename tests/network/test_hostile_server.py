@@ -1,0 +1,187 @@
+"""A server that lies, asks too much, or goes back: clients do not answer, their logs say why, and nothing else leaves them."""
+
+import dataclasses
+import itertools
+
+import grpc
+import pytest
+
+from paceline.aggregation.secure.program import secure_config
+from paceline.core.method import client_functions, find_method
+from paceline.deploy.plan import Plan
+from paceline.network import Hub
+from paceline.run import RunConfig
+from tests.network.liar import RUN, SECURE, STRICT, Sum, reasons
+
+
+def test_an_honest_sum_is_answered(liar, params):
+    """What the others are measured against."""
+    one = Sum(liar(), params).to_masked()
+    one.consistency()
+    told = one.unmask()
+    assert [why for why, _ in told.values()] == [None] * 4
+    assert one.server.open()
+
+
+@pytest.mark.parametrize(
+    ("program", "function"),
+    [
+        ("method", "round"),
+        ("method", "init"),
+        ("method", "__init__"),
+        ("method", "build"),
+        ("os", "system"),
+        ("secagg", "directory"),
+    ],
+)
+def test_nothing_but_registered_functions_runs(liar, params, program, function):
+    assert "no client function" in reasons(liar().ask(function, params, program))
+
+
+@pytest.mark.parametrize(("kind", "match"), [("each", "only summed"), ("sum", "outside of"), ("telepathy", "outside of")])
+def test_no_reply_leaves_outside_of_a_secure_sum(liar, params, kind, match):
+    assert match in reasons(liar().ask("train", params, "method", kind=kind))
+
+
+def test_a_cohort_that_shrinks_is_refused(liar):
+    server = liar()
+    for clients in ([0], [0, 1]):
+        told = server.ask("advertise", facts_of(server, clients), clients=clients[:1])
+        assert "refused" in reasons(told)
+    one = Sum(server, attempt=7)
+    assert "not an ascending list" in reasons(one.advertise(clients=[0, 1, 2, 3, 3, 3]))
+
+
+def facts_of(server, clients):
+    facts = {"id": bytes(32), "round": 1, "attempt": 3, "clients": clients, "neighbours": 1, "threshold": 1, "tell_bytes": 64}
+    return {**facts, "config": dataclasses.asdict(secure_config(SECURE))}
+
+
+@pytest.mark.parametrize("changes", [{"active": False}, {"gamma": 0.3}, {"threshold": 2, "active": False}, {"bits": 24}])
+def test_options_that_are_not_the_plan_s_are_refused(liar, changes):
+    one = Sum(liar(), config=secure_config({**SECURE, **changes}))
+    assert "other options" in reasons(one.advertise())
+
+
+def test_both_kinds_of_share_are_never_given(liar, params):
+    one = Sum(liar(), params).to_masked()
+    one.consistency()
+    first = one.unmask()
+    assert all(set(v["self"]) == set(range(4)) - {c} and v["keys"] == {} for c, (_, v) in first.items())
+    assert "no session" in reasons(one.liar.ask("unmask", None, each={c: {} for c in range(4)}))
+    assert "no session" in reasons(one.liar.ask("consistency", {"alive": [0, 1, 2]}))
+
+
+def test_different_survivor_lists_open_nothing(liar, params):
+    """Two clients are told that 3 dropped out, two that it did not: neither half signs enough of the other's list."""
+    one = Sum(liar(), params).to_masked()
+    one.alive = one.server.alive()
+    signatures = {}
+    for alive, clients in (([0, 1, 2], [0, 1]), ([0, 1, 2, 3], [2, 3])):
+        told = one.liar.ask("consistency", {"alive": alive}, clients=clients)
+        signatures |= {c: value["signature"] for c, (why, value) in told.items() if why is None}
+    told = one.liar.ask("unmask", None, each={c: {v: s for v, s in signatures.items() if v != c} for c in range(4)})
+    assert "signed the list" in reasons(told)
+
+
+def test_lists_that_are_too_short_are_not_signed(liar, params):
+    one = Sum(liar(), params).to_masked()
+    assert "only 2 clients are left" in reasons(one.liar.ask("consistency", {"alive": [0, 1]}, clients=[0, 1]))
+
+
+def test_a_second_sum_of_the_same_work_over_others_is_not_opened(liar, params):
+    """The server dies after it opened a sum, and says in the next one that a client dropped out."""
+    server = liar()
+    one = Sum(server, params).to_masked()
+    one.consistency()
+    one.unmask()
+    server.hub.progress.incarnation = 2
+    server.numbers = itertools.count((2 << 32) + 1)
+    old = list(server.hub.sessions.values())
+    for session in old:
+        server.loop.call(session.close, grpc.StatusCode.UNAVAILABLE, "started again")
+    server.wait(lambda: sum(s.ready and s not in old for s in server.hub.sessions.values()) == 4)
+    two = Sum(server, params, attempt=2).to_masked()
+    two.server.alive()
+    assert "opened before" in reasons(server.ask("consistency", {"alive": [0, 1, 2]}, clients=[0, 1, 2]))
+
+
+def test_a_round_is_not_opened_again_and_again(liar, params):
+    """Whatever the server calls them: each repetition tells a little more of the same work."""
+    server = liar(policy=STRICT.replace("rounds = 5", "rounds = 5\nopenings = 3"))
+    for attempt in range(3):
+        told = Sum(server, params, attempt=attempt + 1, trial=attempt % 2, call=attempt + 1).to_end()
+        assert [why for why, _ in told.values()] == [None] * 4
+    last = Sum(server, params, attempt=9, trial=9)
+    last.advertise()
+    last.share()
+    assert "3 sums of round 1 were opened" in reasons(last.masked())
+
+
+def test_replays_are_refused(liar, params):
+    server = liar()
+    one = Sum(server, params, round=2).to_masked()
+    one.consistency()
+    one.unmask()
+    again = Sum(server, round=2)
+    assert "replay" in reasons(again.advertise())  # the same round and attempt
+    number = next(server.numbers)
+    assert "no session" in reasons(server.ask("consistency", {"alive": [0, 1, 2, 3]}, number=number, round=2))
+    assert "replay" in reasons(server.ask("consistency", {"alive": [0, 1, 2, 3]}, number=number - 1, round=2))
+    server.loop.call(server.hub.completed, 2, frozenset(range(4)), lambda c: {"round": 2, "saved": 2, "kept": True, "took": 0.0})
+    assert "is over" in reasons(Sum(server, round=2, attempt=9).advertise())
+    assert "is over" in reasons(Sum(server, round=1, attempt=9).advertise())
+    assert [why for why, _ in Sum(server, round=3).advertise().values()] == [None] * 4
+
+
+def test_functions_inside_a_secure_sum_are_checked(liar, params):
+    server = liar(method="fedgh")
+    for function in ("__class__", "round", "directory"):
+        assert "no client function" in reasons(Sum(server, params, function="evaluate").advertise(function=function))
+    singly = next(name for name, declared in client_functions(find_method("fedgh")).items() if declared.each)
+    assert "asked singly" in reasons(Sum(server, params, function="evaluate").advertise(function=singly))
+
+
+@pytest.mark.parametrize(
+    ("policy", "run", "match"),
+    [
+        (STRICT, {"aggregation": "plain"}, "secure is required"),
+        (STRICT, {"aggregation": "secure-arithmetic"}, "secure is required"),
+        (STRICT, {"rounds": 50}, "50 rounds"),
+        (STRICT, {"clients": 4, "cohort": 2}, "cohorts of 2"),
+        (STRICT, {"secure": {"active": False}}, "active checks"),
+        ('[allow]\nmethods = ["scaffold"]', {}, "'fedavg' is not allowed"),
+        ("[privacy]\nepsilon = 1.0", {}, "differential privacy"),
+    ],
+)
+def test_plans_beyond_the_policy_are_refused_with_the_reason(liar, params, policy, run, match):
+    server = liar(policy=policy, **run)
+    assert len(server.hub.asking.refusals) == 4
+    assert match in server.hub.asking.refusals[0]
+    assert match in reasons(server.ask("advertise", None))
+
+
+def test_a_plan_that_is_not_the_run_is_refused(liar):
+    server = liar(plan=Plan.of(RunConfig.build({**RUN, "secure": SECURE})), rounds=500)
+    assert "not the same run" in server.hub.asking.refusals[0]
+
+
+def test_messages_beyond_the_policy_are_refused(liar):
+    import torch
+
+    told = liar().ask("advertise", {"clients": [0, 1, 2, 3], "weight": torch.zeros(300_000)})
+    assert "limits.message_bytes" in reasons(told)
+
+
+def test_rounds_beyond_the_policy_are_refused(liar):
+    server = liar(policy=STRICT.replace("rounds = 5", "rounds = 5\nrounds_per_day = 2"))
+    for round in (1, 2, 3):
+        told = Sum(server, round=round).advertise()
+        if round < 3:
+            assert [why for why, _ in told.values()] == [None] * 4
+    assert "rounds_per_day" in reasons(told)
+
+
+def test_a_wrong_number_is_refused(liar, monkeypatch):
+    monkeypatch.setattr(Hub, "_welcome", lambda self, s, real=Hub._welcome: {**real(self, s), "number": s.client + 1})
+    assert "takes this client for number" in liar().hub.asking.refusals[0]

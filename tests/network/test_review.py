@@ -1,0 +1,391 @@
+"""Attacks on the whole path of a secure sum, each played to its end; without a corrupt client unless a test says so."""
+
+import dataclasses
+import math
+import shutil
+
+import grpc
+import numpy as np
+import pytest
+
+from paceline.aggregation.secure.encoding import signed
+from paceline.aggregation.secure.program import secure_config
+from paceline.aggregation.secure.task_hash import Agreement, halves
+from paceline.core.errors import DataFormatError, EmptyClientError, LayoutError, NonFiniteError, QuorumError
+from paceline.core.method import find_method
+from paceline.core.params import Layout, Params
+from paceline.core.serialization import dumps, loads
+from paceline.deploy.client.client import build_worker
+from paceline.deploy.identity.authority import Authority
+from paceline.deploy.plan import Plan, offer
+from paceline.deploy.settings import DataConfig
+from paceline.methods.participation.rates import Asked
+from paceline.network.handshake import HIDDEN, Welcome
+from paceline.run import RunConfig
+from tests.network.conftest import MOST, OPEN
+from tests.network.liar import SECURE, Sum, reasons
+
+OPTIONS = {"gamma": 0.0}
+
+
+@pytest.fixture
+def sixteen(loopback):
+    """Give a federation eight more members."""
+    ca = Authority.open(loopback.root / "ca")
+    for number in range(MOST, 16):
+        ca.issue_client(f"client{number}").write(loopback.root / f"client{number}")
+    for name in ("directory", "crl.pem"):
+        shutil.copy(loopback.root / "ca" / name, loopback.root / "server" / name)
+    for number in range(16):
+        shutil.copy(loopback.root / "ca" / "directory", loopback.root / f"client{number}" / "directory")
+    return loopback
+
+
+class Partial(Sum):
+    """A sum in which the server asks only whom it likes."""
+
+    def __init__(self, server, params, clients, attempt, **more):
+        super().__init__(server, params, clients=clients, attempt=attempt, config=secure_config(OPTIONS), **more)
+
+    def go(self, sign=None, unmask=None, alive=None):
+        """Go through the sum; return what was opened of ``main``, or None with the reasons in `why`."""
+        self.advertise()
+        self.share()
+        told = self.masked()
+        self.why = [why for why, _ in told.values() if why]
+        if self.why:
+            return None
+        there = self.server.alive()
+        if alive is not None:
+            self.server._masked = there = alive
+        told = self.liar.ask("consistency", {"alive": there}, clients=sign or there, round=self.round)
+        self.why = [why for why, _ in told.values() if why]
+        for client, (why, value) in told.items():
+            if why is None:
+                self.server.add_signature(client, value)
+        if self.why:
+            return None
+        signatures = self.server.signatures_for()
+        asked = {c: signatures[c] for c in unmask or signatures}
+        told = self.liar.ask("unmask", None, clients=list(asked), each=asked, round=self.round)
+        for client, (why, value) in told.items():
+            if why is None:
+                self.server.add_unmasking(client, value)
+        try:
+            return next(signed(w, s) for s, w in self.server.open() if s.name == "main")
+        except Exception as error:
+            self.why = [str(error)]
+            return None
+
+
+def test_a_quarter_that_was_not_asked_for_shares_shows_none_of_its_members(sixteen, liar, params):
+    """A quarter gives its vectors and is not asked for shares. If the others opened their halves, the rest would be its sum.
+
+    Its members have helped to open nothing, so they help to open a sum without the victim; but no half is split again.
+    """
+    server = liar(clients=16, cohort=16, secure=OPTIONS)
+    everybody, attempts = list(range(16)), iter(range(1, 100))
+    common = Sum(server, params, clients=everybody, config=secure_config(OPTIONS)).work.common
+    first, second = halves(common, everybody, 3)
+    known, quarter = halves(common, first, 3)
+    rest = [c for c in everybody if c not in quarter]
+    whole = Partial(server, params, everybody, next(attempts)).go(unmask=rest)
+    assert whole is not None
+    half = Partial(server, params, second, next(attempts)).go()
+    assert half is not None
+    Partial(server, params, first, next(attempts)).go(unmask=known)  # opens nothing, but lets them go on to their quarter
+    other = Partial(server, params, known, next(attempts)).go()
+    victim, *left = quarter
+    last = Partial(server, params, left, next(attempts))
+    without = last.go()
+    if other is not None and without is not None:
+        raise AssertionError(f"the server holds client {victim}'s update: {(whole - half - other - without)[:5]}")
+    assert other is None
+
+
+@pytest.mark.parametrize("method", ["fjord"])
+def test_a_memory_that_changes_does_not_make_other_work(liar, params, method):
+    """The function notes something in its memory, which does not change its answer: the server takes a client out in between."""
+    server = liar(method=method, secure=OPTIONS)
+    found = [Partial(server, params, clients, attempt).go() for attempt, clients in ((1, [0, 1, 2, 3]), (2, [0, 1, 2]))]
+    assert found[0] is not None
+    assert found[1] is None, f"the server holds client 3's update: {(found[0] - found[1])[:5]}"
+
+
+# -- what leaves in clear ------------------------------------------------------------------------
+class Failing:
+    """Lets one client's training fail, as a model can be made to do for whoever has certain data."""
+
+    def __init__(self, monkeypatch, clients, error):
+        from paceline.engines.worker import Worker
+
+        self.updates, real = {}, Worker.invoke
+
+        def invoke(worker, me, program, function, message):
+            reply = real(worker, me, program, function, message)
+            if program == "method" and me.ask.__name__ != "_untrained":
+                self.updates[me._id] = reply.delta.vector.clone().numpy()
+                if me._id in clients:
+                    raise error
+            return reply
+
+        monkeypatch.setattr(Worker, "invoke", invoke)
+
+
+ERRORS = [NonFiniteError("the training loss is nan after 5 steps"), EmptyClientError("no samples"), RuntimeError("class 7 of 3")]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
+def test_a_client_whose_data_make_it_fail_cannot_be_told_from_the_others(liar, params, loopback, monkeypatch, error):
+    """Each refusal would be an answer to a question about one client's data, and nothing that is not opened is counted."""
+    server = liar(secure=OPTIONS)
+    failing = Failing(monkeypatch, {2}, error)
+    one = Partial(server, params, [0, 1, 2, 3], 1)
+    one.advertise()
+    one.share()
+    told = one.masked()
+    assert [why for why, _ in told.values()] == [None] * 4
+    heads = [{k: v for k, v in head.items() if k != "id"} for head in server.heads.values()]
+    assert all(head == heads[0] for head in heads)
+    shapes = [(value["shape"], value["table"], [len(s) for s in value["segments"]]) for _, value in told.values()]
+    assert all(shape == shapes[0] for shape in shapes)
+    one.consistency()
+    one.unmask()
+    sums = {s.name: signed(w, s) for s, w in one.server.open()}
+    others = sum(u for c, u in failing.updates.items() if c != 2)
+    assert np.allclose(sums["main"] / (2**15 - 1), others, atol=4 / 2**14)
+    assert sums["counts"][0] == 3
+    assert sums["exact"][-1] % 2**20 == 1
+    assert [type(error).__name__ in text for text in server.said(2)] == [True]
+
+
+def test_a_run_in_which_nobody_can_work_ends_and_says_so(loopback, monkeypatch):
+    Failing(monkeypatch, set(range(6)), ERRORS[0])
+    loopback.serve({"clients": 6, "cohort": 6, "rounds": 2, "aggregation": "secure", "secure": OPTIONS})
+    for client in range(6):
+        loopback.client(client)
+    with pytest.raises(QuorumError, match="could do what 'train' asks"):
+        loopback.result.result(30)
+
+
+def test_one_client_that_cannot_work_harms_nobody(loopback, monkeypatch):
+    Failing(monkeypatch, {5}, ERRORS[0])
+    loopback.serve({"clients": 6, "cohort": 6, "rounds": 2, "aggregation": "secure", "secure": OPTIONS})
+    for client in range(6):
+        loopback.client(client)
+    history = loopback.finish().history
+    assert [(r["attempts"], r["note_failed"]) for r in history] == [(1, 1.0)] * 2
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.99, 0.999999])
+def test_whether_a_client_takes_part_does_not_tell_how_many_samples_it_has(loopback, share):
+    """The server chooses what is set aside; with a search it would find the number."""
+    joined = []
+    for samples in (1, 2, 60):
+        few = dataclasses.replace(loopback.task.train, x=loopback.task.train.x[:samples], y=loopback.task.train.y[:samples])
+        task = dataclasses.replace(loopback.task, train=few)
+        config = RunConfig(method="fedavg", task="blobs", clients=4, cohort=4, aggregation="secure", client_test=share)
+        facts = offer(config, Plan.of(config), Layout.of(task.build(0)))
+        worker = build_worker(DataConfig(), 0, None, task=task)(Welcome("probe", 1, 0, 0, 0, 0, False, facts, 1.0))
+        joined.append(len(worker.setup.split(0)[0]))
+    assert min(joined) >= 1
+
+
+def test_what_is_wrong_with_a_client_s_data_stays_in_its_own_log(loopback, monkeypatch):
+    def load(*args, **options):
+        raise DataFormatError("line 7: 'Jane Doe, HIV positive' is no number")
+
+    monkeypatch.setattr("paceline.tasks.load_task", load)
+    run = {"clients": 3, "cohort": 3, "aggregation": "secure", "secure": OPTIONS}
+    loopback.serve(run, {"least": 3})
+    loopback.task = None  # the client reads its own
+    loopback.client(0)
+    loopback.wait(lambda: loopback.server_lines.of("refused_by_client"))
+    assert loopback.server_lines.of("refused_by_client")[0]["reasons"] == [HIDDEN]
+    assert "Jane Doe" in loopback.client_lines.of("refused")[0]["why"]
+
+
+def test_how_own_files_are_read_is_not_the_server_s_to_say():
+    from paceline.deploy.client.client import _task_options
+
+    config = RunConfig(
+        task="csv:/public.csv", model="mlp", task_options={"target": "hiv", "limit": 1, "test": 0.99, "peft": "bias"}
+    )
+    assert _task_options(DataConfig(task="csv:/own.csv"), config) == {"peft": "bias"}
+    assert _task_options(DataConfig(task="csv:/own.csv", task_options={"target": "num"}), config) == {
+        "peft": "bias",
+        "target": "num",
+    }
+    assert _task_options(DataConfig(own=False), config) == config.task_options
+
+
+# -- what all must have agreed on ----------------------------------------------------------------
+ALIKE = [
+    ({"lr": None}, {"lr": math.nan}),
+    ({"lr": None}, {"lr": math.inf}),
+    ({"lr": -math.inf}, {"lr": math.inf}),
+    ({"x": {1: 2}}, {"x": {"1": 2}}),
+    ({"x": b"a"}, {"x": "a"}),
+    ({"x": 1}, {"x": True}),
+    ({"x": 0.0}, {"x": -0.0}),
+    ({"x": None}, {}),
+]
+
+
+@pytest.mark.parametrize("pair", ALIKE, ids=str)
+@pytest.mark.parametrize("field", ["options", "task_options"])
+def test_runs_that_differ_are_never_agreed_on_as_one(pair, field):
+    """A server would show one client the true options, and the others some with which they give nothing."""
+    one, other = (Agreement.of(RunConfig(**{field: options}), find_method("fedavg")) for options in pair)
+    assert one.run != other.run
+    assert one.method != other.method
+
+
+def test_the_same_run_is_agreed_on_wherever_it_came_from():
+    config = RunConfig(options={"lr": 0.1, "epochs": 2}, task_options={"a": [1, 2]}, secure={"bits": 12}, deadline=None)
+    sent = loads(dumps(config.model_dump(mode="json", exclude_none=True)))
+    assert Agreement.of(RunConfig.build(sent), find_method("fedavg")) == Agreement.of(config, find_method("fedavg"))
+
+
+def test_rounds_beyond_the_plan_are_not_answered(liar, params):
+    """Each round opens sums; a plan of five rounds is one of five."""
+    server = liar(policy="[secure_aggregation]\ngamma = 0.0", rounds=2)
+    assert [why for why, _ in Sum(server, params, round=2).advertise().values()] == [None] * 4
+    assert "the plan that was agreed to has 2" in reasons(Sum(server, params, round=3, attempt=2).advertise())
+
+
+# -- what a client remembers between the steps of a sum ------------------------------------------
+def test_what_was_opened_meanwhile_counts_before_the_shares_are_given(liar, params, loopback):
+    """Two processes of one client have one book: the other one has helped to open the same work since this one signed."""
+    server = liar(secure=OPTIONS)
+    one = Partial(server, params, [0, 1, 2, 3], 1)
+    one.to_masked().consistency()
+    program = loopback.nodes[0].runner.worker.setup.programs["secagg"]
+    own = loopback.nodes[0].runner.worker.sessions[0]["work"]
+    program.openings.record(own, "lie", 1, [0, 1, 2])
+    told = one.unmask()
+    assert "opened before" in told[0][0]
+    assert [told[c][0] for c in (1, 2, 3)] == [None] * 3
+
+
+def test_a_list_that_was_signed_counts_in_place_of_the_cohort(liar, params):
+    """Half of six had dropped out when the list was shown: what is left of it may go on."""
+    server = liar(clients=6, cohort=6, secure=OPTIONS)
+    with pytest.raises(QuorumError):
+        Partial(server, params, range(6), 1).go(alive=[0, 1, 2, 3])
+    assert Partial(server, params, [0, 1, 2], 2).go() is not None
+
+
+def rejoin(server, number):
+    """Start the server again, with what it offers now."""
+    server.hub.progress.incarnation = number
+    old = list(server.hub.sessions.values())
+    server.hub.asking.refusals.clear()
+    for session in old:
+        server.loop.call(session.close, grpc.StatusCode.UNAVAILABLE, "started again")
+    server.wait(lambda: sum(s not in old for s in server.hub.sessions.values()) == 4)
+    server.together()
+
+
+def test_a_plan_that_was_agreed_to_is_not_exchanged_for_another(liar):
+    """Under the name of the run, whose ledger and memory go on: more rounds than were agreed to."""
+    server = liar(policy="[secure_aggregation]\ngamma = 0.0")
+    server.config = server.config.model_copy(update={"rounds": 50})
+    server.hub.plan = server.offer()
+    rejoin(server, 2)
+    assert len(server.hub.asking.refusals) == 4
+    assert "not the one that was agreed to" in server.hub.asking.refusals[0]
+
+
+def test_a_method_s_module_is_imported_only_where_the_client_names_it(liar):
+    """A policy that allows modules by a pattern is about what runs; what is imported, the client's own configuration says."""
+    policy = "[secure_aggregation]\ngamma = 0.0\n[allow]\nmethods = ['*:*']"
+    server = liar(policy=policy, method="paceline.methods.optimisation.fedavg:FedAvg")
+    assert len(server.hub.asking.refusals) == 4
+    assert "name its module in client.modules" in server.hub.asking.refusals[0]
+
+
+# -- what is still open --------------------------------------------------------------------------
+HAIR = """
+[secure_aggregation]
+gamma = 0.0
+[cohort]
+difference_scope = "{}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("scope", "round", "open"), [("model", 1, True), ("round", 1, False), ("round", 2, True), ("always", 2, False)]
+)
+def test_a_model_that_differs_by_a_hair(liar, params, monkeypatch, scope, round, open):
+    """Two sums over cohorts that differ in one client: in two rounds they look like any others, so the policy says what may be."""
+    server = liar(secure=OPTIONS, policy=HAIR.format(scope))
+    seen = Failing(monkeypatch, set(), None)
+    other = Params(params.vector.clone(), params.layout)
+    other.vector[0] += 1e-6
+    first = Partial(server, params, [0, 1, 2, 3], 1).go()
+    update = seen.updates[3]
+    second = Partial(server, other, [0, 1, 2], 2, round=round)
+    found = second.go()
+    if not open:
+        assert found is None
+        assert all("differs in 1 clients" in why for why in second.why)
+        return
+    found = first - found
+    alike = abs(found @ update) / (np.linalg.norm(found) * np.linalg.norm(update))
+    assert alike > (0.99 if round == 1 else 0.7), "then the documents need not warn of it"  # orders of batches differ by round
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_message_that_makes_all_but_one_count_nothing(liar, params, loopback, monkeypatch, allowed):
+    """The message is the same for all, but each client reads its own line of it."""
+    policy = f"[secure_aggregation]\ngamma = 0.0\nnamed_clients = {str(allowed).lower()}\n"
+    server = liar(method="fedau", options={"weigh": "known"}, secure=OPTIONS, policy=policy)
+    if not allowed:
+        told = [facts["reasons"] for facts in loopback.client_lines.of("refused")]
+        assert len(told) == 4
+        assert all("named_clients" in reason for [reason] in told)
+        return
+    seen = Failing(monkeypatch, set(), None)
+    rates = {0: 1.0, 1: 1e30, 2: 1e30, 3: 1e30}
+    found = Partial(server, Asked(params=params, landed={}, rates=rates), [0, 1, 2, 3], 1).go()
+    update = seen.updates[0]
+    assert abs(found @ update) / (np.linalg.norm(found) * np.linalg.norm(update)) > 0.9, "then no policy need forbid it"
+
+
+@pytest.mark.parametrize("aggregation", ["secure", "plain"])
+def test_what_does_not_fit_is_found_at_joining(loopback, liar, aggregation):
+    """A server whose model has a class more: clients do not wait for the first round to find out."""
+    server = liar(join=False, aggregation=aggregation, secure=SECURE if aggregation == "secure" else {})
+    plan = server.offer()
+    plan["layout"][-1][2][0] += 1
+    server.hub.plan = plan
+    for number in server.clients:
+        loopback.client(number, server.port, OPEN.replace("required", "gamma = 0.0\nrequired"))
+    server.together()
+    assert len(server.hub.asking.refusals) == 4
+    told = loopback.client_lines.of("refused")[0]
+    name = plan["layout"][-1][0]
+    assert name in (told["why"] if aggregation == "secure" else told["reasons"][0])
+    assert (name in server.hub.asking.refusals[0]) is (aggregation == "plain")
+
+
+@pytest.mark.parametrize("aggregation", ["secure", "plain"])
+def test_another_version_of_the_method_is_found_at_joining(loopback, liar, aggregation):
+    server = liar(join=False, aggregation=aggregation, secure=SECURE if aggregation == "secure" else {})
+    server.hub.plan = {**server.offer(), "method": "00" * 32}
+    for number in server.clients:
+        loopback.client(number, server.port, OPEN.replace("required", "gamma = 0.0\nrequired"))
+    server.together()
+    refusals = list(server.hub.asking.refusals.values())
+    assert len(refusals) == (4 if aggregation == "secure" else 0)
+    assert all("another version" in why for why in refusals)
+
+
+def test_a_layout_from_the_wire_is_checked():
+    assert (
+        Layout.from_plain(Layout.build([("w", (2, 3), "param")]).to_plain()).digest == Layout.build([("w", (2, 3), "param")]).digest
+    )
+    for wrong in (None, 3, [1], [["w", "param"]], [["w", "other", [2]]], [["w", "param", ["x"]]], [[b"w", "param", [2]]]):
+        with pytest.raises(LayoutError):
+            Layout.from_plain(wrong)
