@@ -24,12 +24,13 @@ from paceline.core.config import RunConfig
 from paceline.core.engine import Engine
 from paceline.core.errors import CheckpointError, PlanError
 from paceline.core.federation import Aggregation, Federation
-from paceline.core.method import Method, client_functions, find_method
+from paceline.core.method import Method, client_functions
 from paceline.core.processes import check_main
 from paceline.data import Partition, partition_task
 from paceline.devices import VirtualClock, load_fleet, load_participation
 from paceline.engines import Choice, Pool, Setup, load_engine
 from paceline.engines.accelerators import check_device
+from paceline.registry import find_method
 from paceline.runner import Observer, Run, StackingWarning, Summary
 from paceline.store import MemoryStore, RunFolder, load_checkpoint
 from paceline.store.provenance import ResumeWarning, compare, sources

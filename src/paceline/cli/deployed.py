@@ -46,7 +46,7 @@ def _server(config: ServerConfig, path: Path) -> Iterator[Finding]:
     lists = part.ca or part.folder
 
     def run() -> str:
-        from paceline.core.method import find_method
+        from paceline.registry import find_method
         from paceline.tasks import load_task
 
         found = run_of(config, path)

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from paceline.core.errors import ConfigError, UnknownNameError
-from paceline.core.parsing import pairs, split_top
+from paceline.core.parsing import Spec
 from paceline.network.frames import HEAD
 
 __all__ = ["KILL", "KINDS", "Fault", "Faults"]
@@ -54,8 +54,8 @@ class Fault:
     @staticmethod
     def parse(text: str) -> Fault:
         """Read a fault; the client None stands for the server. Raises `ConfigError` for one that cannot be."""
-        kind, _, rest = text.partition(":")
-        values = pairs(split_top(rest, ","), "KIND:name=value,name=value") if rest else {}
+        spec = Spec.parse(text, "fault", modules=False)
+        kind, values = spec.name, spec.options
         if kind not in KINDS:
             raise UnknownNameError("fault", kind, KINDS)
         known = ("client", "phase", "round", "times", "rate", "seconds", "factor", "when")

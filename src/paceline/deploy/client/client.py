@@ -7,7 +7,7 @@ import contextlib
 import functools
 import math
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,6 +28,7 @@ from paceline.core.errors import (
     ProtocolError,
     StoreError,
 )
+from paceline.core.importing import imports_from, is_import_path
 from paceline.core.processes import on_stop
 from paceline.core.tree import Tree
 from paceline.deploy.client.ledger import Ledger
@@ -151,7 +152,7 @@ def build_worker(
         data: which data are its own.
         number: this client's number.
         directory: its identity key, and the others' pinned ones.
-        modules: from which methods may come that are not registered.
+        modules: from which methods, tasks, models and fleets may come that are not registered.
         private: draw from a secret seed.
         named: sum functions under masks that read a line of their own from the message (`Method.names_clients`).
         openings: what this client has helped to open.
@@ -160,23 +161,25 @@ def build_worker(
 
     import torch
 
-    from paceline.core.method import find_method
     from paceline.core.params import Layout
     from paceline.core.random import numpy_rng
     from paceline.data import partition_task
     from paceline.devices import load_fleet
+    from paceline.registry import find_method
     from paceline.run import RunConfig
     from paceline.submodels.flops import flops
     from paceline.submodels.service import submodel_service
     from paceline.tasks import load_task
 
     def build(welcome: Welcome) -> Worker:
+        with imports_from(allowed_modules(modules, data)):
+            return from_plan(welcome)
+
+    def from_plan(welcome: Welcome) -> Worker:
         config = RunConfig.build(p.field(welcome.plan, "config", dict))
         offered = Plan.from_tree(welcome.plan.get("plan"))
         if Plan.of(config, offered.privacy) != offered:
             raise ProtocolError("the server's plan and its configuration are not the same run")
-        if ":" in config.method and config.method.partition(":")[0] not in modules:
-            raise PolicyError([f"method {config.method!r} is not registered here; name its module in client.modules to allow it"])
         if not 0 <= number < config.clients:
             raise ConfigError(f"this client has number {number}, but the run has only {config.clients} clients")
         torch.set_num_threads(data.threads)
@@ -244,13 +247,17 @@ def build_worker(
 
 def _task_options(data: DataConfig, config: RunConfig) -> dict[str, Any]:
     """Return the options of this client's task: how its own files are read is not the server's to say, only the model is."""
-    from paceline.data.files import is_file_task
     from paceline.models import model_options
 
-    if not is_file_task(data.task):
+    if ":" not in data.task:
         return data.task_options or config.task_options
     known = {"peft", *(model_options(config.model) if config.model else ())}
     return {name: value for name, value in config.task_options.items() if name in known} | data.task_options
+
+
+def allowed_modules(modules: Sequence[str], data: DataConfig) -> set[str]:
+    """Return the modules that names with a colon may come from: those that this client's own configuration names."""
+    return {*modules, *([data.task.partition(":")[0]] if is_import_path(data.task) else [])}
 
 
 @contextlib.contextmanager
@@ -328,7 +335,8 @@ def make_node(
             task=task,
         ),
     )
-    runner = Runner(number, part.state, work, HouseRules(policy, ledger, part.state), learn=directory.update)
+    rules, own = HouseRules(policy, ledger, part.state), allowed_modules(part.modules, config.data)
+    runner = Runner(number, part.state, work, rules, learn=directory.update, modules=own)
     settings = NodeSettings(
         part.server, part.first, part.most, part.limit, part.pack, part.attempts, part.name, part.stay, part.proxy
     )
