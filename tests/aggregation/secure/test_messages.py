@@ -12,7 +12,7 @@ from paceline.aggregation.secure.client_functions import SecAggClient
 from paceline.aggregation.secure.codec import Codec
 from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.aggregation.secure.encoding import pack, unpack
-from paceline.aggregation.secure.simulate import new_session
+from paceline.aggregation.secure.session import new_session
 from paceline.aggregation.secure.simulated_directory import SimulatedDirectory
 from paceline.core.errors import PlanError, ProtocolError, SumOverflowError
 from paceline.core.method import client_functions, find_method

@@ -12,7 +12,7 @@ from paceline.aggregation.plain import tell
 from paceline.aggregation.secure.codec import Codec
 from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.aggregation.secure.encoding import Words
-from paceline.aggregation.secure.simulate import new_session
+from paceline.aggregation.secure.session import new_session
 from paceline.core.engine import Sink
 from paceline.core.errors import AggregationError, ConfigError, QuorumError
 from paceline.core.federation import Federation, Summed, SumRequest

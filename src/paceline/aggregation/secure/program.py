@@ -8,7 +8,7 @@ more harm than to be left out: what is malformed is dropped, who is shown to hav
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -20,9 +20,9 @@ from paceline.aggregation.secure.config import SecureConfig
 from paceline.aggregation.secure.messages import MALFORMED, as_bytes, fits
 from paceline.aggregation.secure.server import SecureServer
 from paceline.aggregation.secure.server_openings import OpenedSums
-from paceline.aggregation.secure.session import least_half
-from paceline.aggregation.secure.simulate import new_session
+from paceline.aggregation.secure.session import least_half, new_session
 from paceline.aggregation.secure.simulated_directory import SimulatedDirectory
+from paceline.aggregation.secure.steps import carry_out
 from paceline.aggregation.secure.task_hash import Agreement, Work
 from paceline.core.engine import Each, Receipt
 from paceline.core.errors import (
@@ -179,22 +179,16 @@ class _Sum:
             self.fed.lost |= {client: f"refused: {why}" for client, why in self.server.refused.items()}
 
     def _form(self) -> Summed:
-        server = self.server
-        self._ask("advertise", server.session.plain(), self.clients, server.add_advert)
-        hashes, adverts = server.directory_for()
-        self._ask("share", {"hashes": hashes}, list(adverts), server.add_shares, each_message=adverts)
-        mail = server.mail_for()
-        self._ask("masked", self.request.message, list(mail), self._add, each_message=mail, deadline=self.request.deadline)
-        alive = server.alive()
-        self._ask("consistency", {"alive": alive}, alive, server.add_signature)
-        signatures = server.signatures_for()
+        return self._decoded(carry_out(self.server, self._ask, self.request.message, self._add, self._signed))
+
+    def _signed(self, alive: list[int]) -> None:
         self.how.opened.record(self.work.common, alive)
         self.opening = alive
         self.fed.opened |= set(alive)
-        self._ask("unmask", None, list(signatures), server.add_unmasking, each_message=signatures)
-        return self._decoded(alive)
 
-    def _ask(self, step: str, message: Tree, clients: Sequence[int], take: Any, **options: Any) -> None:
+    def _ask(
+        self, step: str, common: Tree, clients: Sequence[int], take: Callable[[int, Any], Any], own: Mapping[int, Any] | None = None
+    ) -> None:
         def sink(receipt: Receipt) -> None:
             if receipt.dropped is None:
                 came.add(receipt.client)
@@ -204,7 +198,10 @@ class _Sum:
                     self.server.refused[receipt.client] = f"malformed message: {type(error).__name__}: {error}"
 
         came: set[int] = set()
-        self.fed.call(step, message, clients, Each(), program="secagg", sink=sink, **options)
+        options: dict[str, Any] = {} if own is None else {"each_message": own}
+        if step == "masked":  # the step in which the method's own function runs
+            options["deadline"] = self.request.deadline
+        self.fed.call(step, common, clients, Each(), program="secagg", sink=sink, **options)
         self.silent |= {c for c in clients if c not in came or c in self.server.refused}
 
     def _preview(self) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.aggregation.secure.graph import neighbours, parameters, permutation
 from paceline.aggregation.secure.keys import AgreementKey, context
-from paceline.core.errors import ConfigError, ProtocolError
+from paceline.core.errors import ConfigError, ProtocolError, QuorumError
 
 __all__ = [
     "Session",
@@ -24,6 +25,7 @@ __all__ = [
     "least_half",
     "masked_digest",
     "near_of",
+    "new_session",
     "number",
     "segments_of",
     "segments_table",
@@ -129,6 +131,21 @@ class Session:
         if not texts or unknown or any(type(n) is not int for n in (*numbers, *clients)):
             raise ProtocolError("a session's facts are of other types than they should be")
         return Session(**{**facts, "clients": tuple(facts["clients"]), "config": SecureConfig(**facts["config"])})
+
+
+def new_session(clients: Collection[int], config: SecureConfig, round: int = 1, attempt: int = 0, tell_bytes: int = 64) -> Session:
+    """Return a fresh session whose k and t follow from the cohort's size.
+
+    Raises `QuorumError` for a cohort that is too small for the threshold, `ConfigError` for other misfits.
+    """
+    ordered = tuple(sorted(clients))
+    k, t = sizes(len(ordered), config)
+    if t > k:
+        raise QuorumError(f"secure sum, round {round}: {len(ordered)} clients are too few for a threshold of {t}")
+    session = Session(secrets.token_bytes(32), round, attempt, ordered, k, t, config, tell_bytes)
+    if faults := session.faults():
+        raise ConfigError("secure aggregation: " + "; ".join(faults))
+    return session
 
 
 def sizes(clients: int, config: SecureConfig) -> tuple[int, int]:
