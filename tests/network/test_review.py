@@ -336,6 +336,32 @@ def test_a_model_that_differs_by_a_hair(liar, params, monkeypatch, scope, round,
     assert alike > (0.99 if round == 1 else 0.7), "then the documents need not warn of it"  # orders of batches differ by round
 
 
+LINES = [[0, 1, 2], [0, 3, 4], [0, 5, 6], [1, 3, 5], [1, 4, 6], [2, 3, 6], [2, 4, 5]]
+"""Any two cohorts share one client and differ in four."""
+
+
+@pytest.mark.parametrize(("difference", "open"), [(1, True), (3, False)])
+def test_seven_models_that_differ_by_a_hair_over_seven_cohorts(sixteen, liar, params, monkeypatch, difference, open):
+    """The seven sums of one round have one solution: the update of each client, though any two cohorts differ in four."""
+    policy = f"[secure_aggregation]\ngamma = 0.0\n[cohort]\nleast_difference = {difference}"
+    server = liar(clients=7, cohort=7, secure=OPTIONS, policy=policy)
+    seen, sums = Failing(monkeypatch, set(), None), []
+    for number, line in enumerate(LINES):
+        other = Params(params.vector.clone(), params.layout)
+        other.vector[0] += 1e-6 * number
+        one = Partial(server, other, line, number + 1)
+        sums.append(one.go())
+        if number and not open:
+            assert sums[-1] is None
+            assert any("several of them together would show single clients" in why for why in one.why)
+    if open:
+        lines = np.array([[float(c in line) for c in range(7)] for line in LINES])
+        found = np.linalg.solve(lines, np.array(sums, dtype=float))
+        for client, update in seen.updates.items():
+            alike = abs(found[client] @ update) / (np.linalg.norm(found[client]) * np.linalg.norm(update))
+            assert alike > 0.99, "then the documents need not warn of it"
+
+
 @pytest.mark.parametrize("allowed", [False, True])
 def test_a_message_that_makes_all_but_one_count_nothing(liar, params, loopback, monkeypatch, allowed):
     """The message is the same for all, but each client reads its own line of it."""

@@ -10,6 +10,9 @@ the earliest, over a set S: its t helpers are in no other sum but S and the halv
 n/2 - (n - t) of them, with one coefficient. So they stay in the combination, or S and both halves cancel. Halves are
 allowed where the graph is complete and those who did not help are too few to open a sum on their own (`least_half`);
 halves of halves are not, as all who did not help could be in one of them.
+
+Work that is nearly the same (`Scope`) gives nearly the same updates, so the same holds for it: sums over seven cohorts of
+three, of which any two share one client and differ in four, have one solution, and it is everybody's own update.
 """
 
 from __future__ import annotations
@@ -50,16 +53,20 @@ _SCOPES: dict[Scope, str] = {
 }
 """Which earlier sums a new one is held against."""
 
+_NEAR: dict[Scope, str] = {**_SCOPES, "always": _SCOPES["round"]}
+"""Which of them are over nearly the same work, so that no cohort may share clients with theirs without being equal."""
+
 
 class Openings:
     """One client's book of opened sums.
 
     Args:
         path: of the SQLite file; None keeps it in memory.
-        least_difference: least number of clients in which two opened cohorts differ, where they differ at all.
-        scope: which cohorts: "model" holds it for sums over the same model version; "round" also for sums of the same
+        least_difference: least number of clients in which two opened cohorts differ, where they differ at all; above 1, those
+            of nearly the same work are equal or share nobody.
+        scope: which work is nearly the same: "model" is that over the same model version; "round" is also that of the same
             function in the same round of a run, whatever the model, as one that was changed in its last digit is another;
-            "always" for all sums.
+            "always" is as "round", and holds the difference between all sums.
         most: openings in one round of a run, whatever the server calls them; None for no limit.
         durable: sync the file before an answer leaves, so that a power cut does not make this client forget.
 
@@ -105,20 +112,32 @@ class Openings:
             clients: who is to be in the sum; before anything is masked the cohort, later the survivors.
             least: least size of a half, from the size of the cohort that is split.
         """
-        now, before, others = sorted(clients), list[list[int]](), list[list[int]]()
+        now, before, others = sorted(clients), list[list[int]](), list[tuple[bool, list[int]]]()
         facts = {"work": own.work, "version": own.version, "run": run, "round": round, "function": own.function}
-        for same, text in self._all(f"SELECT DISTINCT work = :work, survivors FROM opened WHERE {_SCOPES[self.scope]}", facts):
-            (before if same else others).append(json.loads(text))
+        held = f"SELECT DISTINCT work = :work, {_NEAR[self.scope]}, survivors FROM opened WHERE {_SCOPES[self.scope]}"
+        for same, near, text in self._all(held, facts):
+            if same:
+                before.append(json.loads(text))
+            else:
+                others.append((bool(near), json.loads(text)))
         if before and now not in before and not any(tuple(now) in parts for parts in splits(own.common, before, least).values()):
             raise ProtocolError(
                 "this work was opened before, over other survivors; a second sum would show the difference; "
                 "a run with another seed is other work, and one over the same clients as then is not refused"
             )
-        for old in others:
-            if 0 < (difference := len(set(old) ^ set(now))) < self.least_difference and old not in before:
+        for near, old in others:
+            if old in before or not (difference := len(set(old) ^ set(now))):
+                continue
+            if difference < self.least_difference:
                 raise ProtocolError(
                     f"a sum over the same model was opened before, over a cohort that differs in {difference} clients; "
                     f"{self.least_difference} are demanded (cohort.least_difference); a run with another seed begins with another model"
+                )
+            if near and self.least_difference > 1 and not set(old).isdisjoint(now):
+                raise ProtocolError(
+                    "a sum over the same model or in the same round was opened before, over another cohort that shares clients with this "
+                    "one; several of them together would show single clients (cohort.least_difference); a run with another seed begins "
+                    "with another model"
                 )
         if self.most is None:
             return

@@ -58,10 +58,13 @@ class Cohort(_Part):
     least: int = Field(default=3, ge=1, description="least number of clients in a sum")
     least_quorum: int = Field(default=3, ge=1, description="least number of clients whose replies a sum may hold in the end")
     least_difference: int = Field(
-        default=3, ge=1, description="least number of clients by which the cohorts of two sums differ, if at all; 1 for no limit"
+        default=3,
+        ge=1,
+        description="least number of clients by which the cohorts of two sums differ, if at all; above 1, those over nearly the same work "
+        "are equal or share nobody; 1 for no limit",
     )
     difference_scope: Literal["model", "round", "always"] = Field(
-        default="round", description="sums that must differ so: over the same model; also in the same round; or all of them"
+        default="round", description="nearly the same work: over the same model; also in the same round; or, for the difference, all sums"
     )
 
 
