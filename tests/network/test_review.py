@@ -177,6 +177,18 @@ def test_one_client_that_cannot_work_harms_nobody(loopback, monkeypatch):
     assert [(r["attempts"], r["note_failed"]) for r in history] == [(1, 1.0)] * 2
 
 
+def test_what_a_failed_function_noted_is_forgotten(loopback, monkeypatch):
+    """The control of a reply that no sum holds, which may be NaN, would go into all later ones."""
+    Failing(monkeypatch, {5}, ERRORS[0])
+    loopback.serve({"method": "scaffold", "clients": 6, "cohort": 6, "rounds": 1, "aggregation": "secure", "secure": OPTIONS})
+    for client in range(6):
+        loopback.client(client)
+    loopback.finish()
+    kept = {c: set(node.runner.worker.memories[c].stored) - {"_secagg"} for c, node in loopback.nodes.items()}
+    assert kept[5] == set()
+    assert all(kept[c] for c in range(5))
+
+
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.99, 0.999999])
 def test_whether_a_client_takes_part_does_not_tell_how_many_samples_it_has(loopback, share):
     """The server chooses what is set aside; with a search it would find the number."""

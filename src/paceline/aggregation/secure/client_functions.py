@@ -94,13 +94,14 @@ class SecAggClient:
         peers = {v: record for v, data in machine.peers.items() if (record := opened_record(data)) is not None}
         inner = worker.client(client.services["call"], client.id, session.stream, peers)
         inner.nameless = not worker.setup.programs["method"].names_clients
-        codec = Codec(session.config, len(session.clients), declared.bounds)
+        codec, noted = Codec(session.config, len(session.clients), declared.bounds), dict(client.memory.changes)
         try:
             with nested(0, client.device):
                 reply = worker.invoke(inner, "method", session.function, content)
             with spent.on("encoding"):
                 encoded = codec.encode(reply, derive(inner.seed, "encode"))
         except Exception as error:
+            client.memory.changes = noted  # what it noted is of a reply that no sum holds
             encoded = self._nothing(codec, client, session.function, content, error)
         inner.nameless = False
         if inner.flops:
