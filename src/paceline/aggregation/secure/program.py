@@ -118,10 +118,11 @@ class SecureAggregation:
     def _rest(self, fed: Federation, cohort: Sequence[int], lost: _Sum) -> None:
         """Try a lost round again without those that did not answer, if they are few and enough others are there.
 
-        What was being opened is asked of the same clients once more first, as it can be split at best.
+        What was being opened is asked of the same clients once more first, as it can be split at best; so is a round in
+        which other work was opened over them, which cannot be repeated without them.
         """
         left = len(cohort) - len(lost.silent)
-        again = lost.opening and not self.opened.lose(lost.work.common, lost.opening)
+        again = not self.opened.lose(lost.work.common, lost.opening) if lost.opening else self.opened.missed(lost.silent)
         if not again and 3 * len(lost.silent) <= len(cohort) and left >= max(3, self.config.least(left), fed.quorum):
             fed.excluded.rest(lost.silent, fed.round)
 

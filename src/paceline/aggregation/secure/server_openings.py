@@ -32,6 +32,7 @@ class OpenedSums:
         self.path = None if path is None else Path(path)
         self.round, self.why = 0, ""
         self._lost: set[tuple[bytes, tuple[int, ...]]] = set()
+        self._missed: set[int] = set()
         self._sums: dict[str, list[dict[str, Any]]] = {}
         if self.path is not None and self.path.exists():
             try:
@@ -47,6 +48,7 @@ class OpenedSums:
         if round != self.round:
             self.round, self.why, self._sums = round, "", {}
             self._lost.clear()
+            self._missed.clear()
 
     def clients(self) -> set[int]:
         """Return who is in any opened sum of this round."""
@@ -75,6 +77,12 @@ class OpenedSums:
             return False
         self.spoil(common, survivors, "too few shares came, twice")
         return True
+
+    def missed(self, silent: Collection[int]) -> bool:
+        """Note who gave no answer; return whether one of them is in an opened sum, and that for the first time in this round."""
+        new = self.clients().intersection(silent) - self._missed
+        self._missed |= new
+        return bool(new)
 
     def groups(self, common: bytes, cohort: Collection[int], least: Callable[[int], int]) -> list[tuple[tuple[int, ...], bool]]:
         """Return which clients of a cohort to sum over, in how many sums; and for each whether all of them must be in it.
