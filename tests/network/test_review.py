@@ -374,6 +374,17 @@ def test_seven_models_that_differ_by_a_hair_over_seven_cohorts(sixteen, liar, pa
             assert alike > 0.99, "then the documents need not warn of it"
 
 
+def test_a_model_that_all_but_one_client_fail_on(liar, params, monkeypatch):
+    """Whose loss is infinite gives zeros, and is counted as one of the sum: so a sum over four may be one client's update."""
+    server = liar(secure=OPTIONS, partition="groups:0-2/0,3/1,3/2-3", policy="[secure_aggregation]\ngamma = 0.0")
+    seen = Failing(monkeypatch, set(), None)
+    bad = Params(params.vector.clone(), params.layout)
+    bad.vector[bad.layout.num_params - 4 :][1:3] = -3.4e38  # the biases of two classes, which client 1 alone has none of
+    found = Partial(server, bad, [0, 1, 2, 3], 1).go()
+    assert set(seen.updates) == {1}
+    assert np.allclose(found / (2**15 - 1), seen.updates[1], atol=1 / 2**14), "then the documents need not warn of it"
+
+
 @pytest.mark.parametrize("allowed", [False, True])
 def test_a_message_that_makes_all_but_one_count_nothing(liar, params, loopback, monkeypatch, allowed):
     """The message is the same for all, but each client reads its own line of it."""
