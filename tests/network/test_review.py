@@ -352,6 +352,18 @@ LINES = [[0, 1, 2], [0, 3, 4], [0, 5, 6], [1, 3, 5], [1, 4, 6], [2, 3, 6], [2, 4
 """Any two cohorts share one client and differ in four."""
 
 
+def test_where_data_are_one_batch_two_rounds_show_a_client_exactly(liar, params, monkeypatch):
+    """The size of a batch is an option of the method, and so the server's."""
+    server = liar(secure=OPTIONS, policy=HAIR.format("round"), options={"batch_size": 1000})
+    seen = Failing(monkeypatch, set(), None)
+    other = Params(params.vector.clone(), params.layout)
+    other.vector[0] += 1e-6
+    first = Partial(server, params, [0, 1, 2, 3], 1).go()
+    update = seen.updates[3]
+    found = first - Partial(server, other, [0, 1, 2], 2, round=2).go()
+    assert abs(found @ update) / (np.linalg.norm(found) * np.linalg.norm(update)) > 0.99, "then the documents need not warn of it"
+
+
 @pytest.mark.parametrize(("difference", "open"), [(1, True), (3, False)])
 def test_seven_models_that_differ_by_a_hair_over_seven_cohorts(sixteen, liar, params, monkeypatch, difference, open):
     """The seven sums of one round have one solution: the update of each client, though any two cohorts differ in four."""
