@@ -39,7 +39,7 @@ KEPT = "clients"
 _LOST = 255
 """What `multiprocessing` tells of children whose fork server was killed."""
 
-_OPEN = {"secure_aggregation": {"required": False}, "cohort": {"least": 1, "least_quorum": 1}}
+_OPEN = {"secure_aggregation": {"required": False, "named_clients": True}, "cohort": {"least": 1, "least_quorum": 1}}
 
 
 @dataclass
