@@ -175,7 +175,9 @@ def test_who_may_be_split(clients, options, least):
     assert least_half(clients, SecureConfig(**{"gamma": 0.0, **options})) == least
 
 
-@pytest.mark.parametrize(("gamma", "whole"), [(0.0, [3, 4, 5, 7]), (0.1, [*range(3, 18), 19, 21, 22, 23, 25, 31]), (0.2, [*range(3, 51)])])
+@pytest.mark.parametrize(
+    ("gamma", "whole"), [(0.0, [3, 4, 5, 7]), (0.1, [*range(3, 18), 19, 21, 22, 23, 25, 31]), (0.2, [*range(3, 51)])]
+)
 def test_the_documents_name_the_cohorts_that_cannot_be_split(gamma, whole):
     assert [n for n in range(3, 51) if least_half(n, SecureConfig(gamma=gamma)) == n] == whole
 

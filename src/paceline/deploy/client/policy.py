@@ -64,7 +64,8 @@ class Cohort(_Part):
         "are equal or share nobody; 1 for no limit",
     )
     difference_scope: Literal["model", "round", "always"] = Field(
-        default="round", description="nearly the same work: over the same model; also in the same round; or, for the difference, all sums"
+        default="round",
+        description="nearly the same work: over the same model; also in the same round; or, for the difference, all sums",
     )
 
 
