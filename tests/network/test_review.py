@@ -19,7 +19,9 @@ from paceline.deploy.client.client import build_worker
 from paceline.deploy.identity.authority import Authority
 from paceline.deploy.plan import Plan, offer
 from paceline.deploy.settings import DataConfig
+from paceline.engines.worker import Worker
 from paceline.methods.participation.rates import Asked
+from paceline.network.client_runner import Runner
 from paceline.network.handshake import HIDDEN, Welcome
 from paceline.run import RunConfig
 from tests.network.conftest import MOST, OPEN
@@ -106,7 +108,7 @@ def test_a_quarter_that_was_not_asked_for_shares_shows_none_of_its_members(sixte
 @pytest.mark.parametrize("method", ["fjord"])
 def test_a_memory_that_changes_does_not_make_other_work(liar, params, method):
     """The function notes something in its memory, which does not change its answer: the server takes a client out in between."""
-    server = liar(method=method, secure=OPTIONS)
+    server = liar(method=method, secure=OPTIONS, measured=True)
     found = [Partial(server, params, clients, attempt).go() for attempt, clients in ((1, [0, 1, 2, 3]), (2, [0, 1, 2]))]
     assert found[0] is not None
     assert found[1] is None, f"the server holds client 3's update: {(found[0] - found[1])[:5]}"
@@ -450,3 +452,41 @@ def test_a_layout_from_the_wire_is_checked():
     for wrong in (None, 3, [1], [["w", "param"]], [["w", "other", [2]]], [["w", "param", ["x"]]], [[b"w", "param", [2]]]):
         with pytest.raises(LayoutError):
             Layout.from_plain(wrong)
+
+
+FJORD = {
+    "method": "fjord",
+    "options": {"adaptive": True, "warmup": 1, "straggler_share": 0.5},
+    "clients": 6,
+    "cohort": 6,
+    "rounds": 4,
+}
+
+
+def test_times_that_a_server_sends_with_a_commit_are_not_used(loopback, monkeypatch):
+    """With each commit a server can send how long a client's round took, and send each what it likes: all but one would sit out."""
+    commit, invoke, seen = Runner.commit, Worker.invoke, set()
+    monkeypatch.setattr(Runner, "commit", lambda self, head: commit(self, {**head, "took": 0.5 if self.number == 2 else 500.0}))
+
+    def trains(worker, me, program, function, message):
+        reply = invoke(worker, me, program, function, message)
+        if (program, function, me.round) == ("method", "train", 4) and reply.delta.vector.any():
+            seen.add(me._id)
+        return reply
+
+    monkeypatch.setattr(Worker, "invoke", trains)
+    loopback.serve({**FJORD, "aggregation": "secure", "secure": {}, "measured": True}, {"least": 6})
+    for client in range(6):
+        loopback.client(client, policy="")
+    loopback.finish()
+    assert len(seen) >= 3
+    times = [node.runner.worker.memories[n]["_times"] for n, node in loopback.nodes.items()]
+    assert all(0 < work < 60 and 0 <= moved < 60 for work, moved in times)
+
+
+def test_times_of_a_fleet_that_the_server_chose_are_refused(loopback):
+    loopback.serve({**FJORD, "aggregation": "secure", "secure": {}}, {"least": 6})
+    for client in range(6):
+        loopback.client(client, policy="")
+    loopback.wait(lambda: len(loopback.client_lines.of("refused")) == 6)
+    assert all("measured = true" in facts["reasons"][0] for facts in loopback.client_lines.of("refused"))

@@ -47,7 +47,9 @@ class Runner:
         self._round = 0
         self._overlay: tuple[int, int] | None = None
         self._pending: dict[str, int] = {}
-        self._trained = 0.0
+        self._trained = self._received = self._moved = 0.0
+        self._training: int | None = None
+        """The call in which this client trained last."""
 
     # -- a run ---------------------------------------------------------------------------------
     def join(self, welcome: Welcome) -> None:
@@ -103,7 +105,7 @@ class Runner:
             spent = time.perf_counter() - began
             trained = self._seen(worker) != before
             if trained:
-                self._trained = spent
+                self._trained, self._moved, self._training = spent, self._received, number
             self._keep(call.round, p.field(head, "take", int))
             if self.rules is not None:
                 self.rules.done(head, receipt.bytes_up, spent)
@@ -117,6 +119,15 @@ class Runner:
     def hidden(self) -> bool:
         """Whether the server may learn nothing but sums, so that no reason, time or size that depends on data leaves."""
         return self.worker is None or "secagg" in self.worker.functions
+
+    def received(self, seconds: float) -> None:
+        """Note how long the next call's message took to arrive, from its first frame."""
+        self._received = seconds
+
+    def sent(self, number: int, seconds: float) -> None:
+        """Note how long the reply to a call took to send."""
+        if number == self._training:
+            self._moved += seconds
 
     def slowed(self, answer: Answer, seconds: float) -> None:
         """Let work have taken longer: a slow device, on purpose."""
@@ -182,8 +193,10 @@ class Runner:
         if overlay is not None and not (overlay[0] == round and p.field(head, "kept", bool)):
             self.rollback()
         elif overlay is not None:
-            if took:
-                self._measure(round, took)
+            if self.hidden and self.worker.setup.measured:  # under masks nothing that the server says shapes an answer
+                self._measure(round, self._moved)
+            elif took and not self.hidden:
+                self._measure(round, max(took - self._trained, 0.0))
             self.worker.commit()
             self._forget_overlay()
         self._round = max(self._round, round)
@@ -191,12 +204,12 @@ class Runner:
         self.memory.commit(round, saved)
         self.guard.safe(saved)
 
-    def _measure(self, round: int, took: float) -> None:
-        """Put measured seconds in the place of those that a simulation would have; what was no work was transfer."""
+    def _measure(self, round: int, moved: float) -> None:
+        """Replace the simulated seconds by measured ones: of work, and of both transfers."""
         assert self.worker is not None
         memory = self.worker.memories[self.number]
         if (before := memory.changes.get("_times")) is not None:
-            memory["_times"] = [self._trained, max(took - self._trained, 0.0)]
+            memory["_times"] = [self._trained, moved]
             try:
                 self.memory.write_pending(round, memory)
             except StoreError:  # the times are worth less than the work that is on the disk

@@ -73,7 +73,10 @@ class Dial:
         kind = 0
         while kind != p.LEAVE:
             kind, head, parts = await self._out.get()
+            began = time.monotonic()
             await self._link.send(kind, head, *parts)
+            if kind == p.REPLY:
+                self._desk.sent(head["id"], time.monotonic() - began)
 
     async def _watch(self, heartbeat: float) -> None:
         while time.monotonic() - self._link.heard <= 3 * heartbeat + 1.0:

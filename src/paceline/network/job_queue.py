@@ -100,6 +100,10 @@ class Desk:
             self._known = number
             self._jobs.put_nowait(partial(self._answer, message))
 
+    def sent(self, number: int, seconds: float) -> None:
+        """Note how long the reply to a call took to send."""
+        self._runner.sent(number, seconds)
+
     def settle(self, message: Message) -> None:
         """Commit, roll back or take up news, when the calls before are answered."""
         if message.kind == p.COMMIT:
@@ -194,6 +198,7 @@ class Desk:
             raise WireError("a call came without its message")
         trees = [message.tree(i, self._limits) for i in range(len(message.parts))]
         head = {**message.head, "size": message.opening.raw}
+        self._runner.received(message.ended - message.began)
         answer = self._runner.call(head, trees[0], trees[1] if len(trees) > 1 else None)
         return answer, () if answer.head["dropped"] is not None else (MessagePart.of(answer.value, self._pack),)
 

@@ -153,7 +153,8 @@ def build_worker(
         directory: its identity key, and the others' pinned ones.
         modules: from which methods may come that are not registered.
         private: draw from a secret seed.
-        named: sum functions under masks that read a line of their own from the message (`Method.names_clients`).
+        named: sum functions under masks that read a line of their own from the message (`Method.names_clients`), or go by the
+            times of a simulated fleet.
         openings: what this client has helped to open.
         task: a task object in place of the one that is configured.
     """
@@ -181,11 +182,15 @@ def build_worker(
             raise ConfigError(f"this client has number {number}, but the run has only {config.clients} clients")
         torch.set_num_threads(data.threads)
         method = find_method(config.method).build(config.options)
-        if method.names_clients and config.aggregation == "secure" and not named:
+        simulated = method.keeps_times and not config.measured
+        if (method.names_clients or simulated) and config.aggregation == "secure" and not named:
+            what = (
+                "messages hold a line for each client" if method.names_clients else "times come from a fleet that the server chose"
+            )
             raise PolicyError(
                 [
-                    f"messages of {config.method!r} hold a line for each client, with which a server that lies could open one client's "
-                    "update (secure_aggregation.named_clients)"
+                    f"{config.method!r}: its {what}, with which a server that lies could open one client's update "
+                    f"({'' if method.names_clients else 'run it with measured = true, or allow it by '}secure_aggregation.named_clients)"
                 ]
             )
         if config.aggregation == "secure" and Agreement.of(config, type(method)).method.hex() != welcome.plan.get("method"):

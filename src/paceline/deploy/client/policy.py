@@ -47,7 +47,10 @@ class Secure(_Part):
     sigma: int = Field(default=40, ge=1, description="privacy must fail with at most 2^-sigma, whatever k and t the plan sets")
     eta: int = Field(default=1, ge=1, description="a round must be lost with at most 2^-eta")
     complete_up_to: int = Field(default=0, ge=0, description="cohorts up to this size must use the complete graph")
-    named_clients: bool = Field(default=False, description="allow methods whose messages hold a line for each client")
+    named_clients: bool = Field(
+        default=False,
+        description="allow methods whose messages hold a line for each client, or that go by a simulated fleet's times",
+    )
     begun_work: bool = Field(default=False, description="allow asynchronous methods, whose messages no session binds")
     accept_changed_keys: bool = Field(default=False, description="take another identity key of a known client without asking")
 
