@@ -1,4 +1,4 @@
-"""One secure sum with all parties in this process: for tests, for the cost table, and to read the protocol."""
+"""One secure sum with all parties in one process: for tests, cost measurements, and as a readable protocol reference."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from paceline.core.errors import ConfigError, QuorumError
 __all__ = ["STEPS", "Costs", "arithmetic_sum", "new_session", "secure_sum"]
 
 STEPS = ("advertise", "share", "masked", "consistency", "unmask")
-"""What a client is asked, in order."""
+"""Protocol steps of a client, in order."""
 
 
 @dataclass
 class Costs:
-    """What a sum took: seconds of the first surviving client and of the server, bytes of that client."""
+    """Cost of a sum: seconds of the first surviving client and of the server, bytes of that client."""
 
     client_seconds: float = 0.0
     server_seconds: float = 0.0
@@ -35,9 +35,18 @@ class Costs:
 
 
 def new_session(clients: Collection[int], config: SecureConfig, round: int = 1, attempt: int = 0, tell_bytes: int = 64) -> Session:
-    """Return a fresh session whose k and t follow from the cohort's size.
+    """Return a new session; k and t follow from the cohort's size.
 
-    Raises `QuorumError` for a cohort that is too small for the threshold, `ConfigError` for other misfits.
+    Args:
+        clients: ids of the cohort.
+        config: options of secure aggregation.
+        round: round of the run.
+        attempt: attempt within the round.
+        tell_bytes: padded size in bytes of a record for the neighbours.
+
+    Raises:
+        QuorumError: the cohort is too small for the threshold.
+        ConfigError: the options do not fit the cohort otherwise.
     """
     ordered = tuple(sorted(clients))
     k, t = sizes(len(ordered), config)
@@ -52,11 +61,14 @@ def new_session(clients: Collection[int], config: SecureConfig, round: int = 1, 
 def arithmetic_sum(
     vectors: Mapping[int, list[tuple[Segment, Words]]], drop: Mapping[int, str] | None = None
 ) -> tuple[list[Words], list[int]]:
-    """Return what `secure_sum` opens and who survives, by modular sums alone: no keys, no masks, no protection.
+    """Return what `secure_sum` opens and the survivors, by modular sums alone: no keys, no masks, no protection.
 
     Args:
-        vectors: the cohort's segments and words.
+        vectors: segments and words of each client.
         drop: as in `secure_sum`; vectors of clients that leave after ``masked`` count.
+
+    Raises:
+        QuorumError: all clients dropped out.
     """
     alive = [c for c in sorted(vectors) if (drop or {}).get(c) not in STEPS[:3]]
     if not alive:
@@ -76,14 +88,24 @@ def secure_sum(
     drop: Mapping[int, str] | None = None,
     quorum: int = 1,
 ) -> tuple[list[Words], list[int], Costs]:
-    """Return (opened segments, survivors, costs).
+    """Run the whole protocol in this process; return (opened segments, survivors, costs).
 
     Args:
-        vectors: the cohort's segments and words.
-        config: options.
-        drop: the step before whose answer a client vanishes: ``advertise``, ``share``, ``masked``,
+        vectors: segments and words of each client.
+        config: options of secure aggregation.
+        drop: by client, the step before which it drops out: ``advertise``, ``share``, ``masked``,
             ``consistency`` or ``unmask``.
-        quorum: least number of survivors.
+        quorum: smallest number of survivors.
+
+    Raises:
+        QuorumError: too few clients are left.
+
+    Example:
+        >>> segment = Segment("main", 2, 32)
+        >>> vectors = {c: [(segment, np.array([c, 1], dtype=segment.dtype))] for c in range(4)}
+        >>> opened, survivors, _ = secure_sum(vectors)
+        >>> opened[0].tolist(), survivors
+        ([6, 4], [0, 1, 2, 3])
     """
     config = config or SecureConfig()
     gone = dict(drop or {})
@@ -98,7 +120,7 @@ def secure_sum(
         return client not in gone or STEPS.index(gone[client]) > STEPS.index(step)
 
     started = time.perf_counter()
-    own = 0.0  # of all clients, so that the rest of the wall time is the server's
+    own = 0.0  # seconds of all clients; the rest of the wall time is the server's
 
     def timed(client: int, answer: object) -> float:
         nonlocal own
