@@ -1,4 +1,4 @@
-"""Plain aggregation: the server could see every reply, and forms exact sums."""
+"""Plain aggregation: exact sums of unencrypted replies. The server process can read each reply."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["Plain", "mean_of", "tell"]
 
 @dataclass(frozen=True)
 class Plain:
-    """Exact sums of plain replies.
+    """Exact sums of unencrypted replies.
 
     Args:
-        bound: largest |weight x value| of a coordinate, see `FixedPoint`.
+        bound: largest |weight x value| of one client's coordinate, see `FixedPoint`.
     """
 
     bound: float = SUM_BOUND
@@ -30,7 +30,15 @@ class Plain:
     sees_each: bool = True
 
     def sum(self, fed: Federation, request: SumRequest) -> Summed:
-        """Ask the cohort and add its replies up."""
+        """Call the function on the cohort and return the exact sum of its replies.
+
+        Args:
+            fed: the running federation.
+            request: function, message, cohort and deadline of the call.
+
+        Raises:
+            QuorumError: no client returned a reply that can be summed.
+        """
         peers = tell(fed, request)
         _, partials = fed.call(
             request.function,
@@ -47,12 +55,17 @@ class Plain:
         return Summed(total.structure, tensors, scalars, denominators, tuple(sorted(total.clients)))
 
     def check(self, fed: Federation) -> list[str]:
-        """Fits any federation."""
+        """Return no faults: plain sums work for every federation."""
         return []
 
 
 def mean_of(replies: Mapping[int, Tree], bound: float = SUM_BOUND) -> Any:
-    """Return what ``fed.mean`` or ``fed.sum`` would return for replies that the server holds, with the same bits."""
+    """Return what ``fed.mean`` or ``fed.sum`` would return for replies already held by the server, bitwise identical.
+
+    Args:
+        replies: reply by client id.
+        bound: largest |weight x value| of one client's coordinate.
+    """
     total = Partial(FixedPoint(len(replies), bound).fraction, bound)
     for client, reply in replies.items():
         total.add(client, reply)
@@ -60,7 +73,12 @@ def mean_of(replies: Mapping[int, Tree], bound: float = SUM_BOUND) -> Any:
 
 
 def tell(fed: Federation, request: SumRequest) -> dict[int, dict[int, Tree]]:
-    """Let clients tell each other their records, through the server, which could read them."""
+    """Collect the records that clients publish to their peers, relayed through the server in plain text.
+
+    Returns:
+        for each client that published a valid record: the records of the other clients, by id. Empty if the function
+        declares no record.
+    """
     if request.declared.tells is None:
         return {}
     receipts, _ = fed.call(request.declared.tells, None, request.cohort, Each())

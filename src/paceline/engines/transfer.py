@@ -1,4 +1,4 @@
-"""What a worker is built from, sent to a process that shares no memory with this one."""
+"""Transfer of a worker's setup to a process that does not share memory with this one."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["complete", "lighten"]
 
 
 def lighten(setup: Setup) -> Setup:
-    """Return what has to travel: samples that are loaded there need not."""
+    """Return the setup without samples that the worker can load itself."""
     return setup if setup.samples is None else replace(setup, task=None, split=_elsewhere)
 
 
 def complete(setup: Setup) -> Setup:
-    """Load the samples where the worker runs. Raises what is wrong with the data there."""
+    """Load the samples where the worker runs. Raises the data errors that occur there."""
     if setup.samples is None:
         return setup
     task, split = setup.samples()

@@ -1,4 +1,4 @@
-"""Replies become receipts: decoded, checked, taken into the sum, and timed."""
+"""Conversion of replies into receipts: decode, validate, add to the sum, and time."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["Receipts"]
 
 
 class Receipts:
-    """Makes receipts, on the run's thread.
+    """Builds receipts, on the run's thread.
 
     Args:
-        limits: of a reply.
-        measured: time real work and transfers; else clients report virtual times.
-        hidden: sums are secure, so clients report no times: those of arrivals count.
-        note: is told of replies that were no good.
+        limits: decoding limits of a reply.
+        measured: measure work and transfers in real time; otherwise clients report virtual times.
+        note: receives events, such as invalid replies.
+        hidden: sums are secure, so clients report no times and arrivals are measured.
     """
 
     def __init__(
@@ -36,7 +36,13 @@ class Receipts:
         """Measured seconds from call to reply of each client's last training in this round."""
 
     def make(self, phase: PendingCall, arrival: Arrival, taker: Intake) -> Receipt:
-        """Return the receipt of what came; whatever is wrong with a reply makes a drop-out of its client."""
+        """Return the receipt of an arrival. Any fault of a reply drops its client.
+
+        Args:
+            phase: the open call.
+            arrival: result of one client.
+            taker: receives valid replies.
+        """
         message, client = arrival.message, arrival.client
         if message is None:
             return Receipt(client, dropped=arrival.why)
@@ -50,7 +56,7 @@ class Receipts:
         except PacelineError as error:
             why = f"{type(error).__name__}: {p.clean(error)}"
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
-            # made of the right parts, but in a way that no check foresaw
+            # structurally valid, but malformed in a way that no check covers
             why = f"AggregationError: a malformed reply: {p.clean(error)}"
         finally:
             message.close()

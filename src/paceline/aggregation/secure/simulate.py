@@ -1,4 +1,4 @@
-"""One secure sum with all parties in this process: for tests, for the cost table, and to read the protocol."""
+"""One secure sum with all parties in one process: for tests, cost measurements, and as a readable protocol reference."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Costs", "arithmetic_sum", "secure_sum"]
 
 @dataclass
 class Costs:
-    """What a sum took: seconds of the first surviving client and of the server, bytes of that client."""
+    """Cost of a sum: seconds of the first surviving client and of the server, bytes of that client."""
 
     client_seconds: float = 0.0
     server_seconds: float = 0.0
@@ -35,11 +35,14 @@ class Costs:
 def arithmetic_sum(
     vectors: Mapping[int, list[tuple[Segment, Words]]], drop: Mapping[int, str] | None = None
 ) -> tuple[list[Words], list[int]]:
-    """Return what `secure_sum` opens and who survives, by modular sums alone: no keys, no masks, no protection.
+    """Return what `secure_sum` opens and the survivors, by modular sums alone: no keys, no masks, no protection.
 
     Args:
-        vectors: the cohort's segments and words.
+        vectors: segments and words of each client.
         drop: as in `secure_sum`; vectors of clients that leave after ``masked`` count.
+
+    Raises:
+        QuorumError: all clients dropped out.
     """
     alive = [c for c in sorted(vectors) if (drop or {}).get(c) not in STEPS[:3]]
     if not alive:
@@ -59,14 +62,24 @@ def secure_sum(
     drop: Mapping[int, str] | None = None,
     quorum: int = 1,
 ) -> tuple[list[Words], list[int], Costs]:
-    """Return (opened segments, survivors, costs).
+    """Run the whole protocol in this process; return (opened segments, survivors, costs).
 
     Args:
-        vectors: the cohort's segments and words.
-        config: options.
-        drop: the step before whose answer a client vanishes: ``advertise``, ``share``, ``masked``,
+        vectors: segments and words of each client.
+        config: options of secure aggregation.
+        drop: by client, the step before which it drops out: ``advertise``, ``share``, ``masked``,
             ``consistency`` or ``unmask``.
-        quorum: least number of survivors.
+        quorum: smallest number of survivors.
+
+    Raises:
+        QuorumError: too few clients are left.
+
+    Example:
+        >>> segment = Segment("main", 2, 32)
+        >>> vectors = {c: [(segment, np.array([c, 1], dtype=segment.dtype))] for c in range(4)}
+        >>> opened, survivors, _ = secure_sum(vectors)
+        >>> opened[0].tolist(), survivors
+        ([6, 4], [0, 1, 2, 3])
     """
     session = new_session(vectors, config or SecureConfig())
     identities = {c: IdentityKey.generate() for c in vectors}
@@ -81,7 +94,7 @@ def secure_sum(
 
 
 class _Parties:
-    """All clients of a sum in this process, some of which vanish before a step; measures the first that does not."""
+    """All clients of a sum in this process; measures the first one that does not drop out."""
 
     def __init__(
         self,
@@ -98,7 +111,7 @@ class _Parties:
     def ask(
         self, step: str, common: Any, clients: Sequence[int], take: Callable[[int, Any], Any], own: Mapping[int, Any] | None = None
     ) -> None:
-        """Let each client that is still there answer; see `Ask`."""
+        """Request a step of each client that has not dropped out; see `Ask`."""
         for client in clients:
             if client in self.gone and STEPS.index(self.gone[client]) <= STEPS.index(step):
                 continue

@@ -1,4 +1,4 @@
-"""A federation's client: its own data, its own installed functions, its own rules."""
+"""Client of a federation: local data, locally installed functions, local policy."""
 
 from __future__ import annotations
 
@@ -56,17 +56,17 @@ if TYPE_CHECKING:
 __all__ = ["HouseRules", "build_worker", "make_node", "own_certificate", "take_part"]
 
 _SOON = timedelta(days=14)
-"""With less time left than this for its certificate, a client says so when it begins."""
+"""A client logs a warning at start if its certificate expires within this time."""
 
 
 class HouseRules:
-    """A client's policy and ledger, asked before every call.
+    """Policy and ledger of a client, evaluated before every call.
 
     Args:
-        policy: what is allowed.
-        ledger: what was given.
-        folder: where each run's plan is kept, so that it cannot be changed under way.
-        clock: tells the time.
+        policy: permissions and limits.
+        ledger: usage so far.
+        folder: folder in which each run's plan is stored, so that it cannot be changed during the run.
+        clock: returns the current time.
     """
 
     def __init__(
@@ -77,13 +77,18 @@ class HouseRules:
         self._run = ""
 
     def join(self, welcome: Welcome) -> None:
-        """Judge the plan. Raises `PolicyError` with all reasons, `ProtocolError` for a plan that was changed."""
+        """Evaluate the plan of a run, and record the run in the ledger.
+
+        Raises:
+            PolicyError: lists all reasons for a refusal.
+            ProtocolError: the plan differs from the one accepted earlier.
+        """
         plan = Plan.from_tree(welcome.plan.get("plan"))
         path = self.folder / welcome.run / "plan"
         if path.exists() and path.read_text() != plan.digest:
             raise ProtocolError("the plan of this run is not the one that was agreed to; a new run is needed")
         now = self.clock()
-        closed = self.policy.closed(now)  # that passes, and is told apart from this
+        closed = self.policy.closed(now)  # temporary, and reported separately
         lasting = [
             why for why in self.policy.check(plan, CallRequest(now, usage=self.ledger.usage(welcome.run, now))) if why not in closed
         ]
@@ -95,15 +100,19 @@ class HouseRules:
         self._plan, self._run = plan, welcome.run
 
     def closed(self) -> list[str]:
-        """Return why this client takes no part just now, though it will later; nothing where it does."""
+        """Return the reasons why this client does not participate at present but will later; empty if it does."""
         return self.policy.closed(self.clock())
 
     def call(self, head: Mapping[str, Any], message: Tree) -> None:
-        """Judge a call. Raises `PolicyError` with all reasons."""
+        """Evaluate a call.
+
+        Raises:
+            PolicyError: lists all reasons for a refusal.
+        """
         if self._plan is None:
             raise PolicyError(["nothing was agreed to yet"])
         now, program = self.clock(), p.field(head, "program", str)
-        stays = p.field(p.field(head, "channel", dict), "kind", str) == "held"  # what is only begun shows nothing
+        stays = p.field(p.field(head, "channel", dict), "kind", str) == "held"  # work that is only started reveals nothing
         facts: dict[str, Any] = {"cohort": p.field(head, "cohort", int) if program == "method" and not stays else None}
         if program == "secagg":
             facts |= _secure_facts(p.field(head, "function", str), message)
@@ -119,13 +128,13 @@ class HouseRules:
         self.policy.demand(self._plan, request)
 
     def done(self, head: Mapping[str, Any], sent: int, seconds: float) -> None:
-        """Put a call into the ledger, before its answer leaves."""
+        """Record a call in the ledger, before its reply is sent."""
         size = p.field(head, "size", int) + sent
         self.ledger.note(self._run, p.field(head, "round", int), size, seconds, self.clock())
 
 
 def _secure_facts(function: str, message: Tree) -> dict[str, Any]:
-    """Return what a step of secure aggregation says about its cohort, options or survivors."""
+    """Return the cohort, options or survivors that a step of secure aggregation reveals."""
     match function, message:
         case "advertise", {"clients": [*clients], "config": dict(config)}:
             return {"cohort": len(set(clients)), "secure": config}
@@ -145,18 +154,22 @@ def build_worker(
     openings: Openings | None = None,
     task: Task | None = None,
 ) -> Callable[[Welcome], Worker]:
-    """Return what builds this client's worker for a run, from the run's plan and this client's own data.
+    """Return a function that builds this client's worker from a run's plan and the local data.
 
     Args:
-        data: which data are its own.
-        number: this client's number.
-        directory: its identity key, and the others' pinned ones.
-        modules: from which methods may come that are not registered.
-        private: draw from a secret seed.
-        named: sum functions under masks that read a line of their own from the message (`Method.names_clients`), or go by the
-            times of a simulated fleet.
-        openings: what this client has helped to open.
-        task: a task object in place of the one that is configured.
+        data: data configuration of this client.
+        number: id of this client.
+        directory: its identity key, and the pinned keys of the others.
+        modules: modules from which unregistered methods may be loaded.
+        private: use a secret random seed.
+        named: permit secure sums of functions whose messages contain a line for each client (`Method.names_clients`),
+            and of methods that use the times of a simulated fleet.
+        openings: record of the sums that this client has helped to open.
+        task: task object to use instead of the configured task.
+
+    Returns:
+        a function from a `Welcome` to a `Worker`. It raises `PolicyError`, `ProtocolError`, `ConfigError`, `LayoutError`
+        or a data error if the run does not fit this client.
     """
 
     import torch
@@ -217,7 +230,7 @@ def build_worker(
             order = torch.from_numpy(numpy_rng(config.seed, "own", number).permutation(len(mine.train)))
             if not len(order):
                 raise EmptyClientError(f"task {mine.name!r} has no samples for this client to train on")
-            # one is left to train on, or whether this client takes part would tell how many it has
+            # leave at least one to train on: otherwise participation would reveal the number of samples
             held = min(round(config.client_test * len(order)), len(order) - 1)
             split = _Own(order[held:].sort().values, order[:held].sort().values)
         else:
@@ -248,7 +261,7 @@ def build_worker(
 
 
 def _task_options(data: DataConfig, config: RunConfig) -> dict[str, Any]:
-    """Return the options of this client's task: how its own files are read is not the server's to say, only the model is."""
+    """Return the options of this client's task. For local files, the server determines only the model, not how they are read."""
     from paceline.data.files import is_file_task
     from paceline.models import model_options
 
@@ -260,7 +273,7 @@ def _task_options(data: DataConfig, config: RunConfig) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _quiet(hidden: bool) -> Iterator[None]:
-    """Keep what is wrong with this client's data from the server where sums are secure: a reason may hold values of them."""
+    """Hide errors about this client's data from the server if sums are secure: a reason may contain values of the data."""
     try:
         yield
     except (StoreError, MissingExtraError, MissingDataError):
@@ -273,7 +286,7 @@ def _quiet(hidden: bool) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Own:
-    """All samples belong to this client."""
+    """Split in which all samples belong to this client."""
 
     train: Any
     test: Any
@@ -287,7 +300,7 @@ class _Own:
 
 
 class _Here:
-    """The device that this client runs on: times are measured, and transfers are the server's to measure."""
+    """Profile of the actual device: times are measured, and the server measures transfers."""
 
     def profile(self, client: int, round: int) -> Any:
         """Return a profile that adds nothing to measured seconds."""
@@ -299,7 +312,18 @@ class _Here:
 def make_node(
     config: ClientConfig, journal: Journal, metrics: Metrics | None = None, task: Task | None = None, **parts: Any
 ) -> Node:
-    """Put a client together from its configuration; raises what is wrong with its files."""
+    """Build a client from its configuration.
+
+    Args:
+        config: configuration of the client.
+        journal: event logger.
+        metrics: metrics to update, or None.
+        task: task object to use instead of the configured task.
+        **parts: further fields of `Node`.
+
+    Raises:
+        PacelineError: a file is missing, damaged or inconsistent, or the certificate has expired.
+    """
     from paceline.engines.accelerators import check_device
 
     check_device(config.data.device, "data.device")
@@ -349,7 +373,7 @@ def make_node(
 
 
 def _within(limit: int, build: Callable[[Welcome], Worker]) -> Callable[[Welcome], Worker]:
-    """Let a client refuse a run whose model it could not receive, before any round."""
+    """Refuse a run before its first round if its model exceeds the client's message limit."""
 
     def within(welcome: Welcome) -> Worker:
         worker = build(welcome)
@@ -361,7 +385,14 @@ def _within(limit: int, build: Callable[[Welcome], Worker]) -> Callable[[Welcome
 
 
 def own_certificate(certificate: bytes) -> datetime | None:
-    """Return until when a client's certificate holds. Raises `IdentityError` where it does not hold now."""
+    """Return the expiry time of a client's certificate.
+
+    Args:
+        certificate: PEM.
+
+    Raises:
+        IdentityError: the certificate is not valid now.
+    """
     held, now = pki.load_certificate(certificate, "client.pem"), pki.utc_now()
     begin, end = held.not_valid_before_utc, held.not_valid_after_utc
     if begin <= now <= end:
@@ -371,14 +402,14 @@ def own_certificate(certificate: bytes) -> datetime | None:
 
 
 def not_expired(certificate: bytes) -> None:
-    """Raise `IdentityError` where a client's certificate holds no more, by this machine's clock."""
+    """Raise `IdentityError` if a client's certificate has expired according to the local clock."""
     if pki.utc_now() > pki.load_certificate(certificate, "client.pem").not_valid_after_utc:
         own_certificate(certificate)
 
 
 async def take_part(node: Node) -> str:
-    """Run a client until the run has ended, or SIGTERM, SIGHUP or SIGINT asks it to leave; return why it ended."""
+    """Run a client until the run has ended, or SIGTERM, SIGHUP or SIGINT requests it to leave; return the reason."""
     loop = asyncio.get_running_loop()
-    leave = functools.partial(asyncio.run_coroutine_threadsafe, loop=loop)  # signal handlers of a loop are not everywhere
+    leave = functools.partial(asyncio.run_coroutine_threadsafe, loop=loop)  # loop signal handlers are not portable
     on_stop(lambda _: leave(node.stop("the client was asked to stop")))
     return await node.run()
