@@ -26,6 +26,7 @@ from paceline.core.errors import EngineError, PacelineError, StoreError
 from paceline.core.processes import NAME, UNGUARDED, check_main, importable, start, start_method, unguarded
 from paceline.deploy.identity.authority import Authority
 from paceline.deploy.processes import child
+from paceline.deploy.run_fields import check_federated
 from paceline.network.fault_injection import KILL, Fault
 from paceline.run import Observer, RunConfig, Summary
 from paceline.store import RunFolder
@@ -39,7 +40,7 @@ KEPT = "clients"
 _LOST = 255
 """What `multiprocessing` tells of children whose fork server was killed."""
 
-_OPEN = {"secure_aggregation": {"required": False}, "cohort": {"least": 1, "least_quorum": 1}}
+_OPEN = {"secure_aggregation": {"required": False, "named_clients": True}, "cohort": {"least": 1, "least_quorum": 1}}
 
 
 @dataclass
@@ -107,6 +108,7 @@ class LoopbackFederation:
 
         Raises `StoreError` where another process holds the run's folder.
         """
+        check_federated(self.config)
         RunFolder.check_name(self.place.name)
         check_main(starts=True)
         self._script = self.config.method.startswith("__main__:")

@@ -96,8 +96,8 @@ class Worker:
         self.model = Resident(module, self.layout, setup.device)
         self.model.flops = setup.flops
         self.model.mixed = torch.bfloat16 if setup.precision == "bf16" else None
+        torch.set_float32_matmul_precision("high" if setup.precision == "tf32" else "highest")  # another run may have set it
         if setup.precision == "tf32":
-            torch.set_float32_matmul_precision("high")
             torch.backends.cudnn.allow_tf32 = True
         self.x, self.y = task.train.x.to(setup.device), task.train.y.to(setup.device)
         self.test = ClientData(

@@ -37,6 +37,7 @@ from paceline.deploy.identity import pki
 from paceline.deploy.identity.keys import PinnedDirectory
 from paceline.deploy.logs import Journal
 from paceline.deploy.plan import CallRequest, Plan
+from paceline.deploy.run_fields import check_federated
 from paceline.deploy.settings import ClientConfig, DataConfig
 from paceline.engines.worker import Worker
 from paceline.network import protocol as p
@@ -169,6 +170,7 @@ def build_worker(
 
     def build(welcome: Welcome) -> Worker:
         config = RunConfig.build(p.field(welcome.plan, "config", dict))
+        check_federated(config)
         offered = Plan.from_tree(welcome.plan.get("plan"))
         if Plan.of(config, offered.privacy) != offered:
             raise ProtocolError("the server's plan and its configuration are not the same run")
