@@ -209,7 +209,7 @@ def test_what_is_wrong_with_a_client_s_data_stays_in_its_own_log(loopback, monke
     def load(*args, **options):
         raise DataFormatError("line 7: 'Jane Doe, HIV positive' is no number")
 
-    monkeypatch.setattr("paceline.tasks.load_task", load)
+    monkeypatch.setattr("paceline.assembly.load_task", load)
     run = {"clients": 3, "cohort": 3, "aggregation": "secure", "secure": OPTIONS}
     loopback.serve(run, {"least": 3})
     loopback.task = None  # the client reads its own

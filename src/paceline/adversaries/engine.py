@@ -88,7 +88,7 @@ class Hostile:
     # -- the engine's other duties -------------------------------------------------------------
     def preview(self, function: str, message: Tree) -> Tree | None:
         """Return a reply with the shape that clients will send."""
-        return self._engine.preview(function, message)
+        return self.inner.preview(function, message)
 
     def commit(self) -> dict[int, dict[str, Any]]:
         """Make the clients' memory changes permanent; return the stores that changed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from paceline.core.params import Buffers
 
-__all__ = ["ClientData", "Problem"]
+__all__ = ["ClientData", "Problem", "Split"]
 
 
 class Problem(Protocol):
@@ -36,6 +36,23 @@ class Problem(Protocol):
     @property
     def batch_size(self) -> int:
         """Default batch size."""
+
+
+class Split:
+    """Who has which samples: called with a client's number it returns its (train, test) rows, each of shape [n] (int64)."""
+
+    def __call__(self, client: int) -> tuple[Tensor, Tensor]:
+        """Return a client's training and test rows."""
+        raise NotImplementedError
+
+    def num_train(self, client: int) -> int:
+        """Return how many training samples a client has."""
+        return int(self(client)[0].shape[0])
+
+    def together(self, clients: Sequence[int]) -> Tensor | None:
+        """Return the training rows of several clients, shape [K, n]; None where they have unequally many."""
+        rows = [self(client)[0] for client in clients]
+        return torch.stack(rows) if len({len(r) for r in rows}) == 1 else None
 
 
 @dataclass(slots=True)

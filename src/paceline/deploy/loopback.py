@@ -27,6 +27,7 @@ from paceline.core.errors import EngineError, PacelineError, StoreError
 from paceline.core.processes import NAME, UNGUARDED, check_main, importable, start, start_method, unguarded
 from paceline.deploy.identity.authority import Authority
 from paceline.deploy.processes import child
+from paceline.deploy.run_fields import check_federated
 from paceline.network.fault_injection import KILL, Fault
 from paceline.run import Observer, RunConfig, Summary
 from paceline.store import RunFolder
@@ -113,6 +114,7 @@ class LoopbackFederation:
             PacelineError: the error with which the server or a client failed.
             StoreError: another process holds the run's folder.
         """
+        check_federated(self.config)
         RunFolder.check_name(self.place.name)
         check_main(starts=True)
         self._script = self.config.method.startswith("__main__:")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
+from torch import Tensor
 
 from paceline.core.errors import EngineError
+from paceline.core.samples import Split
 from paceline.engines.worker import Setup
 
 __all__ = ["complete", "lighten"]
@@ -14,7 +15,7 @@ __all__ = ["complete", "lighten"]
 
 def lighten(setup: Setup) -> Setup:
     """Return the setup without samples that the worker can load itself."""
-    return setup if setup.samples is None else replace(setup, task=None, split=_elsewhere)
+    return setup if setup.samples is None else replace(setup, task=None, split=_Elsewhere())
 
 
 def complete(setup: Setup) -> Setup:
@@ -25,5 +26,6 @@ def complete(setup: Setup) -> Setup:
     return replace(setup, task=task, split=split)
 
 
-def _elsewhere(client: int) -> tuple[torch.Tensor, torch.Tensor]:
-    raise EngineError(f"the samples of client {client} are loaded where it runs")
+class _Elsewhere(Split):
+    def __call__(self, client: int) -> tuple[Tensor, Tensor]:
+        raise EngineError(f"the samples of client {client} are loaded where it runs")

@@ -29,6 +29,7 @@ from paceline.core.errors import (
     StoreError,
 )
 from paceline.core.processes import on_stop
+from paceline.core.samples import Split
 from paceline.core.tree import Tree
 from paceline.deploy.client.ledger import Ledger
 from paceline.deploy.client.policy import Policy, load_policy
@@ -36,8 +37,9 @@ from paceline.deploy.identity import pki
 from paceline.deploy.identity.keys import PinnedDirectory
 from paceline.deploy.logs import Journal
 from paceline.deploy.plan import CallRequest, Plan
+from paceline.deploy.run_fields import check_federated
 from paceline.deploy.settings import ClientConfig, DataConfig
-from paceline.engines.worker import Setup, Worker
+from paceline.engines.worker import Worker
 from paceline.network import protocol as p
 from paceline.network.client_runner import Runner
 from paceline.network.client_stream import Node, NodeSettings
@@ -48,12 +50,14 @@ from paceline.network.tls import Credentials
 from paceline.store.files import atomic_write
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from paceline.core.config import RunConfig
     from paceline.core.method import Method
     from paceline.deploy.metrics import Metrics
-    from paceline.run import RunConfig
     from paceline.tasks import Task
 
-__all__ = ["HouseRules", "build_worker", "make_node", "own_certificate", "take_part"]
+__all__ = ["HouseRules", "build_worker", "make_node", "own_certificate", "own_split", "take_part"]
 
 _SOON = timedelta(days=14)
 """A client logs a warning at start if its certificate expires within this time."""
@@ -174,18 +178,13 @@ def build_worker(
 
     import torch
 
-    from paceline.core.method import find_method
+    from paceline.assembly import Shared, assemble, build_method, devices, read_task, share_out
+    from paceline.core.config import RunConfig
     from paceline.core.params import Layout
-    from paceline.core.random import numpy_rng
-    from paceline.data import partition_task
-    from paceline.devices import load_fleet
-    from paceline.run import RunConfig
-    from paceline.submodels.flops import flops
-    from paceline.submodels.service import submodel_service
-    from paceline.tasks import load_task
 
     def build(welcome: Welcome) -> Worker:
         config = RunConfig.build(p.field(welcome.plan, "config", dict))
+        check_federated(config)
         offered = Plan.from_tree(welcome.plan.get("plan"))
         if Plan.of(config, offered.privacy) != offered:
             raise ProtocolError("the server's plan and its configuration are not the same run")
@@ -194,7 +193,7 @@ def build_worker(
         if not 0 <= number < config.clients:
             raise ConfigError(f"this client has number {number}, but the run has only {config.clients} clients")
         torch.set_num_threads(data.threads)
-        method = find_method(config.method).build(config.options)
+        method = build_method(config)
         simulated = method.keeps_times and not config.measured
         if (method.names_clients or simulated) and config.aggregation == "secure" and not named:
             what = (
@@ -223,37 +222,23 @@ def build_worker(
             return worker
 
     def from_data(welcome: Welcome, config: RunConfig, method: Method) -> Worker:
-        mine = task or load_task(data.task or config.task, model=config.model, seed=config.seed, **_task_options(data, config))
-        method, mine = method.fit_task(mine)
-        split: Any
-        if data.own:
-            order = torch.from_numpy(numpy_rng(config.seed, "own", number).permutation(len(mine.train)))
-            if not len(order):
-                raise EmptyClientError(f"task {mine.name!r} has no samples for this client to train on")
-            # leave at least one to train on: otherwise participation would reveal the number of samples
-            held = min(round(config.client_test * len(order)), len(order) - 1)
-            split = _Own(order[held:].sort().values, order[:held].sort().values)
-        else:
-            split = partition_task(mine, config.partition, config.clients, config.seed, config.allow_empty, config.client_test)
-        programs: dict[str, Any] = {"method": method}
+        made = assemble(config, task or read_task(config, data.task, _task_options(data, config)), method)
+        shared = Shared(made.task, own_split(config, number, made.task)) if data.own else share_out(config, made.task)
+        programs: dict[str, Any] = {}
         if config.aggregation == "secure":
             from paceline.aggregation.secure.client_functions import SecAggClient
 
             if openings is not None:
                 openings.open()
-            programs["secagg"] = SecAggClient(directory, Agreement.of(config, find_method(config.method)), openings, welcome.run)
+            programs["secagg"] = SecAggClient(directory, Agreement.of(config, type(method)), openings, welcome.run)
         return Worker(
-            Setup(
-                programs=programs,
-                task=mine,
-                split=split,
-                num_clients=config.clients,
-                fleet=_Here() if config.measured else load_fleet(config.fleet, config.clients, config.seed),
-                seed=secrets.randbits(63) if private else config.seed,
-                flops=flops(mine.build(0), mine.train.x[:1]),
+            made.setup(
+                shared,
+                _Here() if config.measured else devices(config),
+                programs,
                 device=data.device,
-                measured=config.measured,
-                services={"submodels": submodel_service},
+                threads=data.threads,
+                client_seed=secrets.randbits(63) if private else None,
             )
         )
 
@@ -284,23 +269,41 @@ def _quiet(hidden: bool) -> Iterator[None]:
         raise
 
 
+def own_split(config: RunConfig, number: int, task: Task) -> Split:
+    """Return the split that gives all samples of a task to one client, up to the run's `client_samples`.
+
+    Args:
+        config: says what share is set aside for tests, and whether a client may have no samples.
+        number: the client's number.
+        task: its own data.
+
+    Raises `EmptyClientError` where nothing is left to train on.
+    """
+    import torch
+
+    from paceline.core.random import numpy_rng
+
+    order = torch.from_numpy(numpy_rng(config.seed, "own", number).permutation(len(task.train)))[: config.client_samples]
+    if not len(order) and not config.allow_empty:
+        raise EmptyClientError(f"task {task.name!r} has no samples for this client to train on")
+    # leave at least one to train on: otherwise participation would reveal the number of samples
+    held = max(min(round(config.client_test * len(order)), len(order) - 1), 0)
+    return _Own(order[held:].sort().values, order[:held].sort().values)
+
+
 @dataclass(frozen=True)
-class _Own:
+class _Own(Split):
     """Split in which all samples belong to this client."""
 
-    train: Any
-    test: Any
+    train: Tensor
+    test: Tensor
 
-    def __call__(self, client: int) -> tuple[Any, Any]:
+    def __call__(self, client: int) -> tuple[Tensor, Tensor]:
         return self.train, self.test
-
-    def num_train(self, client: int) -> int:
-        """Return the number of training samples."""
-        return len(self.train)
 
 
 class _Here:
-    """Profile of the actual device: times are measured, and the server measures transfers."""
+    """Profile of the actual device: times are measured, the client measures its transfers under masks, the server otherwise."""
 
     def profile(self, client: int, round: int) -> Any:
         """Return a profile that adds nothing to measured seconds."""

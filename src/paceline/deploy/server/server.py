@@ -26,6 +26,7 @@ from paceline.deploy.identity.keys import PinnedDirectory
 from paceline.deploy.identity.register import Register
 from paceline.deploy.identity.trust import Trust
 from paceline.deploy.plan import PRIVACY_MECHANISMS, Plan, Privacy, offer
+from paceline.deploy.run_fields import check_federated
 from paceline.deploy.server.attendance import Muster, check_expected
 from paceline.deploy.server.events import Notes
 from paceline.deploy.server.expiry import Lists
@@ -119,6 +120,7 @@ class FederationServer:
     listening: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
+        check_federated(self.run)
         part = self.config.server
         self.trust = Trust.load(part.folder / "trust.pem")
         if part.ca is None and (part.enrol or part.renew):
