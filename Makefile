@@ -33,7 +33,7 @@ lint: setup-dev ## ruff, its format, strict mypy, and the layers that imports mu
 	$(BIN)/lint-imports --no-logo
 
 docs: setup-dev ## build the documentation site in build/site; a broken link or reference is an error
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 setup: .venv/.base
 setup-dev: .venv/.dev
