@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from paceline.aggregation.fixed_point import SUM_BOUND, FixedPoint, Partial, merge
-from paceline.aggregation.secure.messages import is_record
 from paceline.core.engine import Each
 from paceline.core.errors import QuorumError
 from paceline.core.federation import Federation, Summed, SumRequest
 from paceline.core.tree import Tree
 from paceline.core.update import rebuild
 
-__all__ = ["Plain", "mean_of", "tell"]
+__all__ = ["Plain", "is_record", "mean_of", "tell"]
 
 
 @dataclass(frozen=True)
@@ -84,3 +84,8 @@ def tell(fed: Federation, request: SumRequest) -> dict[int, dict[int, Tree]]:
     receipts, _ = fed.call(request.declared.tells, None, request.cohort, Each())
     told: dict[int, Any] = {r.client: r.value for r in receipts if r.dropped is None and is_record(r.value)}
     return {client: {p: v for p, v in told.items() if p != client} for client in told}
+
+
+def is_record(value: Tree) -> bool:
+    """Return whether a value can be a record that clients tell each other: finite numbers in a list."""
+    return isinstance(value, list | tuple) and all(type(x) in (int, float) and math.isfinite(x) for x in value)

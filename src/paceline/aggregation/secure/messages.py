@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from paceline.aggregation.plain import is_record
 from paceline.aggregation.secure.codec import Codec
 from paceline.aggregation.secure.session import Session, segments_table
 from paceline.core.errors import PacelineError, ProtocolError
-from paceline.core.tree import Tree
 from paceline.core.update import structure_from_plain
 
-__all__ = ["MALFORMED", "as_bytes", "as_tensors", "fits", "is_record", "need", "opened_record", "packed_record", "session_of"]
+__all__ = ["MALFORMED", "as_bytes", "as_tensors", "fits", "need", "opened_record", "packed_record", "session_of"]
 
 MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, OverflowError)
 """Exceptions that untrusted values of an unexpected type can raise in code that handles them."""
@@ -51,11 +51,6 @@ def as_bytes(packed: Any) -> Any:
     if not isinstance(packed, list) or not all(isinstance(p, Tensor) and p.dtype == torch.uint8 and p.dim() == 1 for p in packed):
         return packed
     return [memoryview(part.contiguous().numpy()) for part in packed]
-
-
-def is_record(value: Tree) -> bool:
-    """Return whether a value is a valid record for other clients: a list of finite numbers."""
-    return isinstance(value, list | tuple) and all(type(x) in (int, float) and math.isfinite(x) for x in value)
 
 
 def packed_record(values: Sequence[float]) -> bytes:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import grpc
@@ -26,10 +26,12 @@ from paceline.deploy.identity.authority import Authority
 from paceline.deploy.identity.call_limits import Bounds, Crowd, Full, Silent
 from paceline.deploy.identity.enrolment_client import REQUEST, SERVICE, request_of
 from paceline.deploy.identity.files import Enrolled
-from paceline.deploy.server.events import Notes
 from paceline.network import LoopThread
 from paceline.network.protocol import clean, field
 from paceline.network.tls import Credentials
+
+if TYPE_CHECKING:
+    from paceline.deploy.server.events import Notes
 
 __all__ = ["Enrolment", "peer_of"]
 

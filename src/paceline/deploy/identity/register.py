@@ -15,8 +15,8 @@ from datetime import datetime
 from pathlib import Path
 
 from paceline.core.errors import IdentityError, StoreError
+from paceline.deploy.database_errors import named
 from paceline.deploy.identity.directory import Member
-from paceline.deploy.server.database_errors import named
 
 __all__ = ["CertificateRow", "CertificateRows", "Register", "TokenRow"]
 

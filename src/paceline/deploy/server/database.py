@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from paceline.core.errors import ConfigError, MissingExtraError, StoreAwayError, StoreError
-from paceline.deploy.server.database_errors import named
+from paceline.deploy.database_errors import named
 
 try:
     import sqlalchemy as sa
