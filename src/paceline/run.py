@@ -9,34 +9,31 @@ from __future__ import annotations
 import contextlib
 import functools
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from paceline.adversaries.behaviours import load_adversary, members
-from paceline.adversaries.engine import Hostile, poisoned
+from paceline.adversaries.behaviours import load_adversary
+from paceline.adversaries.engine import Hostile
 from paceline.aggregation import load_aggregation
 from paceline.aggregation.secure.task_hash import Agreement
-from paceline.blocks.architectures import architectures_service
+from paceline.assembly import assemble, devices, reload, share_out
 from paceline.core.config import RunConfig
 from paceline.core.engine import Engine
 from paceline.core.errors import CheckpointError, PlanError
 from paceline.core.federation import Aggregation, Federation
 from paceline.core.method import Method, client_functions
 from paceline.core.processes import check_main
-from paceline.data import Partition, partition_task
-from paceline.devices import VirtualClock, load_fleet, load_participation
+from paceline.data import Partition
+from paceline.devices import VirtualClock
 from paceline.engines import Choice, Pool, Setup, load_engine
 from paceline.engines.accelerators import check_device
-from paceline.registry import find_method
 from paceline.runner import Observer, Run, StackingWarning, Summary
 from paceline.store import MemoryStore, RunFolder, load_checkpoint
 from paceline.store.provenance import ResumeWarning, compare, sources
-from paceline.submodels.flops import flops
-from paceline.submodels.service import submodel_service
-from paceline.tasks import Task, load_task
+from paceline.tasks import Task
 
 __all__ = ["Observer", "ResumeWarning", "Run", "RunConfig", "StackingWarning", "Summary", "prepare", "reopen", "resume", "run"]
 
@@ -67,9 +64,9 @@ def prepare(
     check_main()
     torch.set_num_threads(config.threads)
     check_device(config.device, "--device", here=config.engine != "ray" or config.ray_address is None)
-    asked = find_method(config.method).build(config.options)
     named = task is None and split is None
-    method, task = asked.fit_task(_load(config) if task is None else task)
+    made = assemble(config, task)
+    asked, method = made.asked, made.method
     misfits = []
     if config.cohort > config.clients:
         misfits.append(f"the cohort of {config.cohort} is larger than the population of {config.clients} clients")
@@ -90,33 +87,21 @@ def prepare(
         )
     if misfits:
         raise PlanError(misfits)
-    task, split, byzantine = _share(config, task, split)
-    comes = load_participation(config.participation, config.clients, config.seed, functools.partial(split.table, task))
-    fleet = load_fleet(config.fleet, config.clients, config.seed, comes)
-    programs = {"method": method, **getattr(aggregation, "programs", {})}
-    built = task.build(0)
-    setup = Setup(
-        programs=programs,
-        task=task,
-        split=split,
-        num_clients=config.clients,
-        fleet=fleet,
-        seed=config.seed,
-        flops=flops(built, task.train.x[:1]),
+    shared = share_out(config, made.task, split)
+    task, fleet = shared.task, devices(config, shared)
+    setup = made.setup(
+        shared,
+        fleet,
+        getattr(aggregation, "programs", {}),
         device=config.device,
-        drop=drop,
-        measured=config.measured,
         threads=config.threads,
-        precision=config.precision,
-        chunk=config.chunk or 1,
-        one_step=config.one_step,
-        samples=functools.partial(_samples, config, asked) if named else None,
-        services={"submodels": submodel_service, "architectures": architectures_service},
+        drop=drop,
+        samples=functools.partial(reload, config, asked) if named else None,
     )
     ray = {"address": config.ray_address, "cpus": config.ray_cpus, "gpus": config.ray_gpus}
-    made = load_engine(config.engine, setup, config.workers, ray) if engine is None else engine(setup)
+    runs = load_engine(config.engine, setup, config.workers, ray) if engine is None else engine(setup)
     fed = Federation(
-        made if adversary is None or adversary.poisons_data else Hostile(made, adversary, byzantine, config.seed),
+        runs if adversary is None or adversary.poisons_data else Hostile(runs, adversary, shared.byzantine, config.seed),
         aggregation,
         fleet,
         VirtualClock(),
@@ -129,56 +114,27 @@ def prepare(
     )
     misfits = aggregation.check(fed) + method.check(fed)
     if misfits:
-        made.close()
+        runs.close()
         raise PlanError(misfits)
     scratch = tempfile.TemporaryDirectory(prefix="paceline-") if folder is None else None
     place = folder.path / "memory" if folder is not None else Path(scratch.name) if scratch is not None else None
     store = MemoryStore(place, durable=folder is not None, max_bytes=config.memory_mib << 20)
     fed.engine.restore(store)
-    choice = _choose(config, method, made)
+    choice = _choose(config, method, runs)
     config = config.model_copy(update={"vectorize": "on" if choice.chunk > 1 else "off", "chunk": choice.chunk})
     return Run(
         config,
         method,
         task,
         fed,
-        split.groups,
+        shared.groups,
         folder=folder,
         store=store,
         observer=observer,
         scratch=scratch,
         path=choice.reason,
-        code=sources(method, task, built),
+        code=sources(method, task, task.build(0)),
     )
-
-
-def _load(config: RunConfig) -> Task:
-    return load_task(config.task, model=config.model, seed=config.seed, **config.task_options)
-
-
-def _share(config: RunConfig, task: Task, split: Partition | None) -> tuple[Task, Partition, Collection[int]]:
-    """Share the samples out; return the task, with what Byzantine clients did to it, who has what, and who they are."""
-    split = split or partition_task(
-        task,
-        config.partition,
-        config.clients,
-        config.seed,
-        config.allow_empty,
-        config.client_test,
-        config.client_samples,
-    )
-    if config.adversary is None:
-        return task, split, ()
-    adversary = load_adversary(config.adversary)
-    byzantine = members(adversary.share, config.clients, config.seed)
-    return poisoned(task, split, adversary, byzantine) if adversary.poisons_data else task, split, byzantine
-
-
-def _samples(config: RunConfig, method: Method) -> tuple[Task, Partition]:
-    """Load a named task and share it out again, in another process."""
-    _, task = method.fit_task(_load(config))
-    task, split, _ = _share(config, task, None)
-    return task, split
 
 
 def _choose(config: RunConfig, method: Method, engine: Any) -> Choice:

@@ -1,4 +1,4 @@
-"""How a sum is formed."""
+"""Aggregation: how the replies of a cohort are summed (plain, secure, secure-arithmetic)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,17 +12,21 @@ __all__ = ["Plain", "load_aggregation"]
 
 
 def load_aggregation(spec: str, secure: Mapping[str, Any], bound: float, agreed: Any = None) -> Aggregation:
-    """Return an aggregation by name.
+    """Return the aggregation registered under a name.
 
     Args:
-        spec: a name, with options after a colon.
-        secure: options of secure aggregation, for those that take a ``config``.
-        bound: of plain sums.
-        agreed: the `Agreement` that secure sums are bound to.
+        spec: name of an aggregation, with options after a colon for those that take any.
+        secure: options of `SecureConfig`; used by aggregations that take a ``config``.
+        bound: largest |weight x value| of one client's coordinate; used by ``plain``.
+        agreed: the `Agreement` that every secure session is bound to; None for an empty one.
 
     Raises:
-        UnknownNameError: for a name or option that does not exist.
-        ConfigError: for a value that does not fit.
+        UnknownNameError: unknown name or unknown option.
+        ConfigError: invalid value of an option.
+
+    Example:
+        >>> load_aggregation("plain", {}, bound=2.0**20).name
+        'plain'
     """
     read = registry.parse("aggregation", spec)
     if read.options and registry.describe("aggregation", read.name).package == "paceline":

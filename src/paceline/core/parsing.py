@@ -1,4 +1,4 @@
-"""Texts of the command line made into values: ``name=value``, ``name:value,key=value`` and TOML files."""
+"""Parsing of command-line values: ``name=value``, ``name:value,key=value`` and TOML files."""
 
 from __future__ import annotations
 
@@ -76,7 +76,12 @@ class Spec:
 
 
 def split_top(text: str, mark: str) -> list[str]:
-    """Split `text` at each `mark` that stands outside quotes and brackets."""
+    """Split `text` at each `mark` outside quotes and brackets.
+
+    Example:
+        >>> split_top("a=[1,2],b=3", ",")
+        ['a=[1,2]', 'b=3']
+    """
     parts, start, closers, quote = [], 0, [], ""
     for at, sign in enumerate(text):
         if quote:
@@ -94,7 +99,15 @@ def split_top(text: str, mark: str) -> list[str]:
 
 
 def pairs(texts: Iterable[str] | None, form: str = "name=value") -> dict[str, Any]:
-    """Return ``name=value`` texts as a dictionary; raises `ConfigError` where one has no name or no ``=``."""
+    """Parse ``name=value`` texts into a dict; dashes in names become underscores.
+
+    Args:
+        texts: the texts.
+        form: expected form, for error messages.
+
+    Raises:
+        ConfigError: a text has no name or no ``=``.
+    """
     found = {}
     for text in texts or ():
         name, equals, rest = text.partition("=")
@@ -106,14 +119,15 @@ def pairs(texts: Iterable[str] | None, form: str = "name=value") -> dict[str, An
 
 
 def value(text: str) -> Any:
-    """Return `text` read as a TOML value (number, true, false, list, quoted text), else the text itself.
+    """Parse a TOML value (number, true, false, list, quoted text); return any other text unchanged.
 
-    >>> value("0.05"), value("[1, 0.5]"), value("true"), value("adam")
-    (0.05, [1, 0.5], True, 'adam')
+    Example:
+        >>> value("0.05"), value("[1, 0.5]"), value("true"), value("adam")
+        (0.05, [1, 0.5], True, 'adam')
     """
     try:
         read = tomllib.loads(f"value = {text}")
-    except (ValueError, RecursionError):  # no TOML, a number of thousands of digits, or brackets of thousands
+    except (ValueError, RecursionError):  # not TOML, or thousands of digits or brackets
         return text.strip()
     plain = list(read) == ["value"] and isinstance(read["value"], bool | int | float | str | list | dict)
     return read["value"] if plain else text.strip()  # a date is none of our values: 2024-10-10 may be three widths
@@ -165,7 +179,11 @@ def _fit(value: Any, hint: Any, told: str) -> Any:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Return the tables of a TOML file; raises `ConfigError` naming file and place."""
+    """Return the tables of a TOML file.
+
+    Raises:
+        ConfigError: the file cannot be read or parsed; the message contains file and position.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Where client functions run. Results depend neither on the engine nor on the number of workers."""
+"""Engines: execution of client functions. Results depend neither on the engine nor on the number of workers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,16 +15,17 @@ __all__ = ["Choice", "DebugEngine", "LocalEngine", "Pool", "Setup", "Worker", "l
 
 
 def load_engine(spec: str, setup: Setup, workers: int, ray: Mapping[str, Any] | None = None) -> Pool:
-    """Start an engine by name.
+    """Start the engine registered under a name.
 
     Args:
-        spec: a name, with options after a colon.
-        setup: what its workers are made from.
-        workers: how many.
-        ray: options of `RayEngine`; other engines have no such parameters.
+        spec: ``local``, ``debug``, ``ray`` or another registered name, with options after a colon for those that take any.
+        setup: what workers are built from.
+        workers: number of workers.
+        ray: options of `RayEngine`, used by ``ray`` only.
 
     Raises:
-        UnknownNameError: for a name or option that does not exist; and what the engine raises.
+        UnknownNameError: unknown engine or option.
+        EngineError: the engine cannot be started.
     """
     made = registry.build("engine", spec, {"setup": setup, "workers": workers, **(ray or {})})
     if not isinstance(made, Pool):
