@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from paceline.core.client import Client
+from paceline.core.client import SGD, Client
 from paceline.core.errors import CheckpointError, EmptyClientError
 from paceline.core.federation import Federation
 from paceline.core.method import Method, on_client
@@ -115,7 +115,7 @@ class AfaCd(Method):
     def train(self, client: Client, message: Params) -> dict[str, Any]:
         """Take K steps of plain SGD; keep the rescaled sum of their gradients."""
         lr = client.problem.lr if self.lr is None else self.lr
-        local = client.sgd(message, lr=lr, steps=self.effort(client), batch_size=self.batch_size)
+        local = client.sgd(message, optimizer=SGD(lr), steps=self.effort(client), batch_size=self.batch_size)
         if not local.steps:
             raise EmptyClientError("this client has no samples, and so no gradient; partition without empty clients")
         way = lr * local.steps

@@ -22,7 +22,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from paceline.core.client import Client
+from paceline.core.client import SGD, Client, Hooks
 from paceline.core.federation import Federation
 from paceline.core.method import Method, on_client
 from paceline.core.params import Params
@@ -126,11 +126,10 @@ class FedFix(Method):
         limit = self.max_norm
         local = client.sgd(
             message,
-            lr=self.lr,
+            optimizer=SGD(self.lr, self.momentum),
+            hooks=Hooks(correct=None if limit is None else lambda grad, _: grad * (limit / grad.norm()).clamp(max=1.0)),
             steps=self.steps,
             batch_size=self.batch_size,
-            momentum=self.momentum,
-            correct=None if limit is None else lambda grad, _: grad * (limit / grad.norm()).clamp(max=1.0),
         )
         return {"delta": local.params - message, "statistics": local.params.vector[message.layout.num_params :]}
 

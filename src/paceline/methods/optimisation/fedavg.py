@@ -8,11 +8,12 @@ The server sees the weighted sum of updates and of sample counts. A client keeps
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from paceline.core.client import Client, Correct
+from paceline.core.client import SGD, Client, Hooks, LocalOptions
 from paceline.core.federation import Federation
 from paceline.core.method import Method, State, on_client
+from paceline.core.optimizers import Optimizer
 from paceline.core.params import Params
 from paceline.core.update import Update
 
@@ -49,19 +50,17 @@ class FedAvg(Method):
     @on_client
     def train(self, client: Client, message: Params) -> Update:
         """Train locally; return the change, weighted by samples."""
-        local = client.sgd(message, **self.local(client), correct=self.correct(message))
+        local = client.sgd(message, **self.local(client), hooks=self.hooks(client, message))
         return Update(delta=local.params - message, loss=local.loss, weight=client.num_samples)
 
-    def local(self, client: Client) -> dict[str, Any]:
+    def local(self, client: Client) -> LocalOptions:
         """Return the local loop's hyperparameters."""
-        return {
-            "lr": self.lr,
-            "epochs": self.epochs,
-            "batch_size": self.batch_size,
-            "momentum": self.momentum,
-            "weight_decay": self.weight_decay,
-        }
+        return {"optimizer": self.local_optimizer(), "epochs": self.epochs, "batch_size": self.batch_size}
 
-    def correct(self, start: Params) -> Correct | None:
-        """Return the gradient hook of the local loop; None leaves the gradient as it is."""
-        return None
+    def local_optimizer(self) -> Optimizer:
+        """Return the clients' optimizer."""
+        return SGD(self.lr, self.momentum, weight_decay=self.weight_decay)
+
+    def hooks(self, client: Client, start: Params) -> Hooks:
+        """Return what changes the steps of a local training from `start`; by default nothing does."""
+        return Hooks()

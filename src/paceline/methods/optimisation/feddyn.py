@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from paceline.core.client import Client
+from paceline.core.client import Client, Hooks
 from paceline.core.federation import Federation
 from paceline.core.method import on_client
 from paceline.core.params import Params
@@ -56,7 +56,8 @@ class FedDyn(FedAvg):
     def train(self, client: Client, message: Params) -> Update:
         """Train on the regularised loss; return the change and keep the dual."""
         dual = client.memory.get("dual", message.zeros())
-        local = client.sgd(message, **self.local(client), correct=lambda grad, at: grad - dual + self.alpha * (at - message))
+        hooks = Hooks(correct=lambda grad, at: grad - dual + self.alpha * (at - message))
+        local = client.sgd(message, **self.local(client), hooks=hooks)
         delta = local.params - message
         client.memory["dual"] = dual - self.alpha * delta
         return Update(delta=delta, loss=local.loss, weight=1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from paceline.core.client import Client
+from paceline.core.client import Client, Hooks
 from paceline.core.federation import Federation
 from paceline.core.method import on_client
 from paceline.core.params import Params
@@ -53,7 +53,7 @@ class Scaffold(FedAvg):
         params, control = message
         own = client.memory.get("control", params.zeros())
         lr = client.problem.lr if self.lr is None else self.lr
-        local = client.sgd(params, **self.local(client) | {"lr": lr}, correct=lambda grad, _: grad + (control - own))
+        local = client.sgd(params, **self.local(client), hooks=Hooks(correct=lambda grad, _: grad + (control - own)))
         new = own - control + (params - local.params) / (max(local.steps, 1) * lr)
         client.memory["control"] = new
         return Update(delta=local.params - params, control=new - own, weight=1)

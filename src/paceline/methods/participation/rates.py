@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from paceline.blocks.kept import Kept
-from paceline.core.client import Client, Trained
+from paceline.core.client import SGD, Client, Trained
 from paceline.core.federation import Federation
 from paceline.core.method import Method, on_client
 from paceline.core.params import Params
@@ -114,7 +114,7 @@ class Unequal(Method):
     def sgd(self, client: Client, start: Params) -> Trained:
         """Train by this method's hyperparameters."""
         steps = self.steps if self.epochs is None else None
-        return client.sgd(start, lr=self.lr, epochs=self.epochs or 1, steps=steps, batch_size=self.batch_size)
+        return client.sgd(start, optimizer=SGD(self.lr), epochs=self.epochs or 1, steps=steps, batch_size=self.batch_size)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from paceline.blocks.architectures import architectures
 from paceline.blocks.prototypes import FAR
-from paceline.core.client import Client, ClientData
+from paceline.core.client import SGD, Client, ClientData, Hooks, LocalOptions
 from paceline.core.errors import ConfigError
 from paceline.core.federation import Federation
 from paceline.core.method import Method, State, on_client
@@ -125,9 +125,13 @@ class FedGELA(Method):
         def objective(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
             return F.cross_entropy(represent(module, x) @ classifier, y)
 
-        local = {k: getattr(self, k) for k in ("lr", "epochs", "batch_size", "momentum", "weight_decay")}
-        model = architectures(client).body()
-        return client.sgd(body, model=model, objective=objective, correct=clipped(self.clip), **local).params
+        hooks = Hooks(objective=objective, correct=clipped(self.clip))
+        return client.sgd(body, model=architectures(client).body(), hooks=hooks, **self.local()).params
+
+    def local(self) -> LocalOptions:
+        """Return the local loop's hyperparameters."""
+        optimizer = SGD(self.lr, self.momentum, weight_decay=self.weight_decay)
+        return {"optimizer": optimizer, "epochs": self.epochs, "batch_size": self.batch_size}
 
     def represent(self, module: nn.Module, x: Tensor) -> Tensor:
         """Return features, of one length if so asked."""

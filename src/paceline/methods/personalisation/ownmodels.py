@@ -13,9 +13,10 @@ from torch import Tensor
 
 from paceline.blocks.architectures import architectures
 from paceline.blocks.prototypes import ClassSums, class_sums
-from paceline.core.client import Client, ClientData, Correct
+from paceline.core.client import SGD, Client, ClientData, LocalOptions
 from paceline.core.errors import ConfigError
 from paceline.core.federation import Federation
+from paceline.core.hooks import Correct
 from paceline.core.method import Method
 from paceline.core.params import Layout, Params, Resident
 from paceline.core.tree import Tree
@@ -68,9 +69,10 @@ class OwnModels(Method):
         """Remember the client's network."""
         client.memory["network"] = params
 
-    def local(self) -> dict[str, Any]:
+    def local(self) -> LocalOptions:
         """Return the local loop's hyperparameters."""
-        return {k: getattr(self, k) for k in ("lr", "epochs", "batch_size", "momentum", "weight_decay")}
+        optimizer = SGD(self.lr, self.momentum, weight_decay=self.weight_decay)
+        return {"optimizer": optimizer, "epochs": self.epochs, "batch_size": self.batch_size}
 
     def class_sums(self, client: Client, model: Resident, params: Params, by_batch: int | None = None) -> ClassSums:
         """Return the sums of a network's features over the client's training samples."""
