@@ -57,8 +57,8 @@ def rename_main() -> None:
 
 @dataclass_transform(frozen_default=True)
 def node(cls: type[T]) -> type[T]:
-    """Make `cls` a frozen dataclass that can be part of messages, replies and states."""
-    made: Any = cls if dataclasses.is_dataclass(cls) else dataclasses.dataclass(frozen=True)(cls)
+    """Make `cls` a frozen dataclass that can be part of messages, replies and states; it may extend another node."""
+    made: Any = cls if "__dataclass_fields__" in vars(cls) else dataclasses.dataclass(frozen=True)(cls)
     names = [f.name for f in dataclasses.fields(made)]
     register(made, lambda obj: {n: getattr(obj, n) for n in names}, lambda fields: made(**fields))
     return made  # type: ignore[no-any-return]

@@ -68,7 +68,6 @@ def train_submodel(
     client: Client,
     params: Params,
     sub: SubModel,
-    *,
     rescale: bool = False,
     hooks: Hooks | None = None,
     **local: Unpack[LocalOptions],

@@ -41,7 +41,7 @@ class AsyncState:
 
 
 @dataclass(frozen=True)
-class FedFix(Method):
+class FedFix(Method[AsyncState]):
     """A new model every fixed period, from whatever has arrived.
 
     Args:
@@ -100,9 +100,7 @@ class FedFix(Method):
 
     def collect(self, fed: Federation, weights: Mapping[int, float]) -> Update:
         """Return the mean of what has arrived, weighted by d_i / p_i."""
-        mean = fed.mean(self.give, dict(weights), over=list(weights))
-        assert isinstance(mean, Update)
-        return mean
+        return fed.mean(self.give, dict(weights), over=list(weights))
 
     def fires(self, fed: Federation, queue: Queue) -> Firing | None:
         """Return when the server fires next."""

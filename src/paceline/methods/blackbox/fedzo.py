@@ -36,7 +36,7 @@ class FedZoState:
 
 
 @dataclass(frozen=True)
-class FedZO(BlackBoxMethod):
+class FedZO(BlackBoxMethod[FedZoState]):
     """Finite differences along random directions, averaged points; clients work one at a time.
 
     Args:

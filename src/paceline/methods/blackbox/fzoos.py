@@ -37,7 +37,7 @@ class FZooSState:
 
 
 @dataclass(frozen=True)
-class FZooS(BlackBoxMethod):
+class FZooS(BlackBoxMethod[FZooSState]):
     """Surrogate gradients from all past queries, corrected by a common surrogate; clients work one at a time.
 
     Args:

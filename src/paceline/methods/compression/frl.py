@@ -41,7 +41,7 @@ class FrlState:
 
 
 @dataclass(frozen=True)
-class FRL(Method):
+class FRL(Method[FrlState]):
     """Votes on a frozen random network.
 
     Args:
@@ -74,7 +74,7 @@ class FRL(Method):
         if not 0 < self.keep <= 1 or not 0 < self.top <= 1:
             raise ConfigError(f"keep={self.keep}, top={self.top}; both must be above 0 and at most 1")
 
-    def fit_task(self, task: Any) -> tuple[Method, Any]:
+    def fit_task(self, task: Any) -> tuple[Method[Any], Any]:
         """Freeze everything that is no matrix or filter; raises `ConfigError` for running statistics."""
         module = task.build(0)
         if any(b.is_floating_point() for b in module.buffers()):

@@ -81,8 +81,4 @@ class FedIT(FedPEFT):
 
     def local_optimizer(self) -> Optimizer:
         """Return the clients' optimizer."""
-        return replace(super().local_optimizer(), schedule=_falls if self.decay else None)
-
-
-def _falls(step: int, steps: int) -> float:
-    return 1 - step / steps
+        return replace(super().local_optimizer(), schedule=(lambda step, steps: 1 - step / steps) if self.decay else None)

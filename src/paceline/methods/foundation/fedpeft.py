@@ -55,7 +55,7 @@ class FedPEFT(FedAvg):
         """Return the clients' optimizer."""
         return AdamW(self.lr, weight_decay=self.weight_decay) if self.adam else super().local_optimizer()
 
-    def fit_task(self, task: Any) -> tuple[Method, Any]:
+    def fit_task(self, task: Any) -> tuple[Method[Any], Any]:
         """Freeze the model but for theta."""
         return self, tune(task, self.tuning())
 

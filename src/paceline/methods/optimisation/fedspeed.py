@@ -40,7 +40,7 @@ class FedSpeedState:
 
 
 @dataclass(frozen=True)
-class FedSpeed(Method):
+class FedSpeed(Method[FedSpeedState]):
     """Long local training that stays consistent: a proximal term, a dual that corrects its bias, a step uphill first.
 
     Args:

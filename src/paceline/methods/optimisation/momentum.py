@@ -42,7 +42,7 @@ class MomentumState:
 
 
 @dataclass(frozen=True)
-class FedAvgM(Method):
+class FedAvgM(Method[MomentumState]):
     """FedAvg-M: momentum from the server in every local step; a client keeps nothing. The mean is by samples.
 
     Args:

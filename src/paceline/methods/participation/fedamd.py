@@ -60,7 +60,7 @@ class Roles:
 
 
 @dataclass(frozen=True)
-class FedAmd(Method):
+class FedAmd(Method[AnchorState]):
     """Anchors refresh gradients of large batches, miners take variance-reduced steps along their mean; all weigh alike.
 
     Args:

@@ -76,7 +76,7 @@ def projected(classes: int, width: int, seed: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class FedSA(OwnModels):
+class FedSA(OwnModels[ClassAnchorState]):
     """Semantic anchors.
 
     Args:
@@ -127,7 +127,7 @@ class FedSA(OwnModels):
         model, params = self.own(client)
         mine = client.memory.get("means")
         margin = min(max(0.0 if mine is None else gap(mine), gap(anchors)), cap)
-        trained = client.sgd(params, model=model, hooks=Hooks(objective=self.objective(anchors, margin)), **self.local())
+        trained = client.sgd(params, model=model, hooks=Hooks(objective=self.objective(anchors, margin)), **self.local(client))
         self.keep(client, trained.params)
         found = self.class_sums(client, model, trained.params)
         client.memory["means"] = found.means()[found.present]

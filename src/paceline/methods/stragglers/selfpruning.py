@@ -83,8 +83,7 @@ class SelfPruning(FedAvg):
         else:
             cutter = submodels(client).cutter
             sub = cutter.cut(self.keep(client, message, cutter.keep(p), p))
-            delta = train_submodel(client, message, sub, rescale=self.rescale, hooks=hooks, **self.local(client))
-            mask = sub.mask()
+            delta, mask = train_submodel(client, message, sub, self.rescale, hooks, **self.local(client)), sub.mask()
         self.learn(client, message, delta, mask, p)
         n = client.num_samples
         if self.merge == "masked":
