@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from paceline.data.sources import Source, find_source
 from paceline.run import RunConfig, prepare
 from paceline.tasks import Arrays, Task
+from tests.lab import LAB
 from tests.postgres import Postgres
 
 
@@ -44,6 +46,24 @@ def postgres() -> Iterator[Postgres]:
     server = Postgres()
     yield server
     server.close()
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    """Return the name of a user's module, which is on the path."""
+    (tmp_path / "mylab.py").write_text(LAB)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "mylab"
+    sys.modules.pop("mylab", None)
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """Return a folder of installed packages, which is on the path."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+    return folder
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from paceline.cli.app import app
 from paceline.cli.listing import sum_only
 from paceline.cli.memory_keys import kept
-from paceline.core.method import find_method, method_names
+from paceline.registry import find_method, method_names
 from paceline.run import RunConfig, prepare
 
 PAGES = Path(__file__).parents[1] / "docs" / "methods"

@@ -15,11 +15,12 @@ from paceline.adversaries.behaviours import load_adversary, members
 from paceline.adversaries.engine import poisoned
 from paceline.blocks.architectures import architectures_service
 from paceline.core.config import RunConfig
-from paceline.core.method import Method, find_method
+from paceline.core.method import Method
 from paceline.core.samples import Split
 from paceline.data import Partition, partition_task
 from paceline.devices import Fleet, load_fleet, load_participation
 from paceline.engines.worker import Setup
+from paceline.registry import find_method
 from paceline.submodels.flops import flops
 from paceline.submodels.service import submodel_service
 from paceline.tasks import Task, load_task

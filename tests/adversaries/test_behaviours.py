@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from paceline.adversaries.behaviours import ADVERSARIES, load_adversary, members
 from paceline.adversaries.behaviours import little as alie_z
+from paceline.adversaries.behaviours import load_adversary, members
 from paceline.adversaries.engine import Hostile, poisoned
 from paceline.core.engine import Call, Each
 from paceline.core.errors import ConfigError, PlanError, UnknownNameError
 from paceline.core.method import Method, on_client
 from paceline.core.update import Update
 from paceline.engines import LocalEngine, Setup
+from paceline.registry import names
 from paceline.run import prepare
 
 G = torch.tensor([[1.0, 2.0, -1.0], [3.0, 0.0, 1.0], [2.0, 4.0, 0.0]])
@@ -106,7 +107,7 @@ def test_crafted_replies_reach_the_sum(federate):
     assert federate(rounds=1, options={"lr": 0.0}, adversary="random:0.5").model_sha256 != still.model_sha256
 
 
-@pytest.mark.parametrize("name", sorted(ADVERSARIES))
+@pytest.mark.parametrize("name", sorted(names("adversary")))
 def test_results_do_not_depend_on_the_workers(federate, name):
     plain = {"rounds": 2, "method": "frl" if name == "ranks" else "scaffold", "vectorize": "off"}
     common = {**plain, "adversary": f"{name}:0.4"}

@@ -55,7 +55,7 @@ def test_sum_only_and_docs_of_shared_lines():
 
     assert not sum_only(Peek)
     assert field_docs(Peek) == dict.fromkeys(("alpha", "beta"), "two of them, told over two lines.")
-    assert card(Peek)["fields"][1] == {
+    assert card(Peek, "peek")["fields"][1] == {
         "name": "beta", "type": "float", "default": 2.0, "doc": "two of them, told over two lines.",
     }  # fmt: skip
 

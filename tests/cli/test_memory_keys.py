@@ -9,8 +9,9 @@ from torch import nn
 
 from paceline.cli.memory_keys import COMPUTED, kept, memory_keys, seen
 from paceline.core.client import Client
-from paceline.core.method import Method, client_functions, find_method, on_client
+from paceline.core.method import Method, client_functions, on_client
 from paceline.methods.optimisation.fedavg import FedAvg
+from paceline.registry import find_method
 from paceline.run import RunConfig, prepare
 from tests.conftest import make_task
 from tests.methods.test_every_method import NAMES, values

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab import distribution
+
 FILES = {
     "x.csv": "a,target\n1,0\n",
     "leaf.json": "{}",
@@ -141,13 +143,9 @@ def test_what_is_told_to_write_is_then_taken(call, files):
         call("run", "fedavg", *quick, *advice.split(), code=0)
 
 
-def test_a_broken_entry_point_is_named(call, monkeypatch):
-    from importlib.metadata import EntryPoint
-
-    from paceline.core import method
-
-    entry = EntryPoint("mine", "no_such_package_here:Mine", "paceline.methods")
-    monkeypatch.setattr(method, "entry_points", lambda group: [entry])
+def test_a_broken_entry_point_is_named(call, tmp_path, monkeypatch):
+    distribution(tmp_path / "site", "brokenlab", methods={"mine": "no_such_package_here:Mine"})
+    monkeypatch.syspath_prepend(tmp_path / "site")
     told = " ".join(call("methods", code=2).stderr.split())
-    assert "entry point mine = no_such_package_here:Mine" in told
+    assert "entry point mine = no_such_package_here:Mine of brokenlab" in told
     assert "mend or uninstall it" in told

@@ -11,7 +11,7 @@ from paceline.cli import figures, folders, show
 from paceline.cli.figures import RunEntry, common_target, comparison, grouped, labels
 from paceline.core import parsing as values
 from paceline.core.errors import ConfigError
-from paceline.core.parsing import MethodSpec, pairs, read_toml
+from paceline.core.parsing import Spec, pairs, read_toml
 
 
 @pytest.mark.parametrize("module", [values, show, figures, folders])
@@ -34,13 +34,13 @@ def test_doctests(module):
     ],
 )
 def test_method_spec(text, name, options):
-    assert MethodSpec.parse(text) == MethodSpec(text, name, options)
+    assert Spec.parse(text) == Spec(text, name, options)
 
 
 @pytest.mark.parametrize("text", ["", ":lr=1", "clip:lr=1,network", "clip:=3,a=1"])
 def test_malformed_method_spec(text):
     with pytest.raises(ConfigError):
-        MethodSpec.parse(text)
+        Spec.parse(text)
 
 
 def test_pairs():

@@ -4,9 +4,10 @@ import pytest
 
 from paceline.aggregation.secure.arithmetic import SecureArithmetic
 from paceline.aggregation.secure.codec import Codec
-from paceline.core.method import client_functions, find_method, method_names, on_client
+from paceline.core.method import client_functions, on_client
 from paceline.core.update import Update
 from paceline.methods.optimisation.fedavg import FedAvg
+from paceline.registry import find_method, method_names
 from paceline.run import RunConfig, prepare
 from tests.methods.test_every_method import SMALL
 

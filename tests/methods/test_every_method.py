@@ -3,7 +3,8 @@
 import pytest
 
 from paceline.core.errors import PacelineError, PlanError
-from paceline.core.method import client_functions, find_method, method_names
+from paceline.core.method import client_functions
+from paceline.registry import find_method, method_names
 from paceline.run import RunConfig, prepare
 
 from .resuming import assert_resumes

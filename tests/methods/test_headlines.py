@@ -3,7 +3,7 @@
 import pytest
 
 from paceline.cli.listing import card
-from paceline.core.method import find_method, method_names
+from paceline.registry import find_method, method_names
 
 
 @pytest.mark.parametrize("name", method_names())
@@ -13,4 +13,4 @@ def test_every_method_has_a_headline_of_its_own_paper(name):
     assert owner.paper == cls.paper, f"{cls.__name__} shows the headline of {owner.__name__}, which is of another paper"
     assert 20 <= len(cls.headline) <= 120
     assert not cls.headline.endswith(".")
-    assert card(cls)["headline"] == cls.headline
+    assert card(cls, name)["headline"] == cls.headline

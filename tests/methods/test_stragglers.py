@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from paceline.core.errors import ConfigError
-from paceline.core.method import find_method
 from paceline.methods.stragglers.heterofl import HeteroFL
+from paceline.registry import find_method
 from paceline.run import prepare
 from paceline.submodels.service import submodels
 

@@ -8,12 +8,13 @@ import torch
 
 from paceline.core.client import Hooks
 from paceline.core.errors import EmptyClientError
-from paceline.core.method import find_method, method_names, on_client
+from paceline.core.method import on_client
 from paceline.core.tree import map_leaves
 from paceline.core.update import Update
 from paceline.data import Partition
 from paceline.engines.stacking import Solver
 from paceline.methods.optimisation.fedavg import FedAvg
+from paceline.registry import find_method, method_names
 from paceline.run import RunConfig, StackingWarning, prepare
 
 SIZES = [10, 0, 1, 23, 10, 37, 10, 24, 5, 20, 10, 30]

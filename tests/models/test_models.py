@@ -11,7 +11,8 @@ from torch import fx
 
 from paceline.core.errors import ConfigError, UnknownNameError
 from paceline.core.params import Layout
-from paceline.models import build, model_names, model_options
+from paceline.models import build, model_options
+from paceline.registry import names
 from paceline.submodels.cut import Cutter
 
 GIVEN = {
@@ -50,7 +51,7 @@ def test_number_of_parameters(name, options, size):
     assert sum(p.numel() for p in build(name, **options).parameters()) == size
 
 
-@pytest.mark.parametrize("name", model_names())
+@pytest.mark.parametrize("name", names("model"))
 def test_outputs_have_one_row_a_sample_and_one_column_a_class(name):
     module = build(name, **GIVEN.get(name, {}))
     out = module(example(name, 3))
@@ -59,7 +60,7 @@ def test_outputs_have_one_row_a_sample_and_one_column_a_class(name):
     assert torch.isfinite(out).all()
 
 
-@pytest.mark.parametrize("name", sorted(set(model_names()) - WHOLE))
+@pytest.mark.parametrize("name", sorted(set(names("model")) - WHOLE))
 def test_fx_can_trace_it_and_the_trace_agrees(name):
     module = build(name, **GIVEN.get(name, {}))
     x = example(name)
@@ -68,7 +69,7 @@ def test_fx_can_trace_it_and_the_trace_agrees(name):
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [(n, {}) for n in model_names() if n != "logistic" and n not in WHOLE]
+    [(n, {}) for n in names("model") if n != "logistic" and n not in WHOLE]
     + [("vgg9", {"norm": "group"}), ("vgg9", {"norm": "batch"})],
 )
 def test_submodels_can_be_cut_out(name, options):

@@ -10,7 +10,7 @@ from paceline.aggregation.secure.server import SecureServer
 from paceline.aggregation.secure.session import new_session
 from paceline.aggregation.secure.task_hash import Agreement, Work
 from paceline.core.engine import Call, Each
-from paceline.core.method import client_functions, find_method
+from paceline.core.method import client_functions
 from paceline.core.params import Layout
 from paceline.core.serialization import NETWORK
 from paceline.deploy.identity.admission import Gate
@@ -21,6 +21,7 @@ from paceline.network import Credentials, Hub, HubSettings, LoopThread, Patience
 from paceline.network.frames import MessagePart
 from paceline.network.handshake import HIDDEN
 from paceline.network.pending_call import PendingCall
+from paceline.registry import find_method
 from paceline.run import RunConfig
 
 STRICT = """

@@ -19,9 +19,9 @@ from paceline.aggregation.secure.session import segments_of
 from paceline.aggregation.secure.task_hash import Agreement, Work
 from paceline.core.engine import ClientFunction
 from paceline.core.errors import PacelineError, SumOverflowError
-from paceline.core.method import find_method
 from paceline.core.params import Params
 from paceline.network.handshake import HIDDEN
+from paceline.registry import find_method
 from tests.network.liar import STRICT, Sum, reasons
 
 TRUE = {}

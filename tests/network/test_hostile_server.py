@@ -7,9 +7,10 @@ import grpc
 import pytest
 
 from paceline.aggregation.secure.program import secure_config
-from paceline.core.method import client_functions, find_method
+from paceline.core.method import client_functions
 from paceline.deploy.plan import Plan
 from paceline.network import Hub
+from paceline.registry import find_method
 from paceline.run import RunConfig
 from tests.network.liar import RUN, SECURE, STRICT, Sum, reasons
 

@@ -4,8 +4,9 @@ import pytest
 
 from paceline.aggregation.secure.client_functions import SecAggClient
 from paceline.core.errors import ProtocolError, WireError
-from paceline.core.method import client_functions, find_method
+from paceline.core.method import client_functions
 from paceline.network.replay_guard import Guard
+from paceline.registry import find_method
 
 
 @pytest.fixture

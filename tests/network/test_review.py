@@ -12,7 +12,6 @@ from paceline.aggregation.secure.encoding import signed
 from paceline.aggregation.secure.program import secure_config
 from paceline.aggregation.secure.task_hash import Agreement, halves
 from paceline.core.errors import DataFormatError, EmptyClientError, LayoutError, NonFiniteError, QuorumError
-from paceline.core.method import find_method
 from paceline.core.params import Layout, Params
 from paceline.core.serialization import dumps, loads
 from paceline.deploy.client.client import build_worker
@@ -23,6 +22,7 @@ from paceline.engines.worker import Worker
 from paceline.methods.participation.rates import Asked
 from paceline.network.client_runner import Runner
 from paceline.network.handshake import HIDDEN, Welcome
+from paceline.registry import find_method
 from paceline.run import RunConfig
 from tests.network.conftest import MOST, OPEN
 from tests.network.liar import SECURE, Sum, reasons

@@ -21,27 +21,36 @@ import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from paceline.core.errors import ConfigError, UnknownNameError
+from paceline import registry
+from paceline.core.errors import ConfigError
+from paceline.core.parsing import value
 from paceline.core.random import numpy_rng
 
-__all__ = ["ADVERSARIES", "Adversary", "load_adversary", "members"]
+__all__ = ["Adversary", "load_adversary", "members"]
 
 
 @dataclass(frozen=True)
 class Adversary:
-    """What Byzantine clients do.
+    """What Byzantine clients do; base of all adversaries.
 
     Args:
         share: of the population that is Byzantine.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str] = ""
     share: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise ConfigError(f"adversary {self.name}: the share is {self.share:g}; it must be above 0 and below 1")
+        for option in dataclasses.fields(self):
+            if getattr(self, option.name) in (math.inf, -math.inf):
+                raise ConfigError(f"adversary {self.name}: {option.name} must be finite")
 
     def craft(self, honest: Tensor, cohort: int, rng: Callable[[int], torch.Generator]) -> Tensor:
         """Return what the Byzantine clients of a call send.
@@ -203,43 +212,21 @@ class LabelFlip(Adversary):
         return num_classes - 1 - y
 
 
-ADVERSARIES: dict[str, type[Adversary]] = {
-    cls.name: cls for cls in (SignFlip, Gaussian, Random, Drop, Alie, InnerProduct, MinMax, Ranks, LabelFlip)
-}
-"""The adversaries by name."""
-
-
 def load_adversary(spec: str) -> Adversary:
     """Return the adversary that a text such as ``"signflip:0.2,scale=10"`` describes.
 
     Raises `UnknownNameError` for an unknown name or option and `ConfigError` for a value that does not fit.
     """
-    name, _, rest = spec.strip().partition(":")
-    if name not in ADVERSARIES:
-        raise UnknownNameError("adversary", name, ADVERSARIES)
-    share, *parts = (p.strip() for p in rest.split(","))
-    known = {f.name for f in dataclasses.fields(ADVERSARIES[name])} - {"share"}
-    options: dict[str, Any] = {"share": _number(spec, "share", share)}
-    if not 0 < options["share"] < 1:
-        raise ConfigError(f"adversary {spec!r}: the share must be above 0 and below 1, as in {name}:0.2")
-    for part in parts:
-        key, equals, value = (p.strip() for p in part.partition("="))
-        if key not in known:
-            raise UnknownNameError(f"option of adversary {name!r}:", key, known)
-        if not equals or key in options:
-            raise ConfigError(f"adversary {spec!r}: write each option once, as {key}=VALUE")
-        options[key] = _number(spec, key, value)
-    return ADVERSARIES[name](**options)
-
-
-def _number(spec: str, key: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ConfigError(f"adversary {spec!r}: {key}={text!r} is no number")
-    return value
+    read = registry.parse("adversary", spec)
+    if not read.value and "share" not in read.options:
+        registry.describe("adversary", read.name)
+        raise ConfigError(f"adversary {spec!r}: write the share of Byzantine clients, as in {read.name}:0.2")
+    made = registry.build("adversary", read, {}, {"share": value(read.value)} if read.value else {})
+    if not isinstance(made, Adversary):
+        raise ConfigError(
+            f"adversary {spec!r} is no Adversary: an adversary is a class below paceline.adversaries.behaviours.Adversary"
+        )
+    return made
 
 
 def members(share: float, clients: int, seed: int) -> Collection[int]:

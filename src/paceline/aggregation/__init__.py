@@ -3,40 +3,34 @@
 from collections.abc import Mapping
 from typing import Any
 
+from paceline import registry
 from paceline.aggregation.plain import Plain
-from paceline.core.errors import UnknownNameError
+from paceline.core.errors import ConfigError
 from paceline.core.federation import Aggregation
 
-__all__ = ["AGGREGATIONS", "Plain", "load_aggregation"]
-
-AGGREGATIONS = ("plain", "secure", "secure-arithmetic")
-"""Aggregation names accepted by `load_aggregation` and the command line."""
+__all__ = ["Plain", "load_aggregation"]
 
 
-def load_aggregation(name: str, secure: Mapping[str, Any], bound: float, agreed: Any = None) -> Aggregation:
-    """Return the aggregation registered under a name.
+def load_aggregation(spec: str, secure: Mapping[str, Any], bound: float, agreed: Any = None) -> Aggregation:
+    """Return an aggregation by name.
 
     Args:
-        name: one of `AGGREGATIONS`.
-        secure: options of `SecureConfig`; used by ``secure`` and ``secure-arithmetic``.
-        bound: largest |weight x value| of one client's coordinate; used by ``plain``.
-        agreed: the `Agreement` that every secure session is bound to; None for an empty one.
+        spec: a name, with options after a colon.
+        secure: options of secure aggregation, for those that take a ``config``.
+        bound: of plain sums.
+        agreed: the `Agreement` that secure sums are bound to.
 
     Raises:
-        UnknownNameError: unknown name or unknown option of secure aggregation.
-        ConfigError: invalid value of an option.
-
-    Example:
-        >>> load_aggregation("plain", {}, bound=2.0**20).name
-        'plain'
+        UnknownNameError: for a name or option that does not exist.
+        ConfigError: for a value that does not fit.
     """
-    if name == "plain":
-        return Plain(bound=bound)
-    if name not in AGGREGATIONS:
-        raise UnknownNameError("aggregation", name, AGGREGATIONS)
-    from paceline.aggregation.secure.program import SecureAggregation, SecureArithmetic, secure_config
+    read = registry.parse("aggregation", spec)
+    if read.options and registry.describe("aggregation", read.name).package == "paceline":
+        raise ConfigError(f"aggregation {spec!r}: {read.name} takes no options here; set them with --secure-option, or in [secure]")
+    offered: dict[str, Any] = {"bound": bound} if agreed is None else {"bound": bound, "agreed": agreed}
+    if "config" in registry.parameters(registry.load("aggregation", read.name)):
+        from paceline.aggregation.secure.program import secure_config
 
-    config = secure_config(secure)
-    if name == "secure-arithmetic":
-        return SecureArithmetic(config)
-    return SecureAggregation(config) if agreed is None else SecureAggregation(config, agreed=agreed)
+        offered["config"] = secure_config(secure)
+    made: Aggregation = registry.build("aggregation", read, offered)
+    return made

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from paceline import registry
 from paceline.core.client import Client
 from paceline.core.errors import ConfigError
 from paceline.core.generators import drawing
@@ -32,18 +33,16 @@ def parse_architecture(text: str) -> tuple[str, dict[str, Any]]:
 
     Raises `ConfigError` for a part that is no ``name=value``.
     """
-    name, _, rest = text.strip().partition(":")
+    if not text.strip():
+        return "", {}
+    spec = registry.parse("model", text)
     options: dict[str, Any] = {}
-    for part in filter(None, (p.strip() for p in rest.split(","))):
-        key, equals, value = (p.strip() for p in part.partition("="))
-        if not equals or not value or key in options:
-            raise ConfigError(f"architecture {text!r}: write each option once, as {key}=VALUE")
-        numbers = value.split("-")
-        if all(n.isdecimal() for n in numbers):
-            options[key] = int(value) if len(numbers) == 1 else tuple(map(int, numbers))
-        else:
-            options[key] = value
-    return name, options
+    for key, value in spec.options.items():
+        numbers = value.split("-") if isinstance(value, str) else []
+        if value == "":
+            raise ConfigError(f"model {text!r}: write each option once, as {key}=VALUE")
+        options[key] = tuple(map(int, numbers)) if len(numbers) > 1 and all(n.isdecimal() for n in numbers) else value
+    return spec.name, options
 
 
 class Architectures:

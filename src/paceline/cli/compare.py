@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paceline.cli.fields import ConfigFile, Options, SecureOptions, TaskOptions, configuration, run_options
+from paceline import registry
+from paceline.cli.fields import ConfigFile, Options, SecureOptions, TaskOptions, completed, configuration, run_options
 from paceline.cli.figures import RunEntry, common_target, comparison, grouped, labels
 from paceline.cli.progress import LiveProgress
 from paceline.cli.run import Json, Out, Quiet, Replace
@@ -16,7 +17,7 @@ from paceline.cli.show import out as console_out
 from paceline.cli.show import print_json
 from paceline.cli.signals import resumable
 from paceline.core.errors import ConfigError, PlanError
-from paceline.core.parsing import MethodSpec, pairs
+from paceline.core.parsing import pairs
 
 if TYPE_CHECKING:
     from paceline.run import RunConfig
@@ -34,6 +35,7 @@ def compare(
             metavar="METHOD...",
             help="methods, each as NAME or NAME:field=value,...; see `paceline methods`",
             show_default=False,
+            autocompletion=completed("method"),
         ),
     ],
     seeds: Annotated[str, typer.Option("--seeds", metavar="N,N,...", help="seeds, each of which every method is run with")] = "0",
@@ -58,7 +60,7 @@ def compare(
     """
     common = pairs(option)
     settings = []
-    for spec in map(MethodSpec.parse, methods):
+    for spec in (registry.parse("method", text) for text in methods):
         base = configuration(
             ctx, given, config, method=spec.name, options=common | spec.options,
             task_option=task_option, secure_option=secure_option,

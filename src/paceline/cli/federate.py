@@ -7,11 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from paceline.cli.fields import ConfigFile, Options, SecureOptions, TaskOptions, configuration, run_options
+from paceline import registry
+from paceline.cli.fields import ConfigFile, Options, SecureOptions, TaskOptions, completed, configuration, run_options
 from paceline.cli.progress import LiveProgress
 from paceline.cli.run import Json, Name, Out, Quiet, Replace, _finish
 from paceline.cli.signals import resumable
-from paceline.core.parsing import MethodSpec, pairs
+from paceline.core.parsing import pairs
 
 __all__ = ["federate"]
 
@@ -34,7 +35,11 @@ def federate(
     ctx: typer.Context,
     method: Annotated[
         str | None,
-        typer.Argument(help="a method, or METHOD:field=value,...; see `paceline methods`", show_default="the file's, else fedavg"),
+        typer.Argument(
+            help="a method, or METHOD:field=value,...; see `paceline methods`",
+            show_default="the file's, else fedavg",
+            autocompletion=completed("method"),
+        ),
     ] = None,
     option: Options = None,
     task_option: TaskOptions = None,
@@ -53,7 +58,7 @@ def federate(
 
     Takes the options of `run` and ends with the same bits. Unless it is given, there are 5 clients, all in the cohort.
     """
-    spec = None if method is None else MethodSpec.parse(method)
+    spec = None if method is None else registry.parse("method", method)
     from paceline.run import RunConfig
 
     settings = configuration(

@@ -14,6 +14,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
+from paceline import registry
 from paceline.cli.spelling import check_run
 from paceline.core.config import PANELS, RunConfig
 from paceline.core.parsing import pairs, read_toml
@@ -25,6 +26,7 @@ __all__ = [
     "Options",
     "SecureOptions",
     "TaskOptions",
+    "completed",
     "configuration",
     "run_options",
 ]
@@ -46,9 +48,21 @@ class Option:
         flag = "--" + self.field.replace("_", "-")
         flags = [f"{flag}/--no-{flag[2:]}"] if self.kind is bool else [flag]
         shown: bool | str = self.absent if self.default is None else True
-        info = typer.Option(self.default, *flags, help=self.help, show_default=shown, rich_help_panel=self.panel)
+        known = completed(self.field) if self.field in registry.KINDS else None
+        info = typer.Option(
+            self.default, *flags, help=self.help, show_default=shown, rich_help_panel=self.panel, autocompletion=known
+        )
         annotation: Any = self.kind if self.default is not None else self.kind | None
         return inspect.Parameter(self.field, inspect.Parameter.KEYWORD_ONLY, default=info, annotation=annotation)
+
+
+def completed(kind: registry.Kind) -> Callable[[str], list[str]]:
+    """Return what a shell completes the names of a kind with."""
+
+    def starting(incomplete: str) -> list[str]:
+        return [name for name in registry.names(kind) if name.startswith(incomplete)]
+
+    return starting
 
 
 def _options() -> tuple[Option, ...]:

@@ -15,6 +15,8 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.text import Text
 
+from paceline import registry
+from paceline.cli.fields import completed
 from paceline.cli.run import Json
 from paceline.cli.show import out, print_json, table
 from paceline.cli.spelling import check_method
@@ -26,18 +28,19 @@ __all__ = ["card", "field_docs", "methods", "sum_only", "task_rows", "tasks"]
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="show one method with all its fields", show_default="all methods")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="show one method with all its fields", show_default="all methods", autocompletion=completed("method")),
+    ] = None,
     json: Json = False,
 ) -> None:
     """List the methods, what the server sees of each, and what a client keeps; or show one in full."""
-    from paceline.core.method import find_method, method_names
-
     if name is not None:
         check_method(name)
-        shown = card(find_method(name))
+        shown = card(registry.load("method", name), name)
         print_json(shown) if json else _print_card(shown)
         return
-    cards = sorted((card(find_method(n)) for n in method_names()), key=lambda c: (c["family"], c["name"]))
+    cards = sorted((card(registry.load("method", n), n) for n in registry.names("method")), key=lambda c: (c["family"], c["name"]))
     if json:
         print_json(cards)
         return
@@ -80,10 +83,10 @@ def tasks(json: Json = False) -> None:
 
 def task_rows() -> list[dict[str, Any]]:
     """Return name, readiness, size of the (default) data's download in megabytes, and description of each task."""
-    from paceline.tasks import task_info, task_names, task_source
+    from paceline.tasks import task_info, task_source
 
     found = []
-    for name in task_names():
+    for name in registry.names("task"):
         source = task_source(name)
         found.append(
             {
@@ -102,13 +105,13 @@ def sum_only(cls: type[Method]) -> bool:
     return not any(declared is not None and declared.each for declared in functions)
 
 
-def card(cls: type[Method]) -> dict[str, Any]:
-    """Return everything that `paceline methods NAME` shows."""
+def card(cls: type[Method], name: str) -> dict[str, Any]:
+    """Return everything that `paceline methods NAME` shows of a method under its name."""
     from paceline.cli.memory_keys import PROVIDED, kept, memory_keys, seen
 
     docs = field_docs(cls)
     return {
-        "name": cls.slug(),
+        "name": name,
         "family": cls.family,
         "paper": cls.paper,
         "server_sees": seen(cls),
@@ -118,7 +121,7 @@ def card(cls: type[Method]) -> dict[str, Any]:
         "names_clients": cls.names_clients,
         "vectorizable": cls.vectorizable,
         "headline": cls.headline,
-        "effects": effects(cls.slug()),
+        "effects": effects(name),
         "about": inspect.cleandoc(cls.__doc__ or "").split("\n\nArgs:")[0],
         "algorithm": inspect.cleandoc(sys.modules[cls.__module__].__doc__ or ""),
         "fields": [

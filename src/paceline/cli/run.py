@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paceline.cli.fields import ConfigFile, Options, SecureOptions, TaskOptions, configuration, run_options
+from paceline import registry
+from paceline.cli.fields import ConfigFile, Options, SecureOptions, TaskOptions, completed, configuration, run_options
 from paceline.cli.progress import LiveProgress
 from paceline.cli.show import bytes_text, out, percent, print_json, seconds_text, table
 from paceline.cli.signals import resumable
-from paceline.core.parsing import MethodSpec, pairs
+from paceline.core.parsing import pairs
 
 if TYPE_CHECKING:
     from paceline.run import Summary
@@ -34,6 +35,7 @@ def run(
         typer.Argument(
             help="a method, or METHOD:field=value,...; see `paceline methods`",
             show_default="the file's, else fedavg",
+            autocompletion=completed("method"),
         ),
     ] = None,
     option: Options = None,
@@ -49,7 +51,7 @@ def run(
     **given: Any,
 ) -> None:
     """Train one model with one method and keep the run in a folder."""
-    spec = None if method is None else MethodSpec.parse(method)
+    spec = None if method is None else registry.parse("method", method)
     settings = configuration(
         ctx,
         given,

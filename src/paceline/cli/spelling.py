@@ -9,10 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paceline.core.errors import ConfigError, PacelineError
-from paceline.core.parsing import MethodSpec, read_toml
+from paceline import registry
+from paceline.core.errors import ConfigError, PacelineError, UnknownNameError
+from paceline.core.importing import is_import_path
+from paceline.core.parsing import read_toml
 
 __all__ = ["Home", "check_method", "check_run", "check_task", "correct", "homes", "misplaced"]
+
+
+_FLEET = {"num_clients", "seed", "participation"}
+_PROCESS = {"num_clients", "seed", "rates", "path"}
 
 
 @dataclass(frozen=True)
@@ -38,9 +44,6 @@ def homes(name: str, value: str, run: Mapping[str, Any], methods: Sequence[str] 
 def _homes(name: str, value: str, run: Mapping[str, Any], methods: Sequence[str]) -> Iterator[Home]:
     from paceline.aggregation.secure.config import SecureConfig
     from paceline.core.config import RunConfig
-    from paceline.core.method import find_method
-    from paceline.devices.fleet import FLEETS, fleet_options
-    from paceline.participation.processes import OPTIONS
     from paceline.tasks import task_options
 
     settled = {n: run.get(n, spec.default) for n, spec in RunConfig.model_fields.items()}
@@ -48,7 +51,7 @@ def _homes(name: str, value: str, run: Mapping[str, Any], methods: Sequence[str]
     have = []
     for method in methods:
         with contextlib.suppress(PacelineError):  # a method that is not there is told of once the line is right
-            have += [method] * (name in {f.name for f in dataclasses.fields(find_method(method))})
+            have += [method] * (name in {f.name for f in dataclasses.fields(registry.load("method", method))})
     if have:  # -o is for all methods on the line
         yield Home(f"a field of {have[0]}", f"-o {pair}" if len(have) == len(methods) else f"{have[0]}:{pair}", "[options]")
     try:
@@ -60,16 +63,25 @@ def _homes(name: str, value: str, run: Mapping[str, Any], methods: Sequence[str]
     if name in {f.name for f in dataclasses.fields(SecureConfig)}:
         yield Home("an option of secure aggregation", f"--secure-option {pair}", "[secure]")
     chosen = str(settled["fleet"])
-    fleets = [chosen, *(f for f in FLEETS if f != chosen.partition(":")[0])]
-    fleet = next((f for f in fleets if f.partition(":")[0] in FLEETS and name in fleet_options(f.partition(":")[0])), None)
+    first = chosen.partition(":")[0]
+    fleet = _owner("fleet", name, [first, *registry.names("fleet")], _FLEET)
     if fleet is not None:
-        text = f"{fleet}{',' if ':' in fleet else ':'}{pair}"
-        yield Home(f"an option of fleet {fleet.partition(':')[0]}", f"--fleet {text}", f'fleet = "{text}"')
-    process = next((p for p in sorted(OPTIONS) if name in OPTIONS[p]), None)
+        given = chosen if fleet == first else fleet
+        text = f"{given}{',' if ':' in given else ':'}{pair}"
+        yield Home(f"an option of fleet {fleet}", f"--fleet {text}", f'fleet = "{text}"')
+    process = _owner("participation", name, sorted(registry.names("participation")), _PROCESS)
     if process is not None:
-        first = "FILE.csv" if process == "trace" else "RATE"
-        text = f"{process}:{first},{pair}"
+        text = f"{process}:{'FILE.csv' if process == 'trace' else 'RATE'},{pair}"
         yield Home(f"an option of participation {process}", f"--participation {text}", f'participation = "{text}"')
+
+
+def _owner(kind: registry.Kind, option: str, names: Sequence[str], offered: set[str]) -> str | None:
+    """Return the first of some names whose specification takes an option."""
+    for name in names:
+        with contextlib.suppress(PacelineError):  # what is not there, or broken, is told of once the line is right
+            if option in set(registry.parameters(registry.load(kind, name))) - offered:
+                return name
+    return None
 
 
 def correct(option: str, words: Sequence[str]) -> str:
@@ -112,26 +124,44 @@ def check_run(values: Mapping[str, Any], where: str = "") -> None:
     task = str(values.get("task", ""))
     if task:
         check_task(task)
+    for kind in ("model", "aggregation", "fleet", "participation", "adversary"):
+        if isinstance(values.get(kind), str):
+            registry.check(kind, values[kind])
+    if isinstance(engine := values.get("engine"), str) and engine != "grpc":
+        registry.check("engine", engine)
 
 
 def check_method(name: str) -> None:
-    """Raise `ConfigError` with what to write where a method is named by its file."""
+    """Raise `ConfigError` with what to write where no method has a name, or it is that of a file."""
     if ".py" in name:
         from paceline.core.importing import module_hint
-        from paceline.core.method import Method, find_method, method_names
 
-        hint = module_hint(name, {Method.__name__, *(find_method(n).__name__ for n in method_names())})
-        if hint:
+        known = (registry.describe("method", n).target.partition(":")[2] for n in registry.names("method"))
+        if hint := module_hint(name, {"Method", *known}):
             raise ConfigError(f"no method is called {name!r}; {hint}")
+    registry.describe("method", name)
 
 
 def check_task(name: str) -> None:
-    """Raise `ConfigError` with what to write where a task is named by a file or a folder alone."""
+    """Raise `ConfigError` with what to write where no task has a name, or it is that of a file or a folder alone."""
+    try:
+        registry.describe("task", name)
+    except UnknownNameError:
+        if not _like_a_file(name):
+            raise
+    else:
+        if ":" not in name:
+            return
     from paceline.data.files import file_hint
-    from paceline.tasks import task_names
 
-    if name not in task_names() and (hint := file_hint(name)):
+    if hint := file_hint(name):
         raise ConfigError(f"no task is called {name!r}; {hint}")
+    registry.describe("task", name)
+
+
+def _like_a_file(name: str) -> bool:
+    path = Path(name).expanduser()
+    return bool(path.suffix) or len(path.parts) > 1 or path.exists()
 
 
 def _after(option: str, words: Sequence[str]) -> str:
@@ -146,15 +176,15 @@ def _after(option: str, words: Sequence[str]) -> str:
 
 def _methods(words: Sequence[str]) -> list[str]:
     """Return the methods on a command line, as far as they can be told."""
-    from paceline.core.method import find_method
-
     found = []
     for before, word in zip(["", *words], words, strict=False):
         if word.startswith("-") or before.startswith("--"):
             continue
         try:
-            name = MethodSpec.parse(word).name
-            find_method(name)
+            name = registry.parse("method", word).name
+            if ":" in name and not is_import_path(name):
+                continue
+            registry.describe("method", name)
         except PacelineError:
             continue
         found.append(name)

@@ -27,6 +27,7 @@ __all__ = [
     "MisbehaviourError",
     "MissingDataError",
     "MissingExtraError",
+    "NameClashError",
     "NonFiniteError",
     "PacelineError",
     "PlanError",
@@ -84,6 +85,16 @@ class UnknownNameError(ConfigError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         super().__init__(f"unknown {kind} {name[:200]!r}{nearest(name, known)}")
+
+
+class NameClashError(ConfigError):
+    """A name that two sides claim: two installed packages, or a package and Paceline; the message names all of them."""
+
+    def __init__(self, kind: str, name: str, owners: Sequence[str]) -> None:
+        super().__init__(
+            f"{kind} {name!r} has {len(owners)} owners: {' and '.join(owners)}; uninstall all but one, rename an entry point, or "
+            "write package.module:Name"
+        )
 
 
 class PlanError(ConfigError):

@@ -1,4 +1,4 @@
-"""Classes of a user's own modules, named as ``module:Class``: loaded, or what is wrong with the name or the module."""
+"""Classes of a user's own modules, named as ``module:Class`` or by an entry point: loaded, or what is wrong with them."""
 
 from __future__ import annotations
 
@@ -6,22 +6,82 @@ import ast
 import importlib
 import os
 import sys
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from paceline.core.errors import ConfigError, nearest
-from paceline.core.failures import place_of
+from paceline.core.errors import ConfigError, PolicyError, nearest
 
-__all__ = ["as_module", "classes_in", "load_named", "module_hint"]
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+__all__ = ["as_module", "classes_in", "imports_from", "installed", "is_import_path", "load_entry", "load_named", "module_hint"]
+
+_allowed: ContextVar[frozenset[str] | None] = ContextVar("allowed", default=None)
+
+
+@contextmanager
+def imports_from(modules: Collection[str] | None) -> Iterator[None]:
+    """Within this context, `load_named` loads what these modules (or their submodules) define, and nothing else; None allows all.
+
+    A client carries out what a server asks in such a context: a name from outside imports no other module.
+    """
+    token = _allowed.set(None if modules is None else frozenset(modules))
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
+
+
+def installed(group: str) -> Mapping[str, list[EntryPoint]]:
+    """Return the entry points of a group by name, without importing what they name."""
+    return _entry_points(group, tuple((place, os.stat(place).st_mtime if os.path.isdir(place) else 0.0) for place in sys.path))
+
+
+@lru_cache(maxsize=64)
+def _entry_points(group: str, path: tuple[tuple[str, float], ...]) -> dict[str, list[EntryPoint]]:
+    """Read the entry points of a group; `path` is where packages are, and when something last changed there."""
+    from importlib.metadata import entry_points
+
+    found: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=group):
+        found.setdefault(point.name, []).append(point)
+    return found
+
+
+def is_import_path(text: str) -> bool:
+    """Return whether a text has the form ``package.module:Name``."""
+    module, _, attribute = text.partition(":")
+    return attribute.isidentifier() and all(part.isidentifier() for part in module.split("."))
+
+
+def load_entry(point: EntryPoint) -> Any:
+    """Return what an entry point names; raises `ConfigError` that names it, its package, and file, line and error."""
+    try:
+        return point.load()
+    except (Exception, SystemExit) as error:  # whatever a package's module does
+        from paceline.core.failures import place_of
+
+        raise ConfigError(
+            f"the entry point {point.name} = {point.value} of {point.dist.name if point.dist else 'a package'} cannot be loaded: "
+            f"{place_of(error)}: {type(error).__name__}: {error}; mend or uninstall it"
+        ) from error
 
 
 def load_named(name: str, what: str) -> Any:
     """Return what ``module:Class`` names.
 
     Raises `ConfigError` that names the file, line and error of a module that cannot be imported, the folders
-    that were searched for one that is not there, and the nearest names for a class that it does not have.
+    that were searched for one that is not there, and the nearest names for a class that it does not have; `PolicyError`
+    where `imports_from` does not allow the module.
     """
     module, _, attribute = name.partition(":")
+    allowed = _allowed.get()
+    if allowed is not None and module not in allowed:
+        raise PolicyError([f"{what} {name!r} is not registered here; name its module in client.modules to allow it"])
     if module.endswith(".py") or "/" in module:
         raise ConfigError(
             f"{what} {name!r}: write {as_module(Path(module))}:{attribute or 'Class'}, a module's name in place of its file"
@@ -37,7 +97,12 @@ def load_named(name: str, what: str) -> Any:
     if not hasattr(loaded, attribute):
         own = [n for n, v in vars(loaded).items() if isinstance(v, type) and v.__module__ == loaded.__name__]
         raise ConfigError(f"{what} {name!r}: {loaded.__file__} has no {attribute!r}{nearest(attribute, own)}")
-    return getattr(loaded, attribute)
+    found = getattr(loaded, attribute)
+    if allowed is not None:  # what the module itself imports, such as subprocess.Popen, is not the module's
+        home = str(getattr(found, "__module__", module))
+        if not any(home == known or home.startswith(f"{known}.") for known in allowed):
+            raise PolicyError([f"{what} {name!r} is defined in {home}; name that module in client.modules to allow it"])
+    return found
 
 
 def _absent(module: str) -> str:
@@ -50,6 +115,8 @@ def _absent(module: str) -> str:
 
 
 def _broken(what: str, name: str, error: BaseException) -> ConfigError:
+    from paceline.core.failures import place_of
+
     if isinstance(error, SyntaxError):
         place, told = f"{error.filename}:{error.lineno}", str(error.msg)
     else:

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, cast, overload
 
 from typing_extensions import TypeVar
 
 from paceline.core.engine import ClientFunction
 from paceline.core.errors import ConfigError, UnknownNameError
-from paceline.core.failures import place_of
-from paceline.core.importing import load_named
 from paceline.core.metrics import spread
 from paceline.core.params import Params
 from paceline.core.tree import Tree, node
@@ -26,7 +21,7 @@ if TYPE_CHECKING:
     from paceline.core.client import Client, ClientData
     from paceline.core.federation import Federation
 
-__all__ = ["ClientFunction", "Method", "P", "S", "State", "client_functions", "find_method", "method_names", "on_client"]
+__all__ = ["ClientFunction", "Method", "P", "S", "State", "client_functions", "on_client"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -216,47 +211,3 @@ def _hints(cls: type) -> dict[str, Any]:
     from typing import get_type_hints
 
     return get_type_hints(cls)
-
-
-def _all() -> dict[str, type[Method[Any]]]:
-    package = importlib.import_module("paceline.methods")
-    for info in pkgutil.walk_packages(package.__path__, "paceline.methods."):
-        importlib.import_module(info.name)
-    for entry in entry_points(group="paceline.methods"):
-        try:
-            entry.load()
-        except Exception as error:  # one package's fault would take all methods away
-            raise ConfigError(
-                f"the entry point {entry.name} = {entry.value} of {entry.dist.name if entry.dist else 'a package'} cannot be loaded: "
-                f"{place_of(error)}: {type(error).__name__}: {error}; mend or uninstall it"
-            ) from error
-    found: dict[str, type[Method[Any]]] = {}
-    queue = list(Method.__subclasses__())
-    while queue:
-        cls = queue.pop()
-        queue += cls.__subclasses__()
-        complete = not any(getattr(getattr(cls, n, None), "__isabstractmethod__", False) for n in dir(cls))
-        if complete and "round" in {n for c in cls.__mro__ if c is not Method for n in vars(c)}:
-            found.setdefault(cls.slug(), cls)
-    return found
-
-
-def method_names() -> list[str]:
-    """Return the names of all methods that are installed: ours, and those of the `paceline.methods` entry points."""
-    return sorted(n for n, c in _all().items() if not c.__module__.startswith(("tests", "__main__")))
-
-
-def find_method(name: str) -> type[Method[Any]]:
-    """Return a method's class by name, or by import path as ``package.module:Class``.
-
-    Raises `UnknownNameError` listing the nearest names.
-    """
-    if ":" in name:
-        cls = load_named(name, "method")
-        if not (isinstance(cls, type) and issubclass(cls, Method)):
-            raise ConfigError(f"{name!r} is no Method: a method is a class below paceline.Method, see docs/writing_a_method.md")
-        return cls
-    known = _all()
-    if name not in known:
-        raise UnknownNameError("method", name, known)
-    return known[name]

@@ -1,54 +1,78 @@
-"""Parsing of command-line values: ``name=value``, ``method:name=value,...`` and TOML files."""
+"""Parsing of command-line values: ``name=value``, ``name:value,key=value`` and TOML files."""
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from paceline.core.errors import ConfigError
+from paceline.core.errors import ConfigError, UnknownNameError
 
-__all__ = ["MethodSpec", "pairs", "read_toml", "split_top", "value"]
+__all__ = ["Spec", "fitted", "pairs", "read_toml", "split_top", "value"]
 
 PAIRED = {"[": "]", "{": "}", "(": ")"}
 
 
 @dataclass(frozen=True)
-class MethodSpec:
-    """One METHOD argument of the command line.
+class Spec:
+    """A name with options, on the command line, in a file or in Python: ``NAME[:VALUE][,KEY=VALUE...]``.
+
+    Methods, models, fleets, participation processes, adversaries, engines, aggregations, tunings and faults are all
+    written in this way: ``clip:network=true,lr=0.1``, ``markov:0.05-1,step=0.1``, ``mylab.fleets:Trams:share=0.2``.
 
     Args:
-        text: the argument as typed; label of the row in tables.
-        name: method name or ``package.module:Class``.
-        options: fields of the method.
+        text: the specification as typed; label of the row in tables.
+        name: the part before the options: a registered name or ``package.module:Name``.
+        options: values by key, each read by `value`.
+        value: text of the value without a key, for kinds that take one; otherwise empty.
     """
 
     text: str
     name: str
     options: dict[str, Any] = field(default_factory=dict)
+    value: str = ""
 
     @staticmethod
-    def parse(text: str) -> MethodSpec:
-        """Parse ``name`` or ``name:field=value,field=value``; a value may contain brackets with commas.
+    def parse(text: str, what: str = "method", known: Container[str] = (), takes: str = "", modules: bool = True) -> Spec:
+        """Parse a specification; a value may contain brackets and quotes with commas and colons in them.
+
+        Args:
+            text: as typed.
+            what: kind of thing, for messages.
+            known: names; what follows one of them is the second half of ``module:Name`` only where there is such a module
+                and the kind takes no value.
+            takes: name of the value that comes first without a key, such as the share of an adversary; empty for none.
+            modules: whether ``module:Name`` is a name.
 
         Raises:
-            ConfigError: the text has no name, or an option is malformed.
+            ConfigError: the text has no name, or an option is malformed or given twice.
 
         Example:
-            >>> MethodSpec.parse("clip:network=true,lr=0.1").options
+            >>> Spec.parse("clip:network=true,lr=0.1").options
             {'network': True, 'lr': 0.1}
+            >>> Spec.parse("alie:0.2,z=1.5", takes="share").value
+            '0.2'
         """
-        parts = split_top(text, ":")
-        given = [i for i, part in enumerate(parts) if "=" in part]
-        name = ":".join(parts[: given[0]] if given else parts)
+        name, *rest = (part.strip() if i < 2 else part for i, part in enumerate(split_top(text.strip(), ":")))
+        if modules and rest and rest[0].isidentifier() and not (name in known and (takes or find_spec(name) is None)):
+            name, rest = f"{name}:{rest[0]}", rest[1:]
         if not name:
-            raise ConfigError(f"{text!r} names no method; write METHOD or METHOD:field=value,field=value")
-        if not given:
-            return MethodSpec(text, name)
-        options = pairs(split_top(":".join(parts[given[0] :]), ","), "METHOD:field=value,field=value")
-        return MethodSpec(text, name, options)
+            raise ConfigError(f"{text!r} names no {what}; write NAME or NAME:{f'{takes.upper()},' * bool(takes)}option=value")
+        tail, first = ":".join(rest), ""
+        key, equals, _ = tail.partition("=")
+        if takes and not (equals and key.strip().isidentifier()):
+            first, _, tail = tail.partition(",")
+        options: dict[str, Any] = {}
+        for part in filter(None, (part.strip() for part in split_top(tail, ","))):
+            key, equals, given = part.partition("=")
+            key = key.strip().replace("-", "_")
+            if not equals or not key or key in options:
+                raise ConfigError(f"{what} {text!r}: write each option once, as {key or 'option'}=VALUE")
+            options[key] = value(given)
+        return Spec(text, name, options, first.strip())
 
 
 def split_top(text: str, mark: str) -> list[str]:
@@ -105,7 +129,53 @@ def value(text: str) -> Any:
         read = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):  # not TOML, or thousands of digits or brackets
         return text.strip()
-    return read["value"] if list(read) == ["value"] else text.strip()
+    plain = list(read) == ["value"] and isinstance(read["value"], bool | int | float | str | list | dict)
+    return read["value"] if plain else text.strip()  # a date is none of our values: 2024-10-10 may be three widths
+
+
+def fitted(make: Callable[..., Any], options: Mapping[str, Any], what: str, known: Iterable[str]) -> dict[str, Any]:
+    """Return options in the types of the parameters that they are for.
+
+    Args:
+        make: the class or function that is called with them.
+        options: by name.
+        what: what they are options of, for messages, such as ``fleet 'mobile'``.
+        known: the names that may be given.
+
+    Raises:
+        UnknownNameError: for an option that is not known.
+        ConfigError: for a value that does not fit its parameter's annotation, or is not a number where it should be one.
+    """
+    known, hints = list(known), _hints(make)
+    for name in options:
+        if name not in known:
+            raise UnknownNameError(f"option of {what}:", name, known)
+    return {name: _fit(value, hints.get(name, Any), f"{what}: {name}={value!r}") for name, value in options.items()}
+
+
+def _hints(make: Callable[..., Any]) -> dict[str, Any]:
+    own = vars(make).get("__init__") if isinstance(make, type) and "__dataclass_fields__" not in vars(make) else make
+    try:
+        return get_type_hints(own if own is not None else make)
+    except (NameError, TypeError):  # annotations that only a type checker resolves
+        return {}
+
+
+def _fit(value: Any, hint: Any, told: str) -> Any:
+    from pydantic import TypeAdapter, ValidationError
+    from pydantic.errors import PydanticUserError
+
+    if isinstance(value, float) and value != value:
+        raise ConfigError(f"{told} is not a number")
+    if hint is str and type(value) in (int, float):
+        return str(value)
+    try:
+        return TypeAdapter(hint).validate_python(value)
+    except PydanticUserError:  # a type that pydantic does not know
+        return value
+    except ValidationError as error:
+        reason = {float: "is no number", int: "is no whole number"}.get(hint, error.errors()[0]["msg"])
+        raise ConfigError(f"{told} {reason}") from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from urllib.parse import parse_qsl
 
 from paceline.core.errors import ConfigError, DataError, UnknownNameError
+from paceline.core.importing import is_import_path
 from paceline.data.cifar import read_cifar
 from paceline.data.folder import ENDS, read_image_folder
 from paceline.data.idx import read_idx
@@ -54,8 +55,8 @@ def file_kinds() -> Mapping[str, FileKind]:
 
 
 def is_file_task(name: str) -> bool:
-    """Say whether a task's name is one of a file."""
-    return ":" in name
+    """Return whether a task's name is one of files: ``kind:/path``, and not ``package.module:Name``."""
+    return ":" in name and (name.partition(":")[0] in _KINDS or not is_import_path(name))
 
 
 def file_options(name: str) -> list[str]:

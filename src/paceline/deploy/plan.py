@@ -105,7 +105,7 @@ def offer(config: RunConfig, plan: Plan, layout: Layout) -> dict[str, Any]:
         layout: parameter layout of the server's own model.
     """
     from paceline.aggregation.secure.task_hash import Agreement
-    from paceline.core.method import find_method
+    from paceline.registry import find_method
 
     method = Agreement.of(config, find_method(config.method)).method
     facts = {"config": config.model_dump(mode="json", exclude_none=True), "plan": plan.to_tree()}

@@ -4,7 +4,7 @@ import importlib
 
 import torch
 
-from paceline.core.method import method_names
+from paceline.registry import method_names
 
 torch.set_num_threads(1)
 for name in ("deploy.processes", "deploy.metrics", "tasks", "data.sources", "submodels.service", "aggregation.secure.program"):

@@ -114,7 +114,7 @@ class ClientPart(_Part):
     policy: Path | None = Field(
         default=None, description="policy.toml; secure aggregation with 3 clients or more where none is given"
     )
-    modules: tuple[str, ...] = Field(default=(), description="modules of own methods that a plan may name")
+    modules: tuple[str, ...] = Field(default=(), description="modules of own methods, tasks and models that a plan may name")
     private_rounding: bool = Field(
         default=True, description="draw from a secret seed of this client: no run has the same bits twice; false only for trials"
     )

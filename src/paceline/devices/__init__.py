@@ -1,16 +1,14 @@
 """Device profiles, fleets of them, and virtual time."""
 
 from paceline.devices.clock import Cost, TimedPhase, Times, VirtualClock, times
-from paceline.devices.fleet import FLEETS, Fleet, Homogeneous, Mobile, Stragglers, load_fleet
+from paceline.devices.fleet import Fleet, Homogeneous, Mobile, Stragglers, load_fleet
 from paceline.devices.profile import COMPUTE, LATENCY, LINK, Profile
-from paceline.participation.processes import PROCESSES, Participation, load_participation
+from paceline.participation.processes import Participation, load_participation
 
 __all__ = [
     "COMPUTE",
-    "FLEETS",
     "LATENCY",
     "LINK",
-    "PROCESSES",
     "Cost",
     "Fleet",
     "Homogeneous",

@@ -6,7 +6,6 @@ same in every process and needs no list of devices.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -15,12 +14,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from paceline import registry
 from paceline.core.errors import CohortError, ConfigError, UnknownNameError
 from paceline.core.random import derive, numpy_rng
 from paceline.devices.profile import COMPUTE, LATENCY, LINK, Profile
 from paceline.participation.processes import Participation
 
-__all__ = ["FLEETS", "Fleet", "Homogeneous", "Mobile", "Stragglers", "fleet_options", "load_fleet"]
+__all__ = ["Fleet", "Homogeneous", "Mobile", "Stragglers", "load_fleet"]
 
 MBIT = 1e6
 
@@ -289,15 +289,7 @@ class Timed(Profile):
         return self.overhead if flops else 0.0
 
 
-FLEETS: dict[str, type[Fleet]] = {cls.name: cls for cls in (Homogeneous, Stragglers, Mobile, Spread)}
-"""The fleets by name."""
-
 _NORMAL = NormalDist()
-
-
-def fleet_options(name: str) -> set[str]:
-    """Return the options of a fleet of `FLEETS`."""
-    return {f.name for f in dataclasses.fields(FLEETS[name])} - {"num_clients", "seed", "participation"}
 
 
 def load_fleet(spec: str, num_clients: int, seed: int = 0, participation: Participation | None = None) -> Fleet:
@@ -307,30 +299,11 @@ def load_fleet(spec: str, num_clients: int, seed: int = 0, participation: Partic
 
     Raises `UnknownNameError` for an unknown fleet or option and `ConfigError` for a bad value.
     """
-    name, _, rest = spec.strip().partition(":")
-    if name not in FLEETS:
-        raise UnknownNameError("fleet", name, FLEETS)
-    cls = FLEETS[name]
-    known = fleet_options(name)
-    options: dict[str, Any] = {}
-    for part in filter(None, (p.strip() for p in rest.split(","))):
-        key, equals, text = (p.strip() for p in part.partition("="))
-        if key not in known:
-            raise UnknownNameError(f"option of fleet {name!r}:", key, known)
-        if not equals or key in options:
-            raise ConfigError(f"fleet {spec!r}: write each option once, as {key}=VALUE")
-        options[key] = text if key == "pick" else _number(spec, key, text)
-    return cls(num_clients, seed, participation=participation or Participation(), **options)
-
-
-def _number(spec: str, key: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise ConfigError(f"fleet {spec!r}: {key}={text!r} is no number") from None
-    if math.isnan(value):
-        raise ConfigError(f"fleet {spec!r}: {key} is not a number")
-    return value
+    offered = {"num_clients": num_clients, "seed": seed, "participation": participation or Participation()}
+    made = registry.build("fleet", spec, offered)
+    if not isinstance(made, Fleet):
+        raise ConfigError(f"fleet {spec!r} is no Fleet: a fleet is a class below paceline.devices.Fleet")
+    return made
 
 
 def _uniform(seed: int, *path: int | str) -> float:

@@ -1,8 +1,10 @@
 """Engines: execution of client functions. Results depend neither on the engine nor on the number of workers."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from paceline.core.errors import UnknownNameError
+from paceline import registry
+from paceline.core.errors import ConfigError
 from paceline.engines.debug import DebugEngine
 from paceline.engines.local import LocalEngine
 from paceline.engines.pool import Pool
@@ -11,26 +13,21 @@ from paceline.engines.worker import Setup, Worker
 
 __all__ = ["Choice", "DebugEngine", "LocalEngine", "Pool", "Setup", "Worker", "load_engine"]
 
-_ENGINES = ("local", "debug", "ray")
 
-
-def load_engine(name: str, setup: Setup, workers: int, ray: dict[str, Any] | None = None) -> Pool:
-    """Start the engine registered under a name.
+def load_engine(spec: str, setup: Setup, workers: int, ray: Mapping[str, Any] | None = None) -> Pool:
+    """Start an engine by name.
 
     Args:
-        name: ``local``, ``debug`` or ``ray``.
+        spec: a name, with options after a colon.
         setup: what workers are built from.
         workers: number of workers.
-        ray: options of `RayEngine`, used by ``ray`` only.
+        ray: options of `RayEngine`; other engines have no such parameters.
 
     Raises:
-        UnknownNameError: unknown engine.
+        UnknownNameError: unknown name or option.
         EngineError: the engine cannot be started.
     """
-    if name == "ray":
-        from paceline.engines.ray import RayEngine
-
-        return RayEngine(setup, workers, **(ray or {}))
-    if name not in _ENGINES:
-        raise UnknownNameError("engine", name, _ENGINES)
-    return DebugEngine(setup, workers) if name == "debug" else LocalEngine(setup, workers)
+    made = registry.build("engine", spec, {"setup": setup, "workers": workers, **(ray or {})})
+    if not isinstance(made, Pool):
+        raise ConfigError(f"engine {spec!r} is no Pool: an engine is a class below paceline.engines.Pool")
+    return made

@@ -1,5 +1,5 @@
 """Reference models: small, plain, and traceable by `torch.fx`, so that sub-models can be cut out of them."""
 
-from paceline.models.registry import build, model_names, model_options
+from paceline.models.build import build, model_options
 
-__all__ = ["build", "model_names", "model_options"]
+__all__ = ["build", "model_options"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from paceline.core.engine import Call, Receipt
 from paceline.core.errors import PacelineError, ProtocolError, StoreError
 from paceline.core.fingerprint import digest
+from paceline.core.importing import imports_from
 from paceline.core.tree import Tree
 from paceline.engines.worker import Worker
 from paceline.network import protocol as p
@@ -35,11 +36,20 @@ class Runner:
         rules: policy of the client; None for no restrictions.
         durable: sync the files.
         learn: accepts a newer directory of identity keys, or raises `IdentityError`.
+        modules: the only modules that names such as ``package.module:Name`` may be imported from; None allows all.
     """
 
     def __init__(
-        self, number: int, folder: Path, work: Work, rules: Rules | None = None, durable: bool = True, learn: Learn = bytes
+        self,
+        number: int,
+        folder: Path,
+        work: Work,
+        rules: Rules | None = None,
+        durable: bool = True,
+        learn: Learn = bytes,
+        modules: Collection[str] | None = None,
     ) -> None:
+        self.modules = modules
         self.number, self.folder, self.rules, self.durable = number, folder, rules, durable
         self._work, self.learn = work, learn
         self.worker: Worker | None = None
@@ -174,9 +184,10 @@ class Runner:
         )
 
     def _run(self, worker: Worker, call: Call) -> Receipt:
-        for item in worker.run(call):
-            if isinstance(item, Receipt):
-                return item
+        with imports_from(self.modules):
+            for item in worker.run(call):
+                if isinstance(item, Receipt):
+                    return item
         raise ProtocolError(f"{call.function!r} gave no answer")
 
     # -- memory --------------------------------------------------------------------------------

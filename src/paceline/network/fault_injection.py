@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from paceline.core.errors import ConfigError, UnknownNameError
-from paceline.core.parsing import pairs, split_top
+from paceline.core.parsing import Spec
 from paceline.network.frames import HEAD
 
 __all__ = ["KILL", "KINDS", "Fault", "Faults"]
@@ -62,8 +62,8 @@ class Fault:
             >>> Fault.parse("delay:client=0,seconds=0.2").seconds
             0.2
         """
-        kind, _, rest = text.partition(":")
-        values = pairs(split_top(rest, ","), "KIND:name=value,name=value") if rest else {}
+        spec = Spec.parse(text, "fault", modules=False)
+        kind, values = spec.name, spec.options
         if kind not in KINDS:
             raise UnknownNameError("fault", kind, KINDS)
         known = ("client", "phase", "round", "times", "rate", "seconds", "factor", "when")

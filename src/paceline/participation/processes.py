@@ -30,10 +30,22 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from paceline.core.errors import ConfigError, DataFormatError, UnknownNameError
+from paceline import registry
+from paceline.core.errors import ConfigError, DataFormatError
 from paceline.core.random import derive, numpy_rng
 
-__all__ = ["PROCESSES", "Bernoulli", "Cyclic", "Diurnal", "Markov", "Participation", "Rates", "Trace", "load_participation"]
+__all__ = [
+    "Bernoulli",
+    "Cyclic",
+    "Diurnal",
+    "Markov",
+    "Participation",
+    "Rated",
+    "Rates",
+    "Trace",
+    "load_participation",
+    "read_trace",
+]
 
 Mix = Callable[[], "np.ndarray[Any, Any]"]
 """Returns how many samples of each class each client has, shape [clients, classes]."""
@@ -83,11 +95,19 @@ class Participation:
 
 
 @dataclass(frozen=True)
-class _Rated(Participation):
+class Rated(Participation):
+    """Base of processes in which each client has a rate.
+
+    Args:
+        rates: of the clients.
+        seed: of the run.
+    """
+
     rates: Rates
     seed: int
 
     def rate(self, client: int) -> float:
+        """Return the part of the rounds in which `client` is there, in the long run."""
         return self.rates(client)
 
     def _uniform(self, *path: int | str) -> float:
@@ -96,7 +116,7 @@ class _Rated(Participation):
 
 
 @dataclass(frozen=True)
-class Bernoulli(_Rated):
+class Bernoulli(Rated):
     """Independent draws."""
 
     name: ClassVar[str] = "bernoulli"
@@ -107,7 +127,7 @@ class Bernoulli(_Rated):
 
 
 @dataclass(frozen=True)
-class Markov(_Rated):
+class Markov(Rated):
     """A chain of two states for each client, at its long-run rate from the first round on.
 
     Args:
@@ -141,7 +161,7 @@ class Markov(_Rated):
 
 
 @dataclass(frozen=True)
-class Cyclic(_Rated):
+class Cyclic(Rated):
     """Away, then there, by turns.
 
     Args:
@@ -175,7 +195,7 @@ class Cyclic(_Rated):
 
 
 @dataclass(frozen=True)
-class Diurnal(_Rated):
+class Diurnal(Rated):
     """Days and nights.
 
     Args:
@@ -232,34 +252,34 @@ class Trace(Participation):
         place = bisect_right(stays, (number, self.length))
         return place > 0 and number <= stays[place - 1][1]
 
-    @staticmethod
-    def read(path: str | Path, num_clients: int, length: int | None = None) -> Trace:
-        """Read a trace; clients beyond `num_clients` are left out. Raises `DataFormatError` naming the line."""
-        spans: dict[int, list[tuple[int, int]]] = {}
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"participation trace {path} cannot be read: {error}") from error
-        lines = csv.reader(text.splitlines())
-        if [cell.strip() for cell in next(lines, [])] != ["client", "first", "last"]:
-            raise DataFormatError(f"{path}: line 1 is not the header client,first,last")
-        for row in filter(None, lines):
-            if len(row) != 3 or not all(re.fullmatch(r"\d{1,9}", cell.strip()) for cell in row):
-                raise DataFormatError(
-                    f"{path}: line {lines.line_num} is not three whole numbers client,first,last: {','.join(row)[:60]}"
-                )
-            client, first, last = (int(cell) for cell in row)
-            if not 1 <= first <= last:
-                raise DataFormatError(f"{path}: line {lines.line_num}: rounds {first} to {last}; they are 1 <= first <= last")
-            spans.setdefault(client, []).append((first, last))
-        if not spans:
-            raise DataFormatError(f"{path}: the trace has no stay of any client")
-        if max(spans) + 1 < num_clients:
-            raise ConfigError(f"participation trace {path} is of {max(spans) + 1} clients; the run has {num_clients}")
-        end = max(last for stays in spans.values() for _, last in stays)
-        if length is not None and length < end:
-            raise ConfigError(f"participation trace {path}: length={length} is before its last round {end}")
-        return Trace({c: _joined(s) for c, s in spans.items() if c < num_clients}, end if length is None else length)
+
+def read_trace(path: str | Path, num_clients: int, length: int | None = None) -> Trace:
+    """Read a trace; clients beyond `num_clients` are left out. Raises `DataFormatError` naming the line."""
+    spans: dict[int, list[tuple[int, int]]] = {}
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"participation trace {path} cannot be read: {error}") from error
+    lines = csv.reader(text.splitlines())
+    if [cell.strip() for cell in next(lines, [])] != ["client", "first", "last"]:
+        raise DataFormatError(f"{path}: line 1 is not the header client,first,last")
+    for row in filter(None, lines):
+        if len(row) != 3 or not all(re.fullmatch(r"\d{1,9}", cell.strip()) for cell in row):
+            raise DataFormatError(
+                f"{path}: line {lines.line_num} is not three whole numbers client,first,last: {','.join(row)[:60]}"
+            )
+        client, first, last = (int(cell) for cell in row)
+        if not 1 <= first <= last:
+            raise DataFormatError(f"{path}: line {lines.line_num}: rounds {first} to {last}; they are 1 <= first <= last")
+        spans.setdefault(client, []).append((first, last))
+    if not spans:
+        raise DataFormatError(f"{path}: the trace has no stay of any client")
+    if max(spans) + 1 < num_clients:
+        raise ConfigError(f"participation trace {path} is of {max(spans) + 1} clients; the run has {num_clients}")
+    end = max(last for stays in spans.values() for _, last in stays)
+    if length is not None and length < end:
+        raise ConfigError(f"participation trace {path}: length={length} is before its last round {end}")
+    return Trace({c: _joined(s) for c, s in spans.items() if c < num_clients}, end if length is None else length)
 
 
 def _joined(stays: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
@@ -273,17 +293,6 @@ def _joined(stays: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     return tuple(out)
 
 
-PROCESSES: dict[str, type[Participation]] = {cls.name: cls for cls in (Participation, Bernoulli, Markov, Cyclic, Diurnal, Trace)}
-"""The processes by name."""
-
-OPTIONS: dict[str, dict[str, type]] = {
-    "bernoulli": {},
-    "markov": {"step": float},
-    "cyclic": {"length": int},
-    "diurnal": {"period": int, "swing": float, "zones": int},
-    "trace": {"length": int},
-}
-"""The options of each process, beside its rates."""
 _LABELS: dict[str, float] = {"mean": 0.1, "least": 0.02, "alpha": 0.1}
 
 
@@ -298,29 +307,25 @@ def load_participation(spec: str, num_clients: int, seed: int = 0, mix: Mix | No
 
     Raises `UnknownNameError` for an unknown process or option, `ConfigError` for a bad value.
     """
-    name, _, rest = spec.strip().partition(":")
-    if name not in PROCESSES:
-        raise UnknownNameError("participation", name, PROCESSES)
-    first, *parts = (part.strip() for part in rest.split(","))
-    if name == "always":
-        if rest:
-            raise ConfigError(f"participation {spec!r}: always takes no value")
-        return Participation()
-    labels = first == "labels"
-    kinds: dict[str, type] = OPTIONS[name] | (dict.fromkeys(_LABELS, float) if labels and name != "trace" else {})
-    options: dict[str, Any] = {}
-    for part in parts:
-        key, equals, text = (p.strip() for p in part.partition("="))
-        if key not in kinds:
-            raise UnknownNameError(f"option of participation {name!r}:", key, kinds)
-        if not equals or key in options:
-            raise ConfigError(f"participation {spec!r}: write each option once, as {key}=VALUE")
-        options[key] = _number(spec, text, kinds[key])
-    if name == "trace":
-        return Trace.read(first, num_clients, options.get("length"))
-    own = {key: options.pop(key, default) for key, default in _LABELS.items()}
-    rates = _by_labels(spec, num_clients, seed, mix, **own) if labels else _rates(spec, first, num_clients)
-    return PROCESSES[name](rates, seed, **options)  # type: ignore[call-arg]
+    read = registry.parse("participation", spec)
+    takes = registry.parameters(registry.load("participation", read.name))
+    offered: dict[str, Any] = {"num_clients": num_clients, "seed": seed}
+    if "rates" in takes:
+        own = {key: read.options.pop(key) for key in _LABELS if read.value == "labels" and key in read.options}
+        labelled = {**_LABELS, **{key: _number(spec, str(value)) for key, value in own.items()}}
+        offered["rates"] = (
+            _by_labels(spec, num_clients, seed, mix, **labelled)
+            if read.value == "labels"
+            else _rates(spec, read.value, num_clients)
+        )
+    elif "path" in takes:
+        offered["path"] = read.value
+    elif read.value:
+        raise ConfigError(f"participation {spec!r}: {read.name} takes no value")
+    made = registry.build("participation", read, offered)
+    if not isinstance(made, Participation):
+        raise ConfigError(f"participation {spec!r} is no Participation: a process is a class below paceline.devices.Participation")
+    return made
 
 
 def _rates(spec: str, text: str, num_clients: int) -> Rates:
@@ -342,11 +347,11 @@ def _by_labels(spec: str, num_clients: int, seed: int, mix: Mix | None, mean: fl
     return Rates(tuple(rates.tolist()), num_clients)
 
 
-def _number(spec: str, text: str, kind: type = float) -> Any:
+def _number(spec: str, text: str) -> float:
     try:
-        value = kind(text)
+        value = float(text)
     except ValueError:
-        raise ConfigError(f"participation {spec!r}: {text!r} is no {'whole ' if kind is int else ''}number") from None
+        raise ConfigError(f"participation {spec!r}: {text!r} is no number") from None
     if not math.isfinite(value):
         raise ConfigError(f"participation {spec!r}: {text!r} is no finite number")
     return value

@@ -1,7 +1,8 @@
 """Tasks: data, model, loss and metrics."""
 
 from paceline.core.task import Arrays, Task
-from paceline.tasks.registry import load_task, task_info, task_names, task_options, task_source
+from paceline.tasks.load import load_task, task_info, task_options, task_source
+from paceline.tasks.recipe import task_card
 from paceline.tasks.synthetic import blobs
 
-__all__ = ["Arrays", "Task", "blobs", "load_task", "task_info", "task_names", "task_options", "task_source"]
+__all__ = ["Arrays", "Task", "blobs", "load_task", "task_card", "task_info", "task_options", "task_source"]

@@ -21,6 +21,7 @@ from paceline.core.errors import ConfigError
 from paceline.core.random import derive, numpy_rng
 from paceline.core.task import Arrays, Task
 from paceline.models.pretraining import pretrain
+from paceline.tasks.recipe import task_card
 
 __all__ = [
     "Attack",
@@ -92,6 +93,7 @@ class Quadratic:
         return float((c @ z**2 + linear @ z + 1).mean()) * 0.1 / len(x)
 
 
+@task_card("a synthetic quadratic that clients can only evaluate", "none")
 def quadratic(model: None = None, seed: int = 0, dim: int = 300, clients: int = 5, div: float = 0.5) -> BlackBoxTask:
     """Return the synthetic task: coefficients c_i = 1 + div (p_i - 1 / N) with p from Dirichlet(1 / N), so their mean is 1.
 
@@ -152,6 +154,7 @@ class Metric:
         return 1 - macro_f1(out.argmax(1), y.cpu(), self.classes)
 
 
+@task_card("shift a network's weights to a better F1, which has no gradient", "mlp", "digits")
 def metric(
     model: str | None = None,
     seed: int = 0,
@@ -162,7 +165,7 @@ def metric(
     limit: int = 600,
 ) -> BlackBoxTask:
     """Return the task of better F1: a small network, trained a little on a part of a named task, whose weights are searched."""
-    from paceline.tasks.registry import load_task
+    from paceline.tasks.load import load_task
 
     base = load_task(of, model=model or "mlp", seed=seed, hidden=hidden, limit=limit)
     module = base.build(derive(seed, "metric"))
@@ -204,6 +207,7 @@ class Attack:
         return sum(float(s[self.label] - o) for s, o in zip(scores, others, strict=True)) / max(len(scores), 1)
 
 
+@task_card("one shift of a picture that misleads the clients' own classifiers", "mlp", "digits")
 def attack(
     model: str | None = None,
     seed: int = 0,
@@ -219,7 +223,7 @@ def attack(
 
     The picture is the `picture`-th test sample; every classifier saw its class.
     """
-    from paceline.tasks.registry import load_task
+    from paceline.tasks.load import load_task
 
     base = load_task(of, model=model, seed=seed, limit=limit)
     x, y, modules = base.train.x, base.train.y, []

@@ -18,6 +18,7 @@ from paceline.data.sources.weights import transformers
 from paceline.models.language import language_model
 from paceline.models.pretraining import kept, pretrain, with_weights
 from paceline.models.transformer import char_model
+from paceline.tasks.recipe import task_card
 from paceline.tasks.texts import InstructionRecord, Layout, Tokens, encode, instruction_task, token_loss
 
 __all__ = ["CATEGORIES", "characters", "generic", "load_chatterbot", "load_instructions", "records"]
@@ -101,6 +102,7 @@ def _pretrained(name: str) -> tuple[Tokens, Callable[[], nn.Module]]:
     return Tokens(codes, int(tokenizer.eos_token_id), len(tokenizer)), build
 
 
+@task_card("eight categories of made-up instructions about words", "char_model")
 def load_instructions(
     model: str | None = None,
     seed: int = 0,
@@ -137,6 +139,7 @@ def load_instructions(
     )
 
 
+@task_card("questions and answers by topic", "smollm2-135m", "chatterbot")
 def load_chatterbot(
     model: str | None = None,
     seed: int = 0,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from paceline.core.errors import ConfigError
 from paceline.core.random import torch_rng
 from paceline.core.task import Arrays, Part, Task
+from paceline.tasks.recipe import task_card
 
 __all__ = [
     "TaskSequence",
@@ -185,6 +186,7 @@ def forgetting(history: Sequence[Mapping[str, float]], rounds_each: int) -> tupl
     return sum(last) / len(last), sum(drops) / max(len(drops), 1)
 
 
+@task_card("the same samples again and again, each time with shuffled inputs", "mlp", "digits")
 def load_permuted(
     model: str | None = None,
     seed: int = 0,
@@ -197,6 +199,7 @@ def load_permuted(
     return permuted(_load(of, model, seed, options), stages, rounds_each, seed)
 
 
+@task_card("a few classes after another, each with outputs of its own", "mlp", "digits")
 def load_split(
     model: str | None = None,
     seed: int = 0,
@@ -211,6 +214,6 @@ def load_split(
 
 
 def _load(of: str, model: str | None, seed: int, options: Mapping[str, Any]) -> Task:
-    from paceline.tasks.registry import load_task
+    from paceline.tasks.load import load_task
 
     return load_task(of, model=model, seed=seed, **options)

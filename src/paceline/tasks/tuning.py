@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from paceline.core.errors import ConfigError, UnknownNameError
+from paceline.core.parsing import Spec
 from paceline.core.task import Task
 from paceline.models.tuning import Tuning, tuned
 
@@ -20,16 +21,13 @@ def parse_tuning(text: str) -> Tuning:
 
     Raises `UnknownNameError` for an option that does not exist, `ConfigError` for a value that does not fit.
     """
-    prototype, _, rest = text.strip().partition(":")
+    spec = Spec.parse(text, "peft", modules=False)
     known = {f.name for f in dataclasses.fields(Tuning)} - {"prototype"}
-    values: dict[str, Any] = {"prototype": prototype.strip()}
-    for part in filter(None, (p.strip() for p in rest.split(","))):
-        key, equals, value = (p.strip() for p in part.partition("="))
+    values: dict[str, Any] = {"prototype": spec.name}
+    for key, value in spec.options.items():
         if key not in known:
-            raise UnknownNameError(f"option of peft={prototype!r}:", key, known)
-        if not equals or key in values:
-            raise ConfigError(f"peft={text!r}: write each option once, as {key}=VALUE")
-        values[key] = value.split("/") if key == "targets" else value
+            raise UnknownNameError(f"option of peft={spec.name!r}:", key, known)
+        values[key] = str(value).split("/") if key == "targets" else value
     try:
         made: Tuning = TypeAdapter(Tuning).validate_python(values)
     except ValidationError as error:

@@ -12,6 +12,7 @@ from paceline.core.errors import ConfigError
 from paceline.core.random import torch_rng
 from paceline.core.task import Task
 from paceline.models.pretraining import kept, pretrain, with_weights
+from paceline.tasks.recipe import task_card
 
 __all__ = ["load_tuning", "pretrained"]
 
@@ -42,6 +43,7 @@ def pretrained(task: Task, classes: int, epochs: int, seed: int = 0, share: floa
     )
 
 
+@task_card("a vision transformer that knows five classes, to be tuned on all", "vit", "digits")
 def load_tuning(
     model: str | None = None,
     seed: int = 0,
@@ -52,7 +54,7 @@ def load_tuning(
     **options: Any,
 ) -> Task:
     """Return `pretrained` of a named task with the model ``vit`` (or another one); further options are its."""
-    from paceline.tasks.registry import load_task
+    from paceline.tasks.load import load_task
 
     name = model or "vit"
     if name == "vit":

@@ -16,8 +16,9 @@ from paceline.aggregation.secure.encoding import pack, unpack
 from paceline.aggregation.secure.session import new_session
 from paceline.aggregation.secure.simulated_directory import SimulatedDirectory
 from paceline.core.errors import PlanError, ProtocolError, SumOverflowError
-from paceline.core.method import client_functions, find_method
+from paceline.core.method import client_functions
 from paceline.core.update import Update
+from paceline.registry import find_method
 
 JUNK = [None, 3, "text", b"bytes", [], [1], {}, {1: 2}, {"all": {}, "own": None}, {"all": None, "own": {}}, {"alive": 3}]
 

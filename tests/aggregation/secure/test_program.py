@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from paceline.core.errors import NonFiniteError, PlanError, ProtocolError, QuorumError
-from paceline.core.method import client_functions, find_method, method_names
+from paceline.core.method import client_functions
 from paceline.methods.optimisation.fedavg import FedAvg
+from paceline.registry import find_method, method_names
 from paceline.run import prepare
 
 SUM_ONLY = [m for m in method_names() if not any(f.each for f in client_functions(find_method(m)).values())]

@@ -8,10 +8,10 @@ import torch
 
 from paceline.aggregation.secure.task_hash import Agreement, Work, halves
 from paceline.core.engine import ClientFunction
-from paceline.core.method import find_method
 from paceline.core.params import Layout, Params
 from paceline.core.serialization import digest, dumps, loads
 from paceline.core.update import Update
+from paceline.registry import find_method
 from paceline.run import RunConfig
 
 AGREED = Agreement(b"r" * 32, b"m" * 32)

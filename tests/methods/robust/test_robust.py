@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from paceline.core.errors import NonFiniteError, PlanError, QuorumError, SumOverflowError
-from paceline.core.method import find_method, on_client
+from paceline.core.method import on_client
 from paceline.methods.robust.robust import (
     Median,
     bulyan,
@@ -18,6 +18,7 @@ from paceline.methods.robust.robust import (
     nearest_mean,
     trimmed_mean,
 )
+from paceline.registry import find_method
 from paceline.run import prepare
 
 RULES = ["median", "trimmedmean", "geometricmedian", "krum", "multikrum", "bulyan", "meamed", "phocas", "flag"]

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import math
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,6 +28,7 @@ from paceline.core.errors import (
     ProtocolError,
     StoreError,
 )
+from paceline.core.importing import imports_from, is_import_path
 from paceline.core.processes import on_stop
 from paceline.core.samples import Split
 from paceline.core.tree import Tree
@@ -164,7 +165,7 @@ def build_worker(
         data: data configuration of this client.
         number: id of this client.
         directory: its identity key, and the pinned keys of the others.
-        modules: modules from which unregistered methods may be loaded.
+        modules: modules from which unregistered methods, tasks, models and fleets may be loaded.
         private: use a secret random seed.
         named: permit secure sums of functions whose messages contain a line for each client (`Method.names_clients`),
             and of methods that use the times of a simulated fleet.
@@ -183,13 +184,15 @@ def build_worker(
     from paceline.core.params import Layout
 
     def build(welcome: Welcome) -> Worker:
+        with imports_from(allowed_modules(modules, data)):
+            return from_plan(welcome)
+
+    def from_plan(welcome: Welcome) -> Worker:
         config = RunConfig.build(p.field(welcome.plan, "config", dict))
         check_federated(config)
         offered = Plan.from_tree(welcome.plan.get("plan"))
         if Plan.of(config, offered.privacy) != offered:
             raise ProtocolError("the server's plan and its configuration are not the same run")
-        if ":" in config.method and config.method.partition(":")[0] not in modules:
-            raise PolicyError([f"method {config.method!r} is not registered here; name its module in client.modules to allow it"])
         if not 0 <= number < config.clients:
             raise ConfigError(f"this client has number {number}, but the run has only {config.clients} clients")
         torch.set_num_threads(data.threads)
@@ -247,13 +250,17 @@ def build_worker(
 
 def _task_options(data: DataConfig, config: RunConfig) -> dict[str, Any]:
     """Return the options of this client's task. For local files, the server determines only the model, not how they are read."""
-    from paceline.data.files import is_file_task
     from paceline.models import model_options
 
-    if not is_file_task(data.task):
+    if ":" not in data.task:
         return data.task_options or config.task_options
     known = {"peft", *(model_options(config.model) if config.model else ())}
     return {name: value for name, value in config.task_options.items() if name in known} | data.task_options
+
+
+def allowed_modules(modules: Sequence[str], data: DataConfig) -> set[str]:
+    """Return the modules that names with a colon may come from: those that this client's own configuration names."""
+    return {*modules, *([data.task.partition(":")[0]] if is_import_path(data.task) else [])}
 
 
 @contextlib.contextmanager
@@ -360,7 +367,8 @@ def make_node(
             task=task,
         ),
     )
-    runner = Runner(number, part.state, work, HouseRules(policy, ledger, part.state), learn=directory.update)
+    rules, own = HouseRules(policy, ledger, part.state), allowed_modules(part.modules, config.data)
+    runner = Runner(number, part.state, work, rules, learn=directory.update, modules=own)
     settings = NodeSettings(
         part.server, part.first, part.most, part.limit, part.pack, part.attempts, part.name, part.stay, part.proxy
     )

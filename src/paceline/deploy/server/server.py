@@ -216,7 +216,7 @@ class FederationServer:
         from paceline.aggregation.secure.program import SecureAggregation, secure_config
         from paceline.aggregation.secure.server_openings import OpenedSums
         from paceline.aggregation.secure.task_hash import Agreement
-        from paceline.core.method import find_method
+        from paceline.registry import find_method
 
         if self.privacy is not None and not PRIVACY_MECHANISMS:
             raise PlanError(

@@ -13,7 +13,8 @@ import torch
 
 from paceline.core.errors import ConfigError, DataError, MissingDataError, UnknownNameError
 from paceline.data.sources import find_source
-from paceline.tasks import Task, load_task, task_info, task_names
+from paceline.registry import names
+from paceline.tasks import Task, load_task, task_info
 from tests.conftest import fetched
 
 FAST = ("digits", "mnist-5k", "shakespeare")
@@ -130,7 +131,7 @@ def test_a_task_can_be_sent_to_workers():
     assert task.build(0)(task.train.x[:2]).shape == (2, 10)
 
 
-@pytest.mark.parametrize("name", task_names())
+@pytest.mark.parametrize("name", names("task"))
 def test_every_task_has_a_line(name):
     assert "\n" not in task_info(name)
     assert "model " in task_info(name)

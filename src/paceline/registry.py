@@ -1,0 +1,389 @@
+"""Names to things: methods, tasks, models, metrics, engines, aggregations, fleets, participation processes, adversaries.
+
+A thing has a name of Paceline's (`BUILT_IN`), the name of an entry point of an installed package (one group for each
+kind, see `KINDS`), or is written ``package.module:Name``. Nothing is imported to list names. A name that two sides
+claim is an error that names both: no package, and no class of a user's, ever takes the place of another one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+
+from paceline.core.errors import ConfigError, NameClashError, UnknownNameError
+from paceline.core.importing import installed, load_entry, load_named
+
+if TYPE_CHECKING:
+    from paceline.core.method import Method
+    from paceline.core.parsing import Spec
+
+__all__ = [
+    "BUILT_IN",
+    "KINDS",
+    "Entry",
+    "Kind",
+    "build",
+    "check",
+    "describe",
+    "find_method",
+    "load",
+    "method_names",
+    "name_of",
+    "names",
+    "parameters",
+    "parse",
+]
+
+Kind = Literal["method", "task", "model", "metric", "engine", "aggregation", "fleet", "participation", "adversary"]
+
+
+class KindInfo(NamedTuple):
+    """What is common to the things of a kind.
+
+    Args:
+        group: of entry points.
+        what: what a name stands for, for people.
+        value: the option that a specification may give first without its key; empty where there is none.
+    """
+
+    group: str
+    what: str
+    value: str = ""
+
+
+KINDS: dict[Kind, KindInfo] = {
+    "method": KindInfo("paceline.methods", "a class below `paceline.core.method.Method`"),
+    "task": KindInfo("paceline.tasks", "a `Task`, or a function that returns one; it may take ``model`` and ``seed``"),
+    "model": KindInfo("paceline.models", "a function or class that makes a module; it may take ``shape`` and ``num_classes``"),
+    "metric": KindInfo("paceline.metrics", "a function of summed evaluations, or of two labellings"),
+    "engine": KindInfo("paceline.engines", "a class below `paceline.engines.Pool`, made from ``setup`` and ``workers``"),
+    "aggregation": KindInfo("paceline.aggregations", "an `Aggregation`; it may take ``bound``, ``config`` and ``agreed``"),
+    "fleet": KindInfo("paceline.fleets", "a class below `paceline.devices.Fleet`"),
+    "participation": KindInfo("paceline.participation", "a class below `Participation`, or a function that returns one", "rates"),
+    "adversary": KindInfo("paceline.adversaries", "a class below `paceline.adversaries.behaviours.Adversary`", "share"),
+}
+"""All kinds, with their groups of entry points."""
+
+BUILT_IN: dict[Kind, dict[str, str]] = {
+    "method": {
+        "afacd": "paceline.methods.asynchronous.afl:AfaCd",
+        "afacs": "paceline.methods.asynchronous.afl:AfaCs",
+        "afacstable": "paceline.methods.asynchronous.afacstable:AfaCsTable",
+        "bulyan": "paceline.methods.robust.robust:Bulyan",
+        "clip": "paceline.methods.stragglers.clip:Clip",
+        "dropstragglers": "paceline.methods.stragglers.dropstragglers:DropStragglers",
+        "fedamd": "paceline.methods.participation.fedamd:FedAmd",
+        "fedasync": "paceline.methods.asynchronous.fedasync:FedAsync",
+        "fedau": "paceline.methods.participation.fedau:FedAu",
+        "fedavg": "paceline.methods.optimisation.fedavg:FedAvg",
+        "fedavgm": "paceline.methods.optimisation.momentum:FedAvgM",
+        "fedavgmvr": "paceline.methods.optimisation.momentum:FedAvgMVR",
+        "fedbuff": "paceline.methods.asynchronous.fedbuff:FedBuff",
+        "feddyn": "paceline.methods.optimisation.feddyn:FedDyn",
+        "fedfix": "paceline.methods.asynchronous.fedfix:FedFix",
+        "fedgela": "paceline.methods.personalisation.fedgela:FedGELA",
+        "fedgh": "paceline.methods.personalisation.fedgh:FedGH",
+        "fedghsum": "paceline.methods.personalisation.fedgh:FedGHSum",
+        "fedit": "paceline.methods.foundation.fedit:FedIT",
+        "fedopt": "paceline.methods.optimisation.fedopt:FedOpt",
+        "fedpeft": "paceline.methods.foundation.fedpeft:FedPEFT",
+        "fedproto": "paceline.methods.personalisation.fedproto:FedProto",
+        "fedprox": "paceline.methods.optimisation.fedprox:FedProx",
+        "fedsa": "paceline.methods.personalisation.fedsa:FedSA",
+        "fedspeed": "paceline.methods.optimisation.fedspeed:FedSpeed",
+        "fedstale": "paceline.methods.participation.fedstale:FedStale",
+        "fedstaletable": "paceline.methods.participation.fedstaletable:FedStaleTable",
+        "fedvarp": "paceline.methods.participation.fedvarp:FedVarp",
+        "fedzo": "paceline.methods.blackbox.fedzo:FedZO",
+        "finetuned": "paceline.methods.personalisation.finetuned:FineTuned",
+        "fjord": "paceline.methods.stragglers.fjord:Fjord",
+        "flag": "paceline.methods.robust.flag:Flag",
+        "fluid": "paceline.methods.stragglers.fluid:Fluid",
+        "fot": "paceline.methods.continual.fot:FOT",
+        "frl": "paceline.methods.compression.frl:FRL",
+        "frlchecked": "paceline.methods.compression.frlchecked:FRLChecked",
+        "fzoos": "paceline.methods.blackbox.fzoos:FZooS",
+        "geometricmedian": "paceline.methods.robust.robust:GeometricMedian",
+        "heterofl": "paceline.methods.stragglers.heterofl:HeteroFL",
+        "krum": "paceline.methods.robust.robust:Krum",
+        "localonly": "paceline.methods.personalisation.localonly:LocalOnly",
+        "localtuning": "paceline.methods.foundation.localtuning:LocalTuning",
+        "meamed": "paceline.methods.robust.robust:MeaMed",
+        "median": "paceline.methods.robust.robust:Median",
+        "mifa": "paceline.methods.participation.fedvarp:Mifa",
+        "multikrum": "paceline.methods.robust.robust:MultiKrum",
+        "ocfl": "paceline.methods.clustering.ocfl:OCFL",
+        "phocas": "paceline.methods.robust.robust:Phocas",
+        "randomdropout": "paceline.methods.stragglers.randomdropout:RandomDropout",
+        "scaffold": "paceline.methods.optimisation.scaffold:Scaffold",
+        "scaffoldm": "paceline.methods.optimisation.momentum:ScaffoldM",
+        "scaffoldmvr": "paceline.methods.optimisation.momentum:ScaffoldMVR",
+        "trimmedmean": "paceline.methods.robust.robust:TrimmedMean",
+    },
+    "task": {
+        "digits": "paceline.tasks.datasets:DIGITS",
+        "mnist-5k": "paceline.tasks.datasets:MNIST_5K",
+        "fashion-mnist": "paceline.tasks.datasets:FASHION_MNIST",
+        "cifar10-test-split": "paceline.tasks.datasets:CIFAR10_TEST_SPLIT",
+        "fontwriters": "paceline.tasks.datasets:FONTWRITERS",
+        "shakespeare": "paceline.tasks.datasets:SHAKESPEARE",
+        "permuted": "paceline.tasks.sequence:load_permuted",
+        "split": "paceline.tasks.sequence:load_split",
+        "quadratic": "paceline.tasks.blackbox:quadratic",
+        "metric": "paceline.tasks.blackbox:metric",
+        "attack": "paceline.tasks.blackbox:attack",
+        "vit-tuning": "paceline.tasks.vision:load_tuning",
+        "instructions": "paceline.tasks.instructions:load_instructions",
+        "chatterbot": "paceline.tasks.instructions:load_chatterbot",
+    },
+    "model": {
+        "logistic": "paceline.models.dense:logistic",
+        "mlp": "paceline.models.dense:mlp",
+        "tiny_cnn": "paceline.models.conv:tiny_cnn",
+        "cnn": "paceline.models.conv:cnn",
+        "femnist_cnn": "paceline.models.conv:femnist_cnn",
+        "vgg9": "paceline.models.conv:vgg9",
+        "lstm": "paceline.models.recurrent:lstm",
+        "vit": "paceline.models.transformer:vit",
+        "char_model": "paceline.models.transformer:char_model",
+    },
+    "metric": {
+        "classification": "paceline.core.metrics:figures",
+        "spread": "paceline.core.metrics:spread_figures",
+        "adjusted-rand": "paceline.core.metrics:adjusted_rand",
+    },
+    "engine": {
+        "local": "paceline.engines.local:LocalEngine",
+        "debug": "paceline.engines.debug:DebugEngine",
+        "ray": "paceline.engines.ray:RayEngine",
+    },
+    "aggregation": {
+        "plain": "paceline.aggregation.plain:Plain",
+        "secure": "paceline.aggregation.secure.program:SecureAggregation",
+        "secure-arithmetic": "paceline.aggregation.secure.arithmetic:SecureArithmetic",
+    },
+    "fleet": {
+        "homogeneous": "paceline.devices.fleet:Homogeneous",
+        "stragglers": "paceline.devices.fleet:Stragglers",
+        "mobile": "paceline.devices.fleet:Mobile",
+        "spread": "paceline.devices.fleet:Spread",
+    },
+    "participation": {
+        "always": "paceline.participation.processes:Participation",
+        "bernoulli": "paceline.participation.processes:Bernoulli",
+        "markov": "paceline.participation.processes:Markov",
+        "cyclic": "paceline.participation.processes:Cyclic",
+        "diurnal": "paceline.participation.processes:Diurnal",
+        "trace": "paceline.participation.processes:read_trace",
+    },
+    "adversary": {
+        "signflip": "paceline.adversaries.behaviours:SignFlip",
+        "gaussian": "paceline.adversaries.behaviours:Gaussian",
+        "random": "paceline.adversaries.behaviours:Random",
+        "drop": "paceline.adversaries.behaviours:Drop",
+        "alie": "paceline.adversaries.behaviours:Alie",
+        "ipm": "paceline.adversaries.behaviours:InnerProduct",
+        "minmax": "paceline.adversaries.behaviours:MinMax",
+        "ranks": "paceline.adversaries.behaviours:Ranks",
+        "labelflip": "paceline.adversaries.behaviours:LabelFlip",
+    },
+}
+"""Import path of everything that comes with Paceline, by kind and name; a test compares it with the files."""
+
+ALIASES: dict[Kind, dict[str, str]] = {
+    "model": {"logreg": "logistic", "tiny-cnn": "tiny_cnn", "femnist-cnn": "femnist_cnn", "char-model": "char_model"},
+}
+"""Further spellings of built-in names; they are not listed."""
+
+
+class Entry(NamedTuple):
+    """One registered name.
+
+    Args:
+        kind: of thing.
+        name: as it is written in a run.
+        target: ``package.module:Name``.
+        package: who registers it: ``paceline``, the installed distribution, or empty for an import path.
+    """
+
+    kind: Kind
+    name: str
+    target: str
+    package: str
+
+    def __str__(self) -> str:
+        """Return the name with its import path and where it comes from."""
+        return f"{self.target} of {self.package}" if self.package else self.target
+
+
+def names(kind: Kind) -> list[str]:
+    """Return the names of a kind: the built-in ones, then those of installed packages. Imports none of them.
+
+    Raises:
+        NameClashError: where two sides claim one name.
+
+    Example:
+        >>> names("fleet")[:2]
+        ['homogeneous', 'stragglers']
+    """
+    return [_one(kind, claims).name for claims in _table(kind).values()]
+
+
+def describe(kind: Kind, name: str) -> Entry:
+    """Return what is known of a name without importing it.
+
+    Raises:
+        UnknownNameError: with the nearest names, where nothing has the name.
+        NameClashError: where two sides claim it.
+
+    Example:
+        >>> describe("method", "fedprox").target
+        'paceline.methods.optimisation.fedprox:FedProx'
+    """
+    table = _table(kind)
+    claims = table.get(ALIASES.get(kind, {}).get(name, name))
+    if claims:
+        return _one(kind, claims)
+    if ":" in name:
+        return Entry(kind, name, name, "")
+    raise UnknownNameError(kind, name, [*table, *ALIASES.get(kind, ())])
+
+
+def check(kind: Kind, text: str) -> None:
+    """Raise what is wrong with the name in a specification as far as that is known without an import."""
+    describe(kind, parse(kind, text).name)
+
+
+@overload
+def load(kind: Literal["method"], name: str) -> type[Method]: ...
+@overload
+def load(kind: Kind, name: str) -> Any: ...
+def load(kind: Kind, name: str) -> Any:
+    """Return what a name stands for.
+
+    Args:
+        kind: of thing.
+        name: a registered name, or ``package.module:Name``.
+
+    Raises:
+        UnknownNameError: with the nearest names, where nothing has the name.
+        NameClashError: where two sides claim it.
+        PolicyError: where `paceline.core.importing.imports_from` does not allow the module.
+        ConfigError: where it cannot be imported, with file and line, or is not of the kind.
+    """
+    entry = describe(kind, name)
+    found = _imported(entry)
+    if kind == "method":
+        from paceline.core.method import Method
+
+        if not (isinstance(found, type) and issubclass(found, Method)):
+            raise ConfigError(f"{name!r} is no Method: a method is a class below paceline.Method, see docs/writing_a_method.md")
+    elif not callable(found) and kind != "task":
+        raise ConfigError(f"{kind} {name!r} ({entry}) is a {type(found).__name__}; it should be {KINDS[kind].what}")
+    return found
+
+
+def find_method(name: str) -> type[Method]:
+    """Return a method's class; see `load`."""
+    return load("method", name)
+
+
+def method_names() -> list[str]:
+    """Return the names of all methods that are installed; see `names`."""
+    return names("method")
+
+
+def name_of(kind: Kind, thing: Any) -> str:
+    """Return the name under which `load` finds a class or function again.
+
+    Args:
+        kind: of thing.
+        thing: a class or function, or an instance of a class.
+
+    Raises:
+        ConfigError: where it is no global name of a module, so that another process could not find it.
+
+    Example:
+        >>> from paceline.methods.optimisation.fedprox import FedProx
+        >>> name_of("method", FedProx(mu=0.1))
+        'fedprox'
+    """
+    made = thing if isinstance(thing, type) or hasattr(thing, "__qualname__") else type(thing)
+    target = f"{made.__module__}:{made.__qualname__}"
+    for claims in _table(kind).values():
+        if len(claims) == 1 and claims[0].target == target:
+            return claims[0].name
+    if getattr(sys.modules.get(made.__module__), made.__qualname__, None) is not made:
+        raise ConfigError(f"{kind} {target} has no name that finds it again; define it at the top of a module")
+    return target
+
+
+def parse(kind: Kind, text: str) -> Spec:
+    """Read a specification ``NAME[:VALUE][,KEY=VALUE...]`` of a kind; see `paceline.core.parsing.Spec`.
+
+    Example:
+        >>> parse("adversary", "alie:0.2,z=1.5").options
+        {'z': 1.5}
+    """
+    from paceline.core.parsing import Spec
+
+    return Spec.parse(text, kind, _table(kind), KINDS[kind].value)
+
+
+def parameters(make: Callable[..., Any]) -> dict[str, bool]:
+    """Return the parameters that a class or function can be called with by name, and whether each has to be given."""
+    import inspect
+
+    found = inspect.signature(make).parameters
+    return {name: p.default is p.empty for name, p in found.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def build(kind: Kind, spec: str | Spec, offered: Mapping[str, Any], also: Mapping[str, Any] | None = None) -> Any:
+    """Make what a specification names, from its options and from what the run offers.
+
+    Args:
+        kind: of thing.
+        spec: text or specification.
+        offered: arguments of the run; those are passed that it has parameters for, and no option may set them.
+        also: further options, under those of the specification.
+
+    Raises:
+        UnknownNameError: for a name or option that does not exist.
+        ConfigError: for a value that does not fit.
+    """
+    from paceline.core.parsing import fitted
+
+    spec = parse(kind, spec) if isinstance(spec, str) else spec
+    make = load(kind, spec.name)
+    takes = parameters(make)
+    free = [name for name in takes if name not in offered]
+    options = fitted(make, {**(also or {}), **spec.options}, f"{kind} {spec.name!r}", free)
+    if absent := [name for name in free if takes[name] and name not in options]:
+        raise ConfigError(f"{kind} {spec.text!r} needs {' and '.join(f'{name}=VALUE' for name in absent)}")
+    return make(**{name: value for name, value in offered.items() if name in takes}, **options)
+
+
+def _imported(entry: Entry) -> Any:
+    if entry.package == "paceline":
+        module, _, attribute = entry.target.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    if entry.package:
+        return load_entry(installed(KINDS[entry.kind].group)[entry.name][0])
+    return load_named(entry.target, entry.kind)
+
+
+def _table(kind: Kind) -> dict[str, list[Entry]]:
+    """Return who claims each name of a kind."""
+    found = {name: [Entry(kind, name, target, "paceline")] for name, target in BUILT_IN[kind].items()}
+    for name, points in sorted(installed(KINDS[kind].group).items()):
+        owners = [Entry(kind, name, p.value, p.dist.name if p.dist else "an unnamed package") for p in points]
+        found.setdefault(ALIASES.get(kind, {}).get(name, name), []).extend(owners)
+    return found
+
+
+def _one(kind: Kind, claims: list[Entry]) -> Entry:
+    if len(claims) > 1:
+        raise NameClashError(kind, claims[0].name, [str(entry) for entry in claims])
+    return claims[0]

@@ -1,0 +1,174 @@
+"""Tasks that are a data set and the reference model that suits it, with figures that make it learn.
+
+A data set is one that `paceline data fetch` brings (``mnist-5k``), or a user's own files (``kind:/path``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paceline import registry
+from paceline.core.errors import ConfigError
+from paceline.core.random import numpy_rng
+from paceline.core.task import Arrays, Task
+from paceline.data.files import file_kinds, file_options, read_files
+from paceline.data.sources import find_source
+from paceline.models import build, model_options
+from paceline.tasks.recipe import Recipe
+
+if TYPE_CHECKING:
+    from paceline.data.raw import Part, RawData
+
+__all__ = ["DataRecipe", "FileRecipe"]
+
+Content = Literal["image", "text", "table"]
+
+_BATCH: dict[Content, int] = {"image": 20, "text": 128, "table": 20}
+_LR = {"lstm": 1.0}
+_TEXT_MODELS = {"lstm"}
+
+
+@dataclass(frozen=True)
+class DataRecipe(Recipe):
+    """A named data set.
+
+    Args:
+        content: of a sample.
+        batch_size: of local training.
+        in_time: whether a client's samples follow each other in time.
+    """
+
+    content: Content = "image"
+    batch_size: int = 20
+    in_time: bool = False
+
+    def options(self, model: str | None) -> set[str]:
+        """Return the options of the model and of the data."""
+        source = find_source(self.source)
+        return {*model_options(model or self.model), *source.fetched, *source.chosen}
+
+    def load(self, name: str, model: str | None, seed: int, options: Mapping[str, Any]) -> Task:
+        """Read the data."""
+        limit, for_model, for_data = _sorted(options, model or self.model)
+        source = find_source(self.source)
+        return _make(name, model or self.model, for_model, self, source.load(**for_data), source.about, limit, seed)
+
+    def info(self) -> str:
+        """Return a line on the data, the model and the licence."""
+        source = find_source(self.source)
+        return f"{source.about}; model {self.model}; {source.licence}"
+
+
+@dataclass(frozen=True)
+class FileRecipe(DataRecipe):
+    """A user's own files.
+
+    Args:
+        name: ``kind:/path``.
+    """
+
+    name: str = ""
+
+    @staticmethod
+    def of(name: str) -> FileRecipe:
+        """Return the recipe for ``kind:/path``; what is wrong with it is said by `load`."""
+        kind = file_kinds().get(name.partition(":")[0])
+        if kind is None:
+            return FileRecipe(name=name)
+        return FileRecipe(kind.model, "", kind.content, _BATCH[kind.content], kind.content == "text", name)
+
+    def options(self, model: str | None) -> set[str]:
+        """Return the options of the reader."""
+        return set(file_options(self.name))
+
+    def load(self, name: str, model: str | None, seed: int, options: Mapping[str, Any]) -> Task:
+        """Read the files; options are the model's only where one is given."""
+        limit, for_model, for_data = _sorted(options, model)
+        kind, raw = read_files(name, **for_data)
+        return _make(name, model or self.model, for_model, self, raw, kind.about, limit, seed)
+
+    def info(self) -> str:
+        """Return a line on the format and the model."""
+        return f"your own files; model {self.model}"
+
+
+DIGITS = DataRecipe("mlp", "digits")
+MNIST_5K = DataRecipe("tiny_cnn", "mnist-5k")
+FASHION_MNIST = DataRecipe("cnn", "fashion-mnist")
+CIFAR10_TEST_SPLIT = DataRecipe("vgg9", "cifar10-test-split")
+FONTWRITERS = DataRecipe("femnist_cnn", "fontwriters", batch_size=10)
+SHAKESPEARE = DataRecipe("lstm", "shakespeare", "text", 128, in_time=True)
+
+
+def _sorted(options: Mapping[str, Any], model: str | None) -> tuple[int | None, dict[str, Any], dict[str, Any]]:
+    """Return the limit, the options of the model and those of the data."""
+    rest = dict(options)
+    limit = rest.pop("limit", None)
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+        raise ConfigError(f"limit={limit!r}; a whole number of at least 1 is needed")
+    known = set(model_options(model)) if model is not None else set()
+    return limit, {k: v for k, v in rest.items() if k in known}, {k: v for k, v in rest.items() if k not in known}
+
+
+def _make(
+    name: str,
+    model: str,
+    options: dict[str, Any],
+    suits: DataRecipe,
+    raw: RawData,
+    about: str,
+    limit: int | None,
+    seed: int,
+) -> Task:
+    plain = model.replace("-", "_")
+    assert raw.test is not None
+    reference = model in registry.BUILT_IN["model"] or plain in registry.BUILT_IN["model"]
+    if reference and (suits.content == "text") != (plain in _TEXT_MODELS):
+        raise ConfigError(f"model {model} does not suit {name}, whose samples are {suits.content}s")
+    train, test = raw.train, raw.test
+    if limit is not None and limit < len(train):
+        train = train.take(np.sort(numpy_rng(seed, "limit", name).permutation(len(train))[:limit]))
+    x, x_test = _inputs(suits.content, train, test)
+    make = partial(build, model, shape=tuple(x.shape[1:]), num_classes=len(raw.classes), **options)
+    with torch.device("meta"):
+        make()  # a model that does not fit is told of now, not in the first round
+    return Task(
+        name=name,
+        train=Arrays(x, torch.from_numpy(train.y), _owner(train), raw.owners),
+        test=Arrays(x_test, torch.from_numpy(test.y), _owner(test), raw.owners),
+        model=make,
+        num_classes=len(raw.classes),
+        lr=_LR.get(plain, 0.05),
+        batch_size=suits.batch_size,
+        notes=about,
+        info={"model": plain},
+        classes=raw.classes,
+        in_time=suits.in_time and bool(raw.owners),
+    )
+
+
+def _owner(part: Part) -> Tensor | None:
+    return None if part.owner is None else torch.from_numpy(part.owner)
+
+
+def _inputs(content: Content, train: Part, test: Part) -> tuple[Tensor, Tensor]:
+    """Return the inputs of both parts as tensors."""
+    if content != "image":
+        return torch.from_numpy(train.x), torch.from_numpy(test.x)
+    x, x_test = _channels_first(train.x), _channels_first(test.x)
+    deviation, mean = torch.std_mean(x.double(), dim=(0, 2, 3), keepdim=True, correction=0)
+    shift, scale = mean.float(), deviation.clamp(min=1e-6).float()
+    return x.sub_(shift).div_(scale), x_test.sub_(shift).div_(scale)
+
+
+def _channels_first(images: Any) -> Tensor:
+    x = torch.from_numpy(images)
+    x = x.unsqueeze(1) if x.dim() == 3 else x.permute(0, 3, 1, 2)
+    return x.float().div_(255).contiguous()
