@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib
 import inspect
 import pkgutil
@@ -28,6 +29,13 @@ def python(code: str) -> str:
 
 
 # -- names without imports -----------------------------------------------------------------------------
+@pytest.mark.parametrize("module", ["registry", "core.parsing", "aggregation", "models.build"])
+def test_examples(module):
+    ended = doctest.testmod(importlib.import_module(f"paceline.{module}"))
+    assert ended.attempted
+    assert not ended.failed
+
+
 def test_listing_names_loads_nothing_heavy():
     code = "import sys; from paceline.registry import KINDS, names, describe; [describe(k, n) for k in KINDS for n in names(k)]; "
     heavy = ("torch", "numpy", "pydantic", "typer", "paceline.methods", "paceline.core.method")

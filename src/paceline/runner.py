@@ -83,7 +83,7 @@ class Run:
     """A prepared run: all parts built and checked."""
 
     config: RunConfig
-    method: Method
+    method: Method[Any]
     task: Task
     fed: Federation
     groups: tuple[int, ...] = ()

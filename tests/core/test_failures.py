@@ -8,6 +8,7 @@ from typing import ClassVar
 import pytest
 import torch
 
+from paceline.core.client import Hooks
 from paceline.core.errors import AggregationError, ClientError, NonFiniteError, PlanError, QuorumError
 from paceline.core.failures import account, class_in, class_of, kind_of, place_of, reason_of, reasons
 from paceline.core.method import Method, on_client
@@ -47,7 +48,7 @@ class Fails(FedAvg):
             case "torch":
                 torch.nn.functional.linear(torch.zeros(3), torch.zeros(2, 2))  # here: torch
             case "hook":
-                client.sgd(message, correct=lambda grad, at: grad.no_such)  # here: hook
+                client.sgd(message, hooks=Hooks(correct=lambda grad, at: grad.no_such))  # here: hook
             case "standard":
                 json.loads("{")  # here: standard
             case "ours":

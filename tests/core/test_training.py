@@ -5,10 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from paceline.core.client import Client, ClientData, Memory
+from paceline.core.client import SGD, AdamW, Client, ClientData, Hooks, Memory
 from paceline.core.errors import NonFiniteError
 from paceline.core.params import Layout, Params, Resident
-from paceline.core.training import AdamW
 from paceline.tasks import Arrays, Task
 
 X = torch.tensor([[1.0, 2.0], [0.5, -1.0], [2.0, 0.0], [-1.0, 1.5], [0.3, 0.7]])
@@ -47,7 +46,7 @@ def slope(w):
 
 def test_momentum_and_weight_decay_follow_the_formulas():
     client, start = make_client()
-    out = client.sgd(start, epochs=4, momentum=0.9, weight_decay=0.1)
+    out = client.sgd(start, optimizer=SGD(momentum=0.9, weight_decay=0.1), epochs=4)
     w, v = start.vector.numpy().astype(float), np.zeros(2)
     for _ in range(4):
         v = 0.9 * v + slope(w) + 0.1 * w
@@ -58,7 +57,7 @@ def test_momentum_and_weight_decay_follow_the_formulas():
 
 def test_correct_sees_the_gradient_and_the_current_point():
     client, start = make_client()
-    out = client.sgd(start, epochs=3, correct=lambda grad, at: grad + 0.5 * (at - start))
+    out = client.sgd(start, hooks=Hooks(correct=lambda grad, at: grad + 0.5 * (at - start)), epochs=3)
     w = start.vector.numpy().astype(float)
     for _ in range(3):
         w = w - 0.1 * (slope(w) + 0.5 * (w - start.vector.numpy()))
@@ -72,7 +71,7 @@ def test_direction_may_ask_for_gradients_anywhere():
         first = gradient(at)
         return 0.5 * first + 0.5 * gradient(at + 0.3 * first / first.norm())
 
-    out = client.sgd(start, epochs=3, direction=direction)
+    out = client.sgd(start, hooks=Hooks(direction=direction), epochs=3)
     w = start.vector.numpy().astype(float)
     for _ in range(3):
         g = slope(w)
@@ -94,7 +93,7 @@ def _path(start, direction):
 
 def test_objective_may_call_other_parts_of_the_module():
     client, start = make_client()
-    out = client.sgd(start, objective=lambda module, x, y: squares(module.doubled(x), y))
+    out = client.sgd(start, hooks=Hooks(objective=lambda module, x, y: squares(module.doubled(x), y)))
     w = start.vector.numpy().astype(float)
     grad = 2 * (2 * X.numpy()).T @ (2 * X.numpy() @ w - Y.numpy()) / 5
     np.testing.assert_allclose(out.params.vector, w - 0.1 * grad, rtol=1e-5)
@@ -102,7 +101,7 @@ def test_objective_may_call_other_parts_of_the_module():
 
 def test_after_projects_each_step():
     client, start = make_client()
-    out = client.sgd(start, epochs=5, after=lambda at: at / at.norm())
+    out = client.sgd(start, hooks=Hooks(after=lambda at: at / at.norm()), epochs=5)
     assert float(out.params.norm()) == pytest.approx(1.0)
 
 
@@ -122,7 +121,7 @@ def test_a_client_without_samples_returns_its_start():
 def test_divergence_is_named():
     client, start = make_client()
     with pytest.raises(NonFiniteError, match="lower lr"):
-        client.sgd(start, lr=1e30, epochs=6)
+        client.sgd(start, optimizer=SGD(1e30), epochs=6)
 
 
 def test_later_loops_of_a_client_draw_other_orders():
@@ -135,7 +134,7 @@ def test_later_loops_of_a_client_draw_other_orders():
 
 def test_adamw_is_that_of_torch():
     client, start = make_client()
-    out = client.sgd(start, lr=0.05, epochs=6, weight_decay=0.1, adam=AdamW(0.8, 0.95, 1e-6))
+    out = client.sgd(start, optimizer=AdamW(0.05, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1), epochs=6)
     w = torch.nn.Parameter(start.vector.clone())
     rule = torch.optim.AdamW([w], lr=0.05, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1)
     for _ in range(6):
@@ -147,7 +146,7 @@ def test_adamw_is_that_of_torch():
 
 def test_a_schedule_scales_the_learning_rate_step_by_step():
     client, start = make_client()
-    out = client.sgd(start, epochs=4, momentum=0.9, schedule=lambda step, steps: 1 - step / steps)
+    out = client.sgd(start, optimizer=SGD(momentum=0.9, schedule=lambda step, steps: 1 - step / steps), epochs=4)
     w, v = start.vector.numpy().astype(float), np.zeros(2)
     for step in range(4):
         v = 0.9 * v + slope(w)

@@ -99,6 +99,16 @@ def test_nodes_are_frozen_dataclasses_with_defaults() -> None:
     assert unflatten(*flatten(Mine(4))) == Mine(4)
 
 
+def test_a_node_may_extend_another_and_holds_the_fields_of_both() -> None:
+    @node
+    class Wider(Pair):
+        more: Any = None
+
+    back = unflatten(*flatten(Wider(left=torch.ones(2), more=torch.zeros(3))))
+    assert type(back) is Wider
+    assert (back.left.tolist(), back.right, back.more.tolist()) == ([1.0, 1.0], 2, [0.0, 0.0, 0.0])
+
+
 @pytest.mark.parametrize(
     ("tree", "text"),
     [

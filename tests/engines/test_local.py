@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from paceline.core.client import SGD
 from paceline.core.errors import ClientError, NonFiniteError, PlanError, WorkerDiedError
 from paceline.core.method import on_client
 from paceline.core.update import Update
@@ -37,7 +38,7 @@ class Broken(FedAvg):
         seen = client.memory.get("rounds", 0)
         client.memory["rounds"] = seen + 1
         lr = float("inf") if self.how == "nan" else 0.1
-        local = client.sgd(message, lr=lr)
+        local = client.sgd(message, optimizer=SGD(lr))
         return Update(delta=local.params - message, weight=client.num_samples + seen)
 
 

@@ -3,15 +3,16 @@
 import os
 import signal
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import nn
 
+from paceline.core.client import SGD, AdamW, Hooks
 from paceline.core.errors import NonFiniteError
 from paceline.core.method import on_client
-from paceline.core.training import AdamW
+from paceline.core.optimizers import Optimizer
 from paceline.core.update import Update
 from paceline.data import Partition
 from paceline.engines.stacking.measure import choose
@@ -89,6 +90,17 @@ def test_federated_evaluation_in_chunks_gives_the_same_figures(task):
 
 
 @dataclass(frozen=True)
+class Squashed(Optimizer):
+    """Steps along a squashed running mean: an optimizer with state that Paceline does not have."""
+
+    def state(self, weights):
+        return [torch.zeros_like(weights)]
+
+    def direction(self, step, gradient, weights, state):
+        return state[0].mul_(0.9).add_(gradient, alpha=0.1).mul(10.0).tanh() + self.weight_decay * weights
+
+
+@dataclass(frozen=True)
 class Hooked(FedAvg):
     """Hooks of every kind, each with something of the client's own."""
 
@@ -98,20 +110,24 @@ class Hooked(FedAvg):
     def train(self, client, message):
         own, pull = message * (1 + 0.1 * client.id), 0.1 / (1 + client.id)
         hooks = {
-            "direction": {"direction": lambda gradient, at: 0.5 * (gradient(at) + gradient(at + 0.05 * own)) + pull * (at - own)},
-            "correct": {"correct": lambda grad, at: grad / (1.0 + grad.norm()) + pull * (at - own)},
-            "objective": {
-                "objective": lambda module, x, y: nn.functional.cross_entropy(2 * module(x), y) + pull * module(x).square().mean()
-            },
-            "loss": {"loss": lambda out, y: nn.functional.cross_entropy(out * (1 + pull), y)},
-            "after": {"after": lambda at: at - pull * (at - own)},
-            "schedule": {"schedule": lambda step, steps: 1 - pull * step / steps, "momentum": 0.5},
-            "adam": {"adam": AdamW(eps=1e-2), "weight_decay": 0.1},
-            "own start": {},
-            "branch": {"correct": lambda grad, at: grad * 2 if grad.norm() > 1 else grad},
-            "item": {"correct": lambda grad, at: grad * min(1.0, 1.0 / float(grad.norm()))},
-        }[self.kind]
-        local = client.sgd(own if self.kind == "own start" else message, epochs=2, lr=0.05 * (1 + client.id % 2), **hooks)
+            "direction": Hooks(direction=lambda gradient, at: 0.5 * (gradient(at) + gradient(at + 0.05 * own)) + pull * (at - own)),
+            "correct": Hooks(correct=lambda grad, at: grad / (1.0 + grad.norm()) + pull * (at - own)),
+            "objective": Hooks(
+                objective=lambda module, x, y: nn.functional.cross_entropy(2 * module(x), y) + pull * module(x).square().mean()
+            ),
+            "loss": Hooks(loss=lambda out, y: nn.functional.cross_entropy(out * (1 + pull), y)),
+            "after": Hooks(after=lambda at: at - pull * (at - own)),
+            "branch": Hooks(correct=lambda grad, at: grad * 2 if grad.norm() > 1 else grad),
+            "item": Hooks(correct=lambda grad, at: grad * min(1.0, 1.0 / float(grad.norm()))),
+        }.get(self.kind)
+        optimizers = {
+            "schedule": SGD(momentum=0.5, schedule=lambda step, steps: 1 - pull * step / steps),
+            "adam": AdamW(eps=1e-2, weight_decay=0.1),
+            "own optimizer": Squashed(weight_decay=0.1),
+            "unlike momenta": SGD(momentum=0.3 * (client.id % 3)),
+        }
+        optimizer = replace(optimizers.get(self.kind, SGD()), lr=0.05 * (1 + client.id % 2))
+        local = client.sgd(own if self.kind == "own start" else message, optimizer=optimizer, hooks=hooks, epochs=2)
         client.memory["last"] = local.params
         return Update(delta=local.params - message, weight=client.num_samples)
 
@@ -119,7 +135,10 @@ class Hooked(FedAvg):
 HOOKED = f"{__name__}:Hooked"
 
 
-@pytest.mark.parametrize("kind", ["direction", "correct", "objective", "loss", "after", "schedule", "adam", "own start"])
+KINDS = ["direction", "correct", "objective", "loss", "after", "schedule", "adam", "own optimizer", "own start"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_hook_is_stacked_with_what_it_captured(task, kind, monkeypatch):
     common = {"method": HOOKED, "options": {"kind": kind}}
     first, _, alone = go(task, ragged(), **common, vectorize="off", chunk=1)
@@ -130,6 +149,13 @@ def test_every_kind_of_hook_is_stacked_with_what_it_captured(task, kind, monkeyp
     for client in range(12):
         kept = [p.fed.engine.memories[client]["last"].vector for p in (first, prepared)]
         torch.testing.assert_close(*kept, rtol=1e-4, atol=1e-5)
+
+
+def test_clients_whose_optimizers_differ_do_not_share_a_stack(task):
+    common = {"method": HOOKED, "options": {"kind": "unlike momenta"}}
+    *_, alone = go(task, ragged(), **common, vectorize="off", chunk=1)
+    *_, stacked = go(task, ragged(), **common)
+    assert float((alone - stacked).norm() / alone.norm()) < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["branch", "item"])

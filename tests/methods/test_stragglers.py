@@ -162,18 +162,19 @@ def test_heterofl_leaves_classes_it_has_not_out_of_the_loss(task, config):
     prepared.fed.start_round(1)
     seen = {}
     worker = prepared.fed.engine.here
-    real = HeteroFL.local
+    real = HeteroFL.hooks
 
-    def spy(self, client):
-        seen[client.id] = (client, real(self, client)["loss"])
-        return real(self, client)
+    def spy(self, client, start):
+        seen[client.id] = client
+        return real(self, client, start)
 
-    HeteroFL.local = spy
+    HeteroFL.hooks = spy
     try:
         prepared.method.round(prepared.fed, prepared.method.init(prepared.fed))
     finally:
-        HeteroFL.local = real
-    client, loss = seen[0]
+        HeteroFL.hooks = real
+    client = seen[0]
+    loss = client.job.loss  # what the local loop trained with
     labels = client.train.y[client.train.index].unique()
     out = torch.randn(5, 4, requires_grad=True)
     loss(out, labels[torch.zeros(5, dtype=torch.long)]).backward()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from paceline.core.client import Hooks
 from paceline.core.errors import EmptyClientError
 from paceline.core.method import on_client
 from paceline.core.tree import map_leaves
@@ -158,7 +159,7 @@ class Unfounded(FedAvg):
             return grad / steps[0]
 
         hook = {"branch": branch, "counting": counting}.get(self.kind)
-        local = client.sgd(message, epochs=2, correct=hook, alone=self.kind == "alone")
+        local = client.sgd(message, hooks=Hooks(correct=hook), epochs=2, alone=self.kind == "alone")
         return Update(delta=local.params - message, weight=client.num_samples)
 
 

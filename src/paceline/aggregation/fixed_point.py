@@ -152,8 +152,9 @@ class FixedPoint:
         >>> sink = FixedPoint(clients=2).open()
         >>> for client, value in enumerate([0.5, 1.25]):
         ...     sink.add(client, {"x": torch.tensor([value])}, lambda: 0)
-        >>> sink.partial().values()[0]
-        [tensor([1.7500], dtype=torch.float64)]
+        >>> (total,), _, _ = sink.partial().values()
+        >>> total.item()
+        1.75
     """
 
     def __init__(self, clients: int, bound: float = SUM_BOUND) -> None:

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from paceline.core.client import Client
 from paceline.core.federation import Federation
-from paceline.core.method import Method
+from paceline.core.method import Method, S
 from paceline.core.params import Params
 from paceline.core.samples import ClientData
-from paceline.core.tree import Tree, node
+from paceline.core.tree import Tree
+from paceline.core.update import Update
 
-__all__ = ["BlackBoxMethod", "Loss", "Objective", "Point", "Queries", "directions"]
+__all__ = ["BlackBoxMethod", "Loss", "Objective", "Queries", "directions"]
 
 
 class Objective(Protocol):
@@ -56,25 +57,13 @@ class Queries:
         return torch.tensor([self(x) for x in xs], dtype=torch.float64)
 
 
-@node
-class Point:
-    """Where the search is, and how often clients were asked in all."""
-
-    params: Params
-    queries: int
-
-
 @dataclass(frozen=True)
-class BlackBoxMethod(Method):
+class BlackBoxMethod(Method[S]):
     """Base of methods that search for a point: no model is judged, but F(x), the mean of all clients' objectives."""
 
     family: ClassVar[str] = "blackbox"
     has_model: ClassVar[bool] = False
     vectorizable: ClassVar[bool] = False
-
-    def init(self, fed: Federation) -> Any:
-        """Start where the task starts."""
-        return Point(params=fed.init_params(), queries=0)
 
     def assess(self, client: Client, message: Tree, data: ClientData) -> dict[str, Any]:
         """Return f_i(x) as the loss of one sample; this is no query of the method."""
@@ -84,7 +73,7 @@ class BlackBoxMethod(Method):
         value = objective.value(client, message.vector.double().cpu())
         return {"loss": value, "correct": 0, "count": 1, "class_correct": none, "class_count": none}
 
-    def told(self, fed: Federation, *phases: Any) -> int:
+    def told(self, fed: Federation, *phases: Update) -> int:
         """Return the queries of a round's phases, of which each reply told a mean of weight 1."""
         return sum(round(p.queries * p.weight) for p in phases)
 

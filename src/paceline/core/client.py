@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from functools import cached_property, partial
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from paceline.core.errors import ConfigError, PlanError
 from paceline.core.evaluation import Evaluation
 from paceline.core.generators import nested, reseed
+from paceline.core.hooks import NO_HOOKS, Hooks
+from paceline.core.optimizers import PLAIN_SGD, SGD, AdamW, Optimizer
 from paceline.core.params import Params, Resident
 from paceline.core.random import derive
 from paceline.core.samples import ClientData, Problem
-from paceline.core.training import AdamW, Correct, Direction, Job, Loss, Objective, Schedule, Trained, answer
+from paceline.core.training import Job, Trained, answer
 from paceline.core.tree import Tree, map_leaves
 
-__all__ = ["Client", "ClientData", "Correct", "Memory", "Problem", "Trained"]
+__all__ = ["SGD", "AdamW", "Client", "ClientData", "Hooks", "LocalOptions", "Memory", "Problem", "Trained"]
 
 V = TypeVar("V")
 
@@ -58,6 +60,15 @@ class Memory(MutableMapping[str, Any]):
     def rollback(self) -> None:
         """Forget the changes."""
         self.changes.clear()
+
+
+class LocalOptions(TypedDict, total=False):
+    """Options of `Client.sgd` that a method's hyperparameters decide: ``client.sgd(params, **options)``."""
+
+    optimizer: Optimizer
+    epochs: int
+    steps: int | None
+    batch_size: int | None
 
 
 def _itself(tensor: Tensor) -> Tensor:
@@ -212,49 +223,35 @@ class Client:
         self,
         start: Params,
         *,
-        lr: float | None = None,
+        optimizer: Optimizer | None = None,
+        hooks: Hooks | None = None,
         epochs: int = 1,
         steps: int | None = None,
         batch_size: int | None = None,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-        correct: Correct | None = None,
-        direction: Direction | None = None,
-        loss: Loss | None = None,
-        objective: Objective | None = None,
-        after: Callable[[Params], Params] | None = None,
-        schedule: Schedule | None = None,
-        adam: AdamW | None = None,
         model: Resident | None = None,
         alone: bool = False,
         batches: str | None = None,
     ) -> Trained:
         """Train from `start` on this client's data: the one local loop.
 
-        Hooks are pure functions of tensors, so that an engine may run many clients at once: they keep nothing
-        between steps, change no argument, and ask no tensor for its value.
-
         Args:
-            start: where to start; its layout is the model's.
-            lr: learning rate; the task's by default.
-            epochs: passes over the data; or `steps`, optimiser steps, which may end in mid-pass.
-            batch_size: the task's by default.
-            momentum, weight_decay: of SGD.
-            correct: hook on the gradient: ``(grad, at) -> grad``.
-            direction: takes the gradient's place: ``(gradient, at) -> direction``, where ``gradient(point)`` is
-                the gradient of this step's batch at any point. `correct` comes after it.
-            loss: takes the place of the task's loss: ``(outputs, targets) -> scalar``.
-            objective: takes the place of model and loss: ``(module, inputs, targets) -> scalar``.
-            after: hook on the parameters after each step, for projections.
-            schedule: ``(step, steps) -> factor`` on the learning rate, a function of these two numbers alone.
-            adam: descend by Adam's rule; `momentum` has no meaning then.
+            start: where to start, shape [d]; its layout is the model's.
+            optimizer: `SGD` or `AdamW`; by default plain SGD at the task's learning rate.
+            hooks: what a method changes of the steps: pure functions of tensors, see `Hooks`.
+            epochs: passes over the data; or `steps`, optimizer steps, which may end in mid-pass.
+            batch_size: samples of a step; the task's by default.
             model: a resident module to use in place of the client's own (a sub-model).
             alone: the module was prepared for this client (forward hooks, buffers), so it trains at once and
                 by itself.
             batches: a name: trainings of this call that give the same one see the same batches.
 
-        A client without data returns `start` after 0 steps. Raises `NonFiniteError` for a NaN loss.
+        Returns:
+            The trained parameters, steps, samples and mean loss. A client without data returns `start` after 0 steps.
+
+        Raises:
+            NonFiniteError: for a NaN loss.
         """
+        optimizer, hooks = optimizer or PLAIN_SGD, hooks or NO_HOOKS
         model = model or self.model
         batch_size = self.problem.batch_size if batch_size is None else batch_size
         data = self.train
@@ -265,19 +262,13 @@ class Client:
             model,
             data,
             start,
-            loss or self.problem.loss,
-            self.problem.lr if lr is None else lr,
+            hooks.loss or self.problem.loss,
+            self.problem.lr if optimizer.lr is None else optimizer.lr,
             wanted if n else 0,
             batch_size,
             partial(self.stream, "order", self._loops if batches is None else batches),
-            momentum,
-            weight_decay,
-            correct,
-            direction,
-            objective,
-            after,
-            schedule,
-            adam,
+            optimizer,
+            hooks,
             alone or model.stateful,
             self.strict,
         )

@@ -10,24 +10,48 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, overload
 
 from paceline.core.deferred import Held
 from paceline.core.engine import Call, Channel, ClientFunction, Each, Engine, Receipt
 from paceline.core.errors import CohortError, MisbehaviourError, PlanError, QuorumError
-from paceline.core.exclusions import Exclusions
 from paceline.core.failures import account, client_error, kind_of
-from paceline.core.generators import reseed_nested
-from paceline.core.params import Params
-from paceline.core.random import derive, numpy_rng
+from paceline.core.population import Population
 from paceline.core.summation import Aggregation, Availability, CallInfo, Clock, Summed, SumRequest
 from paceline.core.tree import Tree
 from paceline.core.update import Update, rebuild
 
-__all__ = ["Aggregation", "Availability", "CallInfo", "Federation", "SumRequest", "Summed"]
+if TYPE_CHECKING:
+    from paceline.core.client import Client
+
+__all__ = ["Aggregation", "Availability", "CallInfo", "Federation", "SumRequest", "Summed", "WithOwn"]
+
+M = TypeVar("M")
+"""What a client function gets."""
+
+R = TypeVar("R")
+"""What a client function returns."""
+
+K = TypeVar("K")
+"""What names a group of clients."""
+
+E = TypeVar("E")
+"""A client's own part of a message."""
 
 
-class Federation:
+class WithOwn(TypedDict, Generic[M, E]):
+    """What a client function gets that is called with `each_message`.
+
+    Args:
+        all: the message, the same for all.
+        own: this client's own part.
+    """
+
+    all: M
+    own: E
+
+
+class Federation(Population):
     """A population of clients and the verbs to speak to them.
 
     Args:
@@ -57,120 +81,61 @@ class Federation:
         on_error: str = "stop",
         deadline: float | None = None,
     ) -> None:
-        self.engine, self.aggregation, self.fleet, self.clock = engine, aggregation, fleet, clock
-        self.seed, self.cohort_size, self.quorum = seed, cohort, quorum
+        super().__init__(engine, fleet, seed=seed, cohort=cohort)
+        self.aggregation, self.clock, self.quorum = aggregation, clock, quorum
         self.least_group, self.on_error, self.deadline = least_group, on_error, deadline
-        self.round = 0
-        self.attempt = 0
-        self.incarnation = 0
-        self._calls = self._verbs = 0
-        self._streams: dict[str, int] = {}
-        self.excluded = Exclusions()
-        self.opened: set[int] = set()
-        """Clients whose sum was opened in this round: another attempt asks others first, as no work is opened twice."""
         self.last = CallInfo()
         self.totals = CallInfo()
         self._open, self._asked = CallInfo(), 0
-        self.lost: dict[int, str] = {}
-        """Clients whose replies failed or were refused in this round, and why."""
-        self._settled = self._handing = False
+        self._settled = False
         self._waits = self._waited = 0.0
-
-    # -- the population ------------------------------------------------------------------------
-    @property
-    def num_clients(self) -> int:
-        """Number of clients in the population."""
-        return self.engine.num_clients
-
-    def init_params(self) -> Params:
-        """Return the task's initial model."""
-        return self.engine.init_params()
 
     def start_round(self, round: int, attempt: int = 0) -> None:
         """Begin round `round` (from 1); random streams and call numbers start anew."""
         again = round == self.round and attempt > self.attempt
         self._waits, self._waited = 0.0, max(self._waits, self._waited) if again else 0.0
-        if not again:
-            self.opened.clear()
-        self.round, self.attempt, self._calls, self._verbs = round, attempt, 0, 0
-        self.lost = self.lost if attempt else {}
-        self._streams.clear()
-        self._redraw()
-
-    def sample(self, size: int | None = None, among: Sequence[int] | None = None) -> list[int]:
-        """Draw a cohort without replacement from the clients that are available, sorted by id.
-
-        Draws fewer where fewer are there. Raises `CohortError` when `size` exceeds the population or
-        nobody is available.
-        """
-        size = self.cohort_size if size is None else size
-        population = self.num_clients if among is None else len(among)
-        if not 1 <= size <= population:
-            raise CohortError(f"a cohort of {size} cannot be drawn from {population} clients; set --cohort to at most {population}")
-        picked = self.available(size, among)
-        if not picked:
-            raise CohortError(f"no client is available in round {self.round}")
-        return picked
-
-    def available(self, most: int | None = None, among: Sequence[int] | None = None) -> list[int]:
-        """Return the clients that can be asked in this round, sorted by id: all, or at most `most`, drawn without replacement.
-
-        There may be none.
-        """
-        if self.attempt and self.opened and most is not None:
-            fresh = [c for c in (range(self.num_clients) if among is None else among) if c not in self.opened]
-            among = fresh if len(fresh) >= most else among
-        population = self.num_clients if among is None else len(among)
-        rng = numpy_rng(self.seed, "cohort", self.round, self.attempt, self._calls)
-        if among is None and self.fleet.always and not self.excluded:
-            return sorted(rng.permutation(population)[:most].tolist())
-        picked: list[int] = []
-        for place in rng.permutation(population):
-            client = int(place if among is None else among[int(place)])
-            if self.fleet.available(client, self.round) and not self.excluded.sits_out(client, self.round):
-                picked.append(client)
-                if len(picked) == most:
-                    break
-        return sorted(picked)
-
-    def stream(self, function: str) -> str:
-        """Return the name of the random streams of the next call of `function` in this round.
-
-        Streams belong to the method's own calls: the messages of a protocol in between change nothing. Work that is
-        handed over is the same in every attempt, and so is its stream: a client can tell that it is asked again.
-        """
-        attempt, number = self.place(function)
-        return f"{attempt}/{function}/{number}"
-
-    def place(self, function: str) -> tuple[int, int]:
-        """Return what `stream` is made of: the attempt, and which call of `function` in this round the next one is."""
-        number = self._streams[function] = self._streams.get(function, 0) + 1
-        return 0 if self._handing else self.attempt, number
-
-    @property
-    def serial(self) -> int:
-        """A number that grows with every call of a round; with attempts, and with starts of a server (`incarnation`)."""
-        return self.incarnation * 10**9 + self.attempt * 100_000 + self._calls
-
-    def _redraw(self) -> None:
-        """Let what a method draws from global generators at the server depend on the round and its calls alone."""
-        reseed_nested(derive(self.seed, "server", self.round, self.attempt, self._verbs))
+        super().start_round(round, attempt)
 
     # -- the verbs -----------------------------------------------------------------------------
-    def sum(self, fn: Callable[..., Any], message: Tree, over: Sequence[int], deadline: float | None = None) -> Any:
+    def sum(self, fn: Callable[[Client, M], R], message: M, over: Sequence[int], deadline: float | None = None) -> R:
         """Return the sum over the cohort of what `fn` returns; the server sees nothing else."""
-        return self._sum(fn, message, over, deadline)
+        summed: R = self._sum(fn, message, over, deadline)
+        return summed
 
+    @overload
+    def mean(self, fn: Callable[[Client, M], Update], message: M, over: Sequence[int], deadline: float | None = None) -> Update: ...
+    @overload
     def mean(
         self,
-        fn: Callable[..., Any],
+        fn: Callable[[Client, M], Update],
+        message: M,
+        over: Sequence[int],
+        deadline: float | None = None,
+        *,
+        groups: Mapping[K, Sequence[int]],
+    ) -> dict[K, Update]: ...
+    @overload
+    def mean(
+        self,
+        fn: Callable[[Client, M], Update],
+        message: None,
+        over: Sequence[int],
+        deadline: float | None = None,
+        *,
+        groups: Mapping[K, Sequence[int]],
+        group_message: Mapping[K, M],
+    ) -> dict[K, Update]: ...
+    def mean(
+        self,
+        fn: Callable[..., Update],
         message: Tree,
         over: Sequence[int],
         deadline: float | None = None,
+        *,
         groups: Mapping[Any, Sequence[int]] | None = None,
         group_message: Mapping[Any, Tree] | None = None,
-    ) -> Any:
-        """Return the weighted mean over the cohort of the `Update` that `fn` returns.
+    ) -> Update | dict[Any, Update]:
+        """Return the weighted mean over the cohort of the `Update` that `fn` returns, as an `Update`.
 
         With `groups` (key -> clients), return one mean for each group, asked for side by side; a group
         smaller than the site's least size raises `QuorumError`. Each group gets its own `group_message` where
@@ -195,15 +160,32 @@ class Federation:
         self.last = merged
         return means
 
+    @overload
+    def each(
+        self, fn: Callable[[Client, M], R], message: M, over: Sequence[int], deadline: float | None = None
+    ) -> dict[int, R]: ...
+    @overload
     def each(
         self,
-        fn: Callable[..., Any],
+        fn: Callable[[Client, WithOwn[M, E]], R],
+        message: M,
+        over: Sequence[int],
+        deadline: float | None = None,
+        *,
+        each_message: Mapping[int, E],
+    ) -> dict[int, R]: ...
+    def each(
+        self,
+        fn: Callable[..., R],
         message: Tree,
         over: Sequence[int],
         deadline: float | None = None,
+        *,
         each_message: Mapping[int, Tree] | None = None,
-    ) -> dict[int, Any]:
+    ) -> dict[int, R]:
         """Return every client's own reply, by client id; dropped clients are missing.
+
+        With `each_message`, which has a part for each of them, the function gets `WithOwn`: this part beside the message.
 
         Raises `QuorumError` where nobody replied.
         """
@@ -222,7 +204,7 @@ class Federation:
             raise self.too_few(f"round {self.round}: no reply to {fn.__name__!r} came")
         return came
 
-    def arrivals(self, fn: Callable[..., Any], message: Tree, over: Sequence[int]) -> Iterator[tuple[float, int, Any]]:
+    def arrivals(self, fn: Callable[[Client, M], R], message: M, over: Sequence[int]) -> Iterator[tuple[float, int, R]]:
         """Return an iterator of (virtual time, client, reply) in the order of arrival; the clock follows it.
 
         All replies belong to this call. Where clients go on working while the server does, see `start`.
@@ -238,8 +220,14 @@ class Federation:
             self.wait(start + receipt.compute + receipt.network - self.clock.now)
             yield self.clock.now, receipt.client, receipt.value
 
+    @overload
+    def start(self, fn: Callable[[Client, M], Tree], message: M, over: Sequence[int]) -> dict[int, float]: ...
+    @overload
     def start(
-        self, fn: Callable[..., Any], message: Tree, over: Sequence[int], each_message: Mapping[int, Tree] | None = None
+        self, fn: Callable[[Client, WithOwn[M, E]], Tree], message: M, over: Sequence[int], each_message: Mapping[int, E]
+    ) -> dict[int, float]: ...
+    def start(
+        self, fn: Callable[..., Tree], message: Tree, over: Sequence[int], each_message: Mapping[int, Tree] | None = None
     ) -> dict[int, float]:
         """Let clients begin `fn`; return the virtual seconds after which each of them will be done.
 

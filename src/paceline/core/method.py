@@ -6,7 +6,9 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, cast, overload
+
+from typing_extensions import TypeVar
 
 from paceline.core.engine import ClientFunction
 from paceline.core.errors import ConfigError, UnknownNameError
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from paceline.core.client import Client, ClientData
     from paceline.core.federation import Federation
 
-__all__ = ["ClientFunction", "Method", "State", "client_functions", "on_client"]
+__all__ = ["ClientFunction", "Method", "P", "S", "State", "client_functions", "on_client"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -60,16 +62,24 @@ def client_functions(program: object) -> dict[str, ClientFunction]:
 
 @node
 class State:
-    """Server state of methods that keep only the model. Methods with more define their own `node`."""
+    """Server state of methods that keep only the model. A method with more defines its own `node`, which may extend this one."""
 
     params: Params
 
 
+S = TypeVar("S", default=State)
+"""The state of a method: any `node`."""
+
+P = TypeVar("P", bound=State, default=State)
+"""The state of a method that needs the model in it: a `node` that extends `State`."""
+
+
 @dataclass(frozen=True)
-class Method:
+class Method(Generic[S]):
     """Base of all methods: a frozen dataclass whose fields are the hyperparameters.
 
-    A subclass gives `round`; the rest has defaults. `family` groups methods in listings and `reveals`
+    ``Method[MyState]`` has the server state `MyState`, ``Method`` alone has `State`.
+    A subclass gives `round`, and with a state of its own `init`; the rest has defaults. `family` groups methods in listings and `reveals`
     says in a few words what the server sees, `keeps` what a client keeps: words on what `paceline methods` reads from
     the source by itself; `keeps_times` lets each client remember how long its last
     training took (`Client.times`). `vectorizable` says that its hooks can be stacked.
@@ -92,21 +102,24 @@ class Method:
     sends_model: ClassVar[bool] = True
     """Whether a round's largest message, and its largest reply, hold as many values as the model."""
 
-    def init(self, fed: Federation) -> Any:
+    def init(self, fed: Federation) -> S:
         """Return the state before the first round."""
-        return State(params=fed.init_params())
+        return cast("S", State(params=fed.init_params()))  # a method with another state has its own `init`
 
-    def round(self, fed: Federation, state: Any) -> Any:
+    def round(self, fed: Federation, state: S) -> S:
         """Run one round and return the next state."""
         raise ConfigError(f"{type(self).__name__} has no round()")
 
-    def model(self, state: Any) -> Params:
-        """Return the parameters that an evaluation uses."""
-        params = state.params
-        assert isinstance(params, Params)
+    def model(self, state: S) -> Params:
+        """Return the parameters that an evaluation uses: `params` of the state, unless a method says otherwise."""
+        params = getattr(state, "params", None)
+        if not isinstance(params, Params):
+            raise ConfigError(
+                f"{type(state).__name__} has no params; give {type(self).__name__} a model(state) that returns Params"
+            )
         return params
 
-    def fit_task(self, task: Any) -> tuple[Method, Any]:
+    def fit_task(self, task: Any) -> tuple[Method[Any], Any]:
         """Return the method and the task made for each other, on the server and on every client alike, before a run.
 
         A method may freeze parts of the task's model or put parts in (adapters), and take what it needs to know of
@@ -118,7 +131,7 @@ class Method:
         """Return what of the federation does not suit this method, one sentence each."""
         return []
 
-    def personal(self, state: Any, clients: Sequence[int]) -> list[tuple[Tree, Sequence[int]]]:
+    def personal(self, state: S, clients: Sequence[int]) -> list[tuple[Tree, Sequence[int]]]:
         """Return what clients form their own models from, and who gets which; by default all get the model."""
         return [(self.model(state), clients)]
 
@@ -132,7 +145,7 @@ class Method:
         params = self.personal_model(client, message)
         return client.evaluate(client.statistics(params) if client.problem.buffers == "recompute" else params, data)
 
-    def clustering(self, state: Any) -> Sequence[int] | None:
+    def clustering(self, state: S) -> Sequence[int] | None:
         """Return the cluster of each client, or None where there are none."""
         return None
 
@@ -163,7 +176,7 @@ class Method:
         return cls.__name__.lower().replace("_", "-")
 
     @classmethod
-    def build(cls, options: Mapping[str, Any] | None = None) -> Method:
+    def build(cls, options: Mapping[str, Any] | None = None) -> Self:
         """Make the method with the given fields, converting texts to the fields' types.
 
         Raises `UnknownNameError` for a field it does not have, `ConfigError` for a value that does not fit.

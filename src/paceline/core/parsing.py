@@ -18,16 +18,16 @@ PAIRED = {"[": "]", "{": "}", "(": ")"}
 
 @dataclass(frozen=True)
 class Spec:
-    """A name with options, as it stands on the command line, in a file and in Python: ``NAME[:VALUE][,KEY=VALUE...]``.
+    """A name with options, on the command line, in a file or in Python: ``NAME[:VALUE][,KEY=VALUE...]``.
 
     Methods, models, fleets, participation processes, adversaries, engines, aggregations, tunings and faults are all
     written in this way: ``clip:network=true,lr=0.1``, ``markov:0.05-1,step=0.1``, ``mylab.fleets:Trams:share=0.2``.
 
     Args:
-        text: as typed; the row's label in tables.
-        name: what stands before the options: a registered name or ``package.module:Name``.
+        text: the specification as typed; label of the row in tables.
+        name: the part before the options: a registered name or ``package.module:Name``.
         options: values by key, each read by `value`.
-        value: text of the value without a key, of the kinds that take one; otherwise empty.
+        value: text of the value without a key, for kinds that take one; otherwise empty.
     """
 
     text: str
@@ -37,7 +37,7 @@ class Spec:
 
     @staticmethod
     def parse(text: str, what: str = "method", known: Container[str] = (), takes: str = "", modules: bool = True) -> Spec:
-        """Read a specification; a value may hold brackets and quotes with commas and colons in them.
+        """Parse a specification; a value may contain brackets and quotes with commas and colons in them.
 
         Args:
             text: as typed.
@@ -48,7 +48,7 @@ class Spec:
             modules: whether ``module:Name`` is a name.
 
         Raises:
-            ConfigError: where there is no name, or an option without a value or given twice.
+            ConfigError: the text has no name, or an option is malformed or given twice.
 
         Example:
             >>> Spec.parse("clip:network=true,lr=0.1").options

@@ -18,66 +18,13 @@ from torch import Tensor, nn
 
 from paceline.core.errors import NonFiniteError
 from paceline.core.generators import nested
+from paceline.core.hooks import NO_HOOKS, Hooks, Loss
+from paceline.core.optimizers import PLAIN_SGD, SGD, Optimizer
 from paceline.core.params import Params, Resident
 from paceline.core.profiling import spent
 from paceline.core.samples import ClientData
 
-__all__ = [
-    "AdamW",
-    "Correct",
-    "Direction",
-    "Gradient",
-    "Job",
-    "Learner",
-    "LoopRequest",
-    "Loss",
-    "Objective",
-    "One",
-    "Schedule",
-    "Trained",
-    "answer",
-    "descend",
-    "train",
-]
-
-Correct = Callable[[Params, Params], Params]
-"""A gradient hook: (gradient, current parameters) -> gradient."""
-
-Gradient = Callable[[Params], Params]
-"""Mean gradient of this step's batch at any point."""
-
-Direction = Callable[[Gradient, Params], Params]
-"""A hook that takes the gradient's place: (gradient function, current parameters) -> what a step descends along."""
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""Mean loss of (outputs, targets), a scalar."""
-
-Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
-"""Mean loss of (module, inputs, targets), a scalar: for losses that need more than the module's outputs."""
-
-Schedule = Callable[[int, int], float]
-"""Factor on the learning rate at (step from 0, this client's steps)."""
-
-
-@dataclass(frozen=True)
-class AdamW:
-    """The rule of Adam in place of SGD's; moments start at 0 in every local training, and weight decay is decoupled.
-
-    Args:
-        beta1, beta2: decay of the moments.
-        eps: added to the root of the second moment.
-    """
-
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-
-    def direction(self, step: int, along: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        """Return what step `step` (from 0) descends along; the moments are changed in place."""
-        first.mul_(self.beta1).add_(along, alpha=1 - self.beta1)
-        second.mul_(self.beta2).addcmul_(along, along, value=1 - self.beta2)
-        root = (second / (1 - self.beta2 ** (step + 1))).sqrt_().add_(self.eps)
-        return first / (1 - self.beta1 ** (step + 1)) / root
+__all__ = ["Job", "Learner", "LoopRequest", "One", "Trained", "answer", "descend", "train"]
 
 
 class LoopRequest(Protocol):
@@ -114,11 +61,12 @@ class Job:
         model: the module that trains.
         data: the client's samples.
         start: where to start; not changed.
-        loss: mean loss of (outputs, targets).
-        lr, steps, batch_size, momentum, weight_decay: of SGD; `steps` may end in mid-pass.
+        loss: mean loss of (outputs, targets): the hook's, else the task's.
+        lr: learning rate: the optimizer's, else the task's.
+        steps, batch_size: optimizer steps, which may end in mid-pass, and samples of each.
         order: returns the stream that orders the samples.
-        correct, direction, objective, after: hooks, see `Client.sgd`.
-        schedule, adam: see `Client.sgd`.
+        optimizer: turns gradients into steps.
+        hooks: what the method changes of the steps.
         alone: the module holds state of this client, so that it trains at once and by itself.
         strict: check the loss at every step.
     """
@@ -131,14 +79,8 @@ class Job:
     steps: int
     batch_size: int
     order: Callable[[], torch.Generator]
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    correct: Correct | None = None
-    direction: Direction | None = None
-    objective: Objective | None = None
-    after: Callable[[Params], Params] | None = None
-    schedule: Schedule | None = None
-    adam: AdamW | None = None
+    optimizer: Optimizer = PLAIN_SGD
+    hooks: Hooks = NO_HOOKS
     alone: bool = False
     strict: bool = False
     step: int | None = None
@@ -148,17 +90,18 @@ class Job:
     @property
     def hooked(self) -> bool:
         """Whether a step is more than a step along the plain gradient."""
-        return bool(self.correct or self.direction or self.momentum or self.weight_decay or self.schedule or self.adam)
+        return bool(self.hooks.correct or self.hooks.direction or not self.optimizer.plain)
 
     @property
     def plain(self) -> bool:
         """Whether this is one step along the plain gradient of the mean cross-entropy, and nothing else."""
+        hooks, rule = self.hooks, self.optimizer
         return (
             self.steps == 1
-            and not (
-                self.correct or self.direction or self.weight_decay or self.after or self.objective or self.schedule or self.adam
-            )
             and self.loss is F.cross_entropy
+            and not (hooks.correct or hooks.direction or hooks.after or hooks.objective)
+            and type(rule) is SGD
+            and not (rule.weight_decay or rule.schedule)  # momentum has no part in a first step
         )
 
     def of(self, data: ClientData, order: Callable[[], torch.Generator]) -> Job:
@@ -223,31 +166,25 @@ class Learner(Protocol):
         """Return a view of the live parameters that still train, running statistics left out."""
 
     def project(self) -> None:
-        """Apply the job's `after`."""
+        """Apply the hook `after`."""
 
 
 def descend(learner: Learner) -> None:
     """Take all steps: the one local loop."""
-    job = learner.job
-    velocity = torch.zeros_like(learner.weights()) if job.momentum or job.adam else None
-    square = torch.zeros_like(velocity) if job.adam and velocity is not None else None
+    job, optimizer = learner.job, learner.job.optimizer
+    hooked, after, schedule = job.hooked, job.hooks.after, optimizer.schedule
+    state = optimizer.state(learner.weights())
     for step in range(job.steps):
         learner.advance(step)
-        if not job.hooked:
+        if not hooked:
             learner.descend()
         else:
             along = learner.direction()
             with torch.no_grad():
                 weights = learner.weights()
-                if job.weight_decay and job.adam is None:
-                    along = along + job.weight_decay * weights
-                if job.adam and square is not None and velocity is not None:
-                    along = job.adam.direction(step, along, velocity[: len(weights)], square[: len(weights)])
-                    along = along + job.weight_decay * weights if job.weight_decay else along
-                elif velocity is not None:
-                    along = velocity[: len(weights)].mul_(job.momentum).add_(along)
-                learner.move(along if job.schedule is None else along * learner.rate(step))
-        if job.after is not None:
+                along = optimizer.direction(step, along, weights, [s[: len(weights)] for s in state])
+                learner.move(along if schedule is None else along * learner.rate(step))
+        if after is not None:
             learner.project()
 
 
@@ -255,7 +192,7 @@ class One:
     """The learner of a single client: its model is the worker's resident one."""
 
     def __init__(self, job: Job) -> None:
-        self.job, self.model, self.at = job, job.model, job.model.params
+        self.job, self.hooks, self.model, self.at = job, job.hooks, job.model, job.model.params
         self._count = job.model.layout.num_params
         self._parameters = job.model.trained()
         self._batches = job.batches()
@@ -283,8 +220,8 @@ class One:
 
     def direction(self) -> Tensor:
         """Return the direction of the job's hooks at the live parameters."""
-        job, at = self.job, self.at
-        if job.direction is not None:
+        hooks, at = self.hooks, self.at
+        if hooks.direction is not None:
             here = at.clone()
             first: list[tuple[Tensor, Tensor]] = []
 
@@ -295,7 +232,7 @@ class One:
                     first.append((value, at.vector[self._count :].clone()))
                 return self.model.collect().clone()
 
-            along = job.direction(gradient, here)
+            along = hooks.direction(gradient, here)
             self.model.load(here)
             if first:  # else the method asked for no gradient at all
                 self.total += first[0][0]
@@ -304,8 +241,8 @@ class One:
             self.total += self._backward()
             along = self.model.collect()
         with torch.no_grad():
-            if job.correct is not None:
-                along = job.correct(along, at)
+            if hooks.correct is not None:
+                along = hooks.correct(along, at)
         return along.vector[: self._count].detach()
 
     def move(self, along: Tensor) -> None:
@@ -314,8 +251,9 @@ class One:
 
     def rate(self, step: int) -> float:
         """Return the schedule's factor."""
-        assert self.job.schedule is not None
-        return self.job.schedule(step, self.job.steps)
+        schedule = self.job.optimizer.schedule
+        assert schedule is not None
+        return schedule(step, self.job.steps)
 
     def weights(self) -> Tensor:
         """Return the live vector, running statistics left out."""
@@ -324,17 +262,17 @@ class One:
     @torch.no_grad()
     def project(self) -> None:
         """Apply `after` to the live vector."""
-        assert self.job.after is not None
-        self.at.vector.copy_(self.job.after(self.at).vector)
+        assert self.hooks.after is not None
+        self.at.vector.copy_(self.hooks.after(self.at).vector)
 
     def _backward(self) -> Tensor:
         """Leave the batch's gradient in the parameters; return the loss."""
-        job = self.job
+        job, objective = self.job, self.hooks.objective
         assert job.batch is not None
         x, y = job.batch
         self.model.clear()
         with torch.enable_grad():
-            value = job.loss(self.model.module(x), y) if job.objective is None else job.objective(self.model.module, x, y)
+            value = job.loss(self.model.module(x), y) if objective is None else objective(self.model.module, x, y)
             value.backward()  # type: ignore[no-untyped-call]
         if job.strict and not torch.isfinite(value):
             raise NonFiniteError(f"the loss is {value.item()} on a batch of {len(y)} samples")

@@ -63,7 +63,7 @@ def rename_main() -> None:
 
 @dataclass_transform(frozen_default=True)
 def node(cls: type[T]) -> type[T]:
-    """Class decorator: make `cls` a frozen dataclass that can be part of messages, replies and states.
+    """Class decorator: make `cls` a frozen dataclass that can be part of messages, replies and states; it may extend another node.
 
     Example:
         >>> @node
@@ -73,7 +73,7 @@ def node(cls: type[T]) -> type[T]:
         >>> map_leaves(lambda leaf: leaf, Pair(1, 2))
         Pair(left=1, right=2)
     """
-    made: Any = cls if dataclasses.is_dataclass(cls) else dataclasses.dataclass(frozen=True)(cls)
+    made: Any = cls if "__dataclass_fields__" in vars(cls) else dataclasses.dataclass(frozen=True)(cls)
     names = [f.name for f in dataclasses.fields(made)]
     register(made, lambda obj: {n: getattr(obj, n) for n in names}, lambda fields: made(**fields))
     return made  # type: ignore[no-any-return]

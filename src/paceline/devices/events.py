@@ -19,14 +19,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 from paceline.core.errors import CohortError, ConfigError
 from paceline.core.federation import Federation
 from paceline.core.tree import Tree, node
 
+if TYPE_CHECKING:
+    from paceline.core.client import Client
+
 __all__ = ["ClientJob", "Firing", "Queue", "Rest", "Rule", "advance", "every", "first", "nanoseconds", "schedule"]
 
+M = TypeVar("M")
 SECOND = 1_000_000_000
 
 
@@ -160,7 +164,7 @@ def every(queue: Queue, period: int, least: int = 0) -> Firing | None:
 
 
 def advance(
-    fed: Federation, queue: Queue, fn: Callable[..., Any], message: Tree, rule: Rule
+    fed: Federation, queue: Queue, fn: Callable[[Client, M], Tree], message: M, rule: Rule
 ) -> tuple[Queue, tuple[ClientJob, ...]]:
     """Let idle clients begin `fn` on the current version, until the rule fires; return queue and arrivals.
 
@@ -180,7 +184,7 @@ def advance(
     return queue.fire(firing), firing.jobs
 
 
-def _begin(fed: Federation, queue: Queue, fn: Callable[..., Any], message: Tree) -> Queue:
+def _begin(fed: Federation, queue: Queue, fn: Callable[[Client, M], Tree], message: M) -> Queue:
     """Start as many idle clients as there is room for."""
     busy = queue.busy
     room = fed.cohort_size - len(busy)

@@ -15,16 +15,16 @@ __all__ = ["Choice", "DebugEngine", "LocalEngine", "Pool", "Setup", "Worker", "l
 
 
 def load_engine(spec: str, setup: Setup, workers: int, ray: Mapping[str, Any] | None = None) -> Pool:
-    """Start the engine registered under a name.
+    """Start an engine by name.
 
     Args:
-        spec: ``local``, ``debug``, ``ray`` or another registered name, with options after a colon for those that take any.
+        spec: a name, with options after a colon.
         setup: what workers are built from.
         workers: number of workers.
-        ray: options of `RayEngine`, used by ``ray`` only.
+        ray: options of `RayEngine`; other engines have no such parameters.
 
     Raises:
-        UnknownNameError: unknown engine or option.
+        UnknownNameError: unknown name or option.
         EngineError: the engine cannot be started.
     """
     made = registry.build("engine", spec, {"setup": setup, "workers": workers, **(ray or {})})

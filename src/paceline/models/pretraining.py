@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from paceline.core.optimizers import AdamW
 from paceline.core.params import Layout, Resident
 from paceline.core.random import torch_rng
-from paceline.core.training import AdamW
 from paceline.data.cache import cache_folder
 from paceline.models.split import head_name
 
@@ -44,7 +44,7 @@ def pretrain(
     """
     model = Resident(module, Layout.of(module, buffers="local"))
     weights, rule, order = model.params.vector, AdamW(), torch_rng(seed, "pretrain")
-    moments, step, last = (torch.zeros_like(weights), torch.zeros_like(weights)), 0, 0.0
+    moments, step, last = rule.state(weights), 0, 0.0
     module.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -55,7 +55,7 @@ def pretrain(
                 value = loss(module(x[rows]), y[rows])
                 value.backward()  # type: ignore[no-untyped-call]
                 with torch.no_grad():
-                    weights -= lr * rule.direction(step, model.collect().vector, *moments)
+                    weights -= lr * rule.direction(step, model.collect().vector, weights, moments)
                 step += 1
                 losses.append(value.detach())
             last = float(torch.stack(losses).mean())

@@ -36,7 +36,7 @@ class Runner:
         rules: policy of the client; None for no restrictions.
         durable: sync the files.
         learn: accepts a newer directory of identity keys, or raises `IdentityError`.
-        modules: modules that names such as ``package.module:Name`` may be loaded from; None for all.
+        modules: the only modules that names such as ``package.module:Name`` may be imported from; None allows all.
     """
 
     def __init__(

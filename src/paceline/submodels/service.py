@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 
-from paceline.core.client import Client
+from paceline.core.client import Client, Hooks, LocalOptions
 from paceline.core.params import Params
 from paceline.submodels.cut import Cutter, SubModel
 from paceline.submodels.scores import Scorer
@@ -64,7 +64,14 @@ def submodels(client: Client) -> Submodels:
     return service
 
 
-def train_submodel(client: Client, params: Params, sub: SubModel, *, rescale: bool = False, **local: Any) -> Params:
+def train_submodel(
+    client: Client,
+    params: Params,
+    sub: SubModel,
+    rescale: bool = False,
+    hooks: Hooks | None = None,
+    **local: Unpack[LocalOptions],
+) -> Params:
     """Train a sub-model on this client's data; return the full-size update, zero where nothing was trained.
 
     Args:
@@ -73,6 +80,7 @@ def train_submodel(client: Client, params: Params, sub: SubModel, *, rescale: bo
         sub: which part of it.
         rescale: multiply the outputs of layers that lost units by (all units / kept units) in training, as
             HeteroFL's scaler and inverted dropout do.
+        hooks: of the local loop; their parameters and gradients are those of the sub-model.
         **local: options of the local loop.
     """
     start, resident = sub.extract(params), sub.resident()
@@ -80,7 +88,7 @@ def train_submodel(client: Client, params: Params, sub: SubModel, *, rescale: bo
     if full:
         resident.load_buffers(sub.cut_tensors(full))
     with rescaled(sub, resident.module) if rescale else nullcontext():
-        trained = client.sgd(start, model=resident, alone=rescale or sub.cutter.has_frozen, **local)
+        trained = client.sgd(start, model=resident, alone=rescale or sub.cutter.has_frozen, hooks=hooks, **local)
     if full:
         client.memory["_buffers"] = sub.merge_tensors(full, resident.local_buffers())
     return sub.scatter(trained.params - start)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from paceline.core.client import Hooks
 from paceline.run import prepare
 from tests.conftest import make_task
 from tests.methods.quadratics import numbers, play, quadratics
@@ -141,10 +142,10 @@ def watch(fed, seen, task):
     program = worker.setup.programs["method"]
     real = type(program).sgd
 
-    def sgd(self, client, start, **hooks):
+    def sgd(self, client, start, hooks, **options):
         steps = []
-        if "direction" in hooks:
-            hook = hooks["direction"]
+        if hooks.direction is not None:
+            hook = hooks.direction
 
             def direction(gradient, at):
                 calls = []
@@ -158,11 +159,11 @@ def watch(fed, seen, task):
                 steps.append(calls[0])
                 return out
 
-            hooks["direction"] = direction
+            hooks = Hooks(direction=direction)
         else:
-            hook = hooks["correct"]
-            hooks["correct"] = lambda grad, at: steps.append(float(grad.vector)) or hook(grad, at)
-        trained = real(self, client, start, **hooks)
+            hook = hooks.correct
+            hooks = Hooks(correct=lambda grad, at: steps.append(float(grad.vector)) or hook(grad, at))
+        trained = real(self, client, start, hooks, **options)
         seen[client.id].extend(steps)
         return trained
 

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from paceline.core.client import SGD
 from paceline.core.errors import PlanError
 from paceline.core.method import on_client
 from paceline.core.update import Update
@@ -75,7 +76,7 @@ class Alike(FedAvg):
 
     @on_client
     def train(self, client, message):
-        local = client.sgd(message, lr=self.lr, steps=5, batch_size=16)
+        local = client.sgd(message, optimizer=SGD(self.lr), steps=5, batch_size=16)
         return Update(delta=local.params - message, weight=1)
 
 

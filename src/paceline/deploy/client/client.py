@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import math
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +16,6 @@ from paceline.aggregation.secure.client_openings import Openings
 from paceline.aggregation.secure.task_hash import Agreement
 from paceline.core.errors import (
     ConfigError,
-    EmptyClientError,
     IdentityError,
     LayoutError,
     MissingDataError,
@@ -30,9 +27,9 @@ from paceline.core.errors import (
 )
 from paceline.core.importing import imports_from, is_import_path
 from paceline.core.processes import on_stop
-from paceline.core.samples import Split
 from paceline.core.tree import Tree
 from paceline.deploy.client.ledger import Ledger
+from paceline.deploy.client.own import OwnDevice, own_split
 from paceline.deploy.client.policy import Policy, load_policy
 from paceline.deploy.identity import pki
 from paceline.deploy.identity.keys import PinnedDirectory
@@ -51,14 +48,12 @@ from paceline.network.tls import Credentials
 from paceline.store.files import atomic_write
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from paceline.core.config import RunConfig
     from paceline.core.method import Method
     from paceline.deploy.metrics import Metrics
     from paceline.tasks import Task
 
-__all__ = ["HouseRules", "build_worker", "make_node", "own_certificate", "own_split", "take_part"]
+__all__ = ["HouseRules", "build_worker", "make_node", "own_certificate", "take_part"]
 
 _SOON = timedelta(days=14)
 """A client logs a warning at start if its certificate expires within this time."""
@@ -165,7 +160,7 @@ def build_worker(
         data: data configuration of this client.
         number: id of this client.
         directory: its identity key, and the pinned keys of the others.
-        modules: modules from which unregistered methods, tasks and models may be loaded.
+        modules: modules from which unregistered methods, tasks, models and fleets may be loaded.
         private: use a secret random seed.
         named: permit secure sums of functions whose messages contain a line for each client (`Method.names_clients`),
             and of methods that use the times of a simulated fleet.
@@ -237,7 +232,7 @@ def build_worker(
         return Worker(
             made.setup(
                 shared,
-                _Here() if config.measured else devices(config),
+                OwnDevice() if config.measured else devices(config),
                 programs,
                 device=data.device,
                 threads=data.threads,
@@ -274,49 +269,6 @@ def _quiet(hidden: bool) -> Iterator[None]:
         if hidden:
             raise PolicyError([HIDDEN]) from error
         raise
-
-
-def own_split(config: RunConfig, number: int, task: Task) -> Split:
-    """Return the split that gives all samples of a task to one client, up to the run's `client_samples`.
-
-    Args:
-        config: says what share is set aside for tests, and whether a client may have no samples.
-        number: the client's number.
-        task: its own data.
-
-    Raises `EmptyClientError` where nothing is left to train on.
-    """
-    import torch
-
-    from paceline.core.random import numpy_rng
-
-    order = torch.from_numpy(numpy_rng(config.seed, "own", number).permutation(len(task.train)))[: config.client_samples]
-    if not len(order) and not config.allow_empty:
-        raise EmptyClientError(f"task {task.name!r} has no samples for this client to train on")
-    # leave at least one to train on: otherwise participation would reveal the number of samples
-    held = max(min(round(config.client_test * len(order)), len(order) - 1), 0)
-    return _Own(order[held:].sort().values, order[:held].sort().values)
-
-
-@dataclass(frozen=True)
-class _Own(Split):
-    """Split in which all samples belong to this client."""
-
-    train: Tensor
-    test: Tensor
-
-    def __call__(self, client: int) -> tuple[Tensor, Tensor]:
-        return self.train, self.test
-
-
-class _Here:
-    """Profile of the actual device: times are measured, the client measures its transfers under masks, the server otherwise."""
-
-    def profile(self, client: int, round: int) -> Any:
-        """Return a profile that adds nothing to measured seconds."""
-        from paceline.devices import Profile
-
-        return Profile(up=math.inf, down=math.inf, latency=0.0)
 
 
 def make_node(

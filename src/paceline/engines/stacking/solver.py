@@ -97,10 +97,10 @@ class Solver:
 
     def _key(self, job: Job) -> Any:
         """Return what jobs that run as one have in common."""
-        loss = signature(job.loss)
-        key = (id(job.model), id(job.data.x), job.batch_size, job.momentum, job.weight_decay, job.adam, loss)
-        hooks = (job.correct, job.direction, job.objective, job.after, job.schedule)
-        return key if hooks == _NONE else (*key, *map(signature, hooks))
+        hooks, optimizer = job.hooks, job.optimizer
+        key = (id(job.model), id(job.data.x), job.batch_size, optimizer.rule, signature(job.loss))
+        parts = (hooks.correct, hooks.direction, hooks.objective, hooks.after, optimizer.schedule)
+        return key if parts == _NONE else (*key, *map(signature, parts))
 
     def whole(self, jobs: Sequence[Job]) -> tuple[Rows, torch.Tensor] | None:
         """Return the changes and losses of jobs of one make; None where they cannot run as one.
@@ -156,7 +156,8 @@ class Solver:
         except Exception as error:
             # torch.func says in many ways that code cannot be stacked; alone, a real fault of a hook's comes up again
             self._refused.add(key)
-            hook = next((h for h in (jobs[0].direction, jobs[0].correct, jobs[0].objective) if h), None)
+            hooks = jobs[0].hooks
+            hook = hooks.direction or hooks.correct or hooks.objective
             self.notes.setdefault(getattr(hook, "__qualname__", type(jobs[0].model.module).__name__), _reason(error))
             return None
 

@@ -148,7 +148,7 @@ class Stack:
         starts = [job.start.vector for job in jobs]
         same = all(s is starts[0] for s in starts)
         self.starts = starts[0] if same else torch.stack(starts)
-        self._fresh = same and isinstance(self._lr, float) and not (self.job.hooked or self.job.after)
+        self._fresh = same and isinstance(self._lr, float) and not (self.job.hooked or self.job.hooks.after)
         """Whether nothing was written yet: the first plain step goes from the shared start straight into `at`."""
         shape = (len(jobs), layout.size)
         vector = self.starts.new_empty(shape) if self._fresh else self.starts.expand(shape).clone()
@@ -156,11 +156,12 @@ class Stack:
             vector[:, self._count :] = self.starts[self._count :]
         self.at = Params(vector, layout)
         self.totals = torch.zeros(len(jobs), device=vector.device)
-        self._run = Functional(self.job.model, self.job.objective)
-        self._hook = share([j.direction for j in jobs]) if self.job.direction else None
-        self._correct = share([j.correct for j in jobs]) if self.job.correct else None
-        self._after = share([j.after for j in jobs]) if self.job.after else None
-        self._loss = share([j.objective or j.loss for j in jobs])
+        hooks, self._objective = [job.hooks for job in jobs], self.job.hooks.objective
+        self._run = Functional(self.job.model, self._objective)
+        self._hook = share([h.direction for h in hooks]) if hooks[0].direction else None
+        self._correct = share([h.correct for h in hooks]) if hooks[0].correct else None
+        self._after = share([h.after for h in hooks]) if hooks[0].after else None
+        self._loss = share([job.hooks.objective or job.loss for job in jobs])
         self.batches = Batches(jobs)
         self.step = self.active = 0
         self._x: Tensor | None = None
@@ -220,7 +221,8 @@ class Stack:
 
     def rate(self, step: int) -> Tensor:
         """Return the schedule's factor for each active client, shape [active, 1]."""
-        factors = [job.schedule(step, job.steps) for job in self.jobs[: self.active] if job.schedule]
+        active = self.jobs[: self.active]
+        factors = [schedule(step, job.steps) for job in active if (schedule := job.optimizer.schedule)]
         return torch.tensor(factors, device=self.at.vector.device)[:, None]
 
     def weights(self) -> Tensor:
@@ -260,7 +262,7 @@ class Stack:
 
     def _losses(self, tensors: list[Tensor]) -> Tensor:
         """Return each active client's mean loss on its batch, shape [active]."""
-        if self.job.objective is None and self.job.loss is F.cross_entropy:
+        if self._objective is None and self.job.loss is F.cross_entropy:
             with self._linears():
                 outputs = vmap(self._run.at)(tensors, self.x)
             each = cross_entropies(outputs, self.y)
@@ -277,7 +279,7 @@ class Stack:
     def _value(self, tensors: Sequence[Tensor], x: Tensor, y: Tensor, rows: list[Tensor]) -> Tensor:
         """Return one client's loss, by its own loss or objective."""
         hook = self._loss.bind(rows)
-        if self.job.objective is None:
+        if self._objective is None:
             value: Tensor = hook(self._run.at(tensors, x), y)
             return value
         return Functional(self.job.model, hook).at(tensors, x, y)

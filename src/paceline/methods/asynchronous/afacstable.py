@@ -22,20 +22,18 @@ from paceline.core.params import Params
 from paceline.core.tree import node
 from paceline.core.update import Update
 from paceline.devices.events import Queue, advance, first
-from paceline.methods.asynchronous.afl import AfaCd
+from paceline.methods.asynchronous.afl import AfaCd, AnarchicState
 
 
 @node
-class TableState:
+class TableState(AnarchicState):
     """The model, who is at work, and each client's last gradient with the number of the step that it came in."""
 
-    params: Params
-    queue: Queue
     table: dict[int, tuple[int, Params]]
 
 
 @dataclass(frozen=True)
-class AfaCsTable(AfaCd):
+class AfaCsTable(AfaCd[TableState]):
     """AFA-CS with the table at the server. The first step waits for all who are at work.
 
     Args:
@@ -53,7 +51,7 @@ class AfaCsTable(AfaCd):
         """Start with an empty table."""
         return TableState(params=fed.init_params(), queue=Queue(), table={})
 
-    def round(self, fed: Federation, state: TableState) -> TableState:  # type: ignore[override]
+    def round(self, fed: Federation, state: TableState) -> TableState:
         """Wait for m returns, enter them, and step along the table's mean."""
         count = self.returns if state.table else None
         queue, arrived = advance(fed, state.queue, self.train, state.params, lambda q: first(q, count))

@@ -21,15 +21,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
+from typing_extensions import TypeVar
 
-from paceline.core.client import Client
+from paceline.core.client import SGD, Client
 from paceline.core.errors import CheckpointError, EmptyClientError
 from paceline.core.federation import Federation
-from paceline.core.method import Method, on_client
+from paceline.core.method import Method, State, on_client
 from paceline.core.params import Params
 from paceline.core.random import numpy_rng
 from paceline.core.tree import node
@@ -38,15 +39,17 @@ from paceline.devices.events import ClientJob, Queue, advance, first
 
 
 @node
-class AnarchicState:
+class AnarchicState(State):
     """The model, and who is at work."""
 
-    params: Params
     queue: Queue
 
 
+A = TypeVar("A", bound=AnarchicState, default=AnarchicState)
+
+
 @dataclass(frozen=True)
-class AfaCd(Method):
+class AfaCd(Method[A]):
     """AFA-CD: a step along the mean of every m returns.
 
     Args:
@@ -86,11 +89,11 @@ class AfaCd(Method):
             misfits.append(f"least_steps={self.least_steps}, most_steps={self.most_steps}; take 1 <= least <= most")
         return misfits
 
-    def round(self, fed: Federation, state: AnarchicState) -> AnarchicState:
+    def round(self, fed: Federation, state: A) -> A:
         """Wait for m returns, and step along their mean."""
         queue, arrived = advance(fed, state.queue, self.train, state.params, lambda q: first(q, self.returns))
         mean = fed.mean(self.give, None, over=[job.client for job in arrived])
-        return AnarchicState(params=self.step(state.params, mean.gradient, mean), queue=self.pause(fed, queue, arrived))
+        return replace(state, params=self.step(state.params, mean.gradient, mean), queue=self.pause(fed, queue, arrived))
 
     def step(self, params: Params, gradient: Params, mean: Update) -> Params:
         """Step along a gradient; running statistics are those of the arrivals."""
@@ -115,15 +118,12 @@ class AfaCd(Method):
     def train(self, client: Client, message: Params) -> dict[str, Any]:
         """Take K steps of plain SGD; keep the rescaled sum of their gradients."""
         lr = client.problem.lr if self.lr is None else self.lr
-        local = client.sgd(message, lr=lr, steps=self.effort(client), batch_size=self.batch_size)
+        local = client.sgd(message, optimizer=SGD(lr), steps=self.effort(client), batch_size=self.batch_size)
         if not local.steps:
             raise EmptyClientError("this client has no samples, and so no gradient; partition without empty clients")
         way = lr * local.steps
-        return {
-            "gradient": (message - local.params) / way,
-            "way": way,
-            "statistics": local.params.vector[message.layout.num_params :],
-        }
+        gradient, statistics = (message - local.params) / way, local.params.vector[message.layout.num_params :]
+        return {"gradient": gradient, "way": way, "statistics": statistics}
 
     @on_client(held=True, bounds={"gradient": 4.0, "statistics": 100.0})
     def give(self, client: Client, message: Any) -> Update:
@@ -133,17 +133,15 @@ class AfaCd(Method):
 
 
 @node
-class SiloState:
+class SiloState(AnarchicState):
     """The model, who is at work, the mean of all y_i, and the round in which each client's last difference landed."""
 
-    params: Params
-    queue: Queue
     mean: Params
     landed: dict[int, int]
 
 
 @dataclass(frozen=True)
-class AfaCs(AfaCd):
+class AfaCs(AfaCd[SiloState]):
     """AFA-CS: a step along the mean of everybody's last return. The first step waits for all who are at work.
 
     Clients that never returned count as y = 0, so let the cohort be the population.
@@ -159,7 +157,7 @@ class AfaCs(AfaCd):
         params = fed.init_params()
         return SiloState(params=params, queue=Queue(), mean=params.zeros(), landed={})
 
-    def round(self, fed: Federation, state: SiloState) -> SiloState:  # type: ignore[override]
+    def round(self, fed: Federation, state: SiloState) -> SiloState:
         """Wait for m returns, and step along the mean of all clients' last ones."""
         count = self.returns if state.landed else None
         queue, arrived = advance(fed, state.queue, self.train, state.params, lambda q: first(q, count))

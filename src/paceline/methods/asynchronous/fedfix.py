@@ -22,7 +22,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from paceline.core.client import Client
+from paceline.core.client import SGD, Client, Hooks
 from paceline.core.federation import Federation
 from paceline.core.method import Method, on_client
 from paceline.core.params import Params
@@ -41,7 +41,7 @@ class AsyncState:
 
 
 @dataclass(frozen=True)
-class FedFix(Method):
+class FedFix(Method[AsyncState]):
     """A new model every fixed period, from whatever has arrived.
 
     Args:
@@ -100,9 +100,7 @@ class FedFix(Method):
 
     def collect(self, fed: Federation, weights: Mapping[int, float]) -> Update:
         """Return the mean of what has arrived, weighted by d_i / p_i."""
-        mean = fed.mean(self.give, dict(weights), over=list(weights))
-        assert isinstance(mean, Update)
-        return mean
+        return fed.mean(self.give, dict(weights), over=list(weights))
 
     def fires(self, fed: Federation, queue: Queue) -> Firing | None:
         """Return when the server fires next."""
@@ -126,11 +124,10 @@ class FedFix(Method):
         limit = self.max_norm
         local = client.sgd(
             message,
-            lr=self.lr,
+            optimizer=SGD(self.lr, self.momentum),
+            hooks=Hooks(correct=None if limit is None else lambda grad, _: grad * (limit / grad.norm()).clamp(max=1.0)),
             steps=self.steps,
             batch_size=self.batch_size,
-            momentum=self.momentum,
-            correct=None if limit is None else lambda grad, _: grad * (limit / grad.norm()).clamp(max=1.0),
         )
         return {"delta": local.params - message, "statistics": local.params.vector[message.layout.num_params :]}
 

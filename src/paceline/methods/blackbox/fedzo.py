@@ -20,8 +20,8 @@ from paceline.blocks.blackbox import BlackBoxMethod, Queries, directions
 from paceline.core.client import Client
 from paceline.core.federation import Federation
 from paceline.core.method import on_client
+from paceline.core.optimizers import AdamW
 from paceline.core.params import Params
-from paceline.core.training import AdamW
 from paceline.core.tree import node
 from paceline.core.update import Update
 
@@ -36,7 +36,7 @@ class FedZoState:
 
 
 @dataclass(frozen=True)
-class FedZO(BlackBoxMethod):
+class FedZO(BlackBoxMethod[FedZoState]):
     """Finite differences along random directions, averaged points; clients work one at a time.
 
     Args:
@@ -90,7 +90,7 @@ class FedZO(BlackBoxMethod):
         start, common = message
         own = client.memory.get("estimate", start.zeros()) if self.correction in ("diff", "scaf") else start.zeros()
         ask, first = Queries(client), start.vector.double().cpu()
-        x, moments, total = first, [torch.zeros_like(first), torch.zeros_like(first)], torch.zeros_like(first)
+        x, total, rule, moments = first, torch.zeros_like(first), AdamW(), AdamW().state(first)
         for step in range(self.steps):
             g = self._gradient(client, ask, x, step + 1)
             total += g / self.steps
@@ -98,7 +98,7 @@ class FedZO(BlackBoxMethod):
                 g = g + self.rho * (x - first)
             elif self.correction != "none":
                 g = g + (common - own).vector.double().cpu()
-            x = x - self.lr * AdamW().direction(step, g, *moments)
+            x = x - self.lr * rule.direction(step, g, x, moments)
         mean = Params(total.float(), start.layout)
         if self.correction == "scaf":
             client.memory["estimate"] = mean

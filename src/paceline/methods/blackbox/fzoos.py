@@ -21,8 +21,8 @@ from paceline.blocks.surrogates import Features, GaussianProcess, Kernel, neares
 from paceline.core.client import Client
 from paceline.core.federation import Federation
 from paceline.core.method import on_client
+from paceline.core.optimizers import AdamW
 from paceline.core.params import Params
-from paceline.core.training import AdamW
 from paceline.core.tree import node
 from paceline.core.update import Update
 
@@ -37,7 +37,7 @@ class FZooSState:
 
 
 @dataclass(frozen=True)
-class FZooS(BlackBoxMethod):
+class FZooS(BlackBoxMethod[FZooSState]):
     """Surrogate gradients from all past queries, corrected by a common surrogate; clients work one at a time.
 
     Args:
@@ -100,13 +100,13 @@ class FZooS(BlackBoxMethod):
             diary.ask(_around(first, self.initial, self.radius, client.stream("initial")))
         x, own, features = first, client.memory.get("nu"), self._features(len(first), basis)
         common = nu if self.correct and client.memory.get("surveyed") == client.round - 1 else None
-        moments = [torch.zeros_like(first), torch.zeros_like(first)]
+        rule, moments = AdamW(), AdamW().state(first)
         diary.ask(first[None])
         for t in range(self.steps):
             g = self._gradient(diary, x)
             if common is not None and own is not None:
                 g = g + features.gradient(common.cpu().double() - own, x) / (t + 1)
-            x = x - self.lr * AdamW().direction(t, g, *moments)
+            x = x - self.lr * rule.direction(t, g, x, moments)
             diary.ask(x[None])
             if t < self.steps - 1:
                 drawn = _around(x, self.candidates, self.radius, client.stream("candidates", t))

@@ -23,6 +23,7 @@ from torch import Tensor
 from paceline.aggregation.fixed_point import SUM_BOUND
 from paceline.aggregation.plain import mean_of
 from paceline.blocks.clustering import Backend, cluster, cosine_distances, project, settle, temperature
+from paceline.blocks.local_training import LocalTraining
 from paceline.core.client import Client
 from paceline.core.errors import QuorumError
 from paceline.core.federation import Federation
@@ -30,7 +31,6 @@ from paceline.core.method import on_client
 from paceline.core.params import Params
 from paceline.core.tree import Tree, node
 from paceline.core.update import Update
-from paceline.methods.optimisation.fedavg import FedAvg
 
 
 @node
@@ -51,8 +51,8 @@ class ClusterState:
 
 
 @dataclass(frozen=True)
-class OCFL(FedAvg):
-    """One-shot clustering.
+class OCFL(LocalTraining[ClusterState]):
+    """One-shot clustering, with server step `server_lr`.
 
     Args:
         backend: ``average`` (average linkage, number of clusters by silhouette; needs nothing else), or
@@ -75,6 +75,7 @@ class OCFL(FedAvg):
     has_model: ClassVar[bool] = False
 
     epochs: int = 3
+    server_lr: float = 1.0
     backend: Backend = "average"
     clusters: int = 3
     least: int = 3
@@ -88,7 +89,7 @@ class OCFL(FedAvg):
         params, labels = fed.init_params(), torch.zeros(fed.num_clients, dtype=torch.int64)
         return ClusterState([params], labels, math.inf, 0, torch.zeros(1, 0))
 
-    def round(self, fed: Federation, state: ClusterState) -> ClusterState:  # type: ignore[override]
+    def round(self, fed: Federation, state: ClusterState) -> ClusterState:
         """Train; look at the angles until the split; average within the clusters."""
         cohort = fed.sample()
         if not state.split:
@@ -106,7 +107,7 @@ class OCFL(FedAvg):
         [params] = state.models
         replies = fed.each(self.compare, (params, fed.seed), over=cohort)
         who = sorted(replies)
-        shown = torch.stack([replies[c] if isinstance(replies[c], Tensor) else replies[c].vector for c in who])
+        shown = torch.stack([r if isinstance(r, Tensor) else r.vector for _, r in sorted(replies.items())])
         heat, labels, rises = math.inf, [0] * len(who), 0
         if len(who) > 1:
             gamma = cosine_distances(shown)
@@ -168,10 +169,7 @@ class OCFL(FedAvg):
 
     def model(self, state: ClusterState) -> Params:
         """Return the mean of the clusters' models: a summary, which nobody uses."""
-        total = state.models[0]
-        for other in state.models[1:]:
-            total = total + other
-        return total / len(state.models)
+        return sum(state.models[1:], state.models[0]) / len(state.models)
 
     def personal(self, state: ClusterState, clients: Sequence[int]) -> list[tuple[Tree, Sequence[int]]]:
         """Each client gets its cluster's model; one that is not placed yet gets the mean."""

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from paceline.blocks.ranks import PackedRanks, pack, positions, unpack
-from paceline.core.client import Client
+from paceline.core.client import SGD, Client, Hooks
 from paceline.core.errors import ConfigError
 from paceline.core.federation import Federation
 from paceline.core.method import Method, on_client
@@ -41,7 +41,7 @@ class FrlState:
 
 
 @dataclass(frozen=True)
-class FRL(Method):
+class FRL(Method[FrlState]):
     """Votes on a frozen random network.
 
     Args:
@@ -74,7 +74,7 @@ class FRL(Method):
         if not 0 < self.keep <= 1 or not 0 < self.top <= 1:
             raise ConfigError(f"keep={self.keep}, top={self.top}; both must be above 0 and at most 1")
 
-    def fit_task(self, task: Any) -> tuple[Method, Any]:
+    def fit_task(self, task: Any) -> tuple[Method[Any], Any]:
         """Freeze everything that is no matrix or filter; raises `ConfigError` for running statistics."""
         module = task.build(0)
         if any(b.is_floating_point() for b in module.buffers()):
@@ -127,16 +127,13 @@ class FRL(Method):
         ranks = {n: unpack(sent[n], e.size) for n, e in layout.by_name.items()}
         frozen = frozen.to(client.device)
         start = placed(layout, ranks, scores).to(client.device)
-        local = client.sgd(
-            start,
-            lr=self.lr * self.decay ** (client.round - 1),
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            direction=lambda gradient, at: frozen * gradient(frozen * mask(at, keep, on)) * slope(at, on),
-            schedule=lambda step, steps: 0.5 * (1 + math.cos(math.pi * (step * self.epochs // steps) / self.epochs)),
-        )
+
+        def anneal(step: int, steps: int) -> float:
+            return 0.5 * (1 + math.cos(math.pi * (step * self.epochs // steps) / self.epochs))
+
+        optimizer = SGD(self.lr * self.decay ** (client.round - 1), self.momentum, weight_decay=self.weight_decay, schedule=anneal)
+        hooks = Hooks(direction=lambda gradient, at: frozen * gradient(frozen * mask(at, keep, on)) * slope(at, on))
+        local = client.sgd(start, optimizer=optimizer, hooks=hooks, epochs=self.epochs, batch_size=self.batch_size)
         learnt = local.params.map(torch.abs) if on == "abs" else local.params
         return {n: torch.argsort(learnt[n].reshape(-1).cpu(), stable=True) for n in layout.by_name}
 

@@ -19,23 +19,22 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from paceline.blocks.local_training import LocalTraining
 from paceline.core.client import Client
 from paceline.core.federation import Federation
-from paceline.core.method import Method, on_client
+from paceline.core.method import Method, State, on_client
 from paceline.core.params import Params
 from paceline.core.tree import node
 from paceline.core.update import Update
-from paceline.methods.optimisation.fedavg import FedAvg
 from paceline.models.inputs import layer_inputs, reading_layers
 
 Bases = dict[str, Tensor]
 
 
 @node
-class FotState:
+class FotState(State):
     """The model, the protected inputs of each layer by weight name, [d, r], and the share to cover."""
 
-    params: Params
     bases: Bases
     eps: float
 
@@ -68,10 +67,11 @@ def expand(basis: Tensor | None, sketch: Tensor, share: float, at_least_one: boo
 
 
 @dataclass(frozen=True)
-class FOT(FedAvg):
+class FOT(LocalTraining[FotState]):
     """Updates that leave alone what old tasks' inputs see; on a task that has no stages it is FedAvg.
 
     Args:
+        server_lr: step along the mean update.
         eps: share of the energy of a task's inputs to protect; the paper uses 0.87 to 0.96.
         eps_inc: what eps grows by with each task.
         rounds_per_task: rounds of each task; None takes the sequence's own.
@@ -89,7 +89,7 @@ class FOT(FedAvg):
     reveals: ClassVar[str] = "sums of updates; once a task, sums of random mixtures of inputs"
     headline: ClassVar[str] = "forgetting falls from 8-33 points to 0.2-2 points, with no replay and one extra upload a task"
 
-    lr: float | None = None
+    server_lr: float = 1.0
     eps: float = 0.95
     eps_inc: float = 0.0
     rounds_per_task: int | None = None
@@ -101,7 +101,7 @@ class FOT(FedAvg):
     at_least_one: bool = False
     last_cohort: int | None = None
 
-    def fit_task(self, task: Any) -> tuple[Method, Any]:
+    def fit_task(self, task: Any) -> tuple[Method[Any], Any]:
         """Take the rounds of each stage from a sequence, and leave heads of its stages unprotected."""
         rounds = self.rounds_per_task or getattr(task, "rounds_each", None)
         shared = self.protect_head if self.protect_head is not None else getattr(task, "heads", None) is None
@@ -111,7 +111,7 @@ class FOT(FedAvg):
         """Start with nothing protected."""
         return FotState(params=fed.init_params(), bases={}, eps=self.eps)
 
-    def round(self, fed: Federation, state: FotState) -> FotState:  # type: ignore[override]
+    def round(self, fed: Federation, state: FotState) -> FotState:
         """Average and project; in a task's last round also collect what its inputs span."""
         last = self.rounds_per_task is not None and fed.round % self.rounds_per_task == 0
         message = (state.params, state.bases if last else None)
@@ -129,7 +129,7 @@ class FOT(FedAvg):
         return FotState(moved, bases, state.eps + self.eps_inc)
 
     @on_client(bounds={"sketch": 8.0})
-    def train(self, client: Client, message: tuple[Params, Bases | None]) -> Update:  # type: ignore[override]
+    def train(self, client: Client, message: tuple[Params, Bases | None]) -> Update:
         """Train; given bases, also sketch what the layers read, per sample and weighed by samples, so that it adds up."""
         (params, bases), n = message, client.num_samples
         local = client.sgd(params, **self.local(client))

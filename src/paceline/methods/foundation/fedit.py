@@ -10,8 +10,8 @@ The server sees the weighted sum of updates of theta (and, for the gap, of produ
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch import Tensor
 from paceline.core.client import Client
 from paceline.core.federation import Federation
 from paceline.core.method import State, on_client
+from paceline.core.optimizers import Optimizer
 from paceline.core.params import Params
 from paceline.core.tree import Tree
 from paceline.core.update import Update
@@ -78,10 +79,6 @@ class FedIT(FedPEFT):
         also: dict[str, Tree] = {"products": products(local.params)} if self.monitor else {}
         return Update(delta=local.params - message, loss=local.loss, **also, weight=client.num_samples)
 
-    def local(self, client: Client) -> dict[str, Any]:
-        """Return the local loop's hyperparameters."""
-        return super().local(client) | {"schedule": _falls if self.decay else None}
-
-
-def _falls(step: int, steps: int) -> float:
-    return 1 - step / steps
+    def local_optimizer(self) -> Optimizer:
+        """Return the clients' optimizer."""
+        return replace(super().local_optimizer(), schedule=(lambda step, steps: 1 - step / steps) if self.decay else None)

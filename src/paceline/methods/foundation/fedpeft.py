@@ -13,9 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from paceline.core.client import Client
 from paceline.core.method import Method
-from paceline.core.training import AdamW
+from paceline.core.optimizers import AdamW, Optimizer
 from paceline.methods.optimisation.fedavg import FedAvg
 from paceline.models.tuning import Prototype, Tuning
 from paceline.tasks.tuning import tune
@@ -52,11 +51,11 @@ class FedPEFT(FedAvg):
     with_head: bool | None = None
     adam: bool = False
 
-    def local(self, client: Client) -> dict[str, Any]:
-        """Return the local loop's hyperparameters."""
-        return super().local(client) | {"adam": AdamW() if self.adam else None}
+    def local_optimizer(self) -> Optimizer:
+        """Return the clients' optimizer."""
+        return AdamW(self.lr, weight_decay=self.weight_decay) if self.adam else super().local_optimizer()
 
-    def fit_task(self, task: Any) -> tuple[Method, Any]:
+    def fit_task(self, task: Any) -> tuple[Method[Any], Any]:
         """Freeze the model but for theta."""
         return self, tune(task, self.tuning())
 

@@ -7,61 +7,37 @@ The server sees the weighted sum of updates and of sample counts. A client keeps
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
-from paceline.core.client import Client, Correct
+from paceline.blocks.local_training import LocalTraining
+from paceline.core.client import Client
 from paceline.core.federation import Federation
-from paceline.core.method import Method, State, on_client
+from paceline.core.method import P, on_client
 from paceline.core.params import Params
 from paceline.core.update import Update
 
 
 @dataclass(frozen=True)
-class FedAvg(Method):
-    """Federated averaging.
+class FedAvg(LocalTraining[P]):
+    """Federated averaging; ``FedAvg[MyState]`` is the base of methods whose state extends `State`.
 
     Args:
-        lr: client learning rate; None takes the task's.
-        epochs: local passes over a client's data.
-        batch_size: local batch size; None takes the task's.
-        momentum: of the local SGD.
-        weight_decay: of the local SGD.
         server_lr: step eta along the mean update.
     """
 
-    family: ClassVar[str] = "optimisation"
     paper: ClassVar[str] = "McMahan et al., AISTATS 2017"
     headline: ClassVar[str] = "10 to 100 times fewer rounds than synchronised SGD, also on unbalanced non-IID data"
 
-    lr: float | None = None
-    epochs: int = 1
-    batch_size: int | None = None
-    momentum: float = 0.0
-    weight_decay: float = 0.0
     server_lr: float = 1.0
 
-    def round(self, fed: Federation, state: State) -> State:
+    def round(self, fed: Federation, state: P) -> P:
         """Average the cohort's updates and step along the mean."""
         mean = fed.mean(self.train, state.params, over=fed.sample())
-        return State(params=state.params + self.server_lr * mean.delta)
+        return replace(state, params=state.params + self.server_lr * mean.delta)
 
     @on_client
     def train(self, client: Client, message: Params) -> Update:
         """Train locally; return the change, weighted by samples."""
-        local = client.sgd(message, **self.local(client), correct=self.correct(message))
+        local = client.sgd(message, **self.local(client), hooks=self.hooks(client, message))
         return Update(delta=local.params - message, loss=local.loss, weight=client.num_samples)
-
-    def local(self, client: Client) -> dict[str, Any]:
-        """Return the local loop's hyperparameters."""
-        return {
-            "lr": self.lr,
-            "epochs": self.epochs,
-            "batch_size": self.batch_size,
-            "momentum": self.momentum,
-            "weight_decay": self.weight_decay,
-        }
-
-    def correct(self, start: Params) -> Correct | None:
-        """Return the gradient hook of the local loop; None leaves the gradient as it is."""
-        return None

@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from paceline.core.client import Client
+from paceline.core.client import Client, Hooks
 from paceline.core.federation import Federation
-from paceline.core.method import on_client
+from paceline.core.method import State, on_client
 from paceline.core.params import Params
 from paceline.core.tree import node
 from paceline.core.update import Update
@@ -21,15 +21,14 @@ from paceline.methods.optimisation.fedavg import FedAvg
 
 
 @node
-class FedDynState:
+class FedDynState(State):
     """The model and the server's correction h."""
 
-    params: Params
     h: Params
 
 
 @dataclass(frozen=True)
-class FedDyn(FedAvg):
+class FedDyn(FedAvg[FedDynState]):
     """Dynamic regularisation: local optima agree with the global one; clients weigh alike.
 
     Args:
@@ -46,7 +45,7 @@ class FedDyn(FedAvg):
         params = fed.init_params()
         return FedDynState(params=params, h=params.zeros())
 
-    def round(self, fed: Federation, state: FedDynState) -> FedDynState:  # type: ignore[override]
+    def round(self, fed: Federation, state: FedDynState) -> FedDynState:
         """Average the models, and shift the average by the correction."""
         mean = fed.mean(self.train, state.params, over=fed.sample())
         h = state.h - (self.alpha * mean.weight / fed.num_clients) * mean.delta
@@ -56,7 +55,8 @@ class FedDyn(FedAvg):
     def train(self, client: Client, message: Params) -> Update:
         """Train on the regularised loss; return the change and keep the dual."""
         dual = client.memory.get("dual", message.zeros())
-        local = client.sgd(message, **self.local(client), correct=lambda grad, at: grad - dual + self.alpha * (at - message))
+        hooks = Hooks(correct=lambda grad, at: grad - dual + self.alpha * (at - message))
+        local = client.sgd(message, **self.local(client), hooks=hooks)
         delta = local.params - message
         client.memory["dual"] = dual - self.alpha * delta
         return Update(delta=delta, loss=local.loss, weight=1)

@@ -17,22 +17,22 @@ from typing import ClassVar, Literal
 import torch
 
 from paceline.core.federation import Federation
+from paceline.core.method import State
 from paceline.core.params import Params
 from paceline.core.tree import node
 from paceline.methods.optimisation.fedavg import FedAvg
 
 
 @node
-class FedOptState:
+class FedOptState(State):
     """The model, first and second moments."""
 
-    params: Params
     m: Params
     v: Params
 
 
 @dataclass(frozen=True)
-class FedOpt(FedAvg):
+class FedOpt(FedAvg[FedOptState]):
     """Server-side Adam, Yogi, AdaGrad or momentum.
 
     Args:
@@ -56,7 +56,7 @@ class FedOpt(FedAvg):
         params = fed.init_params()
         return FedOptState(params=params, m=params.zeros(), v=params.zeros() + self.tau**2)
 
-    def round(self, fed: Federation, state: FedOptState) -> FedOptState:  # type: ignore[override]
+    def round(self, fed: Federation, state: FedOptState) -> FedOptState:
         """Feed the mean update to the server's optimiser as its negative gradient."""
         delta = fed.mean(self.train, state.params, over=fed.sample()).delta
         if self.optimizer == "momentum":

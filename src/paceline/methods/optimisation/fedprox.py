@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from paceline.core.client import Correct
+from paceline.core.client import Client, Hooks
 from paceline.core.params import Params
 from paceline.methods.optimisation.fedavg import FedAvg
 
@@ -22,6 +22,6 @@ class FedProx(FedAvg):
     headline: ClassVar[str] = "steadier than FedAvg: test accuracy 22 % higher on average in highly heterogeneous settings"
     mu: float = 0.01
 
-    def correct(self, start: Params) -> Correct:
+    def hooks(self, client: Client, start: Params) -> Hooks:
         """Add the proximal term's gradient."""
-        return lambda grad, at: grad + self.mu * (at - start)
+        return Hooks(correct=lambda grad, at: grad + self.mu * (at - start))

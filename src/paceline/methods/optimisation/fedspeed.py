@@ -21,11 +21,11 @@ from typing import ClassVar, Literal
 
 from paceline.blocks.kept import Kept
 from paceline.blocks.running import averaged, statistics, weights
-from paceline.core.client import Client
+from paceline.core.client import SGD, Client, Hooks
 from paceline.core.federation import Federation
+from paceline.core.hooks import Direction, Gradient
 from paceline.core.method import Method, on_client
 from paceline.core.params import Params
-from paceline.core.training import Direction, Gradient
 from paceline.core.tree import node
 from paceline.core.update import Update
 
@@ -40,7 +40,7 @@ class FedSpeedState:
 
 
 @dataclass(frozen=True)
-class FedSpeed(Method):
+class FedSpeed(Method[FedSpeedState]):
     """Long local training that stays consistent: a proximal term, a dual that corrects its bias, a step uphill first.
 
     Args:
@@ -101,12 +101,11 @@ class FedSpeed(Method):
         lr = (client.problem.lr if self.lr is None else self.lr) * self.lr_decay ** (client.round - 1)
         local = client.sgd(
             start,
-            lr=lr,
+            optimizer=SGD(lr, weight_decay=self.weight_decay),
+            hooks=Hooks(direction=self.uphill(start, dual.value)),
             epochs=self.epochs,
             steps=self.steps,
             batch_size=self.batch_size,
-            weight_decay=self.weight_decay,
-            direction=self.uphill(start, dual.value),
         )
         client.flops *= 2 if self.radius else 1  # two gradients in each step
         delta = weights(local.params - start)

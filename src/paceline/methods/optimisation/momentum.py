@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Literal
 
 from paceline.blocks.kept import Kept
 from paceline.blocks.running import averaged, statistics, weights
-from paceline.core.client import Client, Trained
+from paceline.core.client import SGD, Client, Hooks, Trained
 from paceline.core.federation import Federation
 from paceline.core.method import Method, on_client
 from paceline.core.params import Params
@@ -42,7 +42,7 @@ class MomentumState:
 
 
 @dataclass(frozen=True)
-class FedAvgM(Method):
+class FedAvgM(Method[MomentumState]):
     """FedAvg-M: momentum from the server in every local step; a client keeps nothing. The mean is by samples.
 
     Args:
@@ -98,13 +98,16 @@ class FedAvgM(Method):
     def train(self, client: Client, message: MomentumState) -> Update:
         """Train with momentum; return the mean direction of all steps."""
         beta, g, decay = self.beta, message.direction, self.weight_decay
-        local = self.sgd(client, message.params, correct=lambda grad, at: beta * (grad + decay * at) + (1 - beta) * g)
+        hooks = Hooks(correct=lambda grad, at: beta * (grad + decay * at) + (1 - beta) * g)
+        local = self.sgd(client, message.params, hooks)
         return Update(**self.along(client, message, local), weight=client.num_samples)
 
-    def sgd(self, client: Client, start: Params, **hooks: Any) -> Trained:
-        """Train by this method's hyperparameters."""
-        common = {"lr": self.lr, "epochs": self.epochs, "steps": self.steps, "batch_size": self.batch_size}
-        return client.sgd(start, **common | hooks)
+    def sgd(self, client: Client, start: Params, hooks: Hooks, lr: float | None = None, batches: str | None = None) -> Trained:
+        """Train by this method's hyperparameters, or at another rate."""
+        optimizer, steps, size = SGD(self.lr if lr is None else lr), self.steps, self.batch_size
+        return client.sgd(
+            start, optimizer=optimizer, hooks=hooks, epochs=self.epochs, steps=steps, batch_size=size, batches=batches
+        )
 
     def along(self, client: Client, message: MomentumState, local: Trained) -> dict[str, Any]:
         """Return a reply's fields: the mean direction, the length of the way, and the loss."""
@@ -133,11 +136,10 @@ class FedAvgMVR(FedAvgM):
         """Train with the corrected momentum; return the mean direction of all steps."""
         beta, g, decay = self.beta, message.direction, self.weight_decay
         before = message.params + (message.rate or 0.0) * g
-        local = self.sgd(
-            client,
-            message.params,
-            direction=lambda gradient, at: gradient(at) + decay * at + (1 - beta) * (g - gradient(before) - decay * before),
+        hooks = Hooks(
+            direction=lambda gradient, at: gradient(at) + decay * at + (1 - beta) * (g - gradient(before) - decay * before)
         )
+        local = self.sgd(client, message.params, hooks)
         client.flops *= 2  # two gradients in each step
         return Update(**self.along(client, message, local), weight=client.num_samples)
 
@@ -189,7 +191,7 @@ class ScaffoldM(FedAvgM):
         assert c is not None
         own = Kept(client, "control", message.landed, c.zeros())
         shift = (1 - beta) * g - beta * (own.value - c)
-        local = self.sgd(client, message.params, correct=lambda grad, at: beta * (grad + decay * at) + shift)
+        local = self.sgd(client, message.params, Hooks(correct=lambda grad, at: beta * (grad + decay * at) + shift))
         along = self.along(client, message, local)
         return self.controlled(own, along, (along["direction"] - shift) / beta, local.steps)
 
@@ -222,14 +224,10 @@ class ScaffoldMVR(ScaffoldM):
         assert c is not None
         own, before = Kept(client, "control", message.landed, c.zeros()), message.params + (message.rate or 0.0) * g
         shift = (1 - beta) * (g - decay * before) - beta * (own.value - c)
-        local = self.sgd(
-            client,
-            message.params,
-            direction=lambda gradient, at: gradient(at) + decay * at + shift - (1 - beta) * gradient(before),
-            batches="both",
-        )
+        hooks = Hooks(direction=lambda gradient, at: gradient(at) + decay * at + shift - (1 - beta) * gradient(before))
+        local = self.sgd(client, message.params, hooks, batches="both")
         client.flops *= 2  # two gradients in each step, and a third one now
-        again = self.sgd(client, before, lr=1.0, direction=lambda gradient, at: gradient(before), batches="both")
+        again = self.sgd(client, before, Hooks(direction=lambda gradient, at: gradient(before)), lr=1.0, batches="both")
         past = weights(before - again.params) / max(local.steps, 1)
         along = self.along(client, message, local)
         return self.controlled(own, along, along["direction"] - shift + (1 - beta) * past, local.steps)

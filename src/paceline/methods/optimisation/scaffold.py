@@ -11,49 +11,49 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from paceline.core.client import Client
+from paceline.blocks.local_training import LocalTraining
+from paceline.core.client import Client, Hooks
 from paceline.core.federation import Federation
-from paceline.core.method import on_client
+from paceline.core.method import State, on_client
 from paceline.core.params import Params
 from paceline.core.tree import node
 from paceline.core.update import Update
-from paceline.methods.optimisation.fedavg import FedAvg
 
 
 @node
-class ScaffoldState:
+class ScaffoldState(State):
     """The model and the server's control variate."""
 
-    params: Params
     control: Params
 
 
 @dataclass(frozen=True)
-class Scaffold(FedAvg):
-    """Control variates against client drift (option II of the paper); clients weigh alike."""
+class Scaffold(LocalTraining[ScaffoldState]):
+    """Control variates against client drift (option II of the paper), with server step `server_lr`; clients weigh alike."""
 
     paper: ClassVar[str] = "Karimireddy et al., ICML 2020"
     headline: ClassVar[str] = "needs far fewer rounds than FedAvg; neither unlike clients nor sampling slow its rate"
     keeps: ClassVar[str] = "control variate (model size)"
+    server_lr: float = 1.0
 
     def init(self, fed: Federation) -> ScaffoldState:
         """Start with zero controls."""
         params = fed.init_params()
         return ScaffoldState(params=params, control=params.zeros())
 
-    def round(self, fed: Federation, state: ScaffoldState) -> ScaffoldState:  # type: ignore[override]
+    def round(self, fed: Federation, state: ScaffoldState) -> ScaffoldState:
         """Average updates over the cohort, and control changes over the population."""
         mean = fed.mean(self.train, (state.params, state.control), over=fed.sample())
         share = mean.weight / fed.num_clients
         return ScaffoldState(params=state.params + self.server_lr * mean.delta, control=state.control + share * mean.control)
 
     @on_client(bounds={"control": 4.0})
-    def train(self, client: Client, message: tuple[Params, Params]) -> Update:  # type: ignore[override]
+    def train(self, client: Client, message: tuple[Params, Params]) -> Update:
         """Train with corrected gradients; return the changes of model and control."""
         params, control = message
         own = client.memory.get("control", params.zeros())
         lr = client.problem.lr if self.lr is None else self.lr
-        local = client.sgd(params, **self.local(client) | {"lr": lr}, correct=lambda grad, _: grad + (control - own))
+        local = client.sgd(params, **self.local(client), hooks=Hooks(correct=lambda grad, _: grad + (control - own)))
         new = own - control + (params - local.params) / (max(local.steps, 1) * lr)
         client.memory["control"] = new
         return Update(delta=local.params - params, control=new - own, weight=1)

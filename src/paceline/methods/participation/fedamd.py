@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 from paceline.blocks.kept import Kept
 from paceline.blocks.running import averaged, statistics, weights
-from paceline.core.client import Client
+from paceline.core.client import SGD, Client, Hooks
 from paceline.core.federation import Federation
 from paceline.core.method import Method, on_client
 from paceline.core.params import Params
@@ -60,7 +60,7 @@ class Roles:
 
 
 @dataclass(frozen=True)
-class FedAmd(Method):
+class FedAmd(Method[AnchorState]):
     """Anchors refresh gradients of large batches, miners take variance-reduced steps along their mean; all weigh alike.
 
     Args:
@@ -169,7 +169,7 @@ class FedAmd(Method):
         """Renew this client's gradient; return by how much it changed."""
         x, own = message.params, Kept(client, "gradient", message.landed, message.params.zeros())
         large = self.large_batch
-        new = weights(x - client.sgd(x, lr=1.0, steps=1, batch_size=large).params if large else client.gradient(x))
+        new = weights(x - client.sgd(x, optimizer=SGD(1.0), steps=1, batch_size=large).params if large else client.gradient(x))
         own.keep(new, message.stamp)
         change: Params = new - own.value
         return change
@@ -187,8 +187,7 @@ class FedAmd(Method):
 
     def step(self, client: Client, g: Params, before: Params, y: Params, lr: float) -> tuple[Params, Params, Params]:
         """Return the next direction, y and its successor. A rate of 1 makes the loop give the direction away."""
-        ahead = client.sgd(
-            y, lr=1.0, steps=1, batch_size=self.batch_size, direction=lambda gradient, at: g + gradient(at) - gradient(before)
-        )
+        hooks = Hooks(direction=lambda gradient, at: g + gradient(at) - gradient(before))
+        ahead = client.sgd(y, optimizer=SGD(1.0), hooks=hooks, steps=1, batch_size=self.batch_size)
         along = weights(y - ahead.params)
         return along, y, ahead.params + (1.0 - lr) * along

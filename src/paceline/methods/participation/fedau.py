@@ -33,7 +33,7 @@ class FedAuState:
 
 
 @dataclass(frozen=True)
-class FedAu(Rated):
+class FedAu(Rated[FedAuState]):
     """FedAvg that weighs a client's update by the mean interval between its participations.
 
     Args:

@@ -41,7 +41,7 @@ class StaleState:
 
 
 @dataclass(frozen=True)
-class FedStale(Rated):
+class FedStale(Rated[Any]):
     """Unbiased fresh updates and beta times a correction from everybody's last one, from sums alone.
 
     Args:
@@ -89,7 +89,7 @@ class FedStale(Rated):
         stale: Params = state.stale
         return stale
 
-    def learn(self, fed: Federation, state: StaleState, cohort: list[int]) -> StaleState:
+    def learn(self, fed: Federation, state: Any, cohort: list[int]) -> Any:
         """Ask the cohort and step."""
         mean = fed.mean(self.train, self.asked(fed, state, cohort), over=cohort)
         step = mean.weight * mean.step + self.beta * state.stale if self.beta else mean.weight * mean.step

@@ -75,7 +75,7 @@ class FedStaleTable(FedStale):
         total: Params = stale_step({}, state.table, {}, 1.0, state.params.zeros())
         return total
 
-    def learn(self, fed: Federation, state: StaleTableState, cohort: list[int]) -> StaleTableState:  # type: ignore[override]
+    def learn(self, fed: Federation, state: StaleTableState, cohort: list[int]) -> StaleTableState:
         """Ask the cohort and step."""
         asked = Asked(params=state.params, landed={}, samples=state.samples)
         replies = fed.each(self.train, asked, over=cohort)

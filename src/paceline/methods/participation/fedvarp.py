@@ -38,7 +38,7 @@ class LastState:
 
 
 @dataclass(frozen=True)
-class FedVarp(Unequal):
+class FedVarp(Unequal[LastState]):
     """Fresh updates, less the noise of who came."""
 
     paper: ClassVar[str] = "Jhunjhunwala et al., UAI 2022"

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from paceline.blocks.kept import Kept
-from paceline.core.client import Client, Trained
+from paceline.core.client import SGD, Client, Trained
 from paceline.core.federation import Federation
-from paceline.core.method import Method, on_client
+from paceline.core.method import Method, S, on_client
 from paceline.core.params import Params
 from paceline.core.tree import node
 from paceline.core.update import Update
@@ -69,7 +69,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Unequal(Method):
+class Unequal(Method[S]):
     """Base of methods for clients that come unequally often: local SGD, and what a client counts.
 
     Args:
@@ -114,11 +114,11 @@ class Unequal(Method):
     def sgd(self, client: Client, start: Params) -> Trained:
         """Train by this method's hyperparameters."""
         steps = self.steps if self.epochs is None else None
-        return client.sgd(start, lr=self.lr, epochs=self.epochs or 1, steps=steps, batch_size=self.batch_size)
+        return client.sgd(start, optimizer=SGD(self.lr), epochs=self.epochs or 1, steps=steps, batch_size=self.batch_size)
 
 
 @dataclass(frozen=True)
-class Rated(Unequal):
+class Rated(Unequal[S]):
     """Base of methods that weigh updates by 1 / p, from each client's own count or as known.
 
     Args:

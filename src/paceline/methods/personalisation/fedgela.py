@@ -21,11 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paceline.blocks.architectures import architectures
+from paceline.blocks.local_training import LocalTraining
 from paceline.blocks.prototypes import FAR
-from paceline.core.client import Client, ClientData
+from paceline.core.client import Client, ClientData, Hooks
 from paceline.core.errors import ConfigError
 from paceline.core.federation import Federation
-from paceline.core.method import Method, State, on_client
+from paceline.core.method import State, on_client
 from paceline.core.params import Params
 from paceline.core.random import torch_rng
 from paceline.core.update import Update
@@ -54,11 +55,10 @@ def stretch(counts: Tensor, power: float = 1.0) -> Tensor:
 
 
 @dataclass(frozen=True)
-class FedGELA(Method):
+class FedGELA(LocalTraining):
     """A fixed simplex classifier, curated globally and locally.
 
     Args:
-        lr, epochs, batch_size, momentum, weight_decay: of the local SGD.
         temperature: T, in training only.
         power: q of psi; 1 follows the counts, 0 treats present classes alike.
         feature_norm: ``none`` leaves the features to the model (which may end in BatchNorm), ``l2`` gives them the
@@ -73,9 +73,7 @@ class FedGELA(Method):
     sends_model: ClassVar[bool] = False
     headline: ClassVar[str] = "3.9 % above FedAvg and 1.5 % above the best rival on partially class-disjoint data"
 
-    lr: float | None = None
     epochs: int = 10
-    batch_size: int | None = None
     momentum: float = 0.9
     weight_decay: float = 1e-4
     temperature: float = 1.0
@@ -125,9 +123,8 @@ class FedGELA(Method):
         def objective(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
             return F.cross_entropy(represent(module, x) @ classifier, y)
 
-        local = {k: getattr(self, k) for k in ("lr", "epochs", "batch_size", "momentum", "weight_decay")}
-        model = architectures(client).body()
-        return client.sgd(body, model=model, objective=objective, correct=clipped(self.clip), **local).params
+        hooks = Hooks(objective=objective, correct=clipped(self.clip))
+        return client.sgd(body, model=architectures(client).body(), hooks=hooks, **self.local(client)).params
 
     def represent(self, module: nn.Module, x: Tensor) -> Tensor:
         """Return features, of one length if so asked."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from paceline.blocks.architectures import architectures
 from paceline.blocks.prototypes import ClassSums
-from paceline.core.client import Client, ClientData
+from paceline.core.client import Client, ClientData, Hooks
 from paceline.core.federation import Federation
 from paceline.core.method import State, on_client
 from paceline.core.params import Layout, Params, Resident
@@ -87,7 +87,7 @@ class CommonHead(OwnModels):
         """Train the own network from the common head; return its class means, each class counting once."""
         model, params = self.own(client)
         start = self.with_head(model, params, theta)
-        trained = client.sgd(start, model=model, correct=clipped(self.clip), **self.local())
+        trained = client.sgd(start, model=model, hooks=Hooks(correct=clipped(self.clip)), **self.local(client))
         self.keep(client, trained.params)
         batch = self.batch_size or client.problem.batch_size
         return self.class_sums(client, model, trained.params, batch if self.batch_means else None).unweighted()

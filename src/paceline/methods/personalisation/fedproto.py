@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paceline.blocks.prototypes import ClassSums, nearest
-from paceline.core.client import Client, ClientData
+from paceline.core.client import Client, ClientData, Hooks
 from paceline.core.federation import Federation
 from paceline.core.method import on_client
 from paceline.core.params import Params
@@ -35,7 +35,7 @@ class ProtoState:
 
 
 @dataclass(frozen=True)
-class FedProto(OwnModels):
+class FedProto(OwnModels[ProtoState]):
     """Prototypes as the mean over clients.
 
     Args:
@@ -72,7 +72,7 @@ class FedProto(OwnModels):
             pull = ((f - centres[y]).square().mean(1) * known[y]).mean()
             return F.cross_entropy(head(module)(f), y) + strength * pull
 
-        trained = client.sgd(params, model=model, objective=objective, **self.local())
+        trained = client.sgd(params, model=model, hooks=Hooks(objective=objective), **self.local(client))
         self.keep(client, trained.params)
         return self.class_sums(client, model, trained.params)
 

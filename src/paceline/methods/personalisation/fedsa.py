@@ -26,12 +26,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paceline.blocks.prototypes import ClassSums, distances, nearest
-from paceline.core.client import Client, ClientData
+from paceline.core.client import Client, ClientData, Hooks
 from paceline.core.federation import Federation
+from paceline.core.hooks import Objective
 from paceline.core.method import on_client
 from paceline.core.params import Params
 from paceline.core.random import derive
-from paceline.core.training import Objective
 from paceline.core.tree import Tree, node
 from paceline.methods.personalisation.ownmodels import OwnModels, named
 from paceline.models.split import features, head
@@ -76,7 +76,7 @@ def projected(classes: int, width: int, seed: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class FedSA(OwnModels):
+class FedSA(OwnModels[ClassAnchorState]):
     """Semantic anchors.
 
     Args:
@@ -127,7 +127,7 @@ class FedSA(OwnModels):
         model, params = self.own(client)
         mine = client.memory.get("means")
         margin = min(max(0.0 if mine is None else gap(mine), gap(anchors)), cap)
-        trained = client.sgd(params, model=model, objective=self.objective(anchors, margin), **self.local())
+        trained = client.sgd(params, model=model, hooks=Hooks(objective=self.objective(anchors, margin)), **self.local(client))
         self.keep(client, trained.params)
         found = self.class_sums(client, model, trained.params)
         client.memory["means"] = found.means()[found.present]

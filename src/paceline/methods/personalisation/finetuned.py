@@ -22,4 +22,4 @@ class FineTuned(FedAvg):
 
     def personal_model(self, client: Client, message: Params) -> Params:
         """Train the global model on the client's data, as in a round."""
-        return client.sgd(message, **self.local(client), correct=self.correct(message)).params
+        return client.sgd(message, **self.local(client), hooks=self.hooks(client, message)).params

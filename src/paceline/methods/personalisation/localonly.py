@@ -32,6 +32,6 @@ class LocalOnly(OwnModels):
     def train(self, client: Client, message: Tree) -> Update:
         """Train the own network."""
         model, params = self.own(client)
-        trained = client.sgd(params, model=model, **self.local())
+        trained = client.sgd(params, model=model, **self.local(client))
         self.keep(client, trained.params)
         return Update(loss=float(trained.loss), weight=1)

@@ -12,11 +12,13 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from paceline.blocks.architectures import architectures
+from paceline.blocks.local_training import LocalTraining
 from paceline.blocks.prototypes import ClassSums, class_sums
-from paceline.core.client import Client, ClientData, Correct
+from paceline.core.client import Client, ClientData
 from paceline.core.errors import ConfigError
 from paceline.core.federation import Federation
-from paceline.core.method import Method
+from paceline.core.hooks import Correct
+from paceline.core.method import S
 from paceline.core.params import Layout, Params, Resident
 from paceline.core.tree import Tree
 from paceline.models.split import head
@@ -25,12 +27,11 @@ __all__ = ["OwnModels", "clipped", "named"]
 
 
 @dataclass(frozen=True)
-class OwnModels(Method):
+class OwnModels(LocalTraining[S]):
     """Base of methods whose clients keep their networks.
 
     Args:
         models: architectures that go round over the clients, such as ``mlp:hidden=64-32``; none means the task's.
-        lr, epochs, batch_size, momentum, weight_decay: of the local SGD.
     """
 
     family: ClassVar[str] = "personalisation"
@@ -39,11 +40,6 @@ class OwnModels(Method):
     sends_model: ClassVar[bool] = False
 
     models: tuple[str, ...] = ()
-    lr: float | None = None
-    epochs: int = 1
-    batch_size: int | None = None
-    momentum: float = 0.0
-    weight_decay: float = 0.0
 
     def check(self, fed: Federation) -> list[str]:
         """All architectures must have features of one width."""
@@ -67,10 +63,6 @@ class OwnModels(Method):
     def keep(self, client: Client, params: Params) -> None:
         """Remember the client's network."""
         client.memory["network"] = params
-
-    def local(self) -> dict[str, Any]:
-        """Return the local loop's hyperparameters."""
-        return {k: getattr(self, k) for k in ("lr", "epochs", "batch_size", "momentum", "weight_decay")}
 
     def class_sums(self, client: Client, model: Resident, params: Params, by_batch: int | None = None) -> ClassSums:
         """Return the sums of a network's features over the client's training samples."""

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from paceline.core.federation import Federation
+from paceline.core.method import State
 from paceline.core.params import Params
 from paceline.core.random import torch_rng
 from paceline.core.tree import node
@@ -29,10 +30,9 @@ from paceline.methods.robust.robust import Robust, median
 
 
 @node
-class FlagState:
+class FlagState(State):
     """The model and the server's velocity."""
 
-    params: Params
     velocity: Params
 
 
@@ -93,7 +93,7 @@ def _weights(seen: Tensor | None, p: int, pairs: float, eps: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Flag(Robust):
+class Flag(Robust[FlagState]):
     """The flag aggregator.
 
     Args:
@@ -124,7 +124,7 @@ class Flag(Robust):
         params = fed.init_params()
         return FlagState(params=params, velocity=params.zeros())
 
-    def round(self, fed: Federation, state: FlagState) -> FlagState:  # type: ignore[override]
+    def round(self, fed: Federation, state: FlagState) -> FlagState:
         """Aggregate the updates, log each client's quality, and take a step of SGD."""
         who, g, layout = self.collect(fed, state.params)
         split, step = layout.num_params, state.params.zeros()

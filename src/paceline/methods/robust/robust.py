@@ -26,7 +26,7 @@ from torch import Tensor
 from paceline.core.client import Client
 from paceline.core.errors import NonFiniteError
 from paceline.core.federation import Federation
-from paceline.core.method import State, on_client
+from paceline.core.method import P, on_client
 from paceline.core.params import Layout, Params
 from paceline.methods.optimisation.fedavg import FedAvg
 
@@ -81,7 +81,7 @@ def _squares(g: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Robust(FedAvg):
+class Robust(FedAvg[P]):
     """FedAvg with a robust rule in place of the mean.
 
     Args:
@@ -108,7 +108,7 @@ class Robust(FedAvg):
         """Return f for n updates."""
         return int(self.byzantine * n + 1e-9)
 
-    def round(self, fed: Federation, state: State) -> State:
+    def round(self, fed: Federation, state: P) -> P:
         """Collect the updates and step along what the rule makes of them."""
         _, g, layout = self.collect(fed, state.params)
         f, (a, b), split = self.faults(len(g)), self.needs, layout.num_params

@@ -13,22 +13,21 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from paceline.core.federation import Federation
-from paceline.core.params import Params
+from paceline.core.method import State
 from paceline.core.tree import node
 from paceline.methods.optimisation.fedavg import FedAvg
 
 
 @node
-class DeadlineState:
+class DeadlineState(State):
     """The model, and the last arrival time that was seen of each client, in seconds."""
 
-    params: Params
     times: dict[int, float]
     rounds: int
 
 
 @dataclass(frozen=True)
-class DropStragglers(FedAvg):
+class DropStragglers(FedAvg[DeadlineState]):
     """FedAvg that does not wait for the slowest `straggler_share` of the clients.
 
     Args:
@@ -52,7 +51,7 @@ class DropStragglers(FedAvg):
         """Start without any times."""
         return DeadlineState(params=fed.init_params(), times={}, rounds=0)
 
-    def round(self, fed: Federation, state: DeadlineState) -> DeadlineState:  # type: ignore[override]
+    def round(self, fed: Federation, state: DeadlineState) -> DeadlineState:
         """Average what arrives in time."""
         cohort = fed.sample()
         mean = fed.mean(self.train, state.params, over=cohort, deadline=self.deadline(state, cohort))

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from paceline.core.client import Client
+from paceline.core.client import Client, LocalOptions
 from paceline.core.method import on_client
 from paceline.core.params import Params
 from paceline.core.update import Update
@@ -49,11 +49,11 @@ class Fjord(SelfPruning):
         client.memory["trained"] = client.round
         tiers = [t for t in TIERS if self.smallest <= t <= p]
         size = self.batch_size or client.problem.batch_size
-        options = {**self.local(client), "steps": 1}
-        params, draws = message, client.stream("widths")
+        options: LocalOptions = {**self.local(client), "steps": 1}
+        params, draws, hooks = message, client.stream("widths"), self.hooks(client, message)
         for _ in range(self.epochs * -(-client.num_samples // size)):
             width = tiers[int(torch.randint(len(tiers), (), generator=draws))]
-            params = params + train_submodel(client, params, submodels(client).cutter.first(width), **options)
+            params = params + train_submodel(client, params, submodels(client).cutter.first(width), hooks=hooks, **options)
         mask = submodels(client).cutter.first(p).mask()
         if self.merge == "masked":
             return Update(delta=params - message, kept=p, weight={"delta": mask * float(client.num_samples), "kept": 1})

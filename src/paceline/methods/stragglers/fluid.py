@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from paceline.core.client import Client
-from paceline.core.federation import Federation
-from paceline.core.method import on_client
+from paceline.core.federation import Federation, WithOwn
+from paceline.core.method import State, on_client
 from paceline.core.params import Params
 from paceline.core.random import torch_rng
 from paceline.core.tree import node
@@ -30,10 +30,9 @@ from paceline.submodels.service import Submodels, submodels
 
 
 @node
-class FluidState:
+class FluidState(State):
     """The model; by client full-size times and last kept units; thresholds by layer; invariant scores."""
 
-    params: Params
     times: dict[int, float]
     kept: dict[int, Any]
     thresholds: dict[str, float]
@@ -42,7 +41,7 @@ class FluidState:
 
 
 @dataclass(frozen=True)
-class Fluid(FedAvg):
+class Fluid(FedAvg[FluidState]):
     """Invariant dropout chosen by the server.
 
     Args:
@@ -71,7 +70,7 @@ class Fluid(FedAvg):
         """Start without times or thresholds."""
         return FluidState(params=fed.init_params(), times={}, kept={}, thresholds={}, scores={}, rounds=0)
 
-    def round(self, fed: Federation, state: FluidState) -> FluidState:  # type: ignore[override]
+    def round(self, fed: Federation, state: FluidState) -> FluidState:
         """Send stragglers sub-models, average by coordinate, learn which neurons are invariant."""
         parts: Submodels = fed.engine.services["submodels"]
         cohort, params = fed.sample(), state.params
@@ -102,7 +101,7 @@ class Fluid(FedAvg):
         )
 
     @on_client(each=True)
-    def train_part(self, client: Client, message: dict[str, Any]) -> tuple[Params, int]:
+    def train_part(self, client: Client, message: WithOwn[None, Params | dict[str, Any]]) -> tuple[Params, int]:
         """Train what was sent: the full model, or a sub-model; return its own change."""
         own = message["own"]
         if isinstance(own, Params):

@@ -9,11 +9,12 @@ The server sees sums of updates and of weights per coordinate; a client keeps it
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 
-from paceline.core.client import Client
+from paceline.core.client import Client, Hooks
+from paceline.core.params import Params
 from paceline.methods.stragglers.fjord import Fjord
 
 
@@ -42,12 +43,10 @@ class HeteroFL(Fjord):
             client.memory["width"] = p
         return float(client.memory["width"])
 
-    def local(self, client: Client) -> dict[str, Any]:
-        """Add the masked loss: outputs of classes that the client does not have count as 0."""
-        options = super().local(client)
-        if self.masked_loss and client.num_samples:
-            labels = client.train.y[client.train.index].reshape(-1)
-            absent = torch.bincount(labels, minlength=client.problem.num_classes) == 0
-            base = client.problem.loss
-            options["loss"] = lambda out, y: base(out.masked_fill(absent[: out.shape[1]], 0.0), y)
-        return options
+    def hooks(self, client: Client, start: Params) -> Hooks:
+        """Return the masked loss: outputs of classes that the client does not have count as 0."""
+        if not (self.masked_loss and client.num_samples):
+            return Hooks()
+        labels, base = client.train.y[client.train.index].reshape(-1), client.problem.loss
+        absent = torch.bincount(labels, minlength=client.problem.num_classes) == 0
+        return Hooks(loss=lambda out, y: base(out.masked_fill(absent[: out.shape[1]], 0.0), y))

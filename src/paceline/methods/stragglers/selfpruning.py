@@ -82,14 +82,14 @@ class SelfPruning(FedAvg):
             return Update(
                 delta=message.zeros(), kept=p, weight=0 if self.merge == "zero" else {"delta": message.zeros(), "kept": 0}
             )
-        client.memory["fraction"], client.memory["trained"] = p, client.round
+        client.memory["fraction"], client.memory["trained"], hooks = p, client.round, self.hooks(client, message)
         if p == 1.0:
-            delta = client.sgd(message, **self.local(client)).params - message
+            delta = client.sgd(message, **self.local(client), hooks=hooks).params - message
             mask = delta.zeros() + 1.0
         else:
             cutter = submodels(client).cutter
             sub = cutter.cut(self.keep(client, message, cutter.keep(p), p))
-            delta, mask = train_submodel(client, message, sub, rescale=self.rescale, **self.local(client)), sub.mask()
+            delta, mask = train_submodel(client, message, sub, self.rescale, hooks, **self.local(client)), sub.mask()
         self.learn(client, message, delta, mask, p)
         n = client.num_samples
         if self.merge == "masked":

@@ -1,0 +1,48 @@
+"""Local training by SGD as a method's hyperparameters say: the base of FedAvg and of what differs from it in the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from paceline.core.client import SGD, Client, Hooks, LocalOptions
+from paceline.core.method import Method, S
+from paceline.core.optimizers import Optimizer
+from paceline.core.params import Params
+
+__all__ = ["LocalTraining"]
+
+
+@dataclass(frozen=True)
+class LocalTraining(Method[S]):
+    """Base of methods whose clients train with SGD; a subclass gives the state, the round and the client functions.
+
+    A client function trains with ``client.sgd(params, **self.local(client), hooks=self.hooks(client, params))``.
+
+    Args:
+        lr: client learning rate; None takes the task's.
+        epochs: local passes over a client's data.
+        batch_size: local batch size; None takes the task's.
+        momentum: of the local SGD.
+        weight_decay: of the local SGD.
+    """
+
+    family: ClassVar[str] = "optimisation"
+
+    lr: float | None = None
+    epochs: int = 1
+    batch_size: int | None = None
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+    def local(self, client: Client) -> LocalOptions:
+        """Return the options of `Client.sgd`."""
+        return {"optimizer": self.local_optimizer(), "epochs": self.epochs, "batch_size": self.batch_size}
+
+    def local_optimizer(self) -> Optimizer:
+        """Return the clients' optimizer."""
+        return SGD(self.lr, self.momentum, weight_decay=self.weight_decay)
+
+    def hooks(self, client: Client, start: Params) -> Hooks:
+        """Return what changes the steps of a local training from `start`, shape [d]; by default nothing does."""
+        return Hooks()

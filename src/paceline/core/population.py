@@ -1,0 +1,117 @@
+"""The population of a federation: who can be asked in a round, and the random streams of its calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from paceline.core.engine import Engine
+from paceline.core.errors import CohortError
+from paceline.core.exclusions import Exclusions
+from paceline.core.generators import reseed_nested
+from paceline.core.params import Params
+from paceline.core.random import derive, numpy_rng
+from paceline.core.summation import Availability
+
+__all__ = ["Population"]
+
+
+class Population:
+    """The clients of a federation in the current round.
+
+    Args:
+        engine: where client functions run.
+        fleet: which clients are there; decides availability.
+        seed: of the run.
+        cohort: default cohort size.
+    """
+
+    def __init__(self, engine: Engine, fleet: Availability, *, seed: int = 0, cohort: int = 10) -> None:
+        self.engine, self.fleet = engine, fleet
+        self.seed, self.cohort_size = seed, cohort
+        self.round = self.attempt = self.incarnation = 0
+        self.excluded = Exclusions()
+        self.opened: set[int] = set()
+        """Clients whose sum was opened in this round: another attempt asks others first, as no work is opened twice."""
+        self.lost: dict[int, str] = {}
+        """Clients whose replies failed or were refused in this round, and why."""
+        self._calls = self._verbs = 0
+        self._streams: dict[str, int] = {}
+        self._handing = False
+
+    @property
+    def num_clients(self) -> int:
+        """Number of clients in the population."""
+        return self.engine.num_clients
+
+    def init_params(self) -> Params:
+        """Return the task's initial model."""
+        return self.engine.init_params()
+
+    def start_round(self, round: int, attempt: int = 0) -> None:
+        """Begin round `round` (from 1); random streams and call numbers start anew."""
+        again = round == self.round and attempt > self.attempt
+        if not again:
+            self.opened.clear()
+        self.round, self.attempt, self._calls, self._verbs = round, attempt, 0, 0
+        self.lost = self.lost if attempt else {}
+        self._streams.clear()
+        self._redraw()
+
+    def sample(self, size: int | None = None, among: Sequence[int] | None = None) -> list[int]:
+        """Draw a cohort without replacement from the clients that are available, sorted by id.
+
+        Draws fewer where fewer are there. Raises `CohortError` when `size` exceeds the population or
+        nobody is available.
+        """
+        size = self.cohort_size if size is None else size
+        population = self.num_clients if among is None else len(among)
+        if not 1 <= size <= population:
+            raise CohortError(f"a cohort of {size} cannot be drawn from {population} clients; set --cohort to at most {population}")
+        picked = self.available(size, among)
+        if not picked:
+            raise CohortError(f"no client is available in round {self.round}")
+        return picked
+
+    def available(self, most: int | None = None, among: Sequence[int] | None = None) -> list[int]:
+        """Return the clients that can be asked in this round, sorted by id: all, or at most `most`, drawn without replacement.
+
+        There may be none.
+        """
+        if self.attempt and self.opened and most is not None:
+            fresh = [c for c in (range(self.num_clients) if among is None else among) if c not in self.opened]
+            among = fresh if len(fresh) >= most else among
+        population = self.num_clients if among is None else len(among)
+        rng = numpy_rng(self.seed, "cohort", self.round, self.attempt, self._calls)
+        if among is None and self.fleet.always and not self.excluded:
+            return sorted(rng.permutation(population)[:most].tolist())
+        picked: list[int] = []
+        for place in rng.permutation(population):
+            client = int(place if among is None else among[int(place)])
+            if self.fleet.available(client, self.round) and not self.excluded.sits_out(client, self.round):
+                picked.append(client)
+                if len(picked) == most:
+                    break
+        return sorted(picked)
+
+    def stream(self, function: str) -> str:
+        """Return the name of the random streams of the next call of `function` in this round.
+
+        Streams belong to the method's own calls: the messages of a protocol in between change nothing. Work that is
+        handed over is the same in every attempt, and so is its stream: a client can tell that it is asked again.
+        """
+        attempt, number = self.place(function)
+        return f"{attempt}/{function}/{number}"
+
+    def place(self, function: str) -> tuple[int, int]:
+        """Return what `stream` is made of: the attempt, and which call of `function` in this round the next one is."""
+        number = self._streams[function] = self._streams.get(function, 0) + 1
+        return 0 if self._handing else self.attempt, number
+
+    @property
+    def serial(self) -> int:
+        """A number that grows with every call of a round; with attempts, and with starts of a server (`incarnation`)."""
+        return self.incarnation * 10**9 + self.attempt * 100_000 + self._calls
+
+    def _redraw(self) -> None:
+        """Let what a method draws from global generators at the server depend on the round and its calls alone."""
+        reseed_nested(derive(self.seed, "server", self.round, self.attempt, self._verbs))
