@@ -5,7 +5,7 @@ Nothing is fetched unless `paceline data fetch` (or `Source.fetch`) is called.
 
 from paceline.data.cache import cache_folder
 from paceline.data.files import file_kinds, read_files
-from paceline.data.partition import Partition, parse_partition, partition_names, partition_task
+from paceline.data.partition import Partition, parse_partition, partition_task
 from paceline.data.raw import Part, RawData
 from paceline.data.sources import Source, find_source, source_names
 
@@ -18,7 +18,6 @@ __all__ = [
     "file_kinds",
     "find_source",
     "parse_partition",
-    "partition_names",
     "partition_task",
     "read_files",
     "source_names",

@@ -28,16 +28,11 @@ from paceline.core.samples import Split
 from paceline.core.task import Task
 from paceline.data.assign import ASSIGN, Wanted, group_of
 
-__all__ = ["Partition", "parse_partition", "partition_names", "partition_task"]
+__all__ = ["Partition", "parse_partition", "partition_task"]
 
 _TAKES = {"iid": None, "dirichlet": "a number above 0", "shards": "a whole number of classes, at least 1"}
 _TAKES |= {"quantity": "a number above 0", "natural": None}
 _TAKES |= {"groups": "classes of each group", "longtail": "an imbalance above 0 and at most 1"}
-
-
-def partition_names() -> list[str]:
-    """Return the names of the partitioners."""
-    return list(_TAKES)
 
 
 def parse_partition(text: str) -> tuple[str, Any]:

@@ -4,11 +4,12 @@ import importlib
 
 import torch
 
-from paceline.registry import method_names
+from paceline.registry import BUILT_IN
 
 torch.set_num_threads(1)
 for name in ("deploy.processes", "deploy.metrics", "tasks", "data.sources", "submodels.service", "aggregation.secure.program"):
     importlib.import_module(f"paceline.{name}")
 for name in ("structlog", "zstandard"):
     importlib.import_module(name)
-method_names()
+for target in BUILT_IN["method"].values():
+    importlib.import_module(target.partition(":")[0])
