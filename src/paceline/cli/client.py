@@ -22,7 +22,7 @@ def client(
         ),
     ] = None,
     renew: Annotated[
-        str | None, typer.Option("--renew", metavar="HOST:PORT", help="renew the certificate at this address, then exit", show_default="none")
+        str | None, typer.Option("--renew", metavar="HOST:PORT", help="renew the certificate there, then exit", show_default="none")
     ] = None,
     address: Annotated[
         str, typer.Option("--address", metavar="HOST:PORT", help="address for enrolment", show_default="the invitation's")

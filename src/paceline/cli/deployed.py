@@ -72,13 +72,13 @@ def _server(config: ServerConfig, path: Path) -> Iterator[Finding]:
     for name, address in (("listen", part.listen), ("enrol", part.enrol), ("renew", part.renew)):
         taken = "" if address is None else address.taken()
         if taken:
-            yield Finding(f"port of server.{name}", "warning", f"{address}: {taken}", "choose another port, or stop the process that uses it")
+            yield Finding(f"port of server.{name}", "warning", f"{address}: {taken}", "choose another port, or stop that process")
     yield writable("folder of the run", part.run)
     if part.ca is None:
         yield Finding("authority", "ok", "not on the server's machine, according to its configuration")
     else:
         yield Finding(
-            "authority", "warning", OWN_CROWD.partition(";")[0], "use a separate machine for the authority: enrol clients there, copy its lists"
+            "authority", "warning", OWN_CROWD.partition(";")[0], "move the authority elsewhere: enrol clients there, copy its lists"
         )
 
 
