@@ -154,7 +154,9 @@ def token(
     ] = None,
     server: Annotated[
         str | None,
-        typer.Option("--server", metavar="HOST:PORT", help="address for enrolment, included in the invitation", show_default="none"),
+        typer.Option(
+            "--server", metavar="HOST:PORT", help="address for enrolment, included in the invitation", show_default="none"
+        ),
     ] = None,
     replace: ReplaceKeys = False,
     ca: Folder = Path("ca"),

@@ -17,9 +17,7 @@ def client(
     config: Config = None,
     enrol: Annotated[
         Path | None,
-        typer.Option(
-            "--enrol", metavar="INVITATION", help="enrol with this invitation, then exit", show_default="none"
-        ),
+        typer.Option("--enrol", metavar="INVITATION", help="enrol with this invitation, then exit", show_default="none"),
     ] = None,
     renew: Annotated[
         str | None, typer.Option("--renew", metavar="HOST:PORT", help="renew the certificate there, then exit", show_default="none")

@@ -116,7 +116,10 @@ def _client(config: ClientConfig) -> Iterator[Finding]:
             yield Finding("server", "ok", f"{part.server} answers")
     except OSError as error:
         yield Finding(
-            "server", "warning", f"{part.server}: {error.strerror or error}", "check name, port and firewalls, and whether it is running"
+            "server",
+            "warning",
+            f"{part.server}: {error.strerror or error}",
+            "check name, port and firewalls, and whether it is running",
         )
 
 

@@ -32,7 +32,9 @@ def report(
     ] = None,
     target_accuracy: Annotated[
         float | None,
-        typer.Option("--target-accuracy", help="accuracy whose time is reported", show_default="the highest that every run reached"),
+        typer.Option(
+            "--target-accuracy", help="accuracy whose time is reported", show_default="the highest that every run reached"
+        ),
     ] = None,
     json: Json = False,
 ) -> None:

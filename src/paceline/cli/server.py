@@ -21,7 +21,9 @@ __all__ = ["Config", "run_of", "server"]
 
 Config = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE.toml", help="configuration; variables PACELINE_TABLE__KEY take precedence", show_default="none"),
+    typer.Option(
+        "--config", metavar="FILE.toml", help="configuration; variables PACELINE_TABLE__KEY take precedence", show_default="none"
+    ),
 ]
 
 
