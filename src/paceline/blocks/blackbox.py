@@ -1,4 +1,4 @@
-"""Objectives that clients can only evaluate: no gradient is asked for, and every evaluation is counted."""
+"""Objectives that clients can only evaluate: no gradients are used, and every evaluation is counted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["BlackBoxMethod", "Loss", "Objective", "Point", "Queries", "direction
 
 
 class Objective(Protocol):
-    """What a task gives whose clients can only evaluate."""
+    """Objective of a task whose clients can only evaluate."""
 
     def value(self, client: Client, x: Tensor) -> float:
         """Return f_i(x) of this client at x, shape [d] (float64)."""
@@ -35,10 +35,10 @@ class Loss:
 
 
 class Queries:
-    """A client's objective with a counter.
+    """A client's objective with a counter of evaluations.
 
     Args:
-        client: whose objective it is.
+        client: the client.
     """
 
     def __init__(self, client: Client) -> None:
@@ -47,7 +47,7 @@ class Queries:
         self.count = 0
 
     def __call__(self, x: Tensor) -> float:
-        """Return f_i(x) and count."""
+        """Return f_i(x) and increment the counter."""
         self.count += 1
         return self._objective.value(self._client, x)
 
@@ -58,7 +58,7 @@ class Queries:
 
 @node
 class Point:
-    """Where the search is, and how often clients were asked in all."""
+    """Current point of the search, and the total number of evaluations."""
 
     params: Params
     queries: int
@@ -66,18 +66,18 @@ class Point:
 
 @dataclass(frozen=True)
 class BlackBoxMethod(Method):
-    """Base of methods that search for a point: no model is judged, but F(x), the mean of all clients' objectives."""
+    """Base class of methods that search for a point; the result is F(x), the mean of all clients' objectives, not a model."""
 
     family: ClassVar[str] = "blackbox"
     has_model: ClassVar[bool] = False
     vectorizable: ClassVar[bool] = False
 
     def init(self, fed: Federation) -> Any:
-        """Start where the task starts."""
+        """Return the initial state: the task's initial point."""
         return Point(params=fed.init_params(), queries=0)
 
     def assess(self, client: Client, message: Tree, data: ClientData) -> dict[str, Any]:
-        """Return f_i(x) as the loss of one sample; this is no query of the method."""
+        """Return f_i(x) as the loss of one sample; this does not count as a query of the method."""
         if isinstance(objective := getattr(client.problem, "objective", None) or Loss(), Loss):
             return client.evaluate(message, data)
         none = torch.zeros(client.problem.num_classes, dtype=torch.int64)
@@ -85,12 +85,12 @@ class BlackBoxMethod(Method):
         return {"loss": value, "correct": 0, "count": 1, "class_correct": none, "class_count": none}
 
     def told(self, fed: Federation, *phases: Any) -> int:
-        """Return the queries of a round's phases, of which each reply told a mean of weight 1."""
+        """Return the queries of a round's phases; each reply reported a mean of weight 1."""
         return sum(round(p.queries * p.weight) for p in phases)
 
 
 def directions(count: int, dim: int, rng: torch.Generator) -> Tensor:
-    """Return `count` orthonormal random directions, shape [count, d]; where d is smaller, several such sets."""
+    """Return `count` orthonormal random directions, shape [count, d]; if d is smaller, several such sets."""
     drawn = [
         torch.linalg.qr(torch.randn(dim, min(count, dim), generator=rng, dtype=torch.float64)).Q.T for _ in range(-(-count // dim))
     ]

@@ -1,4 +1,4 @@
-"""The reference models by name."""
+"""Reference models by name."""
 
 from __future__ import annotations
 
@@ -36,22 +36,24 @@ def model_names() -> list[str]:
 
 
 def model_options(name: str) -> list[str]:
-    """Return the options of a model beside ``shape`` and ``num_classes``."""
+    """Return the options of a model, except ``shape`` and ``num_classes``."""
     return [n for n in inspect.signature(_find(name)).parameters if n not in {"shape", "num_classes"}]
 
 
 def build(name: str, **options: Any) -> nn.Module:
-    """Build a reference model from torch's global random state.
+    """Build a reference model with torch's global random state.
 
     Args:
-        name: see `model_names`; a hyphen counts as an underscore, and ``logreg`` is ``logistic``.
-        options: ``shape`` of one input, ``num_classes``, and what the model itself takes.
+        name: see `model_names`; a hyphen equals an underscore, and ``logreg`` is ``logistic``.
+        options: ``shape`` of one input, ``num_classes``, and the model's own options.
 
-    Raises `UnknownNameError` for a model or option that does not exist, `ConfigError` for a value that does
-    not fit.
+    Raises:
+        UnknownNameError: unknown model or option.
+        ConfigError: invalid value.
 
-    >>> sum(p.numel() for p in build("vgg9").parameters())
-    1469994
+    Example:
+        >>> sum(p.numel() for p in build("vgg9").parameters())
+        1469994
     """
     make = _find(name)
     known = inspect.signature(make).parameters

@@ -1,6 +1,6 @@
-"""Tasks that are made of other ones, or of nothing but a seed: sequences, black boxes, models to tune.
+"""Derived tasks, built from other tasks or from a seed alone: sequences, black boxes, models to tune.
 
-Each is a function of the registry's ``(model, seed)`` and of options of its own; nothing is built before it is asked for.
+Each is a function of the registry's ``(model, seed)`` and of its own options; nothing is built before it is used.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ __all__ = ["MADE", "Made"]
 
 @dataclass(frozen=True)
 class Made:
-    """A task and the function that makes it.
+    """A task and the function that builds it.
 
     Args:
         function: ``module:function`` under `paceline.tasks`; it takes ``model``, ``seed`` and named options.
-        about: a line for people.
+        about: one-line description.
         model: the reference model.
-        source: data that are read by default, or "" for none.
+        source: data read by default, or "" for none.
     """
 
     function: str
@@ -34,7 +34,7 @@ class Made:
     source: str = ""
 
     def load(self, name: str, model: str | None, seed: int, options: dict[str, Any]) -> Task:
-        """Make the task; raises `UnknownNameError` for an option that it does not have."""
+        """Build the task; raises `UnknownNameError` for an unknown option."""
         module, _, function = self.function.partition(":")
         make = getattr(importlib.import_module(f"paceline.tasks.{module}"), function)
         known = inspect.signature(make).parameters
@@ -47,18 +47,18 @@ class Made:
 
     @property
     def options(self) -> set[str]:
-        """The names of the task's own options."""
+        """Names of the task's own options."""
         module, _, function = self.function.partition(":")
         known = inspect.signature(getattr(importlib.import_module(f"paceline.tasks.{module}"), function)).parameters
         return {n for n, p in known.items() if p.kind is not p.VAR_KEYWORD} - {"model", "seed"}
 
     @property
     def data(self) -> Source | None:
-        """The data that are read by default."""
+        """Data read by default."""
         return find_source(self.source) if self.source else None
 
     def info(self) -> str:
-        """Return a line on the task and its data."""
+        """Return a one-line description of the task and its data."""
         source, line = self.data, f"{self.about}; model {self.model}"
         return line if source is None else f"{line}; data {source.name}; {source.licence}"
 
@@ -78,4 +78,4 @@ MADE: dict[str, Made] = {
     "chatterbot": Made("instructions:load_chatterbot", "questions and answers by topic", "smollm2-135m", "chatterbot"),
     "split": Made("sequence:load_split", "a few classes after another, each with outputs of its own", "mlp", "digits"),
 }
-"""The made tasks by name."""
+"""Derived tasks by name."""

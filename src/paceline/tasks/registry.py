@@ -1,7 +1,7 @@
-"""Tasks by name: a data set, the reference model that suits it, and figures that make it learn.
+"""Tasks by name: a data set, a suitable reference model, and default hyperparameters.
 
-A task is a data set that `paceline data fetch` brings (``mnist-5k``), or a user's own files (``kind:/path``).
-Nothing is fetched here, and data are read only by `load_task`.
+A task is a data set fetched by `paceline data fetch` (``mnist-5k``), or local files (``kind:/path``). Nothing is
+downloaded here, and data are read only by `load_task`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Content = Literal["image", "text", "table"]
 
 @dataclass(frozen=True)
 class _Suits:
-    """What suits a named data set: its content, the reference model, the batch size, and whether it is in time."""
+    """Settings for a named data set: content, reference model, batch size, and whether samples are ordered in time."""
 
     content: Content
     model: str
@@ -60,16 +60,17 @@ _TEXT_MODELS = {"lstm"}
 
 
 def task_names() -> list[str]:
-    """Return the names of the tasks; a user's own files are tasks too, as ``kind:/path``."""
+    """Return the names of the tasks; local files are tasks as well, as ``kind:/path``."""
     from paceline.tasks.made import MADE
 
     return [*_TASKS, *MADE]
 
 
 def task_source(name: str) -> Source | None:
-    """Return the data that a task reads by default, or None where it needs none.
+    """Return the data that a task reads by default, or None if it needs none.
 
-    Raises `UnknownNameError` for a task that does not exist.
+    Raises:
+        UnknownNameError: unknown task.
     """
     from paceline.data.sources import find_source
     from paceline.tasks.made import MADE
@@ -81,9 +82,10 @@ def task_source(name: str) -> Source | None:
 
 
 def task_info(name: str) -> str:
-    """Return a line on a task's data, reference model and licence; the data need not be there.
+    """Return a one-line description of a task's data, reference model and licence; the data need not be available.
 
-    Raises `UnknownNameError` for a task that does not exist.
+    Raises:
+        UnknownNameError: unknown task.
     """
     from paceline.data.sources import find_source
     from paceline.tasks.made import MADE
@@ -95,21 +97,23 @@ def task_info(name: str) -> str:
 
 
 def load_task(name: str, model: str | None = None, seed: int = 0, **options: Any) -> Task:
-    """Read a task's data and choose its model.
+    """Read a task's data and select its model.
 
-    Pictures become float32 [N, C, H, W], from each channel the mean and divided by the deviation of the
-    training samples; text stays codes (uint8) [N, T]; a table stays as its reader standardised it.
+    Images become float32 [N, C, H, W], standardised per channel by mean and deviation of the training samples; text remains
+    codes (uint8) [N, T]; a table remains as standardised by its reader.
 
     Args:
-        name: see `task_names`, or ``kind:/path`` of a user's own files.
-        model: a reference model in place of the task's own; it gets the shape and number of classes of the data.
-        seed: of the choice that `limit` makes; the split into train and test is fixed.
-        options: of the data or of the model, such as ``stride`` of shakespeare or ``norm`` of vgg9; and
-            ``limit``, the most training samples to keep, drawn at random; and ``peft``, what of the model trains, such as
+        name: see `task_names`, or ``kind:/path`` of local files.
+        model: reference model to use instead of the task's own; it receives the data's shape and number of classes.
+        seed: seed of the selection by `limit`; the split into train and test is fixed.
+        options: options of the data or of the model, such as ``stride`` of shakespeare or ``norm`` of vgg9; ``limit``,
+            the maximum number of training samples, drawn at random; and ``peft``, the part of the model to train, such as
             ``bias`` or ``lora:rank=8`` (see `parse_tuning`).
 
-    Raises `UnknownNameError` for a task, model or option that does not exist, `ConfigError` for a model that
-    does not fit the data, `MissingDataError` with the command to run when the data are not there.
+    Raises:
+        UnknownNameError: unknown task, model or option.
+        ConfigError: the model does not fit the data.
+        MissingDataError: the data are not available; the message contains the command to run.
     """
     peft = options.pop("peft", None)
     if peft is not None:
@@ -139,9 +143,10 @@ def load_task(name: str, model: str | None = None, seed: int = 0, **options: Any
 
 
 def task_options(name: str, model: str | None = None) -> set[str]:
-    """Return the options that `load_task` takes for a task and its model.
+    """Return the options of `load_task` for a task and its model.
 
-    Raises `UnknownNameError` for a task or model that does not exist.
+    Raises:
+        UnknownNameError: unknown task or model.
     """
     from paceline.data.files import file_options, is_file_task
     from paceline.data.sources import find_source
@@ -164,7 +169,7 @@ def _find(name: str) -> _Suits:
 
 
 def _sort_options(options: dict[str, Any], model: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the options of the model and those of the data; a file's own model takes none."""
+    """Return the options of the model and those of the data; the default model of a local file takes none."""
     from paceline.models import model_options
 
     known = set(model_options(model)) if model is not None else set()
@@ -194,7 +199,7 @@ def _make(
     x, x_test = _inputs(suits.content, train, test)
     make = partial(build, model, shape=tuple(x.shape[1:]), num_classes=len(raw.classes), **options)
     with torch.device("meta"):
-        make()  # a model that does not fit is told of now, not in the first round
+        make()  # report a model that does not fit now instead of in the first round
     return Task(
         name=name,
         train=Arrays(x, torch.from_numpy(train.y), _owner(train), raw.owners),
