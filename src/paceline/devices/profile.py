@@ -39,7 +39,7 @@ class Profile:
         ConfigError: a value is outside its range.
 
     Example:
-        >>> Profile(compute=2e9, up=5e6, down=50e6, latency=0.03).upload_seconds(1_000_000)
+        >>> round(Profile(compute=2e9, up=5e6, down=50e6, latency=0.03).upload_seconds(1_000_000), 2)
         1.63
     """
 
