@@ -1,4 +1,4 @@
-"""`paceline compare`: several methods and seeds, one table, one picture."""
+"""`paceline compare`: several methods and seeds in one table and one plot."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def compare(
             autocompletion=completed("method"),
         ),
     ],
-    seeds: Annotated[str, typer.Option("--seeds", metavar="N,N,...", help="seeds, each of which every method is run with")] = "0",
+    seeds: Annotated[str, typer.Option("--seeds", metavar="N,N,...", help="every method is run with each of these seeds")] = "0",
     option: Options = None,
     task_option: TaskOptions = None,
     secure_option: SecureOptions = None,
@@ -128,7 +128,7 @@ def _tasks(settings: Sequence[RunConfig]) -> dict[int, Task]:
 
 
 def _check(settings: Sequence[RunConfig], tasks: dict[int, Task]) -> None:
-    """Prepare each method once, so that a misfit is told before the first one has been trained."""
+    """Prepare each method once, so that mismatches are reported before any training."""
     from paceline.run import prepare
 
     misfits: dict[str, list[str]] = {}

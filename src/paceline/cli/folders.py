@@ -1,4 +1,4 @@
-"""Run folders as the commands use them: new ones, those that are done, and their plots."""
+"""Run folders for the commands: creation, finished runs, and plots."""
 
 from __future__ import annotations
 
@@ -16,17 +16,24 @@ from paceline.store import RunFolder
 __all__ = ["entries_of", "new_place", "plot", "plot_groups", "write_comparison"]
 
 COMPARISON = "comparison.json"
-"""In a comparison's folder: the names of its runs' folders, in the order of the table."""
+"""File in a comparison's folder with the names of its runs' folders, in the order of the table."""
 
 
 @contextmanager
 def new_place(root: Path, name: str | None, default: str, replace: bool) -> Iterator[Path]:
-    """Yield a path below `root` that is free: `name`, or `default` with a number where that is taken.
+    """Yield a free path below `root`: `name`, or `default` with a number if that is taken.
 
-    With `replace`, what an earlier run or comparison left there is removed once the new one has begun; a new
-    one that fails before it has begun leaves nothing behind, and the earlier one as it was.
-    Raises `StoreError` when `name` is taken, or is to be replaced but is neither run nor comparison, or is in use by
-    another process.
+    With `replace`, an earlier run or comparison of that name is removed once the new one has begun. A new one that fails
+    before that leaves nothing behind, and the earlier one is unchanged.
+
+    Args:
+        root: folder of runs.
+        name: requested name, or None.
+        default: name to use otherwise.
+        replace: replace an earlier run or comparison.
+
+    Raises:
+        StoreError: `name` is taken; or it is to be replaced but is not a run or comparison, or another process uses it.
     """
     wanted = root / safe_name(name or default)
     aside = wanted.with_name(f".{wanted.name}.replaced")
@@ -38,12 +45,12 @@ def new_place(root: Path, name: str | None, default: str, replace: bool) -> Iter
         place = wanted if replace else _free(wanted, name is not None)
         if place.exists():
             if not _begun(place):
-                raise StoreError(f"{place} holds no run, so --replace leaves it alone; choose another --name")
+                raise StoreError(f"{place} contains no run, so --replace does not delete it; choose another --name")
             earlier = _hold(place)
             shutil.rmtree(aside, ignore_errors=True)
             place.rename(aside)
     except OSError as error:
-        raise StoreError(f"{root} cannot hold runs: {error.strerror or error}; choose another folder with --out") from error
+        raise StoreError(f"{root} cannot be used for runs: {error.strerror or error}; choose another folder with --out") from error
     try:
         yield place
     finally:
@@ -65,7 +72,8 @@ def write_comparison(place: Path, names: Sequence[str]) -> None:
 def entries_of(path: Path) -> list[RunEntry]:
     """Return the finished runs at `path`: the run itself, those of a comparison, or those directly inside.
 
-    Raises `StoreError` where there is none.
+    Raises:
+        StoreError: there is no finished run.
     """
     if (path / COMPARISON).exists():
         folders = [RunFolder(path / name) for name in _compared(path / COMPARISON)]
@@ -80,19 +88,19 @@ def entries_of(path: Path) -> list[RunEntry]:
             summary |= {"run": str(folder.path)}
             found.append(RunEntry(folder.read_config(), summary, folder.read_metrics()))
     if not found:
-        raise StoreError(f"{path} holds no finished run; go on with an unfinished one by: paceline resume RUN")
+        raise StoreError(f"{path} contains no finished run; resume an unfinished one with: paceline resume RUN")
     return found
 
 
 def plot(path: Path) -> Path:
-    """Draw a run's rounds into its folder."""
+    """Plot a run's rounds into its folder; return the file."""
     from paceline.store.plots import plot_run
 
     return plot_run(RunFolder(path))
 
 
 def plot_groups(groups: Sequence[Group], place: Path, target: float | None) -> Path:
-    """Draw a comparison into `place`."""
+    """Plot a comparison into `place`; return the file."""
     from paceline.store.plots import plot_compare
 
     runs = [
@@ -111,7 +119,7 @@ def _compared(file: Path) -> list[str]:
 
 
 def _hold(place: Path) -> list[RunFolder]:
-    """Hold a run, or a comparison and its runs. Raises `StoreError` where another process holds any of them."""
+    """Lock a run, or a comparison and its runs. Raises `StoreError` if another process holds one of them."""
     held: list[RunFolder] = []
     try:
         for folder in [RunFolder(place), *RunFolder.list(place)]:
@@ -128,7 +136,7 @@ def _release(folders: Sequence[RunFolder]) -> None:
 
 
 def _ours(place: Path) -> bool:
-    """Return whether nobody else has just taken this place."""
+    """Return whether no other process has taken this place in the meantime."""
     if not place.exists():
         return True
     try:
@@ -146,7 +154,7 @@ def _free(wanted: Path, named: bool) -> Path:
     if not wanted.exists():
         return wanted
     if named:
-        raise StoreError(f"{wanted} is there already; choose another --name, or give --replace")
+        raise StoreError(f"{wanted} exists already; choose another --name, or use --replace")
     number = 2
     while (free := wanted.with_name(f"{wanted.name}-{number}")).exists():
         number += 1

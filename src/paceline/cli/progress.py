@@ -1,4 +1,4 @@
-"""The live progress of a run on stderr: round, virtual time, accuracy, bytes."""
+"""Live progress of a run on stderr: round, virtual time, accuracy, bytes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["LiveProgress"]
 
 
 class LiveProgress:
-    """An observer of runs that draws one bar at a time; a context manager.
+    """Observer of runs that displays one progress bar at a time; a context manager.
 
-    On a terminal the bar moves; elsewhere a line is written for about every tenth of the rounds.
+    On a terminal the bar is updated; otherwise a line is printed for about every tenth of the rounds.
 
     Args:
-        quiet: draw nothing.
+        quiet: display nothing.
     """
 
     def __init__(self, quiet: bool = False) -> None:
@@ -41,12 +41,12 @@ class LiveProgress:
         self._bytes = 0
 
     def __enter__(self) -> Self:
-        """Begin to draw."""
+        """Start the display."""
         self._bar.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """End the drawing and leave the cursor below it."""
+        """Stop the display and leave the cursor below it."""
         self._bar.stop()
 
     def begin(self, label: str, total: int | None = None) -> None:
@@ -55,7 +55,7 @@ class LiveProgress:
         self._bar.reset(self._task, total=total, description=escape(label), figures="setting up", visible=True)
 
     def __call__(self, record: dict[str, Any], total_rounds: int) -> None:
-        """Show a finished round."""
+        """Display a finished round."""
         number = int(record["round"])
         self._accuracy = record.get("accuracy", self._accuracy)
         self._bytes += int(record["bytes_up"]) + int(record["bytes_down"])

@@ -1,4 +1,4 @@
-"""`paceline report`: tables and plots of runs that are done."""
+"""`paceline report`: tables and plots of finished runs."""
 
 from __future__ import annotations
 
@@ -26,19 +26,21 @@ def report(
         typer.Option(
             "--out",
             metavar="FOLDER",
-            help="where the plot of several runs goes",
+            help="folder for the plot of several runs",
             show_default="the first RUN",
         ),
     ] = None,
     target_accuracy: Annotated[
         float | None,
-        typer.Option("--target-accuracy", help="accuracy whose time is told", show_default="what every run reached"),
+        typer.Option(
+            "--target-accuracy", help="accuracy whose time is reported", show_default="the highest that every run reached"
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show one or more finished runs as a table, and draw their plots."""
+    """Show one or more finished runs as a table, and save their plots."""
     if target_accuracy is not None and not 0 < target_accuracy <= 1:
-        raise ConfigError(f"--target-accuracy {target_accuracy} does not lie between 0 and 1")
+        raise ConfigError(f"--target-accuracy {target_accuracy} is not between 0 and 1")
     from paceline.cli.folders import entries_of, plot, plot_groups
 
     found = {str(entry.summary["run"]): entry for path in runs for entry in entries_of(path)}

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Json", "Name", "Out", "Quiet", "Replace", "resume", "run"]
 
-Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="folder that runs are kept in")]
+Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="folder for runs")]
 Name = Annotated[str | None, typer.Option("--name", help="name of the run's folder", show_default="METHOD-TASK-sSEED")]
 Replace = Annotated[bool, typer.Option("--replace", help="replace an earlier run of that name", show_default="off")]
-Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout and nothing else there", show_default="off")]
-Profile = Annotated[bool, typer.Option("--profile", help="show where the time went", show_default="off")]
+Json = Annotated[bool, typer.Option("--json", help="print only JSON on stdout", show_default="off")]
+Profile = Annotated[bool, typer.Option("--profile", help="show wall time by section", show_default="off")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="show no progress", show_default="off")]
 
 
@@ -77,7 +77,7 @@ def resume(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Go on with a run that was stopped or killed, from its last checkpoint, to the same bits."""
+    """Resume a stopped or killed run from its last checkpoint; the result is bitwise identical."""
     from paceline.store import RunFolder
 
     if RunFolder.open(run).read_config().get("engine") == "grpc":
@@ -91,8 +91,8 @@ def resume(
 
 
 def _profile(summary: Summary) -> None:
-    """Show where the time of the rounds went: in this process, and in all workers together."""
-    shown = table("where the time went", "part", "this process", "workers", right=("this process", "workers"))
+    """Print the wall time of the rounds by section: in this process, and in all workers together."""
+    shown = table("Wall time by section", "section", "this process", "workers", right=("this process", "workers"))
     here, workers = summary.spent.get("here", {}), summary.spent.get("workers", {})
     for part in sorted({*here, *workers}, key=lambda p: -here.get(p, 0.0) - workers.get(p, 0.0)):
         shown.add_row(part, *(seconds_text(side[part]) if part in side else "" for side in (here, workers)))
@@ -105,20 +105,20 @@ def _finish(summary: Summary, as_json: bool, profile: bool = False) -> None:
         return
     from paceline.cli.folders import plot
 
-    shown = table(f"{summary.method} on {summary.task}, seed {summary.seed}", "figure", "value", right=("value",))
+    shown = table(f"{summary.method} on {summary.task}, seed {summary.seed}", "Metric", "Value", right=("Value",))
     for label, text in (
-        ("accuracy", percent(summary.accuracy)),
-        ("loss", f"{summary.loss:.4f}"),
-        ("rounds", f"{summary.rounds} ({summary.stopped})"),
-        ("time of a round, virtual", seconds_text(summary.round_seconds)),
-        ("time in all, virtual", seconds_text(summary.total_seconds)),
-        ("time to the target accuracy, virtual", seconds_text(summary.target_seconds)),
-        ("time in all, on this machine", seconds_text(summary.wall_seconds)),
-        ("clients trained", f"{summary.chunk} in a stack" if summary.chunk > 1 else "one after another"),
-        ("because", summary.path),
-        ("bytes up", bytes_text(summary.bytes_up)),
-        ("bytes down", bytes_text(summary.bytes_down)),
-        ("SHA-256 of the model", summary.model_sha256[:16] + "…"),
+        ("Accuracy", percent(summary.accuracy)),
+        ("Loss", f"{summary.loss:.4f}"),
+        ("Rounds", f"{summary.rounds} ({summary.stopped})"),
+        ("Time per round (virtual)", seconds_text(summary.round_seconds)),
+        ("Total time (virtual)", seconds_text(summary.total_seconds)),
+        ("Time to target accuracy (virtual)", seconds_text(summary.target_seconds)),
+        ("Total wall time (this machine)", seconds_text(summary.wall_seconds)),
+        ("Client training", f"{summary.chunk} clients per stack" if summary.chunk > 1 else "one client at a time"),
+        ("Stacking", summary.path),
+        ("Bytes up", bytes_text(summary.bytes_up)),
+        ("Bytes down", bytes_text(summary.bytes_down)),
+        ("Model SHA-256", summary.model_sha256[:16] + "…"),
     ):
         shown.add_row(label, text)
     console = out()

@@ -1,8 +1,8 @@
-"""Pictures of runs: accuracy over virtual time, seconds of a round, bytes sent.
+"""Plots of runs: accuracy over virtual time, seconds per round, bytes sent.
 
 A run is a dict ``{"method", "seed", "history"}`` whose history is a list of records with ``round``,
 ``virtual_seconds``, ``accuracy``, ``loss``, ``round_seconds``, ``bytes_up`` and ``bytes_down``. Further keys
-that end in ``_seconds`` (``compute_seconds``, ``upload_seconds`` ...) split a round's bar into its parts.
+that end in ``_seconds`` (``compute_seconds``, ``upload_seconds`` ...) split a round's bar into parts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from paceline.store.run import RunFolder
 __all__ = ["PALETTE", "plot_compare", "plot_run"]
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
-"""Colours that stay apart for the colour-blind (Okabe and Ito); further lines repeat them dashed."""
+"""Colour-blind safe palette (Okabe and Ito); further lines repeat it dashed."""
 
 _PARTS = ("#4C78A8", "#F2A65A", "#9D7AB5", "#7FB77E", "#C9635F", "#B9B9B9")
 _STYLE: Any = {
@@ -55,12 +55,18 @@ def plot_compare(
     title: str | None = None,
     target: float | None = None,
 ) -> Path:
-    """Draw methods side by side and save the picture (its format by the name: png, svg, pdf).
+    """Plot several methods side by side and save the figure.
 
-    Seeds of one method are averaged: a line is the mean, its band reaches from the lowest to the highest. A
-    `target` accuracy, from 0 to 1, is drawn as a level.
+    Seeds of one method are averaged: a line is the mean, its band extends from the minimum to the maximum.
 
-    Raises `StoreError` when there is no run with a history.
+    Args:
+        path: file; its extension selects the format (png, svg, pdf).
+        runs: runs as described in the module docstring.
+        title: title of the figure.
+        target: accuracy, from 0 to 1, to mark with a horizontal line.
+
+    Raises:
+        StoreError: no run has a history, or the format is not supported.
     """
     methods: dict[str, list[History]] = {}
     for run in runs:
@@ -81,9 +87,10 @@ def plot_compare(
 
 
 def plot_run(folder: RunFolder | str | os.PathLike[str]) -> Path:
-    """Draw one run's accuracy, loss, seconds and bytes; save ``plots/run.png`` in its folder.
+    """Plot one run's accuracy, loss, seconds and bytes; save ``plots/run.png`` in its folder.
 
-    Raises `StoreError` when it has no records yet.
+    Raises:
+        StoreError: the run has no records yet.
     """
     folder = folder if isinstance(folder, RunFolder) else RunFolder.open(folder)
     history = folder.read_metrics()
@@ -126,7 +133,7 @@ def _layout() -> ConstrainedLayoutEngine:
 
 
 def _accuracy(ax: Any, methods: Mapping[str, list[History]], target: float | None) -> None:
-    """Draw a line for each method, with its name where it ends."""
+    """Draw a line for each method, labelled at its end."""
     curves = {name: _curve(seeds) for name, seeds in methods.items()}
     curves = {name: curve for name, curve in curves.items() if len(curve[0])}
     ax.set(title="Accuracy over virtual time", ylabel="test accuracy (%)")
@@ -157,7 +164,7 @@ def _accuracy(ax: Any, methods: Mapping[str, list[History]], target: float | Non
 
 
 def _seconds(ax: Any, methods: Mapping[str, list[History]]) -> None:
-    """Draw a bar for each method, split where the records tell the parts of a round."""
+    """Draw a bar for each method, split into the parts of a round if the records contain them."""
     records = {name: [r for history in seeds for r in history] for name, seeds in methods.items()}
     parts: list[str] = []
     for each in records.values():
@@ -219,7 +226,7 @@ def _curve(seeds: Sequence[History]) -> tuple[np.ndarray[Any, Any], np.ndarray[A
 
 
 def _spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Return places near the wanted ones, at least `gap` apart and within low..high where that is possible."""
+    """Return label positions near the wanted ones, at least `gap` apart and within low..high where possible."""
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
     places = [0.0] * len(wanted)
     floor = low
