@@ -17,7 +17,7 @@ class Clipped(FedAvg):
 
     @pl.on_client
     def train(self, client, message):
-        local = client.sgd(message, lr=self.lr, epochs=self.epochs)
+        local = client.sgd(message, **self.local(client))
         delta = local.params - message
         return pl.Update(delta=delta * (self.most / delta.norm()).clamp(max=1.0), loss=local.loss, weight=client.num_samples)
 
