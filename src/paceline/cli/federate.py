@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from paceline.cli.fields import ConfigFile, Options, SecureOptions, TaskOptions, configuration, run_options
-from paceline.cli.progress import LiveProgress
 from paceline.cli.run import Json, Name, Out, Quiet, Replace, _finish
 from paceline.cli.signals import resumable
 from paceline.core.parsing import MethodSpec, pairs
+from paceline.results.progress import LiveProgress
 
 __all__ = ["federate"]
 

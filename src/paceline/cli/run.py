@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paceline.cli.fields import ConfigFile, Options, SecureOptions, TaskOptions, configuration, run_options
-from paceline.cli.progress import LiveProgress
 from paceline.cli.show import bytes_text, out, percent, print_json, seconds_text, table
 from paceline.cli.signals import resumable
 from paceline.core.parsing import MethodSpec, pairs
+from paceline.results.progress import LiveProgress
 
 if TYPE_CHECKING:
-    from paceline.run import Summary
+    from paceline.results.result import Result
 
 __all__ = ["Json", "Name", "Out", "Quiet", "Replace", "resume", "run"]
 
@@ -66,7 +66,7 @@ def run(
     default = f"{settings.method}-{settings.task}-s{settings.seed}"
     with new_place(out, name, default, replace) as place, LiveProgress(quiet or json) as progress, resumable(place):
         progress.begin(settings.method, settings.rounds)
-        summary = carry_out(settings, RunFolder.create(place.parent, place.name), progress)
+        summary = carry_out(settings, folder=RunFolder.create(place.parent, place.name), observer=progress, progress=False)
     _finish(summary, json, profile)
 
 
@@ -88,7 +88,7 @@ def resume(
     _finish(summary, json)
 
 
-def _profile(summary: Summary) -> None:
+def _profile(summary: Result) -> None:
     """Show where the time of the rounds went: in this process, and in all workers together."""
     shown = table("where the time went", "part", "this process", "workers", right=("this process", "workers"))
     here, workers = summary.spent.get("here", {}), summary.spent.get("workers", {})
@@ -97,7 +97,7 @@ def _profile(summary: Summary) -> None:
     out().print(shown)
 
 
-def _finish(summary: Summary, as_json: bool, profile: bool = False) -> None:
+def _finish(summary: Result, as_json: bool, profile: bool = False) -> None:
     if as_json:
         print_json(summary.as_dict())
         return

@@ -21,6 +21,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from paceline.core.allocator import keep_freed
 from paceline.core.errors import EngineError
 
 __all__ = [
@@ -172,6 +173,7 @@ def begin() -> None:
     of gRPC's asyncio do, without end).
     """
     gc.freeze()
+    keep_freed()
     for number in stop_signals():
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):

@@ -21,12 +21,12 @@ from paceline.deploy.server.server import FederationServer
 from paceline.deploy.server.write_queue import BACK
 from paceline.deploy.settings import ClientConfig, Logging, ServerConfig, load_config
 from paceline.network.engine import Stopped
-from paceline.run import RunConfig, Summary
+from paceline.run import Result, RunConfig
 
 __all__ = ["child", "run_client", "run_server"]
 
 
-def run_server(config: ServerConfig) -> Summary | None:
+def run_server(config: ServerConfig) -> Result | None:
     """Serve one run to its end; return its summary, or None where SIGTERM, SIGHUP or SIGINT ended it before."""
     journal, metrics = _watchers("server", config.logging)
     url = config.server.state or config.server.run / "state.db"

@@ -21,12 +21,12 @@ from paceline.core.failures import class_of, reason_of
 from paceline.core.generators import nested
 from paceline.core.method import client_functions
 from paceline.core.params import Layout, Params, Resident
+from paceline.core.process_state import allow_tf32
 from paceline.core.profiling import spent
 from paceline.core.random import derive
 from paceline.core.training import answer
 from paceline.core.tree import Tree, map_leaves
 from paceline.devices import Cost, times
-from paceline.engines.allocator import keep_freed
 from paceline.engines.preview import preview
 from paceline.engines.stacking import Meeting, Solver, Uniform
 
@@ -85,7 +85,6 @@ class Worker:
     """One resident model, the data, and the memories of the clients that ran here."""
 
     def __init__(self, setup: Setup) -> None:
-        keep_freed()
         self.setup = setup
         task = setup.task
         module = task.build(derive(setup.seed, "init"))
@@ -95,8 +94,7 @@ class Worker:
         self.model.flops = setup.flops
         self.model.mixed = torch.bfloat16 if setup.precision == "bf16" else None
         if setup.precision == "tf32":
-            torch.set_float32_matmul_precision("high")
-            torch.backends.cudnn.allow_tf32 = True
+            allow_tf32()
         self.x, self.y = task.train.x.to(setup.device), task.train.y.to(setup.device)
         self.test = ClientData(
             task.test.x.to(setup.device),

@@ -20,7 +20,8 @@ def keep_freed(trim: int = 512, blocks: int = 32) -> None:
 
     By default glibc gives large blocks back to the system, and each use of them faults their pages in anew, which costs
     as much as the arithmetic of a small model. Other C libraries, and a process that was started with settings of its
-    own (``MALLOC_...``, ``GLIBC_TUNABLES``), are left as they are.
+    own (``MALLOC_...``, ``GLIBC_TUNABLES``), are left as they are. For Paceline's own processes only: the command line and
+    workers. A process that imports Paceline decides for itself.
     """
     global _done
     if _done or any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
