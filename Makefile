@@ -10,7 +10,7 @@ DATA := mnist-5k shakespeare chatterbot
 MORE_DATA := fashion-mnist fontwriters smollm2-135m
 fetch = for name in $(1); do $(BIN)/paceline data fetch $$name || echo "$$name is not here; its tests are skipped"; done
 
-.PHONY: demo test test-slow lint setup setup-dev clean
+.PHONY: demo test test-slow lint docs setup setup-dev clean
 
 demo: setup ## fetch MNIST-5k, then compare four answers to stragglers under secure aggregation
 	$(BIN)/paceline data fetch mnist-5k
@@ -26,10 +26,14 @@ test-slow: setup-dev ## the long checks as well, Ray's and PostgreSQL's included
 	$(call fetch,$(DATA) $(MORE_DATA))
 	$(BIN)/python -m pytest -m "slow or not slow"
 
-lint: setup-dev ## ruff, its format, and strict mypy
+lint: setup-dev ## ruff, its format, strict mypy, and the layers that imports must respect
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+docs: setup-dev ## build the documentation site in build/site; a broken link or reference is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 setup: .venv/.base
 setup-dev: .venv/.dev

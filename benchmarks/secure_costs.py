@@ -18,7 +18,8 @@ import numpy as np
 from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.aggregation.secure.encoding import quantise, to_words
 from paceline.aggregation.secure.masks import PRGS, apply_all
-from paceline.aggregation.secure.simulate import new_session, secure_sum
+from paceline.aggregation.secure.session import new_session
+from paceline.aggregation.secure.simulate import secure_sum
 
 VGG9 = 1_469_994
 

@@ -9,44 +9,41 @@ from __future__ import annotations
 import contextlib
 import functools
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
 import torch
 
-from paceline.adversaries.behaviours import load_adversary, members
-from paceline.adversaries.engine import Hostile, poisoned
+from paceline.adversaries.behaviours import load_adversary
+from paceline.adversaries.engine import Hostile
 from paceline.aggregation import load_aggregation
 from paceline.aggregation.secure.task_hash import Agreement
-from paceline.blocks.architectures import architectures_service
+from paceline.assembly import assemble, devices, reload, share_out
 from paceline.core.config import RunConfig
 from paceline.core.engine import Engine
 from paceline.core.errors import CheckpointError, ConfigError, PlanError, StoreError
 from paceline.core.federation import Aggregation, Federation
-from paceline.core.method import Method, client_functions, find_method
+from paceline.core.method import Method, client_functions
 from paceline.core.process_state import process_state
 from paceline.core.processes import check_main
 from paceline.core.run_fields import RunFields
-from paceline.data import Partition, partition_task
-from paceline.devices import VirtualClock, load_fleet, load_participation
+from paceline.data import Partition
+from paceline.devices import VirtualClock
 from paceline.engines import Choice, Pool, Setup, load_engine
 from paceline.engines.accelerators import check_device
-from paceline.results.arguments import Arguments, MethodLike, TaskLike, arguments
+from paceline.results.arguments import Arguments, MethodLike, TaskLike, arguments, as_task
 from paceline.results.comparison import Comparison
-from paceline.results.progress import RunProgress, library_progress
+from paceline.results.progress import RunProgress, both, library_progress
 from paceline.results.result import Result
 from paceline.results.saved import check_task, saved_method, saved_model
-from paceline.results.side_by_side import side_by_side
+from paceline.results.side_by_side import for_seeds, side_by_side
 from paceline.runner import Observer, Run, StackingWarning
 from paceline.store import MemoryStore, RunFolder, load_checkpoint
 from paceline.store.places import new_place
 from paceline.store.provenance import ResumeWarning, sources
 from paceline.store.provenance import compare as compare_provenance
-from paceline.submodels.flops import flops
-from paceline.submodels.service import submodel_service
-from paceline.tasks import Task, load_task
+from paceline.tasks import Task
 
 __all__ = [
     "Comparison",
@@ -95,9 +92,9 @@ def prepare(
     check_main()
     torch.set_num_threads(config.threads)
     check_device(config.device, "--device", here=config.engine != "ray" or config.ray_address is None)
-    asked = find_method(config.method).build(config.options) if method is None else method
     named = task is None and split is None
-    method, task = asked.fit_task(_load(config) if task is None else task)
+    made = assemble(config, task, method)
+    asked, method = made.asked, made.method
     misfits = []
     if config.cohort > config.clients:
         misfits.append(f"the cohort of {config.cohort} is larger than the population of {config.clients} clients")
@@ -118,33 +115,21 @@ def prepare(
         )
     if misfits:
         raise PlanError(misfits)
-    task, split, byzantine = _share(config, task, split)
-    comes = load_participation(config.participation, config.clients, config.seed, functools.partial(split.table, task))
-    fleet = load_fleet(config.fleet, config.clients, config.seed, comes)
-    programs = {"method": method, **getattr(aggregation, "programs", {})}
-    built = task.build(0)
-    setup = Setup(
-        programs=programs,
-        task=task,
-        split=split,
-        num_clients=config.clients,
-        fleet=fleet,
-        seed=config.seed,
-        flops=flops(built, task.train.x[:1]),
+    shared = share_out(config, made.task, split)
+    task, fleet = shared.task, devices(config, shared)
+    setup = made.setup(
+        shared,
+        fleet,
+        getattr(aggregation, "programs", {}),
         device=config.device,
-        drop=drop,
-        measured=config.measured,
         threads=config.threads,
-        precision=config.precision,
-        chunk=config.chunk or 1,
-        one_step=config.one_step,
-        samples=functools.partial(_samples, config, asked) if named else None,
-        services={"submodels": submodel_service, "architectures": architectures_service},
+        drop=drop,
+        samples=functools.partial(reload, config, asked) if named else None,
     )
     ray = {"address": config.ray_address, "cpus": config.ray_cpus, "gpus": config.ray_gpus}
-    made = load_engine(config.engine, setup, config.workers, ray) if engine is None else engine(setup)
+    runs = load_engine(config.engine, setup, config.workers, ray) if engine is None else engine(setup)
     fed = Federation(
-        made if adversary is None or adversary.poisons_data else Hostile(made, adversary, byzantine, config.seed),
+        runs if adversary is None or adversary.poisons_data else Hostile(runs, adversary, shared.byzantine, config.seed),
         aggregation,
         fleet,
         VirtualClock(),
@@ -157,56 +142,27 @@ def prepare(
     )
     misfits = aggregation.check(fed) + method.check(fed)
     if misfits:
-        made.close()
+        runs.close()
         raise PlanError(misfits)
     scratch = tempfile.TemporaryDirectory(prefix="paceline-") if folder is None else None
     place = folder.path / "memory" if folder is not None else Path(scratch.name) if scratch is not None else None
     store = MemoryStore(place, durable=folder is not None, max_bytes=config.memory_mib << 20)
     fed.engine.restore(store)
-    choice = _choose(config, method, made)
+    choice = _choose(config, method, runs)
     config = config.model_copy(update={"vectorize": "on" if choice.chunk > 1 else "off", "chunk": choice.chunk})
     return Run(
         config,
         method,
         task,
         fed,
-        split.groups,
+        shared.groups,
         folder=folder,
         store=store,
         observer=observer,
         scratch=scratch,
         path=choice.reason,
-        code=sources(method, task, built),
+        code=sources(method, task, task.build(0)),
     )
-
-
-def _load(config: RunConfig) -> Task:
-    return load_task(config.task, model=config.model, seed=config.seed, **config.task_options)
-
-
-def _share(config: RunConfig, task: Task, split: Partition | None) -> tuple[Task, Partition, Collection[int]]:
-    """Share the samples out; return the task, with what Byzantine clients did to it, who has what, and who they are."""
-    split = split or partition_task(
-        task,
-        config.partition,
-        config.clients,
-        config.seed,
-        config.allow_empty,
-        config.client_test,
-        config.client_samples,
-    )
-    if config.adversary is None:
-        return task, split, ()
-    adversary = load_adversary(config.adversary)
-    byzantine = members(adversary.share, config.clients, config.seed)
-    return poisoned(task, split, adversary, byzantine) if adversary.poisons_data else task, split, byzantine
-
-
-def _samples(config: RunConfig, method: Method) -> tuple[Task, Partition]:
-    """Load a named task and share it out again, in another process."""
-    _, task = method.fit_task(_load(config))
-    task, split, _ = _share(config, task, None)
-    return task, split
 
 
 def _choose(config: RunConfig, method: Method, engine: Any) -> Choice:
@@ -283,15 +239,14 @@ def run(
     asked = arguments(method, task, model, fields)
     if folder is not None and out is not None:
         raise ConfigError("give folder=, the place of this run, or out=, the folder that runs are kept in, not both")
-    name = f"{asked.config.method}-{asked.config.task}-s{asked.config.seed}"
     with contextlib.ExitStack() as around:
         bar = around.enter_context(library_progress(progress))
         bar.begin(asked.config.method, asked.config.rounds)
         if out is not None:
-            folder = around.enter_context(new_place(Path(out), None, name, False))
+            folder = around.enter_context(new_place(Path(out), None, asked.config.label, False))
         if isinstance(folder, str | Path):
             folder = RunFolder.create(Path(folder).parent, Path(folder).name)
-        return _carry_out(asked, folder, _both(observer, bar), drop=drop, split=split)
+        return _carry_out(asked, folder, both(observer, bar), drop=drop, split=split)
 
 
 def _carry_out(asked: Arguments, folder: RunFolder | None, observer: Observer, **parts: Any) -> Result:
@@ -303,17 +258,6 @@ def _carry_out(asked: Arguments, folder: RunFolder | None, observer: Observer, *
         if folder is not None:  # with what was measured, so that a rerun takes the same path
             folder.write_config(prepared.config.model_dump(exclude_none=True))
         return prepared.go()
-
-
-def _both(observer: Observer | None, bar: RunProgress) -> Observer:
-    if observer is None:
-        return bar
-
-    def observe(record: dict[str, Any], total_rounds: int) -> None:
-        bar(record, total_rounds)
-        observer(record, total_rounds)
-
-    return observe
 
 
 def compare(
@@ -348,18 +292,11 @@ def compare(
         >>> [row["label"] for row in table.rows], table.rows[0]["seeds"]
         (['fedavg', 'fedprox:mu=1.0'], 2)
     """
-    numbers = list(seeds)
-    if "seed" in fields or not numbers:
-        raise ConfigError("give the seeds of a comparison as seeds=, such as range(3); at least one is needed")
-    first = [arguments(method, task, model, fields) for method in methods]
-    if not first:
-        raise ConfigError("there is no method to compare")
-    shared = first[0].task  # data sets are read once
-    asked = [
-        replace(one, task=shared, config=RunConfig.build(one.config.model_dump() | {"seed": seed}))
-        for one in first
-        for seed in numbers
-    ]
+    if "seed" in fields:
+        raise ConfigError("give the seeds of a comparison as seeds=, such as range(3)")
+    if isinstance(task, tuple):
+        task, model = as_task(task, model), None  # data are read once
+    asked = for_seeds([arguments(method, task, model, fields) for method in methods], list(seeds))
     with contextlib.ExitStack() as around:
         bar = around.enter_context(library_progress(progress))
         place = None
@@ -406,7 +343,7 @@ def resume(path: str | Path, observer: Observer | None = None, *, progress: bool
     process holds the run.
     """
     with library_progress(progress) as bar:
-        prepared = reopen(path, observer=_both(observer, bar), **parts)
+        prepared = reopen(path, observer=both(observer, bar), **parts)
         bar.begin(prepared.config.method, prepared.config.rounds)
         return prepared.go()
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -24,6 +24,7 @@ from paceline.core.process_state import process_state
 from paceline.core.profiling import spent
 from paceline.core.random import derive
 from paceline.results.model import FinalModel
+from paceline.results.progress import Observer
 from paceline.results.result import Result
 from paceline.store import MemoryStore, RunFolder, save_checkpoint
 from paceline.store.provenance import provenance
@@ -44,18 +45,6 @@ class StackingWarning(UserWarning):
 
 class RoundWarning(UserWarning):
     """The run goes on, though some clients' replies failed, or a round could not be evaluated."""
-
-
-class Observer(Protocol):
-    """Watches a run: progress bars, trackers, tests."""
-
-    def __call__(self, record: dict[str, Any], total_rounds: int) -> None:
-        """Take a finished round.
-
-        Args:
-            record: the round's figures, as in `Result.history`.
-            total_rounds: rounds of the run, if it does not end earlier.
-        """
 
 
 @dataclass

@@ -13,7 +13,7 @@ from paceline.aggregation.secure.client import SecureClient
 from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.aggregation.secure.keys import IdentityKey
 from paceline.aggregation.secure.server import SecureServer
-from paceline.aggregation.secure.simulate import new_session
+from paceline.aggregation.secure.session import new_session
 from paceline.core.errors import ProtocolError
 from paceline.deploy.identity.authority import Authority
 from paceline.deploy.identity.keys import PinnedDirectory

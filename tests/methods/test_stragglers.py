@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from paceline.core.errors import ConfigError
+from paceline.core.method import find_method
 from paceline.methods.stragglers.heterofl import HeteroFL
 from paceline.run import prepare
 from paceline.submodels.service import submodels
@@ -198,3 +200,12 @@ def test_u3_denominators_through_the_federation():
 
     assert mean(False) == pytest.approx([2.3333, 1.6667, 1.0, 0.6667], abs=1e-4)
     assert mean(True) == pytest.approx([2.3333, 1.6667, 1.5, 1.0], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["clip", "fjord", "heterofl", "randomdropout"])
+def test_most_clients_cannot_count_as_slow(name):
+    """They could sit a round out, and a sum would be of the few that do not."""
+    for share in (0.0, 0.51, 0.9):
+        with pytest.raises(ConfigError, match="straggler_share"):
+            find_method(name).build({"straggler_share": share})
+    find_method(name).build({"straggler_share": 0.5})

@@ -7,7 +7,7 @@ import itertools
 from paceline.aggregation.secure.messages import as_bytes
 from paceline.aggregation.secure.program import secure_config
 from paceline.aggregation.secure.server import SecureServer
-from paceline.aggregation.secure.simulate import new_session
+from paceline.aggregation.secure.session import new_session
 from paceline.aggregation.secure.task_hash import Agreement, Work
 from paceline.core.engine import Call, Each
 from paceline.core.method import client_functions, find_method

@@ -19,7 +19,7 @@ TREE = {"model": torch.arange(300_000, dtype=torch.float32), "round": 3}
 
 
 def message(kind=4, tree=TREE, pack=False, first=0):
-    return list(f.frames(kind, (f.Part.of({"id": 7}), f.Part.of(tree, pack)), first))
+    return list(f.frames(kind, (f.MessagePart.of({"id": 7}), f.MessagePart.of(tree, pack)), first))
 
 
 def link(stream, **options):
@@ -132,7 +132,7 @@ def test_impossible_announcements_are_refused_before_anything_is_kept(parts, mat
 
 
 def test_a_gigabyte_that_is_only_announced_takes_no_memory():
-    head = f.Part.of({"id": 7})
+    head = f.MessagePart.of({"id": 7})
     start = opened((len(head.data), head.raw, 0), (1 << 30, 1 << 30, 0))
     rest = list(f.frames(4, (head,), 0))[1:]
     tracemalloc.start()
@@ -163,9 +163,9 @@ def test_parts_that_are_not_wanted_pass_unread():
 
 def test_a_head_must_be_a_dict_of_names():
     with pytest.raises(WireError, match="no dict"):
-        receive(list(f.frames(4, (f.Part.of([1, 2]),), 0)))
+        receive(list(f.frames(4, (f.MessagePart.of([1, 2]),), 0)))
     with pytest.raises(WireError):
-        receive(list(f.frames(4, (f.Part(b"garbage" * 9, 63),), 0)))
+        receive(list(f.frames(4, (f.MessagePart(b"garbage" * 9, 63),), 0)))
 
 
 def test_memory_is_bounded_and_what_is_over_goes_to_a_file(tmp_path):
@@ -195,9 +195,9 @@ def test_vectors_of_more_than_twenty_million_coordinates_cross():
     """Masked words lie behind the header of their message, whose own limit is 64 MiB."""
     segment = Segment("main", 24_000_000, 20)
     reply = {"segments": as_tensors([bytes(segment.size - 3) + b"\x05\x06\x07"]), "signature": bytes(64)}
-    part = f.Part.of(reply)
+    part = f.MessagePart.of(reply)
     assert int.from_bytes(part.data[8:16], "little") < 1000
-    got = receive(f.frames(4, (f.Part.of({}), part), 0), limit=1 << 27)
+    got = receive(f.frames(4, (f.MessagePart.of({}), part), 0), limit=1 << 27)
     (data,) = as_bytes(got.tree(0, NETWORK)["segments"])
     words = unpack(data, segment)
     assert (len(words), int(words[-2]), int(words[-1])) == (24_000_000, 0, 0x070605)
@@ -206,7 +206,7 @@ def test_vectors_of_more_than_twenty_million_coordinates_cross():
 
 def test_byte_strings_may_be_as_large_as_the_receiver_allows():
     raw = bytes((64 << 20) + 5)
-    sent = list(f.frames(4, (f.Part.of({}), f.Part.of({"ranks": raw})), 0))
+    sent = list(f.frames(4, (f.MessagePart.of({}), f.MessagePart.of({"ranks": raw})), 0))
     assert receive(sent, limit=1 << 27).tree(0, NETWORK)["ranks"] == raw
     with pytest.raises(WireError, match="at most"):
         receive(sent, limit=1 << 24)

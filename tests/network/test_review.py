@@ -19,7 +19,9 @@ from paceline.deploy.client.client import build_worker
 from paceline.deploy.identity.authority import Authority
 from paceline.deploy.plan import Plan, offer
 from paceline.deploy.settings import DataConfig
+from paceline.engines.worker import Worker
 from paceline.methods.participation.rates import Asked
+from paceline.network.client_runner import Runner
 from paceline.network.handshake import HIDDEN, Welcome
 from paceline.run import RunConfig
 from tests.network.conftest import MOST, OPEN
@@ -106,7 +108,7 @@ def test_a_quarter_that_was_not_asked_for_shares_shows_none_of_its_members(sixte
 @pytest.mark.parametrize("method", ["fjord"])
 def test_a_memory_that_changes_does_not_make_other_work(liar, params, method):
     """The function notes something in its memory, which does not change its answer: the server takes a client out in between."""
-    server = liar(method=method, secure=OPTIONS)
+    server = liar(method=method, secure=OPTIONS, measured=True)
     found = [Partial(server, params, clients, attempt).go() for attempt, clients in ((1, [0, 1, 2, 3]), (2, [0, 1, 2]))]
     assert found[0] is not None
     assert found[1] is None, f"the server holds client 3's update: {(found[0] - found[1])[:5]}"
@@ -177,6 +179,18 @@ def test_one_client_that_cannot_work_harms_nobody(loopback, monkeypatch):
     assert [(r["attempts"], r["note_failed"]) for r in history] == [(1, 1.0)] * 2
 
 
+def test_what_a_failed_function_noted_is_forgotten(loopback, monkeypatch):
+    """The control of a reply that no sum holds, which may be NaN, would go into all later ones."""
+    Failing(monkeypatch, {5}, ERRORS[0])
+    loopback.serve({"method": "scaffold", "clients": 6, "cohort": 6, "rounds": 1, "aggregation": "secure", "secure": OPTIONS})
+    for client in range(6):
+        loopback.client(client)
+    loopback.finish()
+    kept = {c: set(node.runner.worker.memories[c].stored) - {"_secagg"} for c, node in loopback.nodes.items()}
+    assert kept[5] == set()
+    assert all(kept[c] for c in range(5))
+
+
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.99, 0.999999])
 def test_whether_a_client_takes_part_does_not_tell_how_many_samples_it_has(loopback, share):
     """The server chooses what is set aside; with a search it would find the number."""
@@ -195,7 +209,7 @@ def test_what_is_wrong_with_a_client_s_data_stays_in_its_own_log(loopback, monke
     def load(*args, **options):
         raise DataFormatError("line 7: 'Jane Doe, HIV positive' is no number")
 
-    monkeypatch.setattr("paceline.tasks.load_task", load)
+    monkeypatch.setattr("paceline.assembly.load_task", load)
     run = {"clients": 3, "cohort": 3, "aggregation": "secure", "secure": OPTIONS}
     loopback.serve(run, {"least": 3})
     loopback.task = None  # the client reads its own
@@ -336,6 +350,55 @@ def test_a_model_that_differs_by_a_hair(liar, params, monkeypatch, scope, round,
     assert alike > (0.99 if round == 1 else 0.7), "then the documents need not warn of it"  # orders of batches differ by round
 
 
+LINES = [[0, 1, 2], [0, 3, 4], [0, 5, 6], [1, 3, 5], [1, 4, 6], [2, 3, 6], [2, 4, 5]]
+"""Any two cohorts share one client and differ in four."""
+
+
+def test_where_data_are_one_batch_two_rounds_show_a_client_exactly(liar, params, monkeypatch):
+    """The size of a batch is an option of the method, and so the server's."""
+    server = liar(secure=OPTIONS, policy=HAIR.format("round"), options={"batch_size": 1000})
+    seen = Failing(monkeypatch, set(), None)
+    other = Params(params.vector.clone(), params.layout)
+    other.vector[0] += 1e-6
+    first = Partial(server, params, [0, 1, 2, 3], 1).go()
+    update = seen.updates[3]
+    found = first - Partial(server, other, [0, 1, 2], 2, round=2).go()
+    assert abs(found @ update) / (np.linalg.norm(found) * np.linalg.norm(update)) > 0.99, "then the documents need not warn of it"
+
+
+@pytest.mark.parametrize(("difference", "open"), [(1, True), (3, False)])
+def test_seven_models_that_differ_by_a_hair_over_seven_cohorts(sixteen, liar, params, monkeypatch, difference, open):
+    """The seven sums of one round have one solution: the update of each client, though any two cohorts differ in four."""
+    policy = f"[secure_aggregation]\ngamma = 0.0\n[cohort]\nleast_difference = {difference}"
+    server = liar(clients=7, cohort=7, secure=OPTIONS, policy=policy)
+    seen, sums = Failing(monkeypatch, set(), None), []
+    for number, line in enumerate(LINES):
+        other = Params(params.vector.clone(), params.layout)
+        other.vector[0] += 1e-6 * number
+        one = Partial(server, other, line, number + 1)
+        sums.append(one.go())
+        if number and not open:
+            assert sums[-1] is None
+            assert any("several of them together would show single clients" in why for why in one.why)
+    if open:
+        lines = np.array([[float(c in line) for c in range(7)] for line in LINES])
+        found = np.linalg.solve(lines, np.array(sums, dtype=float))
+        for client, update in seen.updates.items():
+            alike = abs(found[client] @ update) / (np.linalg.norm(found[client]) * np.linalg.norm(update))
+            assert alike > 0.99, "then the documents need not warn of it"
+
+
+def test_a_model_that_all_but_one_client_fail_on(liar, params, monkeypatch):
+    """Whose loss is infinite gives zeros, and is counted as one of the sum: so a sum over four may be one client's update."""
+    server = liar(secure=OPTIONS, partition="groups:0-2/0,3/1,3/2-3", policy="[secure_aggregation]\ngamma = 0.0")
+    seen = Failing(monkeypatch, set(), None)
+    bad = Params(params.vector.clone(), params.layout)
+    bad.vector[bad.layout.num_params - 4 :][1:3] = -3.4e38  # the biases of two classes, which client 1 alone has none of
+    found = Partial(server, bad, [0, 1, 2, 3], 1).go()
+    assert set(seen.updates) == {1}
+    assert np.allclose(found / (2**15 - 1), seen.updates[1], atol=1 / 2**14), "then the documents need not warn of it"
+
+
 @pytest.mark.parametrize("allowed", [False, True])
 def test_a_message_that_makes_all_but_one_count_nothing(liar, params, loopback, monkeypatch, allowed):
     """The message is the same for all, but each client reads its own line of it."""
@@ -389,3 +452,41 @@ def test_a_layout_from_the_wire_is_checked():
     for wrong in (None, 3, [1], [["w", "param"]], [["w", "other", [2]]], [["w", "param", ["x"]]], [[b"w", "param", [2]]]):
         with pytest.raises(LayoutError):
             Layout.from_plain(wrong)
+
+
+FJORD = {
+    "method": "fjord",
+    "options": {"adaptive": True, "warmup": 1, "straggler_share": 0.5},
+    "clients": 6,
+    "cohort": 6,
+    "rounds": 4,
+}
+
+
+def test_times_that_a_server_sends_with_a_commit_are_not_used(loopback, monkeypatch):
+    """With each commit a server can send how long a client's round took, and send each what it likes: all but one would sit out."""
+    commit, invoke, seen = Runner.commit, Worker.invoke, set()
+    monkeypatch.setattr(Runner, "commit", lambda self, head: commit(self, {**head, "took": 0.5 if self.number == 2 else 500.0}))
+
+    def trains(worker, me, program, function, message):
+        reply = invoke(worker, me, program, function, message)
+        if (program, function, me.round) == ("method", "train", 4) and reply.delta.vector.any():
+            seen.add(me._id)
+        return reply
+
+    monkeypatch.setattr(Worker, "invoke", trains)
+    loopback.serve({**FJORD, "aggregation": "secure", "secure": {}, "measured": True}, {"least": 6})
+    for client in range(6):
+        loopback.client(client, policy="")
+    loopback.finish()
+    assert len(seen) >= 3
+    times = [node.runner.worker.memories[n]["_times"] for n, node in loopback.nodes.items()]
+    assert all(0 < work < 60 and 0 <= moved < 60 for work, moved in times)
+
+
+def test_times_of_a_fleet_that_the_server_chose_are_refused(loopback):
+    loopback.serve({**FJORD, "aggregation": "secure", "secure": {}}, {"least": 6})
+    for client in range(6):
+        loopback.client(client, policy="")
+    loopback.wait(lambda: len(loopback.client_lines.of("refused")) == 6)
+    assert all("measured = true" in facts["reasons"][0] for facts in loopback.client_lines.of("refused"))

@@ -242,3 +242,33 @@ def test_a_client_that_falls_silent_where_all_are_needed(loopback, step):
     summary = run_with(loopback, step, silent)
     assert summary.rounds == 2
     assert [r["attempts"] for r in summary.history] == [3 if step == "unmask" else 2] * 2  # shares are asked for once more first
+
+
+@pytest.mark.parametrize("step", ["advertise", "share", "masked", "consistency"])
+def test_one_silence_in_a_later_sum_of_a_round_does_not_end_a_run(loopback, step):
+    """The first sum was opened over all of them, so without the silent client the round could not be repeated."""
+    steps = []
+
+    def once(machine, answer):
+        steps.append(step)
+        if len(steps) == 2:
+            raise ValueError("no answer")
+        return answer
+
+    run = {**RUN, "method": "fedavgmvr", "clients": 5, "cohort": 5}  # sums gradients, then updates; with five none can be missed
+    summary = run_with(loopback, step, once, run, bad=(4,))
+    assert [r["attempts"] for r in summary.history] == [2, 1]
+
+
+def test_silence_in_each_later_sum_costs_its_place(loopback):
+    """It is asked once more; then the halves are summed, where there are any."""
+    steps = []
+
+    def never_again(machine, answer):
+        steps.append(1)
+        if machine.session.function == "train":
+            raise ValueError("no answer")
+        return answer
+
+    summary = run_with(loopback, "masked", never_again, {**RUN, "method": "fedavgmvr", "rounds": 1})
+    assert [r["attempts"] for r in summary.history] == [3]

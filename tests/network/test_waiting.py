@@ -70,6 +70,13 @@ def test_in_a_secure_sum_the_server_learns_no_working_times(loopback):
     assert times[1][0] > 3 * times[0][0] > 0
 
 
+def test_in_a_secure_sum_a_client_measures_its_own_link(loopback):
+    run = {"method": "clip", "aggregation": "secure", "clients": 4, "cohort": 4, "rounds": 1, "measured": True}
+    started(loopback, run, {}, ("bandwidth:client=2,rate=3000,phase=secagg.masked",))
+    times = {n: node.runner.worker.memories[n]["_times"] for n, node in loopback.nodes.items()}
+    assert times[2][1] > times[0][1] + 0.2
+
+
 def test_deadlines_of_measured_runs_are_real(loopback):
     run = {**RUN, "measured": True, "deadline": 0.5, "rounds": 1}
     summary, _ = started(loopback, run, {}, ("delay:client=4,phase=train,seconds=1.0",))

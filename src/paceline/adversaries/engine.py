@@ -20,9 +20,9 @@ from paceline.core.engine import Call, Channel, Engine, Receipt, Sink
 from paceline.core.failures import class_of, reason_of
 from paceline.core.params import Params
 from paceline.core.random import derive
+from paceline.core.task import Task
 from paceline.core.tree import Tree, flatten, unflatten
 from paceline.core.update import Update
-from paceline.tasks import Task
 
 __all__ = ["Hostile", "poisoned"]
 
@@ -88,7 +88,7 @@ class Hostile:
     # -- the engine's other duties -------------------------------------------------------------
     def preview(self, function: str, message: Tree) -> Tree | None:
         """Return a reply with the shape that clients will send."""
-        return self._engine.preview(function, message)
+        return self.inner.preview(function, message)
 
     def commit(self) -> dict[int, dict[str, Any]]:
         """Make the clients' memory changes permanent; return the stores that changed."""

@@ -1,4 +1,4 @@
-"""How a sum is formed."""
+"""Aggregation: how the replies of a cohort are summed (plain, secure, secure-arithmetic)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,17 +10,25 @@ from paceline.core.federation import Aggregation
 __all__ = ["AGGREGATIONS", "Plain", "load_aggregation"]
 
 AGGREGATIONS = ("plain", "secure", "secure-arithmetic")
-"""Names on the command line."""
+"""Aggregation names accepted by `load_aggregation` and the command line."""
 
 
 def load_aggregation(name: str, secure: Mapping[str, Any], bound: float, agreed: Any = None) -> Aggregation:
-    """Return an aggregation by name, with the options of secure aggregation where it is one.
+    """Return the aggregation registered under a name.
 
     Args:
         name: one of `AGGREGATIONS`.
-        secure: options of secure aggregation.
-        bound: of plain sums.
-        agreed: the `Agreement` that secure sums are bound to.
+        secure: options of `SecureConfig`; used by ``secure`` and ``secure-arithmetic``.
+        bound: largest |weight x value| of one client's coordinate; used by ``plain``.
+        agreed: the `Agreement` that every secure session is bound to; None for an empty one.
+
+    Raises:
+        UnknownNameError: unknown name or unknown option of secure aggregation.
+        ConfigError: invalid value of an option.
+
+    Example:
+        >>> load_aggregation("plain", {}, bound=2.0**20).name
+        'plain'
     """
     if name == "plain":
         return Plain(bound=bound)

@@ -1,7 +1,7 @@
-"""Exact sums: 64-bit fixed point, so that a sum depends neither on order nor on who formed which part.
+"""Exact sums in 64-bit fixed point, independent of the order and of the partition into partial sums.
 
-A float x with weight w enters as round(w x 2^f) in int64. Integer addition is associative, so the same
-replies give the same bits on 1 worker, 4 workers or a real federation, in memory of one model.
+A float x with weight w is added as round(w x 2^f) in int64. Integer addition is associative, so the same
+replies give bitwise identical sums on 1 worker, 4 workers or a real federation. Memory: one model per partial sum.
 """
 
 from __future__ import annotations
@@ -24,14 +24,19 @@ from paceline.core.update import Columns, Terms, Update
 __all__ = ["SUM_BOUND", "FixedPoint", "Partial", "merge"]
 
 SUM_BOUND = 2.0**20
-"""Default largest |w x| of one client's coordinate."""
+"""Default bound on |w x| of one client's coordinate."""
 
 _SCALAR = 2**40
 _BLOCK = 1 << 16
 
 
 class Partial:
-    """A sum in the making."""
+    """Accumulator of one worker's replies.
+
+    Args:
+        fraction: f, number of fraction bits.
+        bound: largest |w x| of one client's coordinate.
+    """
 
     def __init__(self, fraction: int, bound: float) -> None:
         self.fraction, self.bound = fraction, bound
@@ -43,15 +48,21 @@ class Partial:
         self.clients: list[int] = []
 
     def add(self, client: int, reply: Tree) -> None:
-        """Add one reply.
+        """Add one reply. The sum is unchanged if the reply is refused.
 
-        Raises `NonFiniteError` for NaN, `SumOverflowError` beyond the bound, `AggregationError` for a
-        reply of another shape. A refused reply leaves the sum as it was.
+        Args:
+            client: id of the sender.
+            reply: tree of tensors and numbers, usually an `Update`.
+
+        Raises:
+            NonFiniteError: the reply contains NaN or infinity.
+            SumOverflowError: a weighted coordinate exceeds the bound.
+            AggregationError: the reply's structure differs from that of the earlier replies.
         """
         self.add_terms([client], Terms.of(reply))
 
     def add_terms(self, clients: Sequence[int], terms: Terms) -> None:
-        """Add the reply of one client, or what replies of several add up to; raises as `add` does."""
+        """Add the terms of one client's reply, or the presummed terms of several clients. Raises as `add` does."""
         who = f"client {clients[0]}" if len(clients) == 1 else f"clients {clients[0]} to {clients[-1]}"
         for name, tensor, weight in zip(terms.names, terms.tensors, terms.weights, strict=True):
             self._check(who, name, tensor, weight, len(clients) * self.bound)
@@ -80,7 +91,7 @@ class Partial:
         if not tensor.numel():
             return
         values = tensor * weight if isinstance(weight, Tensor) else tensor
-        low, high = torch.aminmax(values)  # NaN comes through, and nothing is copied
+        low, high = torch.aminmax(values)  # propagates NaN and copies nothing
         top = max(-float(low), float(high)) * (1.0 if isinstance(weight, Tensor) else abs(weight))
         if float(low) != float(low):
             top = float("nan")
@@ -93,7 +104,11 @@ class Partial:
             )
 
     def merge(self, other: Partial) -> None:
-        """Add another partial sum of the same call."""
+        """Add another partial sum of the same call in place.
+
+        Raises:
+            AggregationError: the two sums hold replies of different structure.
+        """
         if other.structure is None:
             return
         if self.structure is None:
@@ -107,7 +122,7 @@ class Partial:
         self.clients += other.clients
 
     def values(self) -> tuple[list[Tensor], list[float], list[Tensor]]:
-        """Return the sums of tensors, scalars and denominators in float64."""
+        """Return (tensor sums, scalar sums, denominator sums) in float64."""
         scale = 2.0**-self.fraction
         return (
             [t.cpu().double().mul_(scale) for t in self.tensors],
@@ -125,11 +140,20 @@ def _accumulate(total: Tensor, tensor: Tensor, weight: float | Tensor, scale: fl
 
 
 class FixedPoint:
-    """The channel that adds replies up exactly at each worker.
+    """Channel that sums replies exactly at each worker.
+
+    The fraction has f = floor(62 - log2(max(clients, 2) bound)) bits, so that no sum of `clients` replies overflows.
 
     Args:
-        clients: number of clients the sum is sized for.
-        bound: largest |w x| of one client's coordinate; the rest of the 63 bits are fraction.
+        clients: number of clients that the sum is sized for.
+        bound: largest |w x| of one client's coordinate.
+
+    Example:
+        >>> sink = FixedPoint(clients=2).open()
+        >>> for client, value in enumerate([0.5, 1.25]):
+        ...     sink.add(client, {"x": torch.tensor([value])}, lambda: 0)
+        >>> sink.partial().values()[0]
+        [tensor([1.7500], dtype=torch.float64)]
     """
 
     def __init__(self, clients: int, bound: float = SUM_BOUND) -> None:
@@ -137,7 +161,7 @@ class FixedPoint:
         self.fraction = int(62 - torch.tensor(float(max(clients, 2) * bound), dtype=torch.float64).log2().ceil().item())
 
     def open(self) -> _Sink:
-        """Return an empty sum."""
+        """Return an empty accumulator."""
         return _Sink(self.fraction, self.bound)
 
 
@@ -149,15 +173,15 @@ class _Sink(Sink):
         self._partial.add(client, reply)
 
     def sizes(self, replies: Sequence[Tree]) -> list[int]:
-        """Return the bytes of each reply; those of one make are measured once."""
+        """Return the size of each reply in bytes; replies of identical layout are measured once."""
         if len(replies) > 1 and Columns.of(replies) is not None:
             return [self.size(replies[0])] * len(replies)
         return super().sizes(replies)
 
     def add_all(self, entries: Sequence[tuple[int, Tree, Callable[[], int]]]) -> list[Any]:
-        """Add replies as one where their tensors are still rows of one whole."""
+        """Add several replies in one step if their tensors are rows of the same matrix."""
         if len(entries) > 1:
-            with contextlib.suppress(PacelineError):  # one of them is at fault: added one by one, it is known which
+            with contextlib.suppress(PacelineError):  # one reply is invalid: the one-by-one fallback identifies it
                 total = together([reply for _, reply, _ in entries])
                 if total is not None:
                     self._partial.add_terms([client for client, _, _ in entries], total)
@@ -165,7 +189,7 @@ class _Sink(Sink):
         return super().add_all(entries)
 
     def add_uniform(self, clients: Sequence[int], reply: Tree) -> bool:
-        """Add a reply that stands for one of each client; return whether that can be done."""
+        """Add one reply that represents one of each client; return False if its form does not allow that."""
         total = _of_all(reply, len(clients))
         if total is not None:
             self._partial.add_terms(clients, total)
@@ -176,7 +200,7 @@ class _Sink(Sink):
 
 
 def _of_all(reply: Tree, count: int) -> Terms | None:
-    """Return the terms of the sum of `count` clients' replies, of which this one stands for each."""
+    """Return the terms of the sum over `count` clients of a reply that represents each of them; None if not possible."""
     if type(reply) is not Update or type(reply.weight) not in (int, float):
         return None
     weight, sums, scalars, shown = float(reply.weight), [], [], {}
@@ -196,7 +220,7 @@ def _of_all(reply: Tree, count: int) -> Terms | None:
 
 
 def together(replies: Sequence[Tree]) -> Terms | None:
-    """Return the terms of the sum of replies whose tensors are rows of one whole; None for other replies."""
+    """Return the terms of the weighted sum of replies whose tensors are rows of one matrix; None for other replies."""
     columns = Columns.of(replies)
     if columns is None:
         return None
@@ -215,7 +239,7 @@ def together(replies: Sequence[Tree]) -> Terms | None:
 
 
 def _weighted(rows: Sequence[Lazy], weights: Sequence[float]) -> Tensor | None:
-    """Return the weighted sum of rows of one whole; None where they are of several."""
+    """Return the weighted sum of rows of one matrix; None if the rows belong to several matrices."""
     whole = rows[0].rows
     coefficients, rest = [0.0] * whole.count, dict[int, tuple[float, Tensor]]()
     for row, weight in zip(rows, weights, strict=True):
@@ -233,7 +257,7 @@ def _weighted(rows: Sequence[Lazy], weights: Sequence[float]) -> Tensor | None:
 
 
 def merge(partials: list[Partial]) -> Partial:
-    """Add partial sums up; the order does not matter."""
+    """Return the total of partial sums, accumulated into the first one. The order does not affect the result."""
     total = partials[0]
     for other in partials[1:]:
         total.merge(other)

@@ -1,28 +1,28 @@
-"""Plain aggregation: the server could see every reply, and forms exact sums."""
+"""Plain aggregation: exact sums of unencrypted replies. The server process can read each reply."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from paceline.aggregation.fixed_point import SUM_BOUND, FixedPoint, Partial, merge
-from paceline.aggregation.secure.messages import is_record
 from paceline.core.engine import Each
 from paceline.core.errors import QuorumError
 from paceline.core.federation import Federation, Summed, SumRequest
 from paceline.core.tree import Tree
 from paceline.core.update import rebuild
 
-__all__ = ["Plain", "mean_of", "tell"]
+__all__ = ["Plain", "is_record", "mean_of", "tell"]
 
 
 @dataclass(frozen=True)
 class Plain:
-    """Exact sums of plain replies.
+    """Exact sums of unencrypted replies.
 
     Args:
-        bound: largest |weight x value| of a coordinate, see `FixedPoint`.
+        bound: largest |weight x value| of one client's coordinate, see `FixedPoint`.
     """
 
     bound: float = SUM_BOUND
@@ -30,7 +30,15 @@ class Plain:
     sees_each: bool = True
 
     def sum(self, fed: Federation, request: SumRequest) -> Summed:
-        """Ask the cohort and add its replies up."""
+        """Call the function on the cohort and return the exact sum of its replies.
+
+        Args:
+            fed: the running federation.
+            request: function, message, cohort and deadline of the call.
+
+        Raises:
+            QuorumError: no client returned a reply that can be summed.
+        """
         peers = tell(fed, request)
         _, partials = fed.call(
             request.function,
@@ -47,12 +55,17 @@ class Plain:
         return Summed(total.structure, tensors, scalars, denominators, tuple(sorted(total.clients)))
 
     def check(self, fed: Federation) -> list[str]:
-        """Fits any federation."""
+        """Return no faults: plain sums work for every federation."""
         return []
 
 
 def mean_of(replies: Mapping[int, Tree], bound: float = SUM_BOUND) -> Any:
-    """Return what ``fed.mean`` or ``fed.sum`` would return for replies that the server holds, with the same bits."""
+    """Return what ``fed.mean`` or ``fed.sum`` would return for replies already held by the server, bitwise identical.
+
+    Args:
+        replies: reply by client id.
+        bound: largest |weight x value| of one client's coordinate.
+    """
     total = Partial(FixedPoint(len(replies), bound).fraction, bound)
     for client, reply in replies.items():
         total.add(client, reply)
@@ -60,9 +73,19 @@ def mean_of(replies: Mapping[int, Tree], bound: float = SUM_BOUND) -> Any:
 
 
 def tell(fed: Federation, request: SumRequest) -> dict[int, dict[int, Tree]]:
-    """Let clients tell each other their records, through the server, which could read them."""
+    """Collect the records that clients publish to their peers, relayed through the server in plain text.
+
+    Returns:
+        for each client that published a valid record: the records of the other clients, by id. Empty if the function
+        declares no record.
+    """
     if request.declared.tells is None:
         return {}
     receipts, _ = fed.call(request.declared.tells, None, request.cohort, Each())
     told: dict[int, Any] = {r.client: r.value for r in receipts if r.dropped is None and is_record(r.value)}
     return {client: {p: v for p, v in told.items() if p != client} for client in told}
+
+
+def is_record(value: Tree) -> bool:
+    """Return whether a value can be a record that clients tell each other: finite numbers in a list."""
+    return isinstance(value, list | tuple) and all(type(x) in (int, float) and math.isfinite(x) for x in value)

@@ -46,12 +46,12 @@ def _server(config: ServerConfig, path: Path) -> Iterator[Finding]:
     lists = part.ca or part.folder
 
     def run() -> str:
-        from paceline.core.method import find_method
-        from paceline.tasks import load_task
+        from paceline.assembly import assemble
+        from paceline.deploy.run_fields import check_federated
 
         found = run_of(config, path)
-        find_method(found.method).build(found.options)
-        load_task(found.task, model=found.model, seed=found.seed, **found.task_options)
+        check_federated(found)
+        assemble(found)
         return f"{found.method} on {found.task}, {found.clients} clients"
 
     def gate() -> Gate:

@@ -63,8 +63,7 @@ def run(
     from paceline.run import run as carry_out
     from paceline.store import RunFolder
 
-    default = f"{settings.method}-{settings.task}-s{settings.seed}"
-    with new_place(out, name, default, replace) as place, LiveProgress(quiet or json) as progress, resumable(place):
+    with new_place(out, name, settings.label, replace) as place, LiveProgress(quiet or json) as progress, resumable(place):
         progress.begin(settings.method, settings.rounds)
         summary = carry_out(settings, folder=RunFolder.create(place.parent, place.name), observer=progress, progress=False)
     _finish(summary, json, profile)

@@ -1,4 +1,4 @@
-"""Where a party listens or is dialled: host and port, checked once and in one way."""
+"""Network addresses (host and port) and proxy URLs, with one common validation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Address", "Dialled", "Listening", "MaybeListening", "ProxyUrl", "pro
 
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?")
 _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
-"""The variables in which gRPC looks for a proxy, in its order."""
+"""Environment variables in which gRPC looks for a proxy, in its order."""
 
 _DOTTED = re.compile(r"[0-9.]+")
 
@@ -30,7 +30,7 @@ class Address:
 
     Args:
         host: DNS name, IPv4 or IPv6 address, without brackets.
-        port: from 1; 0 takes a free one where a party listens.
+        port: 1 to 65535; 0 selects a free port for listening.
     """
 
     host: str
@@ -38,17 +38,19 @@ class Address:
 
     @staticmethod
     def parse(value: Any, field: str = "", *, listen: bool = False) -> Address:
-        """Return the address of a text ``host:port``; an IPv6 address stands in brackets.
+        """Parse a text ``host:port``; an IPv6 address must be in brackets.
 
         Args:
             value: the text, or an `Address`.
-            field: where it comes from, for the message.
-            listen: a party listens there, so that port 0 takes a free one.
+            field: name of the option, for the error message.
+            listen: the address is for listening, so port 0 is permitted.
 
-        Raises `ConfigError` that names field and value.
+        Raises:
+            ConfigError: the address is malformed; the message contains field and value.
 
-        >>> Address.parse("[::1]:9100"), str(Address("::1", 9100))
-        (Address(host='::1', port=9100), '[::1]:9100')
+        Example:
+            >>> Address.parse("[::1]:9100"), str(Address("::1", 9100))
+            (Address(host='::1', port=9100), '[::1]:9100')
         """
         try:
             return _read(value, listen)
@@ -58,17 +60,17 @@ class Address:
 
     @property
     def target(self) -> str:
-        """What gRPC dials: always looked up by DNS, whatever the host is called."""
+        """Target for gRPC; it is always resolved by DNS, whatever the host is called."""
         return f"dns:///{self}"
 
     def taken(self) -> str:
-        """Return why nobody can listen here, in the system's words; empty where that is possible, or cannot be told."""
+        """Return the system's reason why the address is not available for listening; empty if it is, or if unknown."""
         try:
             kind, how, protocol, _, where = socket.getaddrinfo(
                 self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )[0]
             with socket.socket(kind, how, protocol) as probe:
-                if os.name == "posix":  # as gRPC: connections that end hold no port
+                if os.name == "posix":  # like gRPC: closing connections do not block the port
                     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(where)
         except OSError as error:
@@ -118,7 +120,7 @@ def _checked(host: str, port: str, listen: bool) -> Address:
 
 
 def _is(kind: Callable[[str], object], host: str) -> bool:
-    """Return whether `host` is an address of a kind: of IPv4, or of IPv6."""
+    """Return whether `host` is an address of the given class (IPv4 or IPv6)."""
     try:
         kind(host)
     except ValueError:
@@ -127,9 +129,10 @@ def _is(kind: Callable[[str], object], host: str) -> bool:
 
 
 def proxy_url(value: Any, field: str = "") -> str:
-    """Return the URL of an HTTP proxy, ``environment`` or nothing, as they are given, once checked.
+    """Validate and normalise the URL of an HTTP proxy; ``environment`` and the empty text are returned unchanged.
 
-    Raises `ConfigError` that names the field; a password is not repeated.
+    Raises:
+        ConfigError: the value is invalid; the message contains the field but no password.
     """
     name = field or "the proxy"
     if not isinstance(value, str):
@@ -150,10 +153,11 @@ def proxy_url(value: Any, field: str = "") -> str:
 
 
 def proxy_shown(proxy: str) -> str | None:
-    """Return a proxy as it may be logged: without user and password; None where there is none.
+    """Return a proxy in a form safe to log, without user and password; None if there is none.
 
-    >>> proxy_shown("http://me:secret@proxy:3128")
-    'http://proxy:3128'
+    Example:
+        >>> proxy_shown("http://me:secret@proxy:3128")
+        'http://proxy:3128'
     """
     if proxy != "environment":
         return re.sub(r"//.*@", "//", proxy) or None
@@ -162,15 +166,15 @@ def proxy_shown(proxy: str) -> str | None:
 
 
 Dialled = Annotated[Address, BeforeValidator(lambda value: _read(value, listen=False))]
-"""A field of a configuration: host:port that is dialled."""
+"""Configuration field: host:port to connect to."""
 
 Listening = Annotated[Address, BeforeValidator(lambda value: _read(value, listen=True))]
-"""A field of a configuration: host:port that is listened on."""
+"""Configuration field: host:port to listen on."""
 
 MaybeListening = Annotated[
     Address | None, BeforeValidator(lambda value: None if value in ("", None) else _read(value, listen=True))
 ]
-"""The same, or nothing where the text is empty."""
+"""Configuration field: host:port to listen on; None for an empty text."""
 
 ProxyUrl = Annotated[str, BeforeValidator(proxy_url)]
-"""A field of a configuration: URL of an HTTP proxy, ``environment``, or nothing."""
+"""Configuration field: URL of an HTTP proxy, ``environment``, or empty."""

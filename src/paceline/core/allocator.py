@@ -1,4 +1,4 @@
-"""Memory that a process frees and needs again at once, as training does: kept by the process."""
+"""Allocator tuning for workloads that free and reallocate large blocks repeatedly, as training does."""
 
 from __future__ import annotations
 
@@ -16,17 +16,21 @@ _done = False
 
 
 def keep_freed(trim: int = 512, blocks: int = 32) -> None:
-    """Let the C library keep up to `trim` MiB of freed memory, of blocks up to `blocks` MiB.
+    """Configure glibc to retain up to `trim` MiB of freed memory, in blocks of up to `blocks` MiB.
 
-    By default glibc gives large blocks back to the system, and each use of them faults their pages in anew, which costs
-    as much as the arithmetic of a small model. Other C libraries, and a process that was started with settings of its
-    own (``MALLOC_...``, ``GLIBC_TUNABLES``), are left as they are. For Paceline's own processes only: the command line and
-    workers. A process that imports Paceline decides for itself.
+    By default glibc returns large blocks to the system. Each reuse then causes page faults, which cost as much as the
+    arithmetic of a small model. Other C libraries are left unchanged, as are processes started with settings of their own
+    (``MALLOC_...``, ``GLIBC_TUNABLES``). Call it in Paceline's own processes only, the command line and workers: a process that
+    imports Paceline decides for itself.
+
+    Args:
+        trim: in MiB.
+        blocks: in MiB.
     """
     global _done
     if _done or any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
         return
-    with contextlib.suppress(OSError, AttributeError):  # no such library, or not glibc
+    with contextlib.suppress(OSError, AttributeError):  # library not found, or not glibc
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         mallopt(_TRIM, trim * _MIB)
         mallopt(_MMAP, blocks * _MIB)

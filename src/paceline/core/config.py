@@ -124,6 +124,11 @@ class RunConfig(BaseModel):
         with _own_errors():
             return super().model_validate_json(*args, **kwargs)
 
+    @property
+    def label(self) -> str:
+        """A name for a folder of this run: method, task and seed."""
+        return f"{self.method}-{self.task}-s{self.seed}"
+
     @staticmethod
     def build(values: dict[str, Any]) -> RunConfig:
         """Return the configuration with these values; raises as the class does."""

@@ -1,8 +1,8 @@
-"""Work that was begun and is not yet handed over: the reply stays with its client until the server asks for it.
+"""Deferred replies: work that is started in one call and collected by a later one.
 
-This is what asynchronous methods stand on. A client that was started works on, or waits with its result, while
-the server goes through other rounds; its reply lies in its own memory, so that checkpoints have it, and leaves
-the client later through any channel: a buffered sum of arrivals is an ordinary sum, secure or not.
+Asynchronous methods are built on this. A started client continues to work, or waits with its result, while the server
+runs other rounds. The reply is stored in the client's memory, so checkpoints contain it, and leaves the client later
+through any channel: a buffered sum of arrivals is an ordinary sum, secure or not.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ __all__ = ["Held", "hold"]
 
 @dataclass(frozen=True)
 class Held:
-    """The channel of work that is begun: nothing but the cost comes back.
+    """Channel of started work: only the cost is returned.
 
     Args:
-        goes_up: the reply goes to the server as soon as it is done, so that its upload is part of the cost; else
-            it waits at the client, and the call that takes it up bears that.
+        goes_up: the reply is sent to the server as soon as it is done, so its upload is part of the cost; otherwise it
+            waits at the client, and the call that collects it pays for the upload.
     """
 
     goes_up: bool
 
     def open(self) -> Sink:
-        """Return a sink that keeps nothing."""
+        """Return a sink that stores nothing."""
         return _HeldSink(self.goes_up)
 
 
@@ -51,5 +51,5 @@ class _HeldSink(Sink):
 
 
 def hold(client: Client, reply: Tree) -> None:
-    """Keep a reply in its client's memory, apart from whatever it was computed with."""
+    """Store a copy of a reply in its client's memory."""
     client.memory["_held"] = map_leaves(torch.clone, reply)

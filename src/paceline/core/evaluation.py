@@ -1,4 +1,4 @@
-"""Evaluation: sums that add up over batches and clients, of one client or of several in one pass."""
+"""Evaluation of models: sums that add up over batches and clients, for one client or several in one pass."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from paceline.core.samples import ClientData, Problem
 __all__ = ["Evaluation", "evaluate", "evaluate_together"]
 
 BATCH = 500
-"""Most samples in one pass."""
+"""Maximum number of samples per pass."""
 
 _BYTES = 1 << 23
-"""On a CPU, most bytes that a layer may return in one pass: what does not stay in the cache is twice as slow."""
+"""Maximum layer output in bytes per pass on a CPU: larger outputs leave the cache and take twice as long."""
 
 _LEAST = 8
-"""Fewest samples in one pass all the same."""
+"""Minimum number of samples per pass."""
 
 
 @dataclass
 class Evaluation:
-    """One client's request to evaluate a model.
+    """Request to evaluate a model on one client.
 
     Args:
         model: the module.
-        params: what it is loaded with.
+        params: parameters to load.
         problem: loss and number of classes.
         data: samples.
-        alone: the module's buffers were set for this client.
-        outputs: ``(module, inputs) -> scores`` in place of the module's outputs.
-        seed: returns the seed of what modules draw, for those that draw even when they are evaluated.
+        alone: whether the module's buffers are specific to this client.
+        outputs: ``(module, inputs) -> scores`` instead of the module's outputs.
+        seed: returns the seed for modules that draw random numbers in evaluation.
     """
 
     model: Resident
@@ -50,7 +50,7 @@ class Evaluation:
     seed: Callable[[], int] = int
 
     def run(self) -> dict[str, Any]:
-        """Evaluate by itself."""
+        """Evaluate this request alone."""
         self.model.load(self.params)
         with nested(self.seed(), self.model.device):
             return evaluate(self.model, self.problem, self.data, outputs=self.outputs)
@@ -64,10 +64,20 @@ def evaluate(
     batch_size: int = BATCH,
     outputs: Callable[[nn.Module, Tensor], Tensor] | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a loaded model: sums of loss and correct answers, counts, and both counts for each class.
+    """Evaluate a loaded model: sums of loss and correct answers, counts, and both counts per class.
 
-    Everything returned adds up over clients, so it can be asked for under secure aggregation. Where a sample has a
-    sequence of targets, each of them counts; negative ones (such as -100) are not scored.
+    All returned values add up over clients, so they can be computed under secure aggregation. If a sample has a sequence
+    of targets, each of them counts; negative ones (such as -100) are not scored.
+
+    Args:
+        model: module with loaded parameters.
+        problem: loss and number of classes.
+        data: samples.
+        batch_size: maximum number of samples per pass.
+        outputs: ``(module, inputs) -> scores`` instead of the module's outputs.
+
+    Returns:
+        ``loss`` (sum), ``correct``, ``count``, ``class_correct`` and ``class_count`` (shape [classes]).
     """
     with spent.on("evaluating"):
         model.module.eval()
@@ -85,10 +95,12 @@ def evaluate(
 
 
 def evaluate_together(requests: Sequence[Evaluation]) -> list[dict[str, Any]]:
-    """Evaluate the same parameters on the data of several clients, in passes over all of them.
+    """Evaluate the same parameters on the data of several clients, in joint passes.
 
-    Returns each one's sums, or runs them one by one where the loss is not a mean over samples that is known, or the
-    model draws random numbers.
+    Runs the requests one by one if the loss is not a known mean over samples, or if the model draws random numbers.
+
+    Returns:
+        the sums of each request, as in `evaluate`.
     """
     first = requests[0]
     same = all(r.params is first.params and r.model is first.model and r.data.x is first.data.x for r in requests)
@@ -130,7 +142,7 @@ def _evaluate_all(requests: Sequence[Evaluation]) -> list[dict[str, Any]]:
 
 
 def _fitting(model: Resident, data: ClientData, most: int, outputs: Callable[[nn.Module, Tensor], Tensor] | None) -> int:
-    """Return how many samples to evaluate in one pass, from what each layer returns for two of them."""
+    """Return the number of samples per pass, based on the layer outputs for two of them."""
     if model.device.type != "cpu" or not len(data):
         return most
     known, make = model.widths, (data.x.shape[1:], outputs is None)
@@ -142,7 +154,7 @@ def _fitting(model: Resident, data: ClientData, most: int, outputs: Callable[[nn
 
         hooks = [part.register_forward_hook(note) for part in model.module.modules()]
         try:
-            with drawing(0, model.device):  # takes nothing from the stream of what is evaluated
+            with drawing(0, model.device):  # does not affect the random stream of the evaluation
                 _ = model.module(x) if outputs is None else outputs(model.module, x)
         finally:
             for hook in hooks:
@@ -152,7 +164,7 @@ def _fitting(model: Resident, data: ClientData, most: int, outputs: Callable[[nn
 
 
 def _right(out: Tensor, y: Tensor) -> Tensor:
-    """Return the targets that were met; a negative one never is."""
+    """Return the correctly predicted targets; negative targets never match."""
     flat = y.reshape(-1)
     return flat[out.argmax(1).reshape(-1) == flat]
 

@@ -1,4 +1,4 @@
-"""Which clients sit out because they spoilt sums, and until when."""
+"""Temporary exclusion of clients that spoilt sums."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ __all__ = ["Exclusions"]
 
 
 class Exclusions:
-    """Leaves clients out that were blamed: for the rest of the round, then twice as long with each further time.
+    """Excludes blamed clients: for the rest of the round at first, then for twice as long each time.
 
-    >>> out = Exclusions()
-    >>> out.blame({4: "a wrong commitment"}, round=7)
-    >>> out.sits_out(4, 7), out.sits_out(4, 8)
-    (True, False)
+    Example:
+        >>> out = Exclusions()
+        >>> out.blame({4: "a wrong commitment"}, round=7)
+        >>> out.sits_out(4, 7), out.sits_out(4, 8)
+        (True, False)
     """
 
     def __init__(self) -> None:
@@ -25,21 +26,26 @@ class Exclusions:
         return bool(self._until)
 
     def blame(self, clients: Mapping[int, str], round: int) -> None:
-        """Let clients sit out, from this round on; `clients` says why."""
+        """Exclude clients from this round on.
+
+        Args:
+            clients: reason by client.
+            round: the current round.
+        """
         for client, why in clients.items():
             times = self._times[client] = self._times.get(client, 0) + 1
             self._until[client] = round + 2 ** min(times - 1, 20) - 1
             self._why[client] = (round, why)
 
     def rest(self, clients: Iterable[int], round: int) -> None:
-        """Let clients sit out the rest of a round, without blame: those that did not answer in an attempt that was lost."""
+        """Exclude clients for the rest of a round without blame: those that did not answer in a lost attempt."""
         for client in clients:
             self._until[client] = max(self._until.get(client, -1), round)
 
     def sits_out(self, client: int, round: int) -> bool:
-        """Return whether a client is not to be asked in a round."""
+        """Return whether a client is excluded in a round."""
         return self._until.get(client, -1) >= round
 
     def of(self, round: int) -> dict[int, str]:
-        """Return whom a round blamed, and why."""
+        """Return the clients blamed in a round, with the reasons."""
         return {client: why for client, (when, why) in sorted(self._why.items()) if when == round}

@@ -1,4 +1,4 @@
-"""What is told of replies that did not come: how many, why, and where in whose code it went wrong."""
+"""Description of missing replies: their number, reasons, and the code location of errors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _STANDARD = tuple({_PATHS[name] + os.sep for name in ("stdlib", "platstdlib")})
 
 
 def kind_of(dropped: str) -> Kind:
-    """Return why there is no reply, in a word, from a receipt's ``dropped``."""
+    """Return the kind of a missing reply, from a receipt's ``dropped``."""
     if dropped == "late":
         return "late"
     if dropped == "gone":
@@ -44,18 +44,24 @@ def kind_of(dropped: str) -> Kind:
 
 
 def account(dropped: Mapping[int, str], asked: int, most: int = 3) -> str:
-    """Return how many of the asked clients gave no reply, and why; see `reasons`.
+    """Return how many clients gave no reply, and why; see `reasons`.
 
-    >>> account({0: "late", 3: "KeyError: 'x' (mine.py:7)", 4: "KeyError: 'x' (mine.py:7)"}, 5)
-    "3 of 5 clients gave no reply: 1 late, 2 failed (2 times KeyError: 'x' (mine.py:7), such as client 3)"
+    Args:
+        dropped: reason by client.
+        asked: number of clients called.
+        most: number of reasons per kind to list.
+
+    Example:
+        >>> account({0: "late", 3: "KeyError: 'x' (mine.py:7)", 4: "KeyError: 'x' (mine.py:7)"}, 5)
+        "3 of 5 clients gave no reply: 1 late, 2 failed (2 times KeyError: 'x' (mine.py:7), such as client 3)"
     """
     return f"{len(dropped)} of {asked} clients gave no reply: {reasons(dropped, most)}"
 
 
 def reasons(dropped: Mapping[int, str], most: int = 3) -> str:
-    """Return how many replies are missing by kind, and of each the `most` frequent reasons with one client to look at."""
+    """Return the number of missing replies by kind, with the `most` frequent reasons of each and one example client."""
     found: dict[Kind, dict[str, list[int]]] = {}
-    for client, why in sorted(dropped.items()):  # texts that differ in numbers alone, such as the client's, are one reason
+    for client, why in sorted(dropped.items()):  # reasons that differ only in numbers count as one
         found.setdefault(kind_of(why), {}).setdefault(re.sub(r"\d+", "#", why), []).append(client)
     parts = []
     for kind in ("late", "gone", "refused", "failed"):
@@ -80,14 +86,20 @@ def _short(text: str, most: int = 200) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """Return class, message and place of a client function's error, in a line."""
+    """Return class, message and location of a client function's error, on one line."""
     told = "; ".join(error.misfits) if isinstance(error, PlanError) else str(error)
     place = place_of(error)
     return f"{type(error).__name__}: {told}" + (f" ({place})" if place else "")
 
 
 def client_error(receipt: Receipt, function: str, round: int) -> PacelineError:
-    """Return the error of a client that failed: of its own class where that is one of ours, else a `ClientError`."""
+    """Return the exception for a failed client: of its original class if that is one of Paceline's, else a `ClientError`.
+
+    Args:
+        receipt: receipt of the client.
+        function: name of the client function.
+        round: the round.
+    """
     reason, kept = str(receipt.dropped), (NonFiniteError, AggregationError, PlanError, DataError)
     cls: type[PacelineError] = getattr(errors, receipt.error, ClientError)
     if issubclass(cls, kept):
@@ -97,23 +109,28 @@ def client_error(receipt: Receipt, function: str, round: int) -> PacelineError:
 
 
 def class_of(error: Exception) -> str:
-    """Return the name of the nearest of Paceline's own classes that an error belongs to; empty where there is none."""
+    """Return the name of the most derived class in `paceline.core.errors` that an error belongs to; empty if there is none."""
     if not isinstance(error, PacelineError):
         return ""
     return next(str(c.__name__) for c in type(error).__mro__ if getattr(errors, c.__name__, None) is c)
 
 
 def class_in(text: str) -> str:
-    """Return the class of `paceline.core.errors` that a text from another machine begins with; empty where it names none."""
+    """Return the class of `paceline.core.errors` with which an untrusted text begins; empty if it names none.
+
+    Example:
+        >>> class_in("WireError: malformed"), class_in("KeyError: 'x'")
+        ('WireError', '')
+    """
     name, colon, _ = text.partition(": ")
     return name if colon and name in errors.__all__ and isinstance(getattr(errors, name), type) else ""
 
 
 def place_of(error: BaseException) -> str:
-    """Return ``file:line`` of the code that raised an error: the user's own, where it was on the way there.
+    """Return ``file:line`` of the code that raised an error, preferring the user's own code.
 
-    That is the innermost frame outside of Paceline, torch, numpy and the standard library; else the innermost in
-    Paceline, else the innermost. Files below the current folder are named from there, others by their last parts.
+    This is the innermost frame outside Paceline, torch, NumPy and the standard library; else the innermost in Paceline,
+    else the innermost. Files below the current folder are shown relative to it, others by their last components.
     """
     frames = traceback.extract_tb(error.__traceback__)
     if not frames:
@@ -123,7 +140,7 @@ def place_of(error: BaseException) -> str:
 
 
 def _distance(file: str) -> int:
-    """Return how far from the user's code a file is: 0 for the user's, 1 for Paceline's, 2 for libraries."""
+    """Return the rank of a file: 0 for user code, 1 for Paceline, 2 for libraries."""
     if file.startswith(_HERE):
         return 1
     if file.startswith(_LIBRARIES) or file.startswith("<frozen"):

@@ -1,4 +1,4 @@
-"""SHA-256 of what a task's samples are, to notice that a run goes on with others."""
+"""SHA-256 of a task's samples, to detect a run that is resumed with different ones."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 __all__ = ["digest"]
 
 _BYTES = 1 << 24
-"""Bytes of a tensor that are looked at in one piece; what is not contiguous is copied piece by piece."""
+"""Bytes of a tensor hashed in one piece; non-contiguous tensors are copied piece by piece."""
 
 
 def digest(*values: Any) -> str:
-    """Return the SHA-256 of values: tensors, arrays, modules, plain values, and whatever holds such.
+    """Return the SHA-256 of values: tensors, arrays, modules, plain values, and containers of them.
 
-    Type, shape and content count. Functions count by name.
+    Type, shape and content are hashed. Functions are hashed by name.
     """
     found = hashlib.sha256()
     for value in values:
@@ -30,7 +30,7 @@ def digest(*values: Any) -> str:
 
 
 def _add(into: Any, value: Any, inside: tuple[int, ...]) -> None:
-    """Add a value; `inside` are the objects that hold it, which do not count again."""
+    """Add a value to the hash; `inside` holds the ids of enclosing objects, which are not hashed again."""
     if id(value) in inside:
         return
     inside = (*inside, id(value))

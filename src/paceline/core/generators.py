@@ -1,9 +1,8 @@
-"""The global random generators of torch, Python and numpy, as streams of a run.
+"""Global random generators of torch, Python and NumPy, seeded from streams of a run.
 
-Modules, losses and hooks may draw from global generators: dropout, random augmentation, stochastic depth. A
-`drawing` block gives such code a stream of its own and afterwards puts the generators back as they were, so that
-results depend on seeds alone and the caller's own stream goes on undisturbed. Global generators belong to a process;
-threads that draw at the same time share them.
+Modules, losses and hooks may draw from global generators: dropout, random augmentation, stochastic depth. A `drawing`
+block seeds them with a separate stream and restores them afterwards, so that results depend on seeds alone and the
+caller's stream is not affected. Global generators belong to a process; concurrent threads share them.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _depth = _Depth()
 
 
 def _generators(device: torch.device | str) -> list[torch.Generator]:
-    """Return torch's global generators that code on `device` draws from."""
+    """Return torch's global generators used by code on `device`."""
     device = torch.device(device)
     if device.type != "cuda":
         return [torch.default_generator]
@@ -38,7 +37,7 @@ def _generators(device: torch.device | str) -> list[torch.Generator]:
 
 
 def reseed(seed: int, device: torch.device | str = "cpu") -> None:
-    """Let the global generators go on with the stream `seed`. Use it inside of `drawing`, which puts them back."""
+    """Seed the global generators with the stream `seed`. Use it within `drawing`, which restores them."""
     for generator in _generators(device):
         generator.manual_seed(seed)
     random.seed(seed)
@@ -46,11 +45,18 @@ def reseed(seed: int, device: torch.device | str = "cpu") -> None:
 
 
 class drawing:
-    """A block in which the global generators draw from the stream `seed`; afterwards they are as before.
+    """Context manager: seed the global generators with the stream `seed`, and restore them on exit.
 
     Args:
-        seed: of the stream.
-        device: where code in the block computes.
+        seed: seed of the stream.
+        device: device on which code in the block computes.
+
+    Example:
+        >>> with drawing(0):
+        ...     first = torch.rand(1)
+        >>> with drawing(0):
+        ...     bool(torch.rand(1) == first)
+        True
     """
 
     def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
@@ -73,9 +79,9 @@ class drawing:
 
 
 class nested(drawing):
-    """`drawing` where no other block encloses this one; inside of one, `reseed`, at a tenth of the cost.
+    """Like `drawing`, but inside another block only `reseed`, at a tenth of the cost.
 
-    Code in the enclosing block calls `reseed_nested` before it draws again.
+    Code in the enclosing block must call `reseed_nested` before it draws again.
     """
 
     def __enter__(self) -> None:
@@ -91,16 +97,16 @@ class nested(drawing):
 
 
 def reseed_nested(seed: int, device: torch.device | str = "cpu") -> None:
-    """`reseed` inside of a block; outside of one the generators are not ours, and stay as they are."""
+    """Call `reseed` inside a block; do nothing outside of one, where the generators belong to the caller."""
     if _depth.value:
         reseed(seed, device)
 
 
 class Still:
-    """Tells whether code drew from a global generator; for use inside of `drawing`.
+    """Detects whether code drew from a global generator; for use within `drawing`.
 
     Args:
-        device: where that code computes.
+        device: device on which that code computes.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
@@ -109,7 +115,7 @@ class Still:
         self._states = [g.get_state() for g in self._generators]
 
     def moved(self) -> bool:
-        """Return whether anything was drawn since this was made. Itself draws, so that it is asked once."""
+        """Return whether anything was drawn since this object was created. Call it once only, because it draws itself."""
         if any(not torch.equal(g.get_state(), s) for g, s in zip(self._generators, self._states, strict=True)):
             return True
         return (random.random(), np.random.random_sample()) != _NEXT
@@ -123,4 +129,4 @@ def _next() -> tuple[float, float]:
 
 
 _NEXT = _next()
-"""What Python's and numpy's generators return first after `_STILL`; to compare whole states takes longer."""
+"""First values of Python's and NumPy's generators after `_STILL`; comparing whole states is slower."""

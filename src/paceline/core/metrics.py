@@ -1,6 +1,6 @@
-"""What many clients' results say together: how accuracies spread, and how well clusters were found.
+"""Metrics over many clients: spread of accuracies, and quality of clusterings.
 
-The spread is formed from sums alone, so the server never sees one client's accuracy.
+The spread is computed from sums alone, so the server never sees one client's accuracy.
 """
 
 from __future__ import annotations
@@ -15,11 +15,15 @@ import torch
 __all__ = ["BINS", "adjusted_rand", "figures", "spread", "spread_figures"]
 
 BINS = 101
-"""Bins of the histogram of accuracies: one for each whole per cent."""
+"""Number of bins in the histogram of accuracies: one per percentage point."""
 
 
 def figures(sums: Mapping[str, Any]) -> dict[str, Any]:
-    """Return accuracy, mean loss and the worst class's accuracy from summed evaluations, and each part's accuracy and loss."""
+    """Return accuracy, mean loss and worst-class accuracy from summed evaluations, and accuracy and loss of each part.
+
+    Args:
+        sums: summed results of `paceline.core.evaluation.evaluate`.
+    """
     count = max(int(sums["count"]), 1)
     per_class = sums["class_correct"].double() / sums["class_count"].clamp(min=1)
     present = sums["class_count"] > 0
@@ -38,10 +42,10 @@ def figures(sums: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def spread(sums: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a client tells of its own accuracy: terms that add up over clients.
+    """Add terms to a client's evaluation from which `spread_figures` computes the spread over clients.
 
     Args:
-        sums: ``correct`` and ``count`` (and more) as `paceline.core.client.evaluate` gives them, passed on as they are.
+        sums: ``correct`` and ``count`` (and more, passed through) as returned by `paceline.core.evaluation.evaluate`.
     """
     bins = torch.zeros(BINS, dtype=torch.int64)
     known, accuracy = sums["count"] > 0, sums["correct"] / max(sums["count"], 1)
@@ -51,16 +55,20 @@ def spread(sums: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def spread_figures(total: Mapping[str, Any], worst: float = 0.1) -> dict[str, float]:
-    """Return mean, worst part and deviation of the clients' accuracies from the sum of their `spread`.
+    """Return mean, worst part and standard deviation of the clients' accuracies, from the sum of their `spread`.
 
-    The mean of the worst `worst` of the clients comes from the histogram and is exact to half a per cent; at
-    least one client counts as worst. Without clients all figures are NaN.
+    The mean of the worst clients is computed from the histogram and is exact to half a percentage point. Without clients
+    all figures are NaN.
+
+    Args:
+        total: sum of the clients' `spread`.
+        worst: fraction of the clients in the worst part; at least one client.
     """
     clients = int(total["clients"])
     if clients <= 0:
         return dict.fromkeys(("client_accuracy", "worst_client_accuracy", "client_deviation"), math.nan)
     mean = total["accuracies"] / clients
-    # sums in which somebody may have lied: no count is below 0 or above the number of clients
+    # untrusted sums: clip counts to 0 .. number of clients
     counts = np.clip(np.rint(np.asarray(total["bins"], dtype=np.float64)), 0, clients)
     taken = np.diff(np.minimum(np.cumsum(counts), max(round(worst * clients), 1)), prepend=0)
     return {
@@ -71,10 +79,11 @@ def spread_figures(total: Mapping[str, Any], worst: float = 0.1) -> dict[str, fl
 
 
 def adjusted_rand(found: Sequence[int], true: Sequence[int]) -> float:
-    """Return the adjusted Rand index of two labellings: 1 where they agree, about 0 by chance.
+    """Return the adjusted Rand index of two labellings: 1 for equal partitions, about 0 by chance.
 
-    >>> adjusted_rand([0, 0, 1, 1], [5, 5, 3, 3])
-    1.0
+    Example:
+        >>> adjusted_rand([0, 0, 1, 1], [5, 5, 3, 3])
+        1.0
     """
     table = np.zeros((len(set(found)), len(set(true))))
     np.add.at(table, (np.unique(found, return_inverse=True)[1], np.unique(true, return_inverse=True)[1]), 1)

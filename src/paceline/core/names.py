@@ -1,4 +1,4 @@
-"""Names of folders and runs that every system takes, made from whatever text a name is given as."""
+"""Portable names of folders and runs, derived from arbitrary text."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from collections.abc import Sequence
 __all__ = ["LONGEST", "is_name", "run_id", "safe_name", "safe_names"]
 
 LONGEST = 200
-"""Bytes of the longest name: file systems take 255, and what lies beside it adds to the name."""
+"""Maximum length of a name in bytes: file systems permit 255, and suffixes of related files add to it."""
 
 _MARK = 9
-"""Bytes of a dash and the hash by which shortened names differ."""
+"""Bytes of a dash and the hash that distinguishes shortened names."""
 
 
 def safe_name(text: str, most: int = 120) -> str:
-    """Return `text` as a name of at most `most` bytes: letters, digits, ``_.=+-``, and no dot in front.
+    """Return `text` as a name of at most `most` bytes: letters, digits, ``_.=+-``, without a leading dot.
 
-    What is too long is cut, and ends with a hash of the whole, so that different texts stay different.
+    Longer texts are truncated and end with a hash of the whole text, so that different texts remain different.
 
-    >>> safe_name("clip:network=true-mnist-5k-s0"), safe_name("my run (1)"), safe_name("...")
-    ('clip-network=true-mnist-5k-s0', 'my-run-1', 'run')
+    Example:
+        >>> safe_name("clip:network=true-mnist-5k-s0"), safe_name("my run (1)"), safe_name("...")
+        ('clip-network=true-mnist-5k-s0', 'my-run-1', 'run')
     """
     cleaned = re.sub(r"[^\w.=+-]+", "-", unicodedata.normalize("NFC", text)).strip("-.") or "run"
     if len(cleaned.encode()) <= most:
@@ -32,10 +33,11 @@ def safe_name(text: str, most: int = 120) -> str:
 
 
 def safe_names(texts: Sequence[str], most: int = 120) -> list[str]:
-    """Return the names of several texts; those of different texts differ.
+    """Return the names of several texts; different texts get different names.
 
-    >>> safe_names(["a/b", "a b", "c"])[2]
-    'c'
+    Example:
+        >>> safe_names(["a/b", "a b", "c"])[2]
+        'c'
     """
     names = [safe_name(text, most) for text in texts]
     owners: dict[str, set[str]] = {}
@@ -48,12 +50,12 @@ def safe_names(texts: Sequence[str], most: int = 120) -> list[str]:
 
 
 def is_name(text: str, most: int = LONGEST) -> bool:
-    """Return whether a text from outside can be the name of a folder as it stands."""
+    """Return whether an untrusted text is safe to use as a folder name unchanged."""
     return re.fullmatch(r"[\w=+-][\w.=+-]*", text) is not None and len(text.encode(errors="replace")) <= most
 
 
 def run_id(name: str) -> str:
-    """Return a new id for a run in a folder called `name`: plain ASCII, at most 80 bytes, and never the same twice."""
+    """Return a unique id for a run in a folder called `name`: plain ASCII, at most 80 bytes."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     return f"{safe_name(plain, 60)}-{secrets.token_hex(6)}"
 

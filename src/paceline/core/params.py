@@ -1,8 +1,8 @@
-"""A model's parameters as one flat vector with named views.
+"""Model parameters as one flat vector with named views.
 
-Loading a model is one copy, ``a - b`` one kernel, a sum over clients one add, clipping one norm.
-`Layout` says which coordinates belong to which tensor; `Params` is a vector with a layout; `Resident`
-is a module whose parameters *are* views into such a vector.
+Loading a model is one copy, ``a - b`` one kernel, a sum over clients one addition, clipping one norm.
+`Layout` maps tensors to coordinates; `Params` is a vector with a layout; `Resident` is a module whose parameters *are*
+views into such a vector.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from paceline.core.errors import LayoutError
 __all__ = ["Buffers", "Entry", "Layout", "Params", "Resident"]
 
 Buffers = Literal["average", "local", "recompute"]
-"""What happens to BatchNorm's running statistics (all float buffers).
+"""Treatment of BatchNorm's running statistics (all float buffers).
 
-``average``: they are part of the vector and are averaged like weights. ``local``: each client keeps its
-own in its memory. ``recompute``: they never train; before an evaluation the clients compute them anew.
+``average``: they are part of the vector and are averaged like weights. ``local``: each client stores its own in its
+memory. ``recompute``: they are never trained; the clients recompute them before an evaluation.
 """
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One named tensor inside the flat vector; `offset` and `size` count elements."""
+    """One named tensor in the flat vector; `offset` and `size` count elements."""
 
     name: str
     shape: tuple[int, ...]
@@ -44,13 +44,23 @@ class Entry:
 
 @dataclass(frozen=True)
 class Layout:
-    """Names, shapes and offsets of the tensors in a flat vector: parameters first, then buffers."""
+    """Names, shapes and offsets of the tensors in a flat vector: parameters first, then buffers.
+
+    Example:
+        >>> layout = Layout.of(nn.Linear(2, 3))
+        >>> layout.size, list(layout.by_name)
+        (9, ['weight', 'bias'])
+    """
 
     entries: tuple[Entry, ...]
 
     @staticmethod
     def build(tensors: Sequence[tuple[str, tuple[int, ...], Literal["param", "buffer"]]]) -> Layout:
-        """Lay the given (name, shape, kind) out one behind the other."""
+        """Return the layout of consecutive tensors.
+
+        Args:
+            tensors: (name, shape, kind) of each tensor, in order.
+        """
         entries, offset = [], 0
         for name, shape, kind in tensors:
             size = 1
@@ -66,12 +76,18 @@ class Layout:
         trainable: Sequence[str] | Callable[[str], bool] | None = None,
         buffers: Buffers = "average",
     ) -> Layout:
-        """Return the layout of a module's trainable parameters and, if averaged, its float buffers.
+        """Return the layout of a module's trainable parameters and, unless `buffers` is ``local``, its float buffers.
 
-        `trainable` is a predicate on names or a list of glob patterns (``["head.*"]``); None takes every
-        parameter with ``requires_grad``. Integer buffers (BatchNorm's counter) are never part of it.
+        Integer buffers (BatchNorm's counter) are never part of the layout.
 
-        Raises `LayoutError` when nothing is left to train or a parameter is not float32.
+        Args:
+            module: the module.
+            trainable: predicate on names, or list of glob patterns (``["head.*"]``); None selects every parameter with
+                ``requires_grad``.
+            buffers: see `Buffers`.
+
+        Raises:
+            LayoutError: no parameter is trainable, or a parameter or buffer is not float32.
         """
         if trainable is None:
             chosen = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
@@ -99,7 +115,7 @@ class Layout:
 
     @cached_property
     def num_params(self) -> int:
-        """Number of coordinates that are parameters, which come first."""
+        """Number of coordinates that belong to parameters; they precede the buffers."""
         return sum(e.size for e in self.entries if e.kind == "param")
 
     @cached_property
@@ -108,7 +124,7 @@ class Layout:
         return {e.name: e for e in self.entries}
 
     def difference(self, module: Layout) -> str:
-        """Return the first thing in which a module's layout differs from this one; empty where nothing does."""
+        """Return the first difference between a module's layout and this one; empty if there is none."""
         for mine, other in zip_longest(self.entries, module.entries):
             if mine is None:
                 return f"they lack {other.name} {list(other.shape)}"
@@ -119,12 +135,16 @@ class Layout:
         return ""
 
     def to_plain(self) -> list[list[Any]]:
-        """Return [name, kind, shape] of each tensor, as plain values."""
+        """Return [name, kind, shape] of each tensor as plain values."""
         return [[e.name, e.kind, list(e.shape)] for e in self.entries]
 
     @staticmethod
     def from_plain(rows: Any) -> Layout:
-        """Return the layout of `to_plain`. Raises `LayoutError` for anything else."""
+        """Return the layout encoded by `to_plain`.
+
+        Raises:
+            LayoutError: the rows are malformed.
+        """
         try:
             tensors = [(name, tuple(shape), kind) for name, kind, shape in rows]
             plain = all(isinstance(n, str) and k in ("param", "buffer") and all(type(d) is int for d in s) for n, s, k in tensors)
@@ -136,12 +156,20 @@ class Layout:
 
     @cached_property
     def digest(self) -> str:
-        """A short hash of names and shapes, equal exactly for equal layouts."""
+        """Short hash of names and shapes, equal for equal layouts only."""
         text = repr([(e.name, e.shape, e.kind) for e in self.entries])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def view(self, vector: Tensor, name: str) -> Tensor:
-        """Return the tensor `name` as a view into `vector` (shape [d] or, stacked, [K, d])."""
+        """Return the tensor `name` as a view into a vector.
+
+        Args:
+            vector: shape [d] or, stacked, [K, d].
+            name: name of the tensor.
+
+        Raises:
+            LayoutError: the layout has no such tensor.
+        """
         entry = self.by_name.get(name)
         if entry is None:
             raise LayoutError(f"no tensor {name!r} in this layout; it has {list(self.by_name)}")
@@ -159,18 +187,25 @@ def _matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
 
 
 class Params:
-    """A flat vector with a layout: behaves like a vector in arithmetic and like a dict of named views.
+    """Flat vector with a layout: supports vector arithmetic, and access to named views like a dict.
 
     Args:
         vector: shape [d], contiguous; not copied.
-        layout: the names and shapes of its parts.
+        layout: names and shapes of its parts.
 
-    Raises `LayoutError` where two operands have different layouts or the vector has the wrong length.
+    Raises:
+        LayoutError: two operands have different layouts, or the vector has the wrong length.
+
+    Example:
+        >>> layout = Layout.build([("a", (2,), "param"), ("b", (1,), "param")])
+        >>> params = Params(torch.tensor([1.0, 2.0, 3.0]), layout)
+        >>> (params - 0.5 * params)["a"]
+        tensor([0.5000, 1.0000])
     """
 
     __slots__ = ("layout", "vector")
     __array_ufunc__ = None
-    """A numpy scalar on the left leaves the arithmetic to this class."""
+    """Makes a numpy scalar on the left defer to this class."""
 
     def __init__(self, vector: Tensor, layout: Layout) -> None:
         if vector.shape[-1:] != (layout.size,):
@@ -180,7 +215,7 @@ class Params:
 
     @staticmethod
     def of(module: nn.Module, layout: Layout) -> Params:
-        """Copy the module's current values into a new vector."""
+        """Copy a module's current values into a new vector."""
         source = dict(module.named_parameters()) | dict(module.named_buffers())
         parts = [source[e.name].detach().reshape(-1) for e in layout.entries]
         return Params(torch.cat(parts), layout)
@@ -250,7 +285,7 @@ class Params:
         return self._new(fn(self.vector))
 
     def to(self, device: torch.device | str) -> Params:
-        """Return these parameters on `device` (itself when already there)."""
+        """Return these parameters on `device`; the vector is not copied if it is already there."""
         return self._new(self.vector.to(device))
 
     def norm(self) -> Tensor:
@@ -273,10 +308,15 @@ class Params:
 
 
 class Resident:
-    """A module whose trainable parameters and float buffers are views into one vector.
+    """Module whose trainable parameters and float buffers are views into one vector.
 
-    `params` is the live vector, `grads` its gradient, laid out alike (zero for buffers). Loading another
-    model is one copy; a step of SGD is one kernel. One of these exists per worker and model shape.
+    `params` is the live vector, `grads` its gradient in the same layout (zero for buffers). Loading another model is one
+    copy; a step of SGD is one kernel. There is one instance per worker and model shape.
+
+    Args:
+        module: moved to `device` and modified in place; parameters outside the layout no longer require gradients.
+        layout: layout of the vector.
+        device: device of the computation.
     """
 
     def __init__(self, module: nn.Module, layout: Layout, device: torch.device | str = "cpu") -> None:
@@ -284,11 +324,11 @@ class Resident:
         self.layout = layout
         self.device = torch.device(device)
         self.mixed: torch.dtype | None = None
-        """Type of matrix products and convolutions in training; None for the parameters' own."""
+        """Dtype of matrix products and convolutions in training; None for that of the parameters."""
         self.widths: dict[Any, int] = {}
-        """Most bytes that a layer returns for a sample, by the sample's shape; kept by evaluation."""
+        """Largest layer output per sample in bytes, by shape of the sample; cache of the evaluation."""
         self.flops = 0.0
-        """Forward cost of one sample in FLOPs, set by whoever built the module; 0 when unknown."""
+        """Forward cost of one sample in FLOPs, set by the code that built the module; 0 if unknown."""
         self.params = Params.of(self.module, layout)
         self.grads = self.params.zeros()
         owned = {e.name: e for e in layout.entries}
@@ -309,7 +349,7 @@ class Resident:
                 self.module.get_submodule(parent)._buffers[leaf] = self.params[name]
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Return the context in which training steps run."""
+        """Return the autocast context of training steps."""
         if self.mixed is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.mixed)
@@ -317,7 +357,8 @@ class Resident:
     def load(self, params: Params) -> None:
         """Copy `params` into the module.
 
-        Raises `LayoutError` where the layouts differ.
+        Raises:
+            LayoutError: the layouts differ.
         """
         if params.layout is not self.layout and params.layout.digest != self.layout.digest:
             raise LayoutError(
@@ -332,16 +373,16 @@ class Resident:
         return self.params.clone()
 
     def trained(self) -> list[nn.Parameter]:
-        """Return the parameters that are in the vector, in its order."""
+        """Return the parameters in the vector, in its order."""
         return self._trained
 
     def clear(self) -> None:
-        """Drop the parameters' gradients, so that autograd hands its own tensors over."""
+        """Drop the parameters' gradients, so that autograd stores its own tensors without a copy."""
         for parameter in self._trained:
             parameter.grad = None
 
     def collect(self) -> Params:
-        """Copy the parameters' gradients into `grads` (0 where there is none) and return it."""
+        """Copy the parameters' gradients into `grads` (0 for missing ones) and return it."""
         for view, parameter in zip(self._grads, self._trained, strict=True):
             if parameter.grad is None:
                 view.zero_()
@@ -355,11 +396,11 @@ class Resident:
         return self._stateful
 
     def local_buffers(self) -> dict[str, Tensor]:
-        """Return copies of the float buffers that are not in the vector."""
+        """Return copies of the float buffers outside the vector."""
         return {n: b.detach().clone() for n, b in float_buffers(self.module) if n not in self.layout.by_name}
 
     def load_buffers(self, values: dict[str, Tensor]) -> None:
-        """Copy float buffers that are not in the vector back into the module."""
+        """Copy float buffers outside the vector back into the module."""
         own = dict(float_buffers(self.module))
         for name, value in values.items():
             own[name].copy_(value)

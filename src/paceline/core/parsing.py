@@ -1,4 +1,4 @@
-"""Texts of the command line made into values: ``name=value``, ``method:name=value,...`` and TOML files."""
+"""Parsing of command-line values: ``name=value``, ``method:name=value,...`` and TOML files."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ PAIRED = {"[": "]", "{": "}", "(": ")"}
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """One METHOD argument.
+    """One METHOD argument of the command line.
 
     Args:
-        text: as typed; the row's label in tables.
+        text: the argument as typed; label of the row in tables.
         name: method name or ``package.module:Class``.
-        options: its fields.
+        options: fields of the method.
     """
 
     text: str
@@ -31,10 +31,14 @@ class MethodSpec:
 
     @staticmethod
     def parse(text: str) -> MethodSpec:
-        """Read ``name`` or ``name:field=value,field=value``; a value may hold brackets with commas in them.
+        """Parse ``name`` or ``name:field=value,field=value``; a value may contain brackets with commas.
 
-        >>> MethodSpec.parse("clip:network=true,lr=0.1").options
-        {'network': True, 'lr': 0.1}
+        Raises:
+            ConfigError: the text has no name, or an option is malformed.
+
+        Example:
+            >>> MethodSpec.parse("clip:network=true,lr=0.1").options
+            {'network': True, 'lr': 0.1}
         """
         parts = split_top(text, ":")
         given = [i for i, part in enumerate(parts) if "=" in part]
@@ -48,7 +52,12 @@ class MethodSpec:
 
 
 def split_top(text: str, mark: str) -> list[str]:
-    """Split `text` at each `mark` that stands outside quotes and brackets."""
+    """Split `text` at each `mark` outside quotes and brackets.
+
+    Example:
+        >>> split_top("a=[1,2],b=3", ",")
+        ['a=[1,2]', 'b=3']
+    """
     parts, start, closers, quote = [], 0, [], ""
     for at, sign in enumerate(text):
         if quote:
@@ -66,7 +75,15 @@ def split_top(text: str, mark: str) -> list[str]:
 
 
 def pairs(texts: Iterable[str] | None, form: str = "name=value") -> dict[str, Any]:
-    """Return ``name=value`` texts as a dictionary; raises `ConfigError` where one has no name or no ``=``."""
+    """Parse ``name=value`` texts into a dict; dashes in names become underscores.
+
+    Args:
+        texts: the texts.
+        form: expected form, for error messages.
+
+    Raises:
+        ConfigError: a text has no name or no ``=``.
+    """
     found = {}
     for text in texts or ():
         name, equals, rest = text.partition("=")
@@ -78,20 +95,25 @@ def pairs(texts: Iterable[str] | None, form: str = "name=value") -> dict[str, An
 
 
 def value(text: str) -> Any:
-    """Return `text` read as a TOML value (number, true, false, list, quoted text), else the text itself.
+    """Parse a TOML value (number, true, false, list, quoted text); return any other text unchanged.
 
-    >>> value("0.05"), value("[1, 0.5]"), value("true"), value("adam")
-    (0.05, [1, 0.5], True, 'adam')
+    Example:
+        >>> value("0.05"), value("[1, 0.5]"), value("true"), value("adam")
+        (0.05, [1, 0.5], True, 'adam')
     """
     try:
         read = tomllib.loads(f"value = {text}")
-    except (ValueError, RecursionError):  # no TOML, a number of thousands of digits, or brackets of thousands
+    except (ValueError, RecursionError):  # not TOML, or thousands of digits or brackets
         return text.strip()
     return read["value"] if list(read) == ["value"] else text.strip()
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Return the tables of a TOML file; raises `ConfigError` naming file and place."""
+    """Return the tables of a TOML file.
+
+    Raises:
+        ConfigError: the file cannot be read or parsed; the message contains file and position.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:

@@ -12,19 +12,19 @@ import torch
 
 from paceline.core.generators import drawing
 
-__all__ = ["allow_tf32", "process_state"]
+__all__ = ["process_state", "set_precision"]
 
 _CUDNN = ("enabled", "benchmark", "deterministic", "allow_tf32")
 
 
 @contextmanager
-def process_state(seed: int = 0, threads: int | None = None, precision: str = "float32") -> Iterator[None]:
+def process_state(seed: int = 0, threads: int | None = None, precision: str | None = None) -> Iterator[None]:
     """Set this process up for a run, and restore it at the end of the block, also where the block raises.
 
     Args:
         seed: of the stream that the global random generators draw from in the block.
         threads: torch threads; None leaves their number.
-        precision: of matrix products and convolutions, as in `RunConfig.precision`.
+        precision: of matrix products and convolutions, as in `RunConfig.precision`; None leaves it.
 
     Restored are the number of torch threads, the precision of float32 matrix products, cuDNN's flags, and the global
     random generators of torch (all devices), numpy and Python.
@@ -37,8 +37,8 @@ def process_state(seed: int = 0, threads: int | None = None, precision: str = "f
         with drawing(seed):
             if threads is not None:
                 torch.set_num_threads(threads)
-            if precision == "tf32":
-                allow_tf32()
+            if precision is not None:
+                set_precision(precision)
             yield
     finally:
         if torch.get_num_threads() != before:
@@ -52,7 +52,8 @@ def process_state(seed: int = 0, threads: int | None = None, precision: str = "f
             torch.cuda.set_rng_state_all(on_gpus)
 
 
-def allow_tf32() -> None:
-    """Let matrix products and convolutions of float32 values round their factors to TF32."""
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.allow_tf32 = True
+def set_precision(precision: str) -> None:
+    """Set what float32 matrix products and convolutions may round their factors to: TF32, or nothing."""
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    if precision == "tf32":
+        torch.backends.cudnn.allow_tf32 = True

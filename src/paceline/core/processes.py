@@ -1,8 +1,8 @@
-"""Child processes: by which method they start, and that none is left once the process that started them is gone.
+"""Child processes: start methods, signals, and the guarantee that no child outlives its parent.
 
-A child watches its parent by the handle that `multiprocessing` gives it, and by its parent's number where that changes:
-it ends within a second, in the middle of its work, however the parent ended. Signals that a terminal sends to all
-processes at once are for the parent only.
+A child monitors its parent by the handle provided by `multiprocessing`, and by the parent's process id where that
+changes: it ends within a second, even during its work, however the parent ended. Signals that a terminal sends to all
+processes at once are handled by the parent only.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ __all__ = [
 ]
 
 NAME = "paceline"
-"""Names of our child processes begin with this."""
+"""Prefix of the names of child processes."""
 
 UNGUARDED = 86
-"""Exit code of a child that would have run the script of its parent a second time."""
+"""Exit code of a child that would have run its parent's script a second time."""
 
 _ORPHANED = 87
 _EVERY = 1.0
@@ -56,13 +56,13 @@ or use one worker"""
 
 
 def start_method(without: str = "") -> str:
-    """Return how child processes are started: as `multiprocessing.set_start_method` says, else the fastest that is safe.
+    """Return the start method of child processes: as set by `multiprocessing.set_start_method`, else the fastest safe one.
 
-    Forked children share the parent's data. macOS offers to fork, but its system libraries do not survive it; Windows
-    does not. There children are spawned.
+    Forked children share the parent's data. macOS supports fork, but its system libraries do not survive it; Windows
+    does not support it. Children are spawned there.
 
     Args:
-        without: a method that does not fit.
+        without: a method to avoid.
     """
     there = multiprocessing.get_all_start_methods()
     chosen = multiprocessing.get_start_method(allow_none=True)
@@ -72,12 +72,12 @@ def start_method(without: str = "") -> str:
 
 
 def stop_signals() -> list[signal.Signals]:
-    """Return the signals of this system that ask a process to end."""
+    """Return the signals of this system that request a process to end."""
     return [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
 
 
 def on_stop(stop: Callable[[int], Any]) -> None:
-    """Call `stop` with the number of each signal that asks this process to end; those that are ignored stay so (nohup)."""
+    """Call `stop` with the number of each signal that requests this process to end; ignored signals stay ignored (nohup)."""
     for number in stop_signals():
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda got, _: stop(got))
@@ -86,9 +86,10 @@ def on_stop(stop: Callable[[int], Any]) -> None:
 # -- in the parent -----------------------------------------------------------------------------
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Hold signals back while a child is started: it must be known, and must not find its parent's handlers.
+    """Context manager: defer signals while a child is started, so that the child is registered and has default handlers.
 
-    Blocking them does half of that: children inherit it, but a signal that another thread takes is handled here as well.
+    Blocking the signals is only half of that: children inherit the mask, but a signal delivered to another thread is
+    handled in this process as well.
     """
     caught: list[int] = []
     handlers: dict[int, Any] = {}
@@ -113,22 +114,23 @@ def start(process: Any, script: bool = False) -> None:
     """Start a child process.
 
     Args:
-        process: of `multiprocessing`, daemonic, whose target calls `begin`.
-        script: whether it needs what the parent's script defines; only then is the script imported there.
+        process: daemonic process of `multiprocessing` whose target calls `begin`.
+        script: whether it needs definitions of the parent's script; only then does it import the script.
 
-    Raises `EngineError` in a process that itself only imports a script.
+    Raises:
+        EngineError: this process is itself only importing a script.
     """
     check_main(starts=True)
     forked = process._start_method == "fork"
     if not forked and os.name == "posix":
-        resource_tracker.ensure_running()  # else it starts below, and lets signals through again
+        resource_tracker.ensure_running()  # otherwise it starts below and unblocks the signals
     with held_back(), _main(script or forked):
         process.start()
 
 
 @contextmanager
 def _main(script: bool) -> Iterator[None]:
-    """Show `multiprocessing` no script, where children need none of it."""
+    """Hide the script from `multiprocessing` if children do not need it."""
     main = sys.modules["__main__"]
     if not script:
         sys.modules["__main__"] = types.ModuleType("__main__")
@@ -139,18 +141,21 @@ def _main(script: bool) -> Iterator[None]:
 
 
 def importable() -> bool:
-    """Return whether a child can import the parent's script: one that was typed in, or piped in, is no file."""
+    """Return whether a child can import the parent's script: interactive or piped input is not a file."""
     main = sys.modules["__main__"]
     path = getattr(main, "__file__", None)
     return getattr(main, "__spec__", None) is not None or (path is not None and Path(path).exists())
 
 
 def check_main(starts: bool = False) -> None:
-    """End one of our children that is importing its parent's script and has come to a run: its parent says why.
+    """Exit a Paceline child that imports its parent's script and reaches a run; the parent reports the reason.
 
     Args:
-        starts: whether this process is about to start others. In another child that imports a script this
+        starts: whether this process is about to start others. In any other child that imports a script this
             raises `EngineError`.
+
+    Raises:
+        EngineError: see `starts`.
     """
     here = multiprocessing.current_process()
     if getattr(here, "_inheriting", False):
@@ -161,16 +166,16 @@ def check_main(starts: bool = False) -> None:
 
 
 def unguarded() -> str:
-    """Return what is wrong with a script without a main guard, and what to add."""
+    """Return the message for a script without a main guard."""
     return _GUARD.format(method=start_method())
 
 
 # -- in the child ------------------------------------------------------------------------------
 def begin() -> None:
-    """Say at the beginning of a child that it ends with its parent, and leaves a terminal's signals to it.
+    """Initialise a child process: end with the parent, and leave terminal signals to it.
 
-    What a forked child inherits is never collected there: finalisers may wait for threads that only the parent has (those
-    of gRPC's asyncio do, without end).
+    Objects inherited by a forked child are never collected there: finalisers may wait for threads that exist only in the
+    parent (those of gRPC's asyncio wait forever).
     """
     gc.freeze()
     keep_freed()

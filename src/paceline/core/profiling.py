@@ -1,4 +1,4 @@
-"""Where the time goes: each moment of a process is counted once, under the innermost name that is open."""
+"""Per-process profiler: wall time by section, excluding nested sections."""
 
 from __future__ import annotations
 
@@ -10,10 +10,17 @@ __all__ = ["Spent", "spent"]
 
 
 class Spent:
-    """Seconds by name, of this process.
+    """Wall time in seconds by section.
 
-    Blocks may be nested; a block's seconds do not count for those around it. What a client function does that
-    is left in the middle must not be inside a block of its own.
+    Sections may be nested; the time of a nested section does not count for the enclosing ones. Do not open a section
+    around code of a client function that can be suspended.
+
+    Example:
+        >>> profile = Spent()
+        >>> with profile.on("training"):
+        ...     pass
+        >>> list(profile.take())
+        ['training']
     """
 
     def __init__(self) -> None:
@@ -23,7 +30,7 @@ class Spent:
 
     @contextmanager
     def on(self, name: str) -> Iterator[None]:
-        """Count what happens inside as `name`."""
+        """Context manager: measure a section."""
         self._charge()
         self._open.append(name)
         try:
@@ -33,13 +40,13 @@ class Spent:
             self._open.pop()
 
     def take(self) -> dict[str, float]:
-        """Return the seconds counted since the last time, and start anew."""
+        """Return the seconds accumulated since the last call, and reset them."""
         self._charge()
         taken, self.seconds = self.seconds, {}
         return taken
 
     def add(self, seconds: Mapping[str, float]) -> None:
-        """Add what another process counted."""
+        """Add the measurements of another process."""
         for name, value in seconds.items():
             self.seconds[name] = self.seconds.get(name, 0.0) + value
 
@@ -52,4 +59,4 @@ class Spent:
 
 
 spent = Spent()
-"""This process's."""
+"""Profiler of this process."""

@@ -1,15 +1,15 @@
-"""Trees as bytes: a msgpack header for the structure, then the raw little-endian tensors. Never a pickle.
+"""Binary encoding of trees: a msgpack header for the structure, then raw little-endian tensors. Never a pickle.
 
-What comes from outside is checked before anything is allocated: sizes, nesting, counts, dtypes and shapes
-against the bytes that are there. Whatever is wrong with it, the only error is `WireError`.
+Untrusted input is validated before anything is allocated: sizes, nesting, counts, dtypes and shapes are compared with
+the available bytes. The only exception raised for invalid input is `WireError`.
 
 Layout of a message (all integers little-endian)::
 
     "PLWR" | version u16 | zero u16 | header length u64 | header | zeros to a multiple of 64
     then each tensor's bytes, with zeros to a multiple of 8
 
-The header is the msgpack list ``[structure, [[dtype, shape, bytes], ...]]``, where the structure is what
-`paceline.core.tree.flatten` returns.
+The header is the msgpack list ``[structure, [[dtype, shape, bytes], ...]]``, where the structure is that of
+`paceline.core.tree.flatten`.
 """
 
 from __future__ import annotations
@@ -50,22 +50,22 @@ DTYPES: dict[str, torch.dtype] = {
     "u8": torch.uint64,
     "b1": torch.bool,
 }
-"""The dtypes that can cross, by their code in the header; the last digit is the item size in bytes."""
+"""Supported dtypes by their code in the header; the last digit is the item size in bytes."""
 
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What `loads` accepts.
+    """Limits of `loads`.
 
     Args:
         size: bytes of the whole message.
         header: bytes of the header.
         depth: nesting of the header; each dict or node of a tree takes three levels, a list two.
-        items: values in the header, of all kinds.
+        items: number of values of all kinds in the header.
         tensors: number of tensors.
-        dtypes: codes out of `DTYPES`.
+        dtypes: accepted codes of `DTYPES`.
     """
 
     size: int = 4 << 30
@@ -77,19 +77,28 @@ class Limits:
 
 
 NETWORK = Limits(size=1 << 30, header=1 << 30, items=200_000, tensors=20_000)
-"""For messages of strangers: what such a message costs in memory and time stays near what its own bytes cost.
+"""Limits for untrusted messages: the cost of a message in memory and time stays proportional to its size in bytes.
 
-Byte strings are part of the header, so it may be as large as the message; what costs more than its bytes is the
-number of values and tensors.
+Byte strings are part of the header, so it may be as large as the message; the values and tensors, which cost more than
+their bytes, are limited in number.
 """
 
 
 def dumps(tree: Tree, limits: Limits | None = None) -> bytes:
     """Encode a tree.
 
-    Raises `TreeError` for something that is no tree, and `WireError` for an integer beyond 64 bits, a
-    tensor that cannot cross (sparse, complex, quantised) and anything that `loads` would refuse under
-    the same limits.
+    Args:
+        tree: the tree.
+        limits: limits of the receiver.
+
+    Raises:
+        TreeError: the value is not a tree.
+        WireError: an integer exceeds 64 bits, a tensor cannot be encoded (sparse, complex, quantised), or `loads` would
+            refuse the message under the same limits.
+
+    Example:
+        >>> loads(dumps({"x": torch.arange(3)}))
+        {'x': tensor([0, 1, 2])}
     """
     limits = limits or Limits()
     try:
@@ -113,7 +122,7 @@ def dumps(tree: Tree, limits: Limits | None = None) -> bytes:
 
 
 def digest(tree: Tree) -> tuple[bytes, bytes]:
-    """Return (SHA-256 of a tree, SHA-256 of its tensors' bytes alone); both ends of a wire find the same.
+    """Return (SHA-256 of a tree, SHA-256 of its tensors' bytes alone); sender and receiver compute the same digests.
 
     Raises what `dumps` raises.
     """
@@ -137,20 +146,24 @@ def _header(structure: Any, leaves: list[Tensor], arrays: list[np.ndarray[Any, n
 
 
 def loads(data: bytes | bytearray | memoryview, limits: Limits | None = None, copy: bool = True) -> Tree:
-    """Decode what `dumps` made.
+    """Decode a tree encoded by `dumps`.
 
-    With ``copy=False`` the tensors are views into `data` where that is a writable buffer, which then must
-    not be used for anything else; tensors of a read-only buffer are copied in any case.
+    Args:
+        data: the message.
+        limits: accepted sizes.
+        copy: with False, tensors are views into `data` if that is a writable buffer, which then must not be used for
+            anything else. Tensors of a read-only buffer are copied in any case.
 
-    Raises `WireError`, and nothing else, for whatever is malformed, over a limit, or of a class that is
-    not registered here.
+    Raises:
+        WireError: the message is malformed, exceeds a limit, or contains a class that is not registered here. No other
+            exception is raised.
     """
     limits = limits or Limits()
     try:
         return _loads(memoryview(data).cast("B"), limits, copy)
     except WireError:
         raise
-    except Exception as error:  # bytes from outside: a constructor of a node may raise anything
+    except Exception as error:  # untrusted data: a node's constructor may raise anything
         raise WireError(f"malformed message: {str(error)[:400]}") from error
 
 
@@ -186,9 +199,9 @@ def _loads(data: memoryview, limits: Limits, copy: bool) -> Tree:
 
 
 class _Leaves(list[Tensor]):
-    """The tensors of a message, each to be taken once and in order, as `dumps` wrote them.
+    """Tensors of a message, each to be used once and in order, as written by `dumps`.
 
-    So no two places of a tree share memory, and a small message cannot stand for a huge tree.
+    No two places of a tree therefore share memory, and a small message cannot expand into a huge tree.
     """
 
     used = 0
@@ -209,7 +222,7 @@ def _check_header(header: bytes, tensors: int | None, limits: Limits) -> None:
 
 
 def _tensors(data: memoryview, at: int, table: list[Any], limits: Limits, copy: bool) -> list[Tensor]:
-    """Check the whole table against the bytes that are there, and only then make tensors."""
+    """Validate the whole table against the available bytes before creating any tensor."""
     if len(table) > limits.tensors:
         raise WireError(f"{len(table)} tensors exceed the limit of {limits.tensors}")
     places: list[tuple[str, list[int], int, int]] = []
@@ -258,7 +271,7 @@ def _from_bytes(raw: memoryview, code: str, shape: list[int], number: int, copy:
 
 
 def _little(flat: np.ndarray[Any, Any], item: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Turn native byte order into little-endian, or back."""
+    """Convert between native and little-endian byte order."""
     if sys.byteorder == "little" or item == 1:
         return flat
     return np.ascontiguousarray(flat.reshape(-1, item)[:, ::-1]).reshape(-1)
@@ -270,7 +283,7 @@ _SIZED = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
 
 
 def _scan(data: bytes, limits: Limits) -> None:
-    """Walk over msgpack without building anything: lengths, nesting and count, no maps or extensions."""
+    """Scan msgpack without decoding it: check lengths, nesting and counts; reject maps and extensions."""
     left, at, count = [1], 0, 0  # values still to come at each level of nesting
     while left:
         if not left[-1]:

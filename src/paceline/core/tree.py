@@ -1,7 +1,7 @@
-"""Trees: the only things that cross between server and client, and the only things in a state.
+"""Trees: the data type of all messages between server and clients, and of all states.
 
 A tree is a dict, list, tuple or registered dataclass (`node`) of tensors, `Params` and plain values.
-Because everything is a tree, messages, checkpoints, sums and tests need no code per method.
+Messages, checkpoints, sums and tests therefore need no code per method.
 """
 
 from __future__ import annotations
@@ -38,17 +38,23 @@ _NODES: dict[str, tuple[type, Callable[[Any], Mapping[str, Any]], Callable[[dict
 
 
 def register(cls: type[T], to_fields: Callable[[T], Mapping[str, Any]], make: Callable[[dict[str, Any]], T]) -> None:
-    """Let objects of `cls` be nodes of trees: `to_fields` opens one, `make` builds one."""
+    """Register a class as a tree node.
+
+    Args:
+        cls: the class.
+        to_fields: returns the fields of an object.
+        make: builds an object from its fields.
+    """
     _NODES[_name(cls)] = (cls, to_fields, make)
 
 
 def register_again() -> list[tuple[Any, ...]]:
-    """Return arguments for `register`, of the classes that another process cannot import by their name."""
+    """Return the arguments of `register` for classes that another process cannot import by name."""
     return [entry for entry in _NODES.values() if entry[0].__module__ == "__main__" or "<locals>" in entry[0].__qualname__]
 
 
 def rename_main() -> None:
-    """Let classes of a script that was imported again, in a child process, have the names that they have in the script."""
+    """Rename the classes of a script that a child process imported as ``__mp_main__`` to ``__main__``, as in the script."""
     for cls, *parts in list(_NODES.values()):
         if cls.__module__ == "__mp_main__":
             cls.__module__ = "__main__"
@@ -57,7 +63,16 @@ def rename_main() -> None:
 
 @dataclass_transform(frozen_default=True)
 def node(cls: type[T]) -> type[T]:
-    """Make `cls` a frozen dataclass that can be part of messages, replies and states."""
+    """Class decorator: make `cls` a frozen dataclass that can be part of messages, replies and states.
+
+    Example:
+        >>> @node
+        ... class Pair:
+        ...     left: int
+        ...     right: int
+        >>> map_leaves(lambda leaf: leaf, Pair(1, 2))
+        Pair(left=1, right=2)
+    """
     made: Any = cls if dataclasses.is_dataclass(cls) else dataclasses.dataclass(frozen=True)(cls)
     names = [f.name for f in dataclasses.fields(made)]
     register(made, lambda obj: {n: getattr(obj, n) for n in names}, lambda fields: made(**fields))
@@ -71,23 +86,30 @@ def _name(cls: type) -> str:
 def flatten(tree: Tree) -> tuple[Any, list[Tensor]]:
     """Split a tree into its structure (plain lists and values) and its tensors.
 
-    Raises `TreeError`, with the path, for anything that is not part of a tree.
+    Raises:
+        TreeError: a value is not part of a tree; the message contains its path.
+
+    Example:
+        >>> import torch
+        >>> structure, leaves = flatten({"x": torch.ones(2), "n": 3})
+        >>> unflatten(structure, leaves)
+        {'x': tensor([1., 1.]), 'n': 3}
     """
     walk = _Flatten()
     return walk.open(tree, "value"), walk.leaves
 
 
 class _Walk:
-    """A walk over a tree that collects leaves.
+    """Traversal of a tree that collects leaves.
 
-    A class and no recursive closure: such a closure is a reference cycle, which would keep the vectors of
-    every reply alive until the garbage collector comes by.
+    It is a class instead of a recursive closure: such a closure is a reference cycle, which would keep the vectors of
+    every reply alive until the next garbage collection.
     """
 
     refusal = ""
 
     def open(self, value: Tree, path: str) -> Any:
-        """Return the structure of a tree; raises `TreeError`, with the path, for what is not part of one."""
+        """Return the structure of a tree; raises `TreeError` with the path for a value that is not part of one."""
         if isinstance(value, dict):
             return ["dict", [[_key(k, path), self.open(v, f"{path}[{k!r}]")] for k, v in value.items()]]
         if type(value) in (list, tuple):
@@ -129,17 +151,17 @@ def _key(key: Any, path: str) -> str | int:
 
 
 def _short(value: Any) -> str:
-    """Return a value for a message, without writing out what may be huge."""
+    """Return a value's text for messages, abbreviated if it may be huge."""
     if isinstance(value, list | tuple | dict | set):
         return f"a {type(value).__name__} of {len(value)}"
     return repr(value[:40]) if isinstance(value, str | bytes) else repr(value)[:80]
 
 
 def unflatten(structure: Any, leaves: list[Tensor]) -> Tree:
-    """Rebuild the tree that `flatten` split.
+    """Rebuild a tree split by `flatten`.
 
-    Raises `TreeError` for a node class that is not registered here, and for a structure
-    that `flatten` cannot have made.
+    Raises:
+        TreeError: a node class is not registered here, or the structure is malformed.
     """
     return _rebuild(structure, leaves, [])
 
@@ -179,7 +201,7 @@ def _rebuild(item: Any, leaves: list[Tensor], layouts: list[Layout]) -> Tree:
 
 
 def _layout(spec: Any) -> Layout:
-    """Build a layout from outside: distinct names, sizes that are not negative, parameters first."""
+    """Build a layout from untrusted data: distinct names, non-negative sizes, parameters before buffers."""
     if any(len(shape) > 64 for _, shape, _ in spec):  # the product of a million sizes takes an hour
         raise TreeError("this is no tree: a layout has a shape of more than 64 dimensions")
     kinds = [kind for _, _, kind in spec]
@@ -207,8 +229,14 @@ def map_leaves(fn: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
 def numeric_leaves(tree: Tree, lazy: bool = False) -> tuple[Any, list[Any]]:
     """Split a tree of numbers: like `flatten`, but floats and ints are leaves too, in order.
 
-    The structure can be given to `unflatten_numeric`. Strings, bytes, None and bools are refused, as
-    they have no sum. With `lazy`, a `Lazy` that is not formed yet is a leaf as it is.
+    The structure can be passed to `unflatten_numeric`.
+
+    Args:
+        tree: the tree.
+        lazy: return a `Lazy` that is not materialised as a leaf itself.
+
+    Raises:
+        TreeError: the tree contains strings, bytes, None or bools, which cannot be summed.
     """
     walk = _Numeric(lazy)
     return walk.open(tree, "reply"), walk.leaves
@@ -236,9 +264,10 @@ class _Numeric(_Walk):
 
 
 def unflatten_numeric(structure: Any, leaves: list[Tensor | float | int]) -> Tree:
-    """Rebuild the tree that `numeric_leaves` split, from as many leaves in the same order.
+    """Rebuild a tree split by `numeric_leaves`, from the same number of leaves in the same order.
 
-    Raises `TreeError` where there are more or fewer leaves than the structure has.
+    Raises:
+        TreeError: there are more or fewer leaves than in the structure.
     """
     left = iter(leaves)
     try:

@@ -1,4 +1,4 @@
-"""What a client returns, and how it adds up.
+"""Client replies and their decomposition into summable terms.
 
 A client function returns an `Update` (named fields and a weight) for ``fed.mean``, or any tree of numbers
 for ``fed.sum``. `Terms` splits a reply into what a channel has to add: tensors, and a few scalars.
@@ -23,18 +23,19 @@ __all__ = ["Columns", "Terms", "Update", "rebuild", "structure_from_plain", "str
 
 
 class Update:
-    """Named fields and the weight with which they enter a mean.
+    """Named fields, and the weight with which they enter a mean.
+
+    ``fed.mean`` also returns an `Update`: each field is sum(w x) / sum(w), or 0 if sum(w) is 0, and `weight` is the sum of
+    the weights.
 
     Args:
-        weight: one number; or a tensor / `Params` of a field's shape (a weight per coordinate, 0 where the
-            client did not train); or a dict with one of these for each field.
+        weight: one number; or a tensor / `Params` of a field's shape (a weight per coordinate, 0 for untrained
+            coordinates); or a dict with one of these for each field.
         **fields: trees of float tensors, `Params` and numbers.
 
-    ``fed.mean`` returns an `Update` as well: each field is sum(w x) / sum(w), 0 where sum(w) is 0, and
-    `weight` is the sum of the weights.
-
-    >>> Update(delta=torch.zeros(3), weight=20).delta
-    tensor([0., 0., 0.])
+    Example:
+        >>> Update(delta=torch.zeros(3), weight=20).delta
+        tensor([0., 0., 0.])
     """
 
     __slots__ = ("fields", "weight")
@@ -52,7 +53,7 @@ class Update:
             raise AttributeError(f"this update has no field {name!r}; it has {list(self.fields)}") from None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _remade, (self.fields, self.weight)  # a worker process hands single replies over
+        return _remade, (self.fields, self.weight)  # used to transfer single replies from a worker process
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError("an update cannot be changed; make a new one")
@@ -70,15 +71,16 @@ register(Update, lambda u: {**u.fields, "weight": u.weight}, lambda fields: Upda
 
 @dataclass
 class Terms:
-    """A reply, opened for adding.
+    """A reply decomposed for summation.
 
     Args:
-        structure: what `rebuild` needs; equal for all replies of one call.
-        names: the field that each tensor belongs to (the key of a channel's bounds).
-        tensors: the tensors, flat and not yet weighted; see `of` for what is still lazy.
-        weights: a scalar or a flat tensor for each of `tensors`.
-        scalars: numbers that add as they are: weighted scalars first, then scalar denominators.
+        structure: input of `rebuild`; equal for all replies of one call.
+        names: field of each tensor (the key of a channel's bounds).
+        tensors: unweighted flat tensors; see `of` for lazy ones.
+        weights: scalar or flat tensor for each of `tensors`.
+        scalars: numbers that are added directly: weighted scalars first, then scalar denominators.
         denominators: tensors of per-coordinate weights.
+        lazy: whether `tensors` may contain `Lazy` vectors.
     """
 
     structure: Any
@@ -91,10 +93,16 @@ class Terms:
 
     @staticmethod
     def of(reply: Tree, cap: int | None = None, lazy: bool = False) -> Terms:
-        """Open a reply; raises `TreeError` for what has no sum and `AggregationError` for misfit weights.
+        """Decompose a reply.
 
-        With `cap`, weights become whole numbers of at most `cap` (0 stays 0), as secure aggregation needs.
-        With `lazy`, a `Lazy` that has one weight stays as it is among the tensors.
+        Args:
+            reply: an `Update`, or a tree of numbers.
+            cap: round weights up to whole numbers of at most `cap` (0 stays 0), as required by secure aggregation.
+            lazy: keep a `Lazy` with a scalar weight unmaterialised among the tensors.
+
+        Raises:
+            TreeError: a value cannot be summed.
+            AggregationError: a weight is missing or has the wrong shape.
         """
         terms = Terms(None, [], [], [], [], [], lazy)
         if not isinstance(reply, Update):
@@ -146,22 +154,22 @@ class Terms:
 
     @property
     def sizes(self) -> list[int]:
-        """Number of values of each tensor."""
+        """Number of values in each tensor."""
         return [len(t) if isinstance(t, Lazy) else t.numel() for t in self.tensors]
 
     @property
     def same(self) -> str:
-        """A text that is equal for replies that can be added."""
+        """Key that is equal for replies that can be added."""
         return repr(_plain(self.structure))
 
 
 @dataclass
 class Columns:
-    """Updates of one make, field by field: lazy vectors and numbers, each with one weight.
+    """Updates of identical layout, field by field: lazy vectors and numbers with scalar weights.
 
     Args:
-        fields: the values of each field, reply by reply.
-        weights: of the replies.
+        fields: values of each field, one per reply.
+        weights: weights of the replies.
     """
 
     fields: list[list[Any]]
@@ -169,7 +177,7 @@ class Columns:
 
     @staticmethod
     def of(replies: Sequence[Tree]) -> Columns | None:
-        """Open replies that have the same fields, all of lazy vectors or numbers; None for others."""
+        """Collect replies that have the same fields, all lazy vectors or numbers; None for others."""
         first = replies[0]
         if type(first) is not Update or type(first.weight) not in (int, float):
             return None
@@ -207,9 +215,15 @@ def _plain(item: Any) -> Any:
 
 
 def rebuild(structure: Any, tensors: list[Tensor], scalars: list[float], denominators: list[Tensor]) -> Tree:
-    """Build the summed reply from sums: float64 flat `tensors`, `scalars` and `denominators`, in order.
+    """Rebuild the summed reply from sums.
 
-    For an `Update` the weighted sums are divided by the summed weights; where these are 0 the mean is 0.
+    For an `Update` the weighted sums are divided by the summed weights; if these are 0 the mean is 0.
+
+    Args:
+        structure: `Terms.structure`.
+        tensors: flat float64 sums, in order.
+        scalars: sums of the scalars.
+        denominators: sums of the denominators.
     """
     left_t, left_s = iter(tensors), iter(scalars)
     if structure[0] == "sum":
@@ -234,7 +248,7 @@ def _close(part: Any, tensors: Any, scalars: Any, weight: Any) -> Tree:
         value = next(tensors if kind in _TENSORS else scalars)
         if weight is not None:
             value = _divide(value, weight)
-        if kind == "whole" and weight is None:  # float32 would lose what lies above 2^24
+        if kind == "whole" and weight is None:  # float32 is not exact above 2^24
             value = value.round().long().reshape(shape)
         elif kind in _TENSORS:
             value = value.float().reshape(shape)
@@ -245,7 +259,7 @@ def _close(part: Any, tensors: Any, scalars: Any, weight: Any) -> Tree:
 
 
 _TENSORS = ("tensor", "whole")
-"""Kinds of slots that are tensors; ``whole`` ones hold integers, of which a sum holds integers too."""
+"""Slot kinds that are tensors; ``whole`` ones contain integers, whose sum contains integers as well."""
 
 
 def _is_whole(leaf: Tensor) -> bool:
@@ -261,7 +275,7 @@ def _divide(value: Any, weight: Any) -> Any:
 
 
 def structure_to_plain(item: Any) -> Any:
-    """Return a structure of `Terms` as lists and plain values, which can be sent."""
+    """Encode a structure of `Terms` as lists and plain values."""
     if isinstance(item, Layout):
         return ["layout", [[e.name, list(e.shape), e.kind] for e in item.entries]]
     if isinstance(item, list | tuple):
@@ -270,7 +284,11 @@ def structure_to_plain(item: Any) -> Any:
 
 
 def structure_from_plain(item: Any) -> Any:
-    """Undo `structure_to_plain`; raises `AggregationError` for what it cannot have made."""
+    """Decode `structure_to_plain`.
+
+    Raises:
+        AggregationError: the structure is malformed.
+    """
     match item:
         case ["layout", [*entries]]:
             return Layout.build([(n, tuple(s), k) for n, s, k in entries])

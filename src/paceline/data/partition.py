@@ -24,6 +24,7 @@ from torch import Tensor
 
 from paceline.core.errors import ConfigError, DataError, EmptyClientError, UnknownNameError
 from paceline.core.random import numpy_rng
+from paceline.core.samples import Split
 from paceline.core.task import Task
 from paceline.data.assign import ASSIGN, Wanted, group_of
 
@@ -91,7 +92,7 @@ def _tail(text: str, value: str) -> tuple[float, float | None]:
 
 
 @dataclass(frozen=True)
-class Partition:
+class Partition(Split):
     """The samples of each client, all in three tensors: a million clients are no burden.
 
     Client k has the rows ``order[offsets[k] : offsets[k + 1]]``; those from ``cuts[k]`` on are for its tests.

@@ -1,1 +1,1 @@
-"""A real federation, whatever carries its messages: who is who, what a client allows, what a server remembers."""
+"""Deployment of a real federation, independent of the transport: identities, client policies, server state."""

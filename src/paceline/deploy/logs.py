@@ -1,4 +1,4 @@
-"""What a server or client tells of its work: one line for each event, in JSON or for people, on stderr."""
+"""Structured logs of a server or client: one line per event, as JSON or as text, on stderr."""
 
 from __future__ import annotations
 
@@ -33,12 +33,15 @@ _LEVELS = {
 
 
 class Journal:
-    """Writes events.
+    """Event logger.
 
     Args:
-        role: server, or client.
+        role: ``server`` or ``client``; added to every line.
         format: ``json`` or ``text``.
-        level: least level that is written.
+        level: lowest level that is written: ``debug``, ``info``, ``warning`` or ``error``.
+
+    Raises:
+        ImportError: structlog is not installed.
     """
 
     def __init__(self, role: str, format: str = "json", level: str = "info") -> None:
@@ -56,13 +59,13 @@ class Journal:
         )
 
     def __call__(self, event: str, **facts: Any) -> None:
-        """Write one event."""
+        """Log one event with its facts; facts that are None are omitted."""
         getattr(self._log, _LEVELS.get(event, "info"))(event, **{k: v for k, v in facts.items() if v is not None})
 
 
 @contextmanager
 def warnings_told(journal: Journal) -> Iterator[None]:
-    """Write Python's warnings to `journal` as events ``warning``, as long as the context lasts."""
+    """Context manager: log Python warnings to `journal` as events named ``warning``."""
 
     def tell(
         message: Warning | str,
@@ -82,7 +85,7 @@ def warnings_told(journal: Journal) -> Iterator[None]:
 
 
 class _Stderr:
-    """Python's stderr of the moment, which may have been put somewhere else."""
+    """Proxy for the current `sys.stderr`, which may be replaced after the logger was created."""
 
     def write(self, text: str) -> int:
         return sys.stderr.write(text)

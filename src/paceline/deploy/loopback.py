@@ -1,8 +1,9 @@
-"""A whole federation on this machine: an authority, a server and clients as separate processes, over TLS.
+"""Complete federation on one machine: authority, server and clients as separate processes, connected over TLS.
 
-Processes that a fault kills are started again, as systemd would do. The parent only starts, watches and cleans
-up; everything else goes through the same configuration files and code as a real federation. Keys, configurations and logs
-lie in a temporary folder; what clients keep lies in the run's folder until the run has ended, so that it can be gone on with.
+A process killed by an injected fault is restarted, as systemd would do. The parent process only starts, monitors and
+cleans up; everything else uses the same configuration files and code as a real federation. Keys, configurations and
+logs are in a temporary folder. The clients' state is in the run's folder until the run has ended, so that the run can
+be resumed.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from paceline.core.errors import EngineError, PacelineError, StoreError
 from paceline.core.processes import NAME, UNGUARDED, check_main, importable, start, start_method, unguarded
 from paceline.deploy.identity.authority import Authority
 from paceline.deploy.processes import child
+from paceline.deploy.run_fields import check_federated
 from paceline.network.fault_injection import KILL, Fault
 from paceline.run import Observer, Result, RunConfig
 from paceline.store import RunFolder
@@ -34,17 +36,17 @@ from paceline.store.toml import to_toml
 __all__ = ["LoopbackFederation", "federate", "resume"]
 
 KEPT = "clients"
-"""In the run's folder: what each client keeps."""
+"""Subfolder of the run that contains the clients' state."""
 
 _LOST = 255
-"""What `multiprocessing` tells of children whose fork server was killed."""
+"""Exit code that `multiprocessing` reports for children whose fork server was killed."""
 
-_OPEN = {"secure_aggregation": {"required": False}, "cohort": {"least": 1, "least_quorum": 1}}
+_OPEN = {"secure_aggregation": {"required": False, "named_clients": True}, "cohort": {"least": 1, "least_quorum": 1}}
 
 
 @dataclass
 class _Party:
-    """One process: a server or a client, and how often it was started."""
+    """One server or client process, and the number of its starts."""
 
     role: str
     config: Path
@@ -56,7 +58,7 @@ class _Party:
     back: float = 0.0
 
     def start(self, context: BaseContext, script: bool) -> None:
-        """Start the process; one that was killed on purpose is not killed again. It imports the script if it needs it."""
+        """Start the process, without kill faults after the first start. `script` makes it import the main script."""
         part = self.values["server" if self.role == "server" else "client"]
         if self.starts:
             part["faults"] = [text for text in part["faults"] if not text.startswith("kill")]
@@ -67,24 +69,24 @@ class _Party:
         start(self.process, script)
 
     def told(self) -> str:
-        """Return the end of what it wrote."""
+        """Return the last lines of its log."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         return "\n".join(text.splitlines()[-6:])
 
 
 @dataclass
 class LoopbackFederation:
-    """A federation on loopback.
+    """Federation on the loopback interface.
 
     Args:
-        config: what is run.
-        place: folder of the run, made by the server.
-        faults: see `paceline.network.fault_injection`.
+        config: configuration of the run.
+        place: folder of the run, created by the server.
+        faults: injected faults, see `paceline.network.fault_injection`.
         server, waiting: further fields of the server's configuration.
         client: further fields of the clients' configuration.
-        policy: the clients' policy; one that allows everything by default.
-        back: seconds after which a killed process is started again.
-        keep: leave keys, configurations and logs beside the run, in ``PLACE.parties``.
+        policy: policy of the clients; permits everything by default.
+        back: seconds after which a killed process is restarted.
+        keep: retain keys, configurations and logs next to the run, in ``PLACE.parties``.
     """
 
     config: RunConfig
@@ -103,10 +105,16 @@ class LoopbackFederation:
         self._shown = 0
 
     def run(self, observer: Observer | None = None) -> Result:
-        """Carry out the run, or go on with it, and return its summary. Raises what made the server or a client fail.
+        """Execute or resume the run and return its summary.
 
-        Raises `StoreError` where another process holds the run's folder.
+        Args:
+            observer: called with each round's record.
+
+        Raises:
+            PacelineError: the error with which the server or a client failed.
+            StoreError: another process holds the run's folder.
         """
+        check_federated(self.config)
         RunFolder.check_name(self.place.name)
         check_main(starts=True)
         self._script = self.config.method.startswith("__main__:")
@@ -144,7 +152,7 @@ class LoopbackFederation:
 
     # -- the parts -----------------------------------------------------------------------------
     def _found(self, root: Path) -> None:
-        """Make keys and configurations."""
+        """Create keys and configurations."""
         ca = Authority.create(root / "ca", "loopback")
         ca.issue_server(["localhost", "127.0.0.1"]).write(root / "server")
         for number in range(self.config.clients):
@@ -169,7 +177,7 @@ class LoopbackFederation:
                 "most": 1.0,
                 "first": 0.1,
             }
-            mine |= {"private_rounding": False}  # so that the end has the bits of a simulation
+            mine |= {"private_rounding": False}  # for results bitwise equal to a simulation
             part = {"server": str(Address("localhost", port)), **mine, **self.client, "faults": self._of(number)}
             data = {"own": False, "device": self.config.device, "threads": self.config.threads}
             self.parties.append(self._party(f"client{number}", root, {"client": part, "data": data}))
@@ -183,7 +191,7 @@ class LoopbackFederation:
 
     # -- watching ------------------------------------------------------------------------------
     def _watch(self, context: BaseContext, observer: Observer | None) -> None:
-        """Watch until the server has ended well; start again what was killed."""
+        """Monitor the processes until the server has exited successfully; restart killed ones."""
         while True:
             self._show(observer)
             now = time.monotonic()
@@ -204,7 +212,11 @@ class LoopbackFederation:
             time.sleep(0.02)
 
     def kill(self, role: str) -> None:
-        """Kill a party with SIGKILL; it is started again."""
+        """Kill a party with SIGKILL; it is restarted.
+
+        Args:
+            role: ``server`` or the name of a client.
+        """
         party = next(p for p in self.parties if p.role == role)
         assert party.process is not None
         party.faulted = True
@@ -226,7 +238,7 @@ class LoopbackFederation:
         return result
 
     def _end(self, seconds: float) -> None:
-        """End all processes: politely after some seconds, in which they hear the server's goodbye, then not."""
+        """Stop all processes: wait `seconds` for the server's goodbye to arrive, then terminate, then kill."""
         there = [p.process for p in self.parties if p.process is not None and p.process.pid is not None]
         alive = [process for process in there if process.exitcode is None]
         _join(alive, seconds)
@@ -241,19 +253,34 @@ class LoopbackFederation:
                 process.join()
         lost = [process.pid for process in there if process.exitcode == _LOST]
         for process in there:
-            process.close()  # of what they watch, so that also those end whose fork server is gone
+            process.close()  # closes the monitored pipe, so that processes end whose fork server is gone
         until = time.monotonic() + 5.0
         while any(pid is not None and _alive(pid) for pid in lost) and time.monotonic() < until:
             time.sleep(0.02)
 
 
 def federate(config: RunConfig, place: Path, observer: Observer | None = None, **parts: Any) -> Result:
-    """Carry out a run as a federation of processes on this machine; see `LoopbackFederation` for `parts`."""
+    """Execute a run as a federation of processes on this machine and return its summary.
+
+    Args:
+        config: configuration of the run.
+        place: folder of the run.
+        observer: called with each round's record.
+        **parts: further fields of `LoopbackFederation`.
+    """
     return LoopbackFederation(config, place, **parts).run(observer)
 
 
 def resume(path: Path, observer: Observer | None = None) -> Result:
-    """Go on with a federation of processes on this machine. Raises `StoreError` for a run of another kind."""
+    """Resume a federation of processes on this machine and return its summary.
+
+    Args:
+        path: folder of the run.
+        observer: called with each round's record.
+
+    Raises:
+        StoreError: the folder contains a run of another kind.
+    """
     folder = RunFolder.open(path)
     if (ended := Result.read(folder)) is not None:
         return ended
@@ -286,7 +313,7 @@ def _failed(party: _Party, code: int) -> PacelineError:
 
 
 def _context() -> BaseContext:
-    """Return a context whose processes begin with everything imported, where the system has one."""
+    """Return a multiprocessing context with preloaded modules, if the system supports a fork server."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context(start_method(without="fork"))
     context = multiprocessing.get_context("forkserver")

@@ -1,6 +1,6 @@
-"""Prometheus metrics and health pages of a server or a client: /metrics, /healthz and /readyz.
+"""Prometheus metrics and health endpoints of a server or client: /metrics, /healthz and /readyz.
 
-Healthy is a process that answers; ready is a server with enough clients, or a client that was welcomed.
+A process is healthy if it answers. A server is ready with enough clients, a client once it has been welcomed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
 
 
 class Metrics:
-    """The figures of one process, in a registry of their own."""
+    """Metrics of one process, in a separate registry."""
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
@@ -41,7 +41,11 @@ class Metrics:
         self._server: WSGIServer | None = None
 
     def serve(self, address: Address) -> int:
-        """Serve the pages from a thread; return the port. Raises `EngineError` where that cannot be."""
+        """Start the HTTP server in a thread; return its port.
+
+        Raises:
+            EngineError: the address is in use or not available.
+        """
         kind = _Threads6 if ":" in address.host else _Threads
         try:
             self._server = make_server(address.host, address.port, self._page, kind, _Quiet)
@@ -51,7 +55,7 @@ class Metrics:
         return int(self._server.server_port)
 
     def close(self) -> None:
-        """End the pages."""
+        """Stop the HTTP server."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
@@ -71,7 +75,7 @@ class _Threads(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of a scraper that goes away, or is silent."""
+        """Ignore clients that disconnect or time out."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
@@ -82,7 +86,7 @@ class _Threads6(_Threads):
 
 class _Quiet(WSGIRequestHandler):
     timeout = 10.0
-    """Seconds after which a silent connection ends, and with it its thread."""
+    """Seconds after which an idle connection and its thread end."""
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing; requests are not events."""
+        """Suppress the request log."""

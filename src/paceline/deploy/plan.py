@@ -1,4 +1,4 @@
-"""What a server offers, what it asks, and what a client has given already: what a policy judges."""
+"""Input of a client's policy: the server's plan, a call request, and the client's usage so far."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 __all__ = ["PRIVACY_MECHANISMS", "CallRequest", "Plan", "Privacy", "Usage", "offer"]
 
 PRIVACY_MECHANISMS: frozenset[str] = frozenset()
-"""Mechanisms that can keep a plan's promise of differential privacy. There is none yet, so such plans are refused."""
+"""Installed mechanisms of differential privacy. There is none yet, so plans that promise it are refused."""
 
 
 class Privacy(BaseModel):
-    """The differential privacy that a whole run promises.
+    """Differential privacy promised for a whole run.
 
     Args:
-        epsilon, delta: of (epsilon, delta)-differential privacy.
-        unit: what one change is: a client, or a sample of a client.
+        epsilon, delta: parameters of (epsilon, delta)-differential privacy.
+        unit: unit of protection: a client, or a sample of a client.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -40,17 +40,17 @@ class Privacy(BaseModel):
 
 
 class Plan(BaseModel):
-    """A run as the server offers it to a client that joins.
+    """Description of a run that the server offers to a joining client.
 
     Args:
         method, options: the method and its fields.
-        task: whose data and model.
-        rounds: how many.
-        cohort: clients in each round.
-        quorum: least number of replies in a sum.
+        task: task that defines data and model.
+        rounds: number of rounds.
+        cohort: clients per round.
+        quorum: smallest number of replies in a sum.
         aggregation: plain, secure or secure-arithmetic.
         secure: options of secure aggregation.
-        privacy: the promise, or None.
+        privacy: promised differential privacy, or None.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -67,13 +67,17 @@ class Plan(BaseModel):
 
     @staticmethod
     def of(config: RunConfig, privacy: Privacy | None = None) -> Plan:
-        """Return the plan of a run's configuration."""
+        """Return the plan of a run configuration."""
         kept = {name: getattr(config, name) for name in Plan.model_fields if name != "privacy"}
         return Plan(**kept, privacy=privacy)
 
     @staticmethod
     def from_tree(tree: Any) -> Plan:
-        """Return the plan that came over the wire; raises `ConfigError` that names every fault."""
+        """Parse a plan received over the network.
+
+        Raises:
+            ConfigError: the plan is malformed; the message lists every fault.
+        """
         if not isinstance(tree, dict):
             raise ConfigError("the server's plan is no table of options")
         try:
@@ -82,23 +86,23 @@ class Plan(BaseModel):
             raise ConfigError(f"the server's plan: {'; '.join(faults_of(error, Plan))}") from None
 
     def to_tree(self) -> dict[str, Any]:
-        """Return the plan as a tree that can be sent."""
+        """Return the plan as a tree of plain values."""
         return self.model_dump(mode="json")
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the plan, to notice a server that changes it under way."""
+        """SHA-256 of the plan, used to detect a server that changes it during the run."""
         text = json.dumps(self.to_tree(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 def offer(config: RunConfig, plan: Plan, layout: Layout) -> dict[str, Any]:
-    """Return all that a server sends of a run to a client that joins: what can be refused early is compared then.
+    """Return everything that a server sends about a run to a joining client, so that mismatches are detected at joining.
 
     Args:
         config: the run.
-        plan: `Plan.of` it.
-        layout: of the server's own model.
+        plan: `Plan.of` the run.
+        layout: parameter layout of the server's own model.
     """
     from paceline.aggregation.secure.task_hash import Agreement
     from paceline.core.method import find_method
@@ -110,13 +114,13 @@ def offer(config: RunConfig, plan: Plan, layout: Layout) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a client has given.
+    """Resources that a client has spent.
 
     Args:
-        rounds, bytes, seconds: to this run: rounds taken part in, bytes both ways, seconds of work.
-        last_round: the last round that was counted.
-        day_rounds, day_bytes, day_seconds: to all runs, today.
-        epsilon, delta: of all other runs that were joined, summed up.
+        rounds, bytes, seconds: in this run: rounds of participation, bytes in both directions, seconds of work.
+        last_round: the last counted round.
+        day_rounds, day_bytes, day_seconds: in all runs, today.
+        epsilon, delta: sums over all other runs joined.
     """
 
     rounds: int = 0
@@ -132,18 +136,18 @@ class Usage:
 
 @dataclass(frozen=True)
 class CallRequest:
-    """One thing that a server asks of a client.
+    """Request of a server, as evaluated by the policy.
 
     Args:
-        now: the time, with its zone.
-        round: which round, or None where the client is only asked to join.
-        program: whose function is to run: ``"method"``, ``"secagg"``, or None at joining.
-        cohort: clients in this sum, once it is known.
-        survivors: clients whose replies the sum will hold, once it is known.
-        secure: the secure session's options, once they are known.
-        begun: whether work is only begun, to be handed over in a later call.
-        message_bytes: size of the message that came.
-        usage: what was given before.
+        now: current time, with time zone.
+        round: the round, or None at joining.
+        program: program of the function: ``"method"``, ``"secagg"``, or None at joining.
+        cohort: number of clients in the sum, once known.
+        survivors: number of clients whose replies the sum will contain, once known.
+        secure: options of the secure session, once known.
+        begun: whether the call only starts work that a later call collects.
+        message_bytes: size of the received message.
+        usage: resources spent before.
     """
 
     now: datetime

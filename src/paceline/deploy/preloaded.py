@@ -1,4 +1,4 @@
-"""Imported once by the process that all parties of a loopback federation are forked from."""
+"""Preloaded modules of a loopback federation, imported once by the fork server before it forks the parties."""
 
 import importlib
 

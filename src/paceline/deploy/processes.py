@@ -1,4 +1,4 @@
-"""What a server's or a client's process does, from its configuration to its exit code."""
+"""Server and client processes, from configuration to exit code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,11 @@ __all__ = ["child", "run_client", "run_server"]
 
 
 def run_server(config: ServerConfig) -> Result | None:
-    """Serve one run to its end; return its summary, or None where SIGTERM, SIGHUP or SIGINT ended it before."""
+    """Serve one run until it ends; return its summary, or None if SIGTERM, SIGHUP or SIGINT stopped it first.
+
+    Raises:
+        PacelineError: the run failed.
+    """
     journal, metrics = _watchers("server", config.logging)
     url = config.server.state or config.server.run / "state.db"
     state = ServerState(url, wait=BACK, tell=lambda why: journal("database_away", why=why))
@@ -49,7 +53,11 @@ def run_server(config: ServerConfig) -> Result | None:
 
 
 def run_client(config: ClientConfig) -> str:
-    """Take part until the run has ended; return why it ended."""
+    """Participate until the run has ended; return the reason.
+
+    Raises:
+        PacelineError: the client cannot participate.
+    """
     journal, metrics = _watchers("client", config.logging)
     try:
         with warnings_told(journal):
@@ -75,7 +83,7 @@ def _watchers(role: str, logging: Logging) -> tuple[Journal, Any]:
 
 
 def child(role: str, config: Path, log: Path) -> None:
-    """Be a server or a client in a process that `federate` started; what it writes goes to `log`."""
+    """Run a server or client in a process started by `federate`; write its output to `log`, and exit the process."""
     begin()
     rename_main()
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

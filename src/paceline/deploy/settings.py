@@ -1,7 +1,7 @@
-"""The configurations of `paceline server` and `paceline client`: TOML, under the environment's overrides.
+"""Configuration of `paceline server` and `paceline client`: TOML files, overridden by environment variables.
 
-``PACELINE_SERVER__LISTEN=0.0.0.0:9100`` sets ``listen`` of the table ``[server]``; values are read as TOML, and
-text that is none as it stands. Paths are taken from the configuration file's folder.
+``PACELINE_SERVER__LISTEN=0.0.0.0:9100`` sets ``listen`` in the table ``[server]``. Values are parsed as TOML; text that
+is not valid TOML is used literally. Paths are relative to the folder of the configuration file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _Part(BaseModel):
 
 
 class Logging(_Part):
-    """What a process tells while it works."""
+    """Logging options of a process."""
 
     format: Literal["json", "text"] = Field(default="json", description="one JSON object a line, or text for people")
     level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level that is written")
@@ -36,7 +36,7 @@ class Logging(_Part):
 
 
 class Waiting(_Part):
-    """When the server stops waiting; seconds of real time."""
+    """Timeouts of the server, in seconds of real time."""
 
     phase: float = Field(default=600.0, gt=0, description="for an answer")
     phases: dict[str, float] = Field(default_factory=dict, description="the same for single functions, such as 'secagg.advertise'")
@@ -52,7 +52,7 @@ class Waiting(_Part):
 
 
 class ServerPart(_Part):
-    """The server's port and files."""
+    """Port and files of the server."""
 
     listen: Listening = Field(default=Address("0.0.0.0", 9100), description="host:port for clients")
     folder: Path = Field(default=Path("server"), description="server.key, server.pem and trust.pem")
@@ -83,7 +83,7 @@ class ServerPart(_Part):
 
 
 class ServerConfig(_Part):
-    """A server's whole configuration; the table ``[run]`` holds the fields of a run."""
+    """Complete configuration of a server; the table ``[run]`` contains the fields of a run."""
 
     server: ServerPart = ServerPart()
     waiting: Waiting = Waiting()
@@ -92,7 +92,7 @@ class ServerConfig(_Part):
 
 
 class DataConfig(_Part):
-    """This client's data: files of its own, or its part of a task that is shared out by the run's plan."""
+    """Data of a client: local files, or its part of a shared task according to the run's partition."""
 
     task: str = Field(default="", description="task, or kind:/path of own files; empty takes the plan's task")
     task_options: dict[str, Any] = Field(default_factory=dict, description="options of the task")
@@ -102,7 +102,7 @@ class DataConfig(_Part):
 
 
 class ClientPart(_Part):
-    """The client's stream and files."""
+    """Connection and files of the client."""
 
     server: Dialled = Field(default=Address("localhost", 9100), description="host:port of the server")
     name: str = Field(default="", description="the server's name in its certificate, where the address has another one")
@@ -128,7 +128,7 @@ class ClientPart(_Part):
 
 
 class ClientConfig(_Part):
-    """A client's whole configuration."""
+    """Complete configuration of a client."""
 
     client: ClientPart = ClientPart()
     data: DataConfig = DataConfig()
@@ -140,7 +140,20 @@ _TABLES = {*ServerConfig.model_fields, *ClientConfig.model_fields}
 
 
 def load_config(kind: type[C], path: Path | None, environment: Mapping[str, str] = os.environ) -> C:
-    """Read a configuration; raises `ConfigError` that names every fault, with the variable that it comes from."""
+    """Read a configuration file and apply the environment.
+
+    Args:
+        kind: `ServerConfig` or `ClientConfig`.
+        path: TOML file, or None for the environment alone.
+        environment: environment variables.
+
+    Raises:
+        ConfigError: lists every fault, with the variable that it comes from.
+
+    Example:
+        >>> load_config(ServerConfig, None, {"PACELINE_SERVER__LEAST": "3"}).server.least
+        3
+    """
     values = {} if path is None else read_toml(path)
     given = _override(values, list(kind.model_fields), environment)
     try:
@@ -151,18 +164,18 @@ def load_config(kind: type[C], path: Path | None, environment: Mapping[str, str]
 
 
 def _override(values: dict[str, Any], tables: list[str], environment: Mapping[str, str]) -> dict[tuple[str, ...], str]:
-    """Put what the environment sets into `values`; return which variable set what.
+    """Apply the environment to `values`; return the variable that set each location.
 
-    Raises `ConfigError` for a variable that names nothing, or something within what is no table.
+    Raises `ConfigError` for a variable that matches no key, or a key inside a value that is not a table.
     """
     named = [(tuple(name.removeprefix(PREFIX).lower().split("__")), name) for name in environment if name.startswith(PREFIX)]
     given = {}
-    for place, name in sorted(named, key=lambda item: (len(item[0]), item[1])):  # tables before what lies in them
+    for place, name in sorted(named, key=lambda item: (len(item[0]), item[1])):  # tables before their keys
         table = place[0]
         if len(place) == 1:
             if table in _TABLES:
                 raise ConfigError(f"{name} names the table [{table}]; name one of its keys, as in {PREFIX}{table.upper()}__KEY")
-            continue  # PACELINE_CA and others that are no part of a configuration
+            continue  # PACELINE_CA and others that are not configuration keys
         if "" in place:
             raise ConfigError(f"{name} has an empty part; write {PREFIX}TABLE__KEY, with two underscores between the parts")
         if table not in _TABLES:
@@ -188,7 +201,7 @@ def _set(values: dict[str, Any], place: tuple[str, ...], name: str, new: Any) ->
 
 
 def _placed(made: C, root: Path) -> C:
-    """Return the configuration with its paths taken from `root`."""
+    """Return the configuration with its paths resolved relative to `root`."""
     part: BaseModel = made.server if isinstance(made, ServerConfig) else made.client
     paths = {name: root / v for name in type(part).model_fields if isinstance(v := getattr(part, name), Path)}
     name = "server" if isinstance(made, ServerConfig) else "client"

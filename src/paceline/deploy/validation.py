@@ -1,4 +1,4 @@
-"""Files and messages that pydantic checks: sizes and hours as people write them, and faults as they read them."""
+"""Parsing of sizes and time windows in configuration files, and readable messages for validation errors."""
 
 from __future__ import annotations
 
@@ -23,10 +23,14 @@ _TIMES = re.compile(r"(\d{1,2}):(\d{2})-(\d{1,2}):(\d{2})")
 
 
 def size_of(value: Any) -> Any:
-    """Return the bytes of a text such as ``"500 MB"`` or ``"2 GiB"``; anything else as it is.
+    """Return the number of bytes in a text such as ``"500 MB"`` or ``"2 GiB"``; other values unchanged.
 
-    >>> size_of("1.5 kB"), size_of("2 GiB"), size_of(7)
-    (1500, 2147483648, 7)
+    Raises:
+        ValueError: the text is not a size.
+
+    Example:
+        >>> size_of("1.5 kB"), size_of("2 GiB"), size_of(7)
+        (1500, 2147483648, 7)
     """
     if not isinstance(value, str):
         return value
@@ -39,10 +43,10 @@ def size_of(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Window:
-    """Hours of some days of the week; it may pass midnight.
+    """Daily time window on some days of the week; it may extend past midnight.
 
     Args:
-        days: on which it begins, Monday being 0.
+        days: days on which it begins; Monday is 0.
         start, end: minutes after midnight; an end before the start is on the next day.
     """
 
@@ -52,7 +56,16 @@ class Window:
 
     @staticmethod
     def parse(text: str) -> Window:
-        """Return the window of a text such as ``"mon-fri 20:00-06:00"``, ``"sat,sun"`` or ``"22:00-24:00"``."""
+        """Parse a text such as ``"mon-fri 20:00-06:00"``, ``"sat,sun"`` or ``"22:00-24:00"``.
+
+        Raises:
+            ValueError: the text is not a time window.
+
+        Example:
+            >>> window = Window.parse("sat,sun 20:00-06:00")
+            >>> sorted(window.days), window.start, window.end
+            ([5, 6], 1200, 360)
+        """
         words = text.lower().split()
         times = _TIMES.fullmatch(words[-1]) if words else None
         days = words[:-1] if times else words
@@ -68,7 +81,7 @@ class Window:
         return Window(chosen, start, end)
 
     def holds(self, now: datetime, zone: tzinfo) -> bool:
-        """Return whether `now` lies within, as the clock on the wall of `zone` shows it."""
+        """Return whether `now` lies in the window, in local time of `zone`."""
         local = now.astimezone(zone)
         minute, day = local.hour * 60 + local.minute, local.weekday()
         if self.start < self.end:
@@ -92,12 +105,12 @@ def _window_advice(text: str) -> str:
 
 
 def faults_of(error: Exception, model: type[BaseModel], given: Mapping[tuple[str, ...], str] | None = None) -> list[str]:
-    """Return every fault that pydantic found, with its place, and the nearest names for unknown keys.
+    """Return a message for every validation error, with its location, and close matches for unknown keys.
 
     Args:
-        error: what pydantic raised.
-        model: what was to be made.
-        given: places whose values come from elsewhere, and what to name for them.
+        error: exception raised by pydantic.
+        model: the validated model.
+        given: sources of values that come from elsewhere, such as environment variables, by location.
     """
     if not isinstance(error, ValidationError):
         return [str(error)]
@@ -116,10 +129,15 @@ def faults_of(error: Exception, model: type[BaseModel], given: Mapping[tuple[str
 
 
 def shown(value: Any) -> str:
-    """Return a value as a message shows it: not long, and without the password of a URL."""
+    """Return a value's repr for messages: at most 80 characters, without the password of a URL.
+
+    Example:
+        >>> shown("postgresql://user:secret@host/db")
+        "'postgresql://...@host/db'"
+    """
     try:
         return _SECRET.sub("//...@", repr(value))[:80]
-    except (ValueError, RecursionError):  # an integer of thousands of digits has no text
+    except (ValueError, RecursionError):  # an integer of thousands of digits has no repr
         return f"some {type(value).__name__}"
 
 

@@ -1,4 +1,4 @@
-"""Where client functions run. Results depend neither on the engine nor on the number of workers."""
+"""Engines: execution of client functions. Results depend neither on the engine nor on the number of workers."""
 
 from typing import Any
 
@@ -15,9 +15,17 @@ _ENGINES = ("local", "debug", "ray")
 
 
 def load_engine(name: str, setup: Setup, workers: int, ray: dict[str, Any] | None = None) -> Pool:
-    """Start an engine by name; `ray` are the options of `RayEngine`, for that one.
+    """Start the engine registered under a name.
 
-    Raises `UnknownNameError`, and what the engine raises.
+    Args:
+        name: ``local``, ``debug`` or ``ray``.
+        setup: what workers are built from.
+        workers: number of workers.
+        ray: options of `RayEngine`, used by ``ray`` only.
+
+    Raises:
+        UnknownNameError: unknown engine.
+        EngineError: the engine cannot be started.
     """
     if name == "ray":
         from paceline.engines.ray import RayEngine

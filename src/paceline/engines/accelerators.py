@@ -1,4 +1,4 @@
-"""Which torch device can be used here; said before anything is loaded, not by the first tensor in a round."""
+"""Availability of torch devices, checked before anything is loaded instead of at the first tensor of a round."""
 
 from __future__ import annotations
 
@@ -12,12 +12,18 @@ _KNOWN = "cpu, cuda, cuda:N or mps"
 
 
 def check_device(name: str, option: str, here: bool = True) -> None:
-    """Raise `ConfigError` with what to do where torch cannot use a device.
+    """Raise `ConfigError` with advice if torch cannot use a device.
 
     Args:
-        name: of the device, such as ``cuda:0``.
-        option: where it was given.
-        here: it is to be used on this machine; else only its name is looked at.
+        name: name of the device, such as ``cuda:0``.
+        option: option in which it was given, for the message.
+        here: whether the device will be used on this machine; otherwise only its name is checked.
+
+    Raises:
+        ConfigError: the name is unknown, or the device is not available.
+
+    Example:
+        >>> check_device("cpu", "--device")
     """
     try:
         device = torch.device(name)
@@ -29,7 +35,7 @@ def check_device(name: str, option: str, here: bool = True) -> None:
 
 
 def _missing(device: torch.device) -> str:
-    """Return why a device cannot be used, and what to do; nothing where it can."""
+    """Return why a device is not available, and what to do; empty if it is."""
     number = device.index or 0
     match device.type:
         case "cpu":

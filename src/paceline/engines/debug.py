@@ -1,7 +1,7 @@
-"""The debug engine: one worker in this process that stops at a client's first error.
+"""Debug engine: one worker in this process that stops at a client's first error.
 
-The error names client, function, round and the step of the local loop; its cause is the original
-exception, and the loss is checked at every step.
+The error contains client, function, round and the step of the local loop; its cause is the original exception. The
+loss is checked at every step.
 """
 
 from __future__ import annotations

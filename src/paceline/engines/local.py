@@ -1,9 +1,9 @@
-"""The default engine: worker processes on this machine, or one worker in this process.
+"""Default engine: worker processes on this machine, or one worker in this process.
 
-Workers are forked and share the data where the system can do that safely; else they are spawned and load it themselves.
-Each worker keeps one resident model and forms its own partial sum. Which worker runs a client has no
-influence on results: streams belong to clients, chunks are formed before they are dealt, and sums are exact.
-What clients keep between rounds belongs to the engine, and is lent to the worker that runs them.
+Workers are forked and share the data where the system can do that safely; otherwise they are spawned and load it
+themselves. Each worker has one resident model and forms its own partial sum. The assignment of clients to workers does
+not affect results: random streams belong to clients, chunks are formed before they are assigned, and sums are exact.
+Client memories belong to the engine and are sent to the worker that executes the client.
 """
 
 from __future__ import annotations
@@ -30,19 +30,23 @@ from paceline.engines.worker import Setup, Worker
 __all__ = ["LocalEngine"]
 
 _BATCH = 64
-"""Items that a worker sends as one message."""
+"""Number of items that a worker sends in one message."""
 
 Frozen = tuple[bytes, list[Any]]
 Source = Setup | Frozen
-"""What a worker is built from: as it is where it is forked, else pickled."""
+"""What a worker is built from: the setup itself if forked, else pickled."""
 
 
 class LocalEngine(Pool):
     """Runs client functions on `workers` processes; with 1, in this process.
 
     Args:
-        setup: what a worker is built from.
+        setup: what workers are built from.
         workers: number of workers.
+
+    Raises:
+        EngineError: worker processes cannot be started.
+        ConfigError: fewer than 1 worker.
     """
 
     def __init__(self, setup: Setup, workers: int = 1) -> None:
@@ -52,7 +56,11 @@ class LocalEngine(Pool):
             self._start(range(workers))
 
     def run(self, call: Call) -> Iterator[Receipt | tuple[str, Any]]:
-        """Run a call; yields receipts and partial sums as they come."""
+        """Run a call; yield receipts and partial sums as they arrive.
+
+        Raises:
+            WorkerDiedError: a worker process died; all were replaced, and the round can be repeated.
+        """
         if not self._processes:
             chunks = self._dealer.chunks(call.clients)
             self.here.restore(self._lend(call.clients))
@@ -89,7 +97,7 @@ class LocalEngine(Pool):
             ) from error
 
     def _replace(self) -> None:
-        """Start a new process for every worker, as the others are in the middle of the call."""
+        """Start a new process for every worker, because the others are in the middle of the call."""
         numbers = range(len(self._processes))
         self.close()
         self._start(numbers)
@@ -120,18 +128,18 @@ class LocalEngine(Pool):
 
     @property
     def pids(self) -> list[int]:
-        """Process numbers of the workers; empty when the worker is in this process."""
+        """Process ids of the workers; empty if the only worker is in this process."""
         return [p.pid for p in self._processes]
 
     def close(self) -> None:
-        """End the worker processes."""
+        """Kill the worker processes."""
         for process in self._processes:
             process.kill()
         self._processes = []
 
 
 class _Process:
-    """One worker process and the pipe to it."""
+    """One worker process and its pipe."""
 
     def __init__(self, source: Source, number: int) -> None:
         method = start_method()
@@ -153,7 +161,7 @@ class _Process:
             self.send(source)
 
     def ready(self) -> None:
-        """Wait until a worker that was not forked has built itself. Raises what kept it from that."""
+        """Wait until a spawned worker has been built. Raises the error that prevented it."""
         if self._forked:
             return
         try:
@@ -170,8 +178,8 @@ class _Process:
             raise value
 
     def send(self, message: Any) -> None:
-        self.end.reuse()  # an answer came to whatever was sent before
-        with contextlib.suppress(OSError):  # the reader finds the end of the pipe and names the death
+        self.end.reuse()  # every earlier message has been answered
+        with contextlib.suppress(OSError):  # the reader detects the closed pipe and reports the dead worker
             self.end.send(message)
 
     def receive(self) -> tuple[str, Any]:
@@ -184,7 +192,7 @@ class _Process:
 
 
 def _freeze(setup: Setup) -> Frozen:
-    """Pickle what workers are built from. Raises `EngineError` for what cannot travel."""
+    """Pickle the setup of workers. Raises `EngineError` for parts that cannot be pickled."""
     try:
         frozen = freeze(lighten(setup))
     except Exception as error:
@@ -201,11 +209,11 @@ def _freeze(setup: Setup) -> Frozen:
 
 
 def _serve(ending: Ending, setup: Setup | None) -> None:
-    """Run inside a worker process until the parent goes; without a setup, that comes first."""
+    """Main function of a worker process; it runs until the parent ends. Without a setup, the setup is received first."""
     begin()
     end = ending.open()
     worker = None if setup is None else _build(setup)
-    with contextlib.suppress(EOFError, OSError):  # the parent went
+    with contextlib.suppress(EOFError, OSError):  # the parent has ended
         if worker is None:
             try:
                 worker = _build(complete(thaw(*end.receive())))

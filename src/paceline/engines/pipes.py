@@ -1,8 +1,8 @@
-"""A pipe between a process and its child, whose large tensors go through shared memory.
+"""Pipe between a process and its child, with shared memory for large tensors.
 
-Both ends are our own processes on one machine. Headers are pickled; tensors and arrays of a page or more
-are written once into pages that both map, and copied out once: no model is pickled. The pages are a file without a name
-(Linux), else a temporary file.
+Both ends are Paceline's own processes on one machine. Headers are pickled; tensors and arrays of a page or more are
+written once into pages mapped by both, and copied out once: no model is pickled. The pages are an unnamed file (Linux),
+else a temporary file.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from torch import Tensor
 __all__ = ["End", "Ending", "freeze", "pair", "reduce_tensor", "thaw"]
 
 _LEAST = 1 << 12
-"""Tensors below this many bytes stay in the header."""
+"""Tensors below this size in bytes stay in the header."""
 
 _MOST = 1 << 28
-"""Bytes in flight above which tensors go through the pipe, which makes the sender wait."""
+"""Bytes in flight above which tensors go through the pipe, which blocks the sender."""
 
 
 class _Pages:
-    """Memory that a process shares with a child that it starts afterwards; it grows on demand.
+    """Memory shared with a child that is started afterwards; it grows on demand.
 
     Args:
-        forked: the child is forked and finds the open file; another opens it by its name.
+        forked: the child is forked and inherits the open file; otherwise it opens the file by name.
     """
 
     def __init__(self, forked: bool) -> None:
@@ -56,7 +56,7 @@ class _Pages:
         self._map, self.used = None, 0
 
     def unname(self) -> None:
-        """Remove the file's name once both have opened it, where the system lets us; the pages stay until both are gone."""
+        """Unlink the file once both processes have opened it, if the system permits; the pages live until both have closed it."""
         if self.path:
             with suppress(OSError):
                 os.unlink(self.path)
@@ -86,7 +86,7 @@ class _Pages:
 
 
 def _folder() -> str:
-    """Return where temporary files are memory, with room for all of it, if anywhere."""
+    """Return a folder for temporary files: in memory if there is one with enough space."""
     memory = Path("/dev/shm")
     roomy = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 4 * _MOST
     return str(memory) if roomy else tempfile.gettempdir()
@@ -94,12 +94,12 @@ def _folder() -> str:
 
 class _Pickler(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
-        """Hand a tensor's bytes over as a buffer."""
+        """Pass a tensor's bytes as an out-of-band buffer."""
         return reduce_tensor(obj)
 
 
 def reduce_tensor(obj: Any) -> Any:
-    """Say how to pickle a tensor by its own bytes, not by those of what it is a view of; else `NotImplemented`."""
+    """Return how to pickle a tensor by its own bytes, excluding the rest of the storage it is a view of; else `NotImplemented`."""
     if type(obj) is Tensor and obj.device.type == "cpu" and not obj.requires_grad and obj.layout is torch.strided:
         flat = obj.contiguous().view(-1).view(torch.uint8) if obj.numel() else obj.new_empty(0, dtype=torch.uint8)
         array: Any = flat.numpy()
@@ -110,7 +110,7 @@ def reduce_tensor(obj: Any) -> Any:
 def _tensor(data: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     if not len(data):
         return torch.empty(shape, dtype=dtype)
-    if not isinstance(data, bytearray):  # small ones came within the header
+    if not isinstance(data, bytearray):  # small tensors are part of the header
         data = bytearray(data)
     return torch.frombuffer(data, dtype=dtype).view(shape)
 
@@ -119,8 +119,9 @@ class End:
     """One end of a pipe.
 
     Args:
-        pipe: for headers.
-        outgoing, incoming: pages for the large parts.
+        pipe: connection for headers.
+        outgoing, incoming: pages for large parts.
+        others: the child's connection, to be closed in this process.
     """
 
     def __init__(self, pipe: Connection, outgoing: _Pages, incoming: _Pages, others: Connection | None = None) -> None:
@@ -132,11 +133,11 @@ class End:
             self._others.close()
 
     def reuse(self) -> None:
-        """Write over what was sent: the other end has read all of it."""
+        """Reuse the outgoing pages: the other end has read everything sent so far."""
         self._out.used = 0
 
     def send(self, message: Any) -> None:
-        """Send a message made of plain values, tensors, arrays and objects of ours."""
+        """Send a message of plain values, tensors, arrays and Paceline objects."""
         places: list[tuple[int, int]] = []
 
         def take(buffer: pickle.PickleBuffer) -> bool:
@@ -152,7 +153,7 @@ class End:
         self.pipe.send_bytes(header.getbuffer())
 
     def receive(self) -> Any:
-        """Return the next message; raises `EOFError` or `OSError` when the other end is gone."""
+        """Return the next message; raises `EOFError` or `OSError` if the other end is closed."""
         places = pickle.loads(self.pipe.recv_bytes())
         return pickle.loads(self.pipe.recv_bytes(), buffers=[self._in.read(*place) for place in places])
 
@@ -165,12 +166,12 @@ class End:
 
 @dataclass
 class Ending:
-    """The child's end of a pipe, on its way there.
+    """The child's end of a pipe, to be passed to the child.
 
     Args:
-        pipe: for headers.
-        outgoing, incoming: pages for the large parts.
-        inherited: the parent's end, which a forked child has open too.
+        pipe: connection for headers.
+        outgoing, incoming: pages for large parts.
+        inherited: the parent's end, which a forked child has inherited open.
     """
 
     pipe: Connection
@@ -179,7 +180,7 @@ class Ending:
     inherited: Connection | None = None
 
     def open(self) -> End:
-        """Return the end, inside the child."""
+        """Return the opened end; call it in the child."""
         if self.inherited is not None:
             self.inherited.close()
         for pages in (self.outgoing, self.incoming):
@@ -188,7 +189,7 @@ class Ending:
 
 
 def pair(context: BaseContext) -> tuple[End, Ending]:
-    """Return an end, and what opens the other one inside a child that is started afterwards by this context."""
+    """Return this process's end, and the object that opens the other end in a child started afterwards with this context."""
     forked = context.get_start_method() == "fork"
     mine, other = context.Pipe()
     down, up = _Pages(forked), _Pages(forked)
@@ -196,9 +197,9 @@ def pair(context: BaseContext) -> tuple[End, Ending]:
 
 
 def freeze(value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
-    """Pickle a value for a process that was not forked: a header, and the tensors' own bytes.
+    """Pickle a value for a process that is not forked: a header, and the tensors' own bytes.
 
-    Raises what `pickle` does for what has no name that another process could import.
+    Raises what `pickle` raises for objects that another process cannot import by name.
     """
     header, buffers = io.BytesIO(), list[pickle.PickleBuffer]()
     _Pickler(header, protocol=5, buffer_callback=buffers.append).dump(value)
@@ -206,5 +207,5 @@ def freeze(value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
 
 
 def thaw(header: bytes, buffers: list[Any]) -> Any:
-    """Return what was frozen, in memory that can be written to."""
+    """Restore a value pickled by `freeze`, in writable memory."""
     return pickle.loads(header, buffers=[b if isinstance(b, bytearray) else bytearray(b) for b in buffers])

@@ -1,4 +1,4 @@
-"""What engines with several workers share: who runs what, whose memory lies where, what the server's side needs."""
+"""Common base of engines with several workers: scheduling, client memories, and the server's own worker."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ __all__ = ["Pool"]
 
 
 class Pool:
-    """Deals chunks of clients out to workers, lends them the clients' memories, and keeps these.
+    """Assigns chunks of clients to workers, sends them the clients' memories, and stores these.
 
     Args:
-        setup: what a worker is built from.
+        setup: what workers are built from.
         workers: number of workers.
+
+    Raises:
+        ConfigError: fewer than 1 worker.
     """
 
     def __init__(self, setup: Setup, workers: int) -> None:
@@ -33,29 +36,34 @@ class Pool:
         self.setup = setup
         self.num_clients = setup.num_clients
         self.memories = MemoryStore()
-        """What clients keep between rounds."""
+        """Client memories between rounds."""
         self.notes: dict[str, str] = {}
-        """What could not be stacked, and why."""
+        """Functions that could not be stacked, with the reasons."""
         self.spent = Spent()
-        """What worker processes counted; this process has its own."""
+        """Profile of the worker processes; this process has a separate one."""
         self.here = Worker(setup)
-        """The worker of this process, which evaluates for the server."""
+        """Worker of this process, used for evaluations of the server."""
         self._dealer = Dealer(setup.cost, setup.chunk, workers)
         self._lent: set[int] = set()
 
     def stack(self, chunk: int) -> None:
-        """From now on let up to `chunk` clients work as one."""
+        """Set the maximum number of clients that are trained as one stack."""
         self._dealer.chunk = chunk
 
     def measure(self, cohort: int, always: bool = False) -> Choice:
-        """Find out how many clients should work as one; see `choose`."""
+        """Measure how many clients should be stacked; see `choose`.
+
+        Args:
+            cohort: number of clients per round.
+            always: stack even if it is not faster.
+        """
         clients = [c for c in range(min(self.num_clients, 128)) if self.setup.cost(c) > 1]
         data = [self.here.samples(c) for c in clients]
         return choose(self.here.model, self.here.initial, self.setup.task, data, cohort, always)
 
     # -- dealing -------------------------------------------------------------------------------
     def _parts(self, call: Call) -> Iterator[tuple[int, Call, dict[int, dict[str, Any]]]]:
-        """Yield (worker, its part of the call, memories that it needs and has not got)."""
+        """Yield (worker, its part of the call, memories to send to it)."""
         for number, share in self._dealer.deal(self._dealer.chunks(call.clients)).items():
             clients = [c for chunk in share for c in chunk]
             mine = set(clients)
@@ -69,7 +77,7 @@ class Pool:
             yield number, part, self._lend(clients)
 
     def _lend(self, clients: Sequence[int]) -> dict[int, dict[str, Any]]:
-        """Return the memories that a worker needs for a call and has not been given in this round."""
+        """Return the memories that a worker needs for a call and has not received in this round."""
         new = [c for c in clients if c not in self._lent]
         self._lent.update(new)
         return {c: self.memories[c] for c in new if c in self.memories}
@@ -80,7 +88,11 @@ class Pool:
 
     # -- memory --------------------------------------------------------------------------------
     def commit(self) -> dict[int, dict[str, Any]]:
-        """Make the clients' memory changes permanent; return the memories that changed."""
+        """Make the clients' memory changes permanent; return the changed memories.
+
+        Raises:
+            WorkerDiedError: a worker process died.
+        """
         changed: dict[int, dict[str, Any]] = {}
         for part in self._ask_all("commit"):
             changed.update(part)
@@ -90,14 +102,18 @@ class Pool:
         return changed
 
     def rollback(self) -> None:
-        """Forget memory changes since the last commit."""
+        """Discard memory changes since the last commit."""
         self.here.rollback()
         for _ in self._ask_all("rollback"):
             continue
         self._new_round()
 
     def restore(self, memories: MemoryStore) -> None:
-        """Take the clients' memories from this store, and keep them there."""
+        """Use `memories` as the store of the clients' memories.
+
+        Raises:
+            CheckpointError: the store contains clients outside this run.
+        """
         unknown = [c for c in memories if not 0 <= c < self.num_clients]
         if unknown:
             raise CheckpointError(f"the checkpoint has memories of clients such as {unknown[0]}, of {self.num_clients}")
@@ -105,31 +121,38 @@ class Pool:
         self._new_round()
 
     def _ask_all(self, what: str) -> Iterator[Any]:
-        """Yield what each worker's method `what` returns; a worker that has committed gives its memories back."""
+        """Yield the result of each worker's method `what`; a worker that has committed drops its memories."""
         raise NotImplementedError
 
     def run(self, call: Call) -> Iterator[Receipt | tuple[str, Any]]:
-        """Run a call; yields receipts, and partial sums."""
+        """Run a call; yield receipts and partial sums.
+
+        Args:
+            call: the call.
+
+        Raises:
+            WorkerDiedError: a worker process died; it was replaced, and the round can be repeated.
+        """
         raise NotImplementedError
 
     def close(self) -> None:
-        """Free the workers."""
+        """Stop the workers."""
         raise NotImplementedError
 
     # -- the server's own model ----------------------------------------------------------------
     @property
     def services(self) -> Mapping[str, Any]:
-        """The services of the worker in this process."""
+        """Services of the worker in this process."""
         return self.here.services
 
     def init_params(self) -> Params:
-        """Return the initial model."""
+        """Return a copy of the initial model."""
         return self.here.initial.clone()
 
     def preview(self, function: str, message: Tree) -> Tree | None:
-        """Return a reply with the shape that clients will send; see `Worker.preview`."""
+        """Return a reply of the shape that clients will send; see `Worker.preview`."""
         return self.here.preview(function, message)
 
     def evaluate(self, params: Params) -> dict[str, Any]:
-        """Evaluate on the task's central test set."""
+        """Evaluate a model on the task's central test set."""
         return self.here.evaluate(params)

@@ -1,4 +1,4 @@
-"""What a client's reply will look like, found out by the server before anybody is asked."""
+"""Preview of a client's reply, computed by the server before any call."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ __all__ = ["preview"]
 
 
 def preview(worker: Worker, function: str, message: Tree, client: int | None = None) -> Tree | None:
-    """Return a reply of the method's `function` with the shape that clients will send, without any training.
+    """Return a reply of the method's `function` in the shape that clients will send, without any training.
 
-    It is formed on two of the worker's samples, with an empty memory. None where the function cannot do without more, such
-    as one that hands over what was begun before.
+    It is computed on two of the worker's samples, with an empty memory. None is returned if the function needs more, such
+    as one that returns work started before.
 
     Args:
-        worker: the server's own.
-        function: the client function's name.
-        message: what clients will be sent.
-        client: whose reply it is.
+        worker: worker of the server.
+        function: name of the client function.
+        message: message that clients will receive.
+        client: id of the client; None for any.
     """
     here = map_leaves(lambda tensor: tensor.to(worker.model.device), message)
     index = torch.arange(min(2, len(worker.y)), device=worker.x.device)
-    # a client that nobody has heard of, else any
+    # an unknown client id first, then id 0
     for number in (worker.setup.num_clients, 0) if client is None else (client,):
         me = Client(
             number,
@@ -47,13 +47,13 @@ def preview(worker: Worker, function: str, message: Tree, client: int | None = N
         try:
             with nested(0, worker.model.device):
                 return worker.invoke(me, "method", function, here)
-        except Exception:  # a user's own function may fail in any way on so little
+        except Exception:  # a user's function may fail in any way on so little data
             continue
     return None
 
 
 def _untrained(request: Any) -> Any:
-    """Answer a request to the local loop with where it starts; evaluate as asked."""
+    """Answer a training request with its start, without training; execute an evaluation request."""
     if isinstance(request, Job):
         return Trained(request.start.clone(), request.steps, request.steps * request.batch_size, 0.0)
     return answer(request)

@@ -1,8 +1,8 @@
-"""Workers as Ray actors, on this machine or on a cluster: the same worker, dealt to in the same way.
+"""Workers as Ray actors, on this machine or on a cluster, with the same workers and scheduling as the local engine.
 
-An actor builds its worker where it runs. A task that has a name is loaded there; one that was given as an object
-goes into the object store once. A call's message is put there once too, and each actor's partial
-sum stays on its side until the sums have been added up pair by pair.
+An actor builds its worker where it runs. A task that has a name is loaded there; a task given as an object is stored
+once in the object store. A call's message is also stored there once, and each actor's partial sum stays on its side
+until the sums have been added pairwise.
 """
 
 from __future__ import annotations
@@ -30,13 +30,16 @@ class RayEngine(Pool):
     """Runs client functions on Ray actors.
 
     Args:
-        setup: what a worker is built from; where it has `samples`, these are loaded by the actors.
+        setup: what workers are built from; if it has `samples`, these are loaded by the actors.
         workers: number of actors.
-        address: of a running cluster, as ``host:port`` or ``auto``; None starts one on this machine.
-        cpus, gpus: what each actor asks for.
+        address: running cluster, as ``host:port`` or ``auto``; None starts one on this machine.
+        cpus, gpus: resources requested by each actor.
         patience: seconds to wait for the cluster, and for its actors.
 
-    Raises `MissingExtraError` without Ray, `EngineError` where the cluster cannot be reached or lacks resources.
+    Raises:
+        MissingExtraError: Ray is not installed.
+        EngineError: the cluster cannot be reached or lacks resources.
+        ConfigError: a CUDA device on a cluster without `gpus`.
     """
 
     def __init__(
@@ -50,7 +53,7 @@ class RayEngine(Pool):
     ) -> None:
         if address is not None and setup.device.startswith("cuda") and not gpus:
             raise ConfigError(f"device {setup.device!r} on a Ray cluster: say with --ray-gpus how much of a GPU each actor gets")
-        # the machine that deals work out need not have the actors' devices
+        # the driver machine need not have the actors' devices
         with_device = setup.device == "cpu" or address is None or torch.cuda.is_available()
         super().__init__(setup if with_device else replace(setup, device="cpu"), workers)
         self._ray, self._ours = connect(address, workers * cpus, patience)
@@ -60,7 +63,7 @@ class RayEngine(Pool):
         self._starting: list[tuple[Any, Any]] = []
         try:
             self._check(workers)
-            # what is loaded where the actor runs need not travel; anything else goes to the object store, once
+            # samples loaded by the actors are not sent; everything else is put into the object store once
             self._source = self._ray.put(pack((lighten(setup), register_again())))
             self._actors = [self._start() for _ in range(workers)]
             self._await()
@@ -70,7 +73,12 @@ class RayEngine(Pool):
 
     # -- calls ---------------------------------------------------------------------------------
     def run(self, call: Call) -> Iterator[Receipt | tuple[str, Any]]:
-        """Run a call; yields receipts as actors end, and one sum."""
+        """Run a call; yield receipts as actors finish, and one sum.
+
+        Raises:
+            WorkerDiedError: an actor died; it was replaced, and the round can be repeated.
+            EngineError: an actor failed otherwise.
+        """
         with spent.on("bookkeeping"):
             message = self._ray.put(pack(call.message))
             waiting: dict[Any, tuple[int, Any]] = {}
@@ -91,7 +99,7 @@ class RayEngine(Pool):
             self.spent.add(seconds)
             sums += [(number, partial)] if has_sum else []
             yield from items
-        while len(sums) > 1:  # a tree: each pair is added on the first one's actor
+        while len(sums) > 1:  # tree reduction: each pair is added on the first one's actor
             pairs = [(sums[k], sums[k + 1]) for k in range(0, len(sums) - 1, 2)]
             merged = [(a[0], self._actors[a[0]].merge.remote(a[1], b[1])) for a, b in pairs]
             sums = merged + sums[2 * len(pairs) :]
@@ -103,7 +111,7 @@ class RayEngine(Pool):
             yield self._get(ref)
 
     def _get(self, ref: Any, others: list[Any] | None = None) -> Any:
-        """Return what an actor returned; where it died, let `others` end and replace it."""
+        """Return an actor's result; if the actor died, wait for `others` and replace it."""
         lost = self._ray.exceptions
         try:
             return unpack(self._ray.get(ref))
@@ -115,7 +123,7 @@ class RayEngine(Pool):
             raise WorkerDiedError(f"a Ray actor died; it was replaced, the round can be run again ({_first(error)})") from error
 
     def _settle(self, refs: list[Any] | None) -> None:
-        """Let what still runs end, so that its actors are free for the next call."""
+        """Wait until pending calls end, so that their actors are free for the next call."""
         if refs:
             self._ray.wait(refs, num_returns=len(refs))
 
@@ -126,15 +134,15 @@ class RayEngine(Pool):
         return actor
 
     def _replace(self) -> None:
-        """Start new actors in the places of those that are gone."""
+        """Start new actors in place of dead ones."""
         gone = self._ray.exceptions
-        for tries_left in (2, 1, 0):  # a machine that has just died may be chosen again
+        for tries_left in (2, 1, 0):  # Ray may select a machine that has just died
             asked = [actor.pid.remote() for actor in self._actors]
             for number, ref in enumerate(asked):
                 try:
                     self._ray.get(ref, timeout=self._patience)
                 except gone.RayError:
-                    self._ray.kill(self._actors[number])  # it may only be silent
+                    self._ray.kill(self._actors[number])  # it may be alive but unresponsive
                     self._actors[number] = self._start()
             try:
                 self._await()
@@ -145,7 +153,7 @@ class RayEngine(Pool):
         self._new_round()
 
     def _check(self, workers: int) -> None:
-        """Refuse at once what the cluster can never give."""
+        """Raise immediately if the cluster can never provide the requested resources."""
         there = self._ray.cluster_resources()
         for name, wanted in (("CPU", self._options["num_cpus"]), ("GPU", self._options["num_gpus"])):
             if workers * wanted > there.get(name, 0.0):
@@ -155,7 +163,7 @@ class RayEngine(Pool):
                 )
 
     def _await(self) -> None:
-        """Wait until new actors are there, for a while, and have loaded their samples."""
+        """Wait until new actors have started and loaded their samples, with a timeout."""
         starting, self._starting = self._starting, []
         there = [pid for pid, _ in starting]
         ready, late = self._ray.wait(there, num_returns=len(there), timeout=self._patience) if there else ([], [])
@@ -177,11 +185,11 @@ class RayEngine(Pool):
 
     @property
     def pids(self) -> list[int]:
-        """Process numbers of the actors, each on its own machine."""
+        """Process ids of the actors, each on its own machine."""
         return list(self._ray.get([actor.pid.remote() for actor in self._actors]))
 
     def close(self) -> None:
-        """End the actors, and Ray where this engine started it or joined it."""
+        """Kill the actors, and shut Ray down if this engine connected to it."""
         if self._ray.is_initialized():
             for actor in self._actors:
                 self._ray.kill(actor)

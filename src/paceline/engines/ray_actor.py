@@ -1,4 +1,4 @@
-"""A worker inside a Ray actor; what it is told and what it returns is packed, see `paceline.engines.ray_cluster`."""
+"""Ray actor that contains a worker. Its arguments and results are packed, see `paceline.engines.ray_cluster`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ __all__ = ["Actor"]
 
 
 class Actor:
-    """A worker inside an actor."""
+    """Ray actor with one worker."""
 
     worker: Worker
 
     def load(self, source: Packed) -> Packed:
-        """Build the worker; return the error where that cannot be done."""
+        """Build the worker; return the error if that fails."""
         try:
             setup, nodes = unpack(source)
             for entry in nodes:
@@ -55,18 +55,18 @@ class Actor:
         return pack((receipts, total is not None, self.worker.solver.notes, spent.take())), pack(total)
 
     def merge(self, mine: Packed, other: Packed) -> Packed:
-        """Add another partial sum to this one."""
+        """Return the total of two partial sums."""
         total = unpack(mine)
         total.merge(unpack(other))
         return pack(total)
 
     def ask(self, what: str) -> Packed:
-        """Run a method of the worker."""
+        """Call a method of the worker."""
         value = getattr(self.worker, what)()
         if what == "commit":
             self.worker.memories.clear()
         return pack(value)
 
     def pid(self) -> int:
-        """Return this process's number."""
+        """Return this process's id."""
         return os.getpid()

@@ -1,4 +1,4 @@
-"""Finding a Ray cluster, with limits on time, and what goes between its processes."""
+"""Connection to a Ray cluster with timeouts, and encoding of the messages between its processes."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from paceline.engines.pipes import reduce_tensor
 __all__ = ["connect", "pack", "unpack"]
 
 Packed = tuple[bytes, list[Any]]
-"""A message without its large parts, and these as arrays of bytes: Ray shares them with readers, without a copy."""
+"""A message without its large parts, and these as byte arrays, which Ray shares with readers without a copy."""
 
 _LEAST = 1 << 12
-"""Bytes from which on a part is large."""
+"""Size in bytes from which a part is large."""
 
 _QUIET = {"log_to_driver": False, "logging_level": logging.ERROR}
 
@@ -40,21 +40,24 @@ except Exception as error:
 
 
 def connect(address: str | None, cpus: float, patience: float) -> tuple[Any, bool]:
-    """Return the module `ray`, connected, and whether that was done here.
+    """Return the connected module `ray`, and whether the connection was made here.
+
+    A process that already uses Ray stays in its cluster.
 
     Args:
-        address: of a running cluster, ``host:port`` or ``auto``; None starts one on this machine.
-        cpus: what that one has at least.
+        address: running cluster, ``host:port`` or ``auto``; None starts one on this machine.
+        cpus: minimum number of CPUs of a cluster started here.
         patience: seconds to wait for an answer.
 
-    A process that uses Ray already stays in its cluster. Raises `MissingExtraError`, and `EngineError` for a
-    cluster that does not answer.
+    Raises:
+        MissingExtraError: Ray is not installed.
+        EngineError: the cluster does not answer.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    # actors that ask for no GPU may share those of this machine, as worker processes do
+    # actors without a GPU request may share the GPUs of this machine, like worker processes
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
-        ray: Any = importlib.import_module("ray")  # untyped, and not there for everybody
+        ray: Any = importlib.import_module("ray")  # untyped and optional
     except ImportError as error:
         raise MissingExtraError("Ray", "ray") from error
     if ray.is_initialized():
@@ -73,7 +76,7 @@ def connect(address: str | None, cpus: float, patience: float) -> tuple[Any, boo
 
 
 def _reach(address: str, patience: float) -> None:
-    """Find out whether a cluster answers; Ray itself would try for minutes, and then end the process."""
+    """Check that a cluster answers; Ray itself would retry for minutes and then end the process."""
     if address != "auto":
         where = Address.parse(address, "ray_address, which is host:port or auto,")
         try:
@@ -94,12 +97,12 @@ def _reach(address: str, patience: float) -> None:
 
 
 def _line(text: object) -> str:
-    """Return the last 400 characters of a text, in one line."""
+    """Return the last 400 characters of a text on one line."""
     return " ".join(str(text).split())[-400:]
 
 
 def pack(message: Any) -> Packed:
-    """Pickle a message for another process of the cluster; a class of a script goes along."""
+    """Pickle a message for another process of the cluster; classes of a script are included."""
     arrays: list[Any] = []
 
     def take(buffer: pickle.PickleBuffer) -> bool:
@@ -127,6 +130,6 @@ def _pickler() -> Any:
 
 
 def unpack(packed: Packed) -> Any:
-    """Return what `pack` was given, in memory that can be written to."""
+    """Restore a message packed by `pack`, in writable memory."""
     header, arrays = packed
     return pickle.loads(header, buffers=[bytearray(memoryview(array)) for array in arrays])

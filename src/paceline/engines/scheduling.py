@@ -1,7 +1,7 @@
-"""Which clients work as one, and which worker gets them.
+"""Scheduling: which clients form a chunk, and which worker executes it.
 
-Chunks are formed from the cohort before anybody is asked how many workers there are, so that results do not
-depend on it. A client stays in its chunk, and on its worker, for a whole round.
+Chunks are formed from the cohort independently of the number of workers, so that results do not depend on it. A client
+stays in its chunk, and on its worker, for a whole round.
 """
 
 from __future__ import annotations
@@ -13,12 +13,18 @@ __all__ = ["Dealer"]
 
 
 class Dealer:
-    """Forms chunks and deals them out.
+    """Forms chunks and assigns them to workers.
 
     Args:
-        cost: expected work of a client, such as its samples; at least 1.
-        chunk: most clients in one chunk.
+        cost: expected work of a client, such as its number of samples; at least 1.
+        chunk: maximum number of clients in a chunk.
         workers: number of workers.
+
+    Example:
+        >>> dealer = Dealer(cost=lambda client: client + 1, chunk=2, workers=2)
+        >>> chunks = dealer.chunks([0, 1, 2, 3])
+        >>> chunks, dealer.deal(chunks)
+        ({0: [3, 2], 1: [1, 0]}, {0: [[3, 2]], 1: [[1, 0]]})
     """
 
     def __init__(self, cost: Callable[[int], int], chunk: int = 1, workers: int = 1) -> None:
@@ -26,13 +32,13 @@ class Dealer:
         self.new_round()
 
     def new_round(self) -> None:
-        """Forget chunks and homes."""
+        """Reset chunks and assignments."""
         self._chunk_of: dict[int, int] = {}
         self._home: dict[int, int] = {}
         self._chunks = 0
 
     def chunks(self, clients: Sequence[int]) -> dict[int, list[int]]:
-        """Return the chunks of a call, by number: clients of like size together, the largest first."""
+        """Return the chunks of a call by number: clients of similar cost together, the largest first."""
         costs = {c: self.cost(c) for c in clients if c not in self._chunk_of} if self.chunk > 1 else {}
         new = [c for c in clients if c not in self._chunk_of]
         if self.chunk > 1:
@@ -50,7 +56,7 @@ class Dealer:
         return found
 
     def deal(self, chunks: dict[int, list[int]]) -> dict[int, list[list[int]]]:
-        """Return each worker's chunks: the costliest first, each to the worker that has least to do."""
+        """Return each worker's chunks: greedy, the most expensive first, each to the worker with the smallest load."""
         costs = {number: sum(map(self.cost, clients)) for number, clients in chunks.items()}
         loads = dict.fromkeys(range(self.workers), 0)
         shares: dict[int, list[list[int]]] = {}

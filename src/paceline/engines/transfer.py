@@ -1,29 +1,31 @@
-"""What a worker is built from, sent to a process that shares no memory with this one."""
+"""Transfer of a worker's setup to a process that does not share memory with this one."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
+from torch import Tensor
 
 from paceline.core.errors import EngineError
+from paceline.core.samples import Split
 from paceline.engines.worker import Setup
 
 __all__ = ["complete", "lighten"]
 
 
 def lighten(setup: Setup) -> Setup:
-    """Return what has to travel: samples that are loaded there need not."""
-    return setup if setup.samples is None else replace(setup, task=None, split=_elsewhere)
+    """Return the setup without samples that the worker can load itself."""
+    return setup if setup.samples is None else replace(setup, task=None, split=_Elsewhere())
 
 
 def complete(setup: Setup) -> Setup:
-    """Load the samples where the worker runs. Raises what is wrong with the data there."""
+    """Load the samples where the worker runs. Raises the data errors that occur there."""
     if setup.samples is None:
         return setup
     task, split = setup.samples()
     return replace(setup, task=task, split=split)
 
 
-def _elsewhere(client: int) -> tuple[torch.Tensor, torch.Tensor]:
-    raise EngineError(f"the samples of client {client} are loaded where it runs")
+class _Elsewhere(Split):
+    def __call__(self, client: int) -> tuple[Tensor, Tensor]:
+        raise EngineError(f"the samples of client {client} are loaded where it runs")

@@ -21,9 +21,10 @@ from paceline.core.failures import class_of, reason_of
 from paceline.core.generators import nested
 from paceline.core.method import client_functions
 from paceline.core.params import Layout, Params, Resident
-from paceline.core.process_state import allow_tf32
+from paceline.core.process_state import set_precision
 from paceline.core.profiling import spent
 from paceline.core.random import derive
+from paceline.core.samples import Split
 from paceline.core.training import answer
 from paceline.core.tree import Tree, map_leaves
 from paceline.devices import Cost, times
@@ -44,6 +45,7 @@ class Setup:
         num_clients: size of the population.
         fleet: device profiles.
         seed: of the run.
+        client_seed: of the clients' random streams, where it is not the run's.
         flops: forward cost of one sample, in FLOPs.
         device: torch device of model and data.
         drop: (round, client, function) -> whether the client vanishes before that function's reply.
@@ -59,10 +61,11 @@ class Setup:
 
     programs: dict[str, Any]
     task: Any
-    split: Callable[[int], tuple[Tensor, Tensor]]
+    split: Split
     num_clients: int
     fleet: Any
     seed: int
+    client_seed: int | None = None
     flops: float = 0.0
     device: str = "cpu"
     drop: Callable[[int, int, str], bool] | None = None
@@ -77,8 +80,7 @@ class Setup:
 
     def cost(self, client: int) -> int:
         """Return the expected work of a client: its samples."""
-        count = getattr(self.split, "num_train", None)  # without slicing, where the partition can
-        return int(count(client) if count else self.split(client)[0].shape[0]) + 1
+        return self.split.num_train(client) + 1
 
 
 class Worker:
@@ -93,8 +95,7 @@ class Worker:
         self.model = Resident(module, self.layout, setup.device)
         self.model.flops = setup.flops
         self.model.mixed = torch.bfloat16 if setup.precision == "bf16" else None
-        if setup.precision == "tf32":
-            allow_tf32()
+        set_precision(setup.precision)
         self.x, self.y = task.train.x.to(setup.device), task.train.y.to(setup.device)
         self.test = ClientData(
             task.test.x.to(setup.device),
@@ -108,6 +109,7 @@ class Worker:
         self.solver = Solver(setup.one_step)
         self.round = 1
         """The round of the latest call."""
+        self._client_seed = setup.seed if setup.client_seed is None else setup.client_seed
         self._ask: Callable[[Any], Any] = answer
         self._differs: set[tuple[str, str]] = set()
         """Functions that ask for what may differ between clients."""
@@ -224,9 +226,8 @@ class Worker:
 
     def _together(self, clients: Sequence[int]) -> Tensor | None:
         """Return the training rows of these clients in this round, shape [K, n]; None where they have unequally many."""
-        together = getattr(self.setup.split, "together", None)  # without slicing, where the partition can
-        if together and self.setup.task.steady:
-            index = together(clients)
+        if self.setup.task.steady:  # without slicing, where the partition can
+            index = self.setup.split.together(clients)
             return None if index is None else index.to(self.x.device)
         rows = [self.samples(c).index for c in clients]
         return torch.stack(rows) if len({len(r) for r in rows}) == 1 else None
@@ -297,7 +298,7 @@ class Worker:
         return Client(
             client,
             call.round,
-            partial(derive, self.setup.seed, "client", client, call.round, stream or call.stream),
+            partial(derive, self._client_seed, "client", client, call.round, stream or call.stream),
             self.model,
             self.setup.task,
             partial(self.samples, client),

@@ -1,4 +1,4 @@
-"""A real federation over gRPC with mutual TLS: clients dial out and keep one stream open each."""
+"""Federation over gRPC with mutual TLS. Each client opens one long-lived bidirectional stream to the server."""
 
 from paceline.core.errors import MissingExtraError
 

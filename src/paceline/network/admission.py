@@ -1,4 +1,4 @@
-"""The server's door: who is at the other end of a new stream, and may it come in?"""
+"""Admission of new streams: authenticate the client, check its hello, and accept or refuse the stream."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ Note = Callable[[str, int | None, dict[str, Any]], None]
 
 
 class Door:
-    """Lets clients in, one stream each; whoever is refused is noted.
+    """Admits clients, one stream each, and reports every refusal.
 
     Args:
-        members: knows the certificates.
-        settings: of the streams.
-        sessions: who is in.
-        note: is told of events.
-        budget: memory of incoming messages.
-        shaper: faults on purpose.
+        members: certificates of the clients.
+        settings: settings of the streams.
+        sessions: open sessions by client.
+        note: receives events.
+        budget: memory for incoming messages.
+        shaper: injected faults; None for none.
     """
 
     def __init__(
@@ -56,11 +56,15 @@ class Door:
         self._out, self._in = Lanes(settings.lanes), Lanes(settings.lanes)
 
     async def enter(self, context: Any) -> StreamSession | Closed:
-        """Return a new stream's session, or why there is none."""
+        """Return the session of a new stream, or the status with which it is refused.
+
+        Args:
+            context: gRPC context of the stream.
+        """
         try:
             certificate, member = self._who(context)
         except IdentityError as error:
-            with contextlib.suppress(TimeoutError):  # before its hello has come, a client cannot be told why
+            with contextlib.suppress(TimeoutError):  # a client reads the reason only after it has sent its hello
                 async with asyncio.timeout(1.0):
                     for _ in range(_HELLO):
                         await context.read()
@@ -76,7 +80,7 @@ class Door:
                 del self._greeting[member.id]
 
     def look_again(self, session: StreamSession) -> None:
-        """End a stream whose certificate has expired or was revoked."""
+        """Close a stream whose certificate has expired or was revoked."""
         try:
             self._members.member(session.certificate)
         except IdentityError as error:
@@ -84,7 +88,15 @@ class Door:
             session.close(_code(error), p.clean(error))
 
     def refuse(self, client: int | None, code: grpc.StatusCode, reason: str, why: str, who: str) -> Closed:
-        """Note a refusal and return it."""
+        """Report a refusal and return its status.
+
+        Args:
+            client: id of the client, None if unknown.
+            code: gRPC status code.
+            reason: category of the refusal, for the log.
+            why: explanation sent to the client.
+            who: name or address of the client.
+        """
         self._note("refused", client, {"reason": reason, "why": p.clean(why), "from": who})
         return Closed(code, p.clean(why))
 
@@ -126,7 +138,7 @@ class Door:
 
 
 def _code(error: IdentityError) -> grpc.StatusCode:
-    """Return how a certificate is refused: for now, so that its client comes again, or for good."""
+    """Return the status for a refused certificate: temporary, so that the client retries, or permanent."""
     return _STATUS.UNAUTHENTICATED if isinstance(error, NotNow) else _STATUS.PERMISSION_DENIED
 
 

@@ -1,7 +1,7 @@
-"""Where incoming bytes wait until they are whole: in memory while a budget lasts, else in a file without a name.
+"""Buffers for incoming messages: in memory within a budget, otherwise in an unnamed temporary file.
 
-So a server's memory does not grow with the number of clients that send at the same time, and a client that
-sends slowly keeps no other one waiting.
+Server memory therefore does not grow with the number of clients that send at the same time, and a slow sender does not
+delay others.
 """
 
 from __future__ import annotations
@@ -17,15 +17,20 @@ from paceline.core.errors import DiskFullError, StoreError, WireError
 __all__ = ["Budget", "Buffer"]
 
 SMALL = 32 * 1024
-"""Buffers up to this size are not counted."""
+"""Buffers up to this size in bytes do not count against the budget."""
 
 
 class Budget:
-    """Bytes of memory that buffers may take together; safe between threads.
+    """Total memory that buffers may use; thread-safe.
 
     Args:
         total: bytes; None for no limit.
-        folder: where files go, None for the system's folder for temporary files.
+        folder: folder of the temporary files; None for the system's default.
+
+    Example:
+        >>> budget = Budget(100)
+        >>> budget.take(80), budget.take(80)
+        (True, False)
     """
 
     def __init__(self, total: int | None = None, folder: str | None = None) -> None:
@@ -34,7 +39,7 @@ class Budget:
         self._lock = threading.Lock()
 
     def take(self, size: int) -> bool:
-        """Reserve `size` bytes; return whether there was room."""
+        """Reserve `size` bytes; return False if they exceed the budget."""
         with self._lock:
             if self.total is not None and self.used + size > self.total:
                 return False
@@ -43,13 +48,22 @@ class Budget:
             return True
 
     def give(self, size: int) -> None:
-        """Return reserved bytes."""
+        """Release reserved bytes."""
         with self._lock:
             self.used -= size
 
 
 class Buffer:
-    """Collects exactly `size` bytes. Memory is taken as bytes come, never for what was only announced."""
+    """Collects exactly `size` bytes. Memory is allocated as bytes arrive, never for an announced size.
+
+    Args:
+        size: expected bytes.
+        budget: budget to reserve from; beyond it the bytes go to a temporary file.
+        keep: False to count the bytes and discard them.
+
+    Raises:
+        StoreError: the temporary file cannot be created.
+    """
 
     def __init__(self, size: int, budget: Budget, keep: bool = True) -> None:
         self.size, self.keep, self.got = size, keep, 0
@@ -65,7 +79,12 @@ class Buffer:
                 raise self._full(error) from error
 
     def add(self, piece: memoryview) -> bool:
-        """Take the next bytes; return whether all are there. Raises `WireError` where too many come."""
+        """Append bytes; return whether the buffer is complete.
+
+        Raises:
+            WireError: more bytes arrive than announced.
+            StoreError: the temporary file cannot be written; `DiskFullError` if the disk is full.
+        """
         self.got += len(piece)
         if self.got > self.size:
             raise WireError(f"a part has more than the {self.size} bytes that were announced")
@@ -73,7 +92,7 @@ class Buffer:
             try:
                 self._file.write(piece)
                 if self.got == self.size:
-                    self._file.flush()  # or a full disk would show only when somebody wants the bytes
+                    self._file.flush()  # report a full disk now, not when the bytes are read
             except OSError as error:
                 raise self._full(error) from error
         elif self.keep and self._data is not None:
@@ -81,7 +100,7 @@ class Buffer:
         return self.got == self.size
 
     def take(self) -> bytearray:
-        """Return the bytes; the buffer is empty afterwards and its share of the budget is still held."""
+        """Return the bytes and empty the buffer. Its reservation is released by `close`."""
         if self._file is not None:
             data = bytearray(self.size)
             try:
@@ -96,7 +115,7 @@ class Buffer:
         return data
 
     def close(self) -> None:
-        """Give everything back; may be called again."""
+        """Release memory, file and reservation; idempotent."""
         self._drop()
         self._data = None
         self._budget.give(self._counted)
@@ -104,7 +123,7 @@ class Buffer:
 
     def _drop(self) -> None:
         if self._file is not None:
-            with contextlib.suppress(OSError):  # what could not be written is not wanted any more
+            with contextlib.suppress(OSError):  # unwritten bytes are no longer needed
                 self._file.close()
             self._file = None
 

@@ -1,9 +1,9 @@
-"""How a reply crosses: what a client makes of it, and how the server takes it in.
+"""Transfer of replies: how a client encodes them and how the server sums them.
 
-Sums are formed by the server as replies come, one model's memory however many they are. A plain reply crosses
-as it is (the server may see it) and is checked and added there, so that no client can put anything into the
-sum that the checks did not pass. Replies of different shapes are kept apart, in at most `SHAPES` sums, and
-the most common shape wins: one client with nonsense, even the first, cannot push the others out.
+The server adds replies to a sum as they arrive, so memory is that of one model regardless of their number. A plain
+reply is sent unencrypted (the server may read it) and is checked and added on the server, so that nothing enters the sum
+without passing the checks. Replies of different shapes are summed separately, in at most `SHAPES` sums, and the most
+common shape is used: one client with an invalid shape, even the first to reply, cannot displace the others.
 """
 
 from __future__ import annotations
@@ -31,7 +31,11 @@ SHAPES = 3
 
 
 def describe(channel: Channel) -> dict[str, Any]:
-    """Return a channel as a tree, for the clients. Raises `EngineError` for one that cannot cross."""
+    """Encode a channel as a tree for the clients.
+
+    Raises:
+        EngineError: the channel cannot be used over a network.
+    """
     match channel:
         case Each():
             return {"kind": "each"}
@@ -46,7 +50,11 @@ def describe(channel: Channel) -> dict[str, Any]:
 
 
 def client_channel(facts: Mapping[str, Any]) -> Channel:
-    """Return the client's end of a described channel. Raises `WireError` for one that is not known."""
+    """Return the client's end of a channel encoded by `describe`.
+
+    Raises:
+        WireError: unknown channel.
+    """
     match facts:
         case {"kind": "each" | "sum"}:
             return Each()
@@ -59,12 +67,12 @@ def client_channel(facts: Mapping[str, Any]) -> Channel:
 
 @dataclass(frozen=True)
 class _Encoder:
-    """The client's end of `secure-arithmetic`: encodes and packs its own reply."""
+    """Client end of `secure-arithmetic`: encodes and packs its own reply."""
 
     codec: Codec
 
     def open(self) -> Any:
-        """Return a sink that adds up nothing."""
+        """Return a sink that encodes each reply and sums nothing."""
         return _EncoderSink(self.codec)
 
 
@@ -85,22 +93,26 @@ class _EncoderSink(Sink):
 
 
 class Intake:
-    """The server's end: takes replies one by one; lets each through."""
+    """Server end of a channel: receives replies one by one. This base class passes each of them on."""
 
     sums = False
 
     def add(self, client: int, reply: Tree) -> Any:
-        """Take a reply; return what goes on singly. Raises one of our errors for a reply that is refused."""
+        """Receive a reply; return the value to pass on individually, if any.
+
+        Raises:
+            PacelineError: the reply is refused.
+        """
         return reply
 
     def finish(self) -> tuple[Any, dict[int, str]]:
-        """Return the partial sum, or None, and the clients that are not in it, and why."""
+        """Return the partial sum, or None, and the clients that are not part of it with the reasons."""
         return None, {}
 
 
 @dataclass
 class _Sums(Intake):
-    """Adds up, apart for each shape."""
+    """Sums replies, separately for each shape."""
 
     channel: Any
     shapes: dict[str, tuple[Any, list[int]]] = field(default_factory=dict)
@@ -126,7 +138,7 @@ class _Sums(Intake):
         return self.shapes[best][0].partial(), lost
 
     def shape(self, reply: Tree) -> str:
-        """Return a text that is equal for replies that can be added."""
+        """Return a key that is equal for replies that can be added."""
         terms = Terms.of(reply)
         return terms.same + repr([t.numel() for t in terms.tensors]) + repr([t.numel() for t in terms.denominators])
 
@@ -136,7 +148,7 @@ class _Sums(Intake):
 
 
 class _ModularSums(_Sums):
-    """Adds packed words; lengths must follow from the shape."""
+    """Sums packed words; segment lengths must match the declared shape."""
 
     def shape(self, reply: Tree) -> str:
         match reply:
@@ -156,7 +168,7 @@ class _ModularSums(_Sums):
 
 
 def intake(channel: Channel) -> Intake:
-    """Return the server's end of a channel."""
+    """Return the server end of a channel."""
     match channel:
         case FixedPoint():
             return _Sums(channel)

@@ -1,13 +1,13 @@
-"""A client's own memory on its own disk, in step with the server's rounds whatever dies when.
+"""Persistent memory of a client, synchronised with the server's rounds across crashes of either side.
 
 ::
 
-    12.memory     as it was after round 12
-    data          digest of the data that it is of
-    pending       as it will be after the round under way; written before the answer goes out
+    12.memory     memory after round 12
+    data          digest of the client's data
+    pending       memory after the current round; written before the reply is sent
 
-A commit renames `pending`. When a server comes back from an older round, the client goes back as well: versions
-stay until the server says that its own checkpoint of a later round is safe. Each file has its SHA-256.
+A commit renames `pending`. If the server resumes from an older round, the client reverts as well: versions are retained
+until the server confirms that its own checkpoint of a later round is safe. Each file includes its SHA-256.
 """
 
 from __future__ import annotations
@@ -25,20 +25,24 @@ __all__ = ["ClientMemory"]
 
 
 class ClientMemory:
-    """The versions of one client's memory in one run.
+    """Versions of one client's memory in one run.
 
     Args:
-        folder: of this run; made when first written to.
-        durable: sync files, so that a power cut loses nothing either.
+        folder: folder of this run; created on the first write.
+        durable: sync files, so that a power failure loses nothing.
     """
 
     def __init__(self, folder: str | os.PathLike[str], durable: bool = True) -> None:
         self.folder, self.durable = Path(folder), durable
 
     def belong(self, data: str) -> None:
-        """Note which data this memory is of, by their digest.
+        """Bind this memory to the client's data.
 
-        Raises `CheckpointError` where it is of others.
+        Args:
+            data: digest of the data.
+
+        Raises:
+            CheckpointError: the memory belongs to other data.
         """
         note = self.folder / "data"
         if not note.exists():
@@ -51,11 +55,16 @@ class ClientMemory:
             )
 
     def write_pending(self, round: int, memory: Mapping[str, Tree]) -> None:
-        """Write what the memory will be once the round is committed."""
+        """Write the memory that becomes permanent when the round is committed."""
         save_checkpoint(self._pending, {"round": round, "memory": dict(memory)}, durable=self.durable)
 
     def commit(self, round: int, saved: int) -> None:
-        """Make `pending` the memory after `round`, if it is of that round; forget what no server goes back to."""
+        """Make `pending` permanent if it belongs to `round`, and delete versions that no server can resume from.
+
+        Args:
+            round: the completed round.
+            saved: round of the server's last safe checkpoint.
+        """
         if self._pending.exists():
             if self._read(self._pending)[0] == round:
                 os.replace(self._pending, self._version(round))
@@ -64,16 +73,19 @@ class ClientMemory:
         self._collect(saved)
 
     def rollback(self) -> None:
-        """Forget `pending`."""
+        """Delete `pending`."""
         self._pending.unlink(missing_ok=True)
 
     def restore(self, round: int, kept: bool, saved: int) -> dict[str, Tree]:
-        """Return the memory as of `round`, the last that the server completed; forget what came later.
+        """Return the memory after `round`, the server's last completed round, and delete later versions.
 
         Args:
-            round: see above.
-            kept: whether the work of that round is in its result, so that a pending version of it counts.
+            round: the server's last completed round.
+            kept: whether the result of that round includes this client's work, so that a pending version of it is valid.
             saved: see `commit`.
+
+        Raises:
+            CheckpointError: a file is damaged.
         """
         if self._pending.exists() and not (kept and self._read(self._pending)[0] == round):
             self.rollback()

@@ -1,4 +1,4 @@
-"""A client's own part: its worker, its memory on disk, its guard and its policy. Knows nothing of streams."""
+"""Execution of calls on a client: worker, persistent memory, replay guard and policy. Independent of streams."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ Learn = Callable[[bytes], Any]
 
 
 class Runner:
-    """Answers calls, one after another.
+    """Executes calls sequentially.
 
     Args:
-        number: this client's number; a welcome for another one is refused.
-        folder: where memory and guard are kept, by run.
-        work: builds the worker for a run: its data, its model, its installed functions.
-        rules: see there; None asks for nothing.
-        learn: takes a newer directory of identity keys, or raises `IdentityError`.
-        durable: sync what is kept.
+        number: this client's id; a welcome for another id is refused.
+        folder: folder of memory and guard, by run.
+        work: builds the worker of a run: data, model, installed functions.
+        rules: policy of the client; None for no restrictions.
+        durable: sync the files.
+        learn: accepts a newer directory of identity keys, or raises `IdentityError`.
     """
 
     def __init__(
@@ -47,11 +47,19 @@ class Runner:
         self._round = 0
         self._overlay: tuple[int, int] | None = None
         self._pending: dict[str, int] = {}
-        self._trained = 0.0
+        self._trained = self._received = self._moved = 0.0
+        self._training: int | None = None
+        """The call in which this client trained last."""
 
     # -- a run ---------------------------------------------------------------------------------
     def join(self, welcome: Welcome) -> None:
-        """Begin or go on with a run, in step with the server. Raises what forbids it."""
+        """Join or resume a run and synchronise with the server.
+
+        Raises:
+            ProtocolError: the welcome is for another client, or the server went back behind a safe round.
+            PolicyError: the client's policy excludes this run.
+            CheckpointError: the stored memory belongs to other data.
+        """
         if welcome.number != self.number:
             raise ProtocolError(f"the server takes this client for number {welcome.number}; it is {self.number}")
         before = self.at
@@ -79,11 +87,11 @@ class Runner:
         self._round = max(self._round, welcome.round)
 
     def closed(self) -> list[str]:
-        """Return why this client takes no part just now; nothing where it does."""
+        """Return the reasons why this client does not participate at present; empty if it does."""
         return [] if self.rules is None else self.rules.closed()
 
     def _go_to(self, welcome: Welcome) -> None:
-        """Restore the memory that fits the server's last completed round."""
+        """Restore the memory as of the server's last completed round."""
         assert self.worker is not None
         self.worker.rollback()
         stored = self.memory.restore(welcome.round, welcome.kept, welcome.saved)
@@ -93,7 +101,13 @@ class Runner:
 
     # -- calls ---------------------------------------------------------------------------------
     def call(self, head: Mapping[str, Any], message: Tree, rest: Tree) -> Answer:
-        """Answer one call; whatever goes wrong becomes a reason, which the server is told unless sums are secure."""
+        """Execute one call. Any failure becomes a reason in the answer, which is sent to the server unless sums are secure.
+
+        Args:
+            head: head of the call.
+            message: message common to all clients.
+            rest: message for this client alone, or None.
+        """
         number, hidden = p.field(head, "id", int), self.hidden
         try:
             worker, call = self._checked(head, message, rest)
@@ -103,7 +117,7 @@ class Runner:
             spent = time.perf_counter() - began
             trained = self._seen(worker) != before
             if trained:
-                self._trained = spent
+                self._trained, self._moved, self._training = spent, self._received, number
             self._keep(call.round, p.field(head, "take", int))
             if self.rules is not None:
                 self.rules.done(head, receipt.bytes_up, spent)
@@ -115,11 +129,20 @@ class Runner:
 
     @property
     def hidden(self) -> bool:
-        """Whether the server may learn nothing but sums, so that no reason, time or size that depends on data leaves."""
+        """Whether the server may receive only sums, so that no reason, time or size that depends on data is sent."""
         return self.worker is None or "secagg" in self.worker.functions
 
+    def received(self, seconds: float) -> None:
+        """Note how long the next call's message took to arrive, from its first frame."""
+        self._received = seconds
+
+    def sent(self, number: int, seconds: float) -> None:
+        """Note how long the reply to a call took to send."""
+        if number == self._training:
+            self._moved += seconds
+
     def slowed(self, answer: Answer, seconds: float) -> None:
-        """Let work have taken longer: a slow device, on purpose."""
+        """Add `seconds` to the reported work time: an injected slow device."""
         if answer.trained:
             self._trained += seconds
         if answer.head["seconds"]:
@@ -134,8 +157,8 @@ class Runner:
             self.rules.call(head, message)
         round, take = p.field(head, "round", int), p.field(head, "take", int)
         if self._overlay is not None and self._overlay != (round, take):
-            self.rollback()  # a commit or a rollback was lost with a stream
-        deadline = None if self.hidden else head.get("deadline")  # to be late or not would tell how much data there is
+            self.rollback()  # a commit or rollback was lost with a broken stream
+        deadline = None if self.hidden else head.get("deadline")  # whether a client is late would reveal the amount of its data
         own, peers = rest.get("own"), rest.get("peers")
         return self.worker, Call(
             p.field(head, "function", str),
@@ -162,7 +185,7 @@ class Runner:
         return id(memory.changes.get("_times")) if memory is not None else 0
 
     def _keep(self, round: int, take: int) -> None:
-        """Write what was noted in this round before the answer goes out."""
+        """Write this round's memory changes to disk before the reply is sent."""
         assert self.worker is not None
         memory = self.worker.memories.get(self.number)
         if memory is None or not memory.changes:
@@ -174,7 +197,7 @@ class Runner:
             self._pending = changes
 
     def commit(self, head: Mapping[str, Any]) -> None:
-        """The server has completed a round: make this round's changes permanent, or forget them if it lacks them."""
+        """Complete a round: make its memory changes permanent, or discard them if the result lacks this client's work."""
         assert self.worker is not None
         assert self.at is not None
         round, saved = p.field(head, "round", int), p.field(head, "saved", int)
@@ -182,8 +205,10 @@ class Runner:
         if overlay is not None and not (overlay[0] == round and p.field(head, "kept", bool)):
             self.rollback()
         elif overlay is not None:
-            if took:
-                self._measure(round, took)
+            if self.hidden and self.worker.setup.measured:  # under masks nothing that the server says shapes an answer
+                self._measure(round, self._moved)
+            elif took and not self.hidden:
+                self._measure(round, max(took - self._trained, 0.0))
             self.worker.commit()
             self._forget_overlay()
         self._round = max(self._round, round)
@@ -191,19 +216,19 @@ class Runner:
         self.memory.commit(round, saved)
         self.guard.safe(saved)
 
-    def _measure(self, round: int, took: float) -> None:
-        """Put measured seconds in the place of those that a simulation would have; what was no work was transfer."""
+    def _measure(self, round: int, moved: float) -> None:
+        """Replace the simulated seconds by measured ones: of work, and of both transfers."""
         assert self.worker is not None
         memory = self.worker.memories[self.number]
         if (before := memory.changes.get("_times")) is not None:
-            memory["_times"] = [self._trained, max(took - self._trained, 0.0)]
+            memory["_times"] = [self._trained, moved]
             try:
                 self.memory.write_pending(round, memory)
-            except StoreError:  # the times are worth less than the work that is on the disk
+            except StoreError:  # losing the times is better than losing the stored work
                 memory["_times"] = before
 
     def rollback(self) -> None:
-        """Forget what was noted since the last commit, and half-finished protocol sessions."""
+        """Discard memory changes since the last commit, and unfinished protocol sessions."""
         if self.worker is not None:
             self.worker.rollback()
             self.memory.rollback()

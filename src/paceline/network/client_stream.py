@@ -1,4 +1,4 @@
-"""A client's stream: dials out, answers, and comes back when it breaks, later each time."""
+"""Connection management of a client: connects, answers calls, and reconnects with exponential backoff."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ __all__ = ["Node", "NodeSettings"]
 
 _CODE = grpc.StatusCode
 _JITTER = random.SystemRandom()
-"""Python's own generator is the clients' while they train."""
+"""Separate generator, because training uses Python's global one."""
 
 
 class _Ended(Exception):
-    """The server ended the stream."""
+    """The server closed the stream."""
 
     def __init__(self, code: grpc.StatusCode, why: str | None) -> None:
         super().__init__(why or code.name)
@@ -48,19 +48,19 @@ _BROKEN = (_Ended, WireError, OSError, TimeoutError)
 
 @dataclass(frozen=True)
 class NodeSettings:
-    """How a client deals with its stream.
+    """Connection settings of a client.
 
     Args:
-        address: of the server.
-        first, most: seconds before the first new try, and at most; each try doubles them, and up to half is
-            taken off at random, so that not all clients come at once.
-        limit: largest message of the server, in bytes.
+        address: address of the server.
+        first, most: initial and maximal delay in seconds before a reconnect. The delay doubles with each try and is reduced
+            at random by up to half, so that clients do not all reconnect at once.
+        limit: largest accepted message of the server, in bytes.
         pack: whether zstd may be used.
-        attempts: tries in a row without a welcome before the client gives up; 0 for never.
-        good: seconds of service, or an answer within them, after which the next try is a first one again.
-        name: the server's name in its certificate, where the address has another one.
+        attempts: consecutive tries without a welcome before the client gives up; 0 for no limit.
+        name: server name in its certificate, if different from the address.
         stay: wait for the next run when one has ended.
         proxy: see `tls.through`.
+        good: seconds of service, or an answer within them, after which the delay is reset.
     """
 
     address: Address
@@ -77,16 +77,17 @@ class NodeSettings:
 
 @dataclass
 class Node:
-    """One client, for as long as it takes part.
+    """A client for the duration of its participation.
 
     Args:
-        settings: see there.
-        credentials: its certificate and key, and whom it trusts.
-        runner: what it answers with.
-        note: is told of events: a name and facts.
-        faults: on purpose.
-        pool: one thread for the runner; shared by the clients of one process.
-        check: raises `IdentityError` where this client's certificate can never be good again.
+        settings: connection settings.
+        credentials: certificate and key of the client, and the trusted roots.
+        runner: executes the calls.
+        note: receives events: a name and facts.
+        faults: injected faults; None for none.
+        pool: executor with one thread for the runner; shared by the clients of one process.
+        check: raises `IdentityError` if this client's certificate can never become valid again.
+        instance: 16 random bytes that identify this process.
     """
 
     settings: NodeSettings
@@ -107,14 +108,16 @@ class Node:
 
     @property
     def welcomed(self) -> bool:
-        """Whether this client is taking part now."""
+        """Whether this client is connected and has joined the run."""
         return self._dial is not None and self._desk is not None and self._desk.joined > 0
 
     async def run(self) -> str:
-        """Take part until the run has ended or `stop` is called; return why it ended.
+        """Participate until the run has ended or `stop` is called; return the reason.
 
-        Raises `EngineError` where the server will never take this client, `IdentityError` where it says that this
-        client's certificate was revoked or is unknown, and what keeps the runner from working.
+        Raises:
+            EngineError: the server will never accept this client, or did not answer within `attempts` tries.
+            IdentityError: the server reports that this client's certificate was revoked or is unknown.
+            PacelineError: any error that prevents the runner from working.
         """
         pool = self.pool or ThreadPoolExecutor(1, "runner")
         settings = self.settings
@@ -141,7 +144,7 @@ class Node:
             stream = asyncio.ensure_future(self._stream(desk))
             await asyncio.wait({stream, work, over}, return_when=asyncio.FIRST_COMPLETED)
             if not stream.done():
-                await asyncio.wait({stream}, timeout=0.2)  # what was put last goes out
+                await asyncio.wait({stream}, timeout=0.2)  # flush queued messages
                 stream.cancel()
             (ended,) = await asyncio.gather(stream, return_exceptions=True)
             if isinstance(ended, _BROKEN):
@@ -196,7 +199,7 @@ class Node:
             try:
                 await self._dial.talk(self.instance, self.settings.pack)
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
-                async with asyncio.timeout(5.0):  # a write fails before the status is there
+                async with asyncio.timeout(5.0):  # a write fails before the status arrives
                     raise _Ended(await call.code(), await call.details()) from error
             finally:
                 self._dial = None

@@ -1,4 +1,4 @@
-"""One stream of a client, from its hello to its end."""
+"""One stream of a client, from hello to close."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ __all__ = ["Dial"]
 
 
 class Dial:
-    """Introduces a client, then carries what its desk and the server say to each other.
+    """Performs the handshake, then relays messages between the client's desk and the server.
 
     Args:
         link: the stream.
-        desk: the client's work.
-        bye: is told when the server says goodbye.
+        desk: job queue of the client.
+        bye: called with the head of the server's goodbye.
     """
 
     def __init__(self, link: Link, desk: Desk, bye: Callable[[dict[str, Any]], None]) -> None:
@@ -32,11 +32,19 @@ class Dial:
         self._out: asyncio.Queue[tuple[int, Any, tuple[MessagePart, ...]]] = asyncio.Queue()
 
     def put(self, kind: int, head: Any = None, *parts: MessagePart) -> None:
-        """Send a message when its turn comes."""
+        """Queue a message for sending."""
         self._out.put_nowait((kind, head, parts))
 
     async def talk(self, instance: bytes, pack: bool) -> None:
-        """Carry the stream to its end. Raises `WireError` for what a server must not send, and for silence."""
+        """Run the stream until it ends.
+
+        Args:
+            instance: 16 random bytes that identify this process.
+            pack: whether zstd may be used.
+
+        Raises:
+            WireError: the server violates the protocol, or its heartbeat times out.
+        """
         link = self._link
         await link.send(p.HELLO, {"protocol": p.PROTOCOL, "version": __version__, "instance": instance, "pack": pack})
         first = await asyncio.wait_for(link.receive(), 30.0)
@@ -73,7 +81,10 @@ class Dial:
         kind = 0
         while kind != p.LEAVE:
             kind, head, parts = await self._out.get()
+            began = time.monotonic()
             await self._link.send(kind, head, *parts)
+            if kind == p.REPLY:
+                self._desk.sent(head["id"], time.monotonic() - began)
 
     async def _watch(self, heartbeat: float) -> None:
         while time.monotonic() - self._link.heard <= 3 * heartbeat + 1.0:

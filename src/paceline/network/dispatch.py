@@ -1,4 +1,4 @@
-"""One call at a time: whom it is put to, and what comes of each. Runs on the streams' loop."""
+"""Dispatch of one call at a time to the clients, and tracking of its replies. Runs on the event loop."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["Asking"]
 
 
 class Asking:
-    """Puts calls to clients that are there, again to those that come back, and counts out those that do not.
+    """Sends calls to connected clients, resends them after a reconnect, and gives up on clients that do not return.
 
     Args:
-        sessions: who is there.
-        pack: compress what is sent to one client alone.
-        note: is told of late replies.
-        shaper: faults on purpose.
+        sessions: open sessions by client.
+        pack: compress messages for a single client.
+        note: receives events, such as late replies.
+        shaper: injected faults; None for none.
     """
 
     def __init__(self, sessions: Mapping[int, StreamSession], pack: bool, note: Note, shaper: Any) -> None:
@@ -31,12 +31,12 @@ class Asking:
         self.phase: PendingCall | None = None
         self.last = 0
         self.engaged: dict[int, bytes] = {}
-        """Who has worked in this round, and as which process: one that was started anew has forgotten it."""
+        """Process instance of each client that has worked in this round; a restarted process has lost that work."""
         self.refusals: dict[int, str] = {}
-        """Who takes no part in this run, and why."""
+        """Clients that refuse to participate in this run, with their reasons."""
 
     def open(self, phase: PendingCall) -> None:
-        """Put a call to its clients."""
+        """Send a call to its clients."""
         self.phase, self.last = phase, phase.id
         if self._shaper is not None:
             self._shaper.enter(phase.name, phase.call.round)
@@ -44,7 +44,7 @@ class Asking:
             self.ask(client)
 
     def shut(self) -> None:
-        """Close the call; what comes now is late."""
+        """Close the call; later replies are late."""
         phase, self.phase = self.phase, None
         if phase is not None:
             if self._shaper is not None:
@@ -52,7 +52,11 @@ class Asking:
             phase.close()
 
     def wanted(self, client: int, number: int) -> bool:
-        """Return whether a reply that begins to come is still of use. Raises `WireError` where nobody asked for it."""
+        """Return whether an arriving reply is still needed; unneeded replies are discarded unread.
+
+        Raises:
+            WireError: the reply was never requested.
+        """
         phase = self.phase
         if phase is not None and number == phase.id:
             if client not in phase.asked:
@@ -63,7 +67,7 @@ class Asking:
         return False
 
     def reply(self, session: StreamSession, message: Message) -> None:
-        """Take a reply that has come as a whole."""
+        """Process a completely received reply."""
         phase = self.phase
         if phase is None or message.head["id"] != phase.id or session.client in phase.answered:
             message.close()
@@ -73,7 +77,7 @@ class Asking:
         phase.settle(Arrival(session.client, message))
 
     def ask(self, client: int) -> None:
-        """Put the open call to a client, if it is one of those asked and has not answered."""
+        """Send the open call to a client that is part of it and has not answered."""
         phase, session = self.phase, self._sessions.get(client)
         if phase is None or client not in phase.asked or client in phase.answered:
             return
@@ -87,7 +91,7 @@ class Asking:
             session.put(p.CALL, phase.head, phase.message, *phase.own(client, self._pack and session.pack), phase=phase)
 
     def lost(self, client: int) -> None:
-        """Wait a little for a client to come back before it counts as gone."""
+        """Start the reconnect timeout of a disconnected client; it counts as gone when the timeout expires."""
         phase = self.phase
         if phase is None or client not in phase.asked or client in phase.answered:
             return

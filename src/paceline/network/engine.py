@@ -1,7 +1,7 @@
-"""The engine of a real federation: the same interface as the local one, over streams that clients opened.
+"""Engine of a real federation: the interface of the local engine over the clients' gRPC streams.
 
-The run works in its own thread; all streams live on one asyncio loop in another. A reply is decoded and added
-in the run's thread, one after another, as it comes.
+The run executes in its own thread; all streams are served by one asyncio loop in another. Replies are decoded and
+added in the run's thread, one by one, as they arrive.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ __all__ = ["GrpcEngine", "Stopped"]
 
 
 class Stopped(EngineError):
-    """The server was asked to stop; the run goes on when it is started again."""
+    """The server was requested to stop; the run resumes when it is started again."""
 
 
 class GrpcEngine:
-    """Runs client functions on the clients that are connected.
+    """Runs client functions on the connected clients.
 
     Args:
         hub: the streams.
-        loop: the thread that serves them.
+        loop: event loop thread that serves them.
         home: see `ServerSide`.
         num_clients: size of the population.
-        patience: how long to wait.
-        measured: time real work and transfers; else clients report virtual times, as in a simulation.
+        patience: timeouts.
+        measured: measure work and transfers in real time; otherwise clients report virtual times, as in a simulation.
         hidden: sums are secure: clients report no times, so arrivals are measured in any case.
         pack: compress messages with zstd.
-        least: clients that must be ready before a round is tried again.
+        least: clients that must be ready before a round is repeated.
         record: see `Recorder`.
     """
 
@@ -75,7 +75,12 @@ class GrpcEngine:
 
     # -- calls ---------------------------------------------------------------------------------
     def run(self, call: Call) -> Iterator[Receipt | tuple[str, Any]]:
-        """Run a call; yields receipts as they come, and one partial sum at the end."""
+        """Run a call; yield receipts as they arrive, and one partial sum at the end.
+
+        Raises:
+            Stopped: the server was requested to stop.
+            EngineError: the call's channel cannot be used over a network.
+        """
         phase, taker = self._open(call), intake(call.channel)
         began, label = self._attempt, f"{phase.name}/{call.stream.rpartition('/')[2]}"
         if self.record is not None:
@@ -133,7 +138,7 @@ class GrpcEngine:
 
     # -- rounds --------------------------------------------------------------------------------
     def commit(self) -> dict[int, dict[str, Any]]:
-        """Let the clients keep what they noted in this round; their memories stay with them."""
+        """Make the clients commit the memory changes of this round; return no memories, because they stay on the clients."""
         kept = frozenset(self._answered)
         if self.record is not None:
             self.record.committed(self.round, self._attempt, sorted(kept))
@@ -147,7 +152,7 @@ class GrpcEngine:
         return {}
 
     def rollback(self) -> None:
-        """Let the clients forget what they noted since the last commit; wait until enough of them are there."""
+        """Make the clients discard memory changes since the last commit; wait until enough of them are ready."""
         self._answered.clear()
         self._receipts.took.clear()
         self._attempt += 1
@@ -155,11 +160,11 @@ class GrpcEngine:
         self.wait_ready(self.least, self.patience.reconnect * 2)
 
     def saved(self, round: int) -> None:
-        """A checkpoint of this round is safe; clients need not keep older memories."""
+        """Record that a checkpoint of this round is safe; clients may then delete older memories."""
         self.loop.call(lambda: setattr(self.hub.progress, "saved", round))
 
     def restore(self, memories: Mapping[int, Mapping[str, Any]]) -> None:
-        """Refuse memories: in a real federation they are the clients' own."""
+        """Raise `EngineError` for any memories: in a real federation they are stored by the clients."""
         if memories:
             raise EngineError(
                 "this run's checkpoint holds clients' memories: it was a simulation, and cannot go on as a federation"
@@ -171,11 +176,29 @@ class GrpcEngine:
         return (session := self.hub.sessions.get(client)) is not None and session.ready
 
     def wait_ready(self, count: int, seconds: float = math.inf) -> bool:
-        """Wait until `count` clients are ready; return whether they are. Raises `CohortError` where they cannot be."""
+        """Wait until `count` clients are ready; return False on timeout.
+
+        Args:
+            count: number of clients.
+            seconds: timeout.
+
+        Raises:
+            CohortError: too many clients refuse to participate.
+        """
         return self.wait_until(lambda: len(self.hub.ready()) >= count, count, seconds)
 
     def wait_until(self, there: Callable[[], bool], least: int, seconds: float = math.inf) -> bool:
-        """Wait until `there` says so; return whether it did. Raises `CohortError` where fewer than `least` take part."""
+        """Wait until `there` returns True; return False on timeout.
+
+        Args:
+            there: condition, polled every 20 ms.
+            least: clients that must be willing to participate.
+            seconds: timeout.
+
+        Raises:
+            CohortError: fewer than `least` clients are willing to participate.
+            Stopped: the server was requested to stop.
+        """
         end = time.monotonic() + seconds
         while not there():
             self._stop_here()
@@ -195,20 +218,20 @@ class GrpcEngine:
     # -- the server's own model ----------------------------------------------------------------
     @property
     def services(self) -> Mapping[str, Any]:
-        """The services of the server's own worker."""
+        """Services of the server's own worker."""
         return self.home.services
 
     def init_params(self) -> Params:
-        """Return the initial model."""
+        """Return a copy of the initial model."""
         return self.home.initial.clone()
 
     def preview(self, function: str, message: Tree) -> Tree | None:
-        """Return a reply with the shape that clients will send, formed by the server's own worker."""
+        """Return a reply of the shape that clients will send, computed by the server's own worker; None if unknown."""
         return self.home.preview(function, message)
 
     def evaluate(self, params: Params) -> dict[str, Any]:
-        """Evaluate on the central test set."""
+        """Evaluate a model on the central test set."""
         return self.home.evaluate(params)
 
     def close(self) -> None:
-        """Leave the streams open: whoever started the server ends them."""
+        """Do nothing: the streams are closed by the owner of the server."""

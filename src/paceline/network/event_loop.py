@@ -1,4 +1,4 @@
-"""An asyncio loop in a thread of its own."""
+"""An asyncio event loop in a background thread."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ T = TypeVar("T")
 
 
 class LoopThread:
-    """Runs a loop until it is stopped; functions and coroutines are handed to it from other threads."""
+    """Runs an event loop until it is stopped; other threads submit functions and coroutines.
+
+    Example:
+        >>> loop = LoopThread()
+        >>> loop.call(lambda x: x + 1, 1)
+        2
+        >>> loop.stop()
+    """
 
     def __init__(self, name: str = "streams") -> None:
         self._loop = asyncio.new_event_loop()
@@ -26,7 +33,7 @@ class LoopThread:
         self._loop.close()
 
     def call(self, function: Callable[..., T], *values: Any) -> T:
-        """Call a function on the loop's thread; return what it returns."""
+        """Run a function on the loop's thread and return its result."""
 
         async def once() -> T:
             return function(*values)
@@ -34,11 +41,16 @@ class LoopThread:
         return self.wait(once())
 
     def wait(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
-        """Run a coroutine on the loop; return its result."""
+        """Run a coroutine on the loop and return its result.
+
+        Args:
+            coroutine: the coroutine.
+            timeout: seconds to wait for the result; None for no limit.
+        """
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout)
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        """Start a coroutine that goes on by itself."""
+        """Start a coroutine in the background."""
 
         def begin() -> None:
             task = asyncio.ensure_future(coroutine)
@@ -52,7 +64,7 @@ class LoopThread:
         return self.__dict__.setdefault("_kept", set())  # type: ignore[no-any-return]
 
     def stop(self) -> None:
-        """End the loop and all that runs on it."""
+        """Cancel all tasks and stop the loop."""
 
         async def cancel() -> None:
             tasks = [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]

@@ -1,18 +1,17 @@
-"""Faults on purpose: delays, narrow links, slow devices, lost, doubled, swapped and corrupted frames, and death.
+"""Fault injection for tests: delays, bandwidth limits, slow devices, damaged frames, and killed processes.
 
-A fault is text, ``kind:name=value,...``::
+A fault is specified as text, ``kind:name=value,...``::
 
     kill:client=2,phase=secagg.masked,round=2,when=reply
-    bandwidth:client=1,rate=500000            bytes per second, both ways
+    bandwidth:client=1,rate=500000            bytes per second, both directions
     delay:client=0,seconds=0.2,phase=train
-    slow:client=3,factor=4                    work takes so many times as long
+    slow:client=3,factor=4                    work takes `factor` times as long
     drop | duplicate | swap | corrupt:client=1,phase=train,round=1,times=1
 
-``client=server`` means the server: it dies when it opens a phase, or with ``when=reply`` when it closes one;
-``phase=commit`` is the moment between the clients' commit and the server's checkpoint, and for a client that
-before it commits. A phase is a function
-(``program.function`` for a protocol's); without `phase` or `round` a fault meets all. A frame's fault strikes
-the first frames that are sent in the phase, `times` often.
+``client=server`` selects the server: it is killed when it opens a phase, or with ``when=reply`` when it closes one;
+``phase=commit`` is the moment between the clients' commit and the server's checkpoint; on a client, the moment before
+its commit. A phase is the name of a function (``program.function`` for a protocol's); without `phase` or `round` a fault
+applies to all. A frame fault applies to the first `times` frames sent in the phase.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ from paceline.network.frames import HEAD
 __all__ = ["KILL", "KINDS", "Fault", "Faults"]
 
 KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
-"""What ends a process at once; Windows has one way only."""
+"""Signal that kills a process immediately; Windows has only one."""
 
 KINDS = ("kill", "bandwidth", "delay", "slow", "drop", "duplicate", "swap", "corrupt")
 
 
 @dataclass
 class Fault:
-    """One fault; see the module's text for what the fields mean."""
+    """One fault; see the module docstring for the fields."""
 
     kind: str
     client: int | None = None
@@ -53,7 +52,16 @@ class Fault:
 
     @staticmethod
     def parse(text: str) -> Fault:
-        """Read a fault; the client None stands for the server. Raises `ConfigError` for one that cannot be."""
+        """Parse a fault; client None stands for the server.
+
+        Raises:
+            UnknownNameError: unknown kind or option.
+            ConfigError: missing client or invalid value.
+
+        Example:
+            >>> Fault.parse("delay:client=0,seconds=0.2").seconds
+            0.2
+        """
         kind, _, rest = text.partition(":")
         values = pairs(split_top(rest, ","), "KIND:name=value,name=value") if rest else {}
         if kind not in KINDS:
@@ -78,41 +86,45 @@ class Fault:
         return made
 
     def meets(self, phase: str, round: int) -> bool:
-        """Return whether it strikes in this phase of this round."""
+        """Return whether the fault applies to this phase of this round."""
         return self.phase in ("", phase) and self.round in (0, round)
 
 
 class Faults:
-    """What one process suffers; shapes its frames.
+    """Faults injected into one process; implements `Shaper`.
 
     Args:
-        faults: of this process alone.
+        faults: faults of this process only.
     """
 
     def __init__(self, faults: Sequence[Fault] = ()) -> None:
         self.faults = list(faults)
         self._phase, self._round = "", 0
-        self._free = [0.0, 0.0]  # when the narrow link is free again: out, in
+        self._free = [0.0, 0.0]  # time at which the limited link is free again: out, in
         self._held: bytes | None = None
         self.struck: list[str] = []
 
     @staticmethod
     def of(texts: Sequence[str], client: int | None) -> Faults | None:
-        """Return the faults that a client (None: the server) suffers, or None."""
+        """Return the faults of a client (None: the server), or None if it has none."""
         mine = [fault for fault in map(Fault.parse, texts) if fault.client == client]
         return Faults(mine) if mine else None
 
     def enter(self, phase: str, round: int) -> None:
-        """A call begins; here is where a process dies that shall die at its start."""
+        """Begin a phase; kills a process that must die at its start."""
         self._phase, self._round = phase, round
         self._die("start")
 
     def leave(self) -> None:
-        """A phase is over; here is where a server dies that shall die with all answers in its hands."""
+        """End a phase; kills a server that must die after it has received all replies."""
         self._die("reply")
 
     async def work(self, spent: float) -> float:
-        """Work is done, the answer is about to go: be slow, be late, or die. Return by how much work was slower."""
+        """Delay a completed answer or kill the process before it is sent; return the added work seconds.
+
+        Args:
+            spent: actual seconds of work.
+        """
         slower = sum(spent * (fault.factor - 1.0) for fault in self._now("slow"))
         await asyncio.sleep(slower)
         for fault in self._now("delay"):
@@ -121,7 +133,7 @@ class Faults:
         return slower
 
     async def outgoing(self, frame: bytes) -> list[bytes]:
-        """Return what becomes of a frame that is sent."""
+        """Return the frames to send in place of a frame."""
         await self._narrow(0, len(frame))
         if self._held is not None:
             held, self._held = self._held, None
@@ -140,11 +152,11 @@ class Faults:
         return [frame]
 
     async def incoming(self, frame: bytes) -> None:
-        """Hold a frame that came until the narrow link would have let it through."""
+        """Delay an incoming frame according to the bandwidth limit."""
         await self._narrow(1, len(frame))
 
     async def _narrow(self, way: int, size: int) -> None:
-        """A token bucket that holds an eighth of a second."""
+        """Apply a token bucket with a capacity of an eighth of a second."""
         rate = min((fault.rate for fault in self._now("bandwidth")), default=0.0)
         if not rate:
             return

@@ -1,13 +1,13 @@
-"""Messages cut into frames: what travels on a stream, and what is checked before anything is believed.
+"""Wire format: messages split into frames, and the checks applied before their content is used.
 
 A frame is one gRPC message::
 
     "PL" | version u8 | flags u8 | sequence u64 | CRC-32 of the payload u32 | payload     (little-endian)
 
-Frames of one direction of one stream count 0, 1, 2, ... A frame that is missing, comes twice or comes out of
-order breaks the stream, as does one whose checksum is wrong. A message is an opening frame (kind, number of
-parts, and for each part its length on the wire, its length unpacked and whether it is packed with zstd)
-and then the parts' bytes, in frames that never span two parts. MessagePart 0 is a small tree, the head.
+The frames of one direction of one stream are numbered 0, 1, 2, ... A missing, duplicate or reordered frame ends the
+stream, as does a wrong checksum. A message is an opening frame (kind, number of parts, and for each part its length on
+the wire, its unpacked length and whether it is compressed with zstd), followed by the parts' bytes, in frames that
+never span two parts. Part 0 is a small tree, the head.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ CHUNK = 256 * 1024
 """Bytes of a part in one frame."""
 
 HEAD_LIMITS = Limits(size=1 << 20, header=1 << 20, depth=64, items=100_000, tensors=64)
-"""What the small tree at the beginning of a message may be."""
+"""Decoding limits of the head of a message."""
 
 MOST_PARTS = 4
 
 _OUT = Limits(header=4 << 30)
-"""Of what is sent: byte strings lie in the header of a tree, and may be as large as the receiver's limit allows."""
+"""Encoding limits of outgoing trees: byte strings are part of a tree's header, which may be as large as the receiver allows."""
 
 
 @dataclass
 class MessagePart:
-    """Bytes to send, once or to many: cut and checksummed the first time only.
+    """Bytes to send to one or several clients; split and checksummed only once.
 
     Args:
-        data: as they cross the wire.
-        raw: their length when unpacked.
-        packed: whether they are packed with zstd.
+        data: bytes on the wire.
+        raw: unpacked length in bytes.
+        packed: whether `data` is compressed with zstd.
     """
 
     data: bytes
@@ -60,7 +60,11 @@ class MessagePart:
 
     @staticmethod
     def of(tree: Tree, pack: bool = False) -> MessagePart:
-        """Encode a tree; with `pack`, compress it where that saves a tenth or more."""
+        """Encode a tree; with `pack`, compress it if that saves at least a tenth.
+
+        Raises:
+            MissingExtraError: zstandard is not installed.
+        """
         data = dumps(tree, _OUT)
         if pack and len(data) > 1024:
             packed = _zstd().ZstdCompressor(level=1).compress(data)
@@ -70,7 +74,7 @@ class MessagePart:
 
     @property
     def chunks(self) -> Iterator[tuple[memoryview, int]]:
-        """The pieces that go into one frame each, with their checksums; these are formed when a piece is first sent."""
+        """Chunks of one frame each, with their checksums, which are computed when a chunk is first sent."""
         view = memoryview(self.data)
         for number, at in enumerate(range(0, len(view), CHUNK)):
             piece = view[at : at + CHUNK]
@@ -81,24 +85,36 @@ class MessagePart:
 
 @dataclass(frozen=True)
 class Opening:
-    """What a message says about itself before it comes: (wire bytes, unpacked bytes, packed) of each part."""
+    """Announcement of a message: (wire bytes, unpacked bytes, compressed) of each part."""
 
     kind: int
     parts: tuple[tuple[int, int, bool], ...]
 
     @property
     def size(self) -> int:
-        """Bytes on the wire."""
+        """Total bytes on the wire."""
         return sum(wire for wire, _, _ in self.parts)
 
     @property
     def raw(self) -> int:
-        """Bytes when unpacked."""
+        """Total bytes when unpacked."""
         return sum(raw for _, raw, _ in self.parts)
 
 
 def frames(kind: int, parts: Sequence[MessagePart], first: int) -> Iterator[bytes]:
-    """Yield the frames of a message; `first` is the sequence number of its opening."""
+    r"""Yield the frames of a message.
+
+    Args:
+        kind: kind of the message, see `protocol`.
+        parts: head and further parts.
+        first: sequence number of the opening frame.
+
+    Example:
+        >>> (frame,) = list(frames(1, [MessagePart(b"", 0)], 0))
+        >>> opens, payload = open_frame(frame, expected=0)
+        >>> opens, bytes(payload[:2])
+        (True, b'\x01\x01')
+    """
     text = _OPENING.pack(kind, len(parts)) + b"".join(_PART.pack(len(p.data), p.raw, p.packed) for p in parts)
     yield HEAD.pack(MAGIC, VERSION, OPEN, first, zlib.crc32(text)) + text
     for part in parts:
@@ -108,7 +124,15 @@ def frames(kind: int, parts: Sequence[MessagePart], first: int) -> Iterator[byte
 
 
 def open_frame(frame: bytes, expected: int) -> tuple[bool, memoryview]:
-    """Return whether a frame opens a message, and its payload. Raises `WireError` for a frame that is wrong."""
+    """Return whether a frame opens a message, and its payload.
+
+    Args:
+        frame: the received bytes.
+        expected: expected sequence number.
+
+    Raises:
+        WireError: the frame is truncated, corrupted, out of order or of an unknown format.
+    """
     if len(frame) <= HEAD.size:
         raise WireError(f"a frame of {len(frame)} bytes is cut short")
     magic, version, flags, sequence, check = HEAD.unpack_from(frame)
@@ -128,7 +152,11 @@ def open_frame(frame: bytes, expected: int) -> tuple[bool, memoryview]:
 
 
 def opening(payload: memoryview) -> Opening:
-    """Read an opening frame's payload. Raises `WireError` for what is malformed."""
+    """Parse an opening frame's payload.
+
+    Raises:
+        WireError: the payload is malformed.
+    """
     if len(payload) < _OPENING.size:
         raise WireError("an opening frame is cut short")
     kind, count = _OPENING.unpack_from(payload)
@@ -141,7 +169,12 @@ def opening(payload: memoryview) -> Opening:
 
 
 def unpack(data: bytes | bytearray | memoryview, raw: int) -> bytes:
-    """Undo zstd, into exactly `raw` bytes. Raises `WireError` for anything else."""
+    """Decompress zstd data to exactly `raw` bytes.
+
+    Raises:
+        WireError: the data are invalid or of another length.
+        MissingExtraError: zstandard is not installed.
+    """
     zstd = _zstd()
     try:
         if zstd.frame_content_size(data) != raw:

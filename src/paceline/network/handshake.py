@@ -1,4 +1,4 @@
-"""What passes between a client's stream and its runner: the server's welcome, answers, and the rules in between."""
+"""Interface between a client's stream and its runner: welcome, answers, and policy rules."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["HIDDEN", "MALFORMED", "Answer", "Rules", "Welcome", "reason_of"]
 
 @dataclass(frozen=True)
 class Welcome:
-    """What the server says at the beginning of a stream; see `hub.Progress`."""
+    """The server's first message on a stream; see `Progress` for the fields."""
 
     run: str
     incarnation: int
@@ -33,7 +33,11 @@ class Welcome:
 
     @staticmethod
     def read(head: Mapping[str, Any], directory: bytes) -> Welcome:
-        """Check a head. Raises `WireError` for what is malformed."""
+        """Validate and parse a head.
+
+        Raises:
+            WireError: the head is malformed.
+        """
         run = p.field(head, "run", str)
         if not is_name(run):
             raise WireError(f"{p.clean(run)!r} is no name of a run")
@@ -46,34 +50,40 @@ class Welcome:
 
 
 class Rules(Protocol):
-    """A client's policy and its books."""
+    """Policy and accounting of a client."""
 
     def join(self, welcome: Welcome) -> None:
-        """Raise `PolicyError` where this client takes no part in such a run."""
+        """Raise `PolicyError` if the policy excludes this run."""
 
     def closed(self) -> list[str]:
-        """Return why this client takes no part just now, though it will later; nothing where it does."""
+        """Return the reasons why this client does not participate at present but will later; empty if it does."""
 
     def call(self, head: Mapping[str, Any], message: Tree) -> None:
-        """Raise `PolicyError` where this client does not answer such a call."""
+        """Raise `PolicyError` if the policy forbids answering this call."""
 
     def done(self, head: Mapping[str, Any], sent: int, seconds: float) -> None:
-        """Note what a call cost."""
+        """Record the cost of a call.
+
+        Args:
+            head: head of the call.
+            sent: bytes of the reply.
+            seconds: seconds of work.
+        """
 
 
 HIDDEN = "no answer; this client's own log says why (after a run with the same seed over other clients: take another seed)"
-"""All that a server learns of why a client does not answer where sums are secure: a reason may hold values of its data."""
+"""The only reason sent to the server if sums are secure: an actual reason may contain values of the client's data."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What goes back to the server: the head's facts, and the value where there is one.
+    """Answer to the server: facts in the head, and the value if there is one.
 
     Args:
-        head: what is sent.
+        head: facts to send.
         value: the reply.
         spent: seconds of work, for this client's own log.
-        why: why there is no reply, for this client's own log.
+        why: reason why there is no reply, for this client's own log.
         trained: whether the client trained, for its own clock.
     """
 
@@ -87,15 +97,15 @@ class Answer:
     def of(
         number: int, receipt: Receipt, told: float = 0.0, trained: bool = False, spent: float = 0.0, hidden: bool = False
     ) -> Answer:
-        """Return the answer to call `number` that a receipt makes.
+        """Return the answer for a receipt.
 
         Args:
-            number: of the call.
-            receipt: what came of it.
-            told: seconds that the server is told.
+            number: id of the call.
+            receipt: result of the call.
+            told: seconds reported to the server.
             trained: whether the client trained.
             spent: seconds of work.
-            hidden: leave out everything that depends on data: reasons and times; sizes follow from shapes.
+            hidden: omit everything that depends on data: reasons and times. Sizes follow from shapes.
         """
         why, worked = receipt.dropped, trained
         if hidden:
@@ -107,7 +117,7 @@ class Answer:
 
 
 def reason_of(error: Exception) -> str:
-    """Return what the server is told of an error: a refusal, or that something is wrong here."""
+    """Return the description of an error that is sent to the server: a refusal, or a local fault."""
     if isinstance(error, ProtocolError | WireError | PolicyError):
         return f"refused: {error}"
     if isinstance(error, PacelineError):

@@ -1,4 +1,4 @@
-"""What the engine needs of others: who may come in, what the server has at home, and where progress is recorded."""
+"""Interfaces and settings of the gRPC engine: client authentication, server-side worker, progress and recording."""
 
 from __future__ import annotations
 
@@ -15,40 +15,52 @@ __all__ = ["AdmittedClient", "HubSettings", "Members", "NotNow", "Progress", "Re
 
 
 class NotNow(IdentityError):
-    """A certificate cannot be judged at present, or a clock is wrong: the same one may be good later."""
+    """A certificate cannot be verified at present, or a clock is wrong: the same certificate may be accepted later."""
 
 
 def check_limit(what: str, size: int, limit: int, option: str) -> None:
-    """Raise `ConfigError` where messages of a run are known to be larger than one side accepts."""
+    """Raise `ConfigError` if messages of a run are known to exceed the size limit of one side.
+
+    Args:
+        what: description of the message.
+        size: smallest possible size in bytes.
+        limit: accepted size in bytes.
+        option: name of the option that sets the limit.
+
+    Example:
+        >>> check_limit("a model", 10, 100, "limit")
+    """
     if size > limit:
-        enough = 1 << (size + size // 4).bit_length()  # with room for what else is in them
+        enough = 1 << (size + size // 4).bit_length()  # with a margin for the rest of the message
         raise ConfigError(f"{what} takes at least {size} bytes, but {option} accepts {limit}; set {option} to {enough} or so")
 
 
 class AdmittedClient(Protocol):
-    """Whom a certificate belongs to."""
+    """Owner of a certificate."""
 
     @property
     def id(self) -> int:
-        """The client's number."""
+        """Id of the client."""
 
     @property
     def name(self) -> str:
-        """The client's name."""
+        """Name of the client."""
 
 
 class Members(Protocol):
-    """Knows the certificates; asked again and again, so that a revocation takes effect on live streams."""
+    """Register of certificates. It is queried repeatedly, so that a revocation also ends live streams."""
 
     def member(self, certificate: bytes) -> AdmittedClient:
-        """Return whom a certificate belongs to.
+        """Return the owner of a certificate.
 
-        Raises `IdentityError` when it is unknown or revoked, `NotNow` when that may pass by itself.
+        Raises:
+            IdentityError: the certificate is unknown or revoked.
+            NotNow: the certificate cannot be verified at present.
         """
 
 
 class ServerSide(Protocol):
-    """What the server has at home: the initial model and the central test set; a `Worker` does."""
+    """Initial model and central test set of the server; implemented by `Worker`."""
 
     @property
     def initial(self) -> Params:
@@ -56,43 +68,43 @@ class ServerSide(Protocol):
 
     @property
     def services(self) -> Mapping[str, Any]:
-        """What server programs may use."""
+        """Services available to server programs."""
 
     def preview(self, function: str, message: Tree) -> Tree | None:
-        """Return a reply with the shape that clients will send."""
+        """Return a reply of the shape that clients will send; None if unknown."""
 
     def evaluate(self, params: Params) -> dict[str, Any]:
-        """Evaluate on the central test set."""
+        """Evaluate a model on the central test set."""
 
 
 class Recorder(Protocol):
-    """Where it is written down, durably, how far the run is."""
+    """Durable record of a run's progress."""
 
     def phase(self, round: int, attempt: int, name: str, asked: Sequence[int]) -> None:
-        """A phase begins."""
+        """Record the start of a phase."""
 
     def answers(self, round: int, attempt: int, name: str, receipts: Sequence[Receipt]) -> None:
-        """A phase has ended; these came of it."""
+        """Record the end of a phase and its receipts."""
 
     def committed(self, round: int, attempt: int, kept: Sequence[int]) -> None:
-        """A round has ended; the work of these clients is in its result."""
+        """Record the end of a round; its result includes the work of the clients in `kept`."""
 
 
 @dataclass(frozen=True)
 class HubSettings:
-    """How the server deals with streams.
+    """Stream settings of the server.
 
     Args:
-        heartbeat: seconds between pings; a stream that is silent for three of them is ended.
-        hello: seconds that a new stream has to introduce itself.
-        waiting: streams of one client that may be introducing themselves at once.
-        limit: largest message of a client, in bytes.
-        memory: bytes that incoming messages may take together before they go to files.
-        lanes: large messages that come, and that go, at a time.
-        window: bytes that a client may send ahead of what was read; with the time of a round trip it bounds the
-            speed of an upload: 256 KiB in 50 ms are 5 MB/s.
-        pack: compress what is sent with zstd.
-        watch: seconds between looks at the certificates of live streams.
+        heartbeat: seconds between pings; a stream that is silent for three of them is closed.
+        hello: seconds within which a new stream must send its hello.
+        waiting: number of streams of one client that may be in the handshake at once.
+        limit: largest accepted message of a client, in bytes.
+        memory: bytes of memory for incoming messages; beyond it they go to temporary files.
+        lanes: number of concurrent large transfers, in each direction.
+        window: bytes that a client may send ahead of what was read. Together with the round-trip time it bounds the
+            upload speed: 256 KiB in 50 ms are 5 MB/s.
+        pack: compress outgoing messages with zstd.
+        watch: seconds between checks of the certificates of live streams.
     """
 
     heartbeat: float = 10.0
@@ -108,15 +120,15 @@ class HubSettings:
 
 @dataclass
 class Progress:
-    """How far the run is, as clients are told when they connect.
+    """Progress of a run, sent to each client when it connects.
 
     Args:
-        run: its id.
-        incarnation: grows with every start of the server.
+        run: id of the run.
+        incarnation: increases with every start of the server.
         round: the last completed round.
-        take: grows with every round that is tried again.
-        saved: the last round of a checkpoint; no resumed server goes back behind it.
-        kept: the clients whose work of the last completed round is in its result.
+        take: increases with every repeated round.
+        saved: round of the last checkpoint; a resumed server never starts before it.
+        kept: clients whose work is part of the last completed round's result.
     """
 
     run: str

@@ -1,7 +1,7 @@
-"""A client's work, one job after another in one thread, whatever happens to its streams.
+"""Job queue of a client: executes its work sequentially in one thread, independent of the state of its streams.
 
-An answer is kept until the next call: a server that asks again after a broken stream gets the same one, and no
-work is done twice.
+The last answer is cached until the next call: a server that resends a call after a broken stream receives the same
+answer, and no work is repeated.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from paceline.network.stream import Message
 __all__ = ["Desk"]
 
 AGAIN = 5.0
-"""Seconds between two looks whether what keeps this client from taking part has passed."""
+"""Seconds between checks whether an obstacle to participation has passed."""
 
 Put = Callable[..., None]
 Note = Callable[[str, dict[str, Any]], None]
 
 
 class Desk:
-    """Hands messages to the runner and its answers to the stream.
+    """Passes messages to the runner and its answers to the stream.
 
     Args:
-        runner: what answers.
-        pool: one thread.
-        limits: of what the server sends.
-        put: sends a message on the stream that is open now, if one is.
-        note: is told of events.
+        runner: executes the calls.
+        pool: executor with one thread.
+        limits: decoding limits of the server's messages.
+        put: sends a message on the open stream; does nothing if there is none.
+        note: receives events.
         pack: compress answers.
-        faults: on purpose.
+        faults: injected faults; None for none.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Desk:
         self._why: list[str] = []
 
     async def work(self) -> None:
-        """Do the jobs in order, until cancelled."""
+        """Execute jobs in order, until cancelled."""
         while True:
             job = await self._jobs.get()
             try:
@@ -76,12 +76,12 @@ class Desk:
             self._jobs.task_done()
 
     async def finish(self, seconds: float) -> None:
-        """Wait until all jobs are done, a last commit among them, but not longer than `seconds`."""
+        """Wait at most `seconds` until all jobs are done, including a final commit."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._jobs.join(), seconds)
 
     def join(self, welcome: Welcome) -> None:
-        """Get in step with the server; it is told when this client is ready, or why it takes no part."""
+        """Synchronise with the server; report to it that this client is ready, or why it does not participate."""
         self._welcome, at = welcome, self._runner.at
         soon = at is not None and (at.run, at.incarnation) == (welcome.run, welcome.incarnation)
         if soon:
@@ -89,19 +89,23 @@ class Desk:
         self._jobs.put_nowait(partial(self._join, welcome, soon))
 
     def call(self, message: Message) -> None:
-        """Answer a call, or give the answer once more."""
+        """Answer a call, or resend the cached answer."""
         number = p.field(message.head, "id", int)
         if self._last is not None and self._last[0] == number:
             message.close()
             self._put(p.REPLY, self._last[1], *self._last[2])
         elif number == self._known:
-            message.close()  # it is being worked on
+            message.close()  # already in progress
         else:
             self._known = number
             self._jobs.put_nowait(partial(self._answer, message))
 
+    def sent(self, number: int, seconds: float) -> None:
+        """Note how long the reply to a call took to send."""
+        self._runner.sent(number, seconds)
+
     def settle(self, message: Message) -> None:
-        """Commit, roll back or take up news, when the calls before are answered."""
+        """Queue a commit, a rollback or a new directory behind the calls before it."""
         if message.kind == p.COMMIT:
             self._jobs.put_nowait(partial(self._commit, message.head))
         elif message.kind == p.ROLLBACK:
@@ -115,10 +119,10 @@ class Desk:
             await self._in_thread(self._runner.join, welcome)
         except (PacelineError, *MALFORMED) as error:
             plain = isinstance(error, PolicyError | ProtocolError)
-            later = isinstance(error, StoreError)  # a full disk, as a rule: somebody may make room
+            later = isinstance(error, StoreError)  # usually a full disk, which may be freed
             name, own = type(error).__name__, isinstance(error, DataFormatError)
             why = f"{name}: this client's own log says why" if own else error if plain else f"{name}: {error}"
-            cause = error if own else error.__cause__  # a text that may hold values of this client's data
+            cause = error if own else error.__cause__  # this text may contain values of the client's data
             log = "" if cause is None else f"{type(cause).__name__}: {cause}"
             self._refuse(getattr(error, "reasons", ()) or [why], later, log)
             if later:
@@ -128,7 +132,7 @@ class Desk:
             self._ready(welcome)
 
     def _ready(self, welcome: Welcome) -> None:
-        """Tell the server that this client takes part, or why it does not at this time of day."""
+        """Report to the server that this client participates, or why it does not at this time of day."""
         closed = self._runner.closed()
         self.joined, self._open = self.joined + 1, not closed
         if closed:
@@ -140,7 +144,7 @@ class Desk:
         self._soon(welcome, self._look)
 
     def _refuse(self, reasons: Sequence[Any], later: bool, own: str = "") -> None:
-        """Tell the server why this client takes no part; `own` is for this client's log alone."""
+        """Report to the server why this client does not participate; `own` goes to the client's log only."""
         told = [p.clean(r) for r in reasons][:20]
         self._put(p.REFUSE, {"reasons": told, "later": later})
         if told != self._why:
@@ -148,14 +152,14 @@ class Desk:
         self._why = told
 
     async def _look(self, welcome: Welcome) -> None:
-        """Tell the server when this client's hours begin or end."""
+        """Report to the server when this client's participation hours begin or end."""
         if self._open == bool(self._runner.closed()):
             self._ready(welcome)
         else:
             self._soon(welcome, self._look)
 
     def _soon(self, welcome: Welcome, job: Callable[..., Awaitable[None]], *values: Any) -> None:
-        """Do a job after a while, unless the server has sent another welcome by then."""
+        """Run a job after `AGAIN` seconds, unless the server has sent another welcome in the meantime."""
 
         def begin() -> None:
             if self._welcome is welcome:
@@ -189,11 +193,12 @@ class Desk:
         self.answered += why is None
 
     def _compute(self, message: Message) -> tuple[Answer, tuple[MessagePart, ...]]:
-        """Decode, answer and encode; on the runner's thread."""
+        """Decode a call, execute it and encode the answer; runs on the runner's thread."""
         if not message.parts:
             raise WireError("a call came without its message")
         trees = [message.tree(i, self._limits) for i in range(len(message.parts))]
         head = {**message.head, "size": message.opening.raw}
+        self._runner.received(message.ended - message.began)
         answer = self._runner.call(head, trees[0], trees[1] if len(trees) > 1 else None)
         return answer, () if answer.head["dropped"] is not None else (MessagePart.of(answer.value, self._pack),)
 

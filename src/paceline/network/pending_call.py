@@ -1,4 +1,4 @@
-"""One call in the making, on the server: who was asked, who answered, and until when it is worth waiting."""
+"""State of one open call on the server: addressed clients, arrivals, and timeouts."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["Arrival", "Patience", "PendingCall"]
 
 @dataclass(frozen=True)
 class Patience:
-    """When the server stops waiting for answers; all in real seconds.
+    """Timeouts for answers, in real seconds.
 
     Args:
-        phase: for an answer, unless `phases` says otherwise.
-        phases: by ``program.function`` (or the function's name for a method's).
-        share: part of the asked clients whose answers may be enough; 1 waits for all that are there.
-        grace: once the share has answered, wait until so many times what that took.
-        reconnect: for a client whose stream broke to come back before it counts as gone.
+        phase: timeout of a call, unless overridden by `phases`.
+        phases: timeout by ``program.function`` (or by function name for the method).
+        share: fraction of the addressed clients after which the call may end early; 1 waits for all connected clients.
+        grace: once `share` of the clients have answered, wait until `grace` times the elapsed time.
+        reconnect: seconds for a client whose stream broke to return before it counts as gone.
     """
 
     phase: float = 600.0
@@ -36,7 +36,7 @@ class Patience:
 
 @dataclass
 class Arrival:
-    """What came of one client: a reply, or the news that none will come."""
+    """Result of one client: a reply, or the reason why none will arrive."""
 
     client: int
     message: Message | None
@@ -48,12 +48,16 @@ class PendingCall:
     """An open call.
 
     Args:
-        id: grows as long as the run lasts.
-        call: what is asked.
-        name: of the function; with its program's, where that is not the method.
-        head: what all clients get as the call's head.
-        message: what all clients get.
-        patience: see there.
+        id: increases over the whole run.
+        call: the call.
+        name: name of the function, prefixed by its program's unless that is the method.
+        head: head of the call, common to all clients.
+        message: message common to all clients.
+        patience: timeouts.
+        asked: the addressed clients.
+        sent: time (monotonic) at which the call was sent, by client.
+        answered: clients with a result.
+        arrivals: queue of results.
     """
 
     id: int
@@ -73,7 +77,7 @@ class PendingCall:
         self._enough: float | None = None
 
     def settle(self, arrival: Arrival) -> None:
-        """Note what came of a client; only the first news of each counts. On the loop's thread."""
+        """Record the result of a client; only the first one counts. Runs on the loop's thread."""
         if arrival.client in self.answered:
             if arrival.message is not None:
                 arrival.message.close()
@@ -82,7 +86,7 @@ class PendingCall:
         self.arrivals.put(arrival)
 
     def close(self) -> None:
-        """Take no further news, and let go of what was not fetched. On the loop's thread."""
+        """Reject further results and release those that were not fetched. Runs on the loop's thread."""
         self.answered |= self.asked
         while not self.arrivals.empty():
             left = self.arrivals.get_nowait().message
@@ -90,14 +94,19 @@ class PendingCall:
                 left.close()
 
     def own(self, client: int, pack: bool) -> tuple[MessagePart, ...]:
-        """Return the part of the message that is this client's alone, if there is one."""
+        """Return the part of the message for this client alone, if there is one."""
         each, peers = self.call.each_message.get(client), self.call.peers.get(client)
         if each is None and peers is None:
             return ()
         return (MessagePart.of({"own": each, "peers": peers}, pack),)
 
     def wait(self, deadline: float | None, check: Callable[[], None]) -> Arrival | None:
-        """Return the next arrival, or None where waiting is over; `check` may raise. On the run's thread."""
+        """Return the next result, or None after the timeout. Runs on the run's thread.
+
+        Args:
+            deadline: seconds after the start of the call; None for no deadline.
+            check: called repeatedly; may raise to abort.
+        """
         while True:
             end = self.began + self.patience.phases.get(self.name, self.patience.phase)
             if deadline is not None:
@@ -113,7 +122,7 @@ class PendingCall:
                     return None
 
     def count(self, came: int) -> None:
-        """Look whether `came` replies are enough to set an early end."""
+        """Set an early end if `came` replies are enough."""
         if self._enough is None and self.patience.share < 1 and came >= self.patience.share * len(self.asked):
             now = time.monotonic()
             self._enough = now + (self.patience.grace - 1.0) * (now - self.began)

@@ -1,4 +1,4 @@
-"""The messages of a federation, and how their heads are checked.
+"""Message kinds of the network protocol, and validation of their heads.
 
 ======== ========= ============================================================================
 kind     from      head (further parts)
@@ -11,14 +11,14 @@ REPLY    client    id, dropped, compute, network, down, up, seconds, trained (va
 COMMIT   server    round, saved, kept, took: measured seconds of this client's last training, or 0
 ROLLBACK server    take
 PING     server    (none); answered by PONG
-REFUSE   client    reasons why it takes no part in this run; later: whether that will pass by itself
+REFUSE   client    reasons why it does not participate; later: whether that is temporary
 LEAVE    client    why
 BYE      server    why; done: whether the run has ended
 NEWS     server    (none) (directory)
 ======== ========= ============================================================================
 
-`incarnation` grows with every start of the server, `take` with every round that is tried again: what a
-client has not committed belongs to one pair of them. A call's `id` grows as long as the run lasts.
+`incarnation` increases with every start of the server, `take` with every repeated round: uncommitted work of a
+client belongs to one (incarnation, take). A call's `id` increases over the whole run.
 """
 
 from __future__ import annotations
@@ -68,14 +68,22 @@ NAMES = dict(
         strict=True,
     )
 )
-"""Names of the kinds, for logs."""
+"""Names of the message kinds, for logs."""
 
 T = TypeVar("T")
 _DAY = 86_400.0
 
 
 def field(head: Mapping[str, Any], name: str, kind: type[T]) -> T:
-    """Return a field of a head. Raises `WireError` where it is missing or of another type."""
+    """Return a field of a head.
+
+    Raises:
+        WireError: the field is missing or of another type.
+
+    Example:
+        >>> field({"round": 3}, "round", int)
+        3
+    """
     value = head.get(name) if isinstance(head, Mapping) else None
     if kind is float and type(value) is int:
         value = float(value)
@@ -85,7 +93,11 @@ def field(head: Mapping[str, Any], name: str, kind: type[T]) -> T:
 
 
 def seconds(head: Mapping[str, Any], name: str) -> float:
-    """Return a duration that a client tells, from 0 to 30 days. Raises `WireError` for anything else."""
+    """Return a duration reported by the other side, from 0 to 30 days.
+
+    Raises:
+        WireError: any other value.
+    """
     value = field(head, name, float)
     if not (math.isfinite(value) and 0 <= value <= 30 * _DAY):
         raise WireError(f"{name}={value} is no duration")
@@ -93,13 +105,22 @@ def seconds(head: Mapping[str, Any], name: str) -> float:
 
 
 def clean(text: Any, most: int = 500) -> str:
-    """Return text from outside as it may be logged and shown: printable, on one line, not long."""
+    r"""Return untrusted text in a form safe to log and display: printable, on one line, at most `most` characters.
+
+    Example:
+        >>> clean("two\nlines")
+        'two lines'
+    """
     plain = "".join(c if c.isprintable() else " " for c in str(text)[: most + 1])
     return plain if len(plain) <= most else plain[:most] + "…"
 
 
 def directory_of(message: Any) -> bytes:
-    """Return the signed directory that a welcome or news brings, or nothing. Raises `WireError`."""
+    """Return the signed directory attached to a welcome or news, or nothing.
+
+    Raises:
+        WireError: the message is malformed.
+    """
     if not message.parts:
         return b""
     return field(message.tree(0, replace(NETWORK, size=64 << 20)), "directory", bytes)

@@ -1,4 +1,4 @@
-"""Replies become receipts: decoded, checked, taken into the sum, and timed."""
+"""Conversion of replies into receipts: decode, validate, add to the sum, and time."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["Receipts"]
 
 
 class Receipts:
-    """Makes receipts, on the run's thread.
+    """Builds receipts, on the run's thread.
 
     Args:
-        limits: of a reply.
-        measured: time real work and transfers; else clients report virtual times.
-        hidden: sums are secure, so clients report no times: those of arrivals count.
-        note: is told of replies that were no good.
+        limits: decoding limits of a reply.
+        measured: measure work and transfers in real time; otherwise clients report virtual times.
+        note: receives events, such as invalid replies.
+        hidden: sums are secure, so clients report no times and arrivals are measured.
     """
 
     def __init__(
@@ -36,7 +36,13 @@ class Receipts:
         """Measured seconds from call to reply of each client's last training in this round."""
 
     def make(self, phase: PendingCall, arrival: Arrival, taker: Intake) -> Receipt:
-        """Return the receipt of what came; whatever is wrong with a reply makes a drop-out of its client."""
+        """Return the receipt of an arrival. Any fault of a reply drops its client.
+
+        Args:
+            phase: the open call.
+            arrival: result of one client.
+            taker: receives valid replies.
+        """
         message, client = arrival.message, arrival.client
         if message is None:
             return Receipt(client, dropped=arrival.why)
@@ -50,7 +56,7 @@ class Receipts:
         except PacelineError as error:
             why = f"{type(error).__name__}: {p.clean(error)}"
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
-            # made of the right parts, but in a way that no check foresaw
+            # structurally valid, but malformed in a way that no check covers
             why = f"AggregationError: a malformed reply: {p.clean(error)}"
         finally:
             message.close()
@@ -70,8 +76,7 @@ class Receipts:
             return Receipt(client, None, p.seconds(head, "compute"), p.seconds(head, "network"), down, up, dropped, error)
         took = message.ended - phase.sent.get(client, message.began)
         work = min(p.seconds(head, "seconds"), took)
-        trained = phase.name == "secagg.masked" if self._hidden else p.field(head, "trained", bool)
-        if trained and self._measured:
+        if self._measured and not self._hidden and p.field(head, "trained", bool):  # under masks clients measure for themselves
             self.took[client] = took
         if self._measured:
             down, up = len(phase.message.data), message.opening.size

@@ -1,11 +1,13 @@
-"""What a client never does, whatever its policy says: answer twice, go back, or run what is no client function.
+"""Replay guard of a client: refuses repeated calls, rollbacks, and functions that are not client functions.
 
-- A call's number only grows, and a round that was said to be safe never comes again.
-- Only functions that are registered as client functions run, and a function whose replies may be seen only
-  summed is not asked singly.
+These checks apply whatever the client's policy:
 
-What a client helps to open in secure sums is remembered elsewhere, over all runs: `paceline.aggregation.secure.client_openings`.
-The guard's file is written before the answer that it is about.
+- Call ids only increase, and a round reported as safe is never repeated.
+- Only registered client functions run, and a function whose replies may only be seen summed is never executed for
+  individual replies.
+
+Openings of secure sums are recorded separately, over all runs: `paceline.aggregation.secure.client_openings`.
+The guard's file is written before the answer is sent.
 """
 
 from __future__ import annotations
@@ -24,12 +26,15 @@ __all__ = ["Guard"]
 
 
 class Guard:
-    """Looks at every call before anything runs.
+    """Validates every call before it runs.
 
     Args:
-        path: the file in which it remembers.
-        functions: the client functions that may run, by program.
-        durable: sync the file, so that a power cut does not make this client forget what it opened.
+        path: file of the guard's state.
+        functions: permitted client functions, by program.
+        durable: sync the file, so that a power failure cannot reset the guard.
+
+    Raises:
+        CheckpointError: the file is damaged.
     """
 
     def __init__(
@@ -42,7 +47,15 @@ class Guard:
             self.incarnation, self.saved = kept["incarnation"], kept["saved"]
 
     def join(self, incarnation: int, round: int) -> None:
-        """A server says where the run is. Raises `ProtocolError` where that is behind what was safe."""
+        """Validate the server's progress.
+
+        Args:
+            incarnation: number of starts of the server.
+            round: last completed round.
+
+        Raises:
+            ProtocolError: the progress is behind the last safe state.
+        """
         if incarnation < self.incarnation:
             raise ProtocolError(f"the server says it was started {incarnation} times, and said {self.incarnation} before")
         if round < self.saved:
@@ -51,13 +64,22 @@ class Guard:
         self._save()
 
     def safe(self, saved: int) -> None:
-        """The server says that its checkpoint of round `saved` is safe."""
+        """Record that the server's checkpoint of round `saved` is safe."""
         if saved > self.saved:
             self.saved = saved
             self._save()
 
     def call(self, head: Mapping[str, Any], done: int) -> None:
-        """Raise `ProtocolError` for a call that must not be answered; `done` is the last committed round."""
+        """Validate a call.
+
+        Args:
+            head: head of the call.
+            done: last committed round.
+
+        Raises:
+            ProtocolError: the call must not be answered.
+            WireError: the head is malformed.
+        """
         number, round = p.field(head, "id", int), p.field(head, "round", int)
         program, function = p.field(head, "program", str), p.field(head, "function", str)
         if number <= self.last or number >> 32 != self.incarnation:
@@ -78,7 +100,7 @@ class Guard:
         return declared
 
     def _told(self, function: str) -> bool:
-        """Return whether a function's record is told to the other clients, in clear where sums are plain."""
+        """Return whether a function's record is published to the other clients, in plain text if sums are plain."""
         return any(d.tells == function for d in self.functions["method"].values())
 
     def _save(self) -> None:

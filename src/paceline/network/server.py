@@ -1,4 +1,4 @@
-"""Opens the server's port and ends it again."""
+"""The gRPC server: opens and closes the port."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from paceline.network.tls import Credentials, narrow, options
 __all__ = ["Server"]
 
 _IDLE = (("grpc.server_handshake_timeout_ms", 15_000), ("grpc.max_connection_idle_ms", 60_000))
-"""What ends connections on which no stream is opened."""
+"""Options that close connections on which no stream is opened."""
 
 
 class Server:
-    """A hub's port.
+    """The gRPC server of a hub.
 
     Args:
-        hub: who serves the streams.
-        credentials: the server's key and certificate, and the roots of the clients' certificates.
-        address: where to listen; port 0 takes a free one.
+        hub: serves the streams.
+        credentials: key and certificate of the server, and the roots of the clients' certificates.
+        address: address to listen on; port 0 selects a free port.
     """
 
     def __init__(self, hub: Hub, credentials: Credentials, address: Address) -> None:
@@ -31,7 +31,11 @@ class Server:
         self.port = 0
 
     async def start(self) -> int:
-        """Listen; return the port. Raises `EngineError` where that cannot be."""
+        """Start listening; return the port.
+
+        Raises:
+            EngineError: the address is in use or not available.
+        """
         self._server = grpc.aio.server(options=[*options(), *narrow(self.hub.settings.window), *_IDLE])
         handler = grpc.stream_stream_rpc_method_handler(self.hub.connect)
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(p.SERVICE, {"Connect": handler}),))
@@ -43,7 +47,13 @@ class Server:
         return self.port
 
     async def stop(self, why: str, done: bool, grace: float = 2.0) -> None:
-        """Say goodbye to all clients, then close the port."""
+        """Send goodbye to all clients, then close the port.
+
+        Args:
+            why: reason sent to the clients.
+            done: whether the run has ended.
+            grace: seconds to wait for the clients to leave.
+        """
         for session in list(self.hub.sessions.values()):
             session.put(p.BYE, {"why": why, "done": done})
         await self.hub.left(grace)

@@ -1,4 +1,4 @@
-"""One connected client, as the server's loop keeps it."""
+"""Server-side session of one connected client."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Closed", "Outgoing", "StreamSession"]
 
 @dataclass(frozen=True)
 class Outgoing:
-    """A message that waits to be sent; `phase` is the call's, whose sending time is measured."""
+    """A queued message; `phase` is the call whose sending time is recorded."""
 
     kind: int
     head: Any = None
@@ -27,7 +27,7 @@ class Outgoing:
 
 @dataclass(frozen=True)
 class Closed:
-    """Why a stream is ended by the server."""
+    """Status and reason with which the server closes a stream."""
 
     code: grpc.StatusCode
     why: str
@@ -35,14 +35,19 @@ class Closed:
 
 @dataclass(eq=False)
 class StreamSession:
-    """A client's stream.
+    """Stream of one client.
 
     Args:
-        client, name: who, as the certificate says.
-        instance: of the client's process; a client that was started anew has another one.
-        certificate: PEM, looked at again while the stream lives.
+        client, name: id and name from the certificate.
+        instance: identifies the client's process; a restarted client has a new one.
+        certificate: PEM; checked again while the stream is open.
         link: the stream.
-        pack: whether the client can unpack zstd.
+        pack: whether the client can decompress zstd.
+        ready: whether the client participates.
+        refusals: number of refusals received on this stream.
+        since: time (monotonic) of the connection.
+        outbox: queued messages.
+        closing: resolves when the server closes the stream.
     """
 
     client: int
@@ -58,16 +63,16 @@ class StreamSession:
     closing: asyncio.Future[Closed] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     def put(self, kind: int, head: Any = None, *parts: MessagePart, phase: Any = None) -> None:
-        """Send a message when its turn comes."""
+        """Queue a message for sending."""
         self.outbox.put_nowait(Outgoing(kind, head, parts, phase))
 
     def close(self, code: grpc.StatusCode, why: str) -> None:
-        """End the stream."""
+        """Close the stream."""
         if not self.closing.done():
             self.closing.set_result(Closed(code, why))
 
     async def write(self) -> None:
-        """Send what is put, in order, for as long as the stream lives."""
+        """Send queued messages in order, until cancelled."""
         while True:
             item = await self.outbox.get()
             if item.phase is not None:

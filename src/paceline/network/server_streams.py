@@ -1,4 +1,4 @@
-"""The server's side of all streams: who is there, what they are asked, and what comes back. Runs on one loop."""
+"""Server side of all streams: sessions, calls and replies. Runs on one event loop."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ __all__ = ["Hub"]
 _STATUS = grpc.StatusCode
 
 MOST_REFUSALS = 1000
-"""Refusals on one stream: more would only fill the log."""
+"""Maximum number of refusals on one stream, to protect the log from flooding."""
 
 
 def _unheard(event: str, client: int | None, facts: dict[str, Any]) -> None:
-    """Let events pass."""
+    """Ignore events."""
 
 
 @dataclass
@@ -37,12 +37,12 @@ class Hub:
 
     Args:
         members: see `Members`.
-        progress: see there; the engine changes it.
-        plan: what the run is, a tree for the clients.
-        settings: see there.
+        progress: progress of the run; updated by the engine.
+        plan: description of the run, a tree for the clients.
+        settings: stream settings.
         directory: returns the signed directory of identity keys, or nothing.
-        note: is told of events: a name, the client's number or None, and facts.
-        shaper: faults on purpose.
+        note: receives events: a name, the client's id or None, and facts.
+        shaper: injected faults; None for none.
     """
 
     members: Members
@@ -62,7 +62,7 @@ class Hub:
 
     # -- a stream's life -----------------------------------------------------------------------
     async def connect(self, _: Any, context: Any) -> None:
-        """Serve one stream, from its first message to its end."""
+        """Serve one stream from its first message until it ends."""
         session = await self.door.enter(context)
         closed = session if isinstance(session, Closed) else await self._live(session)
         if closed is not None and closed.code is not _STATUS.OK:
@@ -85,7 +85,7 @@ class Hub:
                 return Closed(_STATUS.RESOURCE_EXHAUSTED, "the server has no room for a message just now")
             if isinstance(error, PacelineError):
                 return self.door.refuse(session.client, _STATUS.DATA_LOSS, "malformed", str(error), session.name)
-            return None  # it ended, or broke
+            return None  # the stream ended or broke
         finally:
             for task in (reader, writer):
                 task.cancel()
@@ -109,7 +109,7 @@ class Hub:
 
     def _left(self, session: StreamSession) -> None:
         if self.sessions.get(session.client) is not session:
-            return  # a newer stream took its place
+            return  # replaced by a newer stream
         del self.sessions[session.client]
         why = session.closing.result().why if session.closing.done() else "the stream ended"
         self.note("disconnected", session.client, {"why": why})
@@ -117,7 +117,7 @@ class Hub:
 
     # -- what clients say ----------------------------------------------------------------------
     def _vet(self, session: StreamSession, kind: int, head: Mapping[str, Any], opening: Opening) -> bool:
-        """Let only replies have parts, and only one to what was asked; late ones pass unread."""
+        """Reject parts on messages other than replies, and unrequested replies; discard late replies unread."""
         if kind != p.REPLY:
             if len(opening.parts) > 1:
                 raise WireError(f"a message of kind {p.NAMES.get(kind, kind)} has parts it cannot have")
@@ -142,7 +142,7 @@ class Hub:
                 raise WireError(f"a client sent a message of kind {p.NAMES.get(kind, kind)}")
 
     def _refused(self, session: StreamSession, reasons: list[str], later: bool) -> None:
-        """Note that a client takes no part: in this run, or just now."""
+        """Record that a client does not participate, in this run or at present."""
         session.refusals += 1
         if session.refusals > MOST_REFUSALS:
             raise WireError(f"more than {MOST_REFUSALS} refusals came on one stream")
@@ -155,42 +155,53 @@ class Hub:
 
     # -- the course of the run, on the loop's thread -------------------------------------------
     def ready(self) -> list[int]:
-        """Return the clients that are connected and take part; from any thread."""
+        """Return the connected clients that participate; callable from any thread."""
         return sorted(c for c, s in list(self.sessions.items()) if s.ready)
 
     def completed(self, round: int, kept: frozenset[int], head: Callable[[int], Any]) -> None:
-        """A round is complete: clients commit."""
+        """Complete a round: send a commit to all clients.
+
+        Args:
+            round: the completed round.
+            kept: clients whose work is part of the result.
+            head: returns the head of a client's commit.
+        """
         self.progress.round, self.progress.kept = round, kept
         self.asking.engaged.clear()
         self.tell_all(p.COMMIT, head)
 
     def again(self) -> None:
-        """A round is tried again: clients roll back."""
+        """Repeat a round: send a rollback to all clients."""
         self.progress.take += 1
         self.asking.engaged.clear()
         self.tell_all(p.ROLLBACK, lambda _: {"take": self.progress.take})
 
     def tell_all(self, kind: int, head: Callable[[int], Any]) -> None:
-        """Send a small message to all clients that are ready."""
+        """Send a message without parts to all ready clients.
+
+        Args:
+            kind: kind of the message.
+            head: returns the head for a client.
+        """
         for client, session in self.sessions.items():
             if session.ready:
                 session.put(kind, head(client))
 
     async def left(self, seconds: float) -> None:
-        """Wait until all clients have left, but not longer than `seconds`."""
+        """Wait at most `seconds` until all clients have disconnected."""
         end = time.monotonic() + seconds
         while self.sessions and time.monotonic() < end:
             await asyncio.sleep(0.01)
 
     async def watch(self) -> None:
-        """Ping, end silent streams, and look at certificates again, until cancelled."""
+        """Send pings, close silent streams, and check certificates, until cancelled."""
         beat, last = self.settings.heartbeat, time.monotonic()
         while True:
             await asyncio.sleep(min(self.settings.watch, beat))
             now = time.monotonic()
             due = now - last >= beat
             last = now if due else last
-            self._signed()  # clients hear of a newer directory
+            self._signed()  # distribute a newer directory
             for session in list(self.sessions.values()):
                 self.door.look_again(session)
                 if now - session.link.heard > 3 * beat and not session.link.waits:

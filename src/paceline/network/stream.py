@@ -1,4 +1,4 @@
-"""One stream, seen from either side: whole messages in and out, over frames that are checked one by one."""
+"""One stream, used by either side: complete messages over individually checked frames."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from paceline.network.transfer_limits import Lanes, Turn
 __all__ = ["Link", "Message", "Shaper"]
 
 Vet = Callable[[int, Mapping[str, Any], Opening], bool]
-"""Decides on a message when its head is there: True keeps its parts, False lets them pass unread; may raise."""
+"""Decision on a message once its head has arrived: True stores its parts, False discards them unread; may raise."""
 
 
 class Shaper(Protocol):
-    """What may happen to frames on their way; for faults on purpose."""
+    """Modifies frames in transit; used for fault injection."""
 
     async def outgoing(self, frame: bytes) -> list[bytes]:
-        """Return what is sent in place of this frame."""
+        """Return the frames to send in place of this frame."""
 
     async def incoming(self, frame: bytes) -> None:
-        """Wait before a frame that came is looked at."""
+        """Delay an incoming frame before it is processed."""
 
 
 @dataclass
 class Message:
-    """A message that came.
+    """A received message.
 
     Args:
         kind: see `protocol`.
-        head: the small tree.
-        opening: what was announced.
-        parts: the other parts' bytes.
-        began, ended: moments (monotonic) of the first and the last frame.
+        head: the decoded head.
+        opening: the announcement.
+        parts: bytes of the other parts.
+        began, ended: times (monotonic) of the first and the last frame.
     """
 
     kind: int
@@ -50,7 +50,15 @@ class Message:
     ended: float
 
     def tree(self, number: int, limits: Limits) -> Tree:
-        """Decode part `number` (0 is the first after the head). Raises `WireError`."""
+        """Decode a part.
+
+        Args:
+            number: index of the part, 0 for the first after the head.
+            limits: decoding limits.
+
+        Raises:
+            WireError: the part is malformed or exceeds the limits.
+        """
         _, raw, packed = self.opening.parts[number + 1]
         data: bytes | bytearray = self.parts[number].take()
         if packed:
@@ -58,7 +66,7 @@ class Message:
         return loads(data, replace(limits, size=max(limits.size, 1)), copy=False)
 
     def close(self) -> None:
-        """Let go of the bytes."""
+        """Release the buffers."""
         for part in self.parts:
             part.close()
 
@@ -68,12 +76,12 @@ class Link:
 
     Args:
         read: returns the next frame, or None at the end.
-        write: sends a frame and returns once it may be followed by another.
+        write: sends a frame and returns once another may follow.
         limit: largest message, in bytes on the wire and unpacked.
-        budget: memory of incoming messages.
+        budget: memory for incoming messages.
         vet: see `Vet`.
-        shaper: faults on purpose.
-        lanes: where large messages take turns, one way and the other; None lets all go at once.
+        shaper: injected faults; None for none.
+        lanes: limits on concurrent large transfers (outgoing, incoming); None for no limits.
     """
 
     def __init__(
@@ -95,10 +103,16 @@ class Link:
         self._lanes = lanes or (Lanes(1 << 30), Lanes(1 << 30))
         self.heard = time.monotonic()
         self.waits = False
-        """Whether the other end is kept waiting for its turn, so that its silence means nothing."""
+        """Whether the peer waits for a transfer lane, so that its silence is expected."""
 
     async def send(self, kind: int, head: Tree = None, *parts: MessagePart) -> None:
-        """Send a message; returns when its last frame is on its way."""
+        """Send a message; returns when its last frame has been written.
+
+        Args:
+            kind: see `protocol`.
+            head: the head, a small tree.
+            *parts: further parts.
+        """
         turn = await self._lanes[0].turn(sum(len(part.data) for part in parts))
         try:
             for frame in frames(kind, (MessagePart.of(head or {}), *parts), self._sent):
@@ -111,7 +125,12 @@ class Link:
             turn.end()
 
     async def receive(self) -> Message | None:
-        """Return the next message, or None at the end of the stream. Raises `WireError`, after which nothing more can be read."""
+        """Return the next message, or None at the end of the stream.
+
+        Raises:
+            WireError: the peer violates the format; nothing more can be read afterwards.
+            StoreError: a temporary file cannot be written.
+        """
         frame = await self._frame()
         if frame is None:
             return None

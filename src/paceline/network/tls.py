@@ -1,4 +1,4 @@
-"""gRPC's credentials and options: mutual TLS, keep-alive, small frames."""
+"""gRPC credentials and channel options: mutual TLS, keep-alive, small frames."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FRAME = CHUNK + 4096
 
 @dataclass(frozen=True)
 class Credentials:
-    """One party's key and certificate, and the roots that it trusts; all PEM."""
+    """Key and certificate of one party, and its trusted roots; all PEM."""
 
     key: bytes
     certificate: bytes
@@ -27,23 +27,31 @@ class Credentials:
 
     @staticmethod
     def read(key: Path, certificate: Path, roots: bytes) -> Credentials:
-        """Read the files. Raises `IdentityError` where one cannot be read."""
+        """Read key and certificate from files.
+
+        Raises:
+            IdentityError: a file cannot be read.
+        """
         try:
             return Credentials(key.read_bytes(), certificate.read_bytes(), roots)
         except OSError as error:
             raise IdentityError(f"{error.filename} cannot be read: {error.strerror}") from error
 
     def server(self) -> grpc.ServerCredentials:
-        """Return a server's end: a client without a certificate of ours gets no further than the handshake."""
+        """Return server credentials. A client without a certificate issued by the trusted roots fails the TLS handshake."""
         return grpc.ssl_server_credentials([(self.key, self.certificate)], self.roots, require_client_auth=True)
 
     def channel(self) -> grpc.ChannelCredentials:
-        """Return a client's end."""
+        """Return client credentials."""
         return grpc.ssl_channel_credentials(self.roots, self.key, self.certificate)
 
 
 def narrow(window: int) -> Sequence[tuple[str, Any]]:
-    """Return what bounds the memory that gRPC's core takes for each connection of a server."""
+    """Return options that bound the memory of gRPC's core per server connection.
+
+    Args:
+        window: bytes that a client may send ahead of what was read.
+    """
     return [
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", window),
@@ -52,10 +60,14 @@ def narrow(window: int) -> Sequence[tuple[str, Any]]:
 
 
 def through(proxy: str = "") -> Sequence[tuple[str, Any]]:
-    """Return what a channel is told of proxies: none of the environment's, unless `proxy` says so.
+    """Return the proxy options of a channel; proxies of the environment are ignored unless requested.
 
     Args:
-        proxy: the URL of an HTTP proxy that knows CONNECT, ``environment``, or nothing.
+        proxy: URL of an HTTP proxy that supports CONNECT, ``environment``, or empty for none.
+
+    Example:
+        >>> through()
+        [('grpc.enable_http_proxy', 0)]
     """
     if not proxy:
         return [("grpc.enable_http_proxy", 0)]
@@ -63,10 +75,10 @@ def through(proxy: str = "") -> Sequence[tuple[str, Any]]:
 
 
 def options(name: str = "", keepalive: float = 30.0, proxy: str = "") -> Sequence[tuple[str, Any]]:
-    """Return what both ends tell gRPC.
+    """Return the gRPC options common to client and server.
 
     Args:
-        name: the server's in its certificate, where its address has another one.
+        name: server name in its certificate, if different from its address.
         keepalive: seconds between two pings.
         proxy: see `through`.
     """

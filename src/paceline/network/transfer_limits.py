@@ -1,7 +1,7 @@
-"""Large transfers take turns, so that a server's memory does not grow with the number of clients.
+"""Limits on concurrent large transfers, so that server memory does not grow with the number of clients.
 
-A transfer keeps its lane for a while only: one that is slow goes on without, and the next in line begins. So
-nobody is kept waiting by a narrow link.
+A transfer occupies a lane for a limited time: a slow one continues without a lane, and the next in line begins. A slow
+link therefore does not block other clients.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import time
 __all__ = ["Lanes", "Turn"]
 
 LARGE = 256 * 1024
-"""Bytes from which on a transfer takes a lane."""
+"""Size in bytes from which a transfer needs a lane."""
 
 
 class Lanes:
-    """A number of lanes.
+    """A fixed number of lanes for large transfers.
 
     Args:
-        count: transfers at a time.
-        hold: seconds after which a transfer makes room for the next.
+        count: number of concurrent transfers.
+        hold: seconds after which a transfer releases its lane.
     """
 
     def __init__(self, count: int = 16, hold: float = 2.0) -> None:
@@ -28,7 +28,7 @@ class Lanes:
         self._free = asyncio.Semaphore(count)
 
     async def turn(self, size: int) -> Turn:
-        """Wait for a lane, if `size` bytes need one."""
+        """Wait for a lane if `size` bytes need one."""
         if size < LARGE:
             return Turn(None, 0.0)
         await self._free.acquire()
@@ -36,18 +36,18 @@ class Lanes:
 
 
 class Turn:
-    """One transfer's time in a lane."""
+    """Occupation of a lane by one transfer."""
 
     def __init__(self, free: asyncio.Semaphore | None, until: float) -> None:
         self._free, self._until = free, until
 
     def going_on(self) -> None:
-        """Make room if this has taken long; called at each frame."""
+        """Release the lane if its time is over; called for each frame."""
         if self._free is not None and time.monotonic() > self._until:
             self.end()
 
     def end(self) -> None:
-        """Make room; may be called again."""
+        """Release the lane; idempotent."""
         if self._free is not None:
             self._free.release()
             self._free = None

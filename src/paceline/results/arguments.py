@@ -16,7 +16,7 @@ from paceline.core.method import Method, find_method
 from paceline.core.parsing import MethodSpec
 from paceline.core.task import Task
 
-__all__ = ["Arguments", "MethodLike", "TaskLike", "arguments"]
+__all__ = ["Arguments", "MethodLike", "TaskLike", "arguments", "as_task"]
 
 MethodLike = RunConfig | Method | type[Method] | str
 TaskLike = Task | tuple[Any, Any] | str | None
@@ -66,7 +66,7 @@ def arguments(method: MethodLike, task: TaskLike, model: Any, fields: Mapping[st
     elif task is None:
         values |= {} if model is None else {"model": model}
     else:
-        made = _task(task, model)
+        made = as_task(task, model)
         values |= {"task": made.name, "model": None}
     if "cohort" not in values and not isinstance(method, RunConfig) and isinstance(clients := values.get("clients"), int):
         values["cohort"] = max(min(clients, RunConfig.model_fields["cohort"].default), 1)
@@ -117,7 +117,8 @@ def _plain(value: Any) -> Any:
     return repr(value) if named is None else f"{value.__module__}:{named}"
 
 
-def _task(task: Any, model: Any) -> Task:
+def as_task(task: Any, model: Any) -> Task:
+    """Return a task object, or that of a pair of data sets (train, test) and a model."""
     if isinstance(task, Task):
         if model is not None:
             raise ConfigError("the model is part of the task: Task.from_datasets(train, test, model=...)")

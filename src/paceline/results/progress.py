@@ -14,10 +14,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from paceline.results.display import bytes_text, err, percent, seconds_text
 
-__all__ = ["LiveProgress", "NotebookProgress", "RunProgress", "in_notebook", "library_progress"]
+__all__ = ["LiveProgress", "NotebookProgress", "Observer", "RunProgress", "both", "in_notebook", "library_progress"]
 
 
-class RunProgress(Protocol):
+class Observer(Protocol):
+    """Watches a run: progress bars, trackers, tests."""
+
+    def __call__(self, record: dict[str, Any], total_rounds: int) -> None:
+        """Take a finished round.
+
+        Args:
+            record: the round's figures, as in `Result.history`.
+            total_rounds: rounds of the run, if it does not end earlier.
+        """
+
+
+class RunProgress(Observer, Protocol):
     """An observer of runs that shows their progress; a context manager."""
 
     def __enter__(self) -> Self:
@@ -29,9 +41,6 @@ class RunProgress(Protocol):
     def begin(self, label: str, total: int | None = None) -> None:
         """Start the bar of another run."""
 
-    def __call__(self, record: dict[str, Any], total_rounds: int) -> None:
-        """Show a finished round."""
-
 
 def library_progress(show: bool | None = None) -> RunProgress:
     """Return the progress of a library call: a bar in a terminal or a notebook, elsewhere nothing.
@@ -42,6 +51,18 @@ def library_progress(show: bool | None = None) -> RunProgress:
     if show is not False and in_notebook():
         return NotebookProgress()
     return LiveProgress(quiet=show is False, lines=show is True)
+
+
+def both(observer: Observer | None, bar: RunProgress) -> Observer:
+    """Return an observer that shows a round and passes it on."""
+    if observer is None:
+        return bar
+
+    def observe(record: dict[str, Any], total_rounds: int) -> None:
+        bar(record, total_rounds)
+        observer(record, total_rounds)
+
+    return observe
 
 
 def in_notebook() -> bool:

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from paceline.assembly import build_method, read_task
 from paceline.core.config import RunConfig
 from paceline.core.errors import ConfigError, StoreError
-from paceline.core.method import Method, find_method
+from paceline.core.method import Method
 from paceline.core.params import Layout, Params
 from paceline.core.random import derive
 from paceline.core.task import Task
 from paceline.data.files import is_file_task
 from paceline.results.model import ELSEWHERE, FinalModel, check_global, global_module, personal_module
 from paceline.store import RunFolder
-from paceline.tasks import load_task, task_names
+from paceline.tasks import task_names
 
 if TYPE_CHECKING:
     from paceline.runner import Run
@@ -29,7 +30,7 @@ __all__ = ["check_task", "saved_method", "saved_model"]
 def saved_method(folder: RunFolder, config: RunConfig) -> Method:
     """Return a kept run's method. Raises `ConfigError` for one that cannot be found by name."""
     try:
-        return find_method(config.method).build(config.options)
+        return build_method(config)
     except ConfigError as error:
         if ":" not in config.method:
             raise
@@ -57,9 +58,7 @@ def saved_model(folder: RunFolder, task: Task | None, method: Method | None, reo
     def parts() -> tuple[Method, Task]:
         if task is None:
             check_task(folder, config)
-        return (method or saved_method(folder, config)).fit_task(
-            task or load_task(config.task, model=config.model, seed=config.seed, **config.task_options)
-        )
+        return (method or saved_method(folder, config)).fit_task(task or read_task(config))
 
     def params() -> Params:
         fitted, own = parts()

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paceline.assembly import read_task
 from paceline.core.config import RunConfig
 from paceline.core.errors import ConfigError, PlanError
 from paceline.core.names import safe_names
@@ -19,12 +20,11 @@ from paceline.results.progress import RunProgress
 from paceline.results.result import Result
 from paceline.store import RunFolder
 from paceline.store.places import write_comparison
-from paceline.tasks import load_task
 
 if TYPE_CHECKING:
     from paceline.runner import Run
 
-__all__ = ["side_by_side"]
+__all__ = ["for_seeds", "side_by_side"]
 
 
 def side_by_side(
@@ -70,10 +70,17 @@ def side_by_side(
     return Comparison(entries, title, first.target_accuracy, results, place)
 
 
+def for_seeds(asked: Sequence[Arguments], seeds: Sequence[int]) -> list[Arguments]:
+    """Return each run once for each seed."""
+    if not asked or not seeds:
+        raise ConfigError(f"{len(asked)} methods and {len(seeds)} seeds are no comparison; give at least one of each")
+    return [replace(one, config=RunConfig.build(one.config.model_dump() | {"seed": seed})) for one in asked for seed in seeds]
+
+
 def _task_of(config: RunConfig, known: dict[str, Task]) -> Task:
     key = repr((config.task, config.model, config.seed, config.task_options))
     if key not in known:
-        known[key] = load_task(config.task, model=config.model, seed=config.seed, **config.task_options)
+        known[key] = read_task(config)
     return known[key]
 
 

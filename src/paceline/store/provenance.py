@@ -20,7 +20,7 @@ from torch import nn
 
 from paceline.core.errors import CheckpointError
 from paceline.core.fingerprint import digest
-from paceline.tasks import Task
+from paceline.core.task import Task
 
 __all__ = ["ResumeWarning", "compare", "provenance", "sources"]
 

@@ -175,6 +175,13 @@ def test_who_may_be_split(clients, options, least):
     assert least_half(clients, SecureConfig(**{"gamma": 0.0, **options})) == least
 
 
+@pytest.mark.parametrize(
+    ("gamma", "whole"), [(0.0, [3, 4, 5, 7]), (0.1, [*range(3, 18), 19, 21, 22, 23, 25, 31]), (0.2, [*range(3, 51)])]
+)
+def test_the_documents_name_the_cohorts_that_cannot_be_split(gamma, whole):
+    assert [n for n in range(3, 51) if least_half(n, SecureConfig(gamma=gamma)) == n] == whole
+
+
 def test_the_same_model_with_other_options_needs_a_difference():
     book = Openings(least_difference=3)
     assert opens(book, [1, 2, 3, 4])
@@ -183,7 +190,9 @@ def test_the_same_model_with_other_options_needs_a_difference():
             book.check(OTHER_OPTIONS, "r", 1, near, three)
     assert opens(book, [1, 2, 3, 4], work=OTHER_OPTIONS)
     far = OwnWork(b"f" * 32, b"f" * 32, b"v" * 32)
-    assert opens(book, [1, 6, 7, 8], work=far)
+    with pytest.raises(ProtocolError, match="several of them together would show single clients"):
+        book.check(far, "r", 1, [1, 6, 7, 8], three)
+    assert opens(Openings(least_difference=1), [1, 6, 7, 8], work=far)
     assert opens(Openings(), [1, 2, 3], work=OTHER_OPTIONS)
 
 
@@ -283,7 +292,36 @@ def test_which_sums_must_differ(scope, run, round, function, fine):
     assert opens(book, [1, 2, 3, 4], BEFORE)
     later = OwnWork(b"h" * 32, b"h" * 32, b"h" * 32, function)
     assert opens(book, [1, 2, 3], later, run, round) is fine
-    assert opens(book, [1, 6, 7, 8], OwnWork(b"i" * 32, b"i" * 32, b"i" * 32, function), run, round)
+    near = scope == "round" or (scope, run, round, function) == ("always", "r", 1, "train")  # to one of the two
+    assert opens(book, [1, 6, 7, 8], OwnWork(b"i" * 32, b"i" * 32, b"i" * 32, function), run, round) is not near
+
+
+LINES = [[0, 1, 2], [0, 3, 4], [0, 5, 6], [1, 3, 5], [1, 4, 6], [2, 3, 6], [2, 4, 5]]
+"""Any two share one client and differ in four; the seven sums have one solution."""
+
+
+@pytest.mark.parametrize("scope", ["model", "round", "always"])
+def test_cohorts_that_differ_widely_show_no_single_client_together(scope):
+    books = [Openings(least_difference=3, scope=scope) for _ in range(7)]
+    opened = []
+    for number, line in enumerate(LINES):
+        key = bytes([number]) * 32
+        work = OwnWork(key, key, b"v" * 32 if scope == "model" else key, "train")
+        if all([opens(books[client], line, work) for client in line]):
+            opened.append([float(c in line) for c in range(7)])
+    assert np.linalg.matrix_rank(np.array(opened)) == 1
+
+
+def test_after_a_split_nearly_the_same_work_is_not_split_otherwise():
+    """Halves follow from the work, so a server that tries last digits finds halves that differ in as few as it likes."""
+    book, everybody = Openings(least_difference=3, scope="round"), tuple(range(12))
+    works = [OwnWork(bytes([i]) * 32, bytes([i]) * 32, bytes([i]) * 32, "train") for i in range(2)]
+    mine = [next(half for half in halves(work.common, everybody, 3) if 0 in half) for work in works]
+    assert mine[0] != mine[1]
+    assert all(opens(book, everybody, work) for work in works)
+    assert opens(book, mine[0], works[0])
+    assert not opens(book, mine[1], works[1])
+    assert opens(book, mine[0], works[0])
 
 
 def test_a_book_of_a_version_that_noted_no_function_still_counts(tmp_path):

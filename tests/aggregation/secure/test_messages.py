@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from paceline.aggregation.plain import is_record
 from paceline.aggregation.secure import messages as wires
 from paceline.aggregation.secure.client_functions import SecAggClient
 from paceline.aggregation.secure.codec import Codec
 from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.aggregation.secure.encoding import pack, unpack
-from paceline.aggregation.secure.simulate import new_session
+from paceline.aggregation.secure.session import new_session
 from paceline.aggregation.secure.simulated_directory import SimulatedDirectory
 from paceline.core.errors import PlanError, ProtocolError, SumOverflowError
 from paceline.core.method import client_functions, find_method
@@ -115,7 +116,7 @@ def test_records_are_finite_numbers():
     assert wires.opened_record(b"") == []
     assert wires.opened_record(b"1234567") is None
     assert wires.opened_record(wires.packed_record([1.0, math.nan])) is None
-    assert not any(map(wires.is_record, (None, 3, "ab", {}, [None], [True], [math.inf], [[1.0]])))
+    assert not any(map(is_record, (None, 3, "ab", {}, [None], [True], [math.inf], [[1.0]])))
 
 
 @pytest.mark.parametrize("aggregation", ["plain", "secure"])

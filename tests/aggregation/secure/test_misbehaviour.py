@@ -11,8 +11,8 @@ from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.aggregation.secure.keys import derive, pair_info
 from paceline.aggregation.secure.masks import expand
 from paceline.aggregation.secure.server import SecureServer
-from paceline.aggregation.secure.session import alive_digest, near_of, number
-from paceline.aggregation.secure.simulate import arithmetic_sum, new_session, secure_sum
+from paceline.aggregation.secure.session import alive_digest, near_of, new_session, number
+from paceline.aggregation.secure.simulate import arithmetic_sum, secure_sum
 from paceline.core.errors import ConfigError, ProtocolError, QuorumError
 from tests.aggregation.secure.test_protocol import CONFIG, STEPS, Parties, check, vectors
 

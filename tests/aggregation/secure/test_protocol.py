@@ -12,8 +12,8 @@ from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.aggregation.secure.keys import IdentityKey
 from paceline.aggregation.secure.masks import expand
 from paceline.aggregation.secure.server import SecureServer
-from paceline.aggregation.secure.session import alive_digest
-from paceline.aggregation.secure.simulate import new_session, secure_sum
+from paceline.aggregation.secure.session import alive_digest, new_session
+from paceline.aggregation.secure.simulate import secure_sum
 from paceline.core.errors import ConfigError, MisbehaviourError, ProtocolError, QuorumError
 
 STEPS = ("advertise", "share", "masked", "consistency", "unmask")

@@ -5,8 +5,7 @@ import pytest
 
 from paceline.aggregation.secure.client import SecureClient
 from paceline.aggregation.secure.config import SecureConfig
-from paceline.aggregation.secure.session import Session
-from paceline.aggregation.secure.simulate import new_session
+from paceline.aggregation.secure.session import Session, new_session
 from paceline.core.errors import ProtocolError
 from tests.aggregation.secure.test_protocol import Parties, check
 

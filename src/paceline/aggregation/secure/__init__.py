@@ -1,4 +1,4 @@
-"""Secure aggregation, profile R: the protocol itself, without engines."""
+"""Secure aggregation (profile R): the protocol, independent of any engine."""
 
 from paceline.aggregation.secure.config import SecureConfig, Segment
 

@@ -1,4 +1,4 @@
-"""The arithmetic of secure aggregation alone: the same clipping, rounding and modular sums, without keys and masks."""
+"""The arithmetic of secure aggregation without its cryptography: clipping, rounding and modular sums, no keys, no masks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from paceline.aggregation.plain import tell
 from paceline.aggregation.secure.codec import Codec
 from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.aggregation.secure.encoding import Words
-from paceline.aggregation.secure.simulate import new_session
+from paceline.aggregation.secure.session import new_session
 from paceline.core.engine import Sink
 from paceline.core.errors import AggregationError, ConfigError, QuorumError
 from paceline.core.federation import Federation, Summed, SumRequest
@@ -24,7 +24,7 @@ __all__ = ["Modular", "ModularSum", "SecureArithmetic", "enough", "misfits"]
 
 @dataclass(frozen=True)
 class SecureArithmetic:
-    """The encoding and modular sums of secure aggregation, without its keys and masks: no protection.
+    """Encoding and modular sums of secure aggregation without keys and masks. It protects nothing.
 
     Args:
         config: see `SecureConfig`.
@@ -35,7 +35,11 @@ class SecureArithmetic:
     sees_each: bool = False
 
     def sum(self, fed: Federation, request: SumRequest) -> Summed:
-        """Ask the cohort and add encoded replies modulo 2^b."""
+        """Call the function on the cohort and add the encoded replies modulo 2^b.
+
+        Raises:
+            QuorumError: too few clients are available or replied.
+        """
         enough(fed, request)
         peers = tell(fed, request)
         codec = Codec(self.config, len(request.cohort), request.declared.bounds)
@@ -53,13 +57,13 @@ class SecureArithmetic:
         return codec.decode(total.shape, total.sums, sorted(total.clients))
 
     def check(self, fed: Federation) -> list[str]:
-        """Return why a cohort of this size cannot be summed securely."""
+        """Return the reasons why a cohort of this size cannot be summed securely; empty if it can."""
         return misfits(self.config, fed)
 
 
 @dataclass(frozen=True)
 class Modular:
-    """The channel of encoded replies."""
+    """Channel that encodes replies and sums them modulo 2^b."""
 
     codec: Codec
 
@@ -69,7 +73,7 @@ class Modular:
 
 
 class ModularSum(Sink):
-    """A sum of encoded replies at one worker."""
+    """Per-worker sum of encoded replies."""
 
     def __init__(self, codec: Codec) -> None:
         self.codec, self.clients = codec, list[int]()
@@ -77,11 +81,17 @@ class ModularSum(Sink):
         self.sums: list[tuple[Segment, Words]] = []
 
     def size(self, reply: Tree) -> int:
-        """Return the bytes that a reply takes."""
+        """Return the encoded size of a reply in bytes."""
         return self.codec.size(reply)
 
     def add(self, client: int, reply: Tree, seed: Callable[[], int]) -> None:
-        """Encode a reply and add it."""
+        """Encode a reply and add it to the sum.
+
+        Args:
+            client: id of the sender.
+            reply: tree of tensors and numbers.
+            seed: returns the seed of the stochastic rounding.
+        """
         with spent.on("encoding"):
             encoded = self.codec.encode(reply, seed())
         if not self.sums:
@@ -93,7 +103,7 @@ class ModularSum(Sink):
         self.clients.append(client)
 
     def merge(self, other: ModularSum) -> None:
-        """Add another sum of the same call."""
+        """Add another sum of the same call in place."""
         if not self.sums:
             self.__dict__.update(other.__dict__)
         elif other.sums:
@@ -112,7 +122,7 @@ class ModularSum(Sink):
 
 
 def enough(fed: Federation, request: SumRequest) -> None:
-    """Refuse a cohort that has become too small to hide its members: fewer may be there than are wanted."""
+    """Raise `QuorumError` if fewer than 3 clients are available: the sum of 2 reveals each to the other."""
     there = len(request.cohort)
     if there < 3:
         raise QuorumError(
@@ -121,7 +131,7 @@ def enough(fed: Federation, request: SumRequest) -> None:
 
 
 def misfits(config: SecureConfig, fed: Federation) -> list[str]:
-    """Return why a cohort of this size cannot be summed securely."""
+    """Return the reasons why a cohort of this size cannot be summed securely; empty if it can."""
     if fed.cohort_size < 3:
         return [
             f"secure aggregation needs a cohort of at least 3 clients, not {fed.cohort_size}; a sum of 2 shows each to the other"

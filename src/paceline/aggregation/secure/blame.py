@@ -1,4 +1,4 @@
-"""Who is to blame for a secure sum that came to nothing."""
+"""Attribution of a failed secure sum to the clients at fault."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ __all__ = ["culprits"]
 
 
 def culprits(accusations: Mapping[int, Collection[int]]) -> dict[int, str]:
-    """Return whom to leave out so that no accusation is left, and why.
+    """Return the clients to exclude so that no accusation is left, with the reasons.
 
-    Either the accused sealed nonsense or the accuser lies; nobody else can tell. Whoever is part of most accusations
-    goes first: somebody who cheats all neighbours, or accuses all of them, goes alone. Of two that only accuse each
-    other both go, so each lie costs the liar its own place.
+    Either the accused sealed invalid shares or the accuser lies; no third party can decide which. The client involved in
+    most accusations is excluded first: a client that cheats all neighbours, or accuses all of them, is excluded alone. Two
+    clients that accuse only each other are both excluded, so each lie costs the liar its own participation.
 
     Args:
-        accusations: whose shares each client could not open.
+        accusations: by client, the neighbours whose shares it could not decrypt.
 
-    >>> culprits({1: [4], 2: [4], 3: [4]})
-    {4: 'clients [1, 2, 3] could not open its shares'}
-    >>> sorted(culprits({4: [1, 2, 3]}))
-    [4]
+    Example:
+        >>> culprits({1: [4], 2: [4], 3: [4]})
+        {4: 'clients [1, 2, 3] could not open its shares'}
+        >>> sorted(culprits({4: [1, 2, 3]}))
+        [4]
     """
     disputes = {frozenset((accuser, accused)) for accuser, of in accusations.items() for accused in of if accused != accuser}
     out: dict[int, str] = {}

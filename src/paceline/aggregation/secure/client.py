@@ -1,6 +1,6 @@
-"""The client's side of one secure sum: five answers, and every check that a client can make alone.
+"""Client side of one secure sum: five protocol steps, and every check that a client can make on its own.
 
-A machine lives for one session. Any broken rule burns it: it answers nothing more, and its secrets go.
+An instance serves one session. Any protocol violation burns it: it answers nothing more, and its secrets are erased.
 """
 
 from __future__ import annotations
@@ -47,16 +47,19 @@ _MAPS = ("_keys", "_shares", "peers")
 
 @dataclass
 class SecureClient:
-    """One client in one session.
+    """State machine of one client in one session.
 
     Args:
-        me: its id.
-        session: the session's facts.
-        identity: its long-lived signing key.
+        me: id of the client.
+        session: public parameters of the session.
+        identity: long-lived signing key of the client.
         directory: pinned identity keys of the cohort.
-        peers: what neighbours told, by id; known once their sealed shares came.
-        accused: neighbours whose sealed shares could not be opened; known at the same time.
-        policy: options that this client insists on, or None to take the session's.
+        peers: records of the neighbours, by id; filled when their sealed shares arrive.
+        accused: neighbours whose sealed shares could not be decrypted; filled at the same time.
+        policy: options that this client requires; None to accept the session's.
+
+    Raises:
+        ProtocolError: the session is invalid for this client.
     """
 
     me: int
@@ -88,10 +91,10 @@ class SecureClient:
             self._refuse("; ".join(faults))
 
     def state(self) -> dict[str, Any]:
-        """Return all there is to know as a plain tree, so that another process can go on.
+        """Return the complete state as a plain tree, so that another process can continue.
 
-        It holds this session's secrets. Keep one copy, store it before an answer is sent, and never go back
-        to an older one: a client that answers a step twice can open its own vector.
+        It contains this session's secrets. Keep one copy, store it before an answer is sent, and never return to an older
+        one: a client that answers a step twice can reveal its own vector.
         """
         out: dict[str, Any] = {"me": self.me, "session": self.session.plain(), "step": self._step, "burnt": int(self._burnt)}
         if not self._burnt:
@@ -103,7 +106,7 @@ class SecureClient:
 
     @staticmethod
     def from_state(state: Mapping[str, Any], identity: IdentityKey, directory: Mapping[int, bytes]) -> SecureClient:
-        """Return the client that `state` was taken of."""
+        """Return the client saved by `state`."""
         client = SecureClient(state["me"], Session.from_plain(state["session"]), identity, directory)
         client._step, client._burnt = state["step"], bool(state["burnt"])
         if not client._burnt:
@@ -132,7 +135,7 @@ class SecureClient:
         self._step = step + 1
 
     def _by_id(self, value: Any, what: str) -> dict[int, bytes]:
-        """Return what should be bytes by client id; whatever else a server sends is refused."""
+        """Return a mapping of bytes by client id; refuse anything else that a server sends."""
         if not isinstance(value, dict) or not all(type(k) is int and isinstance(v, bytes) for k, v in value.items()):
             self._refuse(f"{what} are malformed")
         return value
@@ -155,7 +158,7 @@ class SecureClient:
 
     # -- R0 ------------------------------------------------------------------------------------
     def advertise(self) -> dict[str, Any]:
-        """R0: return this round's two public keys, signed."""
+        """R0: return this session's two public keys, signed."""
         self._at(0)
         keys = self._seal_key.public + self._mask_key.public
         self._advert = keys + self.identity.sign(self.session.context("advertise") + number(self.me) + keys)
@@ -163,12 +166,15 @@ class SecureClient:
 
     # -- R1 ------------------------------------------------------------------------------------
     def share(self, hashes: dict[int, bytes], adverts: dict[int, bytes], tell: bytes = b"") -> dict[str, Any]:
-        """R1: check the neighbours' keys, and return sealed shares of both secrets for each of them.
+        """R1: verify the neighbours' keys, and return sealed shares of both secrets for each of them.
 
         Args:
-            hashes: SHA-256 of everybody's advertisement, which decides the graph.
-            adverts: the neighbours' advertisements.
-            tell: a record for the neighbours, sealed with the shares.
+            hashes: SHA-256 of every client's advertisement; it determines the graph.
+            adverts: the neighbours' advertisements, 128 bytes each.
+            tell: record for the neighbours, sealed separately next to the shares.
+
+        Raises:
+            ProtocolError: a key, a signature or the graph is wrong, or the record is too long.
         """
         self._at(1)
         self._near = self._checked_neighbours(self._by_id(hashes, "hashes"), self._by_id(adverts, "keys"))
@@ -219,10 +225,10 @@ class SecureClient:
 
     # -- R2 ------------------------------------------------------------------------------------
     def receive(self, sealed: dict[int, bytes], told: dict[int, bytes]) -> None:
-        """Open the neighbours' sealed shares and records; those who sent none have dropped out.
+        """R2: decrypt the neighbours' sealed shares and records; neighbours that sent none have dropped out.
 
-        A share that cannot be opened counts against its sender: it is listed in `accused`, and no masks are added with it.
-        Nothing is masked then; see `accuse`.
+        A share that cannot be decrypted counts against its sender: the sender is listed in `accused` and no mask is shared
+        with it. In that case this client masks nothing; see `accuse`.
         """
         self._at(2)
         sealed, told = self._by_id(sealed, "sealed shares"), self._by_id(told, "sealed records")
@@ -248,23 +254,30 @@ class SecureClient:
         self._enough(len(self._shares) + len(self.accused), "neighbours shared secrets")
 
     def accuse(self) -> dict[str, Any]:
-        """R2, in place of a vector: return whose shares cannot be opened, and end the session."""
+        """R2, instead of a vector: return the neighbours whose shares cannot be decrypted, and end the session."""
         self._at(3)
         accused = sorted(self.accused)
         self._burn()
         return {"accused": accused}
 
     def masked(self, segments: list[tuple[Segment, Words]]) -> dict[str, Any]:
-        """R2: return the segments with all masks added, packed and signed. The words are changed in place."""
+        """R2: return the segments with all masks added, packed and signed. The words are modified in place.
+
+        Args:
+            segments: each segment with its words, shape [length], dtype of the segment.
+
+        Raises:
+            ProtocolError: invalid segments, or a neighbour was accused.
+        """
         self._at(3)
         if self.accused:
             self._refuse(f"the sealed shares of {self.accused} cannot be opened, so no mask with them would cancel")
         table = segments_table([segment for segment, _ in segments])
         try:
-            segments_of(table)  # two segments of one name would get the same masks
+            segments_of(table)  # segments of the same name would share their masks
         except ProtocolError as error:
             self._refuse(str(error))
-        for segment, words in segments:  # before anything is masked: floats or signed words would not wrap
+        for segment, words in segments:  # checked before masking: floats or signed words would not wrap
             if words.dtype != segment.dtype or words.shape != (segment.length,):
                 self._refuse(f"segment {segment.name!r} takes {segment.length} words of {segment.dtype}, not {words.dtype}")
         seeds = [(self._secret, 1)]
@@ -281,7 +294,7 @@ class SecureClient:
 
     # -- R2.5 ----------------------------------------------------------------------------------
     def consistency(self, alive: list[int]) -> dict[str, Any]:
-        """R2.5: sign the list of survivors that the server shows."""
+        """R2.5: check and sign the list of survivors received from the server."""
         self._at(4)
         if not isinstance(alive, list) or not all(type(v) is int for v in alive):
             self._refuse("the list of survivors is malformed")
@@ -298,9 +311,9 @@ class SecureClient:
 
     # -- R3 ------------------------------------------------------------------------------------
     def unmask(self, signatures: dict[int, bytes]) -> dict[str, Any]:
-        """R3: for each neighbour, return the share of its self-mask if it survived, else of its mask key.
+        """R3: return a share for each neighbour: of its self-mask if it survived, else of its mask key.
 
-        Never both, and only once; in the active setting only if enough neighbours signed the same list.
+        Never both, and only once; against an active server, only if enough neighbours signed the same list.
         """
         self._at(5)
         signatures = self._by_id(signatures, "signatures")

@@ -1,7 +1,7 @@
-"""The client functions of secure aggregation: each wraps a step of the protocol, the third one the method's own function.
+"""Client functions of secure aggregation: each runs one protocol step; `masked` also runs the method's own function.
 
-Whatever shapes the answer is either common to all clients and part of the session's hash, or the client's own: its
-installed method's declarations, its data, its memory. Nothing else that a server sends is used.
+Everything that determines the reply is either common to all clients and part of the session's hash, or local to the
+client: the declarations of its installed method, its data, its memory. Nothing else that a server sends is used.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ __all__ = ["SecAggClient"]
 
 
 class SecAggClient:
-    """The protocol's client functions. Keys and shares live in the session's memory and are never stored.
+    """The protocol's client functions. Keys and shares are held in the session's memory and never stored.
 
     Args:
-        directory: identity keys; a simulation makes them, a real client has its own and pins the others'.
-        agreed: the run and its method, as this client knows them.
-        openings: what this client has helped to open; None in a simulation, whose server is honest.
-        run: the name under which openings are counted.
+        directory: identity keys. A simulation generates them; a real client has its own key and pins those of the others.
+        agreed: the run and its method, as known to this client.
+        openings: record of opened sums; None in a simulation, whose server is honest.
+        run: name under which openings are counted.
     """
 
     def __init__(self, directory: Any, agreed: Agreement | None = None, openings: Openings | None = None, run: str = "") -> None:
@@ -43,7 +43,11 @@ class SecAggClient:
 
     @on_client(each=True)
     def advertise(self, client: Client, message: dict[str, Any]) -> dict[str, Any]:
-        """R0: start a session that is newer than any before, and advertise its keys."""
+        """R0: start a session and return its signed public keys.
+
+        Raises:
+            ProtocolError: the session is not newer than every earlier one, or its parameters are invalid.
+        """
         session = session_of(message)
         if session.round != client.round:
             raise ProtocolError(f"client {client.id} refuses: the session is of round {session.round}, the call of {client.round}")
@@ -58,7 +62,7 @@ class SecAggClient:
 
     @on_client(each=True)
     def share(self, client: Client, message: dict[str, Any]) -> dict[str, Any]:
-        """R1: share secrets, and tell the neighbours this client's record."""
+        """R1: return sealed shares of both secrets, with this client's record for its neighbours if the function declares one."""
         common, adverts = need(message, "all", "own")
         (hashes,) = need(common, "hashes")
         machine = _machine(client)
@@ -71,7 +75,11 @@ class SecAggClient:
 
     @on_client(each=True)
     def masked(self, client: Client, message: dict[str, Any]) -> dict[str, Any]:
-        """R2: check that the task is the one that all have signed, run the method's function and mask its reply."""
+        """R2: verify that the task matches the signed session, run the method's function and return its masked reply.
+
+        Raises:
+            ProtocolError: the task differs from the one in the session's hash, or opening the sum would reveal too much.
+        """
         content, mail = need(message, "all", "own")
         machine, worker = _machine(client), client.services["worker"]
         session = machine.session
@@ -86,21 +94,22 @@ class SecAggClient:
         if machine.accused:
             return machine.accuse()
         if self.openings is not None:
-            # whoever has sent a vector can be opened by the others, so this comes first; and by the memory of the last round, as
-            # what a function notes while it runs does not make it other work
+            # checked before masking: once a vector is sent, the other clients can open it. The key uses the memory as of the
+            # last round, because entries written while a function runs do not make it different work
             kept = client.memory if declared.held else client.memory.stored
             own = client.services["session"]["work"] = work.own(kept)
             self.openings.check(own, self.run, client.round, session.clients, session.least_half)
         peers = {v: record for v, data in machine.peers.items() if (record := opened_record(data)) is not None}
         inner = worker.client(client.services["call"], client.id, session.stream, peers)
         inner.nameless = not worker.setup.programs["method"].names_clients
-        codec = Codec(session.config, len(session.clients), declared.bounds)
+        codec, noted = Codec(session.config, len(session.clients), declared.bounds), dict(client.memory.changes)
         try:
             with nested(0, client.device):
                 reply = worker.invoke(inner, "method", session.function, content)
             with spent.on("encoding"):
                 encoded = codec.encode(reply, derive(inner.seed, "encode"))
         except Exception as error:
+            client.memory.changes = noted  # what it noted is of a reply that no sum holds
             encoded = self._nothing(codec, client, session.function, content, error)
         inner.nameless = False
         if inner.flops:
@@ -111,7 +120,7 @@ class SecAggClient:
 
     @on_client(each=True)
     def consistency(self, client: Client, message: dict[str, Any]) -> dict[str, Any]:
-        """R2.5: sign the list of survivors, unless the same work was opened over another one."""
+        """R2.5: sign the list of survivors, unless the same work was opened for a different list."""
         (alive,) = need(message, "alive")
         machine = _machine(client)
         answer = machine.consistency(alive)
@@ -122,20 +131,20 @@ class SecAggClient:
 
     @on_client(each=True)
     def unmask(self, client: Client, message: dict[str, Any]) -> dict[str, Any]:
-        """R3: give the shares that open the sum over the survivors, once; what is opened is remembered first."""
+        """R3: return the shares that open the sum over the survivors, once. The opening is recorded first."""
         machine, session = _machine(client), client.services["session"]
         answer = machine.unmask(*need(message, "own"))
-        if self.openings is not None:  # what another process of this client has opened since it signed counts as well
+        if self.openings is not None:  # includes openings by another process of this client since the signature
             self.openings.check(_work(client), self.run, client.round, session["alive"], machine.session.least_half)
             self.openings.record(_work(client), self.run, client.round, session["alive"])
         session.clear()
         return answer
 
     def _nothing(self, codec: Codec, client: Client, function: str, content: Tree, error: Exception) -> Encoded:
-        """Return zeros with no weight, for a function that failed or whose reply cannot be encoded.
+        """Return zeros with no weight for a function that failed or whose reply cannot be encoded.
 
-        To refuse would tell the server that this client's data are such that it fails, which a model can be made for.
-        Where not even the shape of a reply is known, and in a simulation, the error is raised.
+        A refusal would reveal to the server that this client's data make the function fail, and a model can be crafted for
+        that. If not even the shape of a reply is known, and in a simulation, the error is raised.
         """
         reply = None if self.openings is None else client.services["worker"].preview(function, content, client.id)
         if reply is None:
@@ -144,14 +153,14 @@ class SecAggClient:
         return codec.nothing(reply)
 
     def _digest(self, content: Tree) -> tuple[bytes, bytes]:
-        """Return a message's digest; clients that work in one process are given the same object, which is hashed once."""
+        """Return a message's digest. Clients in one process receive the same object, which is hashed once."""
         if self._hashed is None or self._hashed[0] is not content:
             self._hashed = (content, digest(content))
         return self._hashed[1]
 
 
 def _declared(client: Client, function: str) -> ClientFunction:
-    """Return what this client's own method declares about a function that is to be summed."""
+    """Return the declaration of a function that is to be summed, from this client's own method."""
     functions: Mapping[str, ClientFunction] = client.services["worker"].functions["method"]
     if function not in functions:
         raise ProtocolError(f"method.{function} is no client function here; nothing else is run")

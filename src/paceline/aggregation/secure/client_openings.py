@@ -1,15 +1,20 @@
-"""What a client has helped to open, over all runs and restarts, and what it therefore never opens.
+"""Persistent record of the sums that a client has helped to open, and the rule for the sums that it refuses.
 
-Two sums of the same work over different clients show, by their difference, what the clients did that are in one of
-them only. So a piece of work is opened over one set of survivors: any two opened sets are equal or have no client in
-common. After a sum that could not be used it may be opened over the halves of that set, which no server can choose.
+The difference between two sums of the same work over different cohorts reveals the contribution of the clients that
+are in only one of them. A piece of work is therefore opened for one set of survivors: any two opened sets are equal or
+disjoint. If an opened sum proves unusable, the same work may be opened for the two halves of that set. The server
+cannot choose the halves. The record covers all runs and restarts.
 
-Why no combination of opened sums shows one client: whoever helps to open a sum gives vectors to no other one from then
-on, but to the same set and to its halves. A sum needs the help of t of its n clients. Of all sums in a combination take
-the earliest, over a set S: its t helpers are in no other sum but S and the halves of S, each of which has at least
-n/2 - (n - t) of them, with one coefficient. So they stay in the combination, or S and both halves cancel. Halves are
-allowed where the graph is complete and those who did not help are too few to open a sum on their own (`least_half`);
-halves of halves are not, as all who did not help could be in one of them.
+Why no linear combination of opened sums isolates a client: a client that has helped to open a sum contributes no
+vector to another sum of the work afterwards, except over the same set or one of its halves. Opening a sum takes t of
+its n clients. Consider the earliest sum in a combination, over a set S. Its t helpers appear in no other sums than
+those over S and its halves. Each half contains at least n/2 - (n - t) of the helpers, all with the same coefficient.
+These helpers therefore remain in the combination, unless S and both halves cancel. Halves are allowed only if the
+graph is complete and the clients that did not help are too few to open a sum on their own (`least_half`). Halves of
+halves are not allowed, because all clients that did not help could be in one of them.
+
+Nearly the same work (`Scope`) gives nearly the same updates, so the same rule holds for it: seven cohorts of three clients,
+of which any two share one client and differ in four, give seven sums whose only solution is every client's own update.
 """
 
 from __future__ import annotations
@@ -39,7 +44,7 @@ CREATE INDEX IF NOT EXISTS by_round ON opened (run, round);
 
 _COLUMNS = "SELECT COUNT(*) FROM pragma_table_info('opened') WHERE name = 'function'"
 _LATER = "ALTER TABLE opened ADD COLUMN function TEXT NOT NULL DEFAULT ''"
-"""For files of versions that did not note the function."""
+"""Migration of files written before the function was recorded."""
 
 Scope = Literal["model", "round", "always"]
 
@@ -48,22 +53,27 @@ _SCOPES: dict[Scope, str] = {
     "round": "work = :work OR version = :version OR (run = :run AND round = :round AND function IN (:function, ''))",
     "always": "TRUE",
 }
-"""Which earlier sums a new one is held against."""
+"""Condition that selects the earlier sums that a new one is compared with."""
+
+_NEAR: dict[Scope, str] = {**_SCOPES, "always": _SCOPES["round"]}
+"""Which of them are over nearly the same work, so that no cohort may share clients with theirs without being equal."""
 
 
 class Openings:
-    """One client's book of opened sums.
+    """Record of the sums that one client has helped to open.
 
     Args:
-        path: of the SQLite file; None keeps it in memory.
-        least_difference: least number of clients in which two opened cohorts differ, where they differ at all.
-        scope: which cohorts: "model" holds it for sums over the same model version; "round" also for sums of the same
-            function in the same round of a run, whatever the model, as one that was changed in its last digit is another;
-            "always" for all sums.
-        most: openings in one round of a run, whatever the server calls them; None for no limit.
-        durable: sync the file before an answer leaves, so that a power cut does not make this client forget.
+        path: SQLite file; None for a record in memory.
+        least_difference: smallest number of clients in which two different opened cohorts may differ; above 1, cohorts of
+            nearly the same work are equal or disjoint.
+        scope: which work counts as nearly the same. "model": sums over the same model version. "round": in addition, sums of
+            the same function in the same round of a run, whatever the model, because a change in the last digit makes it
+            another version. "always": as "round"; in addition, all sums are held to the smallest difference.
+        most: maximum number of openings in one round of a run, whatever the server calls them; None for no limit.
+        durable: sync the file before an answer is sent, so that a power failure cannot erase an opening.
 
-    Raises `StoreError` where the file is damaged.
+    Raises:
+        StoreError: the file is damaged.
     """
 
     def __init__(
@@ -79,7 +89,11 @@ class Openings:
         self._db: sqlite3.Connection | None = None
 
     def open(self) -> None:
-        """Open the file, so that what is wrong with it is said before a run begins. Raises `StoreError`."""
+        """Open the file; call it at start, so that a fault is reported before the run begins.
+
+        Raises:
+            StoreError: the file cannot be opened or created.
+        """
         if self._db is not None:
             return
         try:
@@ -97,28 +111,44 @@ class Openings:
         self._db = db
 
     def check(self, own: OwnWork, run: str, round: int, clients: Sequence[int], least: Callable[[int], int]) -> None:
-        """Raise `ProtocolError` where opening this sum would show what no sum may show.
+        """Refuse to open a sum whose difference from an earlier one could reveal single clients.
 
         Args:
             own: the work.
-            run, round: as the server calls them; openings of a round are counted.
-            clients: who is to be in the sum; before anything is masked the cohort, later the survivors.
-            least: least size of a half, from the size of the cohort that is split.
+            run, round: as named by the server; the openings of a round are counted.
+            clients: the clients in the sum: the cohort before masking, the survivors afterwards.
+            least: maps the size of a cohort to the smallest permitted half of it.
+
+        Raises:
+            ProtocolError: the sum must not be opened.
+            StoreError: the file cannot be read.
         """
-        now, before, others = sorted(clients), list[list[int]](), list[list[int]]()
+        now, before, others = sorted(clients), list[list[int]](), list[tuple[bool, list[int]]]()
         facts = {"work": own.work, "version": own.version, "run": run, "round": round, "function": own.function}
-        for same, text in self._all(f"SELECT DISTINCT work = :work, survivors FROM opened WHERE {_SCOPES[self.scope]}", facts):
-            (before if same else others).append(json.loads(text))
+        held = f"SELECT DISTINCT work = :work, {_NEAR[self.scope]}, survivors FROM opened WHERE {_SCOPES[self.scope]}"
+        for same, near, text in self._all(held, facts):
+            if same:
+                before.append(json.loads(text))
+            else:
+                others.append((bool(near), json.loads(text)))
         if before and now not in before and not any(tuple(now) in parts for parts in splits(own.common, before, least).values()):
             raise ProtocolError(
                 "this work was opened before, over other survivors; a second sum would show the difference; "
                 "a run with another seed is other work, and one over the same clients as then is not refused"
             )
-        for old in others:
-            if 0 < (difference := len(set(old) ^ set(now))) < self.least_difference and old not in before:
+        for near, old in others:
+            if old in before or not (difference := len(set(old) ^ set(now))):
+                continue
+            if difference < self.least_difference:
                 raise ProtocolError(
                     f"a sum over the same model was opened before, over a cohort that differs in {difference} clients; "
                     f"{self.least_difference} are demanded (cohort.least_difference); a run with another seed begins with another model"
+                )
+            if near and self.least_difference > 1 and not set(old).isdisjoint(now):
+                raise ProtocolError(
+                    "a sum over the same model or in the same round was opened before, over another cohort that shares clients with this "
+                    "one; several of them together would show single clients (cohort.least_difference); a run with another seed begins "
+                    "with another model"
                 )
         if self.most is None:
             return
@@ -127,7 +157,7 @@ class Openings:
             raise ProtocolError(f"{count} sums of round {round} were opened; more would show too much (limits.openings)")
 
     def record(self, own: OwnWork, run: str, round: int, survivors: Sequence[int]) -> None:
-        """Remember an opening; on the disk when this returns."""
+        """Record an opening. It is on disk when this method returns."""
         row = (own.work, own.version, json.dumps(sorted(survivors)), run, round, own.function)
         self._all("INSERT INTO opened VALUES (?, ?, ?, ?, ?, ?)", row)
 

@@ -1,11 +1,11 @@
-"""Between replies and the integer segments that are masked and summed.
+"""Conversion between replies and the integer segments that are masked and summed.
 
-Float tensors go into ``main`` (clipped, stochastically rounded, b bits); weights, one for a field or one per
-coordinate, into ``counts`` (a modulus of their own); numbers and integer tensors into ``exact`` (64 bits), where
-nothing is lost.
+Float tensors go into ``main`` (clipped, stochastically rounded, b bits); weights, one per field or one per
+coordinate, into ``counts`` (with a separate modulus); numbers and integer tensors into ``exact`` (64 bits, lossless).
 
-What is opened is held against what the survivors can have sent: no weight above W each, and no |sum of w x| above
-C times the sum of w. So whatever one client sends, a mean stays within the clip C of its field.
+The opened sum is checked against the range that the survivors can have sent: no weight above W per client, and no
+|sum of w x| above C times the sum of w. Whatever a single client sends, a mean therefore stays within the clip C of
+its field.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ from paceline.core.update import Terms, structure_from_plain, structure_to_plain
 __all__ = ["Codec", "Encoded"]
 
 _UNIT = 2**20
-"""Steps of a number in ``exact``: sums up to 2^43 in size, in steps of a millionth."""
+"""Resolution of a number in ``exact``: sums up to 2^43 in magnitude, in steps of 2^-20 (about a millionth)."""
 
 
 @dataclass
 class Encoded:
-    """A reply as segments, and what is public about it."""
+    """A reply encoded as segments, and the public description of its shape."""
 
     shape: dict[str, Any]
     segments: list[tuple[Segment, Words]]
 
     @property
     def size(self) -> int:
-        """Bytes on the wire."""
+        """Size on the wire in bytes."""
         return sum(segment.size for segment, _ in self.segments)
 
 
 @dataclass(frozen=True)
 class Codec:
-    """Encodes replies of one call.
+    """Encoder and decoder of the replies to one call.
 
     Args:
-        config: of secure aggregation.
-        clients: n, which sizes the modulus.
+        config: options of secure aggregation.
+        clients: n, number of clients that the modulus is sized for.
         bounds: clips of fields that do not use the default one.
     """
 
@@ -62,9 +62,15 @@ class Codec:
     bounds: Mapping[str, float] = field(default_factory=dict)
 
     def encode(self, reply: Tree, seed: int) -> Encoded:
-        """Return a reply's segments; `seed` is of the rounding's stream.
+        """Encode a reply.
 
-        Raises `NonFiniteError` for NaN and `SumOverflowError` for numbers too large for ``exact``.
+        Args:
+            reply: tree of tensors and numbers.
+            seed: seed of the stochastic rounding.
+
+        Raises:
+            NonFiniteError: the reply contains NaN or infinity.
+            SumOverflowError: a number is too large for ``exact``.
         """
         config, terms = self.config, Terms.of(reply, cap=self.config.max_weight)
         rng, shrink = numpy_rng(seed, "rounding"), self._shrink(terms)
@@ -90,22 +96,22 @@ class Codec:
         return Encoded(shape, segments)
 
     def nothing(self, reply: Tree) -> Encoded:
-        """Return zeros with no weight, shaped like a reply, which count as one client that could not do the work."""
+        """Return zeros with zero weight in the shape of a reply, counted as one client that could not do the work."""
         shape = self.shape(reply)
         segments = [(segment, np.zeros(segment.length, dtype=segment.dtype)) for segment in self.segments(shape)]
-        segments[-1][1][-1] = 1  # the last number of ``exact`` counts clipped coordinates in whole units
+        segments[-1][1][-1] = 1  # the last number of ``exact``: whole units count clipped coordinates, single steps failed clients
         return Encoded(shape, segments)
 
     def size(self, reply: Tree) -> int:
-        """Return the bytes that a reply will take, without encoding it."""
+        """Return the encoded size of a reply in bytes, without encoding it."""
         return sum(s.size for s in self.segments(self.shape(reply)))
 
     def shape(self, reply: Tree) -> dict[str, Any]:
-        """Return what is public about a reply, without encoding it."""
+        """Return the public description of a reply's shape, without encoding it."""
         return _shape(Terms.of(reply, cap=self.config.max_weight))
 
     def segments(self, shape: Mapping[str, Any]) -> list[Segment]:
-        """Return the segments of replies of the given shape."""
+        """Return the segments of replies of a given shape."""
         lengths = {
             "main": sum(n for _, kind, n in shape["plan"] if kind == "float"),
             "counts": shape["weights"] + sum(shape["counts"]),
@@ -116,9 +122,15 @@ class Codec:
         return [Segment(name, length, bits[name]) for name, length in lengths.items() if length]
 
     def decode(self, shape: Mapping[str, Any], opened: list[tuple[Segment, Words]], survivors: list[int]) -> Summed:
-        """Return the sums that opened segments stand for.
+        """Decode opened segments into sums.
 
-        Raises `SumOverflowError` where no answers of these survivors add up to them: an overflow, or a cheater.
+        Args:
+            shape: shape of the replies, see `shape`.
+            opened: unmasked sums.
+            survivors: ids of the summed clients.
+
+        Raises:
+            SumOverflowError: no valid replies of these survivors add up to the sums: an overflow, or a cheating client.
         """
         sums = {segment.name: signed(words, segment) for segment, words in opened}
         cursor = dict.fromkeys(("main", "exact", "counts"), 0)
@@ -160,7 +172,7 @@ class Codec:
             raise SumOverflowError(f"the opened sum of {name!r} exceeds what its clients can have sent: overflow, or a cheater")
 
     def clip(self, name: str) -> float:
-        """Return C of a field."""
+        """Return the clip C of a field."""
         return float(self.bounds.get(name, self.config.clip))
 
     def _shrink(self, terms: Terms) -> float:
@@ -192,12 +204,12 @@ def _shape(terms: Terms) -> dict[str, Any]:
 
 
 def _weights(structure: Any) -> int:
-    """Return how many of a reply's last scalars are weights of whole fields."""
+    """Return how many of a reply's trailing scalars are weights of whole fields."""
     return sum(1 for kind, *_ in structure[3] if kind == "scalar") if structure[0] == "mean" else 0
 
 
 def _by_field(structure: Any, weights: list[Any], counts: list[NDArray[np.int64]]) -> dict[str, Any]:
-    """Return the summed weights by field; under the empty name where all fields share them."""
+    """Return the summed weights by field name; under the empty name if all fields share one weight."""
     if structure[0] != "mean":
         return {}
     left_w, left_c = iter(weights), iter(counts)

@@ -1,4 +1,4 @@
-"""What both sides of secure aggregation agree on before a round."""
+"""Options of secure aggregation and the segments of a masked vector, identical on client and server."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ class SecureConfig:
     """Options of secure aggregation (profile R).
 
     Args:
-        clip: largest absolute value C of a coordinate of an update; larger ones are clipped.
+        clip: largest absolute value C of a coordinate of an update; larger values are clipped.
         clip_norm: L2 norm to which a whole update is scaled down first, or None.
-        bits: q, bits of a quantised coordinate, its sign included.
-        max_weight: W; weights are rounded up to whole numbers and capped here. 1 means uniform weights.
-        gamma: share of corrupt clients that privacy must bear.
-        delta: share of clients that may drop out.
-        active: also bear a server that lies (signatures, consistency round, larger thresholds).
+        bits: q, bits of a quantised coordinate including its sign.
+        max_weight: W; weights are rounded up to whole numbers and capped at W. 1 means uniform weights.
+        gamma: fraction of corrupt clients that privacy must tolerate.
+        delta: fraction of clients that may drop out.
+        active: also protect against a server that deviates from the protocol (signatures, consistency round, larger thresholds).
         prg: mask generator, ``aes128ctr`` or ``chacha20``.
         sigma: privacy fails with probability at most 2^-sigma.
         eta: a round is lost with probability at most 2^-eta.
         complete_up_to: cohorts up to this size use the complete graph.
-        threshold, neighbours: t and k in place of the computed ones; with `active`, t has to be above k/2.
+        threshold, neighbours: t and k instead of the computed ones; with `active`, t must exceed k/2.
 
-    Raises `ConfigError` for values that cannot work.
+    Raises:
+        ConfigError: a value is outside its range.
     """
 
     clip: float = 1.0
@@ -72,18 +73,21 @@ class SecureConfig:
         return self.bits + math.ceil(math.log2(max(clients * self.max_weight, 1)))
 
     def least(self, clients: int) -> int:
-        """Return n_min = ceil(gamma n) + 3, so that at least three survivors are honest; never above n."""
+        """Return n_min = min(ceil(gamma n) + 3, n): with n_min survivors at least three are honest."""
         return min(math.ceil(self.gamma * clients - 1e-9) + 3, clients)
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A part of the masked vector with a modulus and a mask stream of its own.
+    """Part of the masked vector with its own modulus and mask stream.
 
     Args:
-        name: of the stream.
+        name: name of the stream.
         length: number of words.
         bits: b; sums are modulo 2^b.
+
+    Raises:
+        ConfigError: `bits` is not from 1 to 64, or the length is negative.
     """
 
     name: str
@@ -96,17 +100,17 @@ class Segment:
 
     @property
     def dtype(self) -> str:
-        """The word type in which sums wrap."""
+        """NumPy dtype of the words, in which sums wrap."""
         return "<u4" if self.bits <= 32 else "<u8"
 
     @property
     def width(self) -> int:
-        """Bytes of a word on the wire."""
+        """Bytes per word on the wire."""
         return -(-self.bits // 8)
 
     @property
     def size(self) -> int:
-        """Bytes of the segment on the wire."""
+        """Size of the segment on the wire in bytes."""
         return self.length * self.width
 
     @property

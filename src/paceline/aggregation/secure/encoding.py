@@ -1,7 +1,7 @@
-"""From floats to words modulo 2^b and back: clipping, stochastic rounding, packing.
+"""Fixed-point encoding of floats as words modulo 2^b: clipping, stochastic rounding, packing.
 
 A coordinate becomes w * round(clip(x) S) with S = (2^(q-1) - 1) / C, in two's complement modulo 2^b, so no
-offset needs to be taken away from a sum. Rounding is stochastic, hence unbiased.
+offset has to be subtracted from a sum. Rounding is stochastic and therefore unbiased.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Words = NDArray[Any]
 
 
 def scale_of(clip: float, bits: int) -> float:
-    """Return S = (2^(q-1) - 1) / C, the number of steps in a unit."""
+    """Return S = (2^(q-1) - 1) / C, the number of quantisation steps per unit."""
     return float((1 << (bits - 1)) - 1) / clip
 
 
@@ -33,10 +33,11 @@ def quantise(
         values: floats, shape [d].
         clip: C.
         bits: q.
-        rng: where the rounding's uniforms come from.
-        weight: whole number(s), one or [d].
+        rng: generator of the rounding.
+        weight: whole number, scalar or shape [d].
 
-    Raises `NonFiniteError` for NaN or infinity.
+    Raises:
+        NonFiniteError: a value is NaN or infinite.
     """
     top = float(np.abs(values).max()) if len(values) else 0.0
     if not np.isfinite(top):
@@ -46,7 +47,7 @@ def quantise(
     scaled = np.clip(values, -clip, clip).astype(kind) * kind(scale_of(clip, bits))
     whole = np.floor(scaled)
     whole += rng.random(len(values), dtype=kind) < (scaled - whole)
-    limit = (1 << (bits - 1)) - 1  # rounding of the clipped value in float32 may not step over it
+    limit = (1 << (bits - 1)) - 1  # rounding in float32 may exceed it
     np.clip(whole, -limit, limit, out=whole)
     out = whole.astype(np.int64)
     if isinstance(weight, np.ndarray) or weight != 1:
@@ -55,12 +56,12 @@ def quantise(
 
 
 def to_words(values: NDArray[np.int64], segment: Segment) -> Words:
-    """Return integers modulo 2^b as words of the segment's type."""
+    """Return integers modulo 2^b as words of the segment's dtype."""
     return (values.view(np.uint64) & np.uint64(segment.mask)).astype(segment.dtype)
 
 
 def signed(words: Words, segment: Segment) -> NDArray[np.int64]:
-    """Return words as signed integers: those from 2^(b-1) up are negative."""
+    """Return words as signed integers: values from 2^(b-1) up are negative."""
     values = words.astype(np.uint64) & np.uint64(segment.mask)
     if segment.bits == 64:
         return values.view(np.int64)
@@ -69,7 +70,16 @@ def signed(words: Words, segment: Segment) -> NDArray[np.int64]:
 
 
 def pack(words: Words, segment: Segment) -> bytes:
-    """Return the words' low bytes, `segment.width` of each, little-endian."""
+    """Return the low `segment.width` bytes of each word, little-endian.
+
+    Raises:
+        ProtocolError: the number of words is not the segment's length.
+
+    Example:
+        >>> segment = Segment("main", 2, 24)
+        >>> pack(np.array([1, 258], dtype=segment.dtype), segment).hex()
+        '010000020100'
+    """
     if len(words) != segment.length:
         raise ProtocolError(f"segment {segment.name!r} has {segment.length} words, not {len(words)}")
     data = np.ascontiguousarray(words & words.dtype.type(segment.mask), dtype=segment.dtype)
@@ -79,14 +89,18 @@ def pack(words: Words, segment: Segment) -> bytes:
 
 
 def unpack(data: bytes | memoryview, segment: Segment) -> Words:
-    """Return the words of a packed segment; raises `ProtocolError` for a wrong length."""
+    """Return the words of a packed segment.
+
+    Raises:
+        ProtocolError: the data have the wrong length.
+    """
     if len(data) != segment.size:
         raise ProtocolError(f"segment {segment.name!r} takes {segment.size} bytes, not {len(data)}")
     kind = np.dtype(segment.dtype)
     if segment.width == kind.itemsize:
         return np.frombuffer(data, dtype=kind).copy()
-    # read whole words that overlap by the bytes that were not sent, and blank those: much faster than to
-    # copy byte by byte; the padding lets the last word end inside the buffer
+    # read whole overlapping words and clear the bytes that were not sent: much faster than a copy byte by
+    # byte; the padding extends the buffer to the end of the last word
     padded = b"".join((data, bytes(kind.itemsize - segment.width)))
     overlapping: Words = np.ndarray((segment.length,), kind, padded, 0, (segment.width,))
     out: Words = overlapping & kind.type((1 << 8 * segment.width) - 1)

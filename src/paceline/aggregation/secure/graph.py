@@ -1,4 +1,4 @@
-"""Who masks with whom: the complete graph for small cohorts, a k-regular ring above, and how large k and t must be."""
+"""Masking graph: complete for small cohorts, a k-regular ring above, and the choice of k and t."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 __all__ = ["GRINDING", "Parameters", "neighbours", "parameters", "permutation", "shortfall"]
 
 GRINDING = 64
-"""log2 of the graphs that a server may try before it shows one, with adverts of corrupt clients made to measure.
+"""log2 of the number of graphs that a malicious server may try, with advertisements of corrupt clients made to fit.
 
 The seed of a sparse graph is the hash of all advertised keys, so whoever owns some of the keys can search for a
-graph that surrounds a victim. Privacy of sparse graphs is therefore computed for 2^-(sigma + GRINDING) a graph.
+graph that surrounds a victim. Privacy of a sparse graph is therefore computed for 2^-(sigma + GRINDING) per graph.
 """
 
 
 def permutation(ids: Sequence[int], seed: bytes) -> list[int]:
-    """Return the ids in the order that a seed gives, the same for everyone (Fisher-Yates from SHA-256)."""
+    """Return the ids in the order determined by a seed (Fisher-Yates, driven by SHA-256); deterministic on every machine."""
     order, counter = list(ids), 0
     for i in range(len(order) - 1, 0, -1):
-        limit = 2**64 - 2**64 % (i + 1)  # larger draws would favour small places
+        limit = 2**64 - 2**64 % (i + 1)  # rejection sampling: larger draws would bias towards small indices
         while True:
             draw = int.from_bytes(hashlib.sha256(seed + counter.to_bytes(8, "little")).digest()[:8], "little")
             counter += 1
@@ -37,7 +37,7 @@ def permutation(ids: Sequence[int], seed: bytes) -> list[int]:
 
 
 def neighbours(order: Sequence[int], k: int) -> dict[int, list[int]]:
-    """Return each client's neighbours, ascending: those at most k/2 places away on the ring, or all others."""
+    """Return each client's neighbours, ascending: those at most k/2 places away on the ring, or all others if k >= n - 1."""
     n = len(order)
     if k >= n - 1:
         return {c: sorted(v for v in order if v != c) for c in order}
@@ -48,7 +48,7 @@ def neighbours(order: Sequence[int], k: int) -> dict[int, list[int]]:
 
 @dataclass(frozen=True)
 class Parameters:
-    """Neighbours k of each client, and the threshold t of shares that rebuild a secret."""
+    """Number of neighbours k of each client, and the threshold t of shares that rebuild a secret."""
 
     neighbours: int
     threshold: int
@@ -65,20 +65,20 @@ def parameters(
     complete_up_to: int = 50,
     grinding: int = GRINDING,
 ) -> Parameters:
-    """Return the smallest even k, and for it the smallest t > k/2, that are safe and seldom lose a round.
+    """Return the smallest even k, and for it the smallest t > k/2, that meet the privacy and correctness targets.
 
     With c = gamma n corrupt and D = delta n dropped clients, and neighbours drawn without replacement:
     privacy n P[X_c >= t] <= 2^-sigma (active: X_c >= 2t - k); correctness n P[X_a < t] <= 2^-eta;
-    connection of the honest survivors n (gamma + delta)^(k/2) <= 2^-sigma. Privacy and connection get half
-    of 2^-sigma each. An active server may choose the best of 2^grinding graphs, which is charged to sigma.
+    connectivity of the honest survivors n (gamma + delta)^(k/2) <= 2^-sigma. Privacy and connectivity get half
+    of 2^-sigma each. An active server can choose the best of 2^grinding graphs, which is added to sigma.
 
     Args:
         n: size of the cohort.
-        gamma, delta: shares of corrupt clients and of drop-outs.
-        active: whether the server may lie.
-        sigma, eta: exponents.
-        complete_up_to: cohorts up to this size take the complete graph, t = n/2 + 1 (active 2n/3 + 1).
-        grinding: see `GRINDING`; counts where the server may lie.
+        gamma, delta: fractions of corrupt and of dropped clients.
+        active: whether the server may deviate from the protocol.
+        sigma, eta: exponents of the failure probabilities.
+        complete_up_to: cohorts up to this size use the complete graph, t = n/2 + 1 (active 2n/3 + 1).
+        grinding: see `GRINDING`; applies to an active server only.
     """
     if n <= complete_up_to:
         return _complete(n, active)
@@ -94,14 +94,14 @@ def parameters(
                 continue
             if people + lost[t - 1] <= -eta:
                 return Parameters(k, t)
-            break  # a larger t only loses more rounds
+            break  # a larger t only increases the loss of rounds
     return _complete(n, active)
 
 
 def shortfall(n: int, k: int, t: int, gamma: float, delta: float, active: bool, sigma: int, grinding: int = GRINDING) -> str:
-    """Return why a graph with k neighbours and threshold t does not protect n clients as demanded; empty where it does.
+    """Return why a graph with k neighbours and threshold t does not protect n clients as required; empty if it does.
 
-    The same conditions as in `parameters`, held against sizes that somebody else has chosen.
+    Checks the conditions of `parameters` for sizes chosen by another party.
     """
     corrupt, needed = math.ceil(gamma * n - 1e-9), 2 * t - k if active else t
     if k >= n - 1:
@@ -118,7 +118,7 @@ def shortfall(n: int, k: int, t: int, gamma: float, delta: float, active: bool, 
 
 def _complete(n: int, active: bool) -> Parameters:
     t = 2 * n // 3 + 1 if active else n // 2 + 1
-    return Parameters(max(n - 1, 1), max(1, min(t, n - 1)))  # a client holds no share of its own secrets
+    return Parameters(max(n - 1, 1), max(1, min(t, n - 1)))  # no client holds a share of its own secrets
 
 
 @lru_cache(maxsize=8)
@@ -128,7 +128,7 @@ def _log2_factorials(n: int) -> NDArray[np.float64]:
 
 
 def _log2_masses(total: int, marked: int, drawn: int) -> NDArray[np.float64]:
-    """Return log2 P[X = x] for x = 0 .. drawn: `drawn` of `total` are taken, of which `marked` count."""
+    """Return log2 P[X = x] for x = 0 .. drawn (hypergeometric): `drawn` of `total` items are drawn, `marked` of which count."""
     fact = _log2_factorials(total)
 
     def choose(n: int, k: NDArray[np.int64]) -> NDArray[np.float64]:

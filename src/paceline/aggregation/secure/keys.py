@@ -1,4 +1,4 @@
-"""Keys, signatures, key derivation and sealing, all through the `cryptography` package."""
+"""Keys, signatures, key derivation and authenticated encryption, all through the `cryptography` package."""
 
 from __future__ import annotations
 
@@ -29,12 +29,18 @@ _NONCE = 12
 
 
 def context(session: bytes, round: int, role: str) -> bytes:
-    """Return what binds a signature or key to one session, round and role; no two differ by where a part ends."""
+    """Return the prefix that binds a signature or key to one session, round and role; the encoding is unambiguous."""
     return b"profileR-v1" + len(session).to_bytes(2, "little") + session + round.to_bytes(8, "little") + role.encode() + b"\0"
 
 
 class IdentityKey:
-    """A long-lived Ed25519 signing key."""
+    """Long-lived Ed25519 signing key.
+
+    Example:
+        >>> key = IdentityKey.generate()
+        >>> verify(key.public, key.sign(b"data"), b"data"), verify(key.public, key.sign(b"data"), b"other")
+        (True, False)
+    """
 
     def __init__(self, key: Ed25519PrivateKey) -> None:
         self._key = key
@@ -42,12 +48,12 @@ class IdentityKey:
 
     @staticmethod
     def generate() -> IdentityKey:
-        """Return a new key."""
+        """Generate a key."""
         return IdentityKey(Ed25519PrivateKey.generate())
 
     @staticmethod
     def from_bytes(secret: bytes) -> IdentityKey:
-        """Return the key of a 32-byte secret."""
+        """Return the key with a 32-byte secret."""
         return IdentityKey(Ed25519PrivateKey.from_private_bytes(secret))
 
     def to_bytes(self) -> bytes:
@@ -60,7 +66,7 @@ class IdentityKey:
 
 
 def verify(public: bytes, signature: bytes, data: bytes) -> bool:
-    """Return whether `signature` is of `data` by the owner of `public`; malformed ones are not."""
+    """Return whether `signature` is a valid signature of `data` under `public`; False for malformed input."""
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, data)
     except (InvalidSignature, ValueError, TypeError):
@@ -69,7 +75,7 @@ def verify(public: bytes, signature: bytes, data: bytes) -> bool:
 
 
 class AgreementKey:
-    """An X25519 key of one round."""
+    """X25519 key agreement key of one round."""
 
     def __init__(self, key: X25519PrivateKey) -> None:
         self._key = key
@@ -77,12 +83,12 @@ class AgreementKey:
 
     @staticmethod
     def generate() -> AgreementKey:
-        """Return a new key."""
+        """Generate a key."""
         return AgreementKey(X25519PrivateKey.generate())
 
     @staticmethod
     def from_bytes(secret: bytes) -> AgreementKey:
-        """Return the key of a 32-byte secret."""
+        """Return the key with a 32-byte secret."""
         return AgreementKey(X25519PrivateKey.from_private_bytes(secret))
 
     def to_bytes(self) -> bytes:
@@ -92,7 +98,8 @@ class AgreementKey:
     def agree(self, peer: bytes) -> bytes:
         """Return the secret shared with the owner of a public key.
 
-        Raises `ProtocolError` for a malformed or low-order key, whose secret would be known to all.
+        Raises:
+            ProtocolError: the key is malformed or of low order; with a low-order key everyone would know the secret.
         """
         try:
             return self._key.exchange(X25519PublicKey.from_public_bytes(peer))
@@ -106,24 +113,28 @@ def public_of_agreement(secret: bytes) -> bytes:
 
 
 def derive(secret: bytes, salt: bytes, info: bytes, length: int = 32) -> bytes:
-    """Return `length` bytes of HKDF-SHA256."""
+    """Derive `length` bytes with HKDF-SHA256."""
     return HKDF(algorithm=SHA256(), length=length, salt=salt, info=info).derive(secret)
 
 
 def pair_info(label: str, a: int, b: int) -> bytes:
-    """Return what names a key of a pair, the same at both ends."""
+    """Return the HKDF info of a pair's key, the same at both ends."""
     low, high = sorted((a, b))
     return label.encode() + b"|" + low.to_bytes(8, "little") + high.to_bytes(8, "little")
 
 
 def seal(key: bytes, plaintext: bytes, aad: bytes) -> bytes:
-    """Return nonce and ChaCha20-Poly1305 ciphertext: 28 bytes more than the plaintext."""
+    """Encrypt with ChaCha20-Poly1305; return nonce and ciphertext, 28 bytes more than the plaintext."""
     nonce = secrets.token_bytes(_NONCE)
     return nonce + ChaCha20Poly1305(key).encrypt(nonce, plaintext, aad)
 
 
 def open_sealed(key: bytes, sealed: bytes, aad: bytes) -> bytes:
-    """Return the plaintext; raises `ProtocolError` where anything was changed."""
+    """Decrypt and authenticate.
+
+    Raises:
+        ProtocolError: the message was modified, or is meant for another recipient.
+    """
     try:
         return ChaCha20Poly1305(key).decrypt(sealed[:_NONCE], sealed[_NONCE:], aad)
     except (InvalidTag, ValueError, TypeError):

@@ -1,14 +1,15 @@
-"""Secure aggregation as a server program over an engine's calls, so it works on every engine.
+"""Secure aggregation as a server program over an engine's calls; it runs on every engine.
 
-The server asks five questions (advertise, share, masked input, consistency, unmask); the third one runs the method's
-own function on the client and masks what it returns. It learns the sum over the survivors. No single answer can do
-more harm than to be left out: what is malformed is dropped, who is shown to have spoilt a sum sits out.
+The server issues five calls (advertise, share, masked input, consistency, unmask). The third one runs the method's
+own function on the client and masks its reply. The server learns only the sum over the survivors. A single answer can
+do no more harm than to be left out: malformed messages are dropped, and a client proven to have spoilt a sum is
+excluded for a while.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -20,9 +21,9 @@ from paceline.aggregation.secure.config import SecureConfig
 from paceline.aggregation.secure.messages import MALFORMED, as_bytes, fits
 from paceline.aggregation.secure.server import SecureServer
 from paceline.aggregation.secure.server_openings import OpenedSums
-from paceline.aggregation.secure.session import least_half
-from paceline.aggregation.secure.simulate import new_session
+from paceline.aggregation.secure.session import least_half, new_session
 from paceline.aggregation.secure.simulated_directory import SimulatedDirectory
+from paceline.aggregation.secure.steps import carry_out
 from paceline.aggregation.secure.task_hash import Agreement, Work
 from paceline.core.engine import Each, Receipt
 from paceline.core.errors import (
@@ -43,7 +44,16 @@ __all__ = ["SecureAggregation", "SecureArithmetic", "secure_config"]
 
 
 def secure_config(options: Mapping[str, Any]) -> SecureConfig:
-    """Return the options of secure aggregation; raises `UnknownNameError` and `ConfigError`."""
+    """Return validated options of secure aggregation.
+
+    Raises:
+        UnknownNameError: unknown option.
+        ConfigError: invalid value.
+
+    Example:
+        >>> secure_config({"clip": 0.5}).clip
+        0.5
+    """
     from pydantic import TypeAdapter, ValidationError
 
     known = {f.name for f in dataclasses.fields(SecureConfig)}
@@ -59,13 +69,13 @@ def secure_config(options: Mapping[str, Any]) -> SecureConfig:
 
 @dataclass(frozen=True)
 class SecureAggregation:
-    """Sums that the server can open only for the whole cohort of survivors.
+    """Sums that the server can open only for the complete set of survivors.
 
     Args:
         config: see `SecureConfig`.
-        directory: who has which identity key; a simulation makes keys of its own.
-        agreed: the run and its method, which all sessions are bound to.
-        opened: what was opened in the round under way.
+        directory: identity keys by client; a simulation generates its own.
+        agreed: the run and its method, to which all sessions are bound.
+        opened: sums opened in the current round.
     """
 
     config: SecureConfig = field(default_factory=SecureConfig)
@@ -77,16 +87,20 @@ class SecureAggregation:
 
     @cached_property
     def programs(self) -> dict[str, Any]:
-        """The protocol's client functions."""
+        """Client functions of the protocol."""
         return {"secagg": SecAggClient(self.directory, self.agreed)}
 
     def sum(self, fed: Federation, request: SumRequest) -> Summed:
-        """Run the protocol; a client that vanishes at any step drops out of the sum.
+        """Run the protocol; a client that disappears at any step drops out of the sum.
 
-        Work that was opened before in this round is asked again only of the same clients, or of halves of them: then the
-        sum is formed in parts. Raises `QuorumError` where too few are left, `MisbehaviourError` where the sum was spoilt.
+        Work that was opened before in this round is requested only from the same clients, or from halves of them; the sum is
+        then formed in parts.
+
+        Raises:
+            QuorumError: too few clients are left.
+            MisbehaviourError: the sum was spoilt.
         """
-        listed = self.directory.listed(request.cohort)  # who was revoked a moment ago is not asked
+        listed = self.directory.listed(request.cohort)  # omits clients revoked in the meantime
         cohort = [c for c in listed if not fed.excluded.sits_out(c, fed.round)]
         enough(fed, dataclasses.replace(request, cohort=tuple(cohort)))
         work = Work.of(self.agreed, request.function, request.declared, request.message)
@@ -112,21 +126,23 @@ class SecureAggregation:
         return parts[0] if len(parts) == 1 else _together(parts)
 
     def reply_size(self, model: Params, cohort: int) -> int:
-        """Return the bytes of a masked reply that holds as many values as the model."""
+        """Return the size in bytes of a masked reply with as many values as the model."""
         return Codec(self.config, cohort).size(Update(delta=model, weight=1))
 
     def _rest(self, fed: Federation, cohort: Sequence[int], lost: _Sum) -> None:
-        """Try a lost round again without those that did not answer, if they are few and enough others are there.
+        """Exclude the clients that did not answer from the next attempt, if they are few and enough others are available.
 
-        What was being opened is asked of the same clients once more first, as it can be split at best.
+        A sum that was being opened is first requested from the same clients once more, because all it allows afterwards is
+        a split into halves. The same holds in a round in which other work was opened for them, which cannot be repeated
+        without them.
         """
         left = len(cohort) - len(lost.silent)
-        again = lost.opening and not self.opened.lose(lost.work.common, lost.opening)
+        again = not self.opened.lose(lost.work.common, lost.opening) if lost.opening else self.opened.missed(lost.silent)
         if not again and 3 * len(lost.silent) <= len(cohort) and left >= max(3, self.config.least(left), fed.quorum):
             fed.excluded.rest(lost.silent, fed.round)
 
     def check(self, fed: Federation) -> list[str]:
-        """Return why a cohort of this size cannot be summed securely."""
+        """Return the reasons why a cohort of this size cannot be summed securely; empty if it can."""
         return misfits(self.config, fed)
 
 
@@ -135,11 +151,11 @@ class _Sum:
 
     Args:
         how: the aggregation.
-        fed, request: whom to ask, and what.
-        work: what is summed.
+        fed, request: the federation and the sum it requests.
+        work: the work to sum.
         place: attempt and number of the call, from which clients name their random streams.
         keys: identity keys of the clients.
-        whole: every one of them has to be in the sum.
+        whole: require every one of them in the sum.
     """
 
     def __init__(
@@ -167,11 +183,11 @@ class _Sum:
         self._preview()
 
     def form(self) -> Summed:
-        """Carry the protocol out; note whose messages broke it, and how, and let who spoilt it sit out."""
+        """Run the protocol; record whose messages violated it, and exclude the clients that spoilt it."""
         try:
             return self._form()
         except MisbehaviourError as error:
-            if error.survivors:  # it was opened, and cannot be used
+            if error.survivors:  # opened, but unusable
                 self.how.opened.spoil(self.work.common, error.survivors, str(error))
             self.fed.excluded.blame(error.clients, self.fed.round)
             raise
@@ -179,36 +195,33 @@ class _Sum:
             self.fed.lost |= {client: f"refused: {why}" for client, why in self.server.refused.items()}
 
     def _form(self) -> Summed:
-        server = self.server
-        self._ask("advertise", server.session.plain(), self.clients, server.add_advert)
-        hashes, adverts = server.directory_for()
-        self._ask("share", {"hashes": hashes}, list(adverts), server.add_shares, each_message=adverts)
-        mail = server.mail_for()
-        self._ask("masked", self.request.message, list(mail), self._add, each_message=mail, deadline=self.request.deadline)
-        alive = server.alive()
-        self._ask("consistency", {"alive": alive}, alive, server.add_signature)
-        signatures = server.signatures_for()
+        return self._decoded(carry_out(self.server, self._ask, self.request.message, self._add, self._signed))
+
+    def _signed(self, alive: list[int]) -> None:
         self.how.opened.record(self.work.common, alive)
         self.opening = alive
         self.fed.opened |= set(alive)
-        self._ask("unmask", None, list(signatures), server.add_unmasking, each_message=signatures)
-        return self._decoded(alive)
 
-    def _ask(self, step: str, message: Tree, clients: Sequence[int], take: Any, **options: Any) -> None:
+    def _ask(
+        self, step: str, common: Tree, clients: Sequence[int], take: Callable[[int, Any], Any], own: Mapping[int, Any] | None = None
+    ) -> None:
         def sink(receipt: Receipt) -> None:
             if receipt.dropped is None:
                 came.add(receipt.client)
                 try:
                     take(receipt.client, receipt.value)
-                except (PacelineError, *MALFORMED) as error:  # whatever one client sends, it harms its own answer only
+                except (PacelineError, *MALFORMED) as error:  # a client's message can invalidate its own answer only
                     self.server.refused[receipt.client] = f"malformed message: {type(error).__name__}: {error}"
 
         came: set[int] = set()
-        self.fed.call(step, message, clients, Each(), program="secagg", sink=sink, **options)
+        options: dict[str, Any] = {} if own is None else {"each_message": own}
+        if step == "masked":  # the step in which the method's own function runs
+            options["deadline"] = self.request.deadline
+        self.fed.call(step, common, clients, Each(), program="secagg", sink=sink, **options)
         self.silent |= {c for c in clients if c not in came or c in self.server.refused}
 
     def _preview(self) -> None:
-        """Fix what every vector must consist of, where the server's own model tells."""
+        """Fix the required segments of every vector, if the server's own model determines them."""
         try:
             reply = self.fed.engine.preview(self.work.function, self.request.message)
             shape = None if reply is None else self.codec.shape(reply)
@@ -246,7 +259,7 @@ class _Sum:
 
 
 def _together(parts: Sequence[Summed]) -> Summed:
-    """Add sums over different clients up; float64 holds each of them exactly."""
+    """Add sums over disjoint clients. The result is exact, because float64 represents each sum exactly."""
     first, others = parts[0], parts[1:]
     tensors, denominators = list(first.tensors), list(first.denominators)
     scalars, notes = list(first.scalars), dict(first.notes)

@@ -1,8 +1,8 @@
-"""The server's side of one secure sum: relays what it cannot read, adds what it cannot open, opens the sum.
+"""Server side of one secure sum: relays sealed shares, adds masked vectors, and unmasks their sum.
 
-Masked vectors are added as they come; the server never holds more than one of them. What comes after its
-step was closed is thrown away unread; what breaks the protocol is thrown away and noted in `refused`. Where the sum
-itself is spoilt, `MisbehaviourError` names whom the protocol shows to be at fault.
+Masked vectors are added as they arrive; the server never holds more than one of them. A message that arrives after its
+step was closed is discarded unread. A message that violates the protocol is discarded and recorded in `refused`. If
+the sum itself is spoilt, `MisbehaviourError` names the clients that the protocol proves to be at fault.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ GROUPS = 3
 
 @dataclass
 class _Group:
-    """Vectors of one make: their sum, whose they are, and by how many votes they lead over the others."""
+    """Vectors of one layout: their sum, their senders, and their lead in votes over the other layouts."""
 
     sums: list[tuple[Segment, Words]]
     clients: list[int]
@@ -53,15 +53,15 @@ class _Group:
 
 @dataclass
 class SecureServer:
-    """The server in one session.
+    """State machine of the server in one session.
 
     Args:
-        session: the session's facts.
+        session: public parameters of the session.
         directory: identity keys of the cohort.
-        quorum: least number of masked vectors; never below what clients demand.
-        refused: clients whose messages broke the protocol, and how.
-        late: clients whose answers came after their step was closed.
-        segments: what every vector must consist of; None takes the word of most vectors.
+        quorum: smallest number of masked vectors; never below what clients require.
+        refused: clients whose messages violated the protocol, with the reason.
+        late: clients whose answers arrived after their step was closed.
+        segments: required segments of every vector; None adopts those of most vectors.
     """
 
     session: Session
@@ -90,7 +90,7 @@ class SecureServer:
         self._weights: dict[tuple[int, ...], list[int]] = {}
 
     def expect(self, segments: Sequence[Segment], kind: str) -> None:
-        """Fix what every vector must consist of, and its make (see `add_masked`), before the first one comes."""
+        """Set the required segments and layout (see `add_masked`) of every vector. Call it before the first one arrives."""
         self._table, self._kind = segments_table(segments), kind
 
     @property
@@ -105,7 +105,7 @@ class SecureServer:
             )
 
     def _takes(self, step: int, client: int, message: Any) -> bool:
-        """Return whether an answer is for the step that is open, and from somebody who was asked."""
+        """Return whether a message belongs to the open step and comes from a client addressed in it."""
         if self._step < step:
             raise ProtocolError(f"the server took an answer to step {step} before it closed step {step - 1}")
         if self._step > step:
@@ -127,7 +127,7 @@ class SecureServer:
 
     # -- R0 ------------------------------------------------------------------------------------
     def add_advert(self, client: int, message: dict[str, Any]) -> None:
-        """Take a client's advertised keys."""
+        """Add a client's advertised keys."""
         if not self._takes(0, client, message):
             return
         keys = message.get("keys")
@@ -138,13 +138,17 @@ class SecureServer:
         elif client in self._adverts or keys[:32] == keys[32:64] or {keys[:32], keys[32:64]} & self._seen:
             self.refused[client] = "its keys were advertised before"
         elif not all(usable(k) for k in (keys[:32], keys[32:64])):
-            self.refused[client] = "its keys are of low order"  # its neighbours would have to abort
+            self.refused[client] = "its keys are of low order"  # its neighbours would abort
         else:
             self._adverts[client] = keys
             self._seen |= {keys[:32], keys[32:64]}
 
     def directory_for(self) -> tuple[dict[int, bytes], dict[int, dict[int, bytes]]]:
-        """Close R0: return everybody's hashes, and for each client its neighbours' keys."""
+        """Close R0: return the hashes of all advertisements, and for each client its neighbours' keys.
+
+        Raises:
+            QuorumError: too few clients advertised keys.
+        """
         self._close(0)
         self._lost("after advertising", len(self._adverts), max(self.session.threshold + 1, self._least))
         hashes = {c: hashlib.sha256(a).digest() for c, a in sorted(self._adverts.items())}
@@ -153,7 +157,7 @@ class SecureServer:
 
     # -- R1 ------------------------------------------------------------------------------------
     def add_shares(self, client: int, message: dict[str, Any]) -> None:
-        """Take a client's sealed shares."""
+        """Add a client's sealed shares."""
         if not self._takes(1, client, message):
             return
         sizes = {"sealed": 64 + 80 + 28, "told": self.session.tell_bytes and self.session.tell_bytes + 28}
@@ -174,7 +178,11 @@ class SecureServer:
             self._shared[client] = message
 
     def mail_for(self) -> dict[int, dict[str, dict[int, bytes]]]:
-        """Close R1: return for each client what its neighbours sealed for it."""
+        """Close R1: return for each client what its neighbours sealed for it.
+
+        Raises:
+            QuorumError: too few clients shared secrets with enough neighbours.
+        """
         self._close(1)
         self._lost("after sharing", len(self._shared), self._least)
         out = {}
@@ -187,11 +195,16 @@ class SecureServer:
 
     # -- R2 ------------------------------------------------------------------------------------
     def add_masked(self, client: int, message: dict[str, Any], kind: str = "") -> bool:
-        """Add a client's masked vector to a sum at once; return whether it was taken.
+        """Add a client's masked vector to a sum; return whether it was accepted.
 
-        Where it is not known what to expect, vectors of another make are kept apart, in at most `GROUPS` sums, and
-        `alive` takes the one of most clients. One more make takes a vote from each of the others, and those without
-        votes go, so a majority stays whoever comes first.
+        Unless the layout was fixed by `expect`, vectors of different layouts are summed separately, in at most `GROUPS` sums,
+        and `alive` selects the one with most clients. A vector of one more layout takes a vote from each of the others, and
+        groups without votes are discarded. A majority therefore survives whatever the order of arrival.
+
+        Args:
+            client: id of the sender.
+            message: segments, table and signature, or an accusation.
+            kind: further description of the layout; vectors are added only if it is equal.
         """
         if not self._takes(2, client, message):
             return False
@@ -225,7 +238,7 @@ class SecureServer:
         return True
 
     def _make_room(self, key: str) -> None:
-        """Let a vector of another make count against those that are there; raises `ProtocolError` where no place becomes free."""
+        """Count a vector of a new layout against the existing groups; raises `ProtocolError` if no group is freed."""
         if key in self._sums or len(self._sums) < GROUPS:
             return
         for group in self._sums.values():
@@ -246,9 +259,11 @@ class SecureServer:
 
     # -- R2.5 ----------------------------------------------------------------------------------
     def alive(self) -> list[int]:
-        """Close R2: return the survivors, which no later message can join.
+        """Close R2: return the survivors. No later message can join them.
 
-        Raises `MisbehaviourError` where clients could not open the shares of others, `QuorumError` where too few are left.
+        Raises:
+            MisbehaviourError: clients could not decrypt the shares of others.
+            QuorumError: too few vectors are left.
         """
         self._close(2)
         if blamed := culprits(self._accusations):
@@ -270,7 +285,7 @@ class SecureServer:
         return list(self._masked)
 
     def add_signature(self, client: int, message: dict[str, Any]) -> None:
-        """Take a client's signature on the list of survivors."""
+        """Add a client's signature of the list of survivors."""
         if not self._takes(3, client, message):
             return
         signature = message.get("signature", b"")
@@ -282,7 +297,10 @@ class SecureServer:
     def signatures_for(self) -> dict[int, dict[int, bytes]]:
         """Close R2.5: return for each client its neighbours' signatures.
 
-        In the active setting a client that too few neighbours confirm would refuse, so it is not asked.
+        Against an active server a client refuses if too few neighbours confirm the list, so such a client is not asked.
+
+        Raises:
+            QuorumError: too few clients are left.
         """
         self._close(3)
         t, active = self.session.threshold, self.session.config.active
@@ -293,7 +311,7 @@ class SecureServer:
 
     # -- R3 ------------------------------------------------------------------------------------
     def add_unmasking(self, client: int, message: dict[str, Any]) -> None:
-        """Take a client's shares: of survivors' self-masks, and of the mask keys of those that were lost."""
+        """Add a client's shares: of the self-masks of survivors, and of the mask keys of dropped clients."""
         if not self._takes(4, client, message):
             return
         selfs, keys = message.get("self"), message.get("keys")
@@ -318,10 +336,12 @@ class SecureServer:
                     into.setdefault(v, {}).setdefault(client, value)
 
     def open(self) -> list[tuple[Segment, Words]]:
-        """Rebuild the masks that are left in the sum, take them away, and return the opened segments.
+        """Rebuild the masks that remain in the sum, subtract them, and return the opened segments.
 
-        Raises `QuorumError` where shares are missing, `MisbehaviourError` where they are wrong: it names the holders of wrong
-        shares if too few others came, and the owners of secrets that do not come out of the shares that they sealed.
+        Raises:
+            QuorumError: shares are missing.
+            MisbehaviourError: shares are wrong. It names the holders of wrong shares if too few others arrived, and the owners
+                of secrets that cannot be rebuilt from the shares that they sealed.
         """
         self._close(4)
         assert self._sum is not None
@@ -361,9 +381,9 @@ class SecureServer:
     def _rebuild(
         self, owner: int, of: Mapping[int, Mapping[int, bytes]], right: Callable[[int, bytes], bool], blamed: dict[int, str]
     ) -> bytes | None:
-        """Return a secret from its shares, each of which is the one that its owner sealed.
+        """Return a secret rebuilt from its shares, each verified to be the one that its owner sealed.
 
-        Where they do not give what the owner committed to, so that no decoder helps, the owner is blamed and None returned.
+        If the shares do not yield what the owner committed to, so that no decoder can help, blame the owner and return None.
         """
         t = self.session.threshold
         shares = {u: int.from_bytes(s, "little") for u, s in sorted(of.get(owner, {}).items())}
@@ -389,7 +409,7 @@ class SecureServer:
             secret = value.to_bytes(32, "little")
             if right(owner, secret):
                 return secret
-            if not wrong:  # all shares fit together, so too many have to be wrong for any decoder
+            if not wrong:  # all shares are consistent, so more are wrong than any decoder can correct
                 break
         blamed[owner] = "the shares of its secret do not give what it committed to"
         return None

@@ -1,7 +1,7 @@
-"""What a server remembers of the sums that it opened in a round, so that it asks only what clients will answer.
+"""Server-side record of the sums opened in a round, used to request only what clients will accept.
 
-A client opens one piece of work over one set of survivors (`Openings`). A server that repeats a round, because
-another of its sums failed or because it was started again, therefore asks exactly that set again, or clients that were not part of it.
+A client opens a piece of work for one set of survivors (`Openings`). A server that repeats a round, because another
+sum of it failed or after a restart, therefore requests exactly that set again, or clients that were not part of it.
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ __all__ = ["OpenedSums"]
 
 
 class OpenedSums:
-    """Opened sums of the round under way, by the work's common key.
+    """Opened sums of the current round, by the common key of the work.
 
     Args:
-        path: where they are kept over a restart; None keeps them in memory.
+        path: file that preserves the record across restarts; None for a record in memory.
 
-    Raises `StoreError` where the file is damaged.
+    Raises:
+        StoreError: the file is damaged.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self.path = None if path is None else Path(path)
         self.round, self.why = 0, ""
         self._lost: set[tuple[bytes, tuple[int, ...]]] = set()
+        self._missed: set[int] = set()
         self._sums: dict[str, list[dict[str, Any]]] = {}
         if self.path is not None and self.path.exists():
             try:
@@ -43,24 +45,25 @@ class OpenedSums:
                 raise StoreError(f"{self.path} is damaged ({error}); put it back, or begin a new run in another folder") from None
 
     def begin(self, round: int) -> None:
-        """Forget the sums of earlier rounds."""
+        """Start a round: discard the sums of earlier rounds."""
         if round != self.round:
             self.round, self.why, self._sums = round, "", {}
             self._lost.clear()
+            self._missed.clear()
 
     def clients(self) -> set[int]:
-        """Return who is in any opened sum of this round."""
+        """Return the clients in any opened sum of this round."""
         return {client for rows in self._sums.values() for row in rows for client in row["clients"]}
 
     def record(self, common: bytes, survivors: Sequence[int]) -> None:
-        """Remember that a sum is being opened; kept when this returns."""
+        """Record that a sum is being opened; saved when this method returns."""
         rows = self._sums.setdefault(common.hex(), [])
         if not any(row["clients"] == list(survivors) for row in rows):
             rows.append({"clients": list(survivors), "spoilt": False})
             self._save()
 
     def spoil(self, common: bytes, survivors: Sequence[int], why: str) -> None:
-        """Remember that an opened sum cannot be used, and why."""
+        """Record that an opened sum cannot be used, and why."""
         self.why = why
         for row in self._sums.get(common.hex(), []):
             if row["clients"] == list(survivors):
@@ -68,7 +71,7 @@ class OpenedSums:
         self._save()
 
     def lose(self, common: bytes, survivors: Sequence[int]) -> bool:
-        """Note that too few shares of a sum came; return whether that is the second time, after which it counts as spoilt."""
+        """Record that too few shares of a sum arrived; return True the second time, after which the sum counts as unusable."""
         key = common, tuple(survivors)
         if key not in self._lost:
             self._lost.add(key)
@@ -76,13 +79,19 @@ class OpenedSums:
         self.spoil(common, survivors, "too few shares came, twice")
         return True
 
+    def missed(self, silent: Collection[int]) -> bool:
+        """Note who gave no answer; return whether one of them is in an opened sum, and that for the first time in this round."""
+        new = self.clients().intersection(silent) - self._missed
+        self._missed |= new
+        return bool(new)
+
     def groups(self, common: bytes, cohort: Collection[int], least: Callable[[int], int]) -> list[tuple[tuple[int, ...], bool]]:
-        """Return which clients of a cohort to sum over, in how many sums; and for each whether all of them must be in it.
+        """Return the groups of a cohort to sum over, each with a flag whether all of its clients are required.
 
         Args:
-            common: the work.
-            cohort: who could be asked.
-            least: least size of a sum, from the size of the cohort that it is part of.
+            common: key of the work.
+            cohort: the available clients.
+            least: maps the size of a cohort to the smallest permitted part of it.
         """
         rows, there = self._sums.get(common.hex(), []), set(cohort)
         if not rows:

@@ -1,11 +1,12 @@
-"""What client and server both derive from a session's public facts: contexts, graph, digests."""
+"""Values that client and server derive from a session's public parameters: contexts, graph, digests."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.aggregation.secure.graph import neighbours, parameters, permutation
 from paceline.aggregation.secure.keys import AgreementKey, context
-from paceline.core.errors import ConfigError, ProtocolError
+from paceline.core.errors import ConfigError, ProtocolError, QuorumError
 
 __all__ = [
     "Session",
@@ -24,6 +25,7 @@ __all__ = [
     "least_half",
     "masked_digest",
     "near_of",
+    "new_session",
     "number",
     "segments_of",
     "segments_table",
@@ -36,23 +38,23 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Session:
-    """The public facts of one secure sum.
+    """Public parameters of one secure sum.
 
     Args:
-        id: 32 random bytes of the server.
-        round: of the run; with `attempt` it may only grow.
-        attempt: of the round.
+        id: 32 random bytes chosen by the server.
+        round: round of the run. A client accepts only an increasing (round, attempt).
+        attempt: attempt within the round.
         clients: ids of the cohort, ascending.
-        neighbours: k.
-        threshold: t.
-        config: clip, bits, generator and the like.
-        tell_bytes: size to which a record for the neighbours is padded, so that its length says nothing;
-            0 where none is told.
-        function: the method's client function that is summed.
-        trial: attempt at the round from which the random streams are named.
-        call: which call of the function in this round, from 1.
-        task: `Work.task`, the hash of everything that shapes an answer. As all contexts hold it, signatures and keys of
-            clients that were given different tasks do not fit together.
+        neighbours: k, neighbours of each client.
+        threshold: t, shares needed to rebuild a secret.
+        config: clip, bits, mask generator and the other options.
+        tell_bytes: size in bytes to which a record for the neighbours is padded, so that its length reveals nothing;
+            0 if no record is sent.
+        function: client function of the method whose replies are summed.
+        trial: attempt at the round that names the random streams.
+        call: number of this call of the function in the round, from 1.
+        task: `Work.task`, the hash of everything that determines a reply. Every context includes it, so signatures and
+            keys of clients that received different tasks do not match.
     """
 
     id: bytes
@@ -76,19 +78,19 @@ class Session:
 
     @property
     def stream(self) -> str:
-        """The name of the random streams of the summed function, formed alike on both sides."""
+        """Name of the random streams of the summed function; client and server derive the same name."""
         return f"{self.trial}/method.{self.function}/{self.call}"
 
     def context(self, role: str) -> bytes:
-        """Return what every signature and key derivation of this session starts with."""
+        """Return the prefix of every signature and key derivation of this session for one role."""
         return context(self.id, self.round, role) + self._facts
 
     def least_half(self, clients: int) -> int:
-        """Return `least_half` by this session's options."""
+        """Return `least_half` under this session's options."""
         return least_half(clients, self.config)
 
     def faults(self) -> list[str]:
-        """Return why nobody should take part in such a session; empty where all is well."""
+        """Return the reasons why a client must refuse this session; empty if it is valid."""
         out = []
         if not isinstance(self.id, bytes) or len(self.id) != 32:
             out.append("its id is not 32 bytes")
@@ -112,13 +114,18 @@ class Session:
         return out
 
     def plain(self) -> dict[str, Any]:
-        """Return the facts as a tree of plain values."""
+        """Return the parameters as a tree of plain values."""
         facts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {**facts, "clients": list(self.clients), "config": dataclasses.asdict(self.config)}
 
     @staticmethod
     def from_plain(facts: Mapping[str, Any]) -> Session:
-        """Return the session of `plain`; raises `ConfigError` for options that cannot be, `ProtocolError` for what is no session."""
+        """Return the session encoded by `plain`.
+
+        Raises:
+            ConfigError: invalid values of options.
+            ProtocolError: missing, unknown or mistyped parameters.
+        """
         numbers = [facts.get(name) for name in ("round", "attempt", "neighbours", "threshold", "tell_bytes", "trial", "call")]
         known = {f.name for f in dataclasses.fields(Session)}
         clients, options = facts.get("clients"), facts.get("config")
@@ -131,8 +138,27 @@ class Session:
         return Session(**{**facts, "clients": tuple(facts["clients"]), "config": SecureConfig(**facts["config"])})
 
 
+def new_session(clients: Collection[int], config: SecureConfig, round: int = 1, attempt: int = 0, tell_bytes: int = 64) -> Session:
+    """Return a fresh session whose k and t follow from the cohort's size.
+
+    Raises `QuorumError` for a cohort that is too small for the threshold, `ConfigError` for other misfits.
+    """
+    ordered = tuple(sorted(clients))
+    k, t = sizes(len(ordered), config)
+    if t > k:
+        raise QuorumError(f"secure sum, round {round}: {len(ordered)} clients are too few for a threshold of {t}")
+    session = Session(secrets.token_bytes(32), round, attempt, ordered, k, t, config, tell_bytes)
+    if faults := session.faults():
+        raise ConfigError("secure aggregation: " + "; ".join(faults))
+    return session
+
+
 def sizes(clients: int, config: SecureConfig) -> tuple[int, int]:
-    """Return (k, t) of a cohort: computed, or as the options say; raises `ConfigError` for an odd ring."""
+    """Return (k, t) for a cohort: computed by `parameters`, or as set in the options.
+
+    Raises:
+        ConfigError: `neighbours` is odd and the graph is not complete.
+    """
     computed = parameters(clients, config.gamma, config.delta, config.active, config.sigma, config.eta, config.complete_up_to)
     k = computed.neighbours if config.neighbours is None else min(config.neighbours, max(clients - 1, 1))
     if k % 2 and k < clients - 1:
@@ -141,11 +167,19 @@ def sizes(clients: int, config: SecureConfig) -> tuple[int, int]:
 
 
 def least_half(clients: int, config: SecureConfig) -> int:
-    """Return the least size of a half of a cohort whose sum was lost; the cohort's own size where it may not be split.
+    """Return the smallest permitted half of a cohort whose sum was lost; the cohort's own size if it must not be split.
 
-    It may where the graph is complete, where the half can have its threshold, where those who need not have helped to
-    open the whole are fewer than those who must help to open a half, and where at least two honest clients of each half
-    have helped with the whole: the others, and corrupt clients among those who helped, may be in sums that the server likes.
+    A cohort of n clients may be split if all of these hold:
+
+    - the graphs of the cohort and of the half are complete;
+    - the half is large enough for its threshold;
+    - the clients that need not have helped to open the whole (n - t) are fewer than the helpers that a half needs;
+    - at least two honest clients of each half have helped to open the whole. The remaining clients, and corrupt clients
+      among the helpers, may take part in sums of the server's choice.
+
+    Args:
+        clients: n, size of the cohort.
+        config: options of secure aggregation.
     """
     half = clients // 2
     if half < 3:
@@ -157,37 +191,38 @@ def least_half(clients: int, config: SecureConfig) -> int:
 
 
 def number(value: int) -> bytes:
-    """Return an id as 8 little-endian bytes."""
+    """Return a client id as 8 little-endian bytes."""
     return value.to_bytes(8, "little")
 
 
 def commitment(session: Session, client: int, secret: bytes) -> bytes:
-    """Return the hash by which a client commits to its self-mask's seed."""
+    """Return the hash that commits a client to its self-mask seed."""
     return hashlib.sha256(session.context("commit") + number(client) + secret).digest()
 
 
 def share_check(session: Session, owner: int, holder: int, kind: int, share: bytes) -> bytes:
-    """Return the hash of one of a holder's shares: `kind` is 0 for one of the self-mask, 1 for one of the mask key."""
+    """Return the hash of one share; `kind` is 0 for a share of the self-mask seed, 1 for a share of the mask key."""
     return hashlib.sha256(session.context("shares") + number(owner) + number(holder) + bytes([kind]) + share).digest()
 
 
 def share_checks(session: Session, owner: int, holder: int, shares: Sequence[bytes]) -> bytes:
-    """Return the hashes of a holder's shares (of the self-mask, of the mask key), 32 bytes each.
+    """Return the hashes of a holder's two shares (self-mask seed, mask key), 32 bytes each.
 
-    They travel beside the sealed shares. The holder accuses the owner where they are not of what it opened, and the
-    server holds against them what it is given to open a sum: so a wrong share is its holder's, and a wrong secret its owner's.
+    The hashes are sent next to the sealed shares. The holder accuses the owner if they do not match the decrypted shares.
+    The server checks against them the shares that it receives for unmasking. A wrong share is therefore attributed to its
+    holder, and a wrong secret to its owner.
     """
     return b"".join(share_check(session, owner, holder, kind, share) for kind, share in enumerate(shares))
 
 
 def graph_seed(session: Session, hashes: Mapping[int, bytes]) -> bytes:
-    """Return the seed of the graph, which no single party chose: the hash of all advertised keys."""
+    """Return the seed of the graph: the hash of all advertised keys, which no single party controls."""
     listed = b"".join(number(i) + hashes[i] for i in sorted(hashes))
     return hashlib.sha256(session.context("graph") + listed).digest()
 
 
 def graph_of(session: Session, hashes: Mapping[int, bytes]) -> dict[int, list[int]]:
-    """Return who neighbours whom."""
+    """Return the neighbours of each client."""
     order = permutation(sorted(hashes), graph_seed(session, hashes))
     return neighbours(order, min(session.neighbours, len(order) - 1))
 
@@ -198,14 +233,14 @@ def near_of(session: Session, hashes: Mapping[int, bytes], client: int) -> list[
 
 
 def alive_digest(session: Session, alive: Sequence[int], table: Sequence[Any], graph: bytes) -> bytes:
-    """Return the digest of what all must agree on before anything is opened.
+    """Return the digest that all survivors must sign before the sum is opened.
 
     Args:
         session: the session.
         alive: ids of the survivors.
         table: the segments.
-        graph: `graph_seed`. Without it a server could show each client advertisements of its own invention
-            for those who are not its neighbours, until corrupt clients surround it.
+        graph: `graph_seed`. Without it, a server could show each client forged advertisements of clients that are not its
+            neighbours, until the client is surrounded by corrupt ones.
     """
     listed = b"".join(number(i) for i in sorted(alive))
     return hashlib.sha256(session.context("alive") + graph + listed + repr(list(table)).encode()).digest()
@@ -220,7 +255,11 @@ def masked_digest(table: Sequence[Any], packed: Sequence[bytes | memoryview]) ->
 
 
 def segments_of(table: Any) -> list[Segment]:
-    """Return the segments of a table of [name, length, bits]; raises `ProtocolError` for anything else."""
+    """Return the segments of a table of [name, length, bits].
+
+    Raises:
+        ProtocolError: the table is malformed, or two segments have the same name.
+    """
     if not isinstance(table, list) or not table:
         raise ProtocolError("malformed vector: no table of segments")
     out = []
@@ -237,12 +276,12 @@ def segments_of(table: Any) -> list[Segment]:
 
 
 def segments_table(segments: Sequence[Segment]) -> list[list[Any]]:
-    """Return segments as [name, length, bits], as they are signed and sent."""
+    """Return segments as rows of [name, length, bits], the form that is signed and sent."""
     return [[s.name, s.length, s.bits] for s in segments]
 
 
 def usable(public: bytes) -> bool:
-    """Return whether an X25519 key can be agreed with: one of low order gives every peer the same secret."""
+    """Return whether an X25519 public key is safe to use: a low-order key yields the same secret with every peer."""
     try:
         AgreementKey.generate().agree(public)
     except ProtocolError:

@@ -1,6 +1,6 @@
-"""Shamir's secret sharing over a prime field: any t of n shares give the secret, fewer say nothing.
+"""Shamir's secret sharing over a prime field: any t of n shares determine the secret, fewer reveal nothing.
 
-Shares are values at x of a random polynomial of degree t - 1 whose constant term is the secret. The field
+Shares are the values at x of a random polynomial of degree t - 1 whose constant term is the secret. The field
 is GF(2^256 - 189), so that a share of a 32-byte secret takes 32 bytes.
 """
 
@@ -17,14 +17,21 @@ PRIME = 2**256 - 189
 
 
 def share(secret: int, threshold: int, xs: Sequence[int], prime: int = PRIME) -> list[int]:
-    """Return the share at each of `xs`, of which any `threshold` give the secret.
+    """Return the share at each of `xs`; any `threshold` of them determine the secret.
 
     Args:
         secret: from 0 to prime - 1.
         threshold: t.
-        xs: distinct, none of them 0 modulo the prime (the value at 0 is the secret).
+        xs: distinct points, none of them 0 modulo the prime (the value at 0 is the secret).
+        prime: size of the field.
 
-    Raises `ConfigError` for arguments with which sharing would not be safe or possible.
+    Raises:
+        ConfigError: sharing would be unsafe or impossible with these arguments.
+
+    Example:
+        >>> shares = share(42, threshold=2, xs=[1, 2, 3])
+        >>> combine(shares[1:], weights([2, 3]))
+        42
     """
     _check(xs, prime)
     if not 1 <= threshold <= len(xs):
@@ -42,7 +49,7 @@ def share(secret: int, threshold: int, xs: Sequence[int], prime: int = PRIME) ->
 
 
 def weights(xs: Sequence[int], prime: int = PRIME) -> list[int]:
-    """Return the Lagrange weights at 0: sum of weight * share is the secret. Once per set of x serves many secrets."""
+    """Return the Lagrange weights at 0: the secret is the sum of weight * share. One set of weights serves many secrets."""
     _check(xs, prime)
     product = 1
     for x in xs:
@@ -58,12 +65,12 @@ def weights(xs: Sequence[int], prime: int = PRIME) -> list[int]:
 
 
 def combine(ys: Sequence[int], at: Sequence[int], prime: int = PRIME) -> int:
-    """Return the secret from shares and the weights of their x."""
+    """Return the secret from t shares and the `weights` of their points."""
     return sum(y * w for y, w in zip(ys, at, strict=True)) % prime
 
 
 def _inverses(values: Sequence[int], prime: int) -> list[int]:
-    """Invert many numbers with one modular inversion."""
+    """Invert many numbers with a single modular inversion (Montgomery's trick)."""
     running, prefix = 1, []
     for value in values:
         prefix.append(running)

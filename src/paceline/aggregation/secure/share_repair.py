@@ -1,6 +1,6 @@
-"""Secrets from shares of which some are wrong: error correction for Shamir's sharing.
+"""Error correction for Shamir's secret sharing: recover a secret although some shares are wrong.
 
-Shares are a Reed-Solomon code word, so more shares than the threshold tell which of them are wrong.
+The shares are a Reed-Solomon code word, so shares beyond the threshold identify the wrong ones.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ __all__ = ["correct", "corrections", "is_prime"]
 
 
 def is_prime(number: int) -> bool:
-    """Return whether `number` passes Miller-Rabin for the first twelve primes (a proof below 3.3e24)."""
+    """Return whether `number` passes Miller-Rabin for the first twelve primes (a proof below 3.3e24).
+
+    Example:
+        >>> is_prime(2**255 - 19), is_prime(2**255 - 21)
+        (True, False)
+    """
     bases = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
     if number < 2 or any(number % b == 0 for b in bases):
         return number in bases
@@ -30,14 +35,18 @@ def is_prime(number: int) -> bool:
 
 
 def correct(xs: Sequence[int], ys: Sequence[int], threshold: int, prime: int = PRIME) -> tuple[int, list[int]] | None:
-    """Return (secret, places of the wrong shares), or None where too many shares are wrong.
+    """Return (secret, x of the wrong shares), or None if too many shares are wrong.
 
-    Gao's decoder: with m shares, up to (m - t) // 2 wrong ones are found, wherever they are.
+    Gao's decoder: among m shares, up to (m - t) // 2 wrong ones are located.
 
     Args:
-        xs: places, distinct and not 0.
-        ys: shares, some of them perhaps wrong.
+        xs: evaluation points, distinct and not 0.
+        ys: shares, possibly with wrong ones among them.
         threshold: t.
+        prime: size of the field.
+
+    Raises:
+        ConfigError: the points are not distinct, or one is 0 modulo the prime.
     """
     if 0 in (reduced := {x % prime for x in xs}) or len(reduced) < len(xs):
         raise ConfigError("the places of shares must be distinct and not 0, modulo the prime")
@@ -66,9 +75,13 @@ def correct(xs: Sequence[int], ys: Sequence[int], threshold: int, prime: int = P
 
 
 def corrections(shares: Mapping[int, int], threshold: int) -> Iterator[tuple[int, list[int]]]:
-    """Yield (secret, holders of wrong shares): of all shares, then with each one left out as a guess.
+    """Yield (secret, holders of wrong shares): from all shares, then with each share omitted as a guess.
 
-    The guess makes up for the half of a share that the decoder loses when the spare shares are odd in number.
+    The guess recovers the half of an error that the decoder loses when the number of redundant shares is odd.
+
+    Args:
+        shares: share by holder; holder u has the share at x = u + 1.
+        threshold: t.
     """
     for out in (None, *shares):
         kept = {u: y for u, y in shares.items() if u != out}
@@ -116,5 +129,5 @@ def _value(poly: Sequence[int], x: int, prime: int) -> int:
     return value
 
 
-if not is_prime(PRIME):  # 0.3 ms once; in a ring that is no field, shares would say something of their secret
+if not is_prime(PRIME):  # 0.3 ms once; over a ring that is not a field, shares would reveal information about their secret
     raise ConfigError(f"{PRIME} is not prime")

@@ -1,11 +1,11 @@
-"""One secure sum with all parties in this process: for tests, for the cost table, and to read the protocol."""
+"""One secure sum with all parties in one process: for tests, cost measurements, and as a readable protocol reference."""
 
 from __future__ import annotations
 
-import secrets
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -14,18 +14,16 @@ from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.aggregation.secure.encoding import Words
 from paceline.aggregation.secure.keys import IdentityKey
 from paceline.aggregation.secure.server import SecureServer
-from paceline.aggregation.secure.session import Session, sizes
-from paceline.core.errors import ConfigError, QuorumError
+from paceline.aggregation.secure.session import Session, new_session
+from paceline.aggregation.secure.steps import STEPS, carry_out
+from paceline.core.errors import QuorumError
 
-__all__ = ["STEPS", "Costs", "arithmetic_sum", "new_session", "secure_sum"]
-
-STEPS = ("advertise", "share", "masked", "consistency", "unmask")
-"""What a client is asked, in order."""
+__all__ = ["Costs", "arithmetic_sum", "secure_sum"]
 
 
 @dataclass
 class Costs:
-    """What a sum took: seconds of the first surviving client and of the server, bytes of that client."""
+    """Cost of a sum: seconds of the first surviving client and of the server, bytes of that client."""
 
     client_seconds: float = 0.0
     server_seconds: float = 0.0
@@ -34,29 +32,17 @@ class Costs:
     opened: list[tuple[Segment, Words]] = field(default_factory=list)
 
 
-def new_session(clients: Collection[int], config: SecureConfig, round: int = 1, attempt: int = 0, tell_bytes: int = 64) -> Session:
-    """Return a fresh session whose k and t follow from the cohort's size.
-
-    Raises `QuorumError` for a cohort that is too small for the threshold, `ConfigError` for other misfits.
-    """
-    ordered = tuple(sorted(clients))
-    k, t = sizes(len(ordered), config)
-    if t > k:
-        raise QuorumError(f"secure sum, round {round}: {len(ordered)} clients are too few for a threshold of {t}")
-    session = Session(secrets.token_bytes(32), round, attempt, ordered, k, t, config, tell_bytes)
-    if faults := session.faults():
-        raise ConfigError("secure aggregation: " + "; ".join(faults))
-    return session
-
-
 def arithmetic_sum(
     vectors: Mapping[int, list[tuple[Segment, Words]]], drop: Mapping[int, str] | None = None
 ) -> tuple[list[Words], list[int]]:
-    """Return what `secure_sum` opens and who survives, by modular sums alone: no keys, no masks, no protection.
+    """Return what `secure_sum` opens and the survivors, by modular sums alone: no keys, no masks, no protection.
 
     Args:
-        vectors: the cohort's segments and words.
+        vectors: segments and words of each client.
         drop: as in `secure_sum`; vectors of clients that leave after ``masked`` count.
+
+    Raises:
+        QuorumError: all clients dropped out.
     """
     alive = [c for c in sorted(vectors) if (drop or {}).get(c) not in STEPS[:3]]
     if not alive:
@@ -76,80 +62,96 @@ def secure_sum(
     drop: Mapping[int, str] | None = None,
     quorum: int = 1,
 ) -> tuple[list[Words], list[int], Costs]:
-    """Return (opened segments, survivors, costs).
+    """Run the whole protocol in this process; return (opened segments, survivors, costs).
 
     Args:
-        vectors: the cohort's segments and words.
-        config: options.
-        drop: the step before whose answer a client vanishes: ``advertise``, ``share``, ``masked``,
+        vectors: segments and words of each client.
+        config: options of secure aggregation.
+        drop: by client, the step before which it drops out: ``advertise``, ``share``, ``masked``,
             ``consistency`` or ``unmask``.
-        quorum: least number of survivors.
+        quorum: smallest number of survivors.
+
+    Raises:
+        QuorumError: too few clients are left.
+
+    Example:
+        >>> segment = Segment("main", 2, 32)
+        >>> vectors = {c: [(segment, np.array([c, 1], dtype=segment.dtype))] for c in range(4)}
+        >>> opened, survivors, _ = secure_sum(vectors)
+        >>> opened[0].tolist(), survivors
+        ([6, 4], [0, 1, 2, 3])
     """
-    config = config or SecureConfig()
-    gone = dict(drop or {})
-    session = new_session(vectors, config)
+    session = new_session(vectors, config or SecureConfig())
     identities = {c: IdentityKey.generate() for c in vectors}
     directory = {c: key.public for c, key in identities.items()}
-    clients = {c: SecureClient(c, session, identities[c], directory) for c in vectors}
-    server, costs = SecureServer(session, directory, quorum), Costs()
-    watched = next((c for c in sorted(vectors) if c not in gone), None)
-
-    def here(client: int, step: str) -> bool:
-        return client not in gone or STEPS.index(gone[client]) > STEPS.index(step)
-
+    server, parties = SecureServer(session, directory, quorum), _Parties(vectors, session, identities, drop or {})
     started = time.perf_counter()
-    own = 0.0  # of all clients, so that the rest of the wall time is the server's
-
-    def timed(client: int, answer: object) -> float:
-        nonlocal own
-        spent = time.perf_counter() - began
-        own += spent
-        if client == watched:
-            costs.client_seconds += spent
-        return spent
-
-    for c, machine in clients.items():
-        if here(c, "advertise"):
-            began = time.perf_counter()
-            message = machine.advertise()
-            timed(c, message)
-            server.add_advert(c, message)
-    hashes, adverts = server.directory_for()
-    for c in adverts:
-        if here(c, "share"):
-            began = time.perf_counter()
-            message = clients[c].share(hashes, adverts[c])
-            timed(c, message)
-            if c == watched:
-                costs.bytes_up += 128 + sum(len(s) + len(message["told"][v]) + 8 for v, s in message["sealed"].items())
-                costs.bytes_down += 40 * len(hashes) + 136 * len(adverts[c])
-            server.add_shares(c, message)
-    for c, mail in server.mail_for().items():
-        if here(c, "masked"):
-            began = time.perf_counter()
-            clients[c].receive(mail["sealed"], mail["told"])
-            message = clients[c].masked([(s, w.copy()) for s, w in vectors[c]])
-            timed(c, message)
-            if c == watched:
-                costs.bytes_down += sum(len(s) + len(mail["told"][v]) + 8 for v, s in mail["sealed"].items())
-                costs.bytes_up += sum(len(p) for p in message["segments"]) + 64
-            server.add_masked(c, message)
-    alive = server.alive()
-    for c in alive:
-        if here(c, "consistency"):
-            began = time.perf_counter()
-            message = clients[c].consistency(alive)
-            timed(c, message)
-            server.add_signature(c, message)
-    for c, signatures in server.signatures_for().items():
-        if here(c, "unmask"):
-            began = time.perf_counter()
-            message = clients[c].unmask(signatures)
-            timed(c, message)
-            if c == watched:
-                costs.bytes_down += 8 * len(alive) + 72 * len(signatures)
-                costs.bytes_up += 64 + 40 * (len(message["self"]) + len(message["keys"]))
-            server.add_unmasking(c, message)
+    alive = carry_out(server, parties.ask)
+    costs = parties.costs
     costs.opened = server.open()
-    costs.server_seconds = time.perf_counter() - started - own
+    costs.server_seconds = time.perf_counter() - started - parties.seconds
     return [w for _, w in costs.opened], alive, costs
+
+
+class _Parties:
+    """All clients of a sum in this process; measures the first one that does not drop out."""
+
+    def __init__(
+        self,
+        vectors: Mapping[int, list[tuple[Segment, Words]]],
+        session: Session,
+        identities: Mapping[int, IdentityKey],
+        gone: Mapping[int, str],
+    ) -> None:
+        directory = {c: key.public for c, key in identities.items()}
+        self.vectors, self.gone, self.costs, self.seconds = vectors, gone, Costs(), 0.0
+        self.clients = {c: SecureClient(c, session, identities[c], directory) for c in vectors}
+        self.watched = next((c for c in sorted(vectors) if c not in gone), None)
+
+    def ask(
+        self, step: str, common: Any, clients: Sequence[int], take: Callable[[int, Any], Any], own: Mapping[int, Any] | None = None
+    ) -> None:
+        """Request a step of each client that has not dropped out; see `Ask`."""
+        for client in clients:
+            if client in self.gone and STEPS.index(self.gone[client]) <= STEPS.index(step):
+                continue
+            part = None if own is None else own[client]
+            began = time.perf_counter()
+            reply = self._answer(step, client, common, part)
+            spent = time.perf_counter() - began
+            self.seconds += spent
+            if client == self.watched:
+                self.costs.client_seconds += spent
+                down, up = _sizes(step, common, part, reply)
+                self.costs.bytes_down, self.costs.bytes_up = self.costs.bytes_down + down, self.costs.bytes_up + up
+            take(client, reply)
+
+    def _answer(self, step: str, client: int, common: Any, own: Any) -> Any:
+        machine = self.clients[client]
+        match step:
+            case "advertise":
+                return machine.advertise()
+            case "share":
+                return machine.share(common["hashes"], own)
+            case "masked":
+                machine.receive(own["sealed"], own["told"])
+                return machine.masked([(s, w.copy()) for s, w in self.vectors[client]])
+            case "consistency":
+                return machine.consistency(common["alive"])
+        return machine.unmask(own)
+
+
+def _sizes(step: str, common: Any, own: Any, reply: Any) -> tuple[int, int]:
+    """Return the bytes that a client receives and sends in a step, without framing."""
+    match step:
+        case "share":
+            sealed = sum(len(s) + len(reply["told"][v]) + 8 for v, s in reply["sealed"].items())
+            return 40 * len(common["hashes"]) + 136 * len(own), 128 + sealed
+        case "masked":
+            mail = sum(len(s) + len(own["told"][v]) + 8 for v, s in own["sealed"].items())
+            return mail, sum(len(p) for p in reply["segments"]) + 64
+        case "consistency":
+            return 8 * len(common["alive"]), 0
+        case "unmask":
+            return 72 * len(own), 64 + 40 * (len(reply["self"]) + len(reply["keys"]))
+    return 0, 0

@@ -1,4 +1,4 @@
-"""Who has which identity key in a simulation. In a real federation the operator signs that: `paceline.deploy.identity.directory`."""
+"""Identity keys of a simulation. In a real federation the operator signs them: `paceline.deploy.identity.directory`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["SimulatedDirectory"]
 
 
 class SimulatedDirectory:
-    """Gives every simulated client a signing key, and everyone the public ones.
+    """Generates a signing key for every simulated client and publishes the public keys.
 
-    The secret comes from the operating system, is new for each process tree, and is never stored. A real
-    client has a key of its own and pins the others'.
+    The keys derive from a secret of the operating system, which is new for each process tree and never stored. A real
+    client has its own key and pins those of the others.
     """
 
     def __init__(self) -> None:
@@ -22,15 +22,15 @@ class SimulatedDirectory:
         self._keys: dict[int, IdentityKey] = {}
 
     def identity(self, client: int) -> IdentityKey:
-        """Return a client's key."""
+        """Return a client's signing key."""
         if client not in self._keys:
             self._keys[client] = IdentityKey.from_bytes(derive(self._secret, b"identity", client.to_bytes(8, "little")))
         return self._keys[client]
 
     def listed(self, clients: Iterable[int]) -> dict[int, bytes]:
-        """Return the public keys of those clients that there are: of all."""
+        """Return the public keys of those clients that have one; in a simulation, of all given clients."""
         return self.publics(clients)
 
     def publics(self, clients: Iterable[int]) -> dict[int, bytes]:
-        """Return the public keys of some clients."""
+        """Return the public keys of the given clients."""
         return {client: self.identity(client).public for client in clients}

@@ -1,9 +1,9 @@
-"""What a secure sum is of: the task that all its clients must share, and the work that a client opens once.
+"""Identity of the work behind a secure sum: the task hash shared by all clients, and the work that a client opens once.
 
-Masks hide a vector and say nothing of what it is a vector *of*. A server that gives each client another model, other
-bounds or another name for the same round could make all answers but one vanish, or compare two sums. So everything
-that shapes an answer is hashed: into the session, where it becomes part of every signature and key, and into what a
-client remembers of the sums that it helped to open.
+Masks hide a vector but do not bind it to the task that produced it. A server that gave each client a different model,
+different bounds or a different name for the same round could make all but one reply vanish, or compare two sums.
+Everything that determines a reply is therefore hashed twice: into the session, where it becomes part of every
+signature and key, and into the record that a client stores of the sums that it helped to open.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from paceline.core.tree import Tree
 __all__ = ["Agreement", "OwnWork", "Work", "halves", "splits"]
 
 _PROTOCOLS = ("_secagg", "_times")
-"""What a client's memory holds beside the method's own: it changes with every call."""
+"""Protocol entries of a client's memory. They change with every call, so they are excluded from the hash."""
 
 _NO_TENSORS = hashlib.sha256().digest()
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """What was agreed on before the first round; equal digests on the server and on every client.
+    """Configuration agreed on before the first round; its digests are equal on the server and on every client.
 
     Args:
-        run: SHA-256 of the run's whole configuration.
-        method: SHA-256 of the method, its options and its version, without what only names the run.
+        run: SHA-256 of the complete run configuration.
+        method: SHA-256 of the method, its options and its version, without values that only name the run.
     """
 
     run: bytes = b""
@@ -44,7 +44,7 @@ class Agreement:
 
     @staticmethod
     def of(config: Any, method: type) -> Agreement:
-        """Return the agreement on a `RunConfig`, with the class of its method as it is installed here."""
+        """Return the agreement on a `RunConfig` and the locally installed class of its method."""
         version = [__version__, _source(method)]
         named = [config.method, config.options, config.task, config.model, config.task_options, *version]
         return Agreement(_hash(_plain([dict(config), *version])), _hash(_plain(named)))
@@ -52,14 +52,14 @@ class Agreement:
 
 @dataclass(frozen=True)
 class OwnWork:
-    """One client's view of a piece of work.
+    """One client's keys for a piece of work.
 
     Args:
-        common: the key that all clients of a sum share.
-        work: the same with what this client's answer depends on: its memory.
-        version: function and tensors of the message: equal for runs that differ in their options only, and whatever was
-            noted in between. Where a message has no tensors, the memory takes their place.
-        function: the method's client function.
+        common: key shared by all clients of the sum.
+        work: key that also covers what this client's reply depends on, namely its memory.
+        version: key of the function and the tensors of the message. It is equal for runs that differ in their options only,
+            and does not depend on memory entries written in between. If the message has no tensors, the memory is hashed instead.
+        function: client function of the method.
     """
 
     common: bytes
@@ -70,13 +70,13 @@ class OwnWork:
 
 @dataclass(frozen=True)
 class Work:
-    """A function, what it is given, and by which rules its answers are encoded.
+    """A client function, its message, and the rules by which its replies are encoded.
 
     Args:
         agreed: see `Agreement`.
-        function: the method's client function.
-        declared: bounds and told records, as the *installed* method declares them.
-        message: `paceline.core.serialization.digest` of the common message.
+        function: client function of the method.
+        declared: bounds and published records, as declared by the *installed* method.
+        message: `paceline.core.serialization.digest` of the message common to all clients.
     """
 
     agreed: Agreement
@@ -86,22 +86,28 @@ class Work:
 
     @staticmethod
     def of(agreed: Agreement, function: str, declared: ClientFunction, message: Tree) -> Work:
-        """Return the work that a message makes."""
+        """Return the work that a message defines."""
         return Work(agreed, function, declared, digest(message))
 
     def task(self, round: int, trial: int, call: int) -> bytes:
-        """Return the hash that a session carries: the work, its place in the run, and everything that was agreed on."""
+        """Return the hash included in the session: the work, its position in the run, and the whole agreement.
+
+        Args:
+            round: round of the run.
+            trial: attempt at the round that names the random streams.
+            call: number of this call of the function in the round.
+        """
         bounds = sorted((name, float(bound)) for name, bound in self.declared.bounds.items())
         place = [round, trial, call, bounds, self.declared.tells or ""]
         return _hash(["paceline-task-v1", self.agreed.run.hex(), self.common.hex(), place])
 
     @property
     def common(self) -> bytes:
-        """The work's key, whatever run, round or stream it is given for."""
+        """Key of the work, independent of run, round and random stream."""
         return _hash(["paceline-work-v1", self.agreed.method.hex(), self.function, self.message[0].hex()])
 
     def own(self, memory: Mapping[str, Tree]) -> OwnWork:
-        """Return the keys under which a client with this memory remembers the work."""
+        """Return the keys under which a client with this memory records the work."""
         kept = {name: memory[name] for name in sorted(memory) if name not in _PROTOCOLS}
         state = digest(kept)[0].hex() if kept else ""
         version = [self.function, self.message[1].hex(), state if self.message[1] == _NO_TENSORS else ""]
@@ -109,10 +115,15 @@ class Work:
 
 
 def halves(common: bytes, clients: Sequence[int], least: int) -> list[tuple[int, ...]]:
-    """Return the two halves into which a cohort is split after its sum could not be used; none where they would be too small.
+    """Return the two halves of a cohort whose sum could not be used; empty if they would be too small.
 
-    The halves follow from the work and the cohort, so the server cannot choose them, and sums over them show no more
+    The work and the cohort determine the halves, so the server cannot choose them. Sums over the halves reveal no more
     than sums over `least` clients.
+
+    Args:
+        common: key of the work.
+        clients: the cohort.
+        least: smallest permitted half; at least 3 clients are required in any case.
     """
     if len(clients) < 2 * max(least, 3):
         return []
@@ -125,14 +136,14 @@ def halves(common: bytes, clients: Sequence[int], least: int) -> list[tuple[int,
 def splits(
     common: bytes, sets: Iterable[Sequence[int]], least: Callable[[int], int]
 ) -> dict[tuple[int, ...], list[tuple[int, ...]]]:
-    """Return the `halves` of each opened set of a piece of work; none of those that are themselves halves of another one.
+    """Return the `halves` of each opened set of a piece of work; empty lists for sets that are themselves halves.
 
-    By this both sides know over whom opened work may be summed again.
+    Client and server use it to determine over which clients opened work may be summed again.
 
     Args:
-        common: the work.
+        common: key of the work.
         sets: clients of opened sums, ascending.
-        least: least size of a half, from the size of the cohort that is split.
+        least: maps the size of a cohort to the smallest permitted half of it.
     """
     split = {tuple(clients): halves(common, clients, least(len(clients))) for clients in sets}
     parts = {half for two in split.values() for half in two}
@@ -140,7 +151,7 @@ def splits(
 
 
 def _plain(value: Any) -> Any:
-    """Return what JSON tells apart as well: NaN and infinity from None, keys that are numbers from texts, bytes from text."""
+    """Return a form in which JSON also distinguishes NaN and infinity from None, numeric from text keys, bytes from text."""
     if isinstance(value, Mapping):
         return [
             "dict",
@@ -161,7 +172,7 @@ def _hash(value: Any) -> bytes:
 
 
 def _source(method: type) -> str:
-    """Return the hash of the module that defines a method; empty where there is no file, as in a notebook."""
+    """Return the hash of the source of the module that defines a method; empty if there is no file, as in a notebook."""
     module = sys.modules.get(method.__module__)
     try:
         return "" if module is None else hashlib.sha256(inspect.getsource(module).encode()).hexdigest()

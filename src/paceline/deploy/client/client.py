@@ -1,4 +1,4 @@
-"""A federation's client: its own data, its own installed functions, its own rules."""
+"""Client of a federation: local data, locally installed functions, local policy."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from paceline.core.errors import (
     StoreError,
 )
 from paceline.core.processes import on_stop
+from paceline.core.samples import Split
 from paceline.core.tree import Tree
 from paceline.deploy.client.ledger import Ledger
 from paceline.deploy.client.policy import Policy, load_policy
@@ -36,8 +37,9 @@ from paceline.deploy.identity import pki
 from paceline.deploy.identity.keys import PinnedDirectory
 from paceline.deploy.logs import Journal
 from paceline.deploy.plan import CallRequest, Plan
+from paceline.deploy.run_fields import check_federated
 from paceline.deploy.settings import ClientConfig, DataConfig
-from paceline.engines.worker import Setup, Worker
+from paceline.engines.worker import Worker
 from paceline.network import protocol as p
 from paceline.network.client_runner import Runner
 from paceline.network.client_stream import Node, NodeSettings
@@ -48,25 +50,27 @@ from paceline.network.tls import Credentials
 from paceline.store.files import atomic_write
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from paceline.core.config import RunConfig
     from paceline.core.method import Method
     from paceline.deploy.metrics import Metrics
-    from paceline.run import RunConfig
     from paceline.tasks import Task
 
-__all__ = ["HouseRules", "build_worker", "make_node", "own_certificate", "take_part"]
+__all__ = ["HouseRules", "build_worker", "make_node", "own_certificate", "own_split", "take_part"]
 
 _SOON = timedelta(days=14)
-"""With less time left than this for its certificate, a client says so when it begins."""
+"""A client logs a warning at start if its certificate expires within this time."""
 
 
 class HouseRules:
-    """A client's policy and ledger, asked before every call.
+    """Policy and ledger of a client, evaluated before every call.
 
     Args:
-        policy: what is allowed.
-        ledger: what was given.
-        folder: where each run's plan is kept, so that it cannot be changed under way.
-        clock: tells the time.
+        policy: permissions and limits.
+        ledger: usage so far.
+        folder: folder in which each run's plan is stored, so that it cannot be changed during the run.
+        clock: returns the current time.
     """
 
     def __init__(
@@ -77,13 +81,18 @@ class HouseRules:
         self._run = ""
 
     def join(self, welcome: Welcome) -> None:
-        """Judge the plan. Raises `PolicyError` with all reasons, `ProtocolError` for a plan that was changed."""
+        """Evaluate the plan of a run, and record the run in the ledger.
+
+        Raises:
+            PolicyError: lists all reasons for a refusal.
+            ProtocolError: the plan differs from the one accepted earlier.
+        """
         plan = Plan.from_tree(welcome.plan.get("plan"))
         path = self.folder / welcome.run / "plan"
         if path.exists() and path.read_text() != plan.digest:
             raise ProtocolError("the plan of this run is not the one that was agreed to; a new run is needed")
         now = self.clock()
-        closed = self.policy.closed(now)  # that passes, and is told apart from this
+        closed = self.policy.closed(now)  # temporary, and reported separately
         lasting = [
             why for why in self.policy.check(plan, CallRequest(now, usage=self.ledger.usage(welcome.run, now))) if why not in closed
         ]
@@ -95,15 +104,19 @@ class HouseRules:
         self._plan, self._run = plan, welcome.run
 
     def closed(self) -> list[str]:
-        """Return why this client takes no part just now, though it will later; nothing where it does."""
+        """Return the reasons why this client does not participate at present but will later; empty if it does."""
         return self.policy.closed(self.clock())
 
     def call(self, head: Mapping[str, Any], message: Tree) -> None:
-        """Judge a call. Raises `PolicyError` with all reasons."""
+        """Evaluate a call.
+
+        Raises:
+            PolicyError: lists all reasons for a refusal.
+        """
         if self._plan is None:
             raise PolicyError(["nothing was agreed to yet"])
         now, program = self.clock(), p.field(head, "program", str)
-        stays = p.field(p.field(head, "channel", dict), "kind", str) == "held"  # what is only begun shows nothing
+        stays = p.field(p.field(head, "channel", dict), "kind", str) == "held"  # work that is only started reveals nothing
         facts: dict[str, Any] = {"cohort": p.field(head, "cohort", int) if program == "method" and not stays else None}
         if program == "secagg":
             facts |= _secure_facts(p.field(head, "function", str), message)
@@ -119,13 +132,13 @@ class HouseRules:
         self.policy.demand(self._plan, request)
 
     def done(self, head: Mapping[str, Any], sent: int, seconds: float) -> None:
-        """Put a call into the ledger, before its answer leaves."""
+        """Record a call in the ledger, before its reply is sent."""
         size = p.field(head, "size", int) + sent
         self.ledger.note(self._run, p.field(head, "round", int), size, seconds, self.clock())
 
 
 def _secure_facts(function: str, message: Tree) -> dict[str, Any]:
-    """Return what a step of secure aggregation says about its cohort, options or survivors."""
+    """Return the cohort, options or survivors that a step of secure aggregation reveals."""
     match function, message:
         case "advertise", {"clients": [*clients], "config": dict(config)}:
             return {"cohort": len(set(clients)), "secure": config}
@@ -145,33 +158,33 @@ def build_worker(
     openings: Openings | None = None,
     task: Task | None = None,
 ) -> Callable[[Welcome], Worker]:
-    """Return what builds this client's worker for a run, from the run's plan and this client's own data.
+    """Return a function that builds this client's worker from a run's plan and the local data.
 
     Args:
-        data: which data are its own.
-        number: this client's number.
-        directory: its identity key, and the others' pinned ones.
-        modules: from which methods may come that are not registered.
-        private: draw from a secret seed.
-        named: sum functions under masks that read a line of their own from the message (`Method.names_clients`).
-        openings: what this client has helped to open.
-        task: a task object in place of the one that is configured.
+        data: data configuration of this client.
+        number: id of this client.
+        directory: its identity key, and the pinned keys of the others.
+        modules: modules from which unregistered methods may be loaded.
+        private: use a secret random seed.
+        named: permit secure sums of functions whose messages contain a line for each client (`Method.names_clients`),
+            and of methods that use the times of a simulated fleet.
+        openings: record of the sums that this client has helped to open.
+        task: task object to use instead of the configured task.
+
+    Returns:
+        a function from a `Welcome` to a `Worker`. It raises `PolicyError`, `ProtocolError`, `ConfigError`, `LayoutError`
+        or a data error if the run does not fit this client.
     """
 
     import torch
 
-    from paceline.core.method import find_method
+    from paceline.assembly import Shared, assemble, build_method, devices, read_task, share_out
+    from paceline.core.config import RunConfig
     from paceline.core.params import Layout
-    from paceline.core.random import numpy_rng
-    from paceline.data import partition_task
-    from paceline.devices import load_fleet
-    from paceline.run import RunConfig
-    from paceline.submodels.flops import flops
-    from paceline.submodels.service import submodel_service
-    from paceline.tasks import load_task
 
     def build(welcome: Welcome) -> Worker:
         config = RunConfig.build(p.field(welcome.plan, "config", dict))
+        check_federated(config)
         offered = Plan.from_tree(welcome.plan.get("plan"))
         if Plan.of(config, offered.privacy) != offered:
             raise ProtocolError("the server's plan and its configuration are not the same run")
@@ -180,12 +193,16 @@ def build_worker(
         if not 0 <= number < config.clients:
             raise ConfigError(f"this client has number {number}, but the run has only {config.clients} clients")
         torch.set_num_threads(data.threads)
-        method = find_method(config.method).build(config.options)
-        if method.names_clients and config.aggregation == "secure" and not named:
+        method = build_method(config)
+        simulated = method.keeps_times and not config.measured
+        if (method.names_clients or simulated) and config.aggregation == "secure" and not named:
+            what = (
+                "messages hold a line for each client" if method.names_clients else "times come from a fleet that the server chose"
+            )
             raise PolicyError(
                 [
-                    f"messages of {config.method!r} hold a line for each client, with which a server that lies could open one client's "
-                    "update (secure_aggregation.named_clients)"
+                    f"{config.method!r}: its {what}, with which a server that lies could open one client's update "
+                    f"({'' if method.names_clients else 'run it with measured = true, or allow it by '}secure_aggregation.named_clients)"
                 ]
             )
         if config.aggregation == "secure" and Agreement.of(config, type(method)).method.hex() != welcome.plan.get("method"):
@@ -205,37 +222,23 @@ def build_worker(
             return worker
 
     def from_data(welcome: Welcome, config: RunConfig, method: Method) -> Worker:
-        mine = task or load_task(data.task or config.task, model=config.model, seed=config.seed, **_task_options(data, config))
-        method, mine = method.fit_task(mine)
-        split: Any
-        if data.own:
-            order = torch.from_numpy(numpy_rng(config.seed, "own", number).permutation(len(mine.train)))
-            if not len(order):
-                raise EmptyClientError(f"task {mine.name!r} has no samples for this client to train on")
-            # one is left to train on, or whether this client takes part would tell how many it has
-            held = min(round(config.client_test * len(order)), len(order) - 1)
-            split = _Own(order[held:].sort().values, order[:held].sort().values)
-        else:
-            split = partition_task(mine, config.partition, config.clients, config.seed, config.allow_empty, config.client_test)
-        programs: dict[str, Any] = {"method": method}
+        made = assemble(config, task or read_task(config, data.task, _task_options(data, config)), method)
+        shared = Shared(made.task, own_split(config, number, made.task)) if data.own else share_out(config, made.task)
+        programs: dict[str, Any] = {}
         if config.aggregation == "secure":
             from paceline.aggregation.secure.client_functions import SecAggClient
 
             if openings is not None:
                 openings.open()
-            programs["secagg"] = SecAggClient(directory, Agreement.of(config, find_method(config.method)), openings, welcome.run)
+            programs["secagg"] = SecAggClient(directory, Agreement.of(config, type(method)), openings, welcome.run)
         return Worker(
-            Setup(
-                programs=programs,
-                task=mine,
-                split=split,
-                num_clients=config.clients,
-                fleet=_Here() if config.measured else load_fleet(config.fleet, config.clients, config.seed),
-                seed=secrets.randbits(63) if private else config.seed,
-                flops=flops(mine.build(0), mine.train.x[:1]),
+            made.setup(
+                shared,
+                _Here() if config.measured else devices(config),
+                programs,
                 device=data.device,
-                measured=config.measured,
-                services={"submodels": submodel_service},
+                threads=data.threads,
+                client_seed=secrets.randbits(63) if private else None,
             )
         )
 
@@ -243,7 +246,7 @@ def build_worker(
 
 
 def _task_options(data: DataConfig, config: RunConfig) -> dict[str, Any]:
-    """Return the options of this client's task: how its own files are read is not the server's to say, only the model is."""
+    """Return the options of this client's task. For local files, the server determines only the model, not how they are read."""
     from paceline.data.files import is_file_task
     from paceline.models import model_options
 
@@ -255,7 +258,7 @@ def _task_options(data: DataConfig, config: RunConfig) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _quiet(hidden: bool) -> Iterator[None]:
-    """Keep what is wrong with this client's data from the server where sums are secure: a reason may hold values of them."""
+    """Hide errors about this client's data from the server if sums are secure: a reason may contain values of the data."""
     try:
         yield
     except (StoreError, MissingExtraError, MissingDataError):
@@ -266,23 +269,41 @@ def _quiet(hidden: bool) -> Iterator[None]:
         raise
 
 
+def own_split(config: RunConfig, number: int, task: Task) -> Split:
+    """Return the split that gives all samples of a task to one client, up to the run's `client_samples`.
+
+    Args:
+        config: says what share is set aside for tests, and whether a client may have no samples.
+        number: the client's number.
+        task: its own data.
+
+    Raises `EmptyClientError` where nothing is left to train on.
+    """
+    import torch
+
+    from paceline.core.random import numpy_rng
+
+    order = torch.from_numpy(numpy_rng(config.seed, "own", number).permutation(len(task.train)))[: config.client_samples]
+    if not len(order) and not config.allow_empty:
+        raise EmptyClientError(f"task {task.name!r} has no samples for this client to train on")
+    # leave at least one to train on: otherwise participation would reveal the number of samples
+    held = max(min(round(config.client_test * len(order)), len(order) - 1), 0)
+    return _Own(order[held:].sort().values, order[:held].sort().values)
+
+
 @dataclass(frozen=True)
-class _Own:
-    """All samples belong to this client."""
+class _Own(Split):
+    """Split in which all samples belong to this client."""
 
-    train: Any
-    test: Any
+    train: Tensor
+    test: Tensor
 
-    def __call__(self, client: int) -> tuple[Any, Any]:
+    def __call__(self, client: int) -> tuple[Tensor, Tensor]:
         return self.train, self.test
-
-    def num_train(self, client: int) -> int:
-        """Return the number of training samples."""
-        return len(self.train)
 
 
 class _Here:
-    """The device that this client runs on: times are measured, and transfers are the server's to measure."""
+    """Profile of the actual device: times are measured, the client measures its transfers under masks, the server otherwise."""
 
     def profile(self, client: int, round: int) -> Any:
         """Return a profile that adds nothing to measured seconds."""
@@ -294,7 +315,18 @@ class _Here:
 def make_node(
     config: ClientConfig, journal: Journal, metrics: Metrics | None = None, task: Task | None = None, **parts: Any
 ) -> Node:
-    """Put a client together from its configuration; raises what is wrong with its files."""
+    """Build a client from its configuration.
+
+    Args:
+        config: configuration of the client.
+        journal: event logger.
+        metrics: metrics to update, or None.
+        task: task object to use instead of the configured task.
+        **parts: further fields of `Node`.
+
+    Raises:
+        PacelineError: a file is missing, damaged or inconsistent, or the certificate has expired.
+    """
     from paceline.engines.accelerators import check_device
 
     check_device(config.data.device, "data.device")
@@ -344,7 +376,7 @@ def make_node(
 
 
 def _within(limit: int, build: Callable[[Welcome], Worker]) -> Callable[[Welcome], Worker]:
-    """Let a client refuse a run whose model it could not receive, before any round."""
+    """Refuse a run before its first round if its model exceeds the client's message limit."""
 
     def within(welcome: Welcome) -> Worker:
         worker = build(welcome)
@@ -356,7 +388,14 @@ def _within(limit: int, build: Callable[[Welcome], Worker]) -> Callable[[Welcome
 
 
 def own_certificate(certificate: bytes) -> datetime | None:
-    """Return until when a client's certificate holds. Raises `IdentityError` where it does not hold now."""
+    """Return the expiry time of a client's certificate.
+
+    Args:
+        certificate: PEM.
+
+    Raises:
+        IdentityError: the certificate is not valid now.
+    """
     held, now = pki.load_certificate(certificate, "client.pem"), pki.utc_now()
     begin, end = held.not_valid_before_utc, held.not_valid_after_utc
     if begin <= now <= end:
@@ -366,14 +405,14 @@ def own_certificate(certificate: bytes) -> datetime | None:
 
 
 def not_expired(certificate: bytes) -> None:
-    """Raise `IdentityError` where a client's certificate holds no more, by this machine's clock."""
+    """Raise `IdentityError` if a client's certificate has expired according to the local clock."""
     if pki.utc_now() > pki.load_certificate(certificate, "client.pem").not_valid_after_utc:
         own_certificate(certificate)
 
 
 async def take_part(node: Node) -> str:
-    """Run a client until the run has ended, or SIGTERM, SIGHUP or SIGINT asks it to leave; return why it ended."""
+    """Run a client until the run has ended, or SIGTERM, SIGHUP or SIGINT requests it to leave; return the reason."""
     loop = asyncio.get_running_loop()
-    leave = functools.partial(asyncio.run_coroutine_threadsafe, loop=loop)  # signal handlers of a loop are not everywhere
+    leave = functools.partial(asyncio.run_coroutine_threadsafe, loop=loop)  # loop signal handlers are not portable
     on_stop(lambda _: leave(node.stop("the client was asked to stop")))
     return await node.run()

@@ -1,4 +1,4 @@
-"""What a client has given so far, in one small file: the figures that its policy's limits are held against."""
+"""Usage ledger of a client: one small file with the totals that the policy's limits apply to."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ _DAY = {"rounds": 0, "bytes": 0, "seconds": 0.0}
 
 
 class Ledger:
-    """Counts what a client gives. Write before a reply leaves, so that a crash cannot make it free.
+    """Accounting of a client's usage. Record a call before its reply is sent, so that a crash cannot lose it.
 
     Args:
-        path: of the file; a missing one has counted nothing.
-        zone: where days begin at midnight, as in the policy's hours.
+        path: file of the ledger; a missing file means no usage.
+        zone: time zone of the day boundaries, as in the policy's hours.
 
-    Raises `StoreError` where the file is damaged.
+    Raises:
+        StoreError: the file is damaged.
     """
 
     def __init__(self, path: str | Path, zone: str = "UTC") -> None:
@@ -38,7 +39,7 @@ class Ledger:
             self._load()
 
     def usage(self, run: str, now: datetime) -> Usage:
-        """Return what was given to a run, and today to all."""
+        """Return the usage of a run, and of all runs today."""
         with self._lock:
             mine, day = self._runs.get(run, _RUN), self._days.get(self._day(now), _DAY)
             others = [row for name, row in self._runs.items() if name != run]
@@ -55,7 +56,7 @@ class Ledger:
             )
 
     def join(self, run: str, plan: Plan) -> None:
-        """Note that a run was joined, with the privacy that it spends; joining it again spends no more."""
+        """Record that a run was joined, and the privacy budget that it spends; rejoining spends no more."""
         with self._lock:
             mine = self._runs.setdefault(run, dict(_RUN))
             if plan.privacy is not None:
@@ -64,7 +65,7 @@ class Ledger:
             self._save()
 
     def note(self, run: str, round_: int, bytes_: int, seconds: float, now: datetime) -> None:
-        """Add bytes and seconds; the round counts once, however often this is called for it."""
+        """Add bytes and seconds of a call; the round counts once, regardless of the number of calls."""
         with self._lock:
             mine = self._runs.setdefault(run, dict(_RUN))
             name = self._day(now)

@@ -1,7 +1,7 @@
-"""A client's own rules, in `policy.toml`: what it takes part in, whatever the server says.
+"""Client policy, in `policy.toml`: the runs and calls that a client accepts, whatever the server requests.
 
-A policy is enforced on the client, before a function runs and again when the protocol shows more (the size
-of a cohort, the list of survivors). Without a file the defaults hold: secure aggregation with a cohort of at
+The policy is enforced on the client, before a function runs and again when the protocol reveals more (the size
+of a cohort, the list of survivors). Without a file the defaults apply: secure aggregation with a cohort of at
 least 3, at any time, without further limits.
 """
 
@@ -31,14 +31,14 @@ class _Part(BaseModel):
 
 
 class Allow(_Part):
-    """What may run here."""
+    """Permitted methods and tasks."""
 
     methods: tuple[str, ...] = Field(default=("*",), description="methods, as patterns such as fed*; with a colon for module:Class")
     tasks: tuple[str, ...] = Field(default=("*",), description="tasks, as patterns such as mnist*; with a colon for kind:/path")
 
 
 class Secure(_Part):
-    """What the server may see. The numbers are floors: a plan may only ask for more."""
+    """Requirements on secure aggregation. The numbers are lower bounds: a plan may exceed them."""
 
     required: bool = Field(default=True, description="refuse to reply except into a secure sum")
     active: bool = Field(default=True, description="demand the checks against a server that lies")
@@ -47,26 +47,33 @@ class Secure(_Part):
     sigma: int = Field(default=40, ge=1, description="privacy must fail with at most 2^-sigma, whatever k and t the plan sets")
     eta: int = Field(default=1, ge=1, description="a round must be lost with at most 2^-eta")
     complete_up_to: int = Field(default=0, ge=0, description="cohorts up to this size must use the complete graph")
-    named_clients: bool = Field(default=False, description="allow methods whose messages hold a line for each client")
+    named_clients: bool = Field(
+        default=False,
+        description="allow methods whose messages hold a line for each client, or that go by a simulated fleet's times",
+    )
     begun_work: bool = Field(default=False, description="allow asynchronous methods, whose messages no session binds")
     accept_changed_keys: bool = Field(default=False, description="take another identity key of a known client without asking")
 
 
 class Cohort(_Part):
-    """How many others there must be."""
+    """Requirements on the number of other clients."""
 
     least: int = Field(default=3, ge=1, description="least number of clients in a sum")
     least_quorum: int = Field(default=3, ge=1, description="least number of clients whose replies a sum may hold in the end")
     least_difference: int = Field(
-        default=3, ge=1, description="least number of clients by which the cohorts of two sums differ, if at all; 1 for no limit"
+        default=3,
+        ge=1,
+        description="least number of clients by which the cohorts of two sums differ, if at all; above 1, those over nearly the same work "
+        "are equal or share nobody; 1 for no limit",
     )
     difference_scope: Literal["model", "round", "always"] = Field(
-        default="round", description="sums that must differ so: over the same model; also in the same round; or all of them"
+        default="round",
+        description="nearly the same work: over the same model; also in the same round; or, for the difference, all sums",
     )
 
 
 class PrivacyRule(_Part):
-    """Differential privacy; a bound demands that the plan promises it."""
+    """Requirements on differential privacy; any bound requires that the plan promises it."""
 
     required: bool = Field(default=False, description="refuse a plan without differential privacy")
     epsilon: float | None = Field(default=None, gt=0, description="largest epsilon of a run")
@@ -81,7 +88,7 @@ class PrivacyRule(_Part):
 
 
 class UsageLimits(_Part):
-    """How much this client gives."""
+    """Limits on the resources that this client spends."""
 
     rounds: int | None = Field(default=None, ge=0, description="rounds of a run")
     openings: int | None = Field(default=24, ge=1, description="secure sums that are opened in one round, repetitions included")
@@ -94,7 +101,7 @@ class UsageLimits(_Part):
 
 
 class Hours(_Part):
-    """When this client takes part; days begin at midnight in this zone."""
+    """Times of participation; days begin at midnight in this zone."""
 
     zone: str = Field(default="UTC", description="time zone, such as Europe/Zurich")
     windows: tuple[str, ...] = Field(default=(), description="times such as 'mon-fri 20:00-06:00'; none is always")
@@ -119,7 +126,12 @@ class Hours(_Part):
 
 
 class Policy(_Part):
-    """A client's rules; each part is a table of `policy.toml`."""
+    """Rules of a client; each field is a table of `policy.toml`.
+
+    Example:
+        >>> Policy.build({"cohort": {"least": 5}}).cohort.least
+        5
+    """
 
     allow: Allow = Allow()
     secure_aggregation: Secure = Secure()
@@ -130,20 +142,28 @@ class Policy(_Part):
 
     @staticmethod
     def build(values: Mapping[str, Any], where: str = "the policy") -> Policy:
-        """Check values; raises `ConfigError` that names every fault."""
+        """Validate a policy.
+
+        Args:
+            values: tables of the policy.
+            where: source of the values, for error messages.
+
+        Raises:
+            ConfigError: lists every fault.
+        """
         try:
             return Policy(**values)
         except (ValidationError, TypeError) as error:
             raise ConfigError(f"{where}: {'; '.join(faults_of(error, Policy))}") from None
 
     def check(self, plan: Plan, request: CallRequest | None = None) -> list[str]:
-        """Return every reason why this client does not take part; none means that it does.
+        """Return every reason for a refusal; an empty list means that the client participates.
 
-        It depends on nothing but its arguments.
+        The result depends only on the arguments.
 
         Args:
-            plan: what the server offers.
-            request: what it asks now, or None to judge the plan alone.
+            plan: plan offered by the server.
+            request: the current request, or None to evaluate the plan alone.
         """
         reasons = [*self._plan(plan), *_beyond(plan, request), *self._secure(plan, request), *self._privacy(plan, request)]
         if request is not None:
@@ -151,7 +171,7 @@ class Policy(_Part):
         return reasons
 
     def demand(self, plan: Plan, request: CallRequest | None = None) -> None:
-        """Raise `PolicyError` with all reasons where there are any."""
+        """Raise `PolicyError` with all reasons for a refusal, if there are any."""
         if reasons := self.check(plan, request):
             raise PolicyError(reasons)
 
@@ -243,7 +263,7 @@ class Policy(_Part):
                 yield f"{spent:.0f} of {longest:g} {name.replace('_', ' ')} were given (limits.{name})"
 
     def closed(self, now: datetime) -> list[str]:
-        """Return why this client takes no part at this time of day; nothing where it does."""
+        """Return the reasons why this client does not participate at this time of day; empty if it does."""
         zone = ZoneInfo(self.hours.zone)
         windows = [Window.parse(text) for text in self.hours.windows]
         if not windows or any(window.holds(now, zone) for window in windows):
@@ -258,16 +278,16 @@ def _beyond(plan: Plan, request: CallRequest | None) -> Iterator[str]:
 
 
 def _allows(pattern: str, name: str) -> bool:
-    """Return whether a pattern allows a name.
+    """Return whether a pattern permits a name.
 
-    A name with a colon is a module to import or a file to read on this machine, so ``*`` does not allow it: the
-    pattern has to have the colon as well.
+    A name with a colon is a module to import or a file to read on this machine. ``*`` does not permit it: the pattern
+    must contain a colon as well.
     """
     return fnmatchcase(name, pattern) and (":" not in name or ":" in pattern)
 
 
 def _way_out(what: str, name: str, patterns: Sequence[str]) -> str:
-    """Return what to write to allow a name that only its colon keeps out."""
+    """Return a hint how to permit a name that is refused only because of its colon."""
     if ":" not in name or not any(fnmatchcase(name, pattern) for pattern in patterns):
         return ""
     does, more = ("reads a file", f"{name.partition(':')[0]}:*") if what == "task" else ("imports a module", name)
@@ -275,7 +295,11 @@ def _way_out(what: str, name: str, patterns: Sequence[str]) -> str:
 
 
 def load_policy(path: str | Path) -> Policy:
-    """Read a `policy.toml`; raises `ConfigError` that names every fault, with the nearest names for unknown keys."""
+    """Read a `policy.toml`.
+
+    Raises:
+        ConfigError: lists every fault, with close matches for unknown keys.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -290,7 +314,7 @@ def load_policy(path: str | Path) -> Policy:
 
 
 def _floors(rule: Secure, options: Any, cohort: int) -> Iterator[str]:
-    """Yield where a plan's options fall below a policy's floors, and where its k and t do not hold them."""
+    """Yield the options of a plan that are below a policy's lower bounds, and reasons why its k and t do not meet them."""
     from paceline.aggregation.secure.graph import shortfall
     from paceline.aggregation.secure.session import sizes
 

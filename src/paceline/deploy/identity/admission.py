@@ -1,9 +1,9 @@
-"""The server's door: which client does this certificate belong to, and may it still come in?
+"""Authentication of clients on the server: map a certificate to a client, and check that the client is still admitted.
 
-TLS has checked that the other end has the certificate's key. Here the certificate is looked up: issued by the
-federation's authority (or registered by fingerprint), of today, not revoked, and of a client of the signed
-directory. Directory and revocation list are read anew when their files change, so that a revocation counts
-at once; a file that is damaged, not signed, or older than what was read before never replaces a good one.
+TLS has verified that the peer owns the certificate's key. Here the certificate is checked: issued by the
+federation's authority (or registered by fingerprint), currently valid, not revoked, and of a client in the signed
+directory. Directory and revocation list are reloaded when their files change, so that a revocation takes effect
+immediately; a file that is damaged, unsigned, or older than the one in use never replaces a valid one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _REMEMBERED = 4096
 
 @dataclass(frozen=True)
 class _Revoked:
-    """A revocation list: serials, its number, and when it becomes stale."""
+    """Revocation list: serials, its number, and its expiry."""
 
     serials: frozenset[int]
     number: int
@@ -43,17 +43,18 @@ class _Revoked:
 
 
 class Gate:
-    """Tells clients by their certificates. May be used by several threads.
+    """Identifies clients by their certificates; thread-safe.
 
     Args:
-        trust: the federation's anchors.
-        directory: the signed directory's file.
-        crl: the revocation list's file; None only where an organisation's own authority issues the certificates
+        trust: trust anchors of the federation.
+        directory: file of the signed directory.
+        crl: file of the revocation list; None only if an organisation's own authority issues the certificates
             and its lists are checked elsewhere.
-        every: least seconds between two looks at the files.
-        clock: tells the time.
+        every: minimum interval in seconds between two checks of the files.
+        clock: returns the current time.
 
-    Raises `IdentityError` where a file is missing, damaged, not signed, or stale.
+    Raises:
+        IdentityError: a file is missing, damaged, unsigned, or outdated.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Gate:
     ) -> None:
         self.trust, self.every, self.clock = trust, every, clock
         self.fault: str | None = None
-        """Why the newest files are not in use, or None; what was read before still holds."""
+        """Reason why the newest files are not in use, or None; the previous ones remain in use."""
         self._paths = Path(directory), Path(crl) if crl is not None else None
         self._lock = threading.Lock()
         self._known: dict[bytes, tuple[Member, datetime, datetime, int]] = {}
@@ -79,7 +80,9 @@ class Gate:
     def member(self, certificate: bytes) -> Member:
         """Return the client that a certificate (PEM) belongs to.
 
-        Raises `IdentityError`, which says why there is none; `NotNow` where a list is stale or a clock may be wrong.
+        Raises:
+            IdentityError: the certificate is not valid for any client; the message gives the reason.
+            NotNow: the revocation list has expired, or the certificate is outside its validity period.
         """
         with self._lock:
             self._refresh()
@@ -97,7 +100,7 @@ class Gate:
                 except IdentityError:
                     if not self._refresh(now=True):
                         raise
-                    self._known[key] = self._find(certificate)  # it has enrolled since the last look
+                    self._known[key] = self._find(certificate)  # it may have enrolled since the last check
             member, begin, end, serial = self._known[key]
             if serial in self._revoked.serials:
                 raise IdentityError(f"the certificate of client {member.name} was revoked; ask the operator of the federation")
@@ -108,21 +111,21 @@ class Gate:
             return member
 
     def members(self) -> list[Member]:
-        """Return all clients that may take part."""
+        """Return all clients that may participate."""
         with self._lock:
             self._refresh()
             return list(self._directory.members)
 
     def stale(self) -> datetime | None:
-        """Return from when on the revocation list counts no more, and nobody is let in; None where it always does."""
+        """Return the expiry of the revocation list, after which no client is admitted; None if there is no list."""
         with self._lock:
             self._refresh()
             return self._revoked.stale
 
     def directory_file(self) -> bytes:
-        """Return the signed directory, for clients that want the newest."""
+        """Return the newest signed directory, for distribution to clients."""
         with self._lock:
-            self._refresh(now=True)  # a client that has enrolled or renewed has seen it already
+            self._refresh(now=True)  # a client that has enrolled or renewed already knows it
             return self._file
 
     def _find(self, data: bytes) -> tuple[Member, datetime, datetime, int]:
@@ -156,7 +159,7 @@ class Gate:
         return stamps
 
     def _refresh(self, now: bool = False) -> bool:
-        """Take up changed files, both or none of them; return whether any were. Without `now`, look only now and then."""
+        """Reload changed files, both or neither; return whether any were reloaded. Without `now`, respect `every`."""
         if not now and time.monotonic() - self._looked < self.every:
             return False
         self._looked = time.monotonic()

@@ -1,8 +1,9 @@
-"""A small certificate authority for one federation: issue, enrol, renew, revoke, publish.
+"""Certificate authority of one federation: issue, enrol, renew, revoke, publish.
 
-Its folder holds two secrets, `ca.key` (signs TLS certificates and the revocation list) and `directory.key`
-(signs the directory of identity keys), the register, and what is published: `trust.pem`, `crl.pem` and
-`directory`. With an organisation's own authority there is no `ca.key`, and certificates are registered.
+Its folder contains two secrets, `ca.key` (signs TLS certificates and the revocation list) and `directory.key`
+(signs the directory of identity keys), the register, and the published files: `trust.pem`, `crl.pem` and
+`directory`. If an organisation's own authority issues the certificates, there is no `ca.key`, and certificates are
+registered instead.
 """
 
 from __future__ import annotations
@@ -33,20 +34,20 @@ __all__ = ["REASONS", "Authority"]
 
 REASONS = ("unspecified", "keyCompromise", "affiliationChanged", "superseded", "cessationOfOperation")
 CRL_DAYS = 30
-"""A revocation list is stale after so many days; every change and `paceline ca publish` write a new one."""
+"""Validity of a revocation list in days; every change and `paceline ca publish` write a new one."""
 
 
 @dataclass(frozen=True)
 class Authority:
-    """An authority in its folder. It can be used by several threads and processes at once.
+    """Authority stored in a folder. Safe for concurrent use by several threads and processes.
 
     Args:
-        folder: where it is kept.
-        trust: what its federation trusts.
-        register: who has what.
+        folder: folder of the authority.
+        trust: trust anchors of the federation.
+        register: clients, certificates and tokens.
         directory_key: signs the directory.
-        ca_key: signs certificates, or None where the organisation's own authority does.
-        clock: tells the time.
+        ca_key: signs certificates; None if an organisation's own authority issues them.
+        clock: returns the current time.
     """
 
     folder: Path
@@ -66,17 +67,20 @@ class Authority:
         ca: bytes | None = None,
         clock: Callable[[], datetime] = pki.utc_now,
     ) -> Authority:
-        """Set up an authority in a new or empty folder.
+        """Create an authority in a new or empty folder.
 
         Args:
-            folder: where.
-            federation: its name.
-            days: how long the authority's own certificate holds.
+            folder: folder of the authority.
+            federation: name of the federation.
+            days: validity of the authority's own certificate in days.
             passphrase: encrypts both keys.
-            ca: PEM certificates of the organisation's own authority, to be trusted in place of one of ours.
-            clock: tells the time.
+            ca: PEM certificates of the organisation's own authority, to be trusted instead of a new one.
+            clock: returns the current time.
 
-        Raises `StoreError` where the folder holds anything, `ConfigError` for a name that is none.
+        Raises:
+            StoreError: the folder is not empty or cannot be created.
+            ConfigError: invalid name of the federation.
+            IdentityError: `ca` contains no certificate.
         """
         folder, now = Path(folder), clock()
         pki.check_name(federation, "federation")
@@ -109,7 +113,11 @@ class Authority:
 
     @staticmethod
     def open(folder: str | Path, passphrase: bytes | None = None, clock: Callable[[], datetime] = pki.utc_now) -> Authority:
-        """Open the authority of a folder; raises `IdentityError` where there is none, or the passphrase is wrong."""
+        """Open the authority in a folder.
+
+        Raises:
+            IdentityError: there is no authority, its keys do not match `trust.pem`, or the passphrase is wrong.
+        """
         folder = Path(folder)
         advice = "make an authority with `paceline ca init`, or name its folder with --ca"
         trust = Trust.parse(read(folder / "trust.pem", advice), str(folder / "trust.pem"))
@@ -126,12 +134,21 @@ class Authority:
 
     @property
     def federation(self) -> str:
-        """The federation's name."""
+        """Name of the federation."""
         return self.trust.federation
 
     # -- issuing -------------------------------------------------------------------------------
     def issue_server(self, hosts: Sequence[str], *, days: int = 365) -> Issued:
-        """Make a key and a certificate for a server that clients dial as one of `hosts` (DNS names, IP addresses)."""
+        """Generate a key and issue a certificate for a server.
+
+        Args:
+            hosts: DNS names and IP addresses under which clients reach the server.
+            days: validity in days.
+
+        Raises:
+            IdentityError: this authority does not issue certificates.
+            ConfigError: an invalid host or validity.
+        """
         ca, ca_key = self._signer()
         key = pki.new_key()
         with self.register.transaction() as rows:
@@ -140,9 +157,15 @@ class Authority:
         return Issued(pki.pem(certificate), pki.key_pem(key), self.trust.pem)
 
     def issue_client(self, name: str, *, days: int = 365, replace: bool = False) -> Issued:
-        """Make all keys of a client here, and its certificate; by a token the client makes its own.
+        """Generate all keys of a client here and issue its certificate. With a token, the client generates its own keys.
 
-        Raises `IdentityError` for a known client, unless `replace` gives it new keys and revokes the old ones.
+        Args:
+            name: name of the client.
+            days: validity in days.
+            replace: give a known client new keys and revoke its old certificates.
+
+        Raises:
+            IdentityError: the client is known and `replace` is False, or this authority does not issue certificates.
         """
         key, identity = pki.new_key(), Ed25519PrivateKey.generate()
         with self.register.transaction() as rows:
@@ -155,13 +178,16 @@ class Authority:
         )
 
     def register_client(self, name: str, certificate: bytes, identity: bytes, *, replace: bool = False) -> Member:
-        """Bind a certificate that the organisation's own authority issued, and an identity key, to a client.
+        """Bind an identity key and a certificate issued by the organisation's own authority to a client.
 
         Args:
-            name: the client.
-            certificate: in PEM; for a known client with the same identity key, one more.
-            identity: its public Ed25519 key, 32 bytes.
+            name: name of the client.
+            certificate: PEM; for a known client with the same identity key, an additional one.
+            identity: public Ed25519 key, 32 bytes.
             replace: give a known client another identity key.
+
+        Raises:
+            IdentityError: the client is known with another key and `replace` is False, or a key or certificate is in use.
         """
         given = pki.load_certificate(certificate, "the certificate")
         with self.register.transaction() as rows:
@@ -174,7 +200,16 @@ class Authority:
         return member
 
     def renew(self, client: int, request: bytes, *, days: int = 365) -> Enrolled:
-        """Return a new certificate for a client that has shown its old one; its identity key stays."""
+        """Issue a new certificate to a client that has presented its old one; its identity key remains.
+
+        Args:
+            client: id of the client.
+            request: certificate request in PEM.
+            days: validity in days.
+
+        Raises:
+            IdentityError: the client is not active, or the request is malformed.
+        """
         wanted = pki.load_request(request)
         with self.register.transaction() as rows:
             member = next((m for m in rows.members() if m.id == client), None)
@@ -185,9 +220,16 @@ class Authority:
 
     # -- enrolment -----------------------------------------------------------------------------
     def token(self, name: str, *, hours: float = 24.0, replace: bool = False) -> str:
-        """Return a token with which the client `name` can enrol once within `hours`; an earlier unused one is void.
+        """Return a token with which a client can enrol once; invalidates an earlier unused one.
 
-        Raises `IdentityError` for a known client, unless `replace` lets it enrol with new keys.
+        Args:
+            name: name of the client.
+            hours: validity in hours.
+            replace: permit a known client to enrol with new keys.
+
+        Raises:
+            IdentityError: the client is known and `replace` is False.
+            ConfigError: an invalid name or validity.
         """
         if not 0 < hours <= 24 * 365:
             raise ConfigError(f"a token for {hours} hours cannot be made; more than 0 and up to 8760 are possible")
@@ -200,17 +242,20 @@ class Authority:
         return str(made)
 
     def redeem(self, token: str, request: bytes, identity: bytes, proof: bytes, *, days: int = 365) -> Enrolled:
-        """Enrol the client that a token is for.
+        """Enrol the client that a token was issued for.
+
+        The same request with the same token returns the same certificate again, because an answer can be lost.
 
         Args:
             token: what `token` returned.
-            request: a certificate request in PEM; whatever name it asks for, it gets the token's.
-            identity: the client's public Ed25519 key, 32 bytes.
-            proof: the signature, with that key, of `proof_text`.
-            days: how long the certificate holds.
+            request: certificate request in PEM; the certificate carries the token's name, whatever the request contains.
+            identity: public Ed25519 key of the client, 32 bytes.
+            proof: signature of `proof_text` with that key.
+            days: validity in days.
 
-        The same request with the same token gives the same certificate again, since an answer can get lost.
-        Raises `TokenError` for an unknown, expired or used token, `IdentityError` for a malformed request.
+        Raises:
+            TokenError: the token is unknown, expired or used.
+            IdentityError: the request is malformed, or the proof is invalid.
         """
         given, now = Token.parse(token), self.clock()
         signed = proof_text(given, request, identity)
@@ -246,10 +291,18 @@ class Authority:
 
     # -- revoking and publishing ---------------------------------------------------------------
     def revoke(self, what: str, reason: str = "unspecified") -> list[CertificateRow]:
-        """Revoke a client by its name or number, with all its certificates, or one certificate by its serial.
+        """Revoke a client with all its certificates, or a single certificate.
 
-        Returns what was revoked; raises `IdentityError` where nothing has that name, `ConfigError` for an
-        unknown reason.
+        Args:
+            what: name or id of a client, or serial of a certificate.
+            reason: one of `REASONS`.
+
+        Returns:
+            the newly revoked certificates.
+
+        Raises:
+            IdentityError: no active client and no certificate has that name.
+            ConfigError: unknown reason.
         """
         if reason not in REASONS:
             raise ConfigError(f"{reason!r} is no reason of a revocation; known: {', '.join(REASONS)}")
@@ -269,13 +322,13 @@ class Authority:
         return [after[row.serial] for row in chosen if row.revoked is None]
 
     def publish(self) -> None:
-        """Write the revocation list and the directory anew, with a new serial and date."""
+        """Rewrite the revocation list and the directory, with a new serial and date."""
         with self.register.transaction() as rows:
             rows.changed(self.clock())
         self._write()
 
     def directory_file(self) -> bytes:
-        """Return the signed directory as it is published now."""
+        """Return the signed directory as currently published."""
         return read(self.folder / "directory", "write it anew with `paceline ca publish`")
 
     def members(self) -> list[Member]:
@@ -284,7 +337,7 @@ class Authority:
             return rows.members()
 
     def certificates(self) -> list[CertificateRow]:
-        """Return every certificate that was issued or registered."""
+        """Return every issued or registered certificate."""
         with self.register.transaction() as rows:
             return rows.certificates()
 
@@ -294,8 +347,8 @@ class Authority:
             return rows.tokens()
 
     def _write(self) -> None:
-        """Write what the register says. Its content follows from the register's state, so a crash does no harm."""
-        with self.register.transaction() as rows:  # the lock keeps an older state from overwriting a newer one
+        """Write the published files. Their content is a function of the register's state, so a crash does no harm."""
+        with self.register.transaction() as rows:  # the lock prevents an older state from overwriting a newer one
             federation, serial, made = rows.facts()
             found = directory.Directory(federation, serial, made.isoformat(), tuple(rows.members()))
             revoked = [c for c in rows.certificates() if c.revoked is not None and not c.own]

@@ -1,4 +1,4 @@
-"""Bounds on the open calls of a port: nobody can hold so many that others wait. Runs on one loop."""
+"""Limits on the open calls of a port, so that no peer can block others. Runs on one event loop."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ __all__ = ["Bounds", "Crowd", "Full", "Silent", "Ticket"]
 
 
 class Full(PacelineError):
-    """Too many calls are open; the same call may be answered a moment later."""
+    """Too many open calls; the same call may succeed a moment later."""
 
 
 class Silent(PacelineError):
-    """A call's request did not come in time."""
+    """A call's request did not arrive in time."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """How much a port bears.
+    """Limits of a port.
 
     Args:
-        each: open calls of one peer; beyond it, the one that has been silent for longest is ended.
-        all: open calls in all; beyond it, the same for the peer with most of them.
-        busy: calls whose request has come and is worked on; beyond it, a request is refused.
-        read: seconds for a request to come.
+        each: open calls of one peer; beyond it, the call of that peer that has been silent longest is closed.
+        all: open calls in total; beyond it, the same applies to the peer with most of them.
+        busy: calls being processed; beyond it, further requests are refused.
+        read: seconds for a request to arrive.
         work: seconds for its answer.
-        idle: seconds after which a connection without calls, or an unfinished handshake, is ended.
-        age: seconds after which any connection is ended.
-        connections: of all peers.
+        idle: seconds after which a connection without calls, or an unfinished handshake, is closed.
+        age: seconds after which any connection is closed.
+        connections: connections of all peers.
     """
 
     each: int = 8
@@ -63,7 +63,15 @@ class Ticket:
         self.crowd.leave(self)
 
     async def read(self, read: Callable[[], Awaitable[Any]]) -> Any:
-        """Return the call's request. Raises `Silent` where it is late, `Full` where the call has to make room."""
+        """Return the call's request.
+
+        Args:
+            read: reads one message from the peer.
+
+        Raises:
+            Silent: the request is late.
+            Full: the call was closed to make room.
+        """
 
         async def once() -> Any:
             return await read()
@@ -82,10 +90,10 @@ class Ticket:
 
 
 class Crowd:
-    """All open calls of a port.
+    """Open calls of a port.
 
     Args:
-        bounds: see there.
+        bounds: limits of the port.
     """
 
     def __init__(self, bounds: Bounds) -> None:
@@ -95,11 +103,15 @@ class Crowd:
 
     @property
     def open(self) -> int:
-        """How many calls are open."""
+        """Number of open calls."""
         return sum(map(len, self._silent.values())) + len(self._busy)
 
     def enter(self, who: str) -> Ticket:
-        """Open a call of a peer. Raises `Full` where there is no room, and none can be made."""
+        """Open a call of a peer.
+
+        Raises:
+            Full: there is no room, and no silent call to close.
+        """
         if len(self._silent.get(who, ())) + sum(t.who == who for t in self._busy) >= self.bounds.each:
             self._make_room(who, f"more than {self.bounds.each} calls are open for {who}; try again in a moment")
         elif self.open >= self.bounds.all:
@@ -110,14 +122,18 @@ class Crowd:
         return ticket
 
     def work(self, ticket: Ticket) -> None:
-        """A call's request has come. Raises `Full` where too many are worked on."""
+        """Mark a call's request as received and in progress.
+
+        Raises:
+            Full: too many calls are in progress.
+        """
         if len(self._busy) >= self.bounds.busy:
             raise Full(f"{len(self._busy)} requests are worked on; try again in a moment")
         self._hush(ticket)
         self._busy.add(ticket)
 
     def leave(self, ticket: Ticket) -> None:
-        """A call is closed."""
+        """Close a call."""
         self._hush(ticket)
         self._busy.discard(ticket)
 

@@ -1,8 +1,8 @@
-"""The directory of a federation: every client's number, name and identity key, signed by the operator.
+"""Directory of a federation: id, name and identity key of every client, signed by the operator.
 
-Secure aggregation stands on it: whoever could put other keys in it could read single updates. So it is
-signed with a key of its own, and clients know that key from the day they joined. The file is one line with
-the signature in hex, then JSON; it is checked as it is, byte for byte, before it is read.
+The security of secure aggregation depends on it: whoever could substitute keys could read individual updates. It is
+therefore signed with a separate key, which clients know since they joined. The file is one line with the signature in
+hex, followed by JSON; the signature is verified over the exact bytes before the JSON is parsed.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Member:
     """One client of a federation.
 
     Args:
-        id: its number, which the engine and secure aggregation use.
-        name: its name; the number as text where it was given none.
-        key: its Ed25519 identity key, 32 bytes.
-        certificates: SHA-256 (hex) of TLS certificates that another authority issued for it.
+        id: number used by the engine and by secure aggregation.
+        name: name; the id as text if none was given.
+        key: Ed25519 identity key, 32 bytes.
+        certificates: SHA-256 (hex) of its TLS certificates issued by another authority.
     """
 
     id: int
@@ -44,13 +44,13 @@ class Member:
 
 @dataclass(frozen=True)
 class Directory:
-    """All clients that may take part.
+    """All clients that may participate.
 
     Args:
-        federation: its name.
-        serial: grows with every change; older directories are refused.
-        made: when, as ISO 8601.
-        members: the clients, by number.
+        federation: name of the federation.
+        serial: increases with every change; older directories are refused.
+        made: time of the change, as ISO 8601.
+        members: the clients, ordered by id.
     """
 
     federation: str
@@ -60,22 +60,22 @@ class Directory:
 
     @cached_property
     def by_id(self) -> dict[int, Member]:
-        """The clients by number."""
+        """Clients by id."""
         return {member.id: member for member in self.members}
 
     @cached_property
     def by_name(self) -> dict[str, Member]:
-        """The clients by name."""
+        """Clients by name."""
         return {member.name: member for member in self.members}
 
     @cached_property
     def by_certificate(self) -> dict[str, Member]:
-        """The clients by fingerprint of a registered certificate."""
+        """Clients by fingerprint of a registered certificate."""
         return {print_: member for member in self.members for print_ in member.certificates}
 
 
 def sign(directory: Directory, key: Ed25519PrivateKey) -> bytes:
-    """Return the directory's file."""
+    """Return the signed file of a directory."""
     rows = [
         {"id": m.id, "name": m.name, "key": m.key.hex(), **({"certificates": list(m.certificates)} if m.certificates else {})}
         for m in sorted(directory.members, key=lambda m: m.id)
@@ -86,10 +86,16 @@ def sign(directory: Directory, key: Ed25519PrivateKey) -> bytes:
 
 
 def open_signed(data: bytes, operator: bytes, where: str = "the directory") -> Directory:
-    """Return the directory of a file, once its signature by the operator's public key has been checked.
+    """Verify a directory file's signature with the operator's public key, and parse it.
 
-    Raises `IdentityError` where it is not signed by the operator, is malformed, or gives two clients the
-    same number, name, key or certificate.
+    Args:
+        data: content of the file.
+        operator: public Ed25519 key, 32 bytes.
+        where: source of the data, for error messages.
+
+    Raises:
+        IdentityError: the file is not signed by the operator, is malformed, or assigns the same id, name, key or
+            certificate to two clients.
     """
     if len(data) > _MOST:
         raise IdentityError(f"{where} has {len(data)} bytes, which is more than any federation needs")

@@ -1,7 +1,7 @@
-"""A client's side of enrolment: its keys are made in its own folder and never leave it.
+"""Client side of enrolment, independent of the transport. Keys are generated in the client's folder and never leave it.
 
-`begin` makes the keys and a request; whatever carries messages takes the request to `Authority.redeem`; what
-comes back goes to `finish`, which checks it before any of it is kept. Both can be repeated after a crash.
+`begin` generates keys and a request; the transport delivers the request to `Authority.redeem` and the answer to
+`finish`, which verifies it before storing any of it. Both steps can be repeated after a crash.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["Ask", "Invitation", "begin", "finish", "renewal"]
 
 @dataclass(frozen=True)
 class Ask:
-    """What an enrolling client sends: the arguments of `Authority.redeem`."""
+    """Enrolment request of a client: the arguments of `Authority.redeem`."""
 
     token: str = field(repr=False)
     request: bytes
@@ -40,12 +40,12 @@ class Ask:
 
 @dataclass(frozen=True)
 class Invitation:
-    """A file for one client: its token, what to trust, and perhaps where the server is.
+    """File for one client: its token, the trust anchors, and optionally the server's address.
 
     Args:
-        token: a secret until it is used.
-        trust: the federation's anchors.
-        server: where to enrol, or None.
+        token: secret until it is used.
+        trust: trust anchors of the federation.
+        server: address for enrolment, or None.
     """
 
     token: str = field(repr=False)
@@ -53,13 +53,18 @@ class Invitation:
     server: Address | None = None
 
     def save(self, path: str | Path) -> None:
-        """Write the file, readable by its owner alone."""
+        """Write the file, readable by its owner only."""
         facts = {"server": None if self.server is None else str(self.server), "token": self.token, "trust": self.trust.pem.decode()}
         atomic_write(path, json.dumps(facts, indent=1).encode() + b"\n", mode=0o600)
 
     @staticmethod
     def load(path: str | Path) -> Invitation:
-        """Read the file; raises `IdentityError`, or `TokenError` where token and trust are not of one federation."""
+        """Read the file.
+
+        Raises:
+            IdentityError: the file is missing or malformed.
+            TokenError: token and trust anchors belong to different federations.
+        """
         data = read(path, "ask the operator for an invitation (`paceline ca token --invite FILE`)")
         try:
             facts = json.loads(data)
@@ -78,7 +83,16 @@ class Invitation:
 
 
 def begin(folder: str | Path, token: str) -> Ask:
-    """Return the request to enrol with; keys are made at the first call, and the same request is given at later ones."""
+    """Return the enrolment request. The first call generates the keys; later calls return the same request.
+
+    Args:
+        folder: folder of the client.
+        token: enrolment token.
+
+    Raises:
+        TokenError: the token is malformed.
+        IdentityError: a key file is damaged.
+    """
     folder, parsed = Path(folder), Token.parse(token)
     key = _tls_key(folder / "client.key")
     if not (folder / "identity.key").exists():
@@ -92,10 +106,11 @@ def begin(folder: str | Path, token: str) -> Ask:
 
 
 def finish(folder: str | Path, token: str, enrolled: Enrolled) -> Member:
-    """Check what came back, write it, and return who this client is now.
+    """Verify and store the answer to an enrolment request; return this client's entry in the directory.
 
-    Raises `TokenError` where the answer is of another federation than the token's, `IdentityError` where the
-    certificate is not of this client's key, or the directory does not have its identity key.
+    Raises:
+        TokenError: the answer is of another federation than the token.
+        IdentityError: the certificate is not for this client's key, or the directory lacks its identity key.
     """
     trust = Trust.parse(enrolled.trust, "the trust file that came from the server")
     Token.parse(token).check_trust(trust)
@@ -106,19 +121,19 @@ def finish(folder: str | Path, token: str, enrolled: Enrolled) -> Member:
 
 
 def renewal(folder: str | Path) -> bytes:
-    """Return a request for a new certificate on the client's present key, for `Authority.renew`."""
+    """Return a certificate request for the client's present key, for `Authority.renew`."""
     return pki.make_request("renewing", _tls_key(Path(folder) / "client.key", make=False))
 
 
 def renewed(folder: str | Path, enrolled: Enrolled) -> Member:
-    """Check and keep what `Authority.renew` answered."""
+    """Verify and store the answer of `Authority.renew`."""
     member = _check(Path(folder), Trust.load(Path(folder) / "trust.pem"), enrolled)
     _keep(Path(folder), enrolled)
     return member
 
 
 def identity_key(path: str | Path) -> Ed25519PrivateKey:
-    """Return the Ed25519 key of a PEM file; raises `IdentityError`."""
+    """Load the Ed25519 key from a PEM file; raises `IdentityError`."""
     key = pki.load_key(read(path, "enrol this client, or put its identity key back"), str(path))
     if not isinstance(key, Ed25519PrivateKey):
         raise IdentityError(f"{path} is not an Ed25519 key; put this client's identity key back")

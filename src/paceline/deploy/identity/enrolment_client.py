@@ -1,7 +1,7 @@
-"""A client's side of enrolment over the network: it shows a token or its old certificate, and gets a certificate.
+"""Client side of enrolment over the network: obtain a certificate with a token, or with the old certificate.
 
-A token's holder has no certificate yet, so enrolment has a port of its own on which only the server shows one.
-The client knows the authority from its invitation. Renewal needs the old certificate, on a port that asks for one.
+The owner of a token has no certificate yet, so enrolment uses a separate port on which only the server presents one.
+The client knows the authority from its invitation. Renewal requires the old certificate, on a port with mutual TLS.
 """
 
 from __future__ import annotations
@@ -29,13 +29,21 @@ REQUEST = Limits(size=64 << 10, header=64 << 10, depth=16, items=100, tensors=0)
 _ANSWER = Limits(size=64 << 20, header=64 << 20, depth=16, items=100, tensors=0)
 _STATUS = grpc.StatusCode
 _TRIES = 5
-"""How often a client asks a server that has no room just now."""
+"""Maximum number of tries if the server is temporarily overloaded."""
 
 
 def enrol(folder: Path, invitation: Path, address: Address | None = None, proxy: str = "") -> Enrolled:
-    """Enrol a client with an invitation and write its folder; may be repeated after a crash or a lost answer.
+    """Enrol a client with an invitation and write its folder. Can be repeated after a crash or a lost answer.
 
-    Raises `IdentityError` with the operator's reason where it is refused, `EngineError` where nobody answers.
+    Args:
+        folder: folder of the client.
+        invitation: invitation file.
+        address: address for enrolment; overrides the invitation's.
+        proxy: see `paceline.network.tls.through`.
+
+    Raises:
+        IdentityError: refused, with the operator's reason.
+        EngineError: the server is not reachable.
     """
     invited = Invitation.load(invitation)
     where = address or invited.server
@@ -50,7 +58,12 @@ def enrol(folder: Path, invitation: Path, address: Address | None = None, proxy:
 
 
 def renew(folder: Path, address: Address, proxy: str = "") -> Enrolled:
-    """Get a new certificate for a client while its old one is good, and write it into its folder."""
+    """Obtain a new certificate for a client whose old one is still valid, and write it into its folder.
+
+    Raises:
+        IdentityError: refused, or a file is damaged.
+        EngineError: the server is not reachable.
+    """
     credentials = Credentials.read(folder / "client.key", folder / "client.pem", Trust.load(folder / "trust.pem").roots)
     enrolled = _call(address, credentials.channel(), "Renew", {"request": renewal(folder)}, proxy)
     renewed(folder, enrolled)
@@ -77,7 +90,7 @@ def _call(address: Address, credentials: grpc.ChannelCredentials, method: str, p
 
 
 def request_of(data: bytes, limits: Limits = REQUEST) -> dict[str, Any]:
-    """Return the fields of a request or an answer. Raises `WireError`."""
+    """Decode the fields of a request or an answer; raises `WireError` for malformed data."""
     tree = loads(data, limits)
     if not isinstance(tree, dict):
         raise WireError("a request is a dict of names")

@@ -1,7 +1,7 @@
-"""The server's side of enrolment: two ports, for tokens and for renewals, that do not wait for each other.
+"""Server side of enrolment: two independent ports, for tokens and for renewals.
 
-Each has a server, a loop, threads and bounds of its own, so that strangers at the one, who need no certificate, take
-nothing from the clients at the other. Requests are read on the loop, with a deadline, and signed off it.
+Each port has its own server, event loop, threads and limits, so that unauthenticated peers on the first one cannot
+affect the clients on the second. Requests are read on the event loop, with a deadline, and signed in a thread.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import grpc
@@ -26,27 +26,29 @@ from paceline.deploy.identity.authority import Authority
 from paceline.deploy.identity.call_limits import Bounds, Crowd, Full, Silent
 from paceline.deploy.identity.enrolment_client import REQUEST, SERVICE, request_of
 from paceline.deploy.identity.files import Enrolled
-from paceline.deploy.server.events import Notes
 from paceline.network import LoopThread
 from paceline.network.protocol import clean, field
 from paceline.network.tls import Credentials
+
+if TYPE_CHECKING:
+    from paceline.deploy.server.events import Notes
 
 __all__ = ["Enrolment", "peer_of"]
 
 _STATUS = grpc.StatusCode
 _SPELL, _SAID = 10.0, 10
-"""In so many seconds, so many refusals are noted; the others are counted."""
+"""Interval in seconds, and the number of refusals logged within it; further ones are only counted."""
 
 
 class Enrolment:
-    """Answers enrolling and renewing clients.
+    """Serves enrolment and renewal requests.
 
     Args:
-        authority: who issues.
-        gate: knows the certificates that are renewed.
-        credentials: the server's.
-        notes: where events go.
-        bounds: of each of the two ports.
+        authority: issues the certificates.
+        gate: authenticates clients that renew.
+        credentials: credentials of the server.
+        notes: event log.
+        bounds: limits of each of the two ports.
     """
 
     def __init__(
@@ -59,9 +61,10 @@ class Enrolment:
         self.renewing = _Port("Renew", credentials.server(), self._member, self._renew, notes, bounds)
 
     def start(self, enrol: Address | None, renew: Address | None) -> tuple[int, int]:
-        """Listen for tokens, and for renewals (which need a certificate); return the ports, 0 for none.
+        """Listen for enrolments and for renewals (which require a certificate); return the two ports, 0 for none.
 
-        Raises `EngineError` where that cannot be.
+        Raises:
+            EngineError: an address is in use or not available.
         """
         try:
             return tuple(port.start(address) if address else 0 for port, address in self._ports(enrol, renew))  # type: ignore[return-value]
@@ -97,15 +100,15 @@ class Enrolment:
 
 
 class _Port:
-    """One method on one port.
+    """One RPC method on one port.
 
     Args:
-        method: its name.
-        credentials: the server's end.
-        who: returns whom a call is counted for.
-        answer: makes the answer, in a thread, of the request, `who` and the peer.
-        notes: where events go.
-        bounds: see there.
+        method: name of the method.
+        credentials: credentials of the port.
+        who: returns the peer that a call is counted for.
+        answer: computes the answer in a thread, from the request, `who` and the peer's address.
+        notes: event log.
+        bounds: limits of the port.
     """
 
     def __init__(
@@ -125,13 +128,17 @@ class _Port:
         self._spell, self._said, self._unsaid = 0.0, 0, 0
 
     def start(self, address: Address) -> int:
-        """Listen; return the port. Raises `EngineError` where that cannot be."""
+        """Start listening; return the port.
+
+        Raises:
+            EngineError: the address is in use or not available.
+        """
         self._loop = LoopThread(self._method.lower())
         return self._loop.wait(self._open(address))
 
     async def _open(self, address: Address) -> int:
         self._server = grpc.aio.server(options=_options(self._bounds))
-        # the client's call is unary; as a stream it is served from its first byte on, so that its request has a deadline
+        # the client's call is unary; handling it as a stream starts the handler at once, so that the request has a deadline
         rpc = {self._method: grpc.stream_unary_rpc_method_handler(self._serve)}
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, rpc),))
         try:
@@ -168,7 +175,7 @@ class _Port:
         raise AssertionError("not reached")
 
     def _note(self, reason: str, why: str, peer: str) -> None:
-        """Note a refusal; of very many only some, and how many were not."""
+        """Log a refusal; rate-limited, with the number of omitted ones."""
         now = time.monotonic()
         if now - self._spell > _SPELL:
             self._spell, self._said = now, 0
@@ -182,7 +189,7 @@ class _Port:
 
 
 def peer_of(context: Any) -> str:
-    """Return the address of a call's peer, without its port; of IPv6 the network of 64 bits that one party has."""
+    """Return the address of a call's peer without its port; for IPv6 the /64 network, which one party controls."""
     kind, _, rest = unquote(context.peer()).partition(":")
     host = rest.rpartition(":")[0].strip("[]")
     try:
@@ -192,7 +199,7 @@ def peer_of(context: Any) -> str:
 
 
 def _refusal(error: Exception) -> tuple[grpc.StatusCode, str, str]:
-    """Return the status, what the client is told, and the reason that is noted."""
+    """Return the status, the message for the client, and the logged reason."""
     told = clean(error)
     match error:
         case Full():

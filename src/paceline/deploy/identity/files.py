@@ -1,4 +1,4 @@
-"""The folders of a server and of a client: what an authority hands out, and under which names it lies there."""
+"""Files issued by an authority for the folders of servers and clients."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ __all__ = ["Enrolled", "Issued"]
 
 @dataclass(frozen=True)
 class Issued:
-    """What the authority made for a server, or for a client whose keys it makes too.
+    """Files that the authority generated for a server, or for a client whose keys it also generated.
 
     Args:
-        certificate: for TLS, in PEM.
-        key: of the certificate, in PEM; a secret.
+        certificate: TLS certificate in PEM.
+        key: private key of the certificate in PEM; secret.
         trust: the trust file.
-        identity: a client's Ed25519 identity key, in PEM; a secret.
-        directory: the signed directory, for a client.
-        client: a client's number.
-        name: a client's name.
+        identity: Ed25519 identity key of a client in PEM; secret.
+        directory: signed directory, for a client.
+        client: id of a client.
+        name: name of a client.
     """
 
     certificate: bytes
@@ -34,7 +34,11 @@ class Issued:
     name: str | None = None
 
     def write(self, folder: str | Path) -> Path:
-        """Write all files into a folder and return it; raises `StoreError` where keys lie there already."""
+        """Write all files into a folder and return it.
+
+        Raises:
+            StoreError: the folder already contains keys, or cannot be created.
+        """
         folder, role = Path(folder), "server" if self.client is None else "client"
         for kind in (f"{role}.key", "identity.key"):
             if (folder / kind).exists():
@@ -55,14 +59,14 @@ class Issued:
 
 @dataclass(frozen=True)
 class Enrolled:
-    """What a client gets for a token, or for a renewal; all of it is public.
+    """Answer to an enrolment or a renewal; all of it is public.
 
     Args:
-        certificate: for TLS, in PEM.
+        certificate: TLS certificate in PEM.
         trust: the trust file.
         directory: the signed directory.
-        client: its number.
-        name: its name.
+        client: id of the client.
+        name: name of the client.
     """
 
     certificate: bytes

@@ -1,8 +1,8 @@
-"""A real client's answer to "who has which identity key": its own from a file, the others' pinned.
+"""Identity keys of a real federation: a party's own key from a file, and pinned keys of the others.
 
-It takes the place of `SimulatedDirectory`: secure aggregation asks both the same two questions. The keys
-come from the directory that the operator signed. The client keeps what it has seen, and refuses an older
-directory, or one in which a known client suddenly has another key, until its owner has accepted that.
+Replaces `SimulatedDirectory`: secure aggregation calls the same two methods on both. The keys come from the directory
+signed by the operator. The client stores the keys that it has seen. It refuses an older directory, and a directory in
+which the key of a known client has changed, until its owner has accepted the change.
 """
 
 from __future__ import annotations
@@ -27,28 +27,29 @@ Note = Callable[[str, dict[str, Any]], None]
 
 
 def _unheard(event: str, facts: dict[str, Any]) -> None:
-    """Let events pass."""
+    """Ignore events."""
 
 
 def load_identity(path: str | Path) -> IdentityKey:
-    """Return the identity key of a PEM file; raises `IdentityError`."""
+    """Load the identity key from a PEM file; raises `IdentityError`."""
     return IdentityKey(identity_key(path))
 
 
 class PinnedDirectory:
-    """The identity keys that a party knows.
+    """Identity keys known to one party.
 
     Args:
-        path: the signed directory's file.
-        trust: the federation's anchors.
-        client: who this is; None for the server, which has no identity key.
-        identity: this client's key.
-        pins: where a client keeps the keys that it has seen; None keeps nothing.
-        accept_changed: take another key of a known client without asking.
-        note: is told of keys that were taken so: an event's name and facts.
+        path: file of the signed directory.
+        trust: trust anchors of the federation.
+        client: id of this client; None for the server, which has no identity key.
+        identity: identity key of this client.
+        pins: file with the keys seen so far; None to store none.
+        accept_changed: accept changed keys of known clients without confirmation.
+        note: receives an event (name and facts) for each accepted change.
 
-    Raises `IdentityError` where the directory is damaged, not signed, older than one seen before, has changed keys,
-    or does not have this client's own key.
+    Raises:
+        IdentityError: the directory is damaged, unsigned, older than one seen before, has changed keys, or does not contain
+            this client's own key.
     """
 
     def __init__(
@@ -71,7 +72,11 @@ class PinnedDirectory:
 
     @staticmethod
     def of(folder: str | Path, accept_changed: bool = False, note: Note = _unheard) -> PinnedDirectory:
-        """Return the directory of a client's folder, as enrolment wrote it."""
+        """Return the directory of a client's folder, as written by enrolment.
+
+        Raises:
+            IdentityError: a file is missing or damaged, or the directory does not contain this client's key.
+        """
         folder = Path(folder)
         trust, identity = Trust.load(folder / "trust.pem"), load_identity(folder / "identity.key")
         data = read(folder / "directory", "enrol this client first")
@@ -93,17 +98,17 @@ class PinnedDirectory:
 
     @property
     def serial(self) -> int:
-        """The serial of the directory in use; ask the server for a newer one with it."""
+        """Serial of the directory in use."""
         return self._directory.serial
 
     def identity(self, client: int) -> IdentityKey:
-        """Return this client's own key; raises `ProtocolError` for anyone else's."""
+        """Return this client's own key; raises `ProtocolError` for any other client."""
         if self._identity is None or client != self.client:
             raise ProtocolError(f"the identity key of client {client} is not here; each client has only its own")
         return self._identity
 
     def publics(self, clients: Iterable[int]) -> dict[int, bytes]:
-        """Return the public keys of some clients; raises `ProtocolError` that names all who are unknown or revoked."""
+        """Return the public keys of the given clients; raises `ProtocolError` that lists unknown or revoked ones."""
         with self._lock:
             known, wanted = self._directory.by_id, list(clients)
         missing = [c for c in wanted if c not in known]
@@ -115,12 +120,16 @@ class PinnedDirectory:
         return {client: known[client].key for client in wanted}
 
     def listed(self, clients: Iterable[int]) -> dict[int, bytes]:
-        """Return the public keys of those clients that are part of the federation now."""
+        """Return the public keys of those given clients that are currently part of the federation."""
         with self._lock:
             return {client: self._directory.by_id[client].key for client in clients if client in self._directory.by_id}
 
     def update(self, data: bytes) -> bool:
-        """Take a newer directory that the server sent, and keep it; return whether it was newer."""
+        """Verify, use and store a newer directory sent by the server; return whether it was newer.
+
+        Raises:
+            IdentityError: the directory is not acceptable.
+        """
         with self._lock:
             if open_signed(data, self.trust.operator).serial == self._directory.serial:
                 return False
@@ -129,7 +138,7 @@ class PinnedDirectory:
             return True
 
     def follow(self, data: bytes) -> bool:
-        """Take up a newer file without keeping it, as a server does, whose file it is; return whether it was newer."""
+        """Use a newer directory without storing it, for a server, which owns the file; return whether it was newer."""
         with self._lock:
             before = self._directory.serial
             self._directory = self._take(data)

@@ -1,7 +1,7 @@
-"""Keys, certificates and revocation lists: the X.509 of a small federation, through `cryptography`.
+"""X.509 of a federation, through `cryptography`: keys, certificates and revocation lists.
 
-TLS keys are on P-256, which every TLS library takes. A client's certificate names it by the URI
-``paceline://client/NAME``; a server's certificate names the hosts it answers for.
+TLS keys use P-256, which every TLS library supports. A client's certificate names the client by the URI
+``paceline://client/NAME``; a server's certificate names its hosts.
 """
 
 from __future__ import annotations
@@ -53,21 +53,33 @@ E = TypeVar("E", bound=x509.ExtensionType)
 TlsKey = ec.EllipticCurvePrivateKey
 URI = "paceline://client/"
 SLACK = timedelta(minutes=5)
-"""Certificates begin a little in the past, since clocks differ."""
+"""Certificates are valid from a little in the past, to tolerate clock differences."""
 
 MOST = 64 << 10
-"""Largest certificate or request, in bytes, that is looked at."""
+"""Largest accepted certificate or request, in bytes."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
 def utc_now() -> datetime:
-    """Return the time, to the second."""
+    """Return the current time, rounded down to the second."""
     return datetime.now(UTC).replace(microsecond=0)
 
 
 def check_name(name: str, what: str = "client") -> str:
-    """Return `name`; raises `ConfigError` where it is no name: lower-case letters, digits, dots, dashes."""
+    """Return `name` if it is valid: 1 to 63 lower-case letters, digits, dots, dashes and underscores.
+
+    Args:
+        name: the name.
+        what: ``client`` or ``federation``; a client name of digits must be the client's id without leading zeros.
+
+    Raises:
+        ConfigError: the name is invalid.
+
+    Example:
+        >>> check_name("hospital-1")
+        'hospital-1'
+    """
     if not _NAME.fullmatch(name):
         raise ConfigError(
             f"{name!r} is no name of a {what}; use 1 to 63 lower-case letters, digits, dots, dashes and underscores, "
@@ -81,18 +93,27 @@ def check_name(name: str, what: str = "client") -> str:
 
 
 def new_key() -> TlsKey:
-    """Return a new TLS key."""
+    """Generate a TLS key."""
     return ec.generate_private_key(ec.SECP256R1())
 
 
 def key_pem(key: TlsKey | ed25519.Ed25519PrivateKey, passphrase: bytes | None = None) -> bytes:
-    """Return a private key as PKCS #8 PEM, encrypted where there is a passphrase."""
+    """Return a private key as PKCS #8 PEM, encrypted if there is a passphrase."""
     how: KeySerializationEncryption = BestAvailableEncryption(passphrase) if passphrase else NoEncryption()
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, how)
 
 
 def load_key(data: bytes, where: str, passphrase: bytes | None = None) -> object:
-    """Return the private key of a PEM text; raises `IdentityError` that names `where` it came from."""
+    """Load a private key from PEM.
+
+    Args:
+        data: PEM.
+        where: source of the data, for error messages.
+        passphrase: of an encrypted key.
+
+    Raises:
+        IdentityError: the key is malformed, or the passphrase is wrong or missing.
+    """
     try:
         return load_pem_private_key(data, passphrase)
     except TypeError:
@@ -103,7 +124,7 @@ def load_key(data: bytes, where: str, passphrase: bytes | None = None) -> object
 
 
 def load_certificate(data: bytes, where: str) -> x509.Certificate:
-    """Return the first certificate of a PEM text; raises `IdentityError`."""
+    """Load the first certificate from PEM; raises `IdentityError` for malformed or oversized data."""
     if len(data) > MOST:
         raise IdentityError(f"{where} has {len(data)} bytes, which no certificate has")
     try:
@@ -113,7 +134,7 @@ def load_certificate(data: bytes, where: str) -> x509.Certificate:
 
 
 def certificates(data: bytes) -> bytes:
-    """Return the certificates of a PEM text, and nothing else of it; raises `IdentityError` where there is none."""
+    """Return the certificates of a PEM text, without its other content; raises `IdentityError` if there is none."""
     try:
         return b"".join(map(pem, x509.load_pem_x509_certificates(data)))
     except (ValueError, UnsupportedAlgorithm) as error:
@@ -121,9 +142,12 @@ def certificates(data: bytes) -> bytes:
 
 
 def load_request(data: bytes) -> x509.CertificateSigningRequest:
-    """Return a certificate request from outside; raises `IdentityError` for one that may not be signed.
+    """Load an untrusted certificate request.
 
-    Its owner has to have the key, which has to be strong and of a kind that TLS takes everywhere.
+    The request must be signed by its own key, and the key must be P-256, P-384 or RSA with at least 3072 bits.
+
+    Raises:
+        IdentityError: the request is malformed or its key is not acceptable.
     """
     if len(data) > MOST:
         raise IdentityError(f"a certificate request of {len(data)} bytes is refused")
@@ -147,7 +171,7 @@ def make_request(name: str, key: TlsKey) -> bytes:
 
 
 def make_ca(federation: str, key: TlsKey, days: int, now: datetime) -> x509.Certificate:
-    """Return the authority's own certificate; it signs leaves and revocation lists, no further authorities."""
+    """Return the authority's own certificate; it may sign leaf certificates and revocation lists, but no other authorities."""
     subject = _subject(f"{federation} authority", federation)
     builder = _builder(subject, subject, key.public_key(), days, now)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
@@ -159,7 +183,7 @@ def make_ca(federation: str, key: TlsKey, days: int, now: datetime) -> x509.Cert
 def make_server(
     ca: x509.Certificate, ca_key: TlsKey, key: TlsKey, hosts: Sequence[str], days: int, now: datetime
 ) -> x509.Certificate:
-    """Return a certificate for a server that answers for `hosts`: DNS names and IP addresses."""
+    """Return a certificate for a server reachable as `hosts`: DNS names and IP addresses."""
     if not hosts:
         raise ConfigError("a server's certificate needs at least one DNS name or IP address")
     names = [_host(host) for host in hosts]
@@ -167,7 +191,7 @@ def make_server(
 
 
 def make_client(ca: x509.Certificate, ca_key: TlsKey, public: object, name: str, days: int, now: datetime) -> x509.Certificate:
-    """Return a certificate for the client `name` and its public key."""
+    """Return a certificate that binds the client `name` to its public key."""
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(URI + name)]
     return _leaf(ca, ca_key, name, public, names, ExtendedKeyUsageOID.CLIENT_AUTH, days, now)
 
@@ -175,7 +199,7 @@ def make_client(ca: x509.Certificate, ca_key: TlsKey, public: object, name: str,
 def make_crl(
     ca: x509.Certificate, key: TlsKey, revoked: Iterable[tuple[int, datetime, str]], number: int, now: datetime, days: int
 ) -> bytes:
-    """Return the signed list of revoked (serial, when, reason) in PEM; it is stale after `days`."""
+    """Return the signed revocation list in PEM, with (serial, time, reason) entries; it expires after `days`."""
     builder = x509.CertificateRevocationListBuilder().issuer_name(ca.subject)
     builder = builder.last_update(now - SLACK).next_update(now + timedelta(days=days))
     builder = builder.add_extension(x509.CRLNumber(number), critical=False)
@@ -189,7 +213,7 @@ def make_crl(
 
 
 def client_name(certificate: x509.Certificate) -> str | None:
-    """Return the client that a certificate names by its URI, or None where it names none, or several."""
+    """Return the client named by a certificate's URI; None if it names none or several."""
     alternative = extension(certificate, x509.SubjectAlternativeName)
     uris = alternative.get_values_for_type(x509.UniformResourceIdentifier) if alternative is not None else []
     names = [uri.removeprefix(URI) for uri in uris if uri.startswith(URI)]
@@ -197,7 +221,7 @@ def client_name(certificate: x509.Certificate) -> str | None:
 
 
 def extension(certificate: x509.Certificate, kind: type[E]) -> E | None:
-    """Return an extension of a certificate, or None; raises `IdentityError` where it is malformed."""
+    """Return an extension of a certificate, or None; raises `IdentityError` if it is malformed."""
     try:
         return certificate.extensions.get_extension_for_class(kind).value
     except x509.ExtensionNotFound:
@@ -207,12 +231,12 @@ def extension(certificate: x509.Certificate, kind: type[E]) -> E | None:
 
 
 def serial_text(serial: int) -> str:
-    """Return a serial number as it is listed: 40 hexadecimal digits."""
+    """Return a serial number as 40 hexadecimal digits."""
     return f"{serial:040x}"
 
 
 def pem(certificate: x509.Certificate) -> bytes:
-    """Return a certificate in PEM."""
+    """Return a certificate as PEM."""
     return certificate.public_bytes(Encoding.PEM)
 
 

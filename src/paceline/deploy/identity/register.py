@@ -1,7 +1,7 @@
-"""The register of an authority: clients, certificates and tokens, in one SQLite file.
+"""Register of an authority: clients, certificates and tokens, in one SQLite file.
 
-Every operation is one transaction, also between processes, so two redemptions of one token cannot both win.
-It holds no secrets: no private keys, and of tokens only hashes.
+Every operation is one transaction, also between processes, so two redemptions of one token cannot both succeed.
+The file contains no secrets: no private keys, and only hashes of tokens.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from datetime import datetime
 from pathlib import Path
 
 from paceline.core.errors import IdentityError, StoreError
+from paceline.deploy.database_errors import named
 from paceline.deploy.identity.directory import Member
-from paceline.deploy.server.database_errors import named
 
 __all__ = ["CertificateRow", "CertificateRows", "Register", "TokenRow"]
 
@@ -35,19 +35,19 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class CertificateRow:
-    """One certificate that was issued, or registered.
+    """One issued or registered certificate.
 
     Args:
         serial: in hexadecimal.
-        kind: server or client.
-        member: the client's number, or None.
-        names: the client's name, or a server's hosts with commas between.
+        kind: ``server`` or ``client``.
+        member: id of the client, or None.
+        names: name of the client, or comma-separated hosts of a server.
         digest: SHA-256 of the certificate, in hexadecimal.
         pem: the certificate.
-        issued, expires: when.
-        own: another authority issued it.
-        revoked: when it was revoked, or None; `reason` says why.
-        reason: of the revocation.
+        issued, expires: validity period.
+        own: whether another authority issued it.
+        revoked: time of the revocation, or None.
+        reason: reason of the revocation.
     """
 
     serial: str
@@ -65,7 +65,7 @@ class CertificateRow:
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One enrolment token: its hash, whom it is for, until when, and whether it was used."""
+    """One enrolment token: its hash, the client's name, its validity, and its use."""
 
     id: str
     hash: bytes
@@ -79,10 +79,10 @@ class TokenRow:
 
 
 class Register:
-    """The register's file.
+    """Database file of the register.
 
     Args:
-        path: of the SQLite file, which must be there; `create` makes one.
+        path: an existing SQLite file; see `create`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -90,7 +90,16 @@ class Register:
 
     @staticmethod
     def create(path: Path, federation: str, now: datetime) -> Register:
-        """Make an empty register, readable by its owner alone."""
+        """Create an empty register, readable by its owner only.
+
+        Args:
+            path: the new file.
+            federation: name of the federation.
+            now: time of creation.
+
+        Raises:
+            StoreError: the file exists or cannot be created.
+        """
         try:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         except OSError as error:
@@ -104,7 +113,12 @@ class Register:
 
     @contextmanager
     def transaction(self) -> Iterator[CertificateRows]:
-        """Yield the rows under the write lock: all changes are kept, or none if the block raises."""
+        """Yield the rows under the write lock; commit at the end, or roll back if the block raises.
+
+        Raises:
+            IdentityError: the file does not exist.
+            StoreError: the database reports an error.
+        """
         if not self.path.exists():
             raise IdentityError(
                 f"{self.path.parent} holds no authority; make one with `paceline ca init`, or name its folder with --ca"
@@ -117,26 +131,26 @@ class Register:
                 yield CertificateRows(db)
                 db.execute("COMMIT")
             finally:
-                db.close()  # without the commit, everything is undone
+                db.close()  # rolls back without a commit
         except sqlite3.Error as error:
             raise named(error, str(self.path)) from error
 
 
 class CertificateRows:
-    """What can be read and changed within a transaction."""
+    """Read and write access within a transaction."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self.db = db
 
     def facts(self) -> tuple[str, int, datetime]:
-        """Return the federation's name, the serial of its last change, and when that was."""
+        """Return the federation's name, the serial of its last change, and the time of that change."""
         made, federation, serial, at = self.db.execute("SELECT format, federation, serial, made FROM facts").fetchone()
         if made != FORMAT:
             raise StoreError(f"this register has format {made}, and {FORMAT} is known here; use the paceline that made it")
         return federation, serial, datetime.fromisoformat(at)
 
     def changed(self, now: datetime) -> None:
-        """Note a change, so that what is published gets a new serial."""
+        """Record a change, so that published files get a new serial."""
         self.db.execute("UPDATE facts SET serial = serial + 1, made = ?", (now.isoformat(),))
 
     # -- clients -------------------------------------------------------------------------------
@@ -146,7 +160,7 @@ class CertificateRows:
         return None if row is None else (Member(*row[:3]), bool(row[3]))
 
     def members(self) -> list[Member]:
-        """Return all active clients by number, with the fingerprints of registered certificates."""
+        """Return all active clients, ordered by id, with the fingerprints of registered certificates."""
         prints: dict[int, list[str]] = {}
         query = "SELECT member, digest FROM certificates WHERE own AND revoked IS NULL ORDER BY digest"
         for member, digest in self.db.execute(query):
@@ -155,7 +169,16 @@ class CertificateRows:
         return [Member(id_, name, key, tuple(prints.get(id_, ()))) for id_, name, key in rows]
 
     def put_member(self, name: str, key: bytes, number: int | None) -> Member:
-        """Add a client, with the next free number or the given one, or give a known one another key."""
+        """Add a client, or replace the key of a known one.
+
+        Args:
+            name: name of the client.
+            key: public identity key, 32 bytes.
+            number: id of a new client; None selects the lowest free id.
+
+        Raises:
+            IdentityError: another client has the key or the id.
+        """
         owner = self.db.execute("SELECT name FROM members WHERE key = ?", (key,)).fetchone()
         if owner is not None and owner[0] != name:
             raise IdentityError(f"client {owner[0]} has this identity key already; each client makes one of its own")
@@ -173,12 +196,16 @@ class CertificateRows:
         return Member(number, name, key)
 
     def retire(self, member: int) -> None:
-        """Take a client out of the directory; its number and name are kept for it."""
+        """Remove a client from the directory; its id and name remain reserved."""
         self.db.execute("UPDATE members SET active = 0 WHERE id = ?", (member,))
 
     # -- certificates --------------------------------------------------------------------------
     def add_certificate(self, row: CertificateRow) -> None:
-        """Note a certificate."""
+        """Add a certificate.
+
+        Raises:
+            IdentityError: it is registered already.
+        """
         values = (row.serial, row.kind, row.member, row.names, row.digest, row.pem, row.issued.isoformat(), row.expires.isoformat())
         try:
             self.db.execute("INSERT INTO certificates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL)", (*values, int(row.own)))
@@ -186,7 +213,7 @@ class CertificateRows:
             raise IdentityError(f"the certificate {row.serial} is registered already") from None
 
     def certificates(self) -> list[CertificateRow]:
-        """Return all certificates in the order in which they were made."""
+        """Return all certificates in order of creation."""
         query = "SELECT serial, kind, member, names, digest, pem, issued, expires, own, revoked, reason FROM certificates ORDER BY rowid"
         return [
             CertificateRow(serial, kind, member, names, digest, pem, _at(issued), _at(expires), bool(own), _time(revoked), reason)
@@ -202,13 +229,13 @@ class CertificateRows:
 
     # -- tokens --------------------------------------------------------------------------------
     def add_token(self, row: TokenRow) -> None:
-        """Note a token; an unused one for the same name is void from now on."""
+        """Add a token and delete unused ones for the same name."""
         self.db.execute("DELETE FROM tokens WHERE name = ? AND used IS NULL", (row.name,))
         values = (row.id, row.hash, row.name, row.made.isoformat(), row.expires.isoformat(), int(row.replaces))
         self.db.execute("INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, NULL, NULL, NULL)", values)
 
     def tokens(self) -> list[TokenRow]:
-        """Return all tokens in the order in which they were made."""
+        """Return all tokens in order of creation."""
         query = "SELECT id, hash, name, made, expires, replaces, used, proof, serial FROM tokens ORDER BY rowid"
         return [
             TokenRow(id_, hash_, name, _at(made), _at(expires), bool(replaces), _time(used), proof, serial)
@@ -216,7 +243,7 @@ class CertificateRows:
         ]
 
     def use_token(self, id_: str, now: datetime, proof: bytes, serial: str) -> None:
-        """Mark a token as used by a request, which gave the certificate `serial`."""
+        """Mark a token as used for the certificate `serial`; `proof` identifies the request."""
         self.db.execute("UPDATE tokens SET used = ?, proof = ?, serial = ? WHERE id = ?", (now.isoformat(), proof, serial, id_))
 
 

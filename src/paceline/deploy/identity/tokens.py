@@ -1,8 +1,8 @@
-"""Enrolment tokens: a secret that lets one client, once, and for a while, get its certificate.
+"""Enrolment tokens: a secret that entitles one client to obtain its certificate once, within a limited time.
 
-A token is ``paceline1.ID.SECRET.TRUST``. The register keeps the hash of the secret, which has 256 bits, so a
-plain hash is enough. TRUST is the start of the trust file's fingerprint: a client checks with it that the
-server that it enrols at belongs to the federation that invited it.
+A token is ``paceline1.ID.SECRET.TRUST``. The register stores the hash of the secret; as the secret has 256 bits, a
+plain hash is sufficient. TRUST is a prefix of the trust file's fingerprint, with which a client verifies that the
+server belongs to the federation that issued the invitation.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TRUST = 16
 
 @dataclass(frozen=True)
 class Token:
-    """A token's parts.
+    """A parsed token.
 
     Args:
         id: public, 16 hexadecimal digits.
@@ -39,12 +39,16 @@ class Token:
 
     @staticmethod
     def make(trust: Trust) -> Token:
-        """Return a new token."""
+        """Generate a token."""
         return Token(secrets.token_hex(8), secrets.token_bytes(32), trust.digest[:_TRUST])
 
     @staticmethod
     def parse(text: str) -> Token:
-        """Return the token of a text; raises `TokenError`, which does not repeat the secret."""
+        """Parse a token.
+
+        Raises:
+            TokenError: the text is malformed; the message does not repeat the secret.
+        """
         parts = text.strip().split(".")
         try:
             if len(parts) != 4 or parts[0] != _HEAD or len(text) > 200:
@@ -64,15 +68,15 @@ class Token:
 
     @property
     def hash(self) -> bytes:
-        """What the register keeps of the secret."""
+        """Hash of the secret, as stored in the register."""
         return hashlib.sha256(b"paceline-token-v1|" + self.id.encode() + b"|" + self.secret).digest()
 
     def fits(self, stored: bytes) -> bool:
-        """Return whether the register's hash is of this secret."""
+        """Return whether the stored hash matches this secret, compared in constant time."""
         return hmac.compare_digest(self.hash, stored)
 
     def check_trust(self, trust: Trust) -> None:
-        """Raise `TokenError` where the trust file is not the one of this token's federation."""
+        """Raise `TokenError` if the trust file is not that of this token's federation."""
         if not hmac.compare_digest(self.trust, trust.digest[:_TRUST]):
             raise TokenError(
                 "the trust file is not that of the federation that issued this token; "
@@ -81,7 +85,7 @@ class Token:
 
 
 def proof_text(token: Token, request: bytes, identity: bytes) -> bytes:
-    """Return what an enrolling client signs with its identity key, to show that it has it."""
+    """Return the message that an enrolling client signs with its identity key as proof of possession."""
     return b"paceline-enrol-v1|" + token.id.encode() + b"|" + hashlib.sha256(request).digest() + identity
 
 

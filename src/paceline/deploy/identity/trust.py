@@ -1,8 +1,8 @@
-"""What a party of a federation trusts: the authority's certificate and the operator's directory key, in one file.
+"""Trust anchors of a federation: the authority's certificate and the operator's directory key, in one file.
 
-`trust.pem` holds a line with the federation's name, one or more certificates, and the Ed25519 public key
-that signs the directory. It is not secret, but whoever can change it is believed: a token carries its
-fingerprint, so that a client that enrols cannot be given another one.
+`trust.pem` contains a line with the federation's name, one or more certificates, and the Ed25519 public key
+that signs the directory. It is not secret, but whoever can modify it controls what is trusted. A token therefore
+includes its fingerprint, so that an enrolling client cannot be given a different one.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _NAME = re.compile(rb"^# paceline federation: (\S+)$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Trust:
-    """The anchors of a federation.
+    """Trust anchors of a federation.
 
     Args:
-        federation: its name.
-        roots: certificates of authorities in PEM, as TLS takes them.
-        operator: the 32-byte Ed25519 public key of the directory.
+        federation: name of the federation.
+        roots: certificates of the authorities, in PEM, as passed to TLS.
+        operator: Ed25519 public key that signs the directory, 32 bytes.
     """
 
     federation: str
@@ -43,12 +43,12 @@ class Trust:
 
     @staticmethod
     def load(path: str | Path) -> Trust:
-        """Read a `trust.pem`; raises `IdentityError`."""
+        """Read a `trust.pem`; raises `IdentityError` if it is missing or malformed."""
         return Trust.parse(read(path, "get it from the operator of the federation"), str(path))
 
     @staticmethod
     def parse(data: bytes, where: str = "the trust file") -> Trust:
-        """Return the anchors of a text; raises `IdentityError`."""
+        """Parse the content of a trust file; raises `IdentityError` if it is malformed."""
         name, blocks = _NAME.search(data), [(m[1], m[0]) for m in _BLOCK.finditer(data)]
         roots = b"".join(text.rstrip(b"\n") + b"\n" for kind, text in blocks if kind == b"CERTIFICATE")
         keys = [text for kind, text in blocks if kind == b"PUBLIC KEY"]
@@ -69,12 +69,12 @@ class Trust:
 
     @cached_property
     def certificates(self) -> list[x509.Certificate]:
-        """The certificates of `roots`."""
+        """Parsed certificates of `roots`."""
         return x509.load_pem_x509_certificates(self.roots)
 
     @cached_property
     def pem(self) -> bytes:
-        """The file's text."""
+        """Content of the file."""
         key = Ed25519PublicKey.from_public_bytes(self.operator)
         public = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         return f"# paceline federation: {self.federation}\n".encode() + self.roots + public
@@ -89,12 +89,12 @@ class Trust:
 
     @property
     def fingerprint(self) -> str:
-        """The digest as people compare it."""
+        """The digest in hexadecimal, for comparison by people."""
         return self.digest.hex()
 
 
 def read(path: str | Path, advice: str) -> bytes:
-    """Return a file's bytes; raises `IdentityError` with what to do where it cannot be read."""
+    """Return a file's bytes; raises `IdentityError` that includes `advice` if it cannot be read."""
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Waits for clients before a round: for all that are expected before the first one, then for the least number."""
+"""Waiting for clients: all expected sites before the first round, then the required minimum before each round."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from paceline.network import GrpcEngine
 __all__ = ["AGAIN", "Muster", "check_expected"]
 
 AGAIN = 5.0
-"""Seconds between two lines that tell who is missing."""
+"""Seconds between two log lines about missing clients."""
 
 _NAMED = 50
-"""Names in one line of the log; the others are counted."""
+"""Maximum number of names in one log line; further ones are counted."""
 
 
 def check_expected(expected: int | Sequence[str], members: Sequence[Member], invited: Container[str], clients: int) -> None:
-    """Raise `ConfigError` that names every expected site that can never be there.
+    """Raise `ConfigError` that lists every expected site that can never connect.
 
     Args:
-        expected: names of sites; or how many, whichever they are.
-        members: the directory's clients.
-        invited: names that have a token and will be in the directory.
-        clients: of the run, which asks those with numbers below.
+        expected: names of sites, or their number.
+        members: clients in the directory.
+        invited: names with a valid token, which will be in the directory.
+        clients: number of clients of the run, which calls only those with smaller ids.
     """
     if isinstance(expected, int):
         if expected > clients:
@@ -53,13 +53,13 @@ class Muster:
     """Waits for clients.
 
     Args:
-        engine: knows who is there.
-        note: writes an event: its name and facts.
-        members: returns the directory's clients of now; sites may enrol while they are waited for.
-        least: clients that a round needs.
-        expected: names of sites; or how many, whichever they are.
+        engine: reports the connected clients.
+        note: logs an event: its name and facts.
+        members: returns the current clients in the directory; sites may enrol in the meantime.
+        least: clients needed for a round.
+        expected: names of sites, or their number.
         patience: seconds to wait for all of them.
-        start: seconds to wait for the least number.
+        start: seconds to wait for the minimum.
     """
 
     engine: GrpcEngine
@@ -74,7 +74,10 @@ class Muster:
         self._told = -math.inf
 
     def missing(self) -> tuple[list[str], int]:
-        """Return the names of expected sites that are not ready, and how many are; where only a number is expected, who could come."""
+        """Return the names of the expected sites that are not ready, and their number.
+
+        If only a number is expected, the names are those of all clients that are not ready.
+        """
         ready = set(self.engine.hub.ready())
         numbers = {m.name: m.id for m in self.members() if m.id < self.engine.num_clients}
         if isinstance(self.expected, int):
@@ -84,9 +87,10 @@ class Muster:
         return absent, len(absent)
 
     def first(self) -> None:
-        """Wait for all expected sites, then begin with those that are there if they are enough.
+        """Wait for all expected sites, then start with the available ones if they are enough.
 
-        Raises `CohortError` where fewer than the least number come, or can come.
+        Raises:
+            CohortError: fewer than the minimum connect, or are willing to participate.
         """
         began = time.monotonic()
         if self.expected:
@@ -98,7 +102,11 @@ class Muster:
         self.wait(max(self.start - (time.monotonic() - began), 0.0))
 
     def wait(self, seconds: float | None = None) -> None:
-        """Wait for the least number of clients. Raises `CohortError` where they never come."""
+        """Wait for the minimum number of clients, at most `seconds` (default `start`).
+
+        Raises:
+            CohortError: too few clients connect.
+        """
         limit = self.start if seconds is None else seconds
         if not self.engine.wait_until(self._enough, self.least, limit):
             here, (names, _) = len(self.engine.hub.ready()), self.missing()
@@ -106,7 +114,7 @@ class Muster:
             raise CohortError(f"{here} clients are there after {self.start:.0f} s; {self.least} are needed{absent}")
 
     def _settled(self) -> bool:
-        """Return whether all expected sites are there, or have said that they take no part."""
+        """Return whether all expected sites are ready or have refused to participate."""
         names, count = self.missing()
         refused = self.engine.hub.asking.refusals
         out = {m.name for m in self.members() if m.id in refused} if refused else set()
@@ -116,7 +124,7 @@ class Muster:
         return self._tell(len(self.engine.hub.ready()) >= self.least)
 
     def _tell(self, done: bool) -> bool:
-        """Say who is missing, but only now and then; return `done`."""
+        """Log the missing clients at intervals; return `done`."""
         if not done and time.monotonic() - self._told >= AGAIN:
             self._told = time.monotonic()
             names, count = self.missing()

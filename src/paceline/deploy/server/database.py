@@ -1,8 +1,8 @@
-"""What a server must remember if it dies: runs, rounds, phases, who answered, and a log of events.
+"""Persistent state of a server: runs, rounds, phases, replies, and a log of events.
 
-SQLite by default, or PostgreSQL by URL. A write has been committed when the call returns, and doing it once
-more changes nothing, so a server that comes back can simply repeat its last step. Models and updates are not
-here; they are in the checkpoint of the run's folder.
+SQLite by default, or PostgreSQL by URL. Writes are committed when the call returns, and are idempotent, so a
+restarted server can repeat its last step. Models and updates are not stored here; they are in the checkpoint of the
+run's folder.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from paceline.core.errors import ConfigError, MissingExtraError, StoreAwayError, StoreError
-from paceline.deploy.server.database_errors import named
+from paceline.deploy.database_errors import named
 
 try:
     import sqlalchemy as sa
@@ -35,9 +35,9 @@ __all__ = ["AnswerRow", "Event", "PhaseRow", "RoundRow", "RunRow", "ServerState"
 
 FORMAT = "1"
 MOST = 1 << 20
-"""Largest plan, record or detail in bytes; whatever is larger belongs into the run's folder."""
+"""Largest plan, record or detail in bytes; larger data belong in the run's folder."""
 _TABLES = 0x9ACE11E
-"""The advisory lock under which tables are made."""
+"""Advisory lock that serialises the creation of tables."""
 _LIVELY = {
     "connect_timeout": "5",
     "keepalives_idle": "5",
@@ -45,22 +45,25 @@ _LIVELY = {
     "keepalives_count": "3",
     "tcp_user_timeout": "10000",
 }
-"""Options of a PostgreSQL connection with which a server that has vanished is noticed within about ten seconds."""
+"""Options of a PostgreSQL connection that detect a vanished server within about ten seconds."""
 
 
 class ServerState:
-    """A server's durable state. May be used by several threads.
+    """Persistent state of a server; thread-safe.
+
+    Writes take the time `at` of the event, by default the current time. Every write raises `DiskFullError` if there is no
+    space and `StoreAwayError` if the database server does not answer; earlier writes are intact.
 
     Args:
-        url: a path of a SQLite file, or a URL: ``sqlite:///...``, ``postgresql+psycopg://user@host/database``.
-        clock: seconds since 1970.
-        wait: seconds that a database server which does not answer may take to do so.
-        tell: is told once that it is waited for, and why.
+        url: path of a SQLite file, or a URL: ``sqlite:///...``, ``postgresql+psycopg://user@host/database``.
+        clock: returns seconds since 1970.
+        wait: seconds to wait for an unavailable database server.
+        tell: called once when waiting begins, with the reason.
 
-    Raises `StoreError` where the database cannot be opened or is of another format, `ConfigError` for a URL
-    that is none, `MissingExtraError` where the database's driver is not installed. Every write raises
-    `DiskFullError` where there is no room and `StoreAwayError` where the database server does not answer; what was
-    written before is whole. Writes take the time `at` which they happened, now by default.
+    Raises:
+        StoreError: the database cannot be opened or is of another format.
+        ConfigError: malformed URL.
+        MissingExtraError: the database driver is not installed.
     """
 
     def __init__(
@@ -79,11 +82,11 @@ class ServerState:
 
     @property
     def remote(self) -> bool:
-        """Whether the database is another process, which may be away for a while."""
+        """Whether the database is another process, which may be unavailable for a while."""
         return self.engine.dialect.name == "postgresql"
 
     def _patiently(self, function: Callable[[], str], wait: float, tell: Callable[[str], None]) -> str:
-        """Try until the database answers."""
+        """Retry until the database answers."""
         end, told = time.monotonic() + wait, False
         while True:
             try:
@@ -98,9 +101,9 @@ class ServerState:
                 time.sleep(0.2)
 
     def _tables(self) -> str:
-        """Make the tables that are missing; return their format."""
+        """Create missing tables; return the format of the database."""
         with self._transaction() as db:
-            if self.remote:  # two servers may begin at once
+            if self.remote:  # two servers may start at the same time
                 db.execute(sa.select(sa.func.pg_advisory_xact_lock(_TABLES)))
             schema.metadata.create_all(db)
             db.execute(self._once(schema.facts, {"name": "format", "value": FORMAT}))
@@ -113,7 +116,7 @@ class ServerState:
 
     # -- writing -------------------------------------------------------------------------------
     def begin_run(self, run: str, plan: Mapping[str, Any], folder: str = "", at: float | None = None) -> None:
-        """Note a run, or go on with one; raises `StoreError` where a run of that name has another plan."""
+        """Record the start or continuation of a run; raises `StoreError` if a run of that name has another plan."""
         text = _json(plan)
         row = {"run": run, "plan": text, "folder": folder, "status": "running", "detail": "", "begun": self._at(at)}
         with self._transaction() as db:
@@ -127,11 +130,11 @@ class ServerState:
             db.execute(again.values(status="running", detail="", ended=None))
 
     def end_run(self, run: str, status: str = "done", detail: str = "", at: float | None = None) -> None:
-        """Note that a run is done, failed or stopped."""
+        """Record that a run is done, failed or stopped."""
         self._end(schema.runs, {"run": run}, at, status=status, detail=detail)
 
     def begin_round(self, run: str, round_: int, attempt: int = 0, at: float | None = None) -> None:
-        """Note an attempt at a round."""
+        """Record an attempt at a round."""
         row = {"run": run, "round": round_, "attempt": attempt, "status": "running", "begun": self._at(at)}
         self._add(schema.rounds, row)
 
@@ -144,21 +147,21 @@ class ServerState:
         record: Mapping[str, Any] | None = None,
         at: float | None = None,
     ) -> None:
-        """Note that a round is done, with its record, or lost."""
+        """Record that a round is done, with its record, or lost."""
         values = {"status": status, "record": None if record is None else _json(record)}
         self._end(schema.rounds, {"run": run, "round": round_, "attempt": attempt}, at, **values)
 
     def begin_phase(self, run: str, round_: int, attempt: int, phase: str, asked: Sequence[int], at: float | None = None) -> None:
-        """Note whom a call asks; `phase` names the call within the round, such as a function and a number."""
+        """Record the clients addressed by a call; `phase` names the call within the round, such as a function and a number."""
         row = {"run": run, "round": round_, "attempt": attempt, "phase": phase}
         self._add(schema.phases, {**row, "asked": _json([int(c) for c in asked]), "begun": self._at(at)})
 
     def end_phase(self, run: str, round_: int, attempt: int, phase: str, at: float | None = None) -> None:
-        """Note that a call is over."""
+        """Record the end of a call."""
         self._end(schema.phases, {"run": run, "round": round_, "attempt": attempt, "phase": phase}, at)
 
     def answer(self, run: str, round_: int, attempt: int, phase: str, *given: AnswerRow) -> None:
-        """Note what became of clients in a call, all in one transaction; an ok is never taken back."""
+        """Record the results of clients in a call, in one transaction; an ok is never overwritten."""
         key = {"run": run, "round": round_, "attempt": attempt, "phase": phase}
         rows = [{**key, **vars(answer)} for answer in given]
         if not rows:
@@ -179,7 +182,7 @@ class ServerState:
         key: str | None = None,
         at: float | None = None,
     ) -> None:
-        """Write a line into the log; a second one with the same `key` is left out."""
+        """Add an entry to the event log; a second one with the same `key` is ignored."""
         row = {"run": run, "at": self._at(at), "kind": kind, "client": client, "detail": _json(detail or {}), "key": key}
         self._add(schema.events, row)
 
@@ -189,7 +192,7 @@ class ServerState:
         return next((row for row in self.runs() if row.run == run), None)
 
     def runs(self, status: str | None = None) -> list[RunRow]:
-        """Return all runs, or those with a status, in the order in which they began."""
+        """Return all runs, or those with a status, in order of their start."""
         query = sa.select(schema.runs).order_by(schema.runs.c.begun)
         rows = self._read(query if status is None else query.where(schema.runs.c.status == status))
         return [RunRow(r.run, json.loads(r.plan), r.folder, r.status, r.detail, r.begun, r.ended) for r in rows]
@@ -204,26 +207,26 @@ class ServerState:
         ]
 
     def last_round(self, run: str) -> int:
-        """Return the last round that is done, or 0."""
+        """Return the last completed round, or 0."""
         table = schema.rounds
         query = sa.select(sa.func.max(table.c.round)).where(table.c.run == run, table.c.status == "done")
         return self._read(query)[0][0] or 0
 
     def phases(self, run: str, round_: int, attempt: int = 0) -> list[PhaseRow]:
-        """Return the calls of a round, in the order in which they began."""
+        """Return the calls of a round, in order of their start."""
         t = schema.phases
         query = sa.select(t).where(t.c.run == run, t.c.round == round_, t.c.attempt == attempt).order_by(t.c.begun)
         return [PhaseRow(r.phase, tuple(json.loads(r.asked)), r.begun, r.ended) for r in self._read(query)]
 
     def answered(self, run: str, round_: int, attempt: int, phase: str) -> dict[int, AnswerRow]:
-        """Return what became of each client in a call."""
+        """Return the result of each client in a call."""
         t = schema.answers
         query = sa.select(t).where(t.c.run == run, t.c.round == round_, t.c.attempt == attempt, t.c.phase == phase)
         rows = self._read(query.order_by(t.c.client))
         return {r.client: AnswerRow(r.client, r.status, r.seconds, r.bytes_up, r.bytes_down, r.error) for r in rows}
 
     def events(self, run: str | None = None, kind: str | None = None, after: int = 0, limit: int = 1000) -> list[Event]:
-        """Return lines of the log behind the id `after`, of one run or all, of one kind or all."""
+        """Return log entries with an id above `after`, optionally of one run or kind, at most `limit`."""
         t = schema.events
         query = sa.select(t).where(t.c.id > after).order_by(t.c.id).limit(limit)
         query = query if run is None else query.where(t.c.run == run)
@@ -233,11 +236,11 @@ class ServerState:
     # -- parts ---------------------------------------------------------------------------------
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
-        """Yield a connection; commit at the end, or undo everything. Errors become ours."""
+        """Yield a connection; commit at the end, or roll back. Converts driver errors into Paceline's."""
         try:
             with self.engine.begin() as db:
                 yield db
-        except sqlite3.Error as error:  # from the pragmas of a new connection
+        except sqlite3.Error as error:  # raised by the pragmas of a new connection
             raise named(error, self.where) from error
         except sa.exc.DBAPIError as error:
             raise named(
@@ -257,7 +260,7 @@ class ServerState:
             db.execute(self._once(table, row))
 
     def _end(self, table: sa.Table, key: Mapping[str, Any], at: float | None, **values: Any) -> None:
-        """Set values and the time of the end, unless they are set already; raises `StoreError` for what never began."""
+        """Set values and the end time, unless already set; raises `StoreError` if the row does not exist."""
         where = [table.c[name] == value for name, value in key.items()]
         with self._transaction() as db:
             known = db.execute(sa.select(table).where(*where)).one_or_none()
@@ -302,13 +305,13 @@ def _engine(url: str | Path) -> tuple[Engine, str]:
 
 
 def _durable(connection: Any, record: Any) -> None:
-    """Let readers and a writer work at once, and let a commit survive a power cut."""
+    """Enable concurrent readers with one writer, and commits that survive a power failure."""
     for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
         connection.execute(f"PRAGMA {pragma}").close()
 
 
 def _json(value: Any) -> str:
-    """Return plain values as JSON, figures that are not finite as null; raises `StoreError` for all else."""
+    """Return plain values as JSON, with non-finite floats as null; raises `StoreError` for anything else."""
     try:
         text = json.dumps(_finite(value), sort_keys=True)
     except (TypeError, ValueError, RecursionError) as error:

@@ -1,7 +1,8 @@
-"""Where a server's events go: the journal, the metrics, and the database, written by a thread of its own.
+"""Event sink of a server: log, metrics, and the database, which a separate thread writes.
 
-Whose work is in a round's result must be on a disk before any client is told. While the database is away that is a file
-in the run's folder, `kept.json`, which the next start brings into the database.
+The clients whose work is in a round's result must be recorded on disk before any client receives the commit. While the
+database is unavailable, the record is a file in the run's folder, `kept.json`, which the next start transfers into the
+database.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ _KEPT = ("lists", "certificate", "connected", "disconnected", "refused", "refuse
 
 
 class Notes:
-    """Writes down what happens.
+    """Records events.
 
     Args:
-        journal: lines for people and log collectors.
-        metrics: figures for Prometheus, or None.
+        journal: structured log.
+        metrics: Prometheus metrics, or None.
         state: the database, or None.
-        room: rows that wait at most while the database is away.
+        room: maximum number of queued rows while the database is unavailable.
     """
 
     def __init__(
@@ -61,11 +62,11 @@ class Notes:
             self.backlog = Backlog(state.where, journal, room, PATIENCE if state.remote else math.inf)
 
     def __call__(self, event: str, **facts: Any) -> None:
-        """Write an event of the server itself."""
+        """Record an event of the server itself."""
         self.journal(event, **facts)
 
     def event(self, event: str, client: int | None, facts: dict[str, Any]) -> None:
-        """Write an event of a stream; called on the streams' loop, so it never waits."""
+        """Record an event of a stream. Called on the streams' event loop, so it never blocks."""
         self.journal(event, client=client, **facts)
         if event == "refused":
             reason = str(facts["reason"])
@@ -73,18 +74,28 @@ class Notes:
         if self.metrics is not None:
             self.metrics.events.labels(event, str(facts.get("reason", ""))).inc()
         if self.state is not None and self.backlog is not None and event in _KEPT:
-            key = f"{self._name}-{next(self._count)}"  # so that a commit whose answer was lost is not doubled
+            key = f"{self._name}-{next(self._count)}"  # deduplicates a commit whose confirmation was lost
             self.backlog.stream(self.state.event, event, self.run or None, client, facts, key, at=self.state.now())
 
     def ready(self, clients: Callable[[], Sequence[int]], least: int) -> None:
-        """Say how to find out who is there."""
+        """Set the source of the number of connected clients, for metrics and readiness."""
         if self.metrics is not None:
             self.metrics.clients.set_function(lambda: float(len(clients())))
             self.metrics.ready = lambda: len(clients()) >= least
 
     # -- a run's course ------------------------------------------------------------------------
     def begin(self, run: str, plan: dict[str, Any], folder: str, start: int = 1) -> None:
-        """A run begins, or goes on: with the server's start number `start`. Raises `StoreError` where it cannot be written."""
+        """Record that a run begins or resumes.
+
+        Args:
+            run: id of the run.
+            plan: the plan as a tree.
+            folder: folder of the run.
+            start: number of this start of the server.
+
+        Raises:
+            StoreError: the database cannot be written.
+        """
         self.run, self._start = run, start
         self._folder = Path(folder) if folder else None
         if self.state is not None and self.backlog is not None:
@@ -92,16 +103,24 @@ class Notes:
             self._bring_in()
 
     def ended(self, status: str, detail: str = "") -> None:
-        """The run is done, failed or stopped. Raises `StoreError` where it is done and that cannot be written."""
+        """Record that the run is done, failed or stopped.
+
+        Raises:
+            StoreError: the run is done, and that cannot be written.
+        """
         if self.state is not None and self.backlog is not None and self.run:
             if status == "done":
                 self.backlog.sure(self.state.end_run, self.run, status, detail, at=self.state.now())
                 self._put_by({})
-            else:  # something else ended the run, and that is told
+            else:  # the original error is reported
                 self.backlog.last(self.state.end_run, self.run, status, detail, at=self.state.now())
 
     def phase(self, round: int, attempt: int, name: str, asked: Sequence[int]) -> None:
-        """A phase begins. Raises `StoreError` where too many rows wait for the database."""
+        """Record the start of a phase.
+
+        Raises:
+            StoreError: too many rows wait for the database.
+        """
         self._began = time.perf_counter()
         if self.state is not None and self.backlog is not None:
             now = self.state.now()
@@ -111,7 +130,7 @@ class Notes:
         self._at = (round, attempt)
 
     def answers(self, round: int, attempt: int, name: str, receipts: Sequence[Receipt]) -> None:
-        """A phase has ended; these came of it."""
+        """Record the end of a phase and its receipts."""
         spent = time.perf_counter() - self._began
         statuses = {r.client: _status(r) for r in receipts}
         lost = {r.client: r.dropped for r in receipts if r.dropped is not None}
@@ -136,7 +155,7 @@ class Notes:
             self.backlog.put(self._answers, self.run, round, attempt, name, rows, rows=1 + len(rows), at=self.state.now())
 
     def committed(self, round: int, attempt: int, kept: Sequence[int]) -> None:
-        """A round's work is in its result; written down before any client is told."""
+        """Record the clients whose work is in a round's result, before any client receives the commit."""
         if self.state is None or self.backlog is None:
             return
         record = {"kept": list(kept), "start": self._start}
@@ -146,15 +165,15 @@ class Notes:
             self._put_by({**self._spare, str(round): {"attempt": attempt, "record": record}})
 
     def kept(self, round: int) -> list[int]:
-        """Return whose work is in the result of a round, as `committed` noted it last."""
+        """Return the clients whose work is in the result of a round, as last recorded by `committed`."""
         if self.state is None or round == 0:
             return []
         rows = [r for r in self.state.rounds(self.run) if r.round == round and r.status == "done" and r.record]
-        last = max(rows, key=lambda r: (r.record or {}).get("start", 0), default=None)  # not by time: clocks can go back
+        last = max(rows, key=lambda r: (r.record or {}).get("start", 0), default=None)  # not by time: clocks can be set back
         return [] if last is None or last.record is None else [int(c) for c in last.record["kept"]]
 
     def round(self, record: dict[str, Any]) -> None:
-        """A round is over and saved."""
+        """Record that a round is complete and saved."""
         shown = ("round", "wall_seconds", "accuracy", "loss", "dropped", "attempts", "excluded")
         told = {k: round_off(v) for k, v in record.items() if k in shown}
         self.journal("round", **told)
@@ -172,11 +191,11 @@ class Notes:
 
     def _done(self, run: str, round: int, attempt: int, record: dict[str, Any], at: float) -> None:
         assert self.state is not None
-        self.state.begin_round(run, round, attempt, at=at)  # once more: a full disk may have kept the first from being written
+        self.state.begin_round(run, round, attempt, at=at)  # repeated: a full disk may have prevented the first write
         self.state.end_round(run, round, attempt, "done", record, at=at)
 
     def _put_by(self, spare: dict[str, dict[str, Any]]) -> None:
-        """Keep on the disk what the database does not have yet: round -> attempt and record."""
+        """Save to disk what the database lacks: attempt and record by round."""
         if self._folder is not None and spare:
             atomic_write(self._folder / _SPARE, json.dumps({"run": self.run, "rounds": spare}).encode())
         elif self._folder is not None and self._spare:
@@ -184,7 +203,7 @@ class Notes:
         self._spare = spare
 
     def _bring_in(self) -> None:
-        """Bring what an earlier start had to put by into the database."""
+        """Transfer what an earlier start saved to disk into the database."""
         assert self.state is not None
         assert self.backlog is not None
         path = None if self._folder is None else self._folder / _SPARE
@@ -210,7 +229,7 @@ class Notes:
             path.unlink()
 
     def close(self) -> None:
-        """Write what is left; see `Backlog.close`."""
+        """Write the remaining rows; see `Backlog.close`."""
         if self.backlog is not None:
             self.backlog.close()
 
@@ -220,5 +239,5 @@ def _status(receipt: Receipt) -> Status:
 
 
 def round_off(value: Any) -> Any:
-    """Return a float with six digits, anything else as it is."""
+    """Return a float rounded to six digits, anything else unchanged."""
     return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -1,7 +1,7 @@
-"""Keeps an eye on what ends by itself: the revocation list, the server's certificate, files that went bad.
+"""Monitoring of expiry dates: revocation list, server certificate, and damaged files.
 
-A revocation list is stale after a while, and then nobody is let in. Where the authority is on the server, the lists
-are published anew by themselves in good time; elsewhere the operator is told early, and often.
+After a revocation list has expired, no client is admitted. If the authority is on the server, the lists are republished
+automatically in good time; otherwise the operator is warned early and repeatedly.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from paceline.deploy.identity.authority import CRL_DAYS, Authority
 __all__ = ["Lists"]
 
 ANEW = timedelta(days=CRL_DAYS / 2)
-"""With so much time left, an authority on this machine publishes its lists anew."""
+"""An authority on this machine republishes its lists if less than this time is left."""
 
 SOON = timedelta(days=7)
-"""With less time left than this, the operator is told."""
+"""The operator is warned if less than this time is left."""
 
 AGAIN = 6 * 3600.0
-"""Seconds after which the operator is told once more."""
+"""Seconds after which a warning is repeated."""
 
 Note = Callable[[str, int | None, dict[str, object]], None]
 
 
 class Lists:
-    """Looks from time to time; call `look`, or let `start` do so in a thread.
+    """Periodic check of expiry dates; call `look`, or `start` to run it in a thread.
 
     Args:
-        gate: reads the lists.
-        note: is told of events.
-        authority: the federation's, where it is on this machine.
-        certificate: the server's own, PEM.
-        every: seconds between two looks.
+        gate: provides the lists.
+        note: receives events.
+        authority: authority of the federation, if it is on this machine.
+        certificate: the server's certificate in PEM.
+        every: seconds between two checks.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class Lists:
         self._over = threading.Event()
 
     def start(self) -> None:
-        """Look now, then again and again, until `stop`."""
+        """Check now, then periodically until `stop`."""
         self.look()
         threading.Thread(target=self._work, name="lists", daemon=True).start()
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop the periodic checks."""
         self._over.set()
 
     def _work(self) -> None:
@@ -64,7 +64,7 @@ class Lists:
             self.look()
 
     def look(self) -> None:
-        """Publish what becomes old, and tell of what cannot be mended here."""
+        """Republish lists that are about to expire, and warn of what cannot be fixed here."""
         now, stale = self._gate.clock(), self._gate.stale()
         if stale is not None and self._authority is not None and stale - now < ANEW:
             try:
@@ -83,7 +83,7 @@ class Lists:
             self._tell("certificate", f"the server's certificate holds until {until}; make another with paceline ca issue --server")
 
     def _tell(self, event: str, why: str) -> None:
-        """Tell, but the same thing only now and then."""
+        """Log a warning; the same one only every `AGAIN` seconds."""
         moment = time.monotonic()
         if moment - self._told.get(why, -math.inf) > AGAIN:
             self._told[why] = moment

@@ -1,7 +1,7 @@
-"""Handshakes that failed: gRPC's core refuses those streams itself and says so only on file descriptor 2.
+"""Failed TLS handshakes: gRPC's core refuses those streams itself and reports them only on file descriptor 2.
 
-While a server runs, what the core writes there is read line by line: a refused handshake becomes an event of
-the journal and a figure of the metrics, everything else is passed on. Python's own stderr is not touched.
+While a server runs, the core's output there is read line by line: a refused handshake becomes a log event and a metric,
+everything else is passed on. Python's own stderr is not affected.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["core_log"]
 
 @contextmanager
 def core_log(notes: Notes) -> Iterator[None]:
-    """Read what is written to file descriptor 2 by others than Python, as long as the context lasts."""
+    """Context manager: capture what code other than Python writes to file descriptor 2."""
     kept = os.dup(2)
     reading, writing = os.pipe()
     before = sys.stderr
@@ -33,7 +33,7 @@ def core_log(notes: Notes) -> Iterator[None]:
     try:
         yield
     finally:
-        os.dup2(kept, 2)  # the pipe's last writer: its reader ends
+        os.dup2(kept, 2)  # closes the pipe's last writer, which ends its reader
         thread.join(2.0)
         sys.stderr.flush()
         sys.stderr = before

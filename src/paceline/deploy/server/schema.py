@@ -1,4 +1,4 @@
-"""The tables of a server's state, and their rows as they are read."""
+"""Tables of a server's state, and row types for reading."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ events = Table(
 
 @dataclass(frozen=True)
 class RunRow:
-    """A run: its plan, where its folder is, and how it stands (running, done, failed, stopped)."""
+    """A run: its plan, folder, and status (running, done, failed, stopped)."""
 
     run: str
     plan: dict[str, Any]
@@ -98,7 +98,7 @@ class RunRow:
 
 @dataclass(frozen=True)
 class RoundRow:
-    """An attempt at a round: running, done or lost, with its record once it is done."""
+    """An attempt at a round: running, done or lost, with its record once done."""
 
     run: str
     round: int
@@ -111,7 +111,7 @@ class RoundRow:
 
 @dataclass(frozen=True)
 class PhaseRow:
-    """One call of a round: whom it asked, from when, and until when."""
+    """One call of a round: the addressed clients, its start and its end."""
 
     phase: str
     asked: tuple[int, ...]
@@ -121,14 +121,14 @@ class PhaseRow:
 
 @dataclass(frozen=True)
 class AnswerRow:
-    """What became of one client in one phase.
+    """Result of one client in one phase.
 
     Args:
-        client: who.
+        client: id of the client.
         status: ok, late, gone, refused (by the client or its policy) or failed.
-        seconds: from the question to the answer.
-        bytes_up, bytes_down: what crossed the wire.
-        error: why it is not ok.
+        seconds: from call to reply.
+        bytes_up, bytes_down: bytes on the wire.
+        error: reason if the status is not ok.
     """
 
     client: int
@@ -141,7 +141,7 @@ class AnswerRow:
 
 @dataclass(frozen=True)
 class Event:
-    """A line of the log."""
+    """An entry of the event log."""
 
     id: int
     run: str | None

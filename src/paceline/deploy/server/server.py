@@ -1,9 +1,9 @@
-"""A federation's server: a run whose clients are real. It can be killed at any moment and started again.
+"""Server of a federation: a run with real clients. It can be killed at any time and restarted.
 
-Beside the run's folder (configuration, metrics, checkpoint) it keeps `federation.json`: the run's own id, which
-clients file their memory under, and how often the server was started. A start goes on at the interrupted
-round. Clients draw from streams named by the run's seed, the round and the call, so the end has the bits of an
-undisturbed run; secure sums begin anew, with fresh keys.
+Next to the run's folder content (configuration, metrics, checkpoint) it stores `federation.json`: the id of the run,
+under which clients store their memory, and the number of server starts. A restart resumes at the interrupted
+round. Clients draw from random streams named by the run's seed, the round and the call, so the result is bitwise
+equal to that of an undisturbed run; secure sums restart with fresh keys.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from paceline.deploy.identity.keys import PinnedDirectory
 from paceline.deploy.identity.register import Register
 from paceline.deploy.identity.trust import Trust
 from paceline.deploy.plan import PRIVACY_MECHANISMS, Plan, Privacy, offer
+from paceline.deploy.run_fields import check_federated
 from paceline.deploy.server.attendance import Muster, check_expected
 from paceline.deploy.server.events import Notes
 from paceline.deploy.server.expiry import Lists
@@ -55,18 +56,18 @@ __all__ = ["FederationServer", "Present", "invited"]
 
 
 _OURS = ("federation.json", "state.db", ".federation.json", "opened.json", ".opened.json", "clients")
-"""What a server that was killed early may have left in the run's folder, or `federate` for its clients."""
+"""Files that an early killed server may have left in the run's folder, and the clients' state of `federate`."""
 
 
 OWN_CROWD = (
     "the authority is on this machine: whoever takes it over can admit clients of its own and surround an honest one, so numbers "
     "of clients protect nobody against this server; keep the authority apart where clients must not trust the server"
 )
-"""Said at the start where certificates do not stand for people."""
+"""Logged at start if the server could create clients itself."""
 
 
 def invited(part: ServerPart, now: datetime) -> set[str]:
-    """Return the names that may still enrol, where the authority is on this machine."""
+    """Return the names that may still enrol, if the authority is on this machine and sites are expected."""
     if part.ca is None or not part.expected:
         return set()
     with Register(part.ca / "register.db").transaction() as rows:
@@ -75,18 +76,18 @@ def invited(part: ServerPart, now: datetime) -> set[str]:
 
 @dataclass(frozen=True)
 class Present:
-    """The clients that can be asked: those of a fleet that are connected and ready."""
+    """Availability model: clients of a fleet that are connected and ready."""
 
     fleet: Any
     engine: GrpcEngine
     always: ClassVar[bool] = False
 
     def available(self, client: int, round: int) -> bool:
-        """Return whether `client` can be asked in `round`."""
+        """Return whether `client` can be called in `round`."""
         return self.engine.present(client) and self.fleet.available(client, round)
 
     def rate(self, client: int) -> float:
-        """Return the part of the rounds in which the fleet says that `client` can be asked."""
+        """Return the fraction of rounds in which `client` is available according to the fleet."""
         return float(self.fleet.rate(client))
 
     def __getattr__(self, name: str) -> Any:
@@ -99,11 +100,15 @@ class FederationServer:
 
     Args:
         config: see `ServerConfig`.
-        run: what is run, for a new run; the folder's own configuration is gone on with.
-        notes: where events go.
-        task: a task object in place of the one that the configuration names.
-        privacy: what the run promises its clients.
-        observer: is told of every round.
+        run: configuration of a new run; an existing run's folder must have the same configuration.
+        notes: event sink.
+        task: task object to use instead of the configured task.
+        privacy: differential privacy promised to the clients.
+        observer: called with each round's record.
+        listening: set once the server accepts clients.
+
+    Raises:
+        PacelineError: a file is missing or damaged, or the configuration is inconsistent.
     """
 
     config: ServerConfig
@@ -115,6 +120,7 @@ class FederationServer:
     listening: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
+        check_federated(self.run)
         part = self.config.server
         self.trust = Trust.load(part.folder / "trust.pem")
         if part.ca is None and (part.enrol or part.renew):
@@ -135,7 +141,12 @@ class FederationServer:
 
     # -- life ----------------------------------------------------------------------------------
     def go(self) -> Result:
-        """Serve until the run has ended; return its summary. Raises `Stopped` after `stop`."""
+        """Serve until the run has ended; return its summary.
+
+        Raises:
+            Stopped: `stop` was called.
+            PacelineError: the run failed.
+        """
         done, why = False, "the server stops"
         try:
             run = self._prepare()
@@ -175,7 +186,7 @@ class FederationServer:
                 self._close(why, done)
 
     def stop(self) -> None:
-        """End as soon as the state is safe; may be called from a signal handler."""
+        """Stop as soon as the state is safe; callable from a signal handler."""
         self._stop = True
         if self.engine is not None:
             self.engine.stopping = True
@@ -194,7 +205,7 @@ class FederationServer:
 
     @property
     def least(self) -> int:
-        """Clients that a round needs: never fewer than can form its sums."""
+        """Number of clients needed for a round: at least enough to form its sums."""
         return max(self.config.server.least, self.run.quorum, 3 if self.run.aggregation == "secure" else 1)
 
     # -- building ------------------------------------------------------------------------------
@@ -236,7 +247,7 @@ class FederationServer:
         return run
 
     def _reply(self, run: Run) -> int:
-        """Return the bytes of a reply that holds as many values as the model."""
+        """Return the size in bytes of a reply with as many values as the model."""
         model, sums = run.fed.engine.init_params(), run.fed.aggregation
         return int(sums.reply_size(model, self.run.cohort)) if hasattr(sums, "reply_size") else model.vector.nbytes
 
@@ -256,7 +267,7 @@ class FederationServer:
         return RunFolder.create(path.parent, path.name), False
 
     def _started(self, folder: RunFolder) -> dict[str, Any]:
-        """Count this start, durably, before anything is asked."""
+        """Count this start durably, before anything is sent."""
         path = folder.path / "federation.json"
         try:
             fresh: dict[str, Any] = {"id": run_id(folder.path.absolute().name), "starts": 0}
@@ -321,14 +332,14 @@ class FederationServer:
         return opened
 
     def _signed(self) -> bytes:
-        """Return the newest good directory; a bad file never replaces it, and `Lists` tells of it."""
+        """Return the newest valid directory; an invalid file never replaces it, and `Lists` reports it."""
         signed = self.gate.directory_file()
         with suppress(IdentityError):
             self.directory.follow(signed)
         return signed
 
     def _observe(self, record: dict[str, Any], total_rounds: int) -> None:
-        """After each round: tell, and wait until the next one has enough clients."""
+        """After each round: report it, and wait until enough clients for the next one are ready."""
         engine = self.engine
         assert engine is not None
         number = int(record["round"])

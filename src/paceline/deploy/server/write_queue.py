@@ -1,7 +1,7 @@
-"""Rows on their way to the server's database: a bounded queue in memory, and the one thread that writes them in order.
+"""Write queue of the server's database: a bounded queue in memory, and the thread that writes it in order.
 
-While the database is away, rows wait and the run goes on. A row is tried again until it is known to be written; as each
-one has a key of its own, a second time changes nothing. When the queue is full the run has to stop.
+While the database is unavailable, rows are queued and the run continues. A row is retried until it is known to be
+written; each row has a unique key, so a repeated write changes nothing. When the queue is full the run must stop.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from paceline.core.errors import StoreAwayError, StoreError
 __all__ = ["BACK", "FROM_STREAMS", "PATIENCE", "ROOM", "Backlog"]
 
 ROOM = 100_000
-"""Rows that wait at most, each of about 500 bytes: what became of one client in one call is a row, as is an event."""
+"""Maximum number of queued rows, about 500 bytes each: the result of one client in one call is a row, as is an event."""
 FROM_STREAMS = 10_000
-"""Of these the events of streams, which strangers can cause; further ones are counted and left out."""
+"""Share of these for events of streams, which strangers can cause; further ones are counted and dropped."""
 PATIENCE = 10.0
-"""Seconds after which a database that says nothing counts as away."""
+"""Seconds without an answer after which a database counts as unavailable."""
 BACK = 30.0
-"""Seconds that a server waits for its database at its start and at its end."""
+"""Seconds that a server waits for its database at its start and end."""
 EVERY = 30.0
-"""Seconds between two lines of the log during an outage."""
+"""Seconds between two log lines during an outage."""
 _PAUSES = (0.1, 2.0)
 
 
@@ -45,11 +45,11 @@ class _Item:
 
 
 class Backlog:
-    """The queue and its thread. May be used by several threads.
+    """The queue and its thread; thread-safe.
 
     Args:
-        where: the database, for people.
-        tell: writes a line into the log.
+        where: name of the database, for messages.
+        tell: writes a log event.
         room, patience, back, every: see `ROOM`, `PATIENCE`, `BACK` and `EVERY`.
     """
 
@@ -79,20 +79,30 @@ class Backlog:
 
     @property
     def away(self) -> bool:
-        """Whether the last try to write found no database, or still waits for its answer."""
+        """Whether the last attempt to write found no database, or still waits for its answer."""
         return self._since is not None
 
     # -- in ------------------------------------------------------------------------------------
     def put(self, function: Callable[..., Any], *values: Any, rows: int = 1, **facts: Any) -> None:
-        """Have a function called, after those before it. Raises `StoreError` where there is no room, or something failed before."""
+        """Queue a function call.
+
+        Args:
+            function: the write.
+            *values: its positional arguments.
+            rows: number of rows that it counts for.
+            **facts: its keyword arguments.
+
+        Raises:
+            StoreError: the queue is full, or an earlier write failed.
+        """
         self._put(_Item(function, values, facts, rows))
 
     def last(self, function: Callable[..., Any], *values: Any, **facts: Any) -> None:
-        """Have a function called at the very end, whether there is room or not; never fails."""
+        """Queue a final function call, even if the queue is full; never fails."""
         self._put(_Item(function, values, facts, 1, always=True))
 
     def stream(self, function: Callable[..., Any], *values: Any, **facts: Any) -> None:
-        """Have an event of a stream written, or count it where there are too many; never waits and never fails."""
+        """Queue a stream event, or count it if there are too many; never blocks and never fails."""
         with self._lock:
             if self._streams >= FROM_STREAMS or self.waiting >= self.room:
                 self.left_out += 1
@@ -101,9 +111,10 @@ class Backlog:
             self._put(_Item(function, values, facts, 1, stream=True))
 
     def sure(self, function: Callable[..., Any], *values: Any, **facts: Any) -> None:
-        """Call a function after those before it and wait for it; raises what it raises.
+        """Call a function after the queued ones and wait for it; raises its exception.
 
-        Raises `StoreAwayError` where the database does not come back within `BACK`.
+        Raises:
+            StoreAwayError: the database is not available again within `BACK`.
         """
         item = _Item(function, values, facts, 1, always=True, awaited=True)
         self._put(item)
@@ -121,9 +132,9 @@ class Backlog:
                 )
 
     def soon(self, function: Callable[..., Any], *values: Any, **facts: Any) -> bool:
-        """Call a function after those before it; return whether it is done, False where the database is away for now.
+        """Call a function after the queued ones; return True once it is done, False if the database is unavailable for now.
 
-        Raises what the function raises, at once, or at the next row where it fails later.
+        Its exception is raised here, or by a later call if it fails after this method has returned False.
         """
         item = _Item(function, values, facts, 1, awaited=True)
         self._put(item)
@@ -138,7 +149,7 @@ class Backlog:
         return False
 
     def close(self) -> None:
-        """Write what is left, for `BACK` seconds where the database is away; say what could not be written."""
+        """Write the remaining rows, for at most `BACK` seconds if the database is unavailable; log the number of lost ones."""
         if not self._thread.is_alive():
             return
         seconds = 0.0 if self._in_vain else self.back
@@ -164,7 +175,7 @@ class Backlog:
             self._queue.put(item)
 
     def _later(self, done: Future[None]) -> None:
-        """Note that a row failed that nobody waits for any more, but must not be missing."""
+        """Record the failure of a row that nobody waits for any more, but that must not be lost."""
         error = done.exception()
         if isinstance(error, StoreError) and not isinstance(error, StoreAwayError):
             self._failed = error
@@ -179,7 +190,7 @@ class Backlog:
                 self._streams -= item.stream
 
     def _written(self, item: _Item) -> bool:
-        """Try until it is written, or cannot be; return False where the time is over."""
+        """Retry until the row is written or fails permanently; return False if the time is over."""
         pause = _PAUSES[0]
         while True:
             try:
@@ -192,7 +203,7 @@ class Backlog:
                 if self._closing.wait(pause):
                     time.sleep(_PAUSES[0])
                 pause = min(2 * pause, _PAUSES[1])
-            except Exception as error:  # told to who waits for it, else to the journal: the run goes on without a row
+            except Exception as error:  # raised in the waiting caller, else logged: the run continues without the row
                 self._over()
                 if not item.awaited:
                     self.tell("error", why=f"the database: {error}")

@@ -15,6 +15,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from paceline.core.client import Client
+from paceline.core.errors import ConfigError
 from paceline.core.method import on_client
 from paceline.core.params import Params
 from paceline.core.update import Update
@@ -33,7 +34,8 @@ class SelfPruning(FedAvg):
     """FedAvg in which slow clients shrink their own model.
 
     Args:
-        straggler_share: phi, the share of clients that count as slow.
+        straggler_share: phi, the share of clients that count as slow, at most 0.5: if most clients could sit a round out, a sum
+            would show those that do not.
         network: also prune for a slow link: the padded upload cannot shrink, so compute must.
         smallest: the smallest kept fraction.
         warmup: rounds in which everyone trains the full model, to measure.
@@ -59,6 +61,10 @@ class SelfPruning(FedAvg):
     @abstractmethod
     def keep(self, client: Client, params: Params, counts: dict[str, int], p: float) -> dict[str, Tensor]:
         """Return the units to keep of each group, ``counts`` of them."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.straggler_share <= 0.5:
+            raise ConfigError(f"straggler_share={self.straggler_share:g}; it is a share above 0 and at most 0.5")
 
     @on_client
     def report(self, client: Client, message: None) -> list[float]:

@@ -1,4 +1,4 @@
-"""What a database's errors mean to a user."""
+"""Mapping of database driver errors to Paceline's errors, with advice for the user."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ __all__ = ["named"]
 
 _POSTGRES_FULL = ("53100",)
 _POSTGRES_AWAY = ("08", "57P", "53300", "40001", "40P01", "25006")
-"""Beginnings of the codes of what passes: lost connections, starts and stops, too many connections, deadlocks, a standby."""
+"""Prefixes of codes of temporary errors: lost connections, starts and stops, too many connections, deadlocks, a standby."""
 _NO_ENTRY = re.compile("authentication failed|no pg_hba|(role|database) .* does not exist|no password supplied|permission denied")
-"""What no waiting mends."""
+"""Messages of permanent errors: waiting does not help."""
 
 
 def named(error: Exception, where: str, lost: bool = False) -> StoreError:
-    """Return the error of ours for one of a database driver's, with where it happened and what to do.
+    """Return the Paceline error for a database driver's error, with its location and advice.
 
-    `lost` says that the connection cannot be used any more.
+    Args:
+        error: the driver's error.
+        where: name of the database.
+        lost: whether the connection has become unusable.
     """
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if isinstance(error, sqlite3.Error):
@@ -45,7 +48,7 @@ def named(error: Exception, where: str, lost: bool = False) -> StoreError:
 
 
 def _full(where: str) -> bool:
-    """Return whether the disk has no room left; some writes (of the shared index) then fail as plain I/O errors."""
+    """Return whether the disk is full; some writes (of the shared index) then fail as plain I/O errors."""
     try:
         return shutil.disk_usage(Path(where).parent).free < 64 << 10
     except OSError:

@@ -1,0 +1,187 @@
+"""From a configuration to the parts of a run: one code path for the simulation, a federation's server and its clients.
+
+Whatever shapes a result is read from the configuration here and nowhere else. In which way a real client differs from a
+simulated one (its own samples, its device, its secret seed) is an argument.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from paceline.adversaries.behaviours import load_adversary, members
+from paceline.adversaries.engine import poisoned
+from paceline.blocks.architectures import architectures_service
+from paceline.core.config import RunConfig
+from paceline.core.method import Method, find_method
+from paceline.core.samples import Split
+from paceline.data import Partition, partition_task
+from paceline.devices import Fleet, load_fleet, load_participation
+from paceline.engines.worker import Setup
+from paceline.submodels.flops import flops
+from paceline.submodels.service import submodel_service
+from paceline.tasks import Task, load_task
+
+__all__ = ["Assembly", "Shared", "assemble", "build_method", "devices", "read_task", "reload", "share_out"]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Who has which samples.
+
+    Args:
+        task: the task, with the labels that Byzantine clients have changed.
+        split: rows of each client.
+        byzantine: who they are.
+        groups: true group of each client, where the partition has groups.
+    """
+
+    task: Task
+    split: Split
+    byzantine: Collection[int] = ()
+    groups: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """A method and the task that it trains on, made for each other.
+
+    Args:
+        config: what they were made from.
+        asked: the method as it is configured.
+        method: the method, fitted to the task.
+        task: the task, fitted to the method.
+    """
+
+    config: RunConfig
+    asked: Method
+    method: Method
+    task: Task
+
+    def setup(
+        self,
+        shared: Shared,
+        fleet: Any,
+        programs: Mapping[str, Any],
+        *,
+        device: str,
+        threads: int,
+        client_seed: int | None = None,
+        drop: Callable[[int, int, str], bool] | None = None,
+        samples: Callable[[], tuple[Task, Split]] | None = None,
+    ) -> Setup:
+        """Return what a worker is built from.
+
+        Args:
+            shared: who has which samples.
+            fleet: device profiles.
+            programs: protocols whose functions may run beside the method's, by name.
+            device: torch device of this party.
+            threads: torch threads of this party.
+            client_seed: secret seed of a real client's random streams; the run's seed by default.
+            drop: see `Setup`.
+            samples: see `Setup`.
+        """
+        config, task = self.config, shared.task
+        return Setup(
+            programs={"method": self.method, **programs},
+            task=task,
+            split=shared.split,
+            num_clients=config.clients,
+            fleet=fleet,
+            seed=config.seed,
+            client_seed=client_seed,
+            flops=flops(task.build(0), task.train.x[:1]),
+            device=device,
+            drop=drop,
+            measured=config.measured,
+            threads=threads,
+            precision=config.precision,
+            chunk=config.chunk or 1,
+            one_step=config.one_step,
+            samples=samples,
+            services={"submodels": submodel_service, "architectures": architectures_service},
+        )
+
+
+def build_method(config: RunConfig) -> Method:
+    """Return the configured method. Raises `UnknownNameError` and `ConfigError`."""
+    return find_method(config.method).build(config.options)
+
+
+def read_task(config: RunConfig, name: str = "", options: Mapping[str, Any] | None = None) -> Task:
+    """Read the configured task; see `load_task` for what is raised.
+
+    Args:
+        config: names the task, its options and its model.
+        name: a client's own task in place of the configured one.
+        options: a client's own options in place of the configured ones.
+    """
+    chosen = config.task_options if options is None else options
+    return load_task(name or config.task, model=config.model, seed=config.seed, **chosen)
+
+
+def assemble(config: RunConfig, task: Task | None = None, method: Method | None = None) -> Assembly:
+    """Fit the method and its task to each other.
+
+    Args:
+        config: what is run.
+        task: in place of the configured one.
+        method: `build_method` of the configuration, where that was called before.
+    """
+    asked = build_method(config) if method is None else method
+    fitted, task = asked.fit_task(read_task(config) if task is None else task)
+    return Assembly(config, asked, fitted, task)
+
+
+def share_out(config: RunConfig, task: Task, split: Partition | None = None) -> Shared:
+    """Share a task's samples out over the clients; see `partition_task` for what is raised.
+
+    Args:
+        config: names partition and adversary.
+        task: the task.
+        split: in place of the configured partition.
+    """
+    split = split or partition_task(
+        task,
+        config.partition,
+        config.clients,
+        config.seed,
+        config.allow_empty,
+        config.client_test,
+        config.client_samples,
+    )
+    if config.adversary is None:
+        return Shared(task, split, (), split.groups)
+    adversary = load_adversary(config.adversary)
+    byzantine = members(adversary.share, config.clients, config.seed)
+    task = poisoned(task, split, adversary, byzantine) if adversary.poisons_data else task
+    return Shared(task, split, byzantine, split.groups)
+
+
+def reload(config: RunConfig, method: Method) -> tuple[Task, Split]:
+    """Read a named task and share it out again, in another process."""
+    shared = share_out(config, assemble(config, method=method).task)
+    return shared.task, shared.split
+
+
+def devices(config: RunConfig, shared: Shared | None = None) -> Fleet:
+    """Return the configured fleet.
+
+    Args:
+        config: names fleet and participation.
+        shared: by whose classes clients may come and go. None for a client, which asks for speed and bandwidth only.
+    """
+    if shared is None:
+        return load_fleet(config.fleet, config.clients, config.seed)
+    table = functools.partial(_table, shared)
+    return load_fleet(
+        config.fleet, config.clients, config.seed, load_participation(config.participation, config.clients, config.seed, table)
+    )
+
+
+def _table(shared: Shared) -> Any:
+    assert isinstance(shared.split, Partition)
+    return shared.split.table(shared.task)
