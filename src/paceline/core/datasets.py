@@ -132,7 +132,7 @@ def try_model(make: Callable[[], nn.Module], x: Tensor, y: Tensor, loss: Any, nu
                 f"the model cannot be built without arguments: {type(error).__name__}: {error}; wrap it in a function"
             ) from error
         if not isinstance(module, nn.Module):
-            raise ConfigError(f"the model is a {type(module).__name__}, not a torch.nn.Module")
+            raise ConfigError(f"model makes an object of type {type(module).__name__}, not a torch.nn.Module")
         name = type(module).__name__
         try:
             out = module.eval()(x[:1])

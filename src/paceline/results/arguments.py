@@ -125,7 +125,7 @@ def as_task(task: Any, model: Any) -> Task:
         return task
     if not isinstance(task, tuple) or len(task) != 2:
         raise ConfigError(
-            f"a {type(task).__name__} is no task; give a Task, the name of one, or a pair (train, test) with model=..."
+            f"an object of type {type(task).__name__} is no task; give a Task, the name of one, or a pair (train, test) with model=..."
         )
     if model is None:
         raise ConfigError("a pair (train, test) needs model=..., a module's class, a module, or a function that makes one")
