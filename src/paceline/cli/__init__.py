@@ -9,6 +9,8 @@ def main() -> None:
     """Run the command line and exit with its exit code."""
     from paceline.cli.app import app
     from paceline.cli.signals import listen
+    from paceline.core.allocator import keep_freed
 
     listen()
+    keep_freed()
     app()

@@ -9,10 +9,10 @@ import typer
 
 from paceline import registry
 from paceline.cli.fields import ConfigFile, Options, SecureOptions, TaskOptions, completed, configuration, run_options
-from paceline.cli.progress import LiveProgress
 from paceline.cli.run import Json, Name, Out, Quiet, Replace, _finish
 from paceline.cli.signals import resumable
 from paceline.core.parsing import pairs
+from paceline.results.progress import LiveProgress
 
 __all__ = ["federate"]
 

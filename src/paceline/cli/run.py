@@ -9,13 +9,13 @@ import typer
 
 from paceline import registry
 from paceline.cli.fields import ConfigFile, Options, SecureOptions, TaskOptions, completed, configuration, run_options
-from paceline.cli.progress import LiveProgress
 from paceline.cli.show import bytes_text, out, percent, print_json, seconds_text, table
 from paceline.cli.signals import resumable
 from paceline.core.parsing import pairs
+from paceline.results.progress import LiveProgress
 
 if TYPE_CHECKING:
-    from paceline.run import Summary
+    from paceline.results.result import Result
 
 __all__ = ["Json", "Name", "Out", "Quiet", "Replace", "resume", "run"]
 
@@ -65,10 +65,9 @@ def run(
     from paceline.run import run as carry_out
     from paceline.store import RunFolder
 
-    default = f"{settings.method}-{settings.task}-s{settings.seed}"
-    with new_place(out, name, default, replace) as place, LiveProgress(quiet or json) as progress, resumable(place):
+    with new_place(out, name, settings.label, replace) as place, LiveProgress(quiet or json) as progress, resumable(place):
         progress.begin(settings.method, settings.rounds)
-        summary = carry_out(settings, RunFolder.create(place.parent, place.name), progress)
+        summary = carry_out(settings, folder=RunFolder.create(place.parent, place.name), observer=progress, progress=False)
     _finish(summary, json, profile)
 
 
@@ -90,7 +89,7 @@ def resume(
     _finish(summary, json)
 
 
-def _profile(summary: Summary) -> None:
+def _profile(summary: Result) -> None:
     """Print the wall time of the rounds by section: in this process, and in all workers together."""
     shown = table("Wall time by section", "section", "this process", "workers", right=("this process", "workers"))
     here, workers = summary.spent.get("here", {}), summary.spent.get("workers", {})
@@ -99,7 +98,7 @@ def _profile(summary: Summary) -> None:
     out().print(shown)
 
 
-def _finish(summary: Summary, as_json: bool, profile: bool = False) -> None:
+def _finish(summary: Result, as_json: bool, profile: bool = False) -> None:
     if as_json:
         print_json(summary.as_dict())
         return

@@ -23,7 +23,7 @@ from paceline.core.errors import StoreError
 from paceline.store.files import atomic_write
 from paceline.store.run import RunFolder
 
-__all__ = ["PALETTE", "plot_compare", "plot_run"]
+__all__ = ["PALETTE", "Picture", "draw_compare", "plot_compare", "plot_run", "save"]
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
 """Colour-blind safe palette (Okabe and Ito); further lines repeat it dashed."""
@@ -49,18 +49,33 @@ _NOT_PARTS = {"virtual_seconds", "round_seconds", "wall_seconds"}
 History = Sequence[Mapping[str, Any]]
 
 
+class Picture(Figure):
+    """A figure that a notebook shows where it is a cell's value; no state of pyplot is touched."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        with rc_context(_STYLE):
+            self.savefig(buffer, format="png", dpi=100)
+        return buffer.getvalue()
+
+
 def plot_compare(
     path: str | os.PathLike[str],
     runs: Sequence[Mapping[str, Any]],
     title: str | None = None,
     target: float | None = None,
 ) -> Path:
-    """Plot several methods side by side and save the figure.
+    """Plot several methods side by side and save the figure as png, svg or pdf, by the extension; see `draw_compare`."""
+    figure = draw_compare(runs, title, target)
+    return save(figure, Path(path))
+
+
+def draw_compare(runs: Sequence[Mapping[str, Any]], title: str | None = None, target: float | None = None) -> Picture:
+    """Draw methods side by side.
 
     Seeds of one method are averaged: a line is the mean, its band extends from the minimum to the maximum.
 
     Args:
-        path: file; its extension selects the format (png, svg, pdf).
         runs: runs as described in the module docstring.
         title: title of the figure.
         target: accuracy, from 0 to 1, to mark with a horizontal line.
@@ -76,14 +91,14 @@ def plot_compare(
         raise StoreError("there is nothing to plot: no run has a history")
     with rc_context(_STYLE):
         tall = max(4.3, 2.0 + 0.42 * len(methods))
-        figure = Figure(figsize=(14.5, tall + (0.4 if title else 0)), layout=_layout())
+        figure = Picture(figsize=(14.5, tall + (0.4 if title else 0)), layout=_layout())
         left, middle, right = figure.subplots(1, 3, width_ratios=(1.9, 1, 0.75))
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontsize=15, fontweight="bold")
         _accuracy(left, methods, target)
         _seconds(middle, methods)
         _bytes(right, methods)
-        return _save(figure, Path(path))
+    return figure
 
 
 def plot_run(folder: RunFolder | str | os.PathLike[str]) -> Path:
@@ -125,7 +140,7 @@ def plot_run(folder: RunFolder | str | os.PathLike[str]) -> Path:
         axes[3].legend(frameon=False)
         for ax in axes[2:]:
             ax.xaxis.get_major_locator().set_params(integer=True)
-        return _save(figure, folder.plots / "run.png")
+        return save(figure, folder.plots / "run.png")
 
 
 def _layout() -> ConstrainedLayoutEngine:
@@ -255,11 +270,13 @@ def _time_unit(seconds: float) -> tuple[float, str]:
     return (60.0, "min") if seconds < 3 * 3600 else (3600.0, "h")
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
+    """Save a picture; its format by the name: png, svg or pdf."""
     buffer = io.BytesIO()
     kind = path.suffix.lstrip(".").lower() or "png"
     if kind not in figure.canvas.get_supported_filetypes():
         raise StoreError(f"{path}: pictures cannot be saved as {kind!r}; use png, svg or pdf")
-    figure.savefig(buffer, format=kind, dpi=150)
+    with rc_context(_STYLE):
+        figure.savefig(buffer, format=kind, dpi=150)
     atomic_write(path, buffer.getvalue(), durable=False)
     return path

@@ -11,9 +11,9 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from paceline.cli.show import bytes_text, percent, seconds_text, table
+from paceline.results.display import bytes_text, percent, seconds_text, table
 
-__all__ = ["Group", "RunEntry", "common_target", "comparison", "grouped", "labels"]
+__all__ = ["Group", "RunEntry", "cells", "columns", "common_target", "comparison", "grouped", "labels"]
 
 SKIPPED = frozenset({"method", "seed"})
 
@@ -90,24 +90,32 @@ def common_target(groups: Sequence[Group]) -> float | None:
     return int(100 * min(known) + 1e-9) / 100
 
 
-def comparison(title: str, groups: Sequence[Group], target: float | None) -> Table:
-    """Return a table of mean ± standard deviation over seeds, with ratios to the first group."""
+def columns(target: float | None) -> list[str]:
+    """Return the headings of a comparison's table after the method's."""
     goal = "time to target" if target is None else f"time to {100 * target:.3g} %"
-    columns = ("seeds", "accuracy", "round time", goal, "total time", "bytes up", "bytes down")
-    shown = table(title, "method", *columns, right=columns)
-    first = groups[0]
+    return ["seeds", "accuracy", "round time", goal, "total time", "bytes up", "bytes down"]
+
+
+def cells(group: Group, first: Group, target: float | None) -> list[str]:
+    """Return a group's row as texts: mean ± standard deviation over seeds, with ratios to the first group."""
+    return [
+        group.label,
+        str(len(group.entries)),
+        _spread(group.values("accuracy"), percent),
+        _cell(group.values("round_seconds"), first.values("round_seconds"), seconds_text, group is first),
+        _reached(group, first, target),
+        _cell(group.values("total_seconds"), first.values("total_seconds"), seconds_text, group is first),
+        _cell(group.values("bytes_up"), first.values("bytes_up"), bytes_text, group is first),
+        _cell(group.values("bytes_down"), first.values("bytes_down"), bytes_text, group is first),
+    ]
+
+
+def comparison(title: str, groups: Sequence[Group], target: float | None) -> Table:
+    """Return the table of all groups; see `cells`."""
+    heads = columns(target)
+    shown = table(title, "method", *heads, right=tuple(heads))
     for group in groups:
-        cells = [
-            escape(group.label),
-            str(len(group.entries)),
-            _spread(group.values("accuracy"), percent),
-            _cell(group.values("round_seconds"), first.values("round_seconds"), seconds_text, group is first),
-            _reached(group, first, target),
-            _cell(group.values("total_seconds"), first.values("total_seconds"), seconds_text, group is first),
-            _cell(group.values("bytes_up"), first.values("bytes_up"), bytes_text, group is first),
-            _cell(group.values("bytes_down"), first.values("bytes_down"), bytes_text, group is first),
-        ]
-        shown.add_row(*cells)
+        shown.add_row(*map(escape, cells(group, groups[0], target)))
     return shown
 
 
