@@ -53,6 +53,6 @@ setup-dev: .venv/.dev
 	$(PIP) install -c constraints.txt -e '.[dev]'
 	touch $@
 
-clean: ## remove the environment, caches and the demo's results; other runs stay
-	rm -rf .venv $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## remove the environment, caches, the site and the demo's results; other runs stay
+	rm -rf .venv build $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -34,6 +34,7 @@ from torch import nn
 
 from paceline.aggregation import load_aggregation
 from paceline.core.address import Address
+from paceline.core.allocator import keep_freed
 from paceline.core.client import Client
 from paceline.core.federation import Federation
 from paceline.core.method import Method, on_client
@@ -102,6 +103,7 @@ def serve(pipe: Connection, root: Path, clients: int, size: int, aggregation: st
     from paceline.network import Credentials, GrpcEngine, Hub, LoopThread, Progress, Server
 
     torch.set_num_threads(1)
+    keep_freed()
     folder, task = root / "server", make_task(size)
     trust = Trust.load(folder / "trust.pem")
     directory = PinnedDirectory(folder / "directory", trust)
@@ -139,6 +141,7 @@ def peak() -> float:
 # -- the clients' processes ----------------------------------------------------------------------
 def take_part(root: Path, port: int, numbers: range, clients: int, size: int, secure: bool) -> None:
     torch.set_num_threads(1)
+    keep_freed()
     asyncio.run(_take_part(root, port, numbers, clients, size, secure))
 
 

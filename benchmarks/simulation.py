@@ -29,6 +29,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from paceline.core.allocator import keep_freed
 from paceline.core.generators import drawing
 from paceline.data import Partition
 from paceline.models import build
@@ -111,6 +112,7 @@ class Ours:
     """Rounds of FedAvg, each with the central evaluation."""
 
     def __init__(self, run: Run) -> None:
+        keep_freed()  # as the command line does
         self.run, self.number = run, 0
         self.state = run.method.init(run.fed)
 

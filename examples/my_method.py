@@ -5,21 +5,19 @@ Run it from this folder with ``paceline run my_method:SignVote --task digits --r
 
 from dataclasses import dataclass
 
-from paceline.core.method import State, on_client
-from paceline.core.update import Update
-from paceline.methods.optimisation.fedavg import FedAvg
+import paceline as pl
 
 
 @dataclass(frozen=True)
-class SignVote(FedAvg):
+class SignVote(pl.methods.FedAvg):
     least: float = 0.2  # how far the votes for one sign must outnumber the other's, as a share of the cohort
 
     def round(self, fed, state):
         mean = fed.mean(self.train, state.params, over=fed.sample())
         agreed = mean.sign.map(lambda votes: votes.abs() >= self.least)
-        return State(params=state.params + self.server_lr * (mean.delta * agreed))
+        return pl.State(params=state.params + self.server_lr * (mean.delta * agreed))
 
-    @on_client
+    @pl.on_client
     def train(self, client, message):
         delta = client.sgd(message, **self.local(client)).params - message
-        return Update(delta=delta, sign=delta.map(lambda d: d.sign()), weight=1)
+        return pl.Update(delta=delta, sign=delta.map(lambda d: d.sign()), weight=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -15,8 +16,6 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs" / "contributing").glob("*.md"))
 GROUPS = {"method", "task", "model", "metric", "engine", "aggregation"}
-LATER: set[str] = set()
-"""Paths that the pages name ahead of their files; once they are there, check the comments in the pages and empty this set."""
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -35,19 +34,45 @@ def test_there_is_a_page_for_everything_that_can_be_added() -> None:
     assert all(f"(docs/contributing/{name}.md)" in told for name in GROUPS)
 
 
+def files(page: Path, folder: Path) -> list[str]:
+    """Write a page's code and test under the names that it gives; return these."""
+    names = re.findall(r"Save this as `(\w+\.py)`", page.read_text())
+    for name, text in zip(names, blocks(page, "python"), strict=True):
+        (folder / name).write_text(text)
+    return names
+
+
+def run(*words: str, folder: Path) -> str:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([sys.executable, *words], cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_code_and_test_of_a_page_run_as_files_of_the_names_it_gives(page: Path, tmp_path: Path) -> None:
-    code, test = blocks(page, "python")
-    names = re.findall(r"Save this as `(\w+\.py)`", page.read_text())
-    assert len(names) == 2
-    assert names[1] == f"test_{names[0]}"
-    for name, text in zip(names, (code, test), strict=True):
-        (tmp_path / name).write_text(text)
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", names[1]]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{test.count('def test_')} passed" in done.stdout or "parametrize" in test
+    code, test = files(page, tmp_path)
+    assert test == f"test_{code}"
+    count, text = (
+        blocks(page, "python")[1].count("def test_"),
+        run("-m", "pytest", "-q", "-p", "no:cacheprovider", test, folder=tmp_path),
+    )
+    assert f"{count} passed" in text or "parametrize" in blocks(page, "python")[1]
+
+
+COMMANDS = [(page, line) for page in PAGES for line in re.findall(r"^    paceline (run .+)$", page.read_text(), re.MULTILINE)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "line"), COMMANDS, ids=lambda value: value.stem if isinstance(value, Path) else None)
+def test_the_commands_of_a_page_run(page: Path, line: str, tmp_path: Path) -> None:
+    files(page, tmp_path)
+    text = run("-c", "from paceline.cli import main; main()", *line.split(), "--json", folder=tmp_path)
+    assert json.loads(text)["rounds"] >= 3
+
+
+def test_every_page_but_that_on_metrics_has_a_command() -> None:
+    assert {page.stem for page, _ in COMMANDS} == GROUPS - {"metric"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -65,12 +90,8 @@ def test_entry_points_are_of_the_kind_and_name_the_object(page: Path) -> None:
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"], ids=lambda page: page.stem)
 def test_named_paths_exist(page: Path) -> None:
-    missing = {path for path in named_paths(page.read_text()) - LATER if not (ROOT / path).exists()}
+    missing = {path for path in named_paths(page.read_text()) if not (ROOT / path).exists()}
     assert not missing
-
-
-def test_what_is_named_ahead_of_its_file_is_still_missing() -> None:
-    assert not {path for path in LATER if (ROOT / path).exists()}, "check the comments in the pages, then empty LATER"
 
 
 def test_commands_name_make_targets_that_exist() -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
@@ -22,26 +22,53 @@ from paceline.aggregation.secure.task_hash import Agreement
 from paceline.assembly import assemble, devices, reload, share_out
 from paceline.core.config import RunConfig
 from paceline.core.engine import Engine
-from paceline.core.errors import CheckpointError, PlanError
+from paceline.core.errors import CheckpointError, ConfigError, PlanError, StoreError
 from paceline.core.federation import Aggregation, Federation
 from paceline.core.method import Method, client_functions
+from paceline.core.process_state import process_state
 from paceline.core.processes import check_main
+from paceline.core.run_fields import RunFields
 from paceline.data import Partition
 from paceline.devices import VirtualClock
 from paceline.engines import Choice, Pool, Setup, load_engine
 from paceline.engines.accelerators import check_device
-from paceline.runner import Observer, Run, StackingWarning, Summary
+from paceline.results.arguments import Arguments, MethodLike, TaskLike, arguments, as_task
+from paceline.results.comparison import Comparison
+from paceline.results.progress import RunProgress, both, library_progress
+from paceline.results.result import Result
+from paceline.results.saved import check_task, saved_method, saved_model
+from paceline.results.side_by_side import for_seeds, side_by_side
+from paceline.runner import Observer, Run, StackingWarning
 from paceline.store import MemoryStore, RunFolder, load_checkpoint
-from paceline.store.provenance import ResumeWarning, compare, sources
+from paceline.store.places import new_place
+from paceline.store.provenance import ResumeWarning, sources
+from paceline.store.provenance import compare as compare_provenance
 from paceline.tasks import Task
 
-__all__ = ["Observer", "ResumeWarning", "Run", "RunConfig", "StackingWarning", "Summary", "prepare", "reopen", "resume", "run"]
+__all__ = [
+    "Comparison",
+    "Observer",
+    "Result",
+    "ResumeWarning",
+    "Run",
+    "RunConfig",
+    "StackingWarning",
+    "compare",
+    "load",
+    "prepare",
+    "reopen",
+    "resume",
+    "run",
+    "run_all",
+]
 
 
+@process_state()
 def prepare(
     config: RunConfig,
     *,
     task: Task | None = None,
+    method: Method | None = None,
     drop: Callable[[int, int, str], bool] | None = None,
     folder: RunFolder | None = None,
     observer: Observer | None = None,
@@ -54,6 +81,7 @@ def prepare(
     Args:
         config: what to run.
         task: a task object in place of the one that the configuration names.
+        method: a method object in place of the one that the configuration names.
         drop: ``(round, client, function) -> bool``, clients that vanish before that reply (fault injection).
         folder: where to keep the run; None keeps nothing.
         observer: is told of every round.
@@ -65,7 +93,7 @@ def prepare(
     torch.set_num_threads(config.threads)
     check_device(config.device, "--device", here=config.engine != "ray" or config.ray_address is None)
     named = task is None and split is None
-    made = assemble(config, task)
+    made = assemble(config, task, method)
     asked, method = made.asked, made.method
     misfits = []
     if config.cohort > config.clients:
@@ -163,13 +191,128 @@ def _hidden(method: Method, config: RunConfig) -> list[str]:
     ]
 
 
-def run(config: RunConfig, folder: RunFolder | None = None, observer: Observer | None = None, **parts: Any) -> Summary:
-    """Prepare a run and carry it out; see `prepare` for `parts`."""
+def run(
+    method: MethodLike,
+    task: TaskLike = None,
+    *,
+    model: Any = None,
+    folder: str | Path | RunFolder | None = None,
+    out: str | Path | None = None,
+    observer: Observer | None = None,
+    progress: bool | None = None,
+    drop: Callable[[int, int, str], bool] | None = None,
+    split: Partition | None = None,
+    **fields: Unpack[RunFields],
+) -> Result:
+    """Train one model with one method.
+
+    The process is left as it was found: torch's threads, precision and flags, and the global random generators.
+
+    Args:
+        method: a method (`paceline.methods.FedProx(mu=0.1)`), its class, a name with options (``"fedprox:mu=0.1"``), or a
+            whole `RunConfig`.
+        task: a `Task`, the name of one, or a pair of data sets (train, test).
+        model: of a named task: the name of a reference model; of a pair of data sets: see `Task.from_datasets`.
+        folder: where to keep the run, so that `resume` and `load` find it; it must not exist.
+        out: in place of `folder`: a folder that holds runs; this one is named by method, task and seed, with a number where
+            that is taken.
+        observer: is called after each round with its record and the number of rounds; see `Observer`.
+        progress: show a bar; by default in a terminal and in a notebook only.
+        drop: ``(round, client, function) -> bool``, clients that vanish before that reply (fault injection).
+        split: who has which samples, in place of the configured partition.
+        fields: of `RunConfig`, such as ``clients=20, rounds=10``. Where `cohort` is not given, it is 20, or all clients where
+            there are fewer.
+
+    Raises:
+        UnknownNameError: for a field, method, task or other name that does not exist; lists the nearest.
+        ConfigError: for a value that does not fit.
+        PlanError: for parts that do not fit together; lists all misfits.
+        StoreError: where the folder exists, or cannot be written.
+
+    Example:
+        >>> import paceline as pl
+        >>> from paceline.tasks import blobs
+        >>> result = pl.run(pl.methods.FedProx(mu=0.1), blobs(), clients=6, rounds=3, partition="dirichlet:0.3")
+        >>> result.rounds, result.config.options
+        (3, {'mu': 0.1})
+    """
+    asked = arguments(method, task, model, fields)
+    if folder is not None and out is not None:
+        raise ConfigError("give folder=, the place of this run, or out=, the folder that runs are kept in, not both")
+    with contextlib.ExitStack() as around:
+        bar = around.enter_context(library_progress(progress))
+        bar.begin(asked.config.method, asked.config.rounds)
+        if out is not None:
+            folder = around.enter_context(new_place(Path(out), None, asked.config.label, False))
+        if isinstance(folder, str | Path):
+            folder = RunFolder.create(Path(folder).parent, Path(folder).name)
+        return _carry_out(asked, folder, both(observer, bar), drop=drop, split=split)
+
+
+def _carry_out(asked: Arguments, folder: RunFolder | None, observer: Observer, **parts: Any) -> Result:
     with _holding(folder):
-        prepared = prepare(config, folder=folder, observer=observer, **parts)
+        if folder is not None and None in asked.config.options.values():
+            lost = ", ".join(name for name, value in asked.config.options.items() if value is None)
+            raise ConfigError(f"{asked.config.method} with {lost}=None cannot be kept in a folder: its configuration has no None")
+        prepared = prepare(asked.config, task=asked.task, method=asked.method, folder=folder, observer=observer, **parts)
         if folder is not None:  # with what was measured, so that a rerun takes the same path
             folder.write_config(prepared.config.model_dump(exclude_none=True))
         return prepared.go()
+
+
+def compare(
+    methods: Iterable[MethodLike],
+    task: TaskLike = None,
+    *,
+    seeds: Iterable[int] = (0,),
+    model: Any = None,
+    out: str | Path | None = None,
+    progress: bool | None = None,
+    **fields: Unpack[RunFields],
+) -> Comparison:
+    """Run several methods on the same clients, devices and seeds.
+
+    All are checked before the first one is trained.
+
+    Args:
+        methods: as `run` takes them.
+        task: as `run` takes it.
+        seeds: each of which every method is run with.
+        model: as `run` takes it.
+        out: a folder to keep the runs in, below one for this comparison; None keeps nothing.
+        progress: show a bar; by default in a terminal and in a notebook only.
+        fields: of `RunConfig`, for all methods.
+
+    Raises what `run` raises; a `PlanError` names the methods that do not fit.
+
+    Example:
+        >>> import paceline as pl
+        >>> from paceline.tasks import blobs
+        >>> table = pl.compare(["fedavg", pl.methods.FedProx(mu=1.0)], blobs(), seeds=range(2), clients=4, rounds=2)
+        >>> [row["label"] for row in table.rows], table.rows[0]["seeds"]
+        (['fedavg', 'fedprox:mu=1.0'], 2)
+    """
+    if "seed" in fields:
+        raise ConfigError("give the seeds of a comparison as seeds=, such as range(3)")
+    if isinstance(task, tuple):
+        task, model = as_task(task, model), None  # data are read once
+    asked = for_seeds([arguments(method, task, model, fields) for method in methods], list(seeds))
+    with contextlib.ExitStack() as around:
+        bar = around.enter_context(library_progress(progress))
+        place = None
+        if out is not None:
+            place = around.enter_context(new_place(Path(out), None, f"compare-{asked[0].config.task}", False))
+        return run_all(asked, place, bar)
+
+
+def run_all(
+    asked: Sequence[Arguments],
+    place: Path | None,
+    bar: RunProgress,
+    around: Callable[[Path], contextlib.AbstractContextManager[Any]] | None = None,
+) -> Comparison:
+    """Carry out several runs one after another; see `side_by_side`."""
+    return side_by_side(asked, place, bar, lambda one: prepare(one.config, task=one.task, method=one.method), _carry_out, around)
 
 
 @contextlib.contextmanager
@@ -185,14 +328,42 @@ def _holding(folder: RunFolder | None) -> Iterator[None]:
         raise
 
 
-def resume(path: str | Path, observer: Observer | None = None, **parts: Any) -> Summary:
+def resume(path: str | Path, observer: Observer | None = None, *, progress: bool | None = None, **parts: Any) -> Result:
     """Go on with a run from its last checkpoint; the end has the bits of an undisturbed run.
 
     What of code or torch has changed in between is told in a `ResumeWarning`.
+
+    Args:
+        path: the run's folder.
+        observer: see `run`.
+        progress: see `run`.
+        parts: ``task`` and ``method``, where the run was given objects that cannot be found by name; see `prepare`.
+
     Raises `CheckpointError` when the checkpoint is corrupt or of another configuration or other data, `StoreError` when another
     process holds the run.
     """
-    return reopen(path, observer=observer, **parts).go()
+    with library_progress(progress) as bar:
+        prepared = reopen(path, observer=both(observer, bar), **parts)
+        bar.begin(prepared.config.method, prepared.config.rounds)
+        return prepared.go()
+
+
+def load(path: str | Path, task: Task | None = None, method: Method | None = None) -> Result:
+    """Return the result of a run that has ended, from its folder. Its model is made when it is asked for.
+
+    Args:
+        path: the run's folder.
+        task: the run's task, where it was an object; only for `Result.model` and what depends on it.
+        method: the run's method, where its class cannot be found by name; likewise.
+
+    Raises `StoreError` where there is no run, or it has not ended.
+    """
+    folder = RunFolder.open(path)
+    again = functools.partial(reopen, folder, task=task, method=method)
+    result = Result.read(folder, saved_model(folder, task, method, again))
+    if result is None:
+        raise StoreError(f"{folder.path} has not ended; go on with it: paceline.resume({str(folder.path)!r})")
+    return result
 
 
 def reopen(path: str | Path | RunFolder, observer: Observer | None = None, **parts: Any) -> Run:
@@ -203,6 +374,9 @@ def reopen(path: str | Path | RunFolder, observer: Observer | None = None, **par
     folder = path if isinstance(path, RunFolder) else RunFolder.open(path)
     with _holding(folder):
         config = RunConfig.build(folder.read_config())
+        parts["method"] = parts.get("method") or saved_method(folder, config)
+        if parts.get("task") is None and parts.get("split") is None:
+            check_task(folder, config)
         prepared = prepare(config, folder=folder, observer=observer, **parts)
         if folder.checkpoint.exists():
             _restore(prepared, load_checkpoint(folder.checkpoint))
@@ -216,7 +390,7 @@ def _restore(prepared: Run, saved: dict[str, Any]) -> None:
     assert folder is not None
     if saved["config"] != prepared.config.model_dump_json():
         raise CheckpointError(f"{folder.path}: the checkpoint is of another configuration than config.toml")
-    compare(saved.get("provenance"), prepared.provenance, str(folder.checkpoint))
+    compare_provenance(saved.get("provenance"), prepared.provenance, str(folder.checkpoint))
     prepared.round, prepared.state = saved["round"], saved["state"]
     prepared.fed.clock.now = saved["clock"]
     prepared.fed.totals.bytes_up, prepared.fed.totals.bytes_down = saved["bytes"]

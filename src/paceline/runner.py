@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -15,17 +17,20 @@ from paceline.core.config import RunConfig
 from paceline.core.errors import CohortError, MisbehaviourError, NonFiniteError, QuorumError, WorkerDiedError
 from paceline.core.failures import reasons
 from paceline.core.federation import CallInfo, Federation
-from paceline.core.generators import drawing
 from paceline.core.method import Method
 from paceline.core.metrics import adjusted_rand, figures, spread_figures
 from paceline.core.params import Params
+from paceline.core.process_state import process_state
 from paceline.core.profiling import spent
 from paceline.core.random import derive
+from paceline.results.model import FinalModel
+from paceline.results.progress import Observer
+from paceline.results.result import Result
 from paceline.store import MemoryStore, RunFolder, save_checkpoint
 from paceline.store.provenance import provenance
 from paceline.tasks import Task
 
-__all__ = ["Observer", "RoundWarning", "Run", "StackingWarning", "Summary"]
+__all__ = ["Observer", "Result", "RoundWarning", "Run", "StackingWarning"]
 
 MAX_ATTEMPTS = 3
 """How often a round whose quorum was lost is tried, each time with a fresh cohort and fresh keys."""
@@ -40,42 +45,6 @@ class StackingWarning(UserWarning):
 
 class RoundWarning(UserWarning):
     """The run goes on, though some clients' replies failed, or a round could not be evaluated."""
-
-
-class Observer(Protocol):
-    """Watches a run: progress bars, trackers, tests."""
-
-    def __call__(self, record: dict[str, Any], total_rounds: int) -> None:
-        """Take one round's record."""
-
-
-@dataclass
-class Summary:
-    """The outcome of a run; `as_dict` is what ``--json`` prints."""
-
-    run: str
-    method: str
-    task: str
-    rounds: int
-    seed: int
-    accuracy: float
-    loss: float
-    round_seconds: float
-    total_seconds: float
-    wall_seconds: float
-    bytes_up: int
-    bytes_down: int
-    model_sha256: str
-    target_seconds: float | None = None
-    stopped: str = "all rounds"
-    chunk: int = 1
-    path: str = ""
-    spent: dict[str, dict[str, float]] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return all figures, without the history."""
-        return {k: v for k, v in self.__dict__.items() if k != "history"}
 
 
 @dataclass
@@ -100,6 +69,8 @@ class Run:
     """See `paceline.store.provenance.sources`."""
     spent: dict[str, float] = field(default_factory=dict)
     """Seconds of this process by what they went into; see `Spent`."""
+    evaluated: Params | None = None
+    """The last evaluated model, where its statistics were computed for the evaluation alone (``buffers="recompute"``)."""
     _told: set[str] = field(default_factory=set)
 
     @cached_property
@@ -107,7 +78,7 @@ class Run:
         """What a checkpoint says about the circumstances of this run."""
         return provenance(self.task, self.fed.init_params().layout.digest, self.code)
 
-    def go(self) -> Summary:
+    def go(self) -> Result:
         """Run the rounds that are left and return the summary; the run's folder is held until then."""
         if self.folder is None:
             return self._go()
@@ -117,25 +88,62 @@ class Run:
         finally:
             self.folder.release()
 
-    def _go(self) -> Summary:
-        torch.set_num_threads(self.config.threads)
-        stopped = self._stop_reason()
-        spent.take()
-        with spent.on("bookkeeping"), drawing(derive(self.config.seed, "server")):
-            stopped = self._rounds(stopped)
-        self.spent = spent.take()
-        return self._finish(stopped)
-
-    def _rounds(self, stopped: str | None) -> str | None:
+    def _go(self) -> Result:
         try:
-            if self.state is None:
-                self.state = self.method.init(self.fed)
-            while stopped is None:
-                self._round()
-                stopped = self._stop_reason()
+            with self._working():
+                while self._step():
+                    pass
         finally:
             self.fed.engine.close()
-        return stopped
+        return self.result()
+
+    def step(self) -> dict[str, Any] | None:
+        """Run one round and return its record; None where the run has ended. Call `result` and `close` at the end.
+
+        Example:
+            >>> from paceline.run import RunConfig, prepare
+            >>> from paceline.tasks import blobs
+            >>> run = prepare(RunConfig(clients=4, cohort=4, rounds=2), task=blobs())
+            >>> while record := run.step():
+            ...     print(record["round"])
+            1
+            2
+            >>> run.close(); run.result().rounds
+            2
+        """
+        if self.folder is not None:
+            self.folder.hold()
+        with self._working():
+            return self.history[-1] if self._step() else None
+
+    def close(self) -> None:
+        """Release the workers, and the run's folder."""
+        self.fed.engine.close()
+        if self.folder is not None:
+            self.folder.release()
+
+    @contextlib.contextmanager
+    def _working(self) -> Iterator[None]:
+        """Set this process up for rounds, and put it back afterwards."""
+        spent.take()
+        try:
+            with (
+                process_state(derive(self.config.seed, "server"), self.config.threads, self.config.precision),
+                spent.on("bookkeeping"),
+            ):
+                yield
+        finally:
+            for name, seconds in spent.take().items():
+                self.spent[name] = self.spent.get(name, 0.0) + seconds
+
+    def _step(self) -> bool:
+        """Run a round, unless the run has ended; return whether one was run."""
+        if self.state is None:
+            self.state = self.method.init(self.fed)
+        if self._stop_reason() is not None:
+            return False
+        self._round()
+        return True
 
     def _round(self) -> None:
         """Carry out a round; once more where a worker died, be it in training, evaluation or commit."""
@@ -248,6 +256,7 @@ class Run:
             fresh = self.fed.mean(self.method.recompute, params, over=self.fed.sample()).statistics
             params = params.clone()
             params.vector[params.layout.num_params :] = fresh
+            self.evaluated = params
         if kind in ("auto", "central"):
             sums = self.fed.engine.evaluate(params)
         else:
@@ -285,12 +294,13 @@ class Run:
         }
         save_checkpoint(self.folder.checkpoint, tree)
 
-    def _finish(self, stopped: str | None) -> Summary:
+    def result(self) -> Result:
+        """Return the outcome of the rounds that were run; where the run is kept, save it and the model."""
         scored = [r for r in self.history if "accuracy" in r]
         target = self.config.target_accuracy
         hit = next((r["virtual_seconds"] for r in scored if target and r["accuracy"] >= target), None)
         params, workers = self.method.model(self.state), getattr(self.fed.engine, "spent", None)
-        summary = Summary(
+        outcome = Result(
             run=str(self.folder.path) if self.folder else "",
             method=self.config.method,
             task=self.config.task,
@@ -305,13 +315,16 @@ class Run:
             bytes_down=self.fed.totals.bytes_down,
             model_sha256=params.sha256(),
             target_seconds=hit,
-            stopped=stopped or "",
+            stopped=self._stop_reason() or "before its end",
             chunk=self.config.chunk or 1,
             path=self.path,
             spent={"here": self.spent, "workers": workers.seconds if workers is not None else {}},
             history=self.history,
+            config=self.config,
+            final=FinalModel.of(self),
         )
         if self.folder is not None:
-            self.folder.write_summary(summary.as_dict())
-            self.folder.save_model(params)
-        return summary
+            self.folder.write_summary(outcome.as_dict())
+            if self.evaluated is not None or self.task.buffers != "recompute" or not self.folder.model.exists():
+                self.folder.save_model(self.evaluated or params)
+        return outcome

@@ -112,7 +112,7 @@ def test_errors_say_what_to_do(call: Call) -> None:
     call("ca", "issue", "a")
     cases: list[tuple[tuple[str, ...], int, str]] = [
         (("init", "hospitals"), 13, "not empty"),
-        (("issue", "a"), 2, "holds keys already"),
+        (("issue", "a"), 2, "already contains keys"),
         (("issue", "a", "--out", "b"), 14, "--replace"),
         (("issue", "b", "c", "--out", "d"), 2, "--out is for one client"),
         (("issue", "--server", "host:443"), 2, "without port"),

@@ -71,7 +71,7 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     real = sqlite3.connect
     monkeypatch.setattr(machine.sqlite3, "connect", lambda path, **named: real(f"file:{path}?nolock=1", uri=True, **named))
     told = one(machine.locks, tmp_path)
-    assert (told.state, told.found) == ("warning", "a second writer was let in")
+    assert (told.state, told.found) == ("warning", "a second writer was not blocked")
     assert "server.state" in told.cure
 
 

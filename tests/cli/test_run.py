@@ -28,8 +28,8 @@ def test_json_is_one_object_and_nothing_else(call):
 
 def test_table_progress_and_plot_for_people(call):
     ended = call("run", "fedavg", *QUICK, "--name", "mine")
-    assert "accuracy" in ended.stdout
-    assert "time of a round, virtual" in ended.stdout
+    assert "Accuracy" in ended.stdout
+    assert "Time per round (virtual)" in ended.stdout
     assert "round 2/2" in ended.stderr
     assert "virtual" in ended.stderr
     assert Path("runs/mine/plots/run.png").exists()

@@ -116,10 +116,10 @@ def sha(method: str, count: int) -> str:
 
 
 ENDINGS = [
-    pytest.param(signal.SIGTERM, "one", 143, "ended by SIGTERM", id="term"),
+    pytest.param(signal.SIGTERM, "one", 143, "terminated by SIGTERM", id="term"),
     pytest.param(signal.SIGINT, "group", 130, "interrupted", id="ctrl-c"),
-    pytest.param(signal.SIGTERM, "group", 143, "ended by SIGTERM", id="term-group"),
-    pytest.param(signal.SIGHUP, "group", 129, "ended by SIGHUP", id="hangup"),
+    pytest.param(signal.SIGTERM, "group", 143, "terminated by SIGTERM", id="term-group"),
+    pytest.param(signal.SIGHUP, "group", 129, "terminated by SIGHUP", id="hangup"),
 ]
 
 
@@ -137,7 +137,7 @@ def test_a_run_with_workers_ends_in_the_middle_of_their_work(start, tmp_path, nu
     assert command.process.wait(5) == code
     assert command.left() == {}
     told = command.errors.read_text().splitlines()
-    assert told[-1] == f"{how}; go on with: paceline resume runs/here"
+    assert told[-1] == f"{how}; resume with: paceline resume runs/here"
     assert all("round" in line for line in told[:-1]), told
     assert list(command.temporary.iterdir()) == []
 
@@ -169,7 +169,7 @@ def test_a_comparison_says_which_run_goes_on(start):
     assert command.process.wait(5) == 130
     assert command.left() == {}
     (line,) = command.errors.read_text().splitlines()
-    assert line.startswith("interrupted; go on with: paceline resume runs/both/sleepy")
+    assert line.startswith("interrupted; resume with: paceline resume runs/both/sleepy")
 
 
 @pytest.mark.slow
@@ -194,7 +194,7 @@ def test_a_federation_ends_and_goes_on_to_the_same_bits(start, tmp_path, number,
     send(command, number, to)
     assert command.process.wait(10) == code
     assert command.left() == {}
-    assert command.errors.read_text().splitlines() == [f"{how}; go on with: paceline resume runs/here"]
+    assert command.errors.read_text().splitlines() == [f"{how}; resume with: paceline resume runs/here"]
     assert list(command.temporary.iterdir()) == []
     assert rounds(place) < 15
     again = start("resume", "runs/here", "--quiet")

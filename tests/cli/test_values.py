@@ -7,14 +7,15 @@ import math
 
 import pytest
 
-from paceline.cli import figures, folders, show
-from paceline.cli.figures import RunEntry, common_target, comparison, grouped, labels
+from paceline.cli import folders, show
 from paceline.core import parsing as values
 from paceline.core.errors import ConfigError
 from paceline.core.parsing import Spec, pairs, read_toml
+from paceline.results import display, groups
+from paceline.results.groups import RunEntry, common_target, comparison, grouped, labels
 
 
-@pytest.mark.parametrize("module", [values, show, figures, folders])
+@pytest.mark.parametrize("module", [values, display, groups, folders])
 def test_doctests(module):
     assert doctest.testmod(module).failed == 0
 

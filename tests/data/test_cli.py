@@ -38,7 +38,7 @@ def test_list(call):
 
 
 def test_nothing_needs_fetching_for_digits(call):
-    assert "comes with Paceline" in call("fetch", "digits").stdout
+    assert "included in Paceline" in call("fetch", "digits").stdout
     assert json.loads(call("path", "digits", "--json").stdout)["path"] is None
 
 

@@ -55,7 +55,9 @@ def test_elsewhere_only_the_name_is_looked_at(gpus):
 
 
 def test_a_run_is_refused_before_its_data_are_loaded(config, gpus, monkeypatch):
-    from paceline import run
+    from importlib import import_module
+
+    run = import_module("paceline.run")
 
     gpus(0, False)
     monkeypatch.setattr(run, "load_task", lambda *_, **__: pytest.fail("data were loaded first"))

@@ -1,17 +1,17 @@
-"""Byzantine clients for tests and simulations: who they are, and what they do to their replies or their data.
+"""Byzantine clients for tests and simulations: their selection, and their attacks on replies or data.
 
     signflip:0.2           send minus the honest update (``scale=10``: ten times as long)
-    gaussian:0.2           noise in place of the update, ``scale`` times as long
+    gaussian:0.2           noise instead of the update, ``scale`` times as long
     random:0.2             ``scale`` times numbers from U(0, 1)
-    drop:0.2               a `part` of the coordinates is 0
+    drop:0.2               a fraction `part` of the coordinates is 0
     alie:0.2               mean - z * deviation over the colluders' updates ("A little is enough", Baruch et al. 2019)
     ipm:0.2                -scale * mean over the colluders' updates ("Fall of empires", Xie et al. 2019)
-    minmax:0.2             as far along -deviation as the colluders' own spread hides (Shejwalkar & Houmansadr 2021)
+    minmax:0.2             as far along -deviation as the colluders' spread permits (Shejwalkar & Houmansadr 2021)
     ranks:0.2              votes: the colluders' positions added up, and the least important edge ranked first
     labelflip:0.2          honest training on labels C - 1 - y
 
-The number is the share of the population; further options follow as ``alie:0.2,z=1.5``. Colluders see each
-other's honest updates of a call, never those of honest clients. Scalars and weights stay honest.
+The number is the fraction of the population; further options follow as in ``alie:0.2,z=1.5``. Colluders know each
+other's honest updates of a call, never those of honest clients. Scalars and weights remain honest.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ __all__ = ["Adversary", "load_adversary", "members"]
 
 @dataclass(frozen=True)
 class Adversary:
-    """What Byzantine clients do; base of all adversaries.
+    """Base class of the attacks of Byzantine clients.
 
     Args:
-        share: of the population that is Byzantine.
+        share: fraction of the population that is Byzantine.
     """
 
     name: ClassVar[str] = ""
@@ -53,26 +53,26 @@ class Adversary:
                 raise ConfigError(f"adversary {self.name}: {option.name} must be finite")
 
     def craft(self, honest: Tensor, cohort: int, rng: Callable[[int], torch.Generator]) -> Tensor:
-        """Return what the Byzantine clients of a call send.
+        """Return the updates sent by the Byzantine clients of a call.
 
         Args:
-            honest: what they would have sent, shape [f, d].
-            cohort: number of clients asked.
-            rng: stream of the i-th of them.
+            honest: their honest updates, shape [f, d].
+            cohort: number of clients called.
+            rng: returns the random generator of the i-th of them.
         """
         return honest
 
     def craft_votes(self, honest: Tensor) -> Tensor:
-        """Return what they send in place of integer tensors of shape [n], given as [f, n]; these stay honest by default."""
+        """Return the replacement of integer tensors of shape [n], given as [f, n]; unchanged by default."""
         return honest
 
     def labels(self, y: Tensor, num_classes: int) -> Tensor:
-        """Return the labels that a Byzantine client trains on."""
+        """Return the labels on which a Byzantine client trains."""
         return y
 
     @property
     def poisons_data(self) -> bool:
-        """Whether labels are changed, and replies left alone."""
+        """Whether labels are changed instead of replies."""
         return type(self).labels is not Adversary.labels
 
 
@@ -84,19 +84,19 @@ class SignFlip(Adversary):
     scale: float = 1.0
 
     def craft(self, honest: Tensor, cohort: int, rng: Callable[[int], torch.Generator]) -> Tensor:
-        """Turn every update round."""
+        """Invert every update."""
         return -self.scale * honest
 
 
 @dataclass(frozen=True)
 class Gaussian(Adversary):
-    """Send noise of `scale` times the update's length."""
+    """Send noise with `scale` times the update's norm."""
 
     name: ClassVar[str] = "gaussian"
     scale: float = 10.0
 
     def craft(self, honest: Tensor, cohort: int, rng: Callable[[int], torch.Generator]) -> Tensor:
-        """Draw normal directions."""
+        """Draw normally distributed directions."""
         noise = torch.stack([torch.randn(honest.shape[1], generator=rng(i)) for i in range(len(honest))])
         noise = noise.to(honest.device)
         length = torch.linalg.vector_norm(honest, dim=1) / torch.linalg.vector_norm(noise, dim=1).clamp(min=1e-12)
@@ -119,13 +119,13 @@ class Random(Adversary):
 
 @dataclass(frozen=True)
 class Drop(Adversary):
-    """Zero the share `part` of the coordinates."""
+    """Set a fraction `part` of the coordinates to zero."""
 
     name: ClassVar[str] = "drop"
     part: float = 0.1
 
     def craft(self, honest: Tensor, cohort: int, rng: Callable[[int], torch.Generator]) -> Tensor:
-        """Zero random coordinates."""
+        """Set random coordinates to zero."""
         keep = torch.stack([torch.rand(honest.shape[1], generator=rng(i)) >= self.part for i in range(len(honest))])
         return honest * keep.to(honest.device)
 
@@ -135,14 +135,14 @@ class Alie(Adversary):
     """Send mean - z * deviation of the colluders' updates.
 
     Args:
-        z: how far; NaN takes the paper's: the quantile at (n - f - s) / (n - f) with s = n // 2 + 1 - f.
+        z: distance in deviations; NaN selects the paper's: the quantile at (n - f - s) / (n - f) with s = n // 2 + 1 - f.
     """
 
     name: ClassVar[str] = "alie"
     z: float = math.nan
 
     def craft(self, honest: Tensor, cohort: int, rng: Callable[[int], torch.Generator]) -> Tensor:
-        """Hide in the spread."""
+        """Shift the mean within the spread of the updates."""
         z, f = self.z, len(honest)
         if math.isnan(z):
             z = little(cohort, f)
@@ -164,19 +164,22 @@ class InnerProduct(Adversary):
     scale: float = 0.1
 
     def craft(self, honest: Tensor, cohort: int, rng: Callable[[int], torch.Generator]) -> Tensor:
-        """Turn the mean round."""
+        """Invert the mean."""
         return (-self.scale * honest.mean(0)).expand_as(honest)
 
 
 @dataclass(frozen=True)
 class MinMax(Adversary):
-    """Send mean - gamma * deviation with the largest gamma whose distance to any honest update of the colluders
-    is at most the largest distance between two of them (0 where there is only one)."""
+    """Send mean - gamma * deviation with the largest undetectable gamma.
+
+    This is the largest gamma for which the distance to any honest update of the colluders is at most the largest distance
+    between two of them (0 if there is only one).
+    """
 
     name: ClassVar[str] = "minmax"
 
     def craft(self, honest: Tensor, cohort: int, rng: Callable[[int], torch.Generator]) -> Tensor:
-        """Solve |mean + gamma p - g_i| = D for gamma, and take the smallest over i."""
+        """Solve |mean + gamma p - g_i| = D for gamma, and return the smallest solution over i."""
         g = honest.double()
         mean, p = g.mean(0), -g.std(0, correction=0)
         far = torch.cdist(g, g).max()
@@ -190,12 +193,12 @@ class MinMax(Adversary):
 
 @dataclass(frozen=True)
 class Ranks(Adversary):
-    """Send the reverse of the ranking that the colluders' positions add up to; it is a permutation like any other."""
+    """Send the reverse of the ranking obtained from the colluders' summed positions; it is a valid permutation."""
 
     name: ClassVar[str] = "ranks"
 
     def craft_votes(self, honest: Tensor) -> Tensor:
-        """Turn the colluders' common ranking round."""
+        """Reverse the colluders' common ranking."""
         order = torch.argsort(honest.sum(0), descending=True, stable=True)
         places = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         return places.to(honest.dtype).expand_as(honest)
@@ -213,9 +216,15 @@ class LabelFlip(Adversary):
 
 
 def load_adversary(spec: str) -> Adversary:
-    """Return the adversary that a text such as ``"signflip:0.2,scale=10"`` describes.
+    """Return the adversary described by a text such as ``"signflip:0.2,scale=10"``.
 
-    Raises `UnknownNameError` for an unknown name or option and `ConfigError` for a value that does not fit.
+    Raises:
+        UnknownNameError: unknown name or option.
+        ConfigError: invalid value.
+
+    Example:
+        >>> load_adversary("signflip:0.2,scale=10")
+        SignFlip(share=0.2, scale=10.0)
     """
     read = registry.parse("adversary", spec)
     if not read.value and "share" not in read.options:
@@ -230,6 +239,6 @@ def load_adversary(spec: str) -> Adversary:
 
 
 def members(share: float, clients: int, seed: int) -> Collection[int]:
-    """Return which clients are Byzantine: the share of the population, at least one, drawn by the seed."""
+    """Return the Byzantine clients: a fraction `share` of the population, at least one, drawn by the seed."""
     count = max(round(share * clients), 1)
     return frozenset(numpy_rng(seed, "adversary").permutation(clients)[:count].tolist())

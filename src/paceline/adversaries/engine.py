@@ -1,7 +1,7 @@
-"""An engine in which some clients are Byzantine: no method, aggregation or other engine knows of it.
+"""Engine wrapper with Byzantine clients, transparent to methods, aggregations and other engines.
 
-Honest clients go on as ever. The Byzantine ones are asked apart, their replies are replaced by what the
-adversary crafts from them, and go on through the channel they were meant for.
+Honest clients run as usual. The Byzantine ones are called separately; their replies are replaced by the adversary's,
+and continue through their original channel.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Hostile:
 
     Args:
         engine: runs the client functions.
-        adversary: what the Byzantine clients do to their replies.
-        byzantine: who they are.
-        seed: of the run.
+        adversary: attack on the replies of Byzantine clients.
+        byzantine: ids of the Byzantine clients.
+        seed: seed of the run.
     """
 
     def __init__(self, engine: Engine, adversary: Adversary, byzantine: Collection[int], seed: int) -> None:
@@ -46,7 +46,7 @@ class Hostile:
 
     @property
     def services(self) -> Mapping[str, Any]:
-        """Those of the engine."""
+        """Services of the engine."""
         return self.inner.services
 
     def run(self, call: Call) -> Iterator[Receipt | tuple[str, Any]]:
@@ -91,15 +91,15 @@ class Hostile:
         return self.inner.preview(function, message)
 
     def commit(self) -> dict[int, dict[str, Any]]:
-        """Make the clients' memory changes permanent; return the stores that changed."""
+        """Make the clients' memory changes permanent; return the changed memories."""
         return self.inner.commit()
 
     def rollback(self) -> None:
-        """Forget memory changes since the last commit."""
+        """Discard memory changes since the last commit."""
         self.inner.rollback()
 
     def restore(self, memories: Mapping[int, Mapping[str, Any]]) -> None:
-        """Put stored memories back."""
+        """Restore stored memories."""
         self.inner.restore(memories)
 
     def init_params(self) -> Params:
@@ -111,13 +111,13 @@ class Hostile:
         return self.inner.evaluate(params)
 
     def close(self) -> None:
-        """Free workers."""
+        """Stop the workers."""
         self.inner.close()
 
 
 @dataclass(frozen=True)
 class _Tap:
-    """The channel of Byzantine clients: replies cost what they cost in `channel`, and come out singly."""
+    """Channel of Byzantine clients: replies cost the same as in `channel`, and are returned individually."""
 
     channel: Channel
 
@@ -147,14 +147,14 @@ def _part(call: Call, clients: Sequence[int]) -> Call:
 
 
 def _craft(adversary: Adversary, replies: Sequence[Tree], cohort: int, rng: Callable[[int], torch.Generator]) -> list[Tree]:
-    """Return the replies with all float tensors, and vectors of votes, replaced; replies of one make are crafted together."""
+    """Return the replies with all float tensors and vote vectors replaced; replies of identical layout are crafted together."""
     opened = [flatten(dict(r.fields) if isinstance(r, Update) else r) for r in replies]
     makes: dict[Any, list[int]] = {}
     for place, (_, leaves) in enumerate(opened):
         makes.setdefault(tuple((tuple(t.shape), t.is_floating_point()) for t in leaves), []).append(place)
     crafted = list(replies)
     for shapes, places in makes.items():
-        if not shapes:  # counts and figures only
+        if not shapes:  # contains only numbers
             continue
         _vote(adversary, [opened[p][1] for p in places])
         sent: Any = [torch.zeros(0)] * len(places)
@@ -170,7 +170,7 @@ def _craft(adversary: Adversary, replies: Sequence[Tree], cohort: int, rng: Call
 
 
 def _vote(adversary: Adversary, replies: Sequence[list[Tensor]]) -> None:
-    """Replace the integer vectors of replies of one make."""
+    """Replace the integer vectors of replies of identical layout."""
     for i, leaf in enumerate(replies[0]):
         if leaf.dim() == 1 and not leaf.is_floating_point():
             for leaves, row in zip(replies, adversary.craft_votes(torch.stack([r[i] for r in replies])), strict=True):
@@ -189,7 +189,7 @@ def _replaced(leaves: Sequence[Tensor], row: Tensor) -> list[Tensor]:
 
 
 def poisoned(task: Task, split: Callable[[int], tuple[Tensor, Tensor]], adversary: Adversary, byzantine: Collection[int]) -> Task:
-    """Return the task with the Byzantine clients' training labels as the adversary wants them."""
+    """Return the task with the Byzantine clients' training labels changed by the adversary."""
     y = task.train.y.clone()
     for client in byzantine:
         rows = split(client)[0]

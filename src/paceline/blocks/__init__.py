@@ -1,1 +1,1 @@
-"""What several methods are made of: parts that no method owns."""
+"""Building blocks shared by several methods."""

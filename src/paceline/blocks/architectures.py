@@ -1,9 +1,9 @@
-"""Several architectures in one run: a resident module for each of them on a worker, built when first asked for.
+"""Several architectures in one run: one resident module for each on a worker, built on first use.
 
-Clients of different makes share no parameters, so only what fits all of them travels (a head, prototypes,
-anchors); each client's own network lies in its memory as `Params` of its own layout.
+Clients with different architectures share no parameters, so only what fits all of them is sent (a head, prototypes,
+anchors); each client's own network is stored in its memory as `Params` of its own layout.
 
-An architecture is written as a reference model with options, ``mlp:hidden=64-32,end=batch`` (a dash between
+An architecture is specified as a reference model with options, ``mlp:hidden=64-32,end=batch`` (a dash between
 numbers makes a list); the empty text is the task's own model.
 """
 
@@ -29,9 +29,14 @@ __all__ = ["Architectures", "architectures", "architectures_service", "parse_arc
 
 
 def parse_architecture(text: str) -> tuple[str, dict[str, Any]]:
-    """Read ``mlp:hidden=64-32,end=batch`` into a model's name and its options.
+    """Parse ``mlp:hidden=64-32,end=batch`` into a model's name and its options.
 
-    Raises `ConfigError` for a part that is no ``name=value``.
+    Raises:
+        ConfigError: a part is not ``name=value``.
+
+    Example:
+        >>> parse_architecture("mlp:hidden=64-32,end=batch")
+        ('mlp', {'hidden': (64, 32), 'end': 'batch'})
     """
     if not text.strip():
         return "", {}
@@ -46,12 +51,12 @@ def parse_architecture(text: str) -> tuple[str, dict[str, Any]]:
 
 
 class Architectures:
-    """Builds and keeps modules.
+    """Builds and caches modules.
 
     Args:
-        task: gives data shape, number of classes and the model of the empty text.
-        seed: of the run; clients of one architecture start alike.
-        device: where the modules are.
+        task: provides data shape, number of classes and the model of the empty text.
+        seed: seed of the run; clients with the same architecture have the same initial weights.
+        device: device of the modules.
     """
 
     def __init__(self, task: Any, seed: int, device: torch.device | str = "cpu") -> None:
@@ -59,7 +64,7 @@ class Architectures:
         self._kept: dict[tuple[str, bool], tuple[Resident, Params]] = {}
 
     def build(self, text: str = "") -> nn.Module:
-        """Return a new module of an architecture, with the run's initial weights."""
+        """Return a new module of an architecture with the run's initial weights."""
         seed = derive(self._seed, "init")
         if not text:
             module: nn.Module = self._task.build(seed)
@@ -69,7 +74,7 @@ class Architectures:
             return build(name, shape=tuple(self._task.train.x.shape[1:]), num_classes=self._task.num_classes, **options)
 
     def resident(self, text: str = "") -> Resident:
-        """Return the module of an architecture; all its parameters and running statistics are in its vector."""
+        """Return the module of an architecture; its vector includes all parameters and running statistics."""
         return self._get(text, False)[0]
 
     def initial(self, text: str = "") -> Params:
@@ -77,11 +82,11 @@ class Architectures:
         return self._get(text, False)[1]
 
     def body(self, text: str = "") -> Resident:
-        """Return a module whose vector leaves the head out: the head stays as it is."""
+        """Return a module whose vector excludes the head, which remains unchanged."""
         return self._get(text, True)[0]
 
     def initial_body(self, text: str = "") -> Params:
-        """Return the initial parameters of all but the head."""
+        """Return the initial parameters of everything except the head."""
         return self._get(text, True)[1]
 
     def _get(self, text: str, body: bool) -> tuple[Resident, Params]:
@@ -96,12 +101,12 @@ class Architectures:
 
 
 def architectures_service(worker: Any) -> Architectures:
-    """Return the service for a worker; nothing is built before it is asked for."""
+    """Return the service for a worker; nothing is built before its first use."""
     return Architectures(worker.setup.task, worker.setup.seed, worker.model.device)
 
 
 def architectures(place: Client | Any) -> Architectures:
-    """Return the architectures of the worker that runs a client, or those of a server's federation."""
+    """Return the architectures of the worker that runs a client, or of a server's federation."""
     services: Mapping[str, Any] = place.services if isinstance(place, Client) else place.engine.services
     service = services["architectures"]
     assert isinstance(service, Architectures)

@@ -1,4 +1,4 @@
-"""Objectives that clients can only evaluate: no gradient is asked for, and every evaluation is counted."""
+"""Objectives that clients can only evaluate: no gradients are used, and every evaluation is counted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["BlackBoxMethod", "Loss", "Objective", "Queries", "directions"]
 
 
 class Objective(Protocol):
-    """What a task gives whose clients can only evaluate."""
+    """Objective of a task whose clients can only evaluate."""
 
     def value(self, client: Client, x: Tensor) -> float:
         """Return f_i(x) of this client at x, shape [d] (float64)."""
@@ -36,10 +36,10 @@ class Loss:
 
 
 class Queries:
-    """A client's objective with a counter.
+    """A client's objective with a counter of evaluations.
 
     Args:
-        client: whose objective it is.
+        client: the client.
     """
 
     def __init__(self, client: Client) -> None:
@@ -48,7 +48,7 @@ class Queries:
         self.count = 0
 
     def __call__(self, x: Tensor) -> float:
-        """Return f_i(x) and count."""
+        """Return f_i(x) and increment the counter."""
         self.count += 1
         return self._objective.value(self._client, x)
 
@@ -66,7 +66,7 @@ class BlackBoxMethod(Method[S]):
     vectorizable: ClassVar[bool] = False
 
     def assess(self, client: Client, message: Tree, data: ClientData) -> dict[str, Any]:
-        """Return f_i(x) as the loss of one sample; this is no query of the method."""
+        """Return f_i(x) as the loss of one sample; this does not count as a query of the method."""
         if isinstance(objective := getattr(client.problem, "objective", None) or Loss(), Loss):
             return client.evaluate(message, data)
         none = torch.zeros(client.problem.num_classes, dtype=torch.int64)
@@ -79,7 +79,7 @@ class BlackBoxMethod(Method[S]):
 
 
 def directions(count: int, dim: int, rng: torch.Generator) -> Tensor:
-    """Return `count` orthonormal random directions, shape [count, d]; where d is smaller, several such sets."""
+    """Return `count` orthonormal random directions, shape [count, d]; if d is smaller, several such sets."""
     drawn = [
         torch.linalg.qr(torch.randn(dim, min(count, dim), generator=rng, dtype=torch.float64)).Q.T for _ in range(-(-count // dim))
     ]

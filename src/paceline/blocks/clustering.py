@@ -1,4 +1,4 @@
-"""How far updates are from each other, and clusters from that: our own average linkage, or scikit-learn's algorithms."""
+"""Distances between updates, and clustering: average linkage implemented here, or scikit-learn's algorithms."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def temperature(gamma: Tensor, p: float = 2.0) -> float:
 
 
 def project(unit: Tensor, width: int, seed: int) -> Tensor:
-    """Return R u with R [width, d] of Gaussian entries of variance 1 / width, the same for everybody in a run."""
+    """Return R u with R [width, d] of Gaussian entries of variance 1 / width, identical on all parties of a run."""
     rng = torch_rng(seed, "sketch")
     out = torch.empty(width)
-    for i in range(width):  # a row at a time: R itself would be large
+    for i in range(width):  # row by row: R itself would be large
         out[i] = torch.randn(unit.numel(), generator=rng).to(unit.device) @ unit
     sketch: Tensor = out / width**0.5
     return sketch
@@ -48,12 +48,14 @@ def cluster(distances: Array, backend: Backend = "average", clusters: int = 3, l
 
     Args:
         distances: symmetric, shape [n, n].
-        backend: ``average`` chooses the number of clusters by silhouette; ``kmeans`` and ``meanshift`` work on the
-            matrix's rows; ``affinity`` takes negative distances as similarities.
-        clusters: of kmeans.
+        backend: ``average`` selects the number of clusters by silhouette; ``kmeans`` and ``meanshift`` cluster the
+            matrix's rows; ``affinity`` uses negative distances as similarities.
+        clusters: number of clusters of kmeans.
         least: smallest cluster of hdbscan.
 
-    Raises `MissingExtraError` where scikit-learn is wanted and missing, `ConfigError` for an unknown backend.
+    Raises:
+        MissingExtraError: scikit-learn is required and not installed.
+        ConfigError: unknown backend.
     """
     if backend == "average":
         return average_linkage(distances)
@@ -78,7 +80,7 @@ def cluster(distances: Array, backend: Backend = "average", clusters: int = 3, l
 
 
 def average_linkage(distances: Array, most: int = 8) -> list[int]:
-    """Return clusters by average linkage; their number, 2 to `most`, has the highest silhouette."""
+    """Return clusters by average linkage; their number, 2 to `most`, maximises the silhouette."""
     groups = [[i] for i in range(len(distances))]
     best, labels = -np.inf, [0] * len(distances)
     while len(groups) > 2:
@@ -103,7 +105,7 @@ def _labels(groups: Sequence[Sequence[int]], n: int) -> list[int]:
 
 
 def silhouette(distances: Array, labels: Sequence[int]) -> float:
-    """Return the mean over points of (b - a) / max(a, b): a is the mean distance within, b to the nearest other cluster."""
+    """Return the mean over points of (b - a) / max(a, b): a is the mean distance within the cluster, b to the nearest other one."""
     which = np.asarray(labels)
     scores = []
     for i in range(len(which)):
@@ -118,10 +120,10 @@ def silhouette(distances: Array, labels: Sequence[int]) -> float:
 
 
 def settle(labels: Sequence[int], distances: Array, least: int, noise_apart: bool = False) -> list[int]:
-    """Return labels 0, 1, ... in which every cluster has at least `least` points, or all 0 where that leaves one.
+    """Return labels 0, 1, ... in which every cluster has at least `least` points, or all 0 if only one would remain.
 
-    Points of small clusters, and noise (unless it is to be a cluster of its own), join the cluster that is nearest
-    on average.
+    Points of smaller clusters, and noise (unless `noise_apart` makes it a cluster), join the cluster with the smallest mean
+    distance.
     """
     given = np.asarray(labels)
     large = [k for k in dict.fromkeys(given.tolist()) if (k >= 0 or noise_apart) and (given == k).sum() >= least]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from paceline.core.client import SGD, Client, Hooks, LocalOptions
+from paceline.core.hooks import NO_HOOKS
 from paceline.core.method import Method, S
 from paceline.core.optimizers import Optimizer
 from paceline.core.params import Params
@@ -45,4 +46,4 @@ class LocalTraining(Method[S]):
 
     def hooks(self, client: Client, start: Params) -> Hooks:
         """Return what changes the steps of a local training from `start`, shape [d]; by default nothing does."""
-        return Hooks()
+        return NO_HOOKS

@@ -1,4 +1,4 @@
-"""Class prototypes as sums and counts, so that the mean over clients is an ordinary sum."""
+"""Class prototypes as sums and counts, so that their mean over clients is an ordinary sum."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["ClassSums", "class_sums", "distances", "nearest"]
 
 @node
 class ClassSums:
-    """Feature sums and sample counts of each class; they add up over clients.
+    """Feature sums and sample counts per class; they add up over clients.
 
     Args:
         sums: shape [C, d] (float32), zero for absent classes.
@@ -31,19 +31,24 @@ class ClassSums:
 
     @property
     def present(self) -> Tensor:
-        """Which classes have samples, shape [C] (bool)."""
+        """Classes with samples, shape [C] (bool)."""
         return self.counts > 0
 
     def unweighted(self) -> ClassSums:
-        """Return the same means with every present class counting once: a sum of these is a mean over clients."""
+        """Return the same means with weight 1 for every present class, so that their sum yields a mean over clients."""
         return ClassSums(self.means(), self.present.long())
 
 
 @torch.no_grad()
 def class_sums(model: Resident, params: Params, data: ClientData, num_classes: int, by_batch: int | None = None) -> ClassSums:
-    """Return the sums of `params`' features over `data`, class by class (evaluation mode).
+    """Return the sums of `params`' features over `data` by class (evaluation mode).
 
-    With `by_batch`, each batch of so many samples adds its mean, and counts once, in every class that it has.
+    Args:
+        model: the module.
+        params: parameters to load.
+        data: samples.
+        num_classes: number of classes C.
+        by_batch: if given, each batch of this size contributes its mean with weight 1 to every class in it.
     """
     model.load(params)
     model.module.eval()
@@ -61,15 +66,15 @@ def class_sums(model: Resident, params: Params, data: ClientData, num_classes: i
 
 
 def distances(points: Tensor, centres: Tensor) -> Tensor:
-    """Return Euclidean distances, shape [N, C]; their gradient is finite also where a distance is 0."""
+    """Return Euclidean distances, shape [N, C]; their gradient is finite even at distance 0."""
     square = (points.unsqueeze(1) - centres.unsqueeze(0)).square().sum(2)
     return square.clamp(min=1e-12).sqrt()
 
 
 def nearest(points: Tensor, centres: Tensor, known: Tensor) -> Tensor:
-    """Return scores whose arg-max is the nearest centre, shape [N, C]: -distance; centres that are not `known` lose."""
+    """Return scores whose arg-max is the nearest centre, shape [N, C]: -distance; centres that are not `known` never win."""
     return -distances(points, centres) - FAR * (~known).float()
 
 
 FAR = 1e6
-"""A distance above all others, and yet finite, so that losses stay finite."""
+"""A distance larger than all others, but finite, so that losses remain finite."""

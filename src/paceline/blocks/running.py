@@ -1,7 +1,7 @@
-"""Running statistics (BatchNorm's buffers) aside: what is right for weights is not for them.
+"""Separate treatment of running statistics (BatchNorm's buffers), for which operations on weights are not valid.
 
-Methods that scale updates, add them up over rounds or count them from memory treat weights so; statistics are
-averaged over those who trained now, and nothing else. Models without any cost nothing here.
+Methods that scale updates, accumulate them over rounds or reuse them from memory do so for weights only; statistics are
+averaged over the clients that trained in this round. Models without running statistics incur no cost.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ __all__ = ["averaged", "statistics", "weights"]
 
 
 def statistics(params: Params) -> dict[str, Any]:
-    """Return the field of an `Update` that carries a client's running statistics; none where there are none."""
+    """Return the field of an `Update` with a client's running statistics; empty if there are none."""
     layout = params.layout
     return {} if layout.num_params == layout.size else {"statistics": params.vector[layout.num_params :]}
 
 
 def weights(params: Params) -> Params:
-    """Return `params` with zeros in place of statistics."""
+    """Return `params` with statistics replaced by zeros."""
     layout = params.layout
     if layout.num_params == layout.size:
         return params
@@ -31,7 +31,7 @@ def weights(params: Params) -> Params:
 
 
 def averaged(params: Params, mean: Update) -> Params:
-    """Return `params` with the mean's statistics, where it has any."""
+    """Return `params` with the mean's statistics, if it has any."""
     return _joined(params, mean.statistics) if "statistics" in mean.fields else params
 
 

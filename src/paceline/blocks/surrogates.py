@@ -1,11 +1,12 @@
-"""Surrogates of a function that can only be evaluated: GaussianProcess processes and random Fourier features, with gradients.
+"""Surrogates of a black-box function: Gaussian processes and random Fourier features, with gradients.
 
 With k(x) the kernel to the points X [n, d] and a = (K + s^2 I)^-1 y:
     mean(x) = k(x) . a,   gradient(x) = (d k(x) / d x)^T a
     gradient variance = d^2 k(x, x') / dx dx' at x' = x  -  (d k / d x)^T (K + s^2 I)^-1 (d k / d x)
 With features phi(x) = sqrt(2 / M) cos(W x + u), W ~ N(0, I / l^2), u ~ U[0, 2 pi]:
     nu = Phi (Phi^T Phi + s^2 I)^-1 y,   gradient(x) = -sqrt(2 / M) sum_m nu_m sin(W_m x + u_m) W_m
-so surrogates of several parties add up as vectors nu. Everything is float64: cosines of large arguments lose phase else.
+so surrogates of several parties add up as vectors nu. All computations are in float64, because cosines of large arguments
+would lose their phase otherwise.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Kernel = Literal["rbf", "matern"]
 
 
 def nearest(points: Tensor, values: Tensor, x: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Return the `most` points that are closest to x, and their values."""
+    """Return the `most` points closest to x, and their values."""
     if len(points) <= most:
         return points, values
     rows = torch.argsort((points - x).square().sum(1), stable=True)[:most]
@@ -34,18 +35,18 @@ def nearest(points: Tensor, values: Tensor, x: Tensor, most: int) -> tuple[Tenso
 
 
 def rescaled(values: Tensor) -> tuple[Tensor, float]:
-    """Return values scaled to [0, 1] and their range; constant ones become 0 with the range 0."""
+    """Return values scaled to [0, 1] and their range; constant values become 0 with range 0."""
     low, high = float(values.min()), float(values.max())
     return (values - low) / (high - low + 1e-20), high - low
 
 
 class GaussianProcess:
-    """A GaussianProcess process that was shown some values.
+    """Gaussian process conditioned on observed values.
 
     Args:
         points: shape [n, d].
         values: shape [n].
-        length: scale l of the kernel.
+        length: length scale l of the kernel.
         jitter: s^2 on the diagonal.
         kernel: ``rbf``, or ``matern`` (5/2).
     """
@@ -85,7 +86,7 @@ class GaussianProcess:
 
     def uncertainty(self, xs: Tensor) -> Tensor:
         """Return the trace of the gradient's variance at each of xs [m, d], shape [m]."""
-        # sum_ij I_ij c_i c_j (x - x_i) . (x - x_j) with I the inverse: n^2 work for each x, whatever d is
+        # sum_ij I_ij c_i c_j (x - x_i) . (x - x_j) with I the inverse: n^2 operations per x, independent of d
         middle = self.points.mean(0)
         near, x = self.points - middle, xs - middle
         c, inner = self._slope(torch.cdist(xs, self.points)), x @ near.T
@@ -99,13 +100,13 @@ class GaussianProcess:
 
 @dataclass(frozen=True)
 class Features:
-    """Random Fourier features that everybody who has the seed can draw.
+    """Random Fourier features that every party with the seed can generate.
 
     Args:
         count: number M.
         dim: d of the inputs.
-        length: scale l of the kernel that they stand for.
-        seed: of W and u.
+        length: length scale l of the approximated kernel.
+        seed: seed of W and u.
     """
 
     count: int
@@ -123,7 +124,7 @@ class Features:
         return math.sqrt(2 / len(u)) * torch.cos(w @ xs.double().T + u[:, None])
 
     def fit(self, points: Tensor, values: Tensor, jitter: float = 1e-5) -> Tensor:
-        """Return nu, shape [M], of values at points; the smaller of both systems of equations is solved."""
+        """Return nu, shape [M], fitted to values at points; the smaller of the two equivalent linear systems is solved."""
         phi = self(points)
         if phi.shape[1] <= phi.shape[0]:
             inner = phi.T @ phi + jitter * torch.eye(phi.shape[1], dtype=torch.float64)

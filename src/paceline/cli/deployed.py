@@ -1,4 +1,4 @@
-"""What `paceline doctor --config` finds of a server or a client: all that its start would refuse, and who holds its ports."""
+"""Checks of `paceline doctor --config`: everything that the start of a server or client would refuse, and ports in use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ __all__ = ["look_at"]
 
 
 def look_at(path: Path) -> Iterator[Finding]:
-    """Look at the configuration of a server, or of a client if it has its tables. Raises `ConfigError` for one that cannot be read."""
+    """Check the configuration of a server, or of a client if it has a client's tables.
+
+    Raises:
+        ConfigError: the configuration cannot be read.
+    """
     from paceline.deploy.settings import ClientConfig, ServerConfig, load_config
 
     if {"client", "data"} & read_toml(path).keys():
@@ -29,7 +33,7 @@ def look_at(path: Path) -> Iterator[Finding]:
 
 
 def _try(what: str, cure: str, look: Callable[[], str]) -> Finding:
-    """Return what `look` returns as a finding that is well, or its error as one that is not."""
+    """Return the result of `look` as a successful finding, or its error as a failed one."""
     try:
         return Finding(what, "ok", look())
     except PacelineError as error:
@@ -68,13 +72,13 @@ def _server(config: ServerConfig, path: Path) -> Iterator[Finding]:
     for name, address in (("listen", part.listen), ("enrol", part.enrol), ("renew", part.renew)):
         taken = "" if address is None else address.taken()
         if taken:
-            yield Finding(f"port of server.{name}", "warning", f"{address}: {taken}", "choose another port, or end who holds it")
+            yield Finding(f"port of server.{name}", "warning", f"{address}: {taken}", "choose another port, or stop that process")
     yield writable("folder of the run", part.run)
     if part.ca is None:
-        yield Finding("authority", "ok", "not on the server's machine, as far as its configuration says")
+        yield Finding("authority", "ok", "not on the server's machine, according to its configuration")
     else:
         yield Finding(
-            "authority", "warning", OWN_CROWD.partition(";")[0], "keep the authority apart: enrol clients there, copy its lists"
+            "authority", "warning", OWN_CROWD.partition(";")[0], "move the authority elsewhere: enrol clients there, copy its lists"
         )
 
 
@@ -96,7 +100,7 @@ def _client(config: ClientConfig) -> Iterator[Finding]:
 
         check_device(data.device, "data.device")
         if not data.task:
-            return "a task of the server's choice"
+            return "the task chosen by the server"
         check_task(data.task)
         task = load_task(data.task, **data.task_options)
         return f"{data.task}: {len(task.train)} samples of shape {tuple(task.train.x.shape[1:])}"
@@ -112,12 +116,15 @@ def _client(config: ClientConfig) -> Iterator[Finding]:
             yield Finding("server", "ok", f"{part.server} answers")
     except OSError as error:
         yield Finding(
-            "server", "warning", f"{part.server}: {error.strerror or error}", "look at name, port and firewalls; does it run?"
+            "server",
+            "warning",
+            f"{part.server}: {error.strerror or error}",
+            "check name, port and firewalls, and whether it is running",
         )
 
 
 def _holds(folder: Path, role: str) -> str:
-    """Return until when a party's certificate holds; raises `IdentityError` where a file is missing or it holds no more."""
+    """Return the expiry of a party's certificate; raises `IdentityError` if a file is missing or the certificate is invalid."""
     from paceline.core.errors import IdentityError
     from paceline.deploy.identity import pki
     from paceline.deploy.identity.trust import Trust, read

@@ -1,4 +1,4 @@
-"""`paceline doctor`: is everything there that a run needs?"""
+"""`paceline doctor`: check the environment for everything that a run needs."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ NEEDED = ("torch", "numpy", "cryptography", "msgpack", "safetensors", "pydantic"
 
 
 def doctor(
-    folder: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="folder that runs would be kept in")] = Path("runs"),
+    folder: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="folder for runs")] = Path("runs"),
     config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="configuration of a server or client, to look at as well")
+        Path | None, typer.Option("--config", metavar="FILE", help="also check this configuration of a server or client")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Look at Python, packages, machine, data and folders; exit code 1 when something needed is missing."""
+    """Check Python, packages, machine, data and folders; the exit code is 1 if something required is missing."""
     findings = examine(folder) + ([] if config is None else list(_configured(config)))
     failed = any(f.state == "missing" for f in findings)
     if json:
         print_json({"ok": not failed, "findings": [asdict(f) for f in findings]})
     else:
-        shown = table("Paceline doctor", "what", "state", "found", "what to do")
+        shown = table("Paceline doctor", "check", "state", "found", "action")
         style = {"ok": "green", "warning": "yellow", "missing": "bold red"}
         for f in findings:
             shown.add_row(escape(f.what), f"[{style[f.state]}]{f.state}[/]", escape(f.found), escape(f.cure))
@@ -54,7 +54,7 @@ def _configured(path: Path) -> Iterator[Finding]:
 
 
 def examine(folder: Path) -> list[Finding]:
-    """Return all findings."""
+    """Run all checks and return their findings."""
     return [finding for check in CHECKS for finding in check(folder)]
 
 
@@ -86,7 +86,7 @@ def _data(folder: Path) -> Iterator[Finding]:
 
 
 def _extras(folder: Path) -> Iterator[Finding]:
-    """Tell the optional extras that the package declares, and whether all of each is installed."""
+    """Report the optional extras declared by the package, and whether each is fully installed."""
     parts: dict[str, list[str]] = {}
     for line in requires("paceline") or []:
         requirement, _, marker = line.partition("; extra == ")
@@ -108,4 +108,4 @@ def _there(name: str) -> bool:
 
 
 CHECKS: Sequence[Callable[[Path], Iterable[Finding]]] = (_python, _packages, *MACHINE, _runs, _data, _extras)
-"""What is looked at, in this order: each check takes the folder of runs and yields findings."""
+"""The checks in order: each takes the folder of runs and yields findings."""

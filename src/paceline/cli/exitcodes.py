@@ -1,6 +1,6 @@
-"""Exit codes: read from the tree of errors, so that the help and `docs/errors.md` cannot fall behind.
+"""Exit codes, derived from the exception tree, so that the help and `docs/errors.md` cannot become outdated.
 
-``python -m paceline.cli.exitcodes > docs/errors.md`` writes the page anew.
+``python -m paceline.cli.exitcodes > docs/errors.md`` regenerates the page.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ENDINGS = {
     130: "Interrupted with Ctrl-C (SIGINT). A run that was under way goes on with `paceline resume RUN`.",
     143: "Ended by SIGTERM; as with 130. `paceline server` and `paceline client` end with 0 instead, once their state is safe.",
 }
-"""Endings that are no `PacelineError`."""
+"""Exit codes that do not belong to a `PacelineError`."""
 
 HEAD = """# Errors and exit codes
 
@@ -45,7 +45,7 @@ This page is written by `python -m paceline.cli.exitcodes > docs/errors.md`; a t
 
 @dataclass(frozen=True)
 class Row:
-    """One error: its exit code, class, the class above it and what it means."""
+    """One error: exit code, class, base class and meaning."""
 
     code: int
     name: str
@@ -54,7 +54,7 @@ class Row:
 
 
 def rows() -> list[Row]:
-    """Return all errors, by exit code, a class before those below it."""
+    """Return all errors, ordered by exit code, base classes first."""
     found = []
     for name in errors.__all__:
         cls = getattr(errors, name)
@@ -67,7 +67,7 @@ def rows() -> list[Row]:
 
 
 def codes() -> dict[int, str]:
-    """Return a short text for each exit code: the names of its errors."""
+    """Return the names of the errors of each exit code."""
     texts: dict[int, list[str]] = {}
     for row in rows():
         texts.setdefault(row.code, []).append(row.name)
@@ -75,13 +75,13 @@ def codes() -> dict[int, str]:
 
 
 def epilog() -> str:
-    """Return the exit codes for the end of ``paceline --help``."""
-    known = {0: "done", **codes(), 130: "interrupted", 143: "ended by SIGTERM"}
+    """Return the list of exit codes for ``paceline --help``."""
+    known = {0: "done", **codes(), 130: "interrupted", 143: "terminated by SIGTERM"}
     return "\b\n" + "\n".join(["Exit codes (docs/errors.md):", *(f"{code:>3}  {text}" for code, text in known.items())])
 
 
 def page() -> str:
-    """Return the text of `docs/errors.md`."""
+    """Return the content of `docs/errors.md`."""
     lines = [
         HEAD,
         "## Errors\n",

@@ -1,4 +1,4 @@
-"""`paceline federate`: a run as a real federation on this machine."""
+"""`paceline federate`: run a real federation on this machine."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import typer
 
 from paceline import registry
 from paceline.cli.fields import ConfigFile, Options, SecureOptions, TaskOptions, completed, configuration, run_options
-from paceline.cli.progress import LiveProgress
 from paceline.cli.run import Json, Name, Out, Quiet, Replace, _finish
 from paceline.cli.signals import resumable
 from paceline.core.parsing import pairs
+from paceline.results.progress import LiveProgress
 
 __all__ = ["federate"]
 
@@ -23,11 +23,11 @@ Faults = Annotated[
     typer.Option(
         "--fault",
         metavar="KIND:client=N,...",
-        help="a fault on purpose: kill, bandwidth, delay, slow, drop, duplicate, swap or corrupt; may be given again",
+        help="inject a fault: kill, bandwidth, delay, slow, drop, duplicate, swap or corrupt; repeatable",
         show_default="none",
     ),
 ]
-Keep = Annotated[bool, typer.Option("--keep", help="keep keys, configurations and logs beside the run", show_default="off")]
+Keep = Annotated[bool, typer.Option("--keep", help="retain keys, configurations and logs next to the run", show_default="off")]
 
 
 @run_options()
@@ -54,9 +54,9 @@ def federate(
     quiet: Quiet = False,
     **given: Any,
 ) -> None:
-    """Train as a real federation on this machine: an authority, a server and clients as processes, over TLS.
+    """Train as a real federation on this machine: authority, server and clients as separate processes, over TLS.
 
-    Takes the options of `run` and ends with the same bits. Unless it is given, there are 5 clients, all in the cohort.
+    Takes the options of `run`; the result is bitwise identical. By default there are 5 clients, all in the cohort.
     """
     spec = None if method is None else registry.parse("method", method)
     from paceline.run import RunConfig

@@ -1,7 +1,4 @@
-"""The options that decide a run, for every command that takes them.
-
-They are the fields of `RunConfig`.
-"""
+"""Run options: the fields of `RunConfig`, for every command that takes them."""
 
 from __future__ import annotations
 
@@ -34,7 +31,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Option:
-    """One field of `RunConfig` as an option; `absent` says what a default of None means."""
+    """One field of `RunConfig` as a command-line option; `absent` describes a default of None."""
 
     field: str
     kind: type
@@ -44,7 +41,7 @@ class Option:
     absent: str = ""
 
     def parameter(self) -> inspect.Parameter:
-        """Return the option as a parameter that typer understands."""
+        """Return the option as a parameter for typer."""
         flag = "--" + self.field.replace("_", "-")
         flags = [f"{flag}/--no-{flag[2:]}"] if self.kind is bool else [flag]
         shown: bool | str = self.absent if self.default is None else True
@@ -69,7 +66,7 @@ def _options() -> tuple[Option, ...]:
     found = []
     for name, spec in RunConfig.model_fields.items():
         extra = spec.json_schema_extra
-        if isinstance(extra, dict):  # the others have options of their own
+        if isinstance(extra, dict):  # the others have dedicated options
             kinds = [k for k in (get_args(spec.annotation) or (spec.annotation,)) if k is not type(None)]
             kind = kinds[0] if isinstance(kinds[0], type) else str  # of the choices of a Literal
             found.append(Option(name, kind, spec.default, str(extra["panel"]), str(spec.description), str(extra["absent"])))
@@ -77,14 +74,14 @@ def _options() -> tuple[Option, ...]:
 
 
 FIELDS = _options()
-"""One option for each field of `RunConfig` but the method and the three tables of options."""
+"""One option for each field of `RunConfig`, except the method and the three tables of options."""
 
 ConfigFile = Annotated[
     Path | None,
     typer.Option(
         "--config",
         metavar="FILE.toml",
-        help="read the run from this file; options given here win",
+        help="read the run from this file; command-line options take precedence",
         show_default="none",
     ),
 ]
@@ -94,7 +91,7 @@ Options = Annotated[
         "--option",
         "-o",
         metavar="NAME=VALUE",
-        help="a field of the method; may be given again",
+        help="a field of the method; repeatable",
         show_default="none",
     ),
 ]
@@ -103,7 +100,7 @@ TaskOptions = Annotated[
     typer.Option(
         "--task-option",
         metavar="NAME=VALUE",
-        help="an option of the task; may be given again",
+        help="an option of the task; repeatable",
         show_default="none",
         rich_help_panel=PANELS[0],
     ),
@@ -113,7 +110,7 @@ SecureOptions = Annotated[
     typer.Option(
         "--secure-option",
         metavar="NAME=VALUE",
-        help="an option of secure aggregation; may be given again",
+        help="an option of secure aggregation; repeatable",
         show_default="none",
         rich_help_panel=PANELS[2],
     ),
@@ -121,7 +118,7 @@ SecureOptions = Annotated[
 
 
 def run_options(*only: str, without: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of `FIELDS`, all or `only` some; they reach it through its ``**given``."""
+    """Decorator: add the options of `FIELDS`, all or `only` some, to a command, which receives them as ``**given``."""
     chosen = [o.parameter() for o in FIELDS if (not only or o.field in only) and o.field not in without]
 
     def extend(command: Callable[..., None]) -> Callable[..., None]:
@@ -148,9 +145,20 @@ def configuration(
     task_option: list[str] | None = None,
     secure_option: list[str] | None = None,
 ) -> RunConfig:
-    """Return the configuration of a file under what was given on the command line, which wins.
+    """Return the configuration of a file, overridden by the command line.
 
-    Raises `ConfigError` for wrong values, `UnknownNameError` for a field that does not exist.
+    Args:
+        ctx: context of the command.
+        given: values of the run options.
+        config: configuration file, or None.
+        method: name of the method, if given.
+        options: fields of the method.
+        task_option: options of the task, as ``name=value``.
+        secure_option: options of secure aggregation, as ``name=value``.
+
+    Raises:
+        ConfigError: invalid values.
+        UnknownNameError: unknown field.
     """
     values = {} if config is None else read_toml(config)
     values |= {name: value for name, value in given.items() if _typed(ctx, name)}

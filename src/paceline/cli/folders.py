@@ -1,71 +1,23 @@
-"""Run folders as the commands use them: new ones, those that are done, and their plots."""
+"""Run folders for the commands: comparisons, finished runs, and their plots."""
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
-from paceline.cli.figures import Group, RunEntry
 from paceline.core.errors import StoreError
-from paceline.core.names import safe_name
+from paceline.results.groups import RunEntry
 from paceline.store import RunFolder
+from paceline.store.places import COMPARISON, new_place
 
-__all__ = ["entries_of", "new_place", "plot", "plot_groups", "write_comparison"]
-
-COMPARISON = "comparison.json"
-"""In a comparison's folder: the names of its runs' folders, in the order of the table."""
-
-
-@contextmanager
-def new_place(root: Path, name: str | None, default: str, replace: bool) -> Iterator[Path]:
-    """Yield a path below `root` that is free: `name`, or `default` with a number where that is taken.
-
-    With `replace`, what an earlier run or comparison left there is removed once the new one has begun; a new
-    one that fails before it has begun leaves nothing behind, and the earlier one as it was.
-    Raises `StoreError` when `name` is taken, or is to be replaced but is neither run nor comparison, or is in use by
-    another process.
-    """
-    wanted = root / safe_name(name or default)
-    aside = wanted.with_name(f".{wanted.name}.replaced")
-    earlier: list[RunFolder] = []
-    try:
-        if aside.exists() and not wanted.exists():
-            _release(_hold(aside))
-            aside.rename(wanted)
-        place = wanted if replace else _free(wanted, name is not None)
-        if place.exists():
-            if not _begun(place):
-                raise StoreError(f"{place} holds no run, so --replace leaves it alone; choose another --name")
-            earlier = _hold(place)
-            shutil.rmtree(aside, ignore_errors=True)
-            place.rename(aside)
-    except OSError as error:
-        raise StoreError(f"{root} cannot hold runs: {error.strerror or error}; choose another folder with --out") from error
-    try:
-        yield place
-    finally:
-        _release(earlier)
-        if not _begun(place) and _ours(place):
-            shutil.rmtree(place, ignore_errors=True)
-            if aside.exists():
-                aside.rename(place)
-        if earlier:
-            shutil.rmtree(aside, ignore_errors=True)
-
-
-def write_comparison(place: Path, names: Sequence[str]) -> None:
-    """Mark `place` as a comparison of the runs with these folder names."""
-    place.mkdir(parents=True, exist_ok=True)
-    (place / COMPARISON).write_text(json.dumps({"runs": list(names)}, indent=2) + "\n", encoding="utf-8")
+__all__ = ["entries_of", "new_place", "plot"]
 
 
 def entries_of(path: Path) -> list[RunEntry]:
     """Return the finished runs at `path`: the run itself, those of a comparison, or those directly inside.
 
-    Raises `StoreError` where there is none.
+    Raises:
+        StoreError: there is no finished run.
     """
     if (path / COMPARISON).exists():
         folders = [RunFolder(path / name) for name in _compared(path / COMPARISON)]
@@ -80,27 +32,15 @@ def entries_of(path: Path) -> list[RunEntry]:
             summary |= {"run": str(folder.path)}
             found.append(RunEntry(folder.read_config(), summary, folder.read_metrics()))
     if not found:
-        raise StoreError(f"{path} holds no finished run; go on with an unfinished one by: paceline resume RUN")
+        raise StoreError(f"{path} contains no finished run; resume an unfinished one with: paceline resume RUN")
     return found
 
 
 def plot(path: Path) -> Path:
-    """Draw a run's rounds into its folder."""
+    """Plot a run's rounds into its folder; return the file."""
     from paceline.store.plots import plot_run
 
     return plot_run(RunFolder(path))
-
-
-def plot_groups(groups: Sequence[Group], place: Path, target: float | None) -> Path:
-    """Draw a comparison into `place`."""
-    from paceline.store.plots import plot_compare
-
-    runs = [
-        {"method": group.label, "seed": entry.config.get("seed", 0), "history": entry.history}
-        for group in groups
-        for entry in group.entries
-    ]
-    return plot_compare(place / "compare.png", runs, target=target)
 
 
 def _compared(file: Path) -> list[str]:
@@ -108,46 +48,3 @@ def _compared(file: Path) -> list[str]:
         return [str(name) for name in json.loads(file.read_text(encoding="utf-8"))["runs"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{file} cannot be read: {error}") from error
-
-
-def _hold(place: Path) -> list[RunFolder]:
-    """Hold a run, or a comparison and its runs. Raises `StoreError` where another process holds any of them."""
-    held: list[RunFolder] = []
-    try:
-        for folder in [RunFolder(place), *RunFolder.list(place)]:
-            held.append(folder.hold())
-    except StoreError:
-        _release(held)
-        raise
-    return held
-
-
-def _release(folders: Sequence[RunFolder]) -> None:
-    for folder in folders:
-        folder.release()
-
-
-def _ours(place: Path) -> bool:
-    """Return whether nobody else has just taken this place."""
-    if not place.exists():
-        return True
-    try:
-        _release(_hold(place))
-    except StoreError:
-        return False
-    return True
-
-
-def _begun(place: Path) -> bool:
-    return (place / "config.toml").exists() or (place / COMPARISON).exists()
-
-
-def _free(wanted: Path, named: bool) -> Path:
-    if not wanted.exists():
-        return wanted
-    if named:
-        raise StoreError(f"{wanted} is there already; choose another --name, or give --replace")
-    number = 2
-    while (free := wanted.with_name(f"{wanted.name}-{number}")).exists():
-        number += 1
-    return free

@@ -56,19 +56,19 @@ def methods(
         listed.add_row(*map(escape, columns), _secure(entry), "yes" if entry["vectorizable"] else "no")
     out().print(listed)
     out().print(
-        "secure: the server needs sums only, so the method runs under --aggregation secure; where allowed: only at clients whose"
+        "secure: the server needs only sums, so the method runs under --aggregation secure; where allowed: only on clients whose"
     )
-    out().print("policy has secure_aggregation.named_clients, as its messages hold a line for each client")
+    out().print("policy sets secure_aggregation.named_clients, because its messages contain a line for each client")
     out().print(
         escape(
-            "[a, b]: what its source says: the keys that a client's memory has between rounds, and whose replies are asked singly"
+            "[a, b]: read from the source: keys of a client's memory between rounds, and functions whose individual replies are seen"
         )
     )
-    out().print("stacks: simulations may train many clients as one computation")
+    out().print("stacks: simulations may train many clients in one batched computation")
 
 
 def tasks(json: Json = False) -> None:
-    """List the tasks and say whether their data are there."""
+    """List the tasks and whether their data are available."""
     found = task_rows()
     if json:
         print_json(found)
@@ -76,9 +76,9 @@ def tasks(json: Json = False) -> None:
     listed = table("Tasks", "name", "data", "download", "about")
     for entry in found:
         size = f"{entry['megabytes']:g} MB" if entry["megabytes"] else "–"
-        listed.add_row(escape(entry["name"]), "ready" if entry["ready"] else "not here", size, escape(entry["about"]))
+        listed.add_row(escape(entry["name"]), "ready" if entry["ready"] else "not fetched", size, escape(entry["about"]))
     out().print(listed)
-    out().print("get data with: paceline data fetch NAME; your own files: kind:/path (see paceline data --help)")
+    out().print("fetch data with: paceline data fetch NAME; local files: kind:/path (see paceline data --help)")
 
 
 def task_rows() -> list[dict[str, Any]]:
@@ -100,7 +100,7 @@ def task_rows() -> list[dict[str, Any]]:
 
 
 def sum_only(cls: type[Method]) -> bool:
-    """Say whether the server needs no client's own reply: whether the method runs under secure aggregation."""
+    """Return whether the server needs only sums, so that the method runs under secure aggregation."""
     functions = (getattr(f, "__client__", None) for _, f in inspect.getmembers(cls, inspect.isfunction))
     return not any(declared is not None and declared.each for declared in functions)
 
@@ -137,7 +137,7 @@ def card(cls: type[Method], name: str) -> dict[str, Any]:
 
 
 def effects(name: str) -> list[dict[str, Any]]:
-    """Return what was measured of a method, from the table of effects; nothing where this is not at hand."""
+    """Return the measured effects of a method from the table of effects; empty if the table is not available."""
     from importlib.resources import files
 
     place = files("paceline.methods") / "effects.json"
@@ -156,9 +156,9 @@ def _default(spec: dataclasses.Field[Any]) -> Any:
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """Return the text of each field from the ``Args:`` of the class and those above it; the nearest class wins.
+    """Return the documentation of each field, from the ``Args:`` of the class and its bases; the most derived class wins.
 
-    A field that a class tells of in its first lines, as `name`, has these lines for its text.
+    A field mentioned as `name` in the summary line of a class is documented by that line.
     """
     found: dict[str, str] = {}
     for above in reversed(cls.__mro__):
@@ -172,8 +172,8 @@ def field_docs(cls: type) -> dict[str, str]:
 
 
 _WHY = {
-    "no": "no: it needs single replies",
-    "where allowed": "where a client's policy has secure_aggregation.named_clients: its messages hold a line for each client",
+    "no": "no: it needs individual replies",
+    "where allowed": "where a client's policy sets secure_aggregation.named_clients: its messages contain a line for each client",
 }
 
 

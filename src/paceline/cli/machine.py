@@ -1,4 +1,4 @@
-"""What `paceline doctor` finds out about the machine: system, memory, disks, locks, limits, clock, environment."""
+"""Checks of `paceline doctor` for the machine: system, memory, disks, locks, limits, clock, environment."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from paceline.cli.show import bytes_text
 __all__ = ["CHECKS", "Finding", "nearest_folder", "writable"]
 
 LEAST_MEMORY, LEAST_DISK, LEAST_FILES = 2e9, 1e9, 1024
-"""Bytes of memory and of disk, and open files, below which there is a warning."""
+"""Thresholds of a warning: bytes of memory, bytes of disk, open files."""
 
 _PROXIES = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy")
 _RELEASED = datetime(2025, 1, 1, tzinfo=UTC)
@@ -30,7 +30,7 @@ _SKEW = 5.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: `state` is ok, warning or missing; a missing one fails the command."""
+    """Result of one check: `state` is ok, warning or missing; a missing one fails the command."""
 
     what: str
     state: str
@@ -43,21 +43,21 @@ def _judge(what: str, good: bool, found: str, cure: str) -> Finding:
 
 
 def system(folder: Path) -> Iterator[Finding]:
-    """Name the system, and how worker processes are started on it."""
+    """Report the operating system, and how worker processes are started."""
     from paceline.core.processes import start_method
 
     found = f"{platform.system()} {platform.release()}, workers by {start_method()}"
-    yield _judge("system", sys.platform == "linux", found, "only Linux was tested; README.md says what to expect elsewhere")
+    yield _judge("system", sys.platform == "linux", found, "only Linux is tested; README.md describes other systems")
 
 
 def cores(folder: Path) -> Iterator[Finding]:
-    """Count the cores that this process may use."""
+    """Report the number of cores available to this process."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     yield Finding("processor cores", "ok", str(count))
 
 
 def memory(folder: Path) -> Iterator[Finding]:
-    """Tell all memory and, where the system says so, what is free of it, within the limit of a container."""
+    """Report total and, if known, free memory, within the limit of a container."""
     total = free = None
     with suppress(AttributeError, ValueError, OSError):
         total = free = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
@@ -70,27 +70,27 @@ def memory(folder: Path) -> Iterator[Finding]:
         total = min(limit, total or limit)
         used = float((group / "memory.current").read_text(encoding="ascii"))
         for line in (group / "memory.stat").read_text(encoding="ascii").splitlines():
-            used -= float(line.split()[1]) if line.startswith("inactive_file ") else 0.0  # given back when it is needed
+            used -= float(line.split()[1]) if line.startswith("inactive_file ") else 0.0  # reclaimable page cache
         free = min(limit - used, free or limit)
     if total is None or free is None:
-        yield Finding("memory", "ok", "not told by this system")
+        yield Finding("memory", "ok", "not reported by this system")
         return
     found, cure = (
         f"{bytes_text(free)} free of {bytes_text(total)}",
-        f"large tasks want {bytes_text(LEAST_MEMORY)}; use fewer --workers",
+        f"large tasks need {bytes_text(LEAST_MEMORY)}; use fewer --workers",
     )
     yield _judge("memory", free >= LEAST_MEMORY, found, cure)
 
 
 def disk(folder: Path) -> Iterator[Finding]:
-    """Tell the free space for runs, and for temporary files where that is another disk."""
+    """Report free disk space for runs, and for temporary files if on another disk."""
     places = {"disk of runs": nearest_folder(folder), "disk of temporary files": Path(tempfile.gettempdir())}
     seen = set()
     for what, place in places.items():
         try:
             device, free = place.stat().st_dev, shutil.disk_usage(place).free
         except OSError as error:
-            yield Finding(what, "warning", f"{place}: {error.strerror}", "look at its mount and permissions")
+            yield Finding(what, "warning", f"{place}: {error.strerror}", "check its mount and permissions")
             continue
         if device not in seen:
             yield _judge(what, free >= LEAST_DISK, f"{bytes_text(free)} free", f"free some space, {bytes_text(LEAST_DISK)} or more")
@@ -98,18 +98,18 @@ def disk(folder: Path) -> Iterator[Finding]:
 
 
 def locks(folder: Path) -> Iterator[Finding]:
-    """Try whether files are locked in the folder of runs, as the server's database needs."""
-    cure = "keep the database elsewhere: server.state = a path on a local disk, or PostgreSQL"
+    """Test whether file locks work in the folder of runs, as required by the server's database."""
+    cure = "store the database elsewhere: server.state = a path on a local disk, or PostgreSQL"
     try:
         with tempfile.TemporaryDirectory(dir=nearest_folder(folder), prefix=".paceline-", ignore_cleanup_errors=True) as made:
-            found = "" if _locked(Path(made) / "lock.db") else "a second writer was let in"
+            found = "" if _locked(Path(made) / "lock.db") else "a second writer was not blocked"
     except (OSError, sqlite3.Error) as error:
         found = str(error)
-    yield _judge("file locks", not found, found or "held", cure)
+    yield _judge("file locks", not found, found or "working", cure)
 
 
 def _locked(path: Path) -> bool:
-    """Return whether a second writer is kept out while a first one writes."""
+    """Return whether a second writer is blocked while a first one writes."""
     with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as one:
         one.execute("CREATE TABLE held (n)")
         one.execute("BEGIN EXCLUSIVE")
@@ -124,7 +124,7 @@ def _locked(path: Path) -> bool:
 
 
 def open_files(folder: Path) -> Iterator[Finding]:
-    """Tell how many files a process may open: a server needs one for each client."""
+    """Report the limit on open files: a server needs one for each client."""
     try:
         import resource
     except ImportError:
@@ -139,8 +139,8 @@ def open_files(folder: Path) -> Iterator[Finding]:
 
 
 def clock(folder: Path) -> Iterator[Finding]:
-    """Compare the clock with the time of this release, and with that of the disk, which may be another machine's."""
-    now, cure = time.time(), "set the clock (NTP): certificates and policies go by it"
+    """Compare the clock with the date of this release, and with that of the disk, which may be on another machine."""
+    now, cure = time.time(), "set the clock (NTP): certificates and policies depend on it"
     shown = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%d %H:%M UTC")
     if now < _RELEASED.timestamp():
         yield Finding("clock", "warning", f"{shown}, before this release", cure)
@@ -152,22 +152,22 @@ def clock(folder: Path) -> Iterator[Finding]:
 
 
 def proxies(folder: Path) -> Iterator[Finding]:
-    """Name proxy variables, of which a federation takes no notice by itself."""
+    """Report proxy variables, which a federation ignores by default."""
     there = sorted(name for name in os.environ if name.lower() in _PROXIES and os.environ[name])
     if there:  # values may hold passwords
-        cure = "name the proxy in client.proxy where a client reaches its server only through one; pip and npm use them"
+        cure = "set client.proxy if a client reaches its server only through a proxy; pip and npm use these variables"
         yield Finding("proxy variables", "ok", f"{', '.join(there)}: not used by server and clients by default", cure)
     else:
         yield Finding("proxy variables", "ok", "none")
 
 
 def postgres(folder: Path) -> Iterator[Finding]:
-    """Find out whether a server could keep its state in PostgreSQL: the driver may lack its library."""
+    """Report whether a server can store its state in PostgreSQL; the driver may lack its library."""
     try:
         found = version("psycopg")
     except PackageNotFoundError:
-        cure = "pip install 'paceline[postgres]', where server.state is a URL"
-        yield Finding("PostgreSQL", "ok", "no driver: a server's state goes to SQLite", cure)
+        cure = "pip install 'paceline[postgres]' if server.state is a URL"
+        yield Finding("PostgreSQL", "ok", "no driver: server state is stored in SQLite", cure)
         return
     try:
         __import__("psycopg")
@@ -177,7 +177,7 @@ def postgres(folder: Path) -> Iterator[Finding]:
 
 
 def nearest_folder(folder: Path) -> Path:
-    """Return the folder, or the nearest one above it that exists."""
+    """Return the folder, or its nearest existing parent."""
     there = folder.absolute()
     while not there.is_dir() and there != there.parent:
         there = there.parent
@@ -185,7 +185,7 @@ def nearest_folder(folder: Path) -> Path:
 
 
 def writable(what: str, folder: Path) -> Finding:
-    """Return whether a folder can be written to, or made."""
+    """Return a finding on whether a folder is writable or can be created."""
     there = folder.absolute()
     try:
         while not there.exists():
@@ -197,4 +197,4 @@ def writable(what: str, folder: Path) -> Finding:
 
 
 CHECKS = (system, cores, memory, disk, locks, open_files, clock, proxies, postgres)
-"""Each takes the folder of runs and yields findings."""
+"""The checks; each takes the folder of runs and yields findings."""

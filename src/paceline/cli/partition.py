@@ -1,4 +1,4 @@
-"""`paceline partition`: what each client would get."""
+"""`paceline partition`: distribution of a task's samples over clients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["partition"]
 
 MOST_SHOWN = 60
-"""Up to so many clients have a row each; of more, a few quantiles are shown."""
+"""Maximum number of clients with a row each; for more clients, quantiles are shown."""
 
 
 @run_options("task", "model", "partition", "clients", "client_test", "allow_empty", "seed")
@@ -34,14 +34,14 @@ def partition(
         typer.Option(
             "--out",
             metavar="FILE.png",
-            help="where the plot goes; png, svg or pdf",
+            help="file of the plot; png, svg or pdf",
             show_default="runs/partition-TASK-PARTITION.png",
         ),
     ] = None,
     json: Json = False,
     **given: Any,
 ) -> None:
-    """Show how the samples of a task are split over clients, and save a plot of it."""
+    """Show how the samples of a task are split over clients, and save a plot."""
     settings = configuration(ctx, given, config, task_option=task_option)
     from paceline.core.names import safe_name
     from paceline.data import partition_task
@@ -69,12 +69,12 @@ def partition(
     title = f"{task.name} over {len(split)} clients: {split.name}, seed {settings.seed}"
     console.print(_each(title, rows) if len(rows) <= MOST_SHOWN else _quantiles(title, rows))
     if split.moved:
-        console.print(f"{split.moved} samples were moved to clients that would have had none (--allow-empty leaves them)")
+        console.print(f"{split.moved} samples were moved to clients without any (disable with --allow-empty)")
     console.print(f"plot: {picture}", soft_wrap=True, markup=False)
 
 
 def _rows(split: Partition, task: Task) -> list[dict[str, Any]]:
-    """Return name, samples, number of classes and largest class of each client."""
+    """Return name, number of samples and classes, and largest class of each client."""
     names = task.classes or tuple(str(i) for i in range(task.num_classes))
     rows = []
     for client, counts in enumerate(split.table(task)):
@@ -110,8 +110,8 @@ def _each(title: str, rows: list[dict[str, Any]]) -> Table:
 
 
 def _quantiles(title: str, rows: list[dict[str, Any]]) -> Table:
-    columns = ("least", "quarter", "median", "three quarters", "most")
-    shown = table(title, "of a client", *columns, right=columns)
+    columns = ("minimum", "25 %", "median", "75 %", "maximum")
+    shown = table(title, "per client", *columns, right=columns)
     for figure in ("samples", "train", "test", "classes"):
         values = sorted(row[figure] for row in rows)
         shown.add_row(figure, *(str(values[round(q * (len(values) - 1) / 4)]) for q in range(5)))

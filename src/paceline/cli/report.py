@@ -1,4 +1,4 @@
-"""`paceline report`: tables and plots of runs that are done."""
+"""`paceline report`: tables and plots of finished runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from paceline.cli.figures import common_target, comparison, grouped, labels
 from paceline.cli.run import Json
 from paceline.cli.show import out as console_out
 from paceline.cli.show import print_json
@@ -26,33 +25,35 @@ def report(
         typer.Option(
             "--out",
             metavar="FOLDER",
-            help="where the plot of several runs goes",
+            help="folder for the plot of several runs",
             show_default="the first RUN",
         ),
     ] = None,
     target_accuracy: Annotated[
         float | None,
-        typer.Option("--target-accuracy", help="accuracy whose time is told", show_default="what every run reached"),
+        typer.Option(
+            "--target-accuracy", help="accuracy whose time is reported", show_default="the highest that every run reached"
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show one or more finished runs as a table, and draw their plots."""
+    """Show one or more finished runs as a table, and save their plots."""
     if target_accuracy is not None and not 0 < target_accuracy <= 1:
-        raise ConfigError(f"--target-accuracy {target_accuracy} does not lie between 0 and 1")
-    from paceline.cli.folders import entries_of, plot, plot_groups
+        raise ConfigError(f"--target-accuracy {target_accuracy} is not between 0 and 1")
+    from paceline.cli.folders import entries_of, plot
+    from paceline.results.comparison import Comparison
 
     found = {str(entry.summary["run"]): entry for path in runs for entry in entries_of(path)}
     entries = list(found.values())
     pictures = [plot(Path(path)) for path in found]
-    groups = grouped(entries)
-    target = target_accuracy or common_target(groups)
+    made = Comparison(entries, "Finished runs", target_accuracy)
     if len(entries) > 1:
-        pictures.append(plot_groups(groups, out or runs[0], target))
+        pictures.append((out or runs[0]) / "compare.png")
+        made.plot(pictures[-1])
     if json:
-        named = zip(entries, labels([e.config for e in entries]), strict=True)
-        print_json([{**e.summary, "label": label} for e, label in named])
+        print_json([{**e.summary, "label": label} for e, label in zip(entries, made.labels, strict=True)])
         return
     console = console_out()
-    console.print(comparison("Finished runs", groups, target))
+    console.print(made.table())
     for picture in pictures:
         console.print(f"plot: {picture}", soft_wrap=True)

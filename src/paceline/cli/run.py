@@ -9,21 +9,21 @@ import typer
 
 from paceline import registry
 from paceline.cli.fields import ConfigFile, Options, SecureOptions, TaskOptions, completed, configuration, run_options
-from paceline.cli.progress import LiveProgress
 from paceline.cli.show import bytes_text, out, percent, print_json, seconds_text, table
 from paceline.cli.signals import resumable
 from paceline.core.parsing import pairs
+from paceline.results.progress import LiveProgress
 
 if TYPE_CHECKING:
-    from paceline.run import Summary
+    from paceline.results.result import Result
 
 __all__ = ["Json", "Name", "Out", "Quiet", "Replace", "resume", "run"]
 
-Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="folder that runs are kept in")]
+Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="folder for runs")]
 Name = Annotated[str | None, typer.Option("--name", help="name of the run's folder", show_default="METHOD-TASK-sSEED")]
 Replace = Annotated[bool, typer.Option("--replace", help="replace an earlier run of that name", show_default="off")]
-Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout and nothing else there", show_default="off")]
-Profile = Annotated[bool, typer.Option("--profile", help="show where the time went", show_default="off")]
+Json = Annotated[bool, typer.Option("--json", help="print only JSON on stdout", show_default="off")]
+Profile = Annotated[bool, typer.Option("--profile", help="show wall time by section", show_default="off")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="show no progress", show_default="off")]
 
 
@@ -65,10 +65,9 @@ def run(
     from paceline.run import run as carry_out
     from paceline.store import RunFolder
 
-    default = f"{settings.method}-{settings.task}-s{settings.seed}"
-    with new_place(out, name, default, replace) as place, LiveProgress(quiet or json) as progress, resumable(place):
+    with new_place(out, name, settings.label, replace) as place, LiveProgress(quiet or json) as progress, resumable(place):
         progress.begin(settings.method, settings.rounds)
-        summary = carry_out(settings, RunFolder.create(place.parent, place.name), progress)
+        summary = carry_out(settings, folder=RunFolder.create(place.parent, place.name), observer=progress, progress=False)
     _finish(summary, json, profile)
 
 
@@ -77,7 +76,7 @@ def resume(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Go on with a run that was stopped or killed, from its last checkpoint, to the same bits."""
+    """Resume a stopped or killed run from its last checkpoint; the result is bitwise identical."""
     from paceline.store import RunFolder
 
     if RunFolder.open(run).read_config().get("engine") == "grpc":
@@ -90,35 +89,35 @@ def resume(
     _finish(summary, json)
 
 
-def _profile(summary: Summary) -> None:
-    """Show where the time of the rounds went: in this process, and in all workers together."""
-    shown = table("where the time went", "part", "this process", "workers", right=("this process", "workers"))
+def _profile(summary: Result) -> None:
+    """Print the wall time of the rounds by section: in this process, and in all workers together."""
+    shown = table("Wall time by section", "section", "this process", "workers", right=("this process", "workers"))
     here, workers = summary.spent.get("here", {}), summary.spent.get("workers", {})
     for part in sorted({*here, *workers}, key=lambda p: -here.get(p, 0.0) - workers.get(p, 0.0)):
         shown.add_row(part, *(seconds_text(side[part]) if part in side else "" for side in (here, workers)))
     out().print(shown)
 
 
-def _finish(summary: Summary, as_json: bool, profile: bool = False) -> None:
+def _finish(summary: Result, as_json: bool, profile: bool = False) -> None:
     if as_json:
         print_json(summary.as_dict())
         return
     from paceline.cli.folders import plot
 
-    shown = table(f"{summary.method} on {summary.task}, seed {summary.seed}", "figure", "value", right=("value",))
+    shown = table(f"{summary.method} on {summary.task}, seed {summary.seed}", "Metric", "Value", right=("Value",))
     for label, text in (
-        ("accuracy", percent(summary.accuracy)),
-        ("loss", f"{summary.loss:.4f}"),
-        ("rounds", f"{summary.rounds} ({summary.stopped})"),
-        ("time of a round, virtual", seconds_text(summary.round_seconds)),
-        ("time in all, virtual", seconds_text(summary.total_seconds)),
-        ("time to the target accuracy, virtual", seconds_text(summary.target_seconds)),
-        ("time in all, on this machine", seconds_text(summary.wall_seconds)),
-        ("clients trained", f"{summary.chunk} in a stack" if summary.chunk > 1 else "one after another"),
-        ("because", summary.path),
-        ("bytes up", bytes_text(summary.bytes_up)),
-        ("bytes down", bytes_text(summary.bytes_down)),
-        ("SHA-256 of the model", summary.model_sha256[:16] + "…"),
+        ("Accuracy", percent(summary.accuracy)),
+        ("Loss", f"{summary.loss:.4f}"),
+        ("Rounds", f"{summary.rounds} ({summary.stopped})"),
+        ("Time per round (virtual)", seconds_text(summary.round_seconds)),
+        ("Total time (virtual)", seconds_text(summary.total_seconds)),
+        ("Time to target accuracy (virtual)", seconds_text(summary.target_seconds)),
+        ("Total wall time (this machine)", seconds_text(summary.wall_seconds)),
+        ("Client training", f"{summary.chunk} clients per stack" if summary.chunk > 1 else "one client at a time"),
+        ("Stacking", summary.path),
+        ("Bytes up", bytes_text(summary.bytes_up)),
+        ("Bytes down", bytes_text(summary.bytes_down)),
+        ("Model SHA-256", summary.model_sha256[:16] + "…"),
     ):
         shown.add_row(label, text)
     console = out()

@@ -21,14 +21,16 @@ __all__ = ["Config", "run_of", "server"]
 
 Config = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE.toml", help="configuration; PACELINE_TABLE__KEY wins over it", show_default="none"),
+    typer.Option(
+        "--config", metavar="FILE.toml", help="configuration; variables PACELINE_TABLE__KEY take precedence", show_default="none"
+    ),
 ]
 
 
 def server(config: Config = None, json: Json = False) -> None:
-    """Serve a run to the clients of a federation; killed and started again, it goes on where it was.
+    """Serve a run to the clients of a federation; after a restart it resumes where it was.
 
-    SIGTERM ends it as soon as its state is safe. docs/deploy.md shows the configuration.
+    SIGTERM stops it as soon as its state is safe. docs/deploy.md describes the configuration.
     """
     from paceline.cli.run import _finish
     from paceline.deploy.settings import ServerConfig, load_config
@@ -43,7 +45,16 @@ def server(config: Config = None, json: Json = False) -> None:
 
 
 def run_of(settings: ServerConfig, path: Path | None, environment: Mapping[str, str] = os.environ) -> RunConfig:
-    """Return the run of a server's configuration; raises `ConfigError` that names its file and the variables that set parts of it."""
+    """Return the run of a server's configuration.
+
+    Args:
+        settings: configuration of the server.
+        path: its file.
+        environment: environment variables.
+
+    Raises:
+        ConfigError: the run is invalid; the message contains the file and the variables that set parts of it.
+    """
     from paceline.core.config import RunConfig
     from paceline.deploy.settings import PREFIX
 

@@ -1,4 +1,4 @@
-"""What a command does when it is asked to end: it unwinds, leaves no process behind, and says how to go on."""
+"""Signal handling of commands: unwind, leave no process behind, and print how to resume."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from paceline.core.processes import on_stop
 __all__ = ["Interrupted", "ending", "listen", "resumable"]
 
 PATIENCE = 10.0
-"""Seconds that ending may take; after them a further signal ends the process at once."""
+"""Seconds after which a second signal ends the process immediately."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked the command to end.
+    """A signal requested the command to end.
 
     Args:
-        number: the signal's.
+        number: number of the signal.
     """
 
     def __init__(self, number: int = signal.SIGINT) -> None:
@@ -32,9 +32,9 @@ class Interrupted(KeyboardInterrupt):
 
 
 def listen() -> None:
-    """Let signals that ask this process to end raise `Interrupted` in it, once.
+    """Install handlers that raise `Interrupted` once for signals that request this process to end.
 
-    One that comes in a finaliser, where Python drops exceptions, is raised again afterwards.
+    A signal that arrives in a finaliser, where Python discards exceptions, is raised again afterwards.
     """
     since: list[float] = []
 
@@ -57,7 +57,7 @@ def listen() -> None:
 
 
 def _signal(number: int) -> None:
-    """Signal the main thread, so that it also wakes up."""
+    """Signal the main thread, which also wakes it up."""
     ident = threading.main_thread().ident
     if hasattr(signal, "pthread_kill") and ident is not None:
         signal.pthread_kill(ident, number)
@@ -67,7 +67,7 @@ def _signal(number: int) -> None:
 
 @contextmanager
 def resumable(place: Path) -> Iterator[None]:
-    """Note at an interruption which run it was, where that can be gone on with."""
+    """Context manager: attach the run's folder to an interruption, if the run can be resumed."""
     try:
         yield
     except KeyboardInterrupt as stopped:
@@ -77,8 +77,8 @@ def resumable(place: Path) -> Iterator[None]:
 
 
 def ending(stopped: KeyboardInterrupt) -> tuple[str, int]:
-    """Return the line for an interruption, and the exit code."""
+    """Return the message and the exit code of an interruption."""
     number = getattr(stopped, "number", signal.SIGINT)
-    how = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
+    how = "interrupted" if number == signal.SIGINT else f"terminated by {signal.Signals(number).name}"
     places = getattr(stopped, "__notes__", [])
-    return how + (f"; go on with: paceline resume {places[0]}" if places else ""), 128 + number
+    return how + (f"; resume with: paceline resume {places[0]}" if places else ""), 128 + number

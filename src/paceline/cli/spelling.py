@@ -1,4 +1,4 @@
-"""Options that were written in the wrong place: fields of the method, task, fleet, ... given as options of the run."""
+"""Suggestions for misplaced options: fields of the method, task or fleet given as options of the run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PROCESS = {"num_clients", "seed", "rates", "path"}
 
 @dataclass(frozen=True)
 class Home:
-    """Where a name belongs: `owner` has it, `line` and `table` write it on the command line and in a file."""
+    """Correct place of an option: its owner, and its form on the command line (`line`) and in a file (`table`)."""
 
     owner: str
     line: str
@@ -31,12 +31,12 @@ class Home:
 
 
 def homes(name: str, value: str, run: Mapping[str, Any], methods: Sequence[str] = ()) -> list[Home]:
-    """Return where an option belongs that the run does not have.
+    """Return the places where an option belongs that is not a run option.
 
     Args:
-        name, value: of the option.
-        run: the other options, as far as they are given.
-        methods: the methods, where there is more than one.
+        name, value: the option.
+        run: the other options given.
+        methods: the methods, if there are several.
     """
     return list(_homes(name.replace("-", "_"), value, run, methods or [run.get("method", "fedavg")]))
 
@@ -85,14 +85,14 @@ def _owner(kind: registry.Kind, option: str, names: Sequence[str], offered: set[
 
 
 def correct(option: str, words: Sequence[str]) -> str:
-    """Return what to write in place of an option that does not exist; empty where nothing has that name.
+    """Return a suggestion for an unknown option; empty if nothing has that name.
 
     Args:
         option: as typed, such as ``--lr``.
-        words: the whole command line.
+        words: the complete command line.
     """
     run: dict[str, Any] = {}
-    with contextlib.suppress(ConfigError):  # what is wrong with the file is told once the line is right
+    with contextlib.suppress(ConfigError):  # a fault of the file is reported once the line is correct
         run = read_toml(Path(file)) if (file := _after("--config", words)) else {}
     run |= {name: value for name in ("task", "model", "fleet") if (value := _after(f"--{name}", words))}
     found = homes(option.lstrip("-"), _after(option, words) or "VALUE", run, _methods(words))
@@ -103,7 +103,7 @@ def correct(option: str, words: Sequence[str]) -> str:
 
 
 def misplaced(name: str, run: Mapping[str, Any]) -> str:
-    """Return what to write in a configuration file in place of a key that does not exist; empty where nothing has it."""
+    """Return a suggestion for an unknown key of a configuration file; empty if nothing has that name."""
     found = homes(name, "VALUE", run)
     if not found:
         return ""
@@ -112,7 +112,15 @@ def misplaced(name: str, run: Mapping[str, Any]) -> str:
 
 
 def check_run(values: Mapping[str, Any], where: str = "") -> None:
-    """Raise `ConfigError` with what to write where a run, as a user wrote it, has misplaced keys or names of files."""
+    """Raise `ConfigError` with a suggestion if a run's configuration has misplaced keys or misnamed files.
+
+    Args:
+        values: the configuration as written by the user.
+        where: source of the configuration, for the message.
+
+    Raises:
+        ConfigError: see above.
+    """
     from paceline.core.config import RunConfig
 
     at = f"{where}: " if where else ""
@@ -132,7 +140,7 @@ def check_run(values: Mapping[str, Any], where: str = "") -> None:
 
 
 def check_method(name: str) -> None:
-    """Raise `ConfigError` with what to write where no method has a name, or it is that of a file."""
+    """Raise `ConfigError` with a suggestion if a method is given as a file name."""
     if ".py" in name:
         from paceline.core.importing import module_hint
 

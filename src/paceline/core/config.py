@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Literal, NoReturn, Self, Unpack
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from paceline.core.errors import ConfigError, UnknownNameError
+from paceline.core.run_fields import ConfigFields
 
 __all__ = ["PANELS", "RunConfig"]
 
@@ -26,7 +29,15 @@ def _option(default: Any, panel: str, help: str, absent: str = "", **checks: Any
 
 
 class RunConfig(BaseModel):
-    """The configuration of a run. Written to the run's folder as `config.toml`."""
+    """The configuration of a run. Written to the run's folder as `config.toml`.
+
+    Raises `UnknownNameError` with the nearest names for a field that does not exist, and `ConfigError` that names every
+    wrong value.
+
+    Example:
+        >>> RunConfig(method="fedprox", rounds=5).clients
+        20
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -97,14 +108,49 @@ class RunConfig(BaseModel):
     stop_at_target: bool = _option(False, JUDGED, "end once the target accuracy is reached")
     patience: int | None = _option(None, JUDGED, "end after so many evaluations without a better accuracy", "never", ge=1)
 
+    def __init__(self, **values: Unpack[ConfigFields]) -> None:
+        with _own_errors():
+            super().__init__(**values)
+
+    @classmethod
+    def model_validate(cls, *args: Any, **kwargs: Any) -> Self:
+        """Check a mapping; raises as the class does."""
+        with _own_errors():
+            return super().model_validate(*args, **kwargs)
+
+    @classmethod
+    def model_validate_json(cls, *args: Any, **kwargs: Any) -> Self:
+        """Check a JSON text; raises as the class does."""
+        with _own_errors():
+            return super().model_validate_json(*args, **kwargs)
+
+    @property
+    def label(self) -> str:
+        """A name for a folder of this run: method, task and seed."""
+        return f"{self.method}-{self.task}-s{self.seed}"
+
     @staticmethod
     def build(values: dict[str, Any]) -> RunConfig:
-        """Check values; raises `ConfigError` that names every wrong one."""
-        try:
-            return RunConfig(**values)
-        except ValidationError as error:
-            unknown = [e["loc"][0] for e in error.errors() if e["type"] == "extra_forbidden"]
-            if unknown:
-                raise UnknownNameError("option", str(unknown[0]), RunConfig.model_fields) from None
-            faults = [f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}" for e in error.errors()]
-            raise ConfigError("; ".join(faults)) from None
+        """Return the configuration with these values; raises as the class does."""
+        return RunConfig(**values)
+
+
+@contextlib.contextmanager
+def _own_errors() -> Iterator[None]:
+    """Raise our errors in place of pydantic's."""
+    try:
+        yield
+    except ValidationError as error:
+        _raise(error)
+
+
+def _raise(error: ValidationError) -> NoReturn:
+    faults = error.errors()
+    own = [inner for fault in faults if isinstance(inner := fault.get("ctx", {}).get("error"), ConfigError)]
+    if own:  # raised by the class, and wrapped by pydantic on the way
+        raise own[0] from None
+    unknown = [fault["loc"][0] for fault in faults if fault["type"] == "extra_forbidden"]
+    if unknown:
+        raise UnknownNameError("option", str(unknown[0]), RunConfig.model_fields) from None
+    told = [f"{'.'.join(map(str, f['loc'])) or 'configuration'}={f['input']!r}: {f['msg']}" for f in faults]
+    raise ConfigError("; ".join(told)) from None

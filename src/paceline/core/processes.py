@@ -21,6 +21,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from paceline.core.allocator import keep_freed
 from paceline.core.errors import EngineError
 
 __all__ = [
@@ -177,6 +178,7 @@ def begin() -> None:
     parent (those of gRPC's asyncio wait forever).
     """
     gc.freeze()
+    keep_freed()
     for number in stop_signals():
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):

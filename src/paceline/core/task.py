@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from paceline.core.datasets import check_labels, model_maker, samples, try_model
+from paceline.core.errors import DataFormatError
 from paceline.core.fingerprint import digest
 from paceline.core.generators import drawing
 from paceline.core.params import Buffers
@@ -79,6 +81,71 @@ class Task:
     info: dict[str, str] = field(default_factory=dict)
     classes: Sequence[str] = ()
     in_time: bool = False
+
+    @staticmethod
+    def from_datasets(
+        train: Any,
+        test: Any,
+        model: type[nn.Module] | nn.Module | Callable[[], nn.Module],
+        *,
+        loss: Loss = F.cross_entropy,
+        num_classes: int | None = None,
+        batch_size: int = 20,
+        lr: float = 0.05,
+        name: str = "data",
+        classes: Sequence[str] = (),
+        buffers: Buffers = "average",
+        trainable: Sequence[str] | None = None,
+    ) -> Task:
+        """Return a classification task of your own data and model.
+
+        Args:
+            train: samples that are partitioned over clients: a map-style data set whose samples are pairs (x, y), or a
+                pair of tensors or arrays. Each sample is read once.
+            test: the central test set, likewise.
+            model: a module's class, a function that makes one (both called without arguments, once the seed is set), or a
+                module, whose weights are the start: it is copied once and never trained.
+            loss: mean loss of (outputs, targets) as a scalar tensor.
+            num_classes: number of classes; by default the largest target plus one.
+            batch_size: default of the local training.
+            lr: default learning rate of the local training.
+            name: in configurations, tables and plots.
+            classes: names of the classes.
+            buffers: the policy for BatchNorm's statistics.
+            trainable: glob patterns of the parameters that are trained, None for all.
+
+        Raises:
+            DataError: where there are no samples, or x and y have different lengths.
+            DataFormatError: for samples that are no pairs, and targets that are no class indices.
+            ConfigError: for a model that cannot be built or does not take a sample, which is tried at once.
+
+        Example:
+            >>> x, y = torch.randn(40, 6), torch.arange(40) % 3
+            >>> task = Task.from_datasets((x, y), (x[:9], y[:9]), model=lambda: nn.Linear(6, 3))
+            >>> len(task.train), task.num_classes
+            (40, 3)
+        """
+        (x, y), (x_test, y_test) = samples(train, "train"), samples(test, "test")
+        if x.shape[1:] != x_test.shape[1:] or x.dtype != x_test.dtype:
+            raise DataFormatError(
+                f"samples of train are {x.dtype} of shape {list(x.shape[1:])}, those of test {x_test.dtype} of {list(x_test.shape[1:])}"
+            )
+        count = check_labels(y, y_test, num_classes or len(classes) or None, loss)
+        make = model_maker(model)
+        try_model(make, x, y, loss, count)
+        return Task(
+            name,
+            Arrays(x, y),
+            Arrays(x_test, y_test),
+            make,
+            count,
+            loss,
+            lr,
+            batch_size,
+            buffers,
+            trainable,
+            classes=tuple(classes),
+        )
 
     @cached_property
     def fingerprint(self) -> dict[str, str]:

@@ -1,6 +1,6 @@
-"""Data: sources that one command fetches, a user's own files, and partitions over clients.
+"""Data: fetchable sources, local files, and partitions over clients.
 
-Nothing is fetched unless `paceline data fetch` (or `Source.fetch`) is called.
+Nothing is downloaded unless `paceline data fetch` (or `Source.fetch`) is called.
 """
 
 from paceline.data.cache import cache_folder

@@ -1,4 +1,4 @@
-"""The arithmetic of the partitioners: labels in, the client of each sample out."""
+"""Algorithms of the partitioners: from labels to the client of each sample."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ __all__ = ["ASSIGN", "Wanted", "group_of", "long_tail"]
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a partitioner works from.
+    """Input of a partitioner.
 
     Args:
         labels: class of each sample, shape [N].
         classes: number of classes.
         clients: number of clients.
-        value: what stands behind the colon.
-        fill: whether no client may be left empty.
-        rng: the partition's stream.
+        value: parsed value after the colon.
+        fill: whether empty clients must be filled.
+        rng: random stream of the partition.
     """
 
     labels: Array
@@ -57,7 +57,7 @@ def _quantity(want: Wanted) -> tuple[Array, int]:
 
 
 def _shares(want: Wanted, samples: int) -> Array:
-    """Return the client of each of `samples` samples, by proportions from Dirichlet(value)."""
+    """Return the client of each of `samples` samples, by proportions drawn from Dirichlet(value)."""
     ends = np.cumsum(want.rng.dirichlet(np.full(want.clients, want.value)))
     if not math.isfinite(ends[-1]):
         raise ConfigError(f"a concentration of {want.value:g} is too small to draw proportions; 0.001 works")
@@ -66,7 +66,7 @@ def _shares(want: Wanted, samples: int) -> Array:
 
 
 def _fill(client_of: Array, want: Wanted) -> int:
-    """Give each empty client one sample of the client that has most at that time; return how many moved."""
+    """Give each empty client one sample of the currently largest client; return the number of moved samples."""
     sizes = np.bincount(client_of, minlength=want.clients)
     empty = np.flatnonzero(sizes == 0)
     if not len(empty):
@@ -89,10 +89,10 @@ def _fill(client_of: Array, want: Wanted) -> int:
 
 
 def _shards(want: Wanted) -> tuple[Array, int]:
-    """Share classes out so that each client has `k` different ones and each class about as many clients.
+    """Assign `k` different classes to each client, and to each class about the same number of clients.
 
-    Clients are taken in blocks in which every class comes up equally often: a block goes round a random
-    order of the classes in steps of k.
+    Clients are processed in blocks in which every class occurs equally often: a block traverses a random order of the
+    classes in steps of k.
     """
     k, classes = int(want.value), want.classes
     if k > classes:
@@ -107,7 +107,7 @@ def _shards(want: Wanted) -> tuple[Array, int]:
     orders = want.rng.permuted(np.broadcast_to(np.arange(classes), (blocks, classes)), axis=1)
     steps = (np.arange(block)[:, None] * k + np.arange(k)) % classes
     has = orders[:, steps].reshape(-1, k)[: want.clients]
-    # the last block may be cut short; going round it in order reaches all classes before any comes again
+    # the last block may be truncated; in order, all classes occur before any is repeated
     client_of = np.full(len(want.labels), -1, dtype=np.int64)
     who = np.repeat(np.arange(want.clients), k)
     by_class = np.argsort(has.reshape(-1), kind="stable")
@@ -120,12 +120,12 @@ def _shards(want: Wanted) -> tuple[Array, int]:
 
 
 def group_of(clients: int, groups: int) -> Array:
-    """Return the group of each client: as many neighbours in each as can be."""
+    """Return the group of each client: contiguous groups of nearly equal size."""
     return np.arange(clients) * groups // clients
 
 
 def _groups(want: Wanted) -> tuple[Array, int]:
-    """Share each class out equally among the clients of the groups that have it; other samples go to nobody."""
+    """Split each class equally among the clients of its groups; other samples are omitted."""
     groups: tuple[tuple[int, ...], ...] = want.value
     wrong = sorted({c for classes in groups for c in classes if c >= want.classes})
     if wrong or want.clients < len(groups):
@@ -142,16 +142,17 @@ def _groups(want: Wanted) -> tuple[Array, int]:
 
 
 def long_tail(most: int, factor: float, classes: int) -> list[int]:
-    """Return the samples of each class, n_c = floor(most * factor ** (c / (classes - 1))).
+    """Return the number of samples of each class, n_c = floor(most * factor ** (c / (classes - 1))).
 
-    >>> long_tail(100, 0.01, 3)
-    [100, 10, 1]
+    Example:
+        >>> long_tail(100, 0.01, 3)
+        [100, 10, 1]
     """
     return [math.floor(most * factor ** (c / max(classes - 1, 1)) + 1e-9) for c in range(classes)]
 
 
 def _longtail(want: Wanted) -> tuple[Array, int]:
-    """Keep a long tail of the classes, as many samples as the data allow, and share it out (Dirichlet or iid)."""
+    """Select a long-tailed subset of the classes, as large as the data permit, and split it (Dirichlet or iid)."""
     factor, alpha = want.value
     have = np.bincount(want.labels, minlength=want.classes)
     shares = np.array([factor ** (c / max(want.classes - 1, 1)) for c in range(want.classes)])
@@ -173,4 +174,4 @@ ASSIGN: dict[str, Callable[[Wanted], tuple[Array, int]]] = {
     "groups": _groups,
     "longtail": _longtail,
 }
-"""By name, the function that returns the client of each sample and how many samples were moved."""
+"""Partitioner functions by name; each returns the client of each sample and the number of moved samples."""

@@ -1,9 +1,9 @@
-"""The files of CIFAR's Python version, read without unpickling: nothing that a file names is ever called.
+"""Safe reader for the files of CIFAR's Python version, without unpickling: nothing that a file names is ever called.
 
-They are pickles of one dict: names -> lists of whole numbers or names, texts, and one array of bytes. A pickle is a
-program for a stack machine. This reader knows the few instructions that such a dict needs, in protocols 2 to 5 as
-Python 2 and 3 and numpy 1 and 2 write them. An array is its raw bytes with a shape that fits them; every other
-instruction, class or dtype is refused. The cost is bound by the file's length, and nesting is fixed: a dict of lists.
+They are pickles of one dict: names -> lists of integers or names, texts, and one array of bytes. A pickle is a program
+for a stack machine. This reader implements the few instructions needed for such a dict, in protocols 2 to 5 as written
+by Python 2 and 3 and NumPy 1 and 2. An array is its raw bytes with a consistent shape; every other instruction, class
+or dtype is refused. The cost is bounded by the file's length, and nesting is fixed: a dict of lists.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ __all__ = ["MOST_BYTES", "MOST_STEPS", "Value", "parse_batch"]
 Value = None | bool | int | str | bytes | list[Any] | Array
 
 MOST_BYTES = 1 << 30
-"""Largest file that is read; CIFAR-100's has 155 MB."""
+"""Largest accepted file; CIFAR-100's has 155 MB."""
 MOST_STEPS = 1_000_000
-"""Most instructions in a file; CIFAR-10's have 40,000, CIFAR-100's 300,000."""
+"""Maximum number of instructions; CIFAR-10's files have 40,000, CIFAR-100's 300,000."""
 
 _SIMPLE = (str, bytes, int, type(None))  # a bool is an int
 _SHAPES = 4
@@ -37,16 +37,21 @@ _NAMES = {
     **{f"numpy.{core}.numeric _frombuffer": "frombuffer" for core in ("core", "_core")},
     "numpy ndarray": "ndarray",
     "numpy dtype": "dtype",
-    "_codecs encode": "encode",  # how protocol 2 of Python 3 writes bytes
-    "__builtin__ bytes": "bytes",  # the same for none of them
+    "_codecs encode": "encode",  # encoding of bytes in protocol 2 of Python 3
+    "__builtin__ bytes": "bytes",  # encoding of empty bytes
 }
-"""What a file may name -> what it stands for here. These are texts: no class or function is looked up."""
+"""Permitted names in a file -> their meaning here. These are plain strings: no class or function is looked up."""
 
 
 def parse_batch(content: bytes, name: str) -> dict[str, Value]:
-    """Return the dict in the bytes of a file: keys as text, byte strings as bytes, the array as uint8.
+    """Return the dict in a file: keys as text, byte strings as bytes, the array as uint8.
 
-    Raises `DataFormatError`, naming the file, for whatever is not such a dict.
+    Args:
+        content: bytes of the file.
+        name: name of the file, for messages.
+
+    Raises:
+        DataFormatError: the file does not contain such a dict; the message names it.
     """
     try:
         return _Reader(content).read()
@@ -55,33 +60,33 @@ def parse_batch(content: bytes, name: str) -> dict[str, Value]:
 
 
 class _Wrong(Exception):
-    """What is wrong with a file."""
+    """A fault of a file."""
 
 
 class _Mark:
-    """Where the items of a list, dict or tuple begin on the stack."""
+    """Marks the start of the items of a list, dict or tuple on the stack."""
 
 
 class _Name(str):
-    """What a file names, as a value of `_NAMES`."""
+    """A name in a file, as a value of `_NAMES`."""
 
     __slots__ = ()
 
 
 class _Dtype:
-    """The dtype uint8, once its state has been checked."""
+    """The dtype uint8; `checked` once its state has been validated."""
 
     checked = False
 
 
 class _Array:
-    """An array that is still to be filled, or has been."""
+    """An array, before or after it receives its content."""
 
     array: Array | None = None
 
 
 class _Reader:
-    """The stack machine, for one file."""
+    """Stack machine for one file."""
 
     def __init__(self, content: bytes) -> None:
         self.content, self.at, self.steps = content, 0, 0
@@ -120,19 +125,19 @@ class _Reader:
         return self.content[self.at - count : self.at]
 
     def number(self, form: str) -> int:
-        """Return a number in one of `struct`'s forms."""
+        """Read a number in a `struct` format."""
         value: int = struct.unpack(form, self.take(struct.calcsize(form)))[0]
         return value
 
     def sized(self, form: str) -> bytes:
-        """Return bytes behind their count."""
+        """Read length-prefixed bytes."""
         count = self.number(form)
         if count < 0:
             raise _Wrong(f"a length of {count} at byte {self.at}")
         return self.take(count)
 
     def line(self) -> str:
-        """Return the text up to the end of the line."""
+        """Read text up to the end of the line."""
         end = self.content.find(b"\n", self.at, self.at + 200)
         if end < 0:
             raise _Wrong(f"no name ends behind byte {self.at}")
@@ -140,7 +145,7 @@ class _Reader:
         return self.text(line[:-1])
 
     def text(self, raw: bytes) -> str:
-        """Return UTF-8 as text."""
+        """Decode UTF-8."""
         try:
             return raw.decode()
         except UnicodeDecodeError:
@@ -160,7 +165,7 @@ class _Reader:
         return self.stack.pop()
 
     def marked(self) -> list[Any]:
-        """Return all values above the last mark, and take it away too."""
+        """Pop all values above the last mark, and the mark."""
         items = []
         while self.stack and self.stack[-1] is not _Mark:
             items.append(self.stack.pop())
@@ -170,7 +175,7 @@ class _Reader:
         return items[::-1]
 
     def top(self, kind: type) -> Any:
-        """Return the value on top, which stays there and must be of a kind."""
+        """Return the topmost value without popping it; it must be of type `kind`."""
         if not self.stack or type(self.stack[-1]) is not kind:
             raise _Wrong(f"no {kind.__name__} to be filled before byte {self.at}")
         return self.stack[-1]
@@ -203,7 +208,7 @@ class _Reader:
             self.top(dict)[self.text(key) if isinstance(key, bytes) else key] = value
 
     def bundle(self, items: list[Any]) -> None:
-        for item in items:  # one level, for an array's shape, and no list or dict
+        for item in items:  # one level of nesting for an array's shape; no list or dict
             if isinstance(item, list | dict) or (isinstance(item, tuple) and any(isinstance(i, tuple) for i in item)):
                 self.refuse(f"a {type(item).__name__} within a tuple")
         self.push(tuple(items))
@@ -255,7 +260,7 @@ class _Reader:
                 self.refuse("an object's state")
 
     def latin(self, text: str) -> bytes:
-        """Return text as bytes; in sum no more than the file has, however often it refers to a text."""
+        """Encode text as bytes; the total never exceeds the file's size, however often it refers to a text."""
         self.made += len(text)
         if self.made > len(self.content):
             raise _Wrong("it makes more bytes than it has")
@@ -265,7 +270,7 @@ class _Reader:
             raise _Wrong(f"a text before byte {self.at} does not stand for bytes") from None
 
     def array(self, raw: Any, dtype: Any, shape: tuple[Any, ...], fortran: bool) -> Array:
-        """Return an array after its shape was held against its bytes."""
+        """Return an array after validating its shape against its bytes."""
         if not isinstance(dtype, _Dtype) or not dtype.checked or not isinstance(raw, bytes):
             self.refuse("an array that is not one of plain bytes")
         if len(shape) > _SHAPES or any(type(n) is not int or not 1 <= n <= MOST_BYTES for n in shape):
@@ -316,7 +321,7 @@ _STEPS: dict[bytes, Callable[[_Reader], None]] = {
     b"C": lambda r: r.push(r.sized("<B")),  # Python 3's bytes
     b"B": lambda r: r.push(r.sized("<I")),
     b"\x8e": lambda r: r.push(r.sized("<Q")),
-    b"\x96": lambda r: r.push(r.sized("<Q")),  # a bytearray, which is read as bytes
+    b"\x96": lambda r: r.push(r.sized("<Q")),  # bytearray, read as bytes
     b"X": lambda r: r.push(r.text(r.sized("<I"))),
     b"\x8c": lambda r: r.push(r.text(r.sized("<B"))),
     b"\x8d": lambda r: r.push(r.text(r.sized("<Q"))),
@@ -342,4 +347,4 @@ _STEPS: dict[bytes, Callable[[_Reader], None]] = {
     b"b": lambda r: r.build(),
     b"\x95": _frame,
 }
-"""What each instruction does."""
+"""Implementation of each instruction."""

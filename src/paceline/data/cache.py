@@ -1,4 +1,4 @@
-"""The cache of decoded data sets: one npz file each, in one folder, written whole or not at all."""
+"""Cache of decoded data sets: one npz file each, in one folder, written atomically."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["cache_folder", "load_arrays", "save_arrays"]
 
 
 def cache_folder() -> Path:
-    """Return the folder of decoded data sets: ``$PACELINE_CACHE``, else the platform's place for caches."""
+    """Return the folder of decoded data sets: ``$PACELINE_CACHE``, else the platform's cache folder."""
     chosen = os.environ.get("PACELINE_CACHE")
     if chosen:
         return Path(chosen).expanduser()
@@ -31,9 +31,10 @@ def cache_folder() -> Path:
 
 
 def save_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
-    """Write named arrays as the compressed npz file `path`; until it is whole, the old file stays.
+    """Write named arrays as the compressed npz file `path` atomically.
 
-    Raises `DataError` when the folder cannot be written.
+    Raises:
+        DataError: the folder cannot be written.
     """
     temporary = ""
     try:
@@ -53,7 +54,11 @@ def save_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
 
 
 def load_arrays(path: Path) -> dict[str, Array]:
-    """Read an npz file; never unpickles. Raises `DataFormatError` when it is not a whole npz file."""
+    """Read an npz file without unpickling.
+
+    Raises:
+        DataFormatError: the file is not a complete npz file.
+    """
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}

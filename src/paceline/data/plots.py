@@ -1,7 +1,7 @@
-"""Pictures of a partition: what each client got.
+"""Plots of a partition: distribution of samples and classes over clients.
 
-Up to 60 clients are drawn one by one: as stacked bars where the classes can be told apart by colour (up to
-10), else as bubbles. More clients are drawn as distributions: of their sizes, and of their classes.
+Up to 60 clients are drawn individually: as stacked bars if the classes can be distinguished by colour (up to 10), else
+as bubbles. More clients are drawn as histograms of their sizes and classes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from paceline.data.partition import Partition
 __all__ = ["plot_partition"]
 
 MOST_SHOWN = 60
-"""Up to so many clients are drawn one by one."""
+"""Maximum number of clients drawn individually."""
 
 _COLOURS = (
     "#4C78A8", "#F2A65A", "#59A14F", "#C9635F", "#9D7AB5", "#9C755F", "#EFA5C0", "#8A8A8A", "#D4C14A", "#76B7B2",
@@ -46,9 +46,16 @@ Counts = np.ndarray[tuple[int, int], np.dtype[np.int64]]
 
 
 def plot_partition(path: str | os.PathLike[str], partition: Partition, task: Task, title: str | None = None) -> Path:
-    """Draw a partition and save the picture; its format follows the name (png, svg, pdf).
+    """Plot a partition and save the figure.
 
-    Raises `DataError` when the file cannot be written.
+    Args:
+        path: file; its extension selects the format (png, svg, pdf).
+        partition: the partition.
+        task: provides the class names.
+        title: title of the figure; None for task and partition.
+
+    Raises:
+        DataError: the file cannot be written.
     """
     table = partition.table(task)
     classes = list(task.classes) or [str(i) for i in range(task.num_classes)]
@@ -76,7 +83,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _bars(table: Counts, classes: Sequence[str]) -> Figure:
-    """Stacked bars, a client each, and beside them the share of each class in a client."""
+    """Stacked bars, one per client, and the fraction of each class within a client."""
     clients = np.arange(len(table))
     figure = _figure(11, max(3.4, 1.5 + 0.22 * len(table)))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
@@ -98,7 +105,7 @@ def _bars(table: Counts, classes: Sequence[str]) -> Figure:
 
 
 def _bubbles(table: Counts, classes: Sequence[str]) -> Figure:
-    """One bubble for each client and class that it has, its area the number of samples, and the sizes beside."""
+    """One bubble for each class of each client, with area proportional to the number of samples, and the sizes beside."""
     names = ["␣" if n == " " else n if n.isprintable() else repr(n)[1:-1] for n in classes]
     figure = _figure(max(8.0, 2.5 + 0.155 * len(names)), max(3.4, 1.7 + 0.22 * len(table)))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(6, 1))
@@ -122,7 +129,7 @@ def _bubbles(table: Counts, classes: Sequence[str]) -> Figure:
 
 
 def _distributions(table: Counts) -> Figure:
-    """How many clients have how many samples, how many classes, and how large a share of their main class."""
+    """Histograms over clients: number of samples, number of classes, fraction of the largest class."""
     figure = _figure(12.5, 4.2)
     sizes, present = table.sum(1), (table > 0).sum(1)
     main = table.max(1)[sizes > 0] / sizes[sizes > 0]
@@ -154,7 +161,7 @@ def _distributions(table: Counts) -> Figure:
 
 
 def _edges(values: Any) -> Any:
-    """Return bins of whole numbers, at most 40 of them."""
+    """Return integer bin edges for at most 40 bins."""
     low, high = int(values.min()), int(values.max())
     width = max(1, -(-(high - low + 1) // 40))
     return np.arange(low, high + width + 1, width) - 0.5

@@ -1,4 +1,4 @@
-"""Data as read, before a task makes tensors of it: numpy arrays, names of classes, names of owners."""
+"""Raw data before conversion to tensors: NumPy arrays, class names, owner names."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class RawData:
     """A data set as read.
 
     Args:
-        train, test: samples; `test` is None where the data come without a test part.
+        train, test: samples; `test` is None if the data have no test part.
         classes: names of the classes, by code.
         owners: names of the natural clients, by code.
     """
@@ -55,7 +55,7 @@ class RawData:
     owners: tuple[str, ...] = ()
 
     def arrays(self) -> dict[str, Array]:
-        """Return everything as named arrays, none of them of Python objects."""
+        """Return everything as named arrays without Python objects."""
         out: dict[str, Array] = {"classes": np.array(self.classes, dtype=np.str_)}
         if self.owners:
             out["owners"] = np.array(self.owners, dtype=np.str_)
@@ -68,7 +68,7 @@ class RawData:
 
     @staticmethod
     def of(arrays: Mapping[str, Array]) -> RawData:
-        """Return the data set that `arrays` made these arrays of."""
+        """Return the data set encoded by `arrays`; raises `DataFormatError` if an array is missing."""
 
         def part(name: str) -> Part | None:
             if f"{name}_x" not in arrays:
@@ -84,7 +84,9 @@ class RawData:
     def with_test(self, share: float, seed: int = 0) -> RawData:
         """Return the data with a test part: its own, or a fixed `share` of each class of the training part.
 
-        Raises `ConfigError` unless 0 < share < 1, `DataFormatError` when either part would be empty.
+        Raises:
+            ConfigError: `share` is not between 0 and 1.
+            DataFormatError: one of the parts would be empty.
         """
         if self.test is not None:
             return self
@@ -93,7 +95,12 @@ class RawData:
 
 
 def hold_out(y: Array, share: float, seed: int = 0) -> tuple[Array, Array]:
-    """Return (train rows, test rows), both in order: a seeded random `share` of each class is the test part."""
+    """Return (train rows, test rows), both in order; a seeded random `share` of each class is the test part.
+
+    Raises:
+        ConfigError: `share` is not between 0 and 1.
+        DataFormatError: one of the parts would be empty.
+    """
     if not 0 < share < 1:
         raise ConfigError(f"test={share}; the share of test samples must lie between 0 and 1")
     rng = numpy_rng(seed, "hold out")
@@ -107,7 +114,12 @@ def hold_out(y: Array, share: float, seed: int = 0) -> tuple[Array, Array]:
 
 
 def encode(values: Sequence[str]) -> tuple[Array, tuple[str, ...]]:
-    """Return (code of each value, sorted distinct values); whole numbers are sorted by size."""
+    """Return (code of each value, sorted distinct values); integers are sorted numerically.
+
+    Example:
+        >>> encode(["b", "a", "b"])
+        (array([1, 0, 1]), ('a', 'b'))
+    """
     distinct = sorted(set(values))
     if all(v.lstrip("-").isascii() and v.lstrip("-").isdigit() for v in distinct):
         distinct.sort(key=int)

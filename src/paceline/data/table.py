@@ -1,4 +1,4 @@
-"""A CSV file with a column to predict and, if wanted, a column that names each row's client."""
+"""CSV files with a target column and, optionally, a column that identifies each row's client."""
 
 from __future__ import annotations
 
@@ -18,18 +18,23 @@ _MOST_VALUES = 100
 
 
 def read_csv(path: Path, target: str = "", client: str = "", test: float = 0.2, drop: str = "") -> RawData:
-    """Read a CSV file with a header; the rows are split by a fixed seed, `test` of each class for tests.
+    """Read a CSV file with a header; the rows are split with a fixed seed, a fraction `test` of each class for tests.
 
-    A column of numbers becomes one feature, standardised; a missing value becomes the median. A column of
-    texts becomes one feature for each value, where a missing value is one more. Means, deviations and medians
-    are those of the training rows.
+    A numeric column becomes one standardised feature; missing values are replaced by the median. A text column becomes one
+    feature per value (one-hot), where missing is an additional value. Means, deviations and medians are computed on the
+    training rows.
 
     Args:
-        path: of the file.
-        target: column to predict, taken as classes; the last column by default.
+        path: the file.
+        target: column of the classes to predict; the last column by default.
         client: column whose values are the natural clients.
-        test: share of the rows for tests.
-        drop: columns to leave out, with commas in between.
+        test: fraction of the rows for tests.
+        drop: comma-separated columns to omit.
+
+    Raises:
+        UnknownNameError: unknown column.
+        ConfigError: target and client are the same column.
+        DataFormatError: malformed content; the message contains the line.
     """
     header, rows = _rows(path)
     target = target or header[-1]
@@ -74,7 +79,7 @@ def _rows(path: Path) -> tuple[list[str], list[list[str]]]:
 
 
 def _number(text: str) -> float | None:
-    """Return the finite number, NaN for a missing value, None for a text."""
+    """Return the finite number, NaN for a missing value, None for text."""
     if text.lower() in _MISSING:
         return math.nan
     try:

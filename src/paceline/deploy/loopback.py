@@ -29,7 +29,7 @@ from paceline.deploy.identity.authority import Authority
 from paceline.deploy.processes import child
 from paceline.deploy.run_fields import check_federated
 from paceline.network.fault_injection import KILL, Fault
-from paceline.run import Observer, RunConfig, Summary
+from paceline.run import Observer, Result, RunConfig
 from paceline.store import RunFolder
 from paceline.store.toml import to_toml
 
@@ -104,7 +104,7 @@ class LoopbackFederation:
         self.parties: list[_Party] = []
         self._shown = 0
 
-    def run(self, observer: Observer | None = None) -> Summary:
+    def run(self, observer: Observer | None = None) -> Result:
         """Execute or resume the run and return its summary.
 
         Args:
@@ -231,12 +231,11 @@ class LoopbackFederation:
                 self._shown = int(record["round"])
                 observer(record, self.config.rounds)
 
-    def _summary(self, observer: Observer | None) -> Summary:
-        folder = RunFolder.open(self.place)
-        told = folder.read_summary()
-        if told is None:
+    def _summary(self, observer: Observer | None) -> Result:
+        result = Result.read(RunFolder.open(self.place))
+        if result is None:
             raise EngineError("the server ended before the run did; was it asked to stop?")
-        return Summary(**told, history=folder.read_metrics())
+        return result
 
     def _end(self, seconds: float) -> None:
         """Stop all processes: wait `seconds` for the server's goodbye to arrive, then terminate, then kill."""
@@ -260,7 +259,7 @@ class LoopbackFederation:
             time.sleep(0.02)
 
 
-def federate(config: RunConfig, place: Path, observer: Observer | None = None, **parts: Any) -> Summary:
+def federate(config: RunConfig, place: Path, observer: Observer | None = None, **parts: Any) -> Result:
     """Execute a run as a federation of processes on this machine and return its summary.
 
     Args:
@@ -272,7 +271,7 @@ def federate(config: RunConfig, place: Path, observer: Observer | None = None, *
     return LoopbackFederation(config, place, **parts).run(observer)
 
 
-def resume(path: Path, observer: Observer | None = None) -> Summary:
+def resume(path: Path, observer: Observer | None = None) -> Result:
     """Resume a federation of processes on this machine and return its summary.
 
     Args:
@@ -283,9 +282,8 @@ def resume(path: Path, observer: Observer | None = None) -> Summary:
         StoreError: the folder contains a run of another kind.
     """
     folder = RunFolder.open(path)
-    told = folder.read_summary()
-    if told is not None:
-        return Summary(**told, history=folder.read_metrics())
+    if (ended := Result.read(folder)) is not None:
+        return ended
     if not (path / KEPT).is_dir():
         raise StoreError(f"{path} is the run of a server, which goes on with it: start it again, with paceline server --config")
     return LoopbackFederation(RunConfig.build(folder.read_config()), path).run(observer)

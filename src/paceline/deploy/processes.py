@@ -21,12 +21,12 @@ from paceline.deploy.server.server import FederationServer
 from paceline.deploy.server.write_queue import BACK
 from paceline.deploy.settings import ClientConfig, Logging, ServerConfig, load_config
 from paceline.network.engine import Stopped
-from paceline.run import RunConfig, Summary
+from paceline.run import Result, RunConfig
 
 __all__ = ["child", "run_client", "run_server"]
 
 
-def run_server(config: ServerConfig) -> Summary | None:
+def run_server(config: ServerConfig) -> Result | None:
     """Serve one run until it ends; return its summary, or None if SIGTERM, SIGHUP or SIGINT stopped it first.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Device profiles, fleets of them, and virtual time."""
+"""Device profiles, fleets of devices, and virtual time."""
 
 from paceline.devices.clock import Cost, TimedPhase, Times, VirtualClock, times
 from paceline.devices.fleet import Fleet, Homogeneous, Mobile, Stragglers, load_fleet

@@ -1,4 +1,4 @@
-"""Virtual time: work and bytes become seconds, and a synchronous call costs its slowest member."""
+"""Virtual time: work and transfers are converted to seconds; a synchronous call takes as long as its slowest client."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["Cost", "TimedPhase", "Times", "VirtualClock", "times"]
 
 @node
 class Cost:
-    """What a client's answer to one call takes.
+    """Cost of one client's answer to a call.
 
     Args:
         flops: floating-point operations of its work.
-        bytes_down: bytes that it receives.
-        bytes_up: bytes that it sends.
-        seconds_measured: seconds that the work took on this machine; they count in place of `flops`.
+        bytes_down: bytes received by the client.
+        bytes_up: bytes sent by the client.
+        seconds_measured: seconds that the work took on this machine; used instead of `flops` if given.
     """
 
     flops: float
@@ -31,7 +31,7 @@ class Cost:
 
 
 class Times(NamedTuple):
-    """Seconds of one client's answer: its work, and both transfers."""
+    """Duration of one client's answer in seconds: work, and both transfers."""
 
     compute: float
     network: float
@@ -47,11 +47,11 @@ class TimedPhase:
     """One synchronous call on the clock.
 
     Args:
-        name: of the client function.
-        seconds: that passed.
-        bytes_up, bytes_down: summed over the clients.
-        slowest: the client that was waited for, or None where nobody answered.
-        compute, network: seconds of that client, cut at the deadline in this order: work, then transfers.
+        name: name of the client function.
+        seconds: duration.
+        bytes_up, bytes_down: totals over the clients.
+        slowest: the slowest client, or None if no client answered.
+        compute, network: seconds of that client, truncated at the deadline in this order: work, then transfers.
     """
 
     name: str
@@ -64,11 +64,11 @@ class TimedPhase:
 
 
 class Answered(Protocol):
-    """What the clock reads of a client's receipt."""
+    """Fields of a client's receipt used by the clock."""
 
     @property
     def client(self) -> int:
-        """Who."""
+        """Id of the client."""
 
     @property
     def compute(self) -> float:
@@ -88,20 +88,29 @@ class Answered(Protocol):
 
     @property
     def dropped(self) -> str | None:
-        """Why there is no reply, or None; ``"late"`` has times, everything else never arrives."""
+        """Reason why there is no reply, or None; ``"late"`` has times, any other reply never arrives."""
 
 
 def times(profile: Profile, cost: Cost) -> Times:
-    """Return the seconds that `cost` takes on a device."""
+    """Return the duration of `cost` on a device.
+
+    Example:
+        >>> times(Profile(compute=1e9, up=8e6, down=8e6, latency=0.0), Cost(flops=2e9, bytes_down=1_000_000, bytes_up=0))
+        Times(compute=2.0, network=1.0)
+    """
     measured = cost.seconds_measured
     work = profile.compute_seconds(cost.flops) if measured is None else profile.measured_seconds(measured)
     return Times(work, profile.download_seconds(cost.bytes_down) + profile.upload_seconds(cost.bytes_up))
 
 
 class VirtualClock:
-    """Seconds since the start of the run.
+    """Virtual seconds since the start of the run.
 
     `now` may be set. `phases` are the latest synchronous calls, oldest first.
+
+    Args:
+        now: initial time in seconds.
+        keep: maximum number of recorded phases.
     """
 
     def __init__(self, now: float = 0.0, keep: int = 1000) -> None:
@@ -118,14 +127,17 @@ class VirtualClock:
         bytes_up: int = 0,
         bytes_down: int = 0,
     ) -> float:
-        """Wait for all replies, or until the deadline if one is late or missing; return the seconds it took.
+        """Wait for all replies, or until the deadline if one is late or missing; return the elapsed seconds.
 
         Args:
-            times: seconds of each client.
+            times: duration by client.
             deadline: seconds after the call at which waiting ends; None waits for the slowest.
-            name: of the phase.
-            missing: whether a reply will never come. Without a deadline that is noticed at once.
-            bytes_up, bytes_down: for the phase's record.
+            name: name of the phase.
+            missing: whether a reply will never arrive. Without a deadline that is detected immediately.
+            bytes_up, bytes_down: totals for the phase's record.
+
+        Raises:
+            ConfigError: the deadline is not positive.
         """
         if deadline is not None and not deadline > 0:
             raise ConfigError(f"deadline={deadline}; it is a positive number of seconds")
@@ -140,7 +152,7 @@ class VirtualClock:
         return seconds
 
     def advance(self, name: str, receipts: Sequence[Answered], deadline: float | None = None) -> float:
-        """Let the synchronous call `name` pass, from its receipts; return the seconds it took."""
+        """Advance the clock by the synchronous call `name`, based on its receipts; return the elapsed seconds."""
         came = {r.client: Times(r.compute, r.network) for r in receipts if r.dropped in (None, "late")}
         return self.synchronous(
             came,
@@ -152,7 +164,11 @@ class VirtualClock:
         )
 
     def wait(self, seconds: float) -> None:
-        """Let seconds pass between calls: clients work, and the server asks nothing."""
+        """Advance the clock between calls: clients work, and the server is idle.
+
+        Raises:
+            ConfigError: negative or infinite duration.
+        """
         if not 0 <= seconds < float("inf"):
             raise ConfigError(f"a wait of {seconds} seconds is impossible")
         if seconds:
@@ -160,15 +176,19 @@ class VirtualClock:
             self.now += seconds
 
     def arrivals(self, times: Mapping[int, Times]) -> list[tuple[float, int]]:
-        """Return (moment on this clock, client) of calls made now, in order of arrival; ties by client id."""
+        """Return (time on this clock, client) of calls made now, in order of arrival; ties by client id."""
         return sorted((self.now + t.total, client) for client, t in times.items())
 
     def state(self) -> dict[str, float]:
-        """Return what a checkpoint needs."""
+        """Return the state for a checkpoint."""
         return {"now": self.now}
 
     def restore(self, state: Mapping[str, float]) -> None:
-        """Go back to a state; the records of phases start anew. Raises `CheckpointError` for no state."""
+        """Restore a state; the records of phases are cleared.
+
+        Raises:
+            CheckpointError: the state is malformed.
+        """
         now = state.get("now")
         if not isinstance(now, float):
             raise CheckpointError(f"{state!r} is no state of a clock")

@@ -1,17 +1,17 @@
-"""Asynchronous work on the virtual clock: who is at work since when, and when the server fires.
+"""Asynchronous work on the virtual clock: running jobs of clients, and the times at which the server aggregates (fires).
 
-A client begins on some version of the model and is done some seconds later, whatever the server does in between.
-The `Queue` is the whole state of that: a small tree, which lies in the method's state and so in every
-checkpoint. It holds no model: each client's reply is computed when it begins (the message, the random stream
-and the memory are then the right ones by themselves) and lies in that client's own memory until it is handed over,
-see `Federation.start`. Nothing has to be computed again after a resume, nor kept by version, and a reply
-can leave its client through any channel, masked ones included.
+A client starts from some version of the model and finishes some seconds later, whatever the server does meanwhile. The
+`Queue` is the complete state: a small tree, which is part of the method's state and thus of every checkpoint. It
+contains no model: each client's reply is computed when the client starts (so message, random stream and memory are the
+correct ones) and stored in that client's own memory until it is collected, see `Federation.start`. Nothing has to be
+recomputed after a resume or stored by version, and a reply can leave its client through any channel, including masked
+ones.
 
-Times are whole nanoseconds: sums of them are exact, so that events at the same moment are at the same moment.
-They are seconds of work, 0 when the run begins. The run's clock shows these and, on top, what is spent in
-between: on an evaluation by the clients, or the steps of secure aggregation. Meanwhile work is put off. So
-each second is counted once, and who arrives in which order does not depend on how often is evaluated or on
-what the cryptography takes. The price: where replies are hidden, times are upper bounds.
+Times are integer nanoseconds: sums are exact, so simultaneous events compare equal. They are seconds of work, from 0 at
+the start of the run. The run's clock shows these and, in addition, the time of evaluations by the clients and of the
+steps of secure aggregation, during which work is suspended. Each second is therefore counted once, and the order of
+arrivals depends neither on the frequency of evaluations nor on the cost of the cryptography. As a consequence, times are upper
+bounds if replies are hidden.
 """
 
 from __future__ import annotations
@@ -35,7 +35,11 @@ SECOND = 1_000_000_000
 
 
 def nanoseconds(seconds: float) -> int:
-    """Return the nearest number of whole nanoseconds; raises `ConfigError` for no duration."""
+    """Convert seconds to integer nanoseconds.
+
+    Raises:
+        ConfigError: negative or infinite duration.
+    """
     if not 0 <= seconds < math.inf:
         raise ConfigError(f"{seconds} seconds are no duration")
     return round(seconds * SECOND)
@@ -43,11 +47,11 @@ def nanoseconds(seconds: float) -> int:
 
 @node
 class ClientJob:
-    """One client at work.
+    """One running job.
 
     Args:
-        client: who.
-        version: number of firings before it began, which is the number of the model that it works on.
+        client: id of the client.
+        version: number of firings before its start, which is the version of the model it works on.
         start, finish: nanoseconds.
     """
 
@@ -58,13 +62,13 @@ class ClientJob:
 
     @property
     def took(self) -> int:
-        """Nanoseconds from start to finish."""
+        """Duration in nanoseconds."""
         return self.finish - self.start
 
 
 @node
 class Rest:
-    """A client that begins nothing until a moment, in nanoseconds."""
+    """A client that does not start before a time in nanoseconds."""
 
     client: int
     until: int
@@ -72,14 +76,19 @@ class Rest:
 
 @node
 class Queue:
-    """Clients at work, in order of arrival, and clients at rest.
+    """Running jobs in order of arrival, and paused clients.
 
     Args:
-        now: nanoseconds of work since the run began.
-        fired: how often the server has fired: the version of the model that is now current.
-        since: when it fired last.
-        jobs: clients at work, and those whose replies wait, by arrival; ties by client.
-        rests: clients that pause.
+        now: nanoseconds of work since the start of the run.
+        fired: number of firings so far: the current version of the model.
+        since: time of the last firing.
+        jobs: running jobs, and those whose replies wait, by arrival; ties by client.
+        rests: paused clients.
+
+    Example:
+        >>> queue = Queue().begin({0: 2.0, 1: 1.0})
+        >>> [job.client for job in first(queue, 1).jobs]
+        [1]
     """
 
     now: int = 0
@@ -90,18 +99,19 @@ class Queue:
 
     @property
     def busy(self) -> set[int]:
-        """Clients that cannot begin now."""
+        """Clients that cannot start now."""
         return {job.client for job in self.jobs} | {rest.client for rest in self.rests}
 
     @property
     def wake(self) -> int | None:
-        """When the next client's rest ends."""
+        """Time at which the next pause ends; None without pauses."""
         return min((rest.until for rest in self.rests), default=None)
 
     def begin(self, seconds: Mapping[int, float]) -> Queue:
-        """Let clients begin now on the current version; each is done after its seconds.
+        """Return the queue after clients start on the current version; each finishes after its seconds.
 
-        Raises `CohortError` for a client that is at work or at rest.
+        Raises:
+            CohortError: a client is busy or paused.
         """
         if twice := self.busy & seconds.keys():
             raise CohortError(f"clients {sorted(twice)} are busy; a client has one job at a time")
@@ -110,22 +120,26 @@ class Queue:
         return dataclasses.replace(self, jobs=tuple(jobs))
 
     def rest(self, seconds: Mapping[int, float]) -> Queue:
-        """Let clients pause from now on, each for its seconds; 0 is no pause."""
+        """Return the queue with clients paused from now on for their seconds; 0 is no pause."""
         new = (Rest(c, self.now + nanoseconds(s)) for c, s in seconds.items())
         return dataclasses.replace(self, rests=(*self.rests, *(r for r in new if r.until > self.now)))
 
     def at(self, time: int) -> Queue:
-        """Return the queue at a later moment; rests that are over are gone."""
+        """Return the queue at a later time, without pauses that are over.
+
+        Raises:
+            ConfigError: the time is in the past.
+        """
         if time < self.now:
             raise ConfigError(f"time does not go back: from {self.now} ns to {time} ns")
         return dataclasses.replace(self, now=time, rests=tuple(r for r in self.rests if r.until > time))
 
     def arrived(self, time: int) -> tuple[ClientJob, ...]:
-        """Return the jobs that are done at a moment, in order of arrival."""
+        """Return the jobs finished by a time, in order of arrival."""
         return tuple(job for job in self.jobs if job.finish <= time)
 
     def fire(self, firing: Firing) -> Queue:
-        """Return the queue after a firing: its jobs are gone, and the next version is current."""
+        """Return the queue after a firing, without its jobs and with the next version current."""
         gone = {job.client for job in firing.jobs}
         left = tuple(job for job in self.jobs if job.client not in gone)
         return dataclasses.replace(self.at(firing.at), fired=self.fired + 1, since=firing.at, jobs=left)
@@ -133,18 +147,23 @@ class Queue:
 
 @node
 class Firing:
-    """When the server fires, and with whose replies."""
+    """Time of a firing, and the jobs whose replies it uses."""
 
     at: int
     jobs: tuple[ClientJob, ...]
 
 
 Rule = Callable[[Queue], Firing | None]
-"""Says when the server fires next if no further client begins; None where that depends on one that does."""
+"""Returns the next firing if no further client starts; None if that depends on a client that starts."""
 
 
 def first(queue: Queue, count: int | None = None) -> Firing | None:
-    """Fire when `count` replies are there (as many as are busy, where these are fewer), with these; None: all."""
+    """Rule: fire when `count` replies have arrived (or all busy clients, if fewer), with these replies.
+
+    Args:
+        queue: the current state.
+        count: number of replies; None waits for all.
+    """
     busy = len(queue.jobs) + len(queue.rests)
     count = busy if count is None else min(count, busy)
     if not queue.jobs or count > len(queue.jobs):
@@ -153,7 +172,13 @@ def first(queue: Queue, count: int | None = None) -> Firing | None:
 
 
 def every(queue: Queue, period: int, least: int = 0) -> Firing | None:
-    """Fire a period after the last firing with all that are there, or whole periods later, once `least` are."""
+    """Rule: fire one period after the last firing with all arrived replies, or whole periods later, once `least` arrived.
+
+    Args:
+        queue: the current state.
+        period: nanoseconds.
+        least: minimum number of replies.
+    """
     least = min(least, len(queue.jobs) + len(queue.rests))
     if least > len(queue.jobs):
         return None
@@ -166,10 +191,20 @@ def every(queue: Queue, period: int, least: int = 0) -> Firing | None:
 def advance(
     fed: Federation, queue: Queue, fn: Callable[[Client, M], Tree], message: M, rule: Rule
 ) -> tuple[Queue, tuple[ClientJob, ...]]:
-    """Let idle clients begin `fn` on the current version, until the rule fires; return queue and arrivals.
+    """Start idle clients on the current version until the rule fires; return the queue and the arrivals.
 
-    At most as many clients as a cohort has are at work or at rest. Each arrival's reply waits for a function
-    marked `held`. Raises `CohortError` where nobody is there to wait for.
+    At most as many clients as in a cohort are busy or paused. The reply of each arrival must be collected by a function
+    marked `held`.
+
+    Args:
+        fed: the running federation.
+        queue: the current state.
+        fn: client function to start.
+        message: message of the call.
+        rule: when to fire.
+
+    Raises:
+        CohortError: no client is busy, and none is available to start.
     """
     while True:
         queue = _begin(fed, queue, fn, message)
@@ -197,9 +232,14 @@ def _begin(fed: Federation, queue: Queue, fn: Callable[[Client, M], Tree], messa
 
 
 def schedule(seconds: Sequence[float], rule: Rule, until: float) -> Iterator[tuple[float, tuple[ClientJob, ...]]]:
-    """Yield (seconds, arrivals) of each firing up to a moment, where client i always takes ``seconds[i]``.
+    """Yield (seconds, arrivals) of each firing up to a time, if client i always takes ``seconds[i]``.
 
-    Nothing is trained: this shows how often each client will take part, and on how old a model.
+    Nothing is trained: the schedule shows how often each client participates, and how stale its model is.
+
+    Args:
+        seconds: duration of each client.
+        rule: when to fire.
+        until: end in seconds.
     """
     queue, idle = Queue(), tuple(range(len(seconds)))
     while True:

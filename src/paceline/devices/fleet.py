@@ -1,7 +1,7 @@
-"""Fleets: the profile of any client in any round, as a pure function, so a million clients cost nothing.
+"""Fleets: the profile of any client in any round as a pure function, so that a million clients cost no memory.
 
-A fleet is a small frozen object. Everything random in it is a hash of (seed, client, round), so it is the
-same in every process and needs no list of devices.
+A fleet is a small frozen object. All its random values are hashes of (seed, client, round), so they are identical in
+every process and need no list of devices.
 """
 
 from __future__ import annotations
@@ -27,17 +27,20 @@ MBIT = 1e6
 
 @dataclass(frozen=True)
 class Fleet:
-    """A population of devices; subclasses say what each is like.
+    """A population of devices; subclasses define the individual profiles.
 
     Args:
         num_clients: size of the population.
-        seed: of the run.
+        seed: seed of the run.
         compute: speed of an ordinary client, FLOP/s.
         link: bandwidth of an ordinary client in each direction, bit/s.
         latency: seconds of each transfer.
-        overhead: seconds that any work costs on top.
-        churn: probability that a client is not there in a round, drawn for each client and round.
-        participation: by which process clients come and go, on top of that.
+        overhead: fixed additional seconds of any work.
+        churn: probability that a client is unavailable in a round, drawn for each client and round.
+        participation: process of availability, in addition to `churn`.
+
+    Raises:
+        ConfigError: a value is outside its range.
     """
 
     num_clients: int
@@ -59,27 +62,27 @@ class Fleet:
         self._base()
 
     def profile(self, client: int, round: int) -> Profile:
-        """Return the device of `client` as it is in `round`."""
+        """Return the device of `client` in `round`."""
         self._check(client)
         return self.ordinary
 
     @cached_property
     def always(self) -> bool:
-        """Whether everybody can be asked in every round."""
+        """Whether all clients are available in every round."""
         return self.churn == 0 and type(self.participation) is Participation
 
     def available(self, client: int, round: int) -> bool:
-        """Return whether `client` can be asked in `round`."""
+        """Return whether `client` is available in `round`."""
         chance = self._availability(client)
         there = chance >= 1 or _uniform(self.seed, "available", client, round) < chance
         return there and self.participation.available(client, round)
 
     def rate(self, client: int) -> float:
-        """Return the part of the rounds in which `client` can be asked, in the long run."""
+        """Return the long-run fraction of rounds in which `client` is available."""
         return self._availability(client) * self.participation.rate(client)
 
     def describe(self) -> str:
-        """Return one line about the fleet."""
+        """Return a one-line description of the fleet."""
         text = f"{self.name}: {self.num_clients} clients of {self.compute / 1e9:g} GFLOP/s"
         text += f" with {self.link / MBIT:g} Mbit/s"
         return text + (f", {self.churn:.0%} away in each round" if self.churn else "")
@@ -90,7 +93,7 @@ class Fleet:
 
     @cached_property
     def ordinary(self) -> Profile:
-        """An ordinary device."""
+        """Profile of an ordinary device."""
         return self._base()
 
     def _base(self, **changes: float) -> Profile:
@@ -105,24 +108,24 @@ class Fleet:
 
 @dataclass(frozen=True)
 class Homogeneous(Fleet):
-    """All clients alike."""
+    """All clients are identical."""
 
     name: ClassVar[str] = "homogeneous"
 
 
 @dataclass(frozen=True)
 class Stragglers(Fleet):
-    """Some clients slower than the rest, in compute, link or both.
+    """Some clients are slower than the rest, in compute, link or both.
 
-    By default they cycle through x1.3 with 1.5 Mbit/s, x1.8 with 5 Mbit/s and x2.5 with 50 Mbit/s: one held
-    back by its link, one by both, one by its compute.
+    By default they cycle through x1.3 with 1.5 Mbit/s, x1.8 with 5 Mbit/s and x2.5 with 50 Mbit/s: limited by the link, by
+    both, and by compute.
 
     Args:
-        share: part of the clients that are stragglers, rounded to the nearest number.
-        slow: how many times slower their compute is; with it, all are alike in compute.
-        up: their upload bandwidth in bit/s; with it, all are alike in links.
+        share: fraction of the clients that are stragglers, rounded to the nearest number.
+        slow: factor by which their compute is slower; if given, all have the same compute.
+        up: their upload bandwidth in bit/s; if given, all have the same links.
         down: their download bandwidth in bit/s; as `up` by default.
-        pick: ``"last"`` takes the highest client ids, ``"random"`` draws them by the seed.
+        pick: ``"last"`` selects the highest client ids, ``"random"`` draws them by the seed.
     """
 
     share: float = 0.2
@@ -133,7 +136,7 @@ class Stragglers(Fleet):
 
     name: ClassVar[str] = "stragglers"
     cycle: ClassVar[tuple[tuple[float, float], ...]] = ((1.3, 1.5e6), (1.8, 5e6), (2.5, 50e6))
-    """(slowdown, bandwidth in bit/s) of the first, second, third straggler, and so on around."""
+    """(slowdown, bandwidth in bit/s) of the first, second and third straggler, repeated cyclically."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -151,7 +154,7 @@ class Stragglers(Fleet):
         return math.floor(self.share * self.num_clients + 0.5)
 
     def rank(self, client: int) -> int | None:
-        """Return which straggler (from 0) `client` is, or None."""
+        """Return the index of `client` among the stragglers, or None."""
         self._check(client)
         if self.pick == "last":
             number = client - (self.num_clients - self.num_stragglers)
@@ -165,7 +168,7 @@ class Stragglers(Fleet):
         return self.ordinary if number is None else self._slow(number)
 
     def describe(self) -> str:
-        """Return one line about the fleet."""
+        """Return a one-line description of the fleet."""
         kinds = dict.fromkeys(self._slow(i) for i in range(len(self.cycle)))
         text = ", ".join(f"x{p.slowdown:g} at {p.up / MBIT:g} Mbit/s" for p in kinds)
         return f"{super().describe()}; {self.num_stragglers} stragglers ({text})"
@@ -180,7 +183,7 @@ class Stragglers(Fleet):
 
 @dataclass(frozen=True)
 class Mobile(Fleet):
-    """Phones: log-normal compute and bandwidth, links that change each round, clients that come and go.
+    """Phones: log-normal compute and bandwidth, links that change each round, intermittent availability.
 
     Args:
         compute: median speed, FLOP/s.
@@ -188,7 +191,7 @@ class Mobile(Fleet):
         compute_spread: standard deviation of ln(compute) over clients.
         link_spread: standard deviation of ln(bandwidth) over clients.
         vary: standard deviation of ln(bandwidth) from round to round.
-        least, most: a client's availability is drawn evenly from this range, then lowered by `churn`.
+        least, most: a client's availability is drawn uniformly from this range, then reduced by `churn`.
     """
 
     link: float = 30e6
@@ -210,7 +213,7 @@ class Mobile(Fleet):
             raise ConfigError(f"least={self.least} and most={self.most}; they are probabilities, in this order")
 
     def profile(self, client: int, round: int) -> Profile:
-        """Return the device of `client` with the links that it has in `round`."""
+        """Return the device of `client` with its links in `round`."""
         slow = math.exp(-self.compute_spread * self._normal("compute", client))
         own = self.link_spread * self._normal("link", client)
         up = own + self.vary * self._normal("up", client, round)
@@ -225,11 +228,11 @@ class Mobile(Fleet):
 
     @cached_property
     def always(self) -> bool:
-        """Whether everybody can be asked in every round: phones cannot."""
+        """Whether all clients are available in every round: never for phones."""
         return False
 
     def describe(self) -> str:
-        """Return one line about the fleet."""
+        """Return a one-line description of the fleet."""
         often = (1 - self.churn) * (self.least + self.most) / 2
         return f"{super().describe()} (medians), log-normal, {often:.0%} there in each round"
 
@@ -238,16 +241,16 @@ class Mobile(Fleet):
         return super()._availability(client) * (self.least + (self.most - self.least) * share)
 
     def _normal(self, *path: int | str) -> float:
-        """Return a standard normal number, cut at 3, that belongs to `path`."""
+        """Return the standard normal number, clipped at 3, of the stream `path`."""
         return min(max(_NORMAL.inv_cdf(_uniform(self.seed, *path)), -3.0), 3.0)
 
 
 @dataclass(frozen=True)
 class Spread(Fleet):
-    """Durations that are known: client i takes slowest * (1 - percent / 100 * i / (M - 1)) seconds for any training.
+    """Fixed durations: client i takes slowest * (1 - percent / 100 * i / (M - 1)) seconds for any training.
 
-    Client 0 is the slowest. The figure is for work and both transfers; the size of neither counts, and calls
-    without training take no time.
+    Client 0 is the slowest. The duration includes work and both transfers, regardless of their size; calls without
+    training take no time.
 
     Args:
         percent: by how much the fastest client's duration is below that of the slowest.
@@ -275,17 +278,17 @@ class Spread(Fleet):
         return Timed(**fast, overhead=self.seconds(client), availability=1.0 - self.churn)
 
     def describe(self) -> str:
-        """Return one line about the fleet."""
+        """Return a one-line description of the fleet."""
         last = self.seconds(self.num_clients - 1)
         return f"{self.name}: {self.num_clients} clients that take {self.slowest:g} to {last:g} s for a training"
 
 
 @dataclass(frozen=True)
 class Timed(Profile):
-    """A device whose training takes its overhead, and nothing else any time."""
+    """A device whose training takes exactly its overhead; everything else takes no time."""
 
     def compute_seconds(self, flops: float) -> float:
-        """Return the overhead where there is work."""
+        """Return the overhead if there is work, else 0."""
         return self.overhead if flops else 0.0
 
 
@@ -293,11 +296,21 @@ _NORMAL = NormalDist()
 
 
 def load_fleet(spec: str, num_clients: int, seed: int = 0, participation: Participation | None = None) -> Fleet:
-    """Return the fleet that a text such as ``"stragglers:share=0.2,slow=2.0,churn=0.1"`` describes.
+    """Return the fleet described by a text such as ``"stragglers:share=0.2,slow=2.0,churn=0.1"``.
 
-    Its clients come and go by the process `participation`; by default all are always there.
+    Args:
+        spec: name of a fleet, and its options.
+        num_clients: size of the population.
+        seed: seed of the run.
+        participation: process of availability; by default all clients are always available.
 
-    Raises `UnknownNameError` for an unknown fleet or option and `ConfigError` for a bad value.
+    Raises:
+        UnknownNameError: unknown fleet or option.
+        ConfigError: invalid value.
+
+    Example:
+        >>> load_fleet("stragglers:share=0.2,slow=2.0", num_clients=10).profile(9, 1).slowdown
+        2.0
     """
     offered = {"num_clients": num_clients, "seed": seed, "participation": participation or Participation()}
     made = registry.build("fleet", spec, offered)
@@ -307,13 +320,13 @@ def load_fleet(spec: str, num_clients: int, seed: int = 0, participation: Partic
 
 
 def _uniform(seed: int, *path: int | str) -> float:
-    """Return a number strictly between 0 and 1 that belongs to `path`."""
+    """Return the uniform random number in (0, 1) of the stream `path`."""
     return ((derive(seed, "fleet", *path) >> 11) + 0.5) / 2.0**52
 
 
 @lru_cache(maxsize=8)
 def _ranks(num_clients: int, count: int, seed: int) -> np.ndarray[Any, np.dtype[np.int32]]:
-    """Return each client's number among `count` stragglers drawn by the seed, or -1."""
+    """Return each client's index among `count` stragglers drawn by the seed, or -1."""
     ranks = np.full(num_clients, -1, dtype=np.int32)
     ranks[numpy_rng(seed, "fleet", "stragglers").choice(num_clients, count, replace=False)] = np.arange(count)
     return ranks

@@ -1,4 +1,4 @@
-"""What one device can do: compute, links, latency, availability."""
+"""Profile of one device: compute speed, links, latency, availability."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ __all__ = ["COMPUTE", "LATENCY", "LINK", "Profile"]
 COMPUTE = 2e9
 """Effective training speed of an ordinary client, in FLOP/s: phone class, 2 GFLOP/s.
 
-FLOPs are counted with two for each multiply-add and three forward passes for each training step. A local
-epoch of VGG-9 on 32x32 images (0.24 GFLOP a sample) then takes 48 s for 400 samples.
+FLOPs count two per multiply-add, and three forward passes per training step. A local epoch of VGG-9 on 32x32 images
+(0.24 GFLOP per sample) then takes 48 s for 400 samples.
 """
 
 LINK = 50e6
 """Bandwidth of an ordinary client in each direction, in bit/s: 50 Mbit/s."""
 
 LATENCY = 0.03
-"""Latency of an ordinary client, in seconds for each transfer: 30 ms."""
+"""Latency of an ordinary client, in seconds per transfer: 30 ms."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,16 @@ class Profile:
         up: upload bandwidth, bit/s.
         down: download bandwidth, bit/s.
         latency: seconds before the first byte of each transfer arrives.
-        availability: probability that the device can be asked in a round.
-        overhead: seconds that any work costs on top (loading data, waking up).
-        slowdown: factor on seconds that were measured on this machine in place of counted FLOPs.
+        availability: probability that the device is available in a round.
+        overhead: fixed additional seconds of any work (loading data, waking up).
+        slowdown: factor on seconds measured on this machine, if these are used instead of counted FLOPs.
 
-    Raises `ConfigError` for values that no device can have.
+    Raises:
+        ConfigError: a value is outside its range.
 
-    >>> Profile(compute=2e9, up=5e6, down=50e6, latency=0.03).upload_seconds(1_000_000)
-    1.63
+    Example:
+        >>> round(Profile(compute=2e9, up=5e6, down=50e6, latency=0.03).upload_seconds(1_000_000), 2)
+        1.63
     """
 
     compute: float = COMPUTE
@@ -62,23 +64,23 @@ class Profile:
             raise ConfigError("this device profile is impossible: " + "; ".join(wrong))
 
     def compute_seconds(self, flops: float) -> float:
-        """Return the seconds that `flops` FLOPs of training take, overhead included."""
+        """Return the seconds for `flops` FLOPs of training, including the overhead."""
         return self.overhead + flops / self.compute
 
     def measured_seconds(self, seconds: float) -> float:
-        """Return the seconds that work takes here which took `seconds` on this machine."""
+        """Return the seconds on this device for work that took `seconds` on the machine running the simulation."""
         return self.overhead + seconds * self.slowdown
 
     def upload_seconds(self, num_bytes: float) -> float:
-        """Return the seconds until `num_bytes` bytes from the device have arrived."""
+        """Return the seconds to upload `num_bytes` bytes."""
         return self.latency + 8.0 * num_bytes / self.up
 
     def download_seconds(self, num_bytes: float) -> float:
-        """Return the seconds until `num_bytes` bytes have arrived at the device."""
+        """Return the seconds to download `num_bytes` bytes."""
         return self.latency + 8.0 * num_bytes / self.down
 
     def as_dict(self) -> dict[str, float]:
-        """Return all figures by name."""
+        """Return all fields by name."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from paceline.core.allocator import keep_freed
 from paceline.core.engine import Receipt
 from paceline.core.profiling import spent
 from paceline.core.tree import register
@@ -29,6 +30,7 @@ class Actor:
             for entry in nodes:
                 register(*entry)
             torch.set_num_threads(setup.threads)
+            keep_freed()
             self.worker = Worker(complete(setup))
         except Exception as error:
             return pack(error)

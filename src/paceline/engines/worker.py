@@ -21,13 +21,13 @@ from paceline.core.failures import class_of, reason_of
 from paceline.core.generators import nested
 from paceline.core.method import client_functions
 from paceline.core.params import Layout, Params, Resident
+from paceline.core.process_state import set_precision
 from paceline.core.profiling import spent
 from paceline.core.random import derive
 from paceline.core.samples import Split
 from paceline.core.training import answer
 from paceline.core.tree import Tree, map_leaves
 from paceline.devices import Cost, times
-from paceline.engines.allocator import keep_freed
 from paceline.engines.preview import preview
 from paceline.engines.stacking import Meeting, Solver, Uniform
 
@@ -87,7 +87,6 @@ class Worker:
     """One resident model, the data, and the memories of the clients that ran here."""
 
     def __init__(self, setup: Setup) -> None:
-        keep_freed()
         self.setup = setup
         task = setup.task
         module = task.build(derive(setup.seed, "init"))
@@ -96,9 +95,7 @@ class Worker:
         self.model = Resident(module, self.layout, setup.device)
         self.model.flops = setup.flops
         self.model.mixed = torch.bfloat16 if setup.precision == "bf16" else None
-        torch.set_float32_matmul_precision("high" if setup.precision == "tf32" else "highest")  # another run may have set it
-        if setup.precision == "tf32":
-            torch.backends.cudnn.allow_tf32 = True
+        set_precision(setup.precision)
         self.x, self.y = task.train.x.to(setup.device), task.train.y.to(setup.device)
         self.test = ClientData(
             task.test.x.to(setup.device),

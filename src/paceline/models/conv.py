@@ -1,4 +1,4 @@
-"""Convolutional models. Each is a plain chain of modules, so that `torch.fx` can follow it and cut it smaller."""
+"""Convolutional models. Each is a plain chain of modules, which `torch.fx` can trace and sub-models can be cut from."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _picture(shape: Sequence[int], least: int, name: str) -> tuple[int, int, int
 
 
 def _two_layer(name: str, shape: Sequence[int], num_classes: int, channels: tuple[int, int], hidden: int) -> nn.Module:
-    """Return conv 5x5, pool, conv 5x5, pool, dense, dense; the convolutions keep the size."""
+    """Return conv 5x5, pool, conv 5x5, pool, dense, dense; the convolutions preserve the size."""
     given, height, width = _picture(shape, 4, name)
     first, second = channels
     return nn.Sequential(
@@ -40,7 +40,7 @@ def _two_layer(name: str, shape: Sequence[int], num_classes: int, channels: tupl
 
 
 def tiny_cnn(shape: Sequence[int] = (1, 28, 28), num_classes: int = 10) -> nn.Module:
-    """Return a small network (8 and 16 filters, 64 hidden): 54,314 parameters on 28 x 28, quick on a CPU."""
+    """Return a small network (8 and 16 filters, 64 hidden): 54,314 parameters on 28 x 28, fast on a CPU."""
     return _two_layer("tiny_cnn", shape, num_classes, (8, 16), 64)
 
 
@@ -60,11 +60,14 @@ def vgg9(shape: Sequence[int] = (3, 32, 32), num_classes: int = 10, norm: Norm =
     1,469,994 parameters for 3 x 32 x 32 and 10 classes without normalisation.
 
     Args:
-        shape: of one picture, at least 8 x 8.
+        shape: shape of one image, at least 8 x 8.
         num_classes: number of outputs.
-        norm: ``none`` (as published), ``group`` (GroupNorm; no running statistics, so fit for secure runs) or
+        norm: ``none`` (as published), ``group`` (GroupNorm; no running statistics, therefore suited to secure runs) or
             ``batch`` (BatchNorm), after each convolution.
-        groups: of GroupNorm.
+        groups: number of groups of GroupNorm.
+
+    Raises:
+        ConfigError: an invalid option, or the images are too small.
     """
     given, height, width = _picture(shape, 8, "vgg9")
     if norm not in ("none", "group", "batch"):
@@ -83,7 +86,7 @@ def vgg9(shape: Sequence[int] = (3, 32, 32), num_classes: int = 10, norm: Norm =
             layers.append(nn.MaxPool2d(2))
     layers += [nn.Flatten(), nn.Linear(128 * (height // 8) * (width // 8), 512), nn.ReLU()]
     layers += [nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, num_classes)]
-    for layer in layers:  # torch's default lets the signal fade over nine layers, and training starts late
+    for layer in layers:  # with torch's default the signal vanishes over nine layers, which delays training
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
             assert layer.bias is not None

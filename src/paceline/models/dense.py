@@ -1,4 +1,4 @@
-"""Models for vectors and small pictures: a linear classifier and a multi-layer perceptron."""
+"""Models for vectors and small images: a linear classifier and a multi-layer perceptron."""
 
 from __future__ import annotations
 
@@ -34,11 +34,14 @@ def mlp(
     """Return a perceptron with ReLU between its layers.
 
     Args:
-        shape: of one input.
+        shape: shape of one input.
         num_classes: number of outputs.
         hidden: widths of the hidden layers, or the width of a single one.
-        end: what follows the last hidden layer, and so makes the features: ``relu``, ``batch`` (BatchNorm) or ``none``.
+        end: layer after the last hidden layer, which produces the features: ``relu``, ``batch`` (BatchNorm) or ``none``.
         bias: whether the linear layers have biases.
+
+    Raises:
+        ConfigError: unknown `end`.
     """
     if end not in ("relu", "batch", "none"):
         raise ConfigError(f"end={end!r} of mlp; relu, batch or none is needed")

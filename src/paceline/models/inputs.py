@@ -1,4 +1,4 @@
-"""What the layers of a module read: the space in which their weights act."""
+"""Inputs of a module's layers: the space on which their weights act."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def reading_layers(module: nn.Module) -> dict[str, nn.Module]:
 
 @contextmanager
 def layer_inputs(module: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
-    """Collect what each layer reads while the module runs inside: rows [m, d] by weight name.
+    """Context manager: collect the inputs of each layer while the module runs, as rows [m, d] by weight name.
 
-    A weight, flattened to [outputs, d], acts on these rows: samples (or positions) of a linear layer, unfolded
-    patches of a convolution. Whoever runs several batches empties the dict in between.
+    A weight, flattened to [outputs, d], acts on these rows: samples (or positions) of a linear layer, unfolded patches of
+    a convolution. Clear the dict between batches.
     """
     seen: dict[str, list[Tensor]] = {}
 

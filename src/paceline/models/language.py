@@ -1,4 +1,4 @@
-"""A pretrained language model from a folder, whose frozen weights all modules of a process share."""
+"""Pretrained language model from a folder; all modules of a process share its frozen weights."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from paceline.data.sources.weights import transformers
 __all__ = ["LanguageModel", "language_model"]
 
 _MULTIPLE = 8
-"""Batches are cut to a multiple of this many tokens."""
+"""Batches are trimmed to a multiple of this many tokens."""
 
 
 class LanguageModel(nn.Module):
-    """A causal language model: tokens [N, T] to scores [N, symbols, T] of what comes next at each place.
+    """Causal language model: tokens [N, T] to scores [N, symbols, T] of the next token at each position.
 
-    Negative tokens are padding, on the left: they are masked, and places are counted from the first token on. What is
-    padding in the whole batch is not computed; its scores are 0.
+    Negative tokens are padding on the left: they are masked, and positions count from the first token. Positions that are
+    padding in the whole batch are not computed; their scores are 0.
     """
 
     head_name = "lm.lm_head"
@@ -44,13 +44,13 @@ class LanguageModel(nn.Module):
 
 
 def language_model(folder: str | Path) -> partial[nn.Module]:
-    """Return what builds the model of a folder in the layout of ``transformers``; raises `MissingExtraError`."""
+    """Return a builder of the model in a folder in the layout of ``transformers``; raises `MissingExtraError`."""
     transformers()
     return partial(_build, str(folder))
 
 
 def _build(folder: str) -> nn.Module:
-    """Return a module of its own whose tensors are those of the process's one copy."""
+    """Return a separate module that shares the tensors of the process's single copy."""
     base = _loaded(folder)
     shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in base.parameters()}
     shared |= {id(b): b for b in base.buffers()}

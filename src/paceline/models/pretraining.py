@@ -1,4 +1,4 @@
-"""Central training, for what a task needs before a federation begins: pretrained models, classifiers to attack."""
+"""Central training required by tasks before a federation starts: pretrained models, and classifiers to attack."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def pretrain(
     seed: int = 0,
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
 ) -> float:
-    """Train a module with Adam in place and return the mean loss of the last epoch; it ends in evaluation mode.
+    """Train a module with Adam in place and return the mean loss of the last epoch; the module ends in evaluation mode.
 
     Args:
-        module: what trains.
+        module: module to train.
         x, y: all samples.
         epochs: passes over them.
         lr, batch_size: of Adam.
-        seed: of the order, and of what the module draws itself.
+        seed: seed of the order, and of the module's own random draws.
         loss: mean loss of (outputs, targets).
     """
     model = Resident(module, Layout.of(module, buffers="local"))
@@ -64,20 +64,20 @@ def pretrain(
 
 
 def kept(key: str, make: Callable[[], nn.Module], train: Callable[[nn.Module], object], seed: int = 0) -> dict[str, Tensor]:
-    """Return the weights of a module that was trained once on this machine, from the cache or trained now.
+    """Return the weights of a module that is trained once per machine: from the cache, or trained now.
 
     Args:
-        key: everything that decides the result, as text; the file is named by its hash.
-        make: builds the module, untrained.
+        key: everything that determines the result, as text; the file name is its hash.
+        make: builds the untrained module.
         train: trains it in place.
-        seed: of its first weights.
+        seed: seed of the initial weights.
     """
     path = cache_folder() / "models" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
     if path.exists():
         found: dict[str, Tensor] = load_file(path)
         return found
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the bits of sums depend on it
+    torch.set_num_threads(1)  # sums depend on it bitwise
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -90,12 +90,12 @@ def kept(key: str, make: Callable[[], nn.Module], train: Callable[[nn.Module], o
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
         file.write(save(state, {"key": key}))
     os.chmod(file.name, 0o644)
-    os.replace(file.name, path)  # whole or not at all, whoever else trains the same now
+    os.replace(file.name, path)  # atomic, even if another process trains the same model
     return state
 
 
 def with_weights(model: Callable[[], nn.Module], weights: Mapping[str, Tensor], new_head: bool = True) -> nn.Module:
-    """Build a module that has the given weights, all of them or all but those of its head, which stays as it was drawn."""
+    """Build a module with the given weights: all of them, or all except those of its head, which is freshly initialised."""
     module = model()
     drawn = f"{head_name(module)}." if new_head else None
     wanted = {n: w for n, w in weights.items() if drawn is None or not n.startswith(drawn)}

@@ -11,10 +11,10 @@ __all__ = ["CharLSTM", "lstm"]
 
 
 class CharLSTM(nn.Module):
-    """Reads character codes [N, T] and predicts the next character, [N, symbols].
+    """Maps character codes [N, T] to scores of the next character, [N, symbols].
 
     Args:
-        symbols: size of the alphabet; inputs are one-hot, so no embedding is learnt.
+        symbols: size of the alphabet; inputs are one-hot encoded, without an embedding.
         hidden: cells of each layer.
         layers: number of LSTM layers.
     """
@@ -28,12 +28,12 @@ class CharLSTM(nn.Module):
         self.out = nn.Linear(hidden, symbols)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the scores of the next character; `x` holds codes of any integer type."""
+        """Return the scores of the next character; `x` contains codes of any integer type."""
         scores: Tensor = self.out(self.features(x))
         return scores
 
     def features(self, x: Tensor) -> Tensor:
-        """Return the last state of the upper layer, [N, hidden]: what the head reads."""
+        """Return the last state of the upper layer, [N, hidden]: the input of the head."""
         states, _ = self.lstm(F.one_hot(x.long(), self.symbols).float())
         last: Tensor = states[:, -1]
         return last
@@ -42,10 +42,10 @@ class CharLSTM(nn.Module):
 def lstm(shape: Sequence[int] = (80,), num_classes: int = 80, hidden: int = 128, layers: int = 2) -> nn.Module:
     """Return a `CharLSTM`: 249,936 parameters with 80 symbols and two layers of 128.
 
-    The sheet's 248,912 counts one bias for each gate; PyTorch keeps two, 512 more in each layer.
+    The published 248,912 count one bias per gate; PyTorch has two, 512 more in each layer.
 
     Args:
-        shape: of one input, the sequence's length; any length will do.
+        shape: shape of one input, the sequence's length; any length is supported.
         num_classes: size of the alphabet.
         hidden, layers: of the LSTM.
     """

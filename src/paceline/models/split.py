@@ -1,4 +1,4 @@
-"""A classifier as features and head: the head is the last linear layer, the features are what it reads."""
+"""Split of a classifier into features and head: the head is the last linear layer, the features are its input."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ __all__ = ["body_layout", "features", "head", "head_name", "join", "take"]
 
 
 def head_name(module: nn.Module) -> str:
-    """Return the name of the head: the last layer of a chain, or what the module's ``head_name`` says.
+    """Return the name of the head: the last layer of a chain, or the module's ``head_name``.
 
-    Raises `ConfigError` for a module that has no linear head.
+    Raises:
+        ConfigError: the module has no linear head.
     """
     own = getattr(module, "head_name", None)
     if isinstance(own, str):
@@ -36,7 +37,7 @@ def head(module: nn.Module) -> nn.Linear:
 
 
 def features(module: nn.Module, x: Tensor) -> Tensor:
-    """Return what the head reads, shape [N, d]. May be called in an objective of the local loop."""
+    """Return the input of the head, shape [N, d]. May be called in an objective of the local loop."""
     own: Any = getattr(module, "features", None)
     if callable(own) and not isinstance(module, nn.Sequential):
         return cast(Tensor, own(x))
@@ -47,18 +48,18 @@ def features(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def body_layout(module: nn.Module) -> Layout:
-    """Return the layout of all that is not head, running statistics included."""
+    """Return the layout of everything except the head, including running statistics."""
     name = head_name(module) + "."
     return Layout.of(module, lambda key: not key.startswith(name))
 
 
 def take(params: Params, layout: Layout) -> Params:
-    """Return the part of `params` that `layout` names."""
+    """Return the part of `params` named by `layout`."""
     return Params(torch.cat([params[e.name].reshape(-1) for e in layout.entries]), layout)
 
 
 def join(params: Params, named: Mapping[str, Tensor] | Params) -> Params:
-    """Return `params` with the named tensors in place of its own."""
+    """Return `params` with the named tensors replaced."""
     whole = params.clone()
     for name, value in named.items():
         whole[name].copy_(value)

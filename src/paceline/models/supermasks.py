@@ -1,4 +1,4 @@
-"""Frozen random networks, of which only a mask is learnt: the edges with the highest scores are kept."""
+"""Frozen random networks of which only a mask is learnt: the edges with the highest scores are kept."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from paceline.core.random import torch_rng
 __all__ = ["MaskOn", "Ranks", "mask", "network", "placed", "slope", "without_offsets"]
 
 MaskOn = Literal["signed", "abs", "released"]
-"""What a mask looks at: scores, absolute scores, or absolute ones that are ranked by their signed values."""
+"""Input of the mask: scores, absolute scores, or absolute scores ranked by their signed values."""
 
 Ranks = dict[str, Tensor]
-"""The edges of each layer from the least to the most important one."""
+"""Edges of each layer from the least to the most important one."""
 
 
 @functools.lru_cache(maxsize=4)
@@ -44,7 +44,7 @@ def placed(layout: Layout, ranks: Ranks, sorted_scores: dict[str, Tensor]) -> Pa
 
 
 def mask(scores: Params, keep: float, on: MaskOn = "signed") -> Params:
-    """Return 1 for the edges of each layer that are kept, else 0; pure, so that clients can be stacked."""
+    """Return 1 for the kept edges of each layer, else 0; a pure function, so that clients can be stacked."""
     parts = []
     for name in scores:
         flat = scores[name].reshape(-1)
@@ -54,7 +54,7 @@ def mask(scores: Params, keep: float, on: MaskOn = "signed") -> Params:
 
 
 def without_offsets(model: Callable[[], nn.Module]) -> nn.Module:
-    """Build a module whose biases are 0 and whose norms scale by 1, for ever."""
+    """Build a module with all biases fixed at 0 and all norm scales at 1."""
     module = model()
     for name, parameter in module.named_parameters():
         if parameter.dim() < 2:
@@ -63,5 +63,5 @@ def without_offsets(model: Callable[[], nn.Module]) -> nn.Module:
 
 
 def slope(scores: Params, on: MaskOn) -> Params | float:
-    """Return what the straight-through gradient of the mask is, with respect to the scores."""
+    """Return the straight-through gradient of the mask with respect to the scores."""
     return 1.0 if on == "signed" else scores.map(torch.sign)

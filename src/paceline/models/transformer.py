@@ -1,7 +1,7 @@
-"""Small transformers with places for adapters and prompts: a vision transformer and a language model of characters.
+"""Small transformers that support adapters and prompts: a vision transformer and a character language model.
 
-Query, key and value are layers of their own, so that adapters can be put on each. ``vit`` with the figures of ViT-B/16
-(dim 768, depth 12, patch 16 on 224 x 224) has its parameters, one for one.
+Query, key and value are separate layers, so that adapters can be attached to each. ``vit`` with the dimensions of
+ViT-B/16 (dim 768, depth 12, patch 16 on 224 x 224) has exactly its parameters.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["Attention", "Block", "CharModel", "VisionTransformer", "char_model",
 
 
 class Attention(nn.Module):
-    """Self-attention of several heads.
+    """Multi-head self-attention.
 
     Args:
         dim: width d, a multiple of `heads`.
@@ -32,19 +32,19 @@ class Attention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(dim, dim) for _ in range(4))
 
     def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
-        """Return the attended values, shape [N, T, d]; `seen` says which places each place sees, [N, T, T] (bool)."""
+        """Return the attended values, shape [N, T, d]; `seen` is the attention mask, [N, T, T] (bool)."""
         q, k, v = (p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
-        scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # torch.func stacks these, and no fused kernel
-        if seen is not None:  # not minus infinity: a place that sees nothing would become NaN
+        scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # torch.func can vectorise this, unlike fused kernels
+        if seen is not None:  # not minus infinity: a fully masked position would become NaN
             scores = scores.masked_fill(~seen[:, None], -1e9)
         attended: Tensor = self.o_proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
         return attended
 
 
 class Block(nn.Module):
-    """Attention and a two-layer network, each after a LayerNorm and around a residual.
+    """Attention and a two-layer network, each preceded by a LayerNorm and wrapped in a residual connection.
 
-    `after` is the place of an adapter: behind the network, before its residual.
+    `after` is the place of an adapter: after the network, before its residual addition.
     """
 
     def __init__(self, dim: int, heads: int, hidden: int) -> None:
@@ -61,7 +61,7 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """A vision transformer that classifies by its class token.
+    """Vision transformer that classifies by its class token.
 
     `prompts` is the place of learnt tokens: a module ``(x, block number) -> x``.
     """
@@ -83,7 +83,7 @@ class VisionTransformer(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def features(self, x: Tensor) -> Tensor:
-        """Return what the head reads, shape [N, d]."""
+        """Return the input of the head, shape [N, d]."""
         tokens = self.embed(x).flatten(2).transpose(1, 2)
         x = torch.cat([self.cls.expand(len(x), -1, -1), tokens], 1) + self.position
         for number, block in enumerate(self.blocks):
@@ -111,11 +111,14 @@ def vit(
     """Return a vision transformer.
 
     Args:
-        shape: of one picture; height and width are multiples of `patch`.
+        shape: shape of one image; height and width are multiples of `patch`.
         num_classes: number of outputs.
-        dim, depth, heads: width, blocks, and heads of attention.
+        dim, depth, heads: width, number of blocks, and attention heads.
         patch: side of a patch.
         mlp: hidden width of a block's network, as a multiple of `dim`.
+
+    Raises:
+        ConfigError: the options do not fit the images.
     """
     if len(shape) != 3 or shape[1] % patch or shape[2] % patch or dim % heads or min(dim, depth, heads, patch, mlp) < 1:
         told = f"vit with patch={patch}, dim={dim}, heads={heads} does not suit pictures of {tuple(shape)}"
@@ -124,9 +127,9 @@ def vit(
 
 
 class CharModel(nn.Module):
-    """A causal language model: tokens [N, T] to scores [N, symbols, T] of what comes next at each place.
+    """Causal language model: tokens [N, T] to scores [N, symbols, T] of the next token at each position.
 
-    Negative tokens are padding, on the left: nothing sees them, and places are counted from the first token on.
+    Negative tokens are padding on the left: they are masked, and positions count from the first token.
     """
 
     head_name = "head"
@@ -153,12 +156,15 @@ class CharModel(nn.Module):
 
 
 def char_model(shape: Sequence[int] = (64,), num_classes: int = 96, dim: int = 64, depth: int = 2, heads: int = 4) -> nn.Module:
-    """Return a language model of characters.
+    """Return a character language model.
 
     Args:
         shape: (T,), the longest sequence.
         num_classes: number of symbols.
-        dim, depth, heads: width, blocks, and heads of attention.
+        dim, depth, heads: width, number of blocks, and attention heads.
+
+    Raises:
+        ConfigError: the samples are not sequences, or `dim` is not a multiple of `heads`.
     """
     if len(shape) != 1 or dim % heads:
         raise ConfigError(f"char_model with dim={dim}, heads={heads} does not suit samples of {tuple(shape)}; it reads sequences")

@@ -1,14 +1,14 @@
-"""Parameter-efficient tuning: which few parameters of a model train, and what is put in for them.
+"""Parameter-efficient tuning: selection of the trained parameters of a model, and modules added for them.
 
     full      every parameter
     head      the head
     bias      the head, and the bias of every layer, LayerNorm's included (BitFit)
     norm      the head, and scale and bias of every norm
-    adapter   the head, and behind each block's network W_up GELU(W_down h) + h, with W_up = 0 at first
-    prompt    the head, and tokens put before the patches: once (shallow), or fresh ones before each block (deep)
-    lora      low-rank additions B A to the layers of attention, with B = 0 at first; without the head unless asked
+    adapter   the head, and after each block's network W_up GELU(W_down h) + h, with W_up = 0 initially
+    prompt    the head, and tokens inserted before the patches: once (shallow), or new ones before each block (deep)
+    lora      low-rank additions B A to the attention layers, with B = 0 initially; without the head by default
 
-A frozen model is frozen altogether: norms keep their running statistics, which become constants.
+A frozen model is completely frozen: running statistics of norms become constants.
 """
 
 from __future__ import annotations
@@ -38,17 +38,20 @@ _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "query", "key", "value")
 
 @dataclass(frozen=True)
 class Tuning:
-    """What trains.
+    """Selection of the parameters to train.
 
     Args:
-        prototype: see above.
+        prototype: see the module docstring.
         width: bottleneck m of adapters.
         tokens: number P of prompts.
-        deep: fresh prompts before each block.
+        deep: new prompts before each block.
         rank, alpha, dropout: of LoRA, whose additions are scaled by alpha / rank.
-        targets: ends of the names of LoRA's layers; none takes the projections of attention, else all linear layers but
-            the head.
-        with_head: whether the head trains too; None lets it, except with LoRA.
+        targets: suffixes of the names of LoRA's layers; empty selects the attention projections, else all linear layers
+            except the head.
+        with_head: whether the head is trained; None trains it, except with LoRA.
+
+    Raises:
+        ConfigError: a value is out of range.
     """
 
     prototype: Prototype = "bias"
@@ -70,11 +73,11 @@ class Tuning:
 
     @property
     def head(self) -> bool:
-        """Whether the head trains."""
+        """Whether the head is trained."""
         return self.prototype != "lora" if self.with_head is None else self.with_head
 
     def names(self, module: nn.Module) -> list[str]:
-        """Return the names of the parameters that train, of a module that `tuned` made."""
+        """Return the names of the trained parameters of a module built by `tuned`."""
         chosen = {name for name, _ in module.named_parameters() if self._trains(module, name)}
         return [name for name, _ in module.named_parameters() if name in chosen]
 
@@ -93,7 +96,7 @@ class Tuning:
 
 
 class Adapter(nn.Module):
-    """h + W_up GELU(W_down h); the identity at first."""
+    """h + W_up GELU(W_down h); initially the identity."""
 
     def __init__(self, dim: int, width: int) -> None:
         super().__init__()
@@ -111,10 +114,10 @@ class Prompts(nn.Module):
     """Learnt tokens between the class token and the patches.
 
     Args:
-        tokens: how many.
+        tokens: number of tokens.
         dim: width d.
-        blocks: number of blocks that get fresh ones; 1 puts them in once.
-        reach: they start from U(-reach, reach).
+        blocks: number of blocks with new tokens; 1 inserts them once.
+        reach: initial values are drawn from U(-reach, reach).
     """
 
     def __init__(self, tokens: int, dim: int, blocks: int, reach: float) -> None:
@@ -123,7 +126,7 @@ class Prompts(nn.Module):
         self.values = nn.Parameter(reach * (2 * torch.rand(blocks, tokens, dim) - 1))
 
     def forward(self, x: Tensor, block: int) -> Tensor:
-        """Return x with the block's tokens, in place of those of the block before."""
+        """Return x with the block's tokens, replacing those of the previous block."""
         if block >= len(self.values):
             return x
         kept = x[:, 1:] if block == 0 else x[:, 1 + self.tokens :]
@@ -131,9 +134,11 @@ class Prompts(nn.Module):
 
 
 def tuned(model: Callable[[], nn.Module], tuning: Tuning) -> nn.Module:
-    """Build a model and put in what a tuning needs; it draws from torch's global random state.
+    """Build a model and add the modules that a tuning needs, with torch's global random state.
 
-    Raises `ConfigError` for a model that has no place for it, `MissingExtraError` where LoRA's library is missing.
+    Raises:
+        ConfigError: the model does not support the tuning.
+        MissingExtraError: LoRA's library is not installed.
     """
     module = model()
     if tuning.prototype == "full":
@@ -179,7 +184,7 @@ def _head_or_none(module: nn.Module) -> str | None:
 
 
 def _freeze_statistics(module: nn.Module) -> None:
-    """Make float buffers constants, and let norms that have them judge by them in training too."""
+    """Convert float buffers to constants, and make norms use them in training as well."""
     for part in list(module.modules()):
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             part.eval()
@@ -191,5 +196,5 @@ def _freeze_statistics(module: nn.Module) -> None:
 
 
 def _stays(self: Any, mode: bool = True) -> Any:
-    """Take the place of a module's `train`: it stays as it is."""
+    """Replacement of a module's `train` that leaves its mode unchanged."""
     return self

@@ -18,7 +18,6 @@ from paceline.core.failures import class_in
 from paceline.core.params import Params
 from paceline.core.serialization import NETWORK
 from paceline.core.tree import Tree
-from paceline.engines.allocator import keep_freed
 from paceline.network.channels import describe, intake
 from paceline.network.event_loop import LoopThread
 from paceline.network.frames import MessagePart
@@ -64,7 +63,6 @@ class GrpcEngine:
         least: int = 1,
         record: Recorder | None = None,
     ) -> None:
-        keep_freed()
         self.hub, self.loop, self.home, self.num_clients = hub, loop, home, num_clients
         self.patience, self.measured, self.pack = patience or Patience(), measured or hidden, pack
         self.least, self.record = least, record

@@ -115,7 +115,7 @@ class Hub:
         self.note("disconnected", session.client, {"why": why})
         self.asking.lost(session.client)
 
-    # -- what clients say ----------------------------------------------------------------------
+    # -- messages of clients --------------------------------------------------------------------
     def _vet(self, session: StreamSession, kind: int, head: Mapping[str, Any], opening: Opening) -> bool:
         """Reject parts on messages other than replies, and unrequested replies; discard late replies unread."""
         if kind != p.REPLY:

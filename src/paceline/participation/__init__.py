@@ -1,1 +1,1 @@
-"""Participation processes: which clients are available in which round."""
+"""Participation processes: availability of clients by round."""

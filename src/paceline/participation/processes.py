@@ -1,20 +1,21 @@
-"""Who takes part in which round: processes by which clients come and go, each a pure function of client and round.
+"""Participation processes: which clients are available in which round, each a pure function of client and round.
 
     always
-    bernoulli:RATES                        there with its rate, drawn anew for each client and round
-    markov:RATES,step=0.05                 comes with probability a and goes with a (1/p - 1): present and absent for
-                                           long, there in a part p of the rounds; where that exceeds 1, it goes
-                                           for sure, and a is smaller
-    cyclic:RATES,length=100                away, then there for round(length * p) rounds, from a random place on
-    diurnal:RATES,period=24,swing=1,zones=0  bernoulli with p (1 + swing cos(2 pi (round / period - phase))), cut to
-                                           [0, 1]; phases are drawn, or those of so many zones of neighbours
-    trace:FILE.csv[,length=N]              lines ``client,first,last`` of rounds (from 1) in which a client is there;
-                                           after its last round, or N rounds, the trace begins anew
+    bernoulli:RATES                        available with its rate, drawn independently for each client and round
+    markov:RATES,step=0.05                 becomes available with probability a, and unavailable with a (1/p - 1): long
+                                           phases of either, available in a fraction p of the rounds; if the second
+                                           probability exceeds 1, it becomes unavailable for sure, and a is smaller
+    cyclic:RATES,length=100                unavailable, then available for round(length * p) rounds, from a random offset
+    diurnal:RATES,period=24,swing=1,zones=0  bernoulli with p (1 + swing cos(2 pi (round / period - phase))), clipped to
+                                           [0, 1]; phases are random per client, or those of `zones` zones of neighbours
+    trace:FILE.csv[,length=N]              lines ``client,first,last`` of rounds (from 1) in which a client is available;
+                                           after its last round, or N rounds, the trace repeats
 
-RATES are ``0.3`` (everybody's), ``1/0.1`` (groups of neighbouring clients, as in the partition ``groups``),
-``0.05-1`` (evenly from the first client to the last), or ``labels`` with the options mean=0.1, least=0.02 and
+RATES are ``0.3`` (all clients), ``1/0.1`` (groups of neighbouring clients, as in the partition ``groups``),
+``0.05-1`` (linear from the first client to the last), or ``labels`` with the options mean=0.1, least=0.02 and
 alpha=0.1: p_n = max(least, C mean <mix_n, kappa>) with the client's class mix and one kappa ~ Dirichlet(alpha, ...),
-so that who is rare has other data (the simulator of Wang and Ji, ICLR 2024). Who has rate 1 is always there.
+so that rare clients have different data (the simulator of Wang and Ji, ICLR 2024). A client with rate 1 is always
+available.
 """
 
 from __future__ import annotations
@@ -48,17 +49,25 @@ __all__ = [
 ]
 
 Mix = Callable[[], "np.ndarray[Any, Any]"]
-"""Returns how many samples of each class each client has, shape [clients, classes]."""
+"""Returns the number of samples of each class on each client, shape [clients, classes]."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """The part of the rounds in which each client is there.
+    """Fraction of the rounds in which each client is available.
 
     Args:
-        values: one for everybody, one for each group, first and last, or one for each client.
+        values: one for all clients, one for each group, first and last, or one for each client.
         num_clients: size of the population.
-        evenly: whether `values` are those of the first and the last client.
+        evenly: whether `values` are those of the first and the last client, with linear interpolation in between.
+
+    Raises:
+        ConfigError: a rate is not in (0, 1], or there are more groups than clients.
+
+    Example:
+        >>> rates = Rates((1.0, 0.1), num_clients=4)
+        >>> [rates(client) for client in range(4)]
+        [1.0, 1.0, 0.1, 0.1]
     """
 
     values: tuple[float, ...]
@@ -81,16 +90,16 @@ class Rates:
 
 @dataclass(frozen=True)
 class Participation:
-    """Everybody is there in every round; base of the other processes."""
+    """All clients are available in every round; base class of the other processes."""
 
     name: ClassVar[str] = "always"
 
     def available(self, client: int, round: int) -> bool:
-        """Return whether `client` is there in `round` (from 1)."""
+        """Return whether `client` is available in `round` (from 1)."""
         return True
 
     def rate(self, client: int) -> float:
-        """Return the part of the rounds in which `client` is there, in the long run."""
+        """Return the long-run fraction of rounds in which `client` is available."""
         return 1.0
 
 
@@ -111,7 +120,7 @@ class Rated(Participation):
         return self.rates(client)
 
     def _uniform(self, *path: int | str) -> float:
-        """Return a number strictly between 0 and 1 that belongs to `path`."""
+        """Return the uniform random number in (0, 1) of the stream `path`."""
         return ((derive(self.seed, "participation", self.name, *path) >> 11) + 0.5) / 2.0**52
 
 
@@ -122,7 +131,7 @@ class Bernoulli(Rated):
     name: ClassVar[str] = "bernoulli"
 
     def available(self, client: int, round: int) -> bool:
-        """Return whether `client` is there in `round`."""
+        """Return whether `client` is available in `round`."""
         return self._uniform(client, round) < self.rates(client)
 
 
@@ -131,7 +140,7 @@ class Markov(Rated):
     """A chain of two states for each client, at its long-run rate from the first round on.
 
     Args:
-        step: the probability a of coming, for one who is away.
+        step: probability a that an unavailable client becomes available.
     """
 
     step: float = 0.05
@@ -142,12 +151,15 @@ class Markov(Rated):
             raise ConfigError(f"participation markov: step={self.step}; it is a probability above 0")
 
     def chances(self, client: int) -> tuple[float, float]:
-        """Return the probabilities of being there next for one who is (away, there) now."""
+        """Return the probabilities of being available next, given (unavailable, available) now."""
         come, go = self.step, self.step * (1.0 / self.rates(client) - 1.0)
         return (come / go, 0.0) if go > 1.0 else (come, 1.0 - go)
 
     def available(self, client: int, round: int) -> bool:
-        """Return whether `client` is there: walk back to the last draw that decides alone, or to the first round."""
+        """Return whether `client` is available in `round`.
+
+        Walks back to the last draw that decides regardless of the previous state, or to the first round.
+        """
         away, there = self.chances(client)
         flipped = False
         for number in range(round, 1, -1):
@@ -156,7 +168,7 @@ class Markov(Rated):
                 return not flipped
             if draw >= max(away, there):
                 return flipped
-            flipped ^= there < away  # between the two the state stays, or turns to the other one
+            flipped ^= there < away  # between the two thresholds the state is kept or inverted
         return (self._uniform(client, 1) < self.rates(client)) != flipped
 
 
@@ -165,7 +177,7 @@ class Cyclic(Rated):
     """Away, then there, by turns.
 
     Args:
-        length: rounds of a cycle.
+        length: rounds per cycle.
     """
 
     length: int = 100
@@ -176,19 +188,19 @@ class Cyclic(Rated):
             raise ConfigError(f"participation cyclic: length={self.length}; a cycle has at least 2 rounds")
 
     def _turns(self, client: int) -> tuple[int, int]:
-        """Return the rounds of a cycle (away, there)."""
+        """Return the rounds per cycle (unavailable, available)."""
         if self.rates(client) >= 1:
             return 0, self.length
         there = max(1, math.floor(self.length * self.rates(client) + 0.5))
         return max(1, self.length - there), there
 
     def rate(self, client: int) -> float:
-        """Return the part of a cycle in which `client` is there."""
+        """Return the fraction of a cycle in which `client` is available."""
         away, there = self._turns(client)
         return there / (away + there)
 
     def available(self, client: int, round: int) -> bool:
-        """Return whether `client` is there in `round`."""
+        """Return whether `client` is available in `round`."""
         away, there = self._turns(client)
         start = int(self._uniform(client) * (away + there))
         return (round - 1 + start) % (away + there) >= away
@@ -199,9 +211,9 @@ class Diurnal(Rated):
     """Days and nights.
 
     Args:
-        period: rounds of a day.
-        swing: from 0 (no change) up; at 1 nobody is there at night.
-        zones: neighbouring clients share so many times of day; 0 draws everybody's own.
+        period: rounds per day.
+        swing: amplitude from 0 (constant) up; at 1 no client is available at night.
+        zones: number of time zones, shared by neighbouring clients; 0 draws a phase for each client.
     """
 
     period: int = 24
@@ -215,27 +227,27 @@ class Diurnal(Rated):
             raise ConfigError(f"participation diurnal: {told}; take period >= 2, swing >= 0, 0 <= zones <= clients")
 
     def chance(self, client: int, round: int) -> float:
-        """Return the probability that `client` is there in `round`."""
+        """Return the probability that `client` is available in `round`."""
         phase = client * self.zones // self.rates.num_clients / self.zones if self.zones else self._uniform(client)
         wave = math.cos(2.0 * math.pi * (round / self.period - phase))
         return min(max(self.rates(client) * (1.0 + self.swing * wave), 0.0), 1.0)
 
     def rate(self, client: int) -> float:
-        """Return the mean chance over a day."""
+        """Return the mean probability over a day."""
         return sum(self.chance(client, r) for r in range(self.period)) / self.period
 
     def available(self, client: int, round: int) -> bool:
-        """Return whether `client` is there in `round`."""
+        """Return whether `client` is available in `round`."""
         return self._uniform(client, round) < self.chance(client, round)
 
 
 @dataclass(frozen=True)
 class Trace(Participation):
-    """Rounds read from a file.
+    """Availability read from a file.
 
     Args:
-        spans: of each client, the (first, last) rounds of its stays, in order and apart.
-        length: rounds after which the trace begins anew.
+        spans: for each client, the disjoint (first, last) rounds of its presence, in order.
+        length: rounds after which the trace repeats.
     """
 
     spans: dict[int, tuple[tuple[int, int], ...]] = field(repr=False)
@@ -243,11 +255,11 @@ class Trace(Participation):
     name: ClassVar[str] = "trace"
 
     def rate(self, client: int) -> float:
-        """Return the part of the trace in which `client` is there."""
+        """Return the fraction of the trace in which `client` is available."""
         return sum(last - first + 1 for first, last in self.spans.get(client, ())) / self.length
 
     def available(self, client: int, round: int) -> bool:
-        """Return whether `client` is there in `round`."""
+        """Return whether `client` is available in `round`."""
         stays, number = self.spans.get(client, ()), (round - 1) % self.length + 1
         place = bisect_right(stays, (number, self.length))
         return place > 0 and number <= stays[place - 1][1]
@@ -283,7 +295,7 @@ def read_trace(path: str | Path, num_clients: int, length: int | None = None) ->
 
 
 def _joined(stays: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    """Return stays in order, those that overlap or touch as one."""
+    """Return intervals in order, with overlapping or adjacent ones merged."""
     out: list[tuple[int, int]] = []
     for first, last in sorted(stays):
         if out and first <= out[-1][1] + 1:
@@ -297,15 +309,21 @@ _LABELS: dict[str, float] = {"mean": 0.1, "least": 0.02, "alpha": 0.1}
 
 
 def load_participation(spec: str, num_clients: int, seed: int = 0, mix: Mix | None = None) -> Participation:
-    """Return the process that a text such as ``"markov:0.05-1,step=0.1"`` describes.
+    """Return the process described by a text such as ``"markov:0.05-1,step=0.1"``.
 
     Args:
-        spec: see this module.
+        spec: see the module docstring.
         num_clients: size of the population.
-        seed: of the run.
+        seed: seed of the run.
         mix: samples of each client and class, for the rates ``labels``.
 
-    Raises `UnknownNameError` for an unknown process or option, `ConfigError` for a bad value.
+    Raises:
+        UnknownNameError: unknown process or option.
+        ConfigError: invalid value.
+
+    Example:
+        >>> load_participation("bernoulli:0.5", num_clients=10).rate(3)
+        0.5
     """
     read = registry.parse("participation", spec)
     takes = registry.parameters(registry.load("participation", read.name))

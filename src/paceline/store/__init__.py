@@ -1,6 +1,6 @@
-"""What a run leaves on disk: its folder, metrics, checkpoints and the clients' memories.
+"""Persistent state of a run: its folder, metrics, checkpoints and client memories.
 
-Names are looked up when they are used, so that who only writes files does not wait for torch.
+Names are imported on first use, so that code that only writes files does not import torch.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""A tree in a file, with its SHA-256: what is read back is what was written, or an error.
+"""Checkpoint files: a tree with its SHA-256, so that reading returns exactly what was written, or an error.
 
 The file is a 64-byte prefix (magic, version, length), the tree in wire format, and the SHA-256 of both.
 """
@@ -24,9 +24,12 @@ _DIGEST = 32
 
 
 def save(path: str | os.PathLike[str], tree: Tree, durable: bool = True) -> None:
-    """Write `tree` to `path` in one step; a crash leaves the old file or the new one, never a mixture.
+    """Write `tree` to `path` atomically; a crash leaves the old or the new file.
 
-    Raises `DiskFullError` or `StoreError` where the file cannot be written, `TreeError` for no tree.
+    Raises:
+        DiskFullError: no space is left.
+        StoreError: the file cannot be written.
+        TreeError: the value is not a tree.
     """
     body = dumps(tree, _limits(1 << 62))
     prefix = _PREFIX.pack(MAGIC, VERSION, len(body))
@@ -36,9 +39,10 @@ def save(path: str | os.PathLike[str], tree: Tree, durable: bool = True) -> None
 
 
 def load(path: str | os.PathLike[str]) -> Tree:
-    """Read the tree that `save` wrote.
+    """Read a tree written by `save`.
 
-    Raises `CheckpointError` when the file is missing, damaged, or made by another version.
+    Raises:
+        CheckpointError: the file is missing, damaged, or of another format version.
     """
     path = Path(path)
     try:
@@ -69,7 +73,7 @@ def load(path: str | os.PathLike[str]) -> Tree:
 
 
 def _limits(size: int) -> Limits:
-    """Return limits for our own files: as much as the file holds."""
+    """Return limits for trusted files: as large as the file."""
     return Limits(size=size, header=size, items=size, tensors=size)
 
 

@@ -1,4 +1,4 @@
-"""Files that are either the old one or the new one, whatever happens in between."""
+"""Atomic file writes: a file is either the old or the new version, whatever happens in between."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ __all__ = ["atomic_write", "named"]
 
 
 def atomic_write(path: str | os.PathLike[str], *parts: bytes | memoryview, durable: bool = True, mode: int | None = None) -> None:
-    """Write `parts`, one behind the other, as the file `path`: all of them, or the old file stays as it was.
+    """Write `parts` consecutively as the file `path`: all of them, or the old file remains unchanged.
 
-    The bytes go to a temporary file in the same folder (made where it is missing), which then takes the
-    name. With `durable`, file and folder are synced, so that a power cut cannot undo it either. `mode` sets
-    the permissions before the first byte is there: 0o600 for secrets.
+    The bytes are written to a temporary file in the same folder (created if missing), which is then renamed.
 
-    Raises `DiskFullError` when there is no room, `StoreError` for any other failure.
+    Args:
+        path: the file.
+        *parts: its content.
+        durable: sync file and folder, so that a power failure cannot revert the write.
+        mode: permissions, set before the first byte is written: 0o600 for secrets.
+
+    Raises:
+        DiskFullError: no space is left.
+        StoreError: any other failure.
     """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.tmp")
@@ -29,7 +35,7 @@ def atomic_write(path: str | os.PathLike[str], *parts: bytes | memoryview, durab
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "wb", opener=None if mode is None else partial(os.open, mode=mode)) as file:
-                if mode is not None:  # a crash may have left a file with other permissions, which opening keeps
+                if mode is not None:  # a file left by a crash may have other permissions
                     os.chmod(temporary, mode)
                 for part in parts:
                     file.write(part)
@@ -48,7 +54,7 @@ def atomic_write(path: str | os.PathLike[str], *parts: bytes | memoryview, durab
 
 
 def named(error: OSError, path: Path, size: int) -> StoreError:
-    """Return the error of ours for one of the system's, with what to do."""
+    """Return the Paceline error for an operating system error, with advice."""
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         return DiskFullError(
             f"no room for {size / 1e6:.1f} MB at {path}; what was saved before is whole: free some space, then resume the run"
@@ -57,7 +63,7 @@ def named(error: OSError, path: Path, size: int) -> StoreError:
 
 
 def _sync_folder(folder: Path) -> None:
-    if sys.platform == "win32":  # opens no folders; renaming is durable there once the file system's journal is
+    if sys.platform == "win32":  # cannot open folders; the file system's journal makes renames durable
         return
     handle = os.open(folder, os.O_RDONLY)
     try:

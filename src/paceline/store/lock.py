@@ -1,7 +1,7 @@
-"""Which process a folder belongs to: a lock of the operating system, which ends with its process however that ends.
+"""Lock on a folder: an operating system lock that is released when its process ends, however it ends.
 
-Locks belong to processes, not to open files, so that worker processes forked from a run neither hold its lock nor
-keep it alive. The lock's file stays where it is; what is in it tells others whom to look for.
+Locks belong to processes, not to open files, so worker processes forked from a run neither hold its lock nor keep it
+alive. The lock file is never deleted; its content identifies the holder.
 """
 
 from __future__ import annotations
@@ -27,19 +27,20 @@ else:
 __all__ = ["LOCK", "FolderLock"]
 
 LOCK = "lock"
-"""Name of the lock's file."""
+"""Name of the lock file."""
 
 _FAR = 1 << 30
-"""Where the locked byte is, far behind the text, as Windows lets nobody read what is locked."""
+"""Offset of the locked byte, far beyond the text, because Windows prevents reading locked bytes."""
 
 
 class FolderLock:
-    """This process's hold on a folder; it ends with `release`, with this object, or with the process.
+    """Exclusive lock of this process on a folder; it ends with `release`, with this object, or with the process.
 
     Args:
-        folder: there must be one.
+        folder: an existing folder.
 
-    Raises `StoreError` where another process holds it, or this one does already.
+    Raises:
+        StoreError: another process holds the lock, or this one does already.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -68,16 +69,16 @@ class FolderLock:
                 return
             self._file, self._place, self._pid = file, place, os.getpid()
             _held[place] = self
-        with contextlib.suppress(OSError):  # a full disk must not keep a run from going on
+        with contextlib.suppress(OSError):  # a full disk must not stop a run
             os.ftruncate(file, 0)
             os.write(file, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
 
     def release(self) -> None:
-        """End the hold; once more does nothing."""
+        """Release the lock; idempotent."""
         file, self._file = self._file, None
         if file is not None:
             with _mutex:
-                if self._pid == os.getpid():  # a fork's copy of this object holds nothing
+                if self._pid == os.getpid():  # a forked copy of this object holds no lock
                     _held.pop(self._place, None)
                 os.close(file)
 
@@ -88,7 +89,7 @@ class FolderLock:
 
 _mutex = threading.RLock()
 _held: weakref.WeakValueDictionary[tuple[int, int, int], FolderLock] = weakref.WeakValueDictionary()
-"""What this process holds, as the system lets a process lock a file twice: by process, device and number."""
+"""Locks held by this process, because the system permits a process to lock a file twice: by process, device and inode."""
 
 
 def _place(folder: Path) -> tuple[int, int, int]:
@@ -97,7 +98,7 @@ def _place(folder: Path) -> tuple[int, int, int]:
 
 
 def _lock(file: int) -> None:
-    """Lock, or raise `OSError` at once."""
+    """Lock the file, or raise `OSError` immediately."""
     if sys.platform == "win32":
         os.lseek(file, _FAR, os.SEEK_SET)
         msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
@@ -107,7 +108,7 @@ def _lock(file: int) -> None:
 
 
 def _told(file: int) -> str:
-    """Return who holds a lock, as its file says."""
+    """Return a description of the lock's holder from its file."""
     try:
         os.lseek(file, 0, os.SEEK_SET)
         owner = json.loads(os.read(file, 1 << 12))

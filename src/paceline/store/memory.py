@@ -1,8 +1,7 @@
-"""What clients keep between rounds, on disk so that a checkpoint names exactly the versions it needs.
+"""Store of the clients' memories, on disk such that a checkpoint names exactly the versions it needs.
 
-Each changed client gets a new file at a commit; the files of the commit before stay until the next one.
-So whichever checkpoint is on disk when the process dies, the last one or the one before it, all that
-it names is there.
+Each changed client gets a new file at a commit; the files of the previous commit remain until the next one. Whichever
+checkpoint is on disk when the process dies, the last or the one before, all files that it names exist.
 """
 
 from __future__ import annotations
@@ -26,16 +25,25 @@ Memory = dict[str, Tree]
 
 
 class MemoryStore(Mapping[int, Memory]):
-    """The clients' memories, by client id: a mapping to dicts of named trees.
+    """Client memories by client id: a mapping to dicts of named trees.
 
-    `put` changes one; `commit` makes all changes permanent and returns a manifest for the checkpoint;
-    `restore` goes back to a manifest. Give the manifest to a checkpoint before the next commit.
+    `put` changes one; `commit` makes all changes permanent and returns a manifest for the checkpoint; `restore` returns to
+    a manifest. Write the manifest to a checkpoint before the next commit.
 
     Args:
-        folder: where the files go; None keeps everything in RAM and in the manifest itself.
-        max_in_memory: clients held in RAM at once, the others are read when asked for; None means all.
-        max_bytes: bytes of memories held in RAM at once, likewise; at least one client is always held.
-        durable: sync files, so that a power cut loses nothing either (a killed process never does).
+        folder: folder of the files; None stores everything in RAM and in the manifest itself.
+        max_in_memory: maximum number of clients in RAM, others are read on access; None means all.
+        durable: sync files, so that a power failure loses nothing (a killed process never does).
+        max_bytes: maximum bytes of memories in RAM, others are read on access; at least one client is always in RAM.
+
+    Raises:
+        ConfigError: a limit without a folder, or below 1.
+
+    Example:
+        >>> store = MemoryStore()
+        >>> store.put(3, {"steps": 7})
+        >>> store[3]
+        {'steps': 7}
     """
 
     def __init__(
@@ -56,9 +64,9 @@ class MemoryStore(Mapping[int, Memory]):
         self.max_in_memory, self.durable = max_in_memory, durable
         self._version = 0
         self._versions: dict[int, int] = {}  # committed version of each client
-        self._clean: OrderedDict[int, Memory] = OrderedDict()  # committed and in RAM, least recently used first
+        self._clean: OrderedDict[int, Memory] = OrderedDict()  # committed and in RAM, in LRU order
         self._dirty: OrderedDict[int, Memory] = OrderedDict()  # changed since the last commit
-        self._spilled: set[int] = set()  # changed since, and only in their next version's file
+        self._spilled: set[int] = set()  # changed since the last commit, only in their next version's file
         self._stale: set[tuple[int, int]] = set()  # (client, version) to remove after the next commit
 
     # -- as a mapping --------------------------------------------------------------------------
@@ -88,12 +96,12 @@ class MemoryStore(Mapping[int, Memory]):
 
     @property
     def in_memory(self) -> int:
-        """Number of clients that are in RAM now."""
+        """Number of clients currently in RAM."""
         return len(self._dirty) + len(self._clean)
 
     # -- changes -------------------------------------------------------------------------------
     def put(self, client: int, memory: Mapping[str, Tree]) -> None:
-        """Replace the whole memory of `client`, as of the next commit."""
+        """Replace the memory of `client`, effective with the next commit."""
         if self.folder is not None:
             self._clean.pop(client, None)
         self._dirty.pop(client, None)
@@ -103,16 +111,21 @@ class MemoryStore(Mapping[int, Memory]):
         self._shrink()
 
     def rollback(self) -> None:
-        """Forget all changes since the last commit."""
+        """Discard all changes since the last commit."""
         for client in self._dirty:
             self._total -= self._bytes.pop(client, 0)
         self._dirty.clear()
         self._spilled.clear()
 
     def commit(self, round: int) -> dict[str, Any]:
-        """Make all changes permanent; return the manifest, a tree that `restore` takes.
+        """Make all changes permanent; return the manifest, a tree for `restore`.
 
-        Raises `DiskFullError` or `StoreError` where they cannot be written; nothing is committed then.
+        Args:
+            round: round of the commit.
+
+        Raises:
+            DiskFullError: no space is left; nothing is committed.
+            StoreError: a file cannot be written; nothing is committed.
         """
         version = self._version + 1
         for client, memory in self._dirty.items():
@@ -129,9 +142,10 @@ class MemoryStore(Mapping[int, Memory]):
         return self._manifest(round)
 
     def restore(self, manifest: Mapping[str, Any]) -> MemoryStore:
-        """Go back to the commit that returned `manifest`; return this store.
+        """Return to the commit that returned `manifest`; return this store.
 
-        Raises `CheckpointError` when the manifest is of another store or a file it names is missing.
+        Raises:
+            CheckpointError: the manifest belongs to another store, or a file it names is missing.
         """
         try:
             version, inline = int(manifest["version"]), "memories" in manifest
@@ -176,7 +190,7 @@ class MemoryStore(Mapping[int, Memory]):
         }
 
     def _shrink(self) -> None:
-        """Let go of the least recently used; what was changed is written to its next version first."""
+        """Evict the least recently used clients; changed ones are first written to their next version."""
         while self._too_many():
             if self._clean:
                 client, _ = self._clean.popitem(last=False)
@@ -193,7 +207,7 @@ class MemoryStore(Mapping[int, Memory]):
         return self.max_bytes is not None and self._total > self.max_bytes and self.in_memory > 1
 
     def _count(self, client: int, memory: Mapping[str, Tree]) -> None:
-        """Take note of how much RAM a memory holds."""
+        """Record the size of a memory in RAM."""
         if self.max_bytes is not None:
             size = wire_size(dict(memory))
             self._total += size - self._bytes.get(client, 0)
@@ -214,7 +228,7 @@ class MemoryStore(Mapping[int, Memory]):
         return memory
 
     def _present(self) -> set[tuple[int, int]]:
-        """Return (client, version) of all files there are."""
+        """Return (client, version) of all existing files."""
         found = set()
         for path in self.folder.glob("*/*") if self.folder is not None else ():
             client, _, version = path.name.partition(".")

@@ -1,8 +1,8 @@
-"""Pictures of runs: accuracy over virtual time, seconds of a round, bytes sent.
+"""Plots of runs: accuracy over virtual time, seconds per round, bytes sent.
 
 A run is a dict ``{"method", "seed", "history"}`` whose history is a list of records with ``round``,
 ``virtual_seconds``, ``accuracy``, ``loss``, ``round_seconds``, ``bytes_up`` and ``bytes_down``. Further keys
-that end in ``_seconds`` (``compute_seconds``, ``upload_seconds`` ...) split a round's bar into its parts.
+that end in ``_seconds`` (``compute_seconds``, ``upload_seconds`` ...) split a round's bar into parts.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from paceline.core.errors import StoreError
 from paceline.store.files import atomic_write
 from paceline.store.run import RunFolder
 
-__all__ = ["PALETTE", "plot_compare", "plot_run"]
+__all__ = ["PALETTE", "Picture", "draw_compare", "plot_compare", "plot_run", "save"]
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
-"""Colours that stay apart for the colour-blind (Okabe and Ito); further lines repeat them dashed."""
+"""Colour-blind safe palette (Okabe and Ito); further lines repeat it dashed."""
 
 _PARTS = ("#4C78A8", "#F2A65A", "#9D7AB5", "#7FB77E", "#C9635F", "#B9B9B9")
 _STYLE: Any = {
@@ -49,18 +49,39 @@ _NOT_PARTS = {"virtual_seconds", "round_seconds", "wall_seconds"}
 History = Sequence[Mapping[str, Any]]
 
 
+class Picture(Figure):
+    """A figure that a notebook shows where it is a cell's value; no state of pyplot is touched."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        with rc_context(_STYLE):
+            self.savefig(buffer, format="png", dpi=100)
+        return buffer.getvalue()
+
+
 def plot_compare(
     path: str | os.PathLike[str],
     runs: Sequence[Mapping[str, Any]],
     title: str | None = None,
     target: float | None = None,
 ) -> Path:
-    """Draw methods side by side and save the picture (its format by the name: png, svg, pdf).
+    """Plot several methods side by side and save the figure as png, svg or pdf, by the extension; see `draw_compare`."""
+    figure = draw_compare(runs, title, target)
+    return save(figure, Path(path))
 
-    Seeds of one method are averaged: a line is the mean, its band reaches from the lowest to the highest. A
-    `target` accuracy, from 0 to 1, is drawn as a level.
 
-    Raises `StoreError` when there is no run with a history.
+def draw_compare(runs: Sequence[Mapping[str, Any]], title: str | None = None, target: float | None = None) -> Picture:
+    """Draw methods side by side.
+
+    Seeds of one method are averaged: a line is the mean, its band extends from the minimum to the maximum.
+
+    Args:
+        runs: runs as described in the module docstring.
+        title: title of the figure.
+        target: accuracy, from 0 to 1, to mark with a horizontal line.
+
+    Raises:
+        StoreError: no run has a history, or the format is not supported.
     """
     methods: dict[str, list[History]] = {}
     for run in runs:
@@ -70,20 +91,21 @@ def plot_compare(
         raise StoreError("there is nothing to plot: no run has a history")
     with rc_context(_STYLE):
         tall = max(4.3, 2.0 + 0.42 * len(methods))
-        figure = Figure(figsize=(14.5, tall + (0.4 if title else 0)), layout=_layout())
+        figure = Picture(figsize=(14.5, tall + (0.4 if title else 0)), layout=_layout())
         left, middle, right = figure.subplots(1, 3, width_ratios=(1.9, 1, 0.75))
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontsize=15, fontweight="bold")
         _accuracy(left, methods, target)
         _seconds(middle, methods)
         _bytes(right, methods)
-        return _save(figure, Path(path))
+    return figure
 
 
 def plot_run(folder: RunFolder | str | os.PathLike[str]) -> Path:
-    """Draw one run's accuracy, loss, seconds and bytes; save ``plots/run.png`` in its folder.
+    """Plot one run's accuracy, loss, seconds and bytes; save ``plots/run.png`` in its folder.
 
-    Raises `StoreError` when it has no records yet.
+    Raises:
+        StoreError: the run has no records yet.
     """
     folder = folder if isinstance(folder, RunFolder) else RunFolder.open(folder)
     history = folder.read_metrics()
@@ -118,7 +140,7 @@ def plot_run(folder: RunFolder | str | os.PathLike[str]) -> Path:
         axes[3].legend(frameon=False)
         for ax in axes[2:]:
             ax.xaxis.get_major_locator().set_params(integer=True)
-        return _save(figure, folder.plots / "run.png")
+        return save(figure, folder.plots / "run.png")
 
 
 def _layout() -> ConstrainedLayoutEngine:
@@ -126,7 +148,7 @@ def _layout() -> ConstrainedLayoutEngine:
 
 
 def _accuracy(ax: Any, methods: Mapping[str, list[History]], target: float | None) -> None:
-    """Draw a line for each method, with its name where it ends."""
+    """Draw a line for each method, labelled at its end."""
     curves = {name: _curve(seeds) for name, seeds in methods.items()}
     curves = {name: curve for name, curve in curves.items() if len(curve[0])}
     ax.set(title="Accuracy over virtual time", ylabel="test accuracy (%)")
@@ -157,7 +179,7 @@ def _accuracy(ax: Any, methods: Mapping[str, list[History]], target: float | Non
 
 
 def _seconds(ax: Any, methods: Mapping[str, list[History]]) -> None:
-    """Draw a bar for each method, split where the records tell the parts of a round."""
+    """Draw a bar for each method, split into the parts of a round if the records contain them."""
     records = {name: [r for history in seeds for r in history] for name, seeds in methods.items()}
     parts: list[str] = []
     for each in records.values():
@@ -219,7 +241,7 @@ def _curve(seeds: Sequence[History]) -> tuple[np.ndarray[Any, Any], np.ndarray[A
 
 
 def _spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Return places near the wanted ones, at least `gap` apart and within low..high where that is possible."""
+    """Return label positions near the wanted ones, at least `gap` apart and within low..high where possible."""
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
     places = [0.0] * len(wanted)
     floor = low
@@ -248,11 +270,13 @@ def _time_unit(seconds: float) -> tuple[float, str]:
     return (60.0, "min") if seconds < 3 * 3600 else (3600.0, "h")
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
+    """Save a picture; its format by the name: png, svg or pdf."""
     buffer = io.BytesIO()
     kind = path.suffix.lstrip(".").lower() or "png"
     if kind not in figure.canvas.get_supported_filetypes():
         raise StoreError(f"{path}: pictures cannot be saved as {kind!r}; use png, svg or pdf")
-    figure.savefig(buffer, format=kind, dpi=150)
+    with rc_context(_STYLE):
+        figure.savefig(buffer, format=kind, dpi=150)
     atomic_write(path, buffer.getvalue(), durable=False)
     return path

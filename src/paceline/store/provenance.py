@@ -1,7 +1,7 @@
-"""What a checkpoint says about the circumstances of its run, and what a resumed run makes of changes in them.
+"""Provenance of a checkpoint: environment of its run, compared when the run is resumed.
 
-Other samples, or a model of another shape, make it another run: it is refused. Other code or another torch may
-change bits, but the run can go on: it is said.
+Different samples, or a model of another shape, make it a different run, which is refused. Different code or another
+version of torch may change the bits of the result; the run continues with a warning.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from paceline.core.task import Task
 __all__ = ["ResumeWarning", "compare", "provenance", "sources"]
 
 _VERSIONED = ("torch", "paceline", "builtins")
-"""Packages whose version stands for their source."""
+"""Packages identified by their version instead of their source."""
 
 
 class ResumeWarning(UserWarning):
-    """Something has changed since a run was stopped, so that its end may have other bits."""
+    """The environment has changed since a run was stopped, so its result may differ in bits."""
 
 
 def sources(method: Any, task: Task, module: nn.Module) -> dict[str, str]:
-    """Return the SHA-256 of the files in which a method and a task's model and loss are written, by module name.
+    """Return the SHA-256 of the source files that define a method and a task's model and loss, by module name.
 
-    Those of torch and Paceline are left out, and so are modules that these files import.
+    Torch and Paceline are excluded, and so are modules imported by these files.
     """
     makers: list[Any] = [*type(method).__mro__, *dict.fromkeys(type(m) for m in module.modules()), task.loss, task.model]
     found: dict[str, str] = {}
@@ -56,10 +56,10 @@ def _written_in(makers: Iterable[Any]) -> Iterable[str]:
 
 
 def provenance(task: Task, layout: str, code: Mapping[str, str]) -> dict[str, Any]:
-    """Return what a checkpoint keeps of its run's circumstances.
+    """Return the provenance to store in a checkpoint.
 
     Args:
-        task: of the run.
+        task: task of the run.
         layout: digest of the model's layout.
         code: see `sources`.
     """
@@ -69,9 +69,15 @@ def provenance(task: Task, layout: str, code: Mapping[str, str]) -> dict[str, An
 
 
 def compare(saved: Any, now: Mapping[str, Any], where: str) -> None:
-    """Warn of what has changed since a checkpoint; `where` names it.
+    """Warn of changes since a checkpoint.
 
-    Raises `CheckpointError` where the samples or the model's shape did.
+    Args:
+        saved: provenance in the checkpoint.
+        now: current provenance.
+        where: name of the checkpoint, for messages.
+
+    Raises:
+        CheckpointError: the samples or the model's shape have changed.
     """
     if not isinstance(saved, dict):
         _warn(

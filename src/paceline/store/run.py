@@ -1,16 +1,16 @@
-"""A run's folder.
+"""Folder of a run.
 
 ::
 
-    config.toml        everything that decides the result
-    metrics.jsonl      one line for each round
+    config.toml        configuration that determines the result
+    metrics.jsonl      one record per round
     checkpoint         the last checkpoint, see `paceline.store.checkpoint`
     memory/            the clients' memories, see `paceline.store.memory`
-    clients/           what clients of `paceline federate` keep, until the run has ended
+    clients/           state of the clients of `paceline federate`, until the run has ended
     summary.json       the outcome, once the run has ended
     model.safetensors  the final model's tensors by name
-    plots/             pictures
-    lock               which process holds the run, see `paceline.store.lock`
+    plots/             plots
+    lock               lock of the process that changes the run, see `paceline.store.lock`
 
 One process at a time may change a run; any may read it.
 """
@@ -38,11 +38,11 @@ from paceline.store.toml import to_toml
 __all__ = ["Records", "RunFolder"]
 
 Records = list[dict[str, Any]]
-"""One dict for each round, in order."""
+"""One dict per round, in order."""
 
 
 class RunFolder:
-    """The files of one run; make it with `create` or `open`."""
+    """Files of one run; use `create` or `open`."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -50,9 +50,14 @@ class RunFolder:
 
     @staticmethod
     def create(root: str | os.PathLike[str], name: str) -> RunFolder:
-        """Make the folder of a new run, and hold it.
+        """Create and lock the folder of a new run.
 
-        Raises `StoreError` where another run, or anything else, is there already, or for a name that is none.
+        Args:
+            root: parent folder.
+            name: name of the run.
+
+        Raises:
+            StoreError: the folder is not empty, cannot be created, or the name is invalid.
         """
         RunFolder.check_name(name)
         path = Path(root) / name
@@ -61,7 +66,7 @@ class RunFolder:
             _empty(path)
             folder = RunFolder(path).hold()
             try:
-                _empty(path)  # nobody was faster
+                _empty(path)  # no other process was faster
             except StoreError:
                 folder.release()
                 raise
@@ -71,7 +76,7 @@ class RunFolder:
 
     @staticmethod
     def check_name(name: str) -> None:
-        """Raise `StoreError` for what cannot be the name of a run's folder."""
+        """Raise `StoreError` for an invalid name of a run."""
         if not name or name.startswith(".") or Path(name).name != name or not name.isprintable():
             raise StoreError(f"{name!r} is no name for a run; use one without slashes that does not begin with a dot")
         if (size := len(name.encode(errors="replace"))) > LONGEST:
@@ -81,7 +86,11 @@ class RunFolder:
 
     @staticmethod
     def open(path: str | os.PathLike[str]) -> RunFolder:
-        """Return the folder of a run that was started before. Raises `StoreError` where there is none."""
+        """Return the folder of an existing run.
+
+        Raises:
+            StoreError: there is no run.
+        """
         folder = RunFolder(path)
         try:
             there = folder._config.is_file()
@@ -92,45 +101,46 @@ class RunFolder:
         return folder
 
     def hold(self) -> RunFolder:
-        """Keep all others from changing this run until `release`, or until this process ends; return the folder.
+        """Lock this run against changes by other processes until `release`, or until this process ends; return the folder.
 
-        Raises `StoreError`, which names the folder and its process, where another one holds it.
+        Raises:
+            StoreError: another process holds the lock; the message names the folder and the process.
         """
         if self._lock is None:
             self._lock = FolderLock(self.path)
         return self
 
     def release(self) -> None:
-        """Let others hold this run; does nothing where it is not held."""
+        """Release the lock; do nothing without one."""
         lock, self._lock = self._lock, None
         if lock is not None:
             lock.release()
 
     @staticmethod
     def list(root: str | os.PathLike[str]) -> list[RunFolder]:
-        """Return the runs below `root`, by name; none where `root` does not exist."""
+        """Return the runs below `root`, by name; an empty list if `root` does not exist."""
         return [RunFolder(p.parent) for p in sorted(Path(root).glob("*/config.toml"))]
 
     @property
     def name(self) -> str:
-        """The folder's own name."""
+        """Name of the folder."""
         return self.path.name
 
     @property
     def checkpoint(self) -> Path:
-        """Where the checkpoint is, or will be."""
+        """Path of the checkpoint."""
         return self.path / "checkpoint"
 
     @property
     def plots(self) -> Path:
-        """The folder of pictures, made where it is missing."""
+        """Folder of the plots, created if missing."""
         path = self.path / "plots"
         path.mkdir(exist_ok=True)
         return path
 
     @property
     def model(self) -> Path:
-        """Where the final model is, or will be."""
+        """Path of the final model."""
         return self.path / "model.safetensors"
 
     @property
@@ -143,11 +153,11 @@ class RunFolder:
 
     # -- configuration -------------------------------------------------------------------------
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Save the configuration. Raises `ConfigError` for a value that TOML does not have."""
+        """Save the configuration; raises `ConfigError` for a value that TOML does not support."""
         atomic_write(self._config, to_toml(config).encode())
 
     def read_config(self) -> dict[str, Any]:
-        """Return the configuration. Raises `StoreError` when it cannot be read."""
+        """Return the configuration; raises `StoreError` if it cannot be read."""
         try:
             return tomllib.loads(self._config.read_bytes().decode())
         except (OSError, ValueError) as error:
@@ -155,7 +165,7 @@ class RunFolder:
 
     # -- metrics -------------------------------------------------------------------------------
     def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Add one round's record, a flat dict with ``"round"``; what is not finite is written as null."""
+        """Append one round's record, a flat dict with ``"round"``; non-finite values are written as null."""
         line = _json(record) + "\n"
         try:
             with open(self._metrics, "ab") as file:
@@ -164,9 +174,12 @@ class RunFolder:
             raise named(error, self._metrics, len(line)) from error
 
     def read_metrics(self) -> Records:
-        """Return all whole records in order; null comes back as NaN.
+        """Return all complete records in order; null is read as NaN.
 
-        A last line that a crash cut short is left out. Raises `StoreError` for any other broken line.
+        A last line truncated by a crash is ignored.
+
+        Raises:
+            StoreError: any other malformed line.
         """
         if not self._metrics.exists():
             return []
@@ -181,7 +194,7 @@ class RunFolder:
         return records
 
     def truncate_metrics(self, round: int) -> Records:
-        """Take back all records after `round`, as a resumed run makes them again; return what is left."""
+        """Remove all records after `round`, which a resumed run writes again; return the remaining ones."""
         kept = [record for record in self.read_metrics() if record.get("round", 0) <= round]
         atomic_write(self._metrics, "".join(_json(r) + "\n" for r in kept).encode())
         return kept
@@ -192,7 +205,7 @@ class RunFolder:
         atomic_write(self.path / "summary.json", (_json(summary, indent=2) + "\n").encode())
 
     def read_summary(self) -> dict[str, Any] | None:
-        """Return the outcome, or None while the run has not ended."""
+        """Return the outcome, or None if the run has not ended; raises `StoreError` for a damaged file."""
         try:
             text = (self.path / "summary.json").read_bytes()
         except FileNotFoundError:
@@ -209,7 +222,7 @@ class RunFolder:
         atomic_write(self.model, safetensors.torch.save(tensors, metadata={"format": "pt"}))
 
     def load_model(self) -> dict[str, Tensor]:
-        """Return the saved model's tensors by name. Raises `StoreError` when there is none, or it is damaged."""
+        """Return the saved model's tensors by name; raises `StoreError` if there is none, or it is damaged."""
         try:
             return safetensors.torch.load(self.model.read_bytes())
         except (OSError, ValueError, safetensors.SafetensorError) as error:
@@ -229,7 +242,7 @@ def _json(value: Any, indent: int | None = None) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """Return the value with null for what is not finite; JSON has neither NaN nor infinity."""
+    """Return the value with non-finite floats replaced by null; JSON has neither NaN nor infinity."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""A dict as TOML text; `tomllib` reads it back to the same values."""
+"""Conversion of a dict to TOML; `tomllib` reads it back to the same values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,15 @@ _BARE = re.compile(r"[A-Za-z0-9_-]+")
 def to_toml(values: Mapping[str, Any]) -> str:
     """Return `values` (strings, numbers, booleans, lists and dicts of them) as TOML.
 
-    Raises `ConfigError`, with the key, for None and whatever else TOML does not have.
+    Raises:
+        ConfigError: None or another value that TOML does not support; the message contains the key.
+
+    Example:
+        >>> print(to_toml({"rounds": 3, "options": {"lr": 0.1}}), end="")
+        rounds = 3
+        <BLANKLINE>
+        [options]
+        lr = 0.1
     """
     lines: list[str] = []
     _table(values, (), lines)

@@ -1,7 +1,7 @@
-"""Sub-models: cutting physically smaller dense models out of a full one, training them, merging them back.
+"""Sub-models: cut physically smaller dense models out of a full one, train them, and merge them back.
 
-A slow client keeps the units that matter, trains a smaller network and returns an update that is zero
-where nothing was trained::
+A slow client keeps the important units, trains a smaller network and returns an update that is zero at untrained
+coordinates::
 
     cutter = Cutter(model, Layout.of(model), example_batch)
     kept = Rank()(scores, cutter.keep(0.5), rng)
@@ -11,8 +11,8 @@ where nothing was trained::
     ...  # train resident
     update = sub.scatter(resident.snapshot() - sub.extract(params))
 
-`graph` finds the units, `cut` makes sub-models, `scores` and `select` choose what to keep, `policy` and
-`controller` how much, `merge` forms the mean. `service` is how client functions reach all this.
+`graph` finds the units, `cut` creates sub-models, `scores` and `select` choose the units to keep, `policy` and
+`controller` their number, `merge` computes the mean. `service` provides all this to client functions.
 """
 
 from paceline.submodels.controller import Controller, Decision

@@ -1,9 +1,9 @@
-"""Spaces of units, and how the axes of tensors walk through them.
+"""Spaces of units, and the mapping of tensor axes to them.
 
 A *space* is a set of units that are kept or dropped together with everything that reads or feeds them.
 An axis of a tensor maps its positions to the units of one space: position ``i`` belongs to unit
-``(i // repeat) % size``. Flattening (C, H, W) gives channels with ``repeat = H * W``, flattening
-(H, W, C) gives ``repeat = 1``, an LSTM's four gate blocks are one space walked through four times.
+``(i // repeat) % size``. Flattening (C, H, W) yields channels with ``repeat = H * W``, flattening
+(H, W, C) yields ``repeat = 1``; an LSTM's four gate blocks traverse one space four times.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ class Axis(NamedTuple):
 
 
 Axes = tuple["Axis | None", ...]
-"""The axes of one tensor; None stands for an axis that is never cut."""
+"""Axes of one tensor; None represents an axis that is never cut."""
 
 
 class Spaces:
-    """Union-find over spaces of units, where a finer space can be folded into a coarser one.
+    """Union-find over spaces of units, in which a finer space can be folded into a coarser one.
 
-    Two axes that must share an index set are tied. When their units differ in grain (a channel against
-    the 16 columns that it flattens to, or against a block of a grouped convolution), the finer units are
-    folded together. Where no common grain exists, both spaces are kept whole.
+    Two axes that must share an index set are tied. If their units differ in granularity (a channel and the 16 columns that
+    it flattens to, or a channel and a block of a grouped convolution), the finer units are folded together. If there is no common
+    granularity, both spaces remain whole.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Spaces:
         self._whole: dict[int, str] = {}
 
     def new(self, size: int, name: str) -> Axis:
-        """Return an axis that walks once through a new space of `size` units."""
+        """Return an axis that traverses a new space of `size` units once."""
         at = len(self._parent)
         self._parent.append((at, 1))
         self._size.append(size)
@@ -64,7 +64,7 @@ class Spaces:
         return self._size[self.find(axis).space]
 
     def name(self, axis: Axis) -> str:
-        """Return the name of the space: that of the first layer which produced it."""
+        """Return the name of the space: that of the first layer that produced it."""
         return self._name[self._first[self.find(axis).space]]
 
     def is_whole(self, axis: Axis) -> bool:
@@ -72,16 +72,16 @@ class Spaces:
         return self.find(axis).space in self._whole
 
     def why_whole(self) -> dict[str, str]:
-        """Return the names of the spaces that are never cut, each with the reason."""
+        """Return the names of the spaces that are never cut, with the reasons."""
         return {self._name[self._first[s]]: why for s, why in self._whole.items() if self._parent[s][0] == s}
 
     def keep_whole(self, axis: Axis | None, why: str) -> None:
-        """Never cut this axis's space."""
+        """Mark this axis's space as never cut."""
         if axis is not None:
             self._whole.setdefault(self.find(axis).space, why)
 
     def tie(self, a: Axis | None, b: Axis | None, why: str) -> None:
-        """Let two axes of equal length share one index set."""
+        """Make two axes of equal length share one index set."""
         if a is None or b is None:
             self.keep_whole(a if b is None else b, why)
             return

@@ -1,4 +1,4 @@
-"""Building a physically smaller module out of a full one."""
+"""Construction of a physically smaller module from a full one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["cut_tensor", "num_groups", "output_shapes", "shrink"]
 
 
 def cut_tensor(tensor: Tensor, axes: tuple[AxisUnits, ...], masks: Mapping[str, Tensor]) -> Tensor:
-    """Return the part of a tensor whose units stay, as a contiguous copy."""
+    """Return the remaining part of a tensor as a contiguous copy."""
     out = tensor.detach()
     for dim, axis in enumerate(axes):
         if axis.group is not None:
@@ -25,18 +25,22 @@ def cut_tensor(tensor: Tensor, axes: tuple[AxisUnits, ...], masks: Mapping[str, 
 
 
 def num_groups(groups: int, channels: int, kept: int) -> int:
-    """Return how many groups a GroupNorm has after `kept` of its `channels` stay.
+    """Return the number of groups of a GroupNorm after `kept` of its `channels` remain.
 
-    The largest number that divides `kept` and leaves every group at least as many channels as it had.
-    So statistics are never taken over fewer channels than in the full model, instance norm (one channel a
-    group) stays instance norm, and layer norm (one group) stays layer norm.
+    This is the largest number that divides `kept` and leaves every group at least as many channels as before. Statistics
+    are therefore never computed over fewer channels than in the full model; instance norm (one channel per group) remains
+    instance norm, and layer norm (one group) remains layer norm.
+
+    Example:
+        >>> num_groups(groups=4, channels=16, kept=8)
+        2
     """
     most = max(1, kept * groups // channels)
     return next(g for g in range(most, 0, -1) if kept % g == 0)
 
 
 def shrink(module: nn.Module, graph: UnitGraph, masks: Mapping[str, Tensor]) -> nn.Module:
-    """Return a copy of `module` with only the units for which `masks` is true, in dense smaller layers."""
+    """Return a copy of `module` with dense smaller layers, containing only the units for which `masks` is true."""
     small = copy.deepcopy(module)
     names = {id(t): n for n, t in [*small.named_parameters(), *small.named_buffers()]}
     made: dict[int, Tensor] = {}
@@ -55,7 +59,7 @@ def shrink(module: nn.Module, graph: UnitGraph, masks: Mapping[str, Tensor]) -> 
 
 
 def _resize(path: str, layer: Any, graph: UnitGraph, masks: Mapping[str, Tensor]) -> None:
-    """Set the numbers that a layer keeps beside its tensors."""
+    """Update the sizes that a layer stores besides its tensors."""
     match layer:
         case nn.Linear():
             layer.out_features, layer.in_features = tuple(layer.weight.shape)
@@ -87,7 +91,7 @@ def _resize(path: str, layer: Any, graph: UnitGraph, masks: Mapping[str, Tensor]
 
 
 def output_shapes(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[tuple[int, ...]]:
-    """Return the shapes of the tensors that a module puts out, without changing the module."""
+    """Return the shapes of a module's output tensors, without modifying the module."""
     with quiet(module):
         return _shapes(module(*inputs))
 

@@ -1,7 +1,7 @@
-"""Adaptive pruning under churn and changing bandwidth: robust estimates and steady decisions.
+"""Adaptive pruning under churn and changing bandwidth: robust estimates and stable decisions.
 
-A `Controller` holds constants only. What it learns is a plain dict of floats and ints, so it can live in
-a client's memory, be checkpointed and sent nowhere.
+A `Controller` contains only constants. Its estimates are a plain dict of floats and ints, so they can be stored in a
+client's memory, included in checkpoints, and never need to be sent.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ State = dict[str, float | int]
 
 
 class Decision(NamedTuple):
-    """What a client does this round.
+    """Action of a client in this round.
 
     Args:
-        fraction: the kept fraction p; 0 to sit this round out.
-        stretched: it takes part although it will be late; the deadline should wait for it.
+        fraction: kept fraction p; 0 to skip this round.
+        stretched: the client participates although it will be late; the deadline should wait for it.
     """
 
     fraction: float
@@ -33,25 +33,25 @@ class Decision(NamedTuple):
 
 @dataclass(frozen=True)
 class Controller:
-    """Chooses a client's kept fraction from what it measures and what its neighbours tell.
+    """Chooses a client's kept fraction from its own measurements and its neighbours' records.
 
-    Times are estimated at full size (a pruned round's training time is divided by c(p)), each as a mean
-    and a mean deviation, exponentially weighted; planned with is mean + 2 deviations. A client goes to a
-    smaller model at once, and to a larger one after `patience` rounds that agree.
+    Times are estimated at full size (a pruned round's training time is divided by c(p)), each as an exponentially weighted
+    mean and mean deviation; planning uses mean + 2 deviations. A client switches to a smaller model immediately, and to a
+    larger one after `patience` rounds that agree.
 
     Args:
         costs: c(p) by tier.
-        shares: by tier, bytes sent over full-size bytes; None where uploads are padded.
+        shares: by tier, bytes sent over full-size bytes; None if uploads are padded.
         overhead: s, seconds of training that do not depend on the model.
-        share: φ, the fraction of clients taken for slow.
+        share: φ, fraction of clients regarded as slow.
         alpha, beta: weight of a new measurement in the mean, in the deviation.
-        target_rate: weight of a new T* in the followed one.
-        slack: a tier fits when its time is at most this times T*.
-        patience: rounds that must agree before a larger tier.
-        warm_up: measured rounds before anything is decided.
-        window: rounds that a neighbour's record stays valid.
-        forget: absences longer than this start over, one tier lower.
-        most_out: rounds in a row that a client may sit out.
+        target_rate: weight of a new T* in the smoothed one.
+        slack: a tier fits if its time is at most this multiple of T*.
+        patience: number of rounds that must agree before a larger tier is used.
+        warm_up: measured rounds before the first decision.
+        window: rounds for which a neighbour's record is valid.
+        forget: absences longer than this reset the estimates, one tier lower.
+        most_out: maximum number of consecutive rounds that a client may skip.
     """
 
     costs: Mapping[float, float]
@@ -70,15 +70,15 @@ class Controller:
 
     @property
     def tiers(self) -> list[float]:
-        """The kept fractions, largest first."""
+        """Kept fractions, largest first."""
         return sorted(self.costs, reverse=True)
 
     def start(self) -> State:
-        """Return the state of a client that has measured nothing.
+        """Return the state of a client without measurements.
 
         Keys: ``seen`` measured rounds, ``round`` of the last one, ``compute`` and ``transfer`` with their
-        ``_dev``, the followed ``target``, the ``tier``, ``up`` rounds that agreed on a larger one and
-        ``up_to``, ``out`` rounds sat out; ``total/u`` and ``heard/u`` of each neighbour u.
+        ``_dev``, the smoothed ``target``, the ``tier``, ``up`` rounds that agreed on a larger one and
+        ``up_to``, ``out`` rounds skipped; ``total/u`` and ``heard/u`` of each neighbour u.
         """
         zeros = ("compute", "compute_dev", "transfer", "transfer_dev", "target", "up_to")
         return {"seen": 0, "round": 0, "up": 0, "out": 0, "tier": self.tiers[0], **dict.fromkeys(zeros, 0.0)}
@@ -87,10 +87,13 @@ class Controller:
         """Return the state after a measured round.
 
         Args:
-            state: before; not changed.
-            round: its number.
+            state: state before; not modified.
+            round: number of the round.
             fraction: the kept fraction that was trained.
-            compute, transfer: seconds it took.
+            compute, transfer: measured seconds.
+
+        Raises:
+            ConfigError: `fraction` is not a tier.
         """
         if fraction not in self.costs:
             raise ConfigError(f"{fraction} is not one of the tiers {self.tiers}")
@@ -110,16 +113,16 @@ class Controller:
         return state | {"seen": int(state["seen"]) + 1, "round": round, "out": 0}
 
     def full_total(self, state: State) -> float:
-        """Return the predicted full-size time, which is what a client tells its neighbours.
+        """Return the predicted full-size time, which a client sends to its neighbours.
 
-        Told from pruned rounds as they are, times would pull the target down round by round.
+        If times of pruned rounds were sent unscaled, they would lower the target round by round.
         """
         return state["compute"] + self.overhead + state["transfer"]
 
     def hear(self, state: State, round: int, totals: Mapping[int, float]) -> State:
-        """Return the state after neighbours' full-size totals (one's own among them) have come in.
+        """Return the state after receiving full-size totals of neighbours (including the client's own).
 
-        T* is the cut-off of the latest records of the last `window` rounds, followed slowly.
+        T* is the cut-off of the latest records of the last `window` rounds, smoothed.
         """
         state = dict(state)
         for peer, total in totals.items():
@@ -133,14 +136,14 @@ class Controller:
         return state
 
     def seconds(self, state: State, fraction: float) -> float:
-        """Return the time planned for a round with this kept fraction: means plus two deviations."""
+        """Return the planned time of a round with this kept fraction: means plus two deviations."""
         sent = 1.0 if self.shares is None else self.shares[fraction]
         compute = state["compute"] + 2.0 * state["compute_dev"]
         transfer = state["transfer"] + 2.0 * state["transfer_dev"]
         return compute * self.costs[fraction] + self.overhead + transfer * sent
 
     def decide(self, state: State, round: int) -> tuple[Decision, State]:
-        """Return what to do in this round, and the state after deciding."""
+        """Return the decision for this round, and the state afterwards."""
         kept = self._restarted(state, round)
         if kept["seen"] < self.warm_up or kept["target"] == 0:
             return Decision(float(kept["tier"])), kept
@@ -166,12 +169,12 @@ class Controller:
         return max(0, round - int(state["round"]) - 1) if state["seen"] else 0
 
     def _aged(self, state: State, round: int) -> State:
-        """Widen the deviations by a tenth for each round of absence, at most twice."""
+        """Widen the deviations by a tenth per round of absence, at most by a factor of two."""
         wider = min(2.0, 1.0 + 0.1 * self._absent(state, round))
         return state | {k: state[k] * wider for k in ("compute_dev", "transfer_dev")}
 
     def _restarted(self, state: State, round: int) -> State:
-        """Forget the estimates after a long absence, and warm up again at the next smaller tier."""
+        """Reset the estimates after a long absence, and warm up again at the next smaller tier."""
         if self._absent(state, round) <= self.forget:
             return dict(state)
         lower = [p for p in self.tiers if p < state["tier"]]

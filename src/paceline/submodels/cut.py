@@ -1,8 +1,8 @@
-"""Cutting physically smaller dense models out of a full one, and scattering their updates back.
+"""Cut physically smaller dense models out of a full one, and scatter their updates back.
 
-``Cutter`` knows the full model; ``cutter.cut(kept)`` gives a `SubModel`: a smaller layout with the same
-tensor names, one index vector that gathers its coordinates from the full vector and scatters updates
-back, and a resident dense module that trains as fast as its size promises.
+A `Cutter` represents the full model; ``cutter.cut(kept)`` returns a `SubModel`: a smaller layout with the same tensor
+names, one index vector that gathers its coordinates from the full vector and scatters updates back, and a resident
+dense module that actually trains faster.
 """
 
 from __future__ import annotations
@@ -22,13 +22,18 @@ from paceline.submodels.graph import UnitGraph
 __all__ = ["TIERS", "Cutter", "SubModel", "keep_count"]
 
 TIERS = (1.0, 0.95, 0.85, 0.75, 0.65, 0.5)
-"""The kept fractions that stragglers choose from."""
+"""Kept fractions available to stragglers."""
 
 _CACHED = 16
 
 
 def keep_count(units: int, fraction: float) -> int:
-    """Return ``max(1, floor(fraction * units))``; 0.29 of 100 is 29, whatever binary fractions say."""
+    """Return ``max(1, floor(fraction * units))``, robust to binary rounding: 0.29 of 100 is 29.
+
+    Example:
+        >>> keep_count(100, 0.29), keep_count(3, 0.1)
+        (29, 1)
+    """
     return max(1, int(fraction * units + 1e-9))
 
 
@@ -36,7 +41,7 @@ class SubModel:
     """One set of kept units of a full model.
 
     Args:
-        cutter: where it was cut.
+        cutter: the cutter that created it.
         kept: for each group the kept units, ascending.
         layout: the smaller layout; same tensor names, same order.
         index: coordinate in the full vector of each coordinate of the smaller one, shape [layout.size].
@@ -57,7 +62,7 @@ class SubModel:
     def scatter(self, update: Params) -> Params:
         """Return a full vector with `update` on the kept coordinates and zero elsewhere.
 
-        Scatter updates (differences), never weights: zeros in place of weights would drag a mean to zero.
+        Scatter updates (differences), never weights: zeros in place of weights would bias a mean towards zero.
         """
         self._check(update, self.layout)
         full = update.vector.new_zeros(self.cutter.layout.size)
@@ -70,22 +75,22 @@ class SubModel:
     def resident(self) -> Resident:
         """Return a dense smaller module with this layout, to be loaded by the caller.
 
-        There is one per tuple of widths and cutter, whichever units are kept, so it holds one sub-model at
+        There is one module per tuple of widths and cutter, independent of which units are kept, so it contains one sub-model at
         a time. Tensors outside the layout (frozen weights, local buffers) are filled in here.
         """
         return self.cutter._resident(self)
 
     def module(self) -> nn.Module:
-        """Return the resident's module; its values are those that were loaded last."""
+        """Return the resident's module with the values loaded last."""
         return self.resident().module
 
     def cut_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Cut named tensors of the full model (a client's own BatchNorm statistics, for one)."""
+        """Cut named tensors of the full model (such as a client's own BatchNorm statistics)."""
         masks = self.cutter._masks(self.kept)
         return {n: cut_tensor(t, self.cutter.graph.axes[n], masks) for n, t in tensors.items()}
 
     def merge_tensors(self, full: Mapping[str, Tensor], small: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return copies of the full tensors with the kept parts taken from `small`."""
+        """Return copies of the full tensors with the kept parts replaced by those of `small`."""
         masks, out = self.cutter._masks(self.kept), {}
         for name, tensor in full.items():
             where = [a.positions(masks).to(tensor.device) for a in self.cutter.graph.axes[name]]
@@ -99,19 +104,26 @@ class Cutter:
     """Cuts sub-models out of one full model.
 
     Args:
-        module: the full model; its values are only read for tensors outside `layout`.
-        layout: of the full vector (`Layout.of(module, ...)`).
-        example_input: one batch, axis 0 counts samples; its values do not matter.
+        module: the full model; its values are read only for tensors outside `layout`.
+        layout: layout of the full vector (`Layout.of(module, ...)`).
+        example_input: one batch; axis 0 counts samples, and its values do not matter.
 
-    Raises `SubmodelError` for a module that cannot be cut (see `UnitGraph.trace`).
+    Raises:
+        SubmodelError: the module cannot be cut (see `UnitGraph.trace`).
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> cutter = Cutter(net, Layout.of(net), torch.zeros(1, 4))
+        >>> cutter.keep(0.5), cutter.first(0.5).layout.size
+        ({'0': 4}, 30)
     """
 
     def __init__(self, module: nn.Module, layout: Layout, example_input: Tensor | tuple[Tensor, ...]) -> None:
         self.full, self.layout = module, layout
         self.mixed: torch.dtype | None = None
-        """See `Resident.mixed`; sub-models train as the full model does."""
+        """See `Resident.mixed`; applies to sub-models as to the full model."""
         self.device = next(module.parameters()).device
-        """Where the full model is, and where masks and sub-models are made."""
+        """Device of the full model, its masks and its sub-models."""
         inputs = example_input if isinstance(example_input, tuple) else (example_input,)
         self.example = tuple(x.to(self.device) for x in inputs)
         self.graph = UnitGraph.trace(module, self.example)
@@ -132,26 +144,28 @@ class Cutter:
 
     @property
     def has_frozen(self) -> bool:
-        """Whether sub-models have tensors outside the vector, which depend on the kept units."""
+        """Whether sub-models have tensors outside the vector that depend on the kept units."""
         return bool(self._outside)
 
     def keep(self, fraction: float) -> dict[str, int]:
-        """Return how many units each group keeps at the kept fraction p: ``max(1, floor(p * n))``.
+        """Return the number of units that each group keeps at the fraction p: ``max(1, floor(p * n))``.
 
-        Raises `SubmodelError` unless 0 < p <= 1.
+        Raises:
+            SubmodelError: p is not in (0, 1].
         """
         if not 0.0 < fraction <= 1.0:
             raise SubmodelError(f"the kept fraction must be above 0 and at most 1, not {fraction}")
         return {g: keep_count(n, fraction) for g, n in self.groups.items()}
 
     def cut(self, kept: Mapping[str, Tensor]) -> SubModel:
-        """Return the sub-model of the given units.
+        """Return the sub-model with the given units.
 
         Args:
-            kept: for each group (all of them) the units to keep, shape [count], any order.
+            kept: for each group (all of them) the units to keep, shape [count], in any order.
 
-        Raises `SubmodelError` for unknown or missing groups, units out of range, repeated or none, and for
-        layers of one LSTM that would keep different numbers of cells.
+        Raises:
+            SubmodelError: groups are unknown or missing; units are out of range, repeated or missing; or layers of one LSTM
+                would keep different numbers of cells.
         """
         sorted_kept = self._checked(kept)
         masks = self._masks(sorted_kept)
@@ -169,11 +183,11 @@ class Cutter:
         return SubModel(self, sorted_kept, Layout.build(tensors), torch.cat(parts))
 
     def first(self, fraction: float) -> SubModel:
-        """Return the sub-model of the first ``keep(fraction)`` units of every group."""
+        """Return the sub-model with the first ``keep(fraction)`` units of every group."""
         return self.cut({g: torch.arange(k) for g, k in self.keep(fraction).items()})
 
     def cost(self, fraction: float) -> float:
-        """Return c(p): forward FLOPs of the sub-model over those of the full model."""
+        """Return c(p): forward FLOPs of the sub-model relative to those of the full model."""
         sub = self.first(fraction)
         widths = _widths(sub)
         if widths not in self._costs:
@@ -181,7 +195,7 @@ class Cutter:
         return self._costs[widths] / self.flops
 
     def share(self, fraction: float) -> float:
-        """Return the share of the vector's coordinates that a sub-model of this fraction has."""
+        """Return the fraction of the vector's coordinates that a sub-model of this kept fraction has."""
         return self.first(fraction).layout.size / self.layout.size
 
     def _checked(self, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:

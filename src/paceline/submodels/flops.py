@@ -1,4 +1,4 @@
-"""What a forward pass costs."""
+"""Cost of a forward pass in FLOPs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _COUNTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.LSTM, nn.Embedding)
 
 @contextmanager
 def quiet(module: nn.Module) -> Iterator[None]:
-    """Evaluate a module inside without a trace: no gradients, its modes and the random state restored."""
+    """Context manager: evaluate a module without side effects: no gradients, modes and random state restored."""
     modes = {m: m.training for m in module.modules()}
     try:
         module.eval()
@@ -35,12 +35,16 @@ def quiet(module: nn.Module) -> Iterator[None]:
 def flops(module: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> float:
     """Return the forward FLOPs per sample of a module.
 
-    Every matrix product and convolution counts, two FLOPs for a multiply-add; an LSTM counts as the
-    matrix products of its gates, an embedding's look-up and elementwise functions as nothing.
+    Every matrix product and convolution counts two FLOPs per multiply-add; an LSTM counts as the matrix products of its
+    gates; embedding look-ups and elementwise functions count as zero.
 
     Args:
-        module: left as it was, in mode and in random state.
+        module: the module; its mode and the random state are restored.
         example_input: a batch whose axis 0 counts samples.
+
+    Example:
+        >>> flops(nn.Linear(4, 3), torch.zeros(2, 4))
+        24.0
     """
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     others = [m for m in module.modules() if not isinstance(m, _COUNTED)]
@@ -53,7 +57,7 @@ def flops(module: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> floa
 
 
 def _hooked(module: nn.Module, inputs: tuple[Tensor, ...]) -> float:
-    """Count by the shapes that pass the known layers: fast, and sure with fused recurrent kernels."""
+    """Count from the shapes that pass known layers: fast, and exact with fused recurrent kernels."""
     total = 0.0
 
     def count(layer: Any, given: tuple[Tensor, ...], out: Any) -> None:
@@ -76,11 +80,11 @@ def _hooked(module: nn.Module, inputs: tuple[Tensor, ...]) -> float:
 
 
 def _dispatched(module: nn.Module, inputs: tuple[Tensor, ...]) -> float:
-    """Count every operator that runs: right for any module, slower."""
+    """Count every executed operator: correct for any module, but slower."""
     # fused recurrent and attention kernels hide their matrix products, so they are switched off here
     fast = torch.backends.mha.get_fastpath_enabled()
     with warnings.catch_warnings(), FlopCounterMode(display=False) as counter:
-        warnings.simplefilter("ignore", UserWarning)  # reading the back ends' flags may warn
+        warnings.simplefilter("ignore", UserWarning)  # reading the backends' flags may warn
         torch.backends.mha.set_fastpath_enabled(False)
         try:
             with (

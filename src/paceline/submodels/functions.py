@@ -1,4 +1,4 @@
-"""How functions and tensor methods (``F.relu``, ``x + y``, ``x.flatten(1)``, ``x[:, -1]``) carry units."""
+"""Propagation of units through functions and tensor methods (``F.relu``, ``x + y``, ``x.flatten(1)``, ``x[:, -1]``)."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _BINARY = (
 
 
 def is_trusted(function: Any) -> bool:
-    """Whether a function is torch's or Python's own, so that its name tells what it does."""
+    """Return whether a function belongs to torch or Python itself, so that its name identifies its behaviour."""
     module = getattr(function, "__module__", None) or ""
     return module.split(".")[0] in {"torch", "_operator", "operator", "builtins", "math"}
 
 
 def tensors_in(item: Any) -> list[Value]:
-    """Return the tensor values inside nested arguments."""
+    """Return the tensor values in nested arguments."""
     if isinstance(item, Value):
         return [item] if isinstance(item.data, Tensor) else []
     if isinstance(item, tuple | list):

@@ -1,9 +1,9 @@
-"""The graph of a model's units: which axes of which tensors must be cut together.
+"""Graph of a model's units: which axes of which tensors must be cut together.
 
-`UnitGraph.trace` follows an example input through the module (by `torch.fx`, with concrete shapes) and
-puts into one *group* all neurons, channels or LSTM cells that must share an index set: layers that meet
-in a residual add, a depthwise convolution and its input, a normalisation and what it normalises. The
-network's inputs and outputs are never cut. What the trace does not know, it refuses by name.
+`UnitGraph.trace` propagates an example input through the module (by `torch.fx`, with concrete shapes) and collects in
+one *group* all neurons, channels or LSTM cells that must share an index set: layers that meet in a residual add, a
+depthwise convolution and its input, a normalisation and its input. The network's inputs and outputs are never cut.
+Unsupported modules and functions are refused by name.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ class AxisUnits:
     """One axis of a tensor.
 
     Args:
-        group: the group whose units the positions belong to; None when the axis is never cut.
-        units: the unit of each position, shape [length] (int64); without a group the positions themselves.
+        group: group of the positions' units; None if the axis is never cut.
+        units: unit of each position, shape [length] (int64); without a group the positions themselves.
     """
 
     group: str | None
     units: Tensor
 
     def positions(self, masks: Mapping[str, Tensor]) -> Tensor:
-        """Return the positions that stay, in order, given which units of each group stay (bool, [n])."""
+        """Return the remaining positions, in order, given the mask of remaining units of each group (bool, [n])."""
         if self.group is None:
             return self.units
         return torch.nonzero(masks[self.group][self.units]).flatten()
@@ -45,14 +45,14 @@ class AxisUnits:
 
 @dataclass(frozen=True)
 class UnitGraph:
-    """Groups of units, and how every tensor of a module belongs to them.
+    """Groups of units, and the mapping of a module's tensors to them.
 
     Args:
         groups: number of units of each group, by the name of the first layer that produces it.
         axes: for each parameter and buffer, one `AxisUnits` per axis.
         norms: for each GroupNorm, BatchNorm and LayerNorm, the axes it normalises or scales.
         equal: sets of groups that must keep equally many units (the layers of one LSTM).
-        whole: groups that are never cut, each with the reason.
+        whole: groups that are never cut, with the reasons.
     """
 
     groups: dict[str, int]
@@ -65,14 +65,18 @@ class UnitGraph:
     def trace(module: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> UnitGraph:
         """Find the groups of a module.
 
-        `example_input` is one batch (axis 0 counts samples) of any values; nothing of the module changes.
-        Supported are Linear, Conv1d/2d (plain, grouped, depthwise), BatchNorm1d/2d, GroupNorm, LayerNorm,
-        LSTM (one direction), Embedding, activations, pooling, dropout, flatten/reshape/permute, residual
-        adds. Concatenated features, reduced axes and split axes stay whole. In a grouped convolution a
-        unit is one block: its input and output channels go together.
+        Supported are Linear, Conv1d/2d (plain, grouped, depthwise), BatchNorm1d/2d, GroupNorm, LayerNorm, LSTM
+        (unidirectional), Embedding, activations, pooling, dropout, flatten/reshape/permute, residual adds. Concatenated
+        features, reduced axes and split axes remain whole. In a grouped convolution a unit is one block: its input and output
+        channels are cut together.
 
-        Raises `SubmodelError`, naming the module or function, for anything else (attention, for one), and
-        for a reshape with the width of a cut axis written in numbers.
+        Args:
+            module: the module; it is not modified.
+            example_input: one batch (axis 0 counts samples) of any values.
+
+        Raises:
+            SubmodelError: an unsupported module or function (such as attention), or a reshape that contains the width of a
+                cut axis as a literal; the message names it.
         """
         inputs = example_input if isinstance(example_input, tuple) else (example_input,)
         try:
@@ -110,7 +114,7 @@ def _follow(module: nn.Module, graph: fx.Graph, inputs: tuple[Tensor, ...], stat
 
 
 def _map(item: Any, env: Mapping[fx.Node, Value]) -> Any:
-    """Put what the nodes computed in their place."""
+    """Replace nodes by their computed values."""
     look_up: Any = env.__getitem__
     return fx.node.map_arg(item, look_up)
 
@@ -171,7 +175,7 @@ def _call(module: nn.Module, node: fx.Node, args: Any, kwargs: Any, state: Symbo
         return Value(data, FUNCTIONS[call.name](call))
     if any(v.axes is None or any(a is not None for a in _leaves(v.axes)) for v in given):
         raise call.refuse("no rule says how it carries units")
-    return Value(data, _uncut(data))  # computed from inputs alone: nothing in it is ever cut
+    return Value(data, _uncut(data))  # depends on inputs only: never cut
 
 
 def _leaves(axes: Any) -> list[Axis | None]:

@@ -1,6 +1,6 @@
-"""What the server does with sums of scattered updates: the two denominators, and who trained what.
+"""Server-side merge of scattered updates: two choices of denominator, and coverage of coordinates.
 
-Updates are differences on the kept coordinates and zero elsewhere; both forms need sums only, so they
+Updates are differences on the kept coordinates and zero elsewhere; both forms need only sums, so they
 work under secure aggregation.
 """
 
@@ -18,24 +18,23 @@ __all__ = ["coverage", "masked_mean", "zero_fill"]
 
 
 def zero_fill(total: Params, weight: Tensor | float) -> Params:
-    """Return the step of option Z: Σ n_u Δ_u / Σ n_u, one denominator for all coordinates.
+    """Return the step of option Z: Σ n_u Δ_u / Σ n_u, with one denominator for all coordinates.
 
-    A coordinate that some clients dropped takes a smaller step, by the share of weight that trained it.
+    A coordinate dropped by some clients takes a smaller step, by the fraction of weight that trained it.
 
     Args:
-        total: Σ n_u Δ_u, with zeros where a client did not train.
+        total: Σ n_u Δ_u, with zeros at coordinates that a client did not train.
         weight: Σ n_u over all clients.
     """
     return total / weight
 
 
 def masked_mean(total: Params, weights: Params) -> Params:
-    """Return the step of option M: Σ n_u Δ_u / Σ n_u m_u by coordinate; 0 (θ stays) where nobody trained.
+    """Return the step of option M: Σ n_u Δ_u / Σ n_u m_u per coordinate; 0 (θ unchanged) where no client trained.
 
     Args:
         total: Σ n_u Δ_u.
-        weights: Σ n_u m_u with the clients' masks m_u (`SubModel.mask`), or what `coverage` makes of
-            weights by unit.
+        weights: Σ n_u m_u with the clients' masks m_u (`SubModel.mask`), or the result of `coverage` for weights by unit.
     """
     trained = weights.vector > 0
     return Params(torch.where(trained, total.vector / weights.vector, 0.0), total.layout)
@@ -44,13 +43,13 @@ def masked_mean(total: Params, weights: Params) -> Params:
 def coverage(graph: UnitGraph, like: Params, units: Mapping[str, Tensor], weight: Tensor | float) -> Params:
     """Return the weight that trained each coordinate, from the weight that trained each unit.
 
-    A coordinate is trained by those who kept all the units it belongs to; taken here as the least of their
-    weights. Exact when the kept sets are nested, else an upper bound; costs one number per unit to send.
+    A coordinate is trained by the clients that kept all units it belongs to; this is approximated by the minimum of their
+    weights. The result is exact if the kept sets are nested, else an upper bound; it costs one number per unit to send.
 
     Args:
-        graph: the model's units.
-        like: gives layout and device.
-        units: for each group Σ of n_u over the clients that kept the unit, shape [n].
+        graph: units of the model.
+        like: provides layout and device.
+        units: for each group, Σ of n_u over the clients that kept the unit, shape [n].
         weight: Σ n_u over all clients, for coordinates that belong to no unit.
     """
     out = like.zeros()

@@ -1,7 +1,7 @@
-"""Who is slow, and how small a model a slow client should train.
+"""Detection of stragglers, and the size of the model that a straggler trains.
 
-Everything here is decided by a client alone, from times that its neighbours told it and from its own
-measurements. Times are in seconds: ``compute`` is the local training, ``transfer`` download and upload.
+All decisions are made by a client alone, from times received from its neighbours and its own measurements. Times are
+in seconds: ``compute`` is the local training, ``transfer`` download and upload.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class StragglerSet:
-    """Who is slow, and the pace of those who are not.
+    """Slow clients, and the pace of the others.
 
     Args:
-        compute, network: clients that are slow to train, and to transfer.
+        compute, network: clients that are slow in training, and in transfer.
         compute_target, network_target, total_target: T*, the largest time of the others, in training,
             transfer and their sum.
     """
@@ -45,9 +45,14 @@ class StragglerSet:
 
 
 def cutoff(times: Iterable[float], share: float = 0.2) -> float:
-    """Return T*: the largest time outside the slowest `share`, of which there is at least one if there are two.
+    """Return T*: the largest time outside the slowest `share` (at least one client, if there are two).
 
-    Raises `ConfigError` when no time is given, or `share` is not in [0, 1).
+    Raises:
+        ConfigError: no times are given, or `share` is not in [0, 1).
+
+    Example:
+        >>> cutoff([1.0, 2.0, 3.0, 4.0, 10.0])
+        4.0
     """
     ranked = sorted(t for t in times if t >= 0.0)  # drops NaN as well
     if not ranked or not 0.0 <= share < 1.0:
@@ -57,15 +62,15 @@ def cutoff(times: Iterable[float], share: float = 0.2) -> float:
 
 
 def find_stragglers(times: Mapping[int, tuple[float, float]], share: float = 0.2, guard: float = 1.1) -> StragglerSet:
-    """Find the slow ones among clients' (compute, transfer) times.
+    """Find the stragglers among clients' (compute, transfer) times.
 
-    A client is slow if it is in the slowest `share` and above `guard` times T*, so that a fleet of equals
-    has no stragglers. A quantile and no mean: one who lies about its time moves the cut-off by one rank.
+    A client is slow if it is in the slowest `share` and above `guard` times T*, so that a homogeneous fleet has no
+    stragglers. A quantile is used instead of a mean: a client that lies about its time shifts the cut-off by one rank.
 
     Args:
-        times: by client, this one's own among them.
-        share: φ, the fraction of clients taken for slow.
-        guard: by how much a straggler must exceed T*.
+        times: by client, including this client's own.
+        share: φ, fraction of clients regarded as slow.
+        guard: factor by which a straggler must exceed T*.
     """
     compute, network, total = (
         cutoff([f(*t) for t in times.values()], share) for f in (lambda c, _: c, lambda _, n: n, lambda c, n: c + n)
@@ -86,7 +91,7 @@ def fluid_fraction(ratio: float) -> float:
 
 
 def fluid_full_time(time: float, fraction: float) -> float:
-    """Return FLuID's guess of a former straggler's time with the full model."""
+    """Return FLuID's estimate of a former straggler's time with the full model."""
     return time / fraction * 1.15
 
 
@@ -108,9 +113,14 @@ class CostModel:
 
     @staticmethod
     def fit(measured: Sequence[tuple[float, float]]) -> CostModel:
-        """Fit a, s >= 0 to measured (c(p), seconds) by least squares; with one cost only, s is 0.
+        """Fit a, s >= 0 to measured (c(p), seconds) by least squares; with only one cost, s is 0.
 
-        Raises `ConfigError` without measurements.
+        Raises:
+            ConfigError: no measurements.
+
+        Example:
+            >>> CostModel.fit([(1.0, 5.0), (0.5, 3.0)])
+            CostModel(a=4.0, s=1.0)
         """
         if not measured:
             raise ConfigError("a cost model needs at least one measured round")
@@ -128,7 +138,7 @@ class CostModel:
 
 
 def choose(seconds: Callable[[float], float], target: float, tiers: Sequence[float] = TIERS, least: float = 0.5) -> float:
-    """Return the largest tier p >= `least` with ``seconds(p) <= target``, else the smallest of them."""
+    """Return the largest tier p >= `least` with ``seconds(p) <= target``, else the smallest allowed tier."""
     allowed = sorted((p for p in tiers if p >= least - 1e-9), reverse=True)
     if not allowed:
         raise ConfigError(f"no tier of {list(tiers)} is at least {least}")
@@ -139,10 +149,10 @@ def compute_fraction(model: CostModel, costs: Mapping[float, float], target: flo
     """Return the kept fraction that meets T* in training time: the largest p with a c(p) + s <= T*.
 
     Args:
-        model: this client's.
+        model: cost model of this client.
         costs: c(p) by tier (`Cutter.cost`).
         target: T* of training.
-        least: the smallest p that may be chosen.
+        least: smallest permitted p.
     """
     return choose(lambda p: model.seconds(costs[p]), target, tuple(costs), least)
 
@@ -155,18 +165,18 @@ def network_fraction(
     least: float = 0.5,
     shares: Mapping[float, float] | None = None,
 ) -> float:
-    """Return the kept fraction that meets T* in training and transfer together.
+    """Return the kept fraction that meets T* in training plus transfer.
 
-    Without `shares` the upload is padded to full size, so a slow link can be made up for by computing less
-    only: the client prunes more than its speed asks for. With `shares` (segmented uploads) the transfer
-    shrinks too, and fewer units are lost for the same round time.
+    Without `shares` the upload is padded to full size, so a slow link can only be compensated by less computation: the
+    client prunes more than its speed requires. With `shares` (segmented uploads) the transfer shrinks as well, and fewer
+    units are lost for the same round time.
 
     Args:
-        model: this client's.
+        model: cost model of this client.
         costs: c(p) by tier.
-        transfer: seconds that the full-size transfer takes.
+        transfer: seconds of the full-size transfer.
         target: T* of training plus transfer.
-        least: the smallest p that may be chosen.
+        least: smallest permitted p.
         shares: by tier, bytes sent over full-size bytes (`Cutter.share`).
     """
     sent = shares or {}
@@ -174,17 +184,17 @@ def network_fraction(
 
 
 def steps_within(steps: int, done: int, elapsed: float, budget: float, after: float = 0.3) -> int:
-    """Return how many steps to take in all when training slumps in mid-round.
+    """Return the total number of steps to take when training slows down within a round.
 
-    Once the fraction `after` of the steps is done and the forecast exceeds the budget, fewer steps are
-    taken (the update's weight is the samples seen) rather than another model cut.
+    Once the fraction `after` of the steps is done and the forecast exceeds the budget, the number of steps is reduced (the
+    update's weight is the number of samples seen) instead of cutting another model.
 
     Args:
-        steps: planned.
-        done: so far, in `elapsed` seconds.
+        steps: planned steps.
+        done: steps so far, in `elapsed` seconds.
         elapsed: seconds since the first step.
         budget: seconds for all steps.
-        after: fraction of the steps before which nothing is judged.
+        after: fraction of the steps before which no decision is made.
     """
     if done < max(1, math.ceil(after * steps)) or elapsed / done * steps <= budget:
         return steps

@@ -1,4 +1,4 @@
-"""How each module and function carries units from its inputs to its output: the rules of the trace."""
+"""Propagation of units through modules: the rules of the symbolic trace."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ SUPPORTED = (
 
 @dataclass(frozen=True)
 class Stacked:
-    """The axes of an LSTM's final states: one per layer, stacked along axis 0."""
+    """Axes of an LSTM's final states: one per layer, stacked along axis 0."""
 
     layers: tuple[Axes, ...]
 
 
 @dataclass(frozen=True)
 class Value:
-    """What one node of the trace computes: the concrete value and, for tensors, its axes."""
+    """Result of one node of the trace: the concrete value and, for tensors, its axes."""
 
     data: Any
     axes: Any
@@ -36,7 +36,7 @@ class Value:
 
 @dataclass
 class SymbolicTrace:
-    """What has been learnt so far: spaces, and which tensor axes are bound to them."""
+    """State of the trace: spaces, and the tensor axes bound to them."""
 
     spaces: Spaces
     names: dict[int, str]
@@ -46,7 +46,7 @@ class SymbolicTrace:
     literals: list[tuple[Axis, str, int]] = field(default_factory=list)
 
     def bind(self, tensor: Tensor | None, dim: int, axis: Axis | None, why: str) -> None:
-        """Let axis `dim` of a parameter or buffer share the index set of `axis`."""
+        """Bind axis `dim` of a parameter or buffer to the index set of `axis`."""
         if tensor is None:
             return
         key = (self.names[id(tensor)], dim)
@@ -56,7 +56,7 @@ class SymbolicTrace:
             self.bound[key] = axis
 
     def produce(self, tensor: Tensor, dim: int, name: str, units: int | None = None) -> Axis | None:
-        """Return the axis that a layer's weight produces: a new space, or the one of its earlier call."""
+        """Return the axis that a layer's weight produces: a new space, or that of an earlier call."""
         key = (self.names[id(tensor)], dim)
         if key not in self.bound:
             length = tensor.shape[dim]
@@ -67,7 +67,7 @@ class SymbolicTrace:
 
 @dataclass
 class TracedCall:
-    """One node of the trace: where it is, what it was called with, and what it returned."""
+    """One node of the trace: its location, arguments and result."""
 
     trace: SymbolicTrace
     where: str
@@ -78,7 +78,7 @@ class TracedCall:
 
     @property
     def spaces(self) -> Spaces:
-        """The spaces of the trace."""
+        """Spaces of the trace."""
         return self.trace.spaces
 
     def axes(self, position: int = 0, name: str = "input") -> Axes:
@@ -90,17 +90,17 @@ class TracedCall:
         return self.args[position] if position < len(self.args) else self.kwargs.get(name, default)
 
     def whole(self, axes: Sequence[Axis | None], why: str) -> None:
-        """Never cut these axes."""
+        """Mark these axes as never cut."""
         for axis in axes:
             self.spaces.keep_whole(axis, f"{self.where} {why}")
 
     def refuse(self, why: str) -> SubmodelError:
-        """Return the error for something that cannot be cut."""
+        """Return the error for an operation that cannot be cut."""
         return SubmodelError(f"{self.where} cannot be cut into sub-models: {why}; supported are: {SUPPORTED}")
 
 
 def plain(call: TracedCall, value: Any) -> Axes:
-    """Return a value's axes as a tensor's; final states of several layers then share one index set."""
+    """Return a value's axes as those of one tensor; final states of several layers then share one index set."""
     if not isinstance(value, Value) or not isinstance(value.data, Tensor):
         raise call.refuse("it is given something that is not a tensor")
     if isinstance(value.axes, Stacked):
@@ -113,10 +113,10 @@ def plain(call: TracedCall, value: Any) -> Axes:
 
 
 def regroup(call: TracedCall, axes: Axes, before: Sequence[int], after: Sequence[int]) -> list[Axis | None]:
-    """Follow axes through a reshape from shape `before` to shape `after`.
+    """Propagate axes through a reshape from shape `before` to shape `after`.
 
-    A cut axis may be carried through or merged with uncut ones (then it walks through its units with a
-    larger repeat). Splitting it, or merging two cut axes, keeps the units whole.
+    A cut axis may be preserved, or merged with uncut ones (which increases its repeat). Splitting it, or merging two cut
+    axes, keeps the units whole.
     """
     out: list[Axis | None] = [None] * len(after)
     i = j = 0
@@ -238,7 +238,7 @@ def _pool(call: TracedCall, module: nn.Module, path: str) -> Axes:
 
 
 def pool(call: TracedCall, spatial: int) -> Axes:
-    """Pooling over the last `spatial` axes."""
+    """Propagate axes through pooling over the last `spatial` axes."""
     axes = call.axes()
     call.whole(axes[-spatial:], "pools over its units")
     return (*axes[:-spatial], *([None] * spatial))

@@ -1,8 +1,8 @@
-"""How much each neuron changes: scores over its bundle of weights.
+"""Importance scores: how much each unit's bundle of weights changes.
 
-The bundle of a unit is everything that is cut with it: incoming weights, bias, outgoing weights, the
-normalisation's scale and shift. A low score marks a unit that training hardly moves. All scores are one
-tensor per group, shape [units]; NaN marks a unit of which nothing is known.
+The bundle of a unit is everything that is cut with it: incoming weights, bias, outgoing weights, and the
+normalisation's scale and shift. A low score indicates a unit that training hardly changes. Scores are one tensor per
+group, shape [units]; NaN marks a unit without information.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Scores = dict[str, Tensor]
 """One score per unit, by group; NaN where unknown."""
 
 Reduce = Literal["max", "mean", "l2"]
-"""How the changes in a bundle become one score: the largest, their mean, or ‖Δ‖ / ‖θ‖ of the bundle."""
+"""Reduction of the changes in a bundle to one score: maximum, mean, or ‖Δ‖ / ‖θ‖ of the bundle."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ class _Part:
 
 
 def unknown(sizes: Mapping[str, int]) -> Scores:
-    """Return scores that say nothing."""
+    """Return scores without information (all NaN)."""
     return {g: torch.full((n,), math.nan) for g, n in sizes.items()}
 
 
 def steady_mask(delta: Params, theta: Params, threshold: float, tolerance: float = 1e-9) -> Params:
-    """Return 1 for every weight that is steady, |Δ| <= threshold * |θ|, and 0 for the others (FLuID).
+    """Return 1 for every steady weight, |Δ| <= threshold * |θ|, and 0 for the others (FLuID).
 
-    Masks of several clients add up; see `Scorer.invariant`.
+    Masks of several clients can be added; see `Scorer.invariant`.
     """
     steady = delta.vector.abs() <= threshold * theta.vector.abs() + tolerance
     return Params(steady.to(theta.vector.dtype), theta.layout)
@@ -58,8 +58,8 @@ class Scorer:
     """Scores the units of one model.
 
     Args:
-        graph: the model's units.
-        layout: of the vectors to come; running statistics are not scored.
+        graph: units of the model.
+        layout: layout of the vectors to score; running statistics are not scored.
     """
 
     def __init__(self, graph: UnitGraph, layout: Layout) -> None:
@@ -91,18 +91,21 @@ class Scorer:
         eps: float = 1e-3,
         trained: Params | None = None,
     ) -> Scores:
-        """Return the relative change of every unit: reduce over its bundle of |Δ| / (|θ| + ε).
+        """Return the relative change of every unit: reduction over its bundle of |Δ| / (|θ| + ε).
 
-        ε is `eps` times the root mean square of the layer's weights, so a zero bias cannot explode.
-        Relative change under Adam measures 1/|θ| and little else: score with SGD updates.
+        ε is `eps` times the root mean square of the layer's weights, so that a zero bias cannot dominate. Relative change under
+        Adam measures little more than 1/|θ|: score with SGD updates.
 
         Args:
             delta: the change, full size (a scattered update, or θ_t - θ_{t-1}).
-            theta: what it is relative to.
-            reduce: max, mean, or l2 (‖Δ‖ over ‖|θ| + ε‖), which one near-zero weight cannot blow up.
-            eps: 0 gives the bare ratio.
-            trained: 1 where `delta` was trained and 0 elsewhere (`SubModel.mask`); the others are left out,
-                and units without any are unknown.
+            theta: the reference parameters.
+            reduce: max, mean, or l2 (‖Δ‖ over ‖|θ| + ε‖), which is robust against one near-zero weight.
+            eps: 0 yields the bare ratio.
+            trained: 1 where `delta` was trained and 0 elsewhere (`SubModel.mask`); untrained coordinates are ignored, and
+                units without trained ones are unknown.
+
+        Raises:
+            ConfigError: unknown reduction.
         """
         if reduce not in ("max", "mean", "l2"):
             raise ConfigError(f"reduce must be max, mean or l2, not {reduce!r}")
@@ -120,9 +123,9 @@ class Scorer:
         return {g: v / count[g] for g, v in self._sums(ratio).items()}
 
     def invariant(self, steady: Params, clients: float, quorum: float = 0.75) -> dict[str, Tensor]:
-        """Return the units all of whose bundle is steady for at least `quorum` of the clients (bool).
+        """Return a mask of the units whose whole bundle is steady for at least `quorum` of the clients.
 
-        `steady` is the sum of the clients' `steady_mask`, so nobody's own mask need be seen.
+        `steady` is the sum of the clients' `steady_mask`, so no individual mask needs to be seen.
         """
         moving = (steady.vector < quorum * clients - 1e-6).to(steady.vector.dtype)
         return {g: v < 0.5 for g, v in self._largest(moving).items()}
@@ -157,7 +160,7 @@ class Scorer:
 
 
 def _ratio(top: Tensor, bottom: Tensor) -> Tensor:
-    """Return top / bottom, with 0 / 0 = 0: what did not move is steady, whatever its size."""
+    """Return top / bottom, with 0 / 0 = 0: an unchanged weight is steady, whatever its size."""
     return torch.where(top == 0, 0.0, top / bottom)
 
 
@@ -170,15 +173,15 @@ def combine(
     age: int = 1,
     limit: int = 10,
 ) -> Scores:
-    """Return mixed scores: what a client saw itself of the units it trained, the public change of the others.
+    """Combine scores: a client's own for the units it trained, the public change for the others.
 
     Args:
-        local: scores of this client's own last training.
-        public: scores of θ_t - θ_{t-1}, which everyone knows.
+        local: scores of this client's last training.
+        public: scores of θ_t - θ_{t-1}, which every client knows.
         kept: the units it trained, by group.
-        previous: the mixed scores so far; the result is ``factor * new + (1 - factor) * previous``.
+        previous: the combined scores so far; the result is ``factor * new + (1 - factor) * previous``.
         factor: weight of the new scores.
-        age: rounds since `previous` was made; when above `limit` it is ignored.
+        age: rounds since `previous` was computed; if above `limit` it is ignored.
         limit: rounds after which scores are too old to use.
     """
     out = {}

@@ -1,8 +1,8 @@
-"""Which units to keep: rules with one interface, from random dropout to invariant dropout.
+"""Selection of the units to keep: rules with one interface, from random dropout to invariant dropout.
 
-A rule is called as ``rule(scores, counts, rng, previous)`` and returns, for each group, the units to
-keep, ascending. Low scores are dropped first; NaN scores are unknown. Every rule returns exactly
-``counts[group]`` units, so a sub-model's widths depend on its kept fraction alone.
+A rule is called as ``rule(scores, counts, rng, previous)`` and returns, for each group, the units to keep, ascending.
+Low scores are dropped first; NaN scores are unknown. Every rule returns exactly ``counts[group]`` units, so a
+sub-model's widths depend only on its kept fraction.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 Kept = dict[str, Tensor]
-"""The units to keep, ascending, by group."""
+"""Units to keep, ascending, by group."""
 
 
 class Rule(Protocol):
@@ -49,9 +49,9 @@ class Rule(Protocol):
 
         Args:
             scores: for each group, one score per unit.
-            counts: how many units of each group to keep (`Cutter.keep`).
-            rng: where draws come from.
-            previous: what was kept last time.
+            counts: number of units to keep in each group (`Cutter.keep`).
+            rng: random generator.
+            previous: the units kept last time.
         """
 
 
@@ -81,7 +81,7 @@ def _each(
 
 @dataclass(frozen=True)
 class RandomDrop:
-    """Random (federated) dropout: drop units at random, afresh every time."""
+    """Random (federated) dropout: drop random units, drawn anew on every call."""
 
     def __call__(
         self,
@@ -96,7 +96,7 @@ class RandomDrop:
 
 @dataclass(frozen=True)
 class Ordered:
-    """Ordered dropout (FjORD): keep the first units of every group. Smaller models nest in larger ones."""
+    """Ordered dropout (FjORD): keep the first units of every group. Smaller models are nested in larger ones."""
 
     def __call__(
         self,
@@ -111,11 +111,11 @@ class Ordered:
 
 @dataclass(frozen=True)
 class Rank:
-    """Drop the lowest scores: what growing a threshold until enough units qualify comes to.
+    """Drop the lowest scores; equivalent to raising a threshold until enough units qualify.
 
-    On ties (scores apart by no more than `tolerance`, absolute plus relative) units that were dropped last
-    time go first, then those with the highest index, so that equal scores mean ordered dropout. Unknown
-    units get the score of a known unit at random; where none is known, all is random.
+    On ties (scores within `tolerance`, absolute plus relative) units that were dropped last time are dropped first, then
+    those with the highest index, so that equal scores result in ordered dropout. Unknown units get the score of a random
+    known unit; if none is known, the selection is random.
     """
 
     tolerance: float = 1e-9
@@ -145,15 +145,15 @@ class Rank:
 
 @dataclass(frozen=True)
 class Threshold:
-    """FLuID's choice among the units whose score is at most a threshold.
+    """FLuID's selection among the units whose score is at most a threshold.
 
-    Dropped are, in this order and at random within each: units dropped last time that still qualify, units
-    that qualify, any others. With a `step`, the threshold first grows by it until enough units qualify.
+    Units are dropped in this order, at random within each class: units dropped last time that still qualify, other units
+    that qualify, any others. With a `step`, the threshold is first increased by it until enough units qualify.
 
     Args:
-        start: the threshold, one for all groups or by group; None takes each group's smallest score.
-        step: 0 leaves the threshold as it is (FLuID within a round).
-        tolerance: absolute, for the comparison.
+        start: threshold, one for all groups or by group; None uses each group's smallest score.
+        step: increment; 0 leaves the threshold unchanged (FLuID within a round).
+        tolerance: absolute tolerance of the comparison.
     """
 
     start: float | Mapping[str, float] | None = None
@@ -188,7 +188,7 @@ class Threshold:
 
 
 def next_threshold(threshold: float, scores: Tensor, number: int, step: float) -> float:
-    """Return FLuID's threshold for the next rounds: one step higher until `number` units qualify."""
+    """Return FLuID's threshold for the next rounds: one step higher unless `number` units qualify."""
     return threshold if int((scores <= threshold + 1e-9).sum()) >= number else threshold + step
 
 
@@ -209,18 +209,18 @@ def explore(
     every: int = 5,
     share: float = 0.1,
 ) -> Kept:
-    """Every few rounds put back some of the dropped units, drawn at random, in place of the lowest kept.
+    """Every few rounds, restore some of the dropped units, drawn at random, in place of the lowest kept ones.
 
-    A client never trains what it drops, so without this a unit once dropped stays dropped. As many units
-    leave as come back: the widths stay what they were.
+    A client never trains dropped units, so without exploration a dropped unit would remain dropped. As many units are
+    removed as restored, so the widths do not change.
 
     Args:
-        kept: what the rule chose.
-        scores: by which the kept units that leave are picked; unknown ones leave last.
-        round: this round, from 1.
-        rng: where the draw comes from.
+        kept: selection of the rule.
+        scores: scores by which kept units are removed; unknown ones are removed last.
+        round: current round, from 1.
+        rng: random generator.
         every: rounds between two explorations; 0 for never.
-        share: of the dropped units that come back, rounded up.
+        share: fraction of the dropped units that is restored, rounded up.
     """
     if every == 0 or round % every:
         return dict(kept)
@@ -253,7 +253,9 @@ is True."""
 def rule(name: str, **options: Any) -> Rule:
     """Return the rule `name`.
 
-    Raises `UnknownNameError` for a rule that does not exist, `ConfigError` for an option it does not have.
+    Raises:
+        UnknownNameError: unknown rule.
+        ConfigError: unknown option.
     """
     if name not in RULES:
         raise UnknownNameError("selection rule", name, RULES)

@@ -1,4 +1,4 @@
-"""Sub-models as a client function uses them: one cutter for each worker, built when it is first asked for."""
+"""Sub-models for client functions: one cutter per worker, built on first use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Submodels:
     """Cuts sub-models of a worker's model.
 
     Args:
-        build: makes the cutter; called once.
+        build: creates the cutter; called once.
     """
 
     def __init__(self, build: Callable[[], Cutter]) -> None:
@@ -29,16 +29,16 @@ class Submodels:
 
     @cached_property
     def cutter(self) -> Cutter:
-        """The worker's cutter; raises `SubmodelError` for a model that cannot be cut."""
+        """Cutter of the worker; raises `SubmodelError` for a model that cannot be cut."""
         return self._build()
 
     @cached_property
     def scorer(self) -> Scorer:
-        """What scores the units of the worker's model."""
+        """Scorer for the units of the worker's model."""
         return Scorer(self.cutter.graph, self.cutter.layout)
 
     def cost(self, fraction: float) -> float:
-        """Return c(p), the share of FLOPs of a sub-model that keeps the fraction p of each layer's units."""
+        """Return c(p), the fraction of the FLOPs of a sub-model that keeps the fraction p of each layer's units."""
         return self.cutter.cost(fraction)
 
     def cut(self, kept: Mapping[str, Tensor]) -> SubModel:
@@ -47,7 +47,7 @@ class Submodels:
 
 
 def submodel_service(worker: Any) -> Submodels:
-    """Return the service for a worker; nothing is traced before a client function asks."""
+    """Return the service for a worker; nothing is traced before its first use."""
 
     def build() -> Cutter:
         cutter = Cutter(worker.model.module, worker.layout, worker.example.to(worker.model.device))
@@ -75,7 +75,7 @@ def train_submodel(
     """Train a sub-model on this client's data; return the full-size update, zero where nothing was trained.
 
     Args:
-        client: who trains.
+        client: the client.
         params: the full model.
         sub: which part of it.
         rescale: multiply the outputs of layers that lost units by (all units / kept units) in training, as
@@ -96,7 +96,7 @@ def train_submodel(
 
 @contextmanager
 def rescaled(sub: SubModel, module: nn.Module) -> Iterator[None]:
-    """Scale the outputs of Linear and Conv layers that lost units by all/kept, while training."""
+    """Context manager: in training, scale the outputs of Linear and Conv layers that lost units by all/kept."""
     hooks = []
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d):

@@ -1,8 +1,9 @@
-"""Black-box tasks: clients evaluate an objective of a point in the unit cube, and know nothing else of it.
+"""Black-box tasks: clients can only evaluate an objective at points of the unit cube.
 
-`quadratic` is a synthetic one with a known minimum. The others hide models: `metric` is 1 - F1 of a network whose weights
-are shifted, which has no gradient; `attack` is how sure the clients' own classifiers are of one picture that is shifted.
-An objective clips its argument to the cube. A point is held by a module (`HeldSamples`), so that it has a layout like a model.
+`quadratic` is synthetic with a known minimum. The others hide models: `metric` is 1 - F1 of a network whose weights are
+shifted, which has no gradient; `attack` is the confidence of the clients' own classifiers in one shifted image. An
+objective clips its argument to the cube. A point is stored in a module (`HeldSamples`), so that it has a layout like a
+model.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ __all__ = [
 
 
 class HeldSamples(nn.Module):
-    """A point; drawn from the unit cube, or given.
+    """A point, drawn from the unit cube or given.
 
     Args:
         dim: d.
-        at: every coordinate's value; None draws them.
+        at: value of every coordinate; None draws them.
     """
 
     def __init__(self, dim: int, at: float | None = None) -> None:
@@ -49,16 +50,16 @@ class HeldSamples(nn.Module):
         self.x = nn.Parameter(torch.rand(dim) if at is None else torch.full((dim,), at))
 
     def forward(self, given: Tensor) -> Tensor:
-        """Return nothing of interest, one score of each sample: what is judged is the objective."""
+        """Return one zero score per sample: only the objective matters."""
         return given.flatten(1)[:, :1] * 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlackBoxTask(Task):
-    """A task whose clients only evaluate.
+    """A task whose clients only evaluate an objective.
 
     Args:
-        objective: what they evaluate.
+        objective: the objective.
     """
 
     objective: Objective
@@ -97,7 +98,17 @@ class Quadratic:
 def quadratic(model: None = None, seed: int = 0, dim: int = 300, clients: int = 5, div: float = 0.5) -> BlackBoxTask:
     """Return the synthetic task: coefficients c_i = 1 + div (p_i - 1 / N) with p from Dirichlet(1 / N), so their mean is 1.
 
-    F is least at z = -1/2, where it is (0.1 / d) (1 - d / 4). Each of `clients` samples is one client's.
+    F has its minimum (0.1 / d) (1 - d / 4) at z = -1/2. Each of the `clients` samples belongs to one client.
+
+    Args:
+        model: unused.
+        seed: seed of the coefficients.
+        dim: d.
+        clients: N, number of samples.
+        div: heterogeneity of the clients.
+
+    Raises:
+        ConfigError: a value is out of range.
     """
     if min(dim, clients) < 1 or div < 0:
         raise ConfigError(f"dim={dim}, clients={clients}, div={div}; at least 1, 1 and 0 are needed")
@@ -116,7 +127,7 @@ def quadratic(model: None = None, seed: int = 0, dim: int = 300, clients: int = 
 
 
 def macro_f1(found: Tensor, y: Tensor, classes: int) -> float:
-    """Return the mean over the classes that are there of 2 TP / (2 TP + FP + FN)."""
+    """Return the mean of 2 TP / (2 TP + FP + FN) over the classes present."""
     table = torch.bincount(y * classes + found, minlength=classes**2).view(classes, classes).double()
     right, there = table.diagonal(), table.sum(1) > 0
     score = 2 * right / (table.sum(0) + table.sum(1)).clamp(min=1)
@@ -128,7 +139,7 @@ class Metric:
     """1 - macro F1 on the client's samples, of a network whose weights are shifted by up to `reach`; it has no gradient.
 
     Args:
-        module: the network; its weights are where x = 1/2.
+        module: the network; its weights correspond to x = 1/2.
         weights: all of them as one vector.
         reach: largest shift.
         classes: number of classes.
@@ -184,12 +195,12 @@ def metric(
 
 @dataclass(frozen=True)
 class Attack:
-    """How sure a client's own classifier is of a picture's class: score of the class - best other score; below 0 it errs.
+    """Confidence of a client's own classifier: score of the image's class - best other score; misclassified below 0.
 
     Args:
-        modules: classifiers; a client's sample names its own.
+        modules: classifiers; a client's sample selects its own.
         picture: shape [1, ...].
-        label: its class.
+        label: class of the image.
         reach: largest shift of a pixel.
     """
 
@@ -219,9 +230,9 @@ def attack(
     picture: int = 0,
     limit: int = 1000,
 ) -> BlackBoxTask:
-    """Return the task of one shift of a picture that misleads everybody: each client's classifier saw a `portion` of the classes.
+    """Return the task of one shift of an image that misleads all clients: each classifier saw a `portion` of the classes.
 
-    The picture is the `picture`-th test sample; every classifier saw its class.
+    The image is the test sample with index `picture`; every classifier saw its class.
     """
     from paceline.tasks.load import load_task
 

@@ -1,4 +1,4 @@
-"""Tasks of instructions: eight made-up categories for a small model of characters, and real questions for a real one."""
+"""Instruction tasks: eight synthetic categories for a small character model, and real questions for a real model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CATEGORIES: dict[str, Callable[[str], str]] = {
     "sort letters": lambda word: "".join(sorted(word)),
     "spell": " ".join,
 }
-"""What each instruction asks of a word."""
+"""Answer of each instruction for a given word."""
 
 _SYMBOLS = string.printable[:95] + "\n"
 _CODES = {symbol: code for code, symbol in enumerate(_SYMBOLS)}
@@ -44,7 +44,7 @@ def _codes(text: str) -> list[int]:
 
 
 def characters() -> Tokens:
-    """Return one token for each printable ASCII character, a question mark for any other."""
+    """Return a tokeniser with one token per printable ASCII character, and a question mark for any other."""
     return Tokens(_codes, len(_SYMBOLS), len(_SYMBOLS) + 1)
 
 
@@ -61,7 +61,7 @@ def records(each: int, seed: int = 0) -> list[InstructionRecord]:
 
 
 def generic(count: int, seed: int = 0) -> list[InstructionRecord]:
-    """Return texts to pretrain on: words said again, in capitals, letter by letter, and counts; no instructions."""
+    """Return texts for pretraining: words repeated, in capitals, letter by letter, and counts; no instructions."""
     rng = numpy_rng(seed, "generic")
     forms: list[Callable[[str, str], str]] = [
         lambda a, b: f"{a} {a}, {b} {b}.",
@@ -74,7 +74,7 @@ def generic(count: int, seed: int = 0) -> list[InstructionRecord]:
 
 
 def _small(length: int, texts: int, epochs: int) -> Callable[[], nn.Module]:
-    """Return what builds the model of characters with weights that were pretrained on generic text, once."""
+    """Return a builder of the character model with weights pretrained once on generic text."""
     tokens = characters()
     make = partial(char_model, shape=(length,), num_classes=tokens.count)
 
@@ -87,9 +87,9 @@ def _small(length: int, texts: int, epochs: int) -> Callable[[], nn.Module]:
 
 
 def _pretrained(name: str) -> tuple[Tokens, Callable[[], nn.Module]]:
-    """Return the tokens and the maker of a model that is fetched.
+    """Return the tokeniser and the builder of a fetched model.
 
-    Raises `MissingDataError` where it has not been, `MissingExtraError` where its library is missing.
+    Raises `MissingDataError` if it has not been fetched, `MissingExtraError` if its library is missing.
     """
     folder = find_source(name).cached()
     build = language_model(folder)
@@ -113,14 +113,17 @@ def load_instructions(
     texts: int = 2000,
     epochs: int = 4,
 ) -> Task:
-    """Return the eight `CATEGORIES` for a small model of characters that was pretrained on generic text.
+    """Return the eight `CATEGORIES` for a small character model pretrained on generic text.
 
     Args:
         model: ``char_model``.
-        seed: of the run; the records are always the same.
-        each, held: records of a category, for training and for tests.
+        seed: seed of the run; the records are always the same.
+        each, held: records per category, for training and for tests.
         length, train_on_inputs: see `encode`.
         texts, epochs: of the pretraining.
+
+    Raises:
+        ConfigError: another model.
     """
     if model not in (None, "char_model"):
         raise ConfigError(f"model {model} does not suit instructions, which are for char_model")
@@ -150,16 +153,16 @@ def load_chatterbot(
     layout: Layout | None = None,
     train_on_inputs: bool = False,
 ) -> Task:
-    """Return questions and answers by topic, for a pretrained language model; topics with few of them are left out.
+    """Return questions and answers by topic, for a pretrained language model; topics with few of them are omitted.
 
     Args:
         model: ``smollm2-135m``, which is fetched like data, or ``char_model``.
-        seed: of the run; the choice of records is always the same.
-        length: most tokens of question, answer and template together; longer answers are cut.
-        held, limit: records of a topic, for tests and at most for training.
-        topics: how many, those with most records first; None is all that have four times `held`.
-        layout: ``alpaca``, or for char_model ``plain``.
-        train_on_inputs: score the questions too.
+        seed: seed of the run; the selection of records is always the same.
+        length: maximum number of tokens of question, answer and template together; longer answers are truncated.
+        held, limit: records per topic, for tests and (at most) for training.
+        topics: number of topics, the largest first; None selects all with at least four times `held` records.
+        layout: template; ``alpaca``, or ``plain`` for char_model, by default.
+        train_on_inputs: score the questions as well.
     """
     name = model or "smollm2-135m"
     raw = find_source("chatterbot").load()

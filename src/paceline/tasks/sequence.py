@@ -1,8 +1,8 @@
-"""Tasks that arrive one after another: what is there in which round, and how much of the old is forgotten.
+"""Sequences of tasks (continual learning): data by round, and measures of forgetting.
 
-A sequence is one `Task` whose samples each belong to a stage. In round r clients have the samples of stage
-``(r - 1) // rounds_each`` and no others; the test set is judged stage by stage. So every method runs on a
-sequence, whether or not it knows of stages.
+A sequence is one `Task` whose samples each belong to a stage. In round r clients have only the samples of stage
+``(r - 1) // rounds_each``; the test set is evaluated stage by stage. Every method therefore runs on a sequence, whether
+or not it supports stages.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class TaskSequence(Task):
     Args:
         stage: stage of each training sample, shape [N] (int64).
         test_stage: stage of each test sample.
-        rounds_each: rounds for which each stage lasts; the last one stays.
-        heads: which outputs a stage uses, shape [stages, classes] (bool), where each has a head of its own.
+        rounds_each: number of rounds of each stage; the last one continues.
+        heads: outputs used by each stage, shape [stages, classes] (bool), if each has its own head.
     """
 
     stage: Tensor
@@ -59,7 +59,7 @@ class TaskSequence(Task):
         return min((round - 1) // self.rounds_each, self.stages - 1)
 
     def ends_stage(self, round: int) -> bool:
-        """Say whether a round is its stage's last one."""
+        """Return whether a round is the last one of its stage."""
         return round % self.rounds_each == 0 and round <= self.stages * self.rounds_each
 
     steady: ClassVar[bool] = False
@@ -78,7 +78,7 @@ class TaskSequence(Task):
 
 
 def _only(classes: Tensor) -> Callable[[nn.Module, Tensor], Tensor]:
-    """Return scores in which the outputs of other heads cannot win."""
+    """Return scores in which outputs of other heads cannot win."""
 
     def scores(module: nn.Module, x: Tensor) -> Tensor:
         out: Tensor = module(x)
@@ -88,15 +88,15 @@ def _only(classes: Tensor) -> Callable[[nn.Module, Tensor], Tensor]:
 
 
 def _head_loss(head_of: Tensor, heads: Tensor, out: Tensor, y: Tensor) -> Tensor:
-    """Return cross-entropy over the outputs of the head that a target's class belongs to."""
+    """Return the cross-entropy over the outputs of the head to which a target's class belongs."""
     mine = heads.to(out.device)[head_of.to(out.device)[y]]
     return F.cross_entropy(torch.where(mine, out, -1e9), y)
 
 
 def permuted(task: Task, stages: int = 4, rounds_each: int = 25, seed: int = 0) -> TaskSequence:
-    """Return a sequence in which each stage shows the same samples with their inputs shuffled by its own permutation.
+    """Return a sequence in which each stage has the same samples with inputs shuffled by its own permutation.
 
-    The outputs are shared. Stage 0 keeps the order; permutations depend on the seed alone.
+    The outputs are shared. Stage 0 preserves the order; permutations depend only on the seed.
     """
     _check(stages, rounds_each)
     width = task.train.x[0].numel()
@@ -120,13 +120,16 @@ def permuted(task: Task, stages: int = 4, rounds_each: int = 25, seed: int = 0) 
 
 
 def split_classes(task: Task, stages: int = 5, rounds_each: int = 25, heads: bool = True) -> TaskSequence:
-    """Return a sequence in which each stage has its own classes, in their order.
+    """Return a sequence in which each stage has its own classes, in order.
 
     Args:
-        task: what is split.
+        task: task to split.
         stages: number of stages, at most the number of classes.
         rounds_each: rounds of each stage.
-        heads: each stage has its own outputs (task-incremental); else all compete (class-incremental).
+        heads: each stage has its own outputs (task-incremental); otherwise all compete (class-incremental).
+
+    Raises:
+        ConfigError: a value is out of range.
     """
     _check(stages, rounds_each)
     if stages > task.num_classes:
@@ -153,13 +156,13 @@ def _check(stages: int, rounds_each: int) -> None:
 
 
 def _fields(task: Task, name: str) -> dict[str, Any]:
-    """Return a plain task's fields but for its samples."""
+    """Return a plain task's fields except its samples."""
     known = {f.name: getattr(task, f.name) for f in dataclasses.fields(Task)}
     return {k: v for k, v in known.items() if k not in ("train", "test")} | {"name": name}
 
 
 def stage_accuracies(record: Mapping[str, float]) -> list[float]:
-    """Return each stage's test accuracy from the record of a round."""
+    """Return each stage's test accuracy from a round's record."""
     found: list[float] = []
     while f"part_{len(found)}_accuracy" in record:
         found.append(float(record[f"part_{len(found)}_accuracy"]))
@@ -169,10 +172,11 @@ def stage_accuracies(record: Mapping[str, float]) -> list[float]:
 def forgetting(history: Sequence[Mapping[str, float]], rounds_each: int) -> tuple[float, float]:
     """Return (ACC, FGT) of a run.
 
-    ACC is the mean over stages of the last accuracy; FGT is the mean over all stages but the last one of the accuracy
-    right after the stage minus the last accuracy.
+    ACC is the mean over stages of the final accuracy. FGT is the mean, over all stages except the last, of the accuracy
+    directly after the stage minus the final accuracy.
 
-    Raises `ConfigError` where the run was not evaluated at the end of every stage.
+    Raises:
+        ConfigError: the run was not evaluated at the end of every stage.
     """
     by_round = {int(r["round"]): stage_accuracies(r) for r in history if "part_0_accuracy" in r}
     last = by_round[max(by_round)] if by_round else []
@@ -195,7 +199,7 @@ def load_permuted(
     rounds_each: int = 25,
     **options: Any,
 ) -> TaskSequence:
-    """Return `permuted` of a named task; further options are that task's."""
+    """Return `permuted` of a named task; further options are passed to that task."""
     return permuted(_load(of, model, seed, options), stages, rounds_each, seed)
 
 
@@ -209,7 +213,7 @@ def load_split(
     heads: bool = True,
     **options: Any,
 ) -> TaskSequence:
-    """Return `split_classes` of a named task; further options are that task's."""
+    """Return `split_classes` of a named task; further options are passed to that task."""
     return split_classes(_load(of, model, seed, options), stages, rounds_each, heads)
 
 

@@ -1,4 +1,4 @@
-"""A task that needs no data set: Gaussian blobs, for examples and tests."""
+"""A task without a data set: Gaussian blobs, for examples and tests."""
 
 from __future__ import annotations
 
@@ -14,15 +14,23 @@ __all__ = ["blobs"]
 
 
 def blobs(samples: int = 240, features: int = 12, classes: int = 4, seed: int = 0) -> Task:
-    """Return a classification task of Gaussian blobs: one centre for each class, unit deviation around it.
+    """Return a classification task of Gaussian blobs: one centre per class, unit deviation around it.
 
-    Classes come up equally often; the test part has a third as many samples, at least one of each class.
+    Classes are equally frequent; the test part has a third as many samples, at least one of each class.
 
     Args:
-        samples: training samples.
-        features: numbers of each sample.
+        samples: number of training samples.
+        features: features of each sample.
         classes: number of classes.
-        seed: of centres and samples.
+        seed: seed of centres and samples.
+
+    Raises:
+        ConfigError: a value is out of range.
+
+    Example:
+        >>> task = blobs(samples=12, features=2, classes=3)
+        >>> task.train.x.shape, task.num_classes
+        (torch.Size([12, 2]), 3)
     """
     from paceline.models import build
 

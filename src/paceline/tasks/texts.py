@@ -1,9 +1,9 @@
-"""Instructions and responses as tokens: templates, masks, and the task that they make.
+"""Instruction tuning data: templates, tokens, masks, and the resulting task.
 
-A record is written out by a template as a prompt that ends where the response begins. Prompt and response are tokenised
-one by one, cut at a length together, and closed by the end symbol where there is room. At each place the model is asked
-for the next token; only places whose next token belongs to the response (or the end) are scored, unless the prompt is
-scored too. Texts are padded on the left: inputs by -1, targets by -100.
+A template converts a record to a prompt that ends where the response begins. Prompt and response are tokenised
+separately, truncated to a common length, and terminated by the end symbol if there is room. The model predicts the next
+token at each position; only positions whose next token belongs to the response (or is the end) are scored, unless the
+prompt is scored as well. Texts are padded on the left: inputs by -1, targets by -100.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PAD, UNSCORED, MULTIPLE = -1, -100, 8
 
 @dataclass(frozen=True)
 class InstructionRecord:
-    """An instruction, what it is about, and the response that is wanted; `kind` is its category."""
+    """An instruction, its context, and the desired response; `kind` is its category."""
 
     instruction: str
     response: str
@@ -38,7 +38,7 @@ class InstructionRecord:
 
 @dataclass(frozen=True)
 class Tokens:
-    """What makes tokens of text.
+    """A tokeniser.
 
     Args:
         encode: text -> codes.
@@ -52,7 +52,7 @@ class Tokens:
 
 
 def prompt(record: InstructionRecord, layout: Layout = "alpaca") -> str:
-    """Return the text up to where the response begins: in the sections of Alpaca's template, or in one line."""
+    """Return the text before the response: in the sections of Alpaca's template, or on one line."""
     if layout == "plain":
         return f"{record.instruction}: {record.context}\n" if record.context else f"{record.instruction}\n"
     about = f"### Input:\n{record.context}\n\n" if record.context else ""
@@ -63,9 +63,19 @@ def prompt(record: InstructionRecord, layout: Layout = "alpaca") -> str:
 def encode(
     records: Sequence[InstructionRecord], tokens: Tokens, length: int, layout: Layout = "alpaca", train_on_inputs: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return inputs [N, T], targets [N, T] and which records these are [N] (int64).
+    """Return inputs [N, T], targets [N, T] and the record of each row [N] (int64).
 
-    Records of which nothing is scored are left out: those whose prompt alone is longer than `length` tokens.
+    Records without scored tokens are omitted: those whose prompt alone is longer than `length` tokens.
+
+    Args:
+        records: the records.
+        tokens: tokeniser.
+        length: maximum number of tokens of prompt and response together.
+        layout: template, ``alpaca`` or ``plain``.
+        train_on_inputs: score the prompt as well.
+
+    Raises:
+        DataFormatError: all prompts are too long.
     """
     rows: list[tuple[list[int], list[int]]] = []
     kept = []
@@ -87,13 +97,13 @@ def encode(
 
 
 def token_loss(scores: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean cross-entropy of the targets that are scored, of scores [N, symbols, T] and targets [N, T]."""
+    """Return the mean cross-entropy over scored targets, of scores [N, symbols, T] and targets [N, T]."""
     return F.cross_entropy(scores, targets, ignore_index=UNSCORED)
 
 
 @dataclass(frozen=True, kw_only=True)
 class InstructionTask(Task):
-    """A task of instructions, judged kind by kind: ``part_i_loss`` is the i-th owner's, which is the i-th kind."""
+    """Task of instructions, evaluated by kind: ``part_i_loss`` is that of the i-th owner, which is the i-th kind."""
 
     def parts(self) -> Sequence[Part]:
         """Return the test rows of each kind."""
@@ -116,18 +126,22 @@ def instruction_task(
     batch_size: int = 8,
     notes: str = "",
 ) -> InstructionTask:
-    """Return a task: of each kind `held` records for tests, at most `limit` for training, drawn once and for all.
+    """Return a task with `held` test records of each kind and at most `limit` training records, drawn with a fixed seed.
 
     Args:
-        name: for people.
-        records: all of them, with kinds; partitioners go by these.
-        tokens: what makes tokens of text.
-        model: builds a fresh, seeded-by-the-caller module.
-        length: most tokens of prompt and response together.
+        name: name of the task.
+        records: all records, with kinds, which partitioners use as labels.
+        tokens: tokeniser.
+        model: builds a new module; seeded by the caller.
+        length: maximum number of tokens of prompt and response together.
         layout, train_on_inputs: see `encode`.
-        held, limit: records of a kind.
+        held, limit: records per kind.
         lr, batch_size: defaults.
-        notes: a line for people.
+        notes: one-line description.
+
+    Raises:
+        ConfigError: a value is out of range.
+        DataFormatError: a kind has too few records.
     """
     if length < 2 or held < 1 or (limit is not None and limit < 1):
         raise ConfigError(f"length={length}, held={held}, limit={limit}; at least 2, 1 and 1 are needed")

@@ -1,4 +1,4 @@
-"""Tuning a task's model by a few of its parameters: the task as any method sees it, with only these in its vector."""
+"""Parameter-efficient tuning of a task's model: the same task for any method, with only these parameters in its vector."""
 
 from __future__ import annotations
 
@@ -17,9 +17,15 @@ __all__ = ["parse_tuning", "tune"]
 
 
 def parse_tuning(text: str) -> Tuning:
-    """Read ``bias``, ``adapter:width=16`` or ``lora:rank=8,alpha=16,targets=q_proj/v_proj``.
+    """Parse ``bias``, ``adapter:width=16`` or ``lora:rank=8,alpha=16,targets=q_proj/v_proj``.
 
-    Raises `UnknownNameError` for an option that does not exist, `ConfigError` for a value that does not fit.
+    Raises:
+        UnknownNameError: unknown option.
+        ConfigError: invalid value.
+
+    Example:
+        >>> parse_tuning("adapter:width=16").width
+        16
     """
     spec = Spec.parse(text, "peft", modules=False)
     known = {f.name for f in dataclasses.fields(Tuning)} - {"prototype"}
@@ -37,10 +43,13 @@ def parse_tuning(text: str) -> Tuning:
 
 
 def tune(task: Task, tuning: Tuning) -> Task:
-    """Return the task whose model is frozen but for what a tuning trains; with ``full`` it is the task itself.
+    """Return the task with its model frozen except for the parameters of a tuning; ``full`` returns the task itself.
 
-    What is frozen never crosses the wire, so it has to be alike on every client: a pretrained model, or one that all
-    draw from the run's seed. Raises `ConfigError` for a task that is tuned already or a model that does not suit.
+    Frozen parameters are never sent, so they must be identical on every client: a pretrained model, or one initialised from
+    the run's seed.
+
+    Raises:
+        ConfigError: the task is already tuned, or the model does not support the tuning.
     """
     if tuning.prototype == "full":
         return task

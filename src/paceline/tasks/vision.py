@@ -1,4 +1,4 @@
-"""A vision transformer that knows some classes, to be tuned on all of them."""
+"""A vision transformer pretrained on some classes, to be tuned on all of them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,18 @@ __all__ = ["load_tuning", "pretrained"]
 def pretrained(task: Task, classes: int, epochs: int, seed: int = 0, share: float = 0.5) -> Task:
     """Return a task whose model was trained centrally on the first `classes` classes, and has a new head.
 
-    A `share` of these classes' training samples goes into that and is taken out of the task. The trained weights are kept
-    on this machine (see `kept`).
+    A fraction `share` of these classes' training samples is used for that and removed from the task. The trained weights
+    are cached on this machine (see `kept`).
+
+    Args:
+        task: the original task.
+        classes: number of classes of the pretraining.
+        epochs: epochs of the pretraining.
+        seed: seed of the pretraining.
+        share: fraction of the samples of these classes.
+
+    Raises:
+        ConfigError: a value is out of range.
     """
     if not 1 <= classes <= task.num_classes or epochs < 1 or not 0 < share < 1:
         raise ConfigError(

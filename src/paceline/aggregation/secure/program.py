@@ -177,9 +177,9 @@ class _Sum:
         self.codec = Codec(how.config, len(keys), request.declared.bounds)
         self.shapes: dict[int, Any] = {}
         self.silent: set[int] = set()
-        """Who gave no good answer to a step."""
+        """Clients without a valid answer to some step."""
         self.opening: list[int] = []
-        """Survivors, once shares are asked for."""
+        """Survivors, once the shares are requested."""
         self._preview()
 
     def form(self) -> Summed:

@@ -297,7 +297,7 @@ class SecureServer:
     def signatures_for(self) -> dict[int, dict[int, bytes]]:
         """Close R2.5: return for each client its neighbours' signatures.
 
-        Against an active server a client refuses if too few neighbours confirm the list, so such a client is not asked.
+        Against an active server a client refuses if too few neighbours confirm the list, so such clients are omitted.
 
         Raises:
             QuorumError: too few clients are left.

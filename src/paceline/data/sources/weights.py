@@ -1,7 +1,7 @@
-"""Pretrained models: packages that hold weights, converted once and kept as a folder in the cache.
+"""Pretrained models: packages that contain weights, converted once and stored as a folder in the cache.
 
-`smollm2-135m` comes as GGUF, in which each weight has 4 bits; it is de-quantised to float32. That is not the original
-checkpoint: what was lost in the 4 bits stays lost.
+`smollm2-135m` is distributed as GGUF with 4 bits per weight; it is dequantised to float32. The result is not the
+original checkpoint, because quantisation loses information.
 """
 
 from __future__ import annotations
@@ -30,26 +30,28 @@ def _nothing(files: Mapping[str, bytes], folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Weights(Source):
-    """A pretrained model that one command fetches; `cached` is its folder.
+    """A pretrained model that one command fetches; `cached` returns its folder.
 
     Args:
-        needs: checks that the libraries are there, before anything is downloaded.
-        convert: files of the packages (by path) -> weights, configuration and tokenizer in a folder.
+        needs: checks that the required libraries are installed, before anything is downloaded.
+        convert: writes weights, configuration and tokenizer into a folder, given the extracted files (by path).
     """
 
     needs: Callable[[], Any] = lambda: None
     convert: Callable[[Mapping[str, bytes], Path], None] = _nothing
 
     def path(self, **options: int) -> Path:
-        """Return the model's folder, whether or not it is there."""
+        """Return the model's folder, whether or not it exists."""
         self.settle(options)
         return cache_folder() / "models" / f"{self.name}-v1"
 
     def fetch(self, force: bool = False, say: Callable[[str], None] = lambda text: None, **options: int) -> Path:
-        """Download, check, convert and keep the model; return its folder.
+        """Download, verify, convert and store the model; return its folder.
 
-        Raises `MissingExtraError` where a library is missing, `DataError` when something else is, `ChecksumError` for a
-        damaged download.
+        Raises:
+            MissingExtraError: a library is missing.
+            DataError: something else required is missing.
+            ChecksumError: the download is damaged.
         """
         settled, target = self.settle(options), self.path(**options)
         if target.exists() and not force:
@@ -74,12 +76,12 @@ class Weights(Source):
         return target
 
     def load(self, **options: int) -> NoReturn:
-        """Refuse: there are no samples."""
+        """Raise `DataError`: a model has no samples."""
         raise DataError(f"{self.name} is a model, not a data set; its folder is {self.path(**options)}")
 
 
 def transformers() -> Any:
-    """Return the library that knows models' architectures; raises `MissingExtraError` where it is missing."""
+    """Return the library ``transformers``; raises `MissingExtraError` if it is not installed."""
     try:
         import gguf  # noqa: F401
         import transformers as found
@@ -99,7 +101,7 @@ def _smollm2(files: Mapping[str, bytes], folder: Path) -> None:
     tokenizer = library.AutoTokenizer.from_pretrained(folder, gguf_file=packed.name, local_files_only=True)
     model = library.AutoModelForCausalLM.from_pretrained(folder, gguf_file=packed.name, local_files_only=True, dtype=torch.float32)
     packed.unlink()
-    del model.config.quantization_config  # the weights are plain numbers from here on
+    del model.config.quantization_config  # the weights are not quantised any more
     model.config.save_pretrained(folder)
     weights = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
     save_file(weights, folder / "model.safetensors", {"format": "pt"})

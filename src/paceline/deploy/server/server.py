@@ -45,7 +45,7 @@ from paceline.network import (
 )
 from paceline.network.fault_injection import Faults
 from paceline.network.interfaces import check_limit
-from paceline.run import Observer, Run, RunConfig, Summary, prepare, reopen
+from paceline.run import Observer, Result, Run, RunConfig, prepare, reopen
 from paceline.store import RunFolder, atomic_write
 from paceline.store.lock import LOCK
 
@@ -140,7 +140,7 @@ class FederationServer:
         self._held: RunFolder | None = None
 
     # -- life ----------------------------------------------------------------------------------
-    def go(self) -> Summary:
+    def go(self) -> Result:
         """Serve until the run has ended; return its summary.
 
         Raises:

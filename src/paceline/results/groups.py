@@ -1,4 +1,4 @@
-"""Runs side by side: labels, means and deviations over seeds, ratios to the first method."""
+"""Comparison of runs: labels, means and deviations over seeds, ratios to the first method."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from paceline.cli.show import bytes_text, percent, seconds_text, table
+from paceline.results.display import bytes_text, percent, seconds_text, table
 
-__all__ = ["Group", "RunEntry", "common_target", "comparison", "grouped", "labels"]
+__all__ = ["Group", "RunEntry", "cells", "columns", "common_target", "comparison", "grouped", "labels"]
 
 SKIPPED = frozenset({"method", "seed"})
 
 
 @dataclass(frozen=True)
 class RunEntry:
-    """One finished run: its configuration, summary and the records of its rounds."""
+    """One finished run: configuration, summary and round records."""
 
     config: Mapping[str, Any]
     summary: Mapping[str, Any]
@@ -29,26 +29,27 @@ class RunEntry:
 
 @dataclass
 class Group:
-    """Runs that differ in nothing but the seed."""
+    """Runs that differ only in the seed."""
 
     label: str
     entries: list[RunEntry] = field(default_factory=list)
 
     def values(self, name: str) -> list[float]:
-        """Return a figure of all summaries."""
+        """Return a figure from all summaries."""
         return [float(e.summary[name]) for e in self.entries if e.summary[name] is not None]
 
     def times_to(self, target: float) -> list[float]:
-        """Return the virtual times at which runs first reached `target`; runs that did not are left out."""
+        """Return the virtual times at which runs first reached `target`; other runs are omitted."""
         times = (next((r["virtual_seconds"] for r in e.history if r.get("accuracy", -1.0) >= target), None) for e in self.entries)
         return [float(t) for t in times if t is not None]
 
 
 def labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a label for each configuration: its method, and those settings in which the configurations differ.
+    """Return a label for each configuration: its method, and the settings in which the configurations differ.
 
-    >>> labels([{"method": "clip", "options": {"network": True}}, {"method": "clip", "options": {}}])
-    ['clip:network=true', 'clip']
+    Example:
+        >>> labels([{"method": "clip", "options": {"network": True}}, {"method": "clip", "options": {}}])
+        ['clip:network=true', 'clip']
     """
     flat = [_flat(config) for config in configs]
     names = {name for settings in flat for name in settings}
@@ -73,7 +74,7 @@ def _text(value: Any) -> str:
 
 
 def grouped(entries: Sequence[RunEntry]) -> list[Group]:
-    """Return the runs by label, in the order in which the labels first come."""
+    """Group runs by label, in order of first occurrence."""
     groups: dict[str, Group] = {}
     for entry, label in zip(entries, labels([e.config for e in entries]), strict=True):
         groups.setdefault(label, Group(label)).entries.append(entry)
@@ -81,7 +82,7 @@ def grouped(entries: Sequence[RunEntry]) -> list[Group]:
 
 
 def common_target(groups: Sequence[Group]) -> float | None:
-    """Return the highest accuracy, in whole percent, that every run reached; None where one was never evaluated."""
+    """Return the highest accuracy, in whole percent, that every run reached; None if one was never evaluated."""
     best = [max((r["accuracy"] for r in e.history if "accuracy" in r), default=None) for g in groups for e in g.entries]
     known = [b for b in best if b is not None]
     if not known or len(known) < len(best):
@@ -89,24 +90,32 @@ def common_target(groups: Sequence[Group]) -> float | None:
     return int(100 * min(known) + 1e-9) / 100
 
 
-def comparison(title: str, groups: Sequence[Group], target: float | None) -> Table:
-    """Return the table of mean ± standard deviation over seeds, with ratios to the first group."""
+def columns(target: float | None) -> list[str]:
+    """Return the headings of a comparison's table after the method's."""
     goal = "time to target" if target is None else f"time to {100 * target:.3g} %"
-    columns = ("seeds", "accuracy", "round time", goal, "total time", "bytes up", "bytes down")
-    shown = table(title, "method", *columns, right=columns)
-    first = groups[0]
+    return ["seeds", "accuracy", "round time", goal, "total time", "bytes up", "bytes down"]
+
+
+def cells(group: Group, first: Group, target: float | None) -> list[str]:
+    """Return a group's row as texts: mean ± standard deviation over seeds, with ratios to the first group."""
+    return [
+        group.label,
+        str(len(group.entries)),
+        _spread(group.values("accuracy"), percent),
+        _cell(group.values("round_seconds"), first.values("round_seconds"), seconds_text, group is first),
+        _reached(group, first, target),
+        _cell(group.values("total_seconds"), first.values("total_seconds"), seconds_text, group is first),
+        _cell(group.values("bytes_up"), first.values("bytes_up"), bytes_text, group is first),
+        _cell(group.values("bytes_down"), first.values("bytes_down"), bytes_text, group is first),
+    ]
+
+
+def comparison(title: str, groups: Sequence[Group], target: float | None) -> Table:
+    """Return the table of all groups; see `cells`."""
+    heads = columns(target)
+    shown = table(title, "method", *heads, right=tuple(heads))
     for group in groups:
-        cells = [
-            escape(group.label),
-            str(len(group.entries)),
-            _spread(group.values("accuracy"), percent),
-            _cell(group.values("round_seconds"), first.values("round_seconds"), seconds_text, group is first),
-            _reached(group, first, target),
-            _cell(group.values("total_seconds"), first.values("total_seconds"), seconds_text, group is first),
-            _cell(group.values("bytes_up"), first.values("bytes_up"), bytes_text, group is first),
-            _cell(group.values("bytes_down"), first.values("bytes_down"), bytes_text, group is first),
-        ]
-        shown.add_row(*cells)
+        shown.add_row(*map(escape, cells(group, groups[0], target)))
     return shown
 
 

@@ -20,7 +20,8 @@ def keep_freed(trim: int = 512, blocks: int = 32) -> None:
 
     By default glibc returns large blocks to the system. Each reuse then causes page faults, which cost as much as the
     arithmetic of a small model. Other C libraries are left unchanged, as are processes started with settings of their own
-    (``MALLOC_...``, ``GLIBC_TUNABLES``).
+    (``MALLOC_...``, ``GLIBC_TUNABLES``). Call it in Paceline's own processes only, the command line and workers: a process that
+    imports Paceline decides for itself.
 
     Args:
         trim: in MiB.

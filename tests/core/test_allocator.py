@@ -8,7 +8,7 @@ import pytest
 
 CODE = """
 import resource, torch
-from paceline.engines.allocator import keep_freed
+from paceline.core.allocator import keep_freed
 {call}
 def use():
     for _ in range(20):

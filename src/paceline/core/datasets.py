@@ -1,0 +1,155 @@
+"""Data sets and models as users have them, made into the parts of a task and checked at once."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from paceline.core.errors import ConfigError, DataError, DataFormatError
+from paceline.core.generators import drawing
+
+__all__ = ["check_labels", "model_maker", "samples", "try_model"]
+
+
+def samples(data: Any, which: str) -> tuple[Tensor, Tensor]:
+    """Return a data set's inputs, shape [N, ...], and targets, shape [N, ...], on the CPU.
+
+    Args:
+        data: a pair (x, y) of tensors or arrays, or a map-style data set whose samples are such pairs.
+        which: name of the part, for messages.
+
+    Floats of 64 bits become float32, integer and boolean targets int64. Each sample of a data set is read once, so a random
+    transform is applied once.
+
+    Raises `DataError` where there are no samples or lengths differ, `DataFormatError` for samples that are no such pairs.
+    """
+    if isinstance(data, torch.utils.data.TensorDataset):
+        data = data.tensors
+    if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor | np.ndarray) for part in data):
+        x, y = (_tensor(part) for part in data)
+        if not x.dim() or not y.dim() or len(x) != len(y):
+            raise DataError(f"{which}: x has shape {list(x.shape)} and y {list(y.shape)}; their first dimensions must be equal")
+    else:
+        x, y = _collect(data, which)
+    if not len(x):
+        raise DataError(f"{which}: there are no samples")
+    if not y.is_floating_point():
+        y = y.long()
+    return x, y
+
+
+def _collect(data: Any, which: str) -> tuple[Tensor, Tensor]:
+    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+        raise DataFormatError(
+            f"{which}: a {type(data).__name__} is no map-style data set; it needs __len__ and __getitem__, which returns (x, y)"
+        )
+    xs: list[Tensor] = []
+    ys: list[Tensor] = []
+    for i in range(len(data)):
+        sample = data[i]
+        if not isinstance(sample, tuple | list) or len(sample) != 2:
+            raise DataFormatError(f"{which}: sample {i} is a {type(sample).__name__}; a pair (x, y) is needed")
+        for part, into, name in zip(sample, (xs, ys), "xy", strict=True):
+            if not isinstance(part, Tensor | np.ndarray | np.generic | int | float):
+                hint = "; convert it in the data set's transform, as torchvision's ToTensor does" if name == "x" else ""
+                raise DataFormatError(
+                    f"{which}: {name} of sample {i} is a {type(part).__name__}, not a tensor, array or number{hint}"
+                )
+            into.append(_tensor(part))
+            if part is not None and into[-1].shape != into[0].shape:
+                raise DataFormatError(
+                    f"{which}: {name} of sample {i} has shape {list(into[-1].shape)}, that of sample 0 {list(into[0].shape)}; "
+                    f"pad or crop them to one shape"
+                )
+    return (torch.stack(xs), torch.stack(ys)) if xs else (torch.empty(0), torch.empty(0))
+
+
+def _tensor(value: Any) -> Tensor:
+    made = torch.as_tensor(value).detach().cpu()
+    return made.float() if made.dtype == torch.float64 else made
+
+
+def check_labels(train: Tensor, test: Tensor, num_classes: int | None, loss: Any) -> int:
+    """Return the number of classes; raises `DataFormatError` for targets that the loss cannot take.
+
+    Args:
+        train, test: targets.
+        num_classes: as given; None to count them.
+        loss: of the task.
+    """
+    for y, which in ((train, "train"), (test, "test")):
+        if y.is_floating_point():
+            name = "cross entropy" if loss is F.cross_entropy else "an evaluation, which counts right answers by class,"
+            raise DataFormatError(f"{which}: y is {y.dtype}; {name} needs class indices: convert them with y.long()")
+        if y.dim() == 2 and y.shape[1] == 1:
+            raise DataFormatError(f"{which}: y has shape {list(y.shape)}; drop its last dimension with y.squeeze(1)")
+        if y.dim() == 1 and int(y.min()) < 0:
+            raise DataFormatError(f"{which}: y holds {int(y.min())}; class indices begin at 0")
+    found = int(max(train.max(), test.max())) + 1
+    if num_classes is not None and found > num_classes:
+        raise DataFormatError(f"y holds class {found - 1}, but num_classes={num_classes}")
+    return num_classes or found
+
+
+def model_maker(model: Any) -> Callable[[], nn.Module]:
+    """Return what builds a fresh module.
+
+    Args:
+        model: a module's class, a function that makes one, or a module, whose weights are the start: it is copied once, and
+            trained never.
+    """
+    if isinstance(model, nn.Module):
+        return functools.partial(copy.deepcopy, copy.deepcopy(model).cpu())
+    if callable(model):
+        make: Callable[[], nn.Module] = model
+        return make
+    raise ConfigError(f"model={model!r}: a module's class, a module, or a function that makes one is needed")
+
+
+def try_model(make: Callable[[], nn.Module], x: Tensor, y: Tensor, loss: Any, num_classes: int) -> None:
+    """Pass one sample through a model and its loss.
+
+    Args:
+        make: builds the module.
+        x, y: samples.
+        loss: of the task.
+        num_classes: of the task.
+
+    Raises `ConfigError` with what does not fit.
+    """
+    with drawing(0), torch.no_grad():
+        try:
+            module = make()
+        except Exception as error:
+            raise ConfigError(
+                f"the model cannot be built without arguments: {type(error).__name__}: {error}; wrap it in a function"
+            ) from error
+        if not isinstance(module, nn.Module):
+            raise ConfigError(f"model makes an object of type {type(module).__name__}, not a torch.nn.Module")
+        name = type(module).__name__
+        try:
+            out = module.eval()(x[:1])
+        except Exception as error:
+            raise ConfigError(
+                f"{name} does not take the samples, {x.dtype} of shape {list(x.shape[1:])}: {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(out, Tensor):
+            raise ConfigError(f"{name} returns a {type(out).__name__}, not a tensor of scores")
+        if loss is F.cross_entropy and (out.dim() < 2 or out.shape[1] < num_classes):
+            raise ConfigError(
+                f"{name} returns shape {list(out.shape)} for one sample; {num_classes} classes need [1, {num_classes}, ...]"
+            )
+        try:
+            loss(out, y[:1])
+        except Exception as error:
+            raise ConfigError(
+                f"the loss does not take outputs of shape {list(out.shape)} and targets of shape {list(y[:1].shape)}: "
+                f"{type(error).__name__}: {error}"
+            ) from error

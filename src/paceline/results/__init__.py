@@ -1,0 +1,1 @@
+"""What a run gives back: its result, comparisons of several, their tables, and progress on the way."""

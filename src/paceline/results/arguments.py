@@ -1,0 +1,143 @@
+"""What `paceline.run` is called with, as a configuration and the objects that take the place of names in it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic.errors import PydanticUserError
+
+from paceline import registry
+from paceline.core.config import RunConfig
+from paceline.core.errors import ConfigError, UnknownNameError
+from paceline.core.method import Method
+from paceline.core.task import Task
+
+__all__ = ["Arguments", "MethodLike", "TaskLike", "arguments", "as_task"]
+
+MethodLike = RunConfig | Method[Any] | type[Method[Any]] | str
+TaskLike = Task | tuple[Any, Any] | str | None
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A run as it was asked for.
+
+    Args:
+        config: the configuration, with the method's name and fields.
+        method: the method, where an object was given; else None.
+        task: the task, where an object or data were given; else None.
+    """
+
+    config: RunConfig
+    method: Method[Any] | None = None
+    task: Task | None = None
+
+
+def arguments(method: MethodLike, task: TaskLike, model: Any, fields: Mapping[str, Any]) -> Arguments:
+    """Read a call's arguments.
+
+    Args:
+        method: a configuration, a method, a method's class, or a name with options (``"fedprox:mu=0.1"``).
+        task: a task, a name, a pair of data sets (train, test), or None for the configuration's.
+        model: of a named task: the name of a model; of a pair of data sets: what `Task.from_datasets` takes.
+        fields: of `RunConfig`.
+
+    Raises `UnknownNameError` with the nearest names for a field that does not exist, `ConfigError` for a value that does
+    not fit and for a field of the method that was given as one of the run.
+    """
+    values: dict[str, Any] = {}
+    if isinstance(method, RunConfig):
+        values, asked = method.model_dump(exclude_unset=True), None
+        owner = None
+    else:
+        values, asked = _method(method)
+        owner = type(asked) if asked is not None else registry.find_method(values["method"])
+    _check_names(fields, owner)
+    if asked is not None and fields.get("options"):
+        raise ConfigError(f"options are fields of the method: write {type(asked).__name__}({_written(fields['options'])})")
+    values |= {**fields, "options": {**values.get("options", {}), **fields.get("options", {})}}
+    made = None
+    if isinstance(task, str):
+        values |= {"task": task, "model": model}
+    elif task is None:
+        values |= {} if model is None else {"model": model}
+    else:
+        made = as_task(task, model)
+        values |= {"task": made.name, "model": None}
+    if "cohort" not in values and not isinstance(method, RunConfig) and isinstance(clients := values.get("clients"), int):
+        values["cohort"] = max(min(clients, RunConfig.model_fields["cohort"].default), 1)
+    return Arguments(RunConfig.build(values), asked, made)
+
+
+def _method(method: Any) -> tuple[dict[str, Any], Method[Any] | None]:
+    """Return the fields of the configuration that name a method, and the method where it is an object."""
+    if isinstance(method, str):
+        spec = registry.parse("method", method)
+        return {"method": spec.name, "options": spec.options}, None
+    if isinstance(method, type) and issubclass(method, Method):
+        method = method()
+    if not isinstance(method, Method):
+        raise ConfigError(
+            f"{method!r} is no method; give an object such as paceline.methods.FedAvg(), a name such as 'fedavg', or a RunConfig"
+        )
+    changed = {f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.init and not _is_default(method, f)}
+    options = {name: _plain(value) for name, value in changed.items()}
+    if options == {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}:
+        with contextlib.suppress(PydanticUserError, NameError):  # types that cannot be checked
+            method = type(method).build(options)  # as a resumed run makes it
+    return {"method": registry.name_of("method", type(method)), "options": options}, method
+
+
+def _is_default(method: Method, field: dataclasses.Field[Any]) -> bool:
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    value = getattr(method, field.name)
+    return type(value) is type(default) and bool(value == default)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as a configuration can hold it; what is no plain value becomes its name."""
+    if isinstance(value, bool | int | float | str) or value is None:
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [_plain(item) for item in value]
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        return value.item()
+    named = getattr(value, "__qualname__", None)
+    return repr(value) if named is None else f"{value.__module__}:{named}"
+
+
+def as_task(task: Any, model: Any) -> Task:
+    """Return a task object, or that of a pair of data sets (train, test) and a model."""
+    if isinstance(task, Task):
+        if model is not None:
+            raise ConfigError("the model is part of the task: Task.from_datasets(train, test, model=...)")
+        return task
+    if not isinstance(task, tuple) or len(task) != 2:
+        raise ConfigError(
+            f"an object of type {type(task).__name__} is no task; give a Task, the name of one, or a pair (train, test) with model=..."
+        )
+    if model is None:
+        raise ConfigError("a pair (train, test) needs model=..., a module's class, a module, or a function that makes one")
+    return Task.from_datasets(*task, model=model)
+
+
+def _check_names(fields: Mapping[str, Any], method: type[Method[Any]] | None) -> None:
+    """Raise `UnknownNameError` for a field that does not exist, or `ConfigError` where the method has it."""
+    for name in fields:
+        if name in RunConfig.model_fields and name not in ("method", "task", "model"):
+            continue
+        if method is not None and name in {f.name for f in dataclasses.fields(method)}:
+            raise ConfigError(
+                f"{name} is a field of the method, not of the run: write {method.__name__}({_written({name: fields[name]})})"
+            )
+        raise UnknownNameError("option", name, RunConfig.model_fields)
+
+
+def _written(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in values.items())

@@ -1,0 +1,133 @@
+"""Runs side by side: their table, means and deviations over seeds, and picture."""
+
+from __future__ import annotations
+
+import html
+import io
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from paceline.results.groups import Group, RunEntry, cells, columns, common_target, comparison, grouped, labels
+from paceline.results.result import Result
+
+if TYPE_CHECKING:
+    from paceline.store.plots import Picture
+
+__all__ = ["Comparison"]
+
+_WIDE = 160
+
+
+@dataclass(repr=False)
+class Comparison:
+    """Several methods and seeds: one row for each label, that is for runs that differ in nothing but the seed.
+
+    It is shown as a table in a terminal and in a notebook. Times are virtual; × is the ratio to the first row.
+
+    Args:
+        entries: the runs, in the order of the table.
+        title: of the table.
+        target: accuracy from 0 to 1 whose time is shown; by default the highest whole percentage that every run reached.
+        results: the runs' results with their models, in the same order; may be empty.
+        folder: where the runs are kept, or None.
+    """
+
+    entries: Sequence[RunEntry]
+    title: str = ""
+    target: float | None = None
+    results: Sequence[Result] = ()
+    folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        self.target = self.target or common_target(self.groups)
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """The runs by label."""
+        return grouped(self.entries)
+
+    @property
+    def labels(self) -> list[str]:
+        """The label of each run: its method, and the settings in which runs differ."""
+        return labels([entry.config for entry in self.entries])
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """A dict for each label: ``label``, ``seeds``, and mean and ``..._deviation`` of each figure.
+
+        Figures are ``accuracy``, ``loss``, ``round_seconds``, ``total_seconds``, ``target_seconds``, ``wall_seconds``,
+        ``bytes_up`` and ``bytes_down``; None where no run has it, and a deviation of None where there are fewer than two.
+        """
+        return [
+            {"label": g.label, "seeds": len(g.entries)}
+            | {f"{n}{s}": f(v) for n, v in self._values(g).items() for s, f in (("", _mean), ("_deviation", _deviation))}
+            for g in self.groups
+        ]
+
+    def mean(self, figure: str = "accuracy") -> dict[str, float | None]:
+        """Return a figure's mean over seeds, by label; see `rows`."""
+        return {row["label"]: row[figure] for row in self.rows}
+
+    def deviation(self, figure: str = "accuracy") -> dict[str, float | None]:
+        """Return a figure's standard deviation over seeds, by label; see `rows`."""
+        return {row["label"]: row[f"{figure}_deviation"] for row in self.rows}
+
+    def plot(self, path: str | Path | None = None) -> Picture:
+        """Draw accuracy over virtual time, time of a round and upload; a notebook shows the figure that is returned.
+
+        Args:
+            path: where to save it too, as png, svg or pdf by its name.
+
+        Raises `StoreError` where no run has a history, or for another format.
+        """
+        from paceline.store.plots import draw_compare, save
+
+        runs = [
+            {"method": group.label, "seed": entry.config.get("seed", 0), "history": entry.history}
+            for group in self.groups
+            for entry in group.entries
+        ]
+        figure = draw_compare(runs, target=self.target)
+        if path is not None:
+            save(figure, Path(path))
+        return figure
+
+    def table(self) -> Table:
+        """Return the table, for rich."""
+        return comparison(self.title, self.groups, self.target)
+
+    def _values(self, group: Group) -> dict[str, list[float]]:
+        names = ("accuracy", "loss", "round_seconds", "total_seconds", "wall_seconds", "bytes_up", "bytes_down")
+        times = [] if self.target is None else group.times_to(self.target)
+        return {name: group.values(name) for name in names} | {"target_seconds": times}
+
+    def __rich__(self) -> Table:
+        return self.table()
+
+    def __repr__(self) -> str:
+        console = Console(file=io.StringIO(), width=_WIDE, highlight=False)
+        console.print(self.table())
+        assert isinstance(console.file, io.StringIO)
+        return console.file.getvalue().rstrip()
+
+    def _repr_html_(self) -> str:
+        rows = [["method", *columns(self.target)], *(cells(g, self.groups[0], self.target) for g in self.groups)]
+        lines = [f"<caption>{html.escape(self.title)}</caption>"] if self.title else []
+        for tag, row in zip(["th", *["td"] * (len(rows) - 1)], rows, strict=True):
+            lines.append("<tr>" + "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in row) + "</tr>")
+        return "<table>" + "".join(lines) + "</table>"
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None

@@ -1,0 +1,57 @@
+"""Figures with units, tables, and the console for progress."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["bytes_text", "err", "percent", "seconds_text", "table"]
+
+
+def err() -> Console:
+    """Return the console for progress and errors."""
+    return Console(file=sys.stderr, highlight=False)
+
+
+def table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
+    """Return an empty table; the columns in `right` hold figures."""
+    made = Table(title=Text(title), title_justify="left", header_style="bold")
+    for name in columns:
+        made.add_column(name, justify="right" if name in right else "left", overflow="fold", no_wrap=name == columns[0])
+    return made
+
+
+def bytes_text(count: float) -> str:
+    """Return a number of bytes with its unit.
+
+    >>> bytes_text(950), bytes_text(1_234_567)
+    ('950 B', '1.23 MB')
+    """
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}" if count < 999.5 * size else f"{count / size:.0f} {unit}"
+    return f"{count:.0f} B"
+
+
+def seconds_text(seconds: float | None) -> str:
+    """Return a duration with its unit; a dash for None.
+
+    >>> seconds_text(0.0421), seconds_text(12.34), seconds_text(754)
+    ('0.0421 s', '12.3 s', '12 min 34 s')
+    """
+    if seconds is None or not math.isfinite(seconds):
+        return "–"
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def percent(share: float | None) -> str:
+    """Return a share in percent; a dash for None."""
+    return "–" if share is None or not math.isfinite(share) else f"{100 * share:.1f} %"

@@ -1,0 +1,143 @@
+"""The outcome of a run: its figures, the records of its rounds, and its model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paceline.core.errors import ConfigError
+from paceline.results.display import bytes_text, percent, seconds_text
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from paceline.core.config import RunConfig
+    from paceline.core.params import Params
+    from paceline.results.model import FinalModel
+    from paceline.store import RunFolder
+
+__all__ = ["Result"]
+
+_NOT_FIGURES = {"history", "config", "final"}
+
+
+@dataclass(repr=False)
+class Result:
+    """The outcome of a run, as `paceline.run`, `resume` and `load` return it.
+
+    Args:
+        run: the run's folder, or an empty string.
+        method, task, seed: what was run.
+        rounds: rounds that were carried out.
+        accuracy, loss: of the last evaluation; NaN where there was none.
+        round_seconds, total_seconds: virtual seconds of a round (mean), and of all.
+        wall_seconds: seconds on this machine.
+        bytes_up, bytes_down: bytes from and to all clients.
+        model_sha256: SHA-256 of the final parameters' float32 bytes.
+        target_seconds: virtual seconds until the target accuracy was reached, or None.
+        stopped: why the run ended.
+        chunk: clients that trained as one stacked computation.
+        path: why they did.
+        spent: wall time by section, of this process (``here``) and of all workers.
+        history: a dict for each round: ``round``, ``virtual_seconds``, ``round_seconds``, ``bytes_up``, ``bytes_down``, and
+            ``accuracy`` and ``loss`` where it was evaluated.
+        config: the run's configuration.
+        final: makes the models; see `model`.
+    """
+
+    run: str
+    method: str
+    task: str
+    rounds: int
+    seed: int
+    accuracy: float
+    loss: float
+    round_seconds: float
+    total_seconds: float
+    wall_seconds: float
+    bytes_up: int
+    bytes_down: int
+    model_sha256: str
+    target_seconds: float | None = None
+    stopped: str = "all rounds"
+    chunk: int = 1
+    path: str = ""
+    spent: dict[str, dict[str, float]] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    config: RunConfig | None = None
+    final: FinalModel | None = field(default=None, compare=False)
+
+    @property
+    def seconds(self) -> float:
+        """Virtual seconds of all rounds."""
+        return self.total_seconds
+
+    @property
+    def bytes(self) -> int:
+        """Bytes sent in both directions, of all clients and rounds."""
+        return self.bytes_up + self.bytes_down
+
+    @property
+    def folder(self) -> Path | None:
+        """The run's folder; None where nothing was kept."""
+        return Path(self.run) if self.run else None
+
+    @property
+    def params(self) -> Params:
+        """The final parameters: one vector with named views."""
+        return self._final.params()
+
+    def model(self, client: int | None = None) -> nn.Module:
+        """Return the final model as a module of its own, in evaluation mode, on the CPU.
+
+        Args:
+            client: for this client's own model, as it was evaluated, where the method personalises models.
+
+        Raises `ConfigError` where there is no such model: a method without a global one, a client that does not exist, or
+        that is on another machine.
+
+        Example:
+            >>> import paceline as pl
+            >>> from paceline.tasks import blobs
+            >>> result = pl.run("fedavg", blobs(), clients=4, rounds=1)
+            >>> bool(result.model()(blobs().test.x).argmax(1).eq(blobs().test.y).float().mean() == result.accuracy)
+            True
+        """
+        return self._final.whole() if client is None else self._final.personal(client)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the tensors of `model`, for ``load_state_dict``."""
+        return dict(self.model().state_dict())
+
+    @property
+    def _final(self) -> FinalModel:
+        if self.final is None:
+            raise ConfigError(f"this result holds no model; load it from its folder: paceline.load({self.run or 'folder'!r})")
+        return self.final
+
+    @staticmethod
+    def read(folder: RunFolder, final: FinalModel | None = None) -> Result | None:
+        """Return the result that a run has left in its folder; None while the run has not ended."""
+        from paceline.core.config import RunConfig
+
+        saved = folder.read_summary()
+        if saved is None:
+            return None
+        saved |= {name: math.nan for name in ("accuracy", "loss") if saved.get(name) is None} | {"run": str(folder.path)}
+        return Result(**saved, history=folder.read_metrics(), config=RunConfig.build(folder.read_config()), final=final)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all figures, without history, configuration and model: what ``--json`` prints."""
+        return {name: value for name, value in self.__dict__.items() if name not in _NOT_FIGURES}
+
+    def __repr__(self) -> str:
+        parts = [
+            f"accuracy {percent(self.accuracy)}",
+            f"loss {self.loss:.4f}",
+            f"{self.rounds} rounds",
+            f"{seconds_text(self.seconds)} virtual",
+            bytes_text(self.bytes),
+        ]
+        return f"<{self.method} on {self.task}, seed {self.seed}: {', '.join(parts)}>"
