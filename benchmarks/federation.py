@@ -37,8 +37,9 @@ from paceline.core.address import Address
 from paceline.core.allocator import keep_freed
 from paceline.core.client import Client
 from paceline.core.federation import Federation
+from paceline.core.layout import Layout
 from paceline.core.method import Method, on_client
-from paceline.core.params import Layout, Params
+from paceline.core.params import Params
 from paceline.core.update import Update
 from paceline.tasks import Arrays, Task
 

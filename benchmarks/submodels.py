@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from paceline.core.params import Layout, Params, Resident
+from paceline.core.layout import Layout
+from paceline.core.params import Params, Resident
 from paceline.submodels.cut import TIERS, Cutter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 __all__ = [
     "BUILT_IN",
     "KINDS",
-    "Entry",
     "Kind",
+    "Registered",
     "build",
     "check",
     "describe",
@@ -198,7 +198,7 @@ ALIASES: dict[Kind, dict[str, str]] = {
 """Further spellings of built-in names; they are not listed."""
 
 
-class Entry(NamedTuple):
+class Registered(NamedTuple):
     """One registered name.
 
     Args:
@@ -231,7 +231,7 @@ def names(kind: Kind) -> list[str]:
     return [_one(kind, claims).name for claims in _table(kind).values()]
 
 
-def describe(kind: Kind, name: str) -> Entry:
+def describe(kind: Kind, name: str) -> Registered:
     """Return what is known of a name without importing it.
 
     Raises:
@@ -247,7 +247,7 @@ def describe(kind: Kind, name: str) -> Entry:
     if claims:
         return _one(kind, claims)
     if ":" in name:
-        return Entry(kind, name, name, "")
+        return Registered(kind, name, name, "")
     raise UnknownNameError(kind, name, [*table, *ALIASES.get(kind, ())])
 
 
@@ -365,7 +365,7 @@ def build(kind: Kind, spec: str | Spec, offered: Mapping[str, Any], also: Mappin
     return make(**{name: value for name, value in offered.items() if name in takes}, **options)
 
 
-def _imported(entry: Entry) -> Any:
+def _imported(entry: Registered) -> Any:
     if entry.package == "paceline":
         module, _, attribute = entry.target.partition(":")
         return getattr(importlib.import_module(module), attribute)
@@ -374,16 +374,16 @@ def _imported(entry: Entry) -> Any:
     return load_named(entry.target, entry.kind)
 
 
-def _table(kind: Kind) -> dict[str, list[Entry]]:
+def _table(kind: Kind) -> dict[str, list[Registered]]:
     """Return who claims each name of a kind."""
-    found = {name: [Entry(kind, name, target, "paceline")] for name, target in BUILT_IN[kind].items()}
+    found = {name: [Registered(kind, name, target, "paceline")] for name, target in BUILT_IN[kind].items()}
     for name, points in sorted(installed(KINDS[kind].group).items()):
-        owners = [Entry(kind, name, p.value, p.dist.name if p.dist else "an unnamed package") for p in points]
+        owners = [Registered(kind, name, p.value, p.dist.name if p.dist else "an unnamed package") for p in points]
         found.setdefault(ALIASES.get(kind, {}).get(name, name), []).extend(owners)
     return found
 
 
-def _one(kind: Kind, claims: list[Entry]) -> Entry:
+def _one(kind: Kind, claims: list[Registered]) -> Registered:
     if len(claims) > 1:
         raise NameClashError(kind, claims[0].name, [str(entry) for entry in claims])
     return claims[0]

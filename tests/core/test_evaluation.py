@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from paceline.core.evaluation import Evaluation, evaluate, evaluate_together
+from paceline.core.layout import Layout
 from paceline.core.metrics import figures
-from paceline.core.params import Layout, Params, Resident
+from paceline.core.params import Params, Resident
 from paceline.core.samples import ClientData
 from paceline.tasks import Arrays, Task
 

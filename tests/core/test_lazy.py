@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.core.errors import LayoutError
+from paceline.core.layout import Layout
 from paceline.core.lazy import Column, Lazy, NotUniform
-from paceline.core.params import Layout, Params
+from paceline.core.params import Params
 
 LAYOUT = Layout.build([("a", (2, 2), "param"), ("b", (3,), "param")])
 

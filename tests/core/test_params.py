@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from paceline.core.errors import LayoutError
-from paceline.core.params import Layout, Params, Resident
+from paceline.core.layout import Layout
+from paceline.core.params import Params, Resident
 
 
 class Scaled(nn.Module):

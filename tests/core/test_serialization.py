@@ -13,7 +13,8 @@ from torch import nn
 
 from paceline.core import serialization as wire
 from paceline.core.errors import TreeError, WireError
-from paceline.core.params import Layout, Params
+from paceline.core.layout import Layout
+from paceline.core.params import Params
 from paceline.core.serialization import DTYPES, Limits, dumps, loads
 from paceline.core.tree import node
 

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from paceline.aggregation.secure.config import SecureConfig
 from paceline.core import serialization as wire
 from paceline.core.errors import TreeError, UnknownNameError, WireError, nearest
+from paceline.core.layout import Layout
 from paceline.core.method import State
-from paceline.core.params import Layout, Params
+from paceline.core.params import Params
 from paceline.core.serialization import DTYPES, NETWORK, Limits, dumps, loads
 from paceline.core.tree import Tree, node
 from paceline.core.update import Update

@@ -7,7 +7,8 @@ from torch import nn
 
 from paceline.core.client import SGD, AdamW, Client, ClientData, Hooks, Memory
 from paceline.core.errors import NonFiniteError
-from paceline.core.params import Layout, Params, Resident
+from paceline.core.layout import Layout
+from paceline.core.params import Params, Resident
 from paceline.tasks import Arrays, Task
 
 X = torch.tensor([[1.0, 2.0], [0.5, -1.0], [2.0, 0.0], [-1.0, 1.5], [0.3, 0.7]])

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from paceline.core.errors import TreeError
-from paceline.core.params import Layout, Params
+from paceline.core.layout import Layout
+from paceline.core.params import Params
 from paceline.core.tree import (
     flatten,
     map_leaves,

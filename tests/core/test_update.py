@@ -6,7 +6,8 @@ import torch
 
 from paceline.aggregation.fixed_point import FixedPoint, Partial, merge
 from paceline.core.errors import AggregationError, NonFiniteError, SumOverflowError, TreeError
-from paceline.core.params import Layout, Params
+from paceline.core.layout import Layout
+from paceline.core.params import Params
 from paceline.core.update import Terms, Update, rebuild
 
 LAYOUT = Layout.build([("w", (2, 3), "param"), ("b", (2,), "param")])

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from paceline.core.params import Layout, Params
+from paceline.core.layout import Layout
+from paceline.core.params import Params
 from paceline.engines.pipes import pair
 
 

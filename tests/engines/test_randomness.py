@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from paceline.core.layout import Layout
 from paceline.core.method import on_client
-from paceline.core.params import Layout, Params, Resident
+from paceline.core.params import Params, Resident
 from paceline.core.update import Update
 from paceline.engines.stacking.solver import draws
 from paceline.methods.optimisation.fedavg import FedAvg

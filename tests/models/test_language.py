@@ -12,7 +12,8 @@ from paceline.core.errors import (
     MissingDataError,
     MissingExtraError,
 )
-from paceline.core.params import Layout, Resident
+from paceline.core.layout import Layout
+from paceline.core.params import Resident
 from paceline.data.sources.chatterbot import pairs
 from paceline.data.sources.weights import SMOLLM2, Weights
 from paceline.models.language import language_model

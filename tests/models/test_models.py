@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from paceline.core.errors import ConfigError, UnknownNameError
-from paceline.core.params import Layout
+from paceline.core.layout import Layout
 from paceline.models import build, model_options
 from paceline.registry import names
 from paceline.submodels.cut import Cutter

@@ -8,7 +8,8 @@ from torch import nn
 
 from paceline.blocks.architectures import Architectures, parse_architecture
 from paceline.core.errors import ConfigError, UnknownNameError
-from paceline.core.params import Layout, Params
+from paceline.core.layout import Layout
+from paceline.core.params import Params
 from paceline.models import build
 from paceline.models.split import body_layout, features, head, head_name, join, take
 from paceline.tasks import blobs

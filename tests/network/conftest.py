@@ -192,7 +192,8 @@ def networked(loopback: Loopback):
 
 @pytest.fixture
 def params(loopback):
-    from paceline.core.params import Layout, Params
+    from paceline.core.layout import Layout
+    from paceline.core.params import Params
 
     module = loopback.task.build(0)
     return Params.of(module, Layout.of(module, None, "average"))

@@ -10,8 +10,8 @@ from paceline.aggregation.secure.server import SecureServer
 from paceline.aggregation.secure.session import new_session
 from paceline.aggregation.secure.task_hash import Agreement, Work
 from paceline.core.engine import Call, Each
+from paceline.core.layout import Layout
 from paceline.core.method import client_functions
-from paceline.core.params import Layout
 from paceline.core.serialization import NETWORK
 from paceline.deploy.identity.admission import Gate
 from paceline.deploy.identity.keys import PinnedDirectory

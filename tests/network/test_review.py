@@ -12,7 +12,8 @@ from paceline.aggregation.secure.encoding import signed
 from paceline.aggregation.secure.program import secure_config
 from paceline.aggregation.secure.task_hash import Agreement, halves
 from paceline.core.errors import DataFormatError, EmptyClientError, LayoutError, NonFiniteError, QuorumError
-from paceline.core.params import Layout, Params
+from paceline.core.layout import Layout
+from paceline.core.params import Params
 from paceline.core.serialization import dumps, loads
 from paceline.deploy.client.client import build_worker
 from paceline.deploy.identity.authority import Authority

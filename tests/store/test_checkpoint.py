@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from paceline.core.errors import CheckpointError, WireError
-from paceline.core.params import Layout, Params
+from paceline.core.layout import Layout
+from paceline.core.params import Params
 from paceline.core.serialization import dumps
 from paceline.core.tree import node
 from paceline.store import load_checkpoint, save_checkpoint

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from paceline.core.errors import ConfigError, StoreError
-from paceline.core.params import Layout, Params
+from paceline.core.layout import Layout
+from paceline.core.params import Params
 from paceline.store import RunFolder
 from paceline.store.toml import to_toml
 

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paceline.core.params import Layout, Params
+from paceline.core.layout import Layout
+from paceline.core.params import Params
 from paceline.submodels.cut import Cutter, SubModel
 
 

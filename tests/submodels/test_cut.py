@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from paceline.core.errors import SubmodelError
-from paceline.core.params import Layout, Params
+from paceline.core.layout import Layout
+from paceline.core.params import Params
 from paceline.submodels.build import num_groups
 from paceline.submodels.cut import TIERS, Cutter, keep_count
 from paceline.submodels.flops import _dispatched, _hooked, flops

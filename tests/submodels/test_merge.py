@@ -1,6 +1,7 @@
 import torch
 
-from paceline.core.params import Layout, Params
+from paceline.core.layout import Layout
+from paceline.core.params import Params
 from paceline.submodels.cut import Cutter
 from paceline.submodels.merge import coverage, masked_mean, zero_fill
 from tests.submodels.nets import FemnistCNN

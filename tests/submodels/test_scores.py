@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from paceline.core.errors import ConfigError
-from paceline.core.params import Layout, Params
+from paceline.core.layout import Layout
+from paceline.core.params import Params
 from paceline.submodels.cut import Cutter
 from paceline.submodels.graph import UnitGraph
 from paceline.submodels.scores import Scorer, combine, steady_mask, unknown

@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from paceline.core.params import Layout, Params
+from paceline.core.layout import Layout
+from paceline.core.params import Params
 
 
 def dense() -> nn.Sequential:

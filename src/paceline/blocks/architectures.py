@@ -19,7 +19,8 @@ from paceline import registry
 from paceline.core.client import Client
 from paceline.core.errors import ConfigError
 from paceline.core.generators import drawing
-from paceline.core.params import Layout, Params, Resident
+from paceline.core.layout import Layout
+from paceline.core.params import Params, Resident
 from paceline.core.random import derive
 from paceline.models import build
 from paceline.models.split import body_layout

@@ -12,7 +12,8 @@ from typing import Any, NoReturn, Protocol
 from torch import Tensor
 
 from paceline.core.errors import LayoutError
-from paceline.core.params import Layout, Params
+from paceline.core.layout import Layout
+from paceline.core.params import Params
 
 __all__ = ["Column", "Lazy", "NotUniform", "Rows"]
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from paceline.core.params import Buffers
+from paceline.core.layout import Buffers
 
 __all__ = ["ClientData", "Problem", "Split"]
 

@@ -15,7 +15,7 @@ from paceline.core.datasets import check_labels, model_maker, samples, try_model
 from paceline.core.errors import DataFormatError
 from paceline.core.fingerprint import digest
 from paceline.core.generators import drawing
-from paceline.core.params import Buffers
+from paceline.core.layout import Buffers
 
 __all__ = ["Arrays", "Task"]
 

@@ -13,8 +13,9 @@ from typing import Any, TypeVar, dataclass_transform
 from torch import Tensor
 
 from paceline.core.errors import TreeError
+from paceline.core.layout import Layout
 from paceline.core.lazy import Lazy
-from paceline.core.params import Layout, Params
+from paceline.core.params import Params
 
 __all__ = [
     "Tree",

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from paceline.core.errors import AggregationError
+from paceline.core.layout import Layout
 from paceline.core.lazy import Lazy
-from paceline.core.params import Layout, Params
+from paceline.core.params import Params
 from paceline.core.tree import Tree, numeric_leaves, register, unflatten_numeric
 
 __all__ = ["Columns", "Terms", "Update", "rebuild", "structure_from_plain", "structure_to_plain"]

@@ -15,7 +15,7 @@ from paceline.core.errors import ConfigError
 from paceline.deploy.validation import faults_of
 
 if TYPE_CHECKING:
-    from paceline.core.params import Layout
+    from paceline.core.layout import Layout
     from paceline.run import RunConfig
 
 __all__ = ["PRIVACY_MECHANISMS", "CallRequest", "Plan", "Privacy", "Usage", "offer"]

@@ -19,8 +19,9 @@ from paceline.core.errors import CheckpointError, ClientError, PacelineError, Un
 from paceline.core.evaluation import evaluate as evaluate_on
 from paceline.core.failures import class_of, reason_of
 from paceline.core.generators import nested
+from paceline.core.layout import Layout
 from paceline.core.method import client_functions
-from paceline.core.params import Layout, Params, Resident
+from paceline.core.params import Params, Resident
 from paceline.core.process_state import set_precision
 from paceline.core.profiling import spent
 from paceline.core.random import derive

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from paceline.core.layout import Layout
 from paceline.core.optimizers import AdamW
-from paceline.core.params import Layout, Resident
+from paceline.core.params import Resident
 from paceline.core.random import torch_rng
 from paceline.data.cache import cache_folder
 from paceline.models.split import head_name

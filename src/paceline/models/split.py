@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from paceline.core.errors import ConfigError
-from paceline.core.params import Layout, Params
+from paceline.core.layout import Layout
+from paceline.core.params import Params
 
 __all__ = ["body_layout", "features", "head", "head_name", "join", "take"]
 

@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from paceline.core.params import Layout, Params
+from paceline.core.layout import Layout
+from paceline.core.params import Params
 from paceline.core.random import torch_rng
 
 __all__ = ["MaskOn", "Ranks", "mask", "network", "placed", "slope", "without_offsets"]

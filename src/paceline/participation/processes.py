@@ -41,7 +41,7 @@ __all__ = [
     "Diurnal",
     "Markov",
     "Participation",
-    "Rated",
+    "RateProcess",
     "Rates",
     "Trace",
     "load_participation",
@@ -104,7 +104,7 @@ class Participation:
 
 
 @dataclass(frozen=True)
-class Rated(Participation):
+class RateProcess(Participation):
     """Base of processes in which each client has a rate.
 
     Args:
@@ -125,7 +125,7 @@ class Rated(Participation):
 
 
 @dataclass(frozen=True)
-class Bernoulli(Rated):
+class Bernoulli(RateProcess):
     """Independent draws."""
 
     name: ClassVar[str] = "bernoulli"
@@ -136,7 +136,7 @@ class Bernoulli(Rated):
 
 
 @dataclass(frozen=True)
-class Markov(Rated):
+class Markov(RateProcess):
     """A chain of two states for each client, at its long-run rate from the first round on.
 
     Args:
@@ -173,7 +173,7 @@ class Markov(Rated):
 
 
 @dataclass(frozen=True)
-class Cyclic(Rated):
+class Cyclic(RateProcess):
     """Away, then there, by turns.
 
     Args:
@@ -207,7 +207,7 @@ class Cyclic(Rated):
 
 
 @dataclass(frozen=True)
-class Diurnal(Rated):
+class Diurnal(RateProcess):
     """Days and nights.
 
     Args:

@@ -13,8 +13,9 @@ from paceline import registry
 from paceline.assembly import build_method, read_task
 from paceline.core.config import RunConfig
 from paceline.core.errors import ConfigError, StoreError
+from paceline.core.layout import Layout
 from paceline.core.method import Method
-from paceline.core.params import Layout, Params
+from paceline.core.params import Params
 from paceline.core.random import derive
 from paceline.core.task import Task
 from paceline.data.files import is_file_task

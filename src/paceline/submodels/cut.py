@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from paceline.core.errors import SubmodelError, nearest
-from paceline.core.params import Layout, Params, Resident
+from paceline.core.layout import Layout
+from paceline.core.params import Params, Resident
 from paceline.submodels.build import cut_tensor, output_shapes, shrink
 from paceline.submodels.flops import flops
 from paceline.submodels.graph import UnitGraph

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from paceline.core.errors import ConfigError
-from paceline.core.params import Entry, Layout, Params
+from paceline.core.layout import Entry, Layout
+from paceline.core.params import Params
 from paceline.submodels.graph import UnitGraph
 
 __all__ = ["Reduce", "Scorer", "Scores", "combine", "steady_mask", "unknown"]

@@ -8,7 +8,8 @@ import torch
 
 from paceline.aggregation.secure.task_hash import Agreement, Work, halves
 from paceline.core.engine import ClientFunction
-from paceline.core.params import Layout, Params
+from paceline.core.layout import Layout
+from paceline.core.params import Params
 from paceline.core.serialization import digest, dumps, loads
 from paceline.core.update import Update
 from paceline.registry import find_method

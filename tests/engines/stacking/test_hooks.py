@@ -3,7 +3,8 @@ import functools
 import pytest
 import torch
 
-from paceline.core.params import Layout, Params
+from paceline.core.layout import Layout
+from paceline.core.params import Params
 from paceline.engines.stacking.hooks import Unstackable, share, signature
 
 LAYOUT = Layout.build([("w", (3,), "param")])

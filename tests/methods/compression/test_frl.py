@@ -10,7 +10,8 @@ from torch import nn
 
 from paceline.blocks.ranks import pack, positions
 from paceline.core.errors import ConfigError
-from paceline.core.params import Layout, Params
+from paceline.core.layout import Layout
+from paceline.core.params import Params
 from paceline.methods.compression.frl import FRL, packed
 from paceline.methods.compression.frlchecked import FRLChecked
 from paceline.models.supermasks import mask, network, placed, without_offsets

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from paceline.core.params import Layout, Params
+from paceline.core.layout import Layout
+from paceline.core.params import Params
 from paceline.methods.continual.fot import FOT, expand, project, wanted
 from paceline.run import RunConfig, prepare
 from paceline.tasks.sequence import forgetting, permuted, split_classes

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from paceline.core.layout import Layout
 from paceline.core.method import on_client
-from paceline.core.params import Layout, Params
+from paceline.core.params import Params
 from paceline.methods.foundation.fedit import FedIT, gap, products
 from paceline.run import RunConfig, StackingWarning, prepare
 from paceline.store import RunFolder

@@ -6,7 +6,8 @@ import torch
 
 from paceline.blocks.prototypes import class_sums
 from paceline.core.errors import PlanError
-from paceline.core.params import Layout, Params, Resident
+from paceline.core.layout import Layout
+from paceline.core.params import Params, Resident
 from paceline.methods.personalisation.fedgh import head_gradient, train_head
 from paceline.methods.personalisation.ownmodels import clipped, named
 from paceline.run import prepare

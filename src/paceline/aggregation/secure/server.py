@@ -14,26 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from paceline.aggregation.secure import session as shared
 from paceline.aggregation.secure.blame import culprits
 from paceline.aggregation.secure.config import Segment
 from paceline.aggregation.secure.encoding import Words, unpack
 from paceline.aggregation.secure.keys import AgreementKey, derive, pair_info, public_of_agreement, verify
 from paceline.aggregation.secure.masks import apply_all
-from paceline.aggregation.secure.session import (
-    Session,
-    alive_digest,
-    commitment,
-    graph_of,
-    graph_seed,
-    masked_digest,
-    number,
-    segments_of,
-    segments_table,
-    share_check,
-    usable,
-)
-from paceline.aggregation.secure.shamir import combine, weights
-from paceline.aggregation.secure.share_repair import corrections
+from paceline.aggregation.secure.session import Session
+from paceline.aggregation.secure.share_repair import rebuild
 from paceline.core.errors import MisbehaviourError, ProtocolError, QuorumError
 
 __all__ = ["SecureServer"]
@@ -80,18 +68,18 @@ class SecureServer:
         self._shared: dict[int, dict[str, Any]] = {}
         self._sum: list[tuple[Segment, Words]] | None = None
         self._sums: dict[str, _Group] = {}
-        self._table, self._kind = segments_table(self.segments or ()), ""
+        self._table, self._kind = shared.segments_table(self.segments or ()), ""
         self._masked: list[int] = []
         self._accusations: dict[int, list[int]] = {}
         self._shares_b: dict[int, dict[int, bytes]] = {}
         self._shares_s: dict[int, dict[int, bytes]] = {}
         self._signatures: dict[int, bytes] = {}
         self._liars: dict[int, str] = {}
-        self._weights: dict[tuple[int, ...], list[int]] = {}
+        self._weights: dict[tuple[int, ...], Sequence[int]] = {}
 
     def expect(self, segments: Sequence[Segment], kind: str) -> None:
         """Set the required segments and layout (see `add_masked`) of every vector. Call it before the first one arrives."""
-        self._table, self._kind = segments_table(segments), kind
+        self._table, self._kind = shared.segments_table(segments), kind
 
     @property
     def _least(self) -> int:
@@ -133,11 +121,11 @@ class SecureServer:
         keys = message.get("keys")
         if not isinstance(keys, bytes) or len(keys) != 128:
             self.refused[client] = "malformed keys"
-        elif not verify(self.directory[client], keys[64:], self.session.context("advertise") + number(client) + keys[:64]):
+        elif not verify(self.directory[client], keys[64:], self.session.context("advertise") + shared.number(client) + keys[:64]):
             self.refused[client] = "the advertised keys are not signed by it"
         elif client in self._adverts or keys[:32] == keys[32:64] or {keys[:32], keys[32:64]} & self._seen:
             self.refused[client] = "its keys were advertised before"
-        elif not all(usable(k) for k in (keys[:32], keys[32:64])):
+        elif not all(shared.usable(k) for k in (keys[:32], keys[32:64])):
             self.refused[client] = "its keys are of low order"  # its neighbours would abort
         else:
             self._adverts[client] = keys
@@ -152,7 +140,7 @@ class SecureServer:
         self._close(0)
         self._lost("after advertising", len(self._adverts), max(self.session.threshold + 1, self._least))
         hashes = {c: hashlib.sha256(a).digest() for c, a in sorted(self._adverts.items())}
-        self._graph, self._graph_seed = graph_of(self.session, hashes), graph_seed(self.session, hashes)
+        self._graph, self._graph_seed = shared.graph_of(self.session, hashes), shared.graph_seed(self.session, hashes)
         return hashes, {c: {v: self._adverts[v] for v in near} for c, near in self._graph.items()}
 
     # -- R1 ------------------------------------------------------------------------------------
@@ -215,16 +203,20 @@ class SecureServer:
             if "accused" in message:
                 self._accuse(client, message["accused"])
                 return False
-            segments = segments_of(table)
+            segments = shared.segments_of(table)
             if (self._table and table != self._table) or (self._kind and kind != self._kind):
                 raise ProtocolError("its vector has other segments than were asked for")
             if not isinstance(packed, list) or [isinstance(p, bytes | memoryview) for p in packed] != [True] * len(segments):
                 raise ProtocolError("malformed vector")
-            signed = self.session.context("masked") + number(client) + masked_digest(segments_table(segments), packed)
+            signed = (
+                self.session.context("masked")
+                + shared.number(client)
+                + shared.masked_digest(shared.segments_table(segments), packed)
+            )
             if not verify(self.directory[client], message.get("signature", b""), signed):
                 raise ProtocolError("its vector is not signed by it")
             words = [unpack(data, segment) for data, segment in zip(packed, segments, strict=True)]
-            key = f"{segments_table(segments)} {kind}"
+            key = f"{shared.segments_table(segments)} {kind}"
             self._make_room(key)
         except ProtocolError as error:
             self.refused[client] = str(error)
@@ -275,7 +267,7 @@ class SecureServer:
         best = max(self._sums.values(), key=lambda group: len(group.clients), default=None)
         if best is not None:
             self._sum, self._masked = best.sums, best.clients
-            self._table = segments_table([segment for segment, _ in best.sums])
+            self._table = shared.segments_table([segment for segment, _ in best.sums])
             for group in self._sums.values():
                 if group is not best:
                     self._turn_away(group.clients)
@@ -289,7 +281,9 @@ class SecureServer:
         if not self._takes(3, client, message):
             return
         signature = message.get("signature", b"")
-        if verify(self.directory[client], signature, alive_digest(self.session, self._masked, self._table, self._graph_seed)):
+        if verify(
+            self.directory[client], signature, shared.alive_digest(self.session, self._masked, self._table, self._graph_seed)
+        ):
             self._signatures[client] = signature
         else:
             self.refused[client] = "it signed another list of survivors"
@@ -330,7 +324,7 @@ class SecureServer:
             for v, value in shares.items():
                 if not isinstance(value, bytes) or len(value) != 32:
                     self.refused[client] = self._liars[client] = f"its share of client {v} is malformed"
-                elif share_check(self.session, v, client, kind, value) != self._check(v, client, kind):
+                elif shared.share_check(self.session, v, client, kind, value) != self._check(v, client, kind):
                     self.refused[client] = self._liars[client] = f"its share of client {v} was wrong"
                 else:
                     into.setdefault(v, {}).setdefault(client, value)
@@ -373,7 +367,7 @@ class SecureServer:
         return bytes(self._shared[owner]["sealed"][holder][32 * kind :][:32])
 
     def _is_self_mask(self, owner: int, secret: bytes) -> bool:
-        return bool(commitment(self.session, owner, secret) == self._shared[owner]["commit"])
+        return bool(shared.commitment(self.session, owner, secret) == self._shared[owner]["commit"])
 
     def _is_mask_key(self, owner: int, secret: bytes) -> bool:
         return public_of_agreement(secret) == self._adverts[owner][32:64]
@@ -399,17 +393,7 @@ class SecureServer:
                 f"secure sum, round {self.session.round}: {len(shares)} shares of client {owner} came, {t} are needed; "
                 f"the round is lost and can be run again with fresh keys"
             )
-        places = tuple(u + 1 for u in list(shares)[:t])
-        if places not in self._weights:
-            self._weights[places] = weights(places)
-        secret = combine(list(shares.values())[:t], self._weights[places]).to_bytes(32, "little")
-        if right(owner, secret):
+        if (secret := rebuild(shares, t, lambda found: right(owner, found), self._weights)) is not None:
             return secret
-        for value, wrong in corrections(shares, t):
-            secret = value.to_bytes(32, "little")
-            if right(owner, secret):
-                return secret
-            if not wrong:  # all shares are consistent, so more are wrong than any decoder can correct
-                break
         blamed[owner] = "the shares of its secret do not give what it committed to"
         return None

@@ -6,12 +6,12 @@ The shares are a Reed-Solomon code word, so shares beyond the threshold identify
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 
-from paceline.aggregation.secure.shamir import PRIME
+from paceline.aggregation.secure.shamir import PRIME, combine, weights
 from paceline.core.errors import ConfigError
 
-__all__ = ["correct", "corrections", "is_prime"]
+__all__ = ["correct", "corrections", "is_prime", "rebuild"]
 
 
 def is_prime(number: int) -> bool:
@@ -131,3 +131,32 @@ def _value(poly: Sequence[int], x: int, prime: int) -> int:
 
 if not is_prime(PRIME):  # 0.3 ms once; over a ring that is not a field, shares would reveal information about their secret
     raise ConfigError(f"{PRIME} is not prime")
+
+
+def rebuild(
+    shares: Mapping[int, int],
+    threshold: int,
+    right: Callable[[bytes], bool],
+    known: MutableMapping[tuple[int, ...], Sequence[int]],
+) -> bytes | None:
+    """Return the secret that shares give, 32 bytes, or None if no decoder finds one that is right.
+
+    Args:
+        shares: shares by holder; the evaluation point of holder u is u + 1. At least `threshold` of them.
+        threshold: t.
+        right: whether a secret is the one that its owner committed to.
+        known: cache of interpolation weights by evaluation points; filled here.
+    """
+    places = tuple(u + 1 for u in list(shares)[:threshold])
+    if places not in known:
+        known[places] = weights(places)
+    secret = combine(list(shares.values())[:threshold], known[places]).to_bytes(32, "little")
+    if right(secret):
+        return secret
+    for value, wrong in corrections(shares, threshold):
+        secret = value.to_bytes(32, "little")
+        if right(secret):
+            return secret
+        if not wrong:  # all shares are consistent, so more are wrong than any decoder can correct
+            break
+    return None

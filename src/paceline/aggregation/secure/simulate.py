@@ -111,7 +111,7 @@ class _Parties:
     def ask(
         self, step: str, common: Any, clients: Sequence[int], take: Callable[[int, Any], Any], own: Mapping[int, Any] | None = None
     ) -> None:
-        """Request a step of each client that has not dropped out; see `Ask`."""
+        """Request a step of each client that has not dropped out; see `StepRequest`."""
         for client in clients:
             if client in self.gone and STEPS.index(self.gone[client]) <= STEPS.index(step):
                 continue

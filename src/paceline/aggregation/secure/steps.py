@@ -7,13 +7,13 @@ from typing import Any, Protocol
 
 from paceline.aggregation.secure.server import SecureServer
 
-__all__ = ["STEPS", "Ask", "carry_out"]
+__all__ = ["STEPS", "StepRequest", "carry_out"]
 
 STEPS = ("advertise", "share", "masked", "consistency", "unmask")
 """The requests of the protocol, in order."""
 
 
-class Ask(Protocol):
+class StepRequest(Protocol):
     """Sends one request to clients and passes each reply on."""
 
     def __call__(
@@ -37,7 +37,7 @@ class Ask(Protocol):
 
 def carry_out(
     server: SecureServer,
-    ask: Ask,
+    ask: StepRequest,
     message: Any = None,
     add_masked: Callable[[int, Any], Any] | None = None,
     before_opening: Callable[[list[int]], None] | None = None,

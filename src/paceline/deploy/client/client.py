@@ -176,7 +176,7 @@ def build_worker(
 
     from paceline.assembly import Shared, assemble, build_method, devices, read_task, share_out
     from paceline.core.config import RunConfig
-    from paceline.core.params import Layout
+    from paceline.core.layout import Layout
 
     def build(welcome: Welcome) -> Worker:
         with imports_from(allowed_modules(modules, data)):

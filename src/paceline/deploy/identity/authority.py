@@ -18,7 +18,6 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.hashes import SHA256
 
 from paceline.core.errors import ConfigError, IdentityError, StoreError, TokenError
 from paceline.core.names import safe_name
@@ -153,7 +152,7 @@ class Authority:
         key = pki.new_key()
         with self.register.transaction() as rows:
             certificate = pki.make_server(ca, ca_key, key, hosts, days, self.clock())
-            rows.add_certificate(self._row(certificate, "server", None, ",".join(hosts)))
+            rows.add_certificate(CertificateRow.of(certificate, "server", None, ",".join(hosts)))
         return Issued(pki.pem(certificate), pki.key_pem(key), self.trust.pem)
 
     def issue_client(self, name: str, *, days: int = 365, replace: bool = False) -> Issued:
@@ -194,7 +193,7 @@ class Authority:
             known = rows.member(name)
             renewed = known is not None and known[1] and known[0].key == identity
             member = known[0] if renewed and known else self._admit(rows, name, identity, replace)
-            rows.add_certificate(self._row(given, "client", member.id, name, own=True))
+            rows.add_certificate(CertificateRow.of(given, "client", member.id, name, own=True))
             rows.changed(self.clock())
         self._write()
         return member
@@ -386,21 +385,8 @@ class Authority:
 
     def _certify(self, rows: CertificateRows, member: Member, public: object, days: int) -> x509.Certificate:
         certificate = pki.make_client(*self._signer(), public, member.name, days, self.clock())
-        rows.add_certificate(self._row(certificate, "client", member.id, member.name))
+        rows.add_certificate(CertificateRow.of(certificate, "client", member.id, member.name))
         return certificate
-
-    def _row(self, certificate: x509.Certificate, kind: str, member: int | None, names: str, own: bool = False) -> CertificateRow:
-        return CertificateRow(
-            pki.serial_text(certificate.serial_number),
-            kind,
-            member,
-            names,
-            certificate.fingerprint(SHA256()).hex(),
-            pki.pem(certificate),
-            certificate.not_valid_before_utc,
-            certificate.not_valid_after_utc,
-            own,
-        )
 
     def _enrolled(self, certificate: bytes, member: Member) -> Enrolled:
         return Enrolled(certificate, self.trust.pem, self.directory_file(), member.id, member.name)

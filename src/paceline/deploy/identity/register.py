@@ -14,8 +14,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
+
 from paceline.core.errors import IdentityError, StoreError
 from paceline.deploy.database_errors import named
+from paceline.deploy.identity import pki
 from paceline.deploy.identity.directory import Member
 
 __all__ = ["CertificateRow", "CertificateRows", "Register", "TokenRow"]
@@ -61,6 +65,13 @@ class CertificateRow:
     own: bool = False
     revoked: datetime | None = None
     reason: str | None = None
+
+    @staticmethod
+    def of(certificate: x509.Certificate, kind: str, member: int | None, names: str, own: bool = False) -> CertificateRow:
+        """Return the row of a certificate that is not revoked."""
+        serial, digest = pki.serial_text(certificate.serial_number), certificate.fingerprint(SHA256()).hex()
+        begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        return CertificateRow(serial, kind, member, names, digest, pki.pem(certificate), begin, end, own)
 
 
 @dataclass(frozen=True)

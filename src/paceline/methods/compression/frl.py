@@ -25,8 +25,9 @@ from paceline.blocks.ranks import PackedRanks, pack, positions, unpack
 from paceline.core.client import SGD, Client, Hooks
 from paceline.core.errors import ConfigError
 from paceline.core.federation import Federation
+from paceline.core.layout import Layout
 from paceline.core.method import Method, on_client
-from paceline.core.params import Layout, Params
+from paceline.core.params import Params
 from paceline.core.tree import node
 from paceline.models.supermasks import MaskOn, Ranks, mask, network, placed, slope, without_offsets
 

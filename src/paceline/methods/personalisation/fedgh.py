@@ -22,8 +22,9 @@ from paceline.blocks.architectures import architectures
 from paceline.blocks.prototypes import ClassSums
 from paceline.core.client import Client, ClientData, Hooks
 from paceline.core.federation import Federation
+from paceline.core.layout import Layout
 from paceline.core.method import State, on_client
-from paceline.core.params import Layout, Params, Resident
+from paceline.core.params import Params, Resident
 from paceline.core.random import torch_rng
 from paceline.core.tree import Tree
 from paceline.methods.personalisation.ownmodels import OwnModels, clipped

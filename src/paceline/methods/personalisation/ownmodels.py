@@ -18,8 +18,9 @@ from paceline.core.client import Client, ClientData
 from paceline.core.errors import ConfigError
 from paceline.core.federation import Federation
 from paceline.core.hooks import Correct
+from paceline.core.layout import Layout
 from paceline.core.method import S
-from paceline.core.params import Layout, Params, Resident
+from paceline.core.params import Params, Resident
 from paceline.core.tree import Tree
 from paceline.models.split import head
 

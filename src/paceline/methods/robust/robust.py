@@ -26,8 +26,9 @@ from torch import Tensor
 from paceline.core.client import Client
 from paceline.core.errors import NonFiniteError
 from paceline.core.federation import Federation
+from paceline.core.layout import Layout
 from paceline.core.method import P, on_client
-from paceline.core.params import Layout, Params
+from paceline.core.params import Params
 from paceline.methods.optimisation.fedavg import FedAvg
 
 
