@@ -164,6 +164,8 @@ class _Sink(Sink):
                     return [None] * len(entries)
         return super().add_all(entries)
 
+    stands_for_all = True
+
     def add_uniform(self, clients: Sequence[int], reply: Tree) -> bool:
         """Add a reply that stands for one of each client; return whether that can be done."""
         total = _of_all(reply, len(clients))

@@ -10,7 +10,7 @@ from paceline.aggregation.fixed_point import SUM_BOUND, FixedPoint, Partial, mer
 from paceline.aggregation.secure.messages import is_record
 from paceline.core.engine import Each
 from paceline.core.errors import QuorumError
-from paceline.core.federation import Federation, Summed, SumRequest
+from paceline.core.federation import Aggregation, Federation, Summed, SumRequest
 from paceline.core.tree import Tree
 from paceline.core.update import rebuild
 
@@ -18,7 +18,7 @@ __all__ = ["Plain", "mean_of", "tell"]
 
 
 @dataclass(frozen=True)
-class Plain:
+class Plain(Aggregation):
     """Exact sums of plain replies.
 
     Args:
@@ -45,10 +45,6 @@ class Plain:
             raise QuorumError(f"round {fed.round}: no reply came that can be summed")
         tensors, scalars, denominators = total.values()
         return Summed(total.structure, tensors, scalars, denominators, tuple(sorted(total.clients)))
-
-    def check(self, fed: Federation) -> list[str]:
-        """Fits any federation."""
-        return []
 
 
 def mean_of(replies: Mapping[int, Tree], bound: float = SUM_BOUND) -> Any:

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from paceline.core.engine import Call, Receipt
+from paceline.core.engine import Call, Engine
 from paceline.core.errors import CheckpointError, ConfigError
 from paceline.core.params import Params
 from paceline.core.profiling import Spent
+from paceline.core.services import Services
 from paceline.core.tree import Tree
 from paceline.engines.scheduling import Dealer
 from paceline.engines.stacking import Choice, choose
@@ -19,7 +20,7 @@ from paceline.store import MemoryStore
 __all__ = ["Pool"]
 
 
-class Pool:
+class Pool(Engine):
     """Deals chunks of clients out to workers, lends them the clients' memories, and keeps these.
 
     Args:
@@ -34,8 +35,7 @@ class Pool:
         self.num_clients = setup.num_clients
         self.memories = MemoryStore()
         """What clients keep between rounds."""
-        self.notes: dict[str, str] = {}
-        """What could not be stacked, and why."""
+        self._notes: dict[str, str] = {}
         self.spent = Spent()
         """What worker processes counted; this process has its own."""
         self.here = Worker(setup)
@@ -108,17 +108,20 @@ class Pool:
         """Yield what each worker's method `what` returns; a worker that has committed gives its memories back."""
         raise NotImplementedError
 
-    def run(self, call: Call) -> Iterator[Receipt | tuple[str, Any]]:
-        """Run a call; yields receipts, and partial sums."""
-        raise NotImplementedError
+    # -- what is told of them ------------------------------------------------------------------
+    @property
+    def notes(self) -> Mapping[str, str]:
+        """What could not be stacked, and why."""
+        return self._notes
 
-    def close(self) -> None:
-        """Free the workers."""
-        raise NotImplementedError
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """What worker processes spent their time on."""
+        return self.spent.seconds
 
     # -- the server's own model ----------------------------------------------------------------
     @property
-    def services(self) -> Mapping[str, Any]:
+    def services(self) -> Services:
         """The services of the worker in this process."""
         return self.here.services
 

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from paceline.core.engine import Call, Receipt
+from paceline.core.engine import Call, Engine, Receipt
 from paceline.core.errors import CohortError, EngineError
 from paceline.core.failures import class_in
 from paceline.core.params import Params
 from paceline.core.serialization import NETWORK
+from paceline.core.services import Services
 from paceline.core.tree import Tree
 from paceline.engines.allocator import keep_freed
 from paceline.network.channels import describe, intake
@@ -34,7 +35,7 @@ class Stopped(EngineError):
     """The server was asked to stop; the run goes on when it is started again."""
 
 
-class GrpcEngine:
+class GrpcEngine(Engine):
     """Runs client functions on the clients that are connected.
 
     Args:
@@ -196,7 +197,7 @@ class GrpcEngine:
 
     # -- the server's own model ----------------------------------------------------------------
     @property
-    def services(self) -> Mapping[str, Any]:
+    def services(self) -> Services:
         """The services of the server's own worker."""
         return self.home.services
 

@@ -73,7 +73,7 @@ class Fluid(FedAvg):
 
     def round(self, fed: Federation, state: FluidState) -> FluidState:  # type: ignore[override]
         """Send stragglers sub-models, average by coordinate, learn which neurons are invariant."""
-        parts: Submodels = fed.engine.services["submodels"]
+        parts = submodels(fed)
         cohort, params = fed.sample(), state.params
         widths = self.widths(state, cohort)
         kept = {c: self.choose(fed, parts, state, c, p) for c, p in widths.items()}
