@@ -13,7 +13,7 @@ from typing import Any
 
 from paceline.adversaries.behaviours import load_adversary, members
 from paceline.adversaries.engine import poisoned
-from paceline.blocks.architectures import architectures_service
+from paceline.blocks.architectures import Architectures, architectures_service
 from paceline.core.config import RunConfig
 from paceline.core.method import Method
 from paceline.core.samples import Split
@@ -22,7 +22,7 @@ from paceline.devices import Fleet, load_fleet, load_participation
 from paceline.engines.worker import Setup
 from paceline.registry import find_method
 from paceline.submodels.flops import flops
-from paceline.submodels.service import submodel_service
+from paceline.submodels.service import Submodels, submodel_service
 from paceline.tasks import Task, load_task
 
 __all__ = ["Assembly", "Shared", "assemble", "build_method", "devices", "read_task", "reload", "share_out"]
@@ -103,7 +103,7 @@ class Assembly:
             chunk=config.chunk or 1,
             one_step=config.one_step,
             samples=samples,
-            services={"submodels": submodel_service, "architectures": architectures_service},
+            services={Submodels: submodel_service, Architectures: architectures_service},
         )
 
 

@@ -120,7 +120,7 @@ def prepare(
     setup = made.setup(
         shared,
         fleet,
-        getattr(aggregation, "programs", {}),
+        aggregation.programs,
         device=config.device,
         threads=config.threads,
         drop=drop,

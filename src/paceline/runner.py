@@ -167,7 +167,7 @@ class Run:
         if self.folder is not None:
             self.folder.append_metrics(record)
             self._save()
-        for name, reason in getattr(self.fed.engine, "notes", {}).items():
+        for name, reason in self.fed.engine.notes.items():
             self._tell(f"clients train one at a time where {name} is used: {reason}", StackingWarning, name)
         if self.observer is not None:
             self.observer(record, self.config.rounds)
@@ -299,7 +299,7 @@ class Run:
         scored = [r for r in self.history if "accuracy" in r]
         target = self.config.target_accuracy
         hit = next((r["virtual_seconds"] for r in scored if target and r["accuracy"] >= target), None)
-        params, workers = self.method.model(self.state), getattr(self.fed.engine, "spent", None)
+        params = self.method.model(self.state)
         outcome = Result(
             run=str(self.folder.path) if self.folder else "",
             method=self.config.method,
@@ -318,7 +318,7 @@ class Run:
             stopped=self._stop_reason() or "before its end",
             chunk=self.config.chunk or 1,
             path=self.path,
-            spent={"here": self.spent, "workers": workers.seconds if workers is not None else {}},
+            spent={"here": self.spent, "workers": dict(self.fed.engine.seconds)},
             history=self.history,
             config=self.config,
             final=FinalModel.of(self),

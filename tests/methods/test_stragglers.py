@@ -7,7 +7,7 @@ from paceline.core.errors import ConfigError
 from paceline.methods.stragglers.heterofl import HeteroFL
 from paceline.registry import find_method
 from paceline.run import prepare
-from paceline.submodels.service import submodels
+from paceline.submodels.service import Submodels, submodels
 
 SLOW = "stragglers:share=0.2,slow=2.5,compute=1e5"
 COMMON = {"clients": 10, "cohort": 10, "fleet": SLOW}
@@ -91,8 +91,8 @@ def test_the_update_of_a_straggler_is_zero_where_it_dropped(task, config):
     worker = engine.here
     real = worker.invoke
 
-    def spy(me, program, function, message):
-        reply = real(me, program, function, message)
+    def spy(me, function, message):
+        reply = real(me, function, message)
         if function == "train":
             seen[me.round, me.id] = reply.delta
         return reply
@@ -102,7 +102,7 @@ def test_the_update_of_a_straggler_is_zero_where_it_dropped(task, config):
         prepared.fed.start_round(number)
         state = prepared.method.round(prepared.fed, state)
     memory = worker.memories[9]
-    sub = worker.services["submodels"].cut(memory["kept"])
+    sub = worker.services[Submodels].cut(memory["kept"])
     mask = sub.mask().vector.bool()
     assert 0 < mask.sum() < len(mask)
     assert not seen[3, 9].vector[~mask].any()
@@ -143,7 +143,7 @@ def half_accuracy(task, made):
     for number in range(1, made.rounds + 1):
         prepared.fed.start_round(number)
         state = prepared.method.round(prepared.fed, state)
-    sub = prepared.fed.engine.services["submodels"].cutter.first(0.5)
+    sub = submodels(prepared.fed).cutter.first(0.5)
     resident = sub.resident()
     resident.load(sub.extract(state.params))
     resident.module.eval()
@@ -182,7 +182,7 @@ def test_heterofl_leaves_classes_it_has_not_out_of_the_loss(task, config):
     assert absent
     assert not out.grad[:, absent].any()
     assert out.grad[:, labels].all()
-    assert submodels(client) is worker.services["submodels"]
+    assert submodels(client) is worker.services[Submodels]
 
 
 def test_u3_denominators_through_the_federation():

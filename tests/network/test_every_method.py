@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from paceline.blocks.architectures import Architectures
 from tests.methods.test_every_method import NAMES, NEEDS_EACH, SMALL
 from tests.network.conftest import OPEN
 
@@ -51,6 +52,6 @@ def test_a_secret_seed_changes_draws_but_not_what_all_begin_with(loopback):
         frozen = there.keys() - trained
         assert frozen
         assert all(torch.equal(there[name], here[name]) for name in frozen)
-        zoo, ours = worker.services["architectures"], home.services["architectures"]
+        zoo, ours = worker.services[Architectures], home.services[Architectures]
         assert torch.equal(zoo.initial("mlp:hidden=8").vector, ours.initial("mlp:hidden=8").vector)
     assert len({worker.setup.client_seed for worker in workers} | {home.setup.seed}) == 3

@@ -245,8 +245,8 @@ def test_a_client_with_another_shape_that_comes_first_shuts_nobody_out(loopback,
         worker = worker_of(welcome)
         invoke = worker.invoke
 
-        def other(me, program, function, message):
-            reply = invoke(me, program, function, message)
+        def other(me, function, message):
+            reply = invoke(me, function, message)
             return Update(delta=torch.zeros(7), loss=0.1, weight=1) if function == "train" else reply
 
         worker.invoke = other

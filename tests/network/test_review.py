@@ -124,9 +124,9 @@ class Failing:
 
         self.updates, real = {}, Worker.invoke
 
-        def invoke(worker, me, program, function, message):
-            reply = real(worker, me, program, function, message)
-            if program == "method" and me.ask.__name__ != "_untrained":
+        def invoke(worker, me, function, message):
+            reply = real(worker, me, function, message)
+            if me.ask.__name__ != "_untrained":
                 self.updates[me._id] = reply.delta.vector.clone().numpy()
                 if me._id in clients:
                     raise error
@@ -276,7 +276,7 @@ def test_what_was_opened_meanwhile_counts_before_the_shares_are_given(liar, para
     one = Partial(server, params, [0, 1, 2, 3], 1)
     one.to_masked().consistency()
     program = loopback.nodes[0].runner.worker.setup.programs["secagg"]
-    own = loopback.nodes[0].runner.worker.sessions[0]["work"]
+    own = loopback.nodes[0].runner.worker.sessions[0].state.work
     program.openings.record(own, "lie", 1, [0, 1, 2])
     told = one.unmask()
     assert "opened before" in told[0][0]

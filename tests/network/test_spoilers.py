@@ -26,9 +26,9 @@ def answering(node, step, change):
         program = worker.setup.programs["secagg"]
         honest = getattr(program, step)
 
-        def other(client, message):
-            machine = client.services["session"].get("secagg")
-            return change(machine, honest(client, message))
+        def other(me, message):
+            machine = None if me.session.state is None else me.session.state.machine
+            return change(machine, honest(me, message))
 
         setattr(program, step, other)
         return worker

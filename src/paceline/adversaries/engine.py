@@ -20,6 +20,7 @@ from paceline.core.engine import Call, Channel, Engine, Receipt, Sink
 from paceline.core.failures import class_of, reason_of
 from paceline.core.params import Params
 from paceline.core.random import derive
+from paceline.core.services import Services
 from paceline.core.task import Task
 from paceline.core.tree import Tree, flatten, unflatten
 from paceline.core.update import Update
@@ -27,7 +28,7 @@ from paceline.core.update import Update
 __all__ = ["Hostile", "poisoned"]
 
 
-class Hostile:
+class Hostile(Engine):
     """Wraps an engine.
 
     Args:
@@ -45,9 +46,19 @@ class Hostile:
         return getattr(self.inner, name)
 
     @property
-    def services(self) -> Mapping[str, Any]:
+    def services(self) -> Services:
         """Services of the engine."""
         return self.inner.services
+
+    @property
+    def notes(self) -> Mapping[str, str]:
+        """What could not be stacked, and why."""
+        return self.inner.notes
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """What worker processes spent their time on."""
+        return self.inner.seconds
 
     def run(self, call: Call) -> Iterator[Receipt | tuple[str, Any]]:
         """Run a call; replies of Byzantine clients are crafted together."""

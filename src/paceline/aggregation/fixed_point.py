@@ -189,6 +189,8 @@ class _Sink(Sink):
                     return [None] * len(entries)
         return super().add_all(entries)
 
+    stands_for_all = True
+
     def add_uniform(self, clients: Sequence[int], reply: Tree) -> bool:
         """Add one reply that represents one of each client; return False if its form does not allow that."""
         total = _of_all(reply, len(clients))

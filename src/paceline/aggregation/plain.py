@@ -10,7 +10,7 @@ from typing import Any
 from paceline.aggregation.fixed_point import SUM_BOUND, FixedPoint, Partial, merge
 from paceline.core.engine import Each
 from paceline.core.errors import QuorumError
-from paceline.core.federation import Federation, Summed, SumRequest
+from paceline.core.federation import Aggregation, Federation, Summed, SumRequest
 from paceline.core.tree import Tree
 from paceline.core.update import rebuild
 
@@ -18,7 +18,7 @@ __all__ = ["Plain", "is_record", "mean_of", "tell"]
 
 
 @dataclass(frozen=True)
-class Plain:
+class Plain(Aggregation):
     """Exact sums of unencrypted replies.
 
     Args:
@@ -53,10 +53,6 @@ class Plain:
             raise QuorumError(f"round {fed.round}: no reply came that can be summed")
         tensors, scalars, denominators = total.values()
         return Summed(total.structure, tensors, scalars, denominators, tuple(sorted(total.clients)))
-
-    def check(self, fed: Federation) -> list[str]:
-        """Return no faults: plain sums work for every federation."""
-        return []
 
 
 def mean_of(replies: Mapping[int, Tree], bound: float = SUM_BOUND) -> Any:

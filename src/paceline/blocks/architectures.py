@@ -9,8 +9,7 @@ numbers makes a list); the empty text is the task's own model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -22,9 +21,13 @@ from paceline.core.generators import drawing
 from paceline.core.layout import Layout
 from paceline.core.params import Params, Resident
 from paceline.core.random import derive
+from paceline.core.services import Host
 from paceline.models import build
 from paceline.models.split import body_layout
 from paceline.submodels.flops import flops
+
+if TYPE_CHECKING:
+    from paceline.core.federation import Federation
 
 __all__ = ["Architectures", "architectures", "architectures_service", "parse_architecture"]
 
@@ -101,14 +104,12 @@ class Architectures:
         return self._kept[text, body]
 
 
-def architectures_service(worker: Any) -> Architectures:
+def architectures_service(host: Host) -> Architectures:
     """Return the service for a worker; nothing is built before its first use."""
-    return Architectures(worker.setup.task, worker.setup.seed, worker.model.device)
+    return Architectures(host.task, host.seed, host.model.device)
 
 
-def architectures(place: Client | Any) -> Architectures:
+def architectures(place: Client | Federation) -> Architectures:
     """Return the architectures of the worker that runs a client, or of a server's federation."""
-    services: Mapping[str, Any] = place.services if isinstance(place, Client) else place.engine.services
-    service = services["architectures"]
-    assert isinstance(service, Architectures)
-    return service
+    services = place.services if isinstance(place, Client) else place.engine.services
+    return services[Architectures]

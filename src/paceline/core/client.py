@@ -17,6 +17,7 @@ from paceline.core.optimizers import PLAIN_SGD, SGD, AdamW, Optimizer
 from paceline.core.params import Params, Resident
 from paceline.core.random import derive
 from paceline.core.samples import ClientData, Problem
+from paceline.core.services import Services
 from paceline.core.training import Job, Trained, answer
 from paceline.core.tree import Tree, map_leaves
 
@@ -87,10 +88,13 @@ class Client:
             sets some aside.
         memory: its own store, kept between rounds.
         peers: records that the others of the cohort told (`ClientFunction.tells`), by client.
+        services: what its worker has beside the model, by class, such as ``client.services[Submodels]``.
         strict: check the loss at every step, to name the step at which it broke (the debug engine).
         ask: runs a request to the local loop: at once, or together with those of other clients.
         redraws: let what the function draws from global generators come from this client's streams; whoever says so
             puts the generators back (`paceline.core.generators`).
+        central: the task's test samples.
+        keeps_times: store how long training took, see `times`.
     """
 
     def __init__(
@@ -103,19 +107,22 @@ class Client:
         data: Callable[[int], ClientData],
         memory: Memory,
         peers: Mapping[int, Tree] | None = None,
-        services: Mapping[str, Any] | None = None,
+        services: Services | None = None,
         strict: bool = False,
         ask: Callable[[Any], Any] = answer,
         redraws: bool = False,
+        central: ClientData | None = None,
+        keeps_times: bool = False,
     ) -> None:
         self._id, self.round, self.model, self.problem = id, round, model, problem
         self.memory = memory
         self._data, self._seed = data, seed
         self.peers = peers or {}
-        self.services = services or {}
+        self.services = Services() if services is None else services
         self.strict = strict
         self.ask = ask
         self.redraws = redraws
+        self.central, self.keeps_times = central, keeps_times
         self.flops = 0.0
         self.nameless = False
         """Whether the function that runs may not ask who it runs for: under masks, unless the method says so."""
@@ -184,7 +191,7 @@ class Client:
 
         They are kept only for methods that declare ``keeps_times = True``.
         """
-        if not self.services["worker"].keeps_times:
+        if not self.keeps_times:
             raise ConfigError("client.times is kept only for a method that says so: keeps_times: ClassVar[bool] = True")
         seen = self.memory.get("_times")
         return None if seen is None else (float(seen[0]), float(seen[1]))
@@ -321,7 +328,9 @@ class Client:
         """
         if not everything and len(self.test):
             return self.test
-        whole: ClientData = self.services["worker"].test
+        whole = self.central
+        if whole is None:
+            raise ConfigError("this client was given no test samples of the task; give it Client(central=...)")
         if everything or whole.y.dim() > 1:  # sequences have no class of their own
             return whole
         own = torch.bincount(self.train.y[self.train.index], minlength=self.problem.num_classes) > 0

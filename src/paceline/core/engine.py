@@ -1,19 +1,41 @@
-"""What the core and an engine say to each other: calls, replies, and channels that say how replies leave a client."""
+"""What a federation is built on: engines with their calls, replies and channels; aggregations; who is there; what time it is.
+
+`Engine`, `Aggregation` and `Sink` are base classes: what is optional has a default there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor
 
 from paceline.core.lazy import Lazy
 from paceline.core.params import Params
+from paceline.core.services import Services
 from paceline.core.tree import Tree, flatten, map_leaves
 from paceline.core.update import Update
 
-__all__ = ["Call", "Channel", "ClientFunction", "Each", "Engine", "Receipt", "Sink", "wire_size"]
+if TYPE_CHECKING:
+    from paceline.core.federation import Federation
+
+__all__ = [
+    "Aggregation",
+    "Availability",
+    "Call",
+    "CallInfo",
+    "Channel",
+    "ClientFunction",
+    "Clock",
+    "Each",
+    "Engine",
+    "Receipt",
+    "Sink",
+    "SumRequest",
+    "Summed",
+    "wire_size",
+]
 
 
 @dataclass(frozen=True)
@@ -92,6 +114,9 @@ class Receipt:
 class Sink:
     """A channel's end at one worker: takes replies, and gives one partial at the end."""
 
+    stands_for_all: ClassVar[bool] = False
+    """Whether `add_uniform` may succeed."""
+
     def size(self, reply: Tree) -> int:
         """Return the bytes that the client sends for this reply."""
         return wire_size(reply)
@@ -113,6 +138,10 @@ class Sink:
             except Exception as error:
                 values.append(error)
         return values
+
+    def add_uniform(self, clients: Sequence[int], reply: Tree) -> bool:
+        """Take one reply that stands for one of each client; return whether that could be done."""
+        return False
 
     def partial(self) -> Any:
         """Return this worker's partial sum, or None."""
@@ -139,38 +168,165 @@ class _EachSink(Sink):
         return reply if all(t.device.type == "cpu" for t in flatten(reply)[1]) else map_leaves(Tensor.cpu, reply)
 
 
-class Engine(Protocol):
+class Availability(Protocol):
+    """What the core needs of the devices."""
+
+    @property
+    def always(self) -> bool:
+        """Whether everybody can be asked in every round."""
+
+    def available(self, client: int, round: int) -> bool:
+        """Return whether the client can be asked in this round."""
+
+    def rate(self, client: int) -> float:
+        """Return the part of the rounds in which it can be, in the long run."""
+
+
+class Clock(Protocol):
+    """Virtual time, in seconds since the start of the run."""
+
+    now: float
+
+    @property
+    def phases(self) -> MutableSequence[Any]:
+        """The latest calls: name, seconds, and what of them the slowest client spent on work and transfers."""
+
+    def advance(self, name: str, receipts: Sequence[Receipt], deadline: float | None) -> float:
+        """Let a synchronous call pass; return the seconds it took."""
+
+    def wait(self, seconds: float) -> None:
+        """Let seconds pass in which the server asks nothing."""
+
+
+@dataclass(frozen=True)
+class SumRequest:
+    """A sum that a method asks for."""
+
+    function: str
+    message: Tree
+    cohort: tuple[int, ...]
+    declared: ClientFunction
+    deadline: float | None = None
+
+
+@dataclass
+class Summed:
+    """A formed sum: float64 sums of tensors, scalars and per-coordinate weights, in the terms' order.
+
+    Args:
+        structure: of the replies, see `Terms`.
+        tensors, scalars, denominators: the sums.
+        survivors: clients whose replies are in it.
+        notes: figures for the round's metrics, such as the number of clipped coordinates.
+    """
+
+    structure: Any
+    tensors: list[Any]
+    scalars: list[float]
+    denominators: list[Any]
+    survivors: tuple[int, ...]
+    notes: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class CallInfo:
+    """What the server knows about its last sum or call.
+
+    Args:
+        seconds: virtual time it took, all phases.
+        bytes_up, bytes_down: summed over clients and phases.
+        arrived: seconds until each client's reply came; in a sum of several phases, of the longest one.
+        dropped: clients without a reply, and why.
+        notes: see `Summed`.
+    """
+
+    seconds: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    arrived: dict[int, float] = field(default_factory=dict)
+    dropped: dict[int, str] = field(default_factory=dict)
+    notes: dict[str, float] = field(default_factory=dict)
+
+
+class Aggregation:
+    """How a sum is formed.
+
+    Args:
+        name: as on the command line.
+        sees_each: whether the server could see single replies: ``each`` functions are allowed only then.
+    """
+
+    name: str = ""
+    sees_each: bool = False
+
+    @property
+    def programs(self) -> Mapping[str, Any]:
+        """Protocols whose client functions may run beside the method's, by name; see `paceline.core.protocol`."""
+        return {}
+
+    def sum(self, fed: Federation, request: SumRequest) -> Summed:
+        """Ask the cohort and form the sum."""
+        raise NotImplementedError
+
+    def check(self, fed: Federation) -> list[str]:
+        """Return misfits with this federation."""
+        return []
+
+    def reply_size(self, model: Params, cohort: int) -> int:
+        """Return the bytes of a reply that holds as many values as the model."""
+        return model.vector.nbytes
+
+
+class Engine:
     """Runs client functions."""
 
     num_clients: int
 
     @property
-    def services(self) -> Mapping[str, Any]:
+    def services(self) -> Services:
         """What server programs may use as well, such as the sub-models of the full model."""
+        raise NotImplementedError
 
     def run(self, call: Call) -> Iterator[Receipt | tuple[str, Any]]:
         """Yield a receipt for each client and ``("partial", value)`` for each worker, in any order."""
+        raise NotImplementedError
 
     def preview(self, function: str, message: Tree) -> Tree | None:
         """Return a reply of the method's `function` with the shape that clients will send; None where none can be formed."""
+        return None
 
     def commit(self) -> dict[int, dict[str, Any]]:
         """Make the clients' memory changes permanent; return the stores that changed."""
+        raise NotImplementedError
 
     def rollback(self) -> None:
         """Forget memory changes since the last commit."""
+        raise NotImplementedError
 
     def restore(self, memories: Any) -> None:
         """Take the clients' memories from this `MemoryStore`; `commit` puts what changed there."""
+        raise NotImplementedError
 
     def init_params(self) -> Params:
         """Return the initial model."""
+        raise NotImplementedError
 
     def evaluate(self, params: Params) -> dict[str, Any]:
         """Evaluate on the task's central test set."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Free workers."""
+
+    @property
+    def notes(self) -> Mapping[str, str]:
+        """What could not be stacked, and why."""
+        return {}
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """What worker processes spent their time on; see `paceline.core.profiling`."""
+        return {}
 
 
 def wire_size(tree: Tree) -> int:

@@ -13,11 +13,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, overload
 
 from paceline.core.deferred import Held
-from paceline.core.engine import Call, Channel, ClientFunction, Each, Engine, Receipt
+from paceline.core.engine import (
+    Aggregation,
+    Availability,
+    Call,
+    CallInfo,
+    Channel,
+    ClientFunction,
+    Clock,
+    Each,
+    Engine,
+    Receipt,
+    Summed,
+    SumRequest,
+)
 from paceline.core.errors import CohortError, MisbehaviourError, PlanError, QuorumError
 from paceline.core.failures import account, client_error, kind_of
 from paceline.core.population import Population
-from paceline.core.summation import Aggregation, Availability, CallInfo, Clock, Summed, SumRequest
 from paceline.core.tree import Tree
 from paceline.core.update import Update, rebuild
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from paceline.core.engine import Engine
+from paceline.core.engine import Availability, Engine
 from paceline.core.errors import CohortError
 from paceline.core.exclusions import Exclusions
 from paceline.core.generators import reseed_nested
 from paceline.core.params import Params
 from paceline.core.random import derive, numpy_rng
-from paceline.core.summation import Availability
 
 __all__ = ["Population"]
 

@@ -65,7 +65,7 @@ class LocalEngine(Pool):
             chunks = self._dealer.chunks(call.clients)
             self.here.restore(self._lend(call.clients))
             yield from self.here.run(replace(call, chunks=tuple(chunks.values())))
-            self.notes.update(self.here.solver.notes)
+            self._notes.update(self.here.solver.notes)
             return
         busy: dict[Connection, _Process] = {}
         for number, part, memories in self._parts(call):
@@ -81,7 +81,7 @@ class LocalEngine(Pool):
                     yield from value
                 elif kind == "done":
                     notes, seconds = value
-                    self.notes.update(notes)
+                    self._notes.update(notes)
                     self.spent.add(seconds)
                     del busy[cast("Connection", pipe)]
                 else:

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from paceline.core.engine import Call, Receipt
+from paceline.core.engine import Call, Engine, Receipt
 from paceline.core.errors import CheckpointError, ConfigError
 from paceline.core.params import Params
 from paceline.core.profiling import Spent
+from paceline.core.services import Services
 from paceline.core.tree import Tree
 from paceline.engines.scheduling import Dealer
 from paceline.engines.stacking import Choice, choose
@@ -19,7 +20,7 @@ from paceline.store import MemoryStore
 __all__ = ["Pool"]
 
 
-class Pool:
+class Pool(Engine):
     """Assigns chunks of clients to workers, sends them the clients' memories, and stores these.
 
     Args:
@@ -37,7 +38,7 @@ class Pool:
         self.num_clients = setup.num_clients
         self.memories = MemoryStore()
         """Client memories between rounds."""
-        self.notes: dict[str, str] = {}
+        self._notes: dict[str, str] = {}
         """Functions that could not be stacked, with the reasons."""
         self.spent = Spent()
         """Profile of the worker processes; this process has a separate one."""
@@ -139,9 +140,20 @@ class Pool:
         """Stop the workers."""
         raise NotImplementedError
 
+    # -- figures of the workers ----------------------------------------------------------------
+    @property
+    def notes(self) -> Mapping[str, str]:
+        """Functions that could not be stacked, with the reasons."""
+        return self._notes
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """Wall time of worker processes by section."""
+        return self.spent.seconds
+
     # -- the server's own model ----------------------------------------------------------------
     @property
-    def services(self) -> Mapping[str, Any]:
+    def services(self) -> Services:
         """Services of the worker in this process."""
         return self.here.services
 

@@ -41,12 +41,14 @@ def preview(worker: Worker, function: str, message: Tree, client: int | None = N
             worker.setup.task,
             lambda part: ClientData(worker.x, worker.y, index),
             Memory(),
-            services={**worker.services, "worker": worker, "session": {}},
+            services=worker.services,
             ask=_untrained,
+            central=worker.test,
+            keeps_times=worker.keeps_times,
         )
         try:
             with nested(0, worker.model.device):
-                return worker.invoke(me, "method", function, here)
+                return worker.invoke(me, function, here)
         except Exception:  # a user's function may fail in any way on so little data
             continue
     return None

@@ -95,7 +95,7 @@ class RayEngine(Pool):
                 self._settle(list(waiting))
                 raise answer
             items, has_sum, notes, seconds = answer
-            self.notes.update(notes)
+            self._notes.update(notes)
             self.spent.add(seconds)
             sums += [(number, partial)] if has_sum else []
             yield from items

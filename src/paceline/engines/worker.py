@@ -24,12 +24,15 @@ from paceline.core.method import client_functions
 from paceline.core.params import Params, Resident
 from paceline.core.process_state import set_precision
 from paceline.core.profiling import spent
+from paceline.core.protocol import ProtocolSession
 from paceline.core.random import derive
 from paceline.core.samples import Split
+from paceline.core.services import Host, ServiceMakers, Services
 from paceline.core.training import answer
 from paceline.core.tree import Tree, map_leaves
 from paceline.devices import Cost, times
 from paceline.engines.preview import preview
+from paceline.engines.protocol import WorkerContext
 from paceline.engines.stacking import Meeting, Solver, Uniform
 
 __all__ = ["Setup", "Worker"]
@@ -57,7 +60,7 @@ class Setup:
         chunk: most clients that work as one.
         one_step: run clients that take one step as one batch, where they work in chunks.
         samples: loads task and split again in another process, where that is less than to send them.
-        services: further things that client functions may use, by name (such as the sub-model cutter).
+        services: how that is made which client functions may use as well, by class (such as `Submodels`).
     """
 
     programs: dict[str, Any]
@@ -77,7 +80,7 @@ class Setup:
     chunk: int = 1
     one_step: bool = True
     samples: Callable[[], tuple[Any, Any]] | None = None
-    services: dict[str, Callable[[Worker], Any]] = field(default_factory=dict)
+    services: ServiceMakers = field(default_factory=dict)
 
     def cost(self, client: int) -> int:
         """Return the expected work of a client: its samples."""
@@ -106,7 +109,7 @@ class Worker:
         self.example = task.train.x[:1]
         self.functions = {name: client_functions(program) for name, program in setup.programs.items()}
         self.memories: dict[int, Memory] = {}
-        self.sessions: dict[int, dict[str, Any]] = {}
+        self.sessions: dict[int, ProtocolSession] = {}
         self.solver = Solver(setup.one_step)
         self.round = 1
         """The round of the latest call."""
@@ -115,7 +118,7 @@ class Worker:
         self._differs: set[tuple[str, str]] = set()
         """Functions that ask for what may differ between clients."""
         self.keeps_times = getattr(setup.programs.get("method"), "keeps_times", False)
-        self.services = {name: make(self) for name, make in setup.services.items()}
+        self.services = Services(Host(self.model, self.layout, self.example, task, setup.seed), setup.services)
 
     def run(self, call: Call) -> Iterator[Receipt | tuple[str, Any]]:
         """Run a call's function on its clients, chunk by chunk; those of a chunk work together.
@@ -192,8 +195,9 @@ class Worker:
     def _uniform(self, call: Call, clients: Sequence[int], sink: Sink, down: Mapping[int, int]) -> list[Receipt] | None:
         """Run the function once for all clients of a chunk; None where that cannot be done, and nothing was."""
         setup, key = self.setup, (call.program, call.function)
-        add = getattr(sink, "add_uniform", None)
-        if add is None or key in self._differs or self.keeps_times or setup.measured or call.each_message or call.peers:
+        if not sink.stands_for_all or call.program != "method" or key in self._differs:
+            return None
+        if self.keeps_times or setup.measured or call.each_message or call.peers:
             return None
         index = None if isinstance(call.channel, Held) else self._together(clients)
         if index is None:
@@ -204,7 +208,7 @@ class Worker:
         with contextlib.suppress(PacelineError):  # whoever is at fault is found when they run one by one
             try:
                 stand_in = Uniform(lead, index, orders, self.solver.whole)
-                reply = self.invoke(stand_in, *key, call.message)  # type: ignore[arg-type]
+                reply = self.invoke(stand_in, call.function, call.message)
                 stand_in.drew_nothing()
                 up = sink.size(reply)
                 profiles = [setup.fleet.profile(c, call.round) for c in clients]
@@ -214,7 +218,7 @@ class Worker:
                 if call.deadline is not None and any(t.compute + t.network > call.deadline for t in each):
                     return None
                 with spent.on("summing"):
-                    added = add(clients, reply)
+                    added = sink.add_uniform(clients, reply)
                 if added:
                     return [Receipt(c, None, t.compute, t.network, down[c], up) for c, t in zip(clients, each, strict=True)]
             except PacelineError:
@@ -267,7 +271,11 @@ class Worker:
             message = {"all": message, "own": own}
         started = time.perf_counter()
         try:
-            reply = self.invoke(me, call.program, call.function, message)
+            if call.program == "method":
+                reply = self.invoke(me, call.function, message)
+            else:
+                me.redraw()
+                reply = getattr(self.setup.programs[call.program], call.function)(WorkerContext(self, call, me), message)
             if isinstance(call.channel, Held):
                 hold(me, reply)
         except Exception as error:
@@ -305,15 +313,12 @@ class Worker:
             partial(self.samples, client),
             memory,
             call.peers.get(client) if peers is None else peers,
-            services={
-                **self.services,
-                "worker": self,
-                "call": call,
-                "session": self.sessions.setdefault(client, {}),
-            },
+            services=self.services,
             strict=self.setup.strict,
             ask=self._ask,
             redraws=True,
+            central=self.test,
+            keeps_times=self.keeps_times,
         )
 
     def samples(self, client: int, part: int = 0) -> ClientData:
@@ -321,16 +326,10 @@ class Worker:
         rows = self.setup.task.present(self.setup.split(client)[part], self.round)
         return ClientData(self.x, self.y, rows.to(self.x.device))
 
-    def note_times(self, me: Client, down: int, up: int) -> None:
-        """Remember what a method's function took, where a protocol ran it: its work and its own bytes only."""
-        took = times(self.setup.fleet.profile(me.id, me.round), Cost(me.flops, down, up, None))
-        if self.keeps_times:
-            me.memory["_times"] = [took.compute, took.network]
-
-    def invoke(self, me: Client, program: str, function: str, message: Any) -> Any:
-        """Run one function of a program for `me`; protocols use it to run the method's own."""
+    def invoke(self, me: Client | Uniform, function: str, message: Any) -> Any:
+        """Return what the method's `function` returns for `me`."""
         me.redraw()
-        return getattr(self.setup.programs[program], function)(me, message)
+        return getattr(self.setup.programs["method"], function)(me, message)
 
     def preview(self, function: str, message: Tree, client: int | None = None) -> Tree | None:
         """Return a reply of the method's `function` with the shape that clients will send; see `preview`."""

@@ -134,8 +134,11 @@ class Runner:
         except (PacelineError, *MALFORMED) as error:
             return Answer.of(number, Receipt(self.number, dropped=reason_of(error)), hidden=hidden)
         answer = Answer.of(number, receipt, spent, trained, spent, hidden)
-        failed = worker.sessions.get(self.number, {}).pop("failed", None)
-        return answer if failed is None else replace(answer, why=f"gave nothing to the sum: {failed}")
+        session = worker.sessions.get(self.number)
+        if session is None or not session.failed:
+            return answer
+        failed, session.failed = session.failed, ""
+        return replace(answer, why=f"gave nothing to the sum: {failed}")
 
     @property
     def hidden(self) -> bool:

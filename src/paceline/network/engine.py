@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from paceline.core.engine import Call, Receipt
+from paceline.core.engine import Call, Engine, Receipt
 from paceline.core.errors import CohortError, EngineError
 from paceline.core.failures import class_in
 from paceline.core.params import Params
 from paceline.core.serialization import NETWORK
+from paceline.core.services import Services
 from paceline.core.tree import Tree
 from paceline.network.channels import describe, intake
 from paceline.network.event_loop import LoopThread
@@ -33,7 +34,7 @@ class Stopped(EngineError):
     """The server was requested to stop; the run resumes when it is started again."""
 
 
-class GrpcEngine:
+class GrpcEngine(Engine):
     """Runs client functions on the connected clients.
 
     Args:
@@ -217,7 +218,7 @@ class GrpcEngine:
 
     # -- the server's own model ----------------------------------------------------------------
     @property
-    def services(self) -> Mapping[str, Any]:
+    def services(self) -> Services:
         """Services of the server's own worker."""
         return self.home.services
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from paceline.core.engine import Receipt
 from paceline.core.errors import ConfigError, IdentityError
 from paceline.core.params import Params
+from paceline.core.services import Services
 from paceline.core.tree import Tree
 
 __all__ = ["AdmittedClient", "HubSettings", "Members", "NotNow", "Progress", "Recorder", "ServerSide", "check_limit"]
@@ -67,7 +68,7 @@ class ServerSide(Protocol):
         """The initial model."""
 
     @property
-    def services(self) -> Mapping[str, Any]:
+    def services(self) -> Services:
         """Services available to server programs."""
 
     def preview(self, function: str, message: Tree) -> Tree | None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from torch import Tensor, nn
 
 from paceline.core.client import Client, Hooks, LocalOptions
 from paceline.core.params import Params
+from paceline.core.services import Host
 from paceline.submodels.cut import Cutter, SubModel
 from paceline.submodels.scores import Scorer
+
+if TYPE_CHECKING:
+    from paceline.core.federation import Federation
 
 __all__ = ["Submodels", "rescaled", "submodel_service", "submodels", "train_submodel"]
 
@@ -46,22 +50,21 @@ class Submodels:
         return self.cutter.cut(kept)
 
 
-def submodel_service(worker: Any) -> Submodels:
+def submodel_service(host: Host) -> Submodels:
     """Return the service for a worker; nothing is traced before its first use."""
 
     def build() -> Cutter:
-        cutter = Cutter(worker.model.module, worker.layout, worker.example.to(worker.model.device))
-        cutter.mixed = worker.model.mixed
+        cutter = Cutter(host.model.module, host.layout, host.example.to(host.model.device))
+        cutter.mixed = host.model.mixed
         return cutter
 
     return Submodels(build)
 
 
-def submodels(client: Client) -> Submodels:
-    """Return the sub-models of the worker that runs this client."""
-    service = client.services["submodels"]
-    assert isinstance(service, Submodels)
-    return service
+def submodels(place: Client | Federation) -> Submodels:
+    """Return the sub-models of the worker that runs a client, or those of a server's federation."""
+    services = place.services if isinstance(place, Client) else place.engine.services
+    return services[Submodels]
 
 
 def train_submodel(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from paceline.blocks.architectures import architectures
 from paceline.blocks.prototypes import class_sums
 from paceline.core.errors import PlanError
 from paceline.core.layout import Layout
@@ -89,7 +90,7 @@ def test_a_head_that_does_not_learn_is_reset_every_round(networks, task):
         _, run, kept = networks(method, models=(), rounds=2, options={"server_lr": 0.0, "batch_size": 1000, "clip": 0.0})
         start = run.fed.init_params()
         theta = {name: start[name] for name in ("4.weight", "4.bias")}
-        built = run.fed.engine.services["architectures"].build("")
+        built = architectures(run.fed).build("")
         assert torch.equal(run.state.params["weight"], head(built).weight)
         for client in range(6):
             rows = run.fed.engine.setup.split(client)[0]

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from paceline.blocks.architectures import architectures
 from paceline.blocks.prototypes import FAR, ClassSums, distances, nearest
 from paceline.core.errors import PlanError
 from paceline.methods.personalisation.fedsa import FedSA, contrast, gap, projected, pull
@@ -104,7 +105,7 @@ def test_anchors_follow_the_prototypes_of_classes_that_were_seen(networks, weigh
     state, split, task = run.state, run.fed.engine.setup.split, run.task
     means, counts = np.zeros((6, 4, 8)), np.zeros((6, 4))
     for client, params in kept.items():
-        module = run.fed.engine.services["architectures"].build(run.method.models[client % 3])
+        module = architectures(run.fed).build(run.method.models[client % 3])
         for name, p in module.named_parameters():
             p.data = params[name].clone()
         rows = split(client)[0]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from paceline.blocks.architectures import architectures
 from paceline.models.split import features
 from paceline.run import RunConfig, prepare
 
@@ -28,7 +29,7 @@ def class_means(module, params, x, y, classes):
 
 def disagreement(run):
     """Mean cosine distance between two clients' means of one class."""
-    by_class, zoo = {}, run.fed.engine.services["architectures"]
+    by_class, zoo = {}, architectures(run.fed)
     for client in range(10):
         rows, models = run.fed.engine.setup.split(client)[0], run.method.models
         module = zoo.build(models[client % len(models)])

@@ -15,7 +15,7 @@ from paceline.aggregation.secure.encoding import Words
 from paceline.aggregation.secure.session import new_session
 from paceline.core.engine import Sink
 from paceline.core.errors import AggregationError, ConfigError, QuorumError
-from paceline.core.federation import Federation, Summed, SumRequest
+from paceline.core.federation import Aggregation, Federation, Summed, SumRequest
 from paceline.core.profiling import spent
 from paceline.core.tree import Tree
 
@@ -23,7 +23,7 @@ __all__ = ["Modular", "ModularSum", "SecureArithmetic", "enough", "misfits"]
 
 
 @dataclass(frozen=True)
-class SecureArithmetic:
+class SecureArithmetic(Aggregation):
     """Encoding and modular sums of secure aggregation without keys and masks. It protects nothing.
 
     Args:

@@ -6,7 +6,7 @@ client: the declarations of its installed method, its data, its memory. Nothing 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from paceline.aggregation.secure.client import SecureClient
@@ -14,17 +14,32 @@ from paceline.aggregation.secure.client_openings import Openings
 from paceline.aggregation.secure.codec import Codec, Encoded
 from paceline.aggregation.secure.messages import as_tensors, need, opened_record, packed_record, session_of
 from paceline.aggregation.secure.task_hash import Agreement, OwnWork, Work
-from paceline.core.client import Client
 from paceline.core.engine import ClientFunction, wire_size
 from paceline.core.errors import ProtocolError
 from paceline.core.generators import nested
 from paceline.core.method import on_client
 from paceline.core.profiling import spent
+from paceline.core.protocol import ProtocolContext
 from paceline.core.random import derive
 from paceline.core.serialization import digest
 from paceline.core.tree import Tree
 
 __all__ = ["SecAggClient"]
+
+
+@dataclass
+class _State:
+    """One client's session.
+
+    Args:
+        machine: the protocol's state.
+        work: what was masked.
+        alive: the survivors that were signed.
+    """
+
+    machine: SecureClient
+    work: OwnWork | None = None
+    alive: tuple[int, ...] = ()
 
 
 class SecAggClient:
@@ -42,48 +57,48 @@ class SecAggClient:
         self._hashed: tuple[Tree, tuple[bytes, bytes]] | None = None
 
     @on_client(each=True)
-    def advertise(self, client: Client, message: dict[str, Any]) -> dict[str, Any]:
+    def advertise(self, me: ProtocolContext, message: dict[str, Any]) -> dict[str, Any]:
         """R0: start a session and return its signed public keys.
 
         Raises:
             ProtocolError: the session is not newer than every earlier one, or its parameters are invalid.
         """
-        session = session_of(message)
+        client, session = me.client, session_of(message)
         if session.round != client.round:
             raise ProtocolError(f"client {client.id} refuses: the session is of round {session.round}, the call of {client.round}")
         if [session.round, session.attempt] <= client.memory.get("_secagg", [-1, -1]):
             raise ProtocolError(f"client {client.id} refuses: session {session.round}.{session.attempt} is a replay")
-        _declared(client, session.function)
+        _declared(me, session.function)
         client.memory["_secagg"] = [session.round, session.attempt]
         publics = self.directory.publics(session.clients)
         machine = SecureClient(client.id, session, self.directory.identity(client.id), publics)
-        client.services["session"].update(secagg=machine, work=None)
+        me.session.state = _State(machine)
         return machine.advertise()
 
     @on_client(each=True)
-    def share(self, client: Client, message: dict[str, Any]) -> dict[str, Any]:
+    def share(self, me: ProtocolContext, message: dict[str, Any]) -> dict[str, Any]:
         """R1: return sealed shares of both secrets, with this client's record for its neighbours if the function declares one."""
         common, adverts = need(message, "all", "own")
         (hashes,) = need(common, "hashes")
-        machine = _machine(client)
-        tells = _declared(client, machine.session.function).tells
+        machine = _state(me).machine
+        tells = _declared(me, machine.session.function).tells
         if tells is None:
             return machine.share(hashes, adverts)
-        with nested(0, client.device):
-            record = packed_record(client.services["worker"].invoke(client, "method", tells, None))
+        with nested(0, me.client.device):
+            record = packed_record(me.invoke(me.client, tells, None))
         return machine.share(hashes, adverts, record)
 
     @on_client(each=True)
-    def masked(self, client: Client, message: dict[str, Any]) -> dict[str, Any]:
+    def masked(self, me: ProtocolContext, message: dict[str, Any]) -> dict[str, Any]:
         """R2: verify that the task matches the signed session, run the method's function and return its masked reply.
 
         Raises:
             ProtocolError: the task differs from the one in the session's hash, or opening the sum would reveal too much.
         """
         content, mail = need(message, "all", "own")
-        machine, worker = _machine(client), client.services["worker"]
-        session = machine.session
-        declared = _declared(client, session.function)
+        client, state = me.client, _state(me)
+        machine, session = state.machine, state.machine.session
+        declared = _declared(me, session.function)
         work = Work(self.agreed, session.function, declared, self._digest(content))
         if work.task(session.round, session.trial, session.call) != session.task:
             raise ProtocolError(
@@ -97,59 +112,59 @@ class SecAggClient:
             # checked before masking: once a vector is sent, the other clients can open it. The key uses the memory as of the
             # last round, because entries written while a function runs do not make it different work
             kept = client.memory if declared.held else client.memory.stored
-            own = client.services["session"]["work"] = work.own(kept)
+            own = state.work = work.own(kept)
             self.openings.check(own, self.run, client.round, session.clients, session.least_half)
         peers = {v: record for v, data in machine.peers.items() if (record := opened_record(data)) is not None}
-        inner = worker.client(client.services["call"], client.id, session.stream, peers)
-        inner.nameless = not worker.setup.programs["method"].names_clients
+        inner = me.inner(session.stream, peers)
+        inner.nameless = not me.names_clients
         codec, noted = Codec(session.config, len(session.clients), declared.bounds), dict(client.memory.changes)
         try:
             with nested(0, client.device):
-                reply = worker.invoke(inner, "method", session.function, content)
+                reply = me.invoke(inner, session.function, content)
             with spent.on("encoding"):
                 encoded = codec.encode(reply, derive(inner.seed, "encode"))
         except Exception as error:
-            client.memory.changes = noted  # what it noted is of a reply that no sum holds
-            encoded = self._nothing(codec, client, session.function, content, error)
+            client.memory.changes = noted  # they belong to a reply that no sum contains
+            encoded = self._nothing(codec, me, session.function, content, error)
         inner.nameless = False
         if inner.flops:
-            worker.note_times(inner, wire_size(content), encoded.size)
+            me.note_times(inner, wire_size(content), encoded.size)
         client.flops += inner.flops
         answer = machine.masked(encoded.segments)
         return {**answer, "segments": as_tensors(answer["segments"]), "shape": encoded.shape}
 
     @on_client(each=True)
-    def consistency(self, client: Client, message: dict[str, Any]) -> dict[str, Any]:
+    def consistency(self, me: ProtocolContext, message: dict[str, Any]) -> dict[str, Any]:
         """R2.5: sign the list of survivors, unless the same work was opened for a different list."""
         (alive,) = need(message, "alive")
-        machine = _machine(client)
-        answer = machine.consistency(alive)
+        state = _state(me)
+        answer = state.machine.consistency(alive)
         if self.openings is not None:
-            self.openings.check(_work(client), self.run, client.round, alive, machine.session.least_half)
-        client.services["session"]["alive"] = list(alive)
+            self.openings.check(_work(me), self.run, me.client.round, alive, state.machine.session.least_half)
+        state.alive = tuple(alive)
         return answer
 
     @on_client(each=True)
-    def unmask(self, client: Client, message: dict[str, Any]) -> dict[str, Any]:
+    def unmask(self, me: ProtocolContext, message: dict[str, Any]) -> dict[str, Any]:
         """R3: return the shares that open the sum over the survivors, once. The opening is recorded first."""
-        machine, session = _machine(client), client.services["session"]
-        answer = machine.unmask(*need(message, "own"))
+        state, round = _state(me), me.client.round
+        answer = state.machine.unmask(*need(message, "own"))
         if self.openings is not None:  # includes openings by another process of this client since the signature
-            self.openings.check(_work(client), self.run, client.round, session["alive"], machine.session.least_half)
-            self.openings.record(_work(client), self.run, client.round, session["alive"])
-        session.clear()
+            self.openings.check(_work(me), self.run, round, state.alive, state.machine.session.least_half)
+            self.openings.record(_work(me), self.run, round, state.alive)
+        me.session.state = None
         return answer
 
-    def _nothing(self, codec: Codec, client: Client, function: str, content: Tree, error: Exception) -> Encoded:
+    def _nothing(self, codec: Codec, me: ProtocolContext, function: str, content: Tree, error: Exception) -> Encoded:
         """Return zeros with no weight for a function that failed or whose reply cannot be encoded.
 
         A refusal would reveal to the server that this client's data make the function fail, and a model can be crafted for
         that. If not even the shape of a reply is known, and in a simulation, the error is raised.
         """
-        reply = None if self.openings is None else client.services["worker"].preview(function, content, client.id)
+        reply = None if self.openings is None else me.preview(function, content)
         if reply is None:
             raise error
-        client.services["session"]["failed"] = f"{type(error).__name__}: {error}"
+        me.session.failed = f"{type(error).__name__}: {error}"
         return codec.nothing(reply)
 
     def _digest(self, content: Tree) -> tuple[bytes, bytes]:
@@ -159,26 +174,23 @@ class SecAggClient:
         return self._hashed[1]
 
 
-def _declared(client: Client, function: str) -> ClientFunction:
+def _declared(me: ProtocolContext, function: str) -> ClientFunction:
     """Return the declaration of a function that is to be summed, from this client's own method."""
-    functions: Mapping[str, ClientFunction] = client.services["worker"].functions["method"]
-    if function not in functions:
+    if function not in me.functions:
         raise ProtocolError(f"method.{function} is no client function here; nothing else is run")
-    if functions[function].each:
+    if me.functions[function].each:
         raise ProtocolError(f"{function!r} returns what is asked singly; it is not summed")
-    return functions[function]
+    return me.functions[function]
 
 
-def _machine(client: Client) -> SecureClient:
-    machine = client.services["session"].get("secagg")
-    if machine is None:
-        raise ProtocolError(f"client {client.id} has no session; it ended, or was never begun")
-    assert isinstance(machine, SecureClient)
-    return machine
+def _state(me: ProtocolContext) -> _State:
+    if not isinstance(me.session.state, _State):
+        raise ProtocolError(f"client {me.client.id} has no session; it ended, or was never begun")
+    return me.session.state
 
 
-def _work(client: Client) -> OwnWork:
-    work = client.services["session"].get("work")
-    if not isinstance(work, OwnWork):
-        raise ProtocolError(f"client {client.id} masked nothing in this session")
+def _work(me: ProtocolContext) -> OwnWork:
+    work = _state(me).work
+    if work is None:
+        raise ProtocolError(f"client {me.client.id} masked nothing in this session")
     return work

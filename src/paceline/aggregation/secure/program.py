@@ -35,7 +35,7 @@ from paceline.core.errors import (
     SumOverflowError,
     UnknownNameError,
 )
-from paceline.core.federation import Federation, Summed, SumRequest
+from paceline.core.federation import Aggregation, Federation, Summed, SumRequest
 from paceline.core.params import Params
 from paceline.core.tree import Tree
 from paceline.core.update import Update
@@ -68,7 +68,7 @@ def secure_config(options: Mapping[str, Any]) -> SecureConfig:
 
 
 @dataclass(frozen=True)
-class SecureAggregation:
+class SecureAggregation(Aggregation):
     """Sums that the server can open only for the complete set of survivors.
 
     Args:

@@ -248,8 +248,7 @@ class FederationServer:
 
     def _reply(self, run: Run) -> int:
         """Return the size in bytes of a reply with as many values as the model."""
-        model, sums = run.fed.engine.init_params(), run.fed.aggregation
-        return int(sums.reply_size(model, self.run.cohort)) if hasattr(sums, "reply_size") else model.vector.nbytes
+        return run.fed.aggregation.reply_size(run.fed.engine.init_params(), self.run.cohort)
 
     def _folder(self) -> tuple[RunFolder, bool]:
         path = self.config.server.run

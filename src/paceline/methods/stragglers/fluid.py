@@ -72,7 +72,7 @@ class Fluid(FedAvg[FluidState]):
 
     def round(self, fed: Federation, state: FluidState) -> FluidState:
         """Send stragglers sub-models, average by coordinate, learn which neurons are invariant."""
-        parts: Submodels = fed.engine.services["submodels"]
+        parts = submodels(fed)
         cohort, params = fed.sample(), state.params
         widths = self.widths(state, cohort)
         kept = {c: self.choose(fed, parts, state, c, p) for c, p in widths.items()}

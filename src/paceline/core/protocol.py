@@ -1,0 +1,68 @@
+"""What the client functions of a protocol get: a protocol, such as secure aggregation, wraps the functions of the method.
+
+A method's client function gets a `Client` and nothing else. A protocol's gets a `ProtocolContext`, with which it runs the
+method's functions for its own client; it reaches no other client.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from paceline.core.client import Client
+from paceline.core.engine import ClientFunction
+from paceline.core.tree import Tree
+
+__all__ = ["ProtocolContext", "ProtocolSession"]
+
+
+@dataclass
+class ProtocolSession:
+    """What a client holds between two calls of a protocol, until the round is committed or rolled back; it is never stored.
+
+    Args:
+        state: the protocol's own.
+        failed: why the client gave nothing to the sum, for its own log.
+    """
+
+    state: Any = None
+    failed: str = ""
+
+
+class ProtocolContext(ABC):
+    """One call of a protocol to one client.
+
+    Args:
+        client: the client, with its memory and the random streams of this call.
+        session: what it holds between calls.
+        functions: the method's client functions, as they are declared here.
+        names_clients: `Method.names_clients` of the method.
+    """
+
+    def __init__(
+        self, client: Client, session: ProtocolSession, functions: Mapping[str, ClientFunction], names_clients: bool
+    ) -> None:
+        self.client, self.session, self.functions, self.names_clients = client, session, functions, names_clients
+
+    @abstractmethod
+    def inner(self, stream: str, peers: Mapping[int, Tree]) -> Client:
+        """Return the same client as the method's function sees it.
+
+        Args:
+            stream: names that function's random streams.
+            peers: records that the others told, by client.
+        """
+
+    @abstractmethod
+    def invoke(self, client: Client, function: str, message: Tree) -> Any:
+        """Return what the method's `function` returns for this client, or for an `inner` of it."""
+
+    @abstractmethod
+    def preview(self, function: str, message: Tree) -> Tree | None:
+        """Return a reply of the method's `function` with its shape, without any training; None where none can be formed."""
+
+    @abstractmethod
+    def note_times(self, inner: Client, down: int, up: int) -> None:
+        """Store how long the method's function took: its work, and these bytes."""

@@ -1,0 +1,50 @@
+"""A protocol's call to one client, on the worker that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from paceline.core.client import Client
+from paceline.core.engine import Call
+from paceline.core.protocol import ProtocolContext, ProtocolSession
+from paceline.core.tree import Tree
+from paceline.devices import Cost, times
+
+if TYPE_CHECKING:
+    from paceline.engines.worker import Worker
+
+__all__ = ["WorkerContext"]
+
+
+class WorkerContext(ProtocolContext):
+    """See `ProtocolContext`.
+
+    Args:
+        worker: runs the client.
+        call: of the protocol.
+        client: as this call sees it.
+    """
+
+    def __init__(self, worker: Worker, call: Call, client: Client) -> None:
+        session = worker.sessions.setdefault(client.id, ProtocolSession())
+        super().__init__(client, session, worker.functions["method"], worker.setup.programs["method"].names_clients)
+        self._worker, self._call = worker, call
+
+    def inner(self, stream: str, peers: Mapping[int, Tree]) -> Client:
+        """Return the same client as the method's function sees it."""
+        return self._worker.client(self._call, self.client.id, stream, peers)
+
+    def invoke(self, client: Client, function: str, message: Tree) -> Any:
+        """Return what the method's function returns."""
+        return self._worker.invoke(client, function, message)
+
+    def preview(self, function: str, message: Tree) -> Tree | None:
+        """Return a reply with the shape that the method's function gives it."""
+        return self._worker.preview(function, message, self.client.id)
+
+    def note_times(self, inner: Client, down: int, up: int) -> None:
+        """Store how long the method's function took."""
+        if inner.keeps_times:
+            took = times(self._worker.setup.fleet.profile(self.client.id, inner.round), Cost(inner.flops, down, up, None))
+            inner.memory["_times"] = [took.compute, took.network]
