@@ -11,7 +11,7 @@ import pytest
 
 import paceline as pl
 from paceline import methods
-from paceline.core.method import find_method, method_names
+from paceline.registry import find_method, method_names
 
 
 def python(code: str, *options: str) -> subprocess.CompletedProcess[str]:
