@@ -46,7 +46,7 @@ from paceline.run import RunConfig, run
 from paceline.store import RunFolder
 examine(Path("."))
 settings = {{"method": "scaffold", "task": "digits", "model": "logreg", "clients": 3, "cohort": 3, "rounds": 1, "workers": {WORKERS}}}
-told = run(RunConfig.build(settings), RunFolder.create(".", "here"))
+told = run(RunConfig.build(settings), folder=RunFolder.create(".", "here"))
 print(json.dumps([failed, told.rounds]))
 """
 MACOS = {"os": ["memfd_create", "sched_getaffinity"]}

@@ -212,12 +212,12 @@ def wide_task():
 def test_the_measured_choice_is_in_the_plan_and_a_resumed_run_takes_it(tmp_path, monkeypatch):
     config = RunConfig.build({"task": "wide", "clients": 60, "cohort": 40, "rounds": 4, "vectorize": "on"})
     folder = RunFolder.create(tmp_path, "first")
-    first = run(config, folder, task=wide_task())
+    first = run(config, wide_task(), folder=folder)
     written = RunConfig.build(folder.read_config())
     assert (written.vectorize, written.chunk) == ("on", first.chunk)
     assert 4 <= first.chunk <= 20
     monkeypatch.setattr("paceline.engines.pool.choose", lambda *_, **__: pytest.fail("measured again"))
-    again = run(written, RunFolder.create(tmp_path, "again"), task=wide_task())
+    again = run(written, wide_task(), folder=RunFolder.create(tmp_path, "again"))
     assert again.model_sha256 == first.model_sha256
     assert resume(folder.path, task=wide_task()).model_sha256 == first.model_sha256
 

@@ -89,7 +89,15 @@ def _method(method: Any) -> tuple[dict[str, Any], Method[Any] | None]:
     if options == {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}:
         with contextlib.suppress(PydanticUserError, NameError):  # types that cannot be checked
             method = type(method).build(options)  # as a resumed run makes it
-    return {"method": registry.name_of("method", type(method)), "options": options}, method
+    return {"method": _name(type(method)), "options": options}, method
+
+
+def _name(method: type[Method[Any]]) -> str:
+    """Return the name of a method's class; one that cannot be found again is given again to resume its run."""
+    try:
+        return registry.name_of("method", method)
+    except ConfigError:
+        return f"{method.__module__}:{method.__qualname__}"
 
 
 def _is_default(method: Method, field: dataclasses.Field[Any]) -> bool:
