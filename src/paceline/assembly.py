@@ -25,11 +25,11 @@ from paceline.submodels.flops import flops
 from paceline.submodels.service import Submodels, submodel_service
 from paceline.tasks import Task, load_task
 
-__all__ = ["Assembly", "Shared", "assemble", "build_method", "devices", "read_task", "reload", "share_out"]
+__all__ = ["Allocation", "Assembly", "assemble", "build_method", "devices", "read_task", "reload", "share_out"]
 
 
 @dataclass(frozen=True)
-class Shared:
+class Allocation:
     """Who has which samples.
 
     Args:
@@ -63,7 +63,7 @@ class Assembly:
 
     def setup(
         self,
-        shared: Shared,
+        shared: Allocation,
         fleet: Any,
         programs: Mapping[str, Any],
         *,
@@ -137,7 +137,7 @@ def assemble(config: RunConfig, task: Task | None = None, method: Method | None 
     return Assembly(config, asked, fitted, task)
 
 
-def share_out(config: RunConfig, task: Task, split: Partition | None = None) -> Shared:
+def share_out(config: RunConfig, task: Task, split: Partition | None = None) -> Allocation:
     """Share a task's samples out over the clients; see `partition_task` for what is raised.
 
     Args:
@@ -155,11 +155,11 @@ def share_out(config: RunConfig, task: Task, split: Partition | None = None) -> 
         config.client_samples,
     )
     if config.adversary is None:
-        return Shared(task, split, (), split.groups)
+        return Allocation(task, split, (), split.groups)
     adversary = load_adversary(config.adversary)
     byzantine = members(adversary.share, config.clients, config.seed)
     task = poisoned(task, split, adversary, byzantine) if adversary.poisons_data else task
-    return Shared(task, split, byzantine, split.groups)
+    return Allocation(task, split, byzantine, split.groups)
 
 
 def reload(config: RunConfig, method: Method) -> tuple[Task, Split]:
@@ -168,7 +168,7 @@ def reload(config: RunConfig, method: Method) -> tuple[Task, Split]:
     return shared.task, shared.split
 
 
-def devices(config: RunConfig, shared: Shared | None = None) -> Fleet:
+def devices(config: RunConfig, shared: Allocation | None = None) -> Fleet:
     """Return the configured fleet.
 
     Args:
@@ -183,6 +183,6 @@ def devices(config: RunConfig, shared: Shared | None = None) -> Fleet:
     )
 
 
-def _table(shared: Shared) -> Any:
+def _table(shared: Allocation) -> Any:
     assert isinstance(shared.split, Partition)
     return shared.split.table(shared.task)

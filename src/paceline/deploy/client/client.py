@@ -174,7 +174,7 @@ def build_worker(
 
     import torch
 
-    from paceline.assembly import Shared, assemble, build_method, devices, read_task, share_out
+    from paceline.assembly import Allocation, assemble, build_method, devices, read_task, share_out
     from paceline.core.config import RunConfig
     from paceline.core.layout import Layout
 
@@ -221,7 +221,7 @@ def build_worker(
 
     def from_data(welcome: Welcome, config: RunConfig, method: Method) -> Worker:
         made = assemble(config, task or read_task(config, data.task, _task_options(data, config)), method)
-        shared = Shared(made.task, own_split(config, number, made.task)) if data.own else share_out(config, made.task)
+        shared = Allocation(made.task, own_split(config, number, made.task)) if data.own else share_out(config, made.task)
         programs: dict[str, Any] = {}
         if config.aggregation == "secure":
             from paceline.aggregation.secure.client_functions import SecAggClient
