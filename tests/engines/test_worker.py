@@ -1,22 +1,25 @@
 """What one worker leaves behind for the next one in its process, and what it shows a protocol."""
 
+from dataclasses import replace
+
 import torch
 
 from paceline.core.engine import Call, Each
 from paceline.core.method import on_client
+from paceline.core.process_state import process_state
 from paceline.core.protocol import ProtocolContext
+from paceline.engines.worker import Worker
 from paceline.run import prepare
 
 
-def test_a_run_s_precision_does_not_reach_the_next_one(task, config):
-    before = torch.get_float32_matmul_precision()
-    try:
-        prepare(config(precision="tf32"), task=task)
+def test_a_worker_s_precision_does_not_reach_the_next_one(task, config):
+    """A real client that stays for the next run works in one process."""
+    setup = prepare(config(), task=task).fed.engine.setup
+    with process_state():
+        Worker(replace(setup, precision="tf32"))
         assert torch.get_float32_matmul_precision() == "high"
-        prepare(config(), task=task)
+        Worker(setup)
         assert torch.get_float32_matmul_precision() == "highest"
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 class Wrapping:

@@ -51,7 +51,7 @@ def _server(config: ServerConfig, path: Path) -> Iterator[Finding]:
 
     def run() -> str:
         from paceline.assembly import assemble
-        from paceline.deploy.run_fields import check_federated
+        from paceline.deploy.federated_fields import check_federated
 
         found = run_of(config, path)
         check_federated(found)

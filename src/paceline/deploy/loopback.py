@@ -25,9 +25,9 @@ from typing import Any
 from paceline.core.address import Address
 from paceline.core.errors import EngineError, PacelineError, StoreError
 from paceline.core.processes import NAME, UNGUARDED, check_main, importable, start, start_method, unguarded
+from paceline.deploy.federated_fields import check_federated
 from paceline.deploy.identity.authority import Authority
 from paceline.deploy.processes import child
-from paceline.deploy.run_fields import check_federated
 from paceline.network.fault_injection import KILL, Fault
 from paceline.run import Observer, Result, RunConfig
 from paceline.store import RunFolder

@@ -31,11 +31,11 @@ from paceline.core.tree import Tree
 from paceline.deploy.client.ledger import Ledger
 from paceline.deploy.client.own import OwnDevice, own_split
 from paceline.deploy.client.policy import Policy, load_policy
+from paceline.deploy.federated_fields import check_federated
 from paceline.deploy.identity import pki
 from paceline.deploy.identity.keys import PinnedDirectory
 from paceline.deploy.logs import Journal
 from paceline.deploy.plan import CallRequest, Plan
-from paceline.deploy.run_fields import check_federated
 from paceline.deploy.settings import ClientConfig, DataConfig
 from paceline.engines.worker import Worker
 from paceline.network import protocol as p

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from paceline.core.address import Address
 from paceline.core.errors import ConfigError, IdentityError, PlanError, StoreError
 from paceline.core.names import is_name, run_id, safe_name
+from paceline.deploy.federated_fields import check_federated
 from paceline.deploy.identity.admission import Gate
 from paceline.deploy.identity.authority import Authority
 from paceline.deploy.identity.enrolment_server import Enrolment
@@ -26,7 +27,6 @@ from paceline.deploy.identity.keys import PinnedDirectory
 from paceline.deploy.identity.register import Register
 from paceline.deploy.identity.trust import Trust
 from paceline.deploy.plan import PRIVACY_MECHANISMS, Plan, Privacy, offer
-from paceline.deploy.run_fields import check_federated
 from paceline.deploy.server.attendance import Muster, check_expected
 from paceline.deploy.server.events import Notes
 from paceline.deploy.server.expiry import Lists

@@ -12,7 +12,7 @@ from typing import Any
 from paceline.core.config import RunConfig
 from paceline.core.errors import PlanError
 
-__all__ = ["RUN_FIELDS", "Reach", "RunField", "check_federated", "misfits"]
+__all__ = ["FEDERATED_FIELDS", "FederatedField", "Reach", "check_federated", "misfits"]
 
 
 class Reach(Enum):
@@ -29,7 +29,7 @@ class Reach(Enum):
 
 
 @dataclass(frozen=True)
-class RunField:
+class FederatedField:
     """What a field means in a federation.
 
     Args:
@@ -43,15 +43,15 @@ class RunField:
     fits: tuple[Any, ...] = ()
 
 
-def _simulated(why: str, *fits: Any) -> RunField:
-    return RunField(Reach.SIMULATION, why, fits)
+def _simulated(why: str, *fits: Any) -> FederatedField:
+    return FederatedField(Reach.SIMULATION, why, fits)
 
 
-_CLIENTS, _SERVER, _PARTY = RunField(Reach.CLIENTS), RunField(Reach.SERVER), RunField(Reach.PARTY)
+_CLIENTS, _SERVER, _PARTY = FederatedField(Reach.CLIENTS), FederatedField(Reach.SERVER), FederatedField(Reach.PARTY)
 _RAY = "Ray runs simulated clients; leave it out"
 _STACK = "each client trains by itself; leave it out"
 
-RUN_FIELDS: dict[str, RunField] = {
+FEDERATED_FIELDS: dict[str, FederatedField] = {
     "method": _CLIENTS,
     "options": _CLIENTS,
     "task_options": _CLIENTS,
@@ -101,7 +101,7 @@ RUN_FIELDS: dict[str, RunField] = {
 def misfits(config: RunConfig) -> list[str]:
     """Return which fields of a configuration only a simulation understands, one sentence each."""
     found = []
-    for name, field in RUN_FIELDS.items():
+    for name, field in FEDERATED_FIELDS.items():
         value = getattr(config, name)
         if field.reach is Reach.SIMULATION and value not in (RunConfig.model_fields[name].default, *field.fits):
             found.append(f"{name}={value!r} is an option of simulations, not of a federation: {field.why}")

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from paceline.core.errors import PacelineError, PlanError
+from paceline.deploy.federated_fields import FEDERATED_FIELDS, Reach, misfits
 from paceline.deploy.loopback import LoopbackFederation
-from paceline.deploy.run_fields import RUN_FIELDS, Reach, misfits
 from paceline.run import RunConfig, prepare
 
 BASE = {
@@ -77,7 +77,7 @@ SIMULATED = {
 
 
 def of(*reaches: Reach) -> set[str]:
-    return {name for name, field in RUN_FIELDS.items() if field.reach in reaches}
+    return {name for name, field in FEDERATED_FIELDS.items() if field.reach in reaches}
 
 
 def outcome(run: Any) -> Any:
@@ -91,7 +91,7 @@ def outcome(run: Any) -> Any:
 
 
 def test_every_field_is_classified_and_tested():
-    assert set(RUN_FIELDS) == set(RunConfig.model_fields)
+    assert set(FEDERATED_FIELDS) == set(RunConfig.model_fields)
     assert set(CHANGED) | set(ELSEWHERE) == of(Reach.CLIENTS, Reach.SERVER)
     assert set(SIMULATED) == of(Reach.SIMULATION)
     assert of(Reach.PARTY) == {"device", "threads"}
@@ -152,6 +152,6 @@ def test_a_client_refuses_a_simulated_option_of_a_server_that_does_not(loopback,
 
 
 def test_values_that_describe_a_federation_are_let_through():
-    fits = [(name, value) for name, field in RUN_FIELDS.items() for value in field.fits]
+    fits = [(name, value) for name, field in FEDERATED_FIELDS.items() for value in field.fits]
     assert fits
     assert not misfits(RunConfig.build(dict(fits)))
