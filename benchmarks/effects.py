@@ -178,12 +178,12 @@ def write(rows: dict[str, dict[str, Any]], new: dict[str, Any], forget: bool = F
     figures = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}  # others may write at the same time
     figures = {n: again(rows[n], g) if n in rows else g for n, g in figures.items() if n in rows or not forget} | new
     head = [
-        "# Effects, measured",
+        "# Measured effects of the methods",
         "",
-        "What each method's paper leads one to expect, against its named baseline, on runs that are small enough for a laptop.",
-        "Figures of both sides are given seed by seed (0, 1, 2, ...); the effect is the mean of method minus baseline, with its",
-        "standard deviation. A row holds when the mean points the way of the claim, or where the claim gives a margin, when",
-        "this is kept; rows that do not hold stay as they are. Distances are to a known optimum.",
+        "Each row tests a claim of a method's paper against a named baseline, on runs that are small enough for a laptop. The columns",
+        "`method` and `baseline` contain one value per seed (0, 1, 2, ...). The effect is the mean of method minus baseline, ± its",
+        "standard deviation. A claim holds if the mean has the claimed sign, or reaches the margin if the claim states one. Rows whose",
+        "claim does not hold are not removed. Distances are distances to a known optimum.",
         "",
         f"Command: `python benchmarks/effects.py`; machine: {platform.machine()}, {os.cpu_count()} cores, no GPU; "
         f"{sum(g['seconds'] for g in figures.values()) / 60:.0f} CPU minutes in all.",

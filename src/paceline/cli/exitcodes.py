@@ -13,33 +13,32 @@ from paceline.core import errors
 __all__ = ["Row", "codes", "epilog", "page", "rows"]
 
 ENDINGS = {
-    0: "The command did what it was asked.",
+    0: "The command succeeded.",
     1: "A fault in Paceline or in a method's own server code (a traceback is printed), or `doctor` found a fault.",
     2: "The command line is malformed: an unknown command or option, or a missing argument.",
-    129: "Ended by SIGHUP, as when the terminal is closed; as with 130.",
-    130: "Interrupted with Ctrl-C (SIGINT). A run that was under way goes on with `paceline resume RUN`.",
-    143: "Ended by SIGTERM; as with 130. `paceline server` and `paceline client` end with 0 instead, once their state is safe.",
+    129: "Ended by SIGHUP, for example because the terminal was closed; otherwise like 130.",
+    130: "Interrupted with Ctrl-C (SIGINT). Continue an interrupted run with `paceline resume RUN`.",
+    143: "Ended by SIGTERM; otherwise like 130. `paceline server` and `paceline client` end with 0 instead, after saving their state.",
 }
 """Exit codes that do not belong to a `PacelineError`."""
 
 HEAD = """# Errors and exit codes
 
-Every error that Paceline raises on purpose is a `PacelineError`. On the command line its message goes to
-stderr and the process ends with the class's exit code. `--debug`, anywhere on the line, shows the traceback
-as well. With `--json` the error is one JSON object on stderr,
-`{"error": CLASS, "message": ..., "exit_code": ...}`, and stdout stays empty.
+Every error that Paceline raises deliberately is a `PacelineError`. On the command line its message is written to stderr, and the process
+ends with the exit code of its class. The option `--debug`, at any position, adds the traceback. With `--json` the error is one JSON
+object on stderr, `{"error": CLASS, "message": ..., "exit_code": ...}`, and stdout is empty.
 
-A message says what was wrong, where, and what to write or do next. Two kinds have a form of their own:
+A message states what was wrong, where, and what to do next. Two kinds have a special form:
 
-- A client function's own error is a `ClientError` with the client, the function, the round, the exception's class and
-  message, and `file:line` in *your* code: the innermost frame outside of Paceline, torch, numpy and the standard library. With
-  `--on-error drop` the run goes on: each round's record in `metrics.jsonl` then has the reasons as `lost`, and each new reason
-  is warned of once (`RoundWarning`). In a secure sum of a real federation the server gets no reasons; the client's log has them.
-- A sum or call that lacks replies is a `QuorumError` that tells how many clients were late, gone, refused or failed, and of the most
-  frequent reasons one client each:
+- An error in a client function is a `ClientError` with the client, the function, the round, the class and message of the exception,
+  and `file:line` in *your* code: the innermost frame outside Paceline, torch, numpy and the standard library. With `--on-error drop`
+  the run continues: the record of each round in `metrics.jsonl` contains the reasons as `lost`, and each new reason issues one
+  warning (`RoundWarning`). In a secure sum of a real federation the server receives no reasons; they are in the client's log.
+- A sum or call with too few replies is a `QuorumError`. It contains the number of clients that were late, disconnected, refused or
+  failed, and one example client for each of the most frequent reasons:
   `5 of 5 clients gave no reply: 1 late, 4 failed (4 times KeyError: 'mu' (mine.py:12), such as client 0)`.
 
-This page is written by `python -m paceline.cli.exitcodes > docs/errors.md`; a test compares the two.
+`python -m paceline.cli.exitcodes > docs/errors.md` generates this page; a test compares the two.
 """
 
 
@@ -85,13 +84,13 @@ def page() -> str:
     lines = [
         HEAD,
         "## Errors\n",
-        "| exit code | error | kind of | what it means |",
+        "| exit code | error | base class | meaning |",
         "| --- | --- | --- | --- |",
     ]
     for row in rows():
         above = f"`{row.parent}`" if row.parent else ""
         lines.append(f"| {row.code} | `{row.name}` | {above} | {row.meaning} |")
-    lines += ["\n## Other endings\n", "| exit code | when |", "| --- | --- |"]
+    lines += ["\n## Other exit codes\n", "| exit code | meaning |", "| --- | --- |"]
     lines += [f"| {code} | {text} |" for code, text in ENDINGS.items()]
     return "\n".join(lines) + "\n"
 

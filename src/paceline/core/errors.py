@@ -58,7 +58,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 class PacelineError(Exception):
-    """Base of all errors raised on purpose."""
+    """Base class of all errors that Paceline raises deliberately."""
 
     exit_code = 1
 
@@ -75,20 +75,20 @@ def _again(kind: type[PacelineError], args: tuple[Any, ...], attributes: dict[st
 
 
 class ConfigError(PacelineError, ValueError):
-    """An option has a value that it cannot have."""
+    """An option has an invalid value."""
 
     exit_code = 2
 
 
 class UnknownNameError(ConfigError):
-    """A method, task, field, fleet ... that does not exist; the message lists the nearest names."""
+    """A method, task, field, fleet or other name does not exist; the message lists the closest names."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         super().__init__(f"unknown {kind} {name[:200]!r}{nearest(name, known)}")
 
 
 class NameClashError(ConfigError):
-    """A name that two sides claim: two installed packages, or a package and Paceline; the message names all of them."""
+    """A name is registered twice, by two installed packages or by a package and Paceline; the message names all of them."""
 
     def __init__(self, kind: str, name: str, owners: Sequence[str]) -> None:
         super().__init__(
@@ -98,7 +98,7 @@ class NameClashError(ConfigError):
 
 
 class PlanError(ConfigError):
-    """Parts of a run that do not fit together; `misfits` lists all of them."""
+    """Parts of a run are incompatible; `misfits` lists all conflicts."""
 
     exit_code = 3
 
@@ -118,7 +118,7 @@ class MissingExtraError(PacelineError, ImportError):
 
 
 class DataError(PacelineError):
-    """Something is wrong with a data set."""
+    """A data set is invalid."""
 
     exit_code = 5
 
@@ -128,7 +128,7 @@ class MissingDataError(DataError):
 
 
 class DataFormatError(DataError, ValueError):
-    """A file does not have the format it should have."""
+    """A file does not have the expected format."""
 
 
 class ChecksumError(DataError):
@@ -146,13 +146,13 @@ class LayoutError(PacelineError, ValueError):
 
 
 class TreeError(PacelineError, TypeError):
-    """A message, reply or state holds something that is not a tree of tensors and plain values."""
+    """A message, reply or state contains an object that is not a tree of tensors and plain values."""
 
     exit_code = 6
 
 
 class WireError(PacelineError, ValueError):
-    """Bytes from outside are malformed or exceed a limit."""
+    """Received bytes are malformed or exceed a limit."""
 
     exit_code = 6
 
@@ -170,7 +170,7 @@ class CohortError(PacelineError, ValueError):
 
 
 class ClientError(PacelineError):
-    """A client function failed; names client, function, round and, in the local loop, step and batch."""
+    """A client function failed; names client, function, round and, during local training, step and batch."""
 
     exit_code = 9
 
@@ -193,7 +193,7 @@ class AggregationError(PacelineError):
 
 
 class SumOverflowError(AggregationError, ArithmeticError):
-    """A value is larger than the bound that the sum's fixed point was sized for."""
+    """A value exceeds the bound of the fixed-point encoding of a sum."""
 
 
 class QuorumError(AggregationError):
@@ -201,7 +201,7 @@ class QuorumError(AggregationError):
 
 
 class MisbehaviourError(QuorumError):
-    """Somebody spoilt a secure sum; it is repeated without those who are named.
+    """A client corrupted a secure sum, which is repeated without the named clients.
 
     Args:
         message: what happened.
@@ -215,7 +215,7 @@ class MisbehaviourError(QuorumError):
 
 
 class ProtocolError(AggregationError):
-    """A party broke the secure-aggregation protocol; the session is burnt."""
+    """A party broke the secure-aggregation protocol; the session is discarded."""
 
 
 class EngineError(PacelineError):
@@ -235,15 +235,15 @@ class StoreError(PacelineError):
 
 
 class StoreAwayError(StoreError):
-    """The server's database does not answer; what was written before is whole."""
+    """The server's database is unavailable; earlier writes are intact."""
 
 
 class CheckpointError(StoreError):
-    """A checkpoint is corrupt, incomplete or of another run."""
+    """A checkpoint is corrupt, incomplete or belongs to another run."""
 
 
 class DiskFullError(StoreError, OSError):
-    """There was no room to save; what was saved before is whole."""
+    """The disk is full; earlier writes are intact."""
 
 
 class IdentityError(PacelineError):
@@ -257,7 +257,7 @@ class TokenError(IdentityError):
 
 
 class PolicyError(PacelineError):
-    """A client's own policy forbids what a server asks; `reasons` lists everything that it forbids."""
+    """A client's own policy forbids a request of the server; `reasons` lists every violation."""
 
     exit_code = 15
 

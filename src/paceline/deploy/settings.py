@@ -30,25 +30,32 @@ class _Part(BaseModel):
 class Logging(_Part):
     """Logging options of a process."""
 
-    format: Literal["json", "text"] = Field(default="json", description="one JSON object a line, or text for people")
-    level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level that is written")
-    metrics: MaybeListening = Field(default=None, description="host:port of /metrics, /healthz and /readyz; none where empty")
+    format: Literal["json", "text"] = Field(default="json", description="one JSON object per line, or readable text")
+    level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="minimum level of logged events")
+    metrics: MaybeListening = Field(default=None, description="host:port of /metrics, /healthz and /readyz; disabled if empty")
 
 
 class Waiting(_Part):
     """Timeouts of the server, in seconds of real time."""
 
-    phase: float = Field(default=600.0, gt=0, description="for an answer")
+    phase: float = Field(default=600.0, gt=0, description="maximum wait for an answer")
     phases: dict[str, float] = Field(default_factory=dict, description="the same for single functions, such as 'secagg.advertise'")
     share: float = Field(
-        default=1.0, gt=0, le=1, description="part of the asked clients whose answers may be enough; 1 waits for all"
+        default=1.0,
+        gt=0,
+        le=1,
+        description="share of the asked clients whose answers suffice to end a phase early; 1 waits for all",
     )
-    grace: float = Field(default=1.5, ge=1, description="once the share has answered, wait so many times as long as that took")
-    reconnect: float = Field(default=5.0, ge=0, description="for a client to come back before it counts as gone")
+    grace: float = Field(
+        default=1.5, ge=1, description="after the share has answered, the phase may last this many times the time until then"
+    )
+    reconnect: float = Field(default=5.0, ge=0, description="maximum wait for a disconnected client before it counts as lost")
     expected: float = Field(
-        default=600.0, ge=0, description="for all expected sites, before the first round; then begin with the others"
+        default=600.0,
+        ge=0,
+        description="maximum wait for all expected sites before the first round, which then begins without the missing ones",
     )
-    start: float = Field(default=3600.0, gt=0, description="for the least number of clients to be there")
+    start: float = Field(default=3600.0, gt=0, description="maximum wait for the minimum number of clients")
 
 
 class ServerPart(_Part):
@@ -56,30 +63,34 @@ class ServerPart(_Part):
 
     listen: Listening = Field(default=Address("0.0.0.0", 9100), description="host:port for clients")
     folder: Path = Field(default=Path("server"), description="server.key, server.pem and trust.pem")
-    directory: Path | None = Field(default=None, description="signed directory of identity keys; the folder's own by default")
-    crl: Path | None = Field(default=None, description="revocation list; the folder's crl.pem by default")
-    ca: Path | None = Field(default=None, description="folder of the authority, to enrol clients and renew their certificates here")
-    enrol: MaybeListening = Field(default=None, description="host:port for enrolment by token; none where empty")
-    renew: MaybeListening = Field(default=None, description="host:port for renewals; with enrol, a free port by default")
-    run: Path = Field(default=Path("run"), description="folder of the run; made anew, or gone on with")
+    directory: Path | None = Field(default=None, description="signed directory of identity keys; default: the file in the folder")
+    crl: Path | None = Field(default=None, description="revocation list; default: crl.pem in the folder")
+    ca: Path | None = Field(default=None, description="folder of the authority, if clients enrol and renew their certificates here")
+    enrol: MaybeListening = Field(default=None, description="host:port for enrolment by token; disabled if empty")
+    renew: MaybeListening = Field(default=None, description="host:port for renewals; default with enrol: a free port")
+    run: Path = Field(default=Path("run"), description="folder of the run; created, or continued if it exists")
     state: str = Field(
-        default="", description="database of what happened, a path or an URL; state.db in the run's folder by default"
+        default="", description="database of rounds and events: a path or a URL; default: state.db in the run's folder"
     )
     least: int = Field(
         default=1,
         ge=1,
-        description="clients that must be there before a round begins; at least the quorum, and 3 with secure aggregation",
+        description="minimum number of connected clients for a round; at least the quorum, and 3 with secure aggregation",
     )
     expected: Annotated[int, Field(strict=True, ge=0)] | tuple[str, ...] = Field(
-        default=0, description="names of the sites, or their number, that the first round waits for; 0 for none"
+        default=0, description="names or number of the sites that the first round waits for; 0 for none"
     )
-    heartbeat: float = Field(default=10.0, gt=0, description="seconds between pings; three without an answer end a stream")
-    limit: int = Field(default=1 << 30, ge=1 << 12, description="largest message of a client, in bytes")
-    memory: int = Field(default=64 << 20, ge=0, description="bytes that incoming messages take before they go to files")
-    lanes: int = Field(default=16, ge=1, description="large messages that come, and that go, at a time")
-    window: int = Field(default=256 << 10, ge=1 << 16, description="bytes that a client may send ahead of what was read")
+    heartbeat: float = Field(default=10.0, gt=0, description="seconds between pings; three unanswered pings end a stream")
+    limit: int = Field(default=1 << 30, ge=1 << 12, description="maximum size of a message from a client, in bytes")
+    memory: int = Field(
+        default=64 << 20, ge=0, description="memory for incoming messages, in bytes; beyond it they are written to files"
+    )
+    lanes: int = Field(default=16, ge=1, description="maximum number of simultaneous large transfers in each direction")
+    window: int = Field(
+        default=256 << 10, ge=1 << 16, description="flow-control window: bytes that a client may send before they are read"
+    )
     pack: bool = Field(default=False, description="compress with zstd")
-    faults: tuple[str, ...] = Field(default=(), description="faults on purpose, for tests")
+    faults: tuple[str, ...] = Field(default=(), description="injected faults, for tests")
 
 
 class ServerConfig(_Part):
@@ -94,9 +105,9 @@ class ServerConfig(_Part):
 class DataConfig(_Part):
     """Data of a client: local files, or its part of a shared task according to the run's partition."""
 
-    task: str = Field(default="", description="task, or kind:/path of own files; empty takes the plan's task")
+    task: str = Field(default="", description="task, or kind:/path of own files; empty: the plan's task")
     task_options: dict[str, Any] = Field(default_factory=dict, description="options of the task")
-    own: bool = Field(default=True, description="all samples are this client's; else its part by the plan's partition")
+    own: bool = Field(default=True, description="use all samples; otherwise this client's part according to the plan's partition")
     device: str = Field(default="cpu", description="torch device")
     threads: int = Field(default=1, ge=1, description="torch threads")
 
@@ -105,26 +116,25 @@ class ClientPart(_Part):
     """Connection and files of the client."""
 
     server: Dialled = Field(default=Address("localhost", 9100), description="host:port of the server")
-    name: str = Field(default="", description="the server's name in its certificate, where the address has another one")
+    name: str = Field(default="", description="server name in its certificate, if it differs from the address")
     proxy: ProxyUrl = Field(
-        default="", description="http://host:port of a proxy, or environment for that of http_proxy; none where empty"
+        default="", description="http://host:port of a proxy, or environment to use http_proxy; no proxy if empty"
     )
     folder: Path = Field(default=Path("client"), description="client.key, client.pem, identity.key, trust.pem and directory")
-    state: Path = Field(default=Path("state"), description="folder of what is kept between rounds")
-    policy: Path | None = Field(
-        default=None, description="policy.toml; secure aggregation with 3 clients or more where none is given"
-    )
+    state: Path = Field(default=Path("state"), description="folder of the data stored between rounds")
+    policy: Path | None = Field(default=None, description="policy.toml; default: only secure aggregation, with 3 clients or more")
     modules: tuple[str, ...] = Field(default=(), description="modules of own methods, tasks and models that a plan may name")
     private_rounding: bool = Field(
-        default=True, description="draw from a secret seed of this client: no run has the same bits twice; false only for trials"
+        default=True,
+        description="round with a secret seed of this client; runs are then not reproducible bit for bit; false only for trials",
     )
-    first: float = Field(default=0.2, gt=0, description="seconds before the first new try")
-    most: float = Field(default=30.0, gt=0, description="seconds between two tries at most")
-    attempts: int = Field(default=0, ge=0, description="tries without a welcome before giving up; 0 for never")
-    stay: bool = Field(default=False, description="wait for the next run when one has ended")
-    limit: int = Field(default=4 << 30, ge=1 << 12, description="largest message of the server, in bytes")
+    first: float = Field(default=0.2, gt=0, description="seconds before the first reconnection attempt")
+    most: float = Field(default=30.0, gt=0, description="maximum seconds between two attempts")
+    attempts: int = Field(default=0, ge=0, description="attempts without a welcome before the client ends; 0 for no limit")
+    stay: bool = Field(default=False, description="wait for the next run after the end of one")
+    limit: int = Field(default=4 << 30, ge=1 << 12, description="maximum size of a message from the server, in bytes")
     pack: bool = Field(default=False, description="compress with zstd")
-    faults: tuple[str, ...] = Field(default=(), description="faults on purpose, for tests")
+    faults: tuple[str, ...] = Field(default=(), description="injected faults, for tests")
 
 
 class ClientConfig(_Part):

@@ -33,42 +33,48 @@ class _Part(BaseModel):
 class Allow(_Part):
     """Permitted methods and tasks."""
 
-    methods: tuple[str, ...] = Field(default=("*",), description="methods, as patterns such as fed*; with a colon for module:Class")
-    tasks: tuple[str, ...] = Field(default=("*",), description="tasks, as patterns such as mnist*; with a colon for kind:/path")
+    methods: tuple[str, ...] = Field(
+        default=("*",), description="permitted methods, as patterns such as fed*; module:Class needs a pattern with a colon"
+    )
+    tasks: tuple[str, ...] = Field(
+        default=("*",), description="permitted tasks, as patterns such as mnist*; kind:/path needs a pattern with a colon"
+    )
 
 
 class Secure(_Part):
     """Requirements on secure aggregation. The numbers are lower bounds: a plan may exceed them."""
 
-    required: bool = Field(default=True, description="refuse to reply except into a secure sum")
-    active: bool = Field(default=True, description="demand the checks against a server that lies")
-    gamma: float = Field(default=0.1, ge=0, lt=1, description="least share of corrupt clients that the sum must bear")
-    delta: float = Field(default=0.0, ge=0, lt=1, description="least share of drop-outs that the graph must bear")
-    sigma: int = Field(default=40, ge=1, description="privacy must fail with at most 2^-sigma, whatever k and t the plan sets")
-    eta: int = Field(default=1, ge=1, description="a round must be lost with at most 2^-eta")
-    complete_up_to: int = Field(default=0, ge=0, description="cohorts up to this size must use the complete graph")
+    required: bool = Field(default=True, description="reply only into a secure sum")
+    active: bool = Field(default=True, description="require the checks against a malicious server")
+    gamma: float = Field(default=0.1, ge=0, lt=1, description="minimum share of corrupt clients that the sum tolerates")
+    delta: float = Field(default=0.0, ge=0, lt=1, description="minimum share of drop-outs that the graph tolerates")
+    sigma: int = Field(
+        default=40, ge=1, description="privacy fails with probability at most 2^-sigma, whatever k and t the plan sets"
+    )
+    eta: int = Field(default=1, ge=1, description="a round is lost with probability at most 2^-eta")
+    complete_up_to: int = Field(default=0, ge=0, description="cohorts up to this size use the complete graph")
     named_clients: bool = Field(
         default=False,
-        description="allow methods whose messages hold a line for each client, or that go by a simulated fleet's times",
+        description="allow methods whose messages have a line for each client, or that use the times of a simulated fleet",
     )
     begun_work: bool = Field(default=False, description="allow asynchronous methods, whose messages no session binds")
-    accept_changed_keys: bool = Field(default=False, description="take another identity key of a known client without asking")
+    accept_changed_keys: bool = Field(default=False, description="accept a new identity key of a known client without confirmation")
 
 
 class Cohort(_Part):
     """Requirements on the number of other clients."""
 
-    least: int = Field(default=3, ge=1, description="least number of clients in a sum")
-    least_quorum: int = Field(default=3, ge=1, description="least number of clients whose replies a sum may hold in the end")
+    least: int = Field(default=3, ge=1, description="minimum number of clients in a sum")
+    least_quorum: int = Field(default=3, ge=1, description="minimum number of clients whose replies are in the final sum")
     least_difference: int = Field(
         default=3,
         ge=1,
-        description="least number of clients by which the cohorts of two sums differ, if at all; above 1, those over nearly the same work "
-        "are equal or share nobody; 1 for no limit",
+        description="minimum number of clients in which two different cohorts of sums differ; above 1, cohorts of nearly the same work "
+        "are equal or disjoint; 1 for no limit",
     )
     difference_scope: Literal["model", "round", "always"] = Field(
         default="round",
-        description="nearly the same work: over the same model; also in the same round; or, for the difference, all sums",
+        description="sums that are compared: over the same model; also of the same function in a round; or, for the difference, all sums",
     )
 
 
@@ -76,10 +82,10 @@ class PrivacyRule(_Part):
     """Requirements on differential privacy; any bound requires that the plan promises it."""
 
     required: bool = Field(default=False, description="refuse a plan without differential privacy")
-    epsilon: float | None = Field(default=None, gt=0, description="largest epsilon of a run")
-    delta: float | None = Field(default=None, gt=0, lt=1, description="largest delta of a run")
-    total_epsilon: float | None = Field(default=None, gt=0, description="largest sum of the epsilons of all runs joined")
-    total_delta: float | None = Field(default=None, gt=0, lt=1, description="largest sum of the deltas of all runs joined")
+    epsilon: float | None = Field(default=None, gt=0, description="maximum epsilon of a run")
+    delta: float | None = Field(default=None, gt=0, lt=1, description="maximum delta of a run")
+    total_epsilon: float | None = Field(default=None, gt=0, description="maximum sum of the epsilons of all runs joined")
+    total_delta: float | None = Field(default=None, gt=0, lt=1, description="maximum sum of the deltas of all runs joined")
 
     @property
     def asked(self) -> bool:
@@ -90,21 +96,21 @@ class PrivacyRule(_Part):
 class UsageLimits(_Part):
     """Limits on the resources that this client spends."""
 
-    rounds: int | None = Field(default=None, ge=0, description="rounds of a run")
-    openings: int | None = Field(default=24, ge=1, description="secure sums that are opened in one round, repetitions included")
-    bytes: Size | None = Field(default=None, description="bytes both ways, of a run")
-    seconds: float | None = Field(default=None, ge=0, description="seconds of work, of a run")
-    rounds_per_day: int | None = Field(default=None, ge=0, description="rounds of all runs in a day")
-    bytes_per_day: Size | None = Field(default=None, description="bytes of all runs in a day")
-    seconds_per_day: float | None = Field(default=None, ge=0, description="seconds of work for all runs in a day")
-    message_bytes: Size | None = Field(default=None, description="bytes of one message")
+    rounds: int | None = Field(default=None, ge=0, description="maximum rounds of a run")
+    openings: int | None = Field(default=24, ge=1, description="maximum secure sums opened in one round, including repetitions")
+    bytes: Size | None = Field(default=None, description="maximum bytes sent and received in a run")
+    seconds: float | None = Field(default=None, ge=0, description="maximum seconds of work in a run")
+    rounds_per_day: int | None = Field(default=None, ge=0, description="maximum rounds of all runs in a day")
+    bytes_per_day: Size | None = Field(default=None, description="maximum bytes of all runs in a day")
+    seconds_per_day: float | None = Field(default=None, ge=0, description="maximum seconds of work for all runs in a day")
+    message_bytes: Size | None = Field(default=None, description="maximum bytes of one message")
 
 
 class Hours(_Part):
     """Times of participation; days begin at midnight in this zone."""
 
     zone: str = Field(default="UTC", description="time zone, such as Europe/Zurich")
-    windows: tuple[str, ...] = Field(default=(), description="times such as 'mon-fri 20:00-06:00'; none is always")
+    windows: tuple[str, ...] = Field(default=(), description="times such as 'mon-fri 20:00-06:00'; empty: always")
 
     @field_validator("zone")
     @classmethod
