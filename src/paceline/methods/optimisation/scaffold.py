@@ -29,7 +29,7 @@ class ScaffoldState(State):
 
 @dataclass(frozen=True)
 class Scaffold(LocalTraining[ScaffoldState]):
-    """Control variates against client drift (option II of the paper), with server step `server_lr`; clients are weighted equally."""
+    """Control variates against client drift (option II of the paper), with server step `server_lr`; equal client weights."""
 
     paper: ClassVar[str] = "Karimireddy et al., ICML 2020"
     headline: ClassVar[str] = "needs far fewer rounds than FedAvg; its rate depends on neither heterogeneity nor client sampling"
