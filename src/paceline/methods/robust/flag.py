@@ -107,7 +107,7 @@ class Flag(Robust[FlagState]):
     """
 
     paper: ClassVar[str] = "arXiv 2302.05865 (ICLR 2024)"
-    headline: ClassVar[str] = "more accurate than Multi-Krum, Bulyan, medians and trimmed means under attacks, with less communication"
+    headline: ClassVar[str] = "more accurate than Multi-Krum, Bulyan, medians and trimmed means under attack, at less communication"
     needs: ClassVar[tuple[int, int]] = (2, 1)
 
     rank: int = 0

@@ -38,9 +38,7 @@ class DropStragglers(FedAvg[DeadlineState]):
 
     family: ClassVar[str] = "stragglers"
     paper: ClassVar[str] = "baseline of CLIP, arXiv 2510.16694"
-    headline: ClassVar[str] = (
-        "a baseline: as fast as the non-stragglers, but biased, because the data of slow clients is lost"
-    )
+    headline: ClassVar[str] = "a baseline: as fast as the non-stragglers, but biased, because the data of slow clients is lost"
     reveals: ClassVar[str] = "sums of updates, arrival times"
 
     straggler_share: float = 0.2
