@@ -16,7 +16,7 @@ from paceline.aggregation import Plain
 from paceline.devices import Fleet
 from paceline.engines import LocalEngine
 from paceline.methods.optimisation import fedprox
-from paceline.participation.processes import Participation, Rated
+from paceline.participation.processes import Participation, RateProcess
 from paceline.tasks import blobs
 
 
@@ -74,7 +74,7 @@ class Weekends(Participation):
 
 
 @dataclass(frozen=True)
-class Half(Rated):
+class Half(RateProcess):
     def available(self, client, round):
         return self.rates(client) > 0.4
 

@@ -1,8 +1,8 @@
-"""Names to things: methods, tasks, models, metrics, engines, aggregations, fleets, participation processes, adversaries.
+"""Registry of names: methods, tasks, models, metrics, engines, aggregations, fleets, participation processes, adversaries.
 
-A thing has a name of Paceline's (`BUILT_IN`), the name of an entry point of an installed package (one group for each
-kind, see `KINDS`), or is written ``package.module:Name``. Nothing is imported to list names. A name that two sides
-claim is an error that names both: no package, and no class of a user's, ever takes the place of another one.
+An object is named by a built-in name (`BUILT_IN`), by an entry point of an installed package (one group per kind, see
+`KINDS`), or by an import path ``package.module:Name``. Listing names imports nothing. A name registered twice is an error
+that lists both owners: no package or user class can replace another one.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ Kind = Literal["method", "task", "model", "metric", "engine", "aggregation", "fl
 
 
 class KindInfo(NamedTuple):
-    """What is common to the things of a kind.
+    """Properties common to all objects of a kind.
 
     Args:
-        group: of entry points.
-        what: what a name stands for, for people.
-        value: the option that a specification may give first without its key; empty where there is none.
+        group: group of entry points.
+        what: description of a valid object, for error messages.
+        value: the option whose key may be omitted in a specification; empty if there is none.
     """
 
     group: str
@@ -64,7 +64,7 @@ KINDS: dict[Kind, KindInfo] = {
     "participation": KindInfo("paceline.participation", "a class below `Participation`, or a function that returns one", "rates"),
     "adversary": KindInfo("paceline.adversaries", "a class below `paceline.adversaries.behaviours.Adversary`", "share"),
 }
-"""All kinds, with their groups of entry points."""
+"""All kinds, with their entry point groups."""
 
 BUILT_IN: dict[Kind, dict[str, str]] = {
     "method": {
@@ -190,22 +190,22 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "labelflip": "paceline.adversaries.behaviours:LabelFlip",
     },
 }
-"""Import path of everything that comes with Paceline, by kind and name; a test compares it with the files."""
+"""Import path of every built-in object, by kind and name; a test compares it with the files."""
 
 ALIASES: dict[Kind, dict[str, str]] = {
     "model": {"logreg": "logistic", "tiny-cnn": "tiny_cnn", "femnist-cnn": "femnist_cnn", "char-model": "char_model"},
 }
-"""Further spellings of built-in names; they are not listed."""
+"""Alternative spellings of built-in names; not listed."""
 
 
 class Registered(NamedTuple):
     """One registered name.
 
     Args:
-        kind: of thing.
-        name: as it is written in a run.
+        kind: kind of the object.
+        name: name as written in a run's configuration.
         target: ``package.module:Name``.
-        package: who registers it: ``paceline``, the installed distribution, or empty for an import path.
+        package: registering package: ``paceline``, an installed distribution, or empty for an import path.
     """
 
     kind: Kind
@@ -214,15 +214,15 @@ class Registered(NamedTuple):
     package: str
 
     def __str__(self) -> str:
-        """Return the name with its import path and where it comes from."""
+        """Return the import path and the package that registers it."""
         return f"{self.target} of {self.package}" if self.package else self.target
 
 
 def names(kind: Kind) -> list[str]:
-    """Return the names of a kind: the built-in ones, then those of installed packages. Imports none of them.
+    """Return the names of a kind: built-in ones, then those of installed packages. Imports nothing.
 
     Raises:
-        NameClashError: where two sides claim one name.
+        NameClashError: if a name is registered twice.
 
     Example:
         >>> "stragglers" in names("fleet")
@@ -232,11 +232,11 @@ def names(kind: Kind) -> list[str]:
 
 
 def describe(kind: Kind, name: str) -> Registered:
-    """Return what is known of a name without importing it.
+    """Return the registry entry of a name, without importing its target.
 
     Raises:
-        UnknownNameError: with the nearest names, where nothing has the name.
-        NameClashError: where two sides claim it.
+        UnknownNameError: if the name is not registered; lists the nearest names.
+        NameClashError: if the name is registered twice.
 
     Example:
         >>> describe("method", "fedprox").target
@@ -252,7 +252,7 @@ def describe(kind: Kind, name: str) -> Registered:
 
 
 def check(kind: Kind, text: str) -> None:
-    """Raise what is wrong with the name in a specification as far as that is known without an import."""
+    """Check the name in a specification without importing its target; raise the errors of `describe` and `parse`."""
     describe(kind, parse(kind, text).name)
 
 
@@ -261,17 +261,17 @@ def load(kind: Literal["method"], name: str) -> type[Method]: ...
 @overload
 def load(kind: Kind, name: str) -> Any: ...
 def load(kind: Kind, name: str) -> Any:
-    """Return what a name stands for.
+    """Import and return the object of a name.
 
     Args:
-        kind: of thing.
+        kind: kind of the object.
         name: a registered name, or ``package.module:Name``.
 
     Raises:
-        UnknownNameError: with the nearest names, where nothing has the name.
-        NameClashError: where two sides claim it.
-        PolicyError: where `paceline.core.importing.imports_from` does not allow the module.
-        ConfigError: where it cannot be imported, with file and line, or is not of the kind.
+        UnknownNameError: if the name is not registered; lists the nearest names.
+        NameClashError: if the name is registered twice.
+        PolicyError: if `paceline.core.importing.imports_from` does not allow the module.
+        ConfigError: if the import fails (with file and line), or the object is not of the kind.
     """
     entry = describe(kind, name)
     found = _imported(entry)
@@ -291,19 +291,19 @@ def find_method(name: str) -> type[Method]:
 
 
 def method_names() -> list[str]:
-    """Return the names of all methods that are installed; see `names`."""
+    """Return the names of all installed methods; see `names`."""
     return names("method")
 
 
 def name_of(kind: Kind, thing: Any) -> str:
-    """Return the name under which `load` finds a class or function again.
+    """Return the name under which `load` finds a class or function.
 
     Args:
-        kind: of thing.
+        kind: kind of the object.
         thing: a class or function, or an instance of a class.
 
     Raises:
-        ConfigError: where it is no global name of a module, so that another process could not find it.
+        ConfigError: if the object is not a global name of a module, so that another process could not import it.
 
     Example:
         >>> from paceline.methods.optimisation.fedprox import FedProx
@@ -321,7 +321,7 @@ def name_of(kind: Kind, thing: Any) -> str:
 
 
 def parse(kind: Kind, text: str) -> Spec:
-    """Read a specification ``NAME[:VALUE][,KEY=VALUE...]`` of a kind; see `paceline.core.parsing.Spec`.
+    """Parse a specification ``NAME[:VALUE][,KEY=VALUE...]`` of a kind; see `paceline.core.parsing.Spec`.
 
     Example:
         >>> parse("adversary", "alie:0.2,z=1.5").options
@@ -333,7 +333,7 @@ def parse(kind: Kind, text: str) -> Spec:
 
 
 def parameters(make: Callable[..., Any]) -> dict[str, bool]:
-    """Return the parameters that a class or function can be called with by name, and whether each has to be given."""
+    """Return the parameters of a class or function that can be passed by name, and whether each is required."""
     import inspect
 
     found = inspect.signature(make).parameters
@@ -341,17 +341,17 @@ def parameters(make: Callable[..., Any]) -> dict[str, bool]:
 
 
 def build(kind: Kind, spec: str | Spec, offered: Mapping[str, Any], also: Mapping[str, Any] | None = None) -> Any:
-    """Make what a specification names, from its options and from what the run offers.
+    """Build the object of a specification from its options and the run's arguments.
 
     Args:
-        kind: of thing.
-        spec: text or specification.
-        offered: arguments of the run; those are passed that it has parameters for, and no option may set them.
-        also: further options, under those of the specification.
+        kind: kind of the object.
+        spec: specification, as text or parsed.
+        offered: arguments from the run; passed if the object has such a parameter. Options cannot set them.
+        also: further options, overridden by those of the specification.
 
     Raises:
-        UnknownNameError: for a name or option that does not exist.
-        ConfigError: for a value that does not fit.
+        UnknownNameError: if the name or an option does not exist.
+        ConfigError: if a value is invalid or a required option is missing.
     """
     from paceline.core.parsing import fitted
 
@@ -375,7 +375,7 @@ def _imported(entry: Registered) -> Any:
 
 
 def _table(kind: Kind) -> dict[str, list[Registered]]:
-    """Return who claims each name of a kind."""
+    """Return the entries registered under each name of a kind."""
     found = {name: [Registered(kind, name, target, "paceline")] for name, target in BUILT_IN[kind].items()}
     for name, points in sorted(installed(KINDS[kind].group).items()):
         owners = [Registered(kind, name, p.value, p.dist.name if p.dist else "an unnamed package") for p in points]

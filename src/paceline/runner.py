@@ -1,4 +1,4 @@
-"""The rounds of a prepared run: evaluation, records, checkpoints, early ends."""
+"""Run the rounds of a prepared run: training, evaluation, records, checkpoints and early stopping."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ from paceline.tasks import Task
 __all__ = ["Observer", "Result", "RoundWarning", "Run", "StackingWarning"]
 
 MAX_ATTEMPTS = 3
-"""How often a round whose quorum was lost is tried, each time with a fresh cohort and fresh keys."""
+"""Attempts at a round that lost its quorum, each with a new cohort and new keys."""
 
 MAX_TOLD = 100
-"""Different warnings of a run; what is lost in a round is in its record as well."""
+"""Maximum number of distinct warnings of a run; losses in a round are also in its record."""
 
 
 class StackingWarning(UserWarning):
-    """Something kept clients from training as one stacked computation; they train one at a time."""
+    """Clients cannot train as one stacked computation and train one at a time."""
 
 
 class RoundWarning(UserWarning):
-    """The run goes on, though some clients' replies failed, or a round could not be evaluated."""
+    """The run continues, but some clients' replies failed, or a round was not evaluated."""
 
 
 @dataclass
 class Run:
-    """A prepared run: all parts built and checked."""
+    """A prepared run: all parts are built and checked."""
 
     config: RunConfig
     method: Method[Any]
@@ -64,22 +64,22 @@ class Run:
     observer: Observer | None = None
     scratch: Any = None
     path: str = ""
-    """Why clients train stacked, or one after another."""
+    """Why clients train stacked or one at a time."""
     code: dict[str, str] = field(default_factory=dict)
     """See `paceline.store.provenance.sources`."""
     spent: dict[str, float] = field(default_factory=dict)
-    """Seconds of this process by what they went into; see `Spent`."""
+    """Seconds of this process by section; see `Spent`."""
     evaluated: Params | None = None
-    """The last evaluated model, where its statistics were computed for the evaluation alone (``buffers="recompute"``)."""
+    """The last evaluated model, if its statistics were computed only for the evaluation (``buffers="recompute"``)."""
     _told: set[str] = field(default_factory=set)
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
-        """What a checkpoint says about the circumstances of this run."""
+        """Provenance data of this run, stored in checkpoints."""
         return provenance(self.task, self.fed.init_params().layout.digest, self.code)
 
     def go(self) -> Result:
-        """Run the rounds that are left and return the summary; the run's folder is held until then."""
+        """Run the remaining rounds and return the summary; the run's folder is locked until then."""
         if self.folder is None:
             return self._go()
         try:
@@ -98,7 +98,7 @@ class Run:
         return self.result()
 
     def step(self) -> dict[str, Any] | None:
-        """Run one round and return its record; None where the run has ended. Call `result` and `close` at the end.
+        """Run one round and return its record; None if the run has ended. Call `result` and `close` at the end.
 
         Example:
             >>> from paceline.run import RunConfig, prepare
@@ -117,14 +117,14 @@ class Run:
             return self.history[-1] if self._step() else None
 
     def close(self) -> None:
-        """Release the workers, and the run's folder."""
+        """Release the workers and the run's folder."""
         self.fed.engine.close()
         if self.folder is not None:
             self.folder.release()
 
     @contextlib.contextmanager
     def _working(self) -> Iterator[None]:
-        """Set this process up for rounds, and put it back afterwards."""
+        """Set the process state for rounds, and restore it afterwards."""
         spent.take()
         try:
             with (
@@ -137,7 +137,7 @@ class Run:
                 self.spent[name] = self.spent.get(name, 0.0) + seconds
 
     def _step(self) -> bool:
-        """Run a round, unless the run has ended; return whether one was run."""
+        """Run a round unless the run has ended; return whether one was run."""
         if self.state is None:
             self.state = self.method.init(self.fed)
         if self._stop_reason() is not None:
@@ -146,7 +146,7 @@ class Run:
         return True
 
     def _round(self) -> None:
-        """Carry out a round; once more where a worker died, be it in training, evaluation or commit."""
+        """Run a round; repeat it if a worker died in training, evaluation or commit."""
         started = time.perf_counter()
         clock, totals = self.fed.clock, self.fed.totals
         before = (clock.now, totals.bytes_up, totals.bytes_down)
@@ -173,7 +173,7 @@ class Run:
             self.observer(record, self.config.rounds)
 
     def _attempt(self, number: int) -> tuple[Any, dict[str, Any]]:
-        """Train and evaluate; return the new state and what is recorded of the round."""
+        """Train and evaluate; return the new state and the record of the round."""
         clock, totals = self.fed.clock, self.fed.totals
         before = (clock.now, totals.bytes_up, totals.bytes_down)
         attempt, lost, skipped = 0, 0, False
@@ -193,7 +193,7 @@ class Run:
                 if isinstance(error, CohortError):
                     raise
                 named = isinstance(error, MisbehaviourError) and bool(error.clients)
-                lost += not named  # each attempt that finds a culprit is one that cannot be spoilt by it again
+                lost += not named  # an attempt that identified a misbehaving client does not count: it is excluded now
                 if lost == MAX_ATTEMPTS or attempt > self.config.clients + MAX_ATTEMPTS:
                     raise QuorumError(f"{error}; the round was tried {attempt} times") from error
                 self._tell(f"round {number} is tried again, as others may be: {error}", RoundWarning, "again")
@@ -223,7 +223,7 @@ class Run:
         if number % self.config.eval_every == 0 or number == self.config.rounds:
             try:
                 record |= self._evaluate(params, state)
-            except QuorumError as error:  # what was learnt in this round is not lost with its evaluation
+            except QuorumError as error:  # keep the round's model although its evaluation failed
                 record["unevaluated"] = 1
                 self._tell(f"round {number} was not evaluated: {error}", RoundWarning)
         if self.fed.lost:
@@ -233,15 +233,15 @@ class Run:
         return state, record
 
     def _tell(self, text: str, kind: type[UserWarning], name: str = "") -> None:
-        """Warn, once for each `name`."""
+        """Warn, once per `name`."""
         if (name or text) not in self._told and len(self._told) < MAX_TOLD:
             self._told.add(name or text)
             warnings.warn(text, kind, stacklevel=3)
 
     def _too_few(self) -> bool:
-        """Return whether so few clients are there in this round that no sum can be formed, where they come and go.
+        """Return whether too few clients are available in this round to form a sum, under a participation process.
 
-        Such a round is skipped: the state stays as it is, and what clients did is forgotten.
+        Such a round is skipped: the state is unchanged, and the clients' changes are rolled back.
         """
         least = max(self.config.quorum, 1 if self.fed.aggregation.sees_each else 3)
         return self.config.participation != "always" and len(self.fed.available(least)) < least
@@ -251,7 +251,7 @@ class Run:
         if kind.startswith("clients") or (kind == "auto" and not self.method.has_model):
             return self._evaluate_clients(state, kind == "clients-central")
         if self.task.buffers == "recompute" and params.layout.num_params < params.layout.size:
-            if self._too_few():  # nobody can compute what the model needs
+            if self._too_few():  # too few clients to recompute the statistics
                 return {}
             fresh = self.fed.mean(self.method.recompute, params, over=self.fed.sample()).statistics
             params = params.clone()
@@ -264,7 +264,7 @@ class Run:
         return figures(sums)
 
     def _evaluate_clients(self, state: Any, everything: bool) -> dict[str, Any]:
-        """Let every client judge its own model; only sums and a histogram of accuracies come back."""
+        """Evaluate every client's own model on its client; the server receives only sums and a histogram of accuracies."""
         parts = self.method.personal(state, range(self.fed.num_clients))
         sums = [self.fed.sum(self.method.evaluate_clients, (everything, m), over=clients) for m, clients in parts]
         total = {key: sum(part[key] for part in sums) for key in sums[0]}
@@ -295,7 +295,7 @@ class Run:
         save_checkpoint(self.folder.checkpoint, tree)
 
     def result(self) -> Result:
-        """Return the outcome of the rounds that were run; where the run is kept, save it and the model."""
+        """Return the outcome of the rounds so far; if the run has a folder, save the outcome and the model."""
         scored = [r for r in self.history if "accuracy" in r]
         target = self.config.target_accuracy
         hit = next((r["virtual_seconds"] for r in scored if target and r["accuracy"] >= target), None)

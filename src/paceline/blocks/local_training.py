@@ -1,4 +1,4 @@
-"""Local training by SGD as a method's hyperparameters say: the base of FedAvg and of what differs from it in the rest."""
+"""Local training with SGD and the usual hyperparameters: base of FedAvg and of methods that change other parts of it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ __all__ = ["LocalTraining"]
 
 @dataclass(frozen=True)
 class LocalTraining(Method[S]):
-    """Base of methods whose clients train with SGD; a subclass gives the state, the round and the client functions.
+    """Base of methods whose clients train with SGD; a subclass adds state, `round` and client functions.
 
-    A client function trains with ``client.sgd(params, **self.local(client), hooks=self.hooks(client, params))``.
+    Client functions train with ``client.sgd(params, **self.local(client), hooks=self.hooks(client, params))``.
 
     Args:
-        lr: client learning rate; None takes the task's.
+        lr: client learning rate; None uses the task's.
         epochs: local passes over a client's data.
-        batch_size: local batch size; None takes the task's.
-        momentum: of the local SGD.
-        weight_decay: of the local SGD.
+        batch_size: local batch size; None uses the task's.
+        momentum: momentum of the local SGD.
+        weight_decay: weight decay of the local SGD.
     """
 
     family: ClassVar[str] = "optimisation"
@@ -45,5 +45,5 @@ class LocalTraining(Method[S]):
         return SGD(self.lr, self.momentum, weight_decay=self.weight_decay)
 
     def hooks(self, client: Client, start: Params) -> Hooks:
-        """Return what changes the steps of a local training from `start`, shape [d]; by default nothing does."""
+        """Return the hooks of a local training from `start`, shape [d]; none by default."""
         return NO_HOOKS

@@ -1,4 +1,4 @@
-"""Everything that decides a run's result, field by field: the API's and the command line's one source."""
+"""Configuration of a run: every setting that affects its result. Single source of the API and the command line."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ TASK, ROUNDS, SUMS, CLIENTS, JUDGED = PANELS = (
     "Devices and workers",
     "Evaluation and end",
 )
-"""Under which heading an option is shown."""
+"""Headings under which options are listed."""
 
 
 def _option(default: Any, panel: str, help: str, absent: str = "", **checks: Any) -> Any:
-    """Return a field that is an option of the command line too; `absent` says what a default of None means."""
+    """Return a field that is also a command line option; `absent` describes a default of None."""
     return Field(default, description=help, json_schema_extra={"panel": panel, "absent": absent}, **checks)
 
 
 class RunConfig(BaseModel):
     """The configuration of a run. Written to the run's folder as `config.toml`.
 
-    Raises `UnknownNameError` with the nearest names for a field that does not exist, and `ConfigError` that names every
-    wrong value.
+    Raises:
+        UnknownNameError: if a field does not exist; lists the nearest names.
+        ConfigError: if values are invalid; lists all of them.
 
     Example:
         >>> RunConfig(method="fedprox", rounds=5).clients
@@ -41,12 +42,12 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    method: str = Field("fedavg", description="method, see `paceline methods`")
+    method: str = Field("fedavg", description="method; see `paceline methods`")
     options: dict[str, Any] = Field(default_factory=dict, description="fields of the method")
     task_options: dict[str, Any] = Field(default_factory=dict, description="options of the task")
     secure: dict[str, Any] = Field(default_factory=dict, description="options of secure aggregation")
 
-    task: str = _option("mnist-5k", TASK, "task, see `paceline tasks`, or kind:/path of your own files")
+    task: str = _option("mnist-5k", TASK, "task; see `paceline tasks`, or kind:/path for your own files")
     model: str | None = _option(None, TASK, "reference model", "the task's own")
     partition: str = _option(
         "iid",
@@ -54,59 +55,59 @@ class RunConfig(BaseModel):
         "iid, dirichlet:ALPHA, shards:K, quantity:ALPHA, groups:0-4/5-9, longtail:0.05/0.5 or natural",
     )
     clients: int = _option(20, TASK, "size of the population", ge=1)
-    client_test: float = _option(0.0, TASK, "share of a client's samples set aside for tests", ge=0, lt=1)
-    client_samples: int | None = _option(None, TASK, "most samples of a client; the others are left out", "no limit", ge=1)
-    allow_empty: bool = _option(False, TASK, "let clients have no samples")
+    client_test: float = _option(0.0, TASK, "share of a client's samples reserved for testing", ge=0, lt=1)
+    client_samples: int | None = _option(None, TASK, "maximum samples of a client; the rest is unused", "no limit", ge=1)
+    allow_empty: bool = _option(False, TASK, "allow clients without samples")
 
-    cohort: int = _option(20, ROUNDS, "clients asked in each round", ge=1)
-    rounds: int = _option(30, ROUNDS, "rounds", ge=1)
+    cohort: int = _option(20, ROUNDS, "clients sampled per round", ge=1)
+    rounds: int = _option(30, ROUNDS, "number of rounds", ge=1)
     seed: int = _option(0, ROUNDS, "seed of every random stream", ge=0)
     checkpoint_every: int = _option(1, ROUNDS, "rounds between checkpoints", ge=1)
 
     aggregation: str = _option("plain", SUMS, "plain, secure or secure-arithmetic")
     sum_bound: float = _option(2.0**20, SUMS, "largest |weight x value| in an exact sum", gt=0)
-    quorum: int = _option(1, SUMS, "least number of replies in a sum", ge=1)
-    least_group: int = _option(1, SUMS, "least size of a group that may be summed on its own", ge=1)
-    on_error: Literal["stop", "drop"] = _option("stop", SUMS, "a client's error stops the run, or drops the client")
+    quorum: int = _option(1, SUMS, "minimum number of replies in a sum", ge=1)
+    least_group: int = _option(1, SUMS, "minimum size of a group that is summed separately", ge=1)
+    on_error: Literal["stop", "drop"] = _option("stop", SUMS, "on a client's error, stop the run or drop the client")
     deadline: float | None = _option(None, SUMS, "virtual seconds after which a reply is dropped", "no deadline", gt=0)
 
     fleet: str = _option("homogeneous", CLIENTS, "homogeneous, stragglers, spread or mobile, with options after a colon")
     participation: str = _option(
         "always",
         CLIENTS,
-        "by which process clients come and go: always, bernoulli:0.3, bernoulli:1/0.1 (rates of groups), markov:0.05-1 (from the "
+        "availability process of clients: always, bernoulli:0.3, bernoulli:1/0.1 (rates of groups), markov:0.05-1 (from the "
         "first client to the last), cyclic:0.3,length=100, diurnal:0.3,period=24 or trace:FILE.csv",
     )
     adversary: str | None = _option(
         None,
         CLIENTS,
         "Byzantine clients and their share, such as signflip:0.2 or alie:0.2",
-        "everybody honest",
+        "all clients honest",
     )
-    measured: bool = _option(False, CLIENTS, "time from measured seconds in place of FLOPs")
+    measured: bool = _option(False, CLIENTS, "derive virtual time from measured seconds instead of FLOPs")
     engine: str = _option("local", CLIENTS, "local, debug or ray")
-    workers: int = _option(1, CLIENTS, "worker processes; 1 works in this process", ge=1)
+    workers: int = _option(1, CLIENTS, "worker processes; 1 runs in this process", ge=1)
     threads: int = _option(1, CLIENTS, "torch threads of each worker", ge=1)
-    ray_address: str | None = _option(None, CLIENTS, "host:port of a running Ray cluster, or auto", "one on this machine")
-    ray_cpus: float = _option(1.0, CLIENTS, "CPUs that each Ray actor asks for", ge=0)
-    ray_gpus: float = _option(0.0, CLIENTS, "GPUs that each Ray actor asks for", ge=0)
+    ray_address: str | None = _option(None, CLIENTS, "host:port of a running Ray cluster, or auto", "a local cluster")
+    ray_cpus: float = _option(1.0, CLIENTS, "CPUs requested by each Ray actor", ge=0)
+    ray_gpus: float = _option(0.0, CLIENTS, "GPUs requested by each Ray actor", ge=0)
     device: str = _option("cpu", CLIENTS, "torch device")
     precision: Literal["float32", "tf32", "bf16"] = _option("float32", CLIENTS, "of training: float32, tf32 or bf16")
     vectorize: Literal["auto", "on", "off"] = _option("auto", CLIENTS, "train clients as one stacked computation: auto, on or off")
-    chunk: int | None = _option(None, CLIENTS, "clients in one stack", "measured at the start", ge=1)
-    one_step: bool = _option(True, CLIENTS, "train clients that take one step as one batch, where they are stacked")
-    memory_mib: int = _option(1024, CLIENTS, "MiB of client memories held in RAM; more of them lie on disk", ge=1)
+    chunk: int | None = _option(None, CLIENTS, "clients per stack", "measured at the start", ge=1)
+    one_step: bool = _option(True, CLIENTS, "train one-step clients as one batch when stacking")
+    memory_mib: int = _option(1024, CLIENTS, "MiB of client memories in RAM; the rest is on disk", ge=1)
 
     evaluation: Literal["auto", "central", "federated", "clients", "clients-central"] = _option(
         "auto",
         JUDGED,
         "central test set; the clients' data (federated); each client's own model on its own test samples (clients) or on "
-        "the central test set; auto is central where the method has a global model, else clients",
+        "the central test set; auto is central if the method has a global model, otherwise clients",
     )
     eval_every: int = _option(1, JUDGED, "rounds between evaluations", ge=1)
-    target_accuracy: float | None = _option(None, JUDGED, "accuracy whose virtual time is reported", "none", gt=0, le=1)
-    stop_at_target: bool = _option(False, JUDGED, "end once the target accuracy is reached")
-    patience: int | None = _option(None, JUDGED, "end after so many evaluations without a better accuracy", "never", ge=1)
+    target_accuracy: float | None = _option(None, JUDGED, "report the virtual time to this accuracy", "none", gt=0, le=1)
+    stop_at_target: bool = _option(False, JUDGED, "stop once the target accuracy is reached")
+    patience: int | None = _option(None, JUDGED, "stop after this many evaluations without improvement", "never", ge=1)
 
     def __init__(self, **values: Unpack[ConfigFields]) -> None:
         with _own_errors():
@@ -114,30 +115,30 @@ class RunConfig(BaseModel):
 
     @classmethod
     def model_validate(cls, *args: Any, **kwargs: Any) -> Self:
-        """Check a mapping; raises as the class does."""
+        """Validate a mapping; raise the errors of the class."""
         with _own_errors():
             return super().model_validate(*args, **kwargs)
 
     @classmethod
     def model_validate_json(cls, *args: Any, **kwargs: Any) -> Self:
-        """Check a JSON text; raises as the class does."""
+        """Validate a JSON text; raise the errors of the class."""
         with _own_errors():
             return super().model_validate_json(*args, **kwargs)
 
     @property
     def label(self) -> str:
-        """A name for a folder of this run: method, task and seed."""
+        """Folder name for this run: method, task and seed."""
         return f"{self.method}-{self.task}-s{self.seed}"
 
     @staticmethod
     def build(values: dict[str, Any]) -> RunConfig:
-        """Return the configuration with these values; raises as the class does."""
+        """Return the configuration with these values; raise the errors of the class."""
         return RunConfig(**values)
 
 
 @contextlib.contextmanager
 def _own_errors() -> Iterator[None]:
-    """Raise our errors in place of pydantic's."""
+    """Raise Paceline's errors instead of pydantic's."""
     try:
         yield
     except ValidationError as error:
@@ -147,7 +148,7 @@ def _own_errors() -> Iterator[None]:
 def _raise(error: ValidationError) -> NoReturn:
     faults = error.errors()
     own = [inner for fault in faults if isinstance(inner := fault.get("ctx", {}).get("error"), ConfigError)]
-    if own:  # raised by the class, and wrapped by pydantic on the way
+    if own:  # raised by the class and wrapped by pydantic
         raise own[0] from None
     unknown = [fault["loc"][0] for fault in faults if fault["type"] == "extra_forbidden"]
     if unknown:

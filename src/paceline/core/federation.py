@@ -1,8 +1,8 @@
-"""The server's side of a federation: a handful of verbs, each of which says what the server gets to see.
+"""Server side of a federation: the operations of a method, each of which defines what the server sees.
 
-``fed.sum`` and ``fed.mean`` show it only sums over a cohort; ``fed.each`` shows it every reply;
-``fed.arrivals`` shows them in the order in which they arrive. ``fed.start`` shows nothing: clients begin work
-whose results they hold until one of the other verbs asks for them, in the same round or in a later one.
+With ``fed.sum`` and ``fed.mean`` the server sees only sums over a cohort; with ``fed.each`` every reply; with
+``fed.arrivals`` every reply in order of arrival. ``fed.start`` shows nothing: clients start jobs and hold the results
+until another operation collects them, in the same round or a later one.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ if TYPE_CHECKING:
 __all__ = ["Aggregation", "Availability", "CallInfo", "Federation", "SumRequest", "Summed", "WithOwn"]
 
 M = TypeVar("M")
-"""What a client function gets."""
+"""Message of a client function."""
 
 R = TypeVar("R")
-"""What a client function returns."""
+"""Return value of a client function."""
 
 K = TypeVar("K")
-"""What names a group of clients."""
+"""Key of a group of clients."""
 
 E = TypeVar("E")
 """A client's own part of a message."""
 
 
 class WithOwn(TypedDict, Generic[M, E]):
-    """What a client function gets that is called with `each_message`.
+    """Message of a client function called with `each_message`.
 
     Args:
-        all: the message, the same for all.
-        own: this client's own part.
+        all: the common message.
+        own: this client's part of `each_message`.
     """
 
     all: M
@@ -64,19 +64,19 @@ class WithOwn(TypedDict, Generic[M, E]):
 
 
 class Federation(Population):
-    """A population of clients and the verbs to speak to them.
+    """A population of clients and the operations on it.
 
     Args:
-        engine: where client functions run.
-        aggregation: how sums are formed.
-        fleet: which clients are there; decides availability.
+        engine: runs client functions.
+        aggregation: computes sums.
+        fleet: decides which clients are available.
         clock: virtual time.
-        seed: of the run.
+        seed: seed of the run.
         cohort: default cohort size.
-        quorum: least number of replies in a sum.
-        least_group: least size of a group that `mean(groups=...)` may ask for.
-        deadline: virtual seconds after which a reply to a sum is dropped, where the method sets none.
-        on_error: ``"stop"`` raises a client's error, ``"drop"`` treats that client as dropped out.
+        quorum: minimum number of replies in a sum.
+        least_group: minimum size of a group in `mean(groups=...)`.
+        deadline: virtual seconds after which a reply to a sum is dropped, unless the method sets its own deadline.
+        on_error: ``"stop"`` raises a client's error, ``"drop"`` counts the client as dropped out.
     """
 
     def __init__(
@@ -103,14 +103,25 @@ class Federation(Population):
         self._waits = self._waited = 0.0
 
     def start_round(self, round: int, attempt: int = 0) -> None:
-        """Begin round `round` (from 1); random streams and call numbers start anew."""
+        """Begin round `round` (from 1); reset random streams and call numbers."""
         again = round == self.round and attempt > self.attempt
         self._waits, self._waited = 0.0, max(self._waits, self._waited) if again else 0.0
         super().start_round(round, attempt)
 
-    # -- the verbs -----------------------------------------------------------------------------
+    # -- operations of methods -----------------------------------------------------------------
     def sum(self, fn: Callable[[Client, M], R], message: M, over: Sequence[int], deadline: float | None = None) -> R:
-        """Return the sum over the cohort of what `fn` returns; the server sees nothing else."""
+        """Return the sum over the cohort of the results of `fn`; the server sees nothing else.
+
+        Args:
+            fn: client function, run on every client of the cohort.
+            message: its message, the same for all clients.
+            over: client ids of the cohort.
+            deadline: virtual seconds after which a reply is dropped; None uses the federation's.
+
+        Raises:
+            QuorumError: if too few clients replied.
+            PlanError: if `fn` is not a client function, or one whose replies are read individually.
+        """
         summed: R = self._sum(fn, message, over, deadline)
         return summed
 
@@ -149,9 +160,11 @@ class Federation(Population):
     ) -> Update | dict[Any, Update]:
         """Return the weighted mean over the cohort of the `Update` that `fn` returns, as an `Update`.
 
-        With `groups` (key -> clients), return one mean for each group, asked for side by side; a group
-        smaller than the site's least size raises `QuorumError`. Each group gets its own `group_message` where
-        there is one.
+        With `groups` (key -> clients), return one mean per group; the groups run in parallel in virtual time. With
+        `group_message`, each group gets its own message.
+
+        Raises:
+            QuorumError: if a group is smaller than `least_group`, or too few clients replied.
         """
         if groups is None:
             result = self._sum(fn, message, over, deadline)
@@ -195,11 +208,12 @@ class Federation(Population):
         *,
         each_message: Mapping[int, Tree] | None = None,
     ) -> dict[int, R]:
-        """Return every client's own reply, by client id; dropped clients are missing.
+        """Return every client's reply, by client id, without dropped clients.
 
-        With `each_message`, which has a part for each of them, the function gets `WithOwn`: this part beside the message.
+        With `each_message`, which has an entry for each client, the function gets `WithOwn`: the message and its own entry.
 
-        Raises `QuorumError` where nobody replied.
+        Raises:
+            QuorumError: if no client replied.
         """
         self._may_see(fn)
         with self._settling(_declared(fn)) as settled:
@@ -208,7 +222,7 @@ class Federation(Population):
         return {r.client: r.value for r in receipts}
 
     def _each(self, fn: Callable[..., Any], message: Tree, over: Sequence[int], **options: Any) -> list[Receipt]:
-        """Return the receipts of those who replied, of whom there are some."""
+        """Return the receipts of the clients that replied, at least one."""
         self._open, self._asked, self._verbs = CallInfo(), len(over), self._verbs + 1
         receipts, _ = self.call(fn.__name__, message, over, Each(), **options)
         came = [r for r in receipts if r.dropped is None]
@@ -217,10 +231,12 @@ class Federation(Population):
         return came
 
     def arrivals(self, fn: Callable[[Client, M], R], message: M, over: Sequence[int]) -> Iterator[tuple[float, int, R]]:
-        """Return an iterator of (virtual time, client, reply) in the order of arrival; the clock follows it.
+        """Return an iterator of (virtual time, client, reply) in order of arrival; the clock advances with it.
 
-        All replies belong to this call. Where clients go on working while the server does, see `start`.
-        Raises `QuorumError` where nobody replied.
+        All replies belong to this call. For clients that continue to work while the server does, see `start`.
+
+        Raises:
+            QuorumError: if no client replied.
         """
         self._may_see(fn)
         receipts = self._each(fn, message, over, passes=False)
@@ -241,18 +257,16 @@ class Federation(Population):
     def start(
         self, fn: Callable[..., Tree], message: Tree, over: Sequence[int], each_message: Mapping[int, Tree] | None = None
     ) -> dict[int, float]:
-        """Let clients begin `fn`; return the virtual seconds after which each of them will be done.
+        """Start `fn` on clients; return the virtual seconds until each of them is done, without lost clients.
 
-        The reply stays with its client, until a function that is marked ``@on_client(held=True)`` hands it over
-        (`Client.take`), asked with any of the verbs above: so a buffered sum of arrivals is an ordinary sum.
-        Message, random stream and memory are those of this moment, however late that is. The reply lies in the
-        client's memory, which is committed with this round and comes back with a checkpoint; a client that is
-        at work must not be started again before it handed over.
+        The reply remains on the client until a function marked ``@on_client(held=True)``, called with any operation above,
+        takes it (`Client.take`): so a buffered sum of arrivals is an ordinary sum. Message, random stream and memory are those
+        of the start, however late the reply is taken. The reply is stored in the client's memory, which is committed with this
+        round and restored from a checkpoint; a running client must not be started again before its reply is taken.
 
-        The clock stays: what passes is told to `wait`. Where the server may see single replies, a reply goes up
-        as soon as it is done: its upload is part of the seconds here, and handing over costs nothing. Where the
-        aggregation hides them it waits for the sum that takes it up, and that sum's calls pass on the clock.
-        Clients that were lost are missing.
+        The clock does not advance; use `wait`. If the server may see single replies, a reply is uploaded as soon as it is done:
+        its upload is part of the seconds returned here, and taking it costs nothing. If the aggregation hides replies, the upload
+        happens in the sum that takes it, and the calls of that sum advance the clock.
         """
         if _declared(fn).tells is not None:
             raise PlanError([f"{fn.__name__} wants clients to tell each other records, which work that is only begun cannot"])
@@ -262,7 +276,7 @@ class Federation(Population):
         return {r.client: r.compute + r.network for r in receipts if r.dropped is None}
 
     def wait(self, seconds: float) -> None:
-        """Let virtual seconds pass. What an earlier attempt at this round waited is not waited for again."""
+        """Advance the clock by virtual seconds, except for those already waited in an earlier attempt at this round."""
         before = max(self._waits, self._waited)
         self._waits += max(seconds, 0.0)
         left = max(self._waits - before, 0.0)
@@ -285,9 +299,9 @@ class Federation(Population):
         passes: bool = True,
         sink: Callable[[Receipt], None] | None = None,
     ) -> tuple[list[Receipt], list[Any]]:
-        """Run one client function; account for time and bytes; return receipts by client, and partials.
+        """Run one client function; account for time and bytes; return receipts sorted by client, and partial results.
 
-        With `sink`, each receipt is handed over as it comes and its value is not kept.
+        With `sink`, each receipt is passed to it on arrival and its value is not stored.
         """
         if not clients:
             raise CohortError(f"round {self.round}: {function!r} was asked of an empty cohort")
@@ -309,7 +323,7 @@ class Federation(Population):
                 item = dataclasses.replace(item, value=None)
             receipts.append(item)
         self._redraw()
-        if self._settled:  # these replies went up, and were paid for, when they were done
+        if self._settled:  # these replies were uploaded, and accounted for, when they were done
             receipts = [dataclasses.replace(r, compute=0.0, network=0.0, bytes_up=0, bytes_down=0) for r in receipts]
         receipts.sort(key=lambda r: r.client)
         info = CallInfo(
@@ -343,18 +357,18 @@ class Federation(Population):
                 raise self.too_few(str(error)) from error
         if len(summed.survivors) < self.quorum:
             raise self.too_few(f"round {self.round}: {len(summed.survivors)} replies, but the quorum is {self.quorum}")
-        came = set(summed.survivors)  # a client that was lost later may have answered the first phases
+        came = set(summed.survivors)  # a client lost in a later phase may have answered earlier ones
         arrived = {c: t for c, t in self._open.arrived.items() if c in came}
         self.last = dataclasses.replace(self._open, arrived=arrived, notes=summed.notes)
         return rebuild(summed.structure, summed.tensors, summed.scalars, summed.denominators)
 
     def too_few(self, what: str) -> QuorumError:
-        """Return the error of the latest sum or call, where it lacks replies: `what`, and what became of them."""
+        """Return the error of a sum or call with too few replies: `what`, and the reasons of dropped clients."""
         return QuorumError(f"{what}; {account(self._open.dropped, self._asked)}" if self._open.dropped else what)
 
     @contextlib.contextmanager
     def _settling(self, declared: ClientFunction) -> Iterator[bool]:
-        """Let calls cost nothing where what they hand over went up before; see `start`."""
+        """Within this context, calls that collect replies uploaded earlier cost nothing; see `start`."""
         self._handing = declared.held
         self._settled = declared.held and self.aggregation.sees_each
         try:

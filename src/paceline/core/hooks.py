@@ -1,4 +1,4 @@
-"""Hooks of the local loop: the places where a method changes what a step does."""
+"""Hooks of the local loop: functions through which a method changes training steps."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from paceline.core.params import Params
 __all__ = ["NO_HOOKS", "Correct", "Direction", "Gradient", "Hooks", "Loss", "Objective", "Project"]
 
 Correct = Callable[[Params, Params], Params]
-"""A gradient hook: (gradient, current parameters) -> gradient."""
+"""Gradient hook: (gradient, current parameters) -> gradient."""
 
 Gradient = Callable[[Params], Params]
-"""Mean gradient of this step's batch at any point."""
+"""Function that returns the mean gradient of this step's batch at any point."""
 
 Direction = Callable[[Gradient, Params], Params]
-"""A hook that takes the gradient's place: (gradient function, current parameters) -> what a step descends along."""
+"""Hook that replaces the gradient: (gradient function, current parameters) -> step direction."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Mean loss of (outputs, targets), a scalar."""
@@ -27,32 +27,31 @@ Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """Mean loss of (module, inputs, targets), a scalar: for losses that need more than the module's outputs."""
 
 Project = Callable[[Params], Params]
-"""A hook on the parameters after a step."""
+"""Hook on the parameters after each step."""
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a method changes of the steps of `Client.sgd`; without any, a step follows the gradient of the task's loss.
+    """A method's changes to the steps of `Client.sgd`; without hooks, a step follows the gradient of the task's loss.
 
-    Hooks must be pure functions of their arguments and of what they captured: they store nothing between steps, change
-    no argument, ask no tensor for its value (``.item()``, ``if tensor``), and draw nothing at random. An engine can then
-    run them once for many clients (`torch.func.vmap`). What they captured may differ from client to client, as long as it
-    is made of numbers, tensors and `Params`. Each hook sees one client: `Params` with vectors of shape [d], where d counts
-    the model's parameters and running statistics (those of a sub-model, where one is trained).
+    Hooks must be pure functions of their arguments and captured values: no state between steps, no in-place changes of
+    arguments, no data-dependent control flow (``.item()``, ``if tensor``), and no random numbers. An engine can then run
+    them once for many clients (`torch.func.vmap`). Captured values may differ between clients if they consist of numbers,
+    tensors and `Params`. Each hook handles one client: `Params` with vectors of shape [d], where d counts the model's
+    parameters and running statistics (those of a sub-model, if one is trained).
 
     Args:
-        correct: ``(gradient, at) -> gradient``, both `Params` [d]: changes the mean gradient of the batch, at the current
-            parameters `at`. Running statistics have gradient 0, and what is returned for them is ignored.
+        correct: ``(gradient, at) -> gradient``, both `Params` [d]: modifies the mean gradient of the batch at the current
+            parameters `at`. Running statistics have gradient 0; values returned for them are ignored.
         direction: ``(gradient, at) -> direction``, where ``gradient(point)`` returns the mean gradient [d] of this step's
-            batch at any `Params` [d]: takes the gradient's place. `correct` comes after it.
-        objective: ``(module, inputs, targets) -> scalar``, inputs [B, ...] and targets [B, ...]: takes the place of model
+            batch at any `Params` [d]: replaces the gradient. `correct` is applied afterwards.
+        objective: ``(module, inputs, targets) -> scalar``, inputs [B, ...] and targets [B, ...]: replaces model
             and loss, for losses that need more than the module's outputs.
-        loss: ``(outputs, targets) -> scalar``, outputs [B, C, ...] and targets [B, ...]: takes the place of the task's mean
-            loss.
-        after: ``(at) -> params``, `Params` [d]: changes the parameters after each step, for projections.
+        loss: ``(outputs, targets) -> scalar``, outputs [B, C, ...] and targets [B, ...]: replaces the task's mean loss.
+        after: ``(at) -> params``, `Params` [d]: modifies the parameters after each step, for projections.
 
     Example:
-        FedProx pulls towards the point where training began::
+        FedProx adds a proximal term around the initial parameters::
 
             client.sgd(start, hooks=Hooks(correct=lambda gradient, at: gradient + mu * (at - start)))
     """
@@ -65,4 +64,4 @@ class Hooks:
 
 
 NO_HOOKS = Hooks()
-"""Steps as they are without a method."""
+"""No hooks: plain steps."""

@@ -1,4 +1,4 @@
-"""Classes of a user's own modules, named as ``module:Class`` or by an entry point: loaded, or what is wrong with them."""
+"""Load objects of user modules, named as ``module:Class`` or by an entry point, and explain failures."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _allowed: ContextVar[frozenset[str] | None] = ContextVar("allowed", default=None
 
 @contextmanager
 def imports_from(modules: Collection[str] | None) -> Iterator[None]:
-    """Within this context, `load_named` loads what these modules (or their submodules) define, and nothing else; None allows all.
+    """Restrict `load_named` in this context to objects defined in these modules (or submodules); None allows all.
 
-    A client carries out what a server asks in such a context: a name from outside imports no other module.
+    A client executes a server's requests in such a context, so that a name from the network cannot import other modules.
     """
     token = _allowed.set(None if modules is None else frozenset(modules))
     try:
@@ -37,13 +37,13 @@ def imports_from(modules: Collection[str] | None) -> Iterator[None]:
 
 
 def installed(group: str) -> Mapping[str, list[EntryPoint]]:
-    """Return the entry points of a group by name, without importing what they name."""
+    """Return the entry points of a group by name, without importing their targets."""
     return _entry_points(group, tuple((place, os.stat(place).st_mtime if os.path.isdir(place) else 0.0) for place in sys.path))
 
 
 @lru_cache(maxsize=64)
 def _entry_points(group: str, path: tuple[tuple[str, float], ...]) -> dict[str, list[EntryPoint]]:
-    """Read the entry points of a group; `path` is where packages are, and when something last changed there."""
+    """Read the entry points of a group; `path` lists the folders of packages with their modification times, as cache key."""
     from importlib.metadata import entry_points
 
     found: dict[str, list[EntryPoint]] = {}
@@ -59,10 +59,14 @@ def is_import_path(text: str) -> bool:
 
 
 def load_entry(point: EntryPoint) -> Any:
-    """Return what an entry point names; raises `ConfigError` that names it, its package, and file, line and error."""
+    """Return the object of an entry point.
+
+    Raises:
+        ConfigError: if it cannot be loaded; states the entry point, its package, and file, line and error.
+    """
     try:
         return point.load()
-    except (Exception, SystemExit) as error:  # whatever a package's module does
+    except (Exception, SystemExit) as error:  # a package's module may raise anything
         from paceline.core.failures import place_of
 
         raise ConfigError(
@@ -72,11 +76,12 @@ def load_entry(point: EntryPoint) -> Any:
 
 
 def load_named(name: str, what: str) -> Any:
-    """Return what ``module:Class`` names.
+    """Return the object named by ``module:Class``.
 
-    Raises `ConfigError` that names the file, line and error of a module that cannot be imported, the folders
-    that were searched for one that is not there, and the nearest names for a class that it does not have; `PolicyError`
-    where `imports_from` does not allow the module.
+    Raises:
+        ConfigError: if the module cannot be imported (with file, line and error), is not found (with the folders searched),
+            or has no such class (with the nearest names).
+        PolicyError: if `imports_from` does not allow the module.
     """
     module, _, attribute = name.partition(":")
     allowed = _allowed.get()
@@ -92,13 +97,13 @@ def load_named(name: str, what: str) -> Any:
         if error.name and (module == error.name or module.startswith(f"{error.name}.")):
             raise ConfigError(f"{what} {name!r}: {_absent(module)}") from error
         raise _broken(what, name, error) from error
-    except (Exception, SystemExit) as error:  # whatever a user's module does
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
         raise _broken(what, name, error) from error
     if not hasattr(loaded, attribute):
         own = [n for n, v in vars(loaded).items() if isinstance(v, type) and v.__module__ == loaded.__name__]
         raise ConfigError(f"{what} {name!r}: {loaded.__file__} has no {attribute!r}{nearest(attribute, own)}")
     found = getattr(loaded, attribute)
-    if allowed is not None:  # what the module itself imports, such as subprocess.Popen, is not the module's
+    if allowed is not None:  # names that the module itself imports, such as subprocess.Popen, are not allowed
         home = str(getattr(found, "__module__", module))
         if not any(home == known or home.startswith(f"{known}.") for known in allowed):
             raise PolicyError([f"{what} {name!r} is defined in {home}; name that module in client.modules to allow it"])
@@ -125,18 +130,18 @@ def _broken(what: str, name: str, error: BaseException) -> ConfigError:
 
 
 def as_module(file: Path) -> str:
-    """Return how the module of a file is named from the current folder, or from the file's own."""
+    """Return the module name of a file, relative to the current folder, or else to the file's own folder."""
     path = file.resolve()
     near = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else Path(path.name)
     return ".".join(near.with_suffix("").parts)
 
 
 def module_hint(name: str, bases: set[str]) -> str:
-    """Return what to write in place of the name of a Python file; empty where `name` is none.
+    """Return what to write instead of the name of a Python file; empty if `name` is not one.
 
     Args:
-        name: as typed.
-        bases: names of the classes that what is looked for stands on.
+        name: the text that was typed.
+        bases: names of the base classes of the object that is needed.
     """
     file = Path(name.partition(":")[0])
     if file.suffix != ".py":
@@ -153,7 +158,7 @@ def module_hint(name: str, bases: set[str]) -> str:
 
 
 def classes_in(file: Path, bases: set[str]) -> list[str]:
-    """Return the classes of a file that stand on one of `bases`, without running it; none where it cannot be parsed."""
+    """Return the classes of a file that derive from one of `bases`, without running it; empty if it cannot be parsed."""
     try:
         parsed = ast.parse(file.read_bytes())
     except (OSError, SyntaxError, ValueError):

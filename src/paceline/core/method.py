@@ -1,4 +1,4 @@
-"""What a federated method is: a server program that asks clients to run client functions."""
+"""Base of federated methods: a server program that calls client functions."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def on_client(
     bounds: Mapping[str, float] | None = None,
     held: bool = False,
 ) -> Any:
-    """Mark a method's function as one that may run on a client; see `ClientFunction` for the options."""
+    """Mark a method of a class as a client function; see `ClientFunction` for the options."""
 
     def mark(f: F) -> F:
         f.__client__ = ClientFunction(each, tells, dict(bounds or {}), held)  # type: ignore[attr-defined]
@@ -50,7 +50,7 @@ def on_client(
 
 
 def client_functions(program: object) -> dict[str, ClientFunction]:
-    """Return the client functions of a method (or protocol), or of its class, by name."""
+    """Return the client functions of a method or protocol (instance or class), by name."""
     found = {}
     cls = program if isinstance(program, type) else type(program)
     for name, value in inspect.getmembers(cls, inspect.isfunction):
@@ -62,16 +62,16 @@ def client_functions(program: object) -> dict[str, ClientFunction]:
 
 @node
 class State:
-    """Server state of methods that keep only the model. A method with more defines its own `node`, which may extend this one."""
+    """Server state that consists of the model. A method with more state defines its own `node`, which may extend this one."""
 
     params: Params
 
 
 S = TypeVar("S", default=State)
-"""The state of a method: any `node`."""
+"""Server state of a method: any `node`."""
 
 P = TypeVar("P", bound=State, default=State)
-"""The state of a method that needs the model in it: a `node` that extends `State`."""
+"""Server state that includes the model: a `node` that extends `State`."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,11 @@ class Method(Generic[S]):
     """Base of all methods: a frozen dataclass whose fields are the hyperparameters.
 
     ``Method[MyState]`` has the server state `MyState`, ``Method`` alone has `State`.
-    A subclass gives `round`, and with a state of its own `init`; the rest has defaults. `family` groups methods in listings and `reveals`
-    says in a few words what the server sees, `keeps` what a client keeps: words on what `paceline methods` reads from
-    the source by itself; `keeps_times` lets each client remember how long its last
-    training took (`Client.times`). `vectorizable` says that its hooks can be stacked.
+    A subclass implements `round`, and `init` if it has its own state; all else has defaults.
+
+    `family` groups methods in listings. `reveals` and `keeps` describe in a few words what the server sees and what a client
+    stores, in addition to what `paceline methods` reads from the source. With `keeps_times`, each client stores the duration
+    of its last training (`Client.times`). `vectorizable` states that hooks can be stacked.
     """
 
     family: ClassVar[str] = "other"
@@ -92,26 +93,26 @@ class Method(Generic[S]):
     keeps_times: ClassVar[bool] = False
     vectorizable: ClassVar[bool] = True
     headline: ClassVar[str] = ""
-    """The paper's main result, in a sentence."""
+    """The paper's main result, in one sentence."""
     has_model: ClassVar[bool] = True
-    """Whether there is one model for everybody; without one, `model` holds what is shared and clients are judged."""
+    """Whether there is one global model; otherwise `model` returns the shared values, and clients' own models are evaluated."""
     names_clients: ClassVar[bool] = False
-    """Whether a summed function reads a line of its own from the common message, by `Client.id`. A server that lies can
-    then make all clients but one count for nothing, so real clients refuse it under secure aggregation unless their policy
+    """Whether a summed function reads its own entry of the common message, by `Client.id`. A malicious server can then give
+    all clients but one an effective weight of 0, so real clients refuse it under secure aggregation unless their policy
     allows it (``secure_aggregation.named_clients``)."""
     sends_model: ClassVar[bool] = True
-    """Whether a round's largest message, and its largest reply, hold as many values as the model."""
+    """Whether the largest message and the largest reply of a round have as many values as the model."""
 
     def init(self, fed: Federation) -> S:
         """Return the state before the first round."""
-        return cast("S", State(params=fed.init_params()))  # a method with another state has its own `init`
+        return cast("S", State(params=fed.init_params()))  # methods with another state override `init`
 
     def round(self, fed: Federation, state: S) -> S:
         """Run one round and return the next state."""
         raise ConfigError(f"{type(self).__name__} has no round()")
 
     def model(self, state: S) -> Params:
-        """Return the parameters that an evaluation uses: `params` of the state, unless a method says otherwise."""
+        """Return the parameters to evaluate: `params` of the state by default."""
         params = getattr(state, "params", None)
         if not isinstance(params, Params):
             raise ConfigError(
@@ -120,23 +121,23 @@ class Method(Generic[S]):
         return params
 
     def fit_task(self, task: Any) -> tuple[Method[Any], Any]:
-        """Return the method and the task made for each other, on the server and on every client alike, before a run.
+        """Return the method and the task, adapted to each other, on the server and on every client, before a run.
 
-        A method may freeze parts of the task's model or put parts in (adapters), and take what it needs to know of
-        the task (such as when one task follows another).
+        A method may freeze parts of the task's model or insert modules (adapters), and read properties of the task (such as
+        the rounds of each stage of a task sequence).
         """
         return self, task
 
     def check(self, fed: Federation) -> list[str]:
-        """Return what of the federation does not suit this method, one sentence each."""
+        """Return the incompatibilities of the federation with this method, one sentence each."""
         return []
 
     def personal(self, state: S, clients: Sequence[int]) -> list[tuple[Tree, Sequence[int]]]:
-        """Return what clients form their own models from, and who gets which; by default all get the model."""
+        """Return (message, clients) pairs from which clients form their own models; by default the model for all clients."""
         return [(self.model(state), clients)]
 
     def personal_model(self, client: Client, message: Tree) -> Params:
-        """Return, on a client, the model that it uses itself, from what `personal` sent."""
+        """Return, on a client, the model it uses, formed from the message of `personal`."""
         assert isinstance(message, Params)
         return message
 
@@ -146,27 +147,27 @@ class Method(Generic[S]):
         return client.evaluate(client.statistics(params) if client.problem.buffers == "recompute" else params, data)
 
     def clustering(self, state: S) -> Sequence[int] | None:
-        """Return the cluster of each client, or None where there are none."""
+        """Return the cluster of each client; None without clustering."""
         return None
 
     @on_client
     def evaluate_clients(self, client: Client, message: tuple[bool, Tree]) -> Tree:
-        """Return the sums for this client's own model, and its accuracy as a term of their spread.
+        """Return the evaluation sums of this client's own model, including its accuracy as a term of the spread.
 
-        It is judged by its own test samples; where it has none, by the central ones of its own classes. With
-        True in the message, by all central ones.
+        The data are the client's own test samples; if it has none, the central ones of its own classes. With True in the
+        message, all central test samples.
         """
         everything, own = message
         return spread(self.assess(client, own, client.judged_by(everything)))
 
     @on_client
     def evaluate(self, client: Client, message: Tree) -> Tree:
-        """Return the sums of loss, correct answers and samples, overall and for each class."""
+        """Return the sums of loss, correct answers and samples, overall and per class."""
         return client.evaluate(message)
 
     @on_client(bounds={"statistics": 100.0})
     def recompute(self, client: Client, message: Params) -> Update:
-        """Return the running statistics over this client's data (the policy ``recompute``)."""
+        """Return the running statistics computed on this client's data (policy ``recompute``)."""
         fresh = client.statistics(message)
         return Update(statistics=fresh.vector[fresh.layout.num_params :], weight=client.num_samples)
 
@@ -177,9 +178,11 @@ class Method(Generic[S]):
 
     @classmethod
     def build(cls, options: Mapping[str, Any] | None = None) -> Self:
-        """Make the method with the given fields, converting texts to the fields' types.
+        """Build the method with the given fields; convert text to the fields' types.
 
-        Raises `UnknownNameError` for a field it does not have, `ConfigError` for a value that does not fit.
+        Raises:
+            UnknownNameError: if the method has no such field.
+            ConfigError: if a value is invalid.
         """
         from paceline.core.config import RunConfig
 

@@ -1,7 +1,7 @@
-"""Optimizers of the local loop: what a step descends along, given the gradient.
+"""Optimizers of the local loop: they map gradients to step directions.
 
-One object serves a single model and a stack of them: all arithmetic is element-wise on flat vectors, shape [d], or
-[K, d] where K clients are stacked.
+One object serves a single model and a stack: all arithmetic is element-wise on flat vectors, shape [d], or [K, d] for K
+stacked clients.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from torch import Tensor
 __all__ = ["PLAIN_SGD", "SGD", "AdamW", "Optimizer", "Schedule"]
 
 Schedule = Callable[[int, int], float]
-"""Factor on the learning rate at (step from 0, this client's number of steps): a function of these two numbers alone."""
+"""Factor on the learning rate at (step from 0, this client's number of steps): a function of these two numbers only."""
 
 
 @dataclass(frozen=True)
 class Optimizer(ABC):
-    """Base of optimizers: a frozen dataclass of settings. State begins anew in every local training.
+    """Base of optimizers: a frozen dataclass of settings. State is reset for every local training.
 
     Args:
-        lr: learning rate; None takes the task's.
-        weight_decay: strength of the decay; each optimizer says where it enters.
+        lr: learning rate; None uses the task's.
+        weight_decay: strength of the decay; each optimizer documents how it is applied.
         schedule: ``(step, steps) -> factor`` on the learning rate.
     """
 
@@ -41,25 +41,25 @@ class Optimizer(ABC):
 
     @property
     def rule(self) -> tuple[Any, ...]:
-        """The class and its settings without `lr` and `schedule`: what clients that are stacked must agree in."""
+        """The class and its settings except `lr` and `schedule`; stacked clients must agree in it."""
         return (type(self), *(value for name, value in vars(self).items() if name not in ("lr", "schedule")))
 
     def state(self, weights: Tensor) -> list[Tensor]:
-        """Return the state before the first step: tensors of the shape of `weights`."""
+        """Return the initial state: tensors of the shape of `weights`."""
         return []
 
     @abstractmethod
     def direction(self, step: int, gradient: Tensor, weights: Tensor, state: list[Tensor]) -> Tensor:
-        """Return what a step descends along.
+        """Return the step direction.
 
         Args:
-            step: number of the step, from 0.
+            step: step number, from 0.
             gradient: shape [d], or [K, d] for K stacked clients.
-            weights: the parameters, of the same shape; not changed.
-            state: what `state` returned, for these clients; changed in place.
+            weights: parameters, of the same shape; not modified.
+            state: the tensors returned by `state`, for these clients; modified in place.
 
         Returns:
-            The direction, of the same shape: the loop takes ``weights -= lr * schedule * direction``.
+            The direction, of the same shape: the loop applies ``weights -= lr * schedule * direction``.
         """
 
 
@@ -68,9 +68,9 @@ class SGD(Optimizer):
     """Stochastic gradient descent: ``v <- momentum v + (gradient + weight_decay w);  w <- w - lr v``.
 
     Args:
-        lr: learning rate; None takes the task's.
-        momentum: share of the last direction that is added to the next.
-        weight_decay: added to the gradient, times the weights.
+        lr: learning rate; None uses the task's.
+        momentum: share of the previous direction that is added to the next.
+        weight_decay: factor of the weights that is added to the gradient.
         schedule: ``(step, steps) -> factor`` on the learning rate.
 
     >>> SGD(0.1, momentum=0.9).lr
@@ -85,17 +85,17 @@ class SGD(Optimizer):
         return not (self.momentum or self.weight_decay or self.schedule)
 
     def state(self, weights: Tensor) -> list[Tensor]:
-        """Return the velocity, where there is momentum."""
+        """Return the velocity if there is momentum, otherwise nothing."""
         return [torch.zeros_like(weights)] if self.momentum else []
 
     def direction(self, step: int, gradient: Tensor, weights: Tensor, state: list[Tensor]) -> Tensor:
-        """Return the velocity, or without momentum the gradient with its decay."""
+        """Return the velocity; without momentum, the gradient with weight decay."""
         along = gradient + self.weight_decay * weights if self.weight_decay else gradient
         return state[0].mul_(self.momentum).add_(along) if state else along
 
 
 PLAIN_SGD = SGD()
-"""SGD at the task's learning rate, and nothing else."""
+"""Plain SGD at the task's learning rate."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,10 @@ class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter, ICLR 2019), with bias correction of both moments.
 
     Args:
-        lr: learning rate; None takes the task's.
-        betas: decay of the first and the second moment.
-        eps: added to the root of the second moment.
-        weight_decay: added to the direction, times the weights; 0 by default.
+        lr: learning rate; None uses the task's.
+        betas: decay rates of the first and second moments.
+        eps: added to the square root of the second moment.
+        weight_decay: factor of the weights that is added to the direction; 0 by default.
         schedule: ``(step, steps) -> factor`` on the learning rate.
     """
 
@@ -114,11 +114,11 @@ class AdamW(Optimizer):
     eps: float = 1e-8
 
     def state(self, weights: Tensor) -> list[Tensor]:
-        """Return the first and the second moment."""
+        """Return zero first and second moments."""
         return [torch.zeros_like(weights), torch.zeros_like(weights)]
 
     def direction(self, step: int, gradient: Tensor, weights: Tensor, state: list[Tensor]) -> Tensor:
-        """Return the first moment over the root of the second, both corrected, and the decay."""
+        """Return the bias-corrected first moment over the root of the second, plus weight decay."""
         (first, second), (beta1, beta2) = state, self.betas
         first.mul_(beta1).add_(gradient, alpha=1 - beta1)
         second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)

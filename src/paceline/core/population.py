@@ -1,4 +1,4 @@
-"""The population of a federation: who can be asked in a round, and the random streams of its calls."""
+"""The population of a federation: available clients of a round, and the random streams of its calls."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Population:
     """The clients of a federation in the current round.
 
     Args:
-        engine: where client functions run.
-        fleet: which clients are there; decides availability.
-        seed: of the run.
+        engine: runs client functions.
+        fleet: decides which clients are available.
+        seed: seed of the run.
         cohort: default cohort size.
     """
 
@@ -30,9 +30,9 @@ class Population:
         self.round = self.attempt = self.incarnation = 0
         self.excluded = Exclusions()
         self.opened: set[int] = set()
-        """Clients whose sum was opened in this round: another attempt asks others first, as no work is opened twice."""
+        """Clients whose sum was opened in this round: another attempt prefers other clients, so that no reply is opened twice."""
         self.lost: dict[int, str] = {}
-        """Clients whose replies failed or were refused in this round, and why."""
+        """Clients whose replies failed or were refused in this round, with the reason."""
         self._calls = self._verbs = 0
         self._streams: dict[str, int] = {}
         self._handing = False
@@ -47,7 +47,7 @@ class Population:
         return self.engine.init_params()
 
     def start_round(self, round: int, attempt: int = 0) -> None:
-        """Begin round `round` (from 1); random streams and call numbers start anew."""
+        """Begin round `round` (from 1); reset random streams and call numbers."""
         again = round == self.round and attempt > self.attempt
         if not again:
             self.opened.clear()
@@ -57,10 +57,12 @@ class Population:
         self._redraw()
 
     def sample(self, size: int | None = None, among: Sequence[int] | None = None) -> list[int]:
-        """Draw a cohort without replacement from the clients that are available, sorted by id.
+        """Draw a cohort without replacement from the available clients, sorted by id.
 
-        Draws fewer where fewer are there. Raises `CohortError` when `size` exceeds the population or
-        nobody is available.
+        Returns fewer clients if fewer are available.
+
+        Raises:
+            CohortError: if `size` exceeds the population, or no client is available.
         """
         size = self.cohort_size if size is None else size
         population = self.num_clients if among is None else len(among)
@@ -72,9 +74,9 @@ class Population:
         return picked
 
     def available(self, most: int | None = None, among: Sequence[int] | None = None) -> list[int]:
-        """Return the clients that can be asked in this round, sorted by id: all, or at most `most`, drawn without replacement.
+        """Return the available clients of this round, sorted by id: all, or at most `most`, drawn without replacement.
 
-        There may be none.
+        The list may be empty.
         """
         if self.attempt and self.opened and most is not None:
             fresh = [c for c in (range(self.num_clients) if among is None else among) if c not in self.opened]
@@ -95,22 +97,22 @@ class Population:
     def stream(self, function: str) -> str:
         """Return the name of the random streams of the next call of `function` in this round.
 
-        Streams belong to the method's own calls: the messages of a protocol in between change nothing. Work that is
-        handed over is the same in every attempt, and so is its stream: a client can tell that it is asked again.
+        Streams depend only on the method's own calls, not on protocol messages in between. Held work that is collected has
+        the same stream in every attempt, so that a client can detect a repeated request.
         """
         attempt, number = self.place(function)
         return f"{attempt}/{function}/{number}"
 
     def place(self, function: str) -> tuple[int, int]:
-        """Return what `stream` is made of: the attempt, and which call of `function` in this round the next one is."""
+        """Return the parts of `stream`: the attempt, and the number of the next call of `function` in this round."""
         number = self._streams[function] = self._streams.get(function, 0) + 1
         return 0 if self._handing else self.attempt, number
 
     @property
     def serial(self) -> int:
-        """A number that grows with every call of a round; with attempts, and with starts of a server (`incarnation`)."""
+        """A number that increases with every call of a round, every attempt, and every start of the server (`incarnation`)."""
         return self.incarnation * 10**9 + self.attempt * 100_000 + self._calls
 
     def _redraw(self) -> None:
-        """Let what a method draws from global generators at the server depend on the round and its calls alone."""
+        """Reseed the server's global generators, so that a method's draws depend only on the round and its calls."""
         reseed_nested(derive(self.seed, "server", self.round, self.attempt, self._verbs))

@@ -1,8 +1,8 @@
-"""The one local loop: steps of SGD on a client's data, by one client or by a stack of them at once.
+"""The local loop: SGD steps on a client's data, for one client or a stack of clients.
 
-A `Job` is what one client asks for. `descend` is the loop; what differs between one model and a stack is
-only how a gradient is formed, and that is a `Learner`'s. Hooks are pure functions of parameters, gradients
-and batches, so that the same hook serves both.
+A `Job` is one client's request. `descend` is the loop; a `Learner` computes gradients, which is the only difference
+between a single model and a stack. Hooks are pure functions of parameters, gradients and batches, so that the same hook
+serves both.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ __all__ = ["Job", "Learner", "LoopRequest", "One", "Trained", "answer", "descend
 
 
 class LoopRequest(Protocol):
-    """What a client asks of the engine: run by itself, or together with those of other clients."""
+    """A request of a client to the engine, run on its own or together with those of other clients."""
 
     alone: bool
-    """Whether it must be run at once and by itself."""
+    """Whether the request must run immediately and on its own."""
 
     def run(self) -> Any:
-        """Run it by itself."""
+        """Run the request on its own and return its result."""
 
 
 class Trained(NamedTuple):
     """The result of the local loop.
 
     Args:
-        params: the parameters after training (of the sub-model, where one was trained).
-        steps: optimiser steps taken.
-        samples: samples seen, repetitions counted.
+        params: parameters after training, shape [d] (of the sub-model, if one was trained).
+        steps: optimizer steps taken.
+        samples: samples processed, including repetitions.
         loss: mean training loss over the steps.
     """
 
@@ -55,20 +55,20 @@ class Trained(NamedTuple):
 
 @dataclass
 class Job:
-    """What one client asks of the local loop.
+    """One client's request to the local loop.
 
     Args:
         model: the module that trains.
         data: the client's samples.
-        start: where to start; not changed.
-        loss: mean loss of (outputs, targets): the hook's, else the task's.
-        lr: learning rate: the optimizer's, else the task's.
-        steps, batch_size: optimizer steps, which may end in mid-pass, and samples of each.
-        order: returns the stream that orders the samples.
-        optimizer: turns gradients into steps.
-        hooks: what the method changes of the steps.
-        alone: the module holds state of this client, so that it trains at once and by itself.
-        strict: check the loss at every step.
+        start: initial parameters, shape [d]; not modified.
+        loss: mean loss of (outputs, targets): from the hooks if set, otherwise from the task.
+        lr: learning rate: from the optimizer if set, otherwise from the task.
+        steps, batch_size: number of optimizer steps, which may end within a pass, and samples per step.
+        order: function that returns the random stream of the sample order.
+        optimizer: maps gradients to steps.
+        hooks: the method's changes to the steps.
+        alone: the module holds state of this client, so the job must run immediately and on its own.
+        strict: check at every step that the loss is finite.
     """
 
     model: Resident
@@ -85,27 +85,27 @@ class Job:
     strict: bool = False
     step: int | None = None
     batch: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
-    """Step of the loop and its (inputs, targets), while it runs: what an error message needs."""
+    """Current step of the loop and its (inputs, targets), for error messages."""
 
     @property
     def hooked(self) -> bool:
-        """Whether a step is more than a step along the plain gradient."""
+        """Whether a step is anything other than a step along the plain gradient."""
         return bool(self.hooks.correct or self.hooks.direction or not self.optimizer.plain)
 
     @property
     def plain(self) -> bool:
-        """Whether this is one step along the plain gradient of the mean cross-entropy, and nothing else."""
+        """Whether the job is exactly one step along the plain gradient of the mean cross-entropy."""
         hooks, rule = self.hooks, self.optimizer
         return (
             self.steps == 1
             and self.loss is F.cross_entropy
             and not (hooks.correct or hooks.direction or hooks.after or hooks.objective)
             and type(rule) is SGD
-            and not (rule.weight_decay or rule.schedule)  # momentum has no part in a first step
+            and not (rule.weight_decay or rule.schedule)  # momentum does not affect a first step
         )
 
     def of(self, data: ClientData, order: Callable[[], torch.Generator]) -> Job:
-        """Return the same request of another client."""
+        """Return the same request for another client."""
         other = object.__new__(Job)
         other.__dict__.update(self.__dict__, data=data, order=order)
         return other
@@ -115,9 +115,9 @@ class Job:
         return train(self)
 
     def batches(self) -> Iterator[Tensor]:
-        """Yield the rows of each step's batch: pass after pass, each in a new order."""
+        """Yield the rows of each step's batch; every pass uses a new order."""
         index, left = self.data.index, self.steps
-        shuffled = index.shape[0] > self.batch_size  # the order within a batch changes nothing
+        shuffled = index.shape[0] > self.batch_size  # the order within a batch has no effect
         generator = self.order() if shuffled else None
         while left > 0:
             if not shuffled:
@@ -130,7 +130,7 @@ class Job:
                 left -= 1
 
     def samples(self) -> int:
-        """Return how many samples all steps see, repetitions counted."""
+        """Return the number of samples in all steps, including repetitions."""
         n, size = len(self.data), self.batch_size
         if self.steps == 1 or not n:
             return min(n, size) if self.steps else 0
@@ -139,38 +139,38 @@ class Job:
 
 
 class Learner(Protocol):
-    """Forms gradients at live parameters, of one model or of several stacked ones."""
+    """Computes gradients at the live parameters of one model or of several stacked ones."""
 
     job: Job
-    """The job, or the longest one of those that are stacked: they agree in everything but data, start and lr."""
+    """The job, or the longest of the stacked ones: these are equal except for data, start and learning rate."""
 
     at: Params
-    """The live parameters, shape [d], or [K, d] where K are stacked."""
+    """The live parameters, shape [d], or [K, d] for K stacked clients."""
 
     def advance(self, step: int) -> None:
-        """Take the next batch."""
+        """Load the batch of step `step`."""
 
     def descend(self) -> None:
         """Step along the plain gradient of the batch."""
 
     def direction(self) -> Tensor:
-        """Return what a step descends along, hooks applied, shaped as `weights`."""
+        """Return the step direction after hooks, shaped as `weights`."""
 
     def move(self, along: Tensor) -> None:
         """Take the step ``weights -= lr * along``."""
 
     def rate(self, step: int) -> float | Tensor:
-        """Return the schedule's factor, or one for each client, shape [K, 1]."""
+        """Return the schedule's factor; for a stack one per client, shape [K, 1]."""
 
     def weights(self) -> Tensor:
-        """Return a view of the live parameters that still train, running statistics left out."""
+        """Return a view of the live parameters of active clients, without running statistics."""
 
     def project(self) -> None:
         """Apply the hook `after`."""
 
 
 def descend(learner: Learner) -> None:
-    """Take all steps: the one local loop."""
+    """Run all steps of the local loop."""
     job, optimizer = learner.job, learner.job.optimizer
     hooked, after, schedule = job.hooked, job.hooks.after, optimizer.schedule
     state = optimizer.state(learner.weights())
@@ -189,7 +189,7 @@ def descend(learner: Learner) -> None:
 
 
 class One:
-    """The learner of a single client: its model is the worker's resident one."""
+    """Learner of a single client, on the worker's resident model."""
 
     def __init__(self, job: Job) -> None:
         self.job, self.hooks, self.model, self.at = job, job.hooks, job.model, job.model.params
@@ -202,16 +202,16 @@ class One:
         job.model.module.train()
 
     def advance(self, step: int) -> None:
-        """Take the next batch."""
+        """Load the next batch."""
         rows, data = next(self._batches), self.job.data
         self.job.step = step
-        if self._norms:  # a single sample has no variance: BatchNorm then uses its running statistics
+        if self._norms:  # a single sample has no variance: use BatchNorm's running statistics
             self.model.module.train(len(rows) > 1)
         with spent.on("loading"):
             self.job.batch = data.x.index_select(0, rows), data.y.index_select(0, rows)
 
     def descend(self) -> None:
-        """Step along the plain gradient, tensor by tensor: nothing is copied."""
+        """Step along the plain gradient, tensor by tensor, without copies."""
         self.total += self._backward()
         with torch.no_grad():
             for parameter in self._parameters:
@@ -219,7 +219,7 @@ class One:
                     parameter.add_(parameter.grad, alpha=-self.job.lr)
 
     def direction(self) -> Tensor:
-        """Return the direction of the job's hooks at the live parameters."""
+        """Return the direction after the job's hooks at the live parameters."""
         hooks, at = self.hooks, self.at
         if hooks.direction is not None:
             here = at.clone()
@@ -228,13 +228,13 @@ class One:
             def gradient(point: Params) -> Params:
                 self.model.load(point)
                 value = self._backward()
-                if not first:  # its loss counts, and what it moved of the running statistics
+                if not first:  # only the first call counts for the loss and the running statistics
                     first.append((value, at.vector[self._count :].clone()))
                 return self.model.collect().clone()
 
             along = hooks.direction(gradient, here)
             self.model.load(here)
-            if first:  # else the method asked for no gradient at all
+            if first:  # otherwise the hook requested no gradient
                 self.total += first[0][0]
                 at.vector[self._count :] = first[0][1]
         else:
@@ -246,7 +246,7 @@ class One:
         return along.vector[: self._count].detach()
 
     def move(self, along: Tensor) -> None:
-        """Take the step."""
+        """Take the step ``weights -= lr * along``."""
         self.weights().add_(along, alpha=-self.job.lr)
 
     def rate(self, step: int) -> float:
@@ -256,17 +256,17 @@ class One:
         return schedule(step, self.job.steps)
 
     def weights(self) -> Tensor:
-        """Return the live vector, running statistics left out."""
+        """Return the live vector without running statistics."""
         return self.at.vector[: self._count]
 
     @torch.no_grad()
     def project(self) -> None:
-        """Apply `after` to the live vector."""
+        """Apply the hook `after` to the live vector."""
         assert self.hooks.after is not None
         self.at.vector.copy_(self.hooks.after(self.at).vector)
 
     def _backward(self) -> Tensor:
-        """Leave the batch's gradient in the parameters; return the loss."""
+        """Compute the batch's gradient into the parameters' ``grad``; return the loss."""
         job, objective = self.job, self.hooks.objective
         assert job.batch is not None
         x, y = job.batch
@@ -280,9 +280,12 @@ class One:
 
 
 def train(job: Job) -> Trained:
-    """Run one client's job; raises `NonFiniteError` for a NaN loss.
+    """Run one client's job.
 
-    Whatever draws from a global generator in it, such as dropout, draws from this client's own stream.
+    Draws from global generators during the job, such as dropout, use this client's own stream.
+
+    Raises:
+        NonFiniteError: if the training loss is not finite.
     """
     if not job.steps:
         return Trained(job.start.clone(), 0, 0, 0.0)
@@ -298,10 +301,10 @@ def train(job: Job) -> Trained:
 
 
 def answer(request: LoopRequest) -> Any:
-    """Run a request at once and by itself."""
+    """Run a request immediately and on its own."""
     return request.run()
 
 
 def diverged(total: float, job: Job) -> NonFiniteError:
-    """Return the error for a training loss that is not finite."""
+    """Return the error for a non-finite training loss."""
     return NonFiniteError(f"the training loss is {total} after {job.steps} steps; lower lr (now {job.lr})")

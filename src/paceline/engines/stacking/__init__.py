@@ -1,4 +1,4 @@
-"""Many clients as one computation: stacked local loops, and one-step clients as one batch."""
+"""Training of many clients as one computation: stacked local loops, and one-step clients as one batch."""
 
 from paceline.engines.stacking.measure import Choice, choose
 from paceline.engines.stacking.solver import Solver

@@ -1,7 +1,7 @@
-"""One hook for a stack of clients, made of the hooks that each of them brought.
+"""Merge the hooks of many clients into one hook for their stack.
 
-Clients of one function bring the same code; what their closures captured differs. `share` finds what is
-equal and what has to be stacked, so that ``torch.func.vmap`` can run the code once for all of them.
+The hooks of one client function have the same code but captured different values. `share` separates the values that
+are equal from those to be stacked, so that ``torch.func.vmap`` runs the code once for all clients.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _PLAIN = (type(None), bool, str, bytes, types.ModuleType, type, types.BuiltinFun
 
 
 class Unstackable(Exception):
-    """These clients cannot be stacked; the text says why. Never leaves the engine."""
+    """These clients cannot be stacked; the message gives the reason. Handled within the engine, never raised to callers."""
 
 
 class Shared:
-    """A hook for K clients: ``hook.bind(values)`` is one client's hook, `stacked` holds what differs.
+    """One hook for K clients: ``hook.bind(values)`` returns one client's hook, `stacked` holds the values that differ.
 
     Args:
         make: builds a hook from one client's values.
-        stacked: for each value that differs between clients, a tensor of shape [K, ...].
+        stacked: one tensor of shape [K, ...] for each value that differs between clients.
     """
 
     def __init__(self, make: Callable[[Sequence[Tensor]], Any], stacked: list[Tensor]) -> None:
@@ -42,7 +42,7 @@ class Shared:
 
 
 def signature(hook: Any) -> Any:
-    """Return what must be equal in two hooks that run as one: their code."""
+    """Return a key of a hook's code; hooks are run as one only if their keys are equal."""
     if isinstance(hook, types.MethodType):
         return (hook.__func__, id(hook.__self__))
     if isinstance(hook, functools.partial):
@@ -51,9 +51,10 @@ def signature(hook: Any) -> Any:
 
 
 def share(hooks: Sequence[Any]) -> Shared:
-    """Make one hook of hooks with equal `signature`.
+    """Merge hooks of equal `signature` into one.
 
-    Raises `Unstackable` for a hook that captured something that differs and is no number, tensor or `Params`.
+    Raises:
+        Unstackable: if a captured value differs between clients and is not a number, tensor or `Params`.
     """
     stacked: list[Tensor] = []
     make = _unify(list(hooks), stacked, getattr(hooks[0], "__qualname__", "hook"))
@@ -61,7 +62,7 @@ def share(hooks: Sequence[Any]) -> Shared:
 
 
 def _unify(values: list[Any], stacked: list[Tensor], name: str) -> Callable[[Sequence[Tensor]], Any]:
-    """Return what rebuilds one client's value from its rows of `stacked`, which grows here."""
+    """Return a function that rebuilds one client's value from its rows of `stacked`; new values are appended to it."""
     first = values[0]
     if all(v is first for v in values):
         return lambda _: first
@@ -106,7 +107,7 @@ def _unify(values: list[Any], stacked: list[Tensor], name: str) -> Callable[[Seq
     try:
         if all(v == first for v in values):
             return lambda _: first
-    except (RuntimeError, TypeError, ValueError):  # no truth value: then they are not known to be equal
+    except (RuntimeError, TypeError, ValueError):  # the comparison has no truth value: treat as different
         pass
     raise Unstackable(f"{name} captured a {type(first).__name__} that differs from client to client")
 

@@ -1,7 +1,7 @@
-"""Linear layers with one weight for each client, whose backward pass is formed in the fast order.
+"""Linear layers with one weight per client, with the faster order of operands in the backward pass.
 
-``torch.func.vmap`` makes batched matrix products of them, and autograd then forms weight gradients as
-``x^T g``, with the few outputs as columns: four times slower on a CPU than ``g^T x``, which is the same numbers.
+``torch.func.vmap`` turns them into batched matrix products, whose weight gradients autograd computes as ``x^T g``, with
+the few outputs as columns: four times slower on a CPU than ``g^T x``, which gives the same values.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ __all__ = ["StackedLinears"]
 
 
 class StackedLinears(TorchFunctionMode):
-    """While this is entered, ``F.linear`` under ``vmap`` uses the fast order."""
+    """Context in which ``F.linear`` under ``vmap`` uses the faster order."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Take over calls of ``F.linear``; let everything else through."""
+        """Replace calls of ``F.linear`` on batched weights; forward all other calls."""
         if func is F.linear and not kwargs and torch._C._functorch.is_batchedtensor(args[1]):
             return _Linear.apply(  # type: ignore[no-untyped-call]
                 args[0], args[1], args[2] if len(args) > 2 else None
@@ -29,7 +29,7 @@ class StackedLinears(TorchFunctionMode):
 
 
 class _Linear(torch.autograd.Function):
-    """One client's layer, as vmap sees it."""
+    """One client's layer, as called under ``vmap``."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -55,7 +55,7 @@ class _Linear(torch.autograd.Function):
 
 
 class _Stacked(torch.autograd.Function):
-    """Shapes: x [K, B, I], weight [K, O, I], bias [K, O]."""
+    """K linear layers. Shapes: x [K, B, I], weight [K, O, I], bias [K, O]."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

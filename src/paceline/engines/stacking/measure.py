@@ -1,4 +1,4 @@
-"""How many clients to stack: measured for a moment on the real model and data, not guessed."""
+"""Choose the number of clients per stack from a short measurement on the real model and data."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ __all__ = ["Choice", "choose"]
 _SIZES = (4, 8, 16, 32, 64, 128)
 _STEPS = 2
 _BYTES = 256 << 20
-"""Most bytes that the stacked vectors of one chunk may take: parameters, gradients and what is held beside them."""
+"""Limit on the stacked vectors of one chunk, in bytes: parameters, gradients and temporary copies."""
 
 _TURNS = 6
 _SECONDS = 0.1
-"""A size that takes longer than this is the last one that is tried, and only once."""
+"""Seconds after which a size is the last one to be tried, and is run only once."""
 
 _NEAR = 1.1
-"""Of sizes that are nearly as fast as the fastest, the largest is taken: what a chunk costs beside its steps is not measured."""
+"""Tolerance for sizes nearly as fast as the fastest: the largest is used, because the fixed cost of a chunk is not measured."""
 
 _KNOWN: dict[Any, Choice] = {}
-"""Choices of this process: a second run of the same make does not measure again."""
+"""Choices made in this process: a second run with the same key is not measured again."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Choice:
     """How the clients of a run train.
 
     Args:
-        chunk: clients in one stack; 1 is one after another.
-        reason: in a few words, for people.
+        chunk: clients per stack; 1 trains one client at a time.
+        reason: short explanation for the user.
     """
 
     chunk: int
@@ -58,11 +58,11 @@ def choose(
     """Return how many clients to stack.
 
     Args:
-        model, start: what trains.
-        problem: loss, learning rate and batch size.
-        clients: data of some clients of the run, those without data left out.
-        cohort: clients in a round; a chunk is at most half of it, so that workers can share it.
-        always: stack even where it is slower, if it can be done at all.
+        model, start: the module that trains, and its initial parameters [d].
+        problem: task settings: loss, learning rate and batch size.
+        clients: data of some clients of the run, only those with samples.
+        cohort: clients per round; a chunk is at most half of it, so that workers can share it.
+        always: stack whenever possible, even if it is slower.
     """
     most = max(min(cohort // 2, _BYTES // (24 * start.layout.size), len(clients)), 2 if always else 0)
     reason = unstackable(model.module)
@@ -126,10 +126,10 @@ def _measure(
 
 
 def _seconds(works: Mapping[int, Callable[[], object]], clients: Mapping[int, int], device: torch.device) -> dict[int, float]:
-    """Return the seconds for each client, by size: the shortest of some runs, in turn, so that a disturbance hits all alike.
+    """Return the seconds per client by stack size: the minimum of interleaved runs, so that a disturbance affects all sizes.
 
-    The first of each warms up; where that takes long, larger ones are not tried, and it is not run again. One thread on a
-    CPU is timed by the time that it had, so that other work on the machine does not decide.
+    The first run of each size is a warm-up; if it takes long, it is not repeated and larger sizes are skipped. On a CPU with
+    one thread, CPU time is measured instead of wall time, to exclude other load on the machine.
     """
     clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     each: dict[int, float] = {}

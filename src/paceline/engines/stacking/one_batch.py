@@ -1,4 +1,4 @@
-"""Clients that take one step from the same point, as one batch: their sum needs one pass, and no model each."""
+"""Train one-step clients with a common start as one batch: a weighted sum of their changes needs one backward pass."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["Alike", "OneBatch", "one_batch"]
 
 
 class Alike(Sequence[Job]):
-    """One request of many clients with equally many samples; a client's own is formed when somebody looks.
+    """The same job of many clients with equal sample counts; one client's own `Job` is built on access.
 
     Args:
-        job: the request, as one of them makes it.
-        rows: training rows of each, shape [K, n].
-        orders: for each, returns the stream that orders them.
+        job: the job, as one of the clients requests it.
+        rows: training rows of each client, shape [K, n].
+        orders: for each client, a function that returns the stream of its sample order.
     """
 
     def __init__(self, job: Job, rows: Tensor, orders: Sequence[Callable[[], torch.Generator]]) -> None:
@@ -44,7 +44,7 @@ class Alike(Sequence[Job]):
 
 
 def one_batch(jobs: Sequence[Job]) -> bool:
-    """Return whether these jobs are one step each along the plain gradient, from one point at one rate."""
+    """Return whether every job is one plain gradient step, all with the same start and learning rate."""
     if isinstance(jobs, Alike):
         return jobs.job.plain
     first = jobs[0]
@@ -52,12 +52,12 @@ def one_batch(jobs: Sequence[Job]) -> bool:
 
 
 class OneBatch:
-    """The changes ``-lr * gradient`` of K clients that share a start: a `Rows` that is formed when asked for.
+    """The changes ``-lr * gradient`` of K clients with a common start: a `Rows` that is computed on demand.
 
-    A weighted sum of them is the gradient of the weighted sum of losses: one backward pass in all.
+    A weighted sum of changes is the gradient of the weighted sum of losses: a single backward pass.
 
     Args:
-        jobs: those for which `one_batch` holds.
+        jobs: jobs that satisfy `one_batch`.
     """
 
     def __init__(self, jobs: Sequence[Job]) -> None:
@@ -82,7 +82,7 @@ class OneBatch:
         self._rows: Tensor | None = None
 
     def row(self, index: int) -> Tensor:
-        """Return one client's change; the first time, those of all are formed by a stack."""
+        """Return one client's change, shape [d]; the first call computes those of all clients as a stack."""
         if self._rows is None:
             stack = Stack(self.jobs)
             stack.advance(0)
@@ -91,7 +91,7 @@ class OneBatch:
         return self._rows[index]
 
     def weighted(self, coefficients: Sequence[float]) -> Tensor:
-        """Return the weighted sum of changes, from one backward pass."""
+        """Return the weighted sum of changes, shape [d], from one backward pass."""
         weights = torch.tensor(coefficients, dtype=self.losses.dtype).to(self.losses.device)
         with spent.on("local steps"):
             (gradient,) = torch.autograd.grad(self.losses @ weights, self._leaf, retain_graph=True)
@@ -100,7 +100,7 @@ class OneBatch:
 
 
 def _rows(jobs: Sequence[Job]) -> tuple[Tensor, list[int]]:
-    """Return the rows of all first batches, one after the other, and their sizes."""
+    """Return the rows of all first batches, concatenated, and their sizes."""
     if isinstance(jobs, Alike) and jobs.rows.shape[1] <= jobs.job.batch_size:
         return jobs.rows.reshape(-1), [jobs.rows.shape[1]] * len(jobs)
     rows = [j.data.index if len(j.data) <= j.batch_size else next(j.batches()) for j in jobs]

@@ -1,4 +1,4 @@
-"""Answers the requests of a chunk of clients: as one batch, as a stack, or one after another."""
+"""Run the jobs of a chunk of clients: as one batch, as a stack, or one at a time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _DRAWS = "it draws random numbers, and each client has its own stream of them"
 
 
 def unstackable(module: nn.Module) -> str | None:
-    """Return why a module cannot train stacked, as far as can be seen from outside."""
+    """Return why a module cannot train stacked, judged from its layers; None if no reason is known."""
     for name, part in module.named_modules():
         if isinstance(own := getattr(part, "not_stackable", None), str):
             return own
@@ -42,7 +42,7 @@ def unstackable(module: nn.Module) -> str | None:
 
 
 def draws(model: Resident, x: Tensor) -> str | None:
-    """Return why a model that draws random numbers in training, here on the samples `x`, cannot train stacked."""
+    """Return why a model cannot train stacked if it draws random numbers in training, tested on the samples `x`."""
     module = model.module.train()
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     with drawing(0, model.device), torch.no_grad(), contextlib.suppress(Exception):
@@ -50,29 +50,29 @@ def draws(model: Resident, x: Tensor) -> str | None:
         functional_call(module, buffers, (x,))
         if still.moved():
             return _DRAWS
-    return None  # where it fails on these samples, a method uses it in another way
+    return None  # a failure here means that the method calls the model differently
 
 
 _NONE = (None, None, None, None, None)
 
 
 class Solver:
-    """Runs jobs, together where they can be.
+    """Runs jobs, together where possible.
 
     Args:
-        one_step: run clients that take one step as one batch.
+        one_step: run one-step clients as one batch.
     """
 
     def __init__(self, one_step: bool = True) -> None:
         self.one_step = one_step
         self.notes: dict[str, str] = {}
-        """What could not be stacked, and why, by the name of the hook or module."""
+        """Reasons why jobs could not be stacked, by the name of the hook or module."""
         self._refused: set[Any] = set()
         self._known: tuple[torch.Tensor, bool] | None = None
         self._fit: dict[int, tuple[Resident, str | None]] = {}
 
     def __call__(self, jobs: Sequence[Any]) -> list[Any]:
-        """Answer requests in their order; `NotAtOnce` for one that failed."""
+        """Return the results of the requests, in order; `NotAtOnce` for a request that failed."""
         answers: list[Any] = [None] * len(jobs)
         groups: dict[Any, list[int]] = {}
         asked = [place for place, job in enumerate(jobs) if isinstance(job, Evaluation)]
@@ -96,16 +96,16 @@ class Solver:
         return answers
 
     def _key(self, job: Job) -> Any:
-        """Return what jobs that run as one have in common."""
+        """Return the key that jobs must share to run as one."""
         hooks, optimizer = job.hooks, job.optimizer
         key = (id(job.model), id(job.data.x), job.batch_size, optimizer.rule, signature(job.loss))
         parts = (hooks.correct, hooks.direction, hooks.objective, hooks.after, optimizer.schedule)
         return key if parts == _NONE else (*key, *map(signature, parts))
 
     def whole(self, jobs: Sequence[Job]) -> tuple[Rows, torch.Tensor] | None:
-        """Return the changes and losses of jobs of one make; None where they cannot run as one.
+        """Return the changes and losses of jobs with the same key; None if they cannot run as one.
 
-        The caller sees to it that nothing was drawn from a global random generator.
+        The caller must ensure that nothing was drawn from a global random generator.
         """
         key = self._key(jobs[0])
         if key in self._refused or len(jobs) < 2:
@@ -118,7 +118,7 @@ class Solver:
         return self._known[1]
 
     def _unfit(self, job: Job) -> str | None:
-        """Return why a job's model cannot train stacked; each model is looked at once."""
+        """Return why a job's model cannot train stacked; each model is examined once."""
         if id(job.model) not in self._fit:
             reason = unstackable(job.model.module) or draws(job.model, job.data.x[job.data.index[:2]])
             self._fit[id(job.model)] = (job.model, reason)
@@ -154,7 +154,7 @@ class Solver:
         except PacelineError:
             raise
         except Exception as error:
-            # torch.func says in many ways that code cannot be stacked; alone, a real fault of a hook's comes up again
+            # torch.func raises many error types for code that cannot be stacked; a real fault is raised again when run alone
             self._refused.add(key)
             hooks = jobs[0].hooks
             hook = hooks.direction or hooks.correct or hooks.objective
@@ -163,7 +163,7 @@ class Solver:
 
 
 def _answers(jobs: Sequence[Job], rows: Rows, losses: torch.Tensor) -> list[Any]:
-    """Return each client's result; those whose loss is not finite get an error."""
+    """Return each client's result; an error for clients with a non-finite loss."""
     answers: list[Any] = []
     for k, (job, loss) in enumerate(zip(jobs, losses.tolist(), strict=True)):
         if not math.isfinite(loss):

@@ -1,7 +1,7 @@
 """The local loop of K clients as one stacked computation: parameters [K, d], batches [K, B, ...].
 
-Clients are sorted by steps, longest first, so those that still train are always the first ones. A batch
-that is smaller than the others is filled up with rows of weight 0, which adds exact zeros.
+Clients are sorted by steps, longest first, so that the active clients are always the first ones. Smaller batches are
+padded with rows of weight 0, which adds exact zeros.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Functional:
     """A resident module as a function of a flat vector.
 
     Args:
-        model: its module is called with other tensors in place of its own, which stay as they are.
+        model: resident module; called with substituted tensors, its own do not change.
         objective: ``(module, inputs, targets) -> scalar``, or None for the module's outputs.
     """
 
@@ -56,7 +56,7 @@ class Functional:
 
 
 class _Objective(nn.Module):
-    """Makes an objective look like a module, so that its parts can be called with other tensors."""
+    """Wraps an objective as a module, so that it can be called with substituted tensors."""
 
     def __init__(self, module: nn.Module, objective: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class _Objective(nn.Module):
 
 
 class Batches:
-    """The rows of every client's every step, filled up to one batch size.
+    """The rows of every step of every client, padded to one batch size.
 
     Args:
         jobs: sorted by steps, longest first.
@@ -78,14 +78,14 @@ class Batches:
         sizes = [[rows.shape[0] for rows in plan] for plan in plans]
         width = max(max(row) for row in sizes)
         self.active = [sum(len(row) > step for row in sizes) for step in range(jobs[0].steps)]
-        """Number of clients that train in each step; they are the first ones."""
+        """Number of active clients in each step; they are the first ones."""
         self.sizes = [[row[step] for row in sizes[:count]] for step, count in enumerate(self.active)]
         self.even = [min(row) == width for row in self.sizes]
         """Whether all clients of a step have full batches."""
         self.rows: list[Tensor] = []
-        """Rows of the samples, for each step [active, B]; a smaller batch repeats one of its own."""
+        """Rows of the samples, for each step [active, B]; a smaller batch repeats its first row."""
         self.weights: list[Tensor | None] = []
-        """Share of each sample in its client's batch, [active, B], 0 for repeated ones; None where all are full."""
+        """Weight of each sample in its client's batch, [active, B], 0 for padding; None if all batches are full."""
         for step, count in enumerate(self.active):
             parts = [plan[step] for plan in plans[:count]]
             if self.even[step]:
@@ -100,7 +100,7 @@ class Batches:
             self.weights.append(filled / have)
 
     def runs(self, step: int) -> list[tuple[int, int, int]]:
-        """Return (first, last + 1, batch size) of the clients that follow each other with equal batch sizes."""
+        """Return (first, last + 1, batch size) of each run of consecutive clients with equal batch sizes."""
         found: list[tuple[int, int, int]] = []
         for k, size in enumerate(self.sizes[step]):
             if found and found[-1][2] == size:
@@ -111,7 +111,7 @@ class Batches:
 
 
 class Changes:
-    """What a stack of clients changed: a `Rows`.
+    """The changes of a stack of clients: a `Rows`.
 
     Args:
         matrix: shape [K, d].
@@ -121,23 +121,24 @@ class Changes:
         self.matrix, self.count = matrix, len(matrix)
 
     def row(self, index: int) -> Tensor:
-        """Return one client's change."""
+        """Return one client's change, shape [d]."""
         return self.matrix[index]
 
     def weighted(self, coefficients: Sequence[float]) -> Tensor:
-        """Return the weighted sum of changes."""
+        """Return the weighted sum of changes, shape [d]."""
         weights = torch.tensor(coefficients, dtype=self.matrix.dtype).to(self.matrix.device)
         out: Tensor = weights @ self.matrix
         return out
 
 
 class Stack:
-    """The learner of K clients.
+    """The learner of K stacked clients.
 
     Args:
-        jobs: sorted by steps, longest first; they agree in model, loss, batch size and the code of their hooks.
+        jobs: sorted by steps, longest first, with equal model, loss, batch size and hook code.
 
-    Raises `Unstackable` where hooks captured what cannot be stacked.
+    Raises:
+        Unstackable: if hooks captured values that cannot be stacked.
     """
 
     def __init__(self, jobs: Sequence[Job]) -> None:
@@ -150,7 +151,7 @@ class Stack:
         same = all(s is starts[0] for s in starts)
         self.starts = starts[0] if same else torch.stack(starts)
         self._fresh = same and isinstance(self._lr, float) and not (self.job.hooked or self.job.hooks.after)
-        """Whether nothing was written yet: the first plain step goes from the shared start straight into `at`."""
+        """Whether `at` is still unwritten: the first plain step then goes directly from the shared start into `at`."""
         shape = (len(jobs), layout.size)
         vector = self.starts.new_empty(shape) if self._fresh else self.starts.expand(shape).clone()
         if self._fresh:
@@ -194,13 +195,13 @@ class Stack:
         self._fresh = False
 
     def direction(self) -> Tensor:
-        """Return the directions of all active clients, hooks applied, shape [active, params]."""
+        """Return the directions of all active clients after hooks, shape [active, params]."""
         at = self.at.vector[: self.active]
         if self._hook is not None:
             along = self._directed(self._hook)
         else:
             along = self._flat(self._gradients())
-            if self._correct is not None:  # hooks see whole vectors; running statistics have no gradient
+            if self._correct is not None:  # hooks get whole vectors; running statistics have no gradient
                 along = F.pad(along, (0, at.shape[1] - self._count))
         if self._correct is not None:
             layout = self.at.layout
@@ -214,14 +215,14 @@ class Stack:
         return along[:, : self._count]
 
     def move(self, along: Tensor) -> None:
-        """Take the step."""
+        """Take the step ``weights -= lr * along``."""
         if isinstance(self._lr, Tensor):
             self.weights().addcmul_(along, self._lr[: self.active], value=-1.0)
         else:
             self.weights().add_(along, alpha=-self._lr)
 
     def rate(self, step: int) -> Tensor:
-        """Return the schedule's factor for each active client, shape [active, 1]."""
+        """Return the schedule's factor of each active client, shape [active, 1]."""
         active = self.jobs[: self.active]
         factors = [schedule(step, job.steps) for job in active if (schedule := job.optimizer.schedule)]
         return torch.tensor(factors, device=self.at.vector.device)[:, None]
@@ -233,7 +234,7 @@ class Stack:
 
     @torch.no_grad()
     def project(self) -> None:
-        """Apply `after` to the active clients."""
+        """Apply the hook `after` to the active clients."""
         assert self._after is not None
         live, layout = self.at.vector[: self.active], self.at.layout
         live.copy_(apply(self._after, self.active, lambda hook, a: hook(Params(a, layout)).vector, live))
@@ -247,7 +248,7 @@ class Stack:
         return torch.cat([g.reshape(self.active, -1) for g in gradients], 1)
 
     def _gradients(self) -> list[Tensor]:
-        """Return the gradient of each tensor at the live parameters, shapes [active, ...], and count the losses."""
+        """Return the gradient of each tensor at the live parameters, shapes [active, ...]; add the losses to `totals`."""
         here = self.starts.expand(self.active, -1) if self._fresh else self.at.vector[: self.active]
         tensors = [t.detach() for t in self._views(here)]
         leaves = [t.requires_grad_() for t, e in zip(tensors, self.at.layout.entries, strict=True) if e.kind == "param"]
@@ -258,7 +259,7 @@ class Stack:
         return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(gradients, leaves, strict=True)]
 
     def _linears(self) -> contextlib.AbstractContextManager[Any]:
-        """Return the context of linear layers; in mixed precision autocast must see them as they are."""
+        """Return the context for linear layers; none in mixed precision, where autocast must handle the original calls."""
         return StackedLinears() if self.job.model.mixed is None else contextlib.nullcontext()
 
     def _losses(self, tensors: list[Tensor]) -> Tensor:
@@ -278,7 +279,7 @@ class Stack:
         return torch.cat(parts)
 
     def _value(self, tensors: Sequence[Tensor], x: Tensor, y: Tensor, rows: list[Tensor]) -> Tensor:
-        """Return one client's loss, by its own loss or objective."""
+        """Return one client's loss, from its own loss or objective."""
         hook = self._loss.bind(rows)
         if self._objective is None:
             value: Tensor = hook(self._run.at(tensors, x), y)
@@ -286,7 +287,7 @@ class Stack:
         return Functional(self.job.model, hook).at(tensors, x, y)
 
     def _directed(self, shared: Shared) -> Tensor:
-        """Return what `direction` hooks give, for one run of equal batch sizes after the other."""
+        """Return the results of the `direction` hooks, one run of equal batch sizes at a time."""
         layout, losses, parts = self.at.layout, [], []
 
         def one(at: Tensor, x: Tensor, y: Tensor, rows: list[Tensor], loss_rows: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -315,7 +316,7 @@ class Stack:
 
 
 def apply(shared: Shared, count: int, call: Callable[..., Tensor], *vectors: Tensor) -> Tensor:
-    """Call a shared hook for the first `count` clients at once; `call` gets one client's hook and vectors."""
+    """Call a shared hook for the first `count` clients at once; `call` receives one client's hook and vectors."""
 
     def one(rows: list[Tensor], *each: Tensor) -> Tensor:
         return call(shared.bind(rows), *each)
@@ -326,6 +327,6 @@ def apply(shared: Shared, count: int, call: Callable[..., Tensor], *vectors: Ten
 
 
 def cross_entropies(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the loss of each sample, shape [K, B], of outputs [K, B, C, ...] and targets [K, B, ...]."""
+    """Return the loss per sample, shape [K, B], of outputs [K, B, C, ...] and targets [K, B, ...]."""
     each: Any = F.cross_entropy(outputs.flatten(0, 1), targets.flatten(0, 1), reduction="none")
     return torch.as_tensor(each).view(*targets.shape[:2], -1).mean(2)

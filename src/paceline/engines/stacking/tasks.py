@@ -1,7 +1,7 @@
-"""Client functions as cooperating tasks: each runs until it needs the local loop, and goes on with the result.
+"""Client functions as cooperative tasks: each runs until it requests the local loop, and resumes with the result.
 
-Client functions stay plain imperative code. A greenlet is a function that can be left in the middle and
-entered again; those of a chunk of clients are left at ``client.sgd``, so that all of them can be served as one.
+Client functions remain plain imperative code. A greenlet is a function that can be suspended and resumed; those of a
+chunk of clients are suspended at ``client.sgd``, so that all their requests are served together.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ __all__ = ["Meeting", "NotAtOnce"]
 
 
 class NotAtOnce:
-    """The answer to a request that failed: the error to raise in the client that asked.
+    """The answer to a failed request: the error to raise in the client that made it.
 
     Args:
-        error: what went wrong.
+        error: the error.
     """
 
     def __init__(self, error: Exception) -> None:
@@ -29,10 +29,10 @@ class NotAtOnce:
 
 
 class Meeting:
-    """Runs the functions of a chunk of clients, and serves their requests together.
+    """Runs the functions of a chunk of clients and serves their requests together.
 
     Args:
-        serve: answers requests, one answer for each, `NotAtOnce` for one that failed.
+        serve: maps requests to answers, in order; `NotAtOnce` for a request that failed.
     """
 
     def __init__(self, serve: Callable[[list[LoopRequest]], list[Any]]) -> None:
@@ -40,10 +40,10 @@ class Meeting:
         self._hub = getcurrent()
 
     def ask(self, request: LoopRequest) -> Any:
-        """Hand a request in, and return its answer once everybody has come this far (called by a client's task)."""
+        """Submit a request from a client's task; return its answer once all tasks of the chunk are suspended or done."""
         if request.alone or getcurrent() is self._hub:
             return request.run()
-        grad = torch.is_grad_enabled()  # of this task; the others must not inherit it
+        grad = torch.is_grad_enabled()  # this task's setting; other tasks must not inherit it
         answer = self._hub.switch(request)
         if torch.is_grad_enabled() != grad:
             torch.set_grad_enabled(grad)
@@ -52,9 +52,9 @@ class Meeting:
         return answer
 
     def run(self, tasks: Sequence[Callable[[], Any]]) -> list[Any]:
-        """Run all tasks to their ends; return what they returned, in order.
+        """Run all tasks to completion; return their results, in order.
 
-        A task must not raise: an exception would leave the others where they are.
+        A task must not raise: an exception would leave the others suspended.
         """
         self._hub = getcurrent()
         results: list[Any] = [None] * len(tasks)

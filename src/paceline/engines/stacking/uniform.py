@@ -1,8 +1,8 @@
-"""Running a client function once for a whole chunk, where it asks nothing of a client but to train.
+"""Run a client function once for a whole chunk, if training is the only operation that depends on the client.
 
-Most functions train from the server's message and return what changed. They do the same for every client of a
-chunk that has equally many samples, so it is enough to run them once, with results that stand for all. As soon
-as a function asks for anything that may differ, `NotUniform` ends the attempt and the clients run one by one.
+Most functions train from the server's message and return the change, in the same way for every client of a chunk with
+equal sample counts. So they run once, with results that represent all clients. As soon as a function accesses anything
+that may differ between clients, `NotUniform` aborts the attempt and the clients run one by one.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ __all__ = ["Uniform"]
 
 
 class Uniform:
-    """What a client function gets in place of a `Client`: it stands for all clients of a chunk.
+    """Substitute for `Client` that represents all clients of a chunk.
 
     Args:
-        lead: the first of them.
-        index: training rows of each, equally many, shape [K, n].
-        orders: for each, returns the stream that orders them in its local loop of a number.
-        solve: trains jobs as one; returns their changes and losses, or None. It leaves the random generators alone.
+        lead: the first client of the chunk.
+        index: training rows of each client, equally many, shape [K, n].
+        orders: for each client, a function from the number of a local loop to its stream of sample order.
+        solve: trains jobs as one; returns their changes and losses, or None. It does not use global random generators.
     """
 
     def __init__(
@@ -50,34 +50,34 @@ class Uniform:
 
     @property
     def num_samples(self) -> int:
-        """Number of training samples of each."""
+        """Number of training samples of each client."""
         return self._index.shape[1]
 
     @property
     def problem(self) -> Any:
-        """The task's loss and defaults, the same for all."""
+        """The task's loss and defaults, the same for all clients."""
         return self._lead.problem
 
     @property
     def round(self) -> int:
-        """The round."""
+        """Number of the current round."""
         return self._lead.round
 
     @property
     def device(self) -> torch.device:
-        """Where the model and the data are."""
+        """Device of the model and the data."""
         return self._lead.device
 
     def redraw(self) -> None:
-        """Nothing: what draws ends the attempt."""
+        """Do nothing: any draw aborts the attempt."""
 
     def drew_nothing(self) -> None:
-        """Raise `NotUniform` where the function drew from a global generator, as each client has its own stream."""
+        """Raise `NotUniform` if the function drew from a global generator, because each client has its own stream."""
         if self._still.moved():
             raise NotUniform("random numbers")
 
     def sgd(self, *args: Any, **options: Any) -> Trained:
-        """Train all clients: see `Client.sgd`."""
+        """Train all clients; see `Client.sgd`."""
         if options.get("batches") is not None:
             raise NotUniform("batches that are seen again")
         return self._lead.sgd(*args, **options)
@@ -92,7 +92,7 @@ class Uniform:
             raise NotUniform("a hook that cannot be stacked")
         rows, losses = solved
         if not bool(torch.isfinite(losses).all()):
-            raise NotUniform("a loss that is not finite")  # alone it is found out whose
+            raise NotUniform("a loss that is not finite")  # running one by one identifies the client
         params = Lazy(rows, None, job.start.layout, 1.0, ((1.0, job.start.vector),))
         return Trained(params, job.steps, job.samples(), _column(losses))
 

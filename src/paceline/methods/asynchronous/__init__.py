@@ -1,1 +1,1 @@
-"""Methods: asynchronous."""
+"""Asynchronous methods: the server updates the model without waiting for the whole cohort."""

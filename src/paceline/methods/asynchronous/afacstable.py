@@ -1,13 +1,13 @@
-"""AFA-CS as published (Yang et al., "Anarchic Federated Learning", ICML 2022): the server keeps everybody's last return.
+"""AFA-CS as published (Yang et al., "Anarchic Federated Learning", ICML 2022): the server stores each client's last gradient.
 
     y_i <- G_i for i in M_t;   x <- x - eta * (1/M) sum over ALL clients of y_i
 
-`AfaCs` does the same with sums only, as each client keeps its own y_i. The table can do one thing more: forget.
-A client that left for good pulls the model with its last gradient for ever; with `expire` its y is dropped
-after so many steps, and the mean is taken over the clients that are left.
+`AfaCs` computes the same mean from sums only, because each client stores its own y_i. The table also allows expiry:
+without it, a client that left for good affects every later step through its last gradient. With `expire`, its y_i is
+removed after that number of steps, and the mean is over the remaining clients.
 
-The server sees every client's rescaled gradient, and keeps the last one. A client keeps its gradient until it
-is handed over.
+The server sees every client's rescaled gradient and stores the last one. A client stores its gradient until it is
+uploaded.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from paceline.methods.asynchronous.afl import AfaCd, AnarchicState
 
 @node
 class TableState(AnarchicState):
-    """The model, who is at work, and each client's last gradient with the number of the step that it came in."""
+    """The model, the queue of running jobs, and for each client (step of arrival, last gradient)."""
 
     table: dict[int, tuple[int, Params]]
 
 
 @dataclass(frozen=True)
 class AfaCsTable(AfaCd[TableState]):
-    """AFA-CS with the table at the server. The first step waits for all who are at work.
+    """AFA-CS with the table on the server. The first step waits for all running jobs.
 
     Args:
-        expire: steps after which the gradient of a client that does not come back is forgotten; None keeps it, and
-            counts clients that never came as y = 0.
+        expire: steps after which the gradient of a client that has not returned is removed; None never removes one and
+            counts clients that never returned as y = 0.
     """
 
-    headline: ClassVar[str] = "the rate of AFA-CD without its lasting error where some clients arrive more often than others"
+    headline: ClassVar[str] = "the rate of AFA-CD without its residual error when clients return unequally often"
     reveals: ClassVar[str] = "every client's rescaled gradient"
     sum_only: ClassVar[str] = "afacs"
 
@@ -52,7 +52,7 @@ class AfaCsTable(AfaCd[TableState]):
         return TableState(params=fed.init_params(), queue=Queue(), table={})
 
     def round(self, fed: Federation, state: TableState) -> TableState:
-        """Wait for m returns, enter them, and step along the table's mean."""
+        """Wait for m returns, store them in the table, and step along its mean."""
         count = self.returns if state.table else None
         queue, arrived = advance(fed, state.queue, self.train, state.params, lambda q: first(q, count))
         replies = fed.each(self.give, None, over=[job.client for job in arrived])
@@ -69,5 +69,5 @@ class AfaCsTable(AfaCd[TableState]):
 
     @on_client(each=True, held=True)
     def give(self, client: Client, message: Any) -> Update:
-        """Hand G over."""
+        """Upload G."""
         return super().give(client, message)

@@ -1,20 +1,21 @@
-"""Anarchic federated learning (Yang et al., ICML 2022): clients decide when they take part and how many steps they do.
+"""Anarchic federated learning (Yang et al., ICML 2022): clients choose when to participate and how many steps to run.
 
-A client pulls the current x, takes K steps of its own choice from it, and returns the rescaled sum
+A client pulls the current x, runs K local steps (its own choice) and returns the rescaled sum of gradients
 
     G_i = (1/K) sum_{k<K} grad f_i(x_k) = (x - x_K) / (lr K),
 
-so that neither a long nor a short effort biases the model. The server waits for m returns, M_t, and steps:
+so that the number of steps does not bias the model. The server waits for m returns, M_t, and steps:
 
     AFA-CD (cross-device): x <- x - eta * (1/m) sum_{i in M_t} G_i
     AFA-CS (cross-silo):   y_i <- G_i for i in M_t;   x <- x - eta * (1/M) sum over ALL clients of y_i
 
-CD removes the bias of effort; clients that come often still count more. CS removes that too, by the last G of everybody.
+AFA-CD removes the bias of unequal K; frequent clients still count more. AFA-CS removes that bias too, because it averages
+the last G of every client.
 
-Here y_i stays with the client, which returns G_i - y_i: the server sees sums only. A difference that is lost
-on its way would bias the mean for good. So the server says, with each hand-over, which round's difference of
-each client was the last to land, and the client takes the difference to that one. `AfaCsTable` is the
-published form, with the table at the server. The formulas are recalled from the paper, not read from it.
+Here the client stores y_i and uploads G_i - y_i: the server sees sums only. A lost difference would bias the mean
+permanently. So each upload request names the round of the client's last difference that reached the server, and the
+client computes the new difference relative to that one. `AfaCsTable` is the published form, with the table on the
+server. The formulas were reconstructed from memory, not checked against the paper.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from paceline.devices.events import ClientJob, Queue, advance, first
 
 @node
 class AnarchicState(State):
-    """The model, and who is at work."""
+    """The model and the queue of running jobs."""
 
     queue: Queue
 
@@ -50,23 +51,23 @@ A = TypeVar("A", bound=AnarchicState, default=AnarchicState)
 
 @dataclass(frozen=True)
 class AfaCd(Method[A]):
-    """AFA-CD: a step along the mean of every m returns.
+    """AFA-CD: step along the mean of every m returns.
 
     Args:
-        lr: client learning rate; None takes the task's.
-        server_lr: eta, the factor of G; None takes the arrivals' mean of K lr, the length of their own ways.
-        returns: m; where fewer clients are at work, all of them.
-        least_steps, most_steps: K is drawn evenly from these by each client, anew each time.
-        batch_size: local batch size; None takes the task's.
-        idle: mean seconds for which a client pauses between two jobs, exponentially distributed.
-        skew: client i's pauses are exp(-skew * i / (N - 1)) times as long: the higher, the more often it comes.
+        lr: client learning rate; None uses the task's.
+        server_lr: eta, the factor of G; None uses the mean of K lr over the arrivals, the length of their own local updates.
+        returns: m; if fewer clients are running, all of them.
+        least_steps, most_steps: bounds of K (inclusive); each client draws K uniformly for each job.
+        batch_size: local batch size; None uses the task's.
+        idle: mean pause of a client between two jobs, in seconds; exponentially distributed.
+        skew: the pauses of client i are scaled by exp(-skew * i / (N - 1)): clients with a high index return more often.
     """
 
     family: ClassVar[str] = "asynchronous"
     paper: ClassVar[str] = "Yang et al., ICML 2022"
-    headline: ClassVar[str] = "the best known rate of ordinary federated learning, with linear speed-up in clients and local steps"
-    reveals: ClassVar[str] = "sums of rescaled gradients, and when each client begins and is done"
-    keeps: ClassVar[str] = "its gradient until it is handed over"
+    headline: ClassVar[str] = "matches the best known rate of synchronous FL, with linear speed-up in clients and local steps"
+    reveals: ClassVar[str] = "sums of rescaled gradients, start and finish time of each job"
+    keeps: ClassVar[str] = "its gradient until upload"
 
     lr: float | None = None
     server_lr: float | None = None
@@ -78,11 +79,11 @@ class AfaCd(Method[A]):
     skew: float = 0.0
 
     def init(self, fed: Federation) -> Any:
-        """Start with nobody at work."""
+        """Start with an empty job queue."""
         return AnarchicState(params=fed.init_params(), queue=Queue())
 
     def check(self, fed: Federation) -> list[str]:
-        """A sum of one or two replies hides little, and no steps give no gradient."""
+        """Reject too few returns (a sum of one or two replies hides little) and an empty range of steps."""
         least = 1 if fed.aggregation.sees_each else 3
         misfits = [f"returns={self.returns} is too small; take at least {least}"] if self.returns < least else []
         if not 1 <= self.least_steps <= self.most_steps:
@@ -90,20 +91,20 @@ class AfaCd(Method[A]):
         return misfits
 
     def round(self, fed: Federation, state: A) -> A:
-        """Wait for m returns, and step along their mean."""
+        """Wait for m returns and step along their mean."""
         queue, arrived = advance(fed, state.queue, self.train, state.params, lambda q: first(q, self.returns))
         mean = fed.mean(self.give, None, over=[job.client for job in arrived])
         return replace(state, params=self.step(state.params, mean.gradient, mean), queue=self.pause(fed, queue, arrived))
 
     def step(self, params: Params, gradient: Params, mean: Update) -> Params:
-        """Step along a gradient; running statistics are those of the arrivals."""
+        """Step along a gradient; set the running statistics to the mean of the arrivals."""
         rate = mean.way if self.server_lr is None else self.server_lr
         params = params - rate * gradient
         params.vector[params.layout.num_params :] = mean.statistics
         return params
 
     def pause(self, fed: Federation, queue: Queue, arrived: Sequence[ClientJob]) -> Queue:
-        """Let those who returned pause."""
+        """Schedule a pause for the clients that returned."""
         if not self.idle:
             return queue
         last = max(fed.num_clients - 1, 1)
@@ -111,12 +112,12 @@ class AfaCd(Method[A]):
         return queue.rest({c: mean * numpy_rng(fed.seed, "pause", c, fed.round).exponential() for c, mean in means.items()})
 
     def effort(self, client: Client) -> int:
-        """Return K, the client's own choice for this job."""
+        """Draw K, the number of local steps of this job."""
         return int(torch.randint(self.least_steps, self.most_steps + 1, (), generator=client.stream("effort")))
 
     @on_client
     def train(self, client: Client, message: Params) -> dict[str, Any]:
-        """Take K steps of plain SGD; keep the rescaled sum of their gradients."""
+        """Run K steps of plain SGD; hold the rescaled sum of their gradients for `give`."""
         lr = client.problem.lr if self.lr is None else self.lr
         local = client.sgd(message, optimizer=SGD(lr), steps=self.effort(client), batch_size=self.batch_size)
         if not local.steps:
@@ -127,14 +128,14 @@ class AfaCd(Method[A]):
 
     @on_client(held=True, bounds={"gradient": 4.0, "statistics": 100.0})
     def give(self, client: Client, message: Any) -> Update:
-        """Hand G over."""
+        """Upload G."""
         own = client.take()
         return Update(gradient=own["gradient"], way=own["way"], statistics=own["statistics"], weight=1)
 
 
 @node
 class SiloState(AnarchicState):
-    """The model, who is at work, the mean of all y_i, and the round in which each client's last difference landed."""
+    """The model, the job queue, the mean of all y_i, and the round of each client's last difference that arrived."""
 
     mean: Params
     landed: dict[int, int]
@@ -142,13 +143,13 @@ class SiloState(AnarchicState):
 
 @dataclass(frozen=True)
 class AfaCs(AfaCd[SiloState]):
-    """AFA-CS: a step along the mean of everybody's last return. The first step waits for all who are at work.
+    """AFA-CS: step along the mean of every client's last return. The first step waits for all running jobs.
 
-    Clients that never returned count as y = 0, so let the cohort be the population.
+    Clients that never returned count as y = 0, so set the cohort to the whole population.
     """
 
-    headline: ClassVar[str] = "the rate of AFA-CD without its lasting error where some clients arrive more often than others"
-    reveals: ClassVar[str] = "sums of changes of rescaled gradients, and when each client begins and is done"
+    headline: ClassVar[str] = "the rate of AFA-CD without its residual error when clients return unequally often"
+    reveals: ClassVar[str] = "sums of changes of rescaled gradients, start and finish time of each job"
     keeps: ClassVar[str] = "its last two gradients (twice the model size)"
     names_clients: ClassVar[bool] = True
 
@@ -158,7 +159,7 @@ class AfaCs(AfaCd[SiloState]):
         return SiloState(params=params, queue=Queue(), mean=params.zeros(), landed={})
 
     def round(self, fed: Federation, state: SiloState) -> SiloState:
-        """Wait for m returns, and step along the mean of all clients' last ones."""
+        """Wait for m returns and step along the mean of all clients' last returns."""
         count = self.returns if state.landed else None
         queue, arrived = advance(fed, state.queue, self.train, state.params, lambda q: first(q, count))
         who = [job.client for job in arrived]
@@ -173,7 +174,7 @@ class AfaCs(AfaCd[SiloState]):
 
     @on_client(held=True, bounds={"gradient": 4.0, "statistics": 100.0})
     def give(self, client: Client, message: Mapping[int, int]) -> Update:
-        """Hand over the difference of G to the last one that landed."""
+        """Upload the difference between G and the last gradient that reached the server."""
         own, memory = client.take(), client.memory
         landed, known = message[client.id], [memory.get("sent"), memory.get("base")]
         base = next((y for y in known if y is not None and y["round"] == landed), None)

@@ -1,14 +1,14 @@
-"""FedBuff (Nguyen et al., "Federated Learning with Buffered Asynchronous Aggregation", AISTATS 2022), in the frame
-of FedFix (Fraboni et al., JMLR 24, 2023): a new model whenever c clients have returned.
+"""FedBuff (Nguyen et al., "Federated Learning with Buffered Asynchronous Aggregation", AISTATS 2022), in the framework
+of FedFix (Fraboni et al., JMLR 24, 2023): one update of the model per c arrivals.
 
     theta_{n+1} = theta_n + eta sum_{i in S_n} d_i Delta_i(theta_{rho_i}),   |S_n| = c
     identical: d_i = 1/c, which favours fast clients by f_i / sum_j f_j
-    unbiased:  d_i = p_i / f_i,  f_i = (steps in which i took part) / (steps so far), at least 1 / (steps so far)
+    unbiased:  d_i = p_i / f_i,  f_i = (steps in which i participated) / (steps so far), at least 1 / (steps so far)
 
-f_i is estimated as the run goes. With c = 1 this is asynchronous FedAvg, with c = M synchronous FedAvg.
+f_i is estimated during the run. With c = 1 this is asynchronous FedAvg, with c = M synchronous FedAvg.
 
-The server sees sums of c changes, who is in them, and when they began and arrived. A client keeps the change
-that it has not handed over yet.
+The server sees sums of c changes, their participants, and the start and arrival time of each. A client stores its
+change until it is uploaded.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from paceline.methods.asynchronous.fedfix import FedFix
 
 @dataclass(frozen=True)
 class FedBuff(FedFix):
-    """A new model from every `buffer` arrivals. `period`, `unit` and `least` do not matter here.
+    """Update the model every `buffer` arrivals. `period`, `unit` and `least` are ignored.
 
     Args:
-        buffer: c; where fewer clients are at work, all of them.
-        weigh: arrivals alike, or against how often each takes part.
+        buffer: c; if fewer clients are running, all of them.
+        weigh: weight arrivals equally (``identical``), or inversely to participation (``unbiased``).
     """
 
     paper: ClassVar[str] = "Nguyen et al., AISTATS 2022; Fraboni et al., JMLR 2023"
-    headline: ClassVar[str] = "3.3 times as efficient as synchronous and up to 2.5 times as asynchronous training, with sums"
+    headline: ClassVar[str] = "3.3 times as efficient as synchronous training, up to 2.5 times as asynchronous, from sums only"
 
     buffer: int = 10
     weigh: Literal["identical", "unbiased"] = "identical"
 
     def check(self, fed: Federation) -> list[str]:
-        """A sum of one or two replies hides little."""
+        """Reject a small buffer: a sum of one or two replies hides little."""
         if self.buffer < 1 or (self.buffer < 3 and not fed.aggregation.sees_each):
             return [f"buffer={self.buffer} is too small; take at least {1 if fed.aggregation.sees_each else 3}"]
         return []
 
     def fires(self, fed: Federation, queue: Queue) -> Firing | None:
-        """Return when the c-th reply is there."""
+        """Return the time of the c-th reply."""
         return first(queue, self.buffer)
 
     def weights(self, queue: Queue, arrived: Sequence[ClientJob], counts: Mapping[int, int]) -> list[float]:

@@ -1,17 +1,17 @@
 """FedFix (Fraboni et al., "A General Theory for Federated Optimization with Asynchronous and Heterogeneous Clients
-Updates", JMLR 24, 2023), and the server loop that it shares with asynchronous FedAvg and FedBuff.
+Updates", JMLR 24, 2023), and the server loop shared with asynchronous FedAvg and FedBuff.
 
     theta_{n+1} = theta_n + eta sum_{i in S_n} d_i Delta_i(theta_{rho_i}),   Delta_i(theta) = theta_i^K - theta
 
-S_n are the clients that returned, each with the change to the model that it began on (version rho_i), whatever
-the current one is. The others go on undisturbed; those of S_n begin anew on theta_{n+1}. d_i makes up for how
-often a client takes part, so that over time each counts by its importance p_i = 1/M, with M clients at work:
+S_n is the set of clients that returned, each with the change relative to the model it started from (version rho_i),
+which may be older than the current one. The others keep running; those in S_n restart from theta_{n+1}. d_i corrects for
+how often a client participates, so that over time each counts with importance p_i = 1/M, with M running clients:
 
-    FedFix: a model every period T, S_n is who is there; client i comes every ceil(tau_i / T) steps, so
+    FedFix: one update every period T, S_n is every reply available; client i returns every ceil(tau_i / T) steps, so
     d_i = ceil(tau_i / T) p_i, where tau_i is the time from its start to its arrival.
 
-The server sees sums of changes, who is in them, and when they began and arrived. A client keeps the change
-that it has not handed over yet; nothing from job to job.
+The server sees sums of changes, their participants, and the start and arrival time of each. A client stores its
+change until it is uploaded, and nothing between jobs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from paceline.devices.events import ClientJob, Firing, Queue, advance, every, na
 
 @node
 class AsyncState:
-    """The model, who is at work, and in how many steps each client took part."""
+    """The model, the queue of running jobs, and the number of steps in which each client participated."""
 
     params: Params
     queue: Queue
@@ -42,28 +42,28 @@ class AsyncState:
 
 @dataclass(frozen=True)
 class FedFix(Method[AsyncState]):
-    """A new model every fixed period, from whatever has arrived.
+    """Update the model every fixed period, from the replies that have arrived.
 
     Args:
-        lr: client learning rate; None takes the task's.
+        lr: client learning rate; None uses the task's.
         steps: local SGD steps K.
-        batch_size: local batch size; None takes the task's.
-        momentum: of the local SGD, reset at each job.
-        max_norm: norm to which gradients are cut; it only stops blow-ups. None cuts nothing.
+        batch_size: local batch size; None uses the task's.
+        momentum: of the local SGD, reset for each job.
+        max_norm: gradients are clipped to this norm; only guards against divergence. None disables clipping.
         server_lr: eta.
-        period: T, time between models.
-        unit: of the period: the time that the slowest client at work takes, or virtual seconds.
-        least: the firing waits, by whole periods, until so many replies are there; None asks for one half of
-            the clients at work, and three at least, where aggregation hides replies, and for none otherwise.
-        staleness: a; d_i is multiplied by (1 + n - rho_i)^-a. 0 leaves it as it is.
-        cap: largest d_i / p_i, against huge weights on old changes; None for no limit.
+        period: T, the time between updates of the model.
+        unit: unit of `period`: the job time of the slowest running client, or virtual seconds.
+        least: the update is postponed by whole periods until this many replies arrived; None means half of the running
+            clients, and at least three, if the aggregation hides replies, and no minimum otherwise.
+        staleness: a; d_i is multiplied by (1 + n - rho_i)^-a. 0 disables the discount.
+        cap: upper limit of d_i / p_i, against large weights on old changes; None means no limit.
     """
 
     family: ClassVar[str] = "asynchronous"
     paper: ClassVar[str] = "Fraboni et al., JMLR 2023"
-    headline: ClassVar[str] = "better than synchronous FedAvg, which is slow, and than asynchronous FedAvg, which is unstable"
-    reveals: ClassVar[str] = "sums of updates, and when each client begins and is done"
-    keeps: ClassVar[str] = "its update until it is handed over"
+    headline: ClassVar[str] = "outperforms synchronous FedAvg, which is slow, and asynchronous FedAvg, which is unstable"
+    reveals: ClassVar[str] = "sums of updates, start and finish time of each job"
+    keeps: ClassVar[str] = "its update until upload"
     names_clients: ClassVar[bool] = True
 
     lr: float | None = None
@@ -79,11 +79,11 @@ class FedFix(Method[AsyncState]):
     cap: float | None = None
 
     def init(self, fed: Federation) -> AsyncState:
-        """Start with nobody at work."""
+        """Start with an empty job queue."""
         return AsyncState(params=fed.init_params(), queue=Queue(), counts={})
 
     def round(self, fed: Federation, state: AsyncState) -> AsyncState:
-        """Run until the server fires, and step along what has arrived."""
+        """Run until the next update is due and step along the changes that have arrived."""
         queue, arrived = advance(fed, state.queue, self.train, state.params, lambda q: self.fires(fed, q))
         if not arrived:
             return AsyncState(params=state.params, queue=queue, counts=state.counts)
@@ -99,18 +99,18 @@ class FedFix(Method[AsyncState]):
         return AsyncState(params=params, queue=queue, counts=counts)
 
     def collect(self, fed: Federation, weights: Mapping[int, float]) -> Update:
-        """Return the mean of what has arrived, weighted by d_i / p_i."""
+        """Return the mean of the arrived changes, weighted by d_i / p_i."""
         return fed.mean(self.give, dict(weights), over=list(weights))
 
     def fires(self, fed: Federation, queue: Queue) -> Firing | None:
-        """Return when the server fires next."""
+        """Return the time of the next update."""
         least = self.least
         if least is None:
             least = 0 if fed.aggregation.sees_each else max(3, -(-len(queue.jobs) // 2))
         return every(queue, self._period(queue.jobs), least)
 
     def weights(self, queue: Queue, arrived: Sequence[ClientJob], counts: Mapping[int, int]) -> list[float]:
-        """Return d_i / p_i of each arrival; `queue` is that after the firing."""
+        """Return d_i / p_i of each arrival; `queue` is the state after the firing."""
         period = self._period((*queue.jobs, *arrived))
         return [float(-(-job.took // period)) for job in arrived]
 
@@ -120,7 +120,7 @@ class FedFix(Method[AsyncState]):
 
     @on_client
     def train(self, client: Client, message: Params) -> dict[str, Params | torch.Tensor]:
-        """Train on the model of the start; keep the change, and the running statistics as they are."""
+        """Train from the model of the job's start; hold the change and the unmodified running statistics for `give`."""
         limit = self.max_norm
         local = client.sgd(
             message,
@@ -133,6 +133,6 @@ class FedFix(Method[AsyncState]):
 
     @on_client(held=True, bounds={"delta": 4.0, "statistics": 100.0})
     def give(self, client: Client, message: Mapping[int, float]) -> Update:
-        """Hand the change over, times d_i / p_i from the server's public table."""
+        """Upload the change times d_i / p_i, read from the server's public table."""
         own = client.take()
         return Update(delta=message[client.id] * own["delta"], statistics=own["statistics"], weight=1)

@@ -1,1 +1,1 @@
-"""Methods for objectives that can only be evaluated."""
+"""Black-box methods: zeroth-order optimisation of objectives without gradients."""

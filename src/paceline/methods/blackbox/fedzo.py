@@ -1,11 +1,11 @@
 """FedZO (Fang et al., "Communication-Efficient Stochastic Zeroth-Order Optimization for Federated Learning", 2022), with
-the corrections that FZooS (arXiv 2308.04077) compares itself to.
+the corrections to which FZooS (arXiv 2308.04077) is compared.
 
 With q orthonormal random directions u:
     g(x) = 1/q sum_u ((f_i(x + mu u) - f_i(x)) / mu) u;   x <- Adam(g);   x_{r+1} = x_r + mean (x_i - x_r)
     prox: g + rho (x - x_r)     diff: g + mean_j g_j(x_r) - g_i(x_r)     scaf: g + mean_j of last round's g_j - own
 
-The server sees sums of points (and of estimates). A client keeps the mean of its last estimates where scaf needs it.
+The server sees sums of points (and of estimates). A client stores the mean of its last estimates if the correction needs it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from paceline.core.update import Update
 
 @node
 class FedZoState:
-    """The point, the queries so far, and the mean estimate of the last round (0 before it)."""
+    """The point, the number of queries so far, and the mean estimate of the last round (0 at the start)."""
 
     params: Params
     queries: int
@@ -37,21 +37,21 @@ class FedZoState:
 
 @dataclass(frozen=True)
 class FedZO(BlackBoxMethod[FedZoState]):
-    """Finite differences along random directions, averaged points; clients work one at a time.
+    """Finite differences along random directions, with averaged points; clients run one at a time.
 
     Args:
-        lr: of the local Adam.
-        steps: local iterations T.
+        lr: learning rate of the local Adam.
+        steps: T, local iterations.
         directions: q; a step costs q + 1 queries.
-        smoothing: mu.
-        correction: none, or how local steps are kept from drifting.
-        rho: strength of prox.
+        smoothing: mu, the finite-difference step.
+        correction: of client drift in local steps, or ``none``.
+        rho: strength of the proximal term.
     """
 
     paper: ClassVar[str] = "Fang et al., IEEE TSP 2022"
-    headline: ClassVar[str] = "converges on non-convex objectives without gradients; more local steps and clients speed it up"
+    headline: ClassVar[str] = "converges on non-convex objectives without gradients; speeds up with local steps and clients"
     reveals: ClassVar[str] = "sums of points"
-    keeps: ClassVar[str] = "a mean estimate (model size), with diff and scaf"
+    keeps: ClassVar[str] = "a mean estimate (model size) for diff and scaf"
 
     lr: float = 0.01
     steps: int = 10
@@ -61,12 +61,12 @@ class FedZO(BlackBoxMethod[FedZoState]):
     rho: float = 1.0
 
     def init(self, fed: Federation) -> FedZoState:
-        """Start where the task starts."""
+        """Start from the task's initial point."""
         params = fed.init_params()
         return FedZoState(params=params, queries=0, estimate=params.zeros())
 
     def round(self, fed: Federation, state: FedZoState) -> FedZoState:
-        """Walk, and average where the clients got to."""
+        """Run local steps and average the resulting points."""
         cohort, phases, common = fed.sample(), [], state.estimate
         if self.correction == "diff":
             phases.append(fed.mean(self.estimate, state.params, over=cohort))
@@ -86,7 +86,7 @@ class FedZO(BlackBoxMethod[FedZoState]):
 
     @on_client(bounds={"estimate": 64.0})
     def walk(self, client: Client, message: tuple[Params, Params]) -> Update:
-        """Take the local steps; return how far they went and the mean estimate."""
+        """Run the local steps; return the displacement and the mean estimate."""
         start, common = message
         own = client.memory.get("estimate", start.zeros()) if self.correction in ("diff", "scaf") else start.zeros()
         ask, first = Queries(client), start.vector.double().cpu()

@@ -1,11 +1,11 @@
 """FZooS (Shu et al., "Federated Zeroth-Order Optimization using Trajectory-Informed Surrogate Gradients", 2023).
 
-A client fits a GaussianProcess process to all that it ever asked, and a vector nu_i of random Fourier features, which adds up:
+A client fits a Gaussian process to all its past queries, and a vector nu_i of random Fourier features, which is additive:
     g = grad mean_i(x) + gamma_t (grad F^(x) - grad f^_i(x)),   gamma_t = 1 / (t + 1);   x <- Adam(g);  x_{r+1} = mean x_i
-with F^ the surrogate of nu = mean nu_i and f^_i that of nu_i, both of the last round. Where a surrogate's gradient is
-least sure, clients ask more: of candidates around x those with the largest variance.
+with F^ the surrogate of nu = mean nu_i and f^_i that of nu_i, both of the last round. Clients query more points where
+the surrogate's gradient is most uncertain: of candidates around x, those of largest variance.
 
-The server sees sums of points and sums of surrogates (so in part what objectives look like). A client keeps its queries.
+The server sees sums of points and of surrogates (which partly reveal the objectives). A client stores its queries.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from paceline.core.update import Update
 
 @node
 class FZooSState:
-    """The point, the queries so far, and the common surrogate (None before the first one)."""
+    """The point, the number of queries so far, and the common surrogate (None before the first one)."""
 
     params: Params
     queries: int
@@ -38,21 +38,21 @@ class FZooSState:
 
 @dataclass(frozen=True)
 class FZooS(BlackBoxMethod[FZooSState]):
-    """Surrogate gradients from all past queries, corrected by a common surrogate; clients work one at a time.
+    """Surrogate gradients from all past queries, corrected by a common surrogate; clients run one at a time.
 
     Args:
-        lr: of the local Adam.
-        steps: local iterations T.
-        features: number M of random features, which is what a surrogate takes on the wire.
-        length: scale of the kernels; None takes half the root of the dimension.
-        kernel: of the GaussianProcess process's mean; its uncertainty is that of ``rbf``.
-        jitter, ridge: s^2 of the GaussianProcess process and of the features.
-        fitted, surveyed: most points that either is fitted to, the nearest ones.
-        candidates, active: points drawn around each step, and how many of them are asked.
+        lr: learning rate of the local Adam.
+        steps: T, local iterations.
+        features: M, the number of random features; a surrogate is uploaded as M values.
+        length: length scale of the kernels; None uses sqrt(dimension) / 2.
+        kernel: of the Gaussian process's mean; its uncertainty always uses ``rbf``.
+        jitter, ridge: s^2 of the Gaussian process and of the features.
+        fitted, surveyed: maximum number of points (the nearest) to fit the process and the features to.
+        candidates, active: points drawn around each step, and how many of them are queried.
         survey_candidates, survey_active: the same around the server's new point.
-        initial: points asked before the first step.
-        radius: half the side of the cube that candidates are drawn from.
-        correct: whether gamma is 1 / (t + 1), or 0.
+        initial: points queried before the first step.
+        radius: half the side of the cube from which candidates are drawn.
+        correct: use gamma = 1 / (t + 1); False sets gamma = 0.
     """
 
     paper: ClassVar[str] = "Shu et al., arXiv 2308.04077"
@@ -78,11 +78,11 @@ class FZooS(BlackBoxMethod[FZooSState]):
     correct: bool = True
 
     def init(self, fed: Federation) -> FZooSState:
-        """Start where the task starts, without a surrogate."""
+        """Start from the task's initial point, without a surrogate."""
         return FZooSState(params=fed.init_params(), queries=0, nu=None)
 
     def round(self, fed: Federation, state: FZooSState) -> FZooSState:
-        """Let clients walk, average where they got to, and average what they know of the place."""
+        """Run local steps, average the points, and average the surrogates around the new point."""
         cohort, basis = fed.sample(), fed.seed
         moved = fed.mean(self.walk, (state.params, state.nu, basis), over=cohort)
         params = state.params + moved.move
@@ -93,7 +93,7 @@ class FZooS(BlackBoxMethod[FZooSState]):
 
     @on_client
     def walk(self, client: Client, message: tuple[Params, Tensor | None, int]) -> Update:
-        """Take the local steps; return how far they went."""
+        """Run the local steps; return the displacement."""
         start, nu, basis = message
         first, diary = start.vector.double().cpu(), _Diary(client)
         if not len(diary.values):
@@ -116,7 +116,7 @@ class FZooS(BlackBoxMethod[FZooSState]):
 
     @on_client(bounds={"nu": 64.0})
     def survey(self, client: Client, message: tuple[Params, int]) -> Update:
-        """Ask around the server's new point; return the surrogate of what is known near it."""
+        """Query points around the server's new point; return the surrogate fitted to the nearest ones."""
         x, diary = message[0].vector.double().cpu(), _Diary(client)
         when, stand = client.memory.get("stand", [0, x])
         radius = float((x - stand).abs().mean()) / 2 if when == client.round else self.radius
@@ -141,14 +141,14 @@ class FZooS(BlackBoxMethod[FZooSState]):
         return spread * GaussianProcess(points, scaled, self._length(len(x)), self.jitter, self.kernel).gradient(x)
 
     def _unsure(self, diary: _Diary, x: Tensor, drawn: Tensor, count: int) -> Tensor:
-        """Return those of the drawn points where the gradient is least sure."""
+        """Return the `count` drawn points where the gradient is most uncertain."""
         points, values = nearest(diary.points, diary.values, x, self.fitted)
         variance = GaussianProcess(points, rescaled(values)[0], self._length(len(x)), self.jitter).uncertainty(drawn)
         return drawn[torch.argsort(variance, descending=True, stable=True)[:count]]
 
 
 class _Diary:
-    """All that a client asked and was told; `close` puts it into the client's memory and returns the new queries."""
+    """All queries and values of a client; `close` stores them in the client's memory and returns the number of new queries."""
 
     def __init__(self, client: Client) -> None:
         self._client, self._ask = client, Queries(client)

@@ -1,1 +1,1 @@
-"""Methods that find groups of clients and train one model for each."""
+"""Clustered methods: one model for each group of clients."""

@@ -1,13 +1,14 @@
 """OCFL ("One-Shot Clustering for Federated Learning Under Clustering-Agnostic Assumption", arXiv 2509.01587): split the
-clients into groups at the first round in which their updates drift apart, then train one model for each group.
+clients into groups as soon as their updates diverge, then train one model for each group.
 
     Gamma_ij = 1 - cos(D_i, D_j);   T_t = |Gamma|_p / (n (n - 1) 2^p)^(1/p), in [0, 1]
-    the first time that T_t > T_{t-1}:  labels = cluster(Gamma), each cluster gets a copy of the model; never again
+    at the first t with T_t > T_{t-1}:  labels = cluster(Gamma), each cluster gets a copy of the model; no later split
     w_c <- w_c + eta * mean of D_i over cluster c (unweighted)
 
-Until the split the server sees every update, or with `sketch` only a random projection of its direction (the update
-itself then goes into the sum); after it, sums within the clusters. A client keeps nothing (its update, while sketched).
-Noise and clusters below `least` join the nearest cluster; who was away at the split is placed when it comes by (ours).
+Before the split the server sees every update, or with `sketch` only a random projection of its direction (the update
+itself then enters the sum); after it, sums within the clusters. A client stores nothing (with `sketch`: its update).
+Noise and clusters smaller than `least` join the nearest cluster; clients absent at the split are placed when they next
+participate (our addition).
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from paceline.core.update import Update
 
 @node
 class ClusterState:
-    """One model for each cluster, whose client is where (-1: not placed yet), T, rises in a row, and at the split each
-    cluster's mean direction (of the sketch, where there is one), shape [clusters, d]."""
+    """One model per cluster, the cluster of each client (-1: not placed yet), T, consecutive rises, and the mean direction of
+    each cluster at the split (of the sketch, if used), shape [clusters, d]."""
 
     models: list[Params]
     labels: Tensor
@@ -55,23 +56,21 @@ class OCFL(LocalTraining[ClusterState]):
     """One-shot clustering, with server step `server_lr`.
 
     Args:
-        backend: ``average`` (average linkage, number of clusters by silhouette; needs nothing else), or
+        backend: ``average`` (average linkage, number of clusters by silhouette; no extra dependency), or
             scikit-learn's ``hdbscan``, ``kmeans``, ``meanshift`` or ``affinity``.
-        clusters: how many, for kmeans.
-        least: smallest cluster; also HDBSCAN's.
-        noise: what becomes of HDBSCAN's noise: the ``nearest`` cluster, or its ``own`` (as the reference does).
+        clusters: number of clusters for ``kmeans``.
+        least: smallest cluster; also HDBSCAN's minimum cluster size.
+        noise: assign HDBSCAN's noise to the ``nearest`` cluster, or to its ``own`` (as in the reference code).
         order: p of the norm.
-        patience: rises in a row that it takes.
-        sketch: numbers of a random projection that stand for an update until the split; 0 shows the update.
+        patience: consecutive rises of T that trigger the split.
+        sketch: dimension of the random projection that replaces an update before the split; 0 sends the update.
     """
 
     family: ClassVar[str] = "clustering"
     paper: ClassVar[str] = "arXiv 2509.01587"
-    headline: ClassVar[str] = (
-        "adjusted Rand index .96-.98 on MNIST and FMNIST (Sattler's CFL .17-.57), with the split in rounds 2 to 9"
-    )
-    reveals: ClassVar[str] = "every update until the split"
-    keeps: ClassVar[str] = "its update, while sketched"
+    headline: ClassVar[str] = "adjusted Rand index .96-.98 on MNIST and FMNIST (Sattler's CFL .17-.57), split in rounds 2 to 9"
+    reveals: ClassVar[str] = "every update before the split"
+    keeps: ClassVar[str] = "its update, if sketched"
     has_model: ClassVar[bool] = False
 
     epochs: int = 3
@@ -85,12 +84,12 @@ class OCFL(LocalTraining[ClusterState]):
     sketch: int = 0
 
     def init(self, fed: Federation) -> ClusterState:
-        """Start with everybody in one cluster."""
+        """Start with one cluster."""
         params, labels = fed.init_params(), torch.zeros(fed.num_clients, dtype=torch.int64)
         return ClusterState([params], labels, math.inf, 0, torch.zeros(1, 0))
 
     def round(self, fed: Federation, state: ClusterState) -> ClusterState:
-        """Train; look at the angles until the split; average within the clusters."""
+        """Train; compare directions until the split; average within the clusters."""
         cohort = fed.sample()
         if not state.split:
             return self._together(fed, state, cohort)
@@ -103,7 +102,7 @@ class OCFL(LocalTraining[ClusterState]):
         return ClusterState(models, state.labels, state.temperature, state.rises, state.directions)
 
     def _together(self, fed: Federation, state: ClusterState, cohort: Sequence[int]) -> ClusterState:
-        """A round before the split, which may come in its middle: the means are then those of the new clusters."""
+        """Run a round before the split. If it triggers the split, average within the new clusters."""
         [params] = state.models
         replies = fed.each(self.compare, (params, fed.seed), over=cohort)
         who = sorted(replies)
@@ -120,7 +119,7 @@ class OCFL(LocalTraining[ClusterState]):
         means = self._means(fed, replies, groups)
         fed.last.notes |= {"temperature": heat if math.isfinite(heat) else 1.0, "clusters": float(len(groups))}
         models = [params + self.server_lr * means[k].delta for k in groups]
-        if len(groups) == 1:  # T stays at its last value where nothing came of a rise
+        if len(groups) == 1:  # keep the last T if a rise did not lead to a split
             stays = rises >= self.patience
             return ClusterState(models, state.labels, state.temperature if stays else heat, rises, state.directions)
         where = torch.full_like(state.labels, -1)
@@ -136,11 +135,11 @@ class OCFL(LocalTraining[ClusterState]):
         return {k: mean_of({c: Update(delta=replies[c]) for c in group}, bound) for k, group in groups.items()}
 
     def _place(self, fed: Federation, state: ClusterState, strangers: Sequence[int]) -> ClusterState:
-        """Put clients that were away into the cluster whose direction theirs is nearest, from the next round on."""
+        """Assign clients that were absent to the cluster of the nearest direction, from the next round on."""
         labels = state.labels.clone()
         try:
             replies = fed.each(self.compare, (self.model(state), fed.seed), over=strangers)
-        except QuorumError:  # they are placed when they are asked again
+        except QuorumError:  # retry the next time they participate
             return state
         for client, reply in replies.items():
             shown = reply if isinstance(reply, Tensor) else reply.vector
@@ -149,7 +148,7 @@ class OCFL(LocalTraining[ClusterState]):
 
     @on_client(each=True)
     def compare(self, client: Client, message: tuple[Params, int]) -> Params | Tensor:
-        """Train; return the update, or keep it and return a projection of its direction."""
+        """Train; return the update, or store it and return a projection of its direction."""
         params, seed = message
         delta = client.sgd(params, **self.local(client)).params - params
         if not self.sketch:
@@ -159,20 +158,20 @@ class OCFL(LocalTraining[ClusterState]):
 
     @on_client
     def deliver(self, client: Client, message: None) -> Update:
-        """Return the update that was kept."""
+        """Return the stored update."""
         return Update(delta=client.memory["delta"])
 
     @on_client
     def train(self, client: Client, message: Params) -> Update:
-        """Train the cluster's model; clients count alike."""
+        """Train the cluster's model; clients are weighted equally."""
         return Update(delta=client.sgd(message, **self.local(client)).params - message)
 
     def model(self, state: ClusterState) -> Params:
-        """Return the mean of the clusters' models: a summary, which nobody uses."""
+        """Return the mean of the clusters' models, as a summary; no client uses it."""
         return sum(state.models[1:], state.models[0]) / len(state.models)
 
     def personal(self, state: ClusterState, clients: Sequence[int]) -> list[tuple[Tree, Sequence[int]]]:
-        """Each client gets its cluster's model; one that is not placed yet gets the mean."""
+        """Assign to each client its cluster's model, and to clients not placed yet the mean."""
         parts: list[tuple[Tree, Sequence[int]]] = []
         for k in range(-1, len(state.models)):
             members = [c for c in clients if state.labels[c] == k]

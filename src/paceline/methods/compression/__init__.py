@@ -1,1 +1,1 @@
-"""Methods that send little."""
+"""Methods with compressed uploads."""

@@ -2,13 +2,13 @@
 USENIX Security 2023).
 
 Weights w = +- sqrt(2 / fan_in) are frozen; only scores s of the n edges of a layer are learnt, and only their order is
-sent: R lists edges from the least to the most important one, and an edge's position in it is its vote.
+sent: R lists edges from least to most important, and the position of an edge in R is its vote.
     client: s[R_j] <- q_j (q: sorted initial scores);   m = 1 for the top ceil(k n) scores
             SGD on s with ds = w * dL/d(w * m), also for masked edges;   R_u = argsort s
     server: R <- argsort sum_u argsort R_u   (ties: lowest edge first)
 
-The server sees the sum of positions, which is exact (or, to check that they are permutations, each client's own). A
-client keeps nothing.
+The server sees the exact sum of positions (or, to check that they are permutations, each client's own). Clients store
+no state.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from paceline.models.supermasks import MaskOn, Ranks, mask, network, placed, slo
 
 @node
 class FrlState:
-    """The seed of the frozen weights, the global ranking of each layer, and the weights that it keeps."""
+    """The seed of the frozen weights, the global ranking of each layer, and the masked weights."""
 
     seed: int
     ranks: Ranks
@@ -43,23 +43,23 @@ class FrlState:
 
 @dataclass(frozen=True)
 class FRL(Method[FrlState]):
-    """Votes on a frozen random network.
+    """Vote on the edges of a frozen random network.
 
     Args:
-        lr: rate on the scores; annealed over the epochs by a cosine.
-        decay: factor on `lr` with each round.
+        lr: learning rate of the scores; annealed over the epochs by a cosine.
+        decay: factor on `lr` per round.
         epochs, batch_size, momentum, weight_decay: of the local SGD.
-        keep: share k of the edges of each layer that a mask keeps.
-        mask_on: signed scores (the paper); absolute ones; or, as in the released code, a mask on absolute scores that
+        keep: k, the share of the edges of each layer that the mask keeps.
+        mask_on: ``signed`` scores (the paper), ``abs`` values, or as in the released code a mask on absolute scores that
             are ranked with their signs, which keeps both ends of the ranking.
-        top: share of the ranking that is voted for (Sparse-FRL); the rest gets position 0.
+        top: share of the ranking that is voted for (Sparse-FRL); other edges get position 0.
     """
 
     family: ClassVar[str] = "compression"
     paper: ClassVar[str] = "Mozaffari et al., USENIX Security 2023"
     reveals: ClassVar[str] = "sums of votes"
     sends_model: ClassVar[bool] = False
-    headline: ClassVar[str] = "a poisoner has one bounded vote, and an upload is a permutation in place of floats"
+    headline: ClassVar[str] = "an attacker has one bounded vote; an upload is a permutation instead of floats"
 
     lr: float = 0.4
     decay: float = 0.999
@@ -76,7 +76,7 @@ class FRL(Method[FrlState]):
             raise ConfigError(f"keep={self.keep}, top={self.top}; both must be above 0 and at most 1")
 
     def fit_task(self, task: Any) -> tuple[Method[Any], Any]:
-        """Freeze everything that is no matrix or filter; raises `ConfigError` for running statistics."""
+        """Freeze all parameters except matrices and filters; raise `ConfigError` if the model has running statistics."""
         module = task.build(0)
         if any(b.is_floating_point() for b in module.buffers()):
             raise ConfigError(f"{self.slug()} needs a model without running statistics (BatchNorm); use norm=group or none")
@@ -93,7 +93,7 @@ class FRL(Method[FrlState]):
         return FrlState(seed, ranks, frozen * mask(placed(layout, ranks, scores), self.keep, self.mask_on))
 
     def round(self, fed: Federation, state: FrlState) -> FrlState:
-        """Let the cohort vote; votes whose sum cannot be one of permutations are left out."""
+        """Sum the cohort's votes; exclude sums that cannot come from permutations."""
         total = fed.sum(self.vote, (state.seed, packed(state.ranks)), over=fed.sample())
         cheated = [n for n, p in total["positions"].items() if not self._fair(p, total["voters"])]
         fed.last.notes["refused_sums"] = float(len(cheated))
@@ -101,7 +101,7 @@ class FRL(Method[FrlState]):
         return self._state(state.params.layout, state.seed, {**state.ranks, **won})
 
     def _fair(self, total: Tensor, voters: int) -> bool:
-        """Say whether summed positions have the total and the range that permutations' have."""
+        """Return whether summed positions have the total and the range of sums of permutations."""
         n = len(total)
         cut = self._cut(n)
         right = int(total.sum()) == voters * (n * (n - 1) - cut * (cut - 1)) // 2
@@ -112,7 +112,7 @@ class FRL(Method[FrlState]):
 
     @on_client
     def vote(self, client: Client, message: tuple[int, PackedRanks]) -> dict[str, Any]:
-        """Learn scores; return each edge's position."""
+        """Train scores; return the position of each edge."""
         votes = {n: positions(r) for n, r in self.learn(client, message).items()}
         votes = {n: torch.where(p < self._cut(len(p)), 0, p) for n, p in votes.items()}
         return {
@@ -140,5 +140,5 @@ class FRL(Method[FrlState]):
 
 
 def packed(ranks: Ranks) -> PackedRanks:
-    """Return rankings in as few bits as their numbers need."""
+    """Return rankings packed into the fewest bits per value."""
     return {n: pack(r, len(r)) for n, r in ranks.items()}

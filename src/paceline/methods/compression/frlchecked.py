@@ -1,9 +1,9 @@
 """FRL with a check of every vote (Mozaffari et al., USENIX Security 2023): the paper's robust form.
 
-A sum cannot tell whether a client sent a permutation or a million votes. Here each client sends its ranking, packed in
-ceil(log2 n) bits an edge, and the server counts those that name no edge twice. The algorithm is that of `frl`.
+A sum does not show whether a client sent one permutation or a million votes. Here each client sends its ranking, packed
+in ceil(log2 n) bits per edge, and the server counts those without duplicate edges. The algorithm is that of `frl`.
 
-The server sees each client's ranking. A client keeps nothing.
+The server sees each client's ranking. Clients store no state.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from paceline.methods.compression.frl import FRL, FrlState, packed
 
 @dataclass(frozen=True)
 class FRLChecked(FRL):
-    """FRL with every client's own ranking, refused where it is no permutation: the robust form."""
+    """FRL with individual rankings, rejected unless they are permutations: the robust form."""
 
     reveals: ClassVar[str] = "each client's ranking of the edges"
     sum_only: ClassVar[str] = "frl"
 
     def round(self, fed: Federation, state: FrlState) -> FrlState:
-        """Let the cohort vote openly; count what is valid."""
+        """Collect individual rankings and sum the valid ones."""
         replies = fed.each(self.vote_openly, (state.seed, packed(state.ranks)), over=fed.sample())
         total = {n: torch.zeros(len(r), dtype=torch.int64) for n, r in state.ranks.items()}
         refused = 0
@@ -46,5 +46,5 @@ class FRLChecked(FRL):
 
     @on_client(each=True)
     def vote_openly(self, client: Client, message: tuple[int, PackedRanks]) -> PackedRanks:
-        """Learn scores; return the (upper part of the) ranking."""
+        """Train scores; return the upper part of the ranking."""
         return {n: pack(r[self._cut(len(r)) :], len(r)) for n, r in self.learn(client, message).items()}

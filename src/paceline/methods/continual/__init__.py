@@ -1,1 +1,1 @@
-"""Methods for tasks that follow one another."""
+"""Methods for sequences of tasks."""

@@ -1,13 +1,13 @@
 """FOT (Bakman et al., "Federated Orthogonal Training: Mitigating Global Catastrophic Forgetting", ICLR 2024).
 
-For each layer, with its weight as a matrix [out, d] and Q an orthonormal basis [d, r] of what old tasks' inputs span:
+For each layer, with its weight as a matrix [out, d] and Q [d, r] an orthonormal basis of the inputs of old tasks:
     D <- mean(w_u) - w;   D <- D - D Q Q^T;   w <- w + D
 At the end of a task, with X [d, m] the layer's inputs at the client's last model and G [m, s] Gaussian:
     client: X <- X - Q Q^T X;   A_u = X G;   rho_u = |residual X| / |X|
     server: rho = sum m_u rho_u / sum m_u;   e' = (rho - (1 - eps)) / rho;   U S V^T = sum A_u
             r smallest with sum_{i<=r} S_i^2 / sum S_i^2 > e';   Q <- orth [Q, U_:r];   eps <- eps + eps_inc
 
-The server sees sums of updates, and once a task sums of sketches: random mixtures of inputs. A client keeps nothing.
+The server sees sums of updates, and once per task sums of sketches: random mixtures of inputs. Clients store no state.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ Bases = dict[str, Tensor]
 
 @node
 class FotState(State):
-    """The model, the protected inputs of each layer by weight name, [d, r], and the share to cover."""
+    """The model, the protected input subspace of each layer by weight name, [d, r], and eps."""
 
     bases: Bases
     eps: float
 
 
 def project(delta: Params, bases: Bases) -> Params:
-    """Return an update without what it would change of the outputs on protected inputs."""
+    """Return an update without the part that would change outputs on protected inputs."""
     out = delta.clone()
     for name, q in bases.items():
         flat = out[name].view(len(out[name]), -1)
@@ -49,12 +49,12 @@ def project(delta: Params, bases: Bases) -> Params:
 
 
 def wanted(rho: float, eps: float) -> float:
-    """Return e': the share of the residual to cover so that `eps` of the whole is."""
+    """Return e': the share of the residual to cover so that `eps` of the total is covered."""
     return (rho - (1 - eps)) / rho if rho > 0 else 0.0
 
 
 def expand(basis: Tensor | None, sketch: Tensor, share: float, at_least_one: bool = False) -> Tensor | None:
-    """Return the basis grown by the leading directions of a sketch [d, s] that hold more than `share` of its energy."""
+    """Return the basis extended by the leading directions of a sketch [d, s] that hold more than `share` of its energy."""
     u, s, _ = torch.linalg.svd(sketch.double(), full_matrices=False)
     energy = s.square().cumsum(0) / s.square().sum().clamp(min=1e-300)
     rank = int((energy <= share).sum()) + 1 if share > 0 else int(at_least_one)
@@ -63,31 +63,31 @@ def expand(basis: Tensor | None, sketch: Tensor, share: float, at_least_one: boo
         return basis
     old = sketch.new_zeros(len(sketch), 0) if basis is None else basis
     grown: Tensor = torch.linalg.qr(torch.cat([old.double(), u[:, :rank]], 1)[:, : len(sketch)]).Q
-    return grown.float().contiguous()  # as a checkpoint gives it back: products depend on strides in their last bits
+    return grown.float().contiguous()  # the strides of a restored checkpoint: they affect the last bits of products
 
 
 @dataclass(frozen=True)
 class FOT(LocalTraining[FotState]):
-    """Updates that leave alone what old tasks' inputs see; on a task that has no stages it is FedAvg.
+    """Project updates so that outputs on old tasks' inputs do not change; on a task without stages this is FedAvg.
 
     Args:
         server_lr: step along the mean update.
         eps: share of the energy of a task's inputs to protect; the paper uses 0.87 to 0.96.
-        eps_inc: what eps grows by with each task.
-        rounds_per_task: rounds of each task; None takes the sequence's own.
-        protect_head: whether the last layer is protected; None does so unless each task has outputs of its own.
-        weigh: clients alike (as published) or by samples.
-        rho: ratio of norms (as published) or of energies, which is what the coverage means.
-        sketch: columns of a sketch for each input of a linear layer; a convolution's has one for each.
-        most_columns: most columns of a sketch.
-        at_least_one: add a direction also where enough is covered, as the released code does.
-        last_cohort: clients asked in a task's last round, which sketch; None asks as many as ever.
+        eps_inc: increment of eps per task.
+        rounds_per_task: rounds of each task; None uses the sequence's own.
+        protect_head: protect the last layer; None does so unless each task has its own outputs.
+        weigh: weight clients equally (``uniform``, as published) or by ``samples``.
+        rho: ratio of norms (as published) or of energies, which matches the definition of the coverage.
+        sketch: columns of a sketch per input of a linear layer; a convolution has one per input.
+        most_columns: maximum number of columns of a sketch.
+        at_least_one: add a direction even if the coverage suffices, as the released code does.
+        last_cohort: cohort size in a task's last round, which sketches; None uses the usual size.
     """
 
     family: ClassVar[str] = "continual"
     paper: ClassVar[str] = "Bakman et al., ICLR 2024"
-    reveals: ClassVar[str] = "sums of updates; once a task, sums of random mixtures of inputs"
-    headline: ClassVar[str] = "forgetting falls from 8-33 points to 0.2-2 points, with no replay and one extra upload a task"
+    reveals: ClassVar[str] = "sums of updates; once per task, sums of random mixtures of inputs"
+    headline: ClassVar[str] = "forgetting falls from 8-33 points to 0.2-2 points, without replay, with one extra upload per task"
 
     server_lr: float = 1.0
     eps: float = 0.95
@@ -102,17 +102,17 @@ class FOT(LocalTraining[FotState]):
     last_cohort: int | None = None
 
     def fit_task(self, task: Any) -> tuple[Method[Any], Any]:
-        """Take the rounds of each stage from a sequence, and leave heads of its stages unprotected."""
+        """Read the rounds per stage from a task sequence, and leave separate heads unprotected."""
         rounds = self.rounds_per_task or getattr(task, "rounds_each", None)
         shared = self.protect_head if self.protect_head is not None else getattr(task, "heads", None) is None
         return dataclasses.replace(self, rounds_per_task=rounds, protect_head=shared), task
 
     def init(self, fed: Federation) -> FotState:
-        """Start with nothing protected."""
+        """Start with no protected subspace."""
         return FotState(params=fed.init_params(), bases={}, eps=self.eps)
 
     def round(self, fed: Federation, state: FotState) -> FotState:
-        """Average and project; in a task's last round also collect what its inputs span."""
+        """Average and project; in a task's last round also extend the protected subspaces."""
         last = self.rounds_per_task is not None and fed.round % self.rounds_per_task == 0
         message = (state.params, state.bases if last else None)
         mean = fed.mean(self.train, message, over=fed.sample(self.last_cohort if last else None))
@@ -130,7 +130,7 @@ class FOT(LocalTraining[FotState]):
 
     @on_client(bounds={"sketch": 8.0})
     def train(self, client: Client, message: tuple[Params, Bases | None]) -> Update:
-        """Train; given bases, also sketch what the layers read, per sample and weighed by samples, so that it adds up."""
+        """Train; given bases, also sketch the layers' inputs, per sample and weighted by samples, so that sketches add up."""
         (params, bases), n = message, client.num_samples
         local = client.sgd(params, **self.local(client))
         own = n if self.weigh == "samples" else min(n, 1)

@@ -1,1 +1,1 @@
-"""Methods that tune pretrained models."""
+"""Methods for foundation models: parameter-efficient fine-tuning."""

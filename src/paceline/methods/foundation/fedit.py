@@ -1,11 +1,11 @@
 """FedIT (Zhang et al., "Towards Building the Federated GPT: Federated Instruction Tuning", arXiv 2305.05644).
 
-Of a frozen language model each target layer W_0 becomes W_0 + (alpha / r) B A, and theta is all A and B:
-    client: AdamW on the mean cross-entropy of the tokens that are scored, from theta
+Each target layer W_0 of a frozen language model becomes W_0 + (alpha / r) B A, and theta is all A and B:
+    client: AdamW from theta on the mean cross-entropy of the scored tokens
     server: theta <- sum_u n_u theta_u / sum_u n_u, for A and for B
 The product of the means is not the mean of the products; the gap |mean B_u A_u - mean B mean A|_F can be reported.
 
-The server sees the weighted sum of updates of theta (and, for the gap, of products). A client keeps nothing.
+The server sees the weighted sum of updates of theta (and, for the gap, of products). Clients store no state.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ def gap(means: dict[str, Tensor], params: Params) -> float:
 
 @dataclass(frozen=True)
 class FedIT(FedPEFT):
-    """FedAvg of LoRA's factors, trained with AdamW.
+    """FedAvg of LoRA factors, trained with AdamW.
 
-    The authors' example: rank=8, alpha=16, dropout=0.05, epochs=2 on the four projections of attention. With dropout clients
-    train one at a time. Factors of a real language model do so too, whose batches are cut to their longest texts.
+    The authors' example: rank=8, alpha=16, dropout=0.05, epochs=2 on the four attention projections. With dropout, clients train
+    one at a time; so do real language models, whose batches are truncated to their longest text.
 
     Args:
-        lr: of AdamW.
-        decay: let the rate fall to 0 over a local training, in a line.
-        monitor: report the gap of averaged factors (``lora_gap``); clients send the products too.
+        lr: learning rate of AdamW.
+        decay: decay the learning rate linearly to 0 over a local training.
+        monitor: report the gap of averaged factors (``lora_gap``); clients then also send the products.
     """
 
     paper: ClassVar[str] = "Zhang et al., arXiv 2305.05644"
@@ -74,7 +74,7 @@ class FedIT(FedPEFT):
 
     @on_client
     def train(self, client: Client, message: Params) -> Update:
-        """Tune; return the change of the factors, and their products where they are asked for."""
+        """Train; return the change of the factors, and their products if `monitor` is set."""
         local = client.sgd(message, **self.local(client))
         also: dict[str, Tree] = {"products": products(local.params)} if self.monitor else {}
         return Update(delta=local.params - message, loss=local.loss, **also, weight=client.num_samples)

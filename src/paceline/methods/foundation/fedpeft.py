@@ -1,11 +1,11 @@
 """FedPEFT (Sun et al., "Exploring Parameter-Efficient Fine-Tuning to Enable Foundation Models in Federated Learning",
 arXiv 2210.01708).
 
-A pretrained model is frozen; theta, a small part of it or something small put in, is trained and exchanged:
+A pretrained model is frozen; theta, a small part of it or a small added module, is trained and exchanged:
     theta <- theta + sum_u n_u (theta_u - theta) / sum_u n_u
-Any other method does the same on a task that is loaded with the option ``peft=...``.
+Any other method does the same on a task loaded with the option ``peft=...``.
 
-The server sees the weighted sum of updates of theta. A client keeps nothing.
+The server sees the weighted sum of updates of theta. Clients store no state.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from paceline.tasks.tuning import tune
 
 @dataclass(frozen=True)
 class FedPEFT(FedAvg):
-    """FedAvg of biases, adapters, prompts, low-rank additions, or the head alone.
+    """FedAvg of biases, adapters, prompts, LoRA factors, or the head alone.
 
     Args:
-        peft: what trains; ``lora`` needs the extra ``peft``.
-        width: bottleneck of adapters.
+        peft: the part to train; ``lora`` needs the extra ``peft``.
+        width: bottleneck width of adapters.
         tokens: number of prompts.
-        deep: fresh prompts before each block, in place of prompts at the input alone.
+        deep: new prompts before each block, instead of at the input only.
         rank, alpha, dropout: of LoRA.
-        targets: ends of the names of LoRA's layers; none takes the projections of attention.
-        with_head: whether the head trains too; None lets it, except with LoRA.
-        adam: train with AdamW in place of SGD.
+        targets: name suffixes of the layers that LoRA changes; empty means the attention projections.
+        with_head: also train the head; None does so except with LoRA.
+        adam: train with AdamW instead of SGD.
     """
 
     family: ClassVar[str] = "foundation"
@@ -56,11 +56,11 @@ class FedPEFT(FedAvg):
         return AdamW(self.lr, weight_decay=self.weight_decay) if self.adam else super().local_optimizer()
 
     def fit_task(self, task: Any) -> tuple[Method[Any], Any]:
-        """Freeze the model but for theta."""
+        """Freeze all parameters except theta."""
         return self, tune(task, self.tuning())
 
     def tuning(self) -> Tuning:
-        """Return what trains."""
+        """Return the configuration of the trained part."""
         return Tuning(
             self.peft, self.width, self.tokens, self.deep, self.rank, self.alpha, self.dropout, self.targets, self.with_head
         )

@@ -1,6 +1,6 @@
-"""Tuning on a client's own data alone: the baseline of federated instruction tuning.
+"""Tuning on each client's own data only: the baseline of federated instruction tuning.
 
-The server sees the weighted sum of training losses. A client keeps its own theta.
+The server sees the weighted sum of training losses. A client stores its own theta.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from paceline.methods.foundation.fedit import FedIT
 
 @dataclass(frozen=True)
 class LocalTuning(FedIT):
-    """FedIT without the average: each client goes on with its own factors, and is judged by them."""
+    """FedIT without averaging: each client continues from its own factors and is evaluated with them."""
 
-    headline: ClassVar[str] = "a baseline: a pretrained model tuned on one client's instructions alone"
+    headline: ClassVar[str] = "a baseline: a pretrained model tuned on one client's instructions only"
     reveals: ClassVar[str] = "summed losses"
     sends_model: ClassVar[bool] = False
     keeps: ClassVar[str] = "its own theta"
 
     def round(self, fed: Federation, state: State) -> State:
-        """Let a cohort tune."""
+        """Train a cohort; the global model does not change."""
         fed.mean(self.train, state.params, over=fed.sample())
         return state
 
     @on_client
     def train(self, client: Client, message: Params) -> Update:
-        """Go on from the own factors, at first from the common ones; return the loss alone."""
+        """Train the client's own factors (initially the common ones); return only the loss."""
         local = client.sgd(self.personal_model(client, message), **self.local(client))
         client.memory["theta"] = local.params
         return Update(loss=local.loss, weight=client.num_samples)
 
     def personal_model(self, client: Client, message: Tree) -> Params:
-        """Return the own factors."""
+        """Return the client's own factors."""
         own: Params = client.memory.get("theta", message)
         return own

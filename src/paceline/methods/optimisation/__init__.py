@@ -1,1 +1,1 @@
-"""Methods: optimisation."""
+"""Methods that change local or server optimisation."""

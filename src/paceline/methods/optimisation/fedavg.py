@@ -2,7 +2,7 @@
 
     w_{t+1} = w_t + eta * sum_u n_u (w_u - w_t) / sum_u n_u
 
-The server sees the weighted sum of updates and of sample counts. A client keeps nothing.
+The server sees the weighted sum of updates and of sample counts. Clients store no state.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class FedAvg(LocalTraining[P]):
     """Federated averaging; ``FedAvg[MyState]`` is the base of methods whose state extends `State`.
 
     Args:
-        server_lr: step eta along the mean update.
+        server_lr: eta, the step along the mean update.
     """
 
     paper: ClassVar[str] = "McMahan et al., AISTATS 2017"

@@ -3,7 +3,7 @@
     client: minimise f_u(w) - <g_u, w> + alpha/2 |w - w_t|^2;   g_u <- g_u - alpha (w_u - w_t)
     server: h <- h - alpha |S|/N mean(w_u - w_t);   w <- mean(w_u) - h / alpha
 
-The server sees sums of updates and keeps h. A client keeps its own dual g_u.
+The server sees sums of updates and stores h. A client stores its dual g_u.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from paceline.methods.optimisation.fedavg import FedAvg
 
 @node
 class FedDynState(State):
-    """The model and the server's correction h."""
+    """The model and the server's correction term h."""
 
     h: Params
 
 
 @dataclass(frozen=True)
 class FedDyn(FedAvg[FedDynState]):
-    """Dynamic regularisation: local optima agree with the global one; clients weigh alike.
+    """Dynamic regularisation: align local optima with the global one; clients are weighted equally.
 
     Args:
         alpha: strength of the regulariser; the paper uses 0.001 to 0.1.
@@ -46,14 +46,14 @@ class FedDyn(FedAvg[FedDynState]):
         return FedDynState(params=params, h=params.zeros())
 
     def round(self, fed: Federation, state: FedDynState) -> FedDynState:
-        """Average the models, and shift the average by the correction."""
+        """Average the models and shift the average by the correction."""
         mean = fed.mean(self.train, state.params, over=fed.sample())
         h = state.h - (self.alpha * mean.weight / fed.num_clients) * mean.delta
         return FedDynState(params=state.params + mean.delta - h / self.alpha, h=h)
 
     @on_client
     def train(self, client: Client, message: Params) -> Update:
-        """Train on the regularised loss; return the change and keep the dual."""
+        """Train on the regularised loss; return the change and store the dual."""
         dual = client.memory.get("dual", message.zeros())
         hooks = Hooks(correct=lambda grad, at: grad - dual + self.alpha * (at - message))
         local = client.sgd(message, **self.local(client), hooks=hooks)

@@ -6,7 +6,7 @@ With D the mean update and element-wise arithmetic:
     adagrad: v <- v + D^2
     w <- w + eta m / (sqrt(v) + tau)        (momentum: w <- w + eta m)
 
-The server sees what it sees in FedAvg and keeps m and v; a client keeps nothing.
+The server sees the same as in FedAvg and stores m and v. Clients store no state.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from paceline.methods.optimisation.fedavg import FedAvg
 
 @node
 class FedOptState(State):
-    """The model, first and second moments."""
+    """The model, and the first and second moments of the mean update."""
 
     m: Params
     v: Params
@@ -36,14 +36,14 @@ class FedOpt(FedAvg[FedOptState]):
     """Server-side Adam, Yogi, AdaGrad or momentum.
 
     Args:
-        optimizer: the server's rule.
+        optimizer: the server's update rule.
         server_lr: eta; the paper's tuned values lie between 0.001 and 1.
-        beta1, beta2: decay of the moments.
-        tau: adaptivity, which also starts v at tau^2.
+        beta1, beta2: decay rates of the moments.
+        tau: adaptivity constant; v starts at tau^2.
     """
 
     paper: ClassVar[str] = "Reddi et al., ICLR 2021"
-    headline: ClassVar[str] = "adaptive servers converge on non-convex losses of unlike clients, and improve much on FedAvg"
+    headline: ClassVar[str] = "adaptive servers converge on non-convex losses with heterogeneous clients, far better than FedAvg"
 
     optimizer: Literal["adam", "yogi", "adagrad", "momentum"] = "adam"
     server_lr: float = 0.01
@@ -57,7 +57,7 @@ class FedOpt(FedAvg[FedOptState]):
         return FedOptState(params=params, m=params.zeros(), v=params.zeros() + self.tau**2)
 
     def round(self, fed: Federation, state: FedOptState) -> FedOptState:
-        """Feed the mean update to the server's optimiser as its negative gradient."""
+        """Pass the mean update to the server's optimiser as its negative gradient."""
         delta = fed.mean(self.train, state.params, over=fed.sample()).delta
         if self.optimizer == "momentum":
             m = self.beta1 * state.m + delta

@@ -8,10 +8,10 @@ With F the batch loss, one batch xi in each step, and h_u the client's dual (0 a
     x <- mean over the cohort of y_K + mean over ALL clients of h_u        (dual_mean "all", the authors' code)
     x <- mean over the cohort of (y_K + h_u)                               (dual_mean "sampled", the paper's text)
 
-The two agree where everybody takes part. Elsewhere "sampled" does not settle: what it adds up has the noise of the cohort.
+The two agree under full participation. Otherwise "sampled" does not converge: its sum contains the noise of the cohort.
 
-The server sees sums of updates (of y_K + h_u with "sampled") and keeps the sum of duals. A client keeps its dual.
-The gradient is clipped without the proximal term; the authors' code clips a part of that with it.
+The server sees sums of updates (of y_K + h_u with "sampled") and stores the sum of duals. A client stores its dual.
+The gradient is clipped without the proximal term; the authors' code clips a part of it with that term.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from paceline.core.update import Update
 
 @node
 class FedSpeedState:
-    """The model, the sum of all duals that landed, and when each client's last one did."""
+    """The model, the sum of all duals received, and the round of each client's last dual that arrived."""
 
     params: Params
     duals: Params
@@ -41,20 +41,20 @@ class FedSpeedState:
 
 @dataclass(frozen=True)
 class FedSpeed(Method[FedSpeedState]):
-    """Long local training that stays consistent: a proximal term, a dual that corrects its bias, a step uphill first.
+    """Consistent long local training: a proximal term, a dual that corrects its bias, and an ascent step (SAM).
 
     Args:
-        prox: 1 / lambda, strength of the proximal term; 0 switches term and dual off.
-        radius: rho, length of the step uphill; 0 spares the second gradient.
-        mix: alpha, share of the gradient found uphill.
-        dual_mean: mean of the duals over all clients, or over the sampled ones.
-        lr: client learning rate; None takes the task's.
-        lr_decay: factor on the rate from round to round.
+        prox: 1 / lambda, strength of the proximal term; 0 disables the term and the dual.
+        radius: rho, length of the ascent step; 0 omits the second gradient.
+        mix: alpha, share of the gradient at the perturbed point.
+        dual_mean: average the duals over ``all`` clients, or over the ``sampled`` ones.
+        lr: client learning rate; None uses the task's.
+        lr_decay: factor on the learning rate per round.
         epochs: local passes over a client's data.
-        steps: local steps in place of passes; None trains for `epochs`.
-        batch_size: local batch size; None takes the task's.
+        steps: local steps instead of passes; None trains for `epochs`.
+        batch_size: local batch size; None uses the task's.
         weight_decay: of the local SGD.
-        clip: longest gradient; None does not clip.
+        clip: maximum gradient norm; None disables clipping.
     """
 
     family: ClassVar[str] = "optimisation"
@@ -81,7 +81,7 @@ class FedSpeed(Method[FedSpeedState]):
         return FedSpeedState(params=params, duals=params.zeros())
 
     def round(self, fed: Federation, state: FedSpeedState) -> FedSpeedState:
-        """Average the models, and shift the average by the duals."""
+        """Average the models and shift the average by the duals."""
         cohort = fed.sample()
         landed = {c: state.landed[c] for c in cohort if c in state.landed}
         mean = fed.mean(self.train, (state.params, landed), over=cohort)
@@ -95,7 +95,7 @@ class FedSpeed(Method[FedSpeedState]):
 
     @on_client(bounds={"statistics": 100.0})
     def train(self, client: Client, message: tuple[Params, dict[int, int]]) -> Update:
-        """Train with dual and proximal term; return the change (with the dual, where only these are averaged)."""
+        """Train with dual and proximal term; return the change (with ``sampled``, plus the new dual)."""
         start, landed = message
         dual = Kept(client, "dual", landed, start.zeros())
         lr = (client.problem.lr if self.lr is None else self.lr) * self.lr_decay ** (client.round - 1)
@@ -115,7 +115,7 @@ class FedSpeed(Method[FedSpeedState]):
         return Update(delta=delta, loss=local.loss, **statistics(local.params), weight=min(local.steps, 1))
 
     def uphill(self, start: Params, dual: Params) -> Direction:
-        """Return what a step descends along, but for the weight decay."""
+        """Return the direction that a local step descends along, without weight decay."""
         prox, radius, mix, clip = self.prox, self.radius, self.mix, self.clip
 
         def direction(gradient: Gradient, at: Params) -> Params:

@@ -1,6 +1,6 @@
 """Momentum (Cheng et al., "Momentum Benefits Non-IID Federated Learning Simply and Provably", ICLR 2024).
 
-Every local step mixes in the server's last direction g; F is the step's batch loss, xi the same batch in both:
+Every local step mixes in the server's last direction g; F is the batch loss of the step, xi the same batch in both terms:
 
     y <- y - lr d;   g <- mean (x - y) / (lr K);   x <- x - gamma g
     FedAvg-M       d = beta F'(y) + (1 - beta) g
@@ -9,10 +9,10 @@ Every local step mixes in the server's last direction g; F is the step's batch l
     SCAFFOLD-M-VR  d = F'(y; xi) - beta (c_u - c) + (1 - beta) (g - F'(x_prev; xi))
     c_u <- mean of the F'(y) of all steps;   c <- c + 1/N sum (change of c_u)
 
-The server sees sums of directions and, with controls, of their changes. A client of the SCAFFOLD forms keeps its
-control c_u. Plain gradients are those of the loss and of the weight decay. The directions but that of FedAvg-M
-(which is FedCM's) are recalled from the paper, not read from it. The mean is by samples in the FedAvg forms and
-over clients in the SCAFFOLD forms, as in FedAvg and SCAFFOLD, which are the cases beta = 1 with the default gamma.
+The server sees sums of directions and, with controls, sums of control changes. A client of the SCAFFOLD forms stores its
+control c_u. Plain gradients are those of the loss and of the weight decay. All directions except FedAvg-M's (which is
+that of FedCM) were reconstructed from memory, not checked against the paper. The mean is weighted by samples in the FedAvg
+forms and uniform in the SCAFFOLD forms, as in FedAvg and SCAFFOLD, which are the cases beta = 1 with the default gamma.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from paceline.core.update import Update
 
 @node
 class MomentumState:
-    """The model, the last direction g and the length gamma of the step along it, and controls where there are any."""
+    """The model, the last direction g, the step length gamma along it, and the controls if the method has any."""
 
     params: Params
     direction: Params
@@ -43,23 +43,21 @@ class MomentumState:
 
 @dataclass(frozen=True)
 class FedAvgM(Method[MomentumState]):
-    """FedAvg-M: momentum from the server in every local step; a client keeps nothing. The mean is by samples.
+    """FedAvg-M: server momentum in every local step; clients store no state. The mean is weighted by samples.
 
     Args:
         beta: share of a client's own gradient; 1 is FedAvg.
-        lr: client learning rate; None takes the task's.
+        lr: client learning rate; None uses the task's.
         epochs: local passes over a client's data.
-        steps: K, local steps in place of passes; None trains for `epochs`.
-        batch_size: local batch size; None takes the task's.
-        weight_decay: part of the gradient.
-        server_lr: gamma; None takes the mean of lr K, which goes to the mean of the local models.
+        steps: K, local steps instead of passes; None trains for `epochs`.
+        batch_size: local batch size; None uses the task's.
+        weight_decay: added to the gradient.
+        server_lr: gamma; None uses the mean of lr K, which moves to the mean of the local models.
     """
 
     family: ClassVar[str] = "optimisation"
     paper: ClassVar[str] = "Cheng et al., ICLR 2024"
-    headline: ClassVar[str] = (
-        "FedAvg converges with a constant local rate and no bound on how unlike clients are, at FedAvg's upload"
-    )
+    headline: ClassVar[str] = "FedAvg converges with a constant local rate and no heterogeneity bound, at FedAvg's upload"
     reveals: ClassVar[str] = "sums of directions"
 
     beta: float = 0.1
@@ -71,7 +69,7 @@ class FedAvgM(Method[MomentumState]):
     server_lr: float | None = None
 
     def init(self, fed: Federation) -> MomentumState:
-        """Start with no direction."""
+        """Start with a zero direction."""
         params = fed.init_params()
         return MomentumState(params=params, direction=params.zeros())
 
@@ -87,11 +85,11 @@ class FedAvgM(Method[MomentumState]):
         return self.settle(fed, replace(state, params=params, direction=mean.direction, rate=rate), mean)
 
     def warm(self, fed: Federation, state: MomentumState) -> MomentumState:
-        """Return the state before the first step."""
+        """Return the state before the first round."""
         return state
 
     def settle(self, fed: Federation, state: MomentumState, mean: Update) -> MomentumState:
-        """Return the state with what else came back."""
+        """Return the state updated with the other fields of the replies."""
         return state
 
     @on_client(bounds={"direction": 4.0, "statistics": 100.0})
@@ -103,14 +101,14 @@ class FedAvgM(Method[MomentumState]):
         return Update(**self.along(client, message, local), weight=client.num_samples)
 
     def sgd(self, client: Client, start: Params, hooks: Hooks, lr: float | None = None, batches: str | None = None) -> Trained:
-        """Train by this method's hyperparameters, or at another rate."""
+        """Train with this method's hyperparameters; `lr` overrides the learning rate."""
         optimizer, steps, size = SGD(self.lr if lr is None else lr), self.steps, self.batch_size
         return client.sgd(
             start, optimizer=optimizer, hooks=hooks, epochs=self.epochs, steps=steps, batch_size=size, batches=batches
         )
 
     def along(self, client: Client, message: MomentumState, local: Trained) -> dict[str, Any]:
-        """Return a reply's fields: the mean direction, the length of the way, and the loss."""
+        """Return a reply's fields: mean direction, path length lr K, loss and running statistics."""
         way = (client.problem.lr if self.lr is None else self.lr) * local.steps
         direction = weights(message.params - local.params) / (way or 1.0)
         return {"direction": direction, "way": way, "loss": local.loss, **statistics(local.params)}
@@ -118,12 +116,12 @@ class FedAvgM(Method[MomentumState]):
 
 @dataclass(frozen=True)
 class FedAvgMVR(FedAvgM):
-    """FedAvg-M-VR: momentum with variance reduction (STORM): twice the gradients. Wants small local rates."""
+    """FedAvg-M-VR: momentum with variance reduction (STORM), at twice the gradients. Needs small local learning rates."""
 
-    headline: ClassVar[str] = "gradient noise costs (noise / (N K R))^(2/3) in place of its square root, at FedAvg's upload"
+    headline: ClassVar[str] = "gradient noise costs (noise / (N K R))^(2/3) instead of its square root, at FedAvg's upload"
 
     def warm(self, fed: Federation, state: MomentumState) -> MomentumState:
-        """Start with the mean gradient of all who are there."""
+        """Start with the mean gradient of all available clients."""
         return replace(state, direction=fed.mean(self.full, state.params, over=fed.available()).direction)
 
     @on_client(bounds={"direction": 4.0})
@@ -146,13 +144,13 @@ class FedAvgMVR(FedAvgM):
 
 @dataclass(frozen=True)
 class ScaffoldM(FedAvgM):
-    """SCAFFOLD-M: momentum and controls, for cohorts that are small parts of the population; clients weigh alike.
+    """SCAFFOLD-M: momentum and controls, for small cohorts of a large population; clients are weighted equally.
 
     Args:
-        start: first controls: zeros, or everybody's gradient at the first model.
+        start: initial controls: zeros, or every client's gradient at the initial model.
     """
 
-    headline: ClassVar[str] = "SCAFFOLD's rate under partial participation with N^(2/3) / S in the place of N / S"
+    headline: ClassVar[str] = "SCAFFOLD's rate under partial participation with N^(2/3) / S instead of N / S"
     reveals: ClassVar[str] = "sums of directions and of control changes"
     keeps: ClassVar[str] = "the last two control variates (twice the model size)"
     names_clients: ClassVar[bool] = True
@@ -160,7 +158,7 @@ class ScaffoldM(FedAvgM):
     start: Literal["zeros", "gradients"] = "zeros"
 
     def warm(self, fed: Federation, state: MomentumState) -> MomentumState:
-        """Start with zero controls, or ask all who are there for their first ones."""
+        """Start with zero controls, or request the initial controls of all available clients."""
         if self.start == "zeros":
             return replace(state, control=state.params.zeros())
         mean = fed.mean(self.first, state.params, over=fed.available())
@@ -168,18 +166,18 @@ class ScaffoldM(FedAvgM):
         return replace(state, direction=self.toward(mean.control), control=control, landed=dict.fromkeys(fed.last.arrived, 0))
 
     def toward(self, gradient: Params) -> Params:
-        """Return the first direction, given the mean gradient."""
+        """Return the initial direction, given the mean gradient."""
         return gradient.zeros()
 
     def settle(self, fed: Federation, state: MomentumState, mean: Update) -> MomentumState:
-        """Count the changes of controls over the population."""
+        """Add the control changes, averaged over the population."""
         assert state.control is not None
         control = state.control + (mean.weight / fed.num_clients) * mean.control
         return replace(state, control=control, landed=state.landed | dict.fromkeys(fed.last.arrived, fed.round))
 
     @on_client(bounds={"control": 4.0})
     def first(self, client: Client, message: Params) -> Update:
-        """Keep the gradient over all samples as the control, and return it."""
+        """Store the gradient over all samples as the control, and return it."""
         control = weights(client.gradient(message) + self.weight_decay * message)
         Kept(client, "control", {}, None).keep(control, round=0)
         return Update(control=control, weight=min(client.num_samples, 1))
@@ -196,17 +194,17 @@ class ScaffoldM(FedAvgM):
         return self.controlled(own, along, (along["direction"] - shift) / beta, local.steps)
 
     def controlled(self, own: Kept, along: dict[str, Any], plain: Params, steps: int) -> Update:
-        """Keep the mean plain gradient as the control; without samples there is none, and nothing to count."""
+        """Store the mean plain gradient as the control; without samples, leave it unchanged and send weight 0."""
         own.keep(plain if steps else own.value)
         return Update(**along, control=plain - own.value, weight=min(steps, 1))
 
 
 @dataclass(frozen=True)
 class ScaffoldMVR(ScaffoldM):
-    """SCAFFOLD-M-VR: controls and momentum with variance reduction. Wants small local rates.
+    """SCAFFOLD-M-VR: controls and momentum with variance reduction. Needs small local learning rates.
 
-    The control is the mean of plain gradients, which the local model does not tell here. So a client goes through
-    the same batches again, at the last model: three gradients in each step.
+    The control is the mean of plain gradients, which here does not follow from the local model. So a client runs the
+    same batches again, at the last model: three gradients in each step.
     """
 
     headline: ClassVar[str] = "gradient noise costs (noise / (S sqrt(K) R))^(2/3) under partial participation"

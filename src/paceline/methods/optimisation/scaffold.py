@@ -3,7 +3,7 @@
     y <- y - lr (g(y) - c_u + c);   c_u+ = c_u - c + (x - y) / (K lr)
     x <- x + eta * mean(y - x);     c <- c + |S|/N * mean(c_u+ - c_u)
 
-The server sees sums of updates and of control changes. A client keeps its control variate c_u.
+The server sees sums of updates and of control changes. A client stores its control variate c_u.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class ScaffoldState(State):
 
 @dataclass(frozen=True)
 class Scaffold(LocalTraining[ScaffoldState]):
-    """Control variates against client drift (option II of the paper), with server step `server_lr`; clients weigh alike."""
+    """Control variates against client drift (option II of the paper), with server step `server_lr`; equal client weights."""
 
     paper: ClassVar[str] = "Karimireddy et al., ICML 2020"
-    headline: ClassVar[str] = "needs far fewer rounds than FedAvg; neither unlike clients nor sampling slow its rate"
+    headline: ClassVar[str] = "needs far fewer rounds than FedAvg; its rate depends on neither heterogeneity nor client sampling"
     keeps: ClassVar[str] = "control variate (model size)"
     server_lr: float = 1.0
 
@@ -42,7 +42,7 @@ class Scaffold(LocalTraining[ScaffoldState]):
         return ScaffoldState(params=params, control=params.zeros())
 
     def round(self, fed: Federation, state: ScaffoldState) -> ScaffoldState:
-        """Average updates over the cohort, and control changes over the population."""
+        """Average the updates over the cohort and the control changes over the population."""
         mean = fed.mean(self.train, (state.params, state.control), over=fed.sample())
         share = mean.weight / fed.num_clients
         return ScaffoldState(params=state.params + self.server_lr * mean.delta, control=state.control + share * mean.control)

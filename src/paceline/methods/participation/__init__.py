@@ -1,1 +1,1 @@
-"""Methods for clients that take part unequally often, or with unequal roles."""
+"""Methods for partial and unequal client participation."""

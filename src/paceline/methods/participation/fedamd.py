@@ -1,17 +1,17 @@
 """FedAMD (Wu et al., "Anchor Sampling for Federated Learning with Partial Client Participation", ICML 2023).
 
-Each participant is an anchor with probability p, else a miner; xi_k is a batch of the miner's, the same in both terms:
+Each participant is an anchor with probability p, otherwise a miner; xi_k is a batch of the miner's, the same in both terms:
 
     anchor: v_u <- gradient of f_u at x (large batch);   v <- mean of all v_u, used from the next round on
     miner:  y_0 = x;   g_0 = v;   g_k = g_{k-1} + F'(y_k; xi_k) - F'(y_{k-1}; xi_k);   y_{k+1} = y_k - lr g_k
     server: x <- x - eta * mean over miners of (x - y_K)
 
-At first everybody who is there is asked for v_u; v is the mean over the clients that were. The published server
-keeps every v_u. Here it stays with its client, which sends changes: the same numbers from sums alone.
+In the first round every available client is asked for v_u; v is the mean over the clients that replied. The published
+server stores every v_u. Here each client stores its own and sends changes: the same values from sums only.
 
-The server sees the sum of the miners' updates and that of the anchors' changes, and who is which. Where the
-aggregation hides replies, everybody sends both, with weight 0 where it has none, so that each sum has the whole cohort.
-A client keeps its last two v_u.
+The server sees the sum of the miners' updates and that of the anchors' changes, and each client's role. If the
+aggregation hides replies, every client sends both fields, with weight 0 for the missing one, so that each sum covers the
+whole cohort. A client stores its last two v_u.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from paceline.core.update import Update
 
 @node
 class AnchorState:
-    """The model, the sum of all v_u that landed, and when each client's last one did."""
+    """The model, the sum of all v_u received, and the round of each client's last v_u that arrived."""
 
     params: Params
     total: Params
@@ -40,15 +40,15 @@ class AnchorState:
 
     @property
     def mean(self) -> Params:
-        """The mean of all v_u."""
+        """Return the mean of all v_u."""
         return self.total / max(len(self.landed), 1)
 
 
 @node
 class Roles:
-    """What participants get: the model, v, who mines, who is an anchor, and which of their v_u landed last.
+    """Message to participants: the model, v, the miners, the anchors, and the round of each anchor's last v_u that arrived.
 
-    `stamp` is the round as which a new v_u counts.
+    `stamp` is the round recorded for a new v_u.
     """
 
     params: Params
@@ -61,23 +61,23 @@ class Roles:
 
 @dataclass(frozen=True)
 class FedAmd(Method[AnchorState]):
-    """Anchors refresh gradients of large batches, miners take variance-reduced steps along their mean; all weigh alike.
+    """Anchors refresh large-batch gradients; miners take variance-reduced steps along their mean. Equal client weights.
 
     Args:
-        anchor: p, probability of being an anchor; 1 makes everybody one, and the model stays.
-        period: all participants are anchors in every so many rounds, from the first, and miners in all others; 0 draws.
-        steps: K, a miner's steps.
-        lr: client learning rate; None takes the task's.
-        batch_size: a miner's batch; None takes the task's.
-        large_batch: an anchor's batch; 0 is all its samples.
-        server_lr: step eta along the mean update.
+        anchor: p, probability of being an anchor; with 1 all clients are anchors and the model does not change.
+        period: every `period` rounds, starting with the first, all participants are anchors, otherwise all miners; 0 draws.
+        steps: K, local steps of a miner.
+        lr: client learning rate; None uses the task's.
+        batch_size: a miner's batch size; None uses the task's.
+        large_batch: an anchor's batch size; 0 uses all its samples.
+        server_lr: eta, the step along the mean update.
         per_step: divide updates by K.
     """
 
     family: ClassVar[str] = "participation"
     paper: ClassVar[str] = "Wu et al., ICML 2023"
-    headline: ClassVar[str] = "up to O(1/eps) fewer rounds than first-order methods before it, under partial participation"
-    reveals: ClassVar[str] = "sums of updates and of gradient changes, who is an anchor"
+    headline: ClassVar[str] = "up to O(1/eps) fewer rounds than earlier first-order methods, under partial participation"
+    reveals: ClassVar[str] = "sums of updates and of gradient changes, each client's role"
     keeps: ClassVar[str] = "its last two gradients (twice the model size)"
     names_clients: ClassVar[bool] = True
 
@@ -91,23 +91,23 @@ class FedAmd(Method[AnchorState]):
     per_step: bool = False
 
     def init(self, fed: Federation) -> AnchorState:
-        """Start without gradients."""
+        """Start with no gradients."""
         params = fed.init_params()
         return AnchorState(params=params, total=params.zeros())
 
     def check(self, fed: Federation) -> list[str]:
-        """A probability is one, and counts are none below zero."""
+        """Validate the probability and the counts."""
         wrong = [] if 0 <= self.anchor <= 1 else [f"anchor={self.anchor}; it is a probability"]
         if self.steps < 1 or self.period < 0 or self.large_batch < 0:
             wrong.append(f"steps={self.steps}, period={self.period}, large_batch={self.large_batch}; take at least 1, 0 and 0")
         return wrong
 
     def round(self, fed: Federation, state: AnchorState) -> AnchorState:
-        """Let miners train along the mean gradient, and anchors renew theirs."""
+        """Train the miners along the mean gradient; renew the anchors' gradients."""
         cohort, everybody = fed.sample(), fed.available()
         anchors = [c for c in cohort if self.is_anchor(fed, c)]
         miners = [c for c in cohort if c not in anchors]
-        if not state.landed:  # with a gradient at this very model, this round's anchors have nothing to renew
+        if not state.landed:  # anchors of this round have a gradient at this model: nothing to renew
             state, anchors = self.renew(fed, state, self.anchored, self.roles(state, [], everybody, 0), everybody), []
         roles = self.roles(state, miners, anchors, fed.round)
         if not fed.aggregation.sees_each:
@@ -123,12 +123,12 @@ class FedAmd(Method[AnchorState]):
         return bool(numpy_rng(fed.seed, "anchor", fed.round, client).random() < self.anchor)
 
     def roles(self, state: AnchorState, miners: list[int], anchors: list[int], stamp: int) -> Roles:
-        """Return what participants get."""
+        """Return the message to participants."""
         landed = {c: state.landed[c] for c in anchors if c in state.landed}
         return Roles(params=state.params, mean=state.mean, miners=miners, anchors=anchors, landed=landed, stamp=stamp)
 
     def renew(self, fed: Federation, state: AnchorState, fn: Any, roles: Roles, over: list[int]) -> AnchorState:
-        """Ask for changes of gradients (and for updates, where `fn` gives both); return the next state."""
+        """Collect gradient changes (and updates, if `fn` returns both) and return the next state."""
         mean = fed.mean(fn, roles, over=over)
         state = self.move(state, mean)
         came = [c for c in roles.anchors if c in fed.last.arrived]
@@ -136,7 +136,7 @@ class FedAmd(Method[AnchorState]):
         return replace(state, total=total, landed=state.landed | dict.fromkeys(came, roles.stamp))
 
     def move(self, state: AnchorState, mean: Update) -> AnchorState:
-        """Step along the miners' mean update, where there were any."""
+        """Step along the miners' mean update, if there were any miners."""
         if not mean.weight.get("delta"):
             return state
         return replace(state, params=averaged(state.params - self.server_lr * mean.delta, mean))
@@ -155,7 +155,7 @@ class FedAmd(Method[AnchorState]):
 
     @on_client(bounds={"change": 8.0, "statistics": 100.0})
     def both(self, client: Client, message: Roles) -> Update:
-        """Return what this client's role gives, and nothing of weight 0 for the other one."""
+        """Return the field of this client's role, and zeros of weight 0 for the other one."""
         none = message.params.zeros()
         if client.id in message.anchors:
             fields, counts = {"delta": none, **statistics(none), "change": self.change(client, message)}, (0, 1)
@@ -166,7 +166,7 @@ class FedAmd(Method[AnchorState]):
         return Update(**fields, weight={name: counts[name == "change"] for name in fields})
 
     def change(self, client: Client, message: Roles) -> Params:
-        """Renew this client's gradient; return by how much it changed."""
+        """Renew this client's gradient and return its change."""
         x, own = message.params, Kept(client, "gradient", message.landed, message.params.zeros())
         large = self.large_batch
         new = weights(x - client.sgd(x, optimizer=SGD(1.0), steps=1, batch_size=large).params if large else client.gradient(x))
@@ -175,7 +175,7 @@ class FedAmd(Method[AnchorState]):
         return change
 
     def mine(self, client: Client, message: Roles) -> dict[str, Any]:
-        """Take K variance-reduced steps; the first one needs no data, as its two gradients cancel."""
+        """Run K variance-reduced steps; the first needs no data, because its two gradients cancel."""
         lr = client.problem.lr if self.lr is None else self.lr
         x, g, before = message.params, message.mean, message.params
         y = x - lr * g
@@ -186,7 +186,7 @@ class FedAmd(Method[AnchorState]):
         return {"delta": delta, **statistics(y)}
 
     def step(self, client: Client, g: Params, before: Params, y: Params, lr: float) -> tuple[Params, Params, Params]:
-        """Return the next direction, y and its successor. A rate of 1 makes the loop give the direction away."""
+        """Return the next direction, y and the point after it. With a learning rate of 1 the local step reveals the direction."""
         hooks = Hooks(direction=lambda gradient, at: g + gradient(at) - gradient(before))
         ahead = client.sgd(y, optimizer=SGD(1.0), hooks=hooks, steps=1, batch_size=self.batch_size)
         along = weights(y - ahead.params)

@@ -3,9 +3,9 @@
     x <- x + eta/N * sum over participants of omega_u (y_u - x)
 
 with N all clients, and omega_u the mean of the client's participation intervals so far (see `rates`), an estimate of
-1 / p_u: FedAvg keeps its objective although rates are unequal and unknown. The paper's baselines are options.
+1 / p_u: the FedAvg objective is preserved although rates are unequal and unknown. The paper's baselines are options.
 
-The server sees sums of weighted updates. A client keeps three numbers on its intervals (of the last two times).
+The server sees sums of weighted updates. A client stores three numbers about its intervals (for its last two rounds).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from paceline.methods.participation.rates import Asked, Rated
 
 @node
 class FedAuState:
-    """The model, when each client's last reply landed, and the mean number of samples where it counts."""
+    """The model, the round of each client's last reply, and the mean number of samples if `importance` needs it."""
 
     params: Params
     landed: dict[int, int] = field(default_factory=dict)
@@ -34,15 +34,15 @@ class FedAuState:
 
 @dataclass(frozen=True)
 class FedAu(Rated[FedAuState]):
-    """FedAvg that weighs a client's update by the mean interval between its participations.
+    """FedAvg with updates weighted by the mean interval between a client's participations.
 
     Args:
-        weigh: "adaptive" is FedAU; "known" takes 1 / p_u from the fleet; "all" does not weigh; "participants" does
-            not weigh and divides by the participants in place of N, which is biased towards those who come often.
+        weigh: "adaptive" is FedAU; "known" uses 1 / p_u from the fleet; "all" is unweighted; "participants" is unweighted and
+            divides by the number of participants instead of N, which is biased towards frequent participants.
     """
 
     paper: ClassVar[str] = "Wang and Ji, ICLR 2024"
-    headline: ClassVar[str] = "keeps the objective under unequal, unknown participation with 3 numbers for each client, not a model"
+    headline: ClassVar[str] = "preserves the objective under unequal, unknown participation, with 3 numbers per client"
     reveals: ClassVar[str] = "sums of weighted updates"
     keeps: ClassVar[str] = "three numbers"
 
@@ -50,15 +50,15 @@ class FedAu(Rated[FedAuState]):
 
     @property
     def knows(self) -> bool:
-        """Whether rates are known."""
+        """Whether the participation rates are known."""
         return self.weigh == "known"
 
     def init(self, fed: Federation) -> FedAuState:
-        """Start without any participation."""
+        """Start with no participations."""
         return FedAuState(params=fed.init_params())
 
     def round(self, fed: Federation, state: FedAuState) -> FedAuState:
-        """Add the participants' weighted updates up, over N."""
+        """Sum the participants' weighted updates and divide by N."""
         cohort = fed.sample()
         state = self.enrol(fed, state)
         mean = fed.mean(self.train, self.asked(fed, state, cohort), over=cohort)
@@ -69,7 +69,7 @@ class FedAu(Rated[FedAuState]):
 
     @on_client(bounds={"delta": 4.0, "statistics": 100.0})
     def train(self, client: Client, message: Asked) -> Update:
-        """Train; return the change, weighted against how often this client comes."""
+        """Train; return the change, weighted by the inverse participation rate."""
         local = self.sgd(client, message.params)
         factor = self.share(client, message) * (self.inverse(client, message) if self.weigh in ("adaptive", "known") else 1.0)
         delta = factor * weights(local.params - message.params)

@@ -1,17 +1,17 @@
 """FedStale (Rodio and Neglia, "FedStale: leveraging stale client updates in federated learning", ECAI 2024).
 
-With D_u a participant's update, h_u each client's last one (0 at first), alpha_u its importance and S who came:
+With D_u a participant's update, h_u each client's last one (0 at first), alpha_u its importance and S the participants:
 
     fresh = sum over S of alpha_u/p_u D_u
     stale = sum over all of alpha_u h_u  -  sum over S of alpha_u/p_u h_u
     w <- w + eta (fresh + beta stale);   h_u <- D_u for those in S
 
-beta = 0 is FedAvg with inverse probabilities, beta = 1 FedVARP with them. Fewer alike clients want a higher beta, rarer
-ones a lower one. p_u is known, or estimated as FedAU does. A round without anybody changes nothing, or (`empty`) makes
-the step of the formula, eta beta sum alpha_u h_u.
+beta = 0 is FedAvg with inverse probabilities, beta = 1 FedVARP with them. More heterogeneous clients call for a higher
+beta, rarer ones for a lower beta. p_u is known, or estimated as in FedAU. A round without participants is skipped, or
+(`empty`) makes the step of the formula, eta beta sum alpha_u h_u.
 
-The paper's server keeps all h_u and sees every update: `FedStaleTable`. In `FedStale` h_u stays with its client, which
-sends alpha/p (D - beta h) and alpha (D - h): the server sees their sums, keeps H = sum alpha h, and does the same steps.
+The paper's server stores all h_u and sees every update: `FedStaleTable`. In `FedStale` each client stores its h_u and
+sends alpha/p (D - beta h) and alpha (D - h): the server sees their sums, stores H = sum alpha h, and makes the same steps.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from paceline.methods.participation.rates import Asked, Rated
 
 @node
 class StaleState:
-    """The model, H = N sum of alpha h, when each client's last update landed, and the mean number of samples."""
+    """The model, H = N sum of alpha h, the round of each client's last update, and the mean number of samples."""
 
     params: Params
     stale: Params
@@ -42,18 +42,18 @@ class StaleState:
 
 @dataclass(frozen=True)
 class FedStale(Rated[Any]):
-    """Unbiased fresh updates and beta times a correction from everybody's last one, from sums alone.
+    """Unbiased fresh updates plus beta times a correction from all clients' last updates, from sums only.
 
     Args:
         beta: weight of stale updates, from 0 (unbiased FedAvg) to 1 (FedVARP).
         rates: p, "estimated" by each client from its own intervals, or "known" from the fleet.
-        empty: what a round without anybody does: "skip" it, or "step" along the stale updates.
+        empty: in a round without participants: "skip" it, or "step" along the stale updates.
     """
 
     paper: ClassVar[str] = "Rodio and Neglia, ECAI 2024"
-    headline: ClassVar[str] = "better than FedAvg and FedVARP in many settings of unlike clients that come unequally often"
+    headline: ClassVar[str] = "outperforms FedAvg and FedVARP in many settings with heterogeneous data and participation"
     reveals: ClassVar[str] = "sums of updates and of their changes"
-    keeps: ClassVar[str] = "its last two updates (twice the model size), and when it took part"
+    keeps: ClassVar[str] = "its last two updates (twice the model size), participation intervals"
 
     lr: float | None = 5e-3
     epochs: int | None = 1
@@ -65,11 +65,11 @@ class FedStale(Rated[Any]):
 
     @property
     def knows(self) -> bool:
-        """Whether rates are known."""
+        """Whether the participation rates are known."""
         return self.rates == "known"
 
     def check(self, fed: Federation) -> list[str]:
-        """Beta is a share."""
+        """Validate beta."""
         return super().check(fed) + ([] if 0 <= self.beta <= 1 else [f"beta={self.beta}; it is from 0 to 1"])
 
     def init(self, fed: Federation) -> Any:
@@ -78,7 +78,7 @@ class FedStale(Rated[Any]):
         return StaleState(params=params, stale=params.zeros())
 
     def round(self, fed: Federation, state: Any) -> Any:
-        """Step along what is fresh, corrected by what is stale."""
+        """Step along the fresh updates, corrected by the stale ones."""
         cohort = fed.available(fed.cohort_size) if self.empty == "step" else fed.sample()
         if not cohort:
             return replace(state, params=state.params + (self.server_lr * self.beta / fed.num_clients) * self.remembered(state))
@@ -90,7 +90,7 @@ class FedStale(Rated[Any]):
         return stale
 
     def learn(self, fed: Federation, state: Any, cohort: list[int]) -> Any:
-        """Ask the cohort and step."""
+        """Train the cohort and step."""
         mean = fed.mean(self.train, self.asked(fed, state, cohort), over=cohort)
         step = mean.weight * mean.step + self.beta * state.stale if self.beta else mean.weight * mean.step
         return StaleState(
@@ -102,7 +102,7 @@ class FedStale(Rated[Any]):
 
     @on_client(bounds={"step": 4.0, "change": 2.0, "statistics": 100.0})
     def train(self, client: Client, message: Asked) -> Update:
-        """Train; return what this client adds to the step, and to H."""
+        """Train; return this client's terms of the step and of H."""
         local, share = self.sgd(client, message.params), self.share(client, message)
         delta, stale = weights(local.params - message.params), Kept(client, "update", message.landed, message.params.zeros())
         stale.keep(delta)

@@ -3,8 +3,8 @@
     fresh = sum over S of alpha_u/p_u D_u;   stale = sum over all of alpha_u h_u - sum over S of alpha_u/p_u h_u
     w <- w + eta (fresh + beta stale);   h_u <- D_u for those in S
 
-`FedStale` makes the same steps from sums. The server sees every client's update, keeps the last one of each, and counts
-their intervals. A client keeps nothing.
+`FedStale` makes the same steps from sums. The server sees every client's update, stores the last one of each, and tracks
+their participation intervals. Clients store no state.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def stale_step(fresh: Mapping[int, Any], table: Mapping[int, Any], inverse: Mapp
     """Return fresh + beta stale.
 
     Args:
-        fresh: (alpha, D) of those who came, by client.
-        table: (alpha, h) of all who ever did, as it was before.
-        inverse: 1 / p of those who came.
-        beta: weight of the stale part; with 0 it is not formed.
+        fresh: (alpha, D) of the participants, by client.
+        table: (alpha, h) of all past participants, before this round.
+        inverse: 1 / p of the participants.
+        beta: weight of the stale part; with 0 it is not computed.
         zero: a zero vector.
     """
     step, stale = zero, zero
@@ -50,7 +50,7 @@ def stale_step(fresh: Mapping[int, Any], table: Mapping[int, Any], inverse: Mapp
 
 @node
 class StaleTableState:
-    """The model, each client's (N alpha, h) and intervals, and the mean number of samples where it counts."""
+    """The model, each client's (N alpha, h) and intervals, and the mean number of samples if `importance` needs it."""
 
     params: Params
     table: dict[int, tuple[float, Params]] = field(default_factory=dict)
@@ -60,14 +60,14 @@ class StaleTableState:
 
 @dataclass(frozen=True)
 class FedStaleTable(FedStale):
-    """FedStale with all updates at the server."""
+    """FedStale with all updates stored on the server."""
 
     reveals: ClassVar[str] = "every client's update"
     keeps: ClassVar[str] = "nothing"
     sum_only: ClassVar[str] = "fedstale"
 
     def init(self, fed: Federation) -> StaleTableState:
-        """Start with an empty memory."""
+        """Start with an empty table."""
         return StaleTableState(params=fed.init_params())
 
     def remembered(self, state: StaleTableState) -> Params:
@@ -76,7 +76,7 @@ class FedStaleTable(FedStale):
         return total
 
     def learn(self, fed: Federation, state: StaleTableState, cohort: list[int]) -> StaleTableState:
-        """Ask the cohort and step."""
+        """Train the cohort and step."""
         asked = Asked(params=state.params, landed={}, samples=state.samples)
         replies = fed.each(self.train, asked, over=cohort)
         seen = {c: state.intervals.get(c, Intervals()).before(fed.round, self.cutoff) for c in replies}
@@ -94,7 +94,7 @@ class FedStaleTable(FedStale):
 
     @on_client(each=True)
     def train(self, client: Client, message: Asked) -> Update:
-        """Train; return the change, and this client's importance."""
+        """Train; return the change and this client's importance."""
         local = self.sgd(client, message.params)
         delta = weights(local.params - message.params)
         return Update(delta=delta, share=self.share(client, message), loss=local.loss, **statistics(local.params))

@@ -1,14 +1,14 @@
-"""Averages of everybody's last update: FedVARP and MIFA, the baselines of FedAU and FedStale.
+"""Means of every client's last update: FedVARP and MIFA, the baselines of FedAU and FedStale.
 
-With D_u a participant's update, h_u each client's last one (0 at first) and S who came:
+With D_u a participant's update, h_u each client's last one (0 at first) and S the participants:
 
     FedVARP (Jhunjhunwala et al., UAI 2022):  w <- w + eta (mean over S of (D_u - h_u) + mean over all of h_u)
     MIFA (Gu et al., NeurIPS 2021):           w <- w + eta * mean over all of h_u, after h_u <- D_u for those in S
 
-Both published servers keep all h_u. Here h_u stays with its client, which sends D_u - h_u: the same steps.
-FedVARP holds for equal rates; with unequal ones see FedStale with beta = 1.
+Both published servers store all h_u. Here each client stores its h_u and sends D_u - h_u: the same steps.
+FedVARP assumes equal rates; for unequal ones see FedStale with beta = 1.
 
-The server sees sums of changes, and keeps the sum of all h_u. A client keeps its last two updates.
+The server sees sums of changes and stores the sum of all h_u. A client stores its last two updates.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from paceline.methods.participation.rates import Asked, Unequal
 
 @node
 class LastState:
-    """The model, the sum of all h, when each client's last update landed, and the mean number of samples."""
+    """The model, the sum of all h, the round of each client's last update, and the mean number of samples."""
 
     params: Params
     total: Params
@@ -39,10 +39,10 @@ class LastState:
 
 @dataclass(frozen=True)
 class FedVarp(Unequal[LastState]):
-    """Fresh updates, less the noise of who came."""
+    """Fresh updates without the variance of client sampling."""
 
     paper: ClassVar[str] = "Jhunjhunwala et al., UAI 2022"
-    headline: ClassVar[str] = "removes the variance that partial participation of unlike clients causes"
+    headline: ClassVar[str] = "removes the variance caused by partial participation of heterogeneous clients"
     reveals: ClassVar[str] = "sums of changes of updates"
     keeps: ClassVar[str] = "its last two updates (twice the model size)"
     names_clients: ClassVar[bool] = True
@@ -53,7 +53,7 @@ class FedVarp(Unequal[LastState]):
         return LastState(params=params, total=params.zeros())
 
     def round(self, fed: Federation, state: LastState) -> LastState:
-        """Ask the participants for their changes, and step."""
+        """Collect the participants' changes and step."""
         cohort = fed.sample()
         state = self.enrol(fed, state)
         mean = fed.mean(self.train, self.asked(fed, state, cohort), over=cohort)
@@ -73,7 +73,7 @@ class FedVarp(Unequal[LastState]):
 
     @on_client(bounds={"change": 2.0, "statistics": 100.0})
     def train(self, client: Client, message: Asked) -> Update:
-        """Train; return by how much this client's update changed."""
+        """Train; return the change of this client's update."""
         local, own = self.sgd(client, message.params), Kept(client, "update", message.landed, message.params.zeros())
         delta = self.share(client, message) * weights(local.params - message.params)
         own.keep(delta)
@@ -82,10 +82,10 @@ class FedVarp(Unequal[LastState]):
 
 @dataclass(frozen=True)
 class Mifa(FedVarp):
-    """The mean of everybody's last update, fresh or not."""
+    """The mean of every client's last update, fresh or not."""
 
     paper: ClassVar[str] = "Gu et al., NeurIPS 2021"
-    headline: ClassVar[str] = "as fast as if everybody took part, however clients come and go, once all of them came"
+    headline: ClassVar[str] = "as fast as full participation for any availability pattern, once all clients have participated"
 
     def step(self, mean: Update, before: Params, after: Params) -> Params:
         """Return the step, given the mean of all last updates before and after this round."""

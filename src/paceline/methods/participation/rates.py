@@ -1,9 +1,9 @@
-"""What methods for unequal participation share: how often a client comes, by its own count or as known, and local SGD.
+"""Shared parts of methods for unequal participation: participation rates (estimated or known), and local SGD.
 
-The estimate of 1 / p_u is the mean omega of the lengths of all intervals between a client's participations, those
-longer than a cut-off K cut there and counted as complete (Wang and Ji, ICLR 2024). It is 1 before the first interval
-is complete. The interval that ends in a round counts from the next one on, so that the weight of a round does not
-depend on who comes in it. A client knows its own intervals from the number of the round.
+The estimate of 1 / p_u is omega, the mean length of all intervals between a client's participations; intervals longer
+than a cut-off K are cut there and counted as complete (Wang and Ji, ICLR 2024). It is 1 before the first complete
+interval. The interval that ends in a round counts from the next round on, so that the weights of a round do not depend on
+its participants. A client derives its own intervals from the round number.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ __all__ = ["Asked", "Intervals", "Rated", "Unequal"]
 
 @node
 class Intervals:
-    """The intervals of one client so far.
+    """The participation intervals of one client so far.
 
     Args:
-        count: M, complete ones.
-        weight: omega, their mean length, 1 without any.
-        since: the round after which the running one began.
+        count: M, number of complete intervals.
+        weight: omega, their mean length in rounds; 1 if there are none.
+        since: the round after which the current interval began.
     """
 
     count: int = 0
@@ -38,12 +38,12 @@ class Intervals:
     since: int = 0
 
     def before(self, round: int, cutoff: int | None) -> Intervals:
-        """Return the intervals as they are before `round`, nobody having come since: long ones are cut."""
+        """Return the intervals before `round`, with no participation in between: long ones are cut."""
         cuts = 0 if cutoff is None else (round - self.since - 1) // cutoff
         return self._with(cuts, cuts * (cutoff or 0), self.since + cuts * (cutoff or 0)) if cuts else self
 
     def after(self, round: int) -> Intervals:
-        """Return the intervals with the one that ends by taking part in `round`; call `before` first."""
+        """Return the intervals including the one that ends with participation in `round`; call `before` first."""
         return self._with(1, round - self.since, round)
 
     def _with(self, count: int, length: int, since: int) -> Intervals:
@@ -53,13 +53,13 @@ class Intervals:
 
 @node
 class Asked:
-    """What participants get.
+    """Message to participants.
 
     Args:
         params: the model.
-        landed: the round of each participant's last reply that landed.
-        rates: p of each participant where it is known, or None.
-        samples: mean number of samples of a client, or None where all are equally important.
+        landed: the round of each participant's last reply that arrived.
+        rates: p of each participant if known, otherwise None.
+        samples: mean number of samples of a client; None if all clients are equally important.
     """
 
     params: Params
@@ -70,15 +70,15 @@ class Asked:
 
 @dataclass(frozen=True)
 class Unequal(Method[S]):
-    """Base of methods for clients that come unequally often: local SGD, and what a client counts.
+    """Base of methods for unequal participation: local SGD and client importance.
 
     Args:
-        lr: client learning rate; None takes the task's.
+        lr: client learning rate; None uses the task's.
         steps: local steps.
-        epochs: local passes in place of `steps`; None takes `steps`.
-        batch_size: local batch size; None takes the task's.
-        server_lr: step eta.
-        importance: what a client counts in the objective: all alike, or by its samples.
+        epochs: local passes instead of `steps`; None uses `steps`.
+        batch_size: local batch size; None uses the task's.
+        server_lr: eta, the server's step.
+        importance: weight of a client in the objective: ``uniform``, or by ``samples``.
     """
 
     family: ClassVar[str] = "participation"
@@ -91,14 +91,14 @@ class Unequal(Method[S]):
     importance: Literal["uniform", "samples"] = "uniform"
 
     def enrol(self, fed: Federation, state: Any) -> Any:
-        """Return the state with the mean number of samples, for which all clients are asked once."""
+        """Return the state with the mean number of samples, which is requested once from all clients."""
         if self.importance == "uniform" or state.samples is not None:
             return state
         mean = fed.mean(self.count, None, over=range(fed.num_clients))
         return replace(state, samples=max(float(mean.samples), 1.0))
 
     def asked(self, fed: Federation, state: Any, cohort: Sequence[int]) -> Asked:
-        """Return what the cohort gets."""
+        """Return the message to the cohort."""
         landed = {c: state.landed[c] for c in cohort if c in state.landed}
         return Asked(params=state.params, landed=landed, samples=state.samples)
 
@@ -112,17 +112,17 @@ class Unequal(Method[S]):
         return 1.0 if message.samples is None else client.num_samples / message.samples
 
     def sgd(self, client: Client, start: Params) -> Trained:
-        """Train by this method's hyperparameters."""
+        """Train with this method's hyperparameters."""
         steps = self.steps if self.epochs is None else None
         return client.sgd(start, optimizer=SGD(self.lr), epochs=self.epochs or 1, steps=steps, batch_size=self.batch_size)
 
 
 @dataclass(frozen=True)
 class Rated(Unequal[S]):
-    """Base of methods that weigh updates by 1 / p, from each client's own count or as known.
+    """Base of methods that weight updates by 1 / p, estimated by each client or known.
 
     Args:
-        cutoff: K, rounds after which an interval is cut; no weight is above it. None does not cut.
+        cutoff: K, rounds after which an interval is cut; an upper limit of the weights. None disables the cut.
     """
 
     names_clients: ClassVar[bool] = True
@@ -131,23 +131,23 @@ class Rated(Unequal[S]):
 
     @property
     def knows(self) -> bool:
-        """Whether rates are known."""
+        """Whether the participation rates are known."""
         return False
 
     def check(self, fed: Federation) -> list[str]:
-        """Known rates are those at which clients are there, so all of these must be asked."""
+        """Validate the cut-off; known rates are rates of availability, so every available client must be asked."""
         wrong = [f"cutoff={self.cutoff}; an interval has at least 1 round"] if self.cutoff is not None and self.cutoff < 1 else []
         if self.knows and fed.cohort_size < fed.num_clients:
             wrong.append(f"known rates are the fleet's: ask everybody who is there, with a cohort of {fed.num_clients}")
         return wrong
 
     def asked(self, fed: Federation, state: Any, cohort: Sequence[int]) -> Asked:
-        """Return what the cohort gets."""
+        """Return the message to the cohort."""
         rates = {c: fed.fleet.rate(c) for c in cohort} if self.knows else None
         return replace(super().asked(fed, state, cohort), rates=rates)
 
     def inverse(self, client: Client, message: Asked) -> float:
-        """Return 1 / p, known or estimated from this client's intervals; count this one in."""
+        """Return 1 / p, known or estimated from this client's intervals; record this participation."""
         if message.rates is not None:
             return 1.0 / message.rates[client.id]
         own = Kept(client, "intervals", message.landed, Intervals())

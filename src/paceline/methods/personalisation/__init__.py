@@ -1,1 +1,1 @@
-"""Methods in which a client has a model, or a part of one, of its own."""
+"""Methods for personalised models."""

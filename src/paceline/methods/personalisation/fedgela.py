@@ -1,12 +1,12 @@
 """FedGELA ("Federated Learning with Bilateral Curation for Partially Class-Disjoint Data", NeurIPS 2023,
-arXiv 2405.18972): one fixed simplex frame as everybody's classifier, stretched by how often a client has each class.
+arXiv 2405.18972): one fixed simplex frame as the classifier of all clients, scaled by each client's class frequencies.
 
     M = sqrt(C / (C - 1)) U (I - 11'/C),  U orthonormal columns [d, C]:  unit vectors, pairwise inner product -1/(C - 1)
     psi_{k,c} = C n_{k,c} / n_k;   a client trains the backbone on CE(h (M diag(psi_k)) / T, y)
-    theta = sum_k n_k theta_k / sum_k n_k;   global logits h M, personal ones h M diag(psi_k), missing classes excluded
+    theta = sum_k n_k theta_k / sum_k n_k;   global logits h M, personal ones h M diag(psi_k), absent classes excluded
 
-The server sees the weighted sum of backbones; class counts never leave a client, and a client keeps nothing: its
-personal model is the global one after local training, judged with psi_k.
+The server sees the weighted sum of backbones. Class counts never leave a client. Clients store no state: a personal
+model is the global one after local training, evaluated with psi_k.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from paceline.models.split import features, head, head_name, join, take
 
 
 def simplex(basis: Tensor) -> Tensor:
-    """Return the simplex frame [d, C] of orthonormal columns [d, C]."""
+    """Return the simplex frame [d, C] built from orthonormal columns [d, C]."""
     classes = basis.shape[1]
     centred = basis - basis.mean(1, keepdim=True)
     return math.sqrt(classes / (classes - 1)) * centred
@@ -43,35 +43,35 @@ def simplex(basis: Tensor) -> Tensor:
 
 @lru_cache(maxsize=8)
 def frame(width: int, classes: int, seed: int) -> Tensor:
-    """Return the run's frame, from its seed; nobody may change it."""
+    """Return the run's frame [width, classes], drawn from its seed; the cached result must not be modified."""
     drawn = torch.rand(width, classes, dtype=torch.float64, generator=torch_rng(seed, "frame"))
     return simplex(torch.linalg.qr(drawn)[0]).float()
 
 
 def stretch(counts: Tensor, power: float = 1.0) -> Tensor:
-    """Return psi from class counts [C]: C n_c^q / sum n_c^q; 0 for missing classes."""
+    """Return psi from class counts [C]: C n_c^q / sum n_c^q; 0 for absent classes."""
     share = torch.where(counts > 0, (counts / counts.sum()).double() ** power, 0.0)
     return (len(counts) * share / share.sum()).float()
 
 
 @dataclass(frozen=True)
 class FedGELA(LocalTraining):
-    """A fixed simplex classifier, curated globally and locally.
+    """A fixed simplex classifier, scaled by local class frequencies.
 
     Args:
-        temperature: T, in training only.
-        power: q of psi; 1 follows the counts, 0 treats present classes alike.
-        feature_norm: ``none`` leaves the features to the model (which may end in BatchNorm), ``l2`` gives them the
-            length sqrt(energy).
-        energy: E_H.
-        clip: norm to which a gradient is scaled down; 0 for none.
-        stretched: use psi; without it all clients train on the plain frame.
+        temperature: T, used in training only.
+        power: q of psi; 1 follows the counts, 0 weights present classes equally.
+        feature_norm: ``none`` does not normalise features (the model may end in BatchNorm); ``l2`` scales them to length
+            sqrt(energy).
+        energy: E_H, squared length of normalised features.
+        clip: maximum gradient norm; 0 disables clipping.
+        stretched: scale the classifier by psi; False trains on the plain frame.
     """
 
     family: ClassVar[str] = "personalisation"
     paper: ClassVar[str] = "arXiv 2405.18972 (NeurIPS 2023)"
     sends_model: ClassVar[bool] = False
-    headline: ClassVar[str] = "3.9 % above FedAvg and 1.5 % above the best rival on partially class-disjoint data"
+    headline: ClassVar[str] = "3.9 % above FedAvg and 1.5 % above the best baseline on partially class-disjoint data"
 
     epochs: int = 10
     momentum: float = 0.9
@@ -84,7 +84,7 @@ class FedGELA(LocalTraining):
     stretched: bool = True
 
     def check(self, fed: Federation) -> list[str]:
-        """The model must have features at least as wide as there are classes."""
+        """Require features at least as wide as the number of classes."""
         try:
             layer = head(architectures(fed).resident().module)
         except ConfigError as error:
@@ -94,7 +94,7 @@ class FedGELA(LocalTraining):
         return [f"fedgela needs features of at least {layer.out_features} numbers, one for each class, not {layer.in_features}"]
 
     def init(self, fed: Federation) -> State:
-        """Put the frame in the place of the model's head."""
+        """Replace the weights of the model's head by the frame."""
         module, params = architectures(fed).resident().module, fed.init_params()
         layer, name = head(module), head_name(module)
         parts = {f"{name}.weight": frame(layer.in_features, layer.out_features, fed.seed).T}
@@ -110,7 +110,7 @@ class FedGELA(LocalTraining):
 
     @on_client
     def train(self, client: Client, message: tuple[Params, int]) -> Update:
-        """Train the backbone under the stretched frame."""
+        """Train the backbone with the scaled frame as classifier."""
         body, seed = message
         layer = head(client.model.module)
         trained = self.fit(client, body, frame(layer.in_features, layer.out_features, seed).to(client.device))
@@ -127,17 +127,17 @@ class FedGELA(LocalTraining):
         return client.sgd(body, model=architectures(client).body(), hooks=hooks, **self.local(client)).params
 
     def represent(self, module: nn.Module, x: Tensor) -> Tensor:
-        """Return features, of one length if so asked."""
+        """Return the features, normalised for ``feature_norm=l2``."""
         h = features(module, x)
         return math.sqrt(self.energy) * F.normalize(h) if self.feature_norm == "l2" else h
 
     def psi(self, client: Client) -> Tensor:
-        """Return this client's stretch of each class; 1 where it has no samples at all."""
+        """Return this client's scale of each class, shape [C]; 1 if it has no samples at all."""
         counts = torch.bincount(client.train.y[client.train.index], minlength=client.problem.num_classes)
         return stretch(counts, self.power) if self.stretched and len(client.train) else torch.ones_like(counts).float()
 
     def assess(self, client: Client, message: Params, data: ClientData) -> dict[str, Any]:
-        """Judge the global backbone after local training, with psi, without the classes that are missing here."""
+        """Evaluate the global backbone after local training, with psi and without the classes absent on this client."""
         model, psi = architectures(client).body(), self.psi(client)
         frame = message[f"{head_name(model.module)}.weight"].T
         body = self.fit(client, take(message, model.layout), frame)

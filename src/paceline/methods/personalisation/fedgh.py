@@ -1,12 +1,12 @@
 """FedGH ("FedGH: Heterogeneous Federated Learning with Generalized Global Header", ACM MM 2023, arXiv 2303.13137):
-clients with different backbones upload one mean feature for each class, on which the server trains their common head.
+clients with different backbones upload one mean feature per class, on which the server trains their common head.
 
-    client:  head <- theta; E epochs of SGD on backbone and head; v_k^s = mean of F_k(x) over the own samples of class s
+    client:  head <- theta; E epochs of SGD on backbone and head; v_k^s = mean of F_k(x) over its own samples of class s
     server:  for every pair (v, s):  theta <- theta - eta_s * grad CE(H_theta(v), s)
 
-As published (`FedGH`) the server sees every client's class means. `FedGHSum` is sum-only: each client gives the
-gradient summed over its own pairs, or the class means are summed over clients and the server trains on these.
-A client keeps its network; its backbone never leaves it. Pairs are shuffled by the round's seed (ours).
+As published (`FedGH`) the server sees every client's class means. `FedGHSum` is sum-only: each client sends the head
+gradient summed over its own pairs, or the class means are summed over clients and the server trains on their means.
+A client stores its network; its backbone never leaves it. Pairs are shuffled with the round's seed (our addition).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def head_gradient(theta: Params, means: Tensor, classes: Tensor) -> Params:
 
 
 def train_head(theta: Params, pairs: Iterable[tuple[Tensor, Tensor]], lr: float, frozen: Tensor | None = None) -> Params:
-    """Return the head after one step of SGD for each (mean [d], class []); rows that are `frozen` stay."""
+    """Return the head after one SGD step for each (mean [d], class []); the rows marked `frozen` do not change."""
     start = theta
     for mean, label in pairs:
         theta = theta - lr * head_gradient(theta, mean.unsqueeze(0), label.reshape(1))
@@ -58,18 +58,18 @@ def _rows(frozen: Tensor, value: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class CommonHead(OwnModels):
-    """What both forms share: a head from the server on a network of the client's own.
+    """Common part of both forms: the server's head on each client's own network.
 
     Args:
-        clip: norm to which a gradient is scaled down.
+        clip: maximum gradient norm.
         server_lr: eta_s.
-        freeze_absent: leave the rows of classes alone that nobody in the cohort has.
-        batch_means: average batch means, as the released code does, in place of the true class means.
-        judge: the client's network with its ``own`` trained head, or with the ``global`` one.
+        freeze_absent: do not update the rows of classes that no client of the cohort has.
+        batch_means: average batch means, as the released code does, instead of the true class means.
+        judge: evaluate the client's network with its ``own`` trained head, or with the ``global`` one.
     """
 
     paper: ClassVar[str] = "arXiv 2303.13137 (ACM MM 2023)"
-    headline: ClassVar[str] = "up to 8.87 % more accurate than the best of seven rivals, with up to 85.53 % less traffic"
+    headline: ClassVar[str] = "up to 8.87 % more accurate than the best of seven baselines, with up to 85.53 % less traffic"
 
     momentum: float = 0.9
     weight_decay: float = 1e-3
@@ -80,12 +80,12 @@ class CommonHead(OwnModels):
     judge: Literal["own", "global"] = "own"
 
     def init(self, fed: Federation) -> State:
-        """Start from the first architecture's head."""
+        """Start from the head of the first architecture."""
         module = architectures(fed).build(self.models[0] if self.models else "")
         return State(params=Params.of(head(module), Layout.of(head(module))))
 
     def learn(self, client: Client, theta: Params) -> ClassSums:
-        """Train the own network from the common head; return its class means, each class counting once."""
+        """Train the client's network from the common head; return its class means, each class with count 1."""
         model, params = self.own(client)
         start = self.with_head(model, params, theta)
         trained = client.sgd(start, model=model, hooks=Hooks(correct=clipped(self.clip)), **self.local(client))
@@ -94,16 +94,16 @@ class CommonHead(OwnModels):
         return self.class_sums(client, model, trained.params, batch if self.batch_means else None).unweighted()
 
     def with_head(self, model: Resident, params: Params, theta: Params) -> Params:
-        """Return a network with another head."""
+        """Return a network's parameters with another head."""
         return join(params, {f"{head_name(model.module)}.{name}": value for name, value in theta.items()})
 
     def shuffled(self, fed: Federation, means: Tensor, classes: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Return pairs in the order of this round."""
+        """Return the (mean, class) pairs in this round's random order."""
         order = torch.randperm(len(classes), generator=torch_rng(fed.seed, "pairs", fed.round))
         return [(means[i], classes[i]) for i in order.tolist()]
 
     def assess(self, client: Client, message: Tree, data: ClientData) -> dict[str, Any]:
-        """Judge the own network with the head that `judge` names."""
+        """Evaluate the client's network with the head selected by `judge`."""
         model, params = self.own(client)
         return client.evaluate(params if self.judge == "own" else self.with_head(model, params, message), data, model=model)
 
@@ -113,7 +113,7 @@ class FedGH(CommonHead):
     """The published form: the server trains the head on every client's class means.
 
     Args:
-        shuffle: take the pairs in random order; else by client and class.
+        shuffle: process the pairs in random order; otherwise by client and class.
     """
 
     reveals: ClassVar[str] = "every client's class means"
@@ -132,7 +132,7 @@ class FedGH(CommonHead):
 
     @on_client(each=True)
     def represent(self, client: Client, message: Params) -> dict[str, Tensor]:
-        """Train; return the class means and their classes."""
+        """Train; return the class means and their class labels."""
         found = self.learn(client, message)
         return {"means": found.sums[found.present], "classes": found.present.nonzero().flatten()}
 
@@ -142,9 +142,9 @@ class FedGHSum(CommonHead):
     """The sum-only forms.
 
     Args:
-        form: ``gradient``: one step along the summed gradient of all pairs; ``prototypes``: the server trains on the
-            class means averaged over clients, which loses their spread.
-        exchanges: gradient steps in a round, each an exchange of its own.
+        form: ``gradient``: one step along the gradient summed over all pairs; ``prototypes``: the server trains on class
+            means averaged over clients, which loses their variance.
+        exchanges: gradient steps per round; each is a separate exchange.
     """
 
     reveals: ClassVar[str] = "summed head gradients, or sums of class means"
@@ -154,7 +154,7 @@ class FedGHSum(CommonHead):
     exchanges: int = 1
 
     def round(self, fed: Federation, state: State) -> State:
-        """Move the head by sums."""
+        """Update the head from sums."""
         theta, cohort = state.params, fed.sample()
         if self.form == "prototypes":
             total = fed.sum(self.prototypes, theta, over=cohort)
@@ -172,7 +172,7 @@ class FedGHSum(CommonHead):
 
     @on_client(bounds={"value": 256.0})
     def gradient(self, client: Client, message: tuple[Params, bool]) -> Params:
-        """Train if this is the first exchange; return the head's gradient summed over the own class means."""
+        """Train in the first exchange; return the head's gradient summed over the client's own class means."""
         theta, first = message
         if first:
             client.memory["means"] = self.learn(client, theta)

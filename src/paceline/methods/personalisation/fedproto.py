@@ -3,7 +3,7 @@
     client:  L = CE(h(f(x)), y) + lambda / (B d) * sum_i |f(x_i) - P_{y_i}|^2   over classes with a global prototype
     server:  P_c = sum_m sum of features of class c / sum_m n_{m,c}
 
-The server sees sums of features and counts by class. A client keeps its network.
+The server sees sums of features and counts by class. A client stores its network.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from paceline.models.split import features, head
 
 @node
 class ProtoState:
-    """Global prototypes, shape [C, d], and which classes have been seen, shape [C]."""
+    """Global prototypes, shape [C, d], and which classes have one, shape [C]."""
 
     prototypes: Tensor
     known: Tensor
@@ -36,15 +36,15 @@ class ProtoState:
 
 @dataclass(frozen=True)
 class FedProto(OwnModels[ProtoState]):
-    """Prototypes as the mean over clients.
+    """Exchange class prototypes, averaged over clients, instead of models.
 
     Args:
-        strength: lambda, the pull towards the global prototypes.
+        strength: lambda, weight of the distance to the global prototypes.
         predict: by the nearest global ``prototype`` (as published) or by the client's own ``head``.
     """
 
     paper: ClassVar[str] = "Tan et al., AAAI 2022"
-    headline: ClassVar[str] = "above several rivals where both data and networks differ, with one vector for each class as traffic"
+    headline: ClassVar[str] = "outperforms several baselines on heterogeneous data and networks, uploading one vector per class"
     reveals: ClassVar[str] = "class sums of features"
 
     strength: float = 1.0
@@ -56,14 +56,14 @@ class FedProto(OwnModels[ProtoState]):
         return ProtoState(prototypes=torch.zeros(classes, width), known=torch.zeros(classes, dtype=torch.bool))
 
     def round(self, fed: Federation, state: ProtoState) -> ProtoState:
-        """Replace the prototypes of all classes that the cohort has."""
+        """Replace the prototypes of all classes present in the cohort."""
         total = fed.sum(self.train, state, over=fed.sample())
         seen = total.present
         return ProtoState(prototypes=torch.where(seen.unsqueeze(1), total.means(), state.prototypes), known=seen | state.known)
 
     @on_client(bounds={"value": 256.0})
     def train(self, client: Client, message: ProtoState) -> ClassSums:
-        """Train with the pull, and return the class sums of the trained network's features."""
+        """Train with the prototype loss; return the class sums of the trained network's features."""
         model, params = self.own(client)
         centres, known, strength = message.prototypes, message.known.float(), self.strength
 
@@ -77,15 +77,15 @@ class FedProto(OwnModels[ProtoState]):
         return self.class_sums(client, model, trained.params)
 
     def model(self, state: ProtoState) -> Params:
-        """Return what is shared."""
+        """Return the shared prototypes as named parameters."""
         return named(prototypes=state.prototypes)
 
     def personal(self, state: ProtoState, clients: Sequence[int]) -> list[tuple[Tree, Sequence[int]]]:
-        """All clients get the prototypes."""
+        """Send the prototypes to all clients."""
         return [(state, clients)]
 
     def assess(self, client: Client, message: ProtoState, data: ClientData) -> dict[str, Any]:
-        """Judge the own network by the nearest prototype, or by its head."""
+        """Evaluate the client's network by the nearest prototype, or with its head."""
         model, params = self.own(client)
         if self.predict == "head":
             return client.evaluate(params, data, model=model)

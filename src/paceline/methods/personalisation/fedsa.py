@@ -1,17 +1,17 @@
 """FedSA ("FedSA: A Unified Representation Learning via Semantic Anchors for Prototype-based Federated Learning",
-AAAI 2025, arXiv 2501.05496): clients of any architecture pull their features towards one anchor for each class.
+AAAI 2025, arXiv 2501.05496): clients of any architecture train their features towards one common anchor per class.
 
 With features f, head h, anchors A [C, d] and margin g, a client minimises CE(h(f), y) plus
     lambda_R    mean |f - A_y|^2 / d                                            (pull)
     lambda_MCL  CE(-delta, y),  delta_c = |f - A_c| + g [c = y]                 (margin contrast)
     lambda_CC   mean_c CE(h(A_c), c), over all classes                          (calibration of the head)
     g = max(gap(own class means of the last round), gap(A)),  gap(X) = mean_c min_{c' != c} |X_c - X_c'|
-The server, with P_c the mean over the cohort's clients that have class c of their class means:
+The server, with P_c the mean of the class means of the cohort's clients that have class c:
     A_c <- beta A_c + (1 - beta) P_c;   A^0 is a random two-layer projection of Gaussian rows
 
-The server sees sums of class means and how many clients have each class. A client keeps its network and its class
-means. These are taken after training, in one pass; the reference averages features while they move, which a loop
-without state in its hooks cannot. The cap on g is ours.
+The server sees sums of class means and how many clients have each class. A client stores its network and its class
+means, which are computed after training, in one pass; the reference averages features during training, which stateless
+hooks cannot do. The cap on g is our addition.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from paceline.models.split import features, head
 
 @node
 class ClassAnchorState:
-    """Anchors now and at the start, the cohort's last prototypes (all [C, d]), and which classes have one ([C])."""
+    """Current and initial anchors, the cohort's last prototypes (all [C, d]), and which classes have one ([C])."""
 
     anchors: Tensor
     first: Tensor
@@ -48,7 +48,7 @@ class ClassAnchorState:
 
 
 def gap(rows: Tensor) -> float:
-    """Return the mean distance of a row to its nearest other one; -inf for fewer than two rows."""
+    """Return the mean distance of a row to its nearest other row; -inf for fewer than two rows."""
     if len(rows) < 2:
         return -math.inf
     far = distances(rows, rows) + torch.diag(torch.full((len(rows),), torch.inf))
@@ -56,18 +56,18 @@ def gap(rows: Tensor) -> float:
 
 
 def pull(f: Tensor, anchors: Tensor, y: Tensor) -> Tensor:
-    """Return L_R, the mean squared difference to the own class's anchor."""
+    """Return L_R, the mean squared difference to the anchor of the own class."""
     return (f - anchors[y]).square().mean()
 
 
 def contrast(f: Tensor, anchors: Tensor, y: Tensor, margin: Tensor | float) -> Tensor:
-    """Return L_MCL: cross-entropy on negative distances, the true class's enlarged by the margin."""
+    """Return L_MCL: cross-entropy of negative distances, with the margin added to that of the true class."""
     own = (y.unsqueeze(1) == torch.arange(len(anchors), device=y.device)).float()
     return F.cross_entropy(-(distances(f, anchors) + margin * own), y)
 
 
 def projected(classes: int, width: int, seed: int) -> Tensor:
-    """Return A^0: Gaussian rows through Linear, BatchNorm over the rows, ReLU, twice."""
+    """Return A^0, shape [classes, width]: Gaussian rows through Linear, BatchNorm over the rows and ReLU, twice."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(derive(seed, "anchors"))
         layers = [m for _ in range(2) for m in (nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU())]
@@ -77,19 +77,19 @@ def projected(classes: int, width: int, seed: int) -> Tensor:
 
 @dataclass(frozen=True)
 class FedSA(OwnModels[ClassAnchorState]):
-    """Semantic anchors.
+    """Train features towards common semantic anchors.
 
     Args:
         pull, contrast, calibration: lambda_R, lambda_MCL and lambda_CC.
-        beta: how slowly anchors follow the prototypes.
-        begin: anchors at the start: ``projected`` (not negative, for features that end in ReLU) or ``normal``.
-        weighted: weigh class means by samples, in place of one vote for each client.
-        least: samples that a client needs of a class to tell its mean; 2 keeps single samples private.
+        beta: momentum of the anchors; 1 - beta is the weight of new prototypes.
+        begin: initial anchors: ``projected`` (non-negative, for features that end in ReLU) or ``normal``.
+        weighted: weight class means by samples, instead of equally per client.
+        least: samples of a class that a client needs before it sends the class mean; 2 protects single samples.
         predict: by the nearest ``prototype`` (as published), the nearest ``anchor`` or the client's ``head``.
     """
 
     paper: ClassVar[str] = "arXiv 2501.05496 (AAAI 2025)"
-    headline: ClassVar[str] = "above prototype methods such as FedProto and FedTGP, with one vector for each class as traffic"
+    headline: ClassVar[str] = "outperforms prototype methods such as FedProto and FedTGP, uploading one vector per class"
     reveals: ClassVar[str] = "sums of class means"
     keeps: ClassVar[str] = "its own network and class means"
 
@@ -103,7 +103,7 @@ class FedSA(OwnModels[ClassAnchorState]):
     predict: Literal["prototype", "anchor", "head"] = "prototype"
 
     def init(self, fed: Federation) -> ClassAnchorState:
-        """Draw the anchors."""
+        """Draw the initial anchors."""
         classes, width = self.shape(fed)
         anchors = projected(classes, width, fed.seed)
         if self.begin == "normal":
@@ -112,7 +112,7 @@ class FedSA(OwnModels[ClassAnchorState]):
         return ClassAnchorState(anchors, anchors, torch.zeros_like(anchors), torch.zeros(classes, dtype=torch.bool))
 
     def round(self, fed: Federation, state: ClassAnchorState) -> ClassAnchorState:
-        """Let a cohort train towards the anchors, and move these towards its prototypes."""
+        """Train the cohort towards the anchors, and move the anchors towards its prototypes."""
         total = fed.sum(self.train, (state.anchors, 10 * gap(state.first)), over=fed.sample())
         seen, means = total.present.unsqueeze(1), total.means()
         anchors = torch.where(seen, self.beta * state.anchors + (1 - self.beta) * means, state.anchors)
@@ -122,7 +122,7 @@ class FedSA(OwnModels[ClassAnchorState]):
 
     @on_client(bounds={"value": 256.0})
     def train(self, client: Client, message: tuple[Tensor, float]) -> ClassSums:
-        """Train with the three terms; return the class means."""
+        """Train with the three auxiliary terms; return the class means."""
         anchors, cap = message
         model, params = self.own(client)
         mine = client.memory.get("means")
@@ -136,7 +136,7 @@ class FedSA(OwnModels[ClassAnchorState]):
         return told if self.weighted else told.unweighted()
 
     def objective(self, anchors: Tensor, margin: float) -> Objective:
-        """Return the local objective; terms of weight 0 are left out."""
+        """Return the local objective; terms of weight 0 are omitted."""
         classes = torch.arange(len(anchors), device=anchors.device)
 
         def objective(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -153,15 +153,15 @@ class FedSA(OwnModels[ClassAnchorState]):
         return objective
 
     def model(self, state: ClassAnchorState) -> Params:
-        """Return what is shared."""
+        """Return the shared anchors and prototypes as named parameters."""
         return named(anchors=state.anchors, prototypes=state.prototypes)
 
     def personal(self, state: ClassAnchorState, clients: Sequence[int]) -> list[tuple[Tree, Sequence[int]]]:
-        """All clients get anchors and prototypes."""
+        """Send anchors and prototypes to all clients."""
         return [(state, clients)]
 
     def assess(self, client: Client, message: ClassAnchorState, data: ClientData) -> dict[str, Any]:
-        """Judge the own network, by what `predict` says."""
+        """Evaluate the client's network with the classifier selected by `predict`."""
         model, params = self.own(client)
         if self.predict == "head":
             return client.evaluate(params, data, model=model)

@@ -1,6 +1,6 @@
-"""FedAvg, and each client's model is the global one after local training: the plain baseline of personalisation.
+"""FedAvg with local fine-tuning of the global model on each client: the simplest baseline of personalisation.
 
-The server sees what it sees in FedAvg. A client keeps nothing.
+The server sees the same as in FedAvg. Clients store no state.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class FineTuned(FedAvg):
     """FedAvg with local fine-tuning before a client uses the model."""
 
     family: ClassVar[str] = "personalisation"
-    headline: ClassVar[str] = "a baseline: a few local steps turn the global model into one that suits the client"
+    headline: ClassVar[str] = "a baseline: local training adapts the global model to each client's data"
 
     def personal_model(self, client: Client, message: Params) -> Params:
         """Train the global model on the client's data, as in a round."""

@@ -1,6 +1,6 @@
-"""Local training alone: each client trains its own network and nothing is shared. The baseline of every method.
+"""Local training only: each client trains its own network and nothing is shared. The baseline of every method.
 
-The server sees the summed training loss and how many clients trained. A client keeps its network.
+The server sees the summed training loss and how many clients trained. A client stores its network.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from paceline.methods.personalisation.ownmodels import OwnModels
 
 @dataclass(frozen=True)
 class LocalOnly(OwnModels):
-    """No federation at all."""
+    """Local training without federation."""
 
-    headline: ClassVar[str] = "a baseline: what clients reach without a federation"
+    headline: ClassVar[str] = "a baseline: the accuracy of clients without a federation"
     reveals: ClassVar[str] = "summed losses"
 
     def round(self, fed: Federation, state: State) -> State:
-        """Let a cohort train."""
+        """Train a cohort; nothing is aggregated but the loss."""
         fed.mean(self.train, None, over=fed.sample())
         return state
 
     @on_client
     def train(self, client: Client, message: Tree) -> Update:
-        """Train the own network."""
+        """Train the client's own network; return the loss."""
         model, params = self.own(client)
         trained = client.sgd(params, model=model, **self.local(client))
         self.keep(client, trained.params)

@@ -1,7 +1,7 @@
-"""What methods with private networks share: each client trains and is judged by a model of its own.
+"""Shared parts of methods with private networks: each client trains and is evaluated with its own model.
 
-The network, of whatever architecture, lies in the client's memory. Only what a method says travels, so clients
-need not agree in anything but the width of their features.
+The network, of any architecture, is stored in the client's memory. Only what a method sends leaves the client, so
+clients need to agree only on the width of their features.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ __all__ = ["OwnModels", "clipped", "named"]
 
 @dataclass(frozen=True)
 class OwnModels(LocalTraining[S]):
-    """Base of methods whose clients keep their networks.
+    """Base of methods whose clients store their own networks.
 
     Args:
-        models: architectures that go round over the clients, such as ``mlp:hidden=64-32``; none means the task's.
+        models: architectures, assigned to clients in turn, such as ``mlp:hidden=64-32``; empty means the task's.
     """
 
     family: ClassVar[str] = "personalisation"
@@ -43,7 +43,7 @@ class OwnModels(LocalTraining[S]):
     models: tuple[str, ...] = ()
 
     def check(self, fed: Federation) -> list[str]:
-        """All architectures must have features of one width."""
+        """Require features of the same width in all architectures."""
         try:
             widths = {text: head(architectures(fed).resident(text).module).in_features for text in self.models or ("",)}
         except ConfigError as error:
@@ -51,18 +51,18 @@ class OwnModels(LocalTraining[S]):
         return [f"the architectures have features of different widths: {widths}"] if len(set(widths.values())) > 1 else []
 
     def shape(self, fed: Federation) -> tuple[int, int]:
-        """Return (classes, width of the features)."""
+        """Return (number of classes, width of the features)."""
         layer = head(architectures(fed).resident(self.models[0] if self.models else "").module)
         return layer.out_features, layer.in_features
 
     def own(self, client: Client) -> tuple[Resident, Params]:
-        """Return, on a client, the module that its network runs in, and its parameters."""
+        """Return, on a client, the resident module of its architecture, and its parameters."""
         text, zoo = client.assigned(self.models or ("",)), architectures(client)
         model, kept = zoo.resident(text), client.memory.get("network")
         return model, zoo.initial(text).to(model.device) if kept is None else kept
 
     def keep(self, client: Client, params: Params) -> None:
-        """Remember the client's network."""
+        """Store the client's network."""
         client.memory["network"] = params
 
     def class_sums(self, client: Client, model: Resident, params: Params, by_batch: int | None = None) -> ClassSums:
@@ -71,13 +71,13 @@ class OwnModels(LocalTraining[S]):
         return class_sums(model, params, client.train, client.problem.num_classes, by_batch)
 
     def assess(self, client: Client, message: Tree, data: ClientData) -> dict[str, Any]:
-        """Judge the client's own network."""
+        """Evaluate the client's own network."""
         model, params = self.own(client)
         return client.evaluate(params, data, model=model)
 
 
 def named(**tensors: Tensor) -> Params:
-    """Return tensors as one vector with names, such as what a method without a global model shares."""
+    """Return tensors as one vector with named entries, for example what a method without a global model shares."""
     layout = Layout.build([(name, tuple(t.shape), "param") for name, t in tensors.items()])
     out = Params(next(iter(tensors.values())).new_zeros(layout.size), layout)
     for name, tensor in tensors.items():
@@ -86,5 +86,5 @@ def named(**tensors: Tensor) -> Params:
 
 
 def clipped(norm: float) -> Correct | None:
-    """Return the gradient hook that scales a gradient down to `norm` where it is longer; None for a norm of 0."""
+    """Return a gradient hook that scales gradients longer than `norm` down to it; None for a norm of 0."""
     return None if not norm else lambda grad, _: grad * (norm / grad.norm().clamp(min=norm))

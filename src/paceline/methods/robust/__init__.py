@@ -1,1 +1,1 @@
-"""Aggregation rules that bear with Byzantine clients; each of them needs every single update."""
+"""Byzantine-robust methods."""

@@ -6,11 +6,11 @@ With u_i = g_i / |g_i|, Y an orthonormal basis of m directions and v_i = |Y' u_i
 by re-weighted SVD: w_i = (|1 - v_i| + eps)^(-1/4);  Y <- the first m left singular vectors of [w_i u_i, pairs]
     a = (1/m) sum_i Y Y' u_i,   applied like a gradient: SGD with momentum on the server
 
-Nothing of size d x d or d x p^2 is formed: the columns are U W with U = [u_1 .. u_p], so Y and a follow from the Gram
-matrix C = U'U. With Z the first eigenvectors of C^(1/2) W W' C^(1/2) it is Y' U = Z' C^(1/2) and a = U C^(-1/2) Z Y' U 1 / m.
+Nothing of size d x d or d x p^2 is allocated: the columns are U W with U = [u_1 .. u_p], so Y and a follow from the Gram
+matrix C = U'U. With Z the leading eigenvectors of C^(1/2) W W' C^(1/2): Y' U = Z' C^(1/2), a = U C^(-1/2) Z Y' U 1 / m.
 
-The server sees every update, and logs v_i as each client's quality; a client keeps nothing. The rescaling that gives
-a back the length of an update is ours.
+The server sees every update, and logs v_i as each client's quality. Clients store no state. The option to rescale a to
+the length of an update is our addition.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from paceline.methods.robust.robust import Robust, median
 
 @node
 class FlagState(State):
-    """The model and the server's velocity."""
+    """The model and the velocity of the server's SGD."""
 
     velocity: Params
 
@@ -43,10 +43,10 @@ def flag(
 
     Args:
         g: updates, none of them zero.
-        rank: m.
-        start: orthonormal basis of the first subspace, shape [d, m]; None weighs all clients alike at first.
-        pairs: lambda.
-        iterations: of re-weighting.
+        rank: m, the dimension of the subspace.
+        start: orthonormal basis of the initial subspace, shape [d, m]; None weights all clients equally at first.
+        pairs: lambda, weight of the pairwise terms.
+        iterations: number of re-weighting steps.
         eps: keeps the weights finite.
     """
     u = g / torch.linalg.vector_norm(g, dim=1, keepdim=True)
@@ -77,7 +77,7 @@ def _objective(seen: Tensor) -> float:
 
 
 def _weights(seen: Tensor | None, p: int, pairs: float, eps: float) -> Tensor:
-    """Return W W', shape [p, p]: w_i^2 on the diagonal, and what the pairs' columns add."""
+    """Return W W', shape [p, p]: w_i^2 on the diagonal, plus the contribution of the pairs' columns."""
 
     def squared(share: Tensor) -> Tensor:
         return ((1 - share).abs() + eps) ** -0.5
@@ -94,20 +94,20 @@ def _weights(seen: Tensor | None, p: int, pairs: float, eps: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Flag(Robust[FlagState]):
-    """The flag aggregator.
+    """Average updates projected onto their best common subspace.
 
     Args:
-        rank: m; 0 is half of the cohort, rounded up.
-        pairs: lambda, the weight of the pairs.
-        iterations: of re-weighting.
-        begin: the first subspace: ``random`` (as published) or ``mean`` (all clients weigh alike).
-        rescale: ``none`` (as published: the step's length does not depend on the updates'), or ``median``: the
-            length m / p * median |g_i| stands for 1.
+        rank: m; 0 uses half of the cohort, rounded up.
+        pairs: lambda, weight of the pairwise terms.
+        iterations: number of re-weighting steps.
+        begin: initial subspace: ``random`` (as published) or ``mean`` (all clients are weighted equally).
+        rescale: ``none`` (as published: the length of a step does not depend on the updates'), or ``median``: multiply it by
+            m / p * median |g_i|.
         server_lr, server_momentum, server_decay: of the server's SGD.
     """
 
     paper: ClassVar[str] = "arXiv 2302.05865 (ICLR 2024)"
-    headline: ClassVar[str] = "more accurate than Multi-Krum, Bulyan, medians and trimmed means over attacks, at less communication"
+    headline: ClassVar[str] = "more accurate than Multi-Krum, Bulyan, medians and trimmed means under attack, at less communication"
     needs: ClassVar[tuple[int, int]] = (2, 1)
 
     rank: int = 0
@@ -120,12 +120,12 @@ class Flag(Robust[FlagState]):
     server_decay: float = 5e-4
 
     def init(self, fed: Federation) -> FlagState:
-        """Start at rest."""
+        """Start with zero velocity."""
         params = fed.init_params()
         return FlagState(params=params, velocity=params.zeros())
 
     def round(self, fed: Federation, state: FlagState) -> FlagState:
-        """Aggregate the updates, log each client's quality, and take a step of SGD."""
+        """Aggregate the updates, log each client's quality, and take one SGD step."""
         who, g, layout = self.collect(fed, state.params)
         split, step = layout.num_params, state.params.zeros()
         moved = torch.linalg.vector_norm(g[:, :split], dim=1) > 1e-12
@@ -134,7 +134,7 @@ class Flag(Robust[FlagState]):
             named = zip([c for c, here in zip(who, moved, strict=True) if here], quality, strict=True)
             fed.last.notes.update({f"quality_{client}": float(v) for client, v in named})
         weights = state.params.clone()
-        weights.vector[split:] = 0  # running statistics neither decay nor gather speed
+        weights.vector[split:] = 0  # no weight decay or momentum for running statistics
         velocity = self.server_momentum * state.velocity + step - self.server_decay * weights
         params = state.params + self.server_lr * velocity
         params.vector[split:] += median(g[:, split:]).float()
@@ -156,5 +156,5 @@ class Flag(Robust[FlagState]):
         return basis.double()
 
     def combine(self, g: Tensor, f: int) -> Tensor:
-        """Return the aggregate of updates, without the server's memory."""
+        """Return the aggregate of updates, without the server's momentum."""
         return flag(g, min(self.rank or (len(g) + 1) // 2, len(g)), pairs=self.pairs, iterations=self.iterations)[0]

@@ -1,4 +1,4 @@
-"""Robust aggregation rules, n updates g_i of which at most f are Byzantine; sums and sorts are per coordinate.
+"""Robust aggregation rules for n updates g_i of which at most f are Byzantine; sums and sorts are per coordinate.
 
     median               of all g_i (Yin et al., ICML 2018)
     trimmed mean         without the f smallest and the f largest values (Yin et al., ICML 2018)
@@ -9,8 +9,8 @@
                          (El Mhamdi et al., ICML 2018)
     MeaMed, Phocas       mean of the n - f values nearest the median, or the trimmed mean (Xie et al., 2018)
 
-Clients weigh alike. The server sees every update; a client keeps nothing. Running statistics are combined by
-their median. Updates that are not finite are refused first.
+Clients are weighted equally. The server sees every update. Clients store no state. Running statistics are combined by
+their median. Updates with non-finite values are rejected first.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from paceline.methods.optimisation.fedavg import FedAvg
 
 
 def median(g: Tensor) -> Tensor:
-    """Return the median of the rows of [n, d]; of an even number of values the mean of the middle two."""
+    """Return the coordinate-wise median of the rows of [n, d]; for even n the mean of the middle two values."""
     ordered, n = g.sort(0).values, len(g)
     return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
 
 
 def trimmed_mean(g: Tensor, f: int) -> Tensor:
-    """Return the mean without the f smallest and f largest values."""
+    """Return the coordinate-wise mean without the f smallest and f largest values."""
     return g.sort(0).values[f : len(g) - f].mean(0)
 
 
 def nearest_mean(g: Tensor, centre: Tensor, count: int) -> Tensor:
-    """Return the mean of the `count` values nearest `centre`."""
+    """Return the coordinate-wise mean of the `count` values nearest `centre`."""
     order = (g - centre).abs().argsort(dim=0, stable=True)[:count]
     return g.gather(0, order).mean(0)
 
@@ -62,7 +62,7 @@ def geometric_median(g: Tensor, iterations: int = 100, tolerance: float = 1e-7) 
 
 
 def krum_scores(square: Tensor, f: int) -> Tensor:
-    """Return each row's sum of its n - f - 2 smallest squared distances to others, from `square` [n, n]."""
+    """Return each row's sum of its n - f - 2 smallest squared distances to other rows, from `square` [n, n]."""
     others = square.clone().fill_diagonal_(torch.inf)
     return others.sort(1).values[:, : max(len(square) - f - 2, 1)].sum(1)
 
@@ -83,25 +83,25 @@ def _squares(g: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Robust(FedAvg[P]):
-    """FedAvg with a robust rule in place of the mean.
+    """FedAvg with a robust rule instead of the mean.
 
     Args:
-        byzantine: share of a cohort that may be Byzantine: f = floor(byzantine * n).
+        byzantine: share of a cohort that may be Byzantine; f = floor(byzantine * n).
     """
 
     family: ClassVar[str] = "robust"
     reveals: ClassVar[str] = "every update"
     needs: ClassVar[tuple[int, int]] = (2, 1)
-    """(a, b): the rule is sound for n >= a f + b."""
+    """(a, b): the rule is valid for n >= a f + b."""
 
     byzantine: float = 0.2
 
     @abstractmethod
     def combine(self, g: Tensor, f: int) -> Tensor:
-        """Return one update from those of n clients, shape [n, d] (float64)."""
+        """Return the aggregate of the updates of n clients, shape [n, d] (float64)."""
 
     def check(self, fed: Federation) -> list[str]:
-        """A cohort must be large enough for its share of Byzantine clients."""
+        """Require cohorts that are large enough for their share of Byzantine clients."""
         n, f, (a, b) = fed.cohort_size, self.faults(fed.cohort_size), self.needs
         return [] if n >= a * f + b else [f"{self.slug()} with f = {f} needs cohorts of at least {a * f + b} clients, not {n}"]
 
@@ -110,7 +110,7 @@ class Robust(FedAvg[P]):
         return int(self.byzantine * n + 1e-9)
 
     def round(self, fed: Federation, state: P) -> P:
-        """Collect the updates and step along what the rule makes of them."""
+        """Collect the updates and step along their robust aggregate."""
         _, g, layout = self.collect(fed, state.params)
         f, (a, b), split = self.faults(len(g)), self.needs, layout.num_params
         if len(g) < a * f + b:
@@ -119,7 +119,7 @@ class Robust(FedAvg[P]):
         return dataclasses.replace(state, params=state.params + self.server_lr * Params(delta, layout))
 
     def collect(self, fed: Federation, params: Params) -> tuple[list[int], Tensor, Layout]:
-        """Ask a cohort; return who sent finite updates, these, shape [n, d] (float64), and their layout."""
+        """Train a cohort; return the clients with finite updates, the updates, shape [n, d] (float64), and their layout."""
         replies = fed.each(self.submit, params, over=fed.sample())
         fine = {c: r for c, r in sorted(replies.items()) if bool(torch.isfinite(r.vector).all())}
         fed.last.notes["refused"] = float(len(replies) - len(fine))
@@ -138,7 +138,7 @@ class Median(Robust):
     """Coordinate-wise median."""
 
     paper: ClassVar[str] = "Yin et al., ICML 2018"
-    headline: ClassVar[str] = "statistical error of optimal order for strongly convex losses, while fewer than half are Byzantine"
+    headline: ClassVar[str] = "statistical error of optimal order for strongly convex losses, if fewer than half are Byzantine"
 
     def combine(self, g: Tensor, f: int) -> Tensor:
         """Return the median."""
@@ -150,7 +150,7 @@ class TrimmedMean(Robust):
     """Coordinate-wise mean without the f smallest and largest values."""
 
     paper: ClassVar[str] = "Yin et al., ICML 2018"
-    headline: ClassVar[str] = "statistical error of optimal order for strongly convex losses, and proven rates for others"
+    headline: ClassVar[str] = "statistical error of optimal order for strongly convex losses, with proven rates for other losses"
 
     def combine(self, g: Tensor, f: int) -> Tensor:
         """Return the trimmed mean."""
@@ -159,10 +159,10 @@ class TrimmedMean(Robust):
 
 @dataclass(frozen=True)
 class GeometricMedian(Robust):
-    """The point of least summed distance."""
+    """Geometric median: the point with the least summed distance to the updates."""
 
     paper: ClassVar[str] = "Pillutla et al., IEEE TSP 2022"
-    headline: ClassVar[str] = "as accurate as the mean with little corruption, and more robust with much"
+    headline: ClassVar[str] = "as accurate as the mean under low corruption, more robust under high corruption"
 
     def combine(self, g: Tensor, f: int) -> Tensor:
         """Return the geometric median."""
@@ -171,14 +171,14 @@ class GeometricMedian(Robust):
 
 @dataclass(frozen=True)
 class Krum(Robust):
-    """The update that is nearest to its n - f - 2 nearest ones."""
+    """The update with the least summed squared distance to its n - f - 2 nearest others."""
 
     paper: ClassVar[str] = "Blanchard et al., NeurIPS 2017"
-    headline: ClassVar[str] = "the first rule for distributed SGD that is proven to withstand Byzantine clients"
+    headline: ClassVar[str] = "the first rule for distributed SGD proven to withstand Byzantine clients"
     needs: ClassVar[tuple[int, int]] = (2, 3)
 
     def combine(self, g: Tensor, f: int) -> Tensor:
-        """Return one of the updates."""
+        """Return the update with the best Krum score."""
         return g[krum_scores(_squares(g), f).argmin()]
 
 
@@ -186,19 +186,19 @@ class Krum(Robust):
 class MultiKrum(Krum):
     """The mean of the n - f updates with the best Krum scores."""
 
-    headline: ClassVar[str] = "withstands Byzantine clients like Krum, and learns nearly as fast as the mean where there are none"
+    headline: ClassVar[str] = "withstands Byzantine clients like Krum, and converges nearly as fast as the mean without attackers"
 
     def combine(self, g: Tensor, f: int) -> Tensor:
-        """Return their mean."""
+        """Return the mean of the n - f updates with the best scores."""
         return g[krum_scores(_squares(g), f).argsort(stable=True)[: len(g) - f]].mean(0)
 
 
 @dataclass(frozen=True)
 class Bulyan(Robust):
-    """Krum's choice, then a mean around the median."""
+    """Repeated Krum selection, then a mean around the median."""
 
     paper: ClassVar[str] = "El Mhamdi et al., ICML 2018"
-    headline: ClassVar[str] = "an attacker's leeway shrinks to O(1 / sqrt(d)), where it grew like sqrt(d) under earlier rules"
+    headline: ClassVar[str] = "limits an attacker's leeway to O(1 / sqrt(d)), where it grows like sqrt(d) under earlier rules"
     needs: ClassVar[tuple[int, int]] = (4, 3)
 
     def combine(self, g: Tensor, f: int) -> Tensor:
@@ -208,10 +208,10 @@ class Bulyan(Robust):
 
 @dataclass(frozen=True)
 class MeaMed(Robust):
-    """Mean around the median."""
+    """Coordinate-wise mean of the n - f values nearest the median."""
 
     paper: ClassVar[str] = "Xie et al., arXiv 1802.10116"
-    headline: ClassVar[str] = "proven to withstand attackers even where they are others in each coordinate"
+    headline: ClassVar[str] = "proven to withstand attackers even if the Byzantine set differs per coordinate"
 
     def combine(self, g: Tensor, f: int) -> Tensor:
         """Return the mean of the n - f values nearest the median."""
@@ -220,10 +220,10 @@ class MeaMed(Robust):
 
 @dataclass(frozen=True)
 class Phocas(Robust):
-    """Mean around the trimmed mean."""
+    """Coordinate-wise mean of the n - f values nearest the trimmed mean."""
 
     paper: ClassVar[str] = "Xie et al., arXiv 1805.09682"
-    headline: ClassVar[str] = "proven to withstand attackers even where they are others in each coordinate"
+    headline: ClassVar[str] = "proven to withstand attackers even if the Byzantine set differs per coordinate"
 
     def combine(self, g: Tensor, f: int) -> Tensor:
         """Return the mean of the n - f values nearest the trimmed mean."""

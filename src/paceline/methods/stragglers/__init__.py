@@ -1,1 +1,1 @@
-"""Methods: stragglers."""
+"""Methods against stragglers."""

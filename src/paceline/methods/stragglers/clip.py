@@ -1,17 +1,17 @@
 """CLIP ("Client-Side Invariant Pruning for Mitigating Stragglers in Secure Federated Learning", arXiv 2510.16694).
 
-A straggler scores each neuron by how much its bundle of weights changed, drops those that hardly did, and
+A straggler scores each neuron by the relative change of its bundle of weights, drops those that hardly changed, and
 trains the rest as a physically smaller network:
 
     s_j = max over bundle(j) of |change| / (|weight| + eps);  drop the (1 - p) n_l lowest of each layer
 
-For neurons it trained, the change is its own (w_u - w_t); for the others it is that of the global model
-since it saw it last, which everyone knows. Scores are a moving average. Every few rounds some dropped
-neurons come back, or they would never be trained by this client again.
+For neurons that a client trained, the change is its own (w_u - w_t); for the others it is the change of the global model
+since the client last received it, which is public. Scores are a moving average. Every few rounds some dropped neurons
+are restored; otherwise this client would never train them again.
 
-The server sees what it sees in FedAvg: sums. It cannot order a client to prune, nor see what was pruned;
-times are told client to client, sealed under secure aggregation. A straggler keeps its scores, its last
-choice and the last global model. The scoring formula is inferred: the paper's text was not available.
+The server sees the same sums as in FedAvg. It can neither order a client to prune nor see what was pruned; times are
+exchanged between clients, encrypted under secure aggregation. A straggler stores its scores, its last selection and
+the last global model. The scoring formula is inferred, because the paper's text was not available.
 """
 
 from __future__ import annotations
@@ -35,18 +35,16 @@ class Clip(SelfPruning):
     """Client-side invariant pruning.
 
     Args:
-        score: which change counts: the client's own, the global model's, or mixed as described above.
-        reduce: how a bundle becomes one number; ``l2`` is steadier than the paper-like ``max``.
-        select: ``rank`` drops the lowest scores, ``threshold`` those under a growing threshold.
-        explore: rounds between putting dropped neurons back, 0 for never.
-        back: share of the dropped neurons that come back then.
-        step: by which the threshold grows until enough neurons are under it.
+        score: which change to use: the client's own, the global model's, or both as described above.
+        reduce: reduction of a bundle to one value; ``l2`` is more stable than ``max``, which is closer to the paper.
+        select: ``rank`` drops the lowest scores, ``threshold`` those below a growing threshold.
+        explore: rounds between restoring dropped neurons; 0 disables it.
+        back: share of the dropped neurons that are restored then.
+        step: increment of the threshold until enough neurons are below it.
     """
 
     paper: ClassVar[str] = "arXiv 2510.16694 (2025)"
-    headline: ClassVar[str] = (
-        "secure training 13 to 34 % faster, at accuracies from 1.3 % above to 2.6 % below waiting for everyone"
-    )
+    headline: ClassVar[str] = "secure training 13 to 34 % faster; accuracy from 1.3 % above to 2.6 % below waiting for all clients"
     keeps: ClassVar[str] = "times; stragglers also neuron scores and the last global model"
 
     score: Literal["mixed", "local", "public"] = "mixed"
@@ -57,7 +55,7 @@ class Clip(SelfPruning):
     step: float = 0.01
 
     def keep(self, client: Client, params: Params, counts: dict[str, int], p: float) -> dict[str, Tensor]:
-        """Drop the neurons that hardly change."""
+        """Drop the neurons with the smallest changes."""
         memory, scores = client.memory, self.scores(client, params)
         by = Threshold(step=self.step) if self.select == "threshold" else Rank()
         kept = select(scores, counts, client.stream("select"), memory.get("kept"), by=by)
@@ -66,7 +64,7 @@ class Clip(SelfPruning):
         return kept
 
     def scores(self, client: Client, params: Params) -> Scores:
-        """Return this round's scores: what the client saw of the units it trained, the public change of others."""
+        """Return this round's scores: the client's own for the units it trained, the public change for others."""
         scorer, memory = submodels(client).scorer, client.memory
         nothing = unknown(scorer.groups)
         own = memory.get("own", nothing)
@@ -78,7 +76,7 @@ class Clip(SelfPruning):
         return combine(own, public, known, memory.get("scores"), age=client.round - memory.get("scored", 0))
 
     def learn(self, client: Client, params: Params, delta: Params, mask: Params, p: float) -> None:
-        """Score the neurons that this client just trained, where it may need the scores."""
+        """Score the neurons that this client just trained, if the scores may be needed."""
         if p < 1.0 or client.round <= self.warmup:
             client.memory["own"] = submodels(client).scorer.score(delta, params, self.reduce, trained=mask)
             client.memory["scored"] = client.round

@@ -1,9 +1,9 @@
-"""Drop stragglers: a deadline at the time of the slowest client that is no straggler.
+"""Drop stragglers: a round deadline at the arrival time of the slowest non-straggler.
 
-The oldest cure: fast, and biased, as the data of the slow clients is lost. The server measures when
-replies arrive in the first rounds; from then on it closes a round at T*, the (1 - phi) quantile of the
-arrival times, and later clients are ordinary drop-outs (also of secure aggregation).
-The server sees sums, and when each reply arrives. A client keeps nothing.
+The simplest baseline: fast, but biased, because the data of slow clients is lost. The server measures arrival times in
+the first rounds; afterwards it closes a round at T*, the (1 - phi) quantile of the arrival times, and later clients are
+ordinary dropouts (also in secure aggregation).
+The server sees sums and the arrival time of each reply. Clients store no state.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from paceline.methods.optimisation.fedavg import FedAvg
 
 @node
 class DeadlineState(State):
-    """The model, and the last arrival time that was seen of each client, in seconds."""
+    """The model, and each client's last observed arrival time, in seconds."""
 
     times: dict[int, float]
     rounds: int
@@ -32,15 +32,13 @@ class DropStragglers(FedAvg[DeadlineState]):
 
     Args:
         straggler_share: phi, the share of clients that may be late.
-        slack: the deadline is T* times this.
-        warmup: rounds that wait for all, to measure.
+        slack: factor on T* for the deadline.
+        warmup: initial rounds that wait for all clients, to measure times.
     """
 
     family: ClassVar[str] = "stragglers"
     paper: ClassVar[str] = "baseline of CLIP, arXiv 2510.16694"
-    headline: ClassVar[str] = (
-        "a baseline: as fast as the clients that are not slow, and biased, as the data of the slow ones are lost"
-    )
+    headline: ClassVar[str] = "a baseline: as fast as the non-stragglers, but biased, because the data of slow clients is lost"
     reveals: ClassVar[str] = "sums of updates, arrival times"
 
     straggler_share: float = 0.2
@@ -48,11 +46,11 @@ class DropStragglers(FedAvg[DeadlineState]):
     warmup: int = 2
 
     def init(self, fed: Federation) -> DeadlineState:
-        """Start without any times."""
+        """Start with no arrival times."""
         return DeadlineState(params=fed.init_params(), times={}, rounds=0)
 
     def round(self, fed: Federation, state: DeadlineState) -> DeadlineState:
-        """Average what arrives in time."""
+        """Average the updates that arrive before the deadline."""
         cohort = fed.sample()
         mean = fed.mean(self.train, state.params, over=cohort, deadline=self.deadline(state, cohort))
         return DeadlineState(
@@ -62,7 +60,7 @@ class DropStragglers(FedAvg[DeadlineState]):
         )
 
     def deadline(self, state: DeadlineState, cohort: list[int]) -> float | None:
-        """Return the deadline for a cohort, from the times that are known of it."""
+        """Return a cohort's deadline in seconds, from the known arrival times; None during the warm-up."""
         times = sorted(state.times[c] for c in cohort if c in state.times)
         if state.rounds < self.warmup or not times:
             return None

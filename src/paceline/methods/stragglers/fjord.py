@@ -1,9 +1,9 @@
 """FjORD's ordered dropout (Horvath et al., "FjORD: Fair and Accurate FL under heterogeneous targets", NeurIPS 2021).
 
-A client of width p keeps the first floor(p n_l) units of each layer, so that smaller models nest in larger
-ones. By default stragglers alone shrink, with a fixed p (the comparison's form); ``nested=True`` is the
-full method, in which every client draws p for each batch from the tiers up to its own.
-The server sees sums; a client keeps its times.
+A client of width p trains the first floor(p n_l) units of each layer, so that smaller models are nested in larger
+ones. By default only stragglers shrink, with a fixed p (as in the comparison); ``nested=True`` is the full method, in
+which every client draws p for each batch from the tiers up to its own.
+The server sees sums. A client stores its times.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ class Fjord(SelfPruning):
     """Slow clients train the leading part of the network.
 
     Args:
-        nested: everyone draws a width for each batch, up to what fits; batches are drawn with replacement
-            between steps, and momentum is not carried over.
+        nested: every client draws a width for each batch, up to its own; batches are drawn with replacement across steps,
+            and momentum is not carried over.
     """
 
     paper: ClassVar[str] = "Horvath et al., NeurIPS 2021"
-    headline: ClassVar[str] = "well above its rivals on CNNs and RNNs, with small models that lie within the large one"
+    headline: ClassVar[str] = "far above its baselines on CNNs and RNNs, with small models nested in the large one"
     nested: bool = False
 
     def keep(self, client: Client, params: Params, counts: dict[str, int], p: float) -> dict[str, Tensor]:
-        """Keep the first units."""
+        """Select the first units."""
         return {group: torch.arange(count) for group, count in counts.items()}
 
     @on_client(tells="report")

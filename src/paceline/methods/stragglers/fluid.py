@@ -1,10 +1,10 @@
 """FLuID (Wang et al., "FLuID: Mitigating Stragglers in FL using Invariant Dropout", NeurIPS 2023). Not secure.
 
-The server sees every update. It finds the neurons all of whose weights are steady, |w_u - w| <= th |w|, for
-at least 75 % of the clients that are not slow, and sends each straggler a model without them. The mean at a
-coordinate is over the clients that trained it. Thresholds start at the smallest neuron score of each layer,
-averaged over two rounds, and grow by `step` until enough neurons qualify.
-The server sees every client's update and its time. A client keeps nothing.
+The server sees every update. It finds the invariant neurons, all of whose weights satisfy |w_u - w| <= th |w| for at
+least 75 % of the non-stragglers, and sends each straggler a model without them. Each coordinate is averaged over the
+clients that trained it. Thresholds start at the smallest neuron score of each layer, averaged over two rounds, and grow
+by `step` until enough neurons qualify.
+The server sees every client's update and time. Clients store no state.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from paceline.submodels.service import Submodels, submodels
 
 @node
 class FluidState(State):
-    """The model; by client full-size times and last kept units; thresholds by layer; invariant scores."""
+    """The model; full-size times and last kept units by client; thresholds by layer; invariance scores."""
 
     times: dict[int, float]
     kept: dict[int, Any]
@@ -42,20 +42,20 @@ class FluidState(State):
 
 @dataclass(frozen=True)
 class Fluid(FedAvg[FluidState]):
-    """Invariant dropout chosen by the server.
+    """Invariant dropout selected by the server.
 
     Args:
-        straggler_share: share of clients that count as slow.
-        quorum: share of the other clients for whom a weight must be steady.
-        step: by which a layer's threshold grows while too few neurons qualify.
-        every: rounds between two such steps.
-        warmup: rounds in which everyone trains the full model.
-        smallest: the smallest kept fraction.
+        straggler_share: share of clients that count as stragglers.
+        quorum: share of the non-stragglers for which a weight must be invariant.
+        step: increment of a layer's threshold while too few neurons qualify.
+        every: rounds between increments.
+        warmup: initial rounds in which every client trains the full model.
+        smallest: smallest fraction of units that is kept.
     """
 
     family: ClassVar[str] = "stragglers"
     paper: ClassVar[str] = "Wang et al., NeurIPS 2023"
-    headline: ClassVar[str] = "slow phones no longer hold up the round, at the accuracy of training the full model"
+    headline: ClassVar[str] = "slow phones no longer delay the round, at the accuracy of training the full model"
     reveals: ClassVar[str] = "every update and its time"
     sum_only: ClassVar[str] = "clip"
 
@@ -71,7 +71,7 @@ class Fluid(FedAvg[FluidState]):
         return FluidState(params=fed.init_params(), times={}, kept={}, thresholds={}, scores={}, rounds=0)
 
     def round(self, fed: Federation, state: FluidState) -> FluidState:
-        """Send stragglers sub-models, average by coordinate, learn which neurons are invariant."""
+        """Send sub-models to stragglers, average by coordinate, and determine the invariant neurons."""
         parts = submodels(fed)
         cohort, params = fed.sample(), state.params
         widths = self.widths(state, cohort)
@@ -102,7 +102,7 @@ class Fluid(FedAvg[FluidState]):
 
     @on_client(each=True)
     def train_part(self, client: Client, message: WithOwn[None, Params | dict[str, Any]]) -> tuple[Params, int]:
-        """Train what was sent: the full model, or a sub-model; return its own change."""
+        """Train the received full model or sub-model; return its change and the number of samples."""
         own = message["own"]
         if isinstance(own, Params):
             return client.sgd(own, **self.local(client)).params - own, client.num_samples
@@ -111,7 +111,7 @@ class Fluid(FedAvg[FluidState]):
         return trained.params - own["params"], client.num_samples
 
     def widths(self, state: FluidState, cohort: list[int]) -> dict[int, float]:
-        """Return the kept fraction of each straggler in the cohort, by FLuID's table of ratios."""
+        """Return the kept fraction of each straggler in the cohort, from FLuID's table of ratios."""
         times = {c: state.times[c] for c in cohort if c in state.times}
         if state.rounds < self.warmup or len(times) < 2:
             return {}
@@ -119,12 +119,12 @@ class Fluid(FedAvg[FluidState]):
         return {c: max(fluid_fraction(target / t), self.smallest) for c, t in times.items() if t > 1.1 * target}
 
     def choose(self, fed: Federation, parts: Submodels, state: FluidState, client: int, p: float) -> dict[str, Any]:
-        """Keep the neurons that still change: dropped are invariant ones first, then random ones."""
+        """Select the units to keep: invariant neurons are dropped first, then random ones."""
         rng = torch_rng(fed.seed, "fluid", fed.round, client)
         return select(state.scores, parts.cutter.keep(p), rng, state.kept.get(client), by=Threshold(start=0.5))
 
     def limits(self, parts: Submodels, state: FluidState) -> Params:
-        """Return the threshold of each coordinate: that of the layer that it feeds; 0 while there is none."""
+        """Return the threshold of each coordinate, that of the layer it feeds; 0 before thresholds exist."""
         out = state.params.zeros()
         for entry in out.layout.entries:
             groups = [axis.group for axis in parts.cutter.graph.axes[entry.name] if axis.group is not None]
@@ -135,7 +135,7 @@ class Fluid(FedAvg[FluidState]):
     def thresholds(
         self, state: FluidState, parts: Submodels, low: dict[str, float], invariant: dict[str, Tensor]
     ) -> dict[str, float]:
-        """Return the next thresholds: measured in rounds 2 and 3, then growing until enough neurons qualify."""
+        """Return the next thresholds: measured in rounds 2 and 3, then increased until enough neurons qualify."""
         if state.rounds < 1 or not low:
             return state.thresholds
         if state.rounds < self.warmup:

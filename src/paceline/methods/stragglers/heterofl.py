@@ -1,9 +1,9 @@
 """HeteroFL (Diao et al., "Computation and Communication Efficient FL for Heterogeneous Clients", ICLR 2021).
 
-Each client has one width for good, from its own speed, and trains the leading sub-matrices of that width.
-The mean at a coordinate is over those who have it, activations are scaled by 1/p in training, and the loss
-of a client looks only at the classes that it has.
-The server sees sums of updates and of weights per coordinate; a client keeps its width.
+Each client has one fixed width, chosen from its own speed, and trains the leading sub-matrices of that width. Each
+coordinate is averaged over the clients that have it, activations are scaled by 1/p in training, and a client's loss
+covers only the classes present in its data.
+The server sees sums of updates and of weights per coordinate. A client stores its width and times.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class HeteroFL(Fjord):
     """Static widths with nested sub-models.
 
     Args:
-        masked_loss: leave classes that a client does not have out of its loss.
+        masked_loss: exclude classes that a client does not have from its loss.
     """
 
     paper: ClassVar[str] = "Diao et al., ICLR 2021"
-    headline: ClassVar[str] = "clients of very different power train one global model, with less computation and traffic"
+    headline: ClassVar[str] = "clients of very different capacity train one global model, with less computation and traffic"
     keeps: ClassVar[str] = "its width and its times"
 
     merge: Literal["zero", "masked"] = "masked"
@@ -35,7 +35,7 @@ class HeteroFL(Fjord):
     masked_loss: bool = True
 
     def fraction(self, client: Client) -> float:
-        """Decide once, after the warm-up, and keep it."""
+        """Choose the width once, after the warm-up, and store it."""
         if "width" not in client.memory:
             p = super().fraction(client)
             if client.round <= self.warmup:
@@ -44,7 +44,7 @@ class HeteroFL(Fjord):
         return float(client.memory["width"])
 
     def hooks(self, client: Client, start: Params) -> Hooks:
-        """Return the masked loss: outputs of classes that the client does not have count as 0."""
+        """Return the masked loss: the outputs of classes that the client does not have are set to 0."""
         if not (self.masked_loss and client.num_samples):
             return Hooks()
         labels, base = client.train.y[client.train.index].reshape(-1), client.problem.loss

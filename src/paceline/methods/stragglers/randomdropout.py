@@ -1,7 +1,7 @@
 """Random (federated) dropout (Caldas et al., "Expanding the Reach of Federated Learning", 2018), on stragglers.
 
-A straggler drops (1 - p) n_l units of each layer at random, afresh every round. The server sees sums; a
-client keeps its times.
+A straggler drops (1 - p) n_l random units of each layer, drawn anew every round. The server sees sums. A client stores
+its times.
 """
 
 from __future__ import annotations

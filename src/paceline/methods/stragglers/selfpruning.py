@@ -1,9 +1,9 @@
-"""What CLIP and its rivals share: a slow client finds out by itself, and trains a smaller network.
+"""Shared parts of CLIP and its baselines: a slow client identifies itself and trains a smaller network.
 
-Before each round the clients tell each other how long their last full-size round took (sealed, under
-secure aggregation). A client among the slowest `straggler_share` picks the largest tier p that lets it
-finish with the others, trains the sub-model that `keep` chooses, and returns a full-size update that is
-zero where it trained nothing. The rules that choose the kept units are the methods.
+Before each round the clients exchange the duration of their last full-size round (encrypted under secure aggregation).
+A client among the slowest `straggler_share` picks the largest tier p that lets it finish with the others, trains the
+sub-model selected by `keep`, and returns a full-size update that is zero where it trained nothing. Subclasses differ in
+the rule that selects the kept units.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from paceline.submodels.policy import CostModel, compute_fraction, find_straggle
 from paceline.submodels.service import submodels, train_submodel
 
 _SELF = -1
-"""The key of a client's own times among those of the others."""
+"""Key of the client's own times among those of its peers."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class SelfPruning(FedAvg):
     """FedAvg in which slow clients shrink their own model.
 
     Args:
-        straggler_share: phi, the share of clients that count as slow, at most 0.5: if most clients could sit a round out, a sum
-            would show those that do not.
-        network: also prune for a slow link: the padded upload cannot shrink, so compute must.
-        smallest: the smallest kept fraction.
-        warmup: rounds in which everyone trains the full model, to measure.
-        merge: ``zero`` divides by all weights; ``masked`` by the weights of those who trained the
-            coordinate, exact but with twice the upload.
+        straggler_share: phi, the share of clients that count as slow, at most 0.5: if most clients could skip a round, a sum
+            would expose those that do not.
+        network: also prune for a slow link: the padded upload has a fixed size, so compute must shrink.
+        smallest: smallest fraction of units that is kept.
+        warmup: initial rounds in which every client trains the full model, to measure times.
+        merge: ``zero`` divides by all weights; ``masked`` by the weights of the clients that trained the coordinate, which
+            is exact but doubles the upload.
         adaptive: estimate times robustly over rounds, and change p with hysteresis (see `Controller`).
         rescale: multiply a sub-model's activations by 1/p in training.
     """
@@ -60,7 +60,7 @@ class SelfPruning(FedAvg):
 
     @abstractmethod
     def keep(self, client: Client, params: Params, counts: dict[str, int], p: float) -> dict[str, Tensor]:
-        """Return the units to keep of each group, ``counts`` of them."""
+        """Return the indices of the units to keep for each group, ``counts[group]`` of them."""
 
     def __post_init__(self) -> None:
         if not 0.0 < self.straggler_share <= 0.5:
@@ -68,7 +68,7 @@ class SelfPruning(FedAvg):
 
     @on_client
     def report(self, client: Client, message: None) -> list[float]:
-        """Tell the last round's seconds (compute as if at full size, transfers); nothing before the first."""
+        """Return the last round's seconds (compute scaled to full size, transfers); empty before the first round."""
         if client.times is None:
             return []
         compute, network = client.times
@@ -97,10 +97,10 @@ class SelfPruning(FedAvg):
         return Update(delta=delta, kept=p, weight=n)
 
     def learn(self, client: Client, params: Params, delta: Params, mask: Params, p: float) -> None:
-        """Take note of what was just trained: `delta` on the coordinates where `mask` is 1."""
+        """Update state after local training: `delta` is the change on the coordinates where `mask` is 1. No-op by default."""
 
     def fraction(self, client: Client) -> float:
-        """Return p for this round: 1 unless this client is slow; 0 to sit it out (adaptive only)."""
+        """Return p for this round: 1 unless this client is slow; 0 to skip the round (adaptive only)."""
         if client.times is None or client.round <= self.warmup:
             return 1.0
         costs = {p: submodels(client).cost(p) for p in TIERS if p >= self.smallest}
@@ -116,7 +116,7 @@ class SelfPruning(FedAvg):
         return compute_fraction(CostModel(compute), costs, found.compute_target, self.smallest) if slow else 1.0
 
     def adapt(self, client: Client, costs: dict[float, float], totals: dict[int, float]) -> float:
-        """Return p from estimates that bear with churn and changing links (`Controller`)."""
+        """Return p from estimates that are robust to churn and changing links (`Controller`)."""
         assert client.times is not None
         controller, memory = Controller(costs, share=self.straggler_share), client.memory
         state = memory.get("pace", controller.start())
