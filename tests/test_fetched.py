@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from paceline.data.sources import find_source
+from paceline.registry import KINDS
 from tests.conftest import fetched
 
 ROOT = Path(__file__).parents[1]
@@ -23,7 +24,7 @@ def variable(name: str) -> set[str]:
 def named() -> set[str]:
     """Return the data sets that tests ask for: with `fetched`, or with a `load` that begins with it."""
     texts = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py") if path.name != "test_fetched.py"]
-    return {name for text in texts for name in re.findall(r"(?<!_)\b(?:fetched|load)\(\"([\w-]+)\"", text)} - {"digits"}
+    return {name for text in texts for name in re.findall(r"(?<![_.])\b(?:fetched|load)\(\"([\w-]+)\"", text)} - {"digits", *KINDS}
 
 
 def test_make_fetches_what_tests_read() -> None:

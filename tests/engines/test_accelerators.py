@@ -57,10 +57,10 @@ def test_elsewhere_only_the_name_is_looked_at(gpus):
 def test_a_run_is_refused_before_its_data_are_loaded(config, gpus, monkeypatch):
     from importlib import import_module
 
-    run = import_module("paceline.run")
+    run, assembly = import_module("paceline.run"), import_module("paceline.assembly")
 
     gpus(0, False)
-    monkeypatch.setattr(run, "load_task", lambda *_, **__: pytest.fail("data were loaded first"))
+    monkeypatch.setattr(assembly, "load_task", lambda *_, **__: pytest.fail("data were loaded first"))
     with pytest.raises(ConfigError, match=r"--device: device 'cuda' cannot be used here"):
         run.prepare(config(device="cuda"))
 
