@@ -134,7 +134,7 @@ def test_a_run_with_workers_ends_in_the_middle_of_their_work(start, tmp_path, nu
     command.until(lambda: asleep(command))
     assert len(command.all()) == 3
     send(command, number, to)
-    assert command.process.wait(5) == code
+    assert command.process.wait(20) == code
     assert command.left() == {}
     told = command.errors.read_text().splitlines()
     assert told[-1] == f"{how}; resume with: paceline resume runs/here"
@@ -147,7 +147,7 @@ def test_a_run_goes_on_after_sigterm(start, tmp_path):
     command = start(*LOCAL[:1], "sleepy:Sleepy", *LOCAL[2:], *SMALL, "--name", "here")
     command.until(lambda: asleep(command))
     send(command, signal.SIGTERM, "one")
-    assert command.process.wait(5) == 143
+    assert command.process.wait(20) == 143
     (tmp_path / "awake").touch()
     assert start("resume", "runs/here").process.wait(60) == 0
     assert RunFolder(tmp_path / "runs" / "here").read_summary()["model_sha256"] == sha("scaffold", 4)
@@ -166,7 +166,7 @@ def test_a_comparison_says_which_run_goes_on(start):
     command = start("compare", "fedavg", "sleepy:Sleepy", *LOCAL[2:], *SMALL, "--name", "both", "--quiet")
     command.until(lambda: asleep(command))
     send(command, signal.SIGINT, "group")
-    assert command.process.wait(5) == 130
+    assert command.process.wait(20) == 130
     assert command.left() == {}
     (line,) = command.errors.read_text().splitlines()
     assert line.startswith("interrupted; resume with: paceline resume runs/both/sleepy")
