@@ -160,8 +160,8 @@ class Federation(Population):
     ) -> Update | dict[Any, Update]:
         """Return the weighted mean over the cohort of the `Update` that `fn` returns, as an `Update`.
 
-        With `groups` (key -> clients), return one mean per group; the groups run in parallel in virtual time. With
-        `group_message`, each group gets its own message.
+        The arguments are those of `sum`. With `groups` (key -> clients), return one mean per group; the groups run in
+        parallel in virtual time. With `group_message`, each group receives its own message.
 
         Raises:
             QuorumError: if a group is smaller than `least_group`, or too few clients replied.
@@ -210,7 +210,8 @@ class Federation(Population):
     ) -> dict[int, R]:
         """Return every client's reply, by client id, without dropped clients.
 
-        With `each_message`, which has an entry for each client, the function gets `WithOwn`: the message and its own entry.
+        The arguments are those of `sum`. With `each_message`, which has an entry for each client, the function receives
+        `WithOwn`: the message and its own entry.
 
         Raises:
             QuorumError: if no client replied.

@@ -53,7 +53,12 @@ def _entry_points(group: str, path: tuple[tuple[str, float], ...]) -> dict[str, 
 
 
 def is_import_path(text: str) -> bool:
-    """Return whether a text has the form ``package.module:Name``."""
+    """Return whether a text has the form ``package.module:Name``.
+
+    Example:
+        >>> is_import_path("my_package.methods:MyMethod")
+        True
+    """
     module, _, attribute = text.partition(":")
     return attribute.isidentifier() and all(part.isidentifier() for part in module.split("."))
 
@@ -77,6 +82,10 @@ def load_entry(point: EntryPoint) -> Any:
 
 def load_named(name: str, what: str) -> Any:
     """Return the object named by ``module:Class``.
+
+    Args:
+        name: import path.
+        what: kind of the object, for error messages.
 
     Raises:
         ConfigError: if the module cannot be imported (with file, line and error), is not found (with the folders searched),

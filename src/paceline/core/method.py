@@ -50,7 +50,13 @@ def on_client(
 
 
 def client_functions(program: object) -> dict[str, ClientFunction]:
-    """Return the client functions of a method or protocol (instance or class), by name."""
+    """Return the client functions of a method or protocol (instance or class), by name.
+
+    Example:
+        >>> from paceline.methods import FedAvg
+        >>> "train" in client_functions(FedAvg)
+        True
+    """
     found = {}
     cls = program if isinstance(program, type) else type(program)
     for name, value in inspect.getmembers(cls, inspect.isfunction):
@@ -108,7 +114,12 @@ class Method(Generic[S]):
         return cast("S", State(params=fed.init_params()))  # methods with another state override `init`
 
     def round(self, fed: Federation, state: S) -> S:
-        """Run one round and return the next state."""
+        """Run one round and return the next state.
+
+        Args:
+            fed: operations on the clients, such as `Federation.sample` and `Federation.mean`.
+            state: state after the previous round; not modified.
+        """
         raise ConfigError(f"{type(self).__name__} has no round()")
 
     def model(self, state: S) -> Params:
@@ -142,7 +153,13 @@ class Method(Generic[S]):
         return message
 
     def assess(self, client: Client, message: Tree, data: ClientData) -> dict[str, Any]:
-        """Return, on a client, the sums of `Client.evaluate` for its own model on `data`."""
+        """Return, on a client, the sums of `Client.evaluate` for its own model.
+
+        Args:
+            client: the client.
+            message: its message from `personal`.
+            data: samples to evaluate on.
+        """
         params = self.personal_model(client, message)
         return client.evaluate(client.statistics(params) if client.problem.buffers == "recompute" else params, data)
 
@@ -173,7 +190,13 @@ class Method(Generic[S]):
 
     @classmethod
     def slug(cls) -> str:
-        """Return the name used on the command line."""
+        """Return the name used on the command line.
+
+        Example:
+            >>> from paceline.methods import FedProx
+            >>> FedProx.slug()
+            'fedprox'
+        """
         return cls.__name__.lower().replace("_", "-")
 
     @classmethod
@@ -183,6 +206,11 @@ class Method(Generic[S]):
         Raises:
             UnknownNameError: if the method has no such field.
             ConfigError: if a value is invalid.
+
+        Example:
+            >>> from paceline.methods import FedProx
+            >>> FedProx.build({"mu": "0.1"}).mu
+            0.1
         """
         from paceline.core.config import RunConfig
 

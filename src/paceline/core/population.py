@@ -57,9 +57,14 @@ class Population:
         self._redraw()
 
     def sample(self, size: int | None = None, among: Sequence[int] | None = None) -> list[int]:
-        """Draw a cohort without replacement from the available clients, sorted by id.
+        """Draw a cohort without replacement from the available clients.
 
-        Returns fewer clients if fewer are available.
+        Args:
+            size: number of clients; None uses the default cohort size.
+            among: client ids to draw from; None draws from the population.
+
+        Returns:
+            Client ids, sorted; fewer than `size` if fewer are available.
 
         Raises:
             CohortError: if `size` exceeds the population, or no client is available.

@@ -280,7 +280,7 @@ class One:
 
 
 def train(job: Job) -> Trained:
-    """Run one client's job.
+    """Run one client's job and return its result.
 
     Draws from global generators during the job, such as dropout, use this client's own stream.
 

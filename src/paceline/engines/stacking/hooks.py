@@ -53,6 +53,9 @@ def signature(hook: Any) -> Any:
 def share(hooks: Sequence[Any]) -> Shared:
     """Merge hooks of equal `signature` into one.
 
+    Args:
+        hooks: the hooks of K clients, in stacking order.
+
     Raises:
         Unstackable: if a captured value differs between clients and is not a number, tensor or `Params`.
     """

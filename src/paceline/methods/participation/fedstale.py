@@ -7,7 +7,7 @@ With D_u a participant's update, h_u each client's last one (0 at first), alpha_
     w <- w + eta (fresh + beta stale);   h_u <- D_u for those in S
 
 beta = 0 is FedAvg with inverse probabilities, beta = 1 FedVARP with them. More heterogeneous clients call for a higher
-beta, rarer ones for a lower beta. p_u is known, or estimated as in FedAU. A round without participants is skipped, or
+beta, rarer participation for a lower one. p_u is known, or estimated as in FedAU. A round without participants is skipped, or
 (`empty`) makes the step of the formula, eta beta sum alpha_u h_u.
 
 The paper's server stores all h_u and sees every update: `FedStaleTable`. In `FedStale` each client stores its h_u and
