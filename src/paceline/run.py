@@ -21,9 +21,9 @@ from paceline.aggregation import load_aggregation
 from paceline.aggregation.secure.task_hash import Agreement
 from paceline.assembly import assemble, devices, reload, share_out
 from paceline.core.config import RunConfig
-from paceline.core.engine import Engine
+from paceline.core.engine import Aggregation, Engine
 from paceline.core.errors import CheckpointError, ConfigError, PlanError, StoreError
-from paceline.core.federation import Aggregation, Federation
+from paceline.core.federation import Federation
 from paceline.core.method import Method, client_functions
 from paceline.core.process_state import process_state
 from paceline.core.processes import check_main

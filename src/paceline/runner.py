@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from paceline.core.config import RunConfig
+from paceline.core.engine import CallInfo
 from paceline.core.errors import CohortError, MisbehaviourError, NonFiniteError, QuorumError, WorkerDiedError
 from paceline.core.failures import reasons
-from paceline.core.federation import CallInfo, Federation
+from paceline.core.federation import Federation
 from paceline.core.method import Method
 from paceline.core.metrics import adjusted_rand, figures, spread_figures
 from paceline.core.params import Params

@@ -5,8 +5,8 @@ from typing import Any
 
 from paceline import registry
 from paceline.aggregation.plain import Plain
+from paceline.core.engine import Aggregation
 from paceline.core.errors import ConfigError
-from paceline.core.federation import Aggregation
 
 __all__ = ["Plain", "load_aggregation"]
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from paceline.aggregation.fixed_point import SUM_BOUND, FixedPoint, Partial, merge
-from paceline.core.engine import Each
+from paceline.core.engine import Aggregation, Each, Summed, SumRequest
 from paceline.core.errors import QuorumError
-from paceline.core.federation import Aggregation, Federation, Summed, SumRequest
+from paceline.core.federation import Federation
 from paceline.core.tree import Tree
 from paceline.core.update import rebuild
 

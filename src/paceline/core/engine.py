@@ -247,6 +247,15 @@ class CallInfo:
     dropped: dict[int, str] = field(default_factory=dict)
     notes: dict[str, float] = field(default_factory=dict)
 
+    def add(self, other: CallInfo) -> None:
+        """Add a further phase of the same sum."""
+        self.seconds += other.seconds
+        self.bytes_up += other.bytes_up
+        self.bytes_down += other.bytes_down
+        for client, seconds in other.arrived.items():
+            self.arrived[client] = max(self.arrived.get(client, 0.0), seconds)
+        self.dropped.update(other.dropped)
+
 
 class Aggregation:
     """How a sum is formed.

@@ -24,7 +24,6 @@ from paceline.core.engine import (
     Each,
     Engine,
     Receipt,
-    Summed,
     SumRequest,
 )
 from paceline.core.errors import CohortError, MisbehaviourError, PlanError, QuorumError
@@ -36,7 +35,7 @@ from paceline.core.update import Update, rebuild
 if TYPE_CHECKING:
     from paceline.core.client import Client
 
-__all__ = ["Aggregation", "Availability", "CallInfo", "Federation", "SumRequest", "Summed", "WithOwn"]
+__all__ = ["Federation", "WithOwn"]
 
 M = TypeVar("M")
 """Message of a client function."""
@@ -179,7 +178,7 @@ class Federation(Population):
             self.clock.now = start
             means[key] = self._sum(fn, message if group_message is None else group_message[key], clients, deadline)
             end = max(end, self.clock.now)
-            _merge(merged, self.last)
+            merged.add(self.last)
         self.clock.now = end
         merged.seconds = end - start
         self.last = merged
@@ -336,7 +335,7 @@ class Federation(Population):
         )
         self.last = info
         self.lost |= {c: why for c, why in info.dropped.items() if kind_of(why) in ("refused", "failed")}
-        _merge(self._open, info)
+        self._open.add(info)
         self.totals.seconds += info.seconds
         self.totals.bytes_up += info.bytes_up
         self.totals.bytes_down += info.bytes_down
@@ -392,12 +391,3 @@ def _declared(fn: Callable[..., Any]) -> ClientFunction:
     if not isinstance(declared, ClientFunction):
         raise PlanError([f"{getattr(fn, '__name__', fn)!r} is not a client function; mark it with @on_client"])
     return declared
-
-
-def _merge(into: CallInfo, info: CallInfo) -> None:
-    into.seconds += info.seconds
-    into.bytes_up += info.bytes_up
-    into.bytes_down += info.bytes_down
-    for client, seconds in info.arrived.items():
-        into.arrived[client] = max(into.arrived.get(client, 0.0), seconds)
-    into.dropped.update(info.dropped)

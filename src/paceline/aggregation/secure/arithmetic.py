@@ -13,9 +13,9 @@ from paceline.aggregation.secure.codec import Codec
 from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.aggregation.secure.encoding import Words
 from paceline.aggregation.secure.session import new_session
-from paceline.core.engine import Sink
+from paceline.core.engine import Aggregation, Sink, Summed, SumRequest
 from paceline.core.errors import AggregationError, ConfigError, QuorumError
-from paceline.core.federation import Aggregation, Federation, Summed, SumRequest
+from paceline.core.federation import Federation
 from paceline.core.profiling import spent
 from paceline.core.tree import Tree
 

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.aggregation.secure.encoding import Words, quantise, scale_of, signed, to_words
+from paceline.core.engine import Summed
 from paceline.core.errors import NonFiniteError, SumOverflowError
-from paceline.core.federation import Summed
 from paceline.core.random import numpy_rng
 from paceline.core.tree import Tree
 from paceline.core.update import Terms, structure_from_plain, structure_to_plain

@@ -25,7 +25,7 @@ from paceline.aggregation.secure.session import least_half, new_session
 from paceline.aggregation.secure.simulated_directory import SimulatedDirectory
 from paceline.aggregation.secure.steps import carry_out
 from paceline.aggregation.secure.task_hash import Agreement, Work
-from paceline.core.engine import Each, Receipt
+from paceline.core.engine import Aggregation, Each, Receipt, Summed, SumRequest
 from paceline.core.errors import (
     AggregationError,
     ConfigError,
@@ -35,7 +35,7 @@ from paceline.core.errors import (
     SumOverflowError,
     UnknownNameError,
 )
-from paceline.core.federation import Aggregation, Federation, Summed, SumRequest
+from paceline.core.federation import Federation
 from paceline.core.params import Params
 from paceline.core.tree import Tree
 from paceline.core.update import Update
