@@ -212,3 +212,16 @@ def liar(loopback):
     yield make
     for one in made:
         one.close()
+
+
+@pytest.fixture
+def sixteen(loopback):
+    """Give a federation members up to sixteen."""
+    ca = Authority.open(loopback.root / "ca")
+    for number in range(MOST, 16):
+        ca.issue_client(f"client{number}").write(loopback.root / f"client{number}")
+    for name in ("directory", "crl.pem"):
+        shutil.copy(loopback.root / "ca" / name, loopback.root / "server" / name)
+    for number in range(16):
+        shutil.copy(loopback.root / "ca" / "directory", loopback.root / f"client{number}" / "directory")
+    return loopback

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import shutil
 
 import grpc
 import numpy as np
@@ -16,7 +15,6 @@ from paceline.core.layout import Layout
 from paceline.core.params import Params
 from paceline.core.serialization import dumps, loads
 from paceline.deploy.client.client import build_worker
-from paceline.deploy.identity.authority import Authority
 from paceline.deploy.plan import Plan, offer
 from paceline.deploy.settings import DataConfig
 from paceline.engines.worker import Worker
@@ -25,23 +23,10 @@ from paceline.network.client_runner import Runner
 from paceline.network.handshake import HIDDEN, Welcome
 from paceline.registry import find_method
 from paceline.run import RunConfig
-from tests.network.conftest import MOST, OPEN
+from tests.network.conftest import OPEN
 from tests.network.liar import SECURE, Sum, reasons
 
 OPTIONS = {"gamma": 0.0}
-
-
-@pytest.fixture
-def sixteen(loopback):
-    """Give a federation eight more members."""
-    ca = Authority.open(loopback.root / "ca")
-    for number in range(MOST, 16):
-        ca.issue_client(f"client{number}").write(loopback.root / f"client{number}")
-    for name in ("directory", "crl.pem"):
-        shutil.copy(loopback.root / "ca" / name, loopback.root / "server" / name)
-    for number in range(16):
-        shutil.copy(loopback.root / "ca" / "directory", loopback.root / f"client{number}" / "directory")
-    return loopback
 
 
 class Partial(Sum):

@@ -272,3 +272,26 @@ def test_silence_in_each_later_sum_costs_its_place(loopback):
 
     summary = run_with(loopback, "masked", never_again, {**RUN, "method": "fedavgmvr", "rounds": 1})
     assert [r["attempts"] for r in summary.history] == [3]
+
+
+DEFAULT = {"method": "fedavg", "clients": 10, "cohort": 10, "rounds": 2, "aggregation": "secure", "on_error": "drop"}
+SPOILT = {
+    "random words": ("masked", random_words),
+    "a wrong commitment": ("share", lambda m, a: {**a, "commit": secrets.token_bytes(32)}),
+    "an impossible weight": ("masked", lambda m, a: shifted(m, a, 5)),
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_ten_clients_with_default_policies_go_on_without_the_spoiler(sixteen, name):
+    """With a gamma of 0.1, one of them may be corrupt, and halves of five are large enough."""
+    step, change = SPOILT[name]
+    sixteen.serve(DEFAULT, {"least": 10}, waiting={"reconnect": 0.3})
+    for client in range(10):
+        node = sixteen.client(client, policy="")
+        if client == BAD:
+            answering(node, step, change)
+    summary = sixteen.finish(60)
+    assert summary.rounds == 2
+    assert summary.history[0]["attempts"] == 2
+    assert set(excluded(summary)) == ({BAD} if step == "share" else set())  # else the spoilt half is left out

@@ -173,7 +173,7 @@ def least_half(clients: int, config: SecureConfig) -> int:
 
     - the graphs of the cohort and of the half are complete;
     - the half is large enough for its threshold;
-    - the clients that need not have helped to open the whole (n - t) are fewer than the helpers that a half needs;
+    - the clients that need not have helped to open the whole (n - t - 1) are fewer than the helpers that a half needs;
     - at least two honest clients of each half have helped to open the whole. The remaining clients, and corrupt clients
       among the helpers, may take part in sums of the server's choice.
 
@@ -185,8 +185,8 @@ def least_half(clients: int, config: SecureConfig) -> int:
     if half < 3:
         return clients
     (k, t), (k_half, t_half) = sizes(clients, config), sizes(half, config)
-    free, corrupt = clients - t, math.ceil(config.gamma * clients - 1e-9)
-    fits = k >= clients - 1 and k_half >= half - 1 and t_half <= k_half and free < t_half and half - free - corrupt >= 2
+    free, corrupt = clients - t - 1, math.ceil(config.gamma * clients - 1e-9)
+    fits = k >= clients - 1 and k_half >= half - 1 and t_half <= k_half and free + 1 < t_half and half - free - corrupt >= 2
     return max(config.least(clients), 3) if fits else clients
 
 
