@@ -97,7 +97,10 @@ def prepare(
     asked, method = made.asked, made.method
     misfits = []
     if config.cohort > config.clients:
-        misfits.append(f"the cohort of {config.cohort} is larger than the population of {config.clients} clients")
+        misfits.append(
+            f"the cohort of {config.cohort} is larger than the population of {config.clients} clients; "
+            f"set cohort to {config.clients} or less"
+        )
     if config.quorum > config.cohort:
         misfits.append(f"the quorum of {config.quorum} is larger than the cohort of {config.cohort}")
     aggregation = aggregation or load_aggregation(
@@ -294,6 +297,8 @@ def compare(
     """
     if "seed" in fields:
         raise ConfigError("give the seeds of a comparison as seeds=, such as range(3)")
+    if isinstance(methods, str | Method | type | RunConfig):
+        raise ConfigError("methods is a single one; give a list, such as ['fedavg', 'fedprox']")
     if isinstance(task, tuple):
         task, model = as_task(task, model), None  # data are read once
     asked = for_seeds([arguments(method, task, model, fields) for method in methods], list(seeds))

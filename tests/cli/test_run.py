@@ -143,5 +143,14 @@ def test_resume_ends_with_the_same_bits(call, monkeypatch):
     assert resumed["total_seconds"] == whole["total_seconds"]
 
 
+def test_without_a_cohort_it_is_at_most_everybody(call):
+    words = ("--task", "digits", "--model", "logreg", "--rounds", "1", "--quiet")
+    for count, cohort in (("4", 4), ("25", 20)):
+        call("run", "fedavg", *words, "--clients", count, "--name", count)
+        assert tomllib.loads(Path("runs", count, "config.toml").read_text()).get("cohort", 20) == cohort
+    refused = call("run", "fedavg", *words, "--clients", "4", "--cohort", "5", code=3)
+    assert "set cohort to 4 or less" in refused.stderr
+
+
 def test_resume_of_nothing(call):
     assert last_json(call("resume", "nowhere", "--json", code=13))["error"].endswith("Error")

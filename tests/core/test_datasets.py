@@ -115,6 +115,14 @@ class Texts(nn.Module):
 
 FAULTS = {
     "lengths": (lambda: made((X, Y[:29])), DataError, r"train: x has shape \[30, 6\] and y \[29\]"),
+    "one-hot": (lambda: made((X, torch.eye(3)[Y])), DataFormatError, r"train: y is torch.float32.*one-hot, take y.argmax\(1\)"),
+    "quantity": (lambda: made((X, X[:, 0])), DataFormatError, "no whole numbers"),
+    "lists": (lambda: made((X.tolist(), Y.tolist())), DataFormatError, "train: a pair of lists"),
+    "missing value": (
+        lambda: made((X.index_fill(0, torch.tensor([4]), torch.nan), Y)),
+        DataError,
+        "train: x of sample 4 is not finite",
+    ),
     "empty": (lambda: made((X[:0], Y[:0])), DataError, "train: there are no samples"),
     "empty test": (lambda: made((X, Y), test=Pairs([], [])), DataError, "test: there are no samples"),
     "floats": (lambda: made((X, Y.float())), DataFormatError, r"train: y is torch.float32.*y\.long\(\)"),

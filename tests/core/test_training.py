@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from paceline.core.client import SGD, AdamW, Client, ClientData, Hooks, Memory
-from paceline.core.errors import NonFiniteError
+from paceline.core.errors import ConfigError, NonFiniteError
 from paceline.core.layout import Layout
 from paceline.core.params import Params, Resident
 from paceline.tasks import Arrays, Task
@@ -123,6 +123,13 @@ def test_divergence_is_named():
     client, start = make_client()
     with pytest.raises(NonFiniteError, match="lower lr"):
         client.sgd(start, optimizer=SGD(1e30), epochs=6)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"batch_size": -1}, {"epochs": -1}])
+def test_impossible_amounts_of_work_are_refused(options):
+    client, start = make_client()
+    with pytest.raises(ConfigError, match="={}".format(*options.values())):
+        client.sgd(start, **options)
 
 
 def test_later_loops_of_a_client_draw_other_orders():

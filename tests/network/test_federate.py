@@ -57,6 +57,11 @@ def test_killed_server_goes_on_to_the_same_bits(tmp_path):
     assert [r["round"] for r in summary.history] == [1, 2, 3]
 
 
+def test_a_method_of_a_users_own_needs_no_settings(lab, tmp_path):
+    config = settings(f"{lab}:FedProx", rounds=1)
+    assert LoopbackFederation(config, tmp_path / "run").run().model_sha256 == local(config).model_sha256
+
+
 def test_a_run_that_is_held_is_neither_served_nor_federated(loopback, tmp_path, hold_run):
     loopback.serve({"clients": 1, "cohort": 1, "quorum": 1})
     facts = (loopback.root / "run/federation.json").read_bytes()

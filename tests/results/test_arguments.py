@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import paceline as pl
+from paceline.aggregation import Plain
 from paceline.results.arguments import arguments
 from tests.conftest import make_task
 
@@ -65,7 +66,10 @@ FAULTS = {
     "of the object": (lambda: config(pl.methods.FedProx(), mu=1), pl.errors.ConfigError, r"write FedProx\(mu=1\)"),
     "options": (lambda: config(pl.methods.FedProx(), options={"mu": 1}), pl.errors.ConfigError, r"write FedProx\(mu=1\)"),
     "method": (lambda: config("fedprxo"), pl.errors.UnknownNameError, "did you mean fedprox"),
-    "no method": (lambda: config(3), pl.errors.ConfigError, "3 is no method"),
+    "no method": (lambda: config(3), pl.errors.ConfigError, "an object of type int is no method"),
+    "swapped": (lambda: config(make_task(), "fedavg"), pl.errors.ConfigError, "^an object of type Task is no method.*comes first"),
+    "class": (lambda: config("fedavg", nn.Linear), pl.errors.ConfigError, "^the class Linear is no task"),
+    "aggregation": (lambda: config("fedavg", aggregation=Plain()), pl.errors.ConfigError, "of type Plain; give a name.*prepare"),
     "no task": (lambda: config("fedavg", 3), pl.errors.ConfigError, "an object of type int is no task"),
     "value": (lambda: config("fedavg", rounds=0), pl.errors.ConfigError, "rounds=0"),
     "no model": (lambda: config("fedavg", DATA), pl.errors.ConfigError, r"\(train, test\) needs model="),

@@ -256,11 +256,14 @@ class Client:
             The trained parameters, steps, samples and mean loss. A client without data returns `start` after 0 steps.
 
         Raises:
+            ConfigError: for a batch size below 1 or a negative number of epochs.
             NonFiniteError: for a NaN loss.
         """
         optimizer, hooks = optimizer or PLAIN_SGD, hooks or NO_HOOKS
         model = model or self.model
         batch_size = self.problem.batch_size if batch_size is None else batch_size
+        if batch_size < 1 or epochs < 0:
+            raise ConfigError(f"batch_size={batch_size}, epochs={epochs}; at least 1 and 0 are needed")
         data = self.train
         n, self._loops = len(data), self._loops + 1
         wanted = steps if steps is not None else epochs * -(-n // batch_size)

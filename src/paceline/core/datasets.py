@@ -28,7 +28,8 @@ def samples(data: Any, which: str) -> tuple[Tensor, Tensor]:
     Floats of 64 bits become float32, integer and boolean targets int64. Each sample of a data set is read once, so a random
     transform is applied once.
 
-    Raises `DataError` where there are no samples or lengths differ, `DataFormatError` for samples that are no such pairs.
+    Raises `DataError` where there are no samples, lengths differ or a value is not finite, `DataFormatError` for samples that
+    are no such pairs.
     """
     if isinstance(data, torch.utils.data.TensorDataset):
         data = data.tensors
@@ -40,6 +41,10 @@ def samples(data: Any, which: str) -> tuple[Tensor, Tensor]:
         x, y = _collect(data, which)
     if not len(x):
         raise DataError(f"{which}: there are no samples")
+    for part, name in ((x, "x"), (y, "y")):
+        if part.is_floating_point() and not bool(part.isfinite().all()):
+            first = int((~part.isfinite().reshape(len(part), -1).all(1)).nonzero()[0])
+            raise DataError(f"{which}: {name} of sample {first} is not finite; fill in or leave out what is missing")
     if not y.is_floating_point():
         y = y.long()
     return x, y
@@ -55,6 +60,8 @@ def _collect(data: Any, which: str) -> tuple[Tensor, Tensor]:
     for i in range(len(data)):
         sample = data[i]
         if not isinstance(sample, tuple | list) or len(sample) != 2:
+            if isinstance(data, tuple | list) and len(data) == 2 and isinstance(sample, list):
+                raise DataFormatError(f"{which}: a pair of lists; make each a tensor or an array")
             raise DataFormatError(f"{which}: sample {i} is a {type(sample).__name__}; a pair (x, y) is needed")
         for part, into, name in zip(sample, (xs, ys), "xy", strict=True):
             if not isinstance(part, Tensor | np.ndarray | np.generic | int | float):
@@ -87,7 +94,7 @@ def check_labels(train: Tensor, test: Tensor, num_classes: int | None, loss: Any
     for y, which in ((train, "train"), (test, "test")):
         if y.is_floating_point():
             name = "cross entropy" if loss is F.cross_entropy else "an evaluation, which counts right answers by class,"
-            raise DataFormatError(f"{which}: y is {y.dtype}; {name} needs class indices: convert them with y.long()")
+            raise DataFormatError(f"{which}: y is {y.dtype}; {name} needs class indices: {_to_indices(y)}")
         if y.dim() == 2 and y.shape[1] == 1:
             raise DataFormatError(f"{which}: y has shape {list(y.shape)}; drop its last dimension with y.squeeze(1)")
         if y.dim() == 1 and int(y.min()) < 0:
@@ -96,6 +103,15 @@ def check_labels(train: Tensor, test: Tensor, num_classes: int | None, loss: Any
     if num_classes is not None and found > num_classes:
         raise DataFormatError(f"y holds class {found - 1}, but num_classes={num_classes}")
     return num_classes or found
+
+
+def _to_indices(y: Tensor) -> str:
+    """Return how targets of floats become class indices."""
+    if y.dim() == 2 and y.shape[1] > 1 and bool((((y == 0) | (y == 1)).all(1) & (y.sum(1) == 1)).all()):
+        return "these are one-hot, take y.argmax(1)"
+    if bool((y == y.round()).all()):
+        return "convert them with y.long(), or y.astype(int) of an array"
+    return "these are no whole numbers; a quantity must be cut into classes first"
 
 
 def model_maker(model: Any) -> Callable[[], nn.Module]:

@@ -126,6 +126,8 @@ class Method(Generic[S]):
         """Return the parameters to evaluate: `params` of the state by default."""
         params = getattr(state, "params", None)
         if not isinstance(params, Params):
+            if state is None:
+                raise ConfigError(f"init() or round() of {type(self).__name__} returned None; return the new State")
             raise ConfigError(
                 f"{type(state).__name__} has no params; give {type(self).__name__} a model(state) that returns Params"
             )

@@ -222,7 +222,7 @@ def partition_task(
         count = clients
         if not allow_empty and count > len(task.train):
             raise EmptyClientError(
-                f"{len(task.train)} samples cannot give each of {count} clients one; take fewer clients or --allow-empty"
+                f"{len(task.train)} samples cannot give each of {count} clients one; take fewer clients or set allow_empty"
             )
         labels, classes = _labels(task)
         if name in {"dirichlet", "shards", "groups", "longtail"} and (labels.ndim != 1 or labels.dtype.kind not in "iu"):

@@ -24,6 +24,7 @@ from typing import Any
 
 from paceline.core.address import Address
 from paceline.core.errors import EngineError, PacelineError, StoreError
+from paceline.core.importing import is_import_path
 from paceline.core.processes import NAME, UNGUARDED, check_main, importable, start, start_method, unguarded
 from paceline.deploy.federated_fields import check_federated
 from paceline.deploy.identity.authority import Authority
@@ -160,7 +161,7 @@ class LoopbackFederation:
         for name in ("directory", "crl.pem"):
             shutil.copy(root / "ca" / name, root / "server" / name)
         port = _free_port()
-        (root / "policy.toml").write_text(to_toml(self.policy))
+        (root / "policy.toml").write_text(to_toml(self._allowing() | self.policy))
         run = self.config.model_dump(mode="json", exclude_none=True)
         least = {"least": self.config.clients, "listen": str(Address("127.0.0.1", port)), "heartbeat": 2.0}
         files = {"folder": "server", "run": str(self.place.resolve())}
@@ -178,9 +179,19 @@ class LoopbackFederation:
                 "first": 0.1,
             }
             mine |= {"private_rounding": False}  # for results bitwise equal to a simulation
+            mine |= {"modules": self._modules()}
             part = {"server": str(Address("localhost", port)), **mine, **self.client, "faults": self._of(number)}
             data = {"own": False, "device": self.config.device, "threads": self.config.threads}
             self.parties.append(self._party(f"client{number}", root, {"client": part, "data": data}))
+
+    def _allowing(self) -> dict[str, Any]:
+        """Return a policy that permits the method and task of this run: whoever starts it owns all of its parties."""
+        return {"allow": {"methods": ["*", self.config.method], "tasks": ["*", self.config.task]}}
+
+    def _modules(self) -> list[str]:
+        """Return the modules of the names with a colon in this run's configuration."""
+        names = (self.config.method, self.config.task, self.config.model or "", self.config.fleet)
+        return sorted({name.partition(":")[0] for name in names if is_import_path(name)})
 
     def _party(self, role: str, root: Path, values: dict[str, Any]) -> _Party:
         part = values["server" if role == "server" else "client"]

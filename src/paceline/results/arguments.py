@@ -81,8 +81,10 @@ def _method(method: Any) -> tuple[dict[str, Any], Method[Any] | None]:
     if isinstance(method, type) and issubclass(method, Method):
         method = method()
     if not isinstance(method, Method):
+        hint = "; the method comes first, then the task" if isinstance(method, Task) else ""
         raise ConfigError(
-            f"{method!r} is no method; give an object such as paceline.methods.FedAvg(), a name such as 'fedavg', or a RunConfig"
+            f"{_what(method)} is no method; give an object such as paceline.methods.FedAvg(), a name such as 'fedavg', or a "
+            f"RunConfig{hint}"
         )
     changed = {f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.init and not _is_default(method, f)}
     options = {name: _plain(value) for name, value in changed.items()}
@@ -127,16 +129,20 @@ def as_task(task: Any, model: Any) -> Task:
             raise ConfigError("the model is part of the task: Task.from_datasets(train, test, model=...)")
         return task
     if not isinstance(task, tuple) or len(task) != 2:
-        raise ConfigError(
-            f"an object of type {type(task).__name__} is no task; give a Task, the name of one, or a pair (train, test) with model=..."
-        )
+        raise ConfigError(f"{_what(task)} is no task; give a Task, the name of one, or a pair (train, test) with model=...")
     if model is None:
         raise ConfigError("a pair (train, test) needs model=..., a module's class, a module, or a function that makes one")
     return Task.from_datasets(*task, model=model)
 
 
 def _check_names(fields: Mapping[str, Any], method: type[Method[Any]] | None) -> None:
-    """Raise `UnknownNameError` for a field that does not exist, or `ConfigError` where the method has it."""
+    """Raise `UnknownNameError` for a field that does not exist, or `ConfigError` where the method has it or a name is needed."""
+    for name in ("aggregation", "engine"):
+        if not isinstance(fields.get(name, ""), str):
+            raise ConfigError(
+                f"{name} is {_what(fields[name])}; give a name, which for a class of your own is 'module:Class', or build the "
+                f"run with paceline.prepare(config, {name}=...)"
+            )
     for name in fields:
         if name in RunConfig.model_fields and name not in ("method", "task", "model"):
             continue
@@ -145,6 +151,11 @@ def _check_names(fields: Mapping[str, Any], method: type[Method[Any]] | None) ->
                 f"{name} is a field of the method, not of the run: write {method.__name__}({_written({name: fields[name]})})"
             )
         raise UnknownNameError("option", name, RunConfig.model_fields)
+
+
+def _what(value: Any) -> str:
+    """Return what a value is, without its contents."""
+    return f"the class {value.__qualname__}" if isinstance(value, type) else f"an object of type {type(value).__name__}"
 
 
 def _written(values: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from paceline.core.errors import UnknownNameError
 from paceline.results.groups import Group, RunEntry, cells, columns, common_target, comparison, grouped, labels
 from paceline.results.result import Result
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["Comparison"]
 
 _WIDE = 160
+
+_FIGURES = ("accuracy", "loss", "round_seconds", "total_seconds", "wall_seconds", "bytes_up", "bytes_down", "target_seconds")
 
 
 @dataclass(repr=False)
@@ -72,12 +75,12 @@ class Comparison:
         ]
 
     def mean(self, figure: str = "accuracy") -> dict[str, float | None]:
-        """Return a figure's mean over seeds, by label; see `rows`."""
-        return {row["label"]: row[figure] for row in self.rows}
+        """Return a figure's mean over seeds, by label; see `rows`. Raises `UnknownNameError` for another figure."""
+        return self._by_label(figure, "")
 
     def deviation(self, figure: str = "accuracy") -> dict[str, float | None]:
-        """Return a figure's standard deviation over seeds, by label; see `rows`."""
-        return {row["label"]: row[f"{figure}_deviation"] for row in self.rows}
+        """Return a figure's standard deviation over seeds, by label; see `rows`. Raises `UnknownNameError` for another figure."""
+        return self._by_label(figure, "_deviation")
 
     def plot(self, path: str | Path | None = None) -> Picture:
         """Draw accuracy over virtual time, time of a round and upload; a notebook shows the figure that is returned.
@@ -103,10 +106,14 @@ class Comparison:
         """Return the table, for rich."""
         return comparison(self.title, self.groups, self.target)
 
+    def _by_label(self, figure: str, suffix: str) -> dict[str, float | None]:
+        if figure not in _FIGURES:
+            raise UnknownNameError("figure", figure, _FIGURES)
+        return {row["label"]: row[figure + suffix] for row in self.rows}
+
     def _values(self, group: Group) -> dict[str, list[float]]:
-        names = ("accuracy", "loss", "round_seconds", "total_seconds", "wall_seconds", "bytes_up", "bytes_down")
         times = [] if self.target is None else group.times_to(self.target)
-        return {name: group.values(name) for name in names} | {"target_seconds": times}
+        return {name: group.values(name) for name in _FIGURES if name != "target_seconds"} | {"target_seconds": times}
 
     def __rich__(self) -> Table:
         return self.table()

@@ -234,7 +234,7 @@ class RunFolder:
 
 def _empty(path: Path) -> None:
     if any(found.name != LOCK for found in path.iterdir()):
-        raise StoreError(f"{path} exists; choose another name, or go on with: paceline resume {path}")
+        raise StoreError(f"the folder {path} exists; choose another name, or go on with: paceline resume {path}")
 
 
 def _json(value: Any, indent: int | None = None) -> str:

@@ -120,7 +120,8 @@ def _measure(
     alone = each.pop(1)
     fastest = min(each.values())
     if fastest > 0.95 * alone and not always:
-        return Choice(1, f"stacks of {sizes[0]} to {sizes[-1]} are no faster on this machine")
+        tried = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
+        return Choice(1, f"stacks of {tried} are no faster on this machine")
     best = max(count for count, seconds in each.items() if seconds <= _NEAR * fastest)
     return Choice(best, f"a stack takes x{each[best] / alone:.2f} of the time, measured")
 
