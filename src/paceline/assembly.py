@@ -11,11 +11,12 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from paceline.adversaries.behaviours import load_adversary, members
+from paceline.adversaries.behaviours import Adversary, load_adversary, members
 from paceline.adversaries.engine import poisoned
 from paceline.blocks.architectures import Architectures, architectures_service
 from paceline.core.config import RunConfig
-from paceline.core.method import Method
+from paceline.core.engine import Aggregation
+from paceline.core.method import Method, client_functions
 from paceline.core.samples import Split
 from paceline.data import Partition, partition_task
 from paceline.devices import Fleet, load_fleet, load_participation
@@ -25,7 +26,7 @@ from paceline.submodels.flops import flops
 from paceline.submodels.service import Submodels, submodel_service
 from paceline.tasks import Task, load_task
 
-__all__ = ["Allocation", "Assembly", "assemble", "build_method", "devices", "read_task", "reload", "share_out"]
+__all__ = ["Allocation", "Assembly", "assemble", "build_method", "devices", "misfits", "read_task", "reload", "share_out"]
 
 
 @dataclass(frozen=True)
@@ -186,3 +187,45 @@ def devices(config: RunConfig, shared: Allocation | None = None) -> Fleet:
 def _table(shared: Allocation) -> Any:
     assert isinstance(shared.split, Partition)
     return shared.split.table(shared.task)
+
+
+def misfits(config: RunConfig, method: Method[Any], aggregation: Aggregation, adversary: Adversary | None) -> list[str]:
+    """Return the reasons why the parts of a run do not fit together, one sentence each; empty if they do.
+
+    Args:
+        config: the configuration.
+        method: the method, fitted to its task.
+        aggregation: the aggregation of sums.
+        adversary: the attack of Byzantine clients, or None.
+    """
+    found = []
+    if config.cohort > config.clients:
+        found.append(
+            f"the cohort of {config.cohort} is larger than the population of {config.clients} clients; "
+            f"set cohort to {config.clients} or less"
+        )
+    if config.quorum > config.cohort:
+        found.append(f"the quorum of {config.quorum} is larger than the cohort of {config.cohort}")
+    if not aggregation.sees_each:
+        found += _hidden(method, config)
+    if not method.has_model and config.evaluation in ("central", "federated"):
+        found.append(f"method {config.method!r} has no global model; use --evaluation clients")
+    if adversary is not None and not adversary.poisons_data and aggregation.name == "secure":
+        found.append(
+            f"adversary {adversary.name!r} changes replies, which secure aggregation seals on the client; simulate it with "
+            f"--aggregation secure-arithmetic, whose bits are the same"
+        )
+    return found
+
+
+def _hidden(method: Method, config: RunConfig) -> list[str]:
+    """Return what of a method needs single replies, which the aggregation hides, with alternatives."""
+    singles = [name for name, declared in client_functions(method).items() if declared.each]
+    if not singles:
+        return []
+    alternative = getattr(method, "sum_only", None)
+    hint = f"; use {alternative}" if alternative else "; run it with --aggregation plain, or choose a sum-only method"
+    return [
+        f"method {config.method!r} needs every client's own reply from {', '.join(singles)}(), which "
+        f"{config.aggregation!r} aggregation hides from the server{hint}"
+    ]

@@ -19,12 +19,12 @@ from paceline.adversaries.behaviours import load_adversary
 from paceline.adversaries.engine import Hostile
 from paceline.aggregation import load_aggregation
 from paceline.aggregation.secure.task_hash import Agreement
-from paceline.assembly import assemble, devices, reload, share_out
+from paceline.assembly import assemble, devices, misfits, reload, share_out
 from paceline.core.config import RunConfig
 from paceline.core.engine import Aggregation, Engine
 from paceline.core.errors import CheckpointError, ConfigError, PlanError, StoreError
 from paceline.core.federation import Federation
-from paceline.core.method import Method, client_functions
+from paceline.core.method import Method
 from paceline.core.process_state import process_state
 from paceline.core.processes import check_main
 from paceline.core.run_fields import RunFields
@@ -95,29 +95,12 @@ def prepare(
     named = task is None and split is None
     made = assemble(config, task, method)
     asked, method = made.asked, made.method
-    misfits = []
-    if config.cohort > config.clients:
-        misfits.append(
-            f"the cohort of {config.cohort} is larger than the population of {config.clients} clients; "
-            f"set cohort to {config.clients} or less"
-        )
-    if config.quorum > config.cohort:
-        misfits.append(f"the quorum of {config.quorum} is larger than the cohort of {config.cohort}")
     aggregation = aggregation or load_aggregation(
         config.aggregation, config.secure, config.sum_bound, Agreement.of(config, type(asked))
     )
-    if not aggregation.sees_each:
-        misfits += _hidden(method, config)
-    if not method.has_model and config.evaluation in ("central", "federated"):
-        misfits.append(f"method {config.method!r} has no global model; use --evaluation clients")
     adversary = None if config.adversary is None else load_adversary(config.adversary)
-    if adversary is not None and not adversary.poisons_data and aggregation.name == "secure":
-        misfits.append(
-            f"adversary {adversary.name!r} changes replies, which secure aggregation seals on the client; simulate it with "
-            f"--aggregation secure-arithmetic, whose bits are the same"
-        )
-    if misfits:
-        raise PlanError(misfits)
+    if wrong := misfits(config, method, aggregation, adversary):
+        raise PlanError(wrong)
     shared = share_out(config, made.task, split)
     task, fleet = shared.task, devices(config, shared)
     setup = made.setup(
@@ -143,10 +126,9 @@ def prepare(
         on_error=config.on_error,
         deadline=config.deadline,
     )
-    misfits = aggregation.check(fed) + method.check(fed)
-    if misfits:
+    if wrong := aggregation.check(fed) + method.check(fed):
         runs.close()
-        raise PlanError(misfits)
+        raise PlanError(wrong)
     scratch = tempfile.TemporaryDirectory(prefix="paceline-") if folder is None else None
     place = folder.path / "memory" if folder is not None else Path(scratch.name) if scratch is not None else None
     store = MemoryStore(place, durable=folder is not None, max_bytes=config.memory_mib << 20)
@@ -179,19 +161,6 @@ def _choose(config: RunConfig, method: Method, engine: Any) -> Choice:
     choice = Choice(config.chunk, "as given") if config.chunk else engine.measure(config.cohort, config.vectorize == "on")
     engine.stack(choice.chunk)
     return choice
-
-
-def _hidden(method: Method, config: RunConfig) -> list[str]:
-    """Return what of a method needs single replies, which the aggregation hides, with alternatives."""
-    singles = [name for name, declared in client_functions(method).items() if declared.each]
-    if not singles:
-        return []
-    alternative = getattr(method, "sum_only", None)
-    hint = f"; use {alternative}" if alternative else "; run it with --aggregation plain, or choose a sum-only method"
-    return [
-        f"method {config.method!r} needs every client's own reply from {', '.join(singles)}(), which "
-        f"{config.aggregation!r} aggregation hides from the server{hint}"
-    ]
 
 
 def run(
