@@ -89,10 +89,6 @@ class Architectures:
         """Return a module whose vector excludes the head, which remains unchanged."""
         return self._get(text, True)[0]
 
-    def initial_body(self, text: str = "") -> Params:
-        """Return the initial parameters of everything except the head."""
-        return self._get(text, True)[1]
-
     def _get(self, text: str, body: bool) -> tuple[Resident, Params]:
         if (text, body) not in self._kept:
             module = self.build(text)
