@@ -71,7 +71,7 @@ class Receipts:
         error = "" if dropped is None else class_in(dropped)
         down, up = p.field(head, "down", int), p.field(head, "up", int)
         if not (0 <= down < 1 << 50 and 0 <= up < 1 << 50):
-            raise WireError("a reply tells of impossible sizes")
+            raise WireError("a reply reports impossible sizes")
         if not self._measured and not self._hidden:
             return Receipt(client, None, p.seconds(head, "compute"), p.seconds(head, "network"), down, up, dropped, error)
         took = message.ended - phase.sent.get(client, message.began)

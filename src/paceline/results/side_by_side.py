@@ -85,7 +85,7 @@ def _task_of(config: RunConfig, known: dict[str, Task]) -> Task:
 
 
 def _check(asked: Sequence[Arguments], prepare: Callable[[Arguments], Run]) -> None:
-    """Prepare each method once, so that a misfit is told before the first one has been trained."""
+    """Prepare each method once, so that mismatches are reported before any training."""
     misfits: dict[str, list[str]] = {}
     for one in asked:
         if one.config.seed == asked[0].config.seed:

@@ -250,7 +250,7 @@ class _Sum:
             ) from None
         except (AggregationError, *MALFORMED) as error:
             raise QuorumError(
-                f"round {self.fed.round}: most clients told a shape of their replies that cannot be: {error}"
+                f"round {self.fed.round}: most clients announced an impossible shape of their replies: {error}"
             ) from None
         if summed.notes.get("failed", 0.0) >= len(alive):
             what = f"none of clients {alive} could do what {self.work.function!r} asks; their logs say why"
