@@ -269,7 +269,9 @@ class Federation(Population):
         happens in the sum that takes it, and the calls of that sum advance the clock.
         """
         if _declared(fn).tells is not None:
-            raise PlanError([f"{fn.__name__} exchanges records between clients, which is impossible for jobs that are only started"])
+            raise PlanError(
+                [f"{fn.__name__} exchanges records between clients, which is impossible for jobs that are only started"]
+            )
         self._verbs += 1
         channel = Held(goes_up=self.aggregation.sees_each)
         receipts, _ = self.call(fn.__name__, message, over, channel, each_message=each_message, passes=False)
