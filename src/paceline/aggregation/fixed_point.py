@@ -17,7 +17,7 @@ from torch import Tensor
 
 from paceline.core.engine import Sink
 from paceline.core.errors import AggregationError, NonFiniteError, PacelineError, SumOverflowError
-from paceline.core.lazy import Column, Lazy
+from paceline.core.params import DeferredNumber, DeferredParams
 from paceline.core.tree import Tree
 from paceline.core.update import Columns, Terms, Update
 
@@ -208,16 +208,15 @@ def _of_all(reply: Tree, count: int) -> Terms | None:
         return None
     weight, sums, scalars, shown = float(reply.weight), [], [], {}
     for name, value in reply.fields.items():
-        if type(value) is Lazy and value.index is None:
-            total = value.rows.weighted([weight * value.coefficient] * count)
-            for factor, vector in value.rest:
-                total.add_(vector, alpha=factor * weight * count)
+        if isinstance(value, DeferredParams):
+            if (total := value.total(weight, count)) is None:
+                return None
             sums.append(total)
         elif isinstance(value, int | float):
-            scalars.append(weight * (math.fsum(value.values) if type(value) is Column else count * value))
+            scalars.append(weight * (value.total() if isinstance(value, DeferredNumber) else count * value))
         else:
             return None
-        shown[name] = 0.0 if type(value) is Column else value
+        shown[name] = 0.0 if isinstance(value, DeferredNumber) else value
     terms = Terms.of(Update(weight=reply.weight, **shown), lazy=True)
     return Terms(terms.structure, terms.names, sums, [1.0] * len(sums), [*scalars, weight * count], [])
 
@@ -230,8 +229,8 @@ def together(replies: Sequence[Tree]) -> Terms | None:
     terms = Terms.of(replies[0], lazy=True)
     sums, scalars = [], []
     for values in columns.fields:
-        if isinstance(values[0], Lazy):
-            total = _weighted(values, columns.weights)
+        if isinstance(values[0], DeferredParams):
+            total = values[0].weighted(values, columns.weights)
             if total is None:
                 return None
             sums.append(total)
@@ -239,24 +238,6 @@ def together(replies: Sequence[Tree]) -> Terms | None:
             scalars.append(math.fsum(map(operator.mul, values, columns.weights)))
     scalars.append(math.fsum(columns.weights))
     return Terms(terms.structure, terms.names, sums, [1.0] * len(sums), scalars, [])
-
-
-def _weighted(rows: Sequence[Lazy], weights: Sequence[float]) -> Tensor | None:
-    """Return the weighted sum of rows of one matrix; None if the rows belong to several matrices."""
-    whole = rows[0].rows
-    coefficients, rest = [0.0] * whole.count, dict[int, tuple[float, Tensor]]()
-    for row, weight in zip(rows, weights, strict=True):
-        if row.rows is not whole or row.index is None:
-            return None
-        coefficients[row.index] += weight * row.coefficient
-        for factor, vector in row.rest:
-            rest[id(vector)] = (rest.get(id(vector), (0.0, vector))[0] + weight * factor, vector)
-    if len(rest) > 4:
-        return None
-    total = whole.weighted(coefficients)
-    for factor, vector in rest.values():
-        total.add_(vector, alpha=factor)
-    return total
 
 
 def merge(partials: list[Partial]) -> Partial:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from paceline.core.lazy import Lazy
-from paceline.core.params import Params
+from paceline.core.params import DeferredParams, Params
 from paceline.core.services import Services
 from paceline.core.tree import Tree, flatten, map_leaves
 from paceline.core.update import Update
@@ -340,7 +339,7 @@ class Engine:
 
 def wire_size(tree: Tree) -> int:
     """Return the bytes of a tree on the wire: its tensors and byte strings, and 16 for each other value."""
-    if isinstance(tree, Lazy):  # not formed for this
+    if isinstance(tree, DeferredParams):  # not formed for this
         return 4 * tree.layout.size + 16
     if isinstance(tree, Update):
         return sum(len(name) + 2 + wire_size(value) for name, value in tree.fields.items()) + 8 + wire_size(tree.weight)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from paceline.core.errors import LayoutError
 from paceline.core.layout import Layout, float_buffers
 
-__all__ = ["Params", "Resident"]
+__all__ = ["DeferredNumber", "DeferredParams", "Params", "Resident"]
 
 
 class Params:
@@ -140,6 +140,34 @@ class Params:
 
     def __repr__(self) -> str:
         return f"Params({self.layout.size} values in {len(self.layout.entries)} tensors)"
+
+
+class DeferredParams(Params):
+    """Parameters whose vector is formed on demand, so that many of them can be summed in one step; an engine defines them."""
+
+    __slots__ = ()
+
+    @property
+    def formed(self) -> bool:
+        """Whether the vector exists already."""
+        raise NotImplementedError
+
+    def total(self, weight: float, count: int) -> Tensor | None:
+        """Return `weight` times the sum over the `count` clients that this value represents, shape [d]; None if it is one client's."""
+        raise NotImplementedError
+
+    @staticmethod
+    def weighted(values: Sequence[Any], weights: Sequence[float]) -> Tensor | None:
+        """Return the weighted sum of values of one computation, shape [d]; None if they belong to several."""
+        raise NotImplementedError
+
+
+class DeferredNumber(float):
+    """One number for each of many clients; it can only be returned and summed."""
+
+    def total(self) -> float:
+        """Return the sum over the clients."""
+        raise NotImplementedError
 
 
 class Resident:

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from paceline.core.errors import TreeError
 from paceline.core.layout import Layout
-from paceline.core.lazy import Lazy
-from paceline.core.params import Params
+from paceline.core.params import DeferredParams, Params
 
 __all__ = [
     "Tree",
@@ -234,7 +233,7 @@ def numeric_leaves(tree: Tree, lazy: bool = False) -> tuple[Any, list[Any]]:
 
     Args:
         tree: the tree.
-        lazy: return a `Lazy` that is not materialised as a leaf itself.
+        lazy: return a `DeferredParams` that is not materialised as a leaf itself.
 
     Raises:
         TreeError: the tree contains strings, bytes, None or bools, which cannot be summed.
@@ -258,7 +257,7 @@ class _Numeric(_Walk):
             kind = "tensor" if isinstance(value, Tensor) else type(value).__name__
             return [kind, list(value.shape)] if isinstance(value, Tensor) else [kind]
         if isinstance(value, Params):
-            keep = self._lazy and isinstance(value, Lazy) and not value.formed
+            keep = self._lazy and isinstance(value, DeferredParams) and not value.formed
             self.leaves.append(value if keep else value.vector)
             return ["params", value.layout]
         return super().open(value, path)

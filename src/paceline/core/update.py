@@ -16,8 +16,7 @@ from torch import Tensor
 
 from paceline.core.errors import AggregationError
 from paceline.core.layout import Layout
-from paceline.core.lazy import Lazy
-from paceline.core.params import Params
+from paceline.core.params import DeferredParams, Params
 from paceline.core.tree import Tree, numeric_leaves, register, unflatten_numeric
 
 __all__ = ["Columns", "Terms", "Update", "rebuild", "structure_from_plain", "structure_to_plain"]
@@ -81,7 +80,7 @@ class Terms:
         weights: scalar or flat tensor for each of `tensors`.
         scalars: numbers that are added directly: weighted scalars first, then scalar denominators.
         denominators: tensors of per-coordinate weights.
-        lazy: whether `tensors` may contain `Lazy` vectors.
+        lazy: whether `tensors` may contain `DeferredParams` vectors.
     """
 
     structure: Any
@@ -99,7 +98,7 @@ class Terms:
         Args:
             reply: an `Update`, or a tree of numbers.
             cap: round weights up to whole numbers of at most `cap` (0 stays 0), as required by secure aggregation.
-            lazy: keep a `Lazy` with a scalar weight unmaterialised among the tensors.
+            lazy: keep a `DeferredParams` with a scalar weight unmaterialised among the tensors.
 
         Raises:
             TreeError: a value cannot be summed.
@@ -141,7 +140,7 @@ class Terms:
                 self.weights.append(weight)
                 whole = weight == 1 if isinstance(weight, float) else False
                 slots.append(("whole" if whole and _is_whole(leaf) else "tensor", tuple(leaf.shape)))
-            elif isinstance(leaf, Lazy):
+            elif isinstance(leaf, DeferredParams):
                 self.names.append(name)
                 self.tensors.append(leaf)
                 self.weights.append(weight)
@@ -156,7 +155,7 @@ class Terms:
     @property
     def sizes(self) -> list[int]:
         """Number of values in each tensor."""
-        return [len(t) if isinstance(t, Lazy) else t.numel() for t in self.tensors]
+        return [len(t) if isinstance(t, DeferredParams) else t.numel() for t in self.tensors]
 
     @property
     def same(self) -> str:
@@ -183,7 +182,7 @@ class Columns:
         if type(first) is not Update or type(first.weight) not in (int, float):
             return None
         names, kinds = first.fields.keys(), [(n, type(v)) for n, v in first.fields.items()]
-        if any(kind not in (Lazy, float, int) for _, kind in kinds):
+        if not all(kind in (float, int) or issubclass(kind, DeferredParams) for _, kind in kinds):
             return None
         layouts = [getattr(v, "layout", None) for v in first.fields.values()]
         for reply in replies:

@@ -15,11 +15,11 @@ from torch.func import functional_call
 from paceline.core.errors import PacelineError
 from paceline.core.evaluation import Evaluation, evaluate_together
 from paceline.core.generators import Still, drawing, nested
-from paceline.core.lazy import Lazy, Rows
 from paceline.core.params import Resident
 from paceline.core.profiling import spent
 from paceline.core.training import Job, LoopRequest, Trained, descend, diverged
 from paceline.engines.stacking.hooks import Unstackable, signature
+from paceline.engines.stacking.lazy import Lazy, Rows
 from paceline.engines.stacking.one_batch import OneBatch, one_batch
 from paceline.engines.stacking.stack import Changes, Stack
 from paceline.engines.stacking.tasks import NotAtOnce

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from paceline.core.client import Client
 from paceline.core.generators import Still
-from paceline.core.lazy import Column, Lazy, NotUniform
 from paceline.core.training import Job, Trained
+from paceline.engines.stacking.lazy import Column, Lazy, NotUniform
 from paceline.engines.stacking.one_batch import Alike
 
 __all__ = ["Uniform"]

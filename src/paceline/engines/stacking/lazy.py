@@ -6,6 +6,7 @@ remembers that arithmetic, so that a sum over the clients can be formed at once 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NoReturn, Protocol
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from paceline.core.errors import LayoutError
 from paceline.core.layout import Layout
-from paceline.core.params import Params
+from paceline.core.params import DeferredNumber, DeferredParams, Params
 
 __all__ = ["Column", "Lazy", "NotUniform", "Rows"]
 
@@ -22,7 +23,7 @@ class NotUniform(Exception):
     """A value that stands for many clients was asked for one client's. Never leaves the engine."""
 
 
-class Column(float):
+class Column(DeferredNumber):
     """One number for each of many clients, where a function is run once for all: it can only be returned.
 
     >>> Column([0.5, 0.25]).values
@@ -36,6 +37,10 @@ class Column(float):
         self = super().__new__(cls, "nan")
         self.values = list(values)
         return self
+
+    def total(self) -> float:
+        """Return the sum over the clients."""
+        return math.fsum(self.values)
 
     def _differs(self, *_: Any) -> NoReturn:
         raise NotUniform("a number that differs from client to client")
@@ -59,7 +64,7 @@ class Rows(Protocol):
         """Return the sum of coefficient times vector over all K, shape [d]."""
 
 
-class Lazy(Params):
+class Lazy(DeferredParams):
     """``coefficient * rows[index] + sum of (factor * vector)``: behaves as `Params`, and is formed on demand.
 
     Sums, differences and multiples stay lazy; everything else forms the vector.
@@ -105,6 +110,33 @@ class Lazy(Params):
     def formed(self) -> bool:
         """Whether the vector exists already; it may have been changed since."""
         return self._formed is not None
+
+    def total(self, weight: float, count: int) -> Tensor | None:
+        """Return `weight` times the sum over the `count` clients of the computation; None if this is one client's row."""
+        if self.index is not None:
+            return None
+        total = self.rows.weighted([weight * self.coefficient] * count)
+        for factor, vector in self.rest:
+            total.add_(vector, alpha=factor * weight * count)
+        return total
+
+    @staticmethod
+    def weighted(values: Sequence[Lazy], weights: Sequence[float]) -> Tensor | None:
+        """Return the weighted sum of rows of one matrix; None if the rows belong to several matrices."""
+        whole = values[0].rows
+        coefficients, rest = [0.0] * whole.count, dict[int, tuple[float, Tensor]]()
+        for row, weight in zip(values, weights, strict=True):
+            if row.rows is not whole or row.index is None:
+                return None
+            coefficients[row.index] += weight * row.coefficient
+            for factor, vector in row.rest:
+                rest[id(vector)] = (rest.get(id(vector), (0.0, vector))[0] + weight * factor, vector)
+        if len(rest) > 4:
+            return None
+        total = whole.weighted(coefficients)
+        for factor, vector in rest.values():
+            total.add_(vector, alpha=factor)
+        return total
 
     def _same(self, other: Params) -> None:
         if other.layout is not self.layout and other.layout.digest != self.layout.digest:

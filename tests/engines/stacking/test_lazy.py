@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from paceline.core.errors import LayoutError
 from paceline.core.layout import Layout
-from paceline.core.lazy import Column, Lazy, NotUniform
 from paceline.core.params import Params
+from paceline.engines.stacking.lazy import Column, Lazy, NotUniform
 
 LAYOUT = Layout.build([("a", (2, 2), "param"), ("b", (3,), "param")])
 
