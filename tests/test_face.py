@@ -1,6 +1,7 @@
 """`import paceline`: quick, lazy, complete, and the same for people, editors and type checkers."""
 
 import ast
+import doctest
 import inspect
 import subprocess
 import sys
@@ -77,3 +78,14 @@ def test_a_method_is_imported_alone():
 
 def test_help_shows_the_arguments():
     assert {"method", "task", "observer", "folder"} <= set(inspect.signature(pl.run).parameters)
+
+
+@pytest.mark.parametrize("name", [name for name in pl.__all__ if name not in ("errors", "methods", "metrics")])
+def test_every_name_has_an_example_that_runs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    finder = doctest.DocTestFinder(recurse=False)
+    thing = getattr(pl, name)
+    [found] = finder.find(thing, name, globs=dict(vars(sys.modules[thing.__module__])))
+    assert found.examples, f"{name} has no example"
+    ended = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(found)
+    assert ended.failed == 0

@@ -88,6 +88,14 @@ def prepare(
         aggregation: how sums are formed, in place of the one that the configuration names.
         engine: makes the engine, in place of the one that the configuration names.
         split: who has which samples, in place of the partition that the configuration names.
+
+    Example:
+        >>> import paceline as pl
+        >>> from paceline.tasks import blobs
+        >>> run = pl.prepare(pl.RunConfig(clients=4, cohort=4, rounds=2), task=blobs())
+        >>> run.step()["round"], run.round
+        (1, 1)
+        >>> run.close()
     """
     check_main()
     torch.set_num_threads(config.threads)
@@ -315,6 +323,15 @@ def resume(path: str | Path, observer: Observer | None = None, *, progress: bool
 
     Raises `CheckpointError` when the checkpoint is corrupt or of another configuration or other data, `StoreError` when another
     process holds the run.
+
+    Example:
+        >>> import tempfile
+        >>> import paceline as pl
+        >>> from paceline.tasks import blobs
+        >>> place = tempfile.mkdtemp() + "/run"
+        >>> made = pl.run("fedavg", blobs(), clients=4, rounds=2, folder=place)
+        >>> pl.resume(place, task=blobs()).rounds  # it has ended, so nothing is left to do
+        2
     """
     with library_progress(progress) as bar:
         prepared = reopen(path, observer=both(observer, bar), **parts)
@@ -331,6 +348,15 @@ def load(path: str | Path, task: Task | None = None, method: Method | None = Non
         method: the run's method, where its class cannot be found by name; likewise.
 
     Raises `StoreError` where there is no run, or it has not ended.
+
+    Example:
+        >>> import tempfile
+        >>> import paceline as pl
+        >>> from paceline.tasks import blobs
+        >>> place = tempfile.mkdtemp() + "/run"
+        >>> made = pl.run("fedavg", blobs(), clients=4, rounds=2, folder=place)
+        >>> pl.load(place).model_sha256 == made.model_sha256
+        True
     """
     folder = RunFolder.open(path)
     again = functools.partial(reopen, folder, task=task, method=method)

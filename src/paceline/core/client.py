@@ -95,6 +95,17 @@ class Client:
             puts the generators back (`paceline.core.generators`).
         central: the task's test samples.
         keeps_times: store how long training took, see `times`.
+
+    Example:
+        >>> import paceline as pl
+        >>> from paceline.tasks import blobs
+        >>> class Halved(pl.methods.FedAvg):
+        ...     @pl.on_client
+        ...     def train(self, client, message):
+        ...         local = client.sgd(message, **self.local(client))
+        ...         return pl.Update(delta=0.5 * (local.params - message), weight=client.num_samples)
+        >>> pl.run(Halved(), blobs(), clients=4, rounds=2).rounds
+        2
     """
 
     def __init__(

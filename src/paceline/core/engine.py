@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor
 
+from paceline.core.errors import PlanError
 from paceline.core.params import DeferredParams, Params
 from paceline.core.services import Services
 from paceline.core.tree import Tree, flatten, map_leaves
@@ -33,6 +34,7 @@ __all__ = [
     "Sink",
     "SumRequest",
     "Summed",
+    "declaration",
     "wire_size",
 ]
 
@@ -54,6 +56,14 @@ class ClientFunction:
     tells: str | None = None
     bounds: Mapping[str, float] = field(default_factory=dict)
     held: bool = False
+
+
+def declaration(fn: Callable[..., Any]) -> ClientFunction:
+    """Return the declaration of a client function. Raises `PlanError` for any other function."""
+    found = getattr(fn, "__client__", None)
+    if not isinstance(found, ClientFunction):
+        raise PlanError([f"{getattr(fn, '__name__', fn)!r} is not a client function; mark it with @on_client"])
+    return found
 
 
 @dataclass(frozen=True)

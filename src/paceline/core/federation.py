@@ -25,6 +25,7 @@ from paceline.core.engine import (
     Engine,
     Receipt,
     SumRequest,
+    declaration,
 )
 from paceline.core.errors import CohortError, MisbehaviourError, PlanError, QuorumError
 from paceline.core.failures import account, client_error, kind_of
@@ -76,6 +77,16 @@ class Federation(Population):
         least_group: minimum size of a group in `mean(groups=...)`.
         deadline: virtual seconds after which a reply to a sum is dropped, unless the method sets its own deadline.
         on_error: ``"stop"`` raises a client's error, ``"drop"`` counts the client as dropped out.
+
+    Example:
+        >>> import paceline as pl
+        >>> from paceline.tasks import blobs
+        >>> class Patient(pl.methods.FedAvg):
+        ...     def round(self, fed, state):
+        ...         mean = fed.mean(self.train, state.params, over=fed.sample())
+        ...         return pl.State(params=state.params + 0.5 * mean.delta)
+        >>> pl.run(Patient(), blobs(), clients=4, rounds=2).rounds
+        2
     """
 
     def __init__(
@@ -216,7 +227,7 @@ class Federation(Population):
             QuorumError: if no client replied.
         """
         self._may_see(fn)
-        with self._settling(_declared(fn)) as settled:
+        with self._settling(declaration(fn)) as settled:
             deadline = None if settled else deadline
             receipts = self._each(fn, message, over, deadline=deadline, each_message=each_message or {})
         return {r.client: r.value for r in receipts}
@@ -268,7 +279,7 @@ class Federation(Population):
         its upload is part of the seconds returned here, and taking it costs nothing. If the aggregation hides replies, the upload
         happens in the sum that takes it, and the calls of that sum advance the clock.
         """
-        if _declared(fn).tells is not None:
+        if declaration(fn).tells is not None:
             raise PlanError(
                 [f"{fn.__name__} exchanges records between clients, which is impossible for jobs that are only started"]
             )
@@ -344,7 +355,7 @@ class Federation(Population):
         return receipts, partials
 
     def _sum(self, fn: Callable[..., Any], message: Tree, over: Sequence[int], deadline: float | None) -> Any:
-        declared = _declared(fn)
+        declared = declaration(fn)
         if declared.each:
             raise PlanError([f"{fn.__name__} is an @on_client(each=True) function; ask it with fed.each"])
         self._open, self._asked, self._verbs = CallInfo(), len(over), self._verbs + 1
@@ -379,17 +390,10 @@ class Federation(Population):
             self._settled = self._handing = False
 
     def _may_see(self, fn: Callable[..., Any]) -> None:
-        declared = _declared(fn)
+        declared = declaration(fn)
         if not declared.each:
             raise PlanError(
                 [f"{fn.__name__} returns what the server may see only summed; mark it @on_client(each=True) to ask for each"]
             )
         if not self.aggregation.sees_each:
             raise PlanError([f"{fn.__name__} needs every single reply, which {self.aggregation.name!r} aggregation hides"])
-
-
-def _declared(fn: Callable[..., Any]) -> ClientFunction:
-    declared = getattr(fn, "__client__", None)
-    if not isinstance(declared, ClientFunction):
-        raise PlanError([f"{getattr(fn, '__name__', fn)!r} is not a client function; mark it with @on_client"])
-    return declared

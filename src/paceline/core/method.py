@@ -40,7 +40,18 @@ def on_client(
     bounds: Mapping[str, float] | None = None,
     held: bool = False,
 ) -> Any:
-    """Mark a method of a class as a client function; see `ClientFunction` for the options."""
+    """Mark a method of a class as a client function; see `ClientFunction` for the options.
+
+    Example:
+        >>> import paceline as pl
+        >>> class Watched(pl.methods.FedAvg):
+        ...     @pl.on_client(each=True)
+        ...     def count(self, client, message):
+        ...         return client.num_samples
+        >>> from paceline.core.method import client_functions
+        >>> client_functions(Watched)["count"].each
+        True
+    """
 
     def mark(f: F) -> F:
         f.__client__ = ClientFunction(each, tells, dict(bounds or {}), held)  # type: ignore[attr-defined]
@@ -68,7 +79,17 @@ def client_functions(program: object) -> dict[str, ClientFunction]:
 
 @node
 class State:
-    """Server state that consists of the model. A method with more state defines its own `node`, which may extend this one."""
+    """Server state that consists of the model. A method with more state defines its own `node`, which may extend this one.
+
+    Example:
+        >>> import paceline as pl
+        >>> from paceline.tasks import blobs
+        >>> run = pl.prepare(pl.RunConfig(clients=4, cohort=4, rounds=1), task=blobs())
+        >>> record = run.step()
+        >>> isinstance(run.state, pl.State)
+        True
+        >>> run.close()
+    """
 
     params: Params
 
@@ -90,6 +111,23 @@ class Method(Generic[S]):
     `family` groups methods in listings. `reveals` and `keeps` describe in a few words what the server sees and what a client
     stores, in addition to what `paceline methods` reads from the source. With `keeps_times`, each client stores the duration
     of its last training (`Client.times`). `vectorizable` states that hooks can be stacked.
+
+    Example:
+        >>> import paceline as pl
+        >>> from paceline.tasks import blobs
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Mean(pl.Method):
+        ...     lr: float = 0.1
+        ...     def round(self, fed, state):
+        ...         mean = fed.mean(self.train, state.params, over=fed.sample())
+        ...         return pl.State(params=state.params + mean.delta)
+        ...     @pl.on_client
+        ...     def train(self, client, message):
+        ...         return pl.Update(delta=client.sgd(message, optimizer=SGD(self.lr)).params - message, weight=client.num_samples)
+        >>> from paceline.core.optimizers import SGD
+        >>> pl.run(Mean(lr=0.2), blobs(), clients=4, rounds=2).rounds
+        2
     """
 
     family: ClassVar[str] = "other"

@@ -65,6 +65,14 @@ class Task:
         info: further figures and names, such as where the data come from.
         classes: names of the classes, by code; may be empty.
         in_time: whether the samples of a natural client follow in time.
+
+    Example:
+        >>> import paceline as pl
+        >>> import torch
+        >>> x, y = torch.randn(90, 4), torch.arange(90) % 3
+        >>> task = pl.Task.from_datasets((x[:60], y[:60]), (x[60:], y[60:]), model=lambda: torch.nn.Linear(4, 3))
+        >>> task.num_classes, len(task.train), len(task.test)
+        (3, 60, 30)
     """
 
     name: str

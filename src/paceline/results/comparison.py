@@ -40,6 +40,13 @@ class Comparison:
         target: accuracy from 0 to 1 whose time is shown; by default the highest whole percentage that every run reached.
         results: the runs' results with their models, in the same order; may be empty.
         folder: where the runs are kept, or None.
+
+    Example:
+        >>> import paceline as pl
+        >>> from paceline.tasks import blobs
+        >>> table = pl.compare(["fedavg", "fedprox:mu=0.1"], blobs(), seeds=[0], clients=4, rounds=2)
+        >>> list(table.mean("accuracy")), table.labels == [row["label"] for row in table.rows]
+        (['fedavg', 'fedprox:mu=0.1'], True)
     """
 
     entries: Sequence[RunEntry]

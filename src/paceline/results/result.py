@@ -45,6 +45,13 @@ class Result:
             ``accuracy`` and ``loss`` where it was evaluated.
         config: the run's configuration.
         final: makes the models; see `model`.
+
+    Example:
+        >>> import paceline as pl
+        >>> from paceline.tasks import blobs
+        >>> result = pl.run("fedavg", blobs(), clients=4, rounds=2)
+        >>> len(result.history), result.accuracy == result.history[-1]["accuracy"], type(result.model()).__name__
+        (2, True, 'Sequential')
     """
 
     run: str
