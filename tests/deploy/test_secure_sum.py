@@ -17,8 +17,7 @@ from paceline.aggregation.secure.session import new_session
 from paceline.core.errors import ProtocolError
 from paceline.deploy.identity.authority import Authority
 from paceline.deploy.identity.keys import PinnedDirectory
-
-from .conftest import enrol
+from tests.deploy.conftest import enrol
 
 SEGMENT = Segment("w", 50, 24)
 

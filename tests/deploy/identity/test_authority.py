@@ -17,8 +17,7 @@ from paceline.deploy.identity import pki
 from paceline.deploy.identity.authority import Authority
 from paceline.deploy.identity.directory import open_signed
 from paceline.deploy.identity.enrolment import begin
-
-from .conftest import Clock, enrol
+from tests.deploy.conftest import Clock, enrol
 
 
 def handshake(server: Path, client: Path | None, host: str = "fed.example.org") -> str:

@@ -13,8 +13,7 @@ from paceline.core.errors import IdentityError
 from paceline.deploy.identity.admission import Gate
 from paceline.deploy.identity.authority import Authority
 from paceline.network.tls import through
-
-from .conftest import enrol
+from tests.deploy.conftest import enrol
 
 Whoami = Callable[[Path | None], str]
 

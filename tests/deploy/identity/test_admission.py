@@ -9,8 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from paceline.core.errors import IdentityError
 from paceline.deploy.identity.admission import Gate
 from paceline.deploy.identity.authority import CRL_DAYS, Authority
-
-from .conftest import Clock, enrol
+from tests.deploy.conftest import Clock, enrol
 
 
 @pytest.fixture

@@ -17,8 +17,7 @@ from paceline.deploy.identity.enrolment import Invitation, begin, finish
 from paceline.deploy.identity.keys import PinnedDirectory
 from paceline.deploy.identity.tokens import Token
 from paceline.deploy.identity.trust import Trust
-
-from .conftest import enrol
+from tests.deploy.conftest import enrol
 
 
 @pytest.fixture
