@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paceline import registry
-from paceline.cli.fields import ConfigFile, Options, SecureOptions, TaskOptions, completed, configuration, fitted, run_options
+from paceline.cli.fields import ConfigFile, Options, SecureOptions, TaskOptions, completed, configuration, run_options
 from paceline.cli.run import Json, Out, Quiet, Replace
 from paceline.cli.show import out as console_out
 from paceline.cli.show import print_json
@@ -62,7 +62,7 @@ def compare(
             ctx, given, config, method=spec.name, options=common | spec.options,
             task_option=task_option, secure_option=secure_option,
         )  # fmt: skip
-        settings += [fitted(base).model_copy(update={"seed": seed}) for seed in _seeds(seeds)]
+        settings += [base.fitted().model_copy(update={"seed": seed}) for seed in _seeds(seeds)]
     from paceline.results.arguments import Arguments
     from paceline.run import run_all
     from paceline.store.places import new_place

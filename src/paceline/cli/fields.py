@@ -25,7 +25,6 @@ __all__ = [
     "TaskOptions",
     "completed",
     "configuration",
-    "fitted",
     "run_options",
 ]
 
@@ -171,13 +170,6 @@ def configuration(
         values["method"] = method
     check_run(values, str(config or ""))
     return RunConfig.build(values)
-
-
-def fitted(config: RunConfig) -> RunConfig:
-    """Return a configuration whose cohort, where it was not given, is at most the population."""
-    if "cohort" in config.model_fields_set or config.cohort <= config.clients:
-        return config
-    return RunConfig.build({**config.model_dump(exclude_unset=True), "cohort": config.clients})
 
 
 def _typed(ctx: typer.Context, name: str) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paceline import registry
-from paceline.cli.fields import ConfigFile, Options, SecureOptions, TaskOptions, completed, configuration, fitted, run_options
+from paceline.cli.fields import ConfigFile, Options, SecureOptions, TaskOptions, completed, configuration, run_options
 from paceline.cli.show import bytes_text, out, percent, print_json, seconds_text, table
 from paceline.cli.signals import resumable
 from paceline.core.parsing import pairs
@@ -61,7 +61,7 @@ def run(
         task_option=task_option,
         secure_option=secure_option,
     )
-    settings = fitted(settings)
+    settings = settings.fitted()
     from paceline.cli.folders import new_place
     from paceline.run import run as carry_out
     from paceline.store import RunFolder

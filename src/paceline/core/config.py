@@ -135,6 +135,12 @@ class RunConfig(BaseModel):
         """Return the configuration with these values; raise the errors of the class."""
         return RunConfig(**values)
 
+    def fitted(self) -> RunConfig:
+        """Return the configuration with a cohort of at most the population, unless the cohort was set."""
+        if "cohort" in self.model_fields_set or self.cohort <= self.clients:
+            return self
+        return RunConfig.build({**self.model_dump(exclude_unset=True), "cohort": self.clients})
+
 
 @contextlib.contextmanager
 def _own_errors() -> Iterator[None]:

@@ -68,9 +68,8 @@ def arguments(method: MethodLike, task: TaskLike, model: Any, fields: Mapping[st
     else:
         made = as_task(task, model)
         values |= {"task": made.name, "model": None}
-    if "cohort" not in values and not isinstance(method, RunConfig) and isinstance(clients := values.get("clients"), int):
-        values["cohort"] = max(min(clients, RunConfig.model_fields["cohort"].default), 1)
-    return Arguments(RunConfig.build(values), asked, made)
+    config = RunConfig.build(values)
+    return Arguments(config if isinstance(method, RunConfig) else config.fitted(), asked, made)
 
 
 def _method(method: Any) -> tuple[dict[str, Any], Method[Any] | None]:
