@@ -203,7 +203,8 @@ def build_worker(
                     f"({'' if method.names_clients else 'run it with measured = true, or allow it by '}secure_aggregation.named_clients)"
                 ]
             )
-        if config.aggregation == "secure" and Agreement.of(config, type(method)).method.hex() != welcome.plan.get("method"):
+        agreed = Agreement.of(config, type(method))
+        if config.aggregation == "secure" and agreed.method.hex() != welcome.plan.get("method"):
             raise PolicyError(
                 [
                     f"the server runs another version of paceline or of {config.method!r}, or on other options, than this client has "
@@ -211,7 +212,7 @@ def build_worker(
                 ]
             )
         with _quiet(config.aggregation == "secure"):
-            worker = from_data(welcome, config, method)
+            worker = from_data(welcome, config, method, agreed)
             if differs := Layout.from_plain(welcome.plan.get("layout")).difference(worker.initial.layout):
                 raise LayoutError(
                     f"the run's parameters do not fit the model that this client's data give: {differs}; shapes and classes "
@@ -219,7 +220,7 @@ def build_worker(
                 )
             return worker
 
-    def from_data(welcome: Welcome, config: RunConfig, method: Method) -> Worker:
+    def from_data(welcome: Welcome, config: RunConfig, method: Method, agreed: Agreement) -> Worker:
         made = assemble(config, task or read_task(config, data.task, _task_options(data, config)), method)
         shared = Allocation(made.task, own_split(config, number, made.task)) if data.own else share_out(config, made.task)
         programs: dict[str, Any] = {}
@@ -228,7 +229,7 @@ def build_worker(
 
             if openings is not None:
                 openings.open()
-            programs["secagg"] = SecAggClient(directory, Agreement.of(config, type(method)), openings, welcome.run)
+            programs["secagg"] = SecAggClient(directory, agreed, openings, welcome.run)
         return Worker(
             made.setup(
                 shared,
