@@ -18,6 +18,7 @@ from paceline.core.config import RunConfig
 from paceline.core.engine import Aggregation
 from paceline.core.method import Method, client_functions
 from paceline.core.samples import Split
+from paceline.core.wording import setting
 from paceline.data import Partition, partition_task
 from paceline.devices import Fleet, load_fleet, load_participation
 from paceline.engines.worker import Setup
@@ -202,18 +203,18 @@ def misfits(config: RunConfig, method: Method[Any], aggregation: Aggregation, ad
     if config.cohort > config.clients:
         found.append(
             f"the cohort of {config.cohort} is larger than the population of {config.clients} clients; "
-            f"set cohort to {config.clients} or less"
+            f"set {setting('cohort')} to {config.clients} or less"
         )
     if config.quorum > config.cohort:
         found.append(f"the quorum of {config.quorum} is larger than the cohort of {config.cohort}")
     if not aggregation.sees_each:
         found += _hidden(method, config)
     if not method.has_model and config.evaluation in ("central", "federated"):
-        found.append(f"method {config.method!r} has no global model; use --evaluation clients")
+        found.append(f"method {config.method!r} has no global model; use {setting('evaluation', 'clients')}")
     if adversary is not None and not adversary.poisons_data and aggregation.name == "secure":
         found.append(
             f"adversary {adversary.name!r} changes replies, which secure aggregation seals on the client; simulate it with "
-            f"--aggregation secure-arithmetic, whose bits are the same"
+            f"{setting('aggregation', 'secure-arithmetic')}, whose bits are the same"
         )
     return found
 
@@ -224,8 +225,8 @@ def _hidden(method: Method, config: RunConfig) -> list[str]:
     if not singles:
         return []
     alternative = getattr(method, "sum_only", None)
-    hint = f"; use {alternative}" if alternative else "; run it with --aggregation plain, or choose a sum-only method"
+    other = f"run it with {setting('aggregation', 'plain')}, or choose a sum-only method"
     return [
         f"method {config.method!r} needs every client's own reply from {', '.join(singles)}(), which "
-        f"{config.aggregation!r} aggregation hides from the server{hint}"
+        f"{config.aggregation!r} aggregation hides from the server; {f'use {alternative}' if alternative else other}"
     ]
