@@ -59,6 +59,8 @@ LINES = [
     ("run fedavg --period 24", 2, "write --participation diurnal:RATE,period=24"),
     ("run fedavg --bits 8", 2, "bits is an option of secure aggregation: write --secure-option bits=8"),
     ("run fedavg --roundss 8", 2, "--rounds"),
+    ("run fedprox:mu=-1", 2, "FedProx field mu=-1: it must be a number of at least 0"),
+    ("run fedprox -o epochs=0", 2, "FedProx field epochs=0: it must be a whole number above 0 (local passes over"),
     ("run fedavg -o rounds=8", 2, "an option of the run: --rounds 8"),
     ("run --config run.toml", 2, "run.toml: mu is a field of fedprox: write it in the table [options]"),
     ("run --config fleet.toml", 2, 'write it as fleet = "stragglers:slow=VALUE"'),
