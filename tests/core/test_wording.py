@@ -37,4 +37,8 @@ def test_the_command_line_leaves_no_trace(tmp_path):
     assert CliRunner().invoke(app, ["resume", str(tmp_path / "nothing")]).exit_code
     assert (setting("secure"), command("load", "a")) == ("secure", "paceline.load('a')")
     with as_commands():
-        assert (setting("secure"), setting("task_options"), setting("ray_gpus")) == ("--secure-option", "--task-option", "--ray-gpus")
+        assert (setting("secure"), setting("task_options"), setting("ray_gpus")) == (
+            "--secure-option",
+            "--task-option",
+            "--ray-gpus",
+        )

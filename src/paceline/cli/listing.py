@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,8 +17,9 @@ from rich.text import Text
 from paceline import registry
 from paceline.cli.fields import completed
 from paceline.cli.run import Json
-from paceline.cli.show import out, print_json, table
+from paceline.cli.show import out, print_json, show_error, table
 from paceline.cli.spelling import check_method
+from paceline.core.errors import PacelineError
 from paceline.core.fields import field_docs, hints_of, plain_type, range_of
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def methods(
         shown = card(registry.load("method", name), name)
         print_json(shown) if json else _print_card(shown)
         return
-    cards = sorted((card(registry.load("method", n), n) for n in registry.names("method")), key=lambda c: (c["family"], c["name"]))
+    cards = sorted(_cards(), key=lambda c: (c["family"], c["name"]))
     if json:
         print_json(cards)
         return
@@ -65,6 +66,15 @@ def methods(
         )
     )
     out().print("stacks: simulations may train many clients in one batched computation")
+
+
+def _cards() -> Iterator[dict[str, Any]]:
+    """Yield the cards of all methods; write what cannot be imported to stderr."""
+    for name in registry.names("method"):
+        try:
+            yield card(registry.load("method", name), name)
+        except PacelineError as error:
+            show_error(error, as_json=False)
 
 
 def tasks(json: Json = False) -> None:
