@@ -43,6 +43,7 @@ __all__ = [
     "UnknownNameError",
     "WireError",
     "WorkerDiedError",
+    "by_name",
     "nearest",
 ]
 
@@ -72,6 +73,12 @@ def _again(kind: type[PacelineError], args: tuple[Any, ...], attributes: dict[st
     error.args = args
     error.__dict__.update(attributes)
     return error
+
+
+def by_name(name: str, message: str) -> PacelineError:
+    """Return an error of the class of a name, such as that of another process, with its message."""
+    kind = globals().get(name)
+    return _again(kind if isinstance(kind, type) and issubclass(kind, PacelineError) else PacelineError, (message,), {})
 
 
 class ConfigError(PacelineError, ValueError):

@@ -74,6 +74,8 @@ def fit(value: Any, hint: Any, told: str, doc: str = "") -> Any:
 
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         value = value.item()  # a number of numpy or torch
+    if isinstance(value, str) and hint == tuple[str, ...]:
+        return (value,)
     kinds = {kind for kind, _ in _members(hint) if isinstance(kind, type)}
     if str in kinds and type(value) in (int, float) and not kinds & {int, float}:
         return str(value)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["as_commands", "command", "setting"]
+__all__ = ["as_commands", "command", "for_commands", "setting"]
 
 _TABLES = {"options": "option", "task_options": "task-option", "secure": "secure-option"}
 """Options of the command line that set the entries of a table."""
@@ -15,13 +15,18 @@ _front = {"command": False}
 
 
 @contextmanager
-def as_commands() -> Iterator[None]:
-    """Word the messages of this process for a user of the `paceline` command."""
-    before, _front["command"] = _front["command"], True
+def as_commands(wanted: bool = True) -> Iterator[None]:
+    """Word the messages of this process for a user of the `paceline` command; with False for one of the library."""
+    before, _front["command"] = _front["command"], wanted
     try:
         yield
     finally:
         _front["command"] = before
+
+
+def for_commands() -> bool:
+    """Return whether messages are worded for a user of the `paceline` command."""
+    return _front["command"]
 
 
 def setting(name: str, value: Any = None) -> str:
