@@ -59,7 +59,7 @@ LINES = [
     ("run fedavg --period 24", 2, "write --participation diurnal:RATE,period=24"),
     ("run fedavg --bits 8", 2, "bits is an option of secure aggregation: write --secure-option bits=8"),
     ("run fedavg --roundss 8", 2, "--rounds"),
-    ("run fedavg -o rounds=8", 2, "an option of the run: --rounds 8"),
+    ("run fedavg -o rounds=8", 2, "set it with --rounds 8"),
     ("run --config run.toml", 2, "run.toml: mu is a field of fedprox: write it in the table [options]"),
     ("run --config fleet.toml", 2, 'write it as fleet = "stragglers:slow=VALUE"'),
     ("server --config server.toml", 2, "server.toml, table [run]: lr is a field of fedavg: write it in the table [options]"),
@@ -87,13 +87,13 @@ LINES = [
     ("run own_method.py", 2, "write own_method:Mine or own_method:Other or own_method:Further"),
     ("run own_method.py:Mine", 2, "write own_method:Mine or"),
     ("methods own_method.py", 2, "write own_method:Mine or"),
-    ("run own_fine.py", 2, "write own_fine:Class; no such class was found in own_fine.py"),
-    ("run gone.py", 2, "write gone:Class, a module and a class of it; there is no file gone.py"),
+    ("run own_fine.py", 2, "write own_fine:Class; own_fine.py contains no suitable class"),
+    ("run gone.py", 2, "write gone:Class, a module and one of its classes; the file gone.py does not exist"),
     ("run own_syntax:Mine", 2, "own_syntax.py:3: SyntaxError: "),
     ("run own_raises:Mine", 2, "own_raises.py:2: KeyError: 'NO_SUCH_KEY_HERE'"),
     ("run own_lacks:Mine", 2, "own_lacks.py:1: ModuleNotFoundError: No module named 'no_such_package_here'"),
     ("run own_exits:Mine", 2, "own_exits.py:4: SystemExit: not today"),
-    ("run own_gone:Mine", 2, "go to the folder that own_gone.py is in, or set PYTHONPATH=THAT_FOLDER"),
+    ("run own_gone:Mine", 2, "run from the folder that contains own_gone.py, or set PYTHONPATH to that folder"),
     ("run own_fine:Trainr", 2, "own_fine.py has no 'Trainr'; did you mean Trainer?"),
     ("run own_fine:Trainer", 2, "is no Method: a method is a class below paceline.Method"),
     # devices
@@ -148,4 +148,4 @@ def test_a_broken_entry_point_is_named(call, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path / "site")
     told = " ".join(call("methods", code=2).stderr.split())
     assert "entry point mine = no_such_package_here:Mine of brokenlab" in told
-    assert "mend or uninstall it" in told
+    assert "fix or uninstall the package" in told

@@ -106,7 +106,7 @@ def test_a_reply_is_handed_over_once_and_comes_back_with_a_rollback(task, config
     fed.start(method.train, fed.init_params(), over=[1])
     fed.engine.commit()
     first_time = fed.mean(method.give, None, over=[1])
-    with pytest.raises(PlanError, match="client 1 holds no reply"):
+    with pytest.raises(PlanError, match="client 1 has no stored reply"):
         fed.mean(method.give, None, over=[1])
     fed.engine.rollback()
     assert torch.equal(fed.mean(method.give, None, over=[1]).delta.vector, first_time.delta.vector)

@@ -301,7 +301,7 @@ def test_a_method_s_module_is_imported_only_where_the_client_names_it(liar):
     policy = "[secure_aggregation]\ngamma = 0.0\n[allow]\nmethods = ['*:*']"
     server = liar(policy=policy, method="paceline.methods.optimisation.fedavg:FedAvg")
     assert len(server.hub.asking.refusals) == 4
-    assert "name its module in client.modules" in server.hub.asking.refusals[0]
+    assert "add its module to client.modules" in server.hub.asking.refusals[0]
 
 
 # -- what is still open --------------------------------------------------------------------------

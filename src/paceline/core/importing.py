@@ -76,7 +76,7 @@ def load_entry(point: EntryPoint) -> Any:
 
         raise ConfigError(
             f"the entry point {point.name} = {point.value} of {point.dist.name if point.dist else 'a package'} cannot be loaded: "
-            f"{place_of(error)}: {type(error).__name__}: {error}; mend or uninstall it"
+            f"{place_of(error)}: {type(error).__name__}: {error}; fix or uninstall the package"
         ) from error
 
 
@@ -95,10 +95,10 @@ def load_named(name: str, what: str) -> Any:
     module, _, attribute = name.partition(":")
     allowed = _allowed.get()
     if allowed is not None and module not in allowed:
-        raise PolicyError([f"{what} {name!r} is not registered here; name its module in client.modules to allow it"])
+        raise PolicyError([f"{what} {name!r} is not registered on this client; add its module to client.modules to allow it"])
     if module.endswith(".py") or "/" in module:
         raise ConfigError(
-            f"{what} {name!r}: write {as_module(Path(module))}:{attribute or 'Class'}, a module's name in place of its file"
+            f"{what} {name!r}: write {as_module(Path(module))}:{attribute or 'Class'}, with the module's name instead of its file"
         )
     try:
         loaded = importlib.import_module(module)
@@ -115,7 +115,7 @@ def load_named(name: str, what: str) -> Any:
     if allowed is not None:  # names that the module itself imports, such as subprocess.Popen, are not allowed
         home = str(getattr(found, "__module__", module))
         if not any(home == known or home.startswith(f"{known}.") for known in allowed):
-            raise PolicyError([f"{what} {name!r} is defined in {home}; name that module in client.modules to allow it"])
+            raise PolicyError([f"{what} {name!r} is defined in {home}; add that module to client.modules to allow it"])
     return found
 
 
@@ -125,7 +125,7 @@ def _absent(module: str) -> str:
     searched = ", ".join([here] if here in sys.path or "" in sys.path else []) or "the installed packages"
     searched += f", {', '.join(paths)} (PYTHONPATH)" if paths else ""
     file = f"{module.replace('.', '/')}.py"
-    return f"there is no module {module!r} in {searched}; go to the folder that {file} is in, or set PYTHONPATH=THAT_FOLDER"
+    return f"no module {module!r} in {searched}; run from the folder that contains {file}, or set PYTHONPATH to that folder"
 
 
 def _broken(what: str, name: str, error: BaseException) -> ConfigError:
@@ -157,12 +157,12 @@ def module_hint(name: str, bases: set[str]) -> str:
         return ""
     module = as_module(file)
     if not file.is_file():
-        return f"write {module}:Class, a module and a class of it; there is no file {file}"
+        return f"write {module}:Class, a module and one of its classes; the file {file} does not exist"
     found = classes_in(file, bases)
     return (
         f"write {' or '.join(f'{module}:{c}' for c in found)}"
         if found
-        else f"write {module}:Class; no such class was found in {file}"
+        else f"write {module}:Class; {file} contains no suitable class"
     )
 
 

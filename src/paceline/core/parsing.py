@@ -60,7 +60,9 @@ class Spec:
         if modules and rest and rest[0].isidentifier() and not (name in known and (takes or find_spec(name) is None)):
             name, rest = f"{name}:{rest[0]}", rest[1:]
         if not name:
-            raise ConfigError(f"{text!r} names no {what}; write NAME or NAME:{f'{takes.upper()},' * bool(takes)}option=value")
+            raise ConfigError(
+                f"{text!r} does not name a {what}; write NAME or NAME:{f'{takes.upper()},' * bool(takes)}option=value"
+            )
         tail, first = ":".join(rest), ""
         key, equals, _ = tail.partition("=")
         if takes and not (equals and key.strip().isidentifier()):
@@ -70,7 +72,7 @@ class Spec:
             key, equals, given = part.partition("=")
             key = key.strip().replace("-", "_")
             if not equals or not key or key in options:
-                raise ConfigError(f"{what} {text!r}: write each option once, as {key or 'option'}=VALUE")
+                raise ConfigError(f"{what} {text!r}: malformed or repeated option; write each one once, as {key or 'option'}=VALUE")
             options[key] = value(given)
         return Spec(text, name, options, first.strip())
 
@@ -161,12 +163,12 @@ def _hints(make: Callable[..., Any]) -> dict[str, Any]:
         return {}
 
 
-def _fit(value: Any, hint: Any, told: str) -> Any:
+def _fit(value: Any, hint: Any, place: str) -> Any:
     from pydantic import TypeAdapter, ValidationError
     from pydantic.errors import PydanticUserError
 
     if isinstance(value, float) and value != value:
-        raise ConfigError(f"{told} is not a number")
+        raise ConfigError(f"{place} is not a number")
     if hint is str and type(value) in (int, float):
         return str(value)
     try:
@@ -174,8 +176,8 @@ def _fit(value: Any, hint: Any, told: str) -> Any:
     except PydanticUserError:  # a type that pydantic does not know
         return value
     except ValidationError as error:
-        reason = {float: "is no number", int: "is no whole number"}.get(hint, error.errors()[0]["msg"])
-        raise ConfigError(f"{told} {reason}") from None
+        reason = {float: "is not a number", int: "is not a whole number"}.get(hint, error.errors()[0]["msg"])
+        raise ConfigError(f"{place} {reason}") from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -187,7 +189,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise ConfigError(f"the configuration {path} cannot be read: {error}") from error
+        raise ConfigError(f"configuration file {path} cannot be read: {error}") from error
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:

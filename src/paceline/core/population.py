@@ -72,10 +72,10 @@ class Population:
         size = self.cohort_size if size is None else size
         population = self.num_clients if among is None else len(among)
         if not 1 <= size <= population:
-            raise CohortError(f"a cohort of {size} cannot be drawn from {population} clients; set --cohort to at most {population}")
+            raise CohortError(f"a cohort of {size} cannot be drawn from {population} clients; set --cohort from 1 to {population}")
         picked = self.available(size, among)
         if not picked:
-            raise CohortError(f"no client is available in round {self.round}")
+            raise CohortError(f"round {self.round}: no client is available")
         return picked
 
     def available(self, most: int | None = None, among: Sequence[int] | None = None) -> list[int]:
