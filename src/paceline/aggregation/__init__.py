@@ -30,7 +30,7 @@ def load_aggregation(spec: str, secure: Mapping[str, Any], bound: float, agreed:
     """
     read = registry.parse("aggregation", spec)
     if read.options and registry.describe("aggregation", read.name).package == "paceline":
-        raise ConfigError(f"aggregation {spec!r}: {read.name} takes no options here; set them with --secure-option, or in [secure]")
+        raise ConfigError(f"aggregation {spec!r}: {read.name} takes no options here; set them with --secure-option or in [secure]")
     offered: dict[str, Any] = {"bound": bound} if agreed is None else {"bound": bound, "agreed": agreed}
     if "config" in registry.parameters(registry.load("aggregation", read.name)):
         from paceline.aggregation.secure.program import secure_config
