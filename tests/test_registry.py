@@ -226,8 +226,8 @@ def test_options_of_ones_own_things_are_typed(lab):
         (lambda t: load_fleet(t, 5), "mylab:Trams:delay=long", "delay='long' is not a number"),
         (lambda t: load_fleet(t, 5), "mylab:Trams:dealy=1", "did you mean delay"),
         (lambda t: load_fleet(t, 5), "mylab:Trams:seed=1", "unknown option"),
-        (lambda t: load_participation(t, 4), "mylab:Weekends:0.3", "takes no value"),
-        (load_adversary, "mylab:Loud", "write the share"),
+        (lambda t: load_participation(t, 4), "mylab:Weekends:0.3", "does not take a value"),
+        (load_adversary, "mylab:Loud", "the share of Byzantine"),
         (load_adversary, "mylab:Loud:0.2,scale=inf", "finite"),
     ):
         with pytest.raises(ConfigError, match=told):

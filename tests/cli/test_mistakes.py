@@ -69,7 +69,7 @@ LINES = [
     ("run fedavg --task x.csv", 2, "write csv:x.csv"),
     ("run fedavg --task x.csv?target=target", 2, "write csv:x.csv?target=target"),
     ("run fedavg --task tab:x.csv", 2, "write csv:x.csv"),
-    ("run fedavg --task gone.csv", 2, "write csv:gone.csv (gone.csv is not there yet)"),
+    ("run fedavg --task gone.csv", 2, "write csv:gone.csv (gone.csv does not exist yet)"),
     ("run fedavg --task leaf.json", 2, "write leaf-femnist:leaf.json or leaf-shakespeare:leaf.json"),
     ("run fedavg --task mnist", 2, "write idx:mnist"),
     ("run fedavg --task mnist/t10k-images-idx3-ubyte", 2, "write idx:mnist"),
@@ -77,7 +77,7 @@ LINES = [
     ("run fedavg --task pics", 2, "write imagefolder:pics"),
     ("run fedavg --task pics/cat/a.png", 2, "write imagefolder:pics"),
     ("run fedavg --task cifar", 2, "write cifar-10-batches-py:cifar"),
-    ("run fedavg --task notes.doc", 2, "kind:path, with a kind of idx"),
+    ("run fedavg --task notes.doc", 2, "kind:path, with one of the kinds idx"),
     ("partition --task x.csv", 2, "write csv:x.csv"),
     ("compare fedavg --task x.csv", 2, "write csv:x.csv"),
     ("server --config taskless.toml", 2, "write csv:x.csv"),
@@ -97,7 +97,7 @@ LINES = [
     ("run own_fine:Trainr", 2, "own_fine.py has no 'Trainr'; did you mean Trainer?"),
     ("run own_fine:Trainer", 2, "is no Method: a method is a class below paceline.Method"),
     # devices
-    ("run fedavg --device gpu", 2, "--device: 'gpu' is no torch device; write cpu, cuda, cuda:N or mps"),
+    ("run fedavg --device gpu", 2, "--device: 'gpu' is not a torch device; write cpu, cuda, cuda:N or mps"),
     ("run fedavg --task digits --device meta", 2, "use cpu, cuda"),
 ]
 

@@ -229,8 +229,8 @@ def test_headers_are_reached() -> None:
     wanted = [
         "truncated", "not a Paceline message", "unsupported message format", "exceeds the message", "padding", "expected a pair",
         "msgpack type", "trailing bytes", "expected dtype", "list of sizes", "does not match the announced", "announces", "boolean",
-        "missing", "out of order", "not referenced by the tree", "duplicate key", "keys must be strings", "malformed tree", "unknown message class",
-        "a layout must have", "does not match a layout", "unexpected keyword", "values",
+        "missing", "out of order", "not referenced by the tree", "duplicate key", "keys must be strings", "malformed tree",
+        "unknown message class", "a layout must have", "does not match a layout", "unexpected keyword", "values",
     ]  # fmt: skip
     for _ in range(6000):
         try:
