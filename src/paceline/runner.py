@@ -161,7 +161,7 @@ class Run:
                 clock.now, totals.bytes_up, totals.bytes_down = before
                 if not tries_left:
                     raise
-                self._tell(f"round {self.round + 1} is run again: {error}", RoundWarning)
+                self._tell(f"round {self.round + 1} is repeated: {error}", RoundWarning)
         record["wall_seconds"] = time.perf_counter() - started
         self.state, self.round = state, self.round + 1
         self.history.append(record)
@@ -169,7 +169,7 @@ class Run:
             self.folder.append_metrics(record)
             self._save()
         for name, reason in self.fed.engine.notes.items():
-            self._tell(f"clients train one at a time where {name} is used: {reason}", StackingWarning, name)
+            self._tell(f"clients that use {name} train one at a time: {reason}", StackingWarning, name)
         if self.observer is not None:
             self.observer(record, self.config.rounds)
 
@@ -188,7 +188,7 @@ class Run:
                 self.fed.engine.rollback()
                 if self._too_few():
                     state, self.fed.last, skipped = self.state, CallInfo(), True
-                    self._tell(f"round {number} is skipped, as others may be: {error}", RoundWarning, "skipped")
+                    self._tell(f"round {number} is skipped (reported once): {error}", RoundWarning, "skipped")
                     break
                 attempt += 1
                 if isinstance(error, CohortError):
@@ -196,8 +196,8 @@ class Run:
                 named = isinstance(error, MisbehaviourError) and bool(error.clients)
                 lost += not named  # an attempt that identified a misbehaving client does not count: it is excluded now
                 if lost == MAX_ATTEMPTS or attempt > self.config.clients + MAX_ATTEMPTS:
-                    raise QuorumError(f"{error}; the round was tried {attempt} times") from error
-                self._tell(f"round {number} is tried again, as others may be: {error}", RoundWarning, "again")
+                    raise QuorumError(f"{error}; the round failed {attempt} times") from error
+                self._tell(f"round {number} is repeated (reported once): {error}", RoundWarning, "again")
         params = self.method.model(state)
         if not bool(torch.isfinite(params.vector).all()):
             raise NonFiniteError(f"round {number}: the aggregated model is not finite; lower the learning rates")
@@ -277,7 +277,7 @@ class Run:
         if config.stop_at_target and config.target_accuracy and scores and scores[-1] >= config.target_accuracy:
             return "target accuracy reached"
         if config.patience and len(scores) > config.patience and max(scores[-config.patience :]) <= max(scores[: -config.patience]):
-            return f"no better accuracy in {config.patience} evaluations"
+            return f"accuracy did not improve in {config.patience} evaluations"
         return "all rounds" if self.round >= config.rounds else None
 
     def _save(self) -> None:

@@ -71,7 +71,7 @@ def test_addresses_on_the_command_line(call: Call) -> None:
 def test_names_that_are_none_are_refused_at_once(call: Call, name: str) -> None:
     call("ca", "init", "hospitals")
     for words in (("issue", "good", name), ("token", name)):
-        assert "is no name of a client" in call("ca", *words, code=2).stderr
+        assert "is not a valid name for a client" in call("ca", *words, code=2).stderr
     assert not Path("good").exists()  # nothing was made before the fault was found
     assert told(call, "list")["clients"] == []
     assert told(call, "issue", "7")[0]["client"] == 7
@@ -115,7 +115,7 @@ def test_errors_say_what_to_do(call: Call) -> None:
         (("issue", "a"), 2, "already contains keys"),
         (("issue", "a", "--out", "b"), 14, "--replace"),
         (("issue", "b", "c", "--out", "d"), 2, "--out is for one client"),
-        (("issue", "--server", "host:443"), 2, "without port"),
+        (("issue", "--server", "host:443"), 2, "without a port"),
         (("token", "a"), 14, "--replace"),
         (("token", "b", "--hours", "0"), 2, "0.0 hours"),
         (("token", "b", "--server", "fed:1"), 2, "--invite"),

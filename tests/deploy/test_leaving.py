@@ -37,7 +37,7 @@ def test_sigterm_reaches_a_client_where_loops_take_no_handlers(monkeypatch):
         return await take_part(_Node())
 
     try:
-        assert asyncio.run(go()) == "the client was asked to stop"
+        assert asyncio.run(go()) == "the client was requested to stop"
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -22,13 +22,16 @@ def refused(environment: dict[str, str], path: Path | None = None) -> str:
 @pytest.mark.parametrize(
     ("variable", "parts"),
     [
-        ("SERVER__LISTEN__X", ["sets 'x' within server.listen", "no table but '0.0.0.0:9100'", "set PACELINE_SERVER__LISTEN "]),
+        (
+            "SERVER__LISTEN__X",
+            ["sets 'x' within server.listen", "which is '0.0.0.0:9100', not a table", "set PACELINE_SERVER__LISTEN "],
+        ),
         ("SERVER__LISTN", ["unknown key 'server.listn'; did you mean listen"]),
-        ("SERVR__LISTEN", ["no table 'servr'; did you mean server"]),
+        ("SERVR__LISTEN", ["unknown table 'servr'; did you mean server"]),
         ("SERVER__", ["empty part"]),
         ("__LISTEN", ["empty part"]),
         ("SERVER____LISTEN", ["empty part"]),
-        ("SERVER", ["names the table [server]", "PACELINE_SERVER__KEY"]),
+        ("SERVER", ["sets the whole table [server]", "PACELINE_SERVER__KEY"]),
         ("SERVER__LEAST", ["server.least = 'x'", "integer"]),
         ("SERVER__ENROL", ["server.enrol = 'x'", "port is missing"]),
         ("WAITING__PHASES__TRAIN", ["waiting.phases.train = 'x'"]),
@@ -66,8 +69,8 @@ def test_what_should_be_a_table_in_the_file_and_is_none(tmp_path: Path) -> None:
     path = tmp_path / "server.toml"
     path.write_text("server = 3\nwaiting = 'x'\n")
     told = refused({}, path)
-    assert "server = 3: this is no table" in told
-    assert "waiting = 'x': this is no table" in told
+    assert "server = 3: this must be a table" in told
+    assert "waiting = 'x': this must be a table" in told
     assert "PACELINE_SERVER__LISTEN" in refused({"PACELINE_SERVER__LISTEN": "0.0.0.0:1"}, path)
 
 

@@ -192,7 +192,7 @@ def test_faults_of_the_server_are_told_apart_from_refusals(serving, monkeypatch)
         raise StoreError("/secret/place cannot be written")
 
     monkeypatch.setattr("paceline.deploy.identity.authority.Authority.redeem", broken)
-    with pytest.raises(EngineError, match="cannot issue certificates just now") as told:
+    with pytest.raises(EngineError, match="cannot issue certificates at present") as told:
         enrol(serving.root / "new", invited(serving, "newcomer"))
     assert "secret" not in str(told.value)
     assert "secret" in serving.server_lines.of("refused")[0]["why"]

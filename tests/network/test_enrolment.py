@@ -39,7 +39,7 @@ def test_a_new_client_enrols_once(serving, monkeypatch):
     assert enrolled.client == 6
     assert {p.name for p in folder.iterdir()} >= {"client.key", "client.pem", "identity.key", "trust.pem", "directory"}
     assert serving.server_lines.of("enrolled")[0]["name"] == "newcomer"
-    with pytest.raises(IdentityError, match="used already"):
+    with pytest.raises(IdentityError, match="already used"):
         enrol(serving.root / "thief", serving.root / "newcomer.invite")
     assert serving.server_lines.of("refused")[0]["reason"] == "enrolment"
 

@@ -93,7 +93,7 @@ def test_other_samples_are_refused_and_named(stopped, part):
     before = folder.checkpoint.read_bytes(), folder.read_metrics()
     data = getattr(task, part)
     other = replace(task, **{part: replace(data, y=data.y.flip(0))})
-    with pytest.raises(CheckpointError, match=rf"data have changed since this checkpoint \({part}\); put them back"):
+    with pytest.raises(CheckpointError, match=rf"data have changed since this checkpoint \({part}\); restore them"):
         resume(folder.path, task=other)
     assert (folder.checkpoint.read_bytes(), folder.read_metrics()) == before
     assert told(folder, task) == []
@@ -102,7 +102,7 @@ def test_other_samples_are_refused_and_named(stopped, part):
 def test_a_model_of_another_shape_is_refused(stopped):
     task = make_task()
     folder = stopped(task)
-    with pytest.raises(CheckpointError, match="the model has other parameters"):
+    with pytest.raises(CheckpointError, match="the model's parameters differ"):
         resume(folder.path, task=replace(task, model=lambda: nn.Linear(12, 4)))
 
 
@@ -118,8 +118,8 @@ def test_an_old_checkpoint_is_taken_with_a_warning(stopped):
     del saved["provenance"]
     save_checkpoint(folder.checkpoint, saved)
     (said,) = told(folder, task)
-    assert "does not say which data" in said
-    assert "may end with other bits" in said
+    assert "does not identify its data" in said
+    assert "may differ bitwise" in said
 
 
 @pytest.mark.parametrize("what", ["method", "model", "defaults", "torch"])
@@ -137,4 +137,4 @@ def test_what_may_change_bits_is_told(stopped, module, monkeypatch, what):
     else:
         monkeypatch.setattr(torch, "__version__", "99.0")
     (said,) = told(folder, task)
-    assert word.get(what, "this is 99.0") in said
+    assert word.get(what, "the installed version is 99.0") in said

@@ -189,7 +189,7 @@ def test_options_of_a_file_and_of_its_model(tmp_path):
     assert next(task.build(0).parameters()).shape[0] == 5
     with pytest.raises(UnknownNameError, match="option of csv"):
         load_task(f"csv:{path}", targt="kind")
-    with pytest.raises(DataError, match="no "):
+    with pytest.raises(DataError, match="does not exist"):
         load_task(f"csv:{tmp_path / 'absent.csv'}")
     with pytest.raises(UnknownNameError, match=r"did you mean .*csv"):
         load_task("cvs:/x")

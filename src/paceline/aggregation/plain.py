@@ -50,7 +50,7 @@ class Plain(Aggregation):
         )
         total = merge(partials)
         if not total.clients:
-            raise QuorumError(f"round {fed.round}: no reply came that can be summed")
+            raise QuorumError(f"round {fed.round}: no client returned a reply that can be summed")
         tensors, scalars, denominators = total.values()
         return Summed(total.structure, tensors, scalars, denominators, tuple(sorted(total.clients)))
 

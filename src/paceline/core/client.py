@@ -44,7 +44,7 @@ class Memory(MutableMapping[str, Any]):
         self.changes[key] = value
 
     def __delitem__(self, key: str) -> None:
-        raise ConfigError("client memory is overwritten, not deleted")
+        raise ConfigError(f"client memory: the key {key!r} cannot be deleted; assign another value to it")
 
     def __iter__(self) -> Iterator[str]:
         return iter({**self.stored, **self.changes})
@@ -151,8 +151,8 @@ class Client:
         if self.nameless:
             raise PlanError(
                 [
-                    "a function that is summed under masks reads client.id, by which a message can treat one client unlike the others; "
-                    "use what is common to all, or set names_clients = True in the method, which policies then have to allow"
+                    "a client function under secure aggregation reads client.id, so a message could single out one client; "
+                    "use values common to all clients, or set names_clients = True in the method, which each client's policy must allow"
                 ]
             )
         return self._id
@@ -163,7 +163,7 @@ class Client:
         Raises `ConfigError` where there are none.
         """
         if not values:
-            raise ConfigError("there are no values to give to clients")
+            raise ConfigError("client.assigned: the list of values is empty; give it at least one")
         return values[self._id % len(values)]
 
     @cached_property
@@ -203,7 +203,9 @@ class Client:
         They are kept only for methods that declare ``keeps_times = True``.
         """
         if not self.keeps_times:
-            raise ConfigError("client.times is kept only for a method that says so: keeps_times: ClassVar[bool] = True")
+            raise ConfigError(
+                "client.times is not recorded for this method; declare keeps_times: ClassVar[bool] = True in its class"
+            )
         seen = self.memory.get("_times")
         return None if seen is None else (float(seen[0]), float(seen[1]))
 
@@ -214,7 +216,7 @@ class Client:
         """
         held = self.memory.get("_held")
         if held is None:
-            raise PlanError([f"client {self.id} holds no reply; a function marked held=True is asked after fed.start, and once"])
+            raise PlanError([f"client {self.id} has no stored reply; call a held=True function once, after fed.start"])
         self.memory["_held"] = None
         return held
 
@@ -274,7 +276,7 @@ class Client:
         model = model or self.model
         batch_size = self.problem.batch_size if batch_size is None else batch_size
         if batch_size < 1 or epochs < 0:
-            raise ConfigError(f"batch_size={batch_size}, epochs={epochs}; at least 1 and 0 are needed")
+            raise ConfigError(f"batch_size={batch_size}, epochs={epochs}: batch_size must be at least 1 and epochs at least 0")
         data = self.train
         n, self._loops = len(data), self._loops + 1
         wanted = steps if steps is not None else epochs * -(-n // batch_size)
@@ -344,7 +346,7 @@ class Client:
             return self.test
         whole = self.central
         if whole is None:
-            raise ConfigError("this client was given no test samples of the task; give it Client(central=...)")
+            raise ConfigError("this client has no central test samples; pass them as Client(central=...)")
         if everything or whole.y.dim() > 1:  # sequences have no class of their own
             return whole
         own = torch.bincount(self.train.y[self.train.index], minlength=self.problem.num_classes) > 0

@@ -62,7 +62,7 @@ def declaration(fn: Callable[..., Any]) -> ClientFunction:
     """Return the declaration of a client function. Raises `PlanError` for any other function."""
     found = getattr(fn, "__client__", None)
     if not isinstance(found, ClientFunction):
-        raise PlanError([f"{getattr(fn, '__name__', fn)!r} is not a client function; mark it with @on_client"])
+        raise PlanError([f"{getattr(fn, '__name__', fn)!r} is not a client function; decorate it with @on_client"])
     return found
 
 

@@ -64,7 +64,7 @@ class PacelineError(Exception):
     exit_code = 1
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel between processes as text and attributes: what a class was made from is not kept."""
+        """Serialise as text and attributes; constructor arguments are not transferred."""
         return _again, (type(self), self.args, self.__dict__)
 
 
@@ -107,7 +107,7 @@ class NameClashError(ConfigError):
 
     def __init__(self, kind: str, name: str, owners: Sequence[str]) -> None:
         super().__init__(
-            f"{kind} {name!r} has {len(owners)} owners: {' and '.join(owners)}; uninstall all but one, rename an entry point, or "
+            f"{kind} {name!r} is registered {len(owners)} times, by {' and '.join(owners)}; uninstall all but one, rename one, or "
             "write package.module:Name"
         )
 
@@ -120,7 +120,7 @@ class PlanError(ConfigError):
     def __init__(self, misfits: Sequence[str]) -> None:
         self.misfits = tuple(misfits)
         lines = "\n".join(f"  {i}. {text}" for i, text in enumerate(misfits, 1))
-        super().__init__(f"this run cannot work, for {len(misfits)} reason(s):\n{lines}")
+        super().__init__(f"this run cannot start: {len(misfits)} incompatible setting(s):\n{lines}")
 
 
 class MissingExtraError(PacelineError, ImportError):
@@ -220,7 +220,7 @@ class MisbehaviourError(QuorumError):
 
     Args:
         message: what happened.
-        clients: who is to blame, and for what; empty where that cannot be known.
+        clients: fault of each identified client; empty where none can be identified.
         survivors: the clients whose sum was opened and cannot be used; empty where nothing was opened.
     """
 
@@ -278,4 +278,4 @@ class PolicyError(PacelineError):
 
     def __init__(self, reasons: Sequence[str]) -> None:
         self.reasons = tuple(reasons)
-        super().__init__(f"this client's policy forbids it: {'; '.join(reasons)}")
+        super().__init__(f"refused by this client's policy: {'; '.join(reasons)}")

@@ -177,17 +177,15 @@ class Method(Generic[S], metaclass=Checked):
             fed: operations on the clients, such as `Federation.sample` and `Federation.mean`.
             state: state after the previous round; not modified.
         """
-        raise ConfigError(f"{type(self).__name__} has no round()")
+        raise ConfigError(f"{type(self).__name__} does not define round(self, fed, state); implement it")
 
     def model(self, state: S) -> Params:
         """Return the parameters to evaluate: `params` of the state by default."""
         params = getattr(state, "params", None)
         if not isinstance(params, Params):
             if state is None:
-                raise ConfigError(f"init() or round() of {type(self).__name__} returned None; return the new State")
-            raise ConfigError(
-                f"{type(state).__name__} has no params; give {type(self).__name__} a model(state) that returns Params"
-            )
+                raise ConfigError(f"init() or round() of {type(self).__name__} returned None; it must return the new State")
+            raise ConfigError(f"{type(state).__name__} has no params; define {type(self).__name__}.model(state), returning Params")
         return params
 
     def fit_task(self, task: Any) -> tuple[Method[Any], Any]:

@@ -77,7 +77,7 @@ class Population:
             raise CohortError(f"{told}; set {setting('cohort')} to at most {population}")
         picked = self.available(size, among)
         if not picked:
-            raise CohortError(f"no client is available in round {self.round}")
+            raise CohortError(f"round {self.round}: no client is available")
         return picked
 
     def available(self, most: int | None = None, among: Sequence[int] | None = None) -> list[int]:

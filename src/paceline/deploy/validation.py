@@ -17,7 +17,7 @@ __all__ = ["Window", "faults_of", "shown", "size_of"]
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B")
 _POWER = {"": 0, "k": 1, "M": 2, "G": 3, "T": 4}
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-_TEXTS = {"model_type": "this is no table; write its keys below [NAME], or as NAME = {KEY = VALUE}"}
+_TEXTS = {"model_type": "this must be a table; write its keys below [NAME], or as NAME = {KEY = VALUE}"}
 _SECRET = re.compile(r"//[^/@]*@")
 _TIMES = re.compile(r"(\d{1,2}):(\d{2})-(\d{1,2}):(\d{2})")
 
@@ -36,7 +36,7 @@ def size_of(value: Any) -> Any:
         return value
     found = _SIZE.fullmatch(value.strip())
     if found is None:
-        raise ValueError(f"{value!r} is no size; write bytes as a number, or as text such as '500 MB'")
+        raise ValueError(f"{value!r} is not a size; write bytes as a number, or as text such as '500 MB'")
     number, prefix, binary = found.groups()
     return int(float(number) * (1024 if binary else 1000) ** _POWER[prefix])
 
@@ -101,7 +101,7 @@ def _days(text: str, whole: str) -> frozenset[int]:
 
 
 def _window_advice(text: str) -> str:
-    return f"{text!r} is no time of the week; write 'mon-fri 20:00-06:00', 'sat,sun' or '22:00-24:00'"
+    return f"{text!r} is not a time of the week; write 'mon-fri 20:00-06:00', 'sat,sun' or '22:00-24:00'"
 
 
 def faults_of(error: Exception, model: type[BaseModel], given: Mapping[tuple[str, ...], str] | None = None) -> list[str]:

@@ -355,7 +355,9 @@ class Worker:
         """Put stored memories back."""
         for client, stored in memories.items():
             if not 0 <= client < self.setup.num_clients:
-                raise CheckpointError(f"the checkpoint has a memory of client {client}, of {self.setup.num_clients}")
+                raise CheckpointError(
+                    f"the checkpoint has a memory of client {client}, but the run has only {self.setup.num_clients} clients"
+                )
             self.memories[client] = Memory(stored if self.model.device.type == "cpu" else self._here(dict(stored)))
 
     def evaluate(self, params: Params) -> dict[str, Any]:

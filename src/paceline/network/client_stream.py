@@ -160,7 +160,7 @@ class Node:
                 self.check()
             if self.settings.attempts and missed >= self.settings.attempts:
                 raise EngineError(
-                    f"the server {self.settings.address} gave no welcome in {missed} {'try' if missed == 1 else 'tries'}"
+                    f"the server {self.settings.address} sent no welcome in {missed} {'attempt' if missed == 1 else 'attempts'}"
                 )
             await self._pause(failed)
 
@@ -174,9 +174,9 @@ class Node:
         code, why = getattr(error, "code", None), str(error) or type(error).__name__
         self.note("broken", {"why": p.clean(why), "code": code.name if code else type(error).__name__})
         if code in (_CODE.FAILED_PRECONDITION, _CODE.UNIMPLEMENTED):
-            raise EngineError(f"the server refuses this client: {p.clean(why)}") from error
+            raise EngineError(f"the server refused this client: {p.clean(why)}") from error
         if code is _CODE.PERMISSION_DENIED:
-            raise IdentityError(f"the server {self.settings.address} lets this client in no more: {p.clean(why)}") from error
+            raise IdentityError(f"the server {self.settings.address} no longer admits this client: {p.clean(why)}") from error
         self._slow = code in (_CODE.UNAUTHENTICATED, _CODE.ALREADY_EXISTS)
 
     async def _pause(self, failed: int) -> None:

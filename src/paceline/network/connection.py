@@ -49,7 +49,7 @@ class Dial:
         await link.send(p.HELLO, {"protocol": p.PROTOCOL, "version": __version__, "instance": instance, "pack": pack})
         first = await asyncio.wait_for(link.receive(), 30.0)
         if first is None or first.kind != p.WELCOME:
-            raise WireError("a server begins with a welcome")
+            raise WireError("the server's first message must be a welcome")
         welcome = Welcome.read(first.head, p.directory_of(first))
         self._desk.join(welcome)
         tasks = [asyncio.ensure_future(t) for t in (self._read(), self._write(), self._watch(welcome.heartbeat))]
@@ -75,7 +75,7 @@ class Dial:
                 self._bye(message.head)
                 return
             else:
-                raise WireError(f"a server sent a message of kind {p.NAMES.get(kind, kind)}")
+                raise WireError(f"the server sent an unexpected message of kind {p.NAMES.get(kind, kind)}")
 
     async def _write(self) -> None:
         kind = 0
@@ -89,4 +89,4 @@ class Dial:
     async def _watch(self, heartbeat: float) -> None:
         while time.monotonic() - self._link.heard <= 3 * heartbeat + 1.0:
             await asyncio.sleep(heartbeat)
-        raise WireError("the server was silent for too long")
+        raise WireError("the server sent nothing for too long")

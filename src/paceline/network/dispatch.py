@@ -60,10 +60,10 @@ class Asking:
         phase = self.phase
         if phase is not None and number == phase.id:
             if client not in phase.asked:
-                raise WireError("a reply came from a client that was not asked")
+                raise WireError("a reply arrived from a client that was not called")
             return client not in phase.answered
         if number > self.last:
-            raise WireError(f"a reply to call {number}, which was never made")
+            raise WireError(f"a reply to call {number}, which does not exist")
         return False
 
     def reply(self, session: StreamSession, message: Message) -> None:

@@ -168,7 +168,7 @@ class GrpcEngine(Engine):
         """Raise `EngineError` for any memories: in a real federation they are stored by the clients."""
         if memories:
             raise EngineError(
-                "this run's checkpoint holds clients' memories: it was a simulation, and cannot go on as a federation"
+                "the checkpoint contains client memories, so it is from a simulation; a federation cannot resume it: start a new run"
             )
 
     # -- who is there --------------------------------------------------------------------------
@@ -205,8 +205,10 @@ class GrpcEngine(Engine):
             self._stop_here()
             refusals = self.hub.asking.refusals
             if self.num_clients - len(refusals) < least:
-                told = "; ".join(f"client {c}: {why}" for c, why in list(refusals.items())[:3])
-                raise CohortError(f"{len(refusals)} of {self.num_clients} clients take no part, and {least} are needed: {told}")
+                shown = "; ".join(f"client {c}: {why}" for c, why in list(refusals.items())[:3])
+                raise CohortError(
+                    f"{len(refusals)} of {self.num_clients} clients refuse to participate, and the minimum is {least}: {shown}"
+                )
             if time.monotonic() >= end:
                 return False
             time.sleep(0.02)
@@ -214,7 +216,7 @@ class GrpcEngine(Engine):
 
     def _stop_here(self) -> None:
         if self.stopping:
-            raise Stopped("the server was asked to stop; start it again to go on with the run")
+            raise Stopped("the server was requested to stop; start it again to continue the run")
 
     # -- the server's own model ----------------------------------------------------------------
     @property

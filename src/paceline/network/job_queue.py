@@ -121,7 +121,7 @@ class Desk:
             plain = isinstance(error, PolicyError | ProtocolError)
             later = isinstance(error, StoreError)  # usually a full disk, which may be freed
             name, own = type(error).__name__, isinstance(error, DataFormatError)
-            why = f"{name}: this client's own log says why" if own else error if plain else f"{name}: {error}"
+            why = f"{name}: see this client's own log" if own else error if plain else f"{name}: {error}"
             cause = error if own else error.__cause__  # this text may contain values of the client's data
             log = "" if cause is None else f"{type(cause).__name__}: {cause}"
             self._refuse(getattr(error, "reasons", ()) or [why], later, log)
@@ -195,7 +195,7 @@ class Desk:
     def _compute(self, message: Message) -> tuple[Answer, tuple[MessagePart, ...]]:
         """Decode a call, execute it and encode the answer; runs on the runner's thread."""
         if not message.parts:
-            raise WireError("a call came without its message")
+            raise WireError("a call arrived without its message")
         trees = [message.tree(i, self._limits) for i in range(len(message.parts))]
         head = {**message.head, "size": message.opening.raw}
         self._runner.received(message.ended - message.began)

@@ -82,7 +82,7 @@ class Hub:
             error = reader.exception() if reader.done() else None
             if isinstance(error, StoreError):
                 self.note("disk", session.client, {"why": p.clean(error)})
-                return Closed(_STATUS.RESOURCE_EXHAUSTED, "the server has no room for a message just now")
+                return Closed(_STATUS.RESOURCE_EXHAUSTED, "the server has no memory for a message at present")
             if isinstance(error, PacelineError):
                 return self.door.refuse(session.client, _STATUS.DATA_LOSS, "malformed", str(error), session.name)
             return None  # the stream ended or broke
@@ -120,7 +120,7 @@ class Hub:
         """Reject parts on messages other than replies, and unrequested replies; discard late replies unread."""
         if kind != p.REPLY:
             if len(opening.parts) > 1:
-                raise WireError(f"a message of kind {p.NAMES.get(kind, kind)} has parts it cannot have")
+                raise WireError(f"a message of kind {p.NAMES.get(kind, kind)} has unexpected parts")
             return True
         return self.asking.wanted(session.client, p.field(head, "id", int))
 
@@ -139,13 +139,13 @@ class Hub:
             elif kind == p.LEAVE:
                 session.close(_STATUS.OK, p.clean(head.get("why", "")))
             elif kind != p.PONG:
-                raise WireError(f"a client sent a message of kind {p.NAMES.get(kind, kind)}")
+                raise WireError(f"a client sent an unexpected message of kind {p.NAMES.get(kind, kind)}")
 
     def _refused(self, session: StreamSession, reasons: list[str], later: bool) -> None:
         """Record that a client does not participate, in this run or at present."""
         session.refusals += 1
         if session.refusals > MOST_REFUSALS:
-            raise WireError(f"more than {MOST_REFUSALS} refusals came on one stream")
+            raise WireError(f"more than {MOST_REFUSALS} refusals on one stream")
         session.ready = False
         self.asking.refusals.pop(session.client, None)
         if not later:
@@ -205,6 +205,6 @@ class Hub:
             for session in list(self.sessions.values()):
                 self.door.look_again(session)
                 if now - session.link.heard > 3 * beat and not session.link.waits:
-                    session.close(_STATUS.DEADLINE_EXCEEDED, "it was silent for too long")
+                    session.close(_STATUS.DEADLINE_EXCEEDED, "the client sent nothing for too long")
                 elif due and session.outbox.empty():
                     session.put(p.PING)

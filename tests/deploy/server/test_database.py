@@ -101,13 +101,13 @@ def test_a_run_goes_on_with_its_own_plan_only(state: ServerState) -> None:
 
 
 def test_what_never_began_cannot_end(state: ServerState) -> None:
-    with pytest.raises(StoreError, match="never began"):
+    with pytest.raises(StoreError, match="without having started"):
         state.end_run("r")
     with pytest.raises(StoreError, match="FOREIGN KEY"):
         state.begin_round("r", 1)
     state.begin_run("r", {})
     for call in (lambda: state.end_round("r", 1), lambda: state.end_phase("r", 1, 0, "x")):
-        with pytest.raises(StoreError, match="never began"):
+        with pytest.raises(StoreError, match="without having started"):
             call()
 
 
@@ -208,7 +208,7 @@ def test_a_full_disk(state: ServerState) -> None:
         connection.execute(f"PRAGMA max_page_count = {limit[0]}").close()
 
     sa.event.listen(state.engine, "connect", narrow)
-    with pytest.raises(DiskFullError, match=r"no room for .*state\.db.*free some space"):
+    with pytest.raises(DiskFullError, match=r"no disk space for .*state\.db.*free some space"):
         flood(state, 100)
     written = state.events(kind="x")
     assert everything(state)[:4] == before[:4]
@@ -228,7 +228,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     try:
         state = ServerState(place / "state.db")
         fill(state)
-        with pytest.raises(DiskFullError, match="no room"):
+        with pytest.raises(DiskFullError, match="no disk space"):
             flood(state, 1000)
         assert state.last_round("r") == 1
         written = len(state.events(kind="x"))
@@ -246,14 +246,14 @@ def test_databases_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "damaged.db").write_bytes(b"x" * 10_000)
     with pytest.raises(StoreError, match=r"damaged\.db is damaged"):
         ServerState(tmp_path / "damaged.db")
-    with pytest.raises(StoreError, match="cannot be made"):
+    with pytest.raises(StoreError, match="cannot be created"):
         ServerState(tmp_path)
     monkeypatch.setattr(states, "FORMAT", "0")
     ServerState(tmp_path / "old.db").close()
     monkeypatch.undo()
     with pytest.raises(StoreError, match="format 0"):
         ServerState(tmp_path / "old.db")
-    urls = {":memory:": "name a file", "sqlite://": "name a file", "mysql://u:secret@h/d": "only sqlite", "://": "neither"}
+    urls = {":memory:": "name a file", "sqlite://": "name a file", "mysql://u:secret@h/d": "use sqlite", "://": "neither"}
     for url, text in urls.items():
         with pytest.raises(ConfigError, match=text) as caught:
             ServerState(url)
@@ -303,7 +303,9 @@ def test_servers_that_begin_at_once_in_a_new_postgresql_database(postgres: Postg
 def test_a_postgresql_database_that_is_away_is_waited_for_and_named(postgres: Postgres, tmp_path: Path) -> None:
     told: list[str] = []
     nowhere = f"postgresql://u:secret@/d?host={tmp_path}"
-    with pytest.raises(StoreAwayError, match=r"does not answer: .*\(waited 0.5 s\); start it, and then this server") as caught:
+    with pytest.raises(
+        StoreAwayError, match=r"does not respond: .*\(waited 0.5 s\); start the database, then this server"
+    ) as caught:
         ServerState(nowhere, wait=0.5, tell=told.append)
     assert len(told) == 1
     assert "secret" not in told[0] + str(caught.value)

@@ -109,7 +109,8 @@ def test_the_run_stops_only_when_there_is_no_room(open_backlog, database, lines)
     for number in range(6):
         backlog.put(database.write, number)
     with pytest.raises(
-        StoreError, match=r"d (has been away for \d+ s|is too slow), and 10 rows wait .*start the server again"
+        StoreError,
+        match=r"d (has been unavailable for \d+ s|is too slow), and its queue is full with 10 rows; .*restart the database",
     ) as caught:
         backlog.put(database.write, 6)
     assert not isinstance(caught.value, StoreAwayError)
@@ -155,12 +156,12 @@ def test_what_must_be_sure_is_waited_for(open_backlog, database):
 def test_what_must_be_sure_fails_in_the_end_and_the_end_is_not_waited_for_twice(open_backlog, database, lines):
     backlog, database.there = open_backlog(back=0.4), False
     with pytest.raises(
-        StoreAwayError, match=r"d did not come back within 0\.4 s, and 1 rows wait for it; .*start the server again"
+        StoreAwayError, match=r"d was not available again within 0\.4 s, and 1 rows are queued for it; .*restart the database"
     ):
         backlog.sure(database.write, 1)
     backlog.back = 1000.0
     backlog.close()
-    assert "1 rows were never written to d" in lines.of("error")[0]["why"]
+    assert "1 rows were not written to d" in lines.of("error")[0]["why"]
 
 
 def test_what_is_to_be_soon_is_not_waited_for_where_the_database_is_away_or_says_nothing(open_backlog, database, lines):
@@ -169,7 +170,7 @@ def test_what_is_to_be_soon_is_not_waited_for_where_the_database_is_away_or_says
     assert database.rows == [1]
     hang = threading.Event()
     assert not backlog.soon(lambda: hang.wait(10))
-    assert lines.of("database_away")[0]["why"] == "d has not answered for 0.2 s"
+    assert lines.of("database_away")[0]["why"] == "d has not responded for 0.2 s"
     backlog.patience = 1000.0
     assert not backlog.soon(database.write, 1)  # it is known by now
     hang.set()

@@ -118,7 +118,7 @@ def test_the_option_of_a_task_is_read():
         parse_tuning("lora:rnk=3")
     task = load_task("digits", peft="head", limit=50)
     assert task.info["tuned"].startswith("head, 650 of ")
-    with pytest.raises(ConfigError, match="only a part of its model already"):
+    with pytest.raises(ConfigError, match="already trains only a part of its model"):
         tune(task, Tuning("bias"))
 
 

@@ -42,7 +42,9 @@ class OpenedSums:
                 self._sums = {str(key): [{"clients": [int(c) for c in row["clients"]], "spoilt": bool(row["spoilt"])} for row in rows]
                               for key, rows in kept["sums"].items()}  # fmt: skip
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                raise StoreError(f"{self.path} is damaged ({error}); put it back, or begin a new run in another folder") from None
+                raise StoreError(
+                    f"{self.path} is damaged ({error}); restore a backup, or start a new run in another folder"
+                ) from None
 
     def begin(self, round: int) -> None:
         """Start a round: discard the sums of earlier rounds."""
@@ -76,7 +78,7 @@ class OpenedSums:
         if key not in self._lost:
             self._lost.add(key)
             return False
-        self.spoil(common, survivors, "too few shares came, twice")
+        self.spoil(common, survivors, "too few shares arrived, twice")
         return True
 
     def missed(self, silent: Collection[int]) -> bool:

@@ -46,7 +46,7 @@ def arithmetic_sum(
     """
     alive = [c for c in sorted(vectors) if (drop or {}).get(c) not in STEPS[:3]]
     if not alive:
-        raise QuorumError("no client is left to sum over")
+        raise QuorumError("no client is left in the sum")
     out = []
     for place, (segment, first) in enumerate(vectors[alive[0]]):
         total = first.copy()

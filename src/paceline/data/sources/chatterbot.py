@@ -34,7 +34,7 @@ def pairs(text: str) -> list[tuple[str, str]]:
     told: Any = yaml.safe_load(text)
     talks = told.get("conversations") if isinstance(told, dict) else None
     if not isinstance(talks, list):
-        raise DataFormatError("a file of conversations holds a list of conversations, each a list of turns")
+        raise DataFormatError("malformed conversation file: expected a list of conversations, each a list of turns")
     return [(str(talk[0]).strip(), str(talk[1]).strip()) for talk in talks if isinstance(talk, list) and len(talk) > 1]
 
 

@@ -83,7 +83,7 @@ class Ticket:
                 return reading.result()
             if self.gone.done():
                 raise Full(self.gone.result())
-            raise Silent(f"no request came within {self.crowd.bounds.read:g} s")
+            raise Silent(f"no request arrived within {self.crowd.bounds.read:g} s")
         finally:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
@@ -128,7 +128,7 @@ class Crowd:
             Full: too many calls are in progress.
         """
         if len(self._busy) >= self.bounds.busy:
-            raise Full(f"{len(self._busy)} requests are worked on; try again in a moment")
+            raise Full(f"{len(self._busy)} requests are in progress; try again in a moment")
         self._hush(ticket)
         self._busy.add(ticket)
 

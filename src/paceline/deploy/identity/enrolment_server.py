@@ -90,7 +90,7 @@ class Enrolment:
     def _member(self, context: Any) -> str:
         shown = context.auth_context().get("x509_pem_cert")
         if not shown:
-            raise IdentityError("a certificate is renewed only for who shows the old one")
+            raise IdentityError("a certificate is renewed only for a client that presents its old one")
         return str(self._gate.member(shown[0]).id)
 
     def _renew(self, data: bytes, client: str, _: str) -> Enrolled:
@@ -164,13 +164,13 @@ class _Port:
             with self.crowd.enter(who) as ticket:
                 data = await ticket.read(context.read)
                 if data is grpc.aio.EOF:
-                    raise WireError("a call without a request")
+                    raise WireError("the call has no request")
                 self.crowd.work(ticket)
                 work = asyncio.get_running_loop().run_in_executor(self._pool, self._answer, data, who, peer)
                 return dumps(asdict(await asyncio.wait_for(work, self._bounds.work)))
         except (PacelineError, TimeoutError, OSError) as error:
             code, told, reason = _refusal(error)
-            self._note(reason, clean(error) or "it took too long", peer)
+            self._note(reason, clean(error) or "timeout", peer)
         await context.abort(code, told)
         raise AssertionError("not reached")
 
@@ -205,14 +205,14 @@ def _refusal(error: Exception) -> tuple[grpc.StatusCode, str, str]:
         case Full():
             return _STATUS.RESOURCE_EXHAUSTED, told, "crowd"
         case Silent() | TimeoutError():
-            return _STATUS.DEADLINE_EXCEEDED, told or "the answer took too long; try again", "silent"
+            return _STATUS.DEADLINE_EXCEEDED, told or "the response timed out; try again", "silent"
         case WireError():
             return _STATUS.INVALID_ARGUMENT, told, "enrolment"
         case IdentityError():
             return _STATUS.PERMISSION_DENIED, told, "enrolment"
     return (
         _STATUS.UNAVAILABLE,
-        "the server cannot issue certificates just now; its operator finds the reason in its log",
+        "the server cannot issue certificates at present; its operator finds the cause in the server's log",
         "enrolment",
     )
 

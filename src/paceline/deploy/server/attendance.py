@@ -33,7 +33,7 @@ def check_expected(expected: int | Sequence[str], members: Sequence[Member], inv
     if isinstance(expected, int):
         if expected > clients:
             raise ConfigError(
-                f"server.expected = {expected}: the run has only {clients} clients; raise run.clients, or expect fewer"
+                f"server.expected = {expected} exceeds the run's {clients} clients; raise run.clients, or expect fewer"
             )
         return
     numbers = {member.name: member.id for member in members}
@@ -111,7 +111,7 @@ class Muster:
         if not self.engine.wait_until(self._enough, self.least, limit):
             here, (names, _) = len(self.engine.hub.ready()), self.missing()
             absent = f"; missing: {', '.join(names[:_NAMED])}" if names else ""
-            raise CohortError(f"{here} clients are there after {self.start:.0f} s; {self.least} are needed{absent}")
+            raise CohortError(f"{here} clients are connected after {self.start:.0f} s; the minimum is {self.least}{absent}")
 
     def _settled(self) -> bool:
         """Return whether all expected sites are ready or have refused to participate."""

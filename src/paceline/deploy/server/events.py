@@ -212,7 +212,7 @@ class Notes:
         try:
             told = json.loads(path.read_bytes())
             if told["run"] != self.run:
-                raise ValueError(f"it is of the run {told['run']}")
+                raise ValueError(f"it belongs to run {told['run']}")
             rounds = [
                 (
                     int(number),
@@ -222,7 +222,7 @@ class Notes:
                 for number, row in told["rounds"].items()
             ]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StoreError(f"{path} is damaged ({error}); put a good copy of it back") from None
+            raise StoreError(f"{path} is damaged ({error}); restore it from a backup") from None
         for number, attempt, record in rounds:
             self.backlog.sure(self._done, self.run, number, attempt, record, at=self.state.now())
         with contextlib.suppress(OSError):

@@ -69,18 +69,18 @@ class Lists:
         if stale is not None and self._authority is not None and stale - now < ANEW:
             try:
                 self._authority.publish()
-                self._note("published", None, {"why": f"the revocation list would have been stale from {stale:%Y-%m-%d}"})
+                self._note("published", None, {"why": f"the revocation list would have expired on {stale:%Y-%m-%d}"})
                 stale = self._gate.stale()
             except (PacelineError, OSError) as error:
-                self._tell("lists", f"the lists cannot be published anew: {error}")
+                self._tell("lists", f"the directory and revocation list cannot be published: {error}")
         if stale is not None and stale - now < SOON:
-            what = "is stale, and nobody is let in" if now > stale else "will be stale, and then nobody is let in"
-            self._tell("lists", f"from {stale:%Y-%m-%d %H:%M} UTC the revocation list {what}; run paceline ca publish")
+            what = "has expired, so no client is admitted" if now > stale else "expires, after which no client is admitted"
+            self._tell("lists", f"at {stale:%Y-%m-%d %H:%M} UTC the revocation list {what}; run paceline ca publish")
         if self._gate.fault is not None:
             self._tell("lists", self._gate.fault)
         if self._ends is not None and self._ends - now < SOON:
             until = f"{self._ends:%Y-%m-%d %H:%M} UTC"
-            self._tell("certificate", f"the server's certificate holds until {until}; make another with paceline ca issue --server")
+            self._tell("certificate", f"the server's certificate expires at {until}; issue another with paceline ca issue --server")
 
     def _tell(self, event: str, why: str) -> None:
         """Log a warning; the same one only every `AGAIN` seconds."""

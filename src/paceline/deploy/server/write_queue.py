@@ -127,8 +127,8 @@ class Backlog:
             if late >= 0 and (self.away or late >= self.patience):
                 self._in_vain = True
                 raise StoreAwayError(
-                    f"{self.where} did not come back within {self.back:g} s, and {self.waiting} rows wait for it; "
-                    f"the run's folder is whole: bring the database back and start the server again"
+                    f"{self.where} was not available again within {self.back:g} s, and {self.waiting} rows are queued for it; "
+                    f"the run's folder is intact: restart the database, then the server"
                 )
 
     def soon(self, function: Callable[..., Any], *values: Any, **facts: Any) -> bool:
@@ -144,7 +144,7 @@ class Backlog:
                 item.done.result(0.05)
                 return True
             if time.monotonic() >= end:
-                self._outage(f"{self.where} has not answered for {self.patience:g} s")
+                self._outage(f"{self.where} has not responded for {self.patience:g} s")
         item.done.add_done_callback(self._later)
         return False
 
@@ -158,17 +158,17 @@ class Backlog:
         self._queue.put(None)
         self._thread.join(seconds + min(self.patience, PATIENCE))
         if self.waiting:
-            self.tell("error", why=f"{self.waiting} rows were never written to {self.where}; the run's folder is whole")
+            self.tell("error", why=f"{self.waiting} rows were not written to {self.where}; the run's folder is intact")
 
     def _put(self, item: _Item) -> None:
         with self._lock:
             if self._failed is not None and not item.always:
                 raise self._failed
             if not item.always and self.waiting and self.waiting + item.rows > self.room:
-                state = f"has been away for {self._seconds():.0f} s" if self.away else "is too slow"
+                state = f"has been unavailable for {self._seconds():.0f} s" if self.away else "is too slow"
                 raise StoreError(
-                    f"{self.where} {state}, and {self.waiting} rows wait for it, as many as there is room for; "
-                    f"the run's folder is whole: bring the database back and start the server again"
+                    f"{self.where} {state}, and its queue is full with {self.waiting} rows; "
+                    f"the run's folder is intact: restart the database, then the server"
                 )
             self.waiting += item.rows
             self._streams += item.stream

@@ -26,7 +26,7 @@ from paceline.engines.stacking.tasks import NotAtOnce
 
 __all__ = ["Solver", "draws", "unstackable"]
 
-_DRAWS = "it draws random numbers, and each client has its own stream of them"
+_DRAWS = "it draws random numbers, for which each client has its own stream"
 
 
 def unstackable(module: nn.Module) -> str | None:
@@ -35,7 +35,7 @@ def unstackable(module: nn.Module) -> str | None:
         if isinstance(own := getattr(part, "not_stackable", None), str):
             return own
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.track_running_stats:
-            return f"{name} is {type(part).__name__}, whose statistics in training mode belong to one batch"
+            return f"{name} is {type(part).__name__}, which computes statistics of one client's batch"
         if isinstance(part, nn.RNNBase):
             return f"{name} is {type(part).__name__}, which torch.func cannot stack"
     return None
@@ -139,7 +139,7 @@ class Solver:
             if (reason := self._unfit(jobs[0])) is not None:
                 raise Unstackable(reason)
             if jobs[0].loss is F.cross_entropy and self._unscored(jobs[0].data.y):
-                raise Unstackable("some targets are not scored, and a batch's mean is over those that are")
+                raise Unstackable("some targets are not scored, so the mean over a batch differs between clients")
             with spent.on("local steps"), jobs[0].model.autocast():
                 if self.one_step and one_batch(jobs):
                     whole = OneBatch(jobs)
@@ -200,7 +200,7 @@ def _reason(error: Exception) -> str:
     if "randomness" in text:
         return _DRAWS
     if "data-dependent control flow" in text:
-        return "it takes a branch on a tensor's value"
+        return "it branches on a tensor's value"
     if ".item()" in text:
-        return "it asks a tensor for its value"
+        return "it reads a tensor's value"
     return (text.strip() or type(error).__name__).splitlines()[0][:200]

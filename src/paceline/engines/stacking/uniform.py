@@ -79,12 +79,12 @@ class Uniform:
     def sgd(self, *args: Any, **options: Any) -> Trained:
         """Train all clients; see `Client.sgd`."""
         if options.get("batches") is not None:
-            raise NotUniform("batches that are seen again")
+            raise NotUniform("batches that are reused")
         return self._lead.sgd(*args, **options)
 
     def _train(self, job: Job) -> Trained:
         if job.alone or not job.steps:
-            raise NotUniform("a module of its own, or no step")
+            raise NotUniform("a separate module, or no step")
         self._loops += 1
         orders = [partial(order, self._loops) for order in self._orders]
         solved = self._solve(Alike(job, self._index, orders))
@@ -92,7 +92,7 @@ class Uniform:
             raise NotUniform("a hook that cannot be stacked")
         rows, losses = solved
         if not bool(torch.isfinite(losses).all()):
-            raise NotUniform("a loss that is not finite")  # running one by one identifies the client
+            raise NotUniform("a non-finite loss")  # running one by one identifies the client
         params = Lazy(rows, None, job.start.layout, 1.0, ((1.0, job.start.vector),))
         return Trained(params, job.steps, job.samples(), _column(losses))
 
