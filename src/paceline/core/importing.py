@@ -132,10 +132,10 @@ def _broken(what: str, name: str, error: BaseException) -> ConfigError:
     from paceline.core.failures import place_of
 
     if isinstance(error, SyntaxError):
-        place, told = f"{error.filename}:{error.lineno}", str(error.msg)
+        place, message = f"{error.filename}:{error.lineno}", str(error.msg)
     else:
-        place, told = place_of(error), str(error)
-    return ConfigError(f"{what} {name!r} cannot be imported: {place}: {type(error).__name__}: {told}")
+        place, message = place_of(error), str(error)
+    return ConfigError(f"{what} {name!r} cannot be imported: {place}: {type(error).__name__}: {message}")
 
 
 def as_module(file: Path) -> str:

@@ -69,7 +69,7 @@ class _Party:
         self.process = made(target=child, args=(self.role, self.config, self.log), name=f"{NAME} {self.role}", daemon=True)
         start(self.process, script)
 
-    def told(self) -> str:
+    def last_lines(self) -> str:
         """Return the last lines of its log."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         return "\n".join(text.splitlines()[-6:])
@@ -316,7 +316,7 @@ def _failed(party: _Party, code: int) -> PacelineError:
         return EngineError(unguarded())
     if code == _LOST:
         return EngineError("the parent process of the server and the clients was killed")
-    last = party.told()
+    last = party.last_lines()
     how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
     return EngineError(f"{party.role} {how}:\n{last}")
 

@@ -33,7 +33,7 @@ class Scaffold(LocalTraining[ScaffoldState]):
 
     paper: ClassVar[str] = "Karimireddy et al., ICML 2020"
     headline: ClassVar[str] = "needs far fewer rounds than FedAvg; its rate depends on neither heterogeneity nor client sampling"
-    keeps: ClassVar[str] = "control variate (model size)"
+    client_state: ClassVar[str] = "control variate (model size)"
     server_lr: float = 1.0
 
     def init(self, fed: Federation) -> ScaffoldState:

@@ -46,12 +46,12 @@ class FedAu(Rated[FedAuState]):
         "preserves the objective under unequal, unknown participation, with 3 numbers per client instead of a model"
     )
     reveals: ClassVar[str] = "sums of weighted updates"
-    keeps: ClassVar[str] = "three numbers"
+    client_state: ClassVar[str] = "three numbers"
 
     weigh: Literal["adaptive", "known", "all", "participants"] = "adaptive"
 
     @property
-    def knows(self) -> bool:
+    def known_rates(self) -> bool:
         """Whether the participation rates are known."""
         return self.weigh == "known"
 

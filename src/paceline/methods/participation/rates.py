@@ -130,20 +130,20 @@ class Rated(Unequal[S]):
     cutoff: int | None = None
 
     @property
-    def knows(self) -> bool:
+    def known_rates(self) -> bool:
         """Whether the participation rates are known."""
         return False
 
     def check(self, fed: Federation) -> list[str]:
         """Validate the cut-off; known rates are rates of availability, so every available client must be asked."""
         wrong = [f"cutoff={self.cutoff}; an interval has at least 1 round"] if self.cutoff is not None and self.cutoff < 1 else []
-        if self.knows and fed.cohort_size < fed.num_clients:
+        if self.known_rates and fed.cohort_size < fed.num_clients:
             wrong.append(f"known rates are the fleet's: ask everybody who is there, with a cohort of {fed.num_clients}")
         return wrong
 
     def asked(self, fed: Federation, state: Any, cohort: Sequence[int]) -> Asked:
         """Return the message to the cohort."""
-        rates = {c: fed.fleet.rate(c) for c in cohort} if self.knows else None
+        rates = {c: fed.fleet.rate(c) for c in cohort} if self.known_rates else None
         return replace(super().asked(fed, state, cohort), rates=rates)
 
     def inverse(self, client: Client, message: Asked) -> float:
