@@ -204,11 +204,11 @@ def test_what_is_not_of_its_kind_is_refused(lab, site):
     distribution(site, "labpackage", methods={"net": "mylab:Net"})
     with pytest.raises(ConfigError, match="is no Method"):
         load("method", "net")
-    for kind, text, told in (
+    for kind, text, reported in (
         ("fleet", "mylab:Net", "needs num_classes=VALUE|needs shape=VALUE"),
         ("adversary", "mylab:Trams:0.2", "needs num_clients=VALUE"),
     ):
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=reported):
             registry.build(kind, text, {})
 
 
@@ -222,7 +222,7 @@ def test_options_of_ones_own_things_are_typed(lab):
     assert load_participation("mylab:Weekends:every=3", 4).every == 3
     assert load_participation("mylab:Half:0.3-0.9", 4).rates(0) == 0.3
     assert load_adversary("mylab:Loud:0.2").scale == 3.0
-    for make, text, told in (
+    for make, text, reported in (
         (lambda t: load_fleet(t, 5), "mylab:Trams:delay=long", "delay='long': it must be a number"),
         (lambda t: load_fleet(t, 5), "mylab:Trams:dealy=1", "did you mean delay"),
         (lambda t: load_fleet(t, 5), "mylab:Trams:seed=1", "unknown option"),
@@ -230,7 +230,7 @@ def test_options_of_ones_own_things_are_typed(lab):
         (load_adversary, "mylab:Loud", "the share of Byzantine"),
         (load_adversary, "mylab:Loud:0.2,scale=inf", "finite"),
     ):
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=reported):
             make(text)
 
 
@@ -274,7 +274,7 @@ def test_all_kinds_are_written_alike(kind, text, name, value, options):
 
 
 @pytest.mark.parametrize(
-    ("kind", "text", "told"),
+    ("kind", "text", "reported"),
     [
         ("method", "clip:network", "network=VALUE"),
         ("method", "clip:lr=1,lr=2", "each one once"),
@@ -282,8 +282,8 @@ def test_all_kinds_are_written_alike(kind, text, name, value, options):
         ("fleet", ":churn=0.1", "does not name a fleet"),
     ],
 )
-def test_a_malformed_specification_says_what_to_write(kind, text, told):
-    with pytest.raises(ConfigError, match=told):
+def test_a_malformed_specification_says_what_to_write(kind, text, reported):
+    with pytest.raises(ConfigError, match=reported):
         parse(kind, text)
 
 

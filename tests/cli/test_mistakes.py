@@ -120,11 +120,11 @@ def files(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-@pytest.mark.parametrize(("line", "code", "told"), LINES, ids=[line for line, _, _ in LINES])
-def test_a_mistake_says_what_to_write(call, files, line, code, told):
+@pytest.mark.parametrize(("line", "code", "reported"), LINES, ids=[line for line, _, _ in LINES])
+def test_a_mistake_says_what_to_write(call, files, line, code, reported):
     ended = call(*shlex.split(line), code=code)
     plain = ended.stderr if "--json" in line else " ".join(ended.stderr.replace("│", " ").split())
-    assert told in plain
+    assert reported in plain
     assert "Traceback" not in ended.stderr
     assert not any(Path("runs").rglob("*"))
 
@@ -133,14 +133,14 @@ def test_a_variable_that_sets_part_of_a_run_is_named(call, files, monkeypatch):
     monkeypatch.setenv("PACELINE_RUN__ROUNDS", "abc")
     monkeypatch.setenv("PACELINE_CA", "elsewhere")
     Path("fine.toml").write_text("[run]\ntask = 'digits'\n")
-    told = call("server", "--config", "fine.toml", code=2).stderr
-    assert "fine.toml, table [run] with PACELINE_RUN__ROUNDS: rounds='abc'" in told
+    reported = call("server", "--config", "fine.toml", code=2).stderr
+    assert "fine.toml, table [run] with PACELINE_RUN__ROUNDS: rounds='abc'" in reported
 
 
 def test_a_name_that_nothing_has_gets_no_advice(call):
-    told = call("run", "fedavg", "--zzz", "1", code=2).stderr
-    assert "No such option: --zzz" in told
-    assert "write" not in told
+    reported = call("run", "fedavg", "--zzz", "1", code=2).stderr
+    assert "No such option: --zzz" in reported
+    assert "write" not in reported
 
 
 def test_what_is_told_to_write_is_then_taken(call, files):

@@ -61,9 +61,9 @@ def test_addresses_are_read_and_written_again(text, host, port):
     ],
 )
 def test_what_is_none_is_refused_with_field_and_value(text, why):
-    with pytest.raises(ConfigError, match=why) as told:
+    with pytest.raises(ConfigError, match=why) as reported:
         Address.parse(text, "server.listen")
-    assert str(told.value).startswith(f"server.listen = {text!r}: ")
+    assert str(reported.value).startswith(f"server.listen = {text!r}: ")
 
 
 def test_port_0_is_for_those_who_listen():
@@ -99,9 +99,9 @@ def test_proxies():
         3,
     )
     for bad in bads:
-        with pytest.raises(ConfigError, match=r"client\.proxy") as told:
+        with pytest.raises(ConfigError, match=r"client\.proxy") as reported:
             proxy_url(bad, "client.proxy")
-        assert "cret" not in str(told.value)
+        assert "cret" not in str(reported.value)
 
 
 @given(st.text(max_size=30) | st.text(alphabet="htp:/@[]1a%", max_size=16).map(lambda t: f"http://{t}"))

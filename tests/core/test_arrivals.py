@@ -27,7 +27,7 @@ class Begun(FedAvg):
         mean = fed.mean(self.give, None, over=cohort)
         return State(params=state.params + self.server_lr * mean.delta)
 
-    @on_client(held=True)
+    @on_client(collects=True)
     def give(self, client, message):
         return client.take()
 
@@ -35,7 +35,7 @@ class Begun(FedAvg):
 class Shown(Begun):
     """The same, with functions whose replies the server sees."""
 
-    @on_client(each=True, held=True)
+    @on_client(each=True, collects=True)
     def show(self, client, message):
         return client.take()
 

@@ -110,10 +110,10 @@ def test_reasons_that_differ_in_numbers_alone_are_one():
 
 def test_an_account_stays_short_however_many_and_long_the_reasons():
     dropped = {c: f"Error{'abcdefgh'[c]}: " + "long\n" * 1000 for c in range(8)}
-    told = account(dropped, 8)
-    assert len(told) < 1000
-    assert "5 other reasons" in told
-    assert "\n" not in told
+    reported = account(dropped, 8)
+    assert len(reported) < 1000
+    assert "5 other reasons" in reported
+    assert "\n" not in reported
 
 
 # -- wherever replies lack ---------------------------------------------------------------------
@@ -145,9 +145,9 @@ def test_single_replies_of_which_none_comes_name_the_cause(federate, arrivals):
 
 def test_what_is_dropped_is_in_the_round_s_record_and_told_once(federate, tmp_path):
     folder = RunFolder.create(tmp_path, "run")
-    with pytest.warns(RoundWarning, match=f"client 0 gave no reply: KeyError.*{line_of('key')}") as told:
+    with pytest.warns(RoundWarning, match=f"client 0 gave no reply: KeyError.*{line_of('key')}") as reported:
         federate(method=FAILS, options={"many": 1}, on_error="drop", cohort=6, folder=folder)
-    assert len(told) == 1
+    assert len(reported) == 1
     assert [r["lost"] for r in folder.read_metrics()] == [
         f"1 failed (KeyError: 'temperature' ({line_of('key')}), such as client 0)"
     ] * 3

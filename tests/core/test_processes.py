@@ -72,9 +72,9 @@ def carry_out(folder: Path, text: str, how: str = "file") -> subprocess.Complete
 def bits(tmp_path_factory) -> dict[str, str]:
     """Return the SHA-256 of forked runs."""
     folder = tmp_path_factory.mktemp("forked")
-    told = {method: carry_out(folder, script("fork", method), "stdin") for method in ("fedavg", "__main__:Mine")}
-    assert all(ended.returncode == 0 for ended in told.values()), told
-    return {method: ended.stdout for method, ended in told.items()}
+    reported = {method: carry_out(folder, script("fork", method), "stdin") for method in ("fedavg", "__main__:Mine")}
+    assert all(ended.returncode == 0 for ended in reported.values()), reported
+    return {method: ended.stdout for method, ended in reported.items()}
 
 
 def test_a_script_without_a_guard_is_told_so(tmp_path):

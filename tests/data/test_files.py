@@ -39,7 +39,7 @@ def test_idx(tmp_path, zipped):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "reported"),
     [
         ("train-images-idx3-ubyte", b"", "not an idx file"),
         ("train-images-idx3-ubyte", b"\0\0\x08\x03\0\0", "the file has 6 bytes"),
@@ -48,10 +48,10 @@ def test_idx(tmp_path, zipped):
         ("train-labels-idx1-ubyte", b"\x1f\x8b broken", "damaged gzip data"),
     ],
 )
-def test_malformed_idx(tmp_path, name, content, told):
+def test_malformed_idx(tmp_path, name, content, reported):
     idx_folder(tmp_path)
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataFormatError, match=told) as caught:
+    with pytest.raises(DataFormatError, match=reported) as caught:
         read_files(f"idx:{tmp_path}")
     assert name in str(caught.value)
 
@@ -86,7 +86,7 @@ def test_cifar(tmp_path, protocol):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "reported"),
     [
         ("data_batch_1", b"not a pickle", "not a pickle"),
         ("data_batch_1", pickle.dumps([1]), "expected a dict"),
@@ -103,16 +103,16 @@ def test_cifar(tmp_path, protocol):
         ("batches.meta", pickle.dumps({b"label_names": [b"\xff"] * 10}), "not UTF-8"),
     ],
 )
-def test_malformed_cifar(tmp_path, name, content, told):
+def test_malformed_cifar(tmp_path, name, content, reported):
     (cifar_folder(tmp_path) / name).write_bytes(content)
-    with pytest.raises(DataFormatError, match=told) as caught:
+    with pytest.raises(DataFormatError, match=reported) as caught:
         read_files(f"cifar-10-batches-py:{tmp_path}")
     assert str(tmp_path) in str(caught.value)
 
 
 def leaf(users, **changes):
-    told = {"users": list(users), "num_samples": [len(u["y"]) for u in users.values()], "user_data": users}
-    return json.dumps(told | changes)
+    reported = {"users": list(users), "num_samples": [len(u["y"]) for u in users.values()], "user_data": users}
+    return json.dumps(reported | changes)
 
 
 WRITERS = {"w0": {"x": [[1.0] * 784] * 5, "y": [0, 1, 0, 1, 61]}, "w1": {"x": [[0.0] * 784] * 5, "y": [0, 1, 0, 1, 61]}}
@@ -138,7 +138,7 @@ def test_leaf_shakespeare_in_one_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reported"),
     [
         ("{", "not a JSON file"),
         ("[]", "users, .* missing"),
@@ -150,9 +150,9 @@ def test_leaf_shakespeare_in_one_file(tmp_path):
         (leaf({"w": {"x": [[1.0] * 784], "y": [62]}}), "from 0 to 61"),
     ],
 )
-def test_malformed_leaf(tmp_path, text, told):
+def test_malformed_leaf(tmp_path, text, reported):
     (tmp_path / "all.json").write_text(text)
-    with pytest.raises(DataFormatError, match=told) as caught:
+    with pytest.raises(DataFormatError, match=reported) as caught:
         read_files(f"leaf-femnist:{tmp_path / 'all.json'}")
     assert "all.json" in str(caught.value)
 
@@ -201,7 +201,7 @@ def test_csv(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reported"),
     [
         ("", "a header and at least one row"),
         ("a,b\n1,2\n3\n", "row 3: 1 values for 2 columns"),
@@ -210,8 +210,8 @@ def test_csv(tmp_path):
         ("b\n" + "1\n0\n" * 10, "no feature column remains"),
     ],
 )
-def test_malformed_csv(tmp_path, text, told):
-    with pytest.raises(DataFormatError, match=told):
+def test_malformed_csv(tmp_path, text, reported):
+    with pytest.raises(DataFormatError, match=reported):
         read_files(f"csv:{csv_file(tmp_path, text)}")
 
 

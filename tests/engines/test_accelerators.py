@@ -21,7 +21,7 @@ def gpus(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "count", "built", "told"),
+    ("name", "count", "built", "reported"),
     [
         ("cuda", 0, False, "torch was built without CUDA; use cpu, or install a CUDA build"),
         ("cuda:0", 0, True, "no CUDA device is visible; use cpu"),
@@ -35,9 +35,9 @@ def gpus(monkeypatch):
         ("meta", 1, True, "use cpu, cuda"),
     ],
 )
-def test_a_device_that_cannot_be_used_is_refused_with_what_to_do(gpus, name, count, built, told):
+def test_a_device_that_cannot_be_used_is_refused_with_what_to_do(gpus, name, count, built, reported):
     gpus(count, built)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=reported):
         check_device(name, "--device")
 
 

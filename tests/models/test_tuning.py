@@ -129,12 +129,14 @@ def test_frozen_norms_keep_their_statistics_in_training(made):
     assert Tuning("head").names(module) == ["2.weight", "2.bias"]
 
 
-@pytest.mark.parametrize(("prototype", "told"), [("adapter", "does not support adapters"), ("prompt", "does not support prompts")])
-def test_a_model_without_a_place_is_named(made, prototype, told):
-    with pytest.raises(ConfigError, match=told):
+@pytest.mark.parametrize(
+    ("prototype", "reported"), [("adapter", "does not support adapters"), ("prompt", "does not support prompts")]
+)
+def test_a_model_without_a_place_is_named(made, prototype, reported):
+    with pytest.raises(ConfigError, match=reported):
         made(lambda: nn.Sequential(nn.Linear(2, 2)), prototype)
     if prototype == "prompt":
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=reported):
             made(partial(char_model, shape=(6,), num_classes=4, dim=4, heads=1), prototype)
 
 

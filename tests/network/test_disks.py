@@ -85,13 +85,13 @@ def test_a_client_whose_disk_is_full_drops_out_and_comes_back(loopback, federate
     here = federate(drop=lambda round, client, function: client == 4 and round in (3, 4) and function == step, **run)
     assert there.model_sha256 == here.model_sha256
     assert [r["dropped"] for r in there.history] == [0, 0, 1, 1, 0]
-    told = loopback.server_lines.of("lost")
-    assert [list(facts["clients"]) for facts in told] == [[4], [4]]
+    reported = loopback.server_lines.of("lost")
+    assert [list(facts["clients"]) for facts in reported] == [[4], [4]]
     if aggregation == "secure":
-        assert all(facts["clients"][4] == HIDDEN for facts in told)
-    said = [facts["why"] for facts in loopback.client_lines.of("not_answered")]
-    assert said
-    assert all("DiskFullError: no disk space" in why for why in said)
+        assert all(facts["clients"][4] == HIDDEN for facts in reported)
+    logged = [facts["why"] for facts in loopback.client_lines.of("not_answered")]
+    assert logged
+    assert all("DiskFullError: no disk space" in why for why in logged)
 
 
 def test_a_client_that_cannot_begin_for_want_of_room_joins_later(loopback, federate, disk, monkeypatch):
@@ -104,8 +104,8 @@ def test_a_client_that_cannot_begin_for_want_of_room_joins_later(loopback, feder
     loopback.wait(lambda: loopback.server_lines.of("refused_by_client"))
     disk.clear()
     assert loopback.finish().model_sha256 == federate(vectorize="off", **RUN).model_sha256
-    (told,) = {(f["client"], f["later"]) for f in loopback.server_lines.of("refused_by_client")}
-    assert told == (4, True)
+    (reported,) = {(f["client"], f["later"]) for f in loopback.server_lines.of("refused_by_client")}
+    assert reported == (4, True)
     assert "DiskFullError" in loopback.server_lines.of("refused_by_client")[0]["reasons"][0]
 
 

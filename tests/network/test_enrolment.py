@@ -99,6 +99,6 @@ def test_garbage_is_answered_with_an_error(serving):
     with grpc.secure_channel(f"localhost:{serving.server.enrol_port}", grpc.ssl_channel_credentials(roots), through()) as channel:
         call = channel.unary_unary("/paceline.Enrolment/Redeem")
         for data in (b"", b"garbage", b"\0" * 100_000):
-            with pytest.raises(grpc.RpcError) as told:
+            with pytest.raises(grpc.RpcError) as reported:
                 call(data, timeout=5)
-            assert told.value.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED)
+            assert reported.value.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from paceline.core.errors import StoreAwayError, StoreError
+from paceline.core.errors import StoreError, StoreUnavailableError
 from paceline.deploy.server.database import ServerState
 from paceline.network.engine import Stopped
 
@@ -94,7 +94,7 @@ def test_a_server_that_is_stopped_in_an_outage_goes_on_with_the_same_database(lo
         loopback.result.result(20)
     loopback.wait(lambda: loopback.server_lines.of("error"))
     assert "rows were not written" in loopback.server_lines.of("error")[0]["why"]
-    with pytest.raises(StoreAwayError, match=r"does not respond: .*start the database, then this server"):
+    with pytest.raises(StoreUnavailableError, match=r"does not respond: .*start the database, then this server"):
         ServerState(url, wait=0.3)
     postgres.start()
     loopback.serve(RUN, {"listen": f"127.0.0.1:{port}"}, state=ServerState(url))

@@ -20,9 +20,9 @@ def accuracy(module, data):
 
 @pytest.mark.parametrize("module", ["run", "runner", "results.result", "core.task", "core.config"])
 def test_examples_run(module):
-    told = doctest.testmod(import_module(f"paceline.{module}"))
-    assert told.attempted
-    assert not told.failed
+    reported = doctest.testmod(import_module(f"paceline.{module}"))
+    assert reported.attempted
+    assert not reported.failed
 
 
 def test_figures():

@@ -35,7 +35,7 @@ def methods(
     ] = None,
     json: Json = False,
 ) -> None:
-    """List the methods, what the server sees of each, and what a client keeps; or show one in full."""
+    """List the methods, what the server sees of each, and what a client stores; or show one in full."""
     if name is not None:
         check_method(name)
         shown = card(registry.load("method", name), name)
@@ -45,21 +45,21 @@ def methods(
     if json:
         print_json(cards)
         return
-    listed = table("Methods", "name", "family", "paper", "the server sees", "a client keeps", "secure", "stacks")
+    listed = table("Methods", "name", "family", "paper", "the server sees", "client state", "secure", "stacks")
     for entry in cards:
         columns = (
             entry["name"],
             entry["family"],
             entry["paper"],
             entry["server_sees"],
-            entry["client_keeps"],
+            entry["client_state"],
         )
         listed.add_row(*map(escape, columns), _secure(entry), "yes" if entry["vectorizable"] else "no")
     out().print(listed)
     out().print(
         "secure: the server needs only sums, so the method runs under --aggregation secure; where allowed: only on clients whose"
     )
-    out().print("policy sets secure_aggregation.named_clients, because its messages contain a line for each client")
+    out().print("policy sets secure_aggregation.named_clients, because its messages contain an entry for each client")
     out().print(
         escape(
             "[a, b]: read from the source: keys of a client's memory between rounds, and functions whose individual replies are seen"
@@ -117,7 +117,7 @@ def sum_only(cls: type[Method]) -> bool:
 
 def card(cls: type[Method], name: str) -> dict[str, Any]:
     """Return everything that `paceline methods NAME` shows of a method under its name."""
-    from paceline.cli.memory_keys import PROVIDED, kept, memory_keys, seen
+    from paceline.cli.memory_keys import PROVIDED, memory_keys, seen, stored
 
     docs, hints = field_docs(cls), hints_of(cls)
     return {
@@ -125,7 +125,7 @@ def card(cls: type[Method], name: str) -> dict[str, Any]:
         "family": cls.family,
         "paper": cls.paper,
         "server_sees": seen(cls),
-        "client_keeps": kept(cls),
+        "client_state": stored(cls),
         "memory": {key: PROVIDED.get(key, "") for key in memory_keys(cls)},
         "secure": sum_only(cls),
         "names_clients": cls.names_clients,
@@ -183,7 +183,7 @@ def _print_card(shown: dict[str, Any]) -> None:
         f"paper            {shown['paper'] or '–'}",
         f"family           {shown['family']}",
         f"the server sees  {shown['server_sees']}",
-        f"a client keeps   {shown['client_keeps']}",
+        f"client state     {shown['client_state']}",
         *(f"                 {key}: {text}" for key, text in shown["memory"].items() if text),
         f"headline         {shown['headline'] or '–'}",
         f"stacks           {'yes' if shown['vectorizable'] else 'no: clients train one at a time'}",

@@ -87,14 +87,14 @@ class Client:
         data: returns this client's training (0) or test (1) samples; the latter are empty unless the partition
             sets some aside.
         memory: its own store, kept between rounds.
-        peers: records that the others of the cohort told (`ClientFunction.tells`), by client.
+        peers: records published by the others of the cohort (`ClientFunction.peer_record`), by client.
         services: what its worker has beside the model, by class, such as ``client.services[Submodels]``.
         strict: check the loss at every step, to name the step at which it broke (the debug engine).
         ask: runs a request to the local loop: at once, or together with those of other clients.
         redraws: let what the function draws from global generators come from this client's streams; whoever says so
             puts the generators back (`paceline.core.generators`).
         central: the task's test samples.
-        keeps_times: store how long training took, see `times`.
+        records_times: store how long training took, see `times`.
 
     Example:
         >>> import paceline as pl
@@ -123,7 +123,7 @@ class Client:
         ask: Callable[[Any], Any] = answer,
         redraws: bool = False,
         central: ClientData | None = None,
-        keeps_times: bool = False,
+        records_times: bool = False,
     ) -> None:
         self._id, self.round, self.model, self.problem = id, round, model, problem
         self.memory = memory
@@ -133,7 +133,7 @@ class Client:
         self.strict = strict
         self.ask = ask
         self.redraws = redraws
-        self.central, self.keeps_times = central, keeps_times
+        self.central, self.records_times = central, records_times
         self.flops = 0.0
         self.nameless = False
         """Whether the function that runs may not ask who it runs for: under masks, unless the method says so."""
@@ -200,11 +200,11 @@ class Client:
     def times(self) -> tuple[float, float] | None:
         """Seconds that this client's last training took to (compute, transfer); None before the first.
 
-        They are kept only for methods that declare ``keeps_times = True``.
+        They are recorded only for methods that declare ``records_times = True``.
         """
-        if not self.keeps_times:
+        if not self.records_times:
             raise ConfigError(
-                "client.times is not recorded for this method; declare keeps_times: ClassVar[bool] = True in its class"
+                "client.times is not recorded for this method; declare records_times: ClassVar[bool] = True in its class"
             )
         seen = self.memory.get("_times")
         return None if seen is None else (float(seen[0]), float(seen[1]))
@@ -214,11 +214,11 @@ class Client:
 
         Raises `PlanError` where this client has nothing begun.
         """
-        held = self.memory.get("_held")
-        if held is None:
-            raise PlanError([f"client {self.id} has no stored reply; call a held=True function once, after fed.start"])
+        stored = self.memory.get("_held")
+        if stored is None:
+            raise PlanError([f"client {self.id} has no stored reply; call a collects=True function once, after fed.start"])
         self.memory["_held"] = None
-        return held
+        return stored
 
     def stream(self, *path: int | str) -> torch.Generator:
         """Return a further independent stream of this client in this call."""

@@ -34,8 +34,8 @@ __all__ = [
     "PolicyError",
     "ProtocolError",
     "QuorumError",
-    "StoreAwayError",
     "StoreError",
+    "StoreUnavailableError",
     "SubmodelError",
     "SumOverflowError",
     "TokenError",
@@ -249,7 +249,7 @@ class StoreError(PacelineError):
     exit_code = 13
 
 
-class StoreAwayError(StoreError):
+class StoreUnavailableError(StoreError):
     """The server's database is unavailable; earlier writes are intact."""
 
 

@@ -270,7 +270,7 @@ class Federation(Population):
     ) -> dict[int, float]:
         """Start `fn` on clients; return the virtual seconds until each of them is done, without lost clients.
 
-        The reply remains on the client until a function marked ``@on_client(held=True)``, called with any operation above,
+        The reply remains on the client until a function marked ``@on_client(collects=True)``, called with any operation above,
         takes it (`Client.take`): so a buffered sum of arrivals is an ordinary sum. Message, random stream and memory are those
         of the start, however late the reply is taken. The reply is stored in the client's memory, which is committed with this
         round and restored from a checkpoint; a running client must not be started again before its reply is taken.
@@ -279,7 +279,7 @@ class Federation(Population):
         its upload is part of the seconds returned here, and taking it costs nothing. If the aggregation hides replies, the upload
         happens in the sum that takes it, and the calls of that sum advance the clock.
         """
-        if declaration(fn).tells is not None:
+        if declaration(fn).peer_record is not None:
             raise PlanError(
                 [
                     f"{fn.__name__} exchanges records between clients, which fed.start does not support; call it with fed.sum or fed.mean"
@@ -386,12 +386,12 @@ class Federation(Population):
     @contextlib.contextmanager
     def _settling(self, declared: ClientFunction) -> Iterator[bool]:
         """Within this context, calls that collect replies uploaded earlier cost nothing; see `start`."""
-        self._handing = declared.held
-        self._settled = declared.held and self.aggregation.sees_each
+        self._collecting = declared.collects
+        self._settled = declared.collects and self.aggregation.sees_each
         try:
             yield self._settled
         finally:
-            self._settled = self._handing = False
+            self._settled = self._collecting = False
 
     def _may_see(self, fn: Callable[..., Any]) -> None:
         declared = declaration(fn)

@@ -45,15 +45,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 def on_client(fn: F) -> F: ...
 @overload
 def on_client(
-    *, each: bool = False, tells: str | None = None, bounds: Mapping[str, float] | None = None, held: bool = False
+    *, each: bool = False, peer_record: str | None = None, bounds: Mapping[str, float] | None = None, collects: bool = False
 ) -> Callable[[F], F]: ...
 def on_client(
     fn: F | None = None,
     *,
     each: bool = False,
-    tells: str | None = None,
+    peer_record: str | None = None,
     bounds: Mapping[str, float] | None = None,
-    held: bool = False,
+    collects: bool = False,
 ) -> Any:
     """Mark a method of a class as a client function; see `ClientFunction` for the options.
 
@@ -69,7 +69,7 @@ def on_client(
     """
 
     def mark(f: F) -> F:
-        f.__client__ = ClientFunction(each, tells, dict(bounds or {}), held)  # type: ignore[attr-defined]
+        f.__client__ = ClientFunction(each, peer_record, dict(bounds or {}), collects)  # type: ignore[attr-defined]
         return f
 
     return mark if fn is None else mark(fn)
@@ -127,8 +127,8 @@ class Method(Generic[S], metaclass=Checked):
     ``Method[MyState]`` has the server state `MyState`, ``Method`` alone has `State`.
     A subclass implements `round`, and `init` if it has its own state; all else has defaults.
 
-    `family` groups methods in listings. `reveals` and `keeps` describe in a few words what the server sees and what a client
-    stores, in addition to what `paceline methods` reads from the source. With `keeps_times`, each client stores the duration
+    `family` groups methods in listings. `reveals` and `client_state` describe in a few words what the server sees and what a client
+    stores, in addition to what `paceline methods` reads from the source. With `records_times`, each client stores the duration
     of its last training (`Client.times`). `vectorizable` states that hooks can be stacked.
 
     Example:
@@ -151,9 +151,9 @@ class Method(Generic[S], metaclass=Checked):
 
     family: ClassVar[str] = "other"
     reveals: ClassVar[str] = "sums of updates"
-    keeps: ClassVar[str] = "nothing"
+    client_state: ClassVar[str] = "nothing"
     paper: ClassVar[str] = ""
-    keeps_times: ClassVar[bool] = False
+    records_times: ClassVar[bool] = False
     vectorizable: ClassVar[bool] = True
     headline: ClassVar[str] = ""
     """The paper's main result, in one sentence."""

@@ -36,7 +36,7 @@ class Population:
         """Clients whose replies failed or were refused in this round, with the reason."""
         self._calls = self._verbs = 0
         self._streams: dict[str, int] = {}
-        self._handing = False
+        self._collecting = False
 
     @property
     def num_clients(self) -> int:
@@ -113,7 +113,7 @@ class Population:
     def place(self, function: str) -> tuple[int, int]:
         """Return the parts of `stream`: the attempt, and the number of the next call of `function` in this round."""
         number = self._streams[function] = self._streams.get(function, 0) + 1
-        return 0 if self._handing else self.attempt, number
+        return 0 if self._collecting else self.attempt, number
 
     @property
     def serial(self) -> int:

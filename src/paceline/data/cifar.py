@@ -42,8 +42,8 @@ def _parse(path: Path) -> dict[str, Value]:
 
 
 def _batch(path: Path) -> Part:
-    told = _parse(path)
-    data, labels = told.get("data"), told.get("labels")
+    parsed = _parse(path)
+    data, labels = parsed.get("data"), parsed.get("labels")
     if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != 3072:
         shape = (
             f"bytes of shape {data.shape}" if isinstance(data, np.ndarray) else "missing" if data is None else type(data).__name__

@@ -85,13 +85,13 @@ def _part(path: Path, sample: Any, owners: dict[str, int]) -> Part:
 
 def _users(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
-        told = json.loads(file.read_bytes())
+        parsed = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise DataFormatError(f"{file}: not a JSON file ({error})") from error
-    missing = [k for k in ("users", "num_samples", "user_data") if not isinstance(told, dict) or k not in told]
+    missing = [k for k in ("users", "num_samples", "user_data") if not isinstance(parsed, dict) or k not in parsed]
     if missing:
         raise DataFormatError(f"{file}: {', '.join(missing)} missing; expected the keys of LEAF's JSON")
-    users, counts, data = told["users"], told["num_samples"], told["user_data"]
+    users, counts, data = parsed["users"], parsed["num_samples"], parsed["user_data"]
     if not isinstance(users, list) or not isinstance(counts, list) or len(users) != len(counts):
         raise DataFormatError(f"{file}: users and num_samples must be lists of equal length")
     for user, count in zip(users, counts, strict=True):

@@ -7,7 +7,7 @@ import shutil
 import sqlite3
 from pathlib import Path
 
-from paceline.core.errors import DiskFullError, StoreAwayError, StoreError
+from paceline.core.errors import DiskFullError, StoreError, StoreUnavailableError
 
 __all__ = ["named"]
 
@@ -43,7 +43,7 @@ def named(error: Exception, where: str, lost: bool = False) -> StoreError:
     code = getattr(error, "sqlstate", None) or ""
     failed = not code and any(kind.__name__ == "OperationalError" for kind in type(error).__mro__)
     if (lost or failed or code.startswith(_POSTGRES_AWAY)) and not _NO_ENTRY.search(text):
-        return StoreAwayError(f"{where} does not respond: {text}")
+        return StoreUnavailableError(f"{where} does not respond: {text}")
     return StoreError(f"{where}: {text}")
 
 

@@ -73,7 +73,7 @@ class _Party:
         )
         start(self.process, script)
 
-    def told(self) -> str:
+    def last_lines(self) -> str:
         """Return the last lines of its log that are no events: those of a traceback."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         return "\n".join([line for line in text.splitlines() if not line.startswith("{")][-6:])
@@ -339,7 +339,7 @@ def _failed(party: _Party, code: int) -> PacelineError:
         return EngineError("the parent process of the server and the clients was killed")
     if (error := party.error()) is not None:
         return error
-    last = party.told()
+    last = party.last_lines()
     how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
     return EngineError(f"{party.role} {how}:\n{last}")
 

@@ -114,18 +114,18 @@ def faults_of(error: Exception, model: type[BaseModel], given: Mapping[tuple[str
     """
     if not isinstance(error, ValidationError):
         return [str(error)]
-    told = []
+    faults = []
     for fault in error.errors():
         place = [str(part) for part in fault["loc"]]
         sources = [name for n in range(len(place), 0, -1) if (name := (given or {}).get(tuple(place[:n]))) is not None]
         where = f"{sources[0]}: " if sources else ""
         if fault["type"] == "extra_forbidden":
-            told.append(f"{where}unknown key {'.'.join(place)!r}{nearest(place[-1], _fields(model, place[:-1]))}")
+            faults.append(f"{where}unknown key {'.'.join(place)!r}{nearest(place[-1], _fields(model, place[:-1]))}")
         else:
             text = _TEXTS.get(fault["type"], fault["msg"].removeprefix("Value error, "))
             found = "" if fault["type"] == "missing" else f" = {shown(fault['input'])}"
-            told.append(f"{where}{'.'.join(place) or 'the whole'}{found}: {text}")
-    return told
+            faults.append(f"{where}{'.'.join(place) or 'the whole'}{found}: {text}")
+    return faults
 
 
 def shown(value: Any) -> str:

@@ -79,7 +79,7 @@ class Door:
             if not self._greeting[member.id]:
                 del self._greeting[member.id]
 
-    def look_again(self, session: StreamSession) -> None:
+    def recheck(self, session: StreamSession) -> None:
         """Close a stream whose certificate has expired or was revoked."""
         try:
             self._members.member(session.certificate)
@@ -131,7 +131,7 @@ class Door:
             return self.refuse(member.id, _STATUS.FAILED_PRECONDITION, "protocol", why, context.peer())
         before = self._sessions.get(member.id)
         if before is not None:
-            quiet = time.monotonic() - before.link.heard > 2 * self._settings.heartbeat
+            quiet = time.monotonic() - before.link.received_at > 2 * self._settings.heartbeat
             if before.instance != instance and not quiet:
                 why = f"client {member.id} is already connected; use one certificate per client process"
                 return self.refuse(member.id, _STATUS.ALREADY_EXISTS, "twice", why, context.peer())

@@ -88,7 +88,7 @@ class GrpcEngine(Engine):
             self.record.phase(call.round, began, label, call.clients)
         receipts: list[Receipt] = []
         try:
-            self.loop.call(self.hub.asking.open, phase)
+            self.loop.call(self.hub.dispatcher.open, phase)
             waiting, deadline = set(call.clients), call.deadline if self.measured else None
             while waiting:
                 arrival = phase.wait(deadline, self._stop_here)
@@ -108,7 +108,7 @@ class GrpcEngine(Engine):
                 if not taker.sums:
                     yield receipts[-1]
         finally:
-            self.loop.call(self.hub.asking.shut)
+            self.loop.call(self.hub.dispatcher.shut)
         partial, lost = taker.finish()
         receipts = [replace(r, dropped=why, error=class_in(why)) if (why := lost.get(r.client)) else r for r in receipts]
         self._answered |= {r.client for r in receipts if r.dropped is None}
@@ -203,7 +203,7 @@ class GrpcEngine(Engine):
         end = time.monotonic() + seconds
         while not there():
             self._stop_here()
-            refusals = self.hub.asking.refusals
+            refusals = self.hub.dispatcher.refusals
             if self.num_clients - len(refusals) < least:
                 shown = "; ".join(f"client {c}: {why}" for c, why in list(refusals.items())[:3])
                 raise CohortError(

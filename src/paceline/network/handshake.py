@@ -95,7 +95,7 @@ class Answer:
 
     @staticmethod
     def of(
-        number: int, receipt: Receipt, told: float = 0.0, trained: bool = False, spent: float = 0.0, hidden: bool = False
+        number: int, receipt: Receipt, reported: float = 0.0, trained: bool = False, spent: float = 0.0, hidden: bool = False
     ) -> Answer:
         """Return the answer for a receipt.
 
@@ -110,8 +110,8 @@ class Answer:
         why, worked = receipt.dropped, trained
         if hidden:
             receipt = replace(receipt, compute=0.0, network=0.0, dropped=None if why is None else HIDDEN)
-            told, trained = 0.0, False
-        head = {"id": number, "dropped": receipt.dropped, "seconds": told, "trained": trained}
+            reported, trained = 0.0, False
+        head = {"id": number, "dropped": receipt.dropped, "seconds": reported, "trained": trained}
         head |= {"compute": float(receipt.compute), "network": float(receipt.network)}
         return Answer(head | {"down": receipt.bytes_down, "up": receipt.bytes_up}, receipt.value, spent, why, worked)
 

@@ -92,7 +92,7 @@ class Guard:
         declared = self._declared(program, function)
         channel = head.get("channel")
         kind = channel.get("kind") if isinstance(channel, dict) else None
-        if program == "method" and kind == "each" and not (declared.each or self._told(function)):
+        if program == "method" and kind == "each" and not (declared.each or self._is_peer_record(function)):
             raise ProtocolError(f"{function!r} may be seen only summed, but a single reply was requested")
 
     def _declared(self, program: str, function: str) -> ClientFunction:
@@ -101,9 +101,9 @@ class Guard:
             raise ProtocolError(f"{program}.{function} is not a client function")
         return declared
 
-    def _told(self, function: str) -> bool:
+    def _is_peer_record(self, function: str) -> bool:
         """Return whether a function's record is published to the other clients, in plain text if sums are plain."""
-        return any(d.tells == function for d in self.functions["method"].values())
+        return any(d.peer_record == function for d in self.functions["method"].values())
 
     def _save(self) -> None:
         save_checkpoint(self.path, {"incarnation": self.incarnation, "saved": self.saved}, durable=self.durable)

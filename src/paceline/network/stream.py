@@ -101,7 +101,7 @@ class Link:
         self._sent = self._seen = 0
         self.bytes_in = self.bytes_out = 0
         self._lanes = lanes or (Lanes(1 << 30), Lanes(1 << 30))
-        self.heard = time.monotonic()
+        self.received_at = time.monotonic()
         self.waits = False
         """Whether the peer waits for a transfer lane, so that its silence is expected."""
 
@@ -171,7 +171,7 @@ class Link:
         try:
             return await self._lanes[1].turn(size)
         finally:
-            self.waits, self.heard = False, time.monotonic()
+            self.waits, self.received_at = False, time.monotonic()
 
     async def _fill(self, buffer: Buffer, turn: Turn | None = None) -> None:
         while True:
@@ -192,7 +192,7 @@ class Link:
             return None
         if self._shaper is not None:
             await self._shaper.incoming(frame)
-        self.heard = time.monotonic()
+        self.received_at = time.monotonic()
         self.bytes_in += len(frame)
         opened = open_frame(frame, self._seen)
         self._seen += 1

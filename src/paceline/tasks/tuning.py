@@ -62,5 +62,5 @@ def tune(task: Task, tuning: Tuning) -> Task:
     sizes = {n: p.numel() for n, p in module.named_parameters()}
     if not names:
         raise ConfigError(f"peft={tuning.prototype} matches no parameter of {type(module).__name__}; it has {list(sizes)}")
-    told = f"{tuning.prototype}, {sum(sizes[n] for n in names):,} of {sum(sizes.values()):,} parameters"
-    return dataclasses.replace(changed, trainable=names, info={**task.info, "tuned": told})
+    summary = f"{tuning.prototype}, {sum(sizes[n] for n in names):,} of {sum(sizes.values()):,} parameters"
+    return dataclasses.replace(changed, trainable=names, info={**task.info, "tuned": summary})

@@ -84,7 +84,7 @@ def test_invented_keys_of_strangers_are_found_out_before_anything_opens():
     for c in parties.adverts:
         hashes = forged if c == 0 else parties.hashes
         parties.server.add_shares(c, parties.clients[c].share(hashes, parties.adverts[c]))
-    parties.mail = parties.server.mail_for()
+    parties.mail = parties.server.inbox_for()
     parties.mask()
     signatures = {c: parties.clients[c].consistency(parties.alive)["signature"] for c in parties.alive}
     with pytest.raises(ProtocolError, match="signed the same list"):
@@ -235,7 +235,7 @@ def test_a_survivor_that_shared_nothing_with_a_neighbour_is_refused():
     parties.advertise()
     for c in range(4):
         parties.server.add_shares(c, parties.clients[c].share(parties.hashes, parties.adverts[c]))
-    parties.mail = parties.server.mail_for()
+    parties.mail = parties.server.inbox_for()
     parties.mask()
     with pytest.raises(ProtocolError, match="sent this client no shares"):
         parties.clients[0].consistency([0, 1, 2, 3, 4])

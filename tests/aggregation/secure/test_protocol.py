@@ -61,7 +61,7 @@ class Parties:
     def share(self, tells=None):
         for c in self.adverts:
             self.server.add_shares(c, self.clients[c].share(self.hashes, self.adverts[c], (tells or {}).get(c, b"")))
-        self.mail = self.server.mail_for()
+        self.mail = self.server.inbox_for()
 
     def mask(self, only=None):
         for c, mail in self.mail.items():

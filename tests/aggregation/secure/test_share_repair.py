@@ -93,7 +93,7 @@ def test_a_client_that_shared_something_else_is_named():
         if c == 2:
             message["commit"] = bytes(32)
         parties.server.add_shares(c, message)
-    parties.mail = parties.server.mail_for()
+    parties.mail = parties.server.inbox_for()
     parties.mask()
     parties.confirm()
     for c in parties.alive:

@@ -92,10 +92,10 @@ def test_changed_keys_need_consent(folders: list[Path], ca: Authority, tmp_path:
         end.update(ca.directory_file())
     assert end.publics([1]) == PinnedDirectory.of(folders[2]).publics([1])  # still the old key
     willing = PinnedDirectory.of(folders[0], accept_changed=True)
-    told = []
-    willing.note = lambda event, facts: told.append((event, facts["changed"]))
+    reported = []
+    willing.note = lambda event, facts: reported.append((event, facts["changed"]))
     assert willing.update(ca.directory_file())
-    assert told == [("keys", ["b"])]
+    assert reported == [("keys", ["b"])]
     assert willing.publics([1]) != end.publics([1])
     assert PinnedDirectory.of(folders[0]).publics([1]) == willing.publics([1])  # and pinned from now on
 
@@ -138,7 +138,7 @@ def test_signed_nonsense_is_refused(ca: Authority) -> None:
         signed(a, dataclasses.replace(b, id=0)): "same number",
         signed(a, dataclasses.replace(b, name="a")): "same name",
         signed(a, dataclasses.replace(b, key=bytes(32))): "same key",
-        signed(*(dataclasses.replace(m, certificates=("f" * 64,)) for m in (a, b))): "one certificate",
+        signed(*(dataclasses.replace(m, certificates=("f" * 64,)) for m in (a, b))): "same certificate",
         signed(dataclasses.replace(a, key=b"short")): "5 bytes",
         signed(dataclasses.replace(a, name="7")): "name of another number",
         signed(dataclasses.replace(a, name="A B")): "no name",

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from paceline.aggregation.plain import tell
+from paceline.aggregation.plain import collect_records
 from paceline.aggregation.secure.codec import Codec
 from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.aggregation.secure.encoding import Words
@@ -41,7 +41,7 @@ class SecureArithmetic(Aggregation):
             QuorumError: too few clients are available or replied.
         """
         enough(fed, request)
-        peers = tell(fed, request)
+        peers = collect_records(fed, request)
         codec = Codec(self.config, len(request.cohort), request.declared.bounds)
         _, partials = fed.call(
             request.function, request.message, request.cohort, Modular(codec), deadline=request.deadline, peers=peers

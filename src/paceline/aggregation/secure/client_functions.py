@@ -81,11 +81,11 @@ class SecAggClient:
         common, adverts = need(message, "all", "own")
         (hashes,) = need(common, "hashes")
         machine = _state(me).machine
-        tells = _declared(me, machine.session.function).tells
-        if tells is None:
+        peer_record = _declared(me, machine.session.function).peer_record
+        if peer_record is None:
             return machine.share(hashes, adverts)
         with nested(0, me.client.device):
-            record = packed_record(me.invoke(me.client, tells, None))
+            record = packed_record(me.invoke(me.client, peer_record, None))
         return machine.share(hashes, adverts, record)
 
     @on_client(each=True)
@@ -111,8 +111,8 @@ class SecAggClient:
         if self.openings is not None:
             # checked before masking: once a vector is sent, the other clients can open it. The key uses the memory as of the
             # last round, because entries written while a function runs do not make it different work
-            kept = client.memory if declared.held else client.memory.stored
-            own = state.work = work.own(kept)
+            memory = client.memory if declared.collects else client.memory.stored
+            own = state.work = work.own(memory)
             self.openings.check(own, self.run, client.round, session.clients, session.least_half)
         peers = {v: record for v, data in machine.peers.items() if (record := opened_record(data)) is not None}
         inner = me.inner(session.stream, peers)

@@ -125,8 +125,8 @@ class Openings:
         """
         now, before, others = sorted(clients), list[list[int]](), list[tuple[bool, list[int]]]()
         facts = {"work": own.work, "version": own.version, "run": run, "round": round, "function": own.function}
-        held = f"SELECT DISTINCT work = :work, {_NEAR[self.scope]}, survivors FROM opened WHERE {_SCOPES[self.scope]}"
-        for same, near, text in self._all(held, facts):
+        earlier = f"SELECT DISTINCT work = :work, {_NEAR[self.scope]}, survivors FROM opened WHERE {_SCOPES[self.scope]}"
+        for same, near, text in self._all(earlier, facts):
             if same:
                 before.append(json.loads(text))
             else:

@@ -111,7 +111,7 @@ class SecureAggregation(Aggregation):
             raise last or QuorumError(
                 f"round {fed.round}: a sum of {request.function!r} was opened before and cannot be repeated without all of its clients; "
                 "two sums would reveal the difference; wait for these clients, or start a new run with another seed"
-                + (f" (cause: {self.opened.why})" if self.opened.why else "")
+                + (f" (cause: {self.opened.cause})" if self.opened.cause else "")
             )
         return parts[0] if len(parts) == 1 else _together(parts)
 
@@ -127,7 +127,9 @@ class SecureAggregation(Aggregation):
         without them.
         """
         left = len(cohort) - len(lost.silent)
-        again = not self.opened.lose(lost.work.common, lost.opening) if lost.opening else self.opened.missed(lost.silent)
+        again = (
+            not self.opened.mark_lost(lost.work.common, lost.opening) if lost.opening else self.opened.newly_missing(lost.silent)
+        )
         if not again and 3 * len(lost.silent) <= len(cohort) and left >= max(3, self.config.least(left), fed.quorum):
             fed.excluded.rest(lost.silent, fed.round)
 
@@ -178,7 +180,7 @@ class _Sum:
             return self._form()
         except MisbehaviourError as error:
             if error.survivors:  # opened, but unusable
-                self.how.opened.spoil(self.work.common, error.survivors, str(error))
+                self.how.opened.mark_unusable(self.work.common, error.survivors, str(error))
             self.fed.excluded.blame(error.clients, self.fed.round)
             raise
         finally:

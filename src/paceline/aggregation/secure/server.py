@@ -74,7 +74,7 @@ class SecureServer:
         self._shares_b: dict[int, dict[int, bytes]] = {}
         self._shares_s: dict[int, dict[int, bytes]] = {}
         self._signatures: dict[int, bytes] = {}
-        self._liars: dict[int, str] = {}
+        self._dishonest: dict[int, str] = {}
         self._weights: dict[tuple[int, ...], Sequence[int]] = {}
 
     def expect(self, segments: Sequence[Segment], kind: str) -> None:
@@ -165,7 +165,7 @@ class SecureServer:
         else:
             self._shared[client] = message
 
-    def mail_for(self) -> dict[int, dict[str, dict[int, bytes]]]:
+    def inbox_for(self) -> dict[int, dict[str, dict[int, bytes]]]:
         """Close R1: return for each client what its neighbours sealed for it.
 
         Raises:
@@ -236,11 +236,11 @@ class SecureServer:
         for group in self._sums.values():
             group.lead -= 1
         for name in [name for name, group in self._sums.items() if group.lead <= 0]:
-            self._turn_away(self._sums.pop(name).clients)
+            self._refuse_others(self._sums.pop(name).clients)
         if len(self._sums) == GROUPS:
             raise ProtocolError("vector of another structure than those of other clients")
 
-    def _turn_away(self, clients: Sequence[int]) -> None:
+    def _refuse_others(self, clients: Sequence[int]) -> None:
         self.refused |= dict.fromkeys(clients, "vector of another structure than those of most clients")
 
     def _accuse(self, client: int, accused: Any) -> None:
@@ -270,7 +270,7 @@ class SecureServer:
             self._table = shared.segments_table([segment for segment, _ in best.sums])
             for group in self._sums.values():
                 if group is not best:
-                    self._turn_away(group.clients)
+                    self._refuse_others(group.clients)
         self._sums = {}
         self._lost("with a masked vector", len(self._masked), max(self.quorum, self._least))
         self._masked.sort()
@@ -319,13 +319,13 @@ class SecureServer:
             self.refused[client] = "malformed shares"
             return
         if set(selfs) != alive & near:
-            self.refused[client] = self._liars[client] = "shares withheld"
+            self.refused[client] = self._dishonest[client] = "shares withheld"
         for kind, into, shares in ((0, self._shares_b, selfs), (1, self._shares_s, keys)):
             for v, value in shares.items():
                 if not isinstance(value, bytes) or len(value) != 32:
-                    self.refused[client] = self._liars[client] = f"malformed share of client {v}"
+                    self.refused[client] = self._dishonest[client] = f"malformed share of client {v}"
                 elif shared.share_check(self.session, v, client, kind, value) != self._check(v, client, kind):
-                    self.refused[client] = self._liars[client] = f"wrong share of client {v}"
+                    self.refused[client] = self._dishonest[client] = f"wrong share of client {v}"
                 else:
                     into.setdefault(v, {}).setdefault(client, value)
 
@@ -381,11 +381,11 @@ class SecureServer:
         """
         t = self.session.threshold
         shares = {u: int.from_bytes(s, "little") for u, s in sorted(of.get(owner, {}).items())}
-        if len(shares) < t and self._liars:
+        if len(shares) < t and self._dishonest:
             raise MisbehaviourError(
-                f"secure sum, round {self.session.round}: clients {sorted(self._liars)} sent wrong shares or withheld some, "
+                f"secure sum, round {self.session.round}: clients {sorted(self._dishonest)} sent wrong shares or withheld some, "
                 "and too few valid ones remain",
-                self._liars,
+                self._dishonest,
                 self._masked,
             )
         if len(shares) < t:

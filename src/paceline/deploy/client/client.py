@@ -53,13 +53,13 @@ if TYPE_CHECKING:
     from paceline.deploy.metrics import Metrics
     from paceline.tasks import Task
 
-__all__ = ["HouseRules", "build_worker", "make_node", "own_certificate", "take_part"]
+__all__ = ["PolicyRules", "build_worker", "make_node", "own_certificate", "participate"]
 
 _SOON = timedelta(days=14)
 """A client logs a warning at start if its certificate expires within this time."""
 
 
-class HouseRules:
+class PolicyRules:
     """Policy and ledger of a client, evaluated before every call.
 
     Args:
@@ -112,15 +112,15 @@ class HouseRules:
         if self._plan is None:
             raise PolicyError(["call received before a plan was accepted"])
         now, program = self.clock(), p.field(head, "program", str)
-        stays = p.field(p.field(head, "channel", dict), "kind", str) == "held"  # work that is only started reveals nothing
-        facts: dict[str, Any] = {"cohort": p.field(head, "cohort", int) if program == "method" and not stays else None}
+        deferred = p.field(p.field(head, "channel", dict), "kind", str) == "held"  # work that is only started reveals nothing
+        facts: dict[str, Any] = {"cohort": p.field(head, "cohort", int) if program == "method" and not deferred else None}
         if program == "secagg":
             facts |= _secure_facts(p.field(head, "function", str), message)
         request = CallRequest(
             now,
             round=p.field(head, "round", int),
-            program=None if stays else program,
-            begun=stays,
+            program=None if deferred else program,
+            begun=deferred,
             message_bytes=p.field(head, "size", int),
             usage=self.ledger.usage(self._run, now),
             **facts,
@@ -192,7 +192,7 @@ def build_worker(
             raise ConfigError(f"this client has number {number}, but the run has only {config.clients} clients")
         torch.set_num_threads(data.threads)
         method = build_method(config)
-        simulated = method.keeps_times and not config.measured
+        simulated = method.records_times and not config.measured
         if (method.names_clients or simulated) and config.aggregation == "secure" and not named:
             what = (
                 "messages contain an entry for each client"
@@ -322,7 +322,7 @@ def make_node(
             task=task,
         ),
     )
-    rules, own = HouseRules(policy, ledger, part.state), allowed_modules(part.modules, config.data)
+    rules, own = PolicyRules(policy, ledger, part.state), allowed_modules(part.modules, config.data)
     runner = Runner(number, part.state, work, rules, learn=directory.update, modules=own)
     settings = NodeSettings(
         part.server, part.first, part.most, part.limit, part.pack, part.attempts, part.name, part.stay, part.proxy
@@ -373,7 +373,7 @@ def not_expired(certificate: bytes) -> None:
         own_certificate(certificate)
 
 
-async def take_part(node: Node) -> str:
+async def participate(node: Node) -> str:
     """Run a client until the run has ended, or SIGTERM, SIGHUP or SIGINT requests it to leave; return the reason."""
     loop = asyncio.get_running_loop()
     leave = functools.partial(asyncio.run_coroutine_threadsafe, loop=loop)  # loop signal handlers are not portable

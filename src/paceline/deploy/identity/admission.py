@@ -30,7 +30,7 @@ from paceline.network.interfaces import NotNow
 
 __all__ = ["Gate"]
 
-_REMEMBERED = 4096
+_CACHED = 4096
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ class Gate:
         self._paths = Path(directory), Path(crl) if crl is not None else None
         self._lock = threading.Lock()
         self._known: dict[bytes, tuple[Member, datetime, datetime, int]] = {}
-        self._stamps = self._look()
-        self._looked = time.monotonic()
+        self._stamps = self._file_stamps()
+        self._checked_at = time.monotonic()
         self._file, self._directory = self._read_directory()
         self._revoked = self._read_crl()
 
@@ -93,7 +93,7 @@ class Gate:
                     "write a new one with `paceline ca publish`"
                 )
             if key not in self._known:
-                if len(self._known) >= _REMEMBERED:
+                if len(self._known) >= _CACHED:
                     self._known.clear()
                 try:
                     self._known[key] = self._find(certificate)
@@ -152,7 +152,7 @@ class Gate:
         return member, *times
 
     # -- files ---------------------------------------------------------------------------------
-    def _look(self) -> list[tuple[int, int, int] | None]:
+    def _file_stamps(self) -> list[tuple[int, int, int] | None]:
         stamps = []
         for path in self._paths:
             try:
@@ -164,10 +164,10 @@ class Gate:
 
     def _refresh(self, now: bool = False) -> bool:
         """Reload changed files, both or neither; return whether any were reloaded. Without `now`, respect `every`."""
-        if not now and time.monotonic() - self._looked < self.every:
+        if not now and time.monotonic() - self._checked_at < self.every:
             return False
-        self._looked = time.monotonic()
-        stamps = self._look()
+        self._checked_at = time.monotonic()
+        stamps = self._file_stamps()
         if stamps == self._stamps:
             return False
         try:

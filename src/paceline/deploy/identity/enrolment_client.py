@@ -78,11 +78,11 @@ def _call(address: Address, credentials: grpc.ChannelCredentials, method: str, p
                 answer = channel.unary_unary(f"/{SERVICE}/{method}")(dumps(parts), timeout=30.0)
                 break
             except grpc.RpcError as error:
-                told = clean(error.details())
+                message = clean(error.details())
                 if error.code() in (_STATUS.PERMISSION_DENIED, _STATUS.INVALID_ARGUMENT):
-                    raise IdentityError(f"{address} refuses: {told}") from None
+                    raise IdentityError(f"{address} refuses: {message}") from None
                 if error.code() is not _STATUS.RESOURCE_EXHAUSTED or not left:
-                    raise EngineError(f"no certificate could be requested at {address}: {told}") from None
+                    raise EngineError(f"no certificate could be requested at {address}: {message}") from None
             time.sleep(random.uniform(0.5, 1.0))
     tree = request_of(answer, _ANSWER)
     kinds = {"certificate": bytes, "trust": bytes, "directory": bytes, "client": int, "name": str}

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from paceline.core.errors import ConfigError, MissingExtraError, StoreAwayError, StoreError
+from paceline.core.errors import ConfigError, MissingExtraError, StoreError, StoreUnavailableError
 from paceline.deploy.database_errors import named
 
 try:
@@ -52,7 +52,7 @@ class ServerState:
     """Persistent state of a server; thread-safe.
 
     Writes take the time `at` of the event, by default the current time. Every write raises `DiskFullError` if there is no
-    space and `StoreAwayError` if the database server does not answer; earlier writes are intact.
+    space and `StoreUnavailableError` if the database server does not answer; earlier writes are intact.
 
     Args:
         url: path of a SQLite file, or a URL: ``sqlite:///...``, ``postgresql+psycopg://user@host/database``.
@@ -71,12 +71,12 @@ class ServerState:
         url: str | Path,
         clock: Callable[[], float] = time.time,
         wait: float = 0.0,
-        tell: Callable[[str], None] = lambda why: None,
+        warn: Callable[[str], None] = lambda why: None,
     ) -> None:
         self.engine, self.where = _engine(url)
         self.now = clock
         self._insert: Any = postgresql.insert if self.engine.dialect.name == "postgresql" else sqlite.insert
-        found = self._patiently(self._tables, wait, tell)
+        found = self._retry(self._tables, wait, warn)
         if found != FORMAT:
             raise StoreError(f"{self.where} has format {found}, but this version reads {FORMAT}; use the Paceline that wrote it")
 
@@ -85,19 +85,19 @@ class ServerState:
         """Whether the database is another process, which may be unavailable for a while."""
         return self.engine.dialect.name == "postgresql"
 
-    def _patiently(self, function: Callable[[], str], wait: float, tell: Callable[[str], None]) -> str:
+    def _retry(self, function: Callable[[], str], wait: float, warn: Callable[[str], None]) -> str:
         """Retry until the database answers."""
-        end, told = time.monotonic() + wait, False
+        end, warned = time.monotonic() + wait, False
         while True:
             try:
                 return function()
-            except StoreAwayError as error:
+            except StoreUnavailableError as error:
                 if time.monotonic() >= end:
                     after = f" (waited {wait:g} s)" if wait else ""
-                    raise StoreAwayError(f"{error}{after}; start the database, then this server") from error
-                if not told:
-                    tell(str(error))
-                told = True
+                    raise StoreUnavailableError(f"{error}{after}; start the database, then this server") from error
+                if not warned:
+                    warn(str(error))
+                warned = True
                 time.sleep(0.2)
 
     def _tables(self) -> str:

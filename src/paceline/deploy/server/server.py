@@ -27,7 +27,7 @@ from paceline.deploy.identity.keys import PinnedDirectory
 from paceline.deploy.identity.register import Register
 from paceline.deploy.identity.trust import Trust
 from paceline.deploy.plan import PRIVACY_MECHANISMS, Plan, Privacy, offer
-from paceline.deploy.server.attendance import Muster, check_expected
+from paceline.deploy.server.attendance import Attendance, check_expected
 from paceline.deploy.server.events import Notes
 from paceline.deploy.server.expiry import Lists
 from paceline.deploy.settings import ServerConfig, ServerPart
@@ -59,7 +59,7 @@ _OURS = ("federation.json", "state.db", ".federation.json", "opened.json", ".ope
 """Files that an early killed server may have left in the run's folder, and the clients' state of `federate`."""
 
 
-OWN_CROWD = (
+LOCAL_AUTHORITY_WARNING = (
     "the authority is on this machine: an attacker who controls it can admit clients and surround an honest one, so minimum numbers "
     "of clients do not protect against this server; run the authority elsewhere if clients must not trust the server"
 )
@@ -156,16 +156,16 @@ class FederationServer:
             self._loop.spawn(engine.hub.watch())
             authority = self._authority()
             if self.config.server.ca is not None:
-                self.notes.event("membership", None, {"why": OWN_CROWD})
+                self.notes.event("membership", None, {"why": LOCAL_AUTHORITY_WARNING})
             self._enrolment = self._open_enrolment(authority)
             self._lists = Lists(self.gate, self.notes.event, authority, self.credentials.certificate)
             self._lists.start()
             self.listening.set()
             self.notes("listening", port=self.port, run=engine.hub.progress.run, incarnation=engine.hub.progress.incarnation)
             if run.round == 0:
-                self._muster.first()
+                self._attendance.first()
             elif run.round < self.run.rounds:
-                self._muster.wait()
+                self._attendance.wait()
             summary = run.go()
             done, why = True, "the run has ended"
             self.notes("done", rounds=summary.rounds, accuracy=summary.accuracy, model_sha256=summary.model_sha256)
@@ -301,7 +301,7 @@ class FederationServer:
         )
         self.engine.stopping = self._stop
         members = self.gate.members
-        self._muster = Muster(self.engine, self.notes, members, self.least, part.expected, waiting.expected, waiting.start)
+        self._attendance = Attendance(self.engine, self.notes, members, self.least, part.expected, waiting.expected, waiting.start)
         self._server = Server(hub, self.credentials, part.listen)
         self.notes.ready(lambda: self.engine.hub.ready() if self.engine else [], self.least)
         return self.engine
@@ -348,4 +348,4 @@ class FederationServer:
         if self.observer is not None:
             self.observer(record, total_rounds)
         if number < total_rounds:
-            self._muster.wait()
+            self._attendance.wait()

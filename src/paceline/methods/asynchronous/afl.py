@@ -68,7 +68,7 @@ class AfaCd(Method[A]):
     paper: ClassVar[str] = "Yang et al., ICML 2022"
     headline: ClassVar[str] = "matches the best known rate of synchronous FL, with linear speed-up in clients and local steps"
     reveals: ClassVar[str] = "sums of rescaled gradients, start and finish time of each job"
-    keeps: ClassVar[str] = "its gradient until upload"
+    client_state: ClassVar[str] = "its gradient until upload"
 
     lr: Positive[float] | None = None
     server_lr: NonNegative[float] | None = None
@@ -127,7 +127,7 @@ class AfaCd(Method[A]):
         gradient, statistics = (message - local.params) / way, local.params.vector[message.layout.num_params :]
         return {"gradient": gradient, "way": way, "statistics": statistics}
 
-    @on_client(held=True, bounds={"gradient": 4.0, "statistics": 100.0})
+    @on_client(collects=True, bounds={"gradient": 4.0, "statistics": 100.0})
     def give(self, client: Client, message: Any) -> Update:
         """Upload G."""
         own = client.take()
@@ -151,7 +151,7 @@ class AfaCs(AfaCd[SiloState]):
 
     headline: ClassVar[str] = "the rate of AFA-CD without its residual error when clients return unequally often"
     reveals: ClassVar[str] = "sums of changes of rescaled gradients, start and finish time of each job"
-    keeps: ClassVar[str] = "its last two gradients (twice the model size)"
+    client_state: ClassVar[str] = "its last two gradients (twice the model size)"
     names_clients: ClassVar[bool] = True
 
     def init(self, fed: Federation) -> SiloState:
@@ -173,7 +173,7 @@ class AfaCs(AfaCd[SiloState]):
             landed=state.landed | dict.fromkeys(fed.last.arrived, fed.round),
         )
 
-    @on_client(held=True, bounds={"gradient": 4.0, "statistics": 100.0})
+    @on_client(collects=True, bounds={"gradient": 4.0, "statistics": 100.0})
     def give(self, client: Client, message: Mapping[int, int]) -> Update:
         """Upload the difference between G and the last gradient that reached the server."""
         own = client.take()

@@ -63,7 +63,7 @@ class FedFix(Method[AsyncState]):
     paper: ClassVar[str] = "Fraboni et al., JMLR 2023"
     headline: ClassVar[str] = "outperforms synchronous FedAvg, which is slow, and asynchronous FedAvg, which is unstable"
     reveals: ClassVar[str] = "sums of updates, start and finish time of each job"
-    keeps: ClassVar[str] = "its update until upload"
+    client_state: ClassVar[str] = "its update until upload"
     names_clients: ClassVar[bool] = True
 
     lr: NonNegative[float] | None = None
@@ -131,7 +131,7 @@ class FedFix(Method[AsyncState]):
         )
         return {"delta": local.params - message, "statistics": local.params.vector[message.layout.num_params :]}
 
-    @on_client(held=True, bounds={"delta": 4.0, "statistics": 100.0})
+    @on_client(collects=True, bounds={"delta": 4.0, "statistics": 100.0})
     def give(self, client: Client, message: Mapping[int, float]) -> Update:
         """Upload the change times d_i / p_i, read from the server's public table."""
         own = client.take()

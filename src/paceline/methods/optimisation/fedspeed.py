@@ -60,7 +60,7 @@ class FedSpeed(Method[FedSpeedState]):
     family: ClassVar[str] = "optimisation"
     paper: ClassVar[str] = "Sun et al., ICLR 2023"
     headline: ClassVar[str] = "CIFAR-10, Dirichlet 0.1, 10 of 100 clients: 82.3 % after 1000 rounds; FedAvg 77.3 %, SCAFFOLD 79.9 %"
-    keeps: ClassVar[str] = "the last two duals (twice the model size)"
+    client_state: ClassVar[str] = "the last two duals (twice the model size)"
     names_clients: ClassVar[bool] = True
 
     prox: NonNegative[float] = 0.1

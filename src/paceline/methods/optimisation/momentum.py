@@ -152,7 +152,7 @@ class ScaffoldM(FedAvgM):
 
     headline: ClassVar[str] = "SCAFFOLD's rate under partial participation with N^(2/3) / S instead of N / S"
     reveals: ClassVar[str] = "sums of directions and of control changes"
-    keeps: ClassVar[str] = "the last two control variates (twice the model size)"
+    client_state: ClassVar[str] = "the last two control variates (twice the model size)"
     names_clients: ClassVar[bool] = True
 
     start: Literal["zeros", "gradients"] = "zeros"

@@ -44,8 +44,8 @@ class SelfPruning(FedAvg):
 
     family: ClassVar[str] = "stragglers"
     reveals: ClassVar[str] = "sums of updates"
-    keeps: ClassVar[str] = "its own times"
-    keeps_times: ClassVar[bool] = True
+    client_state: ClassVar[str] = "its own times"
+    records_times: ClassVar[bool] = True
 
     straggler_share: Minority = 0.2
     network: bool = True
@@ -67,7 +67,7 @@ class SelfPruning(FedAvg):
         compute, network = client.times
         return [compute / submodels(client).cost(client.memory.get("fraction", 1.0)), network]
 
-    @on_client(tells="report")
+    @on_client(peer_record="report")
     def train(self, client: Client, message: Params) -> Update:
         """Train the full model, or the part of it that fits into the round."""
         p = self.fraction(client)
