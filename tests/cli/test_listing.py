@@ -96,7 +96,7 @@ def test_doctor_warns_of_a_server_that_can_admit_its_own_clients(call, tmp_path)
         reported = json.loads(call("doctor", "--json", "--config", tmp_path / f"{name}.toml", code=1).stdout)  # there are no keys
         states[name] = next((f["state"], f["found"]) for f in reported["findings"] if f["what"] == "authority")
     assert states["server"][0] == "warning"
-    assert "admit clients of its own" in states["server"][1]
+    assert "can admit clients and surround an honest one" in states["server"][1]
     assert states["apart"][0] == "ok"
 
 
