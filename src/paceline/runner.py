@@ -227,6 +227,9 @@ class Run:
             except QuorumError as error:  # keep the round's model although its evaluation failed
                 record["unevaluated"] = 1
                 self._warn(f"round {number} was not evaluated: {error}", RoundWarning)
+            record |= {"bytes_up": totals.bytes_up - before[1], "bytes_down": totals.bytes_down - before[2]}
+            if clock.now > record["virtual_seconds"]:  # by the clients
+                record |= {"evaluation_seconds": clock.now - record["virtual_seconds"], "virtual_seconds": clock.now}
         if self.fed.lost:
             record["lost"] = reasons(self.fed.lost)
             for client, why in self.fed.lost.items():

@@ -25,8 +25,20 @@ def test_methods_are_listed_with_what_the_server_sees(call):
     assert "the server sees" in shown
 
 
+def test_the_list_is_readable_on_80_columns(call, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = call("methods").stdout.splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert [line.split() for line in lines].count(["asynchronous"]) == 1
+    assert any(line.startswith("fedamd") and " sums of updates " in line for line in lines)
+    assert {"secure", "stacks"} <= set(lines[1].split())
+    assert len(lines) < 150
+
+
 def test_card_of_one_method(call):
     shown = call("methods", "fedprox").stdout
+    assert "float, at least 0" in shown
+    assert "int, above 0" in shown
     for text in ("Federated Optimization in Heterogeneous Networks", "mu", "0.01", "epochs", "local passes"):
         assert text in shown
     assert "did you mean fedprox" in call("methods", "fedprx", code=2).stderr

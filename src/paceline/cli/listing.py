@@ -6,12 +6,13 @@ import dataclasses
 import inspect
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.panel import Panel
+from rich.table import Table
 from rich.text import Text
 
 from paceline import registry
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from paceline.core.method import Method
 
 __all__ = ["card", "methods", "sum_only", "task_rows", "tasks"]
+
+WIDE_LIST = 120
+"""Least width, in columns, at which the list of methods has all of its columns."""
 
 
 def methods(
@@ -45,17 +49,7 @@ def methods(
     if json:
         print_json(cards)
         return
-    listed = table("Methods", "name", "family", "paper", "the server sees", "client state", "secure", "stacks")
-    for entry in cards:
-        columns = (
-            entry["name"],
-            entry["family"],
-            entry["paper"],
-            entry["server_sees"],
-            entry["client_state"],
-        )
-        listed.add_row(*map(escape, columns), _secure(entry), "yes" if entry["vectorizable"] else "no")
-    out().print(listed)
+    out().print(_listed(cards, wide=out().width >= WIDE_LIST))
     out().print(
         "secure: the server needs only sums, so the method runs under --aggregation secure; where allowed: only on clients whose"
     )
@@ -66,6 +60,24 @@ def methods(
         )
     )
     out().print("stacks: simulations may train many clients in one batched computation")
+
+
+def _listed(cards: Sequence[Mapping[str, Any]], wide: bool) -> Table:
+    """Return the table of all methods; in a narrow one papers and what clients keep are left out, and families are headings."""
+    columns = ("family", "paper", "server_sees", "client_keeps") if wide else ("server_sees",)
+    heads = {"server_sees": "the server sees", "client_keeps": "a client keeps"}
+    listed = table("Methods", "name", *(heads.get(c, c) for c in columns), "secure", "stacks")
+    family = ""
+    for entry in cards:
+        if not wide and entry["family"] != family:
+            family = entry["family"]
+            listed.add_section()
+            listed.add_row(f"[bold]{escape(family)}[/]")
+        texts = [entry["name"], *(entry[c] for c in columns)]
+        listed.add_row(*map(escape, texts), _secure(entry), "yes" if entry["vectorizable"] else "no")
+    if not wide:
+        listed.caption, listed.caption_justify = "paceline methods NAME shows the paper and what a client keeps", "left"
+    return listed
 
 
 def _cards() -> Iterator[dict[str, Any]]:
