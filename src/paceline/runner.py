@@ -181,6 +181,7 @@ class Run:
         clock.phases.clear()
         while True:
             self.fed.start_round(number, attempt)
+            self.fed.statistics.begin(self.method.model(self.state))
             try:
                 state = self.method.round(self.fed, self.state)
                 break
@@ -199,6 +200,7 @@ class Run:
                     raise QuorumError(f"{error}; the round was tried {attempt} times") from error
                 self._tell(f"round {number} is tried again, as others may be: {error}", RoundWarning, "again")
         params = self.method.model(state)
+        self.fed.statistics.settle(params)
         if not bool(torch.isfinite(params.vector).all()):
             raise NonFiniteError(f"round {number}: the aggregated model is not finite; lower the learning rates")
         last = self.fed.last
