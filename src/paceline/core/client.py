@@ -19,7 +19,7 @@ from paceline.core.params import Params, Resident
 from paceline.core.random import derive
 from paceline.core.samples import ClientData, Problem
 from paceline.core.services import Services
-from paceline.core.training import Job, Trained, answer
+from paceline.core.training import Job, Trained, answer, norms_in
 from paceline.core.tree import Tree
 
 __all__ = ["SGD", "AdamW", "Client", "ClientData", "Hooks", "LocalOptions", "Memory", "Problem", "Trained"]
@@ -269,9 +269,11 @@ class Client:
         """Return the mean gradient of the loss over all training samples at `params`."""
         self.model.load(params)
         self.model.module.train()
-        out = params.zeros()
+        out, norms = params.zeros(), norms_in(self.model.module)
         with nested(self._draw(), self.device):
             for x, y in self.train.batches(batch_size or 256):
+                if norms:  # a single sample has no variance: use BatchNorm's running statistics
+                    self.model.module.train(len(y) > 1)
                 self.model.clear()
                 self.problem.loss(self.model.module(x), y).backward()  # type: ignore[no-untyped-call]
                 out.vector.add_(self.model.collect().vector, alpha=len(y) / len(self.train))
@@ -280,9 +282,14 @@ class Client:
 
     @torch.no_grad()
     def statistics(self, params: Params, batch_size: int = 256) -> Params:
-        """Return `params` with BatchNorm's running statistics computed anew from this client's training data."""
+        """Return `params` with BatchNorm's running statistics computed anew from this client's training data.
+
+        Batches of one sample have no variance and do not count; without others, the statistics stay as they are.
+        """
+        if len(self.train) < 2 or batch_size < 2:
+            return params.clone()
         self.model.load(params)
-        norms = [m for m in self.model.module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        norms = norms_in(self.model.module)
         before = [m.momentum for m in norms]
         for norm in norms:
             norm.reset_running_stats()
@@ -290,7 +297,8 @@ class Client:
         self.model.module.train()
         with nested(self._draw(), self.device):
             for x, _ in self.train.batches(batch_size):
-                self.model.module(x)
+                if len(x) > 1:
+                    self.model.module(x)
         for norm, momentum in zip(norms, before, strict=True):
             norm.momentum = momentum
         self.flops += self.model.flops * len(self.train)
