@@ -263,6 +263,9 @@ class Run:
         if kind in ("auto", "central"):
             sums = self.fed.engine.evaluate(params)
         else:
+            if not self.config.client_test:
+                told = "evaluation='federated' judges by training samples where clients hold none out; set client_test, as in 0.2"
+                self._tell(told, RoundWarning)
             sums = self.fed.sum(self.method.evaluate, params, over=range(self.fed.num_clients))
         return figures(sums)
 
@@ -271,7 +274,8 @@ class Run:
         parts = self.method.personal(state, range(self.fed.num_clients))
         sums = [self.fed.sum(self.method.evaluate_clients, (everything, m), over=clients) for m, clients in parts]
         total = {key: sum(part[key] for part in sums) for key in sums[0]}
-        return figures(total) | spread_figures(total)
+        found = figures(total)
+        return found | spread_figures(total) if "accuracy" in found else found
 
     def _stop_reason(self) -> str | None:
         scores = [r["accuracy"] for r in self.history if "accuracy" in r]
@@ -299,7 +303,7 @@ class Run:
 
     def result(self) -> Result:
         """Return the outcome of the rounds so far; if the run has a folder, save the outcome and the model."""
-        scored = [r for r in self.history if "accuracy" in r]
+        scored, judged = ([r for r in self.history if name in r] for name in ("accuracy", "loss"))
         target = self.config.target_accuracy
         hit = next((r["virtual_seconds"] for r in scored if target and r["accuracy"] >= target), None)
         params = self.method.model(self.state)
@@ -310,7 +314,7 @@ class Run:
             rounds=self.round,
             seed=self.config.seed,
             accuracy=scored[-1]["accuracy"] if scored else math.nan,
-            loss=scored[-1]["loss"] if scored else math.nan,
+            loss=judged[-1]["loss"] if judged else math.nan,
             round_seconds=sum(r["round_seconds"] for r in self.history) / max(len(self.history), 1),
             total_seconds=self.fed.clock.now,
             wall_seconds=sum(r["wall_seconds"] for r in self.history),

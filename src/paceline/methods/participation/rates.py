@@ -121,14 +121,17 @@ class Rated(Unequal[S]):
         cutoff: K, rounds after which an interval is cut; an upper limit of the weights. None disables the cut.
     """
 
-    names_clients: ClassVar[bool] = True
-
     cutoff: int | None = None
 
     @property
     def knows(self) -> bool:
         """Whether the participation rates are known."""
         return False
+
+    @property
+    def names_clients(self) -> bool:  # type: ignore[override]
+        """Whether the message has a line for each client: its known rate. A client derives an estimate from its own intervals."""
+        return self.knows
 
     def check(self, fed: Federation) -> list[str]:
         """Validate the cut-off; known rates are rates of availability, so every available client must be asked."""
