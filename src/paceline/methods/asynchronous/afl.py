@@ -29,7 +29,7 @@ from typing_extensions import TypeVar
 
 from paceline.core.client import SGD, Client
 from paceline.core.federation import Federation
-from paceline.core.method import Method, State, on_client
+from paceline.core.method import Finite, Method, NonNegative, Positive, State, on_client
 from paceline.core.params import Params
 from paceline.core.random import numpy_rng
 from paceline.core.tree import node
@@ -67,14 +67,14 @@ class AfaCd(Method[A]):
     reveals: ClassVar[str] = "sums of rescaled gradients, start and finish time of each job"
     keeps: ClassVar[str] = "its gradient until upload"
 
-    lr: float | None = None
-    server_lr: float | None = None
-    returns: int = 10
-    least_steps: int = 1
-    most_steps: int = 10
-    batch_size: int | None = None
-    idle: float = 0.0
-    skew: float = 0.0
+    lr: Positive[float] | None = None
+    server_lr: NonNegative[float] | None = None
+    returns: Positive[int] = 10
+    least_steps: Positive[int] = 1
+    most_steps: Positive[int] = 10
+    batch_size: Positive[int] | None = None
+    idle: NonNegative[float] = 0.0
+    skew: Finite = 0.0
 
     def init(self, fed: Federation) -> Any:
         """Start with an empty job queue."""
@@ -84,8 +84,8 @@ class AfaCd(Method[A]):
         """Reject too few returns (a sum of one or two replies hides little) and an empty range of steps."""
         least = 1 if fed.aggregation.sees_each else 3
         misfits = [f"returns={self.returns} is too small; take at least {least}"] if self.returns < least else []
-        if not 1 <= self.least_steps <= self.most_steps:
-            misfits.append(f"least_steps={self.least_steps}, most_steps={self.most_steps}; take 1 <= least <= most")
+        if self.most_steps < self.least_steps:
+            misfits.append(f"least_steps={self.least_steps}, most_steps={self.most_steps}; take least <= most")
         return misfits
 
     def round(self, fed: Federation, state: A) -> A:
