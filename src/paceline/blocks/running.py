@@ -31,7 +31,12 @@ def weights(params: Params) -> Params:
 
 
 def averaged(params: Params, mean: Update) -> Params:
-    """Return `params` with the mean's statistics, if it has any."""
+    """Return `params` with the running statistics of a mean, if it has any.
+
+    Args:
+        params: parameters and statistics, [d].
+        mean: mean of updates that contain `statistics`.
+    """
     return _joined(params, mean.statistics) if "statistics" in mean.fields else params
 
 
