@@ -43,6 +43,7 @@ __all__ = [
     "UnknownNameError",
     "WireError",
     "WorkerDiedError",
+    "by_name",
     "nearest",
 ]
 
@@ -74,6 +75,12 @@ def _again(kind: type[PacelineError], args: tuple[Any, ...], attributes: dict[st
     return error
 
 
+def by_name(name: str, message: str) -> PacelineError:
+    """Return an error of the class of a name, such as that of another process, with its message."""
+    kind = globals().get(name)
+    return _again(kind if isinstance(kind, type) and issubclass(kind, PacelineError) else PacelineError, (message,), {})
+
+
 class ConfigError(PacelineError, ValueError):
     """An option has an invalid value."""
 
@@ -81,10 +88,18 @@ class ConfigError(PacelineError, ValueError):
 
 
 class UnknownNameError(ConfigError):
-    """A method, task, field, fleet or other name does not exist; the message lists the closest names."""
+    """A method, task, field, fleet or other name does not exist; the message lists the closest names.
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        super().__init__(f"unknown {kind} {name[:200]!r}{nearest(name, known)}")
+    Args:
+        kind: what has no such name.
+        name: the name.
+        known: the names that exist.
+        elsewhere: where there is one of that name, for the message.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], elsewhere: str = "") -> None:
+        self.name = name
+        super().__init__(f"unknown {kind} {name[:200]!r}{nearest(name, known)}{f'; {elsewhere}' if elsewhere else ''}")
 
 
 class NameClashError(ConfigError):

@@ -17,6 +17,7 @@ from paceline.core.engine import Call, Receipt
 from paceline.core.errors import ConfigError, EngineError, WorkerDiedError
 from paceline.core.profiling import spent
 from paceline.core.tree import register_again
+from paceline.core.wording import setting
 from paceline.engines.pool import Pool
 from paceline.engines.ray_actor import Actor
 from paceline.engines.ray_cluster import connect, pack, unpack
@@ -53,7 +54,7 @@ class RayEngine(Pool):
     ) -> None:
         if address is not None and setup.device.startswith("cuda") and not gpus:
             raise ConfigError(
-                f"device {setup.device!r} on a Ray cluster: set the GPUs (or the fraction of one) of each actor with --ray-gpus"
+                f"device {setup.device!r} on a Ray cluster: set the GPUs (or the fraction of one) of each actor with {setting('ray_gpus')}"
             )
         # the driver machine need not have the actors' devices
         with_device = setup.device == "cpu" or address is None or torch.cuda.is_available()
@@ -161,7 +162,7 @@ class RayEngine(Pool):
             if workers * wanted > there.get(name, 0.0):
                 raise EngineError(
                     f"{workers} Ray actors of {wanted:g} {name} each exceed the cluster, which has {there.get(name, 0.0):g} {name}; "
-                    f"use fewer --workers, or a smaller --ray-{name.lower()}s"
+                    f"lower {setting('workers')} or {setting(f'ray_{name.lower()}s')}"
                 )
 
     def _await(self) -> None:
@@ -179,7 +180,7 @@ class RayEngine(Pool):
             raise EngineError(
                 f"{len(late)} of {len(self._actors)} Ray actors did not start within {self._patience:g} s; each requests "
                 f"{wanted['num_cpus']:g} CPU and {wanted['num_gpus']:g} GPU, and the cluster has {free.get('CPU', 0.0):g} CPU and "
-                f"{free.get('GPU', 0.0):g} GPU free: stop other jobs on it, or use fewer --workers"
+                f"{free.get('GPU', 0.0):g} GPU free: stop other jobs on it, or lower {setting('workers')}"
             )
         for fault in loaded:
             if fault is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from paceline.core.errors import StoreError
 from paceline.core.names import safe_name
+from paceline.core.wording import setting
 from paceline.store.run import RunFolder
 
 __all__ = ["COMPARISON", "new_place", "write_comparison"]
@@ -43,7 +44,7 @@ def new_place(root: Path, name: str | None, default: str, replace: bool) -> Iter
             place.rename(aside)
     except OSError as error:
         raise StoreError(
-            f"{root} cannot be used as a folder of runs: {error.strerror or error}; choose another one with --out"
+            f"{root} cannot be used as a folder of runs: {error.strerror or error}; choose another one with {setting('out')}"
         ) from error
     try:
         yield place

@@ -28,15 +28,14 @@ from paceline.aggregation.secure.task_hash import Agreement, Work
 from paceline.core.engine import Aggregation, Each, Receipt, Summed, SumRequest
 from paceline.core.errors import (
     AggregationError,
-    ConfigError,
     MisbehaviourError,
     PacelineError,
     QuorumError,
     SumOverflowError,
-    UnknownNameError,
 )
 from paceline.core.federation import Federation
 from paceline.core.params import Params
+from paceline.core.parsing import fitted
 from paceline.core.tree import Tree
 from paceline.core.update import Update
 
@@ -54,17 +53,8 @@ def secure_config(options: Mapping[str, Any]) -> SecureConfig:
         >>> secure_config({"clip": 0.5}).clip
         0.5
     """
-    from pydantic import TypeAdapter, ValidationError
-
-    known = {f.name for f in dataclasses.fields(SecureConfig)}
-    for name in options:
-        if name not in known:
-            raise UnknownNameError("option of secure aggregation:", name, known)
-    try:
-        return TypeAdapter(SecureConfig).validate_python(dict(options))
-    except ValidationError as error:
-        fault = error.errors()[0]
-        raise ConfigError(f"secure aggregation: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+    known = [f.name for f in dataclasses.fields(SecureConfig)]
+    return SecureConfig(**fitted(SecureConfig, options, "secure aggregation", known))
 
 
 @dataclass(frozen=True)

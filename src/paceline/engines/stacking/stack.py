@@ -142,6 +142,7 @@ class Stack:
     """
 
     def __init__(self, jobs: Sequence[Job]) -> None:
+        jobs = list(jobs)  # a lazy sequence builds each job anew on every pass
         self.job, self.jobs = jobs[0], jobs
         layout = self.job.model.layout
         self._count = layout.num_params
