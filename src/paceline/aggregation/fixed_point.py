@@ -244,7 +244,14 @@ def together(replies: Sequence[Tree]) -> Terms | None:
 
 
 def merge(partials: list[Partial]) -> Partial:
-    """Return the total of partial sums, accumulated into the first one. The order does not affect the result."""
+    """Return the total of partial sums, accumulated into the first one.
+
+    Args:
+        partials: partial sums of one call, at least one; their order does not affect the result.
+
+    Raises:
+        AggregationError: the sums have different structures.
+    """
     total = partials[0]
     for other in partials[1:]:
         total.merge(other)

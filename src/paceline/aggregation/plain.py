@@ -83,5 +83,5 @@ def collect_records(fed: Federation, request: SumRequest) -> dict[int, dict[int,
 
 
 def is_record(value: Tree) -> bool:
-    """Return whether a value can be a record that clients tell each other: finite numbers in a list."""
+    """Return whether a value is a valid record for peers: a list of finite numbers."""
     return isinstance(value, list | tuple) and all(type(x) in (int, float) and math.isfinite(x) for x in value)

@@ -120,9 +120,10 @@ class Client:
         return self._id
 
     def assigned(self, values: Sequence[V]) -> V:
-        """Return this client's of the values that the run's configuration (never a message) gives to clients in turn.
+        """Return this client's entry of a list that the run's configuration assigns to clients in turn.
 
-        Raises `ConfigError` where there are none.
+        The list must not come from a message. Client k receives ``values[k % len(values)]``.
+        Raises `ConfigError` for an empty list.
         """
         if not values:
             raise ConfigError("client.assigned: the list of values is empty; give it at least one")
@@ -183,7 +184,7 @@ class Client:
         return stored
 
     def stream(self, *path: int | str) -> torch.Generator:
-        """Return a further independent stream of this client in this call."""
+        """Return a further independent random stream; in one call, the same `path` gives the same stream."""
         return torch.Generator().manual_seed(derive(self.seed, *path))
 
     def redraw(self) -> None:
@@ -268,7 +269,15 @@ class Client:
         return trained
 
     def gradient(self, params: Params, *, batch_size: int | None = None) -> Params:
-        """Return the mean gradient of the loss over all training samples at `params`."""
+        """Return the mean gradient of the loss over all training samples at `params`.
+
+        Args:
+            params: where to evaluate, [d].
+            batch_size: samples per forward pass, which limits memory; 256 by default. It does not change the mean.
+
+        Returns:
+            `Params` [d]; running statistics have gradient 0.
+        """
         self.model.load(params)
         self.model.module.train()
         out, norms = params.zeros(), norms_in(self.model.module)
@@ -287,6 +296,10 @@ class Client:
         """Return `params` with BatchNorm's running statistics computed anew from this client's training data.
 
         Batches of one sample have no variance and do not count; without others, the statistics stay as they are.
+
+        Args:
+            params: parameters and statistics, [d].
+            batch_size: samples per forward pass. Statistics are plain averages over the batches.
         """
         if len(self.train) < 2 or batch_size < 2:
             return params.clone()
@@ -307,10 +320,14 @@ class Client:
         return self.model.snapshot()
 
     def judged_by(self, everything: bool = False) -> ClientData:
-        """Return the samples that judge a personal model.
+        """Return the samples on which a personal model is evaluated.
 
-        These are this client's own test samples; where it has none, the task's test samples of the classes that
-        it trains on; with `everything`, all of the task's test samples.
+        Args:
+            everything: use all central test samples of the task. Otherwise, use this client's own test samples or, if it has none,
+                the central test samples of the classes that it trains on.
+
+        Raises:
+            ConfigError: the client has no central test samples (`Client(central=...)`).
         """
         if not everything and len(self.test):
             return self.test

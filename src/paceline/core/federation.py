@@ -281,11 +281,7 @@ class Federation(Population):
         happens in the sum that takes it, and the calls of that sum advance the clock.
         """
         if declaration(fn).peer_record is not None:
-            raise PlanError(
-                [
-                    f"{fn.__name__} exchanges records between clients, which fed.start does not support; call it with fed.sum or fed.mean"
-                ]
-            )
+            raise PlanError([f"{fn.__name__} exchanges records between clients; call it with fed.sum or fed.mean, not fed.start"])
         channel = Held(goes_up=self.aggregation.sees_each)
         with self._operation(over) as counted:
             receipts, _ = self.call(fn.__name__, message, over, channel, each_message=each_message, passes=False)

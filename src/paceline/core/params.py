@@ -116,7 +116,17 @@ class Params:
         return self._new(self.vector.clone())
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Params:
-        """Apply an elementwise function to the vector."""
+        """Return the parameters with an elementwise function applied.
+
+        Args:
+            fn: maps the vector, shape [d], to a vector of the same shape.
+
+        Example:
+            >>> from torch import nn
+            >>> module = nn.Linear(2, 1)
+            >>> Params.of(module, Layout.of(module)).zeros().map(lambda v: v + 1).vector
+            tensor([1., 1., 1.])
+        """
         return self._new(fn(self.vector))
 
     def to(self, device: torch.device | str) -> Params:

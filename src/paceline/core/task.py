@@ -176,7 +176,15 @@ class Task:
     """Whether all of a client's rows are there in every round."""
 
     def present(self, rows: Tensor, round: int) -> Tensor:
-        """Return which of a client's rows are there in a round; all of them, unless tasks follow each other."""
+        """Return which of a client's rows are available in a round: all of them, unless tasks follow each other.
+
+        Args:
+            rows: rows of the client, int64 [n].
+            round: number of the round, from 1.
+
+        Returns:
+            a subset of the rows, int64.
+        """
         return rows
 
     def parts(self) -> Sequence[Part]:

@@ -40,7 +40,11 @@ _TAKES |= {"groups": "classes of each group", "longtail": "an imbalance above 0 
 def parse_partition(text: str) -> tuple[str, Any]:
     """Parse ``iid``, ``dirichlet:0.3`` ... into a name and a value.
 
-    The value is a number; for groups the classes of each; for longtail the imbalance and the concentration; or None.
+    Args:
+        text: name of the partitioner, with its value after a colon.
+
+    Returns:
+        the name, and a number; for groups the classes of each; for longtail the imbalance and the concentration; or None.
 
     Raises:
         UnknownNameError: unknown partitioner.
@@ -180,7 +184,14 @@ class Partition(Split):
         return int(self._arrays[2][client])
 
     def together(self, clients: Sequence[int]) -> Tensor | None:
-        """Return the training rows of several clients, shape [K, n]; None if their numbers differ."""
+        """Return the training rows of several clients at once.
+
+        Args:
+            clients: ids of clients.
+
+        Returns:
+            rows, shape [K, n], int64; None if the clients have different numbers of samples.
+        """
         offsets, _, counts = self._arrays
         which = np.asarray(clients)
         size = counts[which[0]]
