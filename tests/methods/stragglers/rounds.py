@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ def made(net: Net, seed: int = 3) -> tuple[Task, Partition, list[tuple[torch.Ten
     split = Partition("fixed", torch.arange(len(y)), ends, ends[1:].clone())
     data = Arrays(x, labels)
     task = Task("made", data, data, net.build, CLASSES, lr=LR, batch_size=100)
-    return task, split, [(x[a:b].double(), labels[a:b]) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    return task, split, [(x[a:b].double(), labels[a:b]) for a, b in pairwise(ends)]
 
 
 def cut(net: Net, theta: Tensors, kept: dict[str, list[int]] | None) -> Tensors:
@@ -139,7 +140,9 @@ def tensors(net: Net, params: Any) -> Tensors:
     return {n: params[n].double().numpy().copy() for n in net.axes}
 
 
-def run(monkeypatch: Any, net: Net, method: str, number: int, fleet: str = "stragglers:share=0.2,slow=5,compute=1e5", **options: Any):
+def run(
+    monkeypatch: Any, net: Net, method: str, number: int, fleet: str = "stragglers:share=0.2,slow=5,compute=1e5", **options: Any
+):
     """Yield what each round of a run did."""
     task, split, _ = made(net)
     values = {"method": method, "task": "made", "clients": 5, "cohort": 5, "rounds": number, "vectorize": "off", "fleet": fleet}

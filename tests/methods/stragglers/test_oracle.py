@@ -48,7 +48,9 @@ def test_clip(monkeypatch, net, masked):
             if seen_before is not None:
                 public = scores(net, {n: theta[n] - seen_before[n] for n in theta}, seen_before)
             new = {g: np.where(np.isnan(own[g]), public[g], own[g]) for g in own}
-            average = new if average is None else {g: np.where(np.isnan(new[g]), average[g], (new[g] + average[g]) / 2) for g in new}
+            average = (
+                new if average is None else {g: np.where(np.isnan(new[g]), average[g], (new[g] + average[g]) / 2) for g in new}
+            )
             kept = {g: sorted(np.argsort(-average[g])[:k].tolist()) for g, k in counts(net, 0.5).items()}
             assert seen.kept == {SLOW: [kept]}
             for g, score in average.items():
@@ -166,6 +168,16 @@ def test_heterofl(monkeypatch, net, options):
         for n, value in seen.buffers.items():  # running statistics are not trained
             np.testing.assert_array_equal(value, start[n])
     assert not np.array_equal(theta[outputs[0]], seen.before[outputs[0]])
+
+
+def test_heterofl_widths_stay(monkeypatch):
+    """Links that change move CLIP's width from round to round; HeteroFL's is chosen once."""
+    fleet, widths = "mobile:compute=1e5,link=3e4,least=1.0,most=1.0", {}
+    for method in ("clip", "heterofl"):
+        seen = [s.fraction for s in run(monkeypatch, MLP, method, 8, fleet=fleet)][2:]
+        widths[method] = [len({fractions[u] for fractions in seen}) for u in range(5)]
+    assert max(widths["clip"]) > 1
+    assert widths["heterofl"] == [1] * 5
 
 
 @ALL

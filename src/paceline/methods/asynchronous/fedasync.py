@@ -46,6 +46,7 @@ class FedAsync(FedFix):
     """
 
     paper: ClassVar[str] = "Xie et al., OPT 2020; Fraboni et al., JMLR 2023"
+    differs: ClassVar[str] = "local SGD has momentum 0.9, as in the experiments of FedFix; the paper takes plain SGD"
     headline: ClassVar[str] = "converges fast and tolerates stale replies, on convex and on a family of non-convex problems"
     reveals: ClassVar[str] = "every client's model or update, start and finish time of each job"
     sum_only: ClassVar[str] = "fedbuff"

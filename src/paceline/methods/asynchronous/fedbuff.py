@@ -33,6 +33,7 @@ class FedBuff(FedFix):
     """
 
     paper: ClassVar[str] = "Nguyen et al., AISTATS 2022; Fraboni et al., JMLR 2023"
+    differs: ClassVar[str] = "local SGD has momentum 0.9, as in the experiments of FedFix; the paper takes plain SGD"
     headline: ClassVar[str] = "3.3 times as efficient as synchronous training, up to 2.5 times as asynchronous, from sums only"
 
     buffer: int = 10

@@ -59,6 +59,9 @@ class FedAvgM(Method[MomentumState]):
 
     family: ClassVar[str] = "optimisation"
     paper: ClassVar[str] = "Cheng et al., ICLR 2024"
+    differs: ClassVar[str] = (
+        "directions are per step, so beta = 1 is FedAvg or SCAFFOLD only where all clients take equally many steps"
+    )
     headline: ClassVar[str] = "FedAvg converges with a constant local rate and no heterogeneity bound, at FedAvg's upload"
     reveals: ClassVar[str] = "sums of directions"
 
