@@ -22,9 +22,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from paceline.core.client import Client, Hooks
-from paceline.core.errors import ConfigError
 from paceline.core.federation import Federation
-from paceline.core.method import on_client
+from paceline.core.method import NonNegative, PositiveShare, on_client
 from paceline.core.params import Params
 from paceline.core.update import Update
 from paceline.devices.events import ClientJob, Firing, Queue, first
@@ -33,12 +32,12 @@ from paceline.methods.asynchronous.fedfix import FedFix
 
 @dataclass(frozen=True)
 class FedAsync(FedFix):
-    """Update the model on every arrival. `period`, `unit` and `least` are ignored, with ``mixing`` `server_lr` and `cap` too.
+    """Update the model on every arrival. `period`, `unit` and `least` are ignored, with ``mixing`` also `server_lr`.
 
     Args:
         weigh: ``mixing`` averages models, as published; the others add changes: ``unbiased`` divides by how often each client
             participates, ``identical`` weights all arrivals equally.
-        alpha: the mixing weight, in (0, 1].
+        alpha: the mixing weight.
         discount_by: s, the discount of late replies; ``constant`` disables it.
         staleness: a; None is 1/2 for ``polynomial`` (0 if changes are added) and 10 for ``hinge``.
         grace: b of ``hinge``: versions that a reply may be late without discount.
@@ -52,14 +51,10 @@ class FedAsync(FedFix):
     sum_only: ClassVar[str] = "fedbuff"
 
     weigh: Literal["mixing", "identical", "unbiased"] = "mixing"
-    alpha: float = 0.6
+    alpha: PositiveShare = 0.6
     discount_by: Literal["constant", "polynomial", "hinge"] = "polynomial"
-    grace: int = 4
-    rho: float | None = None
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.alpha <= 1.0:
-            raise ConfigError(f"alpha={self.alpha:g}; a mixing weight is above 0 and at most 1")
+    grace: NonNegative[int] = 4
+    rho: NonNegative[float] | None = None
 
     def fires(self, fed: Federation, queue: Queue) -> Firing | None:
         """Return the time of the first reply; ties fire one after another, in order of client id."""
@@ -110,7 +105,7 @@ class FedAsync(FedFix):
         held = super().train(client, message)
         return {"model": message + held["delta"]} if self.weigh == "mixing" else held
 
-    @on_client(each=True, held=True)
+    @on_client(each=True, collects=True)
     def give(self, client: Client, message: Mapping[int, float]) -> Update:
         """Upload the model with the weight a_n, or the change times d_i / p_i."""
         if self.weigh != "mixing":

@@ -54,7 +54,7 @@ class HeteroFL(SelfPruning):
     headline: ClassVar[str] = "clients of very different capacity train one global model, with less computation and traffic"
     differs: ClassVar[str] = "clients choose their widths by their speed, from 1 to 0.5; the paper assigns them, from 1 to 1/16"
     reveals: ClassVar[str] = "sums of updates and of weights per coordinate"
-    keeps: ClassVar[str] = "its width and its times"
+    client_state: ClassVar[str] = "its width and its times"
     rounds_up: ClassVar[bool] = True
 
     rescale: bool = True
