@@ -149,6 +149,7 @@ def card(cls: type[Method], name: str) -> dict[str, Any]:
         "names_clients": _names_clients(cls),
         "vectorizable": cls.vectorizable,
         "headline": cls.headline,
+        "differs": cls.differs,
         "effects": effects(name),
         "about": inspect.cleandoc(cls.__doc__ or "").split("\n\nArgs:")[0],
         "algorithm": inspect.cleandoc(sys.modules[cls.__module__].__doc__ or ""),
@@ -204,6 +205,7 @@ def _print_card(shown: dict[str, Any]) -> None:
         f"client state     {shown['client_state']}",
         *(f"                 {key}: {text}" for key, text in shown["memory"].items() if text),
         f"headline         {shown['headline'] or '–'}",
+        *([f"differs          {shown['differs']}"] if shown["differs"] else []),
         f"stacks           {'yes' if shown['vectorizable'] else 'no: clients train one at a time'}",
         f"secure           {_WHY.get(_secure(shown), 'yes')}",
     ]

@@ -43,6 +43,7 @@ __all__ = [
     "UnknownNameError",
     "WireError",
     "WorkerDiedError",
+    "ZeroCostError",
     "by_name",
     "install_command",
     "nearest",
@@ -127,6 +128,10 @@ class PlanError(ConfigError):
         self.misfits = tuple(misfits)
         lines = "\n".join(f"  {i}. {text}" for i, text in enumerate(misfits, 1))
         super().__init__(f"this run cannot start: {len(misfits)} incompatible setting(s):\n{lines}")
+
+
+class ZeroCostError(ConfigError):
+    """Work would take no virtual time: a model that computes nothing, or an asynchronous job without duration."""
 
 
 class MissingExtraError(PacelineError, ImportError):

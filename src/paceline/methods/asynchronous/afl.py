@@ -63,6 +63,7 @@ class AfaCd(Method[A]):
 
     family: ClassVar[str] = "asynchronous"
     paper: ClassVar[str] = "Yang et al., ICML 2022"
+    differs: ClassVar[str] = "the formulas were reconstructed from memory, not checked against the paper"
     headline: ClassVar[str] = "matches the best known rate of synchronous FL, with linear speed-up in clients and local steps"
     reveals: ClassVar[str] = "sums of rescaled gradients, start and finish time of each job"
     client_state: ClassVar[str] = "its gradient until upload"
