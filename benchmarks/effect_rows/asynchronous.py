@@ -54,7 +54,7 @@ ROWS: list[dict[str, Any]] = [
         "baseline": "fedasync",
         "claim": "weights against speed let asynchronous FedAvg learn what its slow clients know",
         "config": _SPREAD | {"rounds": 800, "eval_every": 50},
-        "method_options": _LOCAL | {"lr": 0.02},
+        "method_options": _LOCAL | {"lr": 0.02, "weigh": "unbiased"},
         "baseline_options": _LOCAL | {"lr": 0.02, "weigh": "identical"},
         "metric": "loss",
         "direction": "lower",

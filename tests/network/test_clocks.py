@@ -48,7 +48,7 @@ def test_a_certificate_that_does_not_hold_yet_is_named(loopback):
     """So a client learns at once that its own clock is behind, or the authority's ahead."""
     found(loopback.root, timedelta(hours=2))
     loopback.serve(RUN)
-    with pytest.raises(IdentityError, match=r"this client's certificate holds from .*clock"):
+    with pytest.raises(IdentityError, match=r"this client's certificate is valid only from .*clock"):
         loopback.client(0)
 
 
@@ -110,8 +110,8 @@ def test_who_was_kept_is_told_by_the_last_start_not_by_the_clock(tmp_path):
         notes.begin("run", {}, "", start)
         notes.phase(5, attempt, "train/1", [0, 1, 2])
         notes.answers(5, attempt, "train/1", [Receipt(0)])
-        notes.committed(5, attempt, kept)
-        assert notes.kept(5) == kept
+        notes.committed(5, attempt, dict.fromkeys(kept, ()))
+        assert notes.counted(5) == dict.fromkeys(kept, (5, ()))
         notes.close()
 
 

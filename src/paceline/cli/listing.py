@@ -39,7 +39,7 @@ def methods(
     ] = None,
     json: Json = False,
 ) -> None:
-    """List the methods, what the server sees of each, and what a client keeps; or show one in full."""
+    """List the methods, what the server sees of each, and what a client stores; or show one in full."""
     if name is not None:
         check_method(name)
         shown = card(registry.load("method", name), name)
@@ -53,7 +53,7 @@ def methods(
     out().print(
         "secure: the server needs only sums, so the method runs under --aggregation secure; where allowed: only on clients whose"
     )
-    out().print("policy sets secure_aggregation.named_clients, because its messages contain a line for each client")
+    out().print("policy sets secure_aggregation.named_clients, because its messages contain an entry for each client")
     out().print(
         escape(
             "[a, b]: read from the source: keys of a client's memory between rounds, and functions whose individual replies are seen"
@@ -127,9 +127,15 @@ def sum_only(cls: type[Method]) -> bool:
     return not any(declared is not None and declared.each for declared in functions)
 
 
+def _names_clients(cls: type[Method]) -> bool:
+    """Return `Method.names_clients`, which with some methods depends on the options, for the default ones."""
+    declared: Any = cls.names_clients
+    return bool(cls().names_clients if isinstance(declared, property) else declared)
+
+
 def card(cls: type[Method], name: str) -> dict[str, Any]:
     """Return everything that `paceline methods NAME` shows of a method under its name."""
-    from paceline.cli.memory_keys import PROVIDED, kept, memory_keys, seen
+    from paceline.cli.memory_keys import PROVIDED, memory_keys, seen, stored
 
     docs, hints = field_docs(cls), hints_of(cls)
     return {
@@ -137,12 +143,13 @@ def card(cls: type[Method], name: str) -> dict[str, Any]:
         "family": cls.family,
         "paper": cls.paper,
         "server_sees": seen(cls),
-        "client_keeps": kept(cls),
+        "client_state": stored(cls),
         "memory": {key: PROVIDED.get(key, "") for key in memory_keys(cls)},
         "secure": sum_only(cls),
-        "names_clients": cls.names_clients,
+        "names_clients": _names_clients(cls),
         "vectorizable": cls.vectorizable,
         "headline": cls.headline,
+        "differs": cls.differs,
         "effects": effects(name),
         "about": inspect.cleandoc(cls.__doc__ or "").split("\n\nArgs:")[0],
         "algorithm": inspect.cleandoc(sys.modules[cls.__module__].__doc__ or ""),
@@ -195,9 +202,10 @@ def _print_card(shown: dict[str, Any]) -> None:
         f"paper            {shown['paper'] or '–'}",
         f"family           {shown['family']}",
         f"the server sees  {shown['server_sees']}",
-        f"a client keeps   {shown['client_keeps']}",
+        f"client state     {shown['client_state']}",
         *(f"                 {key}: {text}" for key, text in shown["memory"].items() if text),
         f"headline         {shown['headline'] or '–'}",
+        *([f"differs          {shown['differs']}"] if shown["differs"] else []),
         f"stacks           {'yes' if shown['vectorizable'] else 'no: clients train one at a time'}",
         f"secure           {_WHY.get(_secure(shown), 'yes')}",
     ]

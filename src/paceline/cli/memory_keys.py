@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 from paceline.core.client import Client
 from paceline.core.method import Method, client_functions
 
-__all__ = ["COMPUTED", "PROVIDED", "kept", "memory_keys", "seen"]
+__all__ = ["COMPUTED", "PROVIDED", "memory_keys", "seen", "stored"]
 
 COMPUTED = "?"
 """Placeholder for a key that cannot be determined from the source."""
@@ -33,12 +33,12 @@ PROVIDED = {
 """Keys that the client writes on behalf of a method, with a description of their content."""
 
 
-def kept(cls: type[Method]) -> str:
-    """Return a description of what a client stores: the class's `keeps`, and the keys of its memory in brackets."""
+def stored(cls: type[Method]) -> str:
+    """Return a description of what a client stores: the class's `client_state`, and the keys of its memory in brackets."""
     keys = [key for key in memory_keys(cls) if key != "_buffers"]  # written by every method that trains, with such tasks only
     if not keys:
         return "nothing"
-    return f"{'' if cls.keeps == 'nothing' else cls.keeps + ' '}[{', '.join(keys)}]"
+    return f"{'' if cls.client_state == 'nothing' else cls.client_state + ' '}[{', '.join(keys)}]"
 
 
 def seen(cls: type[Method]) -> str:
@@ -58,8 +58,8 @@ def memory_keys(cls: type[Method]) -> tuple[str, ...]:
         declared, reader = client_functions(cls), _Reader(cls)
         for name in declared:
             reader.function(getattr(cls, name))
-        held = {"_held"} if any(d.held for d in declared.values()) else set()
-        _KNOWN[cls] = tuple(sorted(reader.keys | held | ({"_times"} if cls.keeps_times else set())))
+        collects = {"_held"} if any(d.collects for d in declared.values()) else set()
+        _KNOWN[cls] = tuple(sorted(reader.keys | collects | ({"_times"} if cls.records_times else set())))
     return _KNOWN[cls]
 
 
@@ -194,14 +194,14 @@ def _apart(target: ast.expr, value: ast.expr) -> Iterator[tuple[ast.expr, ast.ex
 
 
 def _written(parsed: ast.AST, aliases: set[str]) -> Iterator[ast.expr]:
-    """Yield the keys that are written: by subscript, `update` or `setdefault`."""
+    """Yield the keys that are written: by subscript, `stage`, `update` or `setdefault`."""
     for target, _ in _pairs(parsed):
         if isinstance(target, ast.Subscript) and _is_memory(target.value, aliases):
             yield target.slice
     for item in ast.walk(parsed):
         if not (isinstance(item, ast.Call) and isinstance(item.func, ast.Attribute) and _is_memory(item.func.value, aliases)):
             continue
-        if item.func.attr == "setdefault" and item.args:
+        if item.func.attr in ("setdefault", "stage") and item.args:
             yield item.args[0]
         elif item.func.attr == "update":
             for given in item.args:

@@ -33,7 +33,7 @@ class Pool(Engine):
 
     def __init__(self, setup: Setup, workers: int) -> None:
         if workers < 1:
-            raise ConfigError(f"workers={workers}; at least 1 is needed")
+            raise ConfigError(f"workers={workers} must be at least 1")
         self.setup = setup
         self.num_clients = setup.num_clients
         self.memories = MemoryStore()
@@ -109,6 +109,11 @@ class Pool(Engine):
             continue
         self._new_round()
 
+    def withdraw(self, operation: int, clients: Sequence[int]) -> None:
+        """Undo what clients staged in an operation; a worker without these clients has nothing to undo."""
+        for _ in self._ask_all("withdraw", operation, tuple(clients)):
+            continue
+
     def restore(self, memories: MemoryStore) -> None:
         """Use `memories` as the store of the clients' memories.
 
@@ -117,11 +122,13 @@ class Pool(Engine):
         """
         unknown = [c for c in memories if not 0 <= c < self.num_clients]
         if unknown:
-            raise CheckpointError(f"the checkpoint has memories of clients such as {unknown[0]}, of {self.num_clients}")
+            raise CheckpointError(
+                f"the checkpoint has a memory of client {unknown[0]}, but the run has only {self.num_clients} clients"
+            )
         self.memories = memories
         self._new_round()
 
-    def _ask_all(self, what: str) -> Iterator[Any]:
+    def _ask_all(self, what: str, *values: Any) -> Iterator[Any]:
         """Yield the result of each worker's method `what`; a worker that has committed drops its memories."""
         raise NotImplementedError
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -73,6 +73,7 @@ class GrpcEngine(Engine):
         self._attempt = 0
         self._calls = hub.progress.incarnation << 32
         self._answered: set[int] = set()
+        self._lost: dict[int, list[int]] = {}
 
     # -- calls ---------------------------------------------------------------------------------
     def run(self, call: Call) -> Iterator[Receipt | tuple[str, Any]]:
@@ -88,7 +89,7 @@ class GrpcEngine(Engine):
             self.record.phase(call.round, began, label, call.clients)
         receipts: list[Receipt] = []
         try:
-            self.loop.call(self.hub.asking.open, phase)
+            self.loop.call(self.hub.dispatcher.open, phase)
             waiting, deadline = set(call.clients), call.deadline if self.measured else None
             while waiting:
                 arrival = phase.wait(deadline, self._stop_here)
@@ -108,7 +109,7 @@ class GrpcEngine(Engine):
                 if not taker.sums:
                     yield receipts[-1]
         finally:
-            self.loop.call(self.hub.asking.shut)
+            self.loop.call(self.hub.dispatcher.shut)
         partial, lost = taker.finish()
         receipts = [replace(r, dropped=why, error=class_in(why)) if (why := lost.get(r.client)) else r for r in receipts]
         self._answered |= {r.client for r in receipts if r.dropped is None}
@@ -134,19 +135,21 @@ class GrpcEngine(Engine):
             "deadline": None if self.measured else call.deadline,
             "channel": describe(call.channel),
             "cohort": len(call.clients),
+            "operation": call.operation,
         }
-        return PendingCall(self._calls, call, name, head, MessagePart.of(call.message, self.pack), self.patience)
+        lost = {client: list(operations) for client, operations in self._lost.items()}
+        return PendingCall(self._calls, call, name, head, MessagePart.of(call.message, self.pack), self.patience, lost=lost)
 
     # -- rounds --------------------------------------------------------------------------------
     def commit(self) -> dict[int, dict[str, Any]]:
         """Make the clients commit the memory changes of this round; return no memories, because they stay on the clients."""
-        kept = frozenset(self._answered)
+        kept = {client: self._lost.get(client, []) for client in sorted(self._answered)}
         if self.record is not None:
-            self.record.committed(self.round, self._attempt, sorted(kept))
-        self._answered, self._attempt = set(), 0
+            self.record.committed(self.round, self._attempt, kept)
+        self._answered, self._lost, self._attempt = set(), {}, 0
         took, self._receipts.took = self._receipts.took, {}
         facts = {"round": self.round, "saved": self.hub.progress.saved}
-        heads = lambda c: {**facts, "kept": c in kept, "took": took.get(c, 0.0)}  # noqa: E731
+        heads = lambda c: {**facts, "kept": c in kept, "lost": kept.get(c, []), "took": took.get(c, 0.0)}  # noqa: E731
         self.loop.call(self.hub.completed, self.round, kept, heads)
         if self.hub.shaper is not None:
             self.loop.call(self.hub.shaper.enter, "commit", self.round)
@@ -155,10 +158,16 @@ class GrpcEngine(Engine):
     def rollback(self) -> None:
         """Make the clients discard memory changes since the last commit; wait until enough of them are ready."""
         self._answered.clear()
+        self._lost.clear()
         self._receipts.took.clear()
         self._attempt += 1
         self.loop.call(self.hub.again)
         self.wait_ready(self.least, self.patience.reconnect * 2)
+
+    def withdraw(self, operation: int, clients: Sequence[int]) -> None:
+        """Make clients undo what they staged in an operation: with their next message in this round, or with its commit."""
+        for client in clients:
+            self._lost.setdefault(client, []).append(operation)
 
     def saved(self, round: int) -> None:
         """Record that a checkpoint of this round is safe; clients may then delete older memories."""
@@ -168,7 +177,7 @@ class GrpcEngine(Engine):
         """Raise `EngineError` for any memories: in a real federation they are stored by the clients."""
         if memories:
             raise EngineError(
-                "this run's checkpoint holds clients' memories: it was a simulation, and cannot go on as a federation"
+                "the checkpoint contains client memories, so it is from a simulation; a federation cannot resume it: start a new run"
             )
 
     # -- who is there --------------------------------------------------------------------------
@@ -203,10 +212,12 @@ class GrpcEngine(Engine):
         end = time.monotonic() + seconds
         while not there():
             self._stop_here()
-            refusals = self.hub.asking.refusals
+            refusals = self.hub.dispatcher.refusals
             if self.num_clients - len(refusals) < least:
-                told = "; ".join(f"client {c}: {why}" for c, why in list(refusals.items())[:3])
-                raise CohortError(f"{len(refusals)} of {self.num_clients} clients take no part, and {least} are needed: {told}")
+                shown = "; ".join(f"client {c}: {why}" for c, why in list(refusals.items())[:3])
+                raise CohortError(
+                    f"{len(refusals)} of {self.num_clients} clients refuse to participate, and the minimum is {least}: {shown}"
+                )
             if time.monotonic() >= end:
                 return False
             time.sleep(0.02)
@@ -214,7 +225,7 @@ class GrpcEngine(Engine):
 
     def _stop_here(self) -> None:
         if self.stopping:
-            raise Stopped("the server was asked to stop; start it again to go on with the run")
+            raise Stopped("the server was requested to stop; start it again to continue the run")
 
     # -- the server's own model ----------------------------------------------------------------
     @property

@@ -144,7 +144,7 @@ class FedGHSum(CommonHead):
     """
 
     reveals: ClassVar[str] = "summed head gradients, or sums of class means"
-    keeps: ClassVar[str] = "its own network and class means"
+    client_state: ClassVar[str] = "its own network and class means"
 
     form: Literal["gradient", "prototypes"] = "gradient"
     exchanges: Positive[int] = 1

@@ -39,7 +39,7 @@ from paceline.models.split import features, head
 
 @node
 class ClassAnchorState:
-    """Current and initial anchors, the cohort's last prototypes (all [C, d]), and which classes have one ([C])."""
+    """Current and initial anchors, the last prototype of each class (all [C, d]), and which classes have had one ([C])."""
 
     anchors: Tensor
     first: Tensor
@@ -91,7 +91,7 @@ class FedSA(OwnModels[ClassAnchorState]):
     paper: ClassVar[str] = "arXiv 2501.05496 (AAAI 2025)"
     headline: ClassVar[str] = "outperforms prototype methods such as FedProto and FedTGP, uploading one vector per class"
     reveals: ClassVar[str] = "sums of class means"
-    keeps: ClassVar[str] = "its own network and class means"
+    client_state: ClassVar[str] = "its own network and class means"
 
     pull: NonNegative[float] = 1.0
     contrast: NonNegative[float] = 1.0
@@ -118,7 +118,7 @@ class FedSA(OwnModels[ClassAnchorState]):
         anchors = torch.where(seen, self.beta * state.anchors + (1 - self.beta) * means, state.anchors)
         fed.last.notes["anchor_shift"] = float(torch.linalg.vector_norm(anchors - state.first))
         prototypes = torch.where(seen, means, state.prototypes)
-        return ClassAnchorState(anchors, state.first, prototypes, total.present)
+        return ClassAnchorState(anchors, state.first, prototypes, state.known | total.present)
 
     @on_client(bounds={"value": 256.0})
     def train(self, client: Client, message: tuple[Tensor, float]) -> ClassSums:
