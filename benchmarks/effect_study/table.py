@@ -80,6 +80,7 @@ def judged(row: Row, got: Mapping[str, Any]) -> dict[str, Any]:
         "claim": row.claim,
         "figure": label(row.metric),
         "margin": row.margin,
+        "ratio": row.ratio,
         **asdict(judge(row, got["method"], got["baseline"])),
     }
 
