@@ -57,8 +57,8 @@ def families():
 
 @pytest.mark.parametrize("heavy", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_all_rows_can_run(heavy):
-    if heavy:
-        fetched("fashion-mnist")
+    for name in ("mnist-5k", "fashion-mnist") if heavy else ("mnist-5k",):
+        fetched(name)
     words = [f"{family}/" for family in sorted(families()) if (family in HEAVY) == heavy]
     assert own_process(PROGRAM, "--check", *words).endswith("rows can run\n")
 

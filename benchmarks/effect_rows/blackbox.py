@@ -21,14 +21,14 @@ _QUADRATIC: dict[str, Any] = {
 }
 _ATTACK: dict[str, Any] = {
     "task": "attack",
-    "task_options": {"of": "mnist-5k"},
+    "task_options": {"of": "mnist-5k", "limit": 500, "epochs": 3},
     "partition": "natural",
     "clients": 10,
     "cohort": 10,
-    "rounds": 5,
-    "eval_every": 5,
+    "rounds": 6,
+    "eval_every": 6,
 }
-_RATES = [0.003, 0.01, 0.03, 0.06, 0.1, 0.2, 0.3, 1.0]
+_RATES = [0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.6, 1.0]
 _SURVEY: dict[str, Any] = {"candidates": 40, "active": 5, "survey_candidates": 60, "survey_active": 15}
 _FZOOS = Side("fzoos", {"lr": _RATES}, {"steps": 5, "features": 400} | _SURVEY)
 _FEDZO = Side("fedzo", {"lr": _RATES}, {"steps": 5, "directions": 10})

@@ -153,7 +153,7 @@ ROWS: list[Row] = [
             Side("fedamd", {"lr": [0.005, 0.01, 0.02, 0.05], "anchor": [0.1, 0.3]}, {"steps": 10, "batch_size": 1}),
             _side("fedau", 10, "fedavg", weigh="participants"),
         ),
-        _point(20, 200, cohort=4),
+        _point(20, 150, cohort=4),
         curved,
     ),
 ]

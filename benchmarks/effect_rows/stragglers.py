@@ -24,7 +24,7 @@ _SLOW: dict[str, Any] = {
     "rounds": 20,
     "eval_every": 1,
     "fleet": "stragglers:slow=2,up=5e7,compute=1e8",
-    "target_accuracy": 0.76,
+    "target_accuracy": 0.72,
 }
 _TIED: dict[str, Any] = _SLOW | {"partition": "groups:0-7/0-7/0-7/0-7/8-9"}
 """The last two clients, which are the slow ones, have the classes 8 and 9."""
@@ -49,7 +49,7 @@ _HETEROFL = _side("heterofl", masked_loss=[True, False])
 
 
 def _faster(method: Side, **more: Any) -> Row:
-    claim = f"{_NAMES[method.method]} needs less virtual time to 76 % than FedAvg, which waits for its slow clients"
+    claim = f"{_NAMES[method.method]} needs less virtual time to 72 % than FedAvg, which waits for its slow clients"
     row = {"metric": "target_seconds", "better": "lower", "ratio": True, "margin": 0.05, "bound": "seconds", **more}
     return Row(f"stragglers/{method.method}", claim, method, _FEDAVG, _SLOW, **row)
 
