@@ -20,6 +20,7 @@ from paceline.core.errors import AggregationError, NonFiniteError, PacelineError
 from paceline.core.params import DeferredNumber, DeferredParams
 from paceline.core.tree import Tree
 from paceline.core.update import Columns, Terms, Update
+from paceline.core.wording import setting
 
 __all__ = ["SUM_BOUND", "FixedPoint", "Partial", "merge"]
 
@@ -100,7 +101,7 @@ class Partial:
         if top > bound:
             raise SumOverflowError(
                 f"{who}: weight x value of {name!r} reaches {top:.3g}, above the bound {bound:.3g} that "
-                f"the exact sum is sized for; training may have diverged, else raise --sum-bound"
+                f"the exact sum is sized for; training may have diverged, else raise {setting('sum_bound')}"
             )
 
     def merge(self, other: Partial) -> None:
