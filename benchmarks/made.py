@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from paceline.data import Partition
 from paceline.tasks import Arrays, Task, load_task
 
-__all__ = ["distance", "permuted_labels", "quadratics", "squared"]
+__all__ = ["distance", "late_accuracy", "late_loss", "permuted_labels", "quadratics", "squared"]
 
 
 class Point(nn.Module):
@@ -61,9 +61,9 @@ def _sample(scale: Any, target: Any) -> Tensor:
     return torch.tensor(both.reshape(-1, both.shape[-1]), dtype=torch.float32)
 
 
-def _tail(summary: Any) -> list[float]:
-    losses = [r["loss"] for r in summary.history if "loss" in r]
-    return losses[len(losses) // 2 :]
+def _tail(summary: Any, name: str = "loss") -> list[float]:
+    values = [r[name] for r in summary.history if name in r]
+    return values[len(values) // 2 :]
 
 
 def distance(summary: Any) -> float:
@@ -76,6 +76,18 @@ def squared(summary: Any) -> float:
     """Return the mean squared distance to the optimum over the last half of the rounds."""
     tail = _tail(summary)
     return sum(2 * loss for loss in tail) / len(tail)
+
+
+def late_accuracy(summary: Any) -> float:
+    """Return the mean accuracy over the last half of the evaluations: with few clients in a round, one alone depends on which."""
+    tail = _tail(summary, "accuracy")
+    return sum(tail) / len(tail)
+
+
+def late_loss(summary: Any) -> float:
+    """Return the mean loss over the last half of the evaluations."""
+    tail = _tail(summary)
+    return sum(tail) / len(tail)
 
 
 def permuted_labels(seed: int, groups: int, members: int, samples: int, hidden: list[int]) -> dict[str, Any]:
@@ -96,19 +108,3 @@ def permuted_labels(seed: int, groups: int, members: int, samples: int, hidden: 
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), ends])
     split = Partition("permuted labels", torch.arange(clients * each), offsets, ends - held, groups=tuple(group.tolist()))
     return {"task": task, "split": split}
-
-
-def distance_row(
-    method: str, baseline: str, claim: str, ours: dict[str, Any], theirs: dict[str, Any], **more: Any
-) -> dict[str, Any]:
-    """Return a row whose figure is the distance to a known optimum, the lower the better."""
-    return {
-        "method": method,
-        "baseline": baseline,
-        "claim": claim,
-        "method_options": ours,
-        "baseline_options": theirs,
-        "metric": distance,
-        "direction": "lower",
-        **more,
-    }
