@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from effect_study.judge import judge
 from effect_study.rows import SEARCH_SEEDS, SEEDS, Row, Side
 from effect_study.runs import Book, Run, measure
-from effect_study.table import result
+from effect_study.table import line, result
 from effect_study.tuner import search_runs, winner
 
 CONFIG = {"task": "digits", "clients": 4, "cohort": 4, "rounds": 1, "eval_every": 1}
@@ -78,6 +78,28 @@ def test_ratios_are_compared_as_logarithms():
     assert got.verdict == "holds"
 
 
+@pytest.mark.parametrize(
+    ("by", "sign", "verdict", "why"),
+    [
+        (0.02, 1, "holds", ""),
+        (0.021, 1, "does not hold", "undecided"),
+        (0.039, 1, "does not hold", "undecided"),
+        (0.04, 1, "does not hold", "smaller"),
+        (0.02, -1, "does not hold", "worse"),
+    ],
+)
+def test_a_claimed_size_has_to_be_exceeded_by_the_whole_interval(by, sign, verdict, why):
+    got = judge(row(by=by), [0.5 + sign * g for g in GAPS], [0.5] * 5)
+    assert (got.verdict, got.why) == (verdict, why)
+    assert got.effect == pytest.approx(sign * 0.03)
+
+
+@pytest.mark.parametrize(("by", "verdict", "why"), [(1.9, "holds", ""), (2.1, "does not hold", "smaller")])
+def test_the_claimed_size_of_a_ratio_is_a_factor(by, verdict, why):
+    got = judge(row(better="lower", ratio=True, margin=0.0, by=by), [1, 10, 100, 1000, 10000.0], [2, 20, 200, 2000, 20000.0])
+    assert (got.verdict, got.why) == (verdict, why)
+
+
 @pytest.mark.parametrize("side", [0, 1])
 def test_a_missing_figure_proves_nothing(side):
     figures = [[0.9] * 5, [0.1] * 5]
@@ -117,6 +139,35 @@ def test_the_best_mean_over_the_search_seeds_wins(tmp_path):
     assert [entry["setting"]["lr"] for entry in tried] == RATES
     low, _ = winner(row(better="lower"), Side("fedavg", {"lr": RATES}), book)
     assert low == {"lr": 0.01}
+
+
+def test_the_criterion_of_the_search_may_differ_from_the_figure(tmp_path):
+    """The rate that forgets least learns nothing: the search by accuracy selects another one."""
+
+    class Two(Book):
+        def get(self, run, metric):
+            rate = run.trial.options["lr"]
+            return {"figures": {"lost": rate, "accuracy": rate if rate < 0.1 else 0.01}}
+
+    def lost(summary):
+        raise AssertionError
+
+    side, book = Side("fedavg", {"lr": RATES}), Two(tmp_path / "b", "now")
+    assert winner(row(better="lower", metric=lost), side, book)[0] == {"lr": 0.01}
+    best, tried = winner(row(better="lower", metric=lost, criterion="accuracy"), side, book)
+    assert best == {"lr": 0.05}
+    assert [entry["mean"] for entry in tried] == [0.01, 0.02, 0.05, 0.01]
+
+
+def test_a_constant_is_a_baseline_without_runs(tmp_path):
+    study = row(baseline=0.6, margin=0.0)
+    assert list(study.sides) == ["method"]
+    book = Recorded(tmp_path / "b", lambda run: 0.7 if run.seed else 0.5)
+    got = result(study, book)
+    assert (got["baseline"], got["versus"], got["baseline_search"]["trials"]) == ([0.6] * 5, "0.6", 0)
+    assert (got["effect"], got["verdict"]) == (pytest.approx(0.06), "does not hold")
+    assert "0.6: constant" in line(study, got)
+    assert result(row(baseline=0.4, margin=0.0), book)["verdict"] == "holds"
 
 
 def test_a_row_stores_grid_winner_and_edges(tmp_path):
