@@ -9,6 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
+import effects
 from effect_study.judge import judge
 from effect_study.rows import SEARCH_SEEDS, SEEDS, Row, Side
 from effect_study.runs import Book, Run, measure
@@ -157,6 +158,14 @@ def test_the_criterion_of_the_search_may_differ_from_the_figure(tmp_path):
     best, tried = winner(row(better="lower", metric=lost, criterion="accuracy"), side, book)
     assert best == {"lr": 0.05}
     assert [entry["mean"] for entry in tried] == [0.01, 0.02, 0.05, 0.01]
+
+
+def test_a_study_searches_by_the_criterion_and_reports_the_figure(tmp_path):
+    study = row(metric="loss", criterion="accuracy", trials=2)
+    assert {metric for _, metric in effects.searches({"a": study})} == {"accuracy"}
+    wanted = list(effects.finals({"a": study}, Recorded(tmp_path / "b", lambda run: 0.5)))
+    assert {metric for _, metric in wanted} == {"loss"}
+    assert len(wanted) == 2 * len(SEEDS)
 
 
 def test_a_constant_is_a_baseline_without_runs(tmp_path):
