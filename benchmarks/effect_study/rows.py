@@ -79,10 +79,11 @@ class Side:
         chosen = sorted(np.random.default_rng(0).permutation(len(grid))[:trials].tolist())
         return [grid[place] for place in chosen]
 
-    def at_edge(self, point: Mapping[str, Any]) -> list[str]:
+    def at_edge(self, point: Mapping[str, Any], trials: int) -> list[str]:
         """Return the numeric fields whose chosen value is the smallest or largest that was tried."""
-        edges = []
-        for name, values in self.search.items():
+        edges, tried = [], self.points(trials)
+        for name in self.search:
+            values = sorted({entry[name] for entry in tried}, key=repr)
             numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
             if len(numbers) == len(values) > 2 and point[name] in (min(numbers), max(numbers)):
                 edges.append(name)

@@ -62,7 +62,7 @@ def result(row: Row, book: Book) -> dict[str, Any]:
             "trials": row.trials,
             "grid": {key: list(v) for key, v in side.search.items()},
             "winner": setting,
-            "edges": side.at_edge(setting) if tried else [],
+            "edges": side.at_edge(setting, row.trials) if tried else [],
             "tried": tried,
         }
         records += [record for record in found if record is not None]

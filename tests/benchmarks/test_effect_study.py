@@ -189,6 +189,14 @@ def test_a_row_stores_grid_winner_and_edges(tmp_path):
     assert (got["verdict"], got["seeds"], got["method"]) == ("holds", list(SEEDS), [0.9] * 5)
 
 
+def test_the_edge_is_that_of_the_values_drawn():
+    """Eight of sixteen settings leave out the largest rate: the largest that was tried is the edge."""
+    side = Side("fedprox", {"lr": RATES, "mu": [0.1, 1.0, 10.0, 100.0]})
+    assert {point["lr"] for point in side.points(8)} == {0.01, 0.02, 0.05}
+    assert side.at_edge({"lr": 0.05, "mu": 1.0}, 8) == ["lr"]
+    assert side.at_edge({"lr": 0.02, "mu": 1.0}, 8) == []
+
+
 def test_only_the_baseline_gets_a_bound(tmp_path):
     def figure(run):
         return math.nan
