@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from paceline.cli import doctor
-from paceline.cli.listing import card, field_docs, sum_only
+from paceline.cli.listing import card, sum_only
+from paceline.core.fields import field_docs
 from paceline.core.method import Method, on_client
 from tests.cli.conftest import last_json
 
@@ -18,7 +19,7 @@ def test_methods_are_listed_with_what_the_server_sees(call):
     cards = {c["name"]: c for c in json.loads(call("methods", "--json").stdout)}
     assert {"fedavg", "fedprox", "fedopt", "scaffold"} <= set(cards)
     assert cards["fedavg"]["secure"] is True
-    assert "control" in cards["scaffold"]["client_keeps"]
+    assert "control" in cards["scaffold"]["client_state"]
     shown = call("methods").stdout
     assert "scaffold" in shown
     assert "the server sees" in shown
@@ -56,7 +57,7 @@ def test_sum_only_and_docs_of_shared_lines():
     assert not sum_only(Peek)
     assert field_docs(Peek) == dict.fromkeys(("alpha", "beta"), "two of them, told over two lines.")
     assert card(Peek, "peek")["fields"][1] == {
-        "name": "beta", "type": "float", "default": 2.0, "doc": "two of them, told over two lines.",
+        "name": "beta", "type": "float", "range": "", "default": 2.0, "doc": "two of them, told over two lines.",
     }  # fmt: skip
 
 
@@ -68,23 +69,23 @@ def test_tasks(call):
 
 def test_partition(call):
     words = ("partition", "--task", "digits", "--partition", "shards:2", "--clients", "5")
-    told = json.loads(call(*words, "--json", "--out", "split.png").stdout)
-    assert len(told["clients"]) == 5
-    assert sum(c["samples"] for c in told["clients"]) <= 1797
+    reported = json.loads(call(*words, "--json", "--out", "split.png").stdout)
+    assert len(reported["clients"]) == 5
+    assert sum(c["samples"] for c in reported["clients"]) <= 1797
     assert Path("split.png").stat().st_size > 1000
     assert "client" in call(*words).stdout
     assert last_json(call("partition", "--task", "digits", "--clients", "0", "--json", code=2))["error"] == "ConfigError"
 
 
 def test_doctor(call, monkeypatch):
-    told = json.loads(call("doctor", "--json").stdout)
-    assert told["ok"]
-    seen = {f["what"] for f in told["findings"]}
+    reported = json.loads(call("doctor", "--json").stdout)
+    assert reported["ok"]
+    seen = {f["what"] for f in reported["findings"]}
     assert {"Python", "torch", "processor cores", "cache of data sets", "folder of runs", "task digits", "extra postgres"} <= seen
     assert "torch" in call("doctor").stdout
     monkeypatch.setattr(doctor, "NEEDED", ("torch", "no-such-package"))
-    told = json.loads(call("doctor", "--json", code=1).stdout)
-    assert [f["what"] for f in told["findings"] if f["state"] == "missing"] == ["no-such-package"]
+    reported = json.loads(call("doctor", "--json", code=1).stdout)
+    assert [f["what"] for f in reported["findings"] if f["state"] == "missing"] == ["no-such-package"]
 
 
 def test_doctor_warns_of_a_server_that_can_admit_its_own_clients(call, tmp_path):
@@ -92,8 +93,8 @@ def test_doctor_warns_of_a_server_that_can_admit_its_own_clients(call, tmp_path)
     (tmp_path / "apart.toml").write_text('[server]\nlisten = "0.0.0.0:9100"\n')
     states = {}
     for name in ("server", "apart"):
-        told = json.loads(call("doctor", "--json", "--config", tmp_path / f"{name}.toml", code=1).stdout)  # there are no keys
-        states[name] = next((f["state"], f["found"]) for f in told["findings"] if f["what"] == "authority")
+        reported = json.loads(call("doctor", "--json", "--config", tmp_path / f"{name}.toml", code=1).stdout)  # there are no keys
+        states[name] = next((f["state"], f["found"]) for f in reported["findings"] if f["what"] == "authority")
     assert states["server"][0] == "warning"
     assert "admit clients of its own" in states["server"][1]
     assert states["apart"][0] == "ok"

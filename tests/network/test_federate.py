@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from paceline.core.errors import StoreError
+from paceline.core.errors import CohortError, PlanError, PolicyError, StoreError
 from paceline.deploy.loopback import LoopbackFederation
 from paceline.run import RunConfig, run
 from tests.network.conftest import Loopback
@@ -60,6 +60,30 @@ def test_killed_server_goes_on_to_the_same_bits(tmp_path):
 def test_a_method_of_a_users_own_needs_no_settings(lab, tmp_path):
     config = settings(f"{lab}:FedProx", rounds=1)
     assert LoopbackFederation(config, tmp_path / "run").run().model_sha256 == local(config).model_sha256
+
+
+def test_a_name_inside_a_field_of_the_method_needs_no_settings_either(lab, tmp_path):
+    config = settings("fedghsum", rounds=1, options={"models": [f"{lab}:chain:width=5"]})
+    assert LoopbackFederation(config, tmp_path / "run").run().accuracy == local(config).accuracy
+
+
+def test_a_refusal_is_the_error_of_the_server_and_nothing_else(tmp_path):
+    with pytest.raises(PlanError) as told:
+        LoopbackFederation(settings("krum"), tmp_path / "run").run()
+    assert str(told.value) == "\n".join(
+        ("this run cannot work, for 1 reason(s):",
+         "  1. method 'krum' needs every client's own reply from submit(), which 'secure' aggregation hides from the server; "
+         "run it with aggregation='plain', or choose a sum-only method")
+    )  # fmt: skip
+
+
+def test_a_clients_refusal_is_told_without_the_log(tmp_path):
+    """By the server or by a client: whoever ends first."""
+    closed = {"allow": {"methods": ["fedprox"]}}
+    with pytest.raises((PolicyError, CohortError), match=r"client ?\d: .*method 'fedavg' is not allowed, only fedprox") as told:
+        LoopbackFederation(settings("fedavg"), tmp_path / "run", policy=closed).run()
+    assert "\n" not in str(told.value)
+    assert "{" not in str(told.value)
 
 
 def test_a_run_that_is_held_is_neither_served_nor_federated(loopback, tmp_path, hold_run):

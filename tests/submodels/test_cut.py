@@ -13,7 +13,7 @@ from paceline.submodels.flops import _dispatched, _hooked, flops
 from tests.submodels.nets import EXAMPLES, CharLSTM, vgg9
 from tests.submodels.u1 import dense, params_of
 
-TABLE = {  # kept fraction: VGG-9 params, share, FLOP share; FEMNIST CNN params, share; LSTM params, share
+TABLE = {  # fraction of units: VGG-9 params, share, FLOP share; FEMNIST CNN params, share; LSTM params, share
     1.00: (1469994, 1.0, 1.0, 410022, 1.0, 248912, 1.0),
     0.95: (1317204, 0.896, 0.885, 365354, 0.891, 225140, 0.904),
     0.85: (1053405, 0.717, 0.715, 294322, 0.718, 184112, 0.740),
@@ -136,7 +136,7 @@ def test_keep_counts() -> None:
     cutter = Cutter(net, Layout.of(net), torch.zeros(1, 2))
     assert cutter.keep(0.65) == {"0": 13}
     for bad in (0.0, 1.5, float("nan")):
-        with pytest.raises(SubmodelError, match="kept fraction"):
+        with pytest.raises(SubmodelError, match="fraction of units"):
             cutter.keep(bad)
 
 
@@ -184,13 +184,13 @@ def test_wrong_kept_sets_are_refused(cutters: dict[str, Cutter]) -> None:
     good = {g: torch.arange(4) for g in cutter.groups}
     for name, units, message in [
         ("conv1", torch.tensor([16]), "0 to 15"),
-        ("conv1", torch.tensor([1, 1]), "each once"),
+        ("conv1", torch.tensor([1, 1]), "each listed once"),
         ("conv1", torch.tensor([], dtype=torch.int64), "at least one"),
         ("conv3", torch.tensor([1]), "did you mean"),
     ]:
         with pytest.raises(SubmodelError, match=message):
             cutter.cut({**good, name: units})
-    with pytest.raises(SubmodelError, match="no kept units are given"):
+    with pytest.raises(SubmodelError, match="are missing; list the retained units"):
         cutter.cut({"conv1": torch.arange(3)})
     with pytest.raises(SubmodelError, match="equally many cells"):
         cutters["lstm"].cut({"lstm.l0": torch.arange(3), "lstm.l1": torch.arange(4)})
@@ -199,10 +199,10 @@ def test_wrong_kept_sets_are_refused(cutters: dict[str, Cutter]) -> None:
 
 
 def test_a_model_without_units_or_with_another_layout_is_refused() -> None:
-    with pytest.raises(SubmodelError, match="no units of Sequential"):
+    with pytest.raises(SubmodelError, match="Sequential has no units"):
         Cutter(nn.Sequential(nn.Linear(3, 2)), Layout.of(nn.Linear(3, 2)), torch.zeros(1, 3))
     net = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
-    with pytest.raises(SubmodelError, match="the module has not"):
+    with pytest.raises(SubmodelError, match="missing from the module"):
         Cutter(net, Layout.of(nn.Linear(3, 2)), torch.zeros(1, 3))
 
 

@@ -20,6 +20,7 @@ from paceline.core.errors import AggregationError, NonFiniteError, PacelineError
 from paceline.core.params import DeferredNumber, DeferredParams
 from paceline.core.tree import Tree
 from paceline.core.update import Columns, Terms, Update
+from paceline.core.wording import setting
 
 __all__ = ["SUM_BOUND", "FixedPoint", "Partial", "merge"]
 
@@ -70,7 +71,7 @@ class Partial:
             self._check(who, "weight", tensor, 1.0, len(clients) * self.bound)
         for value in terms.scalars:
             if not abs(value) < 2.0**100:
-                raise NonFiniteError(f"{who} returned the number {value}")
+                raise NonFiniteError(f"{who} returned the non-finite number {value}")
         if self.structure is None:
             self.structure, self.same = terms.structure, terms.same
             device = terms.tensors[0].device if terms.tensors else torch.device("cpu")
@@ -78,7 +79,7 @@ class Partial:
             self.denominators = [torch.zeros(t.numel(), dtype=torch.int64, device=device) for t in terms.denominators]
             self.scalars = [0] * len(terms.scalars)
         elif terms.structure != self.structure and terms.same != self.same:
-            raise AggregationError(f"{who} returned a reply of another shape than client {self.clients[0]}")
+            raise AggregationError(f"{who} returned a reply of a different structure than client {self.clients[0]}")
         scale = 2.0**self.fraction
         for total, tensor, weight in zip(self.tensors, terms.tensors, terms.weights, strict=True):
             _accumulate(total, tensor, weight, scale)
@@ -99,8 +100,8 @@ class Partial:
             raise NonFiniteError(f"{who} returned NaN or infinity in {name!r}")
         if top > bound:
             raise SumOverflowError(
-                f"{who}: weight x value of {name!r} reaches {top:.3g}, above the bound {bound:.3g} that "
-                f"the exact sum is sized for; training may have diverged, else raise --sum-bound"
+                f"{who}: weight x value of {name!r} reaches {top:.3g}, above the bound {bound:.3g} "
+                f"of the fixed-point sum; training may have diverged, otherwise raise {setting('sum_bound')}"
             )
 
     def merge(self, other: Partial) -> None:
@@ -115,7 +116,9 @@ class Partial:
             self.__dict__.update(other.__dict__)
             return
         if self.same != other.same:
-            raise AggregationError("clients returned replies of different shapes")
+            raise AggregationError(
+                "clients returned replies of different structures; return the same fields and shapes on every client"
+            )
         for mine, theirs in zip(self.tensors + self.denominators, other.tensors + other.denominators, strict=True):
             mine += theirs.to(mine.device)
         self.scalars = [a + b for a, b in zip(self.scalars, other.scalars, strict=True)]

@@ -14,7 +14,7 @@ from paceline.core.federation import Federation
 from paceline.core.tree import Tree
 from paceline.core.update import rebuild
 
-__all__ = ["Plain", "is_record", "mean_of", "tell"]
+__all__ = ["Plain", "collect_records", "is_record", "mean_of"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Plain(Aggregation):
         Raises:
             QuorumError: no client returned a reply that can be summed.
         """
-        peers = tell(fed, request)
+        peers = collect_records(fed, request)
         _, partials = fed.call(
             request.function,
             request.message,
@@ -50,7 +50,7 @@ class Plain(Aggregation):
         )
         total = merge(partials)
         if not total.clients:
-            raise QuorumError(f"round {fed.round}: no reply came that can be summed")
+            raise QuorumError(f"round {fed.round}: no client returned a reply that can be summed")
         tensors, scalars, denominators = total.values()
         return Summed(total.structure, tensors, scalars, denominators, tuple(sorted(total.clients)))
 
@@ -68,18 +68,18 @@ def mean_of(replies: Mapping[int, Tree], bound: float = SUM_BOUND) -> Any:
     return rebuild(total.structure, *total.values())
 
 
-def tell(fed: Federation, request: SumRequest) -> dict[int, dict[int, Tree]]:
+def collect_records(fed: Federation, request: SumRequest) -> dict[int, dict[int, Tree]]:
     """Collect the records that clients publish to their peers, relayed through the server in plain text.
 
     Returns:
         for each client that published a valid record: the records of the other clients, by id. Empty if the function
         declares no record.
     """
-    if request.declared.tells is None:
+    if request.declared.peer_record is None:
         return {}
-    receipts, _ = fed.call(request.declared.tells, None, request.cohort, Each())
-    told: dict[int, Any] = {r.client: r.value for r in receipts if r.dropped is None and is_record(r.value)}
-    return {client: {p: v for p, v in told.items() if p != client} for client in told}
+    receipts, _ = fed.call(request.declared.peer_record, None, request.cohort, Each())
+    records: dict[int, Any] = {r.client: r.value for r in receipts if r.dropped is None and is_record(r.value)}
+    return {client: {p: v for p, v in records.items() if p != client} for client in records}
 
 
 def is_record(value: Tree) -> bool:

@@ -73,7 +73,7 @@ class BlackBoxMethod(Method[S]):
         value = objective.value(client, message.vector.double().cpu())
         return {"loss": value, "correct": 0, "count": 1, "class_correct": none, "class_count": none}
 
-    def told(self, fed: Federation, *phases: Update) -> int:
+    def count_queries(self, fed: Federation, *phases: Update) -> int:
         """Return the queries of a round's phases, of which each reply told a mean of weight 1."""
         return sum(round(p.queries * p.weight) for p in phases)
 

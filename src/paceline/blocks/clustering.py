@@ -60,7 +60,7 @@ def cluster(distances: Array, backend: Backend = "average", clusters: int = 3, l
     if backend == "average":
         return average_linkage(distances)
     if backend not in ("hdbscan", "kmeans", "meanshift", "affinity"):
-        raise ConfigError(f"clustering backend {backend!r}; average, hdbscan, kmeans, meanshift or affinity is needed")
+        raise ConfigError(f"clustering backend {backend!r} must be average, hdbscan, kmeans, meanshift or affinity")
     try:
         import sklearn.cluster as sk
     except ImportError:

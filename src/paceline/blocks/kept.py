@@ -48,7 +48,7 @@ class Kept:
         found = [entry for entry in kept.values() if entry is not None and entry["round"] == self.round]
         if not found:
             raise CheckpointError(
-                f"client {client.id}: the server counts a {name} of round {self.round} that is not known here; start the run anew"
+                f"client {client.id}: no {name} of round {self.round} is stored, although the server counts one; start a new run"
             )
         self._known, self.value = found[0], found[0]["value"]
 

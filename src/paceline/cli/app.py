@@ -17,6 +17,7 @@ from paceline.cli.show import err, show_error
 from paceline.cli.signals import ending
 from paceline.cli.spelling import correct
 from paceline.core.errors import PacelineError
+from paceline.core.wording import as_commands
 
 __all__ = ["Commands", "app"]
 
@@ -37,15 +38,16 @@ class Commands(TyperGroup):
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())
         try:
-            return super().invoke(ctx)
+            with as_commands():
+                return super().invoke(ctx)
         except PacelineError as error:
             if self.debug:
                 traceback.print_exc(file=sys.stderr)
             show_error(error, self.as_json)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt as stopped:
-            told, code = ending(stopped)
-            err().print(told, soft_wrap=True, markup=False)
+            text, code = ending(stopped)
+            err().print(text, soft_wrap=True, markup=False)
             raise typer.Exit(code) from None
         except Exception as error:
             self._correct(error)
@@ -59,9 +61,9 @@ class Commands(TyperGroup):
         context = getattr(error, "ctx", None)
         if not hasattr(error, "possibilities") or context is None or "task_option" not in {p.name for p in context.command.params}:
             return
-        told = correct(error.option_name, self.words)
-        if told:
-            error.message, error.possibilities = f"No such option: {error.option_name}; {told}", None
+        text = correct(error.option_name, self.words)
+        if text:
+            error.message, error.possibilities = f"No such option: {error.option_name}; {text}", None
 
 
 app = typer.Typer(

@@ -56,7 +56,7 @@ def federate(
 ) -> None:
     """Train as a real federation on this machine: authority, server and clients as separate processes, over TLS.
 
-    Takes the options of `run`; the result is bitwise identical. By default there are 5 clients, all in the cohort.
+    Takes the options of `run`; the result is bitwise identical. By default there are 5 clients.
     """
     spec = None if method is None else registry.parse("method", method)
     from paceline.run import RunConfig
@@ -74,11 +74,9 @@ def federate(
     changes: dict[str, Any] = {"engine": "grpc"}
     if "clients" not in chosen:
         changes["clients"] = CLIENTS
-    if "cohort" not in chosen:
-        changes["cohort"] = changes.get("clients", settings.clients)
     if "on_error" not in chosen:
         changes["on_error"] = "drop"
-    settings = RunConfig.build({**settings.model_dump(exclude_unset=True), **changes})
+    settings = RunConfig.build({**settings.model_dump(exclude_unset=True), **changes}).fitted()
     from paceline.cli.folders import new_place
     from paceline.deploy.loopback import federate as carry_out
 

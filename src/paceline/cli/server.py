@@ -64,6 +64,6 @@ def run_of(settings: ServerConfig, path: Path | None, environment: Mapping[str, 
         where += f" with {', '.join(given)}"
     check_run(settings.run, where)
     try:
-        return RunConfig.build(settings.run)
+        return RunConfig.build(settings.run).fitted()
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None

@@ -38,7 +38,15 @@ def homes(name: str, value: str, run: Mapping[str, Any], methods: Sequence[str] 
         run: the other options given.
         methods: the methods, if there are several.
     """
-    return list(_homes(name.replace("-", "_"), value, run, methods or [run.get("method", "fedavg")]))
+    name = name.replace("-", "_")
+    return list(_homes(name, value, run, methods or [run.get("method", "fedavg")])) or list(_other_methods(name, value))
+
+
+def _other_methods(name: str, value: str) -> Iterator[Home]:
+    from paceline.assembly import field_owners
+
+    if owners := field_owners(name):
+        yield Home(f"a field of {owners}", f"{owners if owners.isidentifier() else 'METHOD'}:{name}={value}", "[options]")
 
 
 def _homes(name: str, value: str, run: Mapping[str, Any], methods: Sequence[str]) -> Iterator[Home]:
@@ -125,9 +133,9 @@ def check_run(values: Mapping[str, Any], where: str = "") -> None:
 
     at = f"{where}: " if where else ""
     for name in (n for n in values if n not in RunConfig.model_fields):
-        told = misplaced(name, values)
-        if told:
-            raise ConfigError(f"{at}{told}")
+        advice = misplaced(name, values)
+        if advice:
+            raise ConfigError(f"{at}{advice}")
     check_method(str(values.get("method", "fedavg")))
     task = str(values.get("task", ""))
     if task:

@@ -44,7 +44,7 @@ class Memory(MutableMapping[str, Any]):
         self.changes[key] = value
 
     def __delitem__(self, key: str) -> None:
-        raise ConfigError("client memory is overwritten, not deleted")
+        raise ConfigError(f"client memory: the key {key!r} cannot be deleted; assign another value to it")
 
     def __iter__(self) -> Iterator[str]:
         return iter({**self.stored, **self.changes})
@@ -87,14 +87,14 @@ class Client:
         data: returns this client's training (0) or test (1) samples; the latter are empty unless the partition
             sets some aside.
         memory: its own store, kept between rounds.
-        peers: records that the others of the cohort told (`ClientFunction.tells`), by client.
+        peers: records published by the others of the cohort (`ClientFunction.peer_record`), by client.
         services: what its worker has beside the model, by class, such as ``client.services[Submodels]``.
         strict: check the loss at every step, to name the step at which it broke (the debug engine).
         ask: runs a request to the local loop: at once, or together with those of other clients.
         redraws: let what the function draws from global generators come from this client's streams; whoever says so
             puts the generators back (`paceline.core.generators`).
         central: the task's test samples.
-        keeps_times: store how long training took, see `times`.
+        records_times: store how long training took, see `times`.
 
     Example:
         >>> import paceline as pl
@@ -123,7 +123,7 @@ class Client:
         ask: Callable[[Any], Any] = answer,
         redraws: bool = False,
         central: ClientData | None = None,
-        keeps_times: bool = False,
+        records_times: bool = False,
     ) -> None:
         self._id, self.round, self.model, self.problem = id, round, model, problem
         self.memory = memory
@@ -133,7 +133,7 @@ class Client:
         self.strict = strict
         self.ask = ask
         self.redraws = redraws
-        self.central, self.keeps_times = central, keeps_times
+        self.central, self.records_times = central, records_times
         self.flops = 0.0
         self.nameless = False
         """Whether the function that runs may not ask who it runs for: under masks, unless the method says so."""
@@ -151,8 +151,8 @@ class Client:
         if self.nameless:
             raise PlanError(
                 [
-                    "a function that is summed under masks reads client.id, by which a message can treat one client unlike the others; "
-                    "use what is common to all, or set names_clients = True in the method, which policies then have to allow"
+                    "a client function under secure aggregation reads client.id, so a message could single out one client; "
+                    "use values common to all clients, or set names_clients = True in the method, which each client's policy must allow"
                 ]
             )
         return self._id
@@ -163,7 +163,7 @@ class Client:
         Raises `ConfigError` where there are none.
         """
         if not values:
-            raise ConfigError("there are no values to give to clients")
+            raise ConfigError("client.assigned: the list of values is empty; give it at least one")
         return values[self._id % len(values)]
 
     @cached_property
@@ -200,10 +200,12 @@ class Client:
     def times(self) -> tuple[float, float] | None:
         """Seconds that this client's last training took to (compute, transfer); None before the first.
 
-        They are kept only for methods that declare ``keeps_times = True``.
+        They are recorded only for methods that declare ``records_times = True``.
         """
-        if not self.keeps_times:
-            raise ConfigError("client.times is kept only for a method that says so: keeps_times: ClassVar[bool] = True")
+        if not self.records_times:
+            raise ConfigError(
+                "client.times is not recorded for this method; declare records_times: ClassVar[bool] = True in its class"
+            )
         seen = self.memory.get("_times")
         return None if seen is None else (float(seen[0]), float(seen[1]))
 
@@ -212,11 +214,11 @@ class Client:
 
         Raises `PlanError` where this client has nothing begun.
         """
-        held = self.memory.get("_held")
-        if held is None:
-            raise PlanError([f"client {self.id} holds no reply; a function marked held=True is asked after fed.start, and once"])
+        stored = self.memory.get("_held")
+        if stored is None:
+            raise PlanError([f"client {self.id} has no stored reply; call a collects=True function once, after fed.start"])
         self.memory["_held"] = None
-        return held
+        return stored
 
     def stream(self, *path: int | str) -> torch.Generator:
         """Return a further independent stream of this client in this call."""
@@ -274,7 +276,7 @@ class Client:
         model = model or self.model
         batch_size = self.problem.batch_size if batch_size is None else batch_size
         if batch_size < 1 or epochs < 0:
-            raise ConfigError(f"batch_size={batch_size}, epochs={epochs}; at least 1 and 0 are needed")
+            raise ConfigError(f"batch_size={batch_size}, epochs={epochs}: batch_size must be at least 1 and epochs at least 0")
         data = self.train
         n, self._loops = len(data), self._loops + 1
         wanted = steps if steps is not None else epochs * -(-n // batch_size)
@@ -344,7 +346,7 @@ class Client:
             return self.test
         whole = self.central
         if whole is None:
-            raise ConfigError("this client was given no test samples of the task; give it Client(central=...)")
+            raise ConfigError("this client has no central test samples; pass them as Client(central=...)")
         if everything or whole.y.dim() > 1:  # sequences have no class of their own
             return whole
         own = torch.bincount(self.train.y[self.train.index], minlength=self.problem.num_classes) > 0

@@ -59,7 +59,7 @@ class RunConfig(BaseModel):
     client_samples: int | None = _option(None, TASK, "maximum samples of a client; the rest is unused", "no limit", ge=1)
     allow_empty: bool = _option(False, TASK, "allow clients without samples")
 
-    cohort: int = _option(20, ROUNDS, "clients sampled per round", ge=1)
+    cohort: int = _option(20, ROUNDS, "clients sampled per round; where it is not set, at most all clients", ge=1)
     rounds: int = _option(30, ROUNDS, "number of rounds", ge=1)
     seed: int = _option(0, ROUNDS, "seed of every random stream", ge=0)
     checkpoint_every: int = _option(1, ROUNDS, "rounds between checkpoints", ge=1)
@@ -136,7 +136,10 @@ class RunConfig(BaseModel):
         return RunConfig(**values)
 
     def fitted(self) -> RunConfig:
-        """Return the configuration with a cohort of at most the population, unless the cohort was set."""
+        """Return the configuration with a cohort of at most the population, unless the cohort was set.
+
+        Every front end calls this once: Python, `paceline run`, `compare`, `federate` and `server`.
+        """
         if "cohort" in self.model_fields_set or self.cohort <= self.clients:
             return self
         return RunConfig.build({**self.model_dump(exclude_unset=True), "cohort": self.clients})
@@ -159,5 +162,5 @@ def _raise(error: ValidationError) -> NoReturn:
     unknown = [fault["loc"][0] for fault in faults if fault["type"] == "extra_forbidden"]
     if unknown:
         raise UnknownNameError("option", str(unknown[0]), RunConfig.model_fields) from None
-    told = [f"{'.'.join(map(str, f['loc'])) or 'configuration'}={f['input']!r}: {f['msg']}" for f in faults]
-    raise ConfigError("; ".join(told)) from None
+    faults_text = [f"{'.'.join(map(str, f['loc'])) or 'configuration'}={f['input']!r}: {f['msg']}" for f in faults]
+    raise ConfigError("; ".join(faults_text)) from None

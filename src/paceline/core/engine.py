@@ -45,24 +45,24 @@ class ClientFunction:
 
     Args:
         each: the server needs every client's own reply; else it may see only sums.
-        tells: name of the function whose small record each client tells the others of the cohort, before
+        peer_record: name of the function whose small record each client publishes to the others of the cohort before
             this one runs; under secure aggregation the server relays only ciphertexts.
         bounds: largest absolute value of a coordinate, by field, where secure aggregation's default clip
             does not suit it.
-        held: it hands over what `Federation.start` had the client do before, see `Client.take`.
+        collects: the function returns the result of work that `Federation.start` began earlier, see `Client.take`.
     """
 
     each: bool = False
-    tells: str | None = None
+    peer_record: str | None = None
     bounds: Mapping[str, float] = field(default_factory=dict)
-    held: bool = False
+    collects: bool = False
 
 
 def declaration(fn: Callable[..., Any]) -> ClientFunction:
     """Return the declaration of a client function. Raises `PlanError` for any other function."""
     found = getattr(fn, "__client__", None)
     if not isinstance(found, ClientFunction):
-        raise PlanError([f"{getattr(fn, '__name__', fn)!r} is not a client function; mark it with @on_client"])
+        raise PlanError([f"{getattr(fn, '__name__', fn)!r} is not a client function; decorate it with @on_client"])
     return found
 
 
@@ -80,7 +80,7 @@ class Call:
         stream: names the clients' random streams of this call: function, and which call of it this is.
         channel: how replies leave the client.
         deadline: virtual seconds after which a reply counts as dropped, or None.
-        peers: records that clients told, by the client that receives them.
+        peers: records published by other clients, by receiving client.
         chunks: `clients` in the groups that may work as one; an engine forms them.
     """
 

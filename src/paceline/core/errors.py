@@ -34,8 +34,8 @@ __all__ = [
     "PolicyError",
     "ProtocolError",
     "QuorumError",
-    "StoreAwayError",
     "StoreError",
+    "StoreUnavailableError",
     "SubmodelError",
     "SumOverflowError",
     "TokenError",
@@ -43,6 +43,7 @@ __all__ = [
     "UnknownNameError",
     "WireError",
     "WorkerDiedError",
+    "by_name",
     "nearest",
 ]
 
@@ -63,7 +64,7 @@ class PacelineError(Exception):
     exit_code = 1
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel between processes as text and attributes: what a class was made from is not kept."""
+        """Serialise as text and attributes; constructor arguments are not transferred."""
         return _again, (type(self), self.args, self.__dict__)
 
 
@@ -74,6 +75,12 @@ def _again(kind: type[PacelineError], args: tuple[Any, ...], attributes: dict[st
     return error
 
 
+def by_name(name: str, message: str) -> PacelineError:
+    """Return an error of the class of a name, such as that of another process, with its message."""
+    kind = globals().get(name)
+    return _again(kind if isinstance(kind, type) and issubclass(kind, PacelineError) else PacelineError, (message,), {})
+
+
 class ConfigError(PacelineError, ValueError):
     """An option has an invalid value."""
 
@@ -81,10 +88,18 @@ class ConfigError(PacelineError, ValueError):
 
 
 class UnknownNameError(ConfigError):
-    """A method, task, field, fleet or other name does not exist; the message lists the closest names."""
+    """A method, task, field, fleet or other name does not exist; the message lists the closest names.
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        super().__init__(f"unknown {kind} {name[:200]!r}{nearest(name, known)}")
+    Args:
+        kind: what has no such name.
+        name: the name.
+        known: the names that exist.
+        elsewhere: where there is one of that name, for the message.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], elsewhere: str = "") -> None:
+        self.name = name
+        super().__init__(f"unknown {kind} {name[:200]!r}{nearest(name, known)}{f'; {elsewhere}' if elsewhere else ''}")
 
 
 class NameClashError(ConfigError):
@@ -92,7 +107,7 @@ class NameClashError(ConfigError):
 
     def __init__(self, kind: str, name: str, owners: Sequence[str]) -> None:
         super().__init__(
-            f"{kind} {name!r} has {len(owners)} owners: {' and '.join(owners)}; uninstall all but one, rename an entry point, or "
+            f"{kind} {name!r} is registered {len(owners)} times, by {' and '.join(owners)}; uninstall all but one, rename one, or "
             "write package.module:Name"
         )
 
@@ -105,7 +120,7 @@ class PlanError(ConfigError):
     def __init__(self, misfits: Sequence[str]) -> None:
         self.misfits = tuple(misfits)
         lines = "\n".join(f"  {i}. {text}" for i, text in enumerate(misfits, 1))
-        super().__init__(f"this run cannot work, for {len(misfits)} reason(s):\n{lines}")
+        super().__init__(f"this run cannot start: {len(misfits)} incompatible setting(s):\n{lines}")
 
 
 class MissingExtraError(PacelineError, ImportError):
@@ -205,7 +220,7 @@ class MisbehaviourError(QuorumError):
 
     Args:
         message: what happened.
-        clients: who is to blame, and for what; empty where that cannot be known.
+        clients: fault of each identified client; empty where none can be identified.
         survivors: the clients whose sum was opened and cannot be used; empty where nothing was opened.
     """
 
@@ -234,7 +249,7 @@ class StoreError(PacelineError):
     exit_code = 13
 
 
-class StoreAwayError(StoreError):
+class StoreUnavailableError(StoreError):
     """The server's database is unavailable; earlier writes are intact."""
 
 
@@ -263,4 +278,4 @@ class PolicyError(PacelineError):
 
     def __init__(self, reasons: Sequence[str]) -> None:
         self.reasons = tuple(reasons)
-        super().__init__(f"this client's policy forbids it: {'; '.join(reasons)}")
+        super().__init__(f"refused by this client's policy: {'; '.join(reasons)}")

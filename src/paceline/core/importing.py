@@ -13,12 +13,22 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paceline.core.errors import ConfigError, PolicyError, nearest
+from paceline.core.errors import ConfigError, PacelineError, PolicyError, nearest
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-__all__ = ["as_module", "classes_in", "imports_from", "installed", "is_import_path", "load_entry", "load_named", "module_hint"]
+__all__ = [
+    "as_module",
+    "classes_in",
+    "imports_from",
+    "installed",
+    "is_import_path",
+    "load_built_in",
+    "load_entry",
+    "load_named",
+    "module_hint",
+]
 
 _allowed: ContextVar[frozenset[str] | None] = ContextVar("allowed", default=None)
 
@@ -72,12 +82,30 @@ def load_entry(point: EntryPoint) -> Any:
     try:
         return point.load()
     except (Exception, SystemExit) as error:  # a package's module may raise anything
-        from paceline.core.failures import place_of
+        owner = point.dist.name if point.dist else "a package"
+        what = f"the entry point {point.name} = {point.value} of {owner} cannot be loaded"
+        raise ConfigError(f"{what}: {_cause(error)}; fix or uninstall the package") from error
 
-        raise ConfigError(
-            f"the entry point {point.name} = {point.value} of {point.dist.name if point.dist else 'a package'} cannot be loaded: "
-            f"{place_of(error)}: {type(error).__name__}: {error}; mend or uninstall it"
-        ) from error
+
+def load_built_in(target: str, what: str) -> Any:
+    """Return an object of Paceline itself.
+
+    Args:
+        target: import path.
+        what: kind and name of the object, for the message.
+
+    Raises:
+        ConfigError: if it cannot be imported, because a package is missing or broken; states file, line and error.
+        MissingExtraError: if it needs an optional dependency.
+    """
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except PacelineError:
+        raise
+    except Exception as error:  # whatever a broken package raises
+        cure = "`paceline doctor` checks the installation; otherwise reinstall Paceline"
+        raise ConfigError(f"{what} ({target}) cannot be imported: {_cause(error)}; {cure}") from error
 
 
 def load_named(name: str, what: str) -> Any:
@@ -95,10 +123,10 @@ def load_named(name: str, what: str) -> Any:
     module, _, attribute = name.partition(":")
     allowed = _allowed.get()
     if allowed is not None and module not in allowed:
-        raise PolicyError([f"{what} {name!r} is not registered here; name its module in client.modules to allow it"])
+        raise PolicyError([f"{what} {name!r} is not registered on this client; add its module to client.modules to allow it"])
     if module.endswith(".py") or "/" in module:
         raise ConfigError(
-            f"{what} {name!r}: write {as_module(Path(module))}:{attribute or 'Class'}, a module's name in place of its file"
+            f"{what} {name!r}: write {as_module(Path(module))}:{attribute or 'Class'}, with the module's name instead of its file"
         )
     try:
         loaded = importlib.import_module(module)
@@ -115,7 +143,7 @@ def load_named(name: str, what: str) -> Any:
     if allowed is not None:  # names that the module itself imports, such as subprocess.Popen, are not allowed
         home = str(getattr(found, "__module__", module))
         if not any(home == known or home.startswith(f"{known}.") for known in allowed):
-            raise PolicyError([f"{what} {name!r} is defined in {home}; name that module in client.modules to allow it"])
+            raise PolicyError([f"{what} {name!r} is defined in {home}; add that module to client.modules to allow it"])
     return found
 
 
@@ -125,17 +153,20 @@ def _absent(module: str) -> str:
     searched = ", ".join([here] if here in sys.path or "" in sys.path else []) or "the installed packages"
     searched += f", {', '.join(paths)} (PYTHONPATH)" if paths else ""
     file = f"{module.replace('.', '/')}.py"
-    return f"there is no module {module!r} in {searched}; go to the folder that {file} is in, or set PYTHONPATH=THAT_FOLDER"
+    return f"no module {module!r} in {searched}; run from the folder that contains {file}, or set PYTHONPATH to that folder"
 
 
 def _broken(what: str, name: str, error: BaseException) -> ConfigError:
+    return ConfigError(f"{what} {name!r} cannot be imported: {_cause(error)}")
+
+
+def _cause(error: BaseException) -> str:
+    """Return place, class and message of the error of an import."""
     from paceline.core.failures import place_of
 
     if isinstance(error, SyntaxError):
-        place, told = f"{error.filename}:{error.lineno}", str(error.msg)
-    else:
-        place, told = place_of(error), str(error)
-    return ConfigError(f"{what} {name!r} cannot be imported: {place}: {type(error).__name__}: {told}")
+        return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
+    return f"{place_of(error)}: {type(error).__name__}: {error}"
 
 
 def as_module(file: Path) -> str:
@@ -157,12 +188,12 @@ def module_hint(name: str, bases: set[str]) -> str:
         return ""
     module = as_module(file)
     if not file.is_file():
-        return f"write {module}:Class, a module and a class of it; there is no file {file}"
+        return f"write {module}:Class, a module and one of its classes; the file {file} does not exist"
     found = classes_in(file, bases)
     return (
         f"write {' or '.join(f'{module}:{c}' for c in found)}"
         if found
-        else f"write {module}:Class; no such class was found in {file}"
+        else f"write {module}:Class; {file} contains no suitable class"
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, cast, overload
 
 from typing_extensions import TypeVar
 
+from paceline.core.checked import Checked
 from paceline.core.engine import ClientFunction
-from paceline.core.errors import ConfigError, UnknownNameError
+from paceline.core.errors import ConfigError
+from paceline.core.fields import Finite, Minority, NonNegative, Positive, PositiveShare, Share
 from paceline.core.metrics import spread
 from paceline.core.params import Params
 from paceline.core.tree import Tree, node
@@ -21,7 +22,21 @@ if TYPE_CHECKING:
     from paceline.core.client import Client, ClientData
     from paceline.core.federation import Federation
 
-__all__ = ["ClientFunction", "Method", "P", "S", "State", "client_functions", "on_client"]
+__all__ = [
+    "ClientFunction",
+    "Finite",
+    "Method",
+    "Minority",
+    "NonNegative",
+    "P",
+    "Positive",
+    "PositiveShare",
+    "S",
+    "Share",
+    "State",
+    "client_functions",
+    "on_client",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -30,15 +45,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 def on_client(fn: F) -> F: ...
 @overload
 def on_client(
-    *, each: bool = False, tells: str | None = None, bounds: Mapping[str, float] | None = None, held: bool = False
+    *, each: bool = False, peer_record: str | None = None, bounds: Mapping[str, float] | None = None, collects: bool = False
 ) -> Callable[[F], F]: ...
 def on_client(
     fn: F | None = None,
     *,
     each: bool = False,
-    tells: str | None = None,
+    peer_record: str | None = None,
     bounds: Mapping[str, float] | None = None,
-    held: bool = False,
+    collects: bool = False,
 ) -> Any:
     """Mark a method of a class as a client function; see `ClientFunction` for the options.
 
@@ -54,7 +69,7 @@ def on_client(
     """
 
     def mark(f: F) -> F:
-        f.__client__ = ClientFunction(each, tells, dict(bounds or {}), held)  # type: ignore[attr-defined]
+        f.__client__ = ClientFunction(each, peer_record, dict(bounds or {}), collects)  # type: ignore[attr-defined]
         return f
 
     return mark if fn is None else mark(fn)
@@ -102,14 +117,18 @@ P = TypeVar("P", bound=State, default=State)
 
 
 @dataclass(frozen=True)
-class Method(Generic[S]):
+class Method(Generic[S], metaclass=Checked):
     """Base of all methods: a frozen dataclass whose fields are the hyperparameters.
+
+    A field states its range in its annotation, ``mu: NonNegative[float] = 0.01`` (see `paceline.core.fields`). A value of
+    another type or outside the range is a `ConfigError`, an unknown field an `UnknownNameError`, in Python, in a file and on
+    the command line; text is converted to the fields' types.
 
     ``Method[MyState]`` has the server state `MyState`, ``Method`` alone has `State`.
     A subclass implements `round`, and `init` if it has its own state; all else has defaults.
 
-    `family` groups methods in listings. `reveals` and `keeps` describe in a few words what the server sees and what a client
-    stores, in addition to what `paceline methods` reads from the source. With `keeps_times`, each client stores the duration
+    `family` groups methods in listings. `reveals` and `client_state` describe in a few words what the server sees and what a client
+    stores, in addition to what `paceline methods` reads from the source. With `records_times`, each client stores the duration
     of its last training (`Client.times`). `vectorizable` states that hooks can be stacked.
 
     Example:
@@ -132,9 +151,9 @@ class Method(Generic[S]):
 
     family: ClassVar[str] = "other"
     reveals: ClassVar[str] = "sums of updates"
-    keeps: ClassVar[str] = "nothing"
+    client_state: ClassVar[str] = "nothing"
     paper: ClassVar[str] = ""
-    keeps_times: ClassVar[bool] = False
+    records_times: ClassVar[bool] = False
     vectorizable: ClassVar[bool] = True
     headline: ClassVar[str] = ""
     """The paper's main result, in one sentence."""
@@ -158,17 +177,15 @@ class Method(Generic[S]):
             fed: operations on the clients, such as `Federation.sample` and `Federation.mean`.
             state: state after the previous round; not modified.
         """
-        raise ConfigError(f"{type(self).__name__} has no round()")
+        raise ConfigError(f"{type(self).__name__} does not define round(self, fed, state); implement it")
 
     def model(self, state: S) -> Params:
         """Return the parameters to evaluate: `params` of the state by default."""
         params = getattr(state, "params", None)
         if not isinstance(params, Params):
             if state is None:
-                raise ConfigError(f"init() or round() of {type(self).__name__} returned None; return the new State")
-            raise ConfigError(
-                f"{type(state).__name__} has no params; give {type(self).__name__} a model(state) that returns Params"
-            )
+                raise ConfigError(f"init() or round() of {type(self).__name__} returned None; it must return the new State")
+            raise ConfigError(f"{type(state).__name__} has no params; define {type(self).__name__}.model(state), returning Params")
         return params
 
     def fit_task(self, task: Any) -> tuple[Method[Any], Any]:
@@ -241,44 +258,11 @@ class Method(Generic[S]):
 
     @classmethod
     def build(cls, options: Mapping[str, Any] | None = None) -> Self:
-        """Build the method with the given fields; convert text to the fields' types.
-
-        Raises:
-            UnknownNameError: if the method has no such field.
-            ConfigError: if a value is invalid.
+        """Build the method with the given fields, as a call of the class does; see `Method` for what is raised.
 
         Example:
             >>> from paceline.methods import FedProx
             >>> FedProx.build({"mu": "0.1"}).mu
             0.1
         """
-        from paceline.core.config import RunConfig
-
-        fields = {f.name: f for f in dataclasses.fields(cls)}
-        values = {}
-        for name, value in (options or {}).items():
-            if name not in fields and name in RunConfig.model_fields:
-                raise ConfigError(
-                    f"{name} is no field of {cls.__name__} but an option of the run: --{name.replace('_', '-')} {value}"
-                )
-            if name not in fields:
-                raise UnknownNameError(f"{cls.__name__} field", name, fields)
-            values[name] = _convert(cls, fields[name], value)
-        return cls(**values)
-
-
-def _convert(cls: type, spec: dataclasses.Field[Any], value: Any) -> Any:
-    from pydantic import TypeAdapter, ValidationError
-
-    hints = _hints(cls)
-    try:
-        return TypeAdapter(hints[spec.name]).validate_python(value)
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"]
-        raise ConfigError(f"{cls.__name__} field {spec.name}={value!r}: {reason}") from None
-
-
-def _hints(cls: type) -> dict[str, Any]:
-    from typing import get_type_hints
-
-    return get_type_hints(cls)
+        return cls(**(options or {}))

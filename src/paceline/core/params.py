@@ -44,7 +44,7 @@ class Params:
 
     def __init__(self, vector: Tensor, layout: Layout) -> None:
         if vector.shape[-1:] != (layout.size,):
-            raise LayoutError(f"a vector of shape {tuple(vector.shape)} does not fit a layout of {layout.size}")
+            raise LayoutError(f"a vector of shape {tuple(vector.shape)} does not match a layout of {layout.size} coordinates")
         self.vector = vector
         self.layout = layout
 
@@ -76,7 +76,7 @@ class Params:
     def _other(self, other: Params | Tensor | float) -> Tensor | float:
         if isinstance(other, Params):
             if other.layout is not self.layout and other.layout.digest != self.layout.digest:
-                raise LayoutError("these two parameter vectors have different layouts")
+                raise LayoutError("the two parameter vectors have different layouts; use vectors of the same model")
             return other.vector
         return other
 
@@ -225,8 +225,8 @@ class Resident:
         """
         if params.layout is not self.layout and params.layout.digest != self.layout.digest:
             raise LayoutError(
-                f"the given parameters do not have this module's layout: {params.layout.difference(self.layout)}; "
-                "shapes of a client's own data, and its classes, must be those of the run's task"
+                f"the parameters do not match this module's layout: {params.layout.difference(self.layout)}; "
+                "a client's data must have the sample shapes and classes of the run's task"
             )
         with torch.no_grad():
             self.params.vector.copy_(params.vector)

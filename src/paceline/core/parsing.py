@@ -7,9 +7,10 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from paceline.core.errors import ConfigError, UnknownNameError
+from paceline.core.fields import fit, hints_of
 
 __all__ = ["Spec", "fitted", "pairs", "read_toml", "split_top", "value"]
 
@@ -60,7 +61,9 @@ class Spec:
         if modules and rest and rest[0].isidentifier() and not (name in known and (takes or find_spec(name) is None)):
             name, rest = f"{name}:{rest[0]}", rest[1:]
         if not name:
-            raise ConfigError(f"{text!r} names no {what}; write NAME or NAME:{f'{takes.upper()},' * bool(takes)}option=value")
+            raise ConfigError(
+                f"{text!r} does not name a {what}; write NAME or NAME:{f'{takes.upper()},' * bool(takes)}option=value"
+            )
         tail, first = ":".join(rest), ""
         key, equals, _ = tail.partition("=")
         if takes and not (equals and key.strip().isidentifier()):
@@ -70,7 +73,7 @@ class Spec:
             key, equals, given = part.partition("=")
             key = key.strip().replace("-", "_")
             if not equals or not key or key in options:
-                raise ConfigError(f"{what} {text!r}: write each option once, as {key or 'option'}=VALUE")
+                raise ConfigError(f"{what} {text!r}: malformed or repeated option; write each one once, as {key or 'option'}=VALUE")
             options[key] = value(given)
         return Spec(text, name, options, first.strip())
 
@@ -144,38 +147,13 @@ def fitted(make: Callable[..., Any], options: Mapping[str, Any], what: str, know
 
     Raises:
         UnknownNameError: for an option that is not known.
-        ConfigError: for a value that does not fit its parameter's annotation, or is not a number where it should be one.
+        ConfigError: for a value that does not fit its parameter's annotation; see `paceline.core.fields.fit`.
     """
-    known, hints = list(known), _hints(make)
+    known, hints = list(known), hints_of(make)
     for name in options:
         if name not in known:
             raise UnknownNameError(f"option of {what}:", name, known)
-    return {name: _fit(value, hints.get(name, Any), f"{what}: {name}={value!r}") for name, value in options.items()}
-
-
-def _hints(make: Callable[..., Any]) -> dict[str, Any]:
-    own = vars(make).get("__init__") if isinstance(make, type) and "__dataclass_fields__" not in vars(make) else make
-    try:
-        return get_type_hints(own if own is not None else make)
-    except (NameError, TypeError):  # annotations that only a type checker resolves
-        return {}
-
-
-def _fit(value: Any, hint: Any, told: str) -> Any:
-    from pydantic import TypeAdapter, ValidationError
-    from pydantic.errors import PydanticUserError
-
-    if isinstance(value, float) and value != value:
-        raise ConfigError(f"{told} is not a number")
-    if hint is str and type(value) in (int, float):
-        return str(value)
-    try:
-        return TypeAdapter(hint).validate_python(value)
-    except PydanticUserError:  # a type that pydantic does not know
-        return value
-    except ValidationError as error:
-        reason = {float: "is no number", int: "is no whole number"}.get(hint, error.errors()[0]["msg"])
-        raise ConfigError(f"{told} {reason}") from None
+    return {name: fit(value, hints.get(name, Any), f"{what}: {name}={value!r}") for name, value in options.items()}
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -187,7 +165,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise ConfigError(f"the configuration {path} cannot be read: {error}") from error
+        raise ConfigError(f"configuration file {path} cannot be read: {error}") from error
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:

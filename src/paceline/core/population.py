@@ -10,6 +10,7 @@ from paceline.core.exclusions import Exclusions
 from paceline.core.generators import reseed_nested
 from paceline.core.params import Params
 from paceline.core.random import derive, numpy_rng
+from paceline.core.wording import setting
 
 __all__ = ["Population"]
 
@@ -35,7 +36,7 @@ class Population:
         """Clients whose replies failed or were refused in this round, with the reason."""
         self._calls = self._verbs = 0
         self._streams: dict[str, int] = {}
-        self._handing = False
+        self._collecting = False
 
     @property
     def num_clients(self) -> int:
@@ -72,10 +73,11 @@ class Population:
         size = self.cohort_size if size is None else size
         population = self.num_clients if among is None else len(among)
         if not 1 <= size <= population:
-            raise CohortError(f"a cohort of {size} cannot be drawn from {population} clients; set --cohort to at most {population}")
+            told = f"a cohort of {size} cannot be drawn from {population} clients"
+            raise CohortError(f"{told}; set {setting('cohort')} to at most {population}")
         picked = self.available(size, among)
         if not picked:
-            raise CohortError(f"no client is available in round {self.round}")
+            raise CohortError(f"round {self.round}: no client is available")
         return picked
 
     def available(self, most: int | None = None, among: Sequence[int] | None = None) -> list[int]:
@@ -111,7 +113,7 @@ class Population:
     def place(self, function: str) -> tuple[int, int]:
         """Return the parts of `stream`: the attempt, and the number of the next call of `function` in this round."""
         number = self._streams[function] = self._streams.get(function, 0) + 1
-        return 0 if self._handing else self.attempt, number
+        return 0 if self._collecting else self.attempt, number
 
     @property
     def serial(self) -> int:

@@ -136,7 +136,7 @@ class Task:
         (x, y), (x_test, y_test) = samples(train, "train"), samples(test, "test")
         if x.shape[1:] != x_test.shape[1:] or x.dtype != x_test.dtype:
             raise DataFormatError(
-                f"samples of train are {x.dtype} of shape {list(x.shape[1:])}, those of test {x_test.dtype} of {list(x_test.shape[1:])}"
+                f"train samples are {x.dtype} of shape {list(x.shape[1:])}, but test samples are {x_test.dtype} of {list(x_test.shape[1:])}"
             )
         count = check_labels(y, y_test, num_classes or len(classes) or None, loss)
         make = model_maker(model)

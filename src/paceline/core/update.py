@@ -50,13 +50,13 @@ class Update:
         try:
             return self.fields[name]
         except KeyError:
-            raise AttributeError(f"this update has no field {name!r}; it has {list(self.fields)}") from None
+            raise AttributeError(f"update has no field {name!r}; it has {list(self.fields)}") from None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _remade, (self.fields, self.weight)  # used to transfer single replies from a worker process
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError("an update cannot be changed; make a new one")
+        raise AttributeError("an Update is immutable; make a new one")
 
     def __repr__(self) -> str:
         return f"Update({', '.join(f'{k}={v!r}' for k, v in self.fields.items())}, weight={self.weight!r})"
@@ -112,7 +112,7 @@ class Terms:
         weights = {name: reply.weight for name in reply.fields} if shared else dict(reply.weight)
         missing = set(reply.fields) - set(weights)
         if missing:
-            raise AggregationError(f"no weight is given for the field(s) {sorted(missing)}")
+            raise AggregationError(f"the weight of field(s) {sorted(missing)} is missing; give every field a weight")
         parts, totals = [], []
         flat = {name: _flat(w, cap) for name, w in weights.items()}
         for name, value in reply.fields.items():
@@ -134,7 +134,7 @@ class Terms:
         for leaf in leaves:
             if isinstance(leaf, Tensor):
                 if isinstance(weight, Tensor) and weight.numel() != leaf.numel():
-                    raise AggregationError(f"the weight of {name!r} has {weight.numel()} values for a tensor of {leaf.numel()}")
+                    raise AggregationError(f"the weight of {name!r} has {weight.numel()} values, but its tensor has {leaf.numel()}")
                 self.names.append(name)
                 self.tensors.append(leaf.detach().reshape(-1))
                 self.weights.append(weight)
@@ -146,7 +146,7 @@ class Terms:
                 self.weights.append(weight)
                 slots.append(("tensor", (leaf.layout.size,)))
             elif isinstance(weight, Tensor):
-                raise AggregationError(f"{name!r} is a number but has a weight per coordinate; give it its own weight")
+                raise AggregationError(f"{name!r} is a number but has a per-coordinate weight; give it a scalar weight")
             else:
                 self.scalars.append(leaf * weight)
                 slots.append(("int" if isinstance(leaf, int) and weight == 1 else "float", None))
@@ -298,4 +298,4 @@ def structure_from_plain(item: Any) -> Any:
             return tuple(structure_from_plain(i) for i in items)
         case None | bool() | int() | float() | str():
             return item
-    raise AggregationError(f"a reply's structure is malformed: {str(item)[:60]}")
+    raise AggregationError(f"malformed reply structure: {str(item)[:60]}")

@@ -26,6 +26,7 @@ from paceline.core.errors import ConfigError, DataError, EmptyClientError, Unkno
 from paceline.core.random import numpy_rng
 from paceline.core.samples import Split
 from paceline.core.task import Task
+from paceline.core.wording import setting
 from paceline.data.assign import ASSIGN, Wanted, group_of
 
 __all__ = ["Partition", "parse_partition", "partition_task"]
@@ -54,7 +55,7 @@ def parse_partition(text: str) -> tuple[str, Any]:
     takes = _TAKES[name]
     if takes is None:
         if colon:
-            raise ConfigError(f"partition {text!r}: {name} takes no value")
+            raise ConfigError(f"partition {text!r}: {name} does not take a value")
         return name, None
     if name == "groups":
         return name, _classes_of_groups(text, value)
@@ -65,7 +66,7 @@ def parse_partition(text: str) -> tuple[str, Any]:
     except ValueError:
         number = float("nan")
     if not 0 < number < float("inf") or (name == "shards" and number != int(number)):
-        raise ConfigError(f"partition {text!r}: {name} takes {takes}, as in {name}:{2 if name == 'shards' else 0.3}")
+        raise ConfigError(f"partition {text!r}: {name} requires {takes}, as in {name}:{2 if name == 'shards' else 0.3}")
     return name, number
 
 
@@ -76,7 +77,7 @@ def _classes_of_groups(text: str, value: str) -> tuple[tuple[int, ...], ...]:
         for piece in part.split(","):
             first, dash, last = piece.strip().partition("-")
             if not first.isdecimal() or (dash and not last.isdecimal()) or int(first) > int(last or first):
-                raise ConfigError(f"partition {text!r}: {piece!r} is no class or range of classes; write groups:0-3/4-6,9")
+                raise ConfigError(f"partition {text!r}: {piece!r} is not a class or a range of classes; write groups:0-3/4-6,9")
             classes += range(int(first), int(last or first) + 1)
         groups.append(tuple(dict.fromkeys(classes)))
     return tuple(groups)
@@ -89,7 +90,9 @@ def _tail(text: str, value: str) -> tuple[float, float | None]:
     except ValueError:
         numbers = float("nan"), None
     if not 0 < numbers[0] <= 1 or not 0 < (1.0 if numbers[1] is None else numbers[1]) < float("inf"):
-        raise ConfigError(f"partition {text!r}: longtail takes an imbalance from 0 to 1, as in longtail:0.05 or longtail:0.05/0.5")
+        raise ConfigError(
+            f"partition {text!r}: longtail requires an imbalance from 0 to 1, as in longtail:0.05 or longtail:0.05/0.5"
+        )
     return numbers
 
 
@@ -160,7 +163,7 @@ class Partition(Split):
     def _bounds(self, client: int) -> tuple[int, int, int]:
         offsets, cuts, _ = self._arrays  # reading NumPy scalars is faster
         if not 0 <= client < cuts.shape[0]:
-            raise IndexError(f"client {client} of {len(self)}")
+            raise IndexError(f"client {client} does not exist; clients are 0 to {len(self) - 1}")
         return int(offsets[client]), int(cuts[client]), int(offsets[client + 1])
 
     @cached_property
@@ -208,9 +211,9 @@ def partition_task(
     """
     name, value = parse_partition(spec)
     if not 0 <= client_test < 1:
-        raise ConfigError(f"client_test={client_test}; it must be at least 0 and below 1")
+        raise ConfigError(f"client_test={client_test} must be at least 0 and below 1")
     if clients is not None and clients < 1:
-        raise ConfigError(f"clients={clients}; at least 1 is needed")
+        raise ConfigError(f"clients={clients} must be at least 1")
     owners: tuple[str, ...] = ()
     rng = numpy_rng(seed, "partition", spec)
     if name == "natural":
@@ -218,15 +221,18 @@ def partition_task(
         count, moved = len(owners), 0
     else:
         if clients is None:
-            raise ConfigError(f"partition {spec!r} needs a number of clients")
+            raise ConfigError(f"partition {spec!r} needs a number of clients; set clients=")
         count = clients
         if not allow_empty and count > len(task.train):
             raise EmptyClientError(
-                f"{len(task.train)} samples cannot give each of {count} clients one; take fewer clients or set allow_empty"
+                f"{len(task.train)} samples are too few for {count} clients; "
+                f"use fewer clients, or set {setting('allow_empty', True)}"
             )
         labels, classes = _labels(task)
         if name in {"dirichlet", "shards", "groups", "longtail"} and (labels.ndim != 1 or labels.dtype.kind not in "iu"):
-            raise DataError(f"partition {spec!r} needs one class label for each sample; {task.name} has none")
+            raise DataError(
+                f"partition {spec!r} needs one class label per sample, which {task.name} does not have; use iid or quantity:ALPHA"
+            )
         client_of, moved = ASSIGN[name](Wanted(labels, classes, count, value, not allow_empty, rng))
     in_time = name == "natural" and task.in_time
     order, offsets = _sorted(client_of, count, None if in_time else rng)
@@ -236,8 +242,8 @@ def partition_task(
     if not allow_empty and (sizes == 0).any():
         empty = np.flatnonzero(sizes == 0)
         raise EmptyClientError(
-            f"partition {spec!r} leaves {len(empty)} of {count} clients without samples (client {empty[0]} for one); "
-            f"take fewer clients, or --allow-empty"
+            f"partition {spec!r} leaves {len(empty)} of {count} clients without samples (for example client {empty[0]}); "
+            f"use fewer clients, or set {setting('allow_empty', True)}"
         )
     held = np.minimum(np.maximum(np.rint(sizes * client_test), client_test > 0), np.maximum(sizes - 1, 0))
     cuts = offsets[1:] - held.astype(np.int64)
@@ -270,7 +276,9 @@ def _natural(
     owner = task.train.owner.numpy()
     present = np.unique(owner)
     if clients is not None and clients > len(present):
-        raise ConfigError(f"task {task.name!r} has {len(present)} natural clients; {clients} were asked for")
+        raise ConfigError(
+            f"task {task.name!r} has {len(present)} natural clients, but {clients} were requested; set clients to {len(present)}"
+        )
     chosen = present if clients is None else np.sort(rng.permutation(present)[:clients])
     place = np.full(int(present.max()) + 1, -1, dtype=np.int64)
     place[chosen] = np.arange(len(chosen))

@@ -8,13 +8,14 @@ be resumed.
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.context import BaseContext
@@ -23,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from paceline.core.address import Address
-from paceline.core.errors import EngineError, PacelineError, StoreError
+from paceline.core.errors import EngineError, PacelineError, StoreError, by_name
 from paceline.core.importing import is_import_path
 from paceline.core.processes import NAME, UNGUARDED, check_main, importable, start, start_method, unguarded
+from paceline.core.wording import for_commands
 from paceline.deploy.federated_fields import check_federated
 from paceline.deploy.identity.authority import Authority
 from paceline.deploy.processes import child
@@ -66,13 +68,23 @@ class _Party:
         self.config.write_text(to_toml(self.values))
         self.starts += 1
         made: Any = context.Process  # type: ignore[attr-defined]
-        self.process = made(target=child, args=(self.role, self.config, self.log), name=f"{NAME} {self.role}", daemon=True)
+        self.process = made(
+            target=child, args=(self.role, self.config, self.log, for_commands()), name=f"{NAME} {self.role}", daemon=True
+        )
         start(self.process, script)
 
-    def told(self) -> str:
-        """Return the last lines of its log."""
+    def last_lines(self) -> str:
+        """Return the last lines of its log that are no events: those of a traceback."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
-        return "\n".join(text.splitlines()[-6:])
+        return "\n".join([line for line in text.splitlines() if not line.startswith("{")][-6:])
+
+    def error(self) -> PacelineError | None:
+        """Return the error that ended the process; None if it was another one than Paceline's."""
+        place = self.log.with_suffix(".error")
+        if not place.exists():
+            return None
+        name, message = json.loads(place.read_text())
+        return by_name(name, message if self.role == "server" else f"{self.role}: {message}")
 
 
 @dataclass
@@ -120,9 +132,7 @@ class LoopbackFederation:
         check_main(starts=True)
         self._script = self.config.method.startswith("__main__:")
         if self._script and not importable():
-            raise EngineError(
-                f"method {self.config.method!r} was typed or piped in, where no other process finds it; put it into a module"
-            )
+            raise EngineError(f"method {self.config.method!r} is defined in an interactive or piped script; move it to a module")
         if self.place.exists():
             RunFolder(self.place).hold().release()
         root = Path(tempfile.mkdtemp(prefix="paceline-"))
@@ -189,9 +199,9 @@ class LoopbackFederation:
         return {"allow": {"methods": ["*", self.config.method], "tasks": ["*", self.config.task]}}
 
     def _modules(self) -> list[str]:
-        """Return the modules of the names with a colon in this run's configuration."""
-        names = (self.config.method, self.config.task, self.config.model or "", self.config.fleet)
-        return sorted({name.partition(":")[0] for name in names if is_import_path(name)})
+        """Return the modules of the names with a colon in this run's configuration, also in its tables of options."""
+        named = (":".join(text.split(":")[:2]) for text in _texts(self.config.model_dump()))
+        return sorted({name.partition(":")[0] for name in named if is_import_path(name)})
 
     def _party(self, role: str, root: Path, values: dict[str, Any]) -> _Party:
         part = values["server" if role == "server" else "client"]
@@ -245,7 +255,7 @@ class LoopbackFederation:
     def _summary(self, observer: Observer | None) -> Result:
         result = Result.read(RunFolder.open(self.place))
         if result is None:
-            raise EngineError("the server ended before the run did; was it asked to stop?")
+            raise EngineError("the server ended before the run did; it may have received a stop signal")
         return result
 
     def _end(self, seconds: float) -> None:
@@ -296,8 +306,17 @@ def resume(path: Path, observer: Observer | None = None) -> Result:
     if (ended := Result.read(folder)) is not None:
         return ended
     if not (path / KEPT).is_dir():
-        raise StoreError(f"{path} is the run of a server, which goes on with it: start it again, with paceline server --config")
+        raise StoreError(f"{path} is the run of a server; continue it by starting the server again with paceline server --config")
     return LoopbackFederation(RunConfig.build(folder.read_config()), path).run(observer)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield all texts in a tree of plain values."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(item)
 
 
 def _join(processes: Sequence[BaseProcess], seconds: float) -> None:
@@ -317,9 +336,11 @@ def _failed(party: _Party, code: int) -> PacelineError:
     if code == UNGUARDED:
         return EngineError(unguarded())
     if code == _LOST:
-        return EngineError("the process that the server and the clients were started from was killed")
-    last = party.told()
-    how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
+        return EngineError("the parent process of the server and the clients was killed")
+    if (error := party.error()) is not None:
+        return error
+    last = party.last_lines()
+    how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
     return EngineError(f"{party.role} {how}:\n{last}")
 
 

@@ -140,7 +140,7 @@ class VirtualClock:
             ConfigError: the deadline is not positive.
         """
         if deadline is not None and not deadline > 0:
-            raise ConfigError(f"deadline={deadline}; it is a positive number of seconds")
+            raise ConfigError(f"deadline={deadline} must be above 0 seconds")
         slowest = max(times, key=lambda c: (times[c].total, -c), default=None)
         seconds = 0.0 if slowest is None else times[slowest].total
         if deadline is not None and (missing or seconds > deadline):
@@ -170,7 +170,7 @@ class VirtualClock:
             ConfigError: negative or infinite duration.
         """
         if not 0 <= seconds < float("inf"):
-            raise ConfigError(f"a wait of {seconds} seconds is impossible")
+            raise ConfigError(f"a wait of {seconds} seconds must be finite and at least 0")
         if seconds:
             self.phases.append(TimedPhase("wait", seconds))
             self.now += seconds
@@ -191,6 +191,6 @@ class VirtualClock:
         """
         now = state.get("now")
         if not isinstance(now, float):
-            raise CheckpointError(f"{state!r} is no state of a clock")
+            raise CheckpointError(f"malformed clock state {state!r}; restore an intact checkpoint")
         self.now = now
         self.phases.clear()

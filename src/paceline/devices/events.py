@@ -41,7 +41,7 @@ def nanoseconds(seconds: float) -> int:
         ConfigError: negative or infinite duration.
     """
     if not 0 <= seconds < math.inf:
-        raise ConfigError(f"{seconds} seconds are no duration")
+        raise ConfigError(f"duration {seconds} must be finite and at least 0 seconds")
     return round(seconds * SECOND)
 
 
@@ -114,7 +114,7 @@ class Queue:
             CohortError: a client is busy or paused.
         """
         if twice := self.busy & seconds.keys():
-            raise CohortError(f"clients {sorted(twice)} are busy; a client has one job at a time")
+            raise CohortError(f"clients {sorted(twice)} are busy; a client runs one job at a time")
         new = [ClientJob(c, self.fired, self.now, self.now + max(nanoseconds(s), 1)) for c, s in seconds.items()]
         jobs = sorted((*self.jobs, *new), key=lambda job: (job.finish, job.client))
         return dataclasses.replace(self, jobs=tuple(jobs))
@@ -131,7 +131,7 @@ class Queue:
             ConfigError: the time is in the past.
         """
         if time < self.now:
-            raise ConfigError(f"time does not go back: from {self.now} ns to {time} ns")
+            raise ConfigError(f"the queue cannot go back in time from {self.now} ns to {time} ns")
         return dataclasses.replace(self, now=time, rests=tuple(r for r in self.rests if r.until > time))
 
     def arrived(self, time: int) -> tuple[ClientJob, ...]:
@@ -212,7 +212,7 @@ def advance(
         if firing is not None and (wake is None or firing.at <= wake):
             break
         if wake is None:
-            raise CohortError(f"round {fed.round}: nobody is at work, and nobody is there to begin")
+            raise CohortError(f"round {fed.round}: no client is busy, and none is available to start")
         fed.wait((wake - queue.now) / SECOND)
         queue = queue.at(wake)
     fed.wait((firing.at - queue.now) / SECOND)

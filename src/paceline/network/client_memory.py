@@ -50,8 +50,8 @@ class ClientMemory:
             atomic_write(note, data.encode(), durable=self.durable)
         elif note.read_bytes() != data.encode():
             raise CheckpointError(
-                f"this client's data have changed since it joined this run: put them back as they were, or stay away from it, "
-                f"or delete {self.folder} to go on without what was kept of the run"
+                f"this client's data have changed since it joined this run: restore them, or leave the run, "
+                f"or delete {self.folder} to continue without the state stored for it"
             )
 
     def write_pending(self, round: int, memory: Mapping[str, Tree]) -> None:
@@ -114,4 +114,4 @@ class ClientMemory:
         match load_checkpoint(path):
             case {"round": int(round), "memory": dict(memory)}:
                 return round, memory
-        raise CheckpointError(f"{path} is no memory of a client")
+        raise CheckpointError(f"{path} is not a client memory file")

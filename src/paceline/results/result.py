@@ -121,7 +121,7 @@ class Result:
     @property
     def _final(self) -> FinalModel:
         if self.final is None:
-            raise ConfigError(f"this result holds no model; load it from its folder: paceline.load({self.run or 'folder'!r})")
+            raise ConfigError(f"this result has no model; load it from its folder: paceline.load({self.run or 'folder'!r})")
         return self.final
 
     @staticmethod

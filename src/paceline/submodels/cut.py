@@ -53,7 +53,7 @@ class SubModel:
 
     def _check(self, params: Params, layout: Layout) -> None:
         if params.layout is not layout and params.layout.digest != layout.digest:
-            raise SubmodelError(f"expected parameters of {layout.size} values, got {params!r}")
+            raise SubmodelError(f"expected parameters with {layout.size} values, got {params!r}")
 
     def extract(self, full: Params) -> Params:
         """Return the kept coordinates of a full vector: one gather."""
@@ -131,10 +131,10 @@ class Cutter:
         self.groups: dict[str, int] = self.graph.groups
         """Number of units of each group."""
         if not self.groups:
-            raise SubmodelError(f"no units of {type(module).__name__} can be dropped: {self.graph.whole}")
+            raise SubmodelError(f"{type(module).__name__} has no units that can be removed: {self.graph.whole}")
         missing = [e.name for e in layout.entries if e.name not in self.graph.axes]
         if missing:
-            raise SubmodelError(f"the layout has tensors that the module has not: {missing}")
+            raise SubmodelError(f"tensors of the layout are missing from the module: {missing}")
         self._built: OrderedDict[tuple[int, ...], Resident] = OrderedDict()
         self.flops = flops(module, self.example)
         """Forward FLOPs of the full model per sample."""
@@ -155,7 +155,7 @@ class Cutter:
             SubmodelError: p is not in (0, 1].
         """
         if not 0.0 < fraction <= 1.0:
-            raise SubmodelError(f"the kept fraction must be above 0 and at most 1, not {fraction}")
+            raise SubmodelError(f"the fraction of units must be above 0 and at most 1, not {fraction}")
         return {g: keep_count(n, fraction) for g, n in self.groups.items()}
 
     def cut(self, kept: Mapping[str, Tensor]) -> SubModel:
@@ -202,19 +202,19 @@ class Cutter:
     def _checked(self, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for name in kept:
             if name not in self.groups:
-                raise SubmodelError(f"there is no group {name!r} to cut{nearest(name, self.groups)}")
+                raise SubmodelError(f"unknown group {name!r}{nearest(name, self.groups)}")
         out = {}
         for name, size in self.groups.items():
             if name not in kept:
-                raise SubmodelError(f"no kept units are given for group {name!r}; every group needs some")
+                raise SubmodelError(f"the units of group {name!r} are missing; list the retained units of every group")
             units = torch.sort(kept[name].detach().cpu().long().flatten()).values
             distinct = len(units) > 0 and not bool((units[1:] == units[:-1]).any())
             if not distinct or int(units[0]) < 0 or int(units[-1]) >= size:
-                raise SubmodelError(f"{name!r} must keep at least one of its units 0 to {size - 1}, each once")
+                raise SubmodelError(f"group {name!r} must retain at least one of its units 0 to {size - 1}, each listed once")
             out[name] = units
         for names in self.graph.equal:
             if len({len(out[n]) for n in names}) > 1:
-                raise SubmodelError(f"the layers {list(names)} of one LSTM must keep equally many cells")
+                raise SubmodelError(f"the layers {list(names)} of one LSTM must retain equally many cells")
         return out
 
     def _masks(self, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -245,9 +245,9 @@ class Cutter:
         try:
             same = output_shapes(small, self.example) == self._shapes
         except RuntimeError as error:
-            raise SubmodelError(f"the sub-model of widths {_widths(sub)} does not run: {error}") from error
+            raise SubmodelError(f"the forward pass of the sub-model with widths {_widths(sub)} failed: {error}") from error
         if not same:
-            raise SubmodelError(f"the sub-model of widths {_widths(sub)} puts out tensors of other shapes")
+            raise SubmodelError(f"the sub-model with widths {_widths(sub)} returns tensors of other shapes than the full model")
         cost = flops(small, self.example)
         resident = Resident(small, sub.layout, self.device)
         resident.flops, resident.mixed = cost, self.mixed

@@ -56,7 +56,7 @@ def cutoff(times: Iterable[float], share: float = 0.2) -> float:
     """
     ranked = sorted(t for t in times if t >= 0.0)  # drops NaN as well
     if not ranked or not 0.0 <= share < 1.0:
-        raise ConfigError(f"a cut-off needs times and a share in [0, 1), not {len(ranked)} times and {share}")
+        raise ConfigError(f"a cut-off requires at least one time and a share in [0, 1), not {len(ranked)} times and {share}")
     slow = max(1, int(share * len(ranked) + 1e-9)) if share > 0 and len(ranked) > 1 else 0
     return ranked[len(ranked) - 1 - slow]
 
@@ -123,7 +123,7 @@ class CostModel:
             CostModel(a=4.0, s=1.0)
         """
         if not measured:
-            raise ConfigError("a cost model needs at least one measured round")
+            raise ConfigError("a cost model requires at least one measured round")
         n = len(measured)
         mean_c, mean_t = sum(c for c, _ in measured) / n, sum(t for _, t in measured) / n
         spread = sum((c - mean_c) ** 2 for c, _ in measured)
@@ -141,7 +141,7 @@ def choose(seconds: Callable[[float], float], target: float, tiers: Sequence[flo
     """Return the largest tier p >= `least` with ``seconds(p) <= target``, else the smallest allowed tier."""
     allowed = sorted((p for p in tiers if p >= least - 1e-9), reverse=True)
     if not allowed:
-        raise ConfigError(f"no tier of {list(tiers)} is at least {least}")
+        raise ConfigError(f"no tier of {list(tiers)} is at least {least}; lower least")
     return next((p for p in allowed if seconds(p) <= target * (1.0 + 1e-9)), allowed[-1])
 
 

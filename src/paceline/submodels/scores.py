@@ -109,7 +109,7 @@ class Scorer:
             ConfigError: unknown reduction.
         """
         if reduce not in ("max", "mean", "l2"):
-            raise ConfigError(f"reduce must be max, mean or l2, not {reduce!r}")
+            raise ConfigError(f"reduce={reduce!r} must be max, mean or l2")
         top, bottom = delta.vector.abs(), theta.vector.abs()
         if eps:
             bottom = bottom + self._eps(theta, eps)

@@ -65,10 +65,10 @@ def _each(
     kept = {}
     for group, count in counts.items():
         if group not in scores:
-            raise SubmodelError(f"no scores are given for group {group!r}; use scores.unknown(sizes) for none")
+            raise SubmodelError(f"the scores of group {group!r} are missing; pass scores.unknown(sizes) if none are known")
         score = scores[group].detach().cpu().double()
         if not 1 <= count <= len(score):
-            raise SubmodelError(f"group {group!r} has {len(score)} units; it cannot keep {count}")
+            raise SubmodelError(f"group {group!r} has {len(score)} units and cannot retain {count}")
         before = torch.zeros(len(score), dtype=torch.bool)
         if previous is not None and group in previous:
             before[:] = True

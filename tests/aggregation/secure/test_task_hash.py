@@ -19,8 +19,8 @@ AGREED = Agreement(b"r" * 32, b"m" * 32)
 MESSAGE = {"params": torch.arange(6.0), "step": 3}
 
 
-def work(agreed=AGREED, function="train", bounds=None, tells=None, message=MESSAGE):
-    return Work.of(agreed, function, ClientFunction(tells=tells, bounds=bounds or {}), message)
+def work(agreed=AGREED, function="train", bounds=None, peer_record=None, message=MESSAGE):
+    return Work.of(agreed, function, ClientFunction(peer_record=peer_record, bounds=bounds or {}), message)
 
 
 def changed(message=MESSAGE, **changes):
@@ -131,9 +131,9 @@ def test_hashes_do_not_depend_on_the_process():
         "import torch; from tests.aggregation.secure.test_task_hash import work; from paceline.aggregation.secure.task_hash import halves;"
         "print(work().task(1, 0, 1).hex(), work().common.hex(), halves(work().common, range(9), 3))"
     )
-    told = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    reported = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(2)]
     here = f"{work().task(1, 0, 1).hex()} {work().common.hex()} {halves(work().common, range(9), 3)}\n"
-    assert told == [here, here]
+    assert reported == [here, here]
 
 
 @pytest.mark.parametrize(("size", "least"), [(6, 3), (7, 3), (10, 5), (100, 13)])

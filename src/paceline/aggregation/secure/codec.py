@@ -169,7 +169,9 @@ class Codec:
     @staticmethod
     def _within(values: Any, low: Any, high: Any, name: str) -> None:
         if not bool(np.all((values >= low) & (values <= high))):
-            raise SumOverflowError(f"the opened sum of {name!r} exceeds what its clients can have sent: overflow, or a cheater")
+            raise SumOverflowError(
+                f"the opened sum of {name!r} exceeds the range of its clients' values; overflow, or a client cheated"
+            )
 
     def clip(self, name: str) -> float:
         """Return the clip C of a field."""
@@ -184,7 +186,7 @@ class Codec:
 
     def _exact(self, value: float) -> int:
         if not math.isfinite(value):
-            raise NonFiniteError(f"the reply holds the number {value}")
+            raise NonFiniteError(f"the reply contains the non-finite number {value}")
         whole = round(value * _UNIT)
         if abs(whole) * self.clients >= 2**63:
             raise SumOverflowError(f"the number {value} is too large for an exact secure sum of {self.clients} clients")
@@ -219,5 +221,7 @@ def _by_field(structure: Any, weights: list[Any], counts: list[NDArray[np.int64]
 
 def _number(weight: float | Tensor) -> int:
     if isinstance(weight, Tensor):
-        raise SumOverflowError("integer tensors cannot have a weight per coordinate under secure aggregation")
+        raise SumOverflowError(
+            "integer tensors cannot have per-coordinate weights under secure aggregation; give them a scalar weight"
+        )
     return int(weight)

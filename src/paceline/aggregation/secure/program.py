@@ -28,15 +28,14 @@ from paceline.aggregation.secure.task_hash import Agreement, Work
 from paceline.core.engine import Aggregation, Each, Receipt, Summed, SumRequest
 from paceline.core.errors import (
     AggregationError,
-    ConfigError,
     MisbehaviourError,
     PacelineError,
     QuorumError,
     SumOverflowError,
-    UnknownNameError,
 )
 from paceline.core.federation import Federation
 from paceline.core.params import Params
+from paceline.core.parsing import fitted
 from paceline.core.tree import Tree
 from paceline.core.update import Update
 
@@ -54,17 +53,8 @@ def secure_config(options: Mapping[str, Any]) -> SecureConfig:
         >>> secure_config({"clip": 0.5}).clip
         0.5
     """
-    from pydantic import TypeAdapter, ValidationError
-
-    known = {f.name for f in dataclasses.fields(SecureConfig)}
-    for name in options:
-        if name not in known:
-            raise UnknownNameError("option of secure aggregation:", name, known)
-    try:
-        return TypeAdapter(SecureConfig).validate_python(dict(options))
-    except ValidationError as error:
-        fault = error.errors()[0]
-        raise ConfigError(f"secure aggregation: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+    known = [f.name for f in dataclasses.fields(SecureConfig)]
+    return SecureConfig(**fitted(SecureConfig, options, "secure aggregation", known))
 
 
 @dataclass(frozen=True)
@@ -119,9 +109,9 @@ class SecureAggregation(Aggregation):
                     self._rest(fed, cohort, one)
         if not parts:
             raise last or QuorumError(
-                f"round {fed.round}: a sum of {request.function!r} was opened before; without all of the clients that were in it, it "
-                "cannot be repeated, as two sums would show the difference: wait for them, or begin a new run with another seed"
-                + (f" (what went wrong: {self.opened.why})" if self.opened.why else "")
+                f"round {fed.round}: a sum of {request.function!r} was opened before and cannot be repeated without all of its clients; "
+                "two sums would reveal the difference; wait for these clients, or start a new run with another seed"
+                + (f" (cause: {self.opened.cause})" if self.opened.cause else "")
             )
         return parts[0] if len(parts) == 1 else _together(parts)
 
@@ -137,7 +127,9 @@ class SecureAggregation(Aggregation):
         without them.
         """
         left = len(cohort) - len(lost.silent)
-        again = not self.opened.lose(lost.work.common, lost.opening) if lost.opening else self.opened.missed(lost.silent)
+        again = (
+            not self.opened.mark_lost(lost.work.common, lost.opening) if lost.opening else self.opened.newly_missing(lost.silent)
+        )
         if not again and 3 * len(lost.silent) <= len(cohort) and left >= max(3, self.config.least(left), fed.quorum):
             fed.excluded.rest(lost.silent, fed.round)
 
@@ -188,7 +180,7 @@ class _Sum:
             return self._form()
         except MisbehaviourError as error:
             if error.survivors:  # opened, but unusable
-                self.how.opened.spoil(self.work.common, error.survivors, str(error))
+                self.how.opened.mark_unusable(self.work.common, error.survivors, str(error))
             self.fed.excluded.blame(error.clients, self.fed.round)
             raise
         finally:
@@ -246,14 +238,12 @@ class _Sum:
             summed = self.codec.decode(self.shapes[alive[0]], opened, alive)
         except SumOverflowError as error:
             raise MisbehaviourError(
-                f"secure sum, round {self.fed.round}: {error}; one of clients {alive} sent it", {}, alive
+                f"secure sum, round {self.fed.round}: {error}; the sender is one of clients {alive}", {}, alive
             ) from None
         except (AggregationError, *MALFORMED) as error:
-            raise QuorumError(
-                f"round {self.fed.round}: most clients announced an impossible shape of their replies: {error}"
-            ) from None
+            raise QuorumError(f"round {self.fed.round}: most clients announced an invalid reply structure: {error}") from None
         if summed.notes.get("failed", 0.0) >= len(alive):
-            what = f"none of clients {alive} could do what {self.work.function!r} asks; their logs say why"
+            what = f"{self.work.function!r} failed on all of clients {alive}; see their logs"
             raise MisbehaviourError(f"secure sum, round {self.fed.round}: {what}", {}, alive)
         return dataclasses.replace(summed, notes={**summed.notes, "refused": float(len(self.server.refused))})
 

@@ -43,7 +43,7 @@ class Column(DeferredNumber):
         return math.fsum(self.values)
 
     def _differs(self, *_: Any) -> NoReturn:
-        raise NotUniform("a number that differs from client to client")
+        raise NotUniform("a number that differs between clients")
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _differs
     __pow__ = __rpow__ = __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __neg__ = __pos__ = __abs__ = _differs
@@ -96,7 +96,7 @@ class Lazy(DeferredParams):
         """The vector, shape [d]."""
         if self._formed is None:
             if self.index is None:
-                raise NotUniform("parameters that differ from client to client")
+                raise NotUniform("parameters that differ between clients")
             out = self.rows.row(self.index) * self.coefficient
             for factor, vector in self.rest:
                 out.add_(vector, alpha=factor)
@@ -140,7 +140,7 @@ class Lazy(DeferredParams):
 
     def _same(self, other: Params) -> None:
         if other.layout is not self.layout and other.layout.digest != self.layout.digest:
-            raise LayoutError("these two parameter vectors have different layouts")
+            raise LayoutError("the two parameter vectors have different layouts; use vectors of the same model")
 
     def _scaled(self, factor: float) -> Lazy:
         rest = tuple((f * factor, v) for f, v in self.rest)

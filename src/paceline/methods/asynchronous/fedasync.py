@@ -55,7 +55,7 @@ class FedAsync(FedFix):
         replies = fed.each(self.give, dict(weights), over=list(weights))
         return next(iter(replies.values()))
 
-    @on_client(each=True, held=True)
+    @on_client(each=True, collects=True)
     def give(self, client: Client, message: Mapping[int, float]) -> Update:
         """Upload the change times d_i / p_i."""
         return super().give(client, message)

@@ -24,7 +24,7 @@ import torch
 
 from paceline.core.client import SGD, Client, Hooks
 from paceline.core.federation import Federation
-from paceline.core.method import Method, on_client
+from paceline.core.method import Method, NonNegative, Positive, Share, on_client
 from paceline.core.params import Params
 from paceline.core.tree import node
 from paceline.core.update import Update
@@ -63,20 +63,20 @@ class FedFix(Method[AsyncState]):
     paper: ClassVar[str] = "Fraboni et al., JMLR 2023"
     headline: ClassVar[str] = "outperforms synchronous FedAvg, which is slow, and asynchronous FedAvg, which is unstable"
     reveals: ClassVar[str] = "sums of updates, start and finish time of each job"
-    keeps: ClassVar[str] = "its update until upload"
+    client_state: ClassVar[str] = "its update until upload"
     names_clients: ClassVar[bool] = True
 
-    lr: float | None = None
-    steps: int = 10
-    batch_size: int | None = 64
-    momentum: float = 0.9
-    max_norm: float | None = 1e4
-    server_lr: float = 1.0
-    period: float = 0.5
+    lr: NonNegative[float] | None = None
+    steps: Positive[int] = 10
+    batch_size: Positive[int] | None = 64
+    momentum: Share = 0.9
+    max_norm: Positive[float] | None = 1e4
+    server_lr: NonNegative[float] = 1.0
+    period: Positive[float] = 0.5
     unit: Literal["slowest", "seconds"] = "slowest"
-    least: int | None = None
-    staleness: float = 0.0
-    cap: float | None = None
+    least: NonNegative[int] | None = None
+    staleness: NonNegative[float] = 0.0
+    cap: Positive[float] | None = None
 
     def init(self, fed: Federation) -> AsyncState:
         """Start with an empty job queue."""
@@ -131,7 +131,7 @@ class FedFix(Method[AsyncState]):
         )
         return {"delta": local.params - message, "statistics": local.params.vector[message.layout.num_params :]}
 
-    @on_client(held=True, bounds={"delta": 4.0, "statistics": 100.0})
+    @on_client(collects=True, bounds={"delta": 4.0, "statistics": 100.0})
     def give(self, client: Client, message: Mapping[int, float]) -> Update:
         """Upload the change times d_i / p_i, read from the server's public table."""
         own = client.take()

@@ -19,7 +19,7 @@ from torch import Tensor
 from paceline.blocks.blackbox import BlackBoxMethod, Queries, directions
 from paceline.core.client import Client
 from paceline.core.federation import Federation
-from paceline.core.method import on_client
+from paceline.core.method import NonNegative, Positive, on_client
 from paceline.core.optimizers import AdamW
 from paceline.core.params import Params
 from paceline.core.tree import node
@@ -51,14 +51,14 @@ class FedZO(BlackBoxMethod[FedZoState]):
     paper: ClassVar[str] = "Fang et al., IEEE TSP 2022"
     headline: ClassVar[str] = "converges on non-convex objectives without gradients; speeds up with local steps and clients"
     reveals: ClassVar[str] = "sums of points"
-    keeps: ClassVar[str] = "a mean estimate (model size) for diff and scaf"
+    client_state: ClassVar[str] = "a mean estimate (model size) for diff and scaf"
 
-    lr: float = 0.01
-    steps: int = 10
-    directions: int = 20
-    smoothing: float = 0.01
+    lr: NonNegative[float] = 0.01
+    steps: Positive[int] = 10
+    directions: Positive[int] = 20
+    smoothing: Positive[float] = 0.01
     correction: Literal["none", "prox", "diff", "scaf"] = "none"
-    rho: float = 1.0
+    rho: NonNegative[float] = 1.0
 
     def init(self, fed: Federation) -> FedZoState:
         """Start from the task's initial point."""
@@ -72,7 +72,7 @@ class FedZO(BlackBoxMethod[FedZoState]):
             phases.append(fed.mean(self.estimate, state.params, over=cohort))
             common = phases[0].estimate
         phases.append(mean := fed.mean(self.walk, (state.params, common), over=cohort))
-        queries = state.queries + self.told(fed, *phases)
+        queries = state.queries + self.count_queries(fed, *phases)
         fed.last.notes["queries"] = float(queries)
         return FedZoState(params=state.params + mean.move, queries=queries, estimate=mean.estimate)
 

@@ -24,7 +24,7 @@ class LocalTuning(FedIT):
     headline: ClassVar[str] = "a baseline: a pretrained model tuned on one client's instructions only"
     reveals: ClassVar[str] = "summed losses"
     sends_model: ClassVar[bool] = False
-    keeps: ClassVar[str] = "its own theta"
+    client_state: ClassVar[str] = "its own theta"
 
     def round(self, fed: Federation, state: State) -> State:
         """Train a cohort; the global model does not change."""

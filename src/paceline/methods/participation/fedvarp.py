@@ -44,7 +44,7 @@ class FedVarp(Unequal[LastState]):
     paper: ClassVar[str] = "Jhunjhunwala et al., UAI 2022"
     headline: ClassVar[str] = "removes the variance caused by partial participation of heterogeneous clients"
     reveals: ClassVar[str] = "sums of changes of updates"
-    keeps: ClassVar[str] = "its last two updates (twice the model size)"
+    client_state: ClassVar[str] = "its last two updates (twice the model size)"
     names_clients: ClassVar[bool] = True
 
     def init(self, fed: Federation) -> LastState:

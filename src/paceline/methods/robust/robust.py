@@ -15,9 +15,8 @@ their median. Updates with non-finite values are rejected first.
 
 from __future__ import annotations
 
-import dataclasses
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -27,7 +26,7 @@ from paceline.core.client import Client
 from paceline.core.errors import NonFiniteError
 from paceline.core.federation import Federation
 from paceline.core.layout import Layout
-from paceline.core.method import P, on_client
+from paceline.core.method import P, Share, on_client
 from paceline.core.params import Params
 from paceline.methods.optimisation.fedavg import FedAvg
 
@@ -94,7 +93,7 @@ class Robust(FedAvg[P]):
     needs: ClassVar[tuple[int, int]] = (2, 1)
     """(a, b): the rule is valid for n >= a f + b."""
 
-    byzantine: float = 0.2
+    byzantine: Share = 0.2
 
     @abstractmethod
     def combine(self, g: Tensor, f: int) -> Tensor:
@@ -116,7 +115,7 @@ class Robust(FedAvg[P]):
         if len(g) < a * f + b:
             raise fed.too_few(f"round {fed.round}: {len(g)} updates are too few for {self.slug()} with f = {f}")
         delta = torch.cat([self.combine(g[:, :split], f), median(g[:, split:])]).float()
-        return dataclasses.replace(state, params=state.params + self.server_lr * Params(delta, layout))
+        return replace(state, params=state.params + self.server_lr * Params(delta, layout))
 
     def collect(self, fed: Federation, params: Params) -> tuple[list[int], Tensor, Layout]:
         """Train a cohort; return the clients with finite updates, the updates, shape [n, d] (float64), and their layout."""

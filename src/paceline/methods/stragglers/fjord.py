@@ -40,7 +40,7 @@ class Fjord(SelfPruning):
         """Select the first units."""
         return {group: torch.arange(count) for group, count in counts.items()}
 
-    @on_client(tells="report")
+    @on_client(peer_record="report")
     def train(self, client: Client, message: Params) -> Update:
         """Train with a fixed width, or with one drawn for each batch."""
         if not self.nested:

@@ -28,7 +28,7 @@ class HeteroFL(Fjord):
 
     paper: ClassVar[str] = "Diao et al., ICLR 2021"
     headline: ClassVar[str] = "clients of very different capacity train one global model, with less computation and traffic"
-    keeps: ClassVar[str] = "its width and its times"
+    client_state: ClassVar[str] = "its width and its times"
 
     merge: Literal["zero", "masked"] = "masked"
     rescale: bool = True
