@@ -47,7 +47,7 @@ def check(rows: dict[str, Row]) -> int:
             except Exception as error:
                 error.add_note(f"row {row.name}, {name}")
                 raise
-    return len(count) + sum(2 * len(row.seeds) for row in rows.values())
+    return len(count) + sum(len(row.sides) * len(row.seeds) for row in rows.values())
 
 
 def searches(rows: dict[str, Row]) -> Iterator[tuple[Run, Metric]]:
@@ -55,7 +55,7 @@ def searches(rows: dict[str, Row]) -> Iterator[tuple[Run, Metric]]:
     for row in rows.values():
         for side in row.sides.values():
             for _, runs in search_runs(row, side):
-                yield from ((run, row.metric) for run in runs)
+                yield from ((run, row.searched) for run in runs)
 
 
 def finals(rows: dict[str, Row], book: Book) -> Iterator[tuple[Run, Metric]]:

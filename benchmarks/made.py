@@ -1,4 +1,4 @@
-"""Tasks made for the rows of effects: quadratics of which the optimum is known, and digits with the groups' own labels."""
+"""Tasks made for the rows of effects: quadratics of which the optimum is known, and pictures with the groups' own labels."""
 
 from __future__ import annotations
 
@@ -90,12 +90,12 @@ def late_loss(summary: Any) -> float:
     return sum(tail) / len(tail)
 
 
-def permuted_labels(seed: int, groups: int, members: int, samples: int, hidden: list[int]) -> dict[str, Any]:
-    """Return digits whose inputs are alike everywhere, while each group of clients names the classes in its own way.
+def permuted_labels(seed: int, of: str, groups: int, members: int, samples: int, hidden: list[int]) -> dict[str, Any]:
+    """Return a data set whose inputs are alike everywhere, while each group of clients names the classes in its own way.
 
     Each client has `samples` for training and a fifth as many for its tests.
     """
-    base = load_task("digits", seed=seed, hidden=hidden)
+    base = load_task(of, model="mlp", seed=seed, hidden=hidden)
     rng, clients = np.random.default_rng((seed, 2)), groups * members
     each, held = samples + samples // 5, samples // 5
     rows = torch.as_tensor(rng.permutation(len(base.train))[: clients * each])

@@ -12,7 +12,17 @@ from tests.conftest import fetched
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = ROOT / "benchmarks" / "effects.py"
-HEAVY = ("optimisation", "participation", "blackbox", "stragglers", "foundation")
+HEAVY = (
+    "optimisation",
+    "participation",
+    "personalisation",
+    "blackbox",
+    "stragglers",
+    "foundation",
+    "robust",
+    "compression",
+    "continual",
+)
 """Families whose runs take long to prepare, or need data that are downloaded."""
 
 SAID = """

@@ -79,10 +79,11 @@ class Side:
         chosen = sorted(np.random.default_rng(0).permutation(len(grid))[:trials].tolist())
         return [grid[place] for place in chosen]
 
-    def at_edge(self, point: Mapping[str, Any]) -> list[str]:
+    def at_edge(self, point: Mapping[str, Any], trials: int) -> list[str]:
         """Return the numeric fields whose chosen value is the smallest or largest that was tried."""
-        edges = []
-        for name, values in self.search.items():
+        edges, tried = [], self.points(trials)
+        for name in self.search:
+            values = sorted({entry[name] for entry in tried}, key=repr)
             numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
             if len(numbers) == len(values) > 2 and point[name] in (min(numbers), max(numbers)):
                 edges.append(name)
@@ -96,11 +97,14 @@ class Row:
     Args:
         name: ``family/method``, unique.
         claim: what should hold, as a clause.
-        method, baseline: the two sides.
+        method, baseline: the two sides; the baseline may be a constant, for claims such as "the accuracy is above 0.6".
         config: fields of `RunConfig` of both sides.
-        metric: the figure; it is also the criterion of the search.
+        metric: the figure.
+        criterion: what the search maximises; the figure in the row's direction by default. Forgetting, for example, is least at
+            a rate that learns nothing, so its rows search by accuracy.
         better: direction of improvement.
         margin: differences up to this are a tie, in units of the figure (of its logarithm if `ratio`).
+        by: claimed size of the improvement, in units of the figure (a factor if `ratio`), for claims such as "less than half".
         at_least: the claim is "no worse than": it holds unless the method is worse by more than the margin.
         ratio: compare logarithms; for positive figures such as times and bytes.
         made: see `Trial`.
@@ -115,11 +119,13 @@ class Row:
     name: str
     claim: str
     method: Side
-    baseline: Side
+    baseline: Side | float
     config: Mapping[str, Any]
     metric: Metric = "accuracy"
+    criterion: Metric | None = None
     better: Literal["higher", "lower"] = "higher"
     margin: float = 0.005
+    by: float | None = None
     at_least: bool = False
     ratio: bool = False
     made: Callable[[int], dict[str, Any]] | None = None
@@ -131,8 +137,24 @@ class Row:
 
     @property
     def sides(self) -> dict[str, Side]:
-        """Return both sides by name."""
-        return {"method": self.method, "baseline": self.baseline}
+        """Return the sides that run, by name."""
+        return {"method": self.method} | ({"baseline": self.baseline} if isinstance(self.baseline, Side) else {})
+
+    @property
+    def searched(self) -> Metric:
+        """Return the metric that the search compares."""
+        return self.metric if self.criterion is None else self.criterion
+
+    @property
+    def least(self) -> float:
+        """Return the effect above which a claim of improvement holds."""
+        by = 0.0 if self.by is None else self.by
+        return max(self.margin, math.log(by) if self.ratio and by else by)
+
+    @property
+    def sign(self) -> float:
+        """Return 1 if a larger figure is better, otherwise -1."""
+        return 1.0 if self.better == "higher" else -1.0
 
     def trial(self, side: Side, point: Mapping[str, Any]) -> Trial:
         """Return the run of a side with the given setting."""

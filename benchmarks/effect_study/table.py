@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from effect_study.judge import judge
-from effect_study.rows import SEARCH_SEEDS, Row, label
+from effect_study.rows import SEARCH_SEEDS, Row, Side, label
 from effect_study.runs import Book, Run
 from effect_study.tuner import winner
 
@@ -28,13 +28,14 @@ INTRODUCTION = f"""# Measured effects of the methods
 Each row tests a claim of a method's paper against a named baseline, on runs that are small enough for a laptop.
 
 - **Search.** Method and baseline get the same search: the same number of settings, drawn from a grid over the fields that matter
-  for each, run with the seeds {" and ".join(map(str, SEARCH_SEEDS))}. The best mean of the row's figure wins. Rows whose
-  claim is about fixed settings are marked *fixed*. The grids and the figures of every setting are stored with the row in
-  `effects.json`. A field marked † won with the smallest or largest value of its grid.
+  for each, run with the seeds {" and ".join(map(str, SEARCH_SEEDS))}. The best mean of the row's figure wins, or of the
+  criterion stored with the row. Rows whose claim is about fixed settings are marked *fixed*. The grids and the figures of every
+  setting are stored with the row in `effects.json`. A field marked † won with the smallest or largest value of its grid.
 - **Runs.** The winners run with other seeds, five or more. The effect is the mean paired difference, positive if the method is better,
   with its 95 % interval (Student's t). Times and bytes are compared as ratios: 2x means half as much.
-- **Verdict.** *Holds*: the interval lies beyond the margin on the claim's side. *Tie*: it lies within the margin. Otherwise the claim
-  *does not hold*: the method is worse, the interval is too wide (undecided), or a figure is missing. Such rows stay.
+- **Verdict.** *Holds*: the interval lies beyond the margin, and the claimed size if there is one, on the claim's side. *Tie*: it lies
+  within the margin. Otherwise the claim *does not hold*: the method is worse, the effect is smaller than claimed, the interval is
+  too wide (undecided), or a figure is missing. Such rows stay.
 """
 
 
@@ -61,10 +62,13 @@ def result(row: Row, book: Book) -> dict[str, Any]:
             "trials": row.trials,
             "grid": {key: list(v) for key, v in side.search.items()},
             "winner": setting,
-            "edges": side.at_edge(setting) if tried else [],
+            "edges": side.at_edge(setting, row.trials) if tried else [],
             "tried": tried,
         }
         records += [record for record in found if record is not None]
+    if not isinstance(row.baseline, Side):
+        got["baseline"] = [float(row.baseline)] * len(row.seeds)
+        got["baseline_search"] = {"trials": 0, "grid": {}, "winner": {}, "edges": [], "tried": []}
     got |= {"seconds": round(sum(r["seconds"] for r in records), 1), "date": max(r["date"] for r in records)}
     got["sources"] = sorted({r["source"] for r in records})
     got["device"] = f"{platform.machine()} CPU, 1 thread"
@@ -76,11 +80,13 @@ def judged(row: Row, got: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **got,
         "of": row.method.name or row.method.method,
-        "versus": row.baseline.name or row.baseline.method,
+        "versus": row.baseline.name or row.baseline.method if isinstance(row.baseline, Side) else f"{row.baseline:g}",
         "claim": row.claim,
         "figure": label(row.metric),
+        "criterion": label(row.searched),
         "margin": row.margin,
         "ratio": row.ratio,
+        "by": row.by,
         **asdict(judge(row, got["method"], got["baseline"])),
     }
 
@@ -100,7 +106,7 @@ def line(row: Row, got: Mapping[str, Any]) -> str:
         claim,
         f"{got['of']}: {_setting(got['method_search'])}",
         f"{got['versus']}: {_setting(got['baseline_search'])}",
-        f"{config.get('task', '')}, {config.get('partition', 'iid')}, {config.get('rounds', '')} rounds",
+        f"{_task(config)}, {config.get('partition', 'iid')}, {config.get('rounds', '')} rounds",
         got["figure"],
         *(_short(sum(got[side]) / len(got[side])) for side in ("method", "baseline")),
         _effect(row, got),
@@ -131,8 +137,15 @@ def write(rows: Mapping[str, Row], new: Mapping[str, Any]) -> None:
 
 
 def _setting(search: Mapping[str, Any]) -> str:
+    if not search["trials"]:
+        return "constant"
     fields = [f"{key}={value}{'†' if key in search['edges'] else ''}" for key, value in search["winner"].items()]
     return (", ".join(fields) or "as published") + ("" if search["trials"] > 1 else " (fixed)")
+
+
+def _task(config: Mapping[str, Any]) -> str:
+    base = config.get("task_options", {}).get("of")
+    return f"{config.get('task', '')} of {base}" if base else config.get("task", "")
 
 
 def _effect(row: Row, got: Mapping[str, Any]) -> str:

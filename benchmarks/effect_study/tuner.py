@@ -22,7 +22,7 @@ def search_runs(row: Row, side: Side) -> Iterator[tuple[dict[str, Any], list[Run
 
 
 def winner(row: Row, side: Side, book: Book) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return the setting with the best mean figure over the search seeds, and the figures of all settings.
+    """Return the setting with the best mean criterion over the search seeds, and the criterion of all settings.
 
     A setting with a run that has no figure is worse than any other. The first of equally good settings wins.
 
@@ -31,13 +31,15 @@ def winner(row: Row, side: Side, book: Book) -> tuple[dict[str, Any], list[dict[
     """
     tried = []
     for point, runs in search_runs(row, side):
-        records = [book.get(run, row.metric) for run in runs]
+        records = [book.get(run, row.searched) for run in runs]
         if any(record is None for record in records):
             raise KeyError(f"{row.name}: the search is not complete")
-        values = [row.figures(record["figures"][label(row.metric)]) for record in records if record is not None]
+        values = [record["figures"][label(row.searched)] for record in records if record is not None]
+        if row.criterion is None:
+            values = [row.figures(value) for value in values]
         tried.append({"setting": point, "mean": statistics.fmean(values) if all(map(math.isfinite, values)) else math.nan})
     if not tried:
         return {name: values[0] for name, values in side.search.items()}, []
-    sign = 1.0 if row.better == "higher" else -1.0
+    sign = row.sign if row.criterion is None else 1.0
     best = max(tried, key=lambda entry: -math.inf if math.isnan(entry["mean"]) else sign * entry["mean"])
     return best["setting"], tried

@@ -9,10 +9,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
+import effects
 from effect_study.judge import judge
 from effect_study.rows import SEARCH_SEEDS, SEEDS, Row, Side
 from effect_study.runs import Book, Run, measure
-from effect_study.table import result
+from effect_study.table import line, result
 from effect_study.tuner import search_runs, winner
 
 CONFIG = {"task": "digits", "clients": 4, "cohort": 4, "rounds": 1, "eval_every": 1}
@@ -78,6 +79,28 @@ def test_ratios_are_compared_as_logarithms():
     assert got.verdict == "holds"
 
 
+@pytest.mark.parametrize(
+    ("by", "sign", "verdict", "why"),
+    [
+        (0.02, 1, "holds", ""),
+        (0.021, 1, "does not hold", "undecided"),
+        (0.039, 1, "does not hold", "undecided"),
+        (0.04, 1, "does not hold", "smaller"),
+        (0.02, -1, "does not hold", "worse"),
+    ],
+)
+def test_a_claimed_size_has_to_be_exceeded_by_the_whole_interval(by, sign, verdict, why):
+    got = judge(row(by=by), [0.5 + sign * g for g in GAPS], [0.5] * 5)
+    assert (got.verdict, got.why) == (verdict, why)
+    assert got.effect == pytest.approx(sign * 0.03)
+
+
+@pytest.mark.parametrize(("by", "verdict", "why"), [(1.9, "holds", ""), (2.1, "does not hold", "smaller")])
+def test_the_claimed_size_of_a_ratio_is_a_factor(by, verdict, why):
+    got = judge(row(better="lower", ratio=True, margin=0.0, by=by), [1, 10, 100, 1000, 10000.0], [2, 20, 200, 2000, 20000.0])
+    assert (got.verdict, got.why) == (verdict, why)
+
+
 @pytest.mark.parametrize("side", [0, 1])
 def test_a_missing_figure_proves_nothing(side):
     figures = [[0.9] * 5, [0.1] * 5]
@@ -119,6 +142,43 @@ def test_the_best_mean_over_the_search_seeds_wins(tmp_path):
     assert low == {"lr": 0.01}
 
 
+def test_the_criterion_of_the_search_may_differ_from_the_figure(tmp_path):
+    """The rate that forgets least learns nothing: the search by accuracy selects another one."""
+
+    class Two(Book):
+        def get(self, run, metric):
+            rate = run.trial.options["lr"]
+            return {"figures": {"lost": rate, "accuracy": rate if rate < 0.1 else 0.01}}
+
+    def lost(summary):
+        raise AssertionError
+
+    side, book = Side("fedavg", {"lr": RATES}), Two(tmp_path / "b", "now")
+    assert winner(row(better="lower", metric=lost), side, book)[0] == {"lr": 0.01}
+    best, tried = winner(row(better="lower", metric=lost, criterion="accuracy"), side, book)
+    assert best == {"lr": 0.05}
+    assert [entry["mean"] for entry in tried] == [0.01, 0.02, 0.05, 0.01]
+
+
+def test_a_study_searches_by_the_criterion_and_reports_the_figure(tmp_path):
+    study = row(metric="loss", criterion="accuracy", trials=2)
+    assert {metric for _, metric in effects.searches({"a": study})} == {"accuracy"}
+    wanted = list(effects.finals({"a": study}, Recorded(tmp_path / "b", lambda run: 0.5)))
+    assert {metric for _, metric in wanted} == {"loss"}
+    assert len(wanted) == 2 * len(SEEDS)
+
+
+def test_a_constant_is_a_baseline_without_runs(tmp_path):
+    study = row(baseline=0.6, margin=0.0)
+    assert list(study.sides) == ["method"]
+    book = Recorded(tmp_path / "b", lambda run: 0.7 if run.seed else 0.5)
+    got = result(study, book)
+    assert (got["baseline"], got["versus"], got["baseline_search"]["trials"]) == ([0.6] * 5, "0.6", 0)
+    assert (got["effect"], got["verdict"]) == (pytest.approx(0.06), "does not hold")
+    assert "0.6: constant" in line(study, got)
+    assert result(row(baseline=0.4, margin=0.0), book)["verdict"] == "holds"
+
+
 def test_a_row_stores_grid_winner_and_edges(tmp_path):
     def figure(run):
         return 0.9 if run.trial.method == "fedprox" and run.trial.options["lr"] == 0.1 else 0.5
@@ -127,6 +187,14 @@ def test_a_row_stores_grid_winner_and_edges(tmp_path):
     assert got["method_search"]["winner"] == {"lr": 0.1, "mu": 0.01}
     assert got["method_search"]["edges"] == ["lr"]
     assert (got["verdict"], got["seeds"], got["method"]) == ("holds", list(SEEDS), [0.9] * 5)
+
+
+def test_the_edge_is_that_of_the_values_drawn():
+    """Eight of sixteen settings leave out the largest rate: the largest that was tried is the edge."""
+    side = Side("fedprox", {"lr": RATES, "mu": [0.1, 1.0, 10.0, 100.0]})
+    assert {point["lr"] for point in side.points(8)} == {0.01, 0.02, 0.05}
+    assert side.at_edge({"lr": 0.05, "mu": 1.0}, 8) == ["lr"]
+    assert side.at_edge({"lr": 0.02, "mu": 1.0}, 8) == []
 
 
 def test_only_the_baseline_gets_a_bound(tmp_path):

@@ -1,0 +1,168 @@
+"""Effects of robust aggregation and of clustering on MNIST: 15 clients, of which 3 are Byzantine, or in 3 true groups."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from effect_study.rows import Row, Side
+from made import permuted_labels
+
+__all__ = ["ROWS"]
+
+_FIFTEEN: dict[str, Any] = {
+    "task": "mnist-5k",
+    "model": "mlp",
+    "task_options": {"hidden": [64]},
+    "client_samples": 150,
+    "clients": 15,
+    "cohort": 15,
+    "rounds": 15,
+    "eval_every": 15,
+}
+_LOCAL: dict[str, Any] = {"epochs": 1, "batch_size": 16}
+_STEP: dict[str, Any] = _LOCAL | {"rescale": "median", "server_lr": 1.0, "server_momentum": 0.0, "server_decay": 0.0}
+"""The flag aggregator's direction with a step as long as a median update, so that rules differ in direction alone."""
+
+_RATES: dict[str, Any] = {"lr": [0.003, 0.01, 0.03, 0.05, 0.1, 0.2, 0.4, 0.8]}
+_FLAG = Side("flag", {"lr": [0.01, 0.03, 0.1, 0.3, 0.8], "rank": [4, 8, 11]}, _STEP)
+
+_GROUPS: dict[str, Any] = {
+    "task": "mnist-5k",
+    "model": "mlp",
+    "task_options": {"hidden": [64]},
+    "partition": "groups:0-3/4-6/7-9",
+    "client_samples": 60,
+    "clients": 15,
+    "cohort": 15,
+    "rounds": 15,
+    "eval_every": 15,
+    "evaluation": "clients",
+}
+_RENAMED = _GROUPS | {"partition": "permuted labels"}
+_permuted = functools.partial(permuted_labels, of="mnist-5k", groups=3, members=5, samples=60, hidden=[64])
+_CLUSTERED: dict[str, Any] = {"epochs": 3, "batch_size": 16}
+_LINKAGES = {"average": "average linkage", "hdbscan": "HDBSCAN"}
+
+
+def groups_found(summary: Any) -> float:
+    """Return the adjusted Rand index of the clusters at the end."""
+    return float(summary.history[-1]["adjusted_rand"])
+
+
+def split_round(summary: Any) -> float:
+    """Return the round of the split, or one more than the number of rounds without it."""
+    return next((float(r["round"]) for r in summary.history if r.get("note_clusters", 1) > 1), summary.rounds + 1.0)
+
+
+def _rule(name: str) -> Side:
+    return Side(name, _RATES, _LOCAL)
+
+
+def _row(name: str, claim: str, method: Side, baseline: Side, attack: str, **more: Any) -> Row:
+    return Row(f"robust/{name}", f"{claim} ({attack})", method, baseline, _FIFTEEN | {"adversary": attack}, **more)
+
+
+def _fixed(name: str, claim: str, backend: str, **more: Any) -> Row:
+    """Return a row about OCFL at a fixed rate against a constant."""
+    side = Side("ocfl", {}, _CLUSTERED | {"lr": 0.05, "backend": backend})
+    return Row(f"robust/{name}", claim, side, **{"config": _GROUPS, "margin": 0.0, "trials": 1} | more)
+
+
+ROWS: list[Row] = [
+    _row("flag", "the flag aggregator learns where the mean does not", _FLAG, _rule("fedavg"), "random:0.2"),
+    _row(
+        "flag-median",
+        "the flag aggregator is at least as accurate as the median",
+        _FLAG,
+        _rule("median"),
+        "random:0.2",
+        at_least=True,
+    ),
+    _row(
+        "flag-median-reversed",
+        "the flag aggregator is at least as accurate as the median",
+        _FLAG,
+        _rule("median"),
+        "signflip:0.2,scale=10",
+        at_least=True,
+    ),
+    _row(
+        "flag-subspace",
+        "the subspace has a benefit beyond normalisation (with full rank, the rule is the mean of normalised updates)",
+        _FLAG,
+        Side("flag", _RATES, _STEP | {"rank": 15}, name="flag with full rank"),
+        "signflip:0.2,scale=10",
+    ),
+    _row(
+        "flag-multikrum",
+        "the flag aggregator is at least as accurate as Multi-Krum",
+        _FLAG,
+        _rule("multikrum"),
+        "minmax:0.2",
+        at_least=True,
+    ),
+    *(
+        _row(
+            rule,
+            f"{rule} is more accurate than the mean under reversed updates",
+            _rule(rule),
+            _rule("fedavg"),
+            "signflip:0.2,scale=3",
+            quick=rule == "median",
+        )
+        for rule in ("median", "trimmedmean", "geometricmedian", "krum", "multikrum", "meamed", "phocas")
+    ),
+    _row(
+        "bulyan",
+        "Bulyan is more accurate than the mean under noise",
+        Side("bulyan", _RATES, _LOCAL | {"byzantine": 0.15}),
+        _rule("fedavg"),
+        "gaussian:0.15",
+        note="Two attackers of 15 add noise that a well chosen rate averages out; the mean uses all other updates.",
+    ),
+    Row(
+        "robust/ocfl",
+        "a model for each group that was found is more accurate for its members than one model for all",
+        Side("ocfl", _RATES, _CLUSTERED),
+        Side("fedavg", _RATES, _CLUSTERED),
+        _GROUPS,
+        "client_accuracy",
+        quick=True,
+    ),
+    *(
+        _fixed(
+            f"ocfl-{backend}",
+            f"{name} finds the groups of clients with different classes (adjusted Rand index above 0.9)",
+            backend,
+            baseline=0.9,
+            metric=groups_found,
+            quick=True,
+        )
+        for backend, name in _LINKAGES.items()
+    ),
+    _fixed(
+        "ocfl-split", "clients are split before round 10", "average", baseline=10.0, metric=split_round, better="lower", quick=True
+    ),
+    *(
+        _fixed(
+            f"ocfl-renamed-{backend}",
+            f"{name} finds groups that name the classes of the same pictures differently (adjusted Rand index above 0.9)",
+            backend,
+            baseline=0.9,
+            metric=groups_found,
+            config=_RENAMED,
+            made=_permuted,
+        )
+        for backend, name in _LINKAGES.items()
+    ),
+    Row(
+        "robust/ocfl-renamed",
+        "a model for each of the groups that name the classes differently is more accurate for its members than FedAvg's",
+        Side("ocfl", _RATES, _CLUSTERED),
+        Side("fedavg", _RATES, _CLUSTERED),
+        _RENAMED,
+        "client_accuracy",
+        made=_permuted,
+    ),
+]
