@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -195,6 +196,15 @@ def _secure(shown: Mapping[str, Any]) -> str:
     return "no" if not shown["secure"] else "where allowed" if shown["names_clients"] else "yes"
 
 
+def _interval(effect: Mapping[str, Any]) -> str:
+    """Return an effect and its 95 % interval; the method is better above 0, or above 1 if effects are ratios."""
+    values = [effect["effect"], effect["low"], effect["high"]]
+    if not all(map(math.isfinite, values)):
+        return "no figure"
+    mean, low, high = [f"{math.exp(v):.3g}x" if effect["ratio"] else f"{v:+.3g}" for v in values]
+    return f"{mean}{' better' if effect['ratio'] else ''} [{low}, {high}]"
+
+
 def _print_card(shown: dict[str, Any]) -> None:
     console = out()
     head = [shown["algorithm"] or shown["about"], ""]
@@ -211,9 +221,9 @@ def _print_card(shown: dict[str, Any]) -> None:
     ]
     console.print(Panel(Text("\n".join(head)), title=shown["name"], title_align="left", expand=False))
     for effect in shown["effects"]:
-        verdict = "holds" if effect["holds"] else "does not hold"
-        text = f"measured here: {effect['claim']}; {effect['figure']} {effect['effect']:+.3g} against {effect['versus']}: {verdict}"
-        console.print(escape(f"{text} ({effect['seeds_for']} of {len(effect['method'])} seeds, {effect['date']})"), soft_wrap=True)
+        text = f"measured here: {effect['claim']}; {effect['figure']}: {_interval(effect)} against {effect['versus']}"
+        verdict = f"{effect['verdict']} ({len(effect['seeds'])} seeds, {effect['date']})"
+        console.print(escape(f"{text}: {verdict}"), soft_wrap=True)
     fields = table("Fields, set with -o NAME=VALUE", "name", "values", "default", "meaning")
     for entry in shown["fields"]:
         default = "–" if entry["default"] is None else str(entry["default"])
