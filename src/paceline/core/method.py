@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, cast, overload
 
 from typing_extensions import TypeVar
 
-from paceline.core.engine import ClientFunction
+from paceline.core.engine import Bound, ClientFunction
 from paceline.core.errors import ConfigError, UnknownNameError
 from paceline.core.metrics import spread
 from paceline.core.params import Params
@@ -30,14 +30,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 def on_client(fn: F) -> F: ...
 @overload
 def on_client(
-    *, each: bool = False, tells: str | None = None, bounds: Mapping[str, float] | None = None, held: bool = False
+    *, each: bool = False, tells: str | None = None, bounds: Mapping[str, Bound] | None = None, held: bool = False
 ) -> Callable[[F], F]: ...
 def on_client(
     fn: F | None = None,
     *,
     each: bool = False,
     tells: str | None = None,
-    bounds: Mapping[str, float] | None = None,
+    bounds: Mapping[str, Bound] | None = None,
     held: bool = False,
 ) -> Any:
     """Mark a method of a class as a client function; see `ClientFunction` for the options.

@@ -75,7 +75,7 @@ class Terms:
 
     Args:
         structure: input of `rebuild`; equal for all replies of one call.
-        names: field of each tensor (the key of a channel's bounds).
+        names: field of each tensor (the key of a channel's bounds), see `ClientFunction`.
         tensors: unweighted flat tensors; see `of` for lazy ones.
         weights: scalar or flat tensor for each of `tensors`.
         scalars: numbers that are added directly: weighted scalars first, then scalar denominators.
@@ -106,7 +106,7 @@ class Terms:
         """
         terms = Terms(None, [], [], [], [], [], lazy)
         if not isinstance(reply, Update):
-            terms.structure = ("sum", terms._open("value", reply, 1.0))
+            terms.structure = ("sum", terms._open("", reply, 1.0))
             return terms
         shared = not isinstance(reply.weight, Mapping)
         weights = {name: reply.weight for name in reply.fields} if shared else dict(reply.weight)
@@ -131,7 +131,8 @@ class Terms:
     def _open(self, name: str, value: Tree, weight: float | Tensor) -> Any:
         structure, leaves = numeric_leaves(value, self.lazy and not isinstance(weight, Tensor))
         slots: list[tuple[str, Any]] = []
-        for leaf in leaves:
+        labels = _labels(structure) if name == "" else [name] * len(leaves)
+        for leaf, name in zip(leaves, labels, strict=True):
             if isinstance(leaf, Tensor):
                 if isinstance(weight, Tensor) and weight.numel() != leaf.numel():
                     raise AggregationError(f"the weight of {name!r} has {weight.numel()} values for a tensor of {leaf.numel()}")
@@ -197,6 +198,21 @@ class Columns:
                 return None
             fields.append(column)
         return Columns(fields, [reply.weight for reply in replies])
+
+
+def _labels(structure: Any) -> list[str]:
+    """Return the field of each leaf of a reply that is not an `Update`: its key, or ``value`` if the reply has no keys."""
+    keyed = structure[-1] if structure[0] in ("dict", "node") else [("value", structure)]
+    return [str(key) for key, part in keyed for _ in range(_leaves(part))]
+
+
+def _leaves(structure: Any) -> int:
+    match structure[0]:
+        case "dict" | "node":
+            return sum(_leaves(part) for _, part in structure[-1])
+        case "list" | "tuple":
+            return sum(map(_leaves, structure[1]))
+    return 1
 
 
 def _flat(weight: Any, cap: int | None) -> float | Tensor:

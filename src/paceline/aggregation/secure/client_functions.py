@@ -117,7 +117,7 @@ class SecAggClient:
         peers = {v: record for v, data in machine.peers.items() if (record := opened_record(data)) is not None}
         inner = me.inner(session.stream, peers)
         inner.nameless = not me.names_clients
-        codec, noted = Codec(session.config, len(session.clients), declared.bounds), dict(client.memory.changes)
+        codec, noted = Codec(session.config, len(session.clients), declared.limits), dict(client.memory.changes)
         try:
             with nested(0, client.device):
                 reply = me.invoke(inner, session.function, content)
@@ -175,12 +175,12 @@ class SecAggClient:
 
 
 def _declared(me: ProtocolContext, function: str) -> ClientFunction:
-    """Return the declaration of a function that is to be summed, from this client's own method."""
+    """Return the declaration of a function that is to be summed, from this client's own method and its own model."""
     if function not in me.functions:
         raise ProtocolError(f"method.{function} is no client function here; nothing else is run")
     if me.functions[function].each:
         raise ProtocolError(f"{function!r} returns what is asked singly; it is not summed")
-    return me.functions[function]
+    return me.functions[function].fitted(lambda: me.client.model.layout)
 
 
 def _state(me: ProtocolContext) -> _State:

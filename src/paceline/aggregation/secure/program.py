@@ -174,7 +174,7 @@ class _Sum:
         facts = {"function": work.function, "trial": trial, "call": call, "task": task}
         session = dataclasses.replace(new_session(keys, how.config, fed.round, fed.serial), **facts)  # type: ignore[arg-type]
         self.server = SecureServer(session, keys, len(keys) if whole else fed.quorum)
-        self.codec = Codec(how.config, len(keys), request.declared.bounds)
+        self.codec = Codec(how.config, len(keys), request.declared.limits)
         self.shapes: dict[int, Any] = {}
         self.silent: set[int] = set()
         """Clients without a valid answer to some step."""
