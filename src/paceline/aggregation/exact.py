@@ -55,7 +55,7 @@ class TensorSum:
         scale = 2.0 ** (fraction + _BITS * first)
         step = _BLOCK if tensor.device.type == "cpu" else max(tensor.numel(), 1)
         for start in range(0, tensor.numel(), step):
-            part = tensor[start : start + step].double()
+            part = tensor[start : start + step].to(torch.float64, copy=True)
             part *= weight[start : start + step].double() * scale if isinstance(weight, Tensor) else weight * scale
             for total in totals[:-1]:
                 whole = part.round()

@@ -55,7 +55,7 @@ def test_weights_lie_in_a_modulus_of_their_own():
     segments = {s.name: s for s in codec.segments(codec.shape(update()))}
     assert segments["counts"].length == 1
     assert segments["counts"].bits == 8  # up to 70, and a sign
-    assert segments["exact"].length == 2  # the loss, and how many coordinates were clipped
+    assert segments["exact"].length == 3  # the loss in two words, and how many coordinates were clipped
 
 
 def add(name, by):

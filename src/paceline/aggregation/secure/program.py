@@ -259,7 +259,7 @@ class _Sum:
 
 
 def _together(parts: Sequence[Summed]) -> Summed:
-    """Add sums over disjoint clients. The result is exact, because float64 represents each sum exactly."""
+    """Add sums over disjoint clients. Sums of tensors are exact, because float64 represents each of them exactly."""
     first, others = parts[0], parts[1:]
     tensors, denominators = list(first.tensors), list(first.denominators)
     scalars, notes = list(first.scalars), dict(first.notes)
