@@ -16,11 +16,10 @@ _VOTES: dict[str, Any] = {
     "cohort": 8,
     "rounds": 25,
     "eval_every": 25,
-    "sum_bound": 2.0**45,
 }
 _FRL: dict[str, Any] = {"epochs": 3, "batch_size": 8, "lr": 0.4}
 _SGD: dict[str, Any] = {"epochs": 3, "batch_size": 8, "lr": 0.05}
-_REVERSED, _TENFOLD = {"adversary": "ranks:0.2"}, {"adversary": "signflip:0.2,scale=10"}
+_REVERSED, _TENFOLD = {"adversary": "ranks:0.2"}, {"adversary": "signflip:0.2,scale=10", "sum_bound": 2.0**45}
 
 ROWS: list[dict[str, Any]] = [
     {
