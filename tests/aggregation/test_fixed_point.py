@@ -7,7 +7,7 @@ import torch
 
 from paceline.aggregation.fixed_point import FixedPoint, Partial, merge
 from paceline.aggregation.plain import mean_of
-from paceline.core.errors import AggregationError, NonFiniteError, SumOverflowError
+from paceline.core.errors import AggregationError, NonFiniteError, QuorumError, SumOverflowError
 from paceline.core.layout import Layout
 from paceline.core.update import Update, rebuild
 from paceline.engines.stacking.lazy import Column, Lazy
@@ -251,3 +251,19 @@ def test_whole_numbers_of_clients_with_different_weights_have_one_shape():
     """A client of one sample is like every other."""
     got = mean([Update(n=3, x=torch.tensor([4]), weight=1), Update(n=6, x=torch.tensor([7]), weight=2)])
     assert (got.n, got.x.tolist()) == (5.0, [6.0])
+
+
+@pytest.mark.parametrize(
+    ("partition", "epochs", "bound", "dropped"),
+    [("iid", 1, 1.0, [1, 0]), ("iid", 2, 4.0, None), ("quantity:0.5", 1, 1.0, [1, 1]), ("quantity:0.5", 2, 0.5, [4, 4])],
+)
+def test_a_bound_drops_the_same_clients_however_they_run(federate, partition, epochs, bound, dropped):
+    """One step, as one batch; several steps, as a stack; of equal sizes, once for all; on two workers; and one by one."""
+    common = {"clients": 6, "cohort": 6, "rounds": 2, "sum_bound": bound, "on_error": "drop", "partition": partition}
+    common["options"] = {"epochs": epochs, "batch_size": 1000 if epochs == 1 else 10}
+    for way in ({"vectorize": "off"}, {"vectorize": "on", "chunk": 3}, {"vectorize": "on", "chunk": 6, "workers": 2}):
+        if dropped is None:
+            with pytest.raises(QuorumError, match=r"round 2.*6 of 6"):
+                federate(**common, **way)
+        else:
+            assert [row["dropped"] for row in federate(**common, **way).history] == dropped
