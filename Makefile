@@ -10,7 +10,9 @@ DATA := mnist-5k shakespeare chatterbot
 MORE_DATA := fashion-mnist fontwriters smollm2-135m
 fetch = for name in $(1); do $(BIN)/paceline data fetch $$name || echo "$$name is not here; its tests are skipped"; done
 
-.PHONY: demo test test-slow lint docs setup setup-dev clean
+MUTANTS ?=
+
+.PHONY: demo test test-slow lint docs mutants setup setup-dev clean
 
 demo: setup ## fetch MNIST-5k, then compare four answers to stragglers under secure aggregation
 	$(BIN)/paceline data fetch mnist-5k
@@ -34,6 +36,10 @@ lint: setup-dev ## ruff, its format, strict mypy, and the layers that imports mu
 
 docs: setup-dev ## build the documentation site in build/site; a broken link or reference is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+mutants: setup-dev ## change the code, one mutation at a time, and list what no test notices; MUTANTS=path chooses (hours; resumes)
+	$(PIP) install -c constraints.txt -e '.[dev,mutants]'
+	$(BIN)/python -m tests.mutants $(MUTANTS)
 
 setup: .venv/.base
 setup-dev: .venv/.dev

@@ -221,7 +221,7 @@ def test_options_of_ones_own_things_are_typed(lab):
     assert load_participation("mylab:Half:0.3-0.9", 4).rates(0) == 0.3
     assert load_adversary("mylab:Loud:0.2").scale == 3.0
     for make, text, told in (
-        (lambda t: load_fleet(t, 5), "mylab:Trams:delay=long", "delay='long' is no number"),
+        (lambda t: load_fleet(t, 5), "mylab:Trams:delay=long", "delay='long': it must be a number"),
         (lambda t: load_fleet(t, 5), "mylab:Trams:dealy=1", "did you mean delay"),
         (lambda t: load_fleet(t, 5), "mylab:Trams:seed=1", "unknown option"),
         (lambda t: load_participation(t, 4), "mylab:Weekends:0.3", "takes no value"),

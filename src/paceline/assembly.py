@@ -6,6 +6,8 @@ simulated one (its own samples, its device, its secret seed) is an argument.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -16,17 +18,30 @@ from paceline.adversaries.engine import poisoned
 from paceline.blocks.architectures import Architectures, architectures_service
 from paceline.core.config import RunConfig
 from paceline.core.engine import Aggregation
+from paceline.core.errors import PacelineError, UnknownNameError
 from paceline.core.method import Method, client_functions
 from paceline.core.samples import Split
+from paceline.core.wording import setting
 from paceline.data import Partition, partition_task
 from paceline.devices import Fleet, load_fleet, load_participation
 from paceline.engines.worker import Setup
-from paceline.registry import find_method
+from paceline.registry import find_method, method_names
 from paceline.submodels.flops import flops
 from paceline.submodels.service import Submodels, submodel_service
 from paceline.tasks import Task, load_task
 
-__all__ = ["Allocation", "Assembly", "assemble", "build_method", "devices", "misfits", "read_task", "reload", "share_out"]
+__all__ = [
+    "Allocation",
+    "Assembly",
+    "assemble",
+    "build_method",
+    "devices",
+    "field_owners",
+    "misfits",
+    "read_task",
+    "reload",
+    "share_out",
+]
 
 
 @dataclass(frozen=True)
@@ -109,8 +124,37 @@ class Assembly:
 
 
 def build_method(config: RunConfig) -> Method:
-    """Return the configured method. Raises `UnknownNameError` and `ConfigError`."""
-    return find_method(config.method).build(config.options)
+    """Return the configured method.
+
+    Raises:
+        UnknownNameError: no such method or field; names the methods that have such a field.
+        ConfigError: a field has an invalid value.
+    """
+    cls = find_method(config.method)
+    fields = {f.name for f in dataclasses.fields(cls)}
+    for name in config.options:
+        if name not in fields and name not in RunConfig.model_fields and (owners := field_owners(name)):
+            raise UnknownNameError(f"{cls.__name__} field", name, fields, f"{name} is a field of {owners}")
+    return cls.build(config.options)
+
+
+def field_owners(field: str, most: int = 6) -> str:
+    """Return the methods that have a field, as text for a message; empty if none has it.
+
+    Args:
+        field: name of the field.
+        most: methods to name.
+
+    Example:
+        >>> field_owners("mu")
+        'fedprox'
+    """
+    found = []
+    for name in method_names():
+        with contextlib.suppress(PacelineError):  # a method that cannot be imported
+            found += [name] if field in {f.name for f in dataclasses.fields(find_method(name))} else []
+    named, rest = found[:most], len(found) - most
+    return f"{', '.join(named)} and {rest} others" if rest > 0 else " and ".join(filter(None, [", ".join(named[:-1]), *named[-1:]]))
 
 
 def read_task(config: RunConfig, name: str = "", options: Mapping[str, Any] | None = None) -> Task:
@@ -202,18 +246,18 @@ def misfits(config: RunConfig, method: Method[Any], aggregation: Aggregation, ad
     if config.cohort > config.clients:
         found.append(
             f"the cohort of {config.cohort} is larger than the population of {config.clients} clients; "
-            f"set cohort to {config.clients} or less"
+            f"set {setting('cohort')} to {config.clients} or less"
         )
     if config.quorum > config.cohort:
         found.append(f"the quorum of {config.quorum} is larger than the cohort of {config.cohort}")
     if not aggregation.sees_each:
         found += _hidden(method, config)
     if not method.has_model and config.evaluation in ("central", "federated"):
-        found.append(f"method {config.method!r} has no global model; use --evaluation clients")
+        found.append(f"method {config.method!r} has no global model; use {setting('evaluation', 'clients')}")
     if adversary is not None and not adversary.poisons_data and aggregation.name == "secure":
         found.append(
             f"adversary {adversary.name!r} changes replies, which secure aggregation seals on the client; simulate it with "
-            f"--aggregation secure-arithmetic, whose bits are the same"
+            f"{setting('aggregation', 'secure-arithmetic')}, whose bits are the same"
         )
     return found
 
@@ -224,8 +268,8 @@ def _hidden(method: Method, config: RunConfig) -> list[str]:
     if not singles:
         return []
     alternative = getattr(method, "sum_only", None)
-    hint = f"; use {alternative}" if alternative else "; run it with --aggregation plain, or choose a sum-only method"
+    other = f"run it with {setting('aggregation', 'plain')}, or choose a sum-only method"
     return [
         f"method {config.method!r} needs every client's own reply from {', '.join(singles)}(), which "
-        f"{config.aggregation!r} aggregation hides from the server{hint}"
+        f"{config.aggregation!r} aggregation hides from the server; {f'use {alternative}' if alternative else other}"
     ]

@@ -7,13 +7,12 @@ that lists both owners: no package or user class can replace another one.
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 from paceline.core.errors import ConfigError, NameClashError, UnknownNameError
-from paceline.core.importing import installed, load_entry, load_named
+from paceline.core.importing import installed, load_built_in, load_entry, load_named
 
 if TYPE_CHECKING:
     from paceline.core.method import Method
@@ -367,8 +366,7 @@ def build(kind: Kind, spec: str | Spec, offered: Mapping[str, Any], also: Mappin
 
 def _imported(entry: Registered) -> Any:
     if entry.package == "paceline":
-        module, _, attribute = entry.target.partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        return load_built_in(entry.target, f"{entry.kind} {entry.name!r}")
     if entry.package:
         return load_entry(installed(KINDS[entry.kind].group)[entry.name][0])
     return load_named(entry.target, entry.kind)

@@ -28,6 +28,7 @@ from paceline.core.method import Method
 from paceline.core.process_state import process_state
 from paceline.core.processes import check_main
 from paceline.core.run_fields import RunFields
+from paceline.core.wording import command, setting
 from paceline.data import Partition
 from paceline.devices import VirtualClock
 from paceline.engines import Choice, Pool, Setup, load_engine
@@ -99,7 +100,7 @@ def prepare(
     """
     check_main()
     torch.set_num_threads(config.threads)
-    check_device(config.device, "--device", here=config.engine != "ray" or config.ray_address is None)
+    check_device(config.device, setting("device"), here=config.engine != "ray" or config.ray_address is None)
     named = task is None and split is None
     made = assemble(config, task, method)
     asked, method = made.asked, made.method
@@ -362,7 +363,7 @@ def load(path: str | Path, task: Task | None = None, method: Method | None = Non
     again = functools.partial(reopen, folder, task=task, method=method)
     result = Result.read(folder, saved_model(folder, task, method, again))
     if result is None:
-        raise StoreError(f"{folder.path} has not ended; go on with it: paceline.resume({str(folder.path)!r})")
+        raise StoreError(f"{folder.path} has not ended; go on with it: {command('resume', folder.path)}")
     return result
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from paceline.cli import doctor
-from paceline.cli.listing import card, field_docs, sum_only
+from paceline.cli.listing import card, sum_only
+from paceline.core.fields import field_docs
 from paceline.core.method import Method, on_client
 from tests.cli.conftest import last_json
 
@@ -56,7 +57,7 @@ def test_sum_only_and_docs_of_shared_lines():
     assert not sum_only(Peek)
     assert field_docs(Peek) == dict.fromkeys(("alpha", "beta"), "two of them, told over two lines.")
     assert card(Peek, "peek")["fields"][1] == {
-        "name": "beta", "type": "float", "default": 2.0, "doc": "two of them, told over two lines.",
+        "name": "beta", "type": "float", "range": "", "default": 2.0, "doc": "two of them, told over two lines.",
     }  # fmt: skip
 
 

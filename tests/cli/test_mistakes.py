@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -59,6 +60,12 @@ LINES = [
     ("run fedavg --period 24", 2, "write --participation diurnal:RATE,period=24"),
     ("run fedavg --bits 8", 2, "bits is an option of secure aggregation: write --secure-option bits=8"),
     ("run fedavg --roundss 8", 2, "--rounds"),
+    ("run fedprox:mu=-1", 2, "FedProx field mu=-1: it must be a number of at least 0"),
+    ("run fedprox -o epochs=0", 2, "FedProx field epochs=0: it must be a whole number above 0 (local passes over"),
+    ("run fedavg:mu=0.1 --task digits", 2, "server_lr, weight_decay; mu is a field of fedprox"),
+    ("run fedavg:beta1=1 -o nested=true --task digits", 2, "; beta1 is a field of fedopt"),
+    ("run fedavg --mu 1", 2, "mu is a field of fedprox: write fedprox:mu=1"),
+    ("run fedavg --nested true", 2, "nested is a field of fjord and heterofl: write METHOD:nested=true"),
     ("run fedavg -o rounds=8", 2, "an option of the run: --rounds 8"),
     ("run --config run.toml", 2, "run.toml: mu is a field of fedprox: write it in the table [options]"),
     ("run --config fleet.toml", 2, 'write it as fleet = "stragglers:slow=VALUE"'),
@@ -146,6 +153,19 @@ def test_what_is_told_to_write_is_then_taken(call, files):
 def test_a_broken_entry_point_is_named(call, tmp_path, monkeypatch):
     distribution(tmp_path / "site", "brokenlab", methods={"mine": "no_such_package_here:Mine"})
     monkeypatch.syspath_prepend(tmp_path / "site")
-    told = " ".join(call("methods", code=2).stderr.split())
-    assert "entry point mine = no_such_package_here:Mine of brokenlab" in told
-    assert "mend or uninstall it" in told
+    for line in (("methods", "mine"), ("run", "mine", "--task", "digits")):
+        told = " ".join(call(*line, code=2).stderr.split())
+        assert "entry point mine = no_such_package_here:Mine of brokenlab" in told
+        assert "fix or uninstall it" in told
+    listed = call("methods")
+    assert "entry point mine = no_such_package_here:Mine of brokenlab" in " ".join(listed.stderr.split())
+    assert "fedprox" in listed.stdout
+    assert [c["name"] for c in json.loads(call("methods", "--json").stdout) if c["name"] == "mine"] == []
+
+
+def test_a_method_of_our_own_that_cannot_be_imported_is_named(call, monkeypatch):
+    monkeypatch.setitem(sys.modules, "paceline.methods.robust.flag", None)
+    told = " ".join(call("run", "flag", "--task", "digits", code=2).stderr.split())
+    assert "method 'flag' (paceline.methods.robust.flag:Flag) cannot be imported: " in told
+    assert "ModuleNotFoundError: import of paceline.methods.robust.flag halted" in told
+    assert "`paceline doctor` checks the installation" in told

@@ -61,7 +61,7 @@ def test_a_run_is_refused_before_its_data_are_loaded(config, gpus, monkeypatch):
 
     gpus(0, False)
     monkeypatch.setattr(assembly, "load_task", lambda *_, **__: pytest.fail("data were loaded first"))
-    with pytest.raises(ConfigError, match=r"--device: device 'cuda' cannot be used here"):
+    with pytest.raises(ConfigError, match=r"device: device 'cuda' cannot be used here"):
         run.prepare(config(device="cuda"))
 
 

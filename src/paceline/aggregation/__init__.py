@@ -7,6 +7,7 @@ from paceline import registry
 from paceline.aggregation.plain import Plain
 from paceline.core.engine import Aggregation
 from paceline.core.errors import ConfigError
+from paceline.core.wording import setting
 
 __all__ = ["Plain", "load_aggregation"]
 
@@ -30,7 +31,8 @@ def load_aggregation(spec: str, secure: Mapping[str, Any], bound: float, agreed:
     """
     read = registry.parse("aggregation", spec)
     if read.options and registry.describe("aggregation", read.name).package == "paceline":
-        raise ConfigError(f"aggregation {spec!r}: {read.name} takes no options here; set them with --secure-option, or in [secure]")
+        told = f"set them with {setting('secure')}, or in [secure]"
+        raise ConfigError(f"aggregation {spec!r}: {read.name} takes no options here; {told}")
     offered: dict[str, Any] = {"bound": bound} if agreed is None else {"bound": bound, "agreed": agreed}
     if "config" in registry.parameters(registry.load("aggregation", read.name)):
         from paceline.aggregation.secure.program import secure_config

@@ -24,6 +24,7 @@ from paceline.core.errors import AggregationError, NonFiniteError, PacelineError
 from paceline.core.params import DeferredNumber, DeferredParams
 from paceline.core.tree import Tree
 from paceline.core.update import Columns, Terms, Update
+from paceline.core.wording import setting
 
 __all__ = ["SUM_BOUND", "FixedPoint", "Partial", "merge"]
 
@@ -143,7 +144,7 @@ class Partial:
         if top > (bound := self.bound if bound is None else bound):
             raise SumOverflowError(
                 f"{who}: weight x value of {name!r} reaches {top:.3g}, above the bound {bound:.3g} of a client's "
-                f"coordinate; training may have diverged, else raise --sum-bound"
+                f"coordinate; training may have diverged, else raise {setting('sum_bound')}"
             )
 
     def _check_whole(self, who: str, name: str, tensor: Tensor, weight: Any) -> float:

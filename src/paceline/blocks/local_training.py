@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from paceline.core.client import SGD, Client, Hooks, LocalOptions
 from paceline.core.hooks import NO_HOOKS
-from paceline.core.method import Method, S
+from paceline.core.method import Method, NonNegative, Positive, S, Share
 from paceline.core.optimizers import Optimizer
 from paceline.core.params import Params
 
@@ -30,11 +30,11 @@ class LocalTraining(Method[S]):
 
     family: ClassVar[str] = "optimisation"
 
-    lr: float | None = None
-    epochs: int = 1
-    batch_size: int | None = None
-    momentum: float = 0.0
-    weight_decay: float = 0.0
+    lr: NonNegative[float] | None = None
+    epochs: Positive[int] = 1
+    batch_size: Positive[int] | None = None
+    momentum: Share = 0.0
+    weight_decay: NonNegative[float] = 0.0
 
     def local(self, client: Client) -> LocalOptions:
         """Return the options of `Client.sgd`."""

@@ -17,6 +17,7 @@ from paceline.cli.show import err, show_error
 from paceline.cli.signals import ending
 from paceline.cli.spelling import correct
 from paceline.core.errors import PacelineError
+from paceline.core.wording import as_commands
 
 __all__ = ["Commands", "app"]
 
@@ -37,7 +38,8 @@ class Commands(TyperGroup):
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())
         try:
-            return super().invoke(ctx)
+            with as_commands():
+                return super().invoke(ctx)
         except PacelineError as error:
             if self.debug:
                 traceback.print_exc(file=sys.stderr)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,13 +17,15 @@ from rich.text import Text
 from paceline import registry
 from paceline.cli.fields import completed
 from paceline.cli.run import Json
-from paceline.cli.show import out, print_json, table
+from paceline.cli.show import out, print_json, show_error, table
 from paceline.cli.spelling import check_method
+from paceline.core.errors import PacelineError
+from paceline.core.fields import field_docs, hints_of, plain_type, range_of
 
 if TYPE_CHECKING:
     from paceline.core.method import Method
 
-__all__ = ["card", "field_docs", "methods", "sum_only", "task_rows", "tasks"]
+__all__ = ["card", "methods", "sum_only", "task_rows", "tasks"]
 
 
 def methods(
@@ -40,7 +41,7 @@ def methods(
         shown = card(registry.load("method", name), name)
         print_json(shown) if json else _print_card(shown)
         return
-    cards = sorted((card(registry.load("method", n), n) for n in registry.names("method")), key=lambda c: (c["family"], c["name"]))
+    cards = sorted(_cards(), key=lambda c: (c["family"], c["name"]))
     if json:
         print_json(cards)
         return
@@ -65,6 +66,15 @@ def methods(
         )
     )
     out().print("stacks: simulations may train many clients in one batched computation")
+
+
+def _cards() -> Iterator[dict[str, Any]]:
+    """Yield the cards of all methods; write what cannot be imported to stderr."""
+    for name in registry.names("method"):
+        try:
+            yield card(registry.load("method", name), name)
+        except PacelineError as error:
+            show_error(error, as_json=False)
 
 
 def tasks(json: Json = False) -> None:
@@ -109,7 +119,7 @@ def card(cls: type[Method], name: str) -> dict[str, Any]:
     """Return everything that `paceline methods NAME` shows of a method under its name."""
     from paceline.cli.memory_keys import PROVIDED, kept, memory_keys, seen
 
-    docs = field_docs(cls)
+    docs, hints = field_docs(cls), hints_of(cls)
     return {
         "name": name,
         "family": cls.family,
@@ -127,7 +137,8 @@ def card(cls: type[Method], name: str) -> dict[str, Any]:
         "fields": [
             {
                 "name": f.name,
-                "type": f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type)),
+                "type": plain_type(hints.get(f.name, f.type)),
+                "range": range_of(hints.get(f.name, f.type)),
                 "default": _default(f),
                 "doc": docs.get(f.name, ""),
             }
@@ -153,22 +164,6 @@ def _default(spec: dataclasses.Field[Any]) -> Any:
     else:
         return "required"
     return value if isinstance(value, bool | int | float | str | list | dict | None) else repr(value)
-
-
-def field_docs(cls: type) -> dict[str, str]:
-    """Return the documentation of each field, from the ``Args:`` of the class and its bases; the most derived class wins.
-
-    A field mentioned as `name` in the summary line of a class is documented by that line.
-    """
-    found: dict[str, str] = {}
-    for above in reversed(cls.__mro__):
-        summary = " ".join(inspect.cleandoc(above.__doc__ or "").split("\n\n")[0].split())
-        found |= dict.fromkeys(re.findall(r"`(\w+)`", summary), summary)
-        section = inspect.cleandoc(above.__doc__ or "").partition("Args:\n")[2].split("\n\n")[0]
-        for names, text in re.findall(r"^ +([\w, ]+): (.+(?:\n {5,}.+)*)", section, flags=re.MULTILINE):
-            for name in names.split(","):
-                found[name.strip()] = " ".join(text.split())
-    return found
 
 
 _WHY = {
@@ -199,8 +194,9 @@ def _print_card(shown: dict[str, Any]) -> None:
         verdict = "holds" if effect["holds"] else "does not hold"
         text = f"measured here: {effect['claim']}; {effect['figure']} {effect['effect']:+.3g} against {effect['versus']}: {verdict}"
         console.print(escape(f"{text} ({effect['seeds_for']} of {len(effect['method'])} seeds, {effect['date']})"), soft_wrap=True)
-    fields = table("Fields, set with -o NAME=VALUE", "name", "type", "default", "meaning")
+    fields = table("Fields, set with -o NAME=VALUE", "name", "values", "default", "meaning")
     for entry in shown["fields"]:
         default = "–" if entry["default"] is None else str(entry["default"])
-        fields.add_row(*map(escape, (entry["name"], entry["type"], default, entry["doc"])))
+        values = ", ".join(filter(None, (entry["type"], entry["range"])))
+        fields.add_row(*map(escape, (entry["name"], values, default, entry["doc"])))
     console.print(fields)

@@ -38,7 +38,15 @@ def homes(name: str, value: str, run: Mapping[str, Any], methods: Sequence[str] 
         run: the other options given.
         methods: the methods, if there are several.
     """
-    return list(_homes(name.replace("-", "_"), value, run, methods or [run.get("method", "fedavg")]))
+    name = name.replace("-", "_")
+    return list(_homes(name, value, run, methods or [run.get("method", "fedavg")])) or list(_other_methods(name, value))
+
+
+def _other_methods(name: str, value: str) -> Iterator[Home]:
+    from paceline.assembly import field_owners
+
+    if owners := field_owners(name):
+        yield Home(f"a field of {owners}", f"{owners if owners.isidentifier() else 'METHOD'}:{name}={value}", "[options]")
 
 
 def _homes(name: str, value: str, run: Mapping[str, Any], methods: Sequence[str]) -> Iterator[Home]:

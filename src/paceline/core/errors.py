@@ -81,10 +81,18 @@ class ConfigError(PacelineError, ValueError):
 
 
 class UnknownNameError(ConfigError):
-    """A method, task, field, fleet or other name does not exist; the message lists the closest names."""
+    """A method, task, field, fleet or other name does not exist; the message lists the closest names.
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        super().__init__(f"unknown {kind} {name[:200]!r}{nearest(name, known)}")
+    Args:
+        kind: what has no such name.
+        name: the name.
+        known: the names that exist.
+        elsewhere: where there is one of that name, for the message.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], elsewhere: str = "") -> None:
+        self.name = name
+        super().__init__(f"unknown {kind} {name[:200]!r}{nearest(name, known)}{f'; {elsewhere}' if elsewhere else ''}")
 
 
 class NameClashError(ConfigError):

@@ -13,12 +13,22 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paceline.core.errors import ConfigError, PolicyError, nearest
+from paceline.core.errors import ConfigError, PacelineError, PolicyError, nearest
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-__all__ = ["as_module", "classes_in", "imports_from", "installed", "is_import_path", "load_entry", "load_named", "module_hint"]
+__all__ = [
+    "as_module",
+    "classes_in",
+    "imports_from",
+    "installed",
+    "is_import_path",
+    "load_built_in",
+    "load_entry",
+    "load_named",
+    "module_hint",
+]
 
 _allowed: ContextVar[frozenset[str] | None] = ContextVar("allowed", default=None)
 
@@ -72,12 +82,30 @@ def load_entry(point: EntryPoint) -> Any:
     try:
         return point.load()
     except (Exception, SystemExit) as error:  # a package's module may raise anything
-        from paceline.core.failures import place_of
+        owner = point.dist.name if point.dist else "a package"
+        what = f"the entry point {point.name} = {point.value} of {owner} cannot be loaded"
+        raise ConfigError(f"{what}: {_cause(error)}; fix or uninstall it") from error
 
-        raise ConfigError(
-            f"the entry point {point.name} = {point.value} of {point.dist.name if point.dist else 'a package'} cannot be loaded: "
-            f"{place_of(error)}: {type(error).__name__}: {error}; mend or uninstall it"
-        ) from error
+
+def load_built_in(target: str, what: str) -> Any:
+    """Return an object of Paceline itself.
+
+    Args:
+        target: import path.
+        what: kind and name of the object, for the message.
+
+    Raises:
+        ConfigError: if it cannot be imported, because a package is missing or broken; states file, line and error.
+        MissingExtraError: if it needs an optional dependency.
+    """
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except PacelineError:
+        raise
+    except Exception as error:  # whatever a broken package raises
+        cure = "`paceline doctor` checks the installation; else install Paceline again"
+        raise ConfigError(f"{what} ({target}) cannot be imported: {_cause(error)}; {cure}") from error
 
 
 def load_named(name: str, what: str) -> Any:
@@ -129,13 +157,16 @@ def _absent(module: str) -> str:
 
 
 def _broken(what: str, name: str, error: BaseException) -> ConfigError:
+    return ConfigError(f"{what} {name!r} cannot be imported: {_cause(error)}")
+
+
+def _cause(error: BaseException) -> str:
+    """Return place, class and message of the error of an import."""
     from paceline.core.failures import place_of
 
     if isinstance(error, SyntaxError):
-        place, told = f"{error.filename}:{error.lineno}", str(error.msg)
-    else:
-        place, told = place_of(error), str(error)
-    return ConfigError(f"{what} {name!r} cannot be imported: {place}: {type(error).__name__}: {told}")
+        return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
+    return f"{place_of(error)}: {type(error).__name__}: {error}"
 
 
 def as_module(file: Path) -> str:

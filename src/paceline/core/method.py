@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, cast, overload
 
 from typing_extensions import TypeVar
 
+from paceline.core.checked import Checked
 from paceline.core.engine import Bound, ClientFunction
-from paceline.core.errors import ConfigError, UnknownNameError
+from paceline.core.errors import ConfigError
+from paceline.core.fields import Finite, Minority, NonNegative, Positive, PositiveShare, Share
 from paceline.core.metrics import spread
 from paceline.core.params import Params
 from paceline.core.tree import Tree, node
@@ -21,7 +22,21 @@ if TYPE_CHECKING:
     from paceline.core.client import Client, ClientData
     from paceline.core.federation import Federation
 
-__all__ = ["ClientFunction", "Method", "P", "S", "State", "client_functions", "on_client"]
+__all__ = [
+    "ClientFunction",
+    "Finite",
+    "Method",
+    "Minority",
+    "NonNegative",
+    "P",
+    "Positive",
+    "PositiveShare",
+    "S",
+    "Share",
+    "State",
+    "client_functions",
+    "on_client",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -102,8 +117,12 @@ P = TypeVar("P", bound=State, default=State)
 
 
 @dataclass(frozen=True)
-class Method(Generic[S]):
+class Method(Generic[S], metaclass=Checked):
     """Base of all methods: a frozen dataclass whose fields are the hyperparameters.
+
+    A field states its range in its annotation, ``mu: NonNegative[float] = 0.01`` (see `paceline.core.fields`). A value of
+    another type or outside the range is a `ConfigError`, an unknown field an `UnknownNameError`, in Python, in a file and on
+    the command line; text is converted to the fields' types.
 
     ``Method[MyState]`` has the server state `MyState`, ``Method`` alone has `State`.
     A subclass implements `round`, and `init` if it has its own state; all else has defaults.
@@ -241,44 +260,11 @@ class Method(Generic[S]):
 
     @classmethod
     def build(cls, options: Mapping[str, Any] | None = None) -> Self:
-        """Build the method with the given fields; convert text to the fields' types.
-
-        Raises:
-            UnknownNameError: if the method has no such field.
-            ConfigError: if a value is invalid.
+        """Build the method with the given fields, as a call of the class does; see `Method` for what is raised.
 
         Example:
             >>> from paceline.methods import FedProx
             >>> FedProx.build({"mu": "0.1"}).mu
             0.1
         """
-        from paceline.core.config import RunConfig
-
-        fields = {f.name: f for f in dataclasses.fields(cls)}
-        values = {}
-        for name, value in (options or {}).items():
-            if name not in fields and name in RunConfig.model_fields:
-                raise ConfigError(
-                    f"{name} is no field of {cls.__name__} but an option of the run: --{name.replace('_', '-')} {value}"
-                )
-            if name not in fields:
-                raise UnknownNameError(f"{cls.__name__} field", name, fields)
-            values[name] = _convert(cls, fields[name], value)
-        return cls(**values)
-
-
-def _convert(cls: type, spec: dataclasses.Field[Any], value: Any) -> Any:
-    from pydantic import TypeAdapter, ValidationError
-
-    hints = _hints(cls)
-    try:
-        return TypeAdapter(hints[spec.name]).validate_python(value)
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"]
-        raise ConfigError(f"{cls.__name__} field {spec.name}={value!r}: {reason}") from None
-
-
-def _hints(cls: type) -> dict[str, Any]:
-    from typing import get_type_hints
-
-    return get_type_hints(cls)
+        return cls(**(options or {}))

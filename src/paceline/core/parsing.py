@@ -7,9 +7,10 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from paceline.core.errors import ConfigError, UnknownNameError
+from paceline.core.fields import fit, hints_of
 
 __all__ = ["Spec", "fitted", "pairs", "read_toml", "split_top", "value"]
 
@@ -144,38 +145,13 @@ def fitted(make: Callable[..., Any], options: Mapping[str, Any], what: str, know
 
     Raises:
         UnknownNameError: for an option that is not known.
-        ConfigError: for a value that does not fit its parameter's annotation, or is not a number where it should be one.
+        ConfigError: for a value that does not fit its parameter's annotation; see `paceline.core.fields.fit`.
     """
-    known, hints = list(known), _hints(make)
+    known, hints = list(known), hints_of(make)
     for name in options:
         if name not in known:
             raise UnknownNameError(f"option of {what}:", name, known)
-    return {name: _fit(value, hints.get(name, Any), f"{what}: {name}={value!r}") for name, value in options.items()}
-
-
-def _hints(make: Callable[..., Any]) -> dict[str, Any]:
-    own = vars(make).get("__init__") if isinstance(make, type) and "__dataclass_fields__" not in vars(make) else make
-    try:
-        return get_type_hints(own if own is not None else make)
-    except (NameError, TypeError):  # annotations that only a type checker resolves
-        return {}
-
-
-def _fit(value: Any, hint: Any, told: str) -> Any:
-    from pydantic import TypeAdapter, ValidationError
-    from pydantic.errors import PydanticUserError
-
-    if isinstance(value, float) and value != value:
-        raise ConfigError(f"{told} is not a number")
-    if hint is str and type(value) in (int, float):
-        return str(value)
-    try:
-        return TypeAdapter(hint).validate_python(value)
-    except PydanticUserError:  # a type that pydantic does not know
-        return value
-    except ValidationError as error:
-        reason = {float: "is no number", int: "is no whole number"}.get(hint, error.errors()[0]["msg"])
-        raise ConfigError(f"{told} {reason}") from None
+    return {name: fit(value, hints.get(name, Any), f"{what}: {name}={value!r}") for name, value in options.items()}
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from paceline.core.exclusions import Exclusions
 from paceline.core.generators import reseed_nested
 from paceline.core.params import Params
 from paceline.core.random import derive, numpy_rng
+from paceline.core.wording import setting
 
 __all__ = ["Population"]
 
@@ -72,7 +73,8 @@ class Population:
         size = self.cohort_size if size is None else size
         population = self.num_clients if among is None else len(among)
         if not 1 <= size <= population:
-            raise CohortError(f"a cohort of {size} cannot be drawn from {population} clients; set --cohort to at most {population}")
+            told = f"a cohort of {size} cannot be drawn from {population} clients"
+            raise CohortError(f"{told}; set {setting('cohort')} to at most {population}")
         picked = self.available(size, among)
         if not picked:
             raise CohortError(f"no client is available in round {self.round}")

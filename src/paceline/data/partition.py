@@ -26,6 +26,7 @@ from paceline.core.errors import ConfigError, DataError, EmptyClientError, Unkno
 from paceline.core.random import numpy_rng
 from paceline.core.samples import Split
 from paceline.core.task import Task
+from paceline.core.wording import setting
 from paceline.data.assign import ASSIGN, Wanted, group_of
 
 __all__ = ["Partition", "parse_partition", "partition_task"]
@@ -222,7 +223,8 @@ def partition_task(
         count = clients
         if not allow_empty and count > len(task.train):
             raise EmptyClientError(
-                f"{len(task.train)} samples cannot give each of {count} clients one; take fewer clients or set allow_empty"
+                f"{len(task.train)} samples cannot give each of {count} clients one; "
+                f"take fewer clients, or set {setting('allow_empty', True)}"
             )
         labels, classes = _labels(task)
         if name in {"dirichlet", "shards", "groups", "longtail"} and (labels.ndim != 1 or labels.dtype.kind not in "iu"):
@@ -237,7 +239,7 @@ def partition_task(
         empty = np.flatnonzero(sizes == 0)
         raise EmptyClientError(
             f"partition {spec!r} leaves {len(empty)} of {count} clients without samples (client {empty[0]} for one); "
-            f"take fewer clients, or --allow-empty"
+            f"take fewer clients, or set {setting('allow_empty', True)}"
         )
     held = np.minimum(np.maximum(np.rint(sizes * client_test), client_test > 0), np.maximum(sizes - 1, 0))
     cuts = offsets[1:] - held.astype(np.int64)

@@ -17,6 +17,7 @@ from paceline.core.engine import Call, Receipt
 from paceline.core.errors import ConfigError, EngineError, WorkerDiedError
 from paceline.core.profiling import spent
 from paceline.core.tree import register_again
+from paceline.core.wording import setting
 from paceline.engines.pool import Pool
 from paceline.engines.ray_actor import Actor
 from paceline.engines.ray_cluster import connect, pack, unpack
@@ -52,7 +53,9 @@ class RayEngine(Pool):
         patience: float = 60.0,
     ) -> None:
         if address is not None and setup.device.startswith("cuda") and not gpus:
-            raise ConfigError(f"device {setup.device!r} on a Ray cluster: say with --ray-gpus how much of a GPU each actor gets")
+            raise ConfigError(
+                f"device {setup.device!r} on a Ray cluster: say with {setting('ray_gpus')} how much of a GPU each actor gets"
+            )
         # the driver machine need not have the actors' devices
         with_device = setup.device == "cpu" or address is None or torch.cuda.is_available()
         super().__init__(setup if with_device else replace(setup, device="cpu"), workers)
@@ -159,7 +162,7 @@ class RayEngine(Pool):
             if workers * wanted > there.get(name, 0.0):
                 raise EngineError(
                     f"{workers} Ray actors of {wanted:g} {name} each cannot be had: the cluster has {there.get(name, 0.0):g} {name}; "
-                    f"use fewer --workers, or a smaller --ray-{name.lower()}s"
+                    f"lower {setting('workers')} or {setting(f'ray_{name.lower()}s')}"
                 )
 
     def _await(self) -> None:
@@ -177,7 +180,7 @@ class RayEngine(Pool):
             raise EngineError(
                 f"{len(late)} of {len(self._actors)} Ray actors did not start within {self._patience:g} s; each asks for "
                 f"{wanted['num_cpus']:g} CPU and {wanted['num_gpus']:g} GPU, free are {free.get('CPU', 0.0):g} CPU and "
-                f"{free.get('GPU', 0.0):g} GPU: end what else runs there, or use fewer --workers"
+                f"{free.get('GPU', 0.0):g} GPU: end what else runs there, or lower {setting('workers')}"
             )
         for fault in loaded:
             if fault is not None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from pydantic.errors import PydanticUserError
 
 from paceline import registry
 from paceline.core.config import RunConfig
@@ -87,9 +84,6 @@ def _method(method: Any) -> tuple[dict[str, Any], Method[Any] | None]:
         )
     changed = {f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.init and not _is_default(method, f)}
     options = {name: _plain(value) for name, value in changed.items()}
-    if options == {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}:
-        with contextlib.suppress(PydanticUserError, NameError):  # types that cannot be checked
-            method = type(method).build(options)  # as a resumed run makes it
     return {"method": _name(type(method)), "options": options}, method
 
 

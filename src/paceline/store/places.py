@@ -10,6 +10,7 @@ from pathlib import Path
 
 from paceline.core.errors import StoreError
 from paceline.core.names import safe_name
+from paceline.core.wording import setting
 from paceline.store.run import RunFolder
 
 __all__ = ["COMPARISON", "new_place", "write_comparison"]
@@ -42,7 +43,9 @@ def new_place(root: Path, name: str | None, default: str, replace: bool) -> Iter
             shutil.rmtree(aside, ignore_errors=True)
             place.rename(aside)
     except OSError as error:
-        raise StoreError(f"{root} cannot hold runs: {error.strerror or error}; choose another folder with --out") from error
+        raise StoreError(
+            f"{root} cannot hold runs: {error.strerror or error}; choose another folder with {setting('out')}"
+        ) from error
     try:
         yield place
     finally:

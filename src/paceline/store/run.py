@@ -31,6 +31,7 @@ from torch import Tensor
 from paceline.core.errors import StoreError
 from paceline.core.names import LONGEST
 from paceline.core.params import Params
+from paceline.core.wording import command
 from paceline.store.files import atomic_write, named
 from paceline.store.lock import LOCK, FolderLock
 from paceline.store.toml import to_toml
@@ -234,7 +235,7 @@ class RunFolder:
 
 def _empty(path: Path) -> None:
     if any(found.name != LOCK for found in path.iterdir()):
-        raise StoreError(f"the folder {path} exists; choose another name, or go on with: paceline resume {path}")
+        raise StoreError(f"the folder {path} exists; choose another name, or go on with: {command('resume', path)}")
 
 
 def _json(value: Any, indent: int | None = None) -> str:

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from paceline.core.errors import PlanError
 from paceline.methods.participation.fedamd import FedAmd
 from paceline.run import prepare
 from tests.methods.quadratics import numbers, play, quadratics
@@ -149,12 +148,6 @@ def test_those_who_come_later_enter_the_mean_when_they_are_anchors(tmp_path):
     x = float(first[0][0])
     assert x == pytest.approx(0.9)
     assert float(second[1].mean.vector) == pytest.approx((1.0 + 2 * (x - 3)) / 2, abs=1e-6)
-
-
-@pytest.mark.parametrize("options", [{"anchor": 1.5}, {"steps": 0}, {"period": -1}])
-def test_what_cannot_be_is_refused(task, config, options):
-    with pytest.raises(PlanError, match=next(iter(options))):
-        prepare(config(method="fedamd", options=options), task=task)
 
 
 # -- in a federation -----------------------------------------------------------------------------------

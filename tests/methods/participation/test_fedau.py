@@ -106,8 +106,6 @@ def test_the_baselines(tmp_path, weigh, expected):
 def test_known_rates_need_everybody_who_is_there(task, config):
     with pytest.raises(PlanError, match="with a cohort of 6"):
         prepare(config(method="fedau", clients=6, cohort=3, options={"weigh": "known"}), task=task)
-    with pytest.raises(PlanError, match="cutoff=0"):
-        prepare(config(method="fedau", options={"cutoff": 0}), task=task)
 
 
 def test_importance_by_samples_weighs_large_clients_more():

@@ -287,8 +287,6 @@ def test_they_learn_also_under_masks_and_with_drop_outs(federate, method):
 def test_the_published_form_is_refused_where_replies_are_hidden(task, config):
     with pytest.raises(PlanError, match="use fedstale"):
         prepare(config(method="fedstaletable", aggregation="secure"), task=task)
-    with pytest.raises(PlanError, match="beta=2"):
-        prepare(config(method="fedstale", options={"beta": 2.0}), task=task)
 
 
 @pytest.mark.parametrize("method", [*FORMS, "fedvarp", "mifa"])

@@ -134,8 +134,7 @@ class Changes:
     def largest(self, coefficients: Sequence[float]) -> float | None:
         """Return the largest |coefficient x coordinate|."""
         if self._tops is None:
-            low, high = torch.aminmax(self.matrix, dim=1)
-            self._tops = torch.maximum(-low, high)
+            self._tops = torch.maximum(-self.matrix.amin(1), self.matrix.amax(1))  # NaN stays NaN
         weights = torch.tensor(coefficients, dtype=self.matrix.dtype).abs_().to(self.matrix.device)
         return float((weights * self._tops).max())
 
@@ -151,6 +150,7 @@ class Stack:
     """
 
     def __init__(self, jobs: Sequence[Job]) -> None:
+        jobs = list(jobs)  # a lazy sequence builds each job anew on every pass
         self.job, self.jobs = jobs[0], jobs
         layout = self.job.model.layout
         self._count = layout.num_params

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from paceline.core.client import Client
 from paceline.core.federation import Federation
-from paceline.core.method import on_client
+from paceline.core.method import NonNegative, on_client
 from paceline.core.params import Params
 from paceline.core.tree import node
 from paceline.core.update import Update
@@ -45,7 +45,7 @@ class AfaCsTable(AfaCd[TableState]):
     reveals: ClassVar[str] = "every client's rescaled gradient"
     sum_only: ClassVar[str] = "afacs"
 
-    expire: int | None = None
+    expire: NonNegative[int] | None = None
 
     def init(self, fed: Federation) -> TableState:
         """Start with an empty table."""

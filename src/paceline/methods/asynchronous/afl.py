@@ -28,10 +28,11 @@ from typing import Any, ClassVar
 import torch
 from typing_extensions import TypeVar
 
+from paceline.blocks.kept import Kept
 from paceline.core.client import SGD, Client
-from paceline.core.errors import CheckpointError, EmptyClientError
+from paceline.core.errors import EmptyClientError
 from paceline.core.federation import Federation
-from paceline.core.method import Method, State, on_client
+from paceline.core.method import Finite, Method, NonNegative, Positive, State, on_client
 from paceline.core.params import Params
 from paceline.core.random import numpy_rng
 from paceline.core.tree import node
@@ -69,14 +70,14 @@ class AfaCd(Method[A]):
     reveals: ClassVar[str] = "sums of rescaled gradients, start and finish time of each job"
     keeps: ClassVar[str] = "its gradient until upload"
 
-    lr: float | None = None
-    server_lr: float | None = None
-    returns: int = 10
-    least_steps: int = 1
-    most_steps: int = 10
-    batch_size: int | None = None
-    idle: float = 0.0
-    skew: float = 0.0
+    lr: Positive[float] | None = None
+    server_lr: NonNegative[float] | None = None
+    returns: Positive[int] = 10
+    least_steps: Positive[int] = 1
+    most_steps: Positive[int] = 10
+    batch_size: Positive[int] | None = None
+    idle: NonNegative[float] = 0.0
+    skew: Finite = 0.0
 
     def init(self, fed: Federation) -> Any:
         """Start with an empty job queue."""
@@ -86,8 +87,8 @@ class AfaCd(Method[A]):
         """Reject too few returns (a sum of one or two replies hides little) and an empty range of steps."""
         least = 1 if fed.aggregation.sees_each else 3
         misfits = [f"returns={self.returns} is too small; take at least {least}"] if self.returns < least else []
-        if not 1 <= self.least_steps <= self.most_steps:
-            misfits.append(f"least_steps={self.least_steps}, most_steps={self.most_steps}; take 1 <= least <= most")
+        if self.most_steps < self.least_steps:
+            misfits.append(f"least_steps={self.least_steps}, most_steps={self.most_steps}; take least <= most")
         return misfits
 
     def round(self, fed: Federation, state: A) -> A:
@@ -163,7 +164,7 @@ class AfaCs(AfaCd[SiloState]):
         count = self.returns if state.landed else None
         queue, arrived = advance(fed, state.queue, self.train, state.params, lambda q: first(q, count))
         who = [job.client for job in arrived]
-        change = fed.mean(self.give, {c: state.landed.get(c, 0) for c in who}, over=who)
+        change = fed.mean(self.give, {c: state.landed[c] for c in who if c in state.landed}, over=who)
         mean = state.mean + (change.weight / fed.num_clients) * change.gradient
         return SiloState(
             params=self.step(state.params, mean, change),
@@ -175,13 +176,7 @@ class AfaCs(AfaCd[SiloState]):
     @on_client(held=True, bounds={"gradient": 4.0, "statistics": 100.0})
     def give(self, client: Client, message: Mapping[int, int]) -> Update:
         """Upload the difference between G and the last gradient that reached the server."""
-        own, memory = client.take(), client.memory
-        landed, known = message[client.id], [memory.get("sent"), memory.get("base")]
-        base = next((y for y in known if y is not None and y["round"] == landed), None)
-        if landed and base is None:
-            raise CheckpointError(
-                f"client {client.id}: the server counts a gradient of round {landed} that is not known here; start anew"
-            )
-        memory["base"], memory["sent"] = base, {"round": client.round, "gradient": own["gradient"]}
-        change = own["gradient"] if base is None else own["gradient"] - base["gradient"]
-        return Update(gradient=change, way=own["way"], statistics=own["statistics"], weight=1)
+        own = client.take()
+        kept = Kept(client, "gradient", message, own["gradient"].zeros())
+        kept.keep(own["gradient"])
+        return Update(gradient=own["gradient"] - kept.value, way=own["way"], statistics=own["statistics"], weight=1)

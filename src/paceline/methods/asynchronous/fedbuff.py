@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from paceline.core.federation import Federation
+from paceline.core.method import Positive
 from paceline.devices.events import ClientJob, Firing, Queue, first
 from paceline.methods.asynchronous.fedfix import FedFix
 
@@ -34,14 +35,13 @@ class FedBuff(FedFix):
     paper: ClassVar[str] = "Nguyen et al., AISTATS 2022; Fraboni et al., JMLR 2023"
     headline: ClassVar[str] = "3.3 times as efficient as synchronous training, up to 2.5 times as asynchronous, from sums only"
 
-    buffer: int = 10
+    buffer: Positive[int] = 10
     weigh: Literal["identical", "unbiased"] = "identical"
 
     def check(self, fed: Federation) -> list[str]:
         """Reject a small buffer: a sum of one or two replies hides little."""
-        if self.buffer < 1 or (self.buffer < 3 and not fed.aggregation.sees_each):
-            return [f"buffer={self.buffer} is too small; take at least {1 if fed.aggregation.sees_each else 3}"]
-        return []
+        least = 1 if fed.aggregation.sees_each else 3
+        return [f"buffer={self.buffer} is too small; take at least {least}"] if self.buffer < least else []
 
     def fires(self, fed: Federation, queue: Queue) -> Firing | None:
         """Return the time of the c-th reply."""

@@ -24,7 +24,7 @@ import torch
 
 from paceline.core.client import SGD, Client, Hooks
 from paceline.core.federation import Federation
-from paceline.core.method import Method, on_client
+from paceline.core.method import Method, NonNegative, Positive, Share, on_client
 from paceline.core.params import Params
 from paceline.core.tree import node
 from paceline.core.update import Update
@@ -66,17 +66,17 @@ class FedFix(Method[AsyncState]):
     keeps: ClassVar[str] = "its update until upload"
     names_clients: ClassVar[bool] = True
 
-    lr: float | None = None
-    steps: int = 10
-    batch_size: int | None = 64
-    momentum: float = 0.9
-    max_norm: float | None = 1e4
-    server_lr: float = 1.0
-    period: float = 0.5
+    lr: NonNegative[float] | None = None
+    steps: Positive[int] = 10
+    batch_size: Positive[int] | None = 64
+    momentum: Share = 0.9
+    max_norm: Positive[float] | None = 1e4
+    server_lr: NonNegative[float] = 1.0
+    period: Positive[float] = 0.5
     unit: Literal["slowest", "seconds"] = "slowest"
-    least: int | None = None
-    staleness: float = 0.0
-    cap: float | None = None
+    least: NonNegative[int] | None = None
+    staleness: NonNegative[float] = 0.0
+    cap: Positive[float] | None = None
 
     def init(self, fed: Federation) -> AsyncState:
         """Start with an empty job queue."""

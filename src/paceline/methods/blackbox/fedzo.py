@@ -19,7 +19,7 @@ from torch import Tensor
 from paceline.blocks.blackbox import BlackBoxMethod, Queries, directions
 from paceline.core.client import Client
 from paceline.core.federation import Federation
-from paceline.core.method import on_client
+from paceline.core.method import NonNegative, Positive, on_client
 from paceline.core.optimizers import AdamW
 from paceline.core.params import Params
 from paceline.core.tree import node
@@ -53,12 +53,12 @@ class FedZO(BlackBoxMethod[FedZoState]):
     reveals: ClassVar[str] = "sums of points"
     keeps: ClassVar[str] = "a mean estimate (model size) for diff and scaf"
 
-    lr: float = 0.01
-    steps: int = 10
-    directions: int = 20
-    smoothing: float = 0.01
+    lr: NonNegative[float] = 0.01
+    steps: Positive[int] = 10
+    directions: Positive[int] = 20
+    smoothing: Positive[float] = 0.01
     correction: Literal["none", "prox", "diff", "scaf"] = "none"
-    rho: float = 1.0
+    rho: NonNegative[float] = 1.0
 
     def init(self, fed: Federation) -> FedZoState:
         """Start from the task's initial point."""

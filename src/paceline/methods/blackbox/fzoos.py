@@ -20,7 +20,7 @@ from paceline.blocks.blackbox import BlackBoxMethod, Queries
 from paceline.blocks.surrogates import Features, GaussianProcess, Kernel, nearest, rescaled
 from paceline.core.client import Client
 from paceline.core.federation import Federation
-from paceline.core.method import on_client
+from paceline.core.method import NonNegative, Positive, on_client
 from paceline.core.optimizers import AdamW
 from paceline.core.params import Params
 from paceline.core.tree import node
@@ -60,21 +60,21 @@ class FZooS(BlackBoxMethod[FZooSState]):
     keeps: ClassVar[str] = "all its queries"
     headline: ClassVar[str] = "fewer queries and rounds than finite differences with FedAvg, FedProx or SCAFFOLD"
 
-    lr: float = 0.01
-    steps: int = 10
-    features: int = 10_000
-    length: float | None = None
+    lr: NonNegative[float] = 0.01
+    steps: Positive[int] = 10
+    features: Positive[int] = 10_000
+    length: Positive[float] | None = None
     kernel: Kernel = "rbf"
-    jitter: float = 1e-6
-    ridge: float = 1e-5
-    fitted: int = 150
-    surveyed: int = 500
-    candidates: int = 100
-    active: int = 5
-    survey_candidates: int = 200
-    survey_active: int = 50
-    initial: int = 10
-    radius: float = 0.01
+    jitter: NonNegative[float] = 1e-6
+    ridge: NonNegative[float] = 1e-5
+    fitted: Positive[int] = 150
+    surveyed: Positive[int] = 500
+    candidates: Positive[int] = 100
+    active: NonNegative[int] = 5
+    survey_candidates: Positive[int] = 200
+    survey_active: NonNegative[int] = 50
+    initial: NonNegative[int] = 10
+    radius: Positive[float] = 0.01
     correct: bool = True
 
     def init(self, fed: Federation) -> FZooSState:

@@ -28,7 +28,7 @@ from paceline.blocks.local_training import LocalTraining
 from paceline.core.client import Client
 from paceline.core.errors import QuorumError
 from paceline.core.federation import Federation
-from paceline.core.method import on_client
+from paceline.core.method import NonNegative, Positive, on_client
 from paceline.core.params import Params
 from paceline.core.tree import Tree, node
 from paceline.core.update import Update
@@ -73,15 +73,15 @@ class OCFL(LocalTraining[ClusterState]):
     keeps: ClassVar[str] = "its update, if sketched"
     has_model: ClassVar[bool] = False
 
-    epochs: int = 3
-    server_lr: float = 1.0
+    epochs: Positive[int] = 3
+    server_lr: NonNegative[float] = 1.0
     backend: Backend = "average"
-    clusters: int = 3
-    least: int = 3
+    clusters: Positive[int] = 3
+    least: Positive[int] = 3
     noise: Literal["nearest", "own"] = "nearest"
-    order: float = 2.0
-    patience: int = 1
-    sketch: int = 0
+    order: Positive[float] = 2.0
+    patience: Positive[int] = 1
+    sketch: NonNegative[int] = 0
 
     def init(self, fed: Federation) -> ClusterState:
         """Start with one cluster."""

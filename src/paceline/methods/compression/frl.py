@@ -26,7 +26,7 @@ from paceline.core.client import SGD, Client, Hooks
 from paceline.core.errors import ConfigError
 from paceline.core.federation import Federation
 from paceline.core.layout import Layout
-from paceline.core.method import Method, on_client
+from paceline.core.method import Method, NonNegative, Positive, PositiveShare, Share, on_client
 from paceline.core.params import Params
 from paceline.core.tree import node
 from paceline.models.supermasks import MaskOn, Ranks, mask, network, placed, slope, without_offsets
@@ -66,19 +66,15 @@ class FRL(Method[FrlState]):
     sends_model: ClassVar[bool] = False
     headline: ClassVar[str] = "an attacker has one bounded vote; an upload is a permutation instead of floats"
 
-    lr: float = 0.4
-    decay: float = 0.999
-    epochs: int = 2
-    batch_size: int | None = 8
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    keep: float = 0.5
+    lr: NonNegative[float] = 0.4
+    decay: NonNegative[float] = 0.999
+    epochs: Positive[int] = 2
+    batch_size: Positive[int] | None = 8
+    momentum: Share = 0.9
+    weight_decay: NonNegative[float] = 1e-4
+    keep: PositiveShare = 0.5
     mask_on: MaskOn = "signed"
-    top: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.keep <= 1 or not 0 < self.top <= 1:
-            raise ConfigError(f"keep={self.keep}, top={self.top}; both must be above 0 and at most 1")
+    top: PositiveShare = 1.0
 
     def fit_task(self, task: Any) -> tuple[Method[Any], Any]:
         """Freeze all parameters except matrices and filters; raise `ConfigError` if the model has running statistics."""

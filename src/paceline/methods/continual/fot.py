@@ -22,7 +22,7 @@ from torch import Tensor
 from paceline.blocks.local_training import LocalTraining
 from paceline.core.client import Client
 from paceline.core.federation import Federation
-from paceline.core.method import Method, State, on_client
+from paceline.core.method import Method, NonNegative, Positive, Share, State, on_client
 from paceline.core.params import Params
 from paceline.core.tree import node
 from paceline.core.update import Update
@@ -89,17 +89,17 @@ class FOT(LocalTraining[FotState]):
     reveals: ClassVar[str] = "sums of updates; once per task, sums of random mixtures of inputs"
     headline: ClassVar[str] = "forgetting falls from 8-33 points to 0.2-2 points, without replay, with one extra upload per task"
 
-    server_lr: float = 1.0
-    eps: float = 0.95
-    eps_inc: float = 0.0
-    rounds_per_task: int | None = None
+    server_lr: NonNegative[float] = 1.0
+    eps: Share = 0.95
+    eps_inc: NonNegative[float] = 0.0
+    rounds_per_task: Positive[int] | None = None
     protect_head: bool | None = None
     weigh: Literal["uniform", "samples"] = "uniform"
     rho: Literal["norm", "energy"] = "norm"
-    sketch: int = 5
-    most_columns: int = 4096
+    sketch: Positive[int] = 5
+    most_columns: Positive[int] = 4096
     at_least_one: bool = False
-    last_cohort: int | None = None
+    last_cohort: Positive[int] | None = None
 
     def fit_task(self, task: Any) -> tuple[Method[Any], Any]:
         """Read the rounds per stage from a task sequence, and leave separate heads unprotected."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from paceline.core.client import Client
 from paceline.core.federation import Federation
-from paceline.core.method import State, on_client
+from paceline.core.method import NonNegative, Positive, Share, State, on_client
 from paceline.core.optimizers import Optimizer
 from paceline.core.params import Params
 from paceline.core.tree import Tree
@@ -55,11 +55,11 @@ class FedIT(FedPEFT):
     paper: ClassVar[str] = "Zhang et al., arXiv 2305.05644"
     headline: ClassVar[str] = "answers preferred to those of a model tuned on one client's instructions alone"
 
-    lr: float | None = 3e-4
-    momentum: float = 0.0
+    lr: NonNegative[float] | None = 3e-4
+    momentum: Share = 0.0
     peft: Prototype = "lora"
-    rank: int = 16
-    alpha: float = 16.0
+    rank: Positive[int] = 16
+    alpha: Positive[float] = 16.0
     adam: bool = True
     decay: bool = True
     monitor: bool = False

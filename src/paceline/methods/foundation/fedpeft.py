@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from paceline.core.method import Method
+from paceline.core.method import Method, Positive, Share
 from paceline.core.optimizers import AdamW, Optimizer
 from paceline.methods.optimisation.fedavg import FedAvg
 from paceline.models.tuning import Prototype, Tuning
@@ -39,14 +39,14 @@ class FedPEFT(FedAvg):
     paper: ClassVar[str] = "Sun et al., arXiv 2210.01708"
     headline: ClassVar[str] = "the accuracy of full tuning at under 0.3 % of its bytes"
 
-    momentum: float = 0.9
+    momentum: Share = 0.9
     peft: Prototype = "bias"
-    width: int = 8
-    tokens: int = 10
+    width: Positive[int] = 8
+    tokens: Positive[int] = 10
     deep: bool = True
-    rank: int = 4
-    alpha: float = 8.0
-    dropout: float = 0.0
+    rank: Positive[int] = 4
+    alpha: Positive[float] = 8.0
+    dropout: Share = 0.0
     targets: tuple[str, ...] = ()
     with_head: bool | None = None
     adam: bool = False
@@ -61,6 +61,5 @@ class FedPEFT(FedAvg):
 
     def tuning(self) -> Tuning:
         """Return the configuration of the trained part."""
-        return Tuning(
-            self.peft, self.width, self.tokens, self.deep, self.rank, self.alpha, self.dropout, self.targets, self.with_head
-        )
+        lora = (self.rank, self.alpha, self.dropout, self.targets)
+        return Tuning(self.peft, self.width, self.tokens, self.deep, *lora, self.with_head)

@@ -13,7 +13,7 @@ from typing import ClassVar
 from paceline.blocks.local_training import LocalTraining
 from paceline.core.client import Client
 from paceline.core.federation import Federation
-from paceline.core.method import P, on_client
+from paceline.core.method import NonNegative, P, on_client
 from paceline.core.params import Params
 from paceline.core.update import Update
 
@@ -29,7 +29,7 @@ class FedAvg(LocalTraining[P]):
     paper: ClassVar[str] = "McMahan et al., AISTATS 2017"
     headline: ClassVar[str] = "10 to 100 times fewer rounds than synchronised SGD, also on unbalanced non-IID data"
 
-    server_lr: float = 1.0
+    server_lr: NonNegative[float] = 1.0
 
     def round(self, fed: Federation, state: P) -> P:
         """Average the cohort's updates and step along the mean."""

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from paceline.core.client import Client, Hooks
 from paceline.core.federation import Federation
-from paceline.core.method import State, on_client
+from paceline.core.method import Positive, State, on_client
 from paceline.core.params import Params
 from paceline.core.tree import node
 from paceline.core.update import Update
@@ -38,7 +38,7 @@ class FedDyn(FedAvg[FedDynState]):
     paper: ClassVar[str] = "Acar et al., ICLR 2021"
     headline: ClassVar[str] = "fewer rounds to a target than SCAFFOLD and FedProx, at the upload of FedAvg"
     keeps: ClassVar[str] = "dual (model size)"
-    alpha: float = 0.01
+    alpha: Positive[float] = 0.01
 
     def init(self, fed: Federation) -> FedDynState:
         """Start with h = 0."""

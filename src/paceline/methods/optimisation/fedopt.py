@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 import torch
 
 from paceline.core.federation import Federation
-from paceline.core.method import State
+from paceline.core.method import NonNegative, Positive, Share, State
 from paceline.core.params import Params
 from paceline.core.tree import node
 from paceline.methods.optimisation.fedavg import FedAvg
@@ -46,10 +46,10 @@ class FedOpt(FedAvg[FedOptState]):
     headline: ClassVar[str] = "adaptive servers converge on non-convex losses with heterogeneous clients, far better than FedAvg"
 
     optimizer: Literal["adam", "yogi", "adagrad", "momentum"] = "adam"
-    server_lr: float = 0.01
-    beta1: float = 0.9
-    beta2: float = 0.99
-    tau: float = 1e-3
+    server_lr: NonNegative[float] = 0.01
+    beta1: Share = 0.9
+    beta2: Share = 0.99
+    tau: Positive[float] = 1e-3
 
     def init(self, fed: Federation) -> FedOptState:
         """Start with m = 0 and v = tau^2."""

@@ -24,7 +24,7 @@ from paceline.blocks.running import averaged, statistics, weights
 from paceline.core.client import SGD, Client, Hooks
 from paceline.core.federation import Federation
 from paceline.core.hooks import Direction, Gradient
-from paceline.core.method import Method, on_client
+from paceline.core.method import Method, NonNegative, Positive, Share, on_client
 from paceline.core.params import Params
 from paceline.core.tree import node
 from paceline.core.update import Update
@@ -63,17 +63,17 @@ class FedSpeed(Method[FedSpeedState]):
     keeps: ClassVar[str] = "the last two duals (twice the model size)"
     names_clients: ClassVar[bool] = True
 
-    prox: float = 0.1
-    radius: float = 0.1
-    mix: float = 1.0
+    prox: NonNegative[float] = 0.1
+    radius: NonNegative[float] = 0.1
+    mix: Share = 1.0
     dual_mean: Literal["all", "sampled"] = "all"
-    lr: float | None = None
-    lr_decay: float = 0.998
-    epochs: int = 5
-    steps: int | None = None
-    batch_size: int | None = None
-    weight_decay: float = 1e-3
-    clip: float | None = 10.0
+    lr: NonNegative[float] | None = None
+    lr_decay: NonNegative[float] = 0.998
+    epochs: Positive[int] = 5
+    steps: Positive[int] | None = None
+    batch_size: Positive[int] | None = None
+    weight_decay: NonNegative[float] = 1e-3
+    clip: Positive[float] | None = 10.0
 
     def init(self, fed: Federation) -> FedSpeedState:
         """Start with zero duals."""

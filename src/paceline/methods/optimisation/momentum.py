@@ -24,7 +24,7 @@ from paceline.blocks.kept import Kept
 from paceline.blocks.running import averaged, statistics, weights
 from paceline.core.client import SGD, Client, Hooks, Trained
 from paceline.core.federation import Federation
-from paceline.core.method import Method, on_client
+from paceline.core.method import Method, NonNegative, Positive, PositiveShare, on_client
 from paceline.core.params import Params
 from paceline.core.tree import node
 from paceline.core.update import Update
@@ -60,13 +60,13 @@ class FedAvgM(Method[MomentumState]):
     headline: ClassVar[str] = "FedAvg converges with a constant local rate and no heterogeneity bound, at FedAvg's upload"
     reveals: ClassVar[str] = "sums of directions"
 
-    beta: float = 0.1
-    lr: float | None = None
-    epochs: int = 1
-    steps: int | None = None
-    batch_size: int | None = None
-    weight_decay: float = 0.0
-    server_lr: float | None = None
+    beta: PositiveShare = 0.1
+    lr: Positive[float] | None = None
+    epochs: Positive[int] = 1
+    steps: Positive[int] | None = None
+    batch_size: Positive[int] | None = None
+    weight_decay: NonNegative[float] = 0.0
+    server_lr: NonNegative[float] | None = None
 
     def init(self, fed: Federation) -> MomentumState:
         """Start with a zero direction."""

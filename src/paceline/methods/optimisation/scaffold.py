@@ -14,7 +14,7 @@ from typing import ClassVar
 from paceline.blocks.local_training import LocalTraining
 from paceline.core.client import Client, Hooks
 from paceline.core.federation import Federation
-from paceline.core.method import State, on_client
+from paceline.core.method import NonNegative, Positive, State, on_client
 from paceline.core.params import Params
 from paceline.core.tree import node
 from paceline.core.update import Update
@@ -34,7 +34,8 @@ class Scaffold(LocalTraining[ScaffoldState]):
     paper: ClassVar[str] = "Karimireddy et al., ICML 2020"
     headline: ClassVar[str] = "needs far fewer rounds than FedAvg; its rate depends on neither heterogeneity nor client sampling"
     keeps: ClassVar[str] = "control variate (model size)"
-    server_lr: float = 1.0
+    lr: Positive[float] | None = None
+    server_lr: NonNegative[float] = 1.0
 
     def init(self, fed: Federation) -> ScaffoldState:
         """Start with zero controls."""
@@ -54,6 +55,5 @@ class Scaffold(LocalTraining[ScaffoldState]):
         own = client.memory.get("control", params.zeros())
         lr = client.problem.lr if self.lr is None else self.lr
         local = client.sgd(params, **self.local(client), hooks=Hooks(correct=lambda grad, _: grad + (control - own)))
-        new = own - control + (params - local.params) / (max(local.steps, 1) * lr)
-        client.memory["control"] = new
+        client.memory["control"] = new = own - control + (params - local.params) / (max(local.steps, 1) * lr)
         return Update(delta=local.params - params, control=new - own, weight=1)

@@ -23,7 +23,7 @@ from paceline.blocks.kept import Kept
 from paceline.blocks.running import averaged, statistics, weights
 from paceline.core.client import SGD, Client, Hooks
 from paceline.core.federation import Federation
-from paceline.core.method import Method, on_client
+from paceline.core.method import Method, NonNegative, Positive, Share, on_client
 from paceline.core.params import Params
 from paceline.core.random import numpy_rng
 from paceline.core.tree import node
@@ -81,26 +81,19 @@ class FedAmd(Method[AnchorState]):
     keeps: ClassVar[str] = "its last two gradients (twice the model size)"
     names_clients: ClassVar[bool] = True
 
-    anchor: float = 0.2
-    period: int = 0
-    steps: int = 10
-    lr: float | None = 0.01
-    batch_size: int | None = 64
-    large_batch: int = 0
-    server_lr: float = 1.0
+    anchor: Share = 0.2
+    period: NonNegative[int] = 0
+    steps: Positive[int] = 10
+    lr: NonNegative[float] | None = 0.01
+    batch_size: Positive[int] | None = 64
+    large_batch: NonNegative[int] = 0
+    server_lr: NonNegative[float] = 1.0
     per_step: bool = False
 
     def init(self, fed: Federation) -> AnchorState:
         """Start with no gradients."""
         params = fed.init_params()
         return AnchorState(params=params, total=params.zeros())
-
-    def check(self, fed: Federation) -> list[str]:
-        """Validate the probability and the counts."""
-        wrong = [] if 0 <= self.anchor <= 1 else [f"anchor={self.anchor}; it is a probability"]
-        if self.steps < 1 or self.period < 0 or self.large_batch < 0:
-            wrong.append(f"steps={self.steps}, period={self.period}, large_batch={self.large_batch}; take at least 1, 0 and 0")
-        return wrong
 
     def round(self, fed: Federation, state: AnchorState) -> AnchorState:
         """Train the miners along the mean gradient; renew the anchors' gradients."""

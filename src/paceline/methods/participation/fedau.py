@@ -42,9 +42,7 @@ class FedAu(Rated[FedAuState]):
     """
 
     paper: ClassVar[str] = "Wang and Ji, ICLR 2024"
-    headline: ClassVar[str] = (
-        "preserves the objective under unequal, unknown participation, with 3 numbers per client instead of a model"
-    )
+    headline: ClassVar[str] = "preserves the objective under unequal, unknown participation, with 3 numbers per client, no model"
     reveals: ClassVar[str] = "sums of weighted updates"
     keeps: ClassVar[str] = "three numbers"
 

@@ -23,7 +23,7 @@ from paceline.blocks.kept import Kept
 from paceline.blocks.running import averaged, statistics, weights
 from paceline.core.client import Client
 from paceline.core.federation import Federation
-from paceline.core.method import on_client
+from paceline.core.method import NonNegative, Positive, Share, on_client
 from paceline.core.params import Params
 from paceline.core.tree import node
 from paceline.core.update import Update
@@ -55,11 +55,11 @@ class FedStale(Rated[Any]):
     reveals: ClassVar[str] = "sums of updates and of their changes"
     keeps: ClassVar[str] = "its last two updates (twice the model size), participation intervals"
 
-    lr: float | None = 5e-3
-    epochs: int | None = 1
-    batch_size: int | None = 128
+    lr: NonNegative[float] | None = 5e-3
+    epochs: Positive[int] | None = 1
+    batch_size: Positive[int] | None = 128
     importance: Literal["uniform", "samples"] = "samples"
-    beta: float = 0.5
+    beta: Share = 0.5
     rates: Literal["estimated", "known"] = "estimated"
     empty: Literal["skip", "step"] = "skip"
 
@@ -67,10 +67,6 @@ class FedStale(Rated[Any]):
     def knows(self) -> bool:
         """Whether the participation rates are known."""
         return self.rates == "known"
-
-    def check(self, fed: Federation) -> list[str]:
-        """Validate beta."""
-        return super().check(fed) + ([] if 0 <= self.beta <= 1 else [f"beta={self.beta}; it is from 0 to 1"])
 
     def init(self, fed: Federation) -> Any:
         """Start with stale updates of 0."""

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 from paceline.blocks.kept import Kept
 from paceline.core.client import SGD, Client, Trained
 from paceline.core.federation import Federation
-from paceline.core.method import Method, S, on_client
+from paceline.core.method import Method, NonNegative, Positive, S, on_client
 from paceline.core.params import Params
 from paceline.core.tree import node
 from paceline.core.update import Update
@@ -83,11 +83,11 @@ class Unequal(Method[S]):
 
     family: ClassVar[str] = "participation"
 
-    lr: float | None = None
-    steps: int = 5
-    epochs: int | None = None
-    batch_size: int | None = 16
-    server_lr: float = 1.0
+    lr: NonNegative[float] | None = None
+    steps: Positive[int] = 5
+    epochs: Positive[int] | None = None
+    batch_size: Positive[int] | None = 16
+    server_lr: NonNegative[float] = 1.0
     importance: Literal["uniform", "samples"] = "uniform"
 
     def enrol(self, fed: Federation, state: Any) -> Any:
@@ -127,7 +127,7 @@ class Rated(Unequal[S]):
 
     names_clients: ClassVar[bool] = True
 
-    cutoff: int | None = None
+    cutoff: Positive[int] | None = None
 
     @property
     def knows(self) -> bool:
@@ -135,11 +135,10 @@ class Rated(Unequal[S]):
         return False
 
     def check(self, fed: Federation) -> list[str]:
-        """Validate the cut-off; known rates are rates of availability, so every available client must be asked."""
-        wrong = [f"cutoff={self.cutoff}; an interval has at least 1 round"] if self.cutoff is not None and self.cutoff < 1 else []
+        """Known rates are rates of availability, so every available client must be asked."""
         if self.knows and fed.cohort_size < fed.num_clients:
-            wrong.append(f"known rates are the fleet's: ask everybody who is there, with a cohort of {fed.num_clients}")
-        return wrong
+            return [f"known rates are the fleet's: ask everybody who is there, with a cohort of {fed.num_clients}"]
+        return []
 
     def asked(self, fed: Federation, state: Any, cohort: Sequence[int]) -> Asked:
         """Return the message to the cohort."""

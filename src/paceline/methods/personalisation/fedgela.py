@@ -26,7 +26,7 @@ from paceline.blocks.prototypes import FAR
 from paceline.core.client import Client, ClientData, Hooks
 from paceline.core.errors import ConfigError
 from paceline.core.federation import Federation
-from paceline.core.method import State, on_client
+from paceline.core.method import NonNegative, Positive, Share, State, on_client
 from paceline.core.params import Params
 from paceline.core.random import torch_rng
 from paceline.core.update import Update
@@ -73,14 +73,14 @@ class FedGELA(LocalTraining):
     sends_model: ClassVar[bool] = False
     headline: ClassVar[str] = "3.9 % above FedAvg and 1.5 % above the best baseline on partially class-disjoint data"
 
-    epochs: int = 10
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    temperature: float = 1.0
-    power: float = 1.0
+    epochs: Positive[int] = 10
+    momentum: Share = 0.9
+    weight_decay: NonNegative[float] = 1e-4
+    temperature: Positive[float] = 1.0
+    power: NonNegative[float] = 1.0
     feature_norm: Literal["none", "l2"] = "none"
-    energy: float = 1.0
-    clip: float = 20.0
+    energy: Positive[float] = 1.0
+    clip: NonNegative[float] = 20.0
     stretched: bool = True
 
     def check(self, fed: Federation) -> list[str]:

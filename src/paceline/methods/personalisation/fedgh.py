@@ -23,7 +23,7 @@ from paceline.blocks.prototypes import ClassSums
 from paceline.core.client import Client, ClientData, Hooks
 from paceline.core.federation import Federation
 from paceline.core.layout import Layout
-from paceline.core.method import State, on_client
+from paceline.core.method import NonNegative, Positive, Share, State, on_client
 from paceline.core.params import Params, Resident
 from paceline.core.random import torch_rng
 from paceline.core.tree import Tree
@@ -48,12 +48,8 @@ def train_head(theta: Params, pairs: Iterable[tuple[Tensor, Tensor]], lr: float,
     for mean, label in pairs:
         theta = theta - lr * head_gradient(theta, mean.unsqueeze(0), label.reshape(1))
     if frozen is not None and bool(frozen.any()):
-        theta = join(theta, {name: torch.where(_rows(frozen, value), start[name], value) for name, value in theta.items()})
+        theta = join(theta, {n: torch.where(frozen.view(-1, *[1] * (v.dim() - 1)), start[n], v) for n, v in theta.items()})
     return theta
-
-
-def _rows(frozen: Tensor, value: Tensor) -> Tensor:
-    return frozen.unsqueeze(1) if value.dim() == 2 else frozen
 
 
 @dataclass(frozen=True)
@@ -71,10 +67,10 @@ class CommonHead(OwnModels):
     paper: ClassVar[str] = "arXiv 2303.13137 (ACM MM 2023)"
     headline: ClassVar[str] = "up to 8.87 % more accurate than the best of seven baselines, with up to 85.53 % less traffic"
 
-    momentum: float = 0.9
-    weight_decay: float = 1e-3
-    clip: float = 50.0
-    server_lr: float = 0.01
+    momentum: Share = 0.9
+    weight_decay: NonNegative[float] = 1e-3
+    clip: NonNegative[float] = 50.0
+    server_lr: NonNegative[float] = 0.01
     freeze_absent: bool = False
     batch_means: bool = False
     judge: Literal["own", "global"] = "own"
@@ -151,7 +147,7 @@ class FedGHSum(CommonHead):
     keeps: ClassVar[str] = "its own network and class means"
 
     form: Literal["gradient", "prototypes"] = "gradient"
-    exchanges: int = 1
+    exchanges: Positive[int] = 1
 
     def round(self, fed: Federation, state: State) -> State:
         """Update the head from sums."""

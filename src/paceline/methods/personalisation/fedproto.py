@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from paceline.blocks.prototypes import ClassSums, nearest
 from paceline.core.client import Client, ClientData, Hooks
 from paceline.core.federation import Federation
-from paceline.core.method import on_client
+from paceline.core.method import NonNegative, on_client
 from paceline.core.params import Params
 from paceline.core.tree import Tree, node
 from paceline.methods.personalisation.ownmodels import OwnModels, named
@@ -47,7 +47,7 @@ class FedProto(OwnModels[ProtoState]):
     headline: ClassVar[str] = "outperforms several baselines on heterogeneous data and networks, uploading one vector per class"
     reveals: ClassVar[str] = "class sums of features"
 
-    strength: float = 1.0
+    strength: NonNegative[float] = 1.0
     predict: Literal["prototype", "head"] = "prototype"
 
     def init(self, fed: Federation) -> ProtoState:

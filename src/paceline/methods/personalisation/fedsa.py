@@ -29,7 +29,7 @@ from paceline.blocks.prototypes import ClassSums, distances, nearest
 from paceline.core.client import Client, ClientData, Hooks
 from paceline.core.federation import Federation
 from paceline.core.hooks import Objective
-from paceline.core.method import on_client
+from paceline.core.method import NonNegative, Positive, Share, on_client
 from paceline.core.params import Params
 from paceline.core.random import derive
 from paceline.core.tree import Tree, node
@@ -93,13 +93,13 @@ class FedSA(OwnModels[ClassAnchorState]):
     reveals: ClassVar[str] = "sums of class means"
     keeps: ClassVar[str] = "its own network and class means"
 
-    pull: float = 1.0
-    contrast: float = 1.0
-    calibration: float = 1.0
-    beta: float = 0.9999
+    pull: NonNegative[float] = 1.0
+    contrast: NonNegative[float] = 1.0
+    calibration: NonNegative[float] = 1.0
+    beta: Share = 0.9999
     begin: Literal["projected", "normal"] = "projected"
     weighted: bool = False
-    least: int = 1
+    least: Positive[int] = 1
     predict: Literal["prototype", "anchor", "head"] = "prototype"
 
     def init(self, fed: Federation) -> ClassAnchorState:

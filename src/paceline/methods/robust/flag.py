@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from paceline.core.federation import Federation
-from paceline.core.method import State
+from paceline.core.method import NonNegative, Positive, Share, State
 from paceline.core.params import Params
 from paceline.core.random import torch_rng
 from paceline.core.tree import node
@@ -110,14 +110,14 @@ class Flag(Robust[FlagState]):
     headline: ClassVar[str] = "more accurate than Multi-Krum, Bulyan, medians and trimmed means under attack, at less communication"
     needs: ClassVar[tuple[int, int]] = (2, 1)
 
-    rank: int = 0
-    pairs: float = 0.0
-    iterations: int = 1
+    rank: NonNegative[int] = 0
+    pairs: NonNegative[float] = 0.0
+    iterations: Positive[int] = 1
     begin: Literal["random", "mean"] = "random"
     rescale: Literal["none", "median"] = "none"
-    server_lr: float = 0.2
-    server_momentum: float = 0.9
-    server_decay: float = 5e-4
+    server_lr: NonNegative[float] = 0.2
+    server_momentum: Share = 0.9
+    server_decay: NonNegative[float] = 5e-4
 
     def init(self, fed: Federation) -> FlagState:
         """Start with zero velocity."""

@@ -15,9 +15,8 @@ their median. Updates with non-finite values are rejected first.
 
 from __future__ import annotations
 
-import dataclasses
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -27,14 +26,14 @@ from paceline.core.client import Client
 from paceline.core.errors import NonFiniteError
 from paceline.core.federation import Federation
 from paceline.core.layout import Layout
-from paceline.core.method import P, on_client
+from paceline.core.method import P, Share, on_client
 from paceline.core.params import Params
 from paceline.methods.optimisation.fedavg import FedAvg
 
 
 def median(g: Tensor) -> Tensor:
     """Return the coordinate-wise median of the rows of [n, d]; for even n the mean of the middle two values."""
-    return g.sort(0).values[[(len(g) - 1) // 2, len(g) // 2]].mean(0)
+    return g.sort(0).values[(len(g) - 1) // 2 : len(g) // 2 + 1].mean(0)
 
 
 def trimmed_mean(g: Tensor, f: int) -> Tensor:
@@ -55,9 +54,9 @@ def geometric_median(g: Tensor, iterations: int = 1000, tolerance: float = 1e-7)
         weights = torch.where(away > 1e-12 * away.median(), 1 / away.clamp(min=1e-30), 0.0)
         pull = weights @ (g - z)  # each row at z holds it with weight 1 (Vardi and Zhang, 2000)
         step = (1 - (weights == 0).sum() / pull.norm().clamp(min=1e-30)).clamp(min=0) * pull / weights.sum().clamp(min=1e-30)
-        if step.norm() <= tolerance * away.median():
-            return z + step
         z = z + step
+        if step.norm() <= tolerance * away.median():
+            break
     return z
 
 
@@ -94,7 +93,7 @@ class Robust(FedAvg[P]):
     needs: ClassVar[tuple[int, int]] = (2, 1)
     """(a, b): the rule is valid for n >= a f + b."""
 
-    byzantine: float = 0.2
+    byzantine: Share = 0.2
 
     @abstractmethod
     def combine(self, g: Tensor, f: int) -> Tensor:
@@ -116,7 +115,7 @@ class Robust(FedAvg[P]):
         if len(g) < a * f + b:
             raise fed.too_few(f"round {fed.round}: {len(g)} updates are too few for {self.slug()} with f = {f}")
         delta = torch.cat([self.combine(g[:, :split], f), median(g[:, split:])]).float()
-        return dataclasses.replace(state, params=state.params + self.server_lr * Params(delta, layout))
+        return replace(state, params=state.params + self.server_lr * Params(delta, layout))
 
     def collect(self, fed: Federation, params: Params) -> tuple[list[int], Tensor, Layout]:
         """Train a cohort; return the clients with finite updates, the updates, shape [n, d] (float64), and their layout."""

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from paceline.core.client import Client
+from paceline.core.method import NonNegative, Positive, Share
 from paceline.core.params import Params
 from paceline.methods.stragglers.selfpruning import SelfPruning
 from paceline.submodels.scores import Scores, combine, unknown
@@ -50,9 +51,9 @@ class Clip(SelfPruning):
     score: Literal["mixed", "local", "public"] = "mixed"
     reduce: Literal["max", "mean", "l2"] = "max"
     select: Literal["rank", "threshold"] = "rank"
-    explore: int = 5
-    back: float = 0.1
-    step: float = 0.01
+    explore: NonNegative[int] = 5
+    back: Share = 0.1
+    step: Positive[float] = 0.01
 
     def keep(self, client: Client, params: Params, counts: dict[str, int], p: float) -> dict[str, Tensor]:
         """Drop the neurons with the smallest changes."""
@@ -67,8 +68,7 @@ class Clip(SelfPruning):
         """Return this round's scores: the client's own for the units it trained, the public change for others."""
         scorer, memory = submodels(client).scorer, client.memory
         nothing = unknown(scorer.groups)
-        own = memory.get("own", nothing)
-        seen = memory.get("seen")
+        own, seen = memory.get("own", nothing), memory.get("seen")
         public = nothing if seen is None else scorer.score(params - seen, seen, self.reduce)
         if self.score != "mixed":
             return own if self.score == "local" else public

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from paceline.core.federation import Federation
-from paceline.core.method import State
+from paceline.core.method import NonNegative, Positive, Share, State
 from paceline.core.tree import node
 from paceline.methods.optimisation.fedavg import FedAvg
 
@@ -41,9 +41,9 @@ class DropStragglers(FedAvg[DeadlineState]):
     headline: ClassVar[str] = "a baseline: as fast as the non-stragglers, but biased, because the data of slow clients is lost"
     reveals: ClassVar[str] = "sums of updates, arrival times"
 
-    straggler_share: float = 0.2
-    slack: float = 1.05
-    warmup: int = 2
+    straggler_share: Share = 0.2
+    slack: Positive[float] = 1.05
+    warmup: NonNegative[int] = 2
 
     def init(self, fed: Federation) -> DeadlineState:
         """Start with no arrival times."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from paceline.core.client import Client
 from paceline.core.federation import Federation, WithOwn
-from paceline.core.method import State, on_client
+from paceline.core.method import NonNegative, Positive, PositiveShare, Share, State, on_client
 from paceline.core.params import Params
 from paceline.core.random import torch_rng
 from paceline.core.tree import node
@@ -59,12 +59,12 @@ class Fluid(FedAvg[FluidState]):
     reveals: ClassVar[str] = "every update and its time"
     sum_only: ClassVar[str] = "clip"
 
-    straggler_share: float = 0.2
-    quorum: float = 0.75
-    step: float = 0.2
-    every: int = 2
-    warmup: int = 3
-    smallest: float = 0.5
+    straggler_share: Share = 0.2
+    quorum: Share = 0.75
+    step: Positive[float] = 0.2
+    every: Positive[int] = 2
+    warmup: NonNegative[int] = 3
+    smallest: PositiveShare = 0.5
 
     def init(self, fed: Federation) -> FluidState:
         """Start without times or thresholds."""

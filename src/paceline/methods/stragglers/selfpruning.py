@@ -2,8 +2,7 @@
 
 Before each round the clients exchange the duration of their last full-size round (encrypted under secure aggregation).
 A client among the slowest `straggler_share` picks the largest tier p that lets it finish with the others, trains the
-sub-model selected by `keep`, and returns a full-size update that is zero where it trained nothing. Subclasses differ in
-the rule that selects the kept units.
+sub-model selected by `keep`, and returns a full-size update that is zero where it trained nothing. Subclasses select the units.
 """
 
 from __future__ import annotations
@@ -15,8 +14,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from paceline.core.client import Client
-from paceline.core.errors import ConfigError
-from paceline.core.method import on_client
+from paceline.core.method import Minority, NonNegative, PositiveShare, on_client
 from paceline.core.params import Params
 from paceline.core.update import Update
 from paceline.methods.optimisation.fedavg import FedAvg
@@ -25,8 +23,7 @@ from paceline.submodels.cut import TIERS
 from paceline.submodels.policy import CostModel, compute_fraction, find_stragglers, network_fraction
 from paceline.submodels.service import submodels, train_submodel
 
-_SELF = -1
-"""Key of the client's own times among those of its peers."""
+_SELF = -1  # key of the client's own times among those of its peers
 
 
 @dataclass(frozen=True)
@@ -34,8 +31,8 @@ class SelfPruning(FedAvg):
     """FedAvg in which slow clients shrink their own model.
 
     Args:
-        straggler_share: phi, the share of clients that count as slow, at most 0.5: if most clients could skip a round, a sum
-            would expose those that do not.
+        straggler_share: phi, the share of clients that count as slow; if most clients could skip a round, a sum would expose those
+            that do not.
         network: also prune for a slow link: the padded upload has a fixed size, so compute must shrink.
         smallest: smallest fraction of units that is kept.
         warmup: initial rounds in which every client trains the full model, to measure times.
@@ -50,10 +47,10 @@ class SelfPruning(FedAvg):
     keeps: ClassVar[str] = "its own times"
     keeps_times: ClassVar[bool] = True
 
-    straggler_share: float = 0.2
+    straggler_share: Minority = 0.2
     network: bool = True
-    smallest: float = 0.5
-    warmup: int = 2
+    smallest: PositiveShare = 0.5
+    warmup: NonNegative[int] = 2
     merge: Literal["zero", "masked"] = "zero"
     adaptive: bool = False
     rescale: bool = False
@@ -61,10 +58,6 @@ class SelfPruning(FedAvg):
     @abstractmethod
     def keep(self, client: Client, params: Params, counts: dict[str, int], p: float) -> dict[str, Tensor]:
         """Return the indices of the units to keep for each group, ``counts[group]`` of them."""
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.straggler_share <= 0.5:
-            raise ConfigError(f"straggler_share={self.straggler_share:g}; it is a share above 0 and at most 0.5")
 
     @on_client
     def report(self, client: Client, message: None) -> list[float]:
@@ -119,8 +112,7 @@ class SelfPruning(FedAvg):
         """Return p from estimates that are robust to churn and changing links (`Controller`)."""
         assert client.times is not None
         controller, memory = Controller(costs, share=self.straggler_share), client.memory
-        state = memory.get("pace", controller.start())
-        last = float(memory["fraction"])
+        state, last = memory.get("pace", controller.start()), float(memory["fraction"])
         if memory["trained"] > state["round"] and last in costs:
             state = controller.observe(state, memory["trained"], last, *client.times)
         state = controller.hear(state, client.round, {**totals, _SELF: controller.full_total(state)})
