@@ -83,7 +83,7 @@ def test_what_is_not_finite_is_refused_whatever_its_weight(bad):
 def test_the_bound_is_that_of_one_clients_weighted_coordinate():
     fits, wide = Update(x=torch.tensor([-25.0]), weight=4), Update(x=torch.tensor([-25.1]), weight=4)
     assert mean([fits] * 50, bound=100.0).x.tolist() == [-25.0]
-    with pytest.raises(SumOverflowError, match=r"client 0.*'x' reaches 100.*--sum-bound"):
+    with pytest.raises(SumOverflowError, match=r"client 0.*'x' reaches 100.*sum_bound"):
         mean([wide], bound=100.0)
     with pytest.raises(SumOverflowError, match="weight"):
         mean([Update(x=torch.zeros(1), weight=torch.tensor([101.0]))], bound=100.0)
