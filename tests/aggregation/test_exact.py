@@ -80,6 +80,18 @@ def test_levels_hold_as_many_terms_as_they_are_sized_for():
     assert set(total.levels) == {0, 1}
 
 
+def test_levels_are_added_from_the_finest_on():
+    """1 + 2^-53 is a tie in float64, which 2^-80 decides."""
+    terms = [(torch.tensor([value], dtype=torch.float64), 1.0) for value in (1.0, 2.0**-53, 2.0**-80)]
+    assert total_of(terms, 20).value(20).item() == 1 + 2.0**-52
+
+
+def test_a_level_on_which_a_term_is_zero_takes_no_memory():
+    total = TensorSum(torch.zeros(1))
+    total.add(torch.tensor([1e-20]), 1.0, 1e-20, 40)
+    assert min(total.levels) == 1
+
+
 def test_zeros_take_no_memory_and_values_below_float32_count_as_zero():
     total = TensorSum(torch.zeros(3))
     total.add(torch.zeros(3), 2.0, 0.0, 40)

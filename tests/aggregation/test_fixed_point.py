@@ -85,6 +85,8 @@ def test_the_bound_is_that_of_one_clients_weighted_coordinate():
     assert mean([fits] * 50, bound=100.0).x.tolist() == [-25.0]
     with pytest.raises(SumOverflowError, match=r"client 0.*'x' reaches 100.*sum_bound"):
         mean([wide], bound=100.0)
+    with pytest.raises(SumOverflowError, match=r"client 0.*'x'"):
+        mean([Update(x=torch.tensor([-25.1]), weight=-4)], bound=100.0)
     with pytest.raises(SumOverflowError, match="weight"):
         mean([Update(x=torch.zeros(1), weight=torch.tensor([101.0]))], bound=100.0)
 
@@ -97,6 +99,11 @@ def test_whole_numbers_are_bounded_by_their_method_and_by_float64_only():
     for sign in (1, -1):
         with pytest.raises(SumOverflowError, match=r"client 0.*'votes' reaches 5 .*method declares"):
             mean([{"votes": sign * torch.tensor([5, 0])}], limits={"votes": 4.0})
+    most = 2**53 // MANY
+    assert mean([Update(x=torch.tensor([most // 4]), weight=4)] * 2, clients=MANY).x.tolist() == [pytest.approx(most // 4)]
+    for weight in (5, -5):
+        with pytest.raises(SumOverflowError, match="exact sum of whole numbers"):
+            mean([Update(x=torch.tensor([most // 4]), weight=weight)], clients=MANY)
     with pytest.raises(SumOverflowError, match="exact sum of whole numbers"):
         mean([{"votes": torch.tensor([2**40])}], clients=MANY)
 
@@ -180,6 +187,8 @@ CASES = {
     "weight makes it": ([[9.0, 0.0, 0.0], [1.0, 2.0, 3.0], [0.0, 1.0, 0.0]], [12, 1, 1]),
     "they cancel": ([[300.0, 0.0, 0.0], [-300.0, 1.0, 0.0], [0.0, 1.0, 0.0]], [1, 1, 1]),
     "weights cancel": ([[300.0, 0.0, 0.0], [300.0, 1.0, 0.0], [0.0, 1.0, 0.0]], [1, -1, 1]),
+    "negative": ([[-101.0, 0.0, 0.0], [1.0, 2.0, 3.0], [0.0, 1.0, 0.0]], [1, 1, 1]),
+    "negative weight": ([[26.0, 0.0, 0.0], [1.0, 2.0, 3.0], [0.0, 1.0, 0.0]], [-4, 5, 1]),
     "nan": ([[float("nan"), 0.0, 0.0], [1.0, 2.0, 3.0], [0.0, 1.0, 0.0]], [1, 1, 1]),
     "small": ([[1e-9, 0.0, 2e-9], [3e-9, 2e-9, 0.0]], [1e-6, 1e-6]),
 }
@@ -200,11 +209,17 @@ def test_models_that_are_returned_whole_count_with_what_was_sent():
     """x = change + start: the bound is on their sum; where a rough bound exceeds it, the clients are added one by one."""
     start = torch.tensor([80.0, 0.0, 0.0])
     rows = Changes(torch.tensor([[10.0, 0.0, 0.0], [-90.0, 1.0, 0.0], [30.0, 0.0, 0.0]]))
-    replies = [Update(x=Lazy(rows, k, LAYOUT, 1.0, ((1.0, start),))) for k in range(3)]
-    sink = FixedPoint(3, 100.0).open()
-    values = sink.add_all([(k, reply, int) for k, reply in enumerate(replies)])
-    assert [type(v) for v in values] == [type(None), type(None), SumOverflowError]
-    assert sink.partial().clients == [0, 1]
+    for sign in (1, -1):
+        replies = [Update(x=Lazy(rows, k, LAYOUT, 1.0, ((1.0, start),)), weight=sign) for k in range(3)]
+        sink = FixedPoint(3, 100.0).open()
+        values = sink.add_all([(k, reply, int) for k, reply in enumerate(replies)])
+        assert [type(v) for v in values] == [type(None), type(None), SumOverflowError]
+        assert sink.partial().clients == [0, 1]
+    for sign in (1, -1):
+        level = Changes(torch.tensor([[25.0, 0.0, 0.0], [-25.0, 1.0, 0.0]]))
+        reply = Update(x=Lazy(level, None, LAYOUT, 1.0, ((1.0, start),)), weight=sign)
+        with pytest.raises(SumOverflowError, match="reaches 105"):
+            FixedPoint(2, 100.0).open().add_uniform([0, 1], reply)
 
 
 class Unformed(Changes):
@@ -227,8 +242,8 @@ def test_sums_of_values_that_are_not_formed_are_held_to_the_bound_of_one_client(
 @pytest.mark.parametrize(("value", "fits"), [(100.0, True), (101.0, False)])
 def test_a_reply_that_stands_for_all_is_held_to_the_bound(value, fits):
     rows = Changes(torch.tensor([[value, 1.0, 0.0], [-value, 1.0, 0.0]]))
-    reply = Update(x=Lazy(rows, None, LAYOUT), loss=Column([0.1, 0.2]), steps=3, weight=1)
-    sink = FixedPoint(2, 100.0).open()
+    reply = Update(x=Lazy(rows, None, LAYOUT), loss=Column([0.1, 0.2]), steps=3, weight=4)
+    sink = FixedPoint(2, 400.0).open()
     if not fits:
         with pytest.raises(SumOverflowError):
             sink.add_uniform([0, 1], reply)
@@ -236,7 +251,7 @@ def test_a_reply_that_stands_for_all_is_held_to_the_bound(value, fits):
     assert sink.add_uniform([0, 1], reply)
     got = rebuild(sink.partial().structure, *sink.partial().values())
     assert got.x.vector.tolist() == [0.0, 1.0, 0.0]
-    assert (got.loss, got.steps, got.weight) == ((0.1 + 0.2) / 2, 3, 2)
+    assert (got.loss, got.steps, got.weight) == (pytest.approx(0.15), 3, 8)
 
 
 def test_numbers_have_the_same_bits_in_any_chunks():

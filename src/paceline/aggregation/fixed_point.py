@@ -134,7 +134,6 @@ class Partial:
                 top = _magnitude(tensor.double() * weight)
         else:
             top = _magnitude(tensor) * abs(weight)
-            top = math.nan if math.isinf(weight) else top
         self._bounded(who, name, top, bound)
         return top
 
@@ -186,8 +185,8 @@ class Partial:
 
 def _magnitude(tensor: Tensor) -> float:
     """Return the largest absolute value, NaN if there is one."""
-    low, high = torch.aminmax(tensor)  # copies nothing
-    return float("nan") if float(low) != float(low) else max(-float(low), float(high))
+    low, high = torch.aminmax(tensor)  # both are NaN if one value is; copies nothing
+    return max(-float(low), float(high))
 
 
 class FixedPoint:
