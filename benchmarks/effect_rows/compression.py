@@ -18,12 +18,11 @@ _VOTES: dict[str, Any] = {
     "cohort": 8,
     "rounds": 15,
     "eval_every": 15,
-    "sum_bound": 2.0**45,
 }
 _LOCAL: dict[str, Any] = {"epochs": 2, "batch_size": 20}
 _SCORES: dict[str, Any] = {"lr": [0.3, 0.8, 1.6, 3.2], "keep": [0.3, 0.5, 0.7, 0.9]}
 _RATES: dict[str, Any] = {"lr": [0.003, 0.01, 0.03, 0.05, 0.1, 0.2, 0.4, 0.8]}
-_REVERSED, _TENFOLD = {"adversary": "ranks:0.2"}, {"adversary": "signflip:0.2,scale=10"}
+_REVERSED, _TENFOLD = {"adversary": "ranks:0.2"}, {"adversary": "signflip:0.2,scale=10", "sum_bound": 2.0**45}
 _ATTACKED = Side("frl", _SCORES, _LOCAL, _REVERSED, "frl, a fifth of the rankings reversed")
 
 ROWS: list[Row] = [

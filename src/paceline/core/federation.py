@@ -356,7 +356,7 @@ class Federation(Population):
         return receipts, partials
 
     def _sum(self, fn: Callable[..., Any], message: Tree, over: Sequence[int], deadline: float | None) -> Any:
-        declared = declaration(fn)
+        declared = declaration(fn).fitted(lambda: self.init_params().layout)
         if declared.each:
             raise PlanError([f"{fn.__name__} is an @on_client(each=True) function; call it with fed.each"])
         with self._operation(over) as counted, self._settling(declared) as settled:

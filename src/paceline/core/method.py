@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, cast, overload
 from typing_extensions import TypeVar
 
 from paceline.core.checked import Checked
-from paceline.core.engine import ClientFunction
+from paceline.core.engine import Bound, ClientFunction
 from paceline.core.errors import ConfigError
 from paceline.core.fields import Finite, Minority, NonNegative, Positive, PositiveShare, Share
 from paceline.core.metrics import spread
@@ -45,14 +45,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 def on_client(fn: F) -> F: ...
 @overload
 def on_client(
-    *, each: bool = False, peer_record: str | None = None, bounds: Mapping[str, float] | None = None, collects: bool = False
+    *, each: bool = False, peer_record: str | None = None, bounds: Mapping[str, Bound] | None = None, collects: bool = False
 ) -> Callable[[F], F]: ...
 def on_client(
     fn: F | None = None,
     *,
     each: bool = False,
     peer_record: str | None = None,
-    bounds: Mapping[str, float] | None = None,
+    bounds: Mapping[str, Bound] | None = None,
     collects: bool = False,
 ) -> Any:
     """Mark a method of a class as a client function; see `ClientFunction` for the options.

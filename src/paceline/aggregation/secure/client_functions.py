@@ -117,7 +117,7 @@ class SecAggClient:
         peers = {v: record for v, data in machine.peers.items() if (record := opened_record(data)) is not None}
         inner = me.inner(session.stream, peers)
         inner.nameless = not me.names_clients
-        codec, noted = Codec(session.config, len(session.clients), declared.bounds), client.memory.mark()
+        codec, noted = Codec(session.config, len(session.clients), declared.limits), client.memory.mark()
         try:
             with nested(0, client.device):
                 reply = me.invoke(inner, session.function, content)
@@ -176,12 +176,12 @@ class SecAggClient:
 
 
 def _declared(me: ProtocolContext, function: str) -> ClientFunction:
-    """Return the declaration of a function that is to be summed, from this client's own method."""
+    """Return the declaration of a function that is to be summed, from this client's own method and its own model."""
     if function not in me.functions:
         raise ProtocolError(f"method.{function} is not a client function of this client's method")
     if me.functions[function].each:
         raise ProtocolError(f"{function!r} is declared with each=True, so its replies cannot be summed")
-    return me.functions[function]
+    return me.functions[function].fitted(lambda: me.client.model.layout)
 
 
 def _state(me: ProtocolContext) -> _State:
