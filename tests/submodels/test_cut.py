@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from paceline.core.errors import SubmodelError
+from paceline.core.errors import SubmodelError, ZeroCostError
 from paceline.core.layout import Layout
 from paceline.core.params import Params
 from paceline.submodels.build import num_groups
 from paceline.submodels.cut import TIERS, Cutter, keep_count
-from paceline.submodels.flops import _dispatched, _hooked, flops
-from tests.submodels.nets import EXAMPLES, CharLSTM, vgg9
+from paceline.submodels.flops import _CELL, counted, flops
+from tests.submodels.nets import EXAMPLES, CharLSTM
 from tests.submodels.u1 import dense, params_of
 
 TABLE = {  # fraction of units: VGG-9 params, share, FLOP share; FEMNIST CNN params, share; LSTM params, share
@@ -206,14 +206,39 @@ def test_a_model_without_units_or_with_another_layout_is_refused() -> None:
         Cutter(net, Layout.of(nn.Linear(3, 2)), torch.zeros(1, 3))
 
 
-def test_flops_by_hooks_and_by_dispatch_agree() -> None:
-    for net, x in (
-        (vgg9(), torch.zeros(1, 3, 32, 32)),
-        (CharLSTM(hidden=8), torch.zeros(2, 5, dtype=torch.int64)),
-    ):
-        with torch.no_grad():
-            assert _dispatched(net, (x,)) == _hooked(net, (x,)) > 0
+def test_flops_count_products_and_elementwise_work() -> None:
+    """Two per multiply-add, one per element of an activation or pool, five per element of a norm, three of a softmax."""
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 5)
+    )
+    conv, norm, relu, pool, linear = 2 * 9 * 4 * 36, 5 * 4 * 36, 4 * 36, 4 * 36, 2 * 36 * 5
+    assert flops(net, torch.zeros(3, 1, 6, 6)) == conv + norm + relu + pool + linear
+    assert flops(nn.Sequential(nn.GroupNorm(2, 4), nn.LayerNorm(4), nn.Softmax(-1)), torch.zeros(2, 4)) == (5 + 5 + 3) * 4
+    assert flops(nn.Linear(3, 4), torch.zeros(5, 3)) == 2 * 3 * 4
+
+
+def test_flops_of_fused_kernels_are_those_of_their_products() -> None:
+    lstm = nn.LSTM(3, 8, num_layers=2, batch_first=True)
+    products, cells = 4 * 8 * (3 + 8 + 8 + 8), 2 * 8 * _CELL
+    assert flops(lstm, torch.zeros(2, 5, 3)) == 5 * (2 * products + cells)
     attention = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     products, scores = 4 * (4 * 8 * 8 + 2 * 8 * 16), 2 * 4 * 4 * 8
-    assert flops(attention, torch.zeros(3, 4, 8)) == 2 * (products + scores)
-    assert flops(nn.Linear(3, 4), torch.zeros(5, 3)) == 2 * 3 * 4
+    rest = flops(attention, torch.zeros(3, 4, 8)) - 2 * (products + scores)
+    assert 2 * 5 * 4 * 8 < rest < 2000  # two norms, and residual adds, softmax, activations
+
+
+class _Point(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale, target = x.chunk(2, dim=-1)
+        return scale * self.w - target
+
+
+def test_an_elementwise_parameter_is_work_and_no_work_is_refused() -> None:
+    assert flops(_Point(), torch.zeros(3, 10)) == 2 * 5
+    assert counted(lambda: torch.ones(3).reshape(3, 1) + 1)[1] == 3
+    with pytest.raises(ZeroCostError, match="Flatten executes no arithmetic"):
+        flops(nn.Flatten(), torch.zeros(2, 3, 4))

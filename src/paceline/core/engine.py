@@ -82,6 +82,7 @@ class Call:
         deadline: virtual seconds after which a reply counts as dropped, or None.
         peers: records published by other clients, by receiving client.
         chunks: `clients` in the groups that may work as one; an engine forms them.
+        operation: number, within the round, of the method's operation that the call belongs to.
     """
 
     function: str
@@ -95,6 +96,7 @@ class Call:
     deadline: float | None = None
     peers: Mapping[int, Mapping[int, Tree]] = field(default_factory=dict)
     chunks: Sequence[Sequence[int]] = ()
+    operation: int = 0
 
 
 @dataclass(slots=True)
@@ -319,6 +321,10 @@ class Engine:
 
     def rollback(self) -> None:
         """Forget memory changes since the last commit."""
+        raise NotImplementedError
+
+    def withdraw(self, operation: int, clients: Sequence[int]) -> None:
+        """Undo what clients staged in an operation of this round whose result does not count them; see `Memory.stage`."""
         raise NotImplementedError
 
     def restore(self, memories: Any) -> None:

@@ -43,7 +43,9 @@ __all__ = [
     "UnknownNameError",
     "WireError",
     "WorkerDiedError",
+    "ZeroCostError",
     "by_name",
+    "install_command",
     "nearest",
 ]
 
@@ -79,6 +81,11 @@ def by_name(name: str, message: str) -> PacelineError:
     """Return an error of the class of a name, such as that of another process, with its message."""
     kind = globals().get(name)
     return _again(kind if isinstance(kind, type) and issubclass(kind, PacelineError) else PacelineError, (message,), {})
+
+
+def install_command(extra: str) -> str:
+    """Return the command that adds an extra's dependencies to an installed Paceline."""
+    return f"pip install 'paceline[{extra}]'"
 
 
 class ConfigError(PacelineError, ValueError):
@@ -123,13 +130,17 @@ class PlanError(ConfigError):
         super().__init__(f"this run cannot start: {len(misfits)} incompatible setting(s):\n{lines}")
 
 
+class ZeroCostError(ConfigError):
+    """Work would take no virtual time: a model that computes nothing, or an asynchronous job without duration."""
+
+
 class MissingExtraError(PacelineError, ImportError):
     """An optional dependency is not installed; the message names the command that installs it."""
 
     exit_code = 4
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed; run: pip install 'paceline[{extra}]'")
+        super().__init__(f"{package} is not installed; run: {install_command(extra)}")
 
 
 class DataError(PacelineError):

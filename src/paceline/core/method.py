@@ -157,6 +157,8 @@ class Method(Generic[S], metaclass=Checked):
     vectorizable: ClassVar[bool] = True
     headline: ClassVar[str] = ""
     """The paper's main result, in one sentence."""
+    differs: ClassVar[str] = ""
+    """How the default form differs from the paper's, in one sentence; empty if it does not."""
     has_model: ClassVar[bool] = True
     """Whether there is one global model; otherwise `model` returns the shared values, and clients' own models are evaluated."""
     names_clients: ClassVar[bool] = False

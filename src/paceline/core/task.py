@@ -65,6 +65,7 @@ class Task:
         info: further figures and names, such as where the data come from.
         classes: names of the classes, by code; may be empty.
         in_time: whether the samples of a natural client follow in time.
+        overlap: number of following training samples that share content with a sample, such as overlapping windows of a text.
 
     Example:
         >>> import paceline as pl
@@ -89,6 +90,7 @@ class Task:
     info: dict[str, str] = field(default_factory=dict)
     classes: Sequence[str] = ()
     in_time: bool = False
+    overlap: int = 0
 
     @staticmethod
     def from_datasets(

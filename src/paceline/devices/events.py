@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from paceline.core.errors import CohortError, ConfigError
+from paceline.core.errors import CohortError, ConfigError, ZeroCostError
 from paceline.core.federation import Federation
 from paceline.core.tree import Tree, node
 
@@ -115,10 +115,16 @@ class Queue:
 
         Raises:
             CohortError: a client is busy or paused.
+            ZeroCostError: a job takes less than a nanosecond, so its client would return without end.
         """
         if twice := self.busy & seconds.keys():
             raise CohortError(f"clients {sorted(twice)} are busy; a client runs one job at a time")
-        new = [ClientJob(c, self.fired, self.now, self.now + max(nanoseconds(s), 1)) for c, s in seconds.items()]
+        if idle := sorted(c for c, s in seconds.items() if not nanoseconds(s)):
+            raise ZeroCostError(
+                f"the jobs of clients {idle} take no time, so they would return without end; give every client samples "
+                "(a partition without empty clients) and the fleet's devices a finite speed or a latency"
+            )
+        new = [ClientJob(c, self.fired, self.now, self.now + nanoseconds(s)) for c, s in seconds.items()]
         jobs = sorted((*self.jobs, *new), key=lambda job: (job.finish, job.client))
         return dataclasses.replace(self, jobs=tuple(jobs))
 

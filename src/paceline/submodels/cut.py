@@ -7,6 +7,7 @@ dense module that actually trains faster.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 
@@ -28,14 +29,19 @@ TIERS = (1.0, 0.95, 0.85, 0.75, 0.65, 0.5)
 _CACHED = 16
 
 
-def keep_count(units: int, fraction: float) -> int:
+def keep_count(units: int, fraction: float, up: bool = False) -> int:
     """Return ``max(1, floor(fraction * units))``, robust to binary rounding: 0.29 of 100 is 29.
 
+    Args:
+        units: number of units.
+        fraction: p.
+        up: round up instead (HeteroFL).
+
     Example:
-        >>> keep_count(100, 0.29), keep_count(3, 0.1)
-        (29, 1)
+        >>> keep_count(100, 0.29), keep_count(3, 0.1), keep_count(9, 0.5, up=True)
+        (29, 1, 5)
     """
-    return max(1, int(fraction * units + 1e-9))
+    return max(1, math.ceil(fraction * units - 1e-9) if up else int(fraction * units + 1e-9))
 
 
 class SubModel:
@@ -161,18 +167,19 @@ class Cutter:
         """Whether sub-models have tensors outside the vector that depend on the kept units."""
         return bool(self._outside)
 
-    def keep(self, fraction: float) -> dict[str, int]:
-        """Return the number of units that each group retains at the fraction p: ``max(1, floor(p * n))``.
+    def keep(self, fraction: float, up: bool = False) -> dict[str, int]:
+        """Return the number of units that each group keeps at the fraction p: ``keep_count(n, p, up)``.
 
         Args:
             fraction: p, above 0 and at most 1.
+            up: round p n up instead of down.
 
         Raises:
             SubmodelError: p is not in (0, 1].
         """
         if not 0.0 < fraction <= 1.0:
             raise SubmodelError(f"the fraction of units must be above 0 and at most 1, not {fraction}")
-        return {g: keep_count(n, fraction) for g, n in self.groups.items()}
+        return {g: keep_count(n, fraction, up) for g, n in self.groups.items()}
 
     def cut(self, kept: Mapping[str, Tensor]) -> SubModel:
         """Return the sub-model with the given units.
@@ -199,17 +206,18 @@ class Cutter:
             parts.append(index)
         return SubModel(self, sorted_kept, Layout.build(tensors), torch.cat(parts))
 
-    def first(self, fraction: float) -> SubModel:
-        """Return the sub-model with the first ``keep(fraction)`` units of every group."""
-        return self.cut({g: torch.arange(k) for g, k in self.keep(fraction).items()})
+    def first(self, fraction: float, up: bool = False) -> SubModel:
+        """Return the sub-model with the first ``keep(fraction, up)`` units of every group."""
+        return self.cut({g: torch.arange(k) for g, k in self.keep(fraction, up).items()})
 
-    def cost(self, fraction: float) -> float:
+    def cost(self, fraction: float, up: bool = False) -> float:
         """Return c(p): forward FLOPs of the sub-model relative to those of the full model, from 0 to 1.
 
         Args:
             fraction: p, above 0 and at most 1.
+            up: see `keep`.
         """
-        sub = self.first(fraction)
+        sub = self.first(fraction, up)
         widths = _widths(sub)
         if widths not in self._costs:
             self._costs[widths] = sub.resident().flops

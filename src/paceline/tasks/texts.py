@@ -24,6 +24,10 @@ __all__ = ["InstructionRecord", "InstructionTask", "Layout", "Tokens", "encode",
 
 Layout = Literal["alpaca", "plain"]
 PAD, UNSCORED, MULTIPLE = -1, -100, 8
+_ASKED = "Write a response that appropriately completes the request."
+ALPACA = f"Below is an instruction that describes a task. {_ASKED}"
+ALPACA_WITH_INPUT = f"Below is an instruction that describes a task, paired with an input that provides further context. {_ASKED}"
+"""Headers of Alpaca's template (Taori et al., 2023): models tuned with it expect these words."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,12 @@ class Tokens:
 
 
 def prompt(record: InstructionRecord, layout: Layout = "alpaca") -> str:
-    """Return the text before the response: in the sections of Alpaca's template, or on one line."""
+    """Return the text before the response: by Alpaca's template, or on one line."""
     if layout == "plain":
         return f"{record.instruction}: {record.context}\n" if record.context else f"{record.instruction}\n"
     about = f"### Input:\n{record.context}\n\n" if record.context else ""
-    head = "A task and what it is about follow." if record.context else "A task follows."
-    return f"{head} Write a response that fulfils it.\n\n### Instruction:\n{record.instruction}\n\n{about}### Response:\n"
+    head = ALPACA_WITH_INPUT if record.context else ALPACA
+    return f"{head}\n\n### Instruction:\n{record.instruction}\n\n{about}### Response:\n"
 
 
 def encode(

@@ -22,6 +22,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from paceline.blocks.running import stepped
 from paceline.core.client import Client
 from paceline.core.errors import NonFiniteError
 from paceline.core.federation import Federation
@@ -115,15 +116,19 @@ class Robust(FedAvg[P]):
         if len(g) < a * f + b:
             raise fed.too_few(f"round {fed.round}: {len(g)} updates are too few for {self.slug()} with f = {f}")
         delta = torch.cat([self.combine(g[:, :split], f), median(g[:, split:])]).float()
-        return replace(state, params=state.params + self.server_lr * Params(delta, layout))
+        return replace(state, params=stepped(state.params, Params(delta, layout), self.server_lr))
 
     def collect(self, fed: Federation, params: Params) -> tuple[list[int], Tensor, Layout]:
-        """Train a cohort; return the clients with finite updates, the updates, shape [n, d] (float64), and their layout."""
+        """Train a cohort; return the clients with finite updates, the updates, shape [n, d] (float64), and their layout.
+
+        Updates of zero, as clients without samples send them, have no say unless all are zero.
+        """
         replies = fed.each(self.submit, params, over=fed.sample())
         fine = {c: r for c, r in sorted(replies.items()) if bool(torch.isfinite(r.vector).all())}
         fed.last.notes["refused"] = float(len(replies) - len(fine))
         if not fine:
             raise NonFiniteError(f"round {fed.round}: none of {len(replies)} updates is finite; lower the learning rates")
+        fine = {c: r for c, r in fine.items() if bool(r.vector.any())} or fine
         return list(fine), torch.stack([r.vector for r in fine.values()]).double(), params.layout
 
     @on_client(each=True)
