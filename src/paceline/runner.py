@@ -181,6 +181,7 @@ class Run:
         clock.phases.clear()
         while True:
             self.fed.start_round(number, attempt)
+            self.fed.statistics.begin(self.method.model(self.state))
             try:
                 state = self.method.round(self.fed, self.state)
                 break
@@ -199,6 +200,7 @@ class Run:
                     raise QuorumError(f"{error}; the round failed {attempt} times") from error
                 self._warn(f"round {number} is repeated (reported once): {error}", RoundWarning, "again")
         params = self.method.model(state)
+        self.fed.statistics.settle(params)
         if not bool(torch.isfinite(params.vector).all()):
             raise NonFiniteError(f"round {number}: the aggregated model is not finite; lower the learning rates")
         last = self.fed.last
@@ -227,6 +229,9 @@ class Run:
             except QuorumError as error:  # keep the round's model although its evaluation failed
                 record["unevaluated"] = 1
                 self._warn(f"round {number} was not evaluated: {error}", RoundWarning)
+            record |= {"bytes_up": totals.bytes_up - before[1], "bytes_down": totals.bytes_down - before[2]}
+            if clock.now > record["virtual_seconds"]:  # by the clients
+                record |= {"evaluation_seconds": clock.now - record["virtual_seconds"], "virtual_seconds": clock.now}
         if self.fed.lost:
             record["lost"] = reasons(self.fed.lost)
             for client, why in self.fed.lost.items():
@@ -261,6 +266,9 @@ class Run:
         if kind in ("auto", "central"):
             sums = self.fed.engine.evaluate(params)
         else:
+            if not self.config.client_test:
+                told = "evaluation='federated' judges by training samples where clients hold none out; set client_test, as in 0.2"
+                self._warn(told, RoundWarning)
             sums = self.fed.sum(self.method.evaluate, params, over=range(self.fed.num_clients))
         return figures(sums)
 
@@ -269,7 +277,8 @@ class Run:
         parts = self.method.personal(state, range(self.fed.num_clients))
         sums = [self.fed.sum(self.method.evaluate_clients, (everything, m), over=clients) for m, clients in parts]
         total = {key: sum(part[key] for part in sums) for key in sums[0]}
-        return figures(total) | spread_figures(total)
+        found = figures(total)
+        return found | spread_figures(total) if "accuracy" in found else found
 
     def _stop_reason(self) -> str | None:
         scores = [r["accuracy"] for r in self.history if "accuracy" in r]
@@ -297,7 +306,7 @@ class Run:
 
     def result(self) -> Result:
         """Return the outcome of the rounds so far; if the run has a folder, save the outcome and the model."""
-        scored = [r for r in self.history if "accuracy" in r]
+        scored, judged = ([r for r in self.history if name in r] for name in ("accuracy", "loss"))
         target = self.config.target_accuracy
         hit = next((r["virtual_seconds"] for r in scored if target and r["accuracy"] >= target), None)
         params = self.method.model(self.state)
@@ -308,7 +317,7 @@ class Run:
             rounds=self.round,
             seed=self.config.seed,
             accuracy=scored[-1]["accuracy"] if scored else math.nan,
-            loss=scored[-1]["loss"] if scored else math.nan,
+            loss=judged[-1]["loss"] if judged else math.nan,
             round_seconds=sum(r["round_seconds"] for r in self.history) / max(len(self.history), 1),
             total_seconds=self.fed.clock.now,
             wall_seconds=sum(r["wall_seconds"] for r in self.history),

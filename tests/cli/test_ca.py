@@ -99,8 +99,8 @@ def test_own_certificates(call: Call) -> None:
     ("words", "code", "text"),
     [
         (("list",), 14, "paceline ca init"),
-        (("init", "Two Words"), 2, "no name of a federation"),
-        (("init", "x", "--own", "nothing.pem"), 14, "there is no nothing.pem"),
+        (("init", "Two Words"), 2, "is not a valid name for a federation"),
+        (("init", "x", "--own", "nothing.pem"), 14, "nothing.pem does not exist"),
     ],
 )
 def test_errors_before_there_is_an_authority(call: Call, words: tuple[str, ...], code: int, text: str) -> None:

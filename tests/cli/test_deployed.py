@@ -48,7 +48,7 @@ def test_a_server_that_would_start(call, site):
         ('"digits"', '"digitz"', "run", "did you mean digits"),
         ('"digits"', '"digits"\nlr = 3', "run", "write it in the table [options]"),
         ('"digits"', '"digits"\n[run.options]\nmu = 3', "run", "unknown FedAvg field 'mu'"),
-        ('ca = "ca"', 'folder = "gone"', "keys of the server", "there is no gone/trust.pem"),
+        ('ca = "ca"', 'folder = "gone"', "keys of the server", "gone/trust.pem does not exist"),
     ],
 )
 def test_what_a_server_would_refuse(call, site, old, new, what, reported):
@@ -80,9 +80,9 @@ def test_a_client_that_would_start(call, site):
 @pytest.mark.parametrize(
     ("old", "new", "what", "reported"),
     [
-        ("csv:x.csv", "csv:gone.csv", "data", "there is no gone.csv"),
+        ("csv:x.csv", "csv:gone.csv", "data", "gone.csv does not exist"),
         ("csv:x.csv?target=y", "x.csv", "data", "write csv:x.csv"),
-        ('folder = "ann"', 'folder = "bob"', "keys of the client", "there is no bob/trust.pem"),
+        ('folder = "ann"', 'folder = "bob"', "keys of the client", "bob/trust.pem does not exist"),
         ("[data]", 'policy = "p.toml"\n[data]', "policy", "unknown key 'secure_aggregation.gama'"),
     ],
 )

@@ -149,7 +149,7 @@ def test_without_a_cohort_it_is_at_most_everybody(call):
         call("run", "fedavg", *words, "--clients", count, "--name", count)
         assert tomllib.loads(Path("runs", count, "config.toml").read_text()).get("cohort", 20) == cohort
     refused = call("run", "fedavg", *words, "--clients", "4", "--cohort", "5", code=3)
-    assert "set cohort to 4 or less" in refused.stderr
+    assert "set --cohort to 4 or less" in refused.stderr
 
 
 def test_resume_of_nothing(call):

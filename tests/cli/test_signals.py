@@ -26,7 +26,7 @@ from paceline.methods.optimisation.scaffold import Scaffold
 
 @dataclass(frozen=True)
 class Sleepy(Scaffold):
-    @on_client(tells=None)
+    @on_client(peer_record=None)
     def train(self, client, message):
         if client.round == 3 and not os.path.exists("awake"):
             open(f"asleep-{os.getpid()}", "w").close()

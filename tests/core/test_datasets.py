@@ -149,6 +149,13 @@ FAULTS = {
     ),
     "bytes": (lambda: made((X.byte(), Y), test=(X.byte(), Y)), ConfigError, "Net does not accept a sample, torch.uint8"),
     "outputs": (lambda: made((X, Y), model=lambda: nn.Linear(6, 2)), ConfigError, r"returns shape \[1, 2\].*3 classes require"),
+    "from 1": (lambda: made((X, Y + 1)), ConfigError, "4 classes require .*the smallest label is 1, .* at 0: subtract 1 from y"),
+    "from 2": (
+        lambda: made((X, Y + 2), test=(X, Y + 2), num_classes=3),
+        DataFormatError,
+        "num_classes=3; the smallest label is 2.*subtract 2",
+    ),
+    "beyond": (lambda: made((X, Y), num_classes=2), DataFormatError, "num_classes=2$"),
     "no tensor": (lambda: made((X, Y), model=Texts), ConfigError, "Texts returns a list"),
     "arguments": (lambda: made((X, Y), model=nn.Linear), ConfigError, "cannot be built without arguments: TypeError"),
     "no module": (lambda: made((X, Y), model=lambda: 3), ConfigError, "of type int; it must be a torch.nn.Module"),

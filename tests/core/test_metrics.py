@@ -111,7 +111,7 @@ def test_spread_under_secure_aggregation_with_a_drop_out(federate):
 
 
 def test_a_method_without_a_global_model_is_not_judged_centrally(task, config):
-    with pytest.raises(PlanError, match="evaluation clients"):
+    with pytest.raises(PlanError, match="evaluation='clients'"):
         prepare(config(method="localonly", evaluation="central"), task=task)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from paceline.core.errors import ConfigError, DataError, EmptyClientError, UnknownNameError
 from paceline.data import partition_task
+from paceline.data.partition import canonical
 from paceline.tasks import Arrays, Task, blobs
 from tests.work import steps
 
@@ -133,6 +136,37 @@ def test_tests_of_a_client_in_time_are_its_last_samples():
     train, test = partition_task(owned([0] * 10, in_time=True), "natural", 1, client_test=0.3)(0)
     assert train.tolist() == list(range(7))
     assert test.tolist() == [7, 8, 9]
+
+
+def test_training_samples_that_overlap_tests_are_omitted():
+    """A sample shares content with the three that follow it; the second client is too short for both parts."""
+    task = replace(owned([0] * 20 + [1] * 4, in_time=True), overlap=3)
+    split = partition_task(task, "natural", 2, client_test=0.2)
+    train, test = split(0)
+    assert (train.tolist(), test.tolist()) == (list(range(13)), list(range(16, 20)))
+    assert [len(rows) for rows in split(1)] == [4, 0]
+    assert split.sizes.tolist() == [17, 4]
+    mixed = partition_task(replace(task, in_time=False), "iid", 3, client_test=0.1, seed=1)
+    for client in range(3):
+        train, test = mixed(client)
+        assert len(test) == 1
+        assert (train - test).abs().min() > 3
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("dirichlet:0.1", "dirichlet:0.10"),
+        ("dirichlet:1", "dirichlet:1.0"),
+        ("longtail:0.5/0.3", "longtail:0.50/.3"),
+        ("groups:0-1/1-2", "groups:0,1/1,2"),
+    ],
+)
+def test_equal_values_split_equally_however_they_are_written(one, other):
+    task = blobs(samples=120)
+    assert canonical(one) == one  # so its split is that of earlier versions
+    assert torch.equal(partition_task(task, one, 4).order, partition_task(task, other, 4).order)
+    assert canonical("dirichlet:0.12") != canonical("dirichlet:0.1")
 
 
 def test_more_clients_than_owners_says_how_many_there_are():

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from paceline.data import Partition
 from paceline.run import RunConfig, prepare
 from paceline.tasks import Arrays, Task
 
@@ -49,14 +50,20 @@ def quadratics(optima, curvatures=None, start=0.0, noise=0.0, samples=1, seed=0,
     return Task("quadratics", data, data, lambda: Point(first), 1, loss=half_square, lr=0.1, batch_size=max(sizes))
 
 
-def play(task, method, rounds, drop=None, meet=lambda fed: None, **changes):
+def by_size(sizes):
+    """Return the partition that gives consecutive samples to clients, so many to each; 0 is an empty client."""
+    offsets = torch.tensor([0, *sizes]).cumsum(0)
+    return Partition("by size", torch.arange(int(offsets[-1])), offsets, offsets[1:].clone())
+
+
+def play(task, method, rounds, drop=None, meet=lambda fed: None, split=None, **changes):
     """Yield (w as numpy, state, fed) after each round; rounds in which nobody is there are passed over.
 
-    `meet` gets the federation before the first round.
+    `meet` gets the federation before the first round; `split` takes the place of the samples' owners.
     """
-    clients = len(task.train.owners)
+    clients = len(task.train.owners if split is None else split)
     values = {"method": method, "task": "q", "partition": "natural", "clients": clients, "cohort": clients, "rounds": rounds}
-    prepared = prepare(RunConfig.build(values | {"vectorize": "off"} | changes), task=task, drop=drop)
+    prepared = prepare(RunConfig.build(values | {"vectorize": "off"} | changes), task=task, drop=drop, split=split)
     fed, state = prepared.fed, prepared.method.init(prepared.fed)
     meet(fed)
     for number in range(1, rounds + 1):

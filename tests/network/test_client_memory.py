@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from paceline.core.errors import CheckpointError
+from paceline.core.memory import Memory
 from paceline.network.client_memory import ClientMemory
 
 
@@ -22,10 +23,10 @@ def names(memory):
 
 
 def test_committed_versions_come_back(memory):
-    assert memory.restore(0, False, 0) == {}
+    assert memory.restore(0, 0, 0) == {}
     commit(memory, 1)
     commit(memory, 3)
-    stored = ClientMemory(memory.folder).restore(5, False, 0)
+    stored = ClientMemory(memory.folder).restore(5, 0, 0)
     assert stored["n"] == 3
     assert torch.equal(stored["t"], torch.full((3,), 3.0))
 
@@ -33,20 +34,20 @@ def test_committed_versions_come_back(memory):
 def test_pending_work_counts_only_where_the_server_kept_it(memory):
     commit(memory, 1)
     memory.write_pending(2, {"n": 2})
-    assert ClientMemory(memory.folder).restore(1, True, 1)["n"] == 1  # the round was not completed
+    assert ClientMemory(memory.folder).restore(1, 2, 1)["n"] == 1  # the round was not completed
     memory.write_pending(2, {"n": 2})
-    assert ClientMemory(memory.folder).restore(2, False, 1)["n"] == 1  # it was, without this client's work
+    assert ClientMemory(memory.folder).restore(2, 0, 1)["n"] == 1  # it was, without this client's work
     memory.write_pending(2, {"n": 2})
-    assert ClientMemory(memory.folder).restore(2, True, 1)["n"] == 2  # it was, with it
+    assert ClientMemory(memory.folder).restore(2, 2, 1)["n"] == 2  # it was, with it
 
 
 def test_server_that_goes_back_takes_its_clients_along(memory):
     for round in (1, 2, 3):
         commit(memory, round, saved=1)
-    assert memory.restore(2, False, 1)["n"] == 2
+    assert memory.restore(2, 0, 1)["n"] == 2
     assert names(memory) == ["1.memory", "2.memory"]
     commit(memory, 3, saved=2)
-    assert memory.restore(3, False, 3)["n"] == 3
+    assert memory.restore(3, 0, 3)["n"] == 3
 
 
 def test_only_versions_that_a_server_may_go_back_to_are_kept(memory):
@@ -68,4 +69,25 @@ def test_damage_is_noticed(memory):
     path = memory.folder / "1.memory"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match="damaged"):
-        memory.restore(1, False, 0)
+        memory.restore(1, 0, 0)
+
+
+@pytest.mark.parametrize("crashed", [False, True])
+def test_pending_work_counts_without_what_was_staged_in_lost_operations(memory, crashed):
+    """The client was away when the round was committed, and for some rounds more; in the third operation it was lost."""
+    commit(memory, 1)
+    own = Memory({"n": 1, "t": torch.full((3,), 1.0)})
+    own.begin(1)
+    own.stage("n", 2)
+    own.begin(3)
+    own.stage("n", 3)
+    own.stage("new", 3)
+    own["free"] = True
+    memory.write_pending(2, own, own.priors())
+    if crashed:
+        stored = ClientMemory(memory.folder).restore(7, 2, 1, lost=[3])
+    else:
+        memory.commit(2, 1, lost=[3])
+        stored = memory.restore(7, 0, 1)
+    assert {k: stored[k] for k in stored if k != "t"} == {"n": 2, "free": True}
+    assert names(memory) == ["1.memory", "2.memory"]

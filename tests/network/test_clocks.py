@@ -110,8 +110,8 @@ def test_who_was_kept_is_told_by_the_last_start_not_by_the_clock(tmp_path):
         notes.begin("run", {}, "", start)
         notes.phase(5, attempt, "train/1", [0, 1, 2])
         notes.answers(5, attempt, "train/1", [Receipt(0)])
-        notes.committed(5, attempt, kept)
-        assert notes.kept(5) == kept
+        notes.committed(5, attempt, dict.fromkeys(kept, ()))
+        assert notes.counted(5) == dict.fromkeys(kept, (5, ()))
         notes.close()
 
 

@@ -396,7 +396,7 @@ def test_a_message_that_makes_all_but_one_count_nothing(liar, params, loopback, 
         return
     seen = Failing(monkeypatch, set(), None)
     rates = {0: 1.0, 1: 1e30, 2: 1e30, 3: 1e30}
-    found = Partial(server, Asked(params=params, landed={}, rates=rates), [0, 1, 2, 3], 1).go()
+    found = Partial(server, Asked(params=params, rates=rates), [0, 1, 2, 3], 1).go()
     update = seen.updates[0]
     assert abs(found @ update) / (np.linalg.norm(found) * np.linalg.norm(update)) > 0.9, "then no policy need forbid it"
 

@@ -25,6 +25,17 @@ def test_examples_run(module):
     assert not reported.failed
 
 
+@pytest.mark.parametrize("rounds_between", [1, 2])
+@pytest.mark.parametrize("method", ["fedghsum", "localonly"])
+def test_the_last_record_has_the_totals_also_where_clients_evaluate(method, rounds_between):
+    result = pl.run(method, make_task(), clients=5, rounds=3, eval_every=rounds_between)
+    spent = [record["round_seconds"] + record.get("evaluation_seconds", 0.0) for record in result.history]
+    assert result.seconds == result.history[-1]["virtual_seconds"] == pytest.approx(sum(spent))
+    assert result.bytes == sum(r["bytes_up"] + r["bytes_down"] for r in result.history)
+    judged = [record["round"] for record in result.history if record.get("evaluation_seconds", 0.0) > 0]
+    assert judged == ([1, 2, 3] if rounds_between == 1 else [2, 3])
+
+
 def test_figures():
     result = pl.run(pl.methods.FedProx(mu=0.1), make_task(), clients=5, rounds=3)
     assert (result.method, result.task, result.rounds, result.config.options) == ("fedprox", "blobs", 3, {"mu": 0.1})

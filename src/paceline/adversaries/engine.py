@@ -109,6 +109,10 @@ class Hostile(Engine):
         """Discard memory changes since the last commit."""
         self.inner.rollback()
 
+    def withdraw(self, operation: int, clients: Sequence[int]) -> None:
+        """Undo what clients staged in an operation."""
+        self.inner.withdraw(operation, clients)
+
     def restore(self, memories: Mapping[int, Mapping[str, Any]]) -> None:
         """Restore stored memories."""
         self.inner.restore(memories)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from paceline.aggregation.fixed_point import SUM_BOUND, FixedPoint, Partial, merge
+from paceline.aggregation.fixed_point import SUM_BOUND, FixedPoint, merge
 from paceline.core.engine import Aggregation, Each, Summed, SumRequest
 from paceline.core.errors import QuorumError
 from paceline.core.federation import Federation
@@ -44,7 +44,7 @@ class Plain(Aggregation):
             request.function,
             request.message,
             request.cohort,
-            FixedPoint(len(request.cohort), self.bound),
+            FixedPoint(len(request.cohort), self.bound, request.declared.limits),
             deadline=request.deadline,
             peers=peers,
         )
@@ -62,9 +62,10 @@ def mean_of(replies: Mapping[int, Tree], bound: float = SUM_BOUND) -> Any:
         replies: reply by client id.
         bound: largest |weight x value| of one client's coordinate.
     """
-    total = Partial(FixedPoint(len(replies), bound).fraction, bound)
+    sink = FixedPoint(len(replies), bound).open()
     for client, reply in replies.items():
-        total.add(client, reply)
+        sink.add(client, reply, int)
+    total = sink.partial()
     return rebuild(total.structure, *total.values())
 
 
@@ -83,5 +84,5 @@ def collect_records(fed: Federation, request: SumRequest) -> dict[int, dict[int,
 
 
 def is_record(value: Tree) -> bool:
-    """Return whether a value can be a record that clients tell each other: finite numbers in a list."""
+    """Return whether a value is a valid record for peers: a list of finite numbers."""
     return isinstance(value, list | tuple) and all(type(x) in (int, float) and math.isfinite(x) for x in value)

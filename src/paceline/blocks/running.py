@@ -2,6 +2,9 @@
 
 Methods that scale updates, accumulate them over rounds or reuse them from memory do so for weights only; statistics are
 averaged over the clients that trained in this round. Models without running statistics incur no cost.
+
+Where a sum has a field ``delta`` or ``statistics``, the core sets the model's statistics after the round
+(`paceline.core.statistics`). These functions serve methods with other fields, several models, or single replies.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from torch import Tensor, cat
 from paceline.core.params import Params
 from paceline.core.update import Update
 
-__all__ = ["averaged", "statistics", "weights"]
+__all__ = ["averaged", "statistics", "stepped", "weights"]
 
 
 def statistics(params: Params) -> dict[str, Any]:
@@ -30,9 +33,25 @@ def weights(params: Params) -> Params:
     return _joined(params, params.vector.new_zeros(layout.size - layout.num_params))
 
 
+def stepped(params: Params, delta: Params, rate: float) -> Params:
+    """Return ``params + rate * delta``, in which statistics move by all of `delta`: to the mean that it leads to."""
+    moved: Params = params + rate * delta
+    if rate == 1.0 or params.layout.num_params == params.layout.size:
+        return moved
+    return _joined(moved, (params + delta).vector[params.layout.num_params :])
+
+
 def averaged(params: Params, mean: Update) -> Params:
-    """Return `params` with the mean's statistics, if it has any."""
-    return _joined(params, mean.statistics) if "statistics" in mean.fields else params
+    """Return `params` with the mean's statistics, if it has any and a client that trained contributed to them.
+
+    Args:
+        params: parameters and statistics, [d].
+        mean: mean of updates that contain `statistics`.
+    """
+    if "statistics" not in mean.fields:
+        return params
+    counted = mean.weight["statistics"] if isinstance(mean.weight, dict) else mean.weight
+    return _joined(params, mean.statistics) if counted else params
 
 
 def _joined(params: Params, rest: Tensor) -> Params:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.panel import Panel
+from rich.table import Table
 from rich.text import Text
 
 from paceline import registry
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from paceline.core.method import Method
 
 __all__ = ["card", "methods", "sum_only", "task_rows", "tasks"]
+
+WIDE_LIST = 120
+"""Least width, in columns, at which the list of methods has all of its columns."""
 
 
 def methods(
@@ -45,17 +50,7 @@ def methods(
     if json:
         print_json(cards)
         return
-    listed = table("Methods", "name", "family", "paper", "the server sees", "client state", "secure", "stacks")
-    for entry in cards:
-        columns = (
-            entry["name"],
-            entry["family"],
-            entry["paper"],
-            entry["server_sees"],
-            entry["client_state"],
-        )
-        listed.add_row(*map(escape, columns), _secure(entry), "yes" if entry["vectorizable"] else "no")
-    out().print(listed)
+    out().print(_listed(cards, wide=out().width >= WIDE_LIST))
     out().print(
         "secure: the server needs only sums, so the method runs under --aggregation secure; where allowed: only on clients whose"
     )
@@ -66,6 +61,24 @@ def methods(
         )
     )
     out().print("stacks: simulations may train many clients in one batched computation")
+
+
+def _listed(cards: Sequence[Mapping[str, Any]], wide: bool) -> Table:
+    """Return the table of all methods; in a narrow one papers and what clients keep are left out, and families are headings."""
+    columns = ("family", "paper", "server_sees", "client_keeps") if wide else ("server_sees",)
+    heads = {"server_sees": "the server sees", "client_keeps": "a client keeps"}
+    listed = table("Methods", "name", *(heads.get(c, c) for c in columns), "secure", "stacks")
+    family = ""
+    for entry in cards:
+        if not wide and entry["family"] != family:
+            family = entry["family"]
+            listed.add_section()
+            listed.add_row(f"[bold]{escape(family)}[/]")
+        texts = [entry["name"], *(entry[c] for c in columns)]
+        listed.add_row(*map(escape, texts), _secure(entry), "yes" if entry["vectorizable"] else "no")
+    if not wide:
+        listed.caption, listed.caption_justify = "paceline methods NAME shows the paper and what a client keeps", "left"
+    return listed
 
 
 def _cards() -> Iterator[dict[str, Any]]:
@@ -115,6 +128,12 @@ def sum_only(cls: type[Method]) -> bool:
     return not any(declared is not None and declared.each for declared in functions)
 
 
+def _names_clients(cls: type[Method]) -> bool:
+    """Return `Method.names_clients`, which with some methods depends on the options, for the default ones."""
+    declared: Any = cls.names_clients
+    return bool(cls().names_clients if isinstance(declared, property) else declared)
+
+
 def card(cls: type[Method], name: str) -> dict[str, Any]:
     """Return everything that `paceline methods NAME` shows of a method under its name."""
     from paceline.cli.memory_keys import PROVIDED, memory_keys, seen, stored
@@ -128,7 +147,7 @@ def card(cls: type[Method], name: str) -> dict[str, Any]:
         "client_state": stored(cls),
         "memory": {key: PROVIDED.get(key, "") for key in memory_keys(cls)},
         "secure": sum_only(cls),
-        "names_clients": cls.names_clients,
+        "names_clients": _names_clients(cls),
         "vectorizable": cls.vectorizable,
         "headline": cls.headline,
         "differs": cls.differs,
@@ -177,6 +196,15 @@ def _secure(shown: Mapping[str, Any]) -> str:
     return "no" if not shown["secure"] else "where allowed" if shown["names_clients"] else "yes"
 
 
+def _interval(effect: Mapping[str, Any]) -> str:
+    """Return an effect and its 95 % interval; the method is better above 0, or above 1 if effects are ratios."""
+    values = [effect["effect"], effect["low"], effect["high"]]
+    if not all(map(math.isfinite, values)):
+        return "no figure"
+    mean, low, high = [f"{math.exp(v):.3g}x" if effect["ratio"] else f"{v:+.3g}" for v in values]
+    return f"{mean}{' better' if effect['ratio'] else ''} [{low}, {high}]"
+
+
 def _print_card(shown: dict[str, Any]) -> None:
     console = out()
     head = [shown["algorithm"] or shown["about"], ""]
@@ -193,9 +221,9 @@ def _print_card(shown: dict[str, Any]) -> None:
     ]
     console.print(Panel(Text("\n".join(head)), title=shown["name"], title_align="left", expand=False))
     for effect in shown["effects"]:
-        verdict = "holds" if effect["holds"] else "does not hold"
-        text = f"measured here: {effect['claim']}; {effect['figure']} {effect['effect']:+.3g} against {effect['versus']}: {verdict}"
-        console.print(escape(f"{text} ({effect['seeds_for']} of {len(effect['method'])} seeds, {effect['date']})"), soft_wrap=True)
+        text = f"measured here: {effect['claim']}; {effect['figure']}: {_interval(effect)} against {effect['versus']}"
+        verdict = f"{effect['verdict']} ({len(effect['seeds'])} seeds, {effect['date']})"
+        console.print(escape(f"{text}: {verdict}"), soft_wrap=True)
     fields = table("Fields, set with -o NAME=VALUE", "name", "values", "default", "meaning")
     for entry in shown["fields"]:
         default = "–" if entry["default"] is None else str(entry["default"])

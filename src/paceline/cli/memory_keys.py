@@ -194,14 +194,14 @@ def _apart(target: ast.expr, value: ast.expr) -> Iterator[tuple[ast.expr, ast.ex
 
 
 def _written(parsed: ast.AST, aliases: set[str]) -> Iterator[ast.expr]:
-    """Yield the keys that are written: by subscript, `update` or `setdefault`."""
+    """Yield the keys that are written: by subscript, `stage`, `update` or `setdefault`."""
     for target, _ in _pairs(parsed):
         if isinstance(target, ast.Subscript) and _is_memory(target.value, aliases):
             yield target.slice
     for item in ast.walk(parsed):
         if not (isinstance(item, ast.Call) and isinstance(item.func, ast.Attribute) and _is_memory(item.func.value, aliases)):
             continue
-        if item.func.attr == "setdefault" and item.args:
+        if item.func.attr in ("setdefault", "stage") and item.args:
             yield item.args[0]
         elif item.func.attr == "update":
             for given in item.args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, TypedDict, TypeVar
 
@@ -13,54 +13,18 @@ from paceline.core.errors import ConfigError, PlanError
 from paceline.core.evaluation import Evaluation
 from paceline.core.generators import nested, reseed
 from paceline.core.hooks import NO_HOOKS, Hooks
+from paceline.core.memory import Memory
 from paceline.core.optimizers import PLAIN_SGD, SGD, AdamW, Optimizer
 from paceline.core.params import Params, Resident
 from paceline.core.random import derive
 from paceline.core.samples import ClientData, Problem
 from paceline.core.services import Services
-from paceline.core.training import Job, Trained, answer
-from paceline.core.tree import Tree, map_leaves
+from paceline.core.training import Job, Trained, answer, norms_in
+from paceline.core.tree import Tree
 
 __all__ = ["SGD", "AdamW", "Client", "ClientData", "Hooks", "LocalOptions", "Memory", "Problem", "Trained"]
 
 V = TypeVar("V")
-
-
-class Memory(MutableMapping[str, Any]):
-    """A client's own store, kept between rounds.
-
-    Writes go to an overlay and reach the store only when the round is committed, so an aborted round
-    leaves no trace. Replace values, do not change tensors in place.
-    """
-
-    def __init__(self, stored: Mapping[str, Any] | None = None) -> None:
-        self.stored: dict[str, Any] = dict(stored or {})
-        self.changes: dict[str, Any] = {}
-
-    def __getitem__(self, key: str) -> Any:
-        return self.changes[key] if key in self.changes else self.stored[key]
-
-    def __setitem__(self, key: str, value: Tree) -> None:
-        self.changes[key] = value
-
-    def __delitem__(self, key: str) -> None:
-        raise ConfigError(f"client memory: the key {key!r} cannot be deleted; assign another value to it")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter({**self.stored, **self.changes})
-
-    def __len__(self) -> int:
-        return len({**self.stored, **self.changes})
-
-    def commit(self) -> dict[str, Any]:
-        """Make the changes permanent and return the whole store."""
-        self.stored.update({key: map_leaves(_itself, value) for key, value in self.changes.items()})
-        self.changes.clear()
-        return self.stored
-
-    def rollback(self) -> None:
-        """Forget the changes."""
-        self.changes.clear()
 
 
 class LocalOptions(TypedDict, total=False):
@@ -70,10 +34,6 @@ class LocalOptions(TypedDict, total=False):
     epochs: int
     steps: int | None
     batch_size: int | None
-
-
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 class Client:
@@ -86,7 +46,7 @@ class Client:
         model: this worker's resident module, or what builds it.
         data: returns this client's training (0) or test (1) samples; the latter are empty unless the partition
             sets some aside.
-        memory: its own store, kept between rounds.
+        memory: its own store, kept between rounds; ``memory.stage`` for values of which the server holds a sum.
         peers: records published by the others of the cohort (`ClientFunction.peer_record`), by client.
         services: what its worker has beside the model, by class, such as ``client.services[Submodels]``.
         strict: check the loss at every step, to name the step at which it broke (the debug engine).
@@ -95,6 +55,7 @@ class Client:
             puts the generators back (`paceline.core.generators`).
         central: the task's test samples.
         records_times: store how long training took, see `times`.
+        operation: number, within the round, of the server's operation that the call belongs to.
 
     Example:
         >>> import paceline as pl
@@ -124,6 +85,7 @@ class Client:
         redraws: bool = False,
         central: ClientData | None = None,
         records_times: bool = False,
+        operation: int = 0,
     ) -> None:
         self._id, self.round, self.model, self.problem = id, round, model, problem
         self.memory = memory
@@ -133,7 +95,7 @@ class Client:
         self.strict = strict
         self.ask = ask
         self.redraws = redraws
-        self.central, self.records_times = central, records_times
+        self.central, self.records_times, self.operation = central, records_times, operation
         self.flops = 0.0
         self.nameless = False
         """Whether the function that runs may not ask who it runs for: under masks, unless the method says so."""
@@ -158,9 +120,10 @@ class Client:
         return self._id
 
     def assigned(self, values: Sequence[V]) -> V:
-        """Return this client's of the values that the run's configuration (never a message) gives to clients in turn.
+        """Return this client's entry of a list that the run's configuration assigns to clients in turn.
 
-        Raises `ConfigError` where there are none.
+        The list must not come from a message. Client k receives ``values[k % len(values)]``.
+        Raises `ConfigError` for an empty list.
         """
         if not values:
             raise ConfigError("client.assigned: the list of values is empty; give it at least one")
@@ -221,7 +184,7 @@ class Client:
         return stored
 
     def stream(self, *path: int | str) -> torch.Generator:
-        """Return a further independent stream of this client in this call."""
+        """Return a further independent random stream; in one call, the same `path` gives the same stream."""
         return torch.Generator().manual_seed(derive(self.seed, *path))
 
     def redraw(self) -> None:
@@ -306,12 +269,22 @@ class Client:
         return trained
 
     def gradient(self, params: Params, *, batch_size: int | None = None) -> Params:
-        """Return the mean gradient of the loss over all training samples at `params`."""
+        """Return the mean gradient of the loss over all training samples at `params`.
+
+        Args:
+            params: where to evaluate, [d].
+            batch_size: samples per forward pass, which limits memory; 256 by default. It does not change the mean.
+
+        Returns:
+            `Params` [d]; running statistics have gradient 0.
+        """
         self.model.load(params)
         self.model.module.train()
-        out = params.zeros()
+        out, norms = params.zeros(), norms_in(self.model.module)
         with nested(self._draw(), self.device):
             for x, y in self.train.batches(batch_size or 256):
+                if norms:  # a single sample has no variance: use BatchNorm's running statistics
+                    self.model.module.train(len(y) > 1)
                 self.model.clear()
                 self.problem.loss(self.model.module(x), y).backward()  # type: ignore[no-untyped-call]
                 out.vector.add_(self.model.collect().vector, alpha=len(y) / len(self.train))
@@ -320,9 +293,18 @@ class Client:
 
     @torch.no_grad()
     def statistics(self, params: Params, batch_size: int = 256) -> Params:
-        """Return `params` with BatchNorm's running statistics computed anew from this client's training data."""
+        """Return `params` with BatchNorm's running statistics computed anew from this client's training data.
+
+        Batches of one sample have no variance and do not count; without others, the statistics stay as they are.
+
+        Args:
+            params: parameters and statistics, [d].
+            batch_size: samples per forward pass. Statistics are plain averages over the batches.
+        """
+        if len(self.train) < 2 or batch_size < 2:
+            return params.clone()
         self.model.load(params)
-        norms = [m for m in self.model.module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        norms = norms_in(self.model.module)
         before = [m.momentum for m in norms]
         for norm in norms:
             norm.reset_running_stats()
@@ -330,17 +312,22 @@ class Client:
         self.model.module.train()
         with nested(self._draw(), self.device):
             for x, _ in self.train.batches(batch_size):
-                self.model.module(x)
+                if len(x) > 1:
+                    self.model.module(x)
         for norm, momentum in zip(norms, before, strict=True):
             norm.momentum = momentum
         self.flops += self.model.flops * len(self.train)
         return self.model.snapshot()
 
     def judged_by(self, everything: bool = False) -> ClientData:
-        """Return the samples that judge a personal model.
+        """Return the samples on which a personal model is evaluated.
 
-        These are this client's own test samples; where it has none, the task's test samples of the classes that
-        it trains on; with `everything`, all of the task's test samples.
+        Args:
+            everything: use all central test samples of the task. Otherwise, use this client's own test samples or, if it has none,
+                the central test samples of the classes that it trains on.
+
+        Raises:
+            ConfigError: the client has no central test samples (`Client(central=...)`).
         """
         if not everything and len(self.test):
             return self.test

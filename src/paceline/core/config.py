@@ -101,8 +101,9 @@ class RunConfig(BaseModel):
     evaluation: Literal["auto", "central", "federated", "clients", "clients-central"] = _option(
         "auto",
         JUDGED,
-        "central test set; the clients' data (federated); each client's own model on its own test samples (clients) or on "
-        "the central test set; auto is central if the method has a global model, otherwise clients",
+        "central test set; the clients' test samples, or their training samples if client_test is 0 (federated); each "
+        "client's own model on its own test samples (clients) or on the central test set; auto is central if the method has "
+        "a global model, otherwise clients",
     )
     eval_every: int = _option(1, JUDGED, "rounds between evaluations", ge=1)
     target_accuracy: float | None = _option(None, JUDGED, "report the virtual time to this accuracy", "none", gt=0, le=1)

@@ -101,8 +101,14 @@ def check_labels(train: Tensor, test: Tensor, num_classes: int | None, loss: Any
             raise DataFormatError(f"{which}: y contains {int(y.min())}; class indices start at 0")
     found = int(max(train.max(), test.max())) + 1
     if num_classes is not None and found > num_classes:
-        raise DataFormatError(f"y contains class {found - 1}, but num_classes={num_classes}; raise num_classes to {found}")
+        raise DataFormatError(f"y contains class {found - 1}, but num_classes={num_classes}{_from_zero(train, test)}")
     return num_classes or found
+
+
+def _from_zero(*targets: Tensor) -> str:
+    """Return what to do if no label is 0, as where labels begin at 1; empty otherwise."""
+    least = min(int(y.min()) for y in targets if len(y))
+    return f"; the smallest label is {least}, and class indices begin at 0: subtract {least} from y" if least > 0 else ""
 
 
 def _to_indices(y: Tensor) -> str:
@@ -161,6 +167,7 @@ def try_model(make: Callable[[], nn.Module], x: Tensor, y: Tensor, loss: Any, nu
         if loss is F.cross_entropy and (out.dim() < 2 or out.shape[1] < num_classes):
             raise ConfigError(
                 f"{name} returns shape {list(out.shape)} for one sample; {num_classes} classes require [1, {num_classes}, ...]"
+                f"{_from_zero(y)}"
             )
         try:
             loss(out, y[:1])

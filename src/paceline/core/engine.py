@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor
 
 from paceline.core.errors import PlanError
+from paceline.core.layout import Layout
 from paceline.core.params import DeferredParams, Params
 from paceline.core.services import Services
 from paceline.core.tree import Tree, flatten, map_leaves
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Aggregation",
     "Availability",
+    "Bound",
     "Call",
     "CallInfo",
     "Channel",
@@ -39,6 +41,10 @@ __all__ = [
 ]
 
 
+Bound = float | Callable[[Layout], float]
+"""Largest absolute value of a coordinate: a number, or a function that computes it from the layout of the model."""
+
+
 @dataclass(frozen=True)
 class ClientFunction:
     """What is declared about a client function.
@@ -47,15 +53,31 @@ class ClientFunction:
         each: the server needs every client's own reply; else it may see only sums.
         peer_record: name of the function whose small record each client publishes to the others of the cohort before
             this one runs; under secure aggregation the server relays only ciphertexts.
-        bounds: largest absolute value of a coordinate, by field, where secure aggregation's default clip
-            does not suit it.
+        bounds: largest absolute value of a coordinate, by field. Secure aggregation clips floats to it, in place of
+            its default clip; every aggregation refuses whole numbers above it. The fields of a dict or a `node` are
+            its keys; any other reply that is not an `Update` is the field ``value``. A bound of ``weight`` makes
+            weights multiples of bound / `max_weight` under secure aggregation, in place of whole numbers.
         collects: the function returns the result of work that `Federation.start` began earlier, see `Client.take`.
     """
 
     each: bool = False
     peer_record: str | None = None
-    bounds: Mapping[str, float] = field(default_factory=dict)
+    bounds: Mapping[str, Bound] = field(default_factory=dict)
     collects: bool = False
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The bounds as numbers; raises `PlanError` if one depends on the model, see `fitted`."""
+        if unknown := [name for name, bound in self.bounds.items() if callable(bound)]:
+            raise PlanError([f"the bounds of {unknown} depend on the model's layout, which is not known here"])
+        return {name: float(bound) for name, bound in self.bounds.items() if not callable(bound)}
+
+    def fitted(self, layout: Callable[[], Layout]) -> ClientFunction:
+        """Return the declaration for a model; `layout` is called only if a bound depends on it."""
+        if not any(map(callable, self.bounds.values())):
+            return self
+        known = layout()
+        return replace(self, bounds={n: bound(known) if callable(bound) else bound for n, bound in self.bounds.items()})
 
 
 def declaration(fn: Callable[..., Any]) -> ClientFunction:
@@ -82,6 +104,7 @@ class Call:
         deadline: virtual seconds after which a reply counts as dropped, or None.
         peers: records published by other clients, by receiving client.
         chunks: `clients` in the groups that may work as one; an engine forms them.
+        operation: number, within the round, of the method's operation that the call belongs to.
     """
 
     function: str
@@ -95,6 +118,7 @@ class Call:
     deadline: float | None = None
     peers: Mapping[int, Mapping[int, Tree]] = field(default_factory=dict)
     chunks: Sequence[Sequence[int]] = ()
+    operation: int = 0
 
 
 @dataclass(slots=True)
@@ -319,6 +343,10 @@ class Engine:
 
     def rollback(self) -> None:
         """Forget memory changes since the last commit."""
+        raise NotImplementedError
+
+    def withdraw(self, operation: int, clients: Sequence[int]) -> None:
+        """Undo what clients staged in an operation of this round whose result does not count them; see `Memory.stage`."""
         raise NotImplementedError
 
     def restore(self, memories: Any) -> None:

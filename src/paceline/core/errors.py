@@ -45,6 +45,7 @@ __all__ = [
     "WorkerDiedError",
     "ZeroCostError",
     "by_name",
+    "install_command",
     "nearest",
 ]
 
@@ -80,6 +81,11 @@ def by_name(name: str, message: str) -> PacelineError:
     """Return an error of the class of a name, such as that of another process, with its message."""
     kind = globals().get(name)
     return _again(kind if isinstance(kind, type) and issubclass(kind, PacelineError) else PacelineError, (message,), {})
+
+
+def install_command(extra: str) -> str:
+    """Return the command that adds an extra's dependencies to an installed Paceline."""
+    return f"pip install 'paceline[{extra}]'"
 
 
 class ConfigError(PacelineError, ValueError):
@@ -134,7 +140,7 @@ class MissingExtraError(PacelineError, ImportError):
     exit_code = 4
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed; run: pip install 'paceline[{extra}]'")
+        super().__init__(f"{package} is not installed; run: {install_command(extra)}")
 
 
 class DataError(PacelineError):

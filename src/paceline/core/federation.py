@@ -28,8 +28,9 @@ from paceline.core.engine import (
     declaration,
 )
 from paceline.core.errors import CohortError, MisbehaviourError, PlanError, QuorumError
-from paceline.core.failures import account, client_error, kind_of
+from paceline.core.failures import client_error, kind_of
 from paceline.core.population import Population
+from paceline.core.statistics import RunningStatistics
 from paceline.core.tree import Tree
 from paceline.core.update import Update, rebuild
 
@@ -108,8 +109,7 @@ class Federation(Population):
         self.least_group, self.on_error, self.deadline = least_group, on_error, deadline
         self.last = CallInfo()
         self.totals = CallInfo()
-        self._open, self._asked = CallInfo(), 0
-        self._settled = False
+        self.statistics, self._settled = RunningStatistics(), False
         self._waits = self._waited = 0.0
 
     def start_round(self, round: int, attempt: int = 0) -> None:
@@ -234,11 +234,12 @@ class Federation(Population):
 
     def _each(self, fn: Callable[..., Any], message: Tree, over: Sequence[int], **options: Any) -> list[Receipt]:
         """Return the receipts of the clients that replied, at least one."""
-        self._open, self._asked, self._verbs = CallInfo(), len(over), self._verbs + 1
-        receipts, _ = self.call(fn.__name__, message, over, Each(), **options)
-        came = [r for r in receipts if r.dropped is None]
-        if not came:
-            raise self.too_few(f"round {self.round}: no client replied to {fn.__name__!r}")
+        with self._operation(over) as counted:
+            receipts, _ = self.call(fn.__name__, message, over, Each(), **options)
+            came = [r for r in receipts if r.dropped is None]
+            if not came:
+                raise self.too_few(f"round {self.round}: no client replied to {fn.__name__!r}")
+            counted.update(r.client for r in came)
         return came
 
     def arrivals(self, fn: Callable[[Client, M], R], message: M, over: Sequence[int]) -> Iterator[tuple[float, int, R]]:
@@ -280,15 +281,13 @@ class Federation(Population):
         happens in the sum that takes it, and the calls of that sum advance the clock.
         """
         if declaration(fn).peer_record is not None:
-            raise PlanError(
-                [
-                    f"{fn.__name__} exchanges records between clients, which fed.start does not support; call it with fed.sum or fed.mean"
-                ]
-            )
-        self._verbs += 1
+            raise PlanError([f"{fn.__name__} exchanges records between clients; call it with fed.sum or fed.mean, not fed.start"])
         channel = Held(goes_up=self.aggregation.sees_each)
-        receipts, _ = self.call(fn.__name__, message, over, channel, each_message=each_message, passes=False)
-        return {r.client: r.compute + r.network for r in receipts if r.dropped is None}
+        with self._operation(over) as counted:
+            receipts, _ = self.call(fn.__name__, message, over, channel, each_message=each_message, passes=False)
+            begun = {r.client: r.compute + r.network for r in receipts if r.dropped is None}
+            counted.update(begun)
+        return begun
 
     def wait(self, seconds: float) -> None:
         """Advance the clock by virtual seconds, except for those already waited in an earlier attempt at this round."""
@@ -322,9 +321,9 @@ class Federation(Population):
             raise CohortError(f"round {self.round}: {function!r} was called on an empty cohort; sample at least one client")
         self._calls += 1
         stream = stream or self.stream(f"{program}.{function}")
-        call = Call(
-            function, message, tuple(clients), self.round, stream, channel, program, each_message or {}, deadline, peers or {}
-        )
+        each, others = each_message or {}, peers or {}
+        place = (function, message, tuple(clients), self.round, stream, channel, program)
+        call = Call(*place, each_message=each, deadline=deadline, peers=others, operation=self._verbs)
         receipts: list[Receipt] = []
         partials: list[Any] = []
         for item in self.engine.run(call):
@@ -357,11 +356,10 @@ class Federation(Population):
         return receipts, partials
 
     def _sum(self, fn: Callable[..., Any], message: Tree, over: Sequence[int], deadline: float | None) -> Any:
-        declared = declaration(fn)
+        declared = declaration(fn).fitted(lambda: self.init_params().layout)
         if declared.each:
             raise PlanError([f"{fn.__name__} is an @on_client(each=True) function; call it with fed.each"])
-        self._open, self._asked, self._verbs = CallInfo(), len(over), self._verbs + 1
-        with self._settling(declared) as settled:
+        with self._operation(over) as counted, self._settling(declared) as settled:
             deadline = None if settled else self.deadline if deadline is None else deadline
             request = SumRequest(fn.__name__, message, tuple(over), declared, deadline)
             try:
@@ -370,18 +368,14 @@ class Federation(Population):
                 raise
             except QuorumError as error:
                 raise self.too_few(str(error)) from error
-        if len(summed.survivors) < self.quorum:
-            raise self.too_few(
-                f"round {self.round}: {len(summed.survivors)} clients replied, fewer than the quorum of {self.quorum}"
-            )
-        came = set(summed.survivors)  # a client lost in a later phase may have answered earlier ones
-        arrived = {c: t for c, t in self._open.arrived.items() if c in came}
+            counted.update(summed.survivors)  # a client lost in a later phase may have answered earlier ones
+            if len(counted) < self.quorum:
+                raise self.too_few(f"round {self.round}: {len(counted)} clients replied, fewer than the quorum of {self.quorum}")
+        arrived = {c: t for c, t in self._open.arrived.items() if c in counted}
         self.last = dataclasses.replace(self._open, arrived=arrived, notes=summed.notes)
-        return rebuild(summed.structure, summed.tensors, summed.scalars, summed.denominators)
-
-    def too_few(self, what: str) -> QuorumError:
-        """Return the error of a sum or call with too few replies: `what`, and the reasons of dropped clients."""
-        return QuorumError(f"{what}; {account(self._open.dropped, self._asked)}" if self._open.dropped else what)
+        total = rebuild(summed.structure, summed.tensors, summed.scalars, summed.denominators)
+        self.statistics.see(message, total)
+        return total
 
     @contextlib.contextmanager
     def _settling(self, declared: ClientFunction) -> Iterator[bool]:

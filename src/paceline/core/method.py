@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, cast, overload
 from typing_extensions import TypeVar
 
 from paceline.core.checked import Checked
-from paceline.core.engine import ClientFunction
+from paceline.core.engine import Bound, ClientFunction
 from paceline.core.errors import ConfigError
 from paceline.core.fields import Finite, Minority, NonNegative, Positive, PositiveShare, Share
 from paceline.core.metrics import spread
@@ -45,14 +45,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 def on_client(fn: F) -> F: ...
 @overload
 def on_client(
-    *, each: bool = False, peer_record: str | None = None, bounds: Mapping[str, float] | None = None, collects: bool = False
+    *, each: bool = False, peer_record: str | None = None, bounds: Mapping[str, Bound] | None = None, collects: bool = False
 ) -> Callable[[F], F]: ...
 def on_client(
     fn: F | None = None,
     *,
     each: bool = False,
     peer_record: str | None = None,
-    bounds: Mapping[str, float] | None = None,
+    bounds: Mapping[str, Bound] | None = None,
     collects: bool = False,
 ) -> Any:
     """Mark a method of a class as a client function; see `ClientFunction` for the options.
@@ -169,7 +169,11 @@ class Method(Generic[S], metaclass=Checked):
     """Whether the largest message and the largest reply of a round have as many values as the model."""
 
     def init(self, fed: Federation) -> S:
-        """Return the state before the first round."""
+        """Return the server state before the first round.
+
+        Args:
+            fed: the federation, for ``fed.init_params()`` and, if needed, calls to clients.
+        """
         return cast("S", State(params=fed.init_params()))  # methods with another state override `init`
 
     def round(self, fed: Federation, state: S) -> S:
@@ -195,19 +199,42 @@ class Method(Generic[S], metaclass=Checked):
 
         A method may freeze parts of the task's model or insert modules (adapters), and read properties of the task (such as
         the rounds of each stage of a task sequence).
+
+        Args:
+            task: the run's `Task`; not modified.
+
+        Returns:
+            the method and the task that the run uses.
         """
         return self, task
 
     def check(self, fed: Federation) -> list[str]:
-        """Return the incompatibilities of the federation with this method, one sentence each."""
+        """Return the incompatibilities of the federation with this method, one sentence each; empty if there are none.
+
+        Args:
+            fed: the federation before the first round: its engine, aggregation, fleet and cohort size.
+        """
         return []
 
     def personal(self, state: S, clients: Sequence[int]) -> list[tuple[Tree, Sequence[int]]]:
-        """Return (message, clients) pairs from which clients form their own models; by default the model for all clients."""
+        """Return how clients form their own models; by default, all clients use the global model.
+
+        Args:
+            state: state after the last round.
+            clients: clients to evaluate.
+
+        Returns:
+            (message, clients) pairs; `personal_model` receives the message on each of the clients.
+        """
         return [(self.model(state), clients)]
 
     def personal_model(self, client: Client, message: Tree) -> Params:
-        """Return, on a client, the model it uses, formed from the message of `personal`."""
+        """Return, on a client, the model that it uses.
+
+        Args:
+            client: the client.
+            message: its message from `personal`.
+        """
         assert isinstance(message, Params)
         return message
 
@@ -223,7 +250,11 @@ class Method(Generic[S], metaclass=Checked):
         return client.evaluate(client.statistics(params) if client.problem.buffers == "recompute" else params, data)
 
     def clustering(self, state: S) -> Sequence[int] | None:
-        """Return the cluster of each client; None without clustering."""
+        """Return the cluster of each client, by id; None if the method does not cluster clients.
+
+        Args:
+            state: state after the last round.
+        """
         return None
 
     @on_client

@@ -21,6 +21,8 @@ BINS = 101
 def figures(sums: Mapping[str, Any]) -> dict[str, Any]:
     """Return accuracy, mean loss and worst-class accuracy from summed evaluations, and accuracy and loss of each part.
 
+    Where nothing was classified (a black-box objective), there are no accuracies.
+
     Args:
         sums: summed results of `paceline.core.evaluation.evaluate`.
     """
@@ -33,6 +35,8 @@ def figures(sums: Mapping[str, Any]) -> dict[str, Any]:
         for key, figure in (("correct", "accuracy"), ("loss", "loss"))
         for i, (value, n) in enumerate(zip(sums.get(f"part_{key}", ()), counts, strict=False))
     }
+    if int(sums["count"]) and not bool(present.any()):
+        return {"loss": sums["loss"] / count}
     return {
         **parts,
         "accuracy": sums["correct"] / count,
@@ -48,7 +52,9 @@ def spread(sums: Mapping[str, Any]) -> dict[str, Any]:
         sums: ``correct`` and ``count`` (and more, passed through) as returned by `paceline.core.evaluation.evaluate`.
     """
     bins = torch.zeros(BINS, dtype=torch.int64)
-    known, accuracy = sums["count"] > 0, sums["correct"] / max(sums["count"], 1)
+    classified = "class_count" not in sums or int(sums["class_count"].sum()) > 0
+    known = sums["count"] > 0 and classified
+    accuracy = sums["correct"] / max(sums["count"], 1)
     if known:
         bins[round(accuracy * (BINS - 1))] = 1
     return {**sums, "bins": bins, "clients": int(known), "accuracies": accuracy, "squares": accuracy**2}
@@ -80,6 +86,9 @@ def spread_figures(total: Mapping[str, Any], worst: float = 0.1) -> dict[str, fl
 
 def adjusted_rand(found: Sequence[int], true: Sequence[int]) -> float:
     """Return the adjusted Rand index of two labellings: 1 for equal partitions, about 0 by chance.
+
+    Args:
+        found, true: label of each item, in the same order; only equality of labels counts.
 
     Example:
         >>> adjusted_rand([0, 0, 1, 1], [5, 5, 3, 3])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
-from paceline.core.engine import Availability, Engine
-from paceline.core.errors import CohortError
+from paceline.core.engine import Availability, CallInfo, Engine
+from paceline.core.errors import CohortError, QuorumError
 from paceline.core.exclusions import Exclusions
+from paceline.core.failures import account
 from paceline.core.generators import reseed_nested
 from paceline.core.params import Params
 from paceline.core.random import derive, numpy_rng
@@ -34,6 +36,7 @@ class Population:
         """Clients whose sum was opened in this round: another attempt prefers other clients, so that no reply is opened twice."""
         self.lost: dict[int, str] = {}
         """Clients whose replies failed or were refused in this round, with the reason."""
+        self._open, self._asked = CallInfo(), 0
         self._calls = self._verbs = 0
         self._streams: dict[str, int] = {}
         self._collecting = False
@@ -114,6 +117,26 @@ class Population:
         """Return the parts of `stream`: the attempt, and the number of the next call of `function` in this round."""
         number = self._streams[function] = self._streams.get(function, 0) + 1
         return 0 if self._collecting else self.attempt, number
+
+    @contextlib.contextmanager
+    def _operation(self, over: Sequence[int]) -> Iterator[set[int]]:
+        """Begin an operation on clients; yield the set to fill with those that it counts.
+
+        At the end, withdraw what the others staged in it (`Memory.stage`).
+        """
+        self._open, self._asked, self._verbs = CallInfo(), len(over), self._verbs + 1
+        counted: set[int] = set()
+        try:
+            yield counted
+        except QuorumError:
+            self.engine.withdraw(self._verbs, list(over))
+            raise
+        if lost := [client for client in over if client not in counted]:
+            self.engine.withdraw(self._verbs, lost)
+
+    def too_few(self, what: str) -> QuorumError:
+        """Return the error of a sum or call with too few replies: `what`, and the reasons of dropped clients."""
+        return QuorumError(f"{what}; {account(self._open.dropped, self._asked)}" if self._open.dropped else what)
 
     @property
     def serial(self) -> int:

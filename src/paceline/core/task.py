@@ -65,6 +65,7 @@ class Task:
         info: further figures and names, such as where the data come from.
         classes: names of the classes, by code; may be empty.
         in_time: whether the samples of a natural client follow in time.
+        overlap: number of following training samples that share content with a sample, such as overlapping windows of a text.
 
     Example:
         >>> import paceline as pl
@@ -89,6 +90,7 @@ class Task:
     info: dict[str, str] = field(default_factory=dict)
     classes: Sequence[str] = ()
     in_time: bool = False
+    overlap: int = 0
 
     @staticmethod
     def from_datasets(
@@ -174,7 +176,15 @@ class Task:
     """Whether all of a client's rows are there in every round."""
 
     def present(self, rows: Tensor, round: int) -> Tensor:
-        """Return which of a client's rows are there in a round; all of them, unless tasks follow each other."""
+        """Return which of a client's rows are available in a round: all of them, unless tasks follow each other.
+
+        Args:
+            rows: rows of the client, int64 [n].
+            round: number of the round, from 1.
+
+        Returns:
+            a subset of the rows, int64.
+        """
         return rows
 
     def parts(self) -> Sequence[Part]:

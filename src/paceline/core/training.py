@@ -24,7 +24,7 @@ from paceline.core.params import Params, Resident
 from paceline.core.profiling import spent
 from paceline.core.samples import ClientData
 
-__all__ = ["Job", "Learner", "LoopRequest", "One", "Trained", "answer", "descend", "train"]
+__all__ = ["Job", "Learner", "LoopRequest", "One", "Trained", "answer", "descend", "norms_in", "train"]
 
 
 class LoopRequest(Protocol):
@@ -197,7 +197,7 @@ class One:
         self._parameters = job.model.trained()
         self._batches = job.batches()
         self.total = torch.zeros((), device=job.model.device)
-        self._norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in job.model.module.modules())
+        self._norms = bool(norms_in(job.model.module))
         job.model.load(job.start)
         job.model.module.train()
 
@@ -277,6 +277,11 @@ class One:
         if job.strict and not torch.isfinite(value):
             raise NonFiniteError(f"the loss is {value.item()} on a batch of {len(y)} samples; lower lr, or check the inputs")
         return value.detach()
+
+
+def norms_in(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """Return the module's BatchNorm layers."""
+    return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
 def train(job: Job) -> Trained:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def read_leaf_shakespeare(path: Path) -> RawData:
             raise ValueError(f"a sample must be {SEQUENCE} characters and the next one")
         return encode_text(x), int(encode_text(y)[0])
 
-    return _read(path, sample, tuple(ALPHABET))
+    return replace(_read(path, sample, tuple(ALPHABET)), overlap=SEQUENCE)
 
 
 def _read(path: Path, sample: Any, classes: tuple[str, ...]) -> RawData:

@@ -13,6 +13,7 @@ natural             the data's own clients (writers, roles, sites)
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,7 +30,7 @@ from paceline.core.task import Task
 from paceline.core.wording import setting
 from paceline.data.assign import ASSIGN, Wanted, group_of
 
-__all__ = ["Partition", "parse_partition", "partition_task"]
+__all__ = ["Partition", "canonical", "parse_partition", "partition_task"]
 
 _TAKES = {"iid": None, "dirichlet": "a number above 0", "shards": "a whole number of classes, at least 1"}
 _TAKES |= {"quantity": "a number above 0", "natural": None}
@@ -39,7 +40,11 @@ _TAKES |= {"groups": "classes of each group", "longtail": "an imbalance above 0 
 def parse_partition(text: str) -> tuple[str, Any]:
     """Parse ``iid``, ``dirichlet:0.3`` ... into a name and a value.
 
-    The value is a number; for groups the classes of each; for longtail the imbalance and the concentration; or None.
+    Args:
+        text: name of the partitioner, with its value after a colon.
+
+    Returns:
+        the name, and a number; for groups the classes of each; for longtail the imbalance and the concentration; or None.
 
     Raises:
         UnknownNameError: unknown partitioner.
@@ -68,6 +73,33 @@ def parse_partition(text: str) -> tuple[str, Any]:
     if not 0 < number < float("inf") or (name == "shards" and number != int(number)):
         raise ConfigError(f"partition {text!r}: {name} requires {takes}, as in {name}:{2 if name == 'shards' else 0.3}")
     return name, number
+
+
+def canonical(text: str) -> str:
+    """Return the one spelling of a partition's text that seeds its random stream: equal values are split equally.
+
+    Example:
+        >>> canonical("dirichlet:0.10"), canonical("groups:0,1,2/3")
+        ('dirichlet:0.1', 'groups:0-2/3')
+    """
+    name, value = parse_partition(text)
+    if value is None:
+        return name
+    if name == "groups":
+        return f"{name}:{'/'.join(_runs(classes) for classes in value)}"
+    numbers = [n for n in value if n is not None] if isinstance(value, tuple) else [value]
+    return f"{name}:{'/'.join(repr(float(n)).removesuffix('.0') for n in numbers)}"
+
+
+def _runs(classes: Sequence[int]) -> str:
+    """Return classes as ranges, in their order."""
+    parts: list[list[int]] = []
+    for number in classes:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ",".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
 
 
 def _classes_of_groups(text: str, value: str) -> tuple[tuple[int, ...], ...]:
@@ -152,7 +184,14 @@ class Partition(Split):
         return int(self._arrays[2][client])
 
     def together(self, clients: Sequence[int]) -> Tensor | None:
-        """Return the training rows of several clients, shape [K, n]; None if their numbers differ."""
+        """Return the training rows of several clients at once.
+
+        Args:
+            clients: ids of clients.
+
+        Returns:
+            rows, shape [K, n], int64; None if the clients have different numbers of samples.
+        """
         offsets, _, counts = self._arrays
         which = np.asarray(clients)
         size = counts[which[0]]
@@ -201,7 +240,8 @@ def partition_task(
         allow_empty: permit clients without samples. Otherwise dirichlet and quantity give each of them one sample of the
             client that has most at that time, counted in `moved`.
         client_test: fraction of each client's samples reserved for its tests, at least one of two. They are drawn at random;
-            for natural clients whose samples are ordered in time they are the last ones.
+            for natural clients whose samples are ordered in time they are the last ones. Training samples that share
+            content with them (`Task.overlap`) are omitted; a client without others has no tests.
         client_samples: maximum number of samples per client including tests; the others are omitted.
 
     Raises:
@@ -215,7 +255,7 @@ def partition_task(
     if clients is not None and clients < 1:
         raise ConfigError(f"clients={clients} must be at least 1")
     owners: tuple[str, ...] = ()
-    rng = numpy_rng(seed, "partition", spec)
+    rng = numpy_rng(seed, "partition", canonical(spec))
     if name == "natural":
         client_of, owners = _natural(task, clients, rng)
         count, moved = len(owners), 0
@@ -246,6 +286,8 @@ def partition_task(
             f"use fewer clients, or set {setting('allow_empty', True)}"
         )
     held = np.minimum(np.maximum(np.rint(sizes * client_test), client_test > 0), np.maximum(sizes - 1, 0))
+    if task.overlap and client_test:
+        order, offsets, held = _apart(order, offsets, held, task.overlap)
     cuts = offsets[1:] - held.astype(np.int64)
     groups = tuple(group_of(count, len(value)).tolist()) if name == "groups" else ()
     arrays = torch.from_numpy(order), torch.from_numpy(offsets), torch.from_numpy(cuts)
@@ -265,6 +307,23 @@ def _capped(order: Any, offsets: Any, most: int) -> tuple[Any, Any]:
     sizes = np.minimum(np.diff(offsets), most)
     kept = [order[start : start + size] for start, size in zip(offsets[:-1], sizes, strict=True)]
     return np.concatenate(kept), np.concatenate([[0], np.cumsum(sizes)])
+
+
+def _apart(order: Any, offsets: Any, held: Any, reach: int) -> tuple[Any, Any, Any]:
+    """Omit training rows at most `reach` away from one of the client's test rows; without other rows, hold none out."""
+    kept, counts = [], held.astype(np.int64)
+    for client, (start, end) in enumerate(itertools.pairwise(offsets)):
+        train, test = order[start : end - counts[client]], order[end - counts[client] : end]
+        known = np.sort(test)
+        after = known[np.minimum(np.searchsorted(known, train), len(known) - 1)] if len(known) else train + reach + 1
+        before = known[np.maximum(np.searchsorted(known, train, side="right") - 1, 0)] if len(known) else after
+        far = (np.abs(after - train) > reach) & (np.abs(before - train) > reach)
+        if len(test) and not far.any():
+            kept.append(order[start:end])
+            counts[client] = 0
+        else:
+            kept.append(np.concatenate([train[far], test]))
+    return np.concatenate(kept), np.concatenate([[0], np.cumsum([len(rows) for rows in kept])]).astype(np.int64), counts
 
 
 def _natural(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from paceline.core.errors import ConfigError, DataFormatError
 from paceline.core.random import numpy_rng
 
-__all__ = ["Array", "Part", "RawData", "encode", "hold_out"]
+__all__ = ["Array", "Part", "RawData", "encode", "hold_out", "hold_out_last"]
 
 Array = NDArray[Any]
 
@@ -47,12 +47,14 @@ class RawData:
         train, test: samples; `test` is None if the data have no test part.
         classes: names of the classes, by code.
         owners: names of the natural clients, by code.
+        overlap: number of following samples that share content with a sample, such as overlapping windows of a text.
     """
 
     train: Part
     test: Part | None
     classes: tuple[str, ...]
     owners: tuple[str, ...] = ()
+    overlap: int = 0
 
     def arrays(self) -> dict[str, Array]:
         """Return everything as named arrays without Python objects."""
@@ -86,13 +88,19 @@ class RawData:
     def with_test(self, share: float, seed: int = 0) -> RawData:
         """Return the data with a test part: its own, or a fixed `share` of each class of the training part.
 
+        Where samples overlap it is the last `share` of each owner's, and those that share content with it are omitted.
+
         Raises:
             ConfigError: `share` is not between 0 and 1.
             DataFormatError: one of the parts would be empty.
         """
         if self.test is not None:
             return self
-        train, test = hold_out(self.train.y, share, seed)
+        overlap, owner = self.overlap, self.train.owner
+        if overlap and owner is not None:
+            train, test = hold_out_last(owner, share, overlap)
+        else:
+            train, test = hold_out(self.train.y, share, seed)
         return replace(self, train=self.train.take(train), test=self.train.take(test))
 
 
@@ -113,6 +121,29 @@ def hold_out(y: Array, share: float, seed: int = 0) -> tuple[Array, Array]:
     if test.all() or not test.any():
         raise DataFormatError(f"{len(y)} samples are too few to hold out {share:.0%} of each class for tests; change test=")
     return np.flatnonzero(~test), np.flatnonzero(test)
+
+
+def hold_out_last(owner: Array, share: float, overlap: int) -> tuple[Array, Array]:
+    """Return (train rows, test rows): the last `share` of each owner's rows is the test part, `overlap` rows before it are in neither.
+
+    An owner with too few rows for both has only training rows.
+
+    Raises:
+        ConfigError: `share` is not between 0 and 1.
+        DataFormatError: one of the parts would be empty.
+    """
+    if not 0 < share < 1:
+        raise ConfigError(f"test={share}; the share of test samples must lie between 0 and 1")
+    train, test = [], []
+    for value in np.unique(owner):
+        rows = np.flatnonzero(owner == value)
+        count = round(len(rows) * share)
+        whole = len(rows) - count - overlap < 1
+        train.append(rows if whole else rows[: len(rows) - count - overlap])
+        test.append(rows[:0] if whole else rows[len(rows) - count :])
+    if not sum(map(len, test)):
+        raise DataFormatError(f"{len(owner)} samples are too few to hold {share:.0%} of each owner's out for tests")
+    return np.concatenate(train), np.concatenate(test)
 
 
 def encode(values: Sequence[str]) -> tuple[Array, tuple[str, ...]]:

@@ -94,6 +94,10 @@ class Answered(Protocol):
 def times(profile: Profile, cost: Cost) -> Times:
     """Return the duration of `cost` on a device.
 
+    Args:
+        profile: the device: FLOP/s, bit/s in both directions, and latency in seconds.
+        cost: FLOPs and bytes.
+
     Example:
         >>> times(Profile(compute=1e9, up=8e6, down=8e6, latency=0.0), Cost(flops=2e9, bytes_down=1_000_000, bytes_up=0))
         Times(compute=2.0, network=1.0)
@@ -152,7 +156,13 @@ class VirtualClock:
         return seconds
 
     def advance(self, name: str, receipts: Sequence[Answered], deadline: float | None = None) -> float:
-        """Advance the clock by the synchronous call `name`, based on its receipts; return the elapsed seconds."""
+        """Advance the clock by a synchronous call; return the elapsed virtual seconds.
+
+        Args:
+            name: name of the phase.
+            receipts: answers of the call, with their durations and bytes.
+            deadline: virtual seconds after which waiting ends; None waits for the slowest client.
+        """
         came = {r.client: Times(r.compute, r.network) for r in receipts if r.dropped in (None, "late")}
         return self.synchronous(
             came,

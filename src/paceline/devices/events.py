@@ -108,7 +108,10 @@ class Queue:
         return min((rest.until for rest in self.rests), default=None)
 
     def begin(self, seconds: Mapping[int, float]) -> Queue:
-        """Return the queue after clients start on the current version; each finishes after its seconds.
+        """Return the queue after clients start on the current version of the model.
+
+        Args:
+            seconds: duration of each client's job.
 
         Raises:
             CohortError: a client is busy or paused.
@@ -132,6 +135,9 @@ class Queue:
 
     def at(self, time: int) -> Queue:
         """Return the queue at a later time, without pauses that are over.
+
+        Args:
+            time: absolute time in nanoseconds.
 
         Raises:
             ConfigError: the time is in the past.

@@ -114,13 +114,13 @@ class LocalEngine(Pool):
             self.close()
             raise
 
-    def _ask_all(self, what: str) -> Iterator[Any]:
+    def _ask_all(self, what: str, *values: Any) -> Iterator[Any]:
         if not self._processes:
-            yield getattr(self.here, what)()
+            yield getattr(self.here, what)(*values)
             if what == "commit":
                 self.here.memories.clear()
         for process in self._processes:
-            process.send((what,))
+            process.send((what, *values))
             kind, value = self._receive(process)
             if kind == "error":
                 raise value
@@ -239,7 +239,7 @@ def _answer(worker: Worker, end: End) -> None:
                 worker.restore(message[2])
                 _run(worker, message[1], end)
             else:
-                end.send(("value", getattr(worker, message[0])()))
+                end.send(("value", getattr(worker, message[0])(*message[1:])))
                 if message[0] == "commit":
                     worker.memories.clear()
         except Exception as error:

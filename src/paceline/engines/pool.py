@@ -109,6 +109,11 @@ class Pool(Engine):
             continue
         self._new_round()
 
+    def withdraw(self, operation: int, clients: Sequence[int]) -> None:
+        """Undo what clients staged in an operation; a worker without these clients has nothing to undo."""
+        for _ in self._ask_all("withdraw", operation, tuple(clients)):
+            continue
+
     def restore(self, memories: MemoryStore) -> None:
         """Use `memories` as the store of the clients' memories.
 
@@ -123,7 +128,7 @@ class Pool(Engine):
         self.memories = memories
         self._new_round()
 
-    def _ask_all(self, what: str) -> Iterator[Any]:
+    def _ask_all(self, what: str, *values: Any) -> Iterator[Any]:
         """Yield the result of each worker's method `what`; a worker that has committed drops its memories."""
         raise NotImplementedError
 

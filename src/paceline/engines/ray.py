@@ -109,8 +109,8 @@ class RayEngine(Pool):
         if sums:
             yield ("partial", self._get(sums[0][1]))
 
-    def _ask_all(self, what: str) -> Iterator[Any]:
-        for ref in [actor.ask.remote(what) for actor in self._actors]:
+    def _ask_all(self, what: str, *values: Any) -> Iterator[Any]:
+        for ref in [actor.ask.remote(what, *values) for actor in self._actors]:
             yield self._get(ref)
 
     def _get(self, ref: Any, others: list[Any] | None = None) -> Any:

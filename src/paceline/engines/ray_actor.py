@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -60,9 +61,9 @@ class Actor:
         total.merge(unpack(other))
         return pack(total)
 
-    def ask(self, what: str) -> Packed:
+    def ask(self, what: str, *values: Any) -> Packed:
         """Call a method of the worker."""
-        value = getattr(self.worker, what)()
+        value = getattr(self.worker, what)(*values)
         if what == "commit":
             self.worker.memories.clear()
         return pack(value)

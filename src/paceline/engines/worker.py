@@ -269,7 +269,7 @@ class Worker:
         message, own = call.message, call.each_message.get(me.id)
         if own is not None:
             message = {"all": message, "own": own}
-        started = time.perf_counter()
+        started, mark = time.perf_counter(), me.memory.mark()
         try:
             if call.program == "method":
                 reply = self.invoke(me, call.function, message)
@@ -280,6 +280,8 @@ class Worker:
                 hold(me, reply)
         except Exception as error:
             reply = error
+            if call.program == "method":  # a function that failed leaves no trace; a protocol's guards against replays stay
+                me.memory.reset(mark)
         return me, reply, time.perf_counter() - started
 
     def _receipt(self, call: Call, me: Client, value: Any, took: Any, down: int, up: int, dropped: str | None) -> Receipt:
@@ -319,6 +321,7 @@ class Worker:
             redraws=True,
             central=self.test,
             records_times=self.records_times,
+            operation=call.operation,
         )
 
     def samples(self, client: int, part: int = 0) -> ClientData:
@@ -329,6 +332,8 @@ class Worker:
     def invoke(self, me: Client | Uniform, function: str, message: Any) -> Any:
         """Return what the method's `function` returns for `me`."""
         me.redraw()
+        if isinstance(me, Client):
+            me.memory.begin(me.operation)
         return getattr(self.setup.programs["method"], function)(me, message)
 
     def preview(self, function: str, message: Tree, client: int | None = None) -> Tree | None:
@@ -350,6 +355,12 @@ class Worker:
         for memory in self.memories.values():
             memory.rollback()
         self.sessions.clear()
+
+    def withdraw(self, operation: int, clients: Sequence[int]) -> None:
+        """Undo what clients staged in an operation, where their memories are here."""
+        for client in clients:
+            if (memory := self.memories.get(client)) is not None:
+                memory.withdraw(operation)
 
     def restore(self, memories: Mapping[int, Mapping[str, Any]]) -> None:
         """Put stored memories back."""

@@ -4,20 +4,22 @@
 
     12.memory     memory after round 12
     data          digest of the client's data
-    pending       memory after the current round; written before the reply is sent
+    pending       memory after the current round, and values before staged ones; written before the reply is sent
 
-A commit renames `pending`. If the server resumes from an older round, the client reverts as well: versions are retained
-until the server confirms that its own checkpoint of a later round is safe. Each file includes its SHA-256.
+A commit renames `pending`, without what was staged in operations that did not count this client (`Memory.stage`). If the
+server resumes from an older round, the client reverts as well: versions are retained until the server confirms that its
+own checkpoint of a later round is safe. Each file includes its SHA-256.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from paceline.core.errors import CheckpointError
+from paceline.core.memory import Priors, undo
 from paceline.core.tree import Tree
 from paceline.store import atomic_write, load_checkpoint, save_checkpoint
 
@@ -35,8 +37,8 @@ class ClientMemory:
     def __init__(self, folder: str | os.PathLike[str], durable: bool = True) -> None:
         self.folder, self.durable = Path(folder), durable
 
-    def belong(self, data: str) -> None:
-        """Bind this memory to the client's data.
+    def belong(self, data: str) -> bool:
+        """Bind this memory to the client's data; return whether it is new.
 
         Args:
             data: digest of the data.
@@ -48,25 +50,33 @@ class ClientMemory:
         if not note.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             atomic_write(note, data.encode(), durable=self.durable)
-        elif note.read_bytes() != data.encode():
+            return True
+        if note.read_bytes() != data.encode():
             raise CheckpointError(
                 f"this client's data have changed since it joined this run: restore them, or leave the run, "
                 f"or delete {self.folder} to continue without the state stored for it"
             )
+        return False
 
-    def write_pending(self, round: int, memory: Mapping[str, Tree]) -> None:
-        """Write the memory that becomes permanent when the round is committed."""
-        save_checkpoint(self._pending, {"round": round, "memory": dict(memory)}, durable=self.durable)
+    def write_pending(self, round: int, memory: Mapping[str, Tree], priors: Priors | None = None) -> None:
+        """Write the memory that becomes permanent when the round is committed, and `Memory.priors`."""
+        tree = {"round": round, "memory": dict(memory), "priors": [list(prior) for prior in priors or []]}
+        save_checkpoint(self._pending, tree, durable=self.durable)
 
-    def commit(self, round: int, saved: int) -> None:
+    def commit(self, round: int, saved: int, lost: Collection[int] = ()) -> None:
         """Make `pending` permanent if it belongs to `round`, and delete versions that no server can resume from.
 
         Args:
             round: the completed round.
             saved: round of the server's last safe checkpoint.
+            lost: operations of the round that did not count this client.
         """
         if self._pending.exists():
-            if self._read(self._pending)[0] == round:
+            at, memory, priors = self._read(self._pending)
+            if at == round:
+                if lost:
+                    undo(memory, priors, set(lost))
+                    self.write_pending(round, memory)
                 os.replace(self._pending, self._version(round))
             else:
                 self.rollback()
@@ -76,20 +86,21 @@ class ClientMemory:
         """Delete `pending`."""
         self._pending.unlink(missing_ok=True)
 
-    def restore(self, round: int, kept: bool, saved: int) -> dict[str, Tree]:
+    def restore(self, round: int, kept: int, saved: int, lost: Collection[int] = ()) -> dict[str, Tree]:
         """Return the memory after `round`, the server's last completed round, and delete later versions.
 
         Args:
             round: the server's last completed round.
-            kept: whether the result of that round includes this client's work, so that a pending version of it is valid.
+            kept: the last round whose result includes this client's work, so that a pending version of it is valid; 0 for none.
             saved: see `commit`.
+            lost: operations of the round `kept` that did not count this client.
 
         Raises:
             CheckpointError: a file is damaged.
         """
-        if self._pending.exists() and not (kept and self._read(self._pending)[0] == round):
+        if kept > round:
             self.rollback()
-        self.commit(round, saved)
+        self.commit(min(kept, round), saved, lost)
         for later in [r for r in self._rounds() if r > round]:
             self._version(later).unlink(missing_ok=True)
         rounds = self._rounds()
@@ -110,8 +121,10 @@ class ClientMemory:
         for round in old[:-1]:
             self._version(round).unlink(missing_ok=True)
 
-    def _read(self, path: Path) -> tuple[int, dict[str, Any]]:
+    def _read(self, path: Path) -> tuple[int, dict[str, Any], Priors]:
         match load_checkpoint(path):
-            case {"round": int(round), "memory": dict(memory)}:
-                return round, memory
+            case {"round": int(round), "memory": dict(memory), "priors": [*priors]}:
+                return round, memory, [(operation, key, before) for operation, key, before in priors]
+            case {"round": int(round), "memory": dict(memory)}:  # written by an earlier version
+                return round, memory, []
         raise CheckpointError(f"{path} is not a client memory file")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from paceline.core.engine import Call, Receipt
-from paceline.core.errors import PacelineError, ProtocolError, StoreError
+from paceline.core.errors import CheckpointError, PacelineError, ProtocolError, StoreError
 from paceline.core.fingerprint import digest
 from paceline.core.importing import imports_from
 from paceline.core.tree import Tree
@@ -81,7 +81,12 @@ class Runner:
             worker, before = self._work(welcome), None
             where = self.folder / welcome.run
             self.memory = ClientMemory(where / "memory", self.durable)
-            self.memory.belong(digest([(worker.x[rows], worker.y[rows]) for rows in worker.setup.split(self.number)]))
+            new = self.memory.belong(digest([(worker.x[rows], worker.y[rows]) for rows in worker.setup.split(self.number)]))
+            if new and welcome.kept and worker.setup.programs["method"].keeps != "nothing":
+                raise CheckpointError(
+                    f"client {self.number} took part in this run up to round {welcome.kept}, but its memory of it is not in "
+                    f"{self.memory.folder}: put it back, or start the run anew"
+                )
             self.worker = worker
             self.guard = Guard(where / "guard", self.worker.functions, self.durable)
         self.guard.join(welcome.incarnation, welcome.round)
@@ -91,7 +96,9 @@ class Runner:
         elif self._overlay is not None:
             round, take = self._overlay
             if round <= welcome.round:
-                self.commit({"round": welcome.round, "saved": welcome.saved, "kept": welcome.kept, "took": 0.0})
+                kept = round == welcome.kept
+                facts = {"round": round if kept else welcome.round, "saved": welcome.saved, "kept": kept, "took": 0.0}
+                self.commit({**facts, "lost": list(welcome.lost)})
             elif take != welcome.take:
                 self.rollback()
         self._round = max(self._round, welcome.round)
@@ -104,7 +111,7 @@ class Runner:
         """Restore the memory as of the server's last completed round."""
         assert self.worker is not None
         self.worker.rollback()
-        stored = self.memory.restore(welcome.round, welcome.kept, welcome.saved)
+        stored = self.memory.restore(welcome.round, welcome.kept, welcome.saved, welcome.lost)
         self.worker.restore({self.number: stored})
         self._forget_overlay()
         self._round = welcome.round
@@ -173,6 +180,8 @@ class Runner:
             self.rollback()  # a commit or rollback was lost with a broken stream
         deadline = None if self.hidden else head.get("deadline")  # whether a client is late would reveal the amount of its data
         own, peers = rest.get("own"), rest.get("peers")
+        for operation in p.operations(rest):
+            self.worker.withdraw(operation, [self.number])
         return self.worker, Call(
             p.field(head, "function", str),
             message,
@@ -184,6 +193,7 @@ class Runner:
             {} if own is None else {self.number: own},
             None if deadline is None else p.seconds(head, "deadline"),
             {self.number: peers} if isinstance(peers, dict) else {},
+            operation=p.field(head, "operation", int),
         )
 
     def _run(self, worker: Worker, call: Call) -> Receipt:
@@ -207,7 +217,7 @@ class Runner:
         self._overlay = (round, take)
         changes = {key: id(value) for key, value in memory.changes.items()}
         if changes != self._pending:
-            self.memory.write_pending(round, memory)
+            self.memory.write_pending(round, memory, memory.priors())
             self._pending = changes
 
     def commit(self, head: Mapping[str, Any]) -> None:
@@ -215,7 +225,7 @@ class Runner:
         assert self.worker is not None
         assert self.at is not None
         round, saved = p.field(head, "round", int), p.field(head, "saved", int)
-        overlay, took = self._overlay, p.seconds(head, "took")
+        overlay, took, lost = self._overlay, p.seconds(head, "took"), p.operations(head)
         if overlay is not None and not (overlay[0] == round and p.field(head, "kept", bool)):
             self.rollback()
         elif overlay is not None:
@@ -223,11 +233,13 @@ class Runner:
                 self._measure(round, self._moved)
             elif took and not self.hidden:
                 self._measure(round, max(took - self._trained, 0.0))
+            for operation in lost:
+                self.worker.withdraw(operation, [self.number])
             self.worker.commit()
             self._forget_overlay()
         self._round = max(self._round, round)
         self.at = replace(self.at, round=self._round)
-        self.memory.commit(round, saved)
+        self.memory.commit(round, saved, lost)
         self.guard.safe(saved)
 
     def _measure(self, round: int, moved: float) -> None:
@@ -237,7 +249,7 @@ class Runner:
         if (before := memory.changes.get("_times")) is not None:
             memory["_times"] = [self._trained, moved]
             try:
-                self.memory.write_pending(round, memory)
+                self.memory.write_pending(round, memory, memory.priors())
             except StoreError:  # losing the times is better than losing the stored work
                 memory["_times"] = before
 

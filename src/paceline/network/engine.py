@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -73,6 +73,7 @@ class GrpcEngine(Engine):
         self._attempt = 0
         self._calls = hub.progress.incarnation << 32
         self._answered: set[int] = set()
+        self._lost: dict[int, list[int]] = {}
 
     # -- calls ---------------------------------------------------------------------------------
     def run(self, call: Call) -> Iterator[Receipt | tuple[str, Any]]:
@@ -134,19 +135,21 @@ class GrpcEngine(Engine):
             "deadline": None if self.measured else call.deadline,
             "channel": describe(call.channel),
             "cohort": len(call.clients),
+            "operation": call.operation,
         }
-        return PendingCall(self._calls, call, name, head, MessagePart.of(call.message, self.pack), self.patience)
+        lost = {client: list(operations) for client, operations in self._lost.items()}
+        return PendingCall(self._calls, call, name, head, MessagePart.of(call.message, self.pack), self.patience, lost=lost)
 
     # -- rounds --------------------------------------------------------------------------------
     def commit(self) -> dict[int, dict[str, Any]]:
         """Make the clients commit the memory changes of this round; return no memories, because they stay on the clients."""
-        kept = frozenset(self._answered)
+        kept = {client: self._lost.get(client, []) for client in sorted(self._answered)}
         if self.record is not None:
-            self.record.committed(self.round, self._attempt, sorted(kept))
-        self._answered, self._attempt = set(), 0
+            self.record.committed(self.round, self._attempt, kept)
+        self._answered, self._lost, self._attempt = set(), {}, 0
         took, self._receipts.took = self._receipts.took, {}
         facts = {"round": self.round, "saved": self.hub.progress.saved}
-        heads = lambda c: {**facts, "kept": c in kept, "took": took.get(c, 0.0)}  # noqa: E731
+        heads = lambda c: {**facts, "kept": c in kept, "lost": kept.get(c, []), "took": took.get(c, 0.0)}  # noqa: E731
         self.loop.call(self.hub.completed, self.round, kept, heads)
         if self.hub.shaper is not None:
             self.loop.call(self.hub.shaper.enter, "commit", self.round)
@@ -155,10 +158,16 @@ class GrpcEngine(Engine):
     def rollback(self) -> None:
         """Make the clients discard memory changes since the last commit; wait until enough of them are ready."""
         self._answered.clear()
+        self._lost.clear()
         self._receipts.took.clear()
         self._attempt += 1
         self.loop.call(self.hub.again)
         self.wait_ready(self.least, self.patience.reconnect * 2)
+
+    def withdraw(self, operation: int, clients: Sequence[int]) -> None:
+        """Make clients undo what they staged in an operation: with their next message in this round, or with its commit."""
+        for client in clients:
+            self._lost.setdefault(client, []).append(operation)
 
     def saved(self, round: int) -> None:
         """Record that a checkpoint of this round is safe; clients may then delete older memories."""

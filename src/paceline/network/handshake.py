@@ -26,7 +26,8 @@ class Welcome:
     round: int
     take: int
     saved: int
-    kept: bool
+    kept: int
+    lost: tuple[int, ...]
     plan: Mapping[str, Any]
     heartbeat: float
     directory: bytes = b""
@@ -41,12 +42,12 @@ class Welcome:
         run = p.field(head, "run", str)
         if not is_name(run):
             raise WireError(f"{p.clean(run)!r} is not a valid run name")
-        numbers = {n: p.field(head, n, int) for n in ("incarnation", "number", "round", "take", "saved")}
+        numbers = {n: p.field(head, n, int) for n in ("incarnation", "number", "round", "take", "saved", "kept")}
         if min(numbers.values()) < 0:
             raise WireError("a welcome contains a negative number")
         beat = min(max(p.seconds(head, "heartbeat"), 0.05), 3600.0)
-        kept, plan = p.field(head, "kept", bool), p.field(head, "plan", dict)
-        return Welcome(run, kept=kept, plan=plan, heartbeat=beat, directory=directory, **numbers)
+        lost, plan = p.operations(head), p.field(head, "plan", dict)
+        return Welcome(run, lost=lost, plan=plan, heartbeat=beat, directory=directory, **numbers)
 
 
 class Rules(Protocol):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from paceline.core.engine import Receipt
@@ -87,8 +87,8 @@ class Recorder(Protocol):
     def answers(self, round: int, attempt: int, name: str, receipts: Sequence[Receipt]) -> None:
         """Record the end of a phase and its receipts."""
 
-    def committed(self, round: int, attempt: int, kept: Sequence[int]) -> None:
-        """Record the end of a round; its result includes the work of the clients in `kept`."""
+    def committed(self, round: int, attempt: int, kept: Mapping[int, Sequence[int]]) -> None:
+        """Record the end of a round; its result includes the work of the clients in `kept`, except for these operations."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Progress:
         round: the last completed round.
         take: increases with every repeated round.
         saved: round of the last checkpoint; a resumed server never starts before it.
-        kept: clients whose work is part of the last completed round's result.
+        kept: the last round whose result includes a client's work, and the operations of it that do not count that client.
     """
 
     run: str
@@ -137,4 +137,4 @@ class Progress:
     round: int = 0
     take: int = 0
     saved: int = 0
-    kept: frozenset[int] = frozenset()
+    kept: dict[int, tuple[int, tuple[int, ...]]] = field(default_factory=dict)

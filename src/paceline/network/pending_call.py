@@ -58,6 +58,7 @@ class PendingCall:
         sent: time (monotonic) at which the call was sent, by client.
         answered: clients with a result.
         arrivals: queue of results.
+        lost: earlier operations of the round that do not count a client.
     """
 
     id: int
@@ -70,6 +71,7 @@ class PendingCall:
     sent: dict[int, float] = field(default_factory=dict)
     answered: set[int] = field(default_factory=set)
     arrivals: SimpleQueue[Arrival] = field(default_factory=SimpleQueue)
+    lost: Mapping[int, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.called = frozenset(self.call.clients)
@@ -95,10 +97,10 @@ class PendingCall:
 
     def own(self, client: int, pack: bool) -> tuple[MessagePart, ...]:
         """Return the part of the message for this client alone, if there is one."""
-        each, peers = self.call.each_message.get(client), self.call.peers.get(client)
-        if each is None and peers is None:
+        each, peers, lost = self.call.each_message.get(client), self.call.peers.get(client), self.lost.get(client)
+        if each is None and peers is None and lost is None:
             return ()
-        return (MessagePart.of({"own": each, "peers": peers}, pack),)
+        return (MessagePart.of({"own": each, "peers": peers} | ({"lost": lost} if lost else {}), pack),)
 
     def wait(self, deadline: float | None, check: Callable[[], None]) -> Arrival | None:
         """Return the next result, or None after the timeout. Runs on the run's thread.

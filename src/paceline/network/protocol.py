@@ -4,11 +4,12 @@
 kind     from      head (further parts)
 ======== ========= ============================================================================
 HELLO    client    protocol, version, instance, pack
-WELCOME  server    run, incarnation, number, round, take, kept, saved, plan, heartbeat, pack (directory)
+WELCOME  server    run, incarnation, number, round, take, kept, lost, saved, plan, heartbeat, pack (directory)
 READY    client    (none)
-CALL     server    id, program, function, round, take, stream, deadline, channel, cohort (message, own)
+CALL     server    id, program, function, round, take, stream, deadline, channel, cohort,
+                   operation (message; own, peers, lost)
 REPLY    client    id, dropped, compute, network, down, up, seconds, trained (value)
-COMMIT   server    round, saved, kept, took: measured seconds of this client's last training, or 0
+COMMIT   server    round, saved, kept, lost, took: measured seconds of this client's last training, or 0
 ROLLBACK server    take
 PING     server    (none); answered by PONG
 REFUSE   client    reasons why it does not participate; later: whether that is temporary
@@ -18,7 +19,9 @@ NEWS     server    (none) (directory)
 ======== ========= ============================================================================
 
 `incarnation` increases with every start of the server, `take` with every repeated round: uncommitted work of a
-client belongs to one (incarnation, take). A call's `id` increases over the whole run.
+client belongs to one (incarnation, take). A call's `id` increases over the whole run. `operation` numbers the method's operations of
+a round; `lost` lists those that do not count this client, whose staged values it restores (`paceline.core.memory`). `kept` in
+a WELCOME is the last round whose result includes this client's work, in a COMMIT whether this one does.
 """
 
 from __future__ import annotations
@@ -52,10 +55,11 @@ __all__ = [
     "clean",
     "directory_of",
     "field",
+    "operations",
     "seconds",
 ]
 
-PROTOCOL = 1
+PROTOCOL = 2
 SERVICE = "paceline.Federation"
 METHOD = f"/{SERVICE}/Connect"
 
@@ -102,6 +106,22 @@ def seconds(head: Mapping[str, Any], name: str) -> float:
     if not (math.isfinite(value) and 0 <= value <= 30 * _DAY):
         raise WireError(f"{name}={value} must be finite and at least 0 seconds")
     return value
+
+
+def operations(head: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the operations that a message reports as lost; empty if it reports none.
+
+    Raises:
+        WireError: they are not a list of numbers.
+
+    Example:
+        >>> operations({"lost": [2]})
+        (2,)
+    """
+    value = head.get("lost", [])
+    if not isinstance(value, list) or len(value) > 10_000 or not all(type(number) is int for number in value):
+        raise WireError("the lost operations of a message are no list of numbers")
+    return tuple(value)
 
 
 def clean(text: Any, most: int = 500) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,7 +95,8 @@ class Hub:
     def _welcome(self, session: StreamSession) -> dict[str, Any]:
         now = self.progress
         facts = {"run": now.run, "incarnation": now.incarnation, "round": now.round, "take": now.take, "saved": now.saved}
-        facts |= {"number": session.client, "kept": session.client in now.kept, "plan": dict(self.plan)}
+        kept, lost = now.kept.get(session.client, (0, ()))
+        facts |= {"number": session.client, "kept": kept, "lost": list(lost), "plan": dict(self.plan)}
         return facts | {"heartbeat": self.settings.heartbeat}
 
     def _signed(self) -> tuple[MessagePart, ...]:
@@ -158,15 +159,16 @@ class Hub:
         """Return the connected clients that participate; callable from any thread."""
         return sorted(c for c, s in list(self.sessions.items()) if s.ready)
 
-    def completed(self, round: int, kept: frozenset[int], head: Callable[[int], Any]) -> None:
+    def completed(self, round: int, kept: Mapping[int, Sequence[int]], head: Callable[[int], Any]) -> None:
         """Complete a round: send a commit to all clients.
 
         Args:
             round: the completed round.
-            kept: clients whose work is part of the result.
+            kept: clients whose work is part of the result, with the operations that do not count them.
             head: returns the head of a client's commit.
         """
-        self.progress.round, self.progress.kept = round, kept
+        self.progress.round = round
+        self.progress.kept.update({client: (round, tuple(lost)) for client, lost in kept.items()})
         self.dispatcher.engaged.clear()
         self.broadcast(p.COMMIT, head)
 

@@ -266,7 +266,17 @@ class Trace(Participation):
 
 
 def read_trace(path: str | Path, num_clients: int, length: int | None = None) -> Trace:
-    """Read a trace; clients beyond `num_clients` are left out. Raises `DataFormatError` naming the line."""
+    """Read a participation trace.
+
+    Args:
+        path: CSV file with the header ``client,first,last``: intervals of rounds, from 1, in which a client is available.
+        num_clients: size of the population; further clients are left out.
+        length: rounds after which the trace repeats; by default, its last round.
+
+    Raises:
+        DataFormatError: a line is malformed; the message names it.
+        ConfigError: the file cannot be read, has too few clients, or is longer than `length`.
+    """
     spans: dict[int, list[tuple[int, int]]] = {}
     try:
         text = Path(path).read_text(encoding="utf-8")

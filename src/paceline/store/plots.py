@@ -44,7 +44,7 @@ _STYLE: Any = {
     "figure.facecolor": "white",
     "svg.hashsalt": "paceline",
 }
-_NOT_PARTS = {"virtual_seconds", "round_seconds", "wall_seconds"}
+_NOT_PARTS = {"virtual_seconds", "round_seconds", "wall_seconds", "evaluation_seconds"}
 
 History = Sequence[Mapping[str, Any]]
 

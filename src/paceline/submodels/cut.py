@@ -62,14 +62,27 @@ class SubModel:
             raise SubmodelError(f"expected parameters with {layout.size} values, got {params!r}")
 
     def extract(self, full: Params) -> Params:
-        """Return the kept coordinates of a full vector: one gather."""
+        """Return the coordinates of this sub-model: one gather.
+
+        Args:
+            full: parameters of the full model, [d].
+
+        Returns:
+            parameters of the sub-model.
+        """
         self._check(full, self.cutter.layout)
         return Params(full.vector.index_select(0, self.index.to(full.vector.device)), self.layout)
 
     def scatter(self, update: Params) -> Params:
-        """Return a full vector with `update` on the kept coordinates and zero elsewhere.
+        """Return a full vector with `update` on the coordinates of this sub-model and zero elsewhere.
 
         Scatter updates (differences), never weights: zeros in place of weights would bias a mean towards zero.
+
+        Args:
+            update: update of the sub-model.
+
+        Returns:
+            update of the full model, [d].
         """
         self._check(update, self.layout)
         full = update.vector.new_zeros(self.cutter.layout.size)
@@ -157,6 +170,10 @@ class Cutter:
     def keep(self, fraction: float, up: bool = False) -> dict[str, int]:
         """Return the number of units that each group keeps at the fraction p: ``keep_count(n, p, up)``.
 
+        Args:
+            fraction: p, above 0 and at most 1.
+            up: round p n up instead of down.
+
         Raises:
             SubmodelError: p is not in (0, 1].
         """
@@ -194,7 +211,12 @@ class Cutter:
         return self.cut({g: torch.arange(k) for g, k in self.keep(fraction, up).items()})
 
     def cost(self, fraction: float, up: bool = False) -> float:
-        """Return c(p): forward FLOPs of the sub-model relative to those of the full model."""
+        """Return c(p): forward FLOPs of the sub-model relative to those of the full model, from 0 to 1.
+
+        Args:
+            fraction: p, above 0 and at most 1.
+            up: see `keep`.
+        """
         sub = self.first(fraction, up)
         widths = _widths(sub)
         if widths not in self._costs:

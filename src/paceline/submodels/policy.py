@@ -45,7 +45,11 @@ class StragglerSet:
 
 
 def cutoff(times: Iterable[float], share: float = 0.2) -> float:
-    """Return T*: the largest time outside the slowest `share` (at least one client, if there are two).
+    """Return T*, the cut-off time: the largest time outside the slowest `share`.
+
+    Args:
+        times: seconds of each client; NaN and negative values are ignored.
+        share: share of the clients that counts as slow, in [0, 1); at least one client, if there are two.
 
     Raises:
         ConfigError: no times are given, or `share` is not in [0, 1).
@@ -113,7 +117,10 @@ class CostModel:
 
     @staticmethod
     def fit(measured: Sequence[tuple[float, float]]) -> CostModel:
-        """Fit a, s >= 0 to measured (c(p), seconds) by least squares; with only one cost, s is 0.
+        """Fit ``seconds(c) = a c + s`` with a, s >= 0 by least squares; with only one cost, s is 0.
+
+        Args:
+            measured: (relative cost c(p), seconds) of each measured round.
 
         Raises:
             ConfigError: no measurements.
@@ -138,7 +145,21 @@ class CostModel:
 
 
 def choose(seconds: Callable[[float], float], target: float, tiers: Sequence[float] = TIERS, least: float = 0.5) -> float:
-    """Return the largest tier p >= `least` with ``seconds(p) <= target``, else the smallest allowed tier."""
+    """Return the largest tier p >= `least` with ``seconds(p) <= target``, otherwise the smallest permitted tier.
+
+    Args:
+        seconds: predicted time of a sub-model that retains the fraction p of its units.
+        target: time that a round may take, in seconds.
+        tiers: fractions to choose from.
+        least: smallest permitted fraction.
+
+    Raises:
+        ConfigError: no tier is at least `least`.
+
+    Example:
+        >>> choose(lambda p: 10 * p, target=8.0, tiers=(1.0, 0.75, 0.5))
+        0.75
+    """
     allowed = sorted((p for p in tiers if p >= least - 1e-9), reverse=True)
     if not allowed:
         raise ConfigError(f"no tier of {list(tiers)} is at least {least}; lower least")

@@ -151,6 +151,7 @@ def _make(
         info={"model": plain},
         classes=raw.classes,
         in_time=suits.in_time and bool(raw.owners),
+        overlap=raw.overlap,
     )
 
 

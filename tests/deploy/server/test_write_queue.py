@@ -232,7 +232,7 @@ def rounds(notes: Notes, *numbers: int) -> None:
         notes.phase(number, 0, "train/1", [0, 1])
         notes.event("connected", number, {"number": number})
         notes.answers(number, 0, "train/1", [Receipt(0), Receipt(1, dropped="late")])
-        notes.committed(number, 0, [number])
+        notes.committed(number, 0, {number: [2]})
 
 
 def test_events_of_an_outage_have_their_own_times_and_are_there_once(state):
@@ -270,7 +270,7 @@ def test_whose_work_was_kept_is_on_the_disk_while_the_database_is_away(state, tm
     rounds(notes, 2, 3)
     killed = Notes(Lines(), None, Away(state))
     killed.begin("r", {}, str(folder), 2)
-    assert [killed.kept(n) for n in (1, 2, 3)] == [[1], [2], [3]]
+    assert killed.counted(3) == {n: (n, (2,)) for n in (1, 2, 3)}
     assert not (folder / "kept.json").exists()
     killed.close()
     notes.backlog.back = 0.0
@@ -289,7 +289,7 @@ def test_the_file_goes_once_the_database_has_all(state, tmp_path):
     rounds(notes, 2)
     assert not (tmp_path / "kept.json").exists()
     notes.close()
-    assert [r.record for r in state.rounds("r")] == [{"kept": [1], "start": 1}, {"kept": [2], "start": 1}]
+    assert [r.record for r in state.rounds("r")] == [{"kept": [n], "lost": {str(n): [2]}, "start": 1} for n in (1, 2)]
 
 
 @pytest.mark.parametrize(

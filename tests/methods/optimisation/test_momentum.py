@@ -10,7 +10,7 @@ from paceline.core.client import Hooks
 from paceline.run import prepare
 from tests.conftest import make_task
 from tests.methods.quadratics import numbers, play, quadratics
-from tests.methods.resuming import assert_resumes, assert_server_sums_what_landed
+from tests.methods.resuming import assert_resumes, assert_server_sums_what_clients_keep
 
 FORMS = ["fedavgm", "fedavgmvr", "scaffoldm", "scaffoldmvr"]
 TWO = {"optima": [0.0, 2.0], "curvatures": [1.0, 3.0], "start": 1.0}  # gradients x and 3 (x - 2)
@@ -51,7 +51,7 @@ def test_scaffold_m(tmp_path, method, x, g, controls, server):
     assert [w[0] for w, *_ in steps] == pytest.approx(x, abs=2e-6)
     assert [float(s.direction.vector) for _, s, _ in steps] == pytest.approx(g, abs=2e-6)
     assert [float(s.control.vector) for _, s, _ in steps] == pytest.approx(server, abs=2e-6)
-    kept = [steps[-1][2].engine.memories[c]["control"]["sent"]["value"] for c in (0, 1)]
+    kept = [steps[-1][2].engine.memories[c]["control"] for c in (0, 1)]
     assert [float(k.vector) for k in kept] == pytest.approx(controls, abs=1e-5)
 
 
@@ -130,7 +130,7 @@ def test_controls_are_the_means_of_plain_minibatch_gradients():
     for method in ("scaffoldm", "scaffoldmvr"):
         seen = {0: [], 1: []}
         for *_, fed in play(task, method, 2, options=options, meet=lambda fed, seen=seen: watch(fed, seen, task)):
-            kept = {c: float(fed.engine.memories[c]["control"]["sent"]["value"].vector) for c in (0, 1)}
+            kept = {c: float(fed.engine.memories[c]["control"].vector) for c in (0, 1)}
             assert kept == pytest.approx({c: np.mean(values[:4]) for c, values in seen.items()}, abs=1e-5)
             for values in seen.values():
                 values.clear()
@@ -199,11 +199,11 @@ def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path, task, method):
 
 
 def test_a_change_that_is_lost_on_its_way_does_not_count(task, config):
-    """The mean of the controls that landed is the server's, although some replies came too late."""
+    """The mean of the clients' controls is the server's, although some replies came too late."""
     fleet = "mobile:link=1e6,least=0.9,vary=1.0,compute=1e7"
     made = config(method="scaffoldm", clients=8, cohort=6, rounds=20, fleet=fleet, deadline=0.4)
     prepared = prepare(made, task=task)
-    assert_server_sums_what_landed(prepared, 20, "control", lambda state: 8 * state.control.vector, 8e-5)
+    assert_server_sums_what_clients_keep(prepared, 20, "control", lambda state: 8 * state.control.vector, 8e-5)
 
 
 def test_the_reference_model_with_batchnorm_keeps_statistics_out_of_the_direction(config, task):

@@ -182,3 +182,15 @@ def test_resume_gives_the_same_bits(tmp_path, task):
 def test_widths_must_agree(config, task):
     with pytest.raises(PlanError, match="different widths"):
         prepare(config(method="fedsa", options={"models": ["mlp:hidden=8", "mlp:hidden=9"]}), task=task)
+
+
+def test_a_class_that_the_last_cohort_lacked_is_still_predicted(task, config):
+    """Each client has one class, and each round one client: classes of earlier rounds keep their prototype."""
+    prepared = prepare(config(method="fedsa", clients=4, cohort=1, partition="groups:0/1/2/3"), task=task)
+    state, seen = prepared.method.init(prepared.fed), set()
+    for number in range(1, 7):
+        prepared.fed.start_round(number)
+        state = prepared.method.round(prepared.fed, state)
+        seen |= set(prepared.fed.last.arrived)
+        assert set(torch.nonzero(state.known).flatten().tolist()) == seen
+    assert len(seen) > 1

@@ -42,7 +42,7 @@ class SecureArithmetic(Aggregation):
         """
         enough(fed, request)
         peers = collect_records(fed, request)
-        codec = Codec(self.config, len(request.cohort), request.declared.bounds)
+        codec = Codec(self.config, len(request.cohort), request.declared.limits)
         _, partials = fed.call(
             request.function, request.message, request.cohort, Modular(codec), deadline=request.deadline, peers=peers
         )

@@ -117,14 +117,15 @@ class SecAggClient:
         peers = {v: record for v, data in machine.peers.items() if (record := opened_record(data)) is not None}
         inner = me.inner(session.stream, peers)
         inner.nameless = not me.names_clients
-        codec, noted = Codec(session.config, len(session.clients), declared.bounds), dict(client.memory.changes)
+        codec, noted = Codec(session.config, len(session.clients), declared.limits), client.memory.mark()
         try:
             with nested(0, client.device):
                 reply = me.invoke(inner, session.function, content)
             with spent.on("encoding"):
                 encoded = codec.encode(reply, derive(inner.seed, "encode"))
         except Exception as error:
-            client.memory.changes = noted  # they belong to a reply that no sum contains
+            client.memory.reset(noted)  # the changes belong to a reply that no sum contains,
+            client.memory.begin(client.operation)  # and so do those of an earlier try
             encoded = self._nothing(codec, me, session.function, content, error)
         inner.nameless = False
         if inner.flops:
@@ -175,12 +176,12 @@ class SecAggClient:
 
 
 def _declared(me: ProtocolContext, function: str) -> ClientFunction:
-    """Return the declaration of a function that is to be summed, from this client's own method."""
+    """Return the declaration of a function that is to be summed, from this client's own method and its own model."""
     if function not in me.functions:
         raise ProtocolError(f"method.{function} is not a client function of this client's method")
     if me.functions[function].each:
         raise ProtocolError(f"{function!r} is declared with each=True, so its replies cannot be summed")
-    return me.functions[function]
+    return me.functions[function].fitted(lambda: me.client.model.layout)
 
 
 def _state(me: ProtocolContext) -> _State:

@@ -166,7 +166,7 @@ class _Sum:
         facts = {"function": work.function, "trial": trial, "call": call, "task": task}
         session = dataclasses.replace(new_session(keys, how.config, fed.round, fed.serial), **facts)  # type: ignore[arg-type]
         self.server = SecureServer(session, keys, len(keys) if whole else fed.quorum)
-        self.codec = Codec(how.config, len(keys), request.declared.bounds)
+        self.codec = Codec(how.config, len(keys), request.declared.limits)
         self.shapes: dict[int, Any] = {}
         self.silent: set[int] = set()
         """Clients without a valid answer to some step."""
@@ -249,7 +249,7 @@ class _Sum:
 
 
 def _together(parts: Sequence[Summed]) -> Summed:
-    """Add sums over disjoint clients. The result is exact, because float64 represents each sum exactly."""
+    """Add sums over disjoint clients. Sums of tensors are exact, because float64 represents each of them exactly."""
     first, others = parts[0], parts[1:]
     tensors, denominators = list(first.tensors), list(first.denominators)
     scalars, notes = list(first.scalars), dict(first.notes)

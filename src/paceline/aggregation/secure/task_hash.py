@@ -97,7 +97,7 @@ class Work:
             trial: attempt at the round that names the random streams.
             call: number of this call of the function in the round.
         """
-        bounds = sorted((name, float(bound)) for name, bound in self.declared.bounds.items())
+        bounds = sorted(self.declared.limits.items())
         place = [round, trial, call, bounds, self.declared.peer_record or ""]
         return _hash(["paceline-task-v1", self.agreed.run.hex(), self.common.hex(), place])
 

@@ -116,7 +116,7 @@ def _read(arrays: Mapping[str, Array], options: Mapping[str, int]) -> RawData:
         made.append(Part(x, text[starts + SEQUENCE].astype(np.int64), np.concatenate(owner)))
     if not len(made[1]):
         raise DataFormatError("the chosen roles have too few lines for a test part; raise roles=")
-    return RawData(made[0], made[1], tuple(ALPHABET), tuple(names))
+    return RawData(made[0], made[1], tuple(ALPHABET), tuple(names), SEQUENCE // options["stride"])
 
 
 SHAKESPEARE = Source(

@@ -13,7 +13,7 @@ import json
 import math
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -154,23 +154,40 @@ class Notes:
             ]
             self.backlog.put(self._answers, self.run, round, attempt, name, rows, rows=1 + len(rows), at=self.state.now())
 
-    def committed(self, round: int, attempt: int, kept: Sequence[int]) -> None:
-        """Record the clients whose work is in a round's result, before any client receives the commit."""
+    def committed(self, round: int, attempt: int, kept: Mapping[int, Sequence[int]]) -> None:
+        """Record the clients whose work is in a round's result, before any client receives the commit.
+
+        Args:
+            round: the round.
+            attempt: the attempt at it.
+            kept: these clients, each with the operations of the round that do not count it.
+        """
         if self.state is None or self.backlog is None:
             return
-        record = {"kept": list(kept), "start": self._start}
+        lost = {str(client): list(operations) for client, operations in kept.items() if operations}
+        record = {"kept": list(kept), "lost": lost, "start": self._start}
         if self.backlog.soon(self._done, self.run, round, attempt, record, at=self.state.now()):
             self._put_by({})
         else:
             self._put_by({**self._spare, str(round): {"attempt": attempt, "record": record}})
 
-    def kept(self, round: int) -> list[int]:
-        """Return the clients whose work is in the result of a round, as last recorded by `committed`."""
-        if self.state is None or round == 0:
-            return []
-        rows = [r for r in self.state.rounds(self.run) if r.round == round and r.status == "done" and r.record]
-        last = max(rows, key=lambda r: (r.record or {}).get("start", 0), default=None)  # not by time: clocks can be set back
-        return [] if last is None or last.record is None else [int(c) for c in last.record["kept"]]
+    def counted(self, until: int) -> dict[int, tuple[int, tuple[int, ...]]]:
+        """Return each client's last round, up to `until`, whose result includes its work, and the operations that do not count it.
+
+        Where a round was recorded more than once, the last start of the server counts.
+        """
+        if self.state is None or until == 0:
+            return {}
+        last: dict[int, dict[str, Any]] = {}
+        for row in self.state.rounds(self.run):
+            record = row.record if row.round <= until and row.status == "done" else None
+            if record and record.get("start", 0) >= last.get(row.round, {}).get("start", 0):  # not by time: clocks can be set back
+                last[row.round] = record
+        found: dict[int, tuple[int, tuple[int, ...]]] = {}
+        for round in sorted(last):
+            lost = last[round].get("lost", {})
+            found |= {int(c): (round, tuple(lost.get(str(c), ()))) for c in last[round]["kept"]}
+        return found
 
     def round(self, record: dict[str, Any]) -> None:
         """Record that a round is complete and saved."""
@@ -217,7 +234,11 @@ class Notes:
                 (
                     int(number),
                     int(row["attempt"]),
-                    {"kept": [int(c) for c in row["record"]["kept"]], "start": int(row["record"]["start"])},
+                    {
+                        "kept": [int(c) for c in row["record"]["kept"]],
+                        "lost": {str(int(c)): [int(n) for n in lost] for c, lost in row["record"].get("lost", {}).items()},
+                        "start": int(row["record"]["start"]),
+                    },
                 )
                 for number, row in figures["rounds"].items()
             ]

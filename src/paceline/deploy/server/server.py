@@ -236,7 +236,7 @@ class FederationServer:
             check_limit("a client's reply", self._reply(run), self.config.server.limit, "server.limit")
         progress = engine.hub.progress
         progress.round = progress.saved = run.round
-        progress.kept = frozenset(self.notes.kept(run.round))
+        progress.kept = self.notes.counted(run.round)
         engine.round = run.round
         run.fed.incarnation = progress.incarnation
         run.fed.fleet = Present(run.fed.fleet, engine)

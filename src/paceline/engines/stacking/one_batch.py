@@ -98,6 +98,10 @@ class OneBatch:
         gradient[self._count :] = 0.0
         return gradient.mul_(-self.jobs[0].lr)
 
+    def largest(self, coefficients: Sequence[float]) -> float | None:
+        """Return None: a sum is computed without the single changes."""
+        return None
+
 
 def _rows(jobs: Sequence[Job]) -> tuple[Tensor, list[int]]:
     """Return the rows of all first batches, concatenated, and their sizes."""

@@ -63,7 +63,7 @@ class AfaCsTable(AfaCd[TableState]):
         for client in sorted(table):
             total = total + table[client][1]
         gradient = total / (fed.num_clients if self.expire is None else len(table))
-        news = list(replies.values())
+        news = [reply for reply in replies.values() if reply.weight] or list(replies.values())
         mean = Update(way=sum(r.way for r in news) / len(news), statistics=sum(r.statistics for r in news) / len(news))
         return TableState(params=self.step(state.params, gradient, mean), queue=self.pause(fed, queue, arrived), table=table)
 

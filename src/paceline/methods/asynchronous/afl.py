@@ -13,24 +13,21 @@ AFA-CD removes the bias of unequal K; frequent clients still count more. AFA-CS 
 the last G of every client.
 
 Here the client stores y_i and uploads G_i - y_i: the server sees sums only. A lost difference would bias the mean
-permanently. So each upload request names the round of the client's last difference that reached the server, and the
-client computes the new difference relative to that one. `AfaCsTable` is the published form, with the table on the
+permanently. So y_i changes only if the difference is counted. `AfaCsTable` is the published form, with the table on the
 server. The formulas were reconstructed from memory, not checked against the paper.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from typing_extensions import TypeVar
 
-from paceline.blocks.kept import Kept
 from paceline.core.client import SGD, Client
-from paceline.core.errors import EmptyClientError
 from paceline.core.federation import Federation
 from paceline.core.method import Finite, Method, NonNegative, Positive, State, on_client
 from paceline.core.params import Params
@@ -102,7 +99,8 @@ class AfaCd(Method[A]):
         """Step along a gradient; set the running statistics to the mean of the arrivals."""
         rate = mean.way if self.server_lr is None else self.server_lr
         params = params - rate * gradient
-        params.vector[params.layout.num_params :] = mean.statistics
+        if mean.weight:
+            params.vector[params.layout.num_params :] = mean.statistics
         return params
 
     def pause(self, fed: Federation, queue: Queue, arrived: Sequence[ClientJob]) -> Queue:
@@ -122,25 +120,22 @@ class AfaCd(Method[A]):
         """Run K steps of plain SGD; hold the rescaled sum of their gradients for `give`."""
         lr = client.problem.lr if self.lr is None else self.lr
         local = client.sgd(message, optimizer=SGD(lr), steps=self.effort(client), batch_size=self.batch_size)
-        if not local.steps:
-            raise EmptyClientError("this client has no samples, and so no gradient; partition without empty clients")
         way = lr * local.steps
-        gradient, statistics = (message - local.params) / way, local.params.vector[message.layout.num_params :]
+        gradient, statistics = (message - local.params) / (way or 1.0), local.params.vector[message.layout.num_params :]
         return {"gradient": gradient, "way": way, "statistics": statistics}
 
     @on_client(collects=True, bounds={"gradient": 4.0, "statistics": 100.0})
     def give(self, client: Client, message: Any) -> Update:
-        """Upload G."""
+        """Upload G; a client without samples has none, and a weight of 0."""
         own = client.take()
-        return Update(gradient=own["gradient"], way=own["way"], statistics=own["statistics"], weight=1)
+        return Update(gradient=own["gradient"], way=own["way"], statistics=own["statistics"], weight=int(own["way"] > 0))
 
 
 @node
 class SiloState(AnarchicState):
-    """The model, the job queue, the mean of all y_i, and the round of each client's last difference that arrived."""
+    """The model, the job queue, and the mean of all y_i."""
 
     mean: Params
-    landed: dict[int, int]
 
 
 @dataclass(frozen=True)
@@ -152,32 +147,29 @@ class AfaCs(AfaCd[SiloState]):
 
     headline: ClassVar[str] = "the rate of AFA-CD without its residual error when clients return unequally often"
     reveals: ClassVar[str] = "sums of changes of rescaled gradients, start and finish time of each job"
-    client_state: ClassVar[str] = "its last two gradients (twice the model size)"
-    names_clients: ClassVar[bool] = True
+    client_state: ClassVar[str] = "its last gradient, and the next one until upload (twice the model size)"
 
     def init(self, fed: Federation) -> SiloState:
         """Start with a mean of zero."""
         params = fed.init_params()
-        return SiloState(params=params, queue=Queue(), mean=params.zeros(), landed={})
+        return SiloState(params=params, queue=Queue(), mean=params.zeros())
 
     def round(self, fed: Federation, state: SiloState) -> SiloState:
         """Wait for m returns and step along the mean of all clients' last returns."""
-        count = self.returns if state.landed else None
+        count = self.returns if state.queue.fired else None
         queue, arrived = advance(fed, state.queue, self.train, state.params, lambda q: first(q, count))
-        who = [job.client for job in arrived]
-        change = fed.mean(self.give, {c: state.landed[c] for c in who if c in state.landed}, over=who)
+        change = fed.mean(self.give, None, over=[job.client for job in arrived])
         mean = state.mean + (change.weight / fed.num_clients) * change.gradient
         return SiloState(
             params=self.step(state.params, mean, change),
             queue=self.pause(fed, queue, arrived),
             mean=mean,
-            landed=state.landed | dict.fromkeys(fed.last.arrived, fed.round),
         )
 
     @on_client(collects=True, bounds={"gradient": 4.0, "statistics": 100.0})
-    def give(self, client: Client, message: Mapping[int, int]) -> Update:
-        """Upload the difference between G and the last gradient that reached the server."""
-        own = client.take()
-        kept = Kept(client, "gradient", message, own["gradient"].zeros())
-        kept.keep(own["gradient"])
-        return Update(gradient=own["gradient"] - kept.value, way=own["way"], statistics=own["statistics"], weight=1)
+    def give(self, client: Client, message: Any) -> Update:
+        """Upload the difference between G and the last gradient that the server counts."""
+        own, last = client.take(), client.memory.get("last")
+        client.memory.stage("last", own["gradient"])
+        change = own["gradient"] if last is None else own["gradient"] - last
+        return Update(gradient=change, way=own["way"], statistics=own["statistics"], weight=int(own["way"] > 0))

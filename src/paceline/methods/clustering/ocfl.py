@@ -25,6 +25,7 @@ from paceline.aggregation.fixed_point import SUM_BOUND
 from paceline.aggregation.plain import mean_of
 from paceline.blocks.clustering import Backend, cluster, cosine_distances, project, settle, temperature
 from paceline.blocks.local_training import LocalTraining
+from paceline.blocks.running import stepped
 from paceline.core.client import Client
 from paceline.core.errors import QuorumError
 from paceline.core.federation import Federation
@@ -98,7 +99,7 @@ class OCFL(LocalTraining[ClusterState]):
             state = self._place(fed, state, strangers)
         groups = {k: g for k in range(len(state.models)) if (g := [c for c in placed if state.labels[c] == k])}
         means = fed.mean(self.train, None, over=placed, groups=groups, group_message=dict(enumerate(state.models)))
-        models = [m + self.server_lr * means[k].delta if k in means else m for k, m in enumerate(state.models)]
+        models = [stepped(m, means[k].delta, self.server_lr) if k in means else m for k, m in enumerate(state.models)]
         return ClusterState(models, state.labels, state.temperature, state.rises, state.directions)
 
     def _together(self, fed: Federation, state: ClusterState, cohort: Sequence[int]) -> ClusterState:
@@ -118,7 +119,7 @@ class OCFL(LocalTraining[ClusterState]):
         groups = {k: [c for c, label in zip(who, labels, strict=True) if label == k] for k in range(max(labels) + 1)}
         means = self._means(fed, replies, groups)
         fed.last.notes |= {"temperature": heat if math.isfinite(heat) else 1.0, "clusters": float(len(groups))}
-        models = [params + self.server_lr * means[k].delta for k in groups]
+        models = [stepped(params, means[k].delta, self.server_lr) for k in groups]
         if len(groups) == 1:  # keep the last T if a rise did not lead to a split
             stays = rises >= self.patience
             return ClusterState(models, state.labels, state.temperature if stays else heat, rises, state.directions)

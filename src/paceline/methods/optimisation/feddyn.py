@@ -3,7 +3,8 @@
     client: minimise f_u(w) - <g_u, w> + alpha/2 |w - w_t|^2;   g_u <- g_u - alpha (w_u - w_t)
     server: h <- h - alpha |S|/N mean(w_u - w_t);   w <- mean(w_u) - h / alpha
 
-The server sees sums of updates and stores h. A client stores its dual g_u.
+The server sees sums of updates and stores h. A client stores its dual g_u, which changes only if its
+reply is counted.
 """
 
 from __future__ import annotations
@@ -58,5 +59,5 @@ class FedDyn(FedAvg[FedDynState]):
         hooks = Hooks(correct=lambda grad, at: grad - dual + self.alpha * (at - message))
         local = client.sgd(message, **self.local(client), hooks=hooks)
         delta = local.params - message
-        client.memory["dual"] = dual - self.alpha * delta
-        return Update(delta=delta, loss=local.loss, weight=1)
+        client.memory.stage("dual", dual - self.alpha * delta)
+        return Update(delta=delta, loss=local.loss, weight=min(local.steps, 1))

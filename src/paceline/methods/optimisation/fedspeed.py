@@ -16,10 +16,9 @@ The gradient is clipped without the proximal term; the authors' code clips a par
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from paceline.blocks.kept import Kept
 from paceline.blocks.running import averaged, statistics, weights
 from paceline.core.client import SGD, Client, Hooks
 from paceline.core.federation import Federation
@@ -32,11 +31,10 @@ from paceline.core.update import Update
 
 @node
 class FedSpeedState:
-    """The model, the sum of all duals received, and the round of each client's last dual that arrived."""
+    """The model, and the sum of all duals received."""
 
     params: Params
     duals: Params
-    landed: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,8 +58,7 @@ class FedSpeed(Method[FedSpeedState]):
     family: ClassVar[str] = "optimisation"
     paper: ClassVar[str] = "Sun et al., ICLR 2023"
     headline: ClassVar[str] = "CIFAR-10, Dirichlet 0.1, 10 of 100 clients: 82.3 % after 1000 rounds; FedAvg 77.3 %, SCAFFOLD 79.9 %"
-    client_state: ClassVar[str] = "the last two duals (twice the model size)"
-    names_clients: ClassVar[bool] = True
+    client_state: ClassVar[str] = "dual (model size)"
 
     prox: NonNegative[float] = 0.1
     radius: NonNegative[float] = 0.1
@@ -82,36 +79,33 @@ class FedSpeed(Method[FedSpeedState]):
 
     def round(self, fed: Federation, state: FedSpeedState) -> FedSpeedState:
         """Average the models and shift the average by the duals."""
-        cohort = fed.sample()
-        landed = {c: state.landed[c] for c in cohort if c in state.landed}
-        mean = fed.mean(self.train, (state.params, landed), over=cohort)
+        mean = fed.mean(self.train, state.params, over=fed.sample())
         params, duals = averaged(state.params + mean.delta, mean), state.duals
         if not self.prox:
             return replace(state, params=params)
         if self.dual_mean == "all":
             duals = duals + mean.weight * mean.delta
             params = params + duals / fed.num_clients
-        return FedSpeedState(params=params, duals=duals, landed=state.landed | dict.fromkeys(fed.last.arrived, fed.round))
+        return FedSpeedState(params=params, duals=duals)
 
     @on_client(bounds={"statistics": 100.0})
-    def train(self, client: Client, message: tuple[Params, dict[int, int]]) -> Update:
+    def train(self, client: Client, message: Params) -> Update:
         """Train with dual and proximal term; return the change (with ``sampled``, plus the new dual)."""
-        start, landed = message
-        dual = Kept(client, "dual", landed, start.zeros())
+        dual = client.memory.get("dual", message.zeros())
         lr = (client.problem.lr if self.lr is None else self.lr) * self.lr_decay ** (client.round - 1)
         local = client.sgd(
-            start,
+            message,
             optimizer=SGD(lr, weight_decay=self.weight_decay),
-            hooks=Hooks(direction=self.uphill(start, dual.value)),
+            hooks=Hooks(direction=self.uphill(message, dual)),
             epochs=self.epochs,
             steps=self.steps,
             batch_size=self.batch_size,
         )
         client.flops *= 2 if self.radius else 1  # two gradients in each step
-        delta = weights(local.params - start)
+        delta = weights(local.params - message)
         if self.prox:
-            dual.keep(dual.value + delta)
-            delta = delta if self.dual_mean == "all" else delta + (dual.value + delta)
+            client.memory.stage("dual", dual + delta)
+            delta = delta if self.dual_mean == "all" else delta + (dual + delta)
         return Update(delta=delta, loss=local.loss, **statistics(local.params), weight=min(local.steps, 1))
 
     def uphill(self, start: Params, dual: Params) -> Direction:

@@ -19,10 +19,9 @@ that takes more steps less weight than the mean of x - y does, and gamma g is no
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from paceline.blocks.kept import Kept
 from paceline.blocks.running import averaged, statistics, weights
 from paceline.core.client import SGD, Client, Hooks, Trained
 from paceline.core.federation import Federation
@@ -40,7 +39,6 @@ class MomentumState:
     direction: Params
     rate: float | None = None
     control: Params | None = None
-    landed: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,8 +81,7 @@ class FedAvgM(Method[MomentumState]):
         cohort = fed.sample()
         if state.rate is None:
             state = replace(self.warm(fed, state), rate=0.0)
-        landed = {c: state.landed[c] for c in cohort if c in state.landed}
-        mean = fed.mean(self.train, replace(state, landed=landed), over=cohort)
+        mean = fed.mean(self.train, state, over=cohort)
         rate = mean.way if self.server_lr is None else self.server_lr
         params = averaged(state.params - rate * mean.direction, mean)
         return self.settle(fed, replace(state, params=params, direction=mean.direction, rate=rate), mean)
@@ -157,8 +154,7 @@ class ScaffoldM(FedAvgM):
 
     headline: ClassVar[str] = "SCAFFOLD's rate under partial participation with N^(2/3) / S instead of N / S"
     reveals: ClassVar[str] = "sums of directions and of control changes"
-    client_state: ClassVar[str] = "the last two control variates (twice the model size)"
-    names_clients: ClassVar[bool] = True
+    client_state: ClassVar[str] = "control variate (model size)"
 
     start: Literal["zeros", "gradients"] = "zeros"
 
@@ -168,7 +164,7 @@ class ScaffoldM(FedAvgM):
             return replace(state, control=state.params.zeros())
         mean = fed.mean(self.first, state.params, over=fed.available())
         control = (mean.weight / fed.num_clients) * mean.control
-        return replace(state, direction=self.toward(mean.control), control=control, landed=dict.fromkeys(fed.last.arrived, 0))
+        return replace(state, direction=self.toward(mean.control), control=control)
 
     def toward(self, gradient: Params) -> Params:
         """Return the initial direction, given the mean gradient."""
@@ -177,14 +173,13 @@ class ScaffoldM(FedAvgM):
     def settle(self, fed: Federation, state: MomentumState, mean: Update) -> MomentumState:
         """Add the control changes, averaged over the population."""
         assert state.control is not None
-        control = state.control + (mean.weight / fed.num_clients) * mean.control
-        return replace(state, control=control, landed=state.landed | dict.fromkeys(fed.last.arrived, fed.round))
+        return replace(state, control=state.control + (mean.weight / fed.num_clients) * mean.control)
 
     @on_client(bounds={"control": 4.0})
     def first(self, client: Client, message: Params) -> Update:
         """Store the gradient over all samples as the control, and return it."""
         control = weights(client.gradient(message) + self.weight_decay * message)
-        Kept(client, "control", {}, None).keep(control, round=0)
+        client.memory.stage("control", control)
         return Update(control=control, weight=min(client.num_samples, 1))
 
     @on_client(bounds={"direction": 4.0, "control": 4.0, "statistics": 100.0})
@@ -192,16 +187,17 @@ class ScaffoldM(FedAvgM):
         """Train with momentum and controls; return the mean direction and the change of the control."""
         beta, g, decay, c = self.beta, message.direction, self.weight_decay, message.control
         assert c is not None
-        own = Kept(client, "control", message.landed, c.zeros())
-        shift = (1 - beta) * g - beta * (own.value - c)
+        own = client.memory.get("control", c.zeros())
+        shift = (1 - beta) * g - beta * (own - c)
         local = self.sgd(client, message.params, Hooks(correct=lambda grad, at: beta * (grad + decay * at) + shift))
         along = self.along(client, message, local)
-        return self.controlled(own, along, (along["direction"] - shift) / beta, local.steps)
+        return self.controlled(client, c, along, (along["direction"] - shift) / beta, local.steps)
 
-    def controlled(self, own: Kept, along: dict[str, Any], plain: Params, steps: int) -> Update:
-        """Store the mean plain gradient as the control; without samples, leave it unchanged and send weight 0."""
-        own.keep(plain if steps else own.value)
-        return Update(**along, control=plain - own.value, weight=min(steps, 1))
+    def controlled(self, client: Client, control: Params, along: dict[str, Any], plain: Params, steps: int) -> Update:
+        """Store the mean plain gradient as the control; without samples, store c."""
+        own, new = client.memory.get("control", control.zeros()), plain if steps else control
+        client.memory.stage("control", new)
+        return Update(**along, control=new - own, weight=1)
 
 
 @dataclass(frozen=True)
@@ -225,12 +221,12 @@ class ScaffoldMVR(ScaffoldM):
         """Train with controls and the corrected momentum; return the mean direction and the change of the control."""
         beta, g, decay, c = self.beta, message.direction, self.weight_decay, message.control
         assert c is not None
-        own, before = Kept(client, "control", message.landed, c.zeros()), message.params + (message.rate or 0.0) * g
-        shift = (1 - beta) * (g - decay * before) - beta * (own.value - c)
+        own, before = client.memory.get("control", c.zeros()), message.params + (message.rate or 0.0) * g
+        shift = (1 - beta) * (g - decay * before) - beta * (own - c)
         hooks = Hooks(direction=lambda gradient, at: gradient(at) + decay * at + shift - (1 - beta) * gradient(before))
         local = self.sgd(client, message.params, hooks, batches="both")
         client.flops *= 2  # two gradients in each step, and a third one now
         again = self.sgd(client, before, Hooks(direction=lambda gradient, at: gradient(before)), lr=1.0, batches="both")
         past = weights(before - again.params) / max(local.steps, 1)
         along = self.along(client, message, local)
-        return self.controlled(own, along, along["direction"] - shift + (1 - beta) * past, local.steps)
+        return self.controlled(client, c, along, along["direction"] - shift + (1 - beta) * past, local.steps)

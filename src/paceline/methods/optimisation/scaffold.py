@@ -3,7 +3,8 @@
     y <- y - lr (g(y) - c_u + c);   c_u+ = c_u - c + (x - y) / (K lr)
     x <- x + eta * mean(y - x);     c <- c + |S|/N * mean(c_u+ - c_u)
 
-The server sees sums of updates and of control changes. A client stores its control variate c_u.
+The server sees sums of updates and of control changes. A client stores its control variate c_u, which changes
+only if its reply is counted. A client without samples takes c as its c_u, so that c is the mean over those with samples.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ class Scaffold(LocalTraining[ScaffoldState]):
     def train(self, client: Client, message: tuple[Params, Params]) -> Update:
         """Train with corrected gradients; return the changes of model and control."""
         params, control = message
-        own = client.memory.get("control", params.zeros())
-        lr = client.problem.lr if self.lr is None else self.lr
+        own, lr = client.memory.get("control", params.zeros()), client.problem.lr if self.lr is None else self.lr
         local = client.sgd(params, **self.local(client), hooks=Hooks(correct=lambda grad, _: grad + (control - own)))
-        client.memory["control"] = new = own - control + (params - local.params) / (max(local.steps, 1) * lr)
+        new = own - control + (params - local.params) / (local.steps * lr) if local.steps else control
+        client.memory.stage("control", new)
         return Update(delta=local.params - params, control=new - own, weight=1)

@@ -11,7 +11,7 @@ server stores every v_u. Here each client stores its own and sends changes: the 
 
 The server sees the sum of the miners' updates and that of the anchors' changes, and each client's role. If the
 aggregation hides replies, every client sends both fields, with weight 0 for the missing one, so that each sum covers the
-whole cohort. A client stores its last two v_u.
+whole cohort. A client stores its v_u.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from paceline.blocks.kept import Kept
 from paceline.blocks.running import averaged, statistics, weights
 from paceline.core.client import SGD, Client, Hooks
 from paceline.core.federation import Federation
@@ -32,31 +31,26 @@ from paceline.core.update import Update
 
 @node
 class AnchorState:
-    """The model, the sum of all v_u received, and the round of each client's last v_u that arrived."""
+    """The model, the sum of all v_u, and the clients whose v_u is in it."""
 
     params: Params
     total: Params
-    landed: dict[int, int] = field(default_factory=dict)
+    members: list[int] = field(default_factory=list)
 
     @property
     def mean(self) -> Params:
         """Return the mean of all v_u."""
-        return self.total / max(len(self.landed), 1)
+        return self.total / max(len(self.members), 1)
 
 
 @node
 class Roles:
-    """Message to participants: the model, v, the miners, the anchors, and the round of each anchor's last v_u that arrived.
-
-    `stamp` is the round recorded for a new v_u.
-    """
+    """Message to participants: the model, v, the miners and the anchors."""
 
     params: Params
     mean: Params
     miners: list[int]
     anchors: list[int]
-    landed: dict[int, int]
-    stamp: int
 
 
 @dataclass(frozen=True)
@@ -78,7 +72,7 @@ class FedAmd(Method[AnchorState]):
     paper: ClassVar[str] = "Wu et al., ICML 2023"
     headline: ClassVar[str] = "up to O(1/eps) fewer rounds than earlier first-order methods, under partial participation"
     reveals: ClassVar[str] = "sums of updates and of gradient changes, each client's role"
-    client_state: ClassVar[str] = "its last two gradients (twice the model size)"
+    client_state: ClassVar[str] = "its gradient (model size)"
     names_clients: ClassVar[bool] = True
 
     anchor: Share = 0.2
@@ -100,9 +94,9 @@ class FedAmd(Method[AnchorState]):
         cohort, everybody = fed.sample(), fed.available()
         anchors = [c for c in cohort if self.is_anchor(fed, c)]
         miners = [c for c in cohort if c not in anchors]
-        if not state.landed:  # anchors of this round have a gradient at this model: nothing to renew
-            state, anchors = self.renew(fed, state, self.anchored, self.roles(state, [], everybody, 0), everybody), []
-        roles = self.roles(state, miners, anchors, fed.round)
+        if not state.members:  # anchors of this round have a gradient at this model: nothing to renew
+            state, anchors = self.renew(fed, state, self.anchored, self.roles(state, [], everybody), everybody), []
+        roles = self.roles(state, miners, anchors)
         if not fed.aggregation.sees_each:
             return self.renew(fed, state, self.both, roles, cohort)
         if miners:
@@ -115,18 +109,17 @@ class FedAmd(Method[AnchorState]):
             return (fed.round - 1) % self.period == 0
         return bool(numpy_rng(fed.seed, "anchor", fed.round, client).random() < self.anchor)
 
-    def roles(self, state: AnchorState, miners: list[int], anchors: list[int], stamp: int) -> Roles:
+    def roles(self, state: AnchorState, miners: list[int], anchors: list[int]) -> Roles:
         """Return the message to participants."""
-        landed = {c: state.landed[c] for c in anchors if c in state.landed}
-        return Roles(params=state.params, mean=state.mean, miners=miners, anchors=anchors, landed=landed, stamp=stamp)
+        return Roles(params=state.params, mean=state.mean, miners=miners, anchors=anchors)
 
     def renew(self, fed: Federation, state: AnchorState, fn: Any, roles: Roles, over: list[int]) -> AnchorState:
         """Collect gradient changes (and updates, if `fn` returns both) and return the next state."""
         mean = fed.mean(fn, roles, over=over)
         state = self.move(state, mean)
-        came = [c for c in roles.anchors if c in fed.last.arrived]
+        came = [c for c in roles.anchors if c in fed.last.arrived and c not in state.members]
         total = state.total + mean.weight["change"] * mean.change
-        return replace(state, total=total, landed=state.landed | dict.fromkeys(came, roles.stamp))
+        return replace(state, total=total, members=state.members + came)
 
     def move(self, state: AnchorState, mean: Update) -> AnchorState:
         """Step along the miners' mean update, if there were any miners."""
@@ -160,11 +153,11 @@ class FedAmd(Method[AnchorState]):
 
     def change(self, client: Client, message: Roles) -> Params:
         """Renew this client's gradient and return its change."""
-        x, own = message.params, Kept(client, "gradient", message.landed, message.params.zeros())
+        x, own = message.params, client.memory.get("gradient", message.params.zeros())
         large = self.large_batch
         new = weights(x - client.sgd(x, optimizer=SGD(1.0), steps=1, batch_size=large).params if large else client.gradient(x))
-        own.keep(new, message.stamp)
-        change: Params = new - own.value
+        client.memory.stage("gradient", new)
+        change: Params = new - own
         return change
 
     def mine(self, client: Client, message: Roles) -> dict[str, Any]:

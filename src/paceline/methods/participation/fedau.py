@@ -5,12 +5,12 @@
 with N all clients, and omega_u the mean of the client's participation intervals so far (see `rates`), an estimate of
 1 / p_u: the FedAvg objective is preserved although rates are unequal and unknown. The paper's baselines are options.
 
-The server sees sums of weighted updates. A client stores three numbers about its intervals (for its last two rounds).
+The server sees sums of weighted updates. A client stores three numbers about its intervals.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from paceline.blocks.running import averaged, statistics, weights
@@ -25,10 +25,9 @@ from paceline.methods.participation.rates import Asked, Rated
 
 @node
 class FedAuState:
-    """The model, the round of each client's last reply, and the mean number of samples if `importance` needs it."""
+    """The model, and the mean number of samples if `importance` needs it."""
 
     params: Params
-    landed: dict[int, int] = field(default_factory=dict)
     samples: float | None = None
 
 
@@ -64,8 +63,7 @@ class FedAu(Rated[FedAuState]):
         mean = fed.mean(self.train, self.asked(fed, state, cohort), over=cohort)
         share = 1.0 if self.weigh == "participants" else mean.weight / fed.num_clients
         params = averaged(state.params + (self.server_lr * share) * mean.delta, mean)
-        landed = state.landed | dict.fromkeys(fed.last.arrived, fed.round) if self.weigh == "adaptive" else {}
-        return FedAuState(params=params, landed=landed, samples=state.samples)
+        return FedAuState(params=params, samples=state.samples)
 
     @on_client(bounds={"delta": 4.0, "statistics": 100.0})
     def train(self, client: Client, message: Asked) -> Update:

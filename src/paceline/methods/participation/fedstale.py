@@ -16,10 +16,9 @@ sends alpha/p (D - beta h) and alpha (D - h): the server sees their sums, stores
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from paceline.blocks.kept import Kept
 from paceline.blocks.running import averaged, statistics, weights
 from paceline.core.client import Client
 from paceline.core.federation import Federation
@@ -32,11 +31,10 @@ from paceline.methods.participation.rates import Asked, Rated
 
 @node
 class StaleState:
-    """The model, H = N sum of alpha h, the round of each client's last update, and the mean number of samples."""
+    """The model, H = N sum of alpha h, and the mean number of samples."""
 
     params: Params
     stale: Params
-    landed: dict[int, int] = field(default_factory=dict)
     samples: float | None = None
 
 
@@ -53,7 +51,7 @@ class FedStale(Rated[Any]):
     paper: ClassVar[str] = "Rodio and Neglia, ECAI 2024"
     headline: ClassVar[str] = "outperforms FedAvg and FedVARP in many settings with heterogeneous data and participation"
     reveals: ClassVar[str] = "sums of updates and of their changes"
-    client_state: ClassVar[str] = "its last two updates (twice the model size), participation intervals"
+    client_state: ClassVar[str] = "its last update (model size), participation intervals"
 
     lr: NonNegative[float] | None = 5e-3
     epochs: Positive[int] | None = 1
@@ -92,7 +90,6 @@ class FedStale(Rated[Any]):
         return StaleState(
             params=averaged(state.params + (self.server_lr / fed.num_clients) * step, mean),
             stale=state.stale + mean.weight * mean.change,
-            landed=state.landed | dict.fromkeys(fed.last.arrived, fed.round),
             samples=state.samples,
         )
 
@@ -100,8 +97,8 @@ class FedStale(Rated[Any]):
     def train(self, client: Client, message: Asked) -> Update:
         """Train; return this client's terms of the step and of H."""
         local, share = self.sgd(client, message.params), self.share(client, message)
-        delta, stale = weights(local.params - message.params), Kept(client, "update", message.landed, message.params.zeros())
-        stale.keep(delta)
-        step = delta - self.beta * stale.value if self.beta else delta
-        fields = {"step": (share * self.inverse(client, message)) * step, "change": share * (delta - stale.value)}
+        delta, stale = weights(local.params - message.params), client.memory.get("update", message.params.zeros())
+        client.memory.stage("update", delta)
+        step = delta - self.beta * stale if self.beta else delta
+        fields = {"step": (share * self.inverse(client, message)) * step, "change": share * (delta - stale)}
         return Update(**fields, loss=local.loss, **statistics(local.params), weight=1)

@@ -77,7 +77,7 @@ class FedStaleTable(FedStale):
 
     def learn(self, fed: Federation, state: StaleTableState, cohort: list[int]) -> StaleTableState:
         """Train the cohort and step."""
-        asked = Asked(params=state.params, landed={}, samples=state.samples)
+        asked = Asked(params=state.params, samples=state.samples)
         replies = fed.each(self.train, asked, over=cohort)
         seen = {c: state.intervals.get(c, Intervals()).before(fed.round, self.cutoff) for c in replies}
         inverse = {c: 1.0 / fed.fleet.rate(c) if self.known_rates else seen[c].weight for c in replies}

@@ -8,15 +8,14 @@ With D_u a participant's update, h_u each client's last one (0 at first) and S t
 Both published servers store all h_u. Here each client stores its h_u and sends D_u - h_u: the same steps.
 FedVARP assumes equal rates; for unequal ones see FedStale with beta = 1.
 
-The server sees sums of changes and stores the sum of all h_u. A client stores its last two updates.
+The server sees sums of changes and stores the sum of all h_u. A client stores its last update.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
-from paceline.blocks.kept import Kept
 from paceline.blocks.running import averaged, statistics, weights
 from paceline.core.client import Client
 from paceline.core.federation import Federation
@@ -29,11 +28,10 @@ from paceline.methods.participation.rates import Asked, Unequal
 
 @node
 class LastState:
-    """The model, the sum of all h, the round of each client's last update, and the mean number of samples."""
+    """The model, the sum of all h, and the mean number of samples."""
 
     params: Params
     total: Params
-    landed: dict[int, int] = field(default_factory=dict)
     samples: float | None = None
 
 
@@ -44,8 +42,7 @@ class FedVarp(Unequal[LastState]):
     paper: ClassVar[str] = "Jhunjhunwala et al., UAI 2022"
     headline: ClassVar[str] = "removes the variance caused by partial participation of heterogeneous clients"
     reveals: ClassVar[str] = "sums of changes of updates"
-    client_state: ClassVar[str] = "its last two updates (twice the model size)"
-    names_clients: ClassVar[bool] = True
+    client_state: ClassVar[str] = "its last update (model size)"
 
     def init(self, fed: Federation) -> LastState:
         """Start with last updates of 0."""
@@ -62,7 +59,6 @@ class FedVarp(Unequal[LastState]):
         return LastState(
             params=averaged(state.params + self.server_lr * step, mean),
             total=total,
-            landed=state.landed | dict.fromkeys(fed.last.arrived, fed.round),
             samples=state.samples,
         )
 
@@ -74,10 +70,10 @@ class FedVarp(Unequal[LastState]):
     @on_client(bounds={"change": 2.0, "statistics": 100.0})
     def train(self, client: Client, message: Asked) -> Update:
         """Train; return the change of this client's update."""
-        local, own = self.sgd(client, message.params), Kept(client, "update", message.landed, message.params.zeros())
+        local, own = self.sgd(client, message.params), client.memory.get("update", message.params.zeros())
         delta = self.share(client, message) * weights(local.params - message.params)
-        own.keep(delta)
-        return Update(change=delta - own.value, loss=local.loss, **statistics(local.params), weight=1)
+        client.memory.stage("update", delta)
+        return Update(change=delta - own, loss=local.loss, **statistics(local.params), weight=1)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from paceline.blocks.kept import Kept
 from paceline.core.client import SGD, Client, Trained
 from paceline.core.federation import Federation
 from paceline.core.method import Method, NonNegative, Positive, S, on_client
@@ -57,13 +56,11 @@ class Asked:
 
     Args:
         params: the model.
-        landed: the round of each participant's last reply that arrived.
         rates: p of each participant if known, otherwise None.
         samples: mean number of samples of a client; None if all clients are equally important.
     """
 
     params: Params
-    landed: dict[int, int]
     rates: dict[int, float] | None = None
     samples: float | None = None
 
@@ -99,8 +96,7 @@ class Unequal(Method[S]):
 
     def asked(self, fed: Federation, state: Any, cohort: Sequence[int]) -> Asked:
         """Return the message to the cohort."""
-        landed = {c: state.landed[c] for c in cohort if c in state.landed}
-        return Asked(params=state.params, landed=landed, samples=state.samples)
+        return Asked(params=state.params, samples=state.samples)
 
     @on_client
     def count(self, client: Client, message: Any) -> Update:
@@ -125,14 +121,17 @@ class Rated(Unequal[S]):
         cutoff: K, rounds after which an interval is cut; an upper limit of the weights. None disables the cut.
     """
 
-    names_clients: ClassVar[bool] = True
-
     cutoff: Positive[int] | None = None
 
     @property
     def known_rates(self) -> bool:
         """Whether the participation rates are known."""
         return False
+
+    @property
+    def names_clients(self) -> bool:  # type: ignore[override]
+        """Whether the message has a line for each client: its known rate. A client derives an estimate from its own intervals."""
+        return self.known_rates
 
     def check(self, fed: Federation) -> list[str]:
         """Known rates are rates of availability, so every available client must be asked."""
@@ -149,7 +148,6 @@ class Rated(Unequal[S]):
         """Return 1 / p, known or estimated from this client's intervals; record this participation."""
         if message.rates is not None:
             return 1.0 / message.rates[client.id]
-        own = Kept(client, "intervals", message.landed, Intervals())
-        intervals = own.value.before(client.round, self.cutoff)
-        own.keep(intervals.after(client.round))
+        intervals: Intervals = client.memory.get("intervals", Intervals()).before(client.round, self.cutoff)
+        client.memory.stage("intervals", intervals.after(client.round))
         return float(intervals.weight)

@@ -161,7 +161,7 @@ class FedGHSum(CommonHead):
             theta = theta - self.server_lr * gradient
         return State(params=theta)
 
-    @on_client(bounds={"value": 256.0})
+    @on_client(bounds={"sums": 256.0})
     def prototypes(self, client: Client, message: Params) -> ClassSums:
         """Train; return the class means."""
         return self.learn(client, message)

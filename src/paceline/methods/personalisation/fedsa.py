@@ -39,7 +39,7 @@ from paceline.models.split import features, head
 
 @node
 class ClassAnchorState:
-    """Current and initial anchors, the cohort's last prototypes (all [C, d]), and which classes have one ([C])."""
+    """Current and initial anchors, the last prototype of each class (all [C, d]), and which classes have had one ([C])."""
 
     anchors: Tensor
     first: Tensor
@@ -118,9 +118,9 @@ class FedSA(OwnModels[ClassAnchorState]):
         anchors = torch.where(seen, self.beta * state.anchors + (1 - self.beta) * means, state.anchors)
         fed.last.notes["anchor_shift"] = float(torch.linalg.vector_norm(anchors - state.first))
         prototypes = torch.where(seen, means, state.prototypes)
-        return ClassAnchorState(anchors, state.first, prototypes, total.present)
+        return ClassAnchorState(anchors, state.first, prototypes, state.known | total.present)
 
-    @on_client(bounds={"value": 256.0})
+    @on_client(bounds={"sums": 256.0})
     def train(self, client: Client, message: tuple[Tensor, float]) -> ClassSums:
         """Train with the three auxiliary terms; return the class means."""
         anchors, cap = message

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from paceline.blocks.running import stepped
 from paceline.core.client import Client
 from paceline.core.federation import Federation, WithOwn
 from paceline.core.method import NonNegative, Positive, PositiveShare, Share, State, on_client
@@ -95,7 +96,7 @@ class Fluid(FedAvg[FluidState]):
         invariant = parts.scorer.invariant(steady, len(replies.keys() - kept.keys()), self.quorum)
         times = {c: seconds / parts.cost(widths.get(c, 1.0)) for c, seconds in fed.last.arrived.items()}
         return FluidState(
-            params=params + self.server_lr * masked_mean(total, weights),
+            params=stepped(params, masked_mean(total, weights), self.server_lr),
             times={**state.times, **times},
             kept={**state.kept, **kept},
             thresholds=self.thresholds(state, parts, {g: float(score.min()) for g, score in worst.items()}, invariant),

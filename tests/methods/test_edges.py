@@ -1,0 +1,257 @@
+"""Every method at the edges: lost replies, clients without samples or without a class, unequal clients, BatchNorm.
+
+Where a method minimises the mean of the clients' losses, quadratics of equal curvature show whether it still reaches the
+optimum, the mean of the clients' own. These lie symmetrically, so that medians and Krum's choice are at the same place.
+"""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from paceline.core.client import Client
+from paceline.core.errors import DataError
+from paceline.core.random import numpy_rng
+from paceline.data import Partition
+from paceline.devices import Fleet, Profile
+from paceline.engines.worker import Worker
+from paceline.registry import find_method
+from paceline.run import RunConfig, prepare
+from tests.conftest import make_task
+
+from .quadratics import by_size, play, quadratics
+from .test_every_method import NAMES, NEEDS_EACH, SMALL
+
+OPTIMA = 0.25 * np.array([-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0])
+START = 1.25
+WITHIN = 1e-3
+
+QUICK = {"lr": 0.5}
+MOMENTA = {"lr": 0.4, "beta": 0.7}
+ASYNCHRONOUS = {"lr": 0.3, "steps": 1, "momentum": 0.0}
+ANARCHIC = {"lr": 0.4, "most_steps": 1, "returns": 8}
+RULE = {"lr": 0.5, "byzantine": 0.0}
+MEMORIES = {"lr": 0.5, "steps": 1, "epochs": None}
+
+OPTIONS = {
+    **dict.fromkeys(NAMES, QUICK),
+    **dict.fromkeys(["bulyan", "krum", "meamed", "multikrum", "phocas"], RULE),
+    "afacd": ANARCHIC,
+    "afacs": ANARCHIC | {"server_lr": 0.4},
+    "afacstable": ANARCHIC | {"server_lr": 0.4},
+    "dropstragglers": QUICK | {"warmup": 1000},
+    "fedamd": {"lr": 0.3, "steps": 3, "period": 2},
+    "fedavgm": MOMENTA,
+    "fedavgmvr": MOMENTA,
+    "fedbuff": ASYNCHRONOUS | {"buffer": 8},
+    "feddyn": QUICK | {"alpha": 0.5},
+    "fedfix": ASYNCHRONOUS | {"period": 1.0},
+    "fedopt": QUICK | {"optimizer": "momentum", "server_lr": 0.3, "beta1": 0.5},
+    "fedspeed": {"lr": 0.5, "epochs": 1, "lr_decay": 1.0, "weight_decay": 0.0, "radius": 0.0, "clip": None},
+    "fedstale": MEMORIES | {"beta": 0.8, "cutoff": 1},
+    "fedstaletable": MEMORIES | {"beta": 0.8, "cutoff": 1},
+    "fedau": MEMORIES | {"cutoff": 1},
+    "fedvarp": MEMORIES,
+    "fjord": QUICK | {"warmup": 1000},
+    "mifa": MEMORIES | {"lr": 0.25},
+    "ocfl": QUICK | {"epochs": 1, "patience": 1000},
+    "randomdropout": QUICK | {"warmup": 1000},
+    "scaffoldm": MOMENTA,
+    "scaffoldmvr": MOMENTA,
+}
+"""Options with which 40 rounds are enough."""
+
+NO_COMMON_OPTIMUM = {
+    "fedasync": "steps along one client's update, so it stays in motion",
+    "clip": "needs units that can be dropped",
+    "fedgela": "has no parameters that are not layers",
+    "fedgh": "has a model of each client's own",
+    "fedghsum": "has a model of each client's own",
+    "fedit": "needs linear layers",
+    "fedpeft": "needs a head",
+    "fedproto": "has a model of each client's own",
+    "fedsa": "has a model of each client's own",
+    "fedzo": "asks for classes",
+    "flag": "takes steps of a fixed length",
+    "fluid": "needs units that can be dropped",
+    "frl": "trains no weights",
+    "frlchecked": "trains no weights",
+    "fzoos": "asks for classes",
+    "heterofl": "needs units that can be dropped",
+    "localonly": "has a model of each client's own",
+    "localtuning": "needs linear layers",
+}
+EXACT = [name for name in NAMES if name not in NO_COMMON_OPTIMUM]
+
+
+def at_optimum(name, task, rounds=40, **values):
+    """Return the distance to the optimum at the end."""
+    *_, (w, _, _) = play(task, name, rounds, options=OPTIONS[name], **values)
+    return float(np.abs(w).max())
+
+
+# -- lost replies --------------------------------------------------------------------------------------
+LOSSY = 15
+"""Rounds in which replies are lost; afterwards none is."""
+
+
+def is_lost(client, round):
+    return round <= LOSSY and client in numpy_rng(3, "lost", round).choice(len(OPTIMA), 2, replace=False)
+
+
+@dataclass(frozen=True)
+class Unsteady(Fleet):
+    """Devices that are far too slow in some rounds."""
+
+    def profile(self, client, round):
+        return Profile(latency=1000.0 if is_lost(client, round) else 0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "aggregation"),
+    [(n, "plain") for n in EXACT] + [(n, "secure-arithmetic") for n in EXACT if n not in NEEDS_EACH],
+)
+def test_replies_that_come_too_late_leave_nothing_behind(name, aggregation):
+    """The client trained and cannot know that it was not counted."""
+    values = {
+        "fleet": f"{__name__}:Unsteady",
+        "deadline": 100.0,
+        "aggregation": aggregation,
+        "secure": {"gamma": 0.0, "bits": 24, "clip": 16.0},
+    }
+    assert at_optimum(name, quadratics(OPTIMA, start=START), **values) < WITHIN
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_failures_after_training_leave_nothing_behind(name, monkeypatch):
+    """The function of some clients fails when it has done all its work, in any of a round's calls."""
+    invoke, failed = Worker.invoke, []
+
+    def failing(self, me, function, message):
+        reply = invoke(self, me, function, message)
+        if isinstance(me, Client) and function != "count" and is_lost(me.id, me.round):
+            failed.append(me.id)
+            raise DataError("it fails at the end")
+        return reply
+
+    monkeypatch.setattr(Worker, "invoke", failing)
+    assert at_optimum(name, quadratics(OPTIMA, start=START), on_error="drop") < WITHIN
+    assert len(failed) > 5
+
+
+# -- unequal clients -----------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", EXACT)
+def test_a_client_without_samples_does_not_move_the_optimum(name):
+    task, split = quadratics(OPTIMA, start=START, samples=2), by_size([2, 2, 2, 0, 2, 2, 2, 2])
+    assert at_optimum(name, task, split=split) < WITHIN
+
+
+PARTIAL = {"bulyan": {"byzantine": 0.1}, "krum": {"byzantine": 0.2}}
+SIZES = [40, 12, 30, 8, 21, 45, 33, 51]
+"""Samples of eight clients; with batches of 10 they take from 1 to 6 steps, and some last batches hold one sample."""
+
+
+def norm_mlp():
+    return nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))
+
+
+def small(name, **values):
+    common = {"method": name, "options": SMALL.get(name, {}), "clients": 8, "cohort": 8, "rounds": 3, "task": "blobs"}
+    return RunConfig.build(common | {"fleet": "stragglers"} | values)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_partial_participation_with_unequal_sizes_and_steps_is_the_same_stacked(name):
+    """Sizes, steps and cohorts differ, a client is empty, and chunks hold clients of all kinds."""
+    ends = []
+    for vectorize in ("off", "on"):
+        run = prepare(
+            small(name, cohort=5, vectorize=vectorize, chunk=3, options=SMALL.get(name, {}) | PARTIAL.get(name, {})),
+            task=make_task(),
+            split=by_size([*SIZES[:7], 0]),
+        )
+        run.go()
+        ends.append(run.method.model(run.state).vector)
+    assert torch.isfinite(ends[0]).all()
+    torch.testing.assert_close(ends[0], ends[1], atol=2e-4, rtol=1e-3)
+
+
+# -- running statistics --------------------------------------------------------------------------------
+BY_SAMPLES = "clip dropstragglers fedavg fedavgm fedavgmvr fedgela fedopt fedprox finetuned fjord fluid heterofl randomdropout"
+UNIFORM = "afacd afacs afacstable fedau fedbuff feddyn fedspeed fedstale fedstaletable fedvarp fot mifa ocfl scaffold scaffoldm scaffoldmvr"
+MEDIAN = "bulyan flag geometricmedian krum meamed median multikrum phocas trimmedmean"
+HOW = {n: how for how, names in (("samples", BY_SAMPLES), ("uniform", UNIFORM), ("median", MEDIAN)) for n in names.split()}
+NO_STATISTICS = {
+    "fedamd": "two kinds of replies",
+    "fedasync": "one client a step",
+    "fedfix": "no fixed number of arrivals",
+    "fedgh": "has a model of each client's own",
+    "fedghsum": "has a model of each client's own",
+    "fedit": "freezes the norm layer",
+    "fedpeft": "freezes the norm layer",
+    "fedproto": "has a model of each client's own",
+    "fedsa": "has a model of each client's own",
+    "fedzo": "trains along estimates",
+    "frl": "refuses norm layers with statistics",
+    "frlchecked": "refuses norm layers with statistics",
+    "fzoos": "trains along estimates",
+    "localonly": "has a model of each client's own",
+    "localtuning": "freezes the norm layer",
+}
+
+
+def options_of(name, **changes):
+    known = {field.name for field in fields(find_method(name))}
+    return SMALL.get(name, {}) | {key: value for key, value in changes.items() if key in known}
+
+
+def test_every_method_is_in_one_of_the_lists():
+    assert set(NAMES) == HOW.keys() | NO_STATISTICS.keys()
+    assert set(NAMES) == set(EXACT) | NO_COMMON_OPTIMUM.keys()
+
+
+@pytest.mark.parametrize("name", sorted(HOW))
+def test_running_statistics_are_the_mean_of_the_clients_at_any_server_rate(name, monkeypatch):
+    """A server that steps by 1.7 of the mean update, or along a momentum, extrapolates weights but no variances."""
+    sgd, seen = Client.sgd, {}
+
+    def watched(self, *args, **values):
+        local = sgd(self, *args, **values)
+        if self.num_samples:
+            seen.setdefault(
+                (self.id, self.round), (self.num_samples, local.params.vector[local.params.layout.num_params :].double().clone())
+            )
+        return local
+
+    monkeypatch.setattr(Client, "sgd", watched)
+    made = small(name, options=options_of(name, server_lr=1.7, warmup=1000), fleet="homogeneous", vectorize="off")
+    run = prepare(made, task=make_task(model=norm_mlp), split=by_size(SIZES))
+    run.go()
+    model, last = run.method.model(run.state), {}
+    for client, round in sorted(seen, key=lambda key: key[1]):
+        last[client] = seen[client, round]
+    sizes, each = zip(*(last[client] for client in run.fed.last.arrived), strict=True)
+    each, sizes = torch.stack(each), torch.tensor(sizes).double()
+    wanted = {"samples": sizes @ each / sizes.sum(), "uniform": each.mean(0), "median": torch.quantile(each, 0.5, 0)}[HOW[name]]
+    torch.testing.assert_close(model.vector[model.layout.num_params :].double(), wanted, atol=1e-5, rtol=1e-5)
+    assert (wanted[8:] > 0).all()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("frl")])
+def test_a_norm_layer_a_last_batch_of_one_and_a_client_without_a_class(name):
+    """Each client lacks a class, three have a last batch of one sample; variances stay above 0 at another server rate."""
+    task = make_task(model=norm_mlp)
+    rows = torch.arange(len(task.train))
+    clients = [rows[task.train.y != c % 4][c * 17 : c * 17 + size] for c, size in enumerate([21, 31, 11, 20, 1])]
+    sizes = torch.tensor([len(own) for own in clients])
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
+    split = Partition("lacking", torch.cat(clients), offsets, offsets[1:].clone())
+    options = options_of(name, server_lr=0.5, byzantine=0.0)
+    run = prepare(small(name, clients=5, cohort=5, options=options, evaluation="clients", vectorize="off"), task=task, split=split)
+    outcome = run.go()
+    model = run.method.model(run.state)
+    assert torch.isfinite(model.vector).all()
+    assert all((value >= 0).all() for key, value in model.items() if "running_var" in key)
+    assert 0.0 <= outcome.accuracy <= 1.0
