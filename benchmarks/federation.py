@@ -140,7 +140,7 @@ def peak() -> float:
 
 
 # -- the clients' processes ----------------------------------------------------------------------
-def take_part(root: Path, port: int, numbers: range, clients: int, size: int, secure: bool) -> None:
+def participate(root: Path, port: int, numbers: range, clients: int, size: int, secure: bool) -> None:
     torch.set_num_threads(1)
     keep_freed()
     asyncio.run(_take_part(root, port, numbers, clients, size, secure))
@@ -190,7 +190,7 @@ def federation(clients: int, size: int, aggregation: str, rounds: int, processes
         share = -(-clients // processes)
         for first in range(0, clients, share):
             numbers = range(first, min(first + share, clients))
-            parties.append(CONTEXT.Process(target=take_part, args=(root, port, numbers, clients, size, aggregation == "secure")))
+            parties.append(CONTEXT.Process(target=participate, args=(root, port, numbers, clients, size, aggregation == "secure")))
             parties[-1].start()
         while not here.poll(0.2):
             if not parties[0].is_alive():

@@ -1,4 +1,4 @@
-"""Tasks made for the rows of effects: quadratics of which the optimum is known, and digits with the groups' own labels."""
+"""Tasks made for the rows of effects: quadratics of which the optimum is known, and pictures with the groups' own labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from paceline.data import Partition
 from paceline.tasks import Arrays, Task, load_task
 
-__all__ = ["distance", "permuted_labels", "quadratics", "squared"]
+__all__ = ["distance", "late_accuracy", "late_loss", "permuted_labels", "quadratics", "squared"]
 
 
 class Point(nn.Module):
@@ -61,9 +61,9 @@ def _sample(scale: Any, target: Any) -> Tensor:
     return torch.tensor(both.reshape(-1, both.shape[-1]), dtype=torch.float32)
 
 
-def _tail(summary: Any) -> list[float]:
-    losses = [r["loss"] for r in summary.history if "loss" in r]
-    return losses[len(losses) // 2 :]
+def _tail(summary: Any, name: str = "loss") -> list[float]:
+    values = [r[name] for r in summary.history if name in r]
+    return values[len(values) // 2 :]
 
 
 def distance(summary: Any) -> float:
@@ -78,12 +78,24 @@ def squared(summary: Any) -> float:
     return sum(2 * loss for loss in tail) / len(tail)
 
 
-def permuted_labels(seed: int, groups: int, members: int, samples: int, hidden: list[int]) -> dict[str, Any]:
-    """Return digits whose inputs are alike everywhere, while each group of clients names the classes in its own way.
+def late_accuracy(summary: Any) -> float:
+    """Return the mean accuracy over the last half of the evaluations: with few clients in a round, one alone depends on which."""
+    tail = _tail(summary, "accuracy")
+    return sum(tail) / len(tail)
+
+
+def late_loss(summary: Any) -> float:
+    """Return the mean loss over the last half of the evaluations."""
+    tail = _tail(summary)
+    return sum(tail) / len(tail)
+
+
+def permuted_labels(seed: int, of: str, groups: int, members: int, samples: int, hidden: list[int]) -> dict[str, Any]:
+    """Return a data set whose inputs are alike everywhere, while each group of clients names the classes in its own way.
 
     Each client has `samples` for training and a fifth as many for its tests.
     """
-    base = load_task("digits", seed=seed, hidden=hidden)
+    base = load_task(of, model="mlp", seed=seed, hidden=hidden)
     rng, clients = np.random.default_rng((seed, 2)), groups * members
     each, held = samples + samples // 5, samples // 5
     rows = torch.as_tensor(rng.permutation(len(base.train))[: clients * each])
@@ -96,19 +108,3 @@ def permuted_labels(seed: int, groups: int, members: int, samples: int, hidden: 
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), ends])
     split = Partition("permuted labels", torch.arange(clients * each), offsets, ends - held, groups=tuple(group.tolist()))
     return {"task": task, "split": split}
-
-
-def distance_row(
-    method: str, baseline: str, claim: str, ours: dict[str, Any], theirs: dict[str, Any], **more: Any
-) -> dict[str, Any]:
-    """Return a row whose figure is the distance to a known optimum, the lower the better."""
-    return {
-        "method": method,
-        "baseline": baseline,
-        "claim": claim,
-        "method_options": ours,
-        "baseline_options": theirs,
-        "metric": distance,
-        "direction": "lower",
-        **more,
-    }

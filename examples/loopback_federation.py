@@ -1,7 +1,7 @@
 """A real federation from Python, on one machine: authority, server and clients as processes, over mutual TLS.
 
-Run it with ``python examples/loopback_federation.py``. It takes some seconds and needs the extra `grpc`. The same run in one process
-ends with the same bits.
+Run it with ``python examples/loopback_federation.py``. It takes a few seconds and requires the extra `grpc`. The same run in one process
+returns the same model, bit for bit.
 """
 
 import tempfile
@@ -19,7 +19,7 @@ def show(record, total_rounds):
 def main():
     config = RunConfig(method="fedavg", task="digits", clients=4, cohort=4, rounds=3, aggregation="secure")
     with tempfile.TemporaryDirectory() as folder:
-        # Every client is a process with its own key, certificate and policy; the server opens sums only.
+        # Every client is a process with its own key, certificate and policy; the server can open only sums.
         summary = federate(config, Path(folder) / "federation", show)
     simulated = prepare(config).go()
     print(f"accuracy {100 * summary.accuracy:.1f} %")

@@ -1,4 +1,4 @@
-"""A method of one's own: FedAvg whose server moves a coordinate only where the clients' updates agree in sign.
+"""Your own method: FedAvg in which the server updates a coordinate only if the clients' updates agree in sign.
 
 Run it from this folder with ``paceline run my_method:SignVote --task digits --rounds 5``.
 """
@@ -10,7 +10,7 @@ import paceline as pl
 
 @dataclass(frozen=True)
 class SignVote(pl.methods.FedAvg):
-    least: float = 0.2  # how far the votes for one sign must outnumber the other's, as a share of the cohort
+    least: float = 0.2  # minimum margin of the votes for one sign, as a share of the cohort
 
     def round(self, fed, state):
         mean = fed.mean(self.train, state.params, over=fed.sample())

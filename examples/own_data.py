@@ -1,6 +1,6 @@
-"""Data and a model of one's own: any map-style data set, any module. The trained model is an ordinary one.
+"""Your own data and model: any map-style data set and any module. The trained model is an ordinary module.
 
-Run it with ``python examples/own_data.py``. It takes some seconds and needs no data set.
+Run it with ``python examples/own_data.py``. It takes a few seconds and downloads nothing.
 """
 
 import math
@@ -45,7 +45,7 @@ def main():
     method = pl.methods.FedProx(mu=0.01, lr=0.3, epochs=5)
     result = pl.run(method, task, clients=10, cohort=10, rounds=20, partition="iid")
 
-    # A module in evaluation mode: use it as any other, without Paceline.
+    # A module in evaluation mode, to be used like any other, without Paceline.
     model = result.model()
     with torch.no_grad():
         right = model(test.points).argmax(1) == test.targets

@@ -1,6 +1,6 @@
-"""A method of one's own: FedAvg whose clients clip long updates, compared with FedAvg.
+"""Your own method: FedAvg with clipped client updates, compared with FedAvg.
 
-Run it with ``python examples/own_method.py``. It takes some seconds and needs no data set.
+Run it with ``python examples/own_method.py``. It takes a few seconds and downloads nothing.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from paceline.methods.optimisation.fedavg import FedAvg
 from paceline.tasks import blobs
 
 
-# Fields are hyperparameters. `round` is FedAvg's; what differs is the client's function.
+# Fields are hyperparameters. `round` is inherited from FedAvg; only the client function differs.
 @dataclass(frozen=True)
 class Clipped(FedAvg):
     most: float = 0.5  # largest Euclidean norm of an update
@@ -24,7 +24,7 @@ class Clipped(FedAvg):
 
 def main():
     task = blobs(samples=400)
-    # The method asks for means only, so it runs under secure aggregation as it stands.
+    # The method requests only means, so it runs under secure aggregation without changes.
     methods = {"FedAvg": FedAvg(), "clipped to 1": Clipped(most=1.0), "clipped to 0.01": Clipped(most=0.01)}
     for label, method in methods.items():
         result = pl.run(method, task, clients=8, cohort=8, rounds=10, partition="dirichlet:0.3", aggregation="secure")

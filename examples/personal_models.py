@@ -1,13 +1,13 @@
-"""Clients that want different things: one model for all, a model for each cluster, and a fine-tuned model for each client.
+"""Heterogeneous clients: one model for all, one model per cluster, and one fine-tuned model per client.
 
-Run it with ``python examples/personal_models.py``. It takes some seconds and reads the digits that come with Paceline.
+Run it with ``python examples/personal_models.py``. It takes a few seconds and uses the digits included in Paceline.
 """
 
 import paceline as pl
 
 
 def main():
-    # Three groups of clients, each with digits of its own. `evaluation="clients"` judges every client's own model on its own classes.
+    # Three groups of clients with different digits. `evaluation="clients"` tests every client's own model on its own classes.
     common = {
         "clients": 12,
         "cohort": 12,

@@ -1,4 +1,4 @@
-"""Stragglers under secure aggregation: wait for everybody, drop the slow, or let them train a smaller network (CLIP).
+"""Stragglers under secure aggregation: wait for all clients, drop the slow ones, or train sub-models on them (CLIP).
 
 Run it with ``python examples/stragglers.py``. It takes about a minute; fetch its data first, with
 ``paceline data fetch mnist-5k``.
@@ -17,8 +17,8 @@ def main():
         rounds=10,
         task_options={"limit": 1000},
         partition="dirichlet:0.3",
-        fleet="stragglers",  # a virtual clock times these devices: 2 of 10 are slow in compute or link
-        aggregation="secure",  # the real protocol: the server opens sums over the survivors, nothing else
+        fleet="stragglers",  # simulated devices on a virtual clock: 2 of 10 have slow compute or links
+        aggregation="secure",  # the real protocol: the server opens only sums over the survivors
     )
     print(table)
     table.plot()

@@ -30,8 +30,8 @@ def named_paths(text: str) -> set[str]:
 
 def test_there_is_a_page_for_everything_that_can_be_added() -> None:
     assert {page.stem for page in PAGES} == GROUPS
-    told = (ROOT / "CONTRIBUTING.md").read_text()
-    assert all(f"(docs/contributing/{name}.md)" in told for name in GROUPS)
+    reported = (ROOT / "CONTRIBUTING.md").read_text()
+    assert all(f"(docs/contributing/{name}.md)" in reported for name in GROUPS)
 
 
 def files(page: Path, folder: Path) -> list[str]:

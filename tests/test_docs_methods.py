@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from paceline.cli.app import app
 from paceline.cli.listing import sum_only
-from paceline.cli.memory_keys import kept
+from paceline.cli.memory_keys import stored
 from paceline.registry import find_method, method_names
 from paceline.run import RunConfig, prepare
 
@@ -42,7 +42,7 @@ def small(command):
 
 
 def costs(page):
-    """Return the rows of the table of costs: method, sees, keeps, up, down, work, secure."""
+    """Return the rows of the table of costs: method, sees, client state, up, down, work, secure."""
     table = page.read_text().partition("\n| method | the server sees ")[2].partition("\n\n")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
     return {row[0].strip("`"): row[1:] for row in rows}
@@ -81,9 +81,9 @@ def test_every_method_has_its_row_on_its_family_s_page():
         rows = costs(page)
         assert set(rows) - PLANNED <= names <= set(rows), f"the table of costs in docs/methods/{family}.md"
         for name in names:
-            sees, keeps, _, _, work, secure = rows[name]
+            sees, state, _, _, work, secure = rows[name]
             assert secure == ("yes" if sum_only(find_method(name)) else "no"), name
-            assert (keeps == "nothing") == (kept(find_method(name)) == "nothing"), name
+            assert (state == "nothing") == (stored(find_method(name)) == "nothing"), name
             assert sees
             assert work
 
@@ -92,8 +92,8 @@ def models(task, name):
     """Return what a client sends and gets in a round after the first, in models."""
     values = {"method": name, "task": "blobs", "clients": 12, "cohort": 12, "rounds": 2, "vectorize": "off"}
     run = prepare(RunConfig.build(values), task=task)
-    told, size = run.go().history[-1], 4 * run.fed.init_params().layout.size * 12
-    return told["bytes_up"] / size, told["bytes_down"] / size
+    reported, size = run.go().history[-1], 4 * run.fed.init_params().layout.size * 12
+    return reported["bytes_up"] / size, reported["bytes_down"] / size
 
 
 COUNTED = [(name, row[2], row[3]) for page in pages() for name, row in costs(page).items() if (row[2] + row[3]).isdigit()]

@@ -146,6 +146,17 @@ def test_the_readme_s_lines_take_torch_at_the_pinned_version_and_name_every_extr
     assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == set(PROJECT["project"]["optional-dependencies"])
 
 
+def test_extras_are_installed_by_the_same_command_everywhere():
+    """`pip install 'paceline[EXTRA]'` adds to an installed Paceline in any folder; '.[EXTRA]' works in the clone alone."""
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "src").rglob("*.py")]
+    commands = [c for page in pages for c in re.findall(r"pip install [^`\n]*\[[^`\n]*\]'?", page.read_text())]
+    assert len(commands) > 5
+    for command in commands:
+        found = re.search(r"^pip install 'paceline\[([\w,{}]+)\]'$", command)
+        assert found, command
+        assert {*found[1].split(",")} <= {*PROJECT["project"]["optional-dependencies"], "{extra}"}, command
+
+
 def test_every_package_has_its_place_among_the_layers() -> None:
     contract = PROJECT["tool"]["importlinter"]["contracts"][0]
     layers = {name.strip(" ()") for line in contract["layers"] for name in line.split("|")}

@@ -178,7 +178,9 @@ def test_two_packages_of_one_name_are_named(lab, site):
     distribution(site, "labone", methods={"mine": "mylab:FedProx", "other": "mylab:FedProx"})
     distribution(site, "labtwo", methods={"mine": "yourlab:Mine"})
     for ask in (lambda: load("method", "mine"), lambda: describe("method", "mine"), lambda: names("method")):
-        with pytest.raises(NameClashError, match="method 'mine' has 2 owners: mylab:FedProx of labone and yourlab:Mine of labtwo"):
+        with pytest.raises(
+            NameClashError, match="'mine' is registered 2 times, by mylab:FedProx of labone and yourlab:Mine of labtwo"
+        ):
             ask()
     assert load("method", "other").mu == 2.0
     assert load("method", "fedprox") is FedProx
@@ -202,11 +204,11 @@ def test_what_is_not_of_its_kind_is_refused(lab, site):
     distribution(site, "labpackage", methods={"net": "mylab:Net"})
     with pytest.raises(ConfigError, match="is no Method"):
         load("method", "net")
-    for kind, text, told in (
+    for kind, text, reported in (
         ("fleet", "mylab:Net", "needs num_classes=VALUE|needs shape=VALUE"),
         ("adversary", "mylab:Trams:0.2", "needs num_clients=VALUE"),
     ):
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=reported):
             registry.build(kind, text, {})
 
 
@@ -220,15 +222,15 @@ def test_options_of_ones_own_things_are_typed(lab):
     assert load_participation("mylab:Weekends:every=3", 4).every == 3
     assert load_participation("mylab:Half:0.3-0.9", 4).rates(0) == 0.3
     assert load_adversary("mylab:Loud:0.2").scale == 3.0
-    for make, text, told in (
+    for make, text, reported in (
         (lambda t: load_fleet(t, 5), "mylab:Trams:delay=long", "delay='long': it must be a number"),
         (lambda t: load_fleet(t, 5), "mylab:Trams:dealy=1", "did you mean delay"),
         (lambda t: load_fleet(t, 5), "mylab:Trams:seed=1", "unknown option"),
-        (lambda t: load_participation(t, 4), "mylab:Weekends:0.3", "takes no value"),
-        (load_adversary, "mylab:Loud", "write the share"),
+        (lambda t: load_participation(t, 4), "mylab:Weekends:0.3", "does not take a value"),
+        (load_adversary, "mylab:Loud", "the share of Byzantine"),
         (load_adversary, "mylab:Loud:0.2,scale=inf", "finite"),
     ):
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=reported):
             make(text)
 
 
@@ -272,16 +274,16 @@ def test_all_kinds_are_written_alike(kind, text, name, value, options):
 
 
 @pytest.mark.parametrize(
-    ("kind", "text", "told"),
+    ("kind", "text", "reported"),
     [
         ("method", "clip:network", "network=VALUE"),
-        ("method", "clip:lr=1,lr=2", "each option once"),
-        ("fleet", "mobile:churn=0.1,0.2", "each option once"),
-        ("fleet", ":churn=0.1", "names no fleet"),
+        ("method", "clip:lr=1,lr=2", "each one once"),
+        ("fleet", "mobile:churn=0.1,0.2", "each one once"),
+        ("fleet", ":churn=0.1", "does not name a fleet"),
     ],
 )
-def test_a_malformed_specification_says_what_to_write(kind, text, told):
-    with pytest.raises(ConfigError, match=told):
+def test_a_malformed_specification_says_what_to_write(kind, text, reported):
+    with pytest.raises(ConfigError, match=reported):
         parse(kind, text)
 
 
@@ -294,7 +296,7 @@ def test_a_module_may_have_the_name_of_a_built_in_method(tmp_path, monkeypatch):
 
 # -- names that a server sends -------------------------------------------------------------------------
 def test_a_name_from_outside_imports_no_module_that_is_not_allowed(lab):
-    with imports_from(()), pytest.raises(PolicyError, match=r"name its module in client\.modules"):
+    with imports_from(()), pytest.raises(PolicyError, match=r"add its module to client\.modules"):
         load("model", "mylab:Net")
     assert "mylab" not in sys.modules
     with imports_from(["mylab"]):

@@ -100,7 +100,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(config, tmp_path):
     folder = fresh(tmp_path, config(rounds=2))
     prepare(config(rounds=2), task=make_task(), folder=folder).go()
     folder.write_config(config(rounds=4, seed=3).model_dump(exclude_none=True))
-    with pytest.raises(CheckpointError, match="another configuration"):
+    with pytest.raises(CheckpointError, match="does not belong to config"):
         resume(folder.path, task=make_task())
 
 
@@ -160,7 +160,7 @@ def test_wrong_options_are_all_named():
 
 
 def test_nobody_there_is_named(federate):
-    with pytest.raises(CohortError, match="no client is available in round"):
+    with pytest.raises(CohortError, match="no client is available"):
         federate(fleet="stragglers:churn=0.9999999")
 
 
@@ -191,7 +191,7 @@ def test_target_and_patience(federate):
     assert hit.rounds < 12
     patient = federate(rounds=30, patience=3, options={"lr": 1e-9})
     assert patient.rounds == 4
-    assert "no better" in patient.stopped
+    assert "did not improve" in patient.stopped
 
 
 def test_federated_evaluation_equals_central_over_the_same_samples(federate):

@@ -32,10 +32,10 @@ def unpicklings(text: str) -> list[str]:
     safe = set()
     for each in ast.walk(tree):
         if isinstance(each, ast.Call):
-            told = {k.arg: ast.unparse(k.value) for k in each.keywords}
-            if told.get("allow_pickle") == "False" or told.get("weights_only") == "True":
+            reported = {k.arg: ast.unparse(k.value) for k in each.keywords}
+            if reported.get("allow_pickle") == "False" or reported.get("weights_only") == "True":
                 safe.add(id(each.func))
-            if told.get("allow_pickle", "False") != "False" or told.get("weights_only", "True") != "True":
+            if reported.get("allow_pickle", "False") != "False" or reported.get("weights_only", "True") != "True":
                 found.append(each.lineno)
     for each in ast.walk(tree):
         if isinstance(each, ast.Attribute) and isinstance(each.value, ast.Name):

@@ -1,11 +1,13 @@
-"""Directional effects of the black-box methods; the loss is F(x), the mean of all clients' objectives.
+"""Effects of the black-box methods; the loss is F(x), the mean of all clients' objectives.
 
-A row holds when it does with every seed.
+Both methods get eight rates of the local Adam, which matter most: untuned, the surrogates seemed to be far ahead in the attack.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+from effect_study.rows import Row, Side
 
 __all__ = ["ROWS"]
 
@@ -15,37 +17,69 @@ _QUADRATIC: dict[str, Any] = {
     "clients": 4,
     "cohort": 4,
     "rounds": 12,
+    "eval_every": 12,
 }
-_ATTACK: dict[str, Any] = {"task": "attack", "partition": "natural", "clients": 10, "cohort": 10, "rounds": 8}
-_SURROGATE: dict[str, Any] = {
-    "steps": 5,
-    "lr": 0.03,
-    "features": 400,
-    "candidates": 40,
-    "active": 5,
-    "survey_candidates": 60,
-    "survey_active": 15,
+_ATTACK: dict[str, Any] = {
+    "task": "attack",
+    "task_options": {"of": "mnist-5k", "limit": 500, "epochs": 3},
+    "partition": "natural",
+    "clients": 10,
+    "cohort": 10,
+    "rounds": 6,
+    "eval_every": 6,
 }
-_DIFFERENCES: dict[str, Any] = {"steps": 5, "lr": 0.03, "directions": 10}
+_RATES = [0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.6, 1.0]
+_SURVEY: dict[str, Any] = {"candidates": 40, "active": 5, "survey_candidates": 60, "survey_active": 15}
+_FZOOS = Side("fzoos", {"lr": _RATES}, {"steps": 5, "features": 400} | _SURVEY)
+_FEDZO = Side("fedzo", {"lr": _RATES}, {"steps": 5, "directions": 10})
+_SCAFFOLD = Side(
+    "fedzo", {"lr": _RATES}, {"steps": 5, "directions": 10, "correction": "scaf"}, name="fedzo with SCAFFOLD's correction"
+)
 
-
-def _row(claim: str, config: dict[str, Any], metric: str = "loss", **baseline: Any) -> dict[str, Any]:
-    return {
-        "method": "fzoos",
-        "baseline": "fedzo",
-        "claim": claim,
-        "config": config,
-        "method_options": _SURROGATE,
-        "baseline_options": _DIFFERENCES | baseline,
-        "metric": metric,
-        "direction": "lower",
-        "holds": lambda ours, theirs: all(m < b for m, b in zip(ours, theirs, strict=True)),
-    }
-
-
-ROWS: list[dict[str, Any]] = [
-    _row("surrogate gradients end at a lower F than finite differences on clients that disagree", _QUADRATIC),
-    _row("and ask fewer queries for it", _QUADRATIC, "note_queries"),
-    _row("they end lower than finite differences with SCAFFOLD's correction too", _QUADRATIC, correction="scaf"),
-    _row("they shift a picture further against ten hidden classifiers", _ATTACK),
+ROWS: list[Row] = [
+    Row(
+        "blackbox/fzoos",
+        "surrogate gradients end at a lower F than finite differences where clients disagree",
+        _FZOOS,
+        _FEDZO,
+        _QUADRATIC,
+        metric="loss",
+        better="lower",
+        margin=0.01,
+        quick=True,
+    ),
+    Row(
+        "blackbox/fzoos-2",
+        "surrogate gradients need fewer queries for the same local steps",
+        Side("fzoos", options=_FZOOS.options),
+        Side("fedzo", options=_FEDZO.options),
+        _QUADRATIC,
+        metric="note_queries",
+        better="lower",
+        ratio=True,
+        margin=0.0,
+        trials=1,
+    ),
+    Row(
+        "blackbox/fzoos-3",
+        "surrogate gradients end at a lower F than finite differences with SCAFFOLD's correction",
+        _FZOOS,
+        _SCAFFOLD,
+        _QUADRATIC,
+        metric="loss",
+        better="lower",
+        margin=0.01,
+    ),
+    Row(
+        "blackbox/fzoos-4",
+        "surrogate gradients shift a picture further against ten hidden classifiers",
+        _FZOOS,
+        _FEDZO,
+        _ATTACK,
+        metric="loss",
+        better="lower",
+        margin=0.05,
+        note="On 8x8 digits FZooS reached -0.185 and FedZO -0.190 once both had the best of several rates; at one rate of 0.03 "
+        "they had been 1.16 apart",
+    ),
 ]

@@ -1,63 +1,73 @@
-"""Directional effects of the methods that send little."""
+"""Effects of the methods that send little, on MNIST."""
 
 from __future__ import annotations
 
-from statistics import fmean
 from typing import Any
+
+from effect_study.rows import Row, Side
 
 __all__ = ["ROWS"]
 
 _VOTES: dict[str, Any] = {
-    "task": "digits",
-    "task_options": {"hidden": [200], "bias": False},
+    "task": "mnist-5k",
     "model": "mlp",
+    "task_options": {"hidden": [64], "bias": False},
     "partition": "dirichlet:1.0",
+    "client_samples": 130,
     "clients": 30,
     "cohort": 8,
-    "rounds": 25,
-    "eval_every": 25,
-    "sum_bound": 2.0**45,
+    "rounds": 15,
+    "eval_every": 15,
 }
-_FRL: dict[str, Any] = {"epochs": 3, "batch_size": 8, "lr": 0.4}
-_SGD: dict[str, Any] = {"epochs": 3, "batch_size": 8, "lr": 0.05}
-_REVERSED, _TENFOLD = {"adversary": "ranks:0.2"}, {"adversary": "signflip:0.2,scale=10"}
+_LOCAL: dict[str, Any] = {"epochs": 2, "batch_size": 20}
+_SCORES: dict[str, Any] = {"lr": [0.3, 0.8, 1.6, 3.2], "keep": [0.3, 0.5, 0.7, 0.9]}
+_RATES: dict[str, Any] = {"lr": [0.003, 0.01, 0.03, 0.05, 0.1, 0.2, 0.4, 0.8]}
+_REVERSED, _TENFOLD = {"adversary": "ranks:0.2"}, {"adversary": "signflip:0.2,scale=10", "sum_bound": 2.0**45}
+_ATTACKED = Side("frl", _SCORES, _LOCAL, _REVERSED, "frl, a fifth of the rankings reversed")
 
-ROWS: list[dict[str, Any]] = [
-    {
-        "method": "frl",
-        "baseline": "fedavg",
-        "claim": "votes on a frozen random network reach FedAvg's accuracy to within 3 points",
-        "config": _VOTES,
-        "method_options": _FRL,
-        "baseline_options": _SGD,
-        "metric": "accuracy",
-        "direction": "higher",
-        "holds": lambda ours, theirs: fmean(ours) > fmean(theirs) - 0.03,
-    },
-    {
-        "method": "frl",
-        "baseline": "fedavg",
-        "claim": "with a fifth of the clients in reverse FRL keeps 0.6, where FedAvg under tenfold sign flips falls to chance (below 0.2)",
-        "holds": lambda ours, theirs: min(ours) >= 0.6 and max(theirs) < 0.2,
-        "config": _VOTES,
-        "method_config": _REVERSED,
-        "baseline_config": _TENFOLD,
-        "method_options": _FRL,
-        "baseline_options": _SGD,
-        "metric": "accuracy",
-        "direction": "higher",
-    },
-    {
-        "method": "frl",
-        "baseline": "median",
-        "claim": "FRL under reversed rankings is more accurate than a coordinate-wise median under tenfold sign flips",
-        "config": _VOTES,
-        "method_config": _REVERSED,
-        "baseline_config": _TENFOLD,
-        "method_options": _FRL,
-        "baseline_options": _SGD,
-        "metric": "accuracy",
-        "direction": "higher",
-        "note": "The median needs every single update; FRL's sum hides them.",
-    },
+ROWS: list[Row] = [
+    Row(
+        "compression/frl",
+        "votes on a frozen random network are within 3 points of FedAvg's accuracy",
+        Side("frl", _SCORES, _LOCAL),
+        Side("fedavg", _RATES, _LOCAL),
+        _VOTES,
+        margin=0.03,
+        at_least=True,
+        quick=True,
+    ),
+    Row(
+        "compression/frl-attacked",
+        "with a fifth of the rankings reversed, FRL's accuracy is above 0.6",
+        _ATTACKED,
+        0.6,
+        _VOTES,
+        margin=0.0,
+    ),
+    Row(
+        "compression/frl-fedavg",
+        "with a fifth of the rankings reversed, FRL is more than 40 points above FedAvg under tenfold sign flips of as many clients",
+        _ATTACKED,
+        Side("fedavg", _RATES, _LOCAL, _TENFOLD, "fedavg, a fifth of the updates reversed tenfold"),
+        _VOTES,
+        by=0.4,
+    ),
+    Row(
+        "compression/fedavg-attacked",
+        "FedAvg falls to chance (below 0.2) under tenfold sign flips of a fifth of the clients",
+        Side("fedavg", {}, _LOCAL | {"lr": 0.1}, _TENFOLD, "fedavg, a fifth of the updates reversed tenfold"),
+        0.2,
+        _VOTES,
+        better="lower",
+        margin=0.0,
+        trials=1,
+    ),
+    Row(
+        "compression/frl-median",
+        "FRL under reversed rankings is more accurate than a coordinate-wise median under tenfold sign flips",
+        _ATTACKED,
+        Side("median", _RATES, _LOCAL, _TENFOLD, "median, a fifth of the updates reversed tenfold"),
+        _VOTES,
+        note="The median needs every single update; FRL's sum hides them.",
+    ),
 ]

@@ -1,141 +1,168 @@
-"""Directional effects of robust aggregation and of clustering: 15 clients, 3 of them Byzantine, or 3 true groups."""
+"""Effects of robust aggregation and of clustering on MNIST: 15 clients, of which 3 are Byzantine, or in 3 true groups."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 from typing import Any
 
+from effect_study.rows import Row, Side
 from made import permuted_labels
 
 __all__ = ["ROWS"]
 
-_FIFTEEN: dict[str, Any] = {"task": "digits", "clients": 15, "cohort": 15, "rounds": 40, "eval_every": 10}
-_LOCAL: dict[str, Any] = {"lr": 0.05, "epochs": 1, "batch_size": 16}
-_STEP: dict[str, Any] = _LOCAL | {"rank": 8, "rescale": "median", "server_lr": 1.0, "server_momentum": 0.0, "server_decay": 0.0}
+_FIFTEEN: dict[str, Any] = {
+    "task": "mnist-5k",
+    "model": "mlp",
+    "task_options": {"hidden": [64]},
+    "client_samples": 150,
+    "clients": 15,
+    "cohort": 15,
+    "rounds": 15,
+    "eval_every": 15,
+}
+_LOCAL: dict[str, Any] = {"epochs": 1, "batch_size": 16}
+_STEP: dict[str, Any] = _LOCAL | {"rescale": "median", "server_lr": 1.0, "server_momentum": 0.0, "server_decay": 0.0}
 """The flag aggregator's direction with a step as long as a median update, so that rules differ in direction alone."""
 
+_RATES: dict[str, Any] = {"lr": [0.003, 0.01, 0.03, 0.05, 0.1, 0.2, 0.4, 0.8]}
+_FLAG = Side("flag", {"lr": [0.01, 0.03, 0.1, 0.3, 0.8], "rank": [4, 8, 11]}, _STEP)
+
 _GROUPS: dict[str, Any] = {
-    "task": "digits",
+    "task": "mnist-5k",
+    "model": "mlp",
     "task_options": {"hidden": [64]},
     "partition": "groups:0-3/4-6/7-9",
     "client_samples": 60,
     "clients": 15,
     "cohort": 15,
-    "rounds": 30,
-    "eval_every": 10,
+    "rounds": 15,
+    "eval_every": 15,
     "evaluation": "clients",
 }
-_CLUSTERED: dict[str, Any] = {"lr": 0.05, "epochs": 3, "batch_size": 16}
+_RENAMED = _GROUPS | {"partition": "permuted labels"}
+_permuted = functools.partial(permuted_labels, of="mnist-5k", groups=3, members=5, samples=60, hidden=[64])
+_CLUSTERED: dict[str, Any] = {"epochs": 3, "batch_size": 16}
+_LINKAGES = {"average": "average linkage", "hdbscan": "HDBSCAN"}
 
-_FIVE_SEEDS = range(5)
+
+def groups_found(summary: Any) -> float:
+    """Return the adjusted Rand index of the clusters at the end."""
+    return float(summary.history[-1]["adjusted_rand"])
 
 
 def split_round(summary: Any) -> float:
-    """Return the round of the split, or the last one where there is none."""
-    return next((float(r["round"]) for r in summary.history if r.get("note_clusters", 1) > 1), float(summary.history[-1]["round"]))
+    """Return the round of the split, or one more than the number of rounds without it."""
+    return next((float(r["round"]) for r in summary.history if r.get("note_clusters", 1) > 1), summary.rounds + 1.0)
 
 
-def _permuted(seed: int) -> dict[str, Any]:
-    return permuted_labels(seed, groups=3, members=5, samples=60, hidden=[64])
+def _rule(name: str) -> Side:
+    return Side(name, _RATES, _LOCAL)
 
 
-def _found(least: int) -> Any:
-    """Return a rule: the groups are found by at least so many seeds, with an adjusted Rand index of 0.9."""
-
-    def holds(ours: Sequence[float], theirs: Sequence[float]) -> bool:
-        return sum(value >= 0.9 for value in ours) >= least
-
-    return holds
+def _row(name: str, claim: str, method: Side, baseline: Side, attack: str, **more: Any) -> Row:
+    return Row(f"robust/{name}", f"{claim} ({attack})", method, baseline, _FIFTEEN | {"adversary": attack}, **more)
 
 
-def _groups(claim: str, ours: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {
-        "method": "ocfl",
-        "baseline": "ocfl",
-        "versus": "one group for all",
-        "claim": claim,
-        "config": _GROUPS,
-        "method_options": _CLUSTERED | ours,
-        "baseline_options": _CLUSTERED | {"patience": 1000},
-        "metric": "adjusted_rand",
-        "direction": "higher",
-        "seeds": _FIVE_SEEDS,
-        "holds": _found(4),
-        **more,
-    }
+def _fixed(name: str, claim: str, backend: str, **more: Any) -> Row:
+    """Return a row about OCFL at a fixed rate against a constant."""
+    side = Side("ocfl", {}, _CLUSTERED | {"lr": 0.05, "backend": backend})
+    return Row(f"robust/{name}", claim, side, **{"config": _GROUPS, "margin": 0.0, "trials": 1} | more)
 
 
-def _row(method: str, baseline: str, claim: str, attack: str, ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
-    config = _FIFTEEN | {"adversary": attack}
-    return {
-        "method": method,
-        "baseline": baseline,
-        "claim": f"{claim} ({attack})",
-        "config": config,
-        "method_options": ours,
-        "baseline_options": theirs,
-        "metric": "accuracy",
-        "direction": "higher",
-    }
-
-
-ROWS: list[dict[str, Any]] = [
-    _row("flag", "fedavg", "the flag aggregator learns where the mean does not", "random:0.2", _STEP, _LOCAL),
-    _row("flag", "median", "the flag aggregator is at least as good as the median", "random:0.2", _STEP, _LOCAL),
-    _row("flag", "median", "the flag aggregator is at least as good as the median", "signflip:0.2,scale=10", _STEP, _LOCAL),
+ROWS: list[Row] = [
+    _row("flag", "the flag aggregator learns where the mean does not", _FLAG, _rule("fedavg"), "random:0.2"),
     _row(
-        "flag",
-        "flag",
-        "the subspace helps beyond normalising (its full rank is the mean of normalised updates)",
-        "signflip:0.2,scale=10",
-        _STEP,
-        _STEP | {"rank": 15},
+        "flag-median",
+        "the flag aggregator is at least as accurate as the median",
+        _FLAG,
+        _rule("median"),
+        "random:0.2",
+        at_least=True,
     ),
-    _row("flag", "multikrum", "the flag aggregator is at least as good as Multi-Krum", "minmax:0.2", _STEP, _LOCAL),
+    _row(
+        "flag-median-reversed",
+        "the flag aggregator is at least as accurate as the median",
+        _FLAG,
+        _rule("median"),
+        "signflip:0.2,scale=10",
+        at_least=True,
+    ),
+    _row(
+        "flag-subspace",
+        "the subspace has a benefit beyond normalisation (with full rank, the rule is the mean of normalised updates)",
+        _FLAG,
+        Side("flag", _RATES, _STEP | {"rank": 15}, name="flag with full rank"),
+        "signflip:0.2,scale=10",
+    ),
+    _row(
+        "flag-multikrum",
+        "the flag aggregator is at least as accurate as Multi-Krum",
+        _FLAG,
+        _rule("multikrum"),
+        "minmax:0.2",
+        at_least=True,
+    ),
     *(
-        _row(rule, "fedavg", f"{rule} bears with reversed updates", "signflip:0.2,scale=3", _LOCAL, _LOCAL)
+        _row(
+            rule,
+            f"{rule} is more accurate than the mean under reversed updates",
+            _rule(rule),
+            _rule("fedavg"),
+            "signflip:0.2,scale=3",
+            quick=rule == "median",
+        )
         for rule in ("median", "trimmedmean", "geometricmedian", "krum", "multikrum", "meamed", "phocas")
     ),
-    _row("bulyan", "fedavg", "Bulyan bears with noise", "gaussian:0.15", _LOCAL | {"byzantine": 0.15}, _LOCAL),
-    {
-        "method": "ocfl",
-        "baseline": "fedavg",
-        "claim": "a model for each found group serves its members better than one for all",
-        "config": _GROUPS,
-        "method_options": _CLUSTERED,
-        "baseline_options": _CLUSTERED,
-        "metric": "client_accuracy",
-        "direction": "higher",
-        "seeds": _FIVE_SEEDS,
-    },
-    _groups("average linkage finds the true groups with at least 4 of 5 seeds", {}),
-    _groups("HDBSCAN finds the true groups with at least 4 of 5 seeds", {"backend": "hdbscan"}),
-    _groups(
-        "the split comes before round 10 with every seed",
-        {},
-        metric=split_round,
-        direction="lower",
-        holds=lambda ours, theirs: all(value < 10 for value in ours),
+    _row(
+        "bulyan",
+        "Bulyan is more accurate than the mean under noise",
+        Side("bulyan", _RATES, _LOCAL | {"byzantine": 0.15}),
+        _rule("fedavg"),
+        "gaussian:0.15",
+        note="Two attackers of 15 add noise that a well chosen rate averages out; the mean uses all other updates.",
+    ),
+    Row(
+        "robust/ocfl",
+        "a model for each group that was found is more accurate for its members than one model for all",
+        Side("ocfl", _RATES, _CLUSTERED),
+        Side("fedavg", _RATES, _CLUSTERED),
+        _GROUPS,
+        "client_accuracy",
+        quick=True,
     ),
     *(
-        _groups(
-            f"groups that name the classes differently, for the same pictures, are found with at least 3 of 5 seeds ({backend})",
-            {"backend": backend},
-            holds=_found(3),
-            made=_permuted,
-            config=_GROUPS | {"partition": "permuted labels"},
+        _fixed(
+            f"ocfl-{backend}",
+            f"{name} finds the groups of clients with different classes (adjusted Rand index above 0.9)",
+            backend,
+            baseline=0.9,
+            metric=groups_found,
+            quick=True,
         )
-        for backend in ("average", "hdbscan")
+        for backend, name in _LINKAGES.items()
     ),
-    _groups(
-        "and a model for each of these groups serves its members better than FedAvg's",
-        {},
-        baseline="fedavg",
-        versus="fedavg",
-        baseline_options=_CLUSTERED,
-        metric="client_accuracy",
-        holds=None,
+    _fixed(
+        "ocfl-split", "clients are split before round 10", "average", baseline=10.0, metric=split_round, better="lower", quick=True
+    ),
+    *(
+        _fixed(
+            f"ocfl-renamed-{backend}",
+            f"{name} finds groups that name the classes of the same pictures differently (adjusted Rand index above 0.9)",
+            backend,
+            baseline=0.9,
+            metric=groups_found,
+            config=_RENAMED,
+            made=_permuted,
+        )
+        for backend, name in _LINKAGES.items()
+    ),
+    Row(
+        "robust/ocfl-renamed",
+        "a model for each of the groups that name the classes differently is more accurate for its members than FedAvg's",
+        Side("ocfl", _RATES, _CLUSTERED),
+        Side("fedavg", _RATES, _CLUSTERED),
+        _RENAMED,
+        "client_accuracy",
         made=_permuted,
-        config=_GROUPS | {"partition": "permuted labels"},
     ),
 ]

@@ -162,11 +162,11 @@ def prepare(
 def _choose(config: RunConfig, method: Method, engine: Any) -> Choice:
     """Decide how many clients train as one, and tell the engine."""
     if not isinstance(engine, Pool) or engine.setup.strict:
-        return Choice(1, "this engine runs one client at a time")
+        return Choice(1, "the engine runs one client at a time")
     if config.vectorize == "off":
         return Choice(1, "switched off")
     if not method.vectorizable and config.vectorize == "auto" and not config.chunk:
-        return Choice(1, "this method's clients train one at a time")
+        return Choice(1, "the method requires that clients train one at a time")
     choice = Choice(config.chunk, "as given") if config.chunk else engine.measure(config.cohort, config.vectorize == "on")
     engine.stack(choice.chunk)
     return choice
@@ -219,7 +219,7 @@ def run(
     """
     asked = arguments(method, task, model, fields)
     if folder is not None and out is not None:
-        raise ConfigError("give folder=, the place of this run, or out=, the folder that runs are kept in, not both")
+        raise ConfigError("pass either folder= (the folder of this run) or out= (the folder that contains runs), not both")
     with contextlib.ExitStack() as around:
         bar = around.enter_context(library_progress(progress))
         bar.begin(asked.config.method, asked.config.rounds)
@@ -234,7 +234,9 @@ def _carry_out(asked: Arguments, folder: RunFolder | None, observer: Observer, *
     with _holding(folder):
         if folder is not None and None in asked.config.options.values():
             lost = ", ".join(name for name, value in asked.config.options.items() if value is None)
-            raise ConfigError(f"{asked.config.method} with {lost}=None cannot be kept in a folder: its configuration has no None")
+            raise ConfigError(
+                f"{asked.config.method} with {lost}=None cannot be saved: TOML has no None; set a value, or run without a folder"
+            )
         prepared = prepare(asked.config, task=asked.task, method=asked.method, folder=folder, observer=observer, **parts)
         if folder is not None:  # with what was measured, so that a rerun takes the same path
             folder.write_config(prepared.config.model_dump(exclude_none=True))
@@ -274,9 +276,9 @@ def compare(
         (['fedavg', 'fedprox:mu=1.0'], 2)
     """
     if "seed" in fields:
-        raise ConfigError("give the seeds of a comparison as seeds=, such as range(3)")
+        raise ConfigError("pass the seeds of a comparison as seeds=, such as range(3)")
     if isinstance(methods, str | Method | type | RunConfig):
-        raise ConfigError("methods is a single one; give a list, such as ['fedavg', 'fedprox']")
+        raise ConfigError("methods must be a list, such as ['fedavg', 'fedprox']")
     if isinstance(task, tuple):
         task, model = as_task(task, model), None  # data are read once
     asked = for_seeds([arguments(method, task, model, fields) for method in methods], list(seeds))
@@ -363,7 +365,7 @@ def load(path: str | Path, task: Task | None = None, method: Method | None = Non
     again = functools.partial(reopen, folder, task=task, method=method)
     result = Result.read(folder, saved_model(folder, task, method, again))
     if result is None:
-        raise StoreError(f"{folder.path} has not ended; go on with it: {command('resume', folder.path)}")
+        raise StoreError(f"{folder.path} has not ended; continue it with {command('resume', folder.path)}")
     return result
 
 
@@ -390,7 +392,9 @@ def _restore(prepared: Run, saved: dict[str, Any]) -> None:
     folder, store = prepared.folder, prepared.store
     assert folder is not None
     if saved["config"] != prepared.config.model_dump_json():
-        raise CheckpointError(f"{folder.path}: the checkpoint is of another configuration than config.toml")
+        raise CheckpointError(
+            f"{folder.path}: the checkpoint does not belong to config.toml; restore both files, or start a new run"
+        )
     compare_provenance(saved.get("provenance"), prepared.provenance, str(folder.checkpoint))
     prepared.round, prepared.state = saved["round"], saved["state"]
     prepared.fed.clock.now = saved["clock"]

@@ -36,7 +36,7 @@ __all__ = ["Observer", "Result", "RoundWarning", "Run", "StackingWarning"]
 MAX_ATTEMPTS = 3
 """Attempts at a round that lost its quorum, each with a new cohort and new keys."""
 
-MAX_TOLD = 100
+MAX_WARNINGS = 100
 """Maximum number of distinct warnings of a run; losses in a round are also in its record."""
 
 
@@ -72,7 +72,7 @@ class Run:
     """Seconds of this process by section; see `Spent`."""
     evaluated: Params | None = None
     """The last evaluated model, if its statistics were computed only for the evaluation (``buffers="recompute"``)."""
-    _told: set[str] = field(default_factory=set)
+    _warned: set[str] = field(default_factory=set)
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
@@ -161,7 +161,7 @@ class Run:
                 clock.now, totals.bytes_up, totals.bytes_down = before
                 if not tries_left:
                     raise
-                self._tell(f"round {self.round + 1} is run again: {error}", RoundWarning)
+                self._warn(f"round {self.round + 1} is repeated: {error}", RoundWarning)
         record["wall_seconds"] = time.perf_counter() - started
         self.state, self.round = state, self.round + 1
         self.history.append(record)
@@ -169,7 +169,7 @@ class Run:
             self.folder.append_metrics(record)
             self._save()
         for name, reason in self.fed.engine.notes.items():
-            self._tell(f"clients train one at a time where {name} is used: {reason}", StackingWarning, name)
+            self._warn(f"clients that use {name} train one at a time: {reason}", StackingWarning, name)
         if self.observer is not None:
             self.observer(record, self.config.rounds)
 
@@ -189,7 +189,7 @@ class Run:
                 self.fed.engine.rollback()
                 if self._too_few():
                     state, self.fed.last, skipped = self.state, CallInfo(), True
-                    self._tell(f"round {number} is skipped, as others may be: {error}", RoundWarning, "skipped")
+                    self._warn(f"round {number} is skipped (reported once): {error}", RoundWarning, "skipped")
                     break
                 attempt += 1
                 if isinstance(error, CohortError):
@@ -197,8 +197,8 @@ class Run:
                 named = isinstance(error, MisbehaviourError) and bool(error.clients)
                 lost += not named  # an attempt that identified a misbehaving client does not count: it is excluded now
                 if lost == MAX_ATTEMPTS or attempt > self.config.clients + MAX_ATTEMPTS:
-                    raise QuorumError(f"{error}; the round was tried {attempt} times") from error
-                self._tell(f"round {number} is tried again, as others may be: {error}", RoundWarning, "again")
+                    raise QuorumError(f"{error}; the round failed {attempt} times") from error
+                self._warn(f"round {number} is repeated (reported once): {error}", RoundWarning, "again")
         params = self.method.model(state)
         self.fed.statistics.settle(params)
         if not bool(torch.isfinite(params.vector).all()):
@@ -228,17 +228,20 @@ class Run:
                 record |= self._evaluate(params, state)
             except QuorumError as error:  # keep the round's model although its evaluation failed
                 record["unevaluated"] = 1
-                self._tell(f"round {number} was not evaluated: {error}", RoundWarning)
+                self._warn(f"round {number} was not evaluated: {error}", RoundWarning)
+            record |= {"bytes_up": totals.bytes_up - before[1], "bytes_down": totals.bytes_down - before[2]}
+            if clock.now > record["virtual_seconds"]:  # by the clients
+                record |= {"evaluation_seconds": clock.now - record["virtual_seconds"], "virtual_seconds": clock.now}
         if self.fed.lost:
             record["lost"] = reasons(self.fed.lost)
             for client, why in self.fed.lost.items():
-                self._tell(f"round {number}: client {client} gave no reply: {why}", RoundWarning, why)
+                self._warn(f"round {number}: client {client} gave no reply: {why}", RoundWarning, why)
         return state, record
 
-    def _tell(self, text: str, kind: type[UserWarning], name: str = "") -> None:
+    def _warn(self, text: str, kind: type[UserWarning], name: str = "") -> None:
         """Warn, once per `name`."""
-        if (name or text) not in self._told and len(self._told) < MAX_TOLD:
-            self._told.add(name or text)
+        if (name or text) not in self._warned and len(self._warned) < MAX_WARNINGS:
+            self._warned.add(name or text)
             warnings.warn(text, kind, stacklevel=3)
 
     def _too_few(self) -> bool:
@@ -265,7 +268,7 @@ class Run:
         else:
             if not self.config.client_test:
                 told = "evaluation='federated' judges by training samples where clients hold none out; set client_test, as in 0.2"
-                self._tell(told, RoundWarning)
+                self._warn(told, RoundWarning)
             sums = self.fed.sum(self.method.evaluate, params, over=range(self.fed.num_clients))
         return figures(sums)
 
@@ -283,7 +286,7 @@ class Run:
         if config.stop_at_target and config.target_accuracy and scores and scores[-1] >= config.target_accuracy:
             return "target accuracy reached"
         if config.patience and len(scores) > config.patience and max(scores[-config.patience :]) <= max(scores[: -config.patience]):
-            return f"no better accuracy in {config.patience} evaluations"
+            return f"accuracy did not improve in {config.patience} evaluations"
         return "all rounds" if self.round >= config.rounds else None
 
     def _save(self) -> None:

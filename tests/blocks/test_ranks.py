@@ -37,5 +37,5 @@ def test_what_is_no_ranking():
     assert not is_permutation(torch.tensor([0, 1, 1]), 3)
     assert not is_permutation(torch.tensor([0, 1, 3]), 3)
     assert not is_permutation(torch.tensor([0, -1, 2]), 3)
-    with pytest.raises(WireError, match="3 of 3 edges takes 1 bytes, not 2"):
+    with pytest.raises(WireError, match="3 of 3 edges has 1 bytes, not 2"):
         unpack(b"ab", 3)

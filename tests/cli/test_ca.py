@@ -12,17 +12,17 @@ import pytest
 from .conftest import Call, last_json
 
 
-def told(call: Call, *words: str):  # type: ignore[no-untyped-def]
+def reported(call: Call, *words: str):  # type: ignore[no-untyped-def]
     return json.loads(call("ca", *words, "--json").stdout)
 
 
 def test_from_init_to_revoke(call: Call) -> None:
-    made = told(call, "init", "hospitals")
+    made = reported(call, "init", "hospitals")
     assert Path(made["trust"]).exists()
-    server = told(call, "issue", "--server", "fed.example.org", "127.0.0.1")
+    server = reported(call, "issue", "--server", "fed.example.org", "127.0.0.1")
     assert server == [{"name": "fed.example.org", "client": None, "folder": "server"}]
     assert sorted(p.name for p in Path("server").iterdir()) == ["server.key", "server.pem", "trust.pem"]
-    assert [row["client"] for row in told(call, "issue", "st-mary", "st-paul")] == [0, 1]
+    assert [row["client"] for row in reported(call, "issue", "st-mary", "st-paul")] == [0, 1]
     assert sorted(p.name for p in Path("st-mary").iterdir()) == [
         "client.key",
         "client.pem",
@@ -30,16 +30,16 @@ def test_from_init_to_revoke(call: Call) -> None:
         "identity.key",
         "trust.pem",
     ]
-    listed = told(call, "list")
+    listed = reported(call, "list")
     assert [c["name"] for c in listed["clients"]] == ["st-mary", "st-paul"]
     assert [c["state"] for c in listed["certificates"]] == ["valid"] * 3
     assert listed["fingerprint"] == made["fingerprint"]
-    assert [r["names"] for r in told(call, "revoke", "st-mary", "--reason", "keyCompromise")] == ["st-mary"]
-    listed = told(call, "list")
+    assert [r["names"] for r in reported(call, "revoke", "st-mary", "--reason", "keyCompromise")] == ["st-mary"]
+    listed = reported(call, "list")
     assert [c["name"] for c in listed["clients"]] == ["st-paul"]
     assert [c["state"] for c in listed["certificates"]] == ["valid", "revoked (keyCompromise)", "valid"]
     assert "revoked (keyCompromise)" in call("ca", "list").stdout
-    assert told(call, "publish") == {"crl": "ca/crl.pem", "directory": "ca/directory"}
+    assert reported(call, "publish") == {"crl": "ca/crl.pem", "directory": "ca/directory"}
 
 
 def test_tokens_and_invitations(call: Call) -> None:
@@ -50,7 +50,7 @@ def test_tokens_and_invitations(call: Call) -> None:
     assert begin("client", printed).token == printed
     call("ca", "token", "st-mary", "--ca", "x", "--invite", "i.json", "--server", "fed:8443", "--hours", "2")
     assert str(Invitation.load("i.json").server) == "fed:8443"
-    listed = told(call, "list", "--ca", "x")
+    listed = reported(call, "list", "--ca", "x")
     assert [(t["name"], t["state"]) for t in listed["tokens"]] == [("st-mary", "open")]  # the first one is void
     assert "open" in call("ca", "list", "--ca", "x").stdout
 
@@ -64,18 +64,18 @@ def test_addresses_on_the_command_line(call: Call) -> None:
         assert f"--renew = {bad!r}: " in call("client", "--renew", bad, code=2).stderr.replace("\n", " ")
         assert f"--address = {bad!r}: " in call("client", "--enrol", "i", "--address", bad, code=2).stderr.replace("\n", " ")
     assert not Path("i").exists()
-    assert told(call, "list")["tokens"] == []
+    assert reported(call, "list")["tokens"] == []
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "../x", "ü", "a b", "", "007", "4294967296", "9" * 63, "a\0"])
 def test_names_that_are_none_are_refused_at_once(call: Call, name: str) -> None:
     call("ca", "init", "hospitals")
     for words in (("issue", "good", name), ("token", name)):
-        assert "is no name of a client" in call("ca", *words, code=2).stderr
+        assert "is not a valid name for a client" in call("ca", *words, code=2).stderr
     assert not Path("good").exists()  # nothing was made before the fault was found
-    assert told(call, "list")["clients"] == []
-    assert told(call, "issue", "7")[0]["client"] == 7
-    assert [c["name"] for c in told(call, "list")["clients"]] == ["7"]
+    assert reported(call, "list")["clients"] == []
+    assert reported(call, "issue", "7")[0]["client"] == 7
+    assert [c["name"] for c in reported(call, "list")["clients"]] == ["7"]
 
 
 def test_an_authority_in_odd_folders(call: Call) -> None:
@@ -90,7 +90,7 @@ def test_own_certificates(call: Call) -> None:
     call("ca", "issue", "x", "--ca", "corporate")
     call("ca", "init", "hospitals", "--own", "corporate/trust.pem")
     words = ("st-mary", "--certificate", "x/client.pem", "--identity")
-    assert told(call, "register", *words, "ab" * 32) == {"client": 0, "name": "st-mary"}
+    assert reported(call, "register", *words, "ab" * 32) == {"client": 0, "name": "st-mary"}
     assert "hexadecimal" in call("ca", "register", *words, "zz", code=2).stderr
     assert "paceline ca register" in call("ca", "issue", "b", code=14).stderr
 
@@ -99,8 +99,8 @@ def test_own_certificates(call: Call) -> None:
     ("words", "code", "text"),
     [
         (("list",), 14, "paceline ca init"),
-        (("init", "Two Words"), 2, "no name of a federation"),
-        (("init", "x", "--own", "nothing.pem"), 14, "there is no nothing.pem"),
+        (("init", "Two Words"), 2, "is not a valid name for a federation"),
+        (("init", "x", "--own", "nothing.pem"), 14, "nothing.pem does not exist"),
     ],
 )
 def test_errors_before_there_is_an_authority(call: Call, words: tuple[str, ...], code: int, text: str) -> None:
@@ -115,7 +115,7 @@ def test_errors_say_what_to_do(call: Call) -> None:
         (("issue", "a"), 2, "already contains keys"),
         (("issue", "a", "--out", "b"), 14, "--replace"),
         (("issue", "b", "c", "--out", "d"), 2, "--out is for one client"),
-        (("issue", "--server", "host:443"), 2, "without port"),
+        (("issue", "--server", "host:443"), 2, "without a port"),
         (("token", "a"), 14, "--replace"),
         (("token", "b", "--hours", "0"), 2, "0.0 hours"),
         (("token", "b", "--server", "fed:1"), 2, "--invite"),

@@ -14,20 +14,20 @@ from tests.cli.test_run import KEYS
 
 def test_json_lists_every_run(call):
     ended = call("compare", "fedavg", "fedprox:mu=0.1,lr=0.05", *QUICK, "--seeds", "0,1", "--json", "--name", "both")
-    told = json.loads(ended.stdout)
-    assert [(t["method"], t["seed"]) for t in told] == [("fedavg", 0), ("fedavg", 1), ("fedprox", 0), ("fedprox", 1)]
-    assert all(set(t) >= KEYS for t in told)
-    assert told[2]["label"] == "fedprox:mu=0.1,lr=0.05"
-    assert all(Path(t["run"], "summary.json").exists() for t in told)
+    reported = json.loads(ended.stdout)
+    assert [(t["method"], t["seed"]) for t in reported] == [("fedavg", 0), ("fedavg", 1), ("fedprox", 0), ("fedprox", 1)]
+    assert all(set(t) >= KEYS for t in reported)
+    assert reported[2]["label"] == "fedprox:mu=0.1,lr=0.05"
+    assert all(Path(t["run"], "summary.json").exists() for t in reported)
     assert Path("runs/both/compare.png").exists()
     listed = json.loads(call("report", "runs/both", "--json").stdout)
-    assert {t["model_sha256"] for t in listed} == {t["model_sha256"] for t in told}
+    assert {t["model_sha256"] for t in listed} == {t["model_sha256"] for t in reported}
 
 
 def test_a_run_of_a_comparison_has_the_bits_of_a_run_alone(call):
-    told = json.loads(call("compare", "fedavg", "scaffold", *QUICK, "--json").stdout)
+    reported = json.loads(call("compare", "fedavg", "scaffold", *QUICK, "--json").stdout)
     alone = json.loads(call("run", "scaffold", *QUICK, "--json").stdout)
-    assert told[1]["model_sha256"] == alone["model_sha256"]
+    assert reported[1]["model_sha256"] == alone["model_sha256"]
 
 
 def test_table(call):

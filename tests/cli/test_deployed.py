@@ -41,20 +41,20 @@ def test_a_server_that_would_start(call, site):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "what", "told"),
+    ("old", "new", "what", "reported"),
     [
         ('"ann"]', '"zoe"]', "clients", "'zoe' is neither in the directory nor invited"),
         ('"fedavg"', '"fedavgg"', "run", "did you mean fedavg"),
         ('"digits"', '"digitz"', "run", "did you mean digits"),
         ('"digits"', '"digits"\nlr = 3', "run", "write it in the table [options]"),
         ('"digits"', '"digits"\n[run.options]\nmu = 3', "run", "unknown FedAvg field 'mu'"),
-        ('ca = "ca"', 'folder = "gone"', "keys of the server", "there is no gone/trust.pem"),
+        ('ca = "ca"', 'folder = "gone"', "keys of the server", "gone/trust.pem does not exist"),
     ],
 )
-def test_what_a_server_would_refuse(call, site, old, new, what, told):
+def test_what_a_server_would_refuse(call, site, old, new, what, reported):
     seen = found(call, SERVER.replace(old, new), code=1)
     assert seen[what]["state"] == "missing"
-    assert told in seen[what]["found"].replace(str(Path.cwd()) + "/", "")
+    assert reported in seen[what]["found"].replace(str(Path.cwd()) + "/", "")
 
 
 def test_a_port_that_somebody_holds(call, site):
@@ -78,17 +78,17 @@ def test_a_client_that_would_start(call, site):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "what", "told"),
+    ("old", "new", "what", "reported"),
     [
-        ("csv:x.csv", "csv:gone.csv", "data", "there is no gone.csv"),
+        ("csv:x.csv", "csv:gone.csv", "data", "gone.csv does not exist"),
         ("csv:x.csv?target=y", "x.csv", "data", "write csv:x.csv"),
-        ('folder = "ann"', 'folder = "bob"', "keys of the client", "there is no bob/trust.pem"),
+        ('folder = "ann"', 'folder = "bob"', "keys of the client", "bob/trust.pem does not exist"),
         ("[data]", 'policy = "p.toml"\n[data]', "policy", "unknown key 'secure_aggregation.gama'"),
     ],
 )
-def test_what_a_client_would_refuse(call, site, old, new, what, told):
+def test_what_a_client_would_refuse(call, site, old, new, what, reported):
     Path("p.toml").write_text("[secure_aggregation]\ngama = 0.4\n")
     seen = found(call, CLIENT.format(port=9).replace(old, new), code=1)
     assert seen[what]["state"] == "missing"
-    assert told in seen[what]["found"]
+    assert reported in seen[what]["found"]
     assert seen["server"]["state"] == "warning"

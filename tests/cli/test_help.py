@@ -101,6 +101,6 @@ def test_version_and_no_arguments(call):
 def test_malformed_lines(call):
     assert "Did you mean 'compare'" in call("copare", code=2).stderr
     assert "--rounds" in call("run", "--ronds", "3", code=2).stderr
-    told = json.loads(call("run", "--json", "--rounds", "many", code=2).stderr)
-    assert told["exit_code"] == 2
-    assert "--rounds" in told["message"]
+    reported = json.loads(call("run", "--json", "--rounds", "many", code=2).stderr)
+    assert reported["exit_code"] == 2
+    assert "--rounds" in reported["message"]

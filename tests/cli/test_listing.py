@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from paceline.cli import doctor
+from paceline.cli import doctor, listing
 from paceline.cli.listing import card, sum_only
 from paceline.core.fields import field_docs
 from paceline.core.method import Method, on_client
@@ -19,17 +20,42 @@ def test_methods_are_listed_with_what_the_server_sees(call):
     cards = {c["name"]: c for c in json.loads(call("methods", "--json").stdout)}
     assert {"fedavg", "fedprox", "fedopt", "scaffold"} <= set(cards)
     assert cards["fedavg"]["secure"] is True
-    assert "control" in cards["scaffold"]["client_keeps"]
+    assert "control" in cards["scaffold"]["client_state"]
     shown = call("methods").stdout
     assert "scaffold" in shown
     assert "the server sees" in shown
 
 
+def test_the_list_is_readable_on_80_columns(call, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = call("methods").stdout.splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert [line.split() for line in lines].count(["asynchronous"]) == 1
+    assert any(line.startswith("fedamd") and " sums of updates " in line for line in lines)
+    assert {"secure", "stacks"} <= set(lines[1].split())
+    assert len(lines) < 150
+
+
 def test_card_of_one_method(call):
     shown = call("methods", "fedprox").stdout
+    assert "float, at least 0" in shown
+    assert "int, above 0" in shown
     for text in ("Federated Optimization in Heterogeneous Networks", "mu", "0.01", "epochs", "local passes"):
         assert text in shown
     assert "did you mean fedprox" in call("methods", "fedprx", code=2).stderr
+
+
+def test_a_card_shows_effects_with_interval_and_verdict(call, monkeypatch):
+    """Differences keep their sign, ratios are shown as factors, and a figure that is missing is no number."""
+    effect = {"of": "fedprox", "claim": "it helps", "versus": "fedavg", "figure": "accuracy", "ratio": False, "date": "2026-01-02"}
+    effect |= {"effect": -0.03, "low": -0.04, "high": -0.02, "verdict": "does not hold", "seeds": [0, 1, 2, 3, 4]}
+    ratio = {**effect, "ratio": True, "effect": math.log(2), "low": math.log(1.5), "high": math.log(2.5), "verdict": "holds"}
+    missing = {**effect, "effect": math.nan, "low": math.nan, "high": math.nan}
+    monkeypatch.setattr(listing, "effects", lambda name: [effect, ratio, missing])
+    shown = call("methods", "fedprox").stdout
+    assert "it helps; accuracy: -0.03 [-0.04, -0.02] against fedavg: does not hold (5 seeds, 2026-01-02)" in shown
+    assert "it helps; accuracy: 2x better [1.5x, 2.5x] against fedavg: holds (5 seeds, 2026-01-02)" in shown
+    assert "it helps; accuracy: no figure against fedavg: does not hold (5 seeds, 2026-01-02)" in shown
 
 
 def test_every_field_of_every_method_has_a_text(call):
@@ -69,23 +95,23 @@ def test_tasks(call):
 
 def test_partition(call):
     words = ("partition", "--task", "digits", "--partition", "shards:2", "--clients", "5")
-    told = json.loads(call(*words, "--json", "--out", "split.png").stdout)
-    assert len(told["clients"]) == 5
-    assert sum(c["samples"] for c in told["clients"]) <= 1797
+    reported = json.loads(call(*words, "--json", "--out", "split.png").stdout)
+    assert len(reported["clients"]) == 5
+    assert sum(c["samples"] for c in reported["clients"]) <= 1797
     assert Path("split.png").stat().st_size > 1000
     assert "client" in call(*words).stdout
     assert last_json(call("partition", "--task", "digits", "--clients", "0", "--json", code=2))["error"] == "ConfigError"
 
 
 def test_doctor(call, monkeypatch):
-    told = json.loads(call("doctor", "--json").stdout)
-    assert told["ok"]
-    seen = {f["what"] for f in told["findings"]}
+    reported = json.loads(call("doctor", "--json").stdout)
+    assert reported["ok"]
+    seen = {f["what"] for f in reported["findings"]}
     assert {"Python", "torch", "processor cores", "cache of data sets", "folder of runs", "task digits", "extra postgres"} <= seen
     assert "torch" in call("doctor").stdout
     monkeypatch.setattr(doctor, "NEEDED", ("torch", "no-such-package"))
-    told = json.loads(call("doctor", "--json", code=1).stdout)
-    assert [f["what"] for f in told["findings"] if f["state"] == "missing"] == ["no-such-package"]
+    reported = json.loads(call("doctor", "--json", code=1).stdout)
+    assert [f["what"] for f in reported["findings"] if f["state"] == "missing"] == ["no-such-package"]
 
 
 def test_doctor_warns_of_a_server_that_can_admit_its_own_clients(call, tmp_path):
@@ -93,10 +119,10 @@ def test_doctor_warns_of_a_server_that_can_admit_its_own_clients(call, tmp_path)
     (tmp_path / "apart.toml").write_text('[server]\nlisten = "0.0.0.0:9100"\n')
     states = {}
     for name in ("server", "apart"):
-        told = json.loads(call("doctor", "--json", "--config", tmp_path / f"{name}.toml", code=1).stdout)  # there are no keys
-        states[name] = next((f["state"], f["found"]) for f in told["findings"] if f["what"] == "authority")
+        reported = json.loads(call("doctor", "--json", "--config", tmp_path / f"{name}.toml", code=1).stdout)  # there are no keys
+        states[name] = next((f["state"], f["found"]) for f in reported["findings"] if f["what"] == "authority")
     assert states["server"][0] == "warning"
-    assert "admit clients of its own" in states["server"][1]
+    assert "can admit clients and surround an honest one" in states["server"][1]
     assert states["apart"][0] == "ok"
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 import pytest
 from torch import nn
 
-from paceline.cli.memory_keys import COMPUTED, kept, memory_keys, seen
+from paceline.cli.memory_keys import COMPUTED, memory_keys, seen, stored
 from paceline.core.client import Client
 from paceline.core.method import Method, client_functions, on_client
 from paceline.methods.optimisation.fedavg import FedAvg
@@ -78,8 +78,8 @@ def test_words_stand_beside_what_was_read_and_never_in_its_place():
     for name in NAMES:
         cls = find_method(name)
         keys = set(memory_keys(cls)) - {"_buffers"}
-        assert (kept(cls) == "nothing") == (not keys) == (cls.keeps == "nothing"), name
-        assert all(key in kept(cls) for key in keys), name
+        assert (stored(cls) == "nothing") == (not keys) == (cls.client_state == "nothing"), name
+        assert all(key in stored(cls) for key in keys), name
         singles = [n for n, declared in client_functions(cls).items() if declared.each]
         assert all(n in seen(cls) for n in singles), name
         assert not singles or cls.reveals != Method.reveals, f"{name} says that the server sees sums only"
@@ -104,7 +104,7 @@ class Notebook:
 class Ways(FedAvg):
     """Writes in every way there is, and says nothing of it."""
 
-    keeps: ClassVar[str] = "nothing"
+    client_state: ClassVar[str] = "nothing"
 
     @on_client
     def train(self, client, message):
@@ -149,7 +149,7 @@ class Looks(FedAvg):
 def test_every_way_to_write_is_found():
     found = {"alias", "tuple", "chain", "added", "dict", "word", "default", "handed", "named", "nested"}
     assert set(memory_keys(Ways)) - {"_buffers"} == found
-    assert kept(Ways).startswith("[added, alias")
+    assert stored(Ways).startswith("[added, alias")
 
 
 def test_what_ways_keeps_is_what_a_run_finds(task):
@@ -162,7 +162,7 @@ def test_what_ways_keeps_is_what_a_run_finds(task):
 
 def test_what_the_source_does_not_tell_is_told_as_such():
     assert COMPUTED in memory_keys(Computes)
-    assert kept(Computes) == "[?]"
+    assert stored(Computes) == "[?]"
 
 
 def test_code_without_source_is_told_as_such(monkeypatch):

@@ -76,7 +76,7 @@ LINES = [
     ("run fedavg --task x.csv", 2, "write csv:x.csv"),
     ("run fedavg --task x.csv?target=target", 2, "write csv:x.csv?target=target"),
     ("run fedavg --task tab:x.csv", 2, "write csv:x.csv"),
-    ("run fedavg --task gone.csv", 2, "write csv:gone.csv (gone.csv is not there yet)"),
+    ("run fedavg --task gone.csv", 2, "write csv:gone.csv (gone.csv does not exist yet)"),
     ("run fedavg --task leaf.json", 2, "write leaf-femnist:leaf.json or leaf-shakespeare:leaf.json"),
     ("run fedavg --task mnist", 2, "write idx:mnist"),
     ("run fedavg --task mnist/t10k-images-idx3-ubyte", 2, "write idx:mnist"),
@@ -84,7 +84,7 @@ LINES = [
     ("run fedavg --task pics", 2, "write imagefolder:pics"),
     ("run fedavg --task pics/cat/a.png", 2, "write imagefolder:pics"),
     ("run fedavg --task cifar", 2, "write cifar-10-batches-py:cifar"),
-    ("run fedavg --task notes.doc", 2, "kind:path, with a kind of idx"),
+    ("run fedavg --task notes.doc", 2, "kind:path, with one of the kinds idx"),
     ("partition --task x.csv", 2, "write csv:x.csv"),
     ("compare fedavg --task x.csv", 2, "write csv:x.csv"),
     ("server --config taskless.toml", 2, "write csv:x.csv"),
@@ -94,17 +94,17 @@ LINES = [
     ("run own_method.py", 2, "write own_method:Mine or own_method:Other or own_method:Further"),
     ("run own_method.py:Mine", 2, "write own_method:Mine or"),
     ("methods own_method.py", 2, "write own_method:Mine or"),
-    ("run own_fine.py", 2, "write own_fine:Class; no such class was found in own_fine.py"),
-    ("run gone.py", 2, "write gone:Class, a module and a class of it; there is no file gone.py"),
+    ("run own_fine.py", 2, "write own_fine:Class; own_fine.py contains no suitable class"),
+    ("run gone.py", 2, "write gone:Class, a module and one of its classes; the file gone.py does not exist"),
     ("run own_syntax:Mine", 2, "own_syntax.py:3: SyntaxError: "),
     ("run own_raises:Mine", 2, "own_raises.py:2: KeyError: 'NO_SUCH_KEY_HERE'"),
     ("run own_lacks:Mine", 2, "own_lacks.py:1: ModuleNotFoundError: No module named 'no_such_package_here'"),
     ("run own_exits:Mine", 2, "own_exits.py:4: SystemExit: not today"),
-    ("run own_gone:Mine", 2, "go to the folder that own_gone.py is in, or set PYTHONPATH=THAT_FOLDER"),
+    ("run own_gone:Mine", 2, "run from the folder that contains own_gone.py, or set PYTHONPATH to that folder"),
     ("run own_fine:Trainr", 2, "own_fine.py has no 'Trainr'; did you mean Trainer?"),
     ("run own_fine:Trainer", 2, "is no Method: a method is a class below paceline.Method"),
     # devices
-    ("run fedavg --device gpu", 2, "--device: 'gpu' is no torch device; write cpu, cuda, cuda:N or mps"),
+    ("run fedavg --device gpu", 2, "--device: 'gpu' is not a torch device; write cpu, cuda, cuda:N or mps"),
     ("run fedavg --task digits --device meta", 2, "use cpu, cuda"),
 ]
 
@@ -120,11 +120,11 @@ def files(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-@pytest.mark.parametrize(("line", "code", "told"), LINES, ids=[line for line, _, _ in LINES])
-def test_a_mistake_says_what_to_write(call, files, line, code, told):
+@pytest.mark.parametrize(("line", "code", "reported"), LINES, ids=[line for line, _, _ in LINES])
+def test_a_mistake_says_what_to_write(call, files, line, code, reported):
     ended = call(*shlex.split(line), code=code)
     plain = ended.stderr if "--json" in line else " ".join(ended.stderr.replace("│", " ").split())
-    assert told in plain
+    assert reported in plain
     assert "Traceback" not in ended.stderr
     assert not any(Path("runs").rglob("*"))
 
@@ -133,14 +133,14 @@ def test_a_variable_that_sets_part_of_a_run_is_named(call, files, monkeypatch):
     monkeypatch.setenv("PACELINE_RUN__ROUNDS", "abc")
     monkeypatch.setenv("PACELINE_CA", "elsewhere")
     Path("fine.toml").write_text("[run]\ntask = 'digits'\n")
-    told = call("server", "--config", "fine.toml", code=2).stderr
-    assert "fine.toml, table [run] with PACELINE_RUN__ROUNDS: rounds='abc'" in told
+    reported = call("server", "--config", "fine.toml", code=2).stderr
+    assert "fine.toml, table [run] with PACELINE_RUN__ROUNDS: rounds='abc'" in reported
 
 
 def test_a_name_that_nothing_has_gets_no_advice(call):
-    told = call("run", "fedavg", "--zzz", "1", code=2).stderr
-    assert "No such option: --zzz" in told
-    assert "write" not in told
+    reported = call("run", "fedavg", "--zzz", "1", code=2).stderr
+    assert "No such option: --zzz" in reported
+    assert "write" not in reported
 
 
 def test_what_is_told_to_write_is_then_taken(call, files):
@@ -156,7 +156,7 @@ def test_a_broken_entry_point_is_named(call, tmp_path, monkeypatch):
     for line in (("methods", "mine"), ("run", "mine", "--task", "digits")):
         told = " ".join(call(*line, code=2).stderr.split())
         assert "entry point mine = no_such_package_here:Mine of brokenlab" in told
-        assert "fix or uninstall it" in told
+        assert "fix or uninstall the package" in told
     listed = call("methods")
     assert "entry point mine = no_such_package_here:Mine of brokenlab" in " ".join(listed.stderr.split())
     assert "fedprox" in listed.stdout

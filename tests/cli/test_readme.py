@@ -56,8 +56,8 @@ def test_example_is_the_file_and_short():
 def test_example_trains_under_secure_aggregation(call, tmp_path):
     (tmp_path / "readme_method.py").write_text(block())
     words = ("run", "readme_method:SignVote", "--task", "digits", "--model", "logreg", "--rounds", "2", "--clients", "8")
-    told = json.loads(call(*words, "--cohort", "8", "--aggregation", "secure", "--json").stdout)
-    assert told["accuracy"] > 0.3
+    reported = json.loads(call(*words, "--cohort", "8", "--aggregation", "secure", "--json").stdout)
+    assert reported["accuracy"] > 0.3
 
 
 def test_demo_configuration_is_valid():

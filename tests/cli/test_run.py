@@ -18,11 +18,11 @@ KEYS = {
 
 def test_json_is_one_object_and_nothing_else(call):
     ended = call("run", "fedavg", *QUICK, "--json", "--seed", "3")
-    told = json.loads(ended.stdout)
-    assert set(told) >= KEYS
-    assert (told["method"], told["task"], told["rounds"], told["seed"]) == ("fedavg", "digits", 2, 3)
-    assert Path(told["run"], "config.toml").exists()
-    assert len(told["model_sha256"]) == 64
+    reported = json.loads(ended.stdout)
+    assert set(reported) >= KEYS
+    assert (reported["method"], reported["task"], reported["rounds"], reported["seed"]) == ("fedavg", "digits", 2, 3)
+    assert Path(reported["run"], "config.toml").exists()
+    assert len(reported["model_sha256"]) == 64
     assert ended.stderr == ""
 
 
@@ -46,14 +46,14 @@ def test_options_win_over_the_file_and_the_run_writes_what_it_used(call):
         'method = "fedprox"\ntask = "digits"\nmodel = "logreg"\nclients = 4\ncohort = 3\nrounds = 4\n'
         "[options]\nmu = 0.5\nlr = 0.2\n"
     )
-    told = json.loads(call("run", "--config", "mine.toml", "--rounds", "1", "-o", "lr=0.05", "--json").stdout)
-    assert (told["method"], told["rounds"]) == ("fedprox", 1)
-    used = tomllib.loads(Path(told["run"], "config.toml").read_text())
+    reported = json.loads(call("run", "--config", "mine.toml", "--rounds", "1", "-o", "lr=0.05", "--json").stdout)
+    assert (reported["method"], reported["rounds"]) == ("fedprox", 1)
+    used = tomllib.loads(Path(reported["run"], "config.toml").read_text())
     assert used["options"] == {"mu": 0.5, "lr": 0.05}
     assert (used["rounds"], used["cohort"]) == (1, 3)
-    again = json.loads(call("run", "--config", f"{told['run']}/config.toml", "--json").stdout)
-    assert again["model_sha256"] == told["model_sha256"]
-    assert again["run"] != told["run"]
+    again = json.loads(call("run", "--config", f"{reported['run']}/config.toml", "--json").stdout)
+    assert again["model_sha256"] == reported["model_sha256"]
+    assert again["run"] != reported["run"]
 
 
 def test_default_of_an_option_does_not_undo_the_file(call):
@@ -63,7 +63,7 @@ def test_default_of_an_option_does_not_undo_the_file(call):
 
 
 @pytest.mark.parametrize(
-    ("words", "error", "code", "told"),
+    ("words", "error", "code", "reported"),
     [
         (["fedavgg"], "UnknownNameError", 2, "fedavg"),
         (["fedavg", "--task", "digit"], "UnknownNameError", 2, "digits"),
@@ -79,12 +79,12 @@ def test_default_of_an_option_does_not_undo_the_file(call):
         (["fedavg", "--config", "absent.toml"], "ConfigError", 2, "absent.toml"),
     ],
 )
-def test_mistakes(call, words, error, code, told):
+def test_mistakes(call, words, error, code, reported):
     ended = call("run", *QUICK, *words, "--json", code=code)
     assert ended.stdout == ""
     seen = last_json(ended)
     assert (seen["error"], seen["exit_code"]) == (error, code)
-    assert told in seen["message"]
+    assert reported in seen["message"]
     assert not list(Path("runs").glob("*/summary.json"))
 
 
@@ -149,7 +149,7 @@ def test_without_a_cohort_it_is_at_most_everybody(call):
         call("run", "fedavg", *words, "--clients", count, "--name", count)
         assert tomllib.loads(Path("runs", count, "config.toml").read_text()).get("cohort", 20) == cohort
     refused = call("run", "fedavg", *words, "--clients", "4", "--cohort", "5", code=3)
-    assert "set cohort to 4 or less" in refused.stderr
+    assert "set --cohort to 4 or less" in refused.stderr
 
 
 def test_resume_of_nothing(call):

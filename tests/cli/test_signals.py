@@ -26,7 +26,7 @@ from paceline.methods.optimisation.scaffold import Scaffold
 
 @dataclass(frozen=True)
 class Sleepy(Scaffold):
-    @on_client(tells=None)
+    @on_client(peer_record=None)
     def train(self, client, message):
         if client.round == 3 and not os.path.exists("awake"):
             open(f"asleep-{os.getpid()}", "w").close()
@@ -136,9 +136,9 @@ def test_a_run_with_workers_ends_in_the_middle_of_their_work(start, tmp_path, nu
     send(command, number, to)
     assert command.process.wait(20) == code
     assert command.left() == {}
-    told = command.errors.read_text().splitlines()
-    assert told[-1] == f"{how}; resume with: paceline resume runs/here"
-    assert all("round" in line for line in told[:-1]), told
+    reported = command.errors.read_text().splitlines()
+    assert reported[-1] == f"{how}; resume with: paceline resume runs/here"
+    assert all("round" in line for line in reported[:-1]), reported
     assert list(command.temporary.iterdir()) == []
 
 

@@ -27,7 +27,7 @@ class Begun(FedAvg):
         mean = fed.mean(self.give, None, over=cohort)
         return State(params=state.params + self.server_lr * mean.delta)
 
-    @on_client(held=True)
+    @on_client(collects=True)
     def give(self, client, message):
         return client.take()
 
@@ -35,7 +35,7 @@ class Begun(FedAvg):
 class Shown(Begun):
     """The same, with functions whose replies the server sees."""
 
-    @on_client(each=True, held=True)
+    @on_client(each=True, collects=True)
     def show(self, client, message):
         return client.take()
 
@@ -106,7 +106,7 @@ def test_a_reply_is_handed_over_once_and_comes_back_with_a_rollback(task, config
     fed.start(method.train, fed.init_params(), over=[1])
     fed.engine.commit()
     first_time = fed.mean(method.give, None, over=[1])
-    with pytest.raises(PlanError, match="client 1 holds no reply"):
+    with pytest.raises(PlanError, match="client 1 has no stored reply"):
         fed.mean(method.give, None, over=[1])
     fed.engine.rollback()
     assert torch.equal(fed.mean(method.give, None, over=[1]).delta.vector, first_time.delta.vector)
@@ -220,5 +220,5 @@ def test_at_most_a_cohort_is_at_work_and_drawn_among_the_idle(task, config):
 def test_a_wait_for_nobody_is_named(task, config):
     prepared = prepare(config(method=f"{__name__}:Bare"), task=task, drop=lambda r, c, f: True)
     prepared.fed.start_round(1)
-    with pytest.raises(ValueError, match="nobody is at work"):
+    with pytest.raises(ValueError, match="no client is busy"):
         advance(prepared.fed, Queue(), prepared.method.train, None, lambda q: first(q, 1))

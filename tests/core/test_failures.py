@@ -110,10 +110,10 @@ def test_reasons_that_differ_in_numbers_alone_are_one():
 
 def test_an_account_stays_short_however_many_and_long_the_reasons():
     dropped = {c: f"Error{'abcdefgh'[c]}: " + "long\n" * 1000 for c in range(8)}
-    told = account(dropped, 8)
-    assert len(told) < 1000
-    assert "5 other reasons" in told
-    assert "\n" not in told
+    reported = account(dropped, 8)
+    assert len(reported) < 1000
+    assert "5 other reasons" in reported
+    assert "\n" not in reported
 
 
 # -- wherever replies lack ---------------------------------------------------------------------
@@ -126,7 +126,7 @@ def test_a_sum_without_replies_names_the_cause(federate, aggregation):
 
 
 def test_a_quorum_that_is_missed_names_the_causes_and_the_attempts(federate):
-    with pytest.raises(QuorumError, match=r"2 replies, but the quorum is 3; 4 of 6 .* 4 failed .*the round was tried 3 times"):
+    with pytest.raises(QuorumError, match=r"2 clients .* the quorum of 3; 4 of 6 .* 4 failed .*the round failed 3 times"):
         federate(method=FAILS, options={"many": 4}, on_error="drop", quorum=3, cohort=6)
 
 
@@ -139,15 +139,15 @@ def test_lost_and_late_clients_are_told_apart(federate):
 
 @pytest.mark.parametrize("arrivals", [False, True])
 def test_single_replies_of_which_none_comes_name_the_cause(federate, arrivals):
-    with pytest.raises(QuorumError, match=r"'look' came; 4 of 4 .* 4 failed \(4 times ValueError: client 0 has nothing to show"):
+    with pytest.raises(QuorumError, match=r"'look'; 4 of 4 .* 4 failed \(4 times ValueError: client 0 has nothing to show"):
         federate(method=LOOKS, options={"arrivals": arrivals}, on_error="drop")
 
 
 def test_what_is_dropped_is_in_the_round_s_record_and_told_once(federate, tmp_path):
     folder = RunFolder.create(tmp_path, "run")
-    with pytest.warns(RoundWarning, match=f"client 0 gave no reply: KeyError.*{line_of('key')}") as told:
+    with pytest.warns(RoundWarning, match=f"client 0 gave no reply: KeyError.*{line_of('key')}") as reported:
         federate(method=FAILS, options={"many": 1}, on_error="drop", cohort=6, folder=folder)
-    assert len(told) == 1
+    assert len(reported) == 1
     assert [r["lost"] for r in folder.read_metrics()] == [
         f"1 failed (KeyError: 'temperature' ({line_of('key')}), such as client 0)"
     ] * 3
@@ -168,10 +168,10 @@ def test_an_evaluation_that_is_lost_says_why(task, config):
 
 def test_a_round_that_is_tried_again_or_skipped_says_why(federate):
     lost = iter([True] * 5 + [False] * 99)
-    with pytest.warns(RoundWarning, match=r"round 1 is tried again.*5 of 5 clients gave no reply: 5 gone"):
+    with pytest.warns(RoundWarning, match=r"round 1 is repeated.*5 of 5 clients gave no reply: 5 gone"):
         summary = federate(drop=lambda round, client, function: next(lost))
     assert [r["attempts"] for r in summary.history] == [2, 1, 1]
-    with pytest.warns(RoundWarning, match=r"round \d is skipped, as others may be: .*(no client is available|the quorum is)"):
+    with pytest.warns(RoundWarning, match=r"round \d is skipped \(reported once\): .*(no client is available|the quorum of)"):
         federate(participation="bernoulli:0.05", rounds=5)
 
 
@@ -209,7 +209,7 @@ def test_own_errors_keep_their_class_and_strangers_do_not_get_one(federate):
         federate(method=FAILS, options={"how": "ours"})
     with pytest.raises(PlanError, match=r"one thing; another \(tests") as caught:
         federate(method=FAILS, options={"how": "plan"})
-    assert str(caught.value).count("this run cannot work") == 1
+    assert str(caught.value).count("this run cannot start") == 1
     with pytest.raises(ClientError, match="PolicyError: ours only by name"):
         federate(method=FAILS, options={"how": "name"})
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from paceline.core.generators import Still, drawing, nested, reseed, reseed_nested
+from paceline.core.generators import GeneratorWatch, drawing, nested, reseed, reseed_nested
 
 DRAWS = {
     "torch": lambda: torch.rand(()).item(),
@@ -61,8 +61,8 @@ def test_a_nested_block_reseeds_and_restores_only_when_it_is_the_outermost():
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 def test_still_notices_a_single_draw(draw):
     with drawing(2):
-        assert not Still().moved()
+        assert not GeneratorWatch().moved()
         reseed(9)
-        still = Still()
+        still = GeneratorWatch()
         draw()
         assert still.moved()

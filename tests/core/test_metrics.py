@@ -11,7 +11,7 @@ from paceline.core.metrics import BINS, adjusted_rand, spread, spread_figures
 from paceline.run import prepare
 
 
-def told(correct, count):
+def reported(correct, count):
     return spread({"correct": correct, "count": count})
 
 
@@ -24,16 +24,16 @@ def test_spread_against_numpy():
     count = rng.integers(50, 100, 40)
     correct = rng.integers(0, count + 1)
     accuracy = correct / count
-    out = spread_figures(total([told(int(a), int(b)) for a, b in zip(correct, count, strict=True)]))
+    out = spread_figures(total([reported(int(a), int(b)) for a, b in zip(correct, count, strict=True)]))
     assert out["client_accuracy"] == pytest.approx(accuracy.mean(), abs=1e-12)
     assert out["client_deviation"] == pytest.approx(accuracy.std(), abs=1e-9)
     assert out["worst_client_accuracy"] == pytest.approx(np.sort(accuracy)[:4].mean(), abs=0.005)
 
 
 def test_clients_without_samples_do_not_count():
-    out = spread_figures(total([told(0, 0), told(3, 4), told(0, 0)]))
+    out = spread_figures(total([reported(0, 0), reported(3, 4), reported(0, 0)]))
     assert out == {"client_accuracy": 0.75, "worst_client_accuracy": 0.75, "client_deviation": 0.0}
-    assert math.isnan(spread_figures(told(0, 0))["client_accuracy"])
+    assert math.isnan(spread_figures(reported(0, 0))["client_accuracy"])
 
 
 def test_adjusted_rand_by_hand():
@@ -111,7 +111,7 @@ def test_spread_under_secure_aggregation_with_a_drop_out(federate):
 
 
 def test_a_method_without_a_global_model_is_not_judged_centrally(task, config):
-    with pytest.raises(PlanError, match="evaluation clients"):
+    with pytest.raises(PlanError, match="evaluation='clients'"):
         prepare(config(method="localonly", evaluation="central"), task=task)
 
 

@@ -86,7 +86,7 @@ def test_names_that_were_good_before_stay():
 
 @pytest.mark.parametrize("run", ["", ".", "../x", "a/b", "a b", "\0", "x" * 201, "ü" * 101, ".hidden", "a\n"])
 def test_a_server_cannot_name_a_folder_that_is_none(run):
-    with pytest.raises(WireError, match="no name of a run"):
+    with pytest.raises(WireError, match="not a valid run name"):
         welcome(run)
 
 

@@ -122,5 +122,5 @@ def test_the_allocator_is_left_alone():
         "pl.run('fedavg', blobs(), clients=4, rounds=1, workers={workers}); print(allocator._done)"
     )
     for workers in (1, 2):
-        told = subprocess.run([sys.executable, "-c", code.format(workers=workers)], capture_output=True, text=True, check=True)
-        assert told.stdout.strip() == "False"
+        reported = subprocess.run([sys.executable, "-c", code.format(workers=workers)], capture_output=True, text=True, check=True)
+        assert reported.stdout.strip() == "False"

@@ -72,9 +72,9 @@ def carry_out(folder: Path, text: str, how: str = "file") -> subprocess.Complete
 def bits(tmp_path_factory) -> dict[str, str]:
     """Return the SHA-256 of forked runs."""
     folder = tmp_path_factory.mktemp("forked")
-    told = {method: carry_out(folder, script("fork", method), "stdin") for method in ("fedavg", "__main__:Mine")}
-    assert all(ended.returncode == 0 for ended in told.values()), told
-    return {method: ended.stdout for method, ended in told.items()}
+    reported = {method: carry_out(folder, script("fork", method), "stdin") for method in ("fedavg", "__main__:Mine")}
+    assert all(ended.returncode == 0 for ended in reported.values()), reported
+    return {method: ended.stdout for method, ended in reported.items()}
 
 
 def test_a_script_without_a_guard_is_told_so(tmp_path):
@@ -90,7 +90,7 @@ def test_a_script_without_a_guard_is_told_so(tmp_path):
 def test_so_is_one_that_fails_in_a_worker_before_it_comes_to_the_run(tmp_path):
     ended = carry_out(tmp_path, script("spawn", "__main__:Mine").replace(", force=True", ""))  # a second time this is an error
     assert ended.returncode == 1
-    assert "EngineError: worker 0 could not be started; it ended with code 1" in ended.stderr
+    assert "EngineError: worker 0 could not be started: it exited with code 1" in ended.stderr
     assert GUARD in ended.stderr
 
 
@@ -119,7 +119,10 @@ def test_a_script_that_is_no_file_is_told_why_workers_cannot_have_it(tmp_path, h
     ended = carry_out(tmp_path, script("spawn", "__main__:Mine"), how)
     assert ended.returncode == 1
     assert ended.stderr.count("Traceback") == 1
-    assert "this one is no file (a notebook, or typed or piped in); put its classes and functions into a module" in ended.stderr
+    assert (
+        "this one is not a file (a notebook, or interactive or piped input); move its classes and functions to a module"
+        in ended.stderr
+    )
 
 
 @pytest.mark.slow
@@ -145,7 +148,7 @@ def test_a_federation_of_a_method_in_the_script(tmp_path, bits):
     assert ended.returncode == 1
     assert ended.stderr.count("Traceback") == 1
     assert "EngineError: this script starts worker processes" in ended.stderr
-    assert "put it into a module" in carry_out(tmp_path, script("spawn", "__main__:Mine", what=parts), "stdin").stderr
+    assert "move it to a module" in carry_out(tmp_path, script("spawn", "__main__:Mine", what=parts), "stdin").stderr
 
 
 def test_a_child_of_somebody_else_is_told_too(monkeypatch):
@@ -157,7 +160,7 @@ def test_a_child_of_somebody_else_is_told_too(monkeypatch):
 
 def test_what_cannot_be_pickled_is_named(federate, monkeypatch):
     monkeypatch.setattr(children.multiprocessing, "get_all_start_methods", lambda: ["spawn"])
-    with pytest.raises(EngineError, match=r"cannot be sent .*lambda.*use one worker"):
+    with pytest.raises(EngineError, match=r"cannot be pickled .*lambda.*use one worker"):
         federate(task=make_task(model=lambda: nn.Linear(12, 4)), workers=2)
 
 

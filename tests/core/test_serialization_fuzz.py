@@ -227,10 +227,10 @@ def test_headers_are_reached() -> None:
     """A fuzzer that stops at the prefix proves nothing: its inputs have to meet most of the checks."""
     rng, met = random.Random(0), set()
     wanted = [
-        "cut short", "no Paceline message", "not known here", "does not fit a message", "padding", "no pair", "of kind",
-        "behind its end", "not described by", "list of sizes", "does not have", "speaks of", "booleans", "missing",
-        "not the next one", "no part of the tree", "key twice", "keys are strings", "no tree", "unknown message class",
-        "a layout needs", "does not fit a layout", "unexpected keyword", "values",
+        "truncated", "not a Paceline message", "unsupported message format", "exceeds the message", "padding", "expected a pair",
+        "msgpack type", "trailing bytes", "expected dtype", "list of sizes", "does not match the announced", "announces", "boolean",
+        "missing", "out of order", "not referenced by the tree", "duplicate key", "keys must be strings", "malformed tree",
+        "unknown message class", "a layout must have", "does not match a layout", "unexpected keyword", "values",
     ]  # fmt: skip
     for _ in range(6000):
         try:
@@ -312,7 +312,7 @@ def test_tensors_are_taken_once_and_in_order() -> None:
     rows = [["f4", [1], 4]] * 2
     good = message([["list", [["tensor", 0], ["tensor", 1]]], rows], bytes(16))
     assert len(loads(good)) == 2
-    for places, text in (([1, 0], "not the next one"), ([0, 0], "not the next one"), ([0], "no part of the tree")):
+    for places, text in (([1, 0], "out of order"), ([0, 0], "out of order"), ([0], "not referenced by the tree")):
         with pytest.raises(WireError, match=text):
             loads(message([["list", [["tensor", i] for i in places]], rows], bytes(16)))
 

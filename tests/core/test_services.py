@@ -31,9 +31,9 @@ def test_a_service_is_made_once_when_it_is_asked_for(task, config):
 
 
 def test_what_is_not_there_is_named_with_what_is():
-    with pytest.raises(ConfigError, match="no service Submodels here, only none"):
+    with pytest.raises(ConfigError, match=r"Submodels is not registered \(registered: none"):
         Services()[Submodels]
-    with pytest.raises(ConfigError, match="no service int here, only Submodels"):
+    with pytest.raises(ConfigError, match=r"int is not registered \(registered: Submodels"):
         Services(None, {Submodels: lambda host: None})[int]
 
 

@@ -103,11 +103,11 @@ def test_a_type_checker_finds_what_does_not_fit_and_nothing_else(tmp_path: Path)
     place.write_text(METHODS)
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file", str(ROOT / "pyproject.toml"), str(place)]
     environment = os.environ | {"MYPYPATH": str(ROOT / "src")}
-    said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False).stdout
-    found = {int(line) for line in re.findall(r"own\.py:(\d+): error", said)}
+    logged = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False).stdout
+    found = {int(line) for line in re.findall(r"own\.py:(\d+): error", logged)}
     expected = {number for number, line in enumerate(METHODS.splitlines(), 1) if line.endswith("# error")}
-    assert found == expected, said
-    assert re.findall(r"^(?!.*own\.py).*: error.*$", said, flags=re.MULTILINE) == []
+    assert found == expected, logged
+    assert re.findall(r"^(?!.*own\.py).*: error.*$", logged, flags=re.MULTILINE) == []
 
 
 def test_no_method_ignores_the_type_checker() -> None:

@@ -27,7 +27,7 @@ def test_a_folder_that_is_taken_is_gone_on_with_as_the_front_end_does(tmp_path):
     (place / "config.toml").write_text("")
     with pytest.raises(StoreError, match=r"paceline\.resume\('"):
         load(place)
-    with as_commands(), pytest.raises(StoreError, match="go on with it: paceline resume /"):
+    with as_commands(), pytest.raises(StoreError, match="continue it with paceline resume /"):
         load(place)
 
 

@@ -33,7 +33,7 @@ def test_half_a_file_is_told(tmp_path, cut):
     path = tmp_path / "a.npz"
     save_arrays(path, {"x": np.arange(100)})
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(DataFormatError, match=r"a\.npz is not a whole npz file.*fetch it again"):
+    with pytest.raises(DataFormatError, match=r"a\.npz is not a complete npz file.*fetch it again"):
         load_arrays(path)
 
 

@@ -30,10 +30,10 @@ def call(tmp_path, monkeypatch):
 
 
 def test_list(call):
-    told = {row["name"]: row for row in json.loads(call("list", "--json").stdout)}
-    assert told["digits"]["ready"]
-    assert not told["fashion-mnist"]["ready"]
-    assert "NOT comparable" in told["cifar10-test-split"]["about"]
+    reported = {row["name"]: row for row in json.loads(call("list", "--json").stdout)}
+    assert reported["digits"]["ready"]
+    assert not reported["fashion-mnist"]["ready"]
+    assert "NOT comparable" in reported["cifar10-test-split"]["about"]
     assert "mnist-5k" in call("list").stdout
 
 
@@ -48,8 +48,8 @@ def test_fetch_and_path(call, monkeypatch):
     monkeypatch.setitem(sources._SOURCES, "mnist-5k", tiny)
     monkeypatch.setattr("paceline.data.sources.source.bring", lambda packages, folder, say: {})
     kept = json.loads(call("fetch", "mnist-5k", "--json").stdout)["mnist-5k"]
-    told = json.loads(call("path", "mnist-5k", "--json").stdout)
-    assert told == {"name": "mnist-5k", "path": kept, "ready": True}
+    reported = json.loads(call("path", "mnist-5k", "--json").stdout)
+    assert reported == {"name": "mnist-5k", "path": kept, "ready": True}
 
 
 def test_what_does_not_exist(call):

@@ -170,7 +170,7 @@ def test_equal_values_split_equally_however_they_are_written(one, other):
 
 
 def test_more_clients_than_owners_says_how_many_there_are():
-    with pytest.raises(ConfigError, match=r"has 3 natural clients; 4 were asked for"):
+    with pytest.raises(ConfigError, match=r"has 3 natural clients, but 4 were requested"):
         partition_task(owned([0, 1, 2]), "natural", 4)
     with pytest.raises(DataError, match="no natural clients"):
         partition_task(blobs(), "natural", 4)

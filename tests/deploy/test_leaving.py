@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 
-from paceline.deploy.client.client import take_part
+from paceline.deploy.client.client import participate
 
 
 class _Node:
@@ -34,10 +34,10 @@ def test_sigterm_reaches_a_client_where_loops_take_no_handlers(monkeypatch):
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
 
     async def go() -> str:
-        return await take_part(_Node())
+        return await participate(_Node())
 
     try:
-        assert asyncio.run(go()) == "the client was asked to stop"
+        assert asyncio.run(go()) == "the client was requested to stop"
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -7,7 +7,7 @@ import warnings
 import pytest
 
 from paceline.deploy import processes
-from paceline.deploy.logs import Journal, warnings_told
+from paceline.deploy.logs import Journal, logged_warnings
 from paceline.deploy.settings import ClientConfig, ServerConfig
 from paceline.runner import RoundWarning
 
@@ -20,7 +20,7 @@ def test_a_warning_is_a_line_of_the_journal(capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("always", RoundWarning)
         before = warnings.showwarning
-        with warnings_told(Journal("server")):
+        with logged_warnings(Journal("server")):
             warnings.warn("round 3 is tried again", RoundWarning, stacklevel=1)
         assert warnings.showwarning is before
     (line,) = lines(capsys)
@@ -56,7 +56,7 @@ async def nothing(node):
 def test_processes_write_their_warnings_as_lines(role, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(processes, "FederationServer", Talks)
     monkeypatch.setattr(processes, "make_node", Talks)
-    monkeypatch.setattr(processes, "take_part", nothing)
+    monkeypatch.setattr(processes, "participate", nothing)
     monkeypatch.setattr(processes, "on_stop", lambda act: None)
     with warnings.catch_warnings():
         warnings.simplefilter("always", RoundWarning)
@@ -65,5 +65,5 @@ def test_processes_write_their_warnings_as_lines(role, tmp_path, capfd, monkeypa
         else:
             processes.run_client(ClientConfig())
     sys.stderr.flush()
-    told = lines(capfd)
-    assert [line["why"] for line in told if line["event"] == "warning"] == ["something is odd"] * (2 if role == "server" else 1)
+    reported = lines(capfd)
+    assert [line["why"] for line in reported if line["event"] == "warning"] == ["something is odd"] * (2 if role == "server" else 1)

@@ -14,21 +14,24 @@ from paceline.deploy.settings import ClientConfig, ServerConfig, load_config
 
 
 def refused(environment: dict[str, str], path: Path | None = None) -> str:
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as reported:
         load_config(ServerConfig, path, environment)
-    return str(told.value)
+    return str(reported.value)
 
 
 @pytest.mark.parametrize(
     ("variable", "parts"),
     [
-        ("SERVER__LISTEN__X", ["sets 'x' within server.listen", "no table but '0.0.0.0:9100'", "set PACELINE_SERVER__LISTEN "]),
+        (
+            "SERVER__LISTEN__X",
+            ["sets 'x' within server.listen", "which is '0.0.0.0:9100', not a table", "set PACELINE_SERVER__LISTEN "],
+        ),
         ("SERVER__LISTN", ["unknown key 'server.listn'; did you mean listen"]),
-        ("SERVR__LISTEN", ["no table 'servr'; did you mean server"]),
+        ("SERVR__LISTEN", ["unknown table 'servr'; did you mean server"]),
         ("SERVER__", ["empty part"]),
         ("__LISTEN", ["empty part"]),
         ("SERVER____LISTEN", ["empty part"]),
-        ("SERVER", ["names the table [server]", "PACELINE_SERVER__KEY"]),
+        ("SERVER", ["sets the whole table [server]", "PACELINE_SERVER__KEY"]),
         ("SERVER__LEAST", ["server.least = 'x'", "integer"]),
         ("SERVER__ENROL", ["server.enrol = 'x'", "port is missing"]),
         ("WAITING__PHASES__TRAIN", ["waiting.phases.train = 'x'"]),
@@ -38,9 +41,9 @@ def refused(environment: dict[str, str], path: Path | None = None) -> str:
 def test_a_variable_that_is_wrong_is_named(tmp_path: Path, variable: str, parts: list[str]) -> None:
     path = tmp_path / "server.toml"
     path.write_text('[server]\nlisten = "0.0.0.0:9100"\n')
-    told = refused({f"PACELINE_{variable}": "x"}, path)
+    reported = refused({f"PACELINE_{variable}": "x"}, path)
     for part in (f"PACELINE_{variable}", *parts):
-        assert part in told
+        assert part in reported
 
 
 def test_two_variables_of_which_one_lies_in_the_other_are_refused_in_any_order() -> None:
@@ -65,9 +68,9 @@ def test_variables_of_the_other_role_and_of_no_table_are_left_alone() -> None:
 def test_what_should_be_a_table_in_the_file_and_is_none(tmp_path: Path) -> None:
     path = tmp_path / "server.toml"
     path.write_text("server = 3\nwaiting = 'x'\n")
-    told = refused({}, path)
-    assert "server = 3: this is no table" in told
-    assert "waiting = 'x': this is no table" in told
+    reported = refused({}, path)
+    assert "server = 3: this must be a table" in reported
+    assert "waiting = 'x': this must be a table" in reported
     assert "PACELINE_SERVER__LISTEN" in refused({"PACELINE_SERVER__LISTEN": "0.0.0.0:1"}, path)
 
 

@@ -39,7 +39,7 @@ def test_a_busy_client_cannot_begin():
 
 @pytest.mark.parametrize("seconds", [-1.0, float("inf"), float("nan")])
 def test_impossible_durations_are_refused(seconds):
-    with pytest.raises(ConfigError, match="no duration"):
+    with pytest.raises(ConfigError, match="must be finite"):
         Queue().begin({0: seconds})
 
 

@@ -21,23 +21,23 @@ def gpus(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "count", "built", "told"),
+    ("name", "count", "built", "reported"),
     [
         ("cuda", 0, False, "torch was built without CUDA; use cpu, or install a CUDA build"),
         ("cuda:0", 0, True, "no CUDA device is visible; use cpu"),
-        ("cuda:7", 1, True, "cuda:0 is the only one"),
-        ("cuda:2", 2, True, "cuda:0 to cuda:1 are there"),
+        ("cuda:7", 1, True, "only cuda:0 exists"),
+        ("cuda:2", 2, True, "cuda:0 to cuda:1 exist"),
         ("mps", 0, False, "torch was built without MPS"),
         ("mps", 0, True, "no MPS device is visible"),
-        ("gpu", 1, True, "'gpu' is no torch device; write cpu, cuda"),
-        ("cuda:x", 1, True, "no torch device"),
-        ("", 1, True, "no torch device"),
+        ("gpu", 1, True, "'gpu' is not a torch device; write cpu, cuda"),
+        ("cuda:x", 1, True, "not a torch device"),
+        ("", 1, True, "not a torch device"),
         ("meta", 1, True, "use cpu, cuda"),
     ],
 )
-def test_a_device_that_cannot_be_used_is_refused_with_what_to_do(gpus, name, count, built, told):
+def test_a_device_that_cannot_be_used_is_refused_with_what_to_do(gpus, name, count, built, reported):
     gpus(count, built)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=reported):
         check_device(name, "--device")
 
 
@@ -50,7 +50,7 @@ def test_a_device_that_is_there_is_taken(gpus, name):
 def test_elsewhere_only_the_name_is_looked_at(gpus):
     gpus(0, False)
     check_device("cuda:7", "--device", here=False)
-    with pytest.raises(ConfigError, match="no torch device"):
+    with pytest.raises(ConfigError, match="not a torch device"):
         check_device("gpu", "--device", here=False)
 
 
@@ -61,11 +61,11 @@ def test_a_run_is_refused_before_its_data_are_loaded(config, gpus, monkeypatch):
 
     gpus(0, False)
     monkeypatch.setattr(assembly, "load_task", lambda *_, **__: pytest.fail("data were loaded first"))
-    with pytest.raises(ConfigError, match=r"device: device 'cuda' cannot be used here"):
+    with pytest.raises(ConfigError, match=r"device: device 'cuda' is not available"):
         run.prepare(config(device="cuda"))
 
 
 def test_a_client_is_refused_when_it_starts(gpus):
     gpus(0, False)
-    with pytest.raises(ConfigError, match=r"data.device: device 'cuda:0' cannot be used here: torch was built without CUDA"):
+    with pytest.raises(ConfigError, match=r"data.device: device 'cuda:0' is not available: torch was built without CUDA"):
         make_node(ClientConfig(data=DataConfig(device="cuda:0")), journal=None)

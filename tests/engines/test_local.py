@@ -69,7 +69,7 @@ def test_errors_may_drop_the_client_instead(federate):
 
 def test_a_killed_worker_is_replaced_and_the_round_has_the_same_bits(federate, tmp_path, monkeypatch):
     monkeypatch.setenv("ONCE", str(tmp_path / "once"))
-    with pytest.warns(RoundWarning, match=r"round 2 is run again: worker \d \(pid \d+\) died"):
+    with pytest.warns(RoundWarning, match=r"round 2 is repeated: worker \d \(pid \d+\) died"):
         killed = federate(method=NAME, options={"how": "kill"}, clients=5, workers=2)
     assert (tmp_path / "once").exists()
     quiet = federate(method=NAME, options={"how": "none"}, clients=5, workers=2)

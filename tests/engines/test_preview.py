@@ -39,7 +39,7 @@ def test_previews_have_the_shape_of_real_replies(task, monkeypatch, name):
     prepare(RunConfig.build({**config, "aggregation": "secure-arithmetic", "secure": {"gamma": 0.0}}), task=task).go()
     assert seen
     for (request, previewed, _), shape in zip(seen, shapes, strict=True):
-        if not request.declared.held:
+        if not request.declared.collects:
             assert previewed is not None, f"{name}.{request.function} has no preview"
         if previewed is not None:
             assert repr(previewed) == repr(shape), f"{name}.{request.function}"

@@ -222,17 +222,17 @@ def test_the_caller_s_own_streams_go_on_undisturbed(way):
 
 def test_a_model_that_draws_is_not_stacked_and_one_that_does_not_is():
     def asked(build):
-        with warnings.catch_warnings(record=True) as said:
+        with warnings.catch_warnings(record=True) as logged:
             warnings.simplefilter("always")
             values = {"method": "fedavg", "task": "blobs", "clients": 6, "cohort": 6, "rounds": 1, "vectorize": "on", "chunk": 3}
             prepare(RunConfig.build(values), task=make_task(model=build)).go()
-        return [str(w.message) for w in said if w.category is StackingWarning]
+        return [str(w.message) for w in logged if w.category is StackingWarning]
 
     assert asked(small_mlp) == []
     for name in ("function", "depth", "python", "seldom", "attention", "module"):
-        (said,) = asked(MODELS[name])
-        assert "draws random numbers" in said
-        assert "one at a time" in said
+        (logged,) = asked(MODELS[name])
+        assert "draws random numbers" in logged
+        assert "one at a time" in logged
 
 
 def test_looking_whether_a_model_draws_leaves_it_as_it_was():

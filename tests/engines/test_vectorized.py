@@ -162,9 +162,9 @@ def test_clients_whose_optimizers_differ_do_not_share_a_stack(task):
 def test_a_hook_that_cannot_be_stacked_falls_back_and_says_so_once(task, kind):
     common = {"method": HOOKED, "options": {"kind": kind}}
     _, _, alone = go(task, ragged(), **common, vectorize="off", chunk=1)
-    with pytest.warns(StackingWarning, match="one at a time where Hooked") as said:
+    with pytest.warns(StackingWarning, match="clients that use Hooked") as logged:
         _, _, stacked = go(task, ragged(), **common)
-    assert len([w for w in said if w.category is StackingWarning]) == 1
+    assert len([w for w in logged if w.category is StackingWarning]) == 1
     assert alone.equal(stacked)
 
 

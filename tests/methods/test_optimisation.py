@@ -105,10 +105,19 @@ def test_scaffold_averages_controls_over_the_population(regression):
     np.testing.assert_allclose(state.control.vector.numpy(), c, atol=5e-5)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "yogi", "adagrad", "momentum"])
-def test_fedopt(regression, optimizer):
-    eta, b1, b2, tau = 0.03, 0.9, 0.99, 1e-3
-    state, clients, start, cohorts = run_rounds(regression, "fedopt", 4, optimizer=optimizer, server_lr=eta)
+@pytest.mark.parametrize(
+    ("optimizer", "b1", "options"),
+    [
+        ("adam", 0.9, {}),
+        ("yogi", 0.9, {}),
+        ("adagrad", 0.0, {}),  # as in the paper: without momentum
+        ("adagrad", 0.9, {"beta1": 0.9}),
+        ("momentum", 0.9, {}),
+    ],
+)
+def test_fedopt(regression, optimizer, b1, options):
+    eta, b2, tau = 0.03, 0.99, 1e-3
+    state, clients, start, cohorts = run_rounds(regression, "fedopt", 4, optimizer=optimizer, server_lr=eta, **options)
 
     def server(w, d, s):
         m, v = s.get("m", np.zeros_like(w)), s.get("v", np.full_like(w, tau**2))

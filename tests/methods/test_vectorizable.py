@@ -119,12 +119,12 @@ def agrees(task, stacks, method, options):
     assert many.total_seconds == pytest.approx(one.total_seconds)
 
 
-def told(value):
+def reported(value):
     options = ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value
     return options or "defaults"
 
 
-@pytest.mark.parametrize(("method", "options"), CLAIMED, ids=told)
+@pytest.mark.parametrize(("method", "options"), CLAIMED, ids=reported)
 def test_a_method_that_claims_it_agrees_on_ragged_clients(task, stacks, method, options):
     agrees(task, stacks, method, options)
 
@@ -164,9 +164,9 @@ class Unfounded(FedAvg):
 
 
 @pytest.mark.parametrize(
-    ("kind", "told"), [("branch", "branch on a tensor's value"), ("counting", "< 1e-05"), ("alone", "nobody said so")]
+    ("kind", "reported"), [("branch", "branch on a tensor's value"), ("counting", "< 1e-05"), ("alone", "nobody said so")]
 )
-def test_an_unfounded_claim_is_found_out(task, stacks, kind, told):
+def test_an_unfounded_claim_is_found_out(task, stacks, kind, reported):
     warnings.simplefilter("ignore", StackingWarning)
-    with pytest.raises(AssertionError, match=told):
+    with pytest.raises(AssertionError, match=reported):
         agrees(task, stacks, f"{__name__}:Unfounded", {"kind": kind})

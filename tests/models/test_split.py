@@ -73,7 +73,7 @@ def test_architectures_are_built_once_and_seeded():
     assert not torch.equal(first.initial("").vector, Architectures(task, 4).initial("").vector)
     assert first.initial("mlp:hidden=7-5")["3.weight"].shape == (5, 7)
     assert first.body("mlp:hidden=7-5").layout.size == first.resident("mlp:hidden=7-5").layout.size - 6 * 4
-    assert first.resident("mlp:hidden=7-5").flops == 2 * (12 * 7 + 7 * 5 + 5 * 4)
+    assert first.resident("mlp:hidden=7-5").flops == 2 * (12 * 7 + 7 * 5 + 5 * 4) + 7 + 5  # products and two ReLUs
     with pytest.raises(UnknownNameError):
         first.resident("transformr")
 

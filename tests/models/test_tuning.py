@@ -129,12 +129,14 @@ def test_frozen_norms_keep_their_statistics_in_training(made):
     assert Tuning("head").names(module) == ["2.weight", "2.bias"]
 
 
-@pytest.mark.parametrize(("prototype", "told"), [("adapter", "no place for adapters"), ("prompt", "no place for prompts")])
-def test_a_model_without_a_place_is_named(made, prototype, told):
-    with pytest.raises(ConfigError, match=told):
+@pytest.mark.parametrize(
+    ("prototype", "reported"), [("adapter", "does not support adapters"), ("prompt", "does not support prompts")]
+)
+def test_a_model_without_a_place_is_named(made, prototype, reported):
+    with pytest.raises(ConfigError, match=reported):
         made(lambda: nn.Sequential(nn.Linear(2, 2)), prototype)
     if prototype == "prompt":
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=reported):
             made(partial(char_model, shape=(6,), num_classes=4, dim=4, heads=1), prototype)
 
 
@@ -150,7 +152,7 @@ def test_a_missing_library_is_named_with_the_command(made, monkeypatch):
 
 
 def test_pictures_that_do_not_suit_are_named():
-    with pytest.raises(ConfigError, match="sides are multiples of patch"):
+    with pytest.raises(ConfigError, match="sides must be multiples of patch"):
         vit(shape=(1, 9, 8), patch=4)
-    with pytest.raises(ConfigError, match="reads sequences"):
+    with pytest.raises(ConfigError, match="use sequences"):
         char_model(shape=(1, 8, 8))

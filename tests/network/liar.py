@@ -69,7 +69,7 @@ class Liar:
     def together(self):
         """Wait until all clients have joined, or said why not."""
         clients = len(self.clients)
-        self.wait(lambda: len(self.hub.asking.refusals) + sum(s.ready for s in self.hub.sessions.values()) == clients)
+        self.wait(lambda: len(self.hub.dispatcher.refusals) + sum(s.ready for s in self.hub.sessions.values()) == clients)
 
     def wait(self, condition):
         async def until():
@@ -101,9 +101,9 @@ class Liar:
         facts |= {"deadline": None, "channel": {"kind": kind}, "cohort": len(clients), "operation": 1, **head}
         call = Call(function, message, clients, round, stream, Each(), program, each or {})
         phase = PendingCall(number, call, function, facts, MessagePart.of(message), Patience(phase=5.0))
-        before = {c: len(self.said(c)) for c in clients}
-        self.loop.call(self.hub.asking.open, phase)
-        told, self.heads = {}, {}
+        before = {c: len(self.logged(c)) for c in clients}
+        self.loop.call(self.hub.dispatcher.open, phase)
+        reported, self.heads = {}, {}
         for _ in clients:
             arrival = phase.arrivals.get(timeout=10)
             reply = arrival.message
@@ -113,12 +113,12 @@ class Liar:
                 self.heads[arrival.client] = dict(reply.head)
                 assert why in (None, HIDDEN), f"client {arrival.client} sent the reason {why!r}"
             if reply is not None and why is not None:
-                [why] = self.said(arrival.client)[before[arrival.client] :]
-            told[arrival.client] = (why, value)
-        self.loop.call(self.hub.asking.shut)
-        return told
+                [why] = self.logged(arrival.client)[before[arrival.client] :]
+            reported[arrival.client] = (why, value)
+        self.loop.call(self.hub.dispatcher.shut)
+        return reported
 
-    def said(self, client):
+    def logged(self, client):
         """Return what a client's own log says of why it did not answer."""
         return [facts["why"] for facts in self.loopback.client_lines.of("not_answered") if facts["client"] == client]
 
@@ -147,11 +147,11 @@ class Sum:
         self.server = SecureServer(self.session, liar.directory.publics(self.session.clients), 1)
 
     def step(self, name, message, clients, take, **options):
-        told = self.liar.ask(name, message, clients=clients, round=self.round, **options)
-        for client, (why, value) in told.items():
+        reported = self.liar.ask(name, message, clients=clients, round=self.round, **options)
+        for client, (why, value) in reported.items():
             if why is None:
                 take(client, value)
-        return told
+        return reported
 
     def advertise(self, **changes):
         return self.step("advertise", {**self.session.plain(), **changes}, self.session.clients, self.server.add_advert)
@@ -161,7 +161,7 @@ class Sum:
         return self.step("share", {"hashes": hashes, **more}, list(adverts), self.server.add_shares, each=adverts)
 
     def masked(self, params=None, **options):
-        mail = self.server.mail_for()
+        mail = self.server.inbox_for()
         take = lambda c, m: self.server.add_masked(c, {**m, "segments": as_bytes(m["segments"])})  # noqa: E731
         return self.step("masked", self.params if params is None else params, list(mail), take, each=mail, **options)
 
@@ -185,8 +185,8 @@ class Sum:
         return self.unmask()
 
 
-def reasons(told):
+def reasons(reported):
     """Return why nobody answered."""
-    assert all(value is None for _, value in told.values()), "a client answered"
-    assert all(why for why, _ in told.values())
-    return " ".join(why for why, _ in told.values())
+    assert all(value is None for _, value in reported.values()), "a client answered"
+    assert all(why for why, _ in reported.values())
+    return " ".join(why for why, _ in reported.values())

@@ -48,7 +48,7 @@ def test_a_certificate_that_does_not_hold_yet_is_named(loopback):
     """So a client learns at once that its own clock is behind, or the authority's ahead."""
     found(loopback.root, timedelta(hours=2))
     loopback.serve(RUN)
-    with pytest.raises(IdentityError, match=r"this client's certificate holds from .*clock"):
+    with pytest.raises(IdentityError, match=r"this client's certificate is valid only from .*clock"):
         loopback.client(0)
 
 

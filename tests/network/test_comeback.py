@@ -88,7 +88,7 @@ def test_a_client_that_is_revoked_while_it_takes_part_ends(loopback):
     loopback.wait(lambda: loopback.server.engine.hub.ready() == [1])
     Authority.open(loopback.root / "ca").revoke("client1", "keyCompromise")
     publish(loopback.root)
-    with pytest.raises(IdentityError, match=r"lets this client in no more: client client1 is not, or no longer"):
+    with pytest.raises(IdentityError, match=r"no longer admits this client: client client1 is not, or no longer"):
         loopback.ends[1].result(10)
     assert loopback.client_lines.of("broken")[-1]["code"] == "PERMISSION_DENIED"
 
@@ -138,4 +138,4 @@ def test_the_process_of_a_revoked_client_ends_with_its_exit_code(loopback):
     words = [sys.executable, "-c", "from paceline.cli import main; main()", "client", "--config", str(loopback.root / "c.toml")]
     ended = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60, env=dict(os.environ))
     assert ended.returncode == 14
-    assert "lets this client in no more" in ended.stderr.replace("\n", " ")
+    assert "no longer admits this client" in ended.stderr.replace("\n", " ")

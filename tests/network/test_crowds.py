@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from paceline.core.address import Address
 from paceline.core.errors import EngineError, StoreError
 from paceline.deploy.identity.authority import Authority
-from paceline.deploy.identity.call_limits import Bounds, Crowd, Full
+from paceline.deploy.identity.call_limits import Bounds, CallLimiter, TooManyCalls
 from paceline.deploy.identity.enrolment import Invitation
 from paceline.deploy.identity.enrolment_client import enrol, renew
 from paceline.deploy.identity.enrolment_server import peer_of
@@ -104,7 +104,7 @@ def invited(loopback, name: str) -> Path:
 
 
 @pytest.fixture
-def crowd():
+def limiter():
     """Return a function that opens peers; all are closed in the end."""
     peers: list[Peer] = []
 
@@ -117,17 +117,19 @@ def crowd():
         peer.close()
 
 
-def test_dozens_of_idle_peers_keep_nobody_out(serving, crowd):
+def test_dozens_of_idle_peers_keep_nobody_out(serving, limiter):
     """From the honest clients' own address and from others; at the enrolment's port and at the renewals'."""
     server, folder = serving.server, serving.root / "client5"
-    peers = [crowd(server.enrol_port, kind, f"127.0.0.{2 + n % 30}" if n % 2 else "127.0.0.1") for n in range(15) for kind in KINDS]
-    peers += [crowd(server.renew_port, kind) for kind in ("bare", "half") for _ in range(20)]
+    peers = [
+        limiter(server.enrol_port, kind, f"127.0.0.{2 + n % 30}" if n % 2 else "127.0.0.1") for n in range(15) for kind in KINDS
+    ]
+    peers += [limiter(server.renew_port, kind) for kind in ("bare", "half") for _ in range(20)]
     peers += [
-        crowd(server.renew_port, kind, method="Renew", folder=folder)
+        limiter(server.renew_port, kind, method="Renew", folder=folder)
         for kind in ("silent", "trickle", "preface")
         for _ in range(10)
     ]
-    serving.wait(lambda: server._enrolment.enrolling.crowd.open > 20)
+    serving.wait(lambda: server._enrolment.enrolling.limiter.open > 20)
     began = time.monotonic()
     with ThreadPoolExecutor() as pool:
         new = pool.submit(enrol, serving.root / "new", invited(serving, "newcomer"))
@@ -156,25 +158,25 @@ def test_who_is_ended_is_told_why(serving):
         (error,) = [c.exception() for c in calls if c.done()]
         assert error.code() is STATUS.RESOURCE_EXHAUSTED
         assert "more than 8 calls are open for 127.0.0.1; try again" in error.details()
-        assert serving.server._enrolment.enrolling.crowd.open == 8
+        assert serving.server._enrolment.enrolling.limiter.open == 8
         for each in calls:
             each.cancel()
         over.set()
     assert serving.server_lines.of("refused")[0]["reason"] == "crowd"
 
 
-def test_silence_ends_by_itself(loopback, crowd, monkeypatch):
+def test_silence_ends_by_itself(loopback, limiter, monkeypatch):
     short = Bounds(read=0.4, idle=1.0, age=3.0)
     monkeypatch.setattr("paceline.deploy.identity.enrolment_server.Bounds", lambda: short)
     loopback.serve({"clients": 3, "cohort": 3, "rounds": 1}, {"ca": loopback.root / "ca", "enrol": "127.0.0.1:0"})
     port = loopback.server._enrolment.enrolling
-    peers = {kind: crowd(loopback.server.enrol_port, kind) for kind in KINDS}
-    loopback.wait(lambda: port.crowd.open == 2)
+    peers = {kind: limiter(loopback.server.enrol_port, kind) for kind in KINDS}
+    loopback.wait(lambda: port.limiter.open == 2)
     end = time.monotonic() + 5
-    while port.crowd.open and time.monotonic() < end:
+    while port.limiter.open and time.monotonic() < end:
         peers["trickle"].trickle()
         time.sleep(0.05)
-    assert port.crowd.open == 0
+    assert port.limiter.open == 0
     assert {f["reason"] for f in loopback.server_lines.of("refused")} == {"silent"}
     assert all(peers[kind].ended(8) for kind in KINDS)
 
@@ -192,9 +194,9 @@ def test_faults_of_the_server_are_told_apart_from_refusals(serving, monkeypatch)
         raise StoreError("/secret/place cannot be written")
 
     monkeypatch.setattr("paceline.deploy.identity.authority.Authority.redeem", broken)
-    with pytest.raises(EngineError, match="cannot issue certificates just now") as told:
+    with pytest.raises(EngineError, match="cannot issue certificates at present") as reported:
         enrol(serving.root / "new", invited(serving, "newcomer"))
-    assert "secret" not in str(told.value)
+    assert "secret" not in str(reported.value)
     assert "secret" in serving.server_lines.of("refused")[0]["why"]
 
 
@@ -240,31 +242,31 @@ def test_the_bounds_hold_whatever_comes(steps):
 
 def _walk(steps):
     bounds = Bounds(each=3, all=6, busy=2)
-    crowd, held = Crowd(bounds), []
+    limiter, held = CallLimiter(bounds), []
     for who, step in steps:
-        with contextlib.suppress(Full):
+        with contextlib.suppress(TooManyCalls):
             if step == "enter":
-                held.append(crowd.enter(who))
+                held.append(limiter.enter(who))
             elif held and step == "leave":
-                crowd.leave(held.pop(0))
+                limiter.leave(held.pop(0))
             elif held and not held[-1].gone.done():
-                crowd.work(held[-1])
-        assert crowd.open <= bounds.all
-        assert len(crowd._busy) <= bounds.busy
+                limiter.work(held[-1])
+        assert limiter.open <= bounds.all
+        assert len(limiter._busy) <= bounds.busy
         for peer in "abcdefgh":
-            assert len(crowd._silent.get(peer, ())) + sum(t.who == peer for t in crowd._busy) <= bounds.each
+            assert len(limiter._silent.get(peer, ())) + sum(t.who == peer for t in limiter._busy) <= bounds.each
     for ticket in held:
-        crowd.leave(ticket)
-    assert crowd.open == 0
+        limiter.leave(ticket)
+    assert limiter.open == 0
 
 
 def test_one_peer_cannot_push_out_another():
     """With the port full, room is made by who has most of the calls."""
 
     async def go():
-        crowd = Crowd(Bounds(each=100, all=10))
-        honest = crowd.enter("honest")
-        greedy = [crowd.enter("greedy") for _ in range(50)]
+        limiter = CallLimiter(Bounds(each=100, all=10))
+        honest = limiter.enter("honest")
+        greedy = [limiter.enter("greedy") for _ in range(50)]
         assert not honest.gone.done()
         assert sum(not t.gone.done() for t in greedy) == 9
 

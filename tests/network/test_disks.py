@@ -57,7 +57,7 @@ def test_a_server_whose_disk_is_full_stops_and_goes_on_with_the_same_bits(loopba
     port = loopback.serve(run, options, observer=fill, state=ServerState(disk.place / "run" / "state.db"))
     for number in range(5):
         loopback.client(number)
-    with pytest.raises(DiskFullError, match="no room"):
+    with pytest.raises(DiskFullError, match="no disk space"):
         loopback.result.result(20)
     disk.clear()
     loopback.serve(run, {**options, "listen": f"127.0.0.1:{port}"}, state=ServerState(disk.place / "run" / "state.db"))
@@ -85,13 +85,13 @@ def test_a_client_whose_disk_is_full_drops_out_and_comes_back(loopback, federate
     here = federate(drop=lambda round, client, function: client == 4 and round in (3, 4) and function == step, **run)
     assert there.model_sha256 == here.model_sha256
     assert [r["dropped"] for r in there.history] == [0, 0, 1, 1, 0]
-    told = loopback.server_lines.of("lost")
-    assert [list(facts["clients"]) for facts in told] == [[4], [4]]
+    reported = loopback.server_lines.of("lost")
+    assert [list(facts["clients"]) for facts in reported] == [[4], [4]]
     if aggregation == "secure":
-        assert all(facts["clients"][4] == HIDDEN for facts in told)
-    said = [facts["why"] for facts in loopback.client_lines.of("not_answered")]
-    assert said
-    assert all("DiskFullError: no room for" in why for why in said)
+        assert all(facts["clients"][4] == HIDDEN for facts in reported)
+    logged = [facts["why"] for facts in loopback.client_lines.of("not_answered")]
+    assert logged
+    assert all("DiskFullError: no disk space" in why for why in logged)
 
 
 def test_a_client_that_cannot_begin_for_want_of_room_joins_later(loopback, federate, disk, monkeypatch):
@@ -104,8 +104,8 @@ def test_a_client_that_cannot_begin_for_want_of_room_joins_later(loopback, feder
     loopback.wait(lambda: loopback.server_lines.of("refused_by_client"))
     disk.clear()
     assert loopback.finish().model_sha256 == federate(vectorize="off", **RUN).model_sha256
-    (told,) = {(f["client"], f["later"]) for f in loopback.server_lines.of("refused_by_client")}
-    assert told == (4, True)
+    (reported,) = {(f["client"], f["later"]) for f in loopback.server_lines.of("refused_by_client")}
+    assert reported == (4, True)
     assert "DiskFullError" in loopback.server_lines.of("refused_by_client")[0]["reasons"][0]
 
 
@@ -120,7 +120,7 @@ def test_replies_that_find_no_room_are_sent_again(loopback, federate, disk, monk
     loopback.wait(lambda: len(loopback.server_lines.of("disk")) >= 3)
     disk.clear()
     assert loopback.finish().model_sha256 == federate(vectorize="off", **RUN).model_sha256
-    assert "cannot be kept" in loopback.server_lines.of("disk")[0]["why"]
+    assert "cannot be stored" in loopback.server_lines.of("disk")[0]["why"]
 
 
 def test_a_buffer_names_a_full_disk_and_gives_all_back(disk, monkeypatch):
@@ -129,12 +129,12 @@ def test_a_buffer_names_a_full_disk_and_gives_all_back(disk, monkeypatch):
     budget = Budget(0, str(disk.place))
     buffer = Buffer(100_000, budget)
     buffer.add(memoryview(bytes(8_000)))
-    with pytest.raises(DiskFullError, match="cannot be kept"):
+    with pytest.raises(DiskFullError, match="cannot be stored"):
         buffer.add(memoryview(bytes(90_000)))
     buffer.close()
     short = Buffer(9_000, budget)  # what Python holds back comes to the disk at the end only
     disk.fill()
-    with pytest.raises(DiskFullError, match="cannot be kept"):
+    with pytest.raises(DiskFullError, match="cannot be stored"):
         short.add(memoryview(bytes(9_000)))
     short.close()
     assert budget.used == 0

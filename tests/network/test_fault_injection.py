@@ -90,7 +90,7 @@ def test_bad_frames_end_a_stream_and_change_nothing(loopback, federate, kind, wh
     struck = loopback.server.engine.hub.shaper if who == "server" else loopback.nodes[1].faults
     assert struck.struck == list(faults)
     noted = loopback.server_lines.of("refused") if who == "1" else loopback.client_lines.of("broken")
-    assert any(word in facts["why"] for facts in noted for word in ("corrupted", "missing", "came twice"))
+    assert any(word in facts["why"] for facts in noted for word in ("corrupted", "missing", "was repeated"))
 
 
 def test_slow_and_delayed_clients_are_waited_for(networked, federate):

@@ -136,7 +136,7 @@ def test_a_client_chooses_its_threads_itself(loopback):
 def test_what_only_simulations_have_is_refused_at_the_start(loopback, tmp_path, name):
     config = RunConfig.build({**BASE, name: SIMULATED[name]})
     for start in (lambda: loopback.serve({name: SIMULATED[name]}), LoopbackFederation(config, tmp_path / "run").run):
-        with pytest.raises(PlanError, match=f"{name}=.* option of simulations"):
+        with pytest.raises(PlanError, match=f"{name}=.* applies to simulations"):
             start()
     assert not (tmp_path / "run").exists()
 

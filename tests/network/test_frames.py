@@ -72,18 +72,18 @@ def changed(stream, place, at, value):
 
 BAD = {
     "dropped": (lambda s: [*s[:2], *s[3:]], "is missing"),
-    "twice": (lambda s: [*s[:2], s[1], *s[2:]], "came twice"),
+    "twice": (lambda s: [*s[:2], s[1], *s[2:]], "was repeated"),
     "swapped": (lambda s: [s[0], s[2], s[1], *s[3:]], "is missing"),
     "replayed": (lambda s: [*s, *s], None),
     "corrupt": (lambda s: changed(s, 2, 100, 1), "corrupted"),
     "corrupt opening": (lambda s: changed(s, 0, f.HEAD.size + 3, 1), "corrupted"),
-    "cut": (lambda s: [*s[:-1], s[-1][:10]], "cut short"),
+    "cut": (lambda s: [*s[:-1], s[-1][:10]], "truncated"),
     "ended": (lambda s: s[:-1], "ended inside"),
-    "other protocol": (lambda s: changed(s, 0, 0, 1), "no frame of Paceline"),
+    "other protocol": (lambda s: changed(s, 0, 0, 1), "not a Paceline frame"),
     "newer": (lambda s: changed(s, 0, 2, 3), "upgrade"),
     "flags": (lambda s: changed(s, 0, 3, 8), "flags"),
     "no opening": (lambda s: message()[1:], "is missing"),
-    "nothing": (lambda s: [b""], "cut short"),
+    "nothing": (lambda s: [b""], "truncated"),
 }
 
 
@@ -92,7 +92,7 @@ def test_bad_frames_break_the_stream(name):
     change, match = BAD[name]
     stream = change(message())
     if match is None:  # the second copy of a whole message
-        with pytest.raises(WireError, match="came twice"):
+        with pytest.raises(WireError, match="was repeated"):
             asyncio.run(twice(link(stream)))
     else:
         with pytest.raises(WireError, match=match):
@@ -115,15 +115,15 @@ def opened(*parts, kind=4, first=0):
 @pytest.mark.parametrize(
     ("parts", "match"),
     [
-        (((100, 100, 0), (1 << 40, 1 << 40, 0)), "at most"),
-        (((100, 100, 0), (1000, 1 << 40, 1)), "at most"),
+        (((100, 100, 0), (1 << 40, 1 << 40, 0)), "exceeds the limit"),
+        (((100, 100, 0), (1000, 1 << 40, 1)), "exceeds the limit"),
         (((1 << 22, 1 << 22, 0),), "head of a message"),
         (((100, 200, 1),), "head of a message"),
-        (((0, 0, 0),), "impossible"),
-        (((100, 100, 2),), "impossible"),
-        (((100, 99, 0),), "impossible"),
-        (tuple((9, 9, 0) for _ in range(5)), "speaks of 5 parts"),
-        ((), "speaks of 0 parts"),
+        (((0, 0, 0),), "invalid"),
+        (((100, 100, 2),), "invalid"),
+        (((100, 99, 0),), "invalid"),
+        (tuple((9, 9, 0) for _ in range(5)), "announces 5 parts"),
+        ((), "announces 0 parts"),
     ],
 )
 def test_impossible_announcements_are_refused_before_anything_is_kept(parts, match):
@@ -152,7 +152,7 @@ def test_packed_data_that_would_grow_beyond_what_was_announced_are_refused():
     unsized = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(1 << 24))
     with pytest.raises(WireError, match="announced"):
         f.unpack(unsized, 1 << 20)
-    with pytest.raises(WireError, match=r"unpacked|announced"):
+    with pytest.raises(WireError, match=r"decompressed|announced"):
         f.unpack(b"nothing of the kind", 10)
 
 
@@ -162,7 +162,7 @@ def test_parts_that_are_not_wanted_pass_unread():
 
 
 def test_a_head_must_be_a_dict_of_names():
-    with pytest.raises(WireError, match="no dict"):
+    with pytest.raises(WireError, match="must be a dict"):
         receive(list(f.frames(4, (f.MessagePart.of([1, 2]),), 0)))
     with pytest.raises(WireError):
         receive(list(f.frames(4, (f.MessagePart(b"garbage" * 9, 63),), 0)))
@@ -187,7 +187,7 @@ def test_small_buffers_are_not_counted_and_too_much_is_refused():
     budget = Budget(10)
     buffer = Buffer(SMALL, budget)
     assert budget.used == 0
-    with pytest.raises(WireError, match="more than"):
+    with pytest.raises(WireError, match="exceeds its announced"):
         buffer.add(memoryview(bytes(SMALL + 1)))
 
 
@@ -208,5 +208,5 @@ def test_byte_strings_may_be_as_large_as_the_receiver_allows():
     raw = bytes((64 << 20) + 5)
     sent = list(f.frames(4, (f.MessagePart.of({}), f.MessagePart.of({"ranks": raw})), 0))
     assert receive(sent, limit=1 << 27).tree(0, NETWORK)["ranks"] == raw
-    with pytest.raises(WireError, match="at most"):
+    with pytest.raises(WireError, match="exceeds the limit"):
         receive(sent, limit=1 << 24)

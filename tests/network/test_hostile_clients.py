@@ -263,7 +263,7 @@ def test_nobody_left_ends_in_a_named_error(loopback):
 
     loopback.serve({"clients": 5, "cohort": 1, "rounds": 1, "quorum": 1}, {"least": 1}, {"start": 1.0})
     odd = asyncio.run_coroutine_threadsafe(odd_one(loopback.root, loopback.server.port, answer), loopback.loop._loop)
-    with pytest.raises(Exception, match=r"no reply came that can be summed|quorum") as ended:
+    with pytest.raises(Exception, match=r"no client returned a reply that can be summed|quorum") as ended:
         loopback.result.result(30)
     odd.cancel()
     assert not isinstance(ended.value, EngineError)

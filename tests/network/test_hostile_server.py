@@ -19,8 +19,8 @@ def test_an_honest_sum_is_answered(liar, params):
     """What the others are measured against."""
     one = Sum(liar(), params).to_masked()
     one.consistency()
-    told = one.unmask()
-    assert [why for why, _ in told.values()] == [None] * 4
+    reported = one.unmask()
+    assert [why for why, _ in reported.values()] == [None] * 4
     assert one.server.open()
 
 
@@ -36,7 +36,7 @@ def test_an_honest_sum_is_answered(liar, params):
     ],
 )
 def test_nothing_but_registered_functions_runs(liar, params, program, function):
-    assert "no client function" in reasons(liar().ask(function, params, program))
+    assert "not a client function" in reasons(liar().ask(function, params, program))
 
 
 @pytest.mark.parametrize(("kind", "match"), [("each", "only summed"), ("sum", "outside of"), ("telepathy", "outside of")])
@@ -47,10 +47,10 @@ def test_no_reply_leaves_outside_of_a_secure_sum(liar, params, kind, match):
 def test_a_cohort_that_shrinks_is_refused(liar):
     server = liar()
     for clients in ([0], [0, 1]):
-        told = server.ask("advertise", facts_of(server, clients), clients=clients[:1])
-        assert "refused" in reasons(told)
+        reported = server.ask("advertise", facts_of(server, clients), clients=clients[:1])
+        assert "refused" in reasons(reported)
     one = Sum(server, attempt=7)
-    assert "not an ascending list" in reasons(one.advertise(clients=[0, 1, 2, 3, 3, 3]))
+    assert "must be an ascending list" in reasons(one.advertise(clients=[0, 1, 2, 3, 3, 3]))
 
 
 def facts_of(server, clients):
@@ -69,8 +69,8 @@ def test_both_kinds_of_share_are_never_given(liar, params):
     one.consistency()
     first = one.unmask()
     assert all(set(v["self"]) == set(range(4)) - {c} and v["keys"] == {} for c, (_, v) in first.items())
-    assert "no session" in reasons(one.liar.ask("unmask", None, each={c: {} for c in range(4)}))
-    assert "no session" in reasons(one.liar.ask("consistency", {"alive": [0, 1, 2]}))
+    assert "no open session" in reasons(one.liar.ask("unmask", None, each={c: {} for c in range(4)}))
+    assert "no open session" in reasons(one.liar.ask("consistency", {"alive": [0, 1, 2]}))
 
 
 def test_different_survivor_lists_open_nothing(liar, params):
@@ -79,10 +79,10 @@ def test_different_survivor_lists_open_nothing(liar, params):
     one.alive = one.server.alive()
     signatures = {}
     for alive, clients in (([0, 1, 2], [0, 1]), ([0, 1, 2, 3], [2, 3])):
-        told = one.liar.ask("consistency", {"alive": alive}, clients=clients)
-        signatures |= {c: value["signature"] for c, (why, value) in told.items() if why is None}
-    told = one.liar.ask("unmask", None, each={c: {v: s for v, s in signatures.items() if v != c} for c in range(4)})
-    assert "signed the list" in reasons(told)
+        reported = one.liar.ask("consistency", {"alive": alive}, clients=clients)
+        signatures |= {c: value["signature"] for c, (why, value) in reported.items() if why is None}
+    reported = one.liar.ask("unmask", None, each={c: {v: s for v, s in signatures.items() if v != c} for c in range(4)})
+    assert "signed the same list" in reasons(reported)
 
 
 def test_lists_that_are_too_short_are_not_signed(liar, params):
@@ -111,8 +111,8 @@ def test_a_round_is_not_opened_again_and_again(liar, params):
     """Whatever the server calls them: each repetition tells a little more of the same work."""
     server = liar(policy=STRICT.replace("rounds = 5", "rounds = 5\nopenings = 3"))
     for attempt in range(3):
-        told = Sum(server, params, attempt=attempt + 1, trial=attempt % 2, call=attempt + 1).to_end()
-        assert [why for why, _ in told.values()] == [None] * 4
+        reported = Sum(server, params, attempt=attempt + 1, trial=attempt % 2, call=attempt + 1).to_end()
+        assert [why for why, _ in reported.values()] == [None] * 4
     last = Sum(server, params, attempt=9, trial=9)
     last.advertise()
     last.share()
@@ -127,7 +127,7 @@ def test_replays_are_refused(liar, params):
     again = Sum(server, round=2)
     assert "replay" in reasons(again.advertise())  # the same round and attempt
     number = next(server.numbers)
-    assert "no session" in reasons(server.ask("consistency", {"alive": [0, 1, 2, 3]}, number=number, round=2))
+    assert "no open session" in reasons(server.ask("consistency", {"alive": [0, 1, 2, 3]}, number=number, round=2))
     assert "replay" in reasons(server.ask("consistency", {"alive": [0, 1, 2, 3]}, number=number - 1, round=2))
     server.loop.call(
         server.hub.completed, 2, dict.fromkeys(range(4), ()), lambda c: {"round": 2, "saved": 2, "kept": True, "took": 0.0}
@@ -140,9 +140,9 @@ def test_replays_are_refused(liar, params):
 def test_functions_inside_a_secure_sum_are_checked(liar, params):
     server = liar(method="fedgh")
     for function in ("__class__", "round", "directory"):
-        assert "no client function" in reasons(Sum(server, params, function="evaluate").advertise(function=function))
+        assert "not a client function" in reasons(Sum(server, params, function="evaluate").advertise(function=function))
     singly = next(name for name, declared in client_functions(find_method("fedgh")).items() if declared.each)
-    assert "asked singly" in reasons(Sum(server, params, function="evaluate").advertise(function=singly))
+    assert "a single reply was requested" in reasons(Sum(server, params, function="evaluate").advertise(function=singly))
 
 
 @pytest.mark.parametrize(
@@ -152,39 +152,39 @@ def test_functions_inside_a_secure_sum_are_checked(liar, params):
         (STRICT, {"aggregation": "secure-arithmetic"}, "secure is required"),
         (STRICT, {"rounds": 50}, "50 rounds"),
         (STRICT, {"clients": 4, "cohort": 2}, "cohorts of 2"),
-        (STRICT, {"secure": {"active": False}}, "active checks"),
+        (STRICT, {"secure": {"active": False}}, "checks against a malicious server"),
         ('[allow]\nmethods = ["scaffold"]', {}, "'fedavg' is not allowed"),
         ("[privacy]\nepsilon = 1.0", {}, "differential privacy"),
     ],
 )
 def test_plans_beyond_the_policy_are_refused_with_the_reason(liar, params, policy, run, match):
     server = liar(policy=policy, **run)
-    assert len(server.hub.asking.refusals) == 4
-    assert match in server.hub.asking.refusals[0]
+    assert len(server.hub.dispatcher.refusals) == 4
+    assert match in server.hub.dispatcher.refusals[0]
     assert match in reasons(server.ask("advertise", None))
 
 
 def test_a_plan_that_is_not_the_run_is_refused(liar):
     server = liar(plan=Plan.of(RunConfig.build({**RUN, "secure": SECURE})), rounds=500)
-    assert "not the same run" in server.hub.asking.refusals[0]
+    assert "does not match its configuration" in server.hub.dispatcher.refusals[0]
 
 
 def test_messages_beyond_the_policy_are_refused(liar):
     import torch
 
-    told = liar().ask("advertise", {"clients": [0, 1, 2, 3], "weight": torch.zeros(300_000)})
-    assert "limits.message_bytes" in reasons(told)
+    reported = liar().ask("advertise", {"clients": [0, 1, 2, 3], "weight": torch.zeros(300_000)})
+    assert "limits.message_bytes" in reasons(reported)
 
 
 def test_rounds_beyond_the_policy_are_refused(liar):
     server = liar(policy=STRICT.replace("rounds = 5", "rounds = 5\nrounds_per_day = 2"))
     for round in (1, 2, 3):
-        told = Sum(server, round=round).advertise()
+        reported = Sum(server, round=round).advertise()
         if round < 3:
-            assert [why for why, _ in told.values()] == [None] * 4
-    assert "rounds_per_day" in reasons(told)
+            assert [why for why, _ in reported.values()] == [None] * 4
+    assert "rounds_per_day" in reasons(reported)
 
 
 def test_a_wrong_number_is_refused(liar, monkeypatch):
     monkeypatch.setattr(Hub, "_welcome", lambda self, s, real=Hub._welcome: {**real(self, s), "number": s.client + 1})
-    assert "takes this client for number" in liar().hub.asking.refusals[0]
+    assert "addresses this client as number" in liar().hub.dispatcher.refusals[0]

@@ -20,14 +20,14 @@ def large(loopback):
 def test_a_limit_says_which_option_to_raise_and_how_far():
     check_limit("a reply", 100, 100, "server.limit")
     with pytest.raises(
-        ConfigError, match=r"a reply takes at least 101 bytes, but server.limit accepts 100; set server.limit to 128 or so"
+        ConfigError, match=r"a reply needs at least 101 bytes, but server.limit is 100; set server.limit to about 128"
     ):
         check_limit("a reply", 101, 100, "server.limit")
 
 
 @pytest.mark.parametrize("aggregation", ["plain", "secure"])
 def test_a_server_that_could_not_take_a_reply_does_not_start(large, aggregation):
-    with pytest.raises(ConfigError, match=r"a client's reply takes at least \d+ bytes, but server.limit accepts 8192"):
+    with pytest.raises(ConfigError, match=r"a client's reply needs at least \d+ bytes, but server.limit is 8192"):
         large.serve({**RUN, "aggregation": aggregation}, {"limit": 8192})
     assert not large.server_lines.of("phase")
 
@@ -36,7 +36,7 @@ def test_a_client_that_could_not_take_the_model_refuses_the_run(large):
     large.serve(RUN)
     for number in range(3):
         large.client(number, limit=8192)
-    with pytest.raises(CohortError, match=rf"the model of this run takes at least {SIZE} bytes, but client.limit accepts 8192"):
+    with pytest.raises(CohortError, match=rf"the model of this run needs at least {SIZE} bytes, but client.limit is 8192"):
         large.result.result(10)
     assert not large.server_lines.of("phase")
 

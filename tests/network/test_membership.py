@@ -24,7 +24,7 @@ def test_one_whose_authority_is_apart_does_not(loopback):
 
 
 def test_a_promise_of_privacy_ends_at_the_server(loopback):
-    with pytest.raises(PlanError, match="no mechanism is installed"):
+    with pytest.raises(PlanError, match="no mechanism for it is installed"):
         loopback.serve({"rounds": 1}, privacy=Privacy(epsilon=1.0, delta=1e-6))
 
 

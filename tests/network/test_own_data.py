@@ -76,7 +76,7 @@ def test_files_that_are_missing_are_told_to_the_server(sites):
     serve(loopback, folder)
     for n in range(3):
         join(loopback, folder, n, "nowhere.csv")
-    with pytest.raises(Exception, match=r"take no part.*nowhere.csv"):
+    with pytest.raises(Exception, match=r"refuse to participate.*nowhere.csv"):
         loopback.result.result(20)
 
 

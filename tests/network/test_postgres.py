@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from paceline.core.errors import StoreAwayError, StoreError
+from paceline.core.errors import StoreError, StoreUnavailableError
 from paceline.deploy.server.database import ServerState
 from paceline.network.engine import Stopped
 
@@ -93,8 +93,8 @@ def test_a_server_that_is_stopped_in_an_outage_goes_on_with_the_same_database(lo
     with pytest.raises(Stopped):
         loopback.result.result(20)
     loopback.wait(lambda: loopback.server_lines.of("error"))
-    assert "rows were never written" in loopback.server_lines.of("error")[0]["why"]
-    with pytest.raises(StoreAwayError, match=r"does not answer: .*start it, and then this server"):
+    assert "rows were not written" in loopback.server_lines.of("error")[0]["why"]
+    with pytest.raises(StoreUnavailableError, match=r"does not respond: .*start the database, then this server"):
         ServerState(url, wait=0.3)
     postgres.start()
     loopback.serve(RUN, {"listen": f"127.0.0.1:{port}"}, state=ServerState(url))
@@ -130,7 +130,7 @@ def test_a_database_that_takes_rows_and_does_not_answer_holds_no_round_up(loopba
     assert loopback.finish().model_sha256 == federate(vectorize="off", **RUN).model_sha256
     check_whole(url)
     [away] = loopback.server_lines.of("database_away")
-    assert away["why"].endswith("has not answered for 0.2 s")
+    assert away["why"].endswith("has not responded for 0.2 s")
     other.close()
 
 
@@ -164,7 +164,7 @@ def test_the_run_ends_once_too_many_rows_wait(loopback, postgres):
 
     loopback.serve({**RUN, "rounds": 200}, state=ServerState(url), observer=watch)
     join(loopback)
-    with pytest.raises(StoreError, match=r"rows wait for it, as many as there is room for; .*start the server again"):
+    with pytest.raises(StoreError, match=r"queue is full with .*restart the database"):
         loopback.result.result(30)
     assert loopback.server_lines.of("database_away")
     postgres.start()

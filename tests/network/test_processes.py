@@ -48,10 +48,10 @@ def test_the_environment_wins_over_the_file(tmp_path):
 def test_every_fault_of_a_configuration_is_named(tmp_path):
     path = tmp_path / "client.toml"
     path.write_text('[client]\nserver = 3\nfirst = -1\nmots = 3\n[dta]\ntask = "x"\n')
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as reported:
         load_config(ClientConfig, path, {})
     for part in ("client.server", "client.first", "'client.mots'; did you mean", "'dta'; did you mean data"):
-        assert part in str(told.value)
+        assert part in str(reported.value)
 
 
 def test_configurations_of_the_documentation_are_valid(tmp_path):
@@ -222,11 +222,11 @@ def test_the_command_with_ten_clients_ends_with_the_bits_of_run(tmp_path, method
     """Under TLS and secure aggregation, with the options of `run` as a user types them."""
     common = ["--task", "digits", "--clients", "10", "--cohort", "10", "--rounds", "5", "--aggregation", "secure"]
     common += ["--fleet", "stragglers:share=0.2,slow=3", "--json", "--out", str(tmp_path)]
-    told = []
+    reported = []
     for command in (["federate", method], ["run", method, "--vectorize", "off"]):
         words = [sys.executable, "-c", "from paceline.cli import main; main()", *command, *common]
         ended = subprocess.run(words, capture_output=True, text=True, check=True, timeout=180)
-        told.append(json.loads(ended.stdout))
-    assert told[0]["model_sha256"] == told[1]["model_sha256"]
-    assert told[0]["accuracy"] == told[1]["accuracy"]
-    assert told[0]["rounds"] == 5
+        reported.append(json.loads(ended.stdout))
+    assert reported[0]["model_sha256"] == reported[1]["model_sha256"]
+    assert reported[0]["accuracy"] == reported[1]["accuracy"]
+    assert reported[0]["rounds"] == 5

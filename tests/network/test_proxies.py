@@ -96,5 +96,5 @@ def test_a_proxy_that_is_asked_for_carries_everything(serving, proxy, monkeypatc
 
 
 def test_a_proxy_that_is_dead_is_named(serving):
-    with pytest.raises(EngineError, match="nobody at localhost"):
+    with pytest.raises(EngineError, match="could be requested at localhost"):
         renew(serving.root / "client1", Address("localhost", serving.server.renew_port), "environment")

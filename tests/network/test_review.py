@@ -39,24 +39,24 @@ class Partial(Sum):
         """Go through the sum; return what was opened of ``main``, or None with the reasons in `why`."""
         self.advertise()
         self.share()
-        told = self.masked()
-        self.why = [why for why, _ in told.values() if why]
+        reported = self.masked()
+        self.why = [why for why, _ in reported.values() if why]
         if self.why:
             return None
         there = self.server.alive()
         if alive is not None:
             self.server._masked = there = alive
-        told = self.liar.ask("consistency", {"alive": there}, clients=sign or there, round=self.round)
-        self.why = [why for why, _ in told.values() if why]
-        for client, (why, value) in told.items():
+        reported = self.liar.ask("consistency", {"alive": there}, clients=sign or there, round=self.round)
+        self.why = [why for why, _ in reported.values() if why]
+        for client, (why, value) in reported.items():
             if why is None:
                 self.server.add_signature(client, value)
         if self.why:
             return None
         signatures = self.server.signatures_for()
         asked = {c: signatures[c] for c in unmask or signatures}
-        told = self.liar.ask("unmask", None, clients=list(asked), each=asked, round=self.round)
-        for client, (why, value) in told.items():
+        reported = self.liar.ask("unmask", None, clients=list(asked), each=asked, round=self.round)
+        for client, (why, value) in reported.items():
             if why is None:
                 self.server.add_unmasking(client, value)
         try:
@@ -130,11 +130,11 @@ def test_a_client_whose_data_make_it_fail_cannot_be_told_from_the_others(liar, p
     one = Partial(server, params, [0, 1, 2, 3], 1)
     one.advertise()
     one.share()
-    told = one.masked()
-    assert [why for why, _ in told.values()] == [None] * 4
+    reported = one.masked()
+    assert [why for why, _ in reported.values()] == [None] * 4
     heads = [{k: v for k, v in head.items() if k != "id"} for head in server.heads.values()]
     assert all(head == heads[0] for head in heads)
-    shapes = [(value["shape"], value["table"], [len(s) for s in value["segments"]]) for _, value in told.values()]
+    shapes = [(value["shape"], value["table"], [len(s) for s in value["segments"]]) for _, value in reported.values()]
     assert all(shape == shapes[0] for shape in shapes)
     one.consistency()
     one.unmask()
@@ -143,7 +143,7 @@ def test_a_client_whose_data_make_it_fail_cannot_be_told_from_the_others(liar, p
     assert np.allclose(sums["main"] / (2**15 - 1), others, atol=4 / 2**14)
     assert sums["counts"][0] == 3
     assert sums["exact"][-1] % 2**20 == 1
-    assert [type(error).__name__ in text for text in server.said(2)] == [True]
+    assert [type(error).__name__ in text for text in server.logged(2)] == [True]
 
 
 def test_a_run_in_which_nobody_can_work_ends_and_says_so(loopback, monkeypatch):
@@ -151,7 +151,7 @@ def test_a_run_in_which_nobody_can_work_ends_and_says_so(loopback, monkeypatch):
     loopback.serve({"clients": 6, "cohort": 6, "rounds": 2, "aggregation": "secure", "secure": OPTIONS})
     for client in range(6):
         loopback.client(client)
-    with pytest.raises(QuorumError, match="could do what 'train' asks"):
+    with pytest.raises(QuorumError, match="'train' failed on all"):
         loopback.result.result(30)
 
 
@@ -250,7 +250,7 @@ def test_rounds_beyond_the_plan_are_not_answered(liar, params):
     """Each round opens sums; a plan of five rounds is one of five."""
     server = liar(policy="[secure_aggregation]\ngamma = 0.0", rounds=2)
     assert [why for why, _ in Sum(server, params, round=2).advertise().values()] == [None] * 4
-    assert "the plan that was agreed to has 2" in reasons(Sum(server, params, round=3, attempt=2).advertise())
+    assert "exceeds the 2 rounds of the accepted plan" in reasons(Sum(server, params, round=3, attempt=2).advertise())
 
 
 # -- what a client remembers between the steps of a sum ------------------------------------------
@@ -262,9 +262,9 @@ def test_what_was_opened_meanwhile_counts_before_the_shares_are_given(liar, para
     program = loopback.nodes[0].runner.worker.setup.programs["secagg"]
     own = loopback.nodes[0].runner.worker.sessions[0].state.work
     program.openings.record(own, "lie", 1, [0, 1, 2])
-    told = one.unmask()
-    assert "opened before" in told[0][0]
-    assert [told[c][0] for c in (1, 2, 3)] == [None] * 3
+    reported = one.unmask()
+    assert "opened before" in reported[0][0]
+    assert [reported[c][0] for c in (1, 2, 3)] == [None] * 3
 
 
 def test_a_list_that_was_signed_counts_in_place_of_the_cohort(liar, params):
@@ -279,7 +279,7 @@ def rejoin(server, number):
     """Start the server again, with what it offers now."""
     server.hub.progress.incarnation = number
     old = list(server.hub.sessions.values())
-    server.hub.asking.refusals.clear()
+    server.hub.dispatcher.refusals.clear()
     for session in old:
         server.loop.call(session.close, grpc.StatusCode.UNAVAILABLE, "started again")
     server.wait(lambda: sum(s not in old for s in server.hub.sessions.values()) == 4)
@@ -292,16 +292,16 @@ def test_a_plan_that_was_agreed_to_is_not_exchanged_for_another(liar):
     server.config = server.config.model_copy(update={"rounds": 50})
     server.hub.plan = server.offer()
     rejoin(server, 2)
-    assert len(server.hub.asking.refusals) == 4
-    assert "not the one that was agreed to" in server.hub.asking.refusals[0]
+    assert len(server.hub.dispatcher.refusals) == 4
+    assert "differs from the one accepted" in server.hub.dispatcher.refusals[0]
 
 
 def test_a_method_s_module_is_imported_only_where_the_client_names_it(liar):
     """A policy that allows modules by a pattern is about what runs; what is imported, the client's own configuration says."""
     policy = "[secure_aggregation]\ngamma = 0.0\n[allow]\nmethods = ['*:*']"
     server = liar(policy=policy, method="paceline.methods.optimisation.fedavg:FedAvg")
-    assert len(server.hub.asking.refusals) == 4
-    assert "name its module in client.modules" in server.hub.asking.refusals[0]
+    assert len(server.hub.dispatcher.refusals) == 4
+    assert "add its module to client.modules" in server.hub.dispatcher.refusals[0]
 
 
 # -- what is still open --------------------------------------------------------------------------
@@ -364,7 +364,7 @@ def test_seven_models_that_differ_by_a_hair_over_seven_cohorts(sixteen, liar, pa
         sums.append(one.go())
         if number and not open:
             assert sums[-1] is None
-            assert any("several of them together would show single clients" in why for why in one.why)
+            assert any("several such sums together could reveal single clients" in why for why in one.why)
     if open:
         lines = np.array([[float(c in line) for c in range(7)] for line in LINES])
         found = np.linalg.solve(lines, np.array(sums, dtype=float))
@@ -390,9 +390,9 @@ def test_a_message_that_makes_all_but_one_count_nothing(liar, params, loopback, 
     policy = f"[secure_aggregation]\ngamma = 0.0\nnamed_clients = {str(allowed).lower()}\n"
     server = liar(method="fedau", options={"weigh": "known"}, secure=OPTIONS, policy=policy)
     if not allowed:
-        told = [facts["reasons"] for facts in loopback.client_lines.of("refused")]
-        assert len(told) == 4
-        assert all("named_clients" in reason for [reason] in told)
+        reported = [facts["reasons"] for facts in loopback.client_lines.of("refused")]
+        assert len(reported) == 4
+        assert all("named_clients" in reason for [reason] in reported)
         return
     seen = Failing(monkeypatch, set(), None)
     rates = {0: 1.0, 1: 1e30, 2: 1e30, 3: 1e30}
@@ -411,11 +411,11 @@ def test_what_does_not_fit_is_found_at_joining(loopback, liar, aggregation):
     for number in server.clients:
         loopback.client(number, server.port, OPEN.replace("required", "gamma = 0.0\nrequired"))
     server.together()
-    assert len(server.hub.asking.refusals) == 4
-    told = loopback.client_lines.of("refused")[0]
+    assert len(server.hub.dispatcher.refusals) == 4
+    reported = loopback.client_lines.of("refused")[0]
     name = plan["layout"][-1][0]
-    assert name in (told["why"] if aggregation == "secure" else told["reasons"][0])
-    assert (name in server.hub.asking.refusals[0]) is (aggregation == "plain")
+    assert name in (reported["why"] if aggregation == "secure" else reported["reasons"][0])
+    assert (name in server.hub.dispatcher.refusals[0]) is (aggregation == "plain")
 
 
 @pytest.mark.parametrize("aggregation", ["secure", "plain"])
@@ -425,7 +425,7 @@ def test_another_version_of_the_method_is_found_at_joining(loopback, liar, aggre
     for number in server.clients:
         loopback.client(number, server.port, OPEN.replace("required", "gamma = 0.0\nrequired"))
     server.together()
-    refusals = list(server.hub.asking.refusals.values())
+    refusals = list(server.hub.dispatcher.refusals.values())
     assert len(refusals) == (4 if aggregation == "secure" else 0)
     assert all("another version" in why for why in refusals)
 

@@ -41,7 +41,7 @@ def test_too_few_in_time_is_a_named_error_after_three_attempts(loopback):
 def test_a_server_that_waits_in_vain_says_so(loopback):
     loopback.serve(RUN, waiting={"start": 0.3})
     loopback.client(0)
-    with pytest.raises(CohortError, match="1 clients are there after 0 s; 5 are needed"):
+    with pytest.raises(CohortError, match="1 clients are connected after 0 s; the minimum is 5"):
         loopback.result.result(10)
 
 
@@ -88,7 +88,7 @@ def test_clients_that_refuse_end_the_wait_with_their_reasons(loopback):
     loopback.serve({**RUN, "clients": 3, "cohort": 3})
     for number in range(3):
         loopback.client(number, policy=OPEN + "[allow]\nmethods = ['fedavg']")
-    with pytest.raises(CohortError, match=r"take no part.*'scaffold' is not allowed"):
+    with pytest.raises(CohortError, match=r"refuse to participate.*'scaffold' is not allowed"):
         loopback.result.result(10)
     assert len(loopback.server_lines.of("refused_by_client")) >= 1
 

@@ -115,12 +115,12 @@ def test_a_trace_says_who_is_there(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("client,start,end\n0,1,2\n", "line 1 is not the header client,first,last"),
-        ("client,first,last\n0,1\n", "line 2 is not three whole numbers"),
-        ("client,first,last\n0,1,2\n0,5,x\n", "line 3 is not three whole numbers"),
+        ("client,start,end\n0,1,2\n", "line 1 must be the header client,first,last"),
+        ("client,first,last\n0,1\n", "line 2 must be three whole numbers"),
+        ("client,first,last\n0,1,2\n0,5,x\n", "line 3 must be three whole numbers"),
         ("client,first,last\n0,0,2\n", "line 2: rounds 0 to 2"),
         ("client,first,last\n0,3,2\n", "line 2: rounds 3 to 2"),
-        ("client,first,last\n", "no stay"),
+        ("client,first,last\n", "no intervals"),
         ("", "header"),
     ],
 )
@@ -134,9 +134,9 @@ def test_a_malformed_trace_is_told_by_its_line(tmp_path, text, words):
 def test_traces_that_do_not_fit_are_told(tmp_path):
     file = tmp_path / "trace.csv"
     file.write_text("client,first,last\n0,1,5\n")
-    with pytest.raises(ConfigError, match="is of 1 clients; the run has 2"):
+    with pytest.raises(ConfigError, match="has 1 clients, but the run has 2"):
         load_participation(f"trace:{file}", 2)
-    with pytest.raises(ConfigError, match="length=4 is before its last round 5"):
+    with pytest.raises(ConfigError, match="length=4 must be at least its last round, 5"):
         load_participation(f"trace:{file},length=4", 1)
     with pytest.raises(ConfigError, match="cannot be read"):
         load_participation(f"trace:{tmp_path / 'none.csv'}", 1)
@@ -150,7 +150,7 @@ def test_rates_follow_the_labels():
     expected = np.clip(5 * 0.2 * (table / table.sum(1, keepdims=True)) @ kappa, 0.1, 1.0)
     assert [process.rate(c) for c in range(30)] == pytest.approx(expected)
     assert len(set(expected)) > 5
-    with pytest.raises(ConfigError, match="classes are not known"):
+    with pytest.raises(ConfigError, match="class counts; pass mix"):
         load_participation("bernoulli:labels", 30)
     with pytest.raises(ConfigError, match="mean and least"):
         load_participation("bernoulli:labels,mean=0", 30, 7, lambda: table)
@@ -162,17 +162,17 @@ def test_rates_follow_the_labels():
         ("bernouli:0.3", UnknownNameError, "did you mean bernoulli"),
         ("markov:0.3,steps=1", UnknownNameError, "did you mean step"),
         ("bernoulli:0.3,mean=1", UnknownNameError, "option of participation"),
-        ("bernoulli", ConfigError, "'' is no number"),
-        ("bernoulli:often", ConfigError, "'often' is no number"),
+        ("bernoulli", ConfigError, "'' is not a number"),
+        ("bernoulli:often", ConfigError, "'often' is not a number"),
         ("bernoulli:0", ConfigError, "above 0 and at most 1"),
         ("bernoulli:1.5", ConfigError, "above 0 and at most 1"),
-        ("bernoulli:nan", ConfigError, "no finite number"),
+        ("bernoulli:nan", ConfigError, "not a finite number"),
         ("bernoulli:1/1/1/1/1", ConfigError, "4 clients cannot form 5 groups"),
-        ("always:1", ConfigError, "takes no value"),
+        ("always:1", ConfigError, "does not take a value"),
         ("markov:0.3,step=0", ConfigError, "step=0"),
-        ("markov:0.3,step=0.1,step=0.2", ConfigError, "each option once"),
+        ("markov:0.3,step=0.1,step=0.2", ConfigError, "each one once"),
         ("cyclic:0.3,length=1", ConfigError, "at least 2 rounds"),
-        ("cyclic:0.3,length=2.5", ConfigError, "no whole number"),
+        ("cyclic:0.3,length=2.5", ConfigError, "not a whole number"),
         ("diurnal:0.3,zones=5", ConfigError, "zones <= clients"),
     ],
 )

@@ -66,13 +66,17 @@ FAULTS = {
     "of the object": (lambda: config(pl.methods.FedProx(), mu=1), pl.errors.ConfigError, r"write FedProx\(mu=1\)"),
     "options": (lambda: config(pl.methods.FedProx(), options={"mu": 1}), pl.errors.ConfigError, r"write FedProx\(mu=1\)"),
     "method": (lambda: config("fedprxo"), pl.errors.UnknownNameError, "did you mean fedprox"),
-    "no method": (lambda: config(3), pl.errors.ConfigError, "an object of type int is no method"),
-    "swapped": (lambda: config(make_task(), "fedavg"), pl.errors.ConfigError, "^an object of type Task is no method.*comes first"),
-    "class": (lambda: config("fedavg", nn.Linear), pl.errors.ConfigError, "^the class Linear is no task"),
-    "aggregation": (lambda: config("fedavg", aggregation=Plain()), pl.errors.ConfigError, "of type Plain; give a name.*prepare"),
-    "no task": (lambda: config("fedavg", 3), pl.errors.ConfigError, "an object of type int is no task"),
+    "no method": (lambda: config(3), pl.errors.ConfigError, "an object of type int is not a method"),
+    "swapped": (
+        lambda: config(make_task(), "fedavg"),
+        pl.errors.ConfigError,
+        "^an object of type Task is not a method.*comes first",
+    ),
+    "class": (lambda: config("fedavg", nn.Linear), pl.errors.ConfigError, "^the class Linear is not a task"),
+    "aggregation": (lambda: config("fedavg", aggregation=Plain()), pl.errors.ConfigError, "of type Plain; pass a name.*prepare"),
+    "no task": (lambda: config("fedavg", 3), pl.errors.ConfigError, "an object of type int is not a task"),
     "value": (lambda: config("fedavg", rounds=0), pl.errors.ConfigError, "rounds=0"),
-    "no model": (lambda: config("fedavg", DATA), pl.errors.ConfigError, r"\(train, test\) needs model="),
+    "no model": (lambda: config("fedavg", DATA), pl.errors.ConfigError, r"\(train, test\) requires model="),
     "model twice": (lambda: config("fedavg", make_task(), nn.Linear), pl.errors.ConfigError, "part of the task"),
 }
 

@@ -94,11 +94,11 @@ def test_an_unknown_figure_is_named(table):
     ("methods", "options", "words"),
     [
         ([], {}, "0 methods"),
-        ("fedavg", {}, "give a list"),
+        ("fedavg", {}, "must be a list"),
         (["fedavg"], {"seeds": []}, "0 seeds"),
         (["fedavg"], {"seed": 1}, "seeds="),
-        (["fedavg", "fedavg"], {}, "given twice: fedavg"),
-        (["fedavg"], {"seeds": [0, 0]}, "given twice"),
+        (["fedavg", "fedavg"], {}, "duplicate .*: fedavg"),
+        (["fedavg"], {"seeds": [0, 0]}, "duplicate"),
         (["fedavg"], {"cliens": 3}, "did you mean clients"),
     ],
 )

@@ -20,9 +20,20 @@ def accuracy(module, data):
 
 @pytest.mark.parametrize("module", ["run", "runner", "results.result", "core.task", "core.config"])
 def test_examples_run(module):
-    told = doctest.testmod(import_module(f"paceline.{module}"))
-    assert told.attempted
-    assert not told.failed
+    reported = doctest.testmod(import_module(f"paceline.{module}"))
+    assert reported.attempted
+    assert not reported.failed
+
+
+@pytest.mark.parametrize("rounds_between", [1, 2])
+@pytest.mark.parametrize("method", ["fedghsum", "localonly"])
+def test_the_last_record_has_the_totals_also_where_clients_evaluate(method, rounds_between):
+    result = pl.run(method, make_task(), clients=5, rounds=3, eval_every=rounds_between)
+    spent = [record["round_seconds"] + record.get("evaluation_seconds", 0.0) for record in result.history]
+    assert result.seconds == result.history[-1]["virtual_seconds"] == pytest.approx(sum(spent))
+    assert result.bytes == sum(r["bytes_up"] + r["bytes_down"] for r in result.history)
+    judged = [record["round"] for record in result.history if record.get("evaluation_seconds", 0.0) > 0]
+    assert judged == ([1, 2, 3] if rounds_between == 1 else [2, 3])
 
 
 def test_figures():
@@ -132,7 +143,7 @@ def test_models_that_are_not_there_are_named():
     result = pl.run("fedproto", make_task(), clients=4, rounds=1)
     with pytest.raises(pl.errors.ConfigError, match=r"FedProto has no global model.*model\(client=0\)"):
         result.model()
-    with pytest.raises(pl.errors.ConfigError, match="client 4 does not exist; the run has clients 0 to 3"):
+    with pytest.raises(pl.errors.ConfigError, match="client 4 does not exist; clients are 0 to 3"):
         result.model(client=4)
 
 
@@ -146,9 +157,9 @@ def test_a_run_is_resumed_with_its_task_and_no_other(tmp_path):
     fields = {"clients": 5, "rounds": 4}
     with pytest.raises(KeyboardInterrupt):
         pl.run("scaffold", task, folder=folder, observer=stop, **fields)
-    with pytest.raises(pl.errors.StoreError, match=r"has not ended; go on with it: paceline\.resume"):
+    with pytest.raises(pl.errors.StoreError, match=r"has not ended; continue it with paceline\.resume"):
         pl.load(folder)
-    with pytest.raises(pl.errors.ConfigError, match=r"task 'mine' was an object; give it again: task="):
+    with pytest.raises(pl.errors.ConfigError, match=r"task 'mine' was an object, which is not saved; pass it again: task="):
         pl.resume(folder)
     with pytest.raises(pl.errors.CheckpointError, match="data have changed"):
         pl.resume(folder, task=make_task(samples=200))
@@ -190,7 +201,7 @@ def test_a_method_without_a_name_runs_and_is_given_again(tmp_path):
     method, fields = Hidden(scale=lambda delta: delta * 0.5), {"clients": 4, "rounds": 2}
     result = pl.run(method, make_task(), folder=tmp_path / "run", **fields)
     assert result.model_sha256 == pl.run(Own(part=0.5), make_task(), **fields).model_sha256
-    with pytest.raises(pl.errors.ConfigError, match="or give the run's method as an object: method="):
+    with pytest.raises(pl.errors.ConfigError, match="or pass the run's method as an object: method="):
         pl.resume(tmp_path / "run", task=make_task())
     assert pl.resume(tmp_path / "run", task=make_task(), method=method).model_sha256 == result.model_sha256
 
@@ -198,14 +209,14 @@ def test_a_method_without_a_name_runs_and_is_given_again(tmp_path):
 def test_none_cannot_be_kept(tmp_path):
     method = pl.methods.FedSpeed(clip=None)
     assert pl.run(method, make_task(), clients=4, rounds=1).config.options == {"clip": None}
-    with pytest.raises(pl.errors.ConfigError, match="fedspeed with clip=None cannot be kept"):
+    with pytest.raises(pl.errors.ConfigError, match="fedspeed with clip=None cannot be saved"):
         pl.run(method, make_task(), clients=4, rounds=1, folder=tmp_path / "run")
     assert not (tmp_path / "run" / "config.toml").exists()
 
 
 def test_another_task_s_model_is_refused(tmp_path):
     pl.run("fedavg", make_task(), clients=4, rounds=1, folder=tmp_path / "run")
-    with pytest.raises(pl.errors.StoreError, match="holds other tensors than the model of task 'blobs'"):
+    with pytest.raises(pl.errors.StoreError, match="does not match the model of task 'blobs'"):
         pl.load(tmp_path / "run", task=make_task(model=normed)).model()
 
 

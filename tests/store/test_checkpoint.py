@@ -51,17 +51,17 @@ def test_every_damaged_byte_and_every_cut_is_found(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="delete the run's folder"):
             load_checkpoint(path)
     path.write_bytes(whole + b"x")
-    with pytest.raises(CheckpointError, match="in place of"):
+    with pytest.raises(CheckpointError, match="instead of"):
         load_checkpoint(path)
 
 
 def test_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="start the run anew"):
+    with pytest.raises(CheckpointError, match="start the run again"):
         load_checkpoint(tmp_path / "none")
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_checkpoint(tmp_path)
     (tmp_path / "text").write_text("hello " * 50)
-    with pytest.raises(CheckpointError, match="is no checkpoint"):
+    with pytest.raises(CheckpointError, match="is not a Paceline checkpoint"):
         load_checkpoint(tmp_path / "text")
 
 

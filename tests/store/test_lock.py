@@ -83,7 +83,7 @@ def test_one_process_holds_a_folder_once(run, tmp_path):
     (tmp_path / "alias").symlink_to(run)
     first = RunFolder.open(run).hold()
     assert first.hold() is first
-    with pytest.raises(StoreError, match="by this process already"):
+    with pytest.raises(StoreError, match="already in use by this process"):
         RunFolder.open(tmp_path / "alias").hold()
     first.release()
     first.release()

@@ -74,16 +74,16 @@ def module(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
-def told(folder, task):
-    with warnings.catch_warnings(record=True) as said:
+def reported(folder, task):
+    with warnings.catch_warnings(record=True) as logged:
         warnings.simplefilter("always")
         summary = resume(folder.path, task=task)
     assert summary.rounds == 3
-    return [str(w.message) for w in said if w.category is ResumeWarning]
+    return [str(w.message) for w in logged if w.category is ResumeWarning]
 
 
 def test_an_unchanged_run_goes_on_in_silence(stopped):
-    assert told(stopped(make_task()), make_task()) == []
+    assert reported(stopped(make_task()), make_task()) == []
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
@@ -93,22 +93,22 @@ def test_other_samples_are_refused_and_named(stopped, part):
     before = folder.checkpoint.read_bytes(), folder.read_metrics()
     data = getattr(task, part)
     other = replace(task, **{part: replace(data, y=data.y.flip(0))})
-    with pytest.raises(CheckpointError, match=rf"data have changed since this checkpoint \({part}\); put them back"):
+    with pytest.raises(CheckpointError, match=rf"data have changed since this checkpoint \({part}\); restore them"):
         resume(folder.path, task=other)
     assert (folder.checkpoint.read_bytes(), folder.read_metrics()) == before
-    assert told(folder, task) == []
+    assert reported(folder, task) == []
 
 
 def test_a_model_of_another_shape_is_refused(stopped):
     task = make_task()
     folder = stopped(task)
-    with pytest.raises(CheckpointError, match="the model has other parameters"):
+    with pytest.raises(CheckpointError, match="the model's parameters differ"):
         resume(folder.path, task=replace(task, model=lambda: nn.Linear(12, 4)))
 
 
 def test_poisoned_data_are_the_same_again(stopped):
     task = make_task()
-    assert told(stopped(task, adversary="labelflip:0.4"), task) == []
+    assert reported(stopped(task, adversary="labelflip:0.4"), task) == []
 
 
 def test_an_old_checkpoint_is_taken_with_a_warning(stopped):
@@ -117,9 +117,9 @@ def test_an_old_checkpoint_is_taken_with_a_warning(stopped):
     saved = load_checkpoint(folder.checkpoint)
     del saved["provenance"]
     save_checkpoint(folder.checkpoint, saved)
-    (said,) = told(folder, task)
-    assert "does not say which data" in said
-    assert "may end with other bits" in said
+    (logged,) = reported(folder, task)
+    assert "does not identify its data" in logged
+    assert "may differ bitwise" in logged
 
 
 @pytest.mark.parametrize("what", ["method", "model", "defaults", "torch"])
@@ -136,5 +136,5 @@ def test_what_may_change_bits_is_told(stopped, module, monkeypatch, what):
         task = replace(task, lr=0.2)
     else:
         monkeypatch.setattr(torch, "__version__", "99.0")
-    (said,) = told(folder, task)
-    assert word.get(what, "this is 99.0") in said
+    (logged,) = reported(folder, task)
+    assert word.get(what, "the installed version is 99.0") in logged

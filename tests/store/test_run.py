@@ -44,10 +44,10 @@ def test_toml_is_pleasant_to_read() -> None:
 def test_a_run_is_created_once(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "runs", "one")
     assert folder.path.is_dir()
-    with pytest.raises(StoreError, match="is no run"):
+    with pytest.raises(StoreError, match="is not a run folder"):
         RunFolder.open(folder.path)
     folder.write_config({"method": "fedavg"})
-    with pytest.raises(StoreError, match="paceline resume"):
+    with pytest.raises(StoreError, match=r"paceline\.resume\("):
         RunFolder.create(tmp_path / "runs", "one")
     assert RunFolder.open(folder.path).read_config() == {"method": "fedavg"}
     assert [f.name for f in RunFolder.list(tmp_path / "runs")] == ["one"]
@@ -56,13 +56,13 @@ def test_a_run_is_created_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "/abs", ".hidden", "a\0b"])
 def test_names_stay_inside_the_root(tmp_path: Path, name: str) -> None:
-    with pytest.raises(StoreError, match="no name for a run"):
+    with pytest.raises(StoreError, match="not a valid run name"):
         RunFolder.create(tmp_path, name)
 
 
 def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "one").write_text("")
-    with pytest.raises(StoreError, match="cannot be made"):
+    with pytest.raises(StoreError, match="cannot be created"):
         RunFolder.create(tmp_path, "one")
 
 

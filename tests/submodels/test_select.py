@@ -110,7 +110,7 @@ def test_what_is_refused() -> None:
         rule("randon")
     with pytest.raises(ConfigError, match="rank"):
         rule("rank", steps=3)
-    with pytest.raises(SubmodelError, match="cannot keep 5"):
+    with pytest.raises(SubmodelError, match="cannot retain 5"):
         one([1.0, 2.0], 5, "rank")
-    with pytest.raises(SubmodelError, match="no scores"):
+    with pytest.raises(SubmodelError, match="the scores of group"):
         select({}, {"a": 1}, rng())

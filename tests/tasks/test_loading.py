@@ -189,7 +189,7 @@ def test_options_of_a_file_and_of_its_model(tmp_path):
     assert next(task.build(0).parameters()).shape[0] == 5
     with pytest.raises(UnknownNameError, match="option of csv"):
         load_task(f"csv:{path}", targt="kind")
-    with pytest.raises(DataError, match="no "):
+    with pytest.raises(DataError, match="does not exist"):
         load_task(f"csv:{tmp_path / 'absent.csv'}")
     with pytest.raises(UnknownNameError, match=r"did you mean .*csv"):
         load_task("cvs:/x")
@@ -212,8 +212,8 @@ def test_pictures_of_ones_own(tmp_path):
 
 def test_roles_of_ones_own(tmp_path):
     users = {u: {"x": [(u * 80)[:80]] * 10, "y": ["e"] * 10} for u in ("ann", "bob")}
-    told = {"users": list(users), "num_samples": [10, 10], "user_data": users}
-    (tmp_path / "all.json").write_text(json.dumps(told))
+    reported = {"users": list(users), "num_samples": [10, 10], "user_data": users}
+    (tmp_path / "all.json").write_text(json.dumps(reported))
     task = load_task(f"leaf-shakespeare:{tmp_path}")
     assert task.train.x.shape[1:] == (80,)
     assert task.in_time

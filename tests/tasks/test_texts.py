@@ -123,7 +123,7 @@ def test_wrong_options_are_named():
         small(records(3), held=3)
     with pytest.raises(ConfigError, match="length=1"):
         small(records(3), length=1)
-    with pytest.raises(ConfigError, match="for char_model"):
+    with pytest.raises(ConfigError, match="use char_model"):
         load_task("instructions", model="mlp")
 
 

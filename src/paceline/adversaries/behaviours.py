@@ -47,7 +47,7 @@ class Adversary:
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
-            raise ConfigError(f"adversary {self.name}: the share is {self.share:g}; it must be above 0 and below 1")
+            raise ConfigError(f"adversary {self.name}: share={self.share:g} must be above 0 and below 1")
         for option in dataclasses.fields(self):
             if getattr(self, option.name) in (math.inf, -math.inf):
                 raise ConfigError(f"adversary {self.name}: {option.name} must be finite")
@@ -229,11 +229,11 @@ def load_adversary(spec: str) -> Adversary:
     read = registry.parse("adversary", spec)
     if not read.value and "share" not in read.options:
         registry.describe("adversary", read.name)
-        raise ConfigError(f"adversary {spec!r}: write the share of Byzantine clients, as in {read.name}:0.2")
+        raise ConfigError(f"adversary {spec!r}: the share of Byzantine clients is missing; write it as in {read.name}:0.2")
     made = registry.build("adversary", read, {}, {"share": value(read.value)} if read.value else {})
     if not isinstance(made, Adversary):
         raise ConfigError(
-            f"adversary {spec!r} is no Adversary: an adversary is a class below paceline.adversaries.behaviours.Adversary"
+            f"adversary {spec!r} is not an Adversary; derive its class from paceline.adversaries.behaviours.Adversary"
         )
     return made
 

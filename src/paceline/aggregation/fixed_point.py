@@ -1,7 +1,10 @@
 """Exact sums in 64-bit fixed point, independent of the order and of the partition into partial sums.
 
 A float x with weight w is added as round(w x 2^f) in int64. Integer addition is associative, so the same
-replies give bitwise identical sums on 1 worker, 4 workers or a real federation. Memory: one model per partial sum.
+replies give bitwise identical sums on 1 worker, 4 workers or a real federation. Memory: one model per partial sum and level.
+
+The step 2^-f follows the values: see `paceline.aggregation.exact`. Whole numbers with whole weights are added as they are,
+and single numbers without any rounding.
 """
 
 from __future__ import annotations
@@ -9,12 +12,13 @@ from __future__ import annotations
 import contextlib
 import math
 import operator
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from paceline.aggregation.exact import TensorSum, from_units, is_whole, units
 from paceline.core.engine import Sink
 from paceline.core.errors import AggregationError, NonFiniteError, PacelineError, SumOverflowError
 from paceline.core.params import DeferredNumber, DeferredParams
@@ -27,25 +31,38 @@ __all__ = ["SUM_BOUND", "FixedPoint", "Partial", "merge"]
 SUM_BOUND = 2.0**20
 """Default bound on |w x| of one client's coordinate."""
 
-_SCALAR = 2**40
-_BLOCK = 1 << 16
+
+class _Presummed(NamedTuple):
+    """The sum of several clients' replies.
+
+    Args:
+        terms: the sum as terms of weight 1; without its numbers.
+        largest: for each tensor an upper bound on a client's |w x|; None if it is not known.
+        numbers: weighted sums of the numbers, and of the weights, in units of 2^-1074.
+    """
+
+    terms: Terms
+    largest: list[float | None]
+    numbers: list[int]
 
 
 class Partial:
     """Accumulator of one worker's replies.
 
     Args:
-        fraction: f, number of fraction bits.
+        fraction: f, number of fraction bits of the first level.
         bound: largest |w x| of one client's coordinate.
+        whole: the same for whole numbers with whole weights.
+        limits: largest |x| of whole numbers, by field; see `ClientFunction`.
     """
 
-    def __init__(self, fraction: int, bound: float) -> None:
-        self.fraction, self.bound = fraction, bound
+    def __init__(self, fraction: int, bound: float, whole: int = 2**40, limits: Mapping[str, float] | None = None) -> None:
+        self.fraction, self.bound, self.whole, self.limits = fraction, bound, whole, limits or {}
         self.structure: Any = None
         self.same = ""
-        self.tensors: list[Tensor] = []
-        self.denominators: list[Tensor] = []
-        self.scalars: list[int] = []
+        self.tensors: list[TensorSum] = []
+        self.denominators: list[TensorSum] = []
+        self.numbers: list[int] = []
         self.clients: list[int] = []
 
     def add(self, client: int, reply: Tree) -> None:
@@ -57,52 +74,88 @@ class Partial:
 
         Raises:
             NonFiniteError: the reply contains NaN or infinity.
-            SumOverflowError: a weighted coordinate exceeds the bound.
+            SumOverflowError: a coordinate exceeds its bound.
             AggregationError: the reply's structure differs from that of the earlier replies.
         """
-        self.add_terms([client], Terms.of(reply))
+        who, terms = f"client {client}", Terms.of(reply)
+        whole = [is_whole(tensor, weight) for tensor, weight in zip(terms.tensors, terms.weights, strict=True)]
+        tops = [
+            self._check_whole(who, name, tensor, weight) if counts else self._check(who, name, tensor, weight)
+            for name, tensor, weight, counts in zip(terms.names, terms.tensors, terms.weights, whole, strict=True)
+        ]
+        weights = [self._check(who, "weight", tensor, 1.0) for tensor in terms.denominators]
+        numbers = [units(who, value) for value in terms.scalars]
+        self._fit(who, terms)
+        for total, tensor, weight, top, counts in zip(self.tensors, terms.tensors, terms.weights, tops, whole, strict=True):
+            if counts:
+                total.add_whole(tensor, int(weight))
+            else:
+                total.add(tensor, weight, top, self.fraction)
+        for total, tensor, top in zip(self.denominators, terms.denominators, weights, strict=True):
+            total.add(tensor, 1.0, top, self.fraction)
+        self._count([client], numbers)
 
-    def add_terms(self, clients: Sequence[int], terms: Terms) -> None:
-        """Add the terms of one client's reply, or the presummed terms of several clients. Raises as `add` does."""
-        who = f"client {clients[0]}" if len(clients) == 1 else f"clients {clients[0]} to {clients[-1]}"
-        for name, tensor, weight in zip(terms.names, terms.tensors, terms.weights, strict=True):
-            self._check(who, name, tensor, weight, len(clients) * self.bound)
-        for tensor in terms.denominators:
-            self._check(who, "weight", tensor, 1.0, len(clients) * self.bound)
-        for value in terms.scalars:
-            if not abs(value) < 2.0**100:
-                raise NonFiniteError(f"{who} returned the number {value}")
+    def add_together(self, clients: Sequence[int], summed: _Presummed) -> None:
+        """Add the sum of several clients' replies. Raises as `add` does, without the name of the client at fault.
+
+        The bound is that of a single client. Where the clients' values are not known, it holds for their sum: the caller adds
+        the replies one by one if the sum exceeds it.
+        """
+        who, terms = f"clients {clients[0]} to {clients[-1]}", summed.terms
+        tops = []
+        for name, tensor, largest in zip(terms.names, terms.tensors, summed.largest, strict=True):
+            if largest is not None:
+                self._bounded(who, name, largest)
+            tops.append(self._check(who, name, tensor, 1.0, math.inf if largest is not None else self.bound))
+        self._fit(who, terms)
+        for total, tensor, top in zip(self.tensors, terms.tensors, tops, strict=True):
+            total.add(tensor, 1.0, top, self.fraction)
+        self._count(clients, summed.numbers)
+
+    def _fit(self, who: str, terms: Terms) -> None:
+        """Prepare for the first reply; raise `AggregationError` if a later one has another structure."""
         if self.structure is None:
             self.structure, self.same = terms.structure, terms.same
-            device = terms.tensors[0].device if terms.tensors else torch.device("cpu")
-            self.tensors = [torch.zeros(n, dtype=torch.int64, device=device) for n in terms.sizes]
-            self.denominators = [torch.zeros(t.numel(), dtype=torch.int64, device=device) for t in terms.denominators]
-            self.scalars = [0] * len(terms.scalars)
+            self.tensors, self.denominators = [TensorSum(t) for t in terms.tensors], [TensorSum(t) for t in terms.denominators]
         elif terms.structure != self.structure and terms.same != self.same:
-            raise AggregationError(f"{who} returned a reply of another shape than client {self.clients[0]}")
-        scale = 2.0**self.fraction
-        for total, tensor, weight in zip(self.tensors, terms.tensors, terms.weights, strict=True):
-            _accumulate(total, tensor, weight, scale)
-        for total, tensor in zip(self.denominators, terms.denominators, strict=True):
-            _accumulate(total, tensor, 1.0, scale)
-        self.scalars = [s + round(v * _SCALAR) for s, v in zip(self.scalars, terms.scalars, strict=True)]
+            raise AggregationError(f"{who} returned a reply of a different structure than client {self.clients[0]}")
+
+    def _count(self, clients: Sequence[int], numbers: list[int]) -> None:
+        self.numbers = [a + b for a, b in zip(self.numbers, numbers, strict=True)] if self.clients else numbers
         self.clients += clients
 
-    def _check(self, who: str, name: str, tensor: Tensor, weight: float | Tensor, bound: float) -> None:
+    def _check(self, who: str, name: str, tensor: Tensor, weight: float | Tensor, bound: float | None = None) -> float:
+        """Return the largest |w x|, after a check against the bound."""
         if not tensor.numel():
-            return
-        values = tensor * weight if isinstance(weight, Tensor) else tensor
-        low, high = torch.aminmax(values)  # propagates NaN and copies nothing
-        top = max(-float(low), float(high)) * (1.0 if isinstance(weight, Tensor) else abs(weight))
-        if float(low) != float(low):
-            top = float("nan")
-        if top != top or top == float("inf"):
+            return 0.0
+        if isinstance(weight, Tensor):
+            top = _magnitude(tensor * weight)
+            if not 1e-20 < top < 1e20:  # float32 may have rounded it to 0, or to infinity
+                top = _magnitude(tensor.double() * weight)
+        else:
+            top = _magnitude(tensor) * abs(weight)
+        self._bounded(who, name, top, bound)
+        return top
+
+    def _bounded(self, who: str, name: str, top: float, bound: float | None = None) -> None:
+        if not math.isfinite(top):
             raise NonFiniteError(f"{who} returned NaN or infinity in {name!r}")
-        if top > bound:
+        if top > (bound := self.bound if bound is None else bound):
             raise SumOverflowError(
-                f"{who}: weight x value of {name!r} reaches {top:.3g}, above the bound {bound:.3g} that "
-                f"the exact sum is sized for; training may have diverged, else raise {setting('sum_bound')}"
+                f"{who}: weight x value of {name!r} reaches {top:.3g}, above the bound {bound:.3g} of a client's "
+                f"coordinate; training may have diverged, otherwise raise {setting('sum_bound')}"
             )
+
+    def _check_whole(self, who: str, name: str, tensor: Tensor, weight: Any) -> float:
+        if not tensor.numel():
+            return 0.0
+        low, high = torch.aminmax(tensor)
+        top = max(-int(low), int(high))
+        limit = self.limits.get(name, math.inf)
+        if top > limit or top * abs(int(weight)) > self.whole:
+            bound = f"{limit:.6g} that its method declares" if top > limit else f"{self.whole:.3g} of an exact sum of whole numbers"
+            raise SumOverflowError(f"{who}: {name!r} reaches {top} (weight {weight:g}), above the bound {bound}")
+        return float(top)
 
     def merge(self, other: Partial) -> None:
         """Add another partial sum of the same call in place.
@@ -116,38 +169,38 @@ class Partial:
             self.__dict__.update(other.__dict__)
             return
         if self.same != other.same:
-            raise AggregationError("clients returned replies of different shapes")
+            raise AggregationError(
+                "clients returned replies of different structures; return the same fields and shapes on every client"
+            )
         for mine, theirs in zip(self.tensors + self.denominators, other.tensors + other.denominators, strict=True):
-            mine += theirs.to(mine.device)
-        self.scalars = [a + b for a, b in zip(self.scalars, other.scalars, strict=True)]
-        self.clients += other.clients
+            mine.merge(theirs)
+        self._count(other.clients, other.numbers)
 
     def values(self) -> tuple[list[Tensor], list[float], list[Tensor]]:
-        """Return (tensor sums, scalar sums, denominator sums) in float64."""
-        scale = 2.0**-self.fraction
+        """Return (tensor sums, number sums, denominator sums) in float64."""
         return (
-            [t.cpu().double().mul_(scale) for t in self.tensors],
-            [s / _SCALAR for s in self.scalars],
-            [t.cpu().double().mul_(scale) for t in self.denominators],
+            [total.value(self.fraction) for total in self.tensors],
+            [from_units(number) for number in self.numbers],
+            [total.value(self.fraction) for total in self.denominators],
         )
 
 
-def _accumulate(total: Tensor, tensor: Tensor, weight: float | Tensor, scale: float) -> None:
-    step = _BLOCK if tensor.device.type == "cpu" else max(tensor.numel(), 1)
-    for start in range(0, tensor.numel(), step):
-        part = tensor[start : start + step].double()
-        part *= weight[start : start + step].double() * scale if isinstance(weight, Tensor) else weight * scale
-        total[start : start + step] += part.round_().to(torch.int64)
+def _magnitude(tensor: Tensor) -> float:
+    """Return the largest absolute value, NaN if there is one."""
+    low, high = torch.aminmax(tensor)  # both are NaN if one value is; copies nothing
+    return max(-float(low), float(high))
 
 
 class FixedPoint:
     """Channel that sums replies exactly at each worker.
 
-    The fraction has f = floor(62 - log2(max(clients, 2) bound)) bits, so that no sum of `clients` replies overflows.
+    The first level has f = floor(62 - log2(max(clients, 2) bound)) fraction bits, so that no sum of `clients` replies
+    overflows. A client's whole numbers may reach 2^53 / clients, so that their sum is exact in float64.
 
     Args:
         clients: number of clients that the sum is sized for.
         bound: largest |w x| of one client's coordinate.
+        limits: largest |x| of whole numbers, by field; see `ClientFunction`.
 
     Example:
         >>> sink = FixedPoint(clients=2).open()
@@ -158,18 +211,19 @@ class FixedPoint:
         1.75
     """
 
-    def __init__(self, clients: int, bound: float = SUM_BOUND) -> None:
-        self.bound = bound
+    def __init__(self, clients: int, bound: float = SUM_BOUND, limits: Mapping[str, float] | None = None) -> None:
+        self.bound, self.limits = bound, dict(limits or {})
+        self.whole = 2**53 // max(clients, 2)
         self.fraction = int(62 - torch.tensor(float(max(clients, 2) * bound), dtype=torch.float64).log2().ceil().item())
 
     def open(self) -> _Sink:
         """Return an empty accumulator."""
-        return _Sink(self.fraction, self.bound)
+        return _Sink(Partial(self.fraction, self.bound, self.whole, self.limits))
 
 
 class _Sink(Sink):
-    def __init__(self, fraction: int, bound: float) -> None:
-        self._partial = Partial(fraction, bound)
+    def __init__(self, partial: Partial) -> None:
+        self._partial = partial
 
     def add(self, client: int, reply: Tree, seed: Callable[[], int]) -> None:
         self._partial.add(client, reply)
@@ -186,7 +240,7 @@ class _Sink(Sink):
             with contextlib.suppress(PacelineError):  # one reply is invalid: the one-by-one fallback identifies it
                 total = together([reply for _, reply, _ in entries])
                 if total is not None:
-                    self._partial.add_terms([client for client, _, _ in entries], total)
+                    self._partial.add_together([client for client, _, _ in entries], total)
                     return [None] * len(entries)
         return super().add_all(entries)
 
@@ -196,39 +250,40 @@ class _Sink(Sink):
         """Add one reply that represents one of each client; return False if its form does not allow that."""
         total = _of_all(reply, len(clients))
         if total is not None:
-            self._partial.add_terms(clients, total)
+            self._partial.add_together(clients, total)
         return total is not None
 
     def partial(self) -> Partial:
         return self._partial
 
 
-def _of_all(reply: Tree, count: int) -> Terms | None:
-    """Return the terms of the sum over `count` clients of a reply that represents each of them; None if not possible."""
+def _of_all(reply: Tree, count: int) -> _Presummed | None:
+    """Return the sum over `count` clients of a reply that represents each of them; None if not possible."""
     if type(reply) is not Update or type(reply.weight) not in (int, float):
         return None
-    weight, sums, scalars, shown = float(reply.weight), [], [], {}
+    weight, sums, numbers, shown = float(reply.weight), [], [], {}
     for name, value in reply.fields.items():
         if isinstance(value, DeferredParams):
             if (total := value.total(weight, count)) is None:
                 return None
             sums.append(total)
+        elif isinstance(value, DeferredNumber):
+            numbers.append(_number_sum([weight * one for one in value.each()]))
         elif isinstance(value, int | float):
-            scalars.append(weight * (value.total() if isinstance(value, DeferredNumber) else count * value))
+            numbers.append(count * units("a client", weight * value))
         else:
             return None
         shown[name] = 0.0 if isinstance(value, DeferredNumber) else value
-    terms = Terms.of(Update(weight=reply.weight, **shown), lazy=True)
-    return Terms(terms.structure, terms.names, sums, [1.0] * len(sums), [*scalars, weight * count], [])
+    numbers.append(count * units("a client", weight))
+    return _presummed(Update(weight=reply.weight, **shown), sums, numbers)
 
 
-def together(replies: Sequence[Tree]) -> Terms | None:
-    """Return the terms of the weighted sum of replies whose tensors are rows of one matrix; None for other replies."""
+def together(replies: Sequence[Tree]) -> _Presummed | None:
+    """Return the weighted sum of replies whose tensors are rows of one matrix; None for other replies."""
     columns = Columns.of(replies)
     if columns is None:
         return None
-    terms = Terms.of(replies[0], lazy=True)
-    sums, scalars = [], []
+    sums, numbers = [], []
     for values in columns.fields:
         if isinstance(values[0], DeferredParams):
             total = values[0].weighted(values, columns.weights)
@@ -236,13 +291,30 @@ def together(replies: Sequence[Tree]) -> Terms | None:
                 return None
             sums.append(total)
         else:
-            scalars.append(math.fsum(map(operator.mul, values, columns.weights)))
-    scalars.append(math.fsum(columns.weights))
-    return Terms(terms.structure, terms.names, sums, [1.0] * len(sums), scalars, [])
+            numbers.append(_number_sum(map(operator.mul, values, columns.weights)))
+    numbers.append(_number_sum(columns.weights))
+    return _presummed(replies[0], sums, numbers)
+
+
+def _presummed(reply: Tree, sums: Sequence[tuple[Tensor, float | None]], numbers: list[int]) -> _Presummed:
+    terms, tensors = Terms.of(reply, lazy=True), [tensor for tensor, _ in sums]
+    one = Terms(terms.structure, terms.names, tensors, [1.0] * len(sums), [], [])
+    return _Presummed(one, [largest for _, largest in sums], numbers)
+
+
+def _number_sum(values: Iterable[float]) -> int:
+    return sum(units("a client", float(value)) for value in values)
 
 
 def merge(partials: list[Partial]) -> Partial:
-    """Return the total of partial sums, accumulated into the first one. The order does not affect the result."""
+    """Return the total of partial sums, accumulated into the first one.
+
+    Args:
+        partials: partial sums of one call, at least one; their order does not affect the result.
+
+    Raises:
+        AggregationError: the sums have different structures.
+    """
     total = partials[0]
     for other in partials[1:]:
         total.merge(other)

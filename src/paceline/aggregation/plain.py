@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from paceline.aggregation.fixed_point import SUM_BOUND, FixedPoint, Partial, merge
+from paceline.aggregation.fixed_point import SUM_BOUND, FixedPoint, merge
 from paceline.core.engine import Aggregation, Each, Summed, SumRequest
 from paceline.core.errors import QuorumError
 from paceline.core.federation import Federation
 from paceline.core.tree import Tree
 from paceline.core.update import rebuild
 
-__all__ = ["Plain", "is_record", "mean_of", "tell"]
+__all__ = ["Plain", "collect_records", "is_record", "mean_of"]
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,18 @@ class Plain(Aggregation):
         Raises:
             QuorumError: no client returned a reply that can be summed.
         """
-        peers = tell(fed, request)
+        peers = collect_records(fed, request)
         _, partials = fed.call(
             request.function,
             request.message,
             request.cohort,
-            FixedPoint(len(request.cohort), self.bound),
+            FixedPoint(len(request.cohort), self.bound, request.declared.limits),
             deadline=request.deadline,
             peers=peers,
         )
         total = merge(partials)
         if not total.clients:
-            raise QuorumError(f"round {fed.round}: no reply came that can be summed")
+            raise QuorumError(f"round {fed.round}: no client returned a reply that can be summed")
         tensors, scalars, denominators = total.values()
         return Summed(total.structure, tensors, scalars, denominators, tuple(sorted(total.clients)))
 
@@ -62,26 +62,27 @@ def mean_of(replies: Mapping[int, Tree], bound: float = SUM_BOUND) -> Any:
         replies: reply by client id.
         bound: largest |weight x value| of one client's coordinate.
     """
-    total = Partial(FixedPoint(len(replies), bound).fraction, bound)
+    sink = FixedPoint(len(replies), bound).open()
     for client, reply in replies.items():
-        total.add(client, reply)
+        sink.add(client, reply, int)
+    total = sink.partial()
     return rebuild(total.structure, *total.values())
 
 
-def tell(fed: Federation, request: SumRequest) -> dict[int, dict[int, Tree]]:
+def collect_records(fed: Federation, request: SumRequest) -> dict[int, dict[int, Tree]]:
     """Collect the records that clients publish to their peers, relayed through the server in plain text.
 
     Returns:
         for each client that published a valid record: the records of the other clients, by id. Empty if the function
         declares no record.
     """
-    if request.declared.tells is None:
+    if request.declared.peer_record is None:
         return {}
-    receipts, _ = fed.call(request.declared.tells, None, request.cohort, Each())
-    told: dict[int, Any] = {r.client: r.value for r in receipts if r.dropped is None and is_record(r.value)}
-    return {client: {p: v for p, v in told.items() if p != client} for client in told}
+    receipts, _ = fed.call(request.declared.peer_record, None, request.cohort, Each())
+    records: dict[int, Any] = {r.client: r.value for r in receipts if r.dropped is None and is_record(r.value)}
+    return {client: {p: v for p, v in records.items() if p != client} for client in records}
 
 
 def is_record(value: Tree) -> bool:
-    """Return whether a value can be a record that clients tell each other: finite numbers in a list."""
+    """Return whether a value is a valid record for peers: a list of finite numbers."""
     return isinstance(value, list | tuple) and all(type(x) in (int, float) and math.isfinite(x) for x in value)

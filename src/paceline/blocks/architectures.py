@@ -49,7 +49,7 @@ def parse_architecture(text: str) -> tuple[str, dict[str, Any]]:
     for key, value in spec.options.items():
         numbers = value.split("-") if isinstance(value, str) else []
         if value == "":
-            raise ConfigError(f"model {text!r}: write each option once, as {key}=VALUE")
+            raise ConfigError(f"model {text!r}: malformed or repeated option; write each one once, as {key}=VALUE")
         options[key] = tuple(map(int, numbers)) if len(numbers) > 1 and all(n.isdecimal() for n in numbers) else value
     return spec.name, options
 

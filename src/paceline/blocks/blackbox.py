@@ -1,4 +1,7 @@
-"""Objectives that clients can only evaluate: no gradients are used, and every evaluation is counted."""
+"""Objectives that clients can only evaluate: no gradients are used, and every evaluation is counted.
+
+Work is counted too: the FLOPs of the objective's torch operations, at least one for each coordinate of the point.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from paceline.core.params import Params
 from paceline.core.samples import ClientData
 from paceline.core.tree import Tree
 from paceline.core.update import Update
+from paceline.submodels.flops import counted
 
 __all__ = ["BlackBoxMethod", "Loss", "Objective", "Queries", "directions"]
 
@@ -45,12 +49,20 @@ class Queries:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._objective: Objective = getattr(client.problem, "objective", None) or Loss()
+        self._cost: float | None = 0.0 if isinstance(self._objective, Loss) else None  # evaluate() counts the work of a loss
         self.count = 0
 
     def __call__(self, x: Tensor) -> float:
-        """Return f_i(x) and increment the counter."""
+        """Return f_i(x), increment the counter, and add the work to the client's."""
         self.count += 1
-        return self._objective.value(self._client, x)
+        value: float
+        if self._cost is None:  # the first query is measured; all cost the same
+            value, cost = counted(lambda: self._objective.value(self._client, x))
+            self._cost = max(cost, float(len(x)))
+        else:
+            value = self._objective.value(self._client, x)
+        self._client.flops += self._cost
+        return value
 
     def all(self, xs: Tensor) -> Tensor:
         """Return f_i at each of xs [m, d], shape [m] (float64)."""
@@ -73,7 +85,7 @@ class BlackBoxMethod(Method[S]):
         value = objective.value(client, message.vector.double().cpu())
         return {"loss": value, "correct": 0, "count": 1, "class_correct": none, "class_count": none}
 
-    def told(self, fed: Federation, *phases: Update) -> int:
+    def count_queries(self, fed: Federation, *phases: Update) -> int:
         """Return the queries of a round's phases, of which each reply told a mean of weight 1."""
         return sum(round(p.queries * p.weight) for p in phases)
 

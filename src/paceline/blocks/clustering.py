@@ -19,7 +19,15 @@ Backend = Literal["average", "hdbscan", "kmeans", "meanshift", "affinity"]
 
 
 def cosine_distances(updates: Tensor) -> Tensor:
-    """Return Gamma of updates [n, d] in float64; a zero update is at distance 1 from all others."""
+    """Return the matrix Gamma of pairwise cosine distances, shape [n, n] (float64).
+
+    Args:
+        updates: one update per client, shape [n, d]; a zero update is at distance 1 from all others.
+
+    Example:
+        >>> cosine_distances(torch.eye(2)).tolist()
+        [[0.0, 1.0], [1.0, 0.0]]
+    """
     norms = torch.linalg.vector_norm(updates, dim=1, keepdim=True)
     unit = (updates / norms.clamp(min=1e-12)).double()
     gamma: Tensor = (1 - unit @ unit.T).clamp(0, 2).fill_diagonal_(0)
@@ -34,7 +42,16 @@ def temperature(gamma: Tensor, p: float = 2.0) -> float:
 
 
 def project(unit: Tensor, width: int, seed: int) -> Tensor:
-    """Return R u with R [width, d] of Gaussian entries of variance 1 / width, identical on all parties of a run."""
+    """Return R u, a random projection that approximately preserves distances.
+
+    Args:
+        unit: a vector u, shape [d].
+        width: number of dimensions after the projection.
+        seed: determines R [width, d], with Gaussian entries of variance 1 / width; identical on all parties of a run.
+
+    Returns:
+        shape [width].
+    """
     rng = torch_rng(seed, "sketch")
     out = torch.empty(width)
     for i in range(width):  # row by row: R itself would be large
@@ -60,7 +77,7 @@ def cluster(distances: Array, backend: Backend = "average", clusters: int = 3, l
     if backend == "average":
         return average_linkage(distances)
     if backend not in ("hdbscan", "kmeans", "meanshift", "affinity"):
-        raise ConfigError(f"clustering backend {backend!r}; average, hdbscan, kmeans, meanshift or affinity is needed")
+        raise ConfigError(f"clustering backend {backend!r} must be average, hdbscan, kmeans, meanshift or affinity")
     try:
         import sklearn.cluster as sk
     except ImportError:
@@ -80,7 +97,12 @@ def cluster(distances: Array, backend: Backend = "average", clusters: int = 3, l
 
 
 def average_linkage(distances: Array, most: int = 8) -> list[int]:
-    """Return clusters by average linkage; their number, 2 to `most`, maximises the silhouette."""
+    """Return the cluster of each point by average linkage; the number of clusters maximises the silhouette.
+
+    Args:
+        distances: pairwise distances, shape [n, n].
+        most: maximum number of clusters; the minimum is 2.
+    """
     groups = [[i] for i in range(len(distances))]
     best, labels = -np.inf, [0] * len(distances)
     while len(groups) > 2:
@@ -122,8 +144,13 @@ def silhouette(distances: Array, labels: Sequence[int]) -> float:
 def settle(labels: Sequence[int], distances: Array, least: int, noise_apart: bool = False) -> list[int]:
     """Return labels 0, 1, ... in which every cluster has at least `least` points, or all 0 if only one would remain.
 
-    Points of smaller clusters, and noise (unless `noise_apart` makes it a cluster), join the cluster with the smallest mean
-    distance.
+    Points of smaller clusters, and noise, join the cluster with the smallest mean distance.
+
+    Args:
+        labels: label of each point; -1 is noise.
+        distances: pairwise distances, shape [n, n].
+        least: minimum number of points of a cluster.
+        noise_apart: make noise a separate cluster instead.
     """
     given = np.asarray(labels)
     large = [k for k in dict.fromkeys(given.tolist()) if (k >= 0 or noise_apart) and (given == k).sum() >= least]

@@ -72,7 +72,13 @@ def distances(points: Tensor, centres: Tensor) -> Tensor:
 
 
 def nearest(points: Tensor, centres: Tensor, known: Tensor) -> Tensor:
-    """Return scores whose arg-max is the nearest centre, shape [N, C]: -distance; centres that are not `known` never win."""
+    """Return scores whose arg-max is the nearest centre: negative distances, shape [N, C].
+
+    Args:
+        points: features, shape [N, F].
+        centres: one centre per class, shape [C, F].
+        known: whether a class has a centre, bool [C]; others never have the largest score.
+    """
     return -distances(points, centres) - FAR * (~known).float()
 
 

@@ -50,6 +50,6 @@ def unpack(data: bytes, n: int, count: int | None = None) -> Tensor:
     """
     width, count = bits_of(n), n if count is None else count
     if len(data) != (width * count + 7) // 8:
-        raise WireError(f"a ranking of {count} of {n} edges takes {(width * count + 7) // 8} bytes, not {len(data)}")
+        raise WireError(f"a ranking of {count} of {n} edges has {(width * count + 7) // 8} bytes, not {len(data)}")
     bits = np.unpackbits(np.frombuffer(data, np.uint8), count=width * count).reshape(count, width)
     return torch.from_numpy(bits.astype(np.int64) @ (1 << np.arange(width, dtype=np.int64)))

@@ -42,7 +42,12 @@ def stepped(params: Params, delta: Params, rate: float) -> Params:
 
 
 def averaged(params: Params, mean: Update) -> Params:
-    """Return `params` with the mean's statistics, if it has any and a client that trained contributed to them."""
+    """Return `params` with the mean's statistics, if it has any and a client that trained contributed to them.
+
+    Args:
+        params: parameters and statistics, [d].
+        mean: mean of updates that contain `statistics`.
+    """
     if "statistics" not in mean.fields:
         return params
     counted = mean.weight["statistics"] if isinstance(mean.weight, dict) else mean.weight

@@ -27,7 +27,14 @@ Kernel = Literal["rbf", "matern"]
 
 
 def nearest(points: Tensor, values: Tensor, x: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Return the `most` points closest to x, and their values."""
+    """Return the points closest to x, and their values.
+
+    Args:
+        points: shape [m, d].
+        values: shape [m].
+        x: centre, shape [d].
+        most: maximum number of points to return.
+    """
     if len(points) <= most:
         return points, values
     rows = torch.argsort((points - x).square().sum(1), stable=True)[:most]

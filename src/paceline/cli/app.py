@@ -46,8 +46,8 @@ class Commands(TyperGroup):
             show_error(error, self.as_json)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt as stopped:
-            told, code = ending(stopped)
-            err().print(told, soft_wrap=True, markup=False)
+            text, code = ending(stopped)
+            err().print(text, soft_wrap=True, markup=False)
             raise typer.Exit(code) from None
         except Exception as error:
             self._correct(error)
@@ -61,9 +61,9 @@ class Commands(TyperGroup):
         context = getattr(error, "ctx", None)
         if not hasattr(error, "possibilities") or context is None or "task_option" not in {p.name for p in context.command.params}:
             return
-        told = correct(error.option_name, self.words)
-        if told:
-            error.message, error.possibilities = f"No such option: {error.option_name}; {told}", None
+        text = correct(error.option_name, self.words)
+        if text:
+            error.message, error.possibilities = f"No such option: {error.option_name}; {text}", None
 
 
 app = typer.Typer(

@@ -63,9 +63,9 @@ def init(
 
     roots = None if own is None else read(own, "give the PEM file of your organisation's authority")
     made = Authority.create(ca, federation, days=days, passphrase=_passphrase(), ca=roots)
-    told = {"federation": federation, "folder": str(ca), "trust": str(ca / "trust.pem"), "fingerprint": made.trust.fingerprint}
+    summary = {"federation": federation, "folder": str(ca), "trust": str(ca / "trust.pem"), "fingerprint": made.trust.fingerprint}
     if json:
-        print_json(told)
+        print_json(summary)
         return
     _say(f"federation {federation}: authority in {ca}, trust file {ca / 'trust.pem'}")
     _say(f"fingerprint: {made.trust.fingerprint}")
@@ -212,14 +212,14 @@ def list_all(ca: Folder = Path("ca"), json: Json = False) -> None:
     members, certificates, tokens = authority.members(), authority.certificates(), authority.tokens()
     now = authority.clock()
     if json:
-        told = {
+        summary = {
             "federation": authority.federation,
             "fingerprint": authority.trust.fingerprint,
             "clients": [{"client": m.id, "name": m.name, "identity": m.key.hex()} for m in members],
             "certificates": [_certificate(row) | {"state": _state(row, now)} for row in certificates],
             "tokens": [{"name": t.name, "expires": t.expires.isoformat(), "state": _token_state(t, now)} for t in tokens],
         }
-        print_json(told)
+        print_json(summary)
         return
     console = out()
     shown = table(
@@ -263,9 +263,16 @@ def _say(text: str) -> None:
 
 
 def _certificate(row: CertificateRow) -> dict[str, Any]:
-    told = {"serial": row.serial, "kind": row.kind, "client": row.member, "names": row.names, "own": row.own, "reason": row.reason}
+    summary = {
+        "serial": row.serial,
+        "kind": row.kind,
+        "client": row.member,
+        "names": row.names,
+        "own": row.own,
+        "reason": row.reason,
+    }
     revoked = None if row.revoked is None else row.revoked.isoformat()
-    return told | {"issued": row.issued.isoformat(), "expires": row.expires.isoformat(), "revoked": revoked}
+    return summary | {"issued": row.issued.isoformat(), "expires": row.expires.isoformat(), "revoked": revoked}
 
 
 def _state(row: CertificateRow, now: datetime) -> str:

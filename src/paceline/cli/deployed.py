@@ -44,7 +44,7 @@ def _server(config: ServerConfig, path: Path) -> Iterator[Finding]:
     from paceline.deploy.identity.admission import Gate
     from paceline.deploy.identity.trust import Trust
     from paceline.deploy.server.attendance import check_expected
-    from paceline.deploy.server.server import OWN_CROWD, invited
+    from paceline.deploy.server.server import LOCAL_AUTHORITY_WARNING, invited
 
     part = config.server
     lists = part.ca or part.folder
@@ -78,7 +78,10 @@ def _server(config: ServerConfig, path: Path) -> Iterator[Finding]:
         yield Finding("authority", "ok", "not on the server's machine, according to its configuration")
     else:
         yield Finding(
-            "authority", "warning", OWN_CROWD.partition(";")[0], "move the authority elsewhere: enrol clients there, copy its lists"
+            "authority",
+            "warning",
+            LOCAL_AUTHORITY_WARNING.partition(";")[0],
+            "move the authority elsewhere: enrol clients there, copy its lists",
         )
 
 

@@ -19,6 +19,7 @@ from paceline.cli.machine import CHECKS as MACHINE
 from paceline.cli.machine import Finding, writable
 from paceline.cli.run import Json
 from paceline.cli.show import out, print_json, table
+from paceline.core.errors import install_command
 
 __all__ = ["CHECKS", "Finding", "doctor", "examine"]
 
@@ -68,7 +69,7 @@ def _packages(folder: Path) -> Iterator[Finding]:
         try:
             yield Finding(name, "ok", version(name))
         except PackageNotFoundError:
-            yield Finding(name, "missing", "not installed", f"pip install -c constraints.txt {name}")
+            yield Finding(name, "missing", "not installed", f"pip install {name}")
 
 
 def _runs(folder: Path) -> Iterator[Finding]:
@@ -95,7 +96,7 @@ def _extras(folder: Path) -> Iterator[Finding]:
     for extra, names in parts.items():
         absent = [n for n in names if not _there(n)]
         text = "installed" if not absent else f"not installed: {', '.join(absent)} (optional)"
-        cure = f"pip install -c constraints.txt 'paceline[{extra}]'" if absent else ""
+        cure = install_command(extra) if absent else ""
         yield Finding(f"extra {extra}", "ok", text, cure)
 
 

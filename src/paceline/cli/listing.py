@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.panel import Panel
+from rich.table import Table
 from rich.text import Text
 
 from paceline import registry
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["card", "methods", "sum_only", "task_rows", "tasks"]
 
+WIDE_LIST = 120
+"""Least width, in columns, at which the list of methods has all of its columns."""
+
 
 def methods(
     name: Annotated[
@@ -35,7 +40,7 @@ def methods(
     ] = None,
     json: Json = False,
 ) -> None:
-    """List the methods, what the server sees of each, and what a client keeps; or show one in full."""
+    """List the methods, what the server sees of each, and what a client stores; or show one in full."""
     if name is not None:
         check_method(name)
         shown = card(registry.load("method", name), name)
@@ -45,27 +50,35 @@ def methods(
     if json:
         print_json(cards)
         return
-    listed = table("Methods", "name", "family", "paper", "the server sees", "a client keeps", "secure", "stacks")
-    for entry in cards:
-        columns = (
-            entry["name"],
-            entry["family"],
-            entry["paper"],
-            entry["server_sees"],
-            entry["client_keeps"],
-        )
-        listed.add_row(*map(escape, columns), _secure(entry), "yes" if entry["vectorizable"] else "no")
-    out().print(listed)
+    out().print(_listed(cards, wide=out().width >= WIDE_LIST))
     out().print(
         "secure: the server needs only sums, so the method runs under --aggregation secure; where allowed: only on clients whose"
     )
-    out().print("policy sets secure_aggregation.named_clients, because its messages contain a line for each client")
+    out().print("policy sets secure_aggregation.named_clients, because its messages contain an entry for each client")
     out().print(
         escape(
             "[a, b]: read from the source: keys of a client's memory between rounds, and functions whose individual replies are seen"
         )
     )
     out().print("stacks: simulations may train many clients in one batched computation")
+
+
+def _listed(cards: Sequence[Mapping[str, Any]], wide: bool) -> Table:
+    """Return the table of all methods; in a narrow one papers and what clients keep are left out, and families are headings."""
+    columns = ("family", "paper", "server_sees", "client_keeps") if wide else ("server_sees",)
+    heads = {"server_sees": "the server sees", "client_keeps": "a client keeps"}
+    listed = table("Methods", "name", *(heads.get(c, c) for c in columns), "secure", "stacks")
+    family = ""
+    for entry in cards:
+        if not wide and entry["family"] != family:
+            family = entry["family"]
+            listed.add_section()
+            listed.add_row(f"[bold]{escape(family)}[/]")
+        texts = [entry["name"], *(entry[c] for c in columns)]
+        listed.add_row(*map(escape, texts), _secure(entry), "yes" if entry["vectorizable"] else "no")
+    if not wide:
+        listed.caption, listed.caption_justify = "paceline methods NAME shows the paper and what a client keeps", "left"
+    return listed
 
 
 def _cards() -> Iterator[dict[str, Any]]:
@@ -123,7 +136,7 @@ def _names_clients(cls: type[Method]) -> bool:
 
 def card(cls: type[Method], name: str) -> dict[str, Any]:
     """Return everything that `paceline methods NAME` shows of a method under its name."""
-    from paceline.cli.memory_keys import PROVIDED, kept, memory_keys, seen
+    from paceline.cli.memory_keys import PROVIDED, memory_keys, seen, stored
 
     docs, hints = field_docs(cls), hints_of(cls)
     return {
@@ -131,12 +144,13 @@ def card(cls: type[Method], name: str) -> dict[str, Any]:
         "family": cls.family,
         "paper": cls.paper,
         "server_sees": seen(cls),
-        "client_keeps": kept(cls),
+        "client_state": stored(cls),
         "memory": {key: PROVIDED.get(key, "") for key in memory_keys(cls)},
         "secure": sum_only(cls),
         "names_clients": _names_clients(cls),
         "vectorizable": cls.vectorizable,
         "headline": cls.headline,
+        "differs": cls.differs,
         "effects": effects(name),
         "about": inspect.cleandoc(cls.__doc__ or "").split("\n\nArgs:")[0],
         "algorithm": inspect.cleandoc(sys.modules[cls.__module__].__doc__ or ""),
@@ -182,6 +196,15 @@ def _secure(shown: Mapping[str, Any]) -> str:
     return "no" if not shown["secure"] else "where allowed" if shown["names_clients"] else "yes"
 
 
+def _interval(effect: Mapping[str, Any]) -> str:
+    """Return an effect and its 95 % interval; the method is better above 0, or above 1 if effects are ratios."""
+    values = [effect["effect"], effect["low"], effect["high"]]
+    if not all(map(math.isfinite, values)):
+        return "no figure"
+    mean, low, high = [f"{math.exp(v):.3g}x" if effect["ratio"] else f"{v:+.3g}" for v in values]
+    return f"{mean}{' better' if effect['ratio'] else ''} [{low}, {high}]"
+
+
 def _print_card(shown: dict[str, Any]) -> None:
     console = out()
     head = [shown["algorithm"] or shown["about"], ""]
@@ -189,17 +212,18 @@ def _print_card(shown: dict[str, Any]) -> None:
         f"paper            {shown['paper'] or '–'}",
         f"family           {shown['family']}",
         f"the server sees  {shown['server_sees']}",
-        f"a client keeps   {shown['client_keeps']}",
+        f"client state     {shown['client_state']}",
         *(f"                 {key}: {text}" for key, text in shown["memory"].items() if text),
         f"headline         {shown['headline'] or '–'}",
+        *([f"differs          {shown['differs']}"] if shown["differs"] else []),
         f"stacks           {'yes' if shown['vectorizable'] else 'no: clients train one at a time'}",
         f"secure           {_WHY.get(_secure(shown), 'yes')}",
     ]
     console.print(Panel(Text("\n".join(head)), title=shown["name"], title_align="left", expand=False))
     for effect in shown["effects"]:
-        verdict = "holds" if effect["holds"] else "does not hold"
-        text = f"measured here: {effect['claim']}; {effect['figure']} {effect['effect']:+.3g} against {effect['versus']}: {verdict}"
-        console.print(escape(f"{text} ({effect['seeds_for']} of {len(effect['method'])} seeds, {effect['date']})"), soft_wrap=True)
+        text = f"measured here: {effect['claim']}; {effect['figure']}: {_interval(effect)} against {effect['versus']}"
+        verdict = f"{effect['verdict']} ({len(effect['seeds'])} seeds, {effect['date']})"
+        console.print(escape(f"{text}: {verdict}"), soft_wrap=True)
     fields = table("Fields, set with -o NAME=VALUE", "name", "values", "default", "meaning")
     for entry in shown["fields"]:
         default = "–" if entry["default"] is None else str(entry["default"])

@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from paceline.cli.show import bytes_text
+from paceline.core.errors import install_command
 
 __all__ = ["CHECKS", "Finding", "nearest_folder", "writable"]
 
@@ -166,14 +167,14 @@ def postgres(folder: Path) -> Iterator[Finding]:
     try:
         found = version("psycopg")
     except PackageNotFoundError:
-        cure = "pip install 'paceline[postgres]' if server.state is a URL"
+        cure = f"{install_command('postgres')} if server.state is a URL"
         yield Finding("PostgreSQL", "ok", "no driver: server state is stored in SQLite", cure)
         return
     try:
         __import__("psycopg")
         yield Finding("PostgreSQL", "ok", f"psycopg {found}")
     except ImportError as error:
-        yield Finding("PostgreSQL", "warning", f"psycopg {found}: {str(error).splitlines()[0]}", "pip install 'paceline[postgres]'")
+        yield Finding("PostgreSQL", "warning", f"psycopg {found}: {str(error).splitlines()[0]}", install_command("postgres"))
 
 
 def nearest_folder(folder: Path) -> Path:

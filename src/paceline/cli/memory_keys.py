@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 from paceline.core.client import Client
 from paceline.core.method import Method, client_functions
 
-__all__ = ["COMPUTED", "PROVIDED", "kept", "memory_keys", "seen"]
+__all__ = ["COMPUTED", "PROVIDED", "memory_keys", "seen", "stored"]
 
 COMPUTED = "?"
 """Placeholder for a key that cannot be determined from the source."""
@@ -33,12 +33,12 @@ PROVIDED = {
 """Keys that the client writes on behalf of a method, with a description of their content."""
 
 
-def kept(cls: type[Method]) -> str:
-    """Return a description of what a client stores: the class's `keeps`, and the keys of its memory in brackets."""
+def stored(cls: type[Method]) -> str:
+    """Return a description of what a client stores: the class's `client_state`, and the keys of its memory in brackets."""
     keys = [key for key in memory_keys(cls) if key != "_buffers"]  # written by every method that trains, with such tasks only
     if not keys:
         return "nothing"
-    return f"{'' if cls.keeps == 'nothing' else cls.keeps + ' '}[{', '.join(keys)}]"
+    return f"{'' if cls.client_state == 'nothing' else cls.client_state + ' '}[{', '.join(keys)}]"
 
 
 def seen(cls: type[Method]) -> str:
@@ -58,8 +58,8 @@ def memory_keys(cls: type[Method]) -> tuple[str, ...]:
         declared, reader = client_functions(cls), _Reader(cls)
         for name in declared:
             reader.function(getattr(cls, name))
-        held = {"_held"} if any(d.held for d in declared.values()) else set()
-        _KNOWN[cls] = tuple(sorted(reader.keys | held | ({"_times"} if cls.keeps_times else set())))
+        collects = {"_held"} if any(d.collects for d in declared.values()) else set()
+        _KNOWN[cls] = tuple(sorted(reader.keys | collects | ({"_times"} if cls.records_times else set())))
     return _KNOWN[cls]
 
 

@@ -62,8 +62,8 @@ def partition(
     default = Path("runs") / f"{safe_name(f'partition-{settings.task}-{split.name}')}.png"
     picture = plot_partition(out or default, split, task)
     if json:
-        told = {"task": task.name, "partition": split.name, "seed": settings.seed, "moved": split.moved}
-        print_json({**told, "plot": str(picture), "clients": rows})
+        summary = {"task": task.name, "partition": split.name, "seed": settings.seed, "moved": split.moved}
+        print_json({**summary, "plot": str(picture), "clients": rows})
         return
     console = console_out()
     title = f"{task.name} over {len(split)} clients: {split.name}, seed {settings.seed}"

@@ -105,12 +105,14 @@ def _finish(summary: Result, as_json: bool, profile: bool = False) -> None:
         return
     from paceline.cli.folders import plot
 
+    judged = sum(record.get("evaluation_seconds", 0.0) for record in summary.history)
     shown = table(f"{summary.method} on {summary.task}, seed {summary.seed}", "Metric", "Value", right=("Value",))
     for label, text in (
         ("Accuracy", percent(summary.accuracy)),
         ("Loss", f"{summary.loss:.4f}"),
         ("Rounds", f"{summary.rounds} ({summary.stopped})"),
         ("Time per round (virtual)", seconds_text(summary.round_seconds)),
+        *([("Time of evaluation (virtual)", seconds_text(judged))] if judged else []),
         ("Total time (virtual)", seconds_text(summary.total_seconds)),
         ("Time to target accuracy (virtual)", seconds_text(summary.target_seconds)),
         ("Total wall time (this machine)", seconds_text(summary.wall_seconds)),

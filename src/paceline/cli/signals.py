@@ -45,12 +45,12 @@ def listen() -> None:
         if time.monotonic() - since[0] > PATIENCE:
             os._exit(128 + number)
 
-    def dropped(told: sys.UnraisableHookArgs) -> None:
-        if not isinstance(told.exc_value, Interrupted):
-            sys.__unraisablehook__(told)
+    def dropped(unraisable: sys.UnraisableHookArgs) -> None:
+        if not isinstance(unraisable.exc_value, Interrupted):
+            sys.__unraisablehook__(unraisable)
             return
         since.clear()
-        threading.Timer(0.05, _signal, [told.exc_value.number]).start()
+        threading.Timer(0.05, _signal, [unraisable.exc_value.number]).start()
 
     on_stop(stop)
     sys.unraisablehook = dropped

@@ -133,9 +133,9 @@ def check_run(values: Mapping[str, Any], where: str = "") -> None:
 
     at = f"{where}: " if where else ""
     for name in (n for n in values if n not in RunConfig.model_fields):
-        told = misplaced(name, values)
-        if told:
-            raise ConfigError(f"{at}{told}")
+        advice = misplaced(name, values)
+        if advice:
+            raise ConfigError(f"{at}{advice}")
     check_method(str(values.get("method", "fedavg")))
     task = str(values.get("task", ""))
     if task:

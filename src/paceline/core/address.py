@@ -87,35 +87,37 @@ def _read(value: Any, listen: bool) -> Address:
 
 def _split(value: Any) -> tuple[str, str]:
     if not isinstance(value, str):
-        raise ValueError("this is no text; write host:port")
+        raise ValueError(f"expected text, not {type(value).__name__}; write host:port")
     if "://" in value:
-        raise ValueError("this is a URL; write host:port alone, such as fed.example.org:9100")
+        raise ValueError("a URL is not accepted here; write host:port alone, such as fed.example.org:9100")
     if value.startswith("["):
         host, mark, rest = value[1:].partition("]")
         if not mark:
-            raise ValueError("the bracket is not closed; write an IPv6 address as in [::1]:9100")
+            raise ValueError("the closing bracket is missing; write an IPv6 address as in [::1]:9100")
         if not _is(ipaddress.IPv6Address, host):
-            raise ValueError(f"{host!r} is no IPv6 address, and only these stand in brackets")
+            raise ValueError(f"{host!r} is not a valid IPv6 address; only IPv6 addresses are written in brackets")
         if not rest.startswith(":"):
-            raise ValueError(f"the port is missing; write it behind a colon, as in [{host}]:9100")
+            raise ValueError(f"the port is missing; write it after a colon, as in [{host}]:9100")
         return host, rest[1:]
     host, mark, port = value.rpartition(":")
     if not mark:
-        raise ValueError(f"the port is missing; write it behind a colon, as in {value or 'localhost'}:9100")
+        raise ValueError(f"the port is missing; write it after a colon, as in {value or 'localhost'}:9100")
     if ":" in host:
-        raise ValueError("an IPv6 address stands in brackets, as in [::1]:9100")
+        raise ValueError("write an IPv6 address in brackets, as in [::1]:9100")
     return host, port
 
 
 def _checked(host: str, port: str, listen: bool) -> Address:
     if not host:
-        raise ValueError("the host is missing; write host:port" + (", with 0.0.0.0 or [::] for all networks" if listen else ""))
+        raise ValueError("the host is missing; write host:port" + (", with 0.0.0.0 or [::] for all interfaces" if listen else ""))
     dotted = _DOTTED.fullmatch(host) is not None
     if not (_is(ipaddress.IPv6Address, host) or (_is(ipaddress.IPv4Address, host) if dotted else _HOST.fullmatch(host))):
         raise ValueError(f"{host!r} is neither a DNS name nor an IP address")
     least = 0 if listen else 1
     if not re.fullmatch(r"[0-9]{1,5}", port) or not least <= int(port) <= 65535:
-        raise ValueError(f"{port!r} is no port; write a number from {least} to 65535" + (", 0 for a free one" if listen else ""))
+        raise ValueError(
+            f"{port!r} is not a valid port; write a number from {least} to 65535" + (", 0 for a free one" if listen else "")
+        )
     return Address(host, int(port))
 
 
@@ -136,7 +138,7 @@ def proxy_url(value: Any, field: str = "") -> str:
     """
     name = field or "the proxy"
     if not isinstance(value, str):
-        raise ConfigError(f"{name}: {value!r} is no text; write http://HOST:PORT, environment, or nothing")
+        raise ConfigError(f"{name}: expected text, not {value!r}; write http://HOST:PORT, environment, or nothing")
     if value in ("", "environment"):
         return value
     try:
@@ -145,10 +147,10 @@ def proxy_url(value: Any, field: str = "") -> str:
             raise ValueError("write http://HOST:PORT, http://USER:PASSWORD@HOST:PORT, or environment")
         user, _, where = parts.netloc.rpartition("@")
         if any(c.isspace() or not c.isprintable() for c in unquote(user)):
-            raise ValueError("user and password cannot have blanks")
+            raise ValueError("user and password must not contain whitespace; percent-encode it")
         address = Address.parse(where)
     except ValueError as error:
-        raise ConfigError(f"{name} is no HTTP proxy: {error}") from None
+        raise ConfigError(f"{name} is not a valid HTTP proxy: {error}") from None
     return f"http://{quote(unquote(user), safe=':')}@{address}" if user else f"http://{address}"
 
 
@@ -162,7 +164,11 @@ def proxy_shown(proxy: str) -> str | None:
     if proxy != "environment":
         return re.sub(r"//.*@", "//", proxy) or None
     name = next((n for n in _PROXIES if os.environ.get(n)), None)
-    return "none: the environment has no http_proxy" if name is None else f"{re.sub(r'//.*@', '//', os.environ[name])} ({name})"
+    return (
+        "none (http_proxy is not set in the environment)"
+        if name is None
+        else f"{re.sub(r'//.*@', '//', os.environ[name])} ({name})"
+    )
 
 
 Dialled = Annotated[Address, BeforeValidator(lambda value: _read(value, listen=False))]

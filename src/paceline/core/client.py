@@ -47,14 +47,14 @@ class Client:
         data: returns this client's training (0) or test (1) samples; the latter are empty unless the partition
             sets some aside.
         memory: its own store, kept between rounds; ``memory.stage`` for values of which the server holds a sum.
-        peers: records that the others of the cohort told (`ClientFunction.tells`), by client.
+        peers: records published by the others of the cohort (`ClientFunction.peer_record`), by client.
         services: what its worker has beside the model, by class, such as ``client.services[Submodels]``.
         strict: check the loss at every step, to name the step at which it broke (the debug engine).
         ask: runs a request to the local loop: at once, or together with those of other clients.
         redraws: let what the function draws from global generators come from this client's streams; whoever says so
             puts the generators back (`paceline.core.generators`).
         central: the task's test samples.
-        keeps_times: store how long training took, see `times`.
+        records_times: store how long training took, see `times`.
         operation: number, within the round, of the server's operation that the call belongs to.
 
     Example:
@@ -84,7 +84,7 @@ class Client:
         ask: Callable[[Any], Any] = answer,
         redraws: bool = False,
         central: ClientData | None = None,
-        keeps_times: bool = False,
+        records_times: bool = False,
         operation: int = 0,
     ) -> None:
         self._id, self.round, self.model, self.problem = id, round, model, problem
@@ -95,7 +95,7 @@ class Client:
         self.strict = strict
         self.ask = ask
         self.redraws = redraws
-        self.central, self.keeps_times, self.operation = central, keeps_times, operation
+        self.central, self.records_times, self.operation = central, records_times, operation
         self.flops = 0.0
         self.nameless = False
         """Whether the function that runs may not ask who it runs for: under masks, unless the method says so."""
@@ -113,19 +113,20 @@ class Client:
         if self.nameless:
             raise PlanError(
                 [
-                    "a function that is summed under masks reads client.id, by which a message can treat one client unlike the others; "
-                    "use what is common to all, or set names_clients = True in the method, which policies then have to allow"
+                    "a client function under secure aggregation reads client.id, so a message could single out one client; "
+                    "use values common to all clients, or set names_clients = True in the method, which each client's policy must allow"
                 ]
             )
         return self._id
 
     def assigned(self, values: Sequence[V]) -> V:
-        """Return this client's of the values that the run's configuration (never a message) gives to clients in turn.
+        """Return this client's entry of a list that the run's configuration assigns to clients in turn.
 
-        Raises `ConfigError` where there are none.
+        The list must not come from a message. Client k receives ``values[k % len(values)]``.
+        Raises `ConfigError` for an empty list.
         """
         if not values:
-            raise ConfigError("there are no values to give to clients")
+            raise ConfigError("client.assigned: the list of values is empty; give it at least one")
         return values[self._id % len(values)]
 
     @cached_property
@@ -162,10 +163,12 @@ class Client:
     def times(self) -> tuple[float, float] | None:
         """Seconds that this client's last training took to (compute, transfer); None before the first.
 
-        They are kept only for methods that declare ``keeps_times = True``.
+        They are recorded only for methods that declare ``records_times = True``.
         """
-        if not self.keeps_times:
-            raise ConfigError("client.times is kept only for a method that says so: keeps_times: ClassVar[bool] = True")
+        if not self.records_times:
+            raise ConfigError(
+                "client.times is not recorded for this method; declare records_times: ClassVar[bool] = True in its class"
+            )
         seen = self.memory.get("_times")
         return None if seen is None else (float(seen[0]), float(seen[1]))
 
@@ -174,14 +177,14 @@ class Client:
 
         Raises `PlanError` where this client has nothing begun.
         """
-        held = self.memory.get("_held")
-        if held is None:
-            raise PlanError([f"client {self.id} holds no reply; a function marked held=True is asked after fed.start, and once"])
+        stored = self.memory.get("_held")
+        if stored is None:
+            raise PlanError([f"client {self.id} has no stored reply; call a collects=True function once, after fed.start"])
         self.memory["_held"] = None
-        return held
+        return stored
 
     def stream(self, *path: int | str) -> torch.Generator:
-        """Return a further independent stream of this client in this call."""
+        """Return a further independent random stream; in one call, the same `path` gives the same stream."""
         return torch.Generator().manual_seed(derive(self.seed, *path))
 
     def redraw(self) -> None:
@@ -236,7 +239,7 @@ class Client:
         model = model or self.model
         batch_size = self.problem.batch_size if batch_size is None else batch_size
         if batch_size < 1 or epochs < 0:
-            raise ConfigError(f"batch_size={batch_size}, epochs={epochs}; at least 1 and 0 are needed")
+            raise ConfigError(f"batch_size={batch_size}, epochs={epochs}: batch_size must be at least 1 and epochs at least 0")
         data = self.train
         n, self._loops = len(data), self._loops + 1
         wanted = steps if steps is not None else epochs * -(-n // batch_size)
@@ -266,7 +269,15 @@ class Client:
         return trained
 
     def gradient(self, params: Params, *, batch_size: int | None = None) -> Params:
-        """Return the mean gradient of the loss over all training samples at `params`."""
+        """Return the mean gradient of the loss over all training samples at `params`.
+
+        Args:
+            params: where to evaluate, [d].
+            batch_size: samples per forward pass, which limits memory; 256 by default. It does not change the mean.
+
+        Returns:
+            `Params` [d]; running statistics have gradient 0.
+        """
         self.model.load(params)
         self.model.module.train()
         out, norms = params.zeros(), norms_in(self.model.module)
@@ -285,6 +296,10 @@ class Client:
         """Return `params` with BatchNorm's running statistics computed anew from this client's training data.
 
         Batches of one sample have no variance and do not count; without others, the statistics stay as they are.
+
+        Args:
+            params: parameters and statistics, [d].
+            batch_size: samples per forward pass. Statistics are plain averages over the batches.
         """
         if len(self.train) < 2 or batch_size < 2:
             return params.clone()
@@ -305,16 +320,20 @@ class Client:
         return self.model.snapshot()
 
     def judged_by(self, everything: bool = False) -> ClientData:
-        """Return the samples that judge a personal model.
+        """Return the samples on which a personal model is evaluated.
 
-        These are this client's own test samples; where it has none, the task's test samples of the classes that
-        it trains on; with `everything`, all of the task's test samples.
+        Args:
+            everything: use all central test samples of the task. Otherwise, use this client's own test samples or, if it has none,
+                the central test samples of the classes that it trains on.
+
+        Raises:
+            ConfigError: the client has no central test samples (`Client(central=...)`).
         """
         if not everything and len(self.test):
             return self.test
         whole = self.central
         if whole is None:
-            raise ConfigError("this client was given no test samples of the task; give it Client(central=...)")
+            raise ConfigError("this client has no central test samples; pass them as Client(central=...)")
         if everything or whole.y.dim() > 1:  # sequences have no class of their own
             return whole
         own = torch.bincount(self.train.y[self.train.index], minlength=self.problem.num_classes) > 0

@@ -163,5 +163,5 @@ def _raise(error: ValidationError) -> NoReturn:
     unknown = [fault["loc"][0] for fault in faults if fault["type"] == "extra_forbidden"]
     if unknown:
         raise UnknownNameError("option", str(unknown[0]), RunConfig.model_fields) from None
-    told = [f"{'.'.join(map(str, f['loc'])) or 'configuration'}={f['input']!r}: {f['msg']}" for f in faults]
-    raise ConfigError("; ".join(told)) from None
+    faults_text = [f"{'.'.join(map(str, f['loc'])) or 'configuration'}={f['input']!r}: {f['msg']}" for f in faults]
+    raise ConfigError("; ".join(faults_text)) from None

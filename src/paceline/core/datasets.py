@@ -40,11 +40,11 @@ def samples(data: Any, which: str) -> tuple[Tensor, Tensor]:
     else:
         x, y = _collect(data, which)
     if not len(x):
-        raise DataError(f"{which}: there are no samples")
+        raise DataError(f"{which}: the data set has no samples")
     for part, name in ((x, "x"), (y, "y")):
         if part.is_floating_point() and not bool(part.isfinite().all()):
             first = int((~part.isfinite().reshape(len(part), -1).all(1)).nonzero()[0])
-            raise DataError(f"{which}: {name} of sample {first} is not finite; fill in or leave out what is missing")
+            raise DataError(f"{which}: {name} of sample {first} is NaN or infinite; impute missing values or drop the sample")
     if not y.is_floating_point():
         y = y.long()
     return x, y
@@ -53,7 +53,7 @@ def samples(data: Any, which: str) -> tuple[Tensor, Tensor]:
 def _collect(data: Any, which: str) -> tuple[Tensor, Tensor]:
     if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
         raise DataFormatError(
-            f"{which}: a {type(data).__name__} is no map-style data set; it needs __len__ and __getitem__, which returns (x, y)"
+            f"{which}: a {type(data).__name__} is not a map-style data set; implement __len__ and a __getitem__ that returns (x, y)"
         )
     xs: list[Tensor] = []
     ys: list[Tensor] = []
@@ -61,19 +61,19 @@ def _collect(data: Any, which: str) -> tuple[Tensor, Tensor]:
         sample = data[i]
         if not isinstance(sample, tuple | list) or len(sample) != 2:
             if isinstance(data, tuple | list) and len(data) == 2 and isinstance(sample, list):
-                raise DataFormatError(f"{which}: a pair of lists; make each a tensor or an array")
-            raise DataFormatError(f"{which}: sample {i} is a {type(sample).__name__}; a pair (x, y) is needed")
+                raise DataFormatError(f"{which}: got a pair of lists; convert each to a tensor or an array")
+            raise DataFormatError(f"{which}: sample {i} is a {type(sample).__name__}; it must be a pair (x, y)")
         for part, into, name in zip(sample, (xs, ys), "xy", strict=True):
             if not isinstance(part, Tensor | np.ndarray | np.generic | int | float):
                 hint = "; convert it in the data set's transform, as torchvision's ToTensor does" if name == "x" else ""
                 raise DataFormatError(
-                    f"{which}: {name} of sample {i} is a {type(part).__name__}, not a tensor, array or number{hint}"
+                    f"{which}: {name} of sample {i} is a {type(part).__name__}; it must be a tensor, array or number{hint}"
                 )
             into.append(_tensor(part))
             if part is not None and into[-1].shape != into[0].shape:
                 raise DataFormatError(
-                    f"{which}: {name} of sample {i} has shape {list(into[-1].shape)}, that of sample 0 {list(into[0].shape)}; "
-                    f"pad or crop them to one shape"
+                    f"{which}: {name} of sample {i} has shape {list(into[-1].shape)}, but sample 0 has {list(into[0].shape)}; "
+                    f"pad or crop all samples to the same shape"
                 )
     return (torch.stack(xs), torch.stack(ys)) if xs else (torch.empty(0), torch.empty(0))
 
@@ -93,25 +93,31 @@ def check_labels(train: Tensor, test: Tensor, num_classes: int | None, loss: Any
     """
     for y, which in ((train, "train"), (test, "test")):
         if y.is_floating_point():
-            name = "cross entropy" if loss is F.cross_entropy else "an evaluation, which counts right answers by class,"
-            raise DataFormatError(f"{which}: y is {y.dtype}; {name} needs class indices: {_to_indices(y)}")
+            name = "cross entropy" if loss is F.cross_entropy else "the evaluation, which counts correct predictions per class,"
+            raise DataFormatError(f"{which}: y is {y.dtype}; {name} requires class indices: {_to_indices(y)}")
         if y.dim() == 2 and y.shape[1] == 1:
             raise DataFormatError(f"{which}: y has shape {list(y.shape)}; drop its last dimension with y.squeeze(1)")
         if y.dim() == 1 and int(y.min()) < 0:
-            raise DataFormatError(f"{which}: y holds {int(y.min())}; class indices begin at 0")
+            raise DataFormatError(f"{which}: y contains {int(y.min())}; class indices start at 0")
     found = int(max(train.max(), test.max())) + 1
     if num_classes is not None and found > num_classes:
-        raise DataFormatError(f"y holds class {found - 1}, but num_classes={num_classes}")
+        raise DataFormatError(f"y contains class {found - 1}, but num_classes={num_classes}{_from_zero(train, test)}")
     return num_classes or found
+
+
+def _from_zero(*targets: Tensor) -> str:
+    """Return what to do if no label is 0, as where labels begin at 1; empty otherwise."""
+    least = min(int(y.min()) for y in targets if len(y))
+    return f"; the smallest label is {least}, and class indices begin at 0: subtract {least} from y" if least > 0 else ""
 
 
 def _to_indices(y: Tensor) -> str:
     """Return how targets of floats become class indices."""
     if y.dim() == 2 and y.shape[1] > 1 and bool((((y == 0) | (y == 1)).all(1) & (y.sum(1) == 1)).all()):
-        return "these are one-hot, take y.argmax(1)"
+        return "these are one-hot; pass y.argmax(1)"
     if bool((y == y.round()).all()):
-        return "convert them with y.long(), or y.astype(int) of an array"
-    return "these are no whole numbers; a quantity must be cut into classes first"
+        return "convert them with y.long(), or y.astype(int) for an array"
+    return "these are not whole numbers; bin a continuous quantity into classes first"
 
 
 def model_maker(model: Any) -> Callable[[], nn.Module]:
@@ -126,7 +132,7 @@ def model_maker(model: Any) -> Callable[[], nn.Module]:
     if callable(model):
         make: Callable[[], nn.Module] = model
         return make
-    raise ConfigError(f"model={model!r}: a module's class, a module, or a function that makes one is needed")
+    raise ConfigError(f"model={model!r}: pass a module, a module's class, or a function that returns a module")
 
 
 def try_model(make: Callable[[], nn.Module], x: Tensor, y: Tensor, loss: Any, num_classes: int) -> None:
@@ -148,24 +154,25 @@ def try_model(make: Callable[[], nn.Module], x: Tensor, y: Tensor, loss: Any, nu
                 f"the model cannot be built without arguments: {type(error).__name__}: {error}; wrap it in a function"
             ) from error
         if not isinstance(module, nn.Module):
-            raise ConfigError(f"model makes an object of type {type(module).__name__}, not a torch.nn.Module")
+            raise ConfigError(f"model returned an object of type {type(module).__name__}; it must be a torch.nn.Module")
         name = type(module).__name__
         try:
             out = module.eval()(x[:1])
         except Exception as error:
             raise ConfigError(
-                f"{name} does not take the samples, {x.dtype} of shape {list(x.shape[1:])}: {type(error).__name__}: {error}"
+                f"{name} does not accept a sample, {x.dtype} of shape {list(x.shape[1:])}: {type(error).__name__}: {error}"
             ) from error
         if not isinstance(out, Tensor):
-            raise ConfigError(f"{name} returns a {type(out).__name__}, not a tensor of scores")
+            raise ConfigError(f"{name} returns a {type(out).__name__}; it must return a tensor of scores")
         if loss is F.cross_entropy and (out.dim() < 2 or out.shape[1] < num_classes):
             raise ConfigError(
-                f"{name} returns shape {list(out.shape)} for one sample; {num_classes} classes need [1, {num_classes}, ...]"
+                f"{name} returns shape {list(out.shape)} for one sample; {num_classes} classes require [1, {num_classes}, ...]"
+                f"{_from_zero(y)}"
             )
         try:
             loss(out, y[:1])
         except Exception as error:
             raise ConfigError(
-                f"the loss does not take outputs of shape {list(out.shape)} and targets of shape {list(y[:1].shape)}: "
+                f"the loss does not accept outputs of shape {list(out.shape)} and targets of shape {list(y[:1].shape)}: "
                 f"{type(error).__name__}: {error}"
             ) from error

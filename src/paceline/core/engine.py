@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor
 
 from paceline.core.errors import PlanError
+from paceline.core.layout import Layout
 from paceline.core.params import DeferredParams, Params
 from paceline.core.services import Services
 from paceline.core.tree import Tree, flatten, map_leaves
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Aggregation",
     "Availability",
+    "Bound",
     "Call",
     "CallInfo",
     "Channel",
@@ -39,30 +41,50 @@ __all__ = [
 ]
 
 
+Bound = float | Callable[[Layout], float]
+"""Largest absolute value of a coordinate: a number, or a function that computes it from the layout of the model."""
+
+
 @dataclass(frozen=True)
 class ClientFunction:
     """What is declared about a client function.
 
     Args:
         each: the server needs every client's own reply; else it may see only sums.
-        tells: name of the function whose small record each client tells the others of the cohort, before
+        peer_record: name of the function whose small record each client publishes to the others of the cohort before
             this one runs; under secure aggregation the server relays only ciphertexts.
-        bounds: largest absolute value of a coordinate, by field, where secure aggregation's default clip
-            does not suit it.
-        held: it hands over what `Federation.start` had the client do before, see `Client.take`.
+        bounds: largest absolute value of a coordinate, by field. Secure aggregation clips floats to it, in place of
+            its default clip; every aggregation refuses whole numbers above it. The fields of a dict or a `node` are
+            its keys; any other reply that is not an `Update` is the field ``value``. A bound of ``weight`` makes
+            weights multiples of bound / `max_weight` under secure aggregation, in place of whole numbers.
+        collects: the function returns the result of work that `Federation.start` began earlier, see `Client.take`.
     """
 
     each: bool = False
-    tells: str | None = None
-    bounds: Mapping[str, float] = field(default_factory=dict)
-    held: bool = False
+    peer_record: str | None = None
+    bounds: Mapping[str, Bound] = field(default_factory=dict)
+    collects: bool = False
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The bounds as numbers; raises `PlanError` if one depends on the model, see `fitted`."""
+        if unknown := [name for name, bound in self.bounds.items() if callable(bound)]:
+            raise PlanError([f"the bounds of {unknown} depend on the model's layout, which is not known here"])
+        return {name: float(bound) for name, bound in self.bounds.items() if not callable(bound)}
+
+    def fitted(self, layout: Callable[[], Layout]) -> ClientFunction:
+        """Return the declaration for a model; `layout` is called only if a bound depends on it."""
+        if not any(map(callable, self.bounds.values())):
+            return self
+        known = layout()
+        return replace(self, bounds={n: bound(known) if callable(bound) else bound for n, bound in self.bounds.items()})
 
 
 def declaration(fn: Callable[..., Any]) -> ClientFunction:
     """Return the declaration of a client function. Raises `PlanError` for any other function."""
     found = getattr(fn, "__client__", None)
     if not isinstance(found, ClientFunction):
-        raise PlanError([f"{getattr(fn, '__name__', fn)!r} is not a client function; mark it with @on_client"])
+        raise PlanError([f"{getattr(fn, '__name__', fn)!r} is not a client function; decorate it with @on_client"])
     return found
 
 
@@ -80,7 +102,7 @@ class Call:
         stream: names the clients' random streams of this call: function, and which call of it this is.
         channel: how replies leave the client.
         deadline: virtual seconds after which a reply counts as dropped, or None.
-        peers: records that clients told, by the client that receives them.
+        peers: records published by other clients, by receiving client.
         chunks: `clients` in the groups that may work as one; an engine forms them.
         operation: number, within the round, of the method's operation that the call belongs to.
     """

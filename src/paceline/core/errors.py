@@ -34,8 +34,8 @@ __all__ = [
     "PolicyError",
     "ProtocolError",
     "QuorumError",
-    "StoreAwayError",
     "StoreError",
+    "StoreUnavailableError",
     "SubmodelError",
     "SumOverflowError",
     "TokenError",
@@ -43,7 +43,9 @@ __all__ = [
     "UnknownNameError",
     "WireError",
     "WorkerDiedError",
+    "ZeroCostError",
     "by_name",
+    "install_command",
     "nearest",
 ]
 
@@ -64,7 +66,7 @@ class PacelineError(Exception):
     exit_code = 1
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel between processes as text and attributes: what a class was made from is not kept."""
+        """Serialise as text and attributes; constructor arguments are not transferred."""
         return _again, (type(self), self.args, self.__dict__)
 
 
@@ -79,6 +81,11 @@ def by_name(name: str, message: str) -> PacelineError:
     """Return an error of the class of a name, such as that of another process, with its message."""
     kind = globals().get(name)
     return _again(kind if isinstance(kind, type) and issubclass(kind, PacelineError) else PacelineError, (message,), {})
+
+
+def install_command(extra: str) -> str:
+    """Return the command that adds an extra's dependencies to an installed Paceline."""
+    return f"pip install 'paceline[{extra}]'"
 
 
 class ConfigError(PacelineError, ValueError):
@@ -107,7 +114,7 @@ class NameClashError(ConfigError):
 
     def __init__(self, kind: str, name: str, owners: Sequence[str]) -> None:
         super().__init__(
-            f"{kind} {name!r} has {len(owners)} owners: {' and '.join(owners)}; uninstall all but one, rename an entry point, or "
+            f"{kind} {name!r} is registered {len(owners)} times, by {' and '.join(owners)}; uninstall all but one, rename one, or "
             "write package.module:Name"
         )
 
@@ -120,7 +127,11 @@ class PlanError(ConfigError):
     def __init__(self, misfits: Sequence[str]) -> None:
         self.misfits = tuple(misfits)
         lines = "\n".join(f"  {i}. {text}" for i, text in enumerate(misfits, 1))
-        super().__init__(f"this run cannot work, for {len(misfits)} reason(s):\n{lines}")
+        super().__init__(f"this run cannot start: {len(misfits)} incompatible setting(s):\n{lines}")
+
+
+class ZeroCostError(ConfigError):
+    """Work would take no virtual time: a model that computes nothing, or an asynchronous job without duration."""
 
 
 class MissingExtraError(PacelineError, ImportError):
@@ -129,7 +140,7 @@ class MissingExtraError(PacelineError, ImportError):
     exit_code = 4
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed; run: pip install 'paceline[{extra}]'")
+        super().__init__(f"{package} is not installed; run: {install_command(extra)}")
 
 
 class DataError(PacelineError):
@@ -220,7 +231,7 @@ class MisbehaviourError(QuorumError):
 
     Args:
         message: what happened.
-        clients: who is to blame, and for what; empty where that cannot be known.
+        clients: fault of each identified client; empty where none can be identified.
         survivors: the clients whose sum was opened and cannot be used; empty where nothing was opened.
     """
 
@@ -249,7 +260,7 @@ class StoreError(PacelineError):
     exit_code = 13
 
 
-class StoreAwayError(StoreError):
+class StoreUnavailableError(StoreError):
     """The server's database is unavailable; earlier writes are intact."""
 
 
@@ -278,4 +289,4 @@ class PolicyError(PacelineError):
 
     def __init__(self, reasons: Sequence[str]) -> None:
         self.reasons = tuple(reasons)
-        super().__init__(f"this client's policy forbids it: {'; '.join(reasons)}")
+        super().__init__(f"refused by this client's policy: {'; '.join(reasons)}")

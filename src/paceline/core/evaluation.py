@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paceline.core.generators import Still, drawing, nested
+from paceline.core.generators import GeneratorWatch, drawing, nested
 from paceline.core.params import Params, Resident
 from paceline.core.profiling import spent
 from paceline.core.samples import ClientData, Problem
@@ -108,9 +108,9 @@ def evaluate_together(requests: Sequence[Evaluation]) -> list[dict[str, Any]]:
     if not same or not plain or any(r.outputs is not None for r in requests):
         return [request.run() for request in requests]
     with spent.on("evaluating"), torch.no_grad(), nested(0, first.model.device):
-        still = Still(first.model.device)
+        watch = GeneratorWatch(first.model.device)
         sums = _evaluate_all(requests)
-        drew = still.moved()
+        drew = watch.advanced()
     return [request.run() for request in requests] if drew else sums
 
 

@@ -68,15 +68,15 @@ def reasons(dropped: Mapping[int, str], most: int = 3) -> str:
         groups = sorted(found.get(kind, {}).values(), key=lambda clients: (-len(clients), clients))
         if not groups:
             continue
-        told = f"{sum(map(len, groups))} {kind}"
+        text = f"{sum(map(len, groups))} {kind}"
         if kind in ("refused", "failed"):
             texts = []
             for clients in groups[:most]:
                 times = f"{len(clients)} times " if len(clients) > 1 else ""
                 texts.append(f"{times}{_short(dropped[clients[0]].removeprefix('refused: '))}, such as client {clients[0]}")
             rest = [f"{len(groups) - most} other reasons"] if len(groups) > most else []
-            told += f" ({'; '.join([*texts, *rest])})"
-        parts.append(told)
+            text += f" ({'; '.join([*texts, *rest])})"
+        parts.append(text)
     return ", ".join(parts)
 
 
@@ -87,9 +87,9 @@ def _short(text: str, most: int = 200) -> str:
 
 def reason_of(error: Exception) -> str:
     """Return class, message and location of a client function's error, on one line."""
-    told = "; ".join(error.misfits) if isinstance(error, PlanError) else str(error)
+    text = "; ".join(error.misfits) if isinstance(error, PlanError) else str(error)
     place = place_of(error)
-    return f"{type(error).__name__}: {told}" + (f" ({place})" if place else "")
+    return f"{type(error).__name__}: {text}" + (f" ({place})" if place else "")
 
 
 def client_error(receipt: Receipt, function: str, round: int) -> PacelineError:

@@ -179,11 +179,11 @@ class Federation(Population):
         if groups is None:
             result = self._sum(fn, message, over, deadline)
             if not isinstance(result, Update):
-                raise PlanError([f"{fn.__name__} returns {type(result).__name__}; fed.mean needs an Update"])
+                raise PlanError([f"{fn.__name__} returned {type(result).__name__}; for fed.mean it must return an Update"])
             return result
         small = {k: len(c) for k, c in groups.items() if len(c) < max(self.least_group, 1)}
         if small:
-            raise QuorumError(f"groups {small} are smaller than the least group of {self.least_group} clients")
+            raise QuorumError(f"groups {small} have fewer clients than least_group={self.least_group}; merge groups")
         means, start, end, merged = {}, self.clock.now, self.clock.now, CallInfo()
         for key, clients in groups.items():
             self.clock.now = start
@@ -238,7 +238,7 @@ class Federation(Population):
             receipts, _ = self.call(fn.__name__, message, over, Each(), **options)
             came = [r for r in receipts if r.dropped is None]
             if not came:
-                raise self.too_few(f"round {self.round}: no reply to {fn.__name__!r} came")
+                raise self.too_few(f"round {self.round}: no client replied to {fn.__name__!r}")
             counted.update(r.client for r in came)
         return came
 
@@ -271,7 +271,7 @@ class Federation(Population):
     ) -> dict[int, float]:
         """Start `fn` on clients; return the virtual seconds until each of them is done, without lost clients.
 
-        The reply remains on the client until a function marked ``@on_client(held=True)``, called with any operation above,
+        The reply remains on the client until a function marked ``@on_client(collects=True)``, called with any operation above,
         takes it (`Client.take`): so a buffered sum of arrivals is an ordinary sum. Message, random stream and memory are those
         of the start, however late the reply is taken. The reply is stored in the client's memory, which is committed with this
         round and restored from a checkpoint; a running client must not be started again before its reply is taken.
@@ -280,10 +280,8 @@ class Federation(Population):
         its upload is part of the seconds returned here, and taking it costs nothing. If the aggregation hides replies, the upload
         happens in the sum that takes it, and the calls of that sum advance the clock.
         """
-        if declaration(fn).tells is not None:
-            raise PlanError(
-                [f"{fn.__name__} exchanges records between clients, which is impossible for jobs that are only started"]
-            )
+        if declaration(fn).peer_record is not None:
+            raise PlanError([f"{fn.__name__} exchanges records between clients; call it with fed.sum or fed.mean, not fed.start"])
         channel = Held(goes_up=self.aggregation.sees_each)
         with self._operation(over) as counted:
             receipts, _ = self.call(fn.__name__, message, over, channel, each_message=each_message, passes=False)
@@ -320,7 +318,7 @@ class Federation(Population):
         With `sink`, each receipt is passed to it on arrival and its value is not stored.
         """
         if not clients:
-            raise CohortError(f"round {self.round}: {function!r} was asked of an empty cohort")
+            raise CohortError(f"round {self.round}: {function!r} was called on an empty cohort; sample at least one client")
         self._calls += 1
         stream = stream or self.stream(f"{program}.{function}")
         each, others = each_message or {}, peers or {}
@@ -358,9 +356,9 @@ class Federation(Population):
         return receipts, partials
 
     def _sum(self, fn: Callable[..., Any], message: Tree, over: Sequence[int], deadline: float | None) -> Any:
-        declared = declaration(fn)
+        declared = declaration(fn).fitted(lambda: self.init_params().layout)
         if declared.each:
-            raise PlanError([f"{fn.__name__} is an @on_client(each=True) function; ask it with fed.each"])
+            raise PlanError([f"{fn.__name__} is an @on_client(each=True) function; call it with fed.each"])
         with self._operation(over) as counted, self._settling(declared) as settled:
             deadline = None if settled else self.deadline if deadline is None else deadline
             request = SumRequest(fn.__name__, message, tuple(over), declared, deadline)
@@ -372,7 +370,7 @@ class Federation(Population):
                 raise self.too_few(str(error)) from error
             counted.update(summed.survivors)  # a client lost in a later phase may have answered earlier ones
             if len(counted) < self.quorum:
-                raise self.too_few(f"round {self.round}: {len(counted)} replies, but the quorum is {self.quorum}")
+                raise self.too_few(f"round {self.round}: {len(counted)} clients replied, fewer than the quorum of {self.quorum}")
         arrived = {c: t for c, t in self._open.arrived.items() if c in counted}
         self.last = dataclasses.replace(self._open, arrived=arrived, notes=summed.notes)
         total = rebuild(summed.structure, summed.tensors, summed.scalars, summed.denominators)
@@ -382,18 +380,18 @@ class Federation(Population):
     @contextlib.contextmanager
     def _settling(self, declared: ClientFunction) -> Iterator[bool]:
         """Within this context, calls that collect replies uploaded earlier cost nothing; see `start`."""
-        self._handing = declared.held
-        self._settled = declared.held and self.aggregation.sees_each
+        self._collecting = declared.collects
+        self._settled = declared.collects and self.aggregation.sees_each
         try:
             yield self._settled
         finally:
-            self._settled = self._handing = False
+            self._settled = self._collecting = False
 
     def _may_see(self, fn: Callable[..., Any]) -> None:
         declared = declaration(fn)
         if not declared.each:
             raise PlanError(
-                [f"{fn.__name__} returns what the server may see only summed; mark it @on_client(each=True) to ask for each"]
+                [f"{fn.__name__} may be seen only summed; call it with fed.sum, or declare it with @on_client(each=True)"]
             )
         if not self.aggregation.sees_each:
-            raise PlanError([f"{fn.__name__} needs every single reply, which {self.aggregation.name!r} aggregation hides"])
+            raise PlanError([f"{fn.__name__} needs single replies, which {self.aggregation.name!r} aggregation hides; use plain"])

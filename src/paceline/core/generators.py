@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["Still", "drawing", "nested", "reseed", "reseed_nested"]
+__all__ = ["GeneratorWatch", "drawing", "nested", "reseed", "reseed_nested"]
 
 _MASK = (1 << 32) - 1
 
@@ -102,7 +102,7 @@ def reseed_nested(seed: int, device: torch.device | str = "cpu") -> None:
         reseed(seed, device)
 
 
-class Still:
+class GeneratorWatch:
     """Detects whether code drew from a global generator; for use within `drawing`.
 
     Args:
@@ -111,22 +111,22 @@ class Still:
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self._generators = _generators(device)
-        reseed(_STILL, device)
+        reseed(_WATCH_SEED, device)
         self._states = [g.get_state() for g in self._generators]
 
-    def moved(self) -> bool:
+    def advanced(self) -> bool:
         """Return whether anything was drawn since this object was created. Call it once only, because it draws itself."""
         if any(not torch.equal(g.get_state(), s) for g, s in zip(self._generators, self._states, strict=True)):
             return True
         return (random.random(), np.random.random_sample()) != _NEXT
 
 
-_STILL = 0x7061636C
+_WATCH_SEED = 0x7061636C
 
 
 def _next() -> tuple[float, float]:
-    return random.Random(_STILL).random(), np.random.RandomState(_STILL & _MASK).random_sample()
+    return random.Random(_WATCH_SEED).random(), np.random.RandomState(_WATCH_SEED & _MASK).random_sample()
 
 
 _NEXT = _next()
-"""First values of Python's and NumPy's generators after `_STILL`; comparing whole states is slower."""
+"""First values of Python's and NumPy's generators after `_WATCH_SEED`; comparing whole states is slower."""

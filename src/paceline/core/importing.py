@@ -84,7 +84,7 @@ def load_entry(point: EntryPoint) -> Any:
     except (Exception, SystemExit) as error:  # a package's module may raise anything
         owner = point.dist.name if point.dist else "a package"
         what = f"the entry point {point.name} = {point.value} of {owner} cannot be loaded"
-        raise ConfigError(f"{what}: {_cause(error)}; fix or uninstall it") from error
+        raise ConfigError(f"{what}: {_cause(error)}; fix or uninstall the package") from error
 
 
 def load_built_in(target: str, what: str) -> Any:
@@ -104,7 +104,7 @@ def load_built_in(target: str, what: str) -> Any:
     except PacelineError:
         raise
     except Exception as error:  # whatever a broken package raises
-        cure = "`paceline doctor` checks the installation; else install Paceline again"
+        cure = "`paceline doctor` checks the installation; otherwise reinstall Paceline"
         raise ConfigError(f"{what} ({target}) cannot be imported: {_cause(error)}; {cure}") from error
 
 
@@ -123,10 +123,10 @@ def load_named(name: str, what: str) -> Any:
     module, _, attribute = name.partition(":")
     allowed = _allowed.get()
     if allowed is not None and module not in allowed:
-        raise PolicyError([f"{what} {name!r} is not registered here; name its module in client.modules to allow it"])
+        raise PolicyError([f"{what} {name!r} is not registered on this client; add its module to client.modules to allow it"])
     if module.endswith(".py") or "/" in module:
         raise ConfigError(
-            f"{what} {name!r}: write {as_module(Path(module))}:{attribute or 'Class'}, a module's name in place of its file"
+            f"{what} {name!r}: write {as_module(Path(module))}:{attribute or 'Class'}, with the module's name instead of its file"
         )
     try:
         loaded = importlib.import_module(module)
@@ -143,7 +143,7 @@ def load_named(name: str, what: str) -> Any:
     if allowed is not None:  # names that the module itself imports, such as subprocess.Popen, are not allowed
         home = str(getattr(found, "__module__", module))
         if not any(home == known or home.startswith(f"{known}.") for known in allowed):
-            raise PolicyError([f"{what} {name!r} is defined in {home}; name that module in client.modules to allow it"])
+            raise PolicyError([f"{what} {name!r} is defined in {home}; add that module to client.modules to allow it"])
     return found
 
 
@@ -153,7 +153,7 @@ def _absent(module: str) -> str:
     searched = ", ".join([here] if here in sys.path or "" in sys.path else []) or "the installed packages"
     searched += f", {', '.join(paths)} (PYTHONPATH)" if paths else ""
     file = f"{module.replace('.', '/')}.py"
-    return f"there is no module {module!r} in {searched}; go to the folder that {file} is in, or set PYTHONPATH=THAT_FOLDER"
+    return f"no module {module!r} in {searched}; run from the folder that contains {file}, or set PYTHONPATH to that folder"
 
 
 def _broken(what: str, name: str, error: BaseException) -> ConfigError:
@@ -188,12 +188,12 @@ def module_hint(name: str, bases: set[str]) -> str:
         return ""
     module = as_module(file)
     if not file.is_file():
-        return f"write {module}:Class, a module and a class of it; there is no file {file}"
+        return f"write {module}:Class, a module and one of its classes; the file {file} does not exist"
     found = classes_in(file, bases)
     return (
         f"write {' or '.join(f'{module}:{c}' for c in found)}"
         if found
-        else f"write {module}:Class; no such class was found in {file}"
+        else f"write {module}:Class; {file} contains no suitable class"
     )
 
 

@@ -90,15 +90,15 @@ class Layout:
             chosen = [(n, p) for n, p in module.named_parameters() if keep(n)]
         if not chosen:
             names = [n for n, _ in module.named_parameters()]
-            raise LayoutError(f"no parameter is trainable with {trainable!r}; the module has {names}")
+            raise LayoutError(f"trainable={trainable!r} matches no parameter; the module has {names}")
         wrong = [n for n, p in chosen if p.dtype != torch.float32]
         if wrong:
-            raise LayoutError(f"trainable parameters must be float32; these are not: {wrong}")
+            raise LayoutError(f"trainable parameters must be float32; convert these with .float(): {wrong}")
         tensors: list[tuple[str, tuple[int, ...], Literal["param", "buffer"]]] = [(n, tuple(p.shape), "param") for n, p in chosen]
         if buffers != "local":
             wrong = [n for n, b in float_buffers(module) if b.dtype != torch.float32]
             if wrong:
-                raise LayoutError(f"buffers in the vector must be float32; these are not: {wrong}")
+                raise LayoutError(f"averaged buffers must be float32; convert these with .float(): {wrong}")
             tensors += [(n, tuple(b.shape), "buffer") for n, b in float_buffers(module)]
         return Layout.build(tensors)
 
@@ -121,11 +121,11 @@ class Layout:
         """Return the first difference between a module's layout and this one; empty if there is none."""
         for mine, other in zip_longest(self.entries, module.entries):
             if mine is None:
-                return f"they lack {other.name} {list(other.shape)}"
+                return f"{other.name} {list(other.shape)} of the module is missing from the vector"
             if other is None or mine.name != other.name:
-                return f"the module has no {mine.name} {list(mine.shape)} there"
+                return f"{mine.name} {list(mine.shape)} of the vector is missing from the module"
             if (mine.shape, mine.kind) != (other.shape, other.kind):
-                return f"{mine.name} is {mine.kind} {list(mine.shape)}, and {other.kind} {list(other.shape)} in the module"
+                return f"{mine.name} is {mine.kind} {list(mine.shape)} in the vector, but {other.kind} {list(other.shape)} in the module"
         return ""
 
     def to_plain(self) -> list[list[Any]]:
@@ -145,7 +145,7 @@ class Layout:
         except (TypeError, ValueError):
             plain = False
         if not plain:
-            raise LayoutError("a layout is a list of [name, kind, shape]")
+            raise LayoutError("malformed layout: expected a list of [name, kind, shape]")
         return Layout.build(tensors)
 
     @cached_property
@@ -166,7 +166,7 @@ class Layout:
         """
         entry = self.by_name.get(name)
         if entry is None:
-            raise LayoutError(f"no tensor {name!r} in this layout; it has {list(self.by_name)}")
+            raise LayoutError(f"this layout has no tensor {name!r}; it has {list(self.by_name)}")
         part = vector.narrow(-1, entry.offset, entry.size)
         return part.view((*vector.shape[:-1], *entry.shape))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, cast, overload
 from typing_extensions import TypeVar
 
 from paceline.core.checked import Checked
-from paceline.core.engine import ClientFunction
+from paceline.core.engine import Bound, ClientFunction
 from paceline.core.errors import ConfigError
 from paceline.core.fields import Finite, Minority, NonNegative, Positive, PositiveShare, Share
 from paceline.core.metrics import spread
@@ -45,15 +45,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 def on_client(fn: F) -> F: ...
 @overload
 def on_client(
-    *, each: bool = False, tells: str | None = None, bounds: Mapping[str, float] | None = None, held: bool = False
+    *, each: bool = False, peer_record: str | None = None, bounds: Mapping[str, Bound] | None = None, collects: bool = False
 ) -> Callable[[F], F]: ...
 def on_client(
     fn: F | None = None,
     *,
     each: bool = False,
-    tells: str | None = None,
-    bounds: Mapping[str, float] | None = None,
-    held: bool = False,
+    peer_record: str | None = None,
+    bounds: Mapping[str, Bound] | None = None,
+    collects: bool = False,
 ) -> Any:
     """Mark a method of a class as a client function; see `ClientFunction` for the options.
 
@@ -69,7 +69,7 @@ def on_client(
     """
 
     def mark(f: F) -> F:
-        f.__client__ = ClientFunction(each, tells, dict(bounds or {}), held)  # type: ignore[attr-defined]
+        f.__client__ = ClientFunction(each, peer_record, dict(bounds or {}), collects)  # type: ignore[attr-defined]
         return f
 
     return mark if fn is None else mark(fn)
@@ -127,8 +127,8 @@ class Method(Generic[S], metaclass=Checked):
     ``Method[MyState]`` has the server state `MyState`, ``Method`` alone has `State`.
     A subclass implements `round`, and `init` if it has its own state; all else has defaults.
 
-    `family` groups methods in listings. `reveals` and `keeps` describe in a few words what the server sees and what a client
-    stores, in addition to what `paceline methods` reads from the source. With `keeps_times`, each client stores the duration
+    `family` groups methods in listings. `reveals` and `client_state` describe in a few words what the server sees and what a client
+    stores, in addition to what `paceline methods` reads from the source. With `records_times`, each client stores the duration
     of its last training (`Client.times`). `vectorizable` states that hooks can be stacked.
 
     Example:
@@ -151,12 +151,14 @@ class Method(Generic[S], metaclass=Checked):
 
     family: ClassVar[str] = "other"
     reveals: ClassVar[str] = "sums of updates"
-    keeps: ClassVar[str] = "nothing"
+    client_state: ClassVar[str] = "nothing"
     paper: ClassVar[str] = ""
-    keeps_times: ClassVar[bool] = False
+    records_times: ClassVar[bool] = False
     vectorizable: ClassVar[bool] = True
     headline: ClassVar[str] = ""
     """The paper's main result, in one sentence."""
+    differs: ClassVar[str] = ""
+    """How the default form differs from the paper's, in one sentence; empty if it does not."""
     has_model: ClassVar[bool] = True
     """Whether there is one global model; otherwise `model` returns the shared values, and clients' own models are evaluated."""
     names_clients: ClassVar[bool] = False
@@ -167,7 +169,11 @@ class Method(Generic[S], metaclass=Checked):
     """Whether the largest message and the largest reply of a round have as many values as the model."""
 
     def init(self, fed: Federation) -> S:
-        """Return the state before the first round."""
+        """Return the server state before the first round.
+
+        Args:
+            fed: the federation, for ``fed.init_params()`` and, if needed, calls to clients.
+        """
         return cast("S", State(params=fed.init_params()))  # methods with another state override `init`
 
     def round(self, fed: Federation, state: S) -> S:
@@ -177,17 +183,15 @@ class Method(Generic[S], metaclass=Checked):
             fed: operations on the clients, such as `Federation.sample` and `Federation.mean`.
             state: state after the previous round; not modified.
         """
-        raise ConfigError(f"{type(self).__name__} has no round()")
+        raise ConfigError(f"{type(self).__name__} does not define round(self, fed, state); implement it")
 
     def model(self, state: S) -> Params:
         """Return the parameters to evaluate: `params` of the state by default."""
         params = getattr(state, "params", None)
         if not isinstance(params, Params):
             if state is None:
-                raise ConfigError(f"init() or round() of {type(self).__name__} returned None; return the new State")
-            raise ConfigError(
-                f"{type(state).__name__} has no params; give {type(self).__name__} a model(state) that returns Params"
-            )
+                raise ConfigError(f"init() or round() of {type(self).__name__} returned None; it must return the new State")
+            raise ConfigError(f"{type(state).__name__} has no params; define {type(self).__name__}.model(state), returning Params")
         return params
 
     def fit_task(self, task: Any) -> tuple[Method[Any], Any]:
@@ -195,19 +199,42 @@ class Method(Generic[S], metaclass=Checked):
 
         A method may freeze parts of the task's model or insert modules (adapters), and read properties of the task (such as
         the rounds of each stage of a task sequence).
+
+        Args:
+            task: the run's `Task`; not modified.
+
+        Returns:
+            the method and the task that the run uses.
         """
         return self, task
 
     def check(self, fed: Federation) -> list[str]:
-        """Return the incompatibilities of the federation with this method, one sentence each."""
+        """Return the incompatibilities of the federation with this method, one sentence each; empty if there are none.
+
+        Args:
+            fed: the federation before the first round: its engine, aggregation, fleet and cohort size.
+        """
         return []
 
     def personal(self, state: S, clients: Sequence[int]) -> list[tuple[Tree, Sequence[int]]]:
-        """Return (message, clients) pairs from which clients form their own models; by default the model for all clients."""
+        """Return how clients form their own models; by default, all clients use the global model.
+
+        Args:
+            state: state after the last round.
+            clients: clients to evaluate.
+
+        Returns:
+            (message, clients) pairs; `personal_model` receives the message on each of the clients.
+        """
         return [(self.model(state), clients)]
 
     def personal_model(self, client: Client, message: Tree) -> Params:
-        """Return, on a client, the model it uses, formed from the message of `personal`."""
+        """Return, on a client, the model that it uses.
+
+        Args:
+            client: the client.
+            message: its message from `personal`.
+        """
         assert isinstance(message, Params)
         return message
 
@@ -223,7 +250,11 @@ class Method(Generic[S], metaclass=Checked):
         return client.evaluate(client.statistics(params) if client.problem.buffers == "recompute" else params, data)
 
     def clustering(self, state: S) -> Sequence[int] | None:
-        """Return the cluster of each client; None without clustering."""
+        """Return the cluster of each client, by id; None if the method does not cluster clients.
+
+        Args:
+            state: state after the last round.
+        """
         return None
 
     @on_client

@@ -87,6 +87,9 @@ def spread_figures(total: Mapping[str, Any], worst: float = 0.1) -> dict[str, fl
 def adjusted_rand(found: Sequence[int], true: Sequence[int]) -> float:
     """Return the adjusted Rand index of two labellings: 1 for equal partitions, about 0 by chance.
 
+    Args:
+        found, true: label of each item, in the same order; only equality of labels counts.
+
     Example:
         >>> adjusted_rand([0, 0, 1, 1], [5, 5, 3, 3])
         1.0

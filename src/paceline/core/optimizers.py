@@ -45,7 +45,14 @@ class Optimizer(ABC):
         return (type(self), *(value for name, value in vars(self).items() if name not in ("lr", "schedule")))
 
     def state(self, weights: Tensor) -> list[Tensor]:
-        """Return the initial state: tensors of the shape of `weights`."""
+        """Return the initial state of one local training; empty for a stateless optimizer.
+
+        Args:
+            weights: parameters, shape [d], or [K, d] for K stacked clients.
+
+        Returns:
+            tensors of the shape of `weights`, which `direction` updates in place.
+        """
         return []
 
     @abstractmethod

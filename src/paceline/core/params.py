@@ -44,7 +44,7 @@ class Params:
 
     def __init__(self, vector: Tensor, layout: Layout) -> None:
         if vector.shape[-1:] != (layout.size,):
-            raise LayoutError(f"a vector of shape {tuple(vector.shape)} does not fit a layout of {layout.size}")
+            raise LayoutError(f"a vector of shape {tuple(vector.shape)} does not match a layout of {layout.size} coordinates")
         self.vector = vector
         self.layout = layout
 
@@ -76,7 +76,7 @@ class Params:
     def _other(self, other: Params | Tensor | float) -> Tensor | float:
         if isinstance(other, Params):
             if other.layout is not self.layout and other.layout.digest != self.layout.digest:
-                raise LayoutError("these two parameter vectors have different layouts")
+                raise LayoutError("the two parameter vectors have different layouts; use vectors of the same model")
             return other.vector
         return other
 
@@ -116,7 +116,17 @@ class Params:
         return self._new(self.vector.clone())
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Params:
-        """Apply an elementwise function to the vector."""
+        """Return the parameters with an elementwise function applied.
+
+        Args:
+            fn: maps the vector, shape [d], to a vector of the same shape.
+
+        Example:
+            >>> from torch import nn
+            >>> module = nn.Linear(2, 1)
+            >>> Params.of(module, Layout.of(module)).zeros().map(lambda v: v + 1).vector
+            tensor([1., 1., 1.])
+        """
         return self._new(fn(self.vector))
 
     def to(self, device: torch.device | str) -> Params:
@@ -152,21 +162,30 @@ class DeferredParams(Params):
         """Whether the vector exists already."""
         raise NotImplementedError
 
-    def total(self, weight: float, count: int) -> Tensor | None:
-        """Return `weight` times the sum over the `count` clients that this value represents, shape [d]; None if it is one client's."""
+    def total(self, weight: float, count: int) -> tuple[Tensor, float | None] | None:
+        """Sum this value over the `count` clients that it represents.
+
+        Args:
+            weight: of each client.
+            count: number of clients.
+
+        Returns:
+            The weighted sum, shape [d], and an upper bound on the largest |weight x value| of a client; None in place of the
+            bound if the single values are not formed. None if this value is one client's.
+        """
         raise NotImplementedError
 
     @staticmethod
-    def weighted(values: Sequence[Any], weights: Sequence[float]) -> Tensor | None:
-        """Return the weighted sum of values of one computation, shape [d]; None if they belong to several."""
+    def weighted(values: Sequence[Any], weights: Sequence[float]) -> tuple[Tensor, float | None] | None:
+        """Return what `total` does for values of one computation, each with its own weight; None if they belong to several."""
         raise NotImplementedError
 
 
 class DeferredNumber(float):
     """One number for each of many clients; it can only be returned and summed."""
 
-    def total(self) -> float:
-        """Return the sum over the clients."""
+    def each(self) -> Sequence[float]:
+        """Return the clients' numbers."""
         raise NotImplementedError
 
 
@@ -225,8 +244,8 @@ class Resident:
         """
         if params.layout is not self.layout and params.layout.digest != self.layout.digest:
             raise LayoutError(
-                f"the given parameters do not have this module's layout: {params.layout.difference(self.layout)}; "
-                "shapes of a client's own data, and its classes, must be those of the run's task"
+                f"the parameters do not match this module's layout: {params.layout.difference(self.layout)}; "
+                "a client's data must have the sample shapes and classes of the run's task"
             )
         with torch.no_grad():
             self.params.vector.copy_(params.vector)

@@ -61,7 +61,9 @@ class Spec:
         if modules and rest and rest[0].isidentifier() and not (name in known and (takes or find_spec(name) is None)):
             name, rest = f"{name}:{rest[0]}", rest[1:]
         if not name:
-            raise ConfigError(f"{text!r} names no {what}; write NAME or NAME:{f'{takes.upper()},' * bool(takes)}option=value")
+            raise ConfigError(
+                f"{text!r} does not name a {what}; write NAME or NAME:{f'{takes.upper()},' * bool(takes)}option=value"
+            )
         tail, first = ":".join(rest), ""
         key, equals, _ = tail.partition("=")
         if takes and not (equals and key.strip().isidentifier()):
@@ -71,7 +73,7 @@ class Spec:
             key, equals, given = part.partition("=")
             key = key.strip().replace("-", "_")
             if not equals or not key or key in options:
-                raise ConfigError(f"{what} {text!r}: write each option once, as {key or 'option'}=VALUE")
+                raise ConfigError(f"{what} {text!r}: malformed or repeated option; write each one once, as {key or 'option'}=VALUE")
             options[key] = value(given)
         return Spec(text, name, options, first.strip())
 
@@ -163,7 +165,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise ConfigError(f"the configuration {path} cannot be read: {error}") from error
+        raise ConfigError(f"configuration file {path} cannot be read: {error}") from error
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:

@@ -39,7 +39,7 @@ class Population:
         self._open, self._asked = CallInfo(), 0
         self._calls = self._verbs = 0
         self._streams: dict[str, int] = {}
-        self._handing = False
+        self._collecting = False
 
     @property
     def num_clients(self) -> int:
@@ -80,7 +80,7 @@ class Population:
             raise CohortError(f"{told}; set {setting('cohort')} to at most {population}")
         picked = self.available(size, among)
         if not picked:
-            raise CohortError(f"no client is available in round {self.round}")
+            raise CohortError(f"round {self.round}: no client is available")
         return picked
 
     def available(self, most: int | None = None, among: Sequence[int] | None = None) -> list[int]:
@@ -116,7 +116,7 @@ class Population:
     def place(self, function: str) -> tuple[int, int]:
         """Return the parts of `stream`: the attempt, and the number of the next call of `function` in this round."""
         number = self._streams[function] = self._streams.get(function, 0) + 1
-        return 0 if self._handing else self.attempt, number
+        return 0 if self._collecting else self.attempt, number
 
     @contextlib.contextmanager
     def _operation(self, over: Sequence[int]) -> Iterator[set[int]]:

@@ -46,11 +46,11 @@ UNGUARDED = 86
 _ORPHANED = 87
 _EVERY = 1.0
 _GUARD = """\
-this script starts worker processes, and on this system (start method {method!r}) each of them imports the script first, which
-would start workers again. Put what the script does below a main guard:
+this script starts worker processes. On this system (start method {method!r}) each worker imports the script first, which
+would start workers again. Put the script's top-level code below a main guard:
 
     if __name__ == "__main__":
-        main()  # what the script does: prepare(...), run(...)
+        main()  # calls prepare(...), run(...)
 
 or use one worker"""
 

@@ -52,7 +52,7 @@ class ProtocolContext(ABC):
 
         Args:
             stream: names that function's random streams.
-            peers: records that the others told, by client.
+            peers: records published by the others, by client.
         """
 
     @abstractmethod

@@ -104,7 +104,7 @@ def dumps(tree: Tree, limits: Limits | None = None) -> bytes:
     try:
         structure, leaves = flatten(tree)
     except RecursionError:
-        raise TreeError("this tree is nested too deeply, or contains itself") from None
+        raise TreeError("the tree is nested too deeply or contains itself") from None
     arrays = [_to_bytes(leaf, i, limits) for i, leaf in enumerate(leaves)]
     header = _header(structure, leaves, arrays)
     _check_header(header, len(arrays), limits)
@@ -117,7 +117,7 @@ def dumps(tree: Tree, limits: Limits | None = None) -> bytes:
         parts += [raw.data, bytes(-len(raw) % 8)]
     size = sum(len(part) for part in parts)
     if size > limits.size:
-        raise WireError(f"this tree has {size} bytes, more than the limit of {limits.size}")
+        raise WireError(f"the encoded tree has {size} bytes, above the limit of {limits.size}")
     return b"".join(parts)
 
 
@@ -139,9 +139,9 @@ def _header(structure: Any, leaves: list[Tensor], arrays: list[np.ndarray[Any, n
     try:
         packed: bytes = msgpack.packb([structure, table], use_bin_type=True)
     except OverflowError:
-        raise WireError("an integer in this tree has more than 64 bits; send it as bytes or text") from None
+        raise WireError("the tree contains an integer of more than 64 bits; send it as bytes or text") from None
     except (ValueError, UnicodeEncodeError) as error:
-        raise WireError(f"this tree cannot be encoded: {error}") from None
+        raise WireError(f"the tree cannot be encoded: {error}") from None
     return packed
 
 
@@ -171,16 +171,16 @@ def _loads(data: memoryview, limits: Limits, copy: bool) -> Tree:
     if len(data) > limits.size:
         raise WireError(f"a message of {len(data)} bytes exceeds the limit of {limits.size}")
     if len(data) < _PREFIX.size:
-        raise WireError(f"a message of {len(data)} bytes is cut short")
+        raise WireError(f"truncated message of {len(data)} bytes")
     magic, version, zero, length = _PREFIX.unpack_from(data)
     if magic != MAGIC:
-        raise WireError("this is no Paceline message")
+        raise WireError("not a Paceline message (wrong magic bytes)")
     if version != VERSION or zero:
-        raise WireError(f"message format {version} is not known here, only {VERSION}; upgrade paceline")
+        raise WireError(f"unsupported message format {version} (this version reads {VERSION}); upgrade paceline")
     end = _PREFIX.size + length
     start = end + -end % 64
     if start > len(data):
-        raise WireError(f"a header of {length} bytes does not fit a message of {len(data)}")
+        raise WireError(f"a header of {length} bytes exceeds the message of {len(data)} bytes")
     if length > limits.header:
         raise WireError(f"a header of {length} bytes exceeds the limit of {limits.header}")
     header = bytes(data[_PREFIX.size : end])
@@ -193,9 +193,9 @@ def _loads(data: memoryview, limits: Limits, copy: bool) -> Tree:
             leaves = _Leaves(_tensors(data, start, table, limits, copy))
             tree = unflatten(structure, leaves)
             if leaves.used != len(leaves):
-                raise WireError(f"{len(leaves) - leaves.used} tensors are no part of the tree")
+                raise WireError(f"{len(leaves) - leaves.used} tensors are not referenced by the tree")
             return tree
-    raise WireError("the header is no pair of structure and tensors")
+    raise WireError("malformed header: expected a pair of structure and tensors")
 
 
 class _Leaves(list[Tensor]):
@@ -208,7 +208,7 @@ class _Leaves(list[Tensor]):
 
     def __getitem__(self, index: Any) -> Any:
         if index != self.used:
-            raise WireError(f"tensor {index} is not the next one, {self.used}")
+            raise WireError(f"tensor {index} is out of order; expected tensor {self.used}")
         self.used += 1
         return super().__getitem__(index)
 
@@ -230,17 +230,17 @@ def _tensors(data: memoryview, at: int, table: list[Any], limits: Limits, copy: 
         match row:
             case [str(code), [*shape], int(size)] if code in DTYPES and type(size) is int:
                 if code not in limits.dtypes:
-                    raise WireError(f"tensor {number} has dtype {DTYPES[code]}, which is not accepted here")
+                    raise WireError(f"tensor {number} has dtype {DTYPES[code]}, not accepted by the receiver")
                 if len(shape) > 64 or any(type(n) is not int or not 0 <= n < 1 << 62 for n in shape):
-                    raise WireError(f"tensor {number} has a shape that is no list of sizes")
+                    raise WireError(f"tensor {number} has a malformed shape; expected a list of sizes")
                 if math.prod(shape) * int(code[-1]) != size:
-                    raise WireError(f"tensor {number} of shape {shape} does not have {size} bytes")
+                    raise WireError(f"tensor {number}: shape {shape} does not match the announced {size} bytes")
                 places.append((code, shape, at, at + size))
                 at += size + -size % 8
             case _:
-                raise WireError(f"tensor {number} is not described by dtype, shape and length")
+                raise WireError(f"tensor {number} is malformed; expected dtype, shape and length")
     if at != len(data):
-        raise WireError(f"the message has {len(data)} bytes, its header speaks of {at}")
+        raise WireError(f"the message has {len(data)} bytes, but its header announces {at}")
     made = []
     for number, (code, shape, low, high) in enumerate(places):
         if any(data[high : high + -(high - low) % 8]):
@@ -252,9 +252,13 @@ def _tensors(data: memoryview, at: int, table: list[Any], limits: Limits, copy: 
 def _to_bytes(leaf: Tensor, number: int, limits: Limits) -> np.ndarray[Any, np.dtype[np.uint8]]:
     code = _CODES.get(leaf.dtype)
     if code is None or leaf.layout != torch.strided:
-        raise WireError(f"tensor {number} is {leaf.dtype} ({leaf.layout}); send dense {', '.join(DTYPES)}")
+        raise WireError(
+            f"tensor {number} is {leaf.dtype} ({leaf.layout}), which cannot be sent; use a dense tensor of {', '.join(DTYPES)}"
+        )
     if code not in limits.dtypes:
-        raise WireError(f"tensor {number} has dtype {leaf.dtype}, which is not accepted here")
+        raise WireError(
+            f"tensor {number} has dtype {leaf.dtype}, which is not accepted; convert it to {', '.join(sorted(limits.dtypes))}"
+        )
     flat = leaf.detach().resolve_neg().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return _little(flat, int(code[-1]))
 
@@ -264,7 +268,7 @@ def _from_bytes(raw: memoryview, code: str, shape: list[int], number: int, copy:
         return torch.empty(shape, dtype=DTYPES[code])
     flat = _little(np.frombuffer(raw, dtype=np.uint8), int(code[-1]))
     if code == "b1" and flat.max() > 1:
-        raise WireError(f"tensor {number} has booleans that are neither 0 nor 1")
+        raise WireError(f"tensor {number} has a boolean value other than 0 and 1")
     if copy or raw.readonly or flat.ctypes.data % int(code[-1]):
         flat = flat.copy()
     return torch.from_numpy(flat).view(DTYPES[code]).reshape(shape)
@@ -292,9 +296,9 @@ def _scan(data: bytes, limits: Limits) -> None:
         left[-1] -= 1
         count += 1
         if count > limits.items:
-            raise WireError(f"the header has more than {limits.items} values")
+            raise WireError(f"the header exceeds the limit of {limits.items} values")
         if at >= len(data):
-            raise WireError("the header is cut short")
+            raise WireError("truncated header")
         kind = data[at]
         at += 1
         size = None
@@ -314,12 +318,12 @@ def _scan(data: bytes, limits: Limits) -> None:
             size = int.from_bytes(data[at : at + width], "big")
             at += width
         else:
-            raise WireError(f"the header has a value of kind {kind:#x}, which no tree has")
+            raise WireError(f"the header has a value of the unsupported msgpack type {kind:#x}")
         if at + (size or 0) > len(data):
-            raise WireError("the header is cut short")
+            raise WireError("truncated header")
         if size is not None:
             left.append(size)
             if len(left) - 1 > limits.depth:
-                raise WireError(f"the header is nested more than {limits.depth} levels deep")
+                raise WireError(f"the header exceeds the nesting limit of {limits.depth} levels")
     if at != len(data):
-        raise WireError("the header has bytes behind its end")
+        raise WireError("the header has trailing bytes")

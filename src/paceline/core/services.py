@@ -60,7 +60,7 @@ class Services:
         if kind not in self._made:
             if self._host is None or kind not in self._makers:
                 known = ", ".join(sorted(k.__name__ for k in self._makers)) or "none"
-                raise ConfigError(f"there is no service {kind.__name__} here, only {known}; name it in Setup.services")
+                raise ConfigError(f"service {kind.__name__} is not registered (registered: {known}); add it to Setup.services")
             self._made[kind] = self._makers[kind](self._host)
         service = self._made[kind]
         assert isinstance(service, kind)

@@ -138,7 +138,7 @@ class Task:
         (x, y), (x_test, y_test) = samples(train, "train"), samples(test, "test")
         if x.shape[1:] != x_test.shape[1:] or x.dtype != x_test.dtype:
             raise DataFormatError(
-                f"samples of train are {x.dtype} of shape {list(x.shape[1:])}, those of test {x_test.dtype} of {list(x_test.shape[1:])}"
+                f"train samples are {x.dtype} of shape {list(x.shape[1:])}, but test samples are {x_test.dtype} of {list(x_test.shape[1:])}"
             )
         count = check_labels(y, y_test, num_classes or len(classes) or None, loss)
         make = model_maker(model)
@@ -176,7 +176,15 @@ class Task:
     """Whether all of a client's rows are there in every round."""
 
     def present(self, rows: Tensor, round: int) -> Tensor:
-        """Return which of a client's rows are there in a round; all of them, unless tasks follow each other."""
+        """Return which of a client's rows are available in a round: all of them, unless tasks follow each other.
+
+        Args:
+            rows: rows of the client, int64 [n].
+            round: number of the round, from 1.
+
+        Returns:
+            a subset of the rows, int64.
+        """
         return rows
 
     def parts(self) -> Sequence[Part]:

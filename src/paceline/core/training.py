@@ -275,7 +275,7 @@ class One:
             value = job.loss(self.model.module(x), y) if objective is None else objective(self.model.module, x, y)
             value.backward()  # type: ignore[no-untyped-call]
         if job.strict and not torch.isfinite(value):
-            raise NonFiniteError(f"the loss is {value.item()} on a batch of {len(y)} samples")
+            raise NonFiniteError(f"the loss is {value.item()} on a batch of {len(y)} samples; lower lr, or check the inputs")
         return value.detach()
 
 

@@ -122,7 +122,9 @@ class _Walk:
 
 
 class _Flatten(_Walk):
-    refusal = "which cannot be sent or stored; use tensors, Params, plain values, dicts, lists, tuples or a class made with @node"
+    refusal = (
+        "which cannot be sent or stored; use tensors, Params, plain values, dicts, lists, tuples or a class decorated with @node"
+    )
 
     def __init__(self) -> None:
         self.leaves: list[Tensor] = []
@@ -147,7 +149,7 @@ class _Flatten(_Walk):
 def _key(key: Any, path: str) -> str | int:
     if isinstance(key, str | int) and not isinstance(key, bool):
         return key
-    raise TreeError(f"{path} has the key {_short(key)}; keys are strings or integers")
+    raise TreeError(f"{path} has the key {_short(key)}; keys must be strings or integers")
 
 
 def _short(value: Any) -> str:
@@ -177,12 +179,12 @@ def _rebuild(item: Any, leaves: list[Tensor], layouts: list[Layout]) -> Tree:
                 if spec is not None:
                     layouts.append(_layout(spec))
                 if which < 0:
-                    raise TreeError(f"this is no tree: layout {which}")
+                    raise TreeError(f"malformed tree: layout index {which} is negative")
                 return Params(_leaf(leaves, i), layouts[which])
             case ["dict", [*pairs]]:
                 made = {_key(k, "a dict"): _rebuild(v, leaves, layouts) for k, v in pairs}
                 if len(made) != len(pairs):
-                    raise TreeError("this is no tree: a dict has a key twice")
+                    raise TreeError("malformed tree: a dict has a duplicate key")
                 return made
             case ["list", [*values]]:
                 return [_rebuild(v, leaves, layouts) for v in values]
@@ -190,27 +192,27 @@ def _rebuild(item: Any, leaves: list[Tensor], layouts: list[Layout]) -> Tree:
                 return tuple(_rebuild(v, leaves, layouts) for v in values)
             case ["node", str(name), [*pairs]]:
                 if name not in _NODES:
-                    raise TreeError(f"unknown message class {_short(name)}; import the module that defines it first")
+                    raise TreeError(f"unknown message class {_short(name)}; import the module that defines it before decoding")
                 return _NODES[name][2]({k: _rebuild(v, leaves, layouts) for k, v in pairs})
     except TreeError:
         raise
     except (IndexError, ValueError, TypeError, KeyError) as error:
-        raise TreeError(f"this is no tree: {error}") from error
-    kind = f", which begins with {_short(item[0])}" if isinstance(item, list) and item else ""
-    raise TreeError(f"this is no tree: {_short(item)}{kind}")
+        raise TreeError(f"malformed tree: {error}") from error
+    kind = f", starting with {_short(item[0])}" if isinstance(item, list) and item else ""
+    raise TreeError(f"malformed tree: {_short(item)}{kind}")
 
 
 def _layout(spec: Any) -> Layout:
     """Build a layout from untrusted data: distinct names, non-negative sizes, parameters before buffers."""
     if any(len(shape) > 64 for _, shape, _ in spec):  # the product of a million sizes takes an hour
-        raise TreeError("this is no tree: a layout has a shape of more than 64 dimensions")
+        raise TreeError("malformed tree: a layout has a shape of more than 64 dimensions")
     kinds = [kind for _, _, kind in spec]
     names = {name for name, _, _ in spec if isinstance(name, str)}
     sizes = [n for _, shape, _ in spec for n in shape]
     if len(names) != len(spec) or kinds != sorted(kinds, reverse=True) or set(kinds) - {"param", "buffer"}:
-        raise TreeError("this is no tree: a layout needs distinct names, and parameters before buffers")
+        raise TreeError("malformed tree: a layout must have distinct names, and parameters before buffers")
     if any(type(n) is not int or not 0 <= n < 1 << 62 for n in sizes):
-        raise TreeError("this is no tree: a layout has a shape that is no list of sizes")
+        raise TreeError("malformed tree: a layout has a shape that is not a list of sizes")
     return Layout.build([(name, tuple(shape), kind) for name, shape, kind in spec])
 
 
@@ -221,7 +223,17 @@ def _leaf(leaves: list[Tensor], index: int) -> Tensor:
 
 
 def map_leaves(fn: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
-    """Apply `fn` to every tensor (and to the vector of every `Params`) of a tree."""
+    """Apply a function to every tensor of a tree, and to the vector of every `Params`.
+
+    Args:
+        fn: maps a tensor to a tensor.
+        tree: any tree; it is not modified.
+
+    Example:
+        >>> import torch
+        >>> map_leaves(lambda leaf: 2 * leaf, {"x": torch.ones(2), "n": 3})
+        {'x': tensor([2., 2.]), 'n': 3}
+    """
     structure, leaves = flatten(tree)
     return unflatten(structure, [fn(leaf) for leaf in leaves])
 
@@ -243,7 +255,7 @@ def numeric_leaves(tree: Tree, lazy: bool = False) -> tuple[Any, list[Any]]:
 
 
 class _Numeric(_Walk):
-    refusal = "which has no sum"
+    refusal = "which cannot be summed; return numbers, tensors, Params or containers of them"
 
     def __init__(self, lazy: bool) -> None:
         self.leaves: list[Any] = []
@@ -251,7 +263,7 @@ class _Numeric(_Walk):
 
     def open(self, value: Tree, path: str) -> Any:
         if isinstance(value, bool | str | bytes | None):
-            raise TreeError(f"{path} is {value!r}, which has no sum; return numbers and tensors only")
+            raise TreeError(f"{path} is {value!r}, which cannot be summed; return only numbers and tensors")
         if isinstance(value, int | float | Tensor):
             self.leaves.append(value)
             kind = "tensor" if isinstance(value, Tensor) else type(value).__name__
@@ -273,9 +285,9 @@ def unflatten_numeric(structure: Any, leaves: list[Tensor | float | int]) -> Tre
     try:
         tree = _refill(structure, left)
     except StopIteration:
-        raise TreeError(f"{len(leaves)} leaves are too few for this structure") from None
+        raise TreeError(f"{len(leaves)} leaves are too few for the tree's structure") from None
     if next(left, None) is not None:
-        raise TreeError(f"{len(leaves)} leaves are too many for this structure")
+        raise TreeError(f"{len(leaves)} leaves are too many for the tree's structure")
     return tree
 
 

@@ -6,7 +6,6 @@ for ``fed.sum``. `Terms` splits a reply into what a channel has to add: tensors,
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,13 +49,13 @@ class Update:
         try:
             return self.fields[name]
         except KeyError:
-            raise AttributeError(f"this update has no field {name!r}; it has {list(self.fields)}") from None
+            raise AttributeError(f"update has no field {name!r}; it has {list(self.fields)}") from None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _remade, (self.fields, self.weight)  # used to transfer single replies from a worker process
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError("an update cannot be changed; make a new one")
+        raise AttributeError("an Update is immutable; make a new one")
 
     def __repr__(self) -> str:
         return f"Update({', '.join(f'{k}={v!r}' for k, v in self.fields.items())}, weight={self.weight!r})"
@@ -75,7 +74,7 @@ class Terms:
 
     Args:
         structure: input of `rebuild`; equal for all replies of one call.
-        names: field of each tensor (the key of a channel's bounds).
+        names: field of each tensor (the key of a channel's bounds), see `ClientFunction`.
         tensors: unweighted flat tensors; see `of` for lazy ones.
         weights: scalar or flat tensor for each of `tensors`.
         scalars: numbers that are added directly: weighted scalars first, then scalar denominators.
@@ -92,13 +91,14 @@ class Terms:
     lazy: bool = False
 
     @staticmethod
-    def of(reply: Tree, cap: int | None = None, lazy: bool = False) -> Terms:
+    def of(reply: Tree, cap: int | None = None, lazy: bool = False, step: float = 1.0) -> Terms:
         """Decompose a reply.
 
         Args:
             reply: an `Update`, or a tree of numbers.
             cap: round weights up to whole numbers of at most `cap` (0 stays 0), as required by secure aggregation.
             lazy: keep a `DeferredParams` with a scalar weight unmaterialised among the tensors.
+            step: with `cap`, the unit of the whole numbers.
 
         Raises:
             TreeError: a value cannot be summed.
@@ -106,15 +106,15 @@ class Terms:
         """
         terms = Terms(None, [], [], [], [], [], lazy)
         if not isinstance(reply, Update):
-            terms.structure = ("sum", terms._open("value", reply, 1.0))
+            terms.structure = ("sum", terms._open("", reply, 1.0))
             return terms
         shared = not isinstance(reply.weight, Mapping)
         weights = {name: reply.weight for name in reply.fields} if shared else dict(reply.weight)
         missing = set(reply.fields) - set(weights)
         if missing:
-            raise AggregationError(f"no weight is given for the field(s) {sorted(missing)}")
+            raise AggregationError(f"the weight of field(s) {sorted(missing)} is missing; give every field a weight")
         parts, totals = [], []
-        flat = {name: _flat(w, cap) for name, w in weights.items()}
+        flat = {name: _flat(w, cap, step) for name, w in weights.items()}
         for name, value in reply.fields.items():
             parts.append((name, terms._open(name, value, flat[name])))
         for name in list(reply.fields)[:1] if shared else reply.fields:
@@ -131,25 +131,26 @@ class Terms:
     def _open(self, name: str, value: Tree, weight: float | Tensor) -> Any:
         structure, leaves = numeric_leaves(value, self.lazy and not isinstance(weight, Tensor))
         slots: list[tuple[str, Any]] = []
-        for leaf in leaves:
+        plain = not name  # only sums consist of whole numbers if their terms do; a mean's weights differ from client to client
+        labels = _labels(structure) if plain else [name] * len(leaves)
+        for leaf, name in zip(leaves, labels, strict=True):
             if isinstance(leaf, Tensor):
                 if isinstance(weight, Tensor) and weight.numel() != leaf.numel():
-                    raise AggregationError(f"the weight of {name!r} has {weight.numel()} values for a tensor of {leaf.numel()}")
+                    raise AggregationError(f"the weight of {name!r} has {weight.numel()} values, but its tensor has {leaf.numel()}")
                 self.names.append(name)
                 self.tensors.append(leaf.detach().reshape(-1))
                 self.weights.append(weight)
-                whole = weight == 1 if isinstance(weight, float) else False
-                slots.append(("whole" if whole and _is_whole(leaf) else "tensor", tuple(leaf.shape)))
+                slots.append(("whole" if plain and _is_whole(leaf) else "tensor", tuple(leaf.shape)))
             elif isinstance(leaf, DeferredParams):
                 self.names.append(name)
                 self.tensors.append(leaf)
                 self.weights.append(weight)
                 slots.append(("tensor", (leaf.layout.size,)))
             elif isinstance(weight, Tensor):
-                raise AggregationError(f"{name!r} is a number but has a weight per coordinate; give it its own weight")
+                raise AggregationError(f"{name!r} is a number but has a per-coordinate weight; give it a scalar weight")
             else:
                 self.scalars.append(leaf * weight)
-                slots.append(("int" if isinstance(leaf, int) and weight == 1 else "float", None))
+                slots.append(("int" if plain and isinstance(leaf, int) else "float", None))
         return (structure, tuple(slots))
 
     @property
@@ -199,13 +200,39 @@ class Columns:
         return Columns(fields, [reply.weight for reply in replies])
 
 
-def _flat(weight: Any, cap: int | None) -> float | Tensor:
+def _labels(structure: Any) -> list[str]:
+    """Return the field of each leaf of a reply that is not an `Update`: its key, or ``value`` if the reply has no keys."""
+    keyed = structure[-1] if structure[0] in ("dict", "node") else [("value", structure)]
+    return [str(key) for key, part in keyed for _ in range(_leaves(part))]
+
+
+def _leaves(structure: Any) -> int:
+    match structure[0]:
+        case "dict" | "node":
+            return sum(_leaves(part) for _, part in structure[-1])
+        case "list" | "tuple":
+            return sum(map(_leaves, structure[1]))
+    return 1
+
+
+def _flat(weight: Any, cap: int | None, step: float) -> float | Tensor:
     if isinstance(weight, Params):
         weight = weight.vector
     if isinstance(weight, Tensor):
         flat: Tensor = weight.detach().reshape(-1)
-        return flat if cap is None else flat.ceil().clamp_(0, cap)
-    return float(weight) if cap is None else float(min(max(math.ceil(weight), 0), cap))
+        return flat if cap is None else _steps(flat, step).clamp_(0, cap)
+    if cap is None:
+        return float(weight)
+    return float(_steps(torch.tensor(float(weight), dtype=torch.float64), step).clamp_(0, cap))
+
+
+def _steps(weight: Tensor, step: float) -> Tensor:
+    """Return weights as whole numbers of steps, rounded up, but for the error of a division."""
+    if step == 1.0:
+        return weight.ceil()
+    count = weight.double() / step
+    near = count.round()
+    return torch.where(((count - near).abs() < 1e-6 * count) & (near > 0), near, count.ceil())
 
 
 def _plain(item: Any) -> Any:
@@ -298,4 +325,4 @@ def structure_from_plain(item: Any) -> Any:
             return tuple(structure_from_plain(i) for i in items)
         case None | bool() | int() | float() | str():
             return item
-    raise AggregationError(f"a reply's structure is malformed: {str(item)[:60]}")
+    raise AggregationError(f"malformed reply structure: {str(item)[:60]}")

@@ -60,7 +60,7 @@ def _shares(want: Wanted, samples: int) -> Array:
     """Return the client of each of `samples` samples, by proportions drawn from Dirichlet(value)."""
     ends = np.cumsum(want.rng.dirichlet(np.full(want.clients, want.value)))
     if not math.isfinite(ends[-1]):
-        raise ConfigError(f"a concentration of {want.value:g} is too small to draw proportions; 0.001 works")
+        raise ConfigError(f"concentration {want.value:g} is too small to draw proportions; use 0.001 or more")
     places = (np.arange(samples) + want.rng.random()) / samples  # evenly spaced, from a random start
     return np.searchsorted(ends / ends[-1], places, side="right").clip(max=want.clients - 1).astype(np.int64)
 
@@ -129,7 +129,7 @@ def _groups(want: Wanted) -> tuple[Array, int]:
     groups: tuple[tuple[int, ...], ...] = want.value
     wrong = sorted({c for classes in groups for c in classes if c >= want.classes})
     if wrong or want.clients < len(groups):
-        fault = f"there is no class {wrong[0]}" if wrong else f"{want.clients} clients cannot form {len(groups)} groups"
+        fault = f"class {wrong[0]} does not exist" if wrong else f"{want.clients} clients cannot form {len(groups)} groups"
         raise ConfigError(f"partition groups: {fault}")
     group = group_of(want.clients, len(groups))
     client_of = np.full(len(want.labels), -1, dtype=np.int64)

@@ -97,30 +97,30 @@ class _Reader:
     def read(self) -> dict[str, Value]:
         """Run to the end; return the dict."""
         if self.content[:1] != b"\x80" or not 2 <= (self.content[1:2] or b"\0")[0] <= 5:
-            raise _Wrong("not a pickle of protocol 2 to 5")
+            raise _Wrong("not a pickle of protocol 2 to 5; download the file again")
         self.at = 2
         while (code := self.take(1)) != b".":
             self.steps += 1
             if self.steps > MOST_STEPS:
-                raise _Wrong(f"it has more than {MOST_STEPS} instructions")
+                raise _Wrong(f"more than {MOST_STEPS} instructions")
             known = _STEPS.get(code)
             if known is None:
                 self.refuse(f"the instruction 0x{code.hex()}")
             known(self)
         if self.at != len(self.content):
-            raise _Wrong(f"{len(self.content) - self.at} bytes stand behind its end")
+            raise _Wrong(f"{len(self.content) - self.at} trailing bytes after the end")
         if len(self.stack) != 1:
-            raise _Wrong(f"one value is needed at its end, there are {len(self.stack)}")
-        (told,) = self.stack
-        if type(told) is not dict:
-            raise _Wrong(f"a dict is needed, this is a {type(told).__name__.strip('_').lower()}")
-        return {key: _filled(key, value) for key, value in told.items()}
+            raise _Wrong(f"expected one value at the end, found {len(self.stack)}")
+        (result,) = self.stack
+        if type(result) is not dict:
+            raise _Wrong(f"expected a dict, found a {type(result).__name__.strip('_').lower()}")
+        return {key: _filled(key, value) for key, value in result.items()}
 
     # -- bytes ---------------------------------------------------------------------------------
     def take(self, count: int) -> bytes:
         """Return the next bytes."""
         if count > len(self.content) - self.at:
-            raise _Wrong(f"cut short: at byte {self.at} of {len(self.content)}, {count} more are needed")
+            raise _Wrong(f"truncated: {count} more bytes expected at byte {self.at} of {len(self.content)}")
         self.at += count
         return self.content[self.at - count : self.at]
 
@@ -133,14 +133,14 @@ class _Reader:
         """Read length-prefixed bytes."""
         count = self.number(form)
         if count < 0:
-            raise _Wrong(f"a length of {count} at byte {self.at}")
+            raise _Wrong(f"negative length {count} at byte {self.at}")
         return self.take(count)
 
     def line(self) -> str:
         """Read text up to the end of the line."""
         end = self.content.find(b"\n", self.at, self.at + 200)
         if end < 0:
-            raise _Wrong(f"no name ends behind byte {self.at}")
+            raise _Wrong(f"unterminated name after byte {self.at}")
         line = self.take(end + 1 - self.at)
         return self.text(line[:-1])
 
@@ -149,10 +149,10 @@ class _Reader:
         try:
             return raw.decode()
         except UnicodeDecodeError:
-            raise _Wrong(f"a text before byte {self.at} is not UTF-8") from None
+            raise _Wrong(f"text before byte {self.at} is not UTF-8") from None
 
     def refuse(self, what: str) -> NoReturn:
-        raise _Wrong(f"it holds {what} (before byte {self.at}); only arrays of bytes and plain values are allowed")
+        raise _Wrong(f"contains {what} (before byte {self.at}); only byte arrays and plain values are allowed")
 
     # -- the stack -----------------------------------------------------------------------------
     def push(self, value: Any) -> None:
@@ -161,7 +161,7 @@ class _Reader:
     def pop(self) -> Any:
         """Return the value on top."""
         if not self.stack or self.stack[-1] is _Mark:
-            raise _Wrong(f"a value is missing before byte {self.at}")
+            raise _Wrong(f"value missing before byte {self.at}")
         return self.stack.pop()
 
     def marked(self) -> list[Any]:
@@ -170,25 +170,25 @@ class _Reader:
         while self.stack and self.stack[-1] is not _Mark:
             items.append(self.stack.pop())
         if not self.stack:
-            raise _Wrong(f"a mark is missing before byte {self.at}")
+            raise _Wrong(f"mark missing before byte {self.at}")
         self.stack.pop()
         return items[::-1]
 
     def top(self, kind: type) -> Any:
         """Return the topmost value without popping it; it must be of type `kind`."""
         if not self.stack or type(self.stack[-1]) is not kind:
-            raise _Wrong(f"no {kind.__name__} to be filled before byte {self.at}")
+            raise _Wrong(f"no {kind.__name__} to fill before byte {self.at}")
         return self.stack[-1]
 
     # -- steps ---------------------------------------------------------------------------------
     def remember(self, place: int) -> None:
         if not self.stack or self.stack[-1] is _Mark:
-            raise _Wrong(f"nothing to remember before byte {self.at}")
+            raise _Wrong(f"no value to memoise before byte {self.at}")
         self.memo[place] = self.stack[-1]
 
     def recall(self, place: int) -> None:
         if place not in self.memo:
-            raise _Wrong(f"value {place} is used before byte {self.at} and was never given")
+            raise _Wrong(f"memo entry {place} is used before byte {self.at} but was never set")
         self.push(self.memo[place])
 
     def append(self, items: list[Any]) -> None:
@@ -199,10 +199,10 @@ class _Reader:
 
     def fill(self, items: list[Any]) -> None:
         if len(items) % 2:
-            raise _Wrong(f"a key without a value before byte {self.at}")
+            raise _Wrong(f"key without a value before byte {self.at}")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) not in (str, bytes):
-                raise _Wrong(f"a key that is no text before byte {self.at}")
+                raise _Wrong(f"key that is not text before byte {self.at}")
             if type(value) not in (*_SIMPLE, bool, list, _Array):
                 self.refuse(f"a {type(value).__name__.strip('_').lower()} in the dict")
             self.top(dict)[self.text(key) if isinstance(key, bytes) else key] = value
@@ -218,7 +218,7 @@ class _Reader:
 
     def name(self, module: Any, name: Any) -> None:
         if type(module) is not str or type(name) is not str:
-            raise _Wrong(f"a name that is no text before byte {self.at}")
+            raise _Wrong(f"name that is not text before byte {self.at}")
         known = _NAMES.get(f"{module} {name}")
         if known is None:
             self.refuse(f"{module[:60]}.{name[:60]}")
@@ -244,7 +244,7 @@ class _Reader:
             case "encode", (str(text), "latin1"):
                 self.push(self.latin(text))
             case _:
-                self.refuse(f"a call of {name} with other values")
+                self.refuse(f"a call of {name} with unsupported arguments")
 
     def build(self) -> None:
         state = self.pop()
@@ -253,7 +253,7 @@ class _Reader:
             case _Dtype(), tuple() if tuple(v.decode("latin1") if isinstance(v, bytes) else v for v in state) == _PLAIN_BYTES:
                 at.checked = True
             case _Dtype(), _:
-                self.refuse("an array of a dtype that is not plain bytes")
+                self.refuse("an array with a dtype other than uint8")
             case _Array(array=None), (1, tuple(shape), dtype, bool(fortran), raw):
                 at.array = self.array(raw, dtype, shape, fortran)
             case _:
@@ -263,20 +263,20 @@ class _Reader:
         """Encode text as bytes; the total never exceeds the file's size, however often it refers to a text."""
         self.made += len(text)
         if self.made > len(self.content):
-            raise _Wrong("it makes more bytes than it has")
+            raise _Wrong("expands to more bytes than the file has")
         try:
             return text.encode("latin1")
         except UnicodeEncodeError:
-            raise _Wrong(f"a text before byte {self.at} does not stand for bytes") from None
+            raise _Wrong(f"text before byte {self.at} does not encode bytes") from None
 
     def array(self, raw: Any, dtype: Any, shape: tuple[Any, ...], fortran: bool) -> Array:
         """Return an array after validating its shape against its bytes."""
         if not isinstance(dtype, _Dtype) or not dtype.checked or not isinstance(raw, bytes):
-            self.refuse("an array that is not one of plain bytes")
+            self.refuse("an array that is not uint8")
         if len(shape) > _SHAPES or any(type(n) is not int or not 1 <= n <= MOST_BYTES for n in shape):
-            raise _Wrong(f"an array's shape before byte {self.at} is no list of up to {_SHAPES} sizes")
+            raise _Wrong(f"array shape before byte {self.at} is not a list of at most {_SHAPES} sizes")
         if math.prod(shape) != len(raw):
-            raise _Wrong(f"an array of shape {shape} needs {math.prod(shape)} bytes, there are {len(raw)}")
+            raise _Wrong(f"an array of shape {shape} needs {math.prod(shape)} bytes, found {len(raw)}")
         return np.frombuffer(raw, dtype=np.uint8).reshape(shape, order="F" if fortran else "C")
 
 
@@ -285,14 +285,14 @@ def _filled(key: str, value: Any) -> Value:
         plain: Value = value
         return plain
     if value.array is None:
-        raise _Wrong(f"the array {key[:60]!r} is never filled")
+        raise _Wrong(f"array {key[:60]!r} has no content")
     return value.array
 
 
 def _long(reader: _Reader) -> int:
     raw = reader.sized("<B")
     if len(raw) > 8:
-        raise _Wrong(f"a number of {len(raw)} bytes before byte {reader.at}")
+        raise _Wrong(f"number of {len(raw)} bytes before byte {reader.at}; the maximum is 8")
     return int.from_bytes(raw, "little", signed=True)
 
 
@@ -304,7 +304,7 @@ def _stack_name(reader: _Reader) -> None:
 def _frame(reader: _Reader) -> None:
     count = reader.number("<Q")
     if count > len(reader.content) - reader.at:
-        raise _Wrong(f"cut short: a part of {count} bytes begins at byte {reader.at} of {len(reader.content)}")
+        raise _Wrong(f"truncated: a frame of {count} bytes starts at byte {reader.at} of {len(reader.content)}")
 
 
 _STEPS: dict[bytes, Callable[[_Reader], None]] = {

@@ -46,7 +46,7 @@ def save_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise DataError(f"{path} cannot be written ({error.strerror or error}); set PACELINE_CACHE to a folder that can") from error
+        raise DataError(f"{path} cannot be written ({error.strerror or error}); set PACELINE_CACHE to a writable folder") from error
     finally:
         with contextlib.suppress(OSError):
             if temporary:
@@ -63,4 +63,4 @@ def load_arrays(path: Path) -> dict[str, Array]:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except (ValueError, EOFError, KeyError, zipfile.BadZipFile, OSError, AttributeError) as error:
-        raise DataFormatError(f"{path} is not a whole npz file ({error}); delete it and fetch it again") from error
+        raise DataFormatError(f"{path} is not a complete npz file ({error}); delete it and fetch it again") from error

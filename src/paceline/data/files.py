@@ -78,9 +78,9 @@ def file_hint(name: str) -> str:
     kinds = _likely(path)
     if not kinds:
         if path.suffix or path.exists() or os.sep in place:
-            return f"your own files are tasks as kind:path, with a kind of {', '.join(_KINDS)}"
+            return f"write your own files as kind:path, with one of the kinds {', '.join(_KINDS)}"
         return ""
-    absent = "" if path.exists() else f" ({path} is not there yet)"
+    absent = "" if path.exists() else f" ({path} does not exist yet)"
     if not path.is_dir() and kinds[0] in ("idx", "imagefolder"):  # these formats are read as a whole folder
         place = str(path.parent.parent if kinds[0] == "imagefolder" else path.parent)
     return f"write {' or '.join(f'{kind}:{place}{mark}{query}' for kind in kinds)}{absent}"
@@ -135,9 +135,9 @@ def read_files(name: str, **options: Any) -> tuple[FileKind, RawData]:
             raise UnknownNameError(f"option of {kind_name}", option, [*known, "test"])
         values[option] = _typed(option, value, signature[option].default)
     if not place or not path.exists():
-        raise DataError(f"{name}: there is no {path if place else 'path in it'}; write {kind_name}:/path")
+        raise DataError(f"{name}: {f'{path} does not exist' if place else 'the path is missing'}; write {kind_name}:/path")
     if kind.read is not read_csv and path.is_file() and path.suffix != ".json":
-        raise DataError(f"{name}: {path} is a file; name the folder that it is in")
+        raise DataError(f"{name}: {path} is a file; name its folder instead")
     return kind, kind.read(path, **values).with_test(share)
 
 
@@ -147,9 +147,9 @@ def _typed(option: str, value: Any, default: Any) -> Any:
     if kind is bool:
         words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
         if str(value).lower() not in words:
-            raise ConfigError(f"{option}={value!r}: true or false is needed")
+            raise ConfigError(f"{option}={value!r} must be true or false")
         return words[str(value).lower()]
     try:
         return kind(value)
     except (TypeError, ValueError):
-        raise ConfigError(f"{option}={value!r}: {kind.__name__} is needed") from None
+        raise ConfigError(f"{option}={value!r} must be of type {kind.__name__}") from None

@@ -30,14 +30,14 @@ def read_image_folder(folder: Path, size: int = 32, grey: bool = False) -> RawDa
         DataFormatError: there is no class, or a file is not an image.
     """
     if not 1 <= size <= 1024:
-        raise ConfigError(f"size={size}; pictures can be 1 to 1024 pixels wide")
+        raise ConfigError(f"size={size} must be from 1 to 1024 pixels")
     roots = [folder, None] if not (folder / "train").is_dir() else [folder / "train", _first_test(folder)]
     classes = sorted({p.name for root in roots if root for p in root.iterdir() if p.is_dir() and _pictures(p)})
     if not classes:
-        raise DataFormatError(f"{folder}: no sub-folder with pictures; each class needs one")
+        raise DataFormatError(f"{folder}: no sub-folder contains pictures; create one per class")
     parts = [None if root is None else _part(root, classes, size, grey) for root in roots]
     if parts[0] is None:
-        raise DataFormatError(f"{folder / 'train'}: no pictures")
+        raise DataFormatError(f"{folder / 'train'}: contains no pictures; create one sub-folder of pictures per class")
     return RawData(parts[0], parts[1], tuple(classes))
 
 
@@ -57,7 +57,7 @@ def _part(root: Path, classes: list[str], size: int, grey: bool) -> Part | None:
                 with Image.open(path) as opened:
                     picture = opened.convert("L" if grey else "RGB").resize((size, size), Image.Resampling.BILINEAR)
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                raise DataFormatError(f"{path}: not a picture that can be read ({error})") from error
+                raise DataFormatError(f"{path}: not a readable picture ({error})") from error
             images.append(np.asarray(picture))
             labels.append(code)
     return Part(np.stack(images), np.array(labels, dtype=np.int64)) if images else None

@@ -31,17 +31,17 @@ def parse_idx(content: bytes, name: str = "idx file") -> Array:
         try:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
-            raise DataFormatError(f"{name}: the gzip data are damaged ({error})") from error
+            raise DataFormatError(f"{name}: damaged gzip data ({error}); download the file again") from error
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _TYPES:
-        raise DataFormatError(f"{name}: no idx header; it begins with {content[:4].hex(' ') or 'nothing'}")
+        raise DataFormatError(f"{name}: not an idx file; it starts with {content[:4].hex(' ') or 'nothing'}")
     kind, dims = np.dtype(_TYPES[content[2]]), content[3]
     start = 4 + 4 * dims
     if dims == 0 or len(content) < start:
-        raise DataFormatError(f"{name}: the header announces {dims} dimensions and ends after {len(content)} bytes")
+        raise DataFormatError(f"{name}: truncated: the header announces {dims} dimensions, but the file has {len(content)} bytes")
     shape = tuple(int(n) for n in np.frombuffer(content, dtype=">u4", count=dims, offset=4))
     wanted = math.prod(shape) * kind.itemsize
     if len(content) - start != wanted:
-        raise DataFormatError(f"{name}: shape {shape} needs {wanted} bytes of values, there are {len(content) - start}")
+        raise DataFormatError(f"{name}: shape {shape} needs {wanted} bytes of values, found {len(content) - start}")
     return np.frombuffer(content, dtype=kind, offset=start).reshape(shape).astype(kind.newbyteorder("="))
 
 
@@ -55,10 +55,10 @@ def read_idx(folder: Path) -> RawData:
     """
     train = _part(folder, "train")
     if train is None:
-        raise DataFormatError(f"{folder}: no train-images-idx3-ubyte[.gz] in this folder")
+        raise DataFormatError(f"{folder}: train-images-idx3-ubyte[.gz] is missing; name the folder that contains it")
     test = _part(folder, "t10k")
     if test is not None and test.x.shape[1:] != train.x.shape[1:]:
-        raise DataFormatError(f"{folder}: test images are {test.x.shape[1:]}, training images {train.x.shape[1:]}")
+        raise DataFormatError(f"{folder}: test images have shape {test.x.shape[1:]}, but training images {train.x.shape[1:]}")
     count = 1 + max(int(part.y.max()) for part in (train, test) if part is not None)
     return RawData(train, test, tuple(map(str, range(count))))
 
@@ -72,10 +72,10 @@ def _part(folder: Path, kind: str) -> Part | None:
     if images is None and labels is None:
         return None
     if images is None or labels is None:
-        raise DataFormatError(f"{folder}: of the {kind} files one is missing, {images or labels} is there")
+        raise DataFormatError(f"{folder}: {images or labels} exists, but the other {kind} file is missing")
     x, y = parse_idx(images.read_bytes(), str(images)), parse_idx(labels.read_bytes(), str(labels))
     if x.ndim != 3 or x.dtype != np.uint8:
-        raise DataFormatError(f"{images}: images must be bytes of shape [N, H, W], these are {x.dtype} {x.shape}")
+        raise DataFormatError(f"{images}: images must be bytes of shape [N, H, W], not {x.dtype} of {x.shape}")
     if y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer) or not len(y) or y.min() < 0:
-        raise DataFormatError(f"{labels}: one label of 0 or more for each of the {len(x)} images is needed")
+        raise DataFormatError(f"{labels}: expected {len(x)} non-negative labels, one per image")
     return Part(x, y.astype(np.int64))

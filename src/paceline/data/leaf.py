@@ -34,7 +34,7 @@ def read_leaf_femnist(path: Path) -> RawData:
         if picture.shape != (784,) or not (picture.min() >= 0 and picture.max() <= 1):
             raise ValueError("an image must be 784 numbers from 0 to 1")
         if not isinstance(y, int) or not 0 <= y < len(CLASSES):
-            raise ValueError(f"a label must be a whole number from 0 to {len(CLASSES) - 1}, this is {y!r}")
+            raise ValueError(f"a label must be a whole number from 0 to {len(CLASSES) - 1}, not {y!r}")
         return ((1 - picture) * 255).round().astype(np.uint8).reshape(28, 28), y
 
     return _read(path, sample, CLASSES)
@@ -67,7 +67,7 @@ def _read(path: Path, sample: Any, classes: tuple[str, ...]) -> RawData:
 def _part(path: Path, sample: Any, owners: dict[str, int]) -> Part:
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
     if not files:
-        raise DataFormatError(f"{path}: no .json file in this folder")
+        raise DataFormatError(f"{path}: contains no .json file; name the folder of LEAF's data")
     xs, ys, codes = [], [], []
     for file in files:
         for user, data in _users(file):
@@ -80,28 +80,28 @@ def _part(path: Path, sample: Any, owners: dict[str, int]) -> Part:
             ys += [y for _, y in pairs]
             codes += [code] * len(pairs)
     if not xs:
-        raise DataFormatError(f"{path}: no sample of any user")
+        raise DataFormatError(f"{path}: no user has a sample")
     return Part(np.stack(xs), np.array(ys, dtype=np.int64), np.array(codes, dtype=np.int64))
 
 
 def _users(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
-        told = json.loads(file.read_bytes())
+        parsed = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise DataFormatError(f"{file}: not a JSON file ({error})") from error
-    missing = [k for k in ("users", "num_samples", "user_data") if not isinstance(told, dict) or k not in told]
+    missing = [k for k in ("users", "num_samples", "user_data") if not isinstance(parsed, dict) or k not in parsed]
     if missing:
-        raise DataFormatError(f"{file}: no {', '.join(missing)} in it")
-    users, counts, data = told["users"], told["num_samples"], told["user_data"]
+        raise DataFormatError(f"{file}: {', '.join(missing)} missing; expected the keys of LEAF's JSON")
+    users, counts, data = parsed["users"], parsed["num_samples"], parsed["user_data"]
     if not isinstance(users, list) or not isinstance(counts, list) or len(users) != len(counts):
         raise DataFormatError(f"{file}: users and num_samples must be lists of equal length")
     for user, count in zip(users, counts, strict=True):
         own = data.get(user) if isinstance(data, dict) and isinstance(user, str) else None
         lists = isinstance(own, dict) and isinstance(own.get("x"), list) and isinstance(own.get("y"), list)
         if own is None or not lists:
-            raise DataFormatError(f"{file}, user {user!r}: user_data holds no lists x and y of this user")
+            raise DataFormatError(f"{file}, user {user!r}: user_data has no lists x and y for this user")
         if not len(own["x"]) == len(own["y"]) == count:
             raise DataFormatError(
-                f"{file}, user {user!r}: num_samples says {count}, there are {len(own['x'])} x and {len(own['y'])} y"
+                f"{file}, user {user!r}: num_samples is {count}, but there are {len(own['x'])} x and {len(own['y'])} y"
             )
         yield user, own

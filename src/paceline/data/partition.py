@@ -40,7 +40,11 @@ _TAKES |= {"groups": "classes of each group", "longtail": "an imbalance above 0 
 def parse_partition(text: str) -> tuple[str, Any]:
     """Parse ``iid``, ``dirichlet:0.3`` ... into a name and a value.
 
-    The value is a number; for groups the classes of each; for longtail the imbalance and the concentration; or None.
+    Args:
+        text: name of the partitioner, with its value after a colon.
+
+    Returns:
+        the name, and a number; for groups the classes of each; for longtail the imbalance and the concentration; or None.
 
     Raises:
         UnknownNameError: unknown partitioner.
@@ -56,7 +60,7 @@ def parse_partition(text: str) -> tuple[str, Any]:
     takes = _TAKES[name]
     if takes is None:
         if colon:
-            raise ConfigError(f"partition {text!r}: {name} takes no value")
+            raise ConfigError(f"partition {text!r}: {name} does not take a value")
         return name, None
     if name == "groups":
         return name, _classes_of_groups(text, value)
@@ -67,7 +71,7 @@ def parse_partition(text: str) -> tuple[str, Any]:
     except ValueError:
         number = float("nan")
     if not 0 < number < float("inf") or (name == "shards" and number != int(number)):
-        raise ConfigError(f"partition {text!r}: {name} takes {takes}, as in {name}:{2 if name == 'shards' else 0.3}")
+        raise ConfigError(f"partition {text!r}: {name} requires {takes}, as in {name}:{2 if name == 'shards' else 0.3}")
     return name, number
 
 
@@ -105,7 +109,7 @@ def _classes_of_groups(text: str, value: str) -> tuple[tuple[int, ...], ...]:
         for piece in part.split(","):
             first, dash, last = piece.strip().partition("-")
             if not first.isdecimal() or (dash and not last.isdecimal()) or int(first) > int(last or first):
-                raise ConfigError(f"partition {text!r}: {piece!r} is no class or range of classes; write groups:0-3/4-6,9")
+                raise ConfigError(f"partition {text!r}: {piece!r} is not a class or a range of classes; write groups:0-3/4-6,9")
             classes += range(int(first), int(last or first) + 1)
         groups.append(tuple(dict.fromkeys(classes)))
     return tuple(groups)
@@ -118,7 +122,9 @@ def _tail(text: str, value: str) -> tuple[float, float | None]:
     except ValueError:
         numbers = float("nan"), None
     if not 0 < numbers[0] <= 1 or not 0 < (1.0 if numbers[1] is None else numbers[1]) < float("inf"):
-        raise ConfigError(f"partition {text!r}: longtail takes an imbalance from 0 to 1, as in longtail:0.05 or longtail:0.05/0.5")
+        raise ConfigError(
+            f"partition {text!r}: longtail requires an imbalance from 0 to 1, as in longtail:0.05 or longtail:0.05/0.5"
+        )
     return numbers
 
 
@@ -178,7 +184,14 @@ class Partition(Split):
         return int(self._arrays[2][client])
 
     def together(self, clients: Sequence[int]) -> Tensor | None:
-        """Return the training rows of several clients, shape [K, n]; None if their numbers differ."""
+        """Return the training rows of several clients at once.
+
+        Args:
+            clients: ids of clients.
+
+        Returns:
+            rows, shape [K, n], int64; None if the clients have different numbers of samples.
+        """
         offsets, _, counts = self._arrays
         which = np.asarray(clients)
         size = counts[which[0]]
@@ -189,7 +202,7 @@ class Partition(Split):
     def _bounds(self, client: int) -> tuple[int, int, int]:
         offsets, cuts, _ = self._arrays  # reading NumPy scalars is faster
         if not 0 <= client < cuts.shape[0]:
-            raise IndexError(f"client {client} of {len(self)}")
+            raise IndexError(f"client {client} does not exist; clients are 0 to {len(self) - 1}")
         return int(offsets[client]), int(cuts[client]), int(offsets[client + 1])
 
     @cached_property
@@ -238,9 +251,9 @@ def partition_task(
     """
     name, value = parse_partition(spec)
     if not 0 <= client_test < 1:
-        raise ConfigError(f"client_test={client_test}; it must be at least 0 and below 1")
+        raise ConfigError(f"client_test={client_test} must be at least 0 and below 1")
     if clients is not None and clients < 1:
-        raise ConfigError(f"clients={clients}; at least 1 is needed")
+        raise ConfigError(f"clients={clients} must be at least 1")
     owners: tuple[str, ...] = ()
     rng = numpy_rng(seed, "partition", canonical(spec))
     if name == "natural":
@@ -248,16 +261,18 @@ def partition_task(
         count, moved = len(owners), 0
     else:
         if clients is None:
-            raise ConfigError(f"partition {spec!r} needs a number of clients")
+            raise ConfigError(f"partition {spec!r} needs a number of clients; set clients=")
         count = clients
         if not allow_empty and count > len(task.train):
             raise EmptyClientError(
-                f"{len(task.train)} samples cannot give each of {count} clients one; "
-                f"take fewer clients, or set {setting('allow_empty', True)}"
+                f"{len(task.train)} samples are too few for {count} clients; "
+                f"use fewer clients, or set {setting('allow_empty', True)}"
             )
         labels, classes = _labels(task)
         if name in {"dirichlet", "shards", "groups", "longtail"} and (labels.ndim != 1 or labels.dtype.kind not in "iu"):
-            raise DataError(f"partition {spec!r} needs one class label for each sample; {task.name} has none")
+            raise DataError(
+                f"partition {spec!r} needs one class label per sample, which {task.name} does not have; use iid or quantity:ALPHA"
+            )
         client_of, moved = ASSIGN[name](Wanted(labels, classes, count, value, not allow_empty, rng))
     in_time = name == "natural" and task.in_time
     order, offsets = _sorted(client_of, count, None if in_time else rng)
@@ -267,8 +282,8 @@ def partition_task(
     if not allow_empty and (sizes == 0).any():
         empty = np.flatnonzero(sizes == 0)
         raise EmptyClientError(
-            f"partition {spec!r} leaves {len(empty)} of {count} clients without samples (client {empty[0]} for one); "
-            f"take fewer clients, or set {setting('allow_empty', True)}"
+            f"partition {spec!r} leaves {len(empty)} of {count} clients without samples (for example client {empty[0]}); "
+            f"use fewer clients, or set {setting('allow_empty', True)}"
         )
     held = np.minimum(np.maximum(np.rint(sizes * client_test), client_test > 0), np.maximum(sizes - 1, 0))
     if task.overlap and client_test:
@@ -320,7 +335,9 @@ def _natural(
     owner = task.train.owner.numpy()
     present = np.unique(owner)
     if clients is not None and clients > len(present):
-        raise ConfigError(f"task {task.name!r} has {len(present)} natural clients; {clients} were asked for")
+        raise ConfigError(
+            f"task {task.name!r} has {len(present)} natural clients, but {clients} were requested; set clients to {len(present)}"
+        )
     chosen = present if clients is None else np.sort(rng.permutation(present)[:clients])
     place = np.full(int(present.max()) + 1, -1, dtype=np.int64)
     place[chosen] = np.arange(len(chosen))

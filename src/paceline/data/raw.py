@@ -79,7 +79,9 @@ class RawData:
 
         train = part("train")
         if train is None or "classes" not in arrays:
-            raise DataFormatError(f"no training samples or classes among the arrays {sorted(arrays)}")
+            raise DataFormatError(
+                f"training samples or classes are missing from the arrays {sorted(arrays)}; fetch the data set again"
+            )
         names = {key: tuple(str(v) for v in arrays.get(key, ())) for key in ("classes", "owners")}
         return RawData(train, part("test"), names["classes"], names["owners"])
 
@@ -110,14 +112,14 @@ def hold_out(y: Array, share: float, seed: int = 0) -> tuple[Array, Array]:
         DataFormatError: one of the parts would be empty.
     """
     if not 0 < share < 1:
-        raise ConfigError(f"test={share}; the share of test samples must lie between 0 and 1")
+        raise ConfigError(f"test={share} must be above 0 and below 1")
     rng = numpy_rng(seed, "hold out")
     test = np.zeros(len(y), dtype=bool)
     for value in np.unique(y):
         rows = np.flatnonzero(y == value)
         test[rng.permutation(rows)[: round(len(rows) * share)]] = True
     if test.all() or not test.any():
-        raise DataFormatError(f"{len(y)} samples are too few to hold {share:.0%} of each class out for tests")
+        raise DataFormatError(f"{len(y)} samples are too few to hold out {share:.0%} of each class for tests; change test=")
     return np.flatnonzero(~test), np.flatnonzero(test)
 
 

@@ -43,16 +43,16 @@ def read_csv(path: Path, target: str = "", client: str = "", test: float = 0.2, 
         if name not in header:
             raise UnknownNameError(f"column of {path}", name, header)
     if target == client:
-        raise ConfigError(f"column {target!r} of {path} cannot be both target and client")
+        raise ConfigError(f"column {target!r} of {path} cannot be both target and client; name another client column")
     columns = {name: [row[i].strip() for row in rows] for i, name in enumerate(header)}
     empty = [i + 2 for i, value in enumerate(columns[target]) if value.lower() in _MISSING]
     if empty:
-        raise DataFormatError(f"{path}, line {empty[0]}: no value in the target column {target!r}")
+        raise DataFormatError(f"{path}, line {empty[0]}: the target column {target!r} has no value; fill it in or delete the row")
     y, classes = encode(columns[target])
     train, held = hold_out(y, test)
     features = [n for n in header if n not in {target, client, *dropped}]
     if not features:
-        raise DataFormatError(f"{path}: no column is left as a feature beside {target!r}")
+        raise DataFormatError(f"{path}: no feature column remains beside the target {target!r}")
     x = np.concatenate([_features(path, name, columns[name], train) for name in features], axis=1)
     owner, owners = encode(columns[client]) if client else (None, ())
     whole = Part(x.astype(np.float32), y, owner)
@@ -66,12 +66,12 @@ def _rows(path: Path) -> tuple[list[str], list[list[str]]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataFormatError(f"{path}: not a CSV file in UTF-8 ({error})") from error
     if len(lines) < 2:
-        raise DataFormatError(f"{path}: a header and at least one row are needed")
+        raise DataFormatError(f"{path}: expected a header and at least one row")
     header, *rows = lines
     header = [name.strip() for name in header]
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
-        raise DataFormatError(f"{path}: two columns are named {twice[0]!r}")
+        raise DataFormatError(f"{path}: duplicate column name {twice[0]!r}; rename one")
     for number, row in enumerate(rows, 2):
         if row and len(row) != len(header):
             raise DataFormatError(f"{path}, row {number}: {len(row)} values for {len(header)} columns")
@@ -95,7 +95,7 @@ def _features(path: Path, name: str, values: list[str], train: Array) -> Array:
         column = np.array(numbers, dtype=np.float64)
         known = column[train][~np.isnan(column[train])]
         if not len(known):
-            raise DataFormatError(f"{path}: column {name!r} has no value; leave it out with drop={name}")
+            raise DataFormatError(f"{path}: column {name!r} has no values; leave it out with drop={name}")
         column = np.where(np.isnan(column), np.median(known), column)
         mean, deviation = column[train].mean(), column[train].std()
         scaled: Array = ((column - mean) / (deviation or 1.0))[:, None]

@@ -7,7 +7,7 @@ import shutil
 import sqlite3
 from pathlib import Path
 
-from paceline.core.errors import DiskFullError, StoreAwayError, StoreError
+from paceline.core.errors import DiskFullError, StoreError, StoreUnavailableError
 
 __all__ = ["named"]
 
@@ -30,20 +30,20 @@ def named(error: Exception, where: str, lost: bool = False) -> StoreError:
     if isinstance(error, sqlite3.Error):
         name = getattr(error, "sqlite_errorname", "") or ""
         if name == "SQLITE_FULL" or (name.startswith("SQLITE_IOERR") and _full(where)):
-            return DiskFullError(f"no room for {where}; what was committed before is whole: free some space and go on")
+            return DiskFullError(f"no disk space for {where}; committed rows are intact: free some space, then continue")
         if name.startswith("SQLITE_BUSY"):
-            return StoreError(f"{where} is held by another process for too long; end it, then try again")
+            return StoreError(f"{where} has been locked by another process for too long; end that process, then try again")
         if name in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
-            return StoreError(f"{where} is damaged or no database ({text}); put a good copy of it back")
+            return StoreError(f"{where} is damaged or not a database ({text}); restore it from a backup")
         if name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM")):
-            return StoreError(f"{where} cannot be opened for writing ({text}); look at the folder's owner and permissions")
+            return StoreError(f"{where} cannot be opened for writing ({text}); check the folder's owner and permissions")
         return StoreError(f"{where}: {text}")
     if getattr(error, "sqlstate", None) in _POSTGRES_FULL:
-        return DiskFullError(f"no room on the database server of {where}; what was committed before is whole")
+        return DiskFullError(f"no disk space on the database server of {where}; committed rows are intact: free some space there")
     code = getattr(error, "sqlstate", None) or ""
     failed = not code and any(kind.__name__ == "OperationalError" for kind in type(error).__mro__)
     if (lost or failed or code.startswith(_POSTGRES_AWAY)) and not _NO_ENTRY.search(text):
-        return StoreAwayError(f"{where} does not answer: {text}")
+        return StoreUnavailableError(f"{where} does not respond: {text}")
     return StoreError(f"{where}: {text}")
 
 

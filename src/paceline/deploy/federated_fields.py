@@ -75,10 +75,10 @@ FEDERATED_FIELDS: dict[str, FederatedField] = {
     "deadline": _SERVER,
     "fleet": _CLIENTS,
     "participation": _SERVER,
-    "adversary": _simulated("real clients run what is installed; simulate attacks with `paceline run`"),
+    "adversary": _simulated("real clients run their installed code; simulate attacks with `paceline run`"),
     "measured": _CLIENTS,
-    "engine": _simulated("clients are the engine of a federation; leave it out", "grpc"),
-    "workers": _simulated("every client is a process of its own; leave it out"),
+    "engine": _simulated("a federation runs on its clients; leave it out", "grpc"),
+    "workers": _simulated("every client is a separate process; leave it out"),
     "threads": _PARTY,
     "ray_address": _simulated(_RAY),
     "ray_cpus": _simulated(_RAY),
@@ -88,7 +88,7 @@ FEDERATED_FIELDS: dict[str, FederatedField] = {
     "vectorize": _simulated(_STACK, "off"),
     "chunk": _simulated(_STACK, 1),
     "one_step": _simulated(_STACK),
-    "memory_mib": _simulated("each client stores its own memory; leave it out"),
+    "memory_mib": _simulated("each client stores its memory itself; leave it out"),
     "evaluation": _SERVER,
     "eval_every": _SERVER,
     "target_accuracy": _SERVER,
@@ -104,7 +104,7 @@ def misfits(config: RunConfig) -> list[str]:
     for name, field in FEDERATED_FIELDS.items():
         value = getattr(config, name)
         if field.reach is Reach.SIMULATION and value not in (RunConfig.model_fields[name].default, *field.fits):
-            found.append(f"{name}={value!r} is an option of simulations, not of a federation: {field.why}")
+            found.append(f"{name}={value!r} applies to simulations, not to a federation: {field.why}")
     return found
 
 

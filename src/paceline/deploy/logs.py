@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-__all__ = ["Journal", "warnings_told"]
+__all__ = ["Journal", "logged_warnings"]
 
 _LEVELS = {
     "refused": "warning",
@@ -64,10 +64,10 @@ class Journal:
 
 
 @contextmanager
-def warnings_told(journal: Journal) -> Iterator[None]:
+def logged_warnings(journal: Journal) -> Iterator[None]:
     """Context manager: log Python warnings to `journal` as events named ``warning``."""
 
-    def tell(
+    def show(
         message: Warning | str,
         category: type[Warning],
         filename: str,
@@ -77,7 +77,7 @@ def warnings_told(journal: Journal) -> Iterator[None]:
     ) -> None:
         journal("warning", kind=category.__name__, why=str(message))
 
-    before, warnings.showwarning = warnings.showwarning, tell
+    before, warnings.showwarning = warnings.showwarning, show
     try:
         yield
     finally:

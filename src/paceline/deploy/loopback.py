@@ -73,7 +73,7 @@ class _Party:
         )
         start(self.process, script)
 
-    def told(self) -> str:
+    def last_lines(self) -> str:
         """Return the last lines of its log that are no events: those of a traceback."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         return "\n".join([line for line in text.splitlines() if not line.startswith("{")][-6:])
@@ -132,9 +132,7 @@ class LoopbackFederation:
         check_main(starts=True)
         self._script = self.config.method.startswith("__main__:")
         if self._script and not importable():
-            raise EngineError(
-                f"method {self.config.method!r} was typed or piped in, where no other process finds it; put it into a module"
-            )
+            raise EngineError(f"method {self.config.method!r} is defined in an interactive or piped script; move it to a module")
         if self.place.exists():
             RunFolder(self.place).hold().release()
         root = Path(tempfile.mkdtemp(prefix="paceline-"))
@@ -257,7 +255,7 @@ class LoopbackFederation:
     def _summary(self, observer: Observer | None) -> Result:
         result = Result.read(RunFolder.open(self.place))
         if result is None:
-            raise EngineError("the server ended before the run did; was it asked to stop?")
+            raise EngineError("the server ended before the run did; it may have received a stop signal")
         return result
 
     def _end(self, seconds: float) -> None:
@@ -308,7 +306,7 @@ def resume(path: Path, observer: Observer | None = None) -> Result:
     if (ended := Result.read(folder)) is not None:
         return ended
     if not (path / KEPT).is_dir():
-        raise StoreError(f"{path} is the run of a server, which goes on with it: start it again, with paceline server --config")
+        raise StoreError(f"{path} is the run of a server; continue it by starting the server again with paceline server --config")
     return LoopbackFederation(RunConfig.build(folder.read_config()), path).run(observer)
 
 
@@ -338,11 +336,11 @@ def _failed(party: _Party, code: int) -> PacelineError:
     if code == UNGUARDED:
         return EngineError(unguarded())
     if code == _LOST:
-        return EngineError("the process that the server and the clients were started from was killed")
+        return EngineError("the parent process of the server and the clients was killed")
     if (error := party.error()) is not None:
         return error
-    last = party.told()
-    how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
+    last = party.last_lines()
+    how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
     return EngineError(f"{party.role} {how}:\n{last}")
 
 

@@ -28,14 +28,14 @@ class Metrics:
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
-        self.events = Counter("paceline_events", "What happened on streams.", ["event", "reason"], registry=registry)
-        self.clients = Gauge("paceline_clients_ready", "Clients that are connected and ready.", registry=registry)
-        self.round = Gauge("paceline_round", "The last completed round.", registry=registry)
-        self.accuracy = Gauge("paceline_accuracy", "Accuracy of the last evaluation.", registry=registry)
-        self.rounds = Histogram("paceline_round_seconds", "Time of a round.", buckets=_SECONDS, registry=registry)
-        self.phases = Histogram("paceline_phase_seconds", "Time of a phase.", ["phase"], buckets=_SECONDS, registry=registry)
-        self.answers = Counter("paceline_answers", "Replies, by what became of them.", ["phase", "status"], registry=registry)
-        self.work = Histogram("paceline_work_seconds", "Time of this client's work on a call.", buckets=_SECONDS, registry=registry)
+        self.events = Counter("paceline_events", "Stream events by kind.", ["event", "reason"], registry=registry)
+        self.clients = Gauge("paceline_clients_ready", "Connected and ready clients.", registry=registry)
+        self.round = Gauge("paceline_round", "Last completed round.", registry=registry)
+        self.accuracy = Gauge("paceline_accuracy", "Accuracy at the last evaluation.", registry=registry)
+        self.rounds = Histogram("paceline_round_seconds", "Duration of a round.", buckets=_SECONDS, registry=registry)
+        self.phases = Histogram("paceline_phase_seconds", "Duration of a phase.", ["phase"], buckets=_SECONDS, registry=registry)
+        self.answers = Counter("paceline_answers", "Replies by outcome.", ["phase", "status"], registry=registry)
+        self.work = Histogram("paceline_work_seconds", "Work time of this client per call.", buckets=_SECONDS, registry=registry)
         self.bytes = Counter("paceline_bytes", "Bytes of replies and calls.", ["way"], registry=registry)
         self.ready: Callable[[], bool] = lambda: False
         self._server: WSGIServer | None = None

@@ -79,7 +79,7 @@ class Plan(BaseModel):
             ConfigError: the plan is malformed; the message lists every fault.
         """
         if not isinstance(tree, dict):
-            raise ConfigError("the server's plan is no table of options")
+            raise ConfigError("the server's plan must be a table of options")
         try:
             return Plan(**tree)
         except (ValidationError, TypeError) as error:

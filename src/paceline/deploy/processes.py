@@ -15,8 +15,8 @@ from paceline.core.failures import class_of
 from paceline.core.processes import begin, on_stop
 from paceline.core.tree import rename_main
 from paceline.core.wording import as_commands
-from paceline.deploy.client.client import make_node, take_part
-from paceline.deploy.logs import Journal, warnings_told
+from paceline.deploy.client.client import make_node, participate
+from paceline.deploy.logs import Journal, logged_warnings
 from paceline.deploy.server.database import ServerState
 from paceline.deploy.server.events import Notes
 from paceline.deploy.server.handshake_log import core_log
@@ -37,11 +37,11 @@ def run_server(config: ServerConfig) -> Result | None:
     """
     journal, metrics = _watchers("server", config.logging)
     url = config.server.state or config.server.run / "state.db"
-    state = ServerState(url, wait=BACK, tell=lambda why: journal("database_away", why=why))
+    state = ServerState(url, wait=BACK, warn=lambda why: journal("database_away", why=why))
     run = RunConfig.build({"on_error": "drop", **config.run, "engine": "grpc"}).fitted()
     notes = Notes(journal, metrics, state)
     try:
-        with warnings_told(journal):
+        with logged_warnings(journal):
             server = FederationServer(config, run, notes)
             on_stop(lambda _: server.stop())
             with core_log(notes):
@@ -63,10 +63,10 @@ def run_client(config: ClientConfig) -> str:
     """
     journal, metrics = _watchers("client", config.logging)
     try:
-        with warnings_told(journal):
+        with logged_warnings(journal):
             node = make_node(config, journal, metrics)
             journal("dialling", client=node.runner.number, server=str(config.client.server), proxy=proxy_shown(config.client.proxy))
-            ended = asyncio.run(take_part(node))
+            ended = asyncio.run(participate(node))
         journal("ended", client=node.runner.number, why=ended)
         return ended
     finally:

@@ -184,12 +184,12 @@ def _override(values: dict[str, Any], tables: list[str], environment: Mapping[st
         table = place[0]
         if len(place) == 1:
             if table in _TABLES:
-                raise ConfigError(f"{name} names the table [{table}]; name one of its keys, as in {PREFIX}{table.upper()}__KEY")
+                raise ConfigError(f"{name} sets the whole table [{table}]; set one of its keys, as in {PREFIX}{table.upper()}__KEY")
             continue  # PACELINE_CA and others that are not configuration keys
         if "" in place:
             raise ConfigError(f"{name} has an empty part; write {PREFIX}TABLE__KEY, with two underscores between the parts")
         if table not in _TABLES:
-            raise ConfigError(f"{name}: there is no table {table!r}{nearest(table, _TABLES)}")
+            raise ConfigError(f"{name}: unknown table {table!r}{nearest(table, _TABLES)}")
         if table in tables:
             _set(values, place, name, value(environment[name]))
             given[place] = name
@@ -203,8 +203,8 @@ def _set(values: dict[str, Any], place: tuple[str, ...], name: str, new: Any) ->
         if not isinstance(inner, dict):
             whole = ".".join(place[:depth])
             raise ConfigError(
-                f"{name} sets {place[depth]!r} within {whole}, which is no table but {shown(inner)}; "
-                f"set {PREFIX}{'__'.join(place[:depth]).upper()} in its place, or make {whole} a table"
+                f"{name} sets {place[depth]!r} within {whole}, which is {shown(inner)}, not a table; "
+                f"set {PREFIX}{'__'.join(place[:depth]).upper()} instead, or make {whole} a table"
             )
         at = inner
     at[place[-1]] = new

@@ -17,7 +17,7 @@ __all__ = ["Window", "faults_of", "shown", "size_of"]
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B")
 _POWER = {"": 0, "k": 1, "M": 2, "G": 3, "T": 4}
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-_TEXTS = {"model_type": "this is no table; write its keys below [NAME], or as NAME = {KEY = VALUE}"}
+_TEXTS = {"model_type": "this must be a table; write its keys below [NAME], or as NAME = {KEY = VALUE}"}
 _SECRET = re.compile(r"//[^/@]*@")
 _TIMES = re.compile(r"(\d{1,2}):(\d{2})-(\d{1,2}):(\d{2})")
 
@@ -36,7 +36,7 @@ def size_of(value: Any) -> Any:
         return value
     found = _SIZE.fullmatch(value.strip())
     if found is None:
-        raise ValueError(f"{value!r} is no size; write bytes as a number, or as text such as '500 MB'")
+        raise ValueError(f"{value!r} is not a size; write bytes as a number, or as text such as '500 MB'")
     number, prefix, binary = found.groups()
     return int(float(number) * (1024 if binary else 1000) ** _POWER[prefix])
 
@@ -101,7 +101,7 @@ def _days(text: str, whole: str) -> frozenset[int]:
 
 
 def _window_advice(text: str) -> str:
-    return f"{text!r} is no time of the week; write 'mon-fri 20:00-06:00', 'sat,sun' or '22:00-24:00'"
+    return f"{text!r} is not a time of the week; write 'mon-fri 20:00-06:00', 'sat,sun' or '22:00-24:00'"
 
 
 def faults_of(error: Exception, model: type[BaseModel], given: Mapping[tuple[str, ...], str] | None = None) -> list[str]:
@@ -114,18 +114,18 @@ def faults_of(error: Exception, model: type[BaseModel], given: Mapping[tuple[str
     """
     if not isinstance(error, ValidationError):
         return [str(error)]
-    told = []
+    faults = []
     for fault in error.errors():
         place = [str(part) for part in fault["loc"]]
         sources = [name for n in range(len(place), 0, -1) if (name := (given or {}).get(tuple(place[:n]))) is not None]
         where = f"{sources[0]}: " if sources else ""
         if fault["type"] == "extra_forbidden":
-            told.append(f"{where}unknown key {'.'.join(place)!r}{nearest(place[-1], _fields(model, place[:-1]))}")
+            faults.append(f"{where}unknown key {'.'.join(place)!r}{nearest(place[-1], _fields(model, place[:-1]))}")
         else:
             text = _TEXTS.get(fault["type"], fault["msg"].removeprefix("Value error, "))
             found = "" if fault["type"] == "missing" else f" = {shown(fault['input'])}"
-            told.append(f"{where}{'.'.join(place) or 'the whole'}{found}: {text}")
-    return told
+            faults.append(f"{where}{'.'.join(place) or 'the whole'}{found}: {text}")
+    return faults
 
 
 def shown(value: Any) -> str:

@@ -94,6 +94,10 @@ class Answered(Protocol):
 def times(profile: Profile, cost: Cost) -> Times:
     """Return the duration of `cost` on a device.
 
+    Args:
+        profile: the device: FLOP/s, bit/s in both directions, and latency in seconds.
+        cost: FLOPs and bytes.
+
     Example:
         >>> times(Profile(compute=1e9, up=8e6, down=8e6, latency=0.0), Cost(flops=2e9, bytes_down=1_000_000, bytes_up=0))
         Times(compute=2.0, network=1.0)
@@ -140,7 +144,7 @@ class VirtualClock:
             ConfigError: the deadline is not positive.
         """
         if deadline is not None and not deadline > 0:
-            raise ConfigError(f"deadline={deadline}; it is a positive number of seconds")
+            raise ConfigError(f"deadline={deadline} must be above 0 seconds")
         slowest = max(times, key=lambda c: (times[c].total, -c), default=None)
         seconds = 0.0 if slowest is None else times[slowest].total
         if deadline is not None and (missing or seconds > deadline):
@@ -152,7 +156,13 @@ class VirtualClock:
         return seconds
 
     def advance(self, name: str, receipts: Sequence[Answered], deadline: float | None = None) -> float:
-        """Advance the clock by the synchronous call `name`, based on its receipts; return the elapsed seconds."""
+        """Advance the clock by a synchronous call; return the elapsed virtual seconds.
+
+        Args:
+            name: name of the phase.
+            receipts: answers of the call, with their durations and bytes.
+            deadline: virtual seconds after which waiting ends; None waits for the slowest client.
+        """
         came = {r.client: Times(r.compute, r.network) for r in receipts if r.dropped in (None, "late")}
         return self.synchronous(
             came,
@@ -170,7 +180,7 @@ class VirtualClock:
             ConfigError: negative or infinite duration.
         """
         if not 0 <= seconds < float("inf"):
-            raise ConfigError(f"a wait of {seconds} seconds is impossible")
+            raise ConfigError(f"a wait of {seconds} seconds must be finite and at least 0")
         if seconds:
             self.phases.append(TimedPhase("wait", seconds))
             self.now += seconds
@@ -191,6 +201,6 @@ class VirtualClock:
         """
         now = state.get("now")
         if not isinstance(now, float):
-            raise CheckpointError(f"{state!r} is no state of a clock")
+            raise CheckpointError(f"malformed clock state {state!r}; restore an intact checkpoint")
         self.now = now
         self.phases.clear()

@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from paceline.core.errors import CohortError, ConfigError
+from paceline.core.errors import CohortError, ConfigError, ZeroCostError
 from paceline.core.federation import Federation
 from paceline.core.tree import Tree, node
 
@@ -41,7 +41,7 @@ def nanoseconds(seconds: float) -> int:
         ConfigError: negative or infinite duration.
     """
     if not 0 <= seconds < math.inf:
-        raise ConfigError(f"{seconds} seconds are no duration")
+        raise ConfigError(f"duration {seconds} must be finite and at least 0 seconds")
     return round(seconds * SECOND)
 
 
@@ -108,14 +108,23 @@ class Queue:
         return min((rest.until for rest in self.rests), default=None)
 
     def begin(self, seconds: Mapping[int, float]) -> Queue:
-        """Return the queue after clients start on the current version; each finishes after its seconds.
+        """Return the queue after clients start on the current version of the model.
+
+        Args:
+            seconds: duration of each client's job.
 
         Raises:
             CohortError: a client is busy or paused.
+            ZeroCostError: a job takes less than a nanosecond, so its client would return without end.
         """
         if twice := self.busy & seconds.keys():
-            raise CohortError(f"clients {sorted(twice)} are busy; a client has one job at a time")
-        new = [ClientJob(c, self.fired, self.now, self.now + max(nanoseconds(s), 1)) for c, s in seconds.items()]
+            raise CohortError(f"clients {sorted(twice)} are busy; a client runs one job at a time")
+        if idle := sorted(c for c, s in seconds.items() if not nanoseconds(s)):
+            raise ZeroCostError(
+                f"the jobs of clients {idle} take no time, so they would return without end; give every client samples "
+                "(a partition without empty clients) and the fleet's devices a finite speed or a latency"
+            )
+        new = [ClientJob(c, self.fired, self.now, self.now + nanoseconds(s)) for c, s in seconds.items()]
         jobs = sorted((*self.jobs, *new), key=lambda job: (job.finish, job.client))
         return dataclasses.replace(self, jobs=tuple(jobs))
 
@@ -127,11 +136,14 @@ class Queue:
     def at(self, time: int) -> Queue:
         """Return the queue at a later time, without pauses that are over.
 
+        Args:
+            time: absolute time in nanoseconds.
+
         Raises:
             ConfigError: the time is in the past.
         """
         if time < self.now:
-            raise ConfigError(f"time does not go back: from {self.now} ns to {time} ns")
+            raise ConfigError(f"the queue cannot go back in time from {self.now} ns to {time} ns")
         return dataclasses.replace(self, now=time, rests=tuple(r for r in self.rests if r.until > time))
 
     def arrived(self, time: int) -> tuple[ClientJob, ...]:
@@ -212,7 +224,7 @@ def advance(
         if firing is not None and (wake is None or firing.at <= wake):
             break
         if wake is None:
-            raise CohortError(f"round {fed.round}: nobody is at work, and nobody is there to begin")
+            raise CohortError(f"round {fed.round}: no client is busy, and none is available to start")
         fed.wait((wake - queue.now) / SECOND)
         queue = queue.at(wake)
     fed.wait((firing.at - queue.now) / SECOND)

@@ -58,7 +58,7 @@ class Fleet:
         if self.num_clients < 1:
             raise ConfigError(f"a fleet needs at least one client, not {self.num_clients}")
         if not 0 <= self.churn < 1:
-            raise ConfigError(f"churn={self.churn}; it is a probability below 1")
+            raise ConfigError(f"churn={self.churn} must be at least 0 and below 1")
         self._base()
 
     def profile(self, client: int, round: int) -> Profile:
@@ -141,9 +141,9 @@ class Stragglers(Fleet):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.share <= 1:
-            raise ConfigError(f"share={self.share}; it is a part of the clients, from 0 to 1")
+            raise ConfigError(f"share={self.share} must be from 0 to 1")
         if self.slow is not None and not self.slow >= 1:
-            raise ConfigError(f"slow={self.slow}; a straggler is at least 1 times slower")
+            raise ConfigError(f"slow={self.slow} must be at least 1")
         if self.pick not in ("last", "random"):
             raise UnknownNameError("way to pick stragglers", self.pick, ("last", "random"))
         self._slow(0)
@@ -208,9 +208,9 @@ class Mobile(Fleet):
         super().__post_init__()
         for option in ("compute_spread", "link_spread", "vary"):
             if not 0 <= getattr(self, option) <= 3:
-                raise ConfigError(f"{option}={getattr(self, option)}; it is from 0 to 3")
+                raise ConfigError(f"{option}={getattr(self, option)} must be from 0 to 3")
         if not 0 < self.least <= self.most <= 1:
-            raise ConfigError(f"least={self.least} and most={self.most}; they are probabilities, in this order")
+            raise ConfigError(f"least={self.least}, most={self.most} must satisfy 0 < least <= most <= 1")
 
     def profile(self, client: int, round: int) -> Profile:
         """Return the device of `client` with its links in `round`."""
@@ -234,7 +234,7 @@ class Mobile(Fleet):
     def describe(self) -> str:
         """Return a one-line description of the fleet."""
         often = (1 - self.churn) * (self.least + self.most) / 2
-        return f"{super().describe()} (medians), log-normal, {often:.0%} there in each round"
+        return f"{super().describe()} (medians), log-normal, {often:.0%} available in each round"
 
     def _availability(self, client: int) -> float:
         share = _uniform(self.seed, "availability", client)
@@ -265,7 +265,7 @@ class Spread(Fleet):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.percent < 100 or not 0 < self.slowest < math.inf:
-            raise ConfigError(f"percent={self.percent} is from 0 to below 100, slowest={self.slowest} is above 0")
+            raise ConfigError(f"percent={self.percent} must be at least 0 and below 100, and slowest={self.slowest} above 0")
 
     def seconds(self, client: int) -> float:
         """Return the duration of a client's training."""
@@ -280,7 +280,7 @@ class Spread(Fleet):
     def describe(self) -> str:
         """Return a one-line description of the fleet."""
         last = self.seconds(self.num_clients - 1)
-        return f"{self.name}: {self.num_clients} clients that take {self.slowest:g} to {last:g} s for a training"
+        return f"{self.name}: {self.num_clients} clients, {self.slowest:g} to {last:g} s per local training"
 
 
 @dataclass(frozen=True)
@@ -315,7 +315,7 @@ def load_fleet(spec: str, num_clients: int, seed: int = 0, participation: Partic
     offered = {"num_clients": num_clients, "seed": seed, "participation": participation or Participation()}
     made = registry.build("fleet", spec, offered)
     if not isinstance(made, Fleet):
-        raise ConfigError(f"fleet {spec!r} is no Fleet: a fleet is a class below paceline.devices.Fleet")
+        raise ConfigError(f"fleet {spec!r} is not a Fleet; derive its class from paceline.devices.Fleet")
     return made
 
 

@@ -52,16 +52,16 @@ class Profile:
     slowdown: float = 1.0
 
     def __post_init__(self) -> None:
-        wrong = [f"{n}={getattr(self, n)} is not above 0" for n in _POSITIVE if not getattr(self, n) > 0]
+        wrong = [f"{n}={getattr(self, n)} must be above 0" for n in _POSITIVE if not getattr(self, n) > 0]
         wrong += [
-            f"{n}={getattr(self, n)} is not in 0..infinity"
+            f"{n}={getattr(self, n)} must be finite and at least 0"
             for n in ("latency", "overhead")
             if not 0 <= getattr(self, n) < float("inf")
         ]
         if not 0 <= self.availability <= 1:
-            wrong.append(f"availability={self.availability} is no probability")
+            wrong.append(f"availability={self.availability} must be from 0 to 1")
         if wrong:
-            raise ConfigError("this device profile is impossible: " + "; ".join(wrong))
+            raise ConfigError("invalid device profile: " + "; ".join(wrong))
 
     def compute_seconds(self, flops: float) -> float:
         """Return the seconds for `flops` FLOPs of training, including the overhead."""

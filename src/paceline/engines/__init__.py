@@ -29,5 +29,5 @@ def load_engine(spec: str, setup: Setup, workers: int, ray: Mapping[str, Any] | 
     """
     made = registry.build("engine", spec, {"setup": setup, "workers": workers, **(ray or {})})
     if not isinstance(made, Pool):
-        raise ConfigError(f"engine {spec!r} is no Pool: an engine is a class below paceline.engines.Pool")
+        raise ConfigError(f"engine {spec!r} is not a Pool; derive its class from paceline.engines.Pool")
     return made

@@ -28,10 +28,10 @@ def check_device(name: str, option: str, here: bool = True) -> None:
     try:
         device = torch.device(name)
     except (RuntimeError, ValueError):
-        raise ConfigError(f"{option}: {name!r} is no torch device; write {_KNOWN}") from None
+        raise ConfigError(f"{option}: {name!r} is not a torch device; write {_KNOWN}") from None
     reason = _missing(device) if here else ""
     if reason:
-        raise ConfigError(f"{option}: device {name!r} cannot be used here: {reason}")
+        raise ConfigError(f"{option}: device {name!r} is not available: {reason}")
 
 
 def _missing(device: torch.device) -> str:
@@ -45,12 +45,12 @@ def _missing(device: torch.device) -> str:
                 return "torch was built without CUDA; use cpu, or install a CUDA build of torch"
             count = torch.cuda.device_count()
             if not count:
-                return "no CUDA device is visible; use cpu, or look at nvidia-smi, the driver and CUDA_VISIBLE_DEVICES"
-            last = "cuda:0 is the only one" if count == 1 else f"cuda:0 to cuda:{count - 1} are there"
-            return f"{last}; choose one of them" if number >= count else ""
+                return "no CUDA device is visible; use cpu, or check nvidia-smi, the driver and CUDA_VISIBLE_DEVICES"
+            last = "only cuda:0 exists" if count == 1 else f"cuda:0 to cuda:{count - 1} exist"
+            return f"{last}; choose an existing one" if number >= count else ""
         case "mps":
             if not torch.backends.mps.is_built():
-                return "torch was built without MPS, which is Apple's GPUs; use cpu"
+                return "torch was built without MPS (Apple GPUs); use cpu"
             return "" if torch.backends.mps.is_available() else "no MPS device is visible (macOS 12.3 or later is needed); use cpu"
     try:
         torch.zeros(1, device=device).item()

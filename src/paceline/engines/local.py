@@ -93,7 +93,7 @@ class LocalEngine(Pool):
         except (EOFError, OSError) as error:
             self._replace()
             raise WorkerDiedError(
-                f"worker {process.number} (pid {process.pid}) died; it was replaced, the round can be run again"
+                f"worker {process.number} (pid {process.pid}) died and was replaced; the round can be repeated"
             ) from error
 
     def _replace(self) -> None:
@@ -145,7 +145,7 @@ class _Process:
         method = start_method()
         if method == "fork" and torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             raise EngineError(
-                "worker processes cannot be forked once CUDA is in use; use one worker, or multiprocessing.set_start_method('spawn')"
+                "worker processes cannot be forked once CUDA is in use; use one worker, or call multiprocessing.set_start_method('spawn')"
             )
         context = multiprocessing.get_context(method)
         self.number = number
@@ -168,11 +168,11 @@ class _Process:
             kind, value = self.receive()
         except (EOFError, OSError):
             self._process.join(5.0)
-            how = f"worker {self.number} could not be started; it ended with code {self._process.exitcode}"
+            how = f"worker {self.number} could not be started: it exited with code {self._process.exitcode}"
             if self._process.exitcode == UNGUARDED:
                 how = unguarded()
             elif self._script:
-                how += f". Where that comes from importing the script: {unguarded()}"
+                how += f". If importing the script caused this: {unguarded()}"
             raise EngineError(how) from None
         if kind == "error":
             raise value
@@ -197,13 +197,13 @@ def _freeze(setup: Setup) -> Frozen:
         frozen = freeze(lighten(setup))
     except Exception as error:
         raise EngineError(
-            f"worker processes are started by {start_method()!r} here, and cannot be sent all parts of this run ({error}); define "
+            f"worker processes use the start method {start_method()!r}, for which this run cannot be pickled ({error}); define "
             f"classes and functions at the top of a module, or use one worker"
         ) from error
     if b"__main__" in frozen[0] and not importable():
         raise EngineError(
-            f"worker processes are started by {start_method()!r} here and import the script anew, but this one is no file (a notebook, "
-            f"or typed or piped in); put its classes and functions into a module, or use one worker"
+            f"worker processes use the start method {start_method()!r} and import the script, but this one is not a file (a notebook, "
+            f"or interactive or piped input); move its classes and functions to a module, or use one worker"
         )
     return frozen
 

@@ -33,7 +33,7 @@ class Pool(Engine):
 
     def __init__(self, setup: Setup, workers: int) -> None:
         if workers < 1:
-            raise ConfigError(f"workers={workers}; at least 1 is needed")
+            raise ConfigError(f"workers={workers} must be at least 1")
         self.setup = setup
         self.num_clients = setup.num_clients
         self.memories = MemoryStore()
@@ -122,7 +122,9 @@ class Pool(Engine):
         """
         unknown = [c for c in memories if not 0 <= c < self.num_clients]
         if unknown:
-            raise CheckpointError(f"the checkpoint has memories of clients such as {unknown[0]}, of {self.num_clients}")
+            raise CheckpointError(
+                f"the checkpoint has a memory of client {unknown[0]}, but the run has only {self.num_clients} clients"
+            )
         self.memories = memories
         self._new_round()
 

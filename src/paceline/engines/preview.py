@@ -44,7 +44,7 @@ def preview(worker: Worker, function: str, message: Tree, client: int | None = N
             services=worker.services,
             ask=_untrained,
             central=worker.test,
-            keeps_times=worker.keeps_times,
+            records_times=worker.records_times,
         )
         try:
             with nested(0, worker.model.device):

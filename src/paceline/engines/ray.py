@@ -54,7 +54,7 @@ class RayEngine(Pool):
     ) -> None:
         if address is not None and setup.device.startswith("cuda") and not gpus:
             raise ConfigError(
-                f"device {setup.device!r} on a Ray cluster: say with {setting('ray_gpus')} how much of a GPU each actor gets"
+                f"device {setup.device!r} on a Ray cluster: set the GPUs (or the fraction of one) of each actor with {setting('ray_gpus')}"
             )
         # the driver machine need not have the actors' devices
         with_device = setup.device == "cpu" or address is None or torch.cuda.is_available()
@@ -123,7 +123,7 @@ class RayEngine(Pool):
                 raise EngineError(f"a Ray actor failed: {error}") from error
             self._settle(others)
             self._replace()
-            raise WorkerDiedError(f"a Ray actor died; it was replaced, the round can be run again ({_first(error)})") from error
+            raise WorkerDiedError(f"a Ray actor died and was replaced; the round can be repeated ({_first(error)})") from error
 
     def _settle(self, refs: list[Any] | None) -> None:
         """Wait until pending calls end, so that their actors are free for the next call."""
@@ -161,7 +161,7 @@ class RayEngine(Pool):
         for name, wanted in (("CPU", self._options["num_cpus"]), ("GPU", self._options["num_gpus"])):
             if workers * wanted > there.get(name, 0.0):
                 raise EngineError(
-                    f"{workers} Ray actors of {wanted:g} {name} each cannot be had: the cluster has {there.get(name, 0.0):g} {name}; "
+                    f"{workers} Ray actors of {wanted:g} {name} each exceed the cluster, which has {there.get(name, 0.0):g} {name}; "
                     f"lower {setting('workers')} or {setting(f'ray_{name.lower()}s')}"
                 )
 
@@ -178,9 +178,9 @@ class RayEngine(Pool):
         if late:
             free, wanted = self._ray.available_resources(), self._options
             raise EngineError(
-                f"{len(late)} of {len(self._actors)} Ray actors did not start within {self._patience:g} s; each asks for "
-                f"{wanted['num_cpus']:g} CPU and {wanted['num_gpus']:g} GPU, free are {free.get('CPU', 0.0):g} CPU and "
-                f"{free.get('GPU', 0.0):g} GPU: end what else runs there, or lower {setting('workers')}"
+                f"{len(late)} of {len(self._actors)} Ray actors did not start within {self._patience:g} s; each requests "
+                f"{wanted['num_cpus']:g} CPU and {wanted['num_gpus']:g} GPU, and the cluster has {free.get('CPU', 0.0):g} CPU and "
+                f"{free.get('GPU', 0.0):g} GPU free: stop other jobs on it, or lower {setting('workers')}"
             )
         for fault in loaded:
             if fault is not None:

@@ -71,7 +71,7 @@ def connect(address: str | None, cpus: float, patience: float) -> tuple[Any, boo
     try:
         ray.init(**options)
     except Exception as error:
-        raise EngineError(f"the Ray cluster {address or 'on this machine'} cannot be used: {_line(error)}") from error
+        raise EngineError(f"cannot connect to the Ray cluster {address or 'on this machine'}: {_line(error)}") from error
     return ray, True
 
 

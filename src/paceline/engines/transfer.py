@@ -28,4 +28,4 @@ def complete(setup: Setup) -> Setup:
 
 class _Elsewhere(Split):
     def __call__(self, client: int) -> tuple[Tensor, Tensor]:
-        raise EngineError(f"the samples of client {client} are loaded where it runs")
+        raise EngineError(f"the samples of client {client} are available only in the process in which it runs")

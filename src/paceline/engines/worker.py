@@ -117,7 +117,7 @@ class Worker:
         self._ask: Callable[[Any], Any] = answer
         self._differs: set[tuple[str, str]] = set()
         """Functions that ask for what may differ between clients."""
-        self.keeps_times = getattr(setup.programs.get("method"), "keeps_times", False)
+        self.records_times = getattr(setup.programs.get("method"), "records_times", False)
         self.services = Services(Host(self.model, self.layout, self.example, task, setup.seed), setup.services)
 
     def run(self, call: Call) -> Iterator[Receipt | tuple[str, Any]]:
@@ -197,7 +197,7 @@ class Worker:
         setup, key = self.setup, (call.program, call.function)
         if not sink.stands_for_all or call.program != "method" or key in self._differs:
             return None
-        if self.keeps_times or setup.measured or call.each_message or call.peers:
+        if self.records_times or setup.measured or call.each_message or call.peers:
             return None
         index = None if isinstance(call.channel, Held) else self._together(clients)
         if index is None:
@@ -285,7 +285,7 @@ class Worker:
         return me, reply, time.perf_counter() - started
 
     def _receipt(self, call: Call, me: Client, value: Any, took: Any, down: int, up: int, dropped: str | None) -> Receipt:
-        if me.flops and call.program == "method" and self.keeps_times:
+        if me.flops and call.program == "method" and self.records_times:
             me.memory["_times"] = [took.compute, took.network]
         return Receipt(me.id, value, took.compute, took.network, down, up, dropped)
 
@@ -301,7 +301,7 @@ class Worker:
     def client(self, call: Call, client: int, stream: str | None = None, peers: Any = None) -> Client:
         """Return the client as a client function sees it in this call.
 
-        A protocol that wraps a method's function gives that function's own `stream`, and the `peers` that told.
+        A protocol that wraps a method's function gives that function's own `stream`, and the records of its `peers`.
         """
         memory = self.memories.get(client)
         if memory is None:
@@ -320,7 +320,7 @@ class Worker:
             ask=self._ask,
             redraws=True,
             central=self.test,
-            keeps_times=self.keeps_times,
+            records_times=self.records_times,
             operation=call.operation,
         )
 
@@ -366,7 +366,9 @@ class Worker:
         """Put stored memories back."""
         for client, stored in memories.items():
             if not 0 <= client < self.setup.num_clients:
-                raise CheckpointError(f"the checkpoint has a memory of client {client}, of {self.setup.num_clients}")
+                raise CheckpointError(
+                    f"the checkpoint has a memory of client {client}, but the run has only {self.setup.num_clients} clients"
+                )
             self.memories[client] = Memory(stored if self.model.device.type == "cpu" else self._here(dict(stored)))
 
     def evaluate(self, params: Params) -> dict[str, Any]:

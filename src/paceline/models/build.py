@@ -42,5 +42,5 @@ def build(name: str, **options: Any) -> nn.Module:
             raise UnknownNameError(f"option of model {name}", option, known)
     made = make(**{option: value for option, value in options.items() if option in known})
     if not isinstance(made, nn.Module):
-        raise ConfigError(f"model {name!r} made a {type(made).__name__}; a model is a torch.nn.Module")
+        raise ConfigError(f"model {name!r} returned a {type(made).__name__}; it must return a torch.nn.Module")
     return made

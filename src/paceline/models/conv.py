@@ -17,7 +17,7 @@ Norm = Literal["none", "group", "batch"]
 
 def _picture(shape: Sequence[int], least: int, name: str) -> tuple[int, int, int]:
     if len(shape) != 3 or min(shape[1:]) < least:
-        raise ConfigError(f"model {name} needs pictures [C, H, W] of at least {least} x {least}, not {tuple(shape)}")
+        raise ConfigError(f"model {name} requires pictures [C, H, W] of at least {least} x {least}, not {tuple(shape)}")
     return shape[0], shape[1], shape[2]
 
 
@@ -71,9 +71,9 @@ def vgg9(shape: Sequence[int] = (3, 32, 32), num_classes: int = 10, norm: Norm =
     """
     given, height, width = _picture(shape, 8, "vgg9")
     if norm not in ("none", "group", "batch"):
-        raise ConfigError(f"norm={norm!r} of vgg9; none, group or batch is needed")
+        raise ConfigError(f"norm={norm!r} of vgg9 must be none, group or batch")
     if norm == "group" and (groups < 1 or 32 % groups):
-        raise ConfigError(f"groups={groups} of vgg9; it must divide 32, the width of the first layer")
+        raise ConfigError(f"groups={groups} of vgg9 must divide 32, the width of the first layer")
     layers: list[nn.Module] = []
     for number, (a, b) in enumerate(pairwise((given, 32, 32, 64, 64, 128, 128))):
         layers.append(nn.Conv2d(a, b, 3, padding=1))

@@ -44,7 +44,7 @@ def mlp(
         ConfigError: unknown `end`.
     """
     if end not in ("relu", "batch", "none"):
-        raise ConfigError(f"end={end!r} of mlp; relu, batch or none is needed")
+        raise ConfigError(f"end={end!r} of mlp must be relu, batch or none")
     layers: list[nn.Module] = [nn.Flatten()]
     widths = [math.prod(shape), *((hidden,) if isinstance(hidden, int) else hidden)]
     for a, b in pairwise(widths):

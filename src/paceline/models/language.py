@@ -26,7 +26,7 @@ class LanguageModel(nn.Module):
     """
 
     head_name = "lm.lm_head"
-    not_stackable = "a batch is cut to its longest text, so its shape depends on its values"
+    not_stackable = "a batch is cropped to its longest text, so its shape depends on its values"
 
     def __init__(self, lm: nn.Module) -> None:
         super().__init__()

@@ -27,8 +27,8 @@ def head_name(module: nn.Module) -> str:
     if isinstance(module, nn.Sequential) and len(module) and isinstance(module[-1], nn.Linear):
         return str(list(module._modules)[-1])
     raise ConfigError(
-        f"{type(module).__name__} cannot be split into features and head; use a chain of layers (nn.Sequential) that "
-        f"ends in nn.Linear, or give the module a head_name and a method features(x)"
+        f"{type(module).__name__} cannot be split into features and head; use an nn.Sequential that "
+        f"ends in nn.Linear, or define head_name and features(x) on the module"
     )
 
 

@@ -121,8 +121,8 @@ def vit(
         ConfigError: the options do not fit the images.
     """
     if len(shape) != 3 or shape[1] % patch or shape[2] % patch or dim % heads or min(dim, depth, heads, patch, mlp) < 1:
-        told = f"vit with patch={patch}, dim={dim}, heads={heads} does not suit pictures of {tuple(shape)}"
-        raise ConfigError(f"{told}: sides are multiples of patch, dim one of heads, all at least 1")
+        given = f"vit with patch={patch}, dim={dim}, heads={heads} does not fit pictures of {tuple(shape)}"
+        raise ConfigError(f"{given}: the sides must be multiples of patch, and dim a multiple of heads, all at least 1")
     return VisionTransformer(shape, num_classes, dim, depth, heads, patch, mlp * dim)
 
 
@@ -167,5 +167,5 @@ def char_model(shape: Sequence[int] = (64,), num_classes: int = 96, dim: int = 6
         ConfigError: the samples are not sequences, or `dim` is not a multiple of `heads`.
     """
     if len(shape) != 1 or dim % heads:
-        raise ConfigError(f"char_model with dim={dim}, heads={heads} does not suit samples of {tuple(shape)}; it reads sequences")
+        raise ConfigError(f"char_model with dim={dim}, heads={heads} does not fit samples of {tuple(shape)}; use sequences")
     return CharModel(num_classes, shape[0], dim, depth, heads)

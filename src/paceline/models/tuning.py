@@ -67,9 +67,9 @@ class Tuning:
     def __post_init__(self) -> None:
         for name in ("width", "tokens", "rank", "alpha"):
             if not getattr(self, name) > 0:
-                raise ConfigError(f"peft={self.prototype} with {name}={getattr(self, name)}; it must be above 0")
+                raise ConfigError(f"peft={self.prototype} with {name}={getattr(self, name)} must be above 0")
         if not 0 <= self.dropout < 1:
-            raise ConfigError(f"peft={self.prototype} with dropout={self.dropout}; it must be at least 0 and below 1")
+            raise ConfigError(f"peft={self.prototype} with dropout={self.dropout} must be at least 0 and below 1")
 
     @property
     def head(self) -> bool:
@@ -147,12 +147,12 @@ def tuned(model: Callable[[], nn.Module], tuning: Tuning) -> nn.Module:
     if tuning.prototype == "adapter":
         blocks = [b for b in module.modules() if isinstance(b, Block)]
         if not blocks:
-            raise ConfigError(f"{type(module).__name__} has no place for adapters; use vit or char_model, or peft=bias or lora")
+            raise ConfigError(f"{type(module).__name__} does not support adapters; use vit or char_model, or peft=bias or lora")
         for block in blocks:
             block.after = Adapter(block.fc2.out_features, tuning.width)
     elif tuning.prototype == "prompt":
         if not isinstance(module, VisionTransformer):
-            raise ConfigError(f"{type(module).__name__} has no place for prompts; use vit, or peft=bias or lora")
+            raise ConfigError(f"{type(module).__name__} does not support prompts; use vit, or peft=bias or lora")
         reach = math.sqrt(6 / (module.channels * module.patch**2 + module.width))
         module.prompts = Prompts(tuning.tokens, module.width, len(module.blocks) if tuning.deep else 1, reach)
     elif tuning.prototype == "lora":
@@ -171,7 +171,7 @@ def _put_lora(module: nn.Module, tuning: Tuning) -> None:
     wanted = [n for n in linear if any(n == t or n.endswith(f".{t}") for t in tuning.targets)]
     layers = wanted if tuning.targets else attention or [n for n in linear if n != _head_or_none(module)] or linear
     if not layers:
-        raise ConfigError(f"no linear layer's name ends with one of {list(tuning.targets)}; the model has {linear}")
+        raise ConfigError(f"targets={list(tuning.targets)} match no linear layer; the model has {linear}")
     given: dict[str, Any] = {"r": tuning.rank, "lora_alpha": tuning.alpha, "lora_dropout": tuning.dropout}
     inject_adapter_in_model(LoraConfig(**given, target_modules=layers, bias="none"), module)
 

@@ -70,7 +70,7 @@ class Door:
                         await context.read()
             return self.refuse(None, _code(error), "certificate", str(error), context.peer())
         if self._greeting.get(member.id, 0) >= self._settings.waiting:
-            return self.refuse(member.id, _STATUS.RESOURCE_EXHAUSTED, "crowd", "too many streams are opening", context.peer())
+            return self.refuse(member.id, _STATUS.RESOURCE_EXHAUSTED, "crowd", "too many streams are being opened", context.peer())
         self._greeting[member.id] = self._greeting.get(member.id, 0) + 1
         try:
             return await self._greet(certificate, member, context)
@@ -79,7 +79,7 @@ class Door:
             if not self._greeting[member.id]:
                 del self._greeting[member.id]
 
-    def look_again(self, session: StreamSession) -> None:
+    def recheck(self, session: StreamSession) -> None:
         """Close a stream whose certificate has expired or was revoked."""
         try:
             self._members.member(session.certificate)
@@ -103,7 +103,7 @@ class Door:
     def _who(self, context: Any) -> tuple[bytes, AdmittedClient]:
         shown = context.auth_context().get("x509_pem_cert")
         if not shown:
-            raise IdentityError("no certificate was shown")
+            raise IdentityError("the client presented no certificate")
         return shown[0], self._members.member(shown[0])
 
     async def _greet(self, certificate: bytes, member: AdmittedClient, context: Any) -> StreamSession | Closed:
@@ -117,23 +117,25 @@ class Door:
         try:
             hello = await asyncio.wait_for(link.receive(), self._settings.hello)
             if hello is None or hello.kind != p.HELLO:
-                raise WireError("a stream begins with a hello")
+                raise WireError("the first message of a stream must be a hello")
             version, instance = p.field(hello.head, "protocol", int), p.field(hello.head, "instance", bytes)
             pack = p.field(hello.head, "pack", bool)
             if len(instance) != 16:
-                raise WireError("an instance has 16 bytes")
+                raise WireError("malformed hello: the instance id must have 16 bytes")
         except (WireError, TimeoutError) as error:
-            return self.refuse(member.id, _STATUS.INVALID_ARGUMENT, "hello", str(error) or "no hello came", context.peer())
+            return self.refuse(
+                member.id, _STATUS.INVALID_ARGUMENT, "hello", str(error) or "no hello arrived in time", context.peer()
+            )
         if version != p.PROTOCOL:
-            why = f"the server speaks protocol {p.PROTOCOL}, this client {version}; upgrade paceline"
+            why = f"the server uses protocol {p.PROTOCOL}, this client {version}; upgrade paceline"
             return self.refuse(member.id, _STATUS.FAILED_PRECONDITION, "protocol", why, context.peer())
         before = self._sessions.get(member.id)
         if before is not None:
-            quiet = time.monotonic() - before.link.heard > 2 * self._settings.heartbeat
+            quiet = time.monotonic() - before.link.received_at > 2 * self._settings.heartbeat
             if before.instance != instance and not quiet:
-                why = f"client {member.id} is connected already; a certificate is for one client"
+                why = f"client {member.id} is already connected; use one certificate per client process"
                 return self.refuse(member.id, _STATUS.ALREADY_EXISTS, "twice", why, context.peer())
-            before.close(_STATUS.CANCELLED, "a newer stream took this one's place")
+            before.close(_STATUS.CANCELLED, "replaced by a newer stream")
         return StreamSession(member.id, member.name, instance, certificate, link, pack)
 
 
@@ -144,5 +146,5 @@ def _code(error: IdentityError) -> grpc.StatusCode:
 
 def _no_parts(kind: int, head: Mapping[str, Any], opening: Any) -> bool:
     if len(opening.parts) > 1:
-        raise WireError("a hello has no parts")
+        raise WireError("malformed hello: unexpected parts")
     return True

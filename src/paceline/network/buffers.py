@@ -87,7 +87,7 @@ class Buffer:
         """
         self.got += len(piece)
         if self.got > self.size:
-            raise WireError(f"a part has more than the {self.size} bytes that were announced")
+            raise WireError(f"a part exceeds its announced {self.size} bytes")
         if self._file is not None:
             try:
                 self._file.write(piece)
@@ -129,4 +129,4 @@ class Buffer:
 
     def _full(self, error: OSError) -> StoreError:
         kind = DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else StoreError
-        return kind(f"a message of {self.size} bytes cannot be kept in {tempfile.gettempdir()}: {error.strerror or error}")
+        return kind(f"a message of {self.size} bytes cannot be stored in {tempfile.gettempdir()}: {error.strerror or error}")

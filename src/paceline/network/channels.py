@@ -46,7 +46,7 @@ def describe(channel: Channel) -> dict[str, Any]:
         case Modular(codec):
             facts = {"config": dataclasses.asdict(codec.config), "clients": codec.clients, "bounds": dict(codec.bounds)}
             return {"kind": "modular", **facts}
-    raise EngineError(f"replies through a {type(channel).__name__} cannot cross a network yet; use plain or secure")
+    raise EngineError(f"a {type(channel).__name__} cannot be sent over a network; use plain or secure aggregation")
 
 
 def client_channel(facts: Mapping[str, Any]) -> Channel:
@@ -62,7 +62,7 @@ def client_channel(facts: Mapping[str, Any]) -> Channel:
             return Held(goes_up)
         case {"kind": "modular", "config": dict(config), "clients": int(clients), "bounds": dict(bounds)}:
             return _Encoder(Codec(SecureConfig(**config), clients, bounds))
-    raise WireError("a call names a channel that is not known here; upgrade paceline")
+    raise WireError("a call names an unknown channel; upgrade paceline")
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class _Sums(Intake):
         shape = self.shape(reply)
         fresh = shape not in self.shapes
         if fresh and len(self.shapes) == SHAPES:
-            raise AggregationError(f"client {client} returned a reply of another shape than the others")
+            raise AggregationError(f"client {client} returned a reply of a different structure than the others")
         total, clients = self.shapes.get(shape) or (self.channel.open(), [])
         self.put(total, client, reply)
         clients.append(client)
@@ -133,7 +133,7 @@ class _Sums(Intake):
         if not self.shapes:
             return self.channel.open().partial(), {}
         best = max(self.shapes, key=lambda s: len(self.shapes[s][1]))
-        why = "AggregationError: its reply has another shape than most"
+        why = "AggregationError: its reply has a different structure than most"
         lost = {c: why for shape, (_, clients) in self.shapes.items() if shape != best for c in clients}
         return self.shapes[best][0].partial(), lost
 
@@ -154,13 +154,13 @@ class _ModularSums(_Sums):
         match reply:
             case {"shape": dict(shape), "segments": [*_]}:
                 return repr(shape)
-        raise AggregationError("a reply is not made of a shape and segments")
+        raise AggregationError("malformed reply: expected a shape and segments")
 
     def put(self, total: Any, client: int, reply: Tree) -> None:
         codec: Codec = self.channel.codec
         segments, packed = codec.segments(reply["shape"]), as_bytes(reply["segments"])
         if len(segments) != len(packed) or not all(isinstance(data, memoryview) for data in packed):
-            raise AggregationError(f"client {client} sent segments that do not fit their shape")
+            raise AggregationError(f"client {client} sent segments that do not match their shape")
         one = ModularSum(codec)
         one.shape, one.clients = reply["shape"], [client]
         one.sums = [(s, unpack(data, s)) for s, data in zip(segments, packed, strict=True)]

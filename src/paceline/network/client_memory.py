@@ -53,8 +53,8 @@ class ClientMemory:
             return True
         if note.read_bytes() != data.encode():
             raise CheckpointError(
-                f"this client's data have changed since it joined this run: put them back as they were, or stay away from it, "
-                f"or delete {self.folder} to go on without what was kept of the run"
+                f"this client's data have changed since it joined this run: restore them, or leave the run, "
+                f"or delete {self.folder} to continue without the state stored for it"
             )
         return False
 
@@ -127,4 +127,4 @@ class ClientMemory:
                 return round, memory, [(operation, key, before) for operation, key, before in priors]
             case {"round": int(round), "memory": dict(memory)}:  # written by an earlier version
                 return round, memory, []
-        raise CheckpointError(f"{path} is no memory of a client")
+        raise CheckpointError(f"{path} is not a client memory file")

@@ -71,7 +71,7 @@ class Runner:
             CheckpointError: the stored memory belongs to other data.
         """
         if welcome.number != self.number:
-            raise ProtocolError(f"the server takes this client for number {welcome.number}; it is {self.number}")
+            raise ProtocolError(f"the server addresses this client as number {welcome.number}, but it is {self.number}")
         before = self.at
         if welcome.directory:
             self.learn(welcome.directory)
@@ -145,7 +145,7 @@ class Runner:
         if session is None or not session.failed:
             return answer
         failed, session.failed = session.failed, ""
-        return replace(answer, why=f"gave nothing to the sum: {failed}")
+        return replace(answer, why=f"contributed zeros to the sum: {failed}")
 
     @property
     def hidden(self) -> bool:
@@ -170,7 +170,7 @@ class Runner:
 
     def _checked(self, head: Mapping[str, Any], message: Tree, rest: Tree) -> tuple[Worker, Call]:
         if self.worker is None:
-            raise ProtocolError("a call came before a welcome")
+            raise ProtocolError("a call arrived before a welcome")
         rest = rest if isinstance(rest, dict) else {}
         self.guard.call(head, self._round)
         if self.rules is not None:
@@ -201,7 +201,7 @@ class Runner:
             for item in worker.run(call):
                 if isinstance(item, Receipt):
                     return item
-        raise ProtocolError(f"{call.function!r} gave no answer")
+        raise ProtocolError(f"{call.function!r} returned no reply")
 
     # -- memory --------------------------------------------------------------------------------
     def _seen(self, worker: Worker) -> int:

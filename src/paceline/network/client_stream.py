@@ -24,7 +24,7 @@ from paceline.network.client_runner import Runner
 from paceline.network.connection import Dial
 from paceline.network.fault_injection import Faults
 from paceline.network.frames import MessagePart
-from paceline.network.job_queue import Desk
+from paceline.network.job_queue import JobQueue
 from paceline.network.stream import Link
 from paceline.network.tls import Credentials, options
 
@@ -103,13 +103,13 @@ class Node:
         self._dial: Dial | None = None
         self._over = asyncio.Event()
         self._slow = self._left = False
-        self._desk: Desk | None = None
+        self._jobs: JobQueue | None = None
         self.ended = ""
 
     @property
     def welcomed(self) -> bool:
         """Whether this client is connected and has joined the run."""
-        return self._dial is not None and self._desk is not None and self._desk.joined > 0
+        return self._dial is not None and self._jobs is not None and self._jobs.joined > 0
 
     async def run(self) -> str:
         """Participate until the run has ended or `stop` is called; return the reason.
@@ -122,13 +122,13 @@ class Node:
         pool = self.pool or ThreadPoolExecutor(1, "runner")
         settings = self.settings
         limits = replace(NETWORK, size=settings.limit, header=settings.limit)
-        desk = Desk(self.runner, pool, limits, self._put, self.note, settings.pack, self.faults)
-        self._desk = desk
-        work = asyncio.ensure_future(desk.work())
+        jobs = JobQueue(self.runner, pool, limits, self._put, self.note, settings.pack, self.faults)
+        self._jobs = jobs
+        work = asyncio.ensure_future(jobs.work())
         over = asyncio.ensure_future(self._over.wait())
         try:
-            await self._again_and_again(desk, work, over)
-            await desk.finish(1.0 if self._left else 5.0)
+            await self._reconnect_loop(jobs, work, over)
+            await jobs.finish(1.0 if self._left else 5.0)
         finally:
             for task in (work, over):
                 task.cancel()
@@ -137,11 +137,11 @@ class Node:
                 pool.shutdown(wait=False, cancel_futures=True)
         return self.ended
 
-    async def _again_and_again(self, desk: Desk, work: asyncio.Future[None], over: asyncio.Future[Any]) -> None:
+    async def _reconnect_loop(self, jobs: JobQueue, work: asyncio.Future[None], over: asyncio.Future[Any]) -> None:
         failed = missed = 0
         while not self._over.is_set():
-            before, answered, began = desk.joined, desk.answered, time.monotonic()
-            stream = asyncio.ensure_future(self._stream(desk))
+            before, answered, began = jobs.joined, jobs.answered, time.monotonic()
+            stream = asyncio.ensure_future(self._stream(jobs))
             await asyncio.wait({stream, work, over}, return_when=asyncio.FIRST_COMPLETED)
             if not stream.done():
                 await asyncio.wait({stream}, timeout=0.2)  # flush queued messages
@@ -153,14 +153,14 @@ class Node:
                 raise ended
             if work.done():
                 work.result()
-            welcomed = desk.joined > before
-            served = welcomed and (desk.answered > answered or time.monotonic() - began >= self.settings.good)
+            welcomed = jobs.joined > before
+            served = welcomed and (jobs.answered > answered or time.monotonic() - began >= self.settings.good)
             failed, missed = 1 if served else failed + 1, 0 if welcomed else missed + 1
             if not welcomed:
                 self.check()
             if self.settings.attempts and missed >= self.settings.attempts:
                 raise EngineError(
-                    f"the server {self.settings.address} gave no welcome in {missed} {'try' if missed == 1 else 'tries'}"
+                    f"the server {self.settings.address} sent no welcome in {missed} {'attempt' if missed == 1 else 'attempts'}"
                 )
             await self._pause(failed)
 
@@ -174,9 +174,9 @@ class Node:
         code, why = getattr(error, "code", None), str(error) or type(error).__name__
         self.note("broken", {"why": p.clean(why), "code": code.name if code else type(error).__name__})
         if code in (_CODE.FAILED_PRECONDITION, _CODE.UNIMPLEMENTED):
-            raise EngineError(f"the server refuses this client: {p.clean(why)}") from error
+            raise EngineError(f"the server refused this client: {p.clean(why)}") from error
         if code is _CODE.PERMISSION_DENIED:
-            raise IdentityError(f"the server {self.settings.address} lets this client in no more: {p.clean(why)}") from error
+            raise IdentityError(f"the server {self.settings.address} no longer admits this client: {p.clean(why)}") from error
         self._slow = code in (_CODE.UNAUTHENTICATED, _CODE.ALREADY_EXISTS)
 
     async def _pause(self, failed: int) -> None:
@@ -185,7 +185,7 @@ class Node:
             await asyncio.wait_for(self._over.wait(), min(wait, self.settings.most) * _JITTER.uniform(0.5, 1.0))
 
     # -- one stream ----------------------------------------------------------------------------
-    async def _stream(self, desk: Desk) -> None:
+    async def _stream(self, jobs: JobQueue) -> None:
         credentials, chosen = self.credentials.channel(), options(self.settings.name, proxy=self.settings.proxy)
         async with grpc.aio.secure_channel(self.settings.address.target, credentials, options=chosen) as channel:
             call = channel.stream_stream(p.METHOD)()
@@ -195,7 +195,7 @@ class Node:
                 return None if frame is grpc.aio.EOF else frame
 
             link = Link(read, call.write, limit=self.settings.limit, budget=Budget(), shaper=self.faults)
-            self._dial = Dial(link, desk, self._bye)
+            self._dial = Dial(link, jobs, self._bye)
             try:
                 await self._dial.talk(self.instance, self.settings.pack)
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:

@@ -12,7 +12,7 @@ from paceline.core.errors import WireError
 from paceline.network import protocol as p
 from paceline.network.frames import MessagePart
 from paceline.network.handshake import Welcome
-from paceline.network.job_queue import Desk
+from paceline.network.job_queue import JobQueue
 from paceline.network.stream import Link
 
 __all__ = ["Dial"]
@@ -27,8 +27,8 @@ class Dial:
         bye: called with the head of the server's goodbye.
     """
 
-    def __init__(self, link: Link, desk: Desk, bye: Callable[[dict[str, Any]], None]) -> None:
-        self._link, self._desk, self._bye = link, desk, bye
+    def __init__(self, link: Link, jobs: JobQueue, bye: Callable[[dict[str, Any]], None]) -> None:
+        self._link, self._jobs, self._bye = link, jobs, bye
         self._out: asyncio.Queue[tuple[int, Any, tuple[MessagePart, ...]]] = asyncio.Queue()
 
     def put(self, kind: int, head: Any = None, *parts: MessagePart) -> None:
@@ -49,9 +49,9 @@ class Dial:
         await link.send(p.HELLO, {"protocol": p.PROTOCOL, "version": __version__, "instance": instance, "pack": pack})
         first = await asyncio.wait_for(link.receive(), 30.0)
         if first is None or first.kind != p.WELCOME:
-            raise WireError("a server begins with a welcome")
+            raise WireError("the server's first message must be a welcome")
         welcome = Welcome.read(first.head, p.directory_of(first))
-        self._desk.join(welcome)
+        self._jobs.join(welcome)
         tasks = [asyncio.ensure_future(t) for t in (self._read(), self._write(), self._watch(welcome.heartbeat))]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -68,14 +68,14 @@ class Dial:
             if kind == p.PING:
                 self.put(p.PONG)
             elif kind == p.CALL:
-                self._desk.call(message)
+                self._jobs.call(message)
             elif kind in (p.COMMIT, p.ROLLBACK, p.NEWS):
-                self._desk.settle(message)
+                self._jobs.settle(message)
             elif kind == p.BYE:
                 self._bye(message.head)
                 return
             else:
-                raise WireError(f"a server sent a message of kind {p.NAMES.get(kind, kind)}")
+                raise WireError(f"the server sent an unexpected message of kind {p.NAMES.get(kind, kind)}")
 
     async def _write(self) -> None:
         kind = 0
@@ -84,9 +84,9 @@ class Dial:
             began = time.monotonic()
             await self._link.send(kind, head, *parts)
             if kind == p.REPLY:
-                self._desk.sent(head["id"], time.monotonic() - began)
+                self._jobs.sent(head["id"], time.monotonic() - began)
 
     async def _watch(self, heartbeat: float) -> None:
-        while time.monotonic() - self._link.heard <= 3 * heartbeat + 1.0:
+        while time.monotonic() - self._link.received_at <= 3 * heartbeat + 1.0:
             await asyncio.sleep(heartbeat)
-        raise WireError("the server was silent for too long")
+        raise WireError("the server sent nothing for too long")

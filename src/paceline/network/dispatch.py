@@ -13,10 +13,10 @@ from paceline.network.pending_call import Arrival, PendingCall
 from paceline.network.server_session import StreamSession
 from paceline.network.stream import Message
 
-__all__ = ["Asking"]
+__all__ = ["Dispatcher"]
 
 
-class Asking:
+class Dispatcher:
     """Sends calls to connected clients, resends them after a reconnect, and gives up on clients that do not return.
 
     Args:
@@ -41,7 +41,7 @@ class Asking:
         if self._shaper is not None:
             self._shaper.enter(phase.name, phase.call.round)
         for client in phase.call.clients:
-            self.ask(client)
+            self.send_call(client)
 
     def shut(self) -> None:
         """Close the call; later replies are late."""
@@ -51,7 +51,7 @@ class Asking:
                 self._shaper.leave()
             phase.close()
 
-    def wanted(self, client: int, number: int) -> bool:
+    def expects(self, client: int, number: int) -> bool:
         """Return whether an arriving reply is still needed; unneeded replies are discarded unread.
 
         Raises:
@@ -59,11 +59,11 @@ class Asking:
         """
         phase = self.phase
         if phase is not None and number == phase.id:
-            if client not in phase.asked:
-                raise WireError("a reply came from a client that was not asked")
+            if client not in phase.called:
+                raise WireError("a reply arrived from a client that was not called")
             return client not in phase.answered
         if number > self.last:
-            raise WireError(f"a reply to call {number}, which was never made")
+            raise WireError(f"a reply to call {number}, which does not exist")
         return False
 
     def reply(self, session: StreamSession, message: Message) -> None:
@@ -76,10 +76,10 @@ class Asking:
         self.engaged[session.client] = session.instance
         phase.settle(Arrival(session.client, message))
 
-    def ask(self, client: int) -> None:
+    def send_call(self, client: int) -> None:
         """Send the open call to a client that is part of it and has not answered."""
         phase, session = self.phase, self._sessions.get(client)
-        if phase is None or client not in phase.asked or client in phase.answered:
+        if phase is None or client not in phase.called or client in phase.answered:
             return
         if client in self.refusals:
             phase.settle(Arrival(client, None, "refused: " + self.refusals[client]))
@@ -93,7 +93,7 @@ class Asking:
     def lost(self, client: int) -> None:
         """Start the reconnect timeout of a disconnected client; it counts as gone when the timeout expires."""
         phase = self.phase
-        if phase is None or client not in phase.asked or client in phase.answered:
+        if phase is None or client not in phase.called or client in phase.answered:
             return
 
         def give_up() -> None:

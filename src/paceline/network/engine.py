@@ -89,7 +89,7 @@ class GrpcEngine(Engine):
             self.record.phase(call.round, began, label, call.clients)
         receipts: list[Receipt] = []
         try:
-            self.loop.call(self.hub.asking.open, phase)
+            self.loop.call(self.hub.dispatcher.open, phase)
             waiting, deadline = set(call.clients), call.deadline if self.measured else None
             while waiting:
                 arrival = phase.wait(deadline, self._stop_here)
@@ -109,7 +109,7 @@ class GrpcEngine(Engine):
                 if not taker.sums:
                     yield receipts[-1]
         finally:
-            self.loop.call(self.hub.asking.shut)
+            self.loop.call(self.hub.dispatcher.shut)
         partial, lost = taker.finish()
         receipts = [replace(r, dropped=why, error=class_in(why)) if (why := lost.get(r.client)) else r for r in receipts]
         self._answered |= {r.client for r in receipts if r.dropped is None}
@@ -177,7 +177,7 @@ class GrpcEngine(Engine):
         """Raise `EngineError` for any memories: in a real federation they are stored by the clients."""
         if memories:
             raise EngineError(
-                "this run's checkpoint holds clients' memories: it was a simulation, and cannot go on as a federation"
+                "the checkpoint contains client memories, so it is from a simulation; a federation cannot resume it: start a new run"
             )
 
     # -- who is there --------------------------------------------------------------------------
@@ -212,10 +212,12 @@ class GrpcEngine(Engine):
         end = time.monotonic() + seconds
         while not there():
             self._stop_here()
-            refusals = self.hub.asking.refusals
+            refusals = self.hub.dispatcher.refusals
             if self.num_clients - len(refusals) < least:
-                told = "; ".join(f"client {c}: {why}" for c, why in list(refusals.items())[:3])
-                raise CohortError(f"{len(refusals)} of {self.num_clients} clients take no part, and {least} are needed: {told}")
+                shown = "; ".join(f"client {c}: {why}" for c, why in list(refusals.items())[:3])
+                raise CohortError(
+                    f"{len(refusals)} of {self.num_clients} clients refuse to participate, and the minimum is {least}: {shown}"
+                )
             if time.monotonic() >= end:
                 return False
             time.sleep(0.02)
@@ -223,7 +225,7 @@ class GrpcEngine(Engine):
 
     def _stop_here(self) -> None:
         if self.stopping:
-            raise Stopped("the server was asked to stop; start it again to go on with the run")
+            raise Stopped("the server was requested to stop; start it again to continue the run")
 
     # -- the server's own model ----------------------------------------------------------------
     @property

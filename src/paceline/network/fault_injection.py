@@ -71,18 +71,18 @@ class Fault:
             if name not in known:
                 raise UnknownNameError("option of a fault", name, known)
         if "client" not in values:
-            raise ConfigError(f"fault {text!r}: whom does it meet? say client=NUMBER or client=server")
+            raise ConfigError(f"fault {text!r}: the target is missing; add client=NUMBER or client=server")
         if values["client"] == "server":
             values["client"] = None
         if values.get("when", "start") not in ("start", "reply"):
-            raise ConfigError(f"fault {text!r}: when is start or reply")
+            raise ConfigError(f"fault {text!r}: when must be start or reply")
         try:
             made = Fault(kind, **values, text=text)
             fits = made.round >= 0 and made.times >= 1 and made.rate >= 0 and made.seconds >= 0 and made.factor >= 1
         except TypeError as error:
             raise ConfigError(f"fault {text!r}: {error}") from None
         if not fits or (kind == "bandwidth" and not made.rate):
-            raise ConfigError(f"fault {text!r} has a number that cannot be")
+            raise ConfigError(f"fault {text!r}: a number is out of range")
         return made
 
     def meets(self, phase: str, round: int) -> bool:

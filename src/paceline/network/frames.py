@@ -134,20 +134,20 @@ def open_frame(frame: bytes, expected: int) -> tuple[bool, memoryview]:
         WireError: the frame is truncated, corrupted, out of order or of an unknown format.
     """
     if len(frame) <= HEAD.size:
-        raise WireError(f"a frame of {len(frame)} bytes is cut short")
+        raise WireError(f"truncated frame of {len(frame)} bytes")
     magic, version, flags, sequence, check = HEAD.unpack_from(frame)
     if magic != MAGIC:
-        raise WireError("this is no frame of Paceline")
+        raise WireError("not a Paceline frame (wrong magic bytes)")
     if version != VERSION:
-        raise WireError(f"frame format {version} is not known here, only {VERSION}; upgrade paceline")
+        raise WireError(f"unsupported frame format {version} (this version reads {VERSION}); upgrade paceline")
     if flags & ~OPEN:
         raise WireError(f"a frame has the unknown flags {flags:#x}")
     if sequence != expected:
-        what = "is missing" if sequence > expected else "came twice, or out of order"
-        raise WireError(f"frame {sequence} came where {expected} was due; a frame {what}")
+        what = "is missing" if sequence > expected else "was repeated, or out of order"
+        raise WireError(f"frame {sequence} arrived instead of {expected}; a frame {what}")
     payload = memoryview(frame)[HEAD.size :]
     if zlib.crc32(payload) != check:
-        raise WireError(f"frame {sequence} was corrupted on its way")
+        raise WireError(f"frame {sequence} was corrupted in transit")
     return bool(flags), payload
 
 
@@ -158,13 +158,13 @@ def opening(payload: memoryview) -> Opening:
         WireError: the payload is malformed.
     """
     if len(payload) < _OPENING.size:
-        raise WireError("an opening frame is cut short")
+        raise WireError("truncated opening frame")
     kind, count = _OPENING.unpack_from(payload)
     if not 1 <= count <= MOST_PARTS or len(payload) != _OPENING.size + count * _PART.size:
-        raise WireError(f"an opening frame of {len(payload)} bytes speaks of {count} parts")
+        raise WireError(f"an opening frame of {len(payload)} bytes announces {count} parts")
     rows = [_PART.unpack_from(payload, _OPENING.size + i * _PART.size) for i in range(count)]
     if any(not wire > 0 or packed > 1 or (not packed and wire != raw) for wire, raw, packed in rows):
-        raise WireError("an opening frame has parts of impossible lengths")
+        raise WireError("an opening frame announces invalid lengths of parts")
     return Opening(kind, tuple((wire, raw, bool(packed)) for wire, raw, packed in rows))
 
 
@@ -178,12 +178,12 @@ def unpack(data: bytes | bytearray | memoryview, raw: int) -> bytes:
     zstd = _zstd()
     try:
         if zstd.frame_content_size(data) != raw:
-            raise WireError(f"packed data do not unpack to the {raw} bytes that were announced")
+            raise WireError(f"compressed data do not expand to the announced {raw} bytes")
         made: bytes = zstd.ZstdDecompressor().decompress(data, max_output_size=raw)
     except zstd.ZstdError as error:
-        raise WireError(f"packed data cannot be unpacked: {error}") from None
+        raise WireError(f"compressed data cannot be decompressed: {error}") from None
     if len(made) != raw:
-        raise WireError(f"packed data unpack to {len(made)} bytes, not {raw}")
+        raise WireError(f"compressed data expand to {len(made)} bytes, not {raw}")
     return made
 
 

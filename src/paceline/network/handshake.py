@@ -41,10 +41,10 @@ class Welcome:
         """
         run = p.field(head, "run", str)
         if not is_name(run):
-            raise WireError(f"{p.clean(run)!r} is no name of a run")
+            raise WireError(f"{p.clean(run)!r} is not a valid run name")
         numbers = {n: p.field(head, n, int) for n in ("incarnation", "number", "round", "take", "saved", "kept")}
         if min(numbers.values()) < 0:
-            raise WireError("a welcome has numbers below 0")
+            raise WireError("a welcome contains a negative number")
         beat = min(max(p.seconds(head, "heartbeat"), 0.05), 3600.0)
         lost, plan = p.operations(head), p.field(head, "plan", dict)
         return Welcome(run, lost=lost, plan=plan, heartbeat=beat, directory=directory, **numbers)
@@ -72,7 +72,7 @@ class Rules(Protocol):
         """
 
 
-HIDDEN = "no answer; this client's own log says why (after a run with the same seed over other clients: take another seed)"
+HIDDEN = "no reply; see this client's own log (if a run with the same seed had other clients, use another seed)"
 """The only reason sent to the server if sums are secure: an actual reason may contain values of the client's data."""
 
 
@@ -96,7 +96,7 @@ class Answer:
 
     @staticmethod
     def of(
-        number: int, receipt: Receipt, told: float = 0.0, trained: bool = False, spent: float = 0.0, hidden: bool = False
+        number: int, receipt: Receipt, reported: float = 0.0, trained: bool = False, spent: float = 0.0, hidden: bool = False
     ) -> Answer:
         """Return the answer for a receipt.
 
@@ -111,8 +111,8 @@ class Answer:
         why, worked = receipt.dropped, trained
         if hidden:
             receipt = replace(receipt, compute=0.0, network=0.0, dropped=None if why is None else HIDDEN)
-            told, trained = 0.0, False
-        head = {"id": number, "dropped": receipt.dropped, "seconds": told, "trained": trained}
+            reported, trained = 0.0, False
+        head = {"id": number, "dropped": receipt.dropped, "seconds": reported, "trained": trained}
         head |= {"compute": float(receipt.compute), "network": float(receipt.network)}
         return Answer(head | {"down": receipt.bytes_down, "up": receipt.bytes_up}, receipt.value, spent, why, worked)
 

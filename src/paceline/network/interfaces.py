@@ -33,7 +33,7 @@ def check_limit(what: str, size: int, limit: int, option: str) -> None:
     """
     if size > limit:
         enough = 1 << (size + size // 4).bit_length()  # with a margin for the rest of the message
-        raise ConfigError(f"{what} takes at least {size} bytes, but {option} accepts {limit}; set {option} to {enough} or so")
+        raise ConfigError(f"{what} needs at least {size} bytes, but {option} is {limit}; set {option} to about {enough}")
 
 
 class AdmittedClient(Protocol):

@@ -30,7 +30,7 @@ from paceline.network.frames import MessagePart
 from paceline.network.handshake import MALFORMED, Answer, Welcome
 from paceline.network.stream import Message
 
-__all__ = ["Desk"]
+__all__ = ["JobQueue"]
 
 AGAIN = 5.0
 """Seconds between checks whether an obstacle to participation has passed."""
@@ -39,7 +39,7 @@ Put = Callable[..., None]
 Note = Callable[[str, dict[str, Any]], None]
 
 
-class Desk:
+class JobQueue:
     """Passes messages to the runner and its answers to the stream.
 
     Args:
@@ -114,21 +114,21 @@ class Desk:
             self._jobs.put_nowait(partial(self._in_thread, self._runner.learn, p.directory_of(message)))
 
     # -- jobs ----------------------------------------------------------------------------------
-    async def _join(self, welcome: Welcome, told: bool) -> None:
+    async def _join(self, welcome: Welcome, reported: bool) -> None:
         try:
             await self._in_thread(self._runner.join, welcome)
         except (PacelineError, *MALFORMED) as error:
             plain = isinstance(error, PolicyError | ProtocolError)
             later = isinstance(error, StoreError)  # usually a full disk, which may be freed
             name, own = type(error).__name__, isinstance(error, DataFormatError)
-            why = f"{name}: this client's own log says why" if own else error if plain else f"{name}: {error}"
+            why = f"{name}: see this client's own log" if own else error if plain else f"{name}: {error}"
             cause = error if own else error.__cause__  # this text may contain values of the client's data
             log = "" if cause is None else f"{type(cause).__name__}: {cause}"
             self._refuse(getattr(error, "reasons", ()) or [why], later, log)
             if later:
                 self._soon(welcome, self._join, False)
             return
-        if not told:
+        if not reported:
             self._ready(welcome)
 
     def _ready(self, welcome: Welcome) -> None:
@@ -145,11 +145,11 @@ class Desk:
 
     def _refuse(self, reasons: Sequence[Any], later: bool, own: str = "") -> None:
         """Report to the server why this client does not participate; `own` goes to the client's log only."""
-        told = [p.clean(r) for r in reasons][:20]
-        self._put(p.REFUSE, {"reasons": told, "later": later})
-        if told != self._why:
-            self._note("refused", {"reasons": told, "later": later} | ({"why": p.clean(own)} if own else {}))
-        self._why = told
+        reported = [p.clean(r) for r in reasons][:20]
+        self._put(p.REFUSE, {"reasons": reported, "later": later})
+        if reported != self._why:
+            self._note("refused", {"reasons": reported, "later": later} | ({"why": p.clean(own)} if own else {}))
+        self._why = reported
 
     async def _look(self, welcome: Welcome) -> None:
         """Report to the server when this client's participation hours begin or end."""
@@ -195,7 +195,7 @@ class Desk:
     def _compute(self, message: Message) -> tuple[Answer, tuple[MessagePart, ...]]:
         """Decode a call, execute it and encode the answer; runs on the runner's thread."""
         if not message.parts:
-            raise WireError("a call came without its message")
+            raise WireError("a call arrived without its message")
         trees = [message.tree(i, self._limits) for i in range(len(message.parts))]
         head = {**message.head, "size": message.opening.raw}
         self._runner.received(message.ended - message.began)

@@ -67,14 +67,14 @@ class PendingCall:
     head: dict[str, Any]
     message: MessagePart
     patience: Patience
-    asked: frozenset[int] = frozenset()
+    called: frozenset[int] = frozenset()
     sent: dict[int, float] = field(default_factory=dict)
     answered: set[int] = field(default_factory=set)
     arrivals: SimpleQueue[Arrival] = field(default_factory=SimpleQueue)
     lost: Mapping[int, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.asked = frozenset(self.call.clients)
+        self.called = frozenset(self.call.clients)
         self.began = time.monotonic()
         self._enough: float | None = None
 
@@ -89,7 +89,7 @@ class PendingCall:
 
     def close(self) -> None:
         """Reject further results and release those that were not fetched. Runs on the loop's thread."""
-        self.answered |= self.asked
+        self.answered |= self.called
         while not self.arrivals.empty():
             left = self.arrivals.get_nowait().message
             if left is not None:
@@ -125,6 +125,6 @@ class PendingCall:
 
     def count(self, came: int) -> None:
         """Set an early end if `came` replies are enough."""
-        if self._enough is None and self.patience.share < 1 and came >= self.patience.share * len(self.asked):
+        if self._enough is None and self.patience.share < 1 and came >= self.patience.share * len(self.called):
             now = time.monotonic()
             self._enough = now + (self.patience.grace - 1.0) * (now - self.began)

@@ -92,7 +92,7 @@ def field(head: Mapping[str, Any], name: str, kind: type[T]) -> T:
     if kind is float and type(value) is int:
         value = float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise WireError(f"a message lacks {name!r}, or has no {kind.__name__} there")
+        raise WireError(f"malformed message: {name!r} is missing or not of type {kind.__name__}")
     return value
 
 
@@ -104,7 +104,7 @@ def seconds(head: Mapping[str, Any], name: str) -> float:
     """
     value = field(head, name, float)
     if not (math.isfinite(value) and 0 <= value <= 30 * _DAY):
-        raise WireError(f"{name}={value} is no duration")
+        raise WireError(f"{name}={value} must be finite and at least 0 seconds")
     return value
 
 

@@ -51,7 +51,7 @@ class Receipts:
             if receipt.dropped is not None:
                 return receipt
             if not message.parts:
-                raise WireError("a reply came without its value")
+                raise WireError("a reply arrived without its value")
             return replace(receipt, value=taker.add(client, message.tree(0, self._limits)))
         except PacelineError as error:
             why = f"{type(error).__name__}: {p.clean(error)}"
@@ -71,7 +71,7 @@ class Receipts:
         error = "" if dropped is None else class_in(dropped)
         down, up = p.field(head, "down", int), p.field(head, "up", int)
         if not (0 <= down < 1 << 50 and 0 <= up < 1 << 50):
-            raise WireError("a reply reports impossible sizes")
+            raise WireError("a reply reports invalid sizes")
         if not self._measured and not self._hidden:
             return Receipt(client, None, p.seconds(head, "compute"), p.seconds(head, "network"), down, up, dropped, error)
         took = message.ended - phase.sent.get(client, message.began)

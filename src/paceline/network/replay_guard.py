@@ -57,9 +57,11 @@ class Guard:
             ProtocolError: the progress is behind the last safe state.
         """
         if incarnation < self.incarnation:
-            raise ProtocolError(f"the server says it was started {incarnation} times, and said {self.incarnation} before")
+            raise ProtocolError(
+                f"the server reports {incarnation} starts, after {self.incarnation} earlier; it was reset: start a new run"
+            )
         if round < self.saved:
-            raise ProtocolError(f"the server goes back to round {round}, though round {self.saved} was safe; a new run is needed")
+            raise ProtocolError(f"the server went back to round {round}, although round {self.saved} was saved; start a new run")
         self.incarnation = incarnation
         self._save()
 
@@ -83,25 +85,25 @@ class Guard:
         number, round = p.field(head, "id", int), p.field(head, "round", int)
         program, function = p.field(head, "program", str), p.field(head, "function", str)
         if number <= self.last or number >> 32 != self.incarnation:
-            raise ProtocolError(f"call {number} is a replay; {self.last} was answered before")
+            raise ProtocolError(f"call {number} is a replay; call {self.last} was already answered")
         if round <= done:
-            raise ProtocolError(f"round {round} is over; {done} was committed here")
+            raise ProtocolError(f"round {round} is over; this client has committed round {done}")
         self.last = number
         declared = self._declared(program, function)
         channel = head.get("channel")
         kind = channel.get("kind") if isinstance(channel, dict) else None
-        if program == "method" and kind == "each" and not (declared.each or self._told(function)):
-            raise ProtocolError(f"{function!r} may be seen only summed, but is asked singly")
+        if program == "method" and kind == "each" and not (declared.each or self._is_peer_record(function)):
+            raise ProtocolError(f"{function!r} may be seen only summed, but a single reply was requested")
 
     def _declared(self, program: str, function: str) -> ClientFunction:
         declared = self.functions.get(program, {}).get(function)
         if declared is None:
-            raise ProtocolError(f"{program}.{function} is no client function here; nothing else is run")
+            raise ProtocolError(f"{program}.{function} is not a client function")
         return declared
 
-    def _told(self, function: str) -> bool:
+    def _is_peer_record(self, function: str) -> bool:
         """Return whether a function's record is published to the other clients, in plain text if sums are plain."""
-        return any(d.tells == function for d in self.functions["method"].values())
+        return any(d.peer_record == function for d in self.functions["method"].values())
 
     def _save(self) -> None:
         save_checkpoint(self.path, {"incarnation": self.incarnation, "saved": self.saved}, durable=self.durable)

@@ -14,7 +14,7 @@ from paceline.core.errors import PacelineError, StoreError, WireError
 from paceline.network import protocol as p
 from paceline.network.admission import Door, Note
 from paceline.network.buffers import Budget
-from paceline.network.dispatch import Asking
+from paceline.network.dispatch import Dispatcher
 from paceline.network.frames import MessagePart, Opening
 from paceline.network.interfaces import HubSettings, Members, Progress
 from paceline.network.server_session import Closed, StreamSession
@@ -57,7 +57,7 @@ class Hub:
         self.sessions: dict[int, StreamSession] = {}
         self._known = self.directory()
         self.budget = Budget(self.settings.memory)
-        self.asking = Asking(self.sessions, self.settings.pack, self.note, self.shaper)
+        self.dispatcher = Dispatcher(self.sessions, self.settings.pack, self.note, self.shaper)
         self.door = Door(self.members, self.settings, self.sessions, self.note, self.budget, self.shaper)
 
     # -- a stream's life -----------------------------------------------------------------------
@@ -82,7 +82,7 @@ class Hub:
             error = reader.exception() if reader.done() else None
             if isinstance(error, StoreError):
                 self.note("disk", session.client, {"why": p.clean(error)})
-                return Closed(_STATUS.RESOURCE_EXHAUSTED, "the server has no room for a message just now")
+                return Closed(_STATUS.RESOURCE_EXHAUSTED, "the server has no memory for a message at present")
             if isinstance(error, PacelineError):
                 return self.door.refuse(session.client, _STATUS.DATA_LOSS, "malformed", str(error), session.name)
             return None  # the stream ended or broke
@@ -114,45 +114,45 @@ class Hub:
         del self.sessions[session.client]
         why = session.closing.result().why if session.closing.done() else "the stream ended"
         self.note("disconnected", session.client, {"why": why})
-        self.asking.lost(session.client)
+        self.dispatcher.lost(session.client)
 
     # -- messages of clients --------------------------------------------------------------------
     def _vet(self, session: StreamSession, kind: int, head: Mapping[str, Any], opening: Opening) -> bool:
         """Reject parts on messages other than replies, and unrequested replies; discard late replies unread."""
         if kind != p.REPLY:
             if len(opening.parts) > 1:
-                raise WireError(f"a message of kind {p.NAMES.get(kind, kind)} has parts it cannot have")
+                raise WireError(f"a message of kind {p.NAMES.get(kind, kind)} has unexpected parts")
             return True
-        return self.asking.wanted(session.client, p.field(head, "id", int))
+        return self.dispatcher.expects(session.client, p.field(head, "id", int))
 
     async def _read(self, session: StreamSession) -> None:
         while (message := await session.link.receive()) is not None:
             kind, head = message.kind, message.head
             if kind == p.REPLY:
-                self.asking.reply(session, message)
+                self.dispatcher.reply(session, message)
             elif kind == p.READY:
                 if not session.ready:
                     session.ready = True
-                    self.asking.refusals.pop(session.client, None)
-                    self.asking.ask(session.client)
+                    self.dispatcher.refusals.pop(session.client, None)
+                    self.dispatcher.send_call(session.client)
             elif kind == p.REFUSE:
                 self._refused(session, [p.clean(r) for r in p.field(head, "reasons", list)[:20]], p.field(head, "later", bool))
             elif kind == p.LEAVE:
                 session.close(_STATUS.OK, p.clean(head.get("why", "")))
             elif kind != p.PONG:
-                raise WireError(f"a client sent a message of kind {p.NAMES.get(kind, kind)}")
+                raise WireError(f"a client sent an unexpected message of kind {p.NAMES.get(kind, kind)}")
 
     def _refused(self, session: StreamSession, reasons: list[str], later: bool) -> None:
         """Record that a client does not participate, in this run or at present."""
         session.refusals += 1
         if session.refusals > MOST_REFUSALS:
-            raise WireError(f"more than {MOST_REFUSALS} refusals came on one stream")
+            raise WireError(f"more than {MOST_REFUSALS} refusals on one stream")
         session.ready = False
-        self.asking.refusals.pop(session.client, None)
+        self.dispatcher.refusals.pop(session.client, None)
         if not later:
-            self.asking.refusals[session.client] = "; ".join(reasons)
+            self.dispatcher.refusals[session.client] = "; ".join(reasons)
         self.note("refused_by_client", session.client, {"reasons": reasons, "later": later})
-        self.asking.ask(session.client)
+        self.dispatcher.send_call(session.client)
 
     # -- the course of the run, on the loop's thread -------------------------------------------
     def ready(self) -> list[int]:
@@ -169,16 +169,16 @@ class Hub:
         """
         self.progress.round = round
         self.progress.kept.update({client: (round, tuple(lost)) for client, lost in kept.items()})
-        self.asking.engaged.clear()
-        self.tell_all(p.COMMIT, head)
+        self.dispatcher.engaged.clear()
+        self.broadcast(p.COMMIT, head)
 
     def again(self) -> None:
         """Repeat a round: send a rollback to all clients."""
         self.progress.take += 1
-        self.asking.engaged.clear()
-        self.tell_all(p.ROLLBACK, lambda _: {"take": self.progress.take})
+        self.dispatcher.engaged.clear()
+        self.broadcast(p.ROLLBACK, lambda _: {"take": self.progress.take})
 
-    def tell_all(self, kind: int, head: Callable[[int], Any]) -> None:
+    def broadcast(self, kind: int, head: Callable[[int], Any]) -> None:
         """Send a message without parts to all ready clients.
 
         Args:
@@ -205,8 +205,8 @@ class Hub:
             last = now if due else last
             self._signed()  # distribute a newer directory
             for session in list(self.sessions.values()):
-                self.door.look_again(session)
-                if now - session.link.heard > 3 * beat and not session.link.waits:
-                    session.close(_STATUS.DEADLINE_EXCEEDED, "it was silent for too long")
+                self.door.recheck(session)
+                if now - session.link.received_at > 3 * beat and not session.link.waits:
+                    session.close(_STATUS.DEADLINE_EXCEEDED, "the client sent nothing for too long")
                 elif due and session.outbox.empty():
                     session.put(p.PING)

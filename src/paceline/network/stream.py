@@ -101,7 +101,7 @@ class Link:
         self._sent = self._seen = 0
         self.bytes_in = self.bytes_out = 0
         self._lanes = lanes or (Lanes(1 << 30), Lanes(1 << 30))
-        self.heard = time.monotonic()
+        self.received_at = time.monotonic()
         self.waits = False
         """Whether the peer waits for a transfer lane, so that its silence is expected."""
 
@@ -136,18 +136,18 @@ class Link:
             return None
         opens, payload = frame
         if not opens:
-            raise WireError("a message began without an opening")
+            raise WireError("a message started without an opening frame")
         announced, began = opening(payload), time.monotonic()
         if max(announced.size, announced.raw) > self._limit:
-            raise WireError(f"a message of {announced.raw} bytes was announced; at most {self._limit} are accepted")
+            raise WireError(f"an announced message of {announced.raw} bytes exceeds the limit of {self._limit}")
         wire, raw, packed = announced.parts[0]
         if max(wire, raw) > HEAD_LIMITS.size or packed:
-            raise WireError(f"the head of a message has {raw} bytes; at most {HEAD_LIMITS.size} are accepted")
+            raise WireError(f"the head of a message has {raw} bytes, above the limit of {HEAD_LIMITS.size}")
         first = Buffer(wire, Budget())
         await self._fill(first)
         head = loads(first.take(), HEAD_LIMITS)
         if not isinstance(head, dict) or not all(isinstance(key, str) for key in head):
-            raise WireError("the head of a message is no dict of names")
+            raise WireError("the head of a message must be a dict with text keys")
         keep = self.vet is None or self.vet(announced.kind, head, announced)
         message = Message(announced.kind, head, announced, [], began, began)
         turn = None
@@ -171,7 +171,7 @@ class Link:
         try:
             return await self._lanes[1].turn(size)
         finally:
-            self.waits, self.heard = False, time.monotonic()
+            self.waits, self.received_at = False, time.monotonic()
 
     async def _fill(self, buffer: Buffer, turn: Turn | None = None) -> None:
         while True:
@@ -180,7 +180,7 @@ class Link:
                 raise WireError("the stream ended inside a message")
             opens, payload = frame
             if opens:
-                raise WireError("a message began inside another one")
+                raise WireError("a message started inside another one")
             if turn is not None:
                 turn.going_on()
             if buffer.add(payload):
@@ -192,7 +192,7 @@ class Link:
             return None
         if self._shaper is not None:
             await self._shaper.incoming(frame)
-        self.heard = time.monotonic()
+        self.received_at = time.monotonic()
         self.bytes_in += len(frame)
         opened = open_frame(frame, self._seen)
         self._seen += 1

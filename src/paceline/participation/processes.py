@@ -76,7 +76,7 @@ class Rates:
 
     def __post_init__(self) -> None:
         if not self.values or not all(0 < v <= 1 for v in self.values):
-            raise ConfigError(f"participation: rates are above 0 and at most 1, not {list(self.values)[:5]}")
+            raise ConfigError(f"participation: rates must be above 0 and at most 1, not {list(self.values)[:5]}")
         if not self.evenly and len(self.values) > self.num_clients:
             raise ConfigError(f"participation: {self.num_clients} clients cannot form {len(self.values)} groups")
 
@@ -148,7 +148,7 @@ class Markov(RateProcess):
 
     def __post_init__(self) -> None:
         if not 0 < self.step <= 1:
-            raise ConfigError(f"participation markov: step={self.step}; it is a probability above 0")
+            raise ConfigError(f"participation markov: step={self.step} must be above 0 and at most 1")
 
     def chances(self, client: int) -> tuple[float, float]:
         """Return the probabilities of being available next, given (unavailable, available) now."""
@@ -185,7 +185,7 @@ class Cyclic(RateProcess):
 
     def __post_init__(self) -> None:
         if self.length < 2:
-            raise ConfigError(f"participation cyclic: length={self.length}; a cycle has at least 2 rounds")
+            raise ConfigError(f"participation cyclic: length={self.length} must be at least 2 rounds")
 
     def _turns(self, client: int) -> tuple[int, int]:
         """Return the rounds per cycle (unavailable, available)."""
@@ -223,8 +223,8 @@ class Diurnal(RateProcess):
 
     def __post_init__(self) -> None:
         if self.period < 2 or not 0 <= self.swing < math.inf or not 0 <= self.zones <= self.rates.num_clients:
-            told = f"period={self.period}, swing={self.swing}, zones={self.zones}"
-            raise ConfigError(f"participation diurnal: {told}; take period >= 2, swing >= 0, 0 <= zones <= clients")
+            given = f"period={self.period}, swing={self.swing}, zones={self.zones}"
+            raise ConfigError(f"participation diurnal: {given}; set period >= 2, swing >= 0, 0 <= zones <= clients")
 
     def chance(self, client: int, round: int) -> float:
         """Return the probability that `client` is available in `round`."""
@@ -266,7 +266,17 @@ class Trace(Participation):
 
 
 def read_trace(path: str | Path, num_clients: int, length: int | None = None) -> Trace:
-    """Read a trace; clients beyond `num_clients` are left out. Raises `DataFormatError` naming the line."""
+    """Read a participation trace.
+
+    Args:
+        path: CSV file with the header ``client,first,last``: intervals of rounds, from 1, in which a client is available.
+        num_clients: size of the population; further clients are left out.
+        length: rounds after which the trace repeats; by default, its last round.
+
+    Raises:
+        DataFormatError: a line is malformed; the message names it.
+        ConfigError: the file cannot be read, has too few clients, or is longer than `length`.
+    """
     spans: dict[int, list[tuple[int, int]]] = {}
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -274,23 +284,23 @@ def read_trace(path: str | Path, num_clients: int, length: int | None = None) ->
         raise ConfigError(f"participation trace {path} cannot be read: {error}") from error
     lines = csv.reader(text.splitlines())
     if [cell.strip() for cell in next(lines, [])] != ["client", "first", "last"]:
-        raise DataFormatError(f"{path}: line 1 is not the header client,first,last")
+        raise DataFormatError(f"{path}: line 1 must be the header client,first,last")
     for row in filter(None, lines):
         if len(row) != 3 or not all(re.fullmatch(r"\d{1,9}", cell.strip()) for cell in row):
             raise DataFormatError(
-                f"{path}: line {lines.line_num} is not three whole numbers client,first,last: {','.join(row)[:60]}"
+                f"{path}: line {lines.line_num} must be three whole numbers client,first,last: {','.join(row)[:60]}"
             )
         client, first, last = (int(cell) for cell in row)
         if not 1 <= first <= last:
-            raise DataFormatError(f"{path}: line {lines.line_num}: rounds {first} to {last}; they are 1 <= first <= last")
+            raise DataFormatError(f"{path}: line {lines.line_num}: rounds {first} to {last} must satisfy 1 <= first <= last")
         spans.setdefault(client, []).append((first, last))
     if not spans:
-        raise DataFormatError(f"{path}: the trace has no stay of any client")
+        raise DataFormatError(f"{path}: the trace has no intervals")
     if max(spans) + 1 < num_clients:
-        raise ConfigError(f"participation trace {path} is of {max(spans) + 1} clients; the run has {num_clients}")
+        raise ConfigError(f"participation trace {path} has {max(spans) + 1} clients, but the run has {num_clients}")
     end = max(last for stays in spans.values() for _, last in stays)
     if length is not None and length < end:
-        raise ConfigError(f"participation trace {path}: length={length} is before its last round {end}")
+        raise ConfigError(f"participation trace {path}: length={length} must be at least its last round, {end}")
     return Trace({c: _joined(s) for c, s in spans.items() if c < num_clients}, end if length is None else length)
 
 
@@ -339,10 +349,10 @@ def load_participation(spec: str, num_clients: int, seed: int = 0, mix: Mix | No
     elif "path" in takes:
         offered["path"] = read.value
     elif read.value:
-        raise ConfigError(f"participation {spec!r}: {read.name} takes no value")
+        raise ConfigError(f"participation {spec!r}: {read.name} does not take a value")
     made = registry.build("participation", read, offered)
     if not isinstance(made, Participation):
-        raise ConfigError(f"participation {spec!r} is no Participation: a process is a class below paceline.devices.Participation")
+        raise ConfigError(f"participation {spec!r} is not a Participation; derive its class from paceline.devices.Participation")
     return made
 
 
@@ -355,9 +365,9 @@ def _rates(spec: str, text: str, num_clients: int) -> Rates:
 
 def _by_labels(spec: str, num_clients: int, seed: int, mix: Mix | None, mean: float, least: float, alpha: float) -> Rates:
     if mix is None:
-        raise ConfigError(f"participation {spec!r}: the clients' classes are not known here")
+        raise ConfigError(f"participation {spec!r}: rates by label need the clients' class counts; pass mix=")
     if not (0 < mean <= 1 and 0 < least <= 1 and 0 < alpha < math.inf):
-        raise ConfigError(f"participation {spec!r}: mean and least are above 0 and at most 1, alpha is above 0")
+        raise ConfigError(f"participation {spec!r}: mean and least must be above 0 and at most 1, and alpha above 0")
     table = np.asarray(mix(), dtype=np.float64)
     shares = table / np.maximum(table.sum(1, keepdims=True), 1.0)
     kappa = numpy_rng(seed, "participation", "labels").dirichlet(np.full(table.shape[1], alpha))
@@ -369,7 +379,7 @@ def _number(spec: str, text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise ConfigError(f"participation {spec!r}: {text!r} is no number") from None
+        raise ConfigError(f"participation {spec!r}: {text!r} is not a number") from None
     if not math.isfinite(value):
-        raise ConfigError(f"participation {spec!r}: {text!r} is no finite number")
+        raise ConfigError(f"participation {spec!r}: {text!r} is not a finite number")
     return value

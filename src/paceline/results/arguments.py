@@ -55,7 +55,7 @@ def arguments(method: MethodLike, task: TaskLike, model: Any, fields: Mapping[st
         owner = type(asked) if asked is not None else registry.find_method(values["method"])
     _check_names(fields, owner)
     if asked is not None and fields.get("options"):
-        raise ConfigError(f"options are fields of the method: write {type(asked).__name__}({_written(fields['options'])})")
+        raise ConfigError(f"options are fields of the method object: write {type(asked).__name__}({_written(fields['options'])})")
     values |= {**fields, "options": {**values.get("options", {}), **fields.get("options", {})}}
     made = None
     if isinstance(task, str):
@@ -79,7 +79,7 @@ def _method(method: Any) -> tuple[dict[str, Any], Method[Any] | None]:
     if not isinstance(method, Method):
         hint = "; the method comes first, then the task" if isinstance(method, Task) else ""
         raise ConfigError(
-            f"{_what(method)} is no method; give an object such as paceline.methods.FedAvg(), a name such as 'fedavg', or a "
+            f"{_what(method)} is not a method; pass an object such as paceline.methods.FedAvg(), a name such as 'fedavg', or a "
             f"RunConfig{hint}"
         )
     changed = {f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.init and not _is_default(method, f)}
@@ -122,9 +122,9 @@ def as_task(task: Any, model: Any) -> Task:
             raise ConfigError("the model is part of the task: Task.from_datasets(train, test, model=...)")
         return task
     if not isinstance(task, tuple) or len(task) != 2:
-        raise ConfigError(f"{_what(task)} is no task; give a Task, the name of one, or a pair (train, test) with model=...")
+        raise ConfigError(f"{_what(task)} is not a task; pass a Task, the name of one, or a pair (train, test) with model=...")
     if model is None:
-        raise ConfigError("a pair (train, test) needs model=..., a module's class, a module, or a function that makes one")
+        raise ConfigError("a pair (train, test) requires model=...: a module, a module's class, or a function that returns one")
     return Task.from_datasets(*task, model=model)
 
 
@@ -133,7 +133,7 @@ def _check_names(fields: Mapping[str, Any], method: type[Method[Any]] | None) ->
     for name in ("aggregation", "engine"):
         if not isinstance(fields.get(name, ""), str):
             raise ConfigError(
-                f"{name} is {_what(fields[name])}; give a name, which for a class of your own is 'module:Class', or build the "
+                f"{name} is {_what(fields[name])}; pass a name ('module:Class' for your own class), or build the "
                 f"run with paceline.prepare(config, {name}=...)"
             )
     for name in fields:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import sys
 
-from rich.console import Console
-from rich.table import Table
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
+from rich.table import Column, Table
 from rich.text import Text
 
-__all__ = ["bytes_text", "err", "percent", "seconds_text", "table"]
+__all__ = ["FittingTable", "bytes_text", "err", "percent", "seconds_text", "table"]
 
 
 def err() -> Console:
@@ -17,9 +19,39 @@ def err() -> Console:
     return Console(file=sys.stderr, highlight=False)
 
 
-def table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
+class FittingTable(Table):
+    """A table that breaks lines between words, and has no vertical lines where the console is too narrow for them."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Set the columns' widths to the console's, then render."""
+        self._fit(console, options)
+        yield from super().__rich_console__(console, options)
+
+    def _fit(self, console: Console, options: ConsoleOptions) -> None:
+        sizes = [self._sizes(console, options, column) for column in self.columns]
+        lines = 3 * len(sizes) + 1
+        if sum(most for _, most in sizes) + lines <= options.max_width:
+            return
+        self.box, self.show_edge, self.pad_edge, self.collapse_padding = box.SIMPLE_HEAD, False, False, True
+        lines = 2 * len(sizes) - 1
+        spare = options.max_width - lines - sum(least for least, _ in sizes)
+        wanted = sum(most - least for least, most in sizes)
+        if spare < 0 or not wanted:
+            return  # words have to be broken
+        for column, (least, most) in zip(self.columns, sizes, strict=True):
+            column.width = least + min(spare * (most - least) // wanted, most - least)
+
+    @staticmethod
+    def _sizes(console: Console, options: ConsoleOptions, column: Column) -> tuple[int, int]:
+        """Return the widths of a column's longest word and of its longest cell."""
+        cells = [Measurement.get(console, options, cell) for cell in (column.header, *column.cells)]
+        least, most = max(m.minimum for m in cells), max(m.maximum for m in cells)
+        return (most if column.no_wrap else least), most
+
+
+def table(title: str, *columns: str, right: tuple[str, ...] = ()) -> FittingTable:
     """Return an empty table; the columns in `right` hold figures."""
-    made = Table(title=Text(title), title_justify="left", header_style="bold")
+    made = FittingTable(title=Text(title), title_justify="left", header_style="bold")
     for name in columns:
         made.add_column(name, justify="right" if name in right else "left", overflow="fold", no_wrap=name == columns[0])
     return made

@@ -56,8 +56,8 @@ def labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     differing = {n for n in names if len({repr(s.get(n)) for s in flat}) > 1}
     found = []
     for config, settings in zip(configs, flat, strict=True):
-        told = ",".join(f"{n}={_text(v)}" for n, v in settings.items() if n in differing)
-        found.append(f"{config['method']}:{told}" if told else str(config["method"]))
+        setting = ",".join(f"{n}={_text(v)}" for n, v in settings.items() if n in differing)
+        found.append(f"{config['method']}:{setting}" if setting else str(config["method"]))
     return found
 
 

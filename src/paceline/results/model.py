@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ELSEWHERE", "FinalModel", "check_global", "global_module", "personal_module"]
 
-ELSEWHERE = "the clients of a federation keep their own models; they are not on this machine"
+ELSEWHERE = "the clients' own models are stored at the sites of the federation, not on this machine"
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def personal_module(run: Run, client: int) -> nn.Module:
     whose clients have no model.
     """
     if not 0 <= client < run.config.clients:
-        raise ConfigError(f"client {client} does not exist; the run has clients 0 to {run.config.clients - 1}")
+        raise ConfigError(f"client {client} does not exist; clients are 0 to {run.config.clients - 1}")
     worker = getattr(run.fed.engine, "here", None)
     if worker is None or run.config.engine == "grpc":
         raise ConfigError(ELSEWHERE)
@@ -110,7 +110,7 @@ def personal_module(run: Run, client: int) -> nn.Module:
             worker.rollback()
             worker.memories.pop(client, None)
     if not found:
-        raise ConfigError(f"the clients of {type(run.method).__name__} have no model of their own")
+        raise ConfigError(f"clients of {type(run.method).__name__} have no model of their own; use result.model()")
     return found[-1]
 
 

@@ -32,7 +32,7 @@ class Result:
         method, task, seed: what was run.
         rounds: rounds that were carried out.
         accuracy, loss: of the last evaluation; NaN where there was none.
-        round_seconds, total_seconds: virtual seconds of a round (mean), and of all.
+        round_seconds, total_seconds: virtual seconds of a round without its evaluation (mean), and of all with it.
         wall_seconds: seconds on this machine.
         bytes_up, bytes_down: bytes from and to all clients.
         model_sha256: SHA-256 of the final parameters' float32 bytes.
@@ -41,8 +41,8 @@ class Result:
         chunk: clients that trained as one stacked computation.
         path: why they did.
         spent: wall time by section, of this process (``here``) and of all workers.
-        history: a dict for each round: ``round``, ``virtual_seconds``, ``round_seconds``, ``bytes_up``, ``bytes_down``, and
-            ``accuracy`` and ``loss`` where it was evaluated.
+        history: a dict for each round: ``round``, ``virtual_seconds`` at its end, ``round_seconds``, ``bytes_up``,
+            ``bytes_down``, ``accuracy`` and ``loss`` where it was evaluated, and ``evaluation_seconds`` where clients did that.
         config: the run's configuration.
         final: makes the models; see `model`.
 
@@ -121,7 +121,7 @@ class Result:
     @property
     def _final(self) -> FinalModel:
         if self.final is None:
-            raise ConfigError(f"this result holds no model; load it from its folder: paceline.load({self.run or 'folder'!r})")
+            raise ConfigError(f"this result has no model; load it from its folder: paceline.load({self.run or 'folder'!r})")
         return self.final
 
     @staticmethod

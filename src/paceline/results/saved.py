@@ -35,13 +35,15 @@ def saved_method(folder: RunFolder, config: RunConfig) -> Method:
     except ConfigError as error:
         if ":" not in config.method:
             raise
-        raise ConfigError(f"{folder.path}: {error}; or give the run's method as an object: method=...") from error
+        raise ConfigError(f"{folder.path}: {error}; or pass the run's method as an object: method=...") from error
 
 
 def check_task(folder: RunFolder, config: RunConfig) -> None:
     """Raise `ConfigError` where a kept run's task was an object."""
     if config.task not in registry.names("task") and not is_file_task(config.task) and ":" not in config.task:
-        raise ConfigError(f"{folder.path}: the run's task {config.task!r} was an object; give it again: task=...")
+        raise ConfigError(
+            f"{folder.path}: the run's task {config.task!r} was an object, which is not saved; pass it again: task=..."
+        )
 
 
 def saved_model(folder: RunFolder, task: Task | None, method: Method | None, reopen: Callable[[], Run]) -> FinalModel:
@@ -69,7 +71,7 @@ def saved_model(folder: RunFolder, task: Task | None, method: Method | None, reo
         else:
             layout = Layout.of(own.build(derive(config.seed, "init")), own.trainable, own.buffers)
         if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != {e.name: e.shape for e in layout.entries}:
-            raise StoreError(f"{folder.model} holds other tensors than the model of task {own.name!r}; give the run's own task")
+            raise StoreError(f"{folder.model} does not match the model of task {own.name!r}; pass the run's own task")
         return Params(torch.cat([tensors[e.name].reshape(-1) for e in layout.entries]), layout)
 
     def whole() -> nn.Module:

@@ -51,7 +51,7 @@ def side_by_side(
     names = labels([one.config.model_dump() for one in asked])
     folders = safe_names([f"{label}-s{one.config.seed}" for one, label in zip(asked, names, strict=True)])
     if len(set(folders)) < len(folders):
-        raise ConfigError(f"a method or a seed is given twice: {', '.join(dict.fromkeys(names))}")
+        raise ConfigError(f"duplicate method or seed: {', '.join(dict.fromkeys(names))}; list each once")
     results: list[Result] = []
     with contextlib.ExitStack() as held:
         if place is not None:
@@ -73,7 +73,7 @@ def side_by_side(
 def for_seeds(asked: Sequence[Arguments], seeds: Sequence[int]) -> list[Arguments]:
     """Return each run once for each seed."""
     if not asked or not seeds:
-        raise ConfigError(f"{len(asked)} methods and {len(seeds)} seeds are no comparison; give at least one of each")
+        raise ConfigError(f"a comparison of {len(asked)} methods and {len(seeds)} seeds is empty; pass at least one of each")
     return [replace(one, config=RunConfig.build(one.config.model_dump() | {"seed": seed})) for one in asked for seed in seeds]
 
 

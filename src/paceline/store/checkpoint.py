@@ -51,25 +51,27 @@ def load(path: str | os.PathLike[str]) -> Tree:
         with open(path, "rb") as file:
             read = file.readinto(data)
     except FileNotFoundError:
-        raise CheckpointError(f"there is no checkpoint {path}; start the run anew") from None
+        raise CheckpointError(f"checkpoint {path} does not exist; start the run again") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     view = memoryview(data)[:read]
     if len(view) < _PREFIX.size + _DIGEST:
-        raise _damaged(path, f"it has only {len(view)} bytes")
+        raise _damaged(path, f"truncated to {len(view)} bytes")
     magic, version, length = _PREFIX.unpack_from(view)
     if magic != MAGIC:
-        raise CheckpointError(f"{path} is no checkpoint of Paceline")
+        raise CheckpointError(f"{path} is not a Paceline checkpoint")
     if version != VERSION:
-        raise CheckpointError(f"{path} has format {version}, this is {VERSION}; resume with the paceline that wrote it")
+        raise CheckpointError(
+            f"{path} has format {version}, but this version reads {VERSION}; resume with the Paceline that wrote it"
+        )
     if len(view) != _PREFIX.size + length + _DIGEST:
-        raise _damaged(path, f"it has {len(view)} bytes in place of {_PREFIX.size + length + _DIGEST}")
+        raise _damaged(path, f"{len(view)} bytes instead of {_PREFIX.size + length + _DIGEST}")
     if hashlib.sha256(view[:-_DIGEST]).digest() != view[-_DIGEST:]:
-        raise _damaged(path, "its SHA-256 does not fit its content")
+        raise _damaged(path, "SHA-256 mismatch")
     try:
         return loads(view[_PREFIX.size : -_DIGEST], _limits(size), copy=False)
     except WireError as error:
-        raise CheckpointError(f"{path} is whole, but cannot be understood here: {error}") from error
+        raise CheckpointError(f"{path} is intact, but cannot be decoded: {error}") from error
 
 
 def _limits(size: int) -> Limits:
@@ -78,4 +80,4 @@ def _limits(size: int) -> Limits:
 
 
 def _damaged(path: Path, why: str) -> CheckpointError:
-    return CheckpointError(f"{path} is damaged: {why}; put a good copy of it back, or delete the run's folder and run it again")
+    return CheckpointError(f"{path} is damaged: {why}; restore a backup, or delete the run's folder and start it again")

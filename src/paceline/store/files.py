@@ -57,7 +57,7 @@ def named(error: OSError, path: Path, size: int) -> StoreError:
     """Return the Paceline error for an operating system error, with advice."""
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         return DiskFullError(
-            f"no room for {size / 1e6:.1f} MB at {path}; what was saved before is whole: free some space, then resume the run"
+            f"no disk space for {size / 1e6:.1f} MB at {path}; earlier files are intact: free some space, then resume the run"
         )
     return StoreError(f"{path} cannot be written: {error.strerror or error}")
 

@@ -50,21 +50,21 @@ class FolderLock:
             try:
                 place = _place(folder)
                 if place in _held:
-                    raise StoreError(f"{folder} is in use by this process already; let that run end first")
+                    raise StoreError(f"{folder} is already in use by this process; wait until that run ends")
                 file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             except OSError as error:
                 raise StoreError(f"{path} cannot be opened: {error.strerror or error}") from error
             try:
                 _lock(file)
             except OSError as error:
-                told = _told(file)
+                holder = _holder(file)
                 os.close(file)
                 if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
                     raise StoreError(
-                        f"{folder} is in use by {told}; wait until it has ended, or stop it (nothing is held by a process that is gone)"
+                        f"{folder} is in use by {holder}; wait until it ends, or stop it (the lock is released when its process ends)"
                     ) from None
                 warnings.warn(
-                    f"{folder} cannot be locked ({error.strerror or error}): see to it that one process alone uses it", stacklevel=3
+                    f"{folder} cannot be locked ({error.strerror or error}); make sure that only one process uses it", stacklevel=3
                 )
                 return
             self._file, self._place, self._pid = file, place, os.getpid()
@@ -107,7 +107,7 @@ def _lock(file: int) -> None:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _FAR)
 
 
-def _told(file: int) -> str:
+def _holder(file: int) -> str:
     """Return a description of the lock's holder from its file."""
     try:
         os.lseek(file, 0, os.SEEK_SET)

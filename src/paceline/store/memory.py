@@ -54,9 +54,9 @@ class MemoryStore(Mapping[int, Memory]):
         max_bytes: int | None = None,
     ) -> None:
         if max_in_memory is not None and (max_in_memory < 1 or folder is None):
-            raise ConfigError(f"max_in_memory={max_in_memory} needs a folder, and room for at least 1 client")
+            raise ConfigError(f"max_in_memory={max_in_memory} must be at least 1, and requires a folder")
         if max_bytes is not None and (max_bytes < 1 or folder is None):
-            raise ConfigError(f"max_bytes={max_bytes} needs a folder, and is at least 1")
+            raise ConfigError(f"max_bytes={max_bytes} must be at least 1, and requires a folder")
         self.max_bytes = max_bytes
         self._bytes: dict[int, int] = {}  # of the clients that are in RAM
         self._total = 0
@@ -150,20 +150,22 @@ class MemoryStore(Mapping[int, Memory]):
         try:
             version, inline = int(manifest["version"]), "memories" in manifest
             if inline != (self.folder is None):
-                raise CheckpointError("this checkpoint was written with the clients' memories kept in another way")
+                raise CheckpointError(
+                    "the checkpoint stores client memories in another place; resume with the memory_mib of the original run"
+                )
             if inline:
                 versions = dict.fromkeys(manifest["memories"], version)
             else:
                 clients, each = manifest["clients"].tolist(), manifest["versions"].tolist()
                 versions = dict(zip(clients, each, strict=True))
         except (KeyError, AttributeError, TypeError, ValueError) as error:
-            raise CheckpointError(f"the checkpoint has no manifest of client memories: {error}") from error
+            raise CheckpointError(f"the checkpoint has a malformed manifest of client memories: {error}") from error
         present = self._present()
         missing = [] if inline else [c for c, v in versions.items() if (c, v) not in present]
         if missing:
             raise CheckpointError(
-                f"{self.folder} lacks the memories of {len(missing)} client(s), such as {missing[:5]}; put the "
-                f"folder back as it was with this checkpoint, or run again from the start"
+                f"{self.folder}: the memories of {len(missing)} client(s) are missing, such as {missing[:5]}; restore the "
+                f"folder that belongs to this checkpoint, or start the run again"
             )
         self._version, self._versions = version, versions
         self._clean = OrderedDict({c: dict(m) for c, m in manifest["memories"].items()} if inline else {})
@@ -224,7 +226,7 @@ class MemoryStore(Mapping[int, Memory]):
     def _load(self, client: int, version: int) -> Memory:
         memory = load(self._path(client, version))
         if not isinstance(memory, dict):
-            raise CheckpointError(f"{self._path(client, version)} is no memory of a client")
+            raise CheckpointError(f"{self._path(client, version)} is not a client memory file")
         return memory
 
     def _present(self) -> set[tuple[int, int]]:

@@ -38,13 +38,13 @@ def new_place(root: Path, name: str | None, default: str, replace: bool) -> Iter
         place = wanted if replace else _free(wanted, name is not None)
         if place.exists():
             if not _begun(place):
-                raise StoreError(f"{place} holds no run, so --replace leaves it alone; choose another --name")
+                raise StoreError(f"{place} is not a run, so --replace does not delete it; choose another --name")
             earlier = _hold(place)
             shutil.rmtree(aside, ignore_errors=True)
             place.rename(aside)
     except OSError as error:
         raise StoreError(
-            f"{root} cannot hold runs: {error.strerror or error}; choose another folder with {setting('out')}"
+            f"{root} cannot be used as a folder of runs: {error.strerror or error}; choose another one with {setting('out')}"
         ) from error
     try:
         yield place
@@ -100,7 +100,7 @@ def _free(wanted: Path, named: bool) -> Path:
     if not wanted.exists():
         return wanted
     if named:
-        raise StoreError(f"{wanted} is there already; choose another --name, or give --replace")
+        raise StoreError(f"{wanted} already exists; choose another --name, or pass --replace")
     number = 2
     while (free := wanted.with_name(f"{wanted.name}-{number}")).exists():
         number += 1

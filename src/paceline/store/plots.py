@@ -44,7 +44,7 @@ _STYLE: Any = {
     "figure.facecolor": "white",
     "svg.hashsalt": "paceline",
 }
-_NOT_PARTS = {"virtual_seconds", "round_seconds", "wall_seconds"}
+_NOT_PARTS = {"virtual_seconds", "round_seconds", "wall_seconds", "evaluation_seconds"}
 
 History = Sequence[Mapping[str, Any]]
 
@@ -88,7 +88,7 @@ def draw_compare(runs: Sequence[Mapping[str, Any]], title: str | None = None, ta
         if run["history"]:
             methods.setdefault(str(run["method"]), []).append(run["history"])
     if not methods:
-        raise StoreError("there is nothing to plot: no run has a history")
+        raise StoreError("nothing to plot: no run has completed a round")
     with rc_context(_STYLE):
         tall = max(4.3, 2.0 + 0.42 * len(methods))
         figure = Picture(figsize=(14.5, tall + (0.4 if title else 0)), layout=_layout())
@@ -110,7 +110,7 @@ def plot_run(folder: RunFolder | str | os.PathLike[str]) -> Path:
     folder = folder if isinstance(folder, RunFolder) else RunFolder.open(folder)
     history = folder.read_metrics()
     if not history:
-        raise StoreError(f"{folder.path} has no metrics yet; nothing to plot")
+        raise StoreError(f"nothing to plot: {folder.path} has no metrics yet")
     config = folder.read_config()
     rounds = [r["round"] for r in history]
     with rc_context(_STYLE):
@@ -275,7 +275,7 @@ def save(figure: Figure, path: Path) -> Path:
     buffer = io.BytesIO()
     kind = path.suffix.lstrip(".").lower() or "png"
     if kind not in figure.canvas.get_supported_filetypes():
-        raise StoreError(f"{path}: pictures cannot be saved as {kind!r}; use png, svg or pdf")
+        raise StoreError(f"{path}: plots cannot be saved as {kind!r}; use png, svg or pdf")
     with rc_context(_STYLE):
         figure.savefig(buffer, format=kind, dpi=150)
     atomic_write(path, buffer.getvalue(), durable=False)

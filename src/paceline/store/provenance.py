@@ -80,24 +80,23 @@ def compare(saved: Any, now: Mapping[str, Any], where: str) -> None:
         CheckpointError: the samples or the model's shape have changed.
     """
     if not isinstance(saved, dict):
-        _warn(
-            f"{where} does not say which data it is of, as it was written by an earlier version; see to it that they are the same"
-        )
+        _warn(f"{where} was written by an earlier version and does not identify its data; make sure that they have not changed")
         return
     data = _changed(saved["data"], now["data"])
     if data:
         raise CheckpointError(
-            f"{where}: the task's data have changed since this checkpoint ({', '.join(data)}); put them back as they were, or begin "
-            f"a new run"
+            f"{where}: the task's data have changed since this checkpoint ({', '.join(data)}); restore them, or start a new run"
         )
     if saved["layout"] != now["layout"]:
         raise CheckpointError(
-            f"{where}: the model has other parameters than in this checkpoint; put its definition back, or begin a new run"
+            f"{where}: the model's parameters differ from this checkpoint; restore its definition, or start a new run"
         )
     if saved["defaults"] != now["defaults"]:
         _warn(f"{where}: the task's defaults (lr, batch_size, buffers, trainable) have changed since this checkpoint")
     for name in _changed(saved["versions"], now["versions"]):
-        _warn(f"{where} was written with {name} {saved['versions'].get(name)}, this is {now['versions'].get(name)}")
+        _warn(
+            f"{where} was written with {name} {saved['versions'].get(name)}; the installed version is {now['versions'].get(name)}"
+        )
     for name in _changed(saved["code"], now["code"]):
         _warn(f"{where}: the source of {name} has changed since this checkpoint")
 
@@ -107,4 +106,4 @@ def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 
 def _warn(text: str) -> None:
-    warnings.warn(f"{text}; the run goes on, and may end with other bits", ResumeWarning, stacklevel=3)
+    warnings.warn(f"{text}; the run continues, but its result may differ bitwise", ResumeWarning, stacklevel=3)

@@ -72,18 +72,16 @@ class RunFolder:
                 folder.release()
                 raise
         except OSError as error:
-            raise StoreError(f"{path} cannot be made: {error.strerror or error}") from error
+            raise StoreError(f"{path} cannot be created: {error.strerror or error}; choose another folder") from error
         return folder
 
     @staticmethod
     def check_name(name: str) -> None:
         """Raise `StoreError` for an invalid name of a run."""
         if not name or name.startswith(".") or Path(name).name != name or not name.isprintable():
-            raise StoreError(f"{name!r} is no name for a run; use one without slashes that does not begin with a dot")
+            raise StoreError(f"{name!r} is not a valid run name; use one without slashes that does not start with a dot")
         if (size := len(name.encode(errors="replace"))) > LONGEST:
-            raise StoreError(
-                f"the name {name[:40] + '...'!r} has {size} bytes; a run's may have {LONGEST}, so choose a shorter one"
-            )
+            raise StoreError(f"the name {name[:40] + '...'!r} has {size} bytes; the maximum is {LONGEST}, so choose a shorter one")
 
     @staticmethod
     def open(path: str | os.PathLike[str]) -> RunFolder:
@@ -98,7 +96,7 @@ class RunFolder:
         except OSError as error:
             raise StoreError(f"{folder.path} cannot be read: {error.strerror or error}") from error
         if not there:
-            raise StoreError(f"{folder.path} is no run: it has no config.toml")
+            raise StoreError(f"{folder.path} is not a run folder: config.toml is missing")
         return folder
 
     def hold(self) -> RunFolder:
@@ -191,7 +189,7 @@ class RunFolder:
                 record = json.loads(line)
                 records.append({k: math.nan if v is None else v for k, v in record.items()})
             except (ValueError, AttributeError) as error:
-                raise StoreError(f"{self._metrics}, line {number}, is no record: {error}") from error
+                raise StoreError(f"{self._metrics}, line {number}: malformed record: {error}") from error
         return records
 
     def truncate_metrics(self, round: int) -> Records:
@@ -235,7 +233,7 @@ class RunFolder:
 
 def _empty(path: Path) -> None:
     if any(found.name != LOCK for found in path.iterdir()):
-        raise StoreError(f"the folder {path} exists; choose another name, or go on with: {command('resume', path)}")
+        raise StoreError(f"the folder {path} exists; choose another name, or continue it with: {command('resume', path)}")
 
 
 def _json(value: Any, indent: int | None = None) -> str:

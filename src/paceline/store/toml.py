@@ -46,7 +46,7 @@ def _table(values: Mapping[str, Any], path: tuple[str, ...], lines: list[str]) -
 
 def _key(key: Any) -> str:
     if not isinstance(key, str):
-        raise ConfigError(f"the key {key!r} cannot be saved; keys are strings")
+        raise ConfigError(f"the key {key!r} cannot be saved; keys must be strings")
     return key if _BARE.fullmatch(key) else _string(key)
 
 
@@ -71,5 +71,5 @@ def _string(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ConfigError(f"{text!r} is no valid text") from None
+        raise ConfigError(f"{text!r} cannot be saved: it is not valid Unicode text") from None
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,6 +1,6 @@
 """Sub-models: cut physically smaller dense models out of a full one, train them, and merge them back.
 
-A slow client keeps the important units, trains a smaller network and returns an update that is zero at untrained
+A slow client retains the important units, trains a smaller network and returns an update that is zero at untrained
 coordinates::
 
     cutter = Cutter(model, Layout.of(model), example_batch)

@@ -93,7 +93,7 @@ class Spaces:
         lengths_differ = self._size[a.space] * a.repeat != self._size[b.space] * b.repeat
         if a.space == b.space or a.repeat % b.repeat or lengths_differ:
             for axis in (a, b):
-                self.keep_whole(axis, f"{why}: its units have no common grain")
+                self.keep_whole(axis, f"{why}: its units do not align with those of another axis")
             return
         self._parent[b.space] = (a.space, a.repeat // b.repeat)
         self._first[a.space] = min(self._first[a.space], self._first[b.space])

@@ -72,7 +72,7 @@ def _resize(path: str, layer: Any, graph: UnitGraph, masks: Mapping[str, Tensor]
         case nn.LSTM():
             widths = {getattr(layer, f"weight_hh_l{k}").shape[1] for k in range(layer.num_layers)}
             if len(widths) > 1:
-                raise SubmodelError(f"the layers of LSTM {path!r} must keep equally many cells: {widths}")
+                raise SubmodelError(f"the layers of LSTM {path!r} must retain equally many cells, not {widths}")
             layer.hidden_size = widths.pop()
             layer.input_size = getattr(layer, "weight_ih_l0").shape[1]  # noqa: B009
         case nn.PReLU():

@@ -123,6 +123,11 @@ class Controller:
         """Return the state after receiving full-size totals of neighbours (including the client's own).
 
         T* is the cut-off of the latest records of the last `window` rounds, smoothed.
+
+        Args:
+            state: previous state of the controller.
+            round: current round.
+            totals: predicted full-size seconds, by client.
         """
         state = dict(state)
         for peer, total in totals.items():

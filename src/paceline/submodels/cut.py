@@ -7,6 +7,7 @@ dense module that actually trains faster.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 
@@ -28,14 +29,19 @@ TIERS = (1.0, 0.95, 0.85, 0.75, 0.65, 0.5)
 _CACHED = 16
 
 
-def keep_count(units: int, fraction: float) -> int:
+def keep_count(units: int, fraction: float, up: bool = False) -> int:
     """Return ``max(1, floor(fraction * units))``, robust to binary rounding: 0.29 of 100 is 29.
 
+    Args:
+        units: number of units.
+        fraction: p.
+        up: round up instead (HeteroFL).
+
     Example:
-        >>> keep_count(100, 0.29), keep_count(3, 0.1)
-        (29, 1)
+        >>> keep_count(100, 0.29), keep_count(3, 0.1), keep_count(9, 0.5, up=True)
+        (29, 1, 5)
     """
-    return max(1, int(fraction * units + 1e-9))
+    return max(1, math.ceil(fraction * units - 1e-9) if up else int(fraction * units + 1e-9))
 
 
 class SubModel:
@@ -53,17 +59,30 @@ class SubModel:
 
     def _check(self, params: Params, layout: Layout) -> None:
         if params.layout is not layout and params.layout.digest != layout.digest:
-            raise SubmodelError(f"expected parameters of {layout.size} values, got {params!r}")
+            raise SubmodelError(f"expected parameters with {layout.size} values, got {params!r}")
 
     def extract(self, full: Params) -> Params:
-        """Return the kept coordinates of a full vector: one gather."""
+        """Return the coordinates of this sub-model: one gather.
+
+        Args:
+            full: parameters of the full model, [d].
+
+        Returns:
+            parameters of the sub-model.
+        """
         self._check(full, self.cutter.layout)
         return Params(full.vector.index_select(0, self.index.to(full.vector.device)), self.layout)
 
     def scatter(self, update: Params) -> Params:
-        """Return a full vector with `update` on the kept coordinates and zero elsewhere.
+        """Return a full vector with `update` on the coordinates of this sub-model and zero elsewhere.
 
         Scatter updates (differences), never weights: zeros in place of weights would bias a mean towards zero.
+
+        Args:
+            update: update of the sub-model.
+
+        Returns:
+            update of the full model, [d].
         """
         self._check(update, self.layout)
         full = update.vector.new_zeros(self.cutter.layout.size)
@@ -131,10 +150,10 @@ class Cutter:
         self.groups: dict[str, int] = self.graph.groups
         """Number of units of each group."""
         if not self.groups:
-            raise SubmodelError(f"no units of {type(module).__name__} can be dropped: {self.graph.whole}")
+            raise SubmodelError(f"{type(module).__name__} has no units that can be removed: {self.graph.whole}")
         missing = [e.name for e in layout.entries if e.name not in self.graph.axes]
         if missing:
-            raise SubmodelError(f"the layout has tensors that the module has not: {missing}")
+            raise SubmodelError(f"tensors of the layout are missing from the module: {missing}")
         self._built: OrderedDict[tuple[int, ...], Resident] = OrderedDict()
         self.flops = flops(module, self.example)
         """Forward FLOPs of the full model per sample."""
@@ -148,15 +167,19 @@ class Cutter:
         """Whether sub-models have tensors outside the vector that depend on the kept units."""
         return bool(self._outside)
 
-    def keep(self, fraction: float) -> dict[str, int]:
-        """Return the number of units that each group keeps at the fraction p: ``max(1, floor(p * n))``.
+    def keep(self, fraction: float, up: bool = False) -> dict[str, int]:
+        """Return the number of units that each group keeps at the fraction p: ``keep_count(n, p, up)``.
+
+        Args:
+            fraction: p, above 0 and at most 1.
+            up: round p n up instead of down.
 
         Raises:
             SubmodelError: p is not in (0, 1].
         """
         if not 0.0 < fraction <= 1.0:
-            raise SubmodelError(f"the kept fraction must be above 0 and at most 1, not {fraction}")
-        return {g: keep_count(n, fraction) for g, n in self.groups.items()}
+            raise SubmodelError(f"the fraction of units must be above 0 and at most 1, not {fraction}")
+        return {g: keep_count(n, fraction, up) for g, n in self.groups.items()}
 
     def cut(self, kept: Mapping[str, Tensor]) -> SubModel:
         """Return the sub-model with the given units.
@@ -183,13 +206,18 @@ class Cutter:
             parts.append(index)
         return SubModel(self, sorted_kept, Layout.build(tensors), torch.cat(parts))
 
-    def first(self, fraction: float) -> SubModel:
-        """Return the sub-model with the first ``keep(fraction)`` units of every group."""
-        return self.cut({g: torch.arange(k) for g, k in self.keep(fraction).items()})
+    def first(self, fraction: float, up: bool = False) -> SubModel:
+        """Return the sub-model with the first ``keep(fraction, up)`` units of every group."""
+        return self.cut({g: torch.arange(k) for g, k in self.keep(fraction, up).items()})
 
-    def cost(self, fraction: float) -> float:
-        """Return c(p): forward FLOPs of the sub-model relative to those of the full model."""
-        sub = self.first(fraction)
+    def cost(self, fraction: float, up: bool = False) -> float:
+        """Return c(p): forward FLOPs of the sub-model relative to those of the full model, from 0 to 1.
+
+        Args:
+            fraction: p, above 0 and at most 1.
+            up: see `keep`.
+        """
+        sub = self.first(fraction, up)
         widths = _widths(sub)
         if widths not in self._costs:
             self._costs[widths] = sub.resident().flops
@@ -202,19 +230,19 @@ class Cutter:
     def _checked(self, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for name in kept:
             if name not in self.groups:
-                raise SubmodelError(f"there is no group {name!r} to cut{nearest(name, self.groups)}")
+                raise SubmodelError(f"unknown group {name!r}{nearest(name, self.groups)}")
         out = {}
         for name, size in self.groups.items():
             if name not in kept:
-                raise SubmodelError(f"no kept units are given for group {name!r}; every group needs some")
+                raise SubmodelError(f"the units of group {name!r} are missing; list the retained units of every group")
             units = torch.sort(kept[name].detach().cpu().long().flatten()).values
             distinct = len(units) > 0 and not bool((units[1:] == units[:-1]).any())
             if not distinct or int(units[0]) < 0 or int(units[-1]) >= size:
-                raise SubmodelError(f"{name!r} must keep at least one of its units 0 to {size - 1}, each once")
+                raise SubmodelError(f"group {name!r} must retain at least one of its units 0 to {size - 1}, each listed once")
             out[name] = units
         for names in self.graph.equal:
             if len({len(out[n]) for n in names}) > 1:
-                raise SubmodelError(f"the layers {list(names)} of one LSTM must keep equally many cells")
+                raise SubmodelError(f"the layers {list(names)} of one LSTM must retain equally many cells")
         return out
 
     def _masks(self, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -245,9 +273,9 @@ class Cutter:
         try:
             same = output_shapes(small, self.example) == self._shapes
         except RuntimeError as error:
-            raise SubmodelError(f"the sub-model of widths {_widths(sub)} does not run: {error}") from error
+            raise SubmodelError(f"the forward pass of the sub-model with widths {_widths(sub)} failed: {error}") from error
         if not same:
-            raise SubmodelError(f"the sub-model of widths {_widths(sub)} puts out tensors of other shapes")
+            raise SubmodelError(f"the sub-model with widths {_widths(sub)} returns tensors of other shapes than the full model")
         cost = flops(small, self.example)
         resident = Resident(small, sub.layout, self.device)
         resident.flops, resident.mixed = cost, self.mixed

@@ -54,7 +54,7 @@ def _binary(call: TracedCall) -> Axes:
         size = call.out.shape[dim]
         met = [axes[dim] for shape, axes in operands if len(shape) >= -dim and shape[dim] == size]
         for axis in met[1:]:
-            call.spaces.tie(met[0], axis, f"{call.where} meets an axis that is not cut")
+            call.spaces.tie(met[0], axis, f"{call.where} combines it with an axis that is not cut")
         out.append(met[0])
     return tuple(out)
 
@@ -167,12 +167,12 @@ def _index(call: TracedCall, axes: Axes, index: Sequence[Any]) -> Axes:
         else:
             axis = left.pop(0)
             if part != slice(None):
-                call.whole([axis], "picks out some of its units")
+                call.whole([axis], "selects some of its units")
                 axis = None
             if isinstance(part, slice):
                 out.append(axis)
             elif not isinstance(part, int) and not (isinstance(part, Value) and isinstance(part.data, int)):
-                raise call.refuse(f"it is indexed by a {type(getattr(part, 'data', part)).__name__}")
+                raise call.refuse(f"its index is a {type(getattr(part, 'data', part)).__name__}")
     return tuple(out)
 
 

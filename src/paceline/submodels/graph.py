@@ -83,7 +83,7 @@ class UnitGraph:
             graph = fx.Tracer().trace(module)
         except Exception as error:
             raise SubmodelError(
-                f"{type(module).__name__} cannot be traced ({error}); its forward must not branch on values "
+                f"{type(module).__name__} cannot be traced ({error}); its forward() must not branch on values "
                 f"or loop over tensors; supported are: {SUPPORTED}"
             ) from error
         state = SymbolicTrace(Spaces(), _names(module))

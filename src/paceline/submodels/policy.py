@@ -45,7 +45,11 @@ class StragglerSet:
 
 
 def cutoff(times: Iterable[float], share: float = 0.2) -> float:
-    """Return T*: the largest time outside the slowest `share` (at least one client, if there are two).
+    """Return T*, the cut-off time: the largest time outside the slowest `share`.
+
+    Args:
+        times: seconds of each client; NaN and negative values are ignored.
+        share: share of the clients that counts as slow, in [0, 1); at least one client, if there are two.
 
     Raises:
         ConfigError: no times are given, or `share` is not in [0, 1).
@@ -56,7 +60,7 @@ def cutoff(times: Iterable[float], share: float = 0.2) -> float:
     """
     ranked = sorted(t for t in times if t >= 0.0)  # drops NaN as well
     if not ranked or not 0.0 <= share < 1.0:
-        raise ConfigError(f"a cut-off needs times and a share in [0, 1), not {len(ranked)} times and {share}")
+        raise ConfigError(f"a cut-off requires at least one time and a share in [0, 1), not {len(ranked)} times and {share}")
     slow = max(1, int(share * len(ranked) + 1e-9)) if share > 0 and len(ranked) > 1 else 0
     return ranked[len(ranked) - 1 - slow]
 
@@ -113,7 +117,10 @@ class CostModel:
 
     @staticmethod
     def fit(measured: Sequence[tuple[float, float]]) -> CostModel:
-        """Fit a, s >= 0 to measured (c(p), seconds) by least squares; with only one cost, s is 0.
+        """Fit ``seconds(c) = a c + s`` with a, s >= 0 by least squares; with only one cost, s is 0.
+
+        Args:
+            measured: (relative cost c(p), seconds) of each measured round.
 
         Raises:
             ConfigError: no measurements.
@@ -123,7 +130,7 @@ class CostModel:
             CostModel(a=4.0, s=1.0)
         """
         if not measured:
-            raise ConfigError("a cost model needs at least one measured round")
+            raise ConfigError("a cost model requires at least one measured round")
         n = len(measured)
         mean_c, mean_t = sum(c for c, _ in measured) / n, sum(t for _, t in measured) / n
         spread = sum((c - mean_c) ** 2 for c, _ in measured)
@@ -138,10 +145,24 @@ class CostModel:
 
 
 def choose(seconds: Callable[[float], float], target: float, tiers: Sequence[float] = TIERS, least: float = 0.5) -> float:
-    """Return the largest tier p >= `least` with ``seconds(p) <= target``, else the smallest allowed tier."""
+    """Return the largest tier p >= `least` with ``seconds(p) <= target``, otherwise the smallest permitted tier.
+
+    Args:
+        seconds: predicted time of a sub-model that retains the fraction p of its units.
+        target: time that a round may take, in seconds.
+        tiers: fractions to choose from.
+        least: smallest permitted fraction.
+
+    Raises:
+        ConfigError: no tier is at least `least`.
+
+    Example:
+        >>> choose(lambda p: 10 * p, target=8.0, tiers=(1.0, 0.75, 0.5))
+        0.75
+    """
     allowed = sorted((p for p in tiers if p >= least - 1e-9), reverse=True)
     if not allowed:
-        raise ConfigError(f"no tier of {list(tiers)} is at least {least}")
+        raise ConfigError(f"no tier of {list(tiers)} is at least {least}; lower least")
     return next((p for p in allowed if seconds(p) <= target * (1.0 + 1e-9)), allowed[-1])
 
 

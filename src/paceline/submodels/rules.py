@@ -102,11 +102,11 @@ class TracedCall:
 def plain(call: TracedCall, value: Any) -> Axes:
     """Return a value's axes as those of one tensor; final states of several layers then share one index set."""
     if not isinstance(value, Value) or not isinstance(value.data, Tensor):
-        raise call.refuse("it is given something that is not a tensor")
+        raise call.refuse("its argument is not a tensor")
     if isinstance(value.axes, Stacked):
         first, *rest = value.axes.layers
         for other in rest:
-            call.spaces.tie(first[-1], other[-1], f"{call.where} takes the final states of all layers")
+            call.spaces.tie(first[-1], other[-1], f"{call.where} reads the final states of all layers")
         return (None, *first)
     axes: Axes = value.axes
     return axes
@@ -208,11 +208,11 @@ def _embedding(call: TracedCall, module: nn.Embedding, path: str) -> Axes:
 
 def _lstm(call: TracedCall, module: nn.LSTM, path: str) -> tuple[Axes, tuple[Stacked, Stacked]]:
     if module.bidirectional:
-        raise call.refuse("it is bidirectional, which has two index sets in one output")
+        raise call.refuse("it is bidirectional, so its output has two index sets")
     if module.proj_size:
-        raise call.refuse("it projects its hidden state (proj_size)")
+        raise call.refuse("its hidden state is projected (proj_size)")
     if call.arg(1, "hx") is not None:
-        raise call.refuse("it is given an initial state, whose width is fixed; leave the initial state out")
+        raise call.refuse("its initial state has a fixed width; call it without an initial state")
     axes, hidden = call.axes(), []
     call.whole(axes[:-1], "steps through its units")
     below = axes[-1]

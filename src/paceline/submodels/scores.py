@@ -50,6 +50,12 @@ def steady_mask(delta: Params, theta: Params, threshold: float, tolerance: float
     """Return 1 for every steady weight, |Δ| <= threshold * |θ|, and 0 for the others (FLuID).
 
     Masks of several clients can be added; see `Scorer.invariant`.
+
+    Args:
+        delta: a client's update Δ, [d].
+        theta: the model θ before the update, [d].
+        threshold: largest relative change of a steady weight.
+        tolerance: absolute change up to which a weight is always steady.
     """
     steady = delta.vector.abs() <= threshold * theta.vector.abs() + tolerance
     return Params(steady.to(theta.vector.dtype), theta.layout)
@@ -109,7 +115,7 @@ class Scorer:
             ConfigError: unknown reduction.
         """
         if reduce not in ("max", "mean", "l2"):
-            raise ConfigError(f"reduce must be max, mean or l2, not {reduce!r}")
+            raise ConfigError(f"reduce={reduce!r} must be max, mean or l2")
         top, bottom = delta.vector.abs(), theta.vector.abs()
         if eps:
             bottom = bottom + self._eps(theta, eps)
@@ -126,7 +132,13 @@ class Scorer:
     def invariant(self, steady: Params, clients: float, quorum: float = 0.75) -> dict[str, Tensor]:
         """Return a mask of the units whose whole bundle is steady for at least `quorum` of the clients.
 
-        `steady` is the sum of the clients' `steady_mask`, so no individual mask needs to be seen.
+        Args:
+            steady: sum of the clients' `steady_mask`, [d], so no individual mask needs to be seen.
+            clients: number of clients in the sum.
+            quorum: minimum share of them.
+
+        Returns:
+            bool mask of each group's units, shape [n].
         """
         moving = (steady.vector < quorum * clients - 1e-6).to(steady.vector.dtype)
         return {g: v < 0.5 for g, v in self._largest(moving).items()}

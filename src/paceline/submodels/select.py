@@ -65,10 +65,10 @@ def _each(
     kept = {}
     for group, count in counts.items():
         if group not in scores:
-            raise SubmodelError(f"no scores are given for group {group!r}; use scores.unknown(sizes) for none")
+            raise SubmodelError(f"the scores of group {group!r} are missing; pass scores.unknown(sizes) if none are known")
         score = scores[group].detach().cpu().double()
         if not 1 <= count <= len(score):
-            raise SubmodelError(f"group {group!r} has {len(score)} units; it cannot keep {count}")
+            raise SubmodelError(f"group {group!r} has {len(score)} units and cannot retain {count}")
         before = torch.zeros(len(score), dtype=torch.bool)
         if previous is not None and group in previous:
             before[:] = True
@@ -188,7 +188,14 @@ class Threshold:
 
 
 def next_threshold(threshold: float, scores: Tensor, number: int, step: float) -> float:
-    """Return FLuID's threshold for the next rounds: one step higher unless `number` units qualify."""
+    """Return FLuID's threshold for the next rounds: one step higher, unless `number` units already qualify.
+
+    Args:
+        threshold: current threshold.
+        scores: scores of a group's units, shape [n].
+        number: units to drop.
+        step: increment of the threshold.
+    """
     return threshold if int((scores <= threshold + 1e-9).sum()) >= number else threshold + step
 
 
@@ -272,6 +279,21 @@ def select(
     previous: Mapping[str, Tensor] | None = None,
     by: str | Rule = "rank",
 ) -> Kept:
-    """Choose the units to keep by a rule or its name (see `Rule`)."""
+    """Choose the units to retain.
+
+    Args:
+        scores: score of each unit by group, shape [n]; NaN if unknown. Low scores are dropped first.
+        counts: number of units to retain, by group.
+        rng: generator for ties and random rules.
+        previous: units retained last time, by group; None in the first round.
+        by: a rule, or its name (see `Rule`).
+
+    Returns:
+        indices of the retained units by group, sorted.
+
+    Raises:
+        SubmodelError: a group has no scores or too few units.
+        UnknownNameError: unknown rule.
+    """
     chosen = rule(by) if isinstance(by, str) else by
     return chosen(scores, counts, rng, previous)

@@ -41,9 +41,9 @@ class Submodels:
         """Scorer for the units of the worker's model."""
         return Scorer(self.cutter.graph, self.cutter.layout)
 
-    def cost(self, fraction: float) -> float:
+    def cost(self, fraction: float, up: bool = False) -> float:
         """Return c(p), the fraction of the FLOPs of a sub-model that keeps the fraction p of each layer's units."""
-        return self.cutter.cost(fraction)
+        return self.cutter.cost(fraction, up)
 
     def cut(self, kept: Mapping[str, Tensor]) -> SubModel:
         """Return the sub-model of the given units, by group."""
@@ -71,7 +71,7 @@ def train_submodel(
     client: Client,
     params: Params,
     sub: SubModel,
-    rescale: bool = False,
+    rescale: float = 1.0,
     hooks: Hooks | None = None,
     **local: Unpack[LocalOptions],
 ) -> Params:
@@ -81,8 +81,7 @@ def train_submodel(
         client: the client.
         params: the full model.
         sub: which part of it.
-        rescale: multiply the outputs of layers that lost units by (all units / kept units) in training, as
-            HeteroFL's scaler and inverted dropout do.
+        rescale: factor on the outputs of Linear and Conv layers that are cut, in training; 1/p is HeteroFL's scaler.
         hooks: of the local loop; their parameters and gradients are those of the sub-model.
         **local: options of the local loop.
     """
@@ -90,22 +89,21 @@ def train_submodel(
     full = client.memory.get("_buffers") or client.model.local_buffers()
     if full:
         resident.load_buffers(sub.cut_tensors(full))
-    with rescaled(sub, resident.module) if rescale else nullcontext():
-        trained = client.sgd(start, model=resident, alone=rescale or sub.cutter.has_frozen, hooks=hooks, **local)
+    with rescaled(sub, resident.module, rescale) if rescale != 1.0 else nullcontext():
+        trained = client.sgd(start, model=resident, alone=rescale != 1.0 or sub.cutter.has_frozen, hooks=hooks, **local)
     if full:
         client.memory["_buffers"] = sub.merge_tensors(full, resident.local_buffers())
     return sub.scatter(trained.params - start)
 
 
 @contextmanager
-def rescaled(sub: SubModel, module: nn.Module) -> Iterator[None]:
-    """Context manager: in training, scale the outputs of Linear and Conv layers that lost units by all/kept."""
+def rescaled(sub: SubModel, module: nn.Module, factor: float) -> Iterator[None]:
+    """Context manager: in training, scale the outputs of Linear and Conv layers that are cut."""
     hooks = []
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d):
             group = sub.cutter.graph.axes[f"{name}.weight"][0].group
             if group is not None:
-                factor = sub.cutter.groups[group] / len(sub.kept[group])
                 hooks.append(layer.register_forward_hook(_scaler(factor)))
     try:
         yield

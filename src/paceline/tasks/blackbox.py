@@ -111,7 +111,7 @@ def quadratic(model: None = None, seed: int = 0, dim: int = 300, clients: int = 
         ConfigError: a value is out of range.
     """
     if min(dim, clients) < 1 or div < 0:
-        raise ConfigError(f"dim={dim}, clients={clients}, div={div}; at least 1, 1 and 0 are needed")
+        raise ConfigError(f"dim={dim} and clients={clients} must be at least 1, and div={div} at least 0")
     rng = numpy_rng(seed, "quadratic", dim, clients)
     shares = rng.dirichlet(np.full(clients, 1 / clients), size=2 * dim).T
     x = torch.from_numpy(1 + div * (shares - 1 / clients)).float()

@@ -112,7 +112,7 @@ def _sorted(options: Mapping[str, Any], model: str | None) -> tuple[int | None, 
     rest = dict(options)
     limit = rest.pop("limit", None)
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
-        raise ConfigError(f"limit={limit!r}; a whole number of at least 1 is needed")
+        raise ConfigError(f"limit={limit!r} must be a whole number of at least 1")
     known = set(model_options(model)) if model is not None else set()
     return limit, {k: v for k, v in rest.items() if k in known}, {k: v for k, v in rest.items() if k not in known}
 
@@ -131,7 +131,7 @@ def _make(
     assert raw.test is not None
     reference = model in registry.BUILT_IN["model"] or plain in registry.BUILT_IN["model"]
     if reference and (suits.content == "text") != (plain in _TEXT_MODELS):
-        raise ConfigError(f"model {model} does not suit {name}, whose samples are {suits.content}s")
+        raise ConfigError(f"model {model} does not fit {name}, whose samples are {suits.content}s")
     train, test = raw.train, raw.test
     if limit is not None and limit < len(train):
         train = train.take(np.sort(numpy_rng(seed, "limit", name).permutation(len(train))[:limit]))

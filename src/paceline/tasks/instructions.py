@@ -126,7 +126,7 @@ def load_instructions(
         ConfigError: another model.
     """
     if model not in (None, "char_model"):
-        raise ConfigError(f"model {model} does not suit instructions, which are for char_model")
+        raise ConfigError(f"model {model} does not fit instructions; use char_model")
     return instruction_task(
         "instructions",
         records(each + held),

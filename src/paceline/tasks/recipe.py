@@ -75,7 +75,7 @@ class FunctionRecipe(Recipe):
         if isinstance(found, Task):
             return FunctionRecipe(make=lambda: found, about=found.notes or found.name)
         if not callable(found):
-            raise ConfigError(f"task {name!r} is a {type(found).__name__}; it should be {registry.KINDS['task'].what}")
+            raise ConfigError(f"task {name!r} is a {type(found).__name__}; it must be {registry.KINDS['task'].what}")
         about = (inspect.getdoc(found) or name).splitlines()[0]
         return FunctionRecipe(**{"make": found, "about": about, **getattr(found, "__card__", {})})
 
@@ -91,11 +91,11 @@ class FunctionRecipe(Recipe):
                 if option not in takes:
                     raise UnknownNameError(f"option of {name}", option, self.options(model))
         if model is not None and "model" not in takes:
-            raise ConfigError(f"task {name!r} has a model of its own; leave out the model {model!r}")
+            raise ConfigError(f"task {name!r} has its own model; leave out the model {model!r}")
         offered = {key: given for key, given in (("model", model), ("seed", seed)) if key in takes}
         task = self.make(**offered, **options)
         if not isinstance(task, Task):
-            raise ConfigError(f"task {name!r} returned a {type(task).__name__}; a task is a paceline.tasks.Task")
+            raise ConfigError(f"task {name!r} returned a {type(task).__name__}; it must return a paceline.tasks.Task")
         return task
 
     def info(self) -> str:

@@ -152,7 +152,7 @@ def split_classes(task: Task, stages: int = 5, rounds_each: int = 25, heads: boo
 
 def _check(stages: int, rounds_each: int) -> None:
     if stages < 1 or rounds_each < 1:
-        raise ConfigError(f"stages={stages}, rounds_each={rounds_each}; both must be at least 1")
+        raise ConfigError(f"stages={stages} and rounds_each={rounds_each} must be at least 1")
 
 
 def _fields(task: Task, name: str) -> dict[str, Any]:
@@ -184,13 +184,13 @@ def forgetting(history: Sequence[Mapping[str, float]], rounds_each: int) -> tupl
     missing = [r for r in ends if r not in by_round]
     if missing or not last:
         raise ConfigError(
-            f"no evaluation of rounds {missing or ends}; forgetting needs one at the end of each of {len(last)} stages"
+            f"rounds {missing or ends} were not evaluated; forgetting requires an evaluation at the end of each of {len(last)} stages"
         )
     drops = [by_round[end][s] - last[s] for s, end in enumerate(ends[:-1])]
     return sum(last) / len(last), sum(drops) / max(len(drops), 1)
 
 
-@task_card("the same samples again and again, each time with shuffled inputs", "mlp", "digits")
+@task_card("the same samples in each stage, with the inputs permuted anew", "mlp", "digits")
 def load_permuted(
     model: str | None = None,
     seed: int = 0,
@@ -203,7 +203,7 @@ def load_permuted(
     return permuted(_load(of, model, seed, options), stages, rounds_each, seed)
 
 
-@task_card("a few classes after another, each with outputs of its own", "mlp", "digits")
+@task_card("a few classes per stage, each with its own outputs", "mlp", "digits")
 def load_split(
     model: str | None = None,
     seed: int = 0,

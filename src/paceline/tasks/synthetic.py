@@ -36,7 +36,7 @@ def blobs(samples: int = 240, features: int = 12, classes: int = 4, seed: int = 
 
     if min(samples, features, classes) < 1 or samples < classes:
         given = f"samples={samples}, classes={classes}, features={features}"
-        raise ConfigError(f"{given}; blobs needs samples >= classes >= 1 and features >= 1")
+        raise ConfigError(f"{given}; blobs requires samples >= classes >= 1 and features >= 1")
     rng = torch_rng(seed, "blobs", samples, features, classes)
     held = max(classes, samples // 3)
     centres = 1.5 * torch.randn(classes, features, generator=rng)

@@ -24,6 +24,10 @@ __all__ = ["InstructionRecord", "InstructionTask", "Layout", "Tokens", "encode",
 
 Layout = Literal["alpaca", "plain"]
 PAD, UNSCORED, MULTIPLE = -1, -100, 8
+_ASKED = "Write a response that appropriately completes the request."
+ALPACA = f"Below is an instruction that describes a task. {_ASKED}"
+ALPACA_WITH_INPUT = f"Below is an instruction that describes a task, paired with an input that provides further context. {_ASKED}"
+"""Headers of Alpaca's template (Taori et al., 2023): models tuned with it expect these words."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,12 @@ class Tokens:
 
 
 def prompt(record: InstructionRecord, layout: Layout = "alpaca") -> str:
-    """Return the text before the response: in the sections of Alpaca's template, or on one line."""
+    """Return the text before the response: by Alpaca's template, or on one line."""
     if layout == "plain":
         return f"{record.instruction}: {record.context}\n" if record.context else f"{record.instruction}\n"
     about = f"### Input:\n{record.context}\n\n" if record.context else ""
-    head = "A task and what it is about follow." if record.context else "A task follows."
-    return f"{head} Write a response that fulfils it.\n\n### Instruction:\n{record.instruction}\n\n{about}### Response:\n"
+    head = ALPACA_WITH_INPUT if record.context else ALPACA
+    return f"{head}\n\n### Instruction:\n{record.instruction}\n\n{about}### Response:\n"
 
 
 def encode(
@@ -89,7 +93,7 @@ def encode(
             rows.append((ids[:-1], labels[1:]))
             kept.append(number)
     if not rows:
-        raise DataFormatError(f"all {len(records)} prompts are longer than length={length} tokens; raise it")
+        raise DataFormatError(f"all {len(records)} prompts are longer than length={length} tokens; raise length")
     width = -(-max(len(x) for x, _ in rows) // MULTIPLE) * MULTIPLE
     x = torch.tensor([[PAD] * (width - len(a)) + a for a, _ in rows])
     y = torch.tensor([[UNSCORED] * (width - len(b)) + b for _, b in rows])
@@ -144,7 +148,7 @@ def instruction_task(
         DataFormatError: a kind has too few records.
     """
     if length < 2 or held < 1 or (limit is not None and limit < 1):
-        raise ConfigError(f"length={length}, held={held}, limit={limit}; at least 2, 1 and 1 are needed")
+        raise ConfigError(f"length={length} must be at least 2, and held={held} and limit={limit} at least 1")
     x, y, kept = encode(records, tokens, length, layout, train_on_inputs)
     kinds = sorted({record.kind for record in records})
     owner = torch.tensor([kinds.index(records[i].kind) for i in kept.tolist()])
@@ -153,7 +157,7 @@ def instruction_task(
         rows = torch.nonzero(owner == kind).flatten()
         rows = rows[torch.randperm(len(rows), generator=torch_rng(0, "held", label))]
         if len(rows) <= held:
-            raise DataFormatError(f"{label!r} has {len(rows)} records of at most {length} tokens; more than held={held} are needed")
+            raise DataFormatError(f"{label!r} has {len(rows)} records of at most {length} tokens; it needs more than held={held}")
         test.append(rows[:held])
         train.append(rows[held:] if limit is None else rows[held : held + limit])
     arrays = Arrays(x, y, owner, kinds)

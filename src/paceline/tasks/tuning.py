@@ -54,13 +54,13 @@ def tune(task: Task, tuning: Tuning) -> Task:
     if tuning.prototype == "full":
         return task
     if task.trainable is not None:
-        raise ConfigError(f"task {task.name!r} trains only a part of its model already ({task.info.get('tuned', task.trainable)})")
+        raise ConfigError(f"task {task.name!r} already trains only a part of its model ({task.info.get('tuned', task.trainable)})")
     model = partial(tuned, task.model, tuning)
     changed = dataclasses.replace(task, model=model)
     module = changed.build(0)
     names = tuning.names(module)
     sizes = {n: p.numel() for n, p in module.named_parameters()}
     if not names:
-        raise ConfigError(f"peft={tuning.prototype} leaves nothing to train in {type(module).__name__}; it has {list(sizes)}")
-    told = f"{tuning.prototype}, {sum(sizes[n] for n in names):,} of {sum(sizes.values()):,} parameters"
-    return dataclasses.replace(changed, trainable=names, info={**task.info, "tuned": told})
+        raise ConfigError(f"peft={tuning.prototype} matches no parameter of {type(module).__name__}; it has {list(sizes)}")
+    summary = f"{tuning.prototype}, {sum(sizes[n] for n in names):,} of {sum(sizes.values()):,} parameters"
+    return dataclasses.replace(changed, trainable=names, info={**task.info, "tuned": summary})

@@ -35,7 +35,7 @@ def pretrained(task: Task, classes: int, epochs: int, seed: int = 0, share: floa
     """
     if not 1 <= classes <= task.num_classes or epochs < 1 or not 0 < share < 1:
         raise ConfigError(
-            f"classes={classes}, epochs={epochs}, share={share}; at most {task.num_classes}, at least 1, between 0 and 1"
+            f"classes={classes} must be at most {task.num_classes}, epochs={epochs} at least 1, and share={share} between 0 and 1"
         )
     known = torch.nonzero(task.train.y < classes).flatten()
     known = known[torch.randperm(len(known), generator=torch_rng(seed, "pretrained"))[: int(share * len(known))]]
@@ -53,7 +53,7 @@ def pretrained(task: Task, classes: int, epochs: int, seed: int = 0, share: floa
     )
 
 
-@task_card("a vision transformer that knows five classes, to be tuned on all", "vit", "digits")
+@task_card("a vision transformer pretrained on five classes, to be tuned on all", "vit", "digits")
 def load_tuning(
     model: str | None = None,
     seed: int = 0,

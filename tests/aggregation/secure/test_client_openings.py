@@ -236,11 +236,11 @@ def test_the_same_model_with_other_options_needs_a_difference():
     book = Openings(least_difference=3)
     assert opens(book, [1, 2, 3, 4])
     for near in ([1, 2, 3], [1, 2, 3, 5], [1, 2, 3, 4, 5]):
-        with pytest.raises(ProtocolError, match="3 are demanded"):
+        with pytest.raises(ProtocolError, match="the minimum is 3"):
             book.check(OTHER_OPTIONS, "r", 1, near, three)
     assert opens(book, [1, 2, 3, 4], work=OTHER_OPTIONS)
     far = OwnWork(b"f" * 32, b"f" * 32, b"v" * 32)
-    with pytest.raises(ProtocolError, match="several of them together would show single clients"):
+    with pytest.raises(ProtocolError, match="several such sums together could reveal single clients"):
         book.check(far, "r", 1, [1, 6, 7, 8], three)
     assert opens(Openings(least_difference=1), [1, 6, 7, 8], work=far)
     assert opens(Openings(), [1, 2, 3], work=OTHER_OPTIONS)
@@ -269,7 +269,7 @@ def test_a_book_survives_a_restart(tmp_path):
 
 def test_a_damaged_book_is_named_at_the_start(tmp_path):
     (tmp_path / "openings.db").write_bytes(b"not a database" * 100)
-    with pytest.raises(StoreError, match=r"openings\.db cannot be used .* put a copy back"):
+    with pytest.raises(StoreError, match=r"openings\.db cannot be used .* restore it from a backup"):
         Openings(tmp_path / "openings.db").open()
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot be used"):
@@ -286,7 +286,7 @@ def test_without_room_nothing_is_opened(tmp_path):
         for number in range(2000):
             book.record(WORK, "r", number, range(50))
 
-    with pytest.raises(DiskFullError, match="no room"):
+    with pytest.raises(DiskFullError, match="no disk space"):
         fill()
 
 
@@ -315,7 +315,7 @@ def test_only_the_owner_reads_what_was_opened(tmp_path):
 def test_a_refusal_says_what_an_operator_can_do():
     book = Openings(least_difference=3)
     assert opens(book, [0, 1, 2, 3])
-    with pytest.raises(ProtocolError, match=r"another seed .* same clients"):
+    with pytest.raises(ProtocolError, match=r"same clients, or start a run with another seed"):
         book.check(WORK, "r", 1, [0, 1, 2], three)
     with pytest.raises(ProtocolError, match="another seed"):
         book.check(OTHER_OPTIONS, "s", 1, [0, 1, 2], three)

@@ -1,12 +1,16 @@
 """What is opened must be something that the survivors can have sent: so nobody moves a mean out of its clip."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 
-from paceline.aggregation.secure.codec import Codec
+from paceline.aggregation.secure.codec import Codec, ResolutionWarning
 from paceline.aggregation.secure.config import SecureConfig
-from paceline.core.errors import SumOverflowError
+from paceline.core.errors import NonFiniteError, SumOverflowError
+from paceline.core.layout import Layout
+from paceline.core.params import Params
 from paceline.core.update import Update, rebuild
 
 
@@ -55,7 +59,7 @@ def test_weights_lie_in_a_modulus_of_their_own():
     segments = {s.name: s for s in codec.segments(codec.shape(update()))}
     assert segments["counts"].length == 1
     assert segments["counts"].bits == 8  # up to 70, and a sign
-    assert segments["exact"].length == 2  # the loss, and how many coordinates were clipped
+    assert segments["exact"].length == 3  # the loss in two words, and how many coordinates were clipped
 
 
 def add(name, by):
@@ -138,3 +142,116 @@ def test_integers_are_bounded_where_their_method_says_so():
     assert float(mean(free, [reply] * 5, add("exact", 1000)).votes[0]) == 201.0
     with pytest.raises(SumOverflowError, match="votes"):
         mean(bounded, [reply] * 5, add("exact", 1000))
+
+
+@pytest.mark.parametrize("value", [-1e-8, 1e-8, 3e-13, 0.7, -12345.678901234567, 1e6 + 1e-7, 0.0])
+@pytest.mark.parametrize("n", [3, 10_000])
+def test_numbers_are_summed_to_a_billionth_of_a_billionth(value, n):
+    codec = Codec(SecureConfig(), n)
+    got = summed(codec, [{"x": value}, {"x": value}, {"x": -3 * value}, {"x": 2 * value}])
+    assert got.scalars[0] == pytest.approx(value, rel=1e-15, abs=4 * 2.0**-61)
+
+
+def test_small_numbers_weigh_in_a_mean():
+    got = mean(Codec(SecureConfig(max_weight=10), 3), [Update(x=v, weight=w) for v, w in ((1e-9, 1), (4e-9, 2))])
+    assert got.x == pytest.approx(3e-9, rel=1e-6)
+    assert got.weight == 3
+
+
+def test_the_largest_number_fits_and_more_is_refused_without_its_value():
+    codec = Codec(SecureConfig(), 3)
+    most = (2.0**63 - 1024) / 3 / 2**20
+    for sign in (1, -1):
+        assert summed(codec, [{"x": sign * most}] * 3).scalars[0] == pytest.approx(3 * sign * most, rel=1e-15)
+        with pytest.raises(SumOverflowError) as caught:
+            codec.encode({"x": sign * 1.001 * most}, 0)
+        assert str(int(most))[:3] not in str(caught.value)
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(NonFiniteError):
+            codec.encode({"x": bad}, 0)
+
+
+@pytest.mark.parametrize("cap", [10, 1000])
+@pytest.mark.parametrize("bound", [1.0, 1e-12, 40.0])
+def test_weights_are_fractions_of_a_declared_bound(cap, bound):
+    """Weights of 0.3 and 0.7 of the bound, however small it is; none is lost, and none above the bound counts for more."""
+    codec = Codec(SecureConfig(max_weight=cap, bits=20), 3, {"weight": bound})
+    replies = [Update(x=torch.tensor([x]), n=x, weight=w * bound) for x, w in ((1.0, 0.3), (0.0, 0.7))]
+    got = mean(codec, replies)
+    assert got.x.item() == pytest.approx(0.3, abs=1e-5)
+    assert got.n == pytest.approx(0.3, rel=1e-9)
+    assert got.weight == pytest.approx(bound, rel=1e-9)
+    tiny = mean(codec, [replies[0], Update(x=torch.tensor([0.0]), n=0.0, weight=1e-30 * bound)])
+    assert tiny.weight == pytest.approx((0.3 + 1 / cap) * bound, rel=1e-9)
+    more = mean(codec, [Update(x=torch.tensor([1.0]), n=1.0, weight=5 * bound), Update(x=torch.tensor([0.0]), n=0.0, weight=0.0)])
+    assert (more.weight, more.n) == (pytest.approx(bound), pytest.approx(1.0))
+
+
+def test_weights_per_coordinate_are_fractions_of_a_declared_bound_too():
+    layout = Layout.build([("w", (3,), "param")])
+    codec = Codec(SecureConfig(max_weight=10, bits=20), 3, {"weight": 2.0})
+    replies = [
+        Update(x=Params(torch.ones(3), layout), weight=Params(torch.tensor([2.0, 0.2, 0.0]), layout)),
+        Update(x=Params(torch.zeros(3), layout), weight=Params(torch.tensor([2.0, 0.6, 0.0]), layout)),
+    ]
+    got = mean(codec, replies)
+    assert got.x.vector.tolist() == pytest.approx([0.5, 0.25, 0.0], abs=1e-5)
+    assert got.weight.vector.tolist() == pytest.approx([4.0, 0.8, 0.0])
+
+
+def test_a_bound_of_weights_does_not_scale_what_has_none():
+    codec = Codec(SecureConfig(max_weight=10), 3, {"weight": 2.0})
+    assert summed(codec, [{"a": torch.ones(1), "n": 3}] * 2).scalars == [6.0]
+    assert summed(codec, [{"a": torch.ones(1), "n": 3}] * 2).tensors[0].tolist() == [2.0]
+
+
+@pytest.mark.parametrize("weight", [0.5, 1e-12, torch.tensor([1.0, 0.5]), {"x": 1, "n": 2.5}])
+def test_fractions_without_a_bound_are_rounded_up_with_a_warning(weight):
+    reply = Update(x=torch.ones(2), n=1.0, weight=weight)
+    if isinstance(weight, torch.Tensor):
+        reply = Update(x=torch.ones(2), weight=weight)
+    with pytest.warns(ResolutionWarning, match="fractions"):
+        Codec(SecureConfig(max_weight=10), 3).encode(reply, 0)
+
+
+def test_an_integer_above_its_bound_leaves_nobody():
+    codec = Codec(SecureConfig(), 5, {"votes": 4.0})
+    for value in (4, -4):
+        codec.encode({"votes": torch.tensor([0, value])}, 0)
+    for value in (5, -5, 987_654_321):
+        with pytest.raises(SumOverflowError, match="'votes' exceeds the bound 4") as caught:
+            codec.encode({"votes": torch.tensor([0, value])}, 0)
+        assert "987" not in str(caught.value)
+    free = Codec(SecureConfig(max_weight=4), 8)
+    free.encode(Update(x=torch.tensor([2**48]), weight=4), 0)  # 2^48 4 8 = 2^53
+    with pytest.raises(SumOverflowError, match="2\\^53 / n"):
+        free.encode(Update(x=torch.tensor([2**48 + 1]), weight=4), 0)
+
+
+def test_the_fields_of_a_tree_have_bounds_of_their_own():
+    codec = Codec(SecureConfig(bits=20), 3, {"sums": 4.0, "value": 8.0})
+    got = summed(codec, [{"sums": [torch.full((2,), 9.0)], "counts": torch.tensor([1000]), "other": torch.full((1,), 9.0)}] * 2)
+    assert [t.tolist() for t in got.tensors] == [[8.0, 8.0], [2000.0], [2.0]]
+    assert summed(codec, [torch.full((1,), 9.0)] * 2).tensors[0].tolist() == [16.0]
+    assert summed(codec, [[torch.full((1,), 9.0), 3]] * 2).tensors[0].tolist() == [16.0]
+
+
+@pytest.mark.parametrize(
+    ("value", "clip", "bits", "n", "coarse"),
+    [
+        (0.5, 1.0, 16, 3, False),
+        (0.05, 1.0, 16, 3, True),  # half a step / sqrt(3) is 9e-6: 1.8e-4 of 0.05
+        (0.05, 0.06, 16, 3, False),
+        (0.05, 1.0, 20, 3, False),
+        (0.05, 1.0, 16, 1000, False),  # rounding averages out
+        (1e-8, 1.0, 16, 100_000, True),
+        (0.0, 1.0, 16, 3, False),
+    ],
+)
+def test_a_warning_where_rounding_shows_in_the_mean(value, clip, bits, n, coarse):
+    codec = Codec(SecureConfig(clip=clip, bits=bits), n)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        codec.encode(Update(delta=torch.tensor([0.0, -value])), 0)
+    assert [w.category for w in caught] == [ResolutionWarning] * coarse
+    assert all("'delta'" in str(w.message) and str(value) not in str(w.message) for w in caught)

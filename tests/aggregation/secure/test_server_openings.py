@@ -34,14 +34,14 @@ def test_an_opened_sum_is_asked_of_the_same_clients_and_of_new_ones():
 def test_a_spoilt_sum_is_asked_in_halves():
     opened = OpenedSums()
     opened.record(COMMON, ALL)
-    opened.spoil(COMMON, ALL, "too large")
+    opened.mark_unusable(COMMON, ALL, "too large")
     one, other = halves(COMMON, ALL, 3)
     assert opened.groups(COMMON, ALL, three) == [(one, True), (other, True)]
     without = tuple(c for c in ALL if c != one[0])
     assert opened.groups(COMMON, without, three) == [(other, True)]
     opened.record(COMMON, one)
     assert opened.groups(COMMON, ALL, three) == [(other, True), (one, True)]
-    opened.spoil(COMMON, one, "too large")  # a half of four cannot be split again
+    opened.mark_unusable(COMMON, one, "too large")  # a half of four cannot be split again
     assert opened.groups(COMMON, ALL, three) == [(other, True)]
 
 
@@ -69,7 +69,7 @@ def test_a_restart_does_not(tmp_path):
     again = OpenedSums(tmp_path / "opened.json")
     again.begin(4)
     assert again.groups(COMMON, (0, 1, 2), three) == []
-    again.spoil(COMMON, ALL, "too large")
+    again.mark_unusable(COMMON, ALL, "too large")
     assert json.loads((tmp_path / "opened.json").read_text())["sums"][COMMON.hex()][0]["spoilt"] is True
 
 

@@ -82,7 +82,7 @@ def test_a_wrong_share_of_a_mask_key_is_repaired_and_named():
             answer["keys"] = {5: bytes(32)}
         parties.server.add_unmasking(c, answer)
     check([w for _, w in parties.server.open()], parties.inputs, parties.alive)
-    assert "share of client 5 was wrong" in parties.server.refused[1]
+    assert "wrong share of client 5" in parties.server.refused[1]
 
 
 def test_a_client_that_shared_something_else_is_named():
@@ -93,14 +93,14 @@ def test_a_client_that_shared_something_else_is_named():
         if c == 2:
             message["commit"] = bytes(32)
         parties.server.add_shares(c, message)
-    parties.mail = parties.server.mail_for()
+    parties.mail = parties.server.inbox_for()
     parties.mask()
     parties.confirm()
     for c in parties.alive:
         parties.server.add_unmasking(c, parties.clients[c].unmask(parties.signatures[c]))
     with pytest.raises(MisbehaviourError) as lost:
         parties.server.open()
-    assert lost.value.clients == {2: "the shares of its secret do not give what it committed to"}
+    assert lost.value.clients == {2: "shares that do not match its commitment"}
     assert lost.value.survivors == tuple(parties.alive)
 
 

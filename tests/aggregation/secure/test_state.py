@@ -52,7 +52,7 @@ def test_a_burnt_session_stays_burnt_and_keeps_no_secret():
     client.unmask(parties.signatures[0])
     after = client.state()
     assert not any(secret in msgpack.packb(after) for secret in hidden)
-    with pytest.raises(ProtocolError, match="burnt"):
+    with pytest.raises(ProtocolError, match="was discarded"):
         moved(parties, 0).unmask(parties.signatures[0])
 
 

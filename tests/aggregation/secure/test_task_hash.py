@@ -8,6 +8,7 @@ import torch
 
 from paceline.aggregation.secure.task_hash import Agreement, Work, halves
 from paceline.core.engine import ClientFunction
+from paceline.core.errors import PlanError
 from paceline.core.layout import Layout
 from paceline.core.params import Params
 from paceline.core.serialization import digest, dumps, loads
@@ -19,8 +20,8 @@ AGREED = Agreement(b"r" * 32, b"m" * 32)
 MESSAGE = {"params": torch.arange(6.0), "step": 3}
 
 
-def work(agreed=AGREED, function="train", bounds=None, tells=None, message=MESSAGE):
-    return Work.of(agreed, function, ClientFunction(tells=tells, bounds=bounds or {}), message)
+def work(agreed=AGREED, function="train", bounds=None, peer_record=None, message=MESSAGE):
+    return Work.of(agreed, function, ClientFunction(peer_record=peer_record, bounds=bounds or {}), message)
 
 
 def changed(message=MESSAGE, **changes):
@@ -31,6 +32,7 @@ OTHERS = {
     "function": {"function": "evaluate"},
     "bounds": {"bounds": {"delta": 2.0}},
     "another bound": {"bounds": {"loss": 1.0}},
+    "the bound of weights": {"bounds": {"weight": 1.0}},
     "tells": {"tells": "report"},
     "a value": {"message": changed(step=4)},
     "a kind of number": {"message": changed(step=3.0)},
@@ -47,6 +49,17 @@ OTHERS = {
 @pytest.mark.parametrize("name", OTHERS)
 def test_everything_that_shapes_an_answer_is_in_the_task(name):
     assert work(**OTHERS[name]).task(1, 0, 1) != work().task(1, 0, 1)
+
+
+def test_so_is_a_bound_that_follows_the_model():
+    """Each side computes it from its own model; a task is hashed only with numbers."""
+    declared = ClientFunction(bounds={"votes": lambda layout: layout.size - 1})
+    with pytest.raises(PlanError, match=r"bounds of \['votes'\] depend"):
+        Work.of(AGREED, "train", declared, MESSAGE).task(1, 0, 1)
+    layouts = [Layout.build([("a", (n,), "param")]) for n in (6, 6, 7)]
+    hashes = [Work.of(AGREED, "train", declared.fitted(lambda layout=layout: layout), MESSAGE).task(1, 0, 1) for layout in layouts]
+    assert hashes[0] == hashes[1] == work(bounds={"votes": 5.0}).task(1, 0, 1)
+    assert hashes[0] != hashes[2]
 
 
 def test_so_is_its_place_in_the_run():
@@ -131,9 +144,9 @@ def test_hashes_do_not_depend_on_the_process():
         "import torch; from tests.aggregation.secure.test_task_hash import work; from paceline.aggregation.secure.task_hash import halves;"
         "print(work().task(1, 0, 1).hex(), work().common.hex(), halves(work().common, range(9), 3))"
     )
-    told = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    reported = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(2)]
     here = f"{work().task(1, 0, 1).hex()} {work().common.hex()} {halves(work().common, range(9), 3)}\n"
-    assert told == [here, here]
+    assert reported == [here, here]
 
 
 @pytest.mark.parametrize(("size", "least"), [(6, 3), (7, 3), (10, 5), (100, 13)])

@@ -46,9 +46,9 @@ def test_defaults_demand_secure_sums_over_three() -> None:
     assert fine({}, PLAN, request())
     assert "secure is required" in one({}, plan(aggregation="plain"))
     assert "secure is required" in one({}, plan(aggregation="secure-arithmetic"))
-    assert "outside of a secure sum" in one({}, PLAN, request(program="method"))
+    assert "outside a secure sum" in one({}, PLAN, request(program="method"))
     assert fine({"secure_aggregation": {"required": False}}, plan(aggregation="plain"), request(program="method"))
-    assert "cohorts of 2" in Policy().check(plan(cohort=2))[0]
+    assert "the plan's cohort of 2" in Policy().check(plan(cohort=2))[0]
 
 
 def test_methods_and_tasks_are_patterns() -> None:
@@ -57,17 +57,17 @@ def test_methods_and_tasks_are_patterns() -> None:
     assert fine(rule, plan(method="scaffold"))
     assert "method 'clip' is not allowed" in one(rule, plan(method="clip"))
     assert "task 'digits'" in one(rule, plan(task="digits"))
-    assert "only none" in one({"allow": {"methods": []}})
+    assert "allowed: none" in one({"allow": {"methods": []}})
     assert "'FedAvg'" in one(rule, plan(method="FedAvg"))
 
 
 def test_modules_and_paths_are_allowed_only_by_name() -> None:
     for changes in ({"method": "antigravity:Method"}, {"task": "csv:/etc/passwd"}):
         assert "is not allowed" in one({}, plan(**changes))
-    assert "reads a file on this machine; add 'csv:*' to allow.tasks to allow it (allow.tasks)" in one(
+    assert "reads a file on this machine, so add 'csv:*' to allow.tasks to allow it (allow.tasks)" in one(
         {}, plan(task="csv:/etc/passwd")
     )
-    assert "imports a module on this machine; add 'ours:Mine' to allow.methods" in one({}, plan(method="ours:Mine"))
+    assert "imports a module on this machine, so add 'ours:Mine' to allow.methods" in one({}, plan(method="ours:Mine"))
     assert "since" not in one({"allow": {"tasks": ["idx:*"]}}, plan(task="csv:/etc/passwd"))
     rule = {"allow": {"methods": ["ours.*:*"], "tasks": ["idx:/data/*"]}}
     assert fine(rule, plan(method="ours.methods:Mine", task="idx:/data/x"))
@@ -75,22 +75,22 @@ def test_modules_and_paths_are_allowed_only_by_name() -> None:
 
 
 def test_secure_options() -> None:
-    assert "not to lie" in one({}, plan(secure={"active": False}))
+    assert "against a malicious server" in one({}, plan(secure={"active": False}))
     assert fine({"secure_aggregation": {"active": False}}, plan(secure={"active": False}))
-    assert "0.2 is demanded" in one({"secure_aggregation": {"gamma": 0.2}})
+    assert "is below the minimum 0.2" in one({"secure_aggregation": {"gamma": 0.2}})
     assert fine({"secure_aggregation": {"gamma": 0.2}}, plan(secure={"gamma": 0.25}))
     assert fine({"secure_aggregation": {"gamma": 0.2}}, plan(secure={"gamma": 0.25, "threshold": 15}))
     weaker = plan(secure={"gamma": 0.25, "threshold": 11})
-    assert "t=11, k=19, and 4 must be borne" in one({"secure_aggregation": {"gamma": 0.2}}, weaker)
+    assert "but 4 must be tolerated" in one({"secure_aggregation": {"gamma": 0.2}}, weaker)
     assert fine({}, weaker)
     fewer = plan(secure={"gamma": 0.25, "neighbours": 6, "threshold": 5})
-    assert "t=5 of k=6 neighbours is too little" in one({"secure_aggregation": {"gamma": 0.2}}, fewer)
+    assert "t=5 of k=6 neighbours is too low" in one({"secure_aggregation": {"gamma": 0.2}}, fewer)
     assert "gama" in one({}, plan(secure={"gama": 1}))
     session = dataclasses.asdict(SecureConfig())
     assert fine({}, PLAN, request(secure=session))
     for nonsense in ({1: 2}, ["clip"], {"clip": "x"}, {"clip": float("nan")}, {"clipp": 1.0}):
         assert Policy().check(PLAN, request(secure=nonsense)), nonsense
-    assert "other options than the plan" in one({}, PLAN, request(secure=session | {"bits": 8}))
+    assert "differ from the plan" in one({}, PLAN, request(secure=session | {"bits": 8}))
 
 
 FLOORS = {"gamma": (0.2, 0.25), "delta": (0.2, 0.3), "sigma": (41, 50), "eta": (31, 40), "complete_up_to": (60, 100)}
@@ -101,7 +101,7 @@ def test_floors_of_secure_aggregation(name: str) -> None:
     """A plan may ask for more, never for less."""
     floor, more = FLOORS[name]
     rule = {"secure_aggregation": {name: floor}}
-    assert f"{floor:g} is demanded (secure_aggregation.{name})" in one(rule)  # the default is below
+    assert f"is below the minimum {floor:g} (secure_aggregation.{name})" in one(rule)  # the default is below
     assert fine(rule, plan(secure={name: floor}))
     assert fine(rule, plan(secure={name: more}))
 
@@ -118,7 +118,7 @@ def test_sizes_are_held_against_the_floors_not_against_the_plan(options: dict[st
 def test_a_large_cohort_gets_the_graph_that_its_own_floors_give() -> None:
     """Without a charge for the graphs that a server can try, n = 300 would do with k = 76."""
     assert fine({}, plan(cohort=300))
-    assert "too little" in " ".join(Policy().check(plan(cohort=300, secure={"neighbours": 76, "threshold": 52})))
+    assert "too low" in " ".join(Policy().check(plan(cohort=300, secure={"neighbours": 76, "threshold": 52})))
 
 
 def test_begun_work_is_asked_for_by_name() -> None:
@@ -133,15 +133,17 @@ def test_cohort_and_quorum() -> None:
     assert "sums over 5" in one({"cohort": {"least_quorum": 6}}, plan(quorum=1))
     rule = {"cohort": {"least": 10, "least_quorum": 8}}
     assert fine(rule, PLAN, request(cohort=10, survivors=8))
-    assert "over 9 clients" in one(rule, PLAN, request(cohort=9))
-    assert "only 7 clients" in one(rule, PLAN, request(survivors=7))
+    assert "cohort of 9 clients" in one(rule, PLAN, request(cohort=9))
+    assert "7 remaining clients" in one(rule, PLAN, request(survivors=7))
 
 
 def test_a_promise_that_nothing_keeps_is_refused() -> None:
     promise = plan(privacy=Privacy(epsilon=1.0, delta=1e-6))
-    assert "no mechanism is installed" in one({}, promise)
-    assert "no mechanism is installed" in one({"privacy": {"epsilon": 4.0}}, promise)
-    assert "no mechanism is installed" in one({"secure_aggregation": {"required": False}, "privacy": {"required": True}}, promise)
+    assert "no mechanism for it is installed" in one({}, promise)
+    assert "no mechanism for it is installed" in one({"privacy": {"epsilon": 4.0}}, promise)
+    assert "no mechanism for it is installed" in one(
+        {"secure_aggregation": {"required": False}, "privacy": {"required": True}}, promise
+    )
 
 
 @pytest.fixture
@@ -153,8 +155,8 @@ def mechanism(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("mechanism")
 def test_privacy() -> None:
     rule = {"privacy": {"epsilon": 4.0, "delta": 1e-5}}
-    assert "no differential privacy" in one(rule)
-    assert "no differential privacy" in one({"privacy": {"required": True}})
+    assert "does not promise differential privacy" in one(rule)
+    assert "does not promise differential privacy" in one({"privacy": {"required": True}})
     assert fine(rule, plan(privacy=Privacy(epsilon=4.0, delta=1e-5)))
     assert "epsilon 5" in one(rule, plan(privacy=Privacy(epsilon=5, delta=1e-6)))
     assert "delta 0.001" in one(rule, plan(privacy=Privacy(epsilon=1, delta=1e-3)))
@@ -175,7 +177,7 @@ def test_the_budget_of_all_runs(tmp_path: Path) -> None:
 
 
 def test_limits() -> None:
-    assert "30 rounds are planned" in one({"limits": {"rounds": 29}})
+    assert "30 rounds exceed the maximum 29" in one({"limits": {"rounds": 29}})
     rule = {"limits": {"message_bytes": "1 MB"}}
     assert fine(rule, PLAN, request(message_bytes=1_000_000))
     assert "1000001 bytes" in one(rule, PLAN, request(message_bytes=1_000_001))
@@ -242,14 +244,14 @@ def test_windows_agree_with_a_list_of_all_minutes(minute: int, start: int, end: 
     "text", ["", "noon", "mon 25:00-26:00", "mon tue", "10:00-10:00", "fri-", "10:00-24:01", "10:61-11:00", "24:00-01:00"]
 )
 def test_hours_that_are_none(text: str) -> None:
-    with pytest.raises(ConfigError, match="no time of the week"):
+    with pytest.raises(ConfigError, match="not a time of the week"):
         Policy.build({"hours": {"windows": [text]}})
 
 
 def test_sizes() -> None:
     assert [size_of(t) for t in ("0 B", "500 MB", "1.5kB", "2 GiB", "1 TB")] == [0, 500_000_000, 1500, 2 << 30, 10**12]
     for text in ("many", "5", "-1 MB", "5 mb", "1e3 B"):
-        with pytest.raises(ConfigError, match="no size"):
+        with pytest.raises(ConfigError, match="not a size"):
             Policy.build({"limits": {"bytes": text}})
 
 
@@ -263,7 +265,7 @@ def test_every_reason_is_told() -> None:
     }
     reasons = Policy.build(rule).check(plan(aggregation="plain"), request(message_bytes=11))
     assert len(reasons) == 9
-    with pytest.raises(PolicyError, match="no differential privacy") as caught:
+    with pytest.raises(PolicyError, match="does not promise differential privacy") as caught:
         Policy.build(rule).demand(plan(aggregation="plain"), request(message_bytes=11))
     assert list(caught.value.reasons) == reasons
     Policy().demand(PLAN)
@@ -276,11 +278,11 @@ def test_files(tmp_path: Path) -> None:
     for text, wanted in [
         ("[alow]\n", r"unknown key 'alow'; did you mean allow"),
         ("[cohort]\nleest = 3\n", r"unknown key 'cohort.leest'; did you mean least"),
-        ("[hours]\nzone = 'Europe/Zurik'\n", "no time zone"),
+        ("[hours]\nzone = 'Europe/Zurik'\n", "not a known time zone"),
         ("[cohort]\nleast = 0\n", r"cohort\.least = 0"),
         ("[privacy]\nepsilon = nan\n", r"privacy\.epsilon"),
         ("cohort = 3\n", "cohort = 3"),
-        ("[allow\n", "no TOML"),
+        ("[allow\n", "not valid TOML"),
         ("[limits]\nrounds = -1\n[allow]\ntask = ['x']\n", r"unknown key 'allow.task'; did you mean tasks.*limits\.rounds"),
     ]:
         path.write_text(text)
@@ -304,7 +306,7 @@ def test_plans_cross_the_wire() -> None:
     assert back == made
     assert back.digest == made.digest != plan().digest
     for bad, text in [
-        (None, "no table"),
+        (None, "must be a table"),
         ({}, "method"),
         (PLAN.to_tree() | {"cohorte": 3}, "did you mean cohort"),
         (PLAN.to_tree() | {"privacy": {"epsilon": float("nan"), "delta": 0}}, r"privacy\.epsilon"),
@@ -334,7 +336,7 @@ def test_ledger(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
     for bad in ("", "{}", "[]", '{"runs": {"a": {}}, "days": {}}'):
         path.write_text(bad)
-        with pytest.raises(StoreError, match="put a copy back"):
+        with pytest.raises(StoreError, match="restore it from a backup"):
             Ledger(path)
 
 
@@ -343,7 +345,8 @@ def test_a_ring_where_all_must_be_neighbours() -> None:
     rule: dict[str, Any] = {"gamma": 0.0}
     assert not any("neighbours of 20" in why for why in Policy.build({"secure_aggregation": rule}).check(ring))
     reasons = Policy.build({"secure_aggregation": rule | {"complete_up_to": 20}}).check(ring)
-    assert any("16 neighbours of 20 clients; all are demanded" in why for why in reasons)
+    assert any("16 neighbours in a cohort of 20; the complete graph is required" in why for why in reasons)
     assert not any(
-        "all are demanded" in why for why in Policy.build({"secure_aggregation": rule | {"complete_up_to": 19}}).check(ring)
+        "the complete graph is required" in why
+        for why in Policy.build({"secure_aggregation": rule | {"complete_up_to": 19}}).check(ring)
     )

@@ -50,11 +50,11 @@ def test_certificates_that_are_refused(ca: Authority, gate: Gate, clock: Clock, 
     good = ca.issue_client("a", days=20)
     stranger = Authority.create(tmp_path / "b", "hospitals", clock=clock).issue_client("a")
     cases = {
-        b"nothing": "no certificate in PEM",
+        b"nothing": "not a certificate in PEM",
         b"x" * 100_000: "100000 bytes",
-        stranger.certificate: "neither of the federation's authority",
-        ca.issue_server(["localhost"]).certificate: "not one of a client",
-        ca.trust.roots: "names no client",
+        stranger.certificate: "neither issued by the federation's authority",
+        ca.issue_server(["localhost"]).certificate: "not a client certificate",
+        ca.trust.roots: "does not name a client",
     }
     for certificate, text in cases.items():
         with pytest.raises(IdentityError, match=text):

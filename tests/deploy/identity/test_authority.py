@@ -59,7 +59,7 @@ def test_an_authority_is_never_overwritten(ca: Authority, tmp_path: Path) -> Non
         Authority.create(ca.folder, "other")
     (tmp_path / "empty").mkdir()
     Authority.create(tmp_path / "empty", "other")
-    with pytest.raises(ConfigError, match="no name of a federation"):
+    with pytest.raises(ConfigError, match="not a valid name for a federation"):
         Authority.create(tmp_path / "x", "Two Words")
     with pytest.raises(IdentityError, match="paceline ca init"):
         Authority.open(tmp_path / "nothing")
@@ -117,7 +117,7 @@ def test_certificates_say_who_they_are_for(ca: Authority) -> None:
 def test_numbers_are_given_in_order_and_can_be_chosen(ca: Authority) -> None:
     numbers = {name: ca.issue_client(name).client for name in ("a", "1", "b", "c")}
     assert numbers == {"a": 0, "1": 1, "b": 2, "c": 3}
-    with pytest.raises(IdentityError, match="has the number 2"):
+    with pytest.raises(IdentityError, match="number 2 already belongs"):
         ca.issue_client("2")
     listed = open_signed(ca.directory_file(), ca.trust.operator)
     assert [(m.id, m.name) for m in listed.members] == [(0, "a"), (1, "1"), (2, "b"), (3, "c")]
@@ -136,18 +136,18 @@ def test_known_clients_are_not_issued_twice(ca: Authority) -> None:
 @pytest.mark.parametrize("name", ["", "A", "a b", "../x", "a/b", "-a", "é", "x" * 64])
 def test_names_that_are_none(ca: Authority, name: str) -> None:
     for call in (ca.issue_client, ca.token):
-        with pytest.raises(ConfigError, match="no name of a client"):
+        with pytest.raises(ConfigError, match="not a valid name for a client"):
             call(name)
 
 
 def test_wishes_that_cannot_be_met(ca: Authority) -> None:
     with pytest.raises(ConfigError, match="at least one"):
         ca.issue_server([])
-    with pytest.raises(ConfigError, match="without port"):
+    with pytest.raises(ConfigError, match="without a port"):
         ca.issue_server(["fed.example.org:443"])
     with pytest.raises(ConfigError, match="0 days"):
         ca.issue_client("a", days=0)
-    with pytest.raises(IdentityError, match="own certificate ends"):
+    with pytest.raises(IdentityError, match="own certificate expires"):
         ca.issue_client("a", days=3700)
     assert ca.members() == []  # nothing is left of what failed
 
@@ -155,7 +155,7 @@ def test_wishes_that_cannot_be_met(ca: Authority) -> None:
 def test_keys_are_not_overwritten(ca: Authority, tmp_path: Path) -> None:
     issued = ca.issue_client("a")
     issued.write(tmp_path / "a")
-    with pytest.raises(StoreError, match="there already"):
+    with pytest.raises(StoreError, match="already exists"):
         issued.write(tmp_path / "a")
     assert "PRIVATE" not in repr(issued)
 
@@ -169,10 +169,10 @@ def test_a_token_enrols_once(ca: Authority, tmp_path: Path) -> None:
     assert again == ask  # the same keys and request, so a lost answer is given again
     assert ca.redeem(token, again.request, again.identity, again.proof) == first
     thief = begin(tmp_path / "b", token)
-    with pytest.raises(TokenError, match="used already"):
+    with pytest.raises(TokenError, match="already used"):
         ca.redeem(token, thief.request, thief.identity, thief.proof)
     ca.revoke("st-mary")
-    with pytest.raises(TokenError, match="used already"):
+    with pytest.raises(TokenError, match="already used"):
         ca.redeem(token, ask.request, ask.identity, ask.proof)
 
 
@@ -194,14 +194,14 @@ def test_wrong_tokens(ca: Authority, tmp_path: Path) -> None:
     head, id_, secret, trust = token.split(".")
     ask = begin(tmp_path / "a", token)
     for wrong in ("", "x" * 1000, token[:-3], f"{head}.{id_}.{secret}.é", f"{head}.{id_}.{secret}", f"{head}.zz.{secret}.{trust}"):
-        with pytest.raises(TokenError, match="copy the whole"):
+        with pytest.raises(TokenError, match="copy the complete"):
             ca.redeem(wrong, ask.request, ask.identity, ask.proof)
     other = ("A" if secret[0] != "A" else "B") + secret[1:]
     for wrong in (f"{head}.{id_}.{other}.{trust}", f"{head}.{'0' * 16}.{secret}.{trust}"):
         with pytest.raises(TokenError, match="unknown"):
             redeem(ca, tmp_path / "a", wrong)
     later = ca.token("a")
-    with pytest.raises(TokenError, match="void"):
+    with pytest.raises(TokenError, match="replaced by a later one"):
         redeem(ca, tmp_path / "a", token)
     assert redeem(ca, tmp_path / "a", later) == "a"
     with pytest.raises(ConfigError, match="0 hours"):
@@ -234,11 +234,11 @@ def test_the_client_must_own_both_keys(ca: Authority, tmp_path: Path) -> None:
     forged = x509.load_der_x509_csr(der[:-1] + bytes([der[-1] ^ 1])).public_bytes(Encoding.PEM)
     with pytest.raises(IdentityError, match="request"):
         ca.redeem(token, forged, ask.identity, ask.proof)
-    with pytest.raises(IdentityError, match="another key than"):
+    with pytest.raises(IdentityError, match="unsupported key"):
         ca.redeem(token, _csr(generate_private_key(65537, 2048)), ask.identity, ask.proof)
-    with pytest.raises(IdentityError, match="no certificate request"):
+    with pytest.raises(IdentityError, match="not a certificate request"):
         ca.redeem(token, b"-----BEGIN", ask.identity, ask.proof)
-    with pytest.raises(IdentityError, match="is refused"):
+    with pytest.raises(IdentityError, match="exceeds the limit"):
         ca.redeem(token, b"x" * 70_000, ask.identity, ask.proof)
     assert ca.redeem(token, ask.request, ask.identity, ask.proof).name == "a"
 
@@ -252,7 +252,7 @@ def test_an_identity_key_belongs_to_one_client(ca: Authority, tmp_path: Path) ->
     enrol(ca, "a", tmp_path / "a")
     token = ca.token("b")
     ask = begin(tmp_path / "a", token)
-    with pytest.raises(IdentityError, match="client a has this identity key"):
+    with pytest.raises(IdentityError, match="already belongs to client a"):
         ca.redeem(token, ask.request, ask.identity, ask.proof)
 
 
@@ -303,7 +303,7 @@ def test_revocation(ca: Authority, tmp_path: Path) -> None:
     assert listed == {x509.load_pem_x509_certificate(i.certificate).serial_number for i in (issued[0], server)}
     with pytest.raises(IdentityError, match="paceline ca list"):
         ca.revoke("a")
-    with pytest.raises(ConfigError, match="no reason"):
+    with pytest.raises(ConfigError, match="not a revocation reason"):
         ca.revoke("b", "because")
     assert ca.issue_client("c").client == 2  # the revoked client's number is not given away
 
@@ -342,7 +342,7 @@ def test_own_certificates(tmp_path: Path, clock: Clock) -> None:
     listed = open_signed(ca.directory_file(), ca.trust.operator)
     assert listed.by_certificate[ca.certificates()[0].digest].name == "st-mary"
     assert member.id == 0
-    with pytest.raises(IdentityError, match="registered already"):
+    with pytest.raises(IdentityError, match="already registered"):
         ca.register_client("st-mary", mine, identity)
     later = corporate.renew(0, _csr(pki.new_key())).certificate
     ca.register_client("st-mary", later, identity)
@@ -351,7 +351,7 @@ def test_own_certificates(tmp_path: Path, clock: Clock) -> None:
     assert len(open_signed(ca.directory_file(), ca.trust.operator).by_certificate) == 1
     with pytest.raises(IdentityError, match="32 bytes"):
         ca.register_client("b", later, b"short")
-    with pytest.raises(IdentityError, match="has no certificate"):
+    with pytest.raises(IdentityError, match="does not contain a certificate"):
         Authority.create(tmp_path / "c", "hospitals", ca=b"nothing")
 
 
@@ -360,5 +360,5 @@ def test_a_damaged_register_is_named(ca: Authority) -> None:
     with pytest.raises(StoreError, match=r"register\.db is damaged"):
         ca.members()
     os.unlink(ca.folder / "register.db")
-    with pytest.raises(IdentityError, match="holds no authority"):
+    with pytest.raises(IdentityError, match="contains no authority"):
         ca.members()

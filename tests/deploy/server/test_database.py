@@ -17,7 +17,7 @@ import torch
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
 
-from paceline.core.errors import ConfigError, DiskFullError, MissingExtraError, StoreAwayError, StoreError
+from paceline.core.errors import ConfigError, DiskFullError, MissingExtraError, StoreError, StoreUnavailableError
 from paceline.deploy.server import database as states
 from paceline.deploy.server import schema
 from paceline.deploy.server.database import AnswerRow, ServerState
@@ -101,13 +101,13 @@ def test_a_run_goes_on_with_its_own_plan_only(state: ServerState) -> None:
 
 
 def test_what_never_began_cannot_end(state: ServerState) -> None:
-    with pytest.raises(StoreError, match="never began"):
+    with pytest.raises(StoreError, match="without having started"):
         state.end_run("r")
     with pytest.raises(StoreError, match="FOREIGN KEY"):
         state.begin_round("r", 1)
     state.begin_run("r", {})
     for call in (lambda: state.end_round("r", 1), lambda: state.end_phase("r", 1, 0, "x")):
-        with pytest.raises(StoreError, match="never began"):
+        with pytest.raises(StoreError, match="without having started"):
             call()
 
 
@@ -154,22 +154,22 @@ def kill_and_look(path: Path, least: int) -> int:
     """Kill the writer once it has said that `least` rounds are committed; return the last one it spoke of."""
     process = subprocess.Popen([sys.executable, str(WRITER), str(path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    said = 0
+    logged = 0
     for line in process.stdout:
-        said = int(line)
-        if said >= least:
+        logged = int(line)
+        if logged >= least:
             process.send_signal(signal.SIGKILL)
             break
-    said = max([said, *(int(line) for line in process.stdout.read().split())])
+    logged = max([logged, *(int(line) for line in process.stdout.read().split())])
     assert process.wait() == -signal.SIGKILL
-    return said
+    return logged
 
 
-def check_whole(path: Path, said: int) -> None:
+def check_whole(path: Path, logged: int) -> None:
     with sqlite3.connect(path) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     state = ServerState(path)
-    assert said <= state.last_round("r") <= said + 1
+    assert logged <= state.last_round("r") <= logged + 1
     done = [r for r in state.rounds("r") if r.status == "done"]
     assert [r.round for r in done] == list(range(1, state.last_round("r") + 1))
     for row in done:
@@ -188,9 +188,9 @@ def test_nothing_that_was_committed_is_lost_by_a_kill(tmp_path: Path) -> None:
 def test_many_kills(tmp_path: Path) -> None:
     path, least = tmp_path / "state.db", 0
     for turn in range(12):
-        said = kill_and_look(path, least + 1 + 7 * turn)
-        check_whole(path, said)
-        least = said
+        logged = kill_and_look(path, least + 1 + 7 * turn)
+        check_whole(path, logged)
+        least = logged
 
 
 def flood(state: ServerState, count: int) -> None:
@@ -208,7 +208,7 @@ def test_a_full_disk(state: ServerState) -> None:
         connection.execute(f"PRAGMA max_page_count = {limit[0]}").close()
 
     sa.event.listen(state.engine, "connect", narrow)
-    with pytest.raises(DiskFullError, match=r"no room for .*state\.db.*free some space"):
+    with pytest.raises(DiskFullError, match=r"no disk space for .*state\.db.*free some space"):
         flood(state, 100)
     written = state.events(kind="x")
     assert everything(state)[:4] == before[:4]
@@ -228,7 +228,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     try:
         state = ServerState(place / "state.db")
         fill(state)
-        with pytest.raises(DiskFullError, match="no room"):
+        with pytest.raises(DiskFullError, match="no disk space"):
             flood(state, 1000)
         assert state.last_round("r") == 1
         written = len(state.events(kind="x"))
@@ -246,14 +246,14 @@ def test_databases_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "damaged.db").write_bytes(b"x" * 10_000)
     with pytest.raises(StoreError, match=r"damaged\.db is damaged"):
         ServerState(tmp_path / "damaged.db")
-    with pytest.raises(StoreError, match="cannot be made"):
+    with pytest.raises(StoreError, match="cannot be created"):
         ServerState(tmp_path)
     monkeypatch.setattr(states, "FORMAT", "0")
     ServerState(tmp_path / "old.db").close()
     monkeypatch.undo()
     with pytest.raises(StoreError, match="format 0"):
         ServerState(tmp_path / "old.db")
-    urls = {":memory:": "name a file", "sqlite://": "name a file", "mysql://u:secret@h/d": "only sqlite", "://": "neither"}
+    urls = {":memory:": "name a file", "sqlite://": "name a file", "mysql://u:secret@h/d": "use sqlite", "://": "neither"}
     for url, text in urls.items():
         with pytest.raises(ConfigError, match=text) as caught:
             ServerState(url)
@@ -285,7 +285,7 @@ def test_postgresql(postgres: Postgres) -> None:
     assert everything(again) == before
     with pytest.raises(StoreError, match="foreign key") as caught:
         again.begin_round("other", 1)
-    assert not isinstance(caught.value, StoreAwayError)
+    assert not isinstance(caught.value, StoreUnavailableError)
     again.close()
 
 
@@ -301,19 +301,21 @@ def test_servers_that_begin_at_once_in_a_new_postgresql_database(postgres: Postg
 
 
 def test_a_postgresql_database_that_is_away_is_waited_for_and_named(postgres: Postgres, tmp_path: Path) -> None:
-    told: list[str] = []
+    reported: list[str] = []
     nowhere = f"postgresql://u:secret@/d?host={tmp_path}"
-    with pytest.raises(StoreAwayError, match=r"does not answer: .*\(waited 0.5 s\); start it, and then this server") as caught:
-        ServerState(nowhere, wait=0.5, tell=told.append)
-    assert len(told) == 1
-    assert "secret" not in told[0] + str(caught.value)
+    with pytest.raises(
+        StoreUnavailableError, match=r"does not respond: .*\(waited 0.5 s\); start the database, then this server"
+    ) as caught:
+        ServerState(nowhere, wait=0.5, tell=reported.append)
+    assert len(reported) == 1
+    assert "secret" not in reported[0] + str(caught.value)
     with pytest.raises(StoreError, match='database "nothing" does not exist') as caught:  # no waiting mends it
         ServerState(f"postgresql://u@/nothing?host={postgres.place}", wait=60)
-    assert not isinstance(caught.value, StoreAwayError)
+    assert not isinstance(caught.value, StoreUnavailableError)
     url = postgres.database()
     postgres.stop()
     threading.Timer(0.5, postgres.start).start()
-    state = ServerState(url, wait=30, tell=told.append)
+    state = ServerState(url, wait=30, tell=reported.append)
     state.begin_run("r", {})
-    assert len(told) == 2
+    assert len(reported) == 2
     state.close()

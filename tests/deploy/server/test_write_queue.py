@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from paceline.core.engine import Receipt
-from paceline.core.errors import DiskFullError, StoreAwayError, StoreError
+from paceline.core.errors import DiskFullError, StoreError, StoreUnavailableError
 from paceline.deploy.server import write_queue as backlogs
 from paceline.deploy.server.database import ServerState
 from paceline.deploy.server.events import Notes
@@ -37,14 +37,14 @@ class Database:
     def write(self, row: Any, error: Exception | None = None) -> None:
         self.tries += 1
         if not self.there:
-            raise StoreAwayError("d does not answer: refused")
+            raise StoreUnavailableError("d does not answer: refused")
         if error is not None:
             raise error
         if row not in self.rows:  # as a row with a key
             self.rows.append(row)
         if self.mute:
             self.mute -= 1
-            raise StoreAwayError("d does not answer: the connection was lost at commit")
+            raise StoreUnavailableError("d does not answer: the connection was lost at commit")
 
 
 @pytest.fixture
@@ -88,8 +88,8 @@ def test_rows_wait_for_the_database_and_are_written_in_order(open_backlog, datab
     database.there = True
     backlog.close()
     assert database.rows == list(range(500))
-    [told] = lines.of("database_back")
-    assert told["waiting"] > 490
+    [reported] = lines.of("database_back")
+    assert reported["waiting"] > 490
     assert not backlog.away
     assert lines.of("error") == []
 
@@ -109,10 +109,11 @@ def test_the_run_stops_only_when_there_is_no_room(open_backlog, database, lines)
     for number in range(6):
         backlog.put(database.write, number)
     with pytest.raises(
-        StoreError, match=r"d (has been away for \d+ s|is too slow), and 10 rows wait .*start the server again"
+        StoreError,
+        match=r"d (has been unavailable for \d+ s|is too slow), and its queue is full with 10 rows; .*restart the database",
     ) as caught:
         backlog.put(database.write, 6)
-    assert not isinstance(caught.value, StoreAwayError)
+    assert not isinstance(caught.value, StoreUnavailableError)
     with pytest.raises(StoreError):
         backlog.soon(database.write, 6)
     until(lambda: backlog.away)
@@ -155,12 +156,13 @@ def test_what_must_be_sure_is_waited_for(open_backlog, database):
 def test_what_must_be_sure_fails_in_the_end_and_the_end_is_not_waited_for_twice(open_backlog, database, lines):
     backlog, database.there = open_backlog(back=0.4), False
     with pytest.raises(
-        StoreAwayError, match=r"d did not come back within 0\.4 s, and 1 rows wait for it; .*start the server again"
+        StoreUnavailableError,
+        match=r"d was not available again within 0\.4 s, and 1 rows are queued for it; .*restart the database",
     ):
         backlog.sure(database.write, 1)
     backlog.back = 1000.0
     backlog.close()
-    assert "1 rows were never written to d" in lines.of("error")[0]["why"]
+    assert "1 rows were not written to d" in lines.of("error")[0]["why"]
 
 
 def test_what_is_to_be_soon_is_not_waited_for_where_the_database_is_away_or_says_nothing(open_backlog, database, lines):
@@ -169,7 +171,7 @@ def test_what_is_to_be_soon_is_not_waited_for_where_the_database_is_away_or_says
     assert database.rows == [1]
     hang = threading.Event()
     assert not backlog.soon(lambda: hang.wait(10))
-    assert lines.of("database_away")[0]["why"] == "d has not answered for 0.2 s"
+    assert lines.of("database_away")[0]["why"] == "d has not responded for 0.2 s"
     backlog.patience = 1000.0
     assert not backlog.soon(database.write, 1)  # it is known by now
     hang.set()
@@ -207,7 +209,7 @@ class Away:
 
     def __init__(self, state: ServerState) -> None:
         self.state, self.remote, self.away, self.mute = state, True, False, False
-        self.told: set[str] = set()
+        self.reported: set[str] = set()
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.state, name)
@@ -216,11 +218,11 @@ class Away:
 
         def write(*values: Any, **facts: Any) -> None:
             if self.away:
-                raise StoreAwayError("away")
+                raise StoreUnavailableError("away")
             found(*values, **facts)
-            if self.mute and repr((name, values)) not in self.told:
-                self.told.add(repr((name, values)))
-                raise StoreAwayError("the answer was lost")
+            if self.mute and repr((name, values)) not in self.reported:
+                self.reported.add(repr((name, values)))
+                raise StoreUnavailableError("the answer was lost")
 
         return write
 
@@ -251,7 +253,7 @@ def test_events_of_an_outage_have_their_own_times_and_are_there_once(state):
     assert [(e.detail["number"], e.at) for e in state.events("r")] == [(1, 110.0), (2, 120.0), (3, 130.0)]
     times = [(n, "done", 100.0 + 10 * n, 100.0 + 10 * n) for n in (1, 2, 3)]
     assert [(r.round, r.status, r.begun, r.ended) for r in state.rounds("r")] == times
-    assert len(away.told) == 19  # nothing was written at its first try
+    assert len(away.reported) == 19  # nothing was written at its first try
     assert [p.begun for n in (1, 2, 3) for p in state.phases("r", n)] == [110.0, 120.0, 130.0]
     assert [a.status for a in state.answered("r", 3, 0, "train/1").values()] == ["ok", "late"]
     assert state.runs()[0].ended == 1000.0

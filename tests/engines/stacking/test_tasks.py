@@ -1,6 +1,6 @@
 import torch
 
-from paceline.engines.stacking import Meeting, NotAtOnce
+from paceline.engines.stacking import Meeting, RequestFailed
 
 
 class Ask:
@@ -31,7 +31,7 @@ def test_tasks_meet_at_each_request_and_go_on_with_their_own_answers():
 
 
 def test_a_failed_request_is_raised_where_it_was_asked():
-    meeting = Meeting(lambda requests: [NotAtOnce(ValueError("no")) if r.value else 7 for r in requests])
+    meeting = Meeting(lambda requests: [RequestFailed(ValueError("no")) if r.value else 7 for r in requests])
 
     def task(value):
         def go():

@@ -29,7 +29,8 @@ def weights(method, tau=TAU):
         (FedFix(period=0.2), (5 / 3, 1, 1 / 3)),
         (FedFix(period=0.8), (2 / 3, 1 / 3, 1 / 3)),
         (FedFix(period=0.2, unit="seconds"), (5 / 3, 1, 1 / 3)),
-        (FedAsync(), (2.555556, 1.533333, 0.511111)),
+        (FedAsync(weigh="unbiased"), (2.555556, 1.533333, 0.511111)),
+        (FedAsync(), (0.6 / 3, 0.6 / 3, 0.6 / 3)),
         (FedAsync(weigh="identical"), (1, 1, 1)),
         (FedBuff(), (1 / 3, 1 / 3, 1 / 3)),
     ],
@@ -49,6 +50,14 @@ def test_fedfix_on_three_quadratics(play):
     assert [w for w, _, _ in steps] == pytest.approx([0.1333333, 0.4622222], abs=1e-6)
 
 
+def first_one(now, back):
+    return back[0][0], back[:1]
+
+
+def first_two(now, back):
+    return back[1][0], back[:2]
+
+
 def oracle(optima, tau, rule, weigh, rounds, lr=0.1):
     """Replay the event loop on models only: who works on which, as in the paper's list of steps."""
     w, history, rho, back = 0.0, [], dict.fromkeys(range(len(tau)), 0), dict(enumerate(map(nanoseconds, tau)))
@@ -57,7 +66,7 @@ def oracle(optima, tau, rule, weigh, rounds, lr=0.1):
         now, arrived = rule(now, sorted((t, i) for i, t in back.items()))
         for _, i in arrived:
             counts[i] += 1
-        w = w + sum(weigh(i, counts[i], n + 1) * lr * (optima[i] - models[rho[i]]) for _, i in arrived)
+        w = w + sum(weigh(i, counts[i], n + 1, n - rho[i]) * lr * (optima[i] - models[rho[i]]) for _, i in arrived)
         models.append(w)
         for _, i in arrived:
             rho[i], back[i] = n + 1, now + nanoseconds(tau[i])
@@ -68,15 +77,16 @@ def oracle(optima, tau, rule, weigh, rounds, lr=0.1):
 @pytest.mark.parametrize(
     ("method", "options", "rule", "weigh"),
     [
-        ("fedasync", {}, lambda now, back: (back[0][0], back[:1]), lambda i, f, n: sum(1 / t for t in TAU) * TAU[i] / 3),
-        ("fedasync", {"weigh": "identical"}, lambda now, back: (back[0][0], back[:1]), lambda i, f, n: 1.0),
-        ("fedbuff", {"buffer": 2}, lambda now, back: (back[1][0], back[:2]), lambda i, f, n: 1 / 2),
-        ("fedbuff", {"buffer": 2, "weigh": "unbiased"}, lambda now, back: (back[1][0], back[:2]), lambda i, f, n: n / f / 3),
+        ("fedasync", {"weigh": "unbiased"}, first_one, lambda i, f, n, late: sum(1 / t for t in TAU) * TAU[i] / 3),
+        ("fedasync", {"weigh": "identical"}, first_one, lambda i, f, n, late: 1.0),
+        ("fedbuff", {"buffer": 2}, first_two, lambda i, f, n, late: 1 / 2 / (1 + late) ** 0.5),
+        ("fedbuff", {"buffer": 2, "staleness": 0.0}, first_two, lambda i, f, n, late: 1 / 2),
+        ("fedbuff", {"buffer": 2, "weigh": "unbiased"}, first_two, lambda i, f, n, late: n / f / 3),
         (
             "fedfix",
             {"period": 0.25, "unit": "seconds"},
             lambda now, back: (now + nanoseconds(0.25), [b for b in back if b[0] <= now + nanoseconds(0.25)]),
-            lambda i, f, n: -(-nanoseconds(TAU[i]) // nanoseconds(0.25)) / 3,
+            lambda i, f, n, late: -(-nanoseconds(TAU[i]) // nanoseconds(0.25)) / 3,
         ),
     ],
 )
@@ -85,6 +95,36 @@ def test_each_scheme_against_a_replay_of_the_event_loop(play, method, options, r
     steps = play(quadratics(optima), method, 25, 3, options=PLAIN | options)
     expected = oracle(optima, TAU, rule, weigh, 25)
     assert [w for w, _, _ in steps] == pytest.approx(expected, rel=2e-5, abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "share"),
+    [
+        ({}, lambda t: 0.6 * (t + 1) ** -0.5),
+        ({"alpha": 0.9, "discount_by": "constant"}, lambda t: 0.9),
+        ({"staleness": 1.0}, lambda t: 0.6 / (t + 1)),
+        ({"discount_by": "hinge", "grace": 1}, lambda t: 0.6 if t <= 1 else 0.6 / (10 * (t - 1) + 1)),
+    ],
+)
+def test_fedasync_mixes_models_as_published(play, options, share):
+    """Client 2 is five times as fast as client 0, whose model arrives five or more versions late."""
+    optima, rho, lr, seen = [1.0, 2.0, 4.0], 0.3, 0.1, set()
+    local = PLAIN | {"steps": 2, "rho": rho, "server_lr": 7.0}  # the mixing weight is alpha alone
+    steps = play(quadratics(optima), "fedasync", 25, 3, options=local | options)
+    w, models, start, back = 0.0, [0.0], [0, 0, 0], [nanoseconds(t) for t in TAU]
+    for n, (found, *_) in enumerate(steps):
+        now, i = min((t, i) for i, t in enumerate(back))
+        anchor = at = models[start[i]]
+        for _ in range(2):
+            at -= lr * (at - optima[i] + rho * (at - anchor))
+        late = n - start[i]
+        w = (1 - share(late)) * w + share(late) * at
+        assert found == pytest.approx(w, rel=2e-5, abs=2e-6)
+        models.append(w)
+        start[i], back[i] = n + 1, now + nanoseconds(TAU[i])
+        seen.add(late)
+    assert {0, 1} < seen
+    assert max(seen) >= 4
 
 
 def test_a_run_follows_the_schedule_and_the_clock_shows_it(play, monkeypatch):
@@ -142,7 +182,7 @@ def test_with_equal_clients_all_schemes_are_synchronous_fedavg_bit_for_bit(task,
 @pytest.mark.parametrize("method", ["fedfix", "fedbuff", "fedasync"])
 def test_learns_on_devices_of_any_speed(federate, method):
     common = {"clients": 8, "cohort": 8, "fleet": "stragglers:share=0.25,slow=4,compute=1e5"}
-    options = {"lr": 0.02, "buffer": 3} if method == "fedbuff" else {"lr": 0.02 if method == "fedfix" else 0.005}
+    options = {"lr": 0.02} | ({"buffer": 3} if method == "fedbuff" else {})
     summary = federate(method=method, rounds=40 if method == "fedasync" else 16, options=options, eval_every=8, **common)
     assert summary.accuracy > 0.8
 
@@ -215,7 +255,7 @@ def tail(play, method, seed, seconds, **options):
 def test_weights_remove_the_bias_and_the_period_the_variance(play):
     """Async-identical is biased towards the fast; the weights cure that, and a fixed period is steadier too."""
     identical = tail(play, "fedasync", 1, 24.0, weigh="identical")
-    weighted = tail(play, "fedasync", 1, 24.0)
+    weighted = tail(play, "fedasync", 1, 24.0, weigh="unbiased")
     fixed = tail(play, "fedfix", 1, 24.0)
     assert identical > 0.4
     assert weighted < 0.5 * identical
@@ -226,7 +266,7 @@ def test_weights_remove_the_bias_and_the_period_the_variance(play):
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_the_same_over_a_long_time(play, seed):
     identical = tail(play, "fedasync", seed, 100.0, weigh="identical")
-    weighted = tail(play, "fedasync", seed, 100.0)
+    weighted = tail(play, "fedasync", seed, 100.0, weigh="unbiased")
     fixed, waits = tail(play, "fedfix", seed, 100.0), tail(play, "fedbuff", seed, 100.0)
     assert fixed < weighted < identical
     assert max(fixed, waits) < 0.1 < identical

@@ -51,14 +51,14 @@ def test_every_query_is_counted(hidden, monkeypatch):
     monkeypatch.setattr(Quadratic, "value", counted)
     prepared, summary = carry_out(hidden, rounds=3, eval_every=10)
     each_round = 1 + 3 + 2 * 2 + 1 + 4
-    told = [r["note_queries"] for r in summary.history]
-    assert told == [4 * 5 + 4 * each_round * r for r in (1, 2, 3)]
+    reported = [r["note_queries"] for r in summary.history]
+    assert reported == [4 * 5 + 4 * each_round * r for r in (1, 2, 3)]
     judged = 4  # F(x) at the end, by everybody: no query of the method
-    assert len(asked) == told[-1] + judged
+    assert len(asked) == reported[-1] + judged
     asked.clear()
     _, summary = carry_out(hidden, "fedzo", {"steps": 3, "directions": 6}, rounds=2, eval_every=10)
     assert summary.history[-1]["note_queries"] == 2 * 4 * 3 * 7 == len(asked) - judged
-    assert prepared.state.queries == told[-1]
+    assert prepared.state.queries == reported[-1]
 
 
 def test_loss_is_the_mean_of_all_objectives(hidden):

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from paceline.blocks.ranks import pack, positions
-from paceline.core.errors import ConfigError
+from paceline.core.errors import ConfigError, SumOverflowError
 from paceline.core.layout import Layout
+from paceline.core.method import client_functions
 from paceline.core.params import Params
 from paceline.methods.compression.frl import FRL, packed
 from paceline.methods.compression.frlchecked import FRLChecked
@@ -149,7 +150,7 @@ def test_a_sum_that_cannot_be_one_of_votes_is_left_out(task, monkeypatch):
     def cheat(self, client, message):
         reply = real(self, client, message)
         if client.id == 2:
-            reply["positions"]["0.weight"] = reply["positions"]["0.weight"] * 3
+            reply["positions"]["2.weight"] = reply["positions"]["2.weight"] * 3 // 2
         return reply
 
     cheat.__client__ = FRL.vote.__client__
@@ -157,8 +158,8 @@ def test_a_sum_that_cannot_be_one_of_votes_is_left_out(task, monkeypatch):
     monkeypatch.setattr(FRL, "vote", cheat)
     prepared, found = states(task, 1, clients=5)
     assert prepared.fed.last.notes["refused_sums"] == 1
-    assert found[1].ranks["0.weight"].equal(found[0].ranks["0.weight"])
-    assert not found[1].ranks["2.weight"].equal(found[0].ranks["2.weight"])
+    assert found[1].ranks["2.weight"].equal(found[0].ranks["2.weight"])
+    assert not found[1].ranks["0.weight"].equal(found[0].ranks["0.weight"])
 
 
 @pytest.mark.parametrize("top", [1.0, 0.4])
@@ -225,6 +226,48 @@ def test_votes_are_exact_under_secure_aggregation_with_a_drop_out(federate):
     assert secure.history[1]["dropped"] == 1
 
 
+def wide() -> nn.Module:
+    """A layer of 1.08 million edges: more than 2^20."""
+    return nn.Sequential(nn.Linear(12, 90_000, bias=False), nn.ReLU(), nn.Linear(90_000, 4, bias=False))
+
+
+def test_the_bound_of_a_vote_follows_the_largest_layer():
+    declared = client_functions(FRL)["vote"].fitted(lambda: Layout.of(wide()))
+    assert declared.limits == {"positions": 12 * 90_000 - 1}
+
+
+@pytest.mark.parametrize("aggregation", ["plain", "secure-arithmetic", "secure"])
+def test_layers_of_more_than_a_million_edges_are_voted_on(federate, aggregation):
+    """The paper's networks have layers of 1.6 and 2.4 million edges; no option is needed."""
+    run = {"method": "frl", "clients": 3, "cohort": 3, "rounds": 1, "options": {"epochs": 1, "batch_size": 80}}
+    secure = {} if aggregation == "plain" else {"secure": {"gamma": 0.0}}
+    done = federate(task=make_task(model=wide), aggregation=aggregation, **secure, **run)
+    assert done.history[0]["note_refused_sums"] == 0
+    assert done.history[0]["dropped"] == 0
+
+
+@pytest.mark.parametrize("aggregation", ["plain", "secure-arithmetic"])
+def test_a_position_that_no_edge_can_have_does_not_enter_the_sum(task, monkeypatch, aggregation):
+    """One step above the last position of the largest layer."""
+    real = FRL.vote
+
+    def cheat(self, client, message):
+        reply = real(self, client, message)
+        if client.id == 2:
+            reply["positions"]["4.weight"][0] = 192
+        return reply
+
+    cheat.__client__ = FRL.vote.__client__
+    cheat.__name__ = "vote"
+    monkeypatch.setattr(FRL, "vote", cheat)
+    common = {"clients": 5, "aggregation": aggregation, "secure": {"gamma": 0.0} if aggregation != "plain" else {}}
+    with pytest.raises(SumOverflowError, match=r"positions.*191"):
+        states(task, 1, **common)
+    prepared, found = states(task, 1, **common, on_error="drop")
+    assert prepared.fed.last.dropped.keys() == {2}
+    assert not found[1].ranks["4.weight"].equal(found[0].ranks["4.weight"])
+
+
 def test_resumes_with_the_same_bits(tmp_path, task):
     assert_resumes(tmp_path, task, method="frl")
 
@@ -252,10 +295,11 @@ def test_a_fifth_of_liars_leaves_real_digits_learnable():
         "cohort": 10,
         "rounds": 6,
         "eval_every": 6,
-        "sum_bound": 2.0**45,
         "vectorize": "off",
     }
     frl = prepare(RunConfig.build({**values, "method": "frl", "adversary": "ranks:0.2"})).go()
-    fedavg = prepare(RunConfig.build({**values, "method": "fedavg", "adversary": "signflip:0.2,scale=10"})).go()
+    fedavg = prepare(
+        RunConfig.build({**values, "method": "fedavg", "adversary": "signflip:0.2,scale=10", "sum_bound": 2.0**45})
+    ).go()
     assert frl.accuracy > 0.6
     assert fedavg.accuracy < 0.3

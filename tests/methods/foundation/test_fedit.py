@@ -159,22 +159,22 @@ def test_the_wire_and_the_checkpoint_carry_theta_alone(tuned, tmp_path):
     folder = RunFolder.create(tmp_path, "run")
     run = tuned(go=False, folder=folder)
     size = 4 * run.fed.init_params().layout.size
-    told = run.go().history[-1]
+    reported = run.go().history[-1]
     for way in ("bytes_up", "bytes_down"):
-        assert 4 * size <= told[way] <= 4 * (size + 100)
+        assert 4 * size <= reported[way] <= 4 * (size + 100)
     assert folder.checkpoint.stat().st_size < size + 5000
     whole = sum(p.numel() for p in run.fed.engine.here.model.module.parameters())
     assert size < whole
 
 
 def test_every_category_is_judged(tuned, instructions):
-    told = tuned().history[-1]
+    reported = tuned().history[-1]
     rows = [r for r, _ in instructions.parts()]
     assert [len(r) for r in rows] == [2] * 8
     assert sorted(torch.cat(rows).tolist()) == list(range(16))
     counts = [int((instructions.test.y[r] >= 0).sum()) for r in rows]
-    mean = np.average([told[f"part_{i}_loss"] for i in range(8)], weights=counts)
-    assert mean == pytest.approx(told["loss"])
+    mean = np.average([reported[f"part_{i}_loss"] for i in range(8)], weights=counts)
+    assert mean == pytest.approx(reported["loss"])
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])

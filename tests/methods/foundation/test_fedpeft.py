@@ -33,7 +33,7 @@ def test_what_is_frozen_stays_and_the_wire_carries_theta(tuning, prototype):
     model, theta = run.fed.engine.here.model, run.fed.init_params()
     names = set(theta)
     before, start = hashes(model.module, names), theta.clone()
-    told = run.go().history[-1]
+    reported = run.go().history[-1]
     assert hashes(model.module, names) == before
     assert len(before) > 5
     still = {n for n in names if bool((run.state.params[n] == start[n]).all())}
@@ -42,7 +42,7 @@ def test_what_is_frozen_stays_and_the_wire_carries_theta(tuning, prototype):
     assert size == 4 * sum(p.numel() for n, p in model.module.named_parameters() if n in names)
     assert size < 4 * sum(p.numel() for p in model.module.parameters())
     for way in ("bytes_up", "bytes_down"):  # 4 clients; a loss, a weight and headers beside theta
-        assert 4 * size <= told[way] <= 4 * (size + 100)
+        assert 4 * size <= reported[way] <= 4 * (size + 100)
 
 
 def test_only_theta_is_in_the_checkpoint(tuning, tmp_path):
@@ -106,19 +106,19 @@ def test_the_option_of_a_task_is_read():
         "lora", rank=8, alpha=16.0, targets=("q_proj", "v_proj")
     )
     assert parse_tuning(" prompt : tokens=3, deep=false").deep is False
-    for text, told in (
+    for text, reported in (
         ("bias:width", "width=VALUE"),
         ("adapter:width=wide", "width"),
         ("adapter:width=0", "width"),
         ("biases", "bias"),
     ):
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=reported):
             parse_tuning(text)
     with pytest.raises(UnknownNameError, match="did you mean rank"):
         parse_tuning("lora:rnk=3")
     task = load_task("digits", peft="head", limit=50)
     assert task.info["tuned"].startswith("head, 650 of ")
-    with pytest.raises(ConfigError, match="only a part of its model already"):
+    with pytest.raises(ConfigError, match="already trains only a part of its model"):
         tune(task, Tuning("bias"))
 
 

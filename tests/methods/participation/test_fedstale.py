@@ -82,7 +82,7 @@ class Told:
         return local._replace(params=start + torch.tensor(self.updates[client.round][client.id], dtype=torch.float32))
 
     @property
-    def knows(self):
+    def known_rates(self):
         return True
 
 

@@ -65,6 +65,43 @@ def test_geometric_median_is_the_least_sum_of_distances(g):
     np.testing.assert_allclose(geometric_median(corner), [0, 0], atol=1e-4)
 
 
+@pytest.mark.parametrize("far", [1e3, 1e20, 1e30])
+@pytest.mark.parametrize("share", [2, 4])
+def test_geometric_median_of_colluding_outliers(far, share):
+    """As many as 4 of 10 at one place: the pull of each is a unit vector, so the honest ones hold the median near them."""
+    rows = np.random.default_rng(1).normal(size=(10, 30))
+    rows[:share] = far
+    honest = rows[share:]
+    z = geometric_median(torch.from_numpy(rows)).numpy()
+    assert np.linalg.norm(z - honest.mean(0)) < np.linalg.norm(honest - honest.mean(0), axis=1).max()
+    pulls = (rows - z) / np.linalg.norm(rows - z, axis=1, keepdims=True)
+    np.testing.assert_allclose(pulls.sum(0), 0, atol=1e-5)  # no direction shortens the sum of distances
+
+
+def test_geometric_median_leaves_a_row_that_is_only_the_median_of_each_coordinate():
+    """(0, 0) is a row, and where the search starts; the least sum of distances is elsewhere, or there if rows repeat it."""
+    rows = torch.tensor([[0.0, 0.0], [5.0, 1.0], [1.0, 5.0], [-1.0, -0.1], [-0.1, -1.0]], dtype=torch.float64)
+    z = geometric_median(rows)
+
+    def total(point):
+        return float(torch.linalg.vector_norm(rows - point, dim=1).sum())
+
+    around = [
+        z + s * torch.tensor(e, dtype=torch.float64) for s in (1e-3, 1e-2) for e in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1))
+    ]
+    assert all(total(z) <= total(point) + 1e-9 for point in [*around, *rows])
+    held = torch.cat([rows, rows.new_zeros(3, 2)])
+    assert geometric_median(held).tolist() == [0.0, 0.0]
+
+
+def test_geometric_median_does_not_depend_on_where_zero_is(g):
+    rows = torch.from_numpy(g)
+    for shift in (1e3, -1e6):
+        np.testing.assert_allclose(geometric_median(rows + shift) - shift, geometric_median(rows), atol=1e-5)
+    for scale in (1e-12, 1e12):
+        np.testing.assert_allclose(geometric_median(rows * scale) / scale, geometric_median(rows), atol=1e-5)
+
+
 def test_krum(g):
     square = torch.cdist(torch.from_numpy(g), torch.from_numpy(g)) ** 2
     np.testing.assert_allclose(krum_scores(square, 2), scores(g, 2), rtol=1e-9)

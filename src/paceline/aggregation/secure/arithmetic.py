@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from paceline.aggregation.plain import tell
+from paceline.aggregation.plain import collect_records
 from paceline.aggregation.secure.codec import Codec
 from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.aggregation.secure.encoding import Words
@@ -41,8 +41,8 @@ class SecureArithmetic(Aggregation):
             QuorumError: too few clients are available or replied.
         """
         enough(fed, request)
-        peers = tell(fed, request)
-        codec = Codec(self.config, len(request.cohort), request.declared.bounds)
+        peers = collect_records(fed, request)
+        codec = Codec(self.config, len(request.cohort), request.declared.limits)
         _, partials = fed.call(
             request.function, request.message, request.cohort, Modular(codec), deadline=request.deadline, peers=peers
         )
@@ -52,7 +52,7 @@ class SecureArithmetic(Aggregation):
         least = max(self.config.least(len(request.cohort)), fed.quorum)
         if len(total.clients) < least:
             raise QuorumError(
-                f"round {fed.round}: {len(total.clients)} of {len(request.cohort)} clients replied; {least} are needed"
+                f"round {fed.round}: {len(total.clients)} of {len(request.cohort)} clients replied; the minimum is {least}"
             )
         return codec.decode(total.shape, total.sums, sorted(total.clients))
 
@@ -114,7 +114,9 @@ class ModularSum(Sink):
 
     def _same(self, shape: dict[str, Any]) -> None:
         if shape != self.shape:
-            raise AggregationError("clients returned replies of different shapes")
+            raise AggregationError(
+                "clients returned replies of different structures; return the same fields and shapes on every client"
+            )
 
     def partial(self) -> ModularSum:
         """Return this sum."""
@@ -126,7 +128,7 @@ def enough(fed: Federation, request: SumRequest) -> None:
     there = len(request.cohort)
     if there < 3:
         raise QuorumError(
-            f"round {fed.round}: {there} clients are there; a secure sum needs 3, as one of 2 shows each to the other"
+            f"round {fed.round}: {there} clients are available; a secure sum needs 3, because a sum of 2 reveals each to the other"
         )
 
 
@@ -134,7 +136,7 @@ def misfits(config: SecureConfig, fed: Federation) -> list[str]:
     """Return the reasons why a cohort of this size cannot be summed securely; empty if it can."""
     if fed.cohort_size < 3:
         return [
-            f"secure aggregation needs a cohort of at least 3 clients, not {fed.cohort_size}; a sum of 2 shows each to the other"
+            f"secure aggregation needs a cohort of at least 3 clients, not {fed.cohort_size}; a sum of 2 reveals each reply to the other"
         ]
     try:
         new_session(range(fed.cohort_size), config)

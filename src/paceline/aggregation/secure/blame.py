@@ -19,7 +19,7 @@ def culprits(accusations: Mapping[int, Collection[int]]) -> dict[int, str]:
 
     Example:
         >>> culprits({1: [4], 2: [4], 3: [4]})
-        {4: 'clients [1, 2, 3] could not open its shares'}
+        {4: 'clients [1, 2, 3] could not decrypt its shares'}
         >>> sorted(culprits({4: [1, 2, 3]}))
         [4]
     """
@@ -34,7 +34,7 @@ def culprits(accusations: Mapping[int, Collection[int]]) -> dict[int, str]:
         worst = sorted(client for client, degree in degrees.items() if degree == most)
         for client in worst if most == 1 else worst[:1]:
             by = sorted(a for a, of in accusations.items() if client in of)
-            said = f"it says that shares of {sorted(accusations.get(client, ()))} are wrong"
-            out[client] = f"clients {by} could not open its shares" if by else said
+            reported = f"reported invalid shares from clients {sorted(accusations.get(client, ()))}"
+            out[client] = f"clients {by} could not decrypt its shares" if by else reported
         disputes = {pair for pair in disputes if not pair & out.keys()}
     return dict(sorted(out.items()))

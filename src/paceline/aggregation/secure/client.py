@@ -72,7 +72,7 @@ class SecureClient:
 
     def __post_init__(self) -> None:
         self._step = 0
-        self._burnt = False
+        self._discarded = False
         self._seal_key, self._mask_key = AgreementKey.generate(), AgreementKey.generate()
         self._advert = self._secret = self._digest = self._graph = b""
         self._keys: dict[int, tuple[bytes, bytes]] = {}
@@ -82,11 +82,11 @@ class SecureClient:
         self._table: list[list[Any]] = []
         missing = [c for c in self.session.clients if c not in self.directory]
         if missing or self.me not in self.session.clients:
-            self._refuse(f"the identity keys of {missing or [self.me]} are not known")
+            self._refuse(f"no identity keys for clients {missing or [self.me]}")
         if self.directory[self.me] != self.identity.public:
-            self._refuse("the directory has another identity key for me")
+            self._refuse("the directory lists a different identity key for this client")
         if self.policy is not None and self.session.config != self.policy:
-            self._refuse("the session's options are not those that this client insists on")
+            self._refuse("the session's options differ from this client's policy")
         if faults := self.session.faults():
             self._refuse("; ".join(faults))
 
@@ -96,8 +96,8 @@ class SecureClient:
         It contains this session's secrets. Keep one copy, store it before an answer is sent, and never return to an older
         one: a client that answers a step twice can reveal its own vector.
         """
-        out: dict[str, Any] = {"me": self.me, "session": self.session.plain(), "step": self._step, "burnt": int(self._burnt)}
-        if not self._burnt:
+        out: dict[str, Any] = {"me": self.me, "session": self.session.plain(), "step": self._step, "burnt": int(self._discarded)}
+        if not self._discarded:
             out["secrets"] = [self._seal_key.to_bytes(), self._mask_key.to_bytes()]
         out |= {name: getattr(self, name) for name in (*_BYTES, *_LISTS)}
         for name in _MAPS:
@@ -108,8 +108,8 @@ class SecureClient:
     def from_state(state: Mapping[str, Any], identity: IdentityKey, directory: Mapping[int, bytes]) -> SecureClient:
         """Return the client saved by `state`."""
         client = SecureClient(state["me"], Session.from_plain(state["session"]), identity, directory)
-        client._step, client._burnt = state["step"], bool(state["burnt"])
-        if not client._burnt:
+        client._step, client._discarded = state["step"], bool(state["burnt"])
+        if not client._discarded:
             client._seal_key, client._mask_key = (AgreementKey.from_bytes(s) for s in state["secrets"])
         for name in (*_BYTES, *_LISTS):
             value = state[name]
@@ -118,20 +118,20 @@ class SecureClient:
             setattr(client, name, {v: x[0] if len(x) == 1 else tuple(x) for v, *x in state[name]})
         return client
 
-    def _burn(self) -> None:
-        self._burnt = True
+    def _discard(self) -> None:
+        self._discarded = True
         self._secret, self._shares, self._keys = b"", {}, {}
         self._seal_key = self._mask_key = AgreementKey.generate()
 
     def _refuse(self, why: str) -> NoReturn:
-        self._burn()
-        raise ProtocolError(f"client {self.me} refuses, and burns the session: {why}")
+        self._discard()
+        raise ProtocolError(f"client {self.me} refused and discarded the session: {why}")
 
     def _at(self, step: int) -> None:
-        if self._burnt:
-            raise ProtocolError(f"client {self.me}: this session is burnt")
+        if self._discarded:
+            raise ProtocolError(f"client {self.me}: this session was discarded")
         if step != self._step:
-            self._refuse(f"step {step} was asked for after step {self._step - 1}; each step is answered once, in order")
+            self._refuse(f"step {step} was requested after step {self._step - 1}; each step is answered once, in order")
         self._step = step + 1
 
     def _by_id(self, value: Any, what: str) -> dict[int, bytes]:
@@ -144,11 +144,11 @@ class SecureClient:
         try:
             return key.agree(self._keys[peer][which])
         except ProtocolError as error:
-            self._refuse(f"the keys of {peer}: {error}")
+            self._refuse(f"keys of client {peer}: {error}")
 
     def _enough(self, count: int, what: str) -> None:
         if count < self.session.threshold:
-            self._refuse(f"only {count} {what}, fewer than the threshold {self.session.threshold}")
+            self._refuse(f"only {count} {what}; the threshold is {self.session.threshold}")
 
     def _derived(self, secret: bytes, label: str, peer: int) -> bytes:
         return derive(secret, self.session.context("salt"), pair_info(label, self.me, peer))
@@ -165,7 +165,7 @@ class SecureClient:
         return {"keys": self._advert}
 
     # -- R1 ------------------------------------------------------------------------------------
-    def share(self, hashes: dict[int, bytes], adverts: dict[int, bytes], tell: bytes = b"") -> dict[str, Any]:
+    def share(self, hashes: dict[int, bytes], adverts: dict[int, bytes], record: bytes = b"") -> dict[str, Any]:
         """R1: verify the neighbours' keys, and return sealed shares of both secrets for each of them.
 
         Args:
@@ -179,8 +179,8 @@ class SecureClient:
         self._at(1)
         self._near = self._checked_neighbours(self._by_id(hashes, "hashes"), self._by_id(adverts, "keys"))
         size = self.session.tell_bytes
-        if len(tell) > max(size - 2, 0):
-            self._refuse(f"a told record has {len(tell)} bytes; at most {max(size - 2, 0)} fit")
+        if len(record) > max(size - 2, 0):
+            self._refuse(f"the peer record has {len(record)} bytes; the maximum is {max(size - 2, 0)}")
         while int.from_bytes(secret := secrets.token_bytes(32), "little") >= PRIME:
             pass
         self._secret = secret
@@ -188,8 +188,8 @@ class SecureClient:
         t = self.session.threshold
         shares_b = share(int.from_bytes(secret, "little"), t, xs)
         shares_s = share(int.from_bytes(self._mask_key.to_bytes(), "little"), t, xs)
-        padded = (len(tell).to_bytes(2, "little") + tell).ljust(size, b"\0")
-        sealed, told = {}, {}
+        padded = (len(record).to_bytes(2, "little") + record).ljust(size, b"\0")
+        sealed, sealed_records = {}, {}
         for v, b, s in zip(self._near, shares_b, shares_s, strict=True):
             agreed = self._agree(self._seal_key, v, 0)
             shares = b.to_bytes(32, "little"), s.to_bytes(32, "little")
@@ -197,49 +197,49 @@ class SecureClient:
             sealed[v] = share_checks(self.session, self.me, v, shares) + seal(
                 self._derived(agreed, "seal", v), text, self._aad(self.me, v)
             )
-            told[v] = seal(self._derived(agreed, "tell", v), padded, self._aad(self.me, v)) if size else b""
-        return {"sealed": sealed, "told": told, "commit": commitment(self.session, self.me, secret)}
+            sealed_records[v] = seal(self._derived(agreed, "tell", v), padded, self._aad(self.me, v)) if size else b""
+        return {"sealed": sealed, "told": sealed_records, "commit": commitment(self.session, self.me, secret)}
 
     def _checked_neighbours(self, hashes: dict[int, bytes], adverts: dict[int, bytes]) -> list[int]:
         session = self.session
         if hashes.get(self.me) != hashlib.sha256(self._advert).digest():
-            self._refuse("the server shows other keys of mine than I sent")
+            self._refuse("the server announced other keys for this client than it sent")
         if not set(hashes) <= set(session.clients):
-            self._refuse("the server invented clients")
+            self._refuse("the server listed clients that are not in the session")
         self._graph, near = graph_seed(session, hashes), near_of(session, hashes, self.me)
         if sorted(adverts) != near:
-            self._refuse(f"the server gave the keys of {sorted(adverts)}, but my neighbours are {near}")
+            self._refuse(f"the server sent the keys of clients {sorted(adverts)}, but the neighbours in the graph are {near}")
         seen = {self._seal_key.public, self._mask_key.public}
         for v, advert in adverts.items():
             keys, signature = advert[:64], advert[64:]
             if len(advert) != 128 or hashlib.sha256(advert).digest() != hashes[v]:
-                self._refuse(f"the keys of {v} are not those that the graph was made from")
+                self._refuse(f"the keys of client {v} do not match the hash from which the graph was derived")
             if not verify(self.directory[v], signature, session.context("advertise") + number(v) + keys):
-                self._refuse(f"the keys of {v} are not signed by {v}")
+                self._refuse(f"the keys of client {v} lack a valid signature of that client")
             if keys[:32] in seen or keys[32:] in seen or keys[:32] == keys[32:]:
-                self._refuse(f"the keys of {v} appear twice")
+                self._refuse(f"the keys of client {v} appear twice")
             seen |= {keys[:32], keys[32:]}
             self._keys[v] = (keys[:32], keys[32:])
         self._enough(len(near), "neighbours advertised keys")
         return near
 
     # -- R2 ------------------------------------------------------------------------------------
-    def receive(self, sealed: dict[int, bytes], told: dict[int, bytes]) -> None:
+    def receive(self, sealed: dict[int, bytes], sealed_records: dict[int, bytes]) -> None:
         """R2: decrypt the neighbours' sealed shares and records; neighbours that sent none have dropped out.
 
         A share that cannot be decrypted counts against its sender: the sender is listed in `accused` and no mask is shared
         with it. In that case this client masks nothing; see `accuse`.
         """
         self._at(2)
-        sealed, told = self._by_id(sealed, "sealed shares"), self._by_id(told, "sealed records")
-        if not set(sealed) <= set(self._near) or set(told) != set(sealed):
-            self._refuse("shares came from clients that are not my neighbours")
+        sealed, sealed_records = self._by_id(sealed, "sealed shares"), self._by_id(sealed_records, "sealed records")
+        if not set(sealed) <= set(self._near) or set(sealed_records) != set(sealed):
+            self._refuse("the server relayed shares from clients that are not neighbours")
         size = self.session.tell_bytes
         for v in sealed:
             agreed = self._agree(self._seal_key, v, 0)
             try:
                 text = open_sealed(self._derived(agreed, "seal", v), sealed[v][64:], self._aad(v, self.me))
-                record = open_sealed(self._derived(agreed, "tell", v), told[v], self._aad(v, self.me)) if size else b""
+                record = open_sealed(self._derived(agreed, "tell", v), sealed_records[v], self._aad(v, self.me)) if size else b""
             except ProtocolError:
                 text, record = b"", b""
             if len(text) != 80 or text[:16] != number(v) + number(self.me) or len(record) != size:
@@ -257,7 +257,7 @@ class SecureClient:
         """R2, instead of a vector: return the neighbours whose shares cannot be decrypted, and end the session."""
         self._at(3)
         accused = sorted(self.accused)
-        self._burn()
+        self._discard()
         return {"accused": accused}
 
     def masked(self, segments: list[tuple[Segment, Words]]) -> dict[str, Any]:
@@ -271,7 +271,9 @@ class SecureClient:
         """
         self._at(3)
         if self.accused:
-            self._refuse(f"the sealed shares of {self.accused} cannot be opened, so no mask with them would cancel")
+            self._refuse(
+                f"the sealed shares of clients {self.accused} cannot be decrypted, so the masks shared with them would not cancel"
+            )
         table = segments_table([segment for segment, _ in segments])
         try:
             segments_of(table)  # segments of the same name would share their masks
@@ -279,7 +281,7 @@ class SecureClient:
             self._refuse(str(error))
         for segment, words in segments:  # checked before masking: floats or signed words would not wrap
             if words.dtype != segment.dtype or words.shape != (segment.length,):
-                self._refuse(f"segment {segment.name!r} takes {segment.length} words of {segment.dtype}, not {words.dtype}")
+                self._refuse(f"segment {segment.name!r} must have {segment.length} words of {segment.dtype}, not {words.dtype}")
         seeds = [(self._secret, 1)]
         for v in self._shares:
             agreed = self._agree(self._mask_key, v, 1)
@@ -301,10 +303,10 @@ class SecureClient:
         if self.me not in alive or len(set(alive)) != len(alive) or not set(alive) <= set(self.session.clients):
             self._refuse("the list of survivors is malformed")
         if not {v for v in alive if v in self._near} <= set(self._shares):
-            self._refuse("the list of survivors has clients that shared no secrets with me")
+            self._refuse("the list of survivors includes neighbours that sent this client no shares")
         least = self.session.config.least(len(self.session.clients))
         if len(alive) < least:
-            self._refuse(f"only {len(alive)} survivors; with fewer than {least} a sum could expose one of them")
+            self._refuse(f"only {len(alive)} survivors; with fewer than {least} the sum could expose one of them")
         self._alive = sorted(alive)
         self._digest = alive_digest(self.session, alive, self._table, self._graph)
         return {"signature": self.identity.sign(self._digest)}
@@ -320,9 +322,9 @@ class SecureClient:
         if self.session.config.active:
             known = {v: s for v, s in signatures.items() if v in self._shares and v in self._alive}
             good = [v for v, s in known.items() if verify(self.directory[v], s, self._digest)]
-            self._enough(len(good), "neighbours signed the list of survivors that I was shown")
+            self._enough(len(good), "neighbours signed the same list of survivors")
         alive = set(self._alive)
         self_masks = {v: b for v, (b, _) in self._shares.items() if v in alive}
         mask_keys = {v: s for v, (_, s) in self._shares.items() if v not in alive}
-        self._burn()
+        self._discard()
         return {"self": self_masks, "keys": mask_keys}

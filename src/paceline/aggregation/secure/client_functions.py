@@ -65,9 +65,9 @@ class SecAggClient:
         """
         client, session = me.client, session_of(message)
         if session.round != client.round:
-            raise ProtocolError(f"client {client.id} refuses: the session is of round {session.round}, the call of {client.round}")
+            raise ProtocolError(f"client {client.id}: the session is for round {session.round}, the call for {client.round}")
         if [session.round, session.attempt] <= client.memory.get("_secagg", [-1, -1]):
-            raise ProtocolError(f"client {client.id} refuses: session {session.round}.{session.attempt} is a replay")
+            raise ProtocolError(f"client {client.id}: session {session.round}.{session.attempt} is a replay")
         _declared(me, session.function)
         client.memory["_secagg"] = [session.round, session.attempt]
         publics = self.directory.publics(session.clients)
@@ -81,11 +81,11 @@ class SecAggClient:
         common, adverts = need(message, "all", "own")
         (hashes,) = need(common, "hashes")
         machine = _state(me).machine
-        tells = _declared(me, machine.session.function).tells
-        if tells is None:
+        peer_record = _declared(me, machine.session.function).peer_record
+        if peer_record is None:
             return machine.share(hashes, adverts)
         with nested(0, me.client.device):
-            record = packed_record(me.invoke(me.client, tells, None))
+            record = packed_record(me.invoke(me.client, peer_record, None))
         return machine.share(hashes, adverts, record)
 
     @on_client(each=True)
@@ -102,8 +102,8 @@ class SecAggClient:
         work = Work(self.agreed, session.function, declared, self._digest(content))
         if work.task(session.round, session.trial, session.call) != session.task:
             raise ProtocolError(
-                f"client {client.id} refuses: the task is not the one that the session's hash stands for; the server gave clients "
-                "different tasks, or this client has another version of paceline or of the method"
+                f"client {client.id}: the task does not match the session's hash; the server sent clients "
+                "different tasks, or this client runs another version of paceline or of the method"
             )
         machine.receive(*need(mail, "sealed", "told"))
         if machine.accused:
@@ -111,13 +111,13 @@ class SecAggClient:
         if self.openings is not None:
             # checked before masking: once a vector is sent, the other clients can open it. The key uses the memory as of the
             # last round, because entries written while a function runs do not make it different work
-            kept = client.memory if declared.held else client.memory.stored
-            own = state.work = work.own(kept)
+            memory = client.memory if declared.collects else client.memory.stored
+            own = state.work = work.own(memory)
             self.openings.check(own, self.run, client.round, session.clients, session.least_half)
         peers = {v: record for v, data in machine.peers.items() if (record := opened_record(data)) is not None}
         inner = me.inner(session.stream, peers)
         inner.nameless = not me.names_clients
-        codec, noted = Codec(session.config, len(session.clients), declared.bounds), client.memory.mark()
+        codec, noted = Codec(session.config, len(session.clients), declared.limits), client.memory.mark()
         try:
             with nested(0, client.device):
                 reply = me.invoke(inner, session.function, content)
@@ -176,22 +176,22 @@ class SecAggClient:
 
 
 def _declared(me: ProtocolContext, function: str) -> ClientFunction:
-    """Return the declaration of a function that is to be summed, from this client's own method."""
+    """Return the declaration of a function that is to be summed, from this client's own method and its own model."""
     if function not in me.functions:
-        raise ProtocolError(f"method.{function} is no client function here; nothing else is run")
+        raise ProtocolError(f"method.{function} is not a client function of this client's method")
     if me.functions[function].each:
-        raise ProtocolError(f"{function!r} returns what is asked singly; it is not summed")
-    return me.functions[function]
+        raise ProtocolError(f"{function!r} is declared with each=True, so its replies cannot be summed")
+    return me.functions[function].fitted(lambda: me.client.model.layout)
 
 
 def _state(me: ProtocolContext) -> _State:
     if not isinstance(me.session.state, _State):
-        raise ProtocolError(f"client {me.client.id} has no session; it ended, or was never begun")
+        raise ProtocolError(f"client {me.client.id} has no open session; it has ended or was never started")
     return me.session.state
 
 
 def _work(me: ProtocolContext) -> OwnWork:
     work = _state(me).work
     if work is None:
-        raise ProtocolError(f"client {me.client.id} masked nothing in this session")
+        raise ProtocolError(f"client {me.client.id} has not sent a masked vector in this session")
     return work

@@ -125,36 +125,36 @@ class Openings:
         """
         now, before, others = sorted(clients), list[list[int]](), list[tuple[bool, list[int]]]()
         facts = {"work": own.work, "version": own.version, "run": run, "round": round, "function": own.function}
-        held = f"SELECT DISTINCT work = :work, {_NEAR[self.scope]}, survivors FROM opened WHERE {_SCOPES[self.scope]}"
-        for same, near, text in self._all(held, facts):
+        earlier = f"SELECT DISTINCT work = :work, {_NEAR[self.scope]}, survivors FROM opened WHERE {_SCOPES[self.scope]}"
+        for same, near, text in self._all(earlier, facts):
             if same:
                 before.append(json.loads(text))
             else:
                 others.append((bool(near), json.loads(text)))
         if before and now not in before and not any(tuple(now) in parts for parts in splits(own.common, before, least).values()):
             raise ProtocolError(
-                "this work was opened before, over other survivors; a second sum would show the difference; "
-                "a run with another seed is other work, and one over the same clients as then is not refused"
+                "this work was opened before for other survivors; a second sum would reveal the difference; "
+                "repeat it with the same clients, or start a run with another seed"
             )
         for near, old in others:
             if old in before or not (difference := len(set(old) ^ set(now))):
                 continue
             if difference < self.least_difference:
                 raise ProtocolError(
-                    f"a sum over the same model was opened before, over a cohort that differs in {difference} clients; "
-                    f"{self.least_difference} are demanded (cohort.least_difference); a run with another seed begins with another model"
+                    f"a sum over the same model was opened before for a cohort that differs in {difference} clients; "
+                    f"the minimum is {self.least_difference} (cohort.least_difference); start a run with another seed"
                 )
             if near and self.least_difference > 1 and not set(old).isdisjoint(now):
                 raise ProtocolError(
-                    "a sum over the same model or in the same round was opened before, over another cohort that shares clients with this "
-                    "one; several of them together would show single clients (cohort.least_difference); a run with another seed begins "
-                    "with another model"
+                    "a sum over the same model or in the same round was opened before for another cohort that shares clients with this "
+                    "one; several such sums together could reveal single clients (cohort.least_difference); start a run with "
+                    "another seed"
                 )
         if self.most is None:
             return
         [(count,)] = self._all("SELECT COUNT(*) FROM opened WHERE run = ? AND round = ?", (run, round))
         if count >= self.most:
-            raise ProtocolError(f"{count} sums of round {round} were opened; more would show too much (limits.openings)")
+            raise ProtocolError(f"{count} sums of round {round} were opened, the maximum of this client's policy (limits.openings)")
 
     def record(self, own: OwnWork, run: str, round: int, survivors: Sequence[int]) -> None:
         """Record an opening. It is on disk when this method returns."""
@@ -177,7 +177,7 @@ class Openings:
 
     def _failed(self, error: Exception) -> StoreError:
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL or getattr(error, "errno", None) == errno.ENOSPC:
-            return DiskFullError(f"no room for {self.path}: make some; the client goes on by itself")
+            return DiskFullError(f"no disk space left for {self.path}; free some space, and the client continues by itself")
         return StoreError(
-            f"{self.path} cannot be used ({error}); without it this client cannot know what it opened: put a copy back"
+            f"{self.path} cannot be used ({error}); it records which sums this client opened: restore it from a backup"
         )

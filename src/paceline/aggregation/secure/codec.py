@@ -1,7 +1,8 @@
 """Conversion between replies and the integer segments that are masked and summed.
 
 Float tensors go into ``main`` (clipped, stochastically rounded, b bits); weights, one per field or one per
-coordinate, into ``counts`` (with a separate modulus); numbers and integer tensors into ``exact`` (64 bits, lossless).
+coordinate, into ``counts`` (with a separate modulus); numbers and integer tensors into ``exact`` (64 bits). Integers are
+summed as they are, numbers as two words: multiples of 2^-20, and what is left in multiples of 2^-60.
 
 The opened sum is checked against the range that the survivors can have sent: no weight above W per client, and no
 |sum of w x| above C times the sum of w. Whatever a single client sends, a mean therefore stays within the clip C of
@@ -11,6 +12,7 @@ its field.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,14 +26,22 @@ from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.aggregation.secure.encoding import Words, quantise, scale_of, signed, to_words
 from paceline.core.engine import Summed
 from paceline.core.errors import NonFiniteError, SumOverflowError
+from paceline.core.params import Params
 from paceline.core.random import numpy_rng
 from paceline.core.tree import Tree
-from paceline.core.update import Terms, structure_from_plain, structure_to_plain
+from paceline.core.update import Terms, Update, structure_from_plain, structure_to_plain
 
-__all__ = ["Codec", "Encoded"]
+__all__ = ["Codec", "Encoded", "ResolutionWarning"]
 
-_UNIT = 2**20
-"""Resolution of a number in ``exact``: sums up to 2^43 in magnitude, in steps of 2^-20 (about a millionth)."""
+_UNIT, _FINE = 2**20, 2**40
+"""Steps of a number's first word per unit (sums reach 2^43), and steps of its second word per step of the first."""
+
+RESOLUTION = 1e-4
+"""Largest error of a mean due to rounding that is not worth a warning, relative to the largest value."""
+
+
+class ResolutionWarning(UserWarning):
+    """The step of a secure sum is coarse against the values that are summed."""
 
 
 @dataclass
@@ -72,21 +82,24 @@ class Codec:
             NonFiniteError: the reply contains NaN or infinity.
             SumOverflowError: a number is too large for ``exact``.
         """
-        config, terms = self.config, Terms.of(reply, cap=self.config.max_weight)
+        config, terms = self.config, self._terms(reply)
+        self._weighed(reply)
         rng, shrink = numpy_rng(seed, "rounding"), self._shrink(terms)
         main, exact, clipped = [], [], 0
         for name, tensor, weight in zip(terms.names, terms.tensors, terms.weights, strict=True):
             if not tensor.is_floating_point():
-                exact.append(tensor.cpu().numpy().astype(np.int64) * np.int64(_number(weight)))
+                exact.append(self._whole(name, tensor, _number(weight)))
                 continue
             values = tensor.cpu().numpy() * shrink if shrink < 1 else tensor.cpu().numpy()
             whole = _number(weight) if not isinstance(weight, Tensor) else weight.cpu().numpy().astype(np.int64)
+            self._resolved(name, values)
             words, over = quantise(values, self.clip(name), config.bits, rng, whole)
             main.append(words)
             clipped += over
         of_numbers = len(terms.scalars) - _weights(terms.structure)
         scalars, totals = terms.scalars[:of_numbers], terms.scalars[of_numbers:]
-        numbers = np.array([self._exact(v) for v in (*scalars, clipped)], dtype=np.int64)
+        first, second = [self._exact(v) for v in scalars], [round((v * _UNIT - round(v * _UNIT)) * _FINE) for v in scalars]
+        numbers = np.array([*second, *first, clipped * _UNIT], dtype=np.int64)
         counts = [np.array(totals, dtype=np.int64), *(d.cpu().numpy().astype(np.int64) for d in terms.denominators)]
         shape = _shape(terms)
         parts = {"main": main, "counts": counts, "exact": [*exact, numbers]}
@@ -108,14 +121,14 @@ class Codec:
 
     def shape(self, reply: Tree) -> dict[str, Any]:
         """Return the public description of a reply's shape, without encoding it."""
-        return _shape(Terms.of(reply, cap=self.config.max_weight))
+        return _shape(self._terms(reply))
 
     def segments(self, shape: Mapping[str, Any]) -> list[Segment]:
         """Return the segments of replies of a given shape."""
         lengths = {
             "main": sum(n for _, kind, n in shape["plan"] if kind == "float"),
             "counts": shape["weights"] + sum(shape["counts"]),
-            "exact": sum(n for _, kind, n in shape["plan"] if kind == "int") + shape["scalars"] + 1,
+            "exact": sum(n for _, kind, n in shape["plan"] if kind == "int") + 2 * shape["scalars"] + 1,
         }
         top = max(self.clients * self.config.max_weight, 1)
         bits = {"main": self.config.modulus_bits(self.clients), "counts": math.ceil(math.log2(top + 1)) + 1, "exact": 64}
@@ -158,22 +171,72 @@ class Codec:
                 total = take("main", length)
                 self._within(total, -steps, steps, name)
                 tensors.append(torch.from_numpy(total / scale_of(self.clip(name), self.config.bits)))
-        numbers = take("exact", shape["scalars"] + 1)
-        clipped, failed = divmod(int(numbers[-1]), _UNIT)
-        scalars = (numbers[:-1] / _UNIT).tolist()
+        second, first = take("exact", shape["scalars"]), take("exact", shape["scalars"])
+        clipped, failed = divmod(int(take("exact", 1)[0]), _UNIT)
+        scalars = [(a * _FINE + b) / (_UNIT * _FINE) for a, b in zip(first.tolist(), second.tolist(), strict=True)]
         scalars += [float(w) for w in weights]
         denominators = [torch.from_numpy(c.astype(np.float64)) for c in counts]
+        if structure[0] == "mean" and (step := self._weight_step) != 1.0:
+            tensors, denominators = [t * step for t in tensors], [d * step for d in denominators]
+            scalars = [s * step for s in scalars]
         notes = {"clipped": float(clipped)} | ({"failed": float(failed)} if failed else {})
         return Summed(structure, tensors, scalars, denominators, tuple(survivors), notes)
 
     @staticmethod
     def _within(values: Any, low: Any, high: Any, name: str) -> None:
         if not bool(np.all((values >= low) & (values <= high))):
-            raise SumOverflowError(f"the opened sum of {name!r} exceeds what its clients can have sent: overflow, or a cheater")
+            raise SumOverflowError(
+                f"the opened sum of {name!r} exceeds the range of its clients' values; overflow, or a client cheated"
+            )
 
     def clip(self, name: str) -> float:
         """Return the clip C of a field."""
         return float(self.bounds.get(name, self.config.clip))
+
+    @property
+    def _weight_step(self) -> float:
+        """Unit of the weights."""
+        return self.bounds["weight"] / self.config.max_weight if "weight" in self.bounds else 1.0
+
+    def _terms(self, reply: Tree) -> Terms:
+        return Terms.of(reply, cap=self.config.max_weight, step=self._weight_step)
+
+    def _whole(self, name: str, tensor: Tensor, weight: int) -> NDArray[np.int64]:
+        """Return weighted integers, after a check against their bound and the range of an exact sum."""
+        values: NDArray[np.int64] = tensor.cpu().numpy().astype(np.int64)
+        top = max(int(values.max()), -int(values.min())) if len(values) else 0
+        if top > self.bounds.get(name, math.inf) or top * weight * self.clients > 2**53:
+            bound = (
+                f"the bound {self.bounds[name]:.6g} that the method declares" if name in self.bounds else "2^53 / n in magnitude"
+            )
+            raise SumOverflowError(f"an integer of {name!r} exceeds {bound}")
+        return values * np.int64(weight)
+
+    def _weighed(self, reply: Tree) -> None:
+        """Warn if weights between whole numbers are rounded up."""
+        if self._weight_step != 1.0 or not isinstance(reply, Update):
+            return
+        weights = reply.weight.values() if isinstance(reply.weight, Mapping) else [reply.weight]
+        if any(bool((w.vector if isinstance(w, Params) else torch.as_tensor(w)).remainder(1).any()) for w in weights):
+            warnings.warn(
+                "secure sum: weights that are fractions are rounded up to whole numbers; declare their largest value with "
+                '@on_client(bounds={"weight": ...}), which makes them multiples of bound / max_weight',
+                ResolutionWarning,
+                stacklevel=4,
+            )
+
+    def _resolved(self, name: str, values: NDArray[Any]) -> None:
+        """Warn if a field is so small against its clip that rounding shows in the mean of n clients."""
+        top = max(float(values.max()), -float(values.min())) if len(values) else 0.0
+        error = 0.5 / (scale_of(self.clip(name), self.config.bits) * math.sqrt(self.clients))
+        if 0.0 < top < error / RESOLUTION:
+            warnings.warn(
+                f"secure sum of {name!r}: its values are small against the clip {self.clip(name):g}, so that rounding to "
+                f"{self.config.bits} bits changes a mean of {self.clients} clients by more than {RESOLUTION:g} of them; set the secure "
+                "option clip nearer to the largest value, raise bits, or declare @on_client(bounds={...})",
+                ResolutionWarning,
+                stacklevel=4,
+            )
 
     def _shrink(self, terms: Terms) -> float:
         if self.config.clip_norm is None:
@@ -184,10 +247,10 @@ class Codec:
 
     def _exact(self, value: float) -> int:
         if not math.isfinite(value):
-            raise NonFiniteError(f"the reply holds the number {value}")
+            raise NonFiniteError("the reply contains a number that is NaN or infinite")
         whole = round(value * _UNIT)
         if abs(whole) * self.clients >= 2**63:
-            raise SumOverflowError(f"the number {value} is too large for an exact secure sum of {self.clients} clients")
+            raise SumOverflowError(f"a number is too large for an exact secure sum of {self.clients} clients")
         return whole
 
 
@@ -219,5 +282,7 @@ def _by_field(structure: Any, weights: list[Any], counts: list[NDArray[np.int64]
 
 def _number(weight: float | Tensor) -> int:
     if isinstance(weight, Tensor):
-        raise SumOverflowError("integer tensors cannot have a weight per coordinate under secure aggregation")
+        raise SumOverflowError(
+            "integer tensors cannot have per-coordinate weights under secure aggregation; give them a scalar weight"
+        )
     return int(weight)

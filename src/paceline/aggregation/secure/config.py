@@ -50,21 +50,23 @@ class SecureConfig:
     def __post_init__(self) -> None:
         wrong = []
         if not 0 < self.clip < math.inf:
-            wrong.append(f"clip={self.clip} is no number above 0")
+            wrong.append(f"clip={self.clip} must be above 0")
         if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
-            wrong.append(f"clip_norm={self.clip_norm} is no number above 0")
+            wrong.append(f"clip_norm={self.clip_norm} must be above 0")
         if not 2 <= self.bits <= 24:
-            wrong.append(f"bits={self.bits} is not from 2 to 24")
+            wrong.append(f"bits={self.bits} must be from 2 to 24")
         if not 1 <= self.max_weight <= 2**20:
-            wrong.append(f"max_weight={self.max_weight} is not from 1 to 2^20")
-        wrong += [f"{n}={getattr(self, n)} is no share below 1" for n in ("gamma", "delta") if not 0 <= getattr(self, n) < 1]
+            wrong.append(f"max_weight={self.max_weight} must be from 1 to 2^20")
+        wrong += [
+            f"{n}={getattr(self, n)} must be at least 0 and below 1" for n in ("gamma", "delta") if not 0 <= getattr(self, n) < 1
+        ]
         if self.prg not in ("aes128ctr", "chacha20"):
-            wrong.append(f"prg={self.prg!r} is neither aes128ctr nor chacha20")
+            wrong.append(f"prg={self.prg!r} must be aes128ctr or chacha20")
         least = {"sigma": 1, "eta": 1, "complete_up_to": 0, "threshold": 1, "neighbours": 1}
         for name, bound in least.items():
             value = getattr(self, name)
             if value is not None and value < bound:
-                wrong.append(f"{name}={value} is below {bound}")
+                wrong.append(f"{name}={value} must be at least {bound}")
         if wrong:
             raise ConfigError("secure aggregation: " + "; ".join(wrong))
 
@@ -96,7 +98,7 @@ class Segment:
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 64 or self.length < 0:
-            raise ConfigError(f"segment {self.name!r}: {self.length} words of {self.bits} bits; 1 to 64 bits are possible")
+            raise ConfigError(f"segment {self.name!r}: {self.length} words of {self.bits} bits; words have 1 to 64 bits")
 
     @property
     def dtype(self) -> str:

@@ -41,7 +41,7 @@ def quantise(
     """
     top = float(np.abs(values).max()) if len(values) else 0.0
     if not np.isfinite(top):
-        raise NonFiniteError("the update holds NaN or infinity")
+        raise NonFiniteError("the update contains NaN or infinity; lower the learning rate")
     kind = np.float32 if bits <= 16 else np.float64
     clipped = int(np.count_nonzero(np.abs(values) > clip)) if top > clip else 0
     scaled = np.clip(values, -clip, clip).astype(kind) * kind(scale_of(clip, bits))
@@ -81,7 +81,7 @@ def pack(words: Words, segment: Segment) -> bytes:
         '010000020100'
     """
     if len(words) != segment.length:
-        raise ProtocolError(f"segment {segment.name!r} has {segment.length} words, not {len(words)}")
+        raise ProtocolError(f"segment {segment.name!r} must have {segment.length} words, not {len(words)}")
     data = np.ascontiguousarray(words & words.dtype.type(segment.mask), dtype=segment.dtype)
     if segment.width == data.dtype.itemsize:
         return data.tobytes()
@@ -95,7 +95,7 @@ def unpack(data: bytes | memoryview, segment: Segment) -> Words:
         ProtocolError: the data have the wrong length.
     """
     if len(data) != segment.size:
-        raise ProtocolError(f"segment {segment.name!r} takes {segment.size} bytes, not {len(data)}")
+        raise ProtocolError(f"segment {segment.name!r} must have {segment.size} bytes, not {len(data)}")
     kind = np.dtype(segment.dtype)
     if segment.width == kind.itemsize:
         return np.frombuffer(data, dtype=kind).copy()

@@ -106,13 +106,15 @@ def shortfall(n: int, k: int, t: int, gamma: float, delta: float, active: bool, 
     corrupt, needed = math.ceil(gamma * n - 1e-9), 2 * t - k if active else t
     if k >= n - 1:
         if corrupt >= needed:
-            return f"{needed} corrupt clients of {n} could open an update with t={t}, k={k}, and {corrupt} must be borne"
+            return (
+                f"with t={t}, k={k}, {needed} corrupt clients of {n} could open an update, but {corrupt} must be tolerated; raise t"
+            )
         return ""
     people, exponent = math.log2(n), sigma + (grinding if active else 0)
     if needed < 1 or people + _log2_tails(n - 1, corrupt, k)[min(needed, k)] > -exponent - 1:
-        return f"t={t} of k={k} neighbours is too little for {corrupt} corrupt clients of {n} at 2^-{sigma}"
+        return f"t={t} of k={k} neighbours is too low for {corrupt} corrupt clients of {n} at 2^-{sigma}; raise t"
     if people + k / 2 * math.log2(max(gamma + delta, 1e-300)) > -exponent - 1:
-        return f"k={k} neighbours may leave the honest survivors of {n} clients unconnected at 2^-{sigma}"
+        return f"k={k} neighbours may leave the honest survivors of {n} clients unconnected at 2^-{sigma}; raise k"
     return ""
 
 

@@ -138,4 +138,4 @@ def open_sealed(key: bytes, sealed: bytes, aad: bytes) -> bytes:
     try:
         return ChaCha20Poly1305(key).decrypt(sealed[:_NONCE], sealed[_NONCE:], aad)
     except (InvalidTag, ValueError, TypeError):
-        raise ProtocolError("a sealed message was changed, or is for somebody else") from None
+        raise ProtocolError("a sealed message was modified, or is addressed to another client") from None

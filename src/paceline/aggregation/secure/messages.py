@@ -29,7 +29,7 @@ MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, Runtim
 def need(message: Any, *names: str) -> tuple[Any, ...]:
     """Return the named parts of a message; raises `ProtocolError` if one is missing."""
     if not isinstance(message, Mapping) or not all(name in message for name in names):
-        raise ProtocolError(f"malformed message: it lacks one of {', '.join(names)}")
+        raise ProtocolError(f"malformed message: expected the keys {', '.join(names)}")
     return tuple(message[name] for name in names)
 
 
@@ -38,7 +38,7 @@ def session_of(facts: Any) -> Session:
     try:
         return Session.from_plain(facts)
     except (PacelineError, *MALFORMED) as error:
-        raise ProtocolError(f"the session's facts are malformed: {error}") from None
+        raise ProtocolError(f"malformed session parameters: {error}") from None
 
 
 def as_tensors(packed: Sequence[bytes]) -> list[Tensor]:

@@ -109,9 +109,9 @@ class SecureAggregation(Aggregation):
                     self._rest(fed, cohort, one)
         if not parts:
             raise last or QuorumError(
-                f"round {fed.round}: a sum of {request.function!r} was opened before; without all of the clients that were in it, it "
-                "cannot be repeated, as two sums would show the difference: wait for them, or begin a new run with another seed"
-                + (f" (what went wrong: {self.opened.why})" if self.opened.why else "")
+                f"round {fed.round}: a sum of {request.function!r} was opened before and cannot be repeated without all of its clients; "
+                "two sums would reveal the difference; wait for these clients, or start a new run with another seed"
+                + (f" (cause: {self.opened.cause})" if self.opened.cause else "")
             )
         return parts[0] if len(parts) == 1 else _together(parts)
 
@@ -127,7 +127,9 @@ class SecureAggregation(Aggregation):
         without them.
         """
         left = len(cohort) - len(lost.silent)
-        again = not self.opened.lose(lost.work.common, lost.opening) if lost.opening else self.opened.missed(lost.silent)
+        again = (
+            not self.opened.mark_lost(lost.work.common, lost.opening) if lost.opening else self.opened.newly_missing(lost.silent)
+        )
         if not again and 3 * len(lost.silent) <= len(cohort) and left >= max(3, self.config.least(left), fed.quorum):
             fed.excluded.rest(lost.silent, fed.round)
 
@@ -164,7 +166,7 @@ class _Sum:
         facts = {"function": work.function, "trial": trial, "call": call, "task": task}
         session = dataclasses.replace(new_session(keys, how.config, fed.round, fed.serial), **facts)  # type: ignore[arg-type]
         self.server = SecureServer(session, keys, len(keys) if whole else fed.quorum)
-        self.codec = Codec(how.config, len(keys), request.declared.bounds)
+        self.codec = Codec(how.config, len(keys), request.declared.limits)
         self.shapes: dict[int, Any] = {}
         self.silent: set[int] = set()
         """Clients without a valid answer to some step."""
@@ -178,7 +180,7 @@ class _Sum:
             return self._form()
         except MisbehaviourError as error:
             if error.survivors:  # opened, but unusable
-                self.how.opened.spoil(self.work.common, error.survivors, str(error))
+                self.how.opened.mark_unusable(self.work.common, error.survivors, str(error))
             self.fed.excluded.blame(error.clients, self.fed.round)
             raise
         finally:
@@ -236,20 +238,18 @@ class _Sum:
             summed = self.codec.decode(self.shapes[alive[0]], opened, alive)
         except SumOverflowError as error:
             raise MisbehaviourError(
-                f"secure sum, round {self.fed.round}: {error}; one of clients {alive} sent it", {}, alive
+                f"secure sum, round {self.fed.round}: {error}; the sender is one of clients {alive}", {}, alive
             ) from None
         except (AggregationError, *MALFORMED) as error:
-            raise QuorumError(
-                f"round {self.fed.round}: most clients announced an impossible shape of their replies: {error}"
-            ) from None
+            raise QuorumError(f"round {self.fed.round}: most clients announced an invalid reply structure: {error}") from None
         if summed.notes.get("failed", 0.0) >= len(alive):
-            what = f"none of clients {alive} could do what {self.work.function!r} asks; their logs say why"
+            what = f"{self.work.function!r} failed on all of clients {alive}; see their logs"
             raise MisbehaviourError(f"secure sum, round {self.fed.round}: {what}", {}, alive)
         return dataclasses.replace(summed, notes={**summed.notes, "refused": float(len(self.server.refused))})
 
 
 def _together(parts: Sequence[Summed]) -> Summed:
-    """Add sums over disjoint clients. The result is exact, because float64 represents each sum exactly."""
+    """Add sums over disjoint clients. Sums of tensors are exact, because float64 represents each of them exactly."""
     first, others = parts[0], parts[1:]
     tensors, denominators = list(first.tensors), list(first.denominators)
     scalars, notes = list(first.scalars), dict(first.notes)

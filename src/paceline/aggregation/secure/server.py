@@ -74,7 +74,7 @@ class SecureServer:
         self._shares_b: dict[int, dict[int, bytes]] = {}
         self._shares_s: dict[int, dict[int, bytes]] = {}
         self._signatures: dict[int, bytes] = {}
-        self._liars: dict[int, str] = {}
+        self._dishonest: dict[int, str] = {}
         self._weights: dict[tuple[int, ...], Sequence[int]] = {}
 
     def expect(self, segments: Sequence[Segment], kind: str) -> None:
@@ -88,20 +88,20 @@ class SecureServer:
     def _lost(self, step: str, count: int, least: int) -> None:
         if count < least:
             raise QuorumError(
-                f"secure sum, round {self.session.round}: {count} of {len(self.session.clients)} clients were left "
-                f"{step}, and {least} are needed; the round can be run again with fresh keys"
+                f"secure sum, round {self.session.round}: {count} of {len(self.session.clients)} clients remained "
+                f"{step}; the minimum is {least}; the round can be repeated with fresh keys"
             )
 
     def _takes(self, step: int, client: int, message: Any) -> bool:
         """Return whether a message belongs to the open step and comes from a client addressed in it."""
         if self._step < step:
-            raise ProtocolError(f"the server took an answer to step {step} before it closed step {step - 1}")
+            raise ProtocolError(f"the server received an answer to step {step} before step {step - 1} was closed")
         if self._step > step:
             self.late.add(client)
             return False
         asked = (self.session.clients, self._graph, self._shared, self._masked, self._signatures)[step]
         if client not in asked or client not in self.directory:
-            self.refused[client] = "it answered what it was not asked"
+            self.refused[client] = "unrequested message"
             return False
         if not isinstance(message, dict):
             self.refused[client] = "malformed message"
@@ -110,7 +110,7 @@ class SecureServer:
 
     def _close(self, step: int) -> None:
         if self._step != step:
-            raise ProtocolError(f"the server closed step {step} while step {self._step} was open")
+            raise ProtocolError(f"the server tried to close step {step} while step {self._step} was open")
         self._step = step + 1
 
     # -- R0 ------------------------------------------------------------------------------------
@@ -122,11 +122,11 @@ class SecureServer:
         if not isinstance(keys, bytes) or len(keys) != 128:
             self.refused[client] = "malformed keys"
         elif not verify(self.directory[client], keys[64:], self.session.context("advertise") + shared.number(client) + keys[:64]):
-            self.refused[client] = "the advertised keys are not signed by it"
+            self.refused[client] = "advertised keys without its valid signature"
         elif client in self._adverts or keys[:32] == keys[32:64] or {keys[:32], keys[32:64]} & self._seen:
-            self.refused[client] = "its keys were advertised before"
+            self.refused[client] = "advertised keys that were used before"
         elif not all(shared.usable(k) for k in (keys[:32], keys[32:64])):
-            self.refused[client] = "its keys are of low order"  # its neighbours would abort
+            self.refused[client] = "advertised keys of low order"  # its neighbours would abort
         else:
             self._adverts[client] = keys
             self._seen |= {keys[:32], keys[32:64]}
@@ -153,19 +153,19 @@ class SecureServer:
         for part, length in sizes.items():
             sealed = message.get(part)
             if not isinstance(sealed, dict) or set(sealed) != near:
-                self.refused[client] = "its sealed shares are not for its neighbours"
+                self.refused[client] = "sealed shares not addressed to its neighbours"
                 return
             if not all(isinstance(s, bytes) and len(s) == length for s in sealed.values()):
-                self.refused[client] = "its sealed shares have another size than those of others"
+                self.refused[client] = "sealed shares of wrong size"
                 return
         if not isinstance(commit, bytes) or len(commit) != 32:
-            self.refused[client] = "it committed to nothing"
+            self.refused[client] = "missing or malformed commitment"
         elif client in self._shared:
-            self.refused[client] = "it shared twice"
+            self.refused[client] = "shares sent twice"
         else:
             self._shared[client] = message
 
-    def mail_for(self) -> dict[int, dict[str, dict[int, bytes]]]:
+    def inbox_for(self) -> dict[int, dict[str, dict[int, bytes]]]:
         """Close R1: return for each client what its neighbours sealed for it.
 
         Raises:
@@ -199,13 +199,13 @@ class SecureServer:
         table, packed = message.get("table"), message.get("segments")
         try:
             if client in self._accusations or any(client in group.clients for group in self._sums.values()):
-                raise ProtocolError("it sent two vectors")
+                raise ProtocolError("vector sent twice")
             if "accused" in message:
                 self._accuse(client, message["accused"])
                 return False
             segments = shared.segments_of(table)
             if (self._table and table != self._table) or (self._kind and kind != self._kind):
-                raise ProtocolError("its vector has other segments than were asked for")
+                raise ProtocolError("vector with other segments than requested")
             if not isinstance(packed, list) or [isinstance(p, bytes | memoryview) for p in packed] != [True] * len(segments):
                 raise ProtocolError("malformed vector")
             signed = (
@@ -214,7 +214,7 @@ class SecureServer:
                 + shared.masked_digest(shared.segments_table(segments), packed)
             )
             if not verify(self.directory[client], message.get("signature", b""), signed):
-                raise ProtocolError("its vector is not signed by it")
+                raise ProtocolError("vector without its valid signature")
             words = [unpack(data, segment) for data, segment in zip(packed, segments, strict=True)]
             key = f"{shared.segments_table(segments)} {kind}"
             self._make_room(key)
@@ -236,12 +236,12 @@ class SecureServer:
         for group in self._sums.values():
             group.lead -= 1
         for name in [name for name, group in self._sums.items() if group.lead <= 0]:
-            self._turn_away(self._sums.pop(name).clients)
+            self._refuse_others(self._sums.pop(name).clients)
         if len(self._sums) == GROUPS:
-            raise ProtocolError("its vector is made in another way than the others")
+            raise ProtocolError("vector of another structure than those of other clients")
 
-    def _turn_away(self, clients: Sequence[int]) -> None:
-        self.refused |= dict.fromkeys(clients, "its vector is made in another way than most")
+    def _refuse_others(self, clients: Sequence[int]) -> None:
+        self.refused |= dict.fromkeys(clients, "vector of another structure than those of most clients")
 
     def _accuse(self, client: int, accused: Any) -> None:
         near = {v for v in self._graph[client] if v in self._shared}
@@ -260,8 +260,8 @@ class SecureServer:
         self._close(2)
         if blamed := culprits(self._accusations):
             raise MisbehaviourError(
-                f"secure sum, round {self.session.round}: sealed shares could not be opened; nothing was summed, and the round "
-                f"is run again without clients {list(blamed)}",
+                f"secure sum, round {self.session.round}: sealed shares could not be decrypted; nothing was summed, and the round "
+                f"is repeated without clients {list(blamed)}",
                 blamed,
             )
         best = max(self._sums.values(), key=lambda group: len(group.clients), default=None)
@@ -270,7 +270,7 @@ class SecureServer:
             self._table = shared.segments_table([segment for segment, _ in best.sums])
             for group in self._sums.values():
                 if group is not best:
-                    self._turn_away(group.clients)
+                    self._refuse_others(group.clients)
         self._sums = {}
         self._lost("with a masked vector", len(self._masked), max(self.quorum, self._least))
         self._masked.sort()
@@ -286,7 +286,7 @@ class SecureServer:
         ):
             self._signatures[client] = signature
         else:
-            self.refused[client] = "it signed another list of survivors"
+            self.refused[client] = "signature of another list of survivors"
 
     def signatures_for(self) -> dict[int, dict[int, bytes]]:
         """Close R2.5: return for each client its neighbours' signatures.
@@ -319,13 +319,13 @@ class SecureServer:
             self.refused[client] = "malformed shares"
             return
         if set(selfs) != alive & near:
-            self.refused[client] = self._liars[client] = "it kept shares back"
+            self.refused[client] = self._dishonest[client] = "shares withheld"
         for kind, into, shares in ((0, self._shares_b, selfs), (1, self._shares_s, keys)):
             for v, value in shares.items():
                 if not isinstance(value, bytes) or len(value) != 32:
-                    self.refused[client] = self._liars[client] = f"its share of client {v} is malformed"
+                    self.refused[client] = self._dishonest[client] = f"malformed share of client {v}"
                 elif shared.share_check(self.session, v, client, kind, value) != self._check(v, client, kind):
-                    self.refused[client] = self._liars[client] = f"its share of client {v} was wrong"
+                    self.refused[client] = self._dishonest[client] = f"wrong share of client {v}"
                 else:
                     into.setdefault(v, {}).setdefault(client, value)
 
@@ -355,7 +355,7 @@ class SecureServer:
                 seeds.append((seed, -1 if u < v else 1))
         if wrong:
             raise MisbehaviourError(
-                f"secure sum, round {self.session.round}: the masks of clients {list(wrong)} cannot be taken away, so the sum is lost",
+                f"secure sum, round {self.session.round}: the masks of clients {list(wrong)} cannot be removed, so the sum is lost",
                 wrong,
                 self._masked,
             )
@@ -381,19 +381,19 @@ class SecureServer:
         """
         t = self.session.threshold
         shares = {u: int.from_bytes(s, "little") for u, s in sorted(of.get(owner, {}).items())}
-        if len(shares) < t and self._liars:
+        if len(shares) < t and self._dishonest:
             raise MisbehaviourError(
-                f"secure sum, round {self.session.round}: clients {sorted(self._liars)} gave wrong shares or kept some back, "
-                "and too few others came",
-                self._liars,
+                f"secure sum, round {self.session.round}: clients {sorted(self._dishonest)} sent wrong shares or withheld some, "
+                "and too few valid ones remain",
+                self._dishonest,
                 self._masked,
             )
         if len(shares) < t:
             raise QuorumError(
-                f"secure sum, round {self.session.round}: {len(shares)} shares of client {owner} came, {t} are needed; "
-                f"the round is lost and can be run again with fresh keys"
+                f"secure sum, round {self.session.round}: {len(shares)} of the required {t} shares of client {owner} arrived; "
+                f"the sum is lost, and the round can be repeated with fresh keys"
             )
         if (secret := rebuild(shares, t, lambda found: right(owner, found), self._weights)) is not None:
             return secret
-        blamed[owner] = "the shares of its secret do not give what it committed to"
+        blamed[owner] = "shares that do not match its commitment"
         return None

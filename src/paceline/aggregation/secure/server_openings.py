@@ -31,23 +31,25 @@ class OpenedSums:
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self.path = None if path is None else Path(path)
-        self.round, self.why = 0, ""
+        self.round, self.cause = 0, ""
         self._lost: set[tuple[bytes, tuple[int, ...]]] = set()
         self._missed: set[int] = set()
         self._sums: dict[str, list[dict[str, Any]]] = {}
         if self.path is not None and self.path.exists():
             try:
-                kept = json.loads(self.path.read_bytes())
-                self.round = int(kept["round"])
+                saved = json.loads(self.path.read_bytes())
+                self.round = int(saved["round"])
                 self._sums = {str(key): [{"clients": [int(c) for c in row["clients"]], "spoilt": bool(row["spoilt"])} for row in rows]
-                              for key, rows in kept["sums"].items()}  # fmt: skip
+                              for key, rows in saved["sums"].items()}  # fmt: skip
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                raise StoreError(f"{self.path} is damaged ({error}); put it back, or begin a new run in another folder") from None
+                raise StoreError(
+                    f"{self.path} is damaged ({error}); restore a backup, or start a new run in another folder"
+                ) from None
 
     def begin(self, round: int) -> None:
         """Start a round: discard the sums of earlier rounds."""
         if round != self.round:
-            self.round, self.why, self._sums = round, "", {}
+            self.round, self.cause, self._sums = round, "", {}
             self._lost.clear()
             self._missed.clear()
 
@@ -62,24 +64,24 @@ class OpenedSums:
             rows.append({"clients": list(survivors), "spoilt": False})
             self._save()
 
-    def spoil(self, common: bytes, survivors: Sequence[int], why: str) -> None:
+    def mark_unusable(self, common: bytes, survivors: Sequence[int], cause: str) -> None:
         """Record that an opened sum cannot be used, and why."""
-        self.why = why
+        self.cause = cause
         for row in self._sums.get(common.hex(), []):
             if row["clients"] == list(survivors):
                 row["spoilt"] = True
         self._save()
 
-    def lose(self, common: bytes, survivors: Sequence[int]) -> bool:
+    def mark_lost(self, common: bytes, survivors: Sequence[int]) -> bool:
         """Record that too few shares of a sum arrived; return True the second time, after which the sum counts as unusable."""
         key = common, tuple(survivors)
         if key not in self._lost:
             self._lost.add(key)
             return False
-        self.spoil(common, survivors, "too few shares came, twice")
+        self.mark_unusable(common, survivors, "too few shares arrived, twice")
         return True
 
-    def missed(self, silent: Collection[int]) -> bool:
+    def newly_missing(self, silent: Collection[int]) -> bool:
         """Note who gave no answer; return whether one of them is in an opened sum, and that for the first time in this round."""
         new = self.clients().intersection(silent) - self._missed
         self._missed |= new

@@ -93,24 +93,24 @@ class Session:
         """Return the reasons why a client must refuse this session; empty if it is valid."""
         out = []
         if not isinstance(self.id, bytes) or len(self.id) != 32:
-            out.append("its id is not 32 bytes")
+            out.append("the session id must have 32 bytes")
         if not isinstance(self.task, bytes) or len(self.task) != 32:
-            out.append("the hash of its task is not 32 bytes")
+            out.append("the task hash must have 32 bytes")
         if min(self.round, self.attempt, self.trial) < 0 or self.call < 1:
-            out.append("its round, attempt, trial or call is below the first")
+            out.append("round, attempt and trial must be at least 0, and call at least 1")
         if list(self.clients) != sorted(set(self.clients)) or len(self.clients) < 2 or self.clients[0] < 0:
-            out.append("its cohort is not an ascending list of at least 2 ids")
+            out.append("the cohort must be an ascending list of at least 2 ids")
         elif (self.neighbours, self.threshold) != sizes(len(self.clients), self.config):
-            out.append(f"k={self.neighbours}, t={self.threshold} do not follow from its cohort and options")
+            out.append(f"k={self.neighbours}, t={self.threshold} do not follow from the cohort and the options")
         if not 1 <= self.threshold <= self.neighbours:
-            out.append(f"a threshold of {self.threshold} is impossible with {self.neighbours} neighbours")
+            out.append(f"the threshold {self.threshold} must be from 1 to the number of neighbours, {self.neighbours}")
         elif self.config.active and 2 * self.threshold <= self.neighbours:
             out.append(
-                f"with t={self.threshold} of k={self.neighbours} a lying server could show two halves of the "
-                "neighbours different survivors; take t > k/2"
+                f"with t={self.threshold} of k={self.neighbours} a malicious server could send two halves of the "
+                "neighbours different lists of survivors; set t > k/2"
             )
         if self.tell_bytes and not 2 < self.tell_bytes < 2**16:
-            out.append(f"records of {self.tell_bytes} bytes are impossible")
+            out.append(f"peer records of {self.tell_bytes} bytes are not supported; use 3 to 65535, or 0 for none")
         return out
 
     def plain(self) -> dict[str, Any]:
@@ -130,11 +130,11 @@ class Session:
         known = {f.name for f in dataclasses.fields(Session)}
         clients, options = facts.get("clients"), facts.get("config")
         if set(facts) != known or not isinstance(clients, list | tuple) or not isinstance(options, Mapping):
-            raise ProtocolError(f"a session has {', '.join(sorted(known))}")
+            raise ProtocolError(f"malformed session parameters: expected {', '.join(sorted(known))}")
         texts = isinstance(facts.get("function"), str) and isinstance(facts.get("task"), bytes)
         unknown = set(options) - {f.name for f in dataclasses.fields(SecureConfig)}
         if not texts or unknown or any(type(n) is not int for n in (*numbers, *clients)):
-            raise ProtocolError("a session's facts are of other types than they should be")
+            raise ProtocolError("malformed session parameters: wrong types or unknown options")
         return Session(**{**facts, "clients": tuple(facts["clients"]), "config": SecureConfig(**facts["config"])})
 
 
@@ -146,7 +146,7 @@ def new_session(clients: Collection[int], config: SecureConfig, round: int = 1, 
     ordered = tuple(sorted(clients))
     k, t = sizes(len(ordered), config)
     if t > k:
-        raise QuorumError(f"secure sum, round {round}: {len(ordered)} clients are too few for a threshold of {t}")
+        raise QuorumError(f"secure sum, round {round}: {len(ordered)} clients are too few for the threshold {t}")
     session = Session(secrets.token_bytes(32), round, attempt, ordered, k, t, config, tell_bytes)
     if faults := session.faults():
         raise ConfigError("secure aggregation: " + "; ".join(faults))
@@ -162,7 +162,7 @@ def sizes(clients: int, config: SecureConfig) -> tuple[int, int]:
     computed = parameters(clients, config.gamma, config.delta, config.active, config.sigma, config.eta, config.complete_up_to)
     k = computed.neighbours if config.neighbours is None else min(config.neighbours, max(clients - 1, 1))
     if k % 2 and k < clients - 1:
-        raise ConfigError(f"neighbours={k}: on a ring each client has as many on either side; take an even number")
+        raise ConfigError(f"neighbours={k}: each client has equally many on both sides of the ring; set an even number")
     return k, computed.threshold if config.threshold is None else config.threshold
 
 
@@ -261,17 +261,17 @@ def segments_of(table: Any) -> list[Segment]:
         ProtocolError: the table is malformed, or two segments have the same name.
     """
     if not isinstance(table, list) or not table:
-        raise ProtocolError("malformed vector: no table of segments")
+        raise ProtocolError("malformed vector: the table of segments is missing")
     out = []
     for row in table:
         if not isinstance(row, list) or [type(x) for x in row] != [str, int, int]:
-            raise ProtocolError("malformed vector: a segment is a name, a length and a number of bits")
+            raise ProtocolError("malformed vector: a row of the table must be a name, a length and a number of bits")
         try:
             out.append(Segment(*row))
         except ConfigError as error:
             raise ProtocolError(f"malformed vector: {error}") from None
     if len({segment.name for segment in out}) < len(out):
-        raise ProtocolError("two segments have the same name, and would have the same masks")
+        raise ProtocolError("malformed vector: two segments have the same name, which would give them the same masks")
     return out
 
 

@@ -35,9 +35,9 @@ def share(secret: int, threshold: int, xs: Sequence[int], prime: int = PRIME) ->
     """
     _check(xs, prime)
     if not 1 <= threshold <= len(xs):
-        raise ConfigError(f"a threshold of {threshold} is impossible with {len(xs)} shares")
+        raise ConfigError(f"the threshold {threshold} must be from 1 to the number of shares, {len(xs)}")
     if not 0 <= secret < prime:
-        raise ConfigError("the secret is outside the field")
+        raise ConfigError("the secret must be at least 0 and below the prime")
     coefficients = [secrets.randbelow(prime) for _ in range(threshold - 1)]
     out = []
     for x in xs:
@@ -86,4 +86,4 @@ def _inverses(values: Sequence[int], prime: int) -> list[int]:
 def _check(xs: Sequence[int], prime: int) -> None:
     reduced = [x % prime for x in xs]
     if 0 in reduced or len(set(reduced)) != len(reduced):
-        raise ConfigError("the places of shares must be distinct and not 0")
+        raise ConfigError("the x coordinates of shares must be distinct and not 0")

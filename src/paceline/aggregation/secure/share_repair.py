@@ -49,7 +49,7 @@ def correct(xs: Sequence[int], ys: Sequence[int], threshold: int, prime: int = P
         ConfigError: the points are not distinct, or one is 0 modulo the prime.
     """
     if 0 in (reduced := {x % prime for x in xs}) or len(reduced) < len(xs):
-        raise ConfigError("the places of shares must be distinct and not 0, modulo the prime")
+        raise ConfigError("the x coordinates of shares must be distinct and not 0, modulo the prime")
     size = len(xs)
     whole = [1]  # the polynomial that is 0 at every place, lowest coefficient first
     for x in xs:

@@ -46,7 +46,7 @@ def arithmetic_sum(
     """
     alive = [c for c in sorted(vectors) if (drop or {}).get(c) not in STEPS[:3]]
     if not alive:
-        raise QuorumError("no client is left to sum over")
+        raise QuorumError("no client is left in the sum")
     out = []
     for place, (segment, first) in enumerate(vectors[alive[0]]):
         total = first.copy()
@@ -101,19 +101,19 @@ class _Parties:
         vectors: Mapping[int, list[tuple[Segment, Words]]],
         session: Session,
         identities: Mapping[int, IdentityKey],
-        gone: Mapping[int, str],
+        dropped: Mapping[int, str],
     ) -> None:
         directory = {c: key.public for c, key in identities.items()}
-        self.vectors, self.gone, self.costs, self.seconds = vectors, gone, Costs(), 0.0
+        self.vectors, self.dropped, self.costs, self.seconds = vectors, dropped, Costs(), 0.0
         self.clients = {c: SecureClient(c, session, identities[c], directory) for c in vectors}
-        self.watched = next((c for c in sorted(vectors) if c not in gone), None)
+        self.watched = next((c for c in sorted(vectors) if c not in dropped), None)
 
     def ask(
         self, step: str, common: Any, clients: Sequence[int], take: Callable[[int, Any], Any], own: Mapping[int, Any] | None = None
     ) -> None:
         """Request a step of each client that has not dropped out; see `StepRequest`."""
         for client in clients:
-            if client in self.gone and STEPS.index(self.gone[client]) <= STEPS.index(step):
+            if client in self.dropped and STEPS.index(self.dropped[client]) <= STEPS.index(step):
                 continue
             part = None if own is None else own[client]
             began = time.perf_counter()

@@ -56,7 +56,7 @@ def carry_out(
     ask("advertise", server.session.plain(), server.session.clients, server.add_advert)
     hashes, adverts = server.directory_for()
     ask("share", {"hashes": hashes}, list(adverts), server.add_shares, adverts)
-    mail = server.mail_for()
+    mail = server.inbox_for()
     ask("masked", message, list(mail), add_masked or server.add_masked, mail)
     alive = server.alive()
     ask("consistency", {"alive": alive}, alive, server.add_signature)

@@ -97,8 +97,8 @@ class Work:
             trial: attempt at the round that names the random streams.
             call: number of this call of the function in the round.
         """
-        bounds = sorted((name, float(bound)) for name, bound in self.declared.bounds.items())
-        place = [round, trial, call, bounds, self.declared.tells or ""]
+        bounds = sorted(self.declared.limits.items())
+        place = [round, trial, call, bounds, self.declared.peer_record or ""]
         return _hash(["paceline-task-v1", self.agreed.run.hex(), self.common.hex(), place])
 
     @property
@@ -108,8 +108,8 @@ class Work:
 
     def own(self, memory: Mapping[str, Tree]) -> OwnWork:
         """Return the keys under which a client with this memory records the work."""
-        kept = {name: memory[name] for name in sorted(memory) if name not in _PROTOCOLS}
-        state = digest(kept)[0].hex() if kept else ""
+        entries = {name: memory[name] for name in sorted(memory) if name not in _PROTOCOLS}
+        state = digest(entries)[0].hex() if entries else ""
         version = [self.function, self.message[1].hex(), state if self.message[1] == _NO_TENSORS else ""]
         return OwnWork(self.common, _hash([self.common.hex(), state]), _hash(["paceline-version-v1", *version]), self.function)
 

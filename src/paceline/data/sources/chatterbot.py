@@ -31,11 +31,15 @@ def pairs(text: str) -> list[tuple[str, str]]:
         import yaml
     except ImportError as error:
         raise MissingExtraError("PyYAML", "peft") from error
-    told: Any = yaml.safe_load(text)
-    talks = told.get("conversations") if isinstance(told, dict) else None
-    if not isinstance(talks, list):
-        raise DataFormatError("a file of conversations holds a list of conversations, each a list of turns")
-    return [(str(talk[0]).strip(), str(talk[1]).strip()) for talk in talks if isinstance(talk, list) and len(talk) > 1]
+    parsed: Any = yaml.safe_load(text)
+    conversations = parsed.get("conversations") if isinstance(parsed, dict) else None
+    if not isinstance(conversations, list):
+        raise DataFormatError("malformed conversation file: expected a list of conversations, each a list of turns")
+    return [
+        (str(conversation[0]).strip(), str(conversation[1]).strip())
+        for conversation in conversations
+        if isinstance(conversation, list) and len(conversation) > 1
+    ]
 
 
 def _decode(files: Mapping[str, bytes], options: Mapping[str, int]) -> dict[str, Array]:

@@ -122,7 +122,7 @@ def _mesh(pen: Pen, rng: np.random.Generator) -> list[tuple[tuple[int, int, int,
 
 def _packages(options: Mapping[str, int]) -> tuple[Package, ...]:
     if not 1 <= options["families"] <= len(FAMILIES):
-        raise ConfigError(f"families={options['families']}; there are 1 to {len(FAMILIES)}")
+        raise ConfigError(f"families={options['families']} must be from 1 to {len(FAMILIES)}")
     chosen = list(FAMILIES.items())[: options["families"]]
     return tuple(
         Package("npm", f"@fontsource/{name}", VERSION, {f"package/files/{name}-latin-400-normal.woff2": sha})
@@ -134,7 +134,7 @@ def _decode(files: Mapping[str, bytes], options: Mapping[str, int]) -> dict[str,
     """Draw all writers; the last fifth (at least one) of each writer's samples of a class are the test part."""
     per_class = options["samples"]
     if per_class < 2:
-        raise ConfigError("samples=1; at least 2 of each class are needed, one of them for tests")
+        raise ConfigError("samples=1 must be at least 2 per class, one of them for tests")
     images, owners = [], []
     for key, font in files.items():
         family = key.partition(":")[0].removeprefix("@fontsource/")
@@ -142,7 +142,9 @@ def _decode(files: Mapping[str, bytes], options: Mapping[str, int]) -> dict[str,
             try:
                 images.append(draw_writer(font, family, pen, per_class))
             except OSError as error:
-                raise DataError(f"Pillow cannot draw with the font {family} ({error}); it needs FreeType with WOFF2") from error
+                raise DataError(
+                    f"Pillow cannot draw with the font {family} ({error}); install a build with FreeType and WOFF2"
+                ) from error
             owners.append(f"{family}/{pen + 1}")
     x = np.stack(images)
     writers, classes = x.shape[:2]

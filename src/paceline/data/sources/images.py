@@ -54,8 +54,8 @@ def _fashion(files: Mapping[str, bytes], options: Mapping[str, int]) -> dict[str
 
 def _cifar(files: Mapping[str, bytes], options: Mapping[str, int]) -> dict[str, Array]:
     """Decode the images, split them 8,000 to 2,000, and preserve the publishers' canary."""
-    told = json.loads(files[_CIFAR])
-    examples = told["examples"]
+    parsed = json.loads(files[_CIFAR])
+    examples = parsed["examples"]
     classes = tuple(sorted(examples[0]["target_scores"]))
     images, labels = np.empty((len(examples), 32, 32, 3), dtype=np.uint8), np.empty(len(examples), dtype=np.int64)
     for i, example in enumerate(examples):
@@ -67,7 +67,7 @@ def _cifar(files: Mapping[str, bytes], options: Mapping[str, int]) -> dict[str, 
             raise DataFormatError(f"{_CIFAR}, example {i}: not a 32 x 32 picture ({error})") from error
         labels[i] = classes.index(max(scores, key=scores.get))
     data = RawData(Part(images, labels), None, classes).with_test(0.2)
-    return data.arrays() | {"canary": np.array(told["canary"], dtype=np.str_)}
+    return data.arrays() | {"canary": np.array(parsed["canary"], dtype=np.str_)}
 
 
 DIGITS = Source(

@@ -108,14 +108,14 @@ def _read(arrays: Mapping[str, Array], options: Mapping[str, int]) -> RawData:
             owner.append(np.full(len(starts), len(names), dtype=np.int64))
         names.append(str(arrays["roles"][number]))
     if not names:
-        raise ConfigError(f"no role speaks min_lines={options['min_lines']} lines")
+        raise ConfigError(f"no role has min_lines={options['min_lines']} lines; lower min_lines")
     made = []
     for part, owner in zip(parts, owners, strict=True):
         starts = np.concatenate(part)
         x = text[starts[:, None] + np.arange(SEQUENCE)]
         made.append(Part(x, text[starts + SEQUENCE].astype(np.int64), np.concatenate(owner)))
     if not len(made[1]):
-        raise DataFormatError("the chosen roles speak too little for a test part; choose more of them with roles=")
+        raise DataFormatError("the chosen roles have too few lines for a test part; raise roles=")
     return RawData(made[0], made[1], tuple(ALPHABET), tuple(names), SEQUENCE // options["stride"])
 
 

@@ -72,7 +72,7 @@ class Source:
             if name not in known:
                 raise UnknownNameError(f"option of {self.name}", name, known)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{name}={value!r} of {self.name}: a whole number of at least 1 is needed")
+                raise ConfigError(f"{name}={value!r} of {self.name} must be a whole number of at least 1")
         return known | dict(options)
 
     def fetch(self, force: bool = False, say: Callable[[str], None] = lambda text: None, **options: int) -> Path | None:
@@ -112,7 +112,7 @@ class Source:
         if found is None:
             words = [f"-o {k}={v}" for k, v in settled.items() if k in self.fetched and v != self.fetched[k]]
             command = " ".join(["paceline data fetch", self.name, *words])
-            raise MissingDataError(f"{self.name} is not in {cache_folder()}; run: {command} ({self.megabytes:g} MB)")
+            raise MissingDataError(f"{self.name} is not in the cache {cache_folder()}; run: {command} ({self.megabytes:g} MB)")
         return found
 
     def _cached(self, settled: Options) -> Path | None:

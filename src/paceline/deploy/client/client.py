@@ -53,13 +53,13 @@ if TYPE_CHECKING:
     from paceline.deploy.metrics import Metrics
     from paceline.tasks import Task
 
-__all__ = ["HouseRules", "build_worker", "make_node", "own_certificate", "take_part"]
+__all__ = ["PolicyRules", "build_worker", "make_node", "own_certificate", "participate"]
 
 _SOON = timedelta(days=14)
 """A client logs a warning at start if its certificate expires within this time."""
 
 
-class HouseRules:
+class PolicyRules:
     """Policy and ledger of a client, evaluated before every call.
 
     Args:
@@ -86,7 +86,7 @@ class HouseRules:
         plan = Plan.from_tree(welcome.plan.get("plan"))
         path = self.folder / welcome.run / "plan"
         if path.exists() and path.read_text() != plan.digest:
-            raise ProtocolError("the plan of this run is not the one that was agreed to; a new run is needed")
+            raise ProtocolError("the server's plan differs from the one accepted for this run; start a new run")
         now = self.clock()
         closed = self.policy.closed(now)  # temporary, and reported separately
         lasting = [
@@ -110,17 +110,17 @@ class HouseRules:
             PolicyError: lists all reasons for a refusal.
         """
         if self._plan is None:
-            raise PolicyError(["nothing was agreed to yet"])
+            raise PolicyError(["call received before a plan was accepted"])
         now, program = self.clock(), p.field(head, "program", str)
-        stays = p.field(p.field(head, "channel", dict), "kind", str) == "held"  # work that is only started reveals nothing
-        facts: dict[str, Any] = {"cohort": p.field(head, "cohort", int) if program == "method" and not stays else None}
+        deferred = p.field(p.field(head, "channel", dict), "kind", str) == "held"  # work that is only started reveals nothing
+        facts: dict[str, Any] = {"cohort": p.field(head, "cohort", int) if program == "method" and not deferred else None}
         if program == "secagg":
             facts |= _secure_facts(p.field(head, "function", str), message)
         request = CallRequest(
             now,
             round=p.field(head, "round", int),
-            program=None if stays else program,
-            begun=stays,
+            program=None if deferred else program,
+            begun=deferred,
             message_bytes=p.field(head, "size", int),
             usage=self.ledger.usage(self._run, now),
             **facts,
@@ -187,19 +187,21 @@ def build_worker(
         check_federated(config)
         offered = Plan.from_tree(welcome.plan.get("plan"))
         if Plan.of(config, offered.privacy) != offered:
-            raise ProtocolError("the server's plan and its configuration are not the same run")
+            raise ProtocolError("the server's plan does not match its configuration")
         if not 0 <= number < config.clients:
             raise ConfigError(f"this client has number {number}, but the run has only {config.clients} clients")
         torch.set_num_threads(data.threads)
         method = build_method(config)
-        simulated = method.keeps_times and not config.measured
+        simulated = method.records_times and not config.measured
         if (method.names_clients or simulated) and config.aggregation == "secure" and not named:
             what = (
-                "messages hold a line for each client" if method.names_clients else "times come from a fleet that the server chose"
+                "messages contain an entry for each client"
+                if method.names_clients
+                else "times come from a simulated fleet chosen by the server"
             )
             raise PolicyError(
                 [
-                    f"{config.method!r}: its {what}, with which a server that lies could open one client's update "
+                    f"{config.method!r}: its {what}, which lets a malicious server isolate one client's update "
                     f"({'' if method.names_clients else 'run it with measured = true, or allow it by '}secure_aggregation.named_clients)"
                 ]
             )
@@ -207,15 +209,15 @@ def build_worker(
         if config.aggregation == "secure" and agreed.method.hex() != welcome.plan.get("method"):
             raise PolicyError(
                 [
-                    f"the server runs another version of paceline or of {config.method!r}, or on other options, than this client has "
-                    f"({__version__}); all of them must be the same under secure aggregation"
+                    f"the server uses another version of paceline or of {config.method!r}, or other options, than this client "
+                    f"({__version__}); under secure aggregation they must be identical"
                 ]
             )
         with _quiet(config.aggregation == "secure"):
             worker = from_data(welcome, config, method, agreed)
             if differs := Layout.from_plain(welcome.plan.get("layout")).difference(worker.initial.layout):
                 raise LayoutError(
-                    f"the run's parameters do not fit the model that this client's data give: {differs}; shapes and classes "
+                    f"the run's parameters do not match the model built from this client's data: {differs}; sample shapes and classes "
                     "must be those of the run's task"
                 )
             return worker
@@ -320,7 +322,7 @@ def make_node(
             task=task,
         ),
     )
-    rules, own = HouseRules(policy, ledger, part.state), allowed_modules(part.modules, config.data)
+    rules, own = PolicyRules(policy, ledger, part.state), allowed_modules(part.modules, config.data)
     runner = Runner(number, part.state, work, rules, learn=directory.update, modules=own)
     settings = NodeSettings(
         part.server, part.first, part.most, part.limit, part.pack, part.attempts, part.name, part.stay, part.proxy
@@ -328,7 +330,7 @@ def make_node(
     credentials = Credentials.read(part.folder / "client.key", part.folder / "client.pem", directory.trust.roots)
     ends = own_certificate(credentials.certificate)
     if ends is not None and ends - pki.utc_now() < _SOON:
-        note("certificate", {"why": f"this client's certificate holds until {ends:%Y-%m-%d %H:%M} UTC; get another with --renew"})
+        note("certificate", {"why": f"this client's certificate expires at {ends:%Y-%m-%d %H:%M} UTC; renew it with --renew"})
     faults = Faults.of(part.faults, number)
     node = Node(settings, credentials, runner, note, faults, check=lambda: not_expired(credentials.certificate), **parts)
     if metrics is not None:
@@ -361,8 +363,8 @@ def own_certificate(certificate: bytes) -> datetime | None:
     begin, end = held.not_valid_before_utc, held.not_valid_after_utc
     if begin <= now <= end:
         return end
-    what = "enrol again" if now > end else "look at the clocks of this machine and of the authority's"
-    raise IdentityError(f"this client's certificate holds from {begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC, not now: {what}")
+    what = "enrol again" if now > end else "check the clocks of this machine and of the authority's"
+    raise IdentityError(f"this client's certificate is valid only from {begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC; {what}")
 
 
 def not_expired(certificate: bytes) -> None:
@@ -371,9 +373,9 @@ def not_expired(certificate: bytes) -> None:
         own_certificate(certificate)
 
 
-async def take_part(node: Node) -> str:
+async def participate(node: Node) -> str:
     """Run a client until the run has ended, or SIGTERM, SIGHUP or SIGINT requests it to leave; return the reason."""
     loop = asyncio.get_running_loop()
     leave = functools.partial(asyncio.run_coroutine_threadsafe, loop=loop)  # loop signal handlers are not portable
-    on_stop(lambda _: leave(node.stop("the client was asked to stop")))
+    on_stop(lambda _: leave(node.stop("the client was requested to stop")))
     return await node.run()

@@ -93,7 +93,7 @@ class Ledger:
             self._days = {str(k): _row(v, _DAY) for k, v in facts["days"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(
-                f"{self.path} is damaged ({error}); without it the policy's limits cannot be held: put a copy back"
+                f"{self.path} is damaged ({error}); the policy's limits cannot be enforced without it: restore it from a backup"
             ) from None
 
 

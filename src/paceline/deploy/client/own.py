@@ -58,7 +58,7 @@ def own_split(config: RunConfig, number: int, task: Task) -> Split:
     """
     order = torch.from_numpy(numpy_rng(config.seed, "own", number).permutation(len(task.train)))[: config.client_samples]
     if not len(order) and not config.allow_empty:
-        raise EmptyClientError(f"task {task.name!r} has no samples for this client to train on")
+        raise EmptyClientError(f"task {task.name!r} has no training samples for this client")
     # leave at least one to train on: otherwise participation would reveal the number of samples
     held = max(min(round(config.client_test * len(order)), len(order) - 1), 0)
     return OwnSplit(order[held:].sort().values, order[:held].sort().values)

@@ -55,7 +55,7 @@ class Secure(_Part):
     complete_up_to: int = Field(default=0, ge=0, description="cohorts up to this size use the complete graph")
     named_clients: bool = Field(
         default=False,
-        description="allow methods whose messages have a line for each client, or that use the times of a simulated fleet",
+        description="allow methods whose messages have an entry for each client, or that use the times of a simulated fleet",
     )
     begun_work: bool = Field(default=False, description="allow asynchronous methods, whose messages no session binds")
     accept_changed_keys: bool = Field(default=False, description="accept a new identity key of a known client without confirmation")
@@ -119,7 +119,7 @@ class Hours(_Part):
             ZoneInfo(value)
         except (ZoneInfoNotFoundError, ValueError, OSError):
             raise ValueError(
-                f"{value!r} is no time zone here; write one such as 'Europe/Zurich' (pip install tzdata where all are missing)"
+                f"{value!r} is not a known time zone; write one such as 'Europe/Zurich' (if all are missing: pip install tzdata)"
             ) from None
         return value
 
@@ -185,11 +185,11 @@ class Policy(_Part):
         for what, name, patterns in (("method", plan.method, self.allow.methods), ("task", plan.task, self.allow.tasks)):
             if not any(_allows(pattern, name) for pattern in patterns):
                 only = ", ".join(patterns) or "none"
-                yield f"{what} {name!r} is not allowed, only {only}{_way_out(what, name, patterns)} (allow.{what}s)"
+                yield f"{what} {name!r} is not allowed; allowed: {only}{_way_out(what, name, patterns)} (allow.{what}s)"
         if plan.cohort < self.cohort.least:
-            yield f"cohorts of {plan.cohort} are planned; at least {self.cohort.least} are demanded (cohort.least)"
+            yield f"the plan's cohort of {plan.cohort} is below the minimum {self.cohort.least} (cohort.least)"
         if self.limits.rounds is not None and plan.rounds > self.limits.rounds:
-            yield f"{plan.rounds} rounds are planned; at most {self.limits.rounds} are given (limits.rounds)"
+            yield f"the plan's {plan.rounds} rounds exceed the maximum {self.limits.rounds} (limits.rounds)"
 
     def _secure(self, plan: Plan, request: CallRequest | None) -> Iterator[str]:
         rule, secure = self.secure_aggregation, plan.aggregation == "secure"
@@ -199,34 +199,34 @@ class Policy(_Part):
             try:
                 options = _secure_config(chosen)
                 if request is not None and request.secure is not None and options != _secure_config(plan.secure):
-                    yield "the secure session has other options than the plan"
+                    yield "the options of the secure session differ from the plan"
             except ConfigError as error:
                 yield str(error)
         if options is not None:
             least = max(least, options.least(plan.cohort))
         if least < self.cohort.least_quorum:
-            yield f"sums over {least} clients are planned; at least {self.cohort.least_quorum} are demanded (cohort.least_quorum)"
+            yield f"the plan permits sums over {least} clients, below the minimum {self.cohort.least_quorum} (cohort.least_quorum)"
         if not rule.required:
             return
         if not secure:
-            yield f"{plan.aggregation!r} aggregation shows the server single replies; secure is required (secure_aggregation.required)"
+            yield f"{plan.aggregation!r} aggregation reveals single replies to the server; secure is required (secure_aggregation.required)"
         if request is not None and request.program not in (None, "secagg"):
-            yield "the server asks for a reply outside of a secure sum (secure_aggregation.required)"
+            yield "the server requested a reply outside a secure sum (secure_aggregation.required)"
         if options is not None and rule.active and not options.active:
-            yield "the plan trusts the server not to lie; active checks are required (secure_aggregation.active)"
+            yield "the plan has no checks against a malicious server, which are required (secure_aggregation.active)"
         if request is not None and request.begun and not rule.begun_work:
-            yield "the server asks to begin work that no session binds to one message for all (secure_aggregation.begun_work)"
+            yield "the server requested asynchronous work, whose message no session binds (secure_aggregation.begun_work)"
         if options is not None:
             yield from _floors(rule, options, plan.cohort if request is None or request.cohort is None else request.cohort)
 
     def _privacy(self, plan: Plan, request: CallRequest | None) -> Iterator[str]:
         rule, offer = self.privacy, plan.privacy
         if offer is not None and not PRIVACY_MECHANISMS:
-            yield "the plan promises differential privacy, but no mechanism is installed here that adds any; leave the promise out"
+            yield "the plan promises differential privacy, but no mechanism for it is installed; remove the promise from the plan"
         if not rule.asked:
             return
         if offer is None:
-            yield "the plan promises no differential privacy, which is required (privacy)"
+            yield "the plan does not promise differential privacy, which is required (privacy)"
             return
         spent = request.usage if request is not None else None
         for name, value, bound, total, before in (
@@ -234,16 +234,16 @@ class Policy(_Part):
             ("delta", offer.delta, rule.delta, rule.total_delta, spent.delta if spent else 0.0),
         ):
             if bound is not None and value > bound:
-                yield f"the plan promises {name} {value:g}; at most {bound:g} is given (privacy.{name})"
+                yield f"the plan's {name} {value:g} exceeds the maximum {bound:g} (privacy.{name})"
             if total is not None and before + value > total * (1 + 1e-12):
-                yield f"{name} {before:g} is spent, and {value:g} more would pass {total:g} (privacy.total_{name})"
+                yield f"{name} {before:g} is spent, and {value:g} more would exceed {total:g} (privacy.total_{name})"
 
     def _others(self, request: CallRequest) -> Iterator[str]:
         if request.cohort is not None and request.cohort < self.cohort.least:
-            yield f"this sum is over {request.cohort} clients; at least {self.cohort.least} are demanded (cohort.least)"
+            yield f"the sum's cohort of {request.cohort} clients is below the minimum {self.cohort.least} (cohort.least)"
         if request.survivors is not None and request.survivors < self.cohort.least_quorum:
             yield (
-                f"only {request.survivors} clients are left in this sum; at least {self.cohort.least_quorum} are demanded "
+                f"the sum's {request.survivors} remaining clients are below the minimum {self.cohort.least_quorum} "
                 "(cohort.least_quorum)"
             )
 
@@ -251,7 +251,7 @@ class Policy(_Part):
         limits, used = self.limits, request.usage
         size = request.message_bytes
         if limits.message_bytes is not None and size > limits.message_bytes:
-            yield f"a message of {size} bytes came; at most {limits.message_bytes} are taken (limits.message_bytes)"
+            yield f"a message of {size} bytes exceeds the maximum {limits.message_bytes} (limits.message_bytes)"
         new = request.round is not None and request.round > used.last_round
         for name, before, more, most in (
             ("rounds", used.rounds, int(new), limits.rounds),
@@ -260,13 +260,13 @@ class Policy(_Part):
             ("bytes_per_day", used.day_bytes, size, limits.bytes_per_day),
         ):
             if most is not None and before + more > most:
-                yield f"{before} {name.replace('_', ' ')} were given, and {more} more would pass {most} (limits.{name})"
+                yield f"{before} {name.replace('_', ' ')} are used, and {more} more would exceed {most} (limits.{name})"
         for name, spent, longest in (
             ("seconds", used.seconds, limits.seconds),
             ("seconds_per_day", used.day_seconds, limits.seconds_per_day),
         ):
             if longest is not None and spent >= longest:
-                yield f"{spent:.0f} of {longest:g} {name.replace('_', ' ')} were given (limits.{name})"
+                yield f"{spent:.0f} of {longest:g} {name.replace('_', ' ')} are used (limits.{name})"
 
     def closed(self, now: datetime) -> list[str]:
         """Return the reasons why this client does not participate at this time of day; empty if it does."""
@@ -275,12 +275,12 @@ class Policy(_Part):
         if not windows or any(window.holds(now, zone) for window in windows):
             return []
         local = now.astimezone(zone)
-        return [f"it is {local:%a %H:%M} in {self.hours.zone}; this client takes part {', '.join(self.hours.windows)} (hours)"]
+        return [f"it is {local:%a %H:%M} in {self.hours.zone}; this client participates {', '.join(self.hours.windows)} (hours)"]
 
 
 def _beyond(plan: Plan, request: CallRequest | None) -> Iterator[str]:
     if request is not None and request.round is not None and request.round > plan.rounds:
-        yield f"round {request.round} is asked for, but the plan that was agreed to has {plan.rounds}"
+        yield f"round {request.round} exceeds the {plan.rounds} rounds of the accepted plan"
 
 
 def _allows(pattern: str, name: str) -> bool:
@@ -297,7 +297,7 @@ def _way_out(what: str, name: str, patterns: Sequence[str]) -> str:
     if ":" not in name or not any(fnmatchcase(name, pattern) for pattern in patterns):
         return ""
     does, more = ("reads a file", f"{name.partition(':')[0]}:*") if what == "task" else ("imports a module", name)
-    return f", since a name with a colon {does} on this machine; add {more!r} to allow.{what}s to allow it"
+    return f"; a name with a colon {does} on this machine, so add {more!r} to allow.{what}s to allow it"
 
 
 def load_policy(path: str | Path) -> Policy:
@@ -315,7 +315,7 @@ def load_policy(path: str | Path) -> Policy:
     try:
         values = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is no TOML: {error}") from None
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
     return Policy.build(values, str(path))
 
 
@@ -326,7 +326,7 @@ def _floors(rule: Secure, options: Any, cohort: int) -> Iterator[str]:
 
     for name in ("gamma", "delta", "sigma", "eta", "complete_up_to"):
         if (value := getattr(options, name)) < (floor := getattr(rule, name)):
-            yield f"the plan sets {name}={value:g}; at least {floor:g} is demanded (secure_aggregation.{name})"
+            yield f"the plan's {name}={value:g} is below the minimum {floor:g} (secure_aggregation.{name})"
     try:
         k, t = sizes(cohort, options)
     except ConfigError as error:
@@ -334,7 +334,7 @@ def _floors(rule: Secure, options: Any, cohort: int) -> Iterator[str]:
         return
     active = rule.active or options.active
     if k < cohort - 1 and cohort <= rule.complete_up_to:
-        yield f"the plan takes {k} neighbours of {cohort} clients; all are demanded (secure_aggregation.complete_up_to)"
+        yield f"the plan has {k} neighbours in a cohort of {cohort}; the complete graph is required (secure_aggregation.complete_up_to)"
     if cohort >= 3 and (why := shortfall(cohort, k, t, rule.gamma, max(rule.delta, options.delta), active, rule.sigma)):
         yield f"{why} (secure_aggregation.gamma, sigma)"
 
@@ -343,5 +343,5 @@ def _secure_config(options: Mapping[str, Any]) -> Any:
     from paceline.aggregation.secure.program import secure_config
 
     if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
-        raise ConfigError("the options of the secure session are no table of named values")
+        raise ConfigError("the options of the secure session must be a table of named values")
     return secure_config(options)

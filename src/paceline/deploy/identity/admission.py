@@ -30,7 +30,7 @@ from paceline.network.interfaces import NotNow
 
 __all__ = ["Gate"]
 
-_REMEMBERED = 4096
+_CACHED = 4096
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ class Gate:
         self._paths = Path(directory), Path(crl) if crl is not None else None
         self._lock = threading.Lock()
         self._known: dict[bytes, tuple[Member, datetime, datetime, int]] = {}
-        self._stamps = self._look()
-        self._looked = time.monotonic()
+        self._stamps = self._file_stamps()
+        self._checked_at = time.monotonic()
         self._file, self._directory = self._read_directory()
         self._revoked = self._read_crl()
 
@@ -89,11 +89,11 @@ class Gate:
             key, now = hashlib.sha256(certificate).digest(), self.clock()
             if self._revoked.stale is not None and now > self._revoked.stale:
                 raise NotNow(
-                    f"the revocation list {self._paths[1]} is stale since {self._revoked.stale:%Y-%m-%d}; "
+                    f"the revocation list {self._paths[1]} expired on {self._revoked.stale:%Y-%m-%d}; "
                     "write a new one with `paceline ca publish`"
                 )
             if key not in self._known:
-                if len(self._known) >= _REMEMBERED:
+                if len(self._known) >= _CACHED:
                     self._known.clear()
                 try:
                     self._known[key] = self._find(certificate)
@@ -103,10 +103,10 @@ class Gate:
                     self._known[key] = self._find(certificate)  # it may have enrolled since the last check
             member, begin, end, serial = self._known[key]
             if serial in self._revoked.serials:
-                raise IdentityError(f"the certificate of client {member.name} was revoked; ask the operator of the federation")
+                raise IdentityError(f"the certificate of client {member.name} was revoked; contact the operator of the federation")
             if not begin <= now <= end:
                 raise NotNow(
-                    f"the certificate of client {member.name} holds from {begin} to {end}, not now; renew it, or set the clocks"
+                    f"the certificate of client {member.name} is valid only from {begin} to {end}; renew it, or set the clocks"
                 )
             return member
 
@@ -135,20 +135,24 @@ class Gate:
         if registered is not None:
             return registered, *times
         if not any(issued_by(certificate, root) for root in self.trust.certificates):
-            raise IdentityError("the client's certificate is neither of the federation's authority nor registered there")
+            raise IdentityError(
+                "the client's certificate was neither issued by the federation's authority nor registered there; enrol first"
+            )
         use = pki.extension(certificate, x509.ExtendedKeyUsage)
         if use is not None and ExtendedKeyUsageOID.CLIENT_AUTH not in use:
-            raise IdentityError("this certificate is not one of a client; a server's cannot be used to join")
+            raise IdentityError("this is not a client certificate; a server's certificate cannot be used to join")
         name = pki.client_name(certificate)
         if name is None:
-            raise IdentityError("the certificate names no client; register it with `paceline ca register`, or enrol by a token")
+            raise IdentityError(
+                "the certificate does not name a client; register it with `paceline ca register`, or enrol with a token"
+            )
         member = self._directory.by_name.get(name)
         if member is None:
-            raise IdentityError(f"client {name} is not, or no longer, in the federation's directory; ask its operator")
+            raise IdentityError(f"client {name} is not, or no longer, in the federation's directory; contact its operator")
         return member, *times
 
     # -- files ---------------------------------------------------------------------------------
-    def _look(self) -> list[tuple[int, int, int] | None]:
+    def _file_stamps(self) -> list[tuple[int, int, int] | None]:
         stamps = []
         for path in self._paths:
             try:
@@ -160,17 +164,19 @@ class Gate:
 
     def _refresh(self, now: bool = False) -> bool:
         """Reload changed files, both or neither; return whether any were reloaded. Without `now`, respect `every`."""
-        if not now and time.monotonic() - self._looked < self.every:
+        if not now and time.monotonic() - self._checked_at < self.every:
             return False
-        self._looked = time.monotonic()
-        stamps = self._look()
+        self._checked_at = time.monotonic()
+        stamps = self._file_stamps()
         if stamps == self._stamps:
             return False
         try:
             file, directory = self._read_directory()
             revoked = self._read_crl()
             if directory.serial < self._directory.serial or revoked.number < self._revoked.number:
-                raise IdentityError(f"{self._paths[0]} or its revocation list is older than what was read before; publish anew")
+                raise IdentityError(
+                    f"{self._paths[0]} or its revocation list is older than the version read before; run `paceline ca publish`"
+                )
         except IdentityError as error:
             self.fault = str(error)
             return False
@@ -183,7 +189,9 @@ class Gate:
         data = read(self._paths[0], "copy it from the authority's folder, or write it with `paceline ca publish`")
         found = open_signed(data, self.trust.operator, str(self._paths[0]))
         if found.federation != self.trust.federation:
-            raise IdentityError(f"{self._paths[0]} is of federation {found.federation!r}, not {self.trust.federation!r}")
+            raise IdentityError(
+                f"{self._paths[0]} belongs to federation {found.federation!r}, not {self.trust.federation!r}; copy the right one"
+            )
         return data, found
 
     def _read_crl(self) -> _Revoked:
@@ -200,7 +208,7 @@ class Gate:
             number = next((e.value.crl_number for e in listed.extensions if isinstance(e.value, x509.CRLNumber)), 0)
             serials = frozenset(row.serial_number for row in listed)
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-            raise IdentityError(f"{path} is no revocation list in PEM: {error}") from None
+            raise IdentityError(f"{path} is not a revocation list in PEM: {error}") from None
         if not signed:
-            raise IdentityError(f"{path} is not signed by the federation's authority; put its own list back")
+            raise IdentityError(f"{path} is not signed by the federation's authority; restore its own list")
         return _Revoked(serials, number, listed.next_update_utc)

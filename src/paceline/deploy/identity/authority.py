@@ -86,9 +86,9 @@ class Authority:
         try:
             taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
         except OSError as error:
-            raise StoreError(f"{folder} cannot be made: {error.strerror or error}") from error
+            raise StoreError(f"{folder} cannot be created: {error.strerror or error}") from error
         if taken:
-            raise StoreError(f"{folder} is not empty; an authority gets a folder of its own, and is never overwritten")
+            raise StoreError(f"{folder} is not empty; choose a new folder for the authority, which is never overwritten")
         aside = folder.absolute().with_name(f".{safe_name(folder.absolute().name)}.new")
         shutil.rmtree(aside, ignore_errors=True)
         ca_key = pki.new_key() if ca is None else None
@@ -105,7 +105,7 @@ class Authority:
             Register.create(aside / "register.db", federation, now)
             os.replace(aside, folder)
         except OSError as error:
-            raise StoreError(f"{folder} cannot be made: {error.strerror or error}") from error
+            raise StoreError(f"{folder} cannot be created: {error.strerror or error}") from error
         made = Authority(folder, trust, Register(folder / "register.db"), signer, ca_key, clock)
         made.publish()
         return made
@@ -118,16 +118,16 @@ class Authority:
             IdentityError: there is no authority, its keys do not match `trust.pem`, or the passphrase is wrong.
         """
         folder = Path(folder)
-        advice = "make an authority with `paceline ca init`, or name its folder with --ca"
+        advice = "create an authority with `paceline ca init`, or name its folder with --ca"
         trust = Trust.parse(read(folder / "trust.pem", advice), str(folder / "trust.pem"))
         signer = pki.load_key(read(folder / "directory.key", advice), str(folder / "directory.key"), passphrase)
         if not isinstance(signer, Ed25519PrivateKey) or signer.public_key().public_bytes_raw() != trust.operator:
-            raise IdentityError(f"{folder}: directory.key is not the key that trust.pem names; put the right one back")
+            raise IdentityError(f"{folder}: directory.key is not the key in trust.pem; restore the right one")
         ca_key: pki.TlsKey | None = None
         if (folder / "ca.key").exists():
             loaded = pki.load_key(read(folder / "ca.key", advice), str(folder / "ca.key"), passphrase)
             if not isinstance(loaded, pki.TlsKey) or loaded.public_key() != trust.certificates[0].public_key():
-                raise IdentityError(f"{folder}: ca.key is not the key of trust.pem's certificate; put the right one back")
+                raise IdentityError(f"{folder}: ca.key is not the key of trust.pem's certificate; restore the right one")
             ca_key = loaded
         return Authority(folder, trust, Register(folder / "register.db"), signer, ca_key, clock)
 
@@ -213,7 +213,7 @@ class Authority:
         with self.register.transaction() as rows:
             member = next((m for m in rows.members() if m.id == client), None)
             if member is None:
-                raise IdentityError(f"client {client} is not, or no longer, part of the federation; ask its operator")
+                raise IdentityError(f"client {client} is not, or no longer, part of the federation; contact its operator")
             certificate = self._certify(rows, member, wanted.public_key(), days)
         return self._enrolled(pki.pem(certificate), member)
 
@@ -231,7 +231,7 @@ class Authority:
             ConfigError: an invalid name or validity.
         """
         if not 0 < hours <= 24 * 365:
-            raise ConfigError(f"a token for {hours} hours cannot be made; more than 0 and up to 8760 are possible")
+            raise ConfigError(f"a token cannot be valid for {hours} hours; choose more than 0 and at most 8760")
         pki.check_name(name)
         self._signer()
         made, now = Token.make(self.trust), self.clock()
@@ -262,14 +262,18 @@ class Authority:
         try:
             Ed25519PublicKey.from_public_bytes(identity).verify(proof, signed)
         except (InvalidSignature, ValueError):
-            raise IdentityError("the client did not show that it has the identity key; enrol again from its own folder") from None
+            raise IdentityError(
+                "the client did not prove possession of the identity key; enrol again from its own folder"
+            ) from None
         with self.register.transaction() as rows:
             row = next((t for t in rows.tokens() if t.id == given.id), None)
             if row is None or not given.fits(row.hash):
-                raise TokenError("this enrolment token is unknown, or was made void by a later one; ask the operator for a new one")
+                raise TokenError(
+                    "this enrolment token is unknown, or was replaced by a later one; request a new one from the operator"
+                )
             if now > row.expires:
                 raise TokenError(
-                    f"this enrolment token expired at {row.expires:%Y-%m-%d %H:%M} UTC; ask the operator for a new one"
+                    f"this enrolment token expired at {row.expires:%Y-%m-%d %H:%M} UTC; request a new one from the operator"
                 )
             if row.used is not None:
                 member, certificate = self._again(rows, row, signed)
@@ -285,7 +289,9 @@ class Authority:
         known = next((c for c in rows.certificates() if c.serial == row.serial), None)
         member = rows.member(row.name)
         if row.proof != signed or known is None or known.revoked is not None or member is None or not member[1]:
-            raise TokenError("this enrolment token was used already; ask the operator for a new one, and whether it was stolen")
+            raise TokenError(
+                "this enrolment token was already used; request a new one from the operator, and report that it may have been stolen"
+            )
         return member[0], pki.load_certificate(known.pem, "the register")
 
     # -- revoking and publishing ---------------------------------------------------------------
@@ -304,13 +310,13 @@ class Authority:
             ConfigError: unknown reason.
         """
         if reason not in REASONS:
-            raise ConfigError(f"{reason!r} is no reason of a revocation; known: {', '.join(REASONS)}")
+            raise ConfigError(f"{reason!r} is not a revocation reason; known: {', '.join(REASONS)}")
         with self.register.transaction() as rows:
             now, listed = self.clock(), rows.certificates()
             member = next((m for m in rows.members() if what in (m.name, str(m.id))), None)
             chosen = [c for c in listed if (c.member == member.id if member else c.serial == what.lower())]
             if member is None and not chosen:
-                raise IdentityError(f"no active client and no certificate is called {what!r}; `paceline ca list` shows them")
+                raise IdentityError(f"no active client or certificate is named {what!r}; list them with `paceline ca list`")
             if member is not None:
                 rows.retire(member.id)
             for row in chosen:
@@ -328,7 +334,7 @@ class Authority:
 
     def directory_file(self) -> bytes:
         """Return the signed directory as currently published."""
-        return read(self.folder / "directory", "write it anew with `paceline ca publish`")
+        return read(self.folder / "directory", "write it again with `paceline ca publish`")
 
     def members(self) -> list[Member]:
         """Return the active clients."""
@@ -361,8 +367,8 @@ class Authority:
     def _signer(self) -> tuple[x509.Certificate, pki.TlsKey]:
         if self.ca_key is None:
             raise IdentityError(
-                f"{self.folder} trusts your organisation's authority and issues no certificates; "
-                "get one there, then bind it to the client with `paceline ca register`"
+                f"{self.folder} trusts your organisation's authority and does not issue certificates; "
+                "request one there, then bind it to the client with `paceline ca register`"
             )
         return self.trust.certificates[0], self.ca_key
 
@@ -370,12 +376,14 @@ class Authority:
         known = rows.member(name)
         if known is not None and not replace:
             state = "part of the federation" if known[1] else "revoked"
-            raise IdentityError(f"client {name} is {state} already; --replace gives it new keys and revokes its old certificates")
+            raise IdentityError(
+                f"client {name} is already {state}; pass --replace to give it new keys and revoke its old certificates"
+            )
 
     def _admit(self, rows: CertificateRows, name: str, identity: bytes, replace: bool) -> Member:
         pki.check_name(name)
         if len(identity) != 32:
-            raise IdentityError(f"an Ed25519 public key has 32 bytes, not {len(identity)}")
+            raise IdentityError(f"the identity key must be an Ed25519 public key of 32 bytes, not {len(identity)}")
         self._refuse_known(rows, name, replace)
         member = rows.put_member(name, identity, int(name) if name.isdigit() else None)
         for row in rows.certificates():

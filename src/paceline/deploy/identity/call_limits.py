@@ -10,14 +10,14 @@ from typing import Any
 
 from paceline.core.errors import PacelineError
 
-__all__ = ["Bounds", "Crowd", "Full", "Silent", "Ticket"]
+__all__ = ["Bounds", "CallLimiter", "RequestTimeout", "Ticket", "TooManyCalls"]
 
 
-class Full(PacelineError):
+class TooManyCalls(PacelineError):
     """Too many open calls; the same call may succeed a moment later."""
 
 
-class Silent(PacelineError):
+class RequestTimeout(PacelineError):
     """A call's request did not arrive in time."""
 
 
@@ -51,16 +51,16 @@ class Ticket:
     """One open call; a context manager that closes it."""
 
     who: str
-    crowd: Crowd
+    limiter: CallLimiter
 
     def __post_init__(self) -> None:
-        self.gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     def __enter__(self) -> Ticket:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.crowd.leave(self)
+        self.limiter.leave(self)
 
     async def read(self, read: Callable[[], Awaitable[Any]]) -> Any:
         """Return the call's request.
@@ -69,8 +69,8 @@ class Ticket:
             read: reads one message from the peer.
 
         Raises:
-            Silent: the request is late.
-            Full: the call was closed to make room.
+            RequestTimeout: the request is late.
+            TooManyCalls: the call was closed to make room.
         """
 
         async def once() -> Any:
@@ -78,18 +78,18 @@ class Ticket:
 
         reading = asyncio.ensure_future(once())
         try:
-            await asyncio.wait({reading, self.gone}, timeout=self.crowd.bounds.read, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({reading, self.closed}, timeout=self.limiter.bounds.read, return_when=asyncio.FIRST_COMPLETED)
             if reading.done():
                 return reading.result()
-            if self.gone.done():
-                raise Full(self.gone.result())
-            raise Silent(f"no request came within {self.crowd.bounds.read:g} s")
+            if self.closed.done():
+                raise TooManyCalls(self.closed.result())
+            raise RequestTimeout(f"no request arrived within {self.limiter.bounds.read:g} s")
         finally:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
 
 
-class Crowd:
+class CallLimiter:
     """Open calls of a port.
 
     Args:
@@ -98,57 +98,57 @@ class Crowd:
 
     def __init__(self, bounds: Bounds) -> None:
         self.bounds = bounds
-        self._silent: dict[str, list[Ticket]] = {}
+        self._idle: dict[str, list[Ticket]] = {}
         self._busy: set[Ticket] = set()
 
     @property
     def open(self) -> int:
         """Number of open calls."""
-        return sum(map(len, self._silent.values())) + len(self._busy)
+        return sum(map(len, self._idle.values())) + len(self._busy)
 
     def enter(self, who: str) -> Ticket:
         """Open a call of a peer.
 
         Raises:
-            Full: there is no room, and no silent call to close.
+            TooManyCalls: there is no room, and no silent call to close.
         """
-        if len(self._silent.get(who, ())) + sum(t.who == who for t in self._busy) >= self.bounds.each:
+        if len(self._idle.get(who, ())) + sum(t.who == who for t in self._busy) >= self.bounds.each:
             self._make_room(who, f"more than {self.bounds.each} calls are open for {who}; try again in a moment")
         elif self.open >= self.bounds.all:
-            most = max(self._silent, key=lambda w: len(self._silent[w]), default=who)
+            most = max(self._idle, key=lambda w: len(self._idle[w]), default=who)
             self._make_room(most, f"more than {self.bounds.all} calls are open; try again in a moment")
         ticket = Ticket(who, self)
-        self._silent.setdefault(who, []).append(ticket)
+        self._idle.setdefault(who, []).append(ticket)
         return ticket
 
     def work(self, ticket: Ticket) -> None:
         """Mark a call's request as received and in progress.
 
         Raises:
-            Full: too many calls are in progress.
+            TooManyCalls: too many calls are in progress.
         """
         if len(self._busy) >= self.bounds.busy:
-            raise Full(f"{len(self._busy)} requests are worked on; try again in a moment")
-        self._hush(ticket)
+            raise TooManyCalls(f"{len(self._busy)} requests are in progress; try again in a moment")
+        self._remove_idle(ticket)
         self._busy.add(ticket)
 
     def leave(self, ticket: Ticket) -> None:
         """Close a call."""
-        self._hush(ticket)
+        self._remove_idle(ticket)
         self._busy.discard(ticket)
 
     def _make_room(self, who: str, why: str) -> None:
-        silent = self._silent.get(who)
+        silent = self._idle.get(who)
         if not silent:
-            raise Full(why)
+            raise TooManyCalls(why)
         oldest = silent[0]
-        self._hush(oldest)
-        if not oldest.gone.done():
-            oldest.gone.set_result(why)
+        self._remove_idle(oldest)
+        if not oldest.closed.done():
+            oldest.closed.set_result(why)
 
-    def _hush(self, ticket: Ticket) -> None:
-        silent = self._silent.get(ticket.who, [])
+    def _remove_idle(self, ticket: Ticket) -> None:
+        silent = self._idle.get(ticket.who, [])
         if ticket in silent:
             silent.remove(ticket)
         if not silent:
-            self._silent.pop(ticket.who, None)
+            self._idle.pop(ticket.who, None)

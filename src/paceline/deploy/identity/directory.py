@@ -98,15 +98,17 @@ def open_signed(data: bytes, operator: bytes, where: str = "the directory") -> D
             certificate to two clients.
     """
     if len(data) > _MOST:
-        raise IdentityError(f"{where} has {len(data)} bytes, which is more than any federation needs")
+        raise IdentityError(
+            f"{where} has {len(data)} bytes, above the limit of a directory; fetch the directory of your own federation"
+        )
     head, _, text = data.partition(b"\n")
     try:
         signature = bytes.fromhex(head.removeprefix(_HEAD).decode("ascii")) if head.startswith(_HEAD) else b""
         Ed25519PublicKey.from_public_bytes(operator).verify(signature, _HEAD + text)
     except (InvalidSignature, ValueError):
         raise IdentityError(
-            f"{where} is not signed by the operator that this party trusts; fetch the directory of your own "
-            "federation, or ask the operator whether its key was replaced"
+            f"{where} is not signed by the operator in trust.pem; fetch the directory of your own "
+            "federation, or check with the operator whether its key was replaced"
         ) from None
     try:
         facts = json.loads(text)
@@ -126,7 +128,7 @@ def _member(row: dict[str, Any]) -> Member:
     if len(key) != 32:
         raise ValueError(f"client {row['id']} has a key of {len(key)} bytes")
     if row["name"].isdigit() and row["name"] != str(row["id"]):
-        raise ValueError(f"client {row['id']} has the name of another number, {row['name']}")
+        raise ValueError(f"client {row['id']} has the name of another client's number, {row['name']}")
     prints = row.get("certificates", [])
     if not isinstance(prints, list) or not all(isinstance(p, str) and len(p) == 64 for p in prints):
         raise ValueError(f"client {row['id']} has malformed certificates")
@@ -135,11 +137,11 @@ def _member(row: dict[str, Any]) -> Member:
 
 def _number(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 1 << 31:
-        raise ValueError(f"{value!r} is no number from 0")
+        raise ValueError(f"{value!r} is not a number of at least 0")
     return value
 
 
 def _distinct(where: str, what: str, values: Iterable[Any]) -> None:
     listed = list(values)
     if len(set(listed)) < len(listed):
-        raise IdentityError(f"{where} has one {what} for two clients")
+        raise IdentityError(f"{where} lists the same {what} for two clients")

@@ -65,18 +65,18 @@ class Invitation:
             IdentityError: the file is missing or malformed.
             TokenError: token and trust anchors belong to different federations.
         """
-        data = read(path, "ask the operator for an invitation (`paceline ca token --invite FILE`)")
+        data = read(path, "request an invitation from the operator (`paceline ca token --invite FILE`)")
         try:
             facts = json.loads(data)
             token, trust, server = facts["token"], facts["trust"].encode(), facts.get("server")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise IdentityError(f"{path} is no invitation; ask the operator for one") from None
+            raise IdentityError(f"{path} is not an invitation; request one from the operator") from None
         if not isinstance(token, str):
-            raise IdentityError(f"{path} is no invitation; ask the operator for one")
+            raise IdentityError(f"{path} is not an invitation; request one from the operator")
         try:
             address = None if server is None else Address.parse(server, "server")
         except ConfigError as error:
-            raise IdentityError(f"{path} is no invitation: {error}; ask the operator for one") from None
+            raise IdentityError(f"{path} is not an invitation: {error}; request one from the operator") from None
         found = Invitation(token, Trust.parse(trust, str(path)), address)
         Token.parse(token).check_trust(found.trust)
         return found
@@ -112,7 +112,7 @@ def finish(folder: str | Path, token: str, enrolled: Enrolled) -> Member:
         TokenError: the answer is of another federation than the token.
         IdentityError: the certificate is not for this client's key, or the directory lacks its identity key.
     """
-    trust = Trust.parse(enrolled.trust, "the trust file that came from the server")
+    trust = Trust.parse(enrolled.trust, "the trust file received from the server")
     Token.parse(token).check_trust(trust)
     member = _check(Path(folder), trust, enrolled)
     atomic_write(Path(folder) / "trust.pem", trust.pem)
@@ -134,9 +134,9 @@ def renewed(folder: str | Path, enrolled: Enrolled) -> Member:
 
 def identity_key(path: str | Path) -> Ed25519PrivateKey:
     """Load the Ed25519 key from a PEM file; raises `IdentityError`."""
-    key = pki.load_key(read(path, "enrol this client, or put its identity key back"), str(path))
+    key = pki.load_key(read(path, "enrol this client, or restore its identity key"), str(path))
     if not isinstance(key, Ed25519PrivateKey):
-        raise IdentityError(f"{path} is not an Ed25519 key; put this client's identity key back")
+        raise IdentityError(f"{path} is not an Ed25519 key; restore this client's identity key")
     return key
 
 
@@ -150,18 +150,22 @@ def _tls_key(path: Path, make: bool = True) -> pki.TlsKey:
 
 
 def _check(folder: Path, trust: Trust, enrolled: Enrolled) -> Member:
-    certificate = pki.load_certificate(enrolled.certificate, "the certificate that came from the server")
+    certificate = pki.load_certificate(enrolled.certificate, "the certificate received from the server")
     key = _tls_key(folder / "client.key", make=False).public_key()
     form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     if certificate.public_key().public_bytes(*form) != key.public_bytes(*form):
-        raise IdentityError("the certificate that came back is of another key than this client's; do not use this server")
+        raise IdentityError(
+            "the certificate received from the server is for another key than this client's; do not use this server"
+        )
     if not any(issued_by(certificate, root) for root in trust.certificates) or pki.client_name(certificate) != enrolled.name:
-        raise IdentityError("the certificate that came back is not of the federation's authority, or names another client")
+        raise IdentityError(
+            "the certificate received was not issued by the federation's authority, or names another client; do not use this server"
+        )
     public = identity_key(folder / "identity.key").public_key().public_bytes_raw()
-    listed = open_signed(enrolled.directory, trust.operator, "the directory that came from the server")
+    listed = open_signed(enrolled.directory, trust.operator, "the directory received from the server")
     member = listed.by_id.get(enrolled.client)
     if member is None or (member.name, member.key) != (enrolled.name, public):
-        raise IdentityError("the directory that came back does not have this client with its own identity key; tell the operator")
+        raise IdentityError("the directory received does not list this client with its identity key; report it to the operator")
     return member
 
 

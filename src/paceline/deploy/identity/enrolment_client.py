@@ -48,7 +48,7 @@ def enrol(folder: Path, invitation: Path, address: Address | None = None, proxy:
     invited = Invitation.load(invitation)
     where = address or invited.server
     if where is None:
-        raise IdentityError(f"{invitation} does not say where to enrol; give the server's address")
+        raise IdentityError(f"{invitation} has no enrolment address; pass the server's address")
     ask = begin(folder, invited.token)
     credentials = grpc.ssl_channel_credentials(invited.trust.roots)
     parts = {"token": ask.token, "request": ask.request, "identity": ask.identity, "proof": ask.proof}
@@ -78,11 +78,11 @@ def _call(address: Address, credentials: grpc.ChannelCredentials, method: str, p
                 answer = channel.unary_unary(f"/{SERVICE}/{method}")(dumps(parts), timeout=30.0)
                 break
             except grpc.RpcError as error:
-                told = clean(error.details())
+                message = clean(error.details())
                 if error.code() in (_STATUS.PERMISSION_DENIED, _STATUS.INVALID_ARGUMENT):
-                    raise IdentityError(f"{address} refuses: {told}") from None
+                    raise IdentityError(f"{address} refuses: {message}") from None
                 if error.code() is not _STATUS.RESOURCE_EXHAUSTED or not left:
-                    raise EngineError(f"nobody at {address} can be asked for a certificate: {told}") from None
+                    raise EngineError(f"no certificate could be requested at {address}: {message}") from None
             time.sleep(random.uniform(0.5, 1.0))
     tree = request_of(answer, _ANSWER)
     kinds = {"certificate": bytes, "trust": bytes, "directory": bytes, "client": int, "name": str}
@@ -93,5 +93,5 @@ def request_of(data: bytes, limits: Limits = REQUEST) -> dict[str, Any]:
     """Decode the fields of a request or an answer; raises `WireError` for malformed data."""
     tree = loads(data, limits)
     if not isinstance(tree, dict):
-        raise WireError("a request is a dict of names")
+        raise WireError("the request must be a dict with text keys")
     return tree

@@ -23,7 +23,7 @@ from paceline.core.errors import EngineError, IdentityError, PacelineError, Wire
 from paceline.core.serialization import dumps
 from paceline.deploy.identity.admission import Gate
 from paceline.deploy.identity.authority import Authority
-from paceline.deploy.identity.call_limits import Bounds, Crowd, Full, Silent
+from paceline.deploy.identity.call_limits import Bounds, CallLimiter, RequestTimeout, TooManyCalls
 from paceline.deploy.identity.enrolment_client import REQUEST, SERVICE, request_of
 from paceline.deploy.identity.files import Enrolled
 from paceline.network import LoopThread
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Enrolment", "peer_of"]
 
 _STATUS = grpc.StatusCode
-_SPELL, _SAID = 10.0, 10
+_WINDOW, _MOST_LOGGED = 10.0, 10
 """Interval in seconds, and the number of refusals logged within it; further ones are only counted."""
 
 
@@ -90,7 +90,7 @@ class Enrolment:
     def _member(self, context: Any) -> str:
         shown = context.auth_context().get("x509_pem_cert")
         if not shown:
-            raise IdentityError("a certificate is renewed only for who shows the old one")
+            raise IdentityError("a certificate is renewed only for a client that presents its old one")
         return str(self._gate.member(shown[0]).id)
 
     def _renew(self, data: bytes, client: str, _: str) -> Enrolled:
@@ -121,11 +121,11 @@ class _Port:
         bounds: Bounds,
     ) -> None:
         self._method, self._credentials, self._who, self._answer = method, credentials, who, answer
-        self._notes, self._bounds, self.crowd = notes, bounds, Crowd(bounds)
+        self._notes, self._bounds, self.limiter = notes, bounds, CallLimiter(bounds)
         self._loop: LoopThread | None = None
         self._server: grpc.aio.Server | None = None
         self._pool = ThreadPoolExecutor(2, method.lower())
-        self._spell, self._said, self._unsaid = 0.0, 0, 0
+        self._window, self._logged, self._omitted = 0.0, 0, 0
 
     def start(self, address: Address) -> int:
         """Start listening; return the port.
@@ -161,30 +161,30 @@ class _Port:
         peer = context.peer()
         try:
             who = self._who(context)
-            with self.crowd.enter(who) as ticket:
+            with self.limiter.enter(who) as ticket:
                 data = await ticket.read(context.read)
                 if data is grpc.aio.EOF:
-                    raise WireError("a call without a request")
-                self.crowd.work(ticket)
+                    raise WireError("the call has no request")
+                self.limiter.work(ticket)
                 work = asyncio.get_running_loop().run_in_executor(self._pool, self._answer, data, who, peer)
                 return dumps(asdict(await asyncio.wait_for(work, self._bounds.work)))
         except (PacelineError, TimeoutError, OSError) as error:
-            code, told, reason = _refusal(error)
-            self._note(reason, clean(error) or "it took too long", peer)
-        await context.abort(code, told)
+            code, message, reason = _refusal(error)
+            self._note(reason, clean(error) or "timeout", peer)
+        await context.abort(code, message)
         raise AssertionError("not reached")
 
     def _note(self, reason: str, why: str, peer: str) -> None:
         """Log a refusal; rate-limited, with the number of omitted ones."""
         now = time.monotonic()
-        if now - self._spell > _SPELL:
-            self._spell, self._said = now, 0
-        self._said += 1
-        if self._said > _SAID:
-            self._unsaid += 1
+        if now - self._window > _WINDOW:
+            self._window, self._logged = now, 0
+        self._logged += 1
+        if self._logged > _MOST_LOGGED:
+            self._omitted += 1
             return
-        more = {"others": self._unsaid} if self._unsaid else {}
-        self._unsaid = 0
+        more = {"others": self._omitted} if self._omitted else {}
+        self._omitted = 0
         self._notes.event("refused", None, {"reason": reason, "why": why, "from": peer, **more})
 
 
@@ -200,19 +200,19 @@ def peer_of(context: Any) -> str:
 
 def _refusal(error: Exception) -> tuple[grpc.StatusCode, str, str]:
     """Return the status, the message for the client, and the logged reason."""
-    told = clean(error)
+    message = clean(error)
     match error:
-        case Full():
-            return _STATUS.RESOURCE_EXHAUSTED, told, "crowd"
-        case Silent() | TimeoutError():
-            return _STATUS.DEADLINE_EXCEEDED, told or "the answer took too long; try again", "silent"
+        case TooManyCalls():
+            return _STATUS.RESOURCE_EXHAUSTED, message, "crowd"
+        case RequestTimeout() | TimeoutError():
+            return _STATUS.DEADLINE_EXCEEDED, message or "the response timed out; try again", "silent"
         case WireError():
-            return _STATUS.INVALID_ARGUMENT, told, "enrolment"
+            return _STATUS.INVALID_ARGUMENT, message, "enrolment"
         case IdentityError():
-            return _STATUS.PERMISSION_DENIED, told, "enrolment"
+            return _STATUS.PERMISSION_DENIED, message, "enrolment"
     return (
         _STATUS.UNAVAILABLE,
-        "the server cannot issue certificates just now; its operator finds the reason in its log",
+        "the server cannot issue certificates at present; its operator finds the cause in the server's log",
         "enrolment",
     )
 

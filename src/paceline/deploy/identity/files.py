@@ -42,11 +42,11 @@ class Issued:
         folder, role = Path(folder), "server" if self.client is None else "client"
         for kind in (f"{role}.key", "identity.key"):
             if (folder / kind).exists():
-                raise StoreError(f"{folder / kind} is there already; choose another folder, or move it away first")
+                raise StoreError(f"{folder / kind} already exists; choose another folder, or move the file away first")
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
-            raise StoreError(f"{folder} cannot be made: {error.strerror or error}") from error
+            raise StoreError(f"{folder} cannot be created: {error.strerror or error}") from error
         atomic_write(folder / f"{role}.key", self.key, mode=0o600)
         if self.identity is not None:
             atomic_write(folder / "identity.key", self.identity, mode=0o600)

@@ -68,7 +68,7 @@ class PinnedDirectory:
         self._identity, self._pins = identity, Path(pins) if pins is not None else None
         self._lock = threading.Lock()
         self._serial, self._seen = self._load_pins()
-        self._directory = self._take(read(self.path, "enrol this client, or get the directory from the operator"))
+        self._directory = self._take(read(self.path, "enrol this client, or request the directory from the operator"))
 
     @staticmethod
     def of(folder: str | Path, accept_changed: bool = False, note: Note = _unheard) -> PinnedDirectory:
@@ -84,7 +84,7 @@ class PinnedDirectory:
         me = next((m.id for m in listed.members if m.key == identity.public), None)
         if me is None:
             raise IdentityError(
-                f"{folder}: the directory does not have this client's identity key; was it revoked? Ask the operator"
+                f"{folder}: the directory does not list this client's identity key; it may have been revoked: contact the operator"
             )
         return PinnedDirectory(
             folder / "directory",
@@ -104,7 +104,7 @@ class PinnedDirectory:
     def identity(self, client: int) -> IdentityKey:
         """Return this client's own key; raises `ProtocolError` for any other client."""
         if self._identity is None or client != self.client:
-            raise ProtocolError(f"the identity key of client {client} is not here; each client has only its own")
+            raise ProtocolError(f"the private identity key of client {client} is not available; each client has only its own")
         return self._identity
 
     def publics(self, clients: Iterable[int]) -> dict[int, bytes]:
@@ -115,7 +115,7 @@ class PinnedDirectory:
         if missing:
             raise ProtocolError(
                 f"clients {missing} are not in the directory of federation {self.trust.federation!r} (serial {self.serial}); "
-                "they were revoked, or joined since: update the directory"
+                "they were revoked, or joined later: update the directory"
             )
         return {client: known[client].key for client in wanted}
 
@@ -147,28 +147,34 @@ class PinnedDirectory:
     def _take(self, data: bytes) -> Directory:
         found = open_signed(data, self.trust.operator, str(self.path))
         if found.federation != self.trust.federation:
-            raise IdentityError(f"{self.path} is of federation {found.federation!r}, not {self.trust.federation!r}")
+            raise IdentityError(
+                f"{self.path} belongs to federation {found.federation!r}, not {self.trust.federation!r}; copy the right one"
+            )
         if found.serial < self._serial:
             raise IdentityError(
-                f"the directory has serial {found.serial}, but {self._serial} was seen before; an older one may bring "
-                "revoked clients back: get the newest from the operator"
+                f"the directory has serial {found.serial}, but {self._serial} was seen before; an older one may readmit "
+                "revoked clients: request the newest from the operator"
             )
         changed = [m for m in found.members if self._seen.get(m.id, m.key) != m.key]
         who = ", ".join(f"{m.name} ({m.id})" for m in changed)
         if changed and not self.accept_changed:
             raise IdentityError(
-                f"clients {who} have other identity keys than before; if the operator confirms that they got new ones, "
-                f"accept them (accept_changed_keys in the policy, or take them out of {self._pins})"
+                f"clients {who} have other identity keys than before; if the operator confirms that they received new ones, "
+                f"accept them (set accept_changed_keys in the policy, or remove them from {self._pins})"
             )
         if self._identity is not None and self.client is not None:
             mine = found.by_id.get(self.client)
             if mine is None or mine.key != self._identity.public:
                 raise IdentityError(
-                    f"client {self.client} is not in the directory with its own key; was it revoked? Ask the operator"
+                    f"the directory does not list client {self.client} with its own key; it may have been revoked: contact the operator"
                 )
         if changed:
             self.note(
-                "keys", {"changed": [m.name for m in changed], "why": f"clients {who} have other identity keys, which were taken"}
+                "keys",
+                {
+                    "changed": [m.name for m in changed],
+                    "why": f"clients {who} have other identity keys than before, which were accepted",
+                },
             )
         self._serial = found.serial
         self._seen |= {m.id: m.key for m in found.members}
@@ -181,9 +187,9 @@ class PinnedDirectory:
         if self._pins is None or not self._pins.exists():
             return 0, {}
         try:
-            facts = json.loads(read(self._pins, "delete it to pin anew"))
+            facts = json.loads(read(self._pins, "delete it to pin the current keys"))
             return int(facts["serial"]), {int(c): bytes.fromhex(k) for c, k in facts["keys"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise IdentityError(
-                f"{self._pins} is damaged ({error}); delete it if you are sure that the directory is right"
+                f"{self._pins} is damaged ({error}); verify the directory with the operator, then delete the file"
             ) from None

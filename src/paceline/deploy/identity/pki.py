@@ -82,13 +82,11 @@ def check_name(name: str, what: str = "client") -> str:
     """
     if not _NAME.fullmatch(name):
         raise ConfigError(
-            f"{name!r} is no name of a {what}; use 1 to 63 lower-case letters, digits, dots, dashes and underscores, "
+            f"{name!r} is not a valid name for a {what}; use 1 to 63 lower-case letters, digits, dots, dashes and underscores, "
             "with a letter or digit first"
         )
     if what == "client" and name.isdigit() and (name != str(int(name)) or int(name) >= 1 << 31):
-        raise ConfigError(
-            f"{name!r} is no name of a client: a name of digits is the client's number, written from 0 to {(1 << 31) - 1}"
-        )
+        raise ConfigError(f"{name!r} is not a valid name for a client: a name of digits must be a number from 0 to {(1 << 31) - 1}")
     return name
 
 
@@ -117,20 +115,20 @@ def load_key(data: bytes, where: str, passphrase: bytes | None = None) -> object
     try:
         return load_pem_private_key(data, passphrase)
     except TypeError:
-        hint = "give its passphrase" if passphrase is None else "it has no passphrase; give none"
+        hint = "pass its passphrase" if passphrase is None else "it has no passphrase; pass none"
         raise IdentityError(f"{where} cannot be opened: {hint} (PACELINE_CA_PASSPHRASE)") from None
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise IdentityError(f"{where} is no private key in PEM, or has another passphrase: {error}") from None
+        raise IdentityError(f"{where} is not a private key in PEM, or the passphrase is wrong: {error}") from None
 
 
 def load_certificate(data: bytes, where: str) -> x509.Certificate:
     """Load the first certificate from PEM; raises `IdentityError` for malformed or oversized data."""
     if len(data) > MOST:
-        raise IdentityError(f"{where} has {len(data)} bytes, which no certificate has")
+        raise IdentityError(f"{where} has {len(data)} bytes, above the limit of a certificate")
     try:
         return x509.load_pem_x509_certificate(data)
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise IdentityError(f"{where} is no certificate in PEM: {error}") from None
+        raise IdentityError(f"{where} is not a certificate in PEM: {error}") from None
 
 
 def certificates(data: bytes) -> bytes:
@@ -138,7 +136,7 @@ def certificates(data: bytes) -> bytes:
     try:
         return b"".join(map(pem, x509.load_pem_x509_certificates(data)))
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise IdentityError(f"the file of your authority has no certificate in PEM: {error}") from None
+        raise IdentityError(f"the file of your authority does not contain a certificate in PEM: {error}") from None
 
 
 def load_request(data: bytes) -> x509.CertificateSigningRequest:
@@ -150,17 +148,17 @@ def load_request(data: bytes) -> x509.CertificateSigningRequest:
         IdentityError: the request is malformed or its key is not acceptable.
     """
     if len(data) > MOST:
-        raise IdentityError(f"a certificate request of {len(data)} bytes is refused")
+        raise IdentityError(f"a certificate request of {len(data)} bytes exceeds the limit")
     try:
         request = x509.load_pem_x509_csr(data)
         signed, key = request.is_signature_valid, request.public_key()
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise IdentityError(f"this is no certificate request in PEM: {error}") from None
+        raise IdentityError(f"not a certificate request in PEM: {error}") from None
     if not signed:
-        raise IdentityError("the certificate request is not signed by its own key")
+        raise IdentityError("the certificate request is not signed with its own key")
     curve = isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in ("secp256r1", "secp384r1")
     if not curve and not (isinstance(key, rsa.RSAPublicKey) and key.key_size >= 3072):
-        raise IdentityError("the certificate request has another key than P-256, P-384 or RSA of 3072 bits or more")
+        raise IdentityError("the certificate request has an unsupported key; use P-256, P-384, or RSA of at least 3072 bits")
     return request
 
 
@@ -253,13 +251,15 @@ def _host(host: str) -> x509.GeneralName:
     except ValueError:
         pass
     if not re.fullmatch(r"(\*\.)?[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", host):
-        raise ConfigError(f"{host!r} is neither a DNS name nor an IP address; give the name that clients dial, without port")
+        raise ConfigError(
+            f"{host!r} is neither a DNS name nor an IP address; write the name that clients connect to, without a port"
+        )
     return x509.DNSName(host.lower())
 
 
 def _builder(subject: x509.Name, issuer: x509.Name, public: object, days: int, now: datetime) -> x509.CertificateBuilder:
     if not 1 <= days <= 36500:
-        raise ConfigError(f"a certificate for {days} days cannot be made; 1 to 36500 are possible")
+        raise ConfigError(f"a certificate cannot be valid for {days} days; choose 1 to 36500")
     builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(public)  # type: ignore[arg-type]
     builder = builder.serial_number(x509.random_serial_number())
     return builder.not_valid_before(now - SLACK).not_valid_after(now + timedelta(days=days))
@@ -277,8 +277,8 @@ def _leaf(
 ) -> x509.Certificate:
     if now + timedelta(days=days) > ca.not_valid_after_utc:
         raise IdentityError(
-            f"the authority's own certificate ends on {ca.not_valid_after_utc:%Y-%m-%d}, before this one would; "
-            "ask for fewer --days, or set up a new authority"
+            f"the authority's own certificate expires on {ca.not_valid_after_utc:%Y-%m-%d}, before this one would; "
+            "choose fewer --days, or set up a new authority"
         )
     federation = ca.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
     subject = _subject(common, str(federation[0].value) if federation else None)

@@ -114,7 +114,7 @@ class Register:
         try:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         except OSError as error:
-            raise StoreError(f"{path} cannot be made: {error.strerror or error}") from error
+            raise StoreError(f"{path} cannot be created: {error.strerror or error}") from error
         register = Register(path)
         with register.transaction() as rows:
             for statement in SCHEMA.split(";")[:-1]:
@@ -132,7 +132,7 @@ class Register:
         """
         if not self.path.exists():
             raise IdentityError(
-                f"{self.path.parent} holds no authority; make one with `paceline ca init`, or name its folder with --ca"
+                f"{self.path.parent} contains no authority; create one with `paceline ca init`, or name its folder with --ca"
             )
         try:
             db = sqlite3.connect(self.path, isolation_level=None, timeout=30)
@@ -157,7 +157,7 @@ class CertificateRows:
         """Return the federation's name, the serial of its last change, and the time of that change."""
         made, federation, serial, at = self.db.execute("SELECT format, federation, serial, made FROM facts").fetchone()
         if made != FORMAT:
-            raise StoreError(f"this register has format {made}, and {FORMAT} is known here; use the paceline that made it")
+            raise StoreError(f"this register has format {made}, but this version reads {FORMAT}; use the Paceline that wrote it")
         return federation, serial, datetime.fromisoformat(at)
 
     def changed(self, now: datetime) -> None:
@@ -192,7 +192,7 @@ class CertificateRows:
         """
         owner = self.db.execute("SELECT name FROM members WHERE key = ?", (key,)).fetchone()
         if owner is not None and owner[0] != name:
-            raise IdentityError(f"client {owner[0]} has this identity key already; each client makes one of its own")
+            raise IdentityError(f"this identity key already belongs to client {owner[0]}; generate a separate key for each client")
         known = self.member(name)
         if known is not None:
             self.db.execute("UPDATE members SET key = ?, active = 1 WHERE name = ?", (key, name))
@@ -202,7 +202,7 @@ class CertificateRows:
             number = next(i for i in range(len(taken) + 1) if i not in taken)
         elif number in taken:
             other = self.db.execute("SELECT name FROM members WHERE id = ?", (number,)).fetchone()[0]
-            raise IdentityError(f"client {other} has the number {number}; choose another, or a name")
+            raise IdentityError(f"number {number} already belongs to client {other}; choose another number, or a name")
         self.db.execute("INSERT INTO members VALUES (?, ?, ?, 1)", (number, name, key))
         return Member(number, name, key)
 
@@ -221,7 +221,7 @@ class CertificateRows:
         try:
             self.db.execute("INSERT INTO certificates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL)", (*values, int(row.own)))
         except sqlite3.IntegrityError:
-            raise IdentityError(f"the certificate {row.serial} is registered already") from None
+            raise IdentityError(f"the certificate {row.serial} is already registered") from None
 
     def certificates(self) -> list[CertificateRow]:
         """Return all certificates in order of creation."""

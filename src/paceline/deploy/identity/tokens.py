@@ -57,7 +57,7 @@ class Token:
             if len(bytes.fromhex(token.id)) != 8 or len(token.secret) != 32 or len(token.trust) != _TRUST:
                 raise ValueError
         except (ValueError, binascii.Error):
-            raise TokenError("this is no enrolment token; copy the whole of what `paceline ca token` printed") from None
+            raise TokenError("not an enrolment token; copy the complete output of `paceline ca token`") from None
         return token
 
     def __str__(self) -> str:
@@ -79,8 +79,8 @@ class Token:
         """Raise `TokenError` if the trust file is not that of this token's federation."""
         if not hmac.compare_digest(self.trust, trust.digest[:_TRUST]):
             raise TokenError(
-                "the trust file is not that of the federation that issued this token; "
-                "get trust.pem and a token from the same operator, and do not go on with this server"
+                "the trust file does not belong to the federation that issued this token; "
+                "request trust.pem and a token from the same operator, and do not use this server"
             )
 
 

@@ -44,7 +44,7 @@ class Trust:
     @staticmethod
     def load(path: str | Path) -> Trust:
         """Read a `trust.pem`; raises `IdentityError` if it is missing or malformed."""
-        return Trust.parse(read(path, "get it from the operator of the federation"), str(path))
+        return Trust.parse(read(path, "request it from the operator of the federation"), str(path))
 
     @staticmethod
     def parse(data: bytes, where: str = "the trust file") -> Trust:
@@ -54,7 +54,7 @@ class Trust:
         keys = [text for kind, text in blocks if kind == b"PUBLIC KEY"]
         if name is None or not roots or len(keys) != 1:
             raise IdentityError(
-                f"{where} is no trust file: it needs the federation's name, a certificate and one directory key; "
+                f"{where} is not a trust file, which has the federation's name, a certificate and one directory key; "
                 "`paceline ca init` writes one"
             )
         try:
@@ -98,6 +98,6 @@ def read(path: str | Path, advice: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
-        raise IdentityError(f"there is no {path}; {advice}") from None
+        raise IdentityError(f"{path} does not exist; {advice}") from None
     except OSError as error:
         raise IdentityError(f"{path} cannot be read: {error.strerror or error}; {advice}") from error

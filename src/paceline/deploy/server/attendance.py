@@ -12,7 +12,7 @@ from paceline.core.errors import CohortError, ConfigError, nearest
 from paceline.deploy.identity.directory import Member
 from paceline.network import GrpcEngine
 
-__all__ = ["AGAIN", "Muster", "check_expected"]
+__all__ = ["AGAIN", "Attendance", "check_expected"]
 
 AGAIN = 5.0
 """Seconds between two log lines about missing clients."""
@@ -33,7 +33,7 @@ def check_expected(expected: int | Sequence[str], members: Sequence[Member], inv
     if isinstance(expected, int):
         if expected > clients:
             raise ConfigError(
-                f"server.expected = {expected}: the run has only {clients} clients; raise run.clients, or expect fewer"
+                f"server.expected = {expected} exceeds the run's {clients} clients; raise run.clients, or expect fewer"
             )
         return
     numbers = {member.name: member.id for member in members}
@@ -49,7 +49,7 @@ def check_expected(expected: int | Sequence[str], members: Sequence[Member], inv
 
 
 @dataclass
-class Muster:
+class Attendance:
     """Waits for clients.
 
     Args:
@@ -71,7 +71,7 @@ class Muster:
     start: float
 
     def __post_init__(self) -> None:
-        self._told = -math.inf
+        self._logged_at = -math.inf
 
     def missing(self) -> tuple[list[str], int]:
         """Return the names of the expected sites that are not ready, and their number.
@@ -111,22 +111,22 @@ class Muster:
         if not self.engine.wait_until(self._enough, self.least, limit):
             here, (names, _) = len(self.engine.hub.ready()), self.missing()
             absent = f"; missing: {', '.join(names[:_NAMED])}" if names else ""
-            raise CohortError(f"{here} clients are there after {self.start:.0f} s; {self.least} are needed{absent}")
+            raise CohortError(f"{here} clients are connected after {self.start:.0f} s; the minimum is {self.least}{absent}")
 
     def _settled(self) -> bool:
         """Return whether all expected sites are ready or have refused to participate."""
         names, count = self.missing()
-        refused = self.engine.hub.asking.refusals
+        refused = self.engine.hub.dispatcher.refusals
         out = {m.name for m in self.members() if m.id in refused} if refused else set()
-        return self._tell(count - len(out.intersection(names)) <= 0)
+        return self._log_missing(count - len(out.intersection(names)) <= 0)
 
     def _enough(self) -> bool:
-        return self._tell(len(self.engine.hub.ready()) >= self.least)
+        return self._log_missing(len(self.engine.hub.ready()) >= self.least)
 
-    def _tell(self, done: bool) -> bool:
+    def _log_missing(self, done: bool) -> bool:
         """Log the missing clients at intervals; return `done`."""
-        if not done and time.monotonic() - self._told >= AGAIN:
-            self._told = time.monotonic()
+        if not done and time.monotonic() - self._logged_at >= AGAIN:
+            self._logged_at = time.monotonic()
             names, count = self.missing()
             named = {"missing": names[:_NAMED], "count": count} if count else {}
             self.note("waiting", clients=self.least, here=len(self.engine.hub.ready()), **named)

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from paceline.core.errors import ConfigError, MissingExtraError, StoreAwayError, StoreError
+from paceline.core.errors import ConfigError, MissingExtraError, StoreError, StoreUnavailableError
 from paceline.deploy.database_errors import named
 
 try:
@@ -52,7 +52,7 @@ class ServerState:
     """Persistent state of a server; thread-safe.
 
     Writes take the time `at` of the event, by default the current time. Every write raises `DiskFullError` if there is no
-    space and `StoreAwayError` if the database server does not answer; earlier writes are intact.
+    space and `StoreUnavailableError` if the database server does not answer; earlier writes are intact.
 
     Args:
         url: path of a SQLite file, or a URL: ``sqlite:///...``, ``postgresql+psycopg://user@host/database``.
@@ -71,33 +71,33 @@ class ServerState:
         url: str | Path,
         clock: Callable[[], float] = time.time,
         wait: float = 0.0,
-        tell: Callable[[str], None] = lambda why: None,
+        warn: Callable[[str], None] = lambda why: None,
     ) -> None:
         self.engine, self.where = _engine(url)
         self.now = clock
         self._insert: Any = postgresql.insert if self.engine.dialect.name == "postgresql" else sqlite.insert
-        found = self._patiently(self._tables, wait, tell)
+        found = self._retry(self._tables, wait, warn)
         if found != FORMAT:
-            raise StoreError(f"{self.where} has format {found}, and {FORMAT} is known here; use the paceline that wrote it")
+            raise StoreError(f"{self.where} has format {found}, but this version reads {FORMAT}; use the Paceline that wrote it")
 
     @property
     def remote(self) -> bool:
         """Whether the database is another process, which may be unavailable for a while."""
         return self.engine.dialect.name == "postgresql"
 
-    def _patiently(self, function: Callable[[], str], wait: float, tell: Callable[[str], None]) -> str:
+    def _retry(self, function: Callable[[], str], wait: float, warn: Callable[[str], None]) -> str:
         """Retry until the database answers."""
-        end, told = time.monotonic() + wait, False
+        end, warned = time.monotonic() + wait, False
         while True:
             try:
                 return function()
-            except StoreAwayError as error:
+            except StoreUnavailableError as error:
                 if time.monotonic() >= end:
                     after = f" (waited {wait:g} s)" if wait else ""
-                    raise StoreAwayError(f"{error}{after}; start it, and then this server") from error
-                if not told:
-                    tell(str(error))
-                told = True
+                    raise StoreUnavailableError(f"{error}{after}; start the database, then this server") from error
+                if not warned:
+                    warn(str(error))
+                warned = True
                 time.sleep(0.2)
 
     def _tables(self) -> str:
@@ -265,7 +265,7 @@ class ServerState:
         with self._transaction() as db:
             known = db.execute(sa.select(table).where(*where)).one_or_none()
             if known is None:
-                raise StoreError(f"{self.where}: {table.name} {tuple(key.values())} ended, but never began")
+                raise StoreError(f"{self.where}: {table.name} {tuple(key.values())} ended without having started")
             if known.ended is None or any(getattr(known, name) != value for name, value in values.items()):
                 db.execute(sa.update(table).where(*where).values(**values, ended=self._at(at)))
 
@@ -283,7 +283,7 @@ def _engine(url: str | Path) -> tuple[Engine, str]:
         raise ConfigError("the server's database is neither a path nor a URL such as postgresql+psycopg://user@host/name") from None
     where = parsed.render_as_string(hide_password=True)
     if parsed.get_backend_name() not in ("sqlite", "postgresql"):
-        raise ConfigError(f"{where}: only sqlite and postgresql are known")
+        raise ConfigError(f"{where}: unsupported database; use sqlite or postgresql")
     if parsed.get_backend_name() == "postgresql":
         if parsed.drivername == "postgresql":
             parsed = parsed.set(drivername="postgresql+psycopg")
@@ -292,13 +292,15 @@ def _engine(url: str | Path) -> tuple[Engine, str]:
         except ImportError as error:
             raise MissingExtraError(parsed.get_driver_name(), "postgres") from error
     if not parsed.database or parsed.database == ":memory:":
-        raise ConfigError("the server's state must outlive it; name a file for it")
+        raise ConfigError("an in-memory database does not survive a restart of the server; name a file")
     path = Path(parsed.database)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
     except OSError as error:
-        raise StoreError(f"{path} cannot be made: {error.strerror or error}; look at the folder's owner and permissions") from error
+        raise StoreError(
+            f"{path} cannot be created: {error.strerror or error}; check the folder's owner and permissions"
+        ) from error
     engine = sa.create_engine(parsed, connect_args={"timeout": 30})
     sa.event.listen(engine, "connect", _durable)
     return engine, str(path)
@@ -315,9 +317,11 @@ def _json(value: Any) -> str:
     try:
         text = json.dumps(_finite(value), sort_keys=True)
     except (TypeError, ValueError, RecursionError) as error:
-        raise StoreError(f"only plain values are kept in the server's database, models go to the run's folder: {error}") from None
+        raise StoreError(
+            f"only plain values can be stored in the server's database; save models in the run's folder: {error}"
+        ) from None
     if len(text) > MOST:
-        raise StoreError(f"{len(text)} bytes are too much for the server's database; keep them in the run's folder")
+        raise StoreError(f"{len(text)} bytes exceed the limit of the server's database; save them in the run's folder")
     return text
 
 

@@ -192,8 +192,8 @@ class Notes:
     def round(self, record: dict[str, Any]) -> None:
         """Record that a round is complete and saved."""
         shown = ("round", "wall_seconds", "accuracy", "loss", "dropped", "attempts", "excluded")
-        told = {k: round_off(v) for k, v in record.items() if k in shown}
-        self.journal("round", **told)
+        figures = {k: round_off(v) for k, v in record.items() if k in shown}
+        self.journal("round", **figures)
         if self.metrics is not None:
             self.metrics.round.set(record["round"])
             self.metrics.rounds.observe(record["wall_seconds"])
@@ -227,9 +227,9 @@ class Notes:
         if path is None or not path.exists():
             return
         try:
-            told = json.loads(path.read_bytes())
-            if told["run"] != self.run:
-                raise ValueError(f"it is of the run {told['run']}")
+            figures = json.loads(path.read_bytes())
+            if figures["run"] != self.run:
+                raise ValueError(f"it belongs to run {figures['run']}")
             rounds = [
                 (
                     int(number),
@@ -240,10 +240,10 @@ class Notes:
                         "start": int(row["record"]["start"]),
                     },
                 )
-                for number, row in told["rounds"].items()
+                for number, row in figures["rounds"].items()
             ]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StoreError(f"{path} is damaged ({error}); put a good copy of it back") from None
+            raise StoreError(f"{path} is damaged ({error}); restore it from a backup") from None
         for number, attempt, record in rounds:
             self.backlog.sure(self._done, self.run, number, attempt, record, at=self.state.now())
         with contextlib.suppress(OSError):

@@ -19,7 +19,7 @@ from paceline.deploy.identity.authority import CRL_DAYS, Authority
 
 __all__ = ["Lists"]
 
-ANEW = timedelta(days=CRL_DAYS / 2)
+REPUBLISH = timedelta(days=CRL_DAYS / 2)
 """An authority on this machine republishes its lists if less than this time is left."""
 
 SOON = timedelta(days=7)
@@ -32,7 +32,7 @@ Note = Callable[[str, int | None, dict[str, object]], None]
 
 
 class Lists:
-    """Periodic check of expiry dates; call `look`, or `start` to run it in a thread.
+    """Periodic check of expiry dates; call `check`, or `start` to run it in a thread.
 
     Args:
         gate: provides the lists.
@@ -47,12 +47,12 @@ class Lists:
     ) -> None:
         self._gate, self._note, self._authority, self.every = gate, note, authority, every
         self._ends = pki.load_certificate(certificate, "the server's certificate").not_valid_after_utc if certificate else None
-        self._told: dict[str, float] = {}
+        self._warned: dict[str, float] = {}
         self._over = threading.Event()
 
     def start(self) -> None:
         """Check now, then periodically until `stop`."""
-        self.look()
+        self.check()
         threading.Thread(target=self._work, name="lists", daemon=True).start()
 
     def stop(self) -> None:
@@ -61,30 +61,30 @@ class Lists:
 
     def _work(self) -> None:
         while not self._over.wait(self.every):
-            self.look()
+            self.check()
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Republish lists that are about to expire, and warn of what cannot be fixed here."""
         now, stale = self._gate.clock(), self._gate.stale()
-        if stale is not None and self._authority is not None and stale - now < ANEW:
+        if stale is not None and self._authority is not None and stale - now < REPUBLISH:
             try:
                 self._authority.publish()
-                self._note("published", None, {"why": f"the revocation list would have been stale from {stale:%Y-%m-%d}"})
+                self._note("published", None, {"why": f"the revocation list would have expired on {stale:%Y-%m-%d}"})
                 stale = self._gate.stale()
             except (PacelineError, OSError) as error:
-                self._tell("lists", f"the lists cannot be published anew: {error}")
+                self._warn("lists", f"the directory and revocation list cannot be published: {error}")
         if stale is not None and stale - now < SOON:
-            what = "is stale, and nobody is let in" if now > stale else "will be stale, and then nobody is let in"
-            self._tell("lists", f"from {stale:%Y-%m-%d %H:%M} UTC the revocation list {what}; run paceline ca publish")
+            what = "has expired, so no client is admitted" if now > stale else "expires, after which no client is admitted"
+            self._warn("lists", f"at {stale:%Y-%m-%d %H:%M} UTC the revocation list {what}; run paceline ca publish")
         if self._gate.fault is not None:
-            self._tell("lists", self._gate.fault)
+            self._warn("lists", self._gate.fault)
         if self._ends is not None and self._ends - now < SOON:
             until = f"{self._ends:%Y-%m-%d %H:%M} UTC"
-            self._tell("certificate", f"the server's certificate holds until {until}; make another with paceline ca issue --server")
+            self._warn("certificate", f"the server's certificate expires at {until}; issue another with paceline ca issue --server")
 
-    def _tell(self, event: str, why: str) -> None:
+    def _warn(self, event: str, why: str) -> None:
         """Log a warning; the same one only every `AGAIN` seconds."""
         moment = time.monotonic()
-        if moment - self._told.get(why, -math.inf) > AGAIN:
-            self._told[why] = moment
+        if moment - self._warned.get(why, -math.inf) > AGAIN:
+            self._warned[why] = moment
             self._note(event, None, {"why": why})

@@ -27,7 +27,7 @@ from paceline.deploy.identity.keys import PinnedDirectory
 from paceline.deploy.identity.register import Register
 from paceline.deploy.identity.trust import Trust
 from paceline.deploy.plan import PRIVACY_MECHANISMS, Plan, Privacy, offer
-from paceline.deploy.server.attendance import Muster, check_expected
+from paceline.deploy.server.attendance import Attendance, check_expected
 from paceline.deploy.server.events import Notes
 from paceline.deploy.server.expiry import Lists
 from paceline.deploy.settings import ServerConfig, ServerPart
@@ -59,9 +59,9 @@ _OURS = ("federation.json", "state.db", ".federation.json", "opened.json", ".ope
 """Files that an early killed server may have left in the run's folder, and the clients' state of `federate`."""
 
 
-OWN_CROWD = (
-    "the authority is on this machine: whoever takes it over can admit clients of its own and surround an honest one, so numbers "
-    "of clients protect nobody against this server; keep the authority apart where clients must not trust the server"
+LOCAL_AUTHORITY_WARNING = (
+    "the authority is on this machine: an attacker who controls it can admit clients and surround an honest one, so minimum numbers "
+    "of clients do not protect against this server; run the authority elsewhere if clients must not trust the server"
 )
 """Logged at start if the server could create clients itself."""
 
@@ -124,7 +124,7 @@ class FederationServer:
         part = self.config.server
         self.trust = Trust.load(part.folder / "trust.pem")
         if part.ca is None and (part.enrol or part.renew):
-            raise ConfigError("server.enrol and server.renew need the authority on this machine; name its folder in server.ca")
+            raise ConfigError("server.enrol and server.renew require the authority on this machine; name its folder in server.ca")
         lists = part.ca or part.folder
         listed, revoked = part.directory or lists / "directory", part.crl or lists / "crl.pem"
         self.gate = Gate(self.trust, listed, revoked, every=min(1.0, part.heartbeat))
@@ -147,7 +147,7 @@ class FederationServer:
             Stopped: `stop` was called.
             PacelineError: the run failed.
         """
-        done, why = False, "the server stops"
+        done, why = False, "the server is stopping"
         try:
             run = self._prepare()
             engine = self.engine
@@ -156,16 +156,16 @@ class FederationServer:
             self._loop.spawn(engine.hub.watch())
             authority = self._authority()
             if self.config.server.ca is not None:
-                self.notes.event("membership", None, {"why": OWN_CROWD})
+                self.notes.event("membership", None, {"why": LOCAL_AUTHORITY_WARNING})
             self._enrolment = self._open_enrolment(authority)
             self._lists = Lists(self.gate, self.notes.event, authority, self.credentials.certificate)
             self._lists.start()
             self.listening.set()
             self.notes("listening", port=self.port, run=engine.hub.progress.run, incarnation=engine.hub.progress.incarnation)
             if run.round == 0:
-                self._muster.first()
+                self._attendance.first()
             elif run.round < self.run.rounds:
-                self._muster.wait()
+                self._attendance.wait()
             summary = run.go()
             done, why = True, "the run has ended"
             self.notes("done", rounds=summary.rounds, accuracy=summary.accuracy, model_sha256=summary.model_sha256)
@@ -219,9 +219,7 @@ class FederationServer:
         from paceline.registry import find_method
 
         if self.privacy is not None and not PRIVACY_MECHANISMS:
-            raise PlanError(
-                ["the plan promises differential privacy, but no mechanism is installed that adds any; leave the promise out"]
-            )
+            raise PlanError(["the plan promises differential privacy, but no mechanism for it is installed; remove the promise"])
         parts: dict[str, Any] = {"task": self.task, "engine": self._engine}
         if self.run.aggregation == "secure":
             agreed, opened = Agreement.of(self.run, find_method(self.run.method)), OpenedSums(folder.path / "opened.json")
@@ -258,7 +256,7 @@ class FederationServer:
             changed = [n for n in RunConfig.model_fields if getattr(kept, n) != getattr(self.run, n)]
             if changed:
                 raise ConfigError(
-                    f"{path} holds a run with other options ({', '.join(changed)}); name another folder, or take them back"
+                    f"{path} contains a run with other options ({', '.join(changed)}); name another folder, or revert them"
                 )
             return folder, True
         if path.is_dir() and all(f.name == LOCK or f.name.startswith(_OURS) for f in path.iterdir()):
@@ -274,7 +272,7 @@ class FederationServer:
             name = str(before["id"])
             facts = {"id": name if is_name(name) else safe_name(name), "starts": int(before["starts"]) + 1}
         except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{path} is damaged ({error}); put it back, or begin a new run in another folder") from None
+            raise StoreError(f"{path} is damaged ({error}); restore a backup, or start a new run in another folder") from None
         atomic_write(path, json.dumps(facts).encode())
         return facts
 
@@ -303,7 +301,7 @@ class FederationServer:
         )
         self.engine.stopping = self._stop
         members = self.gate.members
-        self._muster = Muster(self.engine, self.notes, members, self.least, part.expected, waiting.expected, waiting.start)
+        self._attendance = Attendance(self.engine, self.notes, members, self.least, part.expected, waiting.expected, waiting.start)
         self._server = Server(hub, self.credentials, part.listen)
         self.notes.ready(lambda: self.engine.hub.ready() if self.engine else [], self.least)
         return self.engine
@@ -317,7 +315,9 @@ class FederationServer:
         except IdentityError as error:
             if part.enrol or part.renew:
                 raise
-            self.notes.event("lists", None, {"why": f"the lists are not published anew by themselves: {error}"})
+            self.notes.event(
+                "lists", None, {"why": f"the directory and revocation list are not republished automatically: {error}"}
+            )
             return None
 
     def _open_enrolment(self, authority: Authority | None) -> Enrolment | None:
@@ -348,4 +348,4 @@ class FederationServer:
         if self.observer is not None:
             self.observer(record, total_rounds)
         if number < total_rounds:
-            self._muster.wait()
+            self._attendance.wait()

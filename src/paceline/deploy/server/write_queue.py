@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from paceline.core.errors import StoreAwayError, StoreError
+from paceline.core.errors import StoreError, StoreUnavailableError
 
 __all__ = ["BACK", "FROM_STREAMS", "PATIENCE", "ROOM", "Backlog"]
 
@@ -56,21 +56,21 @@ class Backlog:
     def __init__(
         self,
         where: str,
-        tell: Callable[..., None],
+        log: Callable[..., None],
         room: int = ROOM,
         patience: float = PATIENCE,
         back: float = BACK,
         every: float = EVERY,
     ) -> None:
-        self.where, self.tell = where, tell
+        self.where, self.log = where, log
         self.room, self.patience, self.back, self.every = room, patience, back, every
         self.waiting = self.left_out = 0
         self._streams = 0
         self._since: float | None = None
-        self._told = 0.0
+        self._warned_at = 0.0
         self._failed: StoreError | None = None
         self._until: float | None = None
-        self._in_vain = False
+        self._gave_up = False
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._queue: queue.Queue[_Item | None] = queue.Queue()
@@ -114,7 +114,7 @@ class Backlog:
         """Call a function after the queued ones and wait for it; raises its exception.
 
         Raises:
-            StoreAwayError: the database is not available again within `BACK`.
+            StoreUnavailableError: the database is not available again within `BACK`.
         """
         item = _Item(function, values, facts, 1, always=True, awaited=True)
         self._put(item)
@@ -125,10 +125,10 @@ class Backlog:
                 return
             late = time.monotonic() - end
             if late >= 0 and (self.away or late >= self.patience):
-                self._in_vain = True
-                raise StoreAwayError(
-                    f"{self.where} did not come back within {self.back:g} s, and {self.waiting} rows wait for it; "
-                    f"the run's folder is whole: bring the database back and start the server again"
+                self._gave_up = True
+                raise StoreUnavailableError(
+                    f"{self.where} was not available again within {self.back:g} s, and {self.waiting} rows are queued for it; "
+                    f"the run's folder is intact: restart the database, then the server"
                 )
 
     def soon(self, function: Callable[..., Any], *values: Any, **facts: Any) -> bool:
@@ -144,7 +144,7 @@ class Backlog:
                 item.done.result(0.05)
                 return True
             if time.monotonic() >= end:
-                self._outage(f"{self.where} has not answered for {self.patience:g} s")
+                self._outage(f"{self.where} has not responded for {self.patience:g} s")
         item.done.add_done_callback(self._later)
         return False
 
@@ -152,23 +152,23 @@ class Backlog:
         """Write the remaining rows, for at most `BACK` seconds if the database is unavailable; log the number of lost ones."""
         if not self._thread.is_alive():
             return
-        seconds = 0.0 if self._in_vain else self.back
+        seconds = 0.0 if self._gave_up else self.back
         self._until = time.monotonic() + seconds
         self._closing.set()
         self._queue.put(None)
         self._thread.join(seconds + min(self.patience, PATIENCE))
         if self.waiting:
-            self.tell("error", why=f"{self.waiting} rows were never written to {self.where}; the run's folder is whole")
+            self.log("error", why=f"{self.waiting} rows were not written to {self.where}; the run's folder is intact")
 
     def _put(self, item: _Item) -> None:
         with self._lock:
             if self._failed is not None and not item.always:
                 raise self._failed
             if not item.always and self.waiting and self.waiting + item.rows > self.room:
-                state = f"has been away for {self._seconds():.0f} s" if self.away else "is too slow"
+                state = f"has been unavailable for {self._seconds():.0f} s" if self.away else "is too slow"
                 raise StoreError(
-                    f"{self.where} {state}, and {self.waiting} rows wait for it, as many as there is room for; "
-                    f"the run's folder is whole: bring the database back and start the server again"
+                    f"{self.where} {state}, and its queue is full with {self.waiting} rows; "
+                    f"the run's folder is intact: restart the database, then the server"
                 )
             self.waiting += item.rows
             self._streams += item.stream
@@ -177,7 +177,7 @@ class Backlog:
     def _later(self, done: Future[None]) -> None:
         """Record the failure of a row that nobody waits for any more, but that must not be lost."""
         error = done.exception()
-        if isinstance(error, StoreError) and not isinstance(error, StoreAwayError):
+        if isinstance(error, StoreError) and not isinstance(error, StoreUnavailableError):
             self._failed = error
 
     # -- out -----------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ class Backlog:
         while True:
             try:
                 item.function(*item.values, **item.facts)
-            except StoreAwayError as error:
+            except StoreUnavailableError as error:
                 self._outage(str(error))
                 if self._until is not None and time.monotonic() >= self._until:
                     item.done.set_exception(error)
@@ -206,7 +206,7 @@ class Backlog:
             except Exception as error:  # raised in the waiting caller, else logged: the run continues without the row
                 self._over()
                 if not item.awaited:
-                    self.tell("error", why=f"the database: {error}")
+                    self.log("error", why=f"the database: {error}")
                 item.done.set_exception(error)
                 return True
             else:
@@ -222,15 +222,15 @@ class Backlog:
         if self._since is None:
             self._since = now
             self._say(why)
-        elif now - self._told >= self.every:
+        elif now - self._warned_at >= self.every:
             self._say(why)
 
     def _say(self, why: str) -> None:
-        self._told = time.monotonic()
-        self.tell("database_away", why=why, seconds=round(self._seconds(), 1), waiting=self.waiting, room=self.room)
+        self._warned_at = time.monotonic()
+        self.log("database_away", why=why, seconds=round(self._seconds(), 1), waiting=self.waiting, room=self.room)
 
     def _over(self) -> None:
         if self._since is not None:
             seconds, self._since = self._seconds(), None
-            self.tell("database_back", seconds=round(seconds, 1), waiting=self.waiting, left_out=self.left_out or None)
+            self.log("database_back", seconds=round(seconds, 1), waiting=self.waiting, left_out=self.left_out or None)
             self.left_out = 0

@@ -2,7 +2,7 @@
 
 from paceline.engines.stacking.measure import Choice, choose
 from paceline.engines.stacking.solver import Solver
-from paceline.engines.stacking.tasks import Meeting, NotAtOnce
+from paceline.engines.stacking.tasks import Meeting, RequestFailed
 from paceline.engines.stacking.uniform import Uniform
 
-__all__ = ["Choice", "Meeting", "NotAtOnce", "Solver", "Uniform", "choose"]
+__all__ = ["Choice", "Meeting", "RequestFailed", "Solver", "Uniform", "choose"]

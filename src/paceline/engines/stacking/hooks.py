@@ -70,21 +70,21 @@ def _unify(values: list[Any], stacked: list[Tensor], name: str) -> Callable[[Seq
     if all(v is first for v in values):
         return lambda _: first
     if len({Params if isinstance(v, Params) else float if type(v) is int else type(v) for v in values}) > 1:
-        raise Unstackable(f"{name} is of different types from client to client")
+        raise Unstackable(f"{name} has different types on different clients")
     if isinstance(first, Params):
         layout = first.layout
         if any(v.layout.digest != layout.digest for v in values):
-            raise Unstackable(f"{name} has different layouts")
+            raise Unstackable(f"{name} has different layouts on different clients")
         place = _stack([v.vector for v in values], stacked)
         return lambda rows: Params(rows[place], layout)
     if isinstance(first, Tensor):
         if any(v.shape != first.shape or v.dtype != first.dtype for v in values):
-            raise Unstackable(f"{name} has different shapes")
+            raise Unstackable(f"{name} has different shapes on different clients")
         place = _stack(values, stacked)
         return lambda rows: rows[place]
     if isinstance(first, _PLAIN) or (isinstance(first, int | float) and all(v == first for v in values)):
         if any(v != first for v in values):
-            raise Unstackable(f"{name} differs from client to client and is a {type(first).__name__}")
+            raise Unstackable(f"{name} is a {type(first).__name__} that differs between clients")
         return lambda _: first
     if isinstance(first, int | float):
         place = _stack([torch.tensor(float(v)) for v in values], stacked)
@@ -112,7 +112,7 @@ def _unify(values: list[Any], stacked: list[Tensor], name: str) -> Callable[[Seq
             return lambda _: first
     except (RuntimeError, TypeError, ValueError):  # the comparison has no truth value: treat as different
         pass
-    raise Unstackable(f"{name} captured a {type(first).__name__} that differs from client to client")
+    raise Unstackable(f"{name} captured a {type(first).__name__} that differs between clients")
 
 
 def _function(values: list[types.FunctionType], stacked: list[Tensor]) -> Callable[[Sequence[Tensor]], Any]:

@@ -6,10 +6,10 @@ remembers that arithmetic, so that a sum over the clients can be formed at once 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NoReturn, Protocol
 
+import torch
 from torch import Tensor
 
 from paceline.core.errors import LayoutError
@@ -38,12 +38,12 @@ class Column(DeferredNumber):
         self.values = list(values)
         return self
 
-    def total(self) -> float:
-        """Return the sum over the clients."""
-        return math.fsum(self.values)
+    def each(self) -> Sequence[float]:
+        """Return the clients' numbers."""
+        return self.values
 
     def _differs(self, *_: Any) -> NoReturn:
-        raise NotUniform("a number that differs from client to client")
+        raise NotUniform("a number that differs between clients")
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _differs
     __pow__ = __rpow__ = __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __neg__ = __pos__ = __abs__ = _differs
@@ -62,6 +62,9 @@ class Rows(Protocol):
 
     def weighted(self, coefficients: Sequence[float]) -> Tensor:
         """Return the sum of coefficient times vector over all K, shape [d]."""
+
+    def largest(self, coefficients: Sequence[float]) -> float | None:
+        """Return the largest |coefficient x coordinate| of the vectors, NaN if one holds NaN; None if they are not formed."""
 
 
 class Lazy(DeferredParams):
@@ -96,7 +99,7 @@ class Lazy(DeferredParams):
         """The vector, shape [d]."""
         if self._formed is None:
             if self.index is None:
-                raise NotUniform("parameters that differ from client to client")
+                raise NotUniform("parameters that differ between clients")
             out = self.rows.row(self.index) * self.coefficient
             for factor, vector in self.rest:
                 out.add_(vector, alpha=factor)
@@ -111,36 +114,31 @@ class Lazy(DeferredParams):
         """Whether the vector exists already; it may have been changed since."""
         return self._formed is not None
 
-    def total(self, weight: float, count: int) -> Tensor | None:
-        """Return `weight` times the sum over the `count` clients of the computation; None if this is one client's row."""
+    def total(self, weight: float, count: int) -> tuple[Tensor, float | None] | None:
+        """See `DeferredParams`; None if this is one client's row."""
         if self.index is not None:
             return None
-        total = self.rows.weighted([weight * self.coefficient] * count)
-        for factor, vector in self.rest:
-            total.add_(vector, alpha=factor * weight * count)
-        return total
+        return _summed(
+            self.rows, [weight * self.coefficient] * count, [(f * weight * count, abs(f * weight), v) for f, v in self.rest]
+        )
 
     @staticmethod
-    def weighted(values: Sequence[Lazy], weights: Sequence[float]) -> Tensor | None:
-        """Return the weighted sum of rows of one matrix; None if the rows belong to several matrices."""
+    def weighted(values: Sequence[Lazy], weights: Sequence[float]) -> tuple[Tensor, float | None] | None:
+        """See `DeferredParams`; None if the rows belong to several matrices."""
         whole = values[0].rows
-        coefficients, rest = [0.0] * whole.count, dict[int, tuple[float, Tensor]]()
+        coefficients, rest = [0.0] * whole.count, dict[int, tuple[float, float, Tensor]]()
         for row, weight in zip(values, weights, strict=True):
             if row.rows is not whole or row.index is None:
                 return None
             coefficients[row.index] += weight * row.coefficient
             for factor, vector in row.rest:
-                rest[id(vector)] = (rest.get(id(vector), (0.0, vector))[0] + weight * factor, vector)
-        if len(rest) > 4:
-            return None
-        total = whole.weighted(coefficients)
-        for factor, vector in rest.values():
-            total.add_(vector, alpha=factor)
-        return total
+                total, top, _ = rest.get(id(vector), (0.0, 0.0, vector))
+                rest[id(vector)] = (total + weight * factor, max(top, abs(weight * factor)), vector)
+        return None if len(rest) > 4 else _summed(whole, coefficients, list(rest.values()))
 
     def _same(self, other: Params) -> None:
         if other.layout is not self.layout and other.layout.digest != self.layout.digest:
-            raise LayoutError("these two parameter vectors have different layouts")
+            raise LayoutError("the two parameter vectors have different layouts; use vectors of the same model")
 
     def _scaled(self, factor: float) -> Lazy:
         rest = tuple((f * factor, v) for f, v in self.rest)
@@ -190,6 +188,28 @@ class Lazy(DeferredParams):
 
     __radd__ = __add__
     __rmul__ = __mul__
+
+
+def _summed(rows: Rows, coefficients: Sequence[float], rest: Sequence[tuple[float, float, Tensor]]) -> tuple[Tensor, float | None]:
+    """Return the weighted sum of rows and further vectors, and a bound on one client's part of it.
+
+    Args:
+        rows: the rows.
+        coefficients: factor of each row.
+        rest: (factor in the sum, largest |factor| of one client, vector).
+    """
+    total, largest = rows.weighted(coefficients), rows.largest(coefficients)
+    for factor, top, vector in rest:
+        total.add_(vector, alpha=factor)
+        if largest is not None:
+            largest += top * _magnitude(vector)
+    return total, largest
+
+
+def _magnitude(vector: Tensor) -> float:
+    """Return the largest absolute value, NaN if there is one."""
+    low, high = torch.aminmax(vector)  # copies nothing
+    return float(torch.maximum(-low, high))
 
 
 def _join(rest: tuple[tuple[float, Tensor], ...], factor: float, vector: Tensor) -> tuple[tuple[float, Tensor], ...]:

@@ -41,7 +41,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> Any:
-        raise NotImplementedError("only the stacked form is differentiated")
+        raise NotImplementedError("only the stacked form of the linear layer supports gradients")
 
     @staticmethod
     def vmap(info: Any, dims: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, int]:

@@ -67,11 +67,11 @@ def choose(
     most = max(min(cohort // 2, _BYTES // (24 * start.layout.size), len(clients)), 2 if always else 0)
     reason = unstackable(model.module)
     if reason is not None or model.stateful:
-        return Choice(1, reason or "the model's buffers belong to one client each")
+        return Choice(1, reason or "each client has its own model buffers")
     if most < 2 or cohort < 2 or len(clients) < 2:
         return Choice(
             1,
-            f"a cohort of {cohort} is too small, or the model of {start.layout.size} values too large, for stacks",
+            f"a cohort of {cohort} is too small, or the model of {start.layout.size} values too large, for stacking",
         )
     sizes = [s for s in _SIZES if s < most] + [min(most, _SIZES[-1])]
     key = (
@@ -123,7 +123,7 @@ def _measure(
         tried = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
         return Choice(1, f"stacks of {tried} are no faster on this machine")
     best = max(count for count, seconds in each.items() if seconds <= _NEAR * fastest)
-    return Choice(best, f"a stack takes x{each[best] / alone:.2f} of the time, measured")
+    return Choice(best, f"a stack takes {each[best] / alone:.2f} of the time per client, measured")
 
 
 def _seconds(works: Mapping[int, Callable[[], object]], clients: Mapping[int, int], device: torch.device) -> dict[int, float]:

@@ -13,10 +13,10 @@ from paceline.core.samples import ClientData
 from paceline.core.training import Job
 from paceline.engines.stacking.stack import Functional, Stack, cross_entropies
 
-__all__ = ["Alike", "OneBatch", "one_batch"]
+__all__ = ["OneBatch", "UniformJobs", "one_batch"]
 
 
-class Alike(Sequence[Job]):
+class UniformJobs(Sequence[Job]):
     """The same job of many clients with equal sample counts; one client's own `Job` is built on access.
 
     Args:
@@ -45,7 +45,7 @@ class Alike(Sequence[Job]):
 
 def one_batch(jobs: Sequence[Job]) -> bool:
     """Return whether every job is one plain gradient step, all with the same start and learning rate."""
-    if isinstance(jobs, Alike):
+    if isinstance(jobs, UniformJobs):
         return jobs.job.plain
     first = jobs[0]
     return first.plain and all(j.steps == 1 and j.start is first.start and j.lr == first.lr for j in jobs)
@@ -98,10 +98,14 @@ class OneBatch:
         gradient[self._count :] = 0.0
         return gradient.mul_(-self.jobs[0].lr)
 
+    def largest(self, coefficients: Sequence[float]) -> float | None:
+        """Return None: a sum is computed without the single changes."""
+        return None
+
 
 def _rows(jobs: Sequence[Job]) -> tuple[Tensor, list[int]]:
     """Return the rows of all first batches, concatenated, and their sizes."""
-    if isinstance(jobs, Alike) and jobs.rows.shape[1] <= jobs.job.batch_size:
+    if isinstance(jobs, UniformJobs) and jobs.rows.shape[1] <= jobs.job.batch_size:
         return jobs.rows.reshape(-1), [jobs.rows.shape[1]] * len(jobs)
     rows = [j.data.index if len(j.data) <= j.batch_size else next(j.batches()) for j in jobs]
     return torch.cat(rows), [r.shape[0] for r in rows]

@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from paceline.core.errors import PacelineError
 from paceline.core.evaluation import Evaluation, evaluate_together
-from paceline.core.generators import Still, drawing, nested
+from paceline.core.generators import GeneratorWatch, drawing, nested
 from paceline.core.params import Resident
 from paceline.core.profiling import spent
 from paceline.core.training import Job, LoopRequest, Trained, descend, diverged
@@ -22,11 +22,11 @@ from paceline.engines.stacking.hooks import Unstackable, signature
 from paceline.engines.stacking.lazy import Lazy, Rows
 from paceline.engines.stacking.one_batch import OneBatch, one_batch
 from paceline.engines.stacking.stack import Changes, Stack
-from paceline.engines.stacking.tasks import NotAtOnce
+from paceline.engines.stacking.tasks import RequestFailed
 
 __all__ = ["Solver", "draws", "unstackable"]
 
-_DRAWS = "it draws random numbers, and each client has its own stream of them"
+_DRAWS = "it draws random numbers, for which each client has its own stream"
 
 
 def unstackable(module: nn.Module) -> str | None:
@@ -35,7 +35,7 @@ def unstackable(module: nn.Module) -> str | None:
         if isinstance(own := getattr(part, "not_stackable", None), str):
             return own
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.track_running_stats:
-            return f"{name} is {type(part).__name__}, whose statistics in training mode belong to one batch"
+            return f"{name} is {type(part).__name__}, which computes statistics of one client's batch"
         if isinstance(part, nn.RNNBase):
             return f"{name} is {type(part).__name__}, which torch.func cannot stack"
     return None
@@ -46,9 +46,9 @@ def draws(model: Resident, x: Tensor) -> str | None:
     module = model.module.train()
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     with drawing(0, model.device), torch.no_grad(), contextlib.suppress(Exception):
-        still = Still(model.device)
+        watch = GeneratorWatch(model.device)
         functional_call(module, buffers, (x,))
-        if still.moved():
+        if watch.advanced():
             return _DRAWS
     return None  # a failure here means that the method calls the model differently
 
@@ -72,7 +72,7 @@ class Solver:
         self._fit: dict[int, tuple[Resident, str | None]] = {}
 
     def __call__(self, jobs: Sequence[Any]) -> list[Any]:
-        """Return the results of the requests, in order; `NotAtOnce` for a request that failed."""
+        """Return the results of the requests, in order; `RequestFailed` for a request that failed."""
         answers: list[Any] = [None] * len(jobs)
         groups: dict[Any, list[int]] = {}
         asked = [place for place, job in enumerate(jobs) if isinstance(job, Evaluation)]
@@ -82,11 +82,11 @@ class Solver:
             if isinstance(job, Evaluation):
                 continue
             if not isinstance(job, Job):
-                answers[place] = _alone(job)
+                answers[place] = _train_one(job)
                 continue
             key = self._key(job) if job.steps else None
             if key is None or key in self._refused:
-                answers[place] = _alone(job)
+                answers[place] = _train_one(job)
             else:
                 groups.setdefault(key, []).append(place)
         for key, places in groups.items():
@@ -126,28 +126,28 @@ class Solver:
 
     def _together(self, key: Any, jobs: list[Job]) -> list[Any]:
         if len(jobs) == 1:
-            return [_alone(jobs[0])]
+            return [_train_one(jobs[0])]
         try:
             with nested(0, jobs[0].model.device):
-                solved = self._whole(key, jobs, Still(jobs[0].model.device))
+                solved = self._whole(key, jobs, GeneratorWatch(jobs[0].model.device))
         except PacelineError as error:
-            return [NotAtOnce(error)] * len(jobs)
-        return [_alone(job) for job in jobs] if solved is None else _answers(jobs, *solved)
+            return [RequestFailed(error)] * len(jobs)
+        return [_train_one(job) for job in jobs] if solved is None else _answers(jobs, *solved)
 
-    def _whole(self, key: Any, jobs: Sequence[Job], still: Still | None) -> tuple[Rows, torch.Tensor] | None:
+    def _whole(self, key: Any, jobs: Sequence[Job], watch: GeneratorWatch | None) -> tuple[Rows, torch.Tensor] | None:
         try:
             if (reason := self._unfit(jobs[0])) is not None:
                 raise Unstackable(reason)
             if jobs[0].loss is F.cross_entropy and self._unscored(jobs[0].data.y):
-                raise Unstackable("some targets are not scored, and a batch's mean is over those that are")
+                raise Unstackable("some targets are not scored, so the mean over a batch differs between clients")
             with spent.on("local steps"), jobs[0].model.autocast():
                 if self.one_step and one_batch(jobs):
                     whole = OneBatch(jobs)
-                    _still(still)
+                    _refuse_draws(watch)
                     return whole, whole.losses.detach()
                 stack = Stack(jobs)
                 descend(stack)
-                _still(still)
+                _refuse_draws(watch)
             changes = Changes(stack.at.vector.sub_(stack.starts))
             steps = torch.tensor([job.steps for job in jobs], device=stack.totals.device)
             return changes, stack.totals / steps
@@ -167,7 +167,7 @@ def _answers(jobs: Sequence[Job], rows: Rows, losses: torch.Tensor) -> list[Any]
     answers: list[Any] = []
     for k, (job, loss) in enumerate(zip(jobs, losses.tolist(), strict=True)):
         if not math.isfinite(loss):
-            answers.append(NotAtOnce(diverged(loss * job.steps, job)))
+            answers.append(RequestFailed(diverged(loss * job.steps, job)))
             continue
         params = Lazy(rows, k, job.start.layout, 1.0, ((1.0, job.start.vector),))
         answers.append(Trained(params, job.steps, job.samples(), loss))
@@ -180,18 +180,18 @@ def _evaluated(requests: list[Any]) -> list[Any]:
     try:
         return evaluate_together(requests)
     except Exception as error:
-        return [NotAtOnce(error)] * len(requests)
+        return [RequestFailed(error)] * len(requests)
 
 
-def _alone(job: LoopRequest) -> Any:
+def _train_one(job: LoopRequest) -> Any:
     try:
         return job.run()
     except Exception as error:
-        return NotAtOnce(error)
+        return RequestFailed(error)
 
 
-def _still(still: Still | None) -> None:
-    if still is not None and still.moved():
+def _refuse_draws(watch: GeneratorWatch | None) -> None:
+    if watch is not None and watch.advanced():
         raise Unstackable(_DRAWS)
 
 
@@ -200,7 +200,7 @@ def _reason(error: Exception) -> str:
     if "randomness" in text:
         return _DRAWS
     if "data-dependent control flow" in text:
-        return "it takes a branch on a tensor's value"
+        return "it branches on a tensor's value"
     if ".item()" in text:
-        return "it asks a tensor for its value"
+        return "it reads a tensor's value"
     return (text.strip() or type(error).__name__).splitlines()[0][:200]

@@ -119,6 +119,7 @@ class Changes:
 
     def __init__(self, matrix: Tensor) -> None:
         self.matrix, self.count = matrix, len(matrix)
+        self._tops: Tensor | None = None
 
     def row(self, index: int) -> Tensor:
         """Return one client's change, shape [d]."""
@@ -129,6 +130,13 @@ class Changes:
         weights = torch.tensor(coefficients, dtype=self.matrix.dtype).to(self.matrix.device)
         out: Tensor = weights @ self.matrix
         return out
+
+    def largest(self, coefficients: Sequence[float]) -> float | None:
+        """Return the largest |coefficient x coordinate|."""
+        if self._tops is None:
+            self._tops = torch.maximum(-self.matrix.amin(1), self.matrix.amax(1))  # NaN stays NaN
+        weights = torch.tensor(coefficients, dtype=self.matrix.dtype).abs_().to(self.matrix.device)
+        return float((weights * self._tops).max())
 
 
 class Stack:

@@ -14,10 +14,10 @@ from greenlet import getcurrent, greenlet
 
 from paceline.core.training import LoopRequest
 
-__all__ = ["Meeting", "NotAtOnce"]
+__all__ = ["Meeting", "RequestFailed"]
 
 
-class NotAtOnce:
+class RequestFailed:
     """The answer to a failed request: the error to raise in the client that made it.
 
     Args:
@@ -32,7 +32,7 @@ class Meeting:
     """Runs the functions of a chunk of clients and serves their requests together.
 
     Args:
-        serve: maps requests to answers, in order; `NotAtOnce` for a request that failed.
+        serve: maps requests to answers, in order; `RequestFailed` for a request that failed.
     """
 
     def __init__(self, serve: Callable[[list[LoopRequest]], list[Any]]) -> None:
@@ -47,7 +47,7 @@ class Meeting:
         answer = self._hub.switch(request)
         if torch.is_grad_enabled() != grad:
             torch.set_grad_enabled(grad)
-        if isinstance(answer, NotAtOnce):
+        if isinstance(answer, RequestFailed):
             raise answer.error
         return answer
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from paceline.core.client import Client
-from paceline.core.generators import Still
+from paceline.core.generators import GeneratorWatch
 from paceline.core.training import Job, Trained
 from paceline.engines.stacking.lazy import Column, Lazy, NotUniform
-from paceline.engines.stacking.one_batch import Alike
+from paceline.engines.stacking.one_batch import UniformJobs
 
 __all__ = ["Uniform"]
 
@@ -43,7 +43,7 @@ class Uniform:
         self._lead, self._index, self._orders, self._solve = lead, index, orders, solve
         self._loops = 0
         lead.ask, lead.redraws = self._train, False
-        self._still = Still(lead.device)
+        self._watch = GeneratorWatch(lead.device)
 
     def __getattr__(self, name: str) -> NoReturn:
         raise NotUniform(f"client.{name}")
@@ -73,26 +73,26 @@ class Uniform:
 
     def drew_nothing(self) -> None:
         """Raise `NotUniform` if the function drew from a global generator, because each client has its own stream."""
-        if self._still.moved():
+        if self._watch.advanced():
             raise NotUniform("random numbers")
 
     def sgd(self, *args: Any, **options: Any) -> Trained:
         """Train all clients; see `Client.sgd`."""
         if options.get("batches") is not None:
-            raise NotUniform("batches that are seen again")
+            raise NotUniform("batches that are reused")
         return self._lead.sgd(*args, **options)
 
     def _train(self, job: Job) -> Trained:
         if job.alone or not job.steps:
-            raise NotUniform("a module of its own, or no step")
+            raise NotUniform("a separate module, or no step")
         self._loops += 1
         orders = [partial(order, self._loops) for order in self._orders]
-        solved = self._solve(Alike(job, self._index, orders))
+        solved = self._solve(UniformJobs(job, self._index, orders))
         if solved is None:
             raise NotUniform("a hook that cannot be stacked")
         rows, losses = solved
         if not bool(torch.isfinite(losses).all()):
-            raise NotUniform("a loss that is not finite")  # running one by one identifies the client
+            raise NotUniform("a non-finite loss")  # running one by one identifies the client
         params = Lazy(rows, None, job.start.layout, 1.0, ((1.0, job.start.vector),))
         return Trained(params, job.steps, job.samples(), _column(losses))
 

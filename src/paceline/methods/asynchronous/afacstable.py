@@ -67,7 +67,7 @@ class AfaCsTable(AfaCd[TableState]):
         mean = Update(way=sum(r.way for r in news) / len(news), statistics=sum(r.statistics for r in news) / len(news))
         return TableState(params=self.step(state.params, gradient, mean), queue=self.pause(fed, queue, arrived), table=table)
 
-    @on_client(each=True, held=True)
+    @on_client(each=True, collects=True)
     def give(self, client: Client, message: Any) -> Update:
         """Upload G."""
         return super().give(client, message)

@@ -63,9 +63,10 @@ class AfaCd(Method[A]):
 
     family: ClassVar[str] = "asynchronous"
     paper: ClassVar[str] = "Yang et al., ICML 2022"
+    differs: ClassVar[str] = "the formulas were reconstructed from memory, not checked against the paper"
     headline: ClassVar[str] = "matches the best known rate of synchronous FL, with linear speed-up in clients and local steps"
     reveals: ClassVar[str] = "sums of rescaled gradients, start and finish time of each job"
-    keeps: ClassVar[str] = "its gradient until upload"
+    client_state: ClassVar[str] = "its gradient until upload"
 
     lr: Positive[float] | None = None
     server_lr: NonNegative[float] | None = None
@@ -123,7 +124,7 @@ class AfaCd(Method[A]):
         gradient, statistics = (message - local.params) / (way or 1.0), local.params.vector[message.layout.num_params :]
         return {"gradient": gradient, "way": way, "statistics": statistics}
 
-    @on_client(held=True, bounds={"gradient": 4.0, "statistics": 100.0})
+    @on_client(collects=True, bounds={"gradient": 4.0, "statistics": 100.0})
     def give(self, client: Client, message: Any) -> Update:
         """Upload G; a client without samples has none, and a weight of 0."""
         own = client.take()
@@ -146,7 +147,7 @@ class AfaCs(AfaCd[SiloState]):
 
     headline: ClassVar[str] = "the rate of AFA-CD without its residual error when clients return unequally often"
     reveals: ClassVar[str] = "sums of changes of rescaled gradients, start and finish time of each job"
-    keeps: ClassVar[str] = "its last gradient, and the next one until upload (twice the model size)"
+    client_state: ClassVar[str] = "its last gradient, and the next one until upload (twice the model size)"
 
     def init(self, fed: Federation) -> SiloState:
         """Start with a mean of zero."""
@@ -165,7 +166,7 @@ class AfaCs(AfaCd[SiloState]):
             mean=mean,
         )
 
-    @on_client(held=True, bounds={"gradient": 4.0, "statistics": 100.0})
+    @on_client(collects=True, bounds={"gradient": 4.0, "statistics": 100.0})
     def give(self, client: Client, message: Any) -> Update:
         """Upload the difference between G and the last gradient that the server counts."""
         own, last = client.take(), client.memory.get("last")

@@ -18,9 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
-
-import torch
+from typing import Any, ClassVar, Literal
 
 from paceline.core.client import SGD, Client, Hooks
 from paceline.core.federation import Federation
@@ -55,7 +53,7 @@ class FedFix(Method[AsyncState]):
         unit: unit of `period`: the job time of the slowest running client, or virtual seconds.
         least: the update is postponed by whole periods until this many replies arrived; None means half of the running
             clients, and at least three, if the aggregation hides replies, and no minimum otherwise.
-        staleness: a; d_i is multiplied by (1 + n - rho_i)^-a. 0 disables the discount.
+        staleness: a; d_i is multiplied by (1 + n - rho_i)^-a. 0 disables the discount; None is the method's own value.
         cap: upper limit of d_i / p_i, against large weights on old changes; None means no limit.
     """
 
@@ -63,7 +61,7 @@ class FedFix(Method[AsyncState]):
     paper: ClassVar[str] = "Fraboni et al., JMLR 2023"
     headline: ClassVar[str] = "outperforms synchronous FedAvg, which is slow, and asynchronous FedAvg, which is unstable"
     reveals: ClassVar[str] = "sums of updates, start and finish time of each job"
-    keeps: ClassVar[str] = "its update until upload"
+    client_state: ClassVar[str] = "its update until upload"
     names_clients: ClassVar[bool] = True
 
     lr: NonNegative[float] | None = None
@@ -75,7 +73,7 @@ class FedFix(Method[AsyncState]):
     period: Positive[float] = 0.5
     unit: Literal["slowest", "seconds"] = "slowest"
     least: NonNegative[int] | None = None
-    staleness: NonNegative[float] = 0.0
+    staleness: NonNegative[float] | None = None
     cap: Positive[float] | None = None
 
     def init(self, fed: Federation) -> AsyncState:
@@ -90,13 +88,21 @@ class FedFix(Method[AsyncState]):
         counts = state.counts | {job.client: state.counts.get(job.client, 0) + 1 for job in arrived}
         clients = len(queue.jobs) + len(arrived)
         weights = {
-            job.client: min(d * (queue.fired - job.version) ** -self.staleness, self.cap or d)
+            job.client: min(d * self.discount(queue.fired - 1 - job.version), self.cap or d)
             for job, d in zip(arrived, self.weights(queue, arrived, counts), strict=True)
         }
-        mean = self.collect(fed, weights)
-        params = state.params + (self.server_lr * mean.weight / clients) * mean.delta
-        params.vector[params.layout.num_params :] = mean.statistics
+        params = self.step(state.params, self.collect(fed, weights), clients)
         return AsyncState(params=params, queue=queue, counts=counts)
+
+    def step(self, params: Params, mean: Update, clients: int) -> Params:
+        """Return the next model, given the mean of the arrived changes and the number of running clients."""
+        params = params + (self.server_lr * mean.weight / clients) * mean.delta
+        params.vector[params.layout.num_params :] = mean.statistics
+        return params
+
+    def discount(self, late: int) -> float:
+        """Return the factor on d_i of a change that is `late` = n - rho_i versions old."""
+        return float((1.0 + late) ** -(self.staleness or 0.0))
 
     def collect(self, fed: Federation, weights: Mapping[int, float]) -> Update:
         """Return the mean of the arrived changes, weighted by d_i / p_i."""
@@ -118,20 +124,24 @@ class FedFix(Method[AsyncState]):
         unit = nanoseconds(1.0) if self.unit == "seconds" else max((job.took for job in jobs), default=nanoseconds(1.0))
         return max(round(self.period * unit), 1)
 
-    @on_client
-    def train(self, client: Client, message: Params) -> dict[str, Params | torch.Tensor]:
-        """Train from the model of the job's start; hold the change and the unmodified running statistics for `give`."""
+    def local_hooks(self, start: Params) -> Hooks:
+        """Return the hooks of a job that starts from `start`: clipping."""
         limit = self.max_norm
+        return Hooks(correct=None if limit is None else lambda grad, _: grad * (limit / grad.norm()).clamp(max=1.0))
+
+    @on_client
+    def train(self, client: Client, message: Params) -> dict[str, Any]:
+        """Train from the model of the job's start; hold the change and the unmodified running statistics for `give`."""
         local = client.sgd(
             message,
             optimizer=SGD(self.lr, self.momentum),
-            hooks=Hooks(correct=None if limit is None else lambda grad, _: grad * (limit / grad.norm()).clamp(max=1.0)),
+            hooks=self.local_hooks(message),
             steps=self.steps,
             batch_size=self.batch_size,
         )
         return {"delta": local.params - message, "statistics": local.params.vector[message.layout.num_params :]}
 
-    @on_client(held=True, bounds={"delta": 4.0, "statistics": 100.0})
+    @on_client(collects=True, bounds={"delta": 4.0, "statistics": 100.0})
     def give(self, client: Client, message: Mapping[int, float]) -> Update:
         """Upload the change times d_i / p_i, read from the server's public table."""
         own = client.take()

@@ -51,7 +51,7 @@ class FedZO(BlackBoxMethod[FedZoState]):
     paper: ClassVar[str] = "Fang et al., IEEE TSP 2022"
     headline: ClassVar[str] = "converges on non-convex objectives without gradients; speeds up with local steps and clients"
     reveals: ClassVar[str] = "sums of points"
-    keeps: ClassVar[str] = "a mean estimate (model size) for diff and scaf"
+    client_state: ClassVar[str] = "a mean estimate (model size) for diff and scaf"
 
     lr: NonNegative[float] = 0.01
     steps: Positive[int] = 10
@@ -72,7 +72,7 @@ class FedZO(BlackBoxMethod[FedZoState]):
             phases.append(fed.mean(self.estimate, state.params, over=cohort))
             common = phases[0].estimate
         phases.append(mean := fed.mean(self.walk, (state.params, common), over=cohort))
-        queries = state.queries + self.told(fed, *phases)
+        queries = state.queries + self.count_queries(fed, *phases)
         fed.last.notes["queries"] = float(queries)
         return FedZoState(params=state.params + mean.move, queries=queries, estimate=mean.estimate)
 

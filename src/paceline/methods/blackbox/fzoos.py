@@ -57,7 +57,7 @@ class FZooS(BlackBoxMethod[FZooSState]):
 
     paper: ClassVar[str] = "Shu et al., arXiv 2308.04077"
     reveals: ClassVar[str] = "sums of points and of surrogates"
-    keeps: ClassVar[str] = "all its queries"
+    client_state: ClassVar[str] = "all its queries"
     headline: ClassVar[str] = "fewer queries and rounds than finite differences with FedAvg, FedProx or SCAFFOLD"
 
     lr: NonNegative[float] = 0.01
@@ -87,7 +87,7 @@ class FZooS(BlackBoxMethod[FZooSState]):
         moved = fed.mean(self.walk, (state.params, state.nu, basis), over=cohort)
         params = state.params + moved.move
         known = fed.mean(self.survey, (params, basis), over=cohort)
-        queries = state.queries + self.told(fed, moved, known)
+        queries = state.queries + self.count_queries(fed, moved, known)
         fed.last.notes["queries"] = float(queries)
         return FZooSState(params=params, queries=queries, nu=known.nu)
 

@@ -71,7 +71,7 @@ class OCFL(LocalTraining[ClusterState]):
     paper: ClassVar[str] = "arXiv 2509.01587"
     headline: ClassVar[str] = "adjusted Rand index .96-.98 on MNIST and FMNIST (Sattler's CFL .17-.57), split in rounds 2 to 9"
     reveals: ClassVar[str] = "every update before the split"
-    keeps: ClassVar[str] = "its update, if sketched"
+    client_state: ClassVar[str] = "its update, if sketched"
     has_model: ClassVar[bool] = False
 
     epochs: Positive[int] = 3

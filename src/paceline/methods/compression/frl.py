@@ -32,6 +32,11 @@ from paceline.core.tree import node
 from paceline.models.supermasks import MaskOn, Ranks, mask, network, placed, slope, without_offsets
 
 
+def last_position(layout: Layout) -> float:
+    """Return the largest vote: the last position among the edges of the largest layer."""
+    return max(entry.size for entry in layout.entries) - 1
+
+
 @node
 class FrlState:
     """The seed of the frozen weights, the global ranking of each layer, and the masked weights."""
@@ -106,7 +111,7 @@ class FRL(Method[FrlState]):
     def _cut(self, n: int) -> int:
         return int((1 - self.top) * n)
 
-    @on_client
+    @on_client(bounds={"positions": last_position})
     def vote(self, client: Client, message: tuple[int, PackedRanks]) -> dict[str, Any]:
         """Train scores; return the position of each edge."""
         votes = {n: positions(r) for n, r in self.learn(client, message).items()}

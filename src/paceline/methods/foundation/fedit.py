@@ -53,6 +53,7 @@ class FedIT(FedPEFT):
     """
 
     paper: ClassVar[str] = "Zhang et al., arXiv 2305.05644"
+    differs: ClassVar[str] = "no dropout, one local epoch, prompts not scored; the authors' code: 0.05, 10 epochs, prompts scored"
     headline: ClassVar[str] = "answers preferred to those of a model tuned on one client's instructions alone"
 
     lr: NonNegative[float] | None = 3e-4

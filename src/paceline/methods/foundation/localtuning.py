@@ -21,10 +21,11 @@ from paceline.methods.foundation.fedit import FedIT
 class LocalTuning(FedIT):
     """FedIT without averaging: each client continues from its own factors and is evaluated with them."""
 
+    differs: ClassVar[str] = ""
     headline: ClassVar[str] = "a baseline: a pretrained model tuned on one client's instructions only"
     reveals: ClassVar[str] = "summed losses"
     sends_model: ClassVar[bool] = False
-    keeps: ClassVar[str] = "its own theta"
+    client_state: ClassVar[str] = "its own theta"
 
     def round(self, fed: Federation, state: State) -> State:
         """Train a cohort; the global model does not change."""

@@ -38,7 +38,7 @@ class FedDyn(FedAvg[FedDynState]):
 
     paper: ClassVar[str] = "Acar et al., ICLR 2021"
     headline: ClassVar[str] = "fewer rounds to a target than SCAFFOLD and FedProx, at the upload of FedAvg"
-    keeps: ClassVar[str] = "dual (model size)"
+    client_state: ClassVar[str] = "dual (model size)"
     alpha: Positive[float] = 0.01
 
     def init(self, fed: Federation) -> FedDynState:

@@ -5,6 +5,7 @@ With D the mean update and element-wise arithmetic:
     adam: v <- beta2 v + (1 - beta2) D^2    yogi: v <- v - (1 - beta2) D^2 sign(v - D^2)
     adagrad: v <- v + D^2
     w <- w + eta m / (sqrt(v) + tau)        (momentum: w <- w + eta m)
+beta1 is 0 for adagrad and 0.9 for the others.
 
 The server sees the same as in FedAvg and stores m and v. Clients store no state.
 """
@@ -38,7 +39,8 @@ class FedOpt(FedAvg[FedOptState]):
     Args:
         optimizer: the server's update rule.
         server_lr: eta; the paper's tuned values lie between 0.001 and 1.
-        beta1, beta2: decay rates of the moments.
+        beta1: decay rate of m; None is the paper's, 0 for adagrad and 0.9 for the others.
+        beta2: decay rate of v.
         tau: adaptivity constant; v starts at tau^2.
     """
 
@@ -47,7 +49,7 @@ class FedOpt(FedAvg[FedOptState]):
 
     optimizer: Literal["adam", "yogi", "adagrad", "momentum"] = "adam"
     server_lr: NonNegative[float] = 0.01
-    beta1: Share = 0.9
+    beta1: Share | None = None
     beta2: Share = 0.99
     tau: Positive[float] = 1e-3
 
@@ -59,10 +61,11 @@ class FedOpt(FedAvg[FedOptState]):
     def round(self, fed: Federation, state: FedOptState) -> FedOptState:
         """Pass the mean update to the server's optimiser as its negative gradient."""
         delta = fed.mean(self.train, state.params, over=fed.sample()).delta
+        beta1 = (0.0 if self.optimizer == "adagrad" else 0.9) if self.beta1 is None else self.beta1
         if self.optimizer == "momentum":
-            m = self.beta1 * state.m + delta
+            m = beta1 * state.m + delta
             return FedOptState(params=state.params + self.server_lr * m, m=m, v=state.v)
-        m = self.beta1 * state.m + (1 - self.beta1) * delta
+        m = beta1 * state.m + (1 - beta1) * delta
         square = delta**2
         match self.optimizer:
             case "adam":

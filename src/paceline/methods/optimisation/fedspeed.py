@@ -58,7 +58,7 @@ class FedSpeed(Method[FedSpeedState]):
     family: ClassVar[str] = "optimisation"
     paper: ClassVar[str] = "Sun et al., ICLR 2023"
     headline: ClassVar[str] = "CIFAR-10, Dirichlet 0.1, 10 of 100 clients: 82.3 % after 1000 rounds; FedAvg 77.3 %, SCAFFOLD 79.9 %"
-    keeps: ClassVar[str] = "dual (model size)"
+    client_state: ClassVar[str] = "dual (model size)"
 
     prox: NonNegative[float] = 0.1
     radius: NonNegative[float] = 0.1

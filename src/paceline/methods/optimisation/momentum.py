@@ -12,7 +12,9 @@ Every local step mixes in the server's last direction g; F is the batch loss of 
 The server sees sums of directions and, with controls, sums of control changes. A client of the SCAFFOLD forms stores its
 control c_u. Plain gradients are those of the loss and of the weight decay. All directions except FedAvg-M's (which is
 that of FedCM) were reconstructed from memory, not checked against the paper. The mean is weighted by samples in the FedAvg
-forms and uniform in the SCAFFOLD forms, as in FedAvg and SCAFFOLD, which are the cases beta = 1 with the default gamma.
+forms and uniform in the SCAFFOLD forms, as in FedAvg and SCAFFOLD. Where all clients take equally many steps, these are the
+cases beta = 1 with the default gamma, the mean of lr K. Otherwise they differ: the mean of (x - y) / (lr K) gives a client
+that takes more steps less weight than the mean of x - y does, and gamma g is not the mean of the local changes.
 """
 
 from __future__ import annotations
@@ -44,17 +46,20 @@ class FedAvgM(Method[MomentumState]):
     """FedAvg-M: server momentum in every local step; clients store no state. The mean is weighted by samples.
 
     Args:
-        beta: share of a client's own gradient; 1 is FedAvg.
+        beta: share of a client's own gradient; 1 is FedAvg if all clients take equally many steps.
         lr: client learning rate; None uses the task's.
         epochs: local passes over a client's data.
         steps: K, local steps instead of passes; None trains for `epochs`.
         batch_size: local batch size; None uses the task's.
         weight_decay: added to the gradient.
-        server_lr: gamma; None uses the mean of lr K, which moves to the mean of the local models.
+        server_lr: gamma; None uses the mean of lr K, which moves to the mean of the local models if all take equally many steps.
     """
 
     family: ClassVar[str] = "optimisation"
     paper: ClassVar[str] = "Cheng et al., ICLR 2024"
+    differs: ClassVar[str] = (
+        "directions are per step, so beta = 1 is FedAvg or SCAFFOLD only where all clients take equally many steps"
+    )
     headline: ClassVar[str] = "FedAvg converges with a constant local rate and no heterogeneity bound, at FedAvg's upload"
     reveals: ClassVar[str] = "sums of directions"
 
@@ -149,7 +154,7 @@ class ScaffoldM(FedAvgM):
 
     headline: ClassVar[str] = "SCAFFOLD's rate under partial participation with N^(2/3) / S instead of N / S"
     reveals: ClassVar[str] = "sums of directions and of control changes"
-    keeps: ClassVar[str] = "control variate (model size)"
+    client_state: ClassVar[str] = "control variate (model size)"
 
     start: Literal["zeros", "gradients"] = "zeros"
 

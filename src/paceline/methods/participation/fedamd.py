@@ -72,7 +72,7 @@ class FedAmd(Method[AnchorState]):
     paper: ClassVar[str] = "Wu et al., ICML 2023"
     headline: ClassVar[str] = "up to O(1/eps) fewer rounds than earlier first-order methods, under partial participation"
     reveals: ClassVar[str] = "sums of updates and of gradient changes, each client's role"
-    keeps: ClassVar[str] = "its gradient (model size)"
+    client_state: ClassVar[str] = "its gradient (model size)"
     names_clients: ClassVar[bool] = True
 
     anchor: Share = 0.2

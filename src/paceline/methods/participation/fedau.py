@@ -43,12 +43,12 @@ class FedAu(Rated[FedAuState]):
     paper: ClassVar[str] = "Wang and Ji, ICLR 2024"
     headline: ClassVar[str] = "preserves the objective under unequal, unknown participation, with 3 numbers per client, no model"
     reveals: ClassVar[str] = "sums of weighted updates"
-    keeps: ClassVar[str] = "three numbers"
+    client_state: ClassVar[str] = "three numbers"
 
     weigh: Literal["adaptive", "known", "all", "participants"] = "adaptive"
 
     @property
-    def knows(self) -> bool:
+    def known_rates(self) -> bool:
         """Whether the participation rates are known."""
         return self.weigh == "known"
 

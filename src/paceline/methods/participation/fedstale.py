@@ -51,7 +51,7 @@ class FedStale(Rated[Any]):
     paper: ClassVar[str] = "Rodio and Neglia, ECAI 2024"
     headline: ClassVar[str] = "outperforms FedAvg and FedVARP in many settings with heterogeneous data and participation"
     reveals: ClassVar[str] = "sums of updates and of their changes"
-    keeps: ClassVar[str] = "its last update (model size), participation intervals"
+    client_state: ClassVar[str] = "its last update (model size), participation intervals"
 
     lr: NonNegative[float] | None = 5e-3
     epochs: Positive[int] | None = 1
@@ -62,7 +62,7 @@ class FedStale(Rated[Any]):
     empty: Literal["skip", "step"] = "skip"
 
     @property
-    def knows(self) -> bool:
+    def known_rates(self) -> bool:
         """Whether the participation rates are known."""
         return self.rates == "known"
 

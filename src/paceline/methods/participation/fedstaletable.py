@@ -63,7 +63,7 @@ class FedStaleTable(FedStale):
     """FedStale with all updates stored on the server."""
 
     reveals: ClassVar[str] = "every client's update"
-    keeps: ClassVar[str] = "nothing"
+    client_state: ClassVar[str] = "nothing"
     sum_only: ClassVar[str] = "fedstale"
 
     def init(self, fed: Federation) -> StaleTableState:
@@ -80,7 +80,7 @@ class FedStaleTable(FedStale):
         asked = Asked(params=state.params, samples=state.samples)
         replies = fed.each(self.train, asked, over=cohort)
         seen = {c: state.intervals.get(c, Intervals()).before(fed.round, self.cutoff) for c in replies}
-        inverse = {c: 1.0 / fed.fleet.rate(c) if self.knows else seen[c].weight for c in replies}
+        inverse = {c: 1.0 / fed.fleet.rate(c) if self.known_rates else seen[c].weight for c in replies}
         fresh = {c: (reply.share, reply.delta) for c, reply in replies.items()}
         step = stale_step(fresh, state.table, inverse, self.beta, state.params.zeros())
         news = [reply.fields["statistics"] for reply in replies.values() if "statistics" in reply.fields]

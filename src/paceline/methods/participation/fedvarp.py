@@ -42,7 +42,7 @@ class FedVarp(Unequal[LastState]):
     paper: ClassVar[str] = "Jhunjhunwala et al., UAI 2022"
     headline: ClassVar[str] = "removes the variance caused by partial participation of heterogeneous clients"
     reveals: ClassVar[str] = "sums of changes of updates"
-    keeps: ClassVar[str] = "its last update (model size)"
+    client_state: ClassVar[str] = "its last update (model size)"
 
     def init(self, fed: Federation) -> LastState:
         """Start with last updates of 0."""

@@ -124,24 +124,24 @@ class Rated(Unequal[S]):
     cutoff: Positive[int] | None = None
 
     @property
-    def knows(self) -> bool:
+    def known_rates(self) -> bool:
         """Whether the participation rates are known."""
         return False
 
     @property
     def names_clients(self) -> bool:  # type: ignore[override]
         """Whether the message has a line for each client: its known rate. A client derives an estimate from its own intervals."""
-        return self.knows
+        return self.known_rates
 
     def check(self, fed: Federation) -> list[str]:
         """Known rates are rates of availability, so every available client must be asked."""
-        if self.knows and fed.cohort_size < fed.num_clients:
+        if self.known_rates and fed.cohort_size < fed.num_clients:
             return [f"known rates are the fleet's: ask everybody who is there, with a cohort of {fed.num_clients}"]
         return []
 
     def asked(self, fed: Federation, state: Any, cohort: Sequence[int]) -> Asked:
         """Return the message to the cohort."""
-        rates = {c: fed.fleet.rate(c) for c in cohort} if self.knows else None
+        rates = {c: fed.fleet.rate(c) for c in cohort} if self.known_rates else None
         return replace(super().asked(fed, state, cohort), rates=rates)
 
     def inverse(self, client: Client, message: Asked) -> float:

@@ -144,7 +144,7 @@ class FedGHSum(CommonHead):
     """
 
     reveals: ClassVar[str] = "summed head gradients, or sums of class means"
-    keeps: ClassVar[str] = "its own network and class means"
+    client_state: ClassVar[str] = "its own network and class means"
 
     form: Literal["gradient", "prototypes"] = "gradient"
     exchanges: Positive[int] = 1
@@ -161,7 +161,7 @@ class FedGHSum(CommonHead):
             theta = theta - self.server_lr * gradient
         return State(params=theta)
 
-    @on_client(bounds={"value": 256.0})
+    @on_client(bounds={"sums": 256.0})
     def prototypes(self, client: Client, message: Params) -> ClassSums:
         """Train; return the class means."""
         return self.learn(client, message)

@@ -61,7 +61,7 @@ class FedProto(OwnModels[ProtoState]):
         seen = total.present
         return ProtoState(prototypes=torch.where(seen.unsqueeze(1), total.means(), state.prototypes), known=seen | state.known)
 
-    @on_client(bounds={"value": 256.0})
+    @on_client(bounds={"sums": 256.0})
     def train(self, client: Client, message: ProtoState) -> ClassSums:
         """Train with the prototype loss; return the class sums of the trained network's features."""
         model, params = self.own(client)

@@ -91,7 +91,7 @@ class FedSA(OwnModels[ClassAnchorState]):
     paper: ClassVar[str] = "arXiv 2501.05496 (AAAI 2025)"
     headline: ClassVar[str] = "outperforms prototype methods such as FedProto and FedTGP, uploading one vector per class"
     reveals: ClassVar[str] = "sums of class means"
-    keeps: ClassVar[str] = "its own network and class means"
+    client_state: ClassVar[str] = "its own network and class means"
 
     pull: NonNegative[float] = 1.0
     contrast: NonNegative[float] = 1.0
@@ -120,7 +120,7 @@ class FedSA(OwnModels[ClassAnchorState]):
         prototypes = torch.where(seen, means, state.prototypes)
         return ClassAnchorState(anchors, state.first, prototypes, state.known | total.present)
 
-    @on_client(bounds={"value": 256.0})
+    @on_client(bounds={"sums": 256.0})
     def train(self, client: Client, message: tuple[Tensor, float]) -> ClassSums:
         """Train with the three auxiliary terms; return the class means."""
         anchors, cap = message

@@ -36,7 +36,7 @@ class OwnModels(LocalTraining[S]):
     """
 
     family: ClassVar[str] = "personalisation"
-    keeps: ClassVar[str] = "its own network"
+    client_state: ClassVar[str] = "its own network"
     has_model: ClassVar[bool] = False
     sends_model: ClassVar[bool] = False
 

@@ -34,8 +34,7 @@ from paceline.methods.optimisation.fedavg import FedAvg
 
 def median(g: Tensor) -> Tensor:
     """Return the coordinate-wise median of the rows of [n, d]; for even n the mean of the middle two values."""
-    ordered, n = g.sort(0).values, len(g)
-    return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
+    return g.sort(0).values[(len(g) - 1) // 2 : len(g) // 2 + 1].mean(0)
 
 
 def trimmed_mean(g: Tensor, f: int) -> Tensor:
@@ -45,18 +44,19 @@ def trimmed_mean(g: Tensor, f: int) -> Tensor:
 
 def nearest_mean(g: Tensor, centre: Tensor, count: int) -> Tensor:
     """Return the coordinate-wise mean of the `count` values nearest `centre`."""
-    order = (g - centre).abs().argsort(dim=0, stable=True)[:count]
-    return g.gather(0, order).mean(0)
+    return g.gather(0, (g - centre).abs().argsort(dim=0, stable=True)[:count]).mean(0)
 
 
-def geometric_median(g: Tensor, iterations: int = 100, tolerance: float = 1e-7) -> Tensor:
-    """Return the point with the least sum of distances to the rows."""
-    z = g.mean(0)
+def geometric_median(g: Tensor, iterations: int = 1000, tolerance: float = 1e-7) -> Tensor:
+    """Return the point with the least sum of distances to the rows; stop at steps below `tolerance` x the median distance."""
+    z = median(g)  # outliers, however far, leave it within the range of the others
     for _ in range(iterations):
-        weights = 1 / torch.linalg.vector_norm(g - z, dim=1).clamp(min=1e-10)
-        new = weights @ g / weights.sum()
-        moved, z = torch.linalg.vector_norm(new - z), new
-        if moved <= tolerance * torch.linalg.vector_norm(z):
+        away = torch.linalg.vector_norm(g - z, dim=1)
+        weights = torch.where(away > 1e-12 * away.median(), 1 / away.clamp(min=1e-30), 0.0)
+        pull = weights @ (g - z)  # each row at z holds it with weight 1 (Vardi and Zhang, 2000)
+        step = (1 - (weights == 0).sum() / pull.norm().clamp(min=1e-30)).clamp(min=0) * pull / weights.sum().clamp(min=1e-30)
+        z = z + step
+        if step.norm() <= tolerance * away.median():
             break
     return z
 

@@ -45,8 +45,9 @@ class Clip(SelfPruning):
     """
 
     paper: ClassVar[str] = "arXiv 2510.16694 (2025)"
+    differs: ClassVar[str] = "the scoring formula is inferred, because the text of the paper was not available"
     headline: ClassVar[str] = "secure training 13 to 34 % faster; accuracy from 1.3 % above to 2.6 % below waiting for all clients"
-    keeps: ClassVar[str] = "times; stragglers also neuron scores and the last global model"
+    client_state: ClassVar[str] = "times; stragglers also neuron scores and the last global model"
 
     score: Literal["mixed", "local", "public"] = "mixed"
     reduce: Literal["max", "mean", "l2"] = "max"

@@ -1,14 +1,16 @@
-"""FjORD's ordered dropout (Horvath et al., "FjORD: Fair and Accurate FL under heterogeneous targets", NeurIPS 2021).
+"""FjORD's ordered dropout on stragglers alone, as its rivals compare with it; ``nested=True`` is the method as published
+(Horvath et al., "FjORD: Fair and Accurate FL under heterogeneous targets", NeurIPS 2021), without its self-distillation.
 
-A client of width p trains the first floor(p n_l) units of each layer, so that smaller models are nested in larger
-ones. By default only stragglers shrink, with a fixed p (as in the comparison); ``nested=True`` is the full method, in
-which every client draws p for each batch from the tiers up to its own.
-The server sees sums. A client stores its times.
+A client of width p trains the first floor(p n_l) units of each layer, so that smaller models are nested in larger ones.
+With ``nested``, every client draws a width for each batch from the tiers up to its own, and each coordinate is averaged
+over the clients whose own width covers it. By default only stragglers shrink, with a fixed p, and the mean is that of CLIP.
+The server sees sums, and with ``nested`` those of weights per coordinate. A client stores its times.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import fmean
 from typing import ClassVar
 
 import torch
@@ -29,32 +31,49 @@ class Fjord(SelfPruning):
 
     Args:
         nested: every client draws a width for each batch, up to its own; batches are drawn with replacement across steps,
-            and momentum is not carried over.
+            and momentum is not carried over. The merge is then ``masked`` unless `merge` says otherwise.
     """
 
     paper: ClassVar[str] = "Horvath et al., NeurIPS 2021"
     headline: ClassVar[str] = "far above its baselines on CNNs and RNNs, with small models nested in the large one"
+    differs: ClassVar[str] = "only stragglers shrink, with a fixed width; nested=true is the published method, without distillation"
     nested: bool = False
+
+    @property
+    def masked(self) -> bool:
+        """Whether the mean of a coordinate is over the clients that trained it."""
+        return self.merge == "masked" or (self.nested and self.merge is None)
+
+    def widths(self, p: float) -> list[float]:
+        """Return the widths that a client of width p draws from."""
+        return [t for t in TIERS if self.smallest <= t <= p]
+
+    def cost(self, client: Client, p: float) -> float:
+        """Return the expected work of a round at p, relative to that at p = 1."""
+        return self._drawn(client, self.widths(p)) if self.nested else super().cost(client, p)
+
+    def _drawn(self, client: Client, widths: list[float]) -> float:
+        one = submodels(client).cost
+        return fmean(map(one, widths)) / fmean(map(one, self.widths(1.0)))
 
     def keep(self, client: Client, params: Params, counts: dict[str, int], p: float) -> dict[str, Tensor]:
         """Select the first units."""
         return {group: torch.arange(count) for group, count in counts.items()}
 
-    @on_client(tells="report")
+    @on_client(peer_record="report")
     def train(self, client: Client, message: Params) -> Update:
         """Train with a fixed width, or with one drawn for each batch."""
         if not self.nested:
             return super().train(client, message)
         p = client.memory["fraction"] = self.fraction(client) or self.smallest
         client.memory["trained"] = client.round
-        tiers = [t for t in TIERS if self.smallest <= t <= p]
+        tiers, drawn = self.widths(p), []
         size = self.batch_size or client.problem.batch_size
         options: LocalOptions = {**self.local(client), "steps": 1}
         params, draws, hooks = message, client.stream("widths"), self.hooks(client, message)
         for _ in range(self.epochs * -(-client.num_samples // size)):
-            width = tiers[int(torch.randint(len(tiers), (), generator=draws))]
-            params = params + train_submodel(client, params, submodels(client).cutter.first(width), hooks=hooks, **options)
+            drawn.append(tiers[int(torch.randint(len(tiers), (), generator=draws))])
+            params = params + train_submodel(client, params, submodels(client).cutter.first(drawn[-1]), hooks=hooks, **options)
+        client.memory["cost"] = self._drawn(client, drawn or tiers)
         mask = submodels(client).cutter.first(p).mask()
-        if self.merge == "masked":
-            return Update(delta=params - message, kept=p, weight={"delta": mask * float(client.num_samples), "kept": 1})
-        return Update(delta=params - message, kept=p, weight=client.num_samples)
+        return Update(delta=params - message, kept=p, weight=self.weights(client, mask))

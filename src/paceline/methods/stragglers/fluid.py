@@ -1,9 +1,11 @@
-"""FLuID (Wang et al., "FLuID: Mitigating Stragglers in FL using Invariant Dropout", NeurIPS 2023). Not secure.
+"""FLuID (Wang et al., "FLuID: Mitigating Stragglers in FL using Invariant Dropout", NeurIPS 2023). Not secure. A full-size
+time is estimated from the FLOPs of the sub-model; the paper takes 1.15 times its time / p.
 
 The server sees every update. It finds the invariant neurons, all of whose weights satisfy |w_u - w| <= th |w| for at
 least 75 % of the non-stragglers, and sends each straggler a model without them. Each coordinate is averaged over the
-clients that trained it. Thresholds start at the smallest neuron score of each layer, averaged over two rounds, and grow
-by `step` until enough neurons qualify.
+clients that trained it. A neuron's score is the largest |w_u - w| / |w| of its weights over all non-stragglers; the
+threshold of a layer starts at its smallest score, averaged over rounds 2 and 3, and grows by `step` until enough neurons
+qualify.
 The server sees every client's update and time. Clients store no state.
 """
 
@@ -56,6 +58,7 @@ class Fluid(FedAvg[FluidState]):
 
     family: ClassVar[str] = "stragglers"
     paper: ClassVar[str] = "Wang et al., NeurIPS 2023"
+    differs: ClassVar[str] = "a straggler's full-size time is its time / (FLOPs share); the paper takes 1.15 times its time / p"
     headline: ClassVar[str] = "slow phones no longer delay the round, at the accuracy of training the full model"
     reveals: ClassVar[str] = "every update and its time"
     sum_only: ClassVar[str] = "clip"
@@ -81,22 +84,22 @@ class Fluid(FedAvg[FluidState]):
         replies = fed.each(self.train_part, None, over=cohort, each_message=sent)
         limits = params.map(torch.abs) * self.limits(parts, state)
         total, weights, steady = params.zeros(), params.zeros(), params.zeros()
-        low: dict[str, float] = {}
+        worst: dict[str, Tensor] = {}
         for client, (delta, samples) in replies.items():
             sub = parts.cut(kept[client]) if client in kept else None
             total = total + float(samples) * (sub.scatter(delta) if sub else delta)
             weights = weights + float(samples) * (sub.mask() if sub else params.zeros() + 1.0)
             if sub is None:
                 steady = steady + steady_mask(delta, limits, 1.0)
-                for group, score in parts.scorer.score(delta, params).items():
-                    low[group] = min(low.get(group, float("inf")), float(score.min()))
+                for group, score in parts.scorer.score(delta, params, eps=0.0).items():
+                    worst[group] = torch.maximum(worst.get(group, score), score)
         invariant = parts.scorer.invariant(steady, len(replies.keys() - kept.keys()), self.quorum)
         times = {c: seconds / parts.cost(widths.get(c, 1.0)) for c, seconds in fed.last.arrived.items()}
         return FluidState(
             params=stepped(params, masked_mean(total, weights), self.server_lr),
             times={**state.times, **times},
             kept={**state.kept, **kept},
-            thresholds=self.thresholds(state, parts, low, invariant),
+            thresholds=self.thresholds(state, parts, {g: float(score.min()) for g, score in worst.items()}, invariant),
             scores={group: 1.0 - units.float() for group, units in invariant.items()},
             rounds=state.rounds + 1,
         )

@@ -24,6 +24,7 @@ class RandomDropout(SelfPruning):
     """Slow clients train a random part of the network."""
 
     paper: ClassVar[str] = "Caldas et al., arXiv 1812.07210"
+    differs: ClassVar[str] = "only stragglers drop units, and nothing is compressed; in the paper all clients do"
     headline: ClassVar[str] = "with compression: up to 28 times less upload and 1.7 times less computation, at equal quality"
 
     def keep(self, client: Client, params: Params, counts: dict[str, int], p: float) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -37,21 +37,23 @@ class SelfPruning(FedAvg):
         smallest: smallest fraction of units that is kept.
         warmup: initial rounds in which every client trains the full model, to measure times.
         merge: ``zero`` divides by all weights; ``masked`` by the weights of the clients that trained the coordinate, which
-            is exact but doubles the upload.
+            is exact but doubles the upload. None is the method's own choice.
         adaptive: estimate times robustly over rounds, and change p with hysteresis (see `Controller`).
         rescale: multiply a sub-model's activations by 1/p in training.
     """
 
     family: ClassVar[str] = "stragglers"
     reveals: ClassVar[str] = "sums of updates"
-    keeps: ClassVar[str] = "its own times"
-    keeps_times: ClassVar[bool] = True
+    client_state: ClassVar[str] = "its own times"
+    records_times: ClassVar[bool] = True
+    rounds_up: ClassVar[bool] = False
+    """Whether a layer keeps ceil(p n) units instead of floor(p n)."""
 
     straggler_share: Minority = 0.2
     network: bool = True
     smallest: PositiveShare = 0.5
     warmup: NonNegative[int] = 2
-    merge: Literal["zero", "masked"] = "zero"
+    merge: Literal["zero", "masked"] | None = None
     adaptive: bool = False
     rescale: bool = False
 
@@ -59,35 +61,45 @@ class SelfPruning(FedAvg):
     def keep(self, client: Client, params: Params, counts: dict[str, int], p: float) -> dict[str, Tensor]:
         """Return the indices of the units to keep for each group, ``counts[group]`` of them."""
 
+    @property
+    def masked(self) -> bool:
+        """Whether the mean of a coordinate is over the clients that trained it."""
+        return self.merge == "masked"
+
+    def cost(self, client: Client, p: float) -> float:
+        """Return the expected work of a round at p, relative to that at p = 1."""
+        return submodels(client).cost(p, self.rounds_up)
+
+    def weights(self, client: Client, mask: Params) -> Any:
+        """Return the weight of an update that was trained on the coordinates where `mask` is 1."""
+        n = client.num_samples
+        return {"delta": mask * float(n), "kept": 1} if self.masked else n
+
     @on_client
     def report(self, client: Client, message: None) -> list[float]:
         """Return the last round's seconds (compute scaled to full size, transfers); empty before the first round."""
         if client.times is None:
             return []
         compute, network = client.times
-        return [compute / submodels(client).cost(client.memory.get("fraction", 1.0)), network]
+        return [compute / client.memory.get("cost", 1.0), network]
 
-    @on_client(tells="report")
+    @on_client(peer_record="report")
     def train(self, client: Client, message: Params) -> Update:
         """Train the full model, or the part of it that fits into the round."""
         p = self.fraction(client)
         if p == 0.0:
-            return Update(
-                delta=message.zeros(), kept=p, weight=0 if self.merge == "zero" else {"delta": message.zeros(), "kept": 0}
-            )
+            return Update(delta=message.zeros(), kept=p, weight={"delta": message.zeros(), "kept": 0} if self.masked else 0)
         client.memory["fraction"], client.memory["trained"], hooks = p, client.round, self.hooks(client, message)
+        client.memory["cost"] = self.cost(client, p)
         if p == 1.0:
             delta = client.sgd(message, **self.local(client), hooks=hooks).params - message
             mask = delta.zeros() + 1.0
         else:
             cutter = submodels(client).cutter
-            sub = cutter.cut(self.keep(client, message, cutter.keep(p), p))
-            delta, mask = train_submodel(client, message, sub, self.rescale, hooks, **self.local(client)), sub.mask()
+            sub, scale = cutter.cut(self.keep(client, message, cutter.keep(p, self.rounds_up), p)), 1 / p if self.rescale else 1.0
+            delta, mask = train_submodel(client, message, sub, scale, hooks, **self.local(client)), sub.mask()
         self.learn(client, message, delta, mask, p)
-        n = client.num_samples
-        if self.merge == "masked":
-            return Update(delta=delta, kept=p, weight={"delta": mask * float(n), "kept": 1})
-        return Update(delta=delta, kept=p, weight=n)
+        return Update(delta=delta, kept=p, weight=self.weights(client, mask))
 
     def learn(self, client: Client, params: Params, delta: Params, mask: Params, p: float) -> None:
         """Update state after local training: `delta` is the change on the coordinates where `mask` is 1. No-op by default."""
@@ -96,7 +108,7 @@ class SelfPruning(FedAvg):
         """Return p for this round: 1 unless this client is slow; 0 to skip the round (adaptive only)."""
         if client.times is None or client.round <= self.warmup:
             return 1.0
-        costs = {p: submodels(client).cost(p) for p in TIERS if p >= self.smallest}
+        costs = {p: self.cost(client, p) for p in TIERS if p >= self.smallest}
         told = {peer: (record[0], record[1]) for peer, record in client.peers.items() if len(record) == 2 and min(record) >= 0}
         compute, network = self.report(client, None)
         if self.adaptive:

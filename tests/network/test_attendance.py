@@ -52,7 +52,7 @@ def test_at_the_limit_it_begins_with_the_least_number_and_names_the_missing(loop
 def test_fewer_than_the_least_number_end_the_wait_with_the_names(loopback):
     loopback.serve(RUN, {"least": 2, "expected": ALL}, {"expected": 0.2, "start": 0.5})
     loopback.client(1)
-    with pytest.raises(CohortError, match=r"1 clients are there after 0 s; 2 are needed; missing: client0, client2"):
+    with pytest.raises(CohortError, match=r"1 clients are connected after 0 s; the minimum is 2; missing: client0, client2"):
         loopback.result.result(10)
 
 
@@ -115,7 +115,7 @@ def test_a_site_may_enrol_while_it_is_waited_for(loopback):
     [
         (("client0", "clint1"), "'clint1' is neither in the directory nor invited; did you mean client1"),
         (("client5",), "'client5' has number 5, and the run has only 3 clients"),
-        (4, "server.expected = 4: the run has only 3 clients"),
+        (4, "server.expected = 4 exceeds the run's 3 clients"),
     ],
 )
 def test_sites_that_can_never_come_are_refused_at_the_start(loopback, expected, why):

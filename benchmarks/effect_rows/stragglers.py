@@ -1,0 +1,102 @@
+"""Effects of the straggler methods: virtual time against FedAvg, which waits, and accuracy against the simpler remedies.
+
+Two of ten clients compute at half the speed of the others. Links are equal and computing takes most of the time, so a client that trains
+half of the units finishes with the others. In `_TIED` the slow clients alone have two of the ten classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from effect_study.rows import Row, Side
+
+__all__ = ["ROWS"]
+
+_SLOW: dict[str, Any] = {
+    "task": "fashion-mnist",
+    "model": "mlp",
+    "task_options": {"hidden": [64]},
+    "partition": "dirichlet:0.3",
+    "client_samples": 100,
+    "clients": 10,
+    "cohort": 10,
+    "rounds": 20,
+    "eval_every": 1,
+    "fleet": "stragglers:slow=2,up=5e7,compute=1e8",
+    "target_accuracy": 0.72,
+}
+_TIED: dict[str, Any] = _SLOW | {"partition": "groups:0-7/0-7/0-7/0-7/8-9"}
+"""The last two clients, which are the slow ones, have the classes 8 and 9."""
+
+_LOCAL: dict[str, Any] = {"epochs": 3, "batch_size": 20}
+_RATES = [0.02, 0.05, 0.1, 0.2]
+
+
+def _side(method: str, **other: Any) -> Side:
+    """Return a method with four rates and two values of a field of its own."""
+    return Side(method, {"lr": _RATES, **other}, _LOCAL)
+
+
+_FEDAVG = Side("fedavg", {"lr": [0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5]}, _LOCAL)
+_DROPPED = _side("dropstragglers", slack=[1.05, 1.2])
+_MERGE = ["zero", "masked"]
+_RANDOM = _side("randomdropout", merge=_MERGE)
+_CLIP = _side("clip", merge=_MERGE)
+_FJORD = _side("fjord", merge=_MERGE)
+_FLUID = _side("fluid", step=[0.05, 0.2])
+_HETEROFL = _side("heterofl", masked_loss=[True, False])
+
+
+def _faster(method: Side, **more: Any) -> Row:
+    claim = f"{_NAMES[method.method]} needs less virtual time to 72 % than FedAvg, which waits for its slow clients"
+    row = {"metric": "target_seconds", "better": "lower", "ratio": True, "margin": 0.05, "bound": "seconds", **more}
+    return Row(f"stragglers/{method.method}", claim, method, _FEDAVG, _SLOW, **row)
+
+
+def _better(number: int, method: Side, baseline: Side, claim: str, config: Mapping[str, Any] = _SLOW, **more: Any) -> Row:
+    return Row(f"stragglers/{method.method}-{number}", claim, method, baseline, config, **{"margin": 0.01, **more})
+
+
+def _learnt(number: int, method: Side) -> Row:
+    claim = (
+        f"where the slow clients alone have two classes, {_NAMES[method.method]} is more accurate than dropping the slow clients"
+    )
+    return _better(number, method, _DROPPED, claim, _TIED)
+
+
+_NAMES = {
+    "clip": "CLIP",
+    "fluid": "FLuID",
+    "fjord": "FjORD's ordered dropout",
+    "heterofl": "HeteroFL",
+    "randomdropout": "random dropout",
+    "dropstragglers": "dropping the slow clients",
+}
+
+ROWS: list[Row] = [
+    _faster(_CLIP, quick=True),
+    _faster(_FLUID),
+    _faster(_FJORD),
+    _faster(_HETEROFL),
+    _faster(_RANDOM),
+    _faster(_DROPPED),
+    _better(2, _CLIP, _RANDOM, "dropping the neurons that hardly change is more accurate than dropping random ones"),
+    _better(
+        3,
+        _CLIP,
+        _FEDAVG,
+        "after as many rounds CLIP is no more than 2.6 points below FedAvg, as its paper states",
+        margin=0.026,
+        at_least=True,
+    ),
+    _learnt(4, _CLIP),
+    _better(5, _CLIP, _RANDOM, "where the slow clients alone have two classes, CLIP is more accurate than random dropout", _TIED),
+    _better(2, _FLUID, _RANDOM, "the server's invariant dropout is more accurate than random dropout"),
+    _better(3, _FLUID, _FJORD, "the server's invariant dropout is more accurate than ordered dropout"),
+    _learnt(4, _FLUID),
+    _better(2, _FJORD, _RANDOM, "ordered dropout is more accurate than random dropout"),
+    _learnt(3, _FJORD),
+    _learnt(2, _HETEROFL),
+    _learnt(2, _RANDOM),
+]

@@ -1,0 +1,1 @@
+"""Tuned comparisons of methods with baselines: rows, search, runs, verdicts and the table."""

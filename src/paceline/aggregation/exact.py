@@ -1,0 +1,116 @@
+"""Sums of tensors and numbers that lose nothing of what is added, whatever the order.
+
+A sum of tensors has levels: level k is an int64 total with f_k = f + 36 k fraction bits. A term is rounded to the first
+level at which the step is at most 2^-34 and at most 2^-24 of the term's largest value; what lower levels leave of it is
+added to the next one. So the step follows the term, and neither a large cohort nor small values or weights cost digits.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from paceline.core.errors import NonFiniteError, SumOverflowError
+
+__all__ = ["TensorSum", "from_units", "is_whole", "units"]
+
+_UNIT = 1074
+"""Fraction bits of a number's sum: every float64 is a multiple of 2^-1074."""
+
+_BITS, _STEP, _RELATIVE = 36, 34, 24
+"""Bits between two levels; fraction bits of the coarsest step; and those of a step relative to a term's largest value."""
+
+_LEAST = -200
+"""Exponent of values that count as 0; those of float32 are larger. It limits the number of levels."""
+
+_WHOLE = -1
+"""Key of the sum of whole numbers among the levels."""
+
+_BLOCK = 1 << 16
+
+
+class TensorSum:
+    """Sum of one tensor, by level.
+
+    Args:
+        like: a tensor of the same shape and device.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self.size, self.device = like.numel(), like.device
+        self.levels: dict[int, Tensor] = {}
+
+    def level(self, number: int) -> Tensor:
+        """Return the total of one level."""
+        if number not in self.levels:
+            self.levels[number] = torch.zeros(self.size, dtype=torch.int64, device=self.device)
+        return self.levels[number]
+
+    def add(self, tensor: Tensor, weight: float | Tensor, top: float, fraction: int) -> None:
+        """Add w x, whose largest absolute value is `top`."""
+        first, last = _levels(top, fraction)
+        totals = [self.level(number) for number in range(first, last + 1)]
+        scale = 2.0 ** (fraction + _BITS * first)
+        step = _BLOCK if tensor.device.type == "cpu" else max(tensor.numel(), 1)
+        for start in range(0, tensor.numel(), step):
+            part = tensor[start : start + step].to(torch.float64, copy=True)
+            part *= weight[start : start + step].double() * scale if isinstance(weight, Tensor) else weight * scale
+            for total in totals[:-1]:
+                whole = part.round()
+                total[start : start + step] += whole.to(torch.int64)
+                part = part.sub_(whole).mul_(2.0**_BITS)  # exact
+            for total in totals[-1:]:
+                total[start : start + step] += part.round_().to(torch.int64)
+
+    def add_whole(self, tensor: Tensor, weight: int) -> None:
+        """Add whole numbers."""
+        self.level(_WHOLE).add_(tensor.to(torch.int64), alpha=weight)
+
+    def merge(self, other: TensorSum) -> None:
+        """Add another sum in place."""
+        for number, total in other.levels.items():
+            self.level(number).add_(total.to(self.device))
+
+    def value(self, fraction: int) -> Tensor:
+        """Return the sum in float64; levels are added from the finest to the coarsest."""
+        out = torch.zeros(self.size, dtype=torch.float64)
+        for number in sorted(self.levels, reverse=True):
+            bits = 0 if number == _WHOLE else fraction + _BITS * number
+            out += self.levels[number].cpu().double().mul_(2.0**-bits)
+        return out
+
+
+def _levels(top: float, fraction: int) -> tuple[int, int]:
+    """Return the first and the last level of a term with this largest absolute value; (0, -1) for zeros."""
+    size = math.frexp(top)[1]  # 2^(size - 1) <= top < 2^size
+    if top == 0.0 or size <= _LEAST:
+        return 0, -1
+    first = max(0, -((size + fraction) // _BITS))  # below it, everything is rounded to 0
+    return first, max(first, -((fraction - max(_STEP, _RELATIVE + 1 - size)) // _BITS))
+
+
+def units(who: str, value: float) -> int:
+    """Return a number in units of 2^-1074.
+
+    Raises:
+        NonFiniteError: it is NaN or infinite.
+        SumOverflowError: it is 2^100 or more.
+    """
+    if not math.isfinite(value):
+        raise NonFiniteError(f"{who} returned the number {value}")
+    if abs(value) >= 2.0**100:
+        raise SumOverflowError(f"{who} returned the number {value:.3g}; numbers in a sum are below 2^100")
+    numerator, denominator = value.as_integer_ratio()
+    return numerator << (_UNIT + 1 - denominator.bit_length())
+
+
+def is_whole(tensor: Tensor, weight: float | Tensor) -> bool:
+    """Return whether a term is a tensor of whole numbers with a whole weight."""
+    return not (isinstance(weight, Tensor) or tensor.is_floating_point() or tensor.dtype == torch.bool) and weight.is_integer()
+
+
+def from_units(number: int) -> float:
+    """Return the float64 nearest to a number in units of 2^-1074."""
+    return number / (1 << _UNIT)
