@@ -129,7 +129,9 @@ def test_replays_are_refused(liar, params):
     number = next(server.numbers)
     assert "no open session" in reasons(server.ask("consistency", {"alive": [0, 1, 2, 3]}, number=number, round=2))
     assert "replay" in reasons(server.ask("consistency", {"alive": [0, 1, 2, 3]}, number=number - 1, round=2))
-    server.loop.call(server.hub.completed, 2, frozenset(range(4)), lambda c: {"round": 2, "saved": 2, "kept": True, "took": 0.0})
+    server.loop.call(
+        server.hub.completed, 2, dict.fromkeys(range(4), ()), lambda c: {"round": 2, "saved": 2, "kept": True, "took": 0.0}
+    )
     assert "is over" in reasons(Sum(server, round=2, attempt=9).advertise())
     assert "is over" in reasons(Sum(server, round=1, attempt=9).advertise())
     assert [why for why, _ in Sum(server, round=3).advertise().values()] == [None] * 4
