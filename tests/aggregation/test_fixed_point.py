@@ -140,7 +140,7 @@ def test_an_empty_partial_changes_nothing_and_other_shapes_do_not_merge():
     part.merge(Partial(30, 10.0))
     assert part.values()[0][0].tolist() == [1.0, 1.0]
     other.add(1, Update(x=torch.ones(3)))
-    with pytest.raises(AggregationError, match="different shapes"):
+    with pytest.raises(AggregationError, match="different structures"):
         part.merge(other)
 
 

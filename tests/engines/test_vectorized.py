@@ -142,7 +142,7 @@ KINDS = ["direction", "correct", "objective", "loss", "after", "schedule", "adam
 def test_every_kind_of_hook_is_stacked_with_what_it_captured(task, kind, monkeypatch):
     common = {"method": HOOKED, "options": {"kind": kind}}
     first, _, alone = go(task, ragged(), **common, vectorize="off", chunk=1)
-    monkeypatch.setattr("paceline.engines.stacking.solver._alone", lambda job: pytest.fail("alone") if job.steps else job.run())
+    monkeypatch.setattr("paceline.engines.stacking.solver._train_one", lambda job: pytest.fail("alone") if job.steps else job.run())
     prepared, _, stacked = go(task, ragged(), **common)
     assert prepared.fed.engine.notes == {}
     assert float((alone - stacked).norm() / alone.norm()) < 1e-5

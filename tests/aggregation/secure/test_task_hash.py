@@ -33,7 +33,7 @@ OTHERS = {
     "bounds": {"bounds": {"delta": 2.0}},
     "another bound": {"bounds": {"loss": 1.0}},
     "the bound of weights": {"bounds": {"weight": 1.0}},
-    "tells": {"tells": "report"},
+    "a record for peers": {"peer_record": "report"},
     "a value": {"message": changed(step=4)},
     "a kind of number": {"message": changed(step=3.0)},
     "a tensor": {"message": changed(params=torch.arange(6.0) + 1e-6)},
