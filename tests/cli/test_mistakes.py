@@ -65,6 +65,8 @@ LINES = [
     ("run fedavg:mu=0.1 --task digits", 2, "server_lr, weight_decay; mu is a field of fedprox"),
     ("run fedavg:beta1=1 -o nested=true --task digits", 2, "; beta1 is a field of fedopt"),
     ("run fedavg --mu 1", 2, "mu is a field of fedprox: write fedprox:mu=1"),
+    ("run fedavg --nested true", 2, "nested is a field of fjord: write fjord:nested=true"),
+    ("run fedavg --beta 1", 2, "write METHOD:beta=1"),
     ("run fedavg --predict head", 2, "predict is a field of fedproto and fedsa: write METHOD:predict=head"),
     ("run fedavg -o rounds=8", 2, "an option of the run: --rounds 8"),
     ("run --config run.toml", 2, "run.toml: mu is a field of fedprox: write it in the table [options]"),

@@ -33,7 +33,7 @@ def test_a_client_loads_own_names_only_from_its_own_modules(lab, field, text):
     config = RunConfig(**{"task": "digits", "clients": 2, "cohort": 2, "rounds": 1, **values})
     run = prepare(config)
     facts = offer(config, Plan.of(config), run.fed.init_params().layout)
-    welcome = Welcome("probe", 1, 0, 0, 0, 0, False, facts, 1.0)
+    welcome = Welcome("probe", 1, 0, 0, 0, 0, 0, (), facts, 1.0)
     sys.modules.pop("mylab", None)
 
     def use(modules):

@@ -98,7 +98,7 @@ class Liar:
         clients = list(self.clients if clients is None else clients)
         number = next(self.numbers) if number is None else number
         facts = {"id": number, "program": program, "function": function, "round": round, "take": 0, "stream": stream}
-        facts |= {"deadline": None, "channel": {"kind": kind}, "cohort": len(clients), **head}
+        facts |= {"deadline": None, "channel": {"kind": kind}, "cohort": len(clients), "operation": 1, **head}
         call = Call(function, message, clients, round, stream, Each(), program, each or {})
         phase = PendingCall(number, call, function, facts, MessagePart.of(message), Patience(phase=5.0))
         before = {c: len(self.logged(c)) for c in clients}

@@ -71,7 +71,7 @@ def test_rounds_go_on_while_the_database_is_away_and_all_rows_are_there_in_the_e
     assert (stood[1], stood[3], stood[4]) == (False, True, True)
     assert not kept.exists()
     away, [back] = loopback.server_lines.of("database_away"), loopback.server_lines.of("database_back")
-    assert "does not answer" in away[0]["why"]
+    assert "does not respond" in away[0]["why"]
     assert back["waiting"] > 10
     assert loopback.server_lines.of("error") == []
 
@@ -104,7 +104,7 @@ def test_a_server_that_is_stopped_in_an_outage_goes_on_with_the_same_database(lo
     assert loopback.finish().model_sha256 == federate(vectorize="off", **RUN).model_sha256
     state = ServerState(url)
     done = [r for r in state.rounds(state.runs("done")[0].run) if r.status == "done"]
-    assert [(r.round, r.record) for r in done] == [(n, {"kept": [0, 1, 2], "start": 1 + (n > 4)}) for n in range(1, 7)]
+    assert [(r.round, r.record) for r in done] == [(n, {"kept": [0, 1, 2], "lost": {}, "start": 1 + (n > 4)}) for n in range(1, 7)]
     assert not (loopback.root / "run" / "kept.json").exists()
     state.close()
 

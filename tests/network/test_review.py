@@ -185,7 +185,7 @@ def test_whether_a_client_takes_part_does_not_tell_how_many_samples_it_has(loopb
         task = dataclasses.replace(loopback.task, train=few)
         config = RunConfig(method="fedavg", task="blobs", clients=4, cohort=4, aggregation="secure", client_test=share)
         facts = offer(config, Plan.of(config), Layout.of(task.build(0)))
-        worker = build_worker(DataConfig(), 0, None, task=task)(Welcome("probe", 1, 0, 0, 0, 0, False, facts, 1.0))
+        worker = build_worker(DataConfig(), 0, None, task=task)(Welcome("probe", 1, 0, 0, 0, 0, 0, (), facts, 1.0))
         joined.append(len(worker.setup.split(0)[0]))
     assert min(joined) >= 1
 

@@ -1,5 +1,8 @@
 """What a client stages counts only if its reply does: over the network as in a simulation, whatever else it answered."""
 
+import asyncio
+import shutil
+
 import pytest
 
 RUN = {
@@ -27,3 +30,23 @@ def test_an_operation_that_counts_is_kept_although_a_later_one_of_the_round_is_l
     there, here = networked(run), federate(vectorize="off", **run)
     assert here.history[0]["dropped"] > 0
     assert there.model_sha256 == here.model_sha256
+
+
+@pytest.mark.parametrize(("method", "refused"), [("scaffold", True), ("fedavg", False)])
+def test_a_client_that_comes_back_without_its_memory_is_refused(loopback, method, refused):
+    """The server counts a control that the client no longer has; a method that stores nothing goes on."""
+    loopback.serve({"method": method, "clients": 3, "cohort": 3, "rounds": 400}, {"least": 2}, {"reconnect": 0.1})
+    for number in range(3):
+        loopback.client(number)
+    progress = loopback.server.engine.hub.progress
+    loopback.wait(lambda: progress.kept.get(0, (0, ()))[0] >= 2)
+    asyncio.run_coroutine_threadsafe(loopback.nodes[0].stop(), loopback.loop._loop).result(10)
+    loopback.ends[0].result(10)
+    kept = progress.kept[0][0]
+    loopback.wait(lambda: progress.round >= kept + 2)
+    assert progress.kept[0][0] == kept  # what a client missed does not change which round counted it last
+    shutil.rmtree(loopback.root / "state0")
+    loopback.client(0)
+    loopback.wait(lambda: loopback.client_lines.of("refused") if refused else progress.kept[0][0] > kept)
+    told = [reason for facts in loopback.client_lines.of("refused") for reason in facts["reasons"]]
+    assert [f"up to round {kept}, but its memory" in reason for reason in told] == [True] * refused
