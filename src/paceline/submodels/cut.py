@@ -217,10 +217,9 @@ class Cutter:
             fraction: p, above 0 and at most 1.
             up: see `keep`.
         """
-        sub = self.first(fraction, up)
-        widths = _widths(sub)
+        widths = tuple(self.keep(fraction, up).values())
         if widths not in self._costs:
-            self._costs[widths] = sub.resident().flops
+            self._costs[widths] = self.first(fraction, up).resident().flops
         return self._costs[widths] / self.flops
 
     def share(self, fraction: float) -> float:

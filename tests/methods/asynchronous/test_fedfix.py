@@ -1,14 +1,18 @@
 """FedFix, FedBuff and asynchronous FedAvg: weights, schedules, worked numbers, and what the weights are for."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from torch import nn
 
-from paceline.core.errors import PlanError
+from paceline.core.errors import PlanError, ZeroCostError
 from paceline.devices.events import ClientJob, Queue, every, first, nanoseconds
 from paceline.methods.asynchronous.fedasync import FedAsync
 from paceline.methods.asynchronous.fedbuff import FedBuff
 from paceline.methods.asynchronous.fedfix import FedFix
 from paceline.run import prepare
+from tests.methods import quadratics as elementwise
 from tests.methods.asynchronous.conftest import quadratics
 
 TAU = (1.0, 0.6, 0.2)
@@ -281,3 +285,14 @@ def test_fedfix_reaches_a_loss_before_synchronous_fedavg(play):
         return float("inf")
 
     assert reach("fedfix") < reach("fedbuff", buffer=10)
+
+
+def test_a_job_takes_time_or_is_refused(play):
+    """A model of elementwise parameters alone works for its seconds; one without arithmetic would return at once, for ever."""
+    task = elementwise.quadratics([1, 2, 4])
+    clocks = [fed.clock.now for _, _, fed in play(task, "fedbuff", 3, 3, options=PLAIN | {"buffer": 1})]
+    assert clocks == pytest.approx([0.2, 0.4, 0.6])
+    with pytest.raises(ZeroCostError, match="no arithmetic"):
+        next(play(replace(task, model=nn.Flatten), "fedbuff", 1, 3))
+    with pytest.raises(ZeroCostError, match=r"clients \[2\] take no time"):
+        Queue().begin({1: 1.0, 2: 0.0})
