@@ -54,10 +54,8 @@ OPTIONS = {
     "fedstaletable": MEMORIES | {"beta": 0.8, "cutoff": 1},
     "fedau": MEMORIES | {"cutoff": 1},
     "fedvarp": MEMORIES,
-    "fjord": QUICK | {"warmup": 1000},
     "mifa": MEMORIES | {"lr": 0.25},
     "ocfl": QUICK | {"epochs": 1, "patience": 1000},
-    "randomdropout": QUICK | {"warmup": 1000},
     "scaffoldm": MOMENTA,
     "scaffoldmvr": MOMENTA,
 }
@@ -74,6 +72,7 @@ NO_COMMON_OPTIMUM = {
     "fedproto": "has a model of each client's own",
     "fedsa": "has a model of each client's own",
     "fedzo": "asks for classes",
+    "fjord": "needs units that can be dropped",
     "flag": "takes steps of a fixed length",
     "fluid": "needs units that can be dropped",
     "frl": "trains no weights",
@@ -82,6 +81,7 @@ NO_COMMON_OPTIMUM = {
     "heterofl": "needs units that can be dropped",
     "localonly": "has a model of each client's own",
     "localtuning": "needs linear layers",
+    "randomdropout": "needs units that can be dropped",
 }
 EXACT = [name for name in NAMES if name not in NO_COMMON_OPTIMUM]
 

@@ -65,8 +65,8 @@ def methods(
 
 def _listed(cards: Sequence[Mapping[str, Any]], wide: bool) -> Table:
     """Return the table of all methods; in a narrow one papers and what clients keep are left out, and families are headings."""
-    columns = ("family", "paper", "server_sees", "client_keeps") if wide else ("server_sees",)
-    heads = {"server_sees": "the server sees", "client_keeps": "a client keeps"}
+    columns = ("family", "paper", "server_sees", "client_state") if wide else ("server_sees",)
+    heads = {"server_sees": "the server sees", "client_state": "a client keeps"}
     listed = table("Methods", "name", *(heads.get(c, c) for c in columns), "secure", "stacks")
     family = ""
     for entry in cards:
