@@ -55,7 +55,7 @@ def test_what_it_calls_stackable_is_stacked(guide, task, name):
 
 
 def test_what_it_calls_unstackable_falls_back(guide, task):
-    with pytest.warns(StackingWarning, match=r"Branching.*branch on a tensor's value"):
+    with pytest.warns(StackingWarning, match=r"Branching.*branches on a tensor's value"):
         stacked, _ = train(task, "Branching", "on")
     alone, _ = train(task, "Branching", "off")
     assert stacked.equal(alone)

@@ -153,7 +153,7 @@ def field_owners(field: str, most: int = 6) -> str:
     for name in method_names():
         with contextlib.suppress(PacelineError):  # a method that cannot be imported
             found += [name] if field in {f.name for f in dataclasses.fields(find_method(name))} else []
-    named, rest = found[:most], len(found) - most
+    named, rest = (found, 0) if len(found) <= most + 1 else (found[:most], len(found) - most)
     return f"{', '.join(named)} and {rest} others" if rest > 0 else " and ".join(filter(None, [", ".join(named[:-1]), *named[-1:]]))
 
 

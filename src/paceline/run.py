@@ -234,9 +234,7 @@ def _carry_out(asked: Arguments, folder: RunFolder | None, observer: Observer, *
     with _holding(folder):
         if folder is not None and None in asked.config.options.values():
             lost = ", ".join(name for name, value in asked.config.options.items() if value is None)
-            raise ConfigError(
-                f"{asked.config.method} with {lost}=None cannot be saved: TOML has no None; set a value, or run without a folder"
-            )
+            raise ConfigError(f"{asked.config.method} with {lost}=None cannot be saved: set a value, or run without a folder")
         prepared = prepare(asked.config, task=asked.task, method=asked.method, folder=folder, observer=observer, **parts)
         if folder is not None:  # with what was measured, so that a rerun takes the same path
             folder.write_config(prepared.config.model_dump(exclude_none=True))
@@ -392,9 +390,7 @@ def _restore(prepared: Run, saved: dict[str, Any]) -> None:
     folder, store = prepared.folder, prepared.store
     assert folder is not None
     if saved["config"] != prepared.config.model_dump_json():
-        raise CheckpointError(
-            f"{folder.path}: the checkpoint does not belong to config.toml; restore both files, or start a new run"
-        )
+        raise CheckpointError(f"{folder.path}: the checkpoint does not belong to config.toml; restore both, or start a new run")
     compare_provenance(saved.get("provenance"), prepared.provenance, str(folder.checkpoint))
     prepared.round, prepared.state = saved["round"], saved["state"]
     prepared.fed.clock.now = saved["clock"]

@@ -130,3 +130,12 @@ def test_whatever_is_built_from_a_specification_has_ranges_too():
     assert [(range_of(h), plain_type(h)) for n, h in hints_of(make).items() if n != "return"] == [
         ("from 0 to 1", "float"), ("at least 0", "float | None"),
     ]  # fmt: skip
+
+
+def test_bounds_around_a_union_and_in_it_both_hold():
+    hint = Annotated[Positive[int] | None, Lt(5)]
+    assert range_of(hint) == "below 5 and above 0"
+    assert (fit(None, hint, "x"), fit(4, hint, "x")) == (None, 4)
+    for wrong in (0, 5):
+        with pytest.raises(ConfigError, match="a whole number below 5 and above 0 or None"):
+            fit(wrong, hint, "x")

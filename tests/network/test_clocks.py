@@ -57,7 +57,7 @@ def test_a_server_that_is_not_trusted_just_now_is_told_apart_in_the_log(loopback
     loopback.serve(RUN)
     monkeypatch.setattr("paceline.deploy.client.client.own_certificate", lambda certificate: None)
     loopback.client(0, attempts=1)
-    with pytest.raises(EngineError, match=r"no welcome in 1 try$"):
+    with pytest.raises(EngineError, match=r"no welcome in 1 attempt$"):
         loopback.ends[0].result(10)
     assert "certificate" in loopback.client_lines.of("broken")[0]["why"].lower()
 
@@ -68,7 +68,7 @@ def test_clients_refused_by_a_server_with_a_wrong_clock_come_in_once_it_is_right
     for number in range(3):
         loopback.client(number)
     loopback.wait(lambda: len(loopback.server_lines.of("refused")) >= 3)
-    assert "not now" in loopback.server_lines.of("refused")[0]["why"]
+    assert "is valid only from" in loopback.server_lines.of("refused")[0]["why"]
     loopback.server.gate.clock = utc_now
     assert loopback.finish().model_sha256 == federate(vectorize="off", **RUN).model_sha256
 

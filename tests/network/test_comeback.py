@@ -123,7 +123,7 @@ def test_a_certificate_that_ends_while_nobody_answers_ends_the_client(loopback, 
     loopback.wait(lambda: loopback.client_lines.of("broken"))
     assert not loopback.ends[0].done()
     monkeypatch.setattr("paceline.deploy.client.client.pki.utc_now", lambda: utc_now() + timedelta(days=400))
-    with pytest.raises(IdentityError, match=r"holds from .*not now: enrol again"):
+    with pytest.raises(IdentityError, match=r"is valid only from .*enrol again"):
         loopback.ends[0].result(10)
     assert node.welcomed is False
 

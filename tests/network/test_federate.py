@@ -71,7 +71,7 @@ def test_a_refusal_is_the_error_of_the_server_and_nothing_else(tmp_path):
     with pytest.raises(PlanError) as told:
         LoopbackFederation(settings("krum"), tmp_path / "run").run()
     assert str(told.value) == "\n".join(
-        ("this run cannot work, for 1 reason(s):",
+        ("this run cannot start: 1 incompatible setting(s):",
          "  1. method 'krum' needs every client's own reply from submit(), which 'secure' aggregation hides from the server; "
          "run it with aggregation='plain', or choose a sum-only method")
     )  # fmt: skip
@@ -80,7 +80,7 @@ def test_a_refusal_is_the_error_of_the_server_and_nothing_else(tmp_path):
 def test_a_clients_refusal_is_told_without_the_log(tmp_path):
     """By the server or by a client: whoever ends first."""
     closed = {"allow": {"methods": ["fedprox"]}}
-    with pytest.raises((PolicyError, CohortError), match=r"client ?\d: .*method 'fedavg' is not allowed, only fedprox") as told:
+    with pytest.raises((PolicyError, CohortError), match=r"client ?\d: .*method 'fedavg' is not allowed; allowed: fedprox") as told:
         LoopbackFederation(settings("fedavg"), tmp_path / "run", policy=closed).run()
     assert "\n" not in str(told.value)
     assert "{" not in str(told.value)
@@ -91,7 +91,7 @@ def test_a_run_that_is_held_is_neither_served_nor_federated(loopback, tmp_path, 
     facts = (loopback.root / "run/federation.json").read_bytes()
     second = Loopback(loopback.root, loopback.task)
     try:
-        with pytest.raises(StoreError, match="run is in use by this process"):
+        with pytest.raises(StoreError, match="run is already in use by this process"):
             second.serve({"clients": 1, "cohort": 1, "quorum": 1})
     finally:
         second.close()

@@ -9,7 +9,7 @@ from paceline.deploy.settings import ClientConfig
 
 def test_a_server_that_can_admit_its_own_clients_says_so(loopback):
     loopback.serve({"rounds": 1}, {"ca": loopback.root / "ca"})
-    assert "admit clients of its own" in loopback.server_lines.of("membership")[0]["why"]
+    assert "can admit clients and surround an honest one" in loopback.server_lines.of("membership")[0]["why"]
     for number in range(5):
         loopback.client(number)
     assert loopback.finish().rounds == 1

@@ -66,7 +66,8 @@ def test_files_of_another_shape_are_refused_at_joining(sites):
     for n in range(3):
         join(loopback, folder, n, "wide.csv" if n == 2 else f"{n}.csv")
     with pytest.raises(
-        CohortError, match=r"client 2: LayoutError: .* \S+ is param \[\d+, 4\], and param \[\d+, 6\] in the module; shapes"
+        CohortError,
+        match=r"client 2: LayoutError: .* \S+ is param \[\d+, 4\] in the vector, but param \[\d+, 6\] in the module; sample",
     ):
         loopback.finish()
 

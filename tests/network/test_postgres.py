@@ -71,7 +71,7 @@ def test_rounds_go_on_while_the_database_is_away_and_all_rows_are_there_in_the_e
     assert (stood[1], stood[3], stood[4]) == (False, True, True)
     assert not kept.exists()
     away, [back] = loopback.server_lines.of("database_away"), loopback.server_lines.of("database_back")
-    assert "does not answer" in away[0]["why"]
+    assert "does not respond" in away[0]["why"]
     assert back["waiting"] > 10
     assert loopback.server_lines.of("error") == []
 

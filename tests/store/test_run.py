@@ -47,7 +47,7 @@ def test_a_run_is_created_once(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="is not a run folder"):
         RunFolder.open(folder.path)
     folder.write_config({"method": "fedavg"})
-    with pytest.raises(StoreError, match=r"paceline\.resume\("):
+    with pytest.raises(StoreError, match=r"continue it with: paceline.resume"):
         RunFolder.create(tmp_path / "runs", "one")
     assert RunFolder.open(folder.path).read_config() == {"method": "fedavg"}
     assert [f.name for f in RunFolder.list(tmp_path / "runs")] == ["one"]

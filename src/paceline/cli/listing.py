@@ -64,9 +64,9 @@ def methods(
 
 
 def _listed(cards: Sequence[Mapping[str, Any]], wide: bool) -> Table:
-    """Return the table of all methods; in a narrow one papers and what clients keep are left out, and families are headings."""
+    """Return the table of all methods; in a narrow one papers and what clients store are left out, and families are headings."""
     columns = ("family", "paper", "server_sees", "client_state") if wide else ("server_sees",)
-    heads = {"server_sees": "the server sees", "client_state": "a client keeps"}
+    heads = {"server_sees": "the server sees", "client_state": "client state"}
     listed = table("Methods", "name", *(heads.get(c, c) for c in columns), "secure", "stacks")
     family = ""
     for entry in cards:
@@ -77,7 +77,7 @@ def _listed(cards: Sequence[Mapping[str, Any]], wide: bool) -> Table:
         texts = [entry["name"], *(entry[c] for c in columns)]
         listed.add_row(*map(escape, texts), _secure(entry), "yes" if entry["vectorizable"] else "no")
     if not wide:
-        listed.caption, listed.caption_justify = "paceline methods NAME shows the paper and what a client keeps", "left"
+        listed.caption, listed.caption_justify = "paceline methods NAME shows the paper and what a client stores", "left"
     return listed
 
 

@@ -289,4 +289,4 @@ class PolicyError(PacelineError):
 
     def __init__(self, reasons: Sequence[str]) -> None:
         self.reasons = tuple(reasons)
-        super().__init__(f"refused by this client's policy: {'; '.join(reasons)}")
+        super().__init__(f"this client's policy does not permit this: {'; '.join(reasons)}")

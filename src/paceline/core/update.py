@@ -131,8 +131,7 @@ class Terms:
     def _open(self, name: str, value: Tree, weight: float | Tensor) -> Any:
         structure, leaves = numeric_leaves(value, self.lazy and not isinstance(weight, Tensor))
         slots: list[tuple[str, Any]] = []
-        plain = not name  # only sums consist of whole numbers if their terms do; a mean's weights differ from client to client
-        labels = _labels(structure) if plain else [name] * len(leaves)
+        labels = [name] * len(leaves) if name else _labels(structure)
         for leaf, name in zip(leaves, labels, strict=True):
             if isinstance(leaf, Tensor):
                 if isinstance(weight, Tensor) and weight.numel() != leaf.numel():
@@ -140,7 +139,7 @@ class Terms:
                 self.names.append(name)
                 self.tensors.append(leaf.detach().reshape(-1))
                 self.weights.append(weight)
-                slots.append(("whole" if plain and _is_whole(leaf) else "tensor", tuple(leaf.shape)))
+                slots.append(("whole" if _is_whole(leaf) else "tensor", tuple(leaf.shape)))
             elif isinstance(leaf, DeferredParams):
                 self.names.append(name)
                 self.tensors.append(leaf)
@@ -150,7 +149,7 @@ class Terms:
                 raise AggregationError(f"{name!r} is a number but has a per-coordinate weight; give it a scalar weight")
             else:
                 self.scalars.append(leaf * weight)
-                slots.append(("int" if plain and isinstance(leaf, int) else "float", None))
+                slots.append(("int" if isinstance(leaf, int) else "float", None))
         return (structure, tuple(slots))
 
     @property

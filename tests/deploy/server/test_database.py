@@ -115,7 +115,7 @@ def test_tensors_stay_out(state: ServerState) -> None:
     for value in (torch.zeros(3), b"bytes", {1, 2}):
         with pytest.raises(StoreError, match="run's folder"):
             state.begin_run("r", {"model": value})
-    with pytest.raises(StoreError, match="too much"):
+    with pytest.raises(StoreError, match="exceed the limit"):
         state.event("x", detail={"text": "x" * (2 << 20)})
     assert state.runs() == []
 
@@ -306,7 +306,7 @@ def test_a_postgresql_database_that_is_away_is_waited_for_and_named(postgres: Po
     with pytest.raises(
         StoreUnavailableError, match=r"does not respond: .*\(waited 0.5 s\); start the database, then this server"
     ) as caught:
-        ServerState(nowhere, wait=0.5, tell=reported.append)
+        ServerState(nowhere, wait=0.5, warn=reported.append)
     assert len(reported) == 1
     assert "secret" not in reported[0] + str(caught.value)
     with pytest.raises(StoreError, match='database "nothing" does not exist') as caught:  # no waiting mends it
@@ -315,7 +315,7 @@ def test_a_postgresql_database_that_is_away_is_waited_for_and_named(postgres: Po
     url = postgres.database()
     postgres.stop()
     threading.Timer(0.5, postgres.start).start()
-    state = ServerState(url, wait=30, tell=reported.append)
+    state = ServerState(url, wait=30, warn=reported.append)
     state.begin_run("r", {})
     assert len(reported) == 2
     state.close()
