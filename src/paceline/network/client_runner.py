@@ -82,7 +82,7 @@ class Runner:
             where = self.folder / welcome.run
             self.memory = ClientMemory(where / "memory", self.durable)
             new = self.memory.belong(digest([(worker.x[rows], worker.y[rows]) for rows in worker.setup.split(self.number)]))
-            if new and welcome.kept and worker.setup.programs["method"].keeps != "nothing":
+            if new and welcome.kept and worker.setup.programs["method"].client_state != "nothing":
                 raise CheckpointError(
                     f"client {self.number} took part in this run up to round {welcome.kept}, but its memory of it is not in "
                     f"{self.memory.folder}: put it back, or start the run anew"
