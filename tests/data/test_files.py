@@ -131,10 +131,20 @@ def test_leaf_femnist(tmp_path):
 
 
 def test_leaf_shakespeare_in_one_file(tmp_path):
-    (tmp_path / "all.json").write_text(leaf(ROLES))
+    """Windows overlap by 79 characters, so that the last fifth is the test part, and the 80 windows before it are in neither."""
+    text = ("to be or not to be " * 12)[:200]
+    windows = {"x": [text[k : k + 80] for k in range(120)], "y": [text[k + 80] for k in range(120)]}
+    (tmp_path / "all.json").write_text(leaf({"HAMLET": windows}))
     _, data = read_files(f"leaf-shakespeare:{tmp_path / 'all.json'}")
-    assert data.train.x.shape == (8, 80)
+    assert data.train.x.shape == (16, 80)
+    assert data.test.x.shape == (24, 80)
     assert data.owners == ("HAMLET",)
+
+
+def test_leaf_shakespeare_too_short_for_a_test_part(tmp_path):
+    (tmp_path / "all.json").write_text(leaf(ROLES))
+    with pytest.raises(DataFormatError, match="share text with them; provide test samples"):
+        read_files(f"leaf-shakespeare:{tmp_path / 'all.json'}")
 
 
 @pytest.mark.parametrize(

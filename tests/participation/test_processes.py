@@ -172,7 +172,7 @@ def test_rates_follow_the_labels():
         ("markov:0.3,step=0", ConfigError, "step=0"),
         ("markov:0.3,step=0.1,step=0.2", ConfigError, "each one once"),
         ("cyclic:0.3,length=1", ConfigError, "at least 2 rounds"),
-        ("cyclic:0.3,length=2.5", ConfigError, "not a whole number"),
+        ("cyclic:0.3,length=2.5", ConfigError, "must be a whole number"),
         ("diurnal:0.3,zones=5", ConfigError, "zones <= clients"),
     ],
 )

@@ -211,8 +211,8 @@ def test_pictures_of_ones_own(tmp_path):
 
 
 def test_roles_of_ones_own(tmp_path):
-    users = {u: {"x": [(u * 80)[:80]] * 10, "y": ["e"] * 10} for u in ("ann", "bob")}
-    reported = {"users": list(users), "num_samples": [10, 10], "user_data": users}
+    users = {u: {"x": [(u * 80)[:80]] * 120, "y": ["e"] * 120} for u in ("ann", "bob")}
+    reported = {"users": list(users), "num_samples": [120, 120], "user_data": users}
     (tmp_path / "all.json").write_text(json.dumps(reported))
     task = load_task(f"leaf-shakespeare:{tmp_path}")
     assert task.train.x.shape[1:] == (80,)
