@@ -42,7 +42,7 @@ def test_a_client_loads_own_names_only_from_its_own_modules(lab, field, text):
             with imports_from(modules):
                 Architectures(worker.setup.task, 0).build(text)
 
-    with pytest.raises(PolicyError, match="not registered here"):
+    with pytest.raises(PolicyError, match="not registered on this client"):
         use(())
     assert "mylab" not in sys.modules
     use(("mylab",))

@@ -49,7 +49,7 @@ def test_a_sum_with_real_identities(ends: list[PinnedDirectory]) -> None:
     hashes, adverts = server.directory_for()
     for i, client in clients.items():
         server.add_shares(i, client.share(hashes, adverts[i]))
-    for i, mail in server.mail_for().items():
+    for i, mail in server.inbox_for().items():
         clients[i].receive(mail["sealed"], mail["told"])
         if i != 3:  # lost before it sent its vector
             assert server.add_masked(i, clients[i].masked([(SEGMENT, vectors[i].copy())]))

@@ -249,12 +249,12 @@ def _walk(steps):
                 held.append(limiter.enter(who))
             elif held and step == "leave":
                 limiter.leave(held.pop(0))
-            elif held and not held[-1].gone.done():
+            elif held and not held[-1].closed.done():
                 limiter.work(held[-1])
         assert limiter.open <= bounds.all
         assert len(limiter._busy) <= bounds.busy
         for peer in "abcdefgh":
-            assert len(limiter._silent.get(peer, ())) + sum(t.who == peer for t in limiter._busy) <= bounds.each
+            assert len(limiter._idle.get(peer, ())) + sum(t.who == peer for t in limiter._busy) <= bounds.each
     for ticket in held:
         limiter.leave(ticket)
     assert limiter.open == 0
@@ -267,7 +267,7 @@ def test_one_peer_cannot_push_out_another():
         limiter = CallLimiter(Bounds(each=100, all=10))
         honest = limiter.enter("honest")
         greedy = [limiter.enter("greedy") for _ in range(50)]
-        assert not honest.gone.done()
-        assert sum(not t.gone.done() for t in greedy) == 9
+        assert not honest.closed.done()
+        assert sum(not t.closed.done() for t in greedy) == 9
 
     asyncio.run(go())

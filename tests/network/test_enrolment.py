@@ -69,7 +69,7 @@ async def _until(condition):
 
 
 def test_lists_are_published_in_good_time_where_the_authority_is(loopback, monkeypatch):
-    monkeypatch.setattr("paceline.deploy.server.expiry.ANEW", timedelta(days=40))  # so that it is time already
+    monkeypatch.setattr("paceline.deploy.server.expiry.REPUBLISH", timedelta(days=40))  # so that it is time already
     serials = [PinnedDirectory.of(loopback.root / "client0").serial]
     loopback.serve(RUN, {"ca": loopback.root / "ca"})
     for number in range(3):

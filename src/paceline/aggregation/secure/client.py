@@ -224,22 +224,22 @@ class SecureClient:
         return near
 
     # -- R2 ------------------------------------------------------------------------------------
-    def receive(self, sealed: dict[int, bytes], sealed_records: dict[int, bytes]) -> None:
+    def receive(self, sealed: dict[int, bytes], told: dict[int, bytes]) -> None:
         """R2: decrypt the neighbours' sealed shares and records; neighbours that sent none have dropped out.
 
         A share that cannot be decrypted counts against its sender: the sender is listed in `accused` and no mask is shared
         with it. In that case this client masks nothing; see `accuse`.
         """
         self._at(2)
-        sealed, sealed_records = self._by_id(sealed, "sealed shares"), self._by_id(sealed_records, "sealed records")
-        if not set(sealed) <= set(self._near) or set(sealed_records) != set(sealed):
+        sealed, told = self._by_id(sealed, "sealed shares"), self._by_id(told, "sealed records")
+        if not set(sealed) <= set(self._near) or set(told) != set(sealed):
             self._refuse("the server relayed shares from clients that are not neighbours")
         size = self.session.tell_bytes
         for v in sealed:
             agreed = self._agree(self._seal_key, v, 0)
             try:
                 text = open_sealed(self._derived(agreed, "seal", v), sealed[v][64:], self._aad(v, self.me))
-                record = open_sealed(self._derived(agreed, "tell", v), sealed_records[v], self._aad(v, self.me)) if size else b""
+                record = open_sealed(self._derived(agreed, "tell", v), told[v], self._aad(v, self.me)) if size else b""
             except ProtocolError:
                 text, record = b"", b""
             if len(text) != 80 or text[:16] != number(v) + number(self.me) or len(record) != size:
