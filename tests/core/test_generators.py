@@ -61,8 +61,8 @@ def test_a_nested_block_reseeds_and_restores_only_when_it_is_the_outermost():
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 def test_still_notices_a_single_draw(draw):
     with drawing(2):
-        assert not GeneratorWatch().moved()
+        assert not GeneratorWatch().advanced()
         reseed(9)
         still = GeneratorWatch()
         draw()
-        assert still.moved()
+        assert still.advanced()

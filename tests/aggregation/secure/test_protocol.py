@@ -155,7 +155,7 @@ def test_s8_masked_words_look_uniform_whatever_the_input():
             parties.inputs = {c: [(segment, np.full(200, fill, dtype="<u4"))] for c in range(3)}
             parties.advertise()
             parties.share()
-            parties.clients[0].receive(**parties.mail[0])
+            parties.clients[0].receive(*parties.mail[0].values())
             packed = parties.clients[0].masked([(s, w.copy()) for s, w in parties.inputs[0]])["segments"][0]
             counts += np.bincount(np.frombuffer(packed, np.uint8), minlength=256)
         expected = counts.sum() / 256
