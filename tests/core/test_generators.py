@@ -59,10 +59,10 @@ def test_a_nested_block_reseeds_and_restores_only_when_it_is_the_outermost():
 
 
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
-def test_a_single_draw_is_noticed(draw):
+def test_still_notices_a_single_draw(draw):
     with drawing(2):
         assert not GeneratorWatch().advanced()
         reseed(9)
-        watch = GeneratorWatch()
+        still = GeneratorWatch()
         draw()
-        assert watch.advanced()
+        assert still.advanced()

@@ -36,7 +36,7 @@ def welcome(run: str) -> Welcome:
         "round": 0,
         "take": 0,
         "saved": 0,
-        "kept": False,
+        "kept": 0,
         "plan": {},
         "heartbeat": 1.0,
     }

@@ -67,9 +67,9 @@ def masked(name):
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in NEEDS_EACH])
 def test_under_masks_a_function_asks_for_its_client_only_where_the_method_says_so(task, name, monkeypatch):
     """Whoever reads client.id can be given a line of its own in a message that is the same for all."""
-    named = find_method(name)().names_clients
+    named = find_method(name)().names_each_client()
     if named:
-        monkeypatch.setattr(find_method(name), "names_clients", False)
+        monkeypatch.setattr(find_method(name), "names_each_client", lambda method: False)
         with pytest.raises(PacelineError, match=r"client\.id"):
             prepare(masked(name), task=task).go()
         return

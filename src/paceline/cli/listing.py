@@ -128,12 +128,6 @@ def sum_only(cls: type[Method]) -> bool:
     return not any(declared is not None and declared.each for declared in functions)
 
 
-def _names_clients(cls: type[Method]) -> bool:
-    """Return `Method.names_clients`, which with some methods depends on the options, for the default ones."""
-    declared: Any = cls.names_clients
-    return bool(cls().names_clients if isinstance(declared, property) else declared)
-
-
 def card(cls: type[Method], name: str) -> dict[str, Any]:
     """Return everything that `paceline methods NAME` shows of a method under its name."""
     from paceline.cli.memory_keys import PROVIDED, memory_keys, seen, stored
@@ -147,7 +141,7 @@ def card(cls: type[Method], name: str) -> dict[str, Any]:
         "client_state": stored(cls),
         "memory": {key: PROVIDED.get(key, "") for key in memory_keys(cls)},
         "secure": sum_only(cls),
-        "names_clients": _names_clients(cls),
+        "names_clients": cls().names_each_client(),
         "vectorizable": cls.vectorizable,
         "headline": cls.headline,
         "differs": cls.differs,

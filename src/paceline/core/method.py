@@ -194,6 +194,10 @@ class Method(Generic[S], metaclass=Checked):
             raise ConfigError(f"{type(state).__name__} has no params; define {type(self).__name__}.model(state), returning Params")
         return params
 
+    def names_each_client(self) -> bool:
+        """Return `names_clients`; override it if that depends on the method's fields."""
+        return self.names_clients
+
     def fit_task(self, task: Any) -> tuple[Method[Any], Any]:
         """Return the method and the task, adapted to each other, on the server and on every client, before a run.
 

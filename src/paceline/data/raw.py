@@ -143,8 +143,8 @@ def hold_out_last(owner: Array, share: float, overlap: int) -> tuple[Array, Arra
         test.append(rows[:0] if whole else rows[len(rows) - count :])
     if not sum(map(len, test)):
         raise DataFormatError(
-            f"{len(owner)} samples of {len(np.unique(owner))} owners are too few to hold out {share:.0%} of each for tests, because "
-            f"{overlap} samples before them share text with them; provide test samples of their own, or owners with more text"
+            f"{len(owner)} samples of {len(np.unique(owner))} owners are too few to hold out {share:.0%} of each owner's for tests, as "
+            f"the {overlap} samples before them share text with them; provide test samples of their own, or owners with more text"
         )
     return np.concatenate(train), np.concatenate(test)
 

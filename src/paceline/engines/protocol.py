@@ -28,7 +28,7 @@ class WorkerContext(ProtocolContext):
 
     def __init__(self, worker: Worker, call: Call, client: Client) -> None:
         session = worker.sessions.setdefault(client.id, ProtocolSession())
-        super().__init__(client, session, worker.functions["method"], worker.setup.programs["method"].names_clients)
+        super().__init__(client, session, worker.functions["method"], worker.setup.programs["method"].names_each_client())
         self._worker, self._call = worker, call
 
     def inner(self, stream: str, peers: Mapping[int, Tree]) -> Client:

@@ -97,7 +97,7 @@ def test_two_segments_of_one_name_are_refused():
     parties = Parties()
     parties.advertise()
     parties.share()
-    parties.clients[0].receive(**parties.mail[0])
+    parties.clients[0].receive(*parties.mail[0].values())
     segment = Segment("main", 2, 8)
     with pytest.raises(ProtocolError, match="same name"):
         parties.clients[0].masked([(segment, np.zeros(2, "<u4")), (segment, np.zeros(2, "<u4"))])
@@ -108,7 +108,7 @@ def test_words_of_another_type_are_never_masked(words):
     parties = Parties()
     parties.advertise()
     parties.share()
-    parties.clients[0].receive(**parties.mail[0])
+    parties.clients[0].receive(*parties.mail[0].values())
     with pytest.raises(ProtocolError, match="words of <u4"):
         parties.clients[0].masked([(Segment("main", 2, 8), words)])
     assert not words.any()
@@ -129,7 +129,7 @@ def test_whatever_a_server_sends_a_client_only_refuses(junk):
     with pytest.raises(ProtocolError):
         parties.clients[1].receive(parties.mail[1]["sealed"], junk)
     for c in (2, 3):
-        parties.clients[c].receive(**parties.mail[c])
+        parties.clients[c].receive(*parties.mail[c].values())
         parties.clients[c].masked([(s, w.copy()) for s, w in parties.inputs[c]])
     with pytest.raises(ProtocolError):
         parties.clients[2].consistency(junk)
@@ -166,7 +166,7 @@ def test_what_comes_late_is_never_added():
     parties.share()
     late = {}
     for c in range(5):
-        parties.clients[c].receive(**parties.mail[c])
+        parties.clients[c].receive(*parties.mail[c].values())
         late[c] = parties.clients[c].masked([(s, w.copy()) for s, w in parties.inputs[c]])
         if c < 4:
             parties.server.add_masked(c, late[c])
@@ -210,7 +210,7 @@ def test_the_expected_segments_can_be_fixed_before_the_round():
     parties.advertise()
     parties.share()
     for c in range(5):
-        parties.clients[c].receive(**parties.mail[c])
+        parties.clients[c].receive(*parties.mail[c].values())
         parties.server.add_masked(c, parties.clients[c].masked([(s, w.copy()) for s, w in parties.inputs[c]]))
     assert parties.server.alive() == [1, 2, 3, 4]
     assert "other segments" in parties.server.refused[0]

@@ -193,16 +193,15 @@ def build_worker(
         torch.set_num_threads(data.threads)
         method = build_method(config)
         simulated = method.records_times and not config.measured
-        if (method.names_clients or simulated) and config.aggregation == "secure" and not named:
+        names = method.names_each_client()
+        if (names or simulated) and config.aggregation == "secure" and not named:
             what = (
-                "messages contain an entry for each client"
-                if method.names_clients
-                else "times come from a simulated fleet chosen by the server"
+                "messages contain an entry for each client" if names else "times come from a simulated fleet chosen by the server"
             )
             raise PolicyError(
                 [
                     f"{config.method!r}: its {what}, which lets a malicious server isolate one client's update "
-                    f"({'' if method.names_clients else 'run it with measured = true, or allow it by '}secure_aggregation.named_clients)"
+                    f"({'' if names else 'run it with measured = true, or allow it by '}secure_aggregation.named_clients)"
                 ]
             )
         agreed = Agreement.of(config, type(method))

@@ -128,9 +128,8 @@ class Rated(Unequal[S]):
         """Whether the participation rates are known."""
         return False
 
-    @property
-    def names_clients(self) -> bool:  # type: ignore[override]
-        """Whether the message has a line for each client: its known rate. A client derives an estimate from its own intervals."""
+    def names_each_client(self) -> bool:
+        """Return whether the message has a line for each client: its known rate. A client derives an estimate from its own intervals."""
         return self.known_rates
 
     def check(self, fed: Federation) -> list[str]:

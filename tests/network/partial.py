@@ -1,0 +1,63 @@
+"""Secure sums of which a server plays only some steps, and clients whose work fails."""
+
+from paceline.aggregation.secure.encoding import signed
+from paceline.aggregation.secure.program import secure_config
+from paceline.engines.worker import Worker
+from tests.network.liar import Sum
+
+OPTIONS = {"gamma": 0.0}
+
+
+class Partial(Sum):
+    """A sum in which the server asks only whom it likes."""
+
+    def __init__(self, server, params, clients, attempt, **more):
+        super().__init__(server, params, clients=clients, attempt=attempt, config=secure_config(OPTIONS), **more)
+
+    def go(self, sign=None, unmask=None, alive=None):
+        """Go through the sum; return what was opened of ``main``, or None with the reasons in `why`."""
+        self.advertise()
+        self.share()
+        reported = self.masked()
+        self.why = [why for why, _ in reported.values() if why]
+        if self.why:
+            return None
+        there = self.server.alive()
+        if alive is not None:
+            self.server._masked = there = alive
+        reported = self.liar.ask("consistency", {"alive": there}, clients=sign or there, round=self.round)
+        self.why = [why for why, _ in reported.values() if why]
+        for client, (why, value) in reported.items():
+            if why is None:
+                self.server.add_signature(client, value)
+        if self.why:
+            return None
+        signatures = self.server.signatures_for()
+        asked = {c: signatures[c] for c in unmask or signatures}
+        reported = self.liar.ask("unmask", None, clients=list(asked), each=asked, round=self.round)
+        for client, (why, value) in reported.items():
+            if why is None:
+                self.server.add_unmasking(client, value)
+        try:
+            return next(signed(w, s) for s, w in self.server.open() if s.name == "main")
+        except Exception as error:
+            self.why = [str(error)]
+            return None
+
+
+class Failing:
+    """Lets one client's training fail, as a model can be made to do for whoever has certain data."""
+
+    def __init__(self, monkeypatch, clients, error):
+
+        self.updates, real = {}, Worker.invoke
+
+        def invoke(worker, me, function, message):
+            reply = real(worker, me, function, message)
+            if me.ask.__name__ != "_untrained":
+                self.updates[me._id] = reply.delta.vector.clone().numpy()
+                if me._id in clients:
+                    raise error
+            return reply
+
+        monkeypatch.setattr(Worker, "invoke", invoke)

@@ -1,0 +1,114 @@
+"""What a client's data may change of what leaves it unmasked in a secure sum: no error, no size, no absence."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from paceline.aggregation.secure.encoding import signed
+from paceline.core.errors import DataFormatError, EmptyClientError, NonFiniteError, QuorumError
+from paceline.core.layout import Layout
+from paceline.deploy.client.client import build_worker
+from paceline.deploy.plan import Plan, offer
+from paceline.deploy.settings import DataConfig
+from paceline.network.handshake import HIDDEN, Welcome
+from paceline.run import RunConfig
+from tests.network.partial import OPTIONS, Failing, Partial
+
+ERRORS = [NonFiniteError("the training loss is nan after 5 steps"), EmptyClientError("no samples"), RuntimeError("class 7 of 3")]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
+def test_a_client_whose_data_make_it_fail_cannot_be_told_from_the_others(liar, params, loopback, monkeypatch, error):
+    """Each refusal would be an answer to a question about one client's data, and nothing that is not opened is counted."""
+    server = liar(secure=OPTIONS)
+    failing = Failing(monkeypatch, {2}, error)
+    one = Partial(server, params, [0, 1, 2, 3], 1)
+    one.advertise()
+    one.share()
+    reported = one.masked()
+    assert [why for why, _ in reported.values()] == [None] * 4
+    heads = [{k: v for k, v in head.items() if k != "id"} for head in server.heads.values()]
+    assert all(head == heads[0] for head in heads)
+    shapes = [(value["shape"], value["table"], [len(s) for s in value["segments"]]) for _, value in reported.values()]
+    assert all(shape == shapes[0] for shape in shapes)
+    one.consistency()
+    one.unmask()
+    sums = {s.name: signed(w, s) for s, w in one.server.open()}
+    others = sum(u for c, u in failing.updates.items() if c != 2)
+    assert np.allclose(sums["main"] / (2**15 - 1), others, atol=4 / 2**14)
+    assert sums["counts"][0] == 3
+    assert sums["exact"][-1] % 2**20 == 1
+    assert [type(error).__name__ in text for text in server.logged(2)] == [True]
+
+
+def test_a_run_in_which_nobody_can_work_ends_and_says_so(loopback, monkeypatch):
+    Failing(monkeypatch, set(range(6)), ERRORS[0])
+    loopback.serve({"clients": 6, "cohort": 6, "rounds": 2, "aggregation": "secure", "secure": OPTIONS})
+    for client in range(6):
+        loopback.client(client)
+    with pytest.raises(QuorumError, match="'train' failed on all"):
+        loopback.result.result(30)
+
+
+def test_one_client_that_cannot_work_harms_nobody(loopback, monkeypatch):
+    Failing(monkeypatch, {5}, ERRORS[0])
+    loopback.serve({"clients": 6, "cohort": 6, "rounds": 2, "aggregation": "secure", "secure": OPTIONS})
+    for client in range(6):
+        loopback.client(client)
+    history = loopback.finish().history
+    assert [(r["attempts"], r["note_failed"]) for r in history] == [(1, 1.0)] * 2
+
+
+def test_what_a_failed_function_noted_is_forgotten(loopback, monkeypatch):
+    """The control of a reply that no sum holds, which may be NaN, would go into all later ones."""
+    Failing(monkeypatch, {5}, ERRORS[0])
+    loopback.serve({"method": "scaffold", "clients": 6, "cohort": 6, "rounds": 1, "aggregation": "secure", "secure": OPTIONS})
+    for client in range(6):
+        loopback.client(client)
+    loopback.finish()
+    kept = {c: set(node.runner.worker.memories[c].stored) - {"_secagg"} for c, node in loopback.nodes.items()}
+    assert kept[5] == set()
+    assert all(kept[c] for c in range(5))
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.99, 0.999999])
+def test_whether_a_client_takes_part_does_not_tell_how_many_samples_it_has(loopback, share):
+    """The server chooses what is set aside; with a search it would find the number."""
+    joined = []
+    for samples in (1, 2, 60):
+        few = dataclasses.replace(loopback.task.train, x=loopback.task.train.x[:samples], y=loopback.task.train.y[:samples])
+        task = dataclasses.replace(loopback.task, train=few)
+        config = RunConfig(method="fedavg", task="blobs", clients=4, cohort=4, aggregation="secure", client_test=share)
+        facts = offer(config, Plan.of(config), Layout.of(task.build(0)))
+        worker = build_worker(DataConfig(), 0, None, task=task)(Welcome("probe", 1, 0, 0, 0, 0, 0, (), facts, 1.0))
+        joined.append(len(worker.setup.split(0)[0]))
+    assert min(joined) >= 1
+
+
+def test_what_is_wrong_with_a_client_s_data_stays_in_its_own_log(loopback, monkeypatch):
+    def load(*args, **options):
+        raise DataFormatError("line 7: 'Jane Doe, HIV positive' is no number")
+
+    monkeypatch.setattr("paceline.assembly.load_task", load)
+    run = {"clients": 3, "cohort": 3, "aggregation": "secure", "secure": OPTIONS}
+    loopback.serve(run, {"least": 3})
+    loopback.task = None  # the client reads its own
+    loopback.client(0)
+    loopback.wait(lambda: loopback.server_lines.of("refused_by_client"))
+    assert loopback.server_lines.of("refused_by_client")[0]["reasons"] == [HIDDEN]
+    assert "Jane Doe" in loopback.client_lines.of("refused")[0]["why"]
+
+
+def test_how_own_files_are_read_is_not_the_server_s_to_say():
+    from paceline.deploy.client.client import _task_options
+
+    config = RunConfig(
+        task="csv:/public.csv", model="mlp", task_options={"target": "hiv", "limit": 1, "test": 0.99, "peft": "bias"}
+    )
+    assert _task_options(DataConfig(task="csv:/own.csv"), config) == {"peft": "bias"}
+    assert _task_options(DataConfig(task="csv:/own.csv", task_options={"target": "num"}), config) == {
+        "peft": "bias",
+        "target": "num",
+    }
+    assert _task_options(DataConfig(own=False), config) == config.task_options
