@@ -123,7 +123,7 @@ def test_the_same_process_takes_its_own_place(serving):
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
-        ({"protocol": 2}, CODE.FAILED_PRECONDITION),
+        ({"protocol": 3}, CODE.FAILED_PRECONDITION),
         ({"protocol": "1"}, CODE.INVALID_ARGUMENT),
         ({"instance": b"short"}, CODE.INVALID_ARGUMENT),
         ({"instance": None}, CODE.INVALID_ARGUMENT),
