@@ -101,6 +101,11 @@ def counted(work: Callable[[], Any]) -> tuple[Any, float]:
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts every executed operator into `total`, unless it is `paused`."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Return False: torch then does not import its compiler, which takes seconds and writes a cache folder."""
+        return False
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.total, self.paused = 0.0, False
