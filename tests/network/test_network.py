@@ -99,7 +99,9 @@ def test_a_cut_that_is_mended_in_time_changes_nothing(loopback, federate, phase)
     run = RUN if phase == "train" else {**RUN, **SECURE}
     loopback.serve(run, waiting={"reconnect": 10.0})
     wired(loopback, range(5), phase, lambda cable: cable.cut(0.3))
-    assert loopback.finish().model_sha256 == federate(vectorize="off", **run).model_sha256
+    there = loopback.finish()
+    assert [record["dropped"] for record in there.history] == [0, 0, 0], there.history
+    assert there.model_sha256 == federate(vectorize="off", **run).model_sha256
     assert len(loopback.client_lines.of("broken")) >= 5
 
 
