@@ -6,7 +6,6 @@ import json
 import math
 import os
 import platform
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +15,7 @@ from effect_study.judge import judge
 from effect_study.rows import SEARCH_SEEDS, Row, Side, label
 from effect_study.runs import Book, Run
 from effect_study.tuner import winner
+from paceline.store.files import atomic_write
 
 __all__ = ["final_runs", "judged", "line", "load", "result", "write"]
 
@@ -130,16 +130,13 @@ def write(rows: Mapping[str, Row], new: Mapping[str, Any]) -> None:
     ]
     lines = [line(row, figures[name]) for name, row in rows.items() if name in figures]
     for path, text in ((FIGURES, json.dumps(figures, indent=1, sort_keys=True)), (PAGE, "\n".join([*head, *lines]))):
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            file.write(text + "\n")
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, path)
+        atomic_write(path, f"{text}\n".encode(), mode=0o644)
 
 
 def _setting(search: Mapping[str, Any]) -> str:
     if not search["trials"]:
         return "constant"
-    fields = [f"{key}={value}{'†' if key in search['edges'] else ''}" for key, value in search["winner"].items()]
+    fields = [f"{key}={value}{'†' if key in search['edges'] else ''}" for key, value in sorted(search["winner"].items())]
     return (", ".join(fields) or "as published") + ("" if search["trials"] > 1 else " (fixed)")
 
 

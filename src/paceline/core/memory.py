@@ -60,7 +60,7 @@ class Memory(MutableMapping[str, Any]):
         self.changes[key] = value
 
     def __delitem__(self, key: str) -> None:
-        raise ConfigError("client memory is overwritten, not deleted")
+        raise ConfigError(f"client memory: the key {key!r} cannot be deleted; assign another value to it")
 
     def __iter__(self) -> Iterator[str]:
         return iter({**self.stored, **self.changes})
@@ -81,10 +81,7 @@ class Memory(MutableMapping[str, Any]):
     def withdraw(self, operation: int) -> None:
         """Restore the values before those that an operation staged."""
         for key, before in self._before.pop(operation, {}).items():
-            if before:
-                self.changes[key] = before[0]
-            else:
-                self.changes.pop(key, None)
+            _restore(self.changes, key, before)
 
     def priors(self) -> Priors:
         """Return the values before all staged ones of this round."""
@@ -117,12 +114,16 @@ class Memory(MutableMapping[str, Any]):
 def undo(memory: dict[str, Any], priors: Priors, lost: set[int]) -> None:
     """Restore, in a merged memory, the values before those that the operations in `lost` staged."""
     for operation, key, before in sorted(priors, key=lambda prior: -prior[0]):
-        if operation not in lost:
-            continue
-        if before:
-            memory[key] = before[0]
-        else:
-            memory.pop(key, None)
+        if operation in lost:
+            _restore(memory, key, before)
+
+
+def _restore(values: dict[str, Any], key: str, before: list[Any]) -> None:
+    """Set a key to its value before: [value], or [] if there was none."""
+    if before:
+        values[key] = before[0]
+    else:
+        values.pop(key, None)
 
 
 def _itself(tensor: Tensor) -> Tensor:

@@ -111,8 +111,7 @@ def hold_out(y: Array, share: float, seed: int = 0) -> tuple[Array, Array]:
         ConfigError: `share` is not between 0 and 1.
         DataFormatError: one of the parts would be empty.
     """
-    if not 0 < share < 1:
-        raise ConfigError(f"test={share} must be above 0 and below 1")
+    _check_share(share)
     rng = numpy_rng(seed, "hold out")
     test = np.zeros(len(y), dtype=bool)
     for value in np.unique(y):
@@ -132,8 +131,7 @@ def hold_out_last(owner: Array, share: float, overlap: int) -> tuple[Array, Arra
         ConfigError: `share` is not between 0 and 1.
         DataFormatError: one of the parts would be empty.
     """
-    if not 0 < share < 1:
-        raise ConfigError(f"test={share}; the share of test samples must lie between 0 and 1")
+    _check_share(share)
     train, test = [], []
     for value in np.unique(owner):
         rows = np.flatnonzero(owner == value)
@@ -147,6 +145,11 @@ def hold_out_last(owner: Array, share: float, overlap: int) -> tuple[Array, Arra
             f"the {overlap} samples before them share text with them; provide test samples of their own, or owners with more text"
         )
     return np.concatenate(train), np.concatenate(test)
+
+
+def _check_share(share: float) -> None:
+    if not 0 < share < 1:
+        raise ConfigError(f"test={share} must be above 0 and below 1")
 
 
 def encode(values: Sequence[str]) -> tuple[Array, tuple[str, ...]]:
