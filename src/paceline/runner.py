@@ -334,6 +334,7 @@ class Run:
             final=FinalModel.of(self),
         )
         if self.folder is not None:
+            self.folder.write_table()
             self.folder.write_summary(outcome.as_dict())
             if self.evaluated is not None or self.task.buffers != "recompute" or not self.folder.model.exists():
                 self.folder.save_model(self.evaluated or params)

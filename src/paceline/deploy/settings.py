@@ -90,6 +90,7 @@ class ServerPart(_Part):
         default=256 << 10, ge=1 << 16, description="flow-control window: bytes that a client may send before they are read"
     )
     pack: bool = Field(default=False, description="compress with zstd")
+    track: tuple[str, ...] = Field(default=(), description="trackers of the run: tensorboard, mlflow or wandb, with options")
     faults: tuple[str, ...] = Field(default=(), description="injected faults, for tests")
 
 

@@ -4,6 +4,7 @@
 
     config.toml        configuration that determines the result
     metrics.jsonl      one record per round
+    metrics.csv        the same as a table, once the run has ended
     checkpoint         the last checkpoint, see `paceline.store.checkpoint`
     memory/            the clients' memories, see `paceline.store.memory`
     clients/           state of the clients of `paceline federate`, until the run has ended
@@ -17,6 +18,8 @@ One process at a time may change a run; any may read it.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import os
@@ -197,6 +200,15 @@ class RunFolder:
         kept = [record for record in self.read_metrics() if record.get("round", 0) <= round]
         atomic_write(self._metrics, "".join(_json(r) + "\n" for r in kept).encode())
         return kept
+
+    def write_table(self) -> None:
+        """Write the records of all rounds as CSV; columns appear in the order of their first use."""
+        records = self.read_metrics()
+        buffer = io.StringIO()
+        table = csv.DictWriter(buffer, list(dict.fromkeys(key for record in records for key in record)), lineterminator="\n")
+        table.writeheader()
+        table.writerows(records)
+        atomic_write(self.path / "metrics.csv", buffer.getvalue().encode())
 
     # -- outcome -------------------------------------------------------------------------------
     def write_summary(self, summary: Mapping[str, Any]) -> None:
