@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from paceline.core.errors import ConfigError, DataFormatError
 from paceline.core.random import numpy_rng
+from paceline.data.schema import Schema
 
 __all__ = ["Array", "Part", "RawData", "encode", "hold_out", "hold_out_last"]
 
@@ -23,7 +24,7 @@ class Part:
 
     Args:
         x: inputs, shape [N, ...]; images as uint8 of shape [N, H, W] or [N, H, W, 3].
-        y: class codes, shape [N] (int64).
+        y: class codes, shape [N] (int64); numbers, shape [N] (float32); or a class for each pixel, shape [N, H, W] (uint8).
         owner: code of each sample's natural client, shape [N] (int64), or None.
     """
 
@@ -48,6 +49,8 @@ class RawData:
         classes: names of the classes, by code.
         owners: names of the natural clients, by code.
         overlap: number of following samples that share content with a sample, such as overlapping windows of a text.
+        schema: form of the samples, where the reader determines it; otherwise it follows from the arrays (`described`).
+        notes: what the reader took each column or folder for, a line each.
     """
 
     train: Part
@@ -55,6 +58,8 @@ class RawData:
     classes: tuple[str, ...]
     owners: tuple[str, ...] = ()
     overlap: int = 0
+    schema: Schema | None = None
+    notes: tuple[str, ...] = ()
 
     def arrays(self) -> dict[str, Array]:
         """Return everything as named arrays without Python objects."""
@@ -107,6 +112,8 @@ class RawData:
 def hold_out(y: Array, share: float, seed: int = 0) -> tuple[Array, Array]:
     """Return (train rows, test rows), both in order; a seeded random `share` of each class is the test part.
 
+    Targets that are no classes count as one class.
+
     Raises:
         ConfigError: `share` is not between 0 and 1.
         DataFormatError: one of the parts would be empty.
@@ -114,8 +121,9 @@ def hold_out(y: Array, share: float, seed: int = 0) -> tuple[Array, Array]:
     _check_share(share)
     rng = numpy_rng(seed, "hold out")
     test = np.zeros(len(y), dtype=bool)
-    for value in np.unique(y):
-        rows = np.flatnonzero(y == value)
+    classed = y.ndim == 1 and np.issubdtype(y.dtype, np.integer)
+    for value in np.unique(y) if classed else (None,):
+        rows = np.arange(len(y)) if value is None else np.flatnonzero(y == value)
         test[rng.permutation(rows)[: round(len(rows) * share)]] = True
     if test.all() or not test.any():
         raise DataFormatError(f"{len(y)} samples are too few to hold out {share:.0%} of each class for tests; change test=")
