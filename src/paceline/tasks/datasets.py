@@ -5,14 +5,14 @@ A data set is one that `paceline data fetch` brings (``mnist-5k``), or a user's 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from paceline import registry
 from paceline.core.errors import ConfigError
@@ -21,15 +21,17 @@ from paceline.core.task import Arrays, Task
 from paceline.core.wording import setting
 from paceline.data.conform import described
 from paceline.data.files import file_kinds, file_options, read_files
-from paceline.data.schema import Schema
+from paceline.data.schema import Picture, Schema
 from paceline.data.sources import find_source
 from paceline.models import build, model_options
 from paceline.tasks.recipe import Recipe
+from paceline.tasks.scaling import with_scaling
+from paceline.tasks.schemas import standardized
 
 if TYPE_CHECKING:
     from paceline.data.raw import Part, RawData
 
-__all__ = ["DataRecipe", "FileRecipe"]
+__all__ = ["DataRecipe", "FileRecipe", "scaled"]
 
 Content = Literal["image", "text", "table"]
 
@@ -96,11 +98,14 @@ class FileRecipe(DataRecipe):
         limit, for_model, for_data = _sorted(options, model)
         standardize = for_data.pop("standardize", None)
         kind, raw = read_files(name, **for_data)
+        if standardize is not None:
+            schema = standardized(scaled(described(raw, self.content), raw.train), standardize)
+            raw = read_files(name, **for_data, schema=schema)[1] if standardize == "none" else replace(raw, schema=schema)
         if raw.schema is not None and raw.schema.content != self.content:  # of arrays, which may be pictures
             content = raw.schema.content
             suits = replace(self, content=content, model="cnn" if content == "image" else self.model)
-            return _make(name, model or suits.model, for_model, suits, raw, kind.about, limit, seed, standardize)
-        return _make(name, model or self.model, for_model, self, raw, kind.about, limit, seed, standardize)
+            return _make(name, model or suits.model, for_model, suits, raw, kind.about, limit, seed)
+        return _make(name, model or self.model, for_model, self, raw, kind.about, limit, seed)
 
     def info(self) -> str:
         """Return a line on the format and the model."""
@@ -134,7 +139,6 @@ def _make(
     about: str,
     limit: int | None,
     seed: int,
-    standardize: str | None = None,
 ) -> Task:
     plain = model.replace("-", "_")
     assert raw.test is not None
@@ -146,7 +150,8 @@ def _make(
     if limit is not None and limit < len(train):
         train = train.take(np.sort(numpy_rng(seed, "limit", name).permutation(len(train))[:limit]))
     x, x_test, schema = _inputs(schema, train, test)
-    make = partial(build, model, shape=tuple(x.shape[1:]), num_classes=len(raw.classes), **options)
+    make: Callable[[], nn.Module] = partial(build, model, shape=tuple(x.shape[1:]), num_classes=len(raw.classes), **options)
+    make = with_scaling(make, schema) if schema.standardize == "federated" else make
     with torch.device("meta"):
         make()  # a model that does not fit is told of now, not in the first round
     return Task(
@@ -195,15 +200,26 @@ def _inputs(schema: Schema, train: Part, test: Part) -> tuple[Tensor, Tensor, Sc
     """Return the inputs of both parts as tensors, and the schema with the scaling of pictures."""
     if schema.picture is None:
         return torch.from_numpy(train.x), torch.from_numpy(test.x), schema
-    picture = schema.picture
-    x, x_test = _channels_first(train.x, picture.top), _channels_first(test.x, picture.top)
-    if not picture.mean:
-        deviation, mean = torch.std_mean(x.double(), dim=(0, 2, 3), correction=0)
-        scaling = {"mean": tuple(mean.float().tolist()), "deviation": tuple(deviation.clamp(min=1e-6).float().tolist())}
-        picture = picture.model_copy(update=scaling)
-        schema = schema.model_copy(update={"picture": picture})
+    top = schema.picture.top
+    x, x_test = _channels_first(train.x, top), _channels_first(test.x, top)
+    picture = _measured(schema.picture, x)
     shift, scale = (torch.tensor(values).view(1, -1, 1, 1) for values in (picture.mean, picture.deviation))
-    return x.sub_(shift).div_(scale), x_test.sub_(shift).div_(scale), schema
+    return x.sub_(shift).div_(scale), x_test.sub_(shift).div_(scale), schema.model_copy(update={"picture": picture})
+
+
+def scaled(schema: Schema, train: Part) -> Schema:
+    """Return a schema with the scaling of pictures, measured on the samples `train` where it is not known."""
+    if schema.picture is None or schema.picture.mean:
+        return schema
+    return schema.model_copy(update={"picture": _measured(schema.picture, _channels_first(train.x, schema.picture.top))})
+
+
+def _measured(picture: Picture, x: Tensor) -> Picture:
+    if picture.mean:
+        return picture
+    deviation, mean = torch.std_mean(x.double(), dim=(0, 2, 3), correction=0)
+    found = {"mean": mean.float(), "deviation": deviation.float().clamp(min=1e-6)}
+    return picture.model_copy(update={name: tuple(value.tolist()) for name, value in found.items()})
 
 
 def _channels_first(images: Any, top: float) -> Tensor:
