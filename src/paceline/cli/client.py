@@ -82,7 +82,8 @@ def _check(settings: ClientConfig, schema: Path | None) -> None:
     from paceline.cli.show import out
     from paceline.deploy.client.dry_run import dry_run
 
-    check_task(settings.data.task)
+    if settings.data.task:
+        check_task(settings.data.task)
     done = dry_run(settings, schema)
     console = out()
     if done.schema is not None:

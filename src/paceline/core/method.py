@@ -282,7 +282,7 @@ class Method(Generic[S], metaclass=Checked):
         fresh = client.statistics(message)
         return Update(statistics=fresh.vector[fresh.layout.num_params :], weight=client.num_samples)
 
-    @on_client
+    @on_client(bounds={"mean": 16.0, "square": 256.0})
     def moments(self, client: Client, message: float) -> Update:
         """Return the mean and the mean square of each input, or channel of pictures, over this client's training samples.
 

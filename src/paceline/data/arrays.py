@@ -67,7 +67,7 @@ def _data(path: Path, x: Array, y: Array, names: tuple[str, str], split: int | N
     target, taken = make_target(table, _parsed(names[1], y), kind)
     codes = codes_of(target, _parsed(names[1], y))
     rows = np.arange(len(x))
-    train, held = (rows[:split], rows[split:]) if split is not None else hold_out(codes, test)
+    train, held = (rows[:split], rows[split:]) if split is not None else hold_out(codes, test, where=str(path))
     notes = [f"{names[0]}: {x.dtype} of shape {list(x.shape)}", taken]
     if x.ndim == 2:
         values = [Parsed(f"{names[0]}{i}", "number", x[:, i].astype(np.float64), None, Counter()) for i in range(x.shape[1])]
@@ -95,7 +95,7 @@ def _by_schema(path: Path, x: Array, y: Array, schema: Schema, names: Names, spl
     inputs = np.concatenate([encoded(c, f)[0] for c, f in zip(schema.columns, found, strict=True)], axis=1).astype(np.float32)
     codes = coded_targets(schema.target, _parsed(schema.target.name, y), names, str(path))
     rows = np.arange(len(x))
-    train, held = (rows[:split], rows[split:]) if split is not None else hold_out(codes, test)
+    train, held = (rows[:split], rows[split:]) if split is not None else hold_out(codes, test, where=str(path))
     whole = Part(inputs, codes)
     return RawData(whole.take(train), whole.take(held), schema.target.classes, schema=schema, notes=(f"{len(x)} samples",))
 

@@ -181,14 +181,14 @@ def read_files(name: str, names: Names | None = None, **options: Any) -> tuple[F
     if path.is_dir() and kind_name in _FILES:
         raise DataError(f"{name}: {path} is a folder; name a file in it")
     if schema is None:
-        return kind, kind.read(path, **values).with_test(share)
+        return kind, kind.read(path, **values).with_test(share, where=str(path))
     if "schema" in signature:
-        return kind, kind.read(path, **values, schema=schema, names=names).with_test(share)
+        return kind, kind.read(path, **values, schema=schema, names=names).with_test(share, where=str(path))
     if schema.picture is not None and "size" in known:
         values = {"size": schema.picture.height, "grey": schema.picture.channels == 1 and schema.picture.top == 255} | values
     if schema.text is not None and "length" in known:
         values = {"length": schema.text.length} | values
-    return kind, conform(kind.read(path, **values), schema, names or Names(), str(path)).with_test(share)
+    return kind, conform(kind.read(path, **values), schema, names or Names(), str(path)).with_test(share, where=str(path))
 
 
 def _typed(option: str, value: Any, default: Any) -> Any:

@@ -88,7 +88,7 @@ def make_target(table: Table, column: Parsed, kind: str = "") -> tuple[Target, s
         raise DataFormatError(
             f"{table.where}: the target {column.name!r} is {classes[0]!r} in every row; choose another with target="
         )
-    if values is None and len(classes) > max(len(table) // 2, 2):
+    if not kind and values is None and len(classes) > max(len(table) // 2, 2):
         raise DataFormatError(
             f"{table.where}: the target {column.name!r} has {len(classes)} different texts in {len(table)} rows, so these are no "
             "classes; choose another column with target="

@@ -90,7 +90,7 @@ class RawData:
         names = {key: tuple(str(v) for v in arrays.get(key, ())) for key in ("classes", "owners")}
         return RawData(train, part("test"), names["classes"], names["owners"])
 
-    def with_test(self, share: float, seed: int = 0) -> RawData:
+    def with_test(self, share: float, seed: int = 0, where: str = "") -> RawData:
         """Return the data with a test part: its own, or a fixed `share` of each class of the training part.
 
         Where samples overlap it is the last `share` of each owner's, and those that share content with it are omitted.
@@ -103,16 +103,16 @@ class RawData:
             return self
         overlap, owner = self.overlap, self.train.owner
         if overlap and owner is not None:
-            train, test = hold_out_last(owner, share, overlap)
+            train, test = hold_out_last(owner, share, overlap, where)
         else:
-            train, test = hold_out(self.train.y, share, seed)
+            train, test = hold_out(self.train.y, share, seed, where)
         return replace(self, train=self.train.take(train), test=self.train.take(test))
 
 
-def hold_out(y: Array, share: float, seed: int = 0) -> tuple[Array, Array]:
+def hold_out(y: Array, share: float, seed: int = 0, where: str = "") -> tuple[Array, Array]:
     """Return (train rows, test rows), both in order; a seeded random `share` of each class is the test part.
 
-    Targets that are no classes count as one class.
+    Targets that are no classes count as one class. `where` names the data, for messages.
 
     Raises:
         ConfigError: `share` is not between 0 and 1.
@@ -126,11 +126,13 @@ def hold_out(y: Array, share: float, seed: int = 0) -> tuple[Array, Array]:
         rows = np.arange(len(y)) if value is None else np.flatnonzero(y == value)
         test[rng.permutation(rows)[: round(len(rows) * share)]] = True
     if test.all() or not test.any():
-        raise DataFormatError(f"{len(y)} samples are too few to hold out {share:.0%} of each class for tests; change test=")
+        raise DataFormatError(
+            f"{_named(where)}{len(y)} samples are too few to hold out {share:.0%} of each class for tests; change test="
+        )
     return np.flatnonzero(~test), np.flatnonzero(test)
 
 
-def hold_out_last(owner: Array, share: float, overlap: int) -> tuple[Array, Array]:
+def hold_out_last(owner: Array, share: float, overlap: int, where: str = "") -> tuple[Array, Array]:
     """Return (train rows, test rows): the last `share` of each owner's rows is the test part, `overlap` rows before it are in neither.
 
     An owner with too few rows for both has only training rows.
@@ -149,10 +151,14 @@ def hold_out_last(owner: Array, share: float, overlap: int) -> tuple[Array, Arra
         test.append(rows[:0] if whole else rows[len(rows) - count :])
     if not sum(map(len, test)):
         raise DataFormatError(
-            f"{len(owner)} samples of {len(np.unique(owner))} owners are too few to hold out {share:.0%} of each owner's for tests, as "
+            f"{_named(where)}{len(owner)} samples of {len(np.unique(owner))} owners are too few to hold out {share:.0%} of each owner's for tests, as "
             f"the {overlap} samples before them share text with them; provide test samples of their own, or owners with more text"
         )
     return np.concatenate(train), np.concatenate(test)
+
+
+def _named(where: str) -> str:
+    return f"{where}: " if where else ""
 
 
 def _check_share(share: float) -> None:

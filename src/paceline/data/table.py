@@ -62,7 +62,7 @@ def of_table(
             table.check(client)
         fitted = fit(table, schema, how, names or Names())
         owner, owners = encode(list(table.columns[client])) if client else (None, ())
-        train, held = hold_out(fitted.y, test)
+        train, held = hold_out(fitted.y, test, where=table.where)
         whole = Part(fitted.x, fitted.y, owner)
         return RawData(whole.take(train), whole.take(held), schema.target.classes, owners, schema=schema, notes=fitted.notes)
     target = target or list(table.columns)[-1]
@@ -77,7 +77,7 @@ def of_table(
         raise DataFormatError(f"{table.where}: no feature column remains beside the target {target!r}")
     columns = [parse_column(table, name, how) for name in features]
     y = targets(made, predicted)
-    train, held = hold_out(y, test)
+    train, held = hold_out(y, test, where=table.where)
     specs = [make_column(table, column, train) for column in columns]
     x = np.concatenate([encoded(spec, found)[0] for spec, found in zip(specs, columns, strict=True)], axis=1)
     owner, owners = encode(list(table.columns[client])) if client else (None, ())

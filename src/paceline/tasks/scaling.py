@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LIMIT", "InputScaling", "measured_scaling", "with_scaling"]
 
-LIMIT = 30.0
-"""Largest magnitude of a value in the sums, in deviations of the schema; larger ones count as this."""
+LIMIT = 16.0
+"""Largest magnitude of a value in the sums, in deviations of the schema; larger ones count as this. `Method.moments` declares it."""
 
 _LEAST = 1e-3
 """Smallest deviation of an input, in deviations of the schema; below it an input is left unscaled."""
@@ -85,7 +85,10 @@ def measured_scaling(fed: Federation, method: Method[Any], task: Task) -> Params
     schema = schema_of(task)
     if schema is None or schema.standardize != "federated":
         return None
+    before = fed.round
+    fed.start_round(before + 1)  # clients answer calls of a round alone
     total = fed.mean(method.moments, LIMIT, over=range(fed.num_clients))
+    fed.start_round(before)
     mean, square = total.mean, total.square
     deviation = (square - mean**2).clamp(min=0).sqrt()
     keep = deviation < _LEAST
