@@ -151,8 +151,9 @@ def hold_out_last(owner: Array, share: float, overlap: int, where: str = "") -> 
         test.append(rows[:0] if whole else rows[len(rows) - count :])
     if not sum(map(len, test)):
         raise DataFormatError(
-            f"{_named(where)}{len(owner)} samples of {len(np.unique(owner))} owners are too few to hold out {share:.0%} of each owner's for tests, as "
-            f"the {overlap} samples before them share text with them; provide test samples of their own, or owners with more text"
+            f"{_named(where)}{len(owner)} samples of {len(np.unique(owner))} owners are too few to hold out {share:.0%} of each owner's "
+            f"for tests, as the {overlap} samples before them share text with them; provide test samples of their own, or owners with "
+            "more text"
         )
     return np.concatenate(train), np.concatenate(test)
 
