@@ -21,9 +21,10 @@ from paceline.core.task import Arrays, Task
 from paceline.core.wording import setting
 from paceline.data.conform import described
 from paceline.data.files import file_kinds, file_options, read_files
-from paceline.data.schema import Picture, Schema
+from paceline.data.schema import Schema
 from paceline.data.sources import find_source
 from paceline.models import build, model_options
+from paceline.tasks.images import channels_first, measured, scaled
 from paceline.tasks.recipe import Recipe
 from paceline.tasks.scaling import with_scaling
 from paceline.tasks.schemas import standardized
@@ -31,7 +32,7 @@ from paceline.tasks.schemas import standardized
 if TYPE_CHECKING:
     from paceline.data.raw import Part, RawData
 
-__all__ = ["DataRecipe", "FileRecipe", "scaled"]
+__all__ = ["DataRecipe", "FileRecipe"]
 
 Content = Literal["image", "text", "table"]
 
@@ -201,28 +202,7 @@ def _inputs(schema: Schema, train: Part, test: Part) -> tuple[Tensor, Tensor, Sc
     if schema.picture is None:
         return torch.from_numpy(train.x), torch.from_numpy(test.x), schema
     top = schema.picture.top
-    x, x_test = _channels_first(train.x, top), _channels_first(test.x, top)
-    picture = _measured(schema.picture, x)
+    x, x_test = channels_first(train.x, top), channels_first(test.x, top)
+    picture = measured(schema.picture, x)
     shift, scale = (torch.tensor(values).view(1, -1, 1, 1) for values in (picture.mean, picture.deviation))
     return x.sub_(shift).div_(scale), x_test.sub_(shift).div_(scale), schema.model_copy(update={"picture": picture})
-
-
-def scaled(schema: Schema, train: Part) -> Schema:
-    """Return a schema with the scaling of pictures, measured on the samples `train` where it is not known."""
-    if schema.picture is None or schema.picture.mean:
-        return schema
-    return schema.model_copy(update={"picture": _measured(schema.picture, _channels_first(train.x, schema.picture.top))})
-
-
-def _measured(picture: Picture, x: Tensor) -> Picture:
-    if picture.mean:
-        return picture
-    deviation, mean = torch.std_mean(x.double(), dim=(0, 2, 3), correction=0)
-    found = {"mean": mean.float(), "deviation": deviation.float().clamp(min=1e-6)}
-    return picture.model_copy(update={name: tuple(value.tolist()) for name, value in found.items()})
-
-
-def _channels_first(images: Any, top: float) -> Tensor:
-    x = torch.from_numpy(images)
-    x = x.unsqueeze(1) if x.dim() == 3 else x.permute(0, 3, 1, 2)
-    return x.float().div_(top).contiguous()

@@ -12,6 +12,7 @@ from paceline.data.files import read_files
 from paceline.data.schema import Schema
 from paceline.data.table import of_table
 from paceline.data.typed import of_frame
+from paceline.tasks.images import scaled
 
 __all__ = ["make_schema", "schema_of", "standardized"]
 
@@ -50,8 +51,6 @@ def make_schema(source: Any, *, standardize: str | None = None, **options: Any) 
     """
     if isinstance(source, str):
         kind, raw = read_files(source, **options)
-        from paceline.tasks.datasets import scaled
-
         schema = scaled(described(raw, kind.content), raw.train)
     else:
         reading = {name: options.pop(name) for name in ("na", "dates", "numbers", "categories") if name in options}
