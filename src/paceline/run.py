@@ -45,7 +45,7 @@ from paceline.store import MemoryStore, RunFolder, load_checkpoint
 from paceline.store.places import new_place
 from paceline.store.provenance import ResumeWarning, sources
 from paceline.store.provenance import compare as compare_provenance
-from paceline.tasks import Task
+from paceline.tasks import Task, schema_of
 from paceline.trackers.base import Observers, Watch
 
 __all__ = [
@@ -107,7 +107,7 @@ def prepare(
     made = assemble(config, task, method)
     asked, method = made.asked, made.method
     aggregation = aggregation or load_aggregation(
-        config.aggregation, config.secure, config.sum_bound, Agreement.of(config, type(asked))
+        config.aggregation, config.secure, config.sum_bound, Agreement.of(config, type(asked), schema_of(made.task))
     )
     adversary = None if config.adversary is None else load_adversary(config.adversary)
     if wrong := misfits(config, method, aggregation, adversary):
@@ -228,7 +228,7 @@ def _carry_out(asked: Arguments, folder: RunFolder | None, observer: Observer, *
             raise ConfigError(f"{asked.config.method} with {lost}=None cannot be saved: set a value, or run without a folder")
         prepared = prepare(asked.config, task=asked.task, method=asked.method, folder=folder, observer=observer, **parts)
         if folder is not None:  # with what was measured, so that a rerun takes the same path
-            folder.write_config(prepared.config.model_dump(exclude_none=True))
+            folder.write_config(prepared.config.model_dump(exclude_none=True), prepared.task.info.get("schema"))
         return prepared.go()
 
 

@@ -3,6 +3,7 @@
 ::
 
     config.toml        configuration that determines the result
+    schema.json        schema of the data, if the task has one
     metrics.jsonl      one record per round
     metrics.csv        the same as a table, once the run has ended
     checkpoint         the last checkpoint, see `paceline.store.checkpoint`
@@ -146,6 +147,11 @@ class RunFolder:
         return self.path / "model.safetensors"
 
     @property
+    def schema(self) -> Path:
+        """Path of the schema of the data."""
+        return self.path / "schema.json"
+
+    @property
     def _config(self) -> Path:
         return self.path / "config.toml"
 
@@ -154,9 +160,15 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     # -- configuration -------------------------------------------------------------------------
-    def write_config(self, config: Mapping[str, Any]) -> None:
-        """Save the configuration; raises `ConfigError` for a value that TOML does not support."""
-        atomic_write(self._config, to_toml(config).encode())
+    def write_config(self, config: Mapping[str, Any], schema: str | None = None) -> None:
+        """Save the configuration, and the schema of the data as JSON if there is one.
+
+        Raises `ConfigError` for a value that TOML does not support.
+        """
+        text = to_toml(config)
+        if schema is not None:
+            atomic_write(self.schema, schema.encode())
+        atomic_write(self._config, text.encode())
 
     def read_config(self) -> dict[str, Any]:
         """Return the configuration; raises `StoreError` if it cannot be read."""
