@@ -26,9 +26,12 @@ from paceline.data import Partition, partition_task
 from paceline.devices import Fleet, load_fleet, load_participation
 from paceline.engines.worker import Setup
 from paceline.registry import find_method, method_names
+from paceline.store.start import Start
 from paceline.submodels.flops import flops
 from paceline.submodels.service import Submodels, submodel_service
 from paceline.tasks import Task, load_task
+from paceline.tasks.start import fits, started
+from paceline.tasks.tuning import parse_tuning, tune
 
 __all__ = [
     "Allocation",
@@ -169,16 +172,30 @@ def read_task(config: RunConfig, name: str = "", options: Mapping[str, Any] | No
     return load_task(name or config.task, model=config.model, seed=config.seed, **chosen)
 
 
-def assemble(config: RunConfig, task: Task | None = None, method: Method | None = None) -> Assembly:
+def assemble(config: RunConfig, task: Task | None = None, method: Method | None = None, start: Start | None = None) -> Assembly:
     """Fit the method and its task to each other.
 
     Args:
         config: what is run.
         task: in place of the configured one.
         method: `build_method` of the configuration, where that was called before.
+        start: weights to start from: those of the task's model, or of the model that the method has made of it.
+
+    Raises `LayoutError` for weights that match neither.
     """
     asked = build_method(config) if method is None else method
-    fitted, task = asked.fit_task(read_task(config) if task is None else task)
+    tuning = config.task_options.get("peft") if task is None else None
+    if start is None or tuning is None:
+        task = read_task(config) if task is None else task
+    else:  # a tuning of the weights, or the weights of an earlier tuning
+        base = read_task(config, options={name: value for name, value in config.task_options.items() if name != "peft"})
+        task, start = (started(base, start.tensors, start.where), None) if fits(base, start.tensors) else (base, start)
+        task = tune(task, parse_tuning(tuning))
+    if start is not None and fits(task, start.tensors):
+        task, start = started(task, start.tensors, start.where), None
+    fitted, task = asked.fit_task(task)
+    if start is not None:
+        task = started(task, start.tensors, start.where)
     return Assembly(config, asked, fitted, task)
 
 
@@ -207,9 +224,9 @@ def share_out(config: RunConfig, task: Task, split: Partition | None = None) -> 
     return Allocation(task, split, byzantine, split.groups)
 
 
-def reload(config: RunConfig, method: Method) -> tuple[Task, Split]:
+def reload(config: RunConfig, method: Method, start: Start | None = None) -> tuple[Task, Split]:
     """Read a named task and share it out again, in another process."""
-    shared = share_out(config, assemble(config, method=method).task)
+    shared = share_out(config, assemble(config, method=method, start=start).task)
     return shared.task, shared.split
 
 

@@ -22,7 +22,7 @@ from paceline.aggregation.secure.task_hash import Agreement
 from paceline.assembly import assemble, devices, misfits, reload, share_out
 from paceline.core.config import RunConfig
 from paceline.core.engine import Aggregation, Engine
-from paceline.core.errors import CheckpointError, ConfigError, PlanError, StoreError
+from paceline.core.errors import ConfigError, PlanError, StoreError
 from paceline.core.federation import Federation
 from paceline.core.method import Method
 from paceline.core.process_state import process_state
@@ -38,13 +38,14 @@ from paceline.results.arguments import Arguments, MethodLike, TaskLike, argument
 from paceline.results.comparison import Comparison
 from paceline.results.progress import RunProgress, both, library_progress
 from paceline.results.result import Result
+from paceline.results.resuming import extend, restore
 from paceline.results.saved import check_task, saved_method, saved_model
 from paceline.results.side_by_side import for_seeds, side_by_side
 from paceline.runner import Observer, Run, StackingWarning
 from paceline.store import MemoryStore, RunFolder, load_checkpoint
 from paceline.store.places import new_place
 from paceline.store.provenance import ResumeWarning, sources
-from paceline.store.provenance import compare as compare_provenance
+from paceline.store.start import Start, keep_start, open_start
 from paceline.tasks import Task, schema_of
 from paceline.trackers.base import Observers, Watch
 
@@ -78,6 +79,7 @@ def prepare(
     aggregation: Aggregation | None = None,
     engine: Callable[[Setup], Engine] | None = None,
     split: Partition | None = None,
+    start: Start | None = None,
 ) -> Run:
     """Build all parts of a run and check that they fit; raises `PlanError` listing every misfit.
 
@@ -91,6 +93,7 @@ def prepare(
         aggregation: how sums are formed, in place of the one that the configuration names.
         engine: makes the engine, in place of the one that the configuration names.
         split: who has which samples, in place of the partition that the configuration names.
+        start: weights to start from, where they have been read before.
 
     Example:
         >>> import paceline as pl
@@ -104,7 +107,9 @@ def prepare(
     torch.set_num_threads(config.threads)
     check_device(config.device, setting("device"), here=config.engine != "ray" or config.ray_address is None)
     named = task is None and split is None
-    made = assemble(config, task, method)
+    if start is None:
+        config, start = open_start(config, None if folder is None else folder.path)
+    made = assemble(config, task, method, start)
     asked, method = made.asked, made.method
     aggregation = aggregation or load_aggregation(
         config.aggregation, config.secure, config.sum_bound, Agreement.of(config, type(asked), schema_of(made.task))
@@ -121,7 +126,7 @@ def prepare(
         device=config.device,
         threads=config.threads,
         drop=drop,
-        samples=functools.partial(reload, config, asked) if named else None,
+        samples=functools.partial(reload, config, asked, start) if named else None,
     )
     ray = {"address": config.ray_address, "cpus": config.ray_cpus, "gpus": config.ray_gpus}
     runs = load_engine(config.engine, setup, config.workers, ray) if engine is None else engine(setup)
@@ -140,6 +145,8 @@ def prepare(
     if wrong := aggregation.check(fed) + method.check(fed):
         runs.close()
         raise PlanError(wrong)
+    if folder is not None:
+        keep_start(start, folder.path)
     scratch = tempfile.TemporaryDirectory(prefix="paceline-") if folder is None else None
     place = folder.path / "memory" if folder is not None else Path(scratch.name) if scratch is not None else None
     store = MemoryStore(place, durable=folder is not None, max_bytes=config.memory_mib << 20)
@@ -302,7 +309,9 @@ def _holding(folder: RunFolder | None) -> Iterator[None]:
         raise
 
 
-def resume(path: str | Path, observer: Observers = None, *, progress: bool | None = None, **parts: Any) -> Result:
+def resume(
+    path: str | Path, observer: Observers = None, *, rounds: int | None = None, progress: bool | None = None, **parts: Any
+) -> Result:
     """Go on with a run from its last checkpoint; the end has the bits of an undisturbed run.
 
     What of code or torch has changed in between is told in a `ResumeWarning`.
@@ -310,11 +319,13 @@ def resume(path: str | Path, observer: Observers = None, *, progress: bool | Non
     Args:
         path: the run's folder.
         observer: see `run`.
+        rounds: extend the run to this number of rounds in total, whether it has ended or not; the end has the bits of a run
+            of that many rounds from the start.
         progress: see `run`.
         parts: ``task`` and ``method``, where the run was given objects that cannot be found by name; see `prepare`.
 
     Raises `CheckpointError` when the checkpoint is corrupt or of another configuration or other data, `StoreError` when another
-    process holds the run.
+    process holds the run, `ConfigError` for a run that cannot be extended.
 
     Example:
         >>> import tempfile
@@ -324,8 +335,13 @@ def resume(path: str | Path, observer: Observers = None, *, progress: bool | Non
         >>> made = pl.run("fedavg", blobs(), clients=4, rounds=2, folder=place)
         >>> pl.resume(place, task=blobs()).rounds  # it has ended, so nothing is left to do
         2
+        >>> pl.resume(place, rounds=3, task=blobs()).rounds
+        3
     """
     folder = RunFolder.open(path)
+    if rounds is not None:
+        with _holding(folder):
+            extend(folder, rounds, parts.get("method"))
     watch = Watch(observer, folder.name, RunConfig.build(folder.read_config()))
     with library_progress(progress) as bar, watch:
         prepared = reopen(folder, observer=both(watch, bar), **parts)
@@ -373,20 +389,7 @@ def reopen(path: str | Path | RunFolder, observer: Observer | None = None, **par
             check_task(folder, config)
         prepared = prepare(config, folder=folder, observer=observer, **parts)
         if folder.checkpoint.exists():
-            _restore(prepared, load_checkpoint(folder.checkpoint))
+            restore(prepared, load_checkpoint(folder.checkpoint))
         else:
             folder.truncate_metrics(0)
         return prepared
-
-
-def _restore(prepared: Run, saved: dict[str, Any]) -> None:
-    folder, store = prepared.folder, prepared.store
-    assert folder is not None
-    if saved["config"] != prepared.config.model_dump_json():
-        raise CheckpointError(f"{folder.path}: the checkpoint does not belong to config.toml; restore both, or start a new run")
-    compare_provenance(saved.get("provenance"), prepared.provenance, str(folder.checkpoint))
-    prepared.round, prepared.state = saved["round"], saved["state"]
-    prepared.fed.clock.now = saved["clock"]
-    prepared.fed.totals.bytes_up, prepared.fed.totals.bytes_down = saved["bytes"]
-    prepared.history = folder.truncate_metrics(prepared.round)
-    prepared.fed.engine.restore(store.restore(saved["memory"]))

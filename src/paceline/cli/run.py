@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -85,20 +86,25 @@ def run(
 
 def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of the run", show_default=False)],
+    rounds: Annotated[
+        int | None,
+        typer.Option("--rounds", min=1, help="extend the run to this number of rounds in total", show_default="as configured"),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     track: Track = None,
 ) -> None:
-    """Resume a stopped or killed run from its last checkpoint; the result is bitwise identical."""
+    """Resume a stopped or killed run from its last checkpoint, or extend one; the result is bitwise that of an undisturbed run."""
     from paceline.store import RunFolder
 
+    carry_on: Callable[..., Result]
     if RunFolder.open(run).read_config().get("engine") == "grpc":
         from paceline.deploy.loopback import resume as carry_on
     else:
         from paceline.run import resume as carry_on
     with LiveProgress(quiet or json) as progress, resumable(run):
         progress.begin(run.name)
-        summary = carry_on(run, [progress, *(track or ())])
+        summary = carry_on(run, [progress, *(track or ())], rounds=rounds)
     _finish(summary, json)
 
 
