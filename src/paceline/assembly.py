@@ -13,12 +13,15 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from paceline.adversaries.behaviours import Adversary, load_adversary, members
 from paceline.adversaries.engine import poisoned
 from paceline.blocks.architectures import Architectures, architectures_service
+from paceline.core.checks import check_task
 from paceline.core.config import RunConfig
 from paceline.core.engine import Aggregation
-from paceline.core.errors import PacelineError, UnknownNameError
+from paceline.core.errors import PacelineError, PlanError, UnknownNameError
 from paceline.core.method import Method, client_functions
 from paceline.core.samples import Split
 from paceline.core.wording import setting
@@ -70,12 +73,14 @@ class Assembly:
         asked: the method as it is configured.
         method: the method, fitted to the task.
         task: the task, fitted to the method.
+        flops: forward cost of one sample.
     """
 
     config: RunConfig
     asked: Method
     method: Method
     task: Task
+    flops: float = 0.0
 
     def setup(
         self,
@@ -110,7 +115,7 @@ class Assembly:
             fleet=fleet,
             seed=config.seed,
             client_seed=client_seed,
-            flops=flops(task.build(0), task.train.x[:1]),
+            flops=self.flops,
             device=device,
             drop=drop,
             measured=config.measured,
@@ -176,10 +181,29 @@ def assemble(config: RunConfig, task: Task | None = None, method: Method | None 
         config: what is run.
         task: in place of the configured one.
         method: `build_method` of the configuration, where that was called before.
+
+    Raises:
+        PlanError: the method needs classes, which the task does not have.
+        ConfigError, DataError: samples, model and loss of the task do not fit together, see `check_task`.
     """
     asked = build_method(config) if method is None else method
-    fitted, task = asked.fit_task(read_task(config) if task is None else task)
-    return Assembly(config, asked, fitted, task)
+    task = read_task(config) if task is None else task
+    if wrong := _classless(config, asked, task):
+        raise PlanError(wrong)
+    fitted, task = asked.fit_task(task)
+    module = task.build(0)
+    check_task(task, module)
+    return Assembly(config, asked, fitted, task, flops(module, task.train.example))
+
+
+def _classless(config: RunConfig, method: Method[Any], task: Task) -> list[str]:
+    """Return what of a run needs one class per sample, which the task does not have."""
+    if task.num_classes and isinstance(task.train.y, Tensor):
+        return []
+    found = [f"method {method.slug()!r} needs classes"] if method.needs_classes else []
+    if config.adversary is not None and load_adversary(config.adversary).poisons_data:
+        found.append(f"adversary {config.adversary!r} changes class labels")
+    return [f"{what}, but task {task.name!r} has none; choose another one, or a task with num_classes" for what in found]
 
 
 def share_out(config: RunConfig, task: Task, split: Partition | None = None) -> Allocation:
