@@ -239,7 +239,7 @@ def _try_loss(module: nn.Module, name: str, out: Any, y: Any, loss: Any, output:
         return
     if not bool(torch.isfinite(value)):
         raise ConfigError(
-            f"the loss of {name} on two samples is {float(value)}; check the inputs, the targets and the initial weights"
+            f"the loss of {name} on two samples is {float(value.detach())}; check the inputs, the targets and the initial weights"
         )
     try:
         value.backward()  # type: ignore[no-untyped-call]

@@ -6,6 +6,7 @@ than memory (`Mapped`). A batch of a tree is a tree of tensors; `call` passes it
 
 from __future__ import annotations
 
+import copy
 import inspect
 import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -149,7 +150,9 @@ class Ragged(Column):
 
     def to(self, device: torch.device | str) -> Ragged:
         """Return the column on `device`."""
-        return Ragged(self.values.to(device), self.offsets.to(device), self.padding, self.mask)
+        moved = copy.copy(self)
+        moved.values, moved.offsets = self.values.to(device), self.offsets.to(device)
+        return moved
 
     def astype(self, dtype: torch.dtype) -> Ragged:
         """Return the column with floating-point values of another dtype."""
@@ -324,7 +327,7 @@ def positional(module: nn.Module, inputs: Samples) -> tuple[Any, ...]:
     return given if not named else inspect.signature(module.forward).bind(**named).args
 
 
-def call(module: nn.Module, inputs: Samples) -> Any:
+def call(module: Callable[..., Any], inputs: Samples) -> Any:
     """Return ``module(x)``, ``module(*inputs)`` for a tuple, or ``module(**inputs)`` for a dict; scores in at least float32.
 
     Example:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self, TypedDict, Unpack
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paceline.core.arrays import Arrays
-from paceline.core.checks import built, check_labels, model_dtype, model_maker, takes_classes, try_model
-from paceline.core.columns import call, columns, first, kind_of, length, select
+from paceline.core.checks import try_model
+from paceline.core.columns import columns, first, kind_of, length
 from paceline.core.datasets import joined, samples
-from paceline.core.errors import ConfigError, DataError, DataFormatError
+from paceline.core.errors import ConfigError, DataFormatError, UnknownNameError
 from paceline.core.frames import FrameColumns, classes_of, codes
-from paceline.core.generators import drawing
 from paceline.core.hooks import Loss
+from paceline.core.huggingface import Rows, check_dataset, class_names
 from paceline.core.layout import Buffers
-from paceline.core.losses import NamedLoss, find_loss, scores
+from paceline.core.losses import find_loss
+from paceline.core.making import apart, are_indices, classes_in, held_out, maker, owners_of, reading_scores, rows_of, sized, told
 
 __all__ = ["Constructors", "Reading", "TaskOptions"]
 
@@ -115,7 +115,7 @@ class Constructors:
             >>> len(task.train), task.num_classes
             (40, 3)
         """
-        make, kind = _model(model)
+        make, kind = maker(model)
         read = {"resident": resident, "collate": collate, "workers": workers}
         parts = [samples(data, which, kind, **read) for data, which in ((train, "train"), (test, "test"))]  # type: ignore[arg-type]
         return cls._of(parts[0], parts[1], make, None, (), options)
@@ -140,10 +140,10 @@ class Constructors:
             >>> len(task.train), len(task.test), task.num_classes
             (32, 8, 0)
         """
-        make, kind = _model(model)
+        make, kind = maker(model)
         train = samples((inputs, targets), "train", kind)
         if isinstance(test, int | float):
-            train, held = _apart(train, _held(length(train[0]), test))
+            train, held = apart(train, held_out(length(train[0]), test))
         else:
             held = samples(test, "test", kind)
         return cls._of(train, held, make, None, (), options)
@@ -169,12 +169,12 @@ class Constructors:
         """
         if not isinstance(clients, Mapping) or not clients:
             raise ConfigError("from_clients takes a dict with the data set of each client by its name, such as {'north': (x, y)}")
-        make, kind = _model(model)
+        make, kind = maker(model)
         read: Any = {key: options.pop(key) for key in ("resident", "collate", "workers") if key in options}
         parts = [samples(data, f"client {name!r}", kind, **read) for name, data in clients.items()]
         held = None
         if isinstance(test, int | float):
-            pairs = [_apart(part, _held(length(part[0]), test, k)) for k, part in enumerate(parts)]
+            pairs = [apart(part, held_out(length(part[0]), test, k)) for k, part in enumerate(parts)]
             parts, held = [pair[0] for pair in pairs], joined([pair[1] for pair in pairs if length(pair[1][0])], "test")
         owner = torch.repeat_interleave(torch.arange(len(parts)), torch.tensor([length(x) for x, _ in parts]))
         found = samples(test, "test", kind, **read) if held is None else held
@@ -195,8 +195,8 @@ class Constructors:
     ) -> Self:
         """Return a task of a data frame of pandas or polars: one row per sample.
 
-        Texts, categories and truth values in `target` are classes; whole numbers from 0 without gaps are class indices; any other
-        numbers are a quantity, learnt with the loss ``mse`` unless another one is named.
+        Texts, categories and truth values in `target` are classes. Up to 20 whole numbers from 0 without gaps are class indices.
+        Any other numbers are a quantity, learnt with the loss ``mse`` unless another one is named.
 
         Args:
             frame: the samples.
@@ -225,27 +225,21 @@ class Constructors:
             raise DataFormatError(f"a {type(frame).__name__} is not a data frame; pass one of pandas or polars")
         whole, rest = frame, test
         if isinstance(test, int | float):
-            held = _held(len(frame), test).numpy()
-            kept = (~torch.zeros(len(frame), dtype=torch.bool).index_fill(0, torch.from_numpy(held), True)).nonzero()[:, 0].numpy()
-            whole, rest = _rows(frame, kept), _rows(frame, held)
+            held = held_out(len(frame), test).numpy()
+            whole, rest = rows_of(frame, np.setdiff1d(np.arange(len(frame)), held)), rows_of(frame, held)
         names = [str(c) for c in frame.columns if c not in (target, client)] if columns is None else list(columns)
         made = FrameColumns(whole, names, standardize)
         classes = classes_of(frame, target)
         pairs = [(made.matrix(part), codes(part, target, classes)) for part in (whole, rest)]
         if classes is not None:
             options.setdefault("classes", classes)
-        elif "loss" not in options and not _indices(pairs[0][1], options.get("num_classes")):
+        elif "loss" not in options and not are_indices(pairs[0][1], options.get("num_classes")):
             options["loss"] = "mse"
             pairs = [(x, y.double()) for x, y in pairs]
-        owners = None if client is None else sorted({str(v) for v in whole[client].to_numpy()})
-        owner = (
-            None
-            if client is None or owners is None
-            else codes(whole.assign(**{client: whole[client].astype(str)}) if hasattr(whole, "assign") else whole, client, owners)
-        )
-        make, kind = _model(model if isinstance(model, nn.Module) else _sized(model, len(made.inputs)))
+        owner, owners = (None, ()) if client is None else owners_of(whole[client].to_numpy())
+        make, kind = maker(model if isinstance(model, nn.Module) else sized(model, len(made.inputs)))
         options.setdefault("name", "frame")
-        task = cls._of(samples(pairs[0], "train", kind), samples(pairs[1], "test", kind), make, owner, tuple(owners or ()), options)
+        task = cls._of(samples(pairs[0], "train", kind), samples(pairs[1], "test", kind), make, owner, owners, options)
         task.info["inputs"] = ", ".join(made.inputs)  # type: ignore[attr-defined]
         return task
 
@@ -274,22 +268,20 @@ class Constructors:
 
         Raises what `from_datasets` raises; `DataFormatError` for a dict of data sets.
         """
-        from paceline.core.huggingface import Rows, check_dataset, class_names
 
         check_dataset(dataset, [inputs, targets, *([client] if client else [])])
         rest = test
         if isinstance(test, int | float):
-            held = _held(len(dataset), test)
-            kept = (~torch.zeros(len(dataset), dtype=torch.bool).index_fill(0, held, True)).nonzero()[:, 0]
-            dataset, rest = dataset.select(kept.tolist()), dataset.select(held.tolist())
-        make, kind = _model(model)
+            held = held_out(len(dataset), test).numpy()
+            kept = np.setdiff1d(np.arange(len(dataset)), held)
+            dataset, rest = dataset.select(kept), dataset.select(held)
+        make, kind = maker(model)
         read: Any = {key: options.pop(key) for key in ("resident", "collate", "workers") if key in options}
         if isinstance(targets, str) and (names := class_names(dataset, targets)):
             options.setdefault("classes", names)
-        owners = None if client is None else sorted({str(v) for v in dataset[client]})
-        owner = None if owners is None else torch.tensor([owners.index(str(v)) for v in dataset[client]])
+        owner, owners = (None, ()) if client is None else owners_of(dataset[client])
         parts = [samples(Rows(data, inputs, targets), which, kind, **read) for data, which in ((dataset, "train"), (rest, "test"))]
-        return cls._of(parts[0], parts[1], make, owner, tuple(owners or ()), options)
+        return cls._of(parts[0], parts[1], make, owner, owners, options)
 
     @classmethod
     def _of(
@@ -303,19 +295,21 @@ class Constructors:
     ) -> Self:
         """Make the task, and try a sample of it."""
         (x, y), (x_test, y_test), given = train, test, dict(options)
+        for name in given:
+            if name not in TaskOptions.__annotations__:
+                raise UnknownNameError("option", name, TaskOptions.__annotations__)
         kind, other = kind_of(first(x)), kind_of(first(x_test))
         if kind != other and not any(not getattr(column, "uniform", True) for _, column in columns(x)):
-            raise DataFormatError(f"train samples are {_told(kind)}, but test samples are {_told(other)}")
+            raise DataFormatError(f"train samples are {told(kind)}, but test samples are {told(other)}")
         classes = tuple(given.pop("classes", ()))
         loss = find_loss(given.pop("loss", "cross_entropy"), given.get("ignore_index"), given.get("mask"), given.get("output"))
         wanted = given.pop("num_classes", None)
-        count = _count(make, x, y, y_test, loss, wanted if wanted is not None else len(classes) or None, given)
-        loss = _flat(make, x, loss, given)
+        count = classes_in(make, x, y, y_test, loss, wanted if wanted is not None else len(classes) or None, given)
+        loss = reading_scores(make, x, loss, given)
         try_model(make, first(x, 2), first(y, 2), loss, count, given.get("output"))
-        name = given.pop("name", "data")
         made: Any = cls
         task: Self = made(
-            name,
+            given.pop("name", "data"),
             Arrays(x, y, owner, owners),
             Arrays(x_test, y_test),
             make,
@@ -325,93 +319,3 @@ class Constructors:
             **given,
         )
         return task
-
-
-def _model(model: Any) -> tuple[Callable[[], nn.Module], torch.dtype]:
-    """Return what builds a module, and the dtype of its floating-point inputs."""
-    make = model_maker(model)
-    with drawing(0):
-        return make, model_dtype(built(make))
-
-
-def _sized(model: Any, inputs: int) -> Callable[[], nn.Module]:
-    if not callable(model):
-        return model_maker(model)
-    return functools.partial(model, inputs)
-
-
-def _count(make: Any, x: Any, y: Any, y_test: Any, loss: Any, wanted: int | None, given: Mapping[str, Any]) -> int:
-    """Return the number of classes, 0 for a task without classes."""
-    if takes_classes(loss, 1):
-        if wanted == 0:
-            raise ConfigError("num_classes=0: cross entropy requires classes; name another loss, such as loss='mse'")
-        if not isinstance(y, Tensor):
-            return wanted or 0
-        return check_labels(y, y_test, wanted, loss, given.get("ignore_index"))
-    if wanted == 0 or not isinstance(y, Tensor) or y.is_floating_point():
-        return 0 if wanted is None or not isinstance(y, Tensor) or y.is_floating_point() else wanted
-    if getattr(loss, "name", "dice") != "dice":
-        return 0
-    with drawing(0), torch.no_grad():
-        try:
-            out = scores(call(built(make).eval(), first(x)), given.get("output"))
-        except ConfigError:
-            return wanted or 0
-        except Exception:  # named by the check that follows
-            return wanted or check_labels(y, y_test, None, loss, given.get("ignore_index"))
-    if out.dim() != y.dim() + 1 or out.shape[1] == 1:
-        return wanted or 0
-    return check_labels(y, y_test, wanted, loss, given.get("ignore_index"))
-
-
-def _flat(make: Any, x: Any, loss: Any, given: Mapping[str, Any]) -> Any:
-    """Return the loss; cross entropy on a model's dict, tuple or object reads its scores."""
-    if loss is not F.cross_entropy:
-        return loss
-    with drawing(0), torch.no_grad():
-        try:
-            out = call(built(make).eval(), first(x))
-        except Exception:  # named by the check that follows
-            return loss
-    if isinstance(out, Tensor):
-        return loss
-    try:
-        scores(out, given.get("output"))
-    except ConfigError as error:
-        raise ConfigError(f"{type(built(make)).__name__} returns a {type(out).__name__}: {error}") from error
-    return NamedLoss("cross_entropy", given.get("ignore_index"), given.get("mask"), given.get("output"))
-
-
-def _told(kind: Any) -> str:
-    if isinstance(kind, tuple) and len(kind) == 2 and isinstance(kind[0], torch.dtype):
-        return f"{kind[0]} of shape {list(kind[1])}"
-    return ", ".join(f"{name.strip('[]')}: {dtype} of shape {list(shape)}" for name, dtype, shape in kind)
-
-
-def _held(count: int, share: float, stream: int = 0) -> Tensor:
-    """Return the rows of a test set: a random share of at least one row, the same for each call."""
-    if not 0 <= share < 1:
-        raise ConfigError(f"test={share}: the share that is held out must be at least 0 and below 1")
-    wanted = min(max(round(share * count), int(share > 0)), max(count - 1, 0))
-    return torch.randperm(count, generator=torch.Generator().manual_seed(stream))[:wanted].sort().values
-
-
-def _apart(data: tuple[Any, Any], held: Tensor) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
-    count = length(data[0])
-    kept = torch.ones(count, dtype=torch.bool).index_fill(0, held, False).nonzero()[:, 0]
-    if not len(held):
-        raise DataError("the test set has no samples; hold out a share with test=0.2, or pass one")
-    return (select(data[0], kept), select(data[1], kept)), (select(data[0], held), select(data[1], held))
-
-
-def _rows(frame: Any, rows: Any) -> Any:
-    """Return rows of a frame of pandas or polars."""
-    return frame.iloc[rows] if hasattr(frame, "iloc") else frame[rows]
-
-
-def _indices(y: Tensor, num_classes: int | None) -> bool:
-    """Return whether whole numbers are class indices: from 0 without gaps, or as many classes are named."""
-    if y.is_floating_point():
-        return False
-    found = torch.unique(y)
-    return num_classes is not None or (int(found[0]) == 0 and int(found[-1]) == len(found) - 1 and len(found) > 1)

@@ -224,6 +224,8 @@ class Resident:
         kind = self.params.vector.dtype
         apart = [name for name in owned if tensors[name].dtype != kind]
         self._cast = [(self.params[name], tensors[name]) for name in apart]
+        self.views = not self._cast
+        """Whether all of the module's tensors in the layout are views into the vector."""
         self._cast_buffers = [pair for pair, name in zip(self._cast, apart, strict=True) if owned[name].kind == "buffer"]
         self._trained = [found[e.name] for e in layout.entries if e.kind == "param"]
         self._grads = [self.grads[e.name] for e in layout.entries if e.kind == "param"]
@@ -263,11 +265,6 @@ class Resident:
             self.params.vector.copy_(params.vector)
         if self._cast:
             self.sync()
-
-    @property
-    def views(self) -> bool:
-        """Whether all of the module's tensors in the layout are views into the vector."""
-        return not self._cast
 
     @torch.no_grad()
     def sync(self) -> None:

@@ -39,7 +39,8 @@ class Functional:
         self.layout: Layout = model.layout
         self.module: nn.Module = _Objective(model.module, objective) if objective else model.module
         prefix = "module." if objective else ""
-        self._kinds = None if model.views else [_tensor(model.module, e.name).dtype for e in self.layout.entries]
+        plain = model.views and model.params.vector.dtype == torch.float32
+        self._kinds = None if plain else [_tensor(model.module, e.name).dtype for e in self.layout.entries]
         self._names = [prefix + e.name for e in self.layout.entries]
         self._sizes = [e.size for e in self.layout.entries]
         self._shapes = [e.shape for e in self.layout.entries]
