@@ -102,6 +102,7 @@ def test_a_frame_becomes_numbers_indicators_and_clients(library):
 def test_the_target_decides_between_classes_and_a_quantity():
     assert pl.Task.from_dataframe(FRAME, "price", lambda n: nn.Linear(n, 1)).loss == NamedLoss("mse")
     assert pl.Task.from_dataframe(FRAME, "rooms", lambda n: nn.Linear(n, 4)).num_classes == 4
+    assert pl.Task.from_dataframe(FRAME.assign(price=FRAME["rooms"] * 2), "price", lambda n: nn.Linear(n, 1)).num_classes == 0
     many = FRAME.assign(price=np.arange(40))
     assert pl.Task.from_dataframe(many, "price", lambda n: nn.Linear(n, 1)).num_classes == 0
     assert pl.Task.from_dataframe(many, "price", lambda n: nn.Linear(n, 40), num_classes=40).num_classes == 40

@@ -57,6 +57,11 @@ def test_every_method_learns_a_quantity_or_refuses_it(name):
     assert run(name, task).rounds == 2
 
 
+@pytest.mark.parametrize("name", ["heterofl", "randomdropout"])
+def test_sub_models_are_cut_from_a_model_with_several_inputs(name):
+    assert run(name, KINDS["inputs by name"](), vectorize="off").rounds == 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", NAMES)

@@ -155,9 +155,13 @@ def test_every_kind_learns_plain_and_secure_and_stacked(kind):
         assert result.accuracy > 0.8
     secure = trained(task, rounds=3, aggregation="secure", secure={"gamma": 0.0, "clip": 4.0}, vectorize="off")
     assert [r["loss"] for r in secure.history] == pytest.approx(losses[:3], rel=0.05)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore" if kind == "ragged" else "error", category=StackingWarning)
-        stacked = trained(task, vectorize="on", chunk=4)
+    if kind == "ragged":
+        with pytest.warns(StackingWarning, match="different lengths"):
+            stacked = trained(task, vectorize="on", chunk=4)
+    else:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", category=StackingWarning)
+            stacked = trained(task, vectorize="on", chunk=4)
     assert stacked.loss == pytest.approx(result.loss, rel=2e-3)
     assert type(result.model()).__name__ == type(task.build(0)).__name__
 
@@ -176,6 +180,33 @@ def test_a_federated_evaluation_is_the_central_one():
     with pytest.warns(UserWarning, match="judges by training samples"):
         federated = trained(task, rounds=2, evaluation="federated")
     assert central.loss == pytest.approx(federated.loss, rel=1e-6)
+
+
+def test_a_masked_loss_is_the_mean_of_what_counts():
+    kept = torch.arange(N) % 3 > 0
+    x, y = torch.where(kept[:, None], X, 50.0), {"value": VALUES, "kept": kept}
+    task = pl.Task.from_tensors(x, y, regressor, test=(x, y), loss="mse", mask="kept", lr=0.02)
+    result = trained(task, vectorize="off")
+    with torch.no_grad():
+        wanted = nn.functional.mse_loss(result.model()(X[kept])[:, 0], VALUES[kept])
+    assert result.loss == pytest.approx(float(wanted), rel=1e-4)
+    with pytest.warns(UserWarning, match="judges by training samples"):
+        federated = trained(
+            pl.Task.from_tensors(x, y, regressor, test=(x, y), loss="mse", mask="kept", lr=0.02), evaluation="federated"
+        )
+    assert federated.loss == pytest.approx(result.loss, rel=1e-4)
+
+
+def test_clients_of_a_task_without_classes_are_evaluated():
+    result = trained(KINDS["regression"](), rounds=2, evaluation="clients")
+    assert result.loss == pytest.approx(trained(KINDS["regression"](), rounds=2).loss, rel=1e-5)
+
+
+def test_running_statistics_of_a_half_precision_model_are_averaged():
+    task = pl.Task.from_tensors(X + 2.0, LABELS, lambda: nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3)).bfloat16())
+    norm = trained(task, rounds=4).model()[0]
+    assert norm.running_mean.dtype == torch.bfloat16
+    assert torch.allclose(norm.running_mean.float(), (X + 2.0).mean(0), atol=0.5)
 
 
 def test_a_tied_weight_stays_one():

@@ -53,9 +53,10 @@ def samples(
         check_lengths(x, y, which)
     else:
         _check_map_style(data, which)
-        if len(data) and (resident is False or (resident is None and (collate is not None or _size(data) > RESIDENT))):
+        head = data[0] if len(data) else None  # read once: a sample may be drawn
+        if len(data) and (resident is False or (resident is None and (collate is not None or len(data) * _size(head) > RESIDENT))):
             return _sampled(Reader(data, collate, workers, dtype), which)
-        x, y = _collect(data, which)
+        x, y = _collect(data, which, head)
     if not length(x):
         raise DataError(f"{which}: the data set has no samples")
     x, y = cast(x, dtype), map_tree(_targets, cast(y, torch.float64 if dtype == torch.float64 else torch.float32))
@@ -105,19 +106,18 @@ def _check_map_style(data: Any, which: str) -> None:
         )
 
 
-def _size(data: Any) -> int:
-    """Return the bytes of all samples, judged from the first."""
-    sample = data[0]
+def _size(sample: Any) -> int:
+    """Return the bytes of a sample."""
     parts = [part for _, part in columns(sample)] if isinstance(sample, tuple | list) else []
-    return len(data) * sum(int(getattr(part, "nbytes", 8)) for part in parts)
+    return sum(int(getattr(part, "nbytes", 8)) for part in parts)
 
 
-def _collect(data: Any, which: str) -> tuple[Any, Any]:
-    """Read every sample into memory."""
+def _collect(data: Any, which: str, head: Any) -> tuple[Any, Any]:
+    """Read every sample into memory; the first one has been read."""
     read: list[tuple[list[Tensor], list[Tensor]]] = []
     shape: list[Any] = []
     for i in range(len(data)):
-        sample = data[i]
+        sample = data[i] if i else head
         if not isinstance(sample, tuple | list) or len(sample) != 2:
             if isinstance(data, tuple | list) and len(data) == 2 and isinstance(sample, list):
                 raise DataFormatError(f"{which}: got a pair of lists; convert each to a tensor or an array")
