@@ -13,12 +13,15 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from paceline.adversaries.behaviours import Adversary, load_adversary, members
 from paceline.adversaries.engine import poisoned
 from paceline.blocks.architectures import Architectures, architectures_service
+from paceline.core.checks import check_task
 from paceline.core.config import RunConfig
 from paceline.core.engine import Aggregation
-from paceline.core.errors import PacelineError, UnknownNameError
+from paceline.core.errors import PacelineError, PlanError, UnknownNameError
 from paceline.core.method import Method, client_functions
 from paceline.core.samples import Split
 from paceline.core.wording import setting
@@ -73,12 +76,14 @@ class Assembly:
         asked: the method as it is configured.
         method: the method, fitted to the task.
         task: the task, fitted to the method.
+        flops: forward cost of one sample.
     """
 
     config: RunConfig
     asked: Method
     method: Method
     task: Task
+    flops: float = 0.0
 
     def setup(
         self,
@@ -113,7 +118,7 @@ class Assembly:
             fleet=fleet,
             seed=config.seed,
             client_seed=client_seed,
-            flops=flops(task.build(0), task.train.x[:1]),
+            flops=self.flops,
             device=device,
             drop=drop,
             measured=config.measured,
@@ -179,24 +184,47 @@ def assemble(config: RunConfig, task: Task | None = None, method: Method | None 
         config: what is run.
         task: in place of the configured one.
         method: `build_method` of the configuration, where that was called before.
-        start: weights to start from: those of the task's model, or of the model that the method has made of it.
+        start: weights to start from: those of the task's model, or of the model that the method makes of it.
 
-    Raises `LayoutError` for weights that match neither.
+    Raises:
+        PlanError: the method needs classes, which the task does not have.
+        ConfigError, DataError: samples, model and loss of the task do not fit together, see `check_task`.
+        LayoutError: the weights match neither model.
     """
     asked = build_method(config) if method is None else method
+    task, start = _begun(config, task, start)
+    if wrong := _classless(config, asked, task):
+        raise PlanError(wrong)
+    fitted, task = asked.fit_task(task)
+    task = task if start is None else started(task, start.tensors, start.where)
+    module = task.build(0)
+    check_task(task, module)
+    return Assembly(config, asked, fitted, task, flops(module, task.train.example))
+
+
+def _classless(config: RunConfig, method: Method[Any], task: Task) -> list[str]:
+    """Return what of a run needs one class per sample, which the task does not have."""
+    if task.num_classes and isinstance(task.train.y, Tensor):
+        return []
+    found = [f"method {method.slug()!r} needs classes"] if method.needs_classes else []
+    if config.adversary is not None and load_adversary(config.adversary).poisons_data:
+        found.append(f"adversary {config.adversary!r} changes class labels")
+    return [f"{what}, but task {task.name!r} has none; choose another one, or a task with num_classes" for what in found]
+
+
+def _begun(config: RunConfig, task: Task | None, start: Start | None) -> tuple[Task, Start | None]:
+    """Return the task, with the weights to start from if they are its model's; otherwise also the start."""
     tuning = config.task_options.get("peft") if task is None else None
     if start is None or tuning is None:
         task = read_task(config) if task is None else task
     else:  # a tuning of the weights, or the weights of an earlier tuning
-        base = read_task(config, options={name: value for name, value in config.task_options.items() if name != "peft"})
-        task, start = (started(base, start.tensors, start.where), None) if fits(base, start.tensors) else (base, start)
+        task = read_task(config, options={name: value for name, value in config.task_options.items() if name != "peft"})
+        if fits(task, start.tensors):
+            return tune(started(task, start.tensors, start.where), parse_tuning(tuning)), None
         task = tune(task, parse_tuning(tuning))
     if start is not None and fits(task, start.tensors):
-        task, start = started(task, start.tensors, start.where), None
-    fitted, task = asked.fit_task(task)
-    if start is not None:
-        task = started(task, start.tensors, start.where)
-    return Assembly(config, asked, fitted, task)
+        return started(task, start.tensors, start.where), None
+    return task, start
 
 
 def share_out(config: RunConfig, task: Task, split: Partition | None = None) -> Allocation:

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from paceline.core.columns import call, length
 from paceline.core.generators import GeneratorWatch, drawing, nested
+from paceline.core.losses import CLASS_LOSSES, NamedLoss, counted, scores
 from paceline.core.params import Params, Resident
 from paceline.core.profiling import spent
 from paceline.core.samples import ClientData, Problem
@@ -46,7 +48,7 @@ class Evaluation:
     problem: Problem
     data: ClientData
     alone: bool = False
-    outputs: Callable[[nn.Module, Tensor], Tensor] | None = None
+    outputs: Callable[[nn.Module, Any], Any] | None = None
     seed: Callable[[], int] = int
 
     def run(self) -> dict[str, Any]:
@@ -62,12 +64,13 @@ def evaluate(
     problem: Problem,
     data: ClientData,
     batch_size: int = BATCH,
-    outputs: Callable[[nn.Module, Tensor], Tensor] | None = None,
+    outputs: Callable[[nn.Module, Any], Any] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a loaded model: sums of loss and correct answers, counts, and both counts per class.
 
     All returned values add up over clients, so they can be computed under secure aggregation. If a sample has a sequence
-    of targets, each of them counts; negative ones (such as -100) are not scored.
+    of targets, each of them counts; negative ones (such as -100) and those that the task ignores are not scored. Of a task
+    without classes, the loss is the only sum, and samples count.
 
     Args:
         model: module with loaded parameters.
@@ -83,15 +86,35 @@ def evaluate(
         model.module.eval()
         loss = torch.zeros((), dtype=torch.float64, device=model.device)
         hits = torch.zeros(problem.num_classes, dtype=torch.int64, device=model.device)
-        counts = torch.zeros_like(hits)
+        counts, samples = torch.zeros_like(hits), 0
         for x, y in data.batches(_fitting(model, data, batch_size, outputs)):
-            out = model.module(x) if outputs is None else outputs(model.module, x)
-            scored = y if y.dim() == 1 else y[y >= 0]
+            out = call(model.module, x) if outputs is None else outputs(model.module, x)
+            if not classified(problem, y):
+                number = _number(problem, y)
+                samples += number
+                loss += problem.loss(out, y).double() * number if number else 0.0
+                continue
+            scored = y[y >= 0]
+            if (ignored := getattr(problem, "ignore_index", None)) is not None:
+                scored = scored[scored != ignored]
             if len(scored):
                 loss += problem.loss(out, y).double() * len(scored)
                 counts += torch.bincount(scored, minlength=problem.num_classes)
-                hits += torch.bincount(_right(out, y), minlength=problem.num_classes)
-        return _sums(float(loss), hits.cpu(), counts.cpu(), int(counts.sum()))
+                hits += torch.bincount(_right(scores(out, getattr(problem, "output", None)), y), minlength=problem.num_classes)
+        return _sums(float(loss), hits.cpu(), counts.cpu(), samples + int(counts.sum()))
+
+
+def classified(problem: Problem, y: Any) -> bool:
+    """Return whether targets are class indices, of which the scores have one channel each."""
+    if not problem.num_classes or not isinstance(y, Tensor) or y.is_floating_point():
+        return False
+    return not isinstance(problem.loss, NamedLoss) or problem.loss.name in CLASS_LOSSES
+
+
+def _number(problem: Problem, y: Any) -> int:
+    """Return how many targets of a task without classes count: samples, or the targets that it does not ignore."""
+    kept = counted(y, getattr(problem, "ignore_index", None), getattr(problem, "mask", None))
+    return length(y) if kept is None else int(kept.sum())
 
 
 def evaluate_together(requests: Sequence[Evaluation]) -> list[dict[str, Any]]:
@@ -104,14 +127,19 @@ def evaluate_together(requests: Sequence[Evaluation]) -> list[dict[str, Any]]:
     """
     first = requests[0]
     same = all(r.params is first.params and r.model is first.model and r.data.x is first.data.x for r in requests)
-    plain = first.data.y.dim() == 1 and first.problem.loss is F.cross_entropy
-    if not same or not plain or any(r.outputs is not None for r in requests):
+    plain = isinstance(first.data.y, Tensor) and first.data.y.dim() == 1 and first.problem.loss is F.cross_entropy
+    if not same or not plain or any(r.outputs is not None or _unscored(r.data) for r in requests):
         return [request.run() for request in requests]
     with spent.on("evaluating"), torch.no_grad(), nested(0, first.model.device):
         watch = GeneratorWatch(first.model.device)
         sums = _evaluate_all(requests)
         drew = watch.advanced()
     return [request.run() for request in requests] if drew else sums
+
+
+def _unscored(data: ClientData) -> bool:
+    """Return whether a client has targets that do not count."""
+    return len(data) > 0 and int(data.y.index_select(0, data.index).min()) < 0
 
 
 def _evaluate_all(requests: Sequence[Evaluation]) -> list[dict[str, Any]]:
@@ -126,9 +154,8 @@ def _evaluate_all(requests: Sequence[Evaluation]) -> list[dict[str, Any]]:
     hits = torch.zeros(count * classes, dtype=torch.int64, device=device)
     counts = torch.zeros_like(hits)
     size = _fitting(model, first.data, BATCH, None)
-    for part, owner in zip(torch.split(rows, size), torch.split(owners, size), strict=True):
-        x, y = first.data.x.index_select(0, part), first.data.y.index_select(0, part)
-        out = model.module(x)
+    for (_, (x, y)), owner in zip(first.data.each(iter(torch.split(rows, size))), torch.split(owners, size), strict=True):
+        out = call(model.module, x)
         each = F.cross_entropy(out, y, reduction="none")
         loss.index_add_(0, owner, each.reshape(len(y), -1).double().mean(1))
         cell = owner.reshape(-1, *[1] * (y.dim() - 1)).expand_as(y) * classes + y
@@ -141,13 +168,13 @@ def _evaluate_all(requests: Sequence[Evaluation]) -> list[dict[str, Any]]:
     ]
 
 
-def _fitting(model: Resident, data: ClientData, most: int, outputs: Callable[[nn.Module, Tensor], Tensor] | None) -> int:
+def _fitting(model: Resident, data: ClientData, most: int, outputs: Callable[[nn.Module, Any], Any] | None) -> int:
     """Return the number of samples per pass, based on the layer outputs for two of them."""
     if model.device.type != "cpu" or not len(data):
         return most
-    known, make = model.widths, (data.x.shape[1:], outputs is None)
+    known, make = model.widths, (data.x.shape[1:] if isinstance(data.x, Tensor) else id(data.x), outputs is None)
     if make not in known:
-        x, widest = data.x.index_select(0, data.index[:2]), [1]
+        x, widest = data.at(data.index[:2])[0], [1]
 
         def note(module: nn.Module, given: Any, out: Any) -> None:
             widest.append(out.nbytes if isinstance(out, Tensor) else 1)
@@ -155,11 +182,11 @@ def _fitting(model: Resident, data: ClientData, most: int, outputs: Callable[[nn
         hooks = [part.register_forward_hook(note) for part in model.module.modules()]
         try:
             with drawing(0, model.device):  # does not affect the random stream of the evaluation
-                _ = model.module(x) if outputs is None else outputs(model.module, x)
+                _ = call(model.module, x) if outputs is None else outputs(model.module, x)
         finally:
             for hook in hooks:
                 hook.remove()
-        known[make] = max(widest) // len(x)
+        known[make] = max(widest) // length(x)
     return min(most, max(_LEAST, _BYTES // max(known[make], 1)))
 
 

@@ -165,6 +165,8 @@ class Method(Generic[S], metaclass=Checked):
     """Whether a summed function reads its own entry of the common message, by `Client.id`. A malicious server can then give
     all clients but one an effective weight of 0, so real clients refuse it under secure aggregation unless their policy
     allows it (``secure_aggregation.named_clients``)."""
+    needs_classes: ClassVar[bool] = False
+    """Whether the method reads class labels, so that it refuses tasks without classes, such as regression."""
     sends_model: ClassVar[bool] = True
     """Whether the largest message and the largest reply of a round have as many values as the model."""
 
