@@ -349,13 +349,15 @@ def resume(
         return watch.ended(prepared.go())
 
 
-def load(path: str | Path, task: Task | None = None, method: Method | None = None) -> Result:
+def load(path: str | Path, task: Task | None = None, method: Method | None = None, *, model: Any = None) -> Result:
     """Return the result of a run that has ended, from its folder. Its model is made when it is asked for.
 
     Args:
         path: the run's folder.
-        task: the run's task, where it was an object; only for `Result.model` and what depends on it.
+        task: the run's task, where it was an object; only for `Result.params` and clients' own models.
         method: the run's method, where its class cannot be found by name; likewise.
+        model: the model's class, a function that makes one, or a module, where it was defined in a script or a function, so that
+            ``model.json`` cannot name it.
 
     Raises `StoreError` where there is no run, or it has not ended.
 
@@ -370,7 +372,7 @@ def load(path: str | Path, task: Task | None = None, method: Method | None = Non
     """
     folder = RunFolder.open(path)
     again = functools.partial(reopen, folder, task=task, method=method)
-    result = Result.read(folder, saved_model(folder, task, method, again))
+    result = Result.read(folder, saved_model(folder, task, method, again, model))
     if result is None:
         raise StoreError(f"{folder.path} has not ended; continue it with {command('resume', folder.path)}")
     return result

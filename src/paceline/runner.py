@@ -346,5 +346,5 @@ class Run:
             self.folder.write_table()
             self.folder.write_summary(outcome.as_dict())
             if self.evaluated is not None or self.task.buffers != "recompute" or not self.folder.model.exists():
-                self.folder.save_model(self.evaluated or params)
+                FinalModel.of(self).save(self.folder)
         return outcome

@@ -54,3 +54,26 @@ def test_frozen_values_that_differ_are_refused(loopback, weights):
     loopback.task = dataclasses.replace(make_task(), trainable=["4.*"])
     with pytest.raises(PlanError, match=r"other values than the clients' models in 0\.weight, 0\.bias"):
         loopback.serve({"start_from": str(weights)})
+
+
+@pytest.mark.parametrize(("method", "aggregation"), [("fedper", "secure"), ("finetuned", "plain")])
+def test_a_client_keeps_its_own_model(networked, loopback, method, aggregation):
+    from paceline.results.predictor import load_predictor
+
+    run = {"method": method, "aggregation": aggregation, "evaluation": "clients", "client_test": 0.3, "clients": 4, "cohort": 4}
+    result = networked(run)
+    hits = count = 0
+    for number in range(4):
+        (folder,) = (loopback.root / f"state{number}").glob("*/model")
+        split = loopback.nodes[number].runner.worker.setup.split(number)[1]
+        data = loopback.task.train.subset(split)
+        made = load_predictor(folder)
+        assert made.card.client == number
+        hits, count = hits + int(made.predict(data.x).codes.eq(data.y).sum()), count + len(data)
+    assert hits / count == pytest.approx(result.accuracy)
+    assert not list((loopback.root / "run").glob("*/model"))
+
+
+def test_a_client_that_keeps_none(networked, loopback):
+    networked({"method": "fedper", "evaluation": "clients", "clients": 3, "cohort": 3}, keep_model=False)
+    assert not list(loopback.root.glob("state*/*/model"))

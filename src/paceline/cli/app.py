@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from paceline import __version__
-from paceline.cli import ca, client, compare, data, doctor, federate, listing, partition, report, run, schema, server
+from paceline.cli import ca, client, compare, data, doctor, federate, listing, partition, predict, report, run, schema, server
 from paceline.cli.exitcodes import epilog
 from paceline.cli.show import err, show_error
 from paceline.cli.signals import ending
@@ -106,7 +106,7 @@ def start(
     """
 
 
-for command in (run.run, compare.compare, run.resume, report.report):
+for command in (run.run, compare.compare, run.resume, report.report, predict.predict, predict.export):
     app.command(rich_help_panel="Runs")(command)
 for command in (listing.methods, listing.tasks, partition.partition, schema.schema, doctor.doctor):
     app.command(rich_help_panel="Methods, tasks and data")(command)
