@@ -211,9 +211,13 @@ class Partition(Split):
         return offsets, cuts, cuts - offsets[:-1]
 
     def table(self, task: Task) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
-        """Return the number of samples of each class on each client, shape [clients, classes] (int64)."""
+        """Return the number of samples of each class on each client, shape [clients, classes] (int64).
+
+        Of a task without classes, there is one column.
+        """
         who = np.repeat(np.arange(len(self)), self.sizes.numpy())
         labels, classes = _labels(task)
+        classes = max(classes, 1)
         cells = np.bincount(who * classes + labels[self.order.numpy()], minlength=len(self) * classes)
         return cells.reshape(len(self), classes)
 
