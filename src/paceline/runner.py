@@ -19,11 +19,12 @@ from paceline.core.errors import CohortError, MisbehaviourError, NonFiniteError,
 from paceline.core.failures import reasons
 from paceline.core.federation import Federation
 from paceline.core.method import Method
-from paceline.core.metrics import adjusted_rand, figures, spread_figures
+from paceline.core.metrics import added, adjusted_rand, figures
 from paceline.core.params import Params
 from paceline.core.process_state import process_state
 from paceline.core.profiling import spent
 from paceline.core.random import derive
+from paceline.core.spread import spread_figures
 from paceline.results.model import FinalModel
 from paceline.results.progress import Observer
 from paceline.results.result import Result
@@ -276,7 +277,7 @@ class Run:
         """Evaluate every client's own model on its client; the server receives only sums and a histogram of accuracies."""
         parts = self.method.personal(state, range(self.fed.num_clients))
         sums = [self.fed.sum(self.method.evaluate_clients, (everything, m), over=clients) for m, clients in parts]
-        total = {key: sum(part[key] for part in sums) for key in sums[0]}
+        total = added(sums)
         found = figures(total)
         return found | spread_figures(total) if "accuracy" in found else found
 

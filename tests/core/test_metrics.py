@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from paceline.core.errors import PlanError
-from paceline.core.metrics import BINS, adjusted_rand, spread, spread_figures
+from paceline.core.metrics import adjusted_rand
+from paceline.core.spread import BINS, spread, spread_figures
 from paceline.run import prepare
 
 
@@ -119,7 +120,7 @@ def test_a_method_without_a_global_model_is_not_judged_centrally(task, config):
 @pytest.mark.parametrize("clients", [-1, 0, 5])
 def test_a_spread_in_which_somebody_lied_is_a_figure(bins, clients):
     """Sums of numbers have no bound under secure aggregation: neither an error nor an endless list may come of them."""
-    total = {"clients": clients, "accuracies": 2.0, "squares": -4.0, "bins": torch.zeros(BINS, dtype=torch.int64)}
+    total = {"clients": clients, "scores": 2.0, "squares": -4.0, "bins": torch.zeros(BINS, dtype=torch.int64)}
     total["bins"][50] = bins
     found = spread_figures(total)
     assert set(found) == {"client_accuracy", "worst_client_accuracy", "client_deviation"}

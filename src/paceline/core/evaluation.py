@@ -14,6 +14,7 @@ from paceline.core.generators import GeneratorWatch, drawing, nested
 from paceline.core.params import Params, Resident
 from paceline.core.profiling import spent
 from paceline.core.samples import ClientData, Problem
+from paceline.core.terms import MetricTerms, are_classes, leading
 
 __all__ = ["Evaluation", "evaluate", "evaluate_together"]
 
@@ -64,10 +65,11 @@ def evaluate(
     batch_size: int = BATCH,
     outputs: Callable[[nn.Module, Tensor], Tensor] | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a loaded model: sums of loss and correct answers, counts, and both counts per class.
+    """Evaluate a loaded model: sums of loss and correct answers, counts, both counts per class, and terms of metrics.
 
     All returned values add up over clients, so they can be computed under secure aggregation. If a sample has a sequence
-    of targets, each of them counts; negative ones (such as -100) are not scored.
+    of targets, each of them counts; negative ones (such as -100) and the task's ``ignore_index`` are not scored. Targets
+    that are no class indices have no correct answers; each sample counts.
 
     Args:
         model: module with loaded parameters.
@@ -77,21 +79,32 @@ def evaluate(
         outputs: ``(module, inputs) -> scores`` instead of the module's outputs.
 
     Returns:
-        ``loss`` (sum), ``correct``, ``count``, ``class_correct`` and ``class_count`` (shape [classes]).
+        ``loss`` (sum), ``correct``, ``count``, ``class_correct`` and ``class_count`` (shape [classes]); if the problem has
+        metrics, ``metrics``: `packed` terms of each, by the name of its main figure.
     """
     with spent.on("evaluating"):
         model.module.eval()
         loss = torch.zeros((), dtype=torch.float64, device=model.device)
-        hits = torch.zeros(problem.num_classes, dtype=torch.int64, device=model.device)
-        counts = torch.zeros_like(hits)
+        hits = torch.zeros(problem.num_classes or 0, dtype=torch.int64, device=model.device)
+        counts, samples, terms = torch.zeros_like(hits), 0, MetricTerms(problem)
         for x, y in data.batches(_fitting(model, data, batch_size, outputs)):
             out = model.module(x) if outputs is None else outputs(model.module, x)
-            scored = y if y.dim() == 1 else y[y >= 0]
+            if not are_classes(out, y, len(hits)):
+                size = len(leading(y))
+                loss += problem.loss(out, y).double() * size
+                samples += size
+                terms.add(out, y)
+                continue
+            marked: Tensor = terms.marked(leading(y))
+            scored = marked if marked.dim() == 1 and terms.ignored is None else marked[marked >= 0]
             if len(scored):
                 loss += problem.loss(out, y).double() * len(scored)
-                counts += torch.bincount(scored, minlength=problem.num_classes)
-                hits += torch.bincount(_right(out, y), minlength=problem.num_classes)
-        return _sums(float(loss), hits.cpu(), counts.cpu(), int(counts.sum()))
+                counts += torch.bincount(scored, minlength=len(counts))
+                hits += torch.bincount(_right(leading(out), marked), minlength=len(counts))
+                terms.add(out, y, counted=True)
+        if terms.missing:
+            terms.shape(model, data, outputs, len(hits))
+        return terms.into(_sums(float(loss), hits.cpu(), counts.cpu(), samples + int(counts.sum())))
 
 
 def evaluate_together(requests: Sequence[Evaluation]) -> list[dict[str, Any]]:
@@ -104,7 +117,9 @@ def evaluate_together(requests: Sequence[Evaluation]) -> list[dict[str, Any]]:
     """
     first = requests[0]
     same = all(r.params is first.params and r.model is first.model and r.data.x is first.data.x for r in requests)
-    plain = first.data.y.dim() == 1 and first.problem.loss is F.cross_entropy
+    y = first.data.y
+    plain = isinstance(y, Tensor) and y.dim() == 1 and not y.is_floating_point() and first.problem.loss is F.cross_entropy
+    plain = plain and getattr(first.problem, "ignore_index", None) is None
     if not same or not plain or any(r.outputs is not None for r in requests):
         return [request.run() for request in requests]
     with spent.on("evaluating"), torch.no_grad(), nested(0, first.model.device):
@@ -125,7 +140,8 @@ def _evaluate_all(requests: Sequence[Evaluation]) -> list[dict[str, Any]]:
     loss = torch.zeros(count, dtype=torch.float64, device=device)
     hits = torch.zeros(count * classes, dtype=torch.int64, device=device)
     counts = torch.zeros_like(hits)
-    size = _fitting(model, first.data, BATCH, None)
+    size, terms = _fitting(model, first.data, BATCH, None), [MetricTerms(r.problem) for r in requests]
+    apart = any(not metric.counted for metric in terms[0].metrics)
     for part, owner in zip(torch.split(rows, size), torch.split(owners, size), strict=True):
         x, y = first.data.x.index_select(0, part), first.data.y.index_select(0, part)
         out = model.module(x)
@@ -134,9 +150,17 @@ def _evaluate_all(requests: Sequence[Evaluation]) -> list[dict[str, Any]]:
         cell = owner.reshape(-1, *[1] * (y.dim() - 1)).expand_as(y) * classes + y
         counts += torch.bincount(cell.reshape(-1), minlength=len(counts))
         hits += torch.bincount(cell.reshape(-1)[out.argmax(1).reshape(-1) == y.reshape(-1)], minlength=len(counts))
+        if apart:
+            whose, many = torch.unique_consecutive(owner, return_counts=True)
+            split = many.tolist()
+            for k, scores, targets in zip(whose.tolist(), torch.split(out, split), torch.split(y, split), strict=True):
+                terms[k].add(scores, targets, counted=True)
+    for one, request in zip(terms, requests, strict=True):
+        if apart and one.missing:
+            one.shape(model, request.data, None, classes)
     table, right = counts.view(count, classes).cpu(), hits.view(count, classes).cpu()
     return [
-        _sums(value, right[k].clone(), table[k].clone(), len(request.data))
+        terms[k].into(_sums(value, right[k].clone(), table[k].clone(), len(request.data)))
         for k, (request, value) in enumerate(zip(requests, loss.tolist(), strict=True))
     ]
 

@@ -13,8 +13,8 @@ from paceline.core.checked import Checked
 from paceline.core.engine import Bound, ClientFunction
 from paceline.core.errors import ConfigError
 from paceline.core.fields import Finite, Minority, NonNegative, Positive, PositiveShare, Share
-from paceline.core.metrics import spread
 from paceline.core.params import Params
+from paceline.core.spread import spread
 from paceline.core.tree import Tree, node
 from paceline.core.update import Update
 
