@@ -65,6 +65,18 @@ KINDS: dict[Kind, KindInfo] = {
 }
 """All kinds, with their entry point groups."""
 
+_METRICS = {
+    "accuracy": "classification:Accuracy", "auroc": "ranking:AUROC", "average-precision": "ranking:AveragePrecision",
+    "balanced-accuracy": "classification:BalancedAccuracy", "bleu": "text:Bleu", "brier": "probability:Brier",
+    "calibration-error": "probability:CalibrationError", "concordance": "survival:Concordance", "detection-map": "detection:DetectionMAP",
+    "dice": "segmentation:Dice", "exact-match": "multilabel:ExactMatch", "f1": "classification:F1",
+    "hamming": "multilabel:Hamming", "iou": "segmentation:IoU", "kappa": "classification:Kappa",
+    "log-loss": "probability:LogLoss", "mae": "regression:MAE", "mape": "regression:MAPE",
+    "matthews": "classification:Matthews", "multilabel-f1": "multilabel:MultilabelF1", "perplexity": "probability:Perplexity",
+    "precision": "classification:Precision", "r2": "regression:R2", "recall": "classification:Recall",
+    "rmse": "regression:RMSE", "rouge": "text:Rouge",
+}  # fmt: skip
+
 BUILT_IN: dict[Kind, dict[str, str]] = {
     "method": {
         "afacd": "paceline.methods.asynchronous.afl:AfaCd",
@@ -148,34 +160,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "vit": "paceline.models.transformer:vit",
         "char_model": "paceline.models.transformer:char_model",
     },
-    "metric": {
-        "accuracy": "paceline.metrics.classification:Accuracy",
-        "auroc": "paceline.metrics.ranking:AUROC",
-        "average-precision": "paceline.metrics.ranking:AveragePrecision",
-        "balanced-accuracy": "paceline.metrics.classification:BalancedAccuracy",
-        "bleu": "paceline.metrics.text:Bleu",
-        "brier": "paceline.metrics.probability:Brier",
-        "calibration-error": "paceline.metrics.probability:CalibrationError",
-        "concordance": "paceline.metrics.survival:Concordance",
-        "detection-map": "paceline.metrics.detection:DetectionMAP",
-        "dice": "paceline.metrics.segmentation:Dice",
-        "exact-match": "paceline.metrics.multilabel:ExactMatch",
-        "f1": "paceline.metrics.classification:F1",
-        "hamming": "paceline.metrics.multilabel:Hamming",
-        "iou": "paceline.metrics.segmentation:IoU",
-        "kappa": "paceline.metrics.classification:Kappa",
-        "log-loss": "paceline.metrics.probability:LogLoss",
-        "mae": "paceline.metrics.regression:MAE",
-        "mape": "paceline.metrics.regression:MAPE",
-        "matthews": "paceline.metrics.classification:Matthews",
-        "multilabel-f1": "paceline.metrics.multilabel:MultilabelF1",
-        "perplexity": "paceline.metrics.probability:Perplexity",
-        "precision": "paceline.metrics.classification:Precision",
-        "r2": "paceline.metrics.regression:R2",
-        "recall": "paceline.metrics.classification:Recall",
-        "rmse": "paceline.metrics.regression:RMSE",
-        "rouge": "paceline.metrics.text:Rouge",
-    },
+    "metric": {name: f"paceline.metrics.{place}" for name, place in _METRICS.items()},
     "engine": {
         "local": "paceline.engines.local:LocalEngine",
         "debug": "paceline.engines.debug:DebugEngine",

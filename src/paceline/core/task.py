@@ -16,6 +16,7 @@ from paceline.core.errors import DataFormatError
 from paceline.core.fingerprint import digest
 from paceline.core.generators import drawing
 from paceline.core.layout import Buffers
+from paceline.core.metrics import Metric
 
 __all__ = ["Arrays", "Task"]
 
@@ -65,6 +66,7 @@ class Task:
         info: further figures and names, such as where the data come from.
         classes: names of the classes, by code; may be empty.
         in_time: whether the samples of a natural client follow in time.
+        metrics: metrics, or their names with options; the first is primary. A run's own metrics replace them.
         overlap: number of following training samples that share content with a sample, such as overlapping windows of a text.
 
     Example:
@@ -91,6 +93,7 @@ class Task:
     classes: Sequence[str] = ()
     in_time: bool = False
     overlap: int = 0
+    metrics: Sequence[Metric | str] = ()
 
     @staticmethod
     def from_datasets(
