@@ -34,13 +34,13 @@ def test_concordance_is_within_its_resolution(bins):
     risk, y = survival()
     ours = summed(Concordance(horizon=10.0, bins=bins), risk, y, (50, 0, 100))
     off = abs(ours["concordance"] - harrell(*y.T.tolist(), risk.tolist()))
-    assert off <= ours["concordance_resolution"] < (0.3 if bins == 10 else 0.01)
+    assert off <= ours["concordance_resolution"] < (0.4 if bins == 10 else 0.012)
 
 
 def test_concordance_of_binned_times_and_risks_is_exact():
     risk, y = survival()
     bins = 25
-    time, place = (y[:, 0] / 10 * bins).floor(), (torch.sigmoid(risk.double() / 4) * bins).floor()
+    time, place = (y[:, 0] / 10 * bins).floor(), ((torch.asinh(risk.double() * 20) / math.asinh(800) + 1) / 2 * bins).floor()
     ours = whole(Concordance(horizon=10.0, bins=bins), risk, y)["concordance"]
     assert ours == pytest.approx(harrell(time.tolist(), y[:, 1].tolist(), place.tolist()), abs=1e-12)
 

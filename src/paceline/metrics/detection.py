@@ -60,12 +60,13 @@ class DetectionMAP(Metric):
         fits = (labels[:, :, None] == targets["labels"][:, None]) & (labels[:, :, None] >= 0)
         overlap = torch.where(fits, box_iou(boxes, targets["boxes"]), -1.0)
         kinds = torch.where(labels >= 0, labels, self.classes)[..., None] == torch.arange(self.classes, device=labels.device)
-        odds = scores[..., None].double().logit().mul(4).expand_as(kinds).reshape(-1, self.classes)  # bins even in the score
+        even = (scores.double() * self.bins).nan_to_num(0.0).clamp(0, self.bins - 1).long()
+        places = even[..., None].expand_as(kinds).reshape(-1, self.classes)
         hits, misses = [], []
         for least in self.overlap:
             true = _taken(overlap, least)[..., None]
-            hits.append(histogram(odds, (kinds & true).reshape(-1, self.classes), self.bins))
-            misses.append(histogram(odds, (kinds & ~true).reshape(-1, self.classes), self.bins))
+            hits.append(histogram(places, (kinds & true).reshape(-1, self.classes), self.bins))
+            misses.append(histogram(places, (kinds & ~true).reshape(-1, self.classes), self.bins))
         there = targets["labels"][targets["labels"] >= 0]
         return {"true": torch.stack(hits), "false": torch.stack(misses), "boxes": there.bincount(minlength=self.classes)}
 

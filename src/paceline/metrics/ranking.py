@@ -1,7 +1,8 @@
 """Metrics of rankings from histograms of scores, with the resolution of their bins.
 
-Scores are placed in bins by their log-odds z, evenly in sigmoid(z / 4), so that scores near 0 and 1 keep their order too.
-Scores of one bin count as ties. How far the figure can be off is known from the counts, and is returned beside it.
+Scores are placed in bins by the distance z of their log-odds from those of C equally likely classes, evenly in asinh(20 z) for
+|z| <= 40. So bins are narrow where a model that has learned little has its scores, and scores near 0 and 1 keep their order
+too. Scores of one bin count as ties. How far the figure can be off is known from the counts, and is returned beside it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from paceline.core.metrics import Metric
 from paceline.core.terms import leading
 from paceline.metrics.base import ClassMetric, LabelMetric
 
-__all__ = ["AUROC", "AveragePrecision", "histogram", "log_odds"]
+__all__ = ["AUROC", "AveragePrecision", "bins_of", "histogram", "log_odds"]
+
+_STEEP, _WIDEST = 20.0, 40.0
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,8 @@ class _Classes(ClassMetric):
         hot = torch.nn.functional.one_hot(targets, scores.shape[1]) > 0
         known = torch.ones_like(hot)
         last = slice(1 if scores.shape[1] == 2 else 0, None)  # of two classes, class 1
-        return _histograms(log_odds(scores)[:, last], hot[:, last], known[:, last], self.bins)
+        distance = log_odds(scores) + math.log(max(scores.shape[1] - 1, 1))
+        return _histograms(distance[:, last], hot[:, last], known[:, last], self.bins)
 
 
 @dataclass(frozen=True)
@@ -121,9 +125,10 @@ class _Labels(LabelMetric):
 
 
 def _histograms(scores: Tensor, positive: Tensor, known: Tensor, bins: int) -> dict[str, Tensor]:
+    places = bins_of(scores, bins)
     return {
-        "positive": histogram(scores, positive & known, bins),
-        "negative": histogram(scores, ~positive & known, bins),
+        "positive": histogram(places, positive & known, bins),
+        "negative": histogram(places, ~positive & known, bins),
     }
 
 
@@ -136,17 +141,22 @@ def log_odds(scores: Tensor) -> Tensor:
     return logs - others
 
 
-def histogram(scores: Tensor, chosen: Tensor, bins: int) -> Tensor:
-    """Return how many of the chosen scores lie in each bin.
+def bins_of(values: Tensor, bins: int) -> Tensor:
+    """Return the bin of each value, of as many bins even in asinh(20 z) for z from -40 to 40; NaN is in the first (int64)."""
+    part = (values.double() * _STEEP).asinh() / math.asinh(_STEEP * _WIDEST)
+    return ((part + 1) / 2 * bins).nan_to_num(0.0).clamp(0, bins - 1).long()
+
+
+def histogram(places: Tensor, chosen: Tensor, bins: int) -> Tensor:
+    """Return how many of the chosen places are each bin.
 
     Args:
-        scores: log-odds, shape [M, C].
+        places: bins, shape [M, C] (int64).
         chosen: which of them count, shape [M, C] (bool).
-        bins: bins per column, even in sigmoid(z / 4).
+        bins: number of bins.
 
     Returns:
         int64 [C, bins].
     """
-    place = (torch.sigmoid(scores.double() / 4) * bins).nan_to_num(0.0).long().clamp(0, bins - 1)
-    cell = place + bins * torch.arange(scores.shape[1], device=scores.device)
-    return torch.bincount(cell[chosen], minlength=bins * scores.shape[1]).view(-1, bins)
+    cell = places + bins * torch.arange(places.shape[1], device=places.device)
+    return torch.bincount(cell[chosen], minlength=bins * places.shape[1]).view(-1, bins)

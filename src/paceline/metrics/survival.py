@@ -13,6 +13,7 @@ from torch import Tensor
 from paceline.core.errors import ConfigError, DataFormatError
 from paceline.core.metrics import Metric
 from paceline.core.terms import leading
+from paceline.metrics.ranking import bins_of
 
 __all__ = ["Concordance"]
 
@@ -22,7 +23,7 @@ class Concordance(Metric):
     """Harrell's C-index: share of comparable pairs in which the one with the earlier event has the higher predicted risk.
 
     A pair is comparable if the earlier time is that of an event. Equal risks count half. Times are placed in `bins` bins
-    between 0 and `horizon`, risks in `bins` bins of sigmoid(risk / 4); pairs whose times share a bin are left out, and
+    between 0 and `horizon`, risks in `bins` bins as in `paceline.metrics.ranking`; pairs whose times share a bin are left out, and
     ``concordance_resolution`` is how much such pairs and equal bins of risk can change the figure.
 
     Args:
@@ -52,7 +53,7 @@ class Concordance(Metric):
         time, known = y[:, 0].double(), ~y[:, 0].isnan()
         event = (y[:, 1] > 0.5) & (time <= self.horizon)
         row = (time / self.horizon * self.bins).nan_to_num(0.0).clamp(0, self.bins - 1).long()
-        column = (torch.sigmoid(risk.reshape(-1).double() / 4) * self.bins).nan_to_num(0.0).clamp(0, self.bins - 1).long()
+        column = bins_of(risk.reshape(-1), self.bins)
         cell = row * self.bins + column
         tables = [torch.bincount(cell[known & part], minlength=self.bins**2) for part in (event, ~event)]
         return {name: table.view(self.bins, self.bins) for name, table in zip(("events", "censored"), tables, strict=True)}
