@@ -89,3 +89,16 @@ def test_classes_without_positives_or_negatives_do_not_count():
     want = np.mean([sk.roc_auc_score(y == c, p[:, c]) for c in (0, 1, 3)])
     assert ours["auroc"] == pytest.approx(want, abs=ours["auroc_resolution"])
     assert math.isnan(whole(AveragePrecision(), scores[:, :2], torch.zeros_like(y))["average_precision"])
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("made", [AUROC, AveragePrecision])
+def test_the_resolution_is_reached_by_the_best_and_the_worst_order_within_a_bin(made, order):
+    """All scores share one bin; positives are first or last."""
+    y = torch.tensor([0] * 6 + [1] * 3)
+    z = 1 + order * torch.arange(9) * 1e-6
+    metric = made(bins=4)
+    ours = whole(metric, z, y)
+    off = abs(ours[metric.figure] - THEIRS[metric.figure](y, z))
+    other = abs(ours[metric.figure] - THEIRS[metric.figure](y, -z))
+    assert max(off, other) == pytest.approx(ours[f"{metric.figure}_resolution"], rel=1e-9)
