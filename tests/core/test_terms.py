@@ -156,18 +156,18 @@ def test_no_metric_reads_a_number_in_a_batch(monkeypatch):
     terms.add(scores, Y[:20], counted=True)
 
 
-class Half(Metric):
-    """Returns terms of half precision."""
+class Single(Metric):
+    """Returns terms of single precision."""
 
     def terms(self, outputs, targets):
-        return {"value": outputs.sum().half() + targets.sum()}
+        return {"value": outputs.sum() + targets.sum()}
 
     def figures(self, total):
-        return {"half": float(total["value"])}
+        return {"single": float(total["value"])}
 
 
 def test_terms_of_low_precision_are_added_in_float64():
-    terms = MetricTerms(Toy(F.mse_loss, 0, (Half(),)))
-    for value in (2048.0, 1.0, 1.0):
-        terms.add(torch.tensor([value]), torch.zeros(1, dtype=torch.float16))
-    assert measured(terms.into({}), (Half(),)) == {"half": 2050.0}  # half precision has no 2049
+    terms = MetricTerms(Toy(F.mse_loss, 0, (Single(),)))
+    for value in (2.0**24, 1.0, 1.0):
+        terms.add(torch.tensor([value]), torch.zeros(1))
+    assert measured(terms.into({}), (Single(),)) == {"single": 2.0**24 + 2}  # single precision has no 2^24 + 1
