@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from paceline import methods as methods
     from paceline import metrics as metrics
+    from paceline import trackers as trackers
     from paceline.core import errors as errors
     from paceline.core.client import Client as Client
     from paceline.core.config import RunConfig as RunConfig
@@ -57,6 +58,7 @@ __all__ = [
     "prepare",
     "resume",
     "run",
+    "trackers",
 ]
 
 _PLACES = {
@@ -79,6 +81,7 @@ _PLACES = {
     "prepare": "run:prepare",
     "resume": "run:resume",
     "run": "run:run",
+    "trackers": "trackers",
 }
 """Where each name of `__all__` is: a module below this package, and the attribute there; without one, the module itself."""
 

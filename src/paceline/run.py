@@ -31,8 +31,9 @@ from paceline.core.run_fields import RunFields
 from paceline.core.wording import command, setting
 from paceline.data import Partition
 from paceline.devices import VirtualClock
-from paceline.engines import Choice, Pool, Setup, load_engine
+from paceline.engines import Setup, load_engine
 from paceline.engines.accelerators import check_device
+from paceline.engines.pool import stack_size
 from paceline.results.arguments import Arguments, MethodLike, TaskLike, arguments, as_task
 from paceline.results.comparison import Comparison
 from paceline.results.progress import RunProgress, both, library_progress
@@ -44,7 +45,8 @@ from paceline.store import MemoryStore, RunFolder, load_checkpoint
 from paceline.store.places import new_place
 from paceline.store.provenance import ResumeWarning, sources
 from paceline.store.provenance import compare as compare_provenance
-from paceline.tasks import Task
+from paceline.tasks import Task, schema_of
+from paceline.trackers.base import Observers, Watch
 
 __all__ = [
     "Comparison",
@@ -105,7 +107,7 @@ def prepare(
     made = assemble(config, task, method)
     asked, method = made.asked, made.method
     aggregation = aggregation or load_aggregation(
-        config.aggregation, config.secure, config.sum_bound, Agreement.of(config, type(asked))
+        config.aggregation, config.secure, config.sum_bound, Agreement.of(config, type(asked), schema_of(made.task))
     )
     adversary = None if config.adversary is None else load_adversary(config.adversary)
     if wrong := misfits(config, method, aggregation, adversary, made.task):
@@ -142,7 +144,7 @@ def prepare(
     place = folder.path / "memory" if folder is not None else Path(scratch.name) if scratch is not None else None
     store = MemoryStore(place, durable=folder is not None, max_bytes=config.memory_mib << 20)
     fed.engine.restore(store)
-    choice = _choose(config, method, runs)
+    choice = stack_size(runs, config, method)
     config = config.model_copy(update={"vectorize": "on" if choice.chunk > 1 else "off", "chunk": choice.chunk})
     return Run(
         config,
@@ -159,19 +161,6 @@ def prepare(
     )
 
 
-def _choose(config: RunConfig, method: Method, engine: Any) -> Choice:
-    """Decide how many clients train as one, and tell the engine."""
-    if not isinstance(engine, Pool) or engine.setup.strict:
-        return Choice(1, "the engine runs one client at a time")
-    if config.vectorize == "off":
-        return Choice(1, "switched off")
-    if not method.vectorizable and config.vectorize == "auto" and not config.chunk:
-        return Choice(1, "the method requires that clients train one at a time")
-    choice = Choice(config.chunk, "as given") if config.chunk else engine.measure(config.cohort, config.vectorize == "on")
-    engine.stack(choice.chunk)
-    return choice
-
-
 def run(
     method: MethodLike,
     task: TaskLike = None,
@@ -179,7 +168,7 @@ def run(
     model: Any = None,
     folder: str | Path | RunFolder | None = None,
     out: str | Path | None = None,
-    observer: Observer | None = None,
+    observer: Observers = None,
     progress: bool | None = None,
     drop: Callable[[int, int, str], bool] | None = None,
     split: Partition | None = None,
@@ -197,7 +186,8 @@ def run(
         folder: where to keep the run, so that `resume` and `load` find it; it must not exist.
         out: in place of `folder`: a folder that holds runs; this one is named by method, task and seed, with a number where
             that is taken.
-        observer: is called after each round with its record and the number of rounds; see `Observer`.
+        observer: is called after each round with its record and the number of rounds, see `Observer`; a tracker, by its name
+            (``"tensorboard:runs/board"``) or as an object of `paceline.trackers`; or a list of these.
         progress: show a bar; by default in a terminal and in a notebook only.
         drop: ``(round, client, function) -> bool``, clients that vanish before that reply (fault injection).
         split: who has which samples, in place of the configured partition.
@@ -227,7 +217,8 @@ def run(
             folder = around.enter_context(new_place(Path(out), None, asked.config.label, False))
         if isinstance(folder, str | Path):
             folder = RunFolder.create(Path(folder).parent, Path(folder).name)
-        return _carry_out(asked, folder, both(observer, bar), drop=drop, split=split)
+        watch = around.enter_context(Watch(observer, folder.name if folder else asked.config.label, asked.config))
+        return watch.ended(_carry_out(asked, folder, both(watch, bar), drop=drop, split=split))
 
 
 def _carry_out(asked: Arguments, folder: RunFolder | None, observer: Observer, **parts: Any) -> Result:
@@ -237,7 +228,7 @@ def _carry_out(asked: Arguments, folder: RunFolder | None, observer: Observer, *
             raise ConfigError(f"{asked.config.method} with {lost}=None cannot be saved: set a value, or run without a folder")
         prepared = prepare(asked.config, task=asked.task, method=asked.method, folder=folder, observer=observer, **parts)
         if folder is not None:  # with what was measured, so that a rerun takes the same path
-            folder.write_config(prepared.config.model_dump(exclude_none=True))
+            folder.write_config(prepared.config.model_dump(exclude_none=True), prepared.task.info.get("schema"))
         return prepared.go()
 
 
@@ -311,7 +302,7 @@ def _holding(folder: RunFolder | None) -> Iterator[None]:
         raise
 
 
-def resume(path: str | Path, observer: Observer | None = None, *, progress: bool | None = None, **parts: Any) -> Result:
+def resume(path: str | Path, observer: Observers = None, *, progress: bool | None = None, **parts: Any) -> Result:
     """Go on with a run from its last checkpoint; the end has the bits of an undisturbed run.
 
     What of code or torch has changed in between is told in a `ResumeWarning`.
@@ -334,10 +325,12 @@ def resume(path: str | Path, observer: Observer | None = None, *, progress: bool
         >>> pl.resume(place, task=blobs()).rounds  # it has ended, so nothing is left to do
         2
     """
-    with library_progress(progress) as bar:
-        prepared = reopen(path, observer=both(observer, bar), **parts)
+    folder = RunFolder.open(path)
+    watch = Watch(observer, folder.name, RunConfig.build(folder.read_config()))
+    with library_progress(progress) as bar, watch:
+        prepared = reopen(folder, observer=both(watch, bar), **parts)
         bar.begin(prepared.config.method, prepared.config.rounds)
-        return prepared.go()
+        return watch.ended(prepared.go())
 
 
 def load(path: str | Path, task: Task | None = None, method: Method | None = None) -> Result:

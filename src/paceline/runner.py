@@ -31,6 +31,7 @@ from paceline.results.result import Result
 from paceline.store import MemoryStore, RunFolder, save_checkpoint
 from paceline.store.provenance import provenance
 from paceline.tasks import Task
+from paceline.tasks.scaling import measured_scaling
 
 __all__ = ["Observer", "Result", "RoundWarning", "Run", "StackingWarning"]
 
@@ -146,6 +147,7 @@ class Run:
     def _step(self) -> bool:
         """Run a round unless the run has ended; return whether one was run."""
         if self.state is None:
+            self.fed.scaled = measured_scaling(self.fed, self.method, self.task)
             self.state = self.method.init(self.fed)
         if self._stop_reason() is not None:
             return False
@@ -374,6 +376,7 @@ class Run:
             final=FinalModel.of(self),
         )
         if self.folder is not None:
+            self.folder.write_table()
             self.folder.write_summary(outcome.as_dict())
             if self.evaluated is not None or self.task.buffers != "recompute" or not self.folder.model.exists():
                 self.folder.save_model(self.evaluated or params)

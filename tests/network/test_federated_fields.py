@@ -41,7 +41,7 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "rounds": (1, {}),
     "seed": (3, {}),
     "aggregation": ("secure-arithmetic", {}),
-    "sum_bound": (1e-6, {}),
+    "sum_bound": (1e-6, {"cohort": 1}),  # of several clients, the first reply to arrive would be named
     "quorum": (4, {"participation": "bernoulli:0.8"}),
     "least_group": (5, {"method": "ocfl", "options": {"sketch": 16}, "rounds": 1}),
     "on_error": ("drop", {"options": {"lr": 1e30}}),

@@ -214,7 +214,7 @@ def effects(name: str) -> list[dict[str, Any]]:
 
     place = files("paceline.methods") / "effects.json"
     found = json.loads(place.read_text()) if place.is_file() else {}
-    return [entry for entry in found.values() if entry["of"] == name]
+    return [entry for entry in found.values() if entry["of_method"] == name]
 
 
 def _default(spec: dataclasses.Field[Any]) -> Any:
@@ -246,9 +246,16 @@ def _interval(effect: Mapping[str, Any]) -> str:
     return f"{mean}{' better' if effect['ratio'] else ''} [{low}, {high}]"
 
 
+def _failed(effect: Mapping[str, Any]) -> bool:
+    return bool(effect["verdict"] == "does not hold")
+
+
 def _print_card(shown: dict[str, Any]) -> None:
     console = out()
-    head = [shown["algorithm"] or shown["about"], ""]
+    effects = sorted(shown["effects"], key=lambda effect: not _failed(effect))
+    warnings = [f"does not hold    {e['claim']} ({e['figure']}, against {e['versus']})" for e in effects if _failed(e)]
+    warnings += [f"differs          {shown['differs']}"] if shown["differs"] else []
+    head = [*warnings, *([""] if warnings else []), shown["algorithm"] or shown["about"], ""]
     head += [
         f"paper            {shown['paper'] or '–'}",
         f"family           {shown['family']}",
@@ -256,12 +263,11 @@ def _print_card(shown: dict[str, Any]) -> None:
         f"client state     {shown['client_state']}",
         *(f"                 {key}: {text}" for key, text in shown["memory"].items() if text),
         f"headline         {shown['headline'] or '–'}",
-        *([f"differs          {shown['differs']}"] if shown["differs"] else []),
         f"stacks           {'yes' if shown['vectorizable'] else 'no: clients train one at a time'}",
         f"secure           {_WHY.get(_secure(shown), 'yes')}",
     ]
     console.print(Panel(Text("\n".join(head)), title=shown["name"], title_align="left", expand=False))
-    for effect in shown["effects"]:
+    for effect in effects:
         text = f"measured here: {effect['claim']}; {effect['figure']}: {_interval(effect)} against {effect['versus']}"
         verdict = f"{effect['verdict']} ({len(effect['seeds'])} seeds, {effect['date']})"
         console.print(escape(f"{text}: {verdict}"), soft_wrap=True)

@@ -25,6 +25,15 @@ Name = Annotated[str | None, typer.Option("--name", help="name of the run's fold
 Replace = Annotated[bool, typer.Option("--replace", help="replace an earlier run of that name", show_default="off")]
 Json = Annotated[bool, typer.Option("--json", help="print only JSON on stdout", show_default="off")]
 Profile = Annotated[bool, typer.Option("--profile", help="show wall time by section", show_default="off")]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        metavar="TRACKER[:PLACE]",
+        help="write figures to tensorboard, mlflow or wandb",
+        show_default="none",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="show no progress", show_default="off")]
 
 
@@ -49,6 +58,7 @@ def run(
     json: Json = False,
     quiet: Quiet = False,
     profile: Profile = False,
+    track: Track = None,
     **given: Any,
 ) -> None:
     """Train one model with one method and keep the run in a folder."""
@@ -69,7 +79,8 @@ def run(
 
     with new_place(out, name, settings.label, replace) as place, LiveProgress(quiet or json) as progress, resumable(place):
         progress.begin(settings.method, settings.rounds)
-        summary = carry_out(settings, folder=RunFolder.create(place.parent, place.name), observer=progress, progress=False)
+        folder, watch = RunFolder.create(place.parent, place.name), [progress, *(track or ())]
+        summary = carry_out(settings, folder=folder, observer=watch, progress=False)
     _finish(summary, json, profile)
 
 
@@ -77,6 +88,7 @@ def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of the run", show_default=False)],
     json: Json = False,
     quiet: Quiet = False,
+    track: Track = None,
 ) -> None:
     """Resume a stopped or killed run from its last checkpoint; the result is bitwise identical."""
     from paceline.store import RunFolder
@@ -87,7 +99,7 @@ def resume(
         from paceline.run import resume as carry_on
     with LiveProgress(quiet or json) as progress, resumable(run):
         progress.begin(run.name)
-        summary = carry_on(run, progress)
+        summary = carry_on(run, [progress, *(track or ())])
     _finish(summary, json)
 
 

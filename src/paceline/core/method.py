@@ -283,6 +283,20 @@ class Method(Generic[S], metaclass=Checked):
         fresh = client.statistics(message)
         return Update(statistics=fresh.vector[fresh.layout.num_params :], weight=client.num_samples)
 
+    @on_client(bounds={"mean": 16.0, "square": 256.0})
+    def moments(self, client: Client, message: float) -> Update:
+        """Return the mean and the mean square of each input, or channel of pictures, over this client's training samples.
+
+        Args:
+            client: the client.
+            message: largest magnitude of a value.
+        """
+        x = client.train.x[client.train.index].double().clamp(-message, message)
+        if x.dim() > 2:
+            x = x.transpose(0, 1).flatten(1).T
+        count = max(len(x), 1)
+        return Update(mean=x.sum(0) / count, square=(x**2).sum(0) / count, weight=client.num_samples)
+
     @classmethod
     def slug(cls) -> str:
         """Return the name used on the command line.

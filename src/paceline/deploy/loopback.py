@@ -35,6 +35,7 @@ from paceline.network.fault_injection import KILL, Fault
 from paceline.run import Observer, Result, RunConfig
 from paceline.store import RunFolder
 from paceline.store.toml import to_toml
+from paceline.trackers.base import Observers, Watch
 
 __all__ = ["LoopbackFederation", "federate", "resume"]
 
@@ -280,24 +281,25 @@ class LoopbackFederation:
             time.sleep(0.02)
 
 
-def federate(config: RunConfig, place: Path, observer: Observer | None = None, **parts: Any) -> Result:
+def federate(config: RunConfig, place: Path, observer: Observers = None, **parts: Any) -> Result:
     """Execute a run as a federation of processes on this machine and return its summary.
 
     Args:
         config: configuration of the run.
         place: folder of the run.
-        observer: called with each round's record.
+        observer: see `paceline.run.run`.
         **parts: further fields of `LoopbackFederation`.
     """
-    return LoopbackFederation(config, place, **parts).run(observer)
+    with Watch(observer, place.name, config) as watch:
+        return watch.ended(LoopbackFederation(config, place, **parts).run(watch))
 
 
-def resume(path: Path, observer: Observer | None = None) -> Result:
+def resume(path: Path, observer: Observers = None) -> Result:
     """Resume a federation of processes on this machine and return its summary.
 
     Args:
         path: folder of the run.
-        observer: called with each round's record.
+        observer: see `paceline.run.run`.
 
     Raises:
         StoreError: the folder contains a run of another kind.
@@ -307,7 +309,9 @@ def resume(path: Path, observer: Observer | None = None) -> Result:
         return ended
     if not (path / KEPT).is_dir():
         raise StoreError(f"{path} is the run of a server; continue it by starting the server again with paceline server --config")
-    return LoopbackFederation(RunConfig.build(folder.read_config()), path).run(observer)
+    config = RunConfig.build(folder.read_config())
+    with Watch(observer, folder.name, config) as watch:
+        return watch.ended(LoopbackFederation(config, path).run(watch))
 
 
 def _texts(value: Any) -> Iterator[str]:

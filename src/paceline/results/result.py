@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paceline.core.errors import ConfigError
+from paceline.core.errors import ConfigError, install_command
 from paceline.results.display import bytes_text, score_text, seconds_text
 
 if TYPE_CHECKING:
@@ -124,6 +124,25 @@ class Result:
     def state_dict(self) -> dict[str, Tensor]:
         """Return the tensors of `model`, for ``load_state_dict``."""
         return dict(self.model().state_dict())
+
+    def to_pandas(self) -> Any:
+        """Return the history as a data frame, a row for each round.
+
+        Raises:
+            ConfigError: pandas is not installed.
+
+        Example:
+            >>> import paceline as pl
+            >>> from paceline.tasks import blobs
+            >>> frame = pl.run("fedavg", blobs(), clients=4, rounds=2).to_pandas()
+            >>> list(frame["round"])
+            [1, 2]
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ConfigError(f"to_pandas needs pandas; install it with: {install_command('pandas')}") from error
+        return pandas.DataFrame(self.history)
 
     @property
     def _final(self) -> FinalModel:

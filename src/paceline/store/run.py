@@ -3,7 +3,9 @@
 ::
 
     config.toml        configuration that determines the result
+    schema.json        schema of the data, if the task has one
     metrics.jsonl      one record per round
+    metrics.csv        the same as a table, once the run has ended
     checkpoint         the last checkpoint, see `paceline.store.checkpoint`
     memory/            the clients' memories, see `paceline.store.memory`
     clients/           state of the clients of `paceline federate`, until the run has ended
@@ -17,6 +19,8 @@ One process at a time may change a run; any may read it.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import os
@@ -143,6 +147,11 @@ class RunFolder:
         return self.path / "model.safetensors"
 
     @property
+    def schema(self) -> Path:
+        """Path of the schema of the data."""
+        return self.path / "schema.json"
+
+    @property
     def _config(self) -> Path:
         return self.path / "config.toml"
 
@@ -151,9 +160,15 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     # -- configuration -------------------------------------------------------------------------
-    def write_config(self, config: Mapping[str, Any]) -> None:
-        """Save the configuration; raises `ConfigError` for a value that TOML does not support."""
-        atomic_write(self._config, to_toml(config).encode())
+    def write_config(self, config: Mapping[str, Any], schema: str | None = None) -> None:
+        """Save the configuration, and the schema of the data as JSON if there is one.
+
+        Raises `ConfigError` for a value that TOML does not support.
+        """
+        text = to_toml(config)
+        if schema is not None:
+            atomic_write(self.schema, schema.encode())
+        atomic_write(self._config, text.encode())
 
     def read_config(self) -> dict[str, Any]:
         """Return the configuration; raises `StoreError` if it cannot be read."""
@@ -197,6 +212,15 @@ class RunFolder:
         kept = [record for record in self.read_metrics() if record.get("round", 0) <= round]
         atomic_write(self._metrics, "".join(_json(r) + "\n" for r in kept).encode())
         return kept
+
+    def write_table(self) -> None:
+        """Write the records of all rounds as CSV; columns appear in the order of their first use."""
+        records = self.read_metrics()
+        buffer = io.StringIO()
+        table = csv.DictWriter(buffer, list(dict.fromkeys(key for record in records for key in record)), lineterminator="\n")
+        table.writeheader()
+        table.writerows(records)
+        atomic_write(self.path / "metrics.csv", buffer.getvalue().encode())
 
     # -- outcome -------------------------------------------------------------------------------
     def write_summary(self, summary: Mapping[str, Any]) -> None:

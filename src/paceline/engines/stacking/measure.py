@@ -27,8 +27,9 @@ _TURNS = 6
 _SECONDS = 0.1
 """Seconds after which a size is the last one to be tried, and is run only once."""
 
-_NEAR = 1.1
-"""Tolerance for sizes nearly as fast as the fastest: the largest is used, because the fixed cost of a chunk is not measured."""
+_NEAR = 1.25
+"""Tolerance for sizes nearly as fast as the fastest, about the noise of a measurement: the largest is used, because the fixed
+cost of a chunk is not measured."""
 
 _KNOWN: dict[Any, Choice] = {}
 """Choices made in this process: a second run with the same key is not measured again."""
