@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paceline.core.generators import GeneratorWatch, drawing, nested
+from paceline.core.metrics import chosen
 from paceline.core.params import Params, Resident
 from paceline.core.profiling import spent
 from paceline.core.samples import ClientData, Problem
@@ -101,10 +102,14 @@ def evaluate(
                 loss += problem.loss(out, y).double() * len(scored)
                 counts += torch.bincount(scored, minlength=len(counts))
                 hits += torch.bincount(_right(leading(out), marked), minlength=len(counts))
-                terms.add(out, y, counted=True)
+                if terms.metrics:
+                    terms.add(out, y, counted=True)
+        sums = _sums(float(loss), hits.cpu(), counts.cpu(), samples + int(counts.sum()))
+        if not terms.metrics:
+            return sums
         if terms.missing:
             terms.shape(model, data, outputs, len(hits))
-        return terms.into(_sums(float(loss), hits.cpu(), counts.cpu(), samples + int(counts.sum())))
+        return terms.into(sums)
 
 
 def evaluate_together(requests: Sequence[Evaluation]) -> list[dict[str, Any]]:
@@ -140,8 +145,8 @@ def _evaluate_all(requests: Sequence[Evaluation]) -> list[dict[str, Any]]:
     loss = torch.zeros(count, dtype=torch.float64, device=device)
     hits = torch.zeros(count * classes, dtype=torch.int64, device=device)
     counts = torch.zeros_like(hits)
-    size, terms = _fitting(model, first.data, BATCH, None), [MetricTerms(r.problem) for r in requests]
-    apart = any(not metric.counted for metric in terms[0].metrics)
+    size, apart = _fitting(model, first.data, BATCH, None), any(not metric.counted for metric in chosen(first.problem))
+    terms = [MetricTerms(request.problem) for request in requests] if apart else []
     for part, owner in zip(torch.split(rows, size), torch.split(owners, size), strict=True):
         x, y = first.data.x.index_select(0, part), first.data.y.index_select(0, part)
         out = model.module(x)
@@ -155,14 +160,15 @@ def _evaluate_all(requests: Sequence[Evaluation]) -> list[dict[str, Any]]:
             split = many.tolist()
             for k, scores, targets in zip(whose.tolist(), torch.split(out, split), torch.split(y, split), strict=True):
                 terms[k].add(scores, targets, counted=True)
-    for one, request in zip(terms, requests, strict=True):
-        if apart and one.missing:
+    for one, request in zip(terms, requests, strict=False):
+        if one.missing:
             one.shape(model, request.data, None, classes)
     table, right = counts.view(count, classes).cpu(), hits.view(count, classes).cpu()
-    return [
-        terms[k].into(_sums(value, right[k].clone(), table[k].clone(), len(request.data)))
+    found = [
+        _sums(value, right[k].clone(), table[k].clone(), len(request.data))
         for k, (request, value) in enumerate(zip(requests, loss.tolist(), strict=True))
     ]
+    return [one.into(sums) for one, sums in zip(terms, found, strict=True)] if apart else found
 
 
 def _fitting(model: Resident, data: ClientData, most: int, outputs: Callable[[nn.Module, Tensor], Tensor] | None) -> int:

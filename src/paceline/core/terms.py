@@ -104,5 +104,6 @@ def are_classes(outputs: Any, targets: Any, classes: int) -> bool:
     """Return whether targets are class indices and outputs their scores: [N, C, ...] for targets [N, ...]."""
     if not classes:
         return False
-    out, y = leading(outputs), leading(targets)
+    out = outputs if isinstance(outputs, Tensor) else leading(outputs)
+    y = targets if isinstance(targets, Tensor) else leading(targets)
     return not y.is_floating_point() and out.dim() == y.dim() + 1
