@@ -13,15 +13,19 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from paceline.adversaries.behaviours import Adversary, load_adversary, members
 from paceline.adversaries.engine import poisoned
 from paceline.blocks.architectures import Architectures, architectures_service
+from paceline.core.checks import check_task
 from paceline.core.config import RunConfig
 from paceline.core.engine import Aggregation
-from paceline.core.errors import ConfigError, PacelineError, UnknownNameError
+from paceline.core.errors import ConfigError, PacelineError, PlanError, UnknownNameError
 from paceline.core.method import Method, client_functions
-from paceline.core.metrics import Metric, chosen, primary
+from paceline.core.metrics import Metric
 from paceline.core.samples import Split
+from paceline.core.terms import check_metrics, main_of
 from paceline.core.wording import setting
 from paceline.data import Partition, partition_task
 from paceline.devices import Fleet, load_fleet, load_participation
@@ -74,12 +78,14 @@ class Assembly:
         asked: the method as it is configured.
         method: the method, fitted to the task.
         task: the task, fitted to the method.
+        flops: forward cost of one sample.
     """
 
     config: RunConfig
     asked: Method
     method: Method
     task: Task
+    flops: float = 0.0
 
     def setup(
         self,
@@ -114,7 +120,7 @@ class Assembly:
             fleet=fleet,
             seed=config.seed,
             client_seed=client_seed,
-            flops=flops(task.build(0), task.train.x[:1]),
+            flops=self.flops,
             device=device,
             drop=drop,
             measured=config.measured,
@@ -180,10 +186,31 @@ def assemble(config: RunConfig, task: Task | None = None, method: Method | None 
         config: what is run.
         task: in place of the configured one.
         method: `build_method` of the configuration, where that was called before.
+
+    Raises:
+        PlanError: the method needs classes, which the task does not have.
+        ConfigError, DataError: samples, model, loss and metrics of the task do not fit together, see `check_task`.
     """
     asked = build_method(config) if method is None else method
-    fitted, task = asked.fit_task(read_task(config) if task is None else task)
-    return Assembly(config, asked, fitted, with_metrics(config, task))
+    task = read_task(config) if task is None else task
+    if wrong := _classless(config, asked, task):
+        raise PlanError(wrong)
+    fitted, task = asked.fit_task(task)
+    module = task.build(0)
+    check_task(task, module)
+    task = with_metrics(config, task)
+    check_metrics(task, module)
+    return Assembly(config, asked, fitted, task, flops(module, task.train.example))
+
+
+def _classless(config: RunConfig, method: Method[Any], task: Task) -> list[str]:
+    """Return what of a run needs one class per sample, which the task does not have."""
+    if task.num_classes and isinstance(task.train.y, Tensor):
+        return []
+    found = [f"method {method.slug()!r} needs classes"] if method.needs_classes else []
+    if config.adversary is not None and load_adversary(config.adversary).poisons_data:
+        found.append(f"adversary {config.adversary!r} changes class labels")
+    return [f"{what}, but task {task.name!r} has none; choose another one, or a task with num_classes" for what in found]
 
 
 def with_metrics(config: RunConfig, task: Task) -> Task:
@@ -273,7 +300,7 @@ def misfits(
     """
     found = []
     if task is not None and config.target_accuracy is not None:
-        main = primary(chosen(task), bool(task.num_classes))
+        main = main_of(task, task.train.y)
         if main.name != "accuracy":
             found.append(f"{setting('target_accuracy')} is of accuracy, but {main.name} is primary; use {setting('target_score')}")
     if config.by_group and config.evaluation not in ("federated", "clients"):

@@ -19,12 +19,13 @@ from paceline.core.errors import CohortError, MisbehaviourError, NonFiniteError,
 from paceline.core.failures import reasons
 from paceline.core.federation import Federation
 from paceline.core.method import Method
-from paceline.core.metrics import Primary, added, adjusted_rand, chosen, figures, primary
+from paceline.core.metrics import Primary, added, adjusted_rand, chosen, figures
 from paceline.core.params import Params
 from paceline.core.process_state import process_state
 from paceline.core.profiling import spent
 from paceline.core.random import derive
 from paceline.core.spread import spread_figures
+from paceline.core.terms import main_of
 from paceline.results.model import FinalModel
 from paceline.results.progress import Observer
 from paceline.results.result import Result
@@ -79,7 +80,7 @@ class Run:
     @cached_property
     def main(self) -> Primary:
         """The primary figure: target, patience, tables and plots use it."""
-        return primary(chosen(self.task), bool(self.task.num_classes))
+        return main_of(self.task, self.task.train.y)
 
     @cached_property
     def provenance(self) -> dict[str, Any]:

@@ -10,11 +10,12 @@ from torch import nn
 from paceline.core.errors import ConfigError
 from paceline.core.evaluation import Evaluation, evaluate, evaluate_together
 from paceline.core.layout import Layout
+from paceline.core.losses import NamedLoss
 from paceline.core.metrics import figures, measured
 from paceline.core.params import Params, Resident
 from paceline.core.samples import ClientData
 from paceline.core.terms import MetricTerms, leading
-from paceline.metrics import F1, MAE, R2, Accuracy, CalibrationError, LogLoss, Metric
+from paceline.metrics import F1, MAE, R2, Accuracy, CalibrationError, LogLoss, Metric, Perplexity
 from tests.metrics.kit import whole
 
 
@@ -25,6 +26,7 @@ class Toy:
 
     def __init__(self, loss, num_classes, metrics, ignore_index=None):
         self.loss, self.num_classes, self.metrics, self.ignore_index = loss, num_classes, metrics, ignore_index
+        self.mask = self.output = None
 
 
 def resident(module):
@@ -143,7 +145,7 @@ def test_the_judged_tensor_of_a_tree():
     a, b = torch.ones(1), torch.zeros(1)
     assert leading({"x": b, "logits": a}) is a
     assert leading((a, b)) is leading([a]) is leading({"y": (a, b)}) is a
-    with pytest.raises(ConfigError, match="a str cannot be judged"):
+    with pytest.raises(ConfigError, match="the model returns a str"):
         leading("x")
 
 
@@ -171,3 +173,28 @@ def test_terms_of_low_precision_are_added_in_float64():
     for value in (2.0**24, 1.0, 1.0):
         terms.add(torch.tensor([value]), torch.zeros(1))
     assert measured(terms.into({}), (Single(),)) == {"single": 2.0**24 + 2}  # single precision has no 2^24 + 1
+
+
+def test_the_mask_and_the_output_of_a_task_hold_for_all_metrics():
+    """Of a dict of targets, and of a dict of outputs whose scores have a name of their own."""
+    y, mask = torch.randn(20, 2), torch.arange(20) % 3 > 0
+    toy = Toy(F.mse_loss, 0, (MAE(),))
+    toy.mask, toy.output = "kept", "found"
+    out = {"logits": torch.zeros(20, 2), "found": torch.ones(20, 2)}
+    terms = MetricTerms(toy)
+    terms.add(out, {"values": y, "kept": mask})
+    assert measured(terms.into({}), toy.metrics)["mae"] == pytest.approx(float((1 - y[mask]).abs().mean()), rel=1e-6)
+    labels = torch.randint(0, 3, (20, 4))
+    terms = MetricTerms(toy)
+    marked = terms.marked({"values": labels.to(torch.uint8), "kept": mask})
+    assert bool((marked[~mask] == -1).all())
+    assert torch.equal(marked[mask], labels[mask])
+
+
+def test_scores_of_the_next_token_are_compared_with_the_token_after_each_one():
+    tokens, scores = torch.randint(0, 5, (3, 7)), torch.randn(3, 7, 5)
+    toy = Toy(NamedLoss("next_token"), 5, (Perplexity(),))
+    terms = MetricTerms(toy)
+    terms.add(scores, tokens)
+    want = float(NamedLoss("next_token")(scores, tokens).exp())
+    assert measured(terms.into({}), toy.metrics)["perplexity"] == pytest.approx(want, rel=1e-5)

@@ -16,6 +16,7 @@ from paceline.core.fields import Finite, Minority, NonNegative, Positive, Positi
 from paceline.core.metrics import chosen
 from paceline.core.params import Params
 from paceline.core.spread import spread
+from paceline.core.terms import main_of
 from paceline.core.tree import Tree, node
 from paceline.core.update import Update
 
@@ -166,6 +167,8 @@ class Method(Generic[S], metaclass=Checked):
     """Whether a summed function reads its own entry of the common message, by `Client.id`. A malicious server can then give
     all clients but one an effective weight of 0, so real clients refuse it under secure aggregation unless their policy
     allows it (``secure_aggregation.named_clients``)."""
+    needs_classes: ClassVar[bool] = False
+    """Whether the method reads class labels, so that it refuses tasks without classes, such as regression."""
     sends_model: ClassVar[bool] = True
     """Whether the largest message and the largest reply of a round have as many values as the model."""
 
@@ -270,7 +273,8 @@ class Method(Generic[S], metaclass=Checked):
         message, all central test samples.
         """
         everything, own = message
-        return spread(self.assess(client, own, client.judged_by(everything)), chosen(client.problem))
+        sums = self.assess(client, own, client.judged_by(everything))
+        return spread(sums, chosen(client.problem), main_of(client.problem, client.train.y))
 
     @on_client
     def evaluate(self, client: Client, message: Tree) -> Tree:

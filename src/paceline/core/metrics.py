@@ -56,6 +56,10 @@ class Metric:
     limits: ClassVar[tuple[float, float]] = (0.0, 1.0)
     """Range of the main figure; one between 0 and 1 is shown in percent."""
 
+    whole: ClassVar[bool] = True
+    """Whether `terms` takes outputs and targets as they are; otherwise the tensor of scores, and that of targets in which those
+    that do not count are negative or NaN."""
+
     @property
     def figure(self) -> str:
         """Name of the main figure, a key of `figures`: the class's name in snake case by default."""
@@ -72,8 +76,8 @@ class Metric:
         Shapes must not depend on the batch: every client sends the same.
 
         Args:
-            outputs: outputs of the model, a tensor or a tree of tensors.
-            targets: targets of the batch, likewise; class indices that do not count are negative.
+            outputs: outputs of the model, a tensor or a tree of tensors; see `whole`.
+            targets: targets of the batch, likewise.
         """
         raise NotImplementedError
 

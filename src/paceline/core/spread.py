@@ -23,14 +23,16 @@ _WIDE = 1001
 """Number of bins in the histogram of a figure without two limits: logarithmic from 1e-6 to 1e6, 2.8 % each."""
 
 
-def spread(sums: Mapping[str, Any], metrics: Sequence[Metric] = ()) -> dict[str, Any]:
+def spread(sums: Mapping[str, Any], metrics: Sequence[Metric] = (), main: Primary | None = None) -> dict[str, Any]:
     """Add terms to a client's evaluation from which `spread_figures` computes the spread of the primary figure over clients.
 
     Args:
         sums: ``correct`` and ``count`` (and more, passed through) as returned by `paceline.core.evaluation.evaluate`.
-        metrics: metrics of the run; the first is primary.
+        metrics: metrics of the run.
+        main: the primary figure; that of the first metric, or accuracy, by default.
     """
-    main, value = _own(sums, metrics)
+    main = main or primary(metrics)
+    value = _own(sums, metrics, main)
     scale = _Scale(main)
     known = sums["count"] > 0 and math.isfinite(value)
     value = min(max(value, -_TOP), _TOP) if known else 0.0
@@ -40,15 +42,15 @@ def spread(sums: Mapping[str, Any], metrics: Sequence[Metric] = ()) -> dict[str,
     return {**sums, "bins": bins, "clients": int(known), "scores": value, "squares": value**2}
 
 
-def _own(sums: Mapping[str, Any], metrics: Sequence[Metric]) -> tuple[Primary, float]:
-    """Return the primary figure and its value on one client; NaN where it has none."""
-    classes = sums.get("class_count")
-    main = primary(metrics, classes is None or len(classes) > 0)
+def _own(sums: Mapping[str, Any], metrics: Sequence[Metric], main: Primary) -> float:
+    """Return the primary figure of one client; NaN where it has none."""
     if metrics:
-        return main, measured(sums, metrics[:1]).get(main.name, math.nan)
-    known = classes is None or len(classes) == 0 or int(classes.sum()) > 0
-    total = sums["correct"] if main.name == "accuracy" else sums["loss"]
-    return main, total / max(sums["count"], 1) if known else math.nan
+        return measured(sums, metrics[:1]).get(main.name, math.nan)
+    count = max(sums["count"], 1)
+    if main.name == "loss":
+        return float(sums["loss"]) / float(count)
+    classified = "class_count" not in sums or int(sums["class_count"].sum()) > 0
+    return float(sums["correct"]) / float(count) if classified else math.nan
 
 
 def spread_figures(total: Mapping[str, Any], main: Primary | None = None, worst: float = 0.1) -> dict[str, float]:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from paceline.core.columns import call, length
 from paceline.core.errors import ConfigError
 from paceline.core.generators import drawing
-from paceline.core.metrics import Metric, chosen, packed
+from paceline.core.losses import CLASS_LOSSES, NamedLoss, counted, scores, target
+from paceline.core.metrics import Metric, Primary, chosen, measured, packed, primary
 from paceline.core.params import Resident
 from paceline.core.samples import ClientData, Problem
-from paceline.core.tree import map_leaves
 
-__all__ = ["MetricTerms", "are_classes", "leading"]
+__all__ = ["MetricTerms", "check_metrics", "classified", "leading", "main_of"]
 
 
 class MetricTerms:
@@ -26,17 +27,33 @@ class MetricTerms:
     """
 
     def __init__(self, problem: Problem) -> None:
-        self.metrics = chosen(problem)
+        self.problem, self.metrics = problem, chosen(problem)
         self.ignored: int | None = getattr(problem, "ignore_index", None)
+        self.mask: str | None = getattr(problem, "mask", None)
+        self.output: str | int | None = getattr(problem, "output", None)
         self.totals: dict[str, dict[str, Tensor]] = {}
         self.counted = False
 
-    def marked(self, targets: Any) -> Any:
-        """Return targets in which those that do not count are negative."""
-        ignored = self.ignored
-        if ignored is None or ignored < 0:
-            return targets
-        return map_leaves(lambda y: y if y.is_floating_point() else y.masked_fill(y.eq(ignored), -1), targets)
+    def marked(self, targets: Any) -> Tensor:
+        """Return the tensor of targets, in which those that do not count are -1, or NaN if they are no whole numbers."""
+        y = leading(targets) if self.mask is None else target(targets, self.mask)
+        if self.mask is None and (self.ignored is None or self.ignored < 0):
+            return y
+        kept = counted(targets if self.mask is not None else y, self.ignored, self.mask)
+        if kept is None:
+            return y
+        lost = ~kept.reshape(*kept.shape, *[1] * (y.dim() - kept.dim()))
+        return y.masked_fill(lost, float("nan")) if y.is_floating_point() else y.long().masked_fill(lost, -1)
+
+    def judged(self, metric: Metric, outputs: Any, targets: Any) -> tuple[Any, Any]:
+        """Return outputs and targets as a metric takes them: as they are, or the tensors of scores and of targets that count."""
+        if metric.whole:
+            return outputs, targets
+        out, y = scores(outputs, self.output), self.marked(targets)
+        loss = self.problem.loss
+        if isinstance(loss, NamedLoss) and loss.name == "next_token":
+            return out[:, :-1], y[:, 1:]
+        return out, y
 
     def add(self, outputs: Any, targets: Any, counted: bool = False) -> None:
         """Add the terms of a batch.
@@ -48,7 +65,7 @@ class MetricTerms:
         """
         self.counted = counted
         for metric in self._asked():
-            terms = metric.terms(outputs, self.marked(targets))
+            terms = metric.terms(*self.judged(metric, outputs, targets))
             total = self.totals.setdefault(metric.figure, {})
             for name, term in terms.items():
                 value = torch.as_tensor(term)
@@ -63,13 +80,13 @@ class MetricTerms:
         """Whether metrics have no terms because nothing was scored."""
         return not self.totals and bool(self.metrics)
 
-    def shape(self, model: Resident, data: ClientData, outputs: Callable[[nn.Module, Tensor], Tensor] | None, classes: int) -> None:
+    def shape(self, model: Resident, data: ClientData, outputs: Callable[[nn.Module, Any], Any] | None) -> None:
         """Set the terms to zeros, in the shapes that they have for any other sample of the task."""
-        rows = torch.arange(min(2, len(leading(data.y))), device=data.index.device)
+        rows = torch.arange(min(2, length(data.y)), device=data.index.device)
         with drawing(0, model.device):  # does not affect the random stream of the evaluation
             for x, y in ClientData(data.x, data.y, rows).batches(2):
-                out = model.module(x) if outputs is None else outputs(model.module, x)
-                self.add(out, y, counted=are_classes(out, y, classes))
+                out = call(model.module, x) if outputs is None else outputs(model.module, x)
+                self.add(out, y, counted=classified(self.problem, y))
         if not self.totals and any(not metric.counted for metric in self._asked()):
             raise ConfigError(f"{self.metrics[0].figure} cannot be computed without samples; give this client at least one")
         self.totals = {figure: {n: torch.zeros_like(v) for n, v in terms.items()} for figure, terms in self.totals.items()}
@@ -80,30 +97,57 @@ class MetricTerms:
 
 
 def leading(tree: Any) -> Tensor:
-    """Return the tensor that is judged: ``logits`` of a dict or an object with attributes, otherwise its first entry.
+    """Return the tensor that is judged: the scores of outputs, see `scores`, or the first tensor of several.
 
     Example:
         >>> leading({"hidden": torch.ones(2), "logits": torch.zeros(1)}), leading((torch.ones(1), torch.zeros(1)))
         (tensor([0.]), tensor([1.]))
     """
-    while not isinstance(tree, Tensor):
-        if isinstance(tree, Mapping):
-            tree = tree["logits"] if "logits" in tree else next(iter(tree.values()))
-        elif isinstance(tree, list | tuple):
-            tree = tree[0]
-        elif hasattr(tree, "logits"):
-            tree = tree.logits
-        else:
-            raise ConfigError(
-                f"a {type(tree).__name__} cannot be judged; return a tensor, a tuple, a dict or an object with logits"
-            )
-    return tree
+    if isinstance(tree, Tensor):
+        return tree
+    try:
+        return scores(tree)
+    except ConfigError:
+        if not isinstance(tree, dict | list | tuple) or not tree:
+            raise
+    return leading(next(iter(tree.values() if isinstance(tree, dict) else tree)))
 
 
-def are_classes(outputs: Any, targets: Any, classes: int) -> bool:
-    """Return whether targets are class indices and outputs their scores: [N, C, ...] for targets [N, ...]."""
-    if not classes:
+def classified(problem: Problem, y: Any) -> bool:
+    """Return whether targets are class indices, of which the scores have one channel each."""
+    if not problem.num_classes or not isinstance(y, Tensor) or y.is_floating_point():
         return False
-    out = outputs if isinstance(outputs, Tensor) else leading(outputs)
-    y = targets if isinstance(targets, Tensor) else leading(targets)
-    return not y.is_floating_point() and out.dim() == y.dim() + 1
+    return not isinstance(problem.loss, NamedLoss) or problem.loss.name in CLASS_LOSSES
+
+
+def main_of(problem: Problem, targets: Any) -> Primary:
+    """Return the figure by which a problem's runs are judged: of its first metric, otherwise accuracy, or the loss.
+
+    Args:
+        problem: the problem.
+        targets: some of its targets.
+    """
+    return primary(chosen(problem), classified(problem, targets) or getattr(problem, "objective", None) is not None)
+
+
+@torch.no_grad()
+def check_metrics(task: Any, module: nn.Module) -> None:
+    """Compute the metrics of a task on two samples.
+
+    Args:
+        task: the task.
+        module: its module, on the CPU.
+
+    Raises:
+        DataFormatError: outputs and targets do not fit a metric.
+        ConfigError: a metric does not return its main figure.
+    """
+    terms, rows = MetricTerms(task), torch.arange(min(2, length(task.train.y)))
+    if not terms.metrics or getattr(task, "objective", None) is not None:
+        return
+    mode = module.training
+    with drawing(0):
+        x, y = ClientData(task.train.x, task.train.y, rows).at(rows)
+        terms.add(call(module.eval(), x), y)
+        module.train(mode)
+    measured(terms.into({}), terms.metrics)

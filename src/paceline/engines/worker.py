@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from paceline.core.client import Client, ClientData, Memory
+from paceline.core.columns import columns, place
 from paceline.core.deferred import Held, hold
 from paceline.core.engine import Call, Receipt, Sink, wire_size
 from paceline.core.errors import CheckpointError, ClientError, PacelineError, UnknownNameError
@@ -101,13 +102,13 @@ class Worker:
         self.model.flops = setup.flops
         self.model.mixed = torch.bfloat16 if setup.precision == "bf16" else None
         set_precision(setup.precision)
-        self.x, self.y = task.train.x.to(setup.device), task.train.y.to(setup.device)
+        self.x, self.y = place(task.train.x, setup.device), place(task.train.y, setup.device)
         self.test = ClientData(
-            task.test.x.to(setup.device),
-            task.test.y.to(setup.device),
+            place(task.test.x, setup.device),
+            place(task.test.y, setup.device),
             torch.arange(len(task.test), device=setup.device),
         )
-        self.example = task.train.x[:1]
+        self.example = task.train.example
         self.functions = {name: client_functions(program) for name, program in setup.programs.items()}
         self.memories: dict[int, Memory] = {}
         self.sessions: dict[int, ProtocolSession] = {}
@@ -234,7 +235,7 @@ class Worker:
         """Return the training rows of these clients in this round, shape [K, n]; None where they have unequally many."""
         if self.setup.task.steady:  # without slicing, where the partition can
             index = self.setup.split.together(clients)
-            return None if index is None else index.to(self.x.device)
+            return None if index is None else index.to(self.model.device)
         rows = [self.samples(c).index for c in clients]
         return torch.stack(rows) if len({len(r) for r in rows}) == 1 else None
 
@@ -295,8 +296,9 @@ class Worker:
             return Receipt(me.id, dropped=reason_of(error), error=class_of(error), bytes_down=down)
         cause, job = reason_of(error), me.job
         if job is not None and job.batch is not None:
-            x, y = job.batch
-            cause += f"; batch: inputs {tuple(x.shape)}, targets {y.tolist()}"
+            x, y = ([tuple(t.shape) for _, t in columns(tree)] for tree in job.batch)
+            targets = job.batch[1].tolist() if isinstance(job.batch[1], Tensor) else y
+            cause += f"; batch: inputs {', '.join(map(str, x))}, targets {targets}"
         raise ClientError(me.id, call.function, call.round, cause, None if job is None else job.step) from error
 
     def client(self, call: Call, client: int, stream: str | None = None, peers: Any = None) -> Client:
@@ -328,7 +330,7 @@ class Worker:
     def samples(self, client: int, part: int = 0) -> ClientData:
         """Return a client's training (0) or test (1) samples, as far as it has them in this round."""
         rows = self.setup.task.present(self.setup.split(client)[part], self.round)
-        return ClientData(self.x, self.y, rows.to(self.x.device))
+        return ClientData(self.x, self.y, rows.to(self.model.device))
 
     def invoke(self, me: Client | Uniform, function: str, message: Any) -> Any:
         """Return what the method's `function` returns for `me`."""

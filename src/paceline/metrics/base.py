@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ class ClassMetric(Metric):
         >>> metric.figures(metric.terms(torch.eye(3), torch.tensor([0, 1, -100])))
         {'mistakes': 0.0}
     """
+
+    whole: ClassVar[bool] = False
 
     def terms(self, outputs: Any, targets: Any) -> Mapping[str, Tensor]:
         """Return the terms of the targets that count."""
@@ -65,6 +67,8 @@ class LabelMetric(Metric):
     Targets are 0 or 1; negative ones and NaN do not count.
     """
 
+    whole: ClassVar[bool] = False
+
     def terms(self, outputs: Any, targets: Any) -> Mapping[str, Tensor]:
         """Return the terms of the labels that count."""
         scores, y = leading(outputs), leading(targets)
@@ -91,8 +95,10 @@ class ValueMetric(Metric):
     Targets that are NaN do not count; they and their predictions are 0.
     """
 
-    limits = (0.0, math.inf)
-    higher_is_better = False
+    whole: ClassVar[bool] = False
+
+    limits: ClassVar[tuple[float, float]] = (0.0, math.inf)
+    higher_is_better: ClassVar[bool] = False
 
     def terms(self, outputs: Any, targets: Any) -> Mapping[str, Tensor]:
         """Return the terms of the targets that count."""
@@ -119,6 +125,8 @@ class TokenMetric(Metric):
 
     Outputs are scores [N, V, T] or [N, T, V], of which the most probable token counts wherever the target does, or tokens.
     """
+
+    whole: ClassVar[bool] = False
 
     def terms(self, outputs: Any, targets: Any) -> Mapping[str, Tensor]:
         """Return the terms of a batch."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ class _Binned(Metric):
         average: over classes, one against the rest: ``macro`` or ``weighted`` by their targets. With two classes, class 1
             counts; labels of a multi-label task are classes.
     """
+
+    whole: ClassVar[bool] = False
 
     bins: int = 1000
     average: Literal["macro", "weighted"] = "macro"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ class Concordance(Metric):
         horizon: largest time, in the unit of the targets; later times count as censored there.
         bins: bins of times and of risks.
     """
+
+    whole: ClassVar[bool] = False
 
     horizon: float
     bins: int = 200

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from paceline.core.columns import select
 from paceline.core.engine import Call, Receipt
 from paceline.core.errors import CheckpointError, PacelineError, ProtocolError, StoreError
 from paceline.core.fingerprint import digest
@@ -81,7 +82,7 @@ class Runner:
             worker, before = self._work(welcome), None
             where = self.folder / welcome.run
             self.memory = ClientMemory(where / "memory", self.durable)
-            new = self.memory.belong(digest([(worker.x[rows], worker.y[rows]) for rows in worker.setup.split(self.number)]))
+            new = self.memory.belong(digest([select((worker.x, worker.y), rows) for rows in worker.setup.split(self.number)]))
             if new and welcome.kept and worker.setup.programs["method"].client_state != "nothing":
                 raise CheckpointError(
                     f"client {self.number} took part in this run up to round {welcome.kept}, but its memory of it is not in "

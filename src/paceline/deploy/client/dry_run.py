@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from paceline.core.columns import call, first, place
 from paceline.core.errors import ConfigError, NonFiniteError
 from paceline.core.importing import imports_from
 from paceline.core.layout import Layout
@@ -94,12 +95,12 @@ def dry_run(config: ClientConfig, schema: Path | None = None, model: str | None 
 
 def _one_batch(task: Any, module: torch.nn.Module, device: str) -> tuple[float, float]:
     module = module.to(device).train()
-    x, y = (part[: task.batch_size].to(device) for part in (task.train.x, task.train.y))
+    x, y = (place(first(part, task.batch_size), device) for part in (task.train.x, task.train.y))
     optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=task.lr)
     losses = []
     for _ in range(2):
         optimizer.zero_grad()
-        loss = task.loss(module(x), y)
+        loss = task.loss(call(module, x), y)
         losses.append(float(loss.detach()))
         loss.backward()
         optimizer.step()
