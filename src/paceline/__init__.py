@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from paceline import methods as methods
+    from paceline import metrics as metrics
     from paceline import trackers as trackers
     from paceline.core import errors as errors
-    from paceline.core import metrics as metrics
     from paceline.core.client import Client as Client
     from paceline.core.config import RunConfig as RunConfig
     from paceline.core.federation import Federation as Federation
@@ -76,7 +76,7 @@ _PLACES = {
     "errors": "core.errors",
     "load": "run:load",
     "methods": "methods",
-    "metrics": "core.metrics",
+    "metrics": "metrics",
     "on_client": "core.method:on_client",
     "prepare": "run:prepare",
     "resume": "run:resume",

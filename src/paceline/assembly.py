@@ -21,14 +21,16 @@ from paceline.blocks.architectures import Architectures, architectures_service
 from paceline.core.checks import check_task
 from paceline.core.config import RunConfig
 from paceline.core.engine import Aggregation
-from paceline.core.errors import PacelineError, PlanError, UnknownNameError
+from paceline.core.errors import ConfigError, PacelineError, PlanError, UnknownNameError
 from paceline.core.method import Method, client_functions
+from paceline.core.metrics import Metric
 from paceline.core.samples import Split
+from paceline.core.terms import check_metrics, main_of
 from paceline.core.wording import setting
 from paceline.data import Partition, partition_task
 from paceline.devices import Fleet, load_fleet, load_participation
 from paceline.engines.worker import Setup
-from paceline.registry import find_method, method_names
+from paceline.registry import KINDS, build, find_method, method_names
 from paceline.store.start import Start
 from paceline.submodels.flops import flops
 from paceline.submodels.service import Submodels, submodel_service
@@ -43,10 +45,13 @@ __all__ = [
     "build_method",
     "devices",
     "field_owners",
+    "group_misfits",
+    "load_metric",
     "misfits",
     "read_task",
     "reload",
     "share_out",
+    "with_metrics",
 ]
 
 
@@ -188,7 +193,7 @@ def assemble(config: RunConfig, task: Task | None = None, method: Method | None 
 
     Raises:
         PlanError: the method needs classes, which the task does not have.
-        ConfigError, DataError: samples, model and loss of the task do not fit together, see `check_task`.
+        ConfigError, DataError: samples, model, loss and metrics of the task do not fit together, see `check_task`.
         LayoutError: the weights match neither model.
     """
     asked = build_method(config) if method is None else method
@@ -199,6 +204,8 @@ def assemble(config: RunConfig, task: Task | None = None, method: Method | None 
     task = task if start is None else started(task, start.tensors, start.where)
     module = task.build(0)
     check_task(task, module)
+    task = with_metrics(config, task)
+    check_metrics(task, module)
     return Assembly(config, asked, fitted, task, flops(module, task.train.example))
 
 
@@ -225,6 +232,28 @@ def _begun(config: RunConfig, task: Task | None, start: Start | None) -> tuple[T
     if start is not None and fits(task, start.tensors):
         return started(task, start.tensors, start.where), None
     return task, start
+
+
+def with_metrics(config: RunConfig, task: Task) -> Task:
+    """Return a task with the metrics of the configuration, or with its own, built from their names.
+
+    Raises:
+        UnknownNameError: no such metric or option.
+        ConfigError: an option has an invalid value, or two metrics have a figure of the same name.
+    """
+    made = tuple(m if isinstance(m, Metric) else load_metric(m) for m in config.metrics or task.metrics)
+    figures = [metric.figure for metric in made]
+    if repeated := sorted({name for name in figures if figures.count(name) > 1}):
+        raise ConfigError(f"{setting('metrics')}: {', '.join(repeated)} is listed more than once; list each metric once")
+    return task if made == tuple(task.metrics) else dataclasses.replace(task, metrics=made)
+
+
+def load_metric(text: str) -> Metric:
+    """Return the metric of a specification ``NAME[:OPTION=VALUE,...]``; see `with_metrics` for what is raised."""
+    made = build("metric", text, {})
+    if not isinstance(made, Metric):
+        raise ConfigError(f"{setting('metrics', text)} is a {type(made).__name__}; it should be {KINDS['metric'].what}")
+    return made
 
 
 def share_out(config: RunConfig, task: Task, split: Partition | None = None) -> Allocation:
@@ -278,7 +307,9 @@ def _table(shared: Allocation) -> Any:
     return shared.split.table(shared.task)
 
 
-def misfits(config: RunConfig, method: Method[Any], aggregation: Aggregation, adversary: Adversary | None) -> list[str]:
+def misfits(
+    config: RunConfig, method: Method[Any], aggregation: Aggregation, adversary: Adversary | None, task: Task | None = None
+) -> list[str]:
     """Return the reasons why the parts of a run do not fit together, one sentence each; empty if they do.
 
     Args:
@@ -286,8 +317,17 @@ def misfits(config: RunConfig, method: Method[Any], aggregation: Aggregation, ad
         method: the method, fitted to its task.
         aggregation: the aggregation of sums.
         adversary: the attack of Byzantine clients, or None.
+        task: the task with its metrics, if known.
     """
     found = []
+    if task is not None and config.target_accuracy is not None:
+        main = main_of(task, task.train.y)
+        if main.name != "accuracy":
+            found.append(f"{setting('target_accuracy')} is of accuracy, but {main.name} is primary; use {setting('target_score')}")
+    if config.by_group and config.evaluation not in ("federated", "clients"):
+        found.append(
+            f"{setting('by_group', True)} needs {setting('evaluation', 'federated')} or {setting('evaluation', 'clients')}"
+        )
     if config.cohort > config.clients:
         found.append(
             f"the cohort of {config.cohort} is larger than the population of {config.clients} clients; "
@@ -305,6 +345,24 @@ def misfits(config: RunConfig, method: Method[Any], aggregation: Aggregation, ad
             f"{setting('aggregation', 'secure-arithmetic')}, whose bits are the same"
         )
     return found
+
+
+def group_misfits(config: RunConfig, aggregation: Aggregation, groups: Collection[int]) -> list[str]:
+    """Return the reasons why groups cannot be evaluated separately; empty if they can, or if that is not asked for.
+
+    Args:
+        config: the configuration.
+        aggregation: the aggregation of sums.
+        groups: true group of each client; empty if the partition has none.
+    """
+    if not config.by_group:
+        return []
+    if not groups:
+        return [f"{setting('by_group', True)} needs groups of clients; use {setting('partition', 'groups:0-4/5-9')}"]
+    least = max(config.least_group, 1 if aggregation.sees_each else 3)
+    small = [group for group in sorted(set(groups)) if list(groups).count(group) < least]
+    text = ", ".join(map(str, small))
+    return [f"{setting('by_group', True)}: a sum needs at least {least} clients, but group {text} has fewer"] if small else []
 
 
 def _hidden(method: Method, config: RunConfig) -> list[str]:

@@ -19,7 +19,7 @@ from paceline.adversaries.behaviours import load_adversary
 from paceline.adversaries.engine import Hostile
 from paceline.aggregation import load_aggregation
 from paceline.aggregation.secure.task_hash import Agreement
-from paceline.assembly import assemble, devices, misfits, reload, share_out
+from paceline.assembly import assemble, devices, group_misfits, misfits, reload, share_out
 from paceline.core.config import RunConfig
 from paceline.core.engine import Aggregation, Engine
 from paceline.core.errors import ConfigError, PlanError, StoreError
@@ -115,7 +115,7 @@ def prepare(
         config.aggregation, config.secure, config.sum_bound, Agreement.of(config, type(asked), schema_of(made.task))
     )
     adversary = None if config.adversary is None else load_adversary(config.adversary)
-    if wrong := misfits(config, method, aggregation, adversary):
+    if wrong := misfits(config, method, aggregation, adversary, made.task):
         raise PlanError(wrong)
     shared = share_out(config, made.task, split)
     task, fleet = shared.task, devices(config, shared)
@@ -142,7 +142,7 @@ def prepare(
         on_error=config.on_error,
         deadline=config.deadline,
     )
-    if wrong := aggregation.check(fed) + method.check(fed):
+    if wrong := aggregation.check(fed) + method.check(fed) + group_misfits(config, aggregation, shared.groups):
         runs.close()
         raise PlanError(wrong)
     if folder is not None:

@@ -51,7 +51,9 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "precision": ("bf16", {"model": "mlp"}),
     "evaluation": ("clients", {"client_test": 0.3}),
     "eval_every": (2, {}),
+    "metrics": (("f1", "auroc:bins=50"), {"evaluation": "federated", "client_test": 0.3}),
     "target_accuracy": (0.1, {}),
+    "target_score": (5.0, {"metrics": ("log-loss",)}),
     "stop_at_target": (True, {"target_accuracy": 0.05}),
     "patience": (1, {"rounds": 3, "options": {"lr": 1e-9}}),
 }
@@ -74,6 +76,7 @@ SIMULATED = {
     "chunk": 4,
     "one_step": False,
     "memory_mib": 8,
+    "by_group": True,
 }
 
 

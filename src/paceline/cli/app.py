@@ -108,7 +108,7 @@ def start(
 
 for command in (run.run, compare.compare, run.resume, report.report, predict.predict, predict.export):
     app.command(rich_help_panel="Runs")(command)
-for command in (listing.methods, listing.tasks, partition.partition, schema.schema, doctor.doctor):
+for command in (listing.methods, listing.tasks, listing.metrics, partition.partition, schema.schema, doctor.doctor):
     app.command(rich_help_panel="Methods, tasks and data")(command)
 app.add_typer(data.app, name="data", rich_help_panel="Methods, tasks and data")
 for command in (server.server, client.client, federate.federate):

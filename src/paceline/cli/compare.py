@@ -53,7 +53,7 @@ def compare(
     """Run several methods on the same clients, devices and seeds; print a table and save a plot.
 
     Figures are means ± standard deviations over the seeds; × is the ratio to the first method. Without
-    --target-accuracy, the time is to the highest whole percentage that every run reached.
+    --target-accuracy or --target-score, the time is to the best rounded value that every run reached.
     """
     common = pairs(option)
     settings = []

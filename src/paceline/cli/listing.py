@@ -1,4 +1,4 @@
-"""`paceline methods` and `paceline tasks`."""
+"""`paceline methods`, `paceline tasks` and `paceline metrics`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from paceline.core.fields import field_docs, hints_of, plain_type, range_of
 if TYPE_CHECKING:
     from paceline.core.method import Method
 
-__all__ = ["card", "methods", "sum_only", "task_rows", "tasks"]
+__all__ = ["card", "methods", "metric_rows", "metrics", "sum_only", "task_rows", "tasks"]
 
 WIDE_LIST = 120
 """Least width, in columns, at which the list of methods has all of its columns."""
@@ -117,6 +117,53 @@ def task_rows() -> list[dict[str, Any]]:
                 "ready": source is None or source.ready(),
                 "megabytes": 0 if source is None else source.megabytes,
                 "about": source.about if source is not None and source.name == name else task_info(name),
+            }
+        )
+    return found
+
+
+def metrics(json: Json = False) -> None:
+    """List the metrics, which of their values are better, and their options."""
+    found = metric_rows()
+    if json:
+        print_json(found)
+        return
+    listed = table("Metrics, set with --metric NAME:OPTION=VALUE", "name", "better", "options", "about")
+    for entry in found:
+        options = "; ".join(f"{o['name']}={'required' if o['default'] == 'required' else o['default']}" for o in entry["options"])
+        listed.add_row(*map(escape, (entry["name"], "higher" if entry["higher_is_better"] else "lower", options, entry["about"])))
+    out().print(listed)
+    out().print(
+        "the first metric of a run is primary; your own: package.module:Name, see docs/contributing/metric.md", soft_wrap=True
+    )
+
+
+def metric_rows() -> list[dict[str, Any]]:
+    """Return name, direction, range, description and options of each metric; write what cannot be imported to stderr."""
+    found = []
+    for name in registry.names("metric"):
+        try:
+            cls = registry.load("metric", name)
+        except PacelineError as error:
+            show_error(error, as_json=False)
+            continue
+        docs, hints = field_docs(cls), hints_of(cls)
+        fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+        found.append(
+            {
+                "name": name,
+                "higher_is_better": cls.higher_is_better,
+                "range": [limit if math.isfinite(limit) else None for limit in cls.limits],
+                "about": inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].replace("\n", " "),
+                "options": [
+                    {
+                        "name": f.name,
+                        "type": plain_type(hints.get(f.name, f.type)),
+                        "default": _default(f),
+                        "doc": docs.get(f.name, ""),
+                    }
+                    for f in fields
+                ],
             }
         )
     return found

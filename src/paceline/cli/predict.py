@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -72,8 +72,8 @@ def predict(
         found.to_csv(save)
     right = found.accuracy
     if json:
-        rows = {} if save is not None else {"predictions": list(found.rows())}
-        print_json({"samples": len(found), "kind": found.kind, "accuracy": right, "out": save and str(save), **rows})
+        facts = {"samples": len(found), "kind": found.kind, "accuracy": right, "out": save and str(save)}
+        print_json(facts if save is not None else facts | {"predictions": list(found.rows())})
         return
     console = out()
     if save is None:
@@ -122,7 +122,7 @@ def _predictor(run: Path, client: int | None, modules: tuple[str, ...]) -> Predi
     return load(run).predictor(client)
 
 
-def _reading(option: list[str] | None) -> dict[str, str]:
+def _reading(option: list[str] | None) -> dict[str, Any]:
     from paceline.core.errors import UnknownNameError
     from paceline.tasks.inputs import READING
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +11,7 @@ import typer
 
 from paceline import registry
 from paceline.cli.fields import ConfigFile, Options, SecureOptions, TaskOptions, completed, configuration, run_options
-from paceline.cli.show import bytes_text, out, percent, print_json, seconds_text, table
+from paceline.cli.show import bytes_text, out, percent, print_json, score_text, seconds_text, table
 from paceline.cli.signals import resumable
 from paceline.core.parsing import pairs
 from paceline.results.progress import LiveProgress
@@ -117,6 +118,12 @@ def _profile(summary: Result) -> None:
     out().print(shown)
 
 
+def _named(figure: str) -> str:
+    """Return a figure's name as the heading of a row."""
+    text = figure.replace("_", " ")
+    return text[:1].upper() + text[1:]
+
+
 def _finish(summary: Result, as_json: bool, profile: bool = False) -> None:
     if as_json:
         print_json(summary.as_dict())
@@ -126,13 +133,18 @@ def _finish(summary: Result, as_json: bool, profile: bool = False) -> None:
     judged = sum(record.get("evaluation_seconds", 0.0) for record in summary.history)
     shown = table(f"{summary.method} on {summary.task}, seed {summary.seed}", "Metric", "Value", right=("Value",))
     for label, text in (
-        ("Accuracy", percent(summary.accuracy)),
+        *(
+            ()
+            if summary.metric in ("accuracy", "loss")
+            else ((_named(summary.metric), score_text(summary.score, summary.in_percent)),)
+        ),
+        *((("Accuracy", percent(summary.accuracy)),) if summary.metric == "accuracy" or math.isfinite(summary.accuracy) else ()),
         ("Loss", f"{summary.loss:.4f}"),
         ("Rounds", f"{summary.rounds} ({summary.stopped})"),
         ("Time per round (virtual)", seconds_text(summary.round_seconds)),
         *([("Time of evaluation (virtual)", seconds_text(judged))] if judged else []),
         ("Total time (virtual)", seconds_text(summary.total_seconds)),
-        ("Time to target accuracy (virtual)", seconds_text(summary.target_seconds)),
+        (f"Time to target {summary.metric.replace('_', ' ')} (virtual)", seconds_text(summary.target_seconds)),
         ("Total wall time (this machine)", seconds_text(summary.wall_seconds)),
         ("Client training", f"{summary.chunk} clients per stack" if summary.chunk > 1 else "one client at a time"),
         ("Stacking", summary.path),

@@ -20,6 +20,7 @@ from paceline.core.huggingface import Rows, check_dataset, class_names
 from paceline.core.layout import Buffers
 from paceline.core.losses import find_loss
 from paceline.core.making import apart, are_indices, classes_in, held_out, maker, owners_of, reading_scores, rows_of, sized, told
+from paceline.core.metrics import Metric
 
 __all__ = ["Constructors", "Reading", "TaskOptions"]
 
@@ -55,6 +56,7 @@ class TaskOptions(TypedDict, total=False):
         buffers: treatment of running statistics.
         trainable: glob patterns of the parameters that are trained, None for all.
         notes: a line for people.
+        metrics: metrics, or their names with options; the first is primary.
     """
 
     loss: Loss | str
@@ -69,6 +71,7 @@ class TaskOptions(TypedDict, total=False):
     buffers: Buffers
     trainable: Sequence[str] | None
     notes: str
+    metrics: Sequence[Metric | str]
 
 
 class _Options(TaskOptions, Reading):

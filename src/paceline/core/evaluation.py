@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from paceline.core.columns import call, length
 from paceline.core.generators import GeneratorWatch, drawing, nested
-from paceline.core.losses import CLASS_LOSSES, NamedLoss, counted, scores
+from paceline.core.losses import counted, scores
+from paceline.core.metrics import chosen
 from paceline.core.params import Params, Resident
 from paceline.core.profiling import spent
 from paceline.core.samples import ClientData, Problem
+from paceline.core.terms import MetricTerms, classified
 
 __all__ = ["Evaluation", "evaluate", "evaluate_together"]
 
@@ -66,7 +68,7 @@ def evaluate(
     batch_size: int = BATCH,
     outputs: Callable[[nn.Module, Any], Any] | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a loaded model: sums of loss and correct answers, counts, and both counts per class.
+    """Evaluate a loaded model: sums of loss and correct answers, counts, both counts per class, and terms of metrics.
 
     All returned values add up over clients, so they can be computed under secure aggregation. If a sample has a sequence
     of targets, each of them counts; negative ones (such as -100) and those that the task ignores are not scored. Of a task
@@ -80,35 +82,37 @@ def evaluate(
         outputs: ``(module, inputs) -> scores`` instead of the module's outputs.
 
     Returns:
-        ``loss`` (sum), ``correct``, ``count``, ``class_correct`` and ``class_count`` (shape [classes]).
+        ``loss`` (sum), ``correct``, ``count``, ``class_correct`` and ``class_count`` (shape [classes]); if the problem has
+        metrics, ``metrics``: `packed` terms of each, by the name of its main figure.
     """
     with spent.on("evaluating"):
         model.module.eval()
         loss = torch.zeros((), dtype=torch.float64, device=model.device)
         hits = torch.zeros(problem.num_classes, dtype=torch.int64, device=model.device)
-        counts, samples = torch.zeros_like(hits), 0
+        counts, samples, terms = torch.zeros_like(hits), 0, MetricTerms(problem)
         for x, y in data.batches(_fitting(model, data, batch_size, outputs)):
             out = call(model.module, x) if outputs is None else outputs(model.module, x)
             if not classified(problem, y):
                 number = _number(problem, y)
                 samples += number
                 loss += problem.loss(out, y).double() * number if number else 0.0
+                if terms.metrics:
+                    terms.add(out, y)
                 continue
-            scored = y[y >= 0]
-            if (ignored := getattr(problem, "ignore_index", None)) is not None:
-                scored = scored[scored != ignored]
+            marked = terms.marked(y)
+            scored = marked[marked >= 0]
             if len(scored):
                 loss += problem.loss(out, y).double() * len(scored)
-                counts += torch.bincount(scored, minlength=problem.num_classes)
-                hits += torch.bincount(_right(scores(out, getattr(problem, "output", None)), y), minlength=problem.num_classes)
-        return _sums(float(loss), hits.cpu(), counts.cpu(), samples + int(counts.sum()))
-
-
-def classified(problem: Problem, y: Any) -> bool:
-    """Return whether targets are class indices, of which the scores have one channel each."""
-    if not problem.num_classes or not isinstance(y, Tensor) or y.is_floating_point():
-        return False
-    return not isinstance(problem.loss, NamedLoss) or problem.loss.name in CLASS_LOSSES
+                counts += torch.bincount(scored, minlength=len(counts))
+                hits += torch.bincount(_right(scores(out, terms.output), marked), minlength=len(counts))
+                if terms.metrics:
+                    terms.add(out, y, counted=True)
+        sums = _sums(float(loss), hits.cpu(), counts.cpu(), samples + int(counts.sum()))
+        if not terms.metrics:
+            return sums
+        if terms.missing:
+            terms.shape(model, data, outputs)
+        return terms.into(sums)
 
 
 def _number(problem: Problem, y: Any) -> int:
@@ -153,7 +157,8 @@ def _evaluate_all(requests: Sequence[Evaluation]) -> list[dict[str, Any]]:
     loss = torch.zeros(count, dtype=torch.float64, device=device)
     hits = torch.zeros(count * classes, dtype=torch.int64, device=device)
     counts = torch.zeros_like(hits)
-    size = _fitting(model, first.data, BATCH, None)
+    size, apart = _fitting(model, first.data, BATCH, None), any(not metric.counted for metric in chosen(first.problem))
+    terms = [MetricTerms(request.problem) for request in requests] if apart else []
     for (_, (x, y)), owner in zip(first.data.each(iter(torch.split(rows, size))), torch.split(owners, size), strict=True):
         out = call(model.module, x)
         each = F.cross_entropy(out, y, reduction="none")
@@ -161,11 +166,20 @@ def _evaluate_all(requests: Sequence[Evaluation]) -> list[dict[str, Any]]:
         cell = owner.reshape(-1, *[1] * (y.dim() - 1)).expand_as(y) * classes + y
         counts += torch.bincount(cell.reshape(-1), minlength=len(counts))
         hits += torch.bincount(cell.reshape(-1)[out.argmax(1).reshape(-1) == y.reshape(-1)], minlength=len(counts))
+        if apart:
+            whose, many = torch.unique_consecutive(owner, return_counts=True)
+            split = many.tolist()
+            for k, scores, targets in zip(whose.tolist(), torch.split(out, split), torch.split(y, split), strict=True):
+                terms[k].add(scores, targets, counted=True)
+    for one, request in zip(terms, requests, strict=False):
+        if one.missing:
+            one.shape(model, request.data, None)
     table, right = counts.view(count, classes).cpu(), hits.view(count, classes).cpu()
-    return [
+    found = [
         _sums(value, right[k].clone(), table[k].clone(), len(request.data))
         for k, (request, value) in enumerate(zip(requests, loss.tolist(), strict=True))
     ]
+    return [one.into(sums) for one, sums in zip(terms, found, strict=True)] if apart else found
 
 
 def _fitting(model: Resident, data: ClientData, most: int, outputs: Callable[[nn.Module, Any], Any] | None) -> int:

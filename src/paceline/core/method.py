@@ -13,8 +13,10 @@ from paceline.core.checked import Checked
 from paceline.core.engine import Bound, ClientFunction
 from paceline.core.errors import ConfigError
 from paceline.core.fields import Finite, Minority, NonNegative, Positive, PositiveShare, Share
-from paceline.core.metrics import spread
+from paceline.core.metrics import chosen
 from paceline.core.params import Params
+from paceline.core.spread import spread
+from paceline.core.terms import main_of
 from paceline.core.tree import Tree, node
 from paceline.core.update import Update
 
@@ -268,13 +270,14 @@ class Method(Generic[S], metaclass=Checked):
 
     @on_client
     def evaluate_clients(self, client: Client, message: tuple[bool, Tree]) -> Tree:
-        """Return the evaluation sums of this client's own model, including its accuracy as a term of the spread.
+        """Return the evaluation sums of this client's own model, including its primary figure as a term of the spread.
 
         The data are the client's own test samples; if it has none, the central ones of its own classes. With True in the
         message, all central test samples.
         """
         everything, own = message
-        return spread(self.assess(client, own, client.judged_by(everything)))
+        sums = self.assess(client, own, client.judged_by(everything))
+        return spread(sums, chosen(client.problem), main_of(client.problem, client.train.y))
 
     @on_client
     def evaluate(self, client: Client, message: Tree) -> Tree:

@@ -18,6 +18,7 @@ from paceline.core.generators import drawing
 from paceline.core.hooks import Loss
 from paceline.core.layout import Buffers
 from paceline.core.losses import find_loss
+from paceline.core.metrics import Metric
 
 __all__ = ["Arrays", "Task"]
 
@@ -45,6 +46,7 @@ class Task(Constructors):
         info: further figures and names, such as where the data come from.
         classes: names of the classes, by code; may be empty.
         in_time: whether the samples of a natural client follow in time.
+        metrics: metrics, or their names with options; the first is primary. A run's own metrics replace them.
         overlap: number of following training samples that share content with a sample, such as overlapping windows of a text.
         ignore_index: target that does not count, such as 255 in segmentation; for losses by name and for accuracies.
         mask: entry of a dict of targets that is 0 where they do not count; for losses by name.
@@ -74,6 +76,7 @@ class Task(Constructors):
     classes: Sequence[str] = ()
     in_time: bool = False
     overlap: int = 0
+    metrics: Sequence[Metric | str] = ()
     ignore_index: int | None = None
     mask: str | None = None
     output: str | int | None = None

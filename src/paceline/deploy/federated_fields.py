@@ -91,8 +91,11 @@ FEDERATED_FIELDS: dict[str, FederatedField] = {
     "one_step": _simulated(_STACK),
     "memory_mib": _simulated("each client stores its memory itself; leave it out"),
     "evaluation": _SERVER,
+    "metrics": _CLIENTS,
+    "by_group": _simulated("groups of clients are known in simulations alone; leave it out"),
     "eval_every": _SERVER,
     "target_accuracy": _SERVER,
+    "target_score": _SERVER,
     "stop_at_target": _SERVER,
     "patience": _SERVER,
 }

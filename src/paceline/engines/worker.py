@@ -22,6 +22,7 @@ from paceline.core.failures import class_of, reason_of
 from paceline.core.generators import nested
 from paceline.core.layout import Layout
 from paceline.core.method import client_functions
+from paceline.core.metrics import added
 from paceline.core.params import Params, Resident
 from paceline.core.process_state import set_precision
 from paceline.core.profiling import spent
@@ -389,8 +390,7 @@ class Worker:
                 evaluate_on(self.model, task, ClientData(test.x, test.y, rows.to(test.index.device)), outputs=outputs)
                 for rows, outputs in parts
             ]
-        total = {key: sum(sums[key] for sums in each) for key in each[0]}
-        return total | {f"part_{key}": [sums[key] for sums in each] for key in ("correct", "count", "loss")}
+        return added(each) | {"parts": each}
 
 
 def _encoding(me: Client) -> int:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from paceline.core.columns import columns
 from paceline.core.errors import ConfigError, StoreError
-from paceline.core.evaluation import classified
 from paceline.core.generators import drawing
 from paceline.core.task import Task
+from paceline.core.terms import classified
 from paceline.data.schema import Schema
 from paceline.results.recipe import NotDescribed, described, made
 from paceline.store.files import atomic_write

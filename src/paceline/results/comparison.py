@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from paceline.core.errors import UnknownNameError
-from paceline.results.groups import Group, RunEntry, cells, columns, common_target, comparison, grouped, labels
+from paceline.results.groups import Group, RunEntry, cells, columns, common_main, common_target, comparison, grouped, labels
 from paceline.results.result import Result
 
 if TYPE_CHECKING:
@@ -25,7 +25,17 @@ __all__ = ["Comparison"]
 
 _WIDE = 160
 
-_FIGURES = ("accuracy", "loss", "round_seconds", "total_seconds", "wall_seconds", "bytes_up", "bytes_down", "target_seconds")
+_FIGURES = (
+    "accuracy",
+    "loss",
+    "score",
+    "round_seconds",
+    "total_seconds",
+    "wall_seconds",
+    "bytes_up",
+    "bytes_down",
+    "target_seconds",
+)
 
 
 @dataclass(repr=False)
@@ -37,7 +47,7 @@ class Comparison:
     Args:
         entries: the runs, in the order of the table.
         title: of the table.
-        target: accuracy from 0 to 1 whose time is shown; by default the highest whole percentage that every run reached.
+        target: value of the primary metric whose time is shown; by default the best rounded one that every run reached.
         results: the runs' results with their models, in the same order; may be empty.
         folder: where the runs are kept, or None.
 
@@ -56,7 +66,7 @@ class Comparison:
     folder: Path | None = None
 
     def __post_init__(self) -> None:
-        self.target = self.target or common_target(self.groups)
+        self.target = common_target(self.groups) if self.target is None else self.target
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -72,8 +82,9 @@ class Comparison:
     def rows(self) -> list[dict[str, Any]]:
         """A dict for each label: ``label``, ``seeds``, and mean and ``..._deviation`` of each figure.
 
-        Figures are ``accuracy``, ``loss``, ``round_seconds``, ``total_seconds``, ``target_seconds``, ``wall_seconds``,
-        ``bytes_up`` and ``bytes_down``; None where no run has it, and a deviation of None where there are fewer than two.
+        Figures are ``accuracy``, ``loss``, ``score`` (of the primary metric), ``round_seconds``, ``total_seconds``,
+        ``target_seconds``, ``wall_seconds``, ``bytes_up`` and ``bytes_down``; None where no run has it, and a deviation of None
+        where there are fewer than two.
         """
         return [
             {"label": g.label, "seeds": len(g.entries)}
@@ -90,7 +101,7 @@ class Comparison:
         return self._by_label(figure, "_deviation")
 
     def plot(self, path: str | Path | None = None) -> Picture:
-        """Draw accuracy over virtual time, time of a round and upload; a notebook shows the figure that is returned.
+        """Draw the primary metric over virtual time, time of a round and upload; a notebook shows the figure that is returned.
 
         Args:
             path: where to save it too, as png, svg or pdf by its name.
@@ -104,7 +115,7 @@ class Comparison:
             for group in self.groups
             for entry in group.entries
         ]
-        figure = draw_compare(runs, target=self.target)
+        figure = draw_compare(runs, target=self.target, main=common_main(self.groups))
         if path is not None:
             save(figure, Path(path))
         return figure
@@ -132,7 +143,10 @@ class Comparison:
         return console.file.getvalue().rstrip()
 
     def _repr_html_(self) -> str:
-        rows = [["method", *columns(self.target)], *(cells(g, self.groups[0], self.target) for g in self.groups)]
+        rows = [
+            ["method", *columns(self.target, common_main(self.groups))],
+            *(cells(g, self.groups[0], self.target) for g in self.groups),
+        ]
         lines = [f"<caption>{html.escape(self.title)}</caption>"] if self.title else []
         for tag, row in zip(["th", *["td"] * (len(rows) - 1)], rows, strict=True):
             lines.append("<tr>" + "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in row) + "</tr>")

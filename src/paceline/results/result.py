@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paceline.core.errors import ConfigError, install_command
-from paceline.results.display import bytes_text, percent, seconds_text
+from paceline.results.display import bytes_text, score_text, seconds_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,17 +36,20 @@ class Result:
         method, task, seed: what was run.
         rounds: rounds that were carried out.
         accuracy, loss: of the last evaluation; NaN where there was none.
+        metric, score: name of the primary metric's figure, and its value at the last evaluation.
+        higher_is_better, in_percent: whether a larger score is better, and whether it is shown in percent.
         round_seconds, total_seconds: virtual seconds of a round without its evaluation (mean), and of all with it.
         wall_seconds: seconds on this machine.
         bytes_up, bytes_down: bytes from and to all clients.
         model_sha256: SHA-256 of the final parameters' float32 bytes.
-        target_seconds: virtual seconds until the target accuracy was reached, or None.
+        target_seconds: virtual seconds until the target was reached, or None.
         stopped: why the run ended.
         chunk: clients that trained as one stacked computation.
         path: why they did.
         spent: wall time by section, of this process (``here``) and of all workers.
         history: a dict for each round: ``round``, ``virtual_seconds`` at its end, ``round_seconds``, ``bytes_up``,
-            ``bytes_down``, ``accuracy`` and ``loss`` where it was evaluated, and ``evaluation_seconds`` where clients did that.
+            ``bytes_down``, ``accuracy``, ``loss`` and the figures of metrics where it was evaluated, and ``evaluation_seconds``
+            where clients did that.
         config: the run's configuration.
         final: makes the models; see `model`.
 
@@ -75,6 +78,10 @@ class Result:
     stopped: str = "all rounds"
     chunk: int = 1
     path: str = ""
+    metric: str = "accuracy"
+    score: float = math.nan
+    higher_is_better: bool = True
+    in_percent: bool = True
     spent: dict[str, dict[str, float]] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     config: RunConfig | None = None
@@ -211,7 +218,8 @@ class Result:
         saved = folder.read_summary()
         if saved is None:
             return None
-        saved |= {name: math.nan for name in ("accuracy", "loss") if saved.get(name) is None} | {"run": str(folder.path)}
+        saved.setdefault("score", saved.get("accuracy"))  # of a folder from before there were other metrics
+        saved |= {name: math.nan for name in ("accuracy", "loss", "score") if saved.get(name) is None} | {"run": str(folder.path)}
         return Result(**saved, history=folder.read_metrics(), config=RunConfig.build(folder.read_config()), final=final)
 
     def as_dict(self) -> dict[str, Any]:
@@ -220,7 +228,7 @@ class Result:
 
     def __repr__(self) -> str:
         parts = [
-            f"accuracy {percent(self.accuracy)}",
+            f"{self.metric} {score_text(self.score, self.in_percent)}",
             f"loss {self.loss:.4f}",
             f"{self.rounds} rounds",
             f"{seconds_text(self.seconds)} virtual",

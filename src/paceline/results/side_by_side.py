@@ -67,7 +67,7 @@ def side_by_side(
         f"{first.task}, {first.clients} clients, {first.partition}, fleet {first.fleet}, "
         f"{first.aggregation} aggregation, {first.rounds} rounds"
     )
-    return Comparison(entries, title, first.target_accuracy, results, place)
+    return Comparison(entries, title, first.goal, results, place)
 
 
 def for_seeds(asked: Sequence[Arguments], seeds: Sequence[int]) -> list[Arguments]:

@@ -1,4 +1,4 @@
-"""Plots of runs: accuracy over virtual time, seconds per round, bytes sent.
+"""Plots of runs: the primary metric over virtual time, seconds per round, bytes sent.
 
 A run is a dict ``{"method", "seed", "history"}`` whose history is a list of records with ``round``,
 ``virtual_seconds``, ``accuracy``, ``loss``, ``round_seconds``, ``bytes_up`` and ``bytes_down``. Further keys
@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from paceline.core.errors import StoreError
+from paceline.core.metrics import Primary
 from paceline.store.files import atomic_write
 from paceline.store.run import RunFolder
 
@@ -70,7 +71,9 @@ def plot_compare(
     return save(figure, Path(path))
 
 
-def draw_compare(runs: Sequence[Mapping[str, Any]], title: str | None = None, target: float | None = None) -> Picture:
+def draw_compare(
+    runs: Sequence[Mapping[str, Any]], title: str | None = None, target: float | None = None, main: Primary | None = None
+) -> Picture:
     """Draw methods side by side.
 
     Seeds of one method are averaged: a line is the mean, its band extends from the minimum to the maximum.
@@ -78,7 +81,8 @@ def draw_compare(runs: Sequence[Mapping[str, Any]], title: str | None = None, ta
     Args:
         runs: runs as described in the module docstring.
         title: title of the figure.
-        target: accuracy, from 0 to 1, to mark with a horizontal line.
+        target: value of the primary figure, to mark with a horizontal line.
+        main: the primary figure; accuracy by default.
 
     Raises:
         StoreError: no run has a history, or the format is not supported.
@@ -95,14 +99,14 @@ def draw_compare(runs: Sequence[Mapping[str, Any]], title: str | None = None, ta
         left, middle, right = figure.subplots(1, 3, width_ratios=(1.9, 1, 0.75))
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontsize=15, fontweight="bold")
-        _accuracy(left, methods, target)
+        _scores(left, methods, target, main or Primary())
         _seconds(middle, methods)
         _bytes(right, methods)
     return figure
 
 
 def plot_run(folder: RunFolder | str | os.PathLike[str]) -> Path:
-    """Plot one run's accuracy, loss, seconds and bytes; save ``plots/run.png`` in its folder.
+    """Plot one run's primary metric, loss, seconds and bytes; save ``plots/run.png`` in its folder.
 
     Raises:
         StoreError: the run has no records yet.
@@ -120,8 +124,10 @@ def plot_run(folder: RunFolder | str | os.PathLike[str]) -> Path:
         figure.suptitle(name, x=0.01, ha="left", fontsize=15, fontweight="bold")
         axes = figure.subplots(1, 4)
         scale, unit = _time_unit(history[-1]["virtual_seconds"])
+        name = next((str(r["metric"]) for r in history if "metric" in r), "accuracy")
+        first = ("Accuracy (%)", 100) if name == "accuracy" else (name.replace("_", " ").capitalize(), 1)
         for ax, key, heading, factor, colour in (
-            (axes[0], "accuracy", "Accuracy (%)", 100, PALETTE[0]),
+            (axes[0], name, *first, PALETTE[0]),
             (axes[1], "loss", "Loss", 1, PALETTE[1]),
         ):
             points = [(r["virtual_seconds"] / scale, factor * r[key]) for r in history if _has(r, key)]
@@ -147,11 +153,13 @@ def _layout() -> ConstrainedLayoutEngine:
     return ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08, wspace=0.04)
 
 
-def _accuracy(ax: Any, methods: Mapping[str, list[History]], target: float | None) -> None:
+def _scores(ax: Any, methods: Mapping[str, list[History]], target: float | None, main: Primary) -> None:
     """Draw a line for each method, labelled at its end."""
-    curves = {name: _curve(seeds) for name, seeds in methods.items()}
+    factor, unit = (100, " (%)") if main.in_percent else (1, "")
+    curves = {name: _curve(seeds, main.name, factor) for name, seeds in methods.items()}
     curves = {name: curve for name, curve in curves.items() if len(curve[0])}
-    ax.set(title="Accuracy over virtual time", ylabel="test accuracy (%)")
+    text = main.name.replace("_", " ")
+    ax.set(title=f"{text[:1].upper()}{text[1:]} over virtual time", ylabel=f"test {text}{unit}")
     if not curves:
         return
     scale, unit = _time_unit(max(x[-1] for x, _ in curves.values()))
@@ -166,15 +174,15 @@ def _accuracy(ax: Any, methods: Mapping[str, list[History]], target: float | Non
         ends.append((float(mean[-1]), x[-1] / scale, name, colour))
     latest = max(end[1] for end in ends)
     if target is not None:
-        ax.axhline(100 * target, color="#555555", lw=1, ls=(0, (6, 4)), zorder=1)
-        ax.annotate(f"target {100 * target:g}", (0, 100 * target), (4, 3), textcoords="offset points", fontsize=9)
+        ax.axhline(factor * target, color="#555555", lw=1, ls=(0, (6, 4)), zorder=1)
+        ax.annotate(f"target {factor * target:g}", (0, factor * target), (4, 3), textcoords="offset points", fontsize=9)
     low, high = ax.get_ylim()
     ax.set(xlabel=f"virtual time ({unit})", xlim=(0, latest), ylim=(low, high))
     places = _spread([end[0] for end in ends], 0.062 * (high - low), low, high)
     for (y, x, name, colour), place in zip(ends, places, strict=True):
         ax.plot([x, latest], [y, y], color=colour, lw=1.2, ls=":", alpha=0.8)
         ax.plot([latest, latest * 1.03], [y, place], color=colour, lw=1.2, ls=":", alpha=0.8, clip_on=False)
-        text = f"{name}  {y:.1f}"
+        text = f"{name}  {y:.1f}" if main.in_percent else f"{name}  {y:.4g}"
         ax.text(latest * 1.04, place, text, color=colour, va="center", fontsize=10.5, fontweight="bold")
 
 
@@ -231,12 +239,14 @@ def _finish_bars(ax: Any, totals: Mapping[str, float], form: Callable[[float], s
         ax.annotate(form(value), (value, place), (5, 0), textcoords="offset points", va="center", fontweight="bold")
 
 
-def _curve(seeds: Sequence[History]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Return mean virtual seconds, shape [R], and accuracies in percent, [seeds, R], at rounds all seeds have."""
-    scored = [{r["round"]: r for r in history if _has(r, "accuracy")} for history in seeds]
+def _curve(
+    seeds: Sequence[History], figure: str = "accuracy", factor: float = 100
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return mean virtual seconds, shape [R], and a figure times a factor, [seeds, R], at rounds all seeds have."""
+    scored = [{r["round"]: r for r in history if _has(r, figure)} for history in seeds]
     common = sorted(set.intersection(*(set(each) for each in scored)))
     x = np.array([[each[r]["virtual_seconds"] for r in common] for each in scored], dtype=float)
-    y = np.array([[100 * each[r]["accuracy"] for r in common] for each in scored], dtype=float)
+    y = np.array([[factor * each[r][figure] for r in common] for each in scored], dtype=float)
     return x.mean(0), y
 
 
