@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -34,13 +34,11 @@ from paceline.devices import VirtualClock
 from paceline.engines import Setup, load_engine
 from paceline.engines.accelerators import check_device
 from paceline.engines.pool import stack_size
-from paceline.results.arguments import Arguments, MethodLike, TaskLike, arguments, as_task
-from paceline.results.comparison import Comparison
-from paceline.results.progress import RunProgress, both, library_progress
+from paceline.results.arguments import Arguments, MethodLike, TaskLike, arguments
+from paceline.results.progress import both, library_progress
 from paceline.results.result import Result
 from paceline.results.resuming import extend, restore
 from paceline.results.saved import check_task, saved_method, saved_model
-from paceline.results.side_by_side import for_seeds, side_by_side
 from paceline.runner import Observer, Run, StackingWarning
 from paceline.store import MemoryStore, RunFolder, load_checkpoint
 from paceline.store.places import new_place
@@ -50,20 +48,18 @@ from paceline.tasks import Task, schema_of
 from paceline.trackers.base import Observers, Watch
 
 __all__ = [
-    "Comparison",
     "Observer",
     "Result",
     "ResumeWarning",
     "Run",
     "RunConfig",
     "StackingWarning",
-    "compare",
+    "carry_out",
     "load",
     "prepare",
     "reopen",
     "resume",
     "run",
-    "run_all",
 ]
 
 
@@ -225,10 +221,11 @@ def run(
         if isinstance(folder, str | Path):
             folder = RunFolder.create(Path(folder).parent, Path(folder).name)
         watch = around.enter_context(Watch(observer, folder.name if folder else asked.config.label, asked.config))
-        return watch.ended(_carry_out(asked, folder, both(watch, bar), drop=drop, split=split))
+        return watch.ended(carry_out(asked, folder, both(watch, bar), drop=drop, split=split))
 
 
-def _carry_out(asked: Arguments, folder: RunFolder | None, observer: Observer, **parts: Any) -> Result:
+def carry_out(asked: Arguments, folder: RunFolder | None, observer: Observer, **parts: Any) -> Result:
+    """Carry out a run as it was asked for, in a new folder or without one; see `run`."""
     with _holding(folder):
         if folder is not None and None in asked.config.options.values():
             lost = ", ".join(name for name, value in asked.config.options.items() if value is None)
@@ -237,63 +234,6 @@ def _carry_out(asked: Arguments, folder: RunFolder | None, observer: Observer, *
         if folder is not None:  # with what was measured, so that a rerun takes the same path
             folder.write_config(prepared.config.model_dump(exclude_none=True), prepared.task.info.get("schema"))
         return prepared.go()
-
-
-def compare(
-    methods: Iterable[MethodLike],
-    task: TaskLike = None,
-    *,
-    seeds: Iterable[int] = (0,),
-    model: Any = None,
-    out: str | Path | None = None,
-    progress: bool | None = None,
-    **fields: Unpack[RunFields],
-) -> Comparison:
-    """Run several methods on the same clients, devices and seeds.
-
-    All are checked before the first one is trained.
-
-    Args:
-        methods: as `run` takes them.
-        task: as `run` takes it.
-        seeds: each of which every method is run with.
-        model: as `run` takes it.
-        out: a folder to keep the runs in, below one for this comparison; None keeps nothing.
-        progress: show a bar; by default in a terminal and in a notebook only.
-        fields: of `RunConfig`, for all methods.
-
-    Raises what `run` raises; a `PlanError` names the methods that do not fit.
-
-    Example:
-        >>> import paceline as pl
-        >>> from paceline.tasks import blobs
-        >>> table = pl.compare(["fedavg", pl.methods.FedProx(mu=1.0)], blobs(), seeds=range(2), clients=4, rounds=2)
-        >>> [row["label"] for row in table.rows], table.rows[0]["seeds"]
-        (['fedavg', 'fedprox:mu=1.0'], 2)
-    """
-    if "seed" in fields:
-        raise ConfigError("pass the seeds of a comparison as seeds=, such as range(3)")
-    if isinstance(methods, str | Method | type | RunConfig):
-        raise ConfigError("methods must be a list, such as ['fedavg', 'fedprox']")
-    if isinstance(task, tuple):
-        task, model = as_task(task, model), None  # data are read once
-    asked = for_seeds([arguments(method, task, model, fields) for method in methods], list(seeds))
-    with contextlib.ExitStack() as around:
-        bar = around.enter_context(library_progress(progress))
-        place = None
-        if out is not None:
-            place = around.enter_context(new_place(Path(out), None, f"compare-{asked[0].config.task}", False))
-        return run_all(asked, place, bar)
-
-
-def run_all(
-    asked: Sequence[Arguments],
-    place: Path | None,
-    bar: RunProgress,
-    around: Callable[[Path], contextlib.AbstractContextManager[Any]] | None = None,
-) -> Comparison:
-    """Carry out several runs one after another; see `side_by_side`."""
-    return side_by_side(asked, place, bar, lambda one: prepare(one.config, task=one.task, method=one.method), _carry_out, around)
 
 
 @contextlib.contextmanager

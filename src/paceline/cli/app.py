@@ -11,7 +11,23 @@ import typer
 from typer.core import TyperGroup
 
 from paceline import __version__
-from paceline.cli import ca, client, compare, data, doctor, federate, listing, partition, predict, report, run, schema, server
+from paceline.cli import (
+    ca,
+    client,
+    compare,
+    data,
+    doctor,
+    federate,
+    listing,
+    partition,
+    predict,
+    report,
+    resume,
+    run,
+    schema,
+    server,
+    sweep,
+)
 from paceline.cli.exitcodes import epilog
 from paceline.cli.show import err, show_error
 from paceline.cli.signals import ending
@@ -106,7 +122,7 @@ def start(
     """
 
 
-for command in (run.run, compare.compare, run.resume, report.report, predict.predict, predict.export):
+for command in (run.run, compare.compare, sweep.sweep, resume.resume, report.report, predict.predict, predict.export):
     app.command(rich_help_panel="Runs")(command)
 for command in (listing.methods, listing.tasks, listing.metrics, partition.partition, schema.schema, doctor.doctor):
     app.command(rich_help_panel="Methods, tasks and data")(command)

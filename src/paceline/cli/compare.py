@@ -20,7 +20,7 @@ from paceline.results.progress import LiveProgress
 if TYPE_CHECKING:
     pass
 
-__all__ = ["compare"]
+__all__ = ["compare", "read_seeds"]
 
 
 @run_options(without=("seed",))
@@ -62,10 +62,10 @@ def compare(
             ctx, given, config, method=spec.name, options=common | spec.options,
             task_option=task_option, secure_option=secure_option,
         )  # fmt: skip
-        settings += [base.fitted().model_copy(update={"seed": seed}) for seed in _seeds(seeds)]
+        settings += [base.fitted().model_copy(update={"seed": seed}) for seed in read_seeds(seeds)]
     from paceline.results.arguments import Arguments
-    from paceline.run import run_all
     from paceline.store.places import new_place
+    from paceline.studies import run_all
 
     with (
         new_place(out, name, f"compare-{settings[0].task}", replace) as place,
@@ -83,11 +83,19 @@ def compare(
     console.print(f"runs: {place}\nplot: {picture}", soft_wrap=True)
 
 
-def _seeds(text: str) -> list[int]:
+def read_seeds(text: str, count: bool = False) -> list[int]:
+    """Return the seeds of an option.
+
+    Args:
+        text: as typed.
+        count: whether a single number is a number of seeds.
+    """
     try:
         found = [int(part) for part in text.split(",")]
     except ValueError:
         raise ConfigError(f"--seeds {text!r} is not a list of whole numbers such as 0,1,2") from None
-    if min(found) < 0 or len(set(found)) < len(found):
+    if count and len(found) == 1 and found[0] > 0:
+        return list(range(found[0]))
+    if min(found) < 0 or len(set(found)) < len(found) or (count and len(found) == 1):
         raise ConfigError(f"--seeds {text!r}: seeds must differ and be at least 0")
     return found

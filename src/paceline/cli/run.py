@@ -1,9 +1,8 @@
-"""`paceline run` and `paceline resume`."""
+"""`paceline run`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +18,7 @@ from paceline.results.progress import LiveProgress
 if TYPE_CHECKING:
     from paceline.results.result import Result
 
-__all__ = ["Json", "Name", "Out", "Quiet", "Replace", "resume", "run"]
+__all__ = ["Json", "Name", "Out", "Quiet", "Replace", "Track", "run"]
 
 Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="folder for runs")]
 Name = Annotated[str | None, typer.Option("--name", help="name of the run's folder", show_default="METHOD-TASK-sSEED")]
@@ -85,30 +84,6 @@ def run(
     _finish(summary, json, profile)
 
 
-def resume(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of the run", show_default=False)],
-    rounds: Annotated[
-        int | None,
-        typer.Option("--rounds", min=1, help="extend the run to this number of rounds in total", show_default="as configured"),
-    ] = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    track: Track = None,
-) -> None:
-    """Resume a stopped or killed run from its last checkpoint, or extend one; the result is bitwise that of an undisturbed run."""
-    from paceline.store import RunFolder
-
-    carry_on: Callable[..., Result]
-    if RunFolder.open(run).read_config().get("engine") == "grpc":
-        from paceline.deploy.loopback import resume as carry_on
-    else:
-        from paceline.run import resume as carry_on
-    with LiveProgress(quiet or json) as progress, resumable(run):
-        progress.begin(run.name)
-        summary = carry_on(run, [progress, *(track or ())], rounds=rounds)
-    _finish(summary, json)
-
-
 def _profile(summary: Result) -> None:
     """Print the wall time of the rounds by section: in this process, and in all workers together."""
     shown = table("Wall time by section", "section", "this process", "workers", right=("this process", "workers"))
@@ -125,6 +100,7 @@ def _named(figure: str) -> str:
 
 
 def _finish(summary: Result, as_json: bool, profile: bool = False) -> None:
+    """Print the outcome of a run, as a table or as JSON."""
     if as_json:
         print_json(summary.as_dict())
         return

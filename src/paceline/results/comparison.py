@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import html
 import io
+import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,7 @@ class Comparison:
         target: value of the primary metric whose time is shown; by default the best rounded one that every run reached.
         results: the runs' results with their models, in the same order; may be empty.
         folder: where the runs are kept, or None.
+        failed: the error of each run of a sweep that failed, by its label and seed.
 
     Example:
         >>> import paceline as pl
@@ -64,6 +66,7 @@ class Comparison:
     target: float | None = None
     results: Sequence[Result] = ()
     folder: Path | None = None
+    failed: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.target = common_target(self.groups) if self.target is None else self.target
@@ -91,6 +94,24 @@ class Comparison:
             | {f"{n}{s}": f(v) for n, v in self._values(g).items() for s, f in (("", _mean), ("_deviation", _deviation))}
             for g in self.groups
         ]
+
+    def ranked(self) -> Comparison:
+        """Return the comparison with the best mean of the primary metric first; labels without one come last."""
+        main = common_main(self.groups)
+
+        def key(group: Group) -> tuple[bool, float]:
+            score = _mean([v for v in group.values("score" if main.name != "accuracy" else "accuracy") if not math.isnan(v)])
+            return (score is None, 0.0) if score is None else (False, -score if main.higher_is_better else score)
+
+        entries = [entry for group in sorted(self.groups, key=key) for entry in group.entries]
+        places = {id(entry): place for place, entry in enumerate(self.entries)}
+        results = [self.results[places[id(entry)]] for entry in entries] if self.results else ()
+        return replace(self, entries=entries, results=results)
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The configuration of the first row, the best one of a sweep, without its seed: fields of `RunConfig`."""
+        return {name: value for name, value in self.groups[0].entries[0].config.items() if name != "seed"}
 
     def mean(self, figure: str = "accuracy") -> dict[str, float | None]:
         """Return a figure's mean over seeds, by label; see `rows`. Raises `UnknownNameError` for another figure."""
@@ -120,9 +141,21 @@ class Comparison:
             save(figure, Path(path))
         return figure
 
-    def table(self) -> Table:
-        """Return the table, for rich."""
-        return comparison(self.title, self.groups, self.target)
+    def plot_best(self, most: int = 10) -> Path | None:
+        """Draw the first rows into the folder, and return the file; None where nothing is kept.
+
+        Args:
+            most: number of rows.
+        """
+        if self.folder is None:
+            return None
+        entries = [entry for group in self.groups[:most] for entry in group.entries]
+        replace(self, entries=entries, results=()).plot(self.folder / "compare.png")
+        return self.folder / "compare.png"
+
+    def table(self, most: int | None = None) -> Table:
+        """Return the table, for rich; at most `most` rows of it."""
+        return comparison(self.title, self.groups[:most], self.target)
 
     def _by_label(self, figure: str, suffix: str) -> dict[str, float | None]:
         if figure not in _FIGURES:
