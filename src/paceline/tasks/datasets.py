@@ -47,12 +47,13 @@ class DataRecipe(Recipe):
 
     Args:
         content: of a sample.
-        batch_size: of local training.
+        batch_size, lr: of local training; `benchmarks/defaults.py` searches them.
         in_time: whether a client's samples follow each other in time.
     """
 
     content: Content = "image"
     batch_size: int = 20
+    lr: float = 0.05
     in_time: bool = False
 
     def options(self, model: str | None) -> set[str]:
@@ -88,7 +89,7 @@ class FileRecipe(DataRecipe):
         kind = file_kinds().get(name.partition(":")[0])
         if kind is None:
             return FileRecipe(name=name)
-        return FileRecipe(kind.model, "", kind.content, _BATCH[kind.content], kind.content == "text", name)
+        return FileRecipe(kind.model, "", kind.content, _BATCH[kind.content], in_time=kind.content == "text", name=name)
 
     def options(self, model: str | None) -> set[str]:
         """Return the options of the reader."""
@@ -113,8 +114,8 @@ class FileRecipe(DataRecipe):
         return f"your own files; model {self.model}"
 
 
-DIGITS = DataRecipe("mlp", "digits")
-MNIST_5K = DataRecipe("tiny_cnn", "mnist-5k")
+DIGITS = DataRecipe("mlp", "digits", batch_size=5, lr=0.2)
+MNIST_5K = DataRecipe("tiny_cnn", "mnist-5k", batch_size=10, lr=0.1)
 FASHION_MNIST = DataRecipe("cnn", "fashion-mnist")
 CIFAR10_TEST_SPLIT = DataRecipe("vgg9", "cifar10-test-split")
 FONTWRITERS = DataRecipe("femnist_cnn", "fontwriters", batch_size=10)
@@ -161,7 +162,7 @@ def _make(
         test=Arrays(x_test, torch.from_numpy(test.y), _owner(test), raw.owners),
         model=make,
         num_classes=len(raw.classes),
-        lr=_LR.get(plain, 0.05),
+        lr=_LR.get(plain, suits.lr),
         batch_size=suits.batch_size,
         notes=about,
         info={"model": plain, "schema": schema.to_json(), **({"read": "\n".join(raw.notes)} if raw.notes else {})},
