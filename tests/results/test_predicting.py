@@ -16,7 +16,7 @@ from torch import nn
 import paceline as pl
 from paceline.core.errors import ConfigError, DataFormatError, LayoutError, SchemaError, StoreError
 from paceline.results.predictor import load_predictor
-from paceline.results.recipe import find
+from paceline.results.recipe import find, made
 from paceline.tasks import load_task
 from tests.conftest import make_task
 
@@ -230,6 +230,15 @@ def test_several_inputs_and_numbers(tmp_path):
 def test_a_description_calls_nothing_but_makers_of_models(name):
     with pytest.raises(ConfigError, match=r"which (is no code of a model|makes no model)"):
         find(name)
+
+
+@pytest.mark.parametrize("call", [{"make": None}, None])
+def test_a_name_among_the_arguments_is_checked_too(tmp_path, call):
+    inner = {"call": "paceline.models.build:build", "arguments": ["os:system"], "options": {"command": f"touch {tmp_path}/x"}}
+    outer = inner if call is None else {"call": "paceline.tasks.scaling:_scaled", "arguments": [{"make": inner}, {"tuple": [3]}]}
+    with pytest.raises(ConfigError, match="which is no code of a model"):
+        made(outer)
+    assert not (tmp_path / "x").exists()
 
 
 def test_damaged_and_foreign_folders_are_named(tmp_path, tabular):

@@ -19,6 +19,7 @@ from paceline.cli import (
     doctor,
     federate,
     listing,
+    new,
     partition,
     predict,
     report,
@@ -122,7 +123,7 @@ def start(
     """
 
 
-for command in (run.run, compare.compare, sweep.sweep, resume.resume, report.report, predict.predict, predict.export):
+for command in (new.new, run.run, compare.compare, sweep.sweep, resume.resume, report.report, predict.predict, predict.export):
     app.command(rich_help_panel="Runs")(command)
 for command in (listing.methods, listing.tasks, listing.metrics, partition.partition, schema.schema, doctor.doctor):
     app.command(rich_help_panel="Methods, tasks and data")(command)

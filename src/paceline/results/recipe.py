@@ -21,6 +21,8 @@ import torch
 from torch import nn
 
 from paceline.core.errors import ConfigError
+from paceline.core.importing import is_import_path
+from paceline.models.build import build
 from paceline.tasks.start import without_start
 
 __all__ = ["NotDescribed", "described", "find", "made"]
@@ -95,7 +97,18 @@ def made(recipe: Mapping[str, Any], modules: Collection[str] = ()) -> Any:
         ConfigError: a name cannot be imported, or is not allowed.
     """
     arguments, options = _arguments(recipe, modules)
-    return find(recipe["call"], modules)(*arguments, **options)
+    make = find(recipe["call"], modules)
+    if make is build and arguments and is_import_path(str(arguments[0])):
+        find(arguments[0], modules)  # which `build` calls
+    return make(*arguments, **options)
+
+
+def _made_with(recipe: Mapping[str, Any], modules: Collection[str], *more: Any, **options: Any) -> Any:
+    """Call what is described, with further arguments."""
+    if more or options:
+        arguments, known = _arguments(recipe, modules)
+        return find(recipe["call"], modules)(*arguments, *more, **known, **options)
+    return made(recipe, modules)
 
 
 def _arguments(recipe: Mapping[str, Any], modules: Collection[str]) -> tuple[list[Any], dict[str, Any]]:
@@ -119,8 +132,7 @@ def _value(value: Any, modules: Collection[str]) -> Any:
         case "object":
             return made(inner, modules)
         case "make":
-            arguments, options = _arguments(inner, modules)
-            return functools.partial(find(inner["call"], modules), *arguments, **options)
+            return functools.partial(_made_with, inner, tuple(modules))
     raise ConfigError(f"the description of the model has the value {kind!r}, which this version of Paceline does not know")
 
 
