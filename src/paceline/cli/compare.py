@@ -9,7 +9,7 @@ import typer
 
 from paceline import registry
 from paceline.cli.fields import ConfigFile, Options, SecureOptions, TaskOptions, completed, configuration, run_options
-from paceline.cli.run import Json, Out, Quiet, Replace
+from paceline.cli.run import Axis, Json, Out, Quiet, Replace
 from paceline.cli.show import out as console_out
 from paceline.cli.show import print_json
 from paceline.cli.signals import resumable
@@ -46,6 +46,7 @@ def compare(
         typer.Option("--name", help="name of the comparison's folder", show_default="compare-TASK"),
     ] = None,
     replace: Replace = False,
+    x: Axis = "time",
     json: Json = False,
     quiet: Quiet = False,
     **given: Any,
@@ -73,7 +74,7 @@ def compare(
     ):
         made = run_all([Arguments(settled) for settled in settings], place, progress, resumable)
     picture = place / "compare.png"
-    made.plot(picture)
+    made.plot(picture, x)
     if json:
         print_json([{**entry.summary, "label": label} for entry, label in zip(made.entries, made.labels, strict=True)])
         return

@@ -38,8 +38,8 @@ def entries_of(path: Path) -> list[RunEntry]:
     return found
 
 
-def plot(path: Path) -> Path:
-    """Plot a run's rounds into its folder; return the file."""
+def plot(path: Path, x: str = "time") -> Path:
+    """Plot a run's rounds into its folder, over time, rounds or bytes; return the file."""
     from paceline.store.plots import plot_run
 
-    return plot_run(RunFolder(path))
+    return plot_run(RunFolder(path), x)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,7 +18,7 @@ from paceline.results.progress import LiveProgress
 if TYPE_CHECKING:
     from paceline.results.result import Result
 
-__all__ = ["Json", "Name", "Out", "Quiet", "Replace", "Track", "run"]
+__all__ = ["Axis", "Json", "Name", "Out", "Quiet", "Replace", "Track", "run"]
 
 Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="folder for runs")]
 Name = Annotated[str | None, typer.Option("--name", help="name of the run's folder", show_default="METHOD-TASK-sSEED")]
@@ -33,6 +33,9 @@ Track = Annotated[
         help="write figures to tensorboard, mlflow or wandb",
         show_default="none",
     ),
+]
+Axis = Annotated[
+    Literal["time", "rounds", "bytes"], typer.Option("--x", help="horizontal axis of the plot: virtual time, rounds, or bytes")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="show no progress", show_default="off")]
 

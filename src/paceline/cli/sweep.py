@@ -12,7 +12,7 @@ import typer
 from paceline import registry
 from paceline.cli.compare import read_seeds
 from paceline.cli.fields import ConfigFile, SecureOptions, TaskOptions, completed, configuration, run_options
-from paceline.cli.run import Json, Out, Quiet, Replace
+from paceline.cli.run import Axis, Json, Out, Quiet, Replace
 from paceline.cli.show import err, print_json
 from paceline.cli.show import out as console_out
 from paceline.results.progress import LiveProgress
@@ -61,6 +61,7 @@ def sweep(
     out: Out = Path("runs"),
     name: Annotated[str | None, typer.Option("--name", help="name of the sweep's folder", show_default="sweep-TASK")] = None,
     replace: Replace = False,
+    x: Axis = "time",
     json: Json = False,
     quiet: Quiet = False,
     **given: Any,
@@ -84,7 +85,7 @@ def sweep(
     default = f"sweep-{asked[0].config.task}"
     with place_of_sweep(out, name, default, replace) as place, LiveProgress(quiet or json) as progress, _resumable(place):
         found = run_all(asked, place, progress, kind="sweep", workers=workers).ranked()
-    show(found, json, top)
+    show(found, json, top, x)
 
 
 def go_on(place: Path, json: bool, quiet: bool, workers: int = 1) -> None:
@@ -96,13 +97,14 @@ def go_on(place: Path, json: bool, quiet: bool, workers: int = 1) -> None:
     show(found, json, 10)
 
 
-def show(found: Comparison, json: bool, top: int) -> None:
+def show(found: Comparison, json: bool, top: int, x: str = "time") -> None:
     """Print a sweep's table and failures, and save its plot.
 
     Args:
         found: the sweep, the best first.
         json: print rows and failures as JSON.
         top: rows of the table.
+        x: axis of the plot.
     """
     if json:
         print_json({"rows": found.rows, "best": found.best, "failed": found.failed, "folder": str(found.folder)})
@@ -113,7 +115,7 @@ def show(found: Comparison, json: bool, top: int) -> None:
         console.print(f"the best {top} of {len(found.groups)}")
     for label, error in found.failed.items():
         err().print(f"failed: {label}: {error}", markup=False, soft_wrap=True)
-    picture = found.plot_best(top)
+    picture = found.plot_best(top, x)
     console.print(f"runs: {found.folder}\nplot: {picture}", soft_wrap=True)
 
 

@@ -16,7 +16,18 @@ from rich.console import Console
 from rich.table import Table
 
 from paceline.core.errors import UnknownNameError
-from paceline.results.groups import Group, RunEntry, cells, columns, common_main, common_target, comparison, grouped, labels
+from paceline.results.groups import (
+    Group,
+    RunEntry,
+    caption,
+    cells,
+    columns,
+    common_main,
+    common_target,
+    comparison,
+    grouped,
+    labels,
+)
 from paceline.results.result import Result
 
 if TYPE_CHECKING:
@@ -121,13 +132,16 @@ class Comparison:
         """Return a figure's standard deviation over seeds, by label; see `rows`. Raises `UnknownNameError` for another figure."""
         return self._by_label(figure, "_deviation")
 
-    def plot(self, path: str | Path | None = None) -> Picture:
-        """Draw the primary metric over virtual time, time of a round and upload; a notebook shows the figure that is returned.
+    def plot(self, path: str | Path | None = None, x: str = "time") -> Picture:
+        """Draw the primary metric, time of a round and upload; a notebook shows the figure that is returned.
+
+        The title says which task and partition the runs have, and the axis of how many seeds the lines are.
 
         Args:
             path: where to save it too, as png, svg or pdf by its name.
+            x: horizontal axis of the metric: ``time``, ``rounds`` or ``bytes``.
 
-        Raises `StoreError` where no run has a history, or for another format.
+        Raises `StoreError` where no run has a history, or for another format, and `UnknownNameError` for another axis.
         """
         from paceline.store.plots import draw_compare, save
 
@@ -136,21 +150,23 @@ class Comparison:
             for group in self.groups
             for entry in group.entries
         ]
-        figure = draw_compare(runs, target=self.target, main=common_main(self.groups))
+        title = caption([entry.config for entry in self.entries])
+        figure = draw_compare(runs, title, self.target, common_main(self.groups), x)
         if path is not None:
             save(figure, Path(path))
         return figure
 
-    def plot_best(self, most: int = 10) -> Path | None:
+    def plot_best(self, most: int = 10, x: str = "time") -> Path | None:
         """Draw the first rows into the folder, and return the file; None where nothing is kept.
 
         Args:
             most: number of rows.
+            x: see `plot`.
         """
         if self.folder is None:
             return None
         entries = [entry for group in self.groups[:most] for entry in group.entries]
-        replace(self, entries=entries, results=()).plot(self.folder / "compare.png")
+        replace(self, entries=entries, results=()).plot(self.folder / "compare.png", x)
         return self.folder / "compare.png"
 
     def table(self, most: int | None = None) -> Table:
