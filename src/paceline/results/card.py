@@ -46,6 +46,7 @@ class Card(BaseModel):
         kind: what is predicted.
         classes: names of the classes or labels, by code; numbers where they have no names.
         output: entry of the outputs that holds the scores.
+        axis: dimension of the outputs that has a score for each class.
         inputs: what the module takes: a tree of dtype, shape of one sample, and for codes their number.
         data_schema: schema of the data; None if the model takes tensors alone.
         reading: options by which the run's own files were read.
@@ -64,6 +65,7 @@ class Card(BaseModel):
     kind: Kind = "class"
     classes: tuple[str, ...] = ()
     output: str | int | None = None
+    axis: int = 1
     inputs: Any = None
     data_schema: Schema | None = None
     reading: dict[str, Any] = Field(default_factory=dict)
@@ -99,6 +101,7 @@ class Card(BaseModel):
             kind=_kind(task),
             classes=tuple(map(str, names)) or tuple(map(str, range(task.num_classes))),
             output=task.output,
+            axis=-1 if getattr(task.loss, "name", "") == "next_token" else 1,
             inputs=_inputs(task.train.x),
             data_schema=schema,
             reading=_reading(config),
@@ -148,7 +151,8 @@ def _kind(task: Task) -> Kind:
         return "class"
     if getattr(task.loss, "name", "") == "bce" or getattr(task.loss, "__name__", "") == "binary_cross_entropy_with_logits":
         return "labels"
-    return "class" if task.num_classes and isinstance(y, Tensor) and not y.is_floating_point() else "number"
+    whole = isinstance(y, Tensor) and not y.is_floating_point()
+    return "class" if getattr(task.loss, "name", "") == "next_token" or (task.num_classes and whole) else "number"
 
 
 def _inputs(tree: Any) -> Any:

@@ -68,6 +68,7 @@ class Predictor:
         if not len(inputs):
             raise DataFormatError("there are no samples to predict from")
         out = self.outputs(inputs.x, batch_size)
+        out = out if self.card.axis == 1 or self.card.kind != "class" else out.movedim(self.card.axis, 1)
         return Prediction(out, self.card.kind, self.card.classes, inputs.names, inputs.notes, self._truth(inputs))
 
     @torch.no_grad()

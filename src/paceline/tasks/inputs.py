@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -34,6 +34,7 @@ READING = ("na", "sep", "encoding", "decimal", "dates", "header")
 
 _TABLES = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 _TEXTS = {".txt", ".text", ".md"}
+_TRUTHS = {"true": "1", "false": "0", "": ""}
 
 
 @dataclass(frozen=True)
@@ -153,8 +154,17 @@ def _table(path: Path, kind: str, reading: Mapping[str, Any]) -> Table:
 def _rows(table: Table, rules: _Rules) -> Inputs:
     assert rules.schema is not None
     how = Reading.of(**{name: str(rules.reading.get(name, "")) for name in ("na", "decimal", "dates")})
-    x, notes = fit_inputs(table, rules.schema, how, rules.names, rules.advice)
+    x, notes = fit_inputs(_truths(table, rules), rules.schema, how, rules.names, rules.advice)
     return Inputs(torch.from_numpy(x), notes=notes, table=table.renamed(rules.names.columns))
+
+
+def _truths(table: Table, rules: _Rules) -> Table:
+    """Return a table in which truth values are 1 and 0, where the schema has a number."""
+    assert rules.schema is not None
+    numbers = {rules.names.own(column.name) for column in rules.schema.columns if column.kind == "number"}
+    found = [n for n, cells in table.columns.items() if n in numbers and set(cells) <= set(_TRUTHS) and any(cells)]
+    columns = {n: [_TRUTHS[cell] for cell in cells] if n in found else cells for n, cells in table.columns.items()}
+    return replace(table, columns=columns, types={**table.types, **dict.fromkeys(found, "number")}) if found else table
 
 
 def _files(path: Path, ends: set[str]) -> list[Path]:
