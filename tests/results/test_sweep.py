@@ -69,7 +69,10 @@ def test_a_sweep_goes_on(tmp_path, workers):
     folder = tmp_path / "lr" / names[1]
     (folder / "summary.json").unlink()
     done = (tmp_path / "lr" / names[0] / "summary.json").stat().st_mtime_ns
+    said = tmp_path / "lr" / names[2] / "failed.json"
+    said.write_text(said.read_text().replace("round 1", "round one"))
     again = pl.sweep("fedavg", make_task(), **fields)
+    assert "round one" in next(iter(again.failed.values()))  # it is not repeated
     assert [r.model_sha256 for r in again.results] == [r.model_sha256 for r in first.results]
     assert again.failed.keys() == first.failed.keys() == {"fedavg:lr=1e+30, seed 0"}
     assert (tmp_path / "lr" / names[0] / "summary.json").stat().st_mtime_ns == done

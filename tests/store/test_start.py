@@ -109,3 +109,40 @@ def test_statistics_and_frozen_parts_start_there_too():
     without_counter = {name: value for name, value in trained.state_dict().items() if "num_batches" not in name}
     result = pl.run("fedavg", started(task, without_counter, "memory"), **FIELDS)
     assert result.model()[0].weight.equal(trained[0].weight)
+
+
+def test_workers_that_read_the_data_themselves_start_there_too(tmp_path):
+    pl.run("fedavg", "digits", model="logreg", folder=tmp_path / "first", **FIELDS)
+    config = pl.RunConfig(task="digits", model="logreg", clients=4, cohort=4, start_from=str(tmp_path / "first"))
+    run = pl.prepare(config)
+    task, _ = run.fed.engine.setup.samples()
+    run.close()
+    weights = read_weights(tmp_path / "first")
+    assert all(value.equal(weights[name]) for name, value in task.build(9).state_dict().items())
+
+
+def test_the_scaling_of_inputs_is_that_of_the_weights(tmp_path):
+    for name, shift in (("a", 0), ("b", 50)):
+        rows = [f"{shift + i % 17},{'no' if i % 17 < 9 else 'yes'}" for i in range(120)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["dose,sick", *rows]))
+
+    def run(name, **more):
+        options = {"standardize": "federated"}
+        return pl.run("fedavg", f"csv:{tmp_path}/{name}.csv", task_options=options, **FIELDS, **more)
+
+    first = run("a", folder=tmp_path / "first", client_samples=9)
+    second = run("b", start_from=str(tmp_path / "first"))
+    assert second.model().state_dict()["0.mean"].equal(first.model().state_dict()["0.mean"])
+
+
+def test_a_tuning_of_the_weights_of_a_whole_model(tmp_path):
+    pl.run("fedavg", "digits", model="mlp", folder=tmp_path / "first", **FIELDS)
+    fields = {**FIELDS, "model": "mlp", "task_options": {"peft": "bias"}}
+    tuned = pl.run("fedavg", "digits", folder=tmp_path / "tuned", start_from=str(tmp_path / "first"), **fields)
+    weights = read_weights(tmp_path / "first")
+    state = tuned.state_dict()
+    frozen = [name for name in state if name not in tuned.params]
+    assert any(name.endswith("weight") for name in frozen)
+    assert all(state[name].equal(weights[name]) for name in frozen)
+    again = pl.run("fedavg", "digits", start_from=str(tmp_path / "tuned"), **fields)
+    assert all(again.state_dict()[name].equal(state[name]) for name in frozen)
