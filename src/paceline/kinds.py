@@ -127,6 +127,13 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "lstm": "paceline.models.recurrent:lstm",
         "vit": "paceline.models.transformer:vit",
         "char_model": "paceline.models.transformer:char_model",
+        "resnet18": "paceline.models.resnet:resnet18",
+        "mobilenet_v2": "paceline.models.mobilenet:mobilenet_v2",
+        "unet": "paceline.models.unet:unet",
+        "cnn1d": "paceline.models.series:cnn1d",
+        "gru": "paceline.models.series:gru",
+        "word_bag": "paceline.models.text:word_bag",
+        "text_encoder": "paceline.models.text:text_encoder",
     },
     "metric": {
         "accuracy": "paceline.metrics.classification:Accuracy",
@@ -200,6 +207,14 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
 """Import path of every built-in object, by kind and name; a test compares it with the files."""
 
 ALIASES: dict[Kind, dict[str, str]] = {
-    "model": {"logreg": "logistic", "tiny-cnn": "tiny_cnn", "femnist-cnn": "femnist_cnn", "char-model": "char_model"},
+    "model": {
+        "logreg": "logistic",
+        "tiny-cnn": "tiny_cnn",
+        "femnist-cnn": "femnist_cnn",
+        "char-model": "char_model",
+        "mobilenet-v2": "mobilenet_v2",
+        "word-bag": "word_bag",
+        "text-encoder": "text_encoder",
+    },
 }
 """Alternative spellings of built-in names; not listed."""

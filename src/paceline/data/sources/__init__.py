@@ -8,13 +8,13 @@ from paceline.data.sources.fontwriters import FONTWRITERS
 from paceline.data.sources.images import CIFAR10_TEST_SPLIT, DIGITS, FASHION_MNIST, MNIST_5K
 from paceline.data.sources.shakespeare import SHAKESPEARE
 from paceline.data.sources.source import Source
-from paceline.data.sources.weights import SMOLLM2
+from paceline.data.sources.weights import MOBILENET_V2, SMOLLM2
 
 __all__ = ["Source", "find_source", "source_names"]
 
 _SOURCES = {
     source.name: source
-    for source in (DIGITS, MNIST_5K, FASHION_MNIST, CIFAR10_TEST_SPLIT, FONTWRITERS, SHAKESPEARE, CHATTERBOT, SMOLLM2)
+    for source in (DIGITS, MNIST_5K, FASHION_MNIST, CIFAR10_TEST_SPLIT, FONTWRITERS, SHAKESPEARE, CHATTERBOT, SMOLLM2, MOBILENET_V2)
 }
 
 
