@@ -21,7 +21,7 @@ def _mean(states: Tensor, real: Tensor) -> Tensor:
 
 
 class WordBag(nn.Module):
-    """Mean of the symbols' vectors, and a linear head; the order of symbols does not count.
+    """Sum of the symbols' vectors over the root of their number, and a linear head; the order of symbols does not count.
 
     Args:
         symbols: number of codes.
@@ -39,7 +39,8 @@ class WordBag(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Return the input of the head, shape [N, dim]."""
-        return _mean(self.embed(x.long()), x > 0)
+        real = x > 0
+        return _mean(self.embed(x.long()), real) * real.sum(1, keepdim=True).sqrt()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return scores, shape [N, classes]."""

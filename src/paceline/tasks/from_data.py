@@ -47,7 +47,7 @@ _METRICS: dict[Goal, tuple[str, ...]] = {
     "labels": ("multilabel-f1", "hamming"),
     "symbols": ("perplexity",),
 }
-_LR = {"lstm": 1.0, "char_model": 0.3, "text_encoder": 0.1, "word_bag": 5.0, "gru": 0.2, "unet": 0.1, "resnet18": 0.1}
+_LR = {"lstm": 1.0, "char_model": 0.3, "text_encoder": 0.1, "word_bag": 5.0, "gru": 0.2, "unet": 0.2, "resnet18": 0.1}
 _NUMBER_LR = 0.02
 
 
