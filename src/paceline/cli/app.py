@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from paceline import __version__
-from paceline.cli import ca, client, compare, data, doctor, federate, listing, partition, report, run, schema, server
+from paceline.cli import ca, client, compare, data, doctor, federate, listing, models, partition, report, run, schema, server
 from paceline.cli.exitcodes import epilog
 from paceline.cli.show import err, show_error
 from paceline.cli.signals import ending
@@ -108,7 +108,7 @@ def start(
 
 for command in (run.run, compare.compare, run.resume, report.report):
     app.command(rich_help_panel="Runs")(command)
-for command in (listing.methods, listing.tasks, listing.metrics, partition.partition, schema.schema, doctor.doctor):
+for command in (listing.methods, listing.tasks, models.models, listing.metrics, partition.partition, schema.schema, doctor.doctor):
     app.command(rich_help_panel="Methods, tasks and data")(command)
 app.add_typer(data.app, name="data", rich_help_panel="Methods, tasks and data")
 for command in (server.server, client.client, federate.federate):
