@@ -219,8 +219,10 @@ def test_flops_count_products_and_elementwise_work() -> None:
 
 def test_flops_of_fused_kernels_are_those_of_their_products() -> None:
     lstm = nn.LSTM(3, 8, num_layers=2, batch_first=True)
-    products, cells = 4 * 8 * (3 + 8 + 8 + 8), 2 * 8 * _CELL
+    products, cells = 4 * 8 * (3 + 8 + 8 + 8), 2 * 8 * _CELL["LSTM"]
     assert flops(lstm, torch.zeros(2, 5, 3)) == 5 * (2 * products + cells)
+    products, cells = 3 * 8 * (3 + 8), 8 * _CELL["GRU"]
+    assert flops(nn.GRU(3, 8, batch_first=True), torch.zeros(2, 5, 3)) == 5 * (2 * products + cells)
     attention = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     products, scores = 4 * (4 * 8 * 8 + 2 * 8 * 16), 2 * 4 * 4 * 8
     rest = flops(attention, torch.zeros(3, 4, 8)) - 2 * (products + scores)
