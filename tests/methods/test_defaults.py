@@ -144,3 +144,25 @@ def same(got, wanted):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_method_without_options_is_the_published_one(name):
     assert same(defaults(find_method(name)), DEFAULTS[name])
+
+
+DECLARED = {
+    "records_times": (False, {True: "clip fjord heterofl randomdropout"}),
+    "vectorizable": (True, {False: "fedzo fzoos"}),
+    "names_clients": (False, {True: "fedamd fedasync fedbuff fedfix"}),
+    "sends_model": (True, {False: "fedgela fedgh fedghsum fedproto fedsa frl frlchecked localonly localtuning"}),
+    "has_model": (True, {False: "fedgh fedghsum fedproto fedsa fedzo fzoos localonly ocfl"}),
+    "rounds_up": (False, {True: "heterofl"}),
+    "needs": (
+        None,
+        {(2, 1): "flag geometricmedian meamed median phocas trimmedmean", (2, 3): "krum multikrum", (4, 3): "bulyan"},
+    ),
+}
+"""What is usual, and which methods declare something else."""
+
+
+@pytest.mark.parametrize("fact", DECLARED)
+def test_what_methods_declare(fact):
+    usual, others = DECLARED[fact]
+    unusual = {name: value for value, names in others.items() for name in names.split()}
+    assert {name: getattr(find_method(name), fact, usual) for name in NAMES} == dict.fromkeys(NAMES, usual) | unusual

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from paceline.core.errors import SubmodelError
 from paceline.submodels.graph import UnitGraph
+from paceline.submodels.rules import MODULES as RULES
 from tests.submodels.oracle import check
 
 X = (3, 2, 5, 6)
@@ -321,3 +322,20 @@ def test_words(layers: int, batch_first: bool, shape: tuple[int, ...], state: in
     for k in range(layers):
         assert [a.group for a in graph.axes[f"lstm.weight_ih_l{k}"]] == [below[k + 1], below[k]]
         assert [a.group for a in graph.axes[f"lstm.weight_hh_l{k}"]] == [below[k + 1]] * 2
+
+
+SAME = (
+    "ReLU, ReLU6, LeakyReLU, ELU, SELU, CELU, GELU, SiLU, Mish, Sigmoid, Tanh, Hardtanh, Hardswish, Hardsigmoid, Softplus, Softsign, "
+    "LogSigmoid, Tanhshrink, Softshrink, Hardshrink, Threshold, Identity, Dropout, Dropout1d, Dropout2d, AlphaDropout"
+)
+OTHERS = (
+    "Linear, Conv1d, Conv2d, BatchNorm1d, BatchNorm2d, GroupNorm, LayerNorm, PReLU, Embedding, LSTM, Flatten, Softmax, LogSoftmax"
+)
+
+
+def test_every_supported_module_has_its_rule() -> None:
+    spatial = {f"{name}{n}d" for name in ("MaxPool", "AvgPool", "AdaptiveAvgPool", "AdaptiveMaxPool", "LPPool") for n in (1, 2)}
+    rules = {layer.__name__: rule.__name__ for layer, rule in RULES.items()}
+    assert rules.keys() == spatial | set(SAME.split(", ")) | set(OTHERS.split(", "))
+    assert {rules[name] for name in SAME.split(", ")} == {"_same"}
+    assert {rules[name] for name in spatial} == {"_pool"}

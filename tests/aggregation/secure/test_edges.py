@@ -295,9 +295,9 @@ def test_records_fill_their_room_and_no_more():
     parties.mask()
     assert parties.clients[2].peers[0] == b"x" * 62
     assert parties.clients[2].peers[1] == b""
+    other = Parties()
+    other.advertise()
     with pytest.raises(ProtocolError, match="has 63 bytes; the maximum is 62"):
-        other = Parties()
-        other.advertise()
         other.clients[0].share(other.hashes, other.adverts[0], b"x" * 63)
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from paceline.methods.robust.flag import _weights, flag
+from paceline.methods.robust.flag import Flag, _weights, flag
+from paceline.run import RunConfig, prepare
 from tests.methods.resuming import assert_resumes
 
 THREE = torch.tensor([[1, 0, 0], [0.8, 0.6, 0], [0, 0, 5]], dtype=torch.float64)
@@ -149,3 +150,39 @@ def test_faithful_server_step(federate):
 
 def test_resume_gives_the_same_bits(tmp_path, task):
     assert_resumes(tmp_path, task, method="flag", options={"lr": 0.1})
+
+
+@pytest.mark.parametrize(("n", "rank"), [(1, 1), (2, 1), (5, 3), (6, 3), (7, 4)])
+def test_the_rank_is_half_of_the_cohort_rounded_up(n, rank):
+    g = torch.from_numpy(np.random.default_rng(n).normal(size=(n, 12)))
+    for made in (Flag(), Flag(rank=rank)):
+        np.testing.assert_allclose(made.combine(g, 0), flag(g, rank)[0], atol=1e-9)
+    np.testing.assert_allclose(Flag(rank=99).combine(g, 0), flag(g, n)[0], atol=1e-9)
+
+
+@pytest.mark.parametrize("options", [{}, {"rank": 2, "pairs": 0.7, "iterations": 3}, {"begin": "mean", "rescale": "median"}])
+def test_whole_rounds_against_numpy(task, options):
+    """SGD with momentum and decay on the aggregate of the updates; a client that does not move has no say."""
+    made = {"method": "flag", "task": "blobs", "clients": 5, "cohort": 5, "rounds": 3, "options": {"lr": 0.1, **options}}
+    run = prepare(RunConfig.build(made | {"vectorize": "off"}), task=task)
+    state, w, v = run.method.init(run.fed), None, 0.0
+    for number in (1, 2, 3):
+        run.fed.start_round(number)
+        replies = run.fed.each(run.method.submit, state.params, over=range(5))
+        g = np.stack([replies[c].vector.double().numpy() for c in range(5)])
+        run.fed.start_round(number)
+        w = state.params.vector.double().numpy() if w is None else w
+        state = run.method.round(run.fed, state)
+        rank = options.get("rank", 3)
+        start = run.method._start(run.fed, g.shape[1], rank)
+        if start is None:
+            a, quality = (x.numpy() for x in flag(torch.from_numpy(g), rank))
+        else:
+            assert torch.allclose(start.T @ start, torch.eye(rank, dtype=torch.float64), atol=1e-5)
+            a, quality, _ = direct(g, rank, start.numpy(), options.get("pairs", 0.0), options.get("iterations", 1))
+        if options.get("rescale") == "median":
+            a = a * rank / 5 * np.sort(np.linalg.norm(g, axis=1))[2]
+        v = 0.9 * v + a - 5e-4 * w
+        w = w + 0.2 * v
+        np.testing.assert_allclose(state.params.vector, w, atol=2e-5)
+        np.testing.assert_allclose([run.fed.last.notes[f"quality_{c}"] for c in range(5)], quality, atol=1e-5)
