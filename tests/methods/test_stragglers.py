@@ -1,9 +1,13 @@
 """CLIP and its comparison set on a fleet with two slow clients of ten."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from paceline.core.client import Hooks
 from paceline.core.errors import ConfigError
+from paceline.engines.worker import Worker
 from paceline.methods.stragglers.heterofl import HeteroFL
 from paceline.registry import find_method
 from paceline.run import prepare
@@ -70,6 +74,8 @@ def test_only_the_slow_know_that_they_are_slow(task, config):
     assert all(m["fraction"] == 0.5 for m in slow[2:])
     fast = kept_by(task, config, 0, method="clip")
     assert all(m["fraction"] == 1.0 for m in fast)
+    assert fast[-1]["scored"] == 2  # the last round of the warm-up
+    assert slow[-1]["scored"] == 8
     assert "kept" not in fast[-1]
 
 
@@ -210,3 +216,58 @@ def test_most_clients_cannot_count_as_slow(name):
         with pytest.raises(ConfigError, match="straggler_share"):
             find_method(name).build({"straggler_share": share})
     find_method(name).build({"straggler_share": 0.5})
+
+
+@pytest.mark.parametrize("name", ["clip", "fjord", "heterofl", "randomdropout"])
+@pytest.mark.parametrize("merge", ["zero", "masked"])
+def test_who_skips_a_round_has_no_weight_in_it(task, config, monkeypatch, name, merge):
+    """Client 3 skips round 2: the mean is over the others, of updates and of kept shares."""
+    made = config(method=name, clients=4, cohort=4, rounds=2, options={"merge": merge})
+    cls, seen = find_method(name), {}
+    fraction, invoke = cls.fraction, Worker.invoke
+    monkeypatch.setattr(
+        cls, "fraction", lambda self, client: 0.0 if (client.id, client.round) == (3, 2) else fraction(self, client)
+    )
+
+    def spy(self, me, function, message):
+        reply = invoke(self, me, function, message)
+        if function == "train":
+            seen[me.id] = me.num_samples, reply
+        return reply
+
+    monkeypatch.setattr(Worker, "invoke", spy)
+    run = prepare(made, task=task)
+    state = run.method.init(run.fed)
+    for number in (1, 2):
+        run.fed.start_round(number)
+        before, state = state, run.method.round(run.fed, state)
+        run.fed.engine.commit()
+    assert not seen[3][1].delta.vector.any()
+    assert seen[3][1].kept == 0.0
+    one = float(merge == "masked" and name == "heterofl")  # counts of clients, and only rows of its classes (all here)
+    weights = [(1.0 if one else size) for size, _ in (seen[c] for c in range(3))]
+    mean = sum(w * seen[c][1].delta.vector.double() for c, w in enumerate(weights)) / sum(weights)
+    torch.testing.assert_close((state.params - before.params).vector.double(), mean, atol=1e-6, rtol=1e-5)
+    assert all(seen[c][1].kept == 1.0 for c in range(3))
+    if merge == "masked":
+        assert [seen[c][1].weight["kept"] for c in range(4)] == [1, 1, 1, 0]
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (6, 4, 5), (6, 4, 2, 3)])
+def test_outputs_of_absent_classes_are_masked_along_the_class_axis(shape):
+    """Of labels of any shape: logits have shape [samples, classes, ...]."""
+    y = torch.randint(2, (6, *shape[2:])) + 1  # classes 1 and 2
+    train = SimpleNamespace(y=y, index=torch.arange(6))
+    client = SimpleNamespace(
+        train=train, num_samples=6, problem=SimpleNamespace(loss=torch.nn.functional.cross_entropy, num_classes=4)
+    )
+    out = torch.randn(shape, requires_grad=True)
+    loss = HeteroFL().hooks(client, None).loss(out, y)
+    masked = out.detach().clone()
+    masked[:, [0, 3]] = 0.0
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(masked, y))
+    loss.backward()
+    assert not out.grad[:, [0, 3]].any()
+    assert out.grad[:, [1, 2]].any()
+    assert HeteroFL(masked_loss=False).hooks(client, None) == Hooks()
+    assert HeteroFL().hooks(SimpleNamespace(num_samples=0), None) == Hooks()
