@@ -3,8 +3,8 @@
     python -m tests.mutants                     all modules; goes on where the last call stopped
     python -m tests.mutants methods/stragglers  modules whose path contains one of these words
     python -m tests.mutants --share 0.1         every tenth mutant of each module, chosen by --seed
-    python -m tests.mutants --again             survivors once more, after tests changed
-    python -m tests.mutants --confirm           survivors once more, with everything imported anew
+    python -m tests.mutants --again             only survivors, once more, after tests changed
+    python -m tests.mutants --confirm           only survivors, once more, with everything imported anew
     python -m tests.mutants --report            figures and survivors, without running anything
 
 A mutant runs against the tests that execute the changed line until one fails, those first that killed most mutants of the module per
@@ -188,7 +188,7 @@ def main() -> None:
 
 
 def _is_left(entry: dict[str, Any] | None, explained: bool, args: argparse.Namespace) -> bool:
-    survived = entry is not None and entry["result"] == "survived" and not explained
-    if args.confirm:
-        return survived and entry is not None and entry["warm"]
-    return entry is None or (args.again and survived)
+    if entry is None:
+        return not (args.again or args.confirm)
+    survived = entry["result"] == "survived" and not explained
+    return survived and (args.again or (args.confirm and entry["warm"]))
