@@ -242,3 +242,12 @@ def test_an_elementwise_parameter_is_work_and_no_work_is_refused() -> None:
     assert counted(lambda: torch.ones(3).reshape(3, 1) + 1)[1] == 3
     with pytest.raises(ZeroCostError, match="Flatten executes no arithmetic"):
         flops(nn.Flatten(), torch.zeros(2, 3, 4))
+
+
+@pytest.mark.parametrize(("layers", "both"), [(1, False), (2, False), (1, True), (2, True)])
+def test_flops_of_lstms_in_both_directions(layers: int, both: bool) -> None:
+    lstm = nn.LSTM(3, 8, layers, bidirectional=both, batch_first=True)
+    ways = 2 if both else 1
+    inputs = 3 + (layers - 1) * 8 * ways
+    products = ways * 4 * 8 * (inputs + layers * 8)
+    assert flops(lstm, torch.zeros(2, 5, 3)) == 5 * (2 * products + ways * layers * 8 * _CELL)

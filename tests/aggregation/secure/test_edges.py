@@ -14,13 +14,17 @@ from paceline.aggregation.secure.arithmetic import SecureArithmetic
 from paceline.aggregation.secure.client_openings import Openings
 from paceline.aggregation.secure.codec import Codec
 from paceline.aggregation.secure.config import SecureConfig, Segment
-from paceline.aggregation.secure.graph import _log2_masses, neighbours, parameters, permutation
+from paceline.aggregation.secure.graph import Parameters, _log2_masses, neighbours, parameters, permutation
 from paceline.aggregation.secure.keys import context, pair_info
+from paceline.aggregation.secure.program import SecureAggregation, _together
+from paceline.aggregation.secure.server import SecureServer
 from paceline.aggregation.secure.server_openings import OpenedSums
 from paceline.aggregation.secure.session import Session, least_half, new_session, sizes
+from paceline.aggregation.secure.shamir import share
 from paceline.aggregation.secure.share_repair import correct, is_prime
-from paceline.aggregation.secure.simulate import arithmetic_sum, secure_sum
-from paceline.core.errors import ConfigError, ProtocolError, QuorumError
+from paceline.aggregation.secure.simulate import Costs, arithmetic_sum, secure_sum
+from paceline.core.engine import Summed
+from paceline.core.errors import ConfigError, MisbehaviourError, ProtocolError, QuorumError
 from paceline.core.update import Update, rebuild
 from tests.aggregation.secure.test_codec import mean, summed
 from tests.aggregation.secure.test_groups import masked
@@ -417,3 +421,75 @@ def test_vectors_of_one_word_and_of_none(length):
     }
     words, _, _ = secure_sum(inputs, CONFIG)
     assert [(w & w.dtype.type(s.mask)).tolist() for w, (s, _) in zip(words, inputs[0], strict=True)] == [[800 % 256] * length, [4]]
+
+
+@pytest.mark.parametrize(
+    ("accused", "fits"),
+    [([2], True), ([2, 3], True), ([3, 2, 2], True), ([0, 2, 3, 4], True), ([], False), ([1], False), ([2, 9], False), (["2"], False),
+     ([True], False), ("2", False), (None, False), ((2,), False)],
+)  # fmt: skip
+def test_accusations_name_neighbours(accused, fits):
+    parties = Parties()
+    parties.advertise()
+    parties.share()
+    assert not parties.server.add_masked(1, {"accused": accused})
+    assert parties.server._accusations == ({1: sorted(set(accused))} if fits else {})
+    assert parties.server.refused == ({} if fits else {1: "malformed message"})
+    if fits:
+        parties.server.add_masked(1, {"accused": accused})
+        assert parties.server.refused == {1: "vector sent twice"}
+        with pytest.raises(MisbehaviourError, match="could not be decrypted"):
+            parties.server.alive()
+
+
+def test_parts_of_a_sum_are_added_field_by_field():
+    def part(k, clients, notes):
+        return Summed("s", [torch.tensor([1.0 * k, 2.0])], [10.0 * k], [torch.tensor([k / 2])], clients, notes)
+
+    total = _together([part(1, (4, 0), {"clipped": 1.0}), part(3, (2,), {"clipped": 2.0, "failed": 1.0}), part(5, (1,), {})])
+    assert [t.tolist() for t in total.tensors] == [[9.0, 6.0]]
+    assert (total.scalars, [d.tolist() for d in total.denominators]) == ([90.0], [[4.5]])
+    assert (total.survivors, total.notes) == ((0, 1, 2, 4), {"clipped": 3.0, "failed": 1.0})
+    assert total.structure == "s"
+
+
+@pytest.mark.parametrize(
+    ("cohort", "silent", "quorum", "rests"),
+    [(9, 3, 1, True), (9, 4, 1, False), (3, 1, 1, False), (4, 1, 1, True), (9, 3, 6, True), (9, 3, 7, False), (40, 13, 1, True)],
+)
+def test_few_silent_clients_sit_out_the_next_attempt(cohort, silent, quorum, rests):
+    """At most a third, where enough others are left: 3, the protocol's least number and the quorum."""
+    rested = []
+    fed = SimpleNamespace(
+        quorum=quorum, round=5, excluded=SimpleNamespace(rest=lambda who, round: rested.append((set(who), round)))
+    )
+    lost = SimpleNamespace(silent=set(range(silent)), opening=[], work=SimpleNamespace(common=b"c"))
+    SecureAggregation(SecureConfig(gamma=0.0))._rest(fed, range(cohort), lost)
+    assert rested == ([(set(range(silent)), 5)] if rests else [])
+
+
+def test_defaults_of_sessions_and_servers():
+    session = new_session(range(5), SecureConfig())
+    assert (session.round, session.attempt, session.tell_bytes, session.trial, session.call) == (1, 0, 64, 0, 1)
+    assert (session.function, session.task, len(session.id)) == ("", bytes(32), 32)
+    assert GOOD.tell_bytes == 0
+    assert Session(bytes(32), 1, 0, (0, 1, 2), 2, 2, SecureConfig()).tell_bytes == 64
+    assert SecureServer(session, {}).quorum == 1
+    assert vars(Costs()) == {"client_seconds": 0.0, "server_seconds": 0.0, "bytes_up": 0, "bytes_down": 0, "opened": []}
+    assert (Openings().least_difference, Openings().most, Openings().scope) == (1, None, "model")
+
+
+def test_shares_of_a_polynomial_of_higher_degree_give_nothing():
+    xs = list(range(1, 8))
+    for extra in (1, 2, 3):
+        assert correct(xs, share(42, 3 + extra, xs), 3) is None
+        assert correct(xs, share(42, 3 + extra, xs), 3 + extra) == (42, [])
+
+
+@pytest.mark.parametrize("active", [False, True])
+@pytest.mark.parametrize("n", range(5, 40, 2))
+def test_small_cohorts_have_sizes_below_the_complete_graph_or_are_complete(n, active):
+    got = parameters(n, 0.0, 0.0, active, 1, 1, complete_up_to=0, grinding=0)
+    assert got.neighbours % 2 == 0 or got.neighbours == n - 1
+    found = parameters(n, 0.34, 0.3, active, 3, 3, complete_up_to=0, grinding=0)
+    assert found.neighbours < n - 1 or found == Parameters(n - 1, 2 * n // 3 + 1 if active else n // 2 + 1)

@@ -204,3 +204,9 @@ def test_a_row_at_the_start_is_left_for_a_better_place():
     rows = torch.tensor([[0, 0], [10, -0.1], [-0.1, 10], [9, -0.1], [-0.1, 9]], dtype=torch.float64)
     z = geometric_median(rows)
     assert torch.linalg.vector_norm(rows - z, dim=1).sum() < torch.linalg.vector_norm(rows, dim=1).sum() - 0.1
+
+
+def test_the_geometric_median_of_rows_that_balance():
+    """No row is there and the pulls cancel exactly: the search ends where it starts."""
+    for rows in ([[1.0, 0.0], [-1.0, 0.0]], [[1.0, 2.0], [-1.0, -2.0], [2.0, -1.0], [-2.0, 1.0]]):
+        assert geometric_median(torch.tensor(rows, dtype=torch.float64)).tolist() == [0.0, 0.0]
