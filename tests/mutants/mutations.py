@@ -148,8 +148,8 @@ def _replaced(source: str) -> Iterator[tuple[str, tuple[int, int], str, str]]:
 def _inert(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """Return the spans of what computes no result.
 
-    These are annotations, imports, decorators, base classes, errors that are raised, warnings, formatted texts, assertions and
-    ``zip(strict=True)``, which asserts equal lengths.
+    These are annotations, imports, decorators, base classes, errors that are raised, warnings, formatted texts, assertions,
+    ``zip(strict=True)``, which asserts equal lengths, and ``field(repr=False)``.
     """
     spans = []
     for node in ast.walk(ast.parse(source)):
@@ -162,7 +162,7 @@ def _inert(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
             inert.append(node.exc)
         elif (
             isinstance(node, ast.Assert | ast.ImportFrom | ast.Import | ast.JoinedStr)
-            or (isinstance(node, ast.keyword) and node.arg == "strict")
+            or (isinstance(node, ast.keyword) and node.arg in ("strict", "repr"))
             or (isinstance(node, ast.Call) and ast.unparse(node.func) in ("TypeVar", "Literal", "warnings.warn", "cast"))
         ):
             inert.append(node)

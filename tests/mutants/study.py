@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.mutants.mutations import Mutant, cached_mutants
-from tests.mutants.tests_of import FOLDERS, TestMap, record
+from tests.mutants.tests_of import PLACES, TestMap, record
 from tests.mutants.trial import Outcome, Trial, WarmSession, cold, preload
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,7 +111,7 @@ def work(place: int, chosen: list[Mutant], lock: Any, budget: float, confirm: bo
         session = os.fork()
         if session == 0:
             try:
-                WarmSession(tree, trials(chosen), done).run([f"tests/{name}" for name in FOLDERS])
+                WarmSession(tree, trials(chosen), done).run(PLACES)
             finally:
                 os._exit(0)
         os.waitpid(session, 0)

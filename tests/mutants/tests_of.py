@@ -12,10 +12,12 @@ from pathlib import Path
 
 import coverage
 
-__all__ = ["FOLDERS", "TestMap", "record"]
+__all__ = ["PLACES", "TestMap", "record"]
 
-FOLDERS = ("methods", "aggregation", "submodels", "blocks", "data", "core", "engines")
-"""Folders of tests that a mutant may fail."""
+PLACES = tuple(
+    f"tests/{name}" for name in ("methods", "aggregation", "submodels", "blocks", "data", "core", "engines", "test_registry.py")
+)
+"""Tests that a mutant may fail."""
 COVERED = ("methods", "aggregation", "submodels", "data")
 SETTINGS = "[run]\nconcurrency = thread,greenlet\nsource = src/paceline/{}\ndata_file = {}\n"
 
@@ -31,7 +33,9 @@ def record(tree: Path, into: Path, workers: int) -> None:
     into.mkdir(parents=True, exist_ok=True)
     settings, durations, known = into / "coveragerc", into / "durations.json", into / "recorded.json"
     settings.write_text(SETTINGS.format(",src/paceline/".join(COVERED), into / "coverage.db"))
-    files = {path.relative_to(tree).as_posix(): path for name in FOLDERS for path in (tree / "tests" / name).rglob("test_*.py")}
+    places = [tree / place for place in PLACES]
+    found = [path for place in places for path in (sorted(place.rglob("test_*.py")) if place.is_dir() else [place])]
+    files = {path.relative_to(tree).as_posix(): path for path in found}
     hashes = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in sorted(files.items())}
     before = json.loads(known.read_text()) if known.exists() else {}
     changed = [name for name, value in hashes.items() if before.get(name) != value]
