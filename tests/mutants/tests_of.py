@@ -91,7 +91,7 @@ class TestMap:
         own = Path(module).stem
 
         def cost(test: str) -> tuple[float, str]:
-            likely = 0.1 + self._kills[module, test] + (own in test.split("::")[0])
+            likely = 0.1 + self._kills[module, test] + (own in test)
             return (self._durations[test] + 0.02) / likely, test
 
         found, spent = [], 0.0

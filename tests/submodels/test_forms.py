@@ -69,6 +69,7 @@ APART = {
     "cat 2": lambda m, x: torch.cat([x, x * 2], 2),
     "cat -1": lambda m, x: torch.cat((x, x[..., :2], x[..., 1:]), dim=-1),
     "cat samples": lambda m, x: torch.cat([x, x])[:3],
+    "cat of one": lambda m, x: torch.cat([x], 2),
     "stack 1": lambda m, x: torch.stack([x, x * 2, x * 3], 1),
     "stack -1": lambda m, x: torch.stack([x, x * 2], dim=-1),
     "stack 2": lambda m, x: torch.stack([x, x * 2], 2),
@@ -139,6 +140,7 @@ def test_forms_in_which_two_layers_share_their_units(form: str) -> None:
 
 
 MIXED = {
+    "sum of the mean": (lambda m, x: x.mean().sum() * x[..., 0], "sums or compares"),
     "mean of all": (lambda m, x: x.mean() * x[..., 0], "sums or compares"),
     "mean 1": (lambda m, x: x.mean(1), "sums or compares"),
     "sum -3": (lambda m, x: x.sum((-3, -1)), "sums or compares"),
@@ -219,30 +221,31 @@ def test_inputs_and_nested_outputs_are_never_cut() -> None:
         UnitGraph.trace(Wrapped(), torch.randn(3, 4))
 
 
+FLAT = nn.Flatten()
 MODULES = {
-    "conv1d": ((3, 4, 9), lambda: [nn.Conv1d(4, 6, 3), nn.BatchNorm1d(6), nn.ReLU(), nn.AvgPool1d(2), nn.Conv1d(6, 5, 2), nn.Flatten()]),
-    "groups": ((3, 2, 5, 6), lambda: [nn.Conv2d(2, 8, 1), nn.Conv2d(8, 12, 1, groups=4), nn.GroupNorm(4, 12), nn.Flatten()]),
-    "group norm of two": ((3, 2, 5, 6), lambda: [nn.Conv2d(2, 8, 1, bias=False), nn.GroupNorm(2, 8), nn.MaxPool2d(2), nn.Flatten()]),
-    "norm without weights": ((3, 4), lambda: [nn.Linear(4, 6), nn.BatchNorm1d(6, affine=False), nn.Linear(6, 5)]),
-    "batch statistics only": ((3, 4), lambda: [nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 5, bias=False)]),
-    "layer norm": ((3, 4), lambda: [nn.Linear(4, 6), nn.LayerNorm(6), nn.GELU(), nn.Linear(6, 5), nn.LayerNorm(5)]),
-    "layer norm of steps": ((3, 7, 4), lambda: [nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 5), nn.Flatten()]),
-    "prelu": ((3, 2, 5, 6), lambda: [nn.Conv2d(2, 6, 1), nn.PReLU(6), nn.Conv2d(6, 5, 1), nn.PReLU(), nn.Flatten()]),
-    "flatten in two": ((3, 2, 5, 6), lambda: [nn.Conv2d(2, 6, 1), nn.Flatten(2), nn.Flatten(1)]),
-    "adaptive": ((3, 2, 5, 6), lambda: [nn.Conv2d(2, 6, 1), nn.AdaptiveAvgPool2d((1, 2)), nn.Flatten()]),
+    "conv1d": ((3, 4, 9), [6, 5, 7], lambda: [nn.Conv1d(4, 6, 3), nn.BatchNorm1d(6), nn.ReLU(), nn.AvgPool1d(2), nn.Conv1d(6, 5, 2), FLAT]),
+    "groups": ((3, 2, 5, 6), [4, 7], lambda: [nn.Conv2d(2, 8, 1), nn.Conv2d(8, 12, 1, groups=4), nn.GroupNorm(4, 12), nn.Flatten()]),
+    "group norm of two": ((3, 2, 5, 6), [8, 7], lambda: [nn.Conv2d(2, 8, 1, bias=False), nn.GroupNorm(2, 8), nn.MaxPool2d(2), FLAT]),
+    "norm without weights": ((3, 4), [6, 5, 7], lambda: [nn.Linear(4, 6), nn.BatchNorm1d(6, affine=False), nn.Linear(6, 5)]),
+    "batch statistics only": ((3, 4), [6, 5, 7], lambda: [nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 5, bias=False)]),
+    "layer norm": ((3, 4), [6, 5, 7], lambda: [nn.Linear(4, 6), nn.LayerNorm(6), nn.GELU(), nn.Linear(6, 5), nn.LayerNorm(5)]),
+    "layer norm of steps": ((3, 7, 4), [6, 5, 7], lambda: [nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 5), nn.Flatten()]),
+    "prelu": ((3, 2, 5, 6), [6, 5, 7], lambda: [nn.Conv2d(2, 6, 1), nn.PReLU(6), nn.Conv2d(6, 5, 1), nn.PReLU(), nn.Flatten()]),
+    "flatten in two": ((3, 2, 5, 6), [6, 7], lambda: [nn.Conv2d(2, 6, 1), nn.Flatten(2), nn.Flatten(1)]),
+    "adaptive": ((3, 2, 5, 6), [6, 7], lambda: [nn.Conv2d(2, 6, 1), nn.AdaptiveAvgPool2d((1, 2)), nn.Flatten()]),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", MODULES)
 def test_modules(kind: str) -> None:
     torch.manual_seed(0)
-    shape, make = MODULES[kind]
+    shape, units, make = MODULES[kind]
     layers = make()
     width = nn.Sequential(*layers)(torch.randn(shape)).shape[1]
     net = nn.Sequential(*layers, nn.Linear(width, 7), nn.ReLU(), nn.Linear(7, 3))
     for seed in range(4):
         sub = check(net, torch.randn(shape), seed)
-        assert len(sub.cutter.groups) > 1
+        assert list(sub.cutter.groups.values()) == units
         stores_its_sizes(sub.module(), torch.randn(shape))
 
 
@@ -339,3 +342,60 @@ def test_every_supported_module_has_its_rule() -> None:
     assert rules.keys() == spatial | set(SAME.split(", ")) | set(OTHERS.split(", "))
     assert {rules[name] for name in SAME.split(", ")} == {"_same"}
     assert {rules[name] for name in spatial} == {"_pool"}
+
+
+class Odd(nn.Module):
+    """Forwards that only a trace of every node gets right."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.a, self.b, self.out = nn.Linear(4, 6), nn.Linear(3, 6), nn.Linear(6, 2)
+        self.embed, self.lstm = nn.Embedding(11, 5), nn.LSTM(5, 6)
+        self.conv, self.over = nn.Conv1d(2, 6, 1), nn.LSTM(9, 4, batch_first=True)
+        self.scale = nn.Parameter(torch.rand(6) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        match self.kind:
+            case "chunks of the input":
+                x, y = x.split([4, 3], dim=-1)
+                return self.out(torch.relu(self.a(x) + self.b(y)))
+            case "samples and steps in one":
+                return self.out(torch.tanh(self.a(x.reshape(-1, 4))))
+            case "final states with a new axis":
+                return self.out(self.lstm(self.embed(x))[1][0][-1].unsqueeze(0))
+            case "a scale of its own":
+                return self.out(self.a(x) * self.scale)
+        return self.over(self.conv(x))[0].flatten(1)  # "channels as steps"
+
+
+@pytest.mark.parametrize(
+    ("kind", "x", "groups"),
+    [
+        ("chunks of the input", torch.randn(3, 7), {"a": 6}),
+        ("samples and steps in one", torch.randn(3, 5, 4), {"a": 6}),
+        ("final states with a new axis", torch.arange(7), {"embed": 5, "lstm": 6}),
+        ("a scale of its own", torch.randn(3, 4), {"a": 6}),
+        ("channels as steps", torch.randn(3, 2, 9), {}),
+    ],
+)
+def test_odd_forwards(kind: str, x: Tensor, groups: dict[str, int]) -> None:
+    net = Odd(kind)
+    graph = UnitGraph.trace(net, x)
+    assert graph.groups == groups
+    if groups:
+        check(net, x, 1)
+    if kind == "a scale of its own":
+        assert graph.axes["scale"][0].group == "a"
+
+
+def test_the_name_of_a_parameter_that_comes_first() -> None:
+    class First(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.table, self.out = nn.Parameter(torch.rand(6)), nn.Parameter(torch.rand(4, 6)), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(torch.relu(self.scale * 2.0) + x[:, :1] * self.table[:1])
+
+    assert UnitGraph.trace(First(), torch.randn(1, 4)).groups == {"scale": 6}

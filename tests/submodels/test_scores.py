@@ -137,3 +137,13 @@ def test_an_unknown_reduction_is_refused() -> None:
     scorer, delta, theta = u1()
     with pytest.raises(ConfigError, match="max, mean or l2"):
         scorer.score(delta, theta, "median")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("clients", [4, 8, 64, 400])
+@pytest.mark.parametrize("quorum", [0.5, 0.75, 1.0])
+def test_a_quorum_that_is_just_met(clients: int, quorum: float) -> None:
+    """Also where float32 cannot tell the quorum from a little less."""
+    scorer, delta, _ = u1()
+    for short, steady in ((0.0, True), (1.0, False)):
+        mask = scorer.invariant(delta.zeros() + (quorum * clients - short), clients, quorum)["0"]
+        assert mask.tolist() == [steady] * 4

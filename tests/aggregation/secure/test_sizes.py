@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from paceline.aggregation.secure.config import SecureConfig
-from paceline.aggregation.secure.graph import Parameters, _log2_masses, neighbours, parameters, permutation
+from paceline.aggregation.secure.graph import _log2_masses, neighbours, parameters, permutation
 from paceline.aggregation.secure.session import Session, least_half, new_session, sizes
 from paceline.aggregation.secure.shamir import share
 from paceline.aggregation.secure.share_repair import correct, is_prime
@@ -53,11 +53,12 @@ def test_chances_of_neighbours(total, marked, drawn):
 
 @pytest.mark.parametrize("active", [False, True])
 @pytest.mark.parametrize(
-    ("n", "gamma", "delta"), [(60, 0.1, 0.1), (60, 0.05, 0.1), (73, 0.1, 0.05), (90, 0.05, 0.2), (51, 0.0, 0.1)]
-)
-def test_sizes_are_the_smallest_that_keep_the_promises(n, gamma, delta, active):
+    ("n", "gamma", "delta", "sigma", "eta"),
+    [(60, 0.1, 0.1, 20, 15), (60, 0.05, 0.1, 20, 15), (73, 0.1, 0.05, 20, 15), (90, 0.05, 0.2, 20, 15), (51, 0.0, 0.1, 20, 15),
+     (5, 0.0, 0.1, 1, 1), (9, 0.0, 0.1, 5, 5), (15, 0.1, 0.0, 5, 1), (20, 0.0, 0.2, 5, 5), (21, 0.1, 0.1, 10, 5)],
+)  # fmt: skip
+def test_sizes_are_the_smallest_that_keep_the_promises(n, gamma, delta, sigma, eta, active):
     """A search in whole fractions over all k and t."""
-    sigma, eta = 20, 15
     corrupt, gone = math.ceil(gamma * n - 1e-9), math.ceil(delta * n - 1e-9)
 
     def fits(k, t):
@@ -171,12 +172,3 @@ def test_shares_of_a_polynomial_of_higher_degree_give_nothing():
     for extra in (1, 2, 3):
         assert correct(xs, share(42, 3 + extra, xs), 3) is None
         assert correct(xs, share(42, 3 + extra, xs), 3 + extra) == (42, [])
-
-
-@pytest.mark.parametrize("active", [False, True])
-@pytest.mark.parametrize("n", range(5, 40, 2))
-def test_small_cohorts_have_sizes_below_the_complete_graph_or_are_complete(n, active):
-    got = parameters(n, 0.0, 0.0, active, 1, 1, complete_up_to=0, grinding=0)
-    assert got.neighbours % 2 == 0 or got.neighbours == n - 1
-    found = parameters(n, 0.34, 0.3, active, 3, 3, complete_up_to=0, grinding=0)
-    assert found.neighbours < n - 1 or found == Parameters(n - 1, 2 * n // 3 + 1 if active else n // 2 + 1)

@@ -353,3 +353,18 @@ def test_one_step_against_numpy(task, on):
 def test_a_score_of_zero_has_no_slope():
     assert slope(params(0.0, -0.5, 2.0, 0.0), "abs").vector.tolist() == [0.0, -1.0, 1.0, 0.0]
     assert slope(params(0.0, -0.5, 2.0, 0.0), "signed") == 1.0
+
+
+def test_an_edge_of_score_zero_learns_nothing_where_the_mask_reads_absolute_scores(task, monkeypatch):
+    """Its slope is 0, and it stays the least important edge."""
+    real = network.__wrapped__
+
+    def with_zero(layout, seed, on="signed"):
+        frozen, scores, ranks = real(layout, seed, on)
+        return frozen, {name: torch.cat([torch.zeros(1), score[1:]]) for name, score in scores.items()}, ranks
+
+    monkeypatch.setattr("paceline.methods.compression.frl.network", with_zero)
+    options = {"mask_on": "abs", "lr": 0.01, "epochs": 1, "batch_size": 1000}
+    _, found = states(task, 1, options=options, clients=1, cohort=1)
+    for name, ranks in found[0].ranks.items():
+        assert found[1].ranks[name][0] == ranks[0]

@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
-from paceline.methods.participation.fedamd import FedAmd
+from paceline.core.layout import Layout
+from paceline.core.params import Params
+from paceline.methods.participation.fedamd import AnchorState, FedAmd
 from paceline.run import prepare
 from tests.methods.quadratics import numbers, play, quadratics
 from tests.methods.resuming import assert_resumes, assert_server_sums_what_clients_keep
@@ -195,3 +198,10 @@ def distance(seed, method, rounds, clients=20, **options):
 def test_anchors_and_miners_come_nearer_to_the_optimum(seed):
     """The claim is made after 500 rounds; where the gradients of the first model are forgotten, 200 suffice."""
     assert distance(seed, "fedamd", 200, anchor=0.3, steps=10) < distance(seed, "fedavg", 200, epochs=1)
+
+
+def test_the_mean_of_no_gradients_is_zero():
+    layout = Layout.build([("w", (3,), "param")])
+    zeros = Params(torch.zeros(3), layout)
+    assert AnchorState(params=zeros, total=zeros).mean.vector.tolist() == [0.0] * 3
+    assert AnchorState(params=zeros, total=zeros + 6.0, members=[1, 4, 2]).mean.vector.tolist() == [2.0] * 3

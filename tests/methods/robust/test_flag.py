@@ -186,3 +186,15 @@ def test_whole_rounds_against_numpy(task, options):
         w = w + 0.2 * v
         np.testing.assert_allclose(state.params.vector, w, atol=2e-5)
         np.testing.assert_allclose([run.fed.last.notes[f"quality_{c}"] for c in range(5)], quality, atol=1e-5)
+
+
+def test_a_start_that_holds_updates_exactly():
+    """One step from there is worse: it is taken all the same, and the iteration ends."""
+    for seed, p, d, m in ((68, 4, 5, 2), (2908, 5, 5, 3), (2857, 3, 3, 2)):
+        rng = np.random.default_rng(seed)
+        g = rng.normal(size=(p, d))
+        start = np.linalg.qr(np.concatenate([g[:m].T], 1))[0]
+        a, v = flag(torch.from_numpy(g), m, torch.from_numpy(start), iterations=8)
+        expected, quality, _ = direct(g, m, start, iterations=8)
+        np.testing.assert_allclose(a, expected, atol=1e-8)
+        np.testing.assert_allclose(v, quality, atol=1e-8)
