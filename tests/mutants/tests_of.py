@@ -79,15 +79,18 @@ class TestMap:
         self._kills[module, test] += 1
 
     def tests(self, module: str, lines: tuple[int, int], budget: float) -> list[str]:
-        """Return tests that execute one of the lines (any line, for one that runs on import), up to `budget` seconds.
+        """Return tests that execute one of the lines, up to `budget` seconds.
 
-        The first are those that killed most mutants of the module per second.
+        For a line that runs on import, these are the tests that execute any line, and all of its package: a test that reads a
+        default executes nothing of the module. The first are those that killed most mutants of the module per second.
         """
         by_line = self._lines.get(module, {})
         chosen = set().union(*(by_line.get(line, set()) for line in range(lines[0], lines[1] + 1)))
         on_import = any(line in by_line for line in range(lines[0], lines[1] + 1)) and not chosen
         if on_import or not any(line in by_line for line in range(lines[0], lines[1] + 1)):
             chosen = set().union(*by_line.values()) if on_import else _around(by_line, lines[0])
+        if on_import:
+            chosen |= {test for test in self._durations if test.startswith(f"tests/{module.split('/')[1]}/")}
         own = Path(module).stem
 
         def cost(test: str) -> tuple[float, str]:
