@@ -185,6 +185,7 @@ def test_wrong_kept_sets_are_refused(cutters: dict[str, Cutter]) -> None:
     for name, units, message in [
         ("conv1", torch.tensor([16]), "0 to 15"),
         ("conv1", torch.tensor([1, 1]), "each listed once"),
+        ("conv1", torch.tensor([3, -1]), "0 to 15"),
         ("conv1", torch.tensor([], dtype=torch.int64), "at least one"),
         ("conv3", torch.tensor([1]), "did you mean"),
     ]:

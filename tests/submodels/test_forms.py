@@ -303,12 +303,14 @@ class Words(nn.Module):
         states, (hidden, cell) = self.lstm(self.embed(x))
         if self.state is None:
             return self.out(states)
+        if self.state == 99:
+            return self.out(hidden.mean(0))
         return self.out(hidden[self.state] + cell[self.state])
 
 
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("batch_first", [True, False])
-@pytest.mark.parametrize(("shape", "state"), [((5, 7), None), ((5, 7), -1), ((7,), None), ((7,), 0)])
+@pytest.mark.parametrize(("shape", "state"), [((5, 7), None), ((5, 7), -1), ((7,), None), ((7,), 0), ((5, 7), 99), ((7,), 99)])
 def test_words(layers: int, batch_first: bool, shape: tuple[int, ...], state: int | None) -> None:
     torch.manual_seed(0)
     net = Words(layers, batch_first, batch_first, state)
@@ -319,9 +321,10 @@ def test_words(layers: int, batch_first: bool, shape: tuple[int, ...], state: in
         stores_its_sizes(sub.module(), x)
     graph = UnitGraph.trace(net, x)
     names = [f"lstm.l{k}" for k in range(layers)] if layers > 1 else ["lstm"]
-    assert graph.groups == {"embed": 4} | dict.fromkeys(names, 6)
-    assert graph.equal == ((tuple(names),) if layers > 1 else ())
-    below = ["embed", *names]
+    together = names[:1] if state == 99 else names  # where the states of all layers are read, their cells are one group
+    assert graph.groups == {"embed": 4} | dict.fromkeys(together, 6)
+    assert graph.equal == ((tuple(names),) if len(together) > 1 else ())
+    below = ["embed", *(together * layers)[:layers]]
     for k in range(layers):
         assert [a.group for a in graph.axes[f"lstm.weight_ih_l{k}"]] == [below[k + 1], below[k]]
         assert [a.group for a in graph.axes[f"lstm.weight_hh_l{k}"]] == [below[k + 1]] * 2
@@ -344,6 +347,15 @@ def test_every_supported_module_has_its_rule() -> None:
     assert {rules[name] for name in spatial} == {"_pool"}
 
 
+class Second(nn.Linear):
+    """A linear layer of its own class."""
+
+    def __init__(self) -> None:
+        super().__init__(6, 2)
+        parameters, self._parameters = self._parameters, {"none": None}
+        self._parameters.update(parameters)  # the missing one comes first
+
+
 class Odd(nn.Module):
     """Forwards that only a trace of every node gets right."""
 
@@ -353,7 +365,7 @@ class Odd(nn.Module):
         self.a, self.b, self.out = nn.Linear(4, 6), nn.Linear(3, 6), nn.Linear(6, 2)
         self.embed, self.lstm = nn.Embedding(11, 5), nn.LSTM(5, 6)
         self.conv, self.over = nn.Conv1d(2, 6, 1), nn.LSTM(9, 4, batch_first=True)
-        self.scale = nn.Parameter(torch.rand(6) + 0.5)
+        self.scale, self.norm, self.second = nn.Parameter(torch.rand(6) + 0.5), nn.BatchNorm1d(5), Second()
 
     def forward(self, x: Tensor) -> Tensor:
         match self.kind:
@@ -366,7 +378,11 @@ class Odd(nn.Module):
                 return self.out(self.lstm(self.embed(x))[1][0][-1].unsqueeze(0))
             case "a scale of its own":
                 return self.out(self.a(x) * self.scale)
-        return self.over(self.conv(x))[0].flatten(1)  # "channels as steps"
+            case "channels as steps":
+                return self.over(self.conv(x))[1][0][-1]
+            case "norm over units":
+                return self.out(self.norm(self.a(x)))
+        return self.second(self.a(x).relu())
 
 
 @pytest.mark.parametrize(
@@ -377,6 +393,8 @@ class Odd(nn.Module):
         ("final states with a new axis", torch.arange(7), {"embed": 5, "lstm": 6}),
         ("a scale of its own", torch.randn(3, 4), {"a": 6}),
         ("channels as steps", torch.randn(3, 2, 9), {}),
+        ("norm over units", torch.randn(3, 5, 4), {}),
+        ("a parameter that is missing", torch.randn(3, 4), {"a": 6}),
     ],
 )
 def test_odd_forwards(kind: str, x: Tensor, groups: dict[str, int]) -> None:

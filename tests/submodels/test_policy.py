@@ -110,6 +110,7 @@ def test_steps_within_a_budget() -> None:
         ([0.0, 0.0, 5.0], 0.34, 0.0),
         ([0.0], 0.5, 0.0),
         ([3.0, -1.0, 2.0, 1.0], 0.3, 2.0),
+        ([3.0, -0.5, -0.01], 0.5, 3.0),
         ([1.0, 2.0, 3.0, 4.0, 5.0], 0.2, 4.0),
         ([1.0, 2.0, 3.0, 4.0, 5.0], 0.39, 4.0),
         ([1.0, 2.0, 3.0, 4.0, 5.0], 0.4, 3.0),
@@ -137,7 +138,7 @@ def test_a_straggler_exceeds_the_guard() -> None:
 
 def test_the_tiers_of_a_ratio_end_where_they_say() -> None:
     for edge, above, below in ((0.9, 0.95, 0.85), (0.8, 0.85, 0.75), (0.7, 0.75, 0.65), (0.6, 0.65, 0.5)):
-        assert fluid_fraction(edge - 1e-10) == above
+        assert fluid_fraction(edge - 1e-10) == fluid_fraction(edge - 1e-9) == above
         assert fluid_fraction(edge - 1e-6) == below
     assert fluid_fraction(1.0) == fluid_fraction(5.0) == 0.95
     assert fluid_fraction(0.0) == 0.5

@@ -63,6 +63,7 @@ def test_least_survivors(gamma, clients, least):
 )
 def test_a_sum_of_the_largest_words_fits_the_modulus_but_not_half_of_it(bits, weight, clients, modulus):
     assert SecureConfig(bits=bits, max_weight=weight).modulus_bits(clients) == modulus
+    assert SecureConfig(bits=bits, max_weight=weight).modulus_bits(0) == bits
     assert 2 ** (modulus - 1) < clients * weight * 2**bits <= 2**modulus
 
 

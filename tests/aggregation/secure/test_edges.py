@@ -1,5 +1,6 @@
 """Secure sums at the ends of what is allowed: sizes, bytes, graphs, sessions, and messages that are just wrong."""
 
+import hashlib
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -8,14 +9,16 @@ import pytest
 import torch
 
 from paceline.aggregation.secure.arithmetic import SecureArithmetic
+from paceline.aggregation.secure.client import SecureClient
 from paceline.aggregation.secure.client_openings import Openings
 from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.aggregation.secure.keys import context, pair_info
 from paceline.aggregation.secure.program import SecureAggregation, _together
 from paceline.aggregation.secure.server import SecureServer
 from paceline.aggregation.secure.server_openings import OpenedSums
-from paceline.aggregation.secure.session import Session, new_session
+from paceline.aggregation.secure.session import Session, new_session, number
 from paceline.aggregation.secure.simulate import Costs, arithmetic_sum, secure_sum
+from paceline.aggregation.secure.task_hash import OwnWork
 from paceline.core.engine import Summed
 from paceline.core.errors import MisbehaviourError, ProtocolError, QuorumError
 from tests.aggregation.secure.test_groups import masked
@@ -174,8 +177,8 @@ def masked_again(parties):
 
 def test_a_new_round_forgets_what_was_lost_and_missed():
     opened, common = OpenedSums(), b"c" * 32
-    for number in (1, 2):
-        opened.begin(number)
+    for turn in (1, 2):
+        opened.begin(turn)
         opened.record(common, [0, 1, 2])
         assert not opened.mark_lost(common, [0, 1, 2])
         assert opened.newly_missing([1, 9])
@@ -257,3 +260,47 @@ def test_defaults_of_sessions_and_servers():
     assert SecureServer(session, {}).quorum == 1
     assert vars(Costs()) == {"client_seconds": 0.0, "server_seconds": 0.0, "bytes_up": 0, "bytes_down": 0, "opened": []}
     assert (Openings().least_difference, Openings().most, Openings().scope) == (1, None, "model")
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_one_key_that_was_seen_before_is_enough_to_refuse(half):
+    """Client 1 uses one of client 2's keys, and signs both."""
+    parties = Parties()
+    adverts = {c: machine.advertise()["keys"] for c, machine in parties.clients.items()}
+    own, other = adverts[1][:64], adverts[2][:64]
+    keys = (other[:32] + own[32:]) if half == 0 else (own[:32] + other[32:])
+    adverts[1] = keys + parties.identities[1].sign(parties.session.context("advertise") + number(1) + keys)
+    hashes = {c: hashlib.sha256(advert).digest() for c, advert in adverts.items()}
+    with pytest.raises(ProtocolError, match=r"keys of client [12] appear twice"):
+        parties.clients[0].share(hashes, {c: advert for c, advert in adverts.items() if c != 0})
+
+
+def test_long_records():
+    parties = Parties()
+    parties.session = replace(parties.session, tell_bytes=1000)
+    parties.clients = {c: SecureClient(c, parties.session, parties.identities[c], parties.directory) for c in range(5)}
+    parties.server = SecureServer(parties.session, parties.directory)
+    parties.advertise()
+    parties.share({0: b"x" * 998, 1: b"y" * 256, 2: b"z" * 255})
+    parties.mask()
+    assert parties.clients[3].peers == {0: b"x" * 998, 1: b"y" * 256, 2: b"z" * 255, 4: b""}
+
+
+@pytest.mark.parametrize("alive", [[1, 2, 3, 4], [0, 0, 1, 2, 3], [0, 1, 2, 3, 9], [0, 1, 2, 2, 9], [], "0123", [0, 1, 2, True]])
+def test_lists_of_survivors_that_cannot_be(alive):
+    parties = Parties()
+    parties.advertise()
+    parties.share()
+    parties.mask()
+    with pytest.raises(ProtocolError, match="list of survivors is malformed"):
+        parties.clients[0].consistency(alive)
+
+
+def test_a_record_of_openings_that_was_closed_opens_again(tmp_path):
+    openings = Openings(tmp_path / "opened.sqlite")
+    for _ in range(2):
+        openings.check(OwnWork(b"w", b"v", b"c", "train"), "run", 1, [0, 1, 2], lambda n: n)
+        openings.record(OwnWork(b"w", b"v", b"c", "train"), "run", 1, [0, 1, 2])
+        openings.close()
+        openings.close()
+    assert openings._all("SELECT COUNT(*) FROM opened") == [(2,)]

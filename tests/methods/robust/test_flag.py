@@ -198,3 +198,11 @@ def test_a_start_that_holds_updates_exactly():
         expected, quality, _ = direct(g, m, start, iterations=8)
         np.testing.assert_allclose(a, expected, atol=1e-8)
         np.testing.assert_allclose(v, quality, atol=1e-8)
+
+
+def test_the_random_start_has_no_direction_of_its_own(task):
+    """Centred draws: the first vector of the basis is not the mean direction, which a sum of positive draws is near."""
+    run = prepare(RunConfig.build({"method": "flag", "task": "blobs", "clients": 5, "cohort": 5, "rounds": 1}), task=task)
+    basis = run.method._start(run.fed, 900, 2).numpy()
+    assert abs(basis[:, 0].sum()) / np.sqrt(900) < 0.15
+    assert np.abs(basis.T @ basis - np.eye(2)).max() < 1e-5
