@@ -8,9 +8,11 @@ import torch
 from paceline.core.client import Hooks
 from paceline.core.errors import ConfigError
 from paceline.engines.worker import Worker
+from paceline.methods.stragglers import clip
 from paceline.methods.stragglers.heterofl import HeteroFL
 from paceline.registry import find_method
 from paceline.run import prepare
+from paceline.submodels.select import Rank, Threshold
 from paceline.submodels.service import Submodels, submodels
 
 SLOW = "stragglers:share=0.2,slow=2.5,compute=1e5"
@@ -271,3 +273,18 @@ def test_outputs_of_absent_classes_are_masked_along_the_class_axis(shape):
     assert out.grad[:, [1, 2]].any()
     assert HeteroFL(masked_loss=False).hooks(client, None) == Hooks()
     assert HeteroFL().hooks(SimpleNamespace(num_samples=0), None) == Hooks()
+
+
+@pytest.mark.parametrize(("options", "rule"), [({}, Rank()), ({"select": "threshold", "step": 0.5}, Threshold(step=0.5))])
+def test_clip_selects_by_the_rule_of_its_option(task, config, monkeypatch, options, rule):
+    """What it passes on: its scores, the selection before, the rule, and how often and how many units come back."""
+    chosen, explored = [], []
+    select, explore = clip.select, clip.explore
+    monkeypatch.setattr(clip, "select", lambda *args, **named: chosen.append((args, named)) or select(*args, **named))
+    monkeypatch.setattr(clip, "explore", lambda *args: explored.append(args) or explore(*args))
+    kept_by(task, config, 9, rounds=5, method="clip", options={"explore": 2, "back": 0.3, **options})
+    assert len(chosen) == len(explored) == 2 * 3
+    assert all(named == {"by": rule} for _, named in chosen)
+    assert [args[3] is None for args, _ in chosen] == [True, True, False, False, False, False]
+    assert [args[2] for args in explored] == [3, 3, 4, 4, 5, 5]
+    assert {args[4:] for args in explored} == {(2, 0.3)}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from paceline.core.client import Client
 from paceline.core.layout import Layout
 from paceline.core.params import Params
 from paceline.methods.participation.fedamd import AnchorState, FedAmd
@@ -205,3 +206,20 @@ def test_the_mean_of_no_gradients_is_zero():
     zeros = Params(torch.zeros(3), layout)
     assert AnchorState(params=zeros, total=zeros).mean.vector.tolist() == [0.0] * 3
     assert AnchorState(params=zeros, total=zeros + 6.0, members=[1, 4, 2]).mean.vector.tolist() == [2.0] * 3
+
+
+def test_a_step_is_one_batch_of_the_clients_samples(monkeypatch):
+    """Miners of 12 samples with batches of 4, and anchors with large batches of 5: each local training is one step."""
+    seen, sgd = [], Client.sgd
+
+    def spy(self, *args, **values):
+        local = sgd(self, *args, **values)
+        seen.append((local.steps, local.samples if hasattr(local, "samples") else values["batch_size"]))
+        return local
+
+    monkeypatch.setattr(Client, "sgd", spy)
+    task = quadratics([0.0, 3.0, 1.0], samples=12, noise=0.3)
+    for _ in play(task, f"{__name__}:Odd", 4, options={"lr": 0.1, "steps": 3, "batch_size": 4, "large_batch": 5}):
+        pass
+    assert {steps for steps, _ in seen} == {1}
+    assert {size for _, size in seen} == {4, 5}
