@@ -288,3 +288,20 @@ def test_clip_selects_by_the_rule_of_its_option(task, config, monkeypatch, optio
     assert [args[3] is None for args, _ in chosen] == [True, True, False, False, False, False]
     assert [args[2] for args in explored] == [3, 3, 4, 4, 5, 5]
     assert {args[4:] for args in explored} == {(2, 0.3)}
+
+
+def test_the_age_of_clips_scores_is_counted_in_rounds(task, config, monkeypatch):
+    """A client that is not asked in every round has scores of earlier ones."""
+    seen, scores, combine = [], clip.Clip.scores, clip.combine
+
+    def ask(self, client, params):
+        ages = []
+        monkeypatch.setattr(clip, "combine", lambda *args, age: ages.append(age) or combine(*args, age=age))
+        found = scores(self, client, params)
+        seen.append((ages, client.round - client.memory["scored"] if "scored" in client.memory else None))
+        return found
+
+    monkeypatch.setattr(clip.Clip, "scores", ask)
+    prepare(config(**COMMON | {"cohort": 6}, method="clip", rounds=12), task=task).go()
+    assert all(ages == [age] for ages, age in seen if age is not None)
+    assert {age for _, age in seen} > {1, 2}

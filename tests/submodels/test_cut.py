@@ -1,4 +1,5 @@
 import copy
+from inspect import signature
 
 import pytest
 import torch
@@ -7,9 +8,10 @@ from torch import Tensor, nn
 from paceline.core.errors import SubmodelError, ZeroCostError
 from paceline.core.layout import Layout
 from paceline.core.params import Params
-from paceline.submodels.build import num_groups
+from paceline.submodels.build import num_groups, shrink
 from paceline.submodels.cut import TIERS, Cutter, keep_count
 from paceline.submodels.flops import _CELL, counted, flops
+from paceline.submodels.service import train_submodel
 from tests.submodels.nets import EXAMPLES, CharLSTM
 from tests.submodels.u1 import dense, params_of
 
@@ -252,3 +254,29 @@ def test_flops_of_lstms_in_both_directions(layers: int, both: bool) -> None:
     inputs = 3 + (layers - 1) * 8 * ways
     products = ways * 4 * 8 * (inputs + layers * 8)
     assert flops(lstm, torch.zeros(2, 5, 3)) == 5 * (2 * products + ways * layers * 8 * _CELL)
+
+
+def test_flops_behind_an_lstm_count() -> None:
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.out = nn.LSTM(3, 8, batch_first=True), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.lstm(x)[0])
+
+    head = Head()
+    behind = flops(head, torch.zeros(2, 5, 3)) - flops(head.lstm, torch.zeros(2, 5, 3))
+    assert 5 * 2 * 8 * 2 <= behind <= 5 * 2 * (8 * 2 + 1)  # products, and perhaps the addition of the bias
+
+
+def test_layers_of_an_lstm_that_were_cut_apart_are_refused() -> None:
+    net = CharLSTM(5, 4)
+    graph = Cutter(net, Layout.of(net), torch.zeros(1, 3, dtype=torch.int64)).graph
+    masks = {"lstm.l0": torch.tensor([True, True, False, False]), "lstm.l1": torch.tensor([True, True, True, False])}
+    with pytest.raises(SubmodelError, match="layers of LSTM 'lstm' must retain equally many cells"):
+        shrink(net, graph, masks)
+
+
+def test_sub_models_are_trained_without_a_scale_unless_one_is_given() -> None:
+    assert signature(train_submodel).parameters["rescale"].default == 1.0

@@ -190,3 +190,10 @@ def test_a_line_through_the_measurements() -> None:
 )
 def test_steps_that_fit(steps: int, done: int, elapsed: float, budget: float, after: float, left: int) -> None:
     assert steps_within(steps, done, elapsed, budget, after) == left
+
+
+def test_no_tier_below_a_half_is_taken_unless_asked_for() -> None:
+    costs, model = {1.0: 1.0, 0.5: 0.5, 0.25: 0.25}, CostModel(10.0)
+    assert compute_fraction(model, costs, 1.0) == network_fraction(model, costs, 1.0, 1.0) == 0.5
+    assert choose(lambda p: 10 * p, 1.0, (1.0, 0.5, 0.25)) == 0.5
+    assert compute_fraction(model, costs, 1.0, 0.2) == network_fraction(model, costs, 1.0, 1.0, 0.2) == 0.25

@@ -128,6 +128,9 @@ def test_mixed_scores() -> None:
     before = {"a": torch.tensor([3.0, float("nan"), 1.0])}
     assert combine(local, public, kept, before)["a"].tolist() == [2, 20, 2]
     assert combine(local, public, kept, before, age=11)["a"].tolist() == [1, 20, 3]
+    assert combine(local, public, kept, before, limit=0)["a"].tolist() == [1, 20, 3]
+    assert combine(local, public, kept, before, age=10)["a"].tolist() == [2, 20, 2]
+    assert combine(local, public, kept, before, factor=0.75)["a"].tolist() == [1.5, 20, 2.5]
     blank = unknown({"a": 3})
     assert combine(blank, public, kept, before)["a"].tolist() == [6.5, 20, 15.5]
     assert combine(blank, blank, kept, before)["a"].tolist()[::2] == [3, 1]

@@ -174,3 +174,9 @@ def test_rank_within_its_tolerance() -> None:
         assert one([near, size, 1e6], 2, Rank(tolerance=1e-3)) == [0, 2]
         assert one([size, near, 1e6], 2, Rank(tolerance=1e-3)) == [0, 2]
         assert one([size, far, 1e6], 2, Rank(tolerance=1e-3)) == [1, 2]
+
+
+def test_a_threshold_that_is_high_enough_stays() -> None:
+    """Unit 1, which was dropped before, still fits."""
+    assert one([0.1, 0.4, 0.9], 2, Threshold(0.45, step=0.1), previous=[0, 2]) == [0, 2]
+    assert one([0.1, 0.4, 0.9], 2, Threshold(1.45, step=0.1), previous=[0, 1]) == [0, 1]

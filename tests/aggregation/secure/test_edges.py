@@ -1,6 +1,7 @@
 """Secure sums at the ends of what is allowed: sizes, bytes, graphs, sessions, and messages that are just wrong."""
 
 import hashlib
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -29,8 +30,9 @@ from tests.aggregation.secure.test_protocol import CONFIG, Parties, check, vecto
 def test_bytes_of_a_client_are_those_of_its_messages():
     """Six clients, one gone before it masks: keys 32, signatures and hashes 64 and 32, sealed shares 172, records 92, ids 8."""
     inputs = vectors(6)
-    session = new_session(inputs, CONFIG)
+    session, started = new_session(inputs, CONFIG), time.perf_counter()
     _, alive, costs = secure_sum(inputs, CONFIG, {5: "masked"})
+    assert costs.client_seconds + costs.server_seconds < time.perf_counter() - started
     assert alive == [0, 1, 2, 3, 4]
     plain = session.plain()
     numbers = sum(isinstance(v, int | float) for v in [*plain.values(), *plain["clients"], *plain["config"].values()])
@@ -259,6 +261,7 @@ def test_defaults_of_sessions_and_servers():
     assert Session(bytes(32), 1, 0, (0, 1, 2), 2, 2, SecureConfig()).tell_bytes == 64
     assert SecureServer(session, {}).quorum == 1
     assert vars(Costs()) == {"client_seconds": 0.0, "server_seconds": 0.0, "bytes_up": 0, "bytes_down": 0, "opened": []}
+    assert SecureAggregation().config == SecureArithmetic().config == SecureConfig()
     assert (Openings().least_difference, Openings().most, Openings().scope) == (1, None, "model")
 
 
@@ -304,3 +307,51 @@ def test_a_record_of_openings_that_was_closed_opens_again(tmp_path):
         openings.close()
         openings.close()
     assert openings._all("SELECT COUNT(*) FROM opened") == [(2,)]
+
+
+def test_a_discarded_session_holds_no_secret():
+    parties = Parties().to("unmask")
+    client = parties.clients[0]
+    before = client._seal_key.public, client._mask_key.public
+    client.unmask(parties.signatures[0])
+    assert {client._seal_key.public, client._mask_key.public}.isdisjoint(before)
+    assert (client._secret, client._shares, client._keys) == (b"", {}, {})
+    assert "secrets" not in client.state()
+
+
+@pytest.mark.parametrize("confirmed", [2, 3, 4, 5])
+def test_too_few_confirmations_lose_the_sum(confirmed):
+    parties = Parties(config=replace(CONFIG, active=False))
+    parties.advertise()
+    parties.share()
+    parties.mask()
+    for c in parties.alive[:confirmed]:
+        parties.server.add_signature(c, parties.clients[c].consistency(parties.alive))
+    if confirmed < 3:
+        with pytest.raises(QuorumError, match=f"{confirmed} of 5 clients remained whose neighbours confirmed"):
+            parties.server.signatures_for()
+        return
+    assert list(parties.server.signatures_for()) == parties.alive[:confirmed]
+
+
+def test_cohorts_of_one_model_may_overlap_unless_a_difference_is_asked_for():
+    for least, refused in ((1, False), (2, True)):
+        openings = Openings(least_difference=least)
+        openings.record(OwnWork(b"c", b"w", b"v", "train"), "run", 1, [0, 1, 2, 3])
+        for cohort in ([2, 3, 4, 5], [4, 5, 6]):
+            other = OwnWork(b"d", b"x", b"v", "train")
+            if refused and 2 in cohort:
+                with pytest.raises(ProtocolError, match="shares clients with this"):
+                    openings.check(other, "run", 2, cohort, lambda n: n)
+            else:
+                openings.check(other, "run", 2, cohort, lambda n: n)
+
+
+@pytest.mark.parametrize(
+    "change", [{"clients": 5}, {"clients": None}, {"config": 5}, {"config": [1]}, {"more": 1}, {"clients": ["0"]}]
+)
+def test_malformed_sessions_are_refused(change):
+    plain = Parties().session.plain()
+    assert Session.from_plain(plain).plain() == plain
+    with pytest.raises(ProtocolError, match="malformed session"):
+        Session.from_plain({**plain, **change})

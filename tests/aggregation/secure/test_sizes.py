@@ -12,7 +12,7 @@ from paceline.aggregation.secure.config import SecureConfig
 from paceline.aggregation.secure.graph import _log2_masses, neighbours, parameters, permutation
 from paceline.aggregation.secure.session import Session, least_half, new_session, sizes
 from paceline.aggregation.secure.shamir import share
-from paceline.aggregation.secure.share_repair import correct, is_prime
+from paceline.aggregation.secure.share_repair import correct, corrections, is_prime
 from paceline.core.errors import ConfigError, QuorumError
 
 
@@ -172,3 +172,16 @@ def test_shares_of_a_polynomial_of_higher_degree_give_nothing():
     for extra in (1, 2, 3):
         assert correct(xs, share(42, 3 + extra, xs), 3) is None
         assert correct(xs, share(42, 3 + extra, xs), 3 + extra) == (42, [])
+
+
+@pytest.mark.parametrize("liars", [[], [4], [0, 7], [2, 5]])
+def test_holders_of_wrong_shares_are_named(liars):
+    """Holder u has the share at u + 1."""
+    ys = dict(enumerate(share(42, 4, range(1, 9))))
+    for u in liars:
+        ys[u] += 1
+    secret, named = next(corrections(ys, 4))
+    assert (secret, sorted(named)) == (42, liars)
+    ys.pop(3)
+    found = [sorted(named) for secret, named in corrections(ys, 4) if secret == 42]
+    assert liars in found

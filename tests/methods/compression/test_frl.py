@@ -326,27 +326,32 @@ def test_sums_of_votes_that_permutations_can_have(top, total, voters, fair):
     assert FRL(top=top)._fair(torch.tensor(total), voters) is fair
 
 
+@pytest.mark.parametrize("epochs", [1, 2])
 @pytest.mark.parametrize("on", ["signed", "abs", "released"])
-def test_one_step_against_numpy(task, on):
+def test_steps_against_numpy(task, on, epochs):
     """Straight-through gradients: w dL/d(w m), times the sign of a score where the mask reads absolute scores; 0 has none."""
-    options = {"mask_on": on, "lr": 0.3, "epochs": 1, "batch_size": 1000, "momentum": 0.0, "weight_decay": 0.01, "decay": 0.5}
+    options = {"mask_on": on, "lr": 0.3, "epochs": epochs, "batch_size": 1000, "momentum": 0.0, "weight_decay": 0.01, "decay": 0.5}
     run, found = states(task, 1, options=options, clients=1, cohort=1)
     layout = found[0].params.layout
     frozen, sorted_scores, ranks = network(layout, 0, on)
     client_task = run.fed.engine.setup.task
     module = client_task.build(0)
-    scores = placed(layout, ranks, sorted_scores)
-    kept = mask(scores, 0.5, on)
+    scores, rows = placed(layout, ranks, sorted_scores), run.fed.engine.setup.split(0)[0]
     parameters = dict(module.named_parameters())
+    for rate in [0.3, 0.15][:epochs]:  # a cosine over the epochs
+        kept = mask(scores, 0.5, on)
+        for name in layout.by_name:
+            parameters[name].data = frozen[name] * kept[name]
+        module.zero_grad()
+        client_task.loss(module(task.train.x[rows]), task.train.y[rows]).backward()
+        learnt = scores.clone()
+        for name in layout.by_name:
+            slopes = 1.0 if on == "signed" else scores[name].sign()
+            learnt[name].sub_(rate * (frozen[name] * parameters[name].grad * slopes + 0.01 * scores[name]))
+        scores = learnt
     for name in layout.by_name:
-        parameters[name].data = frozen[name] * kept[name]
-    rows = run.fed.engine.setup.split(0)[0]
-    client_task.loss(module(task.train.x[rows]), task.train.y[rows]).backward()
-    for name in layout.by_name:
-        s, g = scores[name].numpy().ravel(), (frozen[name] * parameters[name].grad).numpy().ravel()
-        slopes = np.ones_like(s) if on == "signed" else np.sign(s)
-        learnt = s - 0.3 * (g * slopes + 0.01 * s)
-        order = np.argsort(np.abs(learnt) if on == "abs" else learnt, kind="stable")
+        s = scores[name].numpy().ravel()
+        order = np.argsort(np.abs(s) if on == "abs" else s, kind="stable")
         assert (found[1].ranks[name].numpy() == order).mean() > 0.97  # but for near ties
 
 

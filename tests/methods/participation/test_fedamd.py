@@ -7,9 +7,10 @@ import torch
 from paceline.core.client import Client
 from paceline.core.layout import Layout
 from paceline.core.params import Params
+from paceline.engines.worker import Worker
 from paceline.methods.participation.fedamd import AnchorState, FedAmd
 from paceline.run import prepare
-from tests.methods.quadratics import numbers, play, quadratics
+from tests.methods.quadratics import by_size, numbers, play, quadratics
 from tests.methods.resuming import assert_resumes, assert_server_sums_what_clients_keep
 
 TWO = {"optima": [0.0, 3.0], "curvatures": [1.0, 2.0], "start": 1.0}  # gradients x and 2 (x - 3)
@@ -223,3 +224,20 @@ def test_a_step_is_one_batch_of_the_clients_samples(monkeypatch):
         pass
     assert {steps for steps, _ in seen} == {1}
     assert {size for _, size in seen} == {4, 5}
+
+
+def test_miners_count_alike_however_many_samples_they_have(monkeypatch):
+    """1, 2 and 5 samples; a client without any has no say."""
+    seen, invoke = {}, Worker.invoke
+
+    def spy(self, me, function, message):
+        reply = invoke(self, me, function, message)
+        if function == "mined":
+            seen[me.id] = reply.weight
+        return reply
+
+    monkeypatch.setattr(Worker, "invoke", spy)
+    task = quadratics([0.0, 3.0, 1.0, 2.0], sizes=[1, 2, 5, 1])
+    for _ in play(task, "fedamd", 2, options={"lr": 0.1, "steps": 2, "anchor": 0.0}, split=by_size([1, 2, 6, 0])):
+        pass
+    assert {client: set(weight.values()) for client, weight in seen.items()} == {0: {1}, 1: {1}, 2: {1}, 3: {0}}

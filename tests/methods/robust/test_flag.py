@@ -206,3 +206,16 @@ def test_the_random_start_has_no_direction_of_its_own(task):
     basis = run.method._start(run.fed, 900, 2).numpy()
     assert abs(basis[:, 0].sum()) / np.sqrt(900) < 0.15
     assert np.abs(basis.T @ basis - np.eye(2)).max() < 1e-5
+
+
+def test_updates_of_zero_leave_the_decay_alone(task):
+    """With a client rate of 0 no update has a direction; the server's SGD goes on with its velocity."""
+    values = {"method": "flag", "task": "blobs", "clients": 5, "cohort": 5, "rounds": 2, "options": {"lr": 0.0}}
+    run = prepare(RunConfig.build(values), task=task)
+    w = run.fed.init_params().vector.double().numpy()
+    run.go()
+    v = 0.0
+    for _ in range(2):
+        v = 0.9 * v - 5e-4 * w
+        w = w + 0.2 * v
+    np.testing.assert_allclose(run.state.params.vector, w, atol=1e-6)

@@ -210,3 +210,23 @@ def test_the_geometric_median_of_rows_that_balance():
     """No row is there and the pulls cancel exactly: the search ends where it starts."""
     for rows in ([[1.0, 0.0], [-1.0, 0.0]], [[1.0, 2.0], [-1.0, -2.0], [2.0, -1.0], [-2.0, 1.0]]):
         assert geometric_median(torch.tensor(rows, dtype=torch.float64)).tolist() == [0.0, 0.0]
+
+
+@dataclass(frozen=True)
+class Idle(Median):
+    """A median among whose clients some have nothing to say."""
+
+    idle: int = 1
+
+    @on_client(each=True)
+    def submit(self, client, message):
+        return message.zeros() + float(client.id if client.id >= self.idle else 0)
+
+
+@pytest.mark.parametrize(("idle", "expected"), [(1, 3.0), (3, 4.0), (4, 4.5), (6, 0.0)])
+def test_updates_of_zero_have_no_say_unless_all_are(config, task, idle, expected):
+    prepared = prepare(config(cohort=6, method=f"{__name__}:Idle", options={"idle": idle}), task=task)
+    state = prepared.method.init(prepared.fed)
+    prepared.fed.start_round(1)
+    after = prepared.method.round(prepared.fed, state)
+    assert torch.allclose((after.params - state.params).vector, torch.tensor(expected), atol=1e-6)
