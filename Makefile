@@ -24,7 +24,7 @@ test: lint ## set up, check style and types, fetch small data, run the default t
 	$(BIN)/python -m pytest
 
 test-slow: setup-dev ## the long checks as well, Ray's and PostgreSQL's included
-	$(PIP) install -c constraints.txt -e '.[dev,ray,postgres]'
+	$(PIP) install -c constraints.txt -e '.[dev,ray,postgres,mlflow,wandb]'
 	$(call fetch,$(DATA) $(MORE_DATA))
 	$(BIN)/python -m pytest -m "slow or not slow"
 

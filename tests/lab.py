@@ -8,6 +8,7 @@ __all__ = ["LAB", "OWN", "distribution"]
 
 LAB = '''
 import math
+import torch
 from subprocess import Popen
 from dataclasses import dataclass
 from torch import nn
@@ -15,6 +16,7 @@ from paceline.adversaries.behaviours import Adversary, SignFlip
 from paceline.aggregation import Plain
 from paceline.devices import Fleet
 from paceline.engines import LocalEngine
+from paceline.metrics import ClassMetric
 from paceline.methods.optimisation import fedprox
 from paceline.participation.processes import Participation, RateProcess
 from paceline.tasks import blobs
@@ -46,8 +48,12 @@ def chain(shape, num_classes, width: int = 4):
     return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), width), nn.ReLU(), nn.Linear(width, num_classes))
 
 
-def accuracy(sums):
-    return sums["correct"] / sums["count"]
+class Share(ClassMetric):
+    def count(self, scores, targets):
+        return {"right": (scores.argmax(1) == targets).sum(), "count": torch.tensor(len(targets))}
+
+    def figures(self, total):
+        return {"share": int(total["right"]) / max(int(total["count"]), 1)}
 
 
 class Engine(LocalEngine):
@@ -86,7 +92,7 @@ class Loud(SignFlip):
 """The module ``mylab``."""
 
 OWN = {
-    "method": "FedProx", "task": "task", "model": "Net", "metric": "accuracy", "engine": "Engine", "aggregation": "Sums",
+    "method": "FedProx", "task": "task", "model": "Net", "metric": "Share", "engine": "Engine", "aggregation": "Sums",
     "fleet": "Trams", "participation": "Weekends", "adversary": "Loud",
 }  # fmt: skip
 """What of ``mylab`` is of which kind."""

@@ -84,3 +84,14 @@ def test_the_page_lists_the_stored_figures():
     figures = json.loads((ROOT / "src" / "paceline" / "methods" / "effects.json").read_text())
     listed = re.findall(r"^\| (\w+/[\w-]+) \|", page, flags=re.MULTILINE)
     assert sorted(listed) == sorted(figures)
+
+
+@pytest.mark.parametrize("family", sorted(families()))
+def test_the_page_of_a_family_begins_with_the_claims_that_do_not_hold(family):
+    figures = json.loads((ROOT / "src" / "paceline" / "methods" / "effects.json").read_text())
+    failed = [f for name, f in figures.items() if name.startswith(f"{family}/") and f["verdict"] == "does not hold"]
+    text = (ROOT / "docs" / "methods" / f"{family}.md").read_text()
+    listed = re.findall(
+        r"^- `(\w+)`: (.*?): ", text.partition("<!-- end of these claims -->")[0] if failed else "", flags=re.MULTILINE
+    )
+    assert sorted(listed) == sorted((f["of_method"], f["claim"]) for f in failed)

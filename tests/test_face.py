@@ -80,7 +80,7 @@ def test_help_shows_the_arguments():
     assert {"method", "task", "observer", "folder"} <= set(inspect.signature(pl.run).parameters)
 
 
-@pytest.mark.parametrize("name", [name for name in pl.__all__ if name not in ("errors", "methods", "metrics")])
+@pytest.mark.parametrize("name", [name for name in pl.__all__ if name not in ("errors", "methods", "metrics", "trackers")])
 def test_every_name_has_an_example_that_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     finder = doctest.DocTestFinder(recurse=False)

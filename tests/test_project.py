@@ -79,7 +79,7 @@ def named() -> Iterator[str]:
     """Yield the names in backticks that belong to a package, or to a module at its root."""
     text = prose(DOCS / "architecture.md")
     for name in sorted(set(re.findall(r"`([a-z]\w*(?:\.\w+)+)`", text))):
-        if name.partition(".")[0] in {*PACKAGES, "run", "runner", "assembly", "registry"}:
+        if name.partition(".")[0] in {*PACKAGES, "run", "runner", "assembly", "registry"} and not name.endswith(".jsonl"):
             yield name
 
 

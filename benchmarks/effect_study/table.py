@@ -22,6 +22,9 @@ __all__ = ["final_runs", "judged", "line", "load", "result", "write"]
 HERE = Path(__file__).resolve().parents[2]
 FIGURES = HERE / "src" / "paceline" / "methods" / "effects.json"
 PAGE = HERE / "docs" / "effects.md"
+PAGES = HERE / "docs" / "methods"
+FAILED = "<!-- claims that do not hold: written by benchmarks/effects.py -->"
+END = "<!-- end of these claims -->"
 
 INTRODUCTION = f"""# Measured effects of the methods
 
@@ -80,6 +83,7 @@ def judged(row: Row, got: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **got,
         "of": row.method.name or row.method.method,
+        "of_method": row.method.method,
         "versus": row.baseline.name or row.baseline.method if isinstance(row.baseline, Side) else f"{row.baseline:g}",
         "claim": row.claim,
         "figure": label(row.metric),
@@ -129,8 +133,25 @@ def write(rows: Mapping[str, Row], new: Mapping[str, Any]) -> None:
         "| --- " * 12 + "|",
     ]
     lines = [line(row, figures[name]) for name, row in rows.items() if name in figures]
-    for path, text in ((FIGURES, json.dumps(figures, indent=1, sort_keys=True)), (PAGE, "\n".join([*head, *lines]))):
+    texts = {FIGURES: json.dumps(figures, indent=1, sort_keys=True), PAGE: "\n".join([*head, *lines])}
+    for page in sorted({PAGES / f"{name.split('/')[0]}.md" for name in rows}):
+        texts[page] = with_failed(page, rows, figures)
+    for path, text in texts.items():
         atomic_write(path, f"{text}\n".encode(), mode=0o644)
+
+
+def with_failed(page: Path, rows: Mapping[str, Row], figures: Mapping[str, Any]) -> str:
+    """Return the page of a family of methods, at its beginning today's list of the claims that do not hold."""
+    title, _, rest = page.read_text().strip().partition("\n\n")
+    if rest.startswith(FAILED):
+        rest = rest.partition(f"{END}\n\n")[2]
+    failed = [
+        f"- `{got['of_method']}`: {row.claim}: {label(row.metric)} {_effect(row, got)} against {got['versus']} ({got['why']})."
+        for name, row in rows.items()
+        if name.split("/")[0] == page.stem and (got := figures.get(name)) and got["verdict"] == "does not hold"
+    ]
+    head = [FAILED, "These claims do not hold in [our measurements](../effects.md):", "", *failed, END, ""] if failed else []
+    return "\n".join([title, "", *head, rest])
 
 
 def _setting(search: Mapping[str, Any]) -> str:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from paceline import methods as methods
+    from paceline import metrics as metrics
+    from paceline import trackers as trackers
     from paceline.core import errors as errors
-    from paceline.core import metrics as metrics
     from paceline.core.client import Client as Client
     from paceline.core.config import RunConfig as RunConfig
     from paceline.core.federation import Federation as Federation
@@ -29,11 +30,12 @@ if TYPE_CHECKING:
     from paceline.core.update import Update as Update
     from paceline.results.comparison import Comparison as Comparison
     from paceline.results.result import Result as Result
-    from paceline.run import compare as compare
     from paceline.run import load as load
     from paceline.run import prepare as prepare
     from paceline.run import resume as resume
     from paceline.run import run as run
+    from paceline.studies import compare as compare
+    from paceline.studies import sweep as sweep
 
 __version__ = "0.1.0"
 
@@ -57,6 +59,8 @@ __all__ = [
     "prepare",
     "resume",
     "run",
+    "sweep",
+    "trackers",
 ]
 
 _PLACES = {
@@ -70,15 +74,17 @@ _PLACES = {
     "State": "core.method:State",
     "Task": "core.task:Task",
     "Update": "core.update:Update",
-    "compare": "run:compare",
+    "compare": "studies:compare",
     "errors": "core.errors",
     "load": "run:load",
     "methods": "methods",
-    "metrics": "core.metrics",
+    "metrics": "metrics",
     "on_client": "core.method:on_client",
     "prepare": "run:prepare",
     "resume": "run:resume",
     "run": "run:run",
+    "sweep": "studies:sweep",
+    "trackers": "trackers",
 }
 """Where each name of `__all__` is: a module below this package, and the attribute there; without one, the module itself."""
 

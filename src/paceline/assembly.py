@@ -13,22 +13,30 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from paceline.adversaries.behaviours import Adversary, load_adversary, members
 from paceline.adversaries.engine import poisoned
 from paceline.blocks.architectures import Architectures, architectures_service
+from paceline.core.checks import check_task
 from paceline.core.config import RunConfig
 from paceline.core.engine import Aggregation
-from paceline.core.errors import PacelineError, UnknownNameError
+from paceline.core.errors import ConfigError, PacelineError, PlanError, UnknownNameError
 from paceline.core.method import Method, client_functions
+from paceline.core.metrics import Metric
 from paceline.core.samples import Split
+from paceline.core.terms import check_metrics, main_of
 from paceline.core.wording import setting
 from paceline.data import Partition, partition_task
 from paceline.devices import Fleet, load_fleet, load_participation
 from paceline.engines.worker import Setup
-from paceline.registry import find_method, method_names
+from paceline.registry import KINDS, build, find_method, method_names
+from paceline.store.start import Start
 from paceline.submodels.flops import flops
 from paceline.submodels.service import Submodels, submodel_service
 from paceline.tasks import Task, load_task
+from paceline.tasks.start import fits, started
+from paceline.tasks.tuning import parse_tuning, tune
 
 __all__ = [
     "Allocation",
@@ -37,10 +45,13 @@ __all__ = [
     "build_method",
     "devices",
     "field_owners",
+    "group_misfits",
+    "load_metric",
     "misfits",
     "read_task",
     "reload",
     "share_out",
+    "with_metrics",
 ]
 
 
@@ -70,12 +81,14 @@ class Assembly:
         asked: the method as it is configured.
         method: the method, fitted to the task.
         task: the task, fitted to the method.
+        flops: forward cost of one sample.
     """
 
     config: RunConfig
     asked: Method
     method: Method
     task: Task
+    flops: float = 0.0
 
     def setup(
         self,
@@ -110,7 +123,7 @@ class Assembly:
             fleet=fleet,
             seed=config.seed,
             client_seed=client_seed,
-            flops=flops(task.build(0), task.train.x[:1]),
+            flops=self.flops,
             device=device,
             drop=drop,
             measured=config.measured,
@@ -169,17 +182,78 @@ def read_task(config: RunConfig, name: str = "", options: Mapping[str, Any] | No
     return load_task(name or config.task, model=config.model, seed=config.seed, **chosen)
 
 
-def assemble(config: RunConfig, task: Task | None = None, method: Method | None = None) -> Assembly:
+def assemble(config: RunConfig, task: Task | None = None, method: Method | None = None, start: Start | None = None) -> Assembly:
     """Fit the method and its task to each other.
 
     Args:
         config: what is run.
         task: in place of the configured one.
         method: `build_method` of the configuration, where that was called before.
+        start: weights to start from: those of the task's model, or of the model that the method makes of it.
+
+    Raises:
+        PlanError: the method needs classes, which the task does not have.
+        ConfigError, DataError: samples, model, loss and metrics of the task do not fit together, see `check_task`.
+        LayoutError: the weights match neither model.
     """
     asked = build_method(config) if method is None else method
-    fitted, task = asked.fit_task(read_task(config) if task is None else task)
-    return Assembly(config, asked, fitted, task)
+    task, start = _begun(config, task, start)
+    if wrong := _classless(config, asked, task):
+        raise PlanError(wrong)
+    fitted, task = asked.fit_task(task)
+    task = task if start is None else started(task, start.tensors, start.where)
+    module = task.build(0)
+    check_task(task, module)
+    task = with_metrics(config, task)
+    check_metrics(task, module)
+    return Assembly(config, asked, fitted, task, flops(module, task.train.example))
+
+
+def _classless(config: RunConfig, method: Method[Any], task: Task) -> list[str]:
+    """Return what of a run needs one class per sample, which the task does not have."""
+    if task.num_classes and isinstance(task.train.y, Tensor):
+        return []
+    found = [f"method {method.slug()!r} needs classes"] if method.needs_classes else []
+    if config.adversary is not None and load_adversary(config.adversary).poisons_data:
+        found.append(f"adversary {config.adversary!r} changes class labels")
+    return [f"{what}, but task {task.name!r} has none; choose another one, or a task with num_classes" for what in found]
+
+
+def _begun(config: RunConfig, task: Task | None, start: Start | None) -> tuple[Task, Start | None]:
+    """Return the task, with the weights to start from if they are its model's; otherwise also the start."""
+    tuning = config.task_options.get("peft") if task is None else None
+    if start is None or tuning is None:
+        task = read_task(config) if task is None else task
+    else:  # a tuning of the weights, or the weights of an earlier tuning
+        task = read_task(config, options={name: value for name, value in config.task_options.items() if name != "peft"})
+        if fits(task, start.tensors):
+            return tune(started(task, start.tensors, start.where), parse_tuning(tuning)), None
+        task = tune(task, parse_tuning(tuning))
+    if start is not None and fits(task, start.tensors):
+        return started(task, start.tensors, start.where), None
+    return task, start
+
+
+def with_metrics(config: RunConfig, task: Task) -> Task:
+    """Return a task with the metrics of the configuration, or with its own, built from their names.
+
+    Raises:
+        UnknownNameError: no such metric or option.
+        ConfigError: an option has an invalid value, or two metrics have a figure of the same name.
+    """
+    made = tuple(m if isinstance(m, Metric) else load_metric(m) for m in config.metrics or task.metrics)
+    figures = [metric.figure for metric in made]
+    if repeated := sorted({name for name in figures if figures.count(name) > 1}):
+        raise ConfigError(f"{setting('metrics')}: {', '.join(repeated)} is listed more than once; list each metric once")
+    return task if made == tuple(task.metrics) else dataclasses.replace(task, metrics=made)
+
+
+def load_metric(text: str) -> Metric:
+    """Return the metric of a specification ``NAME[:OPTION=VALUE,...]``; see `with_metrics` for what is raised."""
+    made = build("metric", text, {})
+    if not isinstance(made, Metric):
+        raise ConfigError(f"{setting('metrics', text)} is a {type(made).__name__}; it should be {KINDS['metric'].what}")
+    return made
 
 
 def share_out(config: RunConfig, task: Task, split: Partition | None = None) -> Allocation:
@@ -207,9 +281,9 @@ def share_out(config: RunConfig, task: Task, split: Partition | None = None) -> 
     return Allocation(task, split, byzantine, split.groups)
 
 
-def reload(config: RunConfig, method: Method) -> tuple[Task, Split]:
+def reload(config: RunConfig, method: Method, start: Start | None = None) -> tuple[Task, Split]:
     """Read a named task and share it out again, in another process."""
-    shared = share_out(config, assemble(config, method=method).task)
+    shared = share_out(config, assemble(config, method=method, start=start).task)
     return shared.task, shared.split
 
 
@@ -233,7 +307,9 @@ def _table(shared: Allocation) -> Any:
     return shared.split.table(shared.task)
 
 
-def misfits(config: RunConfig, method: Method[Any], aggregation: Aggregation, adversary: Adversary | None) -> list[str]:
+def misfits(
+    config: RunConfig, method: Method[Any], aggregation: Aggregation, adversary: Adversary | None, task: Task | None = None
+) -> list[str]:
     """Return the reasons why the parts of a run do not fit together, one sentence each; empty if they do.
 
     Args:
@@ -241,8 +317,17 @@ def misfits(config: RunConfig, method: Method[Any], aggregation: Aggregation, ad
         method: the method, fitted to its task.
         aggregation: the aggregation of sums.
         adversary: the attack of Byzantine clients, or None.
+        task: the task with its metrics, if known.
     """
     found = []
+    if task is not None and config.target_accuracy is not None:
+        main = main_of(task, task.train.y)
+        if main.name != "accuracy":
+            found.append(f"{setting('target_accuracy')} is of accuracy, but {main.name} is primary; use {setting('target_score')}")
+    if config.by_group and config.evaluation not in ("federated", "clients"):
+        found.append(
+            f"{setting('by_group', True)} needs {setting('evaluation', 'federated')} or {setting('evaluation', 'clients')}"
+        )
     if config.cohort > config.clients:
         found.append(
             f"the cohort of {config.cohort} is larger than the population of {config.clients} clients; "
@@ -260,6 +345,24 @@ def misfits(config: RunConfig, method: Method[Any], aggregation: Aggregation, ad
             f"{setting('aggregation', 'secure-arithmetic')}, whose bits are the same"
         )
     return found
+
+
+def group_misfits(config: RunConfig, aggregation: Aggregation, groups: Collection[int]) -> list[str]:
+    """Return the reasons why groups cannot be evaluated separately; empty if they can, or if that is not asked for.
+
+    Args:
+        config: the configuration.
+        aggregation: the aggregation of sums.
+        groups: true group of each client; empty if the partition has none.
+    """
+    if not config.by_group:
+        return []
+    if not groups:
+        return [f"{setting('by_group', True)} needs groups of clients; use {setting('partition', 'groups:0-4/5-9')}"]
+    least = max(config.least_group, 1 if aggregation.sees_each else 3)
+    small = [group for group in sorted(set(groups)) if list(groups).count(group) < least]
+    text = ", ".join(map(str, small))
+    return [f"{setting('by_group', True)}: a sum needs at least {least} clients, but group {text} has fewer"] if small else []
 
 
 def _hidden(method: Method, config: RunConfig) -> list[str]:

@@ -1,4 +1,5 @@
-"""Registry of names: methods, tasks, models, metrics, engines, aggregations, fleets, participation processes, adversaries.
+"""Registry of names: methods, tasks, models, metrics, engines, aggregations, fleets, participation processes, adversaries,
+trackers.
 
 An object is named by a built-in name (`BUILT_IN`), by an entry point of an installed package (one group per kind, see
 `KINDS`), or by an import path ``package.module:Name``. Listing names imports nothing. A name registered twice is an error
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 from paceline.core.errors import ConfigError, NameClashError, UnknownNameError
 from paceline.core.importing import installed, load_built_in, load_entry, load_named
+from paceline.kinds import ALIASES, BUILT_IN, KINDS, Kind
 
 if TYPE_CHECKING:
     from paceline.core.method import Method
@@ -34,167 +36,6 @@ __all__ = [
     "parameters",
     "parse",
 ]
-
-Kind = Literal["method", "task", "model", "metric", "engine", "aggregation", "fleet", "participation", "adversary"]
-
-
-class KindInfo(NamedTuple):
-    """Properties common to all objects of a kind.
-
-    Args:
-        group: group of entry points.
-        what: description of a valid object, for error messages.
-        value: the option whose key may be omitted in a specification; empty if there is none.
-    """
-
-    group: str
-    what: str
-    value: str = ""
-
-
-KINDS: dict[Kind, KindInfo] = {
-    "method": KindInfo("paceline.methods", "a class below `paceline.core.method.Method`"),
-    "task": KindInfo("paceline.tasks", "a `Task`, or a function that returns one; it may take ``model`` and ``seed``"),
-    "model": KindInfo("paceline.models", "a function or class that makes a module; it may take ``shape`` and ``num_classes``"),
-    "metric": KindInfo("paceline.metrics", "a function of summed evaluations, or of two labellings"),
-    "engine": KindInfo("paceline.engines", "a class below `paceline.engines.Pool`, made from ``setup`` and ``workers``"),
-    "aggregation": KindInfo("paceline.aggregations", "an `Aggregation`; it may take ``bound``, ``config`` and ``agreed``"),
-    "fleet": KindInfo("paceline.fleets", "a class below `paceline.devices.Fleet`"),
-    "participation": KindInfo("paceline.participation", "a class below `Participation`, or a function that returns one", "rates"),
-    "adversary": KindInfo("paceline.adversaries", "a class below `paceline.adversaries.behaviours.Adversary`", "share"),
-}
-"""All kinds, with their entry point groups."""
-
-BUILT_IN: dict[Kind, dict[str, str]] = {
-    "method": {
-        "afacd": "paceline.methods.asynchronous.afl:AfaCd",
-        "afacs": "paceline.methods.asynchronous.afl:AfaCs",
-        "afacstable": "paceline.methods.asynchronous.afacstable:AfaCsTable",
-        "bulyan": "paceline.methods.robust.robust:Bulyan",
-        "clip": "paceline.methods.stragglers.clip:Clip",
-        "dropstragglers": "paceline.methods.stragglers.dropstragglers:DropStragglers",
-        "fedamd": "paceline.methods.participation.fedamd:FedAmd",
-        "fedasync": "paceline.methods.asynchronous.fedasync:FedAsync",
-        "fedau": "paceline.methods.participation.fedau:FedAu",
-        "fedavg": "paceline.methods.optimisation.fedavg:FedAvg",
-        "fedavgm": "paceline.methods.optimisation.momentum:FedAvgM",
-        "fedavgmvr": "paceline.methods.optimisation.momentum:FedAvgMVR",
-        "fedbuff": "paceline.methods.asynchronous.fedbuff:FedBuff",
-        "feddyn": "paceline.methods.optimisation.feddyn:FedDyn",
-        "fedfix": "paceline.methods.asynchronous.fedfix:FedFix",
-        "fedgela": "paceline.methods.personalisation.fedgela:FedGELA",
-        "fedgh": "paceline.methods.personalisation.fedgh:FedGH",
-        "fedghsum": "paceline.methods.personalisation.fedgh:FedGHSum",
-        "fedit": "paceline.methods.foundation.fedit:FedIT",
-        "fedopt": "paceline.methods.optimisation.fedopt:FedOpt",
-        "fedpeft": "paceline.methods.foundation.fedpeft:FedPEFT",
-        "fedproto": "paceline.methods.personalisation.fedproto:FedProto",
-        "fedprox": "paceline.methods.optimisation.fedprox:FedProx",
-        "fedsa": "paceline.methods.personalisation.fedsa:FedSA",
-        "fedspeed": "paceline.methods.optimisation.fedspeed:FedSpeed",
-        "fedstale": "paceline.methods.participation.fedstale:FedStale",
-        "fedstaletable": "paceline.methods.participation.fedstaletable:FedStaleTable",
-        "fedvarp": "paceline.methods.participation.fedvarp:FedVarp",
-        "fedzo": "paceline.methods.blackbox.fedzo:FedZO",
-        "finetuned": "paceline.methods.personalisation.finetuned:FineTuned",
-        "fjord": "paceline.methods.stragglers.fjord:Fjord",
-        "flag": "paceline.methods.robust.flag:Flag",
-        "fluid": "paceline.methods.stragglers.fluid:Fluid",
-        "fot": "paceline.methods.continual.fot:FOT",
-        "frl": "paceline.methods.compression.frl:FRL",
-        "frlchecked": "paceline.methods.compression.frlchecked:FRLChecked",
-        "fzoos": "paceline.methods.blackbox.fzoos:FZooS",
-        "geometricmedian": "paceline.methods.robust.robust:GeometricMedian",
-        "heterofl": "paceline.methods.stragglers.heterofl:HeteroFL",
-        "krum": "paceline.methods.robust.robust:Krum",
-        "localonly": "paceline.methods.personalisation.localonly:LocalOnly",
-        "localtuning": "paceline.methods.foundation.localtuning:LocalTuning",
-        "meamed": "paceline.methods.robust.robust:MeaMed",
-        "median": "paceline.methods.robust.robust:Median",
-        "mifa": "paceline.methods.participation.fedvarp:Mifa",
-        "multikrum": "paceline.methods.robust.robust:MultiKrum",
-        "ocfl": "paceline.methods.clustering.ocfl:OCFL",
-        "phocas": "paceline.methods.robust.robust:Phocas",
-        "randomdropout": "paceline.methods.stragglers.randomdropout:RandomDropout",
-        "scaffold": "paceline.methods.optimisation.scaffold:Scaffold",
-        "scaffoldm": "paceline.methods.optimisation.momentum:ScaffoldM",
-        "scaffoldmvr": "paceline.methods.optimisation.momentum:ScaffoldMVR",
-        "trimmedmean": "paceline.methods.robust.robust:TrimmedMean",
-    },
-    "task": {
-        "digits": "paceline.tasks.datasets:DIGITS",
-        "mnist-5k": "paceline.tasks.datasets:MNIST_5K",
-        "fashion-mnist": "paceline.tasks.datasets:FASHION_MNIST",
-        "cifar10-test-split": "paceline.tasks.datasets:CIFAR10_TEST_SPLIT",
-        "fontwriters": "paceline.tasks.datasets:FONTWRITERS",
-        "shakespeare": "paceline.tasks.datasets:SHAKESPEARE",
-        "permuted": "paceline.tasks.sequence:load_permuted",
-        "split": "paceline.tasks.sequence:load_split",
-        "quadratic": "paceline.tasks.blackbox:quadratic",
-        "metric": "paceline.tasks.blackbox:metric",
-        "attack": "paceline.tasks.blackbox:attack",
-        "vit-tuning": "paceline.tasks.vision:load_tuning",
-        "instructions": "paceline.tasks.instructions:load_instructions",
-        "chatterbot": "paceline.tasks.instructions:load_chatterbot",
-    },
-    "model": {
-        "logistic": "paceline.models.dense:logistic",
-        "mlp": "paceline.models.dense:mlp",
-        "tiny_cnn": "paceline.models.conv:tiny_cnn",
-        "cnn": "paceline.models.conv:cnn",
-        "femnist_cnn": "paceline.models.conv:femnist_cnn",
-        "vgg9": "paceline.models.conv:vgg9",
-        "lstm": "paceline.models.recurrent:lstm",
-        "vit": "paceline.models.transformer:vit",
-        "char_model": "paceline.models.transformer:char_model",
-    },
-    "metric": {
-        "classification": "paceline.core.metrics:figures",
-        "spread": "paceline.core.metrics:spread_figures",
-        "adjusted-rand": "paceline.core.metrics:adjusted_rand",
-    },
-    "engine": {
-        "local": "paceline.engines.local:LocalEngine",
-        "debug": "paceline.engines.debug:DebugEngine",
-        "ray": "paceline.engines.ray:RayEngine",
-    },
-    "aggregation": {
-        "plain": "paceline.aggregation.plain:Plain",
-        "secure": "paceline.aggregation.secure.program:SecureAggregation",
-        "secure-arithmetic": "paceline.aggregation.secure.arithmetic:SecureArithmetic",
-    },
-    "fleet": {
-        "homogeneous": "paceline.devices.fleet:Homogeneous",
-        "stragglers": "paceline.devices.fleet:Stragglers",
-        "mobile": "paceline.devices.fleet:Mobile",
-        "spread": "paceline.devices.fleet:Spread",
-    },
-    "participation": {
-        "always": "paceline.participation.processes:Participation",
-        "bernoulli": "paceline.participation.processes:Bernoulli",
-        "markov": "paceline.participation.processes:Markov",
-        "cyclic": "paceline.participation.processes:Cyclic",
-        "diurnal": "paceline.participation.processes:Diurnal",
-        "trace": "paceline.participation.processes:read_trace",
-    },
-    "adversary": {
-        "signflip": "paceline.adversaries.behaviours:SignFlip",
-        "gaussian": "paceline.adversaries.behaviours:Gaussian",
-        "random": "paceline.adversaries.behaviours:Random",
-        "drop": "paceline.adversaries.behaviours:Drop",
-        "alie": "paceline.adversaries.behaviours:Alie",
-        "ipm": "paceline.adversaries.behaviours:InnerProduct",
-        "minmax": "paceline.adversaries.behaviours:MinMax",
-        "ranks": "paceline.adversaries.behaviours:Ranks",
-        "labelflip": "paceline.adversaries.behaviours:LabelFlip",
-    },
-}
-"""Import path of every built-in object, by kind and name; a test compares it with the files."""
-
-ALIASES: dict[Kind, dict[str, str]] = {
-    "model": {"logreg": "logistic", "tiny-cnn": "tiny_cnn", "femnist-cnn": "femnist_cnn", "char-model": "char_model"},
-}
-"""Alternative spellings of built-in names; not listed."""
 
 
 class Registered(NamedTuple):

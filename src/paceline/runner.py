@@ -19,17 +19,20 @@ from paceline.core.errors import CohortError, MisbehaviourError, NonFiniteError,
 from paceline.core.failures import reasons
 from paceline.core.federation import Federation
 from paceline.core.method import Method
-from paceline.core.metrics import adjusted_rand, figures, spread_figures
+from paceline.core.metrics import Primary, added, adjusted_rand, chosen, figures
 from paceline.core.params import Params
 from paceline.core.process_state import process_state
 from paceline.core.profiling import spent
 from paceline.core.random import derive
+from paceline.core.spread import spread_figures
+from paceline.core.terms import main_of
 from paceline.results.model import FinalModel
 from paceline.results.progress import Observer
 from paceline.results.result import Result
 from paceline.store import MemoryStore, RunFolder, save_checkpoint
 from paceline.store.provenance import provenance
 from paceline.tasks import Task
+from paceline.tasks.scaling import measured_scaling
 
 __all__ = ["Observer", "Result", "RoundWarning", "Run", "StackingWarning"]
 
@@ -73,6 +76,13 @@ class Run:
     evaluated: Params | None = None
     """The last evaluated model, if its statistics were computed only for the evaluation (``buffers="recompute"``)."""
     _warned: set[str] = field(default_factory=set)
+    _unevaluated: dict[str, Any] | None = None
+    """Clock, bytes and record of the last round, if it was evaluated only because it is the last: a longer run does not do that."""
+
+    @cached_property
+    def main(self) -> Primary:
+        """The primary figure: target, patience, tables and plots use it."""
+        return main_of(self.task, self.task.train.y)
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
@@ -140,6 +150,8 @@ class Run:
     def _step(self) -> bool:
         """Run a round unless the run has ended; return whether one was run."""
         if self.state is None:
+            if self.config.start_from is None:  # otherwise the scaling is part of the weights
+                self.fed.scaled = measured_scaling(self.fed, self.method, self.task)
             self.state = self.method.init(self.fed)
         if self._stop_reason() is not None:
             return False
@@ -224,6 +236,8 @@ class Run:
         if found is not None and self.groups:
             record["adjusted_rand"] = adjusted_rand(found, self.groups)
         if number % self.config.eval_every == 0 or number == self.config.rounds:
+            plain = {"clock": clock.now, "bytes": [totals.bytes_up, totals.bytes_down], "record": dict(record)}
+            self._unevaluated = plain if number % self.config.eval_every else None
             try:
                 record |= self._evaluate(params, state)
             except QuorumError as error:  # keep the round's model although its evaluation failed
@@ -269,25 +283,52 @@ class Run:
             if not self.config.client_test:
                 told = "evaluation='federated' judges by training samples where clients hold none out; set client_test, as in 0.2"
                 self._warn(told, RoundWarning)
-            sums = self.fed.sum(self.method.evaluate, params, over=range(self.fed.num_clients))
-        return figures(sums)
+            each = [self.fed.sum(self.method.evaluate, params, over=members) for members in self._members()]
+            return self._figures(added(each)) | self._of_groups(each)
+        return self._figures(sums)
+
+    def _members(self) -> list[list[int]]:
+        """Return the clients that are summed together: those of each group, or all."""
+        everyone = range(self.fed.num_clients)
+        if not self.config.by_group:
+            return [list(everyone)]
+        return [[c for c in everyone if self.groups[c] == group] for group in sorted(set(self.groups))]
+
+    def _of_groups(self, sums: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the primary figure of each group, if groups are evaluated."""
+        name, values = self.main.name, [figures(s, chosen(self.task)[:1]) for s in sums]
+        return {f"group_{i}_{name}": found[name] for i, found in enumerate(values) if self.config.by_group and name in found}
+
+    def _figures(self, sums: dict[str, Any]) -> dict[str, Any]:
+        """Return the figures of an evaluation, and the name of the primary one where it is not accuracy."""
+        found = figures(sums, chosen(self.task))
+        return found if self.main.name == "accuracy" else found | {"metric": self.main.name}
 
     def _evaluate_clients(self, state: Any, everything: bool) -> dict[str, Any]:
-        """Evaluate every client's own model on its client; the server receives only sums and a histogram of accuracies."""
+        """Evaluate every client's own model on its client; the server receives only sums and a histogram of the primary figure."""
         parts = self.method.personal(state, range(self.fed.num_clients))
-        sums = [self.fed.sum(self.method.evaluate_clients, (everything, m), over=clients) for m, clients in parts]
-        total = {key: sum(part[key] for part in sums) for key in sums[0]}
-        found = figures(total)
-        return found | spread_figures(total) if "accuracy" in found else found
+        groups = []
+        for members in self._members():
+            shared = [(m, [c for c in clients if c in set(members)]) for m, clients in parts]
+            sums = [self.fed.sum(self.method.evaluate_clients, (everything, m), over=clients) for m, clients in shared if clients]
+            groups.append(added(sums))
+        total = added(groups)
+        found = self._figures(total)
+        return found | spread_figures(total, self.main) | self._of_groups(groups) if self.main.name in found else found
 
     def _stop_reason(self) -> str | None:
-        scores = [r["accuracy"] for r in self.history if "accuracy" in r]
-        config = self.config
-        if config.stop_at_target and config.target_accuracy and scores and scores[-1] >= config.target_accuracy:
-            return "target accuracy reached"
-        if config.patience and len(scores) > config.patience and max(scores[-config.patience :]) <= max(scores[: -config.patience]):
-            return f"accuracy did not improve in {config.patience} evaluations"
+        main, config = self.main, self.config
+        scores = [r[main.name] for r in self._judged(main.name)]
+        if config.stop_at_target and config.goal is not None and scores and main.reached(scores[-1], config.goal):
+            return f"target {main.name} reached"
+        last = config.patience or 0
+        if last and len(scores) > last and not main.better(main.best(scores[-last:]), main.best(scores[:-last])):
+            return f"{main.name} did not improve in {last} evaluations"
         return "all rounds" if self.round >= config.rounds else None
+
+    def _judged(self, name: str) -> list[dict[str, Any]]:
+        """Return the records that have a figure."""
+        return [r for r in self.history if not math.isnan(r.get(name, math.nan))]
 
     def _save(self) -> None:
         assert self.folder is not None
@@ -302,13 +343,18 @@ class Run:
             "memory": self.store.commit(self.round),
             "provenance": self.provenance,
         }
+        if self._unevaluated is not None:
+            tree["unevaluated"] = self._unevaluated
         save_checkpoint(self.folder.checkpoint, tree)
 
     def result(self) -> Result:
         """Return the outcome of the rounds so far; if the run has a folder, save the outcome and the model."""
-        scored, judged = ([r for r in self.history if name in r] for name in ("accuracy", "loss"))
-        target = self.config.target_accuracy
-        hit = next((r["virtual_seconds"] for r in scored if target and r["accuracy"] >= target), None)
+        main, target = self.main, self.config.goal
+        last = {
+            name: next((r[name] for r in reversed(self.history) if name in r), math.nan) for name in ("accuracy", "loss", main.name)
+        }
+        judged = self._judged(main.name)
+        hit = next((r["virtual_seconds"] for r in judged if target is not None and main.reached(r[main.name], target)), None)
         params = self.method.model(self.state)
         outcome = Result(
             run=str(self.folder.path) if self.folder else "",
@@ -316,8 +362,8 @@ class Run:
             task=self.config.task,
             rounds=self.round,
             seed=self.config.seed,
-            accuracy=scored[-1]["accuracy"] if scored else math.nan,
-            loss=judged[-1]["loss"] if judged else math.nan,
+            accuracy=last["accuracy"],
+            loss=last["loss"],
             round_seconds=sum(r["round_seconds"] for r in self.history) / max(len(self.history), 1),
             total_seconds=self.fed.clock.now,
             wall_seconds=sum(r["wall_seconds"] for r in self.history),
@@ -325,6 +371,10 @@ class Run:
             bytes_down=self.fed.totals.bytes_down,
             model_sha256=params.sha256(),
             target_seconds=hit,
+            metric=main.name,
+            score=last[main.name],
+            higher_is_better=main.higher_is_better,
+            in_percent=main.in_percent,
             stopped=self._stop_reason() or "before its end",
             chunk=self.config.chunk or 1,
             path=self.path,
@@ -334,7 +384,8 @@ class Run:
             final=FinalModel.of(self),
         )
         if self.folder is not None:
+            self.folder.write_table()
             self.folder.write_summary(outcome.as_dict())
             if self.evaluated is not None or self.task.buffers != "recompute" or not self.folder.model.exists():
-                self.folder.save_model(self.evaluated or params)
+                FinalModel.of(self).save(self.folder)
         return outcome

@@ -137,3 +137,17 @@ def test_extras_are_read_from_the_package(line, monkeypatch):
     found = list(doctor._extras(Path()))
     assert [f.what for f in found] == (["extra dev"] if "extra" in line else [])
     assert all(f.found == "installed" for f in found)
+
+
+def test_the_card_of_a_method_begins_with_the_claims_that_do_not_hold_and_with_its_differences(call, monkeypatch):
+    effect = {"figure": "accuracy", "versus": "fedavg", "effect": 0.1, "low": 0.0, "high": 0.2, "ratio": False}
+    effect |= {"seeds": [1, 2, 3, 4, 5], "date": "2026-01-01"}
+    measured = [{"claim": "a good one", "verdict": "holds"}, {"claim": "a bad one", "verdict": "does not hold"}]
+    monkeypatch.setattr(listing, "effects", lambda name: [effect | made for made in measured])
+    lines = [line.strip("│ ") for line in call("methods", "fedbuff").stdout.splitlines()]
+    assert lines[1] == "does not hold    a bad one (accuracy, against fedavg)"
+    assert lines[2].startswith("differs          local SGD has momentum")
+    assert [line.split(";")[0] for line in lines if line.startswith("measured here")] == [
+        "measured here: a bad one",
+        "measured here: a good one",
+    ]

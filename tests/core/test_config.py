@@ -2,7 +2,8 @@
 
 import copy
 import pickle
-from typing import get_type_hints
+from collections.abc import Sequence
+from typing import Any, get_type_hints
 
 import pytest
 
@@ -38,7 +39,9 @@ def test_what_is_no_configuration_is_named():
 
 
 def test_the_keywords_are_the_fields():
-    assert get_type_hints(ConfigFields) == {name: spec.annotation for name, spec in RunConfig.model_fields.items()}
+    fields = {name: spec.annotation for name, spec in RunConfig.model_fields.items()}
+    assert fields["metrics"] == tuple[str, ...]  # by keyword also as text or as objects
+    assert get_type_hints(ConfigFields) == fields | {"metrics": str | Sequence[Any]}
     assert set(get_type_hints(ConfigFields)) - set(get_type_hints(RunFields)) == {"method", "task", "model"}
 
 

@@ -130,7 +130,8 @@ FAULTS = {
     "negative": (lambda: made((X, Y - 1)), DataFormatError, "y contains -1"),
     "too many": (lambda: made((X, Y), num_classes=2), DataFormatError, "y contains class 2, but num_classes=2"),
     "stream": (lambda: made(Stream()), DataFormatError, "Stream is not a map-style data set"),
-    "dicts": (lambda: made(Pairs([{"a": 1}], [0])), DataFormatError, "x of sample 0 is a dict"),
+    "texts": (lambda: made(Pairs(["a"], [0])), DataFormatError, "x of sample 0 is a str"),
+    "texts within": (lambda: made(Pairs([{"a": 1, "b": "c"}], [0])), DataFormatError, r"x\['b'\] of sample 0 is a str"),
     "single": (lambda: made(list(X)), DataFormatError, "sample 0 is a Tensor; it must be a pair"),
     "ragged": (
         lambda: made(Pairs([X[0], X[1, :3]], [0, 1])),

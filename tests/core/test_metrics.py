@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from paceline.core.errors import PlanError
-from paceline.core.metrics import BINS, adjusted_rand, spread, spread_figures
+from paceline.core.metrics import Primary, added, adjusted_rand, measured, packed, primary
+from paceline.core.spread import BINS, _Scale, spread, spread_figures
+from paceline.metrics import AUROC
 from paceline.run import prepare
 
 
@@ -119,8 +121,44 @@ def test_a_method_without_a_global_model_is_not_judged_centrally(task, config):
 @pytest.mark.parametrize("clients", [-1, 0, 5])
 def test_a_spread_in_which_somebody_lied_is_a_figure(bins, clients):
     """Sums of numbers have no bound under secure aggregation: neither an error nor an endless list may come of them."""
-    total = {"clients": clients, "accuracies": 2.0, "squares": -4.0, "bins": torch.zeros(BINS, dtype=torch.int64)}
+    total = {"clients": clients, "scores": 2.0, "squares": -4.0, "bins": torch.zeros(BINS, dtype=torch.int64)}
     total["bins"][50] = bins
     found = spread_figures(total)
     assert set(found) == {"client_accuracy", "worst_client_accuracy", "client_deviation"}
     assert all(math.isnan(v) or 0 <= v <= 1 for v in found.values())
+
+
+def test_a_client_whose_figure_is_undefined_does_not_count():
+    """A client of one class has no AUROC."""
+    metric, g = AUROC(bins=50), torch.Generator().manual_seed(0)
+    scores, y = torch.randn(90, 2, generator=g), torch.arange(90) % 2
+    parts = []
+    for rows in (slice(0, 30), slice(30, 60), slice(60, 90, 2)):  # the last one has only class 0
+        terms = {metric.figure: packed(metric.terms(scores[rows], y[rows]))}
+        sums = {"count": 30, "loss": 0.0, "metrics": terms}
+        parts.append(spread(sums, [metric]))
+    out = spread_figures(added(parts), primary([metric]))
+    own = [measured(p, [metric])["auroc"] for p in parts]
+    assert math.isnan(own[2])
+    assert out["client_auroc"] == pytest.approx(np.mean(own[:2]))
+    assert out["worst_client_auroc"] == pytest.approx(min(own[:2]), abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("limits", "values"),
+    [((0, 1), [0, 0.3, 1]), ((-1, 1), [-1, -0.2, 0.9]), ((0, math.inf), [0, 1e-5, 3.7, 2e5]), ((1, math.inf), [1, 40.0]),
+     ((-math.inf, 1), [1, 0.5, -300.0]), ((-math.inf, math.inf), [-40.0, 1e-3, 7.0])],
+)  # fmt: skip
+@pytest.mark.parametrize("higher", [True, False])
+def test_the_worst_client_is_within_half_a_bin(limits, values, higher):
+    main = Primary("accuracy", higher, limits)
+    for value in values:
+        total = reported(1, 1)
+        scale = _Scale(main)
+        bins = torch.zeros(scale.bins, dtype=torch.int64)
+        bins[scale.place(value)] = 1
+        found = spread_figures({**total, "bins": bins, "scores": value, "squares": value**2}, main)
+        both = math.isinf(limits[0]) and math.isinf(limits[1])
+        distance = value - (0 if both else limits[0] if math.isfinite(limits[0]) else limits[1])
+        near = 0.005 if math.isfinite(limits[1] - limits[0]) else (0.028 if both else 0.014) * abs(distance) + 1e-6
+        assert found["worst_client_accuracy"] == pytest.approx(value, abs=near)

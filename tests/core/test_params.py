@@ -62,15 +62,26 @@ def test_trainable_takes_patterns_predicates_and_flags() -> None:
     with pytest.raises(LayoutError, match=r"trainable=\['head\.\*'\] matches no parameter"):
         Layout.of(module, ["head.*"])
     with pytest.raises(LayoutError, match=r"must be float32.*0\.weight"):
-        Layout.of(nn.Sequential(nn.Linear(2, 2).half()))
+        Layout.of(nn.Sequential(nn.Linear(2, 2).to(torch.complex64)))
 
 
-def test_buffers_in_the_vector_are_float32() -> None:
-    module = net()
-    module[1].running_mean = module[1].running_mean.double()
-    with pytest.raises(LayoutError, match=r"buffers.*1\.running_mean"):
-        Layout.of(module)
-    assert Layout.of(module, buffers="local").size == 29
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_module_of_another_dtype_is_exchanged_in_float32(dtype: torch.dtype) -> None:
+    module = net().to(dtype)
+    module[3].float()
+    layout = Layout.of(module)
+    start = Params.of(module, layout)
+    assert start.vector.dtype == torch.float32
+    model = Resident(module, layout)
+    assert model.params.vector.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    model.load(start * 3.0)
+    assert model.snapshot().vector.equal(start.vector * 3.0)
+    assert [module[0].weight.dtype, module[3].weight.dtype, module[1].running_var.dtype] == [dtype, torch.float32, dtype]
+    assert module[0].weight.float().equal((start * 3.0)["0.weight"].to(dtype).float())
+    assert module[3].weight.equal((start * 3.0)["3.weight"])
+    module[1].running_mean.fill_(0.5)
+    model.sync_buffers()
+    assert model.snapshot()["1.running_mean"].eq(0.5).all()
 
 
 def test_the_digest_is_of_names_shapes_and_kinds() -> None:

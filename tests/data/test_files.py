@@ -214,7 +214,7 @@ def test_csv(tmp_path):
     ("text", "reported"),
     [
         ("", "a header and at least one row"),
-        ("a,b\n1,2\n3\n", "row 3: 1 values for 2 columns"),
+        ("a,b\n1,2\n3\n", "line 3: 1 values for 2 columns"),
         ("a,a\n1,2\n", "duplicate column name 'a'"),
         ("a,b\n1,2\n1,\n", "line 3: the target column 'b' has no value"),
         ("b\n" + "1\n0\n" * 10, "no feature column remains"),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from paceline.core.errors import ConfigError, DataError, EmptyClientError, UnknownNameError
 from paceline.data import partition_task
 from paceline.data.partition import canonical, parse_partition
+from paceline.data.plots import plot_partition
 from paceline.tasks import Arrays, Task, blobs
 from tests.work import steps
 
@@ -246,6 +247,16 @@ def test_the_rows_of_many_come_as_one_table_where_they_are_equally_many():
     uneven = partition_task(blobs(samples=300), "quantity:0.5", 10, seed=1)
     assert uneven.together(range(10)) is None
     assert torch.equal(uneven.together([3]), uneven(3)[0][None])
+
+
+def test_a_task_without_classes_is_counted_and_drawn_by_samples(tmp_path):
+    x = torch.randn(40, 3)
+    task = Task("quantity", Arrays(x, x.sum(1)), Arrays(x, x.sum(1)), lambda: torch.nn.Linear(3, 1), loss="mse")
+    split = partition_task(task, "quantity:1", 4)
+    assert split.table(task).tolist() == [[n] for n in split.sizes.tolist()]
+    assert plot_partition(tmp_path / "a.png", split, task).stat().st_size > 1000
+    with pytest.raises(DataError, match="needs one class label per sample"):
+        partition_task(task, "shards:2", 4)
 
 
 def test_owners_that_are_not_drawn_belong_to_nobody():

@@ -271,3 +271,9 @@ def test_targets_that_are_not_scored_are_a_reason_to_train_alone(epochs):
     with pytest.warns(StackingWarning, match="not scored"):
         stacked = prepare(RunConfig.build({**values, "vectorize": "on", "chunk": 6}), task=task).go()
     assert stacked.model_sha256 == alone.model_sha256
+    judged = {**values, "rounds": 1, "evaluation": "clients", "client_test": 0.3}
+    both = [
+        prepare(RunConfig.build({**judged, **v}), task=task).go() for v in ({"vectorize": "off"}, {"vectorize": "on", "chunk": 6})
+    ]
+    assert both[0].accuracy == both[1].accuracy
+    assert both[0].loss == pytest.approx(both[1].loss, rel=1e-6)

@@ -51,8 +51,10 @@ DEFAULTS = {
     "afacd": ANARCHIC,
     "afacs": ANARCHIC,
     "afacstable": ANARCHIC | {"expire": None},
+    "apfl": AVERAGED | {"alpha": 0.5, "adaptive": True, "steps": 10},
     "bulyan": ROBUST,
     "clip": PRUNED | {"score": "mixed", "reduce": "max", "select": "rank", "explore": 5, "back": 0.1, "step": 0.01},
+    "ditto": AVERAGED | {"lam": 0.1, "personal_epochs": 1},
     "dropstragglers": AVERAGED | {"straggler_share": 0.2, "slack": 1.05, "warmup": 2},
     "fedamd": {
         "anchor": 0.2, "period": 0, "steps": 10, "lr": 0.01, "batch_size": 64, "large_batch": 0, "server_lr": 1.0, "per_step": False,
@@ -62,6 +64,7 @@ DEFAULTS = {
     "fedavg": AVERAGED,
     "fedavgm": MOMENTUM,
     "fedavgmvr": MOMENTUM,
+    "fedbn": LOCAL | {"layers": ()},
     "fedbuff": ARRIVING | {"buffer": 10, "weigh": "identical"},
     "feddyn": AVERAGED | {"alpha": 0.01},
     "fedfix": ARRIVING,
@@ -73,10 +76,13 @@ DEFAULTS = {
     "fedgh": HEADS | {"shuffle": True},
     "fedghsum": HEADS | {"form": "gradient", "exchanges": 1},
     "fedit": INSTRUCTED,
+    "fednova": AVERAGED | {"mu": 0.0},
     "fedopt": AVERAGED | {"server_lr": 0.01, "optimizer": "adam", "beta1": None, "beta2": 0.99, "tau": 0.001},
     "fedpeft": TUNED,
+    "fedper": LOCAL,
     "fedproto": OWN | {"strength": 1.0, "predict": "prototype"},
     "fedprox": AVERAGED | {"mu": 0.01},
+    "fedrep": LOCAL | {"head_epochs": 10},
     "fedsa": OWN
     | {
         "pull": 1.0, "contrast": 1.0, "calibration": 1.0, "beta": 0.9999, "begin": "projected", "weighted": False, "least": 1,
@@ -123,6 +129,8 @@ DEFAULTS = {
     | {
         "epochs": 3, "backend": "average", "clusters": 3, "least": 3, "noise": "nearest", "order": 2.0, "patience": 1, "sketch": 0,
     },
+    "perfedavg": AVERAGED | {"alpha": 0.01, "steps": 10, "order": "first", "delta": 0.001, "personal_steps": 1},
+    "pfedme": AVERAGED | {"lr": 0.005, "lam": 15.0, "inner_steps": 5, "inner_lr": 0.05, "personal_epochs": 1},
     "phocas": ROBUST,
     "randomdropout": PRUNED,
     "scaffold": AVERAGED,
@@ -150,8 +158,11 @@ DECLARED = {
     "records_times": (False, {True: "clip fjord heterofl randomdropout"}),
     "vectorizable": (True, {False: "fedzo fzoos"}),
     "names_clients": (False, {True: "fedamd fedasync fedbuff fedfix"}),
-    "sends_model": (True, {False: "fedgela fedgh fedghsum fedproto fedsa frl frlchecked localonly localtuning"}),
-    "has_model": (True, {False: "fedgh fedghsum fedproto fedsa fedzo fzoos localonly ocfl"}),
+    "sends_model": (
+        True,
+        {False: "fedbn fedgela fedgh fedghsum fedper fedproto fedrep fedsa frl frlchecked localonly localtuning"},
+    ),
+    "has_model": (True, {False: "fedbn fedgh fedghsum fedper fedproto fedrep fedsa fedzo fzoos localonly ocfl"}),
     "rounds_up": (False, {True: "heterofl"}),
     "needs": (
         None,

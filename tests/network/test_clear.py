@@ -101,14 +101,14 @@ def test_what_is_wrong_with_a_client_s_data_stays_in_its_own_log(loopback, monke
 
 
 def test_how_own_files_are_read_is_not_the_server_s_to_say():
-    from paceline.deploy.client.client import _task_options
+    from paceline.deploy.client.own import task_options
 
     config = RunConfig(
         task="csv:/public.csv", model="mlp", task_options={"target": "hiv", "limit": 1, "test": 0.99, "peft": "bias"}
     )
-    assert _task_options(DataConfig(task="csv:/own.csv"), config) == {"peft": "bias"}
-    assert _task_options(DataConfig(task="csv:/own.csv", task_options={"target": "num"}), config) == {
+    assert task_options(DataConfig(task="csv:/own.csv"), config) == {"peft": "bias"}
+    assert task_options(DataConfig(task="csv:/own.csv", task_options={"target": "num"}), config) == {
         "peft": "bias",
         "target": "num",
     }
-    assert _task_options(DataConfig(own=False), config) == config.task_options
+    assert task_options(DataConfig(own=False), config) == config.task_options

@@ -41,6 +41,20 @@ def test_pending_work_counts_only_where_the_server_kept_it(memory):
     assert ClientMemory(memory.folder).restore(2, 2, 1)["n"] == 2  # it was, with it
 
 
+@pytest.mark.parametrize(
+    ("attempt", "round", "counted"),
+    [((1, 0), 1, True), ((1, 1), 1, False), ((2, 0), 1, False), ((1, 0), 0, False), ((), 1, False)],
+    ids=["same", "repeated round", "restarted server", "another round", "unknown"],
+)
+def test_pending_work_waits_for_the_end_of_the_same_attempt(memory, attempt, round, counted):
+    commit(memory, 1)
+    memory.write_pending(2, {"n": 2}, attempt=(1, 0))
+    again = ClientMemory(memory.folder)
+    assert again.restore(round, 1, round, attempt=attempt).get("n") == (1 if round else None)
+    assert again.commit(2, 1) is counted
+    assert again.latest().get("n") == (2 if counted else 1 if round else None)
+
+
 def test_server_that_goes_back_takes_its_clients_along(memory):
     for round in (1, 2, 3):
         commit(memory, round, saved=1)

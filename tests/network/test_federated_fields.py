@@ -41,7 +41,7 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "rounds": (1, {}),
     "seed": (3, {}),
     "aggregation": ("secure-arithmetic", {}),
-    "sum_bound": (1e-6, {}),
+    "sum_bound": (1e-6, {"cohort": 1}),  # of several clients, the first reply to arrive would be named
     "quorum": (4, {"participation": "bernoulli:0.8"}),
     "least_group": (5, {"method": "ocfl", "options": {"sketch": 16}, "rounds": 1}),
     "on_error": ("drop", {"options": {"lr": 1e30}}),
@@ -51,7 +51,9 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "precision": ("bf16", {"model": "mlp"}),
     "evaluation": ("clients", {"client_test": 0.3}),
     "eval_every": (2, {}),
+    "metrics": (("f1", "auroc:bins=50"), {"evaluation": "federated", "client_test": 0.3}),
     "target_accuracy": (0.1, {}),
+    "target_score": (5.0, {"metrics": ("log-loss",)}),
     "stop_at_target": (True, {"target_accuracy": 0.05}),
     "patience": (1, {"rounds": 3, "options": {"lr": 1e-9}}),
 }
@@ -59,6 +61,7 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
 
 ELSEWHERE = {
     "checkpoint_every": "when the server saves its state: test_federate.py",
+    "start_from": "names a file: test_starting.py",
     "measured": "times are real ones, which no two runs share: below",
 }
 
@@ -73,6 +76,7 @@ SIMULATED = {
     "chunk": 4,
     "one_step": False,
     "memory_mib": 8,
+    "by_group": True,
 }
 
 

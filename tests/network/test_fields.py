@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from paceline.core.errors import SchemaError
 from paceline.deploy import settings
 from paceline.deploy.client import policy as policies
+from paceline.deploy.client.own import own_task, refusal
 from paceline.deploy.plan import CallRequest, Plan, Privacy
 from paceline.deploy.processes import _watchers
 from paceline.run import RunConfig
+from paceline.tasks import make_schema
 
 UNREAD = {"ServerConfig.run", "ClientConfig.logging", "ServerConfig.logging", "ServerPart.state"}
 """What the command's process reads, beside the parties that this test starts in its own; see `run_server`."""
@@ -47,7 +50,7 @@ def read(monkeypatch):
     return seen
 
 
-def test_every_field_of_a_configuration_is_read(loopback, read):
+def test_every_field_of_a_configuration_is_read(loopback, read, tmp_path):
     server = {"ca": loopback.root / "ca", "enrol": "127.0.0.1:0"}
     loopback.task = None  # the clients find theirs by their configuration
     loopback.serve({"task": "digits", "model": "logreg", "clients": 2, "cohort": 2, "rounds": 1}, server)
@@ -55,6 +58,10 @@ def test_every_field_of_a_configuration_is_read(loopback, read):
         loopback.client(number)
     assert loopback.finish().rounds == 1
     _watchers("client", settings.Logging())
+    (tmp_path / "t.csv").write_text("a,y\n" + "".join(f"{i / 3:.2f},{'pq'[i % 2]}\n" for i in range(20)))
+    own = settings.DataConfig(task=f"csv:{tmp_path / 't.csv'}")
+    own_task(own, RunConfig(), make_schema(own.task)[0])
+    refusal(SchemaError("t.csv", [], []), own)
     assert fields(settings.ServerConfig, settings.ClientConfig) - read == UNREAD
 
 

@@ -91,19 +91,26 @@ def _levels(top: float, fraction: int) -> tuple[int, int]:
     return first, max(first, -((fraction - max(_STEP, _RELATIVE + 1 - size)) // _BITS))
 
 
-def units(who: str, value: float) -> int:
-    """Return a number in units of 2^-1074.
+def units(who: str, *values: float) -> int:
+    """Return the sum of numbers in units of 2^-1074.
 
     Raises:
-        NonFiniteError: it is NaN or infinite.
-        SumOverflowError: it is 2^100 or more.
+        NonFiniteError: one is NaN or infinite.
+        SumOverflowError: the absolute value of one is 2^100 or more.
     """
-    if not math.isfinite(value):
-        raise NonFiniteError(f"{who} returned the number {value}")
-    if abs(value) >= 2.0**100:
-        raise SumOverflowError(f"{who} returned the number {value:.3g}; numbers in a sum are below 2^100")
-    numerator, denominator = value.as_integer_ratio()
-    return numerator << (_UNIT + 1 - denominator.bit_length())
+    numerators: dict[int, int] = {}  # by denominator, so that few sums have a thousand bits
+    for value in values:
+        if not abs(value) < 2.0**100:
+            raise _refused(who, value)
+        numerator, denominator = value.as_integer_ratio()
+        numerators[denominator] = numerators.get(denominator, 0) + numerator
+    return sum(total << (_UNIT + 1 - denominator.bit_length()) for denominator, total in numerators.items())
+
+
+def _refused(who: str, value: float) -> Exception:
+    if math.isfinite(value):
+        return SumOverflowError(f"{who} returned the number {value:.3g}; numbers in a sum are below 2^100")
+    return NonFiniteError(f"{who} returned the number {value}")
 
 
 def is_whole(tensor: Tensor, weight: float | Tensor) -> bool:

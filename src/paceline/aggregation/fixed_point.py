@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -268,7 +268,7 @@ def _of_all(reply: Tree, count: int) -> _Presummed | None:
                 return None
             sums.append(total)
         elif isinstance(value, DeferredNumber):
-            numbers.append(_number_sum([weight * one for one in value.each()]))
+            numbers.append(units("a client", *(weight * one for one in value.each())))
         elif isinstance(value, int | float):
             numbers.append(count * units("a client", weight * value))
         else:
@@ -291,8 +291,8 @@ def together(replies: Sequence[Tree]) -> _Presummed | None:
                 return None
             sums.append(total)
         else:
-            numbers.append(_number_sum(map(operator.mul, values, columns.weights)))
-    numbers.append(_number_sum(columns.weights))
+            numbers.append(units("a client", *map(float, map(operator.mul, values, columns.weights))))
+    numbers.append(units("a client", *map(float, columns.weights)))
     return _presummed(replies[0], sums, numbers)
 
 
@@ -300,10 +300,6 @@ def _presummed(reply: Tree, sums: Sequence[tuple[Tensor, float | None]], numbers
     terms, tensors = Terms.of(reply, lazy=True), [tensor for tensor, _ in sums]
     one = Terms(terms.structure, terms.names, tensors, [1.0] * len(sums), [], [])
     return _Presummed(one, [largest for _, largest in sums], numbers)
-
-
-def _number_sum(values: Iterable[float]) -> int:
-    return sum(units("a client", float(value)) for value in values)
 
 
 def merge(partials: list[Partial]) -> Partial:

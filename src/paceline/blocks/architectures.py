@@ -75,7 +75,8 @@ class Architectures:
             return module
         name, options = parse_architecture(text)
         with drawing(derive(seed, text)):
-            return build(name, shape=tuple(self._task.train.x.shape[1:]), num_classes=self._task.num_classes, **options)
+            x, _ = self._task.train.tensors(f"model {text!r}")
+            return build(name, shape=tuple(x.shape[1:]), num_classes=self._task.num_classes, **options)
 
     def resident(self, text: str = "") -> Resident:
         """Return the module of an architecture; its vector includes all parameters and running statistics."""
@@ -95,7 +96,7 @@ class Architectures:
             layout = body_layout(module) if body else Layout.of(module, lambda _: True)
             initial = Params.of(module, layout)
             resident = Resident(module, layout, self._device)
-            resident.flops = flops(self.build(text), self._task.train.x[:1])
+            resident.flops = flops(self.build(text), self._task.train.example)
             self._kept[text, body] = (resident, initial)
         return self._kept[text, body]
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from paceline.core.client import ClientData
+from paceline.core.columns import first
 from paceline.core.params import Params, Resident
 from paceline.core.tree import node
 from paceline.models.split import features
@@ -52,7 +53,7 @@ def class_sums(model: Resident, params: Params, data: ClientData, num_classes: i
     """
     model.load(params)
     model.module.eval()
-    width = features(model.module, data.x[:1]).shape[1]
+    width = features(model.module, first(data.x)).shape[1]
     sums = torch.zeros(num_classes, width, device=model.device)
     counts = torch.zeros(num_classes, dtype=torch.int64, device=model.device)
     for x, y in data.batches(by_batch or 500):

@@ -97,7 +97,10 @@ def _client(config: ClientConfig) -> Iterator[Finding]:
         return str(part.policy)
 
     def own() -> str:
+        from torch import Tensor
+
         from paceline.cli.spelling import check_task
+        from paceline.core.checks import described
         from paceline.engines.accelerators import check_device
         from paceline.tasks import load_task
 
@@ -106,7 +109,9 @@ def _client(config: ClientConfig) -> Iterator[Finding]:
             return "the task chosen by the server"
         check_task(data.task)
         task = load_task(data.task, **data.task_options)
-        return f"{data.task}: {len(task.train)} samples of shape {tuple(task.train.x.shape[1:])}"
+        x = task.train.x
+        shape = f"shape {tuple(x.shape[1:])}" if isinstance(x, Tensor) else described(task.train.example)
+        return f"{data.task}: {len(task.train)} samples of {shape}"
 
     yield _try("keys of the client", "paceline client --config FILE --enrol INVITATION", lambda: _holds(part.folder, "client"))
     yield _try("policy", "correct the policy", policy)

@@ -9,7 +9,7 @@ import typer
 
 from paceline import registry
 from paceline.cli.fields import ConfigFile, Options, SecureOptions, TaskOptions, completed, configuration, run_options
-from paceline.cli.run import Json, Name, Out, Quiet, Replace, _finish
+from paceline.cli.run import Json, Name, Out, Quiet, Replace, Track, _finish
 from paceline.cli.signals import resumable
 from paceline.core.parsing import pairs
 from paceline.results.progress import LiveProgress
@@ -52,6 +52,7 @@ def federate(
     keep: Keep = False,
     json: Json = False,
     quiet: Quiet = False,
+    track: Track = None,
     **given: Any,
 ) -> None:
     """Train as a real federation on this machine: authority, server and clients as separate processes, over TLS.
@@ -84,5 +85,5 @@ def federate(
     with new_place(out, name, default, replace) as place, LiveProgress(quiet or json) as progress, resumable(place):
         place.parent.mkdir(parents=True, exist_ok=True)
         progress.begin(settings.method, settings.rounds)
-        summary = carry_out(settings, place, progress, faults=fault or (), keep=keep)
+        summary = carry_out(settings, place, [progress, *(track or ())], faults=fault or (), keep=keep)
     _finish(summary, json)

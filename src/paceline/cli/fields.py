@@ -31,7 +31,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Option:
-    """One field of `RunConfig` as a command-line option; `absent` describes a default of None."""
+    """One field of `RunConfig` as a command-line option.
+
+    `absent` describes a default of None; `repeat` is the name of the option for one entry of a list.
+    """
 
     field: str
     kind: type
@@ -39,9 +42,12 @@ class Option:
     panel: str
     help: str
     absent: str = ""
+    repeat: str = ""
 
     def parameter(self) -> inspect.Parameter:
         """Return the option as a parameter for typer."""
+        if self.repeat:
+            return self._repeated()
         flag = "--" + self.field.replace("_", "-")
         flags = [f"{flag}/--no-{flag[2:]}"] if self.kind is bool else [flag]
         shown: bool | str = self.absent if self.default is None else True
@@ -51,6 +57,20 @@ class Option:
         )
         annotation: Any = self.kind if self.default is not None else self.kind | None
         return inspect.Parameter(self.field, inspect.Parameter.KEYWORD_ONLY, default=info, annotation=annotation)
+
+    def _repeated(self) -> inspect.Parameter:
+        known = completed(self.repeat) if self.repeat in registry.KINDS else None
+        info = typer.Option(
+            f"--{self.repeat}",
+            metavar="NAME[:OPTION=VALUE,...]",
+            help=f"{self.help}; repeatable",
+            show_default="none",
+            rich_help_panel=self.panel,
+            autocompletion=known,
+        )
+        return inspect.Parameter(
+            self.field, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[list[str] | None, info]
+        )
 
 
 def completed(kind: registry.Kind) -> Callable[[str], list[str]]:
@@ -69,7 +89,8 @@ def _options() -> tuple[Option, ...]:
         if isinstance(extra, dict):  # the others have dedicated options
             kinds = [k for k in (get_args(spec.annotation) or (spec.annotation,)) if k is not type(None)]
             kind = kinds[0] if isinstance(kinds[0], type) else str  # of the choices of a Literal
-            found.append(Option(name, kind, spec.default, str(extra["panel"]), str(spec.description), str(extra["absent"])))
+            texts = [str(extra[key]) for key in ("panel", "absent", "repeat")]
+            found.append(Option(name, kind, spec.default, texts[0], str(spec.description), *texts[1:]))
     return tuple(found)
 
 

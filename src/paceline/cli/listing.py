@@ -1,4 +1,4 @@
-"""`paceline methods` and `paceline tasks`."""
+"""`paceline methods`, `paceline tasks` and `paceline metrics`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from paceline.core.fields import field_docs, hints_of, plain_type, range_of
 if TYPE_CHECKING:
     from paceline.core.method import Method
 
-__all__ = ["card", "methods", "sum_only", "task_rows", "tasks"]
+__all__ = ["card", "methods", "metric_rows", "metrics", "sum_only", "task_rows", "tasks"]
 
 WIDE_LIST = 120
 """Least width, in columns, at which the list of methods has all of its columns."""
@@ -122,6 +122,53 @@ def task_rows() -> list[dict[str, Any]]:
     return found
 
 
+def metrics(json: Json = False) -> None:
+    """List the metrics, which of their values are better, and their options."""
+    found = metric_rows()
+    if json:
+        print_json(found)
+        return
+    listed = table("Metrics, set with --metric NAME:OPTION=VALUE", "name", "better", "options", "about")
+    for entry in found:
+        options = "; ".join(f"{o['name']}={'required' if o['default'] == 'required' else o['default']}" for o in entry["options"])
+        listed.add_row(*map(escape, (entry["name"], "higher" if entry["higher_is_better"] else "lower", options, entry["about"])))
+    out().print(listed)
+    out().print(
+        "the first metric of a run is primary; your own: package.module:Name, see docs/contributing/metric.md", soft_wrap=True
+    )
+
+
+def metric_rows() -> list[dict[str, Any]]:
+    """Return name, direction, range, description and options of each metric; write what cannot be imported to stderr."""
+    found = []
+    for name in registry.names("metric"):
+        try:
+            cls = registry.load("metric", name)
+        except PacelineError as error:
+            show_error(error, as_json=False)
+            continue
+        docs, hints = field_docs(cls), hints_of(cls)
+        fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+        found.append(
+            {
+                "name": name,
+                "higher_is_better": cls.higher_is_better,
+                "range": [limit if math.isfinite(limit) else None for limit in cls.limits],
+                "about": inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].replace("\n", " "),
+                "options": [
+                    {
+                        "name": f.name,
+                        "type": plain_type(hints.get(f.name, f.type)),
+                        "default": _default(f),
+                        "doc": docs.get(f.name, ""),
+                    }
+                    for f in fields
+                ],
+            }
+        )
+    return found
+
+
 def sum_only(cls: type[Method]) -> bool:
     """Return whether the server needs only sums, so that the method runs under secure aggregation."""
     functions = (getattr(f, "__client__", None) for _, f in inspect.getmembers(cls, inspect.isfunction))
@@ -167,7 +214,7 @@ def effects(name: str) -> list[dict[str, Any]]:
 
     place = files("paceline.methods") / "effects.json"
     found = json.loads(place.read_text()) if place.is_file() else {}
-    return [entry for entry in found.values() if entry["of"] == name]
+    return [entry for entry in found.values() if entry["of_method"] == name]
 
 
 def _default(spec: dataclasses.Field[Any]) -> Any:
@@ -199,9 +246,16 @@ def _interval(effect: Mapping[str, Any]) -> str:
     return f"{mean}{' better' if effect['ratio'] else ''} [{low}, {high}]"
 
 
+def _failed(effect: Mapping[str, Any]) -> bool:
+    return bool(effect["verdict"] == "does not hold")
+
+
 def _print_card(shown: dict[str, Any]) -> None:
     console = out()
-    head = [shown["algorithm"] or shown["about"], ""]
+    effects = sorted(shown["effects"], key=lambda effect: not _failed(effect))
+    warnings = [f"does not hold    {e['claim']} ({e['figure']}, against {e['versus']})" for e in effects if _failed(e)]
+    warnings += [f"differs          {shown['differs']}"] if shown["differs"] else []
+    head = [*warnings, *([""] if warnings else []), shown["algorithm"] or shown["about"], ""]
     head += [
         f"paper            {shown['paper'] or '–'}",
         f"family           {shown['family']}",
@@ -209,12 +263,11 @@ def _print_card(shown: dict[str, Any]) -> None:
         f"client state     {shown['client_state']}",
         *(f"                 {key}: {text}" for key, text in shown["memory"].items() if text),
         f"headline         {shown['headline'] or '–'}",
-        *([f"differs          {shown['differs']}"] if shown["differs"] else []),
         f"stacks           {'yes' if shown['vectorizable'] else 'no: clients train one at a time'}",
         f"secure           {_WHY.get(_secure(shown), 'yes')}",
     ]
     console.print(Panel(Text("\n".join(head)), title=shown["name"], title_align="left", expand=False))
-    for effect in shown["effects"]:
+    for effect in effects:
         text = f"measured here: {effect['claim']}; {effect['figure']}: {_interval(effect)} against {effect['versus']}"
         verdict = f"{effect['verdict']} ({len(effect['seeds'])} seeds, {effect['date']})"
         console.print(escape(f"{text}: {verdict}"), soft_wrap=True)

@@ -75,7 +75,7 @@ def partition(
 
 def _rows(split: Partition, task: Task) -> list[dict[str, Any]]:
     """Return name, number of samples and classes, and largest class of each client."""
-    names = task.classes or tuple(str(i) for i in range(task.num_classes))
+    names = task.classes or tuple(str(i) for i in range(task.num_classes)) or ("all",)
     rows = []
     for client, counts in enumerate(split.table(task)):
         train, test = split(client)

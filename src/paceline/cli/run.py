@@ -1,15 +1,16 @@
-"""`paceline run` and `paceline resume`."""
+"""`paceline run`."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from paceline import registry
 from paceline.cli.fields import ConfigFile, Options, SecureOptions, TaskOptions, completed, configuration, run_options
-from paceline.cli.show import bytes_text, out, percent, print_json, seconds_text, table
+from paceline.cli.show import bytes_text, out, percent, print_json, score_text, seconds_text, table
 from paceline.cli.signals import resumable
 from paceline.core.parsing import pairs
 from paceline.results.progress import LiveProgress
@@ -17,13 +18,25 @@ from paceline.results.progress import LiveProgress
 if TYPE_CHECKING:
     from paceline.results.result import Result
 
-__all__ = ["Json", "Name", "Out", "Quiet", "Replace", "resume", "run"]
+__all__ = ["Axis", "Json", "Name", "Out", "Quiet", "Replace", "Track", "run"]
 
 Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="folder for runs")]
 Name = Annotated[str | None, typer.Option("--name", help="name of the run's folder", show_default="METHOD-TASK-sSEED")]
 Replace = Annotated[bool, typer.Option("--replace", help="replace an earlier run of that name", show_default="off")]
 Json = Annotated[bool, typer.Option("--json", help="print only JSON on stdout", show_default="off")]
 Profile = Annotated[bool, typer.Option("--profile", help="show wall time by section", show_default="off")]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        metavar="TRACKER[:PLACE]",
+        help="write figures to tensorboard, mlflow or wandb",
+        show_default="none",
+    ),
+]
+Axis = Annotated[
+    Literal["time", "rounds", "bytes"], typer.Option("--x", help="horizontal axis of the plot: virtual time, rounds, or bytes")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="show no progress", show_default="off")]
 
 
@@ -48,6 +61,7 @@ def run(
     json: Json = False,
     quiet: Quiet = False,
     profile: Profile = False,
+    track: Track = None,
     **given: Any,
 ) -> None:
     """Train one model with one method and keep the run in a folder."""
@@ -68,26 +82,9 @@ def run(
 
     with new_place(out, name, settings.label, replace) as place, LiveProgress(quiet or json) as progress, resumable(place):
         progress.begin(settings.method, settings.rounds)
-        summary = carry_out(settings, folder=RunFolder.create(place.parent, place.name), observer=progress, progress=False)
+        folder, watch = RunFolder.create(place.parent, place.name), [progress, *(track or ())]
+        summary = carry_out(settings, folder=folder, observer=watch, progress=False)
     _finish(summary, json, profile)
-
-
-def resume(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of the run", show_default=False)],
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Resume a stopped or killed run from its last checkpoint; the result is bitwise identical."""
-    from paceline.store import RunFolder
-
-    if RunFolder.open(run).read_config().get("engine") == "grpc":
-        from paceline.deploy.loopback import resume as carry_on
-    else:
-        from paceline.run import resume as carry_on
-    with LiveProgress(quiet or json) as progress, resumable(run):
-        progress.begin(run.name)
-        summary = carry_on(run, progress)
-    _finish(summary, json)
 
 
 def _profile(summary: Result) -> None:
@@ -99,7 +96,14 @@ def _profile(summary: Result) -> None:
     out().print(shown)
 
 
+def _named(figure: str) -> str:
+    """Return a figure's name as the heading of a row."""
+    text = figure.replace("_", " ")
+    return text[:1].upper() + text[1:]
+
+
 def _finish(summary: Result, as_json: bool, profile: bool = False) -> None:
+    """Print the outcome of a run, as a table or as JSON."""
     if as_json:
         print_json(summary.as_dict())
         return
@@ -108,13 +112,18 @@ def _finish(summary: Result, as_json: bool, profile: bool = False) -> None:
     judged = sum(record.get("evaluation_seconds", 0.0) for record in summary.history)
     shown = table(f"{summary.method} on {summary.task}, seed {summary.seed}", "Metric", "Value", right=("Value",))
     for label, text in (
-        ("Accuracy", percent(summary.accuracy)),
+        *(
+            ()
+            if summary.metric in ("accuracy", "loss")
+            else ((_named(summary.metric), score_text(summary.score, summary.in_percent)),)
+        ),
+        *((("Accuracy", percent(summary.accuracy)),) if summary.metric == "accuracy" or math.isfinite(summary.accuracy) else ()),
         ("Loss", f"{summary.loss:.4f}"),
         ("Rounds", f"{summary.rounds} ({summary.stopped})"),
         ("Time per round (virtual)", seconds_text(summary.round_seconds)),
         *([("Time of evaluation (virtual)", seconds_text(judged))] if judged else []),
         ("Total time (virtual)", seconds_text(summary.total_seconds)),
-        ("Time to target accuracy (virtual)", seconds_text(summary.target_seconds)),
+        (f"Time to target {summary.metric.replace('_', ' ')} (virtual)", seconds_text(summary.target_seconds)),
         ("Total wall time (this machine)", seconds_text(summary.wall_seconds)),
         ("Client training", f"{summary.chunk} clients per stack" if summary.chunk > 1 else "one client at a time"),
         ("Stacking", summary.path),

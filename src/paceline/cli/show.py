@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from paceline.core.errors import PacelineError
-from paceline.results.display import bytes_text, err, percent, seconds_text, table
+from paceline.results.display import bytes_text, err, percent, score_text, seconds_text, table
 
 __all__ = [
     "bytes_text",
@@ -21,6 +21,7 @@ __all__ = [
     "out",
     "percent",
     "print_json",
+    "score_text",
     "seconds_text",
     "show_error",
     "table",

@@ -143,6 +143,9 @@ def check_run(values: Mapping[str, Any], where: str = "") -> None:
     for kind in ("model", "aggregation", "fleet", "participation", "adversary"):
         if isinstance(values.get(kind), str):
             registry.check(kind, values[kind])
+    given = values.get("metrics") or ()
+    for text in [given] if isinstance(given, str) else given:
+        registry.check("metric", str(text))
     if isinstance(engine := values.get("engine"), str) and engine != "grpc":
         registry.check("engine", engine)
 

@@ -9,6 +9,7 @@ from typing import Any, TypedDict, TypeVar
 import torch
 from torch import Tensor, nn
 
+from paceline.core.columns import call, length
 from paceline.core.errors import ConfigError, PlanError
 from paceline.core.evaluation import Evaluation
 from paceline.core.generators import nested, reseed
@@ -284,10 +285,10 @@ class Client:
         with nested(self._draw(), self.device):
             for x, y in self.train.batches(batch_size or 256):
                 if norms:  # a single sample has no variance: use BatchNorm's running statistics
-                    self.model.module.train(len(y) > 1)
+                    self.model.module.train(length(y) > 1)
                 self.model.clear()
-                self.problem.loss(self.model.module(x), y).backward()  # type: ignore[no-untyped-call]
-                out.vector.add_(self.model.collect().vector, alpha=len(y) / len(self.train))
+                self.problem.loss(call(self.model.module, x), y).backward()  # type: ignore[no-untyped-call]
+                out.vector.add_(self.model.collect().vector, alpha=length(y) / len(self.train))
         self.flops += 3.0 * self.model.flops * len(self.train)
         return out
 
@@ -312,8 +313,9 @@ class Client:
         self.model.module.train()
         with nested(self._draw(), self.device):
             for x, _ in self.train.batches(batch_size):
-                if len(x) > 1:
-                    self.model.module(x)
+                if length(x) > 1:
+                    call(self.model.module, x)
+        self.model.sync_buffers()
         for norm, momentum in zip(norms, before, strict=True):
             norm.momentum = momentum
         self.flops += self.model.flops * len(self.train)
@@ -334,8 +336,8 @@ class Client:
         whole = self.central
         if whole is None:
             raise ConfigError("this client has no central test samples; pass them as Client(central=...)")
-        if everything or whole.y.dim() > 1:  # sequences have no class of their own
-            return whole
+        if everything or not self.problem.num_classes or not isinstance(whole.y, Tensor) or whole.y.dim() > 1:
+            return whole  # without classes; sequences have no class of their own
         own = torch.bincount(self.train.y[self.train.index], minlength=self.problem.num_classes) > 0
         return ClientData(whole.x, whole.y, whole.index[own[whole.y[whole.index]]])
 

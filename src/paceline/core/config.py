@@ -6,10 +6,11 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, Literal, NoReturn, Self, Unpack
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from paceline.core.errors import ConfigError, UnknownNameError
 from paceline.core.run_fields import ConfigFields
+from paceline.core.wording import setting
 
 __all__ = ["PANELS", "RunConfig"]
 
@@ -23,9 +24,18 @@ TASK, ROUNDS, SUMS, CLIENTS, JUDGED = PANELS = (
 """Headings under which options are listed."""
 
 
-def _option(default: Any, panel: str, help: str, absent: str = "", **checks: Any) -> Any:
-    """Return a field that is also a command line option; `absent` describes a default of None."""
-    return Field(default, description=help, json_schema_extra={"panel": panel, "absent": absent}, **checks)
+def _option(default: Any, panel: str, help: str, absent: str = "", repeat: str = "", **checks: Any) -> Any:
+    """Return a field that is also a command line option.
+
+    Args:
+        default: default value.
+        panel: heading under which the option is listed.
+        help: description.
+        absent: description of a default of None.
+        repeat: name of the option for one entry, if the field is a list.
+        **checks: limits of the value.
+    """
+    return Field(default, description=help, json_schema_extra={"panel": panel, "absent": absent, "repeat": repeat}, **checks)
 
 
 class RunConfig(BaseModel):
@@ -49,6 +59,9 @@ class RunConfig(BaseModel):
 
     task: str = _option("mnist-5k", TASK, "task; see `paceline tasks`, or kind:/path for your own files")
     model: str | None = _option(None, TASK, "reference model", "the task's own")
+    start_from: str | None = _option(
+        None, TASK, "run, .safetensors file or file of a state dict whose weights the model starts from", "random weights"
+    )
     partition: str = _option(
         "iid",
         TASK,
@@ -105,9 +118,17 @@ class RunConfig(BaseModel):
         "client's own model on its own test samples (clients) or on the central test set; auto is central if the method has "
         "a global model, otherwise clients",
     )
+    metrics: tuple[str, ...] = _option(
+        (),
+        JUDGED,
+        "metrics, see `paceline metrics`; the first is primary: target, patience, tables and plots use it",
+        repeat="metric",
+    )
+    by_group: bool = _option(False, JUDGED, "evaluate each group of the partition too; federated and clients' evaluations")
     eval_every: int = _option(1, JUDGED, "rounds between evaluations", ge=1)
     target_accuracy: float | None = _option(None, JUDGED, "report the virtual time to this accuracy", "none", gt=0, le=1)
-    stop_at_target: bool = _option(False, JUDGED, "stop once the target accuracy is reached")
+    target_score: float | None = _option(None, JUDGED, "report the virtual time to this value of the primary metric", "none")
+    stop_at_target: bool = _option(False, JUDGED, "stop once the target is reached")
     patience: int | None = _option(None, JUDGED, "stop after this many evaluations without improvement", "never", ge=1)
 
     def __init__(self, **values: Unpack[ConfigFields]) -> None:
@@ -125,6 +146,22 @@ class RunConfig(BaseModel):
         """Validate a JSON text; raise the errors of the class."""
         with _own_errors():
             return super().model_validate_json(*args, **kwargs)
+
+    @field_validator("metrics", mode="before")
+    @classmethod
+    def _several(cls, given: Any) -> Any:
+        return (given,) if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        if self.target_score is not None and self.target_accuracy is not None:
+            raise ConfigError(f"{setting('target_score')} and {setting('target_accuracy')} exclude each other; set one of them")
+        return self
+
+    @property
+    def goal(self) -> float | None:
+        """Target of the primary metric."""
+        return self.target_accuracy if self.target_score is None else self.target_score
 
     @property
     def label(self) -> str:

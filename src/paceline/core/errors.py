@@ -34,6 +34,7 @@ __all__ = [
     "PolicyError",
     "ProtocolError",
     "QuorumError",
+    "SchemaError",
     "StoreError",
     "StoreUnavailableError",
     "SubmodelError",
@@ -155,6 +156,20 @@ class MissingDataError(DataError):
 
 class DataFormatError(DataError, ValueError):
     """A file does not have the expected format."""
+
+
+class SchemaError(DataFormatError):
+    """A site's files do not match the schema of a run.
+
+    Args:
+        where: the files, for the message.
+        shared: differences in names of columns, kinds and classes of the schema; no value of the files is in them.
+        own: the same with rows and values, for the site itself.
+    """
+
+    def __init__(self, where: str, shared: Sequence[str], own: Sequence[str]) -> None:
+        self.shared, self.own = tuple(shared), tuple(own)
+        super().__init__(f"{where} does not match the schema of the run: {'; '.join(own)}")
 
 
 class ChecksumError(DataError):

@@ -10,10 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from paceline.core.columns import call, length
 from paceline.core.generators import GeneratorWatch, drawing, nested
+from paceline.core.losses import counted, scores
+from paceline.core.metrics import chosen
 from paceline.core.params import Params, Resident
 from paceline.core.profiling import spent
 from paceline.core.samples import ClientData, Problem
+from paceline.core.terms import MetricTerms, classified
 
 __all__ = ["Evaluation", "evaluate", "evaluate_together"]
 
@@ -46,7 +50,7 @@ class Evaluation:
     problem: Problem
     data: ClientData
     alone: bool = False
-    outputs: Callable[[nn.Module, Tensor], Tensor] | None = None
+    outputs: Callable[[nn.Module, Any], Any] | None = None
     seed: Callable[[], int] = int
 
     def run(self) -> dict[str, Any]:
@@ -62,12 +66,13 @@ def evaluate(
     problem: Problem,
     data: ClientData,
     batch_size: int = BATCH,
-    outputs: Callable[[nn.Module, Tensor], Tensor] | None = None,
+    outputs: Callable[[nn.Module, Any], Any] | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a loaded model: sums of loss and correct answers, counts, and both counts per class.
+    """Evaluate a loaded model: sums of loss and correct answers, counts, both counts per class, and terms of metrics.
 
     All returned values add up over clients, so they can be computed under secure aggregation. If a sample has a sequence
-    of targets, each of them counts; negative ones (such as -100) are not scored.
+    of targets, each of them counts; negative ones (such as -100) and those that the task ignores are not scored. Of a task
+    without classes, the loss is the only sum, and samples count.
 
     Args:
         model: module with loaded parameters.
@@ -77,21 +82,43 @@ def evaluate(
         outputs: ``(module, inputs) -> scores`` instead of the module's outputs.
 
     Returns:
-        ``loss`` (sum), ``correct``, ``count``, ``class_correct`` and ``class_count`` (shape [classes]).
+        ``loss`` (sum), ``correct``, ``count``, ``class_correct`` and ``class_count`` (shape [classes]); if the problem has
+        metrics, ``metrics``: `packed` terms of each, by the name of its main figure.
     """
     with spent.on("evaluating"):
         model.module.eval()
         loss = torch.zeros((), dtype=torch.float64, device=model.device)
         hits = torch.zeros(problem.num_classes, dtype=torch.int64, device=model.device)
-        counts = torch.zeros_like(hits)
+        counts, samples, terms = torch.zeros_like(hits), 0, MetricTerms(problem)
         for x, y in data.batches(_fitting(model, data, batch_size, outputs)):
-            out = model.module(x) if outputs is None else outputs(model.module, x)
-            scored = y if y.dim() == 1 else y[y >= 0]
+            out = call(model.module, x) if outputs is None else outputs(model.module, x)
+            if not classified(problem, y):
+                number = _number(problem, y)
+                samples += number
+                loss += problem.loss(out, y).double() * number if number else 0.0
+                if terms.metrics:
+                    terms.add(out, y)
+                continue
+            marked = terms.marked(y)
+            scored = marked[marked >= 0]
             if len(scored):
                 loss += problem.loss(out, y).double() * len(scored)
-                counts += torch.bincount(scored, minlength=problem.num_classes)
-                hits += torch.bincount(_right(out, y), minlength=problem.num_classes)
-        return _sums(float(loss), hits.cpu(), counts.cpu(), int(counts.sum()))
+                counts += torch.bincount(scored, minlength=len(counts))
+                hits += torch.bincount(_right(scores(out, terms.output), marked), minlength=len(counts))
+                if terms.metrics:
+                    terms.add(out, y, counted=True)
+        sums = _sums(float(loss), hits.cpu(), counts.cpu(), samples + int(counts.sum()))
+        if not terms.metrics:
+            return sums
+        if terms.missing:
+            terms.shape(model, data, outputs)
+        return terms.into(sums)
+
+
+def _number(problem: Problem, y: Any) -> int:
+    """Return how many targets of a task without classes count: samples, or the targets that it does not ignore."""
+    kept = counted(y, getattr(problem, "ignore_index", None), getattr(problem, "mask", None))
+    return length(y) if kept is None else int(kept.sum())
 
 
 def evaluate_together(requests: Sequence[Evaluation]) -> list[dict[str, Any]]:
@@ -104,14 +131,19 @@ def evaluate_together(requests: Sequence[Evaluation]) -> list[dict[str, Any]]:
     """
     first = requests[0]
     same = all(r.params is first.params and r.model is first.model and r.data.x is first.data.x for r in requests)
-    plain = first.data.y.dim() == 1 and first.problem.loss is F.cross_entropy
-    if not same or not plain or any(r.outputs is not None for r in requests):
+    plain = isinstance(first.data.y, Tensor) and first.data.y.dim() == 1 and first.problem.loss is F.cross_entropy
+    if not same or not plain or any(r.outputs is not None or _unscored(r.data) for r in requests):
         return [request.run() for request in requests]
     with spent.on("evaluating"), torch.no_grad(), nested(0, first.model.device):
         watch = GeneratorWatch(first.model.device)
         sums = _evaluate_all(requests)
         drew = watch.advanced()
     return [request.run() for request in requests] if drew else sums
+
+
+def _unscored(data: ClientData) -> bool:
+    """Return whether a client has targets that do not count."""
+    return len(data) > 0 and int(data.y.index_select(0, data.index).min()) < 0
 
 
 def _evaluate_all(requests: Sequence[Evaluation]) -> list[dict[str, Any]]:
@@ -125,29 +157,38 @@ def _evaluate_all(requests: Sequence[Evaluation]) -> list[dict[str, Any]]:
     loss = torch.zeros(count, dtype=torch.float64, device=device)
     hits = torch.zeros(count * classes, dtype=torch.int64, device=device)
     counts = torch.zeros_like(hits)
-    size = _fitting(model, first.data, BATCH, None)
-    for part, owner in zip(torch.split(rows, size), torch.split(owners, size), strict=True):
-        x, y = first.data.x.index_select(0, part), first.data.y.index_select(0, part)
-        out = model.module(x)
+    size, apart = _fitting(model, first.data, BATCH, None), any(not metric.counted for metric in chosen(first.problem))
+    terms = [MetricTerms(request.problem) for request in requests] if apart else []
+    for (_, (x, y)), owner in zip(first.data.each(iter(torch.split(rows, size))), torch.split(owners, size), strict=True):
+        out = call(model.module, x)
         each = F.cross_entropy(out, y, reduction="none")
         loss.index_add_(0, owner, each.reshape(len(y), -1).double().mean(1))
         cell = owner.reshape(-1, *[1] * (y.dim() - 1)).expand_as(y) * classes + y
         counts += torch.bincount(cell.reshape(-1), minlength=len(counts))
         hits += torch.bincount(cell.reshape(-1)[out.argmax(1).reshape(-1) == y.reshape(-1)], minlength=len(counts))
+        if apart:
+            whose, many = torch.unique_consecutive(owner, return_counts=True)
+            split = many.tolist()
+            for k, scores, targets in zip(whose.tolist(), torch.split(out, split), torch.split(y, split), strict=True):
+                terms[k].add(scores, targets, counted=True)
+    for one, request in zip(terms, requests, strict=False):
+        if one.missing:
+            one.shape(model, request.data, None)
     table, right = counts.view(count, classes).cpu(), hits.view(count, classes).cpu()
-    return [
+    found = [
         _sums(value, right[k].clone(), table[k].clone(), len(request.data))
         for k, (request, value) in enumerate(zip(requests, loss.tolist(), strict=True))
     ]
+    return [one.into(sums) for one, sums in zip(terms, found, strict=True)] if apart else found
 
 
-def _fitting(model: Resident, data: ClientData, most: int, outputs: Callable[[nn.Module, Tensor], Tensor] | None) -> int:
+def _fitting(model: Resident, data: ClientData, most: int, outputs: Callable[[nn.Module, Any], Any] | None) -> int:
     """Return the number of samples per pass, based on the layer outputs for two of them."""
     if model.device.type != "cpu" or not len(data):
         return most
-    known, make = model.widths, (data.x.shape[1:], outputs is None)
+    known, make = model.widths, (data.x.shape[1:] if isinstance(data.x, Tensor) else id(data.x), outputs is None)
     if make not in known:
-        x, widest = data.x.index_select(0, data.index[:2]), [1]
+        x, widest = data.at(data.index[:2])[0], [1]
 
         def note(module: nn.Module, given: Any, out: Any) -> None:
             widest.append(out.nbytes if isinstance(out, Tensor) else 1)
@@ -155,11 +196,11 @@ def _fitting(model: Resident, data: ClientData, most: int, outputs: Callable[[nn
         hooks = [part.register_forward_hook(note) for part in model.module.modules()]
         try:
             with drawing(0, model.device):  # does not affect the random stream of the evaluation
-                _ = model.module(x) if outputs is None else outputs(model.module, x)
+                _ = call(model.module, x) if outputs is None else outputs(model.module, x)
         finally:
             for hook in hooks:
                 hook.remove()
-        known[make] = max(widest) // len(x)
+        known[make] = max(widest) // length(x)
     return min(most, max(_LEAST, _BYTES // max(known[make], 1)))
 
 

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from paceline.core.columns import Column
+
 __all__ = ["digest"]
 
 _BYTES = 1 << 24
@@ -43,6 +45,8 @@ def _add(into: Any, value: Any, inside: tuple[int, ...]) -> None:
     elif isinstance(value, bool | int | float | complex | str | bytes | np.generic) or value is None:
         text = repr(value)
         into.update(f"{type(value).__name__} {len(text)} {text};".encode(errors="surrogatepass"))
+    elif isinstance(value, Column) and hasattr(value, "content"):
+        _add(into, [type(value).__qualname__, value.content()], inside)
     elif isinstance(value, nn.Module):
         _add(into, [type(value).__qualname__, value.state_dict()], inside)
     elif isinstance(value, Mapping):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -20,10 +21,10 @@ Gradient = Callable[[Params], Params]
 Direction = Callable[[Gradient, Params], Params]
 """Hook that replaces the gradient: (gradient function, current parameters) -> step direction."""
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""Mean loss of (outputs, targets), a scalar."""
+Loss = Callable[[Any, Any], Tensor]
+"""Mean loss of (outputs, targets), a scalar; outputs are whatever the module returns."""
 
-Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Objective = Callable[[nn.Module, Any, Any], Tensor]
 """Mean loss of (module, inputs, targets), a scalar: for losses that need more than the module's outputs."""
 
 Project = Callable[[Params], Params]

@@ -25,6 +25,9 @@ memory. ``recompute``: they are never trained; the clients recompute them before
 """
 
 
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
 @dataclass(frozen=True)
 class Entry:
     """One named tensor in the flat vector; `offset` and `size` count elements."""
@@ -81,7 +84,7 @@ class Layout:
             buffers: see `Buffers`.
 
         Raises:
-            LayoutError: no parameter is trainable, or a parameter or buffer is not float32.
+            LayoutError: no parameter is trainable, or one is not of 16, 32 or 64-bit floats.
         """
         if trainable is None:
             chosen = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
@@ -91,14 +94,13 @@ class Layout:
         if not chosen:
             names = [n for n, _ in module.named_parameters()]
             raise LayoutError(f"trainable={trainable!r} matches no parameter; the module has {names}")
-        wrong = [n for n, p in chosen if p.dtype != torch.float32]
+        wrong = [n for n, p in chosen if p.dtype not in _DTYPES]
         if wrong:
-            raise LayoutError(f"trainable parameters must be float32; convert these with .float(): {wrong}")
+            raise LayoutError(
+                f"trainable parameters must be float32, float64, bfloat16 or float16; convert these with .float(): {wrong}"
+            )
         tensors: list[tuple[str, tuple[int, ...], Literal["param", "buffer"]]] = [(n, tuple(p.shape), "param") for n, p in chosen]
         if buffers != "local":
-            wrong = [n for n, b in float_buffers(module) if b.dtype != torch.float32]
-            if wrong:
-                raise LayoutError(f"averaged buffers must be float32; convert these with .float(): {wrong}")
             tensors += [(n, tuple(b.shape), "buffer") for n, b in float_buffers(module)]
         return Layout.build(tensors)
 

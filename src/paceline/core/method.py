@@ -13,8 +13,10 @@ from paceline.core.checked import Checked
 from paceline.core.engine import Bound, ClientFunction
 from paceline.core.errors import ConfigError
 from paceline.core.fields import Finite, Minority, NonNegative, Positive, PositiveShare, Share
-from paceline.core.metrics import spread
+from paceline.core.metrics import chosen
 from paceline.core.params import Params
+from paceline.core.spread import spread
+from paceline.core.terms import main_of
 from paceline.core.tree import Tree, node
 from paceline.core.update import Update
 
@@ -165,8 +167,13 @@ class Method(Generic[S], metaclass=Checked):
     """Whether a summed function reads its own entry of the common message, by `Client.id`. A malicious server can then give
     all clients but one an effective weight of 0, so real clients refuse it under secure aggregation unless their policy
     allows it (``secure_aggregation.named_clients``)."""
+    needs_classes: ClassVar[bool] = False
+    """Whether the method reads class labels, so that it refuses tasks without classes, such as regression."""
     sends_model: ClassVar[bool] = True
     """Whether the largest message and the largest reply of a round have as many values as the model."""
+
+    fixed_rounds: ClassVar[bool] = False
+    """Whether a round depends on the run's total number of rounds, which then cannot be extended when the run is resumed."""
 
     def init(self, fed: Federation) -> S:
         """Return the server state before the first round.
@@ -263,13 +270,14 @@ class Method(Generic[S], metaclass=Checked):
 
     @on_client
     def evaluate_clients(self, client: Client, message: tuple[bool, Tree]) -> Tree:
-        """Return the evaluation sums of this client's own model, including its accuracy as a term of the spread.
+        """Return the evaluation sums of this client's own model, including its primary figure as a term of the spread.
 
         The data are the client's own test samples; if it has none, the central ones of its own classes. With True in the
         message, all central test samples.
         """
         everything, own = message
-        return spread(self.assess(client, own, client.judged_by(everything)))
+        sums = self.assess(client, own, client.judged_by(everything))
+        return spread(sums, chosen(client.problem), main_of(client.problem, client.train.y))
 
     @on_client
     def evaluate(self, client: Client, message: Tree) -> Tree:
@@ -281,6 +289,20 @@ class Method(Generic[S], metaclass=Checked):
         """Return the running statistics computed on this client's data (policy ``recompute``)."""
         fresh = client.statistics(message)
         return Update(statistics=fresh.vector[fresh.layout.num_params :], weight=client.num_samples)
+
+    @on_client(bounds={"mean": 16.0, "square": 256.0})
+    def moments(self, client: Client, message: float) -> Update:
+        """Return the mean and the mean square of each input, or channel of pictures, over this client's training samples.
+
+        Args:
+            client: the client.
+            message: largest magnitude of a value.
+        """
+        x = client.train.x[client.train.index].double().clamp(-message, message)
+        if x.dim() > 2:
+            x = x.transpose(0, 1).flatten(1).T
+        count = max(len(x), 1)
+        return Update(mean=x.sum(0) / count, square=(x**2).sum(0) / count, weight=client.num_samples)
 
     @classmethod
     def slug(cls) -> str:

@@ -1,87 +1,216 @@
-"""Metrics over many clients: spread of accuracies, and quality of clusterings.
+"""Metrics: what a metric is, figures of summed evaluations, and quality of clusterings.
 
-The spread is computed from sums alone, so the server never sees one client's accuracy.
+A metric has two halves. Its terms are computed where the samples are, and add up over batches and clients; its figures are
+computed from the sum. So every metric works centrally, federated and under secure aggregation, and none needs a list of
+predictions.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-import torch
+from torch import Tensor
 
-__all__ = ["BINS", "adjusted_rand", "figures", "spread", "spread_figures"]
+from paceline.core.digits import digits, real
+from paceline.core.errors import ConfigError
 
-BINS = 101
-"""Number of bins in the histogram of accuracies: one per percentage point."""
+__all__ = [
+    "Metric",
+    "Primary",
+    "added",
+    "adjusted_rand",
+    "chosen",
+    "figures",
+    "measured",
+    "packed",
+    "primary",
+]
 
 
-def figures(sums: Mapping[str, Any]) -> dict[str, Any]:
-    """Return accuracy, mean loss and worst-class accuracy from summed evaluations, and accuracy and loss of each part.
+class Metric:
+    """A figure of merit whose terms add up over batches and clients.
 
-    Where nothing was classified (a black-box objective), there are no accuracies.
+    A subclass defines `terms` and `figures`. Its options are the fields of a frozen dataclass, or parameters of
+    ``__init__``. For class indices, labels and values, the bases in `paceline.metrics` leave out targets that do not count.
+
+    Example:
+        >>> import torch
+        >>> class Bias(Metric):
+        ...     limits = (-math.inf, math.inf)
+        ...     def terms(self, outputs, targets):
+        ...         return {"error": (outputs - targets).sum(), "count": torch.tensor(targets.numel())}
+        ...     def figures(self, total):
+        ...         return {"bias": float(total["error"]) / max(int(total["count"]), 1)}
+        >>> metric = Bias()
+        >>> metric.figure, metric.figures(metric.terms(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 2.0])))
+        ('bias', {'bias': 1.0})
+    """
+
+    higher_is_better: ClassVar[bool] = True
+    """Whether a larger figure is better."""
+
+    limits: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    """Range of the main figure; one between 0 and 1 is shown in percent."""
+
+    whole: ClassVar[bool] = True
+    """Whether `terms` takes outputs and targets as they are; otherwise the tensor of scores, and that of targets in which those
+    that do not count are negative or NaN."""
+
+    @property
+    def figure(self) -> str:
+        """Name of the main figure, a key of `figures`: the class's name in snake case by default."""
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
+
+    @property
+    def counted(self) -> bool:
+        """Whether the terms are ``class_correct`` and ``class_count``, which every evaluation of class indices has."""
+        return False
+
+    def terms(self, outputs: Any, targets: Any) -> Mapping[str, Tensor]:
+        """Return the terms of a batch: whole tensors (counts) are summed as they are, real ones exactly by their digits.
+
+        Shapes must not depend on the batch: every client sends the same.
+
+        Args:
+            outputs: outputs of the model, a tensor or a tree of tensors; see `whole`.
+            targets: targets of the batch, likewise.
+        """
+        raise NotImplementedError
+
+    def figures(self, total: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return figures by name; NaN where nothing was counted.
+
+        Args:
+            total: summed terms: int64, or float64 for real terms.
+        """
+        raise NotImplementedError
+
+
+class Primary(NamedTuple):
+    """The figure by which a run is judged: target, patience, tables and plots use it.
+
+    Args:
+        name: key of a round's record.
+        higher_is_better: whether a larger value is better.
+        limits: its range.
+    """
+
+    name: str = "accuracy"
+    higher_is_better: bool = True
+    limits: tuple[float, float] = (0.0, 1.0)
+
+    @property
+    def in_percent(self) -> bool:
+        """Whether it is shown in percent."""
+        return self.limits == (0.0, 1.0)
+
+    def reached(self, value: float, target: float) -> bool:
+        """Return whether a value is at least as good as a target."""
+        return value >= target if self.higher_is_better else value <= target
+
+    def better(self, value: float, other: float) -> bool:
+        """Return whether a value is better than another."""
+        return value > other if self.higher_is_better else value < other
+
+    def best(self, values: Sequence[float]) -> float:
+        """Return the best of some values."""
+        return max(values) if self.higher_is_better else min(values)
+
+
+def chosen(problem: Any) -> tuple[Metric, ...]:
+    """Return the metrics of a problem; empty where it has only loss and correct answers."""
+    return tuple(getattr(problem, "metrics", ()) or ())
+
+
+def primary(metrics: Sequence[Metric], classes: bool = True) -> Primary:
+    """Return the primary figure: that of the first metric, otherwise accuracy, or the loss where there are no classes.
+
+    Args:
+        metrics: metrics of the run.
+        classes: whether targets are class indices.
+    """
+    if metrics:
+        return Primary(metrics[0].figure, metrics[0].higher_is_better, metrics[0].limits)
+    return Primary() if classes else Primary("loss", False, (0.0, math.inf))
+
+
+def packed(terms: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Return a metric's terms as whole tensors: counts as they are, real ones as digits."""
+    fixed = {name: value.detach().cpu() for name, value in terms.items()}
+    return {
+        "counts": {name: value.long() for name, value in fixed.items() if not value.is_floating_point()},
+        "values": {name: digits(value) for name, value in fixed.items() if value.is_floating_point()},
+    }
+
+
+def added(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the sum of evaluations, entry by entry."""
+    return {
+        key: added([p[key] for p in parts]) if isinstance(v, Mapping) else sum(p[key] for p in parts) for key, v in parts[0].items()
+    }
+
+
+def measured(sums: Mapping[str, Any], metrics: Sequence[Metric]) -> dict[str, float]:
+    """Return the figures of metrics from a summed evaluation.
+
+    Raises:
+        ConfigError: a metric does not return its main figure, or two metrics return one of the same name.
+    """
+    found: dict[str, float] = {}
+    for metric in metrics:
+        terms = sums.get("metrics", {}).get(metric.figure)
+        if metric.counted and terms is None:
+            total = {name: sums[name] for name in ("class_correct", "class_count")}
+        elif terms is None:  # a method that evaluates something else than the model's outputs
+            continue
+        else:
+            total = {**terms["counts"], **{name: real(value) for name, value in terms["values"].items()}}
+        new = metric.figures(total)
+        if metric.figure not in new:
+            raise ConfigError(f"{type(metric).__name__}.figures returned {sorted(new)} without its main figure {metric.figure!r}")
+        found |= new
+    return found
+
+
+def figures(sums: Mapping[str, Any], metrics: Sequence[Metric] = ()) -> dict[str, Any]:
+    """Return the figures of a summed evaluation: of the metrics, of correct answers, the mean loss, and of each part.
+
+    Where nothing was classified (regression, a black-box objective), there are no accuracies.
 
     Args:
         sums: summed results of `paceline.core.evaluation.evaluate`.
+        metrics: metrics whose terms were computed.
+
+    Raises:
+        ConfigError: as `measured`.
     """
     count = max(int(sums["count"]), 1)
+    own = measured(sums, metrics)
     per_class = sums["class_correct"].double() / sums["class_count"].clamp(min=1)
     present = sums["class_count"] > 0
-    counts = [max(n, 1) for n in sums.get("part_count", ())]
-    parts = {
-        f"part_{i}_{figure}": value / n
-        for key, figure in (("correct", "accuracy"), ("loss", "loss"))
-        for i, (value, n) in enumerate(zip(sums.get(f"part_{key}", ()), counts, strict=False))
-    }
     if int(sums["count"]) and not bool(present.any()):
-        return {"loss": sums["loss"] / count}
+        return {**_of_parts(sums, metrics, ("loss",)), "loss": sums["loss"] / count, **own}
     return {
-        **parts,
+        **_of_parts(sums, metrics, ("accuracy", "loss")),
         "accuracy": sums["correct"] / count,
         "loss": sums["loss"] / count,
         "worst_class_accuracy": float(per_class[present].min()) if bool(present.any()) else math.nan,
+        **own,
     }
 
 
-def spread(sums: Mapping[str, Any]) -> dict[str, Any]:
-    """Add terms to a client's evaluation from which `spread_figures` computes the spread over clients.
-
-    Args:
-        sums: ``correct`` and ``count`` (and more, passed through) as returned by `paceline.core.evaluation.evaluate`.
-    """
-    bins = torch.zeros(BINS, dtype=torch.int64)
-    classified = "class_count" not in sums or int(sums["class_count"].sum()) > 0
-    known = sums["count"] > 0 and classified
-    accuracy = sums["correct"] / max(sums["count"], 1)
-    if known:
-        bins[round(accuracy * (BINS - 1))] = 1
-    return {**sums, "bins": bins, "clients": int(known), "accuracies": accuracy, "squares": accuracy**2}
-
-
-def spread_figures(total: Mapping[str, Any], worst: float = 0.1) -> dict[str, float]:
-    """Return mean, worst part and standard deviation of the clients' accuracies, from the sum of their `spread`.
-
-    The mean of the worst clients is computed from the histogram and is exact to half a percentage point. Without clients
-    all figures are NaN.
-
-    Args:
-        total: sum of the clients' `spread`.
-        worst: fraction of the clients in the worst part; at least one client.
-    """
-    clients = int(total["clients"])
-    if clients <= 0:
-        return dict.fromkeys(("client_accuracy", "worst_client_accuracy", "client_deviation"), math.nan)
-    mean = total["accuracies"] / clients
-    # untrusted sums: clip counts to 0 .. number of clients
-    counts = np.clip(np.rint(np.asarray(total["bins"], dtype=np.float64)), 0, clients)
-    taken = np.diff(np.minimum(np.cumsum(counts), max(round(worst * clients), 1)), prepend=0)
-    return {
-        "client_accuracy": mean,
-        "worst_client_accuracy": float(taken @ (np.arange(BINS) / (BINS - 1)) / max(taken.sum(), 1)),
-        "client_deviation": math.sqrt(max(total["squares"] / clients - mean**2, 0.0)),
-    }
+def _of_parts(sums: Mapping[str, Any], metrics: Sequence[Metric], names: Sequence[str]) -> dict[str, float]:
+    """Return figures of each part of the test set, and those of the metrics."""
+    found: dict[str, float] = {}
+    for i, part in enumerate(sums.get("parts", ())):
+        known = {"accuracy": part["correct"], "loss": part["loss"]}
+        found |= {f"part_{i}_{name}": known[name] / max(part["count"], 1) for name in names}
+        found |= {f"part_{i}_{name}": value for name, value in measured(part, metrics).items()}
+    return found
 
 
 def adjusted_rand(found: Sequence[int], true: Sequence[int]) -> float:

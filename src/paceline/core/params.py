@@ -50,9 +50,9 @@ class Params:
 
     @staticmethod
     def of(module: nn.Module, layout: Layout) -> Params:
-        """Copy a module's current values into a new vector."""
+        """Copy a module's current values into a new vector, in float32."""
         source = dict(module.named_parameters()) | dict(module.named_buffers())
-        parts = [source[e.name].detach().reshape(-1) for e in layout.entries]
+        parts = [source[e.name].detach().reshape(-1).float() for e in layout.entries]
         return Params(torch.cat(parts), layout)
 
     # -- as a dict of named tensors ------------------------------------------------------------
@@ -195,6 +195,9 @@ class Resident:
     `params` is the live vector, `grads` its gradient in the same layout (zero for buffers). Loading another model is one
     copy; a step of SGD is one kernel. There is one instance per worker and model shape.
 
+    Parameters are exchanged in float32. A float64 module trains in a float64 vector. Tensors of other dtypes (bfloat16) are
+    no views: they are written from the float32 vector before each pass (`sync`), and steps are taken in the vector.
+
     Args:
         module: moved to `device` and modified in place; parameters outside the layout no longer require gradients.
         layout: layout of the vector.
@@ -212,21 +215,32 @@ class Resident:
         self.flops = 0.0
         """Forward cost of one sample in FLOPs, set by the code that built the module; 0 if unknown."""
         self.params = Params.of(self.module, layout)
-        self.grads = self.params.zeros()
         owned = {e.name: e for e in layout.entries}
         found = dict(self.module.named_parameters())
+        tensors = found | dict(self.module.named_buffers())
+        if any(tensors[name].dtype == torch.float64 for name in owned):
+            self.params = Params(self.params.vector.double(), layout)
+        self.grads = self.params.zeros()
+        kind = self.params.vector.dtype
+        apart = [name for name in owned if tensors[name].dtype != kind]
+        self._cast = [(self.params[name], tensors[name]) for name in apart]
+        self.views = not self._cast
+        """Whether all of the module's tensors in the layout are views into the vector."""
+        self._cast_buffers = [pair for pair, name in zip(self._cast, apart, strict=True) if owned[name].kind == "buffer"]
         self._trained = [found[e.name] for e in layout.entries if e.kind == "param"]
         self._grads = [self.grads[e.name] for e in layout.entries if e.kind == "param"]
         for name, parameter in found.items():
             if name in owned:
-                parameter.data = self.params[name]
                 parameter.requires_grad_(True)
+                if name in apart:
+                    continue
+                parameter.data = self.params[name]
                 parameter.grad = self.grads[name]
             else:
                 parameter.requires_grad_(False)
         self._stateful = any(name not in owned for name, _ in float_buffers(self.module))
         for name, _ in float_buffers(self.module):
-            if name in owned:
+            if name in owned and name not in apart:
                 parent, _, leaf = name.rpartition(".")
                 self.module.get_submodule(parent)._buffers[leaf] = self.params[name]
 
@@ -249,10 +263,25 @@ class Resident:
             )
         with torch.no_grad():
             self.params.vector.copy_(params.vector)
+        if self._cast:
+            self.sync()
+
+    @torch.no_grad()
+    def sync(self) -> None:
+        """Write the vector into the tensors that are no views of it."""
+        for view, tensor in self._cast:
+            tensor.copy_(view)
+
+    @torch.no_grad()
+    def sync_buffers(self) -> None:
+        """Write running statistics that are no views back into the vector."""
+        for view, tensor in self._cast_buffers:
+            view.copy_(tensor)
 
     def snapshot(self) -> Params:
-        """Return a copy of the current values."""
-        return self.params.clone()
+        """Return a copy of the current values, in float32."""
+        vector = self.params.vector
+        return Params(vector.clone() if vector.dtype == torch.float32 else vector.float(), self.layout)
 
     def trained(self) -> list[nn.Parameter]:
         """Return the parameters in the vector, in its order."""

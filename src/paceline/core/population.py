@@ -36,6 +36,8 @@ class Population:
         """Clients whose sum was opened in this round: another attempt prefers other clients, so that no reply is opened twice."""
         self.lost: dict[int, str] = {}
         """Clients whose replies failed or were refused in this round, with the reason."""
+        self.scaled: Params | None = None
+        """The initial model with the scaling of its inputs, where that is measured on the clients."""
         self._open, self._asked = CallInfo(), 0
         self._calls = self._verbs = 0
         self._streams: dict[str, int] = {}
@@ -47,8 +49,8 @@ class Population:
         return self.engine.num_clients
 
     def init_params(self) -> Params:
-        """Return the task's initial model."""
-        return self.engine.init_params()
+        """Return the task's initial model, with the scaling of inputs that was measured before round 1."""
+        return self.engine.init_params() if self.scaled is None else self.scaled.clone()
 
     def start_round(self, round: int, attempt: int = 0) -> None:
         """Begin round `round` (from 1); reset random streams and call numbers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, TypedDict
 
 __all__ = ["ConfigFields", "RunFields"]
@@ -13,6 +14,7 @@ class RunFields(TypedDict, total=False):
     options: dict[str, Any]
     task_options: dict[str, Any]
     secure: dict[str, Any]
+    start_from: str | None
     partition: str
     clients: int
     client_test: float
@@ -45,8 +47,11 @@ class RunFields(TypedDict, total=False):
     one_step: bool
     memory_mib: int
     evaluation: Literal["auto", "central", "federated", "clients", "clients-central"]
+    metrics: str | Sequence[Any]
+    by_group: bool
     eval_every: int
     target_accuracy: float | None
+    target_score: float | None
     stop_at_target: bool
     patience: int | None
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from paceline.core.columns import Samples, take
 from paceline.core.layout import Buffers
+from paceline.core.reading import Sampled
 
 __all__ = ["ClientData", "Problem", "Split"]
 
@@ -18,12 +20,12 @@ class Problem(Protocol):
     """Interface that the core requires of a task: loss, defaults, and a name for messages."""
 
     @property
-    def loss(self) -> Callable[[Tensor, Tensor], Tensor]:
+    def loss(self) -> Callable[[Any, Any], Tensor]:
         """Mean loss of (outputs, targets)."""
 
     @property
     def num_classes(self) -> int:
-        """Number of classes."""
+        """Number of classes; 0 where there are none."""
 
     @property
     def buffers(self) -> Buffers:
@@ -57,33 +59,50 @@ class Split:
 
 @dataclass(slots=True)
 class ClientData:
-    """Samples of one client: rows `index` of the task's arrays, gathered batch by batch.
+    """Samples of one client: rows `index` of the task's columns, gathered batch by batch.
 
     Args:
-        x, y: all samples of the task, shared by all clients.
+        x, y: all inputs and targets of the task, shared by all clients; trees of columns, see `paceline.core.columns`.
         index: rows of this client, int64, shape [n].
     """
 
-    x: Tensor
-    y: Tensor
+    x: Samples
+    y: Samples
     index: Tensor
 
     def __len__(self) -> int:
         return self.index.shape[0]
 
-    def rows(self, which: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the samples at positions `which` within this client's data."""
-        rows = self.index[which]
-        return self.x.index_select(0, rows), self.y.index_select(0, rows)
+    def at(self, rows: Tensor) -> tuple[Samples, Samples]:
+        """Return the samples at `rows` of the task's columns."""
+        x, y = self.x, self.y
+        if type(x) is Tensor and type(y) is Tensor:
+            return x.index_select(0, rows), y.index_select(0, rows)
+        if type(x) is Sampled and type(y) is Sampled:  # both are parts of one data set
+            return x.reader.read(rows)
+        return take(x, rows), take(y, rows)
 
-    def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    def each(self, batches: Iterator[Tensor]) -> Iterator[tuple[Tensor, tuple[Samples, Samples]]]:
+        """Yield (rows, samples) for the rows of each batch; a data set is read ahead."""
+        x, y = self.x, self.y
+        if type(x) is not Sampled:
+            for rows in batches:
+                yield rows, self.at(rows)
+            return
+        for rows, batch in x.reader.ahead(batches):
+            yield rows, batch if type(y) is Sampled else (batch[0], take(y, rows))
+
+    def rows(self, which: Tensor) -> tuple[Samples, Samples]:
+        """Return the samples at positions `which` within this client's data."""
+        return self.at(self.index[which])
+
+    def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Samples, Samples]]:
         """Yield all samples once, in random batches; the last batch may be smaller."""
         order = torch.randperm(len(self.index), generator=generator).to(self.index.device)
-        for start in range(0, len(order), batch_size):
-            yield self.rows(order[start : start + batch_size])
+        for _, batch in self.each(iter(torch.split(self.index[order], batch_size)) if len(order) else iter(())):
+            yield batch
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, batch_size: int) -> Iterator[tuple[Samples, Samples]]:
         """Yield all samples once, in order."""
-        for start in range(0, len(self.index), batch_size):
-            rows = self.index[start : start + batch_size]
-            yield self.x.index_select(0, rows), self.y.index_select(0, rows)
+        for _, batch in self.each(self.index[start : start + batch_size] for start in range(0, len(self.index), batch_size)):
+            yield batch

@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from torch import Tensor
-
 from paceline.core.errors import ConfigError
 from paceline.core.layout import Layout
 from paceline.core.params import Resident
@@ -27,14 +25,14 @@ class Host:
     Args:
         model: the resident module.
         layout: of the run's parameters.
-        example: one sample's inputs, shape [1, ...].
+        example: one sample's inputs, a batch of 1.
         task: the task.
         seed: of the run.
     """
 
     model: Resident
     layout: Layout
-    example: Tensor
+    example: Any
     task: Any
     seed: int
 

@@ -5,59 +5,40 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paceline.core.datasets import check_labels, model_maker, samples, try_model
-from paceline.core.errors import DataFormatError
+from paceline.core.arrays import Arrays
+from paceline.core.constructors import Constructors
 from paceline.core.fingerprint import digest
 from paceline.core.generators import drawing
+from paceline.core.hooks import Loss
 from paceline.core.layout import Buffers
+from paceline.core.losses import find_loss
+from paceline.core.metrics import Metric
 
 __all__ = ["Arrays", "Task"]
 
-Loss = Callable[[Tensor, Tensor], Tensor]
 Part = tuple[Tensor, Callable[[nn.Module, Tensor], Tensor] | None]
 
 
 @dataclass(frozen=True)
-class Arrays:
-    """A data set in memory.
-
-    Args:
-        x: inputs, shape [N, ...].
-        y: targets, shape [N, ...]; class indices (int64) in classification.
-        owner: natural client of each sample, shape [N] (int64 codes), or None.
-        owners: names of the natural clients, by code.
-    """
-
-    x: Tensor
-    y: Tensor
-    owner: Tensor | None = None
-    owners: Sequence[str] = ()
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def subset(self, index: Tensor) -> Arrays:
-        """Return the samples at `index` (copied)."""
-        return Arrays(self.x[index], self.y[index], None if self.owner is None else self.owner[index], self.owners)
-
-
-@dataclass(frozen=True)
-class Task:
+class Task(Constructors):
     """One learning problem.
+
+    The model is called as ``model(x)``, ``model(*inputs)`` for a tuple, or ``model(**inputs)`` for a dict, and may return a
+    tensor, a tuple, a dict or an object with attributes.
 
     Args:
         name: as on the command line.
         train: samples that are partitioned over clients.
         test: the central test set.
         model: builds a fresh, seeded-by-the-caller module.
-        loss: mean loss of (outputs, targets) as a scalar tensor.
-        num_classes: number of classes, or of output symbols.
+        loss: name of a loss, see `paceline.core.losses.LOSSES`, or a function: mean loss of (outputs, targets) as a scalar.
+        num_classes: number of classes, or of output symbols; 0 where there are none, as in regression.
         lr, batch_size: defaults that suit the reference model.
         buffers: the policy for BatchNorm's statistics.
         trainable: glob patterns of the parameters that are trained, None for all.
@@ -65,7 +46,11 @@ class Task:
         info: further figures and names, such as where the data come from.
         classes: names of the classes, by code; may be empty.
         in_time: whether the samples of a natural client follow in time.
+        metrics: metrics, or their names with options; the first is primary. A run's own metrics replace them.
         overlap: number of following training samples that share content with a sample, such as overlapping windows of a text.
+        ignore_index: target that does not count, such as 255 in segmentation; for losses by name and for accuracies.
+        mask: entry of a dict of targets that is 0 where they do not count; for losses by name.
+        output: entry of the outputs that holds the scores, where it is not ``logits``, ``out`` or ``scores``.
 
     Example:
         >>> import paceline as pl
@@ -80,7 +65,7 @@ class Task:
     train: Arrays
     test: Arrays
     model: Callable[[], nn.Module]
-    num_classes: int
+    num_classes: int = 0
     loss: Loss = F.cross_entropy
     lr: float = 0.05
     batch_size: int = 20
@@ -91,71 +76,15 @@ class Task:
     classes: Sequence[str] = ()
     in_time: bool = False
     overlap: int = 0
+    metrics: Sequence[Metric | str] = ()
+    ignore_index: int | None = None
+    mask: str | None = None
+    output: str | int | None = None
 
-    @staticmethod
-    def from_datasets(
-        train: Any,
-        test: Any,
-        model: type[nn.Module] | nn.Module | Callable[[], nn.Module],
-        *,
-        loss: Loss = F.cross_entropy,
-        num_classes: int | None = None,
-        batch_size: int = 20,
-        lr: float = 0.05,
-        name: str = "data",
-        classes: Sequence[str] = (),
-        buffers: Buffers = "average",
-        trainable: Sequence[str] | None = None,
-    ) -> Task:
-        """Return a classification task of your own data and model.
-
-        Args:
-            train: samples that are partitioned over clients: a map-style data set whose samples are pairs (x, y), or a
-                pair of tensors or arrays. Each sample is read once.
-            test: the central test set, likewise.
-            model: a module's class, a function that makes one (both called without arguments, once the seed is set), or a
-                module, whose weights are the start: it is copied once and never trained.
-            loss: mean loss of (outputs, targets) as a scalar tensor.
-            num_classes: number of classes; by default the largest target plus one.
-            batch_size: default of the local training.
-            lr: default learning rate of the local training.
-            name: in configurations, tables and plots.
-            classes: names of the classes.
-            buffers: the policy for BatchNorm's statistics.
-            trainable: glob patterns of the parameters that are trained, None for all.
-
-        Raises:
-            DataError: where there are no samples, or x and y have different lengths.
-            DataFormatError: for samples that are no pairs, and targets that are no class indices.
-            ConfigError: for a model that cannot be built or does not take a sample, which is tried at once.
-
-        Example:
-            >>> x, y = torch.randn(40, 6), torch.arange(40) % 3
-            >>> task = Task.from_datasets((x, y), (x[:9], y[:9]), model=lambda: nn.Linear(6, 3))
-            >>> len(task.train), task.num_classes
-            (40, 3)
-        """
-        (x, y), (x_test, y_test) = samples(train, "train"), samples(test, "test")
-        if x.shape[1:] != x_test.shape[1:] or x.dtype != x_test.dtype:
-            raise DataFormatError(
-                f"train samples are {x.dtype} of shape {list(x.shape[1:])}, but test samples are {x_test.dtype} of {list(x_test.shape[1:])}"
-            )
-        count = check_labels(y, y_test, num_classes or len(classes) or None, loss)
-        make = model_maker(model)
-        try_model(make, x, y, loss, count)
-        return Task(
-            name,
-            Arrays(x, y),
-            Arrays(x_test, y_test),
-            make,
-            count,
-            loss,
-            lr,
-            batch_size,
-            buffers,
-            trainable,
-            classes=tuple(classes),
-        )
+    def __post_init__(self) -> None:
+        loss = find_loss(self.loss, self.ignore_index, self.mask, self.output)
+        if loss is not self.loss:
+            object.__setattr__(self, "loss", loss)
 
     @cached_property
     def fingerprint(self) -> dict[str, str]:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from paceline.core.columns import Samples, call, length
 from paceline.core.errors import NonFiniteError
 from paceline.core.generators import nested
 from paceline.core.hooks import NO_HOOKS, Hooks, Loss
@@ -84,7 +85,7 @@ class Job:
     alone: bool = False
     strict: bool = False
     step: int | None = None
-    batch: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+    batch: tuple[Samples, Samples] | None = field(default=None, repr=False)
     """Current step of the loop and its (inputs, targets), for error messages."""
 
     @property
@@ -195,7 +196,7 @@ class One:
         self.job, self.hooks, self.model, self.at = job, job.hooks, job.model, job.model.params
         self._count = job.model.layout.num_params
         self._parameters = job.model.trained()
-        self._batches = job.batches()
+        self._batches = job.data.each(job.batches())
         self.total = torch.zeros((), device=job.model.device)
         self._norms = bool(norms_in(job.model.module))
         job.model.load(job.start)
@@ -203,17 +204,19 @@ class One:
 
     def advance(self, step: int) -> None:
         """Load the next batch."""
-        rows, data = next(self._batches), self.job.data
+        with spent.on("loading"):
+            rows, self.job.batch = next(self._batches)
         self.job.step = step
         if self._norms:  # a single sample has no variance: use BatchNorm's running statistics
             self.model.module.train(len(rows) > 1)
-        with spent.on("loading"):
-            self.job.batch = data.x.index_select(0, rows), data.y.index_select(0, rows)
 
     def descend(self) -> None:
         """Step along the plain gradient, tensor by tensor, without copies."""
         self.total += self._backward()
         with torch.no_grad():
+            if not self.model.views:
+                self.move(self.model.collect().vector[: self._count])
+                return
             for parameter in self._parameters:
                 if parameter.grad is not None:
                     parameter.add_(parameter.grad, alpha=-self.job.lr)
@@ -271,11 +274,15 @@ class One:
         assert job.batch is not None
         x, y = job.batch
         self.model.clear()
+        if not self.model.views:
+            self.model.sync()
         with torch.enable_grad():
-            value = job.loss(self.model.module(x), y) if objective is None else objective(self.model.module, x, y)
+            value = job.loss(call(self.model.module, x), y) if objective is None else objective(self.model.module, x, y)
             value.backward()  # type: ignore[no-untyped-call]
+        if not self.model.views:
+            self.model.sync_buffers()
         if job.strict and not torch.isfinite(value):
-            raise NonFiniteError(f"the loss is {value.item()} on a batch of {len(y)} samples; lower lr, or check the inputs")
+            raise NonFiniteError(f"the loss is {value.item()} on a batch of {length(y)} samples; lower lr, or check the inputs")
         return value.detach()
 
 
@@ -302,7 +309,7 @@ def train(job: Job) -> Trained:
     if not math.isfinite(total):
         raise diverged(total, job)
     job.step = job.batch = None
-    return Trained(learner.at.clone(), job.steps, job.samples(), total / job.steps)
+    return Trained(job.model.snapshot(), job.steps, job.samples(), total / job.steps)
 
 
 def answer(request: LoopRequest) -> Any:

@@ -8,8 +8,8 @@ from typing import Any
 
 __all__ = ["as_commands", "command", "for_commands", "setting"]
 
-_TABLES = {"options": "option", "task_options": "task-option", "secure": "secure-option"}
-"""Options of the command line that set the entries of a table."""
+_TABLES = {"options": "option", "task_options": "task-option", "secure": "secure-option", "metrics": "metric"}
+"""Options of the command line that set the entries of a table or a list."""
 
 _front = {"command": False}
 

@@ -4,7 +4,10 @@ idx:/data/mnist                    four idx files
 cifar-10-batches-py:/data/cifar    the published batches
 leaf-femnist:/data/femnist         LEAF's JSON, likewise leaf-shakespeare
 imagefolder:/data/birds?size=64    one folder of images per class
-csv:/data/heart.csv?client=site&target=num
+maskfolder:/data/slices             pictures with masks
+textfolder:/data/letters?length=512 one folder of texts per class
+csv:/data/heart.csv?client=site&target=num, likewise tsv, jsonl and parquet
+numpy:/data/arrays.npz              arrays x and y
 """
 
 from __future__ import annotations
@@ -19,12 +22,17 @@ from urllib.parse import parse_qsl
 
 from paceline.core.errors import ConfigError, DataError, UnknownNameError
 from paceline.core.importing import is_import_path
+from paceline.data.arrays import read_numpy
 from paceline.data.cifar import read_cifar
-from paceline.data.folder import ENDS, read_image_folder
+from paceline.data.conform import conform
+from paceline.data.folder import ENDS, read_image_folder, read_mask_folder
 from paceline.data.idx import read_idx
 from paceline.data.leaf import read_leaf_femnist, read_leaf_shakespeare
+from paceline.data.mapping import Names
 from paceline.data.raw import RawData
-from paceline.data.table import read_csv
+from paceline.data.schema import Schema
+from paceline.data.table import read_csv, read_json_lines, read_parquet, read_tsv
+from paceline.data.textfolder import read_text_folder
 
 __all__ = ["FileKind", "file_hint", "file_kinds", "file_options", "is_file_task", "read_files"]
 
@@ -45,8 +53,20 @@ _KINDS = {
     "leaf-femnist": FileKind("LEAF's FEMNIST JSON, client = writer", read_leaf_femnist, "image", "femnist_cnn"),
     "leaf-shakespeare": FileKind("LEAF's Shakespeare JSON, client = role", read_leaf_shakespeare, "text", "lstm"),
     "imagefolder": FileKind("pictures in a folder per class; size=32, grey=false", read_image_folder, "image", "cnn"),
+    "maskfolder": FileKind("pictures in images/, their masks in masks/; size=64, grey=false", read_mask_folder, "image", "cnn"),
+    "textfolder": FileKind("texts in a folder per class; length=256", read_text_folder, "text", "lstm"),
     "csv": FileKind("table; target=COLUMN, client=COLUMN, drop=COLUMN,...", read_csv, "table", "mlp"),
+    "tsv": FileKind("table separated by tabs; options of csv", read_tsv, "table", "mlp"),
+    "jsonl": FileKind("table as one JSON object per line; options of csv", read_json_lines, "table", "mlp"),
+    "parquet": FileKind("table of Apache Parquet (extra parquet); options of csv", read_parquet, "table", "mlp"),
+    "numpy": FileKind("arrays x and y in an .npz or a folder of .npy files", read_numpy, "table", "mlp"),
 }
+_FILES = {"csv", "tsv", "jsonl", "parquet"}
+"""Formats of single files."""
+_EITHER = {"numpy", "leaf-femnist", "leaf-shakespeare"}
+"""Formats of files or folders."""
+_NO_OPTIONS = {"path", "folder", "schema", "names"}
+_TABLES = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 
 
 def file_kinds() -> Mapping[str, FileKind]:
@@ -62,7 +82,15 @@ def is_file_task(name: str) -> bool:
 def file_options(name: str) -> list[str]:
     """Return the options of a task named ``kind:/path``; empty for an unknown kind."""
     kind = _KINDS.get(name.partition(":")[0])
-    return [] if kind is None else [n for n in inspect.signature(kind.read).parameters if n not in {"path", "folder"}] + ["test"]
+    return (
+        []
+        if kind is None
+        else [
+            *(n for n in inspect.signature(kind.read).parameters if n not in _NO_OPTIONS),
+            "test",
+            "schema",
+        ]
+    )
 
 
 def file_hint(name: str) -> str:
@@ -89,8 +117,10 @@ def file_hint(name: str) -> str:
 def _likely(path: Path) -> tuple[str, ...]:
     """Return the kinds that match a path."""
     end = path.suffix.lower()
-    if end == ".csv":
-        return ("csv",)
+    if end in _TABLES:
+        return (_TABLES[end],)
+    if end in (".npz", ".npy"):
+        return ("numpy",)
     if end == ".json":
         return ("leaf-femnist", "leaf-shakespeare")
     if end == ".idx" or (end == ".gz" and ".csv" not in path.suffixes) or path.name.endswith("-ubyte"):
@@ -109,15 +139,22 @@ def _likely(path: Path) -> tuple[str, ...]:
     return ("imagefolder",) if pictures else ()
 
 
-def read_files(name: str, **options: Any) -> tuple[FileKind, RawData]:
+def read_files(name: str, names: Names | None = None, **options: Any) -> tuple[FileKind, RawData]:
     """Read the files named by ``kind:/path?option=value``; `options` override those in the name.
 
-    Data without a test part are split with a fixed seed, a fraction `test` (0.2 by default) of each class.
+    Data without a test part are split with a fixed seed, a fraction `test` (0.2 by default) of each class. The option
+    `schema` is a `Schema`, or the path of one, by which the files are read.
+
+    Args:
+        name: ``kind:/path``, with options after a question mark.
+        names: the files' own names of columns and values, if they differ from the schema's.
+        options: see the reader of the kind.
 
     Raises:
         UnknownNameError: unknown kind or option.
         DataError: the path does not exist.
         DataFormatError: the content is malformed.
+        SchemaError: the content does not match the schema.
     """
     kind_name, _, rest = name.partition(":")
     if kind_name not in _KINDS:
@@ -126,19 +163,32 @@ def read_files(name: str, **options: Any) -> tuple[FileKind, RawData]:
     place, _, query = rest.partition("?")
     path = Path(place).expanduser()
     given = dict(parse_qsl(query, keep_blank_values=True)) | options
+    schema = given.pop("schema", None) or None
+    if schema is not None and not isinstance(schema, Schema):
+        schema = Schema.read(schema)
     signature = inspect.signature(kind.read).parameters
-    known = [n for n in signature if n not in {"path", "folder"}]
+    known = [n for n in signature if n not in _NO_OPTIONS]
     share = 0.2 if "test" in known else float(_typed("test", given.pop("test", 0.2), 0.2))
     values = {}
     for option, value in given.items():
         if option not in known:
-            raise UnknownNameError(f"option of {kind_name}", option, [*known, "test"])
+            raise UnknownNameError(f"option of {kind_name}", option, [*known, "test", "schema"])
         values[option] = _typed(option, value, signature[option].default)
     if not place or not path.exists():
         raise DataError(f"{name}: {f'{path} does not exist' if place else 'the path is missing'}; write {kind_name}:/path")
-    if kind.read is not read_csv and path.is_file() and path.suffix != ".json":
+    if path.is_file() and kind_name not in _FILES | _EITHER:
         raise DataError(f"{name}: {path} is a file; name its folder instead")
-    return kind, kind.read(path, **values).with_test(share)
+    if path.is_dir() and kind_name in _FILES:
+        raise DataError(f"{name}: {path} is a folder; name a file in it")
+    if schema is None:
+        return kind, kind.read(path, **values).with_test(share, where=str(path))
+    if "schema" in signature:
+        return kind, kind.read(path, **values, schema=schema, names=names).with_test(share, where=str(path))
+    if schema.picture is not None and "size" in known:
+        values = {"size": schema.picture.height, "grey": schema.picture.channels == 1 and schema.picture.top == 255} | values
+    if schema.text is not None and "length" in known:
+        values = {"length": schema.text.length} | values
+    return kind, conform(kind.read(path, **values), schema, names or Names(), str(path)).with_test(share, where=str(path))
 
 
 def _typed(option: str, value: Any, default: Any) -> Any:

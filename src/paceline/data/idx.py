@@ -48,7 +48,7 @@ def parse_idx(content: bytes, name: str = "idx file") -> Array:
 def read_idx(folder: Path) -> RawData:
     """Read a folder with the four files ``{train,t10k}-{images-idx3,labels-idx1}-ubyte``, each with or without ``.gz``.
 
-    The two test files may both be absent.
+    The two test files may both be absent. Labels need not start at 0.
 
     Raises:
         DataFormatError: a file is missing or malformed.
@@ -59,8 +59,14 @@ def read_idx(folder: Path) -> RawData:
     test = _part(folder, "t10k")
     if test is not None and test.x.shape[1:] != train.x.shape[1:]:
         raise DataFormatError(f"{folder}: test images have shape {test.x.shape[1:]}, but training images {train.x.shape[1:]}")
-    count = 1 + max(int(part.y.max()) for part in (train, test) if part is not None)
-    return RawData(train, test, tuple(map(str, range(count))))
+    labels = np.concatenate([part.y for part in (train, test) if part is not None])
+    if labels.min() == 0:
+        return RawData(train, test, tuple(map(str, range(1 + int(labels.max())))))
+    distinct = np.unique(labels)  # such as 1 to 26 for letters
+    coded = [None if part is None else Part(part.x, np.searchsorted(distinct, part.y)) for part in (train, test)]
+    assert coded[0] is not None
+    note = f"labels are {distinct[0]} to {distinct[-1]}: {len(distinct)} classes"
+    return RawData(coded[0], coded[1], tuple(map(str, distinct.tolist())), notes=(note,))
 
 
 def _part(folder: Path, kind: str) -> Part | None:

@@ -211,9 +211,13 @@ class Partition(Split):
         return offsets, cuts, cuts - offsets[:-1]
 
     def table(self, task: Task) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
-        """Return the number of samples of each class on each client, shape [clients, classes] (int64)."""
+        """Return the number of samples of each class on each client, shape [clients, classes] (int64).
+
+        Of a task without classes, there is one column.
+        """
         who = np.repeat(np.arange(len(self)), self.sizes.numpy())
         labels, classes = _labels(task)
+        classes = max(classes, 1)
         cells = np.bincount(who * classes + labels[self.order.numpy()], minlength=len(self) * classes)
         return cells.reshape(len(self), classes)
 
@@ -269,7 +273,9 @@ def partition_task(
                 f"use fewer clients, or set {setting('allow_empty', True)}"
             )
         labels, classes = _labels(task)
-        if name in {"dirichlet", "shards", "groups", "longtail"} and (labels.ndim != 1 or labels.dtype.kind not in "iu"):
+        if name in {"dirichlet", "shards", "groups", "longtail"} and (
+            not classes or labels.ndim != 1 or labels.dtype.kind not in "iu"
+        ):
             raise DataError(
                 f"partition {spec!r} needs one class label per sample, which {task.name} does not have; use iid or quantity:ALPHA"
             )
@@ -297,9 +303,10 @@ def partition_task(
 def _labels(task: Task) -> tuple[Any, int]:
     """Return the labels used by partitioners: each sample's class, or its owner (a text's kind) if targets are sequences."""
     y, owner = task.train.y, task.train.owner
-    if y.dim() > 1 and owner is not None:
+    one = isinstance(y, Tensor) and y.dim() == 1 and not y.is_floating_point() and task.num_classes > 0
+    if not one and owner is not None:
         return owner.numpy(), len(task.train.owners)
-    return y.numpy(), task.num_classes
+    return (y.numpy(), task.num_classes) if one else (np.zeros(len(task.train), dtype=np.int64), 0)
 
 
 def _capped(order: Any, offsets: Any, most: int) -> tuple[Any, Any]:

@@ -58,7 +58,7 @@ def plot_partition(path: str | os.PathLike[str], partition: Partition, task: Tas
         DataError: the file cannot be written.
     """
     table = partition.table(task)
-    classes = list(task.classes) or [str(i) for i in range(task.num_classes)]
+    classes = list(task.classes) or [str(i) for i in range(task.num_classes)] or ["all"]
     target = Path(path)
     with rc_context(_STYLE):
         if len(table) > MOST_SHOWN:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from paceline.core.errors import ConfigError, DataFormatError
 from paceline.core.random import numpy_rng
+from paceline.data.schema import Schema
 
 __all__ = ["Array", "Part", "RawData", "encode", "hold_out", "hold_out_last"]
 
@@ -23,7 +24,7 @@ class Part:
 
     Args:
         x: inputs, shape [N, ...]; images as uint8 of shape [N, H, W] or [N, H, W, 3].
-        y: class codes, shape [N] (int64).
+        y: class codes, shape [N] (int64); numbers, shape [N] (float32); or a class for each pixel, shape [N, H, W] (uint8).
         owner: code of each sample's natural client, shape [N] (int64), or None.
     """
 
@@ -48,6 +49,8 @@ class RawData:
         classes: names of the classes, by code.
         owners: names of the natural clients, by code.
         overlap: number of following samples that share content with a sample, such as overlapping windows of a text.
+        schema: form of the samples, where the reader determines it; otherwise it follows from the arrays (`described`).
+        notes: what the reader took each column or folder for, a line each.
     """
 
     train: Part
@@ -55,6 +58,8 @@ class RawData:
     classes: tuple[str, ...]
     owners: tuple[str, ...] = ()
     overlap: int = 0
+    schema: Schema | None = None
+    notes: tuple[str, ...] = ()
 
     def arrays(self) -> dict[str, Array]:
         """Return everything as named arrays without Python objects."""
@@ -85,7 +90,7 @@ class RawData:
         names = {key: tuple(str(v) for v in arrays.get(key, ())) for key in ("classes", "owners")}
         return RawData(train, part("test"), names["classes"], names["owners"])
 
-    def with_test(self, share: float, seed: int = 0) -> RawData:
+    def with_test(self, share: float, seed: int = 0, where: str = "") -> RawData:
         """Return the data with a test part: its own, or a fixed `share` of each class of the training part.
 
         Where samples overlap it is the last `share` of each owner's, and those that share content with it are omitted.
@@ -98,14 +103,16 @@ class RawData:
             return self
         overlap, owner = self.overlap, self.train.owner
         if overlap and owner is not None:
-            train, test = hold_out_last(owner, share, overlap)
+            train, test = hold_out_last(owner, share, overlap, where)
         else:
-            train, test = hold_out(self.train.y, share, seed)
+            train, test = hold_out(self.train.y, share, seed, where)
         return replace(self, train=self.train.take(train), test=self.train.take(test))
 
 
-def hold_out(y: Array, share: float, seed: int = 0) -> tuple[Array, Array]:
+def hold_out(y: Array, share: float, seed: int = 0, where: str = "") -> tuple[Array, Array]:
     """Return (train rows, test rows), both in order; a seeded random `share` of each class is the test part.
+
+    Targets that are no classes count as one class. `where` names the data, for messages.
 
     Raises:
         ConfigError: `share` is not between 0 and 1.
@@ -114,15 +121,18 @@ def hold_out(y: Array, share: float, seed: int = 0) -> tuple[Array, Array]:
     _check_share(share)
     rng = numpy_rng(seed, "hold out")
     test = np.zeros(len(y), dtype=bool)
-    for value in np.unique(y):
-        rows = np.flatnonzero(y == value)
+    classed = y.ndim == 1 and np.issubdtype(y.dtype, np.integer)
+    for value in np.unique(y) if classed else (None,):
+        rows = np.arange(len(y)) if value is None else np.flatnonzero(y == value)
         test[rng.permutation(rows)[: round(len(rows) * share)]] = True
     if test.all() or not test.any():
-        raise DataFormatError(f"{len(y)} samples are too few to hold out {share:.0%} of each class for tests; change test=")
+        raise DataFormatError(
+            f"{_named(where)}{len(y)} samples are too few to hold out {share:.0%} of each class for tests; change test="
+        )
     return np.flatnonzero(~test), np.flatnonzero(test)
 
 
-def hold_out_last(owner: Array, share: float, overlap: int) -> tuple[Array, Array]:
+def hold_out_last(owner: Array, share: float, overlap: int, where: str = "") -> tuple[Array, Array]:
     """Return (train rows, test rows): the last `share` of each owner's rows is the test part, `overlap` rows before it are in neither.
 
     An owner with too few rows for both has only training rows.
@@ -141,10 +151,15 @@ def hold_out_last(owner: Array, share: float, overlap: int) -> tuple[Array, Arra
         test.append(rows[:0] if whole else rows[len(rows) - count :])
     if not sum(map(len, test)):
         raise DataFormatError(
-            f"{len(owner)} samples of {len(np.unique(owner))} owners are too few to hold out {share:.0%} of each owner's for tests, as "
-            f"the {overlap} samples before them share text with them; provide test samples of their own, or owners with more text"
+            f"{_named(where)}{len(owner)} samples of {len(np.unique(owner))} owners are too few to hold out {share:.0%} of each owner's "
+            f"for tests, as the {overlap} samples before them share text with them; provide test samples of their own, or owners with "
+            "more text"
         )
     return np.concatenate(train), np.concatenate(test)
+
+
+def _named(where: str) -> str:
+    return f"{where}: " if where else ""
 
 
 def _check_share(share: float) -> None:

@@ -1,109 +1,185 @@
-"""CSV files with a target column and, optionally, a column that identifies each row's client."""
+"""Tables as data sets: CSV, TSV, JSON lines and Parquet, with a target column and, optionally, a column of each row's client."""
 
 from __future__ import annotations
 
-import csv
-import math
 from pathlib import Path
 
 import numpy as np
 
-from paceline.core.errors import ConfigError, DataFormatError, UnknownNameError
-from paceline.data.raw import Array, Part, RawData, encode, hold_out
+from paceline.core.errors import ConfigError, DataFormatError
+from paceline.data.columns import Reading, parse_column, warn_of_identifier
+from paceline.data.delimited import read_delimited
+from paceline.data.fit import encoded, fit, make_column, make_target, targets
+from paceline.data.mapping import Names
+from paceline.data.raw import Part, RawData, encode, hold_out
+from paceline.data.schema import Schema
+from paceline.data.tables import Table
+from paceline.data.typed import read_json_lines_table, read_parquet_table
 
-__all__ = ["read_csv"]
-
-_MISSING = {"", "?", "na", "nan", "null", "none"}
-_MOST_VALUES = 100
+__all__ = ["of_table", "read_csv", "read_json_lines", "read_parquet", "read_tsv"]
 
 
-def read_csv(path: Path, target: str = "", client: str = "", test: float = 0.2, drop: str = "") -> RawData:
-    """Read a CSV file with a header; the rows are split with a fixed seed, a fraction `test` of each class for tests.
+def of_table(
+    table: Table,
+    target: str = "",
+    client: str = "",
+    test: float = 0.2,
+    drop: str = "",
+    target_kind: str = "",
+    how: Reading | None = None,
+    schema: Schema | None = None,
+    names: Names | None = None,
+) -> RawData:
+    """Return the data set in a table; the rows are split with a fixed seed, a fraction `test` of each class for tests.
 
-    A numeric column becomes one standardised feature; missing values are replaced by the median. A text column becomes one
-    feature per value (one-hot), where missing is an additional value. Means, deviations and medians are computed on the
-    training rows.
+    A numeric column or date becomes one standardised input; missing values are replaced by the median. A text column becomes
+    one input per value (one-hot), where missing is an additional value. Means, deviations and medians are computed on the
+    training rows, or are those of `schema`.
 
     Args:
-        path: the file.
-        target: column of the classes to predict; the last column by default.
+        table: the table.
+        target: column to predict; the last column by default.
         client: column whose values are the natural clients.
         test: fraction of the rows for tests.
         drop: comma-separated columns to omit.
+        target_kind: ``class`` or ``number``; recognised by default.
+        how: how cells are read.
+        schema: schema to read by, in place of the table's own.
+        names: names that differ from the schema's.
 
     Raises:
         UnknownNameError: unknown column.
-        ConfigError: target and client are the same column.
+        ConfigError: target and client are the same column, or an option has an invalid value.
         DataFormatError: malformed content; the message contains the line.
+        SchemaError: the table differs from `schema`.
     """
-    header, rows = _rows(path)
-    target = target or header[-1]
-    dropped = [name for name in drop.split(",") if name]
-    for name in [target, *([client] if client else []), *dropped]:
-        if name not in header:
-            raise UnknownNameError(f"column of {path}", name, header)
+    how = how or Reading()
+    if target_kind not in ("", "class", "number"):
+        raise ConfigError(f"target_kind={target_kind!r} must be class or number")
+    dropped = [name.strip() for name in drop.split(",") if name.strip()]
+    if schema is not None:
+        if client:
+            table.check(client)
+        fitted = fit(table, schema, how, names or Names())
+        owner, owners = encode(list(table.columns[client])) if client else (None, ())
+        train, held = hold_out(fitted.y, test, where=table.where)
+        whole = Part(fitted.x, fitted.y, owner)
+        return RawData(whole.take(train), whole.take(held), schema.target.classes, owners, schema=schema, notes=fitted.notes)
+    target = target or list(table.columns)[-1]
+    table.check(target, *([client] if client else []), *dropped)
+    how.check(table)
     if target == client:
-        raise ConfigError(f"column {target!r} of {path} cannot be both target and client; name another client column")
-    columns = {name: [row[i].strip() for row in rows] for i, name in enumerate(header)}
-    empty = [i + 2 for i, value in enumerate(columns[target]) if value.lower() in _MISSING]
-    if empty:
-        raise DataFormatError(f"{path}, line {empty[0]}: the target column {target!r} has no value; fill it in or delete the row")
-    y, classes = encode(columns[target])
-    train, held = hold_out(y, test)
-    features = [n for n in header if n not in {target, client, *dropped}]
+        raise ConfigError(f"column {target!r} of {table.where} cannot be both target and client; name another client column")
+    predicted = parse_column(table, target, how, "category" if target_kind == "class" else target_kind)
+    made, taken = make_target(table, predicted, target_kind)
+    features = [name for name in table.columns if name not in {target, client, *dropped}]
     if not features:
-        raise DataFormatError(f"{path}: no feature column remains beside the target {target!r}")
-    x = np.concatenate([_features(path, name, columns[name], train) for name in features], axis=1)
-    owner, owners = encode(columns[client]) if client else (None, ())
+        raise DataFormatError(f"{table.where}: no feature column remains beside the target {target!r}")
+    columns = [parse_column(table, name, how) for name in features]
+    y = targets(made, predicted)
+    train, held = hold_out(y, test, where=table.where)
+    specs = [make_column(table, column, train) for column in columns]
+    x = np.concatenate([encoded(spec, found)[0] for spec, found in zip(specs, columns, strict=True)], axis=1)
+    owner, owners = encode(list(table.columns[client])) if client else (None, ())
+    doubts = [warn_of_identifier(column, table.where) for column in columns]
+    notes = [*table.notes, *(column.describe() for column in columns), *filter(None, doubts), taken]
+    if client:
+        notes.append(f"client {client}: {len(owners)} natural clients")
     whole = Part(x.astype(np.float32), y, owner)
-    return RawData(whole.take(train), whole.take(held), classes, owners)
+    described = Schema(content="table", columns=tuple(specs), target=made)
+    return RawData(whole.take(train), whole.take(held), made.classes, owners, schema=described, notes=tuple(notes))
 
 
-def _rows(path: Path) -> tuple[list[str], list[list[str]]]:
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            lines = list(csv.reader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataFormatError(f"{path}: not a CSV file in UTF-8 ({error})") from error
-    if len(lines) < 2:
-        raise DataFormatError(f"{path}: expected a header and at least one row")
-    header, *rows = lines
-    header = [name.strip() for name in header]
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        raise DataFormatError(f"{path}: duplicate column name {twice[0]!r}; rename one")
-    for number, row in enumerate(rows, 2):
-        if row and len(row) != len(header):
-            raise DataFormatError(f"{path}, row {number}: {len(row)} values for {len(header)} columns")
-    return header, [row for row in rows if row]
+def read_csv(
+    path: Path,
+    target: str = "",
+    client: str = "",
+    test: float = 0.2,
+    drop: str = "",
+    na: str = "",
+    sep: str = "",
+    encoding: str = "",
+    decimal: str = "",
+    dates: str = "",
+    numbers: str = "",
+    categories: str = "",
+    header: bool = True,
+    target_kind: str = "",
+    schema: Schema | None = None,
+    names: Names | None = None,
+) -> RawData:
+    """Read delimited text; see `of_table` for the options that are not listed here.
+
+    Args:
+        path: the file.
+        target, client, test, drop, target_kind, schema, names: see `of_table`.
+        na: comma-separated spellings of missing values, beside empty cells, ``?``, ``NA``, ``NaN`` and ``null``.
+        sep: separator; recognised by default.
+        encoding: encoding; recognised by default.
+        decimal: decimal mark, a point or a comma; recognised by default.
+        dates: order in dates: ymd, dmy or mdy; recognised by default where the days tell.
+        numbers, categories: comma-separated columns of that kind, whatever they look like.
+        header: whether the first row has the names of the columns.
+    """
+    how = Reading.of(na, decimal, dates, numbers, categories)
+    return of_table(read_delimited(path, sep, encoding, header), target, client, test, drop, target_kind, how, schema, names)
 
 
-def _number(text: str) -> float | None:
-    """Return the finite number, NaN for a missing value, None for text."""
-    if text.lower() in _MISSING:
-        return math.nan
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+def read_tsv(
+    path: Path,
+    target: str = "",
+    client: str = "",
+    test: float = 0.2,
+    drop: str = "",
+    na: str = "",
+    encoding: str = "",
+    decimal: str = "",
+    dates: str = "",
+    numbers: str = "",
+    categories: str = "",
+    header: bool = True,
+    target_kind: str = "",
+    schema: Schema | None = None,
+    names: Names | None = None,
+) -> RawData:
+    """Read text separated by tabs; see `read_csv`."""
+    how = Reading.of(na, decimal, dates, numbers, categories)
+    return of_table(read_delimited(path, "\t", encoding, header), target, client, test, drop, target_kind, how, schema, names)
 
 
-def _features(path: Path, name: str, values: list[str], train: Array) -> Array:
-    numbers = [_number(v) for v in values]
-    if all(n is not None for n in numbers):
-        column = np.array(numbers, dtype=np.float64)
-        known = column[train][~np.isnan(column[train])]
-        if not len(known):
-            raise DataFormatError(f"{path}: column {name!r} has no values; leave it out with drop={name}")
-        column = np.where(np.isnan(column), np.median(known), column)
-        mean, deviation = column[train].mean(), column[train].std()
-        scaled: Array = ((column - mean) / (deviation or 1.0))[:, None]
-        return scaled
-    codes, distinct = encode(["" if v.lower() in _MISSING else v for v in values])
-    if len(distinct) > _MOST_VALUES:
-        raise DataFormatError(
-            f"{path}: text column {name!r} has {len(distinct)} different values, more than {_MOST_VALUES}; "
-            f"leave it out with drop={name}"
-        )
-    return np.eye(len(distinct))[codes]
+def read_json_lines(
+    path: Path,
+    target: str = "",
+    client: str = "",
+    test: float = 0.2,
+    drop: str = "",
+    na: str = "",
+    dates: str = "",
+    numbers: str = "",
+    categories: str = "",
+    target_kind: str = "",
+    schema: Schema | None = None,
+    names: Names | None = None,
+) -> RawData:
+    """Read one JSON object per line, each a row of plain values; see `read_csv`."""
+    how = Reading.of(na, "", dates, numbers, categories)
+    return of_table(read_json_lines_table(path), target, client, test, drop, target_kind, how, schema, names)
+
+
+def read_parquet(
+    path: Path,
+    target: str = "",
+    client: str = "",
+    test: float = 0.2,
+    drop: str = "",
+    na: str = "",
+    dates: str = "",
+    numbers: str = "",
+    categories: str = "",
+    target_kind: str = "",
+    schema: Schema | None = None,
+    names: Names | None = None,
+) -> RawData:
+    """Read a Parquet file, whose types are its columns' kinds; see `read_csv`. It needs the extra ``parquet``."""
+    how = Reading.of(na, "", dates, numbers, categories)
+    return of_table(read_parquet_table(path), target, client, test, drop, target_kind, how, schema, names)

@@ -32,9 +32,11 @@ from paceline.deploy.federated_fields import check_federated
 from paceline.deploy.identity.authority import Authority
 from paceline.deploy.processes import child
 from paceline.network.fault_injection import KILL, Fault
+from paceline.results.resuming import extend
 from paceline.run import Observer, Result, RunConfig
 from paceline.store import RunFolder
 from paceline.store.toml import to_toml
+from paceline.trackers.base import Observers, Watch
 
 __all__ = ["LoopbackFederation", "federate", "resume"]
 
@@ -173,6 +175,8 @@ class LoopbackFederation:
         port = _free_port()
         (root / "policy.toml").write_text(to_toml(self._allowing() | self.policy))
         run = self.config.model_dump(mode="json", exclude_none=True)
+        if (start := run.get("start_from")) is not None and (place := Path(start).expanduser()).exists():
+            run["start_from"] = str(place.resolve())  # the server is another process
         least = {"least": self.config.clients, "listen": str(Address("127.0.0.1", port)), "heartbeat": 2.0}
         files = {"folder": "server", "run": str(self.place.resolve())}
         values = {"server": {**least, **files, **self.server, "faults": self._of(None)}, "run": run}
@@ -280,34 +284,41 @@ class LoopbackFederation:
             time.sleep(0.02)
 
 
-def federate(config: RunConfig, place: Path, observer: Observer | None = None, **parts: Any) -> Result:
+def federate(config: RunConfig, place: Path, observer: Observers = None, **parts: Any) -> Result:
     """Execute a run as a federation of processes on this machine and return its summary.
 
     Args:
         config: configuration of the run.
         place: folder of the run.
-        observer: called with each round's record.
+        observer: see `paceline.run.run`.
         **parts: further fields of `LoopbackFederation`.
     """
-    return LoopbackFederation(config, place, **parts).run(observer)
+    with Watch(observer, place.name, config) as watch:
+        return watch.ended(LoopbackFederation(config, place, **parts).run(watch))
 
 
-def resume(path: Path, observer: Observer | None = None) -> Result:
+def resume(path: Path, observer: Observers = None, *, rounds: int | None = None) -> Result:
     """Resume a federation of processes on this machine and return its summary.
 
     Args:
         path: folder of the run.
-        observer: called with each round's record.
+        observer: see `paceline.run.run`.
+        rounds: the number of rounds; a federation has that many as its clients have agreed to.
 
     Raises:
         StoreError: the folder contains a run of another kind.
+        ConfigError: `rounds` is another number.
     """
     folder = RunFolder.open(path)
+    if rounds is not None:
+        extend(folder, rounds)
     if (ended := Result.read(folder)) is not None:
         return ended
     if not (path / KEPT).is_dir():
         raise StoreError(f"{path} is the run of a server; continue it by starting the server again with paceline server --config")
-    return LoopbackFederation(RunConfig.build(folder.read_config()), path).run(observer)
+    config = RunConfig.build(folder.read_config())
+    with Watch(observer, folder.name, config) as watch:
+        return watch.ended(LoopbackFederation(config, path).run(watch))
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -32,6 +32,7 @@ class Metrics:
         self.clients = Gauge("paceline_clients_ready", "Connected and ready clients.", registry=registry)
         self.round = Gauge("paceline_round", "Last completed round.", registry=registry)
         self.accuracy = Gauge("paceline_accuracy", "Accuracy at the last evaluation.", registry=registry)
+        self.score = Gauge("paceline_score", "Primary metric at the last evaluation.", ["metric"], registry=registry)
         self.rounds = Histogram("paceline_round_seconds", "Duration of a round.", buckets=_SECONDS, registry=registry)
         self.phases = Histogram("paceline_phase_seconds", "Duration of a phase.", ["phase"], buckets=_SECONDS, registry=registry)
         self.answers = Counter("paceline_answers", "Replies by outcome.", ["phase", "status"], registry=registry)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from paceline.core.errors import ConfigError
+from paceline.data.schema import Schema
 from paceline.deploy.validation import faults_of
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Plan(BaseModel):
         aggregation: plain, secure or secure-arithmetic.
         secure: options of secure aggregation.
         privacy: promised differential privacy, or None.
+        data_schema: schema by which a client reads its own files, or None.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -64,12 +66,13 @@ class Plan(BaseModel):
     secure: dict[str, Any] = Field(default_factory=dict)
     privacy: Privacy | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+    data_schema: Schema | None = None
 
     @staticmethod
-    def of(config: RunConfig, privacy: Privacy | None = None) -> Plan:
+    def of(config: RunConfig, privacy: Privacy | None = None, schema: Schema | None = None) -> Plan:
         """Return the plan of a run configuration."""
-        kept = {name: getattr(config, name) for name in Plan.model_fields if name != "privacy"}
-        return Plan(**kept, privacy=privacy)
+        kept = {name: getattr(config, name) for name in Plan.model_fields if name not in ("privacy", "data_schema")}
+        return Plan(**kept, privacy=privacy, data_schema=schema)
 
     @staticmethod
     def from_tree(tree: Any) -> Plan:
@@ -107,7 +110,7 @@ def offer(config: RunConfig, plan: Plan, layout: Layout) -> dict[str, Any]:
     from paceline.aggregation.secure.task_hash import Agreement
     from paceline.registry import find_method
 
-    method = Agreement.of(config, find_method(config.method)).method
+    method = Agreement.of(config, find_method(config.method), plan.data_schema).method
     facts = {"config": config.model_dump(mode="json", exclude_none=True), "plan": plan.to_tree()}
     return {**facts, "layout": layout.to_plain(), "method": method.hex()}
 

@@ -25,6 +25,7 @@ from paceline.deploy.server.write_queue import BACK
 from paceline.deploy.settings import ClientConfig, Logging, ServerConfig, load_config
 from paceline.network.engine import Stopped
 from paceline.run import Result, RunConfig
+from paceline.trackers.base import Watch
 
 __all__ = ["child", "run_client", "run_server"]
 
@@ -41,11 +42,11 @@ def run_server(config: ServerConfig) -> Result | None:
     run = RunConfig.build({"on_error": "drop", **config.run, "engine": "grpc"}).fitted()
     notes = Notes(journal, metrics, state)
     try:
-        with logged_warnings(journal):
-            server = FederationServer(config, run, notes)
+        with logged_warnings(journal), Watch(config.server.track, config.server.run.name, run) as watch:
+            server = FederationServer(config, run, notes, observer=watch)
             on_stop(lambda _: server.stop())
             with core_log(notes):
-                return server.go()
+                return watch.ended(server.go())
     except Stopped:
         journal("stopped")
         return None

@@ -90,6 +90,7 @@ class ServerPart(_Part):
         default=256 << 10, ge=1 << 16, description="flow-control window: bytes that a client may send before they are read"
     )
     pack: bool = Field(default=False, description="compress with zstd")
+    track: tuple[str, ...] = Field(default=(), description="trackers of the run: tensorboard, mlflow or wandb, with options")
     faults: tuple[str, ...] = Field(default=(), description="injected faults, for tests")
 
 
@@ -107,6 +108,17 @@ class DataConfig(_Part):
 
     task: str = Field(default="", description="task, or kind:/path of own files; empty: the plan's task")
     task_options: dict[str, Any] = Field(default_factory=dict, description="options of the task")
+    columns: dict[str, str] = Field(default_factory=dict, description="the schema's name of a column, by the name in own files")
+    values: dict[str, dict[str, str]] = Field(
+        default_factory=dict, description="for a column of the schema: the schema's name of a class or category, by the own one"
+    )
+    schema_file: Path | None = Field(
+        default=None, description="schema that this client has agreed to; a run with another one is refused; default: the run's"
+    )
+    report: Literal["differences", "nothing"] = Field(
+        default="differences",
+        description="what the server learns if own files differ from the schema: names of columns, kinds and classes, or nothing",
+    )
     own: bool = Field(default=True, description="use all samples; otherwise this client's part according to the plan's partition")
     device: str = Field(default="cpu", description="torch device")
     threads: int = Field(default=1, ge=1, description="torch threads")
@@ -122,6 +134,9 @@ class ClientPart(_Part):
     )
     folder: Path = Field(default=Path("client"), description="client.key, client.pem, identity.key, trust.pem and directory")
     state: Path = Field(default=Path("state"), description="folder of the data stored between rounds")
+    keep_model: bool = Field(
+        default=True, description="keep this client's own model, as it was evaluated last, in STATE/RUN/model for paceline predict"
+    )
     policy: Path | None = Field(default=None, description="policy.toml; default: only secure aggregation, with 3 clients or more")
     modules: tuple[str, ...] = Field(default=(), description="modules of own methods, tasks and models that a plan may name")
     private_rounding: bool = Field(
@@ -214,5 +229,7 @@ def _placed(made: C, root: Path) -> C:
     """Return the configuration with its paths resolved relative to `root`."""
     part: BaseModel = made.server if isinstance(made, ServerConfig) else made.client
     paths = {name: root / v for name in type(part).model_fields if isinstance(v := getattr(part, name), Path)}
-    name = "server" if isinstance(made, ServerConfig) else "client"
-    return made.model_copy(update={name: part.model_copy(update=paths)})
+    if isinstance(made, ServerConfig):
+        return made.model_copy(update={"server": part.model_copy(update=paths)})
+    agreed = {} if made.data.schema_file is None else {"schema_file": root / made.data.schema_file}
+    return made.model_copy(update={"client": part.model_copy(update=paths), "data": made.data.model_copy(update=agreed)})

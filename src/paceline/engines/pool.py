@@ -175,3 +175,16 @@ class Pool(Engine):
     def evaluate(self, params: Params) -> dict[str, Any]:
         """Evaluate a model on the task's central test set."""
         return self.here.evaluate(params)
+
+
+def stack_size(engine: Any, config: Any, method: Any) -> Choice:
+    """Decide how many clients train as one computation, and set it in the engine."""
+    if not isinstance(engine, Pool) or engine.setup.strict:
+        return Choice(1, "the engine runs one client at a time")
+    if config.vectorize == "off":
+        return Choice(1, "switched off")
+    if not method.vectorizable and config.vectorize == "auto" and not config.chunk:
+        return Choice(1, "the method requires that clients train one at a time")
+    choice = Choice(config.chunk, "as given") if config.chunk else engine.measure(config.cohort, config.vectorize == "on")
+    engine.stack(choice.chunk)
+    return choice

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from paceline.core.client import Client, ClientData, Memory
+from paceline.core.columns import length
 from paceline.core.generators import nested
 from paceline.core.training import Job, Trained, answer
 from paceline.core.tree import Tree, map_leaves
@@ -30,7 +31,7 @@ def preview(worker: Worker, function: str, message: Tree, client: int | None = N
         client: id of the client; None for any.
     """
     here = map_leaves(lambda tensor: tensor.to(worker.model.device), message)
-    index = torch.arange(min(2, len(worker.y)), device=worker.x.device)
+    index = torch.arange(min(2, length(worker.y)), device=worker.model.device)
     # an unknown client id first, then id 0
     for number in (worker.setup.num_clients, 0) if client is None else (client,):
         me = Client(

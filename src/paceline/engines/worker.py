@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from paceline.core.client import Client, ClientData, Memory
+from paceline.core.columns import columns, place
 from paceline.core.deferred import Held, hold
 from paceline.core.engine import Call, Receipt, Sink, wire_size
 from paceline.core.errors import CheckpointError, ClientError, PacelineError, UnknownNameError
@@ -21,6 +22,7 @@ from paceline.core.failures import class_of, reason_of
 from paceline.core.generators import nested
 from paceline.core.layout import Layout
 from paceline.core.method import client_functions
+from paceline.core.metrics import added
 from paceline.core.params import Params, Resident
 from paceline.core.process_state import set_precision
 from paceline.core.profiling import spent
@@ -100,13 +102,13 @@ class Worker:
         self.model.flops = setup.flops
         self.model.mixed = torch.bfloat16 if setup.precision == "bf16" else None
         set_precision(setup.precision)
-        self.x, self.y = task.train.x.to(setup.device), task.train.y.to(setup.device)
+        self.x, self.y = place(task.train.x, setup.device), place(task.train.y, setup.device)
         self.test = ClientData(
-            task.test.x.to(setup.device),
-            task.test.y.to(setup.device),
+            place(task.test.x, setup.device),
+            place(task.test.y, setup.device),
             torch.arange(len(task.test), device=setup.device),
         )
-        self.example = task.train.x[:1]
+        self.example = task.train.example
         self.functions = {name: client_functions(program) for name, program in setup.programs.items()}
         self.memories: dict[int, Memory] = {}
         self.sessions: dict[int, ProtocolSession] = {}
@@ -115,6 +117,8 @@ class Worker:
         """The round of the latest call."""
         self._client_seed = setup.seed if setup.client_seed is None else setup.client_seed
         self._ask: Callable[[Any], Any] = answer
+        self.watch: Callable[[str, Callable[[Any], Any]], Callable[[Any], Any]] | None = None
+        """Returns how the requests of a client function are answered, from its name and how they would be."""
         self._differs: set[tuple[str, str]] = set()
         """Functions that ask for what may differ between clients."""
         self.records_times = getattr(setup.programs.get("method"), "records_times", False)
@@ -233,7 +237,7 @@ class Worker:
         """Return the training rows of these clients in this round, shape [K, n]; None where they have unequally many."""
         if self.setup.task.steady:  # without slicing, where the partition can
             index = self.setup.split.together(clients)
-            return None if index is None else index.to(self.x.device)
+            return None if index is None else index.to(self.model.device)
         rows = [self.samples(c).index for c in clients]
         return torch.stack(rows) if len({len(r) for r in rows}) == 1 else None
 
@@ -294,8 +298,9 @@ class Worker:
             return Receipt(me.id, dropped=reason_of(error), error=class_of(error), bytes_down=down)
         cause, job = reason_of(error), me.job
         if job is not None and job.batch is not None:
-            x, y = job.batch
-            cause += f"; batch: inputs {tuple(x.shape)}, targets {y.tolist()}"
+            x, y = ([tuple(t.shape) for _, t in columns(tree)] for tree in job.batch)
+            targets = job.batch[1].tolist() if isinstance(job.batch[1], Tensor) else y
+            cause += f"; batch: inputs {', '.join(map(str, x))}, targets {targets}"
         raise ClientError(me.id, call.function, call.round, cause, None if job is None else job.step) from error
 
     def client(self, call: Call, client: int, stream: str | None = None, peers: Any = None) -> Client:
@@ -327,13 +332,15 @@ class Worker:
     def samples(self, client: int, part: int = 0) -> ClientData:
         """Return a client's training (0) or test (1) samples, as far as it has them in this round."""
         rows = self.setup.task.present(self.setup.split(client)[part], self.round)
-        return ClientData(self.x, self.y, rows.to(self.x.device))
+        return ClientData(self.x, self.y, rows.to(self.model.device))
 
     def invoke(self, me: Client | Uniform, function: str, message: Any) -> Any:
         """Return what the method's `function` returns for `me`."""
         me.redraw()
         if isinstance(me, Client):
             me.memory.begin(me.operation)
+            if self.watch is not None:
+                me.ask = self.watch(function, me.ask)
         return getattr(self.setup.programs["method"], function)(me, message)
 
     def preview(self, function: str, message: Tree, client: int | None = None) -> Tree | None:
@@ -383,8 +390,7 @@ class Worker:
                 evaluate_on(self.model, task, ClientData(test.x, test.y, rows.to(test.index.device)), outputs=outputs)
                 for rows, outputs in parts
             ]
-        total = {key: sum(sums[key] for sums in each) for key in each[0]}
-        return total | {f"part_{key}": [sums[key] for sums in each] for key in ("correct", "count", "loss")}
+        return added(each) | {"parts": each}
 
 
 def _encoding(me: Client) -> int:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from paceline.methods.foundation.localtuning import LocalTuning as LocalTuning
     from paceline.methods.optimisation.fedavg import FedAvg as FedAvg
     from paceline.methods.optimisation.feddyn import FedDyn as FedDyn
+    from paceline.methods.optimisation.fednova import FedNova as FedNova
     from paceline.methods.optimisation.fedopt import FedOpt as FedOpt
     from paceline.methods.optimisation.fedprox import FedProx as FedProx
     from paceline.methods.optimisation.fedspeed import FedSpeed as FedSpeed
@@ -40,13 +41,20 @@ if TYPE_CHECKING:
     from paceline.methods.participation.fedstaletable import FedStaleTable as FedStaleTable
     from paceline.methods.participation.fedvarp import FedVarp as FedVarp
     from paceline.methods.participation.fedvarp import Mifa as Mifa
+    from paceline.methods.personalisation.apfl import APFL as APFL
+    from paceline.methods.personalisation.ditto import Ditto as Ditto
+    from paceline.methods.personalisation.fedbn import FedBN as FedBN
     from paceline.methods.personalisation.fedgela import FedGELA as FedGELA
     from paceline.methods.personalisation.fedgh import FedGH as FedGH
     from paceline.methods.personalisation.fedgh import FedGHSum as FedGHSum
+    from paceline.methods.personalisation.fedper import FedPer as FedPer
     from paceline.methods.personalisation.fedproto import FedProto as FedProto
+    from paceline.methods.personalisation.fedrep import FedRep as FedRep
     from paceline.methods.personalisation.fedsa import FedSA as FedSA
     from paceline.methods.personalisation.finetuned import FineTuned as FineTuned
     from paceline.methods.personalisation.localonly import LocalOnly as LocalOnly
+    from paceline.methods.personalisation.perfedavg import PerFedAvg as PerFedAvg
+    from paceline.methods.personalisation.pfedme import PFedMe as PFedMe
     from paceline.methods.robust.flag import Flag as Flag
     from paceline.methods.robust.robust import Bulyan as Bulyan
     from paceline.methods.robust.robust import GeometricMedian as GeometricMedian

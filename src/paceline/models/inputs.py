@@ -31,7 +31,7 @@ def layer_inputs(module: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
     seen: dict[str, list[Tensor]] = {}
 
     def keep(name: str, layer: nn.Module, given: tuple[Any, ...]) -> None:
-        seen.setdefault(name, []).append(_rows(layer, given[0].detach()))
+        seen.setdefault(name, []).append(_rows(layer, given[0].detach().float()))
 
     handles = [
         layer.register_forward_pre_hook(lambda layer, given, name=name: keep(name, layer, given))

@@ -8,11 +8,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from paceline.core.columns import Samples, call
 from paceline.core.errors import ConfigError
 from paceline.core.layout import Layout
 from paceline.core.params import Params
 
-__all__ = ["body_layout", "features", "head", "head_name", "join", "take"]
+__all__ = ["body_layout", "features", "head", "head_name", "join", "scored", "take"]
 
 
 def head_name(module: nn.Module) -> str:
@@ -37,15 +38,22 @@ def head(module: nn.Module) -> nn.Linear:
     return cast(nn.Linear, module.get_submodule(head_name(module)))
 
 
-def features(module: nn.Module, x: Tensor) -> Tensor:
-    """Return the input of the head, shape [N, d]. May be called in an objective of the local loop."""
+def features(module: nn.Module, x: Samples) -> Tensor:
+    """Return the input of the head, shape [N, d], float32. May be called in an objective of the local loop."""
     own: Any = getattr(module, "features", None)
     if callable(own) and not isinstance(module, nn.Sequential):
-        return cast(Tensor, own(x))
+        return cast(Tensor, call(own, x)).float()
     head_name(module)
     for layer in list(cast(nn.Sequential, module))[:-1]:
         x = layer(x)
-    return x
+    return cast(Tensor, x).float()
+
+
+def scored(module: nn.Module, features: Tensor) -> Tensor:
+    """Return the head's scores of features, float32, whatever the dtype of the module."""
+    layer = head(module)
+    scores: Tensor = layer(features.to(layer.weight.dtype)).float()
+    return scores
 
 
 def body_layout(module: nn.Module) -> Layout:

@@ -14,7 +14,7 @@ own checkpoint of a later round is safe. Each file includes its SHA-256.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,22 +58,37 @@ class ClientMemory:
             )
         return False
 
-    def write_pending(self, round: int, memory: Mapping[str, Tree], priors: Priors | None = None) -> None:
-        """Write the memory that becomes permanent when the round is committed, and `Memory.priors`."""
+    def write_pending(
+        self, round: int, memory: Mapping[str, Tree], priors: Priors | None = None, attempt: Sequence[int] = ()
+    ) -> None:
+        """Write the memory that becomes permanent when the round is committed, and `Memory.priors`.
+
+        Args:
+            round: the current round.
+            memory: all values.
+            priors: values before staged ones.
+            attempt: identifies this attempt at the round: incarnation and take of the server.
+        """
         tree = {"round": round, "memory": dict(memory), "priors": [list(prior) for prior in priors or []]}
+        tree["attempt"] = list(attempt)
         save_checkpoint(self._pending, tree, durable=self.durable)
 
-    def commit(self, round: int, saved: int, lost: Collection[int] = ()) -> None:
+    def commit(self, round: int, saved: int, lost: Collection[int] = ()) -> bool:
         """Make `pending` permanent if it belongs to `round`, and delete versions that no server can resume from.
 
         Args:
             round: the completed round.
             saved: round of the server's last safe checkpoint.
             lost: operations of the round that did not count this client.
+
+        Returns:
+            whether `pending` became permanent.
         """
+        done = False
         if self._pending.exists():
-            at, memory, priors = self._read(self._pending)
-            if at == round:
+            at, memory, priors, _ = self._read(self._pending)
+            done = at == round
+            if done:
                 if lost:
                     undo(memory, priors, set(lost))
                     self.write_pending(round, memory)
@@ -81,30 +96,50 @@ class ClientMemory:
             else:
                 self.rollback()
         self._collect(saved)
+        return done
 
     def rollback(self) -> None:
         """Delete `pending`."""
         self._pending.unlink(missing_ok=True)
 
-    def restore(self, round: int, kept: int, saved: int, lost: Collection[int] = ()) -> dict[str, Tree]:
+    def restore(
+        self, round: int, kept: int, saved: int, lost: Collection[int] = (), attempt: Sequence[int] = ()
+    ) -> dict[str, Tree]:
         """Return the memory after `round`, the server's last completed round, and delete later versions.
+
+        Work of the next round remains pending if the server still makes the same attempt at it.
 
         Args:
             round: the server's last completed round.
             kept: the last round whose result includes this client's work, so that a pending version of it is valid; 0 for none.
             saved: see `commit`.
             lost: operations of the round `kept` that did not count this client.
+            attempt: incarnation and take of the server.
 
         Raises:
             CheckpointError: a file is damaged.
         """
-        if kept > round:
-            self.rollback()
-        self.commit(min(kept, round), saved, lost)
+        if self._awaits(round + 1, attempt):
+            self._collect(saved)
+        else:
+            if kept > round:
+                self.rollback()
+            self.commit(min(kept, round), saved, lost)
         for later in [r for r in self._rounds() if r > round]:
             self._version(later).unlink(missing_ok=True)
+        return self.latest()
+
+    def latest(self) -> dict[str, Tree]:
+        """Return the memory after the last committed round; empty if there is none."""
         rounds = self._rounds()
         return self._read(self._version(rounds[-1]))[1] if rounds else {}
+
+    def _awaits(self, round: int, attempt: Sequence[int]) -> bool:
+        """Return whether `pending` belongs to this attempt at a round."""
+        if not attempt or not self._pending.exists():
+            return False
+        at, _, _, made = self._read(self._pending)
+        return (at, made) == (round, list(attempt))
 
     @property
     def _pending(self) -> Path:
@@ -121,10 +156,9 @@ class ClientMemory:
         for round in old[:-1]:
             self._version(round).unlink(missing_ok=True)
 
-    def _read(self, path: Path) -> tuple[int, dict[str, Any], Priors]:
-        match load_checkpoint(path):
-            case {"round": int(round), "memory": dict(memory), "priors": [*priors]}:
-                return round, memory, [(operation, key, before) for operation, key, before in priors]
-            case {"round": int(round), "memory": dict(memory)}:  # written by an earlier version
-                return round, memory, []
+    def _read(self, path: Path) -> tuple[int, dict[str, Any], Priors, list[int]]:
+        match stored := load_checkpoint(path):
+            case {"round": int(round), "memory": dict(memory)}:  # earlier versions wrote no more
+                priors = [(operation, key, before) for operation, key, before in stored.get("priors", [])]
+                return round, memory, priors, stored.get("attempt", [])
         raise CheckpointError(f"{path} is not a client memory file")

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from paceline.core.columns import select
 from paceline.core.engine import Call, Receipt
 from paceline.core.errors import CheckpointError, PacelineError, ProtocolError, StoreError
 from paceline.core.fingerprint import digest
@@ -81,7 +82,7 @@ class Runner:
             worker, before = self._work(welcome), None
             where = self.folder / welcome.run
             self.memory = ClientMemory(where / "memory", self.durable)
-            new = self.memory.belong(digest([(worker.x[rows], worker.y[rows]) for rows in worker.setup.split(self.number)]))
+            new = self.memory.belong(digest([select((worker.x, worker.y), rows) for rows in worker.setup.split(self.number)]))
             if new and welcome.kept and worker.setup.programs["method"].client_state != "nothing":
                 raise CheckpointError(
                     f"client {self.number} took part in this run up to round {welcome.kept}, but its memory of it is not in "
@@ -111,7 +112,8 @@ class Runner:
         """Restore the memory as of the server's last completed round."""
         assert self.worker is not None
         self.worker.rollback()
-        stored = self.memory.restore(welcome.round, welcome.kept, welcome.saved, welcome.lost)
+        attempt = (welcome.incarnation, welcome.take)
+        stored = self.memory.restore(welcome.round, welcome.kept, welcome.saved, welcome.lost, attempt)
         self.worker.restore({self.number: stored})
         self._forget_overlay()
         self._round = welcome.round
@@ -217,7 +219,7 @@ class Runner:
         self._overlay = (round, take)
         changes = {key: id(value) for key, value in memory.changes.items()}
         if changes != self._pending:
-            self.memory.write_pending(round, memory, memory.priors())
+            self.memory.write_pending(round, memory, memory.priors(), (self.guard.incarnation, take))
             self._pending = changes
 
     def commit(self, head: Mapping[str, Any]) -> None:
@@ -226,7 +228,8 @@ class Runner:
         assert self.at is not None
         round, saved = p.field(head, "round", int), p.field(head, "saved", int)
         overlay, took, lost = self._overlay, p.seconds(head, "took"), p.operations(head)
-        if overlay is not None and not (overlay[0] == round and p.field(head, "kept", bool)):
+        kept = p.field(head, "kept", bool)
+        if not kept or (overlay is not None and overlay[0] != round):
             self.rollback()
         elif overlay is not None:
             if self.hidden and self.worker.setup.measured:  # under masks nothing that the server says shapes an answer
@@ -239,7 +242,8 @@ class Runner:
             self._forget_overlay()
         self._round = max(self._round, round)
         self.at = replace(self.at, round=self._round)
-        self.memory.commit(round, saved, lost)
+        if self.memory.commit(round, saved, lost) and overlay is None:  # this process was started after the reply
+            self.worker.restore({self.number: self.memory.latest()})
         self.guard.safe(saved)
 
     def _measure(self, round: int, moved: float) -> None:
@@ -249,7 +253,7 @@ class Runner:
         if (before := memory.changes.get("_times")) is not None:
             memory["_times"] = [self._trained, moved]
             try:
-                self.memory.write_pending(round, memory, memory.priors())
+                self.memory.write_pending(round, memory, memory.priors())  # committed at once
             except StoreError:  # losing the times is better than losing the stored work
                 memory["_times"] = before
 

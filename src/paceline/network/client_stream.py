@@ -142,9 +142,11 @@ class Node:
         while not self._over.is_set():
             before, answered, began = jobs.joined, jobs.answered, time.monotonic()
             stream = asyncio.ensure_future(self._stream(jobs))
-            await asyncio.wait({stream, work, over}, return_when=asyncio.FIRST_COMPLETED)
-            if not stream.done():
-                await asyncio.wait({stream}, timeout=0.2)  # flush queued messages
+            try:
+                await asyncio.wait({stream, work, over}, return_when=asyncio.FIRST_COMPLETED)
+                if not stream.done():
+                    await asyncio.wait({stream}, timeout=0.2)  # flush queued messages
+            finally:
                 stream.cancel()
             (ended,) = await asyncio.gather(stream, return_exceptions=True)
             if isinstance(ended, _BROKEN):

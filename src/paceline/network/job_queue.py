@@ -35,6 +35,7 @@ __all__ = ["JobQueue"]
 AGAIN = 5.0
 """Seconds between checks whether an obstacle to participation has passed."""
 
+Job = Callable[[], Awaitable[None]]
 Put = Callable[..., None]
 Note = Callable[[str, dict[str, Any]], None]
 
@@ -57,11 +58,13 @@ class JobQueue:
     ) -> None:
         self._runner, self._pool, self._limits, self._put, self._note = runner, pool, limits, put, note
         self._pack, self._faults = pack, faults
-        self._jobs: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
+        self._jobs: asyncio.Queue[Job] = asyncio.Queue()
         self._last: tuple[int, dict[str, Any], tuple[MessagePart, ...]] | None = None
         self._known = self.joined = self.answered = 0
         self._welcome: Welcome | None = None
-        self._open = False
+        self._open = self._member = False
+        self._held: list[Job] = []
+        """Commits and rollbacks that follow the welcome of a run that this client could not join yet."""
         self._why: list[str] = []
 
     async def work(self) -> None:
@@ -107,14 +110,15 @@ class JobQueue:
     def settle(self, message: Message) -> None:
         """Queue a commit, a rollback or a new directory behind the calls before it."""
         if message.kind == p.COMMIT:
-            self._jobs.put_nowait(partial(self._commit, message.head))
+            self._jobs.put_nowait(partial(self._settled, partial(self._commit, message.head)))
         elif message.kind == p.ROLLBACK:
-            self._jobs.put_nowait(partial(self._in_thread, self._runner.rollback))
+            self._jobs.put_nowait(partial(self._settled, partial(self._in_thread, self._runner.rollback)))
         else:
             self._jobs.put_nowait(partial(self._in_thread, self._runner.learn, p.directory_of(message)))
 
     # -- jobs ----------------------------------------------------------------------------------
-    async def _join(self, welcome: Welcome, reported: bool) -> None:
+    async def _join(self, welcome: Welcome, reported: bool, again: bool = False) -> None:
+        self._member, held, self._held = False, self._held if again else [], []
         try:
             await self._in_thread(self._runner.join, welcome)
         except (PacelineError, *MALFORMED) as error:
@@ -126,10 +130,21 @@ class JobQueue:
             log = "" if cause is None else f"{type(cause).__name__}: {cause}"
             self._refuse(getattr(error, "reasons", ()) or [why], later, log)
             if later:
-                self._soon(welcome, self._join, False)
+                self._held = held
+                self._soon(welcome, self._join, False, True)
             return
+        self._member = True
+        for settle in held:
+            await settle()
         if not reported:
             self._ready(welcome)
+
+    async def _settled(self, settle: Job) -> None:
+        """Settle a round, now or as soon as this client has joined the run; the next welcome covers what is left."""
+        if self._member:
+            await settle()
+        else:
+            self._held.append(settle)
 
     def _ready(self, welcome: Welcome) -> None:
         """Report to the server that this client participates, or why it does not at this time of day."""

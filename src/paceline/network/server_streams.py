@@ -69,9 +69,10 @@ class Hub:
             await context.abort(closed.code, closed.why)
 
     async def _live(self, session: StreamSession) -> Closed | None:
+        signed = self._signed()
         self.sessions[session.client] = session
         session.link.vet = lambda kind, head, opening: self._vet(session, kind, head, opening)
-        session.put(p.WELCOME, self._welcome(session), *self._signed())
+        session.put(p.WELCOME, self._welcome(session), *signed)
         self.note("connected", session.client, {"name": session.name})
         reader, writer = asyncio.ensure_future(self._read(session)), asyncio.ensure_future(session.write())
         tasks: set[asyncio.Future[Any]] = {reader, writer, session.closing}
@@ -104,8 +105,7 @@ class Hub:
         if signed != self._known:
             self._known = signed
             for session in self.sessions.values():
-                if session.ready:
-                    session.put(p.NEWS, None, MessagePart.of({"directory": signed}))
+                session.put(p.NEWS, None, MessagePart.of({"directory": signed}))
         return (MessagePart.of({"directory": signed}),) if signed else ()
 
     def _left(self, session: StreamSession) -> None:
@@ -179,15 +179,14 @@ class Hub:
         self.broadcast(p.ROLLBACK, lambda _: {"take": self.progress.take})
 
     def broadcast(self, kind: int, head: Callable[[int], Any]) -> None:
-        """Send a message without parts to all ready clients.
+        """Send a message without parts to all connected clients, also to those whose READY is on its way.
 
         Args:
             kind: kind of the message.
             head: returns the head for a client.
         """
         for client, session in self.sessions.items():
-            if session.ready:
-                session.put(kind, head(client))
+            session.put(kind, head(client))
 
     async def left(self, seconds: float) -> None:
         """Wait at most `seconds` until all clients have disconnected."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from paceline import registry
 from paceline.core.config import RunConfig
 from paceline.core.errors import ConfigError, UnknownNameError
 from paceline.core.method import Method
+from paceline.core.metrics import Metric
 from paceline.core.task import Task
 
-__all__ = ["Arguments", "MethodLike", "TaskLike", "arguments", "as_task"]
+__all__ = ["Arguments", "MethodLike", "TaskLike", "arguments", "as_task", "metric_texts"]
 
 MethodLike = RunConfig | Method[Any] | type[Method[Any]] | str
 TaskLike = Task | tuple[Any, Any] | str | None
@@ -56,6 +58,8 @@ def arguments(method: MethodLike, task: TaskLike, model: Any, fields: Mapping[st
     _check_names(fields, owner)
     if asked is not None and fields.get("options"):
         raise ConfigError(f"options are fields of the method object: write {type(asked).__name__}({_written(fields['options'])})")
+    if "metrics" in fields:
+        fields = {**fields, "metrics": metric_texts(fields["metrics"])}
     values |= {**fields, "options": {**values.get("options", {}), **fields.get("options", {})}}
     made = None
     if isinstance(task, str):
@@ -67,6 +71,40 @@ def arguments(method: MethodLike, task: TaskLike, model: Any, fields: Mapping[st
         values |= {"task": made.name, "model": None}
     config = RunConfig.build(values)
     return Arguments(config if isinstance(method, RunConfig) else config.fitted(), asked, made)
+
+
+def metric_texts(metrics: Any) -> list[str]:
+    """Return metrics as a configuration names them.
+
+    Args:
+        metrics: a name with options, a metric, its class, or a list of these.
+
+    Raises:
+        ConfigError: for anything else, and a metric whose class is not a global name of a module.
+
+    Example:
+        >>> from paceline.metrics import AUROC, Accuracy
+        >>> metric_texts(["f1:average=micro", Accuracy(top=5), AUROC])
+        ['f1:average=micro', 'accuracy:top=5', 'auroc']
+    """
+    several = metrics if isinstance(metrics, list | tuple) else [metrics]
+    return [metric if isinstance(metric, str) else _metric_text(metric) for metric in several]
+
+
+def _metric_text(metric: Any) -> str:
+    if isinstance(metric, type) and issubclass(metric, Metric):
+        return registry.name_of("metric", metric)
+    if not isinstance(metric, Metric):
+        raise ConfigError(f"{_what(metric)} is not a metric; pass a name such as 'f1', or a paceline.metrics.Metric")
+    name, made = registry.name_of("metric", metric), cast(Any, metric)
+    fields = dataclasses.fields(made) if dataclasses.is_dataclass(made) else ()
+    if unknown := sorted(set(vars(metric)) - {f.name for f in fields}):
+        raise ConfigError(
+            f"metric {name} has the options {', '.join(unknown)}; make it a frozen dataclass, so that clients get them"
+        )
+    changed = [f for f in fields if f.init and not _is_default(metric, f)]
+    options = ",".join(f"{f.name}={json.dumps(_plain(getattr(metric, f.name)))}" for f in changed)
+    return f"{name}:{options}" if options else name
 
 
 def _method(method: Any) -> tuple[dict[str, Any], Method[Any] | None]:
@@ -95,7 +133,7 @@ def _name(method: type[Method[Any]]) -> str:
         return f"{method.__module__}:{method.__qualname__}"
 
 
-def _is_default(method: Method, field: dataclasses.Field[Any]) -> bool:
+def _is_default(method: Any, field: dataclasses.Field[Any]) -> bool:
     default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     value = getattr(method, field.name)
     return type(value) is type(default) and bool(value == default)

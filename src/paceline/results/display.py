@@ -11,7 +11,7 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
-__all__ = ["FittingTable", "bytes_text", "err", "percent", "seconds_text", "table"]
+__all__ = ["FittingTable", "bytes_text", "err", "percent", "score_text", "seconds_text", "table"]
 
 
 def err() -> Console:
@@ -87,3 +87,12 @@ def seconds_text(seconds: float | None) -> str:
 def percent(share: float | None) -> str:
     """Return a share in percent; a dash for None."""
     return "–" if share is None or not math.isfinite(share) else f"{100 * share:.1f} %"
+
+
+def score_text(value: float | None, in_percent: bool) -> str:
+    """Return the value of a metric, in percent or with four digits; a dash for None.
+
+    >>> score_text(0.912, True), score_text(1234.56, False)
+    ('91.2 %', '1235')
+    """
+    return percent(value) if in_percent else "–" if value is None or not math.isfinite(value) else f"{value:.4g}"

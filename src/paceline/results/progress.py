@@ -12,7 +12,7 @@ from typing import Any, Protocol, Self
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from paceline.results.display import bytes_text, err, percent, seconds_text
+from paceline.results.display import bytes_text, err, score_text, seconds_text
 
 __all__ = ["LiveProgress", "NotebookProgress", "Observer", "RunProgress", "both", "in_notebook", "library_progress"]
 
@@ -96,7 +96,7 @@ class LiveProgress:
         )
         self._label = ""
         self._task = self._bar.add_task("", total=None, figures="", visible=False)
-        self._accuracy: float | None = None
+        self._score = ""
         self._bytes = 0
 
     def __enter__(self) -> Self:
@@ -110,15 +110,15 @@ class LiveProgress:
 
     def begin(self, label: str, total: int | None = None) -> None:
         """Start the bar of another run."""
-        self._label, self._accuracy, self._bytes = label, None, 0
+        self._label, self._score, self._bytes = label, "", 0
         self._bar.reset(self._task, total=total, description=escape(label), figures="setting up", visible=True)
 
     def __call__(self, record: dict[str, Any], total_rounds: int) -> None:
         """Show a finished round."""
         number = int(record["round"])
-        self._accuracy = record.get("accuracy", self._accuracy)
+        self._score = _score(record) or self._score
         self._bytes += int(record["bytes_up"]) + int(record["bytes_down"])
-        figures = _figures(record, self._accuracy, self._bytes)
+        figures = _figures(record, self._score, self._bytes)
         self._bar.update(self._task, completed=number, total=total_rounds, figures=figures)
         if self.lines and (number % max(1, total_rounds // 10) == 0 or number == total_rounds):
             self._console.print(f"{escape(self._label)}  round {number}/{total_rounds} · {figures}", soft_wrap=True)
@@ -131,7 +131,7 @@ class NotebookProgress:
     """Fewest seconds between two drawings."""
 
     def __init__(self) -> None:
-        self._label, self._accuracy, self._bytes, self._drawn = "", None, 0, 0.0
+        self._label, self._score, self._bytes, self._drawn = "", "", 0, 0.0
         self._handle: Any = None
 
     def __enter__(self) -> Self:
@@ -143,16 +143,16 @@ class NotebookProgress:
 
     def begin(self, label: str, total: int | None = None) -> None:
         """Start the bar of another run, in place of the last one."""
-        self._label, self._accuracy, self._bytes = label, None, 0
+        self._label, self._score, self._bytes = label, "", 0
         self._draw(0, total or 1, "setting up")
 
     def __call__(self, record: dict[str, Any], total_rounds: int) -> None:
         """Show a finished round."""
         number = int(record["round"])
-        self._accuracy = record.get("accuracy", self._accuracy)
+        self._score = _score(record) or self._score
         self._bytes += int(record["bytes_up"]) + int(record["bytes_down"])
         if number == total_rounds or time.monotonic() - self._drawn >= self.EVERY:
-            self._draw(number, total_rounds, f"{number}/{total_rounds} · {_figures(record, self._accuracy, self._bytes)}")
+            self._draw(number, total_rounds, f"{number}/{total_rounds} · {_figures(record, self._score, self._bytes)}")
 
     def _draw(self, number: int, total: int, text: str) -> None:
         shown: Any = importlib.import_module("IPython.display")
@@ -165,5 +165,11 @@ class NotebookProgress:
             self._handle.update(picture)
 
 
-def _figures(record: dict[str, Any], accuracy: float | None, count: int) -> str:
-    return f"virtual {seconds_text(record['virtual_seconds'])} · accuracy {percent(accuracy)} · {bytes_text(count)}"
+def _score(record: dict[str, Any]) -> str:
+    """Return the primary figure of a round as text; empty where it was not evaluated."""
+    name = record.get("metric", "accuracy")
+    return f"{name} {score_text(record[name], name == 'accuracy')}" if name in record else ""
+
+
+def _figures(record: dict[str, Any], score: str, count: int) -> str:
+    return f"virtual {seconds_text(record['virtual_seconds'])} · {score or 'accuracy –'} · {bytes_text(count)}"

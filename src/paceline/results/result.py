@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paceline.core.errors import ConfigError
-from paceline.results.display import bytes_text, percent, seconds_text
+from paceline.core.errors import ConfigError, install_command
+from paceline.results.display import bytes_text, score_text, seconds_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from paceline.core.config import RunConfig
     from paceline.core.params import Params
+    from paceline.results.export import ExportForm
     from paceline.results.model import FinalModel
+    from paceline.results.prediction import Prediction
+    from paceline.results.predictor import Predictor
     from paceline.store import RunFolder
 
 __all__ = ["Result"]
@@ -32,17 +36,20 @@ class Result:
         method, task, seed: what was run.
         rounds: rounds that were carried out.
         accuracy, loss: of the last evaluation; NaN where there was none.
+        metric, score: name of the primary metric's figure, and its value at the last evaluation.
+        higher_is_better, in_percent: whether a larger score is better, and whether it is shown in percent.
         round_seconds, total_seconds: virtual seconds of a round without its evaluation (mean), and of all with it.
         wall_seconds: seconds on this machine.
         bytes_up, bytes_down: bytes from and to all clients.
         model_sha256: SHA-256 of the final parameters' float32 bytes.
-        target_seconds: virtual seconds until the target accuracy was reached, or None.
+        target_seconds: virtual seconds until the target was reached, or None.
         stopped: why the run ended.
         chunk: clients that trained as one stacked computation.
         path: why they did.
         spent: wall time by section, of this process (``here``) and of all workers.
         history: a dict for each round: ``round``, ``virtual_seconds`` at its end, ``round_seconds``, ``bytes_up``,
-            ``bytes_down``, ``accuracy`` and ``loss`` where it was evaluated, and ``evaluation_seconds`` where clients did that.
+            ``bytes_down``, ``accuracy``, ``loss`` and the figures of metrics where it was evaluated, and ``evaluation_seconds``
+            where clients did that.
         config: the run's configuration.
         final: makes the models; see `model`.
 
@@ -71,6 +78,10 @@ class Result:
     stopped: str = "all rounds"
     chunk: int = 1
     path: str = ""
+    metric: str = "accuracy"
+    score: float = math.nan
+    higher_is_better: bool = True
+    in_percent: bool = True
     spent: dict[str, dict[str, float]] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     config: RunConfig | None = None
@@ -118,6 +129,81 @@ class Result:
         """Return the tensors of `model`, for ``load_state_dict``."""
         return dict(self.model().state_dict())
 
+    def predict(
+        self, data: Any, *, client: int | None = None, columns: Mapping[str, str] | None = None, **reading: Any
+    ) -> Prediction:
+        """Predict from raw data: read by the run's schema, scaled as in training, passed through the final model.
+
+        Args:
+            data: a file or folder; rows, as a data frame, a list of dicts or a dict of columns; texts or paths of pictures, in
+                a list; pictures as an array of whole numbers; or tensors as the model takes them.
+            client: predict with this client's own model, where the method personalises models.
+            columns: the schema's name of a column, by the data's own.
+            reading: options of how cells are read, such as ``na="N/A"``; by default those of the run.
+
+        Returns:
+            names, codes and scores of classes, or numbers, of each sample.
+
+        Raises:
+            SchemaError: columns are missing, or samples have another form; lists all differences.
+            DataFormatError: the data cannot be read, or the model does not take them.
+            ConfigError: there is no such model, see `model`.
+
+        Example:
+            >>> import paceline as pl
+            >>> from paceline.tasks import blobs
+            >>> made = pl.run("fedavg", blobs(), clients=4, rounds=2).predict(blobs().test.x)
+            >>> len(made), len(made.labels), made.scores.shape[1]
+            (80, 80, 4)
+        """
+        return self.predictor(client).predict(data, columns=columns, **reading)
+
+    def predictor(self, client: int | None = None) -> Predictor:
+        """Return the final model with its schema and classes, for many calls of `predict`.
+
+        Args:
+            client: for this client's own model, where the method personalises models.
+        """
+        return self._final.predictor(client, self.run or "the model")
+
+    def export(self, to: ExportForm, path: str | Path | None = None, *, client: int | None = None) -> Path:
+        """Write the final model in a form that other programs read, and compare its outputs with the model's.
+
+        Args:
+            to: ``state-dict``, ``torch-export`` or ``onnx``.
+            path: the file; by default in the run's folder.
+            client: export this client's own model, where the method personalises models.
+
+        Returns:
+            the path of the file.
+
+        Raises:
+            MissingExtraError: a package for this form is not installed.
+            ConfigError: the model cannot be exported, or there is no such model.
+        """
+        from paceline.results.export import export, place
+
+        return export(self.predictor(client), to, place(to, path, self.folder, client))
+
+    def to_pandas(self) -> Any:
+        """Return the history as a data frame, a row for each round.
+
+        Raises:
+            ConfigError: pandas is not installed.
+
+        Example:
+            >>> import paceline as pl
+            >>> from paceline.tasks import blobs
+            >>> frame = pl.run("fedavg", blobs(), clients=4, rounds=2).to_pandas()
+            >>> list(frame["round"])
+            [1, 2]
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ConfigError(f"to_pandas needs pandas; install it with: {install_command('pandas')}") from error
+        return pandas.DataFrame(self.history)
+
     @property
     def _final(self) -> FinalModel:
         if self.final is None:
@@ -132,7 +218,8 @@ class Result:
         saved = folder.read_summary()
         if saved is None:
             return None
-        saved |= {name: math.nan for name in ("accuracy", "loss") if saved.get(name) is None} | {"run": str(folder.path)}
+        saved.setdefault("score", saved.get("accuracy"))  # of a folder from before there were other metrics
+        saved |= {name: math.nan for name in ("accuracy", "loss", "score") if saved.get(name) is None} | {"run": str(folder.path)}
         return Result(**saved, history=folder.read_metrics(), config=RunConfig.build(folder.read_config()), final=final)
 
     def as_dict(self) -> dict[str, Any]:
@@ -141,7 +228,7 @@ class Result:
 
     def __repr__(self) -> str:
         parts = [
-            f"accuracy {percent(self.accuracy)}",
+            f"{self.metric} {score_text(self.score, self.in_percent)}",
             f"loss {self.loss:.4f}",
             f"{self.rounds} rounds",
             f"{seconds_text(self.seconds)} virtual",

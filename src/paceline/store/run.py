@@ -3,12 +3,16 @@
 ::
 
     config.toml        configuration that determines the result
+    schema.json        schema of the data, if the task has one
     metrics.jsonl      one record per round
+    metrics.csv        the same as a table, once the run has ended
     checkpoint         the last checkpoint, see `paceline.store.checkpoint`
     memory/            the clients' memories, see `paceline.store.memory`
     clients/           state of the clients of `paceline federate`, until the run has ended
     summary.json       the outcome, once the run has ended
-    model.safetensors  the final model's tensors by name
+    model.safetensors  the final model's tensors by name: the state dict of its module
+    model.json         how the module is made, its classes, schema and inputs, see `paceline.results.card`
+    start.safetensors  the weights that the run started from, if it was given any
     plots/             plots
     lock               lock of the process that changes the run, see `paceline.store.lock`
 
@@ -17,6 +21,8 @@ One process at a time may change a run; any may read it.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import os
@@ -30,7 +36,6 @@ from torch import Tensor
 
 from paceline.core.errors import StoreError
 from paceline.core.names import LONGEST
-from paceline.core.params import Params
 from paceline.core.wording import command
 from paceline.store.files import atomic_write, named
 from paceline.store.lock import LOCK, FolderLock
@@ -143,6 +148,11 @@ class RunFolder:
         return self.path / "model.safetensors"
 
     @property
+    def schema(self) -> Path:
+        """Path of the schema of the data."""
+        return self.path / "schema.json"
+
+    @property
     def _config(self) -> Path:
         return self.path / "config.toml"
 
@@ -151,9 +161,15 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     # -- configuration -------------------------------------------------------------------------
-    def write_config(self, config: Mapping[str, Any]) -> None:
-        """Save the configuration; raises `ConfigError` for a value that TOML does not support."""
-        atomic_write(self._config, to_toml(config).encode())
+    def write_config(self, config: Mapping[str, Any], schema: str | None = None) -> None:
+        """Save the configuration, and the schema of the data as JSON if there is one.
+
+        Raises `ConfigError` for a value that TOML does not support.
+        """
+        text = to_toml(config)
+        if schema is not None:
+            atomic_write(self.schema, schema.encode())
+        atomic_write(self._config, text.encode())
 
     def read_config(self) -> dict[str, Any]:
         """Return the configuration; raises `StoreError` if it cannot be read."""
@@ -198,6 +214,15 @@ class RunFolder:
         atomic_write(self._metrics, "".join(_json(r) + "\n" for r in kept).encode())
         return kept
 
+    def write_table(self) -> None:
+        """Write the records of all rounds as CSV; columns appear in the order of their first use."""
+        records = self.read_metrics()
+        buffer = io.StringIO()
+        table = csv.DictWriter(buffer, list(dict.fromkeys(key for record in records for key in record)), lineterminator="\n")
+        table.writeheader()
+        table.writerows(records)
+        atomic_write(self.path / "metrics.csv", buffer.getvalue().encode())
+
     # -- outcome -------------------------------------------------------------------------------
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Save the outcome as JSON."""
@@ -214,11 +239,6 @@ class RunFolder:
         except ValueError as error:
             raise StoreError(f"{self.path / 'summary.json'} cannot be read: {error}") from error
         return summary
-
-    def save_model(self, params: Params) -> None:
-        """Save a model's named tensors as safetensors."""
-        tensors = {name: value.detach().cpu().clone() for name, value in params.items()}
-        atomic_write(self.model, safetensors.torch.save(tensors, metadata={"format": "pt"}))
 
     def load_model(self) -> dict[str, Tensor]:
         """Return the saved model's tensors by name; raises `StoreError` if there is none, or it is damaged."""

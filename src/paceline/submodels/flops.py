@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from paceline.core.columns import Samples, call, length
 from paceline.core.errors import ZeroCostError
 from paceline.core.generators import drawing
 
@@ -57,12 +58,12 @@ def quiet(module: nn.Module) -> Iterator[None]:
             m.training = mode
 
 
-def flops(module: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> float:
+def flops(module: nn.Module, example_input: Samples) -> float:
     """Return the forward FLOPs per sample of a module.
 
     Args:
         module: the module; its mode and the random state are restored.
-        example_input: a batch whose axis 0 counts samples.
+        example_input: a batch whose axis 0 counts samples: a tensor, or a tuple or dict of tensors.
 
     Raises:
         ZeroCostError: the module executes no arithmetic, so a simulated round would take no time.
@@ -71,7 +72,6 @@ def flops(module: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> floa
         >>> flops(nn.Linear(4, 3), torch.zeros(2, 4)), flops(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.zeros(2, 4))
         (24.0, 27.0)
     """
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     others = [m for m in module.modules() if not isinstance(m, _PLAIN)]
     hidden = any(p.dim() > 1 for m in others for p in m.parameters(recurse=False))
     with quiet(module), ExitStack() as stack:
@@ -80,7 +80,7 @@ def flops(module: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> floa
         count = stack.enter_context(_Counter())
         handles = [] if hidden else _count_cells(module, count)
         try:
-            module(*inputs)
+            call(module, example_input)
         finally:
             for handle in handles:
                 handle.remove()
@@ -89,7 +89,7 @@ def flops(module: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> floa
             f"a forward pass of {type(module).__name__} executes no arithmetic, so its training would take no virtual time; "
             "let forward() compute its scores from the parameters with torch operations"
         )
-    return float(count.total / inputs[0].shape[0])
+    return float(count.total / length(example_input))
 
 
 def counted(work: Callable[[], Any]) -> tuple[Any, float]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from torch import Tensor, nn
 
 from paceline.core.client import Client, Hooks, LocalOptions
+from paceline.core.columns import place, positional
 from paceline.core.params import Params
 from paceline.core.services import Host
 from paceline.submodels.cut import Cutter, SubModel
@@ -54,7 +55,8 @@ def submodel_service(host: Host) -> Submodels:
     """Return the service for a worker; nothing is traced before its first use."""
 
     def build() -> Cutter:
-        cutter = Cutter(host.model.module, host.layout, host.example.to(host.model.device))
+        inputs = positional(host.model.module, place(host.example, host.model.device))
+        cutter = Cutter(host.model.module, host.layout, inputs)
         cutter.mixed = host.model.mixed
         return cutter
 

@@ -99,7 +99,7 @@ def permuted(task: Task, stages: int = 4, rounds_each: int = 25, seed: int = 0) 
     The outputs are shared. Stage 0 preserves the order; permutations depend only on the seed.
     """
     _check(stages, rounds_each)
-    width = task.train.x[0].numel()
+    width = task.train.tensors("a task sequence")[0][0].numel()
     orders = [torch.arange(width)]
     orders += [torch.randperm(width, generator=torch_rng(seed, "permuted", s)) for s in range(1, stages)]
 

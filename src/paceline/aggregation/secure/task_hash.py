@@ -43,9 +43,15 @@ class Agreement:
     method: bytes = b""
 
     @staticmethod
-    def of(config: Any, method: type) -> Agreement:
-        """Return the agreement on a `RunConfig` and the locally installed class of its method."""
-        version = [__version__, _source(method)]
+    def of(config: Any, method: type, schema: Any = None) -> Agreement:
+        """Return the agreement on a `RunConfig` and the locally installed class of its method.
+
+        Args:
+            config: the configuration.
+            method: the class.
+            schema: schema by which clients read their own files, so that none gets another one; None without.
+        """
+        version = [__version__, _source(method), *([] if schema is None else [schema.digest])]
         named = [config.method, config.options, config.task, config.model, config.task_options, *version]
         return Agreement(_hash(_plain([dict(config), *version])), _hash(_plain(named)))
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,13 +23,14 @@ from paceline.core.errors import (
     PacelineError,
     PolicyError,
     ProtocolError,
+    SchemaError,
     StoreError,
 )
-from paceline.core.importing import imports_from, is_import_path
+from paceline.core.importing import imports_from
 from paceline.core.processes import on_stop
 from paceline.core.tree import Tree
 from paceline.deploy.client.ledger import Ledger
-from paceline.deploy.client.own import OwnDevice, own_split
+from paceline.deploy.client.own import OwnDevice, SchemaRefusal, allowed_modules, own_split, own_task, refusal
 from paceline.deploy.client.policy import Policy, load_policy
 from paceline.deploy.federated_fields import check_federated
 from paceline.deploy.identity import pki
@@ -50,6 +51,7 @@ from paceline.store.files import atomic_write
 if TYPE_CHECKING:
     from paceline.core.config import RunConfig
     from paceline.core.method import Method
+    from paceline.data.schema import Schema
     from paceline.deploy.metrics import Metrics
     from paceline.tasks import Task
 
@@ -95,6 +97,8 @@ class PolicyRules:
         if lasting:
             raise PolicyError(lasting)
         if not path.exists():
+            if plan.data_schema is not None:  # for `paceline client --check`
+                atomic_write(path.with_name("schema.json"), plan.data_schema.to_json().encode())
             atomic_write(path, plan.digest.encode())
         self.ledger.join(welcome.run, plan)
         self._plan, self._run = plan, welcome.run
@@ -153,6 +157,7 @@ def build_worker(
     named: bool = False,
     openings: Openings | None = None,
     task: Task | None = None,
+    models: Path | None = None,
 ) -> Callable[[Welcome], Worker]:
     """Return a function that builds this client's worker from a run's plan and the local data.
 
@@ -166,6 +171,7 @@ def build_worker(
             and of methods that use the times of a simulated fleet.
         openings: record of the sums that this client has helped to open.
         task: task object to use instead of the configured task.
+        models: folder in which this client's own model of each run is kept; None keeps none.
 
     Returns:
         a function from a `Welcome` to a `Worker`. It raises `PolicyError`, `ProtocolError`, `ConfigError`, `LayoutError`
@@ -174,9 +180,10 @@ def build_worker(
 
     import torch
 
-    from paceline.assembly import Allocation, assemble, build_method, devices, read_task, share_out
+    from paceline.assembly import Allocation, assemble, build_method, devices, share_out
     from paceline.core.config import RunConfig
     from paceline.core.layout import Layout
+    from paceline.deploy.client.own_model import OwnModel
 
     def build(welcome: Welcome) -> Worker:
         with imports_from(allowed_modules(modules, data)):
@@ -186,7 +193,7 @@ def build_worker(
         config = RunConfig.build(p.field(welcome.plan, "config", dict))
         check_federated(config)
         offered = Plan.from_tree(welcome.plan.get("plan"))
-        if Plan.of(config, offered.privacy) != offered:
+        if Plan.of(config, offered.privacy, offered.data_schema) != offered:
             raise ProtocolError("the server's plan does not match its configuration")
         if not 0 <= number < config.clients:
             raise ConfigError(f"this client has number {number}, but the run has only {config.clients} clients")
@@ -204,7 +211,8 @@ def build_worker(
                     f"({'' if names else 'run it with measured = true, or allow it by '}secure_aggregation.named_clients)"
                 ]
             )
-        agreed = Agreement.of(config, type(method))
+        schema = offered.data_schema
+        agreed = Agreement.of(config, type(method), schema)
         if config.aggregation == "secure" and agreed.method.hex() != welcome.plan.get("method"):
             raise PolicyError(
                 [
@@ -213,7 +221,10 @@ def build_worker(
                 ]
             )
         with _quiet(config.aggregation == "secure"):
-            worker = from_data(welcome, config, method, agreed)
+            try:
+                worker = from_data(welcome, config, method, agreed, schema)
+            except SchemaError as error:
+                raise refusal(error, data) from error
             if differs := Layout.from_plain(welcome.plan.get("layout")).difference(worker.initial.layout):
                 raise LayoutError(
                     f"the run's parameters do not match the model built from this client's data: {differs}; sample shapes and classes "
@@ -221,8 +232,8 @@ def build_worker(
                 )
             return worker
 
-    def from_data(welcome: Welcome, config: RunConfig, method: Method, agreed: Agreement) -> Worker:
-        made = assemble(config, task or read_task(config, data.task, _task_options(data, config)), method)
+    def from_data(welcome: Welcome, config: RunConfig, method: Method, agreed: Agreement, schema: Schema | None) -> Worker:
+        made = assemble(config, task or own_task(data, config, schema), method)
         shared = Allocation(made.task, own_split(config, number, made.task)) if data.own else share_out(config, made.task)
         programs: dict[str, Any] = {}
         if config.aggregation == "secure":
@@ -231,7 +242,7 @@ def build_worker(
             if openings is not None:
                 openings.open()
             programs["secagg"] = SecAggClient(directory, agreed, openings, welcome.run)
-        return Worker(
+        worker = Worker(
             made.setup(
                 shared,
                 OwnDevice() if config.measured else devices(config),
@@ -241,31 +252,22 @@ def build_worker(
                 client_seed=secrets.randbits(63) if private else None,
             )
         )
+        if models is not None:
+            worker.watch = OwnModel(models / welcome.run / "model", config, made.task, number).watch
+        return worker
 
     return build
 
 
-def _task_options(data: DataConfig, config: RunConfig) -> dict[str, Any]:
-    """Return the options of this client's task. For local files, the server determines only the model, not how they are read."""
-    from paceline.models import model_options
-
-    if ":" not in data.task:
-        return data.task_options or config.task_options
-    known = {"peft", *(model_options(config.model) if config.model else ())}
-    return {name: value for name, value in config.task_options.items() if name in known} | data.task_options
-
-
-def allowed_modules(modules: Sequence[str], data: DataConfig) -> set[str]:
-    """Return the modules that names with a colon may come from: those that this client's own configuration names."""
-    return {*modules, *([data.task.partition(":")[0]] if is_import_path(data.task) else [])}
-
-
 @contextlib.contextmanager
 def _quiet(hidden: bool) -> Iterator[None]:
-    """Hide errors about this client's data from the server if sums are secure: a reason may contain values of the data."""
+    """Hide errors about this client's data from the server if sums are secure: a reason may contain values of the data.
+
+    A `SchemaRefusal` was written for the server: it contains none.
+    """
     try:
         yield
-    except (StoreError, MissingExtraError, MissingDataError):
+    except (StoreError, MissingExtraError, MissingDataError, SchemaRefusal):
         raise
     except (PacelineError, *MALFORMED) as error:
         if hidden:
@@ -319,6 +321,7 @@ def make_node(
             named=policy.secure_aggregation.named_clients,
             openings=openings,
             task=task,
+            models=part.state if part.keep_model else None,
         ),
     )
     rules, own = PolicyRules(policy, ledger, part.state), allowed_modules(part.modules, config.data)

@@ -191,7 +191,8 @@ class Notes:
 
     def round(self, record: dict[str, Any]) -> None:
         """Record that a round is complete and saved."""
-        shown = ("round", "wall_seconds", "accuracy", "loss", "dropped", "attempts", "excluded")
+        main = record.get("metric", "accuracy")
+        shown = ("round", "wall_seconds", "accuracy", "loss", main, "metric", "dropped", "attempts", "excluded")
         figures = {k: round_off(v) for k, v in record.items() if k in shown}
         self.journal("round", **figures)
         if self.metrics is not None:
@@ -199,6 +200,8 @@ class Notes:
             self.metrics.rounds.observe(record["wall_seconds"])
             if "accuracy" in record:
                 self.metrics.accuracy.set(record["accuracy"])
+            if main in record:
+                self.metrics.score.labels(main).set(record[main])
 
     # -- the database --------------------------------------------------------------------------
     def _answers(self, run: str, round: int, attempt: int, name: str, rows: list[AnswerRow], at: float) -> None:

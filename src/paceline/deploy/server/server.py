@@ -16,9 +16,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from paceline.assembly import read_task
 from paceline.core.address import Address
 from paceline.core.errors import ConfigError, IdentityError, PlanError, StoreError
 from paceline.core.names import is_name, run_id, safe_name
+from paceline.data.schema import Schema
 from paceline.deploy.federated_fields import check_federated
 from paceline.deploy.identity.admission import Gate
 from paceline.deploy.identity.authority import Authority
@@ -30,6 +32,7 @@ from paceline.deploy.plan import PRIVACY_MECHANISMS, Plan, Privacy, offer
 from paceline.deploy.server.attendance import Attendance, check_expected
 from paceline.deploy.server.events import Notes
 from paceline.deploy.server.expiry import Lists
+from paceline.deploy.server.starting import unsent
 from paceline.deploy.settings import ServerConfig, ServerPart
 from paceline.engines.worker import Setup, Worker
 from paceline.network import (
@@ -48,6 +51,8 @@ from paceline.network.interfaces import check_limit
 from paceline.run import Observer, Result, Run, RunConfig, prepare, reopen
 from paceline.store import RunFolder, atomic_write
 from paceline.store.lock import LOCK
+from paceline.store.start import open_start
+from paceline.tasks import schema_of
 
 if TYPE_CHECKING:
     from paceline.tasks import Task
@@ -122,6 +127,7 @@ class FederationServer:
     def __post_init__(self) -> None:
         check_federated(self.run)
         part = self.config.server
+        self.run, self._start = open_start(self.run, part.run, shared=True)
         self.trust = Trust.load(part.folder / "trust.pem")
         if part.ca is None and (part.enrol or part.renew):
             raise ConfigError("server.enrol and server.renew require the authority on this machine; name its folder in server.ca")
@@ -137,6 +143,7 @@ class FederationServer:
         self._enrolment: Enrolment | None = None
         self._lists: Lists | None = None
         self._stop = False
+        self._schema: Schema | None = None
         self._held: RunFolder | None = None
 
     # -- life ----------------------------------------------------------------------------------
@@ -220,18 +227,23 @@ class FederationServer:
 
         if self.privacy is not None and not PRIVACY_MECHANISMS:
             raise PlanError(["the plan promises differential privacy, but no mechanism for it is installed; remove the promise"])
-        parts: dict[str, Any] = {"task": self.task, "engine": self._engine}
+        task = self.task if self.task is not None else read_task(self.run)
+        self._schema = schema_of(task)
+        parts: dict[str, Any] = {"task": task, "engine": self._engine, "start": self._start}
         if self.run.aggregation == "secure":
-            agreed, opened = Agreement.of(self.run, find_method(self.run.method)), OpenedSums(folder.path / "opened.json")
+            agreed = Agreement.of(self.run, find_method(self.run.method), self._schema)
+            opened = OpenedSums(folder.path / "opened.json")
             parts["aggregation"] = SecureAggregation(secure_config(self.run.secure), self.directory, agreed, opened)
-        self.notes.begin(self._facts["id"], Plan.of(self.run, self.privacy).to_tree(), str(folder.path), self._facts["starts"])
+        self.notes.begin(self._facts["id"], self._plan().to_tree(), str(folder.path), self._facts["starts"])
         if known:
             run = reopen(folder, observer=self._observe, **parts)
         else:
             run = prepare(self.run, folder=folder, observer=self._observe, **parts)
-            folder.write_config(self.run.model_dump(exclude_none=True))
+            folder.write_config(self.run.model_dump(exclude_none=True), run.task.info.get("schema"))
         engine = self.engine
         assert engine is not None
+        if self._start is not None and (wrong := unsent(run, task, self._start)):
+            raise PlanError(wrong)
         if run.method.sends_model:
             check_limit("a client's reply", self._reply(run), self.config.server.limit, "server.limit")
         progress = engine.hub.progress
@@ -243,6 +255,9 @@ class FederationServer:
         self._every = run.config.checkpoint_every
         self.notes("resumed" if known else "started", run=progress.run, round=run.round, folder=str(folder.path))
         return run
+
+    def _plan(self) -> Plan:
+        return Plan.of(self.run, self.privacy, self._schema)
 
     def _reply(self, run: Run) -> int:
         """Return the size in bytes of a reply with as many values as the model."""
@@ -282,7 +297,7 @@ class FederationServer:
         settings = HubSettings(**chosen, watch=min(1.0, part.heartbeat))
         progress = Progress(self._facts["id"], self._facts["starts"])
         worker = Worker(setup)
-        plan = offer(self.run, Plan.of(self.run, self.privacy), worker.initial.layout)
+        plan = offer(self.run, self._plan(), worker.initial.layout)
         hub = Hub(
             self.gate, progress, plan, settings, directory=self._signed, note=self.notes.event, shaper=Faults.of(part.faults, None)
         )

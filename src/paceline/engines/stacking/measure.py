@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from paceline.core.client import ClientData
+from paceline.core.columns import kind_of
 from paceline.core.generators import drawing
 from paceline.core.params import Params, Resident
 from paceline.core.training import Job, train
-from paceline.engines.stacking.solver import Solver, draws, unstackable
+from paceline.engines.stacking.solver import Solver, draws, few, ragged, unstackable
 
 __all__ = ["Choice", "choose"]
 
@@ -27,8 +28,9 @@ _TURNS = 6
 _SECONDS = 0.1
 """Seconds after which a size is the last one to be tried, and is run only once."""
 
-_NEAR = 1.1
-"""Tolerance for sizes nearly as fast as the fastest: the largest is used, because the fixed cost of a chunk is not measured."""
+_NEAR = 1.25
+"""Tolerance for sizes nearly as fast as the fastest, about the noise of a measurement: the largest is used, because the fixed
+cost of a chunk is not measured."""
 
 _KNOWN: dict[Any, Choice] = {}
 """Choices made in this process: a second run with the same key is not measured again."""
@@ -65,7 +67,7 @@ def choose(
         always: stack whenever possible, even if it is slower.
     """
     most = max(min(cohort // 2, _BYTES // (24 * start.layout.size), len(clients)), 2 if always else 0)
-    reason = unstackable(model.module)
+    reason = unstackable(model.module) or (ragged(clients[0].x, clients[0].y) if clients else None)
     if reason is not None or model.stateful:
         return Choice(1, reason or "each client has its own model buffers")
     if most < 2 or cohort < 2 or len(clients) < 2:
@@ -77,7 +79,7 @@ def choose(
     key = (
         type(model.module),
         start.layout.digest,
-        clients[0].x.shape[1:],
+        kind_of(few(clients[0])),
         problem.batch_size,
         sizes[-1],
         str(model.device),
@@ -85,7 +87,7 @@ def choose(
     )
     with drawing(0, model.device):
         model.load(start)
-        reason = draws(model, clients[0].x[clients[0].index[:2]])
+        reason = draws(model, few(clients[0]))
         if reason is not None:
             return Choice(1, reason)
         if key not in _KNOWN:

@@ -68,10 +68,10 @@ class OneBatch:
         self._run = Functional(first.model)
         self._count = first.model.layout.num_params
         with spent.on("loading"):
-            x, y = first.data.x.index_select(0, index), first.data.y.index_select(0, index)
+            x, y = first.data.at(index)
         self._leaf = first.start.vector.detach().requires_grad_()
         with torch.enable_grad():
-            losses = cross_entropies(self._run(self._leaf, x)[None], y[None])[0]
+            losses = cross_entropies(self._run.outputs(self._run.split(self._leaf), x)[None], y[None])[0]
             if len(set(sizes)) == 1:
                 self.losses = losses.view(len(jobs), sizes[0]).mean(1)
             else:

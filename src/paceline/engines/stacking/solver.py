@@ -12,11 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from paceline.core.columns import Samples, columns, spread
 from paceline.core.errors import PacelineError
 from paceline.core.evaluation import Evaluation, evaluate_together
 from paceline.core.generators import GeneratorWatch, drawing, nested
 from paceline.core.params import Resident
 from paceline.core.profiling import spent
+from paceline.core.samples import ClientData
 from paceline.core.training import Job, LoopRequest, Trained, descend, diverged
 from paceline.engines.stacking.hooks import Unstackable, signature
 from paceline.engines.stacking.lazy import Lazy, Rows
@@ -24,7 +26,7 @@ from paceline.engines.stacking.one_batch import OneBatch, one_batch
 from paceline.engines.stacking.stack import Changes, Stack
 from paceline.engines.stacking.tasks import RequestFailed
 
-__all__ = ["Solver", "draws", "unstackable"]
+__all__ = ["Solver", "draws", "few", "ragged", "unstackable"]
 
 _DRAWS = "it draws random numbers, for which each client has its own stream"
 
@@ -41,16 +43,28 @@ def unstackable(module: nn.Module) -> str | None:
     return None
 
 
-def draws(model: Resident, x: Tensor) -> str | None:
+def draws(model: Resident, x: Samples) -> str | None:
     """Return why a model cannot train stacked if it draws random numbers in training, tested on the samples `x`."""
     module = model.module.train()
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     with drawing(0, model.device), torch.no_grad(), contextlib.suppress(Exception):
         watch = GeneratorWatch(model.device)
-        functional_call(module, buffers, (x,))
+        functional_call(module, buffers, *spread(x))
         if watch.advanced():
             return _DRAWS
     return None  # a failure here means that the method calls the model differently
+
+
+def ragged(*trees: Samples) -> str | None:
+    """Return why batches of several clients cannot be stacked; None if their samples have one shape."""
+    if all(getattr(column, "uniform", True) for tree in trees for _, column in columns(tree)):
+        return None
+    return "its samples have different lengths"
+
+
+def few(data: ClientData) -> Samples:
+    """Return the inputs of up to two samples of a client."""
+    return data.at(data.index[:2])[0]
 
 
 _NONE = (None, None, None, None, None)
@@ -112,7 +126,9 @@ class Solver:
             return None
         return self._whole(key, jobs, None)
 
-    def _unscored(self, targets: torch.Tensor) -> bool:
+    def _unscored(self, targets: Any) -> bool:
+        if not isinstance(targets, Tensor):
+            return False
         if self._known is None or self._known[0] is not targets:
             self._known = (targets, not targets.is_floating_point() and bool((targets < 0).any()))
         return self._known[1]
@@ -120,7 +136,7 @@ class Solver:
     def _unfit(self, job: Job) -> str | None:
         """Return why a job's model cannot train stacked; each model is examined once."""
         if id(job.model) not in self._fit:
-            reason = unstackable(job.model.module) or draws(job.model, job.data.x[job.data.index[:2]])
+            reason = ragged(job.data.x, job.data.y) or unstackable(job.model.module) or draws(job.model, few(job.data))
             self._fit[id(job.model)] = (job.model, reason)
         return self._fit[id(job.model)][1]
 

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from paceline.core.columns import Samples, map_tree, spread, widened
+from paceline.core.hooks import Objective
 from paceline.core.layout import Layout
 from paceline.core.params import Params, Resident
 from paceline.core.profiling import spent
@@ -33,15 +35,17 @@ class Functional:
         objective: ``(module, inputs, targets) -> scalar``, or None for the module's outputs.
     """
 
-    def __init__(self, model: Resident, objective: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None) -> None:
+    def __init__(self, model: Resident, objective: Objective | None = None) -> None:
         self.layout: Layout = model.layout
         self.module: nn.Module = _Objective(model.module, objective) if objective else model.module
         prefix = "module." if objective else ""
+        plain = model.views and model.params.vector.dtype == torch.float32
+        self._kinds = None if plain else [_tensor(model.module, e.name).dtype for e in self.layout.entries]
         self._names = [prefix + e.name for e in self.layout.entries]
         self._sizes = [e.size for e in self.layout.entries]
         self._shapes = [e.shape for e in self.layout.entries]
 
-    def __call__(self, vector: Tensor, *inputs: Tensor) -> Tensor:
+    def __call__(self, vector: Tensor, *inputs: Any) -> Any:
         """Return the outputs (or the objective) at the parameters `vector`, shape [d]."""
         return self.at(self.split(vector), *inputs)
 
@@ -49,20 +53,34 @@ class Functional:
         """Return a vector's named tensors, in the layout's order."""
         return [t.view(s) for t, s in zip(torch.split(vector, self._sizes), self._shapes, strict=True)]
 
-    def at(self, tensors: Sequence[Tensor], *inputs: Tensor) -> Tensor:
+    def at(self, tensors: Sequence[Tensor], *inputs: Any) -> Any:
         """Return the same at named tensors, in the layout's order."""
-        out: Tensor = functional_call(self.module, dict(zip(self._names, tensors, strict=True)), inputs)
-        return out
+        return functional_call(self.module, self._named(tensors), inputs)
+
+    def outputs(self, tensors: Sequence[Tensor], inputs: Samples) -> Any:
+        """Return the module's outputs for one input, or those of a tuple or dict."""
+        return widened(functional_call(self.module, self._named(tensors), *spread(inputs)))
+
+    def _named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        if self._kinds is not None:
+            tensors = [tensor.to(kind) for tensor, kind in zip(tensors, self._kinds, strict=True)]
+        return dict(zip(self._names, tensors, strict=True))
+
+
+def _tensor(module: nn.Module, name: str) -> Tensor:
+    parent, _, leaf = name.rpartition(".")
+    tensor: Tensor = getattr(module.get_submodule(parent), leaf)
+    return tensor
 
 
 class _Objective(nn.Module):
     """Wraps an objective as a module, so that it can be called with substituted tensors."""
 
-    def __init__(self, module: nn.Module, objective: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, module: nn.Module, objective: Objective) -> None:
         super().__init__()
         self.module, self.objective = module, objective
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Any, y: Any) -> Tensor:
         return self.objective(self.module, x, y)
 
 
@@ -118,7 +136,7 @@ class Changes:
     """
 
     def __init__(self, matrix: Tensor) -> None:
-        self.matrix, self.count = matrix, len(matrix)
+        self.matrix, self.count = matrix.float(), len(matrix)
         self._tops: Tensor | None = None
 
     def row(self, index: int) -> Tensor:
@@ -156,7 +174,7 @@ class Stack:
         self._count = layout.num_params
         rates = [job.lr for job in jobs]
         self._lr = rates[0] if len(set(rates)) == 1 else torch.tensor(rates, device=self.job.model.device)[:, None]
-        starts = [job.start.vector for job in jobs]
+        starts = [self._start(job) for job in jobs]
         same = all(s is starts[0] for s in starts)
         self.starts = starts[0] if same else torch.stack(starts)
         self._fresh = same and isinstance(self._lr, float) and not (self.job.hooked or self.job.hooks.after)
@@ -178,11 +196,21 @@ class Stack:
         self._x: Tensor | None = None
         self.job.model.module.train()
 
+    @staticmethod
+    def _start(job: Job) -> Tensor:
+        """Return where a job starts, in the dtype of the model's vector."""
+        start, kind = job.start.vector, job.model.params.vector.dtype
+        return start if start.dtype == kind else start.to(kind)
+
     def advance(self, step: int) -> None:
         """Gather the next batches, shape [active, B, ...]."""
         self.step, self.active = step, self.batches.active[step]
         rows, data = self.batches.rows[step], self.job.data
         flat = rows.reshape(-1)
+        if type(data.x) is not Tensor or type(data.y) is not Tensor:
+            with spent.on("loading"):
+                self.x, self.y = map_tree(lambda t: t.view(*rows.shape, *t.shape[1:]), data.at(flat))
+            return
         if self._x is None or len(self._x) != len(flat):
             self._x = data.x.new_empty(len(flat), *data.x.shape[1:])
         with spent.on("loading"):
@@ -275,31 +303,32 @@ class Stack:
         """Return each active client's mean loss on its batch, shape [active]."""
         if self._objective is None and self.job.loss is F.cross_entropy:
             with self._linears():
-                outputs = vmap(self._run.at)(tensors, self.x)
+                outputs = vmap(self._run.outputs)(tensors, self.x)
             each = cross_entropies(outputs, self.y)
             weights = self.batches.weights[self.step]
             return each.mean(1) if weights is None else (each * weights).sum(1)
         parts = []
         for first, last, size in self.batches.runs(self.step):
-            x, y = self.x[first:last, :size], self.y[first:last, :size]
+            x, y = map_tree(lambda t: t[first:last, :size], (self.x, self.y))  # noqa: B023
             rows = [s[first:last] for s in self._loss.stacked]
             with self._linears():
                 parts.append(vmap(self._value)([t[first:last] for t in tensors], x, y, rows))
         return torch.cat(parts)
 
-    def _value(self, tensors: Sequence[Tensor], x: Tensor, y: Tensor, rows: list[Tensor]) -> Tensor:
+    def _value(self, tensors: Sequence[Tensor], x: Samples, y: Samples, rows: list[Tensor]) -> Tensor:
         """Return one client's loss, from its own loss or objective."""
         hook = self._loss.bind(rows)
         if self._objective is None:
-            value: Tensor = hook(self._run.at(tensors, x), y)
+            value: Tensor = hook(self._run.outputs(tensors, x), y)
             return value
-        return Functional(self.job.model, hook).at(tensors, x, y)
+        own: Tensor = Functional(self.job.model, hook).at(tensors, x, y)
+        return own
 
     def _directed(self, shared: Shared) -> Tensor:
         """Return the results of the `direction` hooks, one run of equal batch sizes at a time."""
         layout, losses, parts = self.at.layout, [], []
 
-        def one(at: Tensor, x: Tensor, y: Tensor, rows: list[Tensor], loss_rows: list[Tensor]) -> tuple[Tensor, Tensor]:
+        def one(at: Tensor, x: Samples, y: Samples, rows: list[Tensor], loss_rows: list[Tensor]) -> tuple[Tensor, Tensor]:
             seen: list[Tensor] = []
 
             def valued(vector: Tensor) -> tuple[Tensor, Tensor]:
@@ -317,7 +346,8 @@ class Stack:
         for first, last, size in self.batches.runs(self.step):
             rows, own = ([s[first:last] for s in shape.stacked] for shape in (shared, self._loss))
             at = self.at.vector[first:last]
-            along, loss = vmap(one)(at, self.x[first:last, :size], self.y[first:last, :size], rows, own)
+            x, y = map_tree(lambda t: t[first:last, :size], (self.x, self.y))  # noqa: B023
+            along, loss = vmap(one)(at, x, y, rows, own)
             parts.append(along.detach())
             losses.append(loss.detach())
         self.totals[: self.active] += torch.cat(losses)

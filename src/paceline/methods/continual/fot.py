@@ -21,6 +21,7 @@ from torch import Tensor
 
 from paceline.blocks.local_training import LocalTraining
 from paceline.core.client import Client
+from paceline.core.columns import call
 from paceline.core.federation import Federation
 from paceline.core.method import Method, NonNegative, Positive, Share, State, on_client
 from paceline.core.params import Params
@@ -156,7 +157,7 @@ class FOT(LocalTraining[FotState]):
         with layer_inputs(module) as seen:
             for x, _ in client.train.batches(256):
                 seen.clear()
-                module(x)
+                call(module, x)
                 for n in names:
                     rows = torch.cat(seen.get(n, [torch.zeros(0, width[n], device=client.device)]))
                     all_[n] += float(rows.double().square().sum())

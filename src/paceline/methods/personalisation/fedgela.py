@@ -71,6 +71,7 @@ class FedGELA(LocalTraining):
     family: ClassVar[str] = "personalisation"
     paper: ClassVar[str] = "arXiv 2405.18972 (NeurIPS 2023)"
     sends_model: ClassVar[bool] = False
+    needs_classes: ClassVar[bool] = True
     headline: ClassVar[str] = "3.9 % above FedAvg and 1.5 % above the best baseline on partially class-disjoint data"
 
     epochs: Positive[int] = 10

@@ -65,6 +65,7 @@ class CommonHead(OwnModels):
     """
 
     paper: ClassVar[str] = "arXiv 2303.13137 (ACM MM 2023)"
+    needs_classes: ClassVar[bool] = True
     headline: ClassVar[str] = "up to 8.87 % more accurate than the best of seven baselines, with up to 85.53 % less traffic"
 
     momentum: Share = 0.9

@@ -23,7 +23,7 @@ from paceline.core.method import NonNegative, on_client
 from paceline.core.params import Params
 from paceline.core.tree import Tree, node
 from paceline.methods.personalisation.ownmodels import OwnModels, named
-from paceline.models.split import features, head
+from paceline.models.split import features, scored
 
 
 @node
@@ -44,6 +44,7 @@ class FedProto(OwnModels[ProtoState]):
     """
 
     paper: ClassVar[str] = "Tan et al., AAAI 2022"
+    needs_classes: ClassVar[bool] = True
     headline: ClassVar[str] = "outperforms several baselines on heterogeneous data and networks, uploading one vector per class"
     reveals: ClassVar[str] = "class sums of features"
 
@@ -70,7 +71,7 @@ class FedProto(OwnModels[ProtoState]):
         def objective(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
             f = features(module, x)
             pull = ((f - centres[y]).square().mean(1) * known[y]).mean()
-            return F.cross_entropy(head(module)(f), y) + strength * pull
+            return F.cross_entropy(scored(module, f), y) + strength * pull
 
         trained = client.sgd(params, model=model, hooks=Hooks(objective=objective), **self.local(client))
         self.keep(client, trained.params)

@@ -34,7 +34,7 @@ from paceline.core.params import Params
 from paceline.core.random import derive
 from paceline.core.tree import Tree, node
 from paceline.methods.personalisation.ownmodels import OwnModels, named
-from paceline.models.split import features, head
+from paceline.models.split import features, scored
 
 
 @node
@@ -89,6 +89,7 @@ class FedSA(OwnModels[ClassAnchorState]):
     """
 
     paper: ClassVar[str] = "arXiv 2501.05496 (AAAI 2025)"
+    needs_classes: ClassVar[bool] = True
     headline: ClassVar[str] = "outperforms prototype methods such as FedProto and FedTGP, uploading one vector per class"
     reveals: ClassVar[str] = "sums of class means"
     client_state: ClassVar[str] = "its own network and class means"
@@ -140,14 +141,14 @@ class FedSA(OwnModels[ClassAnchorState]):
         classes = torch.arange(len(anchors), device=anchors.device)
 
         def objective(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-            f, h = features(module, x), head(module)
-            loss = F.cross_entropy(h(f), y)
+            f = features(module, x)
+            loss = F.cross_entropy(scored(module, f), y)
             if self.pull:
                 loss = loss + self.pull * pull(f, anchors, y)
             if self.contrast:
                 loss = loss + self.contrast * contrast(f, anchors, y, margin)
             if self.calibration:
-                loss = loss + self.calibration * F.cross_entropy(h(anchors), classes)
+                loss = loss + self.calibration * F.cross_entropy(scored(module, anchors), classes)
             return loss
 
         return objective

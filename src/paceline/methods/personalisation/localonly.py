@@ -23,6 +23,10 @@ class LocalOnly(OwnModels):
     headline: ClassVar[str] = "a baseline: the accuracy of clients without a federation"
     reveals: ClassVar[str] = "summed losses"
 
+    def check(self, fed: Federation) -> list[str]:
+        """Require nothing of the models: they are neither split nor compared."""
+        return []
+
     def round(self, fed: Federation, state: State) -> State:
         """Train a cohort; nothing is aggregated but the loss."""
         fed.mean(self.train, None, over=fed.sample())

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from paceline.core.client import Client, Hooks
 from paceline.core.layout import Entry
+from paceline.core.losses import scores
 from paceline.core.method import Method
 from paceline.core.params import Params
 from paceline.methods.stragglers.selfpruning import SelfPruning
@@ -28,7 +29,8 @@ from paceline.methods.stragglers.selfpruning import SelfPruning
 
 def absent_classes(client: Client) -> Tensor:
     """Return a mask of the classes that none of a client's samples has, shape [classes]."""
-    labels = client.train.y[client.train.index].reshape(-1)
+    _, y = client.train.at(client.train.index)
+    labels = y.reshape(-1)
     return torch.bincount(labels[labels >= 0], minlength=client.problem.num_classes) == 0
 
 
@@ -87,11 +89,12 @@ class HeteroFL(SelfPruning):
 
     def hooks(self, client: Client, start: Params) -> Hooks:
         """Return the masked loss: the outputs of classes that the client does not have are set to 0."""
-        if not (self.masked_loss and client.num_samples):
+        if not (self.masked_loss and client.num_samples and client.problem.num_classes):
             return Hooks()
         absent, base = absent_classes(client), client.problem.loss
 
-        def loss(out: Tensor, y: Tensor) -> Tensor:
+        def loss(outputs: Any, y: Tensor) -> Tensor:
+            out = scores(outputs)
             return base(out.masked_fill(absent[: out.shape[1]].view(-1, *[1] * (out.dim() - 2)), 0.0), y)
 
         return Hooks(loss=loss)
