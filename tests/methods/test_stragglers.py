@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from paceline.core.client import Hooks
+from paceline.core.client import ClientData, Hooks
 from paceline.core.errors import ConfigError
 from paceline.engines.worker import Worker
 from paceline.methods.stragglers import clip
@@ -259,7 +259,7 @@ def test_who_skips_a_round_has_no_weight_in_it(task, config, monkeypatch, name, 
 def test_outputs_of_absent_classes_are_masked_along_the_class_axis(shape):
     """Of labels of any shape: logits have shape [samples, classes, ...]."""
     y = torch.randint(2, (6, *shape[2:])) + 1  # classes 1 and 2
-    train = SimpleNamespace(y=y, index=torch.arange(6))
+    train = ClientData(torch.zeros(6, 1), y, torch.arange(6))
     client = SimpleNamespace(
         train=train, num_samples=6, problem=SimpleNamespace(loss=torch.nn.functional.cross_entropy, num_classes=4)
     )
