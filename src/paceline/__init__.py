@@ -30,11 +30,12 @@ if TYPE_CHECKING:
     from paceline.core.update import Update as Update
     from paceline.results.comparison import Comparison as Comparison
     from paceline.results.result import Result as Result
-    from paceline.run import compare as compare
     from paceline.run import load as load
     from paceline.run import prepare as prepare
     from paceline.run import resume as resume
     from paceline.run import run as run
+    from paceline.studies import compare as compare
+    from paceline.studies import sweep as sweep
 
 __version__ = "0.1.0"
 
@@ -58,6 +59,7 @@ __all__ = [
     "prepare",
     "resume",
     "run",
+    "sweep",
     "trackers",
 ]
 
@@ -72,7 +74,7 @@ _PLACES = {
     "State": "core.method:State",
     "Task": "core.task:Task",
     "Update": "core.update:Update",
-    "compare": "run:compare",
+    "compare": "studies:compare",
     "errors": "core.errors",
     "load": "run:load",
     "methods": "methods",
@@ -81,6 +83,7 @@ _PLACES = {
     "prepare": "run:prepare",
     "resume": "run:resume",
     "run": "run:run",
+    "sweep": "studies:sweep",
     "trackers": "trackers",
 }
 """Where each name of `__all__` is: a module below this package, and the attribute there; without one, the module itself."""

@@ -31,9 +31,12 @@ from paceline.data import Partition, partition_task
 from paceline.devices import Fleet, load_fleet, load_participation
 from paceline.engines.worker import Setup
 from paceline.registry import KINDS, build, find_method, method_names
+from paceline.store.start import Start
 from paceline.submodels.flops import flops
 from paceline.submodels.service import Submodels, submodel_service
 from paceline.tasks import Task, load_task
+from paceline.tasks.start import fits, started
+from paceline.tasks.tuning import parse_tuning, tune
 
 __all__ = [
     "Allocation",
@@ -182,23 +185,26 @@ def read_task(config: RunConfig, name: str = "", options: Mapping[str, Any] | No
     return load_task(name or config.task, model=config.model, seed=config.seed, **chosen)
 
 
-def assemble(config: RunConfig, task: Task | None = None, method: Method | None = None) -> Assembly:
+def assemble(config: RunConfig, task: Task | None = None, method: Method | None = None, start: Start | None = None) -> Assembly:
     """Fit the method and its task to each other.
 
     Args:
         config: what is run.
         task: in place of the configured one.
         method: `build_method` of the configuration, where that was called before.
+        start: weights to start from: those of the task's model, or of the model that the method makes of it.
 
     Raises:
         PlanError: the method needs classes, which the task does not have.
         ConfigError, DataError: samples, model, loss and metrics of the task do not fit together, see `check_task`.
+        LayoutError: the weights match neither model.
     """
     asked = build_method(config) if method is None else method
-    task = read_task(config) if task is None else task
+    task, start = _begun(config, task, start)
     if wrong := _classless(config, asked, task):
         raise PlanError(wrong)
     fitted, task = asked.fit_task(task)
+    task = task if start is None else started(task, start.tensors, start.where)
     module = task.build(0)
     check_task(task, module)
     task = with_metrics(config, task)
@@ -214,6 +220,21 @@ def _classless(config: RunConfig, method: Method[Any], task: Task) -> list[str]:
     if config.adversary is not None and load_adversary(config.adversary).poisons_data:
         found.append(f"adversary {config.adversary!r} changes class labels")
     return [f"{what}, but task {task.name!r} has none; choose another one, or a task with num_classes" for what in found]
+
+
+def _begun(config: RunConfig, task: Task | None, start: Start | None) -> tuple[Task, Start | None]:
+    """Return the task, with the weights to start from if they are its model's; otherwise also the start."""
+    tuning = config.task_options.get("peft") if task is None else None
+    if start is None or tuning is None:
+        task = read_task(config) if task is None else task
+    else:  # a tuning of the weights, or the weights of an earlier tuning
+        task = read_task(config, options={name: value for name, value in config.task_options.items() if name != "peft"})
+        if fits(task, start.tensors):
+            return tune(started(task, start.tensors, start.where), parse_tuning(tuning)), None
+        task = tune(task, parse_tuning(tuning))
+    if start is not None and fits(task, start.tensors):
+        return started(task, start.tensors, start.where), None
+    return task, start
 
 
 def with_metrics(config: RunConfig, task: Task) -> Task:
@@ -263,9 +284,9 @@ def share_out(config: RunConfig, task: Task, split: Partition | None = None) -> 
     return Allocation(task, split, byzantine, split.groups)
 
 
-def reload(config: RunConfig, method: Method) -> tuple[Task, Split]:
+def reload(config: RunConfig, method: Method, start: Start | None = None) -> tuple[Task, Split]:
     """Read a named task and share it out again, in another process."""
-    shared = share_out(config, assemble(config, method=method).task)
+    shared = share_out(config, assemble(config, method=method, start=start).task)
     return shared.task, shared.split
 
 

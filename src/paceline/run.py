@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -22,7 +22,7 @@ from paceline.aggregation.secure.task_hash import Agreement
 from paceline.assembly import assemble, devices, group_misfits, misfits, reload, share_out
 from paceline.core.config import RunConfig
 from paceline.core.engine import Aggregation, Engine
-from paceline.core.errors import CheckpointError, ConfigError, PlanError, StoreError
+from paceline.core.errors import ConfigError, PlanError, StoreError
 from paceline.core.federation import Federation
 from paceline.core.method import Method
 from paceline.core.process_state import process_state
@@ -34,35 +34,32 @@ from paceline.devices import VirtualClock
 from paceline.engines import Setup, load_engine
 from paceline.engines.accelerators import check_device
 from paceline.engines.pool import stack_size
-from paceline.results.arguments import Arguments, MethodLike, TaskLike, arguments, as_task
-from paceline.results.comparison import Comparison
-from paceline.results.progress import RunProgress, both, library_progress
+from paceline.results.arguments import Arguments, MethodLike, TaskLike, arguments
+from paceline.results.progress import both, library_progress
 from paceline.results.result import Result
+from paceline.results.resuming import extend, restore
 from paceline.results.saved import check_task, saved_method, saved_model
-from paceline.results.side_by_side import for_seeds, side_by_side
 from paceline.runner import Observer, Run, StackingWarning
 from paceline.store import MemoryStore, RunFolder, load_checkpoint
 from paceline.store.places import new_place
 from paceline.store.provenance import ResumeWarning, sources
-from paceline.store.provenance import compare as compare_provenance
+from paceline.store.start import Start, keep_start, open_start
 from paceline.tasks import Task, schema_of
 from paceline.trackers.base import Observers, Watch
 
 __all__ = [
-    "Comparison",
     "Observer",
     "Result",
     "ResumeWarning",
     "Run",
     "RunConfig",
     "StackingWarning",
-    "compare",
+    "carry_out",
     "load",
     "prepare",
     "reopen",
     "resume",
     "run",
-    "run_all",
 ]
 
 
@@ -78,6 +75,7 @@ def prepare(
     aggregation: Aggregation | None = None,
     engine: Callable[[Setup], Engine] | None = None,
     split: Partition | None = None,
+    start: Start | None = None,
 ) -> Run:
     """Build all parts of a run and check that they fit; raises `PlanError` listing every misfit.
 
@@ -91,6 +89,7 @@ def prepare(
         aggregation: how sums are formed, in place of the one that the configuration names.
         engine: makes the engine, in place of the one that the configuration names.
         split: who has which samples, in place of the partition that the configuration names.
+        start: weights to start from, where they have been read before.
 
     Example:
         >>> import paceline as pl
@@ -104,7 +103,9 @@ def prepare(
     torch.set_num_threads(config.threads)
     check_device(config.device, setting("device"), here=config.engine != "ray" or config.ray_address is None)
     named = task is None and split is None
-    made = assemble(config, task, method)
+    if start is None:
+        config, start = open_start(config, None if folder is None else folder.path)
+    made = assemble(config, task, method, start)
     asked, method = made.asked, made.method
     aggregation = aggregation or load_aggregation(
         config.aggregation, config.secure, config.sum_bound, Agreement.of(config, type(asked), schema_of(made.task))
@@ -121,7 +122,7 @@ def prepare(
         device=config.device,
         threads=config.threads,
         drop=drop,
-        samples=functools.partial(reload, config, asked) if named else None,
+        samples=functools.partial(reload, config, asked, start) if named else None,
     )
     ray = {"address": config.ray_address, "cpus": config.ray_cpus, "gpus": config.ray_gpus}
     runs = load_engine(config.engine, setup, config.workers, ray) if engine is None else engine(setup)
@@ -140,6 +141,8 @@ def prepare(
     if wrong := aggregation.check(fed) + method.check(fed) + group_misfits(config, aggregation, shared.groups):
         runs.close()
         raise PlanError(wrong)
+    if folder is not None:
+        keep_start(start, folder.path)
     scratch = tempfile.TemporaryDirectory(prefix="paceline-") if folder is None else None
     place = folder.path / "memory" if folder is not None else Path(scratch.name) if scratch is not None else None
     store = MemoryStore(place, durable=folder is not None, max_bytes=config.memory_mib << 20)
@@ -218,10 +221,11 @@ def run(
         if isinstance(folder, str | Path):
             folder = RunFolder.create(Path(folder).parent, Path(folder).name)
         watch = around.enter_context(Watch(observer, folder.name if folder else asked.config.label, asked.config))
-        return watch.ended(_carry_out(asked, folder, both(watch, bar), drop=drop, split=split))
+        return watch.ended(carry_out(asked, folder, both(watch, bar), drop=drop, split=split))
 
 
-def _carry_out(asked: Arguments, folder: RunFolder | None, observer: Observer, **parts: Any) -> Result:
+def carry_out(asked: Arguments, folder: RunFolder | None, observer: Observer, **parts: Any) -> Result:
+    """Carry out a run as it was asked for, in a new folder or without one; see `run`."""
     with _holding(folder):
         if folder is not None and None in asked.config.options.values():
             lost = ", ".join(name for name, value in asked.config.options.items() if value is None)
@@ -230,63 +234,6 @@ def _carry_out(asked: Arguments, folder: RunFolder | None, observer: Observer, *
         if folder is not None:  # with what was measured, so that a rerun takes the same path
             folder.write_config(prepared.config.model_dump(exclude_none=True), prepared.task.info.get("schema"))
         return prepared.go()
-
-
-def compare(
-    methods: Iterable[MethodLike],
-    task: TaskLike = None,
-    *,
-    seeds: Iterable[int] = (0,),
-    model: Any = None,
-    out: str | Path | None = None,
-    progress: bool | None = None,
-    **fields: Unpack[RunFields],
-) -> Comparison:
-    """Run several methods on the same clients, devices and seeds.
-
-    All are checked before the first one is trained.
-
-    Args:
-        methods: as `run` takes them.
-        task: as `run` takes it.
-        seeds: each of which every method is run with.
-        model: as `run` takes it.
-        out: a folder to keep the runs in, below one for this comparison; None keeps nothing.
-        progress: show a bar; by default in a terminal and in a notebook only.
-        fields: of `RunConfig`, for all methods.
-
-    Raises what `run` raises; a `PlanError` names the methods that do not fit.
-
-    Example:
-        >>> import paceline as pl
-        >>> from paceline.tasks import blobs
-        >>> table = pl.compare(["fedavg", pl.methods.FedProx(mu=1.0)], blobs(), seeds=range(2), clients=4, rounds=2)
-        >>> [row["label"] for row in table.rows], table.rows[0]["seeds"]
-        (['fedavg', 'fedprox:mu=1.0'], 2)
-    """
-    if "seed" in fields:
-        raise ConfigError("pass the seeds of a comparison as seeds=, such as range(3)")
-    if isinstance(methods, str | Method | type | RunConfig):
-        raise ConfigError("methods must be a list, such as ['fedavg', 'fedprox']")
-    if isinstance(task, tuple):
-        task, model = as_task(task, model), None  # data are read once
-    asked = for_seeds([arguments(method, task, model, fields) for method in methods], list(seeds))
-    with contextlib.ExitStack() as around:
-        bar = around.enter_context(library_progress(progress))
-        place = None
-        if out is not None:
-            place = around.enter_context(new_place(Path(out), None, f"compare-{asked[0].config.task}", False))
-        return run_all(asked, place, bar)
-
-
-def run_all(
-    asked: Sequence[Arguments],
-    place: Path | None,
-    bar: RunProgress,
-    around: Callable[[Path], contextlib.AbstractContextManager[Any]] | None = None,
-) -> Comparison:
-    """Carry out several runs one after another; see `side_by_side`."""
-    return side_by_side(asked, place, bar, lambda one: prepare(one.config, task=one.task, method=one.method), _carry_out, around)
 
 
 @contextlib.contextmanager
@@ -302,7 +249,9 @@ def _holding(folder: RunFolder | None) -> Iterator[None]:
         raise
 
 
-def resume(path: str | Path, observer: Observers = None, *, progress: bool | None = None, **parts: Any) -> Result:
+def resume(
+    path: str | Path, observer: Observers = None, *, rounds: int | None = None, progress: bool | None = None, **parts: Any
+) -> Result:
     """Go on with a run from its last checkpoint; the end has the bits of an undisturbed run.
 
     What of code or torch has changed in between is told in a `ResumeWarning`.
@@ -310,11 +259,13 @@ def resume(path: str | Path, observer: Observers = None, *, progress: bool | Non
     Args:
         path: the run's folder.
         observer: see `run`.
+        rounds: extend the run to this number of rounds in total, whether it has ended or not; the end has the bits of a run
+            of that many rounds from the start.
         progress: see `run`.
         parts: ``task`` and ``method``, where the run was given objects that cannot be found by name; see `prepare`.
 
     Raises `CheckpointError` when the checkpoint is corrupt or of another configuration or other data, `StoreError` when another
-    process holds the run.
+    process holds the run, `ConfigError` for a run that cannot be extended.
 
     Example:
         >>> import tempfile
@@ -324,8 +275,13 @@ def resume(path: str | Path, observer: Observers = None, *, progress: bool | Non
         >>> made = pl.run("fedavg", blobs(), clients=4, rounds=2, folder=place)
         >>> pl.resume(place, task=blobs()).rounds  # it has ended, so nothing is left to do
         2
+        >>> pl.resume(place, rounds=3, task=blobs()).rounds
+        3
     """
     folder = RunFolder.open(path)
+    if rounds is not None:
+        with _holding(folder):
+            extend(folder, rounds, parts.get("method"))
     watch = Watch(observer, folder.name, RunConfig.build(folder.read_config()))
     with library_progress(progress) as bar, watch:
         prepared = reopen(folder, observer=both(watch, bar), **parts)
@@ -333,13 +289,15 @@ def resume(path: str | Path, observer: Observers = None, *, progress: bool | Non
         return watch.ended(prepared.go())
 
 
-def load(path: str | Path, task: Task | None = None, method: Method | None = None) -> Result:
+def load(path: str | Path, task: Task | None = None, method: Method | None = None, *, model: Any = None) -> Result:
     """Return the result of a run that has ended, from its folder. Its model is made when it is asked for.
 
     Args:
         path: the run's folder.
-        task: the run's task, where it was an object; only for `Result.model` and what depends on it.
+        task: the run's task, where it was an object; only for `Result.params` and clients' own models.
         method: the run's method, where its class cannot be found by name; likewise.
+        model: the model's class, a function that makes one, or a module, where it was defined in a script or a function, so that
+            ``model.json`` cannot name it.
 
     Raises `StoreError` where there is no run, or it has not ended.
 
@@ -354,7 +312,7 @@ def load(path: str | Path, task: Task | None = None, method: Method | None = Non
     """
     folder = RunFolder.open(path)
     again = functools.partial(reopen, folder, task=task, method=method)
-    result = Result.read(folder, saved_model(folder, task, method, again))
+    result = Result.read(folder, saved_model(folder, task, method, again, model))
     if result is None:
         raise StoreError(f"{folder.path} has not ended; continue it with {command('resume', folder.path)}")
     return result
@@ -373,20 +331,7 @@ def reopen(path: str | Path | RunFolder, observer: Observer | None = None, **par
             check_task(folder, config)
         prepared = prepare(config, folder=folder, observer=observer, **parts)
         if folder.checkpoint.exists():
-            _restore(prepared, load_checkpoint(folder.checkpoint))
+            restore(prepared, load_checkpoint(folder.checkpoint))
         else:
             folder.truncate_metrics(0)
         return prepared
-
-
-def _restore(prepared: Run, saved: dict[str, Any]) -> None:
-    folder, store = prepared.folder, prepared.store
-    assert folder is not None
-    if saved["config"] != prepared.config.model_dump_json():
-        raise CheckpointError(f"{folder.path}: the checkpoint does not belong to config.toml; restore both, or start a new run")
-    compare_provenance(saved.get("provenance"), prepared.provenance, str(folder.checkpoint))
-    prepared.round, prepared.state = saved["round"], saved["state"]
-    prepared.fed.clock.now = saved["clock"]
-    prepared.fed.totals.bytes_up, prepared.fed.totals.bytes_down = saved["bytes"]
-    prepared.history = folder.truncate_metrics(prepared.round)
-    prepared.fed.engine.restore(store.restore(saved["memory"]))

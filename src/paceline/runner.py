@@ -76,6 +76,8 @@ class Run:
     evaluated: Params | None = None
     """The last evaluated model, if its statistics were computed only for the evaluation (``buffers="recompute"``)."""
     _warned: set[str] = field(default_factory=set)
+    _unevaluated: dict[str, Any] | None = None
+    """Clock, bytes and record of the last round, if it was evaluated only because it is the last: a longer run does not do that."""
 
     @cached_property
     def main(self) -> Primary:
@@ -148,7 +150,8 @@ class Run:
     def _step(self) -> bool:
         """Run a round unless the run has ended; return whether one was run."""
         if self.state is None:
-            self.fed.scaled = measured_scaling(self.fed, self.method, self.task)
+            if self.config.start_from is None:  # otherwise the scaling is part of the weights
+                self.fed.scaled = measured_scaling(self.fed, self.method, self.task)
             self.state = self.method.init(self.fed)
         if self._stop_reason() is not None:
             return False
@@ -233,6 +236,8 @@ class Run:
         if found is not None and self.groups:
             record["adjusted_rand"] = adjusted_rand(found, self.groups)
         if number % self.config.eval_every == 0 or number == self.config.rounds:
+            plain = {"clock": clock.now, "bytes": [totals.bytes_up, totals.bytes_down], "record": dict(record)}
+            self._unevaluated = plain if number % self.config.eval_every else None
             try:
                 record |= self._evaluate(params, state)
             except QuorumError as error:  # keep the round's model although its evaluation failed
@@ -338,6 +343,8 @@ class Run:
             "memory": self.store.commit(self.round),
             "provenance": self.provenance,
         }
+        if self._unevaluated is not None:
+            tree["unevaluated"] = self._unevaluated
         save_checkpoint(self.folder.checkpoint, tree)
 
     def result(self) -> Result:
@@ -380,5 +387,5 @@ class Run:
             self.folder.write_table()
             self.folder.write_summary(outcome.as_dict())
             if self.evaluated is not None or self.task.buffers != "recompute" or not self.folder.model.exists():
-                self.folder.save_model(self.evaluated or params)
+                FinalModel.of(self).save(self.folder)
         return outcome

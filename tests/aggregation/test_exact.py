@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paceline.aggregation.exact import TensorSum, from_units, units
+from paceline.aggregation.exact import TensorSum, _levels, from_units, units
 from paceline.core.errors import NonFiniteError, SumOverflowError
 
 
@@ -144,3 +144,24 @@ def test_what_is_added_stays_as_it_is():
         total.add(tensor, 0.5, 1.0, 20)
         assert (tensor.tolist(), weight.tolist()) == ([1.0, 2.0], [3.0, 5.0])
         assert total.value(20).tolist() == [3.5, 11.0]
+
+
+@pytest.mark.parametrize("fraction", range(-40, 61, 3))
+def test_levels_are_those_of_the_documentation(fraction):
+    """36 bits apart: from the first on which the term is not 0, to one with steps of at most 2^-34 and of 2^-25 of the term."""
+    for size in range(-199, 40):  # 2^(size - 1) <= the term < 2^size
+        first = next(k for k in range(99) if size + fraction + 36 * k >= 0)
+        last = next(k for k in range(first, 99) if fraction + 36 * k >= max(34, 25 - size))
+        for top in (0.5 * 2.0**size, 0.75 * 2.0**size):
+            assert _levels(top, fraction) == (first, last)
+    assert _levels(0.75 * 2.0**-200, fraction) == _levels(0.0, fraction) == (0, -1)
+
+
+@pytest.mark.parametrize("size", [1, 65_535, 65_536, 65_537, 200_000])
+def test_blocks_of_a_long_tensor_are_all_added(size):
+    """Weights of one number and of one for each coordinate; each block by itself."""
+    x = torch.arange(size, dtype=torch.float64) - size / 2
+    total = TensorSum(x)
+    total.add(x, 0.5, float(x.abs().max()), 10)
+    total.add(x, torch.full_like(x, 2.0), 2 * float(x.abs().max()), 10)
+    assert torch.equal(total.value(10), 2.5 * x)

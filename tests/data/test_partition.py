@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from paceline.core.errors import ConfigError, DataError, EmptyClientError, UnknownNameError
 from paceline.data import partition_task
-from paceline.data.partition import canonical
+from paceline.data.partition import canonical, parse_partition
 from paceline.data.plots import plot_partition
 from paceline.tasks import Arrays, Task, blobs
 from tests.work import steps
@@ -257,3 +257,74 @@ def test_a_task_without_classes_is_counted_and_drawn_by_samples(tmp_path):
     assert plot_partition(tmp_path / "a.png", split, task).stat().st_size > 1000
     with pytest.raises(DataError, match="needs one class label per sample"):
         partition_task(task, "shards:2", 4)
+
+
+def test_owners_that_are_not_drawn_belong_to_nobody():
+    owner = [c % 6 for c in range(60)]
+    split = partition_task(owned(owner, names=tuple("abcdef")), "natural", 2, seed=4)
+    assert split.sizes.tolist() == [10, 10]
+    for client, name in enumerate(split.owners):
+        assert {owner[row] for row in split[client].tolist()} == {"abcdef".index(name)}
+    assert len(set(split.order.tolist())) == 20
+    whole = partition_task(owned(owner), "natural", client_test=0.2)
+    assert whole.owners == tuple("012345")
+    assert whole.groups == ()
+
+
+@pytest.mark.parametrize(("reach", "held"), [(1, 0.3), (3, 0.3), (3, 0.05), (9, 0.1)])
+def test_overlaps_of_many_clients_by_a_slow_loop(reach, held):
+    """Clients of 1 to 30 samples in random order: one that is too short for both parts has no tests, and its neighbours do not change."""
+    sizes = [1, 7, 2, 30, 4, 19, 1, 12]
+    owner = np.random.default_rng(reach).permutation(np.repeat(np.arange(8), sizes)).tolist()
+    task = replace(owned(owner), overlap=reach)
+    plain = partition_task(owned(owner), "natural", client_test=held, seed=2)
+    split = partition_task(task, "natural", client_test=held, seed=2)
+    short = 0
+    for client in range(8):
+        train, test = (rows.tolist() for rows in plain(client))
+        assert len(test) == min(max(round(sizes[client] * held), 1), sizes[client] - 1)
+        far = [row for row in train if all(abs(row - other) > reach for other in test)]
+        wanted = (train + test, []) if test and not far else (far, test)
+        short += test != [] and not far
+        assert tuple(rows.tolist() for rows in split(client)) == wanted
+        assert split.num_train(client) == len(wanted[0])
+    assert short < 8
+
+
+def test_a_quarter_of_four_is_held_out_and_none_of_one():
+    for size, share, held in ((4, 0.25, 1), (1, 0.9, 0), (2, 0.01, 1), (10, 0.25, 2), (10, 0.35, 4), (3, 0.99, 2), (5, 0.0, 0)):
+        train, test = partition_task(owned([0] * size), "natural", client_test=share)(0)
+        assert (len(train), len(test)) == (size - held, held)
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed", "spelt"),
+    [
+        ("groups:0-2/3", ((0, 1, 2), (3,)), "groups:0-2/3"),
+        ("groups: 4 , 2,2/1-1", ((4, 2), (1,)), "groups:4,2/1"),
+        ("groups:0,1,3,4,5/7", ((0, 1, 3, 4, 5), (7,)), "groups:0-1,3-5/7"),
+        ("longtail:1", (1.0, None), "longtail:1"),
+        ("longtail:0.050/2.0", (0.05, 2.0), "longtail:0.05/2"),
+        ("shards:3", 3.0, "shards:3"),
+        ("quantity:1e-3", 0.001, "quantity:0.001"),
+        ("iid", None, "iid"),
+    ],
+)
+def test_values_are_read_and_spelt(text, parsed, spelt):
+    assert parse_partition(text)[1] == parsed
+    assert canonical(text) == spelt
+
+
+@pytest.mark.parametrize("spec", ["longtail:1.01", "longtail:-0.1", "longtail:0.5/inf", "groups:1-", "groups:-1", "groups:2-1"])
+def test_values_outside_are_refused(spec):
+    with pytest.raises(ConfigError, match="partition"):
+        parse_partition(spec)
+
+
+def test_the_table_counts_all_rows_of_each_class():
+    task = blobs(samples=120)
+    split = partition_task(task, "dirichlet:0.4", 7, seed=5, client_test=0.2)
+    labels = task.train.y.numpy()
+    slow = [[int((labels[split[k].numpy()] == c).sum()) for c in range(task.num_classes)] for k in range(7)]
+    assert split.table(task).tolist() == slow
+    assert [split.num_train(k) for k in range(7)] == [len(split(k)[0]) for k in range(7)]

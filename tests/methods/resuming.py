@@ -1,5 +1,8 @@
 """Runs round by round: stopped and gone on with, compared with what clients keep, or state by state."""
 
+import random
+
+import numpy as np
 import torch
 
 from paceline.run import RunConfig, prepare, resume
@@ -7,10 +10,15 @@ from paceline.store import RunFolder
 
 
 def assert_resumes(tmp_path, task, **changes):
-    """Assert that a run that was stopped after round 2 ends with the bits of one that was not."""
+    """Assert that a run that was stopped after round 2 ends with the bits of one that was not.
+
+    The generators of the process are in another state for each, as nothing may draw from them.
+    """
     values = {"task": "blobs", "clients": 6, "cohort": 5, "rounds": 4, "vectorize": "off", **changes}
     config = RunConfig.build(values)
+    disturb(1)
     whole = prepare(config, task=task).go()
+    disturb(2)
     folder = RunFolder.create(tmp_path, "stopped")
     folder.write_config(config.model_dump(exclude_none=True))
 
@@ -24,16 +32,24 @@ def assert_resumes(tmp_path, task, **changes):
         pass
     else:
         raise AssertionError("the run was not stopped")
+    disturb(3)
     again = resume(folder.path, task=task)
     assert again.model_sha256 == whole.model_sha256
     kept = [[{k: v for k, v in r.items() if k != "wall_seconds"} for r in s.history] for s in (again, whole)]
     assert kept[0] == kept[1]
 
 
-def states_of(task, rounds, each=None, **values):
+def disturb(seed):
+    """Set the generators of this process."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+def states_of(task, rounds, each=None, split=None, **values):
     """Run round by round; return the run and the states after each, from the first one on."""
-    values = {"task": "blobs", "rounds": rounds, "vectorize": "off", **values}
-    prepared = prepare(RunConfig.build(values), task=task)
+    values = {"task": "blobs", "rounds": max(rounds, 1), "vectorize": "off", **values}
+    prepared = prepare(RunConfig.build(values), task=task, split=split)
     states = [prepared.method.init(prepared.fed)]
     for number in range(1, rounds + 1):
         prepared.fed.start_round(number)

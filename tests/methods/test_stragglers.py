@@ -1,12 +1,18 @@
 """CLIP and its comparison set on a fleet with two slow clients of ten."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from paceline.core.client import ClientData, Hooks
 from paceline.core.errors import ConfigError
+from paceline.engines.worker import Worker
+from paceline.methods.stragglers import clip
 from paceline.methods.stragglers.heterofl import HeteroFL
 from paceline.registry import find_method
 from paceline.run import prepare
+from paceline.submodels.select import Rank, Threshold
 from paceline.submodels.service import Submodels, submodels
 
 SLOW = "stragglers:share=0.2,slow=2.5,compute=1e5"
@@ -70,6 +76,8 @@ def test_only_the_slow_know_that_they_are_slow(task, config):
     assert all(m["fraction"] == 0.5 for m in slow[2:])
     fast = kept_by(task, config, 0, method="clip")
     assert all(m["fraction"] == 1.0 for m in fast)
+    assert fast[-1]["scored"] == 2  # the last round of the warm-up
+    assert slow[-1]["scored"] == 8
     assert "kept" not in fast[-1]
 
 
@@ -210,3 +218,90 @@ def test_most_clients_cannot_count_as_slow(name):
         with pytest.raises(ConfigError, match="straggler_share"):
             find_method(name).build({"straggler_share": share})
     find_method(name).build({"straggler_share": 0.5})
+
+
+@pytest.mark.parametrize("name", ["clip", "fjord", "heterofl", "randomdropout"])
+@pytest.mark.parametrize("merge", ["zero", "masked"])
+def test_who_skips_a_round_has_no_weight_in_it(task, config, monkeypatch, name, merge):
+    """Client 3 skips round 2: the mean is over the others, of updates and of kept shares."""
+    made = config(method=name, clients=4, cohort=4, rounds=2, options={"merge": merge})
+    cls, seen = find_method(name), {}
+    fraction, invoke = cls.fraction, Worker.invoke
+    monkeypatch.setattr(
+        cls, "fraction", lambda self, client: 0.0 if (client.id, client.round) == (3, 2) else fraction(self, client)
+    )
+
+    def spy(self, me, function, message):
+        reply = invoke(self, me, function, message)
+        if function == "train":
+            seen[me.id] = me.num_samples, reply
+        return reply
+
+    monkeypatch.setattr(Worker, "invoke", spy)
+    run = prepare(made, task=task)
+    state = run.method.init(run.fed)
+    for number in (1, 2):
+        run.fed.start_round(number)
+        before, state = state, run.method.round(run.fed, state)
+        run.fed.engine.commit()
+    assert not seen[3][1].delta.vector.any()
+    assert seen[3][1].kept == 0.0
+    one = float(merge == "masked" and name == "heterofl")  # counts of clients, and only rows of its classes (all here)
+    weights = [(1.0 if one else size) for size, _ in (seen[c] for c in range(3))]
+    mean = sum(w * seen[c][1].delta.vector.double() for c, w in enumerate(weights)) / sum(weights)
+    torch.testing.assert_close((state.params - before.params).vector.double(), mean, atol=1e-6, rtol=1e-5)
+    assert all(seen[c][1].kept == 1.0 for c in range(3))
+    if merge == "masked":
+        assert [seen[c][1].weight["kept"] for c in range(4)] == [1, 1, 1, 0]
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (6, 4, 5), (6, 4, 2, 3)])
+def test_outputs_of_absent_classes_are_masked_along_the_class_axis(shape):
+    """Of labels of any shape: logits have shape [samples, classes, ...]."""
+    y = torch.randint(2, (6, *shape[2:])) + 1  # classes 1 and 2
+    train = ClientData(torch.zeros(6, 1), y, torch.arange(6))
+    client = SimpleNamespace(
+        train=train, num_samples=6, problem=SimpleNamespace(loss=torch.nn.functional.cross_entropy, num_classes=4)
+    )
+    out = torch.randn(shape, requires_grad=True)
+    loss = HeteroFL().hooks(client, None).loss(out, y)
+    masked = out.detach().clone()
+    masked[:, [0, 3]] = 0.0
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(masked, y))
+    loss.backward()
+    assert not out.grad[:, [0, 3]].any()
+    assert out.grad[:, [1, 2]].any()
+    assert HeteroFL(masked_loss=False).hooks(client, None) == Hooks()
+    assert HeteroFL().hooks(SimpleNamespace(num_samples=0), None) == Hooks()
+
+
+@pytest.mark.parametrize(("options", "rule"), [({}, Rank()), ({"select": "threshold", "step": 0.5}, Threshold(step=0.5))])
+def test_clip_selects_by_the_rule_of_its_option(task, config, monkeypatch, options, rule):
+    """What it passes on: its scores, the selection before, the rule, and how often and how many units come back."""
+    chosen, explored = [], []
+    select, explore = clip.select, clip.explore
+    monkeypatch.setattr(clip, "select", lambda *args, **named: chosen.append((args, named)) or select(*args, **named))
+    monkeypatch.setattr(clip, "explore", lambda *args: explored.append(args) or explore(*args))
+    kept_by(task, config, 9, rounds=5, method="clip", options={"explore": 2, "back": 0.3, **options})
+    assert len(chosen) == len(explored) == 2 * 3
+    assert all(named == {"by": rule} for _, named in chosen)
+    assert [args[3] is None for args, _ in chosen] == [True, True, False, False, False, False]
+    assert [args[2] for args in explored] == [3, 3, 4, 4, 5, 5]
+    assert {args[4:] for args in explored} == {(2, 0.3)}
+
+
+def test_the_age_of_clips_scores_is_counted_in_rounds(task, config, monkeypatch):
+    """A client that is not asked in every round has scores of earlier ones."""
+    seen, scores, combine = [], clip.Clip.scores, clip.combine
+
+    def ask(self, client, params):
+        ages = []
+        monkeypatch.setattr(clip, "combine", lambda *args, age: ages.append(age) or combine(*args, age=age))
+        found = scores(self, client, params)
+        seen.append((ages, client.round - client.memory["scored"] if "scored" in client.memory else None))
+        return found
+
+    monkeypatch.setattr(clip.Clip, "scores", ask)
+    prepare(config(**COMMON | {"cohort": 6}, method="clip", rounds=12), task=task).go()
+    assert all(ages == [age] for ages, age in seen if age is not None)
+    assert {age for _, age in seen} > {1, 2}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import difflib
+import gzip
 import hashlib
 import itertools
+import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from cosmic_ray.ast.ast_query import ASTQuery
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.operators.operator import Operator
 
-__all__ = ["Mutant", "mutants_of"]
+__all__ = ["Mutant", "cached_mutants", "mutants_of"]
 
 BINARY = {("Add", "Sub"), ("Sub", "Add"), ("Mul", "Div"), ("Div", "Mul"), ("FloorDiv", "Div"), ("Mod", "FloorDiv"), ("Pow", "Mul")}
 BINARY |= {("BitAnd", "BitOr"), ("BitOr", "BitAnd"), ("BitXor", "BitAnd"), ("LShift", "RShift"), ("RShift", "LShift")}
@@ -109,7 +111,7 @@ def _walk(node: ast.AST, definition: str) -> Iterator[tuple[Any, str]]:
 
 
 def mutants_of(path: Path, root: Path) -> list[Mutant]:
-    """Return the mutants of a module, without changes in annotations, messages of errors and text that nothing computes with."""
+    """Return the mutants of a module, without changes that no result can show: see `_inert`."""
     source = path.read_text()
     skipped = _inert(source)
     found: dict[str, Mutant] = {}
@@ -119,6 +121,17 @@ def mutants_of(path: Path, root: Path) -> list[Mutant]:
         mutant = Mutant(path.relative_to(root).as_posix(), where, name, *_change(source, code), code)
         found.setdefault(mutant.key, mutant)
     return list(found.values())
+
+
+def cached_mutants(path: Path, root: Path, folder: Path) -> list[Mutant]:
+    """Return `mutants_of(path, root)` from a file of a folder, which is written where the module or this one has changed."""
+    versions = f"{path.relative_to(root)}\0".encode() + path.read_bytes() + Path(__file__).read_bytes()
+    kept = folder / f"{hashlib.sha256(versions).hexdigest()[:24]}.json.gz"
+    if not kept.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        kept.write_bytes(gzip.compress(json.dumps([asdict(mutant) for mutant in mutants_of(path, root)]).encode(), 1))
+    entries = json.loads(gzip.decompress(kept.read_bytes()))
+    return [Mutant(**{**entry, "lines": tuple(entry["lines"])}) for entry in entries]
 
 
 def _replaced(source: str) -> Iterator[tuple[str, tuple[int, int], str, str]]:
@@ -133,7 +146,11 @@ def _replaced(source: str) -> Iterator[tuple[str, tuple[int, int], str, str]]:
 
 
 def _inert(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Return the spans of annotations, decorators, ``raise`` statements, warnings and assertions for the type checker."""
+    """Return the spans of what computes no result.
+
+    These are annotations, imports, decorators, base classes, errors that are raised, warnings, formatted texts, assertions,
+    ``zip(strict=True)``, which asserts equal lengths, and ``field(repr=False)``.
+    """
     spans = []
     for node in ast.walk(ast.parse(source)):
         inert: list[ast.AST | None] = []
@@ -143,8 +160,10 @@ def _inert(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
             inert.append(node.annotation)
         elif isinstance(node, ast.Raise):
             inert.append(node.exc)
-        elif isinstance(node, ast.Assert | ast.ImportFrom | ast.Import) or (
-            isinstance(node, ast.Call) and ast.unparse(node.func) in ("TypeVar", "Literal", "warnings.warn", "cast")
+        elif (
+            isinstance(node, ast.Assert | ast.ImportFrom | ast.Import | ast.JoinedStr)
+            or (isinstance(node, ast.keyword) and node.arg in ("strict", "repr"))
+            or (isinstance(node, ast.Call) and ast.unparse(node.func) in ("TypeVar", "Literal", "warnings.warn", "cast"))
         ):
             inert.append(node)
         elif isinstance(node, ast.ClassDef):

@@ -1,15 +1,16 @@
 """The mutants of a small module are those that matter, and a mutant is killed exactly if a test fails."""
 
-import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("cosmic_ray", reason="needs: pip install -c constraints.txt -e '.[mutants]'")
 
+from tests.mutants import study, trial
 from tests.mutants.mutations import mutants_of
 from tests.mutants.study import equivalents
-from tests.mutants.trial import run_tests
+from tests.mutants.swap import changed_functions, live_functions, swap
 
 SOURCE = '''
 from __future__ import annotations
@@ -20,6 +21,7 @@ def mean(values: list[float] | None, weights: list[float]) -> float:
     total = 0.0
     for v, w in zip(values or [], weights, strict=True):
         total += v * w
+    name = f"{total - 1}"
     if total < 0:
         raise ValueError(f"{total + 1} is below 0")
     record(total, weight=sum(weights))
@@ -43,7 +45,9 @@ def test_what_is_changed_and_what_is_not(mutants):
     assert ("record(total, weight=sum(weights))", "pass") in changes
     assert ("if total < 0:", "if total <= 0:") in changes
     assert ("if total < 0:", "if total >= 0:") in changes
-    for silent in ("raise ", "def mean", '"""', "import "):  # messages, annotations, text
+    loop = "for v, w in zip(values or [], weights, strict=True):"
+    assert not {(loop, loop.replace("strict=True", other)) for other in ("", "strict=False")} & changes
+    for silent in ("raise ", "def mean", '"""', "import ", 'name = f"'):  # messages, annotations, text
         assert not [before for before, _ in changes if silent in before], silent
 
 
@@ -55,13 +59,93 @@ def test_a_key_survives_moved_lines(mutants, tmp_path):
     assert {m.lines[0] - 1 for m in moved} == {m.lines[0] for m in mutants}
 
 
+MODULE = """
+LIMIT = 3
+
+
+def twice(function):
+    return lambda value: 2 * function(value)
+
+
+@twice
+def halved(value, most=4):
+    return min(value, most) / 2
+
+
+class Counter:
+    start: int = 0
+
+    def next(self):
+        return self.start + sum(n for n in range(2))
+"""
+
+
 @pytest.mark.parametrize(
-    ("body", "outcome"),
-    [("assert True", "survived"), ("assert False", "killed"), ("import time; time.sleep(60)", "timeout")],
+    ("before", "after", "names"),
+    [
+        ("/ 2", "/ 3", ["halved"]),
+        ("range(2)", "range(3)", ["Counter.next"]),
+        ("2 * function", "3 * function", ["twice"]),
+        ("most=4", "most=5", None),
+        ("LIMIT = 3", "LIMIT = 4", None),
+        ("start: int = 0", "start: int = 1", None),
+        ("@twice\n", "", None),
+    ],
 )
-def test_outcomes(tmp_path, body, outcome):
-    (tmp_path / "test_it.py").write_text(textwrap.dedent(f"def test_it():\n    {body}\n"))
-    assert run_tests(tmp_path, ["test_it.py"], timeout=3.0 if outcome == "timeout" else 60.0) == outcome
+def test_functions_are_replaced_only_where_nothing_else_changed(before, after, names):
+    pairs = changed_functions(MODULE, MODULE.replace(before, after), "some.py")
+    assert (pairs if names is None else [new.co_qualname for _, new in pairs]) == names
+
+
+def test_decorated_functions_are_replaced_where_they_are():
+    space = {}
+    exec(compile(MODULE, "some.py", "exec"), space)
+    live = live_functions(lambda file: file == "some.py")
+    assert space["halved"](3) == 3.0
+    assert swap(changed_functions(MODULE, MODULE.replace("/ 2", "/ 3"), "some.py"), live)
+    assert space["halved"](3) == 2.0
+    assert not swap(changed_functions(MODULE, MODULE.replace("/ 2", "/ 3"), "other.py"), live)
+
+
+TEST = "import time\n\n\ndef test_it():\n    {}\n"
+
+
+@pytest.fixture
+def tree(tmp_path, mutants):
+    """A source tree with a module, and the first of its mutants."""
+    path = tmp_path / "src" / mutants[0].module
+    path.parent.mkdir(parents=True)
+    path.write_text(SOURCE)
+    return tmp_path, mutants[0]
+
+
+@pytest.mark.parametrize(
+    ("body", "result"), [("assert True", "survived"), ("assert False", "killed"), ("time.sleep(60)", "timeout")]
+)
+def test_outcomes(tree, body, result, monkeypatch):
+    folder, mutant = tree
+    monkeypatch.setattr(trial, "LEAST_WALL_SECONDS", 1.0 if result == "timeout" else 60.0)
+    (folder / "test_it.py").write_text(TEST.format(body))
+    outcome = trial.cold(trial.Trial(mutant, ["test_it.py::test_it"], [0.0]), folder)
+    assert (outcome.result, outcome.killer) == (result, "test_it.py::test_it" if result == "killed" else "")
+    assert (folder / "src" / mutant.module).read_text() == SOURCE
+
+
+def test_without_a_test_a_mutant_survives(tree):
+    assert trial.cold(trial.Trial(tree[1], [], []), tree[0]).result == "survived"
+
+
+def test_a_sample_takes_the_same_share_of_every_module(monkeypatch):
+    monkeypatch.setattr(study, "SCOPE", ("submodels/merge.py", "submodels/axes.py"))
+    monkeypatch.setattr(study, "cached_mutants", lambda path, root, folder: [SimpleNamespace(key=f"{path} {n}") for n in range(40)])
+    chosen = [study.all_mutants([], 0.2, seed) for seed in (1, 1, 2)]
+    assert chosen[0] == chosen[1] != chosen[2]
+    assert [sum("merge" in mutant.key for mutant in one) for one in chosen] == [8, 8, 8]
+    assert len(study.all_mutants([])) == 80
+
+
+def test_the_interval_is_wilsons():
+    assert study.interval(9, 10) == pytest.approx((0.5958, 0.9821), abs=1e-4)
 
 
 def test_equivalents_have_reasons():

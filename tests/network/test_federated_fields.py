@@ -61,6 +61,7 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
 
 ELSEWHERE = {
     "checkpoint_every": "when the server saves its state: test_federate.py",
+    "start_from": "names a file: test_starting.py",
     "measured": "times are real ones, which no two runs share: below",
 }
 

@@ -7,6 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import paceline as pl
+from paceline.results.groups import labels
 from tests.conftest import make_task
 
 FIELDS = {"clients": 4, "rounds": 2}
@@ -105,3 +106,21 @@ def test_an_unknown_figure_is_named(table):
 def test_what_is_no_comparison_is_named(methods, options, words):
     with pytest.raises(pl.errors.ConfigError, match=words):
         pl.compare(methods, make_task(), **options)
+
+
+def test_runs_that_differ_have_different_labels():
+    both = [
+        {"method": "a", "options": {"clip": 1}, "secure": {"clip": 3}},
+        {"method": "a", "options": {"clip": 2}, "secure": {"clip": 3}},
+        {"method": "a", "options": {"clip": 2}, "secure": {"clip": 4}},
+        {"method": "a", "options": {}, "secure": {"clip": 4}},
+        {"method": "a", "options": {"clip": "2"}, "secure": {"clip": 4}},
+    ]
+    found = labels(both)
+    assert found[:4] == ["a:clip=1,secure.clip=3", "a:clip=2,secure.clip=3", "a:clip=2,secure.clip=4", "a:secure.clip=4"]
+    assert len(set(found)) == 5
+    assert labels([both[0], both[0]]) == ["a", "a"]  # two seeds of one run
+
+
+def test_the_picture_names_task_and_partition(table):
+    assert table.plot().get_suptitle() == "blobs, iid, 4 clients, 2 rounds"

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from matplotlib.image import imread
 
-from paceline.core.errors import StoreError
+from paceline.core.errors import StoreError, UnknownNameError
 from paceline.store import RunFolder
-from paceline.store.plots import _curve, _spread, plot_compare, plot_run
+from paceline.store.plots import _curve, _numbers, _spread, draw_compare, plot_compare, plot_run
 
 
 def history(seconds: float, final: float, rounds: int = 6, **more: float) -> list[dict[str, Any]]:
@@ -76,3 +76,47 @@ def test_seeds_are_averaged_over_the_rounds_that_all_have() -> None:
 def test_labels_are_spread_apart() -> None:
     places = _spread([70.0, 69.9, 10.0, 70.1], gap=5.0, low=0.0, high=72.0)
     assert places == [67.0, 62.0, 10.0, 72.0]
+
+
+def drawn(**options: Any) -> tuple[Any, str]:
+    """Return the figure of two methods, with two and three seeds, and all of its texts."""
+    seeds = [("none", s) for s in range(2)] + [("clip", s) for s in range(3)]
+    runs = [{"method": m, "seed": s, "history": history(40.0, 0.7 + 0.01 * s)} for m, s in seeds]
+    figure = draw_compare(runs, "digits, iid, 4 clients", **options)
+    figure.canvas.draw()
+    return figure, "\n".join(t.get_text() for t in figure.findobj(lambda a: hasattr(a, "get_text")))
+
+
+def test_a_picture_says_what_its_bands_are_and_of_how_many_seeds() -> None:
+    _, text = drawn()
+    assert "line: mean of 2 to 3 seeds; band: lowest to highest seed" in text
+    assert "digits, iid, 4 clients" in text
+    one = draw_compare([{"method": "a", "seed": 0, "history": history(1.0, 0.5)}] * 2)  # the same seed twice
+    assert "one seed" in one.axes[0].get_xlabel()
+
+
+@pytest.mark.parametrize(
+    ("x", "label", "last"), [("time", "virtual time (s)", 240.0), ("rounds", "rounds", 6.0), ("bytes", "by all clients (MB)", 66.0)]
+)
+def test_axes(x: str, label: str, last: float) -> None:
+    figure, text = drawn(x=x)
+    left = figure.axes[0]
+    assert label in left.get_xlabel()
+    assert left.get_xlim()[1] == pytest.approx(last)
+    assert f"over {'virtual time' if x == 'time' else x}" in text
+    with pytest.raises(UnknownNameError, match="did you mean time"):
+        drawn(x="tme")
+
+
+def test_no_two_parts_of_a_bar_look_alike() -> None:
+    parts = {f"part{i}_seconds": 1.0 for i in range(9)}
+    figure = draw_compare([{"method": "a", "seed": 0, "history": history(12.0, 0.5, **parts)}])
+    bars = [c.patches[0] for c in figure.axes[1].containers]
+    assert len({(bar.get_facecolor(), bar.get_hatch()) for bar in bars}) == len(bars) == 10
+
+
+def test_no_two_bars_have_one_label() -> None:
+    assert _numbers([0.1021, 0.1239, 0.1021], "s") == ["0.102 s", "0.124 s", "0.102 s"]
+    assert _numbers([0.10212, 0.10213], "s") == ["0.10212 s", "0.10213 s"]
+    assert _numbers([12345.6, 2.0], "MB") == ["12300 MB", "2 MB"]
+    assert _numbers([1.0, 1.0], "MB") == ["1 MB", "1 MB"]

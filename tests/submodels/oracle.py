@@ -63,7 +63,7 @@ def randomise(module: nn.Module, seed: int) -> None:
         if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d):
             m.running_mean.normal_(generator=rng)
             m.running_var.uniform_(0.5, 2.0, generator=rng)
-        if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm):
+        if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm) and m.weight is not None:
             nn.init.normal_(m.weight, generator=rng)
             nn.init.normal_(m.bias, generator=rng)
 

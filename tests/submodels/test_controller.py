@@ -1,9 +1,11 @@
 import json
 
+import numpy as np
 import pytest
 
 from paceline.core.errors import ConfigError
 from paceline.submodels.controller import Controller, Decision, State
+from paceline.submodels.policy import cutoff
 from tests.submodels.test_policy import COSTS, SHARES
 
 PLAN = Controller(COSTS, SHARES)
@@ -125,3 +127,105 @@ def test_a_slow_link_meets_the_target_without_losing_units_it_need_not() -> None
     padded = Controller(COSTS, overhead=0.0)
     state = settled(40.0, 31.36, 45.0 / 1.05, padded)
     assert padded.decide(state, 4)[0].fraction == 0.5
+
+
+class Slow:
+    """The controller's rules, read from its documentation, with one attribute for each estimate."""
+
+    def __init__(self, plan: Controller) -> None:
+        self.plan, self.tiers = plan, sorted(plan.costs, reverse=True)
+        self.mean, self.dev = {"c": 0.0, "t": 0.0}, {"c": 0.0, "t": 0.0}
+        self.seen = self.last = self.up = self.out = 0
+        self.tier, self.goal, self.target = self.tiers[0], 0.0, 0.0
+        self.heard: dict[int, tuple[int, float]] = {}
+
+    def missed(self, round: int) -> int:
+        return max(0, round - self.last - 1) if self.seen else 0
+
+    def wider(self, round: int) -> float:
+        return min(2.0, 1 + self.missed(round) / 10)
+
+    def observe(self, round: int, p: float, compute: float, transfer: float) -> None:
+        sent = self.plan.shares[p] if self.plan.shares else 1.0
+        full = {"c": max(compute - self.plan.overhead, 0) / self.plan.costs[p], "t": transfer / sent}
+        for key, value in full.items():
+            if not self.seen:
+                self.mean[key], self.dev[key] = value, 0.0
+                continue
+            error, dev = value - self.mean[key], self.dev[key] * self.wider(round)
+            self.dev[key] = dev + self.plan.beta * (abs(error) - dev)
+            self.mean[key] += self.plan.alpha * error
+        self.seen, self.last, self.out = self.seen + 1, round, 0
+
+    def hear(self, round: int, totals: dict[int, float]) -> None:
+        self.heard |= {peer: (round, total) for peer, total in totals.items()}
+        self.heard = {peer: (r, total) for peer, (r, total) in self.heard.items() if round - r < self.plan.window}
+        if self.heard:
+            new = cutoff([total for _, total in self.heard.values()], self.plan.share)
+            self.target = new if not self.target else self.target + self.plan.target_rate * (new - self.target)
+
+    def decide(self, round: int) -> Decision:
+        if self.missed(round) > self.plan.forget:
+            smaller = [p for p in self.tiers if p < self.tier]
+            self.seen = self.up = self.out = 0
+            self.tier = smaller[0] if smaller else self.tiers[-1]
+        if self.seen < self.plan.warm_up or not self.target:
+            return Decision(self.tier)
+
+        def seconds(p: float) -> float:
+            c, t = (self.mean[k] + 2 * self.dev[k] * self.wider(round) for k in "ct")
+            return c * self.plan.costs[p] + self.plan.overhead + t * (self.plan.shares[p] if self.plan.shares else 1.0)
+
+        fits = [p for p in self.tiers if seconds(p) <= self.plan.slack * self.target]
+        if not fits:
+            self.tier, self.up, late = self.tiers[-1], 0, self.out >= self.plan.most_out
+            self.out = 0 if late else self.out + 1
+            return Decision(self.tier, True) if late else Decision(0.0)
+        self.out = 0
+        if fits[0] <= self.tier:
+            self.tier, self.up = fits[0], 0
+            return Decision(self.tier)
+        self.up, self.goal = self.up + 1, min(fits[0], self.goal) if self.up else fits[0]
+        if self.up >= self.plan.patience:
+            self.tier, self.up = self.goal, 0
+        return Decision(self.tier)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_life_of_a_client_by_the_slow_reading(seed: int) -> None:
+    """Changing speed, links and fleets, absences short and long, and clients that fit no tier."""
+    rng = np.random.default_rng(seed)
+    changes = {"overhead": 1.5, "shares": None, "patience": 2, "forget": 6, "most_out": 2} if seed % 2 else {"forget": 8}
+    plan = Controller(COSTS, **{"shares": SHARES, **changes})
+    slow, state, round, kinds = Slow(plan), plan.start(), 0, set()
+    for _ in range(60):
+        round += int(rng.choice([1, 1, 1, 1, 2, 4, 12]))
+        if rng.random() < 0.9:
+            state = plan.hear(
+                state, round, totals := {int(c): float(rng.uniform(20, 60)) for c in rng.choice(9, rng.integers(0, 6))}
+            )
+            slow.hear(round, totals)
+        decision, state = plan.decide(state, round)
+        assert decision == slow.decide(round)
+        kinds.add(decision)
+        if decision.fraction and rng.random() < 0.9:
+            scale = rng.choice([0.05, 1.0, 1.0, 2.5]) if round % 25 < 15 else 5.0
+            times = float(scale * rng.uniform(15, 30)), float(scale * rng.uniform(1, 10))
+            state = plan.observe(state, round, decision.fraction, *times)
+            slow.observe(round, decision.fraction, *times)
+            assert plan.full_total(state) == pytest.approx(slow.mean["c"] + plan.overhead + slow.mean["t"])
+            for p in COSTS:
+                planned = [slow.mean[k] + 2 * slow.dev[k] for k in "ct"]
+                sent = plan.shares[p] if plan.shares else 1.0
+                assert plan.seconds(state, p) == pytest.approx(planned[0] * COSTS[p] + plan.overhead + planned[1] * sent)
+    assert len(kinds) > 2
+
+
+def test_defaults_of_the_controller() -> None:
+    plan = Controller({1.0: 1.0})
+    assert (plan.overhead, plan.share, plan.alpha, plan.beta, plan.target_rate) == (0.0, 0.2, 0.25, 0.25, 0.3)
+    assert (plan.slack, plan.patience, plan.warm_up, plan.window, plan.forget, plan.most_out) == (1.05, 3, 2, 5, 20, 3)
+    assert plan.start() == {
+        "seen": 0, "round": 0, "up": 0, "out": 0, "tier": 1.0, "compute": 0.0, "compute_dev": 0.0, "transfer": 0.0,
+        "transfer_dev": 0.0, "target": 0.0, "up_to": 0.0,
+    }  # fmt: skip

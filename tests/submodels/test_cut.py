@@ -1,4 +1,5 @@
 import copy
+from inspect import signature
 
 import pytest
 import torch
@@ -7,9 +8,10 @@ from torch import Tensor, nn
 from paceline.core.errors import SubmodelError, ZeroCostError
 from paceline.core.layout import Layout
 from paceline.core.params import Params
-from paceline.submodels.build import num_groups
+from paceline.submodels.build import num_groups, shrink
 from paceline.submodels.cut import TIERS, Cutter, keep_count
 from paceline.submodels.flops import _CELL, counted, flops
+from paceline.submodels.service import train_submodel
 from tests.submodels.nets import EXAMPLES, CharLSTM
 from tests.submodels.u1 import dense, params_of
 
@@ -185,6 +187,7 @@ def test_wrong_kept_sets_are_refused(cutters: dict[str, Cutter]) -> None:
     for name, units, message in [
         ("conv1", torch.tensor([16]), "0 to 15"),
         ("conv1", torch.tensor([1, 1]), "each listed once"),
+        ("conv1", torch.tensor([3, -1]), "0 to 15"),
         ("conv1", torch.tensor([], dtype=torch.int64), "at least one"),
         ("conv3", torch.tensor([1]), "did you mean"),
     ]:
@@ -244,3 +247,38 @@ def test_an_elementwise_parameter_is_work_and_no_work_is_refused() -> None:
     assert counted(lambda: torch.ones(3).reshape(3, 1) + 1)[1] == 3
     with pytest.raises(ZeroCostError, match="Flatten executes no arithmetic"):
         flops(nn.Flatten(), torch.zeros(2, 3, 4))
+
+
+@pytest.mark.parametrize(("layers", "both"), [(1, False), (2, False), (1, True), (2, True)])
+def test_flops_of_lstms_in_both_directions(layers: int, both: bool) -> None:
+    lstm = nn.LSTM(3, 8, layers, bidirectional=both, batch_first=True)
+    ways = 2 if both else 1
+    inputs = 3 + (layers - 1) * 8 * ways
+    products = ways * 4 * 8 * (inputs + layers * 8)
+    assert flops(lstm, torch.zeros(2, 5, 3)) == 5 * (2 * products + ways * layers * 8 * _CELL)
+
+
+def test_flops_behind_an_lstm_count() -> None:
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.out = nn.LSTM(3, 8, batch_first=True), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.lstm(x)[0])
+
+    head = Head()
+    behind = flops(head, torch.zeros(2, 5, 3)) - flops(head.lstm, torch.zeros(2, 5, 3))
+    assert 5 * 2 * 8 * 2 <= behind <= 5 * 2 * (8 * 2 + 1)  # products, and perhaps the addition of the bias
+
+
+def test_layers_of_an_lstm_that_were_cut_apart_are_refused() -> None:
+    net = CharLSTM(5, 4)
+    graph = Cutter(net, Layout.of(net), torch.zeros(1, 3, dtype=torch.int64)).graph
+    masks = {"lstm.l0": torch.tensor([True, True, False, False]), "lstm.l1": torch.tensor([True, True, True, False])}
+    with pytest.raises(SubmodelError, match="layers of LSTM 'lstm' must retain equally many cells"):
+        shrink(net, graph, masks)
+
+
+def test_sub_models_are_trained_without_a_scale_unless_one_is_given() -> None:
+    assert signature(train_submodel).parameters["rescale"].default == 1.0

@@ -1,3 +1,4 @@
+import random
 import re
 from collections.abc import Callable
 
@@ -7,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paceline.core.errors import SubmodelError
+from paceline.submodels.axes import Spaces
+from paceline.submodels.build import output_shapes
 from paceline.submodels.graph import UnitGraph
 from tests.submodels.nets import EXAMPLES
 from tests.submodels.oracle import check
@@ -259,3 +262,58 @@ def test_what_leaves_units_apart_does_not() -> None:
         net(x)
         assert UnitGraph.trace(net, x).groups == {"conv": 4}
         check(net, x, 1)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_spaces_by_a_slow_union(seed: int) -> None:
+    """Ties of axes of any grain, and reasons: axes share units exactly if a chain of ties leads from one to the other."""
+    rng = random.Random(seed)
+    spaces, sizes = Spaces(), [rng.choice([2, 4, 12]) for _ in range(9)]
+    axes = [spaces.new(size, f"s{k}")._replace(repeat=24 // size) for k, size in enumerate(sizes)]
+    sets, whole = [{k} for k in range(9)], set()
+    for _ in range(rng.randrange(12)):
+        a, b = rng.randrange(9), rng.randrange(9)
+        if rng.random() < 0.25:
+            spaces.keep_whole(axes[a], f"because of {a}")
+            whole.add(a)
+            continue
+        if rng.random() < 0.1:
+            spaces.tie(axes[a], None, "an axis that is not cut")
+            whole.add(a)
+            continue
+        spaces.tie(axes[a], axes[b], "tied")
+        one, other = (next(s for s in sets if k in s) for k in (a, b))
+        if one is not other:
+            sets.remove(other)
+            one |= other
+    for members in sets:
+        size = min(sizes[k] for k in members)  # 2, 4 and 12 divide one another
+        for k in members:
+            assert spaces.is_whole(axes[k]) == bool(members & whole)
+            assert spaces.size(axes[k]) == size
+            assert spaces.units(axes[k], 24).tolist() == [i // (24 // size) for i in range(24)]
+            assert spaces.name(axes[k]) == f"s{min(members)}"
+    reasons = spaces.why_whole()
+    assert set(reasons) == {f"s{min(members)}" for members in sets if members & whole}
+
+
+def test_axes_without_a_common_grain_stay_whole() -> None:
+    for one, other in (((4, 3), (6, 2)), ((4, 1), (4, 3)), ((4, 2), (5, 2))):
+        spaces = Spaces()
+        a, b = (spaces.new(size, name)._replace(repeat=repeat) for name, (size, repeat) in (("a", one), ("b", other)))
+        spaces.tie(a, b, "they meet")
+        assert set(spaces.why_whole()) == {"a", "b"}
+        assert "do not align" in spaces.why_whole()["a"]
+    spaces = Spaces()
+    a = spaces.new(4, "a")
+    spaces.tie(a._replace(repeat=2), a, "it meets itself")
+    assert spaces.is_whole(a)
+
+
+def test_shapes_of_outputs_of_any_form() -> None:
+    class Several(nn.Module):
+        def forward(self, x: Tensor) -> object:
+            return {"a": x, "b": [x[:1], (x[:, :2], None)], "c": "text"}
+
+    assert output_shapes(Several(), (torch.zeros(2, 3),)) == [(2, 3), (1, 3), (2, 2)]
+    assert output_shapes(nn.Identity(), (torch.zeros(2, 3),)) == [(2, 3)]

@@ -128,6 +128,9 @@ def test_mixed_scores() -> None:
     before = {"a": torch.tensor([3.0, float("nan"), 1.0])}
     assert combine(local, public, kept, before)["a"].tolist() == [2, 20, 2]
     assert combine(local, public, kept, before, age=11)["a"].tolist() == [1, 20, 3]
+    assert combine(local, public, kept, before, limit=0)["a"].tolist() == [1, 20, 3]
+    assert combine(local, public, kept, before, age=10)["a"].tolist() == [2, 20, 2]
+    assert combine(local, public, kept, before, factor=0.75)["a"].tolist() == [1.5, 20, 2.5]
     blank = unknown({"a": 3})
     assert combine(blank, public, kept, before)["a"].tolist() == [6.5, 20, 15.5]
     assert combine(blank, blank, kept, before)["a"].tolist()[::2] == [3, 1]
@@ -137,3 +140,13 @@ def test_an_unknown_reduction_is_refused() -> None:
     scorer, delta, theta = u1()
     with pytest.raises(ConfigError, match="max, mean or l2"):
         scorer.score(delta, theta, "median")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("clients", [4, 8, 64, 400])
+@pytest.mark.parametrize("quorum", [0.5, 0.75, 1.0])
+def test_a_quorum_that_is_just_met(clients: int, quorum: float) -> None:
+    """Also where float32 cannot tell the quorum from a little less."""
+    scorer, delta, _ = u1()
+    for short, steady in ((0.0, True), (1.0, False)):
+        mask = scorer.invariant(delta.zeros() + (quorum * clients - short), clients, quorum)["0"]
+        assert mask.tolist() == [steady] * 4

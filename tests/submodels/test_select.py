@@ -114,3 +114,69 @@ def test_what_is_refused() -> None:
         one([1.0, 2.0], 5, "rank")
     with pytest.raises(SubmodelError, match="the scores of group"):
         select({}, {"a": 1}, rng())
+
+
+@pytest.mark.parametrize("by", ["random", "rank", Threshold(0.4), Threshold(None, step=0.1), "invariant"])
+def test_draws_come_from_the_given_generator_alone(by: object) -> None:
+    """Known, tied and unknown scores; whatever the state of torch's own generator, and another seed gives other draws."""
+    for scores in ([0.5] * 12, [NAN] * 12, [0.1, 0.9, NAN] * 4):
+        found = []
+        for seed in (0, 0, 1, 2, 3, 4):
+            torch.manual_seed(len(found))
+            found.append(one(scores, 5, by, previous=[0, 1, 2, 3, 4], seed=seed))
+            units, plain = {"a": torch.tensor(found[-1])}, {"a": torch.arange(12.0)}
+            torch.manual_seed(len(found) + 100)
+            back = [explore(units, plain, 5, rng(seed), share=0.5)["a"].tolist() for _ in range(2)]
+            assert back[0] == back[1]
+        assert found[0] == found[1]
+
+
+def test_all_of_a_class_of_scores_are_taken_before_the_next() -> None:
+    """Threshold: dropped before and below; below; the rest. The edge itself is below."""
+    scores, step = [0.125, 0.125, 0.25, 0.25, 0.26, 0.9], Threshold(0.25, tolerance=0.0)
+    for seed in range(12):
+        assert one(scores, 5, step, previous=[0, 2, 3, 4, 5], seed=seed) == [0, 2, 3, 4, 5]
+        assert {4, 5} <= set(one(scores, 3, step, previous=[0, 2, 3, 4, 5], seed=seed))
+        assert one(scores, 2, step, previous=[0, 2, 3, 4, 5], seed=seed) == [4, 5]
+        assert {4, 5} > set(one(scores, 1, step, seed=seed))
+    exact = {"a": torch.tensor([0.0, 0.25, 0.5, 0.75])}
+    for count, kept in ((3, [1, 2, 3]), (2, [2, 3]), (1, [3])):  # steps of 1/4 reach each edge exactly
+        assert select(exact, {"a": count}, rng(), by=Threshold(0.0, step=0.25, tolerance=0.0))["a"].tolist() == kept
+
+
+@pytest.mark.parametrize(("number", "threshold", "after"), [(2, 0.3, 0.3), (3, 0.3, 0.4), (2, 0.299, 0.399), (0, 0.0, 0.0)])
+def test_the_next_threshold(number: int, threshold: float, after: float) -> None:
+    scores = torch.tensor([0.1, 0.3, 0.5], dtype=torch.float64)
+    assert next_threshold(threshold, scores, number, 0.1) == pytest.approx(after)
+
+
+@pytest.mark.parametrize(
+    ("dropped", "share", "restored"), [(10, 0.1, 1), (11, 0.1, 2), (20, 0.25, 5), (3, 0.0, 0), (30, 1.0, 10), (1, 0.01, 1)]
+)
+def test_how_many_units_come_back(dropped: int, share: float, restored: int) -> None:
+    """Rounded up, and no more than are kept."""
+    kept = {"a": torch.arange(dropped, dropped + 10)}
+    scores = {"a": torch.cat([torch.zeros(dropped), torch.arange(10.0).flip(0)])}
+    out = explore(kept, scores, 10, rng(), share=share)["a"]
+    assert int((out < dropped).sum()) == restored
+    assert out[out >= dropped].tolist() == list(range(dropped, dropped + 10 - restored))  # the lowest scores leave
+
+
+def test_unknown_units_leave_last() -> None:
+    kept, scores = {"a": torch.tensor([0, 1, 2])}, {"a": torch.tensor([NAN, 5.0, 7.0, 0.0])}
+    assert explore(kept, scores, 5, rng(), share=1.0)["a"].tolist() == [0, 2, 3]
+
+
+def test_rank_within_its_tolerance() -> None:
+    """Scores are tied within t (1 + |score|), and the first of them are kept."""
+    for size in (0.0, 100.0):
+        near, far = size + 0.9e-3 * (1 + size), size + 1.2e-3 * (1 + size)
+        assert one([near, size, 1e6], 2, Rank(tolerance=1e-3)) == [0, 2]
+        assert one([size, near, 1e6], 2, Rank(tolerance=1e-3)) == [0, 2]
+        assert one([size, far, 1e6], 2, Rank(tolerance=1e-3)) == [1, 2]
+
+
+def test_a_threshold_that_is_high_enough_stays() -> None:
+    """Unit 1, which was dropped before, still fits."""
+    assert one([0.1, 0.4, 0.9], 2, Threshold(0.45, step=0.1), previous=[0, 2]) == [0, 2]
+    assert one([0.1, 0.4, 0.9], 2, Threshold(1.45, step=0.1), previous=[0, 1]) == [0, 1]

@@ -11,7 +11,25 @@ import typer
 from typer.core import TyperGroup
 
 from paceline import __version__
-from paceline.cli import ca, client, compare, data, doctor, federate, listing, models, partition, report, run, schema, server
+from paceline.cli import (
+    ca,
+    client,
+    compare,
+    data,
+    doctor,
+    federate,
+    listing,
+    models,
+    new,
+    partition,
+    predict,
+    report,
+    resume,
+    run,
+    schema,
+    server,
+    sweep,
+)
 from paceline.cli.exitcodes import epilog
 from paceline.cli.show import err, show_error
 from paceline.cli.signals import ending
@@ -106,7 +124,7 @@ def start(
     """
 
 
-for command in (run.run, compare.compare, run.resume, report.report):
+for command in (new.new, run.run, compare.compare, sweep.sweep, resume.resume, report.report, predict.predict, predict.export):
     app.command(rich_help_panel="Runs")(command)
 for command in (listing.methods, listing.tasks, models.models, listing.metrics, partition.partition, schema.schema, doctor.doctor):
     app.command(rich_help_panel="Methods, tasks and data")(command)

@@ -9,7 +9,7 @@ import typer
 
 from paceline import registry
 from paceline.cli.fields import ConfigFile, Options, SecureOptions, TaskOptions, completed, configuration, run_options
-from paceline.cli.run import Json, Out, Quiet, Replace
+from paceline.cli.run import Axis, Json, Out, Quiet, Replace
 from paceline.cli.show import out as console_out
 from paceline.cli.show import print_json
 from paceline.cli.signals import resumable
@@ -20,7 +20,7 @@ from paceline.results.progress import LiveProgress
 if TYPE_CHECKING:
     pass
 
-__all__ = ["compare"]
+__all__ = ["compare", "read_seeds"]
 
 
 @run_options(without=("seed",))
@@ -46,6 +46,7 @@ def compare(
         typer.Option("--name", help="name of the comparison's folder", show_default="compare-TASK"),
     ] = None,
     replace: Replace = False,
+    x: Axis = "time",
     json: Json = False,
     quiet: Quiet = False,
     **given: Any,
@@ -62,10 +63,10 @@ def compare(
             ctx, given, config, method=spec.name, options=common | spec.options,
             task_option=task_option, secure_option=secure_option,
         )  # fmt: skip
-        settings += [base.fitted().model_copy(update={"seed": seed}) for seed in _seeds(seeds)]
+        settings += [base.fitted().model_copy(update={"seed": seed}) for seed in read_seeds(seeds)]
     from paceline.results.arguments import Arguments
-    from paceline.run import run_all
     from paceline.store.places import new_place
+    from paceline.studies import run_all
 
     with (
         new_place(out, name, f"compare-{settings[0].task}", replace) as place,
@@ -73,7 +74,7 @@ def compare(
     ):
         made = run_all([Arguments(settled) for settled in settings], place, progress, resumable)
     picture = place / "compare.png"
-    made.plot(picture)
+    made.plot(picture, x)
     if json:
         print_json([{**entry.summary, "label": label} for entry, label in zip(made.entries, made.labels, strict=True)])
         return
@@ -83,11 +84,19 @@ def compare(
     console.print(f"runs: {place}\nplot: {picture}", soft_wrap=True)
 
 
-def _seeds(text: str) -> list[int]:
+def read_seeds(text: str, count: bool = False) -> list[int]:
+    """Return the seeds of an option.
+
+    Args:
+        text: as typed.
+        count: whether a single number is a number of seeds.
+    """
     try:
         found = [int(part) for part in text.split(",")]
     except ValueError:
         raise ConfigError(f"--seeds {text!r} is not a list of whole numbers such as 0,1,2") from None
-    if min(found) < 0 or len(set(found)) < len(found):
+    if count and len(found) == 1 and found[0] > 0:
+        return list(range(found[0]))
+    if min(found) < 0 or len(set(found)) < len(found) or (count and len(found) == 1):
         raise ConfigError(f"--seeds {text!r}: seeds must differ and be at least 0")
     return found

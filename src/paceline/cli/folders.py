@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 from paceline.core.errors import StoreError
 from paceline.results.groups import RunEntry
 from paceline.store import RunFolder
-from paceline.store.places import COMPARISON, new_place
+from paceline.store.places import COMPARISON, new_place, read_comparison
 
 __all__ = ["entries_of", "new_place", "plot"]
 
@@ -19,32 +19,27 @@ def entries_of(path: Path) -> list[RunEntry]:
     Raises:
         StoreError: there is no finished run.
     """
+    configs: list[dict[str, Any]] = []
     if (path / COMPARISON).exists():
-        folders = [RunFolder(path / name) for name in _compared(path / COMPARISON)]
+        names, configs, _ = read_comparison(path)
+        folders = [RunFolder(path / name) for name in names]
     elif (path / "config.toml").exists():
         folders = [RunFolder(path)]
     else:
         folders = RunFolder.list(path)
     found = []
-    for folder in folders:
+    for number, folder in enumerate(folders):
         summary = folder.read_summary()
         if summary is not None:
             summary |= {"run": str(folder.path)}
-            found.append(RunEntry(folder.read_config(), summary, folder.read_metrics()))
+            found.append(RunEntry(configs[number] if configs else folder.read_config(), summary, folder.read_metrics()))
     if not found:
         raise StoreError(f"{path} contains no finished run; resume an unfinished one with: paceline resume RUN")
     return found
 
 
-def plot(path: Path) -> Path:
-    """Plot a run's rounds into its folder; return the file."""
+def plot(path: Path, x: str = "time") -> Path:
+    """Plot a run's rounds into its folder, over time, rounds or bytes; return the file."""
     from paceline.store.plots import plot_run
 
-    return plot_run(RunFolder(path))
-
-
-def _compared(file: Path) -> list[str]:
-    try:
-        return [str(name) for name in json.loads(file.read_text(encoding="utf-8"))["runs"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{file} cannot be read: {error}") from error
+    return plot_run(RunFolder(path), x)

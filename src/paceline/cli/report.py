@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from paceline.cli.run import Json
+from paceline.cli.run import Axis, Json
 from paceline.cli.show import out as console_out
 from paceline.cli.show import print_json
 from paceline.core.errors import ConfigError
@@ -39,6 +39,7 @@ def report(
         float | None,
         typer.Option("--target-score", help="value of the primary metric whose time is reported", show_default="the same"),
     ] = None,
+    x: Axis = "time",
     json: Json = False,
 ) -> None:
     """Show one or more finished runs as a table, and save their plots."""
@@ -51,14 +52,14 @@ def report(
 
     found = {str(entry.summary["run"]): entry for path in runs for entry in entries_of(path)}
     entries = list(found.values())
-    pictures = [plot(Path(path)) for path in found]
+    pictures = [plot(Path(path), x) for path in found]
     others = {entry.main.name for entry in entries} - {"accuracy"}
     if target_accuracy is not None and others:
         raise ConfigError(f"--target-accuracy is of accuracy, but {', '.join(sorted(others))} is primary; use --target-score")
     made = Comparison(entries, "Finished runs", target_accuracy if target_score is None else target_score)
     if len(entries) > 1:
         pictures.append((out or runs[0]) / "compare.png")
-        made.plot(pictures[-1])
+        made.plot(pictures[-1], x)
     if json:
         print_json([{**e.summary, "label": label} for e, label in zip(entries, made.labels, strict=True)])
         return

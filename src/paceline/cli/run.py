@@ -1,10 +1,10 @@
-"""`paceline run` and `paceline resume`."""
+"""`paceline run`."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,7 +18,7 @@ from paceline.results.progress import LiveProgress
 if TYPE_CHECKING:
     from paceline.results.result import Result
 
-__all__ = ["Json", "Name", "Out", "Quiet", "Replace", "resume", "run"]
+__all__ = ["Axis", "Json", "Name", "Out", "Quiet", "Replace", "Track", "run"]
 
 Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="folder for runs")]
 Name = Annotated[str | None, typer.Option("--name", help="name of the run's folder", show_default="METHOD-TASK-sSEED")]
@@ -33,6 +33,9 @@ Track = Annotated[
         help="write figures to tensorboard, mlflow or wandb",
         show_default="none",
     ),
+]
+Axis = Annotated[
+    Literal["time", "rounds", "bytes"], typer.Option("--x", help="horizontal axis of the plot: virtual time, rounds, or bytes")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="show no progress", show_default="off")]
 
@@ -84,25 +87,6 @@ def run(
     _finish(summary, json, profile)
 
 
-def resume(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of the run", show_default=False)],
-    json: Json = False,
-    quiet: Quiet = False,
-    track: Track = None,
-) -> None:
-    """Resume a stopped or killed run from its last checkpoint; the result is bitwise identical."""
-    from paceline.store import RunFolder
-
-    if RunFolder.open(run).read_config().get("engine") == "grpc":
-        from paceline.deploy.loopback import resume as carry_on
-    else:
-        from paceline.run import resume as carry_on
-    with LiveProgress(quiet or json) as progress, resumable(run):
-        progress.begin(run.name)
-        summary = carry_on(run, [progress, *(track or ())])
-    _finish(summary, json)
-
-
 def _profile(summary: Result) -> None:
     """Print the wall time of the rounds by section: in this process, and in all workers together."""
     shown = table("Wall time by section", "section", "this process", "workers", right=("this process", "workers"))
@@ -119,6 +103,7 @@ def _named(figure: str) -> str:
 
 
 def _finish(summary: Result, as_json: bool, profile: bool = False) -> None:
+    """Print the outcome of a run, as a table or as JSON."""
     if as_json:
         print_json(summary.as_dict())
         return

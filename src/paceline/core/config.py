@@ -60,6 +60,9 @@ class RunConfig(BaseModel):
 
     task: str = _option("mnist-5k", TASK, "task; see `paceline tasks`, or kind:/path for your own files")
     model: str | None = _option(None, TASK, "reference model", "the task's own")
+    start_from: str | None = _option(
+        None, TASK, "run, .safetensors file or file of a state dict whose weights the model starts from", "random weights"
+    )
     partition: str = _option(
         "iid",
         TASK,

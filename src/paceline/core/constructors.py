@@ -243,7 +243,9 @@ class Constructors:
         make, kind = maker(model if isinstance(model, nn.Module) else sized(model, len(made.inputs)))
         options.setdefault("name", "frame")
         task = cls._of(samples(pairs[0], "train", kind), samples(pairs[1], "test", kind), make, owner, owners, options)
-        task.info["inputs"] = ", ".join(made.inputs)  # type: ignore[attr-defined]
+        count = task.num_classes  # type: ignore[attr-defined]
+        named = classes or options.get("classes") or list(range(count))
+        task.info.update({"inputs": ", ".join(made.inputs), "schema": made.schema(target, named)})  # type: ignore[attr-defined]
         return task
 
     @classmethod
@@ -318,7 +320,7 @@ class Constructors:
             make,
             count,
             loss,
-            classes=classes if count else (),
+            classes=classes if count or getattr(loss, "name", "") == "bce" else (),
             **given,
         )
         return task

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -54,6 +55,25 @@ class FrameColumns:
             for name in self.names
             for part in ([f"{name}={c}" for c in self.categories[name]] if name in self.categories else [name])
         ]
+
+    def schema(self, target: str, classes: Sequence[Any]) -> str:
+        """Return the schema of the columns as JSON, in the form of `paceline.data.schema.Schema`.
+
+        Args:
+            target: column that is predicted.
+            classes: names of its classes; empty for a number.
+        """
+        columns: list[dict[str, Any]] = []
+        for name in self.names:
+            if name in self.categories:
+                columns.append({"name": name, "kind": "category", "categories": self.categories[name]})
+            else:
+                mean, deviation = self.scales[name]
+                columns.append({"name": name, "kind": "number", "fill": mean, "mean": mean, "deviation": deviation})
+        predicted = (
+            {"name": target, "kind": "class", "classes": list(map(str, classes))} if classes else {"name": target, "kind": "number"}
+        )
+        return json.dumps({"version": 1, "content": "table", "columns": columns, "target": predicted})
 
     def matrix(self, frame: Any) -> Tensor:
         """Return the inputs of a frame's rows, shape [N, inputs], float32."""

@@ -172,6 +172,9 @@ class Method(Generic[S], metaclass=Checked):
     sends_model: ClassVar[bool] = True
     """Whether the largest message and the largest reply of a round have as many values as the model."""
 
+    fixed_rounds: ClassVar[bool] = False
+    """Whether a round depends on the run's total number of rounds, which then cannot be extended when the run is resumed."""
+
     def init(self, fed: Federation) -> S:
         """Return the server state before the first round.
 

@@ -14,6 +14,7 @@ class RunFields(TypedDict, total=False):
     options: dict[str, Any]
     task_options: dict[str, Any]
     secure: dict[str, Any]
+    start_from: str | None
     partition: str
     clients: int
     client_test: float

@@ -18,7 +18,7 @@ from paceline.data.raw import Array, Part, RawData, hold_out
 from paceline.data.schema import Picture, Schema
 from paceline.data.tables import Table
 
-__all__ = ["read_numpy"]
+__all__ = ["numbers_by_schema", "read_numpy"]
 
 _KINDS = "biufU"
 
@@ -86,18 +86,32 @@ def _data(path: Path, x: Array, y: Array, names: tuple[str, str], split: int | N
 
 def _by_schema(path: Path, x: Array, y: Array, schema: Schema, names: Names, split: int | None, test: float) -> RawData:
     """Return a table of numbers, read by a schema: its columns in their order."""
-    kinds = {column.kind for column in schema.columns}
-    if x.ndim != 2 or x.shape[1] != len(schema.columns) or kinds - {"number"}:
-        shape = "pictures" if x.ndim > 2 else f"{x.shape[1]} columns of numbers"
-        text = f"the schema has {len(schema.columns)} columns ({', '.join(sorted(kinds))}), this array has {shape}"
-        raise SchemaError(str(path), [text], [text])
-    found = [Parsed(c.name, "number", x[:, i].astype(np.float64), None, Counter()) for i, c in enumerate(schema.columns)]
-    inputs = np.concatenate([encoded(c, f)[0] for c, f in zip(schema.columns, found, strict=True)], axis=1).astype(np.float32)
+    inputs = numbers_by_schema(str(path), x, schema)
     codes = coded_targets(schema.target, _parsed(schema.target.name, y), names, str(path))
     rows = np.arange(len(x))
     train, held = (rows[:split], rows[split:]) if split is not None else hold_out(codes, test, where=str(path))
     whole = Part(inputs, codes)
     return RawData(whole.take(train), whole.take(held), schema.target.classes, schema=schema, notes=(f"{len(x)} samples",))
+
+
+def numbers_by_schema(where: str, x: Array, schema: Schema) -> Array:
+    """Return the inputs that an array becomes: its columns in the order of a schema of numbers, shape [N, width] (float32).
+
+    Args:
+        where: name of the array, for messages.
+        x: numbers, shape [N, columns].
+        schema: the schema of a table.
+
+    Raises:
+        SchemaError: the schema has other columns.
+    """
+    kinds = {column.kind for column in schema.columns}
+    if x.ndim != 2 or x.shape[1] != len(schema.columns) or kinds - {"number"}:
+        shape = "pictures" if x.ndim > 2 else f"{x.shape[-1]} columns of numbers"
+        text = f"the schema has {len(schema.columns)} columns ({', '.join(sorted(kinds))}), this array has {shape}"
+        raise SchemaError(where, [text], [text])
+    found = [Parsed(c.name, "number", x[:, i].astype(np.float64), None, Counter()) for i, c in enumerate(schema.columns)]
+    return np.concatenate([encoded(c, f)[0] for c, f in zip(schema.columns, found, strict=True)], axis=1).astype(np.float32)
 
 
 def _arrays(path: Path) -> dict[str, Array]:

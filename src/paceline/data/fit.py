@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from paceline.data.raw import Array, encode
 from paceline.data.schema import Column, Schema, Target
 from paceline.data.tables import Table
 
-__all__ = ["FEW_CLASSES", "Fitted", "coded_targets", "encoded", "fit", "make_column", "make_target", "targets"]
+__all__ = ["FEW_CLASSES", "Fitted", "coded_targets", "encoded", "fit", "fit_inputs", "make_column", "make_target", "targets"]
 
 FEW_CLASSES = 20
 """Most distinct whole numbers that are taken for classes."""
@@ -163,33 +163,82 @@ def fit(table: Table, schema: Schema, how: Reading, names: Names) -> Fitted:
         shared.append(text)
         own.append(f"{text} ({detail})" if detail else text)
 
-    blocks = []
-    for column in schema.columns:
-        label = _label(column.name, names)
-        if column.name not in renamed.columns:
-            differ(f"column {column.name!r} ({column.kind}) is missing{_instead(extra)}")
-            continue
-        try:
-            found = parse_column(renamed, column.name, how, column.kind)
-        except DataFormatError as error:
-            differ(f"column {label} is a {column.kind} in the schema, but not in this file", str(error))
-            continue
-        block, unknown = encoded(column, found, names.values.get(column.name))
-        blocks.append(block)
-        notes.append(found.describe())
-        if unknown and not block[~found.absent].any():
-            known = ", ".join(column.categories[:10])
-            differ(f"no value of column {label} is one of its categories ({known})", f"found: {_some(unknown)}")
-        elif unknown:
-            notes.append(
-                f"{column.name}: {sum(unknown.values())} rows with categories that the schema does not have: {_some(unknown)}"
-            )
+    blocks = _inputs(renamed, schema, how, names, _instead(extra), differ, notes)
     y = _target(renamed, schema.target, how, names, extra, differ)
     if shared:
         raise SchemaError(table.where, shared, own)
     assert y is not None
     notes.append(_counts(schema.target, y))
     return Fitted(np.concatenate(blocks, axis=1).astype(np.float32), y, tuple(notes))
+
+
+def fit_inputs(table: Table, schema: Schema, how: Reading, names: Names, advice: str) -> tuple[Array, tuple[str, ...]]:
+    """Read the inputs of a table by a schema, by name; the target may be missing.
+
+    Args:
+        table: the table.
+        schema: the schema.
+        how: how cells are read.
+        names: names that differ from the schema's.
+        advice: how to name a column of the table that is one of the schema's, for the message.
+
+    Returns:
+        inputs, shape [N, width] (float32), and what was found, a line each.
+
+    Raises:
+        SchemaError: lists all differences.
+        ConfigError: the mapping does not fit table and schema.
+    """
+    renamed = names.renamed(table, schema)
+    extra = [name for name in renamed.columns if name not in {*(c.name for c in schema.columns), schema.target.name}]
+    notes = list(table.notes) + ([f"unknown to the model, so unused: {', '.join(extra)}"] if extra else [])
+    faults: list[str] = []
+
+    def differ(text: str, detail: str = "") -> None:
+        faults.append(f"{text} ({detail})" if detail else text)
+
+    blocks = _inputs(renamed, schema, how, names, _instead(extra, advice), differ, notes, alike=False)
+    if faults:
+        raise SchemaError(table.where, faults, faults)
+    return np.concatenate(blocks, axis=1).astype(np.float32), tuple(notes)
+
+
+def _inputs(
+    table: Table,
+    schema: Schema,
+    how: Reading,
+    names: Names,
+    instead: str,
+    differ: Callable[..., None],
+    notes: list[str],
+    alike: bool = True,
+) -> list[Array]:
+    """Return the inputs of each column; report differences with `differ`, and add to the notes what was found.
+
+    With `alike`, a column without any of the schema's categories is a difference.
+    """
+    blocks = []
+    for column in schema.columns:
+        label = _label(column.name, names)
+        if column.name not in table.columns:
+            differ(f"column {column.name!r} ({column.kind}) is missing{instead}")
+            continue
+        try:
+            found = parse_column(table, column.name, how, column.kind)
+        except DataFormatError as error:
+            differ(f"column {label} is a {column.kind} in the schema, but not in this file", str(error))
+            continue
+        block, unknown = encoded(column, found, names.values.get(column.name))
+        blocks.append(block)
+        notes.append(found.describe())
+        if alike and unknown and not block[~found.absent].any():
+            known = ", ".join(column.categories[:10])
+            differ(f"no value of column {label} is one of its categories ({known})", f"found: {_some(unknown)}")
+        elif unknown:
+            notes.append(
+                f"{column.name}: {sum(unknown.values())} rows with categories that the schema does not have: {_some(unknown)}"
+            )
+    return blocks
 
 
 def _target(table: Table, target: Target, how: Reading, names: Names, extra: Sequence[str], differ: object) -> Array | None:
@@ -251,12 +300,12 @@ def _label(name: str, names: Names) -> str:
     return repr(name) if own == name else f"{name!r} (here {own!r})"
 
 
-def _instead(extra: Sequence[str]) -> str:
-    """Return the site's columns that a missing one may be."""
+def _instead(extra: Sequence[str], advice: str = "map it in [data.columns]") -> str:
+    """Return the file's columns that a missing one may be."""
     if not extra:
         return ""
     listed = ", ".join(map(repr, extra[:8])) + (", ..." if len(extra) > 8 else "")
-    return f"; this file also has {listed}: map it in [data.columns]"
+    return f"; this file also has {listed}: {advice}"
 
 
 def _some(unknown: Counter[str]) -> str:

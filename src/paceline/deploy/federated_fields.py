@@ -58,6 +58,7 @@ FEDERATED_FIELDS: dict[str, FederatedField] = {
     "secure": _CLIENTS,
     "task": _CLIENTS,
     "model": _CLIENTS,
+    "start_from": _SERVER,
     "partition": _CLIENTS,
     "clients": _CLIENTS,
     "client_test": _CLIENTS,

@@ -32,6 +32,7 @@ from paceline.deploy.federated_fields import check_federated
 from paceline.deploy.identity.authority import Authority
 from paceline.deploy.processes import child
 from paceline.network.fault_injection import KILL, Fault
+from paceline.results.resuming import extend
 from paceline.run import Observer, Result, RunConfig
 from paceline.store import RunFolder
 from paceline.store.toml import to_toml
@@ -174,6 +175,8 @@ class LoopbackFederation:
         port = _free_port()
         (root / "policy.toml").write_text(to_toml(self._allowing() | self.policy))
         run = self.config.model_dump(mode="json", exclude_none=True)
+        if (start := run.get("start_from")) is not None and (place := Path(start).expanduser()).exists():
+            run["start_from"] = str(place.resolve())  # the server is another process
         least = {"least": self.config.clients, "listen": str(Address("127.0.0.1", port)), "heartbeat": 2.0}
         files = {"folder": "server", "run": str(self.place.resolve())}
         values = {"server": {**least, **files, **self.server, "faults": self._of(None)}, "run": run}
@@ -294,17 +297,21 @@ def federate(config: RunConfig, place: Path, observer: Observers = None, **parts
         return watch.ended(LoopbackFederation(config, place, **parts).run(watch))
 
 
-def resume(path: Path, observer: Observers = None) -> Result:
+def resume(path: Path, observer: Observers = None, *, rounds: int | None = None) -> Result:
     """Resume a federation of processes on this machine and return its summary.
 
     Args:
         path: folder of the run.
         observer: see `paceline.run.run`.
+        rounds: the number of rounds; a federation has that many as its clients have agreed to.
 
     Raises:
         StoreError: the folder contains a run of another kind.
+        ConfigError: `rounds` is another number.
     """
     folder = RunFolder.open(path)
+    if rounds is not None:
+        extend(folder, rounds)
     if (ended := Result.read(folder)) is not None:
         return ended
     if not (path / KEPT).is_dir():

@@ -141,6 +141,9 @@ class ClientPart(_Part):
     )
     folder: Path = Field(default=Path("client"), description="client.key, client.pem, identity.key, trust.pem and directory")
     state: Path = Field(default=Path("state"), description="folder of the data stored between rounds")
+    keep_model: bool = Field(
+        default=True, description="keep this client's own model, as it was evaluated last, in STATE/RUN/model for paceline predict"
+    )
     policy: Path | None = Field(default=None, description="policy.toml; default: only secure aggregation, with 3 clients or more")
     modules: tuple[str, ...] = Field(default=(), description="modules of own methods, tasks and models that a plan may name")
     private_rounding: bool = Field(

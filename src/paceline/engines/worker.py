@@ -117,6 +117,8 @@ class Worker:
         """The round of the latest call."""
         self._client_seed = setup.seed if setup.client_seed is None else setup.client_seed
         self._ask: Callable[[Any], Any] = answer
+        self.watch: Callable[[str, Callable[[Any], Any]], Callable[[Any], Any]] | None = None
+        """Returns how the requests of a client function are answered, from its name and how they would be."""
         self._differs: set[tuple[str, str]] = set()
         """Functions that ask for what may differ between clients."""
         self.records_times = getattr(setup.programs.get("method"), "records_times", False)
@@ -337,6 +339,8 @@ class Worker:
         me.redraw()
         if isinstance(me, Client):
             me.memory.begin(me.operation)
+            if self.watch is not None:
+                me.ask = self.watch(function, me.ask)
         return getattr(self.setup.programs["method"], function)(me, message)
 
     def preview(self, function: str, message: Tree, client: int | None = None) -> Tree | None:

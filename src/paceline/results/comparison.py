@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import html
 import io
+import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,18 @@ from rich.console import Console
 from rich.table import Table
 
 from paceline.core.errors import UnknownNameError
-from paceline.results.groups import Group, RunEntry, cells, columns, common_main, common_target, comparison, grouped, labels
+from paceline.results.groups import (
+    Group,
+    RunEntry,
+    caption,
+    cells,
+    columns,
+    common_main,
+    common_target,
+    comparison,
+    grouped,
+    labels,
+)
 from paceline.results.result import Result
 
 if TYPE_CHECKING:
@@ -50,6 +62,7 @@ class Comparison:
         target: value of the primary metric whose time is shown; by default the best rounded one that every run reached.
         results: the runs' results with their models, in the same order; may be empty.
         folder: where the runs are kept, or None.
+        failed: the error of each run of a sweep that failed, by its label and seed.
 
     Example:
         >>> import paceline as pl
@@ -64,6 +77,7 @@ class Comparison:
     target: float | None = None
     results: Sequence[Result] = ()
     folder: Path | None = None
+    failed: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.target = common_target(self.groups) if self.target is None else self.target
@@ -92,6 +106,24 @@ class Comparison:
             for g in self.groups
         ]
 
+    def ranked(self) -> Comparison:
+        """Return the comparison with the best mean of the primary metric first; labels without one come last."""
+        main = common_main(self.groups)
+
+        def key(group: Group) -> tuple[bool, float]:
+            score = _mean([v for v in group.values("score" if main.name != "accuracy" else "accuracy") if not math.isnan(v)])
+            return (score is None, 0.0) if score is None else (False, -score if main.higher_is_better else score)
+
+        entries = [entry for group in sorted(self.groups, key=key) for entry in group.entries]
+        places = {id(entry): place for place, entry in enumerate(self.entries)}
+        results = [self.results[places[id(entry)]] for entry in entries] if self.results else ()
+        return replace(self, entries=entries, results=results)
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The configuration of the first row, the best one of a sweep, without its seed: fields of `RunConfig`."""
+        return {name: value for name, value in self.groups[0].entries[0].config.items() if name != "seed"}
+
     def mean(self, figure: str = "accuracy") -> dict[str, float | None]:
         """Return a figure's mean over seeds, by label; see `rows`. Raises `UnknownNameError` for another figure."""
         return self._by_label(figure, "")
@@ -100,13 +132,16 @@ class Comparison:
         """Return a figure's standard deviation over seeds, by label; see `rows`. Raises `UnknownNameError` for another figure."""
         return self._by_label(figure, "_deviation")
 
-    def plot(self, path: str | Path | None = None) -> Picture:
-        """Draw the primary metric over virtual time, time of a round and upload; a notebook shows the figure that is returned.
+    def plot(self, path: str | Path | None = None, x: str = "time") -> Picture:
+        """Draw the primary metric, time of a round and upload; a notebook shows the figure that is returned.
+
+        The title says which task and partition the runs have, and the axis of how many seeds the lines are.
 
         Args:
             path: where to save it too, as png, svg or pdf by its name.
+            x: horizontal axis of the metric: ``time``, ``rounds`` or ``bytes``.
 
-        Raises `StoreError` where no run has a history, or for another format.
+        Raises `StoreError` where no run has a history, or for another format, and `UnknownNameError` for another axis.
         """
         from paceline.store.plots import draw_compare, save
 
@@ -115,14 +150,28 @@ class Comparison:
             for group in self.groups
             for entry in group.entries
         ]
-        figure = draw_compare(runs, target=self.target, main=common_main(self.groups))
+        title = caption([entry.config for entry in self.entries])
+        figure = draw_compare(runs, title, self.target, common_main(self.groups), x)
         if path is not None:
             save(figure, Path(path))
         return figure
 
-    def table(self) -> Table:
-        """Return the table, for rich."""
-        return comparison(self.title, self.groups, self.target)
+    def plot_best(self, most: int = 10, x: str = "time") -> Path | None:
+        """Draw the first rows into the folder, and return the file; None where nothing is kept.
+
+        Args:
+            most: number of rows.
+            x: see `plot`.
+        """
+        if self.folder is None:
+            return None
+        entries = [entry for group in self.groups[:most] for entry in group.entries]
+        replace(self, entries=entries, results=()).plot(self.folder / "compare.png", x)
+        return self.folder / "compare.png"
+
+    def table(self, most: int | None = None) -> Table:
+        """Return the table, for rich; at most `most` rows of it."""
+        return comparison(self.title, self.groups[:most], self.target)
 
     def _by_label(self, figure: str, suffix: str) -> dict[str, float | None]:
         if figure not in _FIGURES:

@@ -6,7 +6,8 @@ import functools
 import json
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from rich.table import Table
 from paceline.core.metrics import Primary
 from paceline.results.display import bytes_text, score_text, seconds_text, table
 
-__all__ = ["Group", "RunEntry", "cells", "columns", "common_main", "common_target", "comparison", "grouped", "labels"]
+__all__ = ["Group", "RunEntry", "caption", "cells", "columns", "common_main", "common_target", "comparison", "grouped", "labels"]
 
 SKIPPED = frozenset({"method", "seed"})
 
@@ -73,22 +74,60 @@ def labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
         >>> labels([{"method": "clip", "options": {"network": True}}, {"method": "clip", "options": {}}])
         ['clip:network=true', 'clip']
     """
-    flat = [_flat(config) for config in configs]
+    sections = Counter(name for config in configs for name in _names(config))
+    flat = [_flat(config, {name for name, _ in sections if sum(n == name for n, _ in sections) > 1}) for config in configs]
     names = {name for settings in flat for name in settings}
     differing = {n for n in names if len({repr(s.get(n)) for s in flat}) > 1}
-    found = []
+    found: list[str] = []
+    known: dict[str, dict[str, str]] = {}
     for config, settings in zip(configs, flat, strict=True):
         setting = ",".join(f"{n}={_text(v)}" for n, v in settings.items() if n in differing)
-        found.append(f"{config['method']}:{setting}" if setting else str(config["method"]))
+        label = f"{config['method']}:{setting}" if setting else str(config["method"])
+        same = known.setdefault(label, {})
+        number = same.setdefault(
+            repr({n: settings.get(n) for n in sorted(differing)}), f"{label} ({len(same) + 1})" if same else label
+        )
+        found.append(number)
     return found
 
 
-def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+_SECTIONS = {"options": "", "task_options": "task.", "secure": "secure."}
+"""What precedes a name that occurs in several tables of a configuration, or as a field of the run too."""
+
+
+def _names(config: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """Return the names of all settings, each with its table."""
+    own = {(name, "run") for name in config if name not in _SECTIONS}
+    return own | {(name, table) for table in _SECTIONS for name in config.get(table) or {}}
+
+
+def _flat(config: Mapping[str, Any], repeated: Container[str]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in config.items():
-        if name not in SKIPPED:
-            flat |= value if isinstance(value, Mapping) else {name: value}
+        if name in _SECTIONS:
+            flat |= {f"{_SECTIONS[name] if n in repeated else ''}{n}": v for n, v in (value or {}).items()}
+        elif name not in SKIPPED:
+            flat[f"run.{name}" if name in repeated else name] = value
     return flat
+
+
+def caption(configs: Sequence[Mapping[str, Any]]) -> str:
+    """Return what runs have in common: task, partition, clients and rounds; ``several tasks`` where they differ.
+
+    Example:
+        >>> caption([{"task": "digits", "partition": "iid", "clients": 4}, {"task": "digits", "partition": "shards:2", "clients": 4}])
+        'digits, several partitions, 4 clients'
+    """
+    parts = []
+    for name, one, several in (
+        ("task", "{}", "several tasks"),
+        ("partition", "{}", "several partitions"),
+        ("clients", "{} clients", "several numbers of clients"),
+        ("rounds", "{} rounds", "several numbers of rounds"),
+    ):
+        found = list(dict.fromkeys(config[name] for config in configs if name in config))
+        parts += [one.format(found[0]) if len(found) == 1 else several] if found else []
+    return ", ".join(parts)
 
 
 def _text(value: Any) -> str:

@@ -19,11 +19,15 @@ from paceline.core.process_state import process_state
 from paceline.core.random import derive
 from paceline.core.task import Task
 from paceline.core.training import answer
+from paceline.results.card import Card
+from paceline.results.predictor import Predictor
+from paceline.store.weights import save_weights
 
 if TYPE_CHECKING:
     from paceline.runner import Run
+    from paceline.store import RunFolder
 
-__all__ = ["ELSEWHERE", "FinalModel", "check_global", "global_module", "personal_module"]
+__all__ = ["ELSEWHERE", "FinalModel", "check_global", "global_module", "own_module", "personal_module"]
 
 ELSEWHERE = "the clients' own models are stored at the sites of the federation, not on this machine"
 
@@ -36,11 +40,23 @@ class FinalModel:
         params: returns the final parameters.
         whole: returns the global model as a module, or raises `ConfigError` where there is none.
         personal: returns a client's own model as a module.
+        card: returns the description of the model.
     """
 
     params: Callable[[], Params]
     whole: Callable[[], nn.Module]
     personal: Callable[[int], nn.Module]
+    card: Callable[[], Card]
+
+    def predictor(self, client: int | None = None, where: str = "the model") -> Predictor:
+        """Return the global model, or a client's own, with what is needed to predict from raw data.
+
+        Args:
+            client: the client whose own model it is.
+            where: origin of the model, for messages.
+        """
+        module = self.whole() if client is None else self.personal(client)
+        return Predictor(self.card().model_copy(update={"client": client, "whole": True}), module, where)
 
     @staticmethod
     def of(run: Run) -> FinalModel:
@@ -49,7 +65,14 @@ class FinalModel:
             params=lambda: run.method.model(run.state),
             whole=lambda: _whole(run),
             personal=lambda client: personal_module(run, client),
+            card=lambda: Card.of(run.task, run.config, run.method.has_model),
         )
+
+    def save(self, folder: RunFolder) -> None:
+        """Save the model in a run's folder: all tensors of the module, or what the clients share, and its description."""
+        card = self.card()
+        save_weights(folder.model, self.whole().state_dict() if card.whole else dict(self.params().items()))
+        card.write(folder.path)
 
 
 def _whole(run: Run) -> nn.Module:
@@ -92,7 +115,7 @@ def personal_module(run: Run, client: int) -> nn.Module:
     def ask(request: Any) -> Any:
         reply = answer(request)
         if isinstance(request, Evaluation):
-            found.append(_copy(request))
+            found.append(own_module(request))
         return reply
 
     ((message, _),) = run.method.personal(run.state, [client])
@@ -114,7 +137,7 @@ def personal_module(run: Run, client: int) -> nn.Module:
     return found[-1]
 
 
-def _copy(request: Evaluation) -> nn.Module:
+def own_module(request: Evaluation) -> nn.Module:
     """Return a copy of the module that was evaluated; its tensors share nothing with the worker's."""
     request.model.load(request.params)
     module = copy.deepcopy(request.model.module).cpu()

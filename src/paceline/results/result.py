@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 
     from paceline.core.config import RunConfig
     from paceline.core.params import Params
+    from paceline.results.export import ExportForm
     from paceline.results.model import FinalModel
+    from paceline.results.prediction import Prediction
+    from paceline.results.predictor import Predictor
     from paceline.store import RunFolder
 
 __all__ = ["Result"]
@@ -124,6 +128,62 @@ class Result:
     def state_dict(self) -> dict[str, Tensor]:
         """Return the tensors of `model`, for ``load_state_dict``."""
         return dict(self.model().state_dict())
+
+    def predict(
+        self, data: Any, *, client: int | None = None, columns: Mapping[str, str] | None = None, **reading: Any
+    ) -> Prediction:
+        """Predict from raw data: read by the run's schema, scaled as in training, passed through the final model.
+
+        Args:
+            data: a file or folder; rows, as a data frame, a list of dicts or a dict of columns; texts or paths of pictures, in
+                a list; pictures as an array of whole numbers; or tensors as the model takes them.
+            client: predict with this client's own model, where the method personalises models.
+            columns: the schema's name of a column, by the data's own.
+            reading: options of how cells are read, such as ``na="N/A"``; by default those of the run.
+
+        Returns:
+            names, codes and scores of classes, or numbers, of each sample.
+
+        Raises:
+            SchemaError: columns are missing, or samples have another form; lists all differences.
+            DataFormatError: the data cannot be read, or the model does not take them.
+            ConfigError: there is no such model, see `model`.
+
+        Example:
+            >>> import paceline as pl
+            >>> from paceline.tasks import blobs
+            >>> made = pl.run("fedavg", blobs(), clients=4, rounds=2).predict(blobs().test.x)
+            >>> len(made), len(made.labels), made.scores.shape[1]
+            (80, 80, 4)
+        """
+        return self.predictor(client).predict(data, columns=columns, **reading)
+
+    def predictor(self, client: int | None = None) -> Predictor:
+        """Return the final model with its schema and classes, for many calls of `predict`.
+
+        Args:
+            client: for this client's own model, where the method personalises models.
+        """
+        return self._final.predictor(client, self.run or "the model")
+
+    def export(self, to: ExportForm, path: str | Path | None = None, *, client: int | None = None) -> Path:
+        """Write the final model in a form that other programs read, and compare its outputs with the model's.
+
+        Args:
+            to: ``state-dict``, ``torch-export`` or ``onnx``.
+            path: the file; by default in the run's folder.
+            client: export this client's own model, where the method personalises models.
+
+        Returns:
+            the path of the file.
+
+        Raises:
+            MissingExtraError: a package for this form is not installed.
+            ConfigError: the model cannot be exported, or there is no such model.
+        """
+        from paceline.results.export import export, place
+
+        return export(self.predictor(client), to, place(to, path, self.folder, client))
 
     def to_pandas(self) -> Any:
         """Return the history as a data frame, a row for each round.

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from paceline.core.errors import StoreError
 from paceline.core.names import safe_name
 from paceline.core.wording import setting
+from paceline.store.files import atomic_write
 from paceline.store.run import RunFolder
 
-__all__ = ["COMPARISON", "new_place", "write_comparison"]
+__all__ = ["COMPARISON", "new_place", "read_comparison", "write_comparison"]
 
 COMPARISON = "comparison.json"
-"""In a comparison's folder: the names of its runs' folders, in the order of the table."""
+"""In a comparison's folder: its runs' folders and configurations, in the order of the table."""
 
 
 @contextmanager
@@ -58,10 +60,31 @@ def new_place(root: Path, name: str | None, default: str, replace: bool) -> Iter
             shutil.rmtree(aside, ignore_errors=True)
 
 
-def write_comparison(place: Path, names: Sequence[str]) -> None:
-    """Mark `place` as a comparison of the runs with these folder names."""
-    place.mkdir(parents=True, exist_ok=True)
-    (place / COMPARISON).write_text(json.dumps({"runs": list(names)}, indent=2) + "\n", encoding="utf-8")
+def write_comparison(place: Path, names: Sequence[str], configs: Sequence[Mapping[str, Any]], kind: str = "compare") -> None:
+    """Mark `place` as a comparison of runs.
+
+    Args:
+        place: its folder.
+        names: names of the runs' folders.
+        configs: their configurations, as they were asked for.
+        kind: compare or sweep.
+    """
+    content = {"kind": kind, "runs": list(names), "configs": [dict(config) for config in configs]}
+    atomic_write(place / COMPARISON, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def read_comparison(place: Path) -> tuple[list[str], list[dict[str, Any]], str]:
+    """Return the names of the runs' folders, their configurations (empty in one of an earlier version), and the kind.
+
+    Raises `StoreError` for a damaged file.
+    """
+    file = place / COMPARISON
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        names = [str(name) for name in content["runs"]]
+        return names, [dict(config) for config in content.get("configs", ())], str(content.get("kind", "compare"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{file} cannot be read: {error}") from error
 
 
 def _hold(place: Path) -> list[RunFolder]:

@@ -10,7 +10,9 @@
     memory/            the clients' memories, see `paceline.store.memory`
     clients/           state of the clients of `paceline federate`, until the run has ended
     summary.json       the outcome, once the run has ended
-    model.safetensors  the final model's tensors by name
+    model.safetensors  the final model's tensors by name: the state dict of its module
+    model.json         how the module is made, its classes, schema and inputs, see `paceline.results.card`
+    start.safetensors  the weights that the run started from, if it was given any
     plots/             plots
     lock               lock of the process that changes the run, see `paceline.store.lock`
 
@@ -34,7 +36,6 @@ from torch import Tensor
 
 from paceline.core.errors import StoreError
 from paceline.core.names import LONGEST
-from paceline.core.params import Params
 from paceline.core.wording import command
 from paceline.store.files import atomic_write, named
 from paceline.store.lock import LOCK, FolderLock
@@ -238,11 +239,6 @@ class RunFolder:
         except ValueError as error:
             raise StoreError(f"{self.path / 'summary.json'} cannot be read: {error}") from error
         return summary
-
-    def save_model(self, params: Params) -> None:
-        """Save a model's named tensors as safetensors."""
-        tensors = {name: value.detach().cpu().clone() for name, value in params.items()}
-        atomic_write(self.model, safetensors.torch.save(tensors, metadata={"format": "pt"}))
 
     def load_model(self) -> dict[str, Tensor]:
         """Return the saved model's tensors by name; raises `StoreError` if there is none, or it is damaged."""

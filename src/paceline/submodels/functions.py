@@ -107,7 +107,7 @@ def _reduce(call: TracedCall) -> Any:
     axes = call.axes()
     dim, keep = call.arg(1, "dim"), bool(call.arg(2, "keepdim", False))
     dims = range(len(axes)) if dim is None else [dim] if isinstance(dim, int) else dim
-    if tensors_in(dim):
+    if tensors_in((dim, call.kwargs.get("other"))):
         return _binary(call)  # torch.max(a, b)
     gone = {d % max(len(axes), 1) for d in dims}
     call.whole([axes[d] for d in gone], "sums or compares over its units")

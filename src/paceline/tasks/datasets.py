@@ -94,8 +94,8 @@ class FileRecipe(DataRecipe):
         return f"your own files; model {self.model}"
 
 
-DIGITS = DataRecipe("mlp", "digits")
-MNIST_5K = DataRecipe("tiny_cnn", "mnist-5k")
+DIGITS = DataRecipe("mlp", "digits", Defaults(batch_size=5, lr=0.2))
+MNIST_5K = DataRecipe("tiny_cnn", "mnist-5k", Defaults(batch_size=10, lr=0.1))
 FASHION_MNIST = DataRecipe("cnn", "fashion-mnist")
 CIFAR10_TEST_SPLIT = DataRecipe("vgg9", "cifar10-test-split")
 FONTWRITERS = DataRecipe("femnist_cnn", "fontwriters", Defaults(batch_size=10))

@@ -256,3 +256,62 @@ def test_a_warning_where_rounding_shows_in_the_mean(value, clip, bits, n, coarse
         codec.encode(Update(delta=torch.tensor([0.0, -value])), 0)
     assert [w.category for w in caught] == [ResolutionWarning] * coarse
     assert all("'delta'" in str(w.message) and str(value) not in str(w.message) for w in caught)
+
+
+@pytest.mark.parametrize(
+    ("clients", "cap", "bits"), [(1, 1, 2), (2, 1, 3), (3, 1, 3), (4, 1, 4), (7, 1, 4), (8, 1, 5), (3, 5, 5), (4, 4, 6)]
+)
+def test_words_of_weights_hold_the_largest_sum_and_a_sign(clients, cap, bits):
+    codec = Codec(SecureConfig(max_weight=cap), clients)
+    (counts,) = [s for s in codec.segments(codec.shape(Update(x=torch.ones(2), weight=1))) if s.name == "counts"]
+    assert counts.bits == bits
+    assert 2 ** (bits - 2) <= clients * cap < 2 ** (bits - 1)
+
+
+def test_clipped_coordinates_are_counted_over_all_fields():
+    codec = Codec(SecureConfig(clip=0.5), 3, {"b": 2.0})
+    reply = Update(a=torch.tensor([0.5, 0.6, -0.7]), b=torch.tensor([1.9, -2.1]), weight=1)
+    assert summed(codec, [reply] * 3).notes == {"clipped": 9.0}
+    assert summed(codec, [Update(a=torch.zeros(3), b=torch.zeros(2), weight=1)] * 3).notes == {"clipped": 0.0}
+
+
+@pytest.mark.parametrize("step", [0.5, 1.0, 2.0, 3.0])
+def test_weights_in_steps_of_any_size(step):
+    codec = Codec(SecureConfig(max_weight=10, bits=20), 3, {"weight": 10 * step})
+    got = mean(codec, [Update(x=torch.tensor([x]), n=x, weight=w * step) for x, w in ((1.0, 1), (0.5, 4))])
+    assert got.x.item() == pytest.approx((1 + 0.5 * 4) / 5, abs=1e-5)
+    assert (got.weight, got.n) == (pytest.approx(5 * step), pytest.approx(3 / 5))
+
+
+def test_fields_with_weights_of_their_own_are_bounded_by_these():
+    """The field with the larger weight comes second, then first."""
+    for small, large in (("a", "b"), ("b", "a")):
+        fields = {"a": torch.tensor([1.0, -1.0]), "b": torch.tensor([-1.0, 1.0])}
+        codec = Codec(SecureConfig(max_weight=5), 3)
+        opened = summed(codec, [Update(**fields, weight={small: 1, large: 5})] * 3)
+        got = rebuild(opened.structure, opened.tensors, opened.scalars, opened.denominators)
+        assert got.a.tolist() == pytest.approx([1.0, -1.0])
+        assert got.b.tolist() == pytest.approx([-1.0, 1.0])
+
+
+def test_a_client_that_could_not_do_the_work_counts_as_failed():
+    codec = Codec(SecureConfig(), 3)
+    reply = Update(x=torch.ones(2), votes=torch.tensor([1, 2]), loss=0.5, weight=1)
+    nothing, real = codec.nothing(reply), codec.encode(reply, 0)
+    assert nothing.shape == real.shape
+    for (_, a), (_, b) in zip(real.segments, nothing.segments, strict=True):
+        np.add(a, b, out=a)
+    opened = codec.decode(real.shape, real.segments, [0, 1])
+    assert opened.notes == {"clipped": 0.0, "failed": 1.0}
+    got = rebuild(opened.structure, opened.tensors, opened.scalars, opened.denominators)
+    assert (got.x.tolist(), got.votes.tolist(), got.loss, got.weight) == ([1.0, 1.0], [1.0, 2.0], pytest.approx(0.5), 1.0)
+
+
+def test_norms_are_taken_over_all_fields():
+    codec = Codec(SecureConfig(clip=10.0, clip_norm=2.5, bits=20), 3)
+    got = mean(codec, [Update(a=torch.tensor([3.0]), b=torch.tensor([4.0]), n=7.0, weight=1)] * 3)
+    assert (got.a.item(), got.b.item()) == (pytest.approx(1.5, abs=1e-4), pytest.approx(2.0, abs=1e-4))
+    assert got.n == pytest.approx(7.0)
+    same = mean(codec, [Update(a=torch.tensor([1.5]), b=torch.tensor([2.0]), weight=1)] * 3)
+    assert (same.a.item(), same.b.item()) == (pytest.approx(1.5, abs=1e-4), pytest.approx(2.0, abs=1e-4))
+    assert mean(codec, [Update(a=torch.zeros(1), weight=1)] * 3).a.item() == 0.0

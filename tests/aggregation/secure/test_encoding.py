@@ -80,3 +80,23 @@ def test_wrong_lengths_are_named():
         pack(np.zeros(2, dtype="<u4"), segment)
     with pytest.raises(ConfigError):
         Segment("main", 3, 65)
+
+
+class Draws:
+    """A generator whose draws are known."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def random(self, size, dtype):
+        return np.full(size, self.value, dtype)
+
+
+@pytest.mark.parametrize(
+    ("draw", "whole"), [(0.0, [0, 1, 1, 0, -1]), (0.25, [0, 1, 0, -1, -1]), (0.5, [0, 1, 0, -1, -1]), (0.75, [0, 1, 0, -1, -1])]
+)
+def test_a_draw_below_the_fraction_rounds_up(draw, whole):
+    """Steps of 1: 0, 1 and -1 have no fraction, so that no draw moves them; 0.25 has one of 1/4, and -0.75 too."""
+    values = np.array([0.0, 1.0, 0.25, -0.75, -1.0], np.float32)
+    got, clipped = quantise(values, 127.0, 8, Draws(draw))
+    assert (got.tolist(), clipped) == (whole, 0)

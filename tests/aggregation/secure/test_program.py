@@ -5,8 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from paceline.core.errors import NonFiniteError, PlanError, ProtocolError, QuorumError
-from paceline.core.method import client_functions
+from paceline.aggregation.secure import program
+from paceline.aggregation.secure.client_functions import SecAggClient
+from paceline.aggregation.secure.client_openings import Openings
+from paceline.core.errors import DataError, NonFiniteError, PlanError, ProtocolError, QuorumError
+from paceline.core.method import client_functions, on_client
 from paceline.methods.optimisation.fedavg import FedAvg
 from paceline.registry import find_method, method_names
 from paceline.run import prepare
@@ -188,3 +191,46 @@ def test_the_server_never_sees_a_reply(task, config, monkeypatch):
         counts = np.bincount(low, minlength=256)
         # an update's middle bytes are nearly all 0 or 255; masked bytes are spread evenly
         assert counts.max() < 10
+
+
+class Fails(FedAvg):
+    """Client 2 fails in round 2."""
+
+    names_clients = True
+
+    @on_client
+    def train(self, client, message):
+        if client.num_samples > 2 and (client.id, client.round) == (2, 2):  # not where a reply is previewed
+            raise DataError("it cannot read its data")
+        return super().train(client, message)
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Let clients record which sums they opened, as real ones do; return the record, which they share."""
+    openings = Openings()
+    monkeypatch.setattr(program, "SecAggClient", lambda directory, agreed: SecAggClient(directory, agreed, openings, "run"))
+    return openings
+
+
+def test_clients_that_record_what_they_open_end_with_the_same_bits(federate, recorded, monkeypatch):
+    common = {"clients": 6, "cohort": 6, "rounds": 3, "aggregation": "secure", "secure": {"gamma": 0.0}}
+    with_records = federate(**common)
+    rows = recorded._all("SELECT run, round, survivors, function FROM opened")
+    assert sorted(rows) == sorted(("run", number, "[0, 1, 2, 3, 4, 5]", "train") for number in (1, 2, 3) for _ in range(6))
+    monkeypatch.undo()
+    assert federate(**common).model_sha256 == with_records.model_sha256
+
+
+def test_work_that_fails_on_a_client_is_hidden_in_the_sum(federate, recorded):
+    """A real client sends zeros of no weight; the server learns that one failed, and not which."""
+    common = {"clients": 6, "cohort": 6, "rounds": 2, "secure": {"gamma": 0.0, "bits": 24}}
+    summary = federate(method=f"{__name__}:Fails", aggregation="secure", **common)
+    assert [r.get("note_failed", 0.0) for r in summary.history] == [0.0, 1.0]
+    assert [r["dropped"] for r in summary.history] == [0, 0]
+
+    def drop(round, client, function):
+        return (round, client) == (2, 2)
+
+    without = federate(drop=drop, **common)
+    assert summary.loss == pytest.approx(without.loss, rel=1e-4)

@@ -1,10 +1,13 @@
 """FZooS and FedZO: queries are counted, corrections vanish where they should, surrogates add up in secret."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from paceline.blocks.blackbox import directions
+from paceline.blocks.surrogates import Features, GaussianProcess, rescaled
 from paceline.core.errors import PlanError
 from paceline.methods.blackbox.fzoos import FZooS
 from paceline.run import RunConfig, prepare
@@ -178,3 +181,163 @@ def test_an_ordinary_task_is_a_black_box_of_its_loss(task):
     assert summary.accuracy > 0.25
     with pytest.raises(PlanError, match="no global model"):
         carry_out(task, evaluation="central")
+
+
+# -- whole rounds against numpy --------------------------------------------------------------------------
+def adam(lr, b1=0.9, b2=0.999, eps=1e-8):
+    """Return a function that maps the gradient of each step to the displacement."""
+    m, v, t = 0.0, 0.0, 0
+
+    def step(g):
+        nonlocal m, v, t
+        m, v, t = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2, t + 1
+        return -lr * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + eps)
+
+    return step
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Every query (client, x, value), in order."""
+    seen, real = [], Quadratic.value
+
+    def recorded(self, client, x):
+        seen.append((client.id, x.double().numpy().copy(), real(self, client, x)))
+        return seen[-1][2]
+
+    monkeypatch.setattr(Quadratic, "value", recorded)
+    return seen
+
+
+def difference(queries, mu):
+    """Return (x, mean of the rises along the directions, the directions) of one estimate's queries."""
+    (x, here), *others = queries
+    along = [(p - x) / mu for p, _ in others]
+    return x, np.mean([(f - here) / mu * u for u, (_, f) in zip(along, others, strict=True)], axis=0), np.stack(along)
+
+
+@pytest.mark.parametrize("correction", ["none", "prox", "diff", "scaf"])
+def test_finite_differences_against_numpy(hidden, asked, correction):
+    """Adam along estimates from the queries that were made; each estimate has directions of its own."""
+    q, steps, lr, mu, rho, rounds = 3, 3, 0.02, 0.05, 0.7, 3
+    options = {"steps": steps, "lr": lr, "directions": q, "smoothing": mu, "rho": rho, "correction": correction}
+    prepared, _ = carry_out(hidden, "fedzo", options, rounds=rounds, eval_every=10)
+    point, drawn = prepared.fed.init_params().vector.double().numpy(), []
+    own, common, left = {c: np.zeros(4) for c in range(4)}, np.zeros(4), list(asked)
+
+    def estimate(client):
+        group, left[: q + 1] = left[: q + 1], []
+        assert {c for c, _, _ in group} == {client}
+        x, g, along = difference([(x, f) for _, x, f in group], mu)
+        np.testing.assert_allclose(along @ along.T, np.eye(q), atol=1e-6)
+        drawn.append(along)
+        return x, g
+
+    for _ in range(rounds):
+        if correction == "diff":
+            own = {c: estimate(c)[1] for c in range(4)}
+            common = np.mean(list(own.values()), axis=0)
+        ends, means = [], {}
+        for c in range(4):
+            x, move, found = point, adam(lr), []
+            for _ in range(steps):
+                at, g = estimate(c)
+                np.testing.assert_allclose(at, x, atol=2e-6)
+                found.append(g)
+                if correction == "prox":
+                    g = g + rho * (x - point)
+                elif correction != "none":
+                    g = g + common - own[c]
+                x = x + move(g)
+            ends.append(x)
+            means[c] = np.mean(found, axis=0)
+        if correction == "scaf":
+            own, common = means, np.mean(list(means.values()), axis=0)
+        point = np.mean(ends, axis=0)
+    np.testing.assert_allclose(prepared.state.params.vector, point, atol=1e-5)
+    assert len(left) == 4  # the evaluation
+    assert all(np.abs(a - b).max() > 0.01 for i, a in enumerate(drawn) for b in drawn[:i])
+
+
+@pytest.mark.parametrize("kernel", ["rbf", "matern"])
+def test_surrogates_against_numpy(hidden, asked, kernel):
+    """Adam along the process's gradient with the correction; where the queries lie, and that the uncertain ones are chosen."""
+    radius, candidates, survey_candidates, survey_active = 0.05, 30, 40, 40 if kernel == "rbf" else 4
+    sizes = {"fitted": 12, "surveyed": 9, "candidates": candidates, "active": 2, "initial": 20, "features": 80}
+    options = {
+        "steps": 3,
+        "lr": 0.03,
+        "kernel": kernel,
+        "radius": radius,
+        "survey_candidates": survey_candidates,
+        "survey_active": survey_active,
+    }
+    prepared, _ = carry_out(hidden, rounds=3, options=options | sizes, eval_every=10)
+    point, nus, left = prepared.fed.init_params().vector.double().numpy(), {}, list(asked)
+    known = {c: [] for c in range(4)}
+    features, length = Features(80, 4, 1.0, 0), 1.0  # sqrt(4) / 2
+
+    def take(client, count):
+        group, left[:count] = left[:count], []
+        assert {c for c, _, _ in group} <= {client}
+        known[client] += [(x, f) for _, x, f in group]
+        return np.array([x for _, x, _ in group])
+
+    def process(client, x, most):
+        points, values = (np.array(part) for part in zip(*known[client], strict=True))
+        near = np.argsort(((points - x) ** 2).sum(1), kind="stable")[:most] if len(points) > most else slice(None)
+        points, values = points[near], values[near]
+        spread = values.max() - values.min()
+        return torch.from_numpy(points), torch.from_numpy((values - values.min()) / spread), spread
+
+    common = None
+    for number in (1, 2, 3):
+        ends = {}
+        for c in range(4):
+            if number == 1:
+                box = take(c, 20)
+                assert np.abs(box - point).max() <= radius
+                assert np.abs(box - point).max(0).min() > 0.7 * radius
+            x, move = point, adam(0.03)
+            np.testing.assert_allclose(take(c, 1)[0], x, atol=1e-6)
+            for t in range(3):
+                points, values, spread = process(c, x, 12)
+                g = spread * GaussianProcess(points, values, length, 1e-6, kernel).gradient(torch.from_numpy(x)).numpy()
+                if common is not None:
+                    g = g + (features.gradient(common - nus[c], torch.from_numpy(x)).numpy()) / (t + 1)
+                x = x + move(g)
+                np.testing.assert_allclose(take(c, 1)[0], x, atol=1e-5)
+                if t < 2:
+                    active = take(c, 2)
+                    assert 0.3 * radius < np.abs(active - x).max() <= radius * 1.001
+            ends[c] = x
+        point = np.mean(list(ends.values()), axis=0)
+        nus = {}
+        for c in range(4):
+            reach = np.abs(point - ends[c]).mean() / 2
+            np.testing.assert_allclose(take(c, 1)[0], point, atol=1e-5)
+            surveyed = take(c, survey_active)
+            assert (0.9 if survey_active == survey_candidates else 0.3) * reach < np.abs(surveyed - point).max() <= reach * 1.001
+            points, values, spread = process(c, point, 9)
+            nus[c] = torch.from_numpy((spread * features.fit(points, values, 1e-5)).float().double().numpy())
+        common = sum(nus.values()) / 4
+        torch.testing.assert_close(common, prepared.state.nu.double(), rtol=1e-3, atol=1e-3) if number == 3 else None
+    np.testing.assert_allclose(prepared.state.params.vector, point, atol=1e-4)
+    assert len(left) == 4  # the evaluation
+
+
+def test_queries_are_made_where_the_gradient_is_most_uncertain():
+    rng = torch.Generator().manual_seed(0)
+    diary = SimpleNamespace(points=torch.rand(15, 3, generator=rng).double(), values=torch.rand(15, generator=rng).double())
+    drawn, x = torch.rand(40, 3, generator=rng).double(), torch.full((3,), 0.5, dtype=torch.float64)
+    method = FZooS(fitted=10, length=0.7)
+    near = torch.argsort((diary.points - x).square().sum(1))[:10]
+    variance = GaussianProcess(diary.points[near], rescaled(diary.values[near])[0], 0.7, 1e-6).uncertainty(drawn)
+    chosen = method._unsure(diary, x, drawn, 6)
+    torch.testing.assert_close(chosen, drawn[variance.argsort(descending=True)[:6]])
+
+
+@pytest.mark.parametrize(("dim", "length"), [(4, 1.0), (9, 1.5), (2, 0.5 * 2**0.5)])
+def test_the_length_scale_grows_with_the_root_of_the_dimension(dim, length):
+    assert FZooS()._length(dim) == pytest.approx(length)
+    assert FZooS(length=0.3)._length(dim) == 0.3

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 
@@ -169,3 +170,42 @@ def test_resume_gives_the_same_bits(tmp_path, task, stop):
 def test_secure_aggregation_is_refused(config, task):
     with pytest.raises(PlanError, match="compare"):
         prepare(config(method="ocfl", aggregation="secure"), task=task)
+
+
+def test_each_client_is_judged_by_its_clusters_model(task):
+    run = started(task, options={"epochs": 1, "lr": 0.3})
+    run.go()
+    one, two = run.state.models
+    state = type(run.state)([one, two], torch.tensor([0, 1, -1, 0, 1, -1, 0, 1]), 0.5, 1, run.state.directions)
+    mean, first, second = run.method.personal(state, range(8))
+    assert torch.allclose(mean[0].vector, (one.vector + two.vector) / 2)
+    assert first[0] is one
+    assert second[0] is two
+    assert [list(members) for _, members in (mean, first, second)] == [[2, 5], [0, 3, 6], [1, 4, 7]]
+    assert [list(members) for _, members in run.method.personal(state, [4, 0])] == [[0], [4]]
+    assert run.method.clustering(state) == [0, 1, -1, 0, 1, -1, 0, 1]
+
+
+def test_notes_and_the_temperature_of_one_client_alone(task):
+    run = started(task, rounds=2, cohort=1, clients=8, options={"epochs": 1})
+    run.go()
+    assert [r["note_temperature"] for r in run.history] == [1.0, 1.0]
+    assert [r["note_clusters"] for r in run.history] == [1.0, 1.0]
+    assert run.state.temperature == float("inf")
+
+
+@pytest.mark.parametrize("sketch", [0, 16])
+def test_the_heat_is_the_norm_of_distances_of_directions(task, sketch):
+    run = started(task, rounds=1, options={"epochs": 1, "batch_size": 1000, "order": 3.0, "sketch": sketch, "lr": 0.2})
+    state = run.method.init(run.fed)
+    run.fed.start_round(1)
+    replies = run.fed.each(run.method.compare, (state.models[0], run.fed.seed), over=range(8))
+    rows = np.stack([(replies[c] if sketch else replies[c].vector).double().numpy() for c in range(8)])
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    distances = 1 - rows @ rows.T
+    np.fill_diagonal(distances, 0)
+    heat = ((distances**3).sum() / (8 * 7 * 2**3)) ** (1 / 3)
+    run.fed.start_round(1)
+    after = run.method.round(run.fed, state)
+    assert after.temperature == pytest.approx(heat, rel=1e-3)
+    assert (after.rises, after.split) == (0, False)

@@ -15,7 +15,7 @@ from paceline.core.method import client_functions
 from paceline.core.params import Params
 from paceline.methods.compression.frl import FRL, packed
 from paceline.methods.compression.frlchecked import FRLChecked
-from paceline.models.supermasks import mask, network, placed, without_offsets
+from paceline.models.supermasks import mask, network, placed, slope, without_offsets
 from paceline.run import RunConfig, StackingWarning, prepare
 from tests.conftest import make_task
 from tests.methods.resuming import assert_resumes, states_of
@@ -303,3 +303,73 @@ def test_a_fifth_of_liars_leaves_real_digits_learnable():
     ).go()
     assert frl.accuracy > 0.6
     assert fedavg.accuracy < 0.3
+
+
+@pytest.mark.parametrize(
+    ("top", "total", "voters", "fair"),
+    [
+        (1.0, [0, 1, 2, 3], 1, True),
+        (1.0, [0, 6, 3, 3], 2, True),
+        (1.0, [0, 1, 2, 4], 1, False),  # the total
+        (1.0, [-1, 2, 2, 3], 1, False),  # below 0
+        (1.0, [0, 1, 1, 4], 1, False),  # above the last position
+        (1.0, [0, 0, 0, 6], 1, False),
+        (1.0, [0, 0, 6, 6], 2, True),
+        (1.0, [0, 0, 5, 7], 2, False),
+        (0.5, [0, 0, 2, 3], 1, True),
+        (0.5, [0, 1, 2, 3], 1, False),
+        (0.5, [4, 0, 0, 6], 2, True),
+    ],
+)
+def test_sums_of_votes_that_permutations_can_have(top, total, voters, fair):
+    """All of n positions, or with top = 1/2 the upper two of four."""
+    assert FRL(top=top)._fair(torch.tensor(total), voters) is fair
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+@pytest.mark.parametrize("on", ["signed", "abs", "released"])
+def test_steps_against_numpy(task, on, epochs):
+    """Straight-through gradients: w dL/d(w m), times the sign of a score where the mask reads absolute scores; 0 has none."""
+    options = {"mask_on": on, "lr": 0.3, "epochs": epochs, "batch_size": 1000, "momentum": 0.0, "weight_decay": 0.01, "decay": 0.5}
+    run, found = states(task, 1, options=options, clients=1, cohort=1)
+    layout = found[0].params.layout
+    frozen, sorted_scores, ranks = network(layout, 0, on)
+    client_task = run.fed.engine.setup.task
+    module = client_task.build(0)
+    scores, rows = placed(layout, ranks, sorted_scores), run.fed.engine.setup.split(0)[0]
+    parameters = dict(module.named_parameters())
+    for rate in [0.3, 0.15][:epochs]:  # a cosine over the epochs
+        kept = mask(scores, 0.5, on)
+        for name in layout.by_name:
+            parameters[name].data = frozen[name] * kept[name]
+        module.zero_grad()
+        client_task.loss(module(task.train.x[rows]), task.train.y[rows]).backward()
+        learnt = scores.clone()
+        for name in layout.by_name:
+            slopes = 1.0 if on == "signed" else scores[name].sign()
+            learnt[name].sub_(rate * (frozen[name] * parameters[name].grad * slopes + 0.01 * scores[name]))
+        scores = learnt
+    for name in layout.by_name:
+        s = scores[name].numpy().ravel()
+        order = np.argsort(np.abs(s) if on == "abs" else s, kind="stable")
+        assert (found[1].ranks[name].numpy() == order).mean() > 0.97  # but for near ties
+
+
+def test_a_score_of_zero_has_no_slope():
+    assert slope(params(0.0, -0.5, 2.0, 0.0), "abs").vector.tolist() == [0.0, -1.0, 1.0, 0.0]
+    assert slope(params(0.0, -0.5, 2.0, 0.0), "signed") == 1.0
+
+
+def test_an_edge_of_score_zero_learns_nothing_where_the_mask_reads_absolute_scores(task, monkeypatch):
+    """Its slope is 0, and it stays the least important edge."""
+    real = network.__wrapped__
+
+    def with_zero(layout, seed, on="signed"):
+        frozen, scores, ranks = real(layout, seed, on)
+        return frozen, {name: torch.cat([torch.zeros(1), score[1:]]) for name, score in scores.items()}, ranks
+
+    monkeypatch.setattr("paceline.methods.compression.frl.network", with_zero)
+    options = {"mask_on": "abs", "lr": 0.01, "epochs": 1, "batch_size": 1000}
+    _, found = states(task, 1, options=options, clients=1, cohort=1)
+    for name, ranks in found[0].ranks.items():
+        assert found[1].ranks[name][0] == ranks[0]

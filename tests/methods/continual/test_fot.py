@@ -10,6 +10,8 @@ from torch import nn
 
 from paceline.core.layout import Layout
 from paceline.core.params import Params
+from paceline.data import Partition
+from paceline.engines.worker import Worker
 from paceline.methods.continual.fot import FOT, expand, project, wanted
 from paceline.run import RunConfig, prepare
 from paceline.tasks.sequence import forgetting, permuted, split_classes
@@ -207,3 +209,86 @@ def test_real_digits_are_forgotten_less():
         }
         found[name] = forgetting(prepare(RunConfig.build(values)).go().history, 8)
     assert found["fot"][1] < 0.5 * found["fedavg"][1]
+
+
+@pytest.mark.parametrize(
+    ("options", "protected"),
+    [
+        ({}, ["0.weight", "2.weight"]),
+        ({"rho": "energy", "weigh": "samples", "eps": 0.8}, ["0.weight", "2.weight"]),
+        ({"at_least_one": True, "eps": 0.0, "protect_head": False, "server_lr": 0.7}, ["0.weight"]),
+        ({"most_columns": 20, "eps": 0.99, "sketch": 2}, ["0.weight", "2.weight"]),
+    ],
+)
+def test_two_tasks_against_numpy(monkeypatch, options, protected):
+    """Projection, coverage and growth of the bases, from what clients send; clients have 30, 60, 60 and 90 samples."""
+    task = permuted(make_task(model=bias_free), stages=2, rounds_each=2)
+    seen, invoke = {}, Worker.invoke
+
+    def spy(self, me, function, message):
+        reply = invoke(self, me, function, message)
+        seen[me.id] = me.num_samples, message, reply
+        return reply
+
+    monkeypatch.setattr(Worker, "invoke", spy)
+    own = torch.arange(240).split([30, 60, 60, 90])
+    rows = [torch.cat([part, 240 + part]) for part in own]  # of both tasks
+    offsets = torch.tensor([0, *(len(part) for part in rows)]).cumsum(0)
+    run, states = step_through(task, 0, options=options, split=Partition("uneven", torch.cat(rows), offsets, offsets[1:].clone()))
+    state, bases, eps, w = states[0], {}, options.get("eps", 0.95), states[0].params
+    w = {n: w[n].double().numpy().copy() for n in protected} | {n: w[n].double().numpy().copy() for n in ("0.weight", "2.weight")}
+    for number in range(1, 5):
+        run.fed.start_round(number)
+        seen.clear()
+        state = run.method.round(run.fed, state)
+        run.fed.engine.commit()
+        size = np.array([seen[c][0] for c in range(4)], float)
+        own = size if options.get("weigh") == "samples" else np.ones(4)
+        for name, value in w.items():
+            delta = np.average([seen[c][2].delta[name].double().numpy() for c in range(4)], axis=0, weights=own)
+            if name in bases:
+                delta = delta - delta @ bases[name] @ bases[name].T
+            w[name] = value + options.get("server_lr", 1.0) * delta
+            np.testing.assert_allclose(state.params[name], w[name], atol=1e-5)
+        last = number % 2 == 0
+        assert all((message[1] is not None) == last for _, message, _ in seen.values())
+        if not last:
+            assert not hasattr(seen[0][2], "sketch")
+            continue
+        assert list(seen[0][2].sketch) == protected
+        for name in protected:
+            width = w[name].shape[1]
+            total = sum(n * seen[c][2].sketch[name].double().numpy() for c, n in enumerate(size)) / size.sum()
+            assert total.shape == (width, min(options.get("most_columns", 4096), width * options.get("sketch", 5)))
+            rho = np.average([seen[c][2].rho[name] for c in range(4)], weights=size)
+            share = (rho - (1 - eps)) / rho if rho > 0 else 0.0
+            u, s, _ = np.linalg.svd(total, full_matrices=False)
+            covered = np.cumsum(s**2) / (s**2).sum()
+            rank = int(np.argmax(covered > share)) + 1 if share > 0 else int(options.get("at_least_one", False))
+            old = bases.get(name, np.zeros((width, 0)))
+            if rank:
+                bases[name] = np.linalg.qr(np.concatenate([old, u[:, :rank]], 1))[0]
+                assert state.bases[name].shape == bases[name].shape
+                q = state.bases[name].double().numpy()
+                np.testing.assert_allclose(q @ q.T, bases[name] @ bases[name].T, atol=1e-4)
+                assert run.fed.last.notes[f"capacity_{name}"] == bases[name].shape[1] / width
+    assert bases
+
+
+@pytest.mark.parametrize(("rho", "power"), [("norm", 1), ("energy", 2)])
+def test_rho_is_a_ratio_of_norms_or_of_energies(sequence, monkeypatch, rho, power):
+    seen, real = {}, FOT._sketch
+
+    def spy(self, client, params, bases):
+        seen[client.id] = (real(self, client, params, bases), client.train.x[client.train.index].double().numpy())
+        return seen[client.id][0]
+
+    monkeypatch.setattr(FOT, "_sketch", spy)
+    prepared, states = step_through(sequence, 1, options={"rho": rho})
+    q = torch.linalg.qr(torch.randn(12, 3, generator=torch.Generator().manual_seed(0))).Q
+    prepared.fed.start_round(2)
+    prepared.method.round(prepared.fed, dataclasses.replace(states[-1], bases={"0.weight": q}))
+    for (_, rhos), x in seen.values():
+        rest = x - x @ q.double().numpy() @ q.double().numpy().T
+        assert rhos["0.weight"] == pytest.approx((np.linalg.norm(rest) / np.linalg.norm(x)) ** power, rel=1e-5)
+        assert rhos["2.weight"] == 1.0

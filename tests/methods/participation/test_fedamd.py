@@ -2,10 +2,15 @@
 
 import numpy as np
 import pytest
+import torch
 
-from paceline.methods.participation.fedamd import FedAmd
+from paceline.core.client import Client
+from paceline.core.layout import Layout
+from paceline.core.params import Params
+from paceline.engines.worker import Worker
+from paceline.methods.participation.fedamd import AnchorState, FedAmd
 from paceline.run import prepare
-from tests.methods.quadratics import numbers, play, quadratics
+from tests.methods.quadratics import by_size, numbers, play, quadratics
 from tests.methods.resuming import assert_resumes, assert_server_sums_what_clients_keep
 
 TWO = {"optima": [0.0, 3.0], "curvatures": [1.0, 2.0], "start": 1.0}  # gradients x and 2 (x - 3)
@@ -195,3 +200,44 @@ def distance(seed, method, rounds, clients=20, **options):
 def test_anchors_and_miners_come_nearer_to_the_optimum(seed):
     """The claim is made after 500 rounds; where the gradients of the first model are forgotten, 200 suffice."""
     assert distance(seed, "fedamd", 200, anchor=0.3, steps=10) < distance(seed, "fedavg", 200, epochs=1)
+
+
+def test_the_mean_of_no_gradients_is_zero():
+    layout = Layout.build([("w", (3,), "param")])
+    zeros = Params(torch.zeros(3), layout)
+    assert AnchorState(params=zeros, total=zeros).mean.vector.tolist() == [0.0] * 3
+    assert AnchorState(params=zeros, total=zeros + 6.0, members=[1, 4, 2]).mean.vector.tolist() == [2.0] * 3
+
+
+def test_a_step_is_one_batch_of_the_clients_samples(monkeypatch):
+    """Miners of 12 samples with batches of 4, and anchors with large batches of 5: each local training is one step."""
+    seen, sgd = [], Client.sgd
+
+    def spy(self, *args, **values):
+        local = sgd(self, *args, **values)
+        seen.append((local.steps, local.samples if hasattr(local, "samples") else values["batch_size"]))
+        return local
+
+    monkeypatch.setattr(Client, "sgd", spy)
+    task = quadratics([0.0, 3.0, 1.0], samples=12, noise=0.3)
+    for _ in play(task, f"{__name__}:Odd", 4, options={"lr": 0.1, "steps": 3, "batch_size": 4, "large_batch": 5}):
+        pass
+    assert {steps for steps, _ in seen} == {1}
+    assert {size for _, size in seen} == {4, 5}
+
+
+def test_miners_count_alike_however_many_samples_they_have(monkeypatch):
+    """1, 2 and 5 samples; a client without any has no say."""
+    seen, invoke = {}, Worker.invoke
+
+    def spy(self, me, function, message):
+        reply = invoke(self, me, function, message)
+        if function == "mined":
+            seen[me.id] = reply.weight
+        return reply
+
+    monkeypatch.setattr(Worker, "invoke", spy)
+    task = quadratics([0.0, 3.0, 1.0, 2.0], sizes=[1, 2, 5, 1])
+    for _ in play(task, "fedamd", 2, options={"lr": 0.1, "steps": 2, "anchor": 0.0}, split=by_size([1, 2, 6, 0])):
+        pass
+    assert {client: set(weight.values()) for client, weight in seen.items()} == {0: {1}, 1: {1}, 2: {1}, 3: {0}}

@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from paceline.core.client import Client
 from paceline.core.errors import PlanError
 from paceline.methods.personalisation.fedgela import frame, simplex, stretch
 from paceline.models.split import body_layout, take
-from paceline.run import prepare
+from paceline.run import RunConfig, prepare
 from tests.conftest import make_task
 from tests.methods.resuming import assert_resumes
 
@@ -56,8 +57,6 @@ def test_a_missing_class_does_not_push_the_features():
 
 
 def run_gela(task, rounds=1, **changes):
-    from paceline.run import RunConfig
-
     values = {"method": "fedgela", "task": "blobs", "clients": 2, "cohort": 2, "rounds": rounds, "vectorize": "off", **changes}
     run = prepare(RunConfig.build(values), task=task)
     run.go()
@@ -188,3 +187,38 @@ def test_fine_tuning_before_use(federate):
     tuned, plain = federate(method="finetuned", **common), federate(method="fedavg", **common)
     assert tuned.model_sha256 == plain.model_sha256
     assert tuned.accuracy > plain.accuracy
+
+
+def test_a_client_is_judged_by_its_scaled_frame_without_the_classes_that_it_lacks(task, monkeypatch):
+    """A logit is psi_c h . m_c; that of an absent class is never the largest, though all others may be negative."""
+    seen, evaluate = [], Client.evaluate
+
+    def spy(self, params, data, **options):
+        seen.append((self, options))
+        return evaluate(self, params, data, **options)
+
+    monkeypatch.setattr(Client, "evaluate", spy)
+    values = {
+        "method": "fedgela",
+        "task": "blobs",
+        "clients": 6,
+        "cohort": 6,
+        "rounds": 1,
+        "partition": "shards:2",
+        "vectorize": "off",
+    }
+    run = prepare(RunConfig.build(values | {"options": {"epochs": 1}, "evaluation": "clients", "client_test": 0.2}), task=task)
+    run.go()
+    m, lacking = run.state.params["4.weight"].T, 0
+    for client, options in seen:
+        counts = torch.bincount(client.train.y[client.train.index], minlength=4)
+        x, body = task.test.x[:20], options["model"].module
+        with torch.no_grad():
+            logits, h = options["outputs"](body, x), run.method.represent(body, x)
+        for c in range(4):
+            if counts[c]:
+                torch.testing.assert_close(logits[:, c], float(4 * counts[c] / counts.sum()) * (h @ m[:, c]), atol=1e-3, rtol=1e-3)
+            else:
+                lacking += 1
+                assert (logits[:, c] < -1e3).all()
+    assert lacking

@@ -9,9 +9,10 @@ from paceline.blocks.prototypes import class_sums
 from paceline.core.errors import PlanError
 from paceline.core.layout import Layout
 from paceline.core.params import Params, Resident
+from paceline.data import Partition
 from paceline.methods.personalisation.fedgh import head_gradient, train_head
 from paceline.methods.personalisation.ownmodels import clipped, named
-from paceline.run import prepare
+from paceline.run import RunConfig, prepare
 from tests.methods.resuming import assert_resumes
 
 THETA = named(weight=torch.zeros(3, 2))
@@ -197,3 +198,35 @@ def test_params_of_a_head_are_named_by_the_layer():
     layer = torch.nn.Linear(3, 2, bias=False)
     theta = Params.of(layer, Layout.of(layer))
     assert list(head_gradient(theta, torch.ones(1, 3), torch.tensor([1]))) == ["weight"]
+
+
+def without(task, lacking):
+    """Return a partition among four clients without samples of one class."""
+    rows = torch.nonzero(task.train.y != lacking).flatten()
+    offsets = torch.linspace(0, len(rows), 5).long()
+    return Partition("lacking", rows, offsets, offsets[1:].clone())
+
+
+@pytest.mark.parametrize(
+    ("method", "options"), [("fedgh", {}), ("fedgh", {"shuffle": False}), ("fedghsum", {"form": "prototypes"})]
+)
+@pytest.mark.parametrize("freeze", [False, True])
+def test_rows_of_a_class_that_nobody_has(task, method, options, freeze):
+    values = {"method": method, "task": "blobs", "clients": 4, "cohort": 4, "rounds": 1, "vectorize": "off"}
+    made = RunConfig.build(values | {"options": {"freeze_absent": freeze, "server_lr": 0.5, **options}})
+    run = prepare(made, task=task, split=without(task, 2))
+    before = run.method.init(run.fed).params["weight"].clone()
+    run.go()
+    moved = (run.state.params["weight"] - before).abs().sum(1) > 1e-6
+    assert moved.tolist() == [True, True, not freeze, True]
+
+
+def test_the_first_head_is_that_of_the_first_architecture(networks, monkeypatch):
+    from paceline.models.split import head
+
+    for models in (("mlp:hidden=12-8", "mlp:hidden=16-8"), ("mlp:hidden=16-8", "mlp:hidden=12-8")):
+        _, run, _ = networks("fedgh", models=models, rounds=1)
+        first = run.method.init(run.fed).params["weight"]
+        built = [head(architectures(run.fed).build(text)).weight for text in models]
+        assert torch.equal(first, built[0])
+        assert not torch.equal(first, built[1])

@@ -60,3 +60,12 @@ def test_learns(networks, predict):
 @pytest.mark.parametrize("method", ["fedproto", "localonly"])
 def test_resume_gives_the_same_bits(tmp_path, task, method):
     assert_resumes(tmp_path, task, method=method, options={"models": ["mlp:hidden=8", "mlp:hidden=6-8"]})
+
+
+@pytest.mark.parametrize("method", ["fedproto", "fedsa", "fedgh", "localonly"])
+def test_one_architecture_is_the_tasks_own_where_it_is_named(networks, method):
+    """A model that is named alone is every client's."""
+    *_, kept = networks(method, models=("mlp:hidden=16-8",), rounds=1)
+    assert {tuple(t.shape for _, t in network.items()) for network in kept.values()} == {
+        ((16, 12), (16,), (8, 16), (8,), (4, 8), (4,))
+    }

@@ -240,6 +240,7 @@ def of_the_global_model():
 
 def end_of(method, options, **changes):
     """Return the mean accuracy of clients of two digits each."""
+    options = {"lr": 0.05, "batch_size": 20} | options
     values = {"method": method, "options": options, "task": "digits", "partition": "shards:2", "clients": 10, "cohort": 10}
     return prepare(RunConfig.build(values | {"rounds": 5, "evaluation": "clients"} | changes)).go().history[-1]["client_accuracy"]
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from paceline.methods.robust.flag import _weights, flag
+from paceline.methods.robust.flag import Flag, _weights, flag
+from paceline.run import RunConfig, prepare
 from tests.methods.resuming import assert_resumes
 
 THREE = torch.tensor([[1, 0, 0], [0.8, 0.6, 0], [0, 0, 5]], dtype=torch.float64)
@@ -149,3 +150,72 @@ def test_faithful_server_step(federate):
 
 def test_resume_gives_the_same_bits(tmp_path, task):
     assert_resumes(tmp_path, task, method="flag", options={"lr": 0.1})
+
+
+@pytest.mark.parametrize(("n", "rank"), [(1, 1), (2, 1), (5, 3), (6, 3), (7, 4)])
+def test_the_rank_is_half_of_the_cohort_rounded_up(n, rank):
+    g = torch.from_numpy(np.random.default_rng(n).normal(size=(n, 12)))
+    for made in (Flag(), Flag(rank=rank)):
+        np.testing.assert_allclose(made.combine(g, 0), flag(g, rank)[0], atol=1e-9)
+    np.testing.assert_allclose(Flag(rank=99).combine(g, 0), flag(g, n)[0], atol=1e-9)
+
+
+@pytest.mark.parametrize("options", [{}, {"rank": 2, "pairs": 0.7, "iterations": 3}, {"begin": "mean", "rescale": "median"}])
+def test_whole_rounds_against_numpy(task, options):
+    """SGD with momentum and decay on the aggregate of the updates; a client that does not move has no say."""
+    made = {"method": "flag", "task": "blobs", "clients": 5, "cohort": 5, "rounds": 3, "options": {"lr": 0.1, **options}}
+    run = prepare(RunConfig.build(made | {"vectorize": "off"}), task=task)
+    state, w, v = run.method.init(run.fed), None, 0.0
+    for number in (1, 2, 3):
+        run.fed.start_round(number)
+        replies = run.fed.each(run.method.submit, state.params, over=range(5))
+        g = np.stack([replies[c].vector.double().numpy() for c in range(5)])
+        run.fed.start_round(number)
+        w = state.params.vector.double().numpy() if w is None else w
+        state = run.method.round(run.fed, state)
+        rank = options.get("rank", 3)
+        start = run.method._start(run.fed, g.shape[1], rank)
+        if start is None:
+            a, quality = (x.numpy() for x in flag(torch.from_numpy(g), rank))
+        else:
+            assert torch.allclose(start.T @ start, torch.eye(rank, dtype=torch.float64), atol=1e-5)
+            a, quality, _ = direct(g, rank, start.numpy(), options.get("pairs", 0.0), options.get("iterations", 1))
+        if options.get("rescale") == "median":
+            a = a * rank / 5 * np.sort(np.linalg.norm(g, axis=1))[2]
+        v = 0.9 * v + a - 5e-4 * w
+        w = w + 0.2 * v
+        np.testing.assert_allclose(state.params.vector, w, atol=2e-5)
+        np.testing.assert_allclose([run.fed.last.notes[f"quality_{c}"] for c in range(5)], quality, atol=1e-5)
+
+
+def test_a_start_that_holds_updates_exactly():
+    """One step from there is worse: it is taken all the same, and the iteration ends."""
+    for seed, p, d, m in ((68, 4, 5, 2), (2908, 5, 5, 3), (2857, 3, 3, 2)):
+        rng = np.random.default_rng(seed)
+        g = rng.normal(size=(p, d))
+        start = np.linalg.qr(np.concatenate([g[:m].T], 1))[0]
+        a, v = flag(torch.from_numpy(g), m, torch.from_numpy(start), iterations=8)
+        expected, quality, _ = direct(g, m, start, iterations=8)
+        np.testing.assert_allclose(a, expected, atol=1e-8)
+        np.testing.assert_allclose(v, quality, atol=1e-8)
+
+
+def test_the_random_start_has_no_direction_of_its_own(task):
+    """Centred draws: the first vector of the basis is not the mean direction, which a sum of positive draws is near."""
+    run = prepare(RunConfig.build({"method": "flag", "task": "blobs", "clients": 5, "cohort": 5, "rounds": 1}), task=task)
+    basis = run.method._start(run.fed, 900, 2).numpy()
+    assert abs(basis[:, 0].sum()) / np.sqrt(900) < 0.15
+    assert np.abs(basis.T @ basis - np.eye(2)).max() < 1e-5
+
+
+def test_updates_of_zero_leave_the_decay_alone(task):
+    """With a client rate of 0 no update has a direction; the server's SGD goes on with its velocity."""
+    values = {"method": "flag", "task": "blobs", "clients": 5, "cohort": 5, "rounds": 2, "options": {"lr": 0.0}}
+    run = prepare(RunConfig.build(values), task=task)
+    w = run.fed.init_params().vector.double().numpy()
+    run.go()
+    v = 0.0
+    for _ in range(2):
+        v = 0.9 * v - 5e-4 * w
+        w = w + 0.2 * v
+    np.testing.assert_allclose(run.state.params.vector, w, atol=1e-6)

@@ -181,3 +181,52 @@ def test_updates_that_are_not_finite_are_refused(config, task, nan):
 def test_secure_aggregation_is_refused(config, task):
     with pytest.raises(PlanError, match="submit"):
         prepare(config(method="median", aggregation="secure"), task=task)
+
+
+@pytest.mark.parametrize(
+    ("name", "a", "b"),
+    [("median", 2, 1), ("trimmedmean", 2, 1), ("geometricmedian", 2, 1), ("krum", 2, 3), ("multikrum", 2, 3), ("bulyan", 4, 3)],
+)
+def test_the_smallest_cohort_of_each_rule(config, task, name, a, b):
+    """n >= a f + b, at the start and in every round."""
+    for f in (1, 2):
+        n = a * f + b
+        fits = prepare(config(method=name, clients=n, cohort=n, options={"byzantine": f / n}), task=task)
+        assert fits.method.faults(n) == f
+        with pytest.raises(PlanError, match=f"at least {n} clients, not {n - 1}"):
+            prepare(config(method=name, clients=n, cohort=n - 1, options={"byzantine": f / (n - 1)}), task=task)
+        fits.fed.start_round(1)
+        fits.method.round(fits.fed, fits.method.init(fits.fed))
+
+
+def test_a_row_at_the_start_is_left_for_a_better_place():
+    """(0, 0) is the median of each coordinate and a row; the unit vectors of the others pull it away with a force of 2.8."""
+    rows = torch.tensor([[0, 0], [10, -0.1], [-0.1, 10], [9, -0.1], [-0.1, 9]], dtype=torch.float64)
+    z = geometric_median(rows)
+    assert torch.linalg.vector_norm(rows - z, dim=1).sum() < torch.linalg.vector_norm(rows, dim=1).sum() - 0.1
+
+
+def test_the_geometric_median_of_rows_that_balance():
+    """No row is there and the pulls cancel exactly: the search ends where it starts."""
+    for rows in ([[1.0, 0.0], [-1.0, 0.0]], [[1.0, 2.0], [-1.0, -2.0], [2.0, -1.0], [-2.0, 1.0]]):
+        assert geometric_median(torch.tensor(rows, dtype=torch.float64)).tolist() == [0.0, 0.0]
+
+
+@dataclass(frozen=True)
+class Idle(Median):
+    """A median among whose clients some have nothing to say."""
+
+    idle: int = 1
+
+    @on_client(each=True)
+    def submit(self, client, message):
+        return message.zeros() + float(client.id if client.id >= self.idle else 0)
+
+
+@pytest.mark.parametrize(("idle", "expected"), [(1, 3.0), (3, 4.0), (4, 4.5), (6, 0.0)])
+def test_updates_of_zero_have_no_say_unless_all_are(config, task, idle, expected):
+    prepared = prepare(config(cohort=6, method=f"{__name__}:Idle", options={"idle": idle}), task=task)
+    state = prepared.method.init(prepared.fed)
+    prepared.fed.start_round(1)
+    after = prepared.method.round(prepared.fed, state)
+    assert torch.allclose((after.params - state.params).vector, torch.tensor(expected), atol=1e-6)

@@ -122,8 +122,8 @@ class _Parties:
             self.seconds += spent
             if client == self.watched:
                 self.costs.client_seconds += spent
-                down, up = _sizes(step, common, part, reply)
-                self.costs.bytes_down, self.costs.bytes_up = self.costs.bytes_down + down, self.costs.bytes_up + up
+                self.costs.bytes_down += _size(common) + _size(part)
+                self.costs.bytes_up += _size(reply)
             take(client, reply)
 
     def _answer(self, step: str, client: int, common: Any, own: Any) -> Any:
@@ -141,17 +141,13 @@ class _Parties:
         return machine.unmask(own)
 
 
-def _sizes(step: str, common: Any, own: Any, reply: Any) -> tuple[int, int]:
-    """Return the bytes that a client receives and sends in a step, without framing."""
-    match step:
-        case "share":
-            sealed = sum(len(s) + len(reply["told"][v]) + 8 for v, s in reply["sealed"].items())
-            return 40 * len(common["hashes"]) + 136 * len(own), 128 + sealed
-        case "masked":
-            mail = sum(len(s) + len(own["told"][v]) + 8 for v, s in own["sealed"].items())
-            return mail, sum(len(p) for p in reply["segments"]) + 64
-        case "consistency":
-            return 8 * len(common["alive"]), 0
-        case "unmask":
-            return 72 * len(own), 64 + 40 * (len(reply["self"]) + len(reply["keys"]))
-    return 0, 0
+def _size(message: Any) -> int:
+    """Return the size of a message in bytes without framing and names of fields; a number or an id takes 8."""
+    match message:
+        case bytes() | str():
+            return len(message)
+        case Mapping():
+            return sum((0 if isinstance(key, str) else 8) + _size(value) for key, value in message.items())
+        case list() | tuple():
+            return sum(map(_size, message))
+    return 0 if message is None else 8

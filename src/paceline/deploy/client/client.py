@@ -157,6 +157,7 @@ def build_worker(
     named: bool = False,
     openings: Openings | None = None,
     task: Task | None = None,
+    models: Path | None = None,
 ) -> Callable[[Welcome], Worker]:
     """Return a function that builds this client's worker from a run's plan and the local data.
 
@@ -170,6 +171,7 @@ def build_worker(
             and of methods that use the times of a simulated fleet.
         openings: record of the sums that this client has helped to open.
         task: task object to use instead of the configured task.
+        models: folder in which this client's own model of each run is kept; None keeps none.
 
     Returns:
         a function from a `Welcome` to a `Worker`. It raises `PolicyError`, `ProtocolError`, `ConfigError`, `LayoutError`
@@ -181,6 +183,7 @@ def build_worker(
     from paceline.assembly import Allocation, assemble, build_method, devices, share_out
     from paceline.core.config import RunConfig
     from paceline.core.layout import Layout
+    from paceline.deploy.client.own_model import OwnModel
 
     def build(welcome: Welcome) -> Worker:
         with imports_from(allowed_modules(modules, data)):
@@ -239,7 +242,7 @@ def build_worker(
             if openings is not None:
                 openings.open()
             programs["secagg"] = SecAggClient(directory, agreed, openings, welcome.run)
-        return Worker(
+        worker = Worker(
             made.setup(
                 shared,
                 OwnDevice() if config.measured else devices(config),
@@ -249,6 +252,9 @@ def build_worker(
                 client_seed=secrets.randbits(63) if private else None,
             )
         )
+        if models is not None:
+            worker.watch = OwnModel(models / welcome.run / "model", config, made.task, number).watch
+        return worker
 
     return build
 
@@ -315,6 +321,7 @@ def make_node(
             named=policy.secure_aggregation.named_clients,
             openings=openings,
             task=task,
+            models=part.state if part.keep_model else None,
         ),
     )
     rules, own = PolicyRules(policy, ledger, part.state), allowed_modules(part.modules, config.data)

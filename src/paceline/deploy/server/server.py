@@ -32,6 +32,7 @@ from paceline.deploy.plan import PRIVACY_MECHANISMS, Plan, Privacy, offer
 from paceline.deploy.server.attendance import Attendance, check_expected
 from paceline.deploy.server.events import Notes
 from paceline.deploy.server.expiry import Lists
+from paceline.deploy.server.starting import unsent
 from paceline.deploy.settings import ServerConfig, ServerPart
 from paceline.engines.worker import Setup, Worker
 from paceline.network import (
@@ -50,6 +51,7 @@ from paceline.network.interfaces import check_limit
 from paceline.run import Observer, Result, Run, RunConfig, prepare, reopen
 from paceline.store import RunFolder, atomic_write
 from paceline.store.lock import LOCK
+from paceline.store.start import open_start
 from paceline.tasks import schema_of
 
 if TYPE_CHECKING:
@@ -125,6 +127,7 @@ class FederationServer:
     def __post_init__(self) -> None:
         check_federated(self.run)
         part = self.config.server
+        self.run, self._start = open_start(self.run, part.run, shared=True)
         self.trust = Trust.load(part.folder / "trust.pem")
         if part.ca is None and (part.enrol or part.renew):
             raise ConfigError("server.enrol and server.renew require the authority on this machine; name its folder in server.ca")
@@ -226,7 +229,7 @@ class FederationServer:
             raise PlanError(["the plan promises differential privacy, but no mechanism for it is installed; remove the promise"])
         task = self.task if self.task is not None else read_task(self.run)
         self._schema = schema_of(task)
-        parts: dict[str, Any] = {"task": task, "engine": self._engine}
+        parts: dict[str, Any] = {"task": task, "engine": self._engine, "start": self._start}
         if self.run.aggregation == "secure":
             agreed = Agreement.of(self.run, find_method(self.run.method), self._schema)
             opened = OpenedSums(folder.path / "opened.json")
@@ -239,6 +242,8 @@ class FederationServer:
             folder.write_config(self.run.model_dump(exclude_none=True), run.task.info.get("schema"))
         engine = self.engine
         assert engine is not None
+        if self._start is not None and (wrong := unsent(run, task, self._start)):
+            raise PlanError(wrong)
         if run.method.sends_model:
             check_limit("a client's reply", self._reply(run), self.config.server.limit, "server.limit")
         progress = engine.hub.progress

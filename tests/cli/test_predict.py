@@ -1,0 +1,57 @@
+"""`paceline predict` and `paceline export`: tables, JSON, files, and messages for what is wrong."""
+
+import csv
+import json
+
+import pytest
+
+from tests.results.test_predicting import people
+
+
+@pytest.fixture
+def trained(call, tmp_path):
+    people(tmp_path / "people.csv")
+    words = ("--task", "csv:people.csv?drop=id_x", "--clients", "3", "--rounds", "2")
+    call("run", "fedper", *words, "--name", "own", "--evaluation", "clients")
+    return call("run", "fedavg", *words, "--name", "one")
+
+
+def test_a_table_a_file_and_json(call, trained, tmp_path):
+    shown = call("predict", "runs/one", "people.csv")
+    assert "the first 10 of 240 samples" in shown.stdout
+    assert "accuracy on the classes in the file" in shown.stdout
+    assert "unknown to the model, so unused: id_x" in shown.stderr
+    saved = call("predict", "runs/one", "people.csv", "--out", "p.csv")
+    assert "240 predictions: p.csv" in saved.stdout
+    rows = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))
+    assert list(rows[0]) == ["prediction", "score ill", "score well"]
+    given = json.loads(call("predict", "runs/one", "people.csv", "--json").stdout)
+    assert [row["prediction"] for row in given["predictions"]] == [row["prediction"] for row in rows]
+
+
+def test_columns_of_other_names_and_cells_of_another_form(call, trained, tmp_path):
+    text = (tmp_path / "people.csv").read_text().replace("age", "alter", 1).replace(",,", ",N/A,")
+    (tmp_path / "other.csv").write_text(text)
+    assert "name it with --column OWN=NAME" in call("predict", "runs/one", "other.csv", code=5).stderr
+    words = ("--column", "alter=age", "-o", "na=N/A", "--json")
+    there = json.loads(call("predict", "runs/one", "other.csv", *words).stdout)
+    assert there["predictions"] == json.loads(call("predict", "runs/one", "people.csv", "--json").stdout)["predictions"]
+    assert "did you mean na" in call("predict", "runs/one", "other.csv", "-o", "nan=1", code=2).stderr
+    assert "--column takes OWN=NAME" in call("predict", "runs/one", "other.csv", "--column", "alter", code=2).stderr
+
+
+def test_a_client_s_own_model(call, trained):
+    assert "name one: client=0" in call("predict", "runs/own", "people.csv", code=2).stderr
+    first, second = (call("predict", "runs/own", "people.csv", "--client", str(k), "--json").stdout for k in range(2))
+    assert json.loads(first)["predictions"] != json.loads(second)["predictions"]
+    call("export", "runs/own", "--to", "state-dict", "--client", "1")
+    assert "client 9 does not exist" in call("predict", "runs/own", "people.csv", "--client", "9", code=2).stderr
+
+
+def test_exports(call, trained, tmp_path):
+    assert call("export", "runs/one", "--to", "torch-export").stdout.strip() == "runs/one/model.pt2"
+    made = json.loads(call("export", "runs/one", "--to", "state-dict", "--out", "m.pt", "--json").stdout)
+    assert made == {"file": "m.pt", "to": "state-dict"}
+    assert (tmp_path / "m.pt").exists()
+    assert "did you mean onnx" in call("export", "runs/one", "--to", "onxx", code=2).stderr
+    assert "has no model.json" in call("export", "runs", "--to", "onnx", code=13).stderr

@@ -1,0 +1,179 @@
+"""The defaults of every method: those of its paper, or of its authors' code, as the method's sheet gives them.
+
+A run without options is the published form, so a changed default is a changed method. Change the two together, and say so in the
+changelog.
+"""
+
+from dataclasses import MISSING, fields
+
+import pytest
+
+from paceline.registry import find_method
+
+from .test_every_method import NAMES
+
+LOCAL = {"lr": None, "epochs": 1, "batch_size": None, "momentum": 0.0, "weight_decay": 0.0}
+AVERAGED = LOCAL | {"server_lr": 1.0}
+UNEQUAL = {"lr": None, "steps": 5, "epochs": None, "batch_size": 16, "server_lr": 1.0, "importance": "uniform"}
+STALE = UNEQUAL | {"lr": 0.005, "epochs": 1, "batch_size": 128, "importance": "samples"}
+MOMENTUM = {
+    "beta": 0.1, "lr": None, "epochs": 1, "steps": None, "batch_size": None, "weight_decay": 0.0, "server_lr": None,
+}  # fmt: skip
+ANARCHIC = {
+    "lr": None, "server_lr": None, "returns": 10, "least_steps": 1, "most_steps": 10, "batch_size": None, "idle": 0.0, "skew": 0.0,
+}  # fmt: skip
+ARRIVING = {
+    "lr": None, "steps": 10, "batch_size": 64, "momentum": 0.9, "max_norm": 10000.0, "server_lr": 1.0, "period": 0.5,
+    "unit": "slowest", "least": None, "staleness": None, "cap": None,
+}  # fmt: skip
+ROBUST = AVERAGED | {"byzantine": 0.2}
+PRUNED = AVERAGED | {
+    "straggler_share": 0.2, "network": True, "smallest": 0.5, "warmup": 2, "merge": None, "adaptive": False, "rescale": False,
+}  # fmt: skip
+OWN = LOCAL | {"models": ()}
+HEADS = OWN | {
+    "momentum": 0.9, "weight_decay": 0.001, "clip": 50.0, "server_lr": 0.01, "freeze_absent": False, "batch_means": False,
+    "judge": "own",
+}  # fmt: skip
+TUNED = AVERAGED | {
+    "momentum": 0.9, "peft": "bias", "width": 8, "tokens": 10, "deep": True, "rank": 4, "alpha": 8.0, "dropout": 0.0,
+    "targets": (), "with_head": None, "adam": False,
+}  # fmt: skip
+INSTRUCTED = TUNED | {
+    "lr": 0.0003, "momentum": 0.0, "peft": "lora", "rank": 16, "alpha": 16.0, "adam": True, "decay": True, "monitor": False,
+}  # fmt: skip
+RANKS = {
+    "lr": 0.4, "decay": 0.999, "epochs": 2, "batch_size": 8, "momentum": 0.9, "weight_decay": 0.0001, "keep": 0.5,
+    "mask_on": "signed", "top": 1.0,
+}  # fmt: skip
+
+DEFAULTS = {
+    "afacd": ANARCHIC,
+    "afacs": ANARCHIC,
+    "afacstable": ANARCHIC | {"expire": None},
+    "apfl": AVERAGED | {"alpha": 0.5, "adaptive": True, "steps": 10},
+    "bulyan": ROBUST,
+    "clip": PRUNED | {"score": "mixed", "reduce": "max", "select": "rank", "explore": 5, "back": 0.1, "step": 0.01},
+    "ditto": AVERAGED | {"lam": 0.1, "personal_epochs": 1},
+    "dropstragglers": AVERAGED | {"straggler_share": 0.2, "slack": 1.05, "warmup": 2},
+    "fedamd": {
+        "anchor": 0.2, "period": 0, "steps": 10, "lr": 0.01, "batch_size": 64, "large_batch": 0, "server_lr": 1.0, "per_step": False,
+    },
+    "fedasync": ARRIVING | {"weigh": "mixing", "alpha": 0.6, "discount_by": "polynomial", "grace": 4, "rho": None},
+    "fedau": UNEQUAL | {"cutoff": None, "weigh": "adaptive"},
+    "fedavg": AVERAGED,
+    "fedavgm": MOMENTUM,
+    "fedavgmvr": MOMENTUM,
+    "fedbn": LOCAL | {"layers": ()},
+    "fedbuff": ARRIVING | {"buffer": 10, "weigh": "identical"},
+    "feddyn": AVERAGED | {"alpha": 0.01},
+    "fedfix": ARRIVING,
+    "fedgela": LOCAL
+    | {
+        "epochs": 10, "momentum": 0.9, "weight_decay": 0.0001, "temperature": 1.0, "power": 1.0, "feature_norm": "none",
+        "energy": 1.0, "clip": 20.0, "stretched": True,
+    },
+    "fedgh": HEADS | {"shuffle": True},
+    "fedghsum": HEADS | {"form": "gradient", "exchanges": 1},
+    "fedit": INSTRUCTED,
+    "fednova": AVERAGED | {"mu": 0.0},
+    "fedopt": AVERAGED | {"server_lr": 0.01, "optimizer": "adam", "beta1": None, "beta2": 0.99, "tau": 0.001},
+    "fedpeft": TUNED,
+    "fedper": LOCAL,
+    "fedproto": OWN | {"strength": 1.0, "predict": "prototype"},
+    "fedprox": AVERAGED | {"mu": 0.01},
+    "fedrep": LOCAL | {"head_epochs": 10},
+    "fedsa": OWN
+    | {
+        "pull": 1.0, "contrast": 1.0, "calibration": 1.0, "beta": 0.9999, "begin": "projected", "weighted": False, "least": 1,
+        "predict": "prototype",
+    },
+    "fedspeed": {
+        "prox": 0.1, "radius": 0.1, "mix": 1.0, "dual_mean": "all", "lr": None, "lr_decay": 0.998, "epochs": 5, "steps": None,
+        "batch_size": None, "weight_decay": 0.001, "clip": 10.0,
+    },
+    "fedstale": STALE | {"cutoff": None, "beta": 0.5, "rates": "estimated", "empty": "skip"},
+    "fedstaletable": STALE | {"cutoff": None, "beta": 0.5, "rates": "estimated", "empty": "skip"},
+    "fedvarp": UNEQUAL,
+    "fedzo": {"lr": 0.01, "steps": 10, "directions": 20, "smoothing": 0.01, "correction": "none", "rho": 1.0},
+    "finetuned": AVERAGED,
+    "fjord": PRUNED | {"nested": False},
+    "flag": ROBUST
+    | {
+        "server_lr": 0.2, "rank": 0, "pairs": 0.0, "iterations": 1, "begin": "random", "rescale": "none", "server_momentum": 0.9,
+        "server_decay": 0.0005,
+    },
+    "fluid": AVERAGED | {"straggler_share": 0.2, "quorum": 0.75, "step": 0.2, "every": 2, "warmup": 3, "smallest": 0.5},
+    "fot": AVERAGED
+    | {
+        "eps": 0.95, "eps_inc": 0.0, "rounds_per_task": None, "protect_head": None, "weigh": "uniform", "rho": "norm", "sketch": 5,
+        "most_columns": 4096, "at_least_one": False, "last_cohort": None,
+    },
+    "frl": RANKS,
+    "frlchecked": RANKS,
+    "fzoos": {
+        "lr": 0.01, "steps": 10, "features": 10000, "length": None, "kernel": "rbf", "jitter": 1e-06, "ridge": 1e-05, "fitted": 150,
+        "surveyed": 500, "candidates": 100, "active": 5, "survey_candidates": 200, "survey_active": 50, "initial": 10,
+        "radius": 0.01, "correct": True,
+    },
+    "geometricmedian": ROBUST,
+    "heterofl": PRUNED | {"rescale": True, "masked_loss": True, "own_rows": True, "importance": "uniform", "static": True},
+    "krum": ROBUST,
+    "localonly": OWN,
+    "localtuning": INSTRUCTED,
+    "meamed": ROBUST,
+    "median": ROBUST,
+    "mifa": UNEQUAL,
+    "multikrum": ROBUST,
+    "ocfl": AVERAGED
+    | {
+        "epochs": 3, "backend": "average", "clusters": 3, "least": 3, "noise": "nearest", "order": 2.0, "patience": 1, "sketch": 0,
+    },
+    "perfedavg": AVERAGED | {"alpha": 0.01, "steps": 10, "order": "first", "delta": 0.001, "personal_steps": 1},
+    "pfedme": AVERAGED | {"lr": 0.005, "lam": 15.0, "inner_steps": 5, "inner_lr": 0.05, "personal_epochs": 1},
+    "phocas": ROBUST,
+    "randomdropout": PRUNED,
+    "scaffold": AVERAGED,
+    "scaffoldm": MOMENTUM | {"start": "zeros"},
+    "scaffoldmvr": MOMENTUM | {"start": "gradients"},
+    "trimmedmean": ROBUST,
+}  # fmt: skip
+
+
+def defaults(cls):
+    return {f.name: f.default if f.default is not MISSING else f.default_factory() for f in fields(cls)}
+
+
+def same(got, wanted):
+    """Also in the types: a rate of 1 is not a rate of 1.0, and False is not 0."""
+    return got == wanted and all(type(got[name]) is type(wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_method_without_options_is_the_published_one(name):
+    assert same(defaults(find_method(name)), DEFAULTS[name])
+
+
+DECLARED = {
+    "records_times": (False, {True: "clip fjord heterofl randomdropout"}),
+    "vectorizable": (True, {False: "fedzo fzoos"}),
+    "names_clients": (False, {True: "fedamd fedasync fedbuff fedfix"}),
+    "sends_model": (
+        True,
+        {False: "fedbn fedgela fedgh fedghsum fedper fedproto fedrep fedsa frl frlchecked localonly localtuning"},
+    ),
+    "has_model": (True, {False: "fedbn fedgh fedghsum fedper fedproto fedrep fedsa fedzo fzoos localonly ocfl"}),
+    "rounds_up": (False, {True: "heterofl"}),
+    "needs": (
+        None,
+        {(2, 1): "flag geometricmedian meamed median phocas trimmedmean", (2, 3): "krum multikrum", (4, 3): "bulyan"},
+    ),
+}
+"""What is usual, and which methods declare something else."""
+
+
+@pytest.mark.parametrize("fact", DECLARED)
+def test_what_methods_declare(fact):
+    usual, others = DECLARED[fact]
+    unusual = {name: value for value, names in others.items() for name in names.split()}
+    assert {name: getattr(find_method(name), fact, usual) for name in NAMES} == dict.fromkeys(NAMES, usual) | unusual
