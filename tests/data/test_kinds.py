@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import gzip
+import io
 import struct
+import wave
 
 import numpy as np
 import pytest
 
 from paceline.core.errors import ConfigError, DataFormatError
+from paceline.data.audio import log_mel, mel_filters, read_wav
 from paceline.data.sources.brain import nifti
 from paceline.data.sources.clinical import HEART_DISEASE
 from paceline.data.sources.series import recordings
 from paceline.data.sources.words import coded, vocabulary
+from paceline.tasks.pairs import load_pairs
 from tests.conftest import fetched
 
 
@@ -107,14 +111,77 @@ def test_words_are_coded_by_frequency():
     assert coded(["x a c d", "d"], codes, 2).tolist() == [[1, 2], [3, 0]]
 
 
-def test_newsgroups_and_films():
+@pytest.mark.slow
+def test_newsgroups():
     news = fetched("20newsgroups").load(length=20, words=2000)
     assert (len(news.train), len(news.test), len(news.classes)) == (11293, 7528, 20)
     assert (int(news.train.x.max()), news.schema.text.symbols) == (1999, 2000)
+    with pytest.raises(ConfigError, match="words=40000"):
+        fetched("20newsgroups").load(words=40000)
+
+
+def test_films_by_country():
     films = fetched("film-genres").load()
     assert films.train.y.shape[1] == len(films.classes) >= 15
     assert films.train.y.sum(1).min() >= 0
     assert films.train.y.sum(1).max() >= 3
     assert len(films.owners) == 10
-    with pytest.raises(ConfigError, match="words=40000"):
-        fetched("20newsgroups").load(words=40000)
+
+
+def test_a_tone_is_in_the_band_of_its_frequency():
+    filters = mel_filters(8000, 256, 32)
+    mel = 2595 * np.log10(1 + np.array([500, 1000, 2000, 3500]) / 700)
+    for band, hertz in zip(
+        np.rint(mel / (2595 * np.log10(1 + 4000 / 700)) * 33).astype(int) - 1, (500, 1000, 2000, 3500), strict=True
+    ):
+        shown = log_mel(np.sin(2 * np.pi * hertz * np.arange(8000) / 8000), 8000)
+        assert shown.shape == (32, 39)
+        assert abs(int(shown.mean(1).argmax()) - band) <= 1
+    assert filters.min() == 0
+    inner = filters[:, 8:110].sum(0)
+    assert np.allclose(inner, 1, atol=0.02)  # neighbouring triangles add up to 1
+
+
+def test_only_mono_sound_of_16_bits_is_read():
+    def wav(channels, width):
+        file = io.BytesIO()
+        with wave.open(file, "wb") as opened:
+            opened.setnchannels(channels)
+            opened.setsampwidth(width)
+            opened.setframerate(8000)
+            opened.writeframes(np.array([0, 16384, -32768, 0], dtype="<i2").tobytes())
+        return file.getvalue()
+
+    sound, rate = read_wav(wav(1, 2), "a.wav")
+    assert (sound.tolist(), rate) == ([0, 0.5, -1, 0], 8000)
+    with pytest.raises(DataFormatError, match="2 channels of 16 bits; convert it"):
+        read_wav(wav(2, 2), "a.wav")
+    with pytest.raises(DataFormatError, match="not a WAV file"):
+        read_wav(b"text", "a.wav")
+
+
+def test_spoken_digits_of_five_speakers():
+    raw = fetched("spoken-digits").load(renderings=4)
+    assert (len(raw.train), len(raw.test), raw.owners[4]) == (200, 50, "Russian")
+    assert np.bincount(raw.train.y).tolist() == [20] * 10
+    assert np.bincount(raw.train.owner * 10 + raw.train.y).tolist() == [4] * 50
+    assert len(np.unique(raw.train.x.reshape(200, -1), axis=0)) == 200
+
+
+def test_emoji_of_the_test_part_are_in_no_training_pair():
+    fetched("emoji")
+    task = load_pairs(each=2)
+    assert set(task.train.x) == {"picture", "words"}
+    assert task.train.y.double().mean() == 0.5
+    seen = {row.numpy().tobytes() for row in task.train.x["picture"]}
+    shown = [row.numpy().tobytes() for row in task.test.x["picture"]]
+    assert sum(row in seen for row in shown) / len(shown) < 0.05  # some emoji look alike
+    own = {
+        p.numpy().tobytes(): w
+        for p, w in zip(task.test.x["picture"][task.test.y == 1], task.test.x["words"][task.test.y == 1], strict=True)
+    }
+    others = [
+        bool((own[p.numpy().tobytes()] == w).all())
+        for p, w in zip(task.test.x["picture"][task.test.y == 0], task.test.x["words"][task.test.y == 0], strict=True)
+    ]
+    assert sum(others) < 0.2 * len(others)

@@ -115,6 +115,8 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "mri-tissue": "paceline.tasks.datasets:MRI_TISSUE",
         "20newsgroups": "paceline.tasks.datasets:NEWSGROUPS",
         "film-genres": "paceline.tasks.datasets:FILM_GENRES",
+        "spoken-digits": "paceline.tasks.datasets:SPOKEN_DIGITS",
+        "emoji-pairs": "paceline.tasks.pairs:load_pairs",
         "permuted": "paceline.tasks.sequence:load_permuted",
         "split": "paceline.tasks.sequence:load_split",
         "quadratic": "paceline.tasks.blackbox:quadratic",

@@ -106,4 +106,5 @@ LIFE_EXPECTANCY = DataRecipe("gru", "life-expectancy", Defaults("series", 10, in
 MRI_TISSUE = DataRecipe("unet", "mri-tissue", Defaults("image", 8, lr=0.3))
 NEWSGROUPS = DataRecipe("word_bag", "20newsgroups", Defaults("text", 20))
 FILM_GENRES = DataRecipe("word_bag", "film-genres", Defaults("text", 20, lr=20.0))
+SPOKEN_DIGITS = DataRecipe("tiny_cnn", "spoken-digits", Defaults(batch_size=10, lr=0.1))
 SHAKESPEARE = DataRecipe("lstm", "shakespeare", Defaults("text", 128, in_time=True))
