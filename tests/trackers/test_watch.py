@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 
 import paceline as pl
-from paceline.core.errors import ConfigError, PacelineError, UnknownNameError
+from paceline.core.errors import ConfigError, MissingExtraError, PacelineError, UnknownNameError
 from paceline.trackers import Tracker
 from paceline.trackers.base import figures, flat
 from tests.conftest import make_task
@@ -86,7 +86,7 @@ def test_a_resumed_run_is_tracked_from_where_it_was(tmp_path):
 def test_a_missing_extra_names_its_command(monkeypatch, name):
     for module in ("tensorboard", "mlflow.tracking", "wandb"):
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ConfigError, match=rf"pip install 'paceline\[{name}\]'"):
+    with pytest.raises(MissingExtraError, match=rf"pip install 'paceline\[{name}\]'"):
         pl.run("fedavg", make_task(), observer=name, **SMALL)
 
 
@@ -112,5 +112,5 @@ def test_the_history_as_a_table(tmp_path):
 def test_pandas_is_optional(monkeypatch):
     result = pl.run("fedavg", make_task(), **SMALL)
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(ConfigError, match=r"pip install 'paceline\[pandas\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'paceline\[pandas\]'"):
         result.to_pandas()

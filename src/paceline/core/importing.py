@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paceline.core.errors import ConfigError, PacelineError, PolicyError, nearest
+from paceline.core.errors import ConfigError, MissingExtraError, PacelineError, PolicyError, nearest
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "as_module",
     "classes_in",
+    "import_extra",
     "imports_from",
     "installed",
     "is_import_path",
@@ -208,3 +209,19 @@ def classes_in(file: Path, bases: set[str]) -> list[str]:
         if isinstance(item, ast.ClassDef) and any(ast.unparse(b).rpartition(".")[2] in {*bases, *found} for b in item.bases):
             found.append(item.name)
     return found
+
+
+def import_extra(module: str, extra: str) -> Any:
+    """Import a module of an extra.
+
+    Args:
+        module: its name.
+        extra: the extra that installs it.
+
+    Raises:
+        MissingExtraError: it cannot be imported; the message names the command that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(module.partition(".")[0], extra) from error

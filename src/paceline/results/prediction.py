@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from paceline.core.errors import ConfigError, install_command
+from paceline.core.errors import ConfigError
+from paceline.core.importing import import_extra
 from paceline.store.files import atomic_write
 
 if TYPE_CHECKING:
@@ -120,12 +121,8 @@ class Prediction:
         return Path(path)
 
     def to_pandas(self) -> Any:
-        """Return `rows` as a data frame. Raises `ConfigError` if pandas is not installed."""
-        try:
-            import pandas
-        except ImportError as error:
-            raise ConfigError(f"to_pandas needs pandas; install it with: {install_command('pandas')}") from error
-        return pandas.DataFrame(list(self.rows()))
+        """Return `rows` as a data frame. Raises `MissingExtraError` if pandas is not installed."""
+        return import_extra("pandas", "pandas").DataFrame(list(self.rows()))
 
     def _name(self, code: int) -> str:
         return self.classes[code] if code < len(self.classes) else str(code)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paceline.core.errors import ConfigError, install_command
+from paceline.core.errors import ConfigError
+from paceline.core.importing import import_extra
 from paceline.results.display import bytes_text, score_text, seconds_text
 
 if TYPE_CHECKING:
@@ -189,7 +190,7 @@ class Result:
         """Return the history as a data frame, a row for each round.
 
         Raises:
-            ConfigError: pandas is not installed.
+            MissingExtraError: pandas is not installed.
 
         Example:
             >>> import paceline as pl
@@ -198,11 +199,7 @@ class Result:
             >>> list(frame["round"])
             [1, 2]
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise ConfigError(f"to_pandas needs pandas; install it with: {install_command('pandas')}") from error
-        return pandas.DataFrame(self.history)
+        return import_extra("pandas", "pandas").DataFrame(self.history)
 
     @property
     def _final(self) -> FinalModel:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from paceline import registry
-from paceline.core.errors import ConfigError, install_command
+from paceline.core.errors import ConfigError
 from paceline.results.progress import Observer
 
 if TYPE_CHECKING:
     from paceline.core.config import RunConfig
     from paceline.results.result import Result
 
-__all__ = ["Observers", "Tracker", "Watch", "figures", "flat", "import_extra", "named"]
+__all__ = ["Observers", "Tracker", "Watch", "figures", "flat", "named"]
 
 Observers = Observer | str | Sequence[Observer | str] | None
 """Observers of a run: functions, trackers, and names of trackers with options."""
@@ -126,18 +125,6 @@ def figures(record: Mapping[str, Any]) -> dict[str, float]:
     """Return the finite numbers of a record, without the round."""
     numbers = {k: float(v) for k, v in record.items() if isinstance(v, int | float) and k != "round"}
     return {key: value for key, value in numbers.items() if math.isfinite(value)}
-
-
-def import_extra(module: str, extra: str) -> Any:
-    """Import a module of an extra.
-
-    Raises:
-        ConfigError: it is not installed; names the install command.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(f"{module} cannot be imported ({error}); install it with: {install_command(extra)}") from error
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

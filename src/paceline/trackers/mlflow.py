@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from paceline.trackers.base import Tracker, flat, import_extra
+from paceline.core.importing import import_extra
+from paceline.trackers.base import Tracker, flat
 
 __all__ = ["MLflow"]
 
@@ -21,7 +22,7 @@ class MLflow(Tracker):
         experiment: name of the experiment.
 
     Raises:
-        ConfigError: the extra ``mlflow`` is not installed.
+        MissingExtraError: the extra ``mlflow`` is not installed.
     """
 
     def __init__(self, place: str = "", experiment: str = "paceline") -> None:

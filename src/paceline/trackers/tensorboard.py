@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from paceline.trackers.base import Tracker, flat, import_extra
+from paceline.core.importing import import_extra
+from paceline.trackers.base import Tracker, flat
 
 __all__ = ["TensorBoard"]
 
@@ -18,7 +19,7 @@ class TensorBoard(Tracker):
         place: folder of the event files; each run gets a folder of its name below it.
 
     Raises:
-        ConfigError: the extra ``tensorboard`` is not installed.
+        MissingExtraError: the extra ``tensorboard`` is not installed.
     """
 
     def __init__(self, place: str = "runs/tensorboard") -> None:

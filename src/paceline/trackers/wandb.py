@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from paceline.trackers.base import Tracker, import_extra
+from paceline.core.importing import import_extra
+from paceline.trackers.base import Tracker
 
 __all__ = ["WandB"]
 
@@ -19,7 +20,7 @@ class WandB(Tracker):
         mode: ``offline``, or ``online`` to send the figures while the run goes on.
 
     Raises:
-        ConfigError: the extra ``wandb`` is not installed.
+        MissingExtraError: the extra ``wandb`` is not installed.
     """
 
     def __init__(self, place: str = "runs", project: str = "paceline", mode: Literal["offline", "online"] = "offline") -> None:
