@@ -157,6 +157,19 @@ def test_extras_are_installed_by_the_same_command_everywhere():
         assert {*found[1].split(",")} <= {*PROJECT["project"]["optional-dependencies"], "{extra}"}, command
 
 
+def test_no_public_class_name_is_defined_twice() -> None:
+    owners: dict[str, list[Path]] = {}
+    for path in (ROOT / "src").rglob("*.py"):
+        for item in ast.parse(path.read_text()).body:
+            if isinstance(item, ast.ClassDef) and not item.name.startswith("_"):
+                owners.setdefault(item.name, []).append(path)
+    assert {name: paths for name, paths in owners.items() if len(paths) > 1} == {}
+
+
+def test_the_root_of_the_package_holds_at_most_six_files() -> None:
+    assert len(list((ROOT / "src" / "paceline").glob("*.py"))) <= 6
+
+
 def test_every_package_has_its_place_among_the_layers() -> None:
     contract = PROJECT["tool"]["importlinter"]["contracts"][0]
     layers = {name.strip(" ()") for line in contract["layers"] for name in line.split("|")}

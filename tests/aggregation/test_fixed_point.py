@@ -10,7 +10,7 @@ from paceline.aggregation.plain import mean_of
 from paceline.core.errors import AggregationError, NonFiniteError, QuorumError, SumOverflowError
 from paceline.core.layout import Layout
 from paceline.core.update import Update, rebuild
-from paceline.engines.stacking.lazy import Column, Lazy
+from paceline.engines.stacking.lazy import DeferredColumn, Lazy
 from paceline.engines.stacking.stack import Changes
 
 LAYOUT = Layout.build([("w", (3,), "param")])
@@ -242,7 +242,7 @@ def test_sums_of_values_that_are_not_formed_are_held_to_the_bound_of_one_client(
 @pytest.mark.parametrize(("value", "fits"), [(100.0, True), (101.0, False)])
 def test_a_reply_that_stands_for_all_is_held_to_the_bound(value, fits):
     rows = Changes(torch.tensor([[value, 1.0, 0.0], [-value, 1.0, 0.0]]))
-    reply = Update(x=Lazy(rows, None, LAYOUT), loss=Column([0.1, 0.2]), steps=3, weight=4)
+    reply = Update(x=Lazy(rows, None, LAYOUT), loss=DeferredColumn([0.1, 0.2]), steps=3, weight=4)
     sink = FixedPoint(2, 400.0).open()
     if not fits:
         with pytest.raises(SumOverflowError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -16,9 +16,6 @@ from paceline.cli.signals import resumable
 from paceline.core.errors import ConfigError
 from paceline.core.parsing import pairs
 from paceline.results.progress import LiveProgress
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["compare", "read_seeds"]
 

@@ -14,7 +14,7 @@ from paceline.core.errors import ConfigError, UnknownNameError
 from paceline.core.parsing import pairs
 
 if TYPE_CHECKING:
-    from paceline.data.schema import Column, Schema
+    from paceline.data.schema import Schema, SchemaColumn
 
 __all__ = ["schema", "show_schema"]
 
@@ -101,13 +101,13 @@ def show_schema(made: Schema, notes: tuple[str, ...]) -> None:
         console.print(f"- {note}", markup=False, soft_wrap=True)
 
 
-def _details(column: Column) -> str:
+def _details(column: SchemaColumn) -> str:
     if column.kind == "category":
         return _some(column.categories)
     return f"mean {column.mean:.6g}, deviation {column.deviation:.6g}"
 
 
-def _absent(column: Column) -> str:
+def _absent(column: SchemaColumn) -> str:
     if not column.missing:
         return "none"
     return "an input of its own" if column.kind == "category" else f"counts as {column.fill:.6g}"

@@ -16,18 +16,18 @@ from paceline.core.datasets import joined, samples
 from paceline.core.errors import ConfigError, DataFormatError, UnknownNameError
 from paceline.core.frames import FrameColumns, classes_of, codes
 from paceline.core.hooks import Loss
-from paceline.core.huggingface import Rows, check_dataset, class_names
+from paceline.core.huggingface import RowDataset, check_dataset, class_names
 from paceline.core.layout import Buffers
 from paceline.core.losses import find_loss
 from paceline.core.making import apart, are_indices, classes_in, held_out, maker, owners_of, reading_scores, rows_of, sized, told
 from paceline.core.metrics import Metric
 
-__all__ = ["Constructors", "Reading", "TaskOptions"]
+__all__ = ["Constructors", "ReadOptions", "TaskOptions"]
 
 ModelLike = type[nn.Module] | nn.Module | Callable[[], nn.Module]
 
 
-class Reading(TypedDict, total=False):
+class ReadOptions(TypedDict, total=False):
     """How map-style data sets are read.
 
     Args:
@@ -74,7 +74,7 @@ class TaskOptions(TypedDict, total=False):
     metrics: Sequence[Metric | str]
 
 
-class _Options(TaskOptions, Reading):
+class _Options(TaskOptions, ReadOptions):
     """Options of a task, and of how its data are read."""
 
 
@@ -159,7 +159,7 @@ class Constructors:
             clients: data set of each client, by its name; each as `from_datasets` takes them.
             model: see `from_datasets`.
             test: the central test set, or the share of each client's samples that goes to it.
-            options: see `TaskOptions` and `Reading`.
+            options: see `TaskOptions` and `ReadOptions`.
 
         Raises what `from_datasets` raises.
 
@@ -269,7 +269,7 @@ class Constructors:
             targets: column of the targets, or several.
             test: the central test set as another such data set, or the share of the samples that is held out at random.
             client: column with the natural client of each sample.
-            options: see `TaskOptions` and `Reading`; a data set that is not read into memory is decoded batch by batch.
+            options: see `TaskOptions` and `ReadOptions`; a data set that is not read into memory is decoded batch by batch.
 
         Raises what `from_datasets` raises; `DataFormatError` for a dict of data sets.
         """
@@ -285,7 +285,9 @@ class Constructors:
         if isinstance(targets, str) and (names := class_names(dataset, targets)):
             options.setdefault("classes", names)
         owner, owners = (None, ()) if client is None else owners_of(dataset[client])
-        parts = [samples(Rows(data, inputs, targets), which, kind, **read) for data, which in ((dataset, "train"), (rest, "test"))]
+        parts = [
+            samples(RowDataset(data, inputs, targets), which, kind, **read) for data, which in ((dataset, "train"), (rest, "test"))
+        ]
         return cls._of(parts[0], parts[1], make, owner, owners, options)
 
     @classmethod

@@ -10,10 +10,10 @@ import torch
 
 from paceline.core.errors import DataFormatError, UnknownNameError
 
-__all__ = ["Rows", "check_dataset", "class_names"]
+__all__ = ["RowDataset", "check_dataset", "class_names"]
 
 
-class Rows:
+class RowDataset:
     """The samples of a data set as pairs (inputs, targets).
 
     Args:

@@ -15,7 +15,7 @@ from paceline.data.fit import coded_targets, encoded, make_column, make_target
 from paceline.data.fit import targets as codes_of
 from paceline.data.mapping import Names
 from paceline.data.raw import Array, Part, RawData, hold_out
-from paceline.data.schema import Picture, Schema
+from paceline.data.schema import PictureForm, Schema
 from paceline.data.tables import Table
 
 __all__ = ["numbers_by_schema", "read_numpy"]
@@ -78,7 +78,7 @@ def _data(path: Path, x: Array, y: Array, names: tuple[str, str], split: int | N
         x, note = _pictures(path, x)
         notes += note
         top = {"uint8": 255.0, "uint16": 65535.0}.get(str(x.dtype), 1.0)
-        shape = Picture(height=x.shape[1], width=x.shape[2], channels=1 if x.ndim == 3 else x.shape[3], top=top)
+        shape = PictureForm(height=x.shape[1], width=x.shape[2], channels=1 if x.ndim == 3 else x.shape[3], top=top)
         schema = Schema(content="image", picture=shape, target=target)
     whole = Part(x, codes)
     return RawData(whole.take(train), whole.take(held), target.classes, schema=schema, notes=tuple(notes))

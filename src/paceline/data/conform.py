@@ -9,7 +9,7 @@ import numpy as np
 from paceline.core.errors import SchemaError
 from paceline.data.mapping import Names
 from paceline.data.raw import Array, Part, RawData
-from paceline.data.schema import Picture, Schema, Target, Text
+from paceline.data.schema import PictureForm, Schema, Target, Text
 
 __all__ = ["conform", "described"]
 
@@ -25,7 +25,7 @@ def described(data: RawData, content: str) -> Schema:
         return data.schema
     target, x = Target(classes=data.classes), data.train.x
     if content == "image":
-        picture = Picture(height=x.shape[1], width=x.shape[2], channels=1 if x.ndim == 3 else x.shape[3])
+        picture = PictureForm(height=x.shape[1], width=x.shape[2], channels=1 if x.ndim == 3 else x.shape[3])
         return Schema(content="image", picture=picture, target=target)
     return Schema(content="text", text=Text(length=x.shape[1], symbols=len(data.classes)), target=target)
 

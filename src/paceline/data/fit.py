@@ -12,7 +12,7 @@ from paceline.core.errors import DataFormatError, SchemaError
 from paceline.data.columns import Parsed, Reading, many_texts, parse_column
 from paceline.data.mapping import Names
 from paceline.data.raw import Array, encode
-from paceline.data.schema import Column, Schema, Target
+from paceline.data.schema import Schema, SchemaColumn, Target
 from paceline.data.tables import Table
 
 __all__ = ["FEW_CLASSES", "Fitted", "coded_targets", "encoded", "fit", "fit_inputs", "make_column", "make_target", "targets"]
@@ -36,7 +36,7 @@ class Fitted:
     notes: tuple[str, ...]
 
 
-def make_column(table: Table, column: Parsed, train: Array) -> Column:
+def make_column(table: Table, column: Parsed, train: Array) -> SchemaColumn:
     """Return the schema of an input column, with categories of all rows and scaling of the rows `train`."""
     if column.values is None:
         many_texts(table, column)
@@ -44,7 +44,7 @@ def make_column(table: Table, column: Parsed, train: Array) -> Column:
         names = encode([text for text in texts if text])[1]
         if not names:
             raise DataFormatError(f"{table.where}: column {column.name!r} has no values; leave it out with drop={column.name}")
-        return Column(name=column.name, kind="category", categories=names, missing=bool(column.absent.any()))
+        return SchemaColumn(name=column.name, kind="category", categories=names, missing=bool(column.absent.any()))
     rows = column.values[train]
     known = rows[~np.isnan(rows)]
     if not len(known):
@@ -53,7 +53,7 @@ def make_column(table: Table, column: Parsed, train: Array) -> Column:
     filled = np.where(np.isnan(rows), fill, rows)
     mean, deviation = float(filled.mean()), float(filled.std()) or 1.0
     absent = bool(column.absent.any())
-    return Column(name=column.name, kind=column.kind, missing=absent, fill=fill, mean=mean, deviation=deviation)
+    return SchemaColumn(name=column.name, kind=column.kind, missing=absent, fill=fill, mean=mean, deviation=deviation)
 
 
 def make_target(table: Table, column: Parsed, kind: str = "") -> tuple[Target, str]:
@@ -113,7 +113,7 @@ def _labels(column: Parsed) -> list[str]:
     return [str(int(value)) if value % 1 == 0 else repr(float(value)) for value in column.values]
 
 
-def encoded(column: Column, found: Parsed, names: Mapping[str, str] | None = None) -> tuple[Array, Counter[str]]:
+def encoded(column: SchemaColumn, found: Parsed, names: Mapping[str, str] | None = None) -> tuple[Array, Counter[str]]:
     """Return the inputs that a column becomes, shape [N, width], and the categories that the schema does not have.
 
     Args:

@@ -10,7 +10,7 @@ import numpy as np
 from paceline.core.errors import ConfigError, DataFormatError
 from paceline.data.pictures import ENDS, hidden, in_one_form, picture_files, read_mask, read_picture
 from paceline.data.raw import Array, Part, RawData
-from paceline.data.schema import Picture, Schema, Target
+from paceline.data.schema import PictureForm, Schema, Target
 
 __all__ = ["ENDS", "class_folders", "read_image_folder", "read_mask_folder"]
 
@@ -137,8 +137,8 @@ def _pairs(root: Path) -> list[tuple[Path, Path]]:
     return [(found[name], covers[name]) for name in sorted(found)]
 
 
-def _picture(x: Array, top: float) -> Picture:
-    return Picture(height=x.shape[1], width=x.shape[2], channels=1 if x.ndim == 3 else x.shape[3], top=top)
+def _picture(x: Array, top: float) -> PictureForm:
+    return PictureForm(height=x.shape[1], width=x.shape[2], channels=1 if x.ndim == 3 else x.shape[3], top=top)
 
 
 def _skipped(folder: Path) -> list[str]:

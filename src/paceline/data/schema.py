@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from paceline.core.errors import ConfigError, DataError
 
-__all__ = ["MOST_CATEGORIES", "Column", "Picture", "Schema", "Target", "Text"]
+__all__ = ["MOST_CATEGORIES", "PictureForm", "Schema", "SchemaColumn", "Target", "Text"]
 
 MOST_CATEGORIES = 100
 """Most categories of a column of texts; a column with more is rather free text or an identifier."""
@@ -35,7 +35,7 @@ def _distinct(names: tuple[str, ...], what: str) -> None:
         raise ValueError(f"{what} {twice!r} is listed twice")
 
 
-class Column(_Part):
+class SchemaColumn(_Part):
     """An input column of a table.
 
     A number or date becomes one input, ``(value - mean) / deviation``, where a missing value counts as `fill`. A category
@@ -100,7 +100,7 @@ class Target(_Part):
         return self
 
 
-class Picture(_Part):
+class PictureForm(_Part):
     """Form and scaling of pictures.
 
     Args:
@@ -130,7 +130,7 @@ class Picture(_Part):
         """Size and channels, for messages.
 
         Example:
-            >>> Picture(height=28, width=28, channels=1).form
+            >>> PictureForm(height=28, width=28, channels=1).form
             '28x28 pixels, grey'
         """
         return f"{self.height}x{self.width} pixels, {_CHANNELS.get(self.channels, f'{self.channels} channels')}"
@@ -171,8 +171,8 @@ class Schema(_Part):
 
     version: Literal[1] = 1
     content: Literal["table", "image", "text"]
-    columns: tuple[Column, ...] = Field(default=(), max_length=_MOST_COLUMNS)
-    picture: Picture | None = None
+    columns: tuple[SchemaColumn, ...] = Field(default=(), max_length=_MOST_COLUMNS)
+    picture: PictureForm | None = None
     text: Text | None = None
     target: Target
     standardize: Literal["schema", "federated", "none"] = "schema"

@@ -28,7 +28,7 @@ __all__ = [
     "Attack",
     "BlackBoxTask",
     "HeldSamples",
-    "Metric",
+    "MetricObjective",
     "Quadratic",
     "attack",
     "macro_f1",
@@ -135,7 +135,7 @@ def macro_f1(found: Tensor, y: Tensor, classes: int) -> float:
 
 
 @dataclass(frozen=True)
-class Metric:
+class MetricObjective:
     """1 - macro F1 on the client's samples, of a network whose weights are shifted by up to `reach`; it has no gradient.
 
     Args:
@@ -182,7 +182,7 @@ def metric(
     module = base.build(derive(seed, "metric"))
     pretrain(module, base.train.x, base.train.y, epochs=epochs, seed=seed)
     weights = parameters_to_vector(module.parameters()).detach()
-    objective = Metric(module.requires_grad_(False), weights, reach, base.num_classes)
+    objective = MetricObjective(module.requires_grad_(False), weights, reach, base.num_classes)
     return _task(
         f"metric of {of}",
         base.train,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from paceline.data.raw import Part
-from paceline.data.schema import Picture, Schema
+from paceline.data.schema import PictureForm, Schema
 
 __all__ = ["channels_first", "measured", "scaled"]
 
@@ -20,7 +20,7 @@ def scaled(schema: Schema, train: Part) -> Schema:
     return schema.model_copy(update={"picture": measured(schema.picture, channels_first(train.x, schema.picture.top))})
 
 
-def measured(picture: Picture, x: Tensor) -> Picture:
+def measured(picture: PictureForm, x: Tensor) -> PictureForm:
     """Return the form of pictures with mean and deviation of each channel, measured on `x` where they are not known.
 
     Args:

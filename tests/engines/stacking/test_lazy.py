@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from paceline.core.errors import LayoutError
 from paceline.core.layout import Layout
 from paceline.core.params import Params
-from paceline.engines.stacking.lazy import Column, Lazy, NotUniform
+from paceline.engines.stacking.lazy import DeferredColumn, Lazy, NotUniform
 
 LAYOUT = Layout.build([("a", (2, 2), "param"), ("b", (3,), "param")])
 
@@ -106,7 +106,7 @@ def test_other_layouts_are_refused():
 )
 def test_a_column_is_no_single_number(use):
     with pytest.raises(NotUniform):
-        use(Column([1.0, 2.0]))
+        use(DeferredColumn([1.0, 2.0]))
 
 
 def test_all_rows_at_once_have_no_vector():

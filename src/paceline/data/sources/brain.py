@@ -16,7 +16,7 @@ from paceline.core.errors import DataFormatError
 from paceline.core.random import numpy_rng
 from paceline.data.fetch import Package
 from paceline.data.raw import Array, Part, RawData
-from paceline.data.schema import Picture, Schema, Target
+from paceline.data.schema import PictureForm, Schema, Target
 from paceline.data.sources.source import Source
 
 __all__ = ["MRI_TISSUE", "nifti"]
@@ -83,7 +83,7 @@ def _read(arrays: Mapping[str, Array], options: Mapping[str, int]) -> RawData:
     owner, test = order % len(_SCANNERS), order % 5 == 2
     x = np.stack([_scanned(t1[row], int(owner[row]), int(row)) for row in rows])
     whole = Part(x, tissue, owner.astype(np.int64))
-    picture = Picture(height=_SIDE, width=_SIDE, channels=1, top=1.0)
+    picture = PictureForm(height=_SIDE, width=_SIDE, channels=1, top=1.0)
     schema = Schema(content="image", picture=picture, target=Target(kind="mask", classes=_TISSUES))
     return RawData(whole.take(rows[~test]), whole.take(rows[test]), _TISSUES, _SCANNERS, schema=schema)
 

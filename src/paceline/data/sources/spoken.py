@@ -15,7 +15,7 @@ from paceline.core.random import numpy_rng
 from paceline.data.audio import log_mel, read_wav
 from paceline.data.fetch import Package
 from paceline.data.raw import Array, Part, RawData
-from paceline.data.schema import Picture, Schema, Target
+from paceline.data.schema import PictureForm, Schema, Target
 from paceline.data.sources.source import Source
 
 __all__ = ["SPOKEN_DIGITS", "rendered"]
@@ -66,7 +66,7 @@ def _read(arrays: Mapping[str, Array], options: Mapping[str, int]) -> RawData:
     recording, number = np.array(rows).T
     whole = Part(x, recording % 10, recording // 10)
     languages = tuple(language for _, language, _ in _SPEAKERS.values())
-    picture = Picture(height=x.shape[1], width=x.shape[2], channels=1, top=1.0)
+    picture = PictureForm(height=x.shape[1], width=x.shape[2], channels=1, top=1.0)
     schema = Schema(content="image", picture=picture, target=Target(classes=_DIGITS))
     train, test = np.flatnonzero(number < each), np.flatnonzero(number >= each)
     return RawData(whole.take(train), whole.take(test), _DIGITS, languages, schema=schema)

@@ -16,23 +16,23 @@ from paceline.core.errors import LayoutError
 from paceline.core.layout import Layout
 from paceline.core.params import DeferredNumber, DeferredParams, Params
 
-__all__ = ["Column", "Lazy", "NotUniform", "Rows"]
+__all__ = ["DeferredColumn", "Lazy", "NotUniform", "Rows"]
 
 
 class NotUniform(Exception):
     """A value that stands for many clients was asked for one client's. Never leaves the engine."""
 
 
-class Column(DeferredNumber):
+class DeferredColumn(DeferredNumber):
     """One number for each of many clients, where a function is run once for all: it can only be returned.
 
-    >>> Column([0.5, 0.25]).values
+    >>> DeferredColumn([0.5, 0.25]).values
     [0.5, 0.25]
     """
 
     values: list[float]
 
-    def __new__(cls, values: Sequence[float]) -> Column:
+    def __new__(cls, values: Sequence[float]) -> DeferredColumn:
         """Make a column; the number it is made of is none."""
         self = super().__new__(cls, "nan")
         self.values = list(values)

@@ -17,7 +17,7 @@ from torch import Tensor
 from paceline.core.client import Client
 from paceline.core.generators import GeneratorWatch
 from paceline.core.training import Job, Trained
-from paceline.engines.stacking.lazy import Column, Lazy, NotUniform
+from paceline.engines.stacking.lazy import DeferredColumn, Lazy, NotUniform
 from paceline.engines.stacking.one_batch import UniformJobs
 
 __all__ = ["Uniform"]
@@ -97,5 +97,5 @@ class Uniform:
         return Trained(params, job.steps, job.samples(), _column(losses))
 
 
-def _column(values: Tensor) -> Column:
-    return Column(values.tolist())
+def _column(values: Tensor) -> DeferredColumn:
+    return DeferredColumn(values.tolist())
