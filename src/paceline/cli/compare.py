@@ -17,21 +17,24 @@ from paceline.core.errors import ConfigError
 from paceline.core.parsing import pairs
 from paceline.results.progress import LiveProgress
 
-__all__ = ["compare", "read_seeds"]
+__all__ = ["Methods", "compare", "read_seeds"]
+
+
+Methods = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="METHOD...",
+        help="methods, each as NAME or NAME:field=value,...; see `paceline methods`",
+        show_default=False,
+        autocompletion=completed("method"),
+    ),
+]
 
 
 @run_options(without=("seed",))
 def compare(
     ctx: typer.Context,
-    methods: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="METHOD...",
-            help="methods, each as NAME or NAME:field=value,...; see `paceline methods`",
-            show_default=False,
-            autocompletion=completed("method"),
-        ),
-    ],
+    methods: Methods,
     seeds: Annotated[str, typer.Option("--seeds", metavar="N,N,...", help="every method is run with each of these seeds")] = "0",
     option: Options = None,
     task_option: TaskOptions = None,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paceline import registry
-from paceline.cli.compare import read_seeds
-from paceline.cli.fields import ConfigFile, SecureOptions, TaskOptions, completed, configuration, run_options
+from paceline.cli.compare import Methods, read_seeds
+from paceline.cli.fields import ConfigFile, SecureOptions, TaskOptions, configuration, run_options
 from paceline.cli.run import Axis, Json, Out, Quiet, Replace
 from paceline.cli.show import err, print_json
 from paceline.cli.show import out as console_out
@@ -28,15 +28,7 @@ Workers = Annotated[int, typer.Option("--workers", min=1, help="runs of a sweep 
 @run_options(without=("seed", "workers"))
 def sweep(
     ctx: typer.Context,
-    methods: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="METHOD...",
-            help="methods, each as NAME or NAME:field=value,...; see `paceline methods`",
-            show_default=False,
-            autocompletion=completed("method"),
-        ),
-    ],
+    methods: Methods,
     option: Annotated[
         list[str] | None,
         typer.Option(
