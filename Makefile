@@ -21,7 +21,7 @@ demo: setup ## fetch MNIST-5k, then compare four answers to stragglers under sec
 
 test: lint ## set up, check style and types, fetch small data, run the default tests
 	$(call fetch,$(DATA))
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-slow: setup-dev ## the long checks as well, Ray's and PostgreSQL's included
 	$(PIP) install -c constraints.txt -e '.[dev,ray,postgres,mlflow,wandb]'

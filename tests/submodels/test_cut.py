@@ -255,7 +255,7 @@ def test_flops_of_lstms_in_both_directions(layers: int, both: bool) -> None:
     ways = 2 if both else 1
     inputs = 3 + (layers - 1) * 8 * ways
     products = ways * 4 * 8 * (inputs + layers * 8)
-    assert flops(lstm, torch.zeros(2, 5, 3)) == 5 * (2 * products + ways * layers * 8 * _CELL)
+    assert flops(lstm, torch.zeros(2, 5, 3)) == 5 * (2 * products + ways * layers * 8 * _CELL["LSTM"])
 
 
 def test_flops_behind_an_lstm_count() -> None:
