@@ -54,6 +54,7 @@ def test_windows_of_the_watch_do_not_cross_into_the_test_part():
     source = fetched("watch-activity")
     raw = source.load(stride=50)
     assert (raw.train.x.shape[1:], len(raw.owners), raw.overlap) == ((6, 100), 20, 1)
+    assert (len(raw.train), len(raw.test)) == (3691, 416)
     assert np.unique(raw.train.owner).size == np.unique(raw.test.owner).size == 20
     assert np.unique(raw.train.y).size == 7
     assert np.abs(raw.train.x.mean((0, 2))).max() < 0.1

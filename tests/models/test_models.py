@@ -13,6 +13,8 @@ from paceline.core.errors import ConfigError, UnknownNameError
 from paceline.core.layout import Layout
 from paceline.models import build, model_options
 from paceline.models.card import find_card, fitting
+from paceline.models.mobilenet import InvertedResidual
+from paceline.models.resnet import BasicBlock
 from paceline.models.split import features, head, head_name
 from paceline.registry import names
 from paceline.submodels.cut import Cutter
@@ -119,6 +121,16 @@ def test_concatenated_stages_of_a_unet_stay_whole_and_added_ones_do_not():
         module = build("unet", skip=skip)
         share[skip] = Cutter(module, Layout.of(module), example("unet")).share(0.5)
     assert 0.25 < share["add"] < 0.3 < share["cat"] < 0.6
+
+
+def test_a_block_whose_layers_give_nothing_returns_its_input():
+    x = torch.rand(2, 16, 8, 8)
+    for block in (BasicBlock(16, 16, 1, "group", 4), InvertedResidual(16, 16, 1, 6, "group")):
+        last = block.bn2 if isinstance(block, BasicBlock) else block.conv[-1]
+        torch.nn.init.zeros_(last.weight)
+        assert torch.equal(block(x), x)
+    assert BasicBlock(16, 32, 2, "group", 4)(x).shape == (2, 32, 4, 4)
+    assert InvertedResidual(16, 32, 2, 6, "group")(x).shape == (2, 32, 4, 4)
 
 
 def test_padding_of_a_text_does_not_count():

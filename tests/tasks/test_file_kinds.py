@@ -13,6 +13,7 @@ from torch import nn
 import paceline as pl
 from paceline.core.errors import ConfigError, DataFormatError
 from paceline.data.textfiles import read_text_files
+from paceline.results.predictor import load_predictor
 from paceline.tasks import load_task, schema_of
 
 
@@ -183,3 +184,20 @@ def test_a_model_of_ones_own_has_as_many_outputs_as_the_targets_need(houses):
     name = f"{Mean.__module__}:Mean"
     assert load_task(houses, model=name, target="price").build(0).out.out_features == 1
     assert load_task(houses, model=name, target="site").build(0).out.out_features == 3
+
+
+def test_a_saved_model_predicts_numbers_masks_and_classes(houses, masks, mails, tmp_path):
+    price = {"target": "price", "client": "site"}
+    trained(houses, "natural", task_options=price, rounds=8, folder=tmp_path / "houses")
+    path = Path(houses.removeprefix("csv:"))
+    true = [float(line.rsplit(",", 1)[1]) for line in path.read_text().splitlines()[1:]]
+    found = load_predictor(tmp_path / "houses").predict(str(path)).numbers
+    assert float((found - torch.tensor(true)).abs().mean()) < 40  # of prices from 1200 to 2250
+    root = Path(masks.removeprefix("maskfolder:"))
+    trained(masks, task_options={"size": 16, "grey": True}, rounds=6, folder=tmp_path / "masks")
+    codes = load_predictor(tmp_path / "masks").predict(root / "images").codes
+    marked = np.stack([np.asarray(Image.open(p)) for p in sorted((root / "masks").iterdir())])
+    assert float((codes.numpy() == marked)[marked != 255].mean()) > 0.97
+    trained(mails, task_options={"length": 48}, rounds=12, folder=tmp_path / "mails")
+    made = load_predictor(tmp_path / "mails").predict(["zz jazz buzz the moon is", "quick quick query a blue house"])
+    assert made.labels == ["offer", "news"]

@@ -42,8 +42,8 @@ def start() -> None:
     """List, fetch and locate data sets.
 
     Local files need no fetching: name them as the task, `kind:/path` or `kind:/path?option=value`. The kinds are
-    idx, cifar-10-batches-py, leaf-femnist, leaf-shakespeare, imagefolder, maskfolder, textfolder, csv, tsv, jsonl, parquet and
-    numpy. `paceline schema kind:/path` shows what their columns or folders are taken for.
+    idx, cifar-10-batches-py, leaf-femnist, leaf-shakespeare, imagefolder, maskfolder, textfolder, textfiles, csv, tsv, jsonl,
+    parquet and numpy. `paceline schema kind:/path` shows what their columns or folders are taken for.
     """
 
 

@@ -57,6 +57,7 @@ class TaskOptions(TypedDict, total=False):
         trainable: glob patterns of the parameters that are trained, None for all.
         notes: a line for people.
         metrics: metrics, or their names with options; the first is primary.
+        target_scaling: mean and deviation by which the targets were standardised.
     """
 
     loss: Loss | str
@@ -72,6 +73,7 @@ class TaskOptions(TypedDict, total=False):
     trainable: Sequence[str] | None
     notes: str
     metrics: Sequence[Metric | str]
+    target_scaling: tuple[float, float]
 
 
 class _Options(TaskOptions, ReadOptions):

@@ -26,7 +26,9 @@ class KindInfo(NamedTuple):
 KINDS: dict[Kind, KindInfo] = {
     "method": KindInfo("paceline.methods", "a class below `paceline.core.method.Method`"),
     "task": KindInfo("paceline.tasks", "a `Task`, or a function that returns one; it may take ``model`` and ``seed``"),
-    "model": KindInfo("paceline.models", "a function or class that makes a module; it may take ``shape`` and ``num_classes``"),
+    "model": KindInfo(
+        "paceline.models", "a function or class that makes a module; it may take ``shape``, ``num_classes`` and ``symbols``"
+    ),
     "metric": KindInfo("paceline.metrics", "a class below `paceline.metrics.Metric`"),
     "engine": KindInfo("paceline.engines", "a class below `paceline.engines.Pool`, made from ``setup`` and ``workers``"),
     "aggregation": KindInfo("paceline.aggregations", "an `Aggregation`; it may take ``bound``, ``config`` and ``agreed``"),

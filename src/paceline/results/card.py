@@ -47,6 +47,7 @@ class Card(BaseModel):
         classes: names of the classes or labels, by code; numbers where they have no names.
         output: entry of the outputs that holds the scores.
         axis: dimension of the outputs that has a score for each class.
+        scaling: mean and deviation of numbers, which the module gives standardised.
         inputs: what the module takes: a tree of dtype, shape of one sample, and for codes their number.
         data_schema: schema of the data; None if the model takes tensors alone.
         reading: options by which the run's own files were read.
@@ -66,6 +67,7 @@ class Card(BaseModel):
     classes: tuple[str, ...] = ()
     output: str | int | None = None
     axis: int = 1
+    scaling: tuple[float, float] = (0.0, 1.0)
     inputs: Any = None
     data_schema: Schema | None = None
     reading: dict[str, Any] = Field(default_factory=dict)
@@ -102,6 +104,7 @@ class Card(BaseModel):
             classes=tuple(map(str, names)) or tuple(map(str, range(task.num_classes))),
             output=task.output,
             axis=-1 if getattr(task.loss, "name", "") == "next_token" else 1,
+            scaling=task.target_scaling,
             inputs=_inputs(task.train.x),
             data_schema=schema,
             reading=_reading(config),

@@ -69,6 +69,9 @@ class Predictor:
             raise DataFormatError("there are no samples to predict from")
         out = self.outputs(inputs.x, batch_size)
         out = out if self.card.axis == 1 or self.card.kind != "class" else out.movedim(self.card.axis, 1)
+        if self.card.kind == "number" and self.card.scaling != (0.0, 1.0):
+            mean, deviation = self.card.scaling
+            out = out.double() * deviation + mean
         return Prediction(out, self.card.kind, self.card.classes, inputs.names, inputs.notes, self._truth(inputs))
 
     @torch.no_grad()
