@@ -6,8 +6,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 DEMO := runs/demo
 # What tests read. A test whose data could not be fetched is skipped, and says so.
-DATA := mnist-5k shakespeare chatterbot
-MORE_DATA := fashion-mnist fontwriters smollm2-135m
+DATA := mnist-5k shakespeare chatterbot heart-disease cd4
+MORE_DATA := fashion-mnist fontwriters smollm2-135m watch-activity life-expectancy mri-tissue 20newsgroups film-genres spoken-digits emoji mobilenet-v2
 fetch = for name in $(1); do $(BIN)/paceline data fetch $$name || echo "$$name is not here; its tests are skipped"; done
 
 MUTANTS ?=
@@ -21,7 +21,7 @@ demo: setup ## fetch MNIST-5k, then compare four answers to stragglers under sec
 
 test: lint ## set up, check style and types, fetch small data, run the default tests
 	$(call fetch,$(DATA))
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-slow: setup-dev ## the long checks as well, Ray's and PostgreSQL's included
 	$(PIP) install -c constraints.txt -e '.[dev,ray,postgres,mlflow,wandb]'

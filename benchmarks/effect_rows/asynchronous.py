@@ -72,7 +72,8 @@ def _often(method: str) -> Side:
 
 
 def _uneven(name: str, claim: str, method: Side, baseline: Side) -> Row:
-    return Row(f"asynchronous/{name}", claim, method, baseline, _ANARCHIC, distance, "lower", margin=0.05, ratio=True, made=line)
+    run = {"metric": distance, "better": "lower", "margin": 0.05, "ratio": True, "made": line}
+    return Row(f"asynchronous/{name}", claim, method, baseline, _ANARCHIC, **run)
 
 
 _SYNCHRONOUS = _side("fedbuff", 80, "synchronous FedAvg", buffer=10)

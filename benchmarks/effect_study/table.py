@@ -83,7 +83,7 @@ def judged(row: Row, got: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **got,
         "of": row.method.name or row.method.method,
-        "of_method": row.method.method,
+        "of_method": row.method.name if ":" in row.method.method else row.method.method,
         "versus": row.baseline.name or row.baseline.method if isinstance(row.baseline, Side) else f"{row.baseline:g}",
         "claim": row.claim,
         "figure": label(row.metric),

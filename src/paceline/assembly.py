@@ -179,6 +179,9 @@ def read_task(config: RunConfig, name: str = "", options: Mapping[str, Any] | No
         options: a client's own options in place of the configured ones.
     """
     chosen = config.task_options if options is None else options
+    for own in ("name", "model", "seed"):
+        if own in chosen:
+            raise ConfigError(f"{own} is not an option of a task; use {setting('task' if own == 'name' else own, chosen[own])}")
     return load_task(name or config.task, model=config.model, seed=config.seed, **chosen)
 
 

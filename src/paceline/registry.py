@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 from paceline.core.errors import ConfigError, NameClashError, UnknownNameError
 from paceline.core.importing import installed, load_built_in, load_entry, load_named
-from paceline.kinds import ALIASES, BUILT_IN, KINDS, Kind
+from paceline.core.kinds import ALIASES, BUILT_IN, KINDS, Kind
 
 if TYPE_CHECKING:
     from paceline.core.method import Method

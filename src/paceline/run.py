@@ -185,7 +185,7 @@ def run(
         method: a method (`paceline.methods.FedProx(mu=0.1)`), its class, a name with options (``"fedprox:mu=0.1"``), or a
             whole `RunConfig`.
         task: a `Task`, the name of one, or a pair of data sets (train, test).
-        model: of a named task: the name of a reference model; of a pair of data sets: see `Task.from_datasets`.
+        model: of a named task: a model by name, or a class or function of a module; of data sets: see `Task.from_datasets`.
         folder: where to keep the run, so that `resume` and `load` find it; it must not exist.
         out: in place of `folder`: a folder that holds runs; this one is named by method, task and seed, with a number where
             that is taken.

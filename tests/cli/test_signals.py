@@ -43,7 +43,7 @@ class Command:
 
     def __init__(self, folder: Path, *words: str) -> None:
         self.folder, self.mark = folder, uuid.uuid4().hex
-        self.temporary = folder / "temporary"
+        self.temporary = folder / "t"  # sockets lie in it, whose paths are short
         self.temporary.mkdir(exist_ok=True)
         self.errors = folder / "stderr"
         self.process = subprocess.Popen(

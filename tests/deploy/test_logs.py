@@ -3,6 +3,7 @@
 import json
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 
@@ -37,12 +38,13 @@ class Talks:
 
     number = 0
 
-    def __init__(self, *parts):
+    def __init__(self, *parts, **more):
         warnings.warn("something is odd", RoundWarning, stacklevel=1)
         self.runner = self
 
     def go(self):
         warnings.warn("something is odd", RoundWarning, stacklevel=1)
+        return SimpleNamespace(as_dict=dict)
 
     def stop(self):
         """Do nothing."""

@@ -190,11 +190,20 @@ def test_partial_participation_with_unequal_sizes_and_steps_is_the_same_stacked(
 
 
 # -- running statistics --------------------------------------------------------------------------------
-BY_SAMPLES = "clip dropstragglers fedavg fedavgm fedavgmvr fedgela fedopt fedprox finetuned fjord fluid heterofl randomdropout"
-UNIFORM = "afacd afacs afacstable fedau fedbuff feddyn fedspeed fedstale fedstaletable fedvarp fot mifa ocfl scaffold scaffoldm scaffoldmvr"
+BY_SAMPLES = (
+    "clip dropstragglers fedavg fedavgm fedavgmvr fedgela fednova fedopt fedprox finetuned ditto fjord fluid heterofl randomdropout"
+)
+UNIFORM = (
+    "afacd afacs afacstable fedau fedbuff feddyn fedspeed fedstale fedstaletable fedvarp fot mifa ocfl pfedme scaffold scaffoldm"
+)
+UNIFORM += " scaffoldmvr"
 MEDIAN = "bulyan flag geometricmedian krum meamed median multikrum phocas trimmedmean"
 HOW = {n: how for how, names in (("samples", BY_SAMPLES), ("uniform", UNIFORM), ("median", MEDIAN)) for n in names.split()}
 NO_STATISTICS = {
+    "apfl": "trains step by step",
+    "fedbn": "has statistics of each client's own",
+    "fedper": "has a model of each client's own",
+    "perfedavg": "trains step by step",
     "fedamd": "two kinds of replies",
     "fedasync": "one client a step",
     "fedfix": "no fixed number of arrivals",

@@ -12,8 +12,11 @@ from torch import fx
 from paceline.core.errors import ConfigError, UnknownNameError
 from paceline.core.layout import Layout
 from paceline.models import build, model_options
+from paceline.models.card import find_card, fitting
+from paceline.models.split import features, head, head_name
 from paceline.registry import names
 from paceline.submodels.cut import Cutter
+from tests.conftest import fetched
 
 GIVEN = {
     "logistic": {"shape": (1, 28, 28), "num_classes": 10},
@@ -22,16 +25,19 @@ GIVEN = {
 SHAPES = {"vgg9": (3, 32, 32), "mlp": (1, 8, 8)}
 
 
-WHOLE = {"vit", "char_model"}
+WHOLE = {"vit", "char_model", "text_encoder"}
 """Transformers: the cutter of sub-models has no rule for attention."""
+
+APART = {"lstm", "gru"}
+"""Recurrent models: `torch.func` does not vectorise torch's fused kernels, so clients train one at a time."""
 
 
 def example(name: str, count: int = 2) -> torch.Tensor:
-    if name == "char_model":
-        return torch.arange(count * 20).reshape(count, 20) % 96
-    if name == "lstm":
-        return torch.arange(count * 20).reshape(count, 20) % 80
-    return torch.rand(count, *SHAPES.get(name, (1, 28, 28)))
+    card = find_card(name)
+    shape = SHAPES.get(name, card.shape)
+    if card.takes == "text":
+        return torch.arange(count * shape[0]).reshape(count, shape[0]) % 60 + 1
+    return torch.rand(count, *shape)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +51,15 @@ def example(name: str, count: int = 2) -> torch.Tensor:
         ("femnist_cnn", {"num_classes": 62}, 410_022),
         ("vgg9", {}, 1_469_994),
         ("lstm", {}, 248_912 + 2 * 512),
+        ("resnet18", {"norm": "batch"}, 11_173_962),  # published for CIFAR-10
+        ("resnet18", {"shape": (3, 64, 64), "num_classes": 1000, "stem": "imagenet"}, 11_689_512),  # torchvision's
+        ("mobilenet_v2", {"num_classes": 1000, "stem": "imagenet"}, 3_504_872),  # torchvision's
+        ("mobilenet_v2", {}, 2_236_682),
+        ("unet", {}, 134_500),
+        ("cnn1d", {}, 32_615),
+        ("gru", {}, 14_279),
+        ("word_bag", {}, 10_000 * 64 + 65 * 20),
+        ("text_encoder", {}, 133_514),
     ],
 )
 def test_number_of_parameters(name, options, size):
@@ -56,7 +71,9 @@ def test_outputs_have_one_row_a_sample_and_one_column_a_class(name):
     module = build(name, **GIVEN.get(name, {}))
     out = module(example(name, 3))
     assert out.shape[0] == 3
-    assert out.shape[1] == {"femnist_cnn": 62, "lstm": 80, "char_model": 96}.get(name, 10)
+    assert out.shape[1] == find_card(name).num_classes
+    spread = {"pixel": (64, 64), "position": (64,), "sample": ()}[find_card(name).gives]
+    assert out.shape[2:] == spread
     assert torch.isfinite(out).all()
 
 
@@ -70,12 +87,64 @@ def test_fx_can_trace_it_and_the_trace_agrees(name):
 @pytest.mark.parametrize(
     ("name", "options"),
     [(n, {}) for n in names("model") if n != "logistic" and n not in WHOLE]
-    + [("vgg9", {"norm": "group"}), ("vgg9", {"norm": "batch"})],
+    + [("vgg9", {"norm": "group"}), ("vgg9", {"norm": "batch"}), ("resnet18", {"norm": "batch"}), ("unet", {"skip": "add"})],
 )
 def test_submodels_can_be_cut_out(name, options):
     module = build(name, **GIVEN.get(name, {}), **options)
     cutter = Cutter(module, Layout.of(module), example(name))
     assert 0 < cutter.share(0.5) < 1
+
+
+@pytest.mark.parametrize("name", sorted(set(names("model")) - {"unet", "char_model"}))
+def test_the_head_reads_the_features(name):
+    module, x = build(name, **GIVEN.get(name, {})).eval(), example(name)
+    assert isinstance(head(module), torch.nn.Linear)
+    assert head_name(module)
+    torch.testing.assert_close(head(module)(features(module, x)), module(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(set(names("model")) - APART))
+def test_several_models_compute_as_one(name):
+    modules = [build(name, **GIVEN.get(name, {})).eval() for _ in range(2)]
+    x = torch.stack([example(name), example(name)])
+    stacked = torch.vmap(lambda tensors, x: torch.func.functional_call(modules[0], tensors, (x,)))
+    together = stacked(torch.func.stack_module_state(modules)[0] | torch.func.stack_module_state(modules)[1], x)
+    for module, given, out in zip(modules, x, together, strict=True):
+        torch.testing.assert_close(out, module(given), rtol=1e-4, atol=1e-4)
+
+
+def test_concatenated_stages_of_a_unet_stay_whole_and_added_ones_do_not():
+    share = {}
+    for skip in ("cat", "add"):
+        module = build("unet", skip=skip)
+        share[skip] = Cutter(module, Layout.of(module), example("unet")).share(0.5)
+    assert 0.25 < share["add"] < 0.3 < share["cat"] < 0.6
+
+
+def test_padding_of_a_text_does_not_count():
+    for name in ("word_bag", "text_encoder"):
+        torch.manual_seed(0)
+        module = build(name, shape=(12,), symbols=50).eval()
+        x = torch.tensor([[7, 3, 9] + [0] * 9])
+        short = module(x)
+        with torch.no_grad():
+            module.embed.weight[0] += 5
+        assert torch.allclose(module(x), short, atol=1e-5)
+        assert not torch.allclose(module(torch.where(x == 3, 4, x)), short, atol=1e-3)
+        assert torch.isfinite(module(torch.zeros(1, 12, dtype=torch.int64))).all()
+
+
+def test_pretrained_weights_are_those_of_imagenet():
+    fetched("mobilenet-v2")
+    options = {"stem": "imagenet", "pretrained": True, "shape": (3, 64, 64)}
+    full, small = build("mobilenet_v2", num_classes=1000, **options), build("mobilenet_v2", num_classes=7, **options)
+    body = full.state_dict()
+    assert torch.equal(torch.stack([p.isfinite().all() for p in body.values()]), torch.ones(len(body), dtype=torch.bool))
+    differs = [name for name, p in small.state_dict().items() if not torch.equal(p, body[name])]  # each was drawn anew
+    assert differs == ["head.weight", "head.bias"]
+    assert float(full.body[0][1].running_var.std()) > 0.1  # statistics too
+    with pytest.raises(ConfigError, match="norm=batch"):
+        build("mobilenet_v2", pretrained=True, norm="group")
 
 
 @pytest.mark.parametrize("norm", ["none", "group", "batch"])
@@ -110,6 +179,13 @@ def test_unknown_names_suggest_the_nearest():
 def test_options_beside_shape_and_classes():
     assert model_options("vgg9") == ["norm", "groups"]
     assert model_options("cnn") == []
+    assert model_options("text_encoder") == ["dim", "depth", "heads"]
+
+
+def test_models_by_what_they_take_and_give():
+    assert fitting("text", "sample") == ["lstm", "word_bag", "text_encoder"]
+    assert fitting("series", "sample") == ["logistic", "mlp", "cnn1d", "gru"]
+    assert fitting("any", "sample") == ["logistic", "mlp"]
 
 
 @pytest.mark.parametrize(
@@ -119,6 +195,18 @@ def test_options_beside_shape_and_classes():
         ("vgg9", {"shape": (3, 4, 4)}),
         ("vgg9", {"norm": "layer"}),
         ("vgg9", {"norm": "group", "groups": 5}),
+        ("resnet18", {"shape": (3, 4, 4)}),
+        ("resnet18", {"groups": 5}),
+        ("resnet18", {"norm": "none"}),
+        ("resnet18", {"stem": "small"}),
+        ("mobilenet_v2", {"shape": (3, 8, 8)}),
+        ("unet", {"shape": (1, 60, 64)}),
+        ("unet", {"skip": "none"}),
+        ("cnn1d", {"shape": (6, 4)}),
+        ("cnn1d", {"kernel": 4}),
+        ("gru", {"shape": (6,)}),
+        ("word_bag", {"shape": (1, 8, 8)}),
+        ("text_encoder", {"heads": 3}),
     ],
 )
 def test_values_that_do_not_fit_are_refused(name, options):

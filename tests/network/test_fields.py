@@ -17,7 +17,7 @@ from paceline.deploy.processes import _watchers
 from paceline.run import RunConfig
 from paceline.tasks import make_schema
 
-UNREAD = {"ServerConfig.run", "ClientConfig.logging", "ServerConfig.logging", "ServerPart.state"}
+UNREAD = {"ServerConfig.run", "ClientConfig.logging", "ServerConfig.logging", "ServerPart.state", "ServerPart.track"}
 """What the command's process reads, beside the parties that this test starts in its own; see `run_server`."""
 
 

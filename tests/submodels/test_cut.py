@@ -222,8 +222,10 @@ def test_flops_count_products_and_elementwise_work() -> None:
 
 def test_flops_of_fused_kernels_are_those_of_their_products() -> None:
     lstm = nn.LSTM(3, 8, num_layers=2, batch_first=True)
-    products, cells = 4 * 8 * (3 + 8 + 8 + 8), 2 * 8 * _CELL
+    products, cells = 4 * 8 * (3 + 8 + 8 + 8), 2 * 8 * _CELL["LSTM"]
     assert flops(lstm, torch.zeros(2, 5, 3)) == 5 * (2 * products + cells)
+    products, cells = 3 * 8 * (3 + 8), 8 * _CELL["GRU"]
+    assert flops(nn.GRU(3, 8, batch_first=True), torch.zeros(2, 5, 3)) == 5 * (2 * products + cells)
     attention = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     products, scores = 4 * (4 * 8 * 8 + 2 * 8 * 16), 2 * 4 * 4 * 8
     rest = flops(attention, torch.zeros(3, 4, 8)) - 2 * (products + scores)
@@ -253,7 +255,7 @@ def test_flops_of_lstms_in_both_directions(layers: int, both: bool) -> None:
     ways = 2 if both else 1
     inputs = 3 + (layers - 1) * 8 * ways
     products = ways * 4 * 8 * (inputs + layers * 8)
-    assert flops(lstm, torch.zeros(2, 5, 3)) == 5 * (2 * products + ways * layers * 8 * _CELL)
+    assert flops(lstm, torch.zeros(2, 5, 3)) == 5 * (2 * products + ways * layers * 8 * _CELL["LSTM"])
 
 
 def test_flops_behind_an_lstm_count() -> None:

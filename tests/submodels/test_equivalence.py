@@ -62,10 +62,10 @@ def conv_nets(draw: st.DrawFn) -> nn.Module:
 
 
 class Text(nn.Module):
-    def __init__(self, dim: int, hidden: int, layers: int, batch_first: bool, how: str) -> None:
+    def __init__(self, dim: int, hidden: int, layers: int, batch_first: bool, how: str, kind: type[nn.Module]) -> None:
         super().__init__()
         self.embed = nn.Embedding(11, dim)
-        self.lstm = nn.LSTM(dim, hidden, layers, batch_first=batch_first, bias=hidden % 2 == 0)
+        self.lstm = kind(dim, hidden, layers, batch_first=batch_first, bias=hidden % 2 == 0)
         self.norm = nn.LayerNorm(hidden)
         self.out = nn.Linear(hidden, 11)
         self.batch_first, self.how = batch_first, how
@@ -74,7 +74,8 @@ class Text(nn.Module):
         x = self.embed(x)
         if not self.batch_first:
             x = x.transpose(0, 1)
-        states, (last, _) = self.lstm(x)
+        states, last = self.lstm(x)
+        last = last[0] if isinstance(self.lstm, nn.LSTM) else last
         if not self.batch_first:
             states = states.permute(1, 0, 2)
         if self.how == "last":
@@ -99,10 +100,11 @@ def test_conv_nets(net: nn.Module, seed: int) -> None:
     layers=st.integers(1, 3),
     batch_first=st.booleans(),
     how=st.sampled_from(["last", "hidden", "stack", "all"]),
+    kind=st.sampled_from([nn.LSTM, nn.GRU]),
     seed=seeds,
 )
-def test_text_nets(dim: int, hidden: int, layers: int, batch_first: bool, how: str, seed: int) -> None:
-    net = Text(dim, hidden, layers, batch_first, how)
+def test_text_nets(dim: int, hidden: int, layers: int, batch_first: bool, how: str, kind: type[nn.Module], seed: int) -> None:
+    net = Text(dim, hidden, layers, batch_first, how, kind)
     check(net, torch.randint(11, (2, 5), generator=torch.Generator().manual_seed(seed)), seed)
 
 

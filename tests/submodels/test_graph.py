@@ -146,7 +146,8 @@ def test_a_width_written_as_a_number_is_refused() -> None:
         ),
         (nn.Sequential(nn.LSTM(4, 3, bidirectional=True)), (2, 5, 4), "'0'.*bidirectional"),
         (nn.Sequential(nn.LSTM(4, 3, proj_size=2)), (2, 5, 4), "'0'.*proj_size"),
-        (nn.Sequential(nn.GRU(4, 3)), (2, 5, 4), r"module '0' \(GRU\).*supported are: Linear"),
+        (nn.Sequential(nn.GRU(4, 3, bidirectional=True)), (2, 5, 4), "'0'.*bidirectional"),
+        (nn.Sequential(nn.RNN(4, 3)), (2, 5, 4), r"module '0' \(RNN\).*supported are: Linear"),
         (nn.Sequential(nn.ConvTranspose2d(2, 3, 2)), (2, 2, 4, 4), "ConvTranspose2d"),
     ],
 )

@@ -149,7 +149,8 @@ SAME = (
     "LogSigmoid, Tanhshrink, Softshrink, Hardshrink, Threshold, Identity, Dropout, Dropout1d, Dropout2d, AlphaDropout"
 )
 OTHERS = (
-    "Linear, Conv1d, Conv2d, BatchNorm1d, BatchNorm2d, GroupNorm, LayerNorm, PReLU, Embedding, LSTM, Flatten, Softmax, LogSoftmax"
+    "Linear, Conv1d, Conv2d, BatchNorm1d, BatchNorm2d, GroupNorm, LayerNorm, PReLU, Embedding, LSTM, GRU, Upsample, Flatten, Softmax, "
+    "LogSoftmax"
 )
 
 

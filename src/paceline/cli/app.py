@@ -19,6 +19,7 @@ from paceline.cli import (
     doctor,
     federate,
     listing,
+    models,
     new,
     partition,
     predict,
@@ -125,7 +126,7 @@ def start(
 
 for command in (new.new, run.run, compare.compare, sweep.sweep, resume.resume, report.report, predict.predict, predict.export):
     app.command(rich_help_panel="Runs")(command)
-for command in (listing.methods, listing.tasks, listing.metrics, partition.partition, schema.schema, doctor.doctor):
+for command in (listing.methods, listing.tasks, models.models, listing.metrics, partition.partition, schema.schema, doctor.doctor):
     app.command(rich_help_panel="Methods, tasks and data")(command)
 app.add_typer(data.app, name="data", rich_help_panel="Methods, tasks and data")
 for command in (server.server, client.client, federate.federate):

@@ -12,7 +12,7 @@ from typing import Any
 from paceline import registry
 from paceline.core.errors import ConfigError, PacelineError, UnknownNameError
 from paceline.core.importing import is_import_path
-from paceline.core.parsing import read_toml
+from paceline.core.parsing import read_toml, with_query
 
 __all__ = ["Home", "check_method", "check_run", "check_task", "correct", "homes", "misplaced"]
 
@@ -142,7 +142,7 @@ def check_run(values: Mapping[str, Any], where: str = "") -> None:
         check_task(task)
     for kind in ("model", "aggregation", "fleet", "participation", "adversary"):
         if isinstance(values.get(kind), str):
-            registry.check(kind, values[kind])
+            registry.check(kind, with_query(values[kind])[0])
     given = values.get("metrics") or ()
     for text in [given] if isinstance(given, str) else given:
         registry.check("metric", str(text))
@@ -163,6 +163,7 @@ def check_method(name: str) -> None:
 
 def check_task(name: str) -> None:
     """Raise `ConfigError` with what to write where no task has a name, or it is that of a file or a folder alone."""
+    name = with_query(name)[0]
     try:
         registry.describe("task", name)
     except UnknownNameError:

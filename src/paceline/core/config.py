@@ -9,6 +9,7 @@ from typing import Any, Literal, NoReturn, Self, Unpack
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from paceline.core.errors import ConfigError, UnknownNameError
+from paceline.core.parsing import with_options
 from paceline.core.run_fields import ConfigFields
 from paceline.core.wording import setting
 
@@ -146,6 +147,12 @@ class RunConfig(BaseModel):
         """Validate a JSON text; raise the errors of the class."""
         with _own_errors():
             return super().model_validate_json(*args, **kwargs)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _queries(cls, given: Any) -> Any:
+        """Move options behind the question mark of a task's or model's name to the options of the task."""
+        return with_options(given, "task", "model") if isinstance(given, dict) else given
 
     @field_validator("metrics", mode="before")
     @classmethod

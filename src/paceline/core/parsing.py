@@ -11,8 +11,9 @@ from typing import Any
 
 from paceline.core.errors import ConfigError, UnknownNameError
 from paceline.core.fields import fit, hints_of
+from paceline.core.importing import is_import_path
 
-__all__ = ["Spec", "fitted", "pairs", "read_toml", "split_top", "value"]
+__all__ = ["Spec", "fitted", "pairs", "read_toml", "split_top", "value", "with_options", "with_query"]
 
 PAIRED = {"[": "]", "{": "}", "(": ")"}
 
@@ -99,6 +100,43 @@ def split_top(text: str, mark: str) -> list[str]:
             parts.append(text[start:at])
             start = at + 1
     return [*parts, text[start:]]
+
+
+def with_query(name: str, form: str = "name?option=value") -> tuple[str, dict[str, Any]]:
+    """Return a name and the options behind its question mark; the options of files, ``kind:/path?...``, stay where they are.
+
+    Args:
+        name: a registered name or ``package.module:Name``, with ``?option=value&option=value`` or without.
+        form: expected form, for error messages.
+
+    Raises:
+        ConfigError: an option has no name or no ``=``.
+
+    Example:
+        >>> with_query("lab.data:make?samples=40&kind=wide"), with_query("csv:/data/a.csv?target=y")
+        (('lab.data:make', {'samples': 40, 'kind': 'wide'}), ('csv:/data/a.csv?target=y', {}))
+    """
+    plain, mark, query = name.partition("?")
+    registered = plain.replace("-", "_").isidentifier() or plain.replace("-", "")[:1].isdigit()
+    if not mark or not (is_import_path(plain) or (registered and "." not in plain and "/" not in plain)):
+        return name, {}
+    return plain, pairs(filter(None, query.split("&")), form)
+
+
+def with_options(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Return a configuration in which options behind the question marks of some fields are in the field ``task_options``.
+
+    Args:
+        values: fields by name; options in ``task_options`` override.
+        names: fields that may have a question mark.
+    """
+    out: dict[str, Any] = dict(values)
+    found: dict[str, Any] = {}
+    for name in names:
+        if isinstance(out.get(name), str) and "?" in out[name]:
+            out[name], options = with_query(out[name])
+            found |= options
+    return out | {"task_options": found | dict(out.get("task_options") or {})} if found else out
 
 
 def pairs(texts: Iterable[str] | None, form: str = "name=value") -> dict[str, Any]:

@@ -50,6 +50,7 @@ class Task(Constructors):
         overlap: number of following training samples that share content with a sample, such as overlapping windows of a text.
         ignore_index: target that does not count, such as 255 in segmentation; for losses by name and for accuracies.
         mask: entry of a dict of targets that is 0 where they do not count; for losses by name.
+        target_scaling: mean and deviation by which targets of floats were standardised: metrics are in the unit that they had before.
         output: entry of the outputs that holds the scores, where it is not ``logits``, ``out`` or ``scores``.
 
     Example:
@@ -80,6 +81,7 @@ class Task(Constructors):
     ignore_index: int | None = None
     mask: str | None = None
     output: str | int | None = None
+    target_scaling: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         loss = find_loss(self.loss, self.ignore_index, self.mask, self.output)

@@ -31,6 +31,7 @@ class MetricTerms:
         self.ignored: int | None = getattr(problem, "ignore_index", None)
         self.mask: str | None = getattr(problem, "mask", None)
         self.output: str | int | None = getattr(problem, "output", None)
+        self.scaling: tuple[float, float] = getattr(problem, "target_scaling", (0.0, 1.0))
         self.totals: dict[str, dict[str, Tensor]] = {}
         self.counted = False
 
@@ -46,13 +47,19 @@ class MetricTerms:
         return y.masked_fill(lost, float("nan")) if y.is_floating_point() else y.long().masked_fill(lost, -1)
 
     def judged(self, metric: Metric, outputs: Any, targets: Any) -> tuple[Any, Any]:
-        """Return outputs and targets as a metric takes them: as they are, or the tensors of scores and of targets that count."""
+        """Return outputs and targets as a metric takes them: as they are, or the tensors of scores and of targets that count.
+
+        Standardised targets and their predictions are returned in their own unit.
+        """
         if metric.whole:
             return outputs, targets
         out, y = scores(outputs, self.output), self.marked(targets)
         loss = self.problem.loss
         if isinstance(loss, NamedLoss) and loss.name == "next_token":
             return out[:, :-1], y[:, 1:]
+        if self.scaling != (0.0, 1.0) and y.is_floating_point():
+            mean, deviation = self.scaling
+            return out.double() * deviation + mean, y.double() * deviation + mean
         return out, y
 
     def add(self, outputs: Any, targets: Any, counted: bool = False) -> None:

@@ -6,6 +6,7 @@ leaf-femnist:/data/femnist         LEAF's JSON, likewise leaf-shakespeare
 imagefolder:/data/birds?size=64    one folder of images per class
 maskfolder:/data/slices             pictures with masks
 textfolder:/data/letters?length=512 one folder of texts per class
+textfiles:/data/books?length=128    texts to be continued, client = file or sub-folder
 csv:/data/heart.csv?client=site&target=num, likewise tsv, jsonl and parquet
 numpy:/data/arrays.npz              arrays x and y
 """
@@ -32,6 +33,7 @@ from paceline.data.mapping import Names
 from paceline.data.raw import RawData
 from paceline.data.schema import Schema
 from paceline.data.table import read_csv, read_json_lines, read_parquet, read_tsv
+from paceline.data.textfiles import read_text_files
 from paceline.data.textfolder import read_text_folder
 
 __all__ = ["FileKind", "file_hint", "file_kinds", "file_options", "is_file_task", "read_files"]
@@ -53,8 +55,9 @@ _KINDS = {
     "leaf-femnist": FileKind("LEAF's FEMNIST JSON, client = writer", read_leaf_femnist, "image", "femnist_cnn"),
     "leaf-shakespeare": FileKind("LEAF's Shakespeare JSON, client = role", read_leaf_shakespeare, "text", "lstm"),
     "imagefolder": FileKind("pictures in a folder per class; size=32, grey=false", read_image_folder, "image", "cnn"),
-    "maskfolder": FileKind("pictures in images/, their masks in masks/; size=64, grey=false", read_mask_folder, "image", "cnn"),
-    "textfolder": FileKind("texts in a folder per class; length=256", read_text_folder, "text", "lstm"),
+    "maskfolder": FileKind("pictures in images/, their masks in masks/; size=64, grey=false", read_mask_folder, "image", "unet"),
+    "textfolder": FileKind("texts in a folder per class; length=256", read_text_folder, "text", "text_encoder"),
+    "textfiles": FileKind("texts to be continued, client = file or sub-folder; length=128", read_text_files, "text", "char_model"),
     "csv": FileKind("table; target=COLUMN, client=COLUMN, drop=COLUMN,...", read_csv, "table", "mlp"),
     "tsv": FileKind("table separated by tabs; options of csv", read_tsv, "table", "mlp"),
     "jsonl": FileKind("table as one JSON object per line; options of csv", read_json_lines, "table", "mlp"),
@@ -63,7 +66,7 @@ _KINDS = {
 }
 _FILES = {"csv", "tsv", "jsonl", "parquet"}
 """Formats of single files."""
-_EITHER = {"numpy", "leaf-femnist", "leaf-shakespeare"}
+_EITHER = {"numpy", "textfiles", "leaf-femnist", "leaf-shakespeare"}
 """Formats of files or folders."""
 _NO_OPTIONS = {"path", "folder", "schema", "names"}
 _TABLES = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from paceline.core.address import Address, Dialled, Listening, MaybeListening, ProxyUrl
 from paceline.core.errors import ConfigError, nearest
-from paceline.core.parsing import read_toml, value
+from paceline.core.parsing import read_toml, value, with_options
 from paceline.deploy.validation import faults_of, shown
 
 __all__ = ["PREFIX", "ClientConfig", "DataConfig", "Logging", "ServerConfig", "ServerPart", "Waiting", "load_config"]
@@ -112,6 +112,7 @@ class DataConfig(_Part):
     values: dict[str, dict[str, str]] = Field(
         default_factory=dict, description="for a column of the schema: the schema's name of a class or category, by the own one"
     )
+
     schema_file: Path | None = Field(
         default=None, description="schema that this client has agreed to; a run with another one is refused; default: the run's"
     )
@@ -122,6 +123,12 @@ class DataConfig(_Part):
     own: bool = Field(default=True, description="use all samples; otherwise this client's part according to the plan's partition")
     device: str = Field(default="cpu", description="torch device")
     threads: int = Field(default=1, ge=1, description="torch threads")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _queries(cls, given: Any) -> Any:
+        """Move options behind the question mark of a task's name to its options; those of files stay."""
+        return with_options(given, "task") if isinstance(given, dict) else given
 
 
 class ClientPart(_Part):

@@ -9,6 +9,7 @@ from typing import Literal
 from torch import nn
 
 from paceline.core.errors import ConfigError
+from paceline.models.card import model_card
 
 __all__ = ["cnn", "femnist_cnn", "tiny_cnn", "vgg9"]
 
@@ -39,21 +40,25 @@ def _two_layer(name: str, shape: Sequence[int], num_classes: int, channels: tupl
     )
 
 
+@model_card("picture")
 def tiny_cnn(shape: Sequence[int] = (1, 28, 28), num_classes: int = 10) -> nn.Module:
     """Return a small network (8 and 16 filters, 64 hidden): 54,314 parameters on 28 x 28, fast on a CPU."""
     return _two_layer("tiny_cnn", shape, num_classes, (8, 16), 64)
 
 
+@model_card("picture")
 def cnn(shape: Sequence[int] = (1, 28, 28), num_classes: int = 10) -> nn.Module:
     """Return the network of the FedAvg paper (32 and 64 filters, 512 hidden): 1,663,370 parameters on MNIST."""
     return _two_layer("cnn", shape, num_classes, (32, 64), 512)
 
 
+@model_card("picture")
 def femnist_cnn(shape: Sequence[int] = (1, 28, 28), num_classes: int = 62) -> nn.Module:
     """Return FLuID's FEMNIST network (16 and 64 filters, 120 hidden): 410,022 parameters with 62 classes."""
     return _two_layer("femnist_cnn", shape, num_classes, (16, 64), 120)
 
 
+@model_card("picture")
 def vgg9(shape: Sequence[int] = (3, 32, 32), num_classes: int = 10, norm: Norm = "none", groups: int = 8) -> nn.Module:
     """Return FLuID's VGG-9: six 3x3 convolutions (32-32-64-64-128-128), a pool after every second, dense 512-256.
 

@@ -10,10 +10,12 @@ from typing import Literal
 from torch import nn
 
 from paceline.core.errors import ConfigError
+from paceline.models.card import model_card
 
 __all__ = ["logistic", "mlp"]
 
 
+@model_card("any", shape=(1, 28, 28))
 def logistic(shape: Sequence[int], num_classes: int) -> nn.Module:
     """Return multinomial logistic regression on the flattened input; its loss is convex.
 
@@ -24,6 +26,7 @@ def logistic(shape: Sequence[int], num_classes: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), num_classes))
 
 
+@model_card("any", shape=(1, 28, 28))
 def mlp(
     shape: Sequence[int],
     num_classes: int,

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paceline.core.errors import ConfigError
+from paceline.models.card import model_card
 
 __all__ = ["Attention", "Block", "CharModel", "VisionTransformer", "char_model", "vit"]
 
@@ -99,6 +100,7 @@ class VisionTransformer(nn.Module):
         return out
 
 
+@model_card("picture")
 def vit(
     shape: Sequence[int] = (1, 28, 28),
     num_classes: int = 10,
@@ -155,6 +157,7 @@ class CharModel(nn.Module):
         return out
 
 
+@model_card("text", "position")
 def char_model(shape: Sequence[int] = (64,), num_classes: int = 96, dim: int = 64, depth: int = 2, heads: int = 4) -> nn.Module:
     """Return a character language model.
 

@@ -42,7 +42,7 @@ def arguments(method: MethodLike, task: TaskLike, model: Any, fields: Mapping[st
     Args:
         method: a configuration, a method, a method's class, or a name with options (``"fedprox:mu=0.1"``).
         task: a task, a name, a pair of data sets (train, test), or None for the configuration's.
-        model: of a named task: the name of a model; of a pair of data sets: what `Task.from_datasets` takes.
+        model: of a named task: a model by name, or a class or function of a module; of data sets: what `Task.from_datasets` takes.
         fields: of `RunConfig`.
 
     Raises `UnknownNameError` with the nearest names for a field that does not exist, `ConfigError` for a value that does
@@ -63,7 +63,8 @@ def arguments(method: MethodLike, task: TaskLike, model: Any, fields: Mapping[st
     values |= {**fields, "options": {**values.get("options", {}), **fields.get("options", {})}}
     made = None
     if isinstance(task, str):
-        values |= {"task": task, "model": model}
+        named = model if model is None or isinstance(model, str) else registry.name_of("model", model)
+        values |= {"task": task, "model": named}
     elif task is None:
         values |= {} if model is None else {"model": model}
     else:

@@ -69,10 +69,10 @@ def _resize(path: str, layer: Any, graph: UnitGraph, masks: Mapping[str, Tensor]
             layer.out_channels, layer.in_channels = out, layer.weight.shape[1] * layer.groups
         case nn.Embedding():
             layer.embedding_dim = layer.weight.shape[1]
-        case nn.LSTM():
+        case nn.LSTM() | nn.GRU():
             widths = {getattr(layer, f"weight_hh_l{k}").shape[1] for k in range(layer.num_layers)}
             if len(widths) > 1:
-                raise SubmodelError(f"the layers of LSTM {path!r} must retain equally many cells, not {widths}")
+                raise SubmodelError(f"the layers of {type(layer).__name__} {path!r} must retain equally many cells, not {widths}")
             layer.hidden_size = widths.pop()
             layer.input_size = getattr(layer, "weight_ih_l0").shape[1]  # noqa: B009
         case nn.PReLU():

@@ -25,8 +25,8 @@ from paceline.core.generators import drawing
 
 __all__ = ["counted", "flops", "quiet"]
 
-_CELL = 21
-"""Elementwise FLOPs of one LSTM cell in one step: sums and biases of four gates, their activations, and the new state."""
+_CELL = {"LSTM": 21, "GRU": 17}
+"""Elementwise FLOPs of one recurrent cell in one step: sums and biases of its gates, their activations, and the new state."""
 
 _STEPS = {"batch_norm": 5, "group_norm": 5, "layer_norm": 5, "softmax": 3}
 # fmt: off
@@ -42,7 +42,8 @@ _MOVES = frozenset(
 )
 # fmt: on
 """Operators that only move or create data."""
-_PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.LSTM, nn.Embedding)
+_RECURRENT = (nn.LSTM, nn.GRU)
+_PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, *_RECURRENT, nn.Embedding)
 
 
 @contextmanager
@@ -129,7 +130,7 @@ def _cost(func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> float:
 
 
 def _count_cells(module: nn.Module, count: _Counter) -> list[Any]:
-    """Count LSTMs from the shapes that they pass, because fused kernels hide their products; return the hooks."""
+    """Count LSTMs and GRUs from the shapes that they pass, because fused kernels hide their products; return the hooks."""
 
     def enter(layer: Any, given: Any) -> None:
         count.paused = True
@@ -137,10 +138,10 @@ def _count_cells(module: nn.Module, count: _Counter) -> list[Any]:
     def leave(layer: Any, given: tuple[Tensor, ...], out: Any) -> None:
         count.paused = False
         weights = sum(w.numel() for n, w in layer.named_parameters() if n.startswith("weight"))
-        cells = _CELL * layer.hidden_size * layer.num_layers * (2 if layer.bidirectional else 1)
+        cells = _CELL[type(layer).__name__] * layer.hidden_size * layer.num_layers * (2 if layer.bidirectional else 1)
         count.total += (2.0 * weights + cells) * (given[0].numel() // given[0].shape[-1])
 
-    layers = [m for m in module.modules() if isinstance(m, nn.LSTM)]
+    layers = [m for m in module.modules() if isinstance(m, _RECURRENT)]
     before = [m.register_forward_pre_hook(enter) for m in layers]
     return before + [m.register_forward_hook(leave) for m in layers]
 

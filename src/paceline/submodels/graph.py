@@ -66,7 +66,7 @@ class UnitGraph:
         """Find the groups of a module.
 
         Supported are Linear, Conv1d/2d (plain, grouped, depthwise), BatchNorm1d/2d, GroupNorm, LayerNorm, LSTM
-        (unidirectional), Embedding, activations, pooling, dropout, flatten/reshape/permute, residual adds. Concatenated
+        and GRU (unidirectional), Embedding, activations, pooling, dropout, flatten/reshape/permute, residual adds. Concatenated
         features, reduced axes and split axes remain whole. In a grouped convolution a unit is one block: its input and output
         channels are cut together.
 

@@ -14,8 +14,8 @@ from paceline.submodels.axes import Axes, Axis, Spaces
 __all__ = ["MODULES", "SUPPORTED", "Stacked", "SymbolicTrace", "TracedCall", "Value", "plain", "regroup"]
 
 SUPPORTED = (
-    "Linear, Conv1d/2d (plain, grouped, depthwise), BatchNorm1d/2d, GroupNorm, LayerNorm, LSTM, Embedding, "
-    "activations, pooling, dropout, flatten, reshape, permute, mean/sum, add/mul of tensors, cat"
+    "Linear, Conv1d/2d (plain, grouped, depthwise), BatchNorm1d/2d, GroupNorm, LayerNorm, LSTM, GRU, Embedding, "
+    "activations, pooling, upsampling, dropout, flatten, reshape, permute, mean/sum, add/mul of tensors, cat"
 )
 
 
@@ -207,6 +207,11 @@ def _embedding(call: TracedCall, module: nn.Embedding, path: str) -> Axes:
 
 
 def _lstm(call: TracedCall, module: nn.LSTM, path: str) -> tuple[Axes, tuple[Stacked, Stacked]]:
+    axes, last = _recurrent(call, module, path)
+    return axes, (last, last)
+
+
+def _recurrent(call: TracedCall, module: nn.LSTM | nn.GRU, path: str) -> tuple[Axes, Stacked]:
     if module.bidirectional:
         raise call.refuse("it is bidirectional, so its output has two index sets")
     if module.proj_size:
@@ -220,7 +225,7 @@ def _lstm(call: TracedCall, module: nn.LSTM, path: str) -> tuple[Axes, tuple[Sta
         w_ih, w_hh = getattr(module, f"weight_ih_l{k}"), getattr(module, f"weight_hh_l{k}")
         call.trace.bind(w_ih, 1, below, f"{call.where} reads it")
         unit = call.trace.produce(w_hh, 1, f"{path}.l{k}" if module.num_layers > 1 else path)
-        call.trace.bind(w_hh, 0, unit, call.where)  # rows j, j + H, j + 2H, j + 3H
+        call.trace.bind(w_hh, 0, unit, call.where)  # rows j, j + H, j + 2H, and of an LSTM j + 3H
         call.trace.bind(w_ih, 0, unit, call.where)
         if module.bias:
             for name in ("bias_ih", "bias_hh"):
@@ -230,7 +235,7 @@ def _lstm(call: TracedCall, module: nn.LSTM, path: str) -> tuple[Axes, tuple[Sta
     call.trace.lstms[path] = hidden
     batch = axes[:-2] if len(axes) == 2 else (axes[0] if module.batch_first else axes[1],)
     last = Stacked(tuple((*batch, unit) for unit in hidden))
-    return (*axes[:-1], below), (last, last)
+    return (*axes[:-1], below), last
 
 
 def _pool(call: TracedCall, module: nn.Module, path: str) -> Axes:
@@ -242,6 +247,10 @@ def pool(call: TracedCall, spatial: int) -> Axes:
     axes = call.axes()
     call.whole(axes[-spatial:], "pools over its units")
     return (*axes[:-spatial], *([None] * spatial))
+
+
+def _upsample(call: TracedCall, module: nn.Upsample, path: str) -> Axes:
+    return pool(call, len(call.axes()) - 2)
 
 
 def _flatten(call: TracedCall, module: nn.Flatten, path: str) -> Axes:
@@ -267,6 +276,8 @@ MODULES: dict[type[nn.Module], Rule] = {
     nn.PReLU: _prelu,
     nn.Embedding: _embedding,
     nn.LSTM: _lstm,
+    nn.GRU: _recurrent,
+    nn.Upsample: _upsample,
     nn.Flatten: _flatten,
     nn.Softmax: _softmax,
     nn.LogSoftmax: _softmax,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from paceline.core.parsing import with_query
 from paceline.core.task import Task
 from paceline.data.files import is_file_task
 from paceline.data.sources import Source
@@ -22,8 +23,10 @@ def load_task(name: str, model: str | None = None, seed: int = 0, **options: Any
     training samples; text stays codes (uint8) [N, T]; a table stays as its reader standardised it.
 
     Args:
-        name: see `paceline.registry.names`, ``kind:/path`` of a user's own files, or ``package.module:Name``.
-        model: a model in place of the task's own, by name; it gets the shape and number of classes of the data.
+        name: see `paceline.registry.names`, ``kind:/path`` of a user's own files, or ``package.module:Name``; options may
+            follow, as ``?option=value&option=value``.
+        model: a model in place of the task's own, by name, likewise with options; it gets the shape and number of classes of the
+            data.
         seed: of the choice that `limit` makes; the split into train and test is fixed.
         options: of the data or of the model, such as ``stride`` of shakespeare or ``norm`` of vgg9; and
             ``limit``, the most training samples to keep, drawn at random; and ``peft``, what of the model trains, such as
@@ -34,6 +37,9 @@ def load_task(name: str, model: str | None = None, seed: int = 0, **options: Any
         ConfigError: for a model that does not fit the data.
         MissingDataError: with the command to run, when the data are not there.
     """
+    name, own = with_query(name)
+    model, also = with_query(model) if model else (None, {})
+    options = own | also | options
     peft = options.pop("peft", None)
     if peft is not None:
         from paceline.tasks.tuning import parse_tuning, tune

@@ -92,6 +92,10 @@ class FunctionRecipe(Recipe):
                     raise UnknownNameError(f"option of {name}", option, self.options(model))
         if model is not None and "model" not in takes:
             raise ConfigError(f"task {name!r} has its own model; leave out the model {model!r}")
+        if absent := [
+            n for n, required in registry.parameters(self.make).items() if required and n not in {*options, "model", "seed"}
+        ]:
+            raise ConfigError(f"task {name!r} needs {' and '.join(f'{n}=VALUE' for n in absent)}; write {name}?{absent[0]}=VALUE")
         offered = {key: given for key, given in (("model", model), ("seed", seed)) if key in takes}
         task = self.make(**offered, **options)
         if not isinstance(task, Task):

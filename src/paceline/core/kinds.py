@@ -108,6 +108,15 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "cifar10-test-split": "paceline.tasks.datasets:CIFAR10_TEST_SPLIT",
         "fontwriters": "paceline.tasks.datasets:FONTWRITERS",
         "shakespeare": "paceline.tasks.datasets:SHAKESPEARE",
+        "heart-disease": "paceline.tasks.datasets:HEART_DISEASE",
+        "cd4": "paceline.tasks.datasets:CD4",
+        "watch-activity": "paceline.tasks.datasets:WATCH_ACTIVITY",
+        "life-expectancy": "paceline.tasks.datasets:LIFE_EXPECTANCY",
+        "mri-tissue": "paceline.tasks.datasets:MRI_TISSUE",
+        "20newsgroups": "paceline.tasks.datasets:NEWSGROUPS",
+        "film-genres": "paceline.tasks.datasets:FILM_GENRES",
+        "spoken-digits": "paceline.tasks.datasets:SPOKEN_DIGITS",
+        "emoji-pairs": "paceline.tasks.pairs:load_pairs",
         "permuted": "paceline.tasks.sequence:load_permuted",
         "split": "paceline.tasks.sequence:load_split",
         "quadratic": "paceline.tasks.blackbox:quadratic",
@@ -127,6 +136,13 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "lstm": "paceline.models.recurrent:lstm",
         "vit": "paceline.models.transformer:vit",
         "char_model": "paceline.models.transformer:char_model",
+        "resnet18": "paceline.models.resnet:resnet18",
+        "mobilenet_v2": "paceline.models.mobilenet:mobilenet_v2",
+        "unet": "paceline.models.unet:unet",
+        "cnn1d": "paceline.models.series:cnn1d",
+        "gru": "paceline.models.series:gru",
+        "word_bag": "paceline.models.text:word_bag",
+        "text_encoder": "paceline.models.text:text_encoder",
     },
     "metric": {
         "accuracy": "paceline.metrics.classification:Accuracy",
@@ -200,6 +216,14 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
 """Import path of every built-in object, by kind and name; a test compares it with the files."""
 
 ALIASES: dict[Kind, dict[str, str]] = {
-    "model": {"logreg": "logistic", "tiny-cnn": "tiny_cnn", "femnist-cnn": "femnist_cnn", "char-model": "char_model"},
+    "model": {
+        "logreg": "logistic",
+        "tiny-cnn": "tiny_cnn",
+        "femnist-cnn": "femnist_cnn",
+        "char-model": "char_model",
+        "mobilenet-v2": "mobilenet_v2",
+        "word-bag": "word_bag",
+        "text-encoder": "text_encoder",
+    },
 }
 """Alternative spellings of built-in names; not listed."""
