@@ -163,6 +163,7 @@ def _inert(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
         elif (
             isinstance(node, ast.Assert | ast.ImportFrom | ast.Import | ast.JoinedStr)
             or (isinstance(node, ast.keyword) and node.arg in ("strict", "repr"))
+            or (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
             or (isinstance(node, ast.Call) and ast.unparse(node.func) in ("TypeVar", "Literal", "warnings.warn", "cast"))
         ):
             inert.append(node)

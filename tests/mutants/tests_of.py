@@ -43,7 +43,7 @@ def record(tree: Path, into: Path, workers: int) -> None:
         return
     seconds = json.loads(durations.read_text()) if durations.exists() else {}
     latest = into / "latest.json"
-    chosen = ["-m", "not slow", "-q", "-p", "tests.mutants.durations", f"--durations-file={latest}"]
+    chosen = ["-m", "not slow", "-q", "-p", "tests.mutants.durations", f"--durations-file={latest}", f"--basetemp={into / 'tmp'}"]
     covered = ["--cov", f"--cov-config={settings}", "--cov-context=test", "--cov-report=", *(["--cov-append"] if before else [])]
     command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-n", str(workers), *chosen, *covered, *changed]
     if subprocess.run(command, cwd=tree, check=False).returncode not in (0, 1, 5):

@@ -195,7 +195,7 @@ class Slow:
 def test_a_life_of_a_client_by_the_slow_reading(seed: int) -> None:
     """Changing speed, links and fleets, absences short and long, and clients that fit no tier."""
     rng = np.random.default_rng(seed)
-    changes = {"overhead": 1.5, "shares": None, "patience": 2, "forget": 6, "most_out": 2} if seed % 2 else {"forget": 8}
+    changes = {"overhead": 1.5, "shares": None, "patience": 2, "forget": 6, "most_out": 2} if seed % 2 else {"forget": 8 + seed}
     plan = Controller(COSTS, **{"shares": SHARES, **changes})
     slow, state, round, kinds = Slow(plan), plan.start(), 0, set()
     for _ in range(60):

@@ -53,6 +53,8 @@ APART = {
     "maximum": lambda m, x: torch.maximum(x, m.shift),
     "gate": lambda m, x: x * x.mean((2, 3), keepdim=True).sigmoid(),
     "mean -1": lambda m, x: x.mean(-1),
+    "mean over rows, channels last": lambda m, x: last(x).mean(1),
+    "mean over rows, channels last, keep": lambda m, x: last(x).mean(1, True),
     "mean 3, keep": lambda m, x: x.mean(3, keepdim=True),
     "mean, keep by position": lambda m, x: x.mean(-2, True),
     "sum of both": lambda m, x: x.sum(dim=(2, 3)),

@@ -44,6 +44,7 @@ MODULES = {
     "layer norm": ((3, 4), [6, 5, 7], lambda: [nn.Linear(4, 6), nn.LayerNorm(6), nn.GELU(), nn.Linear(6, 5), nn.LayerNorm(5)]),
     "layer norm of steps": ((3, 7, 4), [6, 5, 7], lambda: [nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 5), nn.Flatten()]),
     "prelu": ((3, 2, 5, 6), [6, 5, 7], lambda: [nn.Conv2d(2, 6, 1), nn.PReLU(6), nn.Conv2d(6, 5, 1), nn.PReLU(), nn.Flatten()]),
+    "prelu of two": ((3, 2, 5, 6), [2, 5, 7], lambda: [nn.Conv2d(2, 2, 1), nn.PReLU(2), nn.Conv2d(2, 5, 1), FLAT]),
     "flatten in two": ((3, 2, 5, 6), [6, 7], lambda: [nn.Conv2d(2, 6, 1), nn.Flatten(2), nn.Flatten(1)]),
     "adaptive": ((3, 2, 5, 6), [6, 7], lambda: [nn.Conv2d(2, 6, 1), nn.AdaptiveAvgPool2d((1, 2)), nn.Flatten()]),
 }  # fmt: skip
@@ -179,6 +180,13 @@ class Odd(nn.Module):
         self.a, self.b, self.out = nn.Linear(4, 6), nn.Linear(3, 6), nn.Linear(6, 2)
         self.embed, self.lstm = nn.Embedding(11, 5), nn.LSTM(5, 6)
         self.conv, self.over = nn.Conv1d(2, 6, 1), nn.LSTM(9, 4, batch_first=True)
+        self.a2, self.out2, self.plain, self.pool = (
+            nn.Linear(4, 6),
+            nn.Linear(6, 2),
+            nn.LayerNorm(6, elementwise_affine=False),
+            nn.MaxPool2d((2, 1)),
+        )
+        self.deep = nn.LSTM(5, 6, 3)
         self.scale, self.norm, self.second = nn.Parameter(torch.rand(6) + 0.5), nn.BatchNorm1d(5), Second()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -194,6 +202,12 @@ class Odd(nn.Module):
                 return self.out(self.a(x) * self.scale)
             case "channels as steps":
                 return self.over(self.conv(x))[1][0][-1]
+            case "pool over units":
+                return self.pool(self.conv(x)[:, None].transpose(2, 3).transpose(1, 3)).flatten(1)
+            case "one norm for two layers":
+                return self.out(self.plain(self.a(x)).relu()) + self.out2(self.plain(self.a2(x)).tanh())
+            case "cells that are compared":
+                return self.out(torch.softmax(self.deep(self.embed(x))[0], -1))
             case "norm over units":
                 return self.out(self.norm(self.a(x)))
         return self.second(self.a(x).relu())
@@ -208,6 +222,9 @@ class Odd(nn.Module):
         ("a scale of its own", torch.randn(3, 4), {"a": 6}),
         ("channels as steps", torch.randn(3, 2, 9), {}),
         ("norm over units", torch.randn(3, 5, 4), {}),
+        ("pool over units", torch.randn(3, 2, 9), {}),
+        ("one norm for two layers", torch.randn(3, 4), {"a": 6}),
+        ("cells that are compared", torch.randint(11, (3, 7)), {"embed": 5}),
         ("a parameter that is missing", torch.randn(3, 4), {"a": 6}),
     ],
 )
@@ -215,7 +232,7 @@ def test_odd_forwards(kind: str, x: Tensor, groups: dict[str, int]) -> None:
     net = Odd(kind)
     graph = UnitGraph.trace(net, x)
     assert graph.groups == groups
-    if groups:
+    if groups and kind != "one norm for two layers":  # whose norm has no weights that the oracle could pick
         check(net, x, 1)
     if kind == "a scale of its own":
         assert graph.axes["scale"][0].group == "a"

@@ -197,3 +197,10 @@ def test_no_tier_below_a_half_is_taken_unless_asked_for() -> None:
     assert compute_fraction(model, costs, 1.0) == network_fraction(model, costs, 1.0, 1.0) == 0.5
     assert choose(lambda p: 10 * p, 1.0, (1.0, 0.5, 0.25)) == 0.5
     assert compute_fraction(model, costs, 1.0, 0.2) == network_fraction(model, costs, 1.0, 1.0, 0.2) == 0.25
+
+
+def test_who_is_as_slow_as_the_guard_allows_is_no_straggler() -> None:
+    """1.1 times T* = 2 is 2.2, in floats too."""
+    for own, slow in ((2.2, set()), (2.21, {2})):
+        assert find_stragglers({0: (2.0, 5.0), 1: (2.0, 5.0), 2: (own, 5.0)}, 0.34).compute == slow
+        assert find_stragglers({0: (5.0, 2.0), 1: (5.0, 2.0), 2: (5.0, own)}, 0.34).network == slow

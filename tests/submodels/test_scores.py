@@ -31,6 +31,7 @@ def test_u1_steady_neurons() -> None:
     scorer, delta, theta = u1()
     assert scorer.invariant(steady_mask(delta, theta, 0.025), 1)["0"].tolist() == [False, False, True, False]
     assert scorer.invariant(steady_mask(delta, theta, 0.03), 1)["0"].tolist() == [True, False, True, False]
+    assert scorer.invariant(steady_mask(delta.zeros(), theta, 0.0, tolerance=0.0), 1)["0"].all()
 
 
 def test_the_quorum_counts_clients_by_weight_before_it_joins_bundles() -> None:

@@ -180,3 +180,10 @@ def test_a_threshold_that_is_high_enough_stays() -> None:
     """Unit 1, which was dropped before, still fits."""
     assert one([0.1, 0.4, 0.9], 2, Threshold(0.45, step=0.1), previous=[0, 2]) == [0, 2]
     assert one([0.1, 0.4, 0.9], 2, Threshold(1.45, step=0.1), previous=[0, 1]) == [0, 1]
+
+
+def test_a_threshold_knows_nothing_of_unknown_units() -> None:
+    """They do not qualify, and an edge that is met needs no further step."""
+    for seed in range(12):
+        assert 0 in one([NAN, 0.1, 0.2], 2, Threshold(0.3), seed=seed)
+        assert one([0.0, 0.25, 0.5, 0.75], 3, Threshold(0.0, step=0.25), seed=seed) == [1, 2, 3]
