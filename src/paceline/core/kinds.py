@@ -189,6 +189,8 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "stragglers": "paceline.devices.fleet:Stragglers",
         "mobile": "paceline.devices.fleet:Mobile",
         "spread": "paceline.devices.fleet:Spread",
+        "changing": "paceline.devices.changing:Changing",
+        "trace": "paceline.devices.changing:read_fleet",
     },
     "participation": {
         "always": "paceline.participation.processes:Participation",

@@ -8,6 +8,7 @@ serves both.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -25,7 +26,23 @@ from paceline.core.params import Params, Resident
 from paceline.core.profiling import spent
 from paceline.core.samples import ClientData
 
-__all__ = ["Job", "Learner", "LoopRequest", "One", "Trained", "answer", "descend", "norms_in", "train"]
+__all__ = ["Job", "Learner", "LoopRequest", "One", "StepLimit", "Trained", "WorkTime", "answer", "descend", "norms_in", "train"]
+
+
+StepLimit = Callable[[int, int, float], int]
+"""Returns the steps to take in all, from the steps planned, the steps done and the seconds that they took."""
+
+
+class WorkTime(NamedTuple):
+    """Converts a client's work in one call to seconds on its device.
+
+    Args:
+        measured: whether `seconds` takes seconds on this machine; otherwise it takes FLOPs.
+        seconds: the conversion.
+    """
+
+    measured: bool
+    seconds: Callable[[float], float]
 
 
 class LoopRequest(Protocol):
@@ -70,6 +87,7 @@ class Job:
         hooks: the method's changes to the steps.
         alone: the module holds state of this client, so the job must run immediately and on its own.
         strict: check at every step that the loss is finite.
+        limit: asked after each step for the number of steps, from the seconds measured on this machine.
     """
 
     model: Resident
@@ -84,6 +102,7 @@ class Job:
     hooks: Hooks = NO_HOOKS
     alone: bool = False
     strict: bool = False
+    limit: StepLimit | None = None
     step: int | None = None
     batch: tuple[Samples, Samples] | None = field(default=None, repr=False)
     """Current step of the loop and its (inputs, targets), for error messages."""
@@ -115,6 +134,20 @@ class Job:
         """Train this client by itself."""
         return train(self)
 
+    def within(self, limit: StepLimit, seconds: Callable[[float], float], done: float = 0.0) -> int:
+        """Return the steps that a limit leaves, on a device whose times are computed.
+
+        Args:
+            limit: the limit.
+            seconds: virtual seconds of a number of FLOPs.
+            done: FLOPs of this client before the job.
+        """
+        planned, step = self.steps, 0
+        while step < planned:
+            step += 1
+            planned = min(planned, limit(planned, step, seconds(done + 3.0 * self.model.flops * self.samples(step))))
+        return max(planned, step)
+
     def batches(self) -> Iterator[Tensor]:
         """Yield the rows of each step's batch; every pass uses a new order."""
         index, left = self.data.index, self.steps
@@ -130,12 +163,12 @@ class Job:
                 yield batch
                 left -= 1
 
-    def samples(self) -> int:
-        """Return the number of samples in all steps, including repetitions."""
-        n, size = len(self.data), self.batch_size
-        if self.steps == 1 or not n:
-            return min(n, size) if self.steps else 0
-        passes, rest = divmod(self.steps, -(-n // size))
+    def samples(self, steps: int | None = None) -> int:
+        """Return the number of samples in all steps, or in the first ones, including repetitions."""
+        n, size, steps = len(self.data), self.batch_size, self.steps if steps is None else steps
+        if steps == 1 or not n:
+            return min(n, size) if steps else 0
+        passes, rest = divmod(steps, -(-n // size))
         return passes * n + min(rest * size, n)
 
 
@@ -175,7 +208,8 @@ def descend(learner: Learner) -> None:
     job, optimizer = learner.job, learner.job.optimizer
     hooked, after, schedule = job.hooked, job.hooks.after, optimizer.schedule
     state = optimizer.state(learner.weights())
-    for step in range(job.steps):
+    step, started = 0, time.perf_counter()
+    while step < job.steps:
         learner.advance(step)
         if not hooked:
             learner.descend()
@@ -187,6 +221,16 @@ def descend(learner: Learner) -> None:
                 learner.move(along if schedule is None else along * learner.rate(step))
         if after is not None:
             learner.project()
+        step += 1
+        if job.limit is not None:
+            synchronized(job.model.device)
+            job.steps = min(job.steps, max(step, job.limit(job.steps, step, time.perf_counter() - started)))
+
+
+def synchronized(device: torch.device) -> None:
+    """Wait until the device has finished its work, so that it can be timed."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 class One:

@@ -1,6 +1,6 @@
 """Device profiles, fleets of devices, and virtual time."""
 
-from paceline.devices.clock import Cost, TimedPhase, Times, VirtualClock, times
+from paceline.devices.clock import Cost, TimedPhase, Times, VirtualClock, times, work_time
 from paceline.devices.fleet import Fleet, Homogeneous, Mobile, Stragglers, load_fleet
 from paceline.devices.profile import COMPUTE, LATENCY, LINK, Profile
 from paceline.participation.processes import Participation, load_participation
@@ -22,4 +22,5 @@ __all__ = [
     "load_fleet",
     "load_participation",
     "times",
+    "work_time",
 ]

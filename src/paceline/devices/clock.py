@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from paceline.core.errors import CheckpointError, ConfigError
+from paceline.core.failures import DECLINED
+from paceline.core.training import WorkTime
 from paceline.core.tree import node
 from paceline.devices.profile import Profile
 
-__all__ = ["Cost", "TimedPhase", "Times", "VirtualClock", "times"]
+if TYPE_CHECKING:
+    from paceline.devices.fleet import Fleet
+
+__all__ = ["Cost", "TimedPhase", "Times", "VirtualClock", "times", "work_time"]
 
 
 @node
@@ -88,7 +93,7 @@ class Answered(Protocol):
 
     @property
     def dropped(self) -> str | None:
-        """Reason why there is no reply, or None; ``"late"`` has times, any other reply never arrives."""
+        """Reason why there is no reply, or None; ``"late"`` has times, ``"declined"`` is not waited for, others never arrive."""
 
 
 def times(profile: Profile, cost: Cost) -> Times:
@@ -105,6 +110,18 @@ def times(profile: Profile, cost: Cost) -> Times:
     measured = cost.seconds_measured
     work = profile.compute_seconds(cost.flops) if measured is None else profile.measured_seconds(measured)
     return Times(work, profile.download_seconds(cost.bytes_down) + profile.upload_seconds(cost.bytes_up))
+
+
+def work_time(fleet: Fleet, client: int, round: int, measured: bool) -> WorkTime:
+    """Return how a client's work in a round becomes seconds.
+
+    Args:
+        fleet: device profiles.
+        client, round: whose, and when.
+        measured: convert seconds measured on this machine; otherwise FLOPs.
+    """
+    profile = fleet.profile(client, round)
+    return WorkTime(measured, profile.measured_seconds if measured else profile.compute_seconds)
 
 
 class VirtualClock:
@@ -168,7 +185,7 @@ class VirtualClock:
             came,
             deadline,
             name=name,
-            missing=len(came) < len(receipts),
+            missing=len(came) < sum(r.dropped != DECLINED for r in receipts),
             bytes_up=sum(r.bytes_up for r in receipts),
             bytes_down=sum(r.bytes_down for r in receipts),
         )

@@ -75,7 +75,9 @@ class HeteroFL(SelfPruning):
         return self, replace(task, buffers="recompute") if self.static and task.buffers == "average" else task
 
     def fraction(self, client: Client) -> float:
-        """Choose the width once, after the warm-up, and store it."""
+        """Choose the width once, after the warm-up, and store it; an adaptive client may change it."""
+        if self.adaptive:
+            return super().fraction(client)
         if "width" not in client.memory:
             p = super().fraction(client)
             if client.round <= self.warmup:
@@ -101,7 +103,7 @@ class HeteroFL(SelfPruning):
 
     def weights(self, client: Client, mask: Params) -> Any:
         """Return the counts of each coordinate: none for the output rows of classes that the client does not have."""
-        n = client.num_samples
+        n = self.counted(client)
         if not self.masked:
             return n
         counts = mask * float(n if self.importance == "samples" else min(n, 1))

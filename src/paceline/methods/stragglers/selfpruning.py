@@ -7,20 +7,26 @@ sub-model selected by `keep`, and returns a full-size update that is zero where 
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from paceline.core.client import Client
-from paceline.core.method import Minority, NonNegative, PositiveShare, on_client
+from paceline.core.failures import Declined
+from paceline.core.federation import Federation
+from paceline.core.method import Minority, NonNegative, PositiveShare, State, on_client
 from paceline.core.params import Params
+from paceline.core.training import StepLimit
 from paceline.core.update import Update
 from paceline.methods.optimisation.fedavg import FedAvg
 from paceline.submodels.controller import Controller
+from paceline.submodels.controller import State as PaceState
 from paceline.submodels.cut import TIERS
-from paceline.submodels.policy import CostModel, compute_fraction, find_stragglers, network_fraction
+from paceline.submodels.policy import CostModel, compute_fraction, find_stragglers, network_fraction, steps_within
 from paceline.submodels.service import submodels, train_submodel
 
 _SELF = -1  # key of the client's own times among those of its peers
@@ -38,7 +44,8 @@ class SelfPruning(FedAvg):
         warmup: initial rounds in which every client trains the full model, to measure times.
         merge: ``zero`` divides by all weights; ``masked`` by the weights of the clients that trained the coordinate, which
             is exact but doubles the upload. None is the method's own choice.
-        adaptive: estimate times robustly over rounds, and change p with hysteresis (see `Controller`).
+        adaptive: estimate times robustly over rounds, change p with hysteresis, end a training early if it takes too long, and sit
+            out rounds that are too short, at most three in a row (see `Controller`).
         rescale: multiply a sub-model's activations by 1/p in training.
     """
 
@@ -72,32 +79,51 @@ class SelfPruning(FedAvg):
 
     def weights(self, client: Client, mask: Params) -> Any:
         """Return the weight of an update that was trained on the coordinates where `mask` is 1."""
-        n = client.num_samples
+        n = self.counted(client)
         return {"delta": mask * float(n), "kept": 1} if self.masked else n
+
+    def counted(self, client: Client) -> int:
+        """Return the number of samples by which an update counts: fewer if the training ended early."""
+        n = client.num_samples
+        done: float = client.memory.get("done", 1.0)
+        return min(n, max(1, round(n * done)))
+
+    def round(self, fed: Federation, state: State) -> State:
+        """Average the cohort's updates; an adaptive round that is open to all clients has no deadline."""
+        waits = self.adaptive and self.controller({}).is_open(fed.round)
+        mean = fed.mean(self.train, state.params, over=fed.sample(), deadline=math.inf if waits else None)
+        return replace(state, params=state.params + self.server_lr * mean.delta)
 
     @on_client
     def report(self, client: Client, message: None) -> list[float]:
-        """Return the last round's seconds (compute scaled to full size, transfers); empty before the first round."""
+        """Return seconds at full size (compute, transfers): of the last round, or estimates; empty before the first round.
+
+        Raises `Declined` to sit the round out (adaptive only).
+        """
         if client.times is None:
             return []
+        if self.adaptive:
+            state = self.pace(client, self.controller(self.costs(client)))
+            return [state["compute"], state["transfer"]] if state["seen"] else []
         compute, network = client.times
         return [compute / client.memory.get("cost", 1.0), network]
 
     @on_client(peer_record="report")
     def train(self, client: Client, message: Params) -> Update:
         """Train the full model, or the part of it that fits into the round."""
-        p = self.fraction(client)
-        if p == 0.0:
-            return Update(delta=message.zeros(), kept=p, weight={"delta": message.zeros(), "kept": 0} if self.masked else 0)
+        p, local = self.fraction(client), self.local(client)
+        if self.adaptive:
+            local["limit"] = self.limit(client)
         client.memory["fraction"], client.memory["trained"], hooks = p, client.round, self.hooks(client, message)
         client.memory["cost"] = self.cost(client, p)
         if p == 1.0:
-            delta = client.sgd(message, **self.local(client), hooks=hooks).params - message
+            delta = client.sgd(message, **local, hooks=hooks).params - message
             mask = delta.zeros() + 1.0
         else:
             cutter = submodels(client).cutter
             sub, scale = cutter.cut(self.keep(client, message, cutter.keep(p, self.rounds_up), p)), 1 / p if self.rescale else 1.0
-            delta, mask = train_submodel(client, message, sub, scale, hooks, **self.local(client)), sub.mask()
+            delta, mask = train_submodel(client, message, sub, scale, hooks, **local), sub.mask()
+        self.note_done(client)
         self.learn(client, message, delta, mask, p)
         return Update(delta=delta, kept=p, weight=self.weights(client, mask))
 
@@ -105,14 +131,14 @@ class SelfPruning(FedAvg):
         """Update state after local training: `delta` is the change on the coordinates where `mask` is 1. No-op by default."""
 
     def fraction(self, client: Client) -> float:
-        """Return p for this round: 1 unless this client is slow; 0 to skip the round (adaptive only)."""
-        if client.times is None or client.round <= self.warmup:
+        """Return p for this round: 1 unless this client is slow."""
+        if client.times is None or (client.round <= self.warmup and not self.adaptive):
             return 1.0
-        costs = {p: self.cost(client, p) for p in TIERS if p >= self.smallest}
+        costs = self.costs(client)
         told = {peer: (record[0], record[1]) for peer, record in client.peers.items() if len(record) == 2 and min(record) >= 0}
-        compute, network = self.report(client, None)
         if self.adaptive:
             return self.adapt(client, costs, {peer: sum(record) for peer, record in told.items()})
+        compute, network = self.report(client, None)
         found = find_stragglers({**told, _SELF: (compute, network)}, self.straggler_share)
         if self.network:
             slow, target = _SELF in found.compute | found.network, found.total_target
@@ -120,13 +146,41 @@ class SelfPruning(FedAvg):
         slow = _SELF in found.compute
         return compute_fraction(CostModel(compute), costs, found.compute_target, self.smallest) if slow else 1.0
 
+    def costs(self, client: Client) -> dict[float, float]:
+        """Return the tiers of this client, with the relative work of each."""
+        return {p: self.cost(client, p) for p in TIERS if p >= self.smallest}
+
+    # -- adaptive ------------------------------------------------------------------------------
+    def controller(self, costs: dict[float, float]) -> Controller:
+        """Return the rules by which a client adapts; its transfers have full size, because uploads are padded."""
+        return Controller(costs, share=self.straggler_share, warm_up=self.warmup)
+
+    def pace(self, client: Client, controller: Controller) -> PaceState:
+        """Return the client's estimates, including its last training; raise `Declined` if it sits this round out."""
+        memory = client.memory
+        state: PaceState = memory.get("pace", controller.start())
+        last = float(memory.get("fraction", 0.0))
+        if client.times is not None and memory.get("trained", 0) > state["round"] and last in controller.costs:
+            state = controller.observe(state, memory["trained"], last, *client.times, done=memory.get("done", 1.0))
+        if controller.sits_out(state, client.round):
+            raise Declined
+        return state
+
     def adapt(self, client: Client, costs: dict[float, float], totals: dict[int, float]) -> float:
-        """Return p from estimates that are robust to churn and changing links (`Controller`)."""
-        assert client.times is not None
-        controller, memory = Controller(costs, share=self.straggler_share), client.memory
-        state, last = memory.get("pace", controller.start()), float(memory["fraction"])
-        if memory["trained"] > state["round"] and last in costs:
-            state = controller.observe(state, memory["trained"], last, *client.times)
-        state = controller.hear(state, client.round, {**totals, _SELF: controller.full_total(state)})
-        decision, memory["pace"] = controller.decide(state, client.round)
+        """Return p from estimates that are robust to churn and changing links."""
+        controller = self.controller(costs)
+        state = controller.hear(self.pace(client, controller), client.round, totals)
+        decision, client.memory["pace"] = controller.decide(state, client.round)
+        client.memory["budget"] = controller.budget(state, decision)
         return decision.fraction
+
+    def limit(self, client: Client) -> StepLimit | None:
+        """Return the rule that ends a training early if it takes longer than planned; None without a plan."""
+        budget = client.memory.get("budget", math.inf)
+        return partial(steps_within, budget=budget) if math.isfinite(budget) else None
+
+    def note_done(self, client: Client) -> None:
+        """Store which part of the training was carried out."""
+        planned = self.epochs * client.num_samples
+        if self.adaptive and planned and client.job is not None:
+            client.memory["done"] = client.job.samples() / planned
