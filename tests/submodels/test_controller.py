@@ -122,19 +122,15 @@ def test_at_most_the_slowest_share_sits_out() -> None:
         assert out == 4
 
 
-def test_a_recovered_client_does_not_seem_unreliable() -> None:
-    """A fall of 300 s moves the deviation by 300 / 4 / 8 s only; a rise by 300 / 4 s."""
-    down = PLAN.observe(settled(400.0, 0.0, 0.0), 4, 1.0, 100.0, 0.0)
-    up = PLAN.observe(settled(100.0, 0.0, 0.0), 4, 1.0, 400.0, 0.0)
-    assert (down["compute"], down["compute_dev"]) == pytest.approx((325.0, 9.375))
-    assert (up["compute"], up["compute_dev"]) == pytest.approx((175.0, 75.0))
-    small = PLAN.observe(settled(400.0, 0.0, 0.0) | {"compute_dev": 40.0}, 4, 1.0, 380.0, 0.0)
-    assert small["compute_dev"] == pytest.approx(35.0)  # less than a deviation: as in any other case
-
-
-def test_after_missed_rounds_a_measurement_counts_for_them() -> None:
-    state = PLAN.observe(settled(400.0, 0.0, 0.0), 7, 1.0, 100.0, 0.0)
-    assert state["compute"] == pytest.approx(100 + 300 * 0.75**4)
+def test_a_recovered_client_is_back_at_once() -> None:
+    """After three missed rounds a measurement is all that counts; after two it is one of many."""
+    state = settled(400.0, 0.0, 24.0) | {"compute_dev": 40.0, "own": 400.0, "cutoff": 24.0}
+    back, soon = PLAN.observe(state, 7, 0.5, 20.0 * COSTS[0.5], 0.0), PLAN.observe(state, 6, 0.5, 20.0 * COSTS[0.5], 0.0)
+    assert (back["compute"], back["compute_dev"], back["seen"]) == (pytest.approx(20.0), 0.0, 4)
+    assert soon["compute"] == pytest.approx(305.0)
+    assert soon["compute_dev"] == pytest.approx(0.75 * 1.2 * 40 + 0.25 * 380)
+    assert not PLAN.sits_out(back, 9)
+    assert PLAN.sits_out(soon, 9)
 
 
 def test_a_training_that_ended_early_measures_the_whole() -> None:
@@ -208,15 +204,14 @@ class Slow:
     def observe(self, round: int, p: float, compute: float, transfer: float, done: float) -> None:
         sent = self.plan.shares[p] if self.plan.shares else 1.0
         full = {"c": max(compute - self.plan.overhead, 0) / self.plan.costs[p] / done, "t": transfer / sent}
-        times = self.missed(round) + 1
+        anew = not self.seen or self.missed(round) >= self.plan.most_out
         for key, value in full.items():
-            if not self.seen:
+            if anew:
                 self.mean[key], self.dev[key] = value, 0.0
                 continue
             error, dev = value - self.mean[key], self.dev[key] * self.wider(round)
-            slowly = 8 if error < 0 and abs(error) > dev else 1
-            self.dev[key] = dev + (1 - (1 - self.plan.beta) ** times) * (abs(error) - dev) / slowly
-            self.mean[key] += (1 - (1 - self.plan.alpha) ** times) * error
+            self.dev[key] = dev + self.plan.beta * (abs(error) - dev)
+            self.mean[key] += self.plan.alpha * error
         self.seen, self.last = self.seen + 1, round
 
     def hear(self, round: int, totals: dict[int, float]) -> None:

@@ -29,8 +29,9 @@ from paceline.core.samples import ClientData
 __all__ = ["Job", "Learner", "LoopRequest", "One", "StepLimit", "Trained", "WorkTime", "answer", "descend", "norms_in", "train"]
 
 
-StepLimit = Callable[[int, int, float], int]
-"""Returns the steps to take in all, from the steps planned, the steps done and the seconds that they took."""
+StepLimit = Callable[[int, float, float], int]
+"""Returns the steps to take in all, from the steps planned, the steps done and the seconds that they took. A smaller batch is a
+part of a step done: steps count by their samples."""
 
 
 class WorkTime(NamedTuple):
@@ -145,8 +146,13 @@ class Job:
         planned, step = self.steps, 0
         while step < planned:
             step += 1
-            planned = min(planned, limit(planned, step, seconds(done + 3.0 * self.model.flops * self.samples(step))))
-        return max(planned, step)
+            took = seconds(done + 3.0 * self.model.flops * self.samples(step)) - seconds(done)
+            planned = self.limited(limit, planned, step, took)
+        return planned
+
+    def limited(self, limit: StepLimit, planned: int, step: int, seconds: float) -> int:
+        """Return the steps to take in all: what a limit allows, but no step is undone, and none added."""
+        return min(planned, max(step, limit(planned, planned * self.samples(step) / self.samples(planned), seconds)))
 
     def batches(self) -> Iterator[Tensor]:
         """Yield the rows of each step's batch; every pass uses a new order."""
@@ -224,7 +230,7 @@ def descend(learner: Learner) -> None:
         step += 1
         if job.limit is not None:
             synchronized(job.model.device)
-            job.steps = min(job.steps, max(step, job.limit(job.steps, step, time.perf_counter() - started)))
+            job.steps = job.limited(job.limit, job.steps, step, time.perf_counter() - started)
 
 
 def synchronized(device: torch.device) -> None:

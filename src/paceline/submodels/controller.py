@@ -37,10 +37,9 @@ class Controller:
     """Chooses a client's kept fraction from its own measurements and its neighbours' records.
 
     Times are estimated at full size (a pruned round's training time is divided by c(p)), each as an exponentially weighted
-    mean and mean deviation; planning uses mean + 2 deviations, as TCP's retransmission timer does (Jacobson, 1988). A
-    deviation grows eight times slower when times fall, as in Linux, so that a recovered client does not seem unreliable. After
-    missed rounds a measurement has the weight of as many. A client switches to a smaller model immediately, and to a larger one
-    after `patience` rounds that agree.
+    mean and mean deviation; planning uses mean + 2 deviations, much as TCP's retransmission timer does (Jacobson, 1988). After
+    `most_out` missed rounds a measurement replaces them, so that a client that has recovered is back at once. A client switches
+    to a smaller model immediately, and to a larger one after `patience` rounds that agree.
 
     Every ``most_out + 1`` rounds is *open*: known to all without a message, nobody sits it out and no deadline applies. So
     all clients that are too slow delay the same rounds, and none misses more than `most_out` in a row.
@@ -105,20 +104,18 @@ class Controller:
         if fraction not in self.costs:
             raise ConfigError(f"{fraction} is not one of the tiers {self.tiers}")
         missed, state = self._absent(state, round), self._aged(state, round)
-        alpha, beta = (1.0 - (1.0 - rate) ** (missed + 1) for rate in (self.alpha, self.beta))
         sent = 1.0 if self.shares is None else self.shares[fraction]
         full = {
             "compute": max(compute - self.overhead, 0.0) / (self.costs[fraction] * done),
             "transfer": transfer / sent,
         }
         for key, value in full.items():
-            if state["seen"] == 0:
+            if state["seen"] == 0 or missed >= self.most_out:
                 state |= {key: value, f"{key}_dev": 0.0}
                 continue
             error = value - state[key]
-            wider = abs(error) - state[f"{key}_dev"]
-            state[f"{key}_dev"] += (beta / 8 if error < 0.0 < wider else beta) * wider
-            state[key] += alpha * error
+            state[f"{key}_dev"] = (1.0 - self.beta) * state[f"{key}_dev"] + self.beta * abs(error)
+            state[key] += self.alpha * error
         return state | {"seen": int(state["seen"]) + 1, "round": round}
 
     def full_total(self, state: State) -> float:
