@@ -3,6 +3,7 @@
 import math
 import sys
 from collections import defaultdict
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -140,7 +141,7 @@ def test_nobody_misses_more_than_three_rounds_in_a_row(federate, monkeypatch, fl
     federate(**adaptive(fleet=fleet, deadline=deadline, rounds=24, quorum=1))
     for client in range(10):
         rounds = [0, *came[client], 25]
-        assert max(b - a for a, b in zip(rounds, rounds[1:], strict=False)) <= 4, client
+        assert max(b - a for a, b in pairwise(rounds)) <= 4, client
 
 
 def test_scores_of_a_long_time_ago_are_not_used(federate, monkeypatch):
