@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from paceline.core.errors import CheckpointError, ConfigError
 from paceline.core.failures import DECLINED
@@ -15,7 +15,11 @@ from paceline.devices.profile import Profile
 if TYPE_CHECKING:
     from paceline.devices.fleet import Fleet
 
-__all__ = ["Cost", "TimedPhase", "Times", "VirtualClock", "times", "work_time"]
+__all__ = ["DRAWN", "Cost", "PhaseTimeline", "TimedPhase", "Times", "VirtualClock", "times", "work_time"]
+
+
+DRAWN = 200
+"""Largest number of clients of a call whose times are kept for a picture."""
 
 
 @node
@@ -66,6 +70,24 @@ class TimedPhase:
     slowest: int | None = None
     compute: float = 0.0
     network: float = 0.0
+
+
+class PhaseTimeline(NamedTuple):
+    """What the clients of a synchronous call did.
+
+    Args:
+        name: name of the client function.
+        start: time on the clock.
+        seconds: duration.
+        clients: times of each client that answered.
+        out: clients that sat out.
+    """
+
+    name: str
+    start: float
+    seconds: float
+    clients: Mapping[int, Times]
+    out: Sequence[int]
 
 
 class Answered(Protocol):
@@ -127,7 +149,8 @@ def work_time(fleet: Fleet, client: int, round: int, measured: bool) -> WorkTime
 class VirtualClock:
     """Virtual seconds since the start of the run.
 
-    `now` may be set. `phases` are the latest synchronous calls, oldest first.
+    `now` may be set. `phases` are the latest synchronous calls, oldest first; `timeline` has what their clients did, of the
+    latest ones with up to `DRAWN` clients.
 
     Args:
         now: initial time in seconds.
@@ -137,6 +160,7 @@ class VirtualClock:
     def __init__(self, now: float = 0.0, keep: int = 1000) -> None:
         self.now = now
         self.phases: deque[TimedPhase] = deque(maxlen=keep)
+        self.timeline: deque[PhaseTimeline] = deque(maxlen=64)
 
     def synchronous(
         self,
@@ -181,14 +205,33 @@ class VirtualClock:
             deadline: virtual seconds after which waiting ends; None waits for the slowest client.
         """
         came = {r.client: Times(r.compute, r.network) for r in receipts if r.dropped in (None, "late")}
-        return self.synchronous(
+        out = [r.client for r in receipts if r.dropped == DECLINED]
+        start = self.now
+        seconds = self.synchronous(
             came,
             deadline,
             name=name,
-            missing=len(came) < sum(r.dropped != DECLINED for r in receipts),
+            missing=len(came) + len(out) < len(receipts),
             bytes_up=sum(r.bytes_up for r in receipts),
             bytes_down=sum(r.bytes_down for r in receipts),
         )
+        if len(receipts) <= DRAWN:
+            self.timeline.append(PhaseTimeline(name, start, seconds, came, out))
+        return seconds
+
+    def since(self, start: float) -> list[dict[str, Any]]:
+        """Return the timeline from a time on in plain types, with times relative to it; see `paceline.store.gantt`."""
+        return [
+            {
+                "name": phase.name,
+                "start": phase.start - start,
+                "seconds": phase.seconds,
+                "clients": {str(client): list(took) for client, took in phase.clients.items()},
+                "out": list(phase.out),
+            }
+            for phase in self.timeline
+            if phase.start >= start - 1e-9
+        ]
 
     def wait(self, seconds: float) -> None:
         """Advance the clock between calls: clients work, and the server is idle.
@@ -221,3 +264,4 @@ class VirtualClock:
             raise CheckpointError(f"malformed clock state {state!r}; restore an intact checkpoint")
         self.now = now
         self.phases.clear()
+        self.timeline.clear()
