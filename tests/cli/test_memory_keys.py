@@ -22,6 +22,7 @@ OTHERWISE = {
     "fjord": ADAPTIVE,
     "heterofl": ADAPTIVE,
     "randomdropout": ADAPTIVE,
+    "saliency": ADAPTIVE,
     "fedzo": {"correction": "scaf"},
     "ocfl": {"sketch": 8},
 }

@@ -88,6 +88,7 @@ NO_COMMON_OPTIMUM = {
     "localonly": "has a model of each client's own",
     "localtuning": "needs linear layers",
     "randomdropout": "needs units that can be dropped",
+    "saliency": "needs units that can be dropped",
 }
 EXACT = [name for name in NAMES if name not in NO_COMMON_OPTIMUM]
 
@@ -192,6 +193,7 @@ def test_partial_participation_with_unequal_sizes_and_steps_is_the_same_stacked(
 # -- running statistics --------------------------------------------------------------------------------
 BY_SAMPLES = (
     "clip dropstragglers fedavg fedavgm fedavgmvr fedgela fednova fedopt fedprox finetuned ditto fjord fluid heterofl randomdropout"
+    " saliency"
 )
 UNIFORM = (
     "afacd afacs afacstable fedau fedbuff feddyn fedspeed fedstale fedstaletable fedvarp fot mifa ocfl pfedme scaffold scaffoldm"

@@ -11,6 +11,7 @@ from paceline.core.failures import Declined
 from paceline.engines.worker import Worker
 from paceline.methods.stragglers import clip
 from paceline.methods.stragglers.heterofl import HeteroFL
+from paceline.methods.stragglers.saliency import Saliency
 from paceline.registry import find_method
 from paceline.run import prepare
 from paceline.submodels.select import Rank, Threshold
@@ -212,7 +213,7 @@ def test_u3_denominators_through_the_federation():
     assert mean(True) == pytest.approx([2.3333, 1.6667, 1.5, 1.0], abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["clip", "fjord", "heterofl", "randomdropout"])
+@pytest.mark.parametrize("name", ["clip", "fjord", "heterofl", "randomdropout", "saliency"])
 def test_most_clients_cannot_count_as_slow(name):
     """They could sit a round out, and a sum would be of the few that do not."""
     for share in (0.0, 0.51, 0.9):
@@ -221,7 +222,7 @@ def test_most_clients_cannot_count_as_slow(name):
     find_method(name).build({"straggler_share": 0.5})
 
 
-@pytest.mark.parametrize("name", ["clip", "fjord", "heterofl", "randomdropout"])
+@pytest.mark.parametrize("name", ["clip", "fjord", "heterofl", "randomdropout", "saliency"])
 @pytest.mark.parametrize("merge", ["zero", "masked"])
 def test_who_skips_a_round_has_no_weight_in_it(task, config, monkeypatch, name, merge):
     """Client 3 skips round 2: the mean is over the others, of updates and of kept shares."""
@@ -310,3 +311,56 @@ def test_the_age_of_clips_scores_is_counted_in_rounds(task, config, monkeypatch)
     prepare(config(**COMMON | {"cohort": 6}, method="clip", rounds=12), task=task).go()
     assert all(ages == [age] for ages, age in seen if age is not None)
     assert {age for _, age in seen} > {1, 2}
+
+
+@pytest.mark.parametrize("aggregation", ["plain", "secure-arithmetic"])
+def test_stragglers_keep_the_units_that_are_salient_for_all(task, config, monkeypatch, aggregation):
+    """Against numpy: each client's |gradient x weight| by unit, a part of its layer's largest; their mean by samples; the highest."""
+    options = {"warmup": 1, "every": 2, "straggler_share": 0.25}
+    run = prepare(
+        config(method="saliency", rounds=3, clients=8, cohort=8, fleet=SLOW, aggregation=aggregation, options=options), task=task
+    )
+    rated, kept, keep, invoke = {}, {}, Saliency.keep, Worker.invoke
+
+    def spy(self, me, function, message):
+        reply = invoke(self, me, function, message)
+        if function == "rate" and me._id < 8:
+            x, y = me.train.at(me.train.index)
+            rated.setdefault(me.round, {})[me._id] = (reply.saliency, me.num_samples, message, x, y)
+        return reply
+
+    def watch(self, client, params, counts, p):
+        kept[client.round, len(kept)] = keep(self, client, params, counts, p)
+        return kept[client.round, len(kept) - 1]
+
+    monkeypatch.setattr(Worker, "invoke", spy)
+    monkeypatch.setattr(Saliency, "keep", watch)
+    run.go()
+    assert sorted(rated) == [1, 3]
+    for round in (1, 3):
+        sums = {}
+        for found, n, params, x, y in rated[round].values():
+            w = {e.name: params[e.name].detach().clone().requires_grad_() for e in params.layout.entries}
+            h = torch.relu(x @ w["0.weight"].T + w["0.bias"])
+            h2 = torch.relu(h @ w["2.weight"].T + w["2.bias"])
+            torch.nn.functional.cross_entropy(h2 @ w["4.weight"].T + w["4.bias"], y).backward()
+            g = {name: (value * value.grad).abs().detach() for name, value in w.items()}
+            own = {
+                "0": g["0.weight"].sum(1) + g["0.bias"] + g["2.weight"].sum(0),
+                "2": g["2.weight"].sum(1) + g["2.bias"] + g["4.weight"].sum(0),
+            }
+            for group, value in own.items():
+                torch.testing.assert_close(found[group], value / value.max(), rtol=1e-4, atol=1e-5)
+                sums[group] = sums.get(group, 0) + n * value / value.max()
+        later = [units for (at, _), units in kept.items() if at in (round, round + 1) and at > 1]
+        for units in later:
+            for group, index in units.items():
+                best = sums[group].argsort(descending=True)[: len(index)].sort().values
+                assert index.tolist() == best.tolist()
+        assert later or round == 1
+
+
+def test_a_client_without_samples_rates_nothing(federate):
+    common = {"clients": 6, "cohort": 6, "fleet": SLOW, "partition": "shards:1", "allow_empty": True}
+    summary = federate(method="saliency", rounds=3, options={"warmup": 1, "every": 1}, **common)
+    assert torch.isfinite(summary.params.vector).all()

@@ -98,6 +98,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "pfedme": "paceline.methods.personalisation.pfedme:PFedMe",
         "phocas": "paceline.methods.robust.robust:Phocas",
         "randomdropout": "paceline.methods.stragglers.randomdropout:RandomDropout",
+        "saliency": "paceline.methods.stragglers.saliency:Saliency",
         "scaffold": "paceline.methods.optimisation.scaffold:Scaffold",
         "scaffoldm": "paceline.methods.optimisation.momentum:ScaffoldM",
         "scaffoldmvr": "paceline.methods.optimisation.momentum:ScaffoldMVR",

@@ -90,9 +90,12 @@ class SelfPruning(FedAvg):
 
     def round(self, fed: Federation, state: State) -> State:
         """Average the cohort's updates; an adaptive round that is open to all clients has no deadline."""
-        waits = self.adaptive and self.controller({}).is_open(fed.round)
-        mean = fed.mean(self.train, state.params, over=fed.sample(), deadline=math.inf if waits else None)
+        mean = fed.mean(self.train, state.params, over=fed.sample(), deadline=self.waits(fed))
         return replace(state, params=state.params + self.server_lr * mean.delta)
+
+    def waits(self, fed: Federation) -> float | None:
+        """Return the deadline of this round: none (infinity) if it is open, else the federation's (None)."""
+        return math.inf if self.adaptive and self.controller({}).is_open(fed.round) else None
 
     @on_client
     def report(self, client: Client, message: None) -> list[float]:
