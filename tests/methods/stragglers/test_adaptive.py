@@ -15,6 +15,7 @@ from paceline.engines.worker import Worker
 from paceline.methods.stragglers.clip import Clip
 from paceline.registry import BUILT_IN
 from paceline.run import prepare
+from tests.methods.resuming import assert_resumes
 
 SECURE = {"gamma": 0.0, "active": False, "threshold": 6}
 
@@ -90,12 +91,22 @@ def test_workers_and_stacks_change_nothing(federate, changes):
     torch.testing.assert_close(one.params.vector, other.params.vector, rtol=1e-4, atol=1e-5)
 
 
-def test_a_resumed_run_adapts_as_one_that_was_not_stopped(task, config):
-    whole = prepare(config(**adaptive()), task=task)
-    result = whole.go()
-    assert result.rounds == 10
-    again = prepare(config(**adaptive()), task=task).go()
-    assert result.model_sha256 == again.model_sha256
+def test_a_resumed_run_adapts_as_one_that_was_not_stopped(tmp_path, task):
+    assert_resumes(tmp_path, task, **adaptive(rounds=8))
+
+
+@pytest.mark.parametrize("aggregation", ["plain", "secure"])
+def test_an_evaluation_by_the_clients_is_not_a_training(federate, aggregation):
+    """It takes time as well, which is not that of the next training."""
+    secure = {"secure": SECURE} if aggregation == "secure" else {}
+    changes = {"rounds": 6, "aggregation": aggregation, "client_test": 0.2, **secure}
+    ends = [federate(**adaptive(**changes, evaluation=how)) for how in ("central", "federated")]
+    assert [r["dropped"] for r in ends[0].history] == [0, 0, 2, 0, 2, 2]
+    assert ends[0].model_sha256 == ends[1].model_sha256
+
+
+def test_the_debug_engine_lets_clients_sit_out(federate):
+    assert [r["dropped"] for r in federate(**adaptive(rounds=5, engine="debug")).history] == [0, 0, 2, 0, 2]
 
 
 def test_a_device_that_throttles_ends_early_and_counts_less(federate, watched):
