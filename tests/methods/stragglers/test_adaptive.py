@@ -119,6 +119,38 @@ def test_a_device_that_throttles_ends_early_and_counts_less(federate, watched):
     assert whole.weight == n
 
 
+def test_a_record_is_an_estimate_of_the_whole_training(federate, monkeypatch):
+    """After round 5, in which client 2 has ended early, its record has a quarter of what the whole training would have taken."""
+    told, invoke, times = {}, Worker.invoke, {}
+
+    def spy(self, me, function, message):
+        reply = invoke(self, me, function, message)
+        if function == "report":
+            told[me.round, me.id] = reply
+            times[me.round, me.id] = me.times, me.memory.get("done", 1.0)
+        return reply
+
+    monkeypatch.setattr(Worker, "invoke", spy)
+    federate(**adaptive(rounds=6, options={"epochs": 5}))
+    assert told[1, 2] == []
+    (before, _), ((seconds, _), done) = told[5, 2], times[6, 2]
+    assert done < 0.7
+    assert told[6, 2][0] == pytest.approx(0.75 * before + 0.25 * seconds / done)
+
+
+@pytest.mark.parametrize("method", ["clip", "heterofl"])
+def test_a_recovered_client_grows_again(federate, watched, method):
+    """Client 1 is measured at its new speed in round 8; three rounds later all agree. HeteroFL's widths are not static here."""
+    federate(**{**adaptive(rounds=12), "method": method})
+    assert [watched[r][1][0].kept for r in (8, 9, 10, 11, 12)] == [0.5, 0.5, 0.5, 1.0, 1.0]
+
+
+def test_the_warm_up_is_the_methods(federate, watched):
+    federate(**adaptive(rounds=6, options={"warmup": 4}))
+    assert all(watched[r][c][0].kept == 1.0 for r in range(1, 5) for c in range(10))
+    assert 0 not in watched[5]
+
+
 def test_a_round_that_all_wait_for_has_no_deadline(federate, watched):
     """Client 0 would be late in every round; of two open ones it is part."""
     summary = federate(**adaptive(deadline=3.0, rounds=9))
