@@ -8,10 +8,12 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from paceline.core.linears import linears
 from paceline.core.profiling import spent
 from paceline.core.samples import ClientData
 from paceline.core.training import Job
-from paceline.engines.stacking.stack import Functional, Stack, cross_entropies
+from paceline.engines.stacking.losses import cross_entropies
+from paceline.engines.stacking.stack import Functional, Stack
 
 __all__ = ["OneBatch", "UniformJobs", "one_batch"]
 
@@ -70,7 +72,7 @@ class OneBatch:
         with spent.on("loading"):
             x, y = first.data.at(index)
         self._leaf = first.start.vector.detach().requires_grad_()
-        with torch.enable_grad():
+        with torch.enable_grad(), linears(first.model.module, len(index), first.model.device, first.model.mixed is not None):
             losses = cross_entropies(self._run.outputs(self._run.split(self._leaf), x)[None], y[None])[0]
             if len(set(sizes)) == 1:
                 self.losses = losses.view(len(jobs), sizes[0]).mean(1)
