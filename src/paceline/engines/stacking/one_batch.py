@@ -24,11 +24,11 @@ class UniformJobs(Sequence[Job]):
     Args:
         job: the job, as one of the clients requests it.
         rows: training rows of each client, shape [K, n].
-        orders: for each client, a function that returns the stream of its sample order.
+        order: maps a client's place to the function that returns the stream of its sample order.
     """
 
-    def __init__(self, job: Job, rows: Tensor, orders: Sequence[Callable[[], torch.Generator]]) -> None:
-        self.job, self.rows, self.orders = job, rows, orders
+    def __init__(self, job: Job, rows: Tensor, order: Callable[[int], Callable[[], torch.Generator]]) -> None:
+        self.job, self.rows, self.order = job, rows, order
 
     def __len__(self) -> int:
         return self.rows.shape[0]
@@ -42,7 +42,7 @@ class UniformJobs(Sequence[Job]):
     def __getitem__(self, place: int | slice) -> Job | list[Job]:
         if isinstance(place, slice):
             return [self[k] for k in range(*place.indices(len(self)))]
-        return self.job.of(ClientData(self.job.data.x, self.job.data.y, self.rows[place]), self.orders[place])
+        return self.job.of(ClientData(self.job.data.x, self.job.data.y, self.rows[place]), self.order(place))
 
 
 def one_batch(jobs: Sequence[Job]) -> bool:
