@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Unpack
@@ -148,7 +149,13 @@ def prepare(
     store = MemoryStore(place, durable=folder is not None, max_bytes=config.memory_mib << 20)
     fed.engine.restore(store)
     choice = stack_size(runs, config, method)
-    config = config.model_copy(update={"vectorize": "on" if choice.chunk > 1 else "off", "chunk": choice.chunk})
+    if choice.failed:
+        advice = "set --vectorize off to expect this, or --chunk K to stack K clients without a measurement"
+        warnings.warn(
+            f"clients train one at a time, because stacks failed: {choice.reason}; {advice}", StackingWarning, stacklevel=2
+        )
+    taken = {"vectorize": "on" if choice.chunk > 1 else "off", "chunk": choice.chunk, "kernels": choice.kernels}
+    config = config.model_copy(update=taken)
     return Run(
         config,
         method,

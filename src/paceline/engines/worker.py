@@ -134,6 +134,7 @@ class Worker:
             raise UnknownNameError("client function", call.function, functions or self.functions)
         sink = call.channel.open()
         base, self.round = wire_size(call.message), call.round
+        self.solver.use(call.kernels)
         if self.model.device.type != "cpu":  # the server's values lie on the CPU, clients' work on the device
             call = replace(
                 call, message=self._here(call.message), each_message={c: self._here(m) for c, m in call.each_message.items()}

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from paceline.core.client import ClientData
 from paceline.core.columns import kind_of
 from paceline.core.generators import drawing
 from paceline.core.params import Params, Resident
 from paceline.core.training import Job, train
+from paceline.engines.stacking.kernels import Kernels
 from paceline.engines.stacking.solver import Solver, draws, few, ragged, unstackable
 
-__all__ = ["Choice", "choose"]
+__all__ = ["Choice", "choose", "compiled", "fastest_forms"]
 
 _SIZES = (4, 8, 16, 32, 64, 128)
 _STEPS = 2
@@ -32,6 +34,12 @@ _NEAR = 1.25
 """Tolerance for sizes nearly as fast as the fastest, about the noise of a measurement: the largest is used, because the fixed
 cost of a chunk is not measured."""
 
+_WARM, _CLEAR = 3, 1.03
+"""First runs of a form that do not count, in which it is recorded and compared; how much faster another form must be."""
+
+_GAIN, _COMPILING = 0.3, 40.0
+"""Part of a recorded step that compilation saves, and seconds it takes: as measured for a CNN of 1.6 M parameters on an H200."""
+
 _KNOWN: dict[Any, Choice] = {}
 """Choices made in this process: a second run with the same key is not measured again."""
 
@@ -43,10 +51,16 @@ class Choice:
     Args:
         chunk: clients per stack; 1 trains one client at a time.
         reason: short explanation for the user.
+        kernels: how stacks are computed, see `Kernels`.
+        seconds: measured time of a step of one client in a stack; 0 if unknown.
+        failed: whether stacks of every size failed, for this reason.
     """
 
     chunk: int
     reason: str
+    kernels: str = "plain"
+    seconds: float = 0.0
+    failed: bool = False
 
 
 def choose(
@@ -56,17 +70,21 @@ def choose(
     clients: Sequence[ClientData],
     cohort: int,
     always: bool = False,
+    chunk: int | None = None,
 ) -> Choice:
-    """Return how many clients to stack.
+    """Return how many clients to stack, and how.
 
     Args:
         model, start: the module that trains, and its initial parameters [d].
         problem: task settings: loss, learning rate and batch size.
         clients: data of some clients of the run, only those with samples.
-        cohort: clients per round; a chunk is at most half of it, so that workers can share it.
+        cohort: clients per round; on a CPU a chunk is at most half of it, so that workers can share it.
         always: stack whenever possible, even if it is slower.
+        chunk: the only size to try, if it is given.
     """
-    most = max(min(cohort // 2, _BYTES // (24 * start.layout.size), len(clients)), 2 if always else 0)
+    start = start.to(model.device)
+    room, share = (_BYTES, cohort // 2) if model.device.type == "cpu" else (_free(model.device), cohort)
+    most = chunk or max(min(share, room // (24 * start.layout.size), len(clients)), 2 if always else 0)
     reason = unstackable(model.module) or (ragged(clients[0].x, clients[0].y) if clients else None)
     if reason is not None or model.stateful:
         return Choice(1, reason or "each client has its own model buffers")
@@ -75,7 +93,7 @@ def choose(
             1,
             f"a cohort of {cohort} is too small, or the model of {start.layout.size} values too large, for stacking",
         )
-    sizes = [s for s in _SIZES if s < most] + [min(most, _SIZES[-1])]
+    sizes = [chunk] if chunk else [s for s in _SIZES if s < most] + [min(most, _SIZES[-1])]
     key = (
         type(model.module),
         start.layout.digest,
@@ -84,6 +102,7 @@ def choose(
         sizes[-1],
         str(model.device),
         always,
+        chunk,
     )
     with drawing(0, model.device):
         model.load(start)
@@ -95,6 +114,11 @@ def choose(
         return _KNOWN[key]
 
 
+def _free(device: torch.device) -> int:
+    """Return how many bytes the stacked vectors of one chunk may take on a GPU: a part of what is free."""
+    return torch.cuda.mem_get_info(device)[0] // 3 if device.type == "cuda" else _BYTES
+
+
 def _measure(
     model: Resident,
     start: Params,
@@ -103,8 +127,6 @@ def _measure(
     sizes: Sequence[int],
     always: bool,
 ) -> Choice:
-    solver = Solver(one_step=False)
-
     def jobs(count: int) -> list[Job]:
         picked = [clients[k % len(clients)] for k in range(count)]
         size = problem.batch_size
@@ -114,18 +136,68 @@ def _measure(
         ]
 
     few = jobs(min(sizes[0], 4))
+    solvers = {count: Solver(one_step=False) for count in sizes}
     works: dict[int, Callable[[], object]] = {1: lambda: [train(job) for job in few]}
-    works |= {count: partial(solver, jobs(count)) for count in sizes}
+    works |= {count: partial(solvers[count], jobs(count)) for count in sizes}
     each = _seconds(works, {1: len(few)}, model.device)
-    if solver.notes:
-        return Choice(1, next(iter(solver.notes.values())))
-    alone = each.pop(1)
+    alone, failed = each.pop(1), ""
+    for count in [count for count in each if solvers[count].notes]:  # for example for lack of memory
+        failed = next(iter(solvers[count].notes.values()))
+        del each[count]
+    if not each:
+        return Choice(1, failed, failed=True)
     fastest = min(each.values())
     if fastest > 0.95 * alone and not always:
         tried = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
         return Choice(1, f"stacks of {tried} are no faster on this machine")
     best = max(count for count, seconds in each.items() if seconds <= _NEAR * fastest)
-    return Choice(best, f"a stack takes {each[best] / alone:.2f} of the time per client, measured")
+    reason = f"a stack takes {each[best] / alone:.2f} of the time per client, measured"
+    if model.device.type != "cuda":  # oneDNN's grouped convolutions are faster than views, and there is nothing to record
+        return Choice(best, reason, seconds=each[best] / _STEPS)
+    kernels, seconds = fastest_forms(model, jobs(best))
+    return Choice(best, f"{reason}; kernels {kernels}", str(kernels), seconds / (best * _STEPS))
+
+
+def fastest_forms(model: Resident, jobs: Sequence[Job]) -> tuple[Kernels, float]:
+    """Return the fastest forms of a stack of these jobs, and its seconds: each kernel of a convolution, and recording.
+
+    Args:
+        model: the module that trains.
+        jobs: a chunk.
+    """
+    found = Kernels()
+    convolutions = [part for part in model.module.modules() if isinstance(part, nn.Conv2d)]
+    for shape in dict.fromkeys(tuple(part.weight.shape) for part in convolutions):
+        other = replace(found, views=found.views | {shape})
+        found = _faster([found, other], jobs, model.device)[0]
+    return _faster([found, replace(found, graph=True)], jobs, model.device)
+
+
+def _faster(forms: Sequence[Kernels], jobs: Sequence[Job], device: torch.device) -> tuple[Kernels, float]:
+    """Return the fastest of some forms, and its seconds; the first one, unless another is clearly faster."""
+    solvers = [Solver(one_step=False, kernels=str(form)) for form in forms]
+    best = [float("inf")] * len(forms)
+    for turn in range(_TURNS + _WARM):
+        for place, solver in enumerate(solvers):
+            _finish(device)
+            started = time.perf_counter()
+            solver(jobs)
+            _finish(device)
+            if turn >= _WARM:
+                best[place] = min(best[place], time.perf_counter() - started)
+    usable = [place for place, solver in enumerate(solvers) if place == 0 or not solver.notes]
+    fastest = min(usable, key=lambda place: best[place] * (1.0 if place == 0 else _CLEAR))
+    return forms[fastest], best[fastest]
+
+
+def compiled(choice: Choice, work: int) -> bool:
+    """Return whether a run is long enough for ``torch.compile``: whether it saves more seconds than it takes.
+
+    Args:
+        choice: the measured choice; without seconds, or on a CPU, nothing is compiled.
+        work: steps of clients in the run.
+    """
+    return "graph" in choice.kernels and choice.seconds * work * _GAIN > _COMPILING
 
 
 def _seconds(works: Mapping[int, Callable[[], object]], clients: Mapping[int, int], device: torch.device) -> dict[int, float]:
@@ -145,7 +217,8 @@ def _seconds(works: Mapping[int, Callable[[], object]], clients: Mapping[int, in
             _finish(device)
             took = clock() - started
             each[size] = min(took / clients.get(size, size), each.get(size, float("inf")) if turn > 1 else float("inf"))
-            if took > _SECONDS and size > 1:
+            first = turn == 0 and device.type != "cpu"  # a GPU's libraries are loaded, and choose their algorithms
+            if took > _SECONDS * (100 if first else 1) and size > 1:
                 left = [s for s in left if s < size]
                 break
     return each

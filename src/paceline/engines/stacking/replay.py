@@ -1,0 +1,158 @@
+"""Recorded local loops: the steps of a chunk become one CUDA graph, which is replayed for later chunks with their data.
+
+A step of a small model takes a GPU less time than Python needs to launch its kernels. A loop of fixed shapes (`FixedStack`)
+always launches the same ones, so they are recorded once: with the second chunk of a shape. The third one also trains step by
+step; if the results differ, the loop is never replayed. On a CPU the same static tensors are used without a recording.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from paceline.core.training import Job, descend
+from paceline.engines.stacking.compiled import CompiledGradients
+from paceline.engines.stacking.fixed import FixedStack, shape_of
+from paceline.engines.stacking.hooks import Unstackable
+from paceline.engines.stacking.kernels import Kernels
+from paceline.engines.stacking.stack import Stack
+
+__all__ = ["Recording", "Replays"]
+
+_MOST = 8
+"""Recordings of one kind of job; a kind that needs more changes from round to round."""
+
+_NEAR = 2e-3
+"""Largest relative difference between the changes of a replay and those of plain steps, for all clients together."""
+
+
+class Recording:
+    """One recorded loop.
+
+    Args:
+        stack: a stack of the recorded shape.
+        kernels: whether it becomes a CUDA graph where there is a GPU, and whether its gradients are compiled.
+    """
+
+    def __init__(self, stack: FixedStack, kernels: Kernels) -> None:
+        self.stack, self.checked = stack, False
+        stack.own()
+        if kernels.compile and stack.job.hooks.direction is None:  # such a hook computes gradients itself
+            CompiledGradients(stack).install()
+        self.graph = self._record() if kernels.graph and stack.at.vector.device.type == "cuda" else None
+
+    def _record(self) -> torch.cuda.CUDAGraph:
+        device = self.stack.at.vector.device
+        side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):  # allocations, plans of libraries and compilation happen before the recording
+            self.stack.loop()
+            self.stack.loop()
+        torch.cuda.current_stream(device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.stack.loop()
+        return graph
+
+    def run(self, other: FixedStack) -> None:
+        """Train another stack of the same shape: its results are written into it."""
+        self.stack.load(other)
+        if self.graph is None:
+            self.stack.loop()
+        else:
+            self.graph.replay()
+        other.at.vector.copy_(self.stack.at.vector)
+        other.totals.copy_(self.stack.totals)
+
+    def agrees(self, other: FixedStack) -> bool:
+        """Train another stack step by step; return whether a replay with its data gives the same."""
+        other.loop()
+        self.stack.load(other)
+        if self.graph is None:
+            self.stack.loop()
+        else:
+            self.graph.replay()
+        change = (other.at.vector - other.starts).norm()
+        difference = (self.stack.at.vector - other.at.vector).norm()
+        same = torch.allclose(self.stack.totals, other.totals, rtol=_NEAR, atol=1e-5, equal_nan=True)
+        self.checked = same and (bool(difference <= _NEAR * change + 1e-6) or not bool(change.isfinite()))
+        return self.checked
+
+
+class Replays:
+    """Recorded loops of a worker, by shape.
+
+    Args:
+        kernels: whether loops are recorded, and compiled.
+    """
+
+    def __init__(self, kernels: Kernels) -> None:
+        self.kernels = kernels
+        self.notes: dict[str, str] = {}
+        """Kinds of jobs whose loops are not recorded, with the reasons."""
+        self._seen: dict[Any, set[Any]] = {}
+        self._recordings: dict[Any, Recording] = {}
+        self._refused: set[Any] = set()
+        self._uncompiled: set[Any] = set()
+
+    def train(self, kind: Any, name: str, jobs: Sequence[Job]) -> Stack:
+        """Train a chunk of jobs; return the stack afterwards.
+
+        Args:
+            kind: key of jobs that may be stacked.
+            name: of the hook or model, for the notes.
+            jobs: sorted by steps, longest first.
+        """
+        if kind not in self._refused and (self.kernels.graph or self.kernels.compile):
+            try:
+                fixed = FixedStack(jobs)
+                shape = (kind, shape_of(fixed))
+            except Unstackable as reason:
+                self._refuse(kind, name, str(reason))
+            else:
+                self._train(kind, name, shape, fixed)
+                return fixed
+        plain = Stack(jobs)
+        descend(plain)
+        return plain
+
+    def _train(self, kind: Any, name: str, shape: Any, stack: FixedStack) -> None:
+        recording = self._recordings.get(shape)
+        if recording is not None and recording.checked:
+            recording.run(stack)
+            return
+        if recording is not None:
+            if not recording.agrees(stack):
+                self._refuse(kind, name, "a replay gave other values than single steps")
+            return
+        seen = self._seen.setdefault(kind, set())
+        if shape in seen:
+            self._record(kind, name, shape, stack)
+        elif len(seen) == _MOST:
+            self._refuse(kind, name, f"its shapes or numbers change from round to round: {_MOST} kinds so far")
+        seen.add(shape)
+        stack.loop()
+
+    def _record(self, kind: Any, name: str, shape: Any, stack: FixedStack) -> None:
+        """Record a loop; without compilation if that fails, and not at all if that fails too."""
+        kernels = replace(self.kernels, compile=self.kernels.compile and kind not in self._uncompiled)
+        while True:
+            try:
+                self._recordings[shape] = Recording(FixedStack(stack.jobs), kernels)
+                return
+            except Exception as error:  # whatever cannot be recorded trains step by step
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            if not kernels.compile:
+                self._refuse(kind, name, reason)
+                return
+            kernels = replace(kernels, compile=False)
+            self._uncompiled.add(kind)
+            self.notes.setdefault(name, f"train without torch.compile: {reason}")
+
+    def _refuse(self, kind: Any, name: str, reason: str) -> None:
+        self._refused.add(kind)
+        self._recordings = {shape: kept for shape, kept in self._recordings.items() if shape[0] != kind}
+        self.notes.setdefault(name, f"train step by step, without a recorded loop: {reason}")
