@@ -2,7 +2,7 @@
 
 A step of a small model takes a GPU less time than Python needs to launch its kernels. A loop of fixed shapes (`FixedStack`)
 always launches the same ones, so they are recorded once: with the second chunk of a shape. The third one also trains step by
-step; if the results differ, the loop is never replayed. On a CPU the same static tensors are used without a recording.
+step; if the results differ, the loop is not replayed. On a CPU the same static tensors are used without a recording.
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ from paceline.engines.stacking.stack import Stack
 
 __all__ = ["Recording", "Replays"]
 
-_MOST = 8
-"""Recordings of one kind of job; a kind that needs more changes from round to round."""
+RECORDED = ("cuda",)
+"""Types of devices whose kernels can be recorded."""
+
+_MOST, _COMPILED = 8, 2
+"""Recordings of one kind of job, and those that are compiled; a kind that needs more changes from round to round."""
 
 _NEAR = 2e-3
 """Largest relative difference between the changes of a replay and those of plain steps, for all clients together."""
@@ -38,13 +41,15 @@ class Recording:
     """
 
     def __init__(self, stack: FixedStack, kernels: Kernels) -> None:
-        self.stack, self.checked = stack, False
+        self.stack, self.unchecked = stack, 1 + kernels.compile
         stack.own()
         if kernels.compile and stack.job.hooks.direction is None:  # such a hook computes gradients itself
             CompiledGradients(stack).install()
-        self.graph = self._record() if kernels.graph and stack.at.vector.device.type == "cuda" else None
+            stack.loop()  # compiles what each step needs
+        self.graph = self.record() if kernels.graph and stack.at.vector.device.type in RECORDED else None
 
-    def _record(self) -> torch.cuda.CUDAGraph:
+    def record(self) -> Any:
+        """Return the graph of the loop on the current stream's device."""
         device = self.stack.at.vector.device
         side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(device))
@@ -68,18 +73,18 @@ class Recording:
         other.totals.copy_(self.stack.totals)
 
     def agrees(self, other: FixedStack) -> bool:
-        """Train another stack step by step; return whether a replay with its data gives the same."""
+        """Train another stack; return whether a replay gives what single steps do. If so, the results are those of the replay."""
         other.loop()
-        self.stack.load(other)
-        if self.graph is None:
-            self.stack.loop()
-        else:
-            self.graph.replay()
-        change = (other.at.vector - other.starts).norm()
-        difference = (self.stack.at.vector - other.at.vector).norm()
-        same = torch.allclose(self.stack.totals, other.totals, rtol=_NEAR, atol=1e-5, equal_nan=True)
-        self.checked = same and (bool(difference <= _NEAR * change + 1e-6) or not bool(change.isfinite()))
-        return self.checked
+        steps, totals = other.at.vector.clone(), other.totals.clone()
+        self.run(other)
+        change, difference = (steps - other.starts).norm(), (other.at.vector - steps).norm()
+        same = torch.allclose(other.totals, totals, rtol=_NEAR, atol=1e-5, equal_nan=True)
+        self.unchecked -= 1
+        if same and (bool(difference <= _NEAR * change + 1e-6) or not bool(change.isfinite())):
+            return True
+        other.at.vector.copy_(steps)
+        other.totals.copy_(totals)
+        return False
 
 
 class Replays:
@@ -121,33 +126,35 @@ class Replays:
 
     def _train(self, kind: Any, name: str, shape: Any, stack: FixedStack) -> None:
         recording = self._recordings.get(shape)
-        if recording is not None and recording.checked:
+        if recording is None:
+            seen, early = self._seen.setdefault(kind, set()), self.kernels.compile
+            new = shape not in seen
+            if new and len(seen) == (_COMPILED if early else _MOST):
+                self._refuse(kind, name, f"its shapes or numbers change from round to round: {len(seen)} kinds so far")
+            seen.add(shape)
+            # compiled steps round differently: no chunk may depend on how many were trained before it in this process
+            if kind not in self._refused and (early or not new):
+                recording = self._record(kind, name, shape, stack)
+            if recording is None or not early:
+                stack.loop()
+                return
+        if not recording.unchecked:
             recording.run(stack)
-            return
-        if recording is not None:
-            if not recording.agrees(stack):
-                self._refuse(kind, name, "a replay gave other values than single steps")
-            return
-        seen = self._seen.setdefault(kind, set())
-        if shape in seen:
-            self._record(kind, name, shape, stack)
-        elif len(seen) == _MOST:
-            self._refuse(kind, name, f"its shapes or numbers change from round to round: {_MOST} kinds so far")
-        seen.add(shape)
-        stack.loop()
+        elif not recording.agrees(stack):
+            self._refuse(kind, name, "a replay gave other values than single steps")
 
-    def _record(self, kind: Any, name: str, shape: Any, stack: FixedStack) -> None:
+    def _record(self, kind: Any, name: str, shape: Any, stack: FixedStack) -> Recording | None:
         """Record a loop; without compilation if that fails, and not at all if that fails too."""
         kernels = replace(self.kernels, compile=self.kernels.compile and kind not in self._uncompiled)
         while True:
             try:
-                self._recordings[shape] = Recording(FixedStack(stack.jobs), kernels)
-                return
+                recording = self._recordings[shape] = Recording(FixedStack(stack.jobs), kernels)
+                return recording
             except Exception as error:  # whatever cannot be recorded trains step by step
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             if not kernels.compile:
                 self._refuse(kind, name, reason)
-                return
+                return None
             kernels = replace(kernels, compile=False)
             self._uncompiled.add(kind)
             self.notes.setdefault(name, f"train without torch.compile: {reason}")
