@@ -79,6 +79,7 @@ def make_run(task: Task, spec: dict[str, Any], args: argparse.Namespace) -> Run:
         vectorize=args.vectorize,
         chunk=args.chunk,
         one_step=args.one_step,
+        kernels=args.kernels,
         device=args.device,
     )
     return prepare(config, task=task)
@@ -226,6 +227,7 @@ def peak(name: str, args: argparse.Namespace) -> None:
         command = [sys.executable, __file__, name, "--alone", which, "--workers", str(args.workers)]
         command += ["--vectorize", args.vectorize, "--engine", args.engine]
         command += ["--chunk", str(args.chunk)] if args.chunk else []
+        command += ["--kernels", args.kernels]
         command += [] if args.one_step else ["--no-one-step"]
         ended = subprocess.run(command, capture_output=True, text=True, check=True)
         figures = found[which] = json.loads(ended.stdout.splitlines()[-1])
@@ -288,6 +290,7 @@ def main() -> None:
     parser.add_argument("--vectorize", default="auto", choices=["auto", "on", "off"])
     parser.add_argument("--chunk", type=int)
     parser.add_argument("--no-one-step", dest="one_step", action="store_false")
+    parser.add_argument("--kernels", default="auto", help="auto, plain, or some of graph,compile,views")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peak", action="store_true", help="start-up and peak memory in place of times")

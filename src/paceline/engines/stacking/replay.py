@@ -28,6 +28,9 @@ RECORDED = ("cuda",)
 _MOST, _COMPILED = 8, 2
 """Recordings of one kind of job, and those that are compiled; a kind that needs more changes from round to round."""
 
+_ALL = 16
+"""Recordings of a worker at one time: sub-models may be new in every round, and a recording keeps the memory of its loop."""
+
 _NEAR = 2e-3
 """Largest relative difference between the changes of a replay and those of plain steps, for all clients together."""
 
@@ -49,17 +52,22 @@ class Recording:
         self.graph = self.record() if kernels.graph and stack.at.vector.device.type in RECORDED else None
 
     def record(self) -> Any:
-        """Return the graph of the loop on the current stream's device."""
-        device = self.stack.at.vector.device
-        side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):  # allocations, plans of libraries and compilation happen before the recording
-            self.stack.loop()
-            self.stack.loop()
-        torch.cuda.current_stream(device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.stack.loop()
+        """Return the CUDA graph of the loop."""
+        device, cached = self.stack.at.vector.device, torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(False)  # a recorded loop must not read weights that were cast before it
+        try:
+            with torch.cuda.device(device):
+                side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+                side.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(side):  # libraries allocate and choose algorithms before the recording
+                    self.stack.loop()
+                    self.stack.loop()
+                torch.cuda.current_stream().wait_stream(side)
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph):
+                    self.stack.loop()
+        finally:
+            torch.set_autocast_cache_enabled(cached)
         return graph
 
     def run(self, other: FixedStack) -> None:
@@ -149,6 +157,8 @@ class Replays:
         while True:
             try:
                 recording = self._recordings[shape] = Recording(FixedStack(stack.jobs), kernels)
+                if len(self._recordings) > _ALL:
+                    del self._recordings[next(iter(self._recordings))]
                 return recording
             except Exception as error:  # whatever cannot be recorded trains step by step
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
