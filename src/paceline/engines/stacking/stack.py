@@ -187,10 +187,10 @@ class Stack:
         self.totals = torch.zeros(len(jobs), device=vector.device)
         hooks, self._objective = [job.hooks for job in jobs], self.job.hooks.objective
         self._run = Functional(self.job.model, self._objective)
-        self._hook = share([h.direction for h in hooks]) if hooks[0].direction else None
-        self._correct = share([h.correct for h in hooks]) if hooks[0].correct else None
-        self._after = share([h.after for h in hooks]) if hooks[0].after else None
-        self._loss = share([job.hooks.objective or job.loss for job in jobs])
+        self._hook = share([h.direction for h in hooks], vector.device) if hooks[0].direction else None
+        self._correct = share([h.correct for h in hooks], vector.device) if hooks[0].correct else None
+        self._after = share([h.after for h in hooks], vector.device) if hooks[0].after else None
+        self._loss = share([job.hooks.objective or job.loss for job in jobs], vector.device)
         self.batches = Batches(jobs)
         self.step = self.active = 0
         self._x: Tensor | None = None
