@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 __all__ = ["PretendCuda"]
 
-CPU, ANY = "cpu", "any"
+CPU, ANY, PENDING = "cpu", "any", "pending"
 
 _FACTORIES = [
     "arange",
@@ -157,6 +157,10 @@ class PretendCuda(TorchDispatchMode):
         """Record that the host waits for the device."""
         self.waits.append(f"{what} at {_place()}")
 
+    def _synchronized(self) -> None:
+        self.wait("synchronize")
+        self._labels = {key: held for key, held in self._labels.items() if held[1] != PENDING}
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Check an operation, run it, and label what it returns."""
         kwargs = kwargs or {}
@@ -190,6 +194,8 @@ class PretendCuda(TorchDispatchMode):
 
     def _common(self, func: Any, name: str, tensors: list[Tensor], labels: list[str], args: Any) -> str:
         """Return the device of an operation; raise where its tensors are on several."""
+        if PENDING in labels:
+            raise self.fault(f"a tensor is read while it is copied to the host ({func}); synchronize first")
         there = sorted({label for label in labels if label not in (CPU, ANY)})
         if not there:
             return CPU if CPU in labels else ANY if labels else CPU
@@ -240,7 +246,7 @@ class PretendCuda(TorchDispatchMode):
     def _replacements(self) -> Iterator[tuple[Any, str, Any]]:
         base = torch._C.TensorBase
         label, put, wait = self.label, self.put, self.wait
-        yield Tensor, "device", property(lambda t: torch.device(CPU if (at := label(t)) == ANY else at))
+        yield Tensor, "device", property(lambda t: torch.device(CPU if (at := label(t)) in (ANY, PENDING) else at))
         yield Tensor, "is_cuda", property(lambda t: label(t).startswith("cuda"))
         yield Tensor, "is_cpu", property(lambda t: not label(t).startswith("cuda"))
         yield Tensor, "get_device", lambda t: t.device.index if t.is_cuda else -1
@@ -251,11 +257,13 @@ class PretendCuda(TorchDispatchMode):
         yield Tensor, "cuda", lambda t, device=None, **k: t.to("cuda" if device is None else device)
 
         def numpy(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if label(tensor).startswith("cuda"):
+            if label(tensor) not in (CPU, ANY):
                 raise self.fault(f"can't convert {label(tensor)} device type tensor to numpy; use Tensor.cpu() first")
             return base.numpy(tensor, *args, **kwargs)
 
         def tolist(tensor: Tensor) -> Any:
+            if label(tensor) == PENDING:
+                raise self.fault("a tensor is read while it is copied to the host; synchronize first")
             if label(tensor).startswith("cuda"):
                 wait("tolist")
             return base.tolist(tensor)
@@ -289,8 +297,9 @@ class PretendCuda(TorchDispatchMode):
             "device_count": lambda: self.count,
             "current_device": lambda: self.current,
             "set_device": lambda device: setattr(self, "current", torch.device(device).index or 0),
-            "synchronize": lambda device=None: wait("synchronize"),
+            "synchronize": lambda device=None: self._synchronized(),
             "mem_get_info": lambda device=None: (self.free, 2 * self.free),
+            "memory_reserved": lambda device=None: 0,
             "memory_allocated": lambda device=None: 0,
             "max_memory_allocated": lambda device=None: 0,
             "reset_peak_memory_stats": lambda device=None: None,
@@ -328,8 +337,10 @@ class PretendCuda(TorchDispatchMode):
             moved = real(tensor, *kept, **kwargs) if kept or kwargs else tensor
             if there is None or there == here or (here == ANY and there == CPU):
                 return moved
-            if there == CPU or blocking:
+            if blocking:
                 self.wait(f"copy from {here} to {there}")
+            elif there == CPU:
+                there = PENDING
             if moved is tensor or moved.untyped_storage()._cdata == tensor.untyped_storage()._cdata:
                 moved = moved.clone()
             return self.put(moved, there) if not torch._C._functorch.is_functorch_wrapped_tensor(moved) else moved

@@ -15,7 +15,7 @@ from torch import Tensor
 from paceline.core.client import Client, ClientData, Memory
 from paceline.core.columns import columns, place
 from paceline.core.deferred import Held, hold
-from paceline.core.engine import Call, Receipt, Sink, wire_size
+from paceline.core.engine import Call, Receipt, Sink
 from paceline.core.errors import CheckpointError, ClientError, PacelineError, UnknownNameError
 from paceline.core.evaluation import evaluate as evaluate_on
 from paceline.core.failures import class_of, reason_of
@@ -24,6 +24,7 @@ from paceline.core.layout import Layout
 from paceline.core.method import client_functions
 from paceline.core.metrics import added
 from paceline.core.params import Params, Resident
+from paceline.core.placement import on_host, upload
 from paceline.core.process_state import set_precision
 from paceline.core.profiling import spent
 from paceline.core.protocol import ProtocolSession
@@ -32,6 +33,7 @@ from paceline.core.samples import Split
 from paceline.core.services import Host, ServiceMakers, Services
 from paceline.core.training import answer
 from paceline.core.tree import Tree, map_leaves
+from paceline.core.wire import wire_size
 from paceline.devices import Cost, times
 from paceline.engines.preview import preview
 from paceline.engines.protocol import WorkerContext
@@ -147,7 +149,7 @@ class Worker:
             yield ("partial", total)
 
     def _here(self, tree: Tree) -> Tree:
-        return map_leaves(lambda tensor: tensor.to(self.model.device), tree)
+        return map_leaves(lambda tensor: upload(tensor, self.model.device), tree)
 
     def _chunk(self, call: Call, chunk: Sequence[int], sink: Sink, base: int) -> Iterator[Receipt]:
         """Run one chunk: its clients' functions first, then what of their replies goes into the sum."""
@@ -236,9 +238,8 @@ class Worker:
     def _together(self, clients: Sequence[int]) -> Tensor | None:
         """Return the training rows of these clients in this round, shape [K, n]; None where they have unequally many."""
         if self.setup.task.steady:  # without slicing, where the partition can
-            index = self.setup.split.together(clients)
-            return None if index is None else index.to(self.model.device)
-        rows = [self.samples(c).index for c in clients]
+            return self.setup.split.together(clients)
+        rows = [self.samples(c).known for c in clients]
         return torch.stack(rows) if len({len(r) for r in rows}) == 1 else None
 
     def _order(self, call: Call, client: int, loop: int) -> torch.Generator:
@@ -332,7 +333,7 @@ class Worker:
     def samples(self, client: int, part: int = 0) -> ClientData:
         """Return a client's training (0) or test (1) samples, as far as it has them in this round."""
         rows = self.setup.task.present(self.setup.split(client)[part], self.round)
-        return ClientData(self.x, self.y, rows.to(self.model.device))
+        return ClientData(self.x, self.y, rows, self.model.device)
 
     def invoke(self, me: Client | Uniform, function: str, message: Any) -> Any:
         """Return what the method's `function` returns for `me`."""
@@ -350,9 +351,7 @@ class Worker:
     # -- memory --------------------------------------------------------------------------------
     def commit(self) -> dict[int, dict[str, Any]]:
         """Make memory changes permanent; return the stores that changed, on the CPU."""
-        changed = {c: m.commit() for c, m in self.memories.items() if m.changes}
-        if self.model.device.type != "cpu":
-            changed = {c: map_leaves(Tensor.cpu, m) for c, m in changed.items()}
+        changed: dict[int, dict[str, Any]] = on_host({c: m.commit() for c, m in self.memories.items() if m.changes})
         self.memories = {c: m for c, m in self.memories.items() if m.stored}
         self.sessions.clear()
         return changed

@@ -17,6 +17,7 @@ from paceline.core.errors import PacelineError
 from paceline.core.evaluation import Evaluation, evaluate_together
 from paceline.core.generators import GeneratorWatch, drawing, nested
 from paceline.core.params import Resident
+from paceline.core.placement import upload
 from paceline.core.profiling import spent
 from paceline.core.samples import ClientData
 from paceline.core.training import Job, LoopRequest, Trained, descend, diverged
@@ -165,7 +166,7 @@ class Solver:
                 descend(stack)
                 _refuse_draws(watch)
             changes = Changes(stack.at.vector.sub_(stack.starts))
-            steps = torch.tensor([job.steps for job in jobs], device=stack.totals.device)
+            steps = upload(torch.tensor([job.steps for job in jobs]), stack.totals.device)
             return changes, stack.totals / steps
         except PacelineError:
             raise

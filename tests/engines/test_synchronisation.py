@@ -1,0 +1,96 @@
+"""How often a round waits for a GPU: a fixed number of times for each stack, whatever its steps and clients; counted on a pretended one."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from paceline.core.placement import download, on_host, upload
+from paceline.core.samples import ClientData
+from paceline.run import RunConfig, prepare
+from tests.conftest import make_task
+from tests.pretend import PretendCuda
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+def waits(method="fedavg", chunk=3, epochs=1, clients=12, **options):
+    """Return the synchronisations of the second round, without an evaluation."""
+    values = {"method": method, "options": {"epochs": epochs, **options}, "task": "blobs", "clients": clients, "cohort": clients}
+    values |= {"rounds": 9, "eval_every": 9, "device": "cuda", "vectorize": "on" if chunk > 1 else "off", "chunk": chunk}
+    with PretendCuda() as gpu:
+        run = prepare(RunConfig.build(values), task=make_task(240))
+        run.step()
+        gpu.waits.clear()
+        run.step()
+    assert not gpu.faults
+    return gpu.waits
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9, "weight_decay": 0.01}, {"batch_size": 7}])
+def test_a_stack_waits_twice_and_a_round_once(options):
+    """For the losses, which may have diverged, and for the range of the sum; then for the sum."""
+    assert len(waits(chunk=6, **options)) == 2 * 2 + 1
+    assert len(waits(chunk=3, epochs=3, **options)) == 4 * 2 + 1
+
+
+@pytest.mark.parametrize("method", ["scaffold", "fedprox", "feddyn"])
+def test_hooks_and_memories_do_not_add_to_it_with_steps_or_clients(method):
+    few, many = waits(method, chunk=3, clients=6), waits(method, chunk=6, epochs=3)
+    assert len(few) == len(many) <= 2 * 2 + 4
+
+
+def test_one_by_one_each_client_waits_twice():
+    assert len(waits(chunk=1, epochs=3)) == 12 * 2 + 1
+
+
+def test_a_wait_that_is_planted_in_the_loop_is_counted(monkeypatch):
+    from paceline.engines.stacking.stack import Stack
+
+    advance = Stack.advance
+
+    def waiting(self, step):
+        advance(self, step)
+        float(self.totals.sum())
+
+    before = len(waits(chunk=6, epochs=2))
+    monkeypatch.setattr(Stack, "advance", waiting)
+    found = waits(chunk=6, epochs=2)
+    assert len(found) == before + 2 * 2 * 2
+    assert Counter(where.split("(")[-1] for where in found)["waiting)"] == 8
+
+
+def test_downloads_wait_once_and_uploads_never():
+    with PretendCuda() as gpu:
+        here = [torch.arange(3.0), torch.ones(100_000)]
+        there = [upload(tensor, "cuda") for tensor in here]
+        assert all(tensor.is_cuda for tensor in there)
+        assert upload(there[0], "cuda") is there[0]
+        assert not gpu.waits
+        back = on_host({"a": there[0], "b": [there[1]]})
+        assert gpu.waits == [wait for wait in gpu.waits if wait.startswith("synchronize")]
+        assert len(gpu.waits) == 1
+        assert back["a"].equal(here[0])
+        assert back["b"][0].equal(here[1])
+        assert on_host(back) is back
+        assert download([]) == []
+        early = there[0].to("cpu", non_blocking=True)
+        with pytest.raises(RuntimeError, match="synchronize first"):
+            early.sum()
+
+
+def test_rows_are_copied_to_the_device_when_they_are_used():
+    with PretendCuda() as gpu:
+        x, y = torch.arange(8.0).to("cuda"), torch.arange(8).to("cuda")
+        data = ClientData(x, y, torch.tensor([5, 1, 2]), "cuda")
+        assert len(data) == 3
+        assert not data.known.is_cuda
+        assert data.index.is_cuda
+        assert data.index is data.index
+        gpu.waits.clear()
+        seen = [batch for batch, _ in data.epoch(2, torch.Generator().manual_seed(0))]
+        assert [len(batch) for batch in seen] == [2, 1]
+        assert not gpu.waits
+        assert sorted(torch.cat(seen).tolist()) == [1.0, 2.0, 5.0]
+    plain = ClientData(torch.arange(8.0), torch.arange(8), torch.tensor([5, 1]))
+    assert plain.index is plain.known
