@@ -25,7 +25,7 @@ from paceline.core.method import client_functions
 from paceline.core.metrics import added
 from paceline.core.params import Params, Resident
 from paceline.core.placement import on_host, upload
-from paceline.core.process_state import set_precision
+from paceline.core.precision import set_precision
 from paceline.core.profiling import spent
 from paceline.core.protocol import ProtocolSession
 from paceline.core.random import derive
