@@ -1,5 +1,6 @@
 """How often a round waits for a GPU: a fixed number of times for each stack, whatever its steps and clients; counted on a pretended one."""
 
+import dataclasses
 from collections import Counter
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from paceline.core.placement import download, on_host, upload
 from paceline.core.samples import ClientData
 from paceline.run import RunConfig, prepare
+from paceline.tasks import Arrays
 from tests.conftest import make_task
 from tests.pretend import PretendCuda
 
@@ -94,3 +96,51 @@ def test_rows_are_copied_to_the_device_when_they_are_used():
         assert sorted(torch.cat(seen).tolist()) == [1.0, 2.0, 5.0]
     plain = ClientData(torch.arange(8.0), torch.arange(8), torch.tensor([5, 1]))
     assert plain.index is plain.known
+
+
+def evaluated(task, gpu, evaluation="central", metrics=()):
+    """Return the synchronisations of one evaluation, and the samples of its passes."""
+    values = {"method": "fedavg", "task": "blobs", "clients": 4, "cohort": 4, "rounds": 1, "device": "cuda", "vectorize": "off"}
+    run = prepare(RunConfig.build(values | {"evaluation": evaluation, "metrics": metrics}), task=task)
+    engine, passes = run.fed.engine, []
+    engine.evaluate(engine.init_params())  # reads widths and targets once
+    engine.here.model.module.register_forward_hook(lambda module, x, out: passes.append(len(out)))
+    gpu.waits.clear()
+    engine.evaluate(engine.init_params())
+    return gpu.waits, passes
+
+
+@pytest.mark.parametrize(("free", "passes"), [(1 << 30, [2000]), (16 * 4 * 16 * 900, [900, 900, 200]), (1, [8] * 250)])
+def test_an_evaluation_on_a_gpu_takes_passes_as_large_as_its_memory_allows_and_waits_once(free, passes):
+    with PretendCuda(free=free) as gpu:
+        task = make_task(240)
+        task = dataclasses.replace(task, test=Arrays(task.test.x.repeat(25, 1), task.test.y.repeat(25)))
+        waits, found = evaluated(task, gpu)
+    assert found == passes, "the widest layer has 16 outputs of 4 bytes"
+    assert len(waits) == 1
+    assert not gpu.faults
+
+
+def test_targets_that_do_not_count_are_left_out_on_a_gpu_as_on_the_cpu():
+    from paceline.core.evaluation import all_scored, evaluate
+    from paceline.core.layout import Layout
+    from paceline.core.params import Resident
+
+    task = make_task(40)
+    y = task.train.y.clone()
+    y[::3] = -100
+    sums = []
+    for targets in (task.train.y, y, torch.full_like(y, -100)):
+        for device in ("cpu", "cuda"):
+            with PretendCuda() as gpu:
+                module = task.build(0)
+                model = Resident(module, Layout.of(module), device)
+                data = ClientData(task.train.x.to(device), targets.to(device), torch.arange(40), device)
+                assert all_scored(data.y) == (targets is task.train.y)
+                sums.append(evaluate(model, task, data))
+            assert not gpu.faults
+    for one, other, count in zip(sums[::2], sums[1::2], (40, 26, 0), strict=True):
+        assert one["count"] == other["count"] == count
+        assert one["loss"] == pytest.approx(other["loss"])
+        assert one["class_count"].equal(other["class_count"])
+        assert one["class_correct"].equal(other["class_correct"])
