@@ -22,6 +22,7 @@ from paceline.aggregation.exact import TensorSum, from_units, is_whole, units
 from paceline.core.engine import Sink
 from paceline.core.errors import AggregationError, NonFiniteError, PacelineError, SumOverflowError
 from paceline.core.params import DeferredNumber, DeferredParams
+from paceline.core.placement import download
 from paceline.core.tree import Tree
 from paceline.core.update import Columns, Terms, Update
 from paceline.core.wording import setting
@@ -180,12 +181,10 @@ class Partial:
         self._count(other.clients, other.numbers)
 
     def values(self) -> tuple[list[Tensor], list[float], list[Tensor]]:
-        """Return (tensor sums, number sums, denominator sums) in float64."""
-        return (
-            [total.value(self.fraction) for total in self.tensors],
-            [from_units(number) for number in self.numbers],
-            [total.value(self.fraction) for total in self.denominators],
-        )
+        """Return (tensor sums, number sums, denominator sums) in float64, on the host."""
+        found = download([total.value(self.fraction) for total in self.tensors + self.denominators])
+        count = len(self.tensors)
+        return found[:count], [from_units(number) for number in self.numbers], found[count:]
 
 
 class _Measured(NamedTuple):
