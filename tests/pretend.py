@@ -309,6 +309,8 @@ class PretendCuda(TorchDispatchMode):
             "get_rng_state_all": lambda: [g.get_state() for g in self.generators],
             "set_rng_state_all": lambda states: [g.set_state(s) for g, s in zip(self.generators, states, strict=True)],
             "Event": _Event,
+            "current_stream": lambda device=None: None,
+            "is_current_stream_capturing": lambda: False,
         }.items():
             yield cuda, name, value
         if hasattr(cuda, "default_generators"):

@@ -26,8 +26,9 @@ from paceline.core.tree import rename_main
 from paceline.engines.accelerators import device_of, worker_start
 from paceline.engines.pipes import End, Ending, freeze, pair, thaw
 from paceline.engines.pool import Pool
+from paceline.engines.setup import Setup
 from paceline.engines.transfer import complete, lighten
-from paceline.engines.worker import Setup, Worker
+from paceline.engines.worker import Worker
 
 __all__ = ["LocalEngine"]
 

@@ -15,8 +15,9 @@ from paceline.core.services import Services
 from paceline.core.tree import Tree
 from paceline.core.wording import setting
 from paceline.engines.scheduling import Dealer
+from paceline.engines.setup import Setup
 from paceline.engines.stacking import Choice, choose
-from paceline.engines.worker import Setup, Worker
+from paceline.engines.worker import Worker
 from paceline.store import MemoryStore
 
 __all__ = ["Pool", "StackingWarning", "stack_size"]

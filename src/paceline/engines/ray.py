@@ -21,8 +21,8 @@ from paceline.core.wording import setting
 from paceline.engines.pool import Pool
 from paceline.engines.ray_actor import Actor
 from paceline.engines.ray_cluster import connect, pack, unpack
+from paceline.engines.setup import Setup
 from paceline.engines.transfer import lighten
-from paceline.engines.worker import Setup
 
 __all__ = ["RayEngine"]
 
