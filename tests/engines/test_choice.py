@@ -84,3 +84,20 @@ def test_a_model_that_cannot_be_stacked_is_no_failure():
         warnings.simplefilter("error", StackingWarning)
         run = prepare(config(device="cpu"), task=pl.Task.from_tensors(x, y, lambda: Branching(6, 3)))
     assert run.config.chunk == 1
+
+
+def test_the_first_turn_on_a_gpu_loads_kernels_and_omits_no_size(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
+    ran = {1: 0, 4: 0, 8: 0}
+
+    def work(size):
+        def act():
+            ran[size] += 1
+            now[0] += 1.0 if ran[size] == 1 else 0.01
+
+        return act
+
+    with PretendCuda():
+        each = measure._seconds({size: work(size) for size in ran}, {1: 4}, torch.device("cuda"))
+    assert each == pytest.approx({1: 0.01 / 4, 4: 0.01 / 4, 8: 0.01 / 8})

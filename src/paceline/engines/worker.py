@@ -304,7 +304,9 @@ class Worker:
     # -- memory --------------------------------------------------------------------------------
     def commit(self) -> dict[int, dict[str, Any]]:
         """Make memory changes permanent; return the stores that changed, on the CPU."""
-        changed: dict[int, dict[str, Any]] = on_host({c: m.commit() for c, m in self.memories.items() if m.changes})
+        changed = {c: m.commit() for c, m in self.memories.items() if m.changes}
+        if self.model.device.type != "cpu":
+            changed = on_host(changed)
         self.memories = {c: m for c, m in self.memories.items() if m.stored}
         self.sessions.clear()
         return changed
