@@ -162,8 +162,8 @@ def _truths(table: Table, rules: _Rules) -> Table:
     """Return a table in which truth values are 1 and 0, where the schema has a number."""
     assert rules.schema is not None
     numbers = {rules.names.own(column.name) for column in rules.schema.columns if column.kind == "number"}
-    found = [n for n, cells in table.columns.items() if n in numbers and set(cells) <= set(_TRUTHS) and any(cells)]
-    columns = {n: [_TRUTHS[cell] for cell in cells] if n in found else cells for n, cells in table.columns.items()}
+    found = [n for n, cells in table.columns.items() if n in numbers and set(map(str.lower, cells)) <= set(_TRUTHS) and any(cells)]
+    columns = {n: [_TRUTHS[cell.lower()] for cell in cells] if n in found else cells for n, cells in table.columns.items()}
     return replace(table, columns=columns, types={**table.types, **dict.fromkeys(found, "number")}) if found else table
 
 
@@ -223,8 +223,7 @@ def _arrays(data: Any, rules: _Rules, file: str = "") -> Inputs:
         return Inputs(_pixels(np.asarray(data), schema, file or "the array"))
     if schema is not None and schema.content == "table" and file:
         return Inputs(torch.from_numpy(numbers_by_schema(file, np.asarray(data), schema)))
-    x = torch.as_tensor(data)
-    return Inputs(x.float() if x.dtype == torch.float64 else x)
+    return Inputs(torch.as_tensor(data))
 
 
 def _pixels(x: Any, schema: Schema, where: str) -> Tensor:
