@@ -24,7 +24,9 @@ from paceline.data.mapping import Names
 from paceline.data.pictures import ENDS, hidden, in_one_form, read_picture
 from paceline.data.schema import Schema
 from paceline.data.tables import Table
+from paceline.data.textfolder import as_bytes
 from paceline.data.typed import of_frame, of_values, read_json_lines_table, read_parquet_table
+from paceline.data.words import coded
 from paceline.tasks.images import channels_first
 
 __all__ = ["READING", "Inputs", "inputs_of"]
@@ -185,13 +187,14 @@ def _listed(data: Any, rules: _Rules, root: Path | None = None) -> Inputs:
         raise DataFormatError(f"the model takes {schema.content}s; pass a file, a folder, a list of {kind}, or a tensor")
     names = tuple(str(d.relative_to(root)) if root is not None and root.is_dir() else str(d) for d in map(Path, data))
     if schema.text is not None:
-        if schema.text.symbols != 256:
-            raise DataFormatError(
-                f"the model takes codes of {schema.text.symbols} symbols, no bytes of texts; pass them as a tensor"
-            )
-        texts = [read_text(d)[0] if root is not None or isinstance(d, Path) else d for d in data]
-        codes = [np.frombuffer(t.encode()[: schema.text.length].ljust(schema.text.length, b"\0"), dtype=np.uint8) for t in texts]
-        return Inputs(torch.from_numpy(np.stack(codes)), names if root is not None else ())
+        form, texts = schema.text, [read_text(d)[0] if root is not None or isinstance(d, Path) else d for d in data]
+        if form.words:
+            codes = coded(texts, form.words, form.length, form.spaces)
+        elif form.symbols == 256:
+            codes = as_bytes(texts, form.length)
+        else:
+            raise DataFormatError(f"the model takes codes of {form.symbols} symbols, no bytes of texts; pass them as a tensor")
+        return Inputs(torch.from_numpy(codes), names if root is not None else ())
     picture = schema.picture
     assert picture is not None
     if picture.height != picture.width:
