@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
-
-import torch
 
 from paceline.core.engine import Call, Engine, Receipt
 from paceline.core.errors import CheckpointError, ConfigError
@@ -14,12 +13,18 @@ from paceline.core.params import Params
 from paceline.core.profiling import Spent
 from paceline.core.services import Services
 from paceline.core.tree import Tree
+from paceline.core.wording import setting
 from paceline.engines.scheduling import Dealer
+from paceline.engines.setup import Setup
 from paceline.engines.stacking import Choice, Kernels, choose, compiled
-from paceline.engines.worker import Setup, Worker
+from paceline.engines.worker import Worker
 from paceline.store import MemoryStore
 
-__all__ = ["Pool"]
+__all__ = ["Pool", "StackingWarning", "stack_size"]
+
+
+class StackingWarning(UserWarning):
+    """Clients cannot train as one stacked computation and train one at a time."""
 
 
 class Pool(Engine):
@@ -63,8 +68,13 @@ class Pool(Engine):
             chunk: the only number to try; then only how they are computed is measured.
         """
         clients = [c for c in range(min(self.num_clients, 128)) if self.setup.cost(c) > 1]
-        data = [self.here.samples(c) for c in clients]
-        return choose(self.here.model, self.here.initial, self.setup.task, data, cohort, always, chunk)
+        here, on_gpu = self.here, self.here.model.device.type == "cuda"
+        parts = self._dealer.workers if on_gpu else 2
+        try:
+            start, data = here.initial.to(here.model.device), [here.samples(c) for c in clients]
+            return choose(here.model, start, self.setup.task, data, cohort, always, parts, chunk)
+        except Exception as error:  # where training itself is at fault, the first round says whose and how
+            return Choice(1, f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}", failed=True)
 
     def steps(self) -> int:
         """Return the steps of one pass over the samples of the first client."""
@@ -202,8 +212,15 @@ def stack_size(engine: Any, config: Any, method: Any) -> Choice:
     choice = Choice(config.chunk or 1, "as given")
     if not config.chunk:
         choice = engine.measure(config.cohort, config.vectorize == "on")
-    elif given is None and config.chunk > 1 and torch.device(config.device).type == "cuda":
+    elif given is None and config.chunk > 1 and engine.here.model.device.type == "cuda":
         choice = replace(engine.measure(config.cohort, True, config.chunk), chunk=config.chunk, failed=False)
+    if choice.failed:
+        warnings.warn(
+            f"clients train one at a time, because the measurement of stacks failed on {engine.here.model.device}: {choice.reason}; "
+            f"give the size of stacks with {setting('chunk')}, or omit the measurement with {setting('vectorize', 'off')}",
+            StackingWarning,
+            stacklevel=3,
+        )
     if given is not None:
         choice = replace(choice, kernels=given)
     elif compiled(choice, config.rounds * config.cohort * engine.steps()):

@@ -68,12 +68,12 @@ def test_the_real_measurement_prefers_the_plain_form_on_ties(monkeypatch):
 
 def test_a_measurement_in_which_all_stacks_fail_is_a_warning(monkeypatch, task):
     def fails(self, *_):
-        self._notes["Net"] = "out of memory"
+        self._notes["Net"], self.faults = "out of memory", 1
         return []
 
     monkeypatch.setattr(measure.Solver, "__call__", fails)
     monkeypatch.setattr(measure, "_KNOWN", {})
-    with pytest.warns(StackingWarning, match=r"stacks failed: out of memory; .*--chunk K"):
+    with pytest.warns(StackingWarning, match=r"measurement of stacks failed on cpu: out of memory; .*chunk"):
         found = prepare(RunConfig.build({"method": "fedavg", "task": "blobs", "clients": 12, "cohort": 12}), task=task)
     assert (found.config.chunk, found.config.kernels) == (1, "plain")
 

@@ -58,15 +58,15 @@ class FixedStack(Stack):
 
     def _share(self) -> None:
         """Put all tensors of the hooks among their stacked values, and refuse what is neither a tensor nor a constant."""
-        hooks = [job.hooks for job in self.jobs]
+        hooks, device = [job.hooks for job in self.jobs], self.at.vector.device
 
         def shared(values: list[Any]) -> Shared | None:
-            return share(values, explicit=True) if values[0] else None
+            return share(values, device, explicit=True) if values[0] else None
 
         self._hook = shared([h.direction for h in hooks])
         self._correct = shared([h.correct for h in hooks])
         self._after = shared([h.after for h in hooks])
-        self._loss = share([job.hooks.objective or job.loss for job in self.jobs], explicit=True)
+        self._loss = share([job.hooks.objective or job.loss for job in self.jobs], device, explicit=True)
 
     def _pad(self) -> None:
         """Give every client as many steps as the first, with full batches of weight 0 at the end."""

@@ -35,12 +35,13 @@ class Shared:
     Args:
         make: builds a hook from one client's values.
         stacked: one tensor of shape [K, ...] for each value that differs between clients.
+        constants: name and value of what is the same for all clients; only of an explicit hook.
     """
 
-    def __init__(self, make: Callable[[Sequence[Tensor]], Any], stacked: list[Tensor]) -> None:
-        self.bind, self.stacked = make, stacked
-        self.constants = stacked.constants if isinstance(stacked, _Explicit) else []
-        """Name and value of what is the same for all clients; only of an explicit hook."""
+    def __init__(
+        self, make: Callable[[Sequence[Tensor]], Any], stacked: list[Tensor], constants: Sequence[tuple[str, Any]] = ()
+    ) -> None:
+        self.bind, self.stacked, self.constants = make, stacked, constants
 
     def first(self, count: int) -> list[Tensor]:
         """Return the stacked values of the first `count` clients."""
@@ -71,11 +72,12 @@ def _constant(value: Any, stacked: list[Tensor], name: str) -> Callable[[Sequenc
     return lambda _: value
 
 
-def share(hooks: Sequence[Any], explicit: bool = False) -> Shared:
+def share(hooks: Sequence[Any], device: torch.device | str = "cpu", explicit: bool = False) -> Shared:
     """Merge hooks of equal `signature` into one.
 
     Args:
         hooks: the hooks of K clients, in stacking order.
+        device: device of the stack, to which numbers that differ between clients are moved.
         explicit: put tensors that are the same for all clients among the stacked values too, as views of one tensor, so that
             the values of other clients can take their place.
 
@@ -84,7 +86,8 @@ def share(hooks: Sequence[Any], explicit: bool = False) -> Shared:
     """
     stacked: list[Tensor] = _Explicit() if explicit else []
     make = _unify(list(hooks), stacked, getattr(hooks[0], "__qualname__", "hook"))
-    return Shared(make, stacked)
+    placed = [values.to(device, non_blocking=True) if values.dim() == 1 else values for values in stacked]
+    return Shared(make, placed, stacked.constants if isinstance(stacked, _Explicit) else ())
 
 
 def _unify(values: list[Any], stacked: list[Tensor], name: str) -> Callable[[Sequence[Tensor]], Any]:

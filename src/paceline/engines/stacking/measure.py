@@ -15,6 +15,7 @@ from paceline.core.client import ClientData
 from paceline.core.columns import kind_of
 from paceline.core.generators import drawing
 from paceline.core.params import Params, Resident
+from paceline.core.placement import free_memory
 from paceline.core.training import Job, train
 from paceline.engines.stacking.kernels import Kernels
 from paceline.engines.stacking.solver import Solver, draws, few, ragged, unstackable
@@ -30,6 +31,9 @@ _TURNS = 6
 _SECONDS = 0.1
 """Seconds after which a size is the last one to be tried, and is run only once."""
 
+_PART = 0.6
+"""Part of a GPU's free memory that a stack may take: the rest is for sums, evaluations and what the allocator cannot reuse."""
+
 _NEAR = 1.25
 """Tolerance for sizes nearly as fast as the fastest, about the noise of a measurement: the largest is used, because the fixed
 cost of a chunk is not measured."""
@@ -38,7 +42,7 @@ _WARM, _CLEAR = 3, 1.03
 """First runs of a form that do not count, in which it is recorded and compared; how much faster another form must be."""
 
 _GAIN, _COMPILING = 0.3, 40.0
-"""Part of a recorded step that compilation saves, and seconds it takes: as measured for a CNN of 1.6 M parameters on an H200."""
+"""Part of a recorded step that compilation is assumed to save, and seconds that it is assumed to take."""
 
 _KNOWN: dict[Any, Choice] = {}
 """Choices made in this process: a second run with the same key is not measured again."""
@@ -53,7 +57,7 @@ class Choice:
         reason: short explanation for the user.
         kernels: how stacks are computed, see `Kernels`.
         seconds: measured time of a step of one client in a stack; 0 if unknown.
-        failed: whether stacks of every size failed, for this reason.
+        failed: whether the measurement failed for another reason than that the model cannot be stacked.
     """
 
     chunk: int
@@ -70,6 +74,7 @@ def choose(
     clients: Sequence[ClientData],
     cohort: int,
     always: bool = False,
+    parts: int = 2,
     chunk: int | None = None,
 ) -> Choice:
     """Return how many clients to stack, and how.
@@ -78,13 +83,14 @@ def choose(
         model, start: the module that trains, and its initial parameters [d].
         problem: task settings: loss, learning rate and batch size.
         clients: data of some clients of the run, only those with samples.
-        cohort: clients per round; on a CPU a chunk is at most half of it, so that workers can share it.
+        cohort: clients per round.
         always: stack whenever possible, even if it is slower.
+        parts: chunks that a cohort has at least, so that workers can share it.
         chunk: the only size to try, if it is given.
     """
-    start = start.to(model.device)
-    room, share = (_BYTES, cohort // 2) if model.device.type == "cpu" else (_free(model.device), cohort)
-    most = chunk or max(min(share, room // (24 * start.layout.size), len(clients)), 2 if always else 0)
+    room = free_memory(model.device)
+    space = _BYTES if room is None else room // 4
+    most = chunk or max(min(cohort // parts, space // (24 * start.layout.size), len(clients)), 2 if always else 0)
     reason = unstackable(model.module) or (ragged(clients[0].x, clients[0].y) if clients else None)
     if reason is not None or model.stateful:
         return Choice(1, reason or "each client has its own model buffers")
@@ -114,11 +120,6 @@ def choose(
         return _KNOWN[key]
 
 
-def _free(device: torch.device) -> int:
-    """Return how many bytes the stacked vectors of one chunk may take on a GPU: a part of what is free."""
-    return torch.cuda.mem_get_info(device)[0] // 3 if device.type == "cuda" else _BYTES
-
-
 def _measure(
     model: Resident,
     start: Params,
@@ -137,15 +138,17 @@ def _measure(
 
     few = jobs(min(sizes[0], 4))
     solvers = {count: Solver(one_step=False) for count in sizes}
+    if (room := free_memory(model.device)) is not None:
+        sizes = _fitting(sizes, room, model.device, partial(solvers[sizes[0]], jobs(sizes[0])))
     works: dict[int, Callable[[], object]] = {1: lambda: [train(job) for job in few]}
     works |= {count: partial(solvers[count], jobs(count)) for count in sizes}
     each = _seconds(works, {1: len(few)}, model.device)
-    alone, failed = each.pop(1), ""
+    alone, failed = each.pop(1), Choice(1, "no stack was measured", failed=True)
     for count in [count for count in each if solvers[count].notes]:  # for example for lack of memory
-        failed = next(iter(solvers[count].notes.values()))
+        failed = Choice(1, next(iter(solvers[count].notes.values())), failed=solvers[count].faults > 0)
         del each[count]
     if not each:
-        return Choice(1, failed, failed=True)
+        return failed
     fastest = min(each.values())
     if fastest > 0.95 * alone and not always:
         tried = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
@@ -200,6 +203,15 @@ def compiled(choice: Choice, work: int) -> bool:
     return "graph" in choice.kernels and choice.seconds * work * _GAIN > _COMPILING
 
 
+def _fitting(sizes: Sequence[int], room: int, device: torch.device, smallest: Callable[[], object]) -> Sequence[int]:
+    """Return the sizes whose stacks fit into the memory of a GPU, judged by the peak of the smallest one; that one always."""
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    smallest()
+    each = (torch.cuda.max_memory_allocated(device) - before) / sizes[0]
+    return [size for size in sizes if size == sizes[0] or size * each < _PART * room]
+
+
 def _seconds(works: Mapping[int, Callable[[], object]], clients: Mapping[int, int], device: torch.device) -> dict[int, float]:
     """Return the seconds per client by stack size: the minimum of interleaved runs, so that a disturbance affects all sizes.
 
@@ -217,8 +229,7 @@ def _seconds(works: Mapping[int, Callable[[], object]], clients: Mapping[int, in
             _finish(device)
             took = clock() - started
             each[size] = min(took / clients.get(size, size), each.get(size, float("inf")) if turn > 1 else float("inf"))
-            first = turn == 0 and device.type != "cpu"  # a GPU's libraries are loaded, and choose their algorithms
-            if took > _SECONDS * (100 if first else 1) and size > 1:
+            if took > _SECONDS and size > 1 and (turn or device.type == "cpu"):  # a GPU loads its kernels in the first turn
                 left = [s for s in left if s < size]
                 break
     return each

@@ -17,6 +17,7 @@ from paceline.core.errors import PacelineError
 from paceline.core.evaluation import Evaluation, evaluate_together
 from paceline.core.generators import GeneratorWatch, drawing, nested
 from paceline.core.params import Resident
+from paceline.core.placement import upload
 from paceline.core.profiling import spent
 from paceline.core.samples import ClientData
 from paceline.core.training import Job, LoopRequest, Trained, diverged
@@ -84,6 +85,8 @@ class Solver:
         self.one_step = one_step
         self.use(kernels)
         self._notes: dict[str, str] = {}
+        self.faults = 0
+        """How many of the notes are errors that do not say that something cannot be stacked, such as lack of memory."""
         self._refused: set[Any] = set()
         self._known: tuple[torch.Tensor, bool] | None = None
         self._fit: dict[int, tuple[Resident, str | None]] = {}
@@ -178,13 +181,14 @@ class Solver:
                 stack = self._replays.train(key, _name(jobs[0]), jobs)
                 _refuse_draws(watch)
             changes = Changes(stack.at.vector.sub_(stack.starts))
-            steps = torch.tensor([job.steps for job in jobs], device=stack.totals.device)
+            steps = upload(torch.tensor([job.steps for job in jobs]), stack.totals.device)
             return changes, stack.totals / steps
         except PacelineError:
             raise
         except Exception as error:
             # torch.func raises many error types for code that cannot be stacked; a real fault is raised again when run alone
             self._refused.add(key)
+            self.faults += _is_fault(error)
             self._notes.setdefault(_name(jobs[0]), _reason(error))
             return None
 
@@ -226,6 +230,15 @@ def _name(job: Job) -> str:
     """Return the name of a job's hook, otherwise of its model, for messages."""
     hooks = job.hooks
     return getattr(hooks.direction or hooks.correct or hooks.objective, "__qualname__", type(job.model.module).__name__)
+
+
+_STACKING = ("vmap", "functorch", "torch.func", "batching rule", "randomness", "data-dependent", ".item()")
+"""Words of torch's errors for code that cannot be stacked."""
+
+
+def _is_fault(error: Exception) -> bool:
+    """Return whether an error has another cause than that something cannot be stacked, such as the device or its memory."""
+    return not isinstance(error, Unstackable) and not any(word in str(error) for word in _STACKING)
 
 
 def _reason(error: Exception) -> str:
