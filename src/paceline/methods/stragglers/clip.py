@@ -71,7 +71,7 @@ class Clip(SelfPruning):
     def scores(self, client: Client, params: Params) -> Scores:
         """Return this round's scores: the client's own for the units it trained, the public change for others."""
         scorer, memory = submodels(client).scorer, client.memory
-        nothing = unknown(scorer.groups)
+        nothing = unknown(scorer.groups, client.device)
         own, seen, age = memory.get("own", nothing), memory.get("seen"), client.round - memory.get("scored", 0)
         if age > _OLD:
             own = nothing
