@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,27 +49,29 @@ class PartialModel:
         order: public scores by group of units; a sub-model has the units with the highest scores. Empty for the order of
             the units in their layers.
         fraction: fraction of the units that the client trains.
+        share: fraction of the coordinates that the client receives and sends.
     """
 
     params: Params
     order: Tree
     fraction: float = 1.0
+    share: float = 1.0
 
 
 Places = Sequence[Tensor]
 """Coordinates of each segment, ascending, int64. Every coordinate is in exactly one of them."""
 
 
-class Segmenter(ABC):
+class Segmenter:
     """Service that derives the segments of a model from the public order of its units."""
 
-    @abstractmethod
     def places(self, order: Tree, nesting: Nesting) -> Places:
         """Return the coordinates of each segment.
 
         Raises:
             ProtocolError: the order does not fit the model.
         """
+        raise NotImplementedError
 
 
 def settled(memory: MutableMapping[str, Any], wanted: int, round: int, nesting: Nesting) -> int:
@@ -144,7 +145,9 @@ def received(head: Any, parts: Any, tier: int, fraction: float, places: Places, 
     hashes = head["hashes"]
     count = len(hashes) if isinstance(hashes, Tensor) and hashes.dtype == torch.uint8 and hashes.shape[1:] == (32,) else 0
     if not isinstance(parts, list) or len(parts) != count - tier or not all(isinstance(p, Tensor) for p in parts):
-        raise ProtocolError(f"the server sent {len(parts) if isinstance(parts, list) else 'no'} segments; tier {tier} needs {count - tier}")
+        raise ProtocolError(
+            f"the server sent {len(parts) if isinstance(parts, list) else 'no'} segments; tier {tier} needs {count - tier}"
+        )
     vector = torch.zeros(layout.size, device=parts[0].device)
     for segment, part in enumerate(parts, tier):
         if part.shape != places[segment].shape or part.dtype != torch.float32:
@@ -152,7 +155,8 @@ def received(head: Any, parts: Any, tier: int, fraction: float, places: Places, 
         if not torch.equal(_hash(part), hashes[segment].cpu()):
             raise ProtocolError(f"segment {segment} of the model does not match the hash that all clients received")
         vector[places[segment].to(vector.device)] = part
-    return PartialModel(params=Params(vector, layout), order=head["order"], fraction=fraction)
+    share = sum(map(len, parts)) / layout.size
+    return PartialModel(params=Params(vector, layout), order=head["order"], fraction=fraction, share=share)
 
 
 def _hash(part: Tensor) -> Tensor:
@@ -182,7 +186,7 @@ def segment_name(field: str, segment: int) -> str:
 def segment_of(name: str) -> tuple[str, int | None]:
     """Return the field and the segment of a name made by `segment_name`; None for the segment of any other name."""
     field, _, number = name.rpartition("#")
-    return (field, int(number)) if field and number.isascii() and number.isdigit() else (name, None)
+    return (field, int(number)) if field and len(number) <= 3 and number.isascii() and number.isdigit() else (name, None)
 
 
 def split_reply(reply: Tree, places: Places, tier: int) -> Update:

@@ -1,6 +1,5 @@
 """Sums over parts of a model: tiers, one mask stream per segment, and what each client checks for itself."""
 
-import hashlib
 from collections import Counter
 from dataclasses import replace
 
@@ -12,7 +11,6 @@ from hypothesis import strategies as st
 from paceline.aggregation.secure.client import SecureClient
 from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.aggregation.secure.keys import IdentityKey
-from paceline.aggregation.secure.masks import expand
 from paceline.aggregation.secure.server import SecureServer
 from paceline.aggregation.secure.session import new_session, sends
 from paceline.aggregation.secure.simulate import arithmetic_sum, secure_sum
@@ -31,7 +29,8 @@ OPEN = SecureConfig(gamma=0.0, threshold=None)
 def inputs(n, seed=0):
     rng = np.random.default_rng(seed)
     return {
-        c: [(s, rng.integers(0, 1 << min(s.bits, 62), s.length, dtype=np.uint64).astype(s.dtype)) for s in SEGMENTS] for c in range(n)
+        c: [(s, rng.integers(0, 1 << min(s.bits, 62), s.length, dtype=np.uint64).astype(s.dtype)) for s in SEGMENTS]
+        for c in range(n)
     }
 
 

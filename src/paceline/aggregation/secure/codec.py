@@ -143,8 +143,8 @@ class Codec:
         exact = sum(n for _, kind, n in shape["plan"] if kind == "int") + 2 * shape["scalars"] + 1
         top = max(self.clients * self.config.max_weight, 1)
         main, counts = self.config.modulus_bits(self.clients), math.ceil(math.log2(top + 1)) + 1
-        numbered = [p for p in sorted(weights, key=lambda p: -1 if p is None else p) if p is not None]
-        rows = [("main", floats.get(None, 0), main, None)]
+        numbered = sorted(p for p in weights if p is not None)
+        rows: list[tuple[str, int, int, int | None]] = [("main", floats.get(None, 0), main, None)]
         rows += [(self._name("main", p), floats.get(p, 0), main, p) for p in numbered]
         rows += [(self._name("counts", p), weights[p], counts, p) for p in numbered]
         rows += [("counts", rest, counts, None), ("exact", exact, 64, None)]

@@ -18,8 +18,8 @@ from paceline.aggregation.tiers import TierRules, Tiers
 from paceline.core.errors import ConfigError, ProtocolError, QuorumError
 
 __all__ = [
-    "Session",
     "MOST_PARTS",
+    "Session",
     "advert_parts",
     "alive_digest",
     "bound_tiers",
@@ -321,7 +321,9 @@ def segments_of(table: Any) -> list[Segment]:
     out = []
     for row in table:
         if not isinstance(row, list) or [type(x) for x in row] not in ([str, int, int], [str, int, int, int]):
-            raise ProtocolError("malformed vector: a row of the table must be a name, a length, a number of bits and possibly a part")
+            raise ProtocolError(
+                "malformed vector: a row of the table must be a name, a length, a number of bits and possibly a part"
+            )
         try:
             out.append(Segment(*row))
         except ConfigError as error:

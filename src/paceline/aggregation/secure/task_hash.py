@@ -24,7 +24,7 @@ from paceline.core.tree import Tree
 
 __all__ = ["Agreement", "OwnWork", "Work", "halves", "splits"]
 
-_PROTOCOLS = ("_secagg", "_times")
+_PROTOCOLS = ("_secagg", "_times", "_before")
 """Protocol entries of a client's memory. They change with every call, so they are excluded from the hash."""
 
 _NO_TENSORS = hashlib.sha256().digest()
@@ -104,7 +104,7 @@ class Work:
             call: number of this call of the function in the round.
         """
         bounds = sorted(self.declared.limits.items())
-        place = [round, trial, call, bounds, self.declared.peer_record or ""]
+        place = [round, trial, call, bounds, self.declared.peer_record or "", repr(self.declared.nested)]
         return _hash(["paceline-task-v1", self.agreed.run.hex(), self.common.hex(), place])
 
     @property

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paceline import __version__
+from paceline.aggregation.nested import NestedClient
 from paceline.aggregation.secure.client_openings import Openings
 from paceline.aggregation.secure.task_hash import Agreement
 from paceline.core.errors import (
@@ -235,7 +236,7 @@ def build_worker(
     def from_data(welcome: Welcome, config: RunConfig, method: Method, agreed: Agreement, schema: Schema | None) -> Worker:
         made = assemble(config, task or own_task(data, config, schema), method)
         shared = Allocation(made.task, own_split(config, number, made.task)) if data.own else share_out(config, made.task)
-        programs: dict[str, Any] = {}
+        programs: dict[str, Any] = {"nested": NestedClient()}
         if config.aggregation == "secure":
             from paceline.aggregation.secure.client_functions import SecAggClient
 

@@ -3,25 +3,37 @@
 Before each round the clients exchange the duration of their last full-size round (encrypted under secure aggregation).
 A client among the slowest `straggler_share` picks the largest tier p that lets it finish with the others, trains the
 sub-model selected by `keep`, and returns a full-size update that is zero where it trained nothing. Subclasses select the units.
+
+With ``segmented`` the units have a public order, the same for all clients. A client then receives and sends only the part
+of the model that it trains, and the server learns how large this part is (its tier).
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from paceline.core.client import Client
-from paceline.core.method import Minority, NonNegative, PositiveShare, on_client
+from paceline.core.declarations import Nesting
+from paceline.core.federation import Federation
+from paceline.core.method import Minority, NonNegative, PositiveShare, State, on_client
+from paceline.core.nested import PartialModel
 from paceline.core.params import Params
+from paceline.core.tree import Tree
 from paceline.core.update import Update
 from paceline.methods.optimisation.fedavg import FedAvg
 from paceline.submodels.controller import Controller
 from paceline.submodels.cut import TIERS
+from paceline.submodels.nesting import leading_units
 from paceline.submodels.policy import CostModel, compute_fraction, find_stragglers, network_fraction
 from paceline.submodels.service import submodels, train_submodel
+
+NESTING = Nesting("tier", "expected_order", TIERS)
+"""Tiers of the sub-models; a layer keeps floor(p n) units."""
 
 _SELF = -1  # key of the client's own times among those of its peers
 
@@ -40,6 +52,8 @@ class SelfPruning(FedAvg):
             is exact but doubles the upload. None is the method's own choice.
         adaptive: estimate times robustly over rounds, and change p with hysteresis (see `Controller`).
         rescale: multiply a sub-model's activations by 1/p in training.
+        segmented: slow clients also receive and send only the part that they train; the mean of a coordinate is then over the
+            clients whose part has it.
     """
 
     family: ClassVar[str] = "stragglers"
@@ -56,10 +70,33 @@ class SelfPruning(FedAvg):
     merge: Literal["zero", "masked"] | None = None
     adaptive: bool = False
     rescale: bool = False
+    segmented: bool = False
+
+    def check(self, fed: Federation) -> list[str]:
+        """Return the options that do not fit segmented uploads."""
+        if self.segmented and self.merge == "zero":
+            return ["segmented=true has one mean for each segment of the model; leave merge unset"]
+        return []
+
+    def round(self, fed: Federation, state: State) -> State:
+        """Average the cohort's updates, or those of each segment of the model."""
+        if not self.segmented:
+            return super().round(fed, state)
+        model = PartialModel(params=state.params, order=self.order(fed, state))
+        mean = fed.mean(self.train_part, model, over=fed.sample())
+        return replace(state, params=state.params + self.server_lr * mean.delta)
 
     @abstractmethod
     def keep(self, client: Client, params: Params, counts: dict[str, int], p: float) -> dict[str, Tensor]:
         """Return the indices of the units to keep for each group, ``counts[group]`` of them."""
+
+    def order(self, fed: Federation, state: State) -> Tree:
+        """Return the public scores of the units, by group; empty for the order of the units in their layers."""
+        return {}
+
+    def expected_order(self, client: Client, message: dict[str, Any]) -> Tree:
+        """Return, on a client, the scores that it expects from the server; None if it cannot compute them. See `Nesting`."""
+        return {}
 
     @property
     def masked(self) -> bool:
@@ -70,6 +107,16 @@ class SelfPruning(FedAvg):
         """Return the expected work of a round at p, relative to that at p = 1."""
         return submodels(client).cost(p, self.rounds_up)
 
+    def shares(self, client: Client) -> dict[float, float] | None:
+        """Return the fraction of the bytes that is sent, by tier; None if uploads are padded."""
+        cutter = submodels(client).cutter
+        size = cutter.layout.size
+        return {p: cutter.first(p, self.rounds_up).layout.size / size for p in TIERS} if self.segmented else None
+
+    def weight(self, client: Client) -> float:
+        """Return the weight of a client in the mean of each coordinate that it trained."""
+        return client.num_samples
+
     def weights(self, client: Client, mask: Params) -> Any:
         """Return the weight of an update that was trained on the coordinates where `mask` is 1."""
         n = client.num_samples
@@ -77,11 +124,11 @@ class SelfPruning(FedAvg):
 
     @on_client
     def report(self, client: Client, message: None) -> list[float]:
-        """Return the last round's seconds (compute scaled to full size, transfers); empty before the first round."""
+        """Return the last round's seconds (compute and transfers, scaled to full size); empty before the first round."""
         if client.times is None:
             return []
         compute, network = client.times
-        return [compute / client.memory.get("cost", 1.0), network]
+        return [compute / client.memory.get("cost", 1.0), network / client.memory.get("share", 1.0)]
 
     @on_client(peer_record="report")
     def train(self, client: Client, message: Params) -> Update:
@@ -89,17 +136,43 @@ class SelfPruning(FedAvg):
         p = self.fraction(client)
         if p == 0.0:
             return Update(delta=message.zeros(), kept=p, weight={"delta": message.zeros(), "kept": 0} if self.masked else 0)
-        client.memory["fraction"], client.memory["trained"], hooks = p, client.round, self.hooks(client, message)
-        client.memory["cost"] = self.cost(client, p)
-        if p == 1.0:
-            delta = client.sgd(message, **self.local(client), hooks=hooks).params - message
-            mask = delta.zeros() + 1.0
-        else:
-            cutter = submodels(client).cutter
-            sub, scale = cutter.cut(self.keep(client, message, cutter.keep(p, self.rounds_up), p)), 1 / p if self.rescale else 1.0
-            delta, mask = train_submodel(client, message, sub, scale, hooks, **self.local(client)), sub.mask()
+        client.memory["fraction"], client.memory["trained"] = p, client.round
+        delta, mask = self.fit(client, message, p, lambda counts: self.keep(client, message, counts, p))
         self.learn(client, message, delta, mask, p)
         return Update(delta=delta, kept=p, weight=self.weights(client, mask))
+
+    def tier(self, client: Client, message: None) -> float:
+        """Return the fraction of the units that this client trains in the round, from the times of earlier rounds."""
+        return self.fraction(client) or self.smallest
+
+    @on_client(peer_record="report", nested=NESTING)
+    def train_part(self, client: Client, message: PartialModel) -> Update:
+        """Train the part of the model that this client received, or the part of it that the client asked for."""
+        p, memory = message.fraction, client.memory
+        memory["fraction"], memory["trained"], memory["share"] = p, client.round, message.share
+        memory["heard"] = dict(client.peers)  # tiers are declared before the records of a round arrive
+        groups = submodels(client).cutter.groups if p < 1.0 else {}
+        delta, _ = self.fit(client, message.params, p, lambda counts: leading_units(message.order, groups, counts))
+        return Update(delta=delta, kept=p, weight=self.weight(client))
+
+    def fit(
+        self, client: Client, params: Params, p: float, units: Callable[[dict[str, int]], dict[str, Tensor]]
+    ) -> tuple[Params, Params]:
+        """Train a fraction p of the model; return the update and 1 on the trained coordinates, both of full size.
+
+        Args:
+            client: the client.
+            params: the model, which may be 0 outside the trained part.
+            p: fraction of the units.
+            units: returns the units to train, from their number by group.
+        """
+        client.memory["cost"], hooks = self.cost(client, p), self.hooks(client, params)
+        if p == 1.0:
+            delta = client.sgd(params, **self.local(client), hooks=hooks).params - params
+            return delta, delta.zeros() + 1.0
+        cutter = submodels(client).cutter
+        sub, scale = cutter.cut(units(cutter.keep(p, self.rounds_up))), 1 / p if self.rescale else 1.0
+        return train_submodel(client, params, sub, scale, hooks, **self.local(client)), sub.mask()
 
     def learn(self, client: Client, params: Params, delta: Params, mask: Params, p: float) -> None:
         """Update state after local training: `delta` is the change on the coordinates where `mask` is 1. No-op by default."""
@@ -109,21 +182,22 @@ class SelfPruning(FedAvg):
         if client.times is None or client.round <= self.warmup:
             return 1.0
         costs = {p: self.cost(client, p) for p in TIERS if p >= self.smallest}
-        told = {peer: (record[0], record[1]) for peer, record in client.peers.items() if len(record) == 2 and min(record) >= 0}
+        records = client.memory.get("heard", {}) if self.segmented else client.peers
+        told = {peer: (record[0], record[1]) for peer, record in records.items() if len(record) == 2 and min(record) >= 0}
         compute, network = self.report(client, None)
         if self.adaptive:
             return self.adapt(client, costs, {peer: sum(record) for peer, record in told.items()})
         found = find_stragglers({**told, _SELF: (compute, network)}, self.straggler_share)
         if self.network:
             slow, target = _SELF in found.compute | found.network, found.total_target
-            return network_fraction(CostModel(compute), costs, network, target, self.smallest) if slow else 1.0
+            return network_fraction(CostModel(compute), costs, network, target, self.smallest, self.shares(client)) if slow else 1.0
         slow = _SELF in found.compute
         return compute_fraction(CostModel(compute), costs, found.compute_target, self.smallest) if slow else 1.0
 
     def adapt(self, client: Client, costs: dict[float, float], totals: dict[int, float]) -> float:
         """Return p from estimates that are robust to churn and changing links (`Controller`)."""
         assert client.times is not None
-        controller, memory = Controller(costs, share=self.straggler_share), client.memory
+        controller, memory = Controller(costs, self.shares(client), share=self.straggler_share), client.memory
         state, last = memory.get("pace", controller.start()), float(memory["fraction"])
         if memory["trained"] > state["round"] and last in costs:
             state = controller.observe(state, memory["trained"], last, *client.times)
