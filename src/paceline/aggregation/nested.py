@@ -71,8 +71,8 @@ def declared_tier(me: ProtocolContext, declared: ClientFunction) -> int:
 def assigned(client: Client, declared: ClientFunction, head: Any, parts: Any, owned: int, wanted: int) -> PartialModel:
     """Return the model that a client received in part, after the checks of `received`."""
     nesting = _nesting(declared)
-    if not isinstance(head, dict) or not {"order", "hashes"} <= set(head):
-        raise ProtocolError("the server sent no order of the units, or no hashes of the segments")
+    if not isinstance(head, dict) or not {"order", "hashes", "model"} <= set(head):
+        raise ProtocolError("the server sent no order of the units, or no hashes of the model")
     places = client.services[Segmenter].places(head["order"], nesting)
     return received(head, parts, owned, nesting.fractions[max(owned, wanted)], places, client.model.layout)
 

@@ -19,12 +19,12 @@ class TierError(QuorumError):
 
     Args:
         message: what is missing.
-        tier: index of the tier that the next attempt does without.
+        left: tiers that the next attempt may use, so that the one at fault is merged with another; empty if there is none.
     """
 
-    def __init__(self, message: str, tier: int) -> None:
+    def __init__(self, message: str, left: Sequence[int]) -> None:
         super().__init__(message)
-        self.tier = tier
+        self.left = tuple(left)
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,6 @@ class Tiers:
         """Return the tier that a client trains: the smaller one of its declared and its assigned tier."""
         return max(self.wanted[client], self.owned[client])
 
-    @property
-    def uniform(self) -> bool:
-        """Whether all clients own the same segments."""
-        return len(set(self.owned.values())) < 2
-
     def owners(self, segment: int, among: Collection[int] | None = None) -> list[int]:
         """Return the clients that send a segment, ascending."""
         return [c for c in sorted(self.owned if among is None else among) if self.owned[c] <= segment]
@@ -129,18 +124,24 @@ class Tiers:
         Raises:
             TierError: a tier has fewer members, or a segment fewer contributors, than the rules require.
         """
-        for tier in sorted({self.owned[c] for c in among}):
+        inhabited = sorted({self.owned[c] for c in among})
+        for tier in inhabited:
             if (left := len(self.trainers(tier, among))) < self.rules.contributors:
                 raise TierError(
                     f"only {left} clients are left that train segment {tier} of the model; the minimum is {self.rules.contributors}",
-                    tier,
+                    self._smaller(among, inhabited),
                 )
-            if not self.uniform and (left := len(self.members(tier, among))) < self.rules.members:
+            if len(inhabited) > 1 and (left := len(self.members(tier, among))) < self.rules.members:
                 raise TierError(
                     f"only {left} clients are left in tier {tier}; a tier has none or at least {self.rules.members} "
                     "(least_contributors), because its weight can be computed from the opened sums",
-                    tier,
+                    [other for other in inhabited if other != tier],
                 )
+
+    def _smaller(self, among: Collection[int], inhabited: Sequence[int]) -> list[int]:
+        """Return the tiers whose segments enough of the clients train."""
+        enough = [s for s in range(self.count) if len(self.trainers(s, among)) >= self.rules.contributors]
+        return [tier for tier in inhabited if tier in enough] or enough[:1]
 
     # -- merging -------------------------------------------------------------------------------
     @property

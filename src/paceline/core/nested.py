@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -115,13 +116,17 @@ class SegmentedModel:
         places = [place.cpu() for place in segmenter.places(model.order, nesting)]
         return SegmentedModel(tuple(vector[place] for place in places), places, model.order, model.params.layout)
 
-    @property
+    @cached_property
     def head(self) -> dict[str, Tree]:
-        """The part that all clients receive: the order, and a hash of each segment.
+        """The part that all clients receive: the order, a hash of each segment, and one of the whole model.
 
         It determines the whole model, although a client receives a part of it.
         """
-        return {"order": self.order, "hashes": torch.stack([_hash(part) for part in self.parts])}
+        vector = torch.empty(self.layout.size)
+        for part, place in zip(self.parts, self.places, strict=True):
+            vector[place] = part.float()
+        hashes = torch.stack([_hash(part) for part in self.parts])
+        return {"order": self.order, "hashes": hashes, "model": _hash(vector)}
 
     def share(self, tier: int) -> list[Tensor]:
         """Return the segments of a tier."""
@@ -142,8 +147,9 @@ def received(head: Any, parts: Any, tier: int, fraction: float, places: Places, 
     Raises:
         ProtocolError: a segment is missing, has another length, or does not match its hash.
     """
-    hashes = head["hashes"]
-    count = len(hashes) if isinstance(hashes, Tensor) and hashes.dtype == torch.uint8 and hashes.shape[1:] == (32,) else 0
+    hashes, count = head["hashes"], len(places)
+    if not _is_hash(hashes, (count, 32)) or not _is_hash(head["model"], (32,)):
+        raise ProtocolError("the server sent no hash for each segment of the model")
     if not isinstance(parts, list) or len(parts) != count - tier or not all(isinstance(p, Tensor) for p in parts):
         raise ProtocolError(
             f"the server sent {len(parts) if isinstance(parts, list) else 'no'} segments; tier {tier} needs {count - tier}"
@@ -155,8 +161,14 @@ def received(head: Any, parts: Any, tier: int, fraction: float, places: Places, 
         if not torch.equal(_hash(part), hashes[segment].cpu()):
             raise ProtocolError(f"segment {segment} of the model does not match the hash that all clients received")
         vector[places[segment].to(vector.device)] = part
+    if tier == 0 and not torch.equal(_hash(vector), head["model"].cpu()):
+        raise ProtocolError("the model does not match the hash that all clients received")
     share = sum(map(len, parts)) / layout.size
     return PartialModel(params=Params(vector, layout), order=head["order"], fraction=fraction, share=share)
+
+
+def _is_hash(value: Any, shape: tuple[int, ...]) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.uint8 and tuple(value.shape) == shape
 
 
 def _hash(part: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from paceline.aggregation.secure.client_openings import Openings
 from paceline.aggregation.secure.codec import Codec
 from paceline.aggregation.secure.covers import Cover
 from paceline.aggregation.secure.messages import as_tensors, need, opened_record, packed_record, session_of
-from paceline.aggregation.secure.task_hash import Agreement, OwnWork, Work
+from paceline.aggregation.secure.task_hash import Agreement, OwnWork, Work, message_digest
 from paceline.core.engine import ClientFunction, wire_size
 from paceline.core.errors import ProtocolError
 from paceline.core.generators import nested
@@ -114,7 +114,7 @@ class SecAggClient:
         client, state = me.client, _state(me)
         machine, session = state.machine, state.machine.session
         declared = _declared(me, session.function)
-        work = Work(self.agreed, session.function, declared, self._digest(content))
+        work = Work(self.agreed, session.function, declared, self._digest(content, declared))
         if work.task(session.round, session.trial, session.call) != session.task:
             raise ProtocolError(
                 f"client {client.id}: the task does not match the session's hash; the server sent clients "
@@ -217,10 +217,10 @@ class SecAggClient:
         me.session.failed = f"{type(error).__name__}: {error}"
         return reply
 
-    def _digest(self, content: Tree) -> tuple[bytes, bytes]:
+    def _digest(self, content: Tree, declared: ClientFunction) -> tuple[bytes, bytes]:
         """Return a message's digest. Clients in one process receive the same object, which is hashed once."""
         if self._hashed is None or self._hashed[0] is not content:
-            self._hashed = (content, digest(content))
+            self._hashed = (content, message_digest(content, declared))
         return self._hashed[1]
 
 

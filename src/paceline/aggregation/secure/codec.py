@@ -90,17 +90,21 @@ class Codec:
         self._weighed(reply)
         rng, shrink = numpy_rng(seed, "rounding"), self._shrink(terms)
         parts: dict[str, list[NDArray[np.int64]]] = {"main": [], "counts": [], "exact": []}
-        clipped = 0
+        clipped, largest = 0, dict[str, float]()
         for name, tensor, weight in zip(terms.names, terms.tensors, terms.weights, strict=True):
             if not tensor.is_floating_point():
                 parts["exact"].append(self._whole(name, tensor, _number(weight)))
                 continue
             values = tensor.cpu().numpy() * shrink if shrink < 1 else tensor.cpu().numpy()
             whole = _number(weight) if not isinstance(weight, Tensor) else weight.cpu().numpy().astype(np.int64)
-            self._resolved(name, values)
+            field = segment_of(name)[0]
+            top = max(float(values.max()), -float(values.min())) if len(values) else 0.0
+            largest[field] = max(top, largest.get(field, 0.0))
             words, over = quantise(values, self.clip(name), config.bits, rng, whole)
             parts.setdefault(self._name("main", segment_of(name)[1]), []).append(words)
             clipped += over
+        for field, top in largest.items():
+            self._resolved(field, top)
         of_numbers = len(terms.scalars) - _weights(terms.structure)
         scalars, totals = terms.scalars[:of_numbers], terms.scalars[of_numbers:]
         first, second = [self._exact(v) for v in scalars], [round((v * _UNIT - round(v * _UNIT)) * _FINE) for v in scalars]
@@ -250,9 +254,8 @@ class Codec:
                 stacklevel=4,
             )
 
-    def _resolved(self, name: str, values: NDArray[Any]) -> None:
-        """Warn if a field is so small against its clip that rounding shows in the mean of n clients."""
-        top = max(float(values.max()), -float(values.min())) if len(values) else 0.0
+    def _resolved(self, name: str, top: float) -> None:
+        """Warn if a field, with the largest value `top`, is so small against its clip that rounding shows in the mean of n clients."""
         error = 0.5 / (scale_of(self.clip(name), self.config.bits) * math.sqrt(self.clients))
         if 0.0 < top < error / RESOLUTION:
             warnings.warn(

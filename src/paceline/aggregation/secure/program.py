@@ -113,7 +113,7 @@ class SecureAggregation(Aggregation):
             except QuorumError as error:
                 last = error
                 if isinstance(error, TierError):
-                    self.opened.merged.add(error.tier)
+                    self.opened.tiers = error.left
                 if not isinstance(error, MisbehaviourError):
                     self._rest(fed, cohort, one)
         if not parts:
@@ -177,8 +177,7 @@ class _Sum:
         task = work.task(fed.round, trial, call)
         facts = {"function": work.function, "trial": trial, "call": call, "task": task}
         if model is not None:
-            tiers = range(len(model.parts))
-            facts |= {"parts": len(tiers), "tiers": tuple(t for t in tiers if t not in how.opened.merged) or (len(tiers) - 1,)}
+            facts |= {"parts": len(model.parts), "tiers": how.opened.tiers or tuple(range(len(model.parts)))}
         session = dataclasses.replace(new_session(keys, how.config, fed.round, fed.serial), **facts)  # type: ignore[arg-type]
         self.server = SecureServer(session, keys, len(keys) if whole else fed.quorum)
         self.codec = Codec(how.config, len(keys), request.declared.limits, fed.round)

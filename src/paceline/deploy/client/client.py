@@ -236,7 +236,7 @@ def build_worker(
     def from_data(welcome: Welcome, config: RunConfig, method: Method, agreed: Agreement, schema: Schema | None) -> Worker:
         made = assemble(config, task or own_task(data, config, schema), method)
         shared = Allocation(made.task, own_split(config, number, made.task)) if data.own else share_out(config, made.task)
-        programs: dict[str, Any] = {"nested": NestedClient()}
+        programs: dict[str, Any] = {} if config.aggregation == "secure" else {"nested": NestedClient()}
         if config.aggregation == "secure":
             from paceline.aggregation.secure.client_functions import SecAggClient
 
