@@ -59,7 +59,7 @@ class PartSum(Sum):
         changes: of the session's facts.
     """
 
-    def __init__(self, liar, params, order=None, **changes):
+    def __init__(self, liar, params, order=None, message=None, **changes):
         declared = client_functions(find_method("fjord"))["train_part"]
         module = liar.loopback.task.build(0)
         inputs = torch.zeros(1, *liar.loopback.task.train.x.shape[1:])
@@ -67,7 +67,9 @@ class PartSum(Sum):
         segmenter = UnitSegmenter(lambda: self.cutter)
         self.model = SegmentedModel.of(PartialModel(params=params, order=order or {}), segmenter, declared.nested)
         parts = {"parts": 6, "tiers": tuple(range(6))}
-        super().__init__(liar, self.model.head, config=secure_config(SECURE), function="train_part", **{**parts, **changes})
+        super().__init__(
+            liar, message or self.model.head, config=secure_config(SECURE), function="train_part", **{**parts, **changes}
+        )
 
     def share(self, tiers=None, **more):
         hashes, adverts = self.server.directory_for()
@@ -168,6 +170,26 @@ def test_another_order_of_the_units_is_refused(server, params):
     one.advertise()
     one.share()
     assert "the public order of the units is not the one that this client computes" in reasons(one.masked())
+
+
+def test_another_hash_of_the_whole_model_is_refused(server, params):
+    """The same model under another hash would pass for another model when sums over it are compared."""
+    one = PartSum(server, params)
+    one.params["model"] = one.params["model"] + 1
+    two = PartSum(server, params, message=one.params)
+    two.advertise()
+    two.share()
+    reported = two.masked()
+    assert all("the model does not match the hash that all clients received" in reported[c][0] for c in range(SLOW))
+
+
+def test_parts_are_not_trained_outside_of_a_secure_sum(server, params):
+    one = PartSum(server, params)
+    reported = server.ask("declare", "train_part", program="nested")
+    assert "is not a client function" in reasons(reported) or "outside a secure sum" in reasons(reported)
+    each = {c: {"owned": 0, "wanted": 0, "parts": one.model.share(0)} for c in range(9)}
+    message = {"function": "train_part", "head": one.params}
+    reasons(server.ask("run", message, program="nested", each=each))
 
 
 @pytest.mark.parametrize("wrong", ["values", "shorter", "missing"])

@@ -177,7 +177,7 @@ def outcome(vectors, wanted, lost, config):
 
 
 PATTERNS = st.lists(st.tuples(st.integers(0, 2), st.sampled_from([None] * 8 + list(STEPS))), min_size=4, max_size=12)
-LOST = r"remained (after|with|whose)|of the required \d+ shares|are too few"
+LOST = r"remained (after|with|whose)|neighbours own segment|of the required \d+ shares|are too few"
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)
@@ -240,6 +240,12 @@ def test_tiers_that_a_session_does_without_are_merged():
     assert merged(wanted, allowed=(0, 1)) == [0] * 9 + [1] * 6
     assert merged(wanted, allowed=(2,)) == [2] * 15
     assert merged(wanted, allowed=(0,)) == [0] * 15
+
+
+def test_clients_that_send_zeros_do_not_count_as_contributors():
+    """Two train segment 0, of fourteen that could send it."""
+    assert merged([0] * 2 + [2] * 12, allowed=(0,)) == [2] * 14
+    assert merged([0] * 4 + [2] * 10, allowed=(0,)) == [0] * 14
 
 
 def test_too_few_clients_have_no_tiers():
@@ -311,6 +317,23 @@ def test_after_drop_outs_no_segment_of_few_owners_is_confirmed():
     ):
         with pytest.raises(ProtocolError, match=text):
             party.clients[c].consistency(alive)
+
+
+def test_after_a_loss_of_shares_too_few_neighbours_own_a_segment():
+    """12 of 15 own segment 0, so each owner has 11 neighbours that do, the threshold."""
+    party = Party(WANTED).advertise().share()
+    mail = {part: {v: x for v, x in party.mail[0][part].items() if v != 5} for part in ("sealed", "told")}
+    with pytest.raises(ProtocolError, match="only 10 neighbours own segment 0 of the model; the minimum is 11"):
+        party.clients[0].receive(mail["sealed"], mail["told"])
+    late = Party(WANTED).advertise()
+    for c in range(14):  # without client 14, a slow one
+        late.server.add_shares(c, late.clients[c].share(late.hashes, late.adverts[c], b"", late.declared))
+    assert set(late.server.inbox_for()) == set(range(14))
+    lost = Party(WANTED).advertise()
+    for c in range(1, 15):  # without client 0
+        lost.server.add_shares(c, lost.clients[c].share(lost.hashes, lost.adverts[c], b"", lost.declared))
+    with pytest.raises(QuorumError, match="only 10 neighbours own segment 0"):
+        lost.server.inbox_for()
 
 
 def test_a_client_sends_the_segments_of_its_tier_and_nothing_else():

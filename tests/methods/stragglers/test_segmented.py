@@ -95,6 +95,13 @@ def test_results_do_not_depend_on_workers_or_on_who_works_together(federate):
         assert again.total_seconds == one.total_seconds
 
 
+def test_byzantine_clients_attack_parts_as_well(federate):
+    """Each tier is attacked on its own; some attackers are slow."""
+    common = {"clients": 10, "cohort": 10, "fleet": SLOW, "rounds": 4, **options("fjord")}
+    honest, attacked = federate(**common), federate(adversary="signflip:share=0.3", **common)
+    assert attacked.model_sha256 != honest.model_sha256
+
+
 def test_a_stopped_run_goes_on(tmp_path, task):
     assert_resumes(tmp_path, task, **{**COMMON, **options("clip"), "rounds": 4})
 

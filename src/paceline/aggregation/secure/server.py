@@ -178,14 +178,16 @@ class SecureServer:
         out = {}
         for client in self._shared:
             senders = [v for v in self._graph[client] if v in self._shared]
-            if len(senders) >= self.session.threshold and self._owned_by(client, senders):
+            if len(senders) >= self.session.threshold:
+                self._owned_by(client, senders)
                 out[client] = {part: {v: self._shared[v][part][client] for v in senders} for part in ("sealed", "told")}
         self._lost("with enough neighbours", len(out), self._least)
         return out
 
-    def _owned_by(self, client: int, senders: Sequence[int]) -> bool:
-        """Return whether enough neighbours own the segments that a client sends; else it refuses."""
-        return self.tiers is None or not self.tiers.missing(client, senders)
+    def _owned_by(self, client: int, senders: Sequence[int]) -> None:
+        """Raise `QuorumError` if too few neighbours are left that own the segments of a client, which would refuse to send them."""
+        if self.tiers is not None and (why := self.tiers.missing(client, senders)):
+            raise QuorumError(f"secure sum, round {self.session.round}: {why}; the round can be repeated with fresh keys")
 
     # -- R2 ------------------------------------------------------------------------------------
     def add_masked(self, client: int, message: dict[str, Any], kind: str = "") -> bool:

@@ -118,7 +118,9 @@ class PolicyRules:
             raise PolicyError(["call received before a plan was accepted"])
         now, program = self.clock(), p.field(head, "program", str)
         deferred = p.field(p.field(head, "channel", dict), "kind", str) == "held"  # work that is only started reveals nothing
-        facts: dict[str, Any] = {"cohort": p.field(head, "cohort", int) if program == "method" and not deferred else None}
+        facts: dict[str, Any] = {
+            "cohort": p.field(head, "cohort", int) if program in ("method", "nested") and not deferred else None
+        }
         if program == "secagg":
             facts |= _secure_facts(p.field(head, "function", str), message)
         request = CallRequest(
