@@ -113,7 +113,7 @@ class Tiers:
     def missing(self, client: int, near: Collection[int]) -> str:
         """Return why a client must not send the segments of its tier to a sum with these neighbours; empty if it may."""
         segment = self.owned[client]
-        left = len(self.owners(segment, near))
+        left = sum(1 for c in near if self.owned[c] <= segment)
         if left >= self.rules.neighbours:
             return ""
         return f"only {left} neighbours own segment {segment} of the model; the minimum is {self.rules.neighbours}"

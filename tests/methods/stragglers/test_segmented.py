@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from paceline.aggregation.secure.client_openings import Openings
 from paceline.core.client import Client
-from paceline.core.errors import PlanError
+from paceline.core.errors import PlanError, QuorumError
 from paceline.core.layout import Layout
 from paceline.methods.stragglers.clip import Clip
 from paceline.methods.stragglers.selfpruning import NESTING, SelfPruning
@@ -204,6 +205,28 @@ def test_two_slow_clients_are_no_tier_and_send_padded_uploads(federate):
     first, last = secure.history[0], secure.history[-1]
     assert last["round_seconds"] < 0.75 * first["round_seconds"]
     assert last["bytes_up"] == pytest.approx(first["bytes_up"], rel=0.03)
+
+
+def test_an_order_that_does_not_follow_from_the_model_is_refused(task, config, monkeypatch):
+    """Clients that received the last two models compute the scores; those with a part of one rely on them."""
+    values = {**COMMON, **options("clip"), "aggregation": "secure", "secure": {"gamma": 0.0}, "on_error": "drop"}
+    prepared = prepare(config(**values), task=task)
+    method, fed = prepared.method, prepared.fed
+    fed.engine.here.setup.programs["secagg"].openings = Openings(durable=False)  # as a real client has
+    state = method.init(fed)
+    for number in (1, 2):
+        fed.start_round(number)
+        state = method.round(fed, state)
+        fed.engine.commit()
+    fed.start_round(3)
+    real = Clip.order
+    monkeypatch.setattr(Clip, "order", lambda *args: {g: -s for g, s in real(*args).items()})
+    with pytest.raises(QuorumError, match="the public order of the units is not the one that this client computes"):
+        method.round(fed, state)
+    monkeypatch.undo()
+    fed.engine.rollback()
+    fed.start_round(3, attempt=1)
+    method.round(fed, state)
 
 
 @pytest.mark.parametrize(

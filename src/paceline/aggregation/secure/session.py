@@ -8,7 +8,7 @@ import math
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from paceline.aggregation.secure.config import SecureConfig, Segment
@@ -112,7 +112,7 @@ class Session:
 
     def assigned_tiers(self, declared: Mapping[int, int], hashes: Mapping[int, bytes]) -> Tiers:
         """Return the tiers that follow from what the clients declared; raises `QuorumError` if there are too few clients."""
-        return Tiers.of(declared, self.tiers, self.parts, self.tier_rules, graph_of(self, hashes))
+        return _assigned_tiers(self, self.tier_rules, tuple(sorted(declared.items())), tuple(sorted(hashes.items())))
 
     def faults(self) -> list[str]:
         """Return the reasons why a client must refuse this session; empty if it is valid."""
@@ -219,6 +219,14 @@ def least_half(clients: int, config: SecureConfig) -> int:
     free, corrupt = clients - t - 1, math.ceil(config.gamma * clients - 1e-9)
     fits = k >= clients - 1 and k_half >= half - 1 and t_half <= k_half and free + 1 < t_half and half - free - corrupt >= 2
     return max(config.least(clients), 3) if fits else clients
+
+
+@lru_cache(maxsize=4)
+def _assigned_tiers(
+    session: Session, rules: TierRules, declared: tuple[tuple[int, int], ...], hashes: tuple[tuple[int, bytes], ...]
+) -> Tiers:
+    """Return `Session.assigned_tiers`, which all clients of a process derive from the same values."""
+    return Tiers.of(dict(declared), session.tiers, session.parts, rules, graph_of(session, dict(hashes)))
 
 
 def number(value: int) -> bytes:
