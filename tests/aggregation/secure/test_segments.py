@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,9 +20,9 @@ from paceline.aggregation.secure.server import SecureServer
 from paceline.aggregation.secure.session import new_session, sends
 from paceline.aggregation.secure.simulate import secure_sum
 from paceline.aggregation.secure.steps import STEPS
-from paceline.aggregation.secure.task_hash import OwnWork
+from paceline.aggregation.secure.task_hash import OwnWork, halves, message_digest
 from paceline.aggregation.tiers import TierError, TierRules, Tiers
-from paceline.core.declarations import Nesting
+from paceline.core.declarations import ClientFunction, Nesting
 from paceline.core.errors import ProtocolError, QuorumError
 from paceline.core.nested import settled
 
@@ -389,7 +390,7 @@ WHOLE = cover(range(12), {9, 10, 11})
         cover(range(12), set()),
         cover(range(12), {9, 10, 11}, "another"),  # the same tiers, other segments
         Cover.of(range(12)),
-        cover(range(6), set()),  # a half
+        *(cover(half, {9, 10, 11}) for half in halves(b"c", range(12), 3)),
     ],
 )
 def test_the_same_work_is_opened_over_the_same_clients_in_every_segment(other):
@@ -418,6 +419,18 @@ def test_nearly_the_same_work_is_compared_segment_by_segment(other, refused):
             record.check(near, "run", 1, other, lambda n: 3)
     else:
         record.check(near, "run", 1, other, lambda n: 3)
+
+
+def test_the_same_model_in_other_segments_is_the_same_model():
+    """Sums over it are compared, whatever the order of the units; another model is another one."""
+    part = ClientFunction(nested=Nesting("tier", "order", (1.0, 0.5)))
+    head = {"order": {"a": torch.ones(2)}, "hashes": torch.zeros(2, 32), "model": torch.zeros(32)}
+    other = {**head, "order": {"a": torch.zeros(2)}, "hashes": torch.ones(2, 32)}
+    (whole, model), (whole_2, model_2) = message_digest(head, part), message_digest(other, part)
+    assert model == model_2
+    assert whole != whole_2
+    assert message_digest({**head, "model": torch.ones(32)}, part)[1] != model
+    assert message_digest(other, ClientFunction())[1] != message_digest(head, ClientFunction())[1]
 
 
 def test_covers_are_stored_and_lists_of_earlier_versions_are_read():

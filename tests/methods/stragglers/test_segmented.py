@@ -9,6 +9,7 @@ import torch
 from paceline.aggregation.secure.client_openings import Openings
 from paceline.core.client import Client
 from paceline.core.errors import PlanError, QuorumError
+from paceline.core.exclusions import Exclusions
 from paceline.core.layout import Layout
 from paceline.methods.stragglers.clip import Clip
 from paceline.methods.stragglers.selfpruning import NESTING, SelfPruning
@@ -47,6 +48,23 @@ def test_masked_sums_have_the_bits_of_unmasked_ones(federate, name):
     first, last = secure.history[0], secure.history[-1]
     assert last["bytes_up"] < first["bytes_up"]
     assert last["bytes_down"] < first["bytes_down"]
+
+
+def test_a_client_measures_the_same_times_with_and_without_masks(task, config):
+    """And reports those of the whole model, also after a round in which it had a part."""
+    stored = []
+    for aggregation in ("secure-arithmetic", "secure"):
+        prepared = prepare(config(**{**COMMON, **options("clip"), "aggregation": aggregation, "secure": {"gamma": 0.0}}), task=task)
+        state = prepared.method.init(prepared.fed)
+        for number in range(1, 5):
+            prepared.fed.start_round(number)
+            state = prepared.method.round(prepared.fed, state)
+            memories = prepared.fed.engine.commit()
+        stored.append({c: (m["_times"], m["fraction"], m["share"], m["cost"]) for c, m in memories.items()})
+    assert stored[0] == stored[1]
+    assert {fraction for _, fraction, _, _ in stored[0].values()} == {1.0, 0.5}
+    client = Client(0, 9, int, None, None, None, {"_times": [10.0, 5.0], "cost": 0.25, "share": 0.5}, records_times=True)
+    assert Clip(segmented=True).report(client, None) == [40.0, 10.0]
 
 
 def by_number(method, client, message):
@@ -196,6 +214,29 @@ def test_a_tier_that_lost_its_clients_is_merged_and_the_round_repeated(federate)
     rounds = summary.history
     assert rounds[4]["bytes_up"] < rounds[0]["bytes_up"]
     assert len(rounds) == 5
+
+
+def test_the_next_attempt_does_without_a_tier_that_lost_its_clients(task, config, monkeypatch):
+    """Even if they are back: who vanished once may do so again."""
+    lost = {12, 13}
+    monkeypatch.setattr(SelfPruning, "tier", lambda method, client, message: 0.5 if client._id >= 12 else 1.0)
+    values = {**COMMON, **options("fjord"), "aggregation": "secure", "secure": {"gamma": 0.0}, "on_error": "drop"}
+    drop = lambda round, client, function: function == "secagg.masked" and client in lost  # noqa: E731
+    prepared = prepare(config(**values), task=task, drop=drop)
+    method, fed = prepared.method, prepared.fed
+    state = method.init(fed)
+    for attempt in range(3):
+        fed.start_round(1 if attempt < 2 else 2, attempt=attempt % 2)
+        fed.excluded = Exclusions()
+        if attempt == 0:
+            with pytest.raises(QuorumError, match="only 1 clients are left in tier 5"):
+                method.round(fed, state)
+            fed.engine.rollback()
+            lost.clear()
+            continue
+        state = method.round(fed, state)
+        memory = fed.engine.commit()[14]
+        assert (memory["fraction"], memory["share"]) == (0.5, 1.0 if attempt == 1 else pytest.approx(0.4, abs=0.1))
 
 
 def test_two_slow_clients_are_no_tier_and_send_padded_uploads(federate):
