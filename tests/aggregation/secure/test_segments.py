@@ -421,6 +421,15 @@ def test_nearly_the_same_work_is_compared_segment_by_segment(other, refused):
         record.check(near, "run", 1, other, lambda n: 3)
 
 
+def test_a_half_of_a_sum_over_whole_models_is_no_sum_over_parts():
+    half = halves(b"c", range(12), 3)[0]
+    record = Openings(durable=False)
+    record.record(own(), "run", 1, range(12))
+    record.check(own(), "run", 1, half, lambda n: 3)
+    with pytest.raises(ProtocolError, match="opened before for other survivors"):
+        record.check(own(), "run", 1, cover(half, set(half[:3])), lambda n: 3)
+
+
 def test_the_same_model_in_other_segments_is_the_same_model():
     """Sums over it are compared, whatever the order of the units; another model is another one."""
     part = ClientFunction(nested=Nesting("tier", "order", (1.0, 0.5)))
