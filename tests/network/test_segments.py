@@ -29,7 +29,10 @@ RUN = {
 FEW = "[secure_aggregation]\nleast_contributors = 2\n"
 
 
-@pytest.mark.parametrize(("method", "aggregation"), [("clip", "secure"), ("fjord", "plain"), ("fjord", "secure-arithmetic")])
+@pytest.mark.parametrize(
+    ("method", "aggregation"),
+    [("clip", "secure"), ("fjord", "plain"), pytest.param("fjord", "secure-arithmetic", marks=pytest.mark.slow)],
+)
 def test_same_bits_and_bytes_as_local(networked, federate, method, aggregation):
     run = {**RUN, "aggregation": aggregation, "method": method}
     policy = OPEN.replace("[secure_aggregation]\n", FEW)

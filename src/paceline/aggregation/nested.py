@@ -135,6 +135,16 @@ class _TierSink(Sink):
     def add(self, client: int, reply: Tree, seed: Callable[[], int]) -> Any:
         return self._sinks.setdefault(tier_of(reply), self._channel.open()).add(client, reply, seed)
 
+    def add_all(self, entries: Sequence[tuple[int, Tree, Callable[[], int]]]) -> list[Any]:
+        values: list[Any] = [None] * len(entries)
+        tiers = [tier_of(reply) for _, reply, _ in entries]
+        for tier in dict.fromkeys(tiers):
+            mine = [place for place, other in enumerate(tiers) if other == tier]
+            sink = self._sinks.setdefault(tier, self._channel.open())
+            for place, value in zip(mine, sink.add_all([entries[place] for place in mine]), strict=True):
+                values[place] = value
+        return values
+
     def partial(self) -> dict[int, Any]:
         return {tier: sink.partial() for tier, sink in self._sinks.items()}
 

@@ -243,7 +243,7 @@ def joined(summed: Summed, places: Places, layout: Layout) -> Summed:
 
     def whole(into: dict[str, Any], field: str, segment: int, value: Any) -> None:
         vector = into.setdefault(field, torch.zeros(layout.size, dtype=torch.float64))
-        vector[places[segment]] = torch.as_tensor(value, dtype=torch.float64)
+        vector[places[segment]] = torch.as_tensor(value, dtype=torch.float64).cpu()
 
     forms: dict[str, Any] = {}
     vectors: dict[str, Any] = {}

@@ -19,7 +19,9 @@ from paceline.submodels.cut import TIERS, Cutter
 from paceline.submodels.nesting import UnitSegmenter, leading_units
 from paceline.submodels.service import Submodels
 from paceline.tasks import Arrays, Task
+from tests.conftest import make_task
 from tests.methods.resuming import assert_resumes
+from tests.pretend import pretended
 
 SLOW = "stragglers:share=0.2,slow=2.5,compute=1e5"
 COMMON = {"clients": 15, "cohort": 15, "fleet": SLOW, "rounds": 5}
@@ -119,6 +121,19 @@ def test_byzantine_clients_attack_parts_as_well(federate):
     common = {"clients": 10, "cohort": 10, "fleet": SLOW, "rounds": 4, **options("fjord")}
     honest, attacked = federate(**common), federate(adversary="signflip:share=0.3", **common)
     assert attacked.model_sha256 != honest.model_sha256
+
+
+@pytest.mark.parametrize("aggregation", [pytest.param("plain", marks=pytest.mark.slow), "secure"])
+def test_tensors_are_on_the_right_device(aggregation):
+    """On a pretended GPU, with the result of the CPU."""
+    secure = {"secure": {"gamma": 0.0}} if aggregation == "secure" else {}
+    values = {**COMMON, **options("clip"), "task": "blobs", "aggregation": aggregation, "rounds": 3, **secure}
+    values["options"] = {**values["options"], "warmup": 1}
+    wanted = prepare(RunConfig.build(values), task=make_task(60)).go()
+    with pretended():
+        found = prepare(RunConfig.build({**values, "device": "cuda"}), task=make_task(60)).go()
+    assert found.loss == pytest.approx(wanted.loss, rel=1e-3, abs=1e-4)
+    assert found.bytes_up == wanted.bytes_up
 
 
 def test_a_stopped_run_goes_on(tmp_path, task):
