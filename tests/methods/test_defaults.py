@@ -29,6 +29,7 @@ ARRIVING = {
 ROBUST = AVERAGED | {"byzantine": 0.2}
 PRUNED = AVERAGED | {
     "straggler_share": 0.2, "network": True, "smallest": 0.5, "warmup": 2, "merge": None, "adaptive": False, "rescale": False,
+    "segmented": False,
 }  # fmt: skip
 OWN = LOCAL | {"models": ()}
 HEADS = OWN | {

@@ -238,12 +238,15 @@ class Worker:
                 hold(me, reply)
         except Exception as error:
             reply = error
-            if call.program == "method":  # a function that failed leaves no trace; a protocol's guards against replays stay
+            if call.program in (
+                "method",
+                "nested",
+            ):  # a function that failed leaves no trace; a protocol's guards against replays stay
                 me.memory.reset(mark)
         return me, reply, time.perf_counter() - started
 
     def _receipt(self, call: Call, me: Client, value: Any, took: Any, down: int, up: int, dropped: str | None) -> Receipt:
-        if me.flops and me.job is not None and call.program == "method" and self.records_times:
+        if me.flops and me.job is not None and call.program in ("method", "nested") and self.records_times:
             me.memory["_times"] = [took.compute, took.network]
         return Receipt(me.id, value, took.compute, took.network, down, up, dropped)
 

@@ -83,6 +83,30 @@ def test_plain_and_masked_sums_have_the_same_clients_and_secure_ones_the_same_bi
     assert came["secure"][0][5] == list(range(2, 10))
 
 
+@pytest.mark.parametrize("method", ["clip", "fjord"])
+def test_sums_over_parts_of_the_model_have_the_same_clients(federate, monkeypatch, method):
+    """Clients declare their tier before the sum: who is too slow drops out there, and the sums are the same bits."""
+    ends, invoke = {}, Worker.invoke
+    for name in ("plain", "secure-arithmetic", "secure"):
+        came = defaultdict(set)
+
+        def spy(self, me, function, message, came=came):
+            reply = invoke(self, me, function, message)
+            if function == "train_part" and me._id < 10:
+                came[me.round].add(me._id)
+            return reply
+
+        monkeypatch.setattr(Worker, "invoke", spy)
+        more = {} if name == "plain" else {"secure": SECURE}
+        made = adaptive(rounds=9, aggregation=name, options={"segmented": True}, **more)
+        ends[name] = came, federate(**{**made, "method": method}).model_sha256
+    assert ends["plain"][0] == ends["secure-arithmetic"][0] == ends["secure"][0]
+    assert ends["secure-arithmetic"][1] == ends["secure"][1]
+    rounds = [r for r, clients in ends["secure"][0].items() if 0 in clients]
+    assert {1, 2, 4, 8} <= set(rounds)
+    assert {6, 7}.isdisjoint(rounds)
+
+
 @pytest.mark.parametrize("changes", [{"workers": 2}, {"vectorize": "on", "chunk": 4}])
 def test_workers_and_stacks_change_nothing(federate, changes):
     one, other = federate(**adaptive(rounds=7)), federate(**adaptive(rounds=7, **changes))

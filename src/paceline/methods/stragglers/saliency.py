@@ -52,6 +52,11 @@ class Saliency(SelfPruning):
 
     every: Positive[int] = 10
 
+    def check(self, fed: Federation) -> list[str]:
+        """Return the options that do not fit."""
+        segments = "segmented=true needs scores that clients can compute themselves, and saliencies are of all clients; use clip"
+        return super().check(fed) + [segments] * self.segmented
+
     def init(self, fed: Federation) -> State:
         """Start without saliencies."""
         return SaliencyState(params=fed.init_params(), saliency={})
