@@ -52,6 +52,11 @@ class ClusterState:
         return len(self.models) > 1
 
 
+def direction(reply: Params | Tensor) -> Tensor:
+    """Return what is compared of a reply: an update's weights, without running statistics, or its sketch."""
+    return reply if isinstance(reply, Tensor) else reply.vector[: reply.layout.num_params]
+
+
 @dataclass(frozen=True)
 class OCFL(LocalTraining[ClusterState]):
     """One-shot clustering, with server step `server_lr`.
@@ -107,7 +112,7 @@ class OCFL(LocalTraining[ClusterState]):
         [params] = state.models
         replies = fed.each(self.compare, (params, fed.seed), over=cohort)
         who = sorted(replies)
-        shown = torch.stack([r if isinstance(r, Tensor) else r.vector for _, r in sorted(replies.items())])
+        shown = torch.stack([direction(r) for _, r in sorted(replies.items())])
         heat, labels, rises = math.inf, [0] * len(who), 0
         if len(who) > 1:
             gamma = cosine_distances(shown)
@@ -143,8 +148,7 @@ class OCFL(LocalTraining[ClusterState]):
         except QuorumError:  # retry the next time they participate
             return state
         for client, reply in replies.items():
-            shown = reply if isinstance(reply, Tensor) else reply.vector
-            labels[client] = int((torch.nn.functional.normalize(state.directions) @ shown).argmax())
+            labels[client] = int((torch.nn.functional.normalize(state.directions) @ direction(reply)).argmax())
         return ClusterState(state.models, labels, state.temperature, state.rises, state.directions)
 
     @on_client(each=True)
@@ -155,7 +159,8 @@ class OCFL(LocalTraining[ClusterState]):
         if not self.sketch:
             return delta
         client.memory["delta"] = delta
-        return project(delta.vector / delta.norm().clamp(min=1e-12), self.sketch, seed)
+        moved = direction(delta)
+        return project(moved / moved.norm().clamp(min=1e-12), self.sketch, seed)
 
     @on_client
     def deliver(self, client: Client, message: None) -> Update:
