@@ -161,6 +161,28 @@ def test_a_client_without_samples_does_not_move_the_optimum(name):
     assert at_optimum(name, task, split=split) < WITHIN
 
 
+IN_THE_POPULATION = {
+    **dict.fromkeys(["afacd", "afacs", "afacstable", "fedasync", "fedbuff", "fedfix"], "jobs of others start at other times"),
+    **dict.fromkeys(["fedamd", "fedau", "fedvarp", "mifa", "scaffold", "scaffoldm", "scaffoldmvr"], "means are over all clients"),
+    **dict.fromkeys(["feddyn", "fedspeed"], "means of duals are over all clients"),
+    **dict.fromkeys(["fedzo", "fzoos"], "their objective is 0"),
+    **dict.fromkeys(["frl", "frlchecked"], "they vote for the ranking that they received"),
+}
+"""Methods in which a client without samples counts, although it does not move the optimum."""
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in IN_THE_POPULATION])
+def test_with_clients_without_samples_the_others_train_as_without_them(name):
+    ends = []
+    for empty in (0, 2):
+        sizes, options = [*SIZES, *[0] * empty], options_of(name, byzantine=0.0)
+        made = small(name, clients=len(sizes), cohort=len(sizes), rounds=2, options=options, vectorize="off", fleet="homogeneous")
+        run = prepare(made, task=make_task(), split=by_size(sizes))
+        run.go()
+        ends.append(run.method.model(run.state).vector)
+    torch.testing.assert_close(*ends, atol=1e-6, rtol=1e-6)
+
+
 PARTIAL = {"bulyan": {"byzantine": 0.1}, "krum": {"byzantine": 0.2}}
 SIZES = [40, 12, 30, 8, 21, 45, 33, 51]
 """Samples of eight clients; with batches of 10 they take from 1 to 6 steps, and some last batches hold one sample."""
