@@ -11,9 +11,11 @@ from paceline.engines.worker import Worker
 from paceline.methods.stragglers import clip
 from paceline.methods.stragglers.heterofl import HeteroFL
 from paceline.registry import find_method
-from paceline.run import prepare
+from paceline.run import RunConfig, prepare
 from paceline.submodels.select import Rank, Threshold
 from paceline.submodels.service import Submodels, submodels
+
+from .quadratics import by_size
 
 SLOW = "stragglers:share=0.2,slow=2.5,compute=1e5"
 COMMON = {"clients": 10, "cohort": 10, "fleet": SLOW}
@@ -305,3 +307,38 @@ def test_the_age_of_clips_scores_is_counted_in_rounds(task, config, monkeypatch)
     prepare(config(**COMMON | {"cohort": 6}, method="clip", rounds=12), task=task).go()
     assert all(ages == [age] for ages, age in seen if age is not None)
     assert {age for _, age in seen} > {1, 2}
+
+
+def test_clients_without_samples_do_not_vote_for_invariant_units(task):
+    """Their change is zero, so for them every unit is invariant."""
+    ends = []
+    for empty in (0, 4):
+        sizes = [30] * 7 + [0] * empty
+        run = prepare(
+            RunConfig.build(
+                {"method": "fluid", "task": "blobs", "clients": len(sizes), "cohort": len(sizes), "rounds": 3, "vectorize": "off"}
+            ),
+            task=task,
+            split=by_size(sizes),
+        )
+        run.go()
+        ends.append(run.state)
+    few, many = ends
+    assert any((score == 1).any() for score in few.scores.values())
+    assert many.thresholds == few.thresholds
+    for group, score in few.scores.items():
+        assert torch.equal(many.scores[group], score)
+
+
+def test_without_a_client_that_can_vote_the_invariant_units_stay(task):
+    sizes, empty = [30] * 4, [0] * 4
+    common = {"method": "fluid", "task": "blobs", "clients": 4, "cohort": 4, "rounds": 4, "vectorize": "off"}
+    run = prepare(RunConfig.build(common), task=task, split=by_size(sizes))
+    run.go()
+    other = prepare(RunConfig.build(common), task=task, split=by_size([*empty[:3], 1]))
+    other.fed.start_round(5)
+    other.fed.sample = lambda: [0, 1, 2]
+    after = other.method.round(other.fed, run.state)
+    for group, score in run.state.scores.items():
+        assert torch.equal(after.scores[group], score)
+    assert torch.equal(after.params.vector, run.state.params.vector)
