@@ -21,6 +21,7 @@ from paceline.core.federation import Federation
 from paceline.core.method import Method
 from paceline.core.metrics import Primary, added, adjusted_rand, chosen, figures
 from paceline.core.params import Params
+from paceline.core.population import MAX_ATTEMPTS
 from paceline.core.process_state import process_state
 from paceline.core.profiling import spent
 from paceline.core.random import derive
@@ -37,9 +38,6 @@ from paceline.tasks import Task
 from paceline.tasks.scaling import measured_scaling
 
 __all__ = ["Observer", "Result", "RoundWarning", "Run", "StackingWarning"]
-
-MAX_ATTEMPTS = 3
-"""Attempts at a round that lost its quorum, each with a new cohort and new keys."""
 
 MAX_WARNINGS = 100
 """Maximum number of distinct warnings of a run; losses in a round are also in its record."""

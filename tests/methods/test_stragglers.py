@@ -13,9 +13,11 @@ from paceline.methods.stragglers import clip
 from paceline.methods.stragglers.heterofl import HeteroFL
 from paceline.methods.stragglers.saliency import Saliency
 from paceline.registry import find_method
-from paceline.run import prepare
+from paceline.run import RunConfig, prepare
 from paceline.submodels.select import Rank, Threshold
 from paceline.submodels.service import Submodels, submodels
+
+from .quadratics import by_size
 
 SLOW = "stragglers:share=0.2,slow=2.5,compute=1e5"
 COMMON = {"clients": 10, "cohort": 10, "fleet": SLOW}
@@ -364,3 +366,38 @@ def test_a_client_without_samples_rates_nothing(federate):
     common = {"clients": 6, "cohort": 6, "fleet": SLOW, "partition": "shards:1", "allow_empty": True}
     summary = federate(method="saliency", rounds=3, options={"warmup": 1, "every": 1}, **common)
     assert torch.isfinite(summary.params.vector).all()
+
+
+def test_clients_without_samples_do_not_vote_for_invariant_units(task):
+    """Their change is zero, so for them every unit is invariant."""
+    ends = []
+    for empty in (0, 4):
+        sizes = [30] * 7 + [0] * empty
+        run = prepare(
+            RunConfig.build(
+                {"method": "fluid", "task": "blobs", "clients": len(sizes), "cohort": len(sizes), "rounds": 3, "vectorize": "off"}
+            ),
+            task=task,
+            split=by_size(sizes),
+        )
+        run.go()
+        ends.append(run.state)
+    few, many = ends
+    assert any((score == 1).any() for score in few.scores.values())
+    assert many.thresholds == few.thresholds
+    for group, score in few.scores.items():
+        assert torch.equal(many.scores[group], score)
+
+
+def test_without_a_client_that_can_vote_the_invariant_units_stay(task):
+    sizes, empty = [30] * 4, [0] * 4
+    common = {"method": "fluid", "task": "blobs", "clients": 4, "cohort": 4, "rounds": 4, "vectorize": "off"}
+    run = prepare(RunConfig.build(common), task=task, split=by_size(sizes))
+    run.go()
+    other = prepare(RunConfig.build(common), task=task, split=by_size([*empty[:3], 1]))
+    other.fed.start_round(5)
+    other.fed.sample = lambda: [0, 1, 2]
+    after = other.method.round(other.fed, run.state)
+    for group, score in run.state.scores.items():
+        assert torch.equal(after.scores[group], score)
+    assert torch.equal(after.params.vector, run.state.params.vector)
