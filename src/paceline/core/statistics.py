@@ -15,14 +15,14 @@ from paceline.core.params import Params
 from paceline.core.tree import Tree
 from paceline.core.update import Update
 
-__all__ = ["RunningStatistics", "params_in"]
+__all__ = ["RunningStatistics", "mean_statistics", "params_in"]
 
 
 class RunningStatistics:
     """Statistics of the model after the current round, read from the sums over clients that started from the round's model.
 
-    The clients' mean follows from the field ``delta`` of an `Update` (the change of the message's model), or is its field
-    ``statistics``. Sums of other fields, over clients with other models, or of single replies leave it open; then the
+    The clients' mean follows from the field ``delta`` of an `Update` (the change of the message's model), or from its field
+    ``statistics`` (see `mean_statistics`). Sums of other fields, over clients with other models, or of single replies leave it open; then the
     method's own result stands.
     """
 
@@ -42,8 +42,7 @@ class RunningStatistics:
             return
         count, delta = model.layout.num_params, mean.fields.get("delta")
         if "statistics" in mean.fields:
-            counted = mean.weight["statistics"] if isinstance(mean.weight, dict) else mean.weight
-            self._next = mean.statistics if counted else None
+            self._next = mean_statistics(mean)
         elif isinstance(delta, Params) and len(delta) == len(model):
             self._next = model.vector[count:] + delta.vector[count:]
 
@@ -52,6 +51,23 @@ class RunningStatistics:
         if self._model is None or self._next is None or model.vector is self._model.vector or len(model) != len(self._model):
             return
         model.vector[model.layout.num_params :] = self._next
+
+
+def mean_statistics(mean: Update) -> Tensor | None:
+    """Return the mean running statistics of the clients that trained; None if there are none.
+
+    Args:
+        mean: mean of updates. Its field ``trained``, if it has one, is the share of clients that trained, by weight; the
+            others sent zeros as their statistics.
+    """
+    if "statistics" not in mean.fields:
+        return None
+    counted = mean.weight["statistics"] if isinstance(mean.weight, dict) else mean.weight
+    share = mean.fields.get("trained", 1.0) if counted else 0.0
+    if share <= 0:
+        return None
+    own: Tensor = mean.statistics
+    return own if share == 1.0 else own / share
 
 
 def params_in(tree: Any) -> list[Params]:

@@ -113,7 +113,7 @@ class FedAvgM(Method[MomentumState]):
         """Return a reply's fields: mean direction, path length lr K, loss and running statistics."""
         way = (client.problem.lr if self.lr is None else self.lr) * local.steps
         direction = weights(message.params - local.params) / (way or 1.0)
-        return {"direction": direction, "way": way, "loss": local.loss, **statistics(local.params)}
+        return {"direction": direction, "way": way, "loss": local.loss, **statistics(local)}
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class ScaffoldM(FedAvgM):
     def settle(self, fed: Federation, state: MomentumState, mean: Update) -> MomentumState:
         """Add the control changes, averaged over the population."""
         assert state.control is not None
-        return replace(state, control=state.control + (mean.weight / fed.num_clients) * mean.control)
+        return replace(state, control=state.control + (mean.weight["control"] / fed.num_clients) * mean.control)
 
     @on_client(bounds={"control": 4.0})
     def first(self, client: Client, message: Params) -> Update:
@@ -194,10 +194,10 @@ class ScaffoldM(FedAvgM):
         return self.controlled(client, c, along, (along["direction"] - shift) / beta, local.steps)
 
     def controlled(self, client: Client, control: Params, along: dict[str, Any], plain: Params, steps: int) -> Update:
-        """Store the mean plain gradient as the control; without samples, store c."""
+        """Store the mean plain gradient as the control; without samples, store c, and count for nothing else."""
         own, new = client.memory.get("control", control.zeros()), plain if steps else control
         client.memory.stage("control", new)
-        return Update(**along, control=new - own, weight=1)
+        return Update(**along, control=new - own, weight={**dict.fromkeys(along, min(steps, 1)), "control": 1})
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Shared parts of CLIP and its baselines: a slow client identifies itself and trains a smaller network.
 
-Before each round the clients exchange the duration of their last full-size round (encrypted under secure aggregation).
+Before each round the clients exchange the duration of their last full-size round (encrypted under secure aggregation, and
+padded). A client without samples reports none, like one that has not trained yet: its time says nothing about a device.
 A client among the slowest `straggler_share` picks the largest tier p that lets it finish with the others, trains the
 sub-model selected by `keep`, and returns a full-size update that is zero where it trained nothing. Subclasses select the units.
 
@@ -142,7 +143,7 @@ class SelfPruning(FedAvg):
 
     @on_client
     def report(self, client: Client, message: None) -> list[float]:
-        """Return seconds at full size (compute, transfers): of the last round, or estimates; empty before the first round.
+        """Return seconds at full size (compute, transfers): of the last round, or estimates; empty without samples or a round.
 
         Raises `Declined` to sit the round out (adaptive only).
         """
@@ -150,9 +151,9 @@ class SelfPruning(FedAvg):
             return []
         if self.adaptive:
             state = self.pace(client, self.controller(client), asked=not self.segmented)
-            return [state["compute"], state["transfer"]] if state["seen"] else []
+            return [state["compute"], state["transfer"]] if state["seen"] and client.num_samples else []
         compute, network = client.times
-        return [compute / client.memory.get("cost", 1.0), network / client.memory.get("share", 1.0)]
+        return [compute / client.memory.get("cost", 1.0), network / client.memory.get("share", 1.0)] if client.num_samples else []
 
     @on_client(peer_record="report")
     def train(self, client: Client, message: Params) -> Update:
