@@ -22,8 +22,8 @@ class RunningStatistics:
     """Statistics of the model after the current round, read from the sums over clients that started from the round's model.
 
     The clients' mean follows from the field ``delta`` of an `Update` (the change of the message's model), or from its field
-    ``statistics`` (see `mean_statistics`). Sums of other fields, over clients with other models, or of single replies leave it open; then the
-    method's own result stands.
+    ``statistics`` (see `mean_statistics`). Sums of other fields, over clients with other models, or of single replies leave it
+    open; then the method's own result stands.
     """
 
     def __init__(self) -> None:
