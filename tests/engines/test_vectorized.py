@@ -1,6 +1,7 @@
 """Clients that train as one agree with clients that train one after another, whatever their data."""
 
 import os
+import random
 import signal
 import warnings
 from dataclasses import dataclass, replace
@@ -168,9 +169,24 @@ def test_a_hook_that_cannot_be_stacked_falls_back_and_says_so_once(task, kind):
     assert alone.equal(stacked)
 
 
-@pytest.mark.parametrize(("part", "why"), [(nn.BatchNorm1d(16), "BatchNorm1d"), (nn.Dropout(0.5), "random numbers")])
+class Jitter(nn.Module):
+    def forward(self, x):
+        return x * random.uniform(0.9, 1.1)
+
+
+class Packed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cells = nn.LSTM(4, 4, batch_first=True)
+
+    def forward(self, x):
+        packed = nn.utils.rnn.pack_padded_sequence(x.unflatten(1, (4, 4)), torch.full((len(x),), 4), batch_first=True)
+        return self.cells(packed)[1][0][-1].repeat(1, 4)
+
+
+@pytest.mark.parametrize(("part", "why"), [(Jitter, "random numbers"), (Packed, "packs sequences")])
 def test_models_that_cannot_be_stacked_say_why(part, why):
-    task = make_task(model=lambda: nn.Sequential(nn.Linear(12, 16), part, nn.ReLU(), nn.Linear(16, 4)))
+    task = make_task(model=lambda: nn.Sequential(nn.Linear(12, 16), part(), nn.ReLU(), nn.Linear(16, 4)))
     prepared, summary, _ = go(task, vectorize="auto", chunk=None)
     assert (prepared.config.vectorize, prepared.config.chunk) == ("off", 1)
     assert why in summary.path

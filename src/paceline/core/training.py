@@ -7,6 +7,7 @@ serves both.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -84,6 +85,10 @@ class Job:
     hooks: Hooks = NO_HOOKS
     alone: bool = False
     strict: bool = False
+    buffers: dict[str, Tensor] | None = None
+    """Float buffers of the module that belong to this client (policy ``local``): their values before training, then after it."""
+    prepare: Callable[[nn.Module], contextlib.AbstractContextManager[Any]] | None = None
+    """Context in which the module trains; jobs with equal ones can run as one."""
     step: int | None = None
     batch: tuple[Samples, Samples] | None = field(default=None, repr=False)
     """Current step of the loop and its (inputs, targets), for error messages."""
@@ -99,6 +104,7 @@ class Job:
         hooks, rule = self.hooks, self.optimizer
         return (
             self.steps == 1
+            and self.prepare is None
             and self.loss is F.cross_entropy
             and not (hooks.correct or hooks.direction or hooks.after or hooks.objective)
             and type(rule) is SGD
@@ -110,6 +116,10 @@ class Job:
         other = object.__new__(Job)
         other.__dict__.update(self.__dict__, data=data, order=order)
         return other
+
+    def prepared(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context in which the module trains."""
+        return contextlib.nullcontext() if self.prepare is None else self.prepare(self.model.module)
 
     def run(self) -> Trained:
         """Train this client by itself."""
@@ -200,6 +210,9 @@ class One:
         self.total = torch.zeros((), device=job.model.device)
         self._norms = bool(norms_in(job.model.module))
         job.model.load(job.start)
+        job.model.restart()
+        if job.buffers:
+            job.model.load_buffers(job.buffers)
         job.model.module.train()
 
     def advance(self, step: int) -> None:
@@ -302,9 +315,11 @@ def train(job: Job) -> Trained:
     if not job.steps:
         return Trained(job.start.clone(), 0, 0, 0.0)
     stream = nested(job.order().initial_seed(), job.model.device)
-    with spent.on("local steps"), job.model.autocast(), stream:
+    with spent.on("local steps"), job.model.autocast(), stream, job.prepared():
         learner = One(job)
         descend(learner)
+    if job.buffers:
+        job.buffers = job.model.local_buffers()
     total = float(learner.total)
     if not math.isfinite(total):
         raise diverged(total, job)

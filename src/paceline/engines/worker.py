@@ -381,6 +381,7 @@ class Worker:
     def evaluate(self, params: Params) -> dict[str, Any]:
         """Evaluate on the central test set; where it has parts, on each of them too."""
         self.model.load(params.to(self.model.device))
+        self.model.load_buffers(self.model.initial_buffers)
         task, test = self.setup.task, self.test
         parts = task.parts()
         with nested(derive(self.setup.seed, "evaluate"), self.model.device):

@@ -15,7 +15,7 @@ from paceline.core.columns import kind_of
 from paceline.core.generators import drawing
 from paceline.core.params import Params, Resident
 from paceline.core.training import Job, train
-from paceline.engines.stacking.solver import Solver, draws, few, ragged, unstackable
+from paceline.engines.stacking.solver import Solver, few, ragged, unstackable
 
 __all__ = ["Choice", "choose"]
 
@@ -68,8 +68,8 @@ def choose(
     """
     most = max(min(cohort // 2, _BYTES // (24 * start.layout.size), len(clients)), 2 if always else 0)
     reason = unstackable(model.module) or (ragged(clients[0].x, clients[0].y) if clients else None)
-    if reason is not None or model.stateful:
-        return Choice(1, reason or "each client has its own model buffers")
+    if reason is not None:
+        return Choice(1, reason)
     if most < 2 or cohort < 2 or len(clients) < 2:
         return Choice(
             1,
@@ -87,9 +87,6 @@ def choose(
     )
     with drawing(0, model.device):
         model.load(start)
-        reason = draws(model, few(clients[0]))
-        if reason is not None:
-            return Choice(1, reason)
         if key not in _KNOWN:
             _KNOWN[key] = _measure(model, start, problem, clients, sizes, always)
         return _KNOWN[key]

@@ -83,8 +83,8 @@ class Uniform:
         return self._lead.sgd(*args, **options)
 
     def _train(self, job: Job) -> Trained:
-        if job.alone or not job.steps:
-            raise NotUniform("a separate module, or no step")
+        if job.alone or job.buffers is not None or not job.steps:
+            raise NotUniform("a separate module, buffers of a client's own, or no step")
         self._loops += 1
         orders = [partial(order, self._loops) for order in self._orders]
         solved = self._solve(UniformJobs(job, self._index, orders))
