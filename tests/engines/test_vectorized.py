@@ -184,7 +184,7 @@ class Packed(nn.Module):
         return self.cells(packed)[1][0][-1].repeat(1, 4)
 
 
-@pytest.mark.parametrize(("part", "why"), [(Jitter, "random numbers"), (Packed, "packs sequences")])
+@pytest.mark.parametrize(("part", "why"), [(Jitter, "random numbers"), (Packed, "reads a tensor's value")])
 def test_models_that_cannot_be_stacked_say_why(part, why):
     task = make_task(model=lambda: nn.Sequential(nn.Linear(12, 16), part(), nn.ReLU(), nn.Linear(16, 4)))
     prepared, summary, _ = go(task, vectorize="auto", chunk=None)

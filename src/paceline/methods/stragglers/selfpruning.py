@@ -46,6 +46,7 @@ class SelfPruning(FedAvg):
     reveals: ClassVar[str] = "sums of updates"
     client_state: ClassVar[str] = "its own times"
     records_times: ClassVar[bool] = True
+    width_key: ClassVar[str | None] = "fraction"
     rounds_up: ClassVar[bool] = False
     """Whether a layer keeps ceil(p n) units instead of floor(p n)."""
 

@@ -47,6 +47,39 @@ def _relu_cell(inputs: Tensor, hidden: Tensor, state: State) -> State:
     return ((inputs + hidden).relu(),)
 
 
+class _LstmStep(torch.autograd.Function):
+    """`_lstm_cell` on the sum of both products, with half of autograd's operations in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, memory: Tensor) -> State:
+        gates = total.sigmoid()
+        i, f, _, o = gates.chunk(4, -1)
+        g = total.chunk(4, -1)[2].tanh()
+        new = torch.addcmul(f * memory, i, g)
+        top = new.tanh()
+        ctx.save_for_backward(gates, g, top, memory)
+        return o * top, new
+
+    @staticmethod
+    def backward(ctx: Any, of_hidden: Tensor, of_memory: Tensor) -> State:
+        gates, g, top, memory = ctx.saved_tensors
+        i, f, _, o = gates.chunk(4, -1)
+        slope = torch.ops.aten.tanh_backward(of_hidden * o, top) + of_memory
+        through = torch.cat([slope * g, slope * memory, slope, of_hidden * top], -1)
+        out = torch.ops.aten.sigmoid_backward(through, gates)
+        size = g.shape[-1]
+        out[..., 2 * size : 3 * size] = torch.ops.aten.tanh_backward(slope * i, g)
+        return out, slope * f
+
+
+_SUMMED: dict[Cell, Callable[[Tensor, State], State]] = {
+    _lstm_cell: lambda total, state: _LstmStep.apply(total, state[1]),  # type: ignore[no-untyped-call]
+    _tanh_cell: lambda total, state: (total.tanh(),),
+    _relu_cell: lambda total, state: (total.relu(),),
+}
+"""The same steps from the sum of both products, which GRU needs apart."""
+
+
 class _Later(torch.autograd.Function):
     """Pass the base of the hidden products through; form the gradient of the hidden weights from its own."""
 
@@ -85,17 +118,17 @@ def _layer(cell: Cell, x: Tensor, state: State, weights: Sequence[Tensor], biase
     products = _product(x.flatten(-3, -2), of_input, input_bias)
     products = products.view(*x.shape[:-1], products.shape[-1])
     matrix = of_hidden.transpose(-1, -2)
-    seen: list[Tensor] = []
+    outputs, seen, summed = [], list[Tensor](), _SUMMED.get(cell)
     bases: Any = [None] * x.shape[-3]
     if stacked:
-        base = products.new_zeros(()) if hidden_bias is None else hidden_bias[..., None, None, :]
-        base = _Later.apply(base.expand_as(products), of_hidden, seen)  # type: ignore[no-untyped-call]
+        bias = products.new_zeros(()) if hidden_bias is None else hidden_bias[..., None, None, :]
+        base = bias.expand_as(products) if summed is None else products + bias
+        base = _Later.apply(base, of_hidden, seen)  # type: ignore[no-untyped-call]
         bases, matrix = base.unbind(-3), matrix.detach()
-    outputs = []
     for inputs, base in zip(products.unbind(-3), bases, strict=True):
         seen.append(state[0].detach())
         hidden = _product(state[0], of_hidden, hidden_bias) if base is None else torch.baddbmm(base, state[0], matrix)
-        state = cell(inputs, hidden, state)
+        state = summed(hidden, state) if stacked and summed else cell(inputs, hidden, state)
         if project is not None:
             state = (state[0] @ project, *state[1:])
         outputs.append(state[0])
