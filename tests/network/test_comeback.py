@@ -18,6 +18,7 @@ from paceline.core.errors import IdentityError
 from paceline.deploy.identity.authority import Authority
 from paceline.deploy.identity.pki import utc_now
 from paceline.network.client_stream import Node
+from paceline.network.server_session import StreamSession
 from paceline.store.toml import to_toml
 from tests.network.conftest import publish
 
@@ -55,6 +56,43 @@ def test_a_welcome_alone_does_not_begin_the_back_off_anew(loopback, pauses):
         thrown_out(loopback)
         loopback.wait(lambda times=times: len(pauses) >= times)
     assert pauses[:5] == [1, 2, 3, 4, 5]
+
+
+def test_a_stream_that_is_closed_while_its_welcome_is_written_ends_with_the_reason(loopback, pauses, monkeypatch):
+    """Its status follows the frame that is under way, and the client does not wait for a welcome until its time is up."""
+    write, closed = StreamSession.write, []
+
+    async def close_first(session):
+        asyncio.get_running_loop().call_soon(session.close, grpc.StatusCode.UNAVAILABLE, f"out {len(closed)}")
+        closed.append(session)
+        await write(session)
+
+    monkeypatch.setattr(StreamSession, "write", close_first)
+    loopback.serve(RUN)
+    loopback.client(0)
+    loopback.wait(lambda: len(pauses) >= 20, 10.0)
+    assert {facts["why"].rstrip("0123456789") for facts in loopback.client_lines.of("broken")} == {"out "}
+
+
+def test_a_client_that_goes_while_its_stream_is_being_closed_is_gone(loopback, monkeypatch):
+    """It cancels the stream after it has said that it leaves, perhaps before the server has ended its own tasks."""
+    write = StreamSession.write
+
+    async def slowly(session):
+        try:
+            await write(session)
+        finally:
+            await asyncio.sleep(0.5)
+
+    monkeypatch.setattr(StreamSession, "write", slowly)
+    loopback.serve(RUN)
+    loopback.client(0)
+    hub = loopback.server.engine.hub
+    loopback.wait(lambda: hub.ready() == [0])
+    loopback.server._loop.call(hub.sessions[0].close, grpc.StatusCode.OK, "it leaves")
+    loopback.ends.pop(0).cancel()
+    loopback.wait(lambda: not hub.sessions, 5.0)
+    assert [facts["why"] for facts in loopback.server_lines.of("disconnected")] == ["it leaves"]
 
 
 def test_a_while_of_good_service_does(loopback, pauses):

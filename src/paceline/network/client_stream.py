@@ -130,11 +130,11 @@ class Node:
             await self._reconnect_loop(jobs, work, over)
             await jobs.finish(1.0 if self._left else 5.0)
         finally:
+            if self.pool is None:
+                pool.shutdown(wait=False, cancel_futures=True)
             for task in (work, over):
                 task.cancel()
             await asyncio.gather(work, over, return_exceptions=True)
-            if self.pool is None:
-                pool.shutdown(wait=False, cancel_futures=True)
         return self.ended
 
     async def _reconnect_loop(self, jobs: JobQueue, work: asyncio.Future[None], over: asyncio.Future[Any]) -> None:

@@ -88,10 +88,11 @@ class Hub:
                 return self.door.refuse(session.client, _STATUS.DATA_LOSS, "malformed", str(error), session.name)
             return None  # the stream ended or broke
         finally:
+            self._left(session)  # before any await, which a cancelled stream does not return from
             for task in (reader, writer):
                 task.cancel()
             await asyncio.gather(reader, writer, return_exceptions=True)
-            self._left(session)
+            await session.link.flush(1.0)
 
     def _welcome(self, session: StreamSession) -> dict[str, Any]:
         now = self.progress

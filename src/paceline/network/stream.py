@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
@@ -101,6 +102,7 @@ class Link:
         self._sent = self._seen = 0
         self.bytes_in = self.bytes_out = 0
         self._lanes = lanes or (Lanes(1 << 30), Lanes(1 << 30))
+        self._frame_out: asyncio.Future[None] | None = None
         self.received_at = time.monotonic()
         self.waits = False
         """Whether the peer waits for a transfer lane, so that its silence is expected."""
@@ -119,10 +121,21 @@ class Link:
                 self._sent += 1
                 self.bytes_out += len(frame)
                 for one in [frame] if self._shaper is None else await self._shaper.outgoing(frame):
-                    await self._write(one)
+                    await self._whole(one)
                 turn.going_on()
         finally:
             turn.end()
+
+    async def _whole(self, frame: bytes) -> None:
+        """Write a frame, which goes on if the sender is cancelled: gRPC takes no status beside a frame."""
+        self._frame_out = asyncio.ensure_future(self._write(frame))
+        self._frame_out.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.shield(self._frame_out)
+
+    async def flush(self, seconds: float) -> None:
+        """Wait at most `seconds` for the frame that is being written; call it once nothing more is sent."""
+        if self._frame_out is not None:
+            await asyncio.wait({self._frame_out}, timeout=seconds)
 
     async def receive(self) -> Message | None:
         """Return the next message, or None at the end of the stream.
