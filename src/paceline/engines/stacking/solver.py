@@ -137,14 +137,13 @@ class Solver:
         try:
             if (reason := self._unfit(jobs[0])) is not None:
                 raise Unstackable(reason)
-            if jobs[0].loss is F.cross_entropy and self._unscored(jobs[0].data.y):
-                raise Unstackable("some targets are not scored, so the mean over a batch differs between clients")
+            unscored = jobs[0].loss is F.cross_entropy and self._unscored(jobs[0].data.y)
             with spent.on("local steps"), jobs[0].model.autocast(), jobs[0].prepared():
-                if self.one_step and one_batch(jobs) and not traits_of(jobs[0].model, few(jobs[0].data)).exact:
+                if self.one_step and not unscored and one_batch(jobs) and not traits_of(jobs[0].model, few(jobs[0].data)).exact:
                     whole = OneBatch(jobs)
                     _refuse_draws(watch)
                     return whole, whole.losses.detach()
-                stack = Stack(jobs)
+                stack = Stack(jobs, unscored)
                 descend(stack)
                 _refuse_draws(watch)
             stack.finish()

@@ -105,12 +105,14 @@ class Stack:
 
     Args:
         jobs: sorted by steps, longest first, with equal model, loss, batch size and hook code.
+        unscored: whether some targets do not count for the cross-entropy (those of -100).
 
     Raises:
         Unstackable: if hooks captured values that cannot be stacked.
     """
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
+    def __init__(self, jobs: Sequence[Job], unscored: bool = False) -> None:
+        self._unscored = unscored
         jobs = list(jobs)  # a lazy sequence builds each job anew on every pass
         self.job, self.jobs = jobs[0], jobs
         layout = self.job.model.layout
@@ -253,8 +255,10 @@ class Stack:
         if self._objective is None and self.job.loss is F.cross_entropy and not exact:
             size = self.batches.sizes[self.step][0]
             outputs = self._each(self._run.outputs, (0, self.active, size), tensors, self.x)
-            each = cross_entropies(outputs, self.y)
             weights = self.batches.weights[self.step]
+            if self._unscored:
+                return scored_cross_entropies(outputs, self.y, weights)
+            each = cross_entropies(outputs, self.y)
             return each.mean(1) if weights is None else (each * weights).sum(1)
         parts = []
         for run in self._runs():
@@ -350,3 +354,12 @@ def cross_entropies(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return the loss per sample, shape [K, B], of outputs [K, B, C, ...] and targets [K, B, ...]."""
     each: Any = F.cross_entropy(outputs.flatten(0, 1), targets.flatten(0, 1), reduction="none")
     return torch.as_tensor(each).view(*targets.shape[:2], -1).mean(2)
+
+
+def scored_cross_entropies(outputs: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+    """Return each client's mean loss over the targets that count, shape [K]; samples of weight 0 are padding."""
+    each: Any = F.cross_entropy(outputs.flatten(0, 1), targets.flatten(0, 1), reduction="none")
+    sums, counts = (t.view(*targets.shape[:2], -1).sum(2) for t in (torch.as_tensor(each), targets != -100))
+    if weights is not None:
+        sums, counts = sums * (weights > 0), counts * (weights > 0)
+    return sums.sum(1) / counts.sum(1)

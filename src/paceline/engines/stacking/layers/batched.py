@@ -15,14 +15,9 @@ from torch.utils._pytree import tree_map
 
 from paceline.engines.stacking.hooks import Unstackable
 
-__all__ = ["is_batched", "is_differentiated", "together"]
+__all__ = ["is_differentiated", "together"]
 
 _functorch = torch._C._functorch
-
-
-def is_batched(value: Any) -> bool:
-    """Return whether a value is a tensor that differs between the clients of the running ``vmap``."""
-    return isinstance(value, Tensor) and _functorch.is_batchedtensor(value)
 
 
 def is_differentiated(*values: Any) -> bool:

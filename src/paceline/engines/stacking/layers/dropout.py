@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from paceline.core.stacked import is_stacked
 from paceline.engines.stacking.hooks import Unstackable
-from paceline.engines.stacking.layers.batched import is_batched, together
+from paceline.engines.stacking.layers.batched import together
 
 if TYPE_CHECKING:
     from paceline.engines.stacking.layers.mode import Handler, StackedLayers
@@ -67,7 +68,7 @@ def _noise(layers: StackedLayers, func: Any, x: Tensor, p: float) -> tuple[Tenso
 
 def _each(layers: StackedLayers, func: Any, *args: Any, **options: Any) -> Any:
     """Call ``func`` once for each client, on its own tensors and with its own stream."""
-    if any(is_batched(value) for value in options.values()):
+    if any(is_stacked(value) for value in options.values()):
         raise Unstackable(f"{func.__name__} draws random numbers with tensors as named arguments")
     if options.get("generator") is not None:
         raise Unstackable(f"{func.__name__} draws from a generator of the module's own")
@@ -86,9 +87,9 @@ def _each(layers: StackedLayers, func: Any, *args: Any, **options: Any) -> Any:
 
 def _in_place(layers: StackedLayers, func: Any, x: Tensor, *args: Any, **options: Any) -> Any:
     """Fill one client's tensor after the other."""
-    if any(is_batched(value) for value in (*args, *options.values())):
+    if any(is_stacked(value) for value in (*args, *options.values())):
         raise Unstackable(f"Tensor.{func.__name__} with parameters that differ between clients")
-    if not is_batched(x):
+    if not is_stacked(x):
         raise Unstackable(f"Tensor.{func.__name__} fills a tensor that all clients share; create it with rand_like or new_empty")
 
     def call(stacked: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from paceline.core.stacked import is_stacked
 from paceline.engines.stacking.hooks import Unstackable
-from paceline.engines.stacking.layers.batched import is_batched, is_differentiated, together
+from paceline.engines.stacking.layers.batched import is_differentiated, together
 
 if TYPE_CHECKING:
     from paceline.engines.stacking.layers.mode import Handler, StackedLayers
@@ -30,7 +31,7 @@ def _embedding(
 ) -> Any:
     if max_norm is not None:
         raise Unstackable("an embedding with max_norm changes its table in the forward pass")
-    if not is_batched(weight) and not is_differentiated(weight):
+    if not is_stacked(weight) and not is_differentiated(weight):
         return func(rows, weight, padding_idx)  # shared by all clients
 
     def call(rows: Tensor, weight: Tensor) -> Tensor:

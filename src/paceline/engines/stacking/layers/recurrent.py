@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from paceline.core.stacked import is_stacked
 from paceline.engines.stacking.hooks import Unstackable
-from paceline.engines.stacking.layers.batched import is_batched, is_differentiated, together
+from paceline.engines.stacking.layers.batched import is_differentiated, together
 from paceline.engines.stacking.layers.dropout import dropped
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def _recurrent(cell: Cell) -> Handler:
 
         if is_differentiated(x, *state, *weights):
             return network(x, *state, *weights, stacked=False)
-        if not dropout and not any(map(is_batched, weights)):
+        if not dropout and not any(map(is_stacked, weights)):
             return _shared(layers, func, x, state, *args[1:])
         return together(network, layers.slot, x, *state, *weights)
 
