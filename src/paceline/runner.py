@@ -26,6 +26,7 @@ from paceline.core.profiling import spent
 from paceline.core.random import derive
 from paceline.core.spread import spread_figures
 from paceline.core.terms import main_of
+from paceline.core.wording import setting
 from paceline.results.model import FinalModel
 from paceline.results.progress import Observer
 from paceline.results.result import Result
@@ -181,7 +182,8 @@ class Run:
             self.folder.append_metrics(record)
             self._save()
         for name, reason in self.fed.engine.notes.items():
-            self._warn(f"clients that use {name} train one at a time: {reason}", StackingWarning, name)
+            advice = f"change it, or set {setting('vectorize', 'off')} to do so without this warning"
+            self._warn(f"clients that use {name} train one at a time: {reason}; {advice}", StackingWarning, name)
         if self.observer is not None:
             self.observer(record, self.config.rounds)
 

@@ -322,6 +322,8 @@ class Resident:
 
     def load_buffers(self, values: dict[str, Tensor]) -> None:
         """Copy float buffers outside the vector back into the module."""
+        if not values:
+            return
         own = dict(float_buffers(self.module))
         for name, value in values.items():
             own[name].copy_(value)

@@ -238,14 +238,15 @@ class One:
         """Return the direction after the job's hooks at the live parameters."""
         hooks, at = self.hooks, self.at
         if hooks.direction is not None:
-            here = at.clone()
-            first: list[tuple[Tensor, Tensor]] = []
+            here, own = at.clone(), self.model.local_buffers() if self.job.buffers else {}
+            first: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []
 
             def gradient(point: Params) -> Params:
                 self.model.load(point)
+                self.model.load_buffers(own)
                 value = self._backward()
                 if not first:  # only the first call counts for the loss and the running statistics
-                    first.append((value, at.vector[self._count :].clone()))
+                    first.append((value, at.vector[self._count :].clone(), self.model.local_buffers() if self.job.buffers else {}))
                 return self.model.collect().clone()
 
             along = hooks.direction(gradient, here)
@@ -253,6 +254,7 @@ class One:
             if first:  # otherwise the hook requested no gradient
                 self.total += first[0][0]
                 at.vector[self._count :] = first[0][1]
+                self.model.load_buffers(first[0][2])
         else:
             self.total += self._backward()
             along = self.model.collect()

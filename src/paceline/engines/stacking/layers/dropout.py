@@ -90,7 +90,7 @@ def _in_place(layers: StackedLayers, func: Any, x: Tensor, *args: Any, **options
     if any(is_stacked(value) for value in (*args, *options.values())):
         raise Unstackable(f"Tensor.{func.__name__} with parameters that differ between clients")
     if not is_stacked(x):
-        raise Unstackable(f"Tensor.{func.__name__} fills a tensor that all clients share; create it with rand_like or new_empty")
+        raise Unstackable(f"Tensor.{func.__name__} draws into a tensor that all clients share; use torch.rand_like or the like")
 
     def call(stacked: Tensor) -> Tensor:
         layers.streams.draw(layers.clients, lambda place: func(stacked[place], *args, **options))
