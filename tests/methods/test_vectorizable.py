@@ -159,7 +159,8 @@ class Unfounded(FedAvg):
 
 
 @pytest.mark.parametrize(
-    ("kind", "reported"), [("branch", "branches on a tensor's value"), ("counting", "< 1e-05"), ("alone", "nobody said so")]
+    ("kind", "reported"),
+    [("branch", "branches on a tensor's value"), ("counting", "< 1e-05"), ("alone", "prepared for one client")],
 )
 def test_an_unfounded_claim_is_found_out(task, stacks, kind, reported):
     warnings.simplefilter("ignore", StackingWarning)

@@ -261,7 +261,7 @@ class Worker:
         """Return each client with its reply, or the error that it raised, and the seconds it took."""
         if len(clients) < 2:
             return [self._invoke_one(call, self.client(call, client)) for client in clients]
-        meeting = Meeting(self.solver)
+        meeting = Meeting(self.solver, self.solver.single)
         self._ask = meeting.ask
         try:
             tasks = [partial(self._invoke_one, call, self.client(call, client)) for client in clients]

@@ -27,6 +27,7 @@ from paceline.engines.stacking.tasks import RequestFailed
 
 __all__ = ["Solver", "few", "ragged", "unstackable"]
 
+_PREPARED = "their module is prepared for one client, with alone=True or with frozen weights of a sub-model"
 _DRAWS = "it draws random numbers, for which each client has its own stream"
 
 
@@ -91,6 +92,12 @@ class Solver:
             for place, answer in zip(places, self._together(key, [jobs[p] for p in places]), strict=True):
                 answers[place] = answer
         return answers
+
+    def single(self, request: LoopRequest) -> Any:
+        """Return the result of a request that must run on its own, and note the reason."""
+        if isinstance(request, Job) and request.steps:
+            self.notes.setdefault(type(request.model.module).__name__, _PREPARED)
+        return request.run()
 
     def _key(self, job: Job) -> Any:
         """Return the key that jobs must share to run as one."""
