@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -85,6 +87,23 @@ def decodes(layer: nn.Module, x: Tensor) -> Tensor:
 def fused(layer: nn.Module, x: Tensor, **options: Any) -> Tensor:
     heads = layer(x).unflatten(-1, (2, 3)).transpose(1, 2)
     return F.scaled_dot_product_attention(heads, heads, heads, **options).transpose(1, 2).flatten(2)
+
+
+def fused_by_words(layer: nn.Module, x: Tensor) -> Tensor:
+    return fused(layer, x, attn_mask=(x.sum(-1)[:, None, :, None] - x.sum(-1)[:, None, None]).tanh())
+
+
+class Aliased(nn.Module):
+    """Reads a tensor that its dropout has changed in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(12, 12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.one(x)
+        F.dropout(h, 0.4, self.training, inplace=True)
+        return self.two(h.relu())
 
 
 class Bags(nn.Module):
@@ -177,6 +196,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "own statistics": Statistics,
     "dropout": partial(dense, lambda: nn.Dropout(0.3)),
     "dropout in place": partial(dense, lambda: nn.Dropout(0.3, inplace=True)),
+    "dropout aliased": Aliased,
     "alpha": partial(dense, lambda: nn.AlphaDropout(0.3)),
     "dropout1d": lambda: Text(nn.Dropout1d(0.3)),
     "dropout2d": partial(picture, lambda c: nn.Dropout2d(0.3)),
@@ -198,6 +218,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "attention biased": lambda: Text(nn.MultiheadAttention(6, 2, add_bias_kv=True, add_zero_attn=True, batch_first=True), call=attends),
     "dot products": lambda: Text(nn.Linear(6, 6), call=partial(fused, is_causal=True)),
     "dot products masked": lambda: Text(nn.Linear(6, 6), call=partial(fused, attn_mask=torch.ones(7, 7).tril().bool(), dropout_p=0.2)),
+    "dot products with a mask": lambda: Text(nn.Linear(6, 6), call=partial(fused, attn_mask=torch.ones(7, 7).triu().bool())),
+    "dot products with own masks": lambda: Text(nn.Linear(6, 6), call=fused_by_words),
     "encoder": lambda: Text(nn.TransformerEncoderLayer(6, 2, 8, 0.2, batch_first=True)),
     "encoder time first": lambda: Text(nn.TransformerEncoderLayer(6, 2, 8, 0.2), call=time_first),
     "decoder": lambda: Text(nn.TransformerDecoderLayer(6, 2, 8, 0.1, batch_first=True), call=decodes),
@@ -311,6 +333,44 @@ def test_what_is_drawn_alone_is_drawn_in_no_other_stack(monkeypatch: pytest.Monk
     _, _, few, _ = both(MODELS["dropout"], VECTORS, sizes=(23, 24))
     for (_, one), (_, other) in zip(few, many, strict=False):
         torch.testing.assert_close(one.params.vector, other.params.vector, rtol=1e-5, atol=1e-6)
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Context in which a module's outputs are multiplied."""
+
+    factor: float
+
+    @contextmanager
+    def __call__(self, module: nn.Module) -> Iterator[None]:
+        handle = module.register_forward_hook(lambda module, inputs, out: out * self.factor)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def test_clients_whose_modules_are_prepared_alike_train_as_one_and_others_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = Resident(module := dense(), Layout.of(module))
+    start, sizes, whole = model.snapshot(), [], Solver._whole
+    factors = (1.0, 3.0, 1.0, 3.0, 3.0)
+
+    def jobs() -> list[Job]:
+        rows = torch.split(torch.arange(100), 20)
+        made = [Job(model, ClientData(VECTORS, LABELS, r), start, F.cross_entropy, 0.1, 4, 10, torch.Generator) for r in rows]
+        return [replace(job, prepare=Scaled(factor)) for job, factor in zip(made, factors, strict=True)]
+
+    def counted(self: Solver, key: Any, jobs: Any, watch: Any) -> Any:
+        sizes.append(len(jobs))
+        return whole(self, key, jobs, watch)
+
+    monkeypatch.setattr(Solver, "_whole", counted)
+    with nested(0):
+        alone, together = [train(job) for job in jobs()], Solver()(jobs())
+    assert sorted(sizes) == [2, 3]
+    for one, other in zip(alone, together, strict=True):
+        torch.testing.assert_close(other.params.vector, one.params.vector, rtol=1e-5, atol=1e-6)
 
 
 class Products(TorchDispatchMode):

@@ -78,6 +78,6 @@ class Meeting:
             enter(place)
         while waiting:
             asked, waiting[:] = list(waiting), []
-            for (place, _), answer in zip(asked, self.serve([request for _, request in asked]), strict=True):
-                enter(place, answer)
+            for (place, _), result in zip(asked, self.serve([request for _, request in asked]), strict=True):
+                enter(place, result)
         return results
