@@ -27,6 +27,7 @@ from paceline.core.federation import Federation
 from paceline.core.method import Method
 from paceline.core.process_state import process_state
 from paceline.core.processes import check_main
+from paceline.core.profiling import spent
 from paceline.core.run_fields import RunFields
 from paceline.core.wording import command, setting
 from paceline.data import Partition
@@ -124,6 +125,7 @@ def prepare(
         drop=drop,
         samples=functools.partial(reload, config, asked, start) if named else None,
     )
+    setup.profiled = spent.watches
     ray = {"address": config.ray_address, "cpus": config.ray_cpus, "gpus": config.ray_gpus}
     runs = load_engine(config.engine, setup, config.workers, ray) if engine is None else engine(setup)
     fed = Federation(

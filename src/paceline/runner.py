@@ -27,6 +27,7 @@ from paceline.core.random import derive
 from paceline.core.spread import spread_figures
 from paceline.core.terms import main_of
 from paceline.core.wording import setting
+from paceline.engines.pool import StackingWarning
 from paceline.results.model import FinalModel
 from paceline.results.progress import Observer
 from paceline.results.result import Result
@@ -42,10 +43,6 @@ MAX_ATTEMPTS = 3
 
 MAX_WARNINGS = 100
 """Maximum number of distinct warnings of a run; losses in a round are also in its record."""
-
-
-class StackingWarning(UserWarning):
-    """Clients cannot train as one stacked computation and train one at a time."""
 
 
 class RoundWarning(UserWarning):

@@ -14,6 +14,7 @@ from torch import nn
 from paceline.core.layout import Layout
 from paceline.core.method import on_client
 from paceline.core.params import Params, Resident
+from paceline.core.samples import ClientData
 from paceline.core.update import Update
 from paceline.engines.stacking.layers import traits_of
 from paceline.methods.optimisation.fedavg import FedAvg
@@ -245,6 +246,10 @@ def test_a_model_that_draws_outside_of_torch_is_not_stacked_and_others_are():
         assert "one at a time" in logged
 
 
+def two(x):
+    return ClientData(x, torch.zeros(2, dtype=torch.int64), torch.arange(2))
+
+
 def test_looking_whether_a_model_draws_leaves_it_as_it_was():
     class Counting(nn.Module):
         def __init__(self):
@@ -259,12 +264,12 @@ def test_looking_whether_a_model_draws_leaves_it_as_it_was():
     module = Counting()
     resident = Resident(module, Layout.of(module))
     before, state = Params.of(module, resident.layout).sha256(), torch.get_rng_state()
-    assert traits_of(resident, torch.randn(2, 12)).changing == ("seen",)
+    assert traits_of(resident, two(torch.randn(2, 12))).changing == ("seen",)
     assert resident.snapshot().sha256() == before
     torch.randn(2, 12)
     drawn = Resident(Drawing(NOISES["rrelu"]), Layout.of(Drawing(NOISES["rrelu"])))
     state = torch.get_rng_state()
-    assert traits_of(drawn, torch.ones(2, 12) * -1).exact
+    assert traits_of(drawn, two(torch.ones(2, 12) * -1)).exact
     assert torch.get_rng_state().equal(state)
 
 

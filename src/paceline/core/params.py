@@ -162,7 +162,7 @@ class DeferredParams(Params):
         """Whether the vector exists already."""
         raise NotImplementedError
 
-    def total(self, weight: float, count: int) -> tuple[Tensor, float | None] | None:
+    def total(self, weight: float, count: int) -> tuple[Tensor, Tensor | None] | None:
         """Sum this value over the `count` clients that it represents.
 
         Args:
@@ -170,13 +170,13 @@ class DeferredParams(Params):
             count: number of clients.
 
         Returns:
-            The weighted sum, shape [d], and an upper bound on the largest |weight x value| of a client; None in place of the
+            The weighted sum, shape [d], and an upper bound on the largest |weight x value| of a client, shape []; None in place of the
             bound if the single values are not formed. None if this value is one client's.
         """
         raise NotImplementedError
 
     @staticmethod
-    def weighted(values: Sequence[Any], weights: Sequence[float]) -> tuple[Tensor, float | None] | None:
+    def weighted(values: Sequence[Any], weights: Sequence[float]) -> tuple[Tensor, Tensor | None] | None:
         """Return what `total` does for values of one computation, each with its own weight; None if they belong to several."""
         raise NotImplementedError
 
@@ -241,7 +241,7 @@ class Resident:
         self.initial_buffers = {n: b.detach().clone() for n, b in float_buffers(self.module) if n not in owned}
         """Float buffers outside the vector, as they are before any training."""
         counters = [(n, b) for n, b in self.module.named_buffers() if n.rpartition(".")[2] == "num_batches_tracked"]
-        self.counters = {name: buffer.clone() for name, buffer in counters}
+        self.counters = {name: int(buffer) for name, buffer in counters}
         """Initial values of BatchNorm's counters of batches; every local training starts with them."""
         self._counters = [(buffer, self.counters[name]) for name, buffer in counters]
         for name, _ in float_buffers(self.module):
@@ -286,7 +286,7 @@ class Resident:
     def restart(self) -> None:
         """Reset BatchNorm's counters of batches, which belong to one local training."""
         for buffer, initial in self._counters:
-            buffer.copy_(initial)
+            buffer.fill_(initial)
 
     def snapshot(self) -> Params:
         """Return a copy of the current values, in float32."""

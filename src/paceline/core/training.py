@@ -23,8 +23,9 @@ from paceline.core.generators import nested
 from paceline.core.hooks import NO_HOOKS, Hooks, Loss
 from paceline.core.optimizers import PLAIN_SGD, SGD, Optimizer
 from paceline.core.params import Params, Resident
+from paceline.core.placement import upload
 from paceline.core.profiling import spent
-from paceline.core.samples import ClientData
+from paceline.core.samples import ClientData, shuffled
 
 __all__ = ["Job", "Learner", "LoopRequest", "One", "Trained", "answer", "descend", "norms_in", "train"]
 
@@ -125,18 +126,23 @@ class Job:
         """Train this client by itself."""
         return train(self)
 
-    def batches(self) -> Iterator[Tensor]:
-        """Yield the rows of each step's batch; every pass uses a new order."""
-        index, left = self.data.index, self.steps
-        shuffled = index.shape[0] > self.batch_size  # the order within a batch has no effect
-        generator = self.order() if shuffled else None
+    def batches(self, plan: bool = False) -> Iterator[Tensor]:
+        """Yield the rows of each step's batch; every pass uses a new order.
+
+        Args:
+            plan: leave them where the client's rows are known (`ClientData.known`), so that those of many clients can be copied
+                to the device at once.
+        """
+        data, left = self.data, self.steps
+        if len(data) <= self.batch_size:  # the order within a batch has no effect
+            rows = data.known if plan else data.index
+            for _ in range(left):
+                yield rows
+            return
+        generator = self.order()
         while left > 0:
-            if not shuffled:
-                yield index
-                left -= 1
-                continue
-            rows = index[torch.randperm(len(index), generator=generator).to(index.device)]
-            for batch in torch.split(rows, self.batch_size)[:left]:
+            rows = shuffled(data.known, generator)
+            for batch in torch.split(rows if plan else upload(rows, data.device), self.batch_size)[:left]:
                 yield batch
                 left -= 1
 

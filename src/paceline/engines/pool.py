@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,12 +13,18 @@ from paceline.core.params import Params
 from paceline.core.profiling import Spent
 from paceline.core.services import Services
 from paceline.core.tree import Tree
+from paceline.core.wording import setting
 from paceline.engines.scheduling import Dealer
+from paceline.engines.setup import Setup
 from paceline.engines.stacking import Choice, choose
-from paceline.engines.worker import Setup, Worker
+from paceline.engines.worker import Worker
 from paceline.store import MemoryStore
 
-__all__ = ["Pool"]
+__all__ = ["Pool", "StackingWarning", "stack_size"]
+
+
+class StackingWarning(UserWarning):
+    """Clients cannot train as one stacked computation and train one at a time."""
 
 
 class Pool(Engine):
@@ -62,8 +69,13 @@ class Pool(Engine):
             always: stack even if it is not faster.
         """
         clients = [c for c in range(min(self.num_clients, 128)) if self.setup.cost(c) > 1]
-        data = [self.here.samples(c) for c in clients]
-        return choose(self.here.model, self.here.initial, self.setup.task, data, cohort, always)
+        here, on_gpu = self.here, self.here.model.device.type == "cuda"
+        parts = self._dealer.workers if on_gpu else 2
+        try:
+            start, data = here.initial.to(here.model.device), [here.samples(c) for c in clients]
+            return choose(here.model, start, self.setup.task, data, cohort, always, parts)
+        except Exception as error:  # where training itself is at fault, the first round says whose and how
+            return Choice(1, f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}", failed=True)
 
     # -- dealing -------------------------------------------------------------------------------
     def _parts(self, call: Call) -> Iterator[tuple[int, Call, dict[int, dict[str, Any]]]]:
@@ -198,5 +210,12 @@ def stack_size(engine: Any, config: Any, method: Any) -> Choice:
     if not method.vectorizable and config.vectorize == "auto" and not config.chunk:
         return Choice(1, "the method requires that clients train one at a time")
     choice = Choice(config.chunk, "as given") if config.chunk else engine.measure(config.cohort, config.vectorize == "on")
+    if choice.failed:
+        warnings.warn(
+            f"clients train one at a time, because the measurement of stacks failed on {engine.here.model.device}: {choice.reason}; "
+            f"give the size of stacks with {setting('chunk')}, or omit the measurement with {setting('vectorize', 'off')}",
+            StackingWarning,
+            stacklevel=3,
+        )
     engine.stack(choice.chunk)
     return choice

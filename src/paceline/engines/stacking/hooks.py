@@ -50,18 +50,19 @@ def signature(hook: Any) -> Any:
     return getattr(hook, "__code__", hook)
 
 
-def share(hooks: Sequence[Any]) -> Shared:
+def share(hooks: Sequence[Any], device: torch.device | str = "cpu") -> Shared:
     """Merge hooks of equal `signature` into one.
 
     Args:
         hooks: the hooks of K clients, in stacking order.
+        device: device of the stack, to which numbers that differ between clients are moved.
 
     Raises:
         Unstackable: if a captured value differs between clients and is not a number, tensor or `Params`.
     """
     stacked: list[Tensor] = []
     make = _unify(list(hooks), stacked, getattr(hooks[0], "__qualname__", "hook"))
-    return Shared(make, stacked)
+    return Shared(make, [values.to(device, non_blocking=True) if values.dim() == 1 else values for values in stacked])
 
 
 def _unify(values: list[Any], stacked: list[Tensor], name: str) -> Callable[[Sequence[Tensor]], Any]:

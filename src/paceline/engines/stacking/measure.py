@@ -14,6 +14,7 @@ from paceline.core.client import ClientData
 from paceline.core.columns import kind_of
 from paceline.core.generators import drawing
 from paceline.core.params import Params, Resident
+from paceline.core.placement import free_memory
 from paceline.core.training import Job, train
 from paceline.engines.stacking.solver import Solver, few, ragged, unstackable
 
@@ -27,6 +28,9 @@ _BYTES = 256 << 20
 _TURNS = 6
 _SECONDS = 0.1
 """Seconds after which a size is the last one to be tried, and is run only once."""
+
+_PART = 0.6
+"""Part of a GPU's free memory that a stack may take: the rest is for sums, evaluations and what the allocator cannot reuse."""
 
 _NEAR = 1.25
 """Tolerance for sizes nearly as fast as the fastest, about the noise of a measurement: the largest is used, because the fixed
@@ -43,10 +47,12 @@ class Choice:
     Args:
         chunk: clients per stack; 1 trains one client at a time.
         reason: short explanation for the user.
+        failed: whether the measurement failed for another reason than that the model cannot be stacked.
     """
 
     chunk: int
     reason: str
+    failed: bool = False
 
 
 def choose(
@@ -56,6 +62,7 @@ def choose(
     clients: Sequence[ClientData],
     cohort: int,
     always: bool = False,
+    parts: int = 2,
 ) -> Choice:
     """Return how many clients to stack.
 
@@ -63,10 +70,13 @@ def choose(
         model, start: the module that trains, and its initial parameters [d].
         problem: task settings: loss, learning rate and batch size.
         clients: data of some clients of the run, only those with samples.
-        cohort: clients per round; a chunk is at most half of it, so that workers can share it.
+        cohort: clients per round.
         always: stack whenever possible, even if it is slower.
+        parts: chunks that a cohort has at least, so that workers can share it.
     """
-    most = max(min(cohort // 2, _BYTES // (24 * start.layout.size), len(clients)), 2 if always else 0)
+    room = free_memory(model.device)
+    space = _BYTES if room is None else room // 4
+    most = max(min(cohort // parts, space // (24 * start.layout.size), len(clients)), 2 if always else 0)
     reason = unstackable(model.module) or (ragged(clients[0].x, clients[0].y) if clients else None)
     if reason is not None:
         return Choice(1, reason)
@@ -111,11 +121,13 @@ def _measure(
         ]
 
     few = jobs(min(sizes[0], 4))
+    if (room := free_memory(model.device)) is not None:
+        sizes = _fitting(sizes, room, model.device, partial(solver, jobs(sizes[0])))
     works: dict[int, Callable[[], object]] = {1: lambda: [train(job) for job in few]}
     works |= {count: partial(solver, jobs(count)) for count in sizes}
     each = _seconds(works, {1: len(few)}, model.device)
     if solver.notes:
-        return Choice(1, next(iter(solver.notes.values())))
+        return Choice(1, next(iter(solver.notes.values())), failed=solver.faults > 0)
     alone = each.pop(1)
     fastest = min(each.values())
     if fastest > 0.95 * alone and not always:
@@ -123,6 +135,15 @@ def _measure(
         return Choice(1, f"stacks of {tried} are no faster on this machine")
     best = max(count for count, seconds in each.items() if seconds <= _NEAR * fastest)
     return Choice(best, f"a stack takes {each[best] / alone:.2f} of the time per client, measured")
+
+
+def _fitting(sizes: Sequence[int], room: int, device: torch.device, smallest: Callable[[], object]) -> Sequence[int]:
+    """Return the sizes whose stacks fit into the memory of a GPU, judged by the peak of the smallest one; that one always."""
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    smallest()
+    each = (torch.cuda.max_memory_allocated(device) - before) / sizes[0]
+    return [size for size in sizes if size == sizes[0] or size * each < _PART * room]
 
 
 def _seconds(works: Mapping[int, Callable[[], object]], clients: Mapping[int, int], device: torch.device) -> dict[int, float]:
@@ -142,7 +163,7 @@ def _seconds(works: Mapping[int, Callable[[], object]], clients: Mapping[int, in
             _finish(device)
             took = clock() - started
             each[size] = min(took / clients.get(size, size), each.get(size, float("inf")) if turn > 1 else float("inf"))
-            if took > _SECONDS and size > 1:
+            if took > _SECONDS and size > 1 and (turn or device.type == "cpu"):  # a GPU loads its kernels in the first turn
                 left = [s for s in left if s < size]
                 break
     return each

@@ -15,6 +15,7 @@ from paceline.core.errors import PacelineError
 from paceline.core.evaluation import Evaluation, evaluate_together
 from paceline.core.generators import GeneratorWatch, nested
 from paceline.core.params import Resident
+from paceline.core.placement import upload
 from paceline.core.profiling import spent
 from paceline.core.samples import ClientData
 from paceline.core.training import Job, LoopRequest, Trained, descend, diverged
@@ -65,6 +66,8 @@ class Solver:
         self.one_step = one_step
         self.notes: dict[str, str] = {}
         """Reasons why jobs could not be stacked, by the name of the hook or module."""
+        self.faults = 0
+        """How many of these reasons are errors that do not say that something cannot be stacked, such as lack of memory."""
         self._refused: set[Any] = set()
         self._known: tuple[torch.Tensor, bool] | None = None
         self._fit: dict[int, tuple[Resident, str | None]] = {}
@@ -146,7 +149,7 @@ class Solver:
                 raise Unstackable(reason)
             unscored = jobs[0].loss is F.cross_entropy and self._unscored(jobs[0].data.y)
             with spent.on("local steps"), jobs[0].model.autocast(), jobs[0].prepared():
-                if self.one_step and not unscored and one_batch(jobs) and not traits_of(jobs[0].model, few(jobs[0].data)).exact:
+                if self.one_step and not unscored and one_batch(jobs) and not traits_of(jobs[0].model, jobs[0].data).exact:
                     whole = OneBatch(jobs)
                     _refuse_draws(watch)
                     return whole, whole.losses.detach()
@@ -155,13 +158,14 @@ class Solver:
                 _refuse_draws(watch)
             stack.finish()
             changes = Changes(stack.at.vector.sub_(stack.starts))
-            steps = torch.tensor([job.steps for job in jobs], device=stack.totals.device)
+            steps = upload(torch.tensor([job.steps for job in jobs]), stack.totals.device)
             return changes, stack.totals / steps
         except PacelineError:
             raise
         except Exception as error:
             # torch.func raises many error types for code that cannot be stacked; a real fault is raised again when run alone
             self._refused.add(key)
+            self.faults += _is_fault(error)
             hooks = jobs[0].hooks
             hook = hooks.direction or hooks.correct or hooks.objective
             self.notes.setdefault(getattr(hook, "__qualname__", type(jobs[0].model.module).__name__), _reason(error))
@@ -199,6 +203,15 @@ def _train_one(job: LoopRequest) -> Any:
 def _refuse_draws(watch: GeneratorWatch | None) -> None:
     if watch is not None and watch.advanced():
         raise Unstackable(_DRAWS)
+
+
+_STACKING = ("vmap", "functorch", "torch.func", "batching rule", "randomness", "data-dependent", ".item()")
+"""Words of torch's errors for code that cannot be stacked."""
+
+
+def _is_fault(error: Exception) -> bool:
+    """Return whether an error has another cause than that something cannot be stacked, such as the device or its memory."""
+    return not isinstance(error, Unstackable) and not any(word in str(error) for word in _STACKING)
 
 
 def _reason(error: Exception) -> str:

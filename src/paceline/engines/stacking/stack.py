@@ -17,6 +17,7 @@ from torch.func import grad, vmap
 
 from paceline.core.columns import Samples, map_tree
 from paceline.core.params import Params
+from paceline.core.placement import upload
 from paceline.core.profiling import spent
 from paceline.core.training import Job
 from paceline.engines.stacking.functional import Functional
@@ -35,7 +36,7 @@ class Batches:
     """
 
     def __init__(self, jobs: Sequence[Job]) -> None:
-        plans = [list(job.batches()) for job in jobs]
+        plans, device = [list(job.batches(plan=True)) for job in jobs], jobs[0].data.device
         sizes = [[rows.shape[0] for rows in plan] for plan in plans]
         width = max(max(row) for row in sizes)
         self.active = [sum(len(row) > step for row in sizes) for step in range(jobs[0].steps)]
@@ -43,22 +44,25 @@ class Batches:
         self.sizes = [[row[step] for row in sizes[:count]] for step, count in enumerate(self.active)]
         self.even = [min(row) == width for row in self.sizes]
         """Whether all clients of a step have full batches."""
-        self.rows: list[Tensor] = []
-        """Rows of the samples, for each step [active, B]; a smaller batch repeats its first row."""
-        self.weights: list[Tensor | None] = []
-        """Weight of each sample in its client's batch, [active, B], 0 for padding; None if all batches are full."""
+        rows: list[Tensor] = []
+        weights: list[Tensor | None] = []
         for step, count in enumerate(self.active):
             parts = [plan[step] for plan in plans[:count]]
             if self.even[step]:
-                self.rows.append(torch.stack(parts))
-                self.weights.append(None)
+                rows.append(torch.stack(parts))
+                weights.append(None)
                 continue
             have = torch.tensor(self.sizes[step], device=parts[0].device)[:, None]
             filled = torch.arange(width, device=have.device) < have
-            rows = torch.stack([part[0] for part in parts])[:, None].expand(-1, width).clone()
-            rows[filled] = torch.cat(parts)
-            self.rows.append(rows)
-            self.weights.append(filled / have)
+            padded = torch.stack([part[0] for part in parts])[:, None].expand(-1, width).clone()
+            padded[filled] = torch.cat(parts)
+            rows.append(padded)
+            weights.append(filled / have)
+        self.rows = _together(rows, device)
+        """Rows of the samples, for each step [active, B]; a smaller batch repeats its first row."""
+        some = iter(_together([w for w in weights if w is not None], device))
+        self.weights = [None if w is None else next(some) for w in weights]
+        """Weight of each sample in its client's batch, [active, B], 0 for padding; None if all batches are full."""
 
     def runs(self, step: int, kinds: Sequence[Any] | None = None) -> list[tuple[int, int, int]]:
         """Return (first, last + 1, batch size) of each run of consecutive clients with equal batch sizes, and equal `kinds`."""
@@ -69,6 +73,14 @@ class Batches:
             else:
                 found.append((k, k + 1, size))
         return found
+
+
+def _together(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
+    """Return tensors on a device, copied there as one."""
+    if not tensors or device.type == "cpu":
+        return tensors
+    whole = upload(torch.cat([tensor.reshape(-1) for tensor in tensors]), device)
+    return [part.view(t.shape) for part, t in zip(torch.split(whole, [t.numel() for t in tensors]), tensors, strict=True)]
 
 
 class Changes:
@@ -88,16 +100,16 @@ class Changes:
 
     def weighted(self, coefficients: Sequence[float]) -> Tensor:
         """Return the weighted sum of changes, shape [d]."""
-        weights = torch.tensor(coefficients, dtype=self.matrix.dtype).to(self.matrix.device)
+        weights = upload(torch.tensor(coefficients, dtype=self.matrix.dtype), self.matrix.device)
         out: Tensor = weights @ self.matrix
         return out
 
-    def largest(self, coefficients: Sequence[float]) -> float | None:
-        """Return the largest |coefficient x coordinate|."""
+    def largest(self, coefficients: Sequence[float]) -> Tensor | None:
+        """Return the largest |coefficient x coordinate|, shape []."""
         if self._tops is None:
             self._tops = torch.maximum(-self.matrix.amin(1), self.matrix.amax(1))  # NaN stays NaN
-        weights = torch.tensor(coefficients, dtype=self.matrix.dtype).abs_().to(self.matrix.device)
-        return float((weights * self._tops).max())
+        weights = upload(torch.tensor(coefficients, dtype=self.matrix.dtype).abs_(), self.matrix.device)
+        return (weights * self._tops).max()
 
 
 class Stack:
@@ -118,7 +130,7 @@ class Stack:
         layout = self.job.model.layout
         self._count = layout.num_params
         rates = [job.lr for job in jobs]
-        self._lr = rates[0] if len(set(rates)) == 1 else torch.tensor(rates, device=self.job.model.device)[:, None]
+        self._lr = rates[0] if len(set(rates)) == 1 else upload(torch.tensor(rates), self.job.model.device)[:, None]
         starts = [self._start(job) for job in jobs]
         same = all(s is starts[0] for s in starts)
         self.starts = starts[0] if same else torch.stack(starts)
@@ -131,15 +143,15 @@ class Stack:
         self.at = Params(vector, layout)
         self.totals = torch.zeros(len(jobs), device=vector.device)
         hooks, self._objective = [job.hooks for job in jobs], self.job.hooks.objective
-        self._traits = traits_of(self.job.model, self.job.data.at(self.job.data.index[:2])[0])
+        self._traits = traits_of(self.job.model, self.job.data)
         self._buffers = Buffers(jobs)
         self._layers = StackedLayers(jobs, self._traits.changing) if self._traits.special or self.job.model.stateful else None
         self._around = None if self._layers is None else self._layers.around
         self._run = Functional(self.job.model, self._objective, self._around)
-        self._hook = share([h.direction for h in hooks]) if hooks[0].direction else None
-        self._correct = share([h.correct for h in hooks]) if hooks[0].correct else None
-        self._after = share([h.after for h in hooks]) if hooks[0].after else None
-        self._loss = share([job.hooks.objective or job.loss for job in jobs])
+        self._hook = share([h.direction for h in hooks], vector.device) if hooks[0].direction else None
+        self._correct = share([h.correct for h in hooks], vector.device) if hooks[0].correct else None
+        self._after = share([h.after for h in hooks], vector.device) if hooks[0].after else None
+        self._loss = share([job.hooks.objective or job.loss for job in jobs], vector.device)
         self.batches = Batches(jobs)
         self.step = self.active = 0
         self._x: Tensor | None = None
@@ -211,7 +223,7 @@ class Stack:
         """Return the schedule's factor of each active client, shape [active, 1]."""
         active = self.jobs[: self.active]
         factors = [schedule(step, job.steps) for job in active if (schedule := job.optimizer.schedule)]
-        return torch.tensor(factors, device=self.at.vector.device)[:, None]
+        return upload(torch.tensor(factors), self.at.vector.device)[:, None]
 
     def weights(self) -> Tensor:
         """Return the live parameters of the active clients, shape [active, params]."""

@@ -7,6 +7,7 @@ that may differ between clients, `NotUniform` aborts the attempt and the clients
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NoReturn
@@ -91,11 +92,8 @@ class Uniform:
         if solved is None:
             raise NotUniform("a hook that cannot be stacked")
         rows, losses = solved
-        if not bool(torch.isfinite(losses).all()):
+        values = losses.tolist()
+        if not all(map(math.isfinite, values)):
             raise NotUniform("a non-finite loss")  # running one by one identifies the client
         params = Lazy(rows, None, job.start.layout, 1.0, ((1.0, job.start.vector),))
-        return Trained(params, job.steps, job.samples(), _column(losses))
-
-
-def _column(values: Tensor) -> DeferredColumn:
-    return DeferredColumn(values.tolist())
+        return Trained(params, job.steps, job.samples(), DeferredColumn(values))

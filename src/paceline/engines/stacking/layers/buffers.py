@@ -26,7 +26,7 @@ class Buffers:
         self._jobs = jobs
         each = [job.buffers or model.initial_buffers for job in jobs]
         self._own = {name: torch.stack([own[name] for own in each]) for name in model.initial_buffers}
-        initial = {name: int(count) for name, count in model.counters.items()}
+        initial = model.counters
         averaging = any(getattr(m, "momentum", 0.0) is None for m in model.module.modules()) if initial else False
         self.counts: list[dict[str, int]] | None = [initial for _ in jobs] if averaging else None
         """Batches that each client's BatchNorm layers have seen, where a layer averages over them (``momentum=None``)."""

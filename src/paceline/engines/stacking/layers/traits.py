@@ -16,6 +16,7 @@ from paceline.core.columns import Samples, spread
 from paceline.core.generators import GeneratorWatch, drawing
 from paceline.core.layout import float_buffers
 from paceline.core.params import Resident
+from paceline.core.samples import ClientData
 from paceline.core.training import norms_in
 from paceline.engines.stacking.layers.mode import HANDLERS
 from paceline.engines.stacking.layers.norms import NORMS
@@ -44,16 +45,16 @@ class Traits:
 _KNOWN: WeakKeyDictionary[Resident, Traits] = WeakKeyDictionary()
 
 
-def traits_of(model: Resident, samples: Samples) -> Traits:
+def traits_of(model: Resident, data: ClientData) -> Traits:
     """Return the traits of a resident module; each module is examined once.
 
     Args:
         model: the module.
-        samples: inputs of a few samples.
+        data: samples of a client, of which two are read.
     """
     found = _KNOWN.get(model)
     if found is None:
-        found = _KNOWN[model] = _examine(model, samples)
+        found = _KNOWN[model] = _examine(model, data.at(data.index[:2])[0])
     return found
 
 
