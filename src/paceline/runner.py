@@ -180,7 +180,8 @@ class Run:
             self._save()
         for name, reason in self.fed.engine.notes.items():
             advice = f"change it, or set {setting('vectorize', 'off')} to do so without this warning"
-            self._warn(f"clients that use {name} train one at a time: {reason}; {advice}", StackingWarning, name)
+            what = reason if reason.startswith("train ") else f"train one at a time: {reason}; {advice}"
+            self._warn(f"clients that use {name} {what}", StackingWarning, name)
         if self.observer is not None:
             self.observer(record, self.config.rounds)
 

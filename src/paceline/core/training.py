@@ -21,6 +21,7 @@ from paceline.core.columns import Samples, call, length
 from paceline.core.errors import NonFiniteError
 from paceline.core.generators import nested
 from paceline.core.hooks import NO_HOOKS, Hooks, Loss
+from paceline.core.linears import linears
 from paceline.core.optimizers import PLAIN_SGD, SGD, Optimizer
 from paceline.core.params import Params, Resident
 from paceline.core.placement import upload
@@ -323,7 +324,14 @@ def train(job: Job) -> Trained:
     if not job.steps:
         return Trained(job.start.clone(), 0, 0, 0.0)
     stream = nested(job.order().initial_seed(), job.model.device)
-    with spent.on("local steps"), job.model.autocast(), stream, job.prepared():
+    rows = min(job.batch_size, len(job.data))
+    with (
+        spent.on("local steps"),
+        job.model.autocast(),
+        stream,
+        job.prepared(),
+        linears(job.model.module, rows, job.model.device, job.model.mixed is not None),  # of the prepared module
+    ):
         learner = One(job)
         descend(learner)
     if job.buffers:

@@ -46,7 +46,8 @@ class Dealer:
         costs = {c: self.cost(c) for c in clients if c not in self._chunk_of} if self.chunk > 1 else {}
         new = [c for c in clients if c not in self._chunk_of]
         if self.chunk > 1:
-            new.sort(key=lambda c: (-costs[c], c))
+            new.sort()
+            new.sort(key=costs.__getitem__, reverse=True)  # clients of equal cost stay in order
         formed: dict[int, list[int]] = {}
         for alike in self._alike(new):
             count = -(-len(alike) // self.chunk)

@@ -18,12 +18,14 @@ from paceline.core.params import Resident
 from paceline.core.placement import upload
 from paceline.core.profiling import spent
 from paceline.core.samples import ClientData
-from paceline.core.training import Job, LoopRequest, Trained, descend, diverged
+from paceline.core.training import Job, LoopRequest, Trained, diverged
 from paceline.engines.stacking.hooks import Unstackable, signature
+from paceline.engines.stacking.kernels import Kernels, using
 from paceline.engines.stacking.layers import traits_of
 from paceline.engines.stacking.lazy import Lazy, Rows
 from paceline.engines.stacking.one_batch import OneBatch, one_batch
-from paceline.engines.stacking.stack import Changes, Stack
+from paceline.engines.stacking.replay import Replays
+from paceline.engines.stacking.stack import Changes
 from paceline.engines.stacking.tasks import RequestFailed
 
 __all__ = ["Solver", "few", "ragged", "unstackable"]
@@ -60,17 +62,29 @@ class Solver:
 
     Args:
         one_step: run one-step clients as one batch.
+        kernels: how stacks are computed, see `Kernels.parse`.
     """
 
-    def __init__(self, one_step: bool = True) -> None:
+    def __init__(self, one_step: bool = True, kernels: str = "plain") -> None:
         self.one_step = one_step
-        self.notes: dict[str, str] = {}
-        """Reasons why jobs could not be stacked, by the name of the hook or module."""
+        self.use(kernels)
+        self._notes: dict[str, str] = {}
         self.faults = 0
-        """How many of these reasons are errors that do not say that something cannot be stacked, such as lack of memory."""
+        """How many of the notes are errors that do not say that something cannot be stacked, such as lack of memory."""
         self._refused: set[Any] = set()
         self._known: tuple[torch.Tensor, bool] | None = None
         self._fit: dict[int, tuple[Resident, str | None]] = {}
+
+    def use(self, kernels: str) -> None:
+        """Compute stacks in other forms from now on."""
+        if kernels != getattr(self, "_named", None):
+            self._named, self.kernels = kernels, Kernels.parse(kernels)
+            self._replays = Replays(self.kernels)
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """Reasons why jobs could not be stacked, or not recorded, by the name of the hook or module."""
+        return {**self._replays.notes, **self._notes}
 
     def __call__(self, jobs: Sequence[Any]) -> list[Any]:
         """Return the results of the requests, in order; `RequestFailed` for a request that failed."""
@@ -99,7 +113,7 @@ class Solver:
     def single(self, request: LoopRequest) -> Any:
         """Return the result of a request that must run on its own, and note the reason."""
         if isinstance(request, Job) and request.steps:
-            self.notes.setdefault(type(request.model.module).__name__, _PREPARED)
+            self._notes.setdefault(type(request.model.module).__name__, _PREPARED)
         return request.run()
 
     def _key(self, job: Job) -> Any:
@@ -148,13 +162,12 @@ class Solver:
             if (reason := self._unfit(jobs[0])) is not None:
                 raise Unstackable(reason)
             unscored = jobs[0].loss is F.cross_entropy and self._unscored(jobs[0].data.y)
-            with spent.on("local steps"), jobs[0].model.autocast(), jobs[0].prepared():
+            with spent.on("local steps"), jobs[0].model.autocast(), using(self.kernels), jobs[0].prepared():
                 if self.one_step and not unscored and one_batch(jobs) and not traits_of(jobs[0].model, jobs[0].data).exact:
                     whole = OneBatch(jobs)
                     _refuse_draws(watch)
                     return whole, whole.losses.detach()
-                stack = Stack(jobs, unscored)
-                descend(stack)
+                stack = self._replays.train(key, _name(jobs[0]), jobs, unscored)
                 _refuse_draws(watch)
             stack.finish()
             changes = Changes(stack.at.vector.sub_(stack.starts))
@@ -166,9 +179,7 @@ class Solver:
             # torch.func raises many error types for code that cannot be stacked; a real fault is raised again when run alone
             self._refused.add(key)
             self.faults += _is_fault(error)
-            hooks = jobs[0].hooks
-            hook = hooks.direction or hooks.correct or hooks.objective
-            self.notes.setdefault(getattr(hook, "__qualname__", type(jobs[0].model.module).__name__), _reason(error))
+            self._notes.setdefault(_name(jobs[0]), _reason(error))
             return None
 
 
@@ -203,6 +214,12 @@ def _train_one(job: LoopRequest) -> Any:
 def _refuse_draws(watch: GeneratorWatch | None) -> None:
     if watch is not None and watch.advanced():
         raise Unstackable(_DRAWS)
+
+
+def _name(job: Job) -> str:
+    """Return the name of a job's hook, otherwise of its model, for messages."""
+    hooks = job.hooks
+    return getattr(hooks.direction or hooks.correct or hooks.objective, "__qualname__", type(job.model.module).__name__)
 
 
 _STACKING = ("vmap", "functorch", "torch.func", "batching rule", "randomness", "data-dependent", ".item()")

@@ -24,6 +24,7 @@ from paceline.engines.stacking.functional import Functional
 from paceline.engines.stacking.hooks import Shared, share
 from paceline.engines.stacking.layers import Buffers, StackedLayers, traits_of
 from paceline.engines.stacking.linear import StackedLinears
+from paceline.engines.stacking.losses import cross_entropies, scored_cross_entropies
 
 __all__ = ["Batches", "Changes", "Functional", "Stack"]
 
@@ -124,7 +125,7 @@ class Stack:
     """
 
     def __init__(self, jobs: Sequence[Job], unscored: bool = False) -> None:
-        self._unscored = unscored
+        self.unscored = unscored
         jobs = list(jobs)  # a lazy sequence builds each job anew on every pass
         self.job, self.jobs = jobs[0], jobs
         layout = self.job.model.layout
@@ -268,7 +269,7 @@ class Stack:
             size = self.batches.sizes[self.step][0]
             outputs = self._each(self._run.outputs, (0, self.active, size), tensors, self.x)
             weights = self.batches.weights[self.step]
-            if self._unscored:
+            if self.unscored:
                 return scored_cross_entropies(outputs, self.y, weights)
             each = cross_entropies(outputs, self.y)
             return each.mean(1) if weights is None else (each * weights).sum(1)
@@ -360,18 +361,3 @@ def apply(shared: Shared, count: int, call: Callable[..., Tensor], *vectors: Ten
     with torch.no_grad():
         out: Tensor = vmap(one)(shared.first(count), *vectors)
         return out
-
-
-def cross_entropies(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the loss per sample, shape [K, B], of outputs [K, B, C, ...] and targets [K, B, ...]."""
-    each: Any = F.cross_entropy(outputs.flatten(0, 1), targets.flatten(0, 1), reduction="none")
-    return torch.as_tensor(each).view(*targets.shape[:2], -1).mean(2)
-
-
-def scored_cross_entropies(outputs: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
-    """Return each client's mean loss over the targets that count, shape [K]; samples of weight 0 are padding."""
-    each: Any = F.cross_entropy(outputs.flatten(0, 1), targets.flatten(0, 1), reduction="none")
-    sums, counts = (t.view(*targets.shape[:2], -1).sum(2) for t in (torch.as_tensor(each), targets != -100))
-    if weights is not None:
-        sums, counts = sums * (weights > 0), counts * (weights > 0)
-    return sums.sum(1) / counts.sum(1)

@@ -48,6 +48,11 @@ class Buffers:
         if self.counts is not None:
             self.counts[first:last] = [counters] * (last - first)
 
+    @property
+    def moving(self) -> bool:
+        """Whether statistics are recorded that `write` has not taken over."""
+        return bool(self._moved)
+
     @torch.no_grad()
     def write(self, at: Params) -> None:
         """Write the recorded statistics, those in the vector to the live parameters `at`, [K, d]."""

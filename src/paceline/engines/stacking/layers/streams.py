@@ -25,6 +25,11 @@ class Streams:
         self._generators = generators_of(jobs[0].model.device)
         self._states: dict[int, list[Any]] = {}
 
+    @property
+    def drawn(self) -> bool:
+        """Whether any client has drawn."""
+        return bool(self._states)
+
     def draw(self, clients: Sequence[int], make: Callable[[int], T]) -> list[T]:
         """Return ``make(place)`` for each client, drawn from its own stream; the streams continue with the next call.
 
