@@ -298,3 +298,35 @@ def test_targets_that_are_not_scored_do_not_count_in_a_stack_either(epochs):
     ]
     assert both[0].accuracy == both[1].accuracy
     assert both[0].loss == pytest.approx(both[1].loss, rel=1e-6)
+
+
+@dataclass(frozen=True)
+class Limited(FedAvg):
+    """Trainings that end early, on slow devices only."""
+
+    seconds: float = 0.0
+
+    @on_client
+    def train(self, client, message):
+        local = client.sgd(message, epochs=2, limit=lambda planned, done, took: planned if took < self.seconds else 1)
+        return Update(delta=local.params - message, weight=client.num_samples)
+
+
+def test_limits_are_those_of_each_client_s_device_although_the_data_are_alike(task):
+    probe, *_ = go(task, partition="iid", fleet="stragglers", rounds=1)
+    worker = probe.fed.engine.here
+    flops, fleet = 3.0 * worker.model.flops * 2 * worker.setup.split.sizes[0], worker.setup.fleet
+    slow, fast = (pick(fleet.profile(c, 1).compute_seconds(flops) for c in range(12)) for pick in (max, min))
+    assert slow > 1.5 * fast
+    common = {"method": f"{__name__}:Limited", "options": {"seconds": 1.01 * fast}, "partition": "iid", "fleet": "stragglers"}
+    _, _, alone = go(task, **common, vectorize="off", chunk=1)
+    _, _, unlimited = go(task, **{**common, "options": {"seconds": 2 * slow}})
+    prepared, _, stacked = go(task, **common)
+    assert prepared.fed.engine.notes == {}
+    assert float((alone - stacked).norm() / alone.norm()) < 1e-5
+    assert float((alone - unlimited).norm() / alone.norm()) > 1e-3
+
+
+def test_measured_limits_are_a_reason_to_train_alone(task):
+    with pytest.warns(StackingWarning, match="ends early by the time that it takes"):
+        go(task, method=f"{__name__}:Limited", options={"seconds": 100.0}, measured=True, rounds=1)

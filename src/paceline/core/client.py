@@ -15,6 +15,7 @@ from paceline.core.errors import ConfigError, PlanError
 from paceline.core.evaluation import Evaluation
 from paceline.core.generators import nested, reseed
 from paceline.core.hooks import NO_HOOKS, Hooks
+from paceline.core.limits import StepLimit, WorkTime
 from paceline.core.memory import Memory
 from paceline.core.optimizers import PLAIN_SGD, SGD, AdamW, Optimizer
 from paceline.core.params import Params, Resident
@@ -36,6 +37,7 @@ class LocalOptions(TypedDict, total=False):
     epochs: int
     steps: int | None
     batch_size: int | None
+    limit: StepLimit | None
 
 
 class Client:
@@ -58,6 +60,7 @@ class Client:
         central: the task's test samples.
         records_times: store how long training took, see `times`.
         operation: number, within the round, of the server's operation that the call belongs to.
+        work_time: returns how work becomes seconds on this device; measured on this machine if None.
 
     Example:
         >>> import paceline as pl
@@ -88,6 +91,7 @@ class Client:
         central: ClientData | None = None,
         records_times: bool = False,
         operation: int = 0,
+        work_time: Callable[[], WorkTime] | None = None,
     ) -> None:
         self._id, self.round, self.model, self.problem = id, round, model, problem
         self.memory = memory
@@ -104,6 +108,7 @@ class Client:
         self.job: Job | None = None
         """The last request to the local loop."""
         self._loops = self._drawn = 0
+        self._work_time = work_time or (lambda: WorkTime(True, float))
 
     @property
     def id(self) -> int:
@@ -217,6 +222,7 @@ class Client:
         alone: bool = False,
         batches: str | None = None,
         prepare: Callable[[nn.Module], AbstractContextManager[Any]] | None = None,
+        limit: StepLimit | None = None,
     ) -> Trained:
         """Train from `start` on this client's data: the one local loop.
 
@@ -231,6 +237,7 @@ class Client:
                 by itself.
             prepare: context in which the module trains, such as one with forward hooks; clients with equal ones can train as one.
             batches: a name: trainings of this call that give the same one see the same batches.
+            limit: ``(planned, done, seconds) -> steps``, asked after each step, ends a training early that takes too long.
 
         Returns:
             The trained parameters, steps, samples and mean loss. A client without data returns `start` after 0 steps.
@@ -263,6 +270,8 @@ class Client:
             self.strict,
             prepare=prepare,
         )
+        if limit is not None:
+            self._limit(job, limit)
         if model.stateful:
             job.buffers = dict(self.memory.get("_buffers", model.initial_buffers)) if own else model.local_buffers()
         trained: Trained = self._asked(job)
@@ -274,6 +283,14 @@ class Client:
         if self.problem.buffers == "recompute" and trained.steps:
             trained.params.vector[model.layout.num_params :] = start.vector[model.layout.num_params :]
         return trained
+
+    def _limit(self, job: Job, limit: StepLimit) -> None:
+        """Apply a limit: before the job where times are computed, so that clients still train as one; else during it."""
+        measured, seconds = self._work_time()
+        if measured:
+            job.limit, job.alone = lambda planned, done, took: limit(planned, done, seconds(took)), True
+        else:
+            job.steps = job.within(limit, seconds, self.flops)
 
     def gradient(self, params: Params, *, batch_size: int | None = None) -> Params:
         """Return the mean gradient of the loss over all training samples at `params`.

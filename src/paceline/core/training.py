@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -21,6 +22,7 @@ from paceline.core.columns import Samples, call, length
 from paceline.core.errors import NonFiniteError
 from paceline.core.generators import nested
 from paceline.core.hooks import NO_HOOKS, Hooks, Loss
+from paceline.core.limits import StepLimit, synchronized
 from paceline.core.linears import linears
 from paceline.core.optimizers import PLAIN_SGD, SGD, Optimizer
 from paceline.core.params import Params, Resident
@@ -73,6 +75,7 @@ class Job:
         hooks: the method's changes to the steps.
         alone: the module holds state of this client, so the job must run immediately and on its own.
         strict: check at every step that the loss is finite.
+        limit: asked after each step for the number of steps, from the seconds measured on this machine.
     """
 
     model: Resident
@@ -87,6 +90,7 @@ class Job:
     hooks: Hooks = NO_HOOKS
     alone: bool = False
     strict: bool = False
+    limit: StepLimit | None = None
     buffers: dict[str, Tensor] | None = None
     """Float buffers of the module that belong to this client (policy ``local``): their values before training, then after it."""
     prepare: Callable[[nn.Module], contextlib.AbstractContextManager[Any]] | None = None
@@ -127,6 +131,25 @@ class Job:
         """Train this client by itself."""
         return train(self)
 
+    def within(self, limit: StepLimit, seconds: Callable[[float], float], done: float = 0.0) -> int:
+        """Return the steps that a limit leaves, on a device whose times are computed.
+
+        Args:
+            limit: the limit.
+            seconds: virtual seconds of a number of FLOPs.
+            done: FLOPs of this client before the job.
+        """
+        planned, step = self.steps, 0
+        while step < planned:
+            step += 1
+            took = seconds(done + 3.0 * self.model.flops * self.samples(step)) - seconds(done)
+            planned = self.limited(limit, planned, step, took)
+        return planned
+
+    def limited(self, limit: StepLimit, planned: int, step: int, seconds: float) -> int:
+        """Return the steps to take in all: what a limit allows, but no step is undone, and none added."""
+        return min(planned, max(step, limit(planned, planned * self.samples(step) / self.samples(planned), seconds)))
+
     def batches(self, plan: bool = False) -> Iterator[Tensor]:
         """Yield the rows of each step's batch; every pass uses a new order.
 
@@ -147,12 +170,12 @@ class Job:
                 yield batch
                 left -= 1
 
-    def samples(self) -> int:
-        """Return the number of samples in all steps, including repetitions."""
-        n, size = len(self.data), self.batch_size
-        if self.steps == 1 or not n:
-            return min(n, size) if self.steps else 0
-        passes, rest = divmod(self.steps, -(-n // size))
+    def samples(self, steps: int | None = None) -> int:
+        """Return the number of samples in all steps, or in the first ones, including repetitions."""
+        n, size, steps = len(self.data), self.batch_size, self.steps if steps is None else steps
+        if steps == 1 or not n:
+            return min(n, size) if steps else 0
+        passes, rest = divmod(steps, -(-n // size))
         return passes * n + min(rest * size, n)
 
 
@@ -192,7 +215,8 @@ def descend(learner: Learner) -> None:
     job, optimizer = learner.job, learner.job.optimizer
     hooked, after, schedule = job.hooked, job.hooks.after, optimizer.schedule
     state = optimizer.state(learner.weights())
-    for step in range(job.steps):
+    step, started = 0, time.perf_counter()
+    while step < job.steps:
         learner.advance(step)
         if not hooked:
             learner.descend()
@@ -204,6 +228,10 @@ def descend(learner: Learner) -> None:
                 learner.move(along if schedule is None else along * learner.rate(step))
         if after is not None:
             learner.project()
+        step += 1
+        if job.limit is not None:
+            synchronized(job.model.device)
+            job.steps = job.limited(job.limit, job.steps, step, time.perf_counter() - started)
 
 
 class One:

@@ -31,6 +31,7 @@ from paceline.engines.stacking.tasks import RequestFailed
 __all__ = ["Solver", "few", "ragged", "unstackable"]
 
 _PREPARED = "their module is prepared for one client, with alone=True or with frozen weights of a sub-model"
+_LIMITED = "their training ends early by the time that it takes, which is measured"
 _DRAWS = "it draws random numbers, for which each client has its own stream"
 
 
@@ -113,7 +114,7 @@ class Solver:
     def single(self, request: LoopRequest) -> Any:
         """Return the result of a request that must run on its own, and note the reason."""
         if isinstance(request, Job) and request.steps:
-            self._notes.setdefault(type(request.model.module).__name__, _PREPARED)
+            self._notes.setdefault(type(request.model.module).__name__, _LIMITED if request.limit else _PREPARED)
         return request.run()
 
     def _key(self, job: Job) -> Any:

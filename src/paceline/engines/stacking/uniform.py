@@ -81,6 +81,8 @@ class Uniform:
         """Train all clients; see `Client.sgd`."""
         if options.get("batches") is not None:
             raise NotUniform("batches that are reused")
+        if options.get("limit") is not None:
+            raise NotUniform("a limit, by the time of one client's device")
         return self._lead.sgd(*args, **options)
 
     def _train(self, job: Job) -> Trained:
