@@ -20,8 +20,14 @@ class StackedLinears(TorchFunctionMode):
     """Context in which ``F.linear`` under ``vmap`` uses the faster order."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Replace calls of ``F.linear`` on batched weights; forward all other calls."""
-        if func is F.linear and not kwargs and torch._C._functorch.is_batchedtensor(args[1]):
+        """Replace calls of ``F.linear`` on batched weights; forward all other calls, and those that an inner gradient follows."""
+        functorch = torch._C._functorch
+        if (
+            func is F.linear
+            and not kwargs
+            and functorch.is_batchedtensor(args[1])
+            and not functorch.is_gradtrackingtensor(args[0])  # as in an attack on the inputs
+        ):
             return _Linear.apply(  # type: ignore[no-untyped-call]
                 args[0], args[1], args[2] if len(args) > 2 else None
             )
