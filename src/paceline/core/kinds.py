@@ -131,6 +131,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "quadratic": "paceline.tasks.blackbox:quadratic",
         "metric": "paceline.tasks.blackbox:metric",
         "attack": "paceline.tasks.blackbox:attack",
+        "frozen-features": "paceline.tasks.backbones:load_frozen",
         "vit-tuning": "paceline.tasks.vision:load_tuning",
         "instructions": "paceline.tasks.instructions:load_instructions",
         "chatterbot": "paceline.tasks.instructions:load_chatterbot",
