@@ -83,6 +83,13 @@ def line(name: str, study: Study) -> str:
     return "| " + " | ".join(map(str, [*cells, f"{rate:g}, {size}", shown, now, datetime.date.today()])) + " |"
 
 
+def page(lines: dict[str, str]) -> str:
+    """Return the page: the lines of the table by task, and which tasks have none."""
+    left = [name for name in STUDIES if name not in lines]
+    note = f"\nNot searched yet, so with defaults set by hand: {', '.join(left)}.\n" if left else ""
+    return HEAD + "\n".join(lines[name] for name in STUDIES if name in lines) + "\n" + note
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", choices=[[], *STUDIES], help="tasks; all by default")
@@ -94,7 +101,7 @@ def main() -> None:
     for name in chosen:
         lines[name] = line(name, STUDIES[name])
         print(lines[name], flush=True)
-        atomic_write(PAGE, (HEAD + "\n".join(lines[task] for task in STUDIES if task in lines) + "\n").encode(), mode=0o644)
+        atomic_write(PAGE, page(lines).encode(), mode=0o644)
 
 
 if __name__ == "__main__":

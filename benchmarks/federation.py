@@ -100,7 +100,8 @@ def serve(pipe: Connection, root: Path, clients: int, size: int, aggregation: st
     from paceline.deploy.identity.keys import PinnedDirectory
     from paceline.deploy.identity.trust import Trust
     from paceline.devices import VirtualClock, load_fleet
-    from paceline.engines.worker import Setup, Worker
+    from paceline.engines.setup import Setup
+    from paceline.engines.worker import Worker
     from paceline.network import Credentials, GrpcEngine, Hub, LoopThread, Progress, Server
 
     torch.set_num_threads(1)
@@ -151,7 +152,8 @@ async def _take_part(root: Path, port: int, numbers: range, clients: int, size: 
     from paceline.aggregation.secure.client_openings import Openings
     from paceline.deploy.identity.keys import PinnedDirectory
     from paceline.devices import load_fleet
-    from paceline.engines.worker import Setup, Worker
+    from paceline.engines.setup import Setup
+    from paceline.engines.worker import Worker
     from paceline.network import Credentials, Node, NodeSettings, Runner, Welcome
 
     task, fleet, pool = make_task(size), load_fleet("homogeneous", clients, 0), ThreadPoolExecutor(1)

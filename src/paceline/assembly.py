@@ -29,7 +29,7 @@ from paceline.core.terms import check_metrics, main_of
 from paceline.core.wording import setting
 from paceline.data import Partition, partition_task
 from paceline.devices import Fleet, load_fleet, load_participation
-from paceline.engines.worker import Setup
+from paceline.engines.setup import Setup
 from paceline.registry import KINDS, build, find_method, method_names
 from paceline.store.start import Start
 from paceline.submodels.flops import flops

@@ -27,6 +27,7 @@ from paceline.core.federation import Federation
 from paceline.core.method import Method
 from paceline.core.process_state import process_state
 from paceline.core.processes import check_main
+from paceline.core.profiling import spent
 from paceline.core.run_fields import RunFields
 from paceline.core.wording import command, setting
 from paceline.data import Partition
@@ -124,6 +125,7 @@ def prepare(
         drop=drop,
         samples=functools.partial(reload, config, asked, start) if named else None,
     )
+    setup.profiled = spent.watches
     ray = {"address": config.ray_address, "cpus": config.ray_cpus, "gpus": config.ray_gpus}
     runs = load_engine(config.engine, setup, config.workers, ray) if engine is None else engine(setup)
     fed = Federation(
@@ -148,7 +150,8 @@ def prepare(
     store = MemoryStore(place, durable=folder is not None, max_bytes=config.memory_mib << 20)
     fed.engine.restore(store)
     choice = stack_size(runs, config, method)
-    config = config.model_copy(update={"vectorize": "on" if choice.chunk > 1 else "off", "chunk": choice.chunk})
+    taken = {"vectorize": "on" if choice.chunk > 1 else "off", "chunk": choice.chunk, "kernels": choice.kernels}
+    config = config.model_copy(update=taken)
     return Run(
         config,
         method,

@@ -26,6 +26,7 @@ from paceline.core.profiling import spent
 from paceline.core.random import derive
 from paceline.core.spread import spread_figures
 from paceline.core.terms import main_of
+from paceline.engines.pool import StackingWarning
 from paceline.results.model import FinalModel
 from paceline.results.progress import Observer
 from paceline.results.result import Result
@@ -41,10 +42,6 @@ MAX_ATTEMPTS = 3
 
 MAX_WARNINGS = 100
 """Maximum number of distinct warnings of a run; losses in a round are also in its record."""
-
-
-class StackingWarning(UserWarning):
-    """Clients cannot train as one stacked computation and train one at a time."""
 
 
 class RoundWarning(UserWarning):
@@ -181,7 +178,8 @@ class Run:
             self.folder.append_metrics(record)
             self._save()
         for name, reason in self.fed.engine.notes.items():
-            self._warn(f"clients that use {name} train one at a time: {reason}", StackingWarning, name)
+            what = reason if reason.startswith("train ") else f"train one at a time: {reason}"
+            self._warn(f"clients that use {name} {what}", StackingWarning, name)
         if self.observer is not None:
             self.observer(record, self.config.rounds)
 

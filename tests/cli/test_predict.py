@@ -3,7 +3,9 @@
 import csv
 import json
 
+import numpy as np
 import pytest
+import torch
 
 from tests.results.test_predicting import people
 
@@ -55,3 +57,22 @@ def test_exports(call, trained, tmp_path):
     assert (tmp_path / "m.pt").exists()
     assert "did you mean onnx" in call("export", "runs/one", "--to", "onxx", code=2).stderr
     assert "has no model.json" in call("export", "runs", "--to", "onnx", code=13).stderr
+
+
+def test_an_exported_regression_is_in_the_unit_of_the_target(call, tmp_path):
+    stream = np.random.default_rng(0)
+    size = stream.normal(100, 20, 120).round(1)
+    lines = [f"{one},{3000 * one + 50_000:.0f}" for one in size]
+    (tmp_path / "homes.csv").write_text("\n".join(["size,price", *lines]) + "\n")
+    call("run", "fedavg", "--task", "csv:homes.csv?target=price", "--clients", "3", "--rounds", "2", "--name", "homes")
+    assert call("export", "runs/homes", "--to", "torch-export").stderr == ""
+    column = json.loads((tmp_path / "runs/homes/model.json").read_text())["data_schema"]["columns"][0]
+    x = (torch.tensor([[80.0], [120.0]]) - column["mean"]) / column["deviation"]
+    found = torch.export.load(tmp_path / "runs/homes/model.pt2").module()(x)
+    (tmp_path / "new.csv").write_text("size\n80\n120\n")
+    rows = json.loads(call("predict", "runs/homes", "new.csv", "--json").stdout)["predictions"]
+    assert found[:, 0].tolist() == pytest.approx([row["prediction"] for row in rows], rel=1e-6)
+    for words in (("--to", "state-dict"), ("--to", "torch-export", "--raw")):
+        assert "its numbers are standardised: multiply by" in call("export", "runs/homes", *words).stderr
+    made = json.loads(call("export", "runs/homes", "--to", "state-dict", "--json").stdout)
+    assert made["scaling"] == json.loads((tmp_path / "runs/homes/model.json").read_text())["scaling"]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import QUICK, last_json
+from tests.pretend import PretendCuda
 
 KEYS = {
     "run", "method", "task", "rounds", "seed", "accuracy", "loss", "round_seconds", "total_seconds",
@@ -34,6 +35,17 @@ def test_table_progress_and_plot_for_people(call):
     assert "virtual" in ended.stderr
     assert Path("runs/mine/plots/run.png").exists()
     assert call("run", "fedavg", *QUICK, "--quiet").stderr == ""
+
+
+def test_a_profile_shows_the_time_of_this_process_and_of_a_gpu(call):
+    plain = call("run", "fedavg", *QUICK, "--quiet", "--profile", "--name", "plain").stdout
+    assert "local steps" in plain
+    assert "GPU" not in plain
+    with PretendCuda():
+        told = call("run", "fedavg", *QUICK, "--quiet", "--profile", "--name", "there", "--device", "cuda", "--chunk", "2").stdout
+    heading = next(line for line in told.splitlines() if "this process" in line)
+    assert "GPU" in heading
+    assert "gpu:" not in told
 
 
 def test_same_line_same_bits_other_seed_other_bits(call):

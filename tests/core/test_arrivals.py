@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from paceline.core.engine import wire_size
 from paceline.core.errors import PlanError
 from paceline.core.federation import Federation
 from paceline.core.method import Method, State, on_client
 from paceline.core.update import Update
+from paceline.core.wire import wire_size
 from paceline.devices.events import Queue, advance, first
 from paceline.methods.optimisation.fedavg import FedAvg
 from paceline.run import prepare

@@ -10,6 +10,7 @@ import paceline as pl
 from paceline.core.columns import Ragged
 from paceline.core.errors import ConfigError, DataError, DataFormatError, PacelineError, PlanError, UnknownNameError
 from paceline.core.losses import NamedLoss
+from paceline.tasks import schema_of
 
 X = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(40) % 2
@@ -107,6 +108,23 @@ def test_the_target_decides_between_classes_and_a_quantity():
     assert pl.Task.from_dataframe(many, "price", lambda n: nn.Linear(n, 1)).num_classes == 0
     assert pl.Task.from_dataframe(many, "price", lambda n: nn.Linear(n, 40), num_classes=40).num_classes == 40
     assert pl.Task.from_dataframe(FRAME, "price", lambda n: nn.Linear(n, 1), loss="l1").loss == NamedLoss("l1")
+
+
+def test_a_quantity_is_standardised_and_measured_in_its_own_unit():
+    far = FRAME.assign(price=1000 * FRAME["price"] + 300_000)
+    task = pl.Task.from_dataframe(far, "price", lambda n: nn.Linear(n, 1), metrics=["rmse"])
+    mean, deviation = task.target_scaling
+    assert abs(float(task.train.y.mean())) < 1e-6
+    assert float(task.train.y.std(unbiased=False)) == pytest.approx(1, abs=1e-5)
+    own = torch.cat([task.train.y, task.test.y]).double() * deviation + mean
+    assert sorted(own.tolist()) == pytest.approx(sorted(far["price"]), rel=1e-6)
+    result = pl.run("fedavg", task, clients=4, rounds=3)
+    found = result.predict(far.drop(columns=["price"])).numbers
+    assert 290_000 < float(found.mean()) < 400_000
+    assert schema_of(task).target.mean == pytest.approx(mean)
+    for options in ({"standardize": False}, {"loss": "poisson"}, {"target_scaling": (1.0, 2.0)}):
+        plain = pl.Task.from_dataframe(FRAME, "price", lambda n: nn.Linear(n, 1), **options)
+        assert sorted(torch.cat([plain.train.y, plain.test.y]).tolist()) == pytest.approx(sorted(FRAME["price"]))
 
 
 FAULTS = {

@@ -15,7 +15,7 @@ from paceline.data.audio import log_mel, mel_filters, read_wav
 from paceline.data.sources.brain import nifti
 from paceline.data.sources.clinical import HEART_DISEASE
 from paceline.data.sources.series import recordings
-from paceline.data.sources.words import coded, vocabulary
+from paceline.data.words import coded, vocabulary
 from paceline.tasks.pairs import load_pairs
 from tests.conftest import fetched
 
@@ -107,9 +107,11 @@ def test_a_volume_is_read_in_either_byte_order():
 
 
 def test_words_are_coded_by_frequency():
-    codes = vocabulary(["a b b c", "b a d"], 4, common=1)
-    assert codes == {"a": 1, "c": 2, "d": 3}
-    assert coded(["x a c d", "d"], codes, 2).tolist() == [[1, 2], [3, 0]]
+    words = vocabulary(["a b b c", "b A d"], 4, common=1)
+    assert words == ("a", "c", "d")
+    assert coded(["x a C d", "d"], words, 2).tolist() == [[1, 2], [3, 0]]
+    assert coded(["a-c_d"], words, 4).tolist() == [[1, 2, 3, 0]]
+    assert coded(["a-c d"], words, 4, spaces=True).tolist() == [[3, 0, 0, 0]]
 
 
 @pytest.mark.slow

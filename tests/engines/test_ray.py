@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -80,6 +81,8 @@ def test_a_server_that_is_no_ray_cluster_costs_limited_time(package):
 def test_actors_of_a_cluster_say_what_they_need_of_gpus(federate):
     with pytest.raises(ConfigError, match="with ray_gpus"):
         federate(engine="ray", ray_address="auto", device="cuda")
+    with pytest.raises(ConfigError, match="'cuda:1' with Ray: set the GPUs"):
+        RayEngine(SimpleNamespace(device="cuda:1"))
 
 
 def test_a_message_has_the_size_of_its_tensors_and_can_be_changed(package):

@@ -8,29 +8,7 @@ from paceline.registry import find_method, method_names
 from paceline.run import RunConfig, prepare
 
 from .resuming import assert_resumes
-
-SMALL = {
-    "apfl": {"steps": 2},
-    "clip": {"warmup": 1},
-    "dropstragglers": {"warmup": 1},
-    "fal": {"steps": 2, "attack_steps": 2},
-    "fedbn": {"layers": ("0",)},
-    "fedbuff": {"buffer": 3},
-    "fedzo": {"steps": 2, "directions": 2},
-    "fedlex": {"explore_epochs": 1, "epochs": 1, "batch_size": 20},
-    "fedrep": {"head_epochs": 2},
-    "fjord": {"warmup": 1},
-    "fluid": {"warmup": 1},
-    "fot": {"rounds_per_task": 2},
-    "frl": {"batch_size": 20},
-    "frlchecked": {"batch_size": 20},
-    "fzoos": {"steps": 2, "features": 50, "candidates": 4, "active": 1, "survey_candidates": 4, "survey_active": 1, "initial": 2},
-    "heterofl": {"warmup": 1},
-    "perfedavg": {"steps": 2},
-    "pfedme": {"inner_steps": 2},
-    "randomdropout": {"warmup": 1},
-}
-"""Options that suit a small run."""
+from .small import SMALL
 
 NAMES = [name for name in method_names() if find_method(name).__module__.startswith("paceline.")]
 NEEDS_EACH = [name for name in NAMES if any(f.each for f in client_functions(find_method(name)).values())]

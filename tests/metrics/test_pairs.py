@@ -2,8 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from paceline.core.errors import ConfigError, DataFormatError
 from paceline.metrics import Concordance, DetectionMAP
@@ -108,6 +111,47 @@ def test_detections(bins):
     exact = sum(average_precision(outputs, targets, c, t) for c in range(3) for t in (0.5, 0.75)) / 6
     assert -1e-9 <= exact - ours["map"] <= ours["map_resolution"] + 1e-9
     assert ours["map_resolution"] < (0.2 if bins == 15 else 1e-6)
+
+
+def coco(outputs, targets, overlap):
+    """COCO's figure by its own program, with boxes as it stores them: x, y, width, height."""
+
+    def listed(tree):
+        for image, (boxes, labels) in enumerate(zip(tree["boxes"].tolist(), tree["labels"].tolist(), strict=True)):
+            scores = tree["scores"][image].tolist() if "scores" in tree else [1.0] * len(labels)
+            for (x, y, right, below), label, score in zip(boxes, labels, scores, strict=True):
+                where = {"image_id": image, "category_id": label, "bbox": [x, y, right - x, below - y], "iscrowd": 0}
+                yield where | {"score": score, "area": (right - x) * (below - y)}
+
+    there, found = COCO(), COCO()
+    images = [{"id": i} for i in range(len(targets["labels"]))]
+    for kept, tree in ((there, targets), (found, outputs)):
+        boxes = [box | {"id": number} for number, box in enumerate(listed(tree), 1) if box["category_id"] >= 0]
+        kept.dataset = {"images": images, "categories": [{"id": c} for c in range(3)], "annotations": boxes}
+        kept.createIndex()
+    judge = COCOeval(there, found, "bbox")
+    judge.params.iouThrs, judge.params.areaRng, judge.params.areaRngLbl = np.array(overlap), [[0, 1e10]], ["all"]
+    judge.evaluate()
+    judge.accumulate()
+    precision = judge.eval["precision"][..., 0, -1]  # [thresholds, points, classes]
+    return float(precision[precision > -1].mean())
+
+
+@pytest.mark.parametrize("bins", [15, 100_000])
+@pytest.mark.parametrize("kept", [12, 3])
+def test_recall_points_are_those_of_coco(bins, kept):
+    outputs, targets = images()
+    outputs, targets = ({name: part[:kept] for name, part in tree.items()} for tree in (outputs, targets))
+    overlap = [0.5, 0.75]
+    ours = summed(DetectionMAP(classes=3, overlap=overlap, bins=bins, recall_points=101), outputs, targets, (1, 0, kept - 1))
+    exact = coco(outputs, targets, overlap)
+    assert 0.05 < exact < 0.95
+    assert -1e-9 <= exact - ours["map"] <= ours["map_resolution"] + 1e-9
+    assert ours["map_resolution"] < (0.25 if bins == 15 else 1e-6)
+    blind = {**outputs, "labels": torch.full_like(outputs["labels"], -1)}
+    assert whole(DetectionMAP(classes=3, recall_points=101), blind, targets)["map"] == 0
+    with pytest.raises(ConfigError, match="recall_points=1 must be 0 or at least 2"):
+        DetectionMAP(classes=3, recall_points=1)
 
 
 def test_images_without_boxes_or_detections():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import fx
 
+import paceline as pl
 from paceline.core.errors import ConfigError, UnknownNameError
 from paceline.core.layout import Layout
 from paceline.models import build, model_options
@@ -17,7 +18,9 @@ from paceline.models.mobilenet import InvertedResidual
 from paceline.models.resnet import BasicBlock
 from paceline.models.split import features, head, head_name
 from paceline.registry import names
+from paceline.results.predictor import load_predictor
 from paceline.submodels.cut import Cutter
+from paceline.tasks import load_task
 from tests.conftest import fetched
 
 GIVEN = {
@@ -62,6 +65,8 @@ def example(name: str, count: int = 2) -> torch.Tensor:
         ("gru", {}, 14_279),
         ("word_bag", {}, 10_000 * 64 + 65 * 20),
         ("text_encoder", {}, 133_514),
+        ("tabular", {}, 20 * 2 * 8 + 161 * 64 + 65 * 2),
+        ("tabular", {"shape": (7,), "categories": (0, 3, 0, 2), "dim": 4}, 2 * 2 * 4 + 5 * 4 + 17 * 64 + 65 * 2),
     ],
 )
 def test_number_of_parameters(name, options, size):
@@ -198,6 +203,7 @@ def test_models_by_what_they_take_and_give():
     assert fitting("text", "sample") == ["lstm", "word_bag", "text_encoder"]
     assert fitting("series", "sample") == ["logistic", "mlp", "cnn1d", "gru"]
     assert fitting("any", "sample") == ["logistic", "mlp"]
+    assert fitting("table", "sample") == ["logistic", "mlp", "tabular"]
 
 
 @pytest.mark.parametrize(
@@ -219,8 +225,37 @@ def test_models_by_what_they_take_and_give():
         ("gru", {"shape": (6,)}),
         ("word_bag", {"shape": (1, 8, 8)}),
         ("text_encoder", {"heads": 3}),
+        ("tabular", {"shape": (1, 8, 8)}),
+        ("tabular", {"shape": (4,), "categories": (0, 2)}),
     ],
 )
 def test_values_that_do_not_fit_are_refused(name, options):
     with pytest.raises(ConfigError):
         build(name, **options)
+
+
+def test_each_category_has_a_vector_and_numbers_bend():
+    module = build("tabular", shape=(6,), categories=(0, 3, 2), dim=4)
+    rows = torch.tensor([[0.5, 0, 1, 0, 0, 0], [0.5, 0, 0, 1, 0, 1], [-0.5, 0, 0, 0, 1, 0]])
+    found = module[0](rows)
+    number, first, second = module[0].columns
+    torch.testing.assert_close(found[:, :4], (rows[:, :1] @ number.weight.T + number.bias).clamp(min=0))
+    assert found[0, 4:8].equal(first.weight[:, 1])
+    assert found[1, 4:8].equal(first.weight[:, 2])
+    assert found[2, 4:8].abs().sum() == 0  # a category that the schema does not have
+    assert found[0, 8:].abs().sum() == 0
+    assert found[1, 8:].equal(second.weight[:, 1])
+    assert bool((found[:, 4:8] < 0).any())
+
+
+def test_a_table_gives_its_columns(tmp_path):
+    lines = [f"{i % 7},{'abc'[i % 3]},{i % 5 / 2},{'yn'[i % 3 == 1]}" for i in range(90)]
+    (tmp_path / "t.csv").write_text("\n".join(["n,c,m,y", *lines]))
+    task = load_task(f"csv:{tmp_path / 't.csv'}?categories=n", "tabular")
+    module = task.build(0)
+    assert module[0].categories == (7, 3, 0)
+    result = pl.run(
+        "fedavg", f"csv:{tmp_path / 't.csv'}?categories=n", model="tabular", clients=3, rounds=12, folder=tmp_path / "run"
+    )
+    assert result.accuracy > 0.9
+    assert load_predictor(tmp_path / "run").predict(tmp_path / "t.csv").accuracy > 0.9

@@ -1,6 +1,7 @@
 """Exported models give the scores of the model; what cannot be exported is named."""
 
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -49,6 +50,42 @@ def test_onnx_with_several_inputs_and_a_dict_of_outputs(onnx_file):
     assert [each.name for each in session.get_inputs()] == ["first", "second"]
     found = session.run(["scores"], {name: part.numpy() for name, part in task.test.x.items()})[0]
     assert torch.allclose(torch.from_numpy(found), result.predict(task.test.x).outputs, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def prices(tmp_path_factory):
+    """A regression whose target is far from 0 and of small deviation, with inputs of several clients."""
+    x = torch.randn(80, 3, generator=torch.Generator().manual_seed(1))
+    y = (x.sum(1) / 2).clamp(-3, 3)
+    task = pl.Task.from_tensors(
+        x, y, model=partial(nn.Linear, 3, 1), test=(x, y), loss="mse", metrics=["rmse"], target_scaling=(250_000.0, 8.0)
+    )
+    return pl.run("fedavg", task, folder=tmp_path_factory.mktemp("prices") / "run", **FIELDS), task
+
+
+@pytest.mark.parametrize("form", ["torch-export", "onnx"])
+@pytest.mark.parametrize("raw", [False, True])
+def test_numbers_are_in_the_unit_of_the_target_unless_raw(prices, tmp_path, form, raw):
+    result, task = prices
+    x, file = task.test.x, result.export(form, tmp_path / "m", raw=raw)
+    if form == "onnx":
+        onnxruntime = pytest.importorskip("onnxruntime")
+        found = torch.from_numpy(onnxruntime.InferenceSession(str(file)).run(["scores"], {"x": x.numpy()})[0])
+    else:
+        found = torch.export.load(file).module()(x).detach()
+    if raw:
+        assert torch.allclose(found, result.model()(x), atol=1e-5)
+        return
+    wanted = result.predict(x).numbers
+    assert torch.allclose(found[:, 0], wanted, rtol=0, atol=1e-4)
+    error = (found[:, 0] - (task.test.y.double() * 8 + 250_000)).square().mean().sqrt()
+    assert float(error) == pytest.approx(result.history[-1]["rmse"], rel=1e-5)
+
+
+def test_standardised_numbers_are_said_to_be(prices):
+    made = prices[0].predictor()
+    assert exporting.standardized(made, "state-dict") == exporting.standardized(made, "onnx", raw=True) == (250_000.0, 8.0)
+    assert exporting.standardized(made, "onnx") is None
 
 
 class Branching(nn.Module):

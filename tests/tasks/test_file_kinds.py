@@ -13,6 +13,7 @@ from torch import nn
 import paceline as pl
 from paceline.core.errors import ConfigError, DataFormatError
 from paceline.data.textfiles import read_text_files
+from paceline.data.textfolder import read_text_folder
 from paceline.results.predictor import load_predictor
 from paceline.tasks import load_task, schema_of
 
@@ -85,6 +86,51 @@ def books(tmp_path_factory):
 def trained(task, partition="iid", **changes):
     clients = changes.pop("clients", 3)
     return pl.run("fedavg", task=task, partition=partition, clients=clients, vectorize="off", **{"rounds": 4, **changes})
+
+
+def test_words_have_the_codes_of_the_schema_at_every_site(mails, tmp_path):
+    task = load_task(mails, words=12, length=6)
+    form = schema_of(task).text
+    assert (form.length, form.symbols, len(form.words), form.words[0]) == (6, 12, 11, "quick")
+    assert task.train.x.max() == 11
+    path = tmp_path / "schema.json"
+    path.write_text(schema_of(task).to_json())
+    site = tmp_path / "site"
+    for name in ("news", "offer"):
+        (site / name).mkdir(parents=True)
+        for number in range(6):
+            (site / name / f"{number}.txt").write_text(f"Moon, moon {'query' if name == 'news' else 'jazz'}; unheard zebra zebra")
+    own = load_task(f"textfolder:{site}?words=12")
+    assert schema_of(own).text.words[0] != form.words[0]
+    shared = load_task(f"textfolder:{site}", schema=str(path))
+    assert schema_of(shared) == schema_of(task)
+    moon, query = (form.words.index(word) + 1 for word in ("moon", "query"))
+    assert shared.train.x[0].tolist() == [moon, moon, query, 0, 0, 0]
+    with pytest.raises(ConfigError, match="words=2 must be from 3 to 30000, or 0 for bytes"):
+        load_task(mails, words=2)
+
+
+def test_a_vocabulary_is_of_the_training_texts_alone(tmp_path):
+    for number in range(20):
+        for name in "ab":
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / f"{number}.txt").write_text(f"{name} only{name}{'xyz'[number % 3]}{number}")
+    found = read_text_folder(tmp_path, words=400)
+    assert len(found.schema.text.words) == 2 + len(found.train)
+    assert (found.train.x > 0).sum(1).tolist() == [2] * len(found.train)
+    assert (found.test.x > 0).sum(1).tolist() == [1] * len(found.test)
+
+
+@pytest.mark.parametrize("model", ["text_encoder", "word_bag"])
+def test_models_of_words_predict_raw_texts(mails, tmp_path, model):
+    folder = tmp_path / "run"
+    result = trained(mails, model=model, task_options={"words": 40, "length": 8}, rounds=8, folder=folder)
+    assert result.accuracy > 0.9
+    made = load_predictor(folder).predict(["QUICK query!", "zz? The jazz", "unheard"])
+    assert made.labels[:2] == ["news", "offer"]
+    whole = load_predictor(folder).predict(Path(mails.partition(":")[2]))
+    right = [name.split("/")[0] == label for name, label in zip(whole.names, whole.labels, strict=True)]
+    assert sum(right) / len(right) > 0.9
 
 
 def test_a_number_is_learnt_standardised_and_judged_in_its_own_unit(houses):

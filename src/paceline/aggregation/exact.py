@@ -8,11 +8,13 @@ added to the next one. So the step follows the term, and neither a large cohort 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from paceline.core.errors import NonFiniteError, SumOverflowError
+from paceline.core.placement import download
 
 __all__ = ["TensorSum", "from_units", "is_whole", "units"]
 
@@ -41,6 +43,11 @@ class TensorSum:
     def __init__(self, like: Tensor) -> None:
         self.size, self.device = like.numel(), like.device
         self.levels: dict[int, Tensor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for another process: on the host."""
+        levels = dict(zip(self.levels, download(list(self.levels.values())), strict=True))
+        return {"size": self.size, "device": torch.device("cpu"), "levels": levels}
 
     def level(self, number: int) -> Tensor:
         """Return the total of one level."""
@@ -75,10 +82,10 @@ class TensorSum:
 
     def value(self, fraction: int) -> Tensor:
         """Return the sum in float64; levels are added from the finest to the coarsest."""
-        out = torch.zeros(self.size, dtype=torch.float64)
+        out = torch.zeros(self.size, dtype=torch.float64, device=self.device)
         for number in sorted(self.levels, reverse=True):
             bits = 0 if number == _WHOLE else fraction + _BITS * number
-            out += self.levels[number].cpu().double().mul_(2.0**-bits)
+            out += self.levels[number].double().mul_(2.0**-bits)
         return out
 
 

@@ -22,6 +22,7 @@ from paceline.aggregation.exact import TensorSum, from_units, is_whole, units
 from paceline.core.engine import Sink
 from paceline.core.errors import AggregationError, NonFiniteError, PacelineError, SumOverflowError
 from paceline.core.params import DeferredNumber, DeferredParams
+from paceline.core.placement import download
 from paceline.core.tree import Tree
 from paceline.core.update import Columns, Terms, Update
 from paceline.core.wording import setting
@@ -37,12 +38,12 @@ class _Presummed(NamedTuple):
 
     Args:
         terms: the sum as terms of weight 1; without its numbers.
-        largest: for each tensor an upper bound on a client's |w x|; None if it is not known.
+        largest: for each tensor an upper bound on a client's |w x|, shape []; None if it is not known.
         numbers: weighted sums of the numbers, and of the weights, in units of 2^-1074.
     """
 
     terms: Terms
-    largest: list[float | None]
+    largest: list[Tensor | None]
     numbers: list[int]
 
 
@@ -65,25 +66,26 @@ class Partial:
         self.numbers: list[int] = []
         self.clients: list[int] = []
 
-    def add(self, client: int, reply: Tree) -> None:
+    def add(self, client: int, reply: Tree | _Measured) -> None:
         """Add one reply. The sum is unchanged if the reply is refused.
 
         Args:
             client: id of the sender.
-            reply: tree of tensors and numbers, usually an `Update`.
+            reply: tree of tensors and numbers, usually an `Update`; or one of those that `_measured` returned.
 
         Raises:
             NonFiniteError: the reply contains NaN or infinity.
             SumOverflowError: a coordinate exceeds its bound.
             AggregationError: the reply's structure differs from that of the earlier replies.
         """
-        who, terms = f"client {client}", Terms.of(reply)
+        who, (terms, ends) = f"client {client}", reply if isinstance(reply, _Measured) else _measured([reply])[0]
         whole = [is_whole(tensor, weight) for tensor, weight in zip(terms.tensors, terms.weights, strict=True)]
+        left = iter(ends)
         tops = [
-            self._check_whole(who, name, tensor, weight) if counts else self._check(who, name, tensor, weight)
+            self._check_whole(who, name, next(left), weight) if counts else self._check(who, name, tensor, weight, next(left))
             for name, tensor, weight, counts in zip(terms.names, terms.tensors, terms.weights, whole, strict=True)
         ]
-        weights = [self._check(who, "weight", tensor, 1.0) for tensor in terms.denominators]
+        weights = [self._check(who, "weight", tensor, 1.0, next(left)) for tensor in terms.denominators]
         numbers = [units(who, value) for value in terms.scalars]
         self._fit(who, terms)
         for total, tensor, weight, top, counts in zip(self.tensors, terms.tensors, terms.weights, tops, whole, strict=True):
@@ -103,10 +105,14 @@ class Partial:
         """
         who, terms = f"clients {clients[0]} to {clients[-1]}", summed.terms
         tops = []
+        ends = iter(
+            _ends([value for pair in zip(terms.tensors, summed.largest, strict=True) for value in pair if value is not None])
+        )
         for name, tensor, largest in zip(terms.names, terms.tensors, summed.largest, strict=True):
+            top = self._check(who, name, tensor, 1.0, next(ends), math.inf if largest is not None else self.bound)
             if largest is not None:
-                self._bounded(who, name, largest)
-            tops.append(self._check(who, name, tensor, 1.0, math.inf if largest is not None else self.bound))
+                self._bounded(who, name, next(ends)[1])
+            tops.append(top)
         self._fit(who, terms)
         for total, tensor, top in zip(self.tensors, terms.tensors, tops, strict=True):
             total.add(tensor, 1.0, top, self.fraction)
@@ -124,16 +130,17 @@ class Partial:
         self.numbers = [a + b for a, b in zip(self.numbers, numbers, strict=True)] if self.clients else numbers
         self.clients += clients
 
-    def _check(self, who: str, name: str, tensor: Tensor, weight: float | Tensor, bound: float | None = None) -> float:
-        """Return the largest |w x|, after a check against the bound."""
+    def _check(
+        self, who: str, name: str, tensor: Tensor, weight: float | Tensor, ends: tuple[float, float], bound: float | None = None
+    ) -> float:
+        """Return the largest |w x|, after a check against the bound; `ends` are those of w x, or of x with a number as weight."""
         if not tensor.numel():
             return 0.0
-        if isinstance(weight, Tensor):
-            top = _magnitude(tensor * weight)
-            if not 1e-20 < top < 1e20:  # float32 may have rounded it to 0, or to infinity
-                top = _magnitude(tensor.double() * weight)
-        else:
-            top = _magnitude(tensor) * abs(weight)
+        top = max(-ends[0], ends[1])
+        if not isinstance(weight, Tensor):
+            top *= abs(weight)
+        elif not 1e-20 < top < 1e20:  # float32 may have rounded it to 0, or to infinity
+            top = max(-(wide := _ends([tensor.double() * weight])[0])[0], wide[1])
         self._bounded(who, name, top, bound)
         return top
 
@@ -146,11 +153,8 @@ class Partial:
                 f"coordinate; training may have diverged, otherwise raise {setting('sum_bound')}"
             )
 
-    def _check_whole(self, who: str, name: str, tensor: Tensor, weight: Any) -> float:
-        if not tensor.numel():
-            return 0.0
-        low, high = torch.aminmax(tensor)
-        top = max(-int(low), int(high))
+    def _check_whole(self, who: str, name: str, ends: tuple[float, float], weight: Any) -> float:
+        top = int(max(-ends[0], ends[1]))
         limit = self.limits.get(name, math.inf)
         if top > limit or top * abs(int(weight)) > self.whole:
             bound = f"{limit:.6g} that its method declares" if top > limit else f"{self.whole:.3g} of an exact sum of whole numbers"
@@ -177,18 +181,39 @@ class Partial:
         self._count(other.clients, other.numbers)
 
     def values(self) -> tuple[list[Tensor], list[float], list[Tensor]]:
-        """Return (tensor sums, number sums, denominator sums) in float64."""
-        return (
-            [total.value(self.fraction) for total in self.tensors],
-            [from_units(number) for number in self.numbers],
-            [total.value(self.fraction) for total in self.denominators],
-        )
+        """Return (tensor sums, number sums, denominator sums) in float64, on the host."""
+        found = download([total.value(self.fraction) for total in self.tensors + self.denominators])
+        count = len(self.tensors)
+        return found[:count], [from_units(number) for number in self.numbers], found[count:]
 
 
-def _magnitude(tensor: Tensor) -> float:
-    """Return the largest absolute value, NaN if there is one."""
-    low, high = torch.aminmax(tensor)  # both are NaN if one value is; copies nothing
-    return max(-float(low), float(high))
+class _Measured(NamedTuple):
+    """A reply as terms, with the smallest and largest value of each: of w x, or of x with a number as weight."""
+
+    terms: Terms
+    ends: list[tuple[float, float]]
+
+
+def _measured(replies: Sequence[Tree]) -> list[_Measured]:
+    """Return replies as terms with their ranges; the host waits once for those on a GPU."""
+    found = [Terms.of(reply) for reply in replies]
+    values = [
+        [*(x * w if isinstance(w, Tensor) else x for x, w in zip(t.tensors, t.weights, strict=True)), *t.denominators]
+        for t in found
+    ]
+    ends = iter(_ends([value for each in values for value in each]))
+    return [_Measured(terms, [next(ends) for _ in each]) for terms, each in zip(found, values, strict=True)]
+
+
+def _ends(tensors: Sequence[Tensor]) -> list[tuple[float, float]]:
+    """Return the smallest and the largest value of each tensor: NaN if it holds one, 0 if it is empty."""
+    pairs = [torch.aminmax(t) if t.numel() else None for t in tensors]  # copies nothing
+    apart = [torch.stack(pair).double() for pair in pairs if pair is not None and pair[0].device.type != "cpu"]
+    there = iter(torch.stack(apart).tolist() if apart else ())
+    return [
+        (0.0, 0.0) if pair is None else (float(pair[0]), float(pair[1])) if pair[0].device.type == "cpu" else tuple(next(there))
+        for pair in pairs
+    ]
 
 
 class FixedPoint:
@@ -242,6 +267,8 @@ class _Sink(Sink):
                 if total is not None:
                     self._partial.add_together([client for client, _, _ in entries], total)
                     return [None] * len(entries)
+                known = _measured([reply for _, reply, _ in entries])
+                return super().add_all([(client, one, seed) for (client, _, seed), one in zip(entries, known, strict=True)])
         return super().add_all(entries)
 
     stands_for_all = True
@@ -296,7 +323,7 @@ def together(replies: Sequence[Tree]) -> _Presummed | None:
     return _presummed(replies[0], sums, numbers)
 
 
-def _presummed(reply: Tree, sums: Sequence[tuple[Tensor, float | None]], numbers: list[int]) -> _Presummed:
+def _presummed(reply: Tree, sums: Sequence[tuple[Tensor, Tensor | None]], numbers: list[int]) -> _Presummed:
     terms, tensors = Terms.of(reply, lazy=True), [tensor for tensor, _ in sums]
     one = Terms(terms.structure, terms.names, tensors, [1.0] * len(sums), [], [])
     return _Presummed(one, [largest for _, largest in sums], numbers)

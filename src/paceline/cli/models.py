@@ -14,8 +14,14 @@ from paceline.core.errors import PacelineError, SubmodelError
 
 __all__ = ["model_rows", "models"]
 
-_SAMPLES = {"any": "any, flattened", "picture": "picture [C, H, W]", "series": "series [C, T]", "text": "text [T] of codes"}
-_SET = {"shape", "num_classes", "symbols"}
+_SAMPLES = {
+    "any": "any, flattened",
+    "picture": "picture [C, H, W]",
+    "series": "series [C, T]",
+    "text": "text [T] of codes",
+    "table": "row of a table [F]",
+}
+_SET = {"shape", "num_classes", "symbols", "categories"}
 """Options that a task sets."""
 
 

@@ -94,20 +94,29 @@ def export(
     run: Annotated[Path, RUN],
     to: Annotated[str, typer.Option("--to", help="form of the file: state-dict, torch-export or onnx")],
     save: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="the file", show_default="in RUN")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="leave numbers standardised, as the module gives them")] = False,
     client: Client = None,
     module: Modules = None,
     json: Json = False,
 ) -> None:
     """Write a run's model in a form that other programs read, and compare its outputs with the model's on samples."""
     from paceline.results.export import export as write
-    from paceline.results.export import place
+    from paceline.results.export import place, standardized
 
     path = place(to, save, run, client)
-    written = write(_predictor(run, client, tuple(module or ())), to, path)  # type: ignore[arg-type]
+    made = _predictor(run, client, tuple(module or ()))
+    written = write(made, to, path, raw)  # type: ignore[arg-type]
+    scaling = standardized(made, to, raw)  # type: ignore[arg-type]
     if json:
-        print_json({"file": str(written), "to": to})
-    else:
-        out().print(str(written), markup=False, soft_wrap=True)
+        print_json({"file": str(written), "to": to} | ({} if scaling is None else {"scaling": list(scaling)}))
+        return
+    out().print(str(written), markup=False, soft_wrap=True)
+    if scaling is not None:
+        mean, deviation = scaling
+        err().print(
+            f"its numbers are standardised: multiply by {deviation:.9g} and add {mean:.9g} for the unit of the target",
+            soft_wrap=True,
+        )
 
 
 def _predictor(run: Path, client: int | None, modules: tuple[str, ...]) -> Predictor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,7 +26,7 @@ Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="folder for r
 Name = Annotated[str | None, typer.Option("--name", help="name of the run's folder", show_default="METHOD-TASK-sSEED")]
 Replace = Annotated[bool, typer.Option("--replace", help="replace an earlier run of that name", show_default="off")]
 Json = Annotated[bool, typer.Option("--json", help="print only JSON on stdout", show_default="off")]
-Profile = Annotated[bool, typer.Option("--profile", help="show wall time by section", show_default="off")]
+Profile = Annotated[bool, typer.Option("--profile", help="show wall time by section, and the time of GPUs", show_default="off")]
 Track = Annotated[
     list[str] | None,
     typer.Option(
@@ -83,16 +85,39 @@ def run(
     with new_place(out, name, settings.label, replace) as place, LiveProgress(quiet or json) as progress, resumable(place):
         progress.begin(settings.method, settings.rounds)
         folder, watch = RunFolder.create(place.parent, place.name), [progress, *(track or ())]
-        summary = carry_out(settings, folder=folder, observer=watch, progress=False)
+        with _profiled(profile):
+            summary = carry_out(settings, folder=folder, observer=watch, progress=False)
     _finish(summary, json, profile)
 
 
+@contextlib.contextmanager
+def _profiled(wanted: bool) -> Iterator[None]:
+    """Measure the time of GPUs by section, if wanted, in runs that are prepared in the block."""
+    from paceline.core.profiling import spent
+
+    before, spent.watches = spent.watches, wanted
+    try:
+        yield
+    finally:
+        spent.watches = before
+        spent.watch("cpu")
+
+
 def _profile(summary: Result) -> None:
-    """Print the wall time of the rounds by section: in this process, and in all workers together."""
-    shown = table("Wall time by section", "section", "this process", "workers", right=("this process", "workers"))
-    here, workers = summary.spent.get("here", {}), summary.spent.get("workers", {})
-    for part in sorted({*here, *workers}, key=lambda p: -here.get(p, 0.0) - workers.get(p, 0.0)):
-        shown.add_row(part, *(seconds_text(side[part]) if part in side else "" for side in (here, workers)))
+    """Print the wall time of the rounds by section: in this process, in all workers together, and on GPUs."""
+    from paceline.core.profiling import GPU
+
+    sides = {"this process": summary.spent.get("here", {}), "workers": summary.spent.get("workers", {})}
+    on_gpus: dict[str, float] = {}
+    for side in sides.values():
+        for name, seconds in side.items():
+            if name.startswith(GPU):
+                on_gpus[name.removeprefix(GPU)] = on_gpus.get(name.removeprefix(GPU), 0.0) + seconds
+    columns = sides | ({"GPU": on_gpus} if on_gpus else {})
+    shown = table("Wall time by section", "section", *columns, right=tuple(columns))
+    parts = {name for side in columns.values() for name in side if not name.startswith(GPU)}
+    for part in sorted(parts, key=lambda p: -sum(side.get(p, 0.0) for side in sides.values())):
+        shown.add_row(part, *(seconds_text(side[part]) if part in side else "" for side in columns.values()))
     out().print(shown)
 
 

@@ -90,7 +90,8 @@ def show_schema(made: Schema, notes: tuple[str, ...]) -> None:
     if made.picture is not None:
         console.print(f"pictures: {made.picture.form}", markup=False, soft_wrap=True)
     if made.text is not None:
-        console.print(f"texts: {made.text.length} codes of {made.text.symbols}", markup=False, soft_wrap=True)
+        words = f": {_some(made.text.words)}" if made.text.words else ""
+        console.print(f"texts: {made.text.length} codes of {made.text.symbols}{words}", markup=False, soft_wrap=True)
     target = made.target
     named = f" {target.name!r}" if target.name else ""
     what = f"{len(target.classes)} classes: {_some(target.classes)}" if target.classes else "a number"

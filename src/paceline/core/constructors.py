@@ -19,7 +19,20 @@ from paceline.core.hooks import Loss
 from paceline.core.huggingface import RowDataset, check_dataset, class_names
 from paceline.core.layout import Buffers
 from paceline.core.losses import find_loss
-from paceline.core.making import apart, are_indices, classes_in, held_out, maker, owners_of, reading_scores, rows_of, sized, told
+from paceline.core.making import (
+    QUANTITY_LOSSES,
+    apart,
+    are_indices,
+    classes_in,
+    held_out,
+    maker,
+    owners_of,
+    reading_scores,
+    rows_of,
+    scaling_of,
+    sized,
+    told,
+)
 from paceline.core.metrics import Metric
 
 __all__ = ["Constructors", "ReadOptions", "TaskOptions"]
@@ -201,7 +214,8 @@ class Constructors:
         """Return a task of a data frame of pandas or polars: one row per sample.
 
         Texts, categories and truth values in `target` are classes. Up to 20 whole numbers from 0 without gaps are class indices.
-        Any other numbers are a quantity, learnt with the loss ``mse`` unless another one is named.
+        Any other numbers are a quantity, learnt with the loss ``mse`` unless another one is named. A quantity is standardised for
+        the losses ``mse``, ``l1`` and ``huber``; metrics and predictions are in its own unit.
 
         Args:
             frame: the samples.
@@ -210,7 +224,8 @@ class Constructors:
             test: the central test set as a data frame, or the share of the rows that is held out at random.
             columns: the inputs; by default all columns but `target` and `client`.
             client: column with the natural client of each row; run the task with ``partition="natural"``.
-            standardize: subtract the mean of numeric columns and divide by their deviation, both of the training rows.
+            standardize: subtract the mean of numeric columns, and of a quantity in `target`, and divide by their deviation, both of
+                the training rows.
             options: see `TaskOptions`.
 
         Raises:
@@ -240,14 +255,19 @@ class Constructors:
             options.setdefault("classes", classes)
         elif "loss" not in options and not are_indices(pairs[0][1], options.get("num_classes")):
             options["loss"] = "mse"
+        if classes is None and options.get("loss") in QUANTITY_LOSSES:
             pairs = [(x, y.double()) for x, y in pairs]
+            if standardize and "target_scaling" not in options:
+                mean, deviation = options["target_scaling"] = scaling_of(pairs[0][1])
+                pairs = [(x, (y - mean) / deviation) for x, y in pairs]
         owner, owners = (None, ()) if client is None else owners_of(whole[client].to_numpy())
         make, kind = maker(model if isinstance(model, nn.Module) else sized(model, len(made.inputs)))
         options.setdefault("name", "frame")
         task = cls._of(samples(pairs[0], "train", kind), samples(pairs[1], "test", kind), make, owner, owners, options)
         count = task.num_classes  # type: ignore[attr-defined]
         named = classes or options.get("classes") or list(range(count))
-        task.info.update({"inputs": ", ".join(made.inputs), "schema": made.schema(target, named)})  # type: ignore[attr-defined]
+        schema = made.schema(target, named, task.target_scaling)  # type: ignore[attr-defined]
+        task.info.update({"inputs": ", ".join(made.inputs), "schema": schema})  # type: ignore[attr-defined]
         return task
 
     @classmethod

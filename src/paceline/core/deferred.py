@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from paceline.core.client import Client
-from paceline.core.engine import Sink, wire_size
+from paceline.core.engine import Sink
 from paceline.core.tree import Tree, map_leaves
+from paceline.core.wire import wire_size
 
 __all__ = ["Held", "hold"]
 

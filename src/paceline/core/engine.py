@@ -5,18 +5,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from torch import Tensor
-
-from paceline.core.errors import PlanError
+from paceline.core.errors import PacelineError, PlanError
 from paceline.core.layout import Layout
-from paceline.core.params import DeferredParams, Params
+from paceline.core.params import Params
+from paceline.core.placement import on_host
 from paceline.core.services import Services
-from paceline.core.tree import Tree, flatten, map_leaves
-from paceline.core.update import Update
+from paceline.core.tree import Tree
+from paceline.core.wire import wire_size
 
 if TYPE_CHECKING:
     from paceline.core.federation import Federation
@@ -37,7 +37,6 @@ __all__ = [
     "SumRequest",
     "Summed",
     "declaration",
-    "wire_size",
 ]
 
 
@@ -104,7 +103,7 @@ class Call:
         deadline: virtual seconds after which a reply counts as dropped, or None.
         peers: records published by other clients, by receiving client.
         chunks: `clients` in the groups that may work as one; an engine forms them.
-        operation: number, within the round, of the method's operation that the call belongs to.
+        operation: number of the method's operation in the round; `kernels`: how stacks of clients are computed, set by an engine.
     """
 
     function: str
@@ -119,6 +118,7 @@ class Call:
     peers: Mapping[int, Mapping[int, Tree]] = field(default_factory=dict)
     chunks: Sequence[Sequence[int]] = ()
     operation: int = 0
+    kernels: str = "plain"
 
 
 @dataclass(slots=True)
@@ -198,7 +198,13 @@ class Each:
 
 class _EachSink(Sink):
     def add(self, client: int, reply: Tree, seed: Callable[[], int]) -> Any:
-        return reply if all(t.device.type == "cpu" for t in flatten(reply)[1]) else map_leaves(Tensor.cpu, reply)
+        return on_host(reply)
+
+    def add_all(self, entries: Sequence[tuple[int, Tree, Callable[[], int]]]) -> list[Any]:
+        """Pass several replies on; the host waits once for their tensors."""
+        with contextlib.suppress(PacelineError):  # the one at fault is found below
+            return list(on_host([reply for _, reply, _ in entries]))
+        return super().add_all(entries)
 
 
 class Availability(Protocol):
@@ -373,27 +379,3 @@ class Engine:
     def seconds(self) -> Mapping[str, float]:
         """What worker processes spent their time on; see `paceline.core.profiling`."""
         return {}
-
-
-def wire_size(tree: Tree) -> int:
-    """Return the bytes of a tree on the wire: its tensors and byte strings, and 16 for each other value."""
-    if isinstance(tree, DeferredParams):  # not formed for this
-        return 4 * tree.layout.size + 16
-    if isinstance(tree, Update):
-        return sum(len(name) + 2 + wire_size(value) for name, value in tree.fields.items()) + 8 + wire_size(tree.weight)
-    structure, leaves = flatten(tree)
-    return sum(leaf.numel() * leaf.element_size() for leaf in leaves) + _count(structure)
-
-
-def _count(item: Any) -> int:
-    """Walk what `flatten` made: plain values, or lists that begin with their kind."""
-    match item:
-        case bytes() | str():
-            return len(item) + 4
-        case ["dict", pairs] | ["node", _, pairs]:
-            return sum(len(str(key)) + 2 + _count(value) for key, value in pairs)
-        case ["list" | "tuple", values]:
-            return sum(_count(value) for value in values)
-        case ["tensor", *_] | ["params", *_]:
-            return 16
-    return 8

@@ -56,12 +56,13 @@ class FrameColumns:
             for part in ([f"{name}={c}" for c in self.categories[name]] if name in self.categories else [name])
         ]
 
-    def schema(self, target: str, classes: Sequence[Any]) -> str:
+    def schema(self, target: str, classes: Sequence[Any], scaling: tuple[float, float] = (0.0, 1.0)) -> str:
         """Return the schema of the columns as JSON, in the form of `paceline.data.schema.Schema`.
 
         Args:
             target: column that is predicted.
             classes: names of its classes; empty for a number.
+            scaling: mean and deviation of a number.
         """
         columns: list[dict[str, Any]] = []
         for name in self.names:
@@ -70,9 +71,8 @@ class FrameColumns:
             else:
                 mean, deviation = self.scales[name]
                 columns.append({"name": name, "kind": "number", "fill": mean, "mean": mean, "deviation": deviation})
-        predicted = (
-            {"name": target, "kind": "class", "classes": list(map(str, classes))} if classes else {"name": target, "kind": "number"}
-        )
+        number = {"name": target, "kind": "number", "mean": scaling[0], "deviation": scaling[1]}
+        predicted = {"name": target, "kind": "class", "classes": list(map(str, classes))} if classes else number
         return json.dumps({"version": 1, "content": "table", "columns": columns, "target": predicted})
 
     def matrix(self, frame: Any) -> Tensor:

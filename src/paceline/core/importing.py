@@ -143,7 +143,8 @@ def load_named(name: str, what: str) -> Any:
     found = getattr(loaded, attribute)
     if allowed is not None:  # names that the module itself imports, such as subprocess.Popen, are not allowed
         home = str(getattr(found, "__module__", module))
-        if not any(home == known or home.startswith(f"{known}.") for known in allowed):
+        same = sys.modules.get(home) is loaded  # a script has two names in a process that it started
+        if not same and not any(home == known or home.startswith(f"{known}.") for known in allowed):
             raise PolicyError([f"{what} {name!r} is defined in {home}; add that module to client.modules to allow it"])
     return found
 

@@ -152,6 +152,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "cnn1d": "paceline.models.series:cnn1d",
         "gru": "paceline.models.series:gru",
         "word_bag": "paceline.models.text:word_bag",
+        "tabular": "paceline.models.tabular:tabular",
         "text_encoder": "paceline.models.text:text_encoder",
     },
     "metric": {

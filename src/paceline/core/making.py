@@ -16,8 +16,23 @@ from paceline.core.errors import ConfigError, DataError
 from paceline.core.generators import drawing
 from paceline.core.losses import NamedLoss, scores
 
-__all__ = ["apart", "are_indices", "classes_in", "held_out", "maker", "owners_of", "reading_scores", "rows_of", "sized", "told"]
+__all__ = [
+    "QUANTITY_LOSSES",
+    "apart",
+    "are_indices",
+    "classes_in",
+    "held_out",
+    "maker",
+    "owners_of",
+    "reading_scores",
+    "rows_of",
+    "scaling_of",
+    "sized",
+    "told",
+]
 
+QUANTITY_LOSSES = frozenset({"mse", "l1", "huber"})
+"""Losses that suit a standardised quantity."""
 
 _FEW = 20
 """Distinct whole numbers up to which a target column is taken for class indices."""
@@ -114,6 +129,16 @@ def are_indices(y: Tensor, num_classes: int | None) -> bool:
         return False
     found = torch.unique(y)
     return num_classes is not None or (int(found[0]) == 0 and int(found[-1]) == len(found) - 1 and 1 < len(found) <= _FEW)
+
+
+def scaling_of(y: Tensor) -> tuple[float, float]:
+    """Return mean and deviation of numbers; a deviation of 1 for equal ones.
+
+    Example:
+        >>> scaling_of(torch.tensor([1.0, 3.0]))
+        (2.0, 1.0)
+    """
+    return float(y.mean()), float(y.std(unbiased=False)) or 1.0
 
 
 def owners_of(values: Any) -> tuple[Tensor, tuple[str, ...]]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from paceline.core.digits import digits, real
 from paceline.core.errors import ConfigError
+from paceline.core.placement import download
 
 __all__ = [
     "Metric",
@@ -140,7 +141,7 @@ def primary(metrics: Sequence[Metric], classes: bool = True) -> Primary:
 
 def packed(terms: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Return a metric's terms as whole tensors: counts as they are, real ones as digits."""
-    fixed = {name: value.detach().cpu() for name, value in terms.items()}
+    fixed = dict(zip(terms, download([value.detach() for value in terms.values()]), strict=True))
     return {
         "counts": {name: value.long() for name, value in fixed.items() if not value.is_floating_point()},
         "values": {name: digits(value) for name, value in fixed.items() if value.is_floating_point()},

@@ -162,7 +162,7 @@ class DeferredParams(Params):
         """Whether the vector exists already."""
         raise NotImplementedError
 
-    def total(self, weight: float, count: int) -> tuple[Tensor, float | None] | None:
+    def total(self, weight: float, count: int) -> tuple[Tensor, Tensor | None] | None:
         """Sum this value over the `count` clients that it represents.
 
         Args:
@@ -170,13 +170,13 @@ class DeferredParams(Params):
             count: number of clients.
 
         Returns:
-            The weighted sum, shape [d], and an upper bound on the largest |weight x value| of a client; None in place of the
+            The weighted sum, shape [d], and an upper bound on the largest |weight x value| of a client, shape []; None in place of the
             bound if the single values are not formed. None if this value is one client's.
         """
         raise NotImplementedError
 
     @staticmethod
-    def weighted(values: Sequence[Any], weights: Sequence[float]) -> tuple[Tensor, float | None] | None:
+    def weighted(values: Sequence[Any], weights: Sequence[float]) -> tuple[Tensor, Tensor | None] | None:
         """Return what `total` does for values of one computation, each with its own weight; None if they belong to several."""
         raise NotImplementedError
 

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 import torch
 
 from paceline.core.generators import drawing
+from paceline.core.precision import kept_precision, set_precision
 
-__all__ = ["process_state", "set_precision"]
+__all__ = ["process_state"]
 
-_CUDNN = ("enabled", "benchmark", "deterministic", "allow_tf32")
+_CUDNN = ("enabled", "benchmark", "deterministic")
 
 
 @contextmanager
@@ -26,15 +27,15 @@ def process_state(seed: int = 0, threads: int | None = None, precision: str | No
         threads: torch threads; None leaves their number.
         precision: of matrix products and convolutions, as in `RunConfig.precision`; None leaves it.
 
-    Restored are the number of torch threads, the precision of float32 matrix products, cuDNN's flags, and the global
-    random generators of torch (all devices), numpy and Python.
+    Restored are the number of torch threads, the precision of float32 arithmetic, cuDNN's flags, and the global random
+    generators of torch (all devices), numpy and Python.
     """
     cudnn = torch.backends.cudnn
     flags = {name: getattr(cudnn, name) for name in _CUDNN}
-    before, products = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    before = torch.get_num_threads()
     on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     try:
-        with drawing(seed):
+        with drawing(seed), kept_precision():
             if threads is not None:
                 torch.set_num_threads(threads)
             if precision is not None:
@@ -43,17 +44,8 @@ def process_state(seed: int = 0, threads: int | None = None, precision: str | No
     finally:
         if torch.get_num_threads() != before:
             torch.set_num_threads(before)
-        if torch.get_float32_matmul_precision() != products:
-            torch.set_float32_matmul_precision(products)
         for name, flag in flags.items():
             if getattr(cudnn, name) != flag:
                 setattr(cudnn, name, flag)
         if on_gpus:
             torch.cuda.set_rng_state_all(on_gpus)
-
-
-def set_precision(precision: str) -> None:
-    """Set what float32 matrix products and convolutions may round their factors to: TF32, or nothing."""
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    if precision == "tf32":
-        torch.backends.cudnn.allow_tf32 = True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -11,9 +10,10 @@ from torch import Tensor
 
 from paceline.core.columns import Samples, take
 from paceline.core.layout import Buffers
+from paceline.core.placement import upload
 from paceline.core.reading import Sampled
 
-__all__ = ["ClientData", "Problem", "Split"]
+__all__ = ["ClientData", "Problem", "Split", "shuffled"]
 
 
 class Problem(Protocol):
@@ -57,21 +57,41 @@ class Split:
         return torch.stack(rows) if len({len(r) for r in rows}) == 1 else None
 
 
-@dataclass(slots=True)
 class ClientData:
     """Samples of one client: rows `index` of the task's columns, gathered batch by batch.
 
     Args:
         x, y: all inputs and targets of the task, shared by all clients; trees of columns, see `paceline.core.columns`.
         index: rows of this client, int64, shape [n].
+        device: device of the columns; that of `index` by default. Rows on the host are copied there when they are first used.
     """
 
-    x: Samples
-    y: Samples
-    index: Tensor
+    __slots__ = ("_device", "_index", "_rows", "x", "y")
+
+    def __init__(self, x: Samples, y: Samples, index: Tensor, device: torch.device | str | None = None) -> None:
+        self.x, self.y, self._rows = x, y, index
+        self._device = index.device if device is None else torch.device(device)
+        self._index: Tensor | None = None
 
     def __len__(self) -> int:
-        return self.index.shape[0]
+        return self._rows.shape[0]
+
+    @property
+    def index(self) -> Tensor:
+        """Rows of this client on the device of the columns, int64, shape [n]."""
+        if self._index is None:
+            self._index = upload(self._rows, self._device)
+        return self._index
+
+    @property
+    def known(self) -> Tensor:
+        """The same rows where they are known: on the host, if they have been passed there."""
+        return self._rows
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the columns."""
+        return self._device
 
     def at(self, rows: Tensor) -> tuple[Samples, Samples]:
         """Return the samples at `rows` of the task's columns."""
@@ -98,11 +118,28 @@ class ClientData:
 
     def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Samples, Samples]]:
         """Yield all samples once, in random batches; the last batch may be smaller."""
-        order = torch.randperm(len(self.index), generator=generator).to(self.index.device)
-        for _, batch in self.each(iter(torch.split(self.index[order], batch_size)) if len(order) else iter(())):
+        rows = shuffled(self.known, generator) if len(self) else self.known
+        for _, batch in self.each(iter(torch.split(upload(rows, self.device), batch_size)) if len(rows) else iter(())):
             yield batch
 
     def batches(self, batch_size: int) -> Iterator[tuple[Samples, Samples]]:
-        """Yield all samples once, in order."""
+        """Yield all samples once, in order; without copies where they lie one after the other in tensors on the CPU."""
+        if type(self.x) is Tensor and type(self.y) is Tensor and self._consecutive():
+            first, n = int(self.index[0]), len(self.index)
+            for start in range(first, first + n, batch_size):
+                stop = min(start + batch_size, first + n)
+                yield self.x[start:stop], self.y[start:stop]
+            return
         for _, batch in self.each(self.index[start : start + batch_size] for start in range(0, len(self.index), batch_size)):
             yield batch
+
+    def _consecutive(self) -> bool:
+        index = self.index
+        if index.device.type != "cpu" or not len(index) or int(index[-1]) - int(index[0]) != len(index) - 1:
+            return False
+        return torch.equal(index, torch.arange(int(index[0]), int(index[-1]) + 1))
+
+
+def shuffled(rows: Tensor, generator: torch.Generator) -> Tensor:
+    """Return rows in a random order, where they are."""
+    return rows[upload(torch.randperm(len(rows), generator=generator), rows.device)]

@@ -35,10 +35,15 @@ class MetricTerms:
         self.totals: dict[str, dict[str, Tensor]] = {}
         self.counted = False
 
+    @property
+    def scores_all(self) -> bool:
+        """Whether the task leaves out no targets but negative ones."""
+        return self.mask is None and (self.ignored is None or self.ignored < 0)
+
     def marked(self, targets: Any) -> Tensor:
         """Return the tensor of targets, in which those that do not count are -1, or NaN if they are no whole numbers."""
         y = leading(targets) if self.mask is None else target(targets, self.mask)
-        if self.mask is None and (self.ignored is None or self.ignored < 0):
+        if self.scores_all:
             return y
         kept = counted(targets if self.mask is not None else y, self.ignored, self.mask)
         if kept is None:

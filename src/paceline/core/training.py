@@ -20,11 +20,13 @@ from paceline.core.columns import Samples, call, length
 from paceline.core.errors import NonFiniteError
 from paceline.core.generators import nested
 from paceline.core.hooks import NO_HOOKS, Hooks, Loss
+from paceline.core.linears import linears
 from paceline.core.optimizers import PLAIN_SGD, SGD, Optimizer
 from paceline.core.params import Params, Resident
+from paceline.core.placement import upload
 from paceline.core.profiling import spent
 from paceline.core.random import torch_rng
-from paceline.core.samples import ClientData
+from paceline.core.samples import ClientData, shuffled
 
 __all__ = ["Job", "Learner", "LoopRequest", "One", "Trained", "answer", "descend", "norms_in", "train"]
 
@@ -122,18 +124,23 @@ class Job:
             return inputs, targets
         return self.hooks.augment(inputs, targets, torch_rng(self.order().initial_seed(), "augment", step))
 
-    def batches(self) -> Iterator[Tensor]:
-        """Yield the rows of each step's batch; every pass uses a new order."""
-        index, left = self.data.index, self.steps
-        shuffled = index.shape[0] > self.batch_size  # the order within a batch has no effect
-        generator = self.order() if shuffled else None
+    def batches(self, plan: bool = False) -> Iterator[Tensor]:
+        """Yield the rows of each step's batch; every pass uses a new order.
+
+        Args:
+            plan: leave them where the client's rows are known (`ClientData.known`), so that those of many clients can be copied
+                to the device at once.
+        """
+        data, left = self.data, self.steps
+        if len(data) <= self.batch_size:  # the order within a batch has no effect
+            rows = data.known if plan else data.index
+            for _ in range(left):
+                yield rows
+            return
+        generator = self.order()
         while left > 0:
-            if not shuffled:
-                yield index
-                left -= 1
-                continue
-            rows = index[torch.randperm(len(index), generator=generator).to(index.device)]
-            for batch in torch.split(rows, self.batch_size)[:left]:
+            rows = shuffled(data.known, generator)
+            for batch in torch.split(rows if plan else upload(rows, data.device), self.batch_size)[:left]:
                 yield batch
                 left -= 1
 
@@ -310,7 +317,8 @@ def train(job: Job) -> Trained:
     if not job.steps:
         return Trained(job.start.clone(), 0, 0, 0.0)
     stream = nested(job.order().initial_seed(), job.model.device)
-    with spent.on("local steps"), job.model.autocast(), stream:
+    layers = linears(job.model.module, min(job.batch_size, len(job.data)), job.model.device, job.model.mixed is not None)
+    with spent.on("local steps"), job.model.autocast(), stream, layers:
         learner = One(job)
         descend(learner)
     total = float(learner.total)

@@ -95,5 +95,6 @@ def _form_difference(schema: Schema, own: Schema) -> str:
         if schema.picture.top != own.picture.top:
             return f"full brightness is {schema.picture.top:g} in the schema, but {own.picture.top:g} in these files"
     if schema.text is not None and schema.text != own.text:
-        return f"the schema's texts have {schema.text.length} codes of {schema.text.symbols}, these another form"
+        kind = f"codes of {schema.text.symbols}{' words' if schema.text.words else ''}"
+        return f"the schema's texts have {schema.text.length} {kind}, these another form"
     return ""

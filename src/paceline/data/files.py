@@ -56,7 +56,9 @@ _KINDS = {
     "leaf-shakespeare": FileKind("LEAF's Shakespeare JSON, client = role", read_leaf_shakespeare, "text", "lstm"),
     "imagefolder": FileKind("pictures in a folder per class; size=32, grey=false", read_image_folder, "image", "cnn"),
     "maskfolder": FileKind("pictures in images/, their masks in masks/; size=64, grey=false", read_mask_folder, "image", "unet"),
-    "textfolder": FileKind("texts in a folder per class; length=256", read_text_folder, "text", "text_encoder"),
+    "textfolder": FileKind(
+        "texts in a folder per class, as bytes or words; length=256, words=0", read_text_folder, "text", "text_encoder"
+    ),
     "textfiles": FileKind("texts to be continued, client = file or sub-folder; length=128", read_text_files, "text", "char_model"),
     "csv": FileKind("table; target=COLUMN, client=COLUMN, drop=COLUMN,...", read_csv, "table", "mlp"),
     "tsv": FileKind("table separated by tabs; options of csv", read_tsv, "table", "mlp"),
@@ -68,7 +70,7 @@ _FILES = {"csv", "tsv", "jsonl", "parquet"}
 """Formats of single files."""
 _EITHER = {"numpy", "textfiles", "leaf-femnist", "leaf-shakespeare"}
 """Formats of files or folders."""
-_NO_OPTIONS = {"path", "folder", "schema", "names"}
+_NO_OPTIONS = {"path", "folder", "schema", "names", "vocabulary"}
 _TABLES = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 
 
@@ -191,6 +193,8 @@ def read_files(name: str, names: Names | None = None, **options: Any) -> tuple[F
         values = {"size": schema.picture.height, "grey": schema.picture.channels == 1 and schema.picture.top == 255} | values
     if schema.text is not None and "length" in known:
         values = {"length": schema.text.length} | values
+    if schema.text is not None and schema.text.words and "vocabulary" in signature:
+        values |= {"words": schema.text.symbols, "vocabulary": schema.text.words}
     return kind, conform(kind.read(path, **values), schema, names or Names(), str(path)).with_test(share, where=str(path))
 
 

@@ -23,6 +23,7 @@ MOST_CATEGORIES = 100
 _MOST_COLUMNS = 100_000
 _MOST_CLASSES = 100_000
 _MOST_TEXT = 10_000
+_MOST_WORDS = 30_000
 
 
 class _Part(BaseModel):
@@ -145,10 +146,21 @@ class Text(_Part):
     Args:
         length: codes of a sample; longer texts are cut, shorter ones padded with 0.
         symbols: number of codes; 256 for the bytes of UTF-8.
+        words: vocabulary by code, from 1 on; empty for bytes and other codes. Unknown words are left out.
+        spaces: whether words are what spaces separate; otherwise they are runs of letters and digits.
     """
 
     length: int = Field(ge=1)
     symbols: int = Field(ge=2, le=1 << 20)
+    words: tuple[str, ...] = Field(default=(), max_length=_MOST_WORDS)
+    spaces: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _distinct(self.words, "word")
+        if len(self.words) >= self.symbols:
+            raise ValueError(f"{len(self.words)} words need as many symbols and one for padding, not {self.symbols}")
+        return self
 
 
 class Schema(_Part):

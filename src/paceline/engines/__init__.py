@@ -8,8 +8,9 @@ from paceline.core.errors import ConfigError
 from paceline.engines.debug import DebugEngine
 from paceline.engines.local import LocalEngine
 from paceline.engines.pool import Pool
+from paceline.engines.setup import Setup
 from paceline.engines.stacking import Choice
-from paceline.engines.worker import Setup, Worker
+from paceline.engines.worker import Worker
 
 __all__ = ["Choice", "DebugEngine", "LocalEngine", "Pool", "Setup", "Worker", "load_engine"]
 

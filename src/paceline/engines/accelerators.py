@@ -1,12 +1,13 @@
-"""Availability of torch devices, checked before anything is loaded instead of at the first tensor of a round."""
+"""Availability of torch devices, checked before anything is loaded; which GPU a worker uses, and how its process is started."""
 
 from __future__ import annotations
 
 import torch
 
 from paceline.core.errors import ConfigError
+from paceline.core.processes import start_method
 
-__all__ = ["check_device"]
+__all__ = ["check_device", "device_of", "worker_start"]
 
 _KNOWN = "cpu, cuda, cuda:N or mps"
 
@@ -57,3 +58,27 @@ def _missing(device: torch.device) -> str:
     except (RuntimeError, NotImplementedError, AssertionError) as error:
         return f"{str(error).splitlines()[0]}; use {_KNOWN}"
     return ""
+
+
+def device_of(name: str, worker: int) -> str:
+    """Return the device of a worker: the GPUs in turn for ``cuda``, so that each has one or shares one; any other name as it is.
+
+    Args:
+        name: device of the run.
+        worker: number of the worker, from 0.
+
+    Example:
+        >>> device_of("cuda:1", 2), device_of("cpu", 2)
+        ('cuda:1', 'cpu')
+    """
+    return f"cuda:{worker % max(torch.cuda.device_count(), 1)}" if name == "cuda" else name
+
+
+def worker_start(name: str) -> str:
+    """Return the start method of worker processes: new processes for GPUs and where CUDA is in use, which does not survive a fork.
+
+    Args:
+        name: device of the run.
+    """
+    in_use = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return start_method("fork" if in_use or torch.device(name).type == "cuda" else "")

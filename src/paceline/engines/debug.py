@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from paceline.engines.local import LocalEngine
-from paceline.engines.worker import Setup
+from paceline.engines.setup import Setup
 
 __all__ = ["DebugEngine"]
 

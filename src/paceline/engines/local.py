@@ -1,9 +1,10 @@
 """Default engine: worker processes on this machine, or one worker in this process.
 
-Workers are forked and share the data where the system can do that safely; otherwise they are spawned and load it
-themselves. Each worker has one resident model and forms its own partial sum. The assignment of clients to workers does
-not affect results: random streams belong to clients, chunks are formed before they are assigned, and sums are exact.
-Client memories belong to the engine and are sent to the worker that executes the client.
+Workers are forked and share the data where the system can do that safely; otherwise, and on GPUs, they are spawned and
+load it themselves. GPUs are assigned to them in turn. Each worker has one resident model and forms its own partial sum.
+The assignment of clients to workers does not affect results: random streams belong to clients, chunks are formed before
+they are assigned, and sums are exact. Client memories belong to the engine and are sent to the worker that executes the
+client.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ import torch
 
 from paceline.core.engine import Call, Receipt
 from paceline.core.errors import EngineError, WorkerDiedError
-from paceline.core.processes import NAME, UNGUARDED, begin, importable, start, start_method, unguarded
+from paceline.core.processes import NAME, UNGUARDED, begin, importable, start, unguarded
 from paceline.core.profiling import spent
 from paceline.core.tree import rename_main
+from paceline.engines.accelerators import device_of, worker_start
 from paceline.engines.pipes import End, Ending, freeze, pair, thaw
 from paceline.engines.pool import Pool
+from paceline.engines.setup import Setup
 from paceline.engines.transfer import complete, lighten
-from paceline.engines.worker import Setup, Worker
+from paceline.engines.worker import Worker
 
 __all__ = ["LocalEngine"]
 
@@ -64,7 +67,7 @@ class LocalEngine(Pool):
         if not self._processes:
             chunks = self._dealer.chunks(call.clients)
             self.here.restore(self._lend(call.clients))
-            yield from self.here.run(replace(call, chunks=tuple(chunks.values())))
+            yield from self.here.run(replace(call, chunks=tuple(chunks.values()), kernels=self._kernels))
             self._notes.update(self.here.solver.notes)
             return
         busy: dict[Connection, _Process] = {}
@@ -104,10 +107,11 @@ class LocalEngine(Pool):
         self._new_round()
 
     def _start(self, numbers: Sequence[int]) -> None:
-        source = self.setup if start_method() == "fork" else _freeze(self.setup)
+        method = worker_start(self.setup.device)
+        source = self.setup if method == "fork" else _freeze(self.setup, method)
         try:
             for number in numbers:
-                self._processes.append(_Process(source, number))
+                self._processes.append(_Process(source, number, method, device_of(self.setup.device, number)))
             for process in self._processes:
                 process.ready()
         except BaseException:
@@ -141,12 +145,7 @@ class LocalEngine(Pool):
 class _Process:
     """One worker process and its pipe."""
 
-    def __init__(self, source: Source, number: int) -> None:
-        method = start_method()
-        if method == "fork" and torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            raise EngineError(
-                "worker processes cannot be forked once CUDA is in use; use one worker, or call multiprocessing.set_start_method('spawn')"
-            )
+    def __init__(self, source: Source, number: int, method: str, device: str) -> None:
         context = multiprocessing.get_context(method)
         self.number = number
         self.end, ending = pair(context)
@@ -158,7 +157,7 @@ class _Process:
         self.end.started()
         self.pid: int = self._process.pid or 0
         if not self._forked:
-            self.send(source)
+            self.send((*cast(Frozen, source), device))
 
     def ready(self) -> None:
         """Wait until a spawned worker has been built. Raises the error that prevented it."""
@@ -191,18 +190,18 @@ class _Process:
         self.end.close()
 
 
-def _freeze(setup: Setup) -> Frozen:
+def _freeze(setup: Setup, method: str) -> Frozen:
     """Pickle the setup of workers. Raises `EngineError` for parts that cannot be pickled."""
     try:
         frozen = freeze(lighten(setup))
     except Exception as error:
         raise EngineError(
-            f"worker processes use the start method {start_method()!r}, for which this run cannot be pickled ({error}); define "
+            f"worker processes use the start method {method!r}, for which this run cannot be pickled ({error}); define "
             f"classes and functions at the top of a module, or use one worker"
         ) from error
     if b"__main__" in frozen[0] and not importable():
         raise EngineError(
-            f"worker processes use the start method {start_method()!r} and import the script, but this one is not a file (a notebook, "
+            f"worker processes use the start method {method!r} and import the script, but this one is not a file (a notebook, "
             f"or interactive or piped input); move its classes and functions to a module, or use one worker"
         )
     return frozen
@@ -216,7 +215,8 @@ def _serve(ending: Ending, setup: Setup | None) -> None:
     with contextlib.suppress(EOFError, OSError):  # the parent has ended
         if worker is None:
             try:
-                worker = _build(complete(thaw(*end.receive())))
+                header, buffers, device = end.receive()
+                worker = _build(replace(complete(thaw(header, buffers)), device=device))
             except Exception as error:
                 end.send(("error", error))
                 return
@@ -227,6 +227,8 @@ def _serve(ending: Ending, setup: Setup | None) -> None:
 
 def _build(setup: Setup) -> Worker:
     torch.set_num_threads(setup.threads)
+    if torch.device(setup.device).type == "cuda":
+        torch.cuda.set_device(setup.device)
     return Worker(setup)
 
 

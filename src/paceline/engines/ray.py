@@ -21,8 +21,8 @@ from paceline.core.wording import setting
 from paceline.engines.pool import Pool
 from paceline.engines.ray_actor import Actor
 from paceline.engines.ray_cluster import connect, pack, unpack
+from paceline.engines.setup import Setup
 from paceline.engines.transfer import lighten
-from paceline.engines.worker import Setup
 
 __all__ = ["RayEngine"]
 
@@ -40,7 +40,7 @@ class RayEngine(Pool):
     Raises:
         MissingExtraError: Ray is not installed.
         EngineError: the cluster cannot be reached or lacks resources.
-        ConfigError: a CUDA device on a cluster without `gpus`.
+        ConfigError: a CUDA device without `gpus`.
     """
 
     def __init__(
@@ -52,9 +52,10 @@ class RayEngine(Pool):
         gpus: float = 0.0,
         patience: float = 60.0,
     ) -> None:
-        if address is not None and setup.device.startswith("cuda") and not gpus:
+        on_gpu = setup.device.startswith("cuda")
+        if on_gpu and not gpus:  # Ray hides the GPUs from actors that request none
             raise ConfigError(
-                f"device {setup.device!r} on a Ray cluster: set the GPUs (or the fraction of one) of each actor with {setting('ray_gpus')}"
+                f"device {setup.device!r} with Ray: set the GPUs (or the fraction of one) of each actor with {setting('ray_gpus')}"
             )
         # the driver machine need not have the actors' devices
         with_device = setup.device == "cpu" or address is None or torch.cuda.is_available()
@@ -67,7 +68,8 @@ class RayEngine(Pool):
         try:
             self._check(workers)
             # samples loaded by the actors are not sent; everything else is put into the object store once
-            self._source = self._ray.put(pack((lighten(setup), register_again())))
+            theirs = replace(setup, device="cuda") if on_gpu else setup  # an actor sees only the GPU that Ray assigned to it
+            self._source = self._ray.put(pack((lighten(theirs), register_again())))
             self._actors = [self._start() for _ in range(workers)]
             self._await()
         except BaseException:

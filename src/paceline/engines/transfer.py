@@ -8,7 +8,7 @@ from torch import Tensor
 
 from paceline.core.errors import EngineError
 from paceline.core.samples import Split
-from paceline.engines.worker import Setup
+from paceline.engines.setup import Setup
 
 __all__ = ["complete", "lighten"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from paceline.core.client import Client, ClientData, Memory
 from paceline.core.columns import columns, place
 from paceline.core.deferred import Held, hold
-from paceline.core.engine import Call, Receipt, Sink, wire_size
+from paceline.core.engine import Call, Receipt, Sink
 from paceline.core.errors import CheckpointError, ClientError, PacelineError, UnknownNameError
 from paceline.core.evaluation import evaluate as evaluate_on
 from paceline.core.failures import class_of, reason_of
@@ -24,69 +24,22 @@ from paceline.core.layout import Layout
 from paceline.core.method import client_functions
 from paceline.core.metrics import added
 from paceline.core.params import Params, Resident
-from paceline.core.process_state import set_precision
+from paceline.core.placement import on_host, upload
+from paceline.core.precision import set_precision
 from paceline.core.profiling import spent
 from paceline.core.protocol import ProtocolSession
 from paceline.core.random import derive
-from paceline.core.samples import Split
-from paceline.core.services import Host, ServiceMakers, Services
+from paceline.core.services import Host, Services
 from paceline.core.training import answer
 from paceline.core.tree import Tree, map_leaves
+from paceline.core.wire import wire_size
 from paceline.devices import Cost, times
 from paceline.engines.preview import preview
 from paceline.engines.protocol import WorkerContext
+from paceline.engines.setup import Setup
 from paceline.engines.stacking import Meeting, Solver, Uniform
 
-__all__ = ["Setup", "Worker"]
-
-
-@dataclass
-class Setup:
-    """What a worker is built from: small, or shared with its parent.
-
-    Args:
-        programs: the method and the protocols whose functions may run here, by name.
-        task: data, model and loss.
-        split: a client's (train, test) rows, by client number.
-        num_clients: size of the population.
-        fleet: device profiles.
-        seed: of the run.
-        client_seed: of the clients' random streams, where it is not the run's.
-        flops: forward cost of one sample, in FLOPs.
-        device: torch device of model and data.
-        drop: (round, client, function) -> whether the client vanishes before that function's reply.
-        measured: use measured seconds on this machine in place of FLOPs.
-        strict: check every step, re-raise errors as they come (the debug engine).
-        threads: torch threads of each worker process.
-        precision: of matrix products and convolutions in training: float32, tf32 or bf16.
-        chunk: most clients that work as one.
-        one_step: run clients that take one step as one batch, where they work in chunks.
-        samples: loads task and split again in another process, where that is less than to send them.
-        services: how that is made which client functions may use as well, by class (such as `Submodels`).
-    """
-
-    programs: dict[str, Any]
-    task: Any
-    split: Split
-    num_clients: int
-    fleet: Any
-    seed: int
-    client_seed: int | None = None
-    flops: float = 0.0
-    device: str = "cpu"
-    drop: Callable[[int, int, str], bool] | None = None
-    measured: bool = False
-    strict: bool = False
-    threads: int = 1
-    precision: str = "float32"
-    chunk: int = 1
-    one_step: bool = True
-    samples: Callable[[], tuple[Any, Any]] | None = None
-    services: ServiceMakers = field(default_factory=dict)
-
-    def cost(self, client: int) -> int:
-        """Return the expected work of a client: its samples."""
-        return self.split.num_train(client) + 1
+__all__ = ["Worker"]
 
 
 class Worker:
@@ -94,6 +47,8 @@ class Worker:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
+        if setup.profiled:
+            spent.watch(setup.device)
         task = setup.task
         module = task.build(derive(setup.seed, "init"))
         self.layout = Layout.of(module, task.trainable, task.buffers)
@@ -134,6 +89,7 @@ class Worker:
             raise UnknownNameError("client function", call.function, functions or self.functions)
         sink = call.channel.open()
         base, self.round = wire_size(call.message), call.round
+        self.solver.use(call.kernels)
         if self.model.device.type != "cpu":  # the server's values lie on the CPU, clients' work on the device
             call = replace(
                 call, message=self._here(call.message), each_message={c: self._here(m) for c, m in call.each_message.items()}
@@ -147,7 +103,7 @@ class Worker:
             yield ("partial", total)
 
     def _here(self, tree: Tree) -> Tree:
-        return map_leaves(lambda tensor: tensor.to(self.model.device), tree)
+        return map_leaves(lambda tensor: upload(tensor, self.model.device), tree)
 
     def _chunk(self, call: Call, chunk: Sequence[int], sink: Sink, base: int) -> Iterator[Receipt]:
         """Run one chunk: its clients' functions first, then what of their replies goes into the sum."""
@@ -208,23 +164,22 @@ class Worker:
             return None
         lead = self.client(replace(call, clients=()), clients[0])
         lead.memory = Memory()
-        orders = [partial(self._order, call, c) for c in clients]
         with contextlib.suppress(PacelineError):  # whoever is at fault is found when they run one by one
             try:
-                stand_in = Uniform(lead, index, orders, self.solver.whole)
+                stand_in = Uniform(lead, index, lambda k, loop: self._order(call, clients[k], loop), self.solver.whole)
                 reply = self.invoke(stand_in, call.function, call.message)
                 stand_in.drew_nothing()
                 up = sink.size(reply)
                 profiles = [setup.fleet.profile(c, call.round) for c in clients]
                 cost = Cost(lead.flops, down[clients[0]], up, None)
-                known = {id(p): times(p, cost) for p in {id(p): p for p in profiles}.values()}
-                each = [known[id(p)] for p in profiles]
-                if call.deadline is not None and any(t.compute + t.network > call.deadline for t in each):
+                known = {key: times(p, cost) for key, p in {id(p): p for p in profiles}.items()}
+                if call.deadline is not None and any(t.compute + t.network > call.deadline for t in known.values()):
                     return None
                 with spent.on("summing"):
                     added = sink.add_uniform(clients, reply)
                 if added:
-                    return [Receipt(c, None, t.compute, t.network, down[c], up) for c, t in zip(clients, each, strict=True)]
+                    took = [known[id(p)] for p in profiles]
+                    return [Receipt(c, None, t.compute, t.network, down[c], up) for c, t in zip(clients, took, strict=True)]
             except PacelineError:
                 raise
             except Exception:  # no stand-in suits this function, or it has a fault, which comes up again with each client
@@ -236,9 +191,8 @@ class Worker:
     def _together(self, clients: Sequence[int]) -> Tensor | None:
         """Return the training rows of these clients in this round, shape [K, n]; None where they have unequally many."""
         if self.setup.task.steady:  # without slicing, where the partition can
-            index = self.setup.split.together(clients)
-            return None if index is None else index.to(self.model.device)
-        rows = [self.samples(c).index for c in clients]
+            return self.setup.split.together(clients)
+        rows = [self.samples(c).known for c in clients]
         return torch.stack(rows) if len({len(r) for r in rows}) == 1 else None
 
     def _order(self, call: Call, client: int, loop: int) -> torch.Generator:
@@ -332,7 +286,7 @@ class Worker:
     def samples(self, client: int, part: int = 0) -> ClientData:
         """Return a client's training (0) or test (1) samples, as far as it has them in this round."""
         rows = self.setup.task.present(self.setup.split(client)[part], self.round)
-        return ClientData(self.x, self.y, rows.to(self.model.device))
+        return ClientData(self.x, self.y, rows, self.model.device)
 
     def invoke(self, me: Client | Uniform, function: str, message: Any) -> Any:
         """Return what the method's `function` returns for `me`."""
@@ -352,7 +306,7 @@ class Worker:
         """Make memory changes permanent; return the stores that changed, on the CPU."""
         changed = {c: m.commit() for c, m in self.memories.items() if m.changes}
         if self.model.device.type != "cpu":
-            changed = {c: map_leaves(Tensor.cpu, m) for c, m in changed.items()}
+            changed = on_host(changed)
         self.memories = {c: m for c, m in self.memories.items() if m.stored}
         self.sessions.clear()
         return changed
@@ -380,7 +334,7 @@ class Worker:
 
     def evaluate(self, params: Params) -> dict[str, Any]:
         """Evaluate on the central test set; where it has parts, on each of them too."""
-        self.model.load(params.to(self.model.device))
+        self.model.load(self._here(params))
         task, test = self.setup.task, self.test
         parts = task.parts()
         with nested(derive(self.setup.seed, "evaluate"), self.model.device):

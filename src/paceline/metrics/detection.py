@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,8 @@ __all__ = ["DetectionMAP", "box_iou"]
 class DetectionMAP(Metric):
     """Mean average precision: area below the precision-recall envelope, averaged over classes and thresholds of overlap.
 
+    COCO's figure is the mean of the envelope at 101 points of recall: ``recall_points=101`` with ``overlap`` 0.5, 0.55, ..., 0.95.
+
     In each image, detections take the free box of their class with the largest overlap, highest scores first. Precision is
     computed at the edges of the bins of scores, which is the least value of any order within them;
     ``..._resolution`` is how much larger the exact figure can be.
@@ -29,15 +32,21 @@ class DetectionMAP(Metric):
         classes: number of classes.
         overlap: thresholds of the intersection over union.
         bins: bins of scores, even between 0 and 1.
+        recall_points: number of points of recall, evenly from 0 to 1, at which the envelope is averaged; 0 for the whole area.
     """
 
     classes: int
     overlap: Sequence[float] = (0.5,)
     bins: int = 1000
+    recall_points: int = 0
 
     def __post_init__(self) -> None:
         if self.classes < 1 or self.bins < 2 or not self.overlap or not all(0 < t <= 1 for t in self.overlap):
             raise ConfigError("metric 'detection_map' needs classes of at least 1, bins of at least 2 and overlap in (0, 1]")
+        if self.recall_points < 0 or self.recall_points == 1:
+            raise ConfigError(
+                f"metric 'detection_map': recall_points={self.recall_points} must be 0 or at least 2, such as COCO's 101"
+            )
 
     @property
     def figure(self) -> str:
@@ -77,11 +86,22 @@ class DetectionMAP(Metric):
             return {"map": math.nan, "map_resolution": math.nan}
         true, false = total["true"].double().flip(-1), total["false"].double().flip(-1)
         tp, fp = true.cumsum(-1), false.cumsum(-1)
-        most = total["boxes"].clamp(min=1)
-        least, best = (
-            ((true * _envelope(tp / (tp + before).clamp(min=1))).sum(-1) / most)[:, there].mean() for before in (fp, fp - false)
-        )
-        return {"map": float(least), "map_resolution": float(best - least)}
+        most = total["boxes"].clamp(min=1)[:, None].double()
+        found = []
+        for before in (fp, fp - false):
+            envelope = _envelope(tp / (tp + before).clamp(min=1))
+            area = _at_points(envelope, tp / most, self.recall_points) if self.recall_points else (true * envelope / most).sum(-1)
+            found.append(float(area[:, there].mean()))
+        return {"map": found[0], "map_resolution": found[1] - found[0]}
+
+
+def _at_points(envelope: Tensor, recall: Tensor, points: int) -> Tensor:
+    """Return the mean of the envelope at evenly spaced points of recall, [thresholds, C]; 0 at a recall that is not reached."""
+    wanted = torch.from_numpy(np.linspace(0, 1, points)).to(recall.device)  # as COCO's own program rounds them
+    place = torch.searchsorted(recall.contiguous(), wanted.expand(*recall.shape[:-1], points).contiguous())
+    reached = place < recall.shape[-1]
+    values = envelope.gather(-1, place.clamp(max=recall.shape[-1] - 1))
+    return torch.where(reached, values, 0.0).mean(-1)
 
 
 def _envelope(precision: Tensor) -> Tensor:

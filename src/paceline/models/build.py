@@ -11,11 +11,11 @@ from paceline.core.errors import ConfigError, UnknownNameError
 
 __all__ = ["build", "model_options"]
 
-_OFFERED = ("shape", "num_classes", "symbols")
+_OFFERED = ("shape", "num_classes", "symbols", "categories")
 
 
 def model_options(name: str) -> list[str]:
-    """Return the options of a model beside ``shape``, ``num_classes`` and ``symbols``, which a task sets."""
+    """Return the options of a model beside ``shape``, ``num_classes``, ``symbols`` and ``categories``, which a task sets."""
     return [n for n in registry.parameters(registry.load("model", name)) if n not in _OFFERED]
 
 
@@ -25,8 +25,9 @@ def build(name: str, **options: Any) -> nn.Module:
     Args:
         name: see `paceline.registry.names`, or ``package.module:Name``; a hyphen counts as an underscore, and ``logreg``
             is ``logistic``.
-        options: ``shape`` of one input, ``num_classes`` (number of outputs) and ``symbols`` (number of codes of a text), which a
-            model need not take, and what the model itself takes.
+        options: ``shape`` of one input, ``num_classes`` (number of outputs), ``symbols`` (number of codes of a text) and
+            ``categories`` (inputs of each column of a table, 0 for a number), which a model need not take, and what the model
+            itself takes.
 
     Raises:
         UnknownNameError: for a model or option that does not exist.

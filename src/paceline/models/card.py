@@ -13,7 +13,7 @@ from paceline import registry
 
 __all__ = ["Gives", "ModelCard", "Takes", "find_card", "fitting", "model_card"]
 
-Takes = Literal["any", "picture", "series", "text"]
+Takes = Literal["any", "picture", "series", "text", "table"]
 Gives = Literal["sample", "pixel", "position"]
 
 M = TypeVar("M", bound=Callable[..., nn.Module])
@@ -24,7 +24,8 @@ class ModelCard:
     """What `paceline models` shows of a model.
 
     Args:
-        takes: samples: ``picture`` [C, H, W], ``series`` [C, T], ``text`` [T] of codes, or ``any``, which are flattened.
+        takes: samples: ``picture`` [C, H, W], ``series`` [C, T], ``text`` [T] of codes,
+            ``table`` [F], or ``any``, which are flattened.
         gives: whether scores are of each sample, each pixel or each position of a text.
         shape, num_classes: an example, for which parameters are counted.
         weights: name of the data source with pretrained weights, or empty.

@@ -1,7 +1,8 @@
 """Export of a model for other programs: a state dict, a program of `torch.export`, or ONNX.
 
-The exported program returns the scores of samples as the module takes them; the schema's scaling comes before it. It is run
-on samples, and what differs from the module is an error.
+The exported program returns the scores of samples as the module takes them; the schema's scaling comes before it. Numbers are
+in the unit of the target, unless the module's own are asked for. The program is run on samples, and what differs from the module
+is an error.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from paceline.core.losses import scores
 from paceline.results.predictor import Predictor
 from paceline.store.files import atomic_write
 
-__all__ = ["ExportForm", "export", "place"]
+__all__ = ["ExportForm", "export", "place", "standardized"]
 
 ExportForm = Literal["state-dict", "torch-export", "onnx"]
 
 _ENDS = {"state-dict": ".pt", "torch-export": ".pt2", "onnx": ".onnx"}
+_UNSCALED = (0.0, 1.0)
 _CLOSE = 1e-4
 """Largest difference of scores, relative to the largest score."""
 
@@ -51,13 +53,30 @@ def place(to: str, path: str | Path | None, folder: Path | None, client: int | N
     return folder / f"model{'' if client is None else f'-client{client}'}{_ENDS[to]}"
 
 
-def export(made: Predictor, to: ExportForm, path: Path) -> Path:
+def standardized(made: Predictor, to: ExportForm, raw: bool = False) -> tuple[float, float] | None:
+    """Return mean and deviation of the target if what is exported gives standardised numbers; None if it does not.
+
+    Args:
+        made: the model.
+        to: the form; a state dict holds the module's own weights, which give standardised numbers.
+        raw: whether the module's own outputs are exported.
+    """
+    scaling = _scaling(made)
+    return None if scaling == _UNSCALED or (to != "state-dict" and not raw) else scaling
+
+
+def _scaling(made: Predictor) -> tuple[float, float]:
+    return made.card.scaling if made.card.kind == "number" else _UNSCALED
+
+
+def export(made: Predictor, to: ExportForm, path: Path, raw: bool = False) -> Path:
     """Write a model, run it on samples, and return its path.
 
     Args:
         made: the model.
         to: the form.
         path: the file.
+        raw: leave numbers standardised, as the module gives them.
 
     Raises:
         MissingExtraError: a package for this form is not installed.
@@ -68,7 +87,8 @@ def export(made: Predictor, to: ExportForm, path: Path) -> Path:
         torch.save({name: value.detach().cpu().clone() for name, value in made.module.state_dict().items()}, buffer)
         atomic_write(path, buffer.getvalue())
         return path
-    module = _Scores(made.module.cpu().eval(), made.card.output)
+    mean, deviation = _UNSCALED if raw else _scaling(made)
+    module = _Scores(made.module.cpu().eval(), made.card.output, mean, deviation)
     three, five = (_samples(made.card.inputs, count, count) for count in (3, 5))
     try:
         with _quiet():
@@ -83,7 +103,7 @@ def export(made: Predictor, to: ExportForm, path: Path) -> Path:
     for samples in (three, five):
         with torch.no_grad():
             wanted = scores(call(made.module, samples), made.card.output)
-        found = again(samples)
+        found = (again(samples) - mean) / deviation
         differs = float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1.0)) if found.shape == wanted.shape else np.inf
         if not differs <= _CLOSE:
             raise ConfigError(
@@ -95,15 +115,16 @@ def export(made: Predictor, to: ExportForm, path: Path) -> Path:
 
 
 class _Scores(nn.Module):
-    """A module that returns the scores alone."""
+    """A module that returns the scores alone, or numbers in the unit of the target, as float64."""
 
-    def __init__(self, module: nn.Module, output: str | int | None) -> None:
+    def __init__(self, module: nn.Module, output: str | int | None, mean: float, deviation: float) -> None:
         super().__init__()
-        self.module, self.output = module, output
+        self.module, self.output, self.mean, self.deviation = module, output, mean, deviation
 
     def forward(self, *given: Tensor) -> Tensor:
         """Return the scores."""
-        return scores(self.module(*given), self.output)
+        found = scores(self.module(*given), self.output)
+        return found if (self.mean, self.deviation) == _UNSCALED else found.double() * self.deviation + self.mean
 
 
 def _program(module: _Scores, samples: Any) -> tuple[bytes, Any]:

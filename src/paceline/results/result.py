@@ -167,13 +167,14 @@ class Result:
         """
         return self._final.predictor(client, self.run or "the model")
 
-    def export(self, to: ExportForm, path: str | Path | None = None, *, client: int | None = None) -> Path:
+    def export(self, to: ExportForm, path: str | Path | None = None, *, client: int | None = None, raw: bool = False) -> Path:
         """Write the final model in a form that other programs read, and compare its outputs with the model's.
 
         Args:
             to: ``state-dict``, ``torch-export`` or ``onnx``.
             path: the file; by default in the run's folder.
             client: export this client's own model, where the method personalises models.
+            raw: leave numbers standardised, as the module gives them; by default programs give them in the unit of the target.
 
         Returns:
             the path of the file.
@@ -184,7 +185,7 @@ class Result:
         """
         from paceline.results.export import export, place
 
-        return export(self.predictor(client), to, place(to, path, self.folder, client))
+        return export(self.predictor(client), to, place(to, path, self.folder, client), raw)
 
     def to_pandas(self) -> Any:
         """Return the history as a data frame, a row for each round.

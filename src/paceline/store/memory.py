@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from paceline.core.engine import wire_size
 from paceline.core.errors import CheckpointError, ConfigError
 from paceline.core.tree import Tree
+from paceline.core.wire import wire_size
 from paceline.store.checkpoint import load, save
 
 __all__ = ["MemoryStore"]

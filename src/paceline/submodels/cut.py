@@ -88,9 +88,9 @@ class SubModel:
         full = update.vector.new_zeros(self.cutter.layout.size)
         return Params(full.index_copy_(0, self.index.to(full.device), update.vector), self.cutter.layout)
 
-    def mask(self) -> Params:
-        """Return 1 on the kept coordinates of the full vector and 0 elsewhere."""
-        return self.scatter(Params(torch.ones(self.layout.size, device=self.cutter.device), self.layout))
+    def mask(self, device: torch.device | str | None = None) -> Params:
+        """Return 1 on the kept coordinates of the full vector and 0 elsewhere; on the device of the full model by default."""
+        return self.scatter(Params(torch.ones(self.layout.size, device=device or self.cutter.device), self.layout))
 
     def resident(self) -> Resident:
         """Return a dense smaller module with this layout, to be loaded by the caller.

@@ -41,9 +41,9 @@ class _Part:
     """True where an earlier axis already counted the coordinate to the same unit (the diagonal of W_hh)."""
 
 
-def unknown(sizes: Mapping[str, int]) -> Scores:
-    """Return scores without information (all NaN)."""
-    return {g: torch.full((n,), math.nan) for g, n in sizes.items()}
+def unknown(sizes: Mapping[str, int], device: torch.device | str = "cpu") -> Scores:
+    """Return scores without information (all NaN), on a device."""
+    return {g: torch.full((n,), math.nan, device=device) for g, n in sizes.items()}
 
 
 def steady_mask(delta: Params, theta: Params, threshold: float, tolerance: float = 1e-9) -> Params:

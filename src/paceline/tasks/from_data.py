@@ -38,7 +38,7 @@ Goal = Literal["class", "number", "mask", "symbols", "labels"]
 IGNORED = 255
 """Value of a mask's pixels that do not count."""
 
-_TAKES: dict[Content, Takes] = {"image": "picture", "text": "text", "table": "any", "series": "series"}
+_TAKES: dict[Content, Takes] = {"image": "picture", "text": "text", "table": "table", "series": "series"}
 _GIVES: dict[Goal, Gives] = {"mask": "pixel", "symbols": "position"}
 _LOSS: dict[Goal, str] = {"number": "mse", "labels": "bce"}
 _METRICS: dict[Goal, tuple[str, ...]] = {
@@ -168,7 +168,9 @@ def _maker(
 ) -> Callable[[], nn.Module]:
     """Return what builds the model, which is tried without allocating it: one that does not fit is told of now."""
     outputs = len(raw.classes) or (raw.train.y.shape[1] if raw.train.y.ndim > 1 else 1)
-    codes = {"symbols": schema.text.symbols} if schema is not None and schema.text is not None else {}
+    codes: dict[str, Any] = {"symbols": schema.text.symbols} if schema is not None and schema.text is not None else {}
+    if schema is not None and schema.columns:
+        codes = {"categories": tuple(column.width if column.kind == "category" else 0 for column in schema.columns)}
     make: Callable[[], nn.Module] = partial(build, model, shape=tuple(x.shape[1:]), num_classes=outputs, **codes, **options)
     if schema is not None and schema.standardize == "federated":
         make = with_scaling(make, schema)

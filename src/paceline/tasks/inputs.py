@@ -24,7 +24,9 @@ from paceline.data.mapping import Names
 from paceline.data.pictures import ENDS, hidden, in_one_form, read_picture
 from paceline.data.schema import Schema
 from paceline.data.tables import Table
+from paceline.data.textfolder import as_bytes
 from paceline.data.typed import of_frame, of_values, read_json_lines_table, read_parquet_table
+from paceline.data.words import coded
 from paceline.tasks.images import channels_first
 
 __all__ = ["READING", "Inputs", "inputs_of"]
@@ -162,8 +164,8 @@ def _truths(table: Table, rules: _Rules) -> Table:
     """Return a table in which truth values are 1 and 0, where the schema has a number."""
     assert rules.schema is not None
     numbers = {rules.names.own(column.name) for column in rules.schema.columns if column.kind == "number"}
-    found = [n for n, cells in table.columns.items() if n in numbers and set(cells) <= set(_TRUTHS) and any(cells)]
-    columns = {n: [_TRUTHS[cell] for cell in cells] if n in found else cells for n, cells in table.columns.items()}
+    found = [n for n, cells in table.columns.items() if n in numbers and set(map(str.lower, cells)) <= set(_TRUTHS) and any(cells)]
+    columns = {n: [_TRUTHS[cell.lower()] for cell in cells] if n in found else cells for n, cells in table.columns.items()}
     return replace(table, columns=columns, types={**table.types, **dict.fromkeys(found, "number")}) if found else table
 
 
@@ -185,13 +187,14 @@ def _listed(data: Any, rules: _Rules, root: Path | None = None) -> Inputs:
         raise DataFormatError(f"the model takes {schema.content}s; pass a file, a folder, a list of {kind}, or a tensor")
     names = tuple(str(d.relative_to(root)) if root is not None and root.is_dir() else str(d) for d in map(Path, data))
     if schema.text is not None:
-        if schema.text.symbols != 256:
-            raise DataFormatError(
-                f"the model takes codes of {schema.text.symbols} symbols, no bytes of texts; pass them as a tensor"
-            )
-        texts = [read_text(d)[0] if root is not None or isinstance(d, Path) else d for d in data]
-        codes = [np.frombuffer(t.encode()[: schema.text.length].ljust(schema.text.length, b"\0"), dtype=np.uint8) for t in texts]
-        return Inputs(torch.from_numpy(np.stack(codes)), names if root is not None else ())
+        form, texts = schema.text, [read_text(d)[0] if root is not None or isinstance(d, Path) else d for d in data]
+        if form.words:
+            codes = coded(texts, form.words, form.length, form.spaces)
+        elif form.symbols == 256:
+            codes = as_bytes(texts, form.length)
+        else:
+            raise DataFormatError(f"the model takes codes of {form.symbols} symbols, no bytes of texts; pass them as a tensor")
+        return Inputs(torch.from_numpy(codes), names if root is not None else ())
     picture = schema.picture
     assert picture is not None
     if picture.height != picture.width:
@@ -223,8 +226,7 @@ def _arrays(data: Any, rules: _Rules, file: str = "") -> Inputs:
         return Inputs(_pixels(np.asarray(data), schema, file or "the array"))
     if schema is not None and schema.content == "table" and file:
         return Inputs(torch.from_numpy(numbers_by_schema(file, np.asarray(data), schema)))
-    x = torch.as_tensor(data)
-    return Inputs(x.float() if x.dtype == torch.float64 else x)
+    return Inputs(torch.as_tensor(data))
 
 
 def _pixels(x: Any, schema: Schema, where: str) -> Tensor:

@@ -11,7 +11,7 @@ from paceline.core.task import Arrays, Task
 from paceline.data.cache import load_arrays
 from paceline.data.raw import Array, encode, hold_out
 from paceline.data.sources import find_source
-from paceline.data.sources.words import coded, vocabulary
+from paceline.data.words import coded, vocabulary
 from paceline.models.pairs import PairNet
 from paceline.tasks.images import channels_first
 from paceline.tasks.recipe import task_card
@@ -35,8 +35,8 @@ def load_pairs(each: int = 4) -> Task:
     arrays = load_arrays(find_source("emoji").cached())
     train, test = hold_out(encode(arrays["category"].tolist())[0], 0.2)
     texts = arrays["words"].tolist()
-    codes = vocabulary([texts[row] for row in train], _WORDS)
-    words, pictures = coded(texts, codes, _LENGTH), channels_first(arrays["image"], 255.0) - 0.7
+    known = vocabulary([texts[row] for row in train], _WORDS, spaces=True)
+    words, pictures = coded(texts, known, _LENGTH, spaces=True), channels_first(arrays["image"], 255.0) - 0.7
     parts = []
     for rows, name in ((train, "train"), (test, "test")):
         shown, said, y = _paired(rows, each, name)

@@ -9,7 +9,9 @@ from torch import nn
 import paceline as pl
 from paceline.core.errors import ConfigError
 from paceline.core.random import torch_rng
+from paceline.data.raw import Part, RawData
 from paceline.run import RunConfig, prepare
+from paceline.tasks import from_data
 from tests.conftest import make_task
 from tests.methods.masked import assert_masks_change_nothing
 
@@ -172,3 +174,18 @@ def test_inputs_that_are_codes_are_refused():
 
 def test_under_real_masks_with_a_lost_client_the_bits_are_those_of_the_arithmetic():
     assert_masks_change_nothing(make_task(), "fal", options={"steps": 2, "attack_steps": 2})
+
+
+@pytest.mark.parametrize("fields", [{}, {"attack_on": "global", "start": "zero"}])
+def test_pictures_of_three_channels_are_attacked_alike_stacked_and_alone(fields):
+    rng = np.random.default_rng(0)
+    part = Part(rng.integers(0, 256, (90, 8, 8, 3), dtype=np.uint8), np.arange(90) % 3)
+    raw = RawData(part, part, ("a", "b", "c"))
+    task = from_data.make_task("pictures", "tiny_cnn", {}, from_data.Defaults(batch_size=10, lr=0.1), raw, "", None, 0)
+    fal, ends = pl.methods.FAL(steps=4, attack_steps=2, **fields), []
+    for how in ("off", "on"):
+        values = {"clients": 4, "cohort": 4, "rounds": 2, "partition": "quantity:5", "vectorize": how, "chunk": 4}
+        run, _ = finished(fal, task, **values)
+        assert run.fed.engine.notes == {}
+        ends.append(run.method.model(run.state).vector)
+    torch.testing.assert_close(*ends, atol=1e-4, rtol=1e-3)

@@ -14,7 +14,7 @@ from paceline.aggregation.secure.client_openings import Openings
 from paceline.aggregation.secure.codec import Codec, Encoded
 from paceline.aggregation.secure.messages import as_tensors, need, opened_record, packed_record, session_of
 from paceline.aggregation.secure.task_hash import Agreement, OwnWork, Work
-from paceline.core.engine import ClientFunction, wire_size
+from paceline.core.engine import ClientFunction
 from paceline.core.errors import ProtocolError
 from paceline.core.generators import nested
 from paceline.core.method import on_client
@@ -23,6 +23,7 @@ from paceline.core.protocol import ProtocolContext
 from paceline.core.random import derive
 from paceline.core.serialization import digest
 from paceline.core.tree import Tree
+from paceline.core.wire import wire_size
 
 __all__ = ["SecAggClient"]
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import sqlite3
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -14,37 +13,14 @@ from paceline.data.fetch import Package
 from paceline.data.raw import Array, Part, RawData, encode, hold_out
 from paceline.data.schema import Schema, Target, Text
 from paceline.data.sources.source import Source
+from paceline.data.words import MOST_WORDS, coded, split_words, vocabulary
 
-__all__ = ["FILM_GENRES", "NEWSGROUPS", "coded", "vocabulary"]
+__all__ = ["FILM_GENRES", "NEWSGROUPS"]
 
 _NEWS = "orangecontrib/text/datasets/20newsgroups-{}.tab"
 _FILMS = "bokeh_sampledata/_data/movies.db"
-_WORD = re.compile(r"[^\W_]+")
-_MOST_WORDS = 30_000
 _COMMON = 150
 _LEAST_FILMS = 150
-
-
-def vocabulary(texts: Sequence[str], size: int, common: int = 0) -> dict[str, int]:
-    """Return the codes of words by falling frequency, from 1 on: 0 is padding.
-
-    Args:
-        texts: words separated by spaces.
-        size: number of codes.
-        common: number of most frequent words that are left out, because they tell little.
-    """
-    counts = Counter(word for text in texts for word in text.split())
-    ranked = sorted(counts, key=lambda word: (-counts[word], word))
-    return {word: code for code, word in enumerate(ranked[common : common + size - 1], 1)}
-
-
-def coded(texts: Sequence[str], codes: Mapping[str, int], length: int) -> Array:
-    """Return the codes of the first `length` known words of each text, int16 [N, length], 0 after the end."""
-    out = np.zeros((len(texts), length), dtype=np.int16)
-    for row, text in enumerate(texts):
-        words = [codes[word] for word in text.split() if word in codes][:length]
-        out[row, : len(words)] = words
-    return out
 
 
 def _decode_news(files: Mapping[str, bytes], options: Mapping[str, int]) -> dict[str, Array]:
@@ -61,25 +37,26 @@ def _decode_news(files: Mapping[str, bytes], options: Mapping[str, int]) -> dict
 
 
 def _check(options: Mapping[str, int]) -> None:
-    if not 3 <= options["words"] <= _MOST_WORDS:
-        raise ConfigError(f"words={options['words']} must be from 3 to {_MOST_WORDS}")
+    if not 3 <= options["words"] <= MOST_WORDS:
+        raise ConfigError(f"words={options['words']} must be from 3 to {MOST_WORDS}")
 
 
-def _schema(length: int, words: int, classes: tuple[str, ...]) -> Schema:
-    return Schema(content="text", text=Text(length=length, symbols=words), target=Target(classes=classes))
+def _schema(options: Mapping[str, int], words: tuple[str, ...], classes: tuple[str, ...]) -> Schema:
+    text = Text(length=options["length"], symbols=options["words"], words=words, spaces=True)
+    return Schema(content="text", text=text, target=Target(classes=classes))
 
 
 def _read_news(arrays: Mapping[str, Array], options: Mapping[str, int]) -> RawData:
     """Code the words; the vocabulary is that of the training part."""
     _check(options)
     texts = {part: arrays[f"{part}_text"].tobytes().decode().split("\n") for part in ("train", "test")}
-    codes = vocabulary(texts["train"], options["words"], _COMMON)
+    words = vocabulary(texts["train"], options["words"], _COMMON, spaces=True)
     classes = tuple(sorted(set(arrays["train_group"].tolist())))
     made = []
     for part in ("train", "test"):
         labels = np.array([classes.index(name) for name in arrays[f"{part}_group"].tolist()], dtype=np.int64)
-        made.append(Part(coded(texts[part], codes, options["length"]), labels))
-    return RawData(made[0], made[1], classes, schema=_schema(options["length"], options["words"], classes))
+        made.append(Part(coded(texts[part], words, options["length"], spaces=True), labels))
+    return RawData(made[0], made[1], classes, schema=_schema(options, words, classes))
 
 
 def _decode_films(files: Mapping[str, bytes], options: Mapping[str, int]) -> dict[str, Array]:
@@ -97,9 +74,7 @@ def _decode_films(files: Mapping[str, bytes], options: Mapping[str, int]) -> dic
     texts = []
     for title, director, writer, cast, language, country, _ in rows:
         people = [name.strip().lower().replace(" ", "_") for name in ",".join((director, writer, cast)).split(",") if name.strip()]
-        texts.append(
-            " ".join([*_WORD.findall(title.lower()), *people, *_WORD.findall(language.lower()), *_WORD.findall(country.lower())])
-        )
+        texts.append(" ".join([*split_words(title), *people, *split_words(language), *split_words(country)]))
     return {
         "text": np.array(texts, dtype=np.str_),
         "country": np.array([row[5].split(",")[0].strip() for row in rows], dtype=np.str_),
@@ -118,9 +93,9 @@ def _read_films(arrays: Mapping[str, Array], options: Mapping[str, int]) -> RawD
     largest = {name for name, _ in Counter(arrays["country"].tolist()).most_common(options["countries"] - 1)}
     owner, owners = encode([name if name in largest else "others" for name in arrays["country"].tolist()])
     train, test = hold_out(y, 0.2, where="film-genres")
-    codes = vocabulary([texts[row] for row in train], options["words"])
-    whole = Part(coded(texts, codes, options["length"]), y, owner)
-    schema = _schema(options["length"], options["words"], classes)
+    words = vocabulary([texts[row] for row in train], options["words"], spaces=True)
+    whole = Part(coded(texts, words, options["length"], spaces=True), y, owner)
+    schema = _schema(options, words, classes)
     return RawData(whole.take(train), whole.take(test), classes, owners, schema=schema)
 
 

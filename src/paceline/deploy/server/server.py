@@ -34,7 +34,8 @@ from paceline.deploy.server.events import Notes
 from paceline.deploy.server.expiry import Lists
 from paceline.deploy.server.starting import unsent
 from paceline.deploy.settings import ServerConfig, ServerPart
-from paceline.engines.worker import Setup, Worker
+from paceline.engines.setup import Setup
+from paceline.engines.worker import Worker
 from paceline.network import (
     Credentials,
     GrpcEngine,

@@ -63,8 +63,8 @@ class Rows(Protocol):
     def weighted(self, coefficients: Sequence[float]) -> Tensor:
         """Return the sum of coefficient times vector over all K, shape [d]."""
 
-    def largest(self, coefficients: Sequence[float]) -> float | None:
-        """Return the largest |coefficient x coordinate| of the vectors, NaN if one holds NaN; None if they are not formed."""
+    def largest(self, coefficients: Sequence[float]) -> Tensor | None:
+        """Return the largest |coefficient x coordinate| of the vectors, shape [], NaN if one holds NaN; None if they are not formed."""
 
 
 class Lazy(DeferredParams):
@@ -114,7 +114,7 @@ class Lazy(DeferredParams):
         """Whether the vector exists already; it may have been changed since."""
         return self._formed is not None
 
-    def total(self, weight: float, count: int) -> tuple[Tensor, float | None] | None:
+    def total(self, weight: float, count: int) -> tuple[Tensor, Tensor | None] | None:
         """See `DeferredParams`; None if this is one client's row."""
         if self.index is not None:
             return None
@@ -123,7 +123,7 @@ class Lazy(DeferredParams):
         )
 
     @staticmethod
-    def weighted(values: Sequence[Lazy], weights: Sequence[float]) -> tuple[Tensor, float | None] | None:
+    def weighted(values: Sequence[Lazy], weights: Sequence[float]) -> tuple[Tensor, Tensor | None] | None:
         """See `DeferredParams`; None if the rows belong to several matrices."""
         whole = values[0].rows
         coefficients, rest = [0.0] * whole.count, dict[int, tuple[float, float, Tensor]]()
@@ -190,7 +190,7 @@ class Lazy(DeferredParams):
     __rmul__ = __mul__
 
 
-def _summed(rows: Rows, coefficients: Sequence[float], rest: Sequence[tuple[float, float, Tensor]]) -> tuple[Tensor, float | None]:
+def _summed(rows: Rows, coefficients: Sequence[float], rest: Sequence[tuple[float, float, Tensor]]) -> tuple[Tensor, Tensor | None]:
     """Return the weighted sum of rows and further vectors, and a bound on one client's part of it.
 
     Args:
@@ -202,14 +202,14 @@ def _summed(rows: Rows, coefficients: Sequence[float], rest: Sequence[tuple[floa
     for factor, top, vector in rest:
         total.add_(vector, alpha=factor)
         if largest is not None:
-            largest += top * _magnitude(vector)
+            largest = largest + top * _magnitude(vector)
     return total, largest
 
 
-def _magnitude(vector: Tensor) -> float:
-    """Return the largest absolute value, NaN if there is one."""
+def _magnitude(vector: Tensor) -> Tensor:
+    """Return the largest absolute value, shape [], NaN if there is one."""
     low, high = torch.aminmax(vector)  # copies nothing
-    return float(torch.maximum(-low, high))
+    return torch.maximum(-low, high)
 
 
 def _join(rest: tuple[tuple[float, Tensor], ...], factor: float, vector: Tensor) -> tuple[tuple[float, Tensor], ...]:

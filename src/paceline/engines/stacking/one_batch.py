@@ -8,10 +8,13 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from paceline.core.linears import linears
+from paceline.core.placement import upload
 from paceline.core.profiling import spent
 from paceline.core.samples import ClientData
 from paceline.core.training import Job
-from paceline.engines.stacking.stack import Functional, Stack, cross_entropies
+from paceline.engines.stacking.losses import cross_entropies
+from paceline.engines.stacking.stack import Functional, Stack
 
 __all__ = ["OneBatch", "UniformJobs", "one_batch"]
 
@@ -22,11 +25,11 @@ class UniformJobs(Sequence[Job]):
     Args:
         job: the job, as one of the clients requests it.
         rows: training rows of each client, shape [K, n].
-        orders: for each client, a function that returns the stream of its sample order.
+        order: maps a client's place to the function that returns the stream of its sample order.
     """
 
-    def __init__(self, job: Job, rows: Tensor, orders: Sequence[Callable[[], torch.Generator]]) -> None:
-        self.job, self.rows, self.orders = job, rows, orders
+    def __init__(self, job: Job, rows: Tensor, order: Callable[[int], Callable[[], torch.Generator]]) -> None:
+        self.job, self.rows, self.order = job, rows, order
 
     def __len__(self) -> int:
         return self.rows.shape[0]
@@ -40,7 +43,8 @@ class UniformJobs(Sequence[Job]):
     def __getitem__(self, place: int | slice) -> Job | list[Job]:
         if isinstance(place, slice):
             return [self[k] for k in range(*place.indices(len(self)))]
-        return self.job.of(ClientData(self.job.data.x, self.job.data.y, self.rows[place]), self.orders[place])
+        data = self.job.data
+        return self.job.of(ClientData(data.x, data.y, self.rows[place], data.device), self.order(place))
 
 
 def one_batch(jobs: Sequence[Job]) -> bool:
@@ -70,13 +74,14 @@ class OneBatch:
         with spent.on("loading"):
             x, y = first.data.at(index)
         self._leaf = first.start.vector.detach().requires_grad_()
-        with torch.enable_grad():
+        with torch.enable_grad(), linears(first.model.module, len(index), first.model.device, first.model.mixed is not None):
             losses = cross_entropies(self._run.outputs(self._run.split(self._leaf), x)[None], y[None])[0]
             if len(set(sizes)) == 1:
                 self.losses = losses.view(len(jobs), sizes[0]).mean(1)
             else:
-                count = torch.tensor(sizes, device=losses.device)
-                owner = torch.repeat_interleave(torch.arange(len(jobs), device=losses.device), count)
+                count = torch.tensor(sizes)
+                owner = upload(torch.repeat_interleave(torch.arange(len(jobs)), count), losses.device)
+                count = upload(count, losses.device)
                 self.losses = torch.zeros(len(jobs), device=losses.device).index_add(0, owner, losses) / count
         """Mean loss of each client, shape [K]."""
         self._rows: Tensor | None = None
@@ -92,13 +97,13 @@ class OneBatch:
 
     def weighted(self, coefficients: Sequence[float]) -> Tensor:
         """Return the weighted sum of changes, shape [d], from one backward pass."""
-        weights = torch.tensor(coefficients, dtype=self.losses.dtype).to(self.losses.device)
+        weights = upload(torch.tensor(coefficients, dtype=self.losses.dtype), self.losses.device)
         with spent.on("local steps"):
             (gradient,) = torch.autograd.grad(self.losses @ weights, self._leaf, retain_graph=True)
         gradient[self._count :] = 0.0
         return gradient.mul_(-self.jobs[0].lr)
 
-    def largest(self, coefficients: Sequence[float]) -> float | None:
+    def largest(self, coefficients: Sequence[float]) -> Tensor | None:
         """Return None: a sum is computed without the single changes."""
         return None
 
@@ -106,6 +111,6 @@ class OneBatch:
 def _rows(jobs: Sequence[Job]) -> tuple[Tensor, list[int]]:
     """Return the rows of all first batches, concatenated, and their sizes."""
     if isinstance(jobs, UniformJobs) and jobs.rows.shape[1] <= jobs.job.batch_size:
-        return jobs.rows.reshape(-1), [jobs.rows.shape[1]] * len(jobs)
-    rows = [j.data.index if len(j.data) <= j.batch_size else next(j.batches()) for j in jobs]
-    return torch.cat(rows), [r.shape[0] for r in rows]
+        return upload(jobs.rows.reshape(-1), jobs.job.data.device), [jobs.rows.shape[1]] * len(jobs)
+    rows = [j.data.known if len(j.data) <= j.batch_size else next(j.batches(plan=True)) for j in jobs]
+    return upload(torch.cat(rows), jobs[0].data.device), [r.shape[0] for r in rows]

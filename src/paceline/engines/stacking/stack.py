@@ -19,10 +19,12 @@ from paceline.core.columns import Samples, map_tree, spread, widened
 from paceline.core.hooks import Objective
 from paceline.core.layout import Layout
 from paceline.core.params import Params, Resident
+from paceline.core.placement import upload
 from paceline.core.profiling import spent
 from paceline.core.training import Job
 from paceline.engines.stacking.hooks import Shared, share
 from paceline.engines.stacking.linear import StackedLinears
+from paceline.engines.stacking.losses import cross_entropies
 
 __all__ = ["Batches", "Changes", "Functional", "Stack"]
 
@@ -92,7 +94,7 @@ class Batches:
     """
 
     def __init__(self, jobs: Sequence[Job]) -> None:
-        plans = [list(job.batches()) for job in jobs]
+        plans, device = [list(job.batches(plan=True)) for job in jobs], jobs[0].data.device
         sizes = [[rows.shape[0] for rows in plan] for plan in plans]
         width = max(max(row) for row in sizes)
         self.active = [sum(len(row) > step for row in sizes) for step in range(jobs[0].steps)]
@@ -100,22 +102,25 @@ class Batches:
         self.sizes = [[row[step] for row in sizes[:count]] for step, count in enumerate(self.active)]
         self.even = [min(row) == width for row in self.sizes]
         """Whether all clients of a step have full batches."""
-        self.rows: list[Tensor] = []
-        """Rows of the samples, for each step [active, B]; a smaller batch repeats its first row."""
-        self.weights: list[Tensor | None] = []
-        """Weight of each sample in its client's batch, [active, B], 0 for padding; None if all batches are full."""
+        rows: list[Tensor] = []
+        weights: list[Tensor | None] = []
         for step, count in enumerate(self.active):
             parts = [plan[step] for plan in plans[:count]]
             if self.even[step]:
-                self.rows.append(torch.stack(parts))
-                self.weights.append(None)
+                rows.append(torch.stack(parts))
+                weights.append(None)
                 continue
             have = torch.tensor(self.sizes[step], device=parts[0].device)[:, None]
             filled = torch.arange(width, device=have.device) < have
-            rows = torch.stack([part[0] for part in parts])[:, None].expand(-1, width).clone()
-            rows[filled] = torch.cat(parts)
-            self.rows.append(rows)
-            self.weights.append(filled / have)
+            padded = torch.stack([part[0] for part in parts])[:, None].expand(-1, width).clone()
+            padded[filled] = torch.cat(parts)
+            rows.append(padded)
+            weights.append(filled / have)
+        self.rows = _together(rows, device)
+        """Rows of the samples, for each step [active, B]; a smaller batch repeats its first row."""
+        some = iter(_together([w for w in weights if w is not None], device))
+        self.weights = [None if w is None else next(some) for w in weights]
+        """Weight of each sample in its client's batch, [active, B], 0 for padding; None if all batches are full."""
 
     def runs(self, step: int) -> list[tuple[int, int, int]]:
         """Return (first, last + 1, batch size) of each run of consecutive clients with equal batch sizes."""
@@ -126,6 +131,14 @@ class Batches:
             else:
                 found.append((k, k + 1, size))
         return found
+
+
+def _together(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
+    """Return tensors on a device, copied there as one."""
+    if not tensors or device.type == "cpu":
+        return tensors
+    whole = upload(torch.cat([tensor.reshape(-1) for tensor in tensors]), device)
+    return [part.view(t.shape) for part, t in zip(torch.split(whole, [t.numel() for t in tensors]), tensors, strict=True)]
 
 
 class Changes:
@@ -145,16 +158,16 @@ class Changes:
 
     def weighted(self, coefficients: Sequence[float]) -> Tensor:
         """Return the weighted sum of changes, shape [d]."""
-        weights = torch.tensor(coefficients, dtype=self.matrix.dtype).to(self.matrix.device)
+        weights = upload(torch.tensor(coefficients, dtype=self.matrix.dtype), self.matrix.device)
         out: Tensor = weights @ self.matrix
         return out
 
-    def largest(self, coefficients: Sequence[float]) -> float | None:
-        """Return the largest |coefficient x coordinate|."""
+    def largest(self, coefficients: Sequence[float]) -> Tensor | None:
+        """Return the largest |coefficient x coordinate|, shape []."""
         if self._tops is None:
             self._tops = torch.maximum(-self.matrix.amin(1), self.matrix.amax(1))  # NaN stays NaN
-        weights = torch.tensor(coefficients, dtype=self.matrix.dtype).abs_().to(self.matrix.device)
-        return float((weights * self._tops).max())
+        weights = upload(torch.tensor(coefficients, dtype=self.matrix.dtype).abs_(), self.matrix.device)
+        return (weights * self._tops).max()
 
 
 class Stack:
@@ -173,7 +186,7 @@ class Stack:
         layout = self.job.model.layout
         self._count = layout.num_params
         rates = [job.lr for job in jobs]
-        self._lr = rates[0] if len(set(rates)) == 1 else torch.tensor(rates, device=self.job.model.device)[:, None]
+        self._lr = rates[0] if len(set(rates)) == 1 else upload(torch.tensor(rates), self.job.model.device)[:, None]
         starts = [self._start(job) for job in jobs]
         same = all(s is starts[0] for s in starts)
         self.starts = starts[0] if same else torch.stack(starts)
@@ -187,10 +200,10 @@ class Stack:
         self.totals = torch.zeros(len(jobs), device=vector.device)
         hooks, self._objective = [job.hooks for job in jobs], self.job.hooks.objective
         self._run = Functional(self.job.model, self._objective)
-        self._hook = share([h.direction for h in hooks]) if hooks[0].direction else None
-        self._correct = share([h.correct for h in hooks]) if hooks[0].correct else None
-        self._after = share([h.after for h in hooks]) if hooks[0].after else None
-        self._loss = share([job.hooks.objective or job.loss for job in jobs])
+        self._hook = share([h.direction for h in hooks], vector.device) if hooks[0].direction else None
+        self._correct = share([h.correct for h in hooks], vector.device) if hooks[0].correct else None
+        self._after = share([h.after for h in hooks], vector.device) if hooks[0].after else None
+        self._loss = share([job.hooks.objective or job.loss for job in jobs], vector.device)
         self.batches = Batches(jobs)
         self.step = self.active = 0
         self._x: Tensor | None = None
@@ -275,7 +288,7 @@ class Stack:
         """Return the schedule's factor of each active client, shape [active, 1]."""
         active = self.jobs[: self.active]
         factors = [schedule(step, job.steps) for job in active if (schedule := job.optimizer.schedule)]
-        return torch.tensor(factors, device=self.at.vector.device)[:, None]
+        return upload(torch.tensor(factors), self.at.vector.device)[:, None]
 
     def weights(self) -> Tensor:
         """Return the live parameters of the active clients, shape [active, params]."""
@@ -386,9 +399,3 @@ def apply(shared: Shared, count: int, call: Callable[..., Tensor], *vectors: Ten
     with torch.no_grad():
         out: Tensor = vmap(one)(shared.first(count), *vectors)
         return out
-
-
-def cross_entropies(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the loss per sample, shape [K, B], of outputs [K, B, C, ...] and targets [K, B, ...]."""
-    each: Any = F.cross_entropy(outputs.flatten(0, 1), targets.flatten(0, 1), reduction="none")
-    return torch.as_tensor(each).view(*targets.shape[:2], -1).mean(2)

@@ -98,7 +98,7 @@ class FZooS(BlackBoxMethod[FZooSState]):
         first, diary = start.vector.double().cpu(), _Diary(client)
         if not len(diary.values):
             diary.ask(_around(first, self.initial, self.radius, client.stream("initial")))
-        x, own, features = first, client.memory.get("nu"), self._features(len(first), basis)
+        x, own, features = first, _stored(client, "nu"), self._features(len(first), basis)
         common = nu if self.correct and client.memory.get("surveyed") == client.round - 1 else None
         rule, moments = AdamW(), AdamW().state(first)
         diary.ask(first[None])
@@ -119,7 +119,7 @@ class FZooS(BlackBoxMethod[FZooSState]):
         """Query points around the server's new point; return the surrogate fitted to the nearest ones."""
         x, diary = message[0].vector.double().cpu(), _Diary(client)
         when, stand = client.memory.get("stand", [0, x])
-        radius = float((x - stand).abs().mean()) / 2 if when == client.round else self.radius
+        radius = float((x - stand.cpu()).abs().mean()) / 2 if when == client.round else self.radius
         diary.ask(x[None])
         drawn = _around(x, self.survey_candidates, radius, client.stream("survey"))
         diary.ask(self._unsure(diary, x, drawn, self.survey_active))
@@ -153,8 +153,7 @@ class _Diary:
     def __init__(self, client: Client) -> None:
         self._client, self._ask = client, Queries(client)
         none = torch.zeros(0, dtype=torch.float64)
-        self.points: Tensor = client.memory.get("points", none)
-        self.values: Tensor = client.memory.get("values", none)
+        self.points, self.values = (none if (held := _stored(client, key)) is None else held for key in ("points", "values"))
 
     def ask(self, xs: Tensor) -> None:
         values = self._ask.all(xs)
@@ -164,6 +163,12 @@ class _Diary:
     def close(self) -> int:
         self._client.memory["points"], self._client.memory["values"] = self.points, self.values
         return self._ask.count
+
+
+def _stored(client: Client, key: str) -> Tensor | None:
+    """Return a tensor of the client's memory, on the CPU, where points are chosen; None if there is none."""
+    found = client.memory.get(key)
+    return None if found is None else found.cpu()
 
 
 def _around(x: Tensor, count: int, radius: float, rng: torch.Generator) -> Tensor:

@@ -51,7 +51,7 @@ def gap(rows: Tensor) -> float:
     """Return the mean distance of a row to its nearest other row; -inf for fewer than two rows."""
     if len(rows) < 2:
         return -math.inf
-    far = distances(rows, rows) + torch.diag(torch.full((len(rows),), torch.inf))
+    far = distances(rows, rows) + torch.diag(rows.new_full((len(rows),), torch.inf))
     return float(far.min(1).values.mean())
 
 

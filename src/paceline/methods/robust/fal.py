@@ -95,16 +95,17 @@ class FAL(FedAvg):
         if self.adversary == "none" or self.radius == 0:
             return NO_HOOKS
         ball, loss, attack, clean = self.ball(client), client.problem.loss, self.attack(), self.clean
+        radius, unit, low, high, norm = ball.radius, ball.unit, ball.low, ball.high, ball.norm  # tensors of clients are stacked
         random, anchor = self.adversary == "pgd" and self.start == "random", start if self.attack_on == "global" else None
 
         def augment(x: Tensor, y: Any, stream: torch.Generator) -> tuple[Any, Any]:
-            return (x, random_start(x, ball.radius, stream)), y
+            return (x, random_start(x, radius, stream)), y
 
         def objective(module: nn.Module, given: Any, y: Any) -> Tensor:
             x, begin = given if random else (given, None)
             shown = module if anchor is None else partial(_at, module, dict(anchor.items()))
             with evaluating(module):
-                bad = attack(input_gradient(shown, loss, y), x, ball, begin)
+                bad = attack(input_gradient(shown, loss, y), x, InputBall(radius, unit, low, high, norm), begin)
             value = loss(call(module, bad), y)
             return value if not clean else (1 - clean) * value + clean * loss(call(module, x), y)
 

@@ -68,7 +68,7 @@ class Clip(SelfPruning):
     def scores(self, client: Client, params: Params) -> Scores:
         """Return this round's scores: the client's own for the units it trained, the public change for others."""
         scorer, memory = submodels(client).scorer, client.memory
-        nothing = unknown(scorer.groups)
+        nothing = unknown(scorer.groups, client.device)
         own, seen = memory.get("own", nothing), memory.get("seen")
         public = nothing if seen is None else scorer.score(params - seen, seen, self.reduce)
         if self.score != "mixed":

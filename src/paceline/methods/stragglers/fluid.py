@@ -88,7 +88,7 @@ class Fluid(FedAvg[FluidState]):
         for client, (delta, samples) in replies.items():
             sub = parts.cut(kept[client]) if client in kept else None
             total = total + float(samples) * (sub.scatter(delta) if sub else delta)
-            weights = weights + float(samples) * (sub.mask() if sub else params.zeros() + 1.0)
+            weights = weights + float(samples) * (sub.mask(params.vector.device) if sub else params.zeros() + 1.0)
             if sub is None:
                 steady = steady + steady_mask(delta, limits, 1.0)
                 for group, score in parts.scorer.score(delta, params, eps=0.0).items():

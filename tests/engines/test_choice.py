@@ -1,0 +1,103 @@
+"""The size of stacks is measured where the run will train, and a measurement that fails is reported with what to do."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import paceline as pl
+from paceline.core.wording import as_commands
+from paceline.engines.stacking import measure
+from paceline.run import RunConfig, StackingWarning, prepare
+from tests.conftest import make_task
+from tests.pretend import PretendCuda, pretended
+
+
+@pytest.fixture(autouse=True)
+def unknown(monkeypatch):
+    """Forget what was measured in this process."""
+    monkeypatch.setattr(measure, "_KNOWN", {})
+
+
+def config(**changes):
+    values = {"method": "fedavg", "task": "blobs", "clients": 8, "cohort": 8, "rounds": 1, "device": "cuda"}
+    return RunConfig.build(values | changes)
+
+
+def test_auto_measures_stacks_on_the_device_of_the_run(monkeypatch):
+    seen = []
+
+    def timed(works, clients, device):
+        seen.append((device, sorted(works)))
+        return {size: (work(), 1.0 / size)[1] for size, work in works.items()}
+
+    monkeypatch.setattr(measure, "_seconds", timed)
+    with pretended(), warnings.catch_warnings():
+        warnings.simplefilter("error", StackingWarning)
+        run = prepare(config(), task=make_task())
+    assert seen == [(torch.device("cuda"), [1, 4, 8])], "with one worker a chunk may be the whole cohort"
+    assert run.config.chunk == 8
+
+
+def test_stacks_that_do_not_fit_into_the_gpu_are_not_tried(monkeypatch):
+    with PretendCuda():
+        monkeypatch.setattr(
+            torch.cuda, "max_memory_allocated", lambda device: 400
+        )  # 100 for each of the four of the smallest stack
+        for room, sizes in ((10_000, [4, 8, 16]), (1400, [4, 8]), (10, [4])):
+            ran = []
+            assert measure._fitting([4, 8, 16], room, torch.device("cuda"), lambda ran=ran: ran.append(1)) == sizes
+            assert ran == [1]
+
+
+def test_a_failed_measurement_is_a_warning_with_the_reason_and_what_to_do(monkeypatch):
+    def broken(jobs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr("paceline.engines.stacking.replay.Stack", broken)
+    with PretendCuda(), as_commands(), pytest.warns(StackingWarning) as told:
+        run = prepare(config(), task=make_task())
+    assert run.config.chunk == 1
+    text = str(told[0].message)
+    assert "failed on cuda: CUDA out of memory. Tried to allocate 2 GiB" in text
+    assert "--chunk" in text
+    assert "--vectorize off" in text
+
+
+def test_a_measurement_that_ends_in_an_error_is_reported_too(monkeypatch):
+    def broken(job):
+        raise RuntimeError("no kernel image is available\nfor execution")
+
+    monkeypatch.setattr(measure, "train", broken)
+    with pytest.warns(StackingWarning, match=r"RuntimeError: no kernel image is available; give"):
+        prepare(config(device="cpu"), task=make_task())
+
+
+def test_a_model_that_cannot_be_stacked_is_no_failure():
+    class Branching(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) if float(x.sum()) > 0 else super().forward(x) * 2
+
+    x, y = torch.randn(80, 6), torch.arange(80) % 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", StackingWarning)
+        run = prepare(config(device="cpu"), task=pl.Task.from_tensors(x, y, lambda: Branching(6, 3)))
+    assert run.config.chunk == 1
+
+
+def test_the_first_turn_on_a_gpu_loads_kernels_and_omits_no_size(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
+    ran = {1: 0, 4: 0, 8: 0}
+
+    def work(size):
+        def act():
+            ran[size] += 1
+            now[0] += 1.0 if ran[size] == 1 else 0.01
+
+        return act
+
+    with PretendCuda():
+        each = measure._seconds({size: work(size) for size in ran}, {1: 4}, torch.device("cuda"))
+    assert each == pytest.approx({1: 0.01 / 4, 4: 0.01 / 4, 8: 0.01 / 8})
