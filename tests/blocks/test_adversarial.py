@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from paceline.blocks.adversarial import Attack, InputBall, attacked, evaluating, input_gradient, random_start, trades
+from paceline.blocks.adversarial import InputAttack, InputBall, attacked, evaluating, input_gradient, random_start, trades
 from paceline.core.client import ClientData
 from paceline.core.layout import Layout
 from paceline.core.params import Params, Resident
@@ -38,15 +38,15 @@ def test_the_worked_example(linear):
     gradient = input_gradient(module, logistic, y)
     assert float(logistic(module(x), y)) == pytest.approx(0.974077, abs=1e-6)
     np.testing.assert_allclose(gradient(x), [[-0.622459, 1.244919]], atol=1e-6)
-    fast = Attack.fgsm(0.1)(gradient, x, InputBall(0.1))
+    fast = InputAttack.fgsm(0.1)(gradient, x, InputBall(0.1))
     np.testing.assert_allclose(fast, [[0.4, 0.6]], atol=1e-6)
     assert float(logistic(module(fast), y)) == pytest.approx(1.171101, abs=1e-6)
-    round_ball = Attack.fgsm(0.1)(gradient, x, InputBall(0.1, norm="2"))
+    round_ball = InputAttack.fgsm(0.1)(gradient, x, InputBall(0.1, norm="2"))
     np.testing.assert_allclose(round_ball, [[0.455279, 0.589443]], atol=1e-6)
     assert float(logistic(module(round_ball), y)) == pytest.approx(1.119021, abs=1e-6)
 
 
-@pytest.mark.parametrize("attack", [Attack(1, 0.2), Attack(4), Attack(20, 0.03)])
+@pytest.mark.parametrize("attack", [InputAttack(1, 0.2), InputAttack(4), InputAttack(20, 0.03)])
 def test_on_a_linear_model_every_long_enough_attack_is_fgsm(linear, attack):
     module, x, y = linear
     np.testing.assert_allclose(attack(input_gradient(module, logistic, y), x, InputBall(0.1)), [[0.4, 0.6]], atol=1e-6)
@@ -78,7 +78,7 @@ def test_pgd_is_that_of_a_loop_over_samples(norm, started):
     unit, low, high = torch.tensor([2.0, 1.0, 0.5, 3.0]), torch.full((4,), -1.4), torch.full((4,), 1.4)
     x = x.clamp(-1.4, 1.4)
     begin = random_start(x, 0.4, generator) if started else torch.zeros_like(x)
-    found = Attack(5, 0.11)(
+    found = InputAttack(5, 0.11)(
         input_gradient(module, F.cross_entropy, y), x, InputBall(0.3, unit, low, high, norm), begin if started else None
     )
     wanted = pgd(module, x, y, 0.3, 0.11, 5, begin, -1.4, 1.4, unit.numpy(), norm)
@@ -93,7 +93,7 @@ def test_perturbations_stay_within_radius_and_brightness(norm):
     module = task.build(0)
     x, y = task.train.x, task.train.y
     start = random_start(x, 0.15, torch.Generator().manual_seed(0))
-    bad = Attack(4)(input_gradient(module, F.cross_entropy, y), x, ball, start)
+    bad = InputAttack(4)(input_gradient(module, F.cross_entropy, y), x, ball, start)
     before, after = (v * picture.deviation[0] + picture.mean[0] for v in (x, bad))
     delta = (after - before).flatten(1)
     assert float((delta.abs().amax(1) if norm == "inf" else delta.norm(dim=1)).max()) <= 0.15 + 1e-5
@@ -115,7 +115,7 @@ def test_no_radius_changes_nothing():
     module = task.build(0)
     gradient = input_gradient(module, F.cross_entropy, task.train.y)
     for norm in ("inf", "2"):
-        assert torch.equal(Attack(3)(gradient, task.train.x, InputBall.of(task, 0.0, norm)), task.train.x)
+        assert torch.equal(InputAttack(3)(gradient, task.train.x, InputBall.of(task, 0.0, norm)), task.train.x)
 
 
 def test_an_attack_leaves_gradients_statistics_modes_and_streams_alone():
@@ -125,7 +125,7 @@ def test_an_attack_leaves_gradients_statistics_modes_and_streams_alone():
     drawn = torch.get_rng_state()
     with evaluating(module):
         assert not any(part.training for part in module.modules())
-        Attack(2)(
+        InputAttack(2)(
             input_gradient(module, F.cross_entropy, torch.arange(5) % 3),
             torch.randn(5, 4, generator=torch.Generator()),
             InputBall(0.1),
@@ -138,8 +138,8 @@ def test_an_attack_leaves_gradients_statistics_modes_and_streams_alone():
 
 def test_the_gradient_is_the_same_under_vmap_and_a_constant():
     module, x, y = net(), torch.randn(2, 5, 4), torch.arange(10).view(2, 5) % 3
-    plain = torch.stack([Attack(3)(input_gradient(module, F.cross_entropy, y[k]), x[k], InputBall(0.2)) for k in range(2)])
-    found = torch.func.vmap(lambda x, y: Attack(3)(input_gradient(module, F.cross_entropy, y), x, InputBall(0.2)))(x, y)
+    plain = torch.stack([InputAttack(3)(input_gradient(module, F.cross_entropy, y[k]), x[k], InputBall(0.2)) for k in range(2)])
+    found = torch.func.vmap(lambda x, y: InputAttack(3)(input_gradient(module, F.cross_entropy, y), x, InputBall(0.2)))(x, y)
     torch.testing.assert_close(found, plain)
     assert not found.requires_grad
 
@@ -159,13 +159,13 @@ def test_attacked_samples_are_those_of_single_batches():
     params = Params.of(module, layout)
     x, y = torch.randn(12, 4), torch.arange(12) % 3
     data = ClientData(x, y, torch.tensor([3, 1, 7, 2, 11]))
-    bad = attacked(Resident(net(1), layout), params, data, F.cross_entropy, Attack(3), InputBall(0.2), batch_size=2)
-    wanted = Attack(3)(input_gradient(module, F.cross_entropy, y[data.index]), x[data.index], InputBall(0.2))
+    bad = attacked(Resident(net(1), layout), params, data, F.cross_entropy, InputAttack(3), InputBall(0.2), batch_size=2)
+    wanted = InputAttack(3)(input_gradient(module, F.cross_entropy, y[data.index]), x[data.index], InputBall(0.2))
     torch.testing.assert_close(bad.x, wanted)
     assert bad.y.tolist() == y[data.index].tolist()
     assert bad.index.tolist() == list(range(5))
     none = ClientData(x, y, torch.zeros(0, dtype=torch.int64))
-    assert attacked(Resident(net(1), layout), params, none, F.cross_entropy, Attack(3), InputBall(0.2)) is none
+    assert attacked(Resident(net(1), layout), params, none, F.cross_entropy, InputAttack(3), InputBall(0.2)) is none
 
 
 def test_trades_by_hand():

@@ -72,7 +72,7 @@ def test_groups_of_clients_are_judged_by_domain():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "rounds", "least"), [("four-digits", 6, 0.8), ("emoji-vendors", 15, 0.4)])
+@pytest.mark.parametrize(("name", "rounds", "least"), [("four-digits", 6, 0.8), ("emoji-vendors", 20, 0.35)])
 def test_fedavg_learns_all_domains(name, rounds, least):
     fetched(name)
     last = pl.run("fedavg", name, partition="domains", clients=12, rounds=rounds).history[-1]

@@ -23,7 +23,7 @@ from paceline.core.client import ClientData
 from paceline.core.params import Params, Resident
 from paceline.data.schema import Schema
 
-__all__ = ["Attack", "InputBall", "attacked", "evaluating", "input_gradient", "random_start", "trades"]
+__all__ = ["InputAttack", "InputBall", "attacked", "evaluating", "input_gradient", "random_start", "trades"]
 
 Norm = Literal["inf", "2"]
 InputGradient = Callable[[Tensor], Tensor]
@@ -78,7 +78,7 @@ def _length(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Attack:
+class InputAttack:
     """How a perturbation is found.
 
     Args:
@@ -107,9 +107,9 @@ class Attack:
         return bad.detach()
 
     @staticmethod
-    def fgsm(radius: float) -> Attack:
+    def fgsm(radius: float) -> InputAttack:
         """Return the fast gradient sign method: one step of the whole radius."""
-        return Attack(1, radius)
+        return InputAttack(1, radius)
 
 
 def random_start(x: Tensor, radius: float, generator: torch.Generator) -> Tensor:
@@ -162,7 +162,7 @@ def attacked(
     params: Params,
     data: ClientData,
     loss: Callable[[Any, Any], Tensor],
-    attack: Attack,
+    attack: InputAttack,
     ball: InputBall,
     generator: torch.Generator | None = None,
     batch_size: int = 256,

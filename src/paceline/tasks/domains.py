@@ -102,5 +102,5 @@ def load_corrupted(
 
 
 FOUR_DIGITS = DomainRecipe("tiny_cnn", "four-digits", Defaults(batch_size=20, lr=0.1))
-EMOJI_VENDORS = DomainRecipe("cnn", "emoji-vendors", Defaults(batch_size=20, lr=0.05))
+EMOJI_VENDORS = DomainRecipe("tiny_cnn", "emoji-vendors", Defaults(batch_size=20, lr=0.05))
 MRI_TISSUE = DomainRecipe("unet", "mri-tissue", Defaults("image", 8, lr=0.3))

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from paceline.blocks.adversarial import Attack, InputBall, Norm, attacked, evaluating, input_gradient, random_start
+from paceline.blocks.adversarial import InputAttack, InputBall, Norm, attacked, evaluating, input_gradient, random_start
 from paceline.core.client import Client, ClientData, Hooks, LocalOptions
 from paceline.core.columns import call
 from paceline.core.errors import ConfigError
@@ -115,16 +115,16 @@ class FAL(FedAvg):
         """Return the perturbations of the adversary for this task."""
         return InputBall.of(client.problem, self.radius, self.norm, client.device)
 
-    def attack(self) -> Attack:
+    def attack(self) -> InputAttack:
         """Return the adversary of training."""
-        return Attack.fgsm(self.radius) if self.adversary == "fgsm" else Attack(self.attack_steps, self.attack_size)
+        return InputAttack.fgsm(self.radius) if self.adversary == "fgsm" else InputAttack(self.attack_steps, self.attack_size)
 
     def judged(self, client: Client, params: Params, data: ClientData) -> dict[str, Any]:
         """Return the sums of an evaluation on clean or on attacked samples."""
         if self.judge == "clean":
             return client.evaluate(params, data)
         stream = client.stream("judge")
-        bad = attacked(client.model, params, data, client.problem.loss, Attack(20), self.ball(client), stream)
+        bad = attacked(client.model, params, data, client.problem.loss, InputAttack(20), self.ball(client), stream)
         return client.evaluate(params, bad)
 
     def assess(self, client: Client, message: Tree, data: ClientData) -> dict[str, Any]:
