@@ -36,8 +36,10 @@ def net(seed=0, width=6):
 def test_the_worked_example(linear):
     module, x, y = linear
     gradient = input_gradient(module, logistic, y)
-    assert float(logistic(module(x), y)) == pytest.approx(0.974077, abs=1e-6)
+    assert logistic(module(x), y).item() == pytest.approx(0.974077, abs=1e-6)
     np.testing.assert_allclose(gradient(x), [[-0.622459, 1.244919]], atol=1e-6)
+    twice = input_gradient(module, logistic, torch.ones(2))(x.repeat(2, 1))
+    torch.testing.assert_close(twice, gradient(x).repeat(2, 1))
     fast = InputAttack.fgsm(0.1)(gradient, x, InputBall(0.1))
     np.testing.assert_allclose(fast, [[0.4, 0.6]], atol=1e-6)
     assert float(logistic(module(fast), y)) == pytest.approx(1.171101, abs=1e-6)
@@ -164,6 +166,8 @@ def test_attacked_samples_are_those_of_single_batches():
     torch.testing.assert_close(bad.x, wanted)
     assert bad.y.tolist() == y[data.index].tolist()
     assert bad.index.tolist() == list(range(5))
+    drawn = attacked(Resident(net(1), layout), params, data, F.cross_entropy, InputAttack(1), InputBall(0.2), torch.Generator())
+    assert not torch.allclose(drawn.x, wanted)
     none = ClientData(x, y, torch.zeros(0, dtype=torch.int64))
     assert attacked(Resident(net(1), layout), params, none, F.cross_entropy, InputAttack(3), InputBall(0.2)) is none
 

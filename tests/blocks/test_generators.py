@@ -44,6 +44,7 @@ def test_moving_means():
     f, y = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), torch.tensor([0, 0, 2])
     once = moving_means(torch.zeros(3, 2), f, y, 0.3)
     np.testing.assert_allclose(once, [[0.6, 0.9], [0, 0], [1.5, 1.8]], atol=1e-6)
+    assert moving_means(torch.ones(3, 2), f, y, 0.3)[1].tolist() == [1, 1]
     np.testing.assert_allclose(moving_means(once, f, y, 0.3), [[1.02, 1.53], [0, 0], [2.55, 3.06]], atol=1e-6)
 
 

@@ -69,7 +69,7 @@ def test_features_and_relations():
 def test_supervised_contrast():
     z = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]], requires_grad=True)
     loss = supervised_contrast(z, torch.tensor([0, 0, 1]), 0.07)
-    assert float(loss) == pytest.approx(0.971059, abs=1e-6)
+    assert loss.item() == pytest.approx(0.971059, abs=1e-6)
     loss.backward()
     assert torch.isfinite(z.grad).all()
     lonely = supervised_contrast(drawn(3, 2), torch.arange(3))
@@ -96,6 +96,12 @@ def test_model_contrast_and_cosine():
     wanted = -(close.exp() / (close.exp() + apart.exp())).log().mean()
     assert torch.allclose(model_contrast(z, near, far), wanted)
     assert torch.allclose(negative_cosine(z, near), -cos(z, near).mean())
+    for constant in (near, far):
+        constant.requires_grad_(True)
+    (model_contrast(z.requires_grad_(True), near, far) + negative_cosine(z, near)).backward()
+    assert near.grad is None
+    assert far.grad is None
+    assert z.grad is not None
 
 
 def test_koleo_and_sinkhorn():
@@ -113,6 +119,19 @@ def test_mmd():
     assert float(mmd(x, y)) == pytest.approx(3.564948, abs=1e-6)
     assert float(mmd(x, x)) == 0
     assert float(mmd(drawn(40, 3), drawn(40, 3, seed=1))) < 0.3 < float(mmd(drawn(40, 3), drawn(40, 3, seed=1) + 2))
+
+
+def test_the_width_of_the_kernels_is_a_constant():
+    x, y = drawn(4, 3).requires_grad_(True), drawn(4, 3, seed=1)
+    mmd(x, y).backward()
+    both = torch.cat([x.detach(), y])
+    base = float(((both[:, None] - both[None]) ** 2).sum()) / (64 - 8) / 4
+    again = x.detach().clone().requires_grad_(True)
+    both = torch.cat([again, y])
+    square = ((both[:, None] - both[None]) ** 2).sum(2)
+    kernel = sum(torch.exp(-square / (base * 2**k)) for k in range(5))
+    (kernel[:4, :4] + kernel[4:, 4:] - kernel[:4, 4:] - kernel[4:, :4]).mean().backward()
+    torch.testing.assert_close(x.grad, again.grad, atol=1e-5, rtol=1e-4)
 
 
 def test_mean_and_covariance():

@@ -123,3 +123,16 @@ class Silent(pl.methods.FedAvg):
 
     def hooks(self, client, start):
         return Hooks(augment=lambda x, y, stream: (x + 0 * torch.rand(1, generator=stream), y))
+
+
+def test_a_loop_with_draws_is_not_recorded():
+    """A recorded loop would replay the streams of the chunk that it was recorded with."""
+    common = {"vectorize": "on", "chunk": 3, "rounds": 4}
+    ends = []
+    for kernels in ("plain", "graph"):
+        values = {"method": f"{__name__}:Noisy", "task": "blobs", "clients": 6, "cohort": 6, "kernels": kernels, "one_step": False}
+        run = prepare(RunConfig.build(values | common), task=make_task())
+        run.go()
+        ends.append(run.method.model(run.state).vector)
+    assert "augment" in next(iter(run.fed.engine.notes.values()))
+    assert torch.equal(*ends)

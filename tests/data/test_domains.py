@@ -65,6 +65,11 @@ def test_refusals():
         partition_task(domains(), "domains:-1", 6)
 
 
+def test_samples_that_were_moved_are_counted_over_all_domains():
+    """With three classes and little mixing, at least two of five clients of each domain would be empty."""
+    assert partition_task(domains(), "domains:0.01", 15).moved >= 6
+
+
 def test_empty_clients_where_they_are_allowed():
     split = partition_task(domains((60, 2, 90)), "domains", 9, allow_empty=True)
     assert sorted(split.sizes[:3].tolist()) == [0, 1, 1]

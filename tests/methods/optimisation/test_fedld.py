@@ -12,6 +12,7 @@ from paceline.methods.optimisation.fedld import FedLD, FedLDSum, combined, confi
 from paceline.run import RunConfig, prepare
 from tests.conftest import make_task
 from tests.methods.masked import assert_masks_change_nothing
+from tests.methods.quadratics import by_size
 
 
 def stepwise(g, keep):
@@ -87,6 +88,14 @@ def finished(method, task, **values):
     return run
 
 
+def finished_on(split, method, **values):
+    run = prepare(
+        RunConfig.build({"task": "own", "rounds": 3, "vectorize": "off"} | values), task=make_task(), method=method, split=split
+    )
+    run.go()
+    return run
+
+
 FIELDS = {"lr": 0.1, "batch_size": 10, "momentum": 0.0, "weight_decay": 0.0}
 
 
@@ -154,6 +163,14 @@ def test_running_statistics_are_averaged():
 
     run = finished(FedLD(**FIELDS), make_task(model=normed), rounds=4)
     assert all((value > 0).all() for key, value in run.state.params.items() if "running_var" in key)
+
+
+def test_a_client_without_samples_has_no_say():
+    one, other = (
+        finished_on(by_size(sizes), FedLD(**FIELDS), clients=len(sizes), cohort=len(sizes))
+        for sizes in ([40, 30, 50], [40, 30, 50, 0])
+    )
+    torch.testing.assert_close(one.state.params.vector, other.state.params.vector)
 
 
 def test_masks_are_refused_with_the_form_that_needs_sums_only():

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import paceline as pl
+from paceline.core.client import Client
 from paceline.core.errors import PlanError
 from paceline.core.params import Params
 from paceline.methods.optimisation.fedlex import FedLEx
@@ -117,10 +118,17 @@ def test_the_first_round_moves_by_a_tenth(monkeypatch):
     )
 
 
-def test_patience_ends_an_exploration():
-    """A rate of 0 never lowers the loss: with any patience the scouts stay at the base, and the guidance is 1."""
-    run = finished(FedLEx(**PLAIN | {"explore_epochs": 5, "lr": 0.0}, patience=1, guide="fixed"), make_task())
+@pytest.mark.parametrize(("patience", "passes"), [(1, 2), (2, 3), (4, 5)])
+def test_patience_ends_an_exploration(monkeypatch, patience, passes):
+    """A rate of 0 never lowers the loss: the first pass is the best, the scouts stay at the base, and the guidance is 1."""
+    sgd, count = Client.sgd, []
+    monkeypatch.setattr(Client, "sgd", lambda self, *args, **options: count.append(1) or sgd(self, *args, **options))
+    run = finished(FedLEx(**WHOLE | {"explore_epochs": 6, "lr": 0.0}, patience=patience, guide="fixed"), make_task(), rounds=1)
+    assert len(count) == 4 * passes + 4
     assert (run.state.guidance.vector == 1).all()
+
+
+def test_few_passes_are_like_one_long_exploration():
     options = PLAIN | {"explore_epochs": 4}
     one, other = (finished(FedLEx(**options, patience=p, guide="fixed"), softmax_task()) for p in (3, 4))
     np.testing.assert_allclose(one.state.guidance.vector, other.state.guidance.vector, atol=0.1)
