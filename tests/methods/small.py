@@ -20,5 +20,6 @@ SMALL = {
     "perfedavg": {"steps": 2},
     "pfedme": {"inner_steps": 2},
     "randomdropout": {"warmup": 1},
+    "saliency": {"warmup": 1, "every": 2},
 }
 """Options that suit a small run."""

@@ -32,6 +32,7 @@ MARGIN = AVERAGED | {
 ROBUST = AVERAGED | {"byzantine": 0.2}
 PRUNED = AVERAGED | {
     "straggler_share": 0.2, "network": True, "smallest": 0.5, "warmup": 2, "merge": None, "adaptive": False, "rescale": False,
+    "segmented": False,
 }  # fmt: skip
 OWN = LOCAL | {"models": ()}
 HEADS = OWN | {
@@ -149,6 +150,7 @@ DEFAULTS = {
     "pfedme": AVERAGED | {"lr": 0.005, "lam": 15.0, "inner_steps": 5, "inner_lr": 0.05, "personal_epochs": 1},
     "phocas": ROBUST,
     "randomdropout": PRUNED,
+    "saliency": PRUNED | {"every": 10},
     "scaffold": AVERAGED,
     "scaffoldm": MOMENTUM | {"start": "zeros"},
     "scaffoldmvr": MOMENTUM | {"start": "gradients"},
@@ -171,7 +173,7 @@ def test_a_method_without_options_is_the_published_one(name):
 
 
 DECLARED = {
-    "records_times": (False, {True: "clip fjord heterofl randomdropout"}),
+    "records_times": (False, {True: "clip fjord heterofl randomdropout saliency"}),
     "vectorizable": (True, {False: "fedzo fzoos"}),
     "names_clients": (False, {True: "fedamd fedasync fedbuff fedfix"}),
     "sends_model": (

@@ -41,6 +41,7 @@ OPTIONS = {
     "heterofl": [{"warmup": 1}, {"warmup": 1, "rescale": False}],
     "ocfl": [{}, {"sketch": 16}],
     "randomdropout": [{"warmup": 1}],
+    "saliency": [{"warmup": 1, "every": 2}],
     "scaffoldm": [{}, {"start": "gradients", "weight_decay": 0.01}],
 }
 """Options that suit a small run, and those that change what a client computes; none means the defaults."""

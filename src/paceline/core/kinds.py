@@ -102,6 +102,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "pfedme": "paceline.methods.personalisation.pfedme:PFedMe",
         "phocas": "paceline.methods.robust.robust:Phocas",
         "randomdropout": "paceline.methods.stragglers.randomdropout:RandomDropout",
+        "saliency": "paceline.methods.stragglers.saliency:Saliency",
         "scaffold": "paceline.methods.optimisation.scaffold:Scaffold",
         "scaffoldm": "paceline.methods.optimisation.momentum:ScaffoldM",
         "scaffoldmvr": "paceline.methods.optimisation.momentum:ScaffoldMVR",
@@ -198,6 +199,8 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "stragglers": "paceline.devices.fleet:Stragglers",
         "mobile": "paceline.devices.fleet:Mobile",
         "spread": "paceline.devices.fleet:Spread",
+        "changing": "paceline.devices.changing:Changing",
+        "trace": "paceline.devices.changing:read_fleet",
     },
     "participation": {
         "always": "paceline.participation.processes:Participation",

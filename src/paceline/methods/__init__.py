@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from paceline.methods.stragglers.fluid import Fluid as Fluid
     from paceline.methods.stragglers.heterofl import HeteroFL as HeteroFL
     from paceline.methods.stragglers.randomdropout import RandomDropout as RandomDropout
+    from paceline.methods.stragglers.saliency import Saliency as Saliency
 
 _TARGETS = {target.partition(":")[2]: target for target in registry.BUILT_IN["method"].values()}
 """Import path of each class."""

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from paceline.core.columns import Samples, map_tree, spread, widened
+from paceline.core.columns import Samples, map_tree, spread, stacked, widened
 from paceline.core.hooks import Objective
 from paceline.core.layout import Layout
 from paceline.core.params import Params, Resident
@@ -241,7 +241,7 @@ class Stack:
             own = map_tree(lambda t: t[k, :size], (self.x, self.y))  # noqa: B023
             made = job.augmented(self.step, *own)
             parts.append(map_tree(lambda t: torch.cat([t, t[:1].expand(width - len(t), *t.shape[1:])]), made))
-        self.x, self.y = stacked_tree(parts)
+        self.x, self.y = stacked(parts)
 
     def descend(self) -> None:
         """Step along the plain gradients, tensor by tensor."""
@@ -378,16 +378,6 @@ class Stack:
             losses.append(loss.detach())
         self.totals[: self.active] += torch.cat(losses)
         return torch.cat(parts)
-
-
-def stacked_tree(parts: Sequence[Any]) -> Any:
-    """Return trees of tensors of equal shapes as one tree of stacked tensors, shapes [K, ...]."""
-    first = parts[0]
-    if isinstance(first, dict):
-        return {key: stacked_tree([part[key] for part in parts]) for key in first}
-    if isinstance(first, tuple):
-        return tuple(stacked_tree([part[i] for part in parts]) for i in range(len(first)))
-    return torch.stack(list(parts))
 
 
 def apply(shared: Shared, count: int, call: Callable[..., Tensor], *vectors: Tensor) -> Tensor:
