@@ -291,6 +291,7 @@ def test_running_statistics_are_the_mean_of_the_clients_at_any_server_rate(name,
 
 
 READS_STATISTICS = {
+    "fal": "attacks in evaluation mode",
     "fedgh": "class means are features in evaluation mode",
     "fedghsum": "class means are features in evaluation mode",
     "fedit": "trains with a frozen norm layer",
