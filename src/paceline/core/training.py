@@ -28,6 +28,7 @@ from paceline.core.optimizers import PLAIN_SGD, SGD, Optimizer
 from paceline.core.params import Params, Resident
 from paceline.core.placement import upload
 from paceline.core.profiling import spent
+from paceline.core.random import torch_rng
 from paceline.core.samples import ClientData, shuffled
 
 __all__ = ["Job", "Learner", "LoopRequest", "One", "Trained", "answer", "descend", "norms_in", "train"]
@@ -112,7 +113,7 @@ class Job:
             self.steps == 1
             and self.prepare is None
             and self.loss is F.cross_entropy
-            and not (hooks.correct or hooks.direction or hooks.after or hooks.objective)
+            and not (hooks.correct or hooks.direction or hooks.after or hooks.objective or hooks.augment)
             and type(rule) is SGD
             and not (rule.weight_decay or rule.schedule)  # momentum does not affect a first step
         )
@@ -130,6 +131,12 @@ class Job:
     def run(self) -> Trained:
         """Train this client by itself."""
         return train(self)
+
+    def augmented(self, step: int, inputs: Samples, targets: Samples) -> tuple[Samples, Samples]:
+        """Return the batch of a step after the hook `augment`, whose stream is that of this client, loop and step."""
+        if self.hooks.augment is None:
+            return inputs, targets
+        return self.hooks.augment(inputs, targets, torch_rng(self.order().initial_seed(), "augment", step))
 
     def within(self, limit: StepLimit, seconds: Callable[[float], float], done: float = 0.0) -> int:
         """Return the steps that a limit leaves, on a device whose times are computed.
@@ -253,7 +260,8 @@ class One:
     def advance(self, step: int) -> None:
         """Load the next batch."""
         with spent.on("loading"):
-            rows, self.job.batch = next(self._batches)
+            rows, batch = next(self._batches)
+            self.job.batch = self.job.augmented(step, *batch)
         self.job.step = step
         if self._norms:  # a single sample has no variance: use BatchNorm's running statistics
             self.model.module.train(len(rows) > 1)

@@ -246,12 +246,18 @@ WAYS: dict[str, dict[str, Any]] = {
     "direction": {"hooks": Hooks(direction=lambda gradient, at: 0.5 * (gradient(at) + gradient(at + 0.05 * at)))},
     "objective": {"hooks": Hooks(objective=lambda m, x, y: F.cross_entropy(2 * m(x), y) + 0.1 * m(x).square().mean())},
     "loss": {"loss": lambda outputs, y: F.cross_entropy(1.1 * outputs, y)},
+    "augment": {"hooks": Hooks(augment=lambda x, y, stream: (x.roll(int(torch.randint(3, (), generator=stream)), 1), y))},
     "local": {"buffers": "local"},
     "local direction": {
         "buffers": "local",
         "hooks": Hooks(direction=lambda gradient, at: 0.5 * (gradient(at) + gradient(at + 0.05 * at))),
     },
 }
+
+
+def seeded(seed: int) -> torch.Generator:
+    """Return a new generator."""
+    return torch.Generator().manual_seed(seed)
 
 
 def both(
@@ -273,7 +279,7 @@ def both(
         made, first = [], 0
         for client, size in enumerate(sizes):
             data = ClientData(x, LABELS, torch.arange(first, first + size) % len(x))
-            order = partial(torch.Generator().manual_seed, 100 + client)
+            order = partial(seeded, 100 + client)
             job = Job(model, data, start, loss, 0.1, epochs * -(-size // 10), 10, order, **options)
             job.buffers = {name: value + 0.1 * client for name, value in model.initial_buffers.items()} or None
             made.append(job)

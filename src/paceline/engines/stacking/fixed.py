@@ -41,6 +41,8 @@ class FixedStack(Stack):
     def __init__(self, jobs: Sequence[Job], unscored: bool = False) -> None:
         if jobs[0].model.stateful or traits_of(jobs[0].model, jobs[0].data).exact:
             raise Unstackable(_OWN)
+        if jobs[0].hooks.augment is not None:
+            raise Unstackable("the hook augment draws random numbers on the CPU in each step")
         super().__init__(jobs, unscored)
         self._share()
         self.fresh = self._fresh
