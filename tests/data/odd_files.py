@@ -78,6 +78,14 @@ def noted(word: str, also: Callable[[Any], bool] = lambda data: True) -> Callabl
     return lambda data: any(word in note for note in data.notes) and also(data)
 
 
+def lonely(folder: Path) -> str:
+    """Two class folders, of which one is empty."""
+    name = pictures(lambda i: Image.new("L", (8, 8), i))(folder)
+    for file in (folder / "light").iterdir():
+        file.unlink()
+    return name
+
+
 def pictures(draw: Callable[[int], Any], query: str = "?size=8", name: str = "{}.png", **options: Any) -> Callable[[Path], str]:
     """Two classes of five pictures each."""
 
@@ -347,6 +355,8 @@ CASES = [
     ),
     Odd("classes -1 and 1", column(lambda i: i % 5, target=lambda i: str(i % 2 * 2 - 1)), check=lambda d: d.classes == ("-1", "1")),
     Odd("a row without target", csv(BASE + "0.5,0.5,\n"), "line 62: the target column 'y' has no value"),
+    Odd("a class folder without pictures, and one with", lonely, "every sample is of the class 'dark'; at least two are"),
+    Odd("NumPy: one class alone", arrays(x=X, y=0 * Y), "every sample is of the class '0'"),
     Odd("one class alone", column(lambda i: i, target=lambda i: "pos"), "'pos' in every row"),
     Odd("one line of JSON per row", jsonl(*objects()), check=lambda d: d.train.x.shape[1] == 4 and kinds("number", "category")(d)),
     Odd("one JSON document", jsonl("[", *objects()), "line 1: not a JSON object .*one object per line"),

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qsl
 
-from paceline.core.errors import ConfigError, DataError, UnknownNameError
+from paceline.core.errors import ConfigError, DataError, DataFormatError, UnknownNameError
 from paceline.core.importing import is_import_path
 from paceline.data.arrays import read_numpy
 from paceline.data.cifar import read_cifar
@@ -188,7 +188,7 @@ def read_files(name: str, names: Names | None = None, **options: Any) -> tuple[F
     if path.is_dir() and kind_name in _FILES:
         raise DataError(f"{name}: {path} is a folder; name a file in it")
     if schema is None:
-        return kind, kind.read(path, **values).with_test(share, where=str(path))
+        return kind, _classed(kind.read(path, **values), path).with_test(share, where=str(path))
     if "schema" in signature:
         return kind, kind.read(path, **values, schema=schema, names=names).with_test(share, where=str(path))
     if schema.picture is not None and "size" in known:
@@ -198,6 +198,16 @@ def read_files(name: str, names: Names | None = None, **options: Any) -> tuple[F
     if schema.text is not None and schema.text.words and "vocabulary" in signature:
         values |= {"words": schema.text.symbols, "vocabulary": schema.text.words}
     return kind, conform(kind.read(path, **values), schema, names or Names(), str(path)).with_test(share, where=str(path))
+
+
+def _classed(data: RawData, path: Path) -> RawData:
+    """Return data with no classes or several; raises `DataFormatError` for one class alone, which there is nothing to tell from."""
+    if len(data.classes) == 1:
+        raise DataFormatError(
+            f"{path}: every sample is of the class {data.classes[0]!r}; at least two are needed, and a folder without files of this "
+            "kind is none"
+        )
+    return data
 
 
 def without_tests(name: str) -> dict[str, float]:
