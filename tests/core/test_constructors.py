@@ -149,6 +149,9 @@ FAULTS = {
         DataFormatError,
         "different texts",
     ),
+    "two of one name": (lambda f: pd.concat([f, f[["size"]]], axis=1), DataFormatError, "more than one column 'size'"),
+    "a number as name": (lambda f: f.rename(columns={"size": 0}), DataFormatError, "column 0 of the data frame has a int"),
+    "lists": (lambda f: f.assign(size=[[1]] * len(f)), DataFormatError, "column 'size' holds a list in a cell"),
     "no frame": (lambda f: pl.Task.from_dataframe([[1]], "a", seen), DataFormatError, "list is not a data frame"),
 }
 

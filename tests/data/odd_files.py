@@ -356,7 +356,7 @@ CASES = [
     Odd("classes -1 and 1", column(lambda i: i % 5, target=lambda i: str(i % 2 * 2 - 1)), check=lambda d: d.classes == ("-1", "1")),
     Odd("a row without target", csv(BASE + "0.5,0.5,\n"), "line 62: the target column 'y' has no value"),
     Odd("a class folder without pictures, and one with", lonely, "every sample is of the class 'dark'; at least two are"),
-    Odd("NumPy: one class alone", arrays(x=X, y=0 * Y), "every sample is of the class '0'"),
+    Odd("NumPy: one class alone", arrays(x=X, y=0 * Y), "the target 'y' is '0' in every row"),
     Odd("one class alone", column(lambda i: i, target=lambda i: "pos"), "'pos' in every row"),
     Odd("one line of JSON per row", jsonl(*objects()), check=lambda d: d.train.x.shape[1] == 4 and kinds("number", "category")(d)),
     Odd("one JSON document", jsonl("[", *objects()), "line 1: not a JSON object .*one object per line"),

@@ -14,7 +14,7 @@ from paceline.core.checks import check_range, try_model
 from paceline.core.columns import columns, first, kind_of, length
 from paceline.core.datasets import joined, samples
 from paceline.core.errors import ConfigError, DataFormatError, UnknownNameError
-from paceline.core.frames import FrameColumns, classes_of, codes
+from paceline.core.frames import FrameColumns, check_frame, classes_of, codes
 from paceline.core.hooks import Loss
 from paceline.core.huggingface import RowDataset, check_dataset, class_names
 from paceline.core.layout import Buffers
@@ -246,8 +246,7 @@ class Constructors:
             >>> task.info["inputs"], task.loss.name
             ('age, sex=f, sex=m', 'mse')
         """
-        if not hasattr(frame, "columns") or not hasattr(frame, "__getitem__"):
-            raise DataFormatError(f"a {type(frame).__name__} is not a data frame; pass one of pandas or polars")
+        check_frame(frame)
         whole, rest = frame, test
         if isinstance(test, int | float):
             held = held_out(len(frame), test).numpy()
