@@ -24,6 +24,7 @@ from paceline.core.engine import Aggregation
 from paceline.core.errors import ConfigError, PacelineError, PlanError, UnknownNameError
 from paceline.core.method import Method, client_functions
 from paceline.core.metrics import Metric
+from paceline.core.nested import Segmenter
 from paceline.core.samples import Split
 from paceline.core.terms import check_metrics, main_of
 from paceline.core.wording import setting
@@ -33,6 +34,7 @@ from paceline.engines.setup import Setup
 from paceline.registry import KINDS, build, find_method, method_names
 from paceline.store.start import Start
 from paceline.submodels.flops import flops
+from paceline.submodels.nesting import segmenter_service
 from paceline.submodels.service import Submodels, submodel_service
 from paceline.tasks import Task, load_task
 from paceline.tasks.start import fits, started
@@ -129,10 +131,10 @@ class Assembly:
             measured=config.measured,
             threads=threads,
             precision=config.precision,
-            chunk=config.chunk or 1,
+            chunk=1 if config.vectorize == "off" else config.chunk or 1,
             one_step=config.one_step,
             samples=samples,
-            services={Submodels: submodel_service, Architectures: architectures_service},
+            services={Submodels: submodel_service, Segmenter: segmenter_service, Architectures: architectures_service},
         )
 
 

@@ -234,7 +234,7 @@ def test_junk_in_any_step_of_a_secure_sum(loopback, federate, step):
 
 def test_a_client_with_another_shape_that_comes_first_shuts_nobody_out(loopback, federate, monkeypatch):
     """What vectors consist of is fixed by the server's own model before the first one comes, not by who is first."""
-    monkeypatch.setattr("paceline.aggregation.secure.server.GROUPS", 1)
+    monkeypatch.setattr("paceline.aggregation.secure.server_vectors.GROUPS", 1)
     run = {**RUN, **SECURE, "rounds": 1}
     loopback.serve(run)
     for number in range(5):

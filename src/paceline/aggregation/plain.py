@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from paceline.aggregation.fixed_point import SUM_BOUND, FixedPoint, merge
+from paceline.aggregation.fixed_point import SUM_BOUND, FixedPoint, Partial, merge
+from paceline.aggregation.nested import NestedClient, partial_sums, together
+from paceline.aggregation.tiers import TierRules
 from paceline.core.engine import Aggregation, Each, Summed, SumRequest
 from paceline.core.errors import QuorumError
 from paceline.core.federation import Federation
+from paceline.core.nested import joined
 from paceline.core.tree import Tree
 from paceline.core.update import rebuild
 
@@ -29,6 +32,11 @@ class Plain(Aggregation):
     name: str = "plain"
     sees_each: bool = True
 
+    @property
+    def programs(self) -> dict[str, Any]:
+        """Client functions of sums over parts of a model."""
+        return {"nested": NestedClient()}
+
     def sum(self, fed: Federation, request: SumRequest) -> Summed:
         """Call the function on the cohort and return the exact sum of its replies.
 
@@ -40,6 +48,10 @@ class Plain(Aggregation):
             QuorumError: no client returned a reply that can be summed.
         """
         peers = collect_records(fed, request)
+        if request.declared.nested is not None:
+            channel = FixedPoint(len(request.cohort), self.bound, request.declared.limits)
+            model, tiers = partial_sums(fed, request, channel, peers, TierRules(), complete=False)
+            return together([joined(_summed(tier), model.places, model.layout) for tier in tiers])
         _, partials = fed.call(
             request.function,
             request.message,
@@ -51,8 +63,12 @@ class Plain(Aggregation):
         total = merge(partials)
         if not total.clients:
             raise QuorumError(f"round {fed.round}: no client returned a reply that can be summed")
-        tensors, scalars, denominators = total.values()
-        return Summed(total.structure, tensors, scalars, denominators, tuple(sorted(total.clients)))
+        return _summed(total)
+
+
+def _summed(total: Partial) -> Summed:
+    tensors, scalars, denominators = total.values()
+    return Summed(total.structure, tensors, scalars, denominators, tuple(sorted(total.clients)))
 
 
 def mean_of(replies: Mapping[int, Tree], bound: float = SUM_BOUND) -> Any:

@@ -66,7 +66,7 @@ class RunConfig(BaseModel):
     partition: str = _option(
         "iid",
         TASK,
-        "iid, dirichlet:ALPHA, shards:K, quantity:ALPHA, groups:0-4/5-9, longtail:0.05/0.5 or natural",
+        "iid, dirichlet:ALPHA, shards:K, quantity:ALPHA, groups:0-4/5-9, longtail:0.05/0.5, natural or domains:ALPHA",
     )
     clients: int = _option(20, TASK, "size of the population", ge=1)
     client_test: float = _option(0.0, TASK, "share of a client's samples reserved for testing", ge=0, lt=1)
@@ -110,6 +110,7 @@ class RunConfig(BaseModel):
     vectorize: Literal["auto", "on", "off"] = _option("auto", CLIENTS, "train clients as one stacked computation: auto, on or off")
     chunk: int | None = _option(None, CLIENTS, "clients per stack", "measured at the start", ge=1)
     one_step: bool = _option(True, CLIENTS, "train one-step clients as one batch when stacking")
+    kernels: str = _option("auto", CLIENTS, "how stacks are computed: auto, plain, or some of graph,compile,views")
     memory_mib: int = _option(1024, CLIENTS, "MiB of client memories in RAM; the rest is on disk", ge=1)
 
     evaluation: Literal["auto", "central", "federated", "clients", "clients-central"] = _option(

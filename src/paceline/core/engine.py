@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from paceline.core.errors import PacelineError, PlanError
-from paceline.core.layout import Layout
+from paceline.core.declarations import Bound, ClientFunction, declaration
+from paceline.core.errors import PacelineError
 from paceline.core.params import Params
 from paceline.core.placement import on_host
 from paceline.core.services import Services
@@ -40,53 +40,6 @@ __all__ = [
 ]
 
 
-Bound = float | Callable[[Layout], float]
-"""Largest absolute value of a coordinate: a number, or a function that computes it from the layout of the model."""
-
-
-@dataclass(frozen=True)
-class ClientFunction:
-    """What is declared about a client function.
-
-    Args:
-        each: the server needs every client's own reply; else it may see only sums.
-        peer_record: name of the function whose small record each client publishes to the others of the cohort before
-            this one runs; under secure aggregation the server relays only ciphertexts.
-        bounds: largest absolute value of a coordinate, by field. Secure aggregation clips floats to it, in place of
-            its default clip; every aggregation refuses whole numbers above it. The fields of a dict or a `node` are
-            its keys; any other reply that is not an `Update` is the field ``value``. A bound of ``weight`` makes
-            weights multiples of bound / `max_weight` under secure aggregation, in place of whole numbers.
-        collects: the function returns the result of work that `Federation.start` began earlier, see `Client.take`.
-    """
-
-    each: bool = False
-    peer_record: str | None = None
-    bounds: Mapping[str, Bound] = field(default_factory=dict)
-    collects: bool = False
-
-    @property
-    def limits(self) -> dict[str, float]:
-        """The bounds as numbers; raises `PlanError` if one depends on the model, see `fitted`."""
-        if unknown := [name for name, bound in self.bounds.items() if callable(bound)]:
-            raise PlanError([f"the bounds of {unknown} depend on the model's layout, which is not known here"])
-        return {name: float(bound) for name, bound in self.bounds.items() if not callable(bound)}
-
-    def fitted(self, layout: Callable[[], Layout]) -> ClientFunction:
-        """Return the declaration for a model; `layout` is called only if a bound depends on it."""
-        if not any(map(callable, self.bounds.values())):
-            return self
-        known = layout()
-        return replace(self, bounds={n: bound(known) if callable(bound) else bound for n, bound in self.bounds.items()})
-
-
-def declaration(fn: Callable[..., Any]) -> ClientFunction:
-    """Return the declaration of a client function. Raises `PlanError` for any other function."""
-    found = getattr(fn, "__client__", None)
-    if not isinstance(found, ClientFunction):
-        raise PlanError([f"{getattr(fn, '__name__', fn)!r} is not a client function; decorate it with @on_client"])
-    return found
-
-
 @dataclass(frozen=True)
 class Call:
     """Run one client function on some clients.
@@ -103,7 +56,7 @@ class Call:
         deadline: virtual seconds after which a reply counts as dropped, or None.
         peers: records published by other clients, by receiving client.
         chunks: `clients` in the groups that may work as one; an engine forms them.
-        operation: number, within the round, of the method's operation that the call belongs to.
+        operation: number of the method's operation in the round; `kernels`: how stacks of clients are computed, set by an engine.
     """
 
     function: str
@@ -118,6 +71,7 @@ class Call:
     peers: Mapping[int, Mapping[int, Tree]] = field(default_factory=dict)
     chunks: Sequence[Sequence[int]] = ()
     operation: int = 0
+    kernels: str = "plain"
 
 
 @dataclass(slots=True)
@@ -129,7 +83,7 @@ class Receipt:
         value: the reply, where the channel lets it through singly.
         compute, network: seconds that working and both transfers took (virtual, or measured).
         bytes_down, bytes_up: what crossed the wire for this client.
-        dropped: why there is no reply (``"late"``, ``"gone"``, ``"refused: ..."`` or an error's text), or None.
+        dropped: why there is no reply (``"late"``, ``"gone"``, ``"declined"``, ``"refused: ..."`` or an error's text), or None.
         error: the class of `paceline.core.errors` that the error belongs to, where it is one of them.
     """
 

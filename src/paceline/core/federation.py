@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, overload
 
@@ -28,7 +30,7 @@ from paceline.core.engine import (
     declaration,
 )
 from paceline.core.errors import CohortError, MisbehaviourError, PlanError, QuorumError
-from paceline.core.failures import client_error, kind_of
+from paceline.core.failures import DECLINED, client_error, kind_of
 from paceline.core.population import Population
 from paceline.core.statistics import RunningStatistics
 from paceline.core.tree import Tree
@@ -126,7 +128,7 @@ class Federation(Population):
             fn: client function, run on every client of the cohort.
             message: its message, the same for all clients.
             over: client ids of the cohort.
-            deadline: virtual seconds after which a reply is dropped; None uses the federation's.
+            deadline: virtual seconds after which a reply is dropped; None uses the federation's, infinity is none.
 
         Raises:
             QuorumError: if too few clients replied.
@@ -330,7 +332,7 @@ class Federation(Population):
             if isinstance(item, tuple):
                 partials.append(item[1])
                 continue
-            if item.dropped is not None and item.dropped not in ("late", "gone") and self.on_error == "stop":
+            if item.dropped is not None and item.dropped not in ("late", "gone", DECLINED) and self.on_error == "stop":
                 raise client_error(item, function, self.round)
             if sink is not None:
                 sink(item)
@@ -339,14 +341,15 @@ class Federation(Population):
         self._redraw()
         if self._settled:  # these replies were uploaded, and accounted for, when they were done
             receipts = [dataclasses.replace(r, compute=0.0, network=0.0, bytes_up=0, bytes_down=0) for r in receipts]
-        receipts.sort(key=lambda r: r.client)
-        info = CallInfo(
-            seconds=self.clock.advance(function, receipts, deadline) if passes else 0.0,
-            bytes_up=sum(r.bytes_up for r in receipts),
-            bytes_down=sum(r.bytes_down for r in receipts),
-            arrived={r.client: r.compute + r.network for r in receipts if r.dropped is None},
-            dropped={r.client: r.dropped for r in receipts if r.dropped is not None},
-        )
+        receipts.sort(key=operator.attrgetter("client"))
+        info = CallInfo(seconds=self.clock.advance(function, receipts, deadline) if passes else 0.0)
+        for receipt in receipts:
+            info.bytes_up += receipt.bytes_up
+            info.bytes_down += receipt.bytes_down
+            if receipt.dropped is None:
+                info.arrived[receipt.client] = receipt.compute + receipt.network
+            else:
+                info.dropped[receipt.client] = receipt.dropped
         self.last = info
         self.lost |= {c: why for c, why in info.dropped.items() if kind_of(why) in ("refused", "failed")}
         self._open.add(info)
@@ -360,7 +363,7 @@ class Federation(Population):
         if declared.each:
             raise PlanError([f"{fn.__name__} is an @on_client(each=True) function; call it with fed.each"])
         with self._operation(over) as counted, self._settling(declared) as settled:
-            deadline = None if settled else self.deadline if deadline is None else deadline
+            deadline = None if settled or deadline == math.inf else self.deadline if deadline is None else deadline
             request = SumRequest(fn.__name__, message, tuple(over), declared, deadline)
             try:
                 summed = self.aggregation.sum(self, request)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, cast, overload
 from typing_extensions import TypeVar
 
 from paceline.core.checked import Checked
-from paceline.core.engine import Bound, ClientFunction
+from paceline.core.declarations import Bound, ClientFunction, Nesting
 from paceline.core.errors import ConfigError
 from paceline.core.fields import Finite, Minority, NonNegative, Positive, PositiveShare, Share
 from paceline.core.metrics import chosen
@@ -47,7 +47,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 def on_client(fn: F) -> F: ...
 @overload
 def on_client(
-    *, each: bool = False, peer_record: str | None = None, bounds: Mapping[str, Bound] | None = None, collects: bool = False
+    *,
+    each: bool = False,
+    peer_record: str | None = None,
+    bounds: Mapping[str, Bound] | None = None,
+    collects: bool = False,
+    nested: Nesting | None = None,
 ) -> Callable[[F], F]: ...
 def on_client(
     fn: F | None = None,
@@ -56,6 +61,7 @@ def on_client(
     peer_record: str | None = None,
     bounds: Mapping[str, Bound] | None = None,
     collects: bool = False,
+    nested: Nesting | None = None,
 ) -> Any:
     """Mark a method of a class as a client function; see `ClientFunction` for the options.
 
@@ -71,7 +77,7 @@ def on_client(
     """
 
     def mark(f: F) -> F:
-        f.__client__ = ClientFunction(each, peer_record, dict(bounds or {}), collects)  # type: ignore[attr-defined]
+        f.__client__ = ClientFunction(each, peer_record, dict(bounds or {}), collects, nested)  # type: ignore[attr-defined]
         return f
 
     return mark if fn is None else mark(fn)

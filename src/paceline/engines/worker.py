@@ -18,7 +18,7 @@ from paceline.core.deferred import Held, hold
 from paceline.core.engine import Call, Receipt, Sink
 from paceline.core.errors import CheckpointError, ClientError, PacelineError, UnknownNameError
 from paceline.core.evaluation import evaluate as evaluate_on
-from paceline.core.failures import class_of, reason_of
+from paceline.core.failures import Declined, class_of, reason_of
 from paceline.core.generators import nested
 from paceline.core.layout import Layout
 from paceline.core.method import client_functions
@@ -33,7 +33,7 @@ from paceline.core.services import Host, Services
 from paceline.core.training import answer
 from paceline.core.tree import Tree, map_leaves
 from paceline.core.wire import wire_size
-from paceline.devices import Cost, times
+from paceline.devices import Cost, times, work_time
 from paceline.engines.preview import preview
 from paceline.engines.protocol import WorkerContext
 from paceline.engines.setup import Setup
@@ -89,6 +89,7 @@ class Worker:
             raise UnknownNameError("client function", call.function, functions or self.functions)
         sink = call.channel.open()
         base, self.round = wire_size(call.message), call.round
+        self.solver.use(call.kernels)
         if self.model.device.type != "cpu":  # the server's values lie on the CPU, clients' work on the device
             call = replace(
                 call, message=self._here(call.message), each_message={c: self._here(m) for c, m in call.each_message.items()}
@@ -163,23 +164,22 @@ class Worker:
             return None
         lead = self.client(replace(call, clients=()), clients[0])
         lead.memory = Memory()
-        orders = [partial(self._order, call, c) for c in clients]
         with contextlib.suppress(PacelineError):  # whoever is at fault is found when they run one by one
             try:
-                stand_in = Uniform(lead, index, orders, self.solver.whole)
+                stand_in = Uniform(lead, index, lambda k, loop: self._order(call, clients[k], loop), self.solver.whole)
                 reply = self.invoke(stand_in, call.function, call.message)
                 stand_in.drew_nothing()
                 up = sink.size(reply)
                 profiles = [setup.fleet.profile(c, call.round) for c in clients]
                 cost = Cost(lead.flops, down[clients[0]], up, None)
-                known = {id(p): times(p, cost) for p in {id(p): p for p in profiles}.values()}
-                each = [known[id(p)] for p in profiles]
-                if call.deadline is not None and any(t.compute + t.network > call.deadline for t in each):
+                known = {key: times(p, cost) for key, p in {id(p): p for p in profiles}.items()}
+                if call.deadline is not None and any(t.compute + t.network > call.deadline for t in known.values()):
                     return None
                 with spent.on("summing"):
                     added = sink.add_uniform(clients, reply)
                 if added:
-                    return [Receipt(c, None, t.compute, t.network, down[c], up) for c, t in zip(clients, each, strict=True)]
+                    took = [known[id(p)] for p in profiles]
+                    return [Receipt(c, None, t.compute, t.network, down[c], up) for c, t in zip(clients, took, strict=True)]
             except PacelineError:
                 raise
             except Exception:  # no stand-in suits this function, or it has a fault, which comes up again with each client
@@ -238,17 +238,20 @@ class Worker:
                 hold(me, reply)
         except Exception as error:
             reply = error
-            if call.program == "method":  # a function that failed leaves no trace; a protocol's guards against replays stay
+            if call.program in (
+                "method",
+                "nested",
+            ):  # a function that failed leaves no trace; a protocol's guards against replays stay
                 me.memory.reset(mark)
         return me, reply, time.perf_counter() - started
 
     def _receipt(self, call: Call, me: Client, value: Any, took: Any, down: int, up: int, dropped: str | None) -> Receipt:
-        if me.flops and call.program == "method" and self.records_times:
+        if me.flops and me.job is not None and call.program in ("method", "nested") and self.records_times:
             me.memory["_times"] = [took.compute, took.network]
         return Receipt(me.id, value, took.compute, took.network, down, up, dropped)
 
     def _failed(self, call: Call, me: Client, error: Exception, down: int) -> Receipt:
-        if not self.setup.strict:
+        if not self.setup.strict or isinstance(error, Declined):
             return Receipt(me.id, dropped=reason_of(error), error=class_of(error), bytes_down=down)
         cause, job = reason_of(error), me.job
         if job is not None and job.batch is not None:
@@ -281,6 +284,7 @@ class Worker:
             central=self.test,
             records_times=self.records_times,
             operation=call.operation,
+            work_time=partial(work_time, self.setup.fleet, client, call.round, self.setup.measured),
         )
 
     def samples(self, client: int, part: int = 0) -> ClientData:

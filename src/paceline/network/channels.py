@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from paceline.aggregation.fixed_point import FixedPoint
+from paceline.aggregation.nested import ByTier, tier_of
 from paceline.aggregation.secure.arithmetic import Modular, ModularSum
 from paceline.aggregation.secure.codec import Codec
 from paceline.aggregation.secure.config import SecureConfig
@@ -41,6 +42,8 @@ def describe(channel: Channel) -> dict[str, Any]:
             return {"kind": "each"}
         case FixedPoint():
             return {"kind": "sum"}
+        case ByTier(of_one):
+            return describe(of_one)
         case Held(goes_up):
             return {"kind": "held", "goes_up": goes_up}
         case Modular(codec):
@@ -167,6 +170,29 @@ class _ModularSums(_Sums):
         total.merge(one)
 
 
+@dataclass
+class _TierSums(Intake):
+    """Sums the replies of each tier separately."""
+
+    channel: Channel
+    tiers: dict[int, Intake] = field(default_factory=dict)
+    sums = True
+
+    def add(self, client: int, reply: Tree) -> Any:
+        tier = tier_of(reply)
+        if tier not in self.tiers:
+            self.tiers[tier] = intake(self.channel)
+        return self.tiers[tier].add(client, reply)
+
+    def finish(self) -> tuple[Any, dict[int, str]]:
+        totals: dict[int, Any] = {}
+        lost: dict[int, str] = {}
+        for tier, one in self.tiers.items():
+            totals[tier], refused = one.finish()
+            lost |= refused
+        return totals, lost
+
+
 def intake(channel: Channel) -> Intake:
     """Return the server end of a channel."""
     match channel:
@@ -174,4 +200,6 @@ def intake(channel: Channel) -> Intake:
             return _Sums(channel)
         case Modular():
             return _ModularSums(channel)
+        case ByTier(of_one):
+            return _TierSums(of_one)
     return Intake()

@@ -92,7 +92,7 @@ class Guard:
         declared = self._declared(program, function)
         channel = head.get("channel")
         kind = channel.get("kind") if isinstance(channel, dict) else None
-        if program == "method" and kind == "each" and not (declared.each or self._is_peer_record(function)):
+        if program in ("method", "nested") and kind == "each" and not (declared.each or self._is_peer_record(function)):
             raise ProtocolError(f"{function!r} may be seen only summed, but a single reply was requested")
 
     def _declared(self, program: str, function: str) -> ClientFunction:

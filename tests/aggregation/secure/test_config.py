@@ -11,7 +11,7 @@ from paceline.core.errors import ConfigError
 
 DEFAULTS = {
     "clip": 1.0, "clip_norm": None, "bits": 16, "max_weight": 1, "gamma": 0.1, "delta": 0.1, "active": True, "prg": "aes128ctr",
-    "sigma": 40, "eta": 30, "complete_up_to": 50, "threshold": None, "neighbours": None,
+    "sigma": 40, "eta": 30, "complete_up_to": 50, "threshold": None, "neighbours": None, "least_contributors": 3,
 }  # fmt: skip
 
 ENDS = {
@@ -21,6 +21,7 @@ ENDS = {
     "max_weight": ((1, 2**20), (0, 2**20 + 1)),
     "gamma": ((0.0, 0.999), (-0.001, 1.0)),
     "delta": ((0.0, 0.999), (-0.001, 1.0)),
+    "least_contributors": ((1, 3, 100), (0, -1)),
     "prg": (("aes128ctr", "chacha20"), ("aes256ctr", "")),
     "sigma": ((1, 128), (0,)),
     "eta": ((1, 128), (0,)),

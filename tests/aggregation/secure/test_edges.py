@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from paceline.aggregation.nested import together
 from paceline.aggregation.secure.arithmetic import SecureArithmetic
 from paceline.aggregation.secure.client import SecureClient
 from paceline.aggregation.secure.client_openings import Openings
 from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.aggregation.secure.keys import context, pair_info
-from paceline.aggregation.secure.program import SecureAggregation, _together
+from paceline.aggregation.secure.program import SecureAggregation
 from paceline.aggregation.secure.server import SecureServer
 from paceline.aggregation.secure.server_openings import OpenedSums
 from paceline.aggregation.secure.session import Session, new_session, number
@@ -165,12 +166,12 @@ def test_votes_of_makes():
     for client, kind in enumerate("AABC"):
         assert parties.server.add_masked(client, masked(parties, client), kind=kind)
     assert parties.server.add_masked(4, masked(parties, 4), kind="D")
-    assert [(group.clients, group.lead) for group in parties.server._sums.values()] == [([0, 1], 1), ([4], 1)]
+    assert [(group.clients, group.lead) for group in parties.server._vectors._groups.values()] == [([0, 1], 1), ([4], 1)]
     assert set(parties.server.refused) == {2, 3}
     assert parties.server.add_masked(5, masked(parties, 5), kind="E")
     assert not parties.server.add_masked(5, masked_again(parties), kind="E")
     assert parties.server.refused[5] == "vector sent twice"
-    assert [group.clients for group in parties.server._sums.values()] == [[0, 1], [4], [5]]
+    assert [group.clients for group in parties.server._vectors._groups.values()] == [[0, 1], [4], [5]]
 
 
 def masked_again(parties):
@@ -232,7 +233,7 @@ def test_parts_of_a_sum_are_added_field_by_field():
     def part(k, clients, notes):
         return Summed("s", [torch.tensor([1.0 * k, 2.0])], [10.0 * k], [torch.tensor([k / 2])], clients, notes)
 
-    total = _together([part(1, (4, 0), {"clipped": 1.0}), part(3, (2,), {"clipped": 2.0, "failed": 1.0}), part(5, (1,), {})])
+    total = together([part(1, (4, 0), {"clipped": 1.0}), part(3, (2,), {"clipped": 2.0, "failed": 1.0}), part(5, (1,), {})])
     assert [t.tolist() for t in total.tensors] == [[9.0, 6.0]]
     assert (total.scalars, [d.tolist() for d in total.denominators]) == ([90.0], [[4.5]])
     assert (total.survivors, total.notes) == ((0, 1, 2, 4), {"clipped": 3.0, "failed": 1.0})

@@ -3,7 +3,7 @@
 import numpy as np
 
 from paceline.aggregation.secure.config import SecureConfig, Segment
-from paceline.aggregation.secure.server import GROUPS
+from paceline.aggregation.secure.server_vectors import GROUPS
 from tests.aggregation.secure.test_protocol import Parties, check
 
 
@@ -38,7 +38,7 @@ def test_makes_are_few_and_a_majority_stays_whoever_comes_first():
     parties.share()
     for c in range(9):
         assert parties.server.add_masked(c, masked(parties, c), kind=str(c) if c < 4 else "most")
-        assert len(parties.server._sums) <= GROUPS
+        assert len(parties.server._vectors._groups) <= GROUPS
     assert parties.server.alive() == [4, 5, 6, 7, 8]
     assert set(parties.server.refused) == {0, 1, 2, 3}
 

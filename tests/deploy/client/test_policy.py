@@ -93,7 +93,14 @@ def test_secure_options() -> None:
     assert "differ from the plan" in one({}, PLAN, request(secure=session | {"bits": 8}))
 
 
-FLOORS = {"gamma": (0.2, 0.25), "delta": (0.2, 0.3), "sigma": (41, 50), "eta": (31, 40), "complete_up_to": (60, 100)}
+FLOORS = {
+    "gamma": (0.2, 0.25),
+    "delta": (0.2, 0.3),
+    "sigma": (41, 50),
+    "eta": (31, 40),
+    "complete_up_to": (60, 100),
+    "least_contributors": (4, 5),
+}
 
 
 @pytest.mark.parametrize("name", FLOORS)

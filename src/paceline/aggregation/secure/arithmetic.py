@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from paceline.aggregation.nested import NestedClient, partial_sums
 from paceline.aggregation.plain import collect_records
 from paceline.aggregation.secure.codec import Codec
 from paceline.aggregation.secure.config import SecureConfig, Segment
@@ -16,6 +17,7 @@ from paceline.aggregation.secure.session import new_session
 from paceline.core.engine import Aggregation, Sink, Summed, SumRequest
 from paceline.core.errors import AggregationError, ConfigError, QuorumError
 from paceline.core.federation import Federation
+from paceline.core.nested import joined
 from paceline.core.profiling import spent
 from paceline.core.tree import Tree
 
@@ -34,6 +36,11 @@ class SecureArithmetic(Aggregation):
     name: str = "secure-arithmetic"
     sees_each: bool = False
 
+    @property
+    def programs(self) -> dict[str, Any]:
+        """Client functions of sums over parts of a model."""
+        return {"nested": NestedClient()}
+
     def sum(self, fed: Federation, request: SumRequest) -> Summed:
         """Call the function on the cohort and add the encoded replies modulo 2^b.
 
@@ -43,18 +50,34 @@ class SecureArithmetic(Aggregation):
         enough(fed, request)
         peers = collect_records(fed, request)
         codec = Codec(self.config, len(request.cohort), request.declared.limits)
+        if request.declared.nested is not None:
+            return self._nested(fed, request, codec, peers)
         _, partials = fed.call(
             request.function, request.message, request.cohort, Modular(codec), deadline=request.deadline, peers=peers
         )
         total = partials[0]
         for other in partials[1:]:
             total.merge(other)
-        least = max(self.config.least(len(request.cohort)), fed.quorum)
-        if len(total.clients) < least:
-            raise QuorumError(
-                f"round {fed.round}: {len(total.clients)} of {len(request.cohort)} clients replied; the minimum is {least}"
-            )
+        self._enough_replies(fed, request, len(total.clients))
         return codec.decode(total.shape, total.sums, sorted(total.clients))
+
+    def _nested(self, fed: Federation, request: SumRequest, codec: Codec, peers: Any) -> Summed:
+        """Form a sum over parts of a model, with the tiers of the masked one."""
+        session = new_session(request.cohort, self.config)
+        complete = session.neighbours >= len(request.cohort) - 1
+        model, tiers = partial_sums(fed, request, Modular(codec), peers, session.tier_rules, complete)
+        sums = {segment.name: (segment, words) for segment, words in tiers[0].sums}
+        for other in tiers[1:]:
+            for segment, words in other.sums:
+                np.add(sums[segment.name][1], words, out=sums[segment.name][1])
+        clients = sorted(c for tier in tiers for c in tier.clients)
+        self._enough_replies(fed, request, len(clients))
+        return joined(codec.decode(tiers[0].shape, list(sums.values()), clients), model.places, model.layout)
+
+    def _enough_replies(self, fed: Federation, request: SumRequest, count: int) -> None:
+        least = max(self.config.least(len(request.cohort)), fed.quorum)
+        if count < least:
+            raise QuorumError(f"round {fed.round}: {count} of {len(request.cohort)} clients replied; the minimum is {least}")
 
     def check(self, fed: Federation) -> list[str]:
         """Return the reasons why a cohort of this size cannot be summed securely; empty if it can."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -25,7 +25,9 @@ from paceline.aggregation.secure.keys import (
 from paceline.aggregation.secure.masks import apply_all
 from paceline.aggregation.secure.session import (
     Session,
+    advert_parts,
     alive_digest,
+    bound_tiers,
     commitment,
     graph_seed,
     masked_digest,
@@ -33,10 +35,12 @@ from paceline.aggregation.secure.session import (
     number,
     segments_of,
     segments_table,
+    sends,
     share_checks,
 )
 from paceline.aggregation.secure.shamir import PRIME, share
-from paceline.core.errors import ProtocolError
+from paceline.aggregation.tiers import TierError, Tiers
+from paceline.core.errors import ProtocolError, QuorumError
 
 __all__ = ["SecureClient", "Session"]
 
@@ -57,6 +61,7 @@ class SecureClient:
         peers: records of the neighbours, by id; filled when their sealed shares arrive.
         accused: neighbours whose sealed shares could not be decrypted; filled at the same time.
         policy: options that this client requires; None to accept the session's.
+        tier: tier that this client declares, in a session over parts of a model.
 
     Raises:
         ProtocolError: the session is invalid for this client.
@@ -69,6 +74,7 @@ class SecureClient:
     peers: dict[int, bytes] = field(default_factory=dict)
     accused: list[int] = field(default_factory=list)
     policy: SecureConfig | None = None
+    tier: int = 0
 
     def __post_init__(self) -> None:
         self._step = 0
@@ -80,6 +86,8 @@ class SecureClient:
         self._shares: dict[int, tuple[bytes, bytes]] = {}
         self._alive: list[int] = []
         self._table: list[list[Any]] = []
+        self.tiers: Tiers | None = None
+        """Tiers of the clients, after `share`; None if all clients send the same segments."""
         missing = [c for c in self.session.clients if c not in self.directory]
         if missing or self.me not in self.session.clients:
             self._refuse(f"no identity keys for clients {missing or [self.me]}")
@@ -87,6 +95,8 @@ class SecureClient:
             self._refuse("the directory lists a different identity key for this client")
         if self.policy is not None and self.session.config != self.policy:
             self._refuse("the session's options differ from this client's policy")
+        if not 0 <= self.tier < max(self.session.parts, 1):
+            self._refuse(f"the session has no tier {self.tier}")
         if faults := self.session.faults():
             self._refuse("; ".join(faults))
 
@@ -102,7 +112,8 @@ class SecureClient:
         out |= {name: getattr(self, name) for name in (*_BYTES, *_LISTS)}
         for name in _MAPS:
             out[name] = [[v, *([x] if isinstance(x, bytes) else x)] for v, x in getattr(self, name).items()]
-        return out
+        tiers = self.tiers
+        return out | {"tiers": [] if tiers is None else [[c, w, tiers.owned[c]] for c, w in tiers.wanted.items()]}
 
     @staticmethod
     def from_state(state: Mapping[str, Any], identity: IdentityKey, directory: Mapping[int, bytes]) -> SecureClient:
@@ -116,6 +127,9 @@ class SecureClient:
             setattr(client, name, value if isinstance(value, bytes) else list(value))
         for name in _MAPS:
             setattr(client, name, {v: x[0] if len(x) == 1 else tuple(x) for v, *x in state[name]})
+        if rows := state["tiers"]:
+            wanted, owned = {c: w for c, w, _ in rows}, {c: o for c, _, o in rows}
+            client.tiers, client.tier = Tiers(wanted, owned, client.session.parts, client.session.tier_rules), wanted[client.me]
         return client
 
     def _discard(self) -> None:
@@ -158,26 +172,32 @@ class SecureClient:
 
     # -- R0 ------------------------------------------------------------------------------------
     def advertise(self) -> dict[str, Any]:
-        """R0: return this session's two public keys, signed."""
+        """R0: return this session's two public keys and, in a session over parts of a model, this client's tier, signed."""
         self._at(0)
-        keys = self._seal_key.public + self._mask_key.public
+        keys = self._seal_key.public + self._mask_key.public + (bytes([self.tier]) if self.session.parts else b"")
         self._advert = keys + self.identity.sign(self.session.context("advertise") + number(self.me) + keys)
         return {"keys": self._advert}
 
     # -- R1 ------------------------------------------------------------------------------------
-    def share(self, hashes: dict[int, bytes], adverts: dict[int, bytes], record: bytes = b"") -> dict[str, Any]:
+    def share(
+        self, hashes: dict[int, bytes], adverts: dict[int, bytes], record: bytes = b"", tiers: dict[int, int] | None = None
+    ) -> dict[str, Any]:
         """R1: verify the neighbours' keys, and return sealed shares of both secrets for each of them.
 
         Args:
             hashes: SHA-256 of every client's advertisement; it determines the graph.
-            adverts: the neighbours' advertisements, 128 bytes each.
-            tell: record for the neighbours, sealed separately next to the shares.
+            adverts: the neighbours' advertisements, see `advert_parts`.
+            record: record for the neighbours, sealed separately next to the shares.
+            tiers: the tier that each client declared, in a session over parts of a model.
 
         Raises:
-            ProtocolError: a key, a signature or the graph is wrong, or the record is too long.
+            ProtocolError: a key, a signature, the graph or a tier is wrong, or the record is too long.
         """
         self._at(1)
         self._near = self._checked_neighbours(self._by_id(hashes, "hashes"), self._by_id(adverts, "keys"))
+        if self.session.parts:
+            self.tiers = self._checked_tiers(hashes, adverts, tiers)
+            self._graph = bound_tiers(self._graph, self.tiers)
         size = self.session.tell_bytes
         if len(record) > max(size - 2, 0):
             self._refuse(f"the peer record has {len(record)} bytes; the maximum is {max(size - 2, 0)}")
@@ -211,17 +231,45 @@ class SecureClient:
             self._refuse(f"the server sent the keys of clients {sorted(adverts)}, but the neighbours in the graph are {near}")
         seen = {self._seal_key.public, self._mask_key.public}
         for v, advert in adverts.items():
-            keys, signature = advert[:64], advert[64:]
-            if len(advert) != 128 or hashlib.sha256(advert).digest() != hashes[v]:
+            try:
+                keys, _, signature = advert_parts(session, advert)
+            except ProtocolError as error:
+                self._refuse(f"the keys of client {v} do not match the hash from which the graph was derived: {error}")
+            if hashlib.sha256(advert).digest() != hashes[v]:
                 self._refuse(f"the keys of client {v} do not match the hash from which the graph was derived")
             if not verify(self.directory[v], signature, session.context("advertise") + number(v) + keys):
                 self._refuse(f"the keys of client {v} lack a valid signature of that client")
-            if keys[:32] in seen or keys[32:] in seen or keys[:32] == keys[32:]:
+            pair = keys[:32], keys[32:64]
+            if pair[0] in seen or pair[1] in seen or pair[0] == pair[1]:
                 self._refuse(f"the keys of client {v} appear twice")
-            seen |= {keys[:32], keys[32:]}
-            self._keys[v] = (keys[:32], keys[32:])
+            seen.update(pair)
+            self._keys[v] = pair
         self._enough(len(near), "neighbours advertised keys")
         return near
+
+    def _checked_tiers(self, hashes: dict[int, bytes], adverts: dict[int, bytes], declared: Any) -> Tiers:
+        """Return the tiers that follow from the declared ones; neighbours have signed theirs, and all survivors sign the list."""
+        session = self.session
+        if not isinstance(declared, dict) or set(declared) != set(hashes):
+            self._refuse("the server did not announce one tier for each client that advertised keys")
+        if not all(type(tier) is int and 0 <= tier < session.parts for tier in declared.values()):
+            self._refuse("the server announced tiers that do not exist")
+        if declared[self.me] != self.tier:
+            self._refuse(f"the server announced tier {declared[self.me]} for this client, which declared tier {self.tier}")
+        for v, advert in adverts.items():
+            if declared[v] != (signed := advert_parts(session, advert)[1]):
+                self._refuse(f"the server announced tier {declared[v]} for client {v}, which signed tier {signed}")
+        try:
+            tiers = session.assigned_tiers(declared, hashes)
+        except QuorumError as error:
+            self._refuse(str(error))
+        self._owned_by_neighbours(tiers, self._near)
+        return tiers
+
+    def _owned_by_neighbours(self, tiers: Tiers, near: Collection[int]) -> None:
+        """Refuse if too few neighbours own the segment that fewest clients own, of those that this client sends."""
+        if why := tiers.missing(self.me, near):
+            self._refuse(why)
 
     # -- R2 ------------------------------------------------------------------------------------
     def receive(self, sealed: dict[int, bytes], told: dict[int, bytes]) -> None:
@@ -252,6 +300,8 @@ class SecureClient:
             self._shares[v] = shares
             self.peers[v] = record[2 : 2 + int.from_bytes(record[:2], "little")]
         self._enough(len(self._shares) + len(self.accused), "neighbours shared secrets")
+        if self.tiers is not None:
+            self._owned_by_neighbours(self.tiers, [*self._shares, *self.accused])
 
     def accuse(self) -> dict[str, Any]:
         """R2, instead of a vector: return the neighbours whose shares cannot be decrypted, and end the session."""
@@ -260,11 +310,12 @@ class SecureClient:
         self._discard()
         return {"accused": accused}
 
-    def masked(self, segments: list[tuple[Segment, Words]]) -> dict[str, Any]:
+    def masked(self, segments: list[tuple[Segment, Words]], everything: Sequence[Segment] | None = None) -> dict[str, Any]:
         """R2: return the segments with all masks added, packed and signed. The words are modified in place.
 
         Args:
             segments: each segment with its words, shape [length], dtype of the segment.
+            everything: segments of all clients, in a session over parts of a model; this client sends those of its tier.
 
         Raises:
             ProtocolError: invalid segments, or a neighbour was accused.
@@ -274,25 +325,31 @@ class SecureClient:
             self._refuse(
                 f"the sealed shares of clients {self.accused} cannot be decrypted, so the masks shared with them would not cancel"
             )
-        table = segments_table([segment for segment, _ in segments])
+        table = segments_table([segment for segment, _ in segments] if everything is None else everything)
         try:
             segments_of(table)  # segments of the same name would share their masks
         except ProtocolError as error:
             self._refuse(str(error))
+        if self.tiers is not None and segments_table([s for s, _ in segments]) != segments_table(self._own(table)):
+            self._refuse(f"the segments are not those of tier {self.tiers.owned[self.me]}")
         for segment, words in segments:  # checked before masking: floats or signed words would not wrap
             if words.dtype != segment.dtype or words.shape != (segment.length,):
                 self._refuse(f"segment {segment.name!r} must have {segment.length} words of {segment.dtype}, not {words.dtype}")
-        seeds = [(self._secret, 1)]
+        pairs = {}
         for v in self._shares:
             agreed = self._agree(self._mask_key, v, 1)
-            seeds.append((self._derived(agreed, "mask", v), 1 if self.me < v else -1))
+            pairs[v] = self._derived(agreed, "mask", v), 1 if self.me < v else -1
         packed = []
-        for segment, words in segments:
+        for segment, words in segments:  # a pair masks what both own
+            seeds = [(self._secret, 1), *(pair for v, pair in pairs.items() if sends(self.tiers, v, segment))]
             apply_all(words, seeds, segment.name, self.session.config.prg)
             packed.append(pack(words, segment))
         self._table = table
         signature = self.identity.sign(self.session.context("masked") + number(self.me) + masked_digest(table, packed))
         return {"segments": packed, "table": table, "signature": signature}
+
+    def _own(self, table: list[list[Any]]) -> list[Segment]:
+        return [segment for segment in segments_of(table) if sends(self.tiers, self.me, segment)]
 
     # -- R2.5 ----------------------------------------------------------------------------------
     def consistency(self, alive: list[int]) -> dict[str, Any]:
@@ -307,9 +364,19 @@ class SecureClient:
         least = self.session.config.least(len(self.session.clients))
         if len(alive) < least:
             self._refuse(f"only {len(alive)} survivors; with fewer than {least} the sum could expose one of them")
+        if self.tiers is not None:
+            self._check_survivors(self.tiers, alive)
         self._alive = sorted(alive)
         self._digest = alive_digest(self.session, alive, self._table, self._graph)
         return {"signature": self.identity.sign(self._digest)}
+
+    def _check_survivors(self, tiers: Tiers, alive: list[int]) -> None:
+        if not set(alive) <= set(tiers.owned):
+            self._refuse("the list of survivors includes clients without a tier")
+        try:
+            tiers.check(alive)
+        except TierError as error:
+            self._refuse(str(error))
 
     # -- R3 ------------------------------------------------------------------------------------
     def unmask(self, signatures: dict[int, bytes]) -> dict[str, Any]:

@@ -6,18 +6,22 @@ client: the declarations of its installed method, its data, its memory. Nothing 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from paceline.aggregation.nested import assigned, declared_tier, message_of
 from paceline.aggregation.secure.client import SecureClient
 from paceline.aggregation.secure.client_openings import Openings
-from paceline.aggregation.secure.codec import Codec, Encoded
+from paceline.aggregation.secure.codec import Codec
+from paceline.aggregation.secure.covers import Cover
 from paceline.aggregation.secure.messages import as_tensors, need, opened_record, packed_record, session_of
-from paceline.aggregation.secure.task_hash import Agreement, OwnWork, Work
+from paceline.aggregation.secure.task_hash import Agreement, OwnWork, Work, message_digest
 from paceline.core.engine import ClientFunction
 from paceline.core.errors import ProtocolError
 from paceline.core.generators import nested
 from paceline.core.method import on_client
+from paceline.core.nested import PartialModel, Segmenter, same_order, split_reply
 from paceline.core.profiling import spent
 from paceline.core.protocol import ProtocolContext
 from paceline.core.random import derive
@@ -36,11 +40,19 @@ class _State:
         machine: the protocol's state.
         work: what was masked.
         alive: the survivors that were signed.
+        partition: key of the segments of the model, in a sum over parts of it.
+        model: the whole model, if this client received it in such a sum.
     """
 
     machine: SecureClient
     work: OwnWork | None = None
     alive: tuple[int, ...] = ()
+    partition: str = ""
+    model: PartialModel | None = None
+
+    def cover(self, clients: Sequence[int]) -> Cover:
+        """Return the clients of a sum, segment by segment."""
+        return Cover.of(clients, self.machine.tiers, self.partition)
 
 
 class SecAggClient:
@@ -69,10 +81,13 @@ class SecAggClient:
             raise ProtocolError(f"client {client.id}: the session is for round {session.round}, the call for {client.round}")
         if [session.round, session.attempt] <= client.memory.get("_secagg", [-1, -1]):
             raise ProtocolError(f"client {client.id}: session {session.round}.{session.attempt} is a replay")
-        _declared(me, session.function)
+        declared = _declared(me, session.function)
+        if session.parts != (0 if declared.nested is None else len(declared.nested.fractions)):
+            raise ProtocolError(f"{session.function!r} does not have {session.parts} tiers in this client's method")
         client.memory["_secagg"] = [session.round, session.attempt]
         publics = self.directory.publics(session.clients)
-        machine = SecureClient(client.id, session, self.directory.identity(client.id), publics)
+        tier = declared_tier(me, declared) if session.parts else 0
+        machine = SecureClient(client.id, session, self.directory.identity(client.id), publics, tier=tier)
         me.session.state = _State(machine)
         return machine.advertise()
 
@@ -82,12 +97,12 @@ class SecAggClient:
         common, adverts = need(message, "all", "own")
         (hashes,) = need(common, "hashes")
         machine = _state(me).machine
-        peer_record = _declared(me, machine.session.function).peer_record
+        peer_record, tiers = _declared(me, machine.session.function).peer_record, common.get("tiers")
         if peer_record is None:
-            return machine.share(hashes, adverts)
+            return machine.share(hashes, adverts, tiers=tiers)
         with nested(0, me.client.device):
             record = packed_record(me.invoke(me.client, peer_record, None))
-        return machine.share(hashes, adverts, record)
+        return machine.share(hashes, adverts, record, tiers)
 
     @on_client(each=True)
     def masked(self, me: ProtocolContext, message: dict[str, Any]) -> dict[str, Any]:
@@ -100,7 +115,7 @@ class SecAggClient:
         client, state = me.client, _state(me)
         machine, session = state.machine, state.machine.session
         declared = _declared(me, session.function)
-        work = Work(self.agreed, session.function, declared, self._digest(content))
+        work = Work(self.agreed, session.function, declared, self._digest(content, declared))
         if work.task(session.round, session.trial, session.call) != session.task:
             raise ProtocolError(
                 f"client {client.id}: the task does not match the session's hash; the server sent clients "
@@ -109,31 +124,37 @@ class SecAggClient:
         machine.receive(*need(mail, "sealed", "told"))
         if machine.accused:
             return machine.accuse()
+        model = self._received(me, state, declared, content, mail)
         if self.openings is not None:
             # checked before masking: once a vector is sent, the other clients can open it. The key uses the memory as of the
             # last round, because entries written while a function runs do not make it different work
             memory = client.memory if declared.collects else client.memory.stored
             own = state.work = work.own(memory)
-            self.openings.check(own, self.run, client.round, session.clients, session.least_half)
+            self.openings.check(own, self.run, client.round, state.cover(session.clients), session.least_half)
         peers = {v: record for v, data in machine.peers.items() if (record := opened_record(data)) is not None}
         inner = me.inner(session.stream, peers)
         inner.nameless = not me.names_clients
-        codec, noted = Codec(session.config, len(session.clients), declared.limits), client.memory.mark()
+        codec = Codec(session.config, len(session.clients), declared.limits, session.round)
+        noted, everything = client.memory.mark(), None
         try:
             with nested(0, client.device):
-                reply = me.invoke(inner, session.function, content)
+                reply = me.invoke(inner, session.function, model)
             with spent.on("encoding"):
-                encoded = codec.encode(reply, derive(inner.seed, "encode"))
+                everything, own_reply = _split(me, machine, declared, model, reply, codec)
+                encoded = codec.encode(own_reply, derive(inner.seed, "encode"))
         except Exception as error:
             client.memory.reset(noted)  # the changes belong to a reply that no sum contains,
             client.memory.begin(client.operation)  # and so do those of an earlier try
-            encoded = self._nothing(codec, me, session.function, content, error)
+            everything, own_reply = _split(me, machine, declared, model, self._empty(me, session.function, model, error), codec)
+            encoded = codec.nothing(own_reply)
         inner.nameless = False
         if inner.flops:
-            me.note_times(inner, wire_size(content), encoded.size)
+            down = wire_size(content) if declared.nested is None else _down(session.function, content, mail["parts"])
+            me.note_times(inner, down, encoded.size)
         client.flops += inner.flops
-        answer = machine.masked(encoded.segments)
-        return {**answer, "segments": as_tensors(answer["segments"]), "shape": encoded.shape}
+        shape = encoded.shape if everything is None else everything
+        answer = machine.masked(encoded.segments, None if everything is None else codec.segments(everything))
+        return {**answer, "segments": as_tensors(answer["segments"]), "shape": shape}
 
     @on_client(each=True)
     def consistency(self, me: ProtocolContext, message: dict[str, Any]) -> dict[str, Any]:
@@ -142,7 +163,7 @@ class SecAggClient:
         state = _state(me)
         answer = state.machine.consistency(alive)
         if self.openings is not None:
-            self.openings.check(_work(me), self.run, me.client.round, alive, state.machine.session.least_half)
+            self.openings.check(_work(me), self.run, me.client.round, state.cover(alive), state.machine.session.least_half)
         state.alive = tuple(alive)
         return answer
 
@@ -152,13 +173,41 @@ class SecAggClient:
         state, round = _state(me), me.client.round
         answer = state.machine.unmask(*need(message, "own"))
         if self.openings is not None:  # includes openings by another process of this client since the signature
-            self.openings.check(_work(me), self.run, round, state.alive, state.machine.session.least_half)
-            self.openings.record(_work(me), self.run, round, state.alive)
+            cover = state.cover(state.alive)
+            self.openings.check(_work(me), self.run, round, cover, state.machine.session.least_half)
+            self.openings.record(_work(me), self.run, round, cover)
+            if state.model is not None:
+                me.client.memory["_before"] = {"round": round, "model": state.model}
         me.session.state = None
         return answer
 
-    def _nothing(self, codec: Codec, me: ProtocolContext, function: str, content: Tree, error: Exception) -> Encoded:
-        """Return zeros with no weight for a function that failed or whose reply cannot be encoded.
+    def _received(self, me: ProtocolContext, state: _State, declared: ClientFunction, content: Any, mail: Any) -> Tree:
+        """Return the message of the method's function: `content`, or the part of the model that this client received.
+
+        Raises:
+            ProtocolError: the part does not match the hashes that all clients received, or the order of the units is not the
+                one that this client computes.
+        """
+        nesting, machine, client = declared.nested, state.machine, me.client
+        if nesting is None or machine.tiers is None:
+            return content
+        tiers, (parts,) = machine.tiers, need(mail, "parts")
+        model = assigned(client, declared, content, parts, tiers.owned[client.id], tiers.wanted[client.id])
+        state.partition = digest(model.order)[0].hex()
+        if self.openings is None:
+            return model
+        before = client.memory.get("_before")
+        last = before["model"] if before is not None and before["round"] == client.round - 1 else None
+        whole = tiers.owned[client.id] == 0
+        with nested(0, client.device):
+            expected = me.invoke(client, nesting.order, {"now": model, "before": last if whole else None})
+        if expected is not None and not same_order(model.order, expected):
+            raise ProtocolError(f"client {client.id}: the public order of the units is not the one that this client computes")
+        state.model = model if whole else None
+        return model
+
+    def _empty(self, me: ProtocolContext, function: str, content: Tree, error: Exception) -> Tree:
+        """Return a reply whose shape stands for a function that failed or whose reply cannot be encoded; zeros are sent.
 
         A refusal would reveal to the server that this client's data make the function fail, and a model can be crafted for
         that. If not even the shape of a reply is known, and in a simulation, the error is raised.
@@ -167,12 +216,12 @@ class SecAggClient:
         if reply is None:
             raise error
         me.session.failed = f"{type(error).__name__}: {error}"
-        return codec.nothing(reply)
+        return reply
 
-    def _digest(self, content: Tree) -> tuple[bytes, bytes]:
+    def _digest(self, content: Tree, declared: ClientFunction) -> tuple[bytes, bytes]:
         """Return a message's digest. Clients in one process receive the same object, which is hashed once."""
         if self._hashed is None or self._hashed[0] is not content:
-            self._hashed = (content, digest(content))
+            self._hashed = (content, message_digest(content, declared))
         return self._hashed[1]
 
 
@@ -183,6 +232,24 @@ def _declared(me: ProtocolContext, function: str) -> ClientFunction:
     if me.functions[function].each:
         raise ProtocolError(f"{function!r} is declared with each=True, so its replies cannot be summed")
     return me.functions[function].fitted(lambda: me.client.model.layout)
+
+
+def _split(
+    me: ProtocolContext, machine: SecureClient, declared: ClientFunction, model: Tree, reply: Tree, codec: Codec
+) -> tuple[dict[str, Any] | None, Tree]:
+    """Return the shape of the replies of all tiers, and this client's reply with the segments that it sends.
+
+    The shape is None, and the reply is unchanged, unless the sum is over parts of a model.
+    """
+    if declared.nested is None or machine.tiers is None:
+        return None, reply
+    places = me.client.services[Segmenter].places(model.order, declared.nested)
+    return codec.shape(split_reply(reply, places, 0)), split_reply(reply, places, machine.tiers.owned[machine.me])
+
+
+def _down(function: str, head: Tree, parts: Tree) -> int:
+    """Return the size of what a client receives in a sum over parts of a model, as in one without masks."""
+    return wire_size(message_of(function, head)) + wire_size({"owned": 0, "wanted": 0, "parts": parts})
 
 
 def _state(me: ProtocolContext) -> _State:

@@ -15,18 +15,27 @@ halves are not allowed, because all clients that did not help could be in one of
 
 Nearly the same work (`Scope`) gives nearly the same updates, so the same rule holds for it: seven cohorts of three clients,
 of which any two share one client and differ in four, give seven sums whose only solution is every client's own update.
+
+In a sum over parts of a model every segment has its own set of clients (`Cover`). The rules hold for each of them: two sums of the same
+work have the same clients in every segment, and differences are compared segment by segment, or between all
+segments if their coordinates may differ. Such a sum is never repeated in halves, because the clients that helped to open the
+whole may all be missing in a segment of a half. For one segment the argument above needs two honest helpers among its owners.
+Take an honest owner. At least t of its k neighbours own the segment (`TierRules`), and at least t have helped to remove its mask, so
+2t - k have done both. This is more than the number of corrupt clients (`shortfall`), so an honest one is among them. The same holds
+for that client in turn, whose neighbours do not include itself. Drop-outs after the masking remove owners and other clients, but
+never make other clients owners or helpers.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from paceline.aggregation.secure.covers import Cover
 from paceline.aggregation.secure.task_hash import OwnWork, splits
 from paceline.core.errors import DiskFullError, ProtocolError, StoreError
 
@@ -110,7 +119,7 @@ class Openings:
             raise self._failed(error) from None
         self._db = db
 
-    def check(self, own: OwnWork, run: str, round: int, clients: Sequence[int], least: Callable[[int], int]) -> None:
+    def check(self, own: OwnWork, run: str, round: int, clients: Cover | Sequence[int], least: Callable[[int], int]) -> None:
         """Refuse to open a sum whose difference from an earlier one could reveal single clients.
 
         Args:
@@ -123,28 +132,29 @@ class Openings:
             ProtocolError: the sum must not be opened.
             StoreError: the file cannot be read.
         """
-        now, before, others = sorted(clients), list[list[int]](), list[tuple[bool, list[int]]]()
+        now = clients if isinstance(clients, Cover) else Cover.of(clients)
+        before, others = list[Cover](), list[tuple[bool, Cover]]()
         facts = {"work": own.work, "version": own.version, "run": run, "round": round, "function": own.function}
         earlier = f"SELECT DISTINCT work = :work, {_NEAR[self.scope]}, survivors FROM opened WHERE {_SCOPES[self.scope]}"
         for same, near, text in self._all(earlier, facts):
             if same:
-                before.append(json.loads(text))
+                before.append(Cover.read(text))
             else:
-                others.append((bool(near), json.loads(text)))
-        if before and now not in before and not any(tuple(now) in parts for parts in splits(own.common, before, least).values()):
+                others.append((bool(near), Cover.read(text)))
+        if before and now not in before and not _is_half(now, before, own.common, least):
             raise ProtocolError(
                 "this work was opened before for other survivors; a second sum would reveal the difference; "
                 "repeat it with the same clients, or start a run with another seed"
             )
-        for near, old in others:
-            if old in before or not (difference := len(set(old) ^ set(now))):
+        for near, mine, theirs in [(near, a, b) for near, old in others if old not in before for a, b in now.compared(old)]:
+            if not (difference := len(mine ^ theirs)):
                 continue
             if difference < self.least_difference:
                 raise ProtocolError(
                     f"a sum over the same model was opened before for a cohort that differs in {difference} clients; "
                     f"the minimum is {self.least_difference} (cohort.least_difference); start a run with another seed"
                 )
-            if near and self.least_difference > 1 and not set(old).isdisjoint(now):
+            if near and self.least_difference > 1 and not mine.isdisjoint(theirs):
                 raise ProtocolError(
                     "a sum over the same model or in the same round was opened before for another cohort that shares clients with this "
                     "one; several such sums together could reveal single clients (cohort.least_difference); start a run with "
@@ -156,9 +166,10 @@ class Openings:
         if count >= self.most:
             raise ProtocolError(f"{count} sums of round {round} were opened, the maximum of this client's policy (limits.openings)")
 
-    def record(self, own: OwnWork, run: str, round: int, survivors: Sequence[int]) -> None:
+    def record(self, own: OwnWork, run: str, round: int, survivors: Cover | Sequence[int]) -> None:
         """Record an opening. It is on disk when this method returns."""
-        row = (own.work, own.version, json.dumps(sorted(survivors)), run, round, own.function)
+        opened = survivors if isinstance(survivors, Cover) else Cover.of(survivors)
+        row = (own.work, own.version, opened.text(), run, round, own.function)
         self._all("INSERT INTO opened VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def close(self) -> None:
@@ -181,3 +192,9 @@ class Openings:
         return StoreError(
             f"{self.path} cannot be used ({error}); it records which sums this client opened: restore it from a backup"
         )
+
+
+def _is_half(now: Cover, before: Sequence[Cover], common: bytes, least: Callable[[int], int]) -> bool:
+    """Return whether a sum is over a permitted half of an opened one; a sum over parts of a model has none."""
+    whole = [old.clients for old in before if not old.partition]
+    return not now.partition and any(now.clients in parts for parts in splits(common, whole, least).values())

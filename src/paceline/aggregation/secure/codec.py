@@ -2,7 +2,8 @@
 
 Float tensors go into ``main`` (clipped, stochastically rounded, b bits); weights, one per field or one per
 coordinate, into ``counts`` (with a separate modulus); numbers and integer tensors into ``exact`` (64 bits). Integers are
-summed as they are, numbers as two words: multiples of 2^-20, and what is left in multiples of 2^-60.
+summed as they are, numbers as two words: multiples of 2^-20, and what is left in multiples of 2^-60. Of a reply that
+`paceline.core.nested.split_reply` made, each segment of the model has a segment of its own, and so has its weight.
 
 The opened sum is checked against the range that the survivors can have sent: no weight above W per client, and no
 |sum of w x| above C times the sum of w. Whatever a single client sends, a mean therefore stays within the clip C of
@@ -26,6 +27,7 @@ from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.aggregation.secure.encoding import Words, quantise, scale_of, signed, to_words
 from paceline.core.engine import Summed
 from paceline.core.errors import NonFiniteError, SumOverflowError
+from paceline.core.nested import segment_of
 from paceline.core.params import Params
 from paceline.core.random import numpy_rng
 from paceline.core.tree import Tree
@@ -65,11 +67,13 @@ class Codec:
         config: options of secure aggregation.
         clients: n, number of clients that the modulus is sized for.
         bounds: clips of fields that do not use the default one.
+        round: round of the run, which names the mask streams of the model's segments.
     """
 
     config: SecureConfig
     clients: int
     bounds: Mapping[str, float] = field(default_factory=dict)
+    round: int = 0
 
     def encode(self, reply: Tree, seed: int) -> Encoded:
         """Encode a reply.
@@ -85,24 +89,31 @@ class Codec:
         config, terms = self.config, self._terms(reply)
         self._weighed(reply)
         rng, shrink = numpy_rng(seed, "rounding"), self._shrink(terms)
-        main, exact, clipped = [], [], 0
+        parts: dict[str, list[NDArray[np.int64]]] = {"main": [], "counts": [], "exact": []}
+        clipped, largest = 0, dict[str, float]()
         for name, tensor, weight in zip(terms.names, terms.tensors, terms.weights, strict=True):
             if not tensor.is_floating_point():
-                exact.append(self._whole(name, tensor, _number(weight)))
+                parts["exact"].append(self._whole(name, tensor, _number(weight)))
                 continue
             values = tensor.cpu().numpy() * shrink if shrink < 1 else tensor.cpu().numpy()
             whole = _number(weight) if not isinstance(weight, Tensor) else weight.cpu().numpy().astype(np.int64)
-            self._resolved(name, values)
+            field = segment_of(name)[0]
+            top = max(float(values.max()), -float(values.min())) if len(values) else 0.0
+            largest[field] = max(top, largest.get(field, 0.0))
             words, over = quantise(values, self.clip(name), config.bits, rng, whole)
-            main.append(words)
+            parts.setdefault(self._name("main", segment_of(name)[1]), []).append(words)
             clipped += over
+        for field, top in largest.items():
+            self._resolved(field, top)
         of_numbers = len(terms.scalars) - _weights(terms.structure)
         scalars, totals = terms.scalars[:of_numbers], terms.scalars[of_numbers:]
         first, second = [self._exact(v) for v in scalars], [round((v * _UNIT - round(v * _UNIT)) * _FINE) for v in scalars]
         numbers = np.array([*second, *first, clipped * _UNIT], dtype=np.int64)
-        counts = [np.array(totals, dtype=np.int64), *(d.cpu().numpy().astype(np.int64) for d in terms.denominators)]
+        for segment_number, total in zip(_weight_parts(terms.structure), totals, strict=True):
+            parts.setdefault(self._name("counts", segment_number), []).append(np.array([total], dtype=np.int64))
+        parts["counts"] += [d.cpu().numpy().astype(np.int64) for d in terms.denominators]
+        parts["exact"].append(numbers)
         shape = _shape(terms)
-        parts = {"main": main, "counts": counts, "exact": [*exact, numbers]}
         segments = []
         for segment in self.segments(shape):
             segments.append((segment, to_words(np.concatenate(parts[segment.name]), segment)))
@@ -125,14 +136,29 @@ class Codec:
 
     def segments(self, shape: Mapping[str, Any]) -> list[Segment]:
         """Return the segments of replies of a given shape."""
-        lengths = {
-            "main": sum(n for _, kind, n in shape["plan"] if kind == "float"),
-            "counts": shape["weights"] + sum(shape["counts"]),
-            "exact": sum(n for _, kind, n in shape["plan"] if kind == "int") + 2 * shape["scalars"] + 1,
-        }
+        floats, weights = dict[int | None, int](), dict[int | None, int]()
+        for name, kind, n in shape["plan"]:
+            part = segment_of(name)[1]
+            if kind == "float":
+                floats[part] = floats.get(part, 0) + n
+            if part is not None:  # each segment of a field has one weight
+                weights[part] = weights.get(part, 0) + 1
+        rest = shape["weights"] - sum(weights.values()) + sum(shape["counts"])
+        exact = sum(n for _, kind, n in shape["plan"] if kind == "int") + 2 * shape["scalars"] + 1
         top = max(self.clients * self.config.max_weight, 1)
-        bits = {"main": self.config.modulus_bits(self.clients), "counts": math.ceil(math.log2(top + 1)) + 1, "exact": 64}
-        return [Segment(name, length, bits[name]) for name, length in lengths.items() if length]
+        main, counts = self.config.modulus_bits(self.clients), math.ceil(math.log2(top + 1)) + 1
+        numbered = sorted(p for p in weights if p is not None)
+        rows: list[tuple[str, int, int, int | None]] = [("main", floats.get(None, 0), main, None)]
+        rows += [(self._name("main", p), floats.get(p, 0), main, p) for p in numbered]
+        rows += [(self._name("counts", p), weights[p], counts, p) for p in numbered]
+        rows += [("counts", rest, counts, None), ("exact", exact, 64, None)]
+        return [Segment(*row) for row in rows if row[1]]
+
+    def _name(self, kind: str, part: int | None) -> str:
+        """Return the name of a mask stream: of values or weights, of one segment of the model or of none."""
+        if part is None:
+            return kind
+        return f"{'seg' if kind == 'main' else 'weight'}|{self.round}|{part}"
 
     def decode(self, shape: Mapping[str, Any], opened: list[tuple[Segment, Words]], survivors: list[int]) -> Summed:
         """Decode opened segments into sums.
@@ -146,15 +172,18 @@ class Codec:
             SumOverflowError: no valid replies of these survivors add up to the sums: an overflow, or a cheating client.
         """
         sums = {segment.name: signed(words, segment) for segment, words in opened}
-        cursor = dict.fromkeys(("main", "exact", "counts"), 0)
+        cursor = dict.fromkeys(sums, 0)
 
         def take(name: str, length: int) -> NDArray[np.int64]:
+            if not length:
+                return np.empty(0, dtype=np.int64)
             start = cursor[name]
             cursor[name] = start + length
             return sums[name][start : start + length]
 
         structure = structure_from_plain(shape["structure"])
-        weights, counts = take("counts", shape["weights"]) if shape["weights"] else (), [take("counts", n) for n in shape["counts"]]
+        weights = [take(self._name("counts", part), 1)[0] for part in _weight_parts(structure)]
+        counts = [take("counts", n) for n in shape["counts"]]
         for total in (*weights, *counts):
             self._within(total, 0, len(survivors) * self.config.max_weight, "weights")
         shared = _by_field(structure, list(weights), counts)
@@ -168,7 +197,7 @@ class Codec:
                 tensors.append(torch.from_numpy(whole.astype(np.float64)))
             else:
                 steps = of * np.int64((1 << (self.config.bits - 1)) - 1)
-                total = take("main", length)
+                total = take(self._name("main", segment_of(name)[1]), length)
                 self._within(total, -steps, steps, name)
                 tensors.append(torch.from_numpy(total / scale_of(self.clip(name), self.config.bits)))
         second, first = take("exact", shape["scalars"]), take("exact", shape["scalars"])
@@ -190,8 +219,8 @@ class Codec:
             )
 
     def clip(self, name: str) -> float:
-        """Return the clip C of a field."""
-        return float(self.bounds.get(name, self.config.clip))
+        """Return the clip C of a field, or of the field that a segment belongs to."""
+        return float(self.bounds.get(segment_of(name)[0], self.config.clip))
 
     @property
     def _weight_step(self) -> float:
@@ -225,9 +254,8 @@ class Codec:
                 stacklevel=4,
             )
 
-    def _resolved(self, name: str, values: NDArray[Any]) -> None:
-        """Warn if a field is so small against its clip that rounding shows in the mean of n clients."""
-        top = max(float(values.max()), -float(values.min())) if len(values) else 0.0
+    def _resolved(self, name: str, top: float) -> None:
+        """Warn if a field, with the largest value `top`, is so small against its clip that rounding shows in the mean of n clients."""
         error = 0.5 / (scale_of(self.clip(name), self.config.bits) * math.sqrt(self.clients))
         if 0.0 < top < error / RESOLUTION:
             warnings.warn(
@@ -269,6 +297,11 @@ def _shape(terms: Terms) -> dict[str, Any]:
 def _weights(structure: Any) -> int:
     """Return how many of a reply's trailing scalars are weights of whole fields."""
     return sum(1 for kind, *_ in structure[3] if kind == "scalar") if structure[0] == "mean" else 0
+
+
+def _weight_parts(structure: Any) -> list[int | None]:
+    """Return the segment of the model of each trailing scalar weight, None for a weight of a whole field."""
+    return [segment_of(name)[1] for kind, name, _ in structure[3] if kind == "scalar"] if structure[0] == "mean" else []
 
 
 def _by_field(structure: Any, weights: list[Any], counts: list[NDArray[np.int64]]) -> dict[str, Any]:

@@ -28,6 +28,8 @@ class SecureConfig:
         eta: a round is lost with probability at most 2^-eta.
         complete_up_to: cohorts up to this size use the complete graph.
         threshold, neighbours: t and k instead of the computed ones; with `active`, t must exceed k/2.
+        least_contributors: smallest number of clients that have trained a coordinate for its sum to be opened, and smallest
+            number of clients in a tier, where clients send parts of a model.
 
     Raises:
         ConfigError: a value is outside its range.
@@ -46,6 +48,7 @@ class SecureConfig:
     complete_up_to: int = 50
     threshold: int | None = None
     neighbours: int | None = None
+    least_contributors: int = 3
 
     def __post_init__(self) -> None:
         wrong = []
@@ -62,7 +65,7 @@ class SecureConfig:
         ]
         if self.prg not in ("aes128ctr", "chacha20"):
             wrong.append(f"prg={self.prg!r} must be aes128ctr or chacha20")
-        least = {"sigma": 1, "eta": 1, "complete_up_to": 0, "threshold": 1, "neighbours": 1}
+        least = {"sigma": 1, "eta": 1, "complete_up_to": 0, "threshold": 1, "neighbours": 1, "least_contributors": 1}
         for name, bound in least.items():
             value = getattr(self, name)
             if value is not None and value < bound:
@@ -87,6 +90,8 @@ class Segment:
         name: name of the stream.
         length: number of words.
         bits: b; sums are modulo 2^b.
+        part: segment of the model that it belongs to, see `paceline.core.nested`: clients of a smaller part do not send it. None
+            for what all clients send.
 
     Raises:
         ConfigError: `bits` is not from 1 to 64, or the length is negative.
@@ -95,6 +100,7 @@ class Segment:
     name: str
     length: int
     bits: int
+    part: int | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 64 or self.length < 0:

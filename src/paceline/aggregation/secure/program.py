@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
+from paceline.aggregation.nested import segmented, together
 from paceline.aggregation.secure.arithmetic import SecureArithmetic, enough, misfits
 from paceline.aggregation.secure.client_functions import SecAggClient
 from paceline.aggregation.secure.codec import Codec
@@ -25,6 +26,7 @@ from paceline.aggregation.secure.session import least_half, new_session
 from paceline.aggregation.secure.simulated_directory import SimulatedDirectory
 from paceline.aggregation.secure.steps import carry_out
 from paceline.aggregation.secure.task_hash import Agreement, Work
+from paceline.aggregation.tiers import TierError
 from paceline.core.engine import Aggregation, Each, Receipt, Summed, SumRequest
 from paceline.core.errors import (
     AggregationError,
@@ -34,6 +36,7 @@ from paceline.core.errors import (
     SumOverflowError,
 )
 from paceline.core.federation import Federation
+from paceline.core.nested import SegmentedModel, joined, split_reply
 from paceline.core.params import Params
 from paceline.core.parsing import fitted
 from paceline.core.tree import Tree
@@ -93,18 +96,24 @@ class SecureAggregation(Aggregation):
         listed = self.directory.listed(request.cohort)  # omits clients revoked in the meantime
         cohort = [c for c in listed if not fed.excluded.sits_out(c, fed.round)]
         enough(fed, dataclasses.replace(request, cohort=tuple(cohort)))
-        work = Work.of(self.agreed, request.function, request.declared, request.message)
+        model = None if request.declared.nested is None else segmented(fed, request)
+        message = request.message if model is None else model.head
+        work = Work.of(self.agreed, request.function, request.declared, message)
         place = fed.place(f"method.{request.function}")
         self.opened.begin(fed.round)
         fed.opened |= self.opened.clients()
         parts, last = [], None
-        groups = self.opened.groups(work.common, cohort, partial(least_half, config=self.config))
+        # a sum over parts of a model is never repeated in halves, see `client_openings`
+        least = partial(least_half, config=self.config) if model is None else lambda clients: clients
+        groups = self.opened.groups(work.common, cohort, least)
         for clients, whole in groups:
-            one = _Sum(self, fed, request, work, place, {c: listed[c] for c in clients}, whole)
+            one = _Sum(self, fed, request, work, place, {c: listed[c] for c in clients}, whole, model)
             try:
                 parts.append(one.form())
             except QuorumError as error:
                 last = error
+                if isinstance(error, TierError):
+                    self.opened.tiers = error.left
                 if not isinstance(error, MisbehaviourError):
                     self._rest(fed, cohort, one)
         if not parts:
@@ -113,7 +122,7 @@ class SecureAggregation(Aggregation):
                 "two sums would reveal the difference; wait for these clients, or start a new run with another seed"
                 + (f" (cause: {self.opened.cause})" if self.opened.cause else "")
             )
-        return parts[0] if len(parts) == 1 else _together(parts)
+        return parts[0] if len(parts) == 1 else together(parts)
 
     def reply_size(self, model: Params, cohort: int) -> int:
         """Return the size in bytes of a masked reply with as many values as the model."""
@@ -148,6 +157,7 @@ class _Sum:
         place: attempt and number of the call, from which clients name their random streams.
         keys: identity keys of the clients.
         whole: require every one of them in the sum.
+        model: the model in segments, in a sum over parts of it.
     """
 
     def __init__(
@@ -159,14 +169,18 @@ class _Sum:
         place: tuple[int, int],
         keys: Mapping[int, bytes],
         whole: bool,
+        model: SegmentedModel | None = None,
     ) -> None:
+        self.model = model
         self.how, self.fed, self.request, self.work, self.clients = how, fed, request, work, tuple(keys)
         trial, call = place
         task = work.task(fed.round, trial, call)
         facts = {"function": work.function, "trial": trial, "call": call, "task": task}
+        if model is not None:
+            facts |= {"parts": len(model.parts), "tiers": how.opened.tiers or tuple(range(len(model.parts)))}
         session = dataclasses.replace(new_session(keys, how.config, fed.round, fed.serial), **facts)  # type: ignore[arg-type]
         self.server = SecureServer(session, keys, len(keys) if whole else fed.quorum)
-        self.codec = Codec(how.config, len(keys), request.declared.limits)
+        self.codec = Codec(how.config, len(keys), request.declared.limits, fed.round)
         self.shapes: dict[int, Any] = {}
         self.silent: set[int] = set()
         """Clients without a valid answer to some step."""
@@ -187,7 +201,8 @@ class _Sum:
             self.fed.lost |= {client: f"refused: {why}" for client, why in self.server.refused.items()}
 
     def _form(self) -> Summed:
-        return self._decoded(carry_out(self.server, self._ask, self.request.message, self._add, self._signed))
+        message = self.request.message if self.model is None else self.model.head
+        return self._decoded(carry_out(self.server, self._ask, message, self._add, self._signed))
 
     def _signed(self, alive: list[int]) -> None:
         self.how.opened.record(self.work.common, alive)
@@ -209,6 +224,9 @@ class _Sum:
         options: dict[str, Any] = {} if own is None else {"each_message": own}
         if step == "masked":  # the step in which the method's own function runs
             options["deadline"] = self.request.deadline
+            if self.model is not None and self.server.tiers is not None and own is not None:
+                owned, model = self.server.tiers.owned, self.model
+                options["each_message"] = {c: {**mail, "parts": model.share(owned[c])} for c, mail in own.items()}
         self.fed.call(step, common, clients, Each(), program="secagg", sink=sink, **options)
         self.silent |= {c for c in clients if c not in came or c in self.server.refused}
 
@@ -216,6 +234,8 @@ class _Sum:
         """Fix the required segments of every vector, if the server's own model determines them."""
         try:
             reply = self.fed.engine.preview(self.work.function, self.request.message)
+            if reply is not None and self.model is not None:
+                reply = split_reply(reply, self.model.places, 0)
             shape = None if reply is None else self.codec.shape(reply)
         except (PacelineError, *MALFORMED):
             return
@@ -236,6 +256,8 @@ class _Sum:
         opened = self.server.open()
         try:
             summed = self.codec.decode(self.shapes[alive[0]], opened, alive)
+            if self.model is not None:
+                summed = joined(summed, self.model.places, self.model.layout)
         except SumOverflowError as error:
             raise MisbehaviourError(
                 f"secure sum, round {self.fed.round}: {error}; the sender is one of clients {alive}", {}, alive
@@ -246,17 +268,3 @@ class _Sum:
             what = f"{self.work.function!r} failed on all of clients {alive}; see their logs"
             raise MisbehaviourError(f"secure sum, round {self.fed.round}: {what}", {}, alive)
         return dataclasses.replace(summed, notes={**summed.notes, "refused": float(len(self.server.refused))})
-
-
-def _together(parts: Sequence[Summed]) -> Summed:
-    """Add sums over disjoint clients. Sums of tensors are exact, because float64 represents each of them exactly."""
-    first, others = parts[0], parts[1:]
-    tensors, denominators = list(first.tensors), list(first.denominators)
-    scalars, notes = list(first.scalars), dict(first.notes)
-    for part in others:
-        tensors = [a + b for a, b in zip(tensors, part.tensors, strict=True)]
-        denominators = [a + b for a, b in zip(denominators, part.denominators, strict=True)]
-        scalars = [a + b for a, b in zip(scalars, part.scalars, strict=True)]
-        notes = {name: notes.get(name, 0.0) + part.notes.get(name, 0.0) for name in (notes | part.notes)}
-    survivors = tuple(sorted(c for part in parts for c in part.survivors))
-    return Summed(first.structure, tensors, scalars, denominators, survivors, notes)

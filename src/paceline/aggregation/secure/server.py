@@ -12,31 +12,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from paceline.aggregation.secure import session as shared
 from paceline.aggregation.secure.blame import culprits
 from paceline.aggregation.secure.config import Segment
 from paceline.aggregation.secure.encoding import Words, unpack
 from paceline.aggregation.secure.keys import AgreementKey, derive, pair_info, public_of_agreement, verify
 from paceline.aggregation.secure.masks import apply_all
+from paceline.aggregation.secure.server_vectors import MaskedVectors
 from paceline.aggregation.secure.session import Session
 from paceline.aggregation.secure.share_repair import rebuild
+from paceline.aggregation.tiers import Tiers
 from paceline.core.errors import MisbehaviourError, ProtocolError, QuorumError
 
 __all__ = ["SecureServer"]
-
-
-GROUPS = 3
-
-
-@dataclass
-class _Group:
-    """Vectors of one layout: their sum, their senders, and their lead in votes over the other layouts."""
-
-    sums: list[tuple[Segment, Words]]
-    clients: list[int]
-    lead: int = 1
 
 
 @dataclass
@@ -67,7 +55,9 @@ class SecureServer:
         self._graph_seed = b""
         self._shared: dict[int, dict[str, Any]] = {}
         self._sum: list[tuple[Segment, Words]] | None = None
-        self._sums: dict[str, _Group] = {}
+        self._vectors = MaskedVectors(self.refused)
+        self.tiers: Tiers | None = None
+        """Tiers of the clients, after `directory_for`; None if all clients send the same segments."""
         self._table, self._kind = shared.segments_table(self.segments or ()), ""
         self._masked: list[int] = []
         self._accusations: dict[int, list[int]] = {}
@@ -119,9 +109,13 @@ class SecureServer:
         if not self._takes(0, client, message):
             return
         keys = message.get("keys")
-        if not isinstance(keys, bytes) or len(keys) != 128:
+        try:
+            text, _, signature = shared.advert_parts(self.session, keys)  # type: ignore[arg-type]
+        except ProtocolError:
             self.refused[client] = "malformed keys"
-        elif not verify(self.directory[client], keys[64:], self.session.context("advertise") + shared.number(client) + keys[:64]):
+            return
+        assert isinstance(keys, bytes)
+        if not verify(self.directory[client], signature, self.session.context("advertise") + shared.number(client) + text):
             self.refused[client] = "advertised keys without its valid signature"
         elif client in self._adverts or keys[:32] == keys[32:64] or {keys[:32], keys[32:64]} & self._seen:
             self.refused[client] = "advertised keys that were used before"
@@ -141,7 +135,15 @@ class SecureServer:
         self._lost("after advertising", len(self._adverts), max(self.session.threshold + 1, self._least))
         hashes = {c: hashlib.sha256(a).digest() for c, a in sorted(self._adverts.items())}
         self._graph, self._graph_seed = shared.graph_of(self.session, hashes), shared.graph_seed(self.session, hashes)
+        if self.session.parts:
+            declared = {c: shared.advert_parts(self.session, a)[1] for c, a in sorted(self._adverts.items())}
+            self.tiers = self.session.assigned_tiers(declared, hashes)
+            self._graph_seed = shared.bound_tiers(self._graph_seed, self.tiers)
         return hashes, {c: {v: self._adverts[v] for v in near} for c, near in self._graph.items()}
+
+    def announced(self, hashes: Mapping[int, bytes]) -> dict[str, Any]:
+        """Return what all clients receive in R1: the hashes, and the tiers that were declared."""
+        return {"hashes": dict(hashes)} | ({} if self.tiers is None else {"tiers": dict(self.tiers.wanted)})
 
     # -- R1 ------------------------------------------------------------------------------------
     def add_shares(self, client: int, message: dict[str, Any]) -> None:
@@ -177,17 +179,22 @@ class SecureServer:
         for client in self._shared:
             senders = [v for v in self._graph[client] if v in self._shared]
             if len(senders) >= self.session.threshold:
+                self._owned_by(client, senders)
                 out[client] = {part: {v: self._shared[v][part][client] for v in senders} for part in ("sealed", "told")}
         self._lost("with enough neighbours", len(out), self._least)
         return out
+
+    def _owned_by(self, client: int, senders: Sequence[int]) -> None:
+        """Raise `QuorumError` if too few neighbours are left that own the segments of a client, which would refuse to send them."""
+        if self.tiers is not None and (why := self.tiers.missing(client, senders)):
+            raise QuorumError(f"secure sum, round {self.session.round}: {why}; the round can be repeated with fresh keys")
 
     # -- R2 ------------------------------------------------------------------------------------
     def add_masked(self, client: int, message: dict[str, Any], kind: str = "") -> bool:
         """Add a client's masked vector to a sum; return whether it was accepted.
 
-        Unless the layout was fixed by `expect`, vectors of different layouts are summed separately, in at most `GROUPS` sums,
-        and `alive` selects the one with most clients. A vector of one more layout takes a vote from each of the others, and
-        groups without votes are discarded. A majority therefore survives whatever the order of arrival.
+        Unless the layout was fixed by `expect`, vectors of different layouts are summed separately, see `MaskedVectors`, and
+        `alive` selects the one with most clients.
 
         Args:
             client: id of the sender.
@@ -198,7 +205,7 @@ class SecureServer:
             return False
         table, packed = message.get("table"), message.get("segments")
         try:
-            if client in self._accusations or any(client in group.clients for group in self._sums.values()):
+            if client in self._accusations or client in self._vectors:
                 raise ProtocolError("vector sent twice")
             if "accused" in message:
                 self._accuse(client, message["accused"])
@@ -206,7 +213,8 @@ class SecureServer:
             segments = shared.segments_of(table)
             if (self._table and table != self._table) or (self._kind and kind != self._kind):
                 raise ProtocolError("vector with other segments than requested")
-            if not isinstance(packed, list) or [isinstance(p, bytes | memoryview) for p in packed] != [True] * len(segments):
+            sent = [segment for segment in segments if shared.sends(self.tiers, client, segment)]
+            if not isinstance(packed, list) or [isinstance(p, bytes | memoryview) for p in packed] != [True] * len(sent):
                 raise ProtocolError("malformed vector")
             signed = (
                 self.session.context("masked")
@@ -215,33 +223,12 @@ class SecureServer:
             )
             if not verify(self.directory[client], message.get("signature", b""), signed):
                 raise ProtocolError("vector without its valid signature")
-            words = [unpack(data, segment) for data, segment in zip(packed, segments, strict=True)]
-            key = f"{shared.segments_table(segments)} {kind}"
-            self._make_room(key)
+            words = {segment.name: unpack(data, segment) for data, segment in zip(packed, sent, strict=True)}
+            self._vectors.add(client, f"{shared.segments_table(segments)} {kind}", segments, words)
         except ProtocolError as error:
             self.refused[client] = str(error)
             return False
-        if key not in self._sums:
-            self._sums[key] = _Group([(s, np.zeros(s.length, dtype=s.dtype)) for s in segments], [], 0)
-        for (_, total), part in zip(self._sums[key].sums, words, strict=True):
-            np.add(total, part, out=total)
-        self._sums[key].clients.append(client)
-        self._sums[key].lead += 1
         return True
-
-    def _make_room(self, key: str) -> None:
-        """Count a vector of a new layout against the existing groups; raises `ProtocolError` if no group is freed."""
-        if key in self._sums or len(self._sums) < GROUPS:
-            return
-        for group in self._sums.values():
-            group.lead -= 1
-        for name in [name for name, group in self._sums.items() if group.lead <= 0]:
-            self._refuse_others(self._sums.pop(name).clients)
-        if len(self._sums) == GROUPS:
-            raise ProtocolError("vector of another structure than those of other clients")
-
-    def _refuse_others(self, clients: Sequence[int]) -> None:
-        self.refused |= dict.fromkeys(clients, "vector of another structure than those of most clients")
 
     def _accuse(self, client: int, accused: Any) -> None:
         near = {v for v in self._graph[client] if v in self._shared}
@@ -256,6 +243,7 @@ class SecureServer:
         Raises:
             MisbehaviourError: clients could not decrypt the shares of others.
             QuorumError: too few vectors are left.
+            TierError: too few are left in a tier.
         """
         self._close(2)
         if blamed := culprits(self._accusations):
@@ -264,16 +252,13 @@ class SecureServer:
                 f"is repeated without clients {list(blamed)}",
                 blamed,
             )
-        best = max(self._sums.values(), key=lambda group: len(group.clients), default=None)
-        if best is not None:
+        if (best := self._vectors.most()) is not None:
             self._sum, self._masked = best.sums, best.clients
             self._table = shared.segments_table([segment for segment, _ in best.sums])
-            for group in self._sums.values():
-                if group is not best:
-                    self._refuse_others(group.clients)
-        self._sums = {}
         self._lost("with a masked vector", len(self._masked), max(self.quorum, self._least))
         self._masked.sort()
+        if self.tiers is not None:
+            self.tiers.check(self._masked)
         return list(self._masked)
 
     def add_signature(self, client: int, message: dict[str, Any]) -> None:
@@ -339,11 +324,11 @@ class SecureServer:
         """
         self._close(4)
         assert self._sum is not None
-        seeds: list[tuple[bytes, int]] = []
+        seeds: list[tuple[tuple[int, ...], tuple[bytes, int]]] = []  # of a client or a pair
         wrong: dict[int, str] = {}
         for v in self._masked:
             if secret := self._rebuild(v, self._shares_b, self._is_self_mask, wrong):
-                seeds.append((secret, -1))
+                seeds.append(((v,), (secret, -1)))
         for v in sorted(set(self._shared) - (alive := set(self._masked))):
             survivors = [u for u in self._graph[v] if u in alive]
             if not survivors or not (secret := self._rebuild(v, self._shares_s, self._is_mask_key, wrong)):
@@ -352,7 +337,7 @@ class SecureServer:
             for u in survivors:
                 agreed = key.agree(self._adverts[u][32:64])
                 seed = derive(agreed, self.session.context("salt"), pair_info("mask", u, v))
-                seeds.append((seed, -1 if u < v else 1))
+                seeds.append(((u, v), (seed, -1 if u < v else 1)))
         if wrong:
             raise MisbehaviourError(
                 f"secure sum, round {self.session.round}: the masks of clients {list(wrong)} cannot be removed, so the sum is lost",
@@ -360,7 +345,8 @@ class SecureServer:
                 self._masked,
             )
         for segment, total in self._sum:
-            apply_all(total, seeds, segment.name, self.session.config.prg)
+            masks = [mask for owners, mask in seeds if all(shared.sends(self.tiers, c, segment) for c in owners)]
+            apply_all(total, masks, segment.name, self.session.config.prg)
         return self._sum
 
     def _check(self, owner: int, holder: int, kind: int) -> bytes:

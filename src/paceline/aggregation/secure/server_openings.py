@@ -32,6 +32,8 @@ class OpenedSums:
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self.path = None if path is None else Path(path)
         self.round, self.cause = 0, ""
+        self.tiers: tuple[int, ...] = ()
+        """Tiers that the next sum over parts of a model may use, after too few clients of others were left; empty for all."""
         self._lost: set[tuple[bytes, tuple[int, ...]]] = set()
         self._missed: set[int] = set()
         self._sums: dict[str, list[dict[str, Any]]] = {}
@@ -50,6 +52,7 @@ class OpenedSums:
         """Start a round: discard the sums of earlier rounds."""
         if round != self.round:
             self.round, self.cause, self._sums = round, "", {}
+            self.tiers = ()
             self._lost.clear()
             self._missed.clear()
 

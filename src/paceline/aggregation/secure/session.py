@@ -8,17 +8,21 @@ import math
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.aggregation.secure.graph import neighbours, parameters, permutation
 from paceline.aggregation.secure.keys import AgreementKey, context
+from paceline.aggregation.tiers import TierRules, Tiers
 from paceline.core.errors import ConfigError, ProtocolError, QuorumError
 
 __all__ = [
+    "MOST_PARTS",
     "Session",
+    "advert_parts",
     "alive_digest",
+    "bound_tiers",
     "commitment",
     "graph_of",
     "graph_seed",
@@ -29,11 +33,18 @@ __all__ = [
     "number",
     "segments_of",
     "segments_table",
+    "sends",
     "share_check",
     "share_checks",
     "sizes",
     "usable",
 ]
+
+
+MOST_PARTS = 255
+"""Largest number of tiers; an advertisement has one byte for them."""
+
+_NUMBERS = ("round", "attempt", "neighbours", "threshold", "tell_bytes", "trial", "call", "parts")
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,8 @@ class Session:
         call: number of this call of the function in the round, from 1.
         task: `Work.task`, the hash of everything that determines a reply. Every context includes it, so signatures and
             keys of clients that received different tasks do not match.
+        parts: number of tiers, if clients receive and send parts of a model; else 0.
+        tiers: tiers that may be used, as indices, ascending.
     """
 
     id: bytes
@@ -69,11 +82,13 @@ class Session:
     trial: int = 0
     call: int = 1
     task: bytes = bytes(32)
+    parts: int = 0
+    tiers: tuple[int, ...] = ()
 
     @cached_property
     def _facts(self) -> bytes:
         facts = (self.attempt, self.clients, self.neighbours, self.threshold, self.config, self.tell_bytes)
-        task = (self.function, self.trial, self.call, self.task)
+        task = (self.function, self.trial, self.call, self.task, self.parts, self.tiers)
         return hashlib.sha256(repr((facts, task)).encode()).digest()
 
     @property
@@ -89,6 +104,16 @@ class Session:
         """Return `least_half` under this session's options."""
         return least_half(clients, self.config)
 
+    @property
+    def tier_rules(self) -> TierRules:
+        """Return the rules for tiers and for segments of the model."""
+        few = self.config.least_contributors
+        return TierRules(few, max(self.config.least(len(self.clients)), few), self.threshold)
+
+    def assigned_tiers(self, declared: Mapping[int, int], hashes: Mapping[int, bytes]) -> Tiers:
+        """Return the tiers that follow from what the clients declared; raises `QuorumError` if there are too few clients."""
+        return _assigned_tiers(self, self.tier_rules, tuple(sorted(declared.items())), tuple(sorted(hashes.items())))
+
     def faults(self) -> list[str]:
         """Return the reasons why a client must refuse this session; empty if it is valid."""
         out = []
@@ -102,6 +127,10 @@ class Session:
             out.append("the cohort must be an ascending list of at least 2 ids")
         elif (self.neighbours, self.threshold) != sizes(len(self.clients), self.config):
             out.append(f"k={self.neighbours}, t={self.threshold} do not follow from the cohort and the options")
+        if bool(self.tiers) != bool(self.parts) or not 0 <= self.parts <= MOST_PARTS:
+            out.append(f"{self.parts} parts with the tiers {list(self.tiers)} do not fit together")
+        elif list(self.tiers) != sorted(set(self.tiers)) or not set(self.tiers) <= set(range(self.parts)):
+            out.append(f"the tiers {list(self.tiers)} are not an ascending list of tiers below {self.parts}")
         if not 1 <= self.threshold <= self.neighbours:
             out.append(f"the threshold {self.threshold} must be from 1 to the number of neighbours, {self.neighbours}")
         elif self.config.active and 2 * self.threshold <= self.neighbours:
@@ -116,7 +145,7 @@ class Session:
     def plain(self) -> dict[str, Any]:
         """Return the parameters as a tree of plain values."""
         facts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {**facts, "clients": list(self.clients), "config": dataclasses.asdict(self.config)}
+        return {**facts, "clients": list(self.clients), "tiers": list(self.tiers), "config": dataclasses.asdict(self.config)}
 
     @staticmethod
     def from_plain(facts: Mapping[str, Any]) -> Session:
@@ -126,16 +155,18 @@ class Session:
             ConfigError: invalid values of options.
             ProtocolError: missing, unknown or mistyped parameters.
         """
-        numbers = [facts.get(name) for name in ("round", "attempt", "neighbours", "threshold", "tell_bytes", "trial", "call")]
+        numbers = [facts.get(name) for name in _NUMBERS]
         known = {f.name for f in dataclasses.fields(Session)}
-        clients, options = facts.get("clients"), facts.get("config")
-        if set(facts) != known or not isinstance(clients, list | tuple) or not isinstance(options, Mapping):
+        clients, tiers, options = facts.get("clients"), facts.get("tiers"), facts.get("config")
+        lists = isinstance(clients, list | tuple) and isinstance(tiers, list | tuple)
+        if set(facts) != known or not lists or not isinstance(options, Mapping):
             raise ProtocolError(f"malformed session parameters: expected {', '.join(sorted(known))}")
         texts = isinstance(facts.get("function"), str) and isinstance(facts.get("task"), bytes)
         unknown = set(options) - {f.name for f in dataclasses.fields(SecureConfig)}
-        if not texts or unknown or any(type(n) is not int for n in (*numbers, *clients)):
+        if not texts or unknown or any(type(n) is not int for n in (*numbers, *facts["clients"], *facts["tiers"])):
             raise ProtocolError("malformed session parameters: wrong types or unknown options")
-        return Session(**{**facts, "clients": tuple(facts["clients"]), "config": SecureConfig(**facts["config"])})
+        ids = {"clients": tuple(facts["clients"]), "tiers": tuple(facts["tiers"])}
+        return Session(**{**facts, **ids, "config": SecureConfig(**facts["config"])})
 
 
 def new_session(clients: Collection[int], config: SecureConfig, round: int = 1, attempt: int = 0, tell_bytes: int = 64) -> Session:
@@ -188,6 +219,14 @@ def least_half(clients: int, config: SecureConfig) -> int:
     free, corrupt = clients - t - 1, math.ceil(config.gamma * clients - 1e-9)
     fits = k >= clients - 1 and k_half >= half - 1 and t_half <= k_half and free + 1 < t_half and half - free - corrupt >= 2
     return max(config.least(clients), 3) if fits else clients
+
+
+@lru_cache(maxsize=4)
+def _assigned_tiers(
+    session: Session, rules: TierRules, declared: tuple[tuple[int, int], ...], hashes: tuple[tuple[int, bytes], ...]
+) -> Tiers:
+    """Return `Session.assigned_tiers`, which all clients of a process derive from the same values."""
+    return Tiers.of(dict(declared), session.tiers, session.parts, rules, graph_of(session, dict(hashes)))
 
 
 def number(value: int) -> bytes:
@@ -246,6 +285,31 @@ def alive_digest(session: Session, alive: Sequence[int], table: Sequence[Any], g
     return hashlib.sha256(session.context("alive") + graph + listed + repr(list(table)).encode()).digest()
 
 
+def advert_parts(session: Session, advert: bytes) -> tuple[bytes, int, bytes]:
+    """Return an advertisement's signed text, the tier that it declares, and its signature.
+
+    The text consists of two keys of 32 bytes, followed by one byte for the tier if clients receive parts of a model.
+
+    Raises:
+        ProtocolError: the advertisement has another length, or no such tier exists.
+    """
+    end = 65 if session.parts else 64
+    if not isinstance(advert, bytes) or len(advert) != end + 64:
+        raise ProtocolError(f"an advertisement must have {end + 64} bytes")
+    tier = advert[64] if session.parts else 0
+    if tier >= max(session.parts, 1):
+        raise ProtocolError(f"tier {tier} does not exist; there are {session.parts}")
+    return advert[:end], tier, advert[end:]
+
+
+def bound_tiers(graph: bytes, tiers: Tiers | None) -> bytes:
+    """Return `graph_seed` combined with the declared tiers of all clients, so that survivors sign both."""
+    if tiers is None:
+        return graph
+    listed = b"".join(number(c) + bytes([tiers.wanted[c], tiers.owned[c]]) for c in sorted(tiers.wanted))
+    return hashlib.sha256(b"paceline-tiers-v1" + graph + listed).digest()
+
+
 def masked_digest(table: Sequence[Any], packed: Sequence[bytes | memoryview]) -> bytes:
     """Return the digest of a masked vector, which its sender signs."""
     digest = hashlib.sha256(repr(list(table)).encode())
@@ -255,7 +319,7 @@ def masked_digest(table: Sequence[Any], packed: Sequence[bytes | memoryview]) ->
 
 
 def segments_of(table: Any) -> list[Segment]:
-    """Return the segments of a table of [name, length, bits].
+    """Return the segments of a table of `segments_table`.
 
     Raises:
         ProtocolError: the table is malformed, or two segments have the same name.
@@ -264,8 +328,10 @@ def segments_of(table: Any) -> list[Segment]:
         raise ProtocolError("malformed vector: the table of segments is missing")
     out = []
     for row in table:
-        if not isinstance(row, list) or [type(x) for x in row] != [str, int, int]:
-            raise ProtocolError("malformed vector: a row of the table must be a name, a length and a number of bits")
+        if not isinstance(row, list) or [type(x) for x in row] not in ([str, int, int], [str, int, int, int]):
+            raise ProtocolError(
+                "malformed vector: a row of the table must be a name, a length, a number of bits and possibly a part"
+            )
         try:
             out.append(Segment(*row))
         except ConfigError as error:
@@ -276,8 +342,13 @@ def segments_of(table: Any) -> list[Segment]:
 
 
 def segments_table(segments: Sequence[Segment]) -> list[list[Any]]:
-    """Return segments as rows of [name, length, bits], the form that is signed and sent."""
-    return [[s.name, s.length, s.bits] for s in segments]
+    """Return segments as rows of [name, length, bits], with the part if there is one: the form that is signed and sent."""
+    return [[s.name, s.length, s.bits, *([] if s.part is None else [s.part])] for s in segments]
+
+
+def sends(tiers: Tiers | None, client: int, segment: Segment) -> bool:
+    """Return whether a client sends a segment."""
+    return tiers is None or segment.part is None or tiers.owned[client] <= segment.part
 
 
 def usable(public: bytes) -> bool:

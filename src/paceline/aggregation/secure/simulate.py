@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +15,9 @@ from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.aggregation.secure.encoding import Words
 from paceline.aggregation.secure.keys import IdentityKey
 from paceline.aggregation.secure.server import SecureServer
-from paceline.aggregation.secure.session import Session, new_session
+from paceline.aggregation.secure.session import Session, new_session, sends
 from paceline.aggregation.secure.steps import STEPS, carry_out
+from paceline.aggregation.tiers import Tiers
 from paceline.core.errors import QuorumError
 
 __all__ = ["Costs", "arithmetic_sum", "secure_sum"]
@@ -33,13 +35,14 @@ class Costs:
 
 
 def arithmetic_sum(
-    vectors: Mapping[int, list[tuple[Segment, Words]]], drop: Mapping[int, str] | None = None
+    vectors: Mapping[int, list[tuple[Segment, Words]]], drop: Mapping[int, str] | None = None, tiers: Tiers | None = None
 ) -> tuple[list[Words], list[int]]:
     """Return what `secure_sum` opens and the survivors, by modular sums alone: no keys, no masks, no protection.
 
     Args:
         vectors: segments and words of each client.
         drop: as in `secure_sum`; vectors of clients that leave after ``masked`` count.
+        tiers: tiers of the clients, which send the segments of their tier only.
 
     Raises:
         QuorumError: all clients dropped out.
@@ -49,9 +52,10 @@ def arithmetic_sum(
         raise QuorumError("no client is left in the sum")
     out = []
     for place, (segment, first) in enumerate(vectors[alive[0]]):
-        total = first.copy()
-        for client in alive[1:]:
-            np.add(total, vectors[client][place][1], out=total)
+        total = np.zeros_like(first)
+        for client in alive:
+            if sends(tiers, client, segment):
+                np.add(total, vectors[client][place][1], out=total)
         out.append(total & total.dtype.type(segment.mask))
     return out, alive
 
@@ -61,6 +65,8 @@ def secure_sum(
     config: SecureConfig | None = None,
     drop: Mapping[int, str] | None = None,
     quorum: int = 1,
+    tiers: Mapping[int, int] | None = None,
+    parts: int = 0,
 ) -> tuple[list[Words], list[int], Costs]:
     """Run the whole protocol in this process; return (opened segments, survivors, costs).
 
@@ -70,6 +76,8 @@ def secure_sum(
         drop: by client, the step before which it drops out: ``advertise``, ``share``, ``masked``,
             ``consistency`` or ``unmask``.
         quorum: smallest number of survivors.
+        tiers: tier that each client declares, in a sum over parts of a model.
+        parts: number of tiers.
 
     Raises:
         QuorumError: too few clients are left.
@@ -81,10 +89,10 @@ def secure_sum(
         >>> opened[0].tolist(), survivors
         ([6, 4], [0, 1, 2, 3])
     """
-    session = new_session(vectors, config or SecureConfig())
+    session = dataclasses.replace(new_session(vectors, config or SecureConfig()), parts=parts, tiers=tuple(range(parts)))
     identities = {c: IdentityKey.generate() for c in vectors}
     directory = {c: key.public for c, key in identities.items()}
-    server, parties = SecureServer(session, directory, quorum), _Parties(vectors, session, identities, drop or {})
+    server, parties = SecureServer(session, directory, quorum), _Parties(vectors, session, identities, drop or {}, tiers or {})
     started = time.perf_counter()
     alive = carry_out(server, parties.ask)
     costs = parties.costs
@@ -102,10 +110,11 @@ class _Parties:
         session: Session,
         identities: Mapping[int, IdentityKey],
         dropped: Mapping[int, str],
+        tiers: Mapping[int, int],
     ) -> None:
         directory = {c: key.public for c, key in identities.items()}
         self.vectors, self.dropped, self.costs, self.seconds = vectors, dropped, Costs(), 0.0
-        self.clients = {c: SecureClient(c, session, identities[c], directory) for c in vectors}
+        self.clients = {c: SecureClient(c, session, identities[c], directory, tier=tiers.get(c, 0)) for c in vectors}
         self.watched = next((c for c in sorted(vectors) if c not in dropped), None)
 
     def ask(
@@ -132,10 +141,11 @@ class _Parties:
             case "advertise":
                 return machine.advertise()
             case "share":
-                return machine.share(common["hashes"], own)
+                return machine.share(common["hashes"], own, tiers=common.get("tiers"))
             case "masked":
                 machine.receive(own["sealed"], own["told"])
-                return machine.masked([(s, w.copy()) for s, w in self.vectors[client]])
+                vector = [(s, w.copy()) for s, w in self.vectors[client] if sends(machine.tiers, client, s)]
+                return machine.masked(vector, [s for s, _ in self.vectors[client]])
             case "consistency":
                 return machine.consistency(common["alive"])
         return machine.unmask(own)

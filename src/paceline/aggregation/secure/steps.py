@@ -55,7 +55,7 @@ def carry_out(
     """
     ask("advertise", server.session.plain(), server.session.clients, server.add_advert)
     hashes, adverts = server.directory_for()
-    ask("share", {"hashes": hashes}, list(adverts), server.add_shares, adverts)
+    ask("share", server.announced(hashes), list(adverts), server.add_shares, adverts)
     mail = server.inbox_for()
     ask("masked", message, list(mail), add_masked or server.add_masked, mail)
     alive = server.alive()

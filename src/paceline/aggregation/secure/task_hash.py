@@ -22,9 +22,9 @@ from paceline.core.engine import ClientFunction
 from paceline.core.serialization import digest
 from paceline.core.tree import Tree
 
-__all__ = ["Agreement", "OwnWork", "Work", "halves", "splits"]
+__all__ = ["Agreement", "OwnWork", "Work", "halves", "message_digest", "splits"]
 
-_PROTOCOLS = ("_secagg", "_times")
+_PROTOCOLS = ("_secagg", "_times", "_before")
 """Protocol entries of a client's memory. They change with every call, so they are excluded from the hash."""
 
 _NO_TENSORS = hashlib.sha256().digest()
@@ -82,7 +82,7 @@ class Work:
         agreed: see `Agreement`.
         function: client function of the method.
         declared: bounds and published records, as declared by the *installed* method.
-        message: `paceline.core.serialization.digest` of the message common to all clients.
+        message: `message_digest` of the message common to all clients.
     """
 
     agreed: Agreement
@@ -93,7 +93,7 @@ class Work:
     @staticmethod
     def of(agreed: Agreement, function: str, declared: ClientFunction, message: Tree) -> Work:
         """Return the work that a message defines."""
-        return Work(agreed, function, declared, digest(message))
+        return Work(agreed, function, declared, message_digest(message, declared))
 
     def task(self, round: int, trial: int, call: int) -> bytes:
         """Return the hash included in the session: the work, its position in the run, and the whole agreement.
@@ -104,7 +104,7 @@ class Work:
             call: number of this call of the function in the round.
         """
         bounds = sorted(self.declared.limits.items())
-        place = [round, trial, call, bounds, self.declared.peer_record or ""]
+        place = [round, trial, call, bounds, self.declared.peer_record or "", repr(self.declared.nested)]
         return _hash(["paceline-task-v1", self.agreed.run.hex(), self.common.hex(), place])
 
     @property
@@ -118,6 +118,18 @@ class Work:
         state = digest(entries)[0].hex() if entries else ""
         version = [self.function, self.message[1].hex(), state if self.message[1] == _NO_TENSORS else ""]
         return OwnWork(self.common, _hash([self.common.hex(), state]), _hash(["paceline-version-v1", *version]), self.function)
+
+
+def message_digest(message: Tree, declared: ClientFunction) -> tuple[bytes, bytes]:
+    """Return the digests of a message and of its tensors.
+
+    In a sum over parts of a model the message is `SegmentedModel.head`, and the second digest is that of the model, whatever
+    its segments are.
+    """
+    whole, tensors = digest(message)
+    if declared.nested is not None and isinstance(message, Mapping) and "model" in message:
+        tensors = digest(message["model"])[1]
+    return whole, tensors
 
 
 def halves(common: bytes, clients: Sequence[int], least: int) -> list[tuple[int, ...]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paceline import __version__
+from paceline.aggregation.nested import NestedClient
 from paceline.aggregation.secure.client_openings import Openings
 from paceline.aggregation.secure.task_hash import Agreement
 from paceline.core.errors import (
@@ -117,7 +118,9 @@ class PolicyRules:
             raise PolicyError(["call received before a plan was accepted"])
         now, program = self.clock(), p.field(head, "program", str)
         deferred = p.field(p.field(head, "channel", dict), "kind", str) == "held"  # work that is only started reveals nothing
-        facts: dict[str, Any] = {"cohort": p.field(head, "cohort", int) if program == "method" and not deferred else None}
+        facts: dict[str, Any] = {
+            "cohort": p.field(head, "cohort", int) if program in ("method", "nested") and not deferred else None
+        }
         if program == "secagg":
             facts |= _secure_facts(p.field(head, "function", str), message)
         request = CallRequest(
@@ -235,7 +238,7 @@ def build_worker(
     def from_data(welcome: Welcome, config: RunConfig, method: Method, agreed: Agreement, schema: Schema | None) -> Worker:
         made = assemble(config, task or own_task(data, config, schema), method)
         shared = Allocation(made.task, own_split(config, number, made.task)) if data.own else share_out(config, made.task)
-        programs: dict[str, Any] = {}
+        programs: dict[str, Any] = {} if config.aggregation == "secure" else {"nested": NestedClient()}
         if config.aggregation == "secure":
             from paceline.aggregation.secure.client_functions import SecAggClient
 

@@ -53,6 +53,11 @@ class Secure(_Part):
     )
     eta: int = Field(default=1, ge=1, description="a round is lost with probability at most 2^-eta")
     complete_up_to: int = Field(default=0, ge=0, description="cohorts up to this size use the complete graph")
+    least_contributors: int = Field(
+        default=3,
+        ge=1,
+        description="minimum number of clients that train a coordinate, and that are in one tier, if clients send parts of a model",
+    )
     named_clients: bool = Field(
         default=False,
         description="allow methods whose messages have an entry for each client, or that use the times of a simulated fleet",
@@ -342,7 +347,7 @@ def _floors(rule: Secure, options: Any, cohort: int) -> Iterator[str]:
     from paceline.aggregation.secure.graph import shortfall
     from paceline.aggregation.secure.session import sizes
 
-    for name in ("gamma", "delta", "sigma", "eta", "complete_up_to"):
+    for name in ("gamma", "delta", "sigma", "eta", "complete_up_to", "least_contributors"):
         if (value := getattr(options, name)) < (floor := getattr(rule, name)):
             yield f"the plan's {name}={value:g} is below the minimum {floor:g} (secure_aggregation.{name})"
     try:

@@ -9,6 +9,7 @@ The server sees sums, and with ``nested`` those of weights per coordinate. A cli
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean
 from typing import ClassVar
@@ -17,9 +18,7 @@ import torch
 from torch import Tensor
 
 from paceline.core.client import Client, LocalOptions
-from paceline.core.method import on_client
 from paceline.core.params import Params
-from paceline.core.update import Update
 from paceline.methods.stragglers.selfpruning import SelfPruning
 from paceline.submodels.cut import TIERS
 from paceline.submodels.service import submodels, train_submodel
@@ -60,20 +59,22 @@ class Fjord(SelfPruning):
         """Select the first units."""
         return {group: torch.arange(count) for group, count in counts.items()}
 
-    @on_client(peer_record="report")
-    def train(self, client: Client, message: Params) -> Update:
+    def fraction(self, client: Client) -> float:
+        """Return p for this round; a client that draws widths never skips a round."""
+        return super().fraction(client) or (self.smallest if self.nested else 0.0)
+
+    def fit(
+        self, client: Client, params: Params, p: float, units: Callable[[dict[str, int]], dict[str, Tensor]]
+    ) -> tuple[Params, Params]:
         """Train with a fixed width, or with one drawn for each batch."""
         if not self.nested:
-            return super().train(client, message)
-        p = client.memory["fraction"] = self.fraction(client) or self.smallest
-        client.memory["trained"] = client.round
-        tiers, drawn = self.widths(p), []
+            return super().fit(client, params, p, units)
+        tiers, drawn, start = self.widths(p), list[float](), params
         size = self.batch_size or client.problem.batch_size
         options: LocalOptions = {**self.local(client), "steps": 1}
-        params, draws, hooks = message, client.stream("widths"), self.hooks(client, message)
+        draws, hooks = client.stream("widths"), self.hooks(client, start)
         for _ in range(self.epochs * -(-client.num_samples // size)):
             drawn.append(tiers[int(torch.randint(len(tiers), (), generator=draws))])
             params = params + train_submodel(client, params, submodels(client).cutter.first(drawn[-1]), hooks=hooks, **options)
         client.memory["cost"] = self._drawn(client, drawn or tiers)
-        mask = submodels(client).cutter.first(p).mask()
-        return Update(delta=params - message, kept=p, weight=self.weights(client, mask))
+        return params - start, submodels(client).cutter.first(p).mask()

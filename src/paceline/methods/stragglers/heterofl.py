@@ -20,11 +20,14 @@ import torch
 from torch import Tensor
 
 from paceline.core.client import Client, Hooks
+from paceline.core.federation import Federation
 from paceline.core.layout import Entry
 from paceline.core.losses import scores
-from paceline.core.method import Method
+from paceline.core.method import Method, on_client
+from paceline.core.nested import PartialModel
 from paceline.core.params import Params
-from paceline.methods.stragglers.selfpruning import SelfPruning
+from paceline.core.update import Update
+from paceline.methods.stragglers.selfpruning import NESTING, SelfPruning
 
 
 def absent_classes(client: Client) -> Tensor:
@@ -75,13 +78,29 @@ class HeteroFL(SelfPruning):
         return self, replace(task, buffers="recompute") if self.static and task.buffers == "average" else task
 
     def fraction(self, client: Client) -> float:
-        """Choose the width once, after the warm-up, and store it."""
+        """Choose the width once, after the warm-up, and store it; an adaptive client may change it."""
+        if self.adaptive:
+            return super().fraction(client)
         if "width" not in client.memory:
             p = super().fraction(client)
             if client.round <= self.warmup:
                 return p
             client.memory["width"] = p
         return float(client.memory["width"])
+
+    def check(self, fed: Federation) -> list[str]:
+        """Return the options that do not fit segmented uploads."""
+        rows = ["segmented=true has one weight for each segment; set own_rows=false"] if self.segmented and self.own_rows else []
+        return super().check(fed) + rows
+
+    @on_client(peer_record="report", nested=replace(NESTING, rounds_up=True))
+    def train_part(self, client: Client, message: PartialModel) -> Update:
+        """Train the part of the model that this client received."""
+        return super().train_part(client, message)
+
+    def weight(self, client: Client) -> float:
+        """Return the weight of a client: 1, or its samples; 0 without samples."""
+        return self.counted(client) if self.importance == "samples" else min(client.num_samples, 1)
 
     def keep(self, client: Client, params: Params, counts: dict[str, int], p: float) -> dict[str, Tensor]:
         """Select the first units."""
@@ -101,10 +120,10 @@ class HeteroFL(SelfPruning):
 
     def weights(self, client: Client, mask: Params) -> Any:
         """Return the counts of each coordinate: none for the output rows of classes that the client does not have."""
-        n = client.num_samples
+        n = self.counted(client)
         if not self.masked:
             return n
-        counts = mask * float(n if self.importance == "samples" else min(n, 1))
+        counts = mask * float(self.weight(client))
         if self.own_rows and n:
             for entry in output_layer(counts, client.problem.num_classes):
                 counts[entry.name][absent_classes(client).to(counts.vector.device)] = 0.0

@@ -1,0 +1,176 @@
+"""Tiers of the clients of a nested sum: who receives and sends which segments of the model, and which rules that has to meet.
+
+Every party derives the same tiers from what the clients declared, so the server decides nothing. A tier is the index of
+a fraction of the units; a client of tier m owns the segments m to L - 1, see `paceline.core.nested`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from paceline.core.errors import QuorumError
+
+__all__ = ["TierError", "TierRules", "Tiers"]
+
+
+class TierError(QuorumError):
+    """Too few clients are left in a tier; the round can be repeated without it.
+
+    Args:
+        message: what is missing.
+        left: tiers that the next attempt may use, so that the one at fault is merged with another; empty if there is none.
+    """
+
+    def __init__(self, message: str, left: Sequence[int]) -> None:
+        super().__init__(message)
+        self.left = tuple(left)
+
+
+@dataclass(frozen=True)
+class TierRules:
+    """Rules for tiers and segments.
+
+    Args:
+        members: smallest number of clients in a tier: the sums of the weights of two neighbouring segments reveal the weight
+            of a tier.
+        contributors: smallest number of clients that have trained a segment, n_min or more.
+        neighbours: smallest number of neighbours of each owner that own the segment as well, the threshold t: fewer than t
+            of them are corrupt, so one of them is honest.
+    """
+
+    members: int = 1
+    contributors: int = 1
+    neighbours: int = 0
+
+
+@dataclass(frozen=True)
+class Tiers:
+    """Tiers of the clients of one sum.
+
+    Args:
+        wanted: tier that each client declared: the part that it can train.
+        owned: tier whose segments each client receives and sends. Above the declared tier (a smaller index) the client sends
+            zeros where it trained nothing; below it, the client trains the smaller part.
+        count: number of tiers.
+        rules: rules that the tiers meet.
+    """
+
+    wanted: Mapping[int, int]
+    owned: Mapping[int, int]
+    count: int
+    rules: TierRules
+
+    @staticmethod
+    def of(
+        wanted: Mapping[int, int],
+        allowed: Sequence[int],
+        count: int,
+        rules: TierRules,
+        near: Mapping[int, Collection[int]] | None = None,
+    ) -> Tiers:
+        """Derive the tiers from what the clients declared, by merging tiers until the rules hold.
+
+        A client gets its declared tier, or the next smaller part that is allowed. A tier with too few members is merged with the
+        next smaller part; the smallest one with the next larger part, for which its members send zeros where they trained nothing.
+        Segments that too few clients train are not sent. Where too few neighbours own a segment, the next tier is
+        merged into those that do.
+
+        Args:
+            wanted: declared tier by client.
+            allowed: tiers that may be used, ascending.
+            count: number of tiers.
+            rules: rules to meet.
+            near: neighbours of each client in the masking graph; None for no graph.
+
+        Raises:
+            QuorumError: the rules cannot be met by so few clients.
+        """
+        owned = {c: next((a for a in allowed if a >= w), allowed[-1]) for c, w in wanted.items()}
+        while True:
+            tiers = Tiers(wanted, owned, count, rules)
+            changed = tiers._without_small_tiers() or tiers._without_rare_segments() or tiers._with_more_neighbours(near)
+            if changed is None:
+                return tiers
+            owned = changed
+
+    def fraction_index(self, client: int) -> int:
+        """Return the tier that a client trains: the smaller one of its declared and its assigned tier."""
+        return max(self.wanted[client], self.owned[client])
+
+    def owners(self, segment: int, among: Collection[int] | None = None) -> list[int]:
+        """Return the clients that send a segment, ascending."""
+        return [c for c in sorted(self.owned if among is None else among) if self.owned[c] <= segment]
+
+    def trainers(self, segment: int, among: Collection[int] | None = None) -> list[int]:
+        """Return the clients that train a segment, ascending; the other owners send zeros."""
+        return [c for c in sorted(self.owned if among is None else among) if self.fraction_index(c) <= segment]
+
+    def members(self, tier: int, among: Collection[int] | None = None) -> list[int]:
+        """Return the clients of a tier, ascending."""
+        return [c for c in sorted(self.owned if among is None else among) if self.owned[c] == tier]
+
+    def missing(self, client: int, near: Collection[int]) -> str:
+        """Return why a client must not send the segments of its tier to a sum with these neighbours; empty if it may."""
+        segment = self.owned[client]
+        left = sum(1 for c in near if self.owned[c] <= segment)
+        if left >= self.rules.neighbours:
+            return ""
+        return f"only {left} neighbours own segment {segment} of the model; the minimum is {self.rules.neighbours}"
+
+    def check(self, among: Collection[int]) -> None:
+        """Check the clients that are left in a sum.
+
+        Raises:
+            TierError: a tier has fewer members, or a segment fewer contributors, than the rules require.
+        """
+        inhabited = sorted({self.owned[c] for c in among})
+        for tier in inhabited:
+            if (left := len(self.trainers(tier, among))) < self.rules.contributors:
+                raise TierError(
+                    f"only {left} clients are left that train segment {tier} of the model; the minimum is {self.rules.contributors}",
+                    self._smaller(among, inhabited),
+                )
+            if len(inhabited) > 1 and (left := len(self.members(tier, among))) < self.rules.members:
+                raise TierError(
+                    f"only {left} clients are left in tier {tier}; a tier has none or at least {self.rules.members} "
+                    "(least_contributors), because its weight can be computed from the opened sums",
+                    [other for other in inhabited if other != tier],
+                )
+
+    def _smaller(self, among: Collection[int], inhabited: Sequence[int]) -> list[int]:
+        """Return the tiers whose segments enough of the clients train."""
+        enough = [s for s in range(self.count) if len(self.trainers(s, among)) >= self.rules.contributors]
+        return [tier for tier in inhabited if tier in enough] or enough[:1]
+
+    # -- merging -------------------------------------------------------------------------------
+    @property
+    def _inhabited(self) -> list[int]:
+        return sorted(set(self.owned.values()))
+
+    def _moved(self, move: Mapping[int, int]) -> dict[int, int]:
+        return {c: move.get(tier, tier) for c, tier in self.owned.items()}
+
+    def _without_small_tiers(self) -> dict[int, int] | None:
+        tiers = self._inhabited
+        for place, tier in enumerate(tiers if len(tiers) > 1 else ()):
+            if len(self.members(tier)) < self.rules.members:
+                return self._moved({tier: tiers[place + 1] if place + 1 < len(tiers) else tiers[place - 1]})
+        return None
+
+    def _without_rare_segments(self) -> dict[int, int] | None:
+        top = self._inhabited[0]
+        if len(self.trainers(top)) >= self.rules.contributors:
+            return None
+        for tier in range(top + 1, self.count):
+            lower = Tiers(self.wanted, {c: max(tier, o) for c, o in self.owned.items()}, self.count, self.rules)
+            if len(lower.trainers(tier)) >= self.rules.contributors:
+                return dict(lower.owned)
+        raise QuorumError(f"{len(self.owned)} clients are too few: a segment of the model needs {self.rules.contributors}")
+
+    def _with_more_neighbours(self, near: Mapping[int, Collection[int]] | None) -> dict[int, int] | None:
+        tiers = self._inhabited
+        for place, tier in enumerate(tiers[:-1]):
+            if near is not None and any(self.missing(c, near[c]) for c in self.members(tier)):
+                return self._moved({tiers[place + 1]: tier})
+        return None
