@@ -301,6 +301,9 @@ class Run:
     def _figures(self, sums: dict[str, Any]) -> dict[str, Any]:
         """Return the figures of an evaluation, and the name of the primary one where it is not accuracy."""
         found = figures(sums, chosen(self.task))
+        if math.isnan(found.get(self.main.name, 0.0)):
+            text = f"{self.main.name} is nan in round {self.round + 1}: targets and patience pass over such rounds"
+            self._warn(text, RoundWarning, self.main.name)
         return found if self.main.name == "accuracy" else found | {"metric": self.main.name}
 
     def _evaluate_clients(self, state: Any, everything: bool) -> dict[str, Any]:
