@@ -12,9 +12,9 @@ def plain_warnings() -> None:
     """Show the warnings of Paceline as messages on stderr, without the line of its source; others as Python does."""
     usual = warnings.showwarning
 
-    def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
         if not category.__module__.startswith("paceline."):
-            usual(message, category, *place)
+            usual(message, category, *place, **more)
             return
         from paceline.cli.show import show_warning
 
