@@ -175,7 +175,7 @@ IN_THE_POPULATION = {
 """Methods in which a client without samples counts, although it does not move the optimum."""
 
 
-CONTROLLED = ["scaffold", "scaffoldm", "scaffoldmvr"]
+CONTROLLED = ["scaffold", "scaffoldm"]
 """Methods whose controls, but not whose steps, are means over the population: in the first round all controls are alike."""
 
 
