@@ -54,3 +54,11 @@ def test_chunks_come_out_the_same_whether_asked_at_once_or_again(costs, chunk):
     first = dealer.chunks(range(len(costs)))
     assert {n: sorted(c) for n, c in dealer.chunks(range(len(costs))).items()} == {n: sorted(c) for n, c in first.items()}
     assert all(costs[a] >= costs[b] for members in first.values() for a, b in pairwise(members)) or chunk == 1
+
+
+def test_costs_asked_at_once_give_the_same_chunks():
+    costs, clients = [3, 9, 1, 9, 4, 7, 2], [6, 1, 0, 3, 5]
+    one = Dealer(costs.__getitem__, 2, 2)
+    together = Dealer(costs.__getitem__, 2, 2, costs=lambda which: [costs[c] for c in which])
+    for called in (clients, [3, 2, 4, 6]):
+        assert one.chunks(called) == together.chunks(called)

@@ -244,8 +244,11 @@ class CallInfo:
         self.seconds += other.seconds
         self.bytes_up += other.bytes_up
         self.bytes_down += other.bytes_down
-        for client, seconds in other.arrived.items():
-            self.arrived[client] = max(self.arrived.get(client, 0.0), seconds)
+        if not self.arrived:
+            self.arrived = dict(other.arrived)
+        else:
+            for client, seconds in other.arrived.items():
+                self.arrived[client] = max(self.arrived.get(client, 0.0), seconds)
         self.dropped.update(other.dropped)
 
 

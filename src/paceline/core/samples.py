@@ -51,6 +51,10 @@ class Split:
         """Return how many training samples a client has."""
         return int(self(client)[0].shape[0])
 
+    def nums_train(self, clients: Sequence[int]) -> list[int]:
+        """Return how many training samples each of some clients has."""
+        return [self.num_train(client) for client in clients]
+
     def together(self, clients: Sequence[int]) -> Tensor | None:
         """Return the training rows of several clients, shape [K, n]; None where they have unequally many."""
         rows = [self(client)[0] for client in clients]

@@ -7,6 +7,7 @@ every process and need no list of devices.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from statistics import NormalDist
@@ -20,7 +21,7 @@ from paceline.core.random import derive, numpy_rng
 from paceline.devices.profile import COMPUTE, LATENCY, LINK, Profile
 from paceline.participation.processes import Participation
 
-__all__ = ["Fleet", "Homogeneous", "Mobile", "Stragglers", "load_fleet"]
+__all__ = ["Fleet", "Homogeneous", "Mobile", "Stragglers", "load_fleet", "profiles"]
 
 MBIT = 1e6
 
@@ -104,6 +105,14 @@ class Fleet:
     def _check(self, client: int) -> None:
         if not 0 <= client < self.num_clients:
             raise CohortError(f"client {client} does not exist in a fleet of {self.num_clients}")
+
+
+def profiles(fleet: Any, clients: Sequence[int], round: int) -> list[Profile]:
+    """Return the device of each of some clients in a round."""
+    if not clients or type(fleet).profile is not Fleet.profile:
+        return [fleet.profile(client, round) for client in clients]
+    fleet.profile(min(clients), round)  # raises for a client that does not exist
+    return [fleet.profile(max(clients), round)] * len(clients)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class Pool(Engine):
         """Profile of the worker processes; this process has a separate one."""
         self.here = Worker(setup)
         """Worker of this process, used for evaluations of the server."""
-        self._dealer = Dealer(setup.cost, setup.chunk, workers)
+        self._dealer = Dealer(setup.cost, setup.chunk, workers, costs=setup.costs)
         self._kernels = "plain"
         self._lent: set[int] = set()
 
@@ -100,7 +100,7 @@ class Pool(Engine):
         """Return the memories that a worker needs for a call and has not received in this round."""
         new = [c for c in clients if c not in self._lent]
         self._lent.update(new)
-        return {c: self.memories[c] for c in new if c in self.memories}
+        return {c: self.memories[c] for c in new if c in self.memories} if self.memories else {}
 
     def _new_round(self) -> None:
         self._lent.clear()

@@ -19,6 +19,7 @@ class Dealer:
         cost: expected work of a client, such as its number of samples; at least 1.
         chunk: maximum number of clients in a chunk.
         workers: number of workers.
+        costs: the same as `cost` for several clients at once, where that is faster.
 
     Example:
         >>> dealer = Dealer(cost=lambda client: client + 1, chunk=2, workers=2)
@@ -27,8 +28,15 @@ class Dealer:
         ({0: [3, 2], 1: [1, 0]}, {0: [[3, 2]], 1: [[1, 0]]})
     """
 
-    def __init__(self, cost: Callable[[int], int], chunk: int = 1, workers: int = 1) -> None:
+    def __init__(
+        self,
+        cost: Callable[[int], int],
+        chunk: int = 1,
+        workers: int = 1,
+        costs: Callable[[Sequence[int]], Sequence[int]] | None = None,
+    ) -> None:
         self.cost, self.chunk, self.workers = cost, chunk, workers
+        self._costs = costs or (lambda clients: [cost(client) for client in clients])
         self.new_round()
 
     def new_round(self) -> None:
@@ -39,8 +47,8 @@ class Dealer:
 
     def chunks(self, clients: Sequence[int]) -> dict[int, list[int]]:
         """Return the chunks of a call by number: clients of similar cost together, the largest first."""
-        costs = {c: self.cost(c) for c in clients if c not in self._chunk_of} if self.chunk > 1 else {}
         new = [c for c in clients if c not in self._chunk_of]
+        costs = dict(zip(new, self._costs(new), strict=True)) if self.chunk > 1 else {}
         if self.chunk > 1:
             new.sort()
             new.sort(key=costs.__getitem__, reverse=True)  # clients of equal cost stay in order
