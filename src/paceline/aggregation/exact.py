@@ -66,18 +66,24 @@ class TensorSum:
     def add(self, tensor: Tensor, weight: float | Tensor, top: float, fraction: int) -> None:
         """Add w x, whose largest absolute value is `top`."""
         first, last = _levels(top, fraction)
-        totals = [self.level(number) for number in range(first, last + 1)]
         scale = 2.0 ** (fraction + _BITS * first)
         step = _BLOCK if tensor.device.type == "cpu" else max(tensor.numel(), 1)
         for start in range(0, tensor.numel(), step):
             part = tensor[start : start + step].to(torch.float64, copy=True)
             part *= weight[start : start + step].double() * scale if isinstance(weight, Tensor) else weight * scale
-            for total in totals[:-1]:
+            for number in range(first, last):
                 whole = part.round()
-                total[start : start + step] += whole.to(torch.int64)
+                self._put(number, start, whole.to(torch.int64))
                 part = part.sub_(whole).mul_(2.0**_BITS)  # exact
-            for total in totals[-1:]:
-                total[start : start + step] += part.round_().to(torch.int64)
+            if first <= last:
+                self._put(last, start, part.round_().to(torch.int64))
+
+    def _put(self, number: int, start: int, whole: Tensor) -> None:
+        """Add new whole numbers to a part of a level."""
+        if number not in self.levels and len(whole) == self.size:
+            self.levels[number] = whole
+        else:
+            self.level(number)[start : start + len(whole)] += whole
 
     def add_whole(self, tensor: Tensor, weight: int) -> None:
         """Add whole numbers."""

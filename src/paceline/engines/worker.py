@@ -180,8 +180,10 @@ class Worker:
                 with spent.on("summing"):
                     added = sink.add_uniform(clients, reply)
                 if added:
-                    took = [known[id(p)] for p in devices]
-                    return [Receipt(c, None, *t, down[c], up) for c, t in zip(clients, took, strict=True)]
+                    if len(known) == 1:
+                        ((compute, network),) = known.values()
+                        return [Receipt(c, None, compute, network, cost.bytes_down, up) for c in clients]
+                    return [Receipt(c, None, *known[id(p)], cost.bytes_down, up) for c, p in zip(clients, devices, strict=True)]
             except PacelineError:
                 raise
             except Exception:  # no stand-in suits this function, or it has a fault, which comes up again with each client
