@@ -45,6 +45,7 @@ OPTIONS = {
     "afacstable": ANARCHIC | {"server_lr": 0.4},
     "apfl": QUICK | {"steps": 1},
     "dropstragglers": QUICK | {"warmup": 1000},
+    "fal": QUICK | {"adversary": "none"},
     "fedamd": {"lr": 0.3, "steps": 3, "period": 2},
     "fedavgm": MOMENTA,
     "fedavgmvr": MOMENTA,
@@ -75,6 +76,9 @@ NO_COMMON_OPTIMUM = {
     "fedghsum": "has a model of each client's own",
     "fedit": "needs linear layers",
     "fedpeft": "needs a head",
+    "fedld": "asks for classes",
+    "fedldsum": "asks for classes",
+    "fedlex": "does not train some entries",
     "fedper": "needs a head",
     "fedproto": "has a model of each client's own",
     "fedrep": "needs a head",
@@ -216,13 +220,13 @@ def test_partial_participation_with_unequal_sizes_and_steps_is_the_same_stacked(
 
 # -- running statistics --------------------------------------------------------------------------------
 BY_SAMPLES = (
-    "clip dropstragglers fedavg fedavgm fedavgmvr fedgela fednova fedopt fedprox finetuned ditto fjord fluid heterofl randomdropout"
-    " saliency"
+    "clip dropstragglers fedavg fedavgm fedavgmvr fedgela fedldsum fedlex fednova fedopt fedprox finetuned ditto fjord fluid"
 )
+BY_SAMPLES += " heterofl randomdropout saliency"
 UNIFORM = (
-    "afacd afacs afacstable fedau fedbuff feddyn fedspeed fedstale fedstaletable fedvarp fot mifa ocfl pfedme scaffold scaffoldm"
+    "afacd afacs afacstable fal fedau fedbuff feddyn fedld fedspeed fedstale fedstaletable fedvarp fot mifa ocfl pfedme scaffold"
 )
-UNIFORM += " scaffoldmvr"
+UNIFORM += " scaffoldm scaffoldmvr"
 MEDIAN = "bulyan flag geometricmedian krum meamed median multikrum phocas trimmedmean"
 HOW = {n: how for how, names in (("samples", BY_SAMPLES), ("uniform", UNIFORM), ("median", MEDIAN)) for n in names.split()}
 NO_STATISTICS = {
@@ -287,6 +291,7 @@ def test_running_statistics_are_the_mean_of_the_clients_at_any_server_rate(name,
 
 
 READS_STATISTICS = {
+    "fal": "attacks in evaluation mode",
     "fedgh": "class means are features in evaluation mode",
     "fedghsum": "class means are features in evaluation mode",
     "fedit": "trains with a frozen norm layer",
