@@ -129,3 +129,9 @@ def test_only_the_largest_size_grows_to_the_cohort(monkeypatch):
     task = replace(make_task(), batch_size=50)
     run = prepare(config(device="cpu", clients=24, cohort=24, vectorize="on"), task=task)
     assert run.config.chunk == 8
+
+
+def test_a_cohort_of_several_steps_is_never_one_chunk(monkeypatch):
+    monkeypatch.setattr(measure, "_seconds", lambda works, *_: {s: 1e-3 if s == 1 else 1e-4 for s in works})
+    run = prepare(config(device="cpu", clients=24, cohort=24, vectorize="on"), task=replace(make_task(), batch_size=4))
+    assert run.config.chunk == 12
