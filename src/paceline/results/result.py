@@ -122,7 +122,7 @@ class Result:
     @property
     def figures(self) -> dict[str, float]:
         """All figures of the last evaluation, by name: loss, accuracies, and those of the metrics."""
-        last = next((record for record in reversed(self.history) if "loss" in record), {})
+        last: dict[str, Any] = next((record for record in reversed(self.history) if "loss" in record), {})
         return {name: value for name, value in last.items() if name not in _OF_ROUNDS and not name.startswith("note_")}
 
     @property
