@@ -27,6 +27,7 @@ from paceline.core.profiling import spent
 from paceline.core.random import derive
 from paceline.core.spread import spread_figures
 from paceline.core.terms import main_of
+from paceline.core.wording import setting
 from paceline.devices import VirtualClock
 from paceline.engines.pool import StackingWarning
 from paceline.results.model import FinalModel
@@ -177,7 +178,8 @@ class Run:
             self.folder.append_metrics(record)
             self._save()
         for name, reason in self.fed.engine.notes.items():
-            what = reason if reason.startswith("train ") else f"train one at a time: {reason}"
+            advice = f"change it, or set {setting('vectorize', 'off')} to do so without this warning"
+            what = reason if reason.startswith("train ") else f"train one at a time: {reason}; {advice}"
             self._warn(f"clients that use {name} {what}", StackingWarning, name)
         if self.observer is not None:
             self.observer(record, self.config.rounds)

@@ -52,7 +52,7 @@ def test_stacks_that_do_not_fit_into_the_gpu_are_not_tried(monkeypatch):
 
 
 def test_a_failed_measurement_is_a_warning_with_the_reason_and_what_to_do(monkeypatch):
-    def broken(jobs):
+    def broken(jobs, *_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
     monkeypatch.setattr("paceline.engines.stacking.replay.Stack", broken)

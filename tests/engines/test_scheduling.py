@@ -54,3 +54,13 @@ def test_chunks_come_out_the_same_whether_asked_at_once_or_again(costs, chunk):
     first = dealer.chunks(range(len(costs)))
     assert {n: sorted(c) for n, c in dealer.chunks(range(len(costs))).items()} == {n: sorted(c) for n, c in first.items()}
     assert all(costs[a] >= costs[b] for members in first.values() for a, b in pairwise(members)) or chunk == 1
+
+
+@given(COST, st.integers(2, 9), st.lists(st.sampled_from([None, 0.5, 1.0]), min_size=40, max_size=40))
+def test_a_chunk_has_clients_of_one_kind_and_no_more_chunks_than_these_need(costs, chunk, kinds):
+    clients = list(range(len(costs)))
+    chunks = Dealer(costs.__getitem__, chunk, 1, kinds.__getitem__).chunks(clients)
+    assert sorted(c for members in chunks.values() for c in members) == clients
+    assert all(len({kinds[c] for c in members}) == 1 and len(members) <= chunk for members in chunks.values())
+    needed = sum(-(-sum(kinds[c] == kind for c in clients) // chunk) for kind in set(kinds))
+    assert len(chunks) == needed

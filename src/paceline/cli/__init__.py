@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TextIO
+from typing import Any
 
 __all__ = ["main", "plain_warnings"]
 
@@ -12,16 +12,9 @@ def plain_warnings() -> None:
     """Show the warnings of Paceline as messages on stderr, without the line of its source; others as Python does."""
     usual = warnings.showwarning
 
-    def show(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
         if not category.__module__.startswith("paceline."):
-            usual(message, category, filename, lineno, file, line)
+            usual(message, category, *place, **more)
             return
         from paceline.cli.show import show_warning
 

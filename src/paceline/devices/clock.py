@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from paceline.core.errors import CheckpointError, ConfigError
 from paceline.core.failures import DECLINED
-from paceline.core.training import WorkTime
+from paceline.core.limits import WorkTime
 from paceline.core.tree import node
 from paceline.devices.profile import Profile
 

@@ -51,7 +51,10 @@ class Pool(Engine):
         """Profile of the worker processes; this process has a separate one."""
         self.here = Worker(setup)
         """Worker of this process, used for evaluations of the server."""
-        self._dealer = Dealer(setup.cost, setup.chunk, workers)
+        self._width_key: str | None = getattr(setup.programs.get("method"), "width_key", None)
+        self._widths: dict[int, Any] = {}
+        """Last width of each client's model, for methods whose clients differ in it."""
+        self._dealer = Dealer(setup.cost, setup.chunk, workers, self._widths.get if self._width_key else None)
         self._kernels = "plain"
         self._lent: set[int] = set()
 
@@ -118,8 +121,13 @@ class Pool(Engine):
             changed.update(part)
         for client, memory in changed.items():
             self.memories.put(client, memory)
+            self._note_width(client, memory)
         self._new_round()
         return changed
+
+    def _note_width(self, client: int, memory: Mapping[str, Any]) -> None:
+        if self._width_key and self._width_key in memory:
+            self._widths[client] = memory[self._width_key]
 
     def rollback(self) -> None:
         """Discard memory changes since the last commit."""
@@ -145,6 +153,10 @@ class Pool(Engine):
                 f"the checkpoint has a memory of client {unknown[0]}, but the run has only {self.num_clients} clients"
             )
         self.memories = memories
+        self._widths.clear()
+        if self._width_key:
+            for client in memories:
+                self._note_width(client, memories[client])
         self._new_round()
 
     def _ask_all(self, what: str, *values: Any) -> Iterator[Any]:

@@ -215,7 +215,7 @@ class Worker:
         """Return each client with its reply, or the error that it raised, and the seconds it took."""
         if len(clients) < 2:
             return [self._invoke_one(call, self.client(call, client)) for client in clients]
-        meeting = Meeting(self.solver)
+        meeting = Meeting(self.solver, self.solver.single)
         self._ask = meeting.ask
         try:
             tasks = [partial(self._invoke_one, call, self.client(call, client)) for client in clients]
@@ -339,6 +339,7 @@ class Worker:
     def evaluate(self, params: Params) -> dict[str, Any]:
         """Evaluate on the central test set; where it has parts, on each of them too."""
         self.model.load(self._here(params))
+        self.model.load_buffers(self.model.initial_buffers)
         task, test = self.setup.task, self.test
         parts = task.parts()
         with nested(derive(self.setup.seed, "evaluate"), self.model.device):

@@ -18,7 +18,7 @@ from paceline.core.params import Params, Resident
 from paceline.core.placement import free_memory
 from paceline.core.training import Job, train
 from paceline.engines.stacking.kernels import Kernels
-from paceline.engines.stacking.solver import Solver, draws, few, ragged, unstackable
+from paceline.engines.stacking.solver import Solver, few, ragged, unstackable
 
 __all__ = ["Choice", "choose", "compiled", "fastest_forms"]
 
@@ -92,8 +92,8 @@ def choose(
     space = _BYTES if room is None else room // 4
     most = chunk or max(min(cohort // parts, space // (24 * start.layout.size), len(clients)), 2 if always else 0)
     reason = unstackable(model.module) or (ragged(clients[0].x, clients[0].y) if clients else None)
-    if reason is not None or model.stateful:
-        return Choice(1, reason or "each client has its own model buffers")
+    if reason is not None:
+        return Choice(1, reason)
     if most < 2 or cohort < 2 or len(clients) < 2:
         return Choice(
             1,
@@ -112,9 +112,6 @@ def choose(
     )
     with drawing(0, model.device):
         model.load(start)
-        reason = draws(model, few(clients[0]))
-        if reason is not None:
-            return Choice(1, reason)
         if key not in _KNOWN:
             _KNOWN[key] = _measure(model, start, problem, clients, sizes, always)
         return _KNOWN[key]
