@@ -189,6 +189,9 @@ class Clock(Protocol):
     def wait(self, seconds: float) -> None:
         """Let seconds pass in which the server asks nothing."""
 
+    def since(self, start: float) -> list[dict[str, Any]]:
+        """Return the calls from a time on in plain types: who computed, sent and waited, with times relative to it."""
+
 
 @dataclass(frozen=True)
 class SumRequest:

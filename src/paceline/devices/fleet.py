@@ -97,6 +97,10 @@ class Fleet:
         """Profile of an ordinary device."""
         return self._base()
 
+    def _normal(self, *path: int | str) -> float:
+        """Return the standard normal number, clipped at 3, of the stream `path`."""
+        return min(max(_NORMAL.inv_cdf(_uniform(self.seed, *path)), -3.0), 3.0)
+
     def _base(self, **changes: float) -> Profile:
         values: dict[str, float] = {"compute": self.compute, "up": self.link, "down": self.link}
         values |= {"latency": self.latency, "overhead": self.overhead, "availability": 1.0 - self.churn}
@@ -249,10 +253,6 @@ class Mobile(Fleet):
         share = _uniform(self.seed, "availability", client)
         return super()._availability(client) * (self.least + (self.most - self.least) * share)
 
-    def _normal(self, *path: int | str) -> float:
-        """Return the standard normal number, clipped at 3, of the stream `path`."""
-        return standard_normal(self.seed, *path)
-
 
 @dataclass(frozen=True)
 class Spread(Fleet):
@@ -331,11 +331,6 @@ def load_fleet(spec: str, num_clients: int, seed: int = 0, participation: Partic
 def _uniform(seed: int, *path: int | str) -> float:
     """Return the uniform random number in (0, 1) of the stream `path`."""
     return ((derive(seed, "fleet", *path) >> 11) + 0.5) / 2.0**52
-
-
-def standard_normal(seed: int, *path: int | str) -> float:
-    """Return the standard normal number, clipped at 3, of the stream `path`."""
-    return min(max(_NORMAL.inv_cdf(_uniform(seed, *path)), -3.0), 3.0)
 
 
 @lru_cache(maxsize=8)
