@@ -28,7 +28,6 @@ from paceline.core.random import derive
 from paceline.core.spread import spread_figures
 from paceline.core.terms import main_of
 from paceline.core.wording import setting
-from paceline.devices import VirtualClock
 from paceline.engines.pool import StackingWarning
 from paceline.results.model import FinalModel
 from paceline.results.progress import Observer
@@ -351,10 +350,10 @@ class Run:
 
     def _timeline(self) -> list[dict[str, Any]]:
         """Return what each client did in the last round of this process."""
-        clock, last = self.fed.clock, self.history[-1] if self.history else {}
-        if not isinstance(clock, VirtualClock) or not last:
+        if not self.history:
             return []
-        return clock.since(last["virtual_seconds"] - last.get("evaluation_seconds", 0.0) - last["round_seconds"])
+        last = self.history[-1]
+        return self.fed.clock.since(last["virtual_seconds"] - last.get("evaluation_seconds", 0.0) - last["round_seconds"])
 
     def result(self) -> Result:
         """Return the outcome of the rounds so far; if the run has a folder, save the outcome and the model."""

@@ -141,6 +141,12 @@ def test_message_without_traceback_unless_asked(call):
     assert "Traceback" in call("run", "fedavgg", *QUICK, "--debug", code=2).stderr
 
 
+def test_a_run_that_fails_at_its_trackers_leaves_its_name_free(call):
+    call("run", "fedavg", *QUICK, "--name", "mine", "--track", "tests.lab:Nothing", code=2)
+    assert not Path("runs/mine").exists()
+    call("run", "fedavg", *QUICK, "--name", "mine")
+
+
 def test_taken_name(call):
     call("run", *QUICK, "--name", "mine", "--quiet")
     before = Path("runs/mine/summary.json").read_bytes()

@@ -269,6 +269,11 @@ CHECKS = {
     "no classes": (lambda: pl.Task.from_tensors(X, Y, net, num_classes=0), ConfigError, "num_classes=0"),
     "labels": (lambda: pl.Task.from_tensors(X, torch.stack([Y, 1 - Y, Y], 1).float(), net), DataFormatError, "loss='bce'"),
     "one-hot": (lambda: pl.Task.from_tensors(X, nn.functional.one_hot(Y), net), ConfigError, r"one-hot: pass y.argmax\(1\)"),
+    "a class that does not count": (
+        lambda: pl.Task.from_tensors(X, 255 * Y, net, ignore_index=255),
+        DataFormatError,
+        r"all targets that count are 0.*y // 255",
+    ),
     "masks of 0 and 255": (lambda: pl.Task.from_tensors(X, 255 * Y, net), ConfigError, "ignore_index=255 if .* or y // 255"),
     "lazy": (
         lambda: pl.Task.from_tensors(X, Y, lambda: nn.Sequential(nn.ReLU(), nn.LazyLinear(2))),

@@ -316,6 +316,12 @@ CASES = [
         column(lambda i: f"{i % 7} mg", query="?categories=c"),
         check=kinds("number", "category"),
     ),
+    Odd("two doses, `5 mg` and `10 mg`", column(lambda i: ("5 mg", "10 mg")[i % 2]), check=kinds("number", "category")),
+    Odd(
+        "names, some of them numbers with a unit",
+        column(lambda i: f"{i % 4} mg" if i % 3 == 0 else f"grade {'abc'[i % 3]}"),
+        check=kinds("number", "category"),
+    ),
     Odd("times of day", column(lambda i: f"{i % 24}:30"), "these are times of day"),
     Odd(
         "numbers with a typographic minus", column(lambda i: f"\N{MINUS SIGN}{i}"), check=lambda d: d.schema.columns[-1].mean < -20
@@ -326,6 +332,8 @@ CASES = [
         check=noted("na=-999 counts it as missing", kinds("number", "number")),
         warns="'c' has -999 in 7 rows, far from its other values \\(20 to 34\\); na=-999",
     ),
+    Odd("99 among numbers up to 100", column(lambda i: 99 if i % 9 == 0 else i), check=kinds("number", "number")),
+    Odd("-999 once", column(lambda i: -999 if i == 9 else i % 15), check=kinds("number", "number")),
     Odd(
         "a class of one row",
         column(lambda i: i % 9, target=lambda i: "rare" if i == 9 else "ab"[i % 2]),

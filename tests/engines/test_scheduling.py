@@ -56,6 +56,14 @@ def test_chunks_come_out_the_same_whether_asked_at_once_or_again(costs, chunk):
     assert all(costs[a] >= costs[b] for members in first.values() for a, b in pairwise(members)) or chunk == 1
 
 
+def test_costs_asked_at_once_give_the_same_chunks():
+    costs, clients = [3, 9, 1, 9, 4, 7, 2], [6, 1, 0, 3, 5]
+    one = Dealer(costs.__getitem__, 2, 2)
+    together = Dealer(costs.__getitem__, 2, 2, costs=lambda which: [costs[c] for c in which])
+    for called in (clients, [3, 2, 4, 6]):
+        assert one.chunks(called) == together.chunks(called)
+
+
 @given(COST, st.integers(2, 9), st.lists(st.sampled_from([None, 0.5, 1.0]), min_size=40, max_size=40))
 def test_a_chunk_has_clients_of_one_kind_and_no_more_chunks_than_these_need(costs, chunk, kinds):
     clients = list(range(len(costs)))

@@ -126,6 +126,11 @@ def check_labels(train: Any, test: Any, num_classes: int | None, loss: Any, igno
     if num_classes is not None and found > num_classes:
         ignored = f"; a label that does not count is named with ignore_index={found - 1}" if found == 256 else ""
         raise DataFormatError(f"y contains class {found - 1}, but num_classes={num_classes}{_from_zero(train, test)}{ignored}")
+    if num_classes is None and ignore_index is not None and found == 1:
+        raise DataFormatError(
+            f"all targets that count are 0, as ignore_index={ignore_index} leaves out the others, and there is nothing to tell apart; "
+            f"write y // {ignore_index} in place of ignore_index if {ignore_index} is a class, or num_classes if others are to come"
+        )
     return num_classes or found
 
 

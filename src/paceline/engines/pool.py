@@ -54,7 +54,8 @@ class Pool(Engine):
         self._width_key: str | None = getattr(setup.programs.get("method"), "width_key", None)
         self._widths: dict[int, Any] = {}
         """Last width of each client's model, for methods whose clients differ in it."""
-        self._dealer = Dealer(setup.cost, setup.chunk, workers, self._widths.get if self._width_key else None)
+        kind = self._widths.get if self._width_key else None
+        self._dealer = Dealer(setup.cost, setup.chunk, workers, kind, setup.costs)
         self._kernels = "plain"
         self._lent: set[int] = set()
 
@@ -103,7 +104,7 @@ class Pool(Engine):
         """Return the memories that a worker needs for a call and has not received in this round."""
         new = [c for c in clients if c not in self._lent]
         self._lent.update(new)
-        return {c: self.memories[c] for c in new if c in self.memories}
+        return {c: self.memories[c] for c in new if c in self.memories} if self.memories else {}
 
     def _new_round(self) -> None:
         self._lent.clear()

@@ -21,6 +21,7 @@ class Dealer:
         chunk: maximum number of clients in a chunk.
         workers: number of workers.
         kind: what the clients of a chunk have in common, such as the width of their models; it only affects speed.
+        costs: the same as `cost` for several clients at once, where that is faster.
 
     Example:
         >>> dealer = Dealer(cost=lambda client: client + 1, chunk=2, workers=2)
@@ -30,9 +31,15 @@ class Dealer:
     """
 
     def __init__(
-        self, cost: Callable[[int], int], chunk: int = 1, workers: int = 1, kind: Callable[[int], Any] | None = None
+        self,
+        cost: Callable[[int], int],
+        chunk: int = 1,
+        workers: int = 1,
+        kind: Callable[[int], Any] | None = None,
+        costs: Callable[[Sequence[int]], Sequence[int]] | None = None,
     ) -> None:
         self.cost, self.chunk, self.workers, self.kind = cost, chunk, workers, kind
+        self._costs = costs or (lambda clients: [cost(client) for client in clients])
         self.new_round()
 
     def new_round(self) -> None:
@@ -43,8 +50,8 @@ class Dealer:
 
     def chunks(self, clients: Sequence[int]) -> dict[int, list[int]]:
         """Return the chunks of a call by number: clients of similar cost together, the largest first."""
-        costs = {c: self.cost(c) for c in clients if c not in self._chunk_of} if self.chunk > 1 else {}
         new = [c for c in clients if c not in self._chunk_of]
+        costs = dict(zip(new, self._costs(new), strict=True)) if self.chunk > 1 else {}
         if self.chunk > 1:
             new.sort()
             new.sort(key=costs.__getitem__, reverse=True)  # clients of equal cost stay in order
