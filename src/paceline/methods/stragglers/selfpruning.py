@@ -152,9 +152,9 @@ class SelfPruning(FedAvg):
             return []
         if self.adaptive:
             state = self.pace(client, self.controller(client), asked=not self.segmented)
-            return [state["compute"], state["transfer"]] if state["seen"] and client.num_samples else []
+            return [state["compute"], state["transfer"]] if state["seen"] else []
         compute, network = client.times
-        return [compute / client.memory.get("cost", 1.0), network / client.memory.get("share", 1.0)] if client.num_samples else []
+        return [compute / client.memory.get("cost", 1.0), network / client.memory.get("share", 1.0)]
 
     @on_client(peer_record="report")
     def train(self, client: Client, message: Params) -> Update:
