@@ -9,7 +9,7 @@ import torch
 from paceline.core.client import Hooks
 from paceline.run import prepare
 from tests.conftest import make_task
-from tests.methods.quadratics import numbers, play, quadratics
+from tests.methods.quadratics import by_size, numbers, play, quadratics
 from tests.methods.resuming import assert_resumes, assert_server_sums_what_clients_keep
 
 FORMS = ["fedavgm", "fedavgmvr", "scaffoldm", "scaffoldmvr"]
@@ -134,6 +134,22 @@ def test_controls_are_the_means_of_plain_minibatch_gradients():
             assert kept == pytest.approx({c: np.mean(values[:4]) for c, values in seen.items()}, abs=1e-5)
             for values in seen.values():
                 values.clear()
+
+
+@pytest.mark.parametrize(("method", "options"), [("scaffoldm", {"start": "gradients"}), ("scaffoldmvr", {})])
+def test_controls_that_start_from_gradients_are_means_over_the_clients_with_samples(method, options):
+    """The others train as without the empty ones; one of these is absent when the gradients are collected."""
+    ends, options = [], {"beta": 0.4, "lr": 0.2, "steps": 2, **options}
+    for sizes in ([2, 2, 2], [2, 0, 2, 2, 0]):
+        task = quadratics([[0.0], [1.0], [5.0]], [[1.0], [0.5], [2.0]], start=1.0, samples=2)
+        *_, (w, _, _) = play(task, method, 4, options=options, split=by_size(sizes))
+        ends.append(float(w[0]))
+    assert ends[1] == pytest.approx(ends[0], abs=1e-6)
+    drop = lambda round, client, function: function == "first" and client == 4  # noqa: E731
+    for _, state, fed in play(task, method, 4, options=options, split=by_size(sizes), drop=drop, on_error="drop"):
+        total = sum(float(fed.engine.memories[c]["control"].vector) for c in (0, 2, 3, 4))
+        assert state.empty == 1
+        assert float(state.control.vector) == pytest.approx(total / 4, abs=1e-5)
 
 
 def watch(fed, seen, task):
