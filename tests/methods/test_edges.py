@@ -241,7 +241,7 @@ NO_STATISTICS = {
     "perfedavg": "trains step by step",
     "fedamd": "two kinds of replies",
     "fedasync": "one client a step",
-    "fedfix": "no fixed number of arrivals",
+    "fedfix": "no fixed number of arrivals, see test_fedfix",
     "fedgh": "has a model of each client's own",
     "fedghsum": "has a model of each client's own",
     "fedit": "freezes the norm layer",
