@@ -7,6 +7,7 @@ therefore ends with the statistics that the clients of its last sum had after tr
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +17,9 @@ from paceline.core.tree import Tree
 from paceline.core.update import Update
 
 __all__ = ["RunningStatistics", "mean_statistics", "params_in"]
+
+_SLACK = 1e-6
+"""Relative error of a sum of numbers."""
 
 
 class RunningStatistics:
@@ -56,6 +60,9 @@ class RunningStatistics:
 def mean_statistics(mean: Update) -> Tensor | None:
     """Return the mean running statistics of the clients that trained; None if there are none.
 
+    Clients that all report 0 or 1 as ``trained``, with whole weights, sum to a number between 1 and the sum of weights, or
+    to 0. Other sums are refused with a warning, since a false number could scale the statistics without limit.
+
     Args:
         mean: mean of updates. Its field ``trained``, if it has one, is the share of clients that trained, by weight; the
             others sent zeros as their statistics.
@@ -64,7 +71,15 @@ def mean_statistics(mean: Update) -> Tensor | None:
         return None
     counted = mean.weight["statistics"] if isinstance(mean.weight, dict) else mean.weight
     share = mean.fields.get("trained", 1.0) if counted else 0.0
-    if share <= 0:
+    if share == 0.0:
+        return None
+    if not (1.0 - _SLACK) / counted <= share <= 1.0 + _SLACK:
+        warnings.warn(
+            f"a client reported a false number of clients that trained: the sum is {share * counted:g}, of {counted:g}; running "
+            "statistics remain those of the round before",
+            RuntimeWarning,
+            stacklevel=2,
+        )
         return None
     own: Tensor = mean.statistics
     return own if share == 1.0 else own / share
