@@ -9,6 +9,8 @@ from torch import nn
 
 from paceline.core.client import Client
 from paceline.core.errors import PlanError, ZeroCostError
+from paceline.core.layout import Layout
+from paceline.core.params import Params
 from paceline.devices import Fleet, Profile
 from paceline.devices.events import ClientJob, Queue, every, first, nanoseconds
 from paceline.methods.asynchronous.fedasync import FedAsync
@@ -135,6 +137,14 @@ def test_fedasync_mixes_models_as_published(play, options, share):
     assert max(seen) >= 4
 
 
+def test_published_fedasync_pulls_jobs_towards_the_model_that_they_start_from():
+    layout = Layout.build([("w", (2,), "param")])
+    start, at, grad = (Params(torch.tensor(values), layout) for values in ([1.0, 2.0], [3.0, 1.0], [0.5, 0.25]))
+    for method, rho in ((FedAsync(), 0.005), (FedAsync(weigh="identical"), 0.0), (FedAsync(weigh="identical", rho=2.0), 2.0)):
+        found = method.local_hooks(start).correct(grad, at).vector
+        torch.testing.assert_close(found, grad.vector + rho * (at.vector - start.vector))
+
+
 def test_a_run_follows_the_schedule_and_the_clock_shows_it(play, monkeypatch):
     seen, real = [], FedFix.weights
 
@@ -179,11 +189,11 @@ def test_with_equal_clients_all_schemes_are_synchronous_fedavg_bit_for_bit(task,
             out.append(state.params.sha256())
         return out
 
-    local = {"steps": 4, "batch_size": 10, "momentum": 0.9, "max_norm": None}
+    local = {"steps": 2, "batch_size": 20, "momentum": 0.9, "max_norm": None}
     fixed = models("fedfix", period=1.0, **local)
     assert models("fedbuff", buffer=6, **local) == fixed
     assert models("fedbuff", buffer=6, weigh="unbiased", **local) == fixed
-    assert models("fedavg", epochs=1, batch_size=10, momentum=0.9) == fixed
+    assert models("fedavg", epochs=1, batch_size=20, momentum=0.9) == fixed
     assert models("fedbuff", buffer=5, **local) != fixed
 
 
@@ -244,7 +254,7 @@ class Steady(Fleet):
 )
 def test_after_each_step_statistics_are_the_mean_of_the_arrivals_with_samples(config, monkeypatch, method, options, aggregation):
     """Published FedAsync mixes them like weights. Where no arrival has samples, the model stays."""
-    last, arrived = {}, []
+    last, arrived, counts = {}, [], []
     sgd, collect, step = Client.sgd, method.collect, method.step
 
     def trained(self, *args, **values):
@@ -255,6 +265,7 @@ def test_after_each_step_statistics_are_the_mean_of_the_arrivals_with_samples(co
 
     def collected(self, fed, weights):
         arrived.append([last[client] for client in weights if client in last])
+        counts.append(len(weights))
         return collect(self, fed, weights)
 
     def stepped(self, params, mean, clients):
@@ -279,6 +290,7 @@ def test_after_each_step_statistics_are_the_mean_of_the_arrivals_with_samples(co
     made = config(**values, clients=8, cohort=8, rounds=12, fleet=f"{__name__}:Steady")
     prepare(made, task=task, split=elementwise.by_size([40, 12, 30, 0, 21, 45, 0, 33])).go()
     assert len({len(clients) for clients in arrived}) > 1
+    assert min(counts) == {"fedasync": 1, "fedbuff": 3, "fedfix": 2 if aggregation == "plain" else 5}[values["method"]]
 
 
 def test_hidden_replies_are_not_asked_in_ones_or_twos(task, config):
