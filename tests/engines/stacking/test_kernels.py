@@ -12,21 +12,23 @@ from tests.conftest import make_task
 from tests.engines.stacking.test_convolution import network
 
 
-@pytest.mark.parametrize("text", ["plain", "graph", "graph,compile", "views", "graph,views=4x3x3x3,views=64x3x5x5"])
+@pytest.mark.parametrize(
+    "text", ["plain", "graph", "graph,compile", "views", "graph,views=4x3x3x3,views=64x3x5x5", "triton", "triton=8x9"]
+)
 def test_names_are_read_as_they_are_written(text):
     assert str(Kernels.parse(text)) == text
 
 
-@pytest.mark.parametrize("text", ["fast", "views=3x3", "views=axbxcxd", "graph compile"])
+@pytest.mark.parametrize("text", ["fast", "views=3x3", "views=axbxcxd", "graph compile", "graph=3x3", "triton=3"])
 def test_unknown_names_are_refused(text, task):
     with pytest.raises(ConfigError, match="plain, graph, compile, views"):
         prepare(RunConfig.build({"method": "fedavg", "task": "blobs", "kernels": text}), task=task)
 
 
 def test_forms_hold_within_a_block():
-    with using(Kernels(every=True)):
-        assert current().from_views((1, 2, 3, 4))
-    assert not current().from_views((1, 2, 3, 4))
+    with using(Kernels.parse("views,triton=2x3")):
+        assert [current().form(shape) for shape in ((1, 2, 3, 4), (2, 3), (3, 2))] == ["views", "triton", "plain"]
+    assert current().form((1, 2, 3, 4)) == "plain"
 
 
 def test_a_long_run_is_compiled_and_a_short_one_is_not():

@@ -18,6 +18,7 @@ from paceline.core.params import Params, Resident
 from paceline.core.placement import free_memory
 from paceline.core.training import Job, train
 from paceline.engines.stacking.kernels import Kernels
+from paceline.engines.stacking.products import available
 from paceline.engines.stacking.solver import Solver, few, ragged, unstackable
 
 __all__ = ["Choice", "choose", "compiled", "fastest_forms"]
@@ -44,6 +45,9 @@ cost of a chunk is not measured."""
 
 _NEAR_ONE = 2.0
 """The same for clients with one step: most methods run it as one batch, which is not measured, and only the largest is extended."""
+
+_LARGE = 1 << 16
+"""Weights of a linear layer from which own kernels are tried."""
 
 _WARM, _CLEAR = 3, 1.03
 """First runs of a form that do not count, in which it is recorded and compared; how much faster another form must be."""
@@ -176,16 +180,20 @@ def _measure(
 
 
 def fastest_forms(model: Resident, jobs: Sequence[Job]) -> tuple[Kernels, float]:
-    """Return the fastest forms of a stack of these jobs, and its seconds: each kernel of a convolution, and recording.
+    """Return the fastest forms of a stack of these jobs, and its seconds: each layer's form, and recording.
+
+    Convolutions and large linear layers are tried with own kernels of Triton, or convolutions from views without it.
 
     Args:
         model: the module that trains.
         jobs: a chunk.
     """
     found = Kernels()
-    convolutions = [part for part in model.module.modules() if isinstance(part, nn.Conv2d)]
-    for shape in dict.fromkeys(tuple(part.weight.shape) for part in convolutions):
-        other = replace(found, views=found.views | {shape})
+    own, parts = available(model.device.type), list(model.module.modules())
+    weights = [part.weight for part in parts if isinstance(part, nn.Conv2d) and part.groups == 1]
+    weights += [part.weight for part in parts if own and isinstance(part, nn.Linear) and part.weight.numel() >= _LARGE]
+    for shape in dict.fromkeys(tuple(weight.shape) for weight in weights):
+        other = replace(found, triton=found.triton | {shape}) if own else replace(found, views=found.views | {shape})
         found = _faster([found, other], jobs, model.device)[0]
     return _faster([found, replace(found, graph=True)], jobs, model.device)
 

@@ -272,8 +272,8 @@ class Stack:
         return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(gradients, leaves, strict=True)]
 
     def _linears(self) -> contextlib.AbstractContextManager[Any]:
-        """Return the context for linear layers; none in mixed precision, where autocast must handle the original calls."""
-        return StackedLinears() if self.job.model.mixed is None else contextlib.nullcontext()
+        """Return the context for linear layers and convolutions."""
+        return StackedLinears(self.job.model.mixed is not None)
 
     def _losses(self, tensors: list[Tensor]) -> Tensor:
         """Return each active client's mean loss on its batch, shape [active]."""
