@@ -188,14 +188,14 @@ def fastest_forms(model: Resident, jobs: Sequence[Job]) -> tuple[Kernels, float]
         model: the module that trains.
         jobs: a chunk.
     """
-    found = Kernels()
+    found = _faster([Kernels(), Kernels(graph=True)], jobs, model.device)[0]  # without a recording, launches cost most
     own, parts = available(model.device.type), list(model.module.modules())
     weights = [part.weight for part in parts if isinstance(part, nn.Conv2d) and part.groups == 1]
     weights += [part.weight for part in parts if own and isinstance(part, nn.Linear) and part.weight.numel() >= _LARGE]
     for shape in dict.fromkeys(tuple(weight.shape) for weight in weights):
         other = replace(found, triton=found.triton | {shape}) if own else replace(found, views=found.views | {shape})
         found = _faster([found, other], jobs, model.device)[0]
-    return _faster([found, replace(found, graph=True)], jobs, model.device)
+    return _faster([found, replace(found, graph=not found.graph)], jobs, model.device)
 
 
 def _faster(forms: Sequence[Kernels], jobs: Sequence[Job], device: torch.device) -> tuple[Kernels, float]:

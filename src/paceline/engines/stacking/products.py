@@ -13,7 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["available", "cast", "convolved", "slope_of_images", "slope_of_kernels"]
+from paceline.core.precision import is_float32
+
+__all__ = ["available", "cast", "convolved", "slope_of_images", "slope_of_kernels", "stepped"]
+
+_BLOCK = 1024
+"""Values that a program of `stepped` computes."""
 
 _PROGRAMS = 1024
 """Programs that a launch should have, so that every multiprocessor has several: sums with fewer tiles are split into parts."""
@@ -86,11 +91,27 @@ def slope_of_kernels(
     return out
 
 
+def stepped(at: Tensor, start: Tensor, slope: Tensor, lr: float) -> None:
+    """Write ``at = start - lr slope``, in one pass.
+
+    Args:
+        at: parts of rows, shape [K, ...]; a client's values lie next to each other.
+        start: the same, or one row for all clients, expanded.
+        slope: contiguous, of the same shape.
+        lr: step.
+    """
+    from paceline.engines.stacking import tiles
+
+    clients, size = len(at), at[0].numel()
+    grid = (-(-size // _BLOCK), clients, 1)
+    tiles.launch(tiles.step, grid, at, start, slope, size, at.stride(0), start.stride(0), lr, B=_BLOCK, num_warps=4)
+
+
 def _precision(kind: torch.dtype) -> str:
     """Return how Triton multiplies: what `set_precision` chose."""
     if kind != torch.float32:
         return "ieee"
-    return "tf32" if torch.get_float32_matmul_precision() == "high" else "tf32x3"
+    return "tf32x3" if is_float32() else "tf32"
 
 
 def _parts(tiles: int, steps: int) -> tuple[int, int]:
@@ -103,6 +124,11 @@ def _parts(tiles: int, steps: int) -> tuple[int, int]:
 def _tile(size: int, most: int) -> int:
     """Return the power of two that covers `size`, from 16 to `most`."""
     return max(16, min(most, 1 << (size - 1).bit_length()))
+
+
+def _high(values: Tensor) -> Tensor:
+    """Return float32 values without the bits that a TF32 product ignores."""
+    return (values.view(torch.int32) & -8192).view(torch.float32)
 
 
 @torch.library.custom_op("paceline::gathered", mutates_args=())
@@ -126,13 +152,15 @@ def _gathered(
     blocks = (-(-positions // m), -(-outs // n))
     parts, share = _parts(blocks[0] * blocks[1] * clients, -(-total // r))
     out = x.new_empty(parts, clients, positions, outs, dtype=x.dtype if parts == 1 else torch.float32)
+    split = x.dtype == torch.float32 and is_float32() and taps > 1
+    top = _high(kernels) if split else kernels
     tiles.launch(
         tiles.gather, (*blocks, clients * parts),
-        x, kernels, x if bias is None else bias.contiguous(), out,
+        x, top, kernels - top if split else kernels, x if bias is None else bias.contiguous(), out,
         positions, outs, channels, taps, across, size[1], size[0] * size[1], height, width,
         *x.stride(), *kernels.stride(), *out.stride()[:3], share * r,
         *stride, *padding, TRANSPOSED=transposed, ALIGNED=channels % r == 0, BIAS=bias is not None and parts == 1, PARTS=parts,
-        M=m, N=n, R=r, PRECISION=_precision(x.dtype), num_warps=4, num_stages=3,
+        SPLIT=split, M=m, N=n, R=r, PRECISION=_precision(x.dtype), num_warps=4, num_stages=3,
     )  # fmt: skip
     whole = out[0]
     if parts > 1:

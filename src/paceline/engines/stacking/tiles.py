@@ -19,19 +19,26 @@ __all__ = ["gather", "weigh"]
 
 
 @triton.jit
+def high(x):
+    """Return a float32 value without the bits that a TF32 product ignores."""
+    return (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def gather(
-    x, w, bias, out,
+    x, w, rest, bias, out,
     positions, outs, channels, taps, across, wide, area, height, width,
     xk, xb, xy, xx, xc, wk, wt, wc, wn, op, ok, om, share,
     down: tl.constexpr, right: tl.constexpr, top: tl.constexpr, left: tl.constexpr,
     TRANSPOSED: tl.constexpr, ALIGNED: tl.constexpr, BIAS: tl.constexpr, PARTS: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, R: tl.constexpr, PRECISION: tl.constexpr,
+    SPLIT: tl.constexpr, M: tl.constexpr, N: tl.constexpr, R: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Compute ``out[k, m, n] = bias[k, n] + sum over taps and channels of x[k, source(m, tap), c] w[k, tap, c, n]``.
 
     Args:
         x: images [K, B, height, width, channels] with strides xk, xb, xy, xx, xc.
         w: kernels [K, taps, channels, outs] with strides wk, wt, wc, wn.
+        rest: what the kernels are above their `high` parts, with the same strides, read if SPLIT; w are then those parts.
         bias: [K, outs], read if BIAS.
         out: [PARTS, K, positions, outs] with strides op, ok, om; a part sums `share` of the taps x channels.
         positions, wide, area: output positions, B x area, in rows of `wide`.
@@ -39,6 +46,7 @@ def gather(
         down, right, top, left: stride and padding of the convolution.
         TRANSPOSED: whether x are slopes of a convolution's outputs, and `out` those of its inputs.
         ALIGNED: whether `channels` is a multiple of R, so that a block of them belongs to one tap.
+        SPLIT: whether a float32 product is the sum of three TF32 products.
         M, N, R: tile of positions, outputs, and taps x channels.
     """
     m, n = tl.program_id(0) * M + tl.arange(0, M), tl.program_id(1) * N + tl.arange(0, N)
@@ -56,13 +64,13 @@ def gather(
             have = c < channels
             i, j = tap // across, tap % across
             iy, iz = i, j
-            kernel = w + client * wk + tap * wt + c[:, None] * wc + n[None, :] * wn
+            at = client * wk + tap * wt + c[:, None] * wc + n[None, :] * wn
         else:
             r = start + tl.arange(0, R)
             have = r < total
             tap, c = r // channels, r % channels
             iy, iz = (tap // across)[None, :], (tap % across)[None, :]
-            kernel = w + client * wk + tap[:, None] * wt + c[:, None] * wc + n[None, :] * wn
+            at = client * wk + tap[:, None] * wt + c[:, None] * wc + n[None, :] * wn
         if TRANSPOSED:
             ty, tz = y[:, None] + top - iy, z[:, None] + left - iz
             sy, sz = ty // down, tz // right
@@ -71,12 +79,18 @@ def gather(
             sy, sz = y[:, None] * down + iy - top, z[:, None] * right + iz - left
             lies = (sy >= 0) & (sz >= 0) & (sy < height) & (sz < width)
         a = tl.load(base[:, None] + sy * xy + sz * xx + c[None, :] * xc, mask=lies & inside[:, None] & have[None, :], other=0.0)
-        b = tl.load(kernel, mask=have[:, None] & wanted[None, :], other=0.0)
-        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+        b = tl.load(w + at, mask=have[:, None] & wanted[None, :], other=0.0)
+        if SPLIT:
+            top_a = high(a)
+            acc = tl.dot(a - top_a, b, acc, input_precision="tf32")
+            acc = tl.dot(top_a, tl.load(rest + at, mask=have[:, None] & wanted[None, :], other=0.0), acc, input_precision="tf32")
+            acc = tl.dot(top_a, b, acc, input_precision="tf32")
+        else:
+            acc = tl.dot(a, b, acc, input_precision=PRECISION)
     if BIAS:
         acc += tl.load(bias + client * outs + n, mask=wanted, other=0.0)[None, :]
-    at = out + part * op + client * ok + m.to(tl.int64)[:, None] * om + n[None, :]
-    tl.store(at, acc.to(out.dtype.element_ty), mask=inside[:, None] & wanted[None, :])
+    to = out + part * op + client * ok + m.to(tl.int64)[:, None] * om + n[None, :]
+    tl.store(to, acc.to(out.dtype.element_ty), mask=inside[:, None] & wanted[None, :])
 
 
 @triton.jit
@@ -112,6 +126,15 @@ def weigh(
         acc = tl.dot(a, b, acc, input_precision=PRECISION)
     to = out + part * op + client * ok + tap[:, None] * ot + c[:, None] * oc + n[None, :] * on
     tl.store(to, acc.to(out.dtype.element_ty), mask=have[:, None] & wanted[None, :])
+
+
+@triton.jit
+def step(at, start, slope, size, ak, sk, rate, B: tl.constexpr):  # fmt: skip
+    """Write ``at[k] = start[k] - rate slope[k]`` for rows of `size` values, with strides ak, sk, and `size` for slope."""
+    client, i = tl.program_id(1).to(tl.int64), tl.program_id(0) * B + tl.arange(0, B)
+    inside = i < size
+    value = tl.load(start + client * sk + i, mask=inside) - rate * tl.load(slope + client * size + i, mask=inside)
+    tl.store(at + client * ak + i, value, mask=inside)
 
 
 def launch(kernel: Any, grid: tuple[int, int, int], *args: Any, **options: Any) -> None:
