@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from paceline.core.errors import ConfigError
 from paceline.engines.stacking import measure
@@ -44,12 +45,37 @@ def measured(monkeypatch, seconds):
     monkeypatch.setattr(measure, "_faster", lambda forms, *_: min(((f, seconds[str(f)]) for f in forms), key=lambda p: p[1]))
 
 
-def test_each_kernel_is_chosen_by_its_own_measurement(monkeypatch):
+VIEWS = "views=3x1x2x2,views=4x2x1x1,views=4x3x3x3"
+TRITON = VIEWS.replace("views", "triton")
+
+
+@pytest.mark.parametrize(
+    ("own", "times", "wanted"),
+    [
+        (False, {"plain": 5.0, "graph": 4.0, f"graph,{VIEWS}": 3.0}, f"graph,{VIEWS}"),
+        (False, {"plain": 4.0, "graph": 5.0, VIEWS: 4.5}, "plain"),
+        (
+            True,
+            {"plain": 5.0, "graph": 4.0, f"graph,{TRITON}": 3.0, f"graph,triton=8x9,{TRITON}": 2.0},
+            f"graph,triton=8x9,{TRITON}",
+        ),
+        (True, {"plain": 5.0, "graph": 4.0, f"graph,{TRITON}": 4.5, "graph,triton=8x9": 3.0}, "graph,triton=8x9"),
+    ],
+)
+def test_forms_are_chosen_by_measurement(monkeypatch, own, times, wanted):
     task = make_task(model=network)
     engine = prepare(RunConfig.build({"method": "fedavg", "task": "blobs"}), task=task).fed.engine
-    times = {"plain": 5.0, "views=3x1x2x2": 4.0, "views=3x1x2x2,views=4x3x3x3": 4.5, "views=3x1x2x2,views=4x2x1x1": 4.1}
-    measured(monkeypatch, times | {"graph,views=3x1x2x2": 2.0})
-    assert fastest_forms(engine.here.model, []) == (Kernels.parse("graph,views=3x1x2x2"), 2.0)
+    monkeypatch.setattr(measure, "available", lambda kind: own)
+    weight = next(part.weight for part in engine.here.model.module.modules() if isinstance(part, nn.Linear))
+    monkeypatch.setattr(measure, "_LARGE", weight.numel())
+    wide = "x".join(map(str, weight.shape))
+    measured(monkeypatch, {str(Kernels.parse(name.replace("8x9", wide))): seconds for name, seconds in times.items()})
+    assert str(fastest_forms(engine.here.model, [])[0]) == str(Kernels.parse(wanted.replace("8x9", wide)))
+
+
+def test_own_kernels_are_refused_where_they_cannot_run(task):
+    with pytest.raises(ConfigError, match="triton needs a GPU"):
+        prepare(RunConfig.build({"method": "fedavg", "task": "blobs", "kernels": "graph,triton", "chunk": 4}), task=task)
 
 
 def test_the_real_measurement_prefers_the_plain_form_on_ties(monkeypatch):

@@ -180,22 +180,25 @@ def _measure(
 
 
 def fastest_forms(model: Resident, jobs: Sequence[Job]) -> tuple[Kernels, float]:
-    """Return the fastest forms of a stack of these jobs, and its seconds: each layer's form, and recording.
+    """Return the fastest forms of a stack of these jobs, and its seconds.
 
-    Convolutions and large linear layers are tried with own kernels of Triton, or convolutions from views without it.
+    Tried are a recording, then convolutions by own kernels of Triton, and large linear layers beside them; without Triton,
+    convolutions from views. Convolutions change together, because each form reads its images as the same form writes them.
 
     Args:
         model: the module that trains.
         jobs: a chunk.
     """
-    found = _faster([Kernels(), Kernels(graph=True)], jobs, model.device)[0]  # without a recording, launches cost most
     own, parts = available(model.device.type), list(model.module.modules())
-    weights = [part.weight for part in parts if isinstance(part, nn.Conv2d) and part.groups == 1]
-    weights += [part.weight for part in parts if own and isinstance(part, nn.Linear) and part.weight.numel() >= _LARGE]
-    for shape in dict.fromkeys(tuple(weight.shape) for weight in weights):
-        other = replace(found, triton=found.triton | {shape}) if own else replace(found, views=found.views | {shape})
-        found = _faster([found, other], jobs, model.device)[0]
-    return _faster([found, replace(found, graph=not found.graph)], jobs, model.device)
+    convolutions = frozenset(tuple(p.weight.shape) for p in parts if isinstance(p, nn.Conv2d) and p.groups == 1)
+    linears = frozenset(tuple(p.weight.shape) for p in parts if isinstance(p, nn.Linear) and p.weight.numel() >= _LARGE)
+    found, seconds = _faster([Kernels(), Kernels(graph=True)], jobs, model.device)  # without a recording, launches cost most
+    if convolutions:
+        other = replace(found, triton=convolutions) if own else replace(found, views=convolutions)
+        found, seconds = _faster([found, other], jobs, model.device)
+    if linears and own:
+        found, seconds = _faster([found, replace(found, triton=found.triton | linears)], jobs, model.device)
+    return found, seconds
 
 
 def _faster(forms: Sequence[Kernels], jobs: Sequence[Job], device: torch.device) -> tuple[Kernels, float]:

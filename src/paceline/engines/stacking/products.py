@@ -147,20 +147,20 @@ def _gathered(
     clients, images, height, width, channels = x.shape
     taps, outs = kernels.shape[1], kernels.shape[3]
     positions, total = images * size[0] * size[1], taps * channels
-    m, n = _tile(positions, 128), _tile(outs, 64)
-    r = _tile(channels if channels >= 16 else total, 128 if m == 16 else 32)
+    flat = taps == size[0] * size[1] == height * width == 1
+    m, n, r = _tile(positions, 128), _tile(outs, 64), _tile(total, 64)
     blocks = (-(-positions // m), -(-outs // n))
     parts, share = _parts(blocks[0] * blocks[1] * clients, -(-total // r))
     out = x.new_empty(parts, clients, positions, outs, dtype=x.dtype if parts == 1 else torch.float32)
-    split = x.dtype == torch.float32 and is_float32() and taps > 1
+    split = x.dtype == torch.float32 and is_float32() and not flat
     top = _high(kernels) if split else kernels
     tiles.launch(
         tiles.gather, (*blocks, clients * parts),
         x, top, kernels - top if split else kernels, x if bias is None else bias.contiguous(), out,
         positions, outs, channels, taps, across, size[1], size[0] * size[1], height, width,
         *x.stride(), *kernels.stride(), *out.stride()[:3], share * r,
-        *stride, *padding, TRANSPOSED=transposed, ALIGNED=channels % r == 0, BIAS=bias is not None and parts == 1, PARTS=parts,
-        SPLIT=split, M=m, N=n, R=r, PRECISION=_precision(x.dtype), num_warps=4, num_stages=3,
+        *padding, *stride, FLAT=flat, TRANSPOSED=transposed, ALIGNED=channels % r == 0, BIAS=bias is not None and parts == 1, PARTS=parts,
+        SPLIT=split, M=m, N=n, R=r, PRECISION=_precision(x.dtype), num_warps=2 if m == 16 else 4, num_stages=2,
     )  # fmt: skip
     whole = out[0]
     if parts > 1:
@@ -184,7 +184,8 @@ def _weighed(
     clients, images, height, width, channels = x.shape
     taps, (high, wide, outs) = kernel[0] * kernel[1], slope.shape[2:]
     positions, total = images * high * wide, taps * channels
-    r, n, p = _tile(total, 128 if positions <= 64 else 64), _tile(outs, 64), _tile(positions, 32)
+    flat = taps == high * wide == height * width == 1
+    r, n, p = _tile(total, 128 if flat else 64), _tile(outs, 32 if flat else 64), _tile(positions, 32)
     blocks = (-(-total // r), -(-outs // n))
     parts, share = _parts(blocks[0] * blocks[1] * clients, -(-positions // p))
     shape = (parts, clients, outs, taps, channels) if outs_first else (parts, clients, taps, channels, outs)
@@ -194,7 +195,7 @@ def _weighed(
         x, slope, out,
         positions, outs, channels, taps, kernel[1], wide, high * wide, height, width,
         *x.stride(), slope.stride(0), outs, *(out.permute(0, 1, 3, 4, 2) if outs_first else out).stride(), share * p,
-        *stride, *padding, PARTS=parts, R=r, N=n, P=p, PRECISION=_precision(x.dtype), num_warps=4, num_stages=3,
+        *padding, *stride, FLAT=flat, PARTS=parts, R=r, N=n, P=p, PRECISION=_precision(x.dtype), num_warps=4 if flat else 2, num_stages=2,
     )  # fmt: skip
     return (out[0] if parts == 1 else out.sum(0)).to(slope.dtype)
 

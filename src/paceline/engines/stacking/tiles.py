@@ -24,13 +24,17 @@ def high(x):
     return (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
 
 
-@triton.jit
+_PLAIN = ["positions", "taps", "across", "wide", "area", "height", "width", "top", "left"]
+"""Arguments whose values do not lead to further variants of a kernel, each of which takes a second to compile."""
+
+
+@triton.jit(do_not_specialize=_PLAIN)
 def gather(
     x, w, rest, bias, out,
     positions, outs, channels, taps, across, wide, area, height, width,
-    xk, xb, xy, xx, xc, wk, wt, wc, wn, op, ok, om, share,
-    down: tl.constexpr, right: tl.constexpr, top: tl.constexpr, left: tl.constexpr,
-    TRANSPOSED: tl.constexpr, ALIGNED: tl.constexpr, BIAS: tl.constexpr, PARTS: tl.constexpr,
+    xk, xb, xy, xx, xc, wk, wt, wc, wn, op, ok, om, share, top, left,
+    down: tl.constexpr, right: tl.constexpr, FLAT: tl.constexpr, TRANSPOSED: tl.constexpr,
+    ALIGNED: tl.constexpr, BIAS: tl.constexpr, PARTS: tl.constexpr,
     SPLIT: tl.constexpr, M: tl.constexpr, N: tl.constexpr, R: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Compute ``out[k, m, n] = bias[k, n] + sum over taps and channels of x[k, source(m, tap), c] w[k, tap, c, n]``.
@@ -43,7 +47,8 @@ def gather(
         out: [PARTS, K, positions, outs] with strides op, ok, om; a part sums `share` of the taps x channels.
         positions, wide, area: output positions, B x area, in rows of `wide`.
         across: width of the kernel.
-        down, right, top, left: stride and padding of the convolution.
+        top, left, down, right: padding and stride of the convolution.
+        FLAT: whether images and kernels have one position, as in a linear layer.
         TRANSPOSED: whether x are slopes of a convolution's outputs, and `out` those of its inputs.
         ALIGNED: whether `channels` is a multiple of R, so that a block of them belongs to one tap.
         SPLIT: whether a float32 product is the sum of three TF32 products.
@@ -51,9 +56,11 @@ def gather(
     """
     m, n = tl.program_id(0) * M + tl.arange(0, M), tl.program_id(1) * N + tl.arange(0, N)
     client, part = (tl.program_id(2) // PARTS).to(tl.int64), tl.program_id(2) % PARTS
-    image, place = m // area, m % area
-    y, z = place // wide, place % wide
     inside, wanted = m < positions, n < outs
+    if FLAT:
+        image, y, z = m, m, m
+    else:
+        image, y, z = m // area, m % area // wide, m % area % wide
     base = x + client * xk + image.to(tl.int64) * xb
     total = taps * channels
     acc = tl.zeros((M, N), dtype=tl.float32)
@@ -71,7 +78,9 @@ def gather(
             tap, c = r // channels, r % channels
             iy, iz = (tap // across)[None, :], (tap % across)[None, :]
             at = client * wk + tap[:, None] * wt + c[:, None] * wc + n[None, :] * wn
-        if TRANSPOSED:
+        if FLAT:
+            sy, sz, lies = 0, 0, inside[:, None]
+        elif TRANSPOSED:
             ty, tz = y[:, None] + top - iy, z[:, None] + left - iz
             sy, sz = ty // down, tz // right
             lies = (ty >= 0) & (tz >= 0) & (sy * down == ty) & (sz * right == tz) & (sy < height) & (sz < width)
@@ -93,12 +102,12 @@ def gather(
     tl.store(to, acc.to(out.dtype.element_ty), mask=inside[:, None] & wanted[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_PLAIN)
 def weigh(
     x, slope, out,
     positions, outs, channels, taps, across, wide, area, height, width,
-    xk, xb, xy, xx, xc, sk, sm, op, ok, ot, oc, on, share,
-    down: tl.constexpr, right: tl.constexpr, top: tl.constexpr, left: tl.constexpr,
+    xk, xb, xy, xx, xc, sk, sm, op, ok, ot, oc, on, share, top, left,
+    down: tl.constexpr, right: tl.constexpr, FLAT: tl.constexpr,
     PARTS: tl.constexpr, R: tl.constexpr, N: tl.constexpr, P: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Compute ``out[k, tap, c, n] = sum over positions of x[k, source(p, tap), c] slope[k, p, n]``: the gradient of kernels.
@@ -116,11 +125,15 @@ def weigh(
     for start in range(part * share, tl.minimum(positions, (part + 1) * share), P):
         p = start + tl.arange(0, P)
         inside = p < positions
-        image, place = p // area, p % area
-        sy = (place // wide)[None, :] * down + iy[:, None] - top
-        sz = (place % wide)[None, :] * right + iz[:, None] - left
-        lies = (sy >= 0) & (sz >= 0) & (sy < height) & (sz < width) & inside[None, :] & have[:, None]
-        a = tl.load(base[:, None] + image.to(tl.int64)[None, :] * xb + sy * xy + sz * xx, mask=lies, other=0.0)
+        if FLAT:
+            image, sy, sz, lies = p, 0, 0, inside[None, :]
+        else:
+            image, place = p // area, p % area
+            sy = (place // wide)[None, :] * down + iy[:, None] - top
+            sz = (place % wide)[None, :] * right + iz[:, None] - left
+            lies = (sy >= 0) & (sz >= 0) & (sy < height) & (sz < width) & inside[None, :]
+        at = base[:, None] + image.to(tl.int64)[None, :] * xb + sy * xy + sz * xx
+        a = tl.load(at, mask=lies & have[:, None], other=0.0)
         at = slope + client * sk + p.to(tl.int64)[:, None] * sm + n[None, :]
         b = tl.load(at, mask=inside[:, None] & wanted[None, :], other=0.0)
         acc = tl.dot(a, b, acc, input_precision=PRECISION)
