@@ -42,10 +42,12 @@ def test_a_long_run_is_compiled_and_a_short_one_is_not():
 
 def measured(monkeypatch, seconds):
     """Let forms take these seconds, by name."""
-    monkeypatch.setattr(measure, "_faster", lambda forms, *_: min(((f, seconds[str(f)]) for f in forms), key=lambda p: p[1]))
+    monkeypatch.setattr(
+        measure, "_faster", lambda forms, *_: min(((f, seconds.get(str(f), 9.0)) for f in forms), key=lambda p: p[1])
+    )
 
 
-VIEWS = "views=3x1x2x2,views=4x2x1x1,views=4x3x3x3"
+VIEWS = "views=3x1x2x2,views=4x3x3x3"  # the third convolution has groups
 TRITON = VIEWS.replace("views", "triton")
 
 

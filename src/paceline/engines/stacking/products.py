@@ -159,8 +159,8 @@ def _gathered(
         x, top, kernels - top if split else kernels, x if bias is None else bias.contiguous(), out,
         positions, outs, channels, taps, across, size[1], size[0] * size[1], height, width,
         *x.stride(), *kernels.stride(), *out.stride()[:3], share * r,
-        *padding, *stride, FLAT=flat, TRANSPOSED=transposed, ALIGNED=channels % r == 0, BIAS=bias is not None and parts == 1, PARTS=parts,
-        SPLIT=split, M=m, N=n, R=r, PRECISION=_precision(x.dtype), num_warps=2 if m == 16 else 4, num_stages=2,
+        *padding, *stride, FLAT=flat, TRANSPOSED=transposed, BIAS=bias is not None and parts == 1, PARTS=parts,
+        SPLIT=split, M=m, N=n, R=r, PRECISION=_precision(x.dtype), num_warps=2 if m == 16 else 8 if n <= 32 else 4, num_stages=2,
     )  # fmt: skip
     whole = out[0]
     if parts > 1:
@@ -185,7 +185,7 @@ def _weighed(
     taps, (high, wide, outs) = kernel[0] * kernel[1], slope.shape[2:]
     positions, total = images * high * wide, taps * channels
     flat = taps == high * wide == height * width == 1
-    r, n, p = _tile(total, 128 if flat else 64), _tile(outs, 32 if flat else 64), _tile(positions, 32)
+    r, n, p = _tile(total, 128 if flat else 64), _tile(outs, 32 if flat else 64), 16
     blocks = (-(-total // r), -(-outs // n))
     parts, share = _parts(blocks[0] * blocks[1] * clients, -(-positions // p))
     shape = (parts, clients, outs, taps, channels) if outs_first else (parts, clients, taps, channels, outs)
@@ -195,7 +195,7 @@ def _weighed(
         x, slope, out,
         positions, outs, channels, taps, kernel[1], wide, high * wide, height, width,
         *x.stride(), slope.stride(0), outs, *(out.permute(0, 1, 3, 4, 2) if outs_first else out).stride(), share * p,
-        *padding, *stride, FLAT=flat, PARTS=parts, R=r, N=n, P=p, PRECISION=_precision(x.dtype), num_warps=4 if flat else 2, num_stages=2,
+        *padding, *stride, FLAT=flat, PARTS=parts, R=r, N=n, P=p, PRECISION=_precision(x.dtype), num_warps=4 if flat else 2, num_stages=3,
     )  # fmt: skip
     return (out[0] if parts == 1 else out.sum(0)).to(slope.dtype)
 

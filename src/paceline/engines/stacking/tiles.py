@@ -34,7 +34,7 @@ def gather(
     positions, outs, channels, taps, across, wide, area, height, width,
     xk, xb, xy, xx, xc, wk, wt, wc, wn, op, ok, om, share, top, left,
     down: tl.constexpr, right: tl.constexpr, FLAT: tl.constexpr, TRANSPOSED: tl.constexpr,
-    ALIGNED: tl.constexpr, BIAS: tl.constexpr, PARTS: tl.constexpr,
+    BIAS: tl.constexpr, PARTS: tl.constexpr,
     SPLIT: tl.constexpr, M: tl.constexpr, N: tl.constexpr, R: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Compute ``out[k, m, n] = bias[k, n] + sum over taps and channels of x[k, source(m, tap), c] w[k, tap, c, n]``.
@@ -50,7 +50,6 @@ def gather(
         top, left, down, right: padding and stride of the convolution.
         FLAT: whether images and kernels have one position, as in a linear layer.
         TRANSPOSED: whether x are slopes of a convolution's outputs, and `out` those of its inputs.
-        ALIGNED: whether `channels` is a multiple of R, so that a block of them belongs to one tap.
         SPLIT: whether a float32 product is the sum of three TF32 products.
         M, N, R: tile of positions, outputs, and taps x channels.
     """
@@ -65,19 +64,11 @@ def gather(
     total = taps * channels
     acc = tl.zeros((M, N), dtype=tl.float32)
     for start in range(part * share, tl.minimum(total, (part + 1) * share), R):
-        if ALIGNED:
-            tap = start // channels
-            c = start % channels + tl.arange(0, R)
-            have = c < channels
-            i, j = tap // across, tap % across
-            iy, iz = i, j
-            at = client * wk + tap * wt + c[:, None] * wc + n[None, :] * wn
-        else:
-            r = start + tl.arange(0, R)
-            have = r < total
-            tap, c = r // channels, r % channels
-            iy, iz = (tap // across)[None, :], (tap % across)[None, :]
-            at = client * wk + tap[:, None] * wt + c[:, None] * wc + n[None, :] * wn
+        r = start + tl.arange(0, R)
+        have = r < total
+        tap, c = r // channels, r % channels
+        iy, iz = (tap // across)[None, :], (tap % across)[None, :]
+        at = client * wk + tap[:, None] * wt + c[:, None] * wc + n[None, :] * wn
         if FLAT:
             sy, sz, lies = 0, 0, inside[:, None]
         elif TRANSPOSED:
