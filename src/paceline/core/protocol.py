@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from paceline.core.client import Client
@@ -24,11 +24,20 @@ class ProtocolSession:
 
     Args:
         state: the protocol's own.
+        coming: what this round has prepared for the next one, by client function of the method.
+        ready: what the last round has prepared for this one.
         failed: why the client gave nothing to the sum, for its own log.
     """
 
     state: Any = None
     failed: str = ""
+    coming: dict[str, Any] = field(default_factory=dict)
+    ready: dict[str, Any] = field(default_factory=dict)
+
+    def end_round(self) -> bool:
+        """Erase all but what was prepared for the next round; return whether anything was."""
+        self.state, self.failed, self.ready, self.coming = None, "", self.coming, {}
+        return bool(self.ready)
 
 
 class ProtocolContext(ABC):

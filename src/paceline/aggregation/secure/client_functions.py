@@ -6,8 +6,9 @@ client: the declarations of its installed method, its data, its memory. Nothing 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from paceline.aggregation.nested import assigned, declared_tier, message_of
@@ -15,7 +16,8 @@ from paceline.aggregation.secure.client import SecureClient
 from paceline.aggregation.secure.client_openings import Openings
 from paceline.aggregation.secure.codec import Codec
 from paceline.aggregation.secure.covers import Cover
-from paceline.aggregation.secure.messages import as_tensors, need, opened_record, packed_record, session_of
+from paceline.aggregation.secure.messages import MALFORMED, as_tensors, need, opened_record, packed_record, session_of
+from paceline.aggregation.secure.session import Session
 from paceline.aggregation.secure.task_hash import Agreement, OwnWork, Work, message_digest
 from paceline.core.engine import ClientFunction
 from paceline.core.errors import ProtocolError
@@ -77,6 +79,10 @@ class SecAggClient:
             ProtocolError: the session is not newer than every earlier one, or its parameters are invalid.
         """
         client, session = me.client, session_of(message)
+        if session.prepared:
+            raise ProtocolError(f"client {client.id}: the server cannot choose the task of a session after its keys")
+        if session.call == 1:
+            me.session.ready.pop(session.function, None)
         if session.round != client.round:
             raise ProtocolError(f"client {client.id}: the session is for round {session.round}, the call for {client.round}")
         if [session.round, session.attempt] <= client.memory.get("_secagg", [-1, -1]):
@@ -112,6 +118,8 @@ class SecAggClient:
             ProtocolError: the task differs from the one in the session's hash, or opening the sum would reveal too much.
         """
         content, mail = need(message, "all", "own")
+        if isinstance(mail, dict) and "prepared" in mail and not self._ready(me, mail["prepared"]):
+            return {"unprepared": 1}
         client, state = me.client, _state(me)
         machine, session = state.machine, state.machine.session
         declared = _declared(me, session.function)
@@ -154,7 +162,47 @@ class SecAggClient:
         client.flops += inner.flops
         shape = encoded.shape if everything is None else everything
         answer = machine.masked(encoded.segments, None if everything is None else codec.segments(everything))
-        return {**answer, "segments": as_tensors(answer["segments"]), "shape": shape}
+        answer = {**answer, "segments": as_tensors(answer["segments"]), "shape": shape}
+        return _with_next(answer, partial(self._advertised, me, session), mail.get("next"))
+
+    def _ready(self, me: ProtocolContext, named: Any) -> bool:
+        """Begin the session that was prepared for this sum; return False if there is none, as after a restart.
+
+        It is forgotten at the first request, whatever becomes of it: keys serve one session.
+        """
+        function, task = need(named, "function", "task")
+        client, machine = me.client, me.session.ready.pop(function, None)
+        me.session.state = None
+        if machine is None or machine.session.round != client.round:
+            return False
+        session, mark = machine.session, [machine.session.round, machine.session.attempt]
+        identity, keys = self.directory.identity(client.id), self.directory.publics(session.clients)
+        if keys != machine.directory or identity.public != machine.identity.public:
+            return False
+        machine.bind(task)
+        client.memory["_secagg"] = max(mark, client.memory.get("_secagg", mark))
+        me.session.state = _State(machine)
+        return True
+
+    def _advertised(self, me: ProtocolContext, session: Session, id: Any) -> dict[str, Any]:
+        """Return the advertised keys of the next session, which this client derives from the current one."""
+        me.session.coming.pop(session.function, None)
+        if _declared(me, session.function).peer_record is not None:
+            raise ProtocolError(f"{session.function!r} sends records to its neighbours, so its sessions cannot be prepared")
+        after = session.following(id)
+        machine = SecureClient(me.client.id, after, self.directory.identity(me.client.id), self.directory.publics(after.clients))
+        me.session.coming[session.function] = machine
+        return machine.advertise()
+
+    @staticmethod
+    def _shared(me: ProtocolContext, function: str, directory: Any) -> dict[str, Any]:
+        """Return sealed shares of the next session."""
+        machine = me.session.coming.pop(function, None)
+        if machine is None:
+            raise ProtocolError(f"no session of {function!r} is being prepared")
+        shares: dict[str, Any] = machine.share(*need(directory, "hashes", "adverts"))
+        me.session.coming[function] = machine
+        return shares
 
     @on_client(each=True)
     def consistency(self, me: ProtocolContext, message: dict[str, Any]) -> dict[str, Any]:
@@ -171,7 +219,10 @@ class SecAggClient:
     def unmask(self, me: ProtocolContext, message: dict[str, Any]) -> dict[str, Any]:
         """R3: return the shares that open the sum over the survivors, once. The opening is recorded first."""
         state, round = _state(me), me.client.round
-        answer = state.machine.unmask(*need(message, "own"))
+        (own,) = need(message, "own")
+        signatures, directory = need(own, "signatures", "next") if isinstance(own, dict) and "next" in own else (own, None)
+        function = state.machine.session.function
+        answer = state.machine.unmask(signatures)
         if self.openings is not None:  # includes openings by another process of this client since the signature
             cover = state.cover(state.alive)
             self.openings.check(_work(me), self.run, round, cover, state.machine.session.least_half)
@@ -179,7 +230,7 @@ class SecAggClient:
             if state.model is not None:
                 me.client.memory["_before"] = {"round": round, "model": state.model}
         me.session.state = None
-        return answer
+        return _with_next(answer, partial(self._shared, me, function), directory)
 
     def _received(self, me: ProtocolContext, state: _State, declared: ClientFunction, content: Any, mail: Any) -> Tree:
         """Return the message of the method's function: `content`, or the part of the model that this client received.
@@ -223,6 +274,14 @@ class SecAggClient:
         if self._hashed is None or self._hashed[0] is not content:
             self._hashed = (content, message_digest(content, declared))
         return self._hashed[1]
+
+
+def _with_next(answer: dict[str, Any], prepare: Callable[[Any], dict[str, Any]], asked: Any) -> dict[str, Any]:
+    """Return an answer with what prepares the next session, if it was requested; a violation ends the preparation only."""
+    try:
+        return answer if asked is None else {**answer, "next": prepare(asked)}
+    except (ProtocolError, *MALFORMED):
+        return answer
 
 
 def _declared(me: ProtocolContext, function: str) -> ClientFunction:

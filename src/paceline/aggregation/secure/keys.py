@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from functools import lru_cache
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -66,7 +67,18 @@ class IdentityKey:
 
 
 def verify(public: bytes, signature: bytes, data: bytes) -> bool:
-    """Return whether `signature` is a valid signature of `data` under `public`; False for malformed input."""
+    """Return whether `signature` is a valid signature of `data` under `public`; False for malformed input.
+
+    Results are cached: in a process with several clients, as in a simulation, all of them check the same signatures.
+    """
+    try:
+        return _verified(public, signature, data)
+    except TypeError:  # unhashable, so not bytes
+        return False
+
+
+@lru_cache(maxsize=4096)
+def _verified(public: bytes, signature: bytes, data: bytes) -> bool:
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, data)
     except (InvalidSignature, ValueError, TypeError):
