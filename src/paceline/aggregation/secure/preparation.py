@@ -19,7 +19,7 @@ from paceline.core.errors import PacelineError, ProtocolError, QuorumError
 
 __all__ = ["Preparation", "Preparations", "UnpreparedError"]
 
-_LONGEST_PAUSE = 64
+_LONGEST_PAUSE = 8
 
 
 class UnpreparedError(QuorumError):
