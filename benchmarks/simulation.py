@@ -1,6 +1,8 @@
 """What simulation costs: Paceline against a plain PyTorch loop over as many steps of the same batches.
 
-Both are timed in turn in one process, so that the machine's drift hits both; the ratio is the figure that counts.
+All are timed in turn in one process, so that the machine's drift hits all; the ratio is the figure that counts. Where each
+client takes one step, the loop that a programmer would write by hand for this case is timed too ("fused"): one backward pass
+over the samples of the whole cohort.
 
     lr    logistic regression 784x10; 1000 clients x 20 samples, cohort 200, batch 20, 1 epoch
     lr2   the same with 2 epochs
@@ -77,6 +79,7 @@ def make_run(task: Task, spec: dict[str, Any], args: argparse.Namespace) -> Run:
         vectorize=args.vectorize,
         chunk=args.chunk,
         one_step=args.one_step,
+        kernels=args.kernels,
         device=args.device,
     )
     return prepare(config, task=task)
@@ -97,15 +100,33 @@ class Plain:
         order = torch.randperm(len(self.x))[: self.spec["cohort"] * self.spec["samples"]].to(self.device)
         for _ in range(self.spec["epochs"]):
             for rows in order.split(self.task.batch_size):
-                self.optimizer.zero_grad(set_to_none=True)
-                F.cross_entropy(self.model(self.x.index_select(0, rows)), self.y.index_select(0, rows)).backward()
-                self.optimizer.step()
+                self.step(rows)
+        self.evaluate()
+
+    def step(self, rows: torch.Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(self.model(self.x.index_select(0, rows)), self.y.index_select(0, rows)).backward()
+        self.optimizer.step()
+
+    def evaluate(self) -> None:
         self.model.eval()
         with torch.no_grad():
             for x, y in zip(*(t.split(500) for t in self.test), strict=True):
                 out = self.model(x)
                 F.cross_entropy(out, y)
                 (out.argmax(1) == y).sum()
+
+
+class Fused(Plain):
+    """What one step of every client comes to: one step on the samples of the whole cohort, and the same evaluation."""
+
+    def round(self) -> None:
+        self.model.train()
+        cohort, samples = self.spec["cohort"], self.spec["samples"]
+        clients = torch.randperm(self.spec["clients"])[:cohort]
+        rows = (clients[:, None] * samples + torch.arange(samples)).reshape(-1).to(self.device)
+        self.step(rows)
+        self.evaluate()
 
 
 class Ours:
@@ -141,12 +162,14 @@ def compare(name: str, args: argparse.Namespace) -> None:
     task = make_task(spec)
     run = make_run(task, spec, args)
     plain, ours = Plain(task, spec, args.device), Ours(run)
-    figures: list[tuple[float, float, float, float]] = []
+    fused = Fused(task, spec, args.device) if spec["epochs"] == 1 and spec["samples"] <= task.batch_size else None
+    figures: list[tuple[float, ...]] = []
     with drawing(0, args.device):  # as `Run.go` does for all rounds
         for number in range(args.rounds + 2):
-            pair = (*timed(plain.round, args.device), *timed(ours.round, args.device))
-            if number >= 2:  # the first ones warm both up
-                figures.append(pair)
+            found = (*timed(plain.round, args.device), *timed(ours.round, args.device))
+            found += timed(fused.round, args.device) if fused else ()
+            if number >= 2:  # the first ones warm all up
+                figures.append(found)
     run.fed.engine.close()
     walls = [f[0] for f in figures], [f[2] for f in figures]
     ratios = [b / a for a, b in zip(*walls, strict=True)]
@@ -159,6 +182,13 @@ def compare(name: str, args: argparse.Namespace) -> None:
     if args.workers == 1 and args.engine == "local":  # what other work on the machine disturbs least
         cpus = [f[3] / f[1] for f in figures]
         print(f"  of CPU    {statistics.median(cpus):.3f} (quartiles {quartiles(cpus)})")
+    if fused:
+        for what, ours_at, fused_at in (("wall", 2, 4), ("CPU", 3, 5)):
+            ratios = [f[ours_at] / f[fused_at] for f in figures]
+            seconds = statistics.median(f[fused_at] for f in figures)
+            print(
+                f"  fused     {seconds:.4f} s/round {what}; ratio {statistics.median(ratios):.3f} (quartiles {quartiles(ratios)})"
+            )
 
 
 def quartiles(values: list[float]) -> str:
@@ -197,6 +227,7 @@ def peak(name: str, args: argparse.Namespace) -> None:
         command = [sys.executable, __file__, name, "--alone", which, "--workers", str(args.workers)]
         command += ["--vectorize", args.vectorize, "--engine", args.engine]
         command += ["--chunk", str(args.chunk)] if args.chunk else []
+        command += ["--kernels", args.kernels]
         command += [] if args.one_step else ["--no-one-step"]
         ended = subprocess.run(command, capture_output=True, text=True, check=True)
         figures = found[which] = json.loads(ended.stdout.splitlines()[-1])
@@ -259,6 +290,7 @@ def main() -> None:
     parser.add_argument("--vectorize", default="auto", choices=["auto", "on", "off"])
     parser.add_argument("--chunk", type=int)
     parser.add_argument("--no-one-step", dest="one_step", action="store_false")
+    parser.add_argument("--kernels", default="auto", help="auto, plain, or some of graph,compile,views")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peak", action="store_true", help="start-up and peak memory in place of times")

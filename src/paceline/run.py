@@ -150,7 +150,8 @@ def prepare(
     store = MemoryStore(place, durable=folder is not None, max_bytes=config.memory_mib << 20)
     fed.engine.restore(store)
     choice = stack_size(runs, config, method)
-    config = config.model_copy(update={"vectorize": "on" if choice.chunk > 1 else "off", "chunk": choice.chunk})
+    taken = {"vectorize": "on" if choice.chunk > 1 else "off", "chunk": choice.chunk, "kernels": choice.kernels}
+    config = config.model_copy(update=taken)
     return Run(
         config,
         method,

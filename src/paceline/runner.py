@@ -178,7 +178,8 @@ class Run:
             self.folder.append_metrics(record)
             self._save()
         for name, reason in self.fed.engine.notes.items():
-            self._warn(f"clients that use {name} train one at a time: {reason}", StackingWarning, name)
+            what = reason if reason.startswith("train ") else f"train one at a time: {reason}"
+            self._warn(f"clients that use {name} {what}", StackingWarning, name)
         if self.observer is not None:
             self.observer(record, self.config.rounds)
 

@@ -55,7 +55,7 @@ def test_a_failed_measurement_is_a_warning_with_the_reason_and_what_to_do(monkey
     def broken(jobs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr("paceline.engines.stacking.solver.Stack", broken)
+    monkeypatch.setattr("paceline.engines.stacking.replay.Stack", broken)
     with PretendCuda(), as_commands(), pytest.warns(StackingWarning) as told:
         run = prepare(config(), task=make_task())
     assert run.config.chunk == 1

@@ -75,6 +75,7 @@ SIMULATED = {
     "vectorize": "on",
     "chunk": 4,
     "one_step": False,
+    "kernels": "graph",
     "memory_mib": 8,
     "by_group": True,
 }

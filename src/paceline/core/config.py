@@ -110,6 +110,7 @@ class RunConfig(BaseModel):
     vectorize: Literal["auto", "on", "off"] = _option("auto", CLIENTS, "train clients as one stacked computation: auto, on or off")
     chunk: int | None = _option(None, CLIENTS, "clients per stack", "measured at the start", ge=1)
     one_step: bool = _option(True, CLIENTS, "train one-step clients as one batch when stacking")
+    kernels: str = _option("auto", CLIENTS, "how stacks are computed: auto, plain, or some of graph,compile,views")
     memory_mib: int = _option(1024, CLIENTS, "MiB of client memories in RAM; the rest is on disk", ge=1)
 
     evaluation: Literal["auto", "central", "federated", "clients", "clients-central"] = _option(

@@ -56,7 +56,7 @@ class Call:
         deadline: virtual seconds after which a reply counts as dropped, or None.
         peers: records published by other clients, by receiving client.
         chunks: `clients` in the groups that may work as one; an engine forms them.
-        operation: number, within the round, of the method's operation that the call belongs to.
+        operation: number of the method's operation in the round; `kernels`: how stacks of clients are computed, set by an engine.
     """
 
     function: str
@@ -71,6 +71,7 @@ class Call:
     peers: Mapping[int, Mapping[int, Tree]] = field(default_factory=dict)
     chunks: Sequence[Sequence[int]] = ()
     operation: int = 0
+    kernels: str = "plain"
 
 
 @dataclass(slots=True)

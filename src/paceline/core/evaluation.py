@@ -13,6 +13,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from paceline.core.columns import call, length
 from paceline.core.generators import GeneratorWatch, drawing, nested
+from paceline.core.linears import linears
 from paceline.core.losses import counted, scores
 from paceline.core.metrics import chosen
 from paceline.core.params import Params, Resident
@@ -90,7 +91,7 @@ def evaluate(
         ``loss`` (sum), ``correct``, ``count``, ``class_correct`` and ``class_count`` (shape [classes]); if the problem has
         metrics, ``metrics``: `packed` terms of each, by the name of its main figure.
     """
-    with spent.on("evaluating"):
+    with spent.on("evaluating"), linears(model.module, min(batch_size or BATCH, len(data)), model.device):
         model.module.eval()
         loss = torch.zeros((), dtype=torch.float64, device=model.device)
         hits = torch.zeros(problem.num_classes, dtype=torch.int64, device=model.device)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, overload
 
@@ -339,14 +340,15 @@ class Federation(Population):
         self._redraw()
         if self._settled:  # these replies were uploaded, and accounted for, when they were done
             receipts = [dataclasses.replace(r, compute=0.0, network=0.0, bytes_up=0, bytes_down=0) for r in receipts]
-        receipts.sort(key=lambda r: r.client)
-        info = CallInfo(
-            seconds=self.clock.advance(function, receipts, deadline) if passes else 0.0,
-            bytes_up=sum(r.bytes_up for r in receipts),
-            bytes_down=sum(r.bytes_down for r in receipts),
-            arrived={r.client: r.compute + r.network for r in receipts if r.dropped is None},
-            dropped={r.client: r.dropped for r in receipts if r.dropped is not None},
-        )
+        receipts.sort(key=operator.attrgetter("client"))
+        info = CallInfo(seconds=self.clock.advance(function, receipts, deadline) if passes else 0.0)
+        for receipt in receipts:
+            info.bytes_up += receipt.bytes_up
+            info.bytes_down += receipt.bytes_down
+            if receipt.dropped is None:
+                info.arrived[receipt.client] = receipt.compute + receipt.network
+            else:
+                info.dropped[receipt.client] = receipt.dropped
         self.last = info
         self.lost |= {c: why for c, why in info.dropped.items() if kind_of(why) in ("refused", "failed")}
         self._open.add(info)

@@ -45,6 +45,7 @@ class RunFields(TypedDict, total=False):
     vectorize: Literal["auto", "on", "off"]
     chunk: int | None
     one_step: bool
+    kernels: str
     memory_mib: int
     evaluation: Literal["auto", "central", "federated", "clients", "clients-central"]
     metrics: str | Sequence[Any]

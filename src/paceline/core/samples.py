@@ -123,9 +123,21 @@ class ClientData:
             yield batch
 
     def batches(self, batch_size: int) -> Iterator[tuple[Samples, Samples]]:
-        """Yield all samples once, in order."""
+        """Yield all samples once, in order; without copies where they lie one after the other in tensors on the CPU."""
+        if type(self.x) is Tensor and type(self.y) is Tensor and self._consecutive():
+            first, n = int(self.index[0]), len(self.index)
+            for start in range(first, first + n, batch_size):
+                stop = min(start + batch_size, first + n)
+                yield self.x[start:stop], self.y[start:stop]
+            return
         for _, batch in self.each(self.index[start : start + batch_size] for start in range(0, len(self.index), batch_size)):
             yield batch
+
+    def _consecutive(self) -> bool:
+        index = self.index
+        if index.device.type != "cpu" or not len(index) or int(index[-1]) - int(index[0]) != len(index) - 1:
+            return False
+        return torch.equal(index, torch.arange(int(index[0]), int(index[-1]) + 1))
 
 
 def shuffled(rows: Tensor, generator: torch.Generator) -> Tensor:

@@ -20,6 +20,7 @@ from paceline.core.columns import Samples, call, length
 from paceline.core.errors import NonFiniteError
 from paceline.core.generators import nested
 from paceline.core.hooks import NO_HOOKS, Hooks, Loss
+from paceline.core.linears import linears
 from paceline.core.optimizers import PLAIN_SGD, SGD, Optimizer
 from paceline.core.params import Params, Resident
 from paceline.core.placement import upload
@@ -308,7 +309,8 @@ def train(job: Job) -> Trained:
     if not job.steps:
         return Trained(job.start.clone(), 0, 0, 0.0)
     stream = nested(job.order().initial_seed(), job.model.device)
-    with spent.on("local steps"), job.model.autocast(), stream:
+    layers = linears(job.model.module, min(job.batch_size, len(job.data)), job.model.device, job.model.mixed is not None)
+    with spent.on("local steps"), job.model.autocast(), stream, layers:
         learner = One(job)
         descend(learner)
     total = float(learner.total)

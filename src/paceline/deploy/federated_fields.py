@@ -89,6 +89,7 @@ FEDERATED_FIELDS: dict[str, FederatedField] = {
     "vectorize": _simulated(_STACK, "off"),
     "chunk": _simulated(_STACK, 1),
     "one_step": _simulated(_STACK),
+    "kernels": _simulated(_STACK, "plain"),
     "memory_mib": _simulated("each client stores its memory itself; leave it out"),
     "evaluation": _SERVER,
     "metrics": _CLIENTS,

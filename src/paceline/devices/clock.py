@@ -143,14 +143,21 @@ class VirtualClock:
         Raises:
             ConfigError: the deadline is not positive.
         """
+        slowest = max(times, key=lambda c: (times[c].total, -c), default=None)
+        took = Times(0.0, 0.0) if slowest is None else times[slowest]
+        return self._pass(name, slowest, took, deadline, missing, bytes_up, bytes_down)
+
+    def _pass(
+        self, name: str, slowest: int | None, took: Times, deadline: float | None, missing: bool, bytes_up: int, bytes_down: int
+    ) -> float:
+        """Let a call pass whose slowest client took `took`; see `synchronous`."""
         if deadline is not None and not deadline > 0:
             raise ConfigError(f"deadline={deadline} must be above 0 seconds")
-        slowest = max(times, key=lambda c: (times[c].total, -c), default=None)
-        seconds = 0.0 if slowest is None else times[slowest].total
+        seconds = took.total
         if deadline is not None and (missing or seconds > deadline):
             seconds = deadline
-        work = 0.0 if slowest is None else min(times[slowest].compute, seconds)
-        network = 0.0 if slowest is None else min(times[slowest].network, seconds - work)
+        work = min(took.compute, seconds)
+        network = min(took.network, seconds - work)
         self.phases.append(TimedPhase(name, seconds, bytes_up, bytes_down, slowest, work, network))
         self.now += seconds
         return seconds
@@ -163,15 +170,18 @@ class VirtualClock:
             receipts: answers of the call, with their durations and bytes.
             deadline: virtual seconds after which waiting ends; None waits for the slowest client.
         """
-        came = {r.client: Times(r.compute, r.network) for r in receipts if r.dropped in (None, "late")}
-        return self.synchronous(
-            came,
-            deadline,
-            name=name,
-            missing=len(came) < len(receipts),
-            bytes_up=sum(r.bytes_up for r in receipts),
-            bytes_down=sum(r.bytes_down for r in receipts),
-        )
+        slowest, longest, missing, up, down = None, 0.0, False, 0, 0
+        for receipt in receipts:  # one pass without an object for each client
+            up, down = up + receipt.bytes_up, down + receipt.bytes_down
+            if receipt.dropped not in (None, "late"):
+                missing = True
+                continue
+            seconds = receipt.compute + receipt.network
+            if slowest is None or seconds > longest or (seconds == longest and receipt.client < slowest.client):
+                slowest, longest = receipt, seconds
+        if slowest is None:
+            return self._pass(name, None, Times(0.0, 0.0), deadline, missing, up, down)
+        return self._pass(name, slowest.client, Times(slowest.compute, slowest.network), deadline, missing, up, down)
 
     def wait(self, seconds: float) -> None:
         """Advance the clock between calls: clients work, and the server is idle.

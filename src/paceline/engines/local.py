@@ -67,7 +67,7 @@ class LocalEngine(Pool):
         if not self._processes:
             chunks = self._dealer.chunks(call.clients)
             self.here.restore(self._lend(call.clients))
-            yield from self.here.run(replace(call, chunks=tuple(chunks.values())))
+            yield from self.here.run(replace(call, chunks=tuple(chunks.values()), kernels=self._kernels))
             self._notes.update(self.here.solver.notes)
             return
         busy: dict[Connection, _Process] = {}

@@ -16,7 +16,7 @@ from paceline.core.tree import Tree
 from paceline.core.wording import setting
 from paceline.engines.scheduling import Dealer
 from paceline.engines.setup import Setup
-from paceline.engines.stacking import Choice, choose
+from paceline.engines.stacking import Choice, Kernels, choose, compiled
 from paceline.engines.worker import Worker
 from paceline.store import MemoryStore
 
@@ -52,27 +52,33 @@ class Pool(Engine):
         self.here = Worker(setup)
         """Worker of this process, used for evaluations of the server."""
         self._dealer = Dealer(setup.cost, setup.chunk, workers)
+        self._kernels = "plain"
         self._lent: set[int] = set()
 
-    def stack(self, chunk: int) -> None:
-        """Set the maximum number of clients that are trained as one stack."""
-        self._dealer.chunk = chunk
+    def stack(self, chunk: int, kernels: str = "plain") -> None:
+        """Set the maximum number of clients that are trained as one stack, and how stacks are computed (`Kernels.parse`)."""
+        self._dealer.chunk, self._kernels = chunk, kernels
 
-    def measure(self, cohort: int, always: bool = False) -> Choice:
+    def measure(self, cohort: int, always: bool = False, chunk: int | None = None) -> Choice:
         """Measure how many clients should be stacked; see `choose`.
 
         Args:
             cohort: number of clients per round.
             always: stack even if it is not faster.
+            chunk: the only number to try; then only how they are computed is measured.
         """
         clients = [c for c in range(min(self.num_clients, 128)) if self.setup.cost(c) > 1]
         here, on_gpu = self.here, self.here.model.device.type == "cuda"
         parts = self._dealer.workers if on_gpu else 2
         try:
             start, data = here.initial.to(here.model.device), [here.samples(c) for c in clients]
-            return choose(here.model, start, self.setup.task, data, cohort, always, parts)
+            return choose(here.model, start, self.setup.task, data, cohort, always, parts, chunk)
         except Exception as error:  # where training itself is at fault, the first round says whose and how
             return Choice(1, f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}", failed=True)
+
+    def steps(self) -> int:
+        """Return the steps of one pass over the samples of the first client."""
+        return -(-max(self.setup.cost(0) - 1, 1) // int(self.setup.task.batch_size))
 
     # -- dealing -------------------------------------------------------------------------------
     def _parts(self, call: Call) -> Iterator[tuple[int, Call, dict[int, dict[str, Any]]]]:
@@ -84,6 +90,7 @@ class Pool(Engine):
                 call,
                 clients=tuple(clients),
                 chunks=tuple(share),
+                kernels=self._kernels,
                 each_message={c: m for c, m in call.each_message.items() if c in mine},
                 peers={c: p for c, p in call.peers.items() if c in mine},
             )
@@ -190,14 +197,23 @@ class Pool(Engine):
 
 
 def stack_size(engine: Any, config: Any, method: Any) -> Choice:
-    """Decide how many clients train as one computation, and set it in the engine."""
+    """Decide how many clients train as one computation and how it is computed, and set it in the engine.
+
+    Raises:
+        ConfigError: `kernels` names an unknown form.
+    """
+    given = None if config.kernels == "auto" else str(Kernels.parse(config.kernels))
     if not isinstance(engine, Pool) or engine.setup.strict:
         return Choice(1, "the engine runs one client at a time")
     if config.vectorize == "off":
         return Choice(1, "switched off")
     if not method.vectorizable and config.vectorize == "auto" and not config.chunk:
         return Choice(1, "the method requires that clients train one at a time")
-    choice = Choice(config.chunk, "as given") if config.chunk else engine.measure(config.cohort, config.vectorize == "on")
+    choice = Choice(config.chunk or 1, "as given")
+    if not config.chunk:
+        choice = engine.measure(config.cohort, config.vectorize == "on")
+    elif given is None and config.chunk > 1 and engine.here.model.device.type == "cuda":
+        choice = replace(engine.measure(config.cohort, True, config.chunk), chunk=config.chunk, failed=False)
     if choice.failed:
         warnings.warn(
             f"clients train one at a time, because the measurement of stacks failed on {engine.here.model.device}: {choice.reason}; "
@@ -205,5 +221,9 @@ def stack_size(engine: Any, config: Any, method: Any) -> Choice:
             StackingWarning,
             stacklevel=3,
         )
-    engine.stack(choice.chunk)
+    if given is not None:
+        choice = replace(choice, kernels=given)
+    elif compiled(choice, config.rounds * config.cohort * engine.steps()):
+        choice = replace(choice, kernels=f"{choice.kernels},compile")
+    engine.stack(choice.chunk, choice.kernels)
     return choice

@@ -42,7 +42,8 @@ class Dealer:
         costs = {c: self.cost(c) for c in clients if c not in self._chunk_of} if self.chunk > 1 else {}
         new = [c for c in clients if c not in self._chunk_of]
         if self.chunk > 1:
-            new.sort(key=lambda c: (-costs[c], c))
+            new.sort()
+            new.sort(key=costs.__getitem__, reverse=True)  # clients of equal cost stay in order
         count = -(-len(new) // self.chunk)
         for place, client in enumerate(new):
             self._chunk_of[client] = self._chunks + place * count // len(new)

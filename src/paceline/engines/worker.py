@@ -89,6 +89,7 @@ class Worker:
             raise UnknownNameError("client function", call.function, functions or self.functions)
         sink = call.channel.open()
         base, self.round = wire_size(call.message), call.round
+        self.solver.use(call.kernels)
         if self.model.device.type != "cpu":  # the server's values lie on the CPU, clients' work on the device
             call = replace(
                 call, message=self._here(call.message), each_message={c: self._here(m) for c, m in call.each_message.items()}
@@ -163,23 +164,22 @@ class Worker:
             return None
         lead = self.client(replace(call, clients=()), clients[0])
         lead.memory = Memory()
-        orders = [partial(self._order, call, c) for c in clients]
         with contextlib.suppress(PacelineError):  # whoever is at fault is found when they run one by one
             try:
-                stand_in = Uniform(lead, index, orders, self.solver.whole)
+                stand_in = Uniform(lead, index, lambda k, loop: self._order(call, clients[k], loop), self.solver.whole)
                 reply = self.invoke(stand_in, call.function, call.message)
                 stand_in.drew_nothing()
                 up = sink.size(reply)
                 profiles = [setup.fleet.profile(c, call.round) for c in clients]
                 cost = Cost(lead.flops, down[clients[0]], up, None)
-                known = {id(p): times(p, cost) for p in {id(p): p for p in profiles}.values()}
-                each = [known[id(p)] for p in profiles]
-                if call.deadline is not None and any(t.compute + t.network > call.deadline for t in each):
+                known = {key: times(p, cost) for key, p in {id(p): p for p in profiles}.items()}
+                if call.deadline is not None and any(t.compute + t.network > call.deadline for t in known.values()):
                     return None
                 with spent.on("summing"):
                     added = sink.add_uniform(clients, reply)
                 if added:
-                    return [Receipt(c, None, t.compute, t.network, down[c], up) for c, t in zip(clients, each, strict=True)]
+                    took = [known[id(p)] for p in profiles]
+                    return [Receipt(c, None, t.compute, t.network, down[c], up) for c, t in zip(clients, took, strict=True)]
             except PacelineError:
                 raise
             except Exception:  # no stand-in suits this function, or it has a fault, which comes up again with each client

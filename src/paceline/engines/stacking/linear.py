@@ -13,15 +13,24 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from paceline.engines.stacking.convolution import convolve, fits
+from paceline.engines.stacking.kernels import current
+
 __all__ = ["StackedLinears"]
 
 
 class StackedLinears(TorchFunctionMode):
-    """Context in which ``F.linear`` under ``vmap`` uses the faster order."""
+    """Context in which ``F.linear`` under ``vmap`` uses the faster order, and ``F.conv2d`` the chosen one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kernels = current()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Replace calls of ``F.linear`` on batched weights; forward all other calls."""
-        if func is F.linear and not kwargs and torch._C._functorch.is_batchedtensor(args[1]):
+        """Replace calls of ``F.linear`` and ``F.conv2d`` on batched weights; forward all other calls."""
+        if func is F.conv2d and len(args) > 1 and _batched(args[1]) and self._kernels.from_views(tuple(args[1].shape)):
+            return (convolve if fits(*args, **(kwargs or {})) else func)(*args, **(kwargs or {}))
+        if func is F.linear and not kwargs and _batched(args[1]):
             return _Linear.apply(  # type: ignore[no-untyped-call]
                 args[0], args[1], args[2] if len(args) > 2 else None
             )
@@ -73,6 +82,11 @@ class _Stacked(torch.autograd.Function):
             torch.bmm(slope.transpose(1, 2), x) if wants[1] else None,
             slope.sum(1) if wants[2] else None,
         )
+
+
+def _batched(tensor: Tensor) -> bool:
+    batched: bool = torch._C._functorch.is_batchedtensor(tensor)
+    return batched
 
 
 def _first(tensor: Tensor, dim: int | None, size: int) -> Tensor:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from paceline.core.client import ClientData
 from paceline.core.columns import kind_of
@@ -16,9 +17,10 @@ from paceline.core.generators import drawing
 from paceline.core.params import Params, Resident
 from paceline.core.placement import free_memory
 from paceline.core.training import Job, train
+from paceline.engines.stacking.kernels import Kernels
 from paceline.engines.stacking.solver import Solver, draws, few, ragged, unstackable
 
-__all__ = ["Choice", "choose"]
+__all__ = ["Choice", "choose", "compiled", "fastest_forms"]
 
 _SIZES = (4, 8, 16, 32, 64, 128)
 _STEPS = 2
@@ -36,6 +38,12 @@ _NEAR = 1.25
 """Tolerance for sizes nearly as fast as the fastest, about the noise of a measurement: the largest is used, because the fixed
 cost of a chunk is not measured."""
 
+_WARM, _CLEAR = 3, 1.03
+"""First runs of a form that do not count, in which it is recorded and compared; how much faster another form must be."""
+
+_GAIN, _COMPILING = 0.3, 40.0
+"""Part of a recorded step that compilation is assumed to save, and seconds that it is assumed to take."""
+
 _KNOWN: dict[Any, Choice] = {}
 """Choices made in this process: a second run with the same key is not measured again."""
 
@@ -47,11 +55,15 @@ class Choice:
     Args:
         chunk: clients per stack; 1 trains one client at a time.
         reason: short explanation for the user.
+        kernels: how stacks are computed, see `Kernels`.
+        seconds: measured time of a step of one client in a stack; 0 if unknown.
         failed: whether the measurement failed for another reason than that the model cannot be stacked.
     """
 
     chunk: int
     reason: str
+    kernels: str = "plain"
+    seconds: float = 0.0
     failed: bool = False
 
 
@@ -63,8 +75,9 @@ def choose(
     cohort: int,
     always: bool = False,
     parts: int = 2,
+    chunk: int | None = None,
 ) -> Choice:
-    """Return how many clients to stack.
+    """Return how many clients to stack, and how.
 
     Args:
         model, start: the module that trains, and its initial parameters [d].
@@ -73,10 +86,11 @@ def choose(
         cohort: clients per round.
         always: stack whenever possible, even if it is slower.
         parts: chunks that a cohort has at least, so that workers can share it.
+        chunk: the only size to try, if it is given.
     """
     room = free_memory(model.device)
     space = _BYTES if room is None else room // 4
-    most = max(min(cohort // parts, space // (24 * start.layout.size), len(clients)), 2 if always else 0)
+    most = chunk or max(min(cohort // parts, space // (24 * start.layout.size), len(clients)), 2 if always else 0)
     reason = unstackable(model.module) or (ragged(clients[0].x, clients[0].y) if clients else None)
     if reason is not None or model.stateful:
         return Choice(1, reason or "each client has its own model buffers")
@@ -85,7 +99,7 @@ def choose(
             1,
             f"a cohort of {cohort} is too small, or the model of {start.layout.size} values too large, for stacking",
         )
-    sizes = [s for s in _SIZES if s < most] + [min(most, _SIZES[-1])]
+    sizes = [chunk] if chunk else [s for s in _SIZES if s < most] + [min(most, _SIZES[-1])]
     key = (
         type(model.module),
         start.layout.digest,
@@ -94,6 +108,7 @@ def choose(
         sizes[-1],
         str(model.device),
         always,
+        chunk,
     )
     with drawing(0, model.device):
         model.load(start)
@@ -113,8 +128,6 @@ def _measure(
     sizes: Sequence[int],
     always: bool,
 ) -> Choice:
-    solver = Solver(one_step=False)
-
     def jobs(count: int) -> list[Job]:
         picked = [clients[k % len(clients)] for k in range(count)]
         size = problem.batch_size
@@ -124,20 +137,70 @@ def _measure(
         ]
 
     few = jobs(min(sizes[0], 4))
+    solvers = {count: Solver(one_step=False) for count in sizes}
     if (room := free_memory(model.device)) is not None:
-        sizes = _fitting(sizes, room, model.device, partial(solver, jobs(sizes[0])))
+        sizes = _fitting(sizes, room, model.device, partial(solvers[sizes[0]], jobs(sizes[0])))
     works: dict[int, Callable[[], object]] = {1: lambda: [train(job) for job in few]}
-    works |= {count: partial(solver, jobs(count)) for count in sizes}
+    works |= {count: partial(solvers[count], jobs(count)) for count in sizes}
     each = _seconds(works, {1: len(few)}, model.device)
-    if solver.notes:
-        return Choice(1, next(iter(solver.notes.values())), failed=solver.faults > 0)
-    alone = each.pop(1)
+    alone, failed = each.pop(1), Choice(1, "no stack was measured", failed=True)
+    for count in [count for count in each if solvers[count].notes]:  # for example for lack of memory
+        failed = Choice(1, next(iter(solvers[count].notes.values())), failed=solvers[count].faults > 0)
+        del each[count]
+    if not each:
+        return failed
     fastest = min(each.values())
     if fastest > 0.95 * alone and not always:
         tried = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
         return Choice(1, f"stacks of {tried} are no faster on this machine")
     best = max(count for count, seconds in each.items() if seconds <= _NEAR * fastest)
-    return Choice(best, f"a stack takes {each[best] / alone:.2f} of the time per client, measured")
+    reason = f"a stack takes {each[best] / alone:.2f} of the time per client, measured"
+    if model.device.type != "cuda":  # oneDNN's grouped convolutions are faster than views, and there is nothing to record
+        return Choice(best, reason, seconds=each[best] / _STEPS)
+    kernels, seconds = fastest_forms(model, jobs(best))
+    return Choice(best, f"{reason}; kernels {kernels}", str(kernels), seconds / (best * _STEPS))
+
+
+def fastest_forms(model: Resident, jobs: Sequence[Job]) -> tuple[Kernels, float]:
+    """Return the fastest forms of a stack of these jobs, and its seconds: each kernel of a convolution, and recording.
+
+    Args:
+        model: the module that trains.
+        jobs: a chunk.
+    """
+    found = Kernels()
+    convolutions = [part for part in model.module.modules() if isinstance(part, nn.Conv2d)]
+    for shape in dict.fromkeys(tuple(part.weight.shape) for part in convolutions):
+        other = replace(found, views=found.views | {shape})
+        found = _faster([found, other], jobs, model.device)[0]
+    return _faster([found, replace(found, graph=True)], jobs, model.device)
+
+
+def _faster(forms: Sequence[Kernels], jobs: Sequence[Job], device: torch.device) -> tuple[Kernels, float]:
+    """Return the fastest of some forms, and its seconds; the first one, unless another is clearly faster."""
+    solvers = [Solver(one_step=False, kernels=str(form)) for form in forms]
+    best = [float("inf")] * len(forms)
+    for turn in range(_TURNS + _WARM):
+        for place, solver in enumerate(solvers):
+            _finish(device)
+            started = time.perf_counter()
+            solver(jobs)
+            _finish(device)
+            if turn >= _WARM:
+                best[place] = min(best[place], time.perf_counter() - started)
+    usable = [place for place, solver in enumerate(solvers) if place == 0 or not solver.notes]
+    fastest = min(usable, key=lambda place: best[place] * (1.0 if place == 0 else _CLEAR))
+    return forms[fastest], best[fastest]
+
+
+def compiled(choice: Choice, work: int) -> bool:
+    """Return whether a run is long enough for ``torch.compile``: whether it saves more seconds than it takes.
+
+    Args:
+        choice: the measured choice; without seconds, or on a CPU, nothing is compiled.
+        work: steps of clients in the run.
+    """
+    return "graph" in choice.kernels and choice.seconds * work * _GAIN > _COMPILING
 
 
 def _fitting(sizes: Sequence[int], room: int, device: torch.device, smallest: Callable[[], object]) -> Sequence[int]:

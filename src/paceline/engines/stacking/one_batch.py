@@ -8,11 +8,13 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from paceline.core.linears import linears
 from paceline.core.placement import upload
 from paceline.core.profiling import spent
 from paceline.core.samples import ClientData
 from paceline.core.training import Job
-from paceline.engines.stacking.stack import Functional, Stack, cross_entropies
+from paceline.engines.stacking.losses import cross_entropies
+from paceline.engines.stacking.stack import Functional, Stack
 
 __all__ = ["OneBatch", "UniformJobs", "one_batch"]
 
@@ -23,11 +25,11 @@ class UniformJobs(Sequence[Job]):
     Args:
         job: the job, as one of the clients requests it.
         rows: training rows of each client, shape [K, n].
-        orders: for each client, a function that returns the stream of its sample order.
+        order: maps a client's place to the function that returns the stream of its sample order.
     """
 
-    def __init__(self, job: Job, rows: Tensor, orders: Sequence[Callable[[], torch.Generator]]) -> None:
-        self.job, self.rows, self.orders = job, rows, orders
+    def __init__(self, job: Job, rows: Tensor, order: Callable[[int], Callable[[], torch.Generator]]) -> None:
+        self.job, self.rows, self.order = job, rows, order
 
     def __len__(self) -> int:
         return self.rows.shape[0]
@@ -42,7 +44,7 @@ class UniformJobs(Sequence[Job]):
         if isinstance(place, slice):
             return [self[k] for k in range(*place.indices(len(self)))]
         data = self.job.data
-        return self.job.of(ClientData(data.x, data.y, self.rows[place], data.device), self.orders[place])
+        return self.job.of(ClientData(data.x, data.y, self.rows[place], data.device), self.order(place))
 
 
 def one_batch(jobs: Sequence[Job]) -> bool:
@@ -72,7 +74,7 @@ class OneBatch:
         with spent.on("loading"):
             x, y = first.data.at(index)
         self._leaf = first.start.vector.detach().requires_grad_()
-        with torch.enable_grad():
+        with torch.enable_grad(), linears(first.model.module, len(index), first.model.device, first.model.mixed is not None):
             losses = cross_entropies(self._run.outputs(self._run.split(self._leaf), x)[None], y[None])[0]
             if len(set(sizes)) == 1:
                 self.losses = losses.view(len(jobs), sizes[0]).mean(1)

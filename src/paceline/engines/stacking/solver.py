@@ -20,11 +20,13 @@ from paceline.core.params import Resident
 from paceline.core.placement import upload
 from paceline.core.profiling import spent
 from paceline.core.samples import ClientData
-from paceline.core.training import Job, LoopRequest, Trained, descend, diverged
+from paceline.core.training import Job, LoopRequest, Trained, diverged
 from paceline.engines.stacking.hooks import Unstackable, signature
+from paceline.engines.stacking.kernels import Kernels, using
 from paceline.engines.stacking.lazy import Lazy, Rows
 from paceline.engines.stacking.one_batch import OneBatch, one_batch
-from paceline.engines.stacking.stack import Changes, Stack
+from paceline.engines.stacking.replay import Replays
+from paceline.engines.stacking.stack import Changes
 from paceline.engines.stacking.tasks import RequestFailed
 
 __all__ = ["Solver", "draws", "few", "ragged", "unstackable"]
@@ -76,17 +78,29 @@ class Solver:
 
     Args:
         one_step: run one-step clients as one batch.
+        kernels: how stacks are computed, see `Kernels.parse`.
     """
 
-    def __init__(self, one_step: bool = True) -> None:
+    def __init__(self, one_step: bool = True, kernels: str = "plain") -> None:
         self.one_step = one_step
-        self.notes: dict[str, str] = {}
-        """Reasons why jobs could not be stacked, by the name of the hook or module."""
+        self.use(kernels)
+        self._notes: dict[str, str] = {}
         self.faults = 0
-        """How many of these reasons are errors that do not say that something cannot be stacked, such as lack of memory."""
+        """How many of the notes are errors that do not say that something cannot be stacked, such as lack of memory."""
         self._refused: set[Any] = set()
         self._known: tuple[torch.Tensor, bool] | None = None
         self._fit: dict[int, tuple[Resident, str | None]] = {}
+
+    def use(self, kernels: str) -> None:
+        """Compute stacks in other forms from now on."""
+        if kernels != getattr(self, "_named", None):
+            self._named, self.kernels = kernels, Kernels.parse(kernels)
+            self._replays = Replays(self.kernels)
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """Reasons why jobs could not be stacked, or not recorded, by the name of the hook or module."""
+        return {**self._replays.notes, **self._notes}
 
     def __call__(self, jobs: Sequence[Any]) -> list[Any]:
         """Return the results of the requests, in order; `RequestFailed` for a request that failed."""
@@ -159,13 +173,12 @@ class Solver:
                 raise Unstackable(reason)
             if jobs[0].loss is F.cross_entropy and self._unscored(jobs[0].data.y):
                 raise Unstackable("some targets are not scored, so the mean over a batch differs between clients")
-            with spent.on("local steps"), jobs[0].model.autocast():
+            with spent.on("local steps"), jobs[0].model.autocast(), using(self.kernels):
                 if self.one_step and one_batch(jobs):
                     whole = OneBatch(jobs)
                     _refuse_draws(watch)
                     return whole, whole.losses.detach()
-                stack = Stack(jobs)
-                descend(stack)
+                stack = self._replays.train(key, _name(jobs[0]), jobs)
                 _refuse_draws(watch)
             changes = Changes(stack.at.vector.sub_(stack.starts))
             steps = upload(torch.tensor([job.steps for job in jobs]), stack.totals.device)
@@ -176,9 +189,7 @@ class Solver:
             # torch.func raises many error types for code that cannot be stacked; a real fault is raised again when run alone
             self._refused.add(key)
             self.faults += _is_fault(error)
-            hooks = jobs[0].hooks
-            hook = hooks.direction or hooks.correct or hooks.objective
-            self.notes.setdefault(getattr(hook, "__qualname__", type(jobs[0].model.module).__name__), _reason(error))
+            self._notes.setdefault(_name(jobs[0]), _reason(error))
             return None
 
 
@@ -213,6 +224,12 @@ def _train_one(job: LoopRequest) -> Any:
 def _refuse_draws(watch: GeneratorWatch | None) -> None:
     if watch is not None and watch.advanced():
         raise Unstackable(_DRAWS)
+
+
+def _name(job: Job) -> str:
+    """Return the name of a job's hook, otherwise of its model, for messages."""
+    hooks = job.hooks
+    return getattr(hooks.direction or hooks.correct or hooks.objective, "__qualname__", type(job.model.module).__name__)
 
 
 _STACKING = ("vmap", "functorch", "torch.func", "batching rule", "randomness", "data-dependent", ".item()")

@@ -24,6 +24,7 @@ from paceline.core.profiling import spent
 from paceline.core.training import Job
 from paceline.engines.stacking.hooks import Shared, share
 from paceline.engines.stacking.linear import StackedLinears
+from paceline.engines.stacking.losses import cross_entropies
 
 __all__ = ["Batches", "Changes", "Functional", "Stack"]
 
@@ -375,9 +376,3 @@ def apply(shared: Shared, count: int, call: Callable[..., Tensor], *vectors: Ten
     with torch.no_grad():
         out: Tensor = vmap(one)(shared.first(count), *vectors)
         return out
-
-
-def cross_entropies(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the loss per sample, shape [K, B], of outputs [K, B, C, ...] and targets [K, B, ...]."""
-    each: Any = F.cross_entropy(outputs.flatten(0, 1), targets.flatten(0, 1), reduction="none")
-    return torch.as_tensor(each).view(*targets.shape[:2], -1).mean(2)

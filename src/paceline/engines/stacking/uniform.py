@@ -30,7 +30,7 @@ class Uniform:
     Args:
         lead: the first client of the chunk.
         index: training rows of each client, equally many, shape [K, n].
-        orders: for each client, a function from the number of a local loop to its stream of sample order.
+        order: returns the stream of sample order from the place of a client in the chunk and the number of its local loop.
         solve: trains jobs as one; returns their changes and losses, or None. It does not use global random generators.
     """
 
@@ -38,10 +38,10 @@ class Uniform:
         self,
         lead: Client,
         index: Tensor,
-        orders: Sequence[Callable[[int], torch.Generator]],
+        order: Callable[[int, int], torch.Generator],
         solve: Callable[[Sequence[Job]], Any],
     ) -> None:
-        self._lead, self._index, self._orders, self._solve = lead, index, orders, solve
+        self._lead, self._index, self._order, self._solve = lead, index, order, solve
         self._loops = 0
         lead.ask, lead.redraws = self._train, False
         self._watch = GeneratorWatch(lead.device)
@@ -87,8 +87,8 @@ class Uniform:
         if job.alone or not job.steps:
             raise NotUniform("a separate module, or no step")
         self._loops += 1
-        orders = [partial(order, self._loops) for order in self._orders]
-        solved = self._solve(UniformJobs(job, self._index, orders))
+        loop = self._loops
+        solved = self._solve(UniformJobs(job, self._index, lambda place: partial(self._order, place, loop)))
         if solved is None:
             raise NotUniform("a hook that cannot be stacked")
         rows, losses = solved
