@@ -7,7 +7,7 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 DEMO := runs/demo
 # What tests read. A test whose data could not be fetched is skipped, and says so.
 DATA := mnist-5k shakespeare chatterbot heart-disease cd4
-MORE_DATA := fashion-mnist fontwriters smollm2-135m watch-activity life-expectancy mri-tissue 20newsgroups film-genres spoken-digits emoji mobilenet-v2
+MORE_DATA := fashion-mnist fontwriters smollm2-135m watch-activity life-expectancy mri-tissue 20newsgroups film-genres spoken-digits emoji four-digits mobilenet-v2
 fetch = for name in $(1); do $(BIN)/paceline data fetch $$name || echo "$$name is not here; its tests are skipped"; done
 
 MUTANTS ?=

@@ -12,8 +12,8 @@ from paceline.registry import KINDS
 from tests.conftest import fetched
 
 ROOT = Path(__file__).parents[1]
-TOO_LARGE = {"cifar10-test-split"}
-"""What `make test-slow` does not fetch: 358 MB."""
+TOO_LARGE = {"cifar10-test-split", "emoji-vendors"}
+"""What `make test-slow` does not fetch: 358 and 167 MB."""
 
 
 def variable(name: str) -> set[str]:
@@ -31,7 +31,7 @@ def test_make_fetches_what_tests_read() -> None:
     small, more = variable("DATA"), variable("MORE_DATA")
     assert named() == small | more | TOO_LARGE
     assert all(find_source(name).megabytes < 5 for name in small)
-    assert sum(find_source(name).megabytes for name in more) < 400
+    assert sum(find_source(name).megabytes for name in more) < 420
 
 
 def test_no_test_asks_for_data_in_another_way() -> None:

@@ -121,6 +121,8 @@ def test_every_class_with_a_name_is_in_the_table_and_nothing_else(kind, package,
     found = {cls.name: path(cls) for cls in classes(package, base) if "name" in vars(cls) and cls.name}
     if kind == "participation":  # made from its file
         found["trace"] = "paceline.participation.processes:read_trace"
+    if kind == "fleet":
+        found["trace"] = "paceline.devices.changing:read_fleet"
     assert BUILT_IN[kind] == found
 
 

@@ -45,6 +45,27 @@ _CLUSTERED: dict[str, Any] = {"epochs": 3, "batch_size": 16}
 _LINKAGES = {"average": "average linkage", "hdbscan": "HDBSCAN"}
 
 
+_ATTACKED: dict[str, Any] = {
+    "task": "mnist-5k",
+    "model": "mlp",
+    "task_options": {"hidden": [64]},
+    "partition": "dirichlet:0.5",
+    "client_test": 0.2,
+    "evaluation": "federated",
+    "clients": 8,
+    "cohort": 8,
+    "rounds": 30,
+    "eval_every": 30,
+}
+_ATTACK: dict[str, Any] = {"steps": 15, "batch_size": 32, "attack_steps": 5, "radius": 0.1}
+
+
+def _judged(adversary: str, judge: str) -> Side:
+    """Return FAL, or FedAvg as FAL without an adversary, judged on attacked or on clean samples."""
+    options = _ATTACK | {"adversary": adversary, "judge": judge}
+    return Side("fal", _RATES, options, name="fedavg" if adversary == "none" else "fal")
+
+
 def groups_found(summary: Any) -> float:
     """Return the adjusted Rand index of the clusters at the end."""
     return float(summary.history[-1]["adjusted_rand"])
@@ -70,6 +91,23 @@ def _fixed(name: str, claim: str, backend: str, **more: Any) -> Row:
 
 
 ROWS: list[Row] = [
+    Row(
+        "robust/fal",
+        "FAL is at least 10 points more accurate than FedAvg on samples that PGD attacks with 20 steps",
+        _judged("pgd", "robust"),
+        _judged("none", "robust"),
+        _ATTACKED,
+        by=0.1,
+    ),
+    Row(
+        "robust/fal-clean",
+        "FAL is at most 3 points less accurate than FedAvg on clean samples",
+        _judged("pgd", "clean"),
+        _judged("none", "clean"),
+        _ATTACKED,
+        at_least=True,
+        margin=0.03,
+    ),
     _row("flag", "the flag aggregator learns where the mean does not", _FLAG, _rule("fedavg"), "random:0.2"),
     _row(
         "flag-median",

@@ -131,7 +131,7 @@ class Assembly:
             measured=config.measured,
             threads=threads,
             precision=config.precision,
-            chunk=config.chunk or 1,
+            chunk=1 if config.vectorize == "off" else config.chunk or 1,
             one_step=config.one_step,
             samples=samples,
             services={Submodels: submodel_service, Segmenter: segmenter_service, Architectures: architectures_service},

@@ -21,11 +21,13 @@ from paceline.core.federation import Federation
 from paceline.core.method import Method
 from paceline.core.metrics import Primary, added, adjusted_rand, chosen, figures
 from paceline.core.params import Params
+from paceline.core.population import MAX_ATTEMPTS
 from paceline.core.process_state import process_state
 from paceline.core.profiling import spent
 from paceline.core.random import derive
 from paceline.core.spread import spread_figures
 from paceline.core.terms import main_of
+from paceline.devices import VirtualClock
 from paceline.engines.pool import StackingWarning
 from paceline.results.model import FinalModel
 from paceline.results.progress import Observer
@@ -36,9 +38,6 @@ from paceline.tasks import Task
 from paceline.tasks.scaling import measured_scaling
 
 __all__ = ["Observer", "Result", "RoundWarning", "Run", "StackingWarning"]
-
-MAX_ATTEMPTS = 3
-"""Attempts at a round that lost its quorum, each with a new cohort and new keys."""
 
 MAX_WARNINGS = 100
 """Maximum number of distinct warnings of a run; losses in a round are also in its record."""
@@ -345,6 +344,13 @@ class Run:
             tree["unevaluated"] = self._unevaluated
         save_checkpoint(self.folder.checkpoint, tree)
 
+    def _timeline(self) -> list[dict[str, Any]]:
+        """Return what each client did in the last round of this process."""
+        clock, last = self.fed.clock, self.history[-1] if self.history else {}
+        if not isinstance(clock, VirtualClock) or not last:
+            return []
+        return clock.since(last["virtual_seconds"] - last.get("evaluation_seconds", 0.0) - last["round_seconds"])
+
     def result(self) -> Result:
         """Return the outcome of the rounds so far; if the run has a folder, save the outcome and the model."""
         main, target = self.main, self.config.goal
@@ -384,6 +390,7 @@ class Run:
         if self.folder is not None:
             self.folder.write_table()
             self.folder.write_summary(outcome.as_dict())
+            self.folder.write_timeline(self._timeline())
             if self.evaluated is not None or self.task.buffers != "recompute" or not self.folder.model.exists():
                 FinalModel.of(self).save(self.folder)
         return outcome

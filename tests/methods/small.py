@@ -4,9 +4,11 @@ SMALL = {
     "apfl": {"steps": 2},
     "clip": {"warmup": 1},
     "dropstragglers": {"warmup": 1},
+    "fal": {"steps": 2, "attack_steps": 2},
     "fedbn": {"layers": ("0",)},
     "fedbuff": {"buffer": 3},
     "fedzo": {"steps": 2, "directions": 2},
+    "fedlex": {"explore_epochs": 1, "epochs": 1, "batch_size": 20},
     "fedrep": {"head_epochs": 2},
     "fjord": {"warmup": 1},
     "fluid": {"warmup": 1},
@@ -18,5 +20,6 @@ SMALL = {
     "perfedavg": {"steps": 2},
     "pfedme": {"inner_steps": 2},
     "randomdropout": {"warmup": 1},
+    "saliency": {"warmup": 1, "every": 2},
 }
 """Options that suit a small run."""

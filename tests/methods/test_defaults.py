@@ -26,6 +26,9 @@ ARRIVING = {
     "lr": None, "steps": 10, "batch_size": 64, "momentum": 0.9, "max_norm": 10000.0, "server_lr": 1.0, "period": 0.5,
     "unit": "slowest", "least": None, "staleness": None, "cap": None,
 }  # fmt: skip
+MARGIN = AVERAGED | {
+    "lr": 0.01, "batch_size": 50, "momentum": 0.5, "weight_decay": 0.0005, "margin": 0.1, "per_sample": False,
+}  # fmt: skip
 ROBUST = AVERAGED | {"byzantine": 0.2}
 PRUNED = AVERAGED | {
     "straggler_share": 0.2, "network": True, "smallest": 0.5, "warmup": 2, "merge": None, "adaptive": False, "rescale": False,
@@ -57,6 +60,11 @@ DEFAULTS = {
     "clip": PRUNED | {"score": "mixed", "reduce": "max", "select": "rank", "explore": 5, "back": 0.1, "step": 0.01},
     "ditto": AVERAGED | {"lam": 0.1, "personal_epochs": 1},
     "dropstragglers": AVERAGED | {"straggler_share": 0.2, "slack": 1.05, "warmup": 2},
+    "fal": AVERAGED
+    | {
+        "steps": 10, "batch_size": 32, "adversary": "pgd", "radius": 0.1, "attack_steps": 7, "attack_size": None, "norm": "inf",
+        "start": "random", "attack_on": "local", "clean": 0.0, "importance": "uniform", "judge": "clean",
+    },
     "fedamd": {
         "anchor": 0.2, "period": 0, "steps": 10, "lr": 0.01, "batch_size": 64, "large_batch": 0, "server_lr": 1.0, "per_step": False,
     },
@@ -77,6 +85,14 @@ DEFAULTS = {
     "fedgh": HEADS | {"shuffle": True},
     "fedghsum": HEADS | {"form": "gradient", "exchanges": 1},
     "fedit": INSTRUCTED,
+    "fedld": MARGIN | {"keep": 0.8, "renorm": "none"},
+    "fedldsum": MARGIN,
+    "fedlex": LOCAL
+    | {
+        "lr": 0.0003, "epochs": 5, "batch_size": 350, "explore_epochs": 150, "patience": 150, "explorers": 1.0, "guide": "auto",
+        "base": "initial", "start_from": "base", "scale": "minmax", "unit_mean": False, "most": 10.0, "apply_to": "gradient",
+        "optimizer": "adam", "lr_decay": 0.99, "server_momentum": 0.9,
+    },
     "fednova": AVERAGED | {"mu": 0.0},
     "fedopt": AVERAGED | {"server_lr": 0.01, "optimizer": "adam", "beta1": None, "beta2": 0.99, "tau": 0.001},
     "fedpeft": TUNED,
@@ -134,6 +150,7 @@ DEFAULTS = {
     "pfedme": AVERAGED | {"lr": 0.005, "lam": 15.0, "inner_steps": 5, "inner_lr": 0.05, "personal_epochs": 1},
     "phocas": ROBUST,
     "randomdropout": PRUNED,
+    "saliency": PRUNED | {"every": 10},
     "scaffold": AVERAGED,
     "scaffoldm": MOMENTUM | {"start": "zeros"},
     "scaffoldmvr": MOMENTUM | {"start": "gradients"},
@@ -156,7 +173,7 @@ def test_a_method_without_options_is_the_published_one(name):
 
 
 DECLARED = {
-    "records_times": (False, {True: "clip fjord heterofl randomdropout"}),
+    "records_times": (False, {True: "clip fjord heterofl randomdropout saliency"}),
     "vectorizable": (True, {False: "fedzo fzoos"}),
     "names_clients": (False, {True: "fedamd fedasync fedbuff fedfix"}),
     "sends_model": (

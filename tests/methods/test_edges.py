@@ -4,7 +4,8 @@ Where a method minimises the mean of the clients' losses, quadratics of equal cu
 optimum, the mean of the clients' own. These lie symmetrically, so that medians and Krum's choice are at the same place.
 """
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 
 from paceline.core.client import Client
 from paceline.core.errors import DataError
+from paceline.core.params import Params
 from paceline.core.random import numpy_rng
 from paceline.data import Partition
 from paceline.devices import Fleet, Profile
@@ -43,6 +45,7 @@ OPTIONS = {
     "afacstable": ANARCHIC | {"server_lr": 0.4},
     "apfl": QUICK | {"steps": 1},
     "dropstragglers": QUICK | {"warmup": 1000},
+    "fal": QUICK | {"adversary": "none"},
     "fedamd": {"lr": 0.3, "steps": 3, "period": 2},
     "fedavgm": MOMENTA,
     "fedavgmvr": MOMENTA,
@@ -73,6 +76,9 @@ NO_COMMON_OPTIMUM = {
     "fedghsum": "has a model of each client's own",
     "fedit": "needs linear layers",
     "fedpeft": "needs a head",
+    "fedld": "asks for classes",
+    "fedldsum": "asks for classes",
+    "fedlex": "does not train some entries",
     "fedper": "needs a head",
     "fedproto": "has a model of each client's own",
     "fedrep": "needs a head",
@@ -88,6 +94,7 @@ NO_COMMON_OPTIMUM = {
     "localonly": "has a model of each client's own",
     "localtuning": "needs linear layers",
     "randomdropout": "needs units that can be dropped",
+    "saliency": "needs units that can be dropped",
 }
 EXACT = [name for name in NAMES if name not in NO_COMMON_OPTIMUM]
 
@@ -159,6 +166,28 @@ def test_a_client_without_samples_does_not_move_the_optimum(name):
     assert at_optimum(name, task, split=split) < WITHIN
 
 
+IN_THE_POPULATION = {
+    **dict.fromkeys(["afacd", "afacs", "afacstable", "fedasync", "fedbuff", "fedfix"], "jobs of others start at other times"),
+    **dict.fromkeys(["fedamd", "fedau", "fedvarp", "mifa", "scaffold", "scaffoldm", "scaffoldmvr"], "means are over all clients"),
+    **dict.fromkeys(["feddyn", "fedspeed"], "means of duals are over all clients"),
+    **dict.fromkeys(["fedzo", "fzoos"], "their objective is 0"),
+    **dict.fromkeys(["frl", "frlchecked"], "they vote for the ranking that they received"),
+}
+"""Methods in which a client without samples counts, although it does not move the optimum."""
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in IN_THE_POPULATION])
+def test_with_clients_without_samples_the_others_train_as_without_them(name):
+    ends = []
+    for empty in (0, 2):
+        sizes, options = [*SIZES, *[0] * empty], options_of(name, byzantine=0.0)
+        made = small(name, clients=len(sizes), cohort=len(sizes), rounds=2, options=options, vectorize="off", fleet="homogeneous")
+        run = prepare(made, task=make_task(), split=by_size(sizes))
+        run.go()
+        ends.append(run.method.model(run.state).vector)
+    torch.testing.assert_close(*ends, atol=1e-6, rtol=1e-6)
+
+
 PARTIAL = {"bulyan": {"byzantine": 0.1}, "krum": {"byzantine": 0.2}}
 SIZES = [40, 12, 30, 8, 21, 45, 33, 51]
 """Samples of eight clients; with batches of 10 they take from 1 to 6 steps, and some last batches hold one sample."""
@@ -191,12 +220,13 @@ def test_partial_participation_with_unequal_sizes_and_steps_is_the_same_stacked(
 
 # -- running statistics --------------------------------------------------------------------------------
 BY_SAMPLES = (
-    "clip dropstragglers fedavg fedavgm fedavgmvr fedgela fednova fedopt fedprox finetuned ditto fjord fluid heterofl randomdropout"
+    "clip dropstragglers fedavg fedavgm fedavgmvr fedgela fedldsum fedlex fednova fedopt fedprox finetuned ditto fjord fluid"
 )
+BY_SAMPLES += " heterofl randomdropout saliency"
 UNIFORM = (
-    "afacd afacs afacstable fedau fedbuff feddyn fedspeed fedstale fedstaletable fedvarp fot mifa ocfl pfedme scaffold scaffoldm"
+    "afacd afacs afacstable fal fedau fedbuff feddyn fedld fedspeed fedstale fedstaletable fedvarp fot mifa ocfl pfedme scaffold"
 )
-UNIFORM += " scaffoldmvr"
+UNIFORM += " scaffoldm scaffoldmvr"
 MEDIAN = "bulyan flag geometricmedian krum meamed median multikrum phocas trimmedmean"
 HOW = {n: how for how, names in (("samples", BY_SAMPLES), ("uniform", UNIFORM), ("median", MEDIAN)) for n in names.split()}
 NO_STATISTICS = {
@@ -258,6 +288,72 @@ def test_running_statistics_are_the_mean_of_the_clients_at_any_server_rate(name,
     wanted = {"samples": sizes @ each / sizes.sum(), "uniform": each.mean(0), "median": torch.quantile(each, 0.5, 0)}[HOW[name]]
     torch.testing.assert_close(model.vector[model.layout.num_params :].double(), wanted, atol=1e-5, rtol=1e-5)
     assert (wanted[8:] > 0).all()
+
+
+READS_STATISTICS = {
+    "fal": "attacks in evaluation mode",
+    "fedgh": "class means are features in evaluation mode",
+    "fedghsum": "class means are features in evaluation mode",
+    "fedit": "trains with a frozen norm layer",
+    "fedpeft": "trains with a frozen norm layer",
+    "fedproto": "prototypes are features in evaluation mode",
+    "fedsa": "prototypes are features in evaluation mode",
+    "fedzo": "evaluates the model",
+    "fot": "sketches the inputs of layers in evaluation mode",
+    "frl": "refuses norm layers with statistics",
+    "frlchecked": "refuses norm layers with statistics",
+    "fzoos": "evaluates the model",
+    "localtuning": "trains with a frozen norm layer",
+}
+
+
+def vectors(tree):
+    """Yield all that a state holds, without running statistics."""
+    if isinstance(tree, Params):
+        yield tree.vector[: tree.layout.num_params]
+    elif isinstance(tree, Mapping):
+        for value in tree.values():
+            yield from vectors(value)
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from vectors(value)
+    elif is_dataclass(tree):
+        yield from vectors([getattr(tree, field.name) for field in fields(tree)])
+    elif isinstance(tree, torch.Tensor | float | int):
+        yield torch.as_tensor(tree)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in READS_STATISTICS])
+def test_running_statistics_decide_nothing_in_training(name):
+    """Batches are normalised by their own statistics, so a run does not depend on the first running ones: no distance, angle or
+    norm of updates, and no other decision of server or client, includes them."""
+    ends = []
+    for mean, variance in ((0.0, 1.0), (5.0, 40.0)):
+
+        def model(mean=mean, variance=variance):
+            net = norm_mlp()
+            net[1].running_mean.fill_(mean)
+            net[1].running_var.fill_(variance)
+            return net
+
+        made = small(name, clients=5, cohort=4, options=options_of(name, server_lr=0.5, byzantine=0.0), vectorize="off")
+        run = prepare(made, task=make_task(model=model), split=by_size([40, 30, 24, 50, 34]))
+        run.go()
+        stored = [dict(run.store[client]) for client in range(5) if client in run.store]
+        ends.append([*vectors(run.state), *vectors([{k: v for k, v in own.items() if k != "_held"} for own in stored])])
+    assert len(ends[0]) > 0
+    for one, other in zip(*ends, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["fedzo", "fzoos"])
+def test_a_search_without_gradients_leaves_running_statistics_as_they_are(name):
+    run = prepare(small(name, options=SMALL[name] | {"lr": 0.1}), task=make_task(model=norm_mlp), split=by_size(SIZES))
+    first = run.fed.init_params()
+    run.go()
+    last, split = run.state.params, first.layout.num_params
+    assert torch.equal(last.vector[split:], first.vector[split:])
+    assert (last.vector[:split] != first.vector[:split]).all()
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("frl")])

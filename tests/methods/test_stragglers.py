@@ -7,13 +7,17 @@ import torch
 
 from paceline.core.client import ClientData, Hooks
 from paceline.core.errors import ConfigError
+from paceline.core.failures import Declined
 from paceline.engines.worker import Worker
 from paceline.methods.stragglers import clip
 from paceline.methods.stragglers.heterofl import HeteroFL
+from paceline.methods.stragglers.saliency import Saliency
 from paceline.registry import find_method
-from paceline.run import prepare
+from paceline.run import RunConfig, prepare
 from paceline.submodels.select import Rank, Threshold
 from paceline.submodels.service import Submodels, submodels
+
+from .quadratics import by_size
 
 SLOW = "stragglers:share=0.2,slow=2.5,compute=1e5"
 COMMON = {"clients": 10, "cohort": 10, "fleet": SLOW}
@@ -211,7 +215,7 @@ def test_u3_denominators_through_the_federation():
     assert mean(True) == pytest.approx([2.3333, 1.6667, 1.5, 1.0], abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["clip", "fjord", "heterofl", "randomdropout"])
+@pytest.mark.parametrize("name", ["clip", "fjord", "heterofl", "randomdropout", "saliency"])
 def test_most_clients_cannot_count_as_slow(name):
     """They could sit a round out, and a sum would be of the few that do not."""
     for share in (0.0, 0.51, 0.9):
@@ -220,21 +224,25 @@ def test_most_clients_cannot_count_as_slow(name):
     find_method(name).build({"straggler_share": 0.5})
 
 
-@pytest.mark.parametrize("name", ["clip", "fjord", "heterofl", "randomdropout"])
+@pytest.mark.parametrize("name", ["clip", "fjord", "heterofl", "randomdropout", "saliency"])
 @pytest.mark.parametrize("merge", ["zero", "masked"])
 def test_who_skips_a_round_has_no_weight_in_it(task, config, monkeypatch, name, merge):
     """Client 3 skips round 2: the mean is over the others, of updates and of kept shares."""
     made = config(method=name, clients=4, cohort=4, rounds=2, options={"merge": merge})
     cls, seen = find_method(name), {}
     fraction, invoke = cls.fraction, Worker.invoke
-    monkeypatch.setattr(
-        cls, "fraction", lambda self, client: 0.0 if (client.id, client.round) == (3, 2) else fraction(self, client)
-    )
+
+    def sit_out(self, client):
+        if (client.id, client.round) == (3, 2):
+            raise Declined
+        return fraction(self, client)
+
+    monkeypatch.setattr(cls, "fraction", sit_out)
 
     def spy(self, me, function, message):
         reply = invoke(self, me, function, message)
         if function == "train":
-            seen[me.id] = me.num_samples, reply
+            seen[me.round, me.id] = me.num_samples, reply
         return reply
 
     monkeypatch.setattr(Worker, "invoke", spy)
@@ -244,15 +252,15 @@ def test_who_skips_a_round_has_no_weight_in_it(task, config, monkeypatch, name, 
         run.fed.start_round(number)
         before, state = state, run.method.round(run.fed, state)
         run.fed.engine.commit()
-    assert not seen[3][1].delta.vector.any()
-    assert seen[3][1].kept == 0.0
+    assert (1, 3) in seen
+    assert (2, 3) not in seen
+    assert run.fed.last.dropped == {3: "declined"}
+    assert not run.fed.lost
     one = float(merge == "masked" and name == "heterofl")  # counts of clients, and only rows of its classes (all here)
-    weights = [(1.0 if one else size) for size, _ in (seen[c] for c in range(3))]
-    mean = sum(w * seen[c][1].delta.vector.double() for c, w in enumerate(weights)) / sum(weights)
+    weights = [(1.0 if one else size) for size, _ in (seen[2, c] for c in range(3))]
+    mean = sum(w * seen[2, c][1].delta.vector.double() for c, w in enumerate(weights)) / sum(weights)
     torch.testing.assert_close((state.params - before.params).vector.double(), mean, atol=1e-6, rtol=1e-5)
-    assert all(seen[c][1].kept == 1.0 for c in range(3))
-    if merge == "masked":
-        assert [seen[c][1].weight["kept"] for c in range(4)] == [1, 1, 1, 0]
+    assert all(seen[2, c][1].kept == 1.0 for c in range(3))
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (6, 4, 5), (6, 4, 2, 3)])
@@ -305,3 +313,91 @@ def test_the_age_of_clips_scores_is_counted_in_rounds(task, config, monkeypatch)
     prepare(config(**COMMON | {"cohort": 6}, method="clip", rounds=12), task=task).go()
     assert all(ages == [age] for ages, age in seen if age is not None)
     assert {age for _, age in seen} > {1, 2}
+
+
+@pytest.mark.parametrize("aggregation", ["plain", "secure-arithmetic"])
+def test_stragglers_keep_the_units_that_are_salient_for_all(task, config, monkeypatch, aggregation):
+    """Against numpy: each client's |gradient x weight| by unit, a part of its layer's largest; their mean by samples; the highest."""
+    options = {"warmup": 1, "every": 2, "straggler_share": 0.25}
+    run = prepare(
+        config(method="saliency", rounds=3, clients=8, cohort=8, fleet=SLOW, aggregation=aggregation, options=options), task=task
+    )
+    rated, kept, keep, invoke = {}, {}, Saliency.keep, Worker.invoke
+
+    def spy(self, me, function, message):
+        reply = invoke(self, me, function, message)
+        if function == "rate" and me._id < 8:
+            x, y = me.train.at(me.train.index)
+            rated.setdefault(me.round, {})[me._id] = (reply.saliency, me.num_samples, message, x, y)
+        return reply
+
+    def watch(self, client, params, counts, p):
+        kept[client.round, len(kept)] = keep(self, client, params, counts, p)
+        return kept[client.round, len(kept) - 1]
+
+    monkeypatch.setattr(Worker, "invoke", spy)
+    monkeypatch.setattr(Saliency, "keep", watch)
+    run.go()
+    assert sorted(rated) == [1, 3]
+    for round in (1, 3):
+        sums = {}
+        for found, n, params, x, y in rated[round].values():
+            w = {e.name: params[e.name].detach().clone().requires_grad_() for e in params.layout.entries}
+            h = torch.relu(x @ w["0.weight"].T + w["0.bias"])
+            h2 = torch.relu(h @ w["2.weight"].T + w["2.bias"])
+            torch.nn.functional.cross_entropy(h2 @ w["4.weight"].T + w["4.bias"], y).backward()
+            g = {name: (value * value.grad).abs().detach() for name, value in w.items()}
+            own = {
+                "0": g["0.weight"].sum(1) + g["0.bias"] + g["2.weight"].sum(0),
+                "2": g["2.weight"].sum(1) + g["2.bias"] + g["4.weight"].sum(0),
+            }
+            for group, value in own.items():
+                torch.testing.assert_close(found[group], value / value.max(), rtol=1e-4, atol=1e-5)
+                sums[group] = sums.get(group, 0) + n * value / value.max()
+        later = [units for (at, _), units in kept.items() if at in (round, round + 1) and at > 1]
+        for units in later:
+            for group, index in units.items():
+                best = sums[group].argsort(descending=True)[: len(index)].sort().values
+                assert index.tolist() == best.tolist()
+        assert later or round == 1
+
+
+def test_a_client_without_samples_rates_nothing(federate):
+    common = {"clients": 6, "cohort": 6, "fleet": SLOW, "partition": "shards:1", "allow_empty": True}
+    summary = federate(method="saliency", rounds=3, options={"warmup": 1, "every": 1}, **common)
+    assert torch.isfinite(summary.params.vector).all()
+
+
+def test_clients_without_samples_do_not_vote_for_invariant_units(task):
+    """Their change is zero, so for them every unit is invariant."""
+    ends = []
+    for empty in (0, 4):
+        sizes = [30] * 7 + [0] * empty
+        run = prepare(
+            RunConfig.build(
+                {"method": "fluid", "task": "blobs", "clients": len(sizes), "cohort": len(sizes), "rounds": 3, "vectorize": "off"}
+            ),
+            task=task,
+            split=by_size(sizes),
+        )
+        run.go()
+        ends.append(run.state)
+    few, many = ends
+    assert any((score == 1).any() for score in few.scores.values())
+    assert many.thresholds == few.thresholds
+    for group, score in few.scores.items():
+        assert torch.equal(many.scores[group], score)
+
+
+def test_without_a_client_that_can_vote_the_invariant_units_stay(task):
+    sizes, empty = [30] * 4, [0] * 4
+    common = {"method": "fluid", "task": "blobs", "clients": 4, "cohort": 4, "rounds": 4, "vectorize": "off"}
+    run = prepare(RunConfig.build(common), task=task, split=by_size(sizes))
+    run.go()
+    other = prepare(RunConfig.build(common), task=task, split=by_size([*empty[:3], 1]))
+    other.fed.start_round(5)
+    other.fed.sample = lambda: [0, 1, 2]
+    after = other.method.round(other.fed, run.state)
+    for group, score in run.state.scores.items():
+        assert torch.equal(after.scores[group], score)
+    assert torch.equal(after.params.vector, run.state.params.vector)

@@ -22,8 +22,11 @@ SIZES = [10, 0, 1, 23, 10, 37, 10, 24, 5, 20, 10, 30]
 OPTIONS = {
     "clip": [{"warmup": 1}, {"warmup": 1, "merge": "masked"}],
     "dropstragglers": [{"warmup": 1}],
+    "fal": [{"steps": 3, "attack_steps": 2}, {"steps": 3, "adversary": "fgsm", "attack_on": "global", "clean": 0.5}],
     "fedavg": [{}, {"epochs": 2, "momentum": 0.9, "weight_decay": 0.01}, {"batch_size": 50}],
     "fedbn": [{"layers": ("0",)}],
+    "fedld": [{}],
+    "fedlex": [{"explore_epochs": 2, "epochs": 1}, {"explore_epochs": 2, "patience": 1, "epochs": 1, "optimizer": "sgd"}],
     "fednova": [{"epochs": 2}, {"epochs": 2, "mu": 0.1}, {"epochs": 2, "momentum": 0.9}],
     "perfedavg": [{"steps": 2}, {"steps": 2, "order": "hessian-free"}],
     "fedbuff": [{"buffer": 4}, {"buffer": 4, "weigh": "unbiased"}],
@@ -38,6 +41,7 @@ OPTIONS = {
     "heterofl": [{"warmup": 1}, {"warmup": 1, "rescale": False}],
     "ocfl": [{}, {"sketch": 16}],
     "randomdropout": [{"warmup": 1}],
+    "saliency": [{"warmup": 1, "every": 2}],
     "scaffoldm": [{}, {"start": "gradients", "weight_decay": 0.01}],
 }
 """Options that suit a small run, and those that change what a client computes; none means the defaults."""

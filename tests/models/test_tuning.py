@@ -41,6 +41,7 @@ def size(module, names):
         (Tuning("adapter", width=8), 156_768 + HEAD),
         (Tuning("prompt", tokens=10, deep=True), 92_160 + HEAD),
         (Tuning("prompt", tokens=10, deep=False), 7_680 + HEAD),
+        (Tuning("ssf"), 205_824 + HEAD),
         (Tuning("lora", rank=4, targets=("q_proj", "v_proj")), 147_456),
         (Tuning("lora", rank=4, targets=("q_proj", "v_proj"), with_head=True), 147_456 + HEAD),
         (Tuning("bias", with_head=False), 102_912),
@@ -60,6 +61,35 @@ def test_an_adapter_changes_nothing_at_first(made):
     with torch.no_grad():
         module.blocks[1].after.up.weight[0, 0] = 0.5
     assert not module(x).equal(plain(x))
+
+
+def test_scale_and_shift_change_nothing_at_first_and_then_every_output(made):
+    x = torch.randn(4, 1, 8, 8)
+    plain, module = made(SMALL, "full"), made(SMALL, "ssf")
+    assert module(x).equal(plain(x))
+    h, layer = torch.randn(5, 8), module.blocks[0].fc1
+    with torch.no_grad():
+        layer.ssf.scale.normal_()
+        layer.ssf.shift.normal_()
+        torch.testing.assert_close(layer(h), plain.blocks[0].fc1(h) * layer.ssf.scale + layer.ssf.shift)
+    assert not module(x).equal(plain(x))
+    assert not hasattr(module.head, "ssf")
+
+
+def test_scale_and_shift_of_channels_and_norms(made):
+    def network():
+        return nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 36, 2))
+
+    x = torch.randn(4, 1, 8, 8)
+    plain, module = made(network, "full").eval(), made(network, "ssf")
+    torch.testing.assert_close(module(x), plain(x))
+    with torch.no_grad():
+        module[0].ssf.scale.copy_(torch.tensor([2.0, 1.0, 1.0]))
+        module[1].ssf.shift.copy_(torch.tensor([0.0, 5.0, 0.0]))
+        inside = module[:2](x)
+        first = plain[0](x) * torch.tensor([2.0, 1.0, 1.0]).view(-1, 1, 1)
+        torch.testing.assert_close(inside, plain[1](first) + torch.tensor([0.0, 5.0, 0.0]).view(-1, 1, 1))
+    assert size(module, Tuning("ssf").names(module)) == 2 * 3 + 2 * 3 + 3 * 36 * 2 + 2
 
 
 def test_lora_changes_nothing_at_first(made):

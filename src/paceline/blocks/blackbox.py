@@ -20,7 +20,7 @@ from paceline.core.tree import Tree
 from paceline.core.update import Update
 from paceline.submodels.flops import counted
 
-__all__ = ["BlackBoxMethod", "Loss", "Objective", "Queries", "directions"]
+__all__ = ["BlackBoxMethod", "Loss", "Objective", "Queries", "coordinates", "directions", "located"]
 
 
 class Objective(Protocol):
@@ -31,11 +31,18 @@ class Objective(Protocol):
 
 
 class Loss:
-    """The objective of an ordinary task: its loss on the client's data, as a function of the model's parameters."""
+    """The objective of an ordinary task: its loss on the client's data, as a function of the model's weights.
+
+    Args:
+        like: a model with the running statistics to use; they are not searched for.
+    """
+
+    def __init__(self, like: Params) -> None:
+        self.like = like
 
     def value(self, client: Client, x: Tensor) -> float:
         """Return the mean loss."""
-        sums = client.evaluate(Params(x.float().to(client.device), client.model.layout), client.train)
+        sums = client.evaluate(located(x, self.like).to(client.device), client.train)
         return float(sums["loss"]) / max(int(sums["count"]), 1)
 
 
@@ -44,11 +51,12 @@ class Queries:
 
     Args:
         client: the client.
+        like: the server's point as parameters.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, like: Params) -> None:
         self._client = client
-        self._objective: Objective = getattr(client.problem, "objective", None) or Loss()
+        self._objective: Objective = getattr(client.problem, "objective", None) or Loss(like)
         self._cost: float | None = 0.0 if isinstance(self._objective, Loss) else None  # evaluate() counts the work of a loss
         self.count = 0
 
@@ -79,15 +87,27 @@ class BlackBoxMethod(Method[S]):
 
     def assess(self, client: Client, message: Tree, data: ClientData) -> dict[str, Any]:
         """Return f_i(x) as the loss of one sample; this does not count as a query of the method."""
-        if isinstance(objective := getattr(client.problem, "objective", None) or Loss(), Loss):
+        objective = getattr(client.problem, "objective", None)
+        if objective is None:
+            assert isinstance(message, Params)
             return client.evaluate(message, data)
         none = torch.zeros(client.problem.num_classes, dtype=torch.int64)
-        value = objective.value(client, message.vector.double().cpu())
+        value = objective.value(client, coordinates(message))
         return {"loss": value, "correct": 0, "count": 1, "class_correct": none, "class_count": none}
 
     def count_queries(self, fed: Federation, *phases: Update) -> int:
         """Return the queries of a round's phases, of which each reply told a mean of weight 1."""
         return sum(round(p.queries * p.weight) for p in phases)
+
+
+def coordinates(params: Params) -> Tensor:
+    """Return the point to search from, shape [d] (float64): the weights, without running statistics."""
+    return params.vector[: params.layout.num_params].double().cpu()
+
+
+def located(x: Tensor, like: Params) -> Params:
+    """Return a point [d] as parameters, with the running statistics of `like`."""
+    return Params(torch.cat([x.float().to(like.vector.device), like.vector[like.layout.num_params :]]), like.layout)
 
 
 def directions(count: int, dim: int, rng: torch.Generator) -> Tensor:

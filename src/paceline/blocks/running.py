@@ -16,7 +16,7 @@ from torch import Tensor, cat
 from paceline.core.params import Params
 from paceline.core.update import Update
 
-__all__ = ["averaged", "statistics", "stepped", "weights"]
+__all__ = ["averaged", "statistics", "stepped", "weights", "with_statistics"]
 
 
 def statistics(params: Params) -> dict[str, Any]:
@@ -33,12 +33,16 @@ def weights(params: Params) -> Params:
     return _joined(params, params.vector.new_zeros(layout.size - layout.num_params))
 
 
+def with_statistics(params: Params, other: Params) -> Params:
+    """Return `params` with the statistics of `other`, a model of the same layout."""
+    layout = params.layout
+    return params if layout.num_params == layout.size else _joined(params, other.vector[layout.num_params :])
+
+
 def stepped(params: Params, delta: Params, rate: float) -> Params:
     """Return ``params + rate * delta``, in which statistics move by all of `delta`: to the mean that it leads to."""
     moved: Params = params + rate * delta
-    if rate == 1.0 or params.layout.num_params == params.layout.size:
-        return moved
-    return _joined(moved, (params + delta).vector[params.layout.num_params :])
+    return moved if rate == 1.0 else with_statistics(moved, params + delta)
 
 
 def averaged(params: Params, mean: Update) -> Params:

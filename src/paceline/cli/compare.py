@@ -75,13 +75,16 @@ def compare(
         made = run_all([Arguments(settled) for settled in settings], place, progress, resumable)
     picture = place / "compare.png"
     made.plot(picture, x)
+    pictures = [picture, *([place / "round.png"] if made.plot_round(place / "round.png") else [])]
     if json:
         print_json([{**entry.summary, "label": label} for entry, label in zip(made.entries, made.labels, strict=True)])
         return
     console = console_out()
     console.print(made.table())
     console.print("times are virtual; × is the ratio to the first method")
-    console.print(f"runs: {place}\nplot: {picture}", soft_wrap=True)
+    console.print(f"runs: {place}", soft_wrap=True)
+    for picture in pictures:
+        console.print(f"plot: {picture}", soft_wrap=True)
 
 
 def read_seeds(text: str, count: bool = False) -> list[int]:

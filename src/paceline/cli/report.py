@@ -57,9 +57,13 @@ def report(
     if target_accuracy is not None and others:
         raise ConfigError(f"--target-accuracy is of accuracy, but {', '.join(sorted(others))} is primary; use --target-score")
     made = Comparison(entries, "Finished runs", target_accuracy if target_score is None else target_score)
+    folder = out or runs[0]
     if len(entries) > 1:
-        pictures.append((out or runs[0]) / "compare.png")
+        pictures.append(folder / "compare.png")
         made.plot(pictures[-1], x)
+    picture = folder / "round.png" if len(entries) > 1 else pictures[0].with_name("round.png")
+    if made.plot_round(picture):
+        pictures.append(picture)
     if json:
         print_json([{**e.summary, "label": label} for e, label in zip(entries, made.labels, strict=True)])
         return

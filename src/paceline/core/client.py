@@ -20,7 +20,7 @@ from paceline.core.params import Params, Resident
 from paceline.core.random import derive
 from paceline.core.samples import ClientData, Problem
 from paceline.core.services import Services
-from paceline.core.training import Job, Trained, answer, norms_in
+from paceline.core.training import Job, StepLimit, Trained, WorkTime, answer, norms_in
 from paceline.core.tree import Tree
 
 __all__ = ["SGD", "AdamW", "Client", "ClientData", "Hooks", "LocalOptions", "Memory", "Problem", "Trained"]
@@ -35,6 +35,7 @@ class LocalOptions(TypedDict, total=False):
     epochs: int
     steps: int | None
     batch_size: int | None
+    limit: StepLimit | None
 
 
 class Client:
@@ -57,6 +58,7 @@ class Client:
         central: the task's test samples.
         records_times: store how long training took, see `times`.
         operation: number, within the round, of the server's operation that the call belongs to.
+        work_time: returns how work becomes seconds on this device; measured on this machine if None.
 
     Example:
         >>> import paceline as pl
@@ -87,6 +89,7 @@ class Client:
         central: ClientData | None = None,
         records_times: bool = False,
         operation: int = 0,
+        work_time: Callable[[], WorkTime] | None = None,
     ) -> None:
         self._id, self.round, self.model, self.problem = id, round, model, problem
         self.memory = memory
@@ -103,6 +106,7 @@ class Client:
         self.job: Job | None = None
         """The last request to the local loop."""
         self._loops = self._drawn = 0
+        self._work_time = work_time or (lambda: WorkTime(True, float))
 
     @property
     def id(self) -> int:
@@ -215,6 +219,7 @@ class Client:
         model: Resident | None = None,
         alone: bool = False,
         batches: str | None = None,
+        limit: StepLimit | None = None,
     ) -> Trained:
         """Train from `start` on this client's data: the one local loop.
 
@@ -228,6 +233,7 @@ class Client:
             alone: the module was prepared for this client (forward hooks, buffers), so it trains at once and
                 by itself.
             batches: a name: trainings of this call that give the same one see the same batches.
+            limit: ``(planned, done, seconds) -> steps``, asked after each step, ends a training early that takes too long.
 
         Returns:
             The trained parameters, steps, samples and mean loss. A client without data returns `start` after 0 steps.
@@ -259,6 +265,8 @@ class Client:
             alone or model.stateful,
             self.strict,
         )
+        if limit is not None:
+            self._limit(job, limit)
         if own and "_buffers" in self.memory:
             model.load_buffers(self.memory["_buffers"])
         trained: Trained = self._asked(job)
@@ -268,6 +276,14 @@ class Client:
         if self.problem.buffers == "recompute" and trained.steps:
             trained.params.vector[model.layout.num_params :] = start.vector[model.layout.num_params :]
         return trained
+
+    def _limit(self, job: Job, limit: StepLimit) -> None:
+        """Apply a limit: before the job where times are computed, so that clients still train as one; else during it."""
+        measured, seconds = self._work_time()
+        if measured:
+            job.limit, job.alone = lambda planned, done, took: limit(planned, done, seconds(took)), True
+        else:
+            job.steps = job.within(limit, seconds, self.flops)
 
     def gradient(self, params: Params, *, batch_size: int | None = None) -> Params:
         """Return the mean gradient of the loss over all training samples at `params`.

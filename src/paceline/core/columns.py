@@ -35,6 +35,7 @@ __all__ = [
     "positional",
     "select",
     "spread",
+    "stacked",
     "take",
     "widened",
 ]
@@ -249,6 +250,21 @@ def map_tree(fn: Callable[[Any], Any], tree: Samples) -> Samples:
     if isinstance(tree, tuple | list):
         return tuple(map_tree(fn, part) for part in tree)
     return fn(tree)
+
+
+def stacked(trees: Sequence[Any]) -> Any:
+    """Return trees of tensors of equal shapes as one tree of stacked tensors, shapes [K, ...].
+
+    Example:
+        >>> stacked([(torch.zeros(3), torch.ones(2)), (torch.zeros(3), torch.ones(2))])[1].shape
+        torch.Size([2, 2])
+    """
+    first = trees[0]
+    if isinstance(first, Mapping):
+        return {key: stacked([tree[key] for tree in trees]) for key in first}
+    if isinstance(first, tuple | list):
+        return tuple(stacked([tree[place] for tree in trees]) for place in range(len(first)))
+    return torch.stack(list(trees))
 
 
 def length(tree: Samples) -> int:

@@ -83,7 +83,7 @@ class Receipt:
         value: the reply, where the channel lets it through singly.
         compute, network: seconds that working and both transfers took (virtual, or measured).
         bytes_down, bytes_up: what crossed the wire for this client.
-        dropped: why there is no reply (``"late"``, ``"gone"``, ``"refused: ..."`` or an error's text), or None.
+        dropped: why there is no reply (``"late"``, ``"gone"``, ``"declined"``, ``"refused: ..."`` or an error's text), or None.
         error: the class of `paceline.core.errors` that the error belongs to, where it is one of them.
     """
 

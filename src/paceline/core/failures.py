@@ -23,9 +23,21 @@ from paceline.core.errors import (
 if TYPE_CHECKING:
     from paceline.core.engine import Receipt
 
-__all__ = ["account", "class_in", "class_of", "client_error", "kind_of", "place_of", "reason_of", "reasons"]
+__all__ = ["DECLINED", "Declined", "account", "class_in", "class_of", "client_error", "kind_of", "place_of", "reason_of", "reasons"]
 
-Kind = Literal["late", "gone", "refused", "failed"]
+Kind = Literal["late", "gone", "declined", "refused", "failed"]
+
+DECLINED = "declined"
+"""``dropped`` of the receipt of a client that sits out."""
+
+
+class Declined(Exception):
+    """Raised by a client function to sit out the operation: the client sends nothing and is no part of the sum.
+
+    It is an ordinary drop-out, so the server sees who sits out. A function with a `peer_record` decides in the latter, which
+    under secure aggregation runs before any mask is agreed. What the function has stored is reset.
+    """
+
 
 _HERE = str(Path(__file__).parents[1]) + os.sep
 _PATHS = sysconfig.get_paths()
@@ -40,6 +52,8 @@ def kind_of(dropped: str) -> Kind:
         return "late"
     if dropped == "gone":
         return "gone"
+    if dropped == DECLINED:
+        return "declined"
     return "refused" if dropped.startswith("refused") else "failed"
 
 
@@ -64,7 +78,7 @@ def reasons(dropped: Mapping[int, str], most: int = 3) -> str:
     for client, why in sorted(dropped.items()):  # reasons that differ only in numbers count as one
         found.setdefault(kind_of(why), {}).setdefault(re.sub(r"\d+", "#", why), []).append(client)
     parts = []
-    for kind in ("late", "gone", "refused", "failed"):
+    for kind in ("late", "gone", "declined", "refused", "failed"):
         groups = sorted(found.get(kind, {}).values(), key=lambda clients: (-len(clients), clients))
         if not groups:
             continue
@@ -86,7 +100,9 @@ def _short(text: str, most: int = 200) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """Return class, message and location of a client function's error, on one line."""
+    """Return class, message and location of a client function's error, on one line; `DECLINED` for a client that sits out."""
+    if isinstance(error, Declined):
+        return DECLINED
     text = "; ".join(error.misfits) if isinstance(error, PlanError) else str(error)
     place = place_of(error)
     return f"{type(error).__name__}: {text}" + (f" ({place})" if place else "")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, overload
@@ -29,7 +30,7 @@ from paceline.core.engine import (
     declaration,
 )
 from paceline.core.errors import CohortError, MisbehaviourError, PlanError, QuorumError
-from paceline.core.failures import client_error, kind_of
+from paceline.core.failures import DECLINED, client_error, kind_of
 from paceline.core.population import Population
 from paceline.core.statistics import RunningStatistics
 from paceline.core.tree import Tree
@@ -127,7 +128,7 @@ class Federation(Population):
             fn: client function, run on every client of the cohort.
             message: its message, the same for all clients.
             over: client ids of the cohort.
-            deadline: virtual seconds after which a reply is dropped; None uses the federation's.
+            deadline: virtual seconds after which a reply is dropped; None uses the federation's, infinity is none.
 
         Raises:
             QuorumError: if too few clients replied.
@@ -331,7 +332,7 @@ class Federation(Population):
             if isinstance(item, tuple):
                 partials.append(item[1])
                 continue
-            if item.dropped is not None and item.dropped not in ("late", "gone") and self.on_error == "stop":
+            if item.dropped is not None and item.dropped not in ("late", "gone", DECLINED) and self.on_error == "stop":
                 raise client_error(item, function, self.round)
             if sink is not None:
                 sink(item)
@@ -362,7 +363,7 @@ class Federation(Population):
         if declared.each:
             raise PlanError([f"{fn.__name__} is an @on_client(each=True) function; call it with fed.each"])
         with self._operation(over) as counted, self._settling(declared) as settled:
-            deadline = None if settled else self.deadline if deadline is None else deadline
+            deadline = None if settled or deadline == math.inf else self.deadline if deadline is None else deadline
             request = SumRequest(fn.__name__, message, tuple(over), declared, deadline)
             try:
                 summed = self.aggregation.sum(self, request)

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from paceline.core.params import Params
 
-__all__ = ["NO_HOOKS", "Correct", "Direction", "Gradient", "Hooks", "Loss", "Objective", "Project"]
+__all__ = ["NO_HOOKS", "Augment", "Correct", "Direction", "Gradient", "Hooks", "Loss", "Objective", "Project"]
 
 Correct = Callable[[Params, Params], Params]
 """Gradient hook: (gradient, current parameters) -> gradient."""
@@ -30,13 +31,17 @@ Objective = Callable[[nn.Module, Any, Any], Tensor]
 Project = Callable[[Params], Params]
 """Hook on the parameters after each step."""
 
+Augment = Callable[[Any, Any, torch.Generator], tuple[Any, Any]]
+"""Hook on each batch before its step: (inputs, targets, stream) -> (inputs, targets)."""
+
 
 @dataclass(frozen=True)
 class Hooks:
     """A method's changes to the steps of `Client.sgd`; without hooks, a step follows the gradient of the task's loss.
 
     Hooks must be pure functions of their arguments and captured values: no state between steps, no in-place changes of
-    arguments, no data-dependent control flow (``.item()``, ``if tensor``), and no random numbers. An engine can then run
+    arguments, no data-dependent control flow (``.item()``, ``if tensor``), and no random numbers (those of a step come from
+    `augment`). An engine can then run
     them once for many clients (`torch.func.vmap`). Captured values may differ between clients if they consist of numbers,
     tensors and `Params`. Each hook handles one client: `Params` with vectors of shape [d], where d counts the model's
     parameters and running statistics (those of a sub-model, if one is trained).
@@ -50,6 +55,9 @@ class Hooks:
             and loss, for losses that need more than the module's outputs.
         loss: ``(outputs, targets) -> scalar``, outputs [B, C, ...] and targets [B, ...]: replaces the task's mean loss.
         after: ``(at) -> params``, `Params` [d]: modifies the parameters after each step, for projections.
+        augment: ``(inputs, targets, stream) -> (inputs, targets)``: replaces the batch of a step, with random numbers from
+            `stream` alone (on the CPU), which depends on client, round and step. It runs for each client by itself and may branch.
+            Every tensor of the result has the batch as its first dimension: several views, or noise, may be a tuple of inputs.
 
     Example:
         FedProx adds a proximal term around the initial parameters::
@@ -62,6 +70,7 @@ class Hooks:
     objective: Objective | None = None
     loss: Loss | None = None
     after: Project | None = None
+    augment: Augment | None = None
 
 
 NO_HOOKS = Hooks()

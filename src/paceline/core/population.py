@@ -14,7 +14,10 @@ from paceline.core.params import Params
 from paceline.core.random import derive, numpy_rng
 from paceline.core.wording import setting
 
-__all__ = ["Population"]
+__all__ = ["MAX_ATTEMPTS", "Population"]
+
+MAX_ATTEMPTS = 3
+"""Attempts at a round that lost its quorum, each with a new cohort and new keys."""
 
 
 class Population:
@@ -42,6 +45,11 @@ class Population:
         self._calls = self._verbs = 0
         self._streams: dict[str, int] = {}
         self._collecting = False
+
+    @property
+    def last_attempt(self) -> bool:
+        """Whether a further `QuorumError` in this round may end the run."""
+        return self.attempt >= MAX_ATTEMPTS - 1
 
     @property
     def num_clients(self) -> int:

@@ -8,6 +8,7 @@ serves both.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -25,9 +26,27 @@ from paceline.core.optimizers import PLAIN_SGD, SGD, Optimizer
 from paceline.core.params import Params, Resident
 from paceline.core.placement import upload
 from paceline.core.profiling import spent
+from paceline.core.random import torch_rng
 from paceline.core.samples import ClientData, shuffled
 
-__all__ = ["Job", "Learner", "LoopRequest", "One", "Trained", "answer", "descend", "norms_in", "train"]
+__all__ = ["Job", "Learner", "LoopRequest", "One", "StepLimit", "Trained", "WorkTime", "answer", "descend", "norms_in", "train"]
+
+
+StepLimit = Callable[[int, float, float], int]
+"""Returns the steps to take in all, from the steps planned, the steps done and the seconds that they took. A smaller batch is a
+part of a step done: steps count by their samples."""
+
+
+class WorkTime(NamedTuple):
+    """Converts a client's work in one call to seconds on its device.
+
+    Args:
+        measured: whether `seconds` takes seconds on this machine; otherwise it takes FLOPs.
+        seconds: the conversion.
+    """
+
+    measured: bool
+    seconds: Callable[[float], float]
 
 
 class LoopRequest(Protocol):
@@ -72,6 +91,7 @@ class Job:
         hooks: the method's changes to the steps.
         alone: the module holds state of this client, so the job must run immediately and on its own.
         strict: check at every step that the loss is finite.
+        limit: asked after each step for the number of steps, from the seconds measured on this machine.
     """
 
     model: Resident
@@ -86,6 +106,7 @@ class Job:
     hooks: Hooks = NO_HOOKS
     alone: bool = False
     strict: bool = False
+    limit: StepLimit | None = None
     step: int | None = None
     batch: tuple[Samples, Samples] | None = field(default=None, repr=False)
     """Current step of the loop and its (inputs, targets), for error messages."""
@@ -102,7 +123,7 @@ class Job:
         return (
             self.steps == 1
             and self.loss is F.cross_entropy
-            and not (hooks.correct or hooks.direction or hooks.after or hooks.objective)
+            and not (hooks.correct or hooks.direction or hooks.after or hooks.objective or hooks.augment)
             and type(rule) is SGD
             and not (rule.weight_decay or rule.schedule)  # momentum does not affect a first step
         )
@@ -116,6 +137,31 @@ class Job:
     def run(self) -> Trained:
         """Train this client by itself."""
         return train(self)
+
+    def augmented(self, step: int, inputs: Samples, targets: Samples) -> tuple[Samples, Samples]:
+        """Return the batch of a step after the hook `augment`, whose stream is that of this client, loop and step."""
+        if self.hooks.augment is None:
+            return inputs, targets
+        return self.hooks.augment(inputs, targets, torch_rng(self.order().initial_seed(), "augment", step))
+
+    def within(self, limit: StepLimit, seconds: Callable[[float], float], done: float = 0.0) -> int:
+        """Return the steps that a limit leaves, on a device whose times are computed.
+
+        Args:
+            limit: the limit.
+            seconds: virtual seconds of a number of FLOPs.
+            done: FLOPs of this client before the job.
+        """
+        planned, step = self.steps, 0
+        while step < planned:
+            step += 1
+            took = seconds(done + 3.0 * self.model.flops * self.samples(step)) - seconds(done)
+            planned = self.limited(limit, planned, step, took)
+        return planned
+
+    def limited(self, limit: StepLimit, planned: int, step: int, seconds: float) -> int:
+        """Return the steps to take in all: what a limit allows, but no step is undone, and none added."""
+        return min(planned, max(step, limit(planned, planned * self.samples(step) / self.samples(planned), seconds)))
 
     def batches(self, plan: bool = False) -> Iterator[Tensor]:
         """Yield the rows of each step's batch; every pass uses a new order.
@@ -137,12 +183,12 @@ class Job:
                 yield batch
                 left -= 1
 
-    def samples(self) -> int:
-        """Return the number of samples in all steps, including repetitions."""
-        n, size = len(self.data), self.batch_size
-        if self.steps == 1 or not n:
-            return min(n, size) if self.steps else 0
-        passes, rest = divmod(self.steps, -(-n // size))
+    def samples(self, steps: int | None = None) -> int:
+        """Return the number of samples in all steps, or in the first ones, including repetitions."""
+        n, size, steps = len(self.data), self.batch_size, self.steps if steps is None else steps
+        if steps == 1 or not n:
+            return min(n, size) if steps else 0
+        passes, rest = divmod(steps, -(-n // size))
         return passes * n + min(rest * size, n)
 
 
@@ -182,7 +228,8 @@ def descend(learner: Learner) -> None:
     job, optimizer = learner.job, learner.job.optimizer
     hooked, after, schedule = job.hooked, job.hooks.after, optimizer.schedule
     state = optimizer.state(learner.weights())
-    for step in range(job.steps):
+    step, started = 0, time.perf_counter()
+    while step < job.steps:
         learner.advance(step)
         if not hooked:
             learner.descend()
@@ -194,6 +241,16 @@ def descend(learner: Learner) -> None:
                 learner.move(along if schedule is None else along * learner.rate(step))
         if after is not None:
             learner.project()
+        step += 1
+        if job.limit is not None:
+            synchronized(job.model.device)
+            job.steps = job.limited(job.limit, job.steps, step, time.perf_counter() - started)
+
+
+def synchronized(device: torch.device) -> None:
+    """Wait until the device has finished its work, so that it can be timed."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 class One:
@@ -212,7 +269,8 @@ class One:
     def advance(self, step: int) -> None:
         """Load the next batch."""
         with spent.on("loading"):
-            rows, self.job.batch = next(self._batches)
+            rows, batch = next(self._batches)
+            self.job.batch = self.job.augmented(step, *batch)
         self.job.step = step
         if self._norms:  # a single sample has no variance: use BatchNorm's running statistics
             self.model.module.train(len(rows) > 1)

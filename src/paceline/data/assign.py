@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from paceline.core.errors import ConfigError
+from paceline.core.errors import ConfigError, EmptyClientError
+from paceline.core.wording import setting
 from paceline.data.raw import Array
 
 __all__ = ["ASSIGN", "Wanted", "group_of", "long_tail"]
@@ -27,6 +28,7 @@ class Wanted:
         value: parsed value after the colon.
         fill: whether empty clients must be filled.
         rng: random stream of the partition.
+        owner: natural client (domain) of each sample, shape [N], or None.
     """
 
     labels: Array
@@ -35,6 +37,7 @@ class Wanted:
     value: Any
     fill: bool
     rng: np.random.Generator
+    owner: Array | None = None
 
 
 def _iid(want: Wanted) -> tuple[Array, int]:
@@ -166,6 +169,29 @@ def _longtail(want: Wanted) -> tuple[Array, int]:
     return client_of, moved
 
 
+def _domains(want: Wanted) -> tuple[Array, int]:
+    """Split the samples of each domain over a group of clients of its own (Dirichlet or iid)."""
+    assert want.owner is not None
+    present = np.unique(want.owner)
+    if want.clients < len(present):
+        raise ConfigError(
+            f"partition domains: {want.clients} clients are too few for {len(present)} domains, each with its own clients"
+        )
+    group, total = group_of(want.clients, len(present)), 0
+    client_of = np.full(len(want.labels), -1, dtype=np.int64)
+    for number, domain in enumerate(present):
+        rows, members = np.flatnonzero(want.owner == domain), np.flatnonzero(group == number)
+        if want.fill and len(rows) < len(members):
+            raise EmptyClientError(
+                f"partition domains: {len(rows)} samples of domain {domain} are too few for its {len(members)} clients; use fewer "
+                f"clients, or set {setting('allow_empty', True)}"
+            )
+        own = replace(want, labels=want.labels[rows], clients=len(members), owner=None)
+        which, moved = _iid(own) if want.value is None else _dirichlet(own)
+        client_of[rows], total = members[which], total + moved
+    return client_of, total
+
+
 ASSIGN: dict[str, Callable[[Wanted], tuple[Array, int]]] = {
     "iid": _iid,
     "dirichlet": _dirichlet,
@@ -173,5 +199,6 @@ ASSIGN: dict[str, Callable[[Wanted], tuple[Array, int]]] = {
     "quantity": _quantity,
     "groups": _groups,
     "longtail": _longtail,
+    "domains": _domains,
 }
 """Partitioner functions by name; each returns the client of each sample and the number of moved samples."""

@@ -9,6 +9,9 @@ groups:0-4/5-9      groups of clients, each with its classes; a class is split e
 longtail:IF/ALPHA   class c has n * IF^(c / (C - 1)) samples, others are omitted; then dirichlet:ALPHA,
                     or iid without ALPHA
 natural             the data's own clients (writers, roles, sites)
+domains, domains:ALPHA
+                    the data's own domains (vendors, scanners), each split over a group of clients: in random shares of equal
+                    size, or by Dirichlet(ALPHA) over classes
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ __all__ = ["Partition", "canonical", "parse_partition", "partition_task"]
 _TAKES = {"iid": None, "dirichlet": "a number above 0", "shards": "a whole number of classes, at least 1"}
 _TAKES |= {"quantity": "a number above 0", "natural": None}
 _TAKES |= {"groups": "classes of each group", "longtail": "an imbalance above 0 and at most 1"}
+_TAKES |= {"domains": "a number above 0, or no value"}
 
 
 def parse_partition(text: str) -> tuple[str, Any]:
@@ -58,7 +62,7 @@ def parse_partition(text: str) -> tuple[str, Any]:
     if name not in _TAKES:
         raise UnknownNameError("partition", name, _TAKES)
     takes = _TAKES[name]
-    if takes is None:
+    if takes is None or (name == "domains" and not colon):
         if colon:
             raise ConfigError(f"partition {text!r}: {name} does not take a value")
         return name, None
@@ -260,6 +264,8 @@ def partition_task(
         raise ConfigError(f"clients={clients} must be at least 1")
     owners: tuple[str, ...] = ()
     rng = numpy_rng(seed, "partition", canonical(spec))
+    if name in ("natural", "domains") and task.train.owner is None:
+        raise DataError(f"task {task.name!r} has no natural clients; use iid, dirichlet:ALPHA, shards:K or quantity:ALPHA")
     if name == "natural":
         client_of, owners = _natural(task, clients, rng)
         count, moved = len(owners), 0
@@ -273,13 +279,14 @@ def partition_task(
                 f"use fewer clients, or set {setting('allow_empty', True)}"
             )
         labels, classes = _labels(task)
-        if name in {"dirichlet", "shards", "groups", "longtail"} and (
+        if (name in {"dirichlet", "shards", "groups", "longtail"} or (name == "domains" and value is not None)) and (
             not classes or labels.ndim != 1 or labels.dtype.kind not in "iu"
         ):
             raise DataError(
                 f"partition {spec!r} needs one class label per sample, which {task.name} does not have; use iid or quantity:ALPHA"
             )
-        client_of, moved = ASSIGN[name](Wanted(labels, classes, count, value, not allow_empty, rng))
+        owner = task.train.owner.numpy() if name == "domains" and task.train.owner is not None else None
+        client_of, moved = ASSIGN[name](Wanted(labels, classes, count, value, not allow_empty, rng, owner))
     in_time = name == "natural" and task.in_time
     order, offsets = _sorted(client_of, count, None if in_time else rng)
     if client_samples is not None:
@@ -295,7 +302,8 @@ def partition_task(
     if task.overlap and client_test:
         order, offsets, held = _apart(order, offsets, held, task.overlap)
     cuts = offsets[1:] - held.astype(np.int64)
-    groups = tuple(group_of(count, len(value)).tolist()) if name == "groups" else ()
+    number = len(value) if name == "groups" else len(torch.unique(task.train.owner)) if name == "domains" else 0
+    groups = tuple(group_of(count, number).tolist()) if number else ()
     arrays = torch.from_numpy(order), torch.from_numpy(offsets), torch.from_numpy(cuts)
     return Partition(spec, *arrays, owners, moved, groups)
 
@@ -337,8 +345,7 @@ def _natural(
     task: Task, clients: int | None, rng: np.random.Generator
 ) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], tuple[str, ...]]:
     """Return the client of each sample, -1 for omitted ones, and the clients' names."""
-    if task.train.owner is None:
-        raise DataError(f"task {task.name!r} has no natural clients; use iid, dirichlet:ALPHA, shards:K or quantity:ALPHA")
+    assert task.train.owner is not None
     owner = task.train.owner.numpy()
     present = np.unique(owner)
     if clients is not None and clients > len(present):

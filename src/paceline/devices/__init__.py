@@ -1,6 +1,7 @@
 """Device profiles, fleets of devices, and virtual time."""
 
-from paceline.devices.clock import Cost, TimedPhase, Times, VirtualClock, times
+from paceline.devices.changing import Changing, Traced, write_trace
+from paceline.devices.clock import Cost, TimedPhase, Times, VirtualClock, times, work_time
 from paceline.devices.fleet import Fleet, Homogeneous, Mobile, Stragglers, load_fleet
 from paceline.devices.profile import COMPUTE, LATENCY, LINK, Profile
 from paceline.participation.processes import Participation, load_participation
@@ -9,6 +10,7 @@ __all__ = [
     "COMPUTE",
     "LATENCY",
     "LINK",
+    "Changing",
     "Cost",
     "Fleet",
     "Homogeneous",
@@ -18,8 +20,11 @@ __all__ = [
     "Stragglers",
     "TimedPhase",
     "Times",
+    "Traced",
     "VirtualClock",
     "load_fleet",
     "load_participation",
     "times",
+    "work_time",
+    "write_trace",
 ]

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from paceline.core.errors import CheckpointError, ConfigError
+from paceline.core.failures import DECLINED
+from paceline.core.training import WorkTime
 from paceline.core.tree import node
 from paceline.devices.profile import Profile
 
-__all__ = ["Cost", "TimedPhase", "Times", "VirtualClock", "times"]
+if TYPE_CHECKING:
+    from paceline.devices.fleet import Fleet
+
+__all__ = ["DRAWN", "Cost", "PhaseTimeline", "TimedPhase", "Times", "VirtualClock", "times", "work_time"]
+
+
+DRAWN = 200
+"""Largest number of clients of a call whose times are kept for a picture."""
 
 
 @node
@@ -63,6 +72,24 @@ class TimedPhase:
     network: float = 0.0
 
 
+class PhaseTimeline(NamedTuple):
+    """What the clients of a synchronous call did.
+
+    Args:
+        name: name of the client function.
+        start: time on the clock.
+        seconds: duration.
+        clients: times of each client that answered.
+        out: clients that sat out.
+    """
+
+    name: str
+    start: float
+    seconds: float
+    clients: Mapping[int, Times]
+    out: Sequence[int]
+
+
 class Answered(Protocol):
     """Fields of a client's receipt used by the clock."""
 
@@ -88,7 +115,7 @@ class Answered(Protocol):
 
     @property
     def dropped(self) -> str | None:
-        """Reason why there is no reply, or None; ``"late"`` has times, any other reply never arrives."""
+        """Reason why there is no reply, or None; ``"late"`` has times, ``"declined"`` is not waited for, others never arrive."""
 
 
 def times(profile: Profile, cost: Cost) -> Times:
@@ -107,10 +134,23 @@ def times(profile: Profile, cost: Cost) -> Times:
     return Times(work, profile.download_seconds(cost.bytes_down) + profile.upload_seconds(cost.bytes_up))
 
 
+def work_time(fleet: Fleet, client: int, round: int, measured: bool) -> WorkTime:
+    """Return how a client's work in a round becomes seconds.
+
+    Args:
+        fleet: device profiles.
+        client, round: whose, and when.
+        measured: convert seconds measured on this machine; otherwise FLOPs.
+    """
+    profile = fleet.profile(client, round)
+    return WorkTime(measured, profile.measured_seconds if measured else profile.compute_seconds)
+
+
 class VirtualClock:
     """Virtual seconds since the start of the run.
 
-    `now` may be set. `phases` are the latest synchronous calls, oldest first.
+    `now` may be set. `phases` are the latest synchronous calls, oldest first; `timeline` has what their clients did, of the
+    latest ones with up to `DRAWN` clients.
 
     Args:
         now: initial time in seconds.
@@ -120,6 +160,7 @@ class VirtualClock:
     def __init__(self, now: float = 0.0, keep: int = 1000) -> None:
         self.now = now
         self.phases: deque[TimedPhase] = deque(maxlen=keep)
+        self.timeline: deque[PhaseTimeline] = deque(maxlen=64)
 
     def synchronous(
         self,
@@ -174,14 +215,33 @@ class VirtualClock:
         for receipt in receipts:  # one pass without an object for each client
             up, down = up + receipt.bytes_up, down + receipt.bytes_down
             if receipt.dropped not in (None, "late"):
-                missing = True
+                missing |= receipt.dropped != DECLINED
                 continue
             seconds = receipt.compute + receipt.network
             if slowest is None or seconds > longest or (seconds == longest and receipt.client < slowest.client):
                 slowest, longest = receipt, seconds
-        if slowest is None:
-            return self._pass(name, None, Times(0.0, 0.0), deadline, missing, up, down)
-        return self._pass(name, slowest.client, Times(slowest.compute, slowest.network), deadline, missing, up, down)
+        start = self.now
+        took = Times(0.0, 0.0) if slowest is None else Times(slowest.compute, slowest.network)
+        passed = self._pass(name, None if slowest is None else slowest.client, took, deadline, missing, up, down)
+        if len(receipts) <= DRAWN:
+            came = {r.client: Times(r.compute, r.network) for r in receipts if r.dropped in (None, "late")}
+            out = [r.client for r in receipts if r.dropped == DECLINED]
+            self.timeline.append(PhaseTimeline(name, start, passed, came, out))
+        return passed
+
+    def since(self, start: float) -> list[dict[str, Any]]:
+        """Return the timeline from a time on in plain types, with times relative to it; see `paceline.store.gantt`."""
+        return [
+            {
+                "name": phase.name,
+                "start": phase.start - start,
+                "seconds": phase.seconds,
+                "clients": {str(client): list(took) for client, took in phase.clients.items()},
+                "out": list(phase.out),
+            }
+            for phase in self.timeline
+            if phase.start >= start - 1e-9
+        ]
 
     def wait(self, seconds: float) -> None:
         """Advance the clock between calls: clients work, and the server is idle.
@@ -214,3 +274,4 @@ class VirtualClock:
             raise CheckpointError(f"malformed clock state {state!r}; restore an intact checkpoint")
         self.now = now
         self.phases.clear()
+        self.timeline.clear()

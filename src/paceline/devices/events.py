@@ -21,16 +21,17 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from paceline.core.errors import CohortError, ConfigError, ZeroCostError
+from paceline.core.errors import CohortError, ConfigError, MisbehaviourError, QuorumError, ZeroCostError
 from paceline.core.federation import Federation
 from paceline.core.tree import Tree, node
 
 if TYPE_CHECKING:
     from paceline.core.client import Client
 
-__all__ = ["ClientJob", "Firing", "Queue", "Rest", "Rule", "advance", "every", "first", "nanoseconds", "schedule"]
+__all__ = ["ClientJob", "Firing", "Queue", "Rest", "Rule", "advance", "collected", "every", "first", "nanoseconds", "schedule"]
 
 M = TypeVar("M")
+R = TypeVar("R")
 SECOND = 1_000_000_000
 
 
@@ -229,6 +230,26 @@ def advance(
         queue = queue.at(wake)
     fed.wait((firing.at - queue.now) / SECOND)
     return queue.fire(firing), firing.jobs
+
+
+def collected(fed: Federation, collect: Callable[[], R]) -> R | None:
+    """Return what `collect` returns; None if it fails and the round is not repeated any more.
+
+    A client may disappear between the end of its job and its upload. The round is then repeated, because a client that comes
+    back still stores its reply. In the last attempt the jobs count as lost, so that their clients do not end the run.
+
+    Args:
+        fed: the running federation.
+        collect: operation on all arrivals.
+    """
+    try:
+        return collect()
+    except MisbehaviourError:  # it is repeated without these clients
+        raise
+    except QuorumError:
+        if not fed.last_attempt:
+            raise
+        return None
 
 
 def _begin(fed: Federation, queue: Queue, fn: Callable[[Client, M], Tree], message: M) -> Queue:

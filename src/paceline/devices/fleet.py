@@ -159,7 +159,7 @@ class Stragglers(Fleet):
         if self.pick == "last":
             number = client - (self.num_clients - self.num_stragglers)
         else:
-            number = int(_ranks(self.num_clients, self.num_stragglers, self.seed)[client])
+            number = int(straggler_ranks(self.num_clients, self.num_stragglers, self.seed)[client])
         return number if number >= 0 else None
 
     def profile(self, client: int, round: int) -> Profile:
@@ -242,7 +242,7 @@ class Mobile(Fleet):
 
     def _normal(self, *path: int | str) -> float:
         """Return the standard normal number, clipped at 3, of the stream `path`."""
-        return min(max(_NORMAL.inv_cdf(_uniform(self.seed, *path)), -3.0), 3.0)
+        return standard_normal(self.seed, *path)
 
 
 @dataclass(frozen=True)
@@ -324,8 +324,13 @@ def _uniform(seed: int, *path: int | str) -> float:
     return ((derive(seed, "fleet", *path) >> 11) + 0.5) / 2.0**52
 
 
+def standard_normal(seed: int, *path: int | str) -> float:
+    """Return the standard normal number, clipped at 3, of the stream `path`."""
+    return min(max(_NORMAL.inv_cdf(_uniform(seed, *path)), -3.0), 3.0)
+
+
 @lru_cache(maxsize=8)
-def _ranks(num_clients: int, count: int, seed: int) -> np.ndarray[Any, np.dtype[np.int32]]:
+def straggler_ranks(num_clients: int, count: int, seed: int) -> np.ndarray[Any, np.dtype[np.int32]]:
     """Return each client's index among `count` stragglers drawn by the seed, or -1."""
     ranks = np.full(num_clients, -1, dtype=np.int32)
     ranks[numpy_rng(seed, "fleet", "stragglers").choice(num_clients, count, replace=False)] = np.arange(count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 from paceline.core.errors import ConfigError
@@ -34,6 +35,8 @@ class Profile:
         availability: probability that the device is available in a round.
         overhead: fixed additional seconds of any work (loading data, waking up).
         slowdown: factor on seconds measured on this machine, if these are used instead of counted FLOPs.
+        burst: seconds of work at full speed in one call; then the device is hot.
+        throttle: factor by which a hot device is slower.
 
     Raises:
         ConfigError: a value is outside its range.
@@ -50,6 +53,8 @@ class Profile:
     availability: float = 1.0
     overhead: float = 0.0
     slowdown: float = 1.0
+    burst: float = math.inf
+    throttle: float = 1.0
 
     def __post_init__(self) -> None:
         wrong = [f"{n}={getattr(self, n)} must be above 0" for n in _POSITIVE if not getattr(self, n) > 0]
@@ -58,6 +63,8 @@ class Profile:
             for n in ("latency", "overhead")
             if not 0 <= getattr(self, n) < float("inf")
         ]
+        if not self.burst >= 0 or not 1 <= self.throttle < math.inf:
+            wrong.append(f"burst={self.burst} must be at least 0, and throttle={self.throttle} at least 1")
         if not 0 <= self.availability <= 1:
             wrong.append(f"availability={self.availability} must be from 0 to 1")
         if wrong:
@@ -65,11 +72,15 @@ class Profile:
 
     def compute_seconds(self, flops: float) -> float:
         """Return the seconds for `flops` FLOPs of training, including the overhead."""
-        return self.overhead + flops / self.compute
+        return self._work(flops / self.compute)
 
     def measured_seconds(self, seconds: float) -> float:
         """Return the seconds on this device for work that took `seconds` on the machine running the simulation."""
-        return self.overhead + seconds * self.slowdown
+        return self._work(seconds * self.slowdown)
+
+    def _work(self, seconds: float) -> float:
+        """Return the seconds of work that takes `seconds` at full speed."""
+        return self.overhead + seconds + (max(seconds - self.burst, 0.0) * (self.throttle - 1.0) if self.throttle > 1.0 else 0.0)
 
     def upload_seconds(self, num_bytes: float) -> float:
         """Return the seconds to upload `num_bytes` bytes."""

@@ -45,6 +45,6 @@ class WorkerContext(ProtocolContext):
 
     def note_times(self, inner: Client, down: int, up: int) -> None:
         """Store how long the method's function took."""
-        if inner.records_times:
+        if inner.records_times and inner.job is not None:
             took = times(self._worker.setup.fleet.profile(self.client.id, inner.round), Cost(inner.flops, down, up, None))
             inner.memory["_times"] = [took.compute, took.network]

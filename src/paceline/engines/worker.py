@@ -18,7 +18,7 @@ from paceline.core.deferred import Held, hold
 from paceline.core.engine import Call, Receipt, Sink
 from paceline.core.errors import CheckpointError, ClientError, PacelineError, UnknownNameError
 from paceline.core.evaluation import evaluate as evaluate_on
-from paceline.core.failures import class_of, reason_of
+from paceline.core.failures import Declined, class_of, reason_of
 from paceline.core.generators import nested
 from paceline.core.layout import Layout
 from paceline.core.method import client_functions
@@ -33,7 +33,7 @@ from paceline.core.services import Host, Services
 from paceline.core.training import answer
 from paceline.core.tree import Tree, map_leaves
 from paceline.core.wire import wire_size
-from paceline.devices import Cost, times
+from paceline.devices import Cost, times, work_time
 from paceline.engines.preview import preview
 from paceline.engines.protocol import WorkerContext
 from paceline.engines.setup import Setup
@@ -246,12 +246,12 @@ class Worker:
         return me, reply, time.perf_counter() - started
 
     def _receipt(self, call: Call, me: Client, value: Any, took: Any, down: int, up: int, dropped: str | None) -> Receipt:
-        if me.flops and call.program in ("method", "nested") and self.records_times:
+        if me.flops and me.job is not None and call.program in ("method", "nested") and self.records_times:
             me.memory["_times"] = [took.compute, took.network]
         return Receipt(me.id, value, took.compute, took.network, down, up, dropped)
 
     def _failed(self, call: Call, me: Client, error: Exception, down: int) -> Receipt:
-        if not self.setup.strict:
+        if not self.setup.strict or isinstance(error, Declined):
             return Receipt(me.id, dropped=reason_of(error), error=class_of(error), bytes_down=down)
         cause, job = reason_of(error), me.job
         if job is not None and job.batch is not None:
@@ -284,6 +284,7 @@ class Worker:
             central=self.test,
             records_times=self.records_times,
             operation=call.operation,
+            work_time=partial(work_time, self.setup.fleet, client, call.round, self.setup.measured),
         )
 
     def samples(self, client: int, part: int = 0) -> ClientData:

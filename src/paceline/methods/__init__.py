@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from paceline.methods.foundation.localtuning import LocalTuning as LocalTuning
     from paceline.methods.optimisation.fedavg import FedAvg as FedAvg
     from paceline.methods.optimisation.feddyn import FedDyn as FedDyn
+    from paceline.methods.optimisation.fedld import FedLD as FedLD
+    from paceline.methods.optimisation.fedld import FedLDSum as FedLDSum
+    from paceline.methods.optimisation.fedlex import FedLEx as FedLEx
     from paceline.methods.optimisation.fednova import FedNova as FedNova
     from paceline.methods.optimisation.fedopt import FedOpt as FedOpt
     from paceline.methods.optimisation.fedprox import FedProx as FedProx
@@ -55,6 +58,7 @@ if TYPE_CHECKING:
     from paceline.methods.personalisation.localonly import LocalOnly as LocalOnly
     from paceline.methods.personalisation.perfedavg import PerFedAvg as PerFedAvg
     from paceline.methods.personalisation.pfedme import PFedMe as PFedMe
+    from paceline.methods.robust.fal import FAL as FAL
     from paceline.methods.robust.flag import Flag as Flag
     from paceline.methods.robust.robust import Bulyan as Bulyan
     from paceline.methods.robust.robust import GeometricMedian as GeometricMedian
@@ -70,6 +74,7 @@ if TYPE_CHECKING:
     from paceline.methods.stragglers.fluid import Fluid as Fluid
     from paceline.methods.stragglers.heterofl import HeteroFL as HeteroFL
     from paceline.methods.stragglers.randomdropout import RandomDropout as RandomDropout
+    from paceline.methods.stragglers.saliency import Saliency as Saliency
 
 _TARGETS = {target.partition(":")[2]: target for target in registry.BUILT_IN["method"].values()}
 """Import path of each class."""

@@ -6,6 +6,7 @@
     norm      the head, and scale and bias of every norm
     adapter   the head, and after each block's network W_up GELU(W_down h) + h, with W_up = 0 initially
     prompt    the head, and tokens inserted before the patches: once (shallow), or new ones before each block (deep)
+    ssf       the head, and a scale and a shift of each output of linear layers, convolutions and norms, initially 1 and 0
     lora      low-rank additions B A to the attention layers, with B = 0 initially; without the head by default
 
 A frozen model is completely frozen: running statistics of norms become constants.
@@ -27,9 +28,9 @@ from paceline.core.errors import ConfigError, MissingExtraError
 from paceline.models.split import head_name
 from paceline.models.transformer import Block, VisionTransformer
 
-__all__ = ["Adapter", "Prompts", "Prototype", "Tuning", "tuned"]
+__all__ = ["Adapter", "Prompts", "Prototype", "ScaleShift", "Tuning", "tuned"]
 
-Prototype = Literal["full", "head", "bias", "norm", "adapter", "prompt", "lora"]
+Prototype = Literal["full", "head", "bias", "norm", "adapter", "prompt", "ssf", "lora"]
 
 _BIASED = (nn.Linear, nn.modules.conv._ConvNd, nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
@@ -91,6 +92,7 @@ class Tuning:
             "norm": leaf in ("weight", "bias") and isinstance(owner, _NORMS),
             "adapter": ".after." in name,
             "prompt": place == "prompts",
+            "ssf": ".ssf." in name,
             "lora": "lora_" in name,
         }.get(self.prototype, False)
 
@@ -133,6 +135,43 @@ class Prompts(nn.Module):
         return torch.cat([x[:, :1], self.values[block].expand(len(x), -1, -1), kept], 1)
 
 
+class ScaleShift(nn.Module):
+    """h * scale + shift for each output (Lian et al., NeurIPS 2022); initially the identity.
+
+    Args:
+        width: number of outputs (the last dimension), or of channels.
+        channels_first: outputs are [N, width, H, W].
+    """
+
+    def __init__(self, width: int, channels_first: bool = False) -> None:
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        self.shape = (-1, 1, 1) if channels_first else (-1,)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Return the shape of `h`."""
+        return h * self.scale.view(self.shape) + self.shift.view(self.shape)
+
+
+def _scaled(layer: nn.Module, given: Any, out: Tensor) -> Tensor:
+    """Hook that applies a layer's `ScaleShift` to its output."""
+    shifted: Tensor = layer.ssf(out)  # type: ignore[operator]
+    return shifted
+
+
+def _put_scales(module: nn.Module) -> None:
+    own = _head_or_none(module)
+    for name, layer in list(module.named_modules()):
+        if name == own or not isinstance(layer, (nn.Linear, nn.Conv2d, *_NORMS)):
+            continue
+        if isinstance(layer, nn.LayerNorm):
+            layer.ssf = ScaleShift(layer.normalized_shape[-1])
+        else:
+            bias_like = next(b for b in (layer.bias, layer.weight) if b is not None)
+            layer.ssf = ScaleShift(len(bias_like), channels_first=not isinstance(layer, nn.Linear | nn.BatchNorm1d))
+        layer.register_forward_hook(_scaled)
+
+
 def tuned(model: Callable[[], nn.Module], tuning: Tuning) -> nn.Module:
     """Build a model and add the modules that a tuning needs, with torch's global random state.
 
@@ -155,6 +194,8 @@ def tuned(model: Callable[[], nn.Module], tuning: Tuning) -> nn.Module:
             raise ConfigError(f"{type(module).__name__} does not support prompts; use vit, or peft=bias or lora")
         reach = math.sqrt(6 / (module.channels * module.patch**2 + module.width))
         module.prompts = Prompts(tuning.tokens, module.width, len(module.blocks) if tuning.deep else 1, reach)
+    elif tuning.prototype == "ssf":
+        _put_scales(module)
     elif tuning.prototype == "lora":
         _put_lora(module, tuning)
     return module

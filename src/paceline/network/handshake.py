@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from paceline.aggregation.secure.messages import MALFORMED
 from paceline.core.engine import Receipt
 from paceline.core.errors import PacelineError, PolicyError, ProtocolError, WireError
+from paceline.core.failures import DECLINED
 from paceline.core.names import is_name
 from paceline.core.tree import Tree
 from paceline.network import protocol as p
@@ -110,7 +111,7 @@ class Answer:
         """
         why, worked = receipt.dropped, trained
         if hidden:
-            receipt = replace(receipt, compute=0.0, network=0.0, dropped=None if why is None else HIDDEN)
+            receipt = replace(receipt, compute=0.0, network=0.0, dropped=why if why in (None, DECLINED) else HIDDEN)
             reported, trained = 0.0, False
         head = {"id": number, "dropped": receipt.dropped, "seconds": reported, "trained": trained}
         head |= {"compute": float(receipt.compute), "network": float(receipt.network)}

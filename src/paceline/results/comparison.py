@@ -29,6 +29,7 @@ from paceline.results.groups import (
     labels,
 )
 from paceline.results.result import Result
+from paceline.store.run import RunFolder
 
 if TYPE_CHECKING:
     from paceline.store.plots import Picture
@@ -152,6 +153,27 @@ class Comparison:
         ]
         title = caption([entry.config for entry in self.entries])
         figure = draw_compare(runs, title, self.target, common_main(self.groups), x)
+        if path is not None:
+            save(figure, Path(path))
+        return figure
+
+    def plot_round(self, path: str | Path | None = None) -> Picture | None:
+        """Draw the last round of each label's first run: who computes, sends or waits, and in which phase.
+
+        Args:
+            path: where to save it too, as png, svg or pdf by its name.
+
+        Returns:
+            the figure; None where no run has kept a timeline.
+        """
+        from paceline.store.gantt import draw_rounds
+        from paceline.store.plots import save
+
+        first = {group.label: str(group.entries[0].summary.get("run") or "") for group in self.groups}
+        timelines = {label: RunFolder(run).read_timeline() for label, run in first.items() if run}
+        if not any(timelines.values()):
+            return None
+        figure = draw_rounds(timelines, f"One round: {caption([entry.config for entry in self.entries])}")
         if path is not None:
             save(figure, Path(path))
         return figure

@@ -1,4 +1,4 @@
-"""Plots of runs: the primary metric over virtual time, rounds or bytes; seconds per round; bytes sent.
+"""Plots of runs: the primary metric over virtual time, rounds or bytes; seconds per round; bytes in both directions.
 
 A run is a dict ``{"method", "seed", "history"}`` whose history is a list of records with ``round``,
 ``virtual_seconds``, ``accuracy``, ``loss``, ``round_seconds``, ``bytes_up`` and ``bytes_down``. Further keys
@@ -24,7 +24,7 @@ from paceline.core.metrics import Primary
 from paceline.store.files import atomic_write
 from paceline.store.run import RunFolder
 
-__all__ = ["AXES", "PALETTE", "Picture", "draw_compare", "plot_compare", "plot_run", "save"]
+__all__ = ["AXES", "PALETTE", "STYLE", "Picture", "draw_compare", "layout", "plot_compare", "plot_run", "save"]
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
 """Colour-blind safe palette (Okabe and Ito); further lines repeat it dashed."""
@@ -36,7 +36,7 @@ _HATCHES = ("", "///", "...", "xxx")
 AXES = ("time", "rounds", "bytes")
 """What a curve is drawn over: virtual time, rounds, or bytes of both directions and all clients since the start."""
 
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 11,
     "axes.titlesize": 12.5,
     "axes.titleweight": "bold",
@@ -61,7 +61,7 @@ class Picture(Figure):
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
-        with rc_context(_STYLE):
+        with rc_context(STYLE):
             self.savefig(buffer, format="png", dpi=100)
         return buffer.getvalue()
 
@@ -109,9 +109,9 @@ def draw_compare(
             seeds.setdefault(str(run["method"]), set()).add(run.get("seed", 0))
     if not methods:
         raise StoreError("nothing to plot: no run has completed a round")
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         tall = max(4.3, 2.0 + 0.42 * len(methods))
-        figure = Picture(figsize=(14.5, tall + (0.4 if title else 0)), layout=_layout())
+        figure = Picture(figsize=(14.5, tall + (0.4 if title else 0)), layout=layout())
         left, middle, right = figure.subplots(1, 3, width_ratios=(1.9, 1, 0.75))
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontsize=15, fontweight="bold")
@@ -139,8 +139,8 @@ def plot_run(folder: RunFolder | str | os.PathLike[str], x: str = "time") -> Pat
         raise StoreError(f"nothing to plot: {folder.path} has no metrics yet")
     config = folder.read_config()
     rounds = [r["round"] for r in history]
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(14.5, 4.7), layout=_layout())
+    with rc_context(STYLE):
+        figure = Figure(figsize=(14.5, 4.7), layout=layout())
         text = ", ".join(str(config[k]) for k in ("method", "task", "partition", "fleet") if k in config)
         text += f", seed {config['seed']}" if "seed" in config else ""
         name = f"{folder.name}: {text}" if text else folder.name
@@ -173,7 +173,8 @@ def plot_run(folder: RunFolder | str | os.PathLike[str], x: str = "time") -> Pat
         return save(figure, folder.plots / "run.png")
 
 
-def _layout() -> ConstrainedLayoutEngine:
+def layout() -> ConstrainedLayoutEngine:
+    """Return the layout of a figure: axes that do not overlap."""
     return ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08, wspace=0.04)
 
 
@@ -273,12 +274,20 @@ def _seconds(ax: Any, methods: Mapping[str, list[History]]) -> None:
 
 
 def _bytes(ax: Any, methods: Mapping[str, list[History]]) -> None:
-    sent = {name: _mean([r for h in seeds for r in h], "bytes_up") / 1e6 for name, seeds in methods.items()}
-    colours = [PALETTE[i % len(PALETTE)] for i in range(len(sent))]
-    _bars(ax, sent, dict.fromkeys(sent, 0.0), colours, None)
-    _finish_bars(ax, sent, "MB")
-    ax.set(title="Upload of a round", xlabel="MB, all clients, mean")
-    ax.tick_params(axis="y", labelleft=False)
+    """Draw two bars for each method: what its clients send above what they receive."""
+    records = {name: [r for history in seeds for r in history] for name, seeds in methods.items()}
+    sent = {(name, way): _mean(each, f"bytes_{way}") / 1e6 for name, each in records.items() for way in ("up", "down")}
+    for (place, value), text in zip(enumerate(sent.values()), _numbers(list(sent.values()), "MB"), strict=True):
+        number, down = divmod(place, 2)
+        at, colour = number + (0.18 if down else -0.18), PALETTE[number % len(PALETTE)]
+        ax.barh(at, value, height=0.32, color=colour, alpha=0.45 if down else 1.0, hatch="////" if down else "", edgecolor="white")
+        ax.annotate(text, (value, at), (5, 0), textcoords="offset points", va="center", fontweight="bold", fontsize=9.5)
+    ax.set_yticks(range(len(records)), list(records))
+    ax.invert_yaxis()
+    ax.grid(visible=False, axis="y")
+    ax.tick_params(axis="y", length=0, labelleft=False)
+    ax.set_xlim(0, (max(sent.values()) or 1.0) * 1.35)
+    ax.set(title="Bytes of a round", xlabel="MB, all clients, mean\nfull: sent; hatched: received")
 
 
 def _bars(
@@ -355,7 +364,7 @@ def save(figure: Figure, path: Path) -> Path:
     kind = path.suffix.lstrip(".").lower() or "png"
     if kind not in figure.canvas.get_supported_filetypes():
         raise StoreError(f"{path}: plots cannot be saved as {kind!r}; use png, svg or pdf")
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure.savefig(buffer, format=kind, dpi=150)
     atomic_write(path, buffer.getvalue(), durable=False)
     return path

@@ -10,6 +10,7 @@
     memory/            the clients' memories, see `paceline.store.memory`
     clients/           state of the clients of `paceline federate`, until the run has ended
     summary.json       the outcome, once the run has ended
+    timeline.json      what each client did in the last round, see `paceline.store.gantt`
     model.safetensors  the final model's tensors by name: the state dict of its module
     model.json         how the module is made, its classes, schema and inputs, see `paceline.results.card`
     start.safetensors  the weights that the run started from, if it was given any
@@ -27,7 +28,7 @@ import json
 import math
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +240,20 @@ class RunFolder:
         except ValueError as error:
             raise StoreError(f"{self.path / 'summary.json'} cannot be read: {error}") from error
         return summary
+
+    def write_timeline(self, phases: Sequence[Mapping[str, Any]]) -> None:
+        """Save the timeline of the last round as JSON, see `paceline.store.gantt`; keep an earlier one in place of nothing."""
+        if phases:
+            atomic_write(self.path / "timeline.json", (_json(list(phases)) + "\n").encode())
+
+    def read_timeline(self) -> Records:
+        """Return the timeline of the last round; empty if none was kept. Raises `StoreError` for a damaged file."""
+        path = self.path / "timeline.json"
+        try:
+            phases: Records = json.loads(path.read_bytes()) if path.exists() else []
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{path} cannot be read: {error}") from error
+        return phases
 
     def load_model(self) -> dict[str, Tensor]:
         """Return the saved model's tensors by name; raises `StoreError` if there is none, or it is damaged."""

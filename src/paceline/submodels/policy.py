@@ -204,7 +204,7 @@ def network_fraction(
     return choose(lambda p: model.seconds(costs[p]) + transfer * sent.get(p, 1.0), target, tuple(costs), least)
 
 
-def steps_within(steps: int, done: int, elapsed: float, budget: float, after: float = 0.3) -> int:
+def steps_within(steps: int, done: float, elapsed: float, budget: float, after: float = 0.3) -> int:
     """Return the total number of steps to take when training slows down within a round.
 
     Once the fraction `after` of the steps is done and the forecast exceeds the budget, the number of steps is reduced (the
@@ -212,11 +212,11 @@ def steps_within(steps: int, done: int, elapsed: float, budget: float, after: fl
 
     Args:
         steps: planned steps.
-        done: steps so far, in `elapsed` seconds.
+        done: steps so far, in `elapsed` seconds; a smaller batch is a part of one.
         elapsed: seconds since the first step.
         budget: seconds for all steps.
         after: fraction of the steps before which no decision is made.
     """
     if done < max(1, math.ceil(after * steps)) or elapsed / done * steps <= budget:
         return steps
-    return max(done, int(budget / elapsed * done))
+    return max(math.floor(done), int(budget / elapsed * done))

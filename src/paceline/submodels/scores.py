@@ -129,6 +129,14 @@ class Scorer:
             return {g: v.masked_fill(count[g] == 0, math.nan) for g, v in self._largest(ratio).items()}
         return {g: v / count[g] for g, v in self._sums(ratio).items()}
 
+    def total(self, values: Params) -> Scores:
+        """Return the sum over each unit's bundle of the absolute value of each coordinate.
+
+        Args:
+            values: any value by coordinate, [d], such as gradient times weight.
+        """
+        return self._sums(values.vector.abs())
+
     def invariant(self, steady: Params, clients: float, quorum: float = 0.75) -> dict[str, Tensor]:
         """Return a mask of the units whose whole bundle is steady for at least `quorum` of the clients.
 

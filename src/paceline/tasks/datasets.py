@@ -103,7 +103,6 @@ HEART_DISEASE = DataRecipe("mlp", "heart-disease", Defaults("table", 16, lr=0.03
 CD4 = DataRecipe("mlp", "cd4", Defaults("table", 20, lr=0.03))
 WATCH_ACTIVITY = DataRecipe("cnn1d", "watch-activity", Defaults("series", 20, in_time=True))
 LIFE_EXPECTANCY = DataRecipe("gru", "life-expectancy", Defaults("series", 10, in_time=True, lr=0.2))
-MRI_TISSUE = DataRecipe("unet", "mri-tissue", Defaults("image", 8, lr=0.3))
 NEWSGROUPS = DataRecipe("word_bag", "20newsgroups", Defaults("text", 20))
 FILM_GENRES = DataRecipe("word_bag", "film-genres", Defaults("text", 20, lr=20.0))
 SPOKEN_DIGITS = DataRecipe("tiny_cnn", "spoken-digits", Defaults(batch_size=10, lr=0.1))

@@ -4,10 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 
+from paceline.core.errors import DataError
+from paceline.engines.worker import Worker
 from paceline.run import prepare, resume
 from paceline.store import RunFolder
 from tests.conftest import make_task
@@ -204,3 +208,31 @@ def test_clients_that_are_lost_at_the_start_begin_again_later(task, config):
     versions = {c: 0 for c in range(6)} | {j.client: j.version for j in run.state.queue.jobs}
     assert versions[0] >= 1
     assert versions[1] >= 2
+
+
+@pytest.mark.parametrize(("method", "options"), METHODS)
+@pytest.mark.parametrize("dropped", ["dropped", "failed"])
+def test_clients_that_disappear_before_their_upload_do_not_end_a_run(task, config, monkeypatch, method, options, dropped):
+    """All arrivals of rounds 4 and 5 are lost in every attempt; their clients start again afterwards."""
+    lost, invoke = {4, 5}, Worker.invoke
+
+    def failing(self, me, function, message):
+        if function == "give" and me.round in lost:
+            raise DataError("it is gone")
+        return invoke(self, me, function, message)
+
+    if dropped == "failed":
+        monkeypatch.setattr(Worker, "invoke", failing)
+    common = {"method": method, "options": options, "clients": 5, "cohort": 5, "rounds": 16, "fleet": FLEET, "on_error": "drop"}
+    run = prepare(
+        config(**common),
+        task=task,
+        drop=(lambda round, client, function: function == "give" and round in lost) if dropped == "dropped" else None,
+    )
+    moved, before = [], run.method.init(run.fed).params.vector
+    run.observer = lambda record, total: moved.append(run.state.params.vector)
+    history = run.go().history
+    steps = [not torch.equal(one, two) for one, two in pairwise([before, *moved])]
+    assert [record["attempts"] for record in history] == [3 if number in lost else 1 for number in range(1, 17)]
+    assert steps == [number not in lost for number in range(1, 17)]
+    assert len(run.state.queue.busy) <= 5

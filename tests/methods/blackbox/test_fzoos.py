@@ -125,7 +125,7 @@ def test_finite_differences_find_a_gradient(hidden):
     prepared, _ = carry_out(hidden, "fedzo", {"steps": 1, "directions": 4}, rounds=1)
     client = _client(prepared, 1)
     x = torch.tensor([0.2, 0.7, 0.4, 0.9], dtype=torch.float64)
-    g = 4 * FedZO(directions=4, smoothing=1e-6)._gradient(client, Queries(client), x, 1)
+    g = 4 * FedZO(directions=4, smoothing=1e-6)._gradient(client, Queries(client, None), x, 1)
     c, linear = hidden.train.x[client.train.index[0]].double().split(4)
     torch.testing.assert_close(g, 0.1 / 4 * 20 * (2 * c * (20 * x - 10) + linear), rtol=1e-3, atol=1e-3)
 

@@ -41,5 +41,5 @@ def test_time_grows_with_queries_and_dimension():
 
 def test_an_objective_without_torch_costs_its_coordinates():
     client = SimpleNamespace(flops=0.0, problem=SimpleNamespace(objective=SimpleNamespace(value=lambda client, x: 0.5)))
-    Queries(client).all(torch.zeros(3, 7, dtype=torch.float64))
+    Queries(client, None).all(torch.zeros(3, 7, dtype=torch.float64))
     assert client.flops == 3 * 7

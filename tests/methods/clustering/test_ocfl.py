@@ -9,6 +9,7 @@ import torch
 from paceline.core.errors import PlanError
 from paceline.core.method import on_client
 from paceline.core.update import Update
+from paceline.data import Partition
 from paceline.methods.clustering import ocfl
 from paceline.methods.optimisation.fedavg import FedAvg
 from paceline.run import RunConfig, prepare
@@ -209,3 +210,21 @@ def test_the_heat_is_the_norm_of_distances_of_directions(task, sketch):
     after = run.method.round(run.fed, state)
     assert after.temperature == pytest.approx(heat, rel=1e-3)
     assert (after.rises, after.split) == (0, False)
+
+
+@pytest.mark.parametrize("sketch", [0, 64])
+def test_clients_without_samples_form_no_cluster_and_shorten_no_step(task, sketch):
+    """They have no direction: their zero updates would be at distance 1 from all others."""
+    options = {"epochs": 1, "lr": 0.3, "batch_size": 1000, "sketch": sketch}
+    plain = started(task, options=options)
+    split = plain.fed.engine.setup.split
+    more = torch.full((3,), int(split.offsets[-1]))
+    wider = Partition("with empty ones", split.order, torch.cat([split.offsets, more]), torch.cat([split.cuts, more]))
+    values = {"method": "ocfl", "task": "blobs", "rounds": 5, "vectorize": "off", "clients": 11, "cohort": 11, "options": options}
+    other = prepare(RunConfig.build(values), task=task, split=wider)
+    for run in (plain, other):
+        run.go()
+    assert plain.method.clustering(plain.state) == [0] * 4 + [1] * 4
+    assert other.method.clustering(other.state)[:8] == [0] * 4 + [1] * 4
+    for one, two in zip(plain.state.models, other.state.models, strict=True):
+        torch.testing.assert_close(one.vector, two.vector, atol=1e-6, rtol=1e-6)

@@ -251,6 +251,9 @@ def test_two_tasks_against_numpy(monkeypatch, options, protected):
             w[name] = value + options.get("server_lr", 1.0) * delta
             np.testing.assert_allclose(state.params[name], w[name], atol=1e-5)
         last = number % 2 == 0
+        for c in range(4):
+            sketched = {"delta": own[c], "loss": own[c], "sketch": size[c], "rho": size[c]}
+            assert seen[c][2].weight == (sketched if last else own[c])
         assert all((message[1] is not None) == last for _, message, _ in seen.values())
         if not last:
             assert not hasattr(seen[0][2], "sketch")

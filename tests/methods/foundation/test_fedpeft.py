@@ -13,7 +13,7 @@ from paceline.tasks import load_task
 from paceline.tasks.tuning import parse_tuning, tune
 from tests.methods.resuming import assert_resumes
 
-PROTOTYPES = ["head", "bias", "norm", "adapter", "prompt", "lora"]
+PROTOTYPES = ["head", "bias", "norm", "adapter", "prompt", "ssf", "lora"]
 
 
 def hashes(module, names):

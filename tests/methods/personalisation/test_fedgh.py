@@ -6,10 +6,11 @@ import torch
 
 from paceline.blocks.architectures import architectures
 from paceline.blocks.prototypes import class_sums
-from paceline.core.errors import PlanError
+from paceline.core.errors import DataError, PlanError
 from paceline.core.layout import Layout
 from paceline.core.params import Params, Resident
 from paceline.data import Partition
+from paceline.engines.worker import Worker
 from paceline.methods.personalisation.fedgh import head_gradient, train_head
 from paceline.methods.personalisation.ownmodels import clipped, named
 from paceline.run import RunConfig, prepare
@@ -230,3 +231,24 @@ def test_the_first_head_is_that_of_the_first_architecture(networks, monkeypatch)
         built = [head(architectures(run.fed).build(text)).weight for text in models]
         assert torch.equal(first, built[0])
         assert not torch.equal(first, built[1])
+
+
+def test_only_the_clients_of_the_first_exchange_take_part_in_later_ones(task, config, monkeypatch):
+    """A client that was lost in the first has no class means of this round, or those of an earlier one."""
+    invoke, asked = Worker.invoke, []
+
+    def failing(self, me, function, message):
+        reply = invoke(self, me, function, message)
+        if function == "gradient":
+            asked.append((me.round, message[1], me.id))
+            if message[1] and me.id == me.round:
+                raise DataError("it fails at the end")
+        return reply
+
+    monkeypatch.setattr(Worker, "invoke", failing)
+    options = {"exchanges": 3}
+    run = prepare(config(method="fedghsum", options=options, clients=4, cohort=4, rounds=2, on_error="drop"), task=task)
+    run.go()
+    for number in (1, 2):
+        later = [client for round, first, client in asked if round == number and not first]
+        assert sorted(later) == sorted(2 * [client for client in range(4) if client != number])

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from paceline.models.split import features
+from paceline.run import RunConfig, prepare
 from tests.methods.resuming import assert_resumes
 
 
@@ -24,6 +25,19 @@ def test_prototypes_are_means_over_all_samples(networks):
     for c, rows in by_class.items():
         np.testing.assert_allclose(run.state.prototypes[c], np.mean(rows, 0), atol=1e-5)
     assert run.state.known.tolist() == [True, True, True, False]
+
+
+def test_a_class_that_is_missing_in_a_cohort_keeps_its_prototype(task):
+    values = {"method": "fedproto", "task": "blobs", "clients": 6, "cohort": 6, "rounds": 2, "partition": "groups:0-1/1-2"}
+    run = prepare(RunConfig.build(values | {"vectorize": "off"}), task=task)
+    run.step()
+    before, table = run.state, run.fed.engine.setup.split.table(task)
+    run.fed.sample = lambda: [client for client in range(6) if not table[client, 0]]
+    run.step()
+    after = run.state
+    assert after.known.tolist() == [True, True, True, False]
+    assert torch.equal(after.prototypes[0], before.prototypes[0])
+    assert not torch.equal(after.prototypes[1], before.prototypes[1])
 
 
 def test_the_first_round_is_local_training_and_the_second_is_pulled(networks):

@@ -149,6 +149,30 @@ def test_perfedavg(order):
         agree(personal(run, client), descent(w, data, 2, lr=0.3))
 
 
+def test_running_statistics_of_perfedavg_are_those_after_both_passes_of_a_step():
+    run, _, whole = played("perfedavg", {"steps": 2, "alpha": 0.3}, norm=True)
+    names = [name for name in whole if "running" not in name]
+    for _ in range(ROUNDS):
+        ends = []
+        for x, y in clients():
+            module, at = Net(norm=True).double(), dict(whole)
+            for _ in range(2):
+                module.load_state_dict({**at, "1.num_batches_tracked": torch.tensor(0)})
+                for rate in (0.3, LR):  # the adaptation, and the step at the adapted model
+                    module.zero_grad()
+                    F.cross_entropy(module(x), y).backward()
+                    with torch.no_grad():
+                        for p in module.parameters():
+                            p -= rate * p.grad
+                    if rate == 0.3:
+                        v = {k: t.detach().clone() for k, t in module.state_dict().items()}
+                end = module.state_dict()
+                at = {k: at[k] + end[k].detach() - v[k] if k in names else end[k].detach().clone() for k in whole}
+            ends.append(at)
+        whole = {k: sum(end[k] for end in ends) / 3 for k in whole}
+    agree(run.state.params, whole)
+
+
 @pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize("vectorize", ["off", "on"])
 def test_apfl(adaptive, vectorize):

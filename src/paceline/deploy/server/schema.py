@@ -10,7 +10,7 @@ from sqlalchemy.types import BigInteger
 
 __all__ = ["AnswerRow", "Event", "PhaseRow", "RoundRow", "RunRow", "Status", "metadata"]
 
-Status = Literal["ok", "late", "gone", "refused", "failed"]
+Status = Literal["ok", "late", "gone", "declined", "refused", "failed"]
 
 _Long = BigInteger().with_variant(Integer, "sqlite")
 metadata = MetaData()
@@ -125,7 +125,7 @@ class AnswerRow:
 
     Args:
         client: id of the client.
-        status: ok, late, gone, refused (by the client or its policy) or failed.
+        status: ok, late, gone, declined (the client sits out), refused (by the client or its policy) or failed.
         seconds: from call to reply.
         bytes_up, bytes_down: bytes on the wire.
         error: reason if the status is not ok.

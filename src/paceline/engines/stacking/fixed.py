@@ -37,6 +37,8 @@ class FixedStack(Stack):
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         super().__init__(jobs)
+        if self.job.hooks.augment is not None:
+            raise Unstackable("the hook augment draws random numbers on the CPU in each step")
         self._share()
         self.fresh = self._fresh
         self.alive: list[Tensor | None] = [None] * self.job.steps

@@ -28,6 +28,8 @@ class StackedLinears(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Replace calls of ``F.linear`` and ``F.conv2d`` on batched weights; forward all other calls."""
+        if func in (F.linear, F.conv2d) and args and torch._C._functorch.is_gradtrackingtensor(args[0]):
+            return func(*args, **(kwargs or {}))  # an inner gradient, as of an attack on the inputs
         if func is F.conv2d and len(args) > 1 and _batched(args[1]) and self._kernels.from_views(tuple(args[1].shape)):
             return (convolve if fits(*args, **(kwargs or {})) else func)(*args, **(kwargs or {}))
         if func is F.linear and not kwargs and _batched(args[1]):

@@ -70,7 +70,7 @@ def few(data: ClientData) -> Samples:
     return data.at(data.index[:2])[0]
 
 
-_NONE = (None, None, None, None, None)
+_NONE = (None, None, None, None, None, None)
 
 
 class Solver:
@@ -130,7 +130,7 @@ class Solver:
         """Return the key that jobs must share to run as one."""
         hooks, optimizer = job.hooks, job.optimizer
         key = (id(job.model), id(job.data.x), job.batch_size, optimizer.rule, signature(job.loss))
-        parts = (hooks.correct, hooks.direction, hooks.objective, hooks.after, optimizer.schedule)
+        parts = (hooks.correct, hooks.direction, hooks.objective, hooks.after, hooks.augment, optimizer.schedule)
         return key if parts == _NONE else (*key, *map(signature, parts))
 
     def whole(self, jobs: Sequence[Job]) -> tuple[Rows, torch.Tensor] | None:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from paceline.core.columns import Samples, map_tree, spread, widened
+from paceline.core.columns import Samples, map_tree, spread, stacked, widened
 from paceline.core.hooks import Objective
 from paceline.core.layout import Layout
 from paceline.core.params import Params, Resident
@@ -223,12 +223,25 @@ class Stack:
         if type(data.x) is not Tensor or type(data.y) is not Tensor:
             with spent.on("loading"):
                 self.x, self.y = map_tree(lambda t: t.view(*rows.shape, *t.shape[1:]), data.at(flat))
+            self._augment()
             return
         if self._x is None or len(self._x) != len(flat):
             self._x = data.x.new_empty(len(flat), *data.x.shape[1:])
         with spent.on("loading"):
             self.x = torch.index_select(data.x, 0, flat, out=self._x).view(*rows.shape, *data.x.shape[1:])
             self.y = data.y.index_select(0, flat).view(*rows.shape, *data.y.shape[1:])
+        self._augment()
+
+    def _augment(self) -> None:
+        """Apply the hook `augment` to each client's own batch, and pad the results to one size again."""
+        if self.job.hooks.augment is None:
+            return
+        width, parts = self.batches.rows[self.step].shape[1], []
+        for k, (job, size) in enumerate(zip(self.jobs, self.batches.sizes[self.step], strict=False)):
+            own = map_tree(lambda t: t[k, :size], (self.x, self.y))  # noqa: B023
+            made = job.augmented(self.step, *own)
+            parts.append(map_tree(lambda t: torch.cat([t, t[:1].expand(width - len(t), *t.shape[1:])]), made))
+        self.x, self.y = stacked(parts)
 
     def descend(self) -> None:
         """Step along the plain gradients, tensor by tensor."""

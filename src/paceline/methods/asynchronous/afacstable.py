@@ -12,7 +12,7 @@ uploaded.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from paceline.core.client import Client
@@ -21,7 +21,7 @@ from paceline.core.method import NonNegative, on_client
 from paceline.core.params import Params
 from paceline.core.tree import node
 from paceline.core.update import Update
-from paceline.devices.events import Queue, advance, first
+from paceline.devices.events import Queue, advance, collected, first
 from paceline.methods.asynchronous.afl import AfaCd, AnarchicState
 
 
@@ -55,7 +55,10 @@ class AfaCsTable(AfaCd[TableState]):
         """Wait for m returns, store them in the table, and step along its mean."""
         count = self.returns if state.table else None
         queue, arrived = advance(fed, state.queue, self.train, state.params, lambda q: first(q, count))
-        replies = fed.each(self.give, None, over=[job.client for job in arrived])
+        queue = self.pause(fed, queue, arrived)
+        replies = collected(fed, lambda: fed.each(self.give, None, over=[job.client for job in arrived]))
+        if replies is None:
+            return replace(state, queue=queue)
         table = state.table | {c: (queue.fired, reply.gradient) for c, reply in replies.items()}
         if self.expire is not None:
             table = {c: entry for c, entry in table.items() if queue.fired - entry[0] <= self.expire}
@@ -65,7 +68,7 @@ class AfaCsTable(AfaCd[TableState]):
         gradient = total / (fed.num_clients if self.expire is None else len(table))
         news = [reply for reply in replies.values() if reply.weight] or list(replies.values())
         mean = Update(way=sum(r.way for r in news) / len(news), statistics=sum(r.statistics for r in news) / len(news))
-        return TableState(params=self.step(state.params, gradient, mean), queue=self.pause(fed, queue, arrived), table=table)
+        return TableState(params=self.step(state.params, gradient, mean), queue=queue, table=table)
 
     @on_client(each=True, collects=True)
     def give(self, client: Client, message: Any) -> Update:

@@ -34,7 +34,7 @@ from paceline.core.params import Params
 from paceline.core.random import numpy_rng
 from paceline.core.tree import node
 from paceline.core.update import Update
-from paceline.devices.events import ClientJob, Queue, advance, first
+from paceline.devices.events import ClientJob, Queue, advance, collected, first
 
 
 @node
@@ -92,8 +92,9 @@ class AfaCd(Method[A]):
     def round(self, fed: Federation, state: A) -> A:
         """Wait for m returns and step along their mean."""
         queue, arrived = advance(fed, state.queue, self.train, state.params, lambda q: first(q, self.returns))
-        mean = fed.mean(self.give, None, over=[job.client for job in arrived])
-        return replace(state, params=self.step(state.params, mean.gradient, mean), queue=self.pause(fed, queue, arrived))
+        queue = self.pause(fed, queue, arrived)
+        mean = collected(fed, lambda: fed.mean(self.give, None, over=[job.client for job in arrived]))
+        return replace(state, queue=queue, params=state.params if mean is None else self.step(state.params, mean.gradient, mean))
 
     def step(self, params: Params, gradient: Params, mean: Update) -> Params:
         """Step along a gradient; set the running statistics to the mean of the arrivals."""
@@ -158,13 +159,12 @@ class AfaCs(AfaCd[SiloState]):
         """Wait for m returns and step along the mean of all clients' last returns."""
         count = self.returns if state.queue.fired else None
         queue, arrived = advance(fed, state.queue, self.train, state.params, lambda q: first(q, count))
-        change = fed.mean(self.give, None, over=[job.client for job in arrived])
+        queue = self.pause(fed, queue, arrived)
+        change = collected(fed, lambda: fed.mean(self.give, None, over=[job.client for job in arrived]))
+        if change is None:
+            return replace(state, queue=queue)
         mean = state.mean + (change.weight / fed.num_clients) * change.gradient
-        return SiloState(
-            params=self.step(state.params, mean, change),
-            queue=self.pause(fed, queue, arrived),
-            mean=mean,
-        )
+        return SiloState(params=self.step(state.params, mean, change), queue=queue, mean=mean)
 
     @on_client(collects=True, bounds={"gradient": 4.0, "statistics": 100.0})
     def give(self, client: Client, message: Any) -> Update:

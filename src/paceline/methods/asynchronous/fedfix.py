@@ -26,7 +26,7 @@ from paceline.core.method import Method, NonNegative, Positive, Share, on_client
 from paceline.core.params import Params
 from paceline.core.tree import node
 from paceline.core.update import Update
-from paceline.devices.events import ClientJob, Firing, Queue, advance, every, nanoseconds
+from paceline.devices.events import ClientJob, Firing, Queue, advance, collected, every, nanoseconds
 
 
 @node
@@ -91,7 +91,8 @@ class FedFix(Method[AsyncState]):
             job.client: min(d * self.discount(queue.fired - 1 - job.version), self.cap or d)
             for job, d in zip(arrived, self.weights(queue, arrived, counts), strict=True)
         }
-        params = self.step(state.params, self.collect(fed, weights), clients)
+        mean = collected(fed, lambda: self.collect(fed, weights))
+        params = state.params if mean is None else self.step(state.params, mean, clients)
         return AsyncState(params=params, queue=queue, counts=counts)
 
     def step(self, params: Params, mean: Update, clients: int) -> Params:

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from paceline.blocks.blackbox import BlackBoxMethod, Queries, directions
+from paceline.blocks.blackbox import BlackBoxMethod, Queries, coordinates, directions, located
 from paceline.core.client import Client
 from paceline.core.federation import Federation
 from paceline.core.method import NonNegative, Positive, on_client
@@ -79,8 +79,8 @@ class FedZO(BlackBoxMethod[FedZoState]):
     @on_client(bounds={"estimate": 64.0})
     def estimate(self, client: Client, message: Params) -> Update:
         """Return the estimate at the server's point, which `walk` subtracts."""
-        ask = Queries(client)
-        found = Params(self._gradient(client, ask, message.vector.double().cpu(), 0).float(), message.layout)
+        ask = Queries(client, message)
+        found = located(self._gradient(client, ask, coordinates(message), 0), message.zeros())
         client.memory["estimate"] = found
         return Update(estimate=found, queries=ask.count, weight=1)
 
@@ -89,7 +89,7 @@ class FedZO(BlackBoxMethod[FedZoState]):
         """Run the local steps; return the displacement and the mean estimate."""
         start, common = message
         own = client.memory.get("estimate", start.zeros()) if self.correction in ("diff", "scaf") else start.zeros()
-        ask, first = Queries(client), start.vector.double().cpu()
+        ask, first = Queries(client, start), coordinates(start)
         x, total, rule, moments = first, torch.zeros_like(first), AdamW(), AdamW().state(first)
         for step in range(self.steps):
             g = self._gradient(client, ask, x, step + 1)
@@ -97,12 +97,12 @@ class FedZO(BlackBoxMethod[FedZoState]):
             if self.correction == "prox":
                 g = g + self.rho * (x - first)
             elif self.correction != "none":
-                g = g + (common - own).vector.double().cpu()
+                g = g + coordinates(common - own)
             x = x - self.lr * rule.direction(step, g, x, moments)
-        mean = Params(total.float(), start.layout)
+        mean, move = located(total, start.zeros()), located(x - first, start.zeros())
         if self.correction == "scaf":
             client.memory["estimate"] = mean
-        return Update(move=Params((x - first).float(), start.layout), estimate=mean, queries=ask.count, weight=1)
+        return Update(move=move, estimate=mean, queries=ask.count, weight=1)
 
     def _gradient(self, client: Client, ask: Queries, x: Tensor, step: int) -> Tensor:
         here, along = ask(x), directions(self.directions, len(x), client.stream("directions", step))

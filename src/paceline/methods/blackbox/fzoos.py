@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from paceline.blocks.blackbox import BlackBoxMethod, Queries
+from paceline.blocks.blackbox import BlackBoxMethod, Queries, coordinates, located
 from paceline.blocks.surrogates import Features, GaussianProcess, Kernel, nearest, rescaled
 from paceline.core.client import Client
 from paceline.core.federation import Federation
@@ -95,7 +95,7 @@ class FZooS(BlackBoxMethod[FZooSState]):
     def walk(self, client: Client, message: tuple[Params, Tensor | None, int]) -> Update:
         """Run the local steps; return the displacement."""
         start, nu, basis = message
-        first, diary = start.vector.double().cpu(), _Diary(client)
+        first, diary = coordinates(start), _Diary(client, start)
         if not len(diary.values):
             diary.ask(_around(first, self.initial, self.radius, client.stream("initial")))
         x, own, features = first, _stored(client, "nu"), self._features(len(first), basis)
@@ -112,12 +112,12 @@ class FZooS(BlackBoxMethod[FZooSState]):
                 drawn = _around(x, self.candidates, self.radius, client.stream("candidates", t))
                 diary.ask(self._unsure(diary, x, drawn, self.active))
         client.memory["stand"] = [client.round, x]
-        return Update(move=Params((x - first).float(), start.layout), queries=diary.close(), weight=1)
+        return Update(move=located(x - first, start.zeros()), queries=diary.close(), weight=1)
 
     @on_client(bounds={"nu": 64.0})
     def survey(self, client: Client, message: tuple[Params, int]) -> Update:
         """Query points around the server's new point; return the surrogate fitted to the nearest ones."""
-        x, diary = message[0].vector.double().cpu(), _Diary(client)
+        x, diary = coordinates(message[0]), _Diary(client, message[0])
         when, stand = client.memory.get("stand", [0, x])
         radius = float((x - stand.cpu()).abs().mean()) / 2 if when == client.round else self.radius
         diary.ask(x[None])
@@ -150,8 +150,8 @@ class FZooS(BlackBoxMethod[FZooSState]):
 class _Diary:
     """All queries and values of a client; `close` stores them in the client's memory and returns the number of new queries."""
 
-    def __init__(self, client: Client) -> None:
-        self._client, self._ask = client, Queries(client)
+    def __init__(self, client: Client, like: Params) -> None:
+        self._client, self._ask = client, Queries(client, like)
         none = torch.zeros(0, dtype=torch.float64)
         self.points, self.values = (none if (held := _stored(client, key)) is None else held for key in ("points", "values"))
 

@@ -3,7 +3,7 @@ clients into groups as soon as their updates diverge, then train one model for e
 
     Gamma_ij = 1 - cos(D_i, D_j);   T_t = |Gamma|_p / (n (n - 1) 2^p)^(1/p), in [0, 1]
     at the first t with T_t > T_{t-1}:  labels = cluster(Gamma), each cluster gets a copy of the model; no later split
-    w_c <- w_c + eta * mean of D_i over cluster c (unweighted)
+    w_c <- w_c + eta * mean of D_i over the clients with samples of cluster c (unweighted)
 
 Before the split the server sees every update, or with `sketch` only a random projection of its direction (the update
 itself then enters the sum); after it, sums within the clusters. A client stores nothing (with `sketch`: its update).
@@ -50,6 +50,11 @@ class ClusterState:
     def split(self) -> bool:
         """Whether the clients have been clustered."""
         return len(self.models) > 1
+
+
+def direction(reply: Params | Tensor) -> Tensor:
+    """Return what is compared of a reply: an update's weights, without running statistics, or its sketch."""
+    return reply if isinstance(reply, Tensor) else reply.vector[: reply.layout.num_params]
 
 
 @dataclass(frozen=True)
@@ -106,8 +111,9 @@ class OCFL(LocalTraining[ClusterState]):
         """Run a round before the split. If it triggers the split, average within the new clusters."""
         [params] = state.models
         replies = fed.each(self.compare, (params, fed.seed), over=cohort)
+        replies = {c: r for c, r in replies.items() if bool(direction(r).any())} or replies  # others have no samples
         who = sorted(replies)
-        shown = torch.stack([r if isinstance(r, Tensor) else r.vector for _, r in sorted(replies.items())])
+        shown = torch.stack([direction(r) for _, r in sorted(replies.items())])
         heat, labels, rises = math.inf, [0] * len(who), 0
         if len(who) > 1:
             gamma = cosine_distances(shown)
@@ -143,8 +149,7 @@ class OCFL(LocalTraining[ClusterState]):
         except QuorumError:  # retry the next time they participate
             return state
         for client, reply in replies.items():
-            shown = reply if isinstance(reply, Tensor) else reply.vector
-            labels[client] = int((torch.nn.functional.normalize(state.directions) @ shown).argmax())
+            labels[client] = int((torch.nn.functional.normalize(state.directions) @ direction(reply)).argmax())
         return ClusterState(state.models, labels, state.temperature, state.rises, state.directions)
 
     @on_client(each=True)
@@ -155,7 +160,8 @@ class OCFL(LocalTraining[ClusterState]):
         if not self.sketch:
             return delta
         client.memory["delta"] = delta
-        return project(delta.vector / delta.norm().clamp(min=1e-12), self.sketch, seed)
+        moved = direction(delta)
+        return project(moved / moved.norm().clamp(min=1e-12), self.sketch, seed)
 
     @on_client
     def deliver(self, client: Client, message: None) -> Update:
@@ -164,8 +170,8 @@ class OCFL(LocalTraining[ClusterState]):
 
     @on_client
     def train(self, client: Client, message: Params) -> Update:
-        """Train the cluster's model; clients are weighted equally."""
-        return Update(delta=client.sgd(message, **self.local(client)).params - message)
+        """Train the cluster's model; clients with samples are weighted equally."""
+        return Update(delta=client.sgd(message, **self.local(client)).params - message, weight=min(client.num_samples, 1))
 
     def model(self, state: ClusterState) -> Params:
         """Return the mean of the clusters' models, as a summary; no client uses it."""

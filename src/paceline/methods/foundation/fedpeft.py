@@ -22,7 +22,7 @@ from paceline.tasks.tuning import tune
 
 @dataclass(frozen=True)
 class FedPEFT(FedAvg):
-    """FedAvg of biases, adapters, prompts, LoRA factors, or the head alone.
+    """FedAvg of biases, adapters, prompts, scales and shifts, LoRA factors, or the head alone.
 
     Args:
         peft: the part to train; ``lora`` needs the extra ``peft``.

@@ -15,6 +15,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from paceline.blocks.running import weights
 from paceline.core.client import Client, Hooks
 from paceline.core.method import Positive, Share, on_client
 from paceline.core.params import Params
@@ -50,7 +51,7 @@ class APFL(FedAvg):
             batch = f"step {step}"  # the same for both
             along = client.sgd(own, **options, hooks=mixed(alpha, at), batches=batch).params - own  # -lr g(m)
             if self.adaptive and step == 0:
-                alpha = (alpha + (own - at).dot(along)).clamp(0.0, 1.0)
+                alpha = (alpha + weights(own - at).dot(along)).clamp(0.0, 1.0)
             own = own + alpha * along
             local = client.sgd(at, **options, batches=batch)
             at, loss = local.params, local.loss

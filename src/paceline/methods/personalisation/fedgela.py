@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paceline.blocks.architectures import architectures
+from paceline.blocks.etf import frame
 from paceline.blocks.local_training import LocalTraining
 from paceline.blocks.prototypes import FAR
 from paceline.core.client import Client, ClientData, Hooks
@@ -28,24 +28,9 @@ from paceline.core.errors import ConfigError
 from paceline.core.federation import Federation
 from paceline.core.method import NonNegative, Positive, Share, State, on_client
 from paceline.core.params import Params
-from paceline.core.random import torch_rng
 from paceline.core.update import Update
 from paceline.methods.personalisation.ownmodels import clipped
 from paceline.models.split import features, head, head_name, join, take
-
-
-def simplex(basis: Tensor) -> Tensor:
-    """Return the simplex frame [d, C] built from orthonormal columns [d, C]."""
-    classes = basis.shape[1]
-    centred = basis - basis.mean(1, keepdim=True)
-    return math.sqrt(classes / (classes - 1)) * centred
-
-
-@lru_cache(maxsize=8)
-def frame(width: int, classes: int, seed: int) -> Tensor:
-    """Return the run's frame [width, classes], drawn from its seed; the cached result must not be modified."""
-    drawn = torch.rand(width, classes, dtype=torch.float64, generator=torch_rng(seed, "frame"))
-    return simplex(torch.linalg.qr(drawn)[0]).float()
 
 
 def stretch(counts: Tensor, power: float = 1.0) -> Tensor:

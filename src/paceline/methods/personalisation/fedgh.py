@@ -160,6 +160,7 @@ class FedGHSum(CommonHead):
         for exchange in range(self.exchanges):
             gradient = fed.sum(self.gradient, (theta, exchange == 0), over=cohort)
             theta = theta - self.server_lr * gradient
+            cohort = [client for client in cohort if client in fed.last.arrived]  # the others have no means of this round
         return State(params=theta)
 
     @on_client(bounds={"sums": 256.0})

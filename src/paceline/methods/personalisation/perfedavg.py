@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from paceline.blocks.running import weights
+from paceline.blocks.running import weights, with_statistics
 from paceline.core.client import SGD, Client, Hooks
 from paceline.core.hooks import Direction
 from paceline.core.method import Positive, on_client
@@ -53,13 +53,13 @@ class PerFedAvg(FedAvg):
         for _ in range(self.steps):
             adapted = self.adapted(client, at, 1)
             outer = client.sgd(adapted, **once)
-            step, loss = outer.params - adapted, outer.loss
+            step = weights(outer.params - adapted)
             if self.order == "hessian-free":
-                shift = (self.delta / lr) * weights(step)  # -delta h
+                shift = (self.delta / lr) * step  # -delta h
                 across = Hooks(direction=difference(shift, self.delta))
                 product = client.sgd(at, **once | {"optimizer": SGD(1.0)}, hooks=across).params - at  # H h
                 step = step + (lr * self.alpha) * weights(product)
-            at = at + step
+            at, loss = with_statistics(at + step, outer.params), outer.loss
         return Update(delta=at - message, loss=loss, weight=min(client.num_samples, 1))
 
     def adapted(self, client: Client, start: Params, steps: int) -> Params:

@@ -35,6 +35,9 @@ from paceline.submodels.scores import Scorer, Scores, combine, unknown
 from paceline.submodels.select import Rank, Threshold, explore, select
 from paceline.submodels.service import submodels
 
+_OLD = 10
+"""Rounds after which a client's own scores are not used."""
+
 
 @node
 class ScoredState(State):
@@ -116,12 +119,14 @@ class Clip(SelfPruning):
         """Return this round's scores: the client's own for the units it trained, the public change for others."""
         scorer, memory = submodels(client).scorer, client.memory
         nothing = unknown(scorer.groups, client.device)
-        own, seen = memory.get("own", nothing), memory.get("seen")
+        own, seen, age = memory.get("own", nothing), memory.get("seen"), client.round - memory.get("scored", 0)
+        if age > _OLD:
+            own = nothing
         public = nothing if seen is None else scorer.score(params - seen, seen, self.reduce)
         if self.score != "mixed":
             return own if self.score == "local" else public
         known = {group: torch.nonzero(~score.isnan()).flatten() for group, score in own.items()}
-        return combine(own, public, known, memory.get("scores"), age=client.round - memory.get("scored", 0))
+        return combine(own, public, known, memory.get("scores"), age=age)
 
     def learn(self, client: Client, params: Params, delta: Params, mask: Params, p: float) -> None:
         """Score the neurons that this client just trained, if the scores may be needed."""

@@ -85,22 +85,24 @@ class Fluid(FedAvg[FluidState]):
         limits = params.map(torch.abs) * self.limits(parts, state)
         total, weights, steady = params.zeros(), params.zeros(), params.zeros()
         worst: dict[str, Tensor] = {}
+        voters = 0
         for client, (delta, samples) in replies.items():
             sub = parts.cut(kept[client]) if client in kept else None
             total = total + float(samples) * (sub.scatter(delta) if sub else delta)
             weights = weights + float(samples) * (sub.mask(params.vector.device) if sub else params.zeros() + 1.0)
-            if sub is None:
+            if sub is None and samples:  # a client without samples does not vote
+                voters += 1
                 steady = steady + steady_mask(delta, limits, 1.0)
                 for group, score in parts.scorer.score(delta, params, eps=0.0).items():
                     worst[group] = torch.maximum(worst.get(group, score), score)
-        invariant = parts.scorer.invariant(steady, len(replies.keys() - kept.keys()), self.quorum)
+        invariant = parts.scorer.invariant(steady, voters, self.quorum)
         times = {c: seconds / parts.cost(widths.get(c, 1.0)) for c, seconds in fed.last.arrived.items()}
         return FluidState(
             params=stepped(params, masked_mean(total, weights), self.server_lr),
             times={**state.times, **times},
             kept={**state.kept, **kept},
             thresholds=self.thresholds(state, parts, {g: float(score.min()) for g, score in worst.items()}, invariant),
-            scores={group: 1.0 - units.float() for group, units in invariant.items()},
+            scores={group: 1.0 - units.float() for group, units in invariant.items()} if voters else state.scores,
             rounds=state.rounds + 1,
         )
 

@@ -78,7 +78,9 @@ class HeteroFL(SelfPruning):
         return self, replace(task, buffers="recompute") if self.static and task.buffers == "average" else task
 
     def fraction(self, client: Client) -> float:
-        """Choose the width once, after the warm-up, and store it."""
+        """Choose the width once, after the warm-up, and store it; an adaptive client may change it."""
+        if self.adaptive:
+            return super().fraction(client)
         if "width" not in client.memory:
             p = super().fraction(client)
             if client.round <= self.warmup:
@@ -98,7 +100,7 @@ class HeteroFL(SelfPruning):
 
     def weight(self, client: Client) -> float:
         """Return the weight of a client: 1, or its samples; 0 without samples."""
-        return client.num_samples if self.importance == "samples" else min(client.num_samples, 1)
+        return self.counted(client) if self.importance == "samples" else min(client.num_samples, 1)
 
     def keep(self, client: Client, params: Params, counts: dict[str, int], p: float) -> dict[str, Tensor]:
         """Select the first units."""
@@ -118,7 +120,7 @@ class HeteroFL(SelfPruning):
 
     def weights(self, client: Client, mask: Params) -> Any:
         """Return the counts of each coordinate: none for the output rows of classes that the client does not have."""
-        n = client.num_samples
+        n = self.counted(client)
         if not self.masked:
             return n
         counts = mask * float(self.weight(client))

@@ -10,26 +10,31 @@ of the model that it trains, and the server learns how large this part is (its t
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from paceline.core.client import Client
 from paceline.core.declarations import Nesting
+from paceline.core.failures import Declined
 from paceline.core.federation import Federation
 from paceline.core.method import Minority, NonNegative, PositiveShare, State, on_client
 from paceline.core.nested import PartialModel
 from paceline.core.params import Params
+from paceline.core.training import StepLimit
 from paceline.core.tree import Tree
 from paceline.core.update import Update
 from paceline.methods.optimisation.fedavg import FedAvg
 from paceline.submodels.controller import Controller
+from paceline.submodels.controller import State as PaceState
 from paceline.submodels.cut import TIERS
 from paceline.submodels.nesting import leading_units
-from paceline.submodels.policy import CostModel, compute_fraction, find_stragglers, network_fraction
+from paceline.submodels.policy import CostModel, compute_fraction, find_stragglers, network_fraction, steps_within
 from paceline.submodels.service import submodels, train_submodel
 
 NESTING = Nesting("tier", "expected_order", TIERS)
@@ -50,7 +55,8 @@ class SelfPruning(FedAvg):
         warmup: initial rounds in which every client trains the full model, to measure times.
         merge: ``zero`` divides by all weights; ``masked`` by the weights of the clients that trained the coordinate, which
             is exact but doubles the upload. None is the method's own choice.
-        adaptive: estimate times robustly over rounds, and change p with hysteresis (see `Controller`).
+        adaptive: estimate times robustly over rounds, change p with hysteresis, end a training early if it takes too long, and sit
+            out rounds that are too short, at most three in a row (see `Controller`).
         rescale: multiply a sub-model's activations by 1/p in training.
         segmented: slow clients also receive and send only the part that they train; the mean of a coordinate is then over the
             clients whose part has it.
@@ -80,11 +86,17 @@ class SelfPruning(FedAvg):
 
     def round(self, fed: Federation, state: State) -> State:
         """Average the cohort's updates, or those of each segment of the model."""
-        if not self.segmented:
-            return super().round(fed, state)
-        model = PartialModel(params=state.params, order=self.order(fed, state))
-        mean = fed.mean(self.train_part, model, over=fed.sample())
+        deadline = self.waits(fed)
+        if self.segmented:
+            model = PartialModel(params=state.params, order=self.order(fed, state))
+            mean = fed.mean(self.train_part, model, over=fed.sample(), deadline=deadline)
+        else:
+            mean = fed.mean(self.train, state.params, over=fed.sample(), deadline=deadline)
         return replace(state, params=state.params + self.server_lr * mean.delta)
+
+    def waits(self, fed: Federation) -> float | None:
+        """Return the deadline of this round: none (infinity) if it is open to all, else the federation's (None)."""
+        return math.inf if self.adaptive and Controller({}).is_open(fed.round) else None
 
     @abstractmethod
     def keep(self, client: Client, params: Params, counts: dict[str, int], p: float) -> dict[str, Tensor]:
@@ -115,18 +127,30 @@ class SelfPruning(FedAvg):
 
     def weight(self, client: Client) -> float:
         """Return the weight of a client in the mean of each coordinate that it trained."""
-        return client.num_samples
+        return self.counted(client)
+
+    def counted(self, client: Client) -> int:
+        """Return the number of samples by which an update counts: fewer if the training ended early."""
+        n = client.num_samples
+        done: float = client.memory.get("done", 1.0)
+        return min(n, max(1, round(n * done)))
 
     def weights(self, client: Client, mask: Params) -> Any:
         """Return the weight of an update that was trained on the coordinates where `mask` is 1."""
-        n = client.num_samples
+        n = self.counted(client)
         return {"delta": mask * float(n), "kept": 1} if self.masked else n
 
     @on_client
     def report(self, client: Client, message: None) -> list[float]:
-        """Return the last round's seconds (compute and transfers, scaled to full size); empty before the first round."""
+        """Return seconds at full size (compute, transfers): of the last round, or estimates; empty before the first round.
+
+        Raises `Declined` to sit the round out (adaptive only).
+        """
         if client.times is None:
             return []
+        if self.adaptive:
+            state = self.pace(client, self.controller(client), asked=not self.segmented)
+            return [state["compute"], state["transfer"]] if state["seen"] else []
         compute, network = client.times
         return [compute / client.memory.get("cost", 1.0), network / client.memory.get("share", 1.0)]
 
@@ -134,8 +158,6 @@ class SelfPruning(FedAvg):
     def train(self, client: Client, message: Params) -> Update:
         """Train the full model, or the part of it that fits into the round."""
         p = self.fraction(client)
-        if p == 0.0:
-            return Update(delta=message.zeros(), kept=p, weight={"delta": message.zeros(), "kept": 0} if self.masked else 0)
         client.memory["fraction"], client.memory["trained"] = p, client.round
         delta, mask = self.fit(client, message, p, lambda counts: self.keep(client, message, counts, p))
         self.learn(client, message, delta, mask, p)
@@ -143,7 +165,7 @@ class SelfPruning(FedAvg):
 
     def tier(self, client: Client, message: None) -> float:
         """Return the fraction of the units that this client trains in the round, from the times of earlier rounds."""
-        return self.fraction(client) or self.smallest
+        return self.fraction(client)
 
     @on_client(peer_record="report", nested=NESTING)
     def train_part(self, client: Client, message: PartialModel) -> Update:
@@ -166,27 +188,31 @@ class SelfPruning(FedAvg):
             p: fraction of the units.
             units: returns the units to train, from their number by group.
         """
-        client.memory["cost"], hooks = self.cost(client, p), self.hooks(client, params)
+        client.memory["cost"], hooks, local = self.cost(client, p), self.hooks(client, params), self.local(client)
+        if self.adaptive:
+            local["limit"] = self.limit(client)
         if p == 1.0:
-            delta = client.sgd(params, **self.local(client), hooks=hooks).params - params
-            return delta, delta.zeros() + 1.0
-        cutter = submodels(client).cutter
-        sub, scale = cutter.cut(units(cutter.keep(p, self.rounds_up))), 1 / p if self.rescale else 1.0
-        return train_submodel(client, params, sub, scale, hooks, **self.local(client)), sub.mask()
+            delta = client.sgd(params, **local, hooks=hooks).params - params
+            mask = delta.zeros() + 1.0
+        else:
+            cutter = submodels(client).cutter
+            sub, scale = cutter.cut(units(cutter.keep(p, self.rounds_up))), 1 / p if self.rescale else 1.0
+            delta, mask = train_submodel(client, params, sub, scale, hooks, **local), sub.mask()
+        self.note_done(client)
+        return delta, mask
 
     def learn(self, client: Client, params: Params, delta: Params, mask: Params, p: float) -> None:
         """Update state after local training: `delta` is the change on the coordinates where `mask` is 1. No-op by default."""
 
     def fraction(self, client: Client) -> float:
-        """Return p for this round: 1 unless this client is slow; 0 to skip the round (adaptive only)."""
-        if client.times is None or client.round <= self.warmup:
+        """Return p for this round: 1 unless this client is slow; raise `Declined` to sit it out (adaptive only)."""
+        if client.times is None or (client.round <= self.warmup and not self.adaptive):
             return 1.0
-        costs = {p: self.cost(client, p) for p in TIERS if p >= self.smallest}
         records = client.memory.get("heard", {}) if self.segmented else client.peers
         told = {peer: (record[0], record[1]) for peer, record in records.items() if len(record) == 2 and min(record) >= 0}
-        compute, network = self.report(client, None)
         if self.adaptive:
-            return self.adapt(client, costs, {peer: sum(record) for peer, record in told.items()})
+            return self.adapt(client, {peer: sum(record) for peer, record in told.items()})
+        costs, (compute, network) = self.costs(client), self.report(client, None)
         found = find_stragglers({**told, _SELF: (compute, network)}, self.straggler_share)
         if self.network:
             slow, target = _SELF in found.compute | found.network, found.total_target
@@ -194,13 +220,41 @@ class SelfPruning(FedAvg):
         slow = _SELF in found.compute
         return compute_fraction(CostModel(compute), costs, found.compute_target, self.smallest) if slow else 1.0
 
-    def adapt(self, client: Client, costs: dict[float, float], totals: dict[int, float]) -> float:
-        """Return p from estimates that are robust to churn and changing links (`Controller`)."""
-        assert client.times is not None
-        controller, memory = Controller(costs, self.shares(client), share=self.straggler_share), client.memory
-        state, last = memory.get("pace", controller.start()), float(memory["fraction"])
-        if memory["trained"] > state["round"] and last in costs:
-            state = controller.observe(state, memory["trained"], last, *client.times)
-        state = controller.hear(state, client.round, {**totals, _SELF: controller.full_total(state)})
-        decision, memory["pace"] = controller.decide(state, client.round)
+    def costs(self, client: Client) -> dict[float, float]:
+        """Return the tiers of this client, with the relative work of each."""
+        return {p: self.cost(client, p) for p in TIERS if p >= self.smallest}
+
+    # -- adaptive ------------------------------------------------------------------------------
+    def controller(self, client: Client) -> Controller:
+        """Return the rules by which a client adapts."""
+        return Controller(self.costs(client), self.shares(client), share=self.straggler_share, warm_up=self.warmup)
+
+    def pace(self, client: Client, controller: Controller, asked: bool = True) -> PaceState:
+        """Return the client's estimates, including its last training; if `asked`, raise `Declined` if it sits this round out."""
+        memory = client.memory
+        state: PaceState = memory.get("pace", controller.start())
+        last = float(memory.get("fraction", 0.0))
+        if client.times is not None and memory.get("trained", 0) > state["round"] and last in controller.costs:
+            state = controller.observe(state, memory["trained"], last, *client.times, done=memory.get("done", 1.0))
+        if asked and controller.sits_out(state, client.round):
+            raise Declined
+        return state
+
+    def adapt(self, client: Client, totals: dict[int, float]) -> float:
+        """Return p from estimates that are robust to churn and changing links."""
+        controller = self.controller(client)
+        state = controller.hear(self.pace(client, controller), client.round, totals)
+        decision, client.memory["pace"] = controller.decide(state, client.round)
+        client.memory["budget"] = controller.budget(state, decision)
         return decision.fraction
+
+    def limit(self, client: Client) -> StepLimit | None:
+        """Return the rule that ends a training early if it takes longer than planned; None without a plan."""
+        budget = client.memory.get("budget", math.inf)
+        return partial(steps_within, budget=budget) if math.isfinite(budget) else None
+
+    def note_done(self, client: Client) -> None:
+        """Store which part of the training was carried out."""
+        planned = self.epochs * client.num_samples
+        if self.adaptive and planned and client.job is not None:
+            client.memory["done"] = client.job.samples() / planned

@@ -1,0 +1,285 @@
+"""Which units should slow clients drop? All rules on the same clients, devices and seeds, at equal virtual time.
+
+    python benchmarks/stragglers.py                        all workloads, fractions and rules (days on two cores; resumes)
+    python benchmarks/stragglers.py letters --p 0.5        one workload at one fraction
+    python benchmarks/stragglers.py letters skewed-letters --seeds 0,1 --rules random,ordered,saliency
+    python benchmarks/stragglers.py --table                prints the table of all finished runs
+    python benchmarks/stragglers.py --list                 lists workloads, rules and how many runs are left
+
+20 clients, 4 of them with a quarter of the others' compute, so that each keeps the fraction p of its units, whatever its rule. In
+``skewed-...`` the slow clients alone have some of the classes. Each rule's learning rate is the best of three on a seed of its own
+(accuracy at equal time); then it runs with the seeds 0 to 4. *Equal time* is the total time of the fastest rule that trains on the
+stragglers. Finished runs are lines of ``--book``; several processes may share the work, each with other workloads, fractions or seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+
+_COMMON: dict[str, Any] = {"clients": 20, "cohort": 20, "eval_every": 2}
+
+
+def _slow(compute: float) -> str:
+    return f"stragglers:slow=4,up=5e7,compute={compute:g}"
+
+
+_LETTERS = _COMMON | {
+    "task": "fontwriters",
+    "model": "femnist_cnn",
+    "partition": "dirichlet:0.3",
+    "client_samples": 200,
+    "rounds": 60,
+    "fleet": _slow(1e9),
+}
+_PLAYS = _COMMON | {"task": "shakespeare", "model": "lstm", "client_samples": 200, "rounds": 40, "fleet": _slow(1e9)}
+_PICTURES = _COMMON | {
+    "task": "cifar10-test-split",
+    "model": "vgg9",
+    "partition": "dirichlet:0.3",
+    "rounds": 60,
+    "fleet": _slow(2e9),
+}
+_DIGITS = _COMMON | {
+    "task": "mnist-5k",
+    "model": "mlp",
+    "task_options": {"hidden": [64, 64]},
+    "partition": "dirichlet:0.3",
+    "client_samples": 200,
+    "rounds": 30,
+    "fleet": _slow(6e7),
+}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A task on a fleet, with the learning rates of the search and the local training."""
+
+    config: dict[str, Any]
+    rates: tuple[float, ...]
+    local: dict[str, Any]
+
+
+WORKLOADS: dict[str, Workload] = {
+    "digits": Workload(_DIGITS, (0.05, 0.1, 0.2), {"batch_size": 20}),
+    "skewed-digits": Workload(_DIGITS | {"partition": "groups:0-7/0-7/0-7/0-7/8-9"}, (0.05, 0.1, 0.2), {"batch_size": 20}),
+    "letters": Workload(_LETTERS, (0.05, 0.1, 0.2), {"batch_size": 10}),
+    "skewed-letters": Workload(_LETTERS | {"partition": "groups:0-49/0-49/0-49/0-49/50-61"}, (0.05, 0.1, 0.2), {"batch_size": 10}),
+    "plays": Workload(_PLAYS, (0.5, 1.0, 2.0), {"batch_size": 32}),
+    "pictures": Workload(_PICTURES, (0.02, 0.05, 0.1), {"batch_size": 20}),
+    "skewed-pictures": Workload(_PICTURES | {"partition": "groups:0-7/0-7/0-7/0-7/8-9"}, (0.02, 0.05, 0.1), {"batch_size": 20}),
+}
+
+RULES: dict[str, tuple[str, dict[str, Any]]] = {
+    "none": ("fedavg", {}),
+    "drop": ("dropstragglers", {}),
+    "random": ("randomdropout", {}),
+    "ordered": ("fjord", {}),
+    "heterofl": ("heterofl", {}),
+    "fluid": ("fluid", {}),
+    "saliency": ("saliency", {}),
+    **{
+        f"clip-{score}-{reduce}": ("clip", {"score": score, "reduce": reduce})
+        for score in ("local", "public", "mixed")
+        for reduce in ("max", "mean", "l2")
+    },
+}
+FRACTIONS = (0.5, 0.75)
+SEARCH_SEED = 1000
+_WHOLE = ("none", "drop")
+"""Rules without a fraction."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One run."""
+
+    workload: str
+    rule: str
+    p: float
+    rate: float
+    seed: int
+
+    def config(self) -> dict[str, Any]:
+        """Return the run's configuration."""
+        load = WORKLOADS[self.workload]
+        method, options = RULES[self.rule]
+        options = {**load.local, **options, "lr": self.rate} | ({} if self.rule in _WHOLE else {"smallest": self.p})
+        return {**load.config, "vectorize": "off", "method": method, "options": options, "seed": self.seed}
+
+    @property
+    def key(self) -> str:
+        """Return what identifies the run in the book: all of its configuration."""
+        return json.dumps(self.config(), sort_keys=True)
+
+
+class Curves:
+    """Accuracy over virtual time of finished runs, in a file with one JSON record per line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.known = path, {}
+        for line in path.read_text().splitlines() if path.exists() else []:
+            with contextlib.suppress(json.JSONDecodeError):  # half-written by a call that was stopped
+                record = json.loads(line)
+                self.known[record["key"]] = record
+
+    def get(self, asked: Asked) -> dict[str, Any] | None:
+        """Return the record of a run, if it is finished."""
+        return self.known.get(asked.key)
+
+    def run(self, asked: Asked) -> None:
+        """Carry out a run; one that diverges has an empty curve."""
+        import torch
+
+        from paceline.core.errors import NonFiniteError
+        from paceline.run import RunConfig, prepare
+
+        torch.set_num_threads(1)
+        warnings.simplefilter("ignore")
+        began, curve, total = time.process_time(), [], math.inf
+        with contextlib.suppress(NonFiniteError):
+            result = prepare(RunConfig.build(asked.config())).go()
+            curve = [[r["virtual_seconds"], round(r["accuracy"], 5)] for r in result.history if "accuracy" in r]
+            total = result.total_seconds
+        record = {"key": asked.key, "curve": curve, "total": total, "cpu": round(time.process_time() - began, 1)}
+        self.known[asked.key] = record
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def at(record: dict[str, Any], seconds: float) -> float:
+    """Return the last accuracy of a run at a virtual time; 0 before the first evaluation."""
+    return next((score for when, score in reversed(record["curve"]) if when <= seconds * (1 + 1e-6)), 0.0)
+
+
+def fractions(rule: str, wanted: Sequence[float]) -> Sequence[float]:
+    """Return the fractions that a rule is run with."""
+    return wanted[:1] if rule in _WHOLE else wanted
+
+
+def equal_time(book: Curves, workload: str, p: float, seed: int, rules: Sequence[str]) -> float:
+    """Return the total time of the fastest rule that trains on the stragglers, with any rate; infinite if none is finished."""
+    totals = [
+        record["total"]
+        for rule in rules
+        if rule not in _WHOLE
+        for rate in WORKLOADS[workload].rates
+        if (record := book.get(Asked(workload, rule, p, rate, seed))) is not None
+    ]
+    return min(totals, default=math.inf)
+
+
+def best_rate(book: Curves, workload: str, rule: str, p: float, rules: Sequence[str]) -> float | None:
+    """Return the rate with the best accuracy at equal time on the search seed; None before the search has ended."""
+    until, found = equal_time(book, workload, p, SEARCH_SEED, rules), {}
+    for rate in WORKLOADS[workload].rates:
+        record = book.get(Asked(workload, rule, p, rate, SEARCH_SEED))
+        if record is None:
+            return None
+        found[rate] = at(record, until)
+    return max(found, key=lambda rate: found[rate])
+
+
+def left(
+    book: Curves, workloads: Sequence[str], rules: Sequence[str], ps: Sequence[float], seeds: Sequence[int]
+) -> Iterator[Asked]:
+    """Yield the runs that are missing: of each workload the searches first."""
+    for workload in workloads:
+        for rule in rules:
+            for p in fractions(rule, ps):
+                for rate in WORKLOADS[workload].rates:
+                    if book.get(asked := Asked(workload, rule, p, rate, SEARCH_SEED)) is None:
+                        yield asked
+        for seed in seeds:
+            for rule in rules:
+                for p in fractions(rule, ps):
+                    rate = best_rate(book, workload, rule, p, rules)
+                    if rate is not None and book.get(asked := Asked(workload, rule, p, rate, seed)) is None:
+                        yield asked
+
+
+def table(book: Curves, workloads: Sequence[str], rules: Sequence[str], ps: Sequence[float], seeds: Sequence[int]) -> str:
+    """Return the table of finished runs, in Markdown."""
+    lines = ["| workload | p | rule | lr | seeds | accuracy at equal time | after all rounds | against random | s per round |"]
+    lines.append("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for workload in workloads:
+        rounds = WORKLOADS[workload].config["rounds"]
+        for p in ps:
+            rows = {rule: _row(book, workload, rule, p, ps, rules, seeds) for rule in rules}
+            for rule, (rate, found) in rows.items():
+                if not found:
+                    continue
+                other = rows.get("random", (0.0, {}))[1]
+                gains = [found[s][0] - other[s][0] for s in found if s in other]
+                against = "" if rule == "random" or not gains else f"{100 * statistics.fmean(gains):+.1f}{_spread(gains)}"
+                equal, last, total = zip(*found.values(), strict=True)
+                cells = [workload, f"{p:g}", rule, f"{rate:g}", str(len(found))]
+                cells += [f"{100 * statistics.fmean(v):.1f}{_spread(v)}" for v in (equal, last)]
+                lines.append(f"| {' | '.join([*cells, against, f'{statistics.fmean(total) / rounds:.3g}'])} |")
+    return "\n".join(lines)
+
+
+def _row(
+    book: Curves, workload: str, rule: str, p: float, ps: Sequence[float], rules: Sequence[str], seeds: Sequence[int]
+) -> tuple[float, dict[int, tuple[float, float, float]]]:
+    """Return a rule's rate, and for each finished seed: accuracy at equal time and at the end, and the total time."""
+    own = fractions(rule, ps)[0] if rule in _WHOLE else p
+    rate = best_rate(book, workload, rule, own, rules)
+    if rate is None:
+        return 0.0, {}
+    found = {}
+    for seed in seeds:
+        record = book.get(Asked(workload, rule, own, rate, seed))
+        until = equal_time(book, workload, p, seed, rules)
+        if record is not None and record["curve"]:
+            found[seed] = (at(record, until), record["curve"][-1][1], record["total"])
+    return rate, found
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+
+
+def main() -> None:
+    """Run what is missing, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workloads", nargs="*", help=f"of {', '.join(WORKLOADS)}; all by default")
+    parser.add_argument("--p", type=float, action="append", help="kept fraction; 0.5 and 0.75 by default")
+    parser.add_argument("--rules", default=",".join(RULES), help="comma-separated")
+    parser.add_argument("--seeds", default="0,1,2,3,4")
+    parser.add_argument("--book", type=Path, default=HERE / "stragglers.jsonl", help="file of finished runs")
+    parser.add_argument("--table", action="store_true", help="print the table without running anything")
+    parser.add_argument("--list", action="store_true", help="list what there is, and how many runs are left")
+    args = parser.parse_args()
+    chosen, rules = args.workloads or list(WORKLOADS), args.rules.split(",")
+    unknown = [name for name in chosen if name not in WORKLOADS] + [name for name in rules if name not in RULES]
+    if unknown:
+        sys.exit(f"unknown: {', '.join(unknown)}; workloads are {', '.join(WORKLOADS)}, rules {', '.join(RULES)}")
+    book = Curves(args.book)
+    asked = (book, chosen, rules, args.p or FRACTIONS, [int(seed) for seed in args.seeds.split(",")])
+    if args.list:
+        print(f"workloads: {', '.join(WORKLOADS)}\nrules: {', '.join(RULES)}")
+        print(f"{sum(1 for _ in left(*asked))} runs left, and those of rules whose search has not ended")
+        return
+    while not args.table and (one := next(left(*asked), None)) is not None:
+        began = time.perf_counter()
+        book.run(one)
+        print(f"{one} in {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    print(table(*asked))
+
+
+if __name__ == "__main__":
+    main()

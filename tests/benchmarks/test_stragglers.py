@@ -1,0 +1,77 @@
+"""The table of the rules of selection: equal time, the search, and what is left to run, from made-up runs."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paceline.run import RunConfig
+
+PROGRAM = Path(__file__).parents[2] / "benchmarks" / "stragglers.py"
+RATES = (0.05, 0.1, 0.2)
+
+
+@pytest.fixture(scope="module")
+def study() -> Any:
+    spec = importlib.util.spec_from_file_location("stragglers_study", PROGRAM)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["stragglers_study"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(study: Any, rule: str, rate: float, seed: int, *curve: tuple[float, float]) -> dict[str, Any]:
+    asked = study.Asked("digits", rule, 0.5, rate, seed)
+    return {"key": asked.key, "curve": [list(point) for point in curve], "total": curve[-1][0], "cpu": 1.0}
+
+
+@pytest.fixture
+def book(study: Any, tmp_path: Path) -> Any:
+    """FedAvg is best in the end; at 30 s, when random dropout has ended, random dropout is."""
+    lines = [
+        run(study, rule, rate, seed, *[(t * slow, a + gain) for t, a in ((10, 0.5), (20, 0.7), (30, 0.8))])
+        for rule, slow, gain in (("none", 2, 0.1), ("random", 1, 0.0))
+        for rate, seed, gain in ((0.05, 1000, -0.1), (0.1, 1000, gain), (0.2, 1000, -0.2), (0.1, 0, gain), (0.1, 1, gain + 0.02))
+    ]
+    path = tmp_path / "book.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)) + '\n{"key": "half')
+    return study.Curves(path)
+
+
+def test_rules_are_compared_at_the_end_of_the_fastest(study: Any, book: Any) -> None:
+    rules = ["none", "random"]
+    assert study.equal_time(book, "digits", 0.5, 0, rules) == 30
+    assert study.at(book.get(study.Asked("digits", "none", 0.5, 0.1, 0)), 30) == 0.6
+    assert study.at(book.get(study.Asked("digits", "none", 0.5, 0.1, 0)), 5) == 0.0
+    assert study.best_rate(book, "digits", "none", 0.5, rules) == 0.1
+    lines = study.table(book, ["digits"], rules, [0.5], [0, 1, 2]).splitlines()
+    assert [line.split(" | ")[2:8] for line in lines[2:]] == [
+        ["none", "0.1", "2", "61.0 ± 1.4", "91.0 ± 1.4", "-20.0 ± 0.0"],
+        ["random", "0.1", "2", "81.0 ± 1.4", "81.0 ± 1.4", ""],
+    ]
+
+
+def test_only_missing_runs_are_carried_out_searches_first(study: Any, book: Any) -> None:
+    asked = list(study.left(book, ["digits"], ["none", "random", "ordered"], [0.5, 0.75], [0, 1, 2]))
+    assert [(a.rule, a.p, a.rate, a.seed) for a in asked[:9]] == [
+        *(("random", 0.75, rate, 1000) for rate in RATES),
+        *(("ordered", p, rate, 1000) for p in (0.5, 0.75) for rate in RATES),
+    ]
+    assert [(a.rule, a.p, a.rate, a.seed) for a in asked[9:]] == [("none", 0.5, 0.1, 2), ("random", 0.5, 0.1, 2)]
+
+
+def test_every_run_has_a_valid_configuration(study: Any) -> None:
+    for workload in study.WORKLOADS:
+        for rule in study.RULES:
+            config = RunConfig.build(study.Asked(workload, rule, 0.75, 0.1, 0).config())
+            assert config.options.get("smallest", 0.75) == 0.75
+
+
+def test_a_rule_without_a_fraction_runs_once(study: Any) -> None:
+    assert study.fractions("none", [0.5, 0.75]) == [0.5]
+    assert study.fractions("clip-mixed-max", [0.5, 0.75]) == [0.5, 0.75]
