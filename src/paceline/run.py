@@ -223,7 +223,8 @@ def run(
             folder = around.enter_context(new_place(Path(out), None, asked.config.label, False))
         if isinstance(folder, str | Path):
             folder = RunFolder.create(Path(folder).parent, Path(folder).name)
-        watch = around.enter_context(Watch(observer, folder.name if folder else asked.config.label, asked.config))
+        with _holding(folder):
+            watch = around.enter_context(Watch(observer, folder.name if folder else asked.config.label, asked.config))
         return watch.ended(carry_out(asked, folder, both(watch, bar), drop=drop, split=split))
 
 

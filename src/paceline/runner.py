@@ -27,7 +27,7 @@ from paceline.core.profiling import spent
 from paceline.core.random import derive
 from paceline.core.spread import spread_figures
 from paceline.core.terms import main_of
-from paceline.devices import VirtualClock
+from paceline.core.wording import setting
 from paceline.engines.pool import StackingWarning
 from paceline.results.model import FinalModel
 from paceline.results.progress import Observer
@@ -177,7 +177,8 @@ class Run:
             self.folder.append_metrics(record)
             self._save()
         for name, reason in self.fed.engine.notes.items():
-            what = reason if reason.startswith("train ") else f"train one at a time: {reason}"
+            advice = f"change it, or set {setting('vectorize', 'off')} to do so without this warning"
+            what = reason if reason.startswith("train ") else f"train one at a time: {reason}; {advice}"
             self._warn(f"clients that use {name} {what}", StackingWarning, name)
         if self.observer is not None:
             self.observer(record, self.config.rounds)
@@ -299,6 +300,9 @@ class Run:
     def _figures(self, sums: dict[str, Any]) -> dict[str, Any]:
         """Return the figures of an evaluation, and the name of the primary one where it is not accuracy."""
         found = figures(sums, chosen(self.task))
+        if math.isnan(found.get(self.main.name, 0.0)):
+            text = f"{self.main.name} is nan in round {self.round + 1}: targets and patience pass over such rounds"
+            self._warn(text, RoundWarning, self.main.name)
         return found if self.main.name == "accuracy" else found | {"metric": self.main.name}
 
     def _evaluate_clients(self, state: Any, everything: bool) -> dict[str, Any]:
@@ -346,10 +350,10 @@ class Run:
 
     def _timeline(self) -> list[dict[str, Any]]:
         """Return what each client did in the last round of this process."""
-        clock, last = self.fed.clock, self.history[-1] if self.history else {}
-        if not isinstance(clock, VirtualClock) or not last:
+        if not self.history:
             return []
-        return clock.since(last["virtual_seconds"] - last.get("evaluation_seconds", 0.0) - last["round_seconds"])
+        last = self.history[-1]
+        return self.fed.clock.since(last["virtual_seconds"] - last.get("evaluation_seconds", 0.0) - last["round_seconds"])
 
     def result(self) -> Result:
         """Return the outcome of the rounds so far; if the run has a folder, save the outcome and the model."""

@@ -1,5 +1,6 @@
 """Sums against rational arithmetic: over all magnitudes, cohorts, weights and orders."""
 
+import re
 from fractions import Fraction
 
 import pytest
@@ -165,3 +166,19 @@ def test_blocks_of_a_long_tensor_are_all_added(size):
     total.add(x, 0.5, float(x.abs().max()), 10)
     total.add(x, torch.full_like(x, 2.0), 2 * float(x.abs().max()), 10)
     assert torch.equal(total.value(10), 2.5 * x)
+
+
+@given(st.lists(st.floats(-(2.0**99), 2.0**99), min_size=49, max_size=1200))
+@settings(max_examples=40, deadline=None)
+def test_many_numbers_are_added_as_exactly_as_few(values):
+    """More than 48 are added as arrays; equal exponents in parts of 512, so that no sum of mantissas overflows."""
+    values = [*values, *[1.0 - 2.0**-53] * 1025, 5e-324, -(2.0**-1022), 0.0]
+    exact = sum(map(Fraction, values)) * 2**1074
+    assert units("a client", *values) == sum(units("a client", value) for value in values) == exact
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 2.0**100, -(2.0**100)])
+def test_one_bad_number_among_many_is_named(bad):
+    kind = SumOverflowError if abs(bad) == 2.0**100 else NonFiniteError
+    with pytest.raises(kind, match=re.escape(f"a client returned the number {bad:.3g}")):
+        units("a client", *[1.0] * 30, bad, *[-2.0] * 30)

@@ -67,5 +67,6 @@ def test_names(call, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").write_text("")
     assert "exists" in call("new", "taken", code=13).stderr
+    assert "cd 'two words' &&" in call("new", "two words").stdout
     call("new", "other", "--out", str(tmp_path / "below"))
     assert (tmp_path / "below" / "other" / "other" / "method.py").is_file()

@@ -31,6 +31,29 @@ def test_a_table_a_file_and_json(call, trained, tmp_path):
     assert [row["prediction"] for row in given["predictions"]] == [row["prediction"] for row in rows]
 
 
+def test_classes_in_the_file_that_are_missing_or_not_the_model_s(call, trained, tmp_path):
+    lines = (tmp_path / "people.csv").read_text().splitlines()
+    place = lines[0].split(",").index("outcome")
+
+    def renamed(rename):
+        cells = [line.split(",") for line in lines[1:]]
+        changed = [[rename(i, cell) if k == place else cell for k, cell in enumerate(row)] for i, row in enumerate(cells)]
+        (tmp_path / "new.csv").write_text("\n".join([lines[0], *(",".join(row) for row in changed)]))
+        return call("predict", "runs/one", "new.csv")
+
+    right = json.loads(call("predict", "runs/one", "people.csv", "--json").stdout)
+    expected = np.mean(
+        [row["prediction"] == line.split(",")[place] for row, line in zip(right["predictions"][4:], lines[5:], strict=True)]
+    )
+    shown = renamed(lambda i, cell: "NA" if i < 4 else cell)
+    assert f"accuracy on the classes in the file: {100 * expected:.1f} %" in shown.stdout
+    assert "4 rows without a class, which do not count for the accuracy" in shown.stderr
+    shown = renamed(lambda i, cell: "krank")
+    assert "accuracy" not in shown.stdout
+    assert "240 rows with classes that the model does not have: 'krank' 240x" in shown.stderr
+    assert "1 rows with classes that the model does not have" in renamed(lambda i, cell: cell if i else "krank").stderr
+
+
 def test_columns_of_other_names_and_cells_of_another_form(call, trained, tmp_path):
     text = (tmp_path / "people.csv").read_text().replace("age", "alter", 1).replace(",,", ",N/A,")
     (tmp_path / "other.csv").write_text(text)

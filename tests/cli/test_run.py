@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -35,6 +37,33 @@ def test_table_progress_and_plot_for_people(call):
     assert "virtual" in ended.stderr
     assert Path("runs/mine/plots/run.png").exists()
     assert call("run", "fedavg", *QUICK, "--quiet").stderr == ""
+
+
+def test_each_metric_that_was_asked_for_is_shown(call):
+    words = ("run", "fedavg", *QUICK, "--metric", "f1", "--metric", "auroc", "--seed", "5")
+    shown = call(*words, "--name", "shown").stdout
+    reported = json.loads(call(*words, "--json").stdout)
+    figures = reported["figures"]
+    assert figures["macro_f1"] == reported["score"]
+    assert {"accuracy", "loss", "auroc", "auroc_resolution"} < set(figures)
+    assert not {"round", "metric", "dropped", "wall_seconds"} & set(figures)
+    row = next(line for line in shown.splitlines() if "Auroc" in line)
+    assert f"{figures['auroc']:.4g}" in row
+    assert "resolution" not in shown
+    assert "Worst class" not in shown
+
+
+def test_warnings_are_messages_without_lines_of_source(tmp_path):
+    (tmp_path / "t.csv").write_text("dose,kind\n" + "".join(f"{-999 if i % 9 == 0 else i % 7},{'ab'[i % 2]}\n" for i in range(60)))
+    said = subprocess.run(
+        [sys.executable, "-c", "from paceline.cli import main; main()", "schema", "csv:t.csv"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stderr
+    assert said.startswith("ColumnWarning: t.csv: column 'dose' has -999 in 7 rows")
+    assert said.count("\n") == 1
 
 
 def test_a_profile_shows_the_time_of_this_process_and_of_a_gpu(call):
@@ -110,6 +139,12 @@ def test_message_without_traceback_unless_asked(call):
     assert "UnknownNameError" in plain
     assert "Traceback" not in plain
     assert "Traceback" in call("run", "fedavgg", *QUICK, "--debug", code=2).stderr
+
+
+def test_a_run_that_fails_at_its_trackers_leaves_its_name_free(call):
+    call("run", "fedavg", *QUICK, "--name", "mine", "--track", "tests.lab:Nothing", code=2)
+    assert not Path("runs/mine").exists()
+    call("run", "fedavg", *QUICK, "--name", "mine")
 
 
 def test_taken_name(call):

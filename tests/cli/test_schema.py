@@ -55,7 +55,7 @@ def test_the_dry_run_reads_maps_and_trains_one_batch(place):
     assert code == 0
     for word in (
         "s.json: the data match",
-        "samples: 60, of which 48",
+        "samples: 60, of which 60",
         "sums of 2 inputs and of their squares",
         "kind: a 20, b 20, c 20",
         "after one step",
@@ -68,6 +68,18 @@ def test_the_dry_run_reads_maps_and_trains_one_batch(place):
     with open("c.toml", "a") as file:
         file.write('[data.values.kind]\nd = "c"\n')
     assert paceline("client", "--config", "c.toml", "--check")[0] == 0
+
+
+def test_a_site_may_have_one_row_and_sets_tests_aside_only_if_it_says_so(place):
+    paceline("schema", "csv:t.csv", "--out", "s.json")
+    (place / "c.toml").write_text((place / "c.toml").read_text().replace("t.csv", "t.csv?test=0.5"))
+    assert "samples: 60, of which 30" in paceline("client", "--config", "c.toml", "--check")[1]
+    (place / "c.toml").write_text((place / "c.toml").read_text().replace("?test=0.5", ""))
+    (place / "t.csv").write_text("\n".join((place / "t.csv").read_text().splitlines()[:2]))
+    code, said = paceline("client", "--config", "c.toml", "--check")
+    assert (code, "samples: 1, of which 1" in said, "after one step" in said) == (0, True, True)
+    code, said = paceline("run", "fedavg", "--task", "csv:t.csv", "--task-option", "test=0")
+    assert (code, "test=0 leaves no samples for tests" in said) == (2, True)
 
 
 def test_the_dry_run_without_a_schema_says_so(place):

@@ -63,7 +63,7 @@ class Command:
                 continue
         return found
 
-    def left(self, seconds: float = 4.0) -> dict[int, str]:
+    def left(self, seconds: float = 20.0) -> dict[int, str]:
         """Return what is still there some seconds later."""
         end = time.monotonic() + seconds
         while (there := self.all()) and time.monotonic() < end:

@@ -1,5 +1,7 @@
 """Constructors of tasks: held-out samples, natural clients, data frames, data sets of the `datasets` library."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +9,7 @@ import torch
 from torch import nn
 
 import paceline as pl
+from paceline.core.checks import ScoresWarning
 from paceline.core.columns import Ragged
 from paceline.core.errors import ConfigError, DataError, DataFormatError, PacelineError, PlanError, UnknownNameError
 from paceline.core.losses import NamedLoss
@@ -146,6 +149,9 @@ FAULTS = {
         DataFormatError,
         "different texts",
     ),
+    "two of one name": (lambda f: pd.concat([f, f[["size"]]], axis=1), DataFormatError, "more than one column 'size'"),
+    "a number as name": (lambda f: f.rename(columns={"size": 0}), DataFormatError, "column 0 of the data frame has a int"),
+    "lists": (lambda f: f.assign(size=[[1]] * len(f)), DataFormatError, "column 'size' holds a list in a cell"),
     "no frame": (lambda f: pl.Task.from_dataframe([[1]], "a", seen), DataFormatError, "list is not a data frame"),
 }
 
@@ -262,6 +268,49 @@ CHECKS = {
     ),
     "no classes": (lambda: pl.Task.from_tensors(X, Y, net, num_classes=0), ConfigError, "num_classes=0"),
     "labels": (lambda: pl.Task.from_tensors(X, torch.stack([Y, 1 - Y, Y], 1).float(), net), DataFormatError, "loss='bce'"),
+    "one-hot": (lambda: pl.Task.from_tensors(X, nn.functional.one_hot(Y), net), ConfigError, r"one-hot: pass y.argmax\(1\)"),
+    "a class that does not count": (
+        lambda: pl.Task.from_tensors(X, 255 * Y, net, ignore_index=255),
+        DataFormatError,
+        r"all targets that count are 0.*y // 255",
+    ),
+    "masks of 0 and 255": (lambda: pl.Task.from_tensors(X, 255 * Y, net), ConfigError, "ignore_index=255 if .* or y // 255"),
+    "lazy": (
+        lambda: pl.Task.from_tensors(X, Y, lambda: nn.Sequential(nn.ReLU(), nn.LazyLinear(2))),
+        ConfigError,
+        r"sizes are known only once they are called \(LazyLinear 1\)",
+    ),
+    "no log-probabilities": (lambda: pl.Task.from_tensors(X, Y, net, loss="nll"), ConfigError, r"end it with nn.LogSoftmax\(1\)"),
+    "labels of 0 and 2": (
+        lambda: pl.Task.from_tensors(X, 2 * Y, lambda: nn.Linear(4, 1), loss="bce"),
+        DataFormatError,
+        "from 0 to 2",
+    ),
+    "labels of -1": (
+        lambda: pl.Task.from_tensors(X, (X > 0).float() - 1, lambda: nn.Linear(4, 4), loss="bce", ignore_index=-1),
+        DataFormatError,
+        "train: y is from -1 to 0, but loss='bce' takes targets from 0 to 1",
+    ),
+    "labels of the test set": (
+        lambda: pl.Task.from_tensors(X, Y, lambda: nn.Linear(4, 1), loss="bce", test=(X, -Y)),
+        DataFormatError,
+        "test: y is from -1 to 0",
+    ),
+    "no counts": (
+        lambda: pl.Task.from_tensors(X, X[:, 0], lambda: nn.Linear(4, 1), loss="poisson"),
+        DataFormatError,
+        "takes counts",
+    ),
+    "two scalings": (
+        lambda: pl.Task.from_tensors(X, X, lambda: nn.Linear(4, 4), loss="mse", target_scaling=([0.0, 1.0], [1.0, 1.0])),
+        ConfigError,
+        "target_scaling=.* leave it out",
+    ),
+    "no deviation": (
+        lambda: pl.Task.from_tensors(X, X, lambda: nn.Linear(4, 4), loss="mse", target_scaling=(1.0, 0.0)),
+        ConfigError,
+        "deviation above 0",
+    ),
     "loss": (lambda: pl.Task.from_tensors(X, Y, net, loss="mean"), UnknownNameError, "mse"),
     "option": (lambda: pl.Task.from_tensors(X, Y, net, batch=3), UnknownNameError, "batch_size"),
 }
@@ -272,6 +321,35 @@ def test_what_does_not_fit_is_named_when_the_task_is_made(fault):
     call, kind, words = CHECKS[fault]
     with pytest.raises(kind, match=words):
         call()
+
+
+def test_what_suits_a_loss_passes():
+    soft = (X > 0).float().clamp(0.1, 0.9)
+    pl.Task.from_tensors(X, soft, lambda: nn.Linear(4, 4), loss="bce")
+    pl.Task.from_tensors(X, (X > 0).long().masked_fill(X > 2, -1), lambda: nn.Linear(4, 4), loss="bce", ignore_index=-1)
+    pl.Task.from_tensors(X, Y, lambda: nn.Sequential(net(), nn.LogSoftmax(1)), loss="nll")
+    scaled = pl.Task.from_tensors(X, X, lambda: nn.Linear(4, 4), loss="mse", target_scaling=(torch.tensor(2.0), np.float32(3)))
+    assert scaled.target_scaling == (2.0, 3.0)
+
+
+@pytest.mark.parametrize(("last", "loss"), [(nn.Softmax(1), "cross_entropy"), (nn.Sigmoid(), "bce")])
+def test_probabilities_where_a_loss_takes_scores_are_warned_of(last, loss):
+    y = Y if loss == "cross_entropy" else torch.stack([Y, 1 - Y], 1).float()
+    with pytest.warns(ScoresWarning, match=f"loss='{loss}' takes the .* once more"):
+        pl.Task.from_tensors(X, y, lambda: nn.Sequential(net(), last), loss=loss)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pl.Task.from_tensors(X, y, net, loss=loss)
+
+
+def test_a_client_of_one_sample_trains_on_it():
+    data = {"one": (X[:1], Y[:1]), "many": (X[1:], Y[1:])}
+    task = pl.Task.from_clients(data, net)
+    assert task.train.owner.bincount().tolist() == [1, 31]
+    assert torch.equal(task.train.x[0], X[0])
+    pl.run("fedavg", task, partition="natural", clients=2, rounds=1, progress=False)
+    with pytest.raises(DataError, match="1 sample is too few for both parts"):
+        pl.Task.from_clients({"one": (X[:1], Y[:1])}, net)
 
 
 def direct(x=X, y=Y, model=net, classes=2, **options):

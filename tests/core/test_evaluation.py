@@ -10,7 +10,7 @@ from paceline.core.layout import Layout
 from paceline.core.metrics import figures
 from paceline.core.params import Params, Resident
 from paceline.core.samples import ClientData
-from paceline.tasks import Arrays, Task
+from paceline.tasks import Arrays, Task, blobs
 
 
 class Table(nn.Module):
@@ -61,3 +61,14 @@ def test_a_pass_is_no_wider_than_the_cache_and_the_sums_stay_the_same(monkeypatc
     assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-6)
     assert parts["correct"] == whole["correct"]
     assert torch.equal(parts["class_correct"], whole["class_correct"])
+
+
+def test_counts_of_several_passes_are_those_of_all_samples():
+    task = blobs(samples=700)
+    module = task.build(0)
+    model = Resident(module, Layout.of(module), "cpu")
+    sums = evaluate(model, task, ClientData(task.train.x, task.train.y, torch.arange(len(task.train))), batch_size=64)
+    right = model.module(task.train.x).argmax(1) == task.train.y
+    assert sums["class_correct"].tolist() == torch.bincount(task.train.y[right], minlength=task.num_classes).tolist()
+    assert sums["class_count"].tolist() == torch.bincount(task.train.y, minlength=task.num_classes).tolist()
+    assert (sums["correct"], sums["count"]) == (int(right.sum()), len(task.train))

@@ -1,12 +1,18 @@
 """Large linear layers on oneDNN: values, gradients, and the calls that must stay with torch."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from paceline.core import linears as module
+from paceline.core.layout import Layout
 from paceline.core.linears import linears, uses_onednn
+from paceline.core.params import Resident
+from paceline.core.samples import ClientData
+from paceline.core.training import Job, train
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(not uses_onednn(), reason="this build of torch has no oneDNN linear layer")
@@ -107,3 +113,22 @@ def test_torchs_own_switch_counts(counted):
     with torch.backends.mkldnn.flags(enabled=False), linears(layer, 64, CPU):
         layer(torch.randn(64, 256))
     assert counted.calls == 0
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_prepared_module_uses_it_where_its_layers_are_torchs(own, counted):
+    model = Resident(layer := nn.Linear(256, 128), Layout.of(layer))
+    data = ClientData(torch.randn(64, 256), torch.zeros(64, dtype=torch.int64), torch.arange(64))
+
+    @contextmanager
+    def prepare(module):
+        if own:
+            module.__dict__["forward"] = lambda x: 2 * F.linear(x, module.weight, module.bias)
+        yield
+        if own:
+            del module.__dict__["forward"]
+
+    job = Job(model, data, model.snapshot(), F.cross_entropy, 0.1, 1, 64, lambda: torch.Generator().manual_seed(0), prepare=prepare)
+    train(job)
+    assert bool(counted.calls) != own
+    assert "forward" not in layer.__dict__

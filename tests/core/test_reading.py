@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import paceline as pl
-from paceline.core.errors import DataFormatError
+from paceline.core.errors import DataError, DataFormatError
 from paceline.core.reading import Reader, Sampled
 from paceline.core.samples import ClientData
 
@@ -83,8 +83,27 @@ def test_an_error_of_the_data_set_reaches_the_caller():
                 raise OSError("picture 7 is broken")
             return super().__getitem__(i)
 
-    with pytest.raises(OSError, match="picture 7"):
-        list(data(Broken()).batches(5))
+    for source in (data(Broken()), data(Broken(), workers=0)):
+        with pytest.raises(
+            DataError, match=r"sample 7 of Broken cannot be read: OSError: picture 7 is broken \(.*test_reading.py:\d+\)"
+        ):
+            list(source.batches(5))
+    with pytest.raises(DataError, match=r"^sample 7 of Broken"):
+        Reader(Broken()).subset(torch.tensor([3, 7])).read(torch.tensor([1]))
+    for resident in (True, False):
+        with pytest.raises(DataError, match="sample 7 of Broken"):
+            pl.Task.from_datasets(Broken(), (X, Y), lambda: nn.Linear(5, 3), resident=resident)
+
+
+def test_samples_that_make_no_batch_are_named():
+    class Growing(Watched):
+        def __getitem__(self, i):
+            return torch.zeros(4 + i % 2), 0
+
+    with pytest.raises(DataFormatError, match=r"samples 0, 1, 2 make no batch: .*equal size.*; pad or crop them"):
+        Reader(Growing()).read(torch.arange(3))
+    with pytest.raises(DataFormatError, match=r"make no batch: ZeroDivisionError.*; correct the function collate"):
+        Reader(Growing(), lambda samples: 1 // 0).read(torch.arange(3))
 
 
 def task(noise=0.0, **options):

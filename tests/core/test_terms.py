@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from paceline.core.errors import ConfigError
+import paceline as pl
+from paceline.core.errors import ConfigError, DataFormatError
 from paceline.core.evaluation import Evaluation, evaluate, evaluate_together
 from paceline.core.layout import Layout
 from paceline.core.losses import NamedLoss
@@ -16,6 +20,7 @@ from paceline.core.params import Params, Resident
 from paceline.core.samples import ClientData
 from paceline.core.terms import MetricTerms, leading
 from paceline.metrics import F1, MAE, R2, Accuracy, CalibrationError, LogLoss, Metric, Perplexity
+from paceline.runner import RoundWarning
 from tests.metrics.kit import whole
 
 
@@ -139,6 +144,75 @@ def test_a_client_without_samples_sends_zeros_of_the_right_shape():
     with pytest.raises(ConfigError, match="macro_f1 cannot be computed without samples"):
         evaluate(model, toy, nothing)
     assert evaluate(model, Toy(F.cross_entropy, 4, (Accuracy(),)), nothing)["count"] == 0
+
+
+def numbers(loss="mse", y=X[:, 0]):
+    return pl.Task.from_tensors(X, y, lambda: nn.Linear(6, 1), loss=loss)
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "words"),
+    [
+        (numbers(), "f1", "metric of classes, but the targets are numbers"),
+        (numbers(), "auroc", "metric of classes, but the targets are numbers"),
+        (numbers(), "exact-match", "metric of labels, but the targets are numbers"),
+        (numbers(lambda out, y: (out[:, 0] - y).square().mean()), "accuracy", "metric of classes, but the targets are numbers"),
+        (numbers(y=(Y > 1).float()), "f1", "metric of classes, but the targets are numbers"),
+        (numbers("bce", 0.5 * (Y > 1)), "auroc", "metric of classes, but the targets are numbers"),
+        (numbers("bce", (Y > 1).float()), "rmse", "metric of values, but the targets are labels"),
+    ],
+)
+def test_a_metric_of_other_targets_is_refused(task, metric, words):
+    with pytest.raises(DataFormatError, match=words):
+        pl.run("fedavg", task, clients=2, rounds=1, metrics=[metric], progress=False)
+
+
+@pytest.mark.parametrize(
+    ("task", "metric"),
+    [
+        (numbers("bce", (Y > 1).float()), "auroc"),
+        (numbers("bce", Y.clamp(max=1)), "f1"),
+        (numbers(lambda out, y: (out[:, 0] - y).square().mean()), "r2"),
+        (numbers("poisson", Y.float()), "mae"),
+    ],
+)
+def test_a_metric_of_these_targets_is_computed(task, metric):
+    assert math.isfinite(pl.run("fedavg", task, clients=2, rounds=1, metrics=[metric], progress=False).score)
+
+
+@dataclass(frozen=True)
+class Faulty(Metric):
+    """A metric that fails in a function."""
+
+    place: str = ""
+
+    def terms(self, outputs, targets):
+        return {"count": torch.tensor(len(targets))} if self.place != "terms" else {}["count"]
+
+    def figures(self, total):
+        if self.place == "late" and int(total["count"]) > 2:
+            raise ValueError("too many")
+        return {"faulty": math.nan if self.place == "nan" else 1 // int(self.place != "figures")}
+
+
+def test_a_metric_that_fails_is_named_with_its_line():
+    cases = {
+        "terms": "Faulty.terms failed: KeyError: 'count'",
+        "figures": "figures failed: ZeroDivision",
+        "late": "ValueError: too many",
+    }
+    for place, words in cases.items():
+        with pytest.raises(ConfigError, match=rf"metric faulty: .*{words}.* \(.*test_terms.py:\d+\)"):
+            pl.run("fedavg", numbers(), clients=2, rounds=1, metrics=[Faulty(place)], progress=False)
+    with pytest.raises(ConfigError, match="Metric has no function terms; define terms and figures"):
+        pl.run("fedavg", numbers(), clients=2, rounds=1, metrics=[Metric()], progress=False)
+
+
+def test_a_primary_figure_that_is_nan_is_warned_of_once():
+    with pytest.warns(RoundWarning) as seen:
+        pl.run("fedavg", numbers(), clients=2, rounds=3, metrics=[Faulty("nan")], progress=False)
+    told = [str(w.message) for w in seen if w.category is RoundWarning]
+    assert told == ["faulty is nan in round 1: targets and patience pass over such rounds"]
 
 
 def test_the_judged_tensor_of_a_tree():

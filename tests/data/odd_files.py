@@ -78,6 +78,14 @@ def noted(word: str, also: Callable[[Any], bool] = lambda data: True) -> Callabl
     return lambda data: any(word in note for note in data.notes) and also(data)
 
 
+def lonely(folder: Path) -> str:
+    """Two class folders, of which one is empty."""
+    name = pictures(lambda i: Image.new("L", (8, 8), i))(folder)
+    for file in (folder / "light").iterdir():
+        file.unlink()
+    return name
+
+
 def pictures(draw: Callable[[int], Any], query: str = "?size=8", name: str = "{}.png", **options: Any) -> Callable[[Path], str]:
     """Two classes of five pictures each."""
 
@@ -282,6 +290,55 @@ CASES = [
         csv(text([[f"{i}", f"name {chr(97 + i % 26)}{chr(97 + i // 26)}", "ab"[i % 2]] for i in range(130)])),
         "130 different values, more than 100; leave it out with drop=b",
     ),
+    Odd(
+        "a different text in each of 60 rows",
+        column(lambda i: f"name {chr(97 + i % 26)}{chr(97 + i // 26)}"),
+        "'c' has a different text in each of 60 rows, so these are no categories; leave it out with drop=c",
+    ),
+    Odd(
+        "a note of 150,000 characters",
+        column(lambda i: "word " * 30_000 if i == 5 else "none"),
+        "line 7: text column 'c' has a text of 149999 characters, which is no category; leave it out with drop=c",
+    ),
+    Odd(
+        "a note of 150,000 characters, with `drop=COLUMN`",
+        column(lambda i: "word " * 30_000 if i == 5 else "none", query="?drop=c"),
+        check=lambda d: kinds("number")(d),
+    ),
+    Odd("numbers that all have the same unit", column(lambda i: f"{i % 7} mg"), "line 2: .*'0 mg': these are numbers with 'mg'"),
+    Odd(
+        "percentages, some unknown",
+        column(lambda i: "unknown" if i % 3 == 0 else f"{i % 7}%"),
+        "line 3: .*'1%': these are numbers with '%'",
+    ),
+    Odd(
+        "numbers with a unit, with `categories=COLUMN`",
+        column(lambda i: f"{i % 7} mg", query="?categories=c"),
+        check=kinds("number", "category"),
+    ),
+    Odd("two doses, `5 mg` and `10 mg`", column(lambda i: ("5 mg", "10 mg")[i % 2]), check=kinds("number", "category")),
+    Odd(
+        "names, some of them numbers with a unit",
+        column(lambda i: f"{i % 4} mg" if i % 3 == 0 else f"grade {'abc'[i % 3]}"),
+        check=kinds("number", "category"),
+    ),
+    Odd("times of day", column(lambda i: f"{i % 24}:30"), "these are times of day"),
+    Odd(
+        "numbers with a typographic minus", column(lambda i: f"\N{MINUS SIGN}{i}"), check=lambda d: d.schema.columns[-1].mean < -20
+    ),
+    Odd(
+        "-999 far from the other numbers",
+        column(lambda i: -999 if i % 9 == 0 else 20 + i % 15),
+        check=noted("na=-999 counts it as missing", kinds("number", "number")),
+        warns="'c' has -999 in 7 rows, far from its other values \\(20 to 34\\); na=-999",
+    ),
+    Odd("99 among numbers up to 100", column(lambda i: 99 if i % 9 == 0 else i), check=kinds("number", "number")),
+    Odd("-999 once", column(lambda i: -999 if i == 9 else i % 15), check=kinds("number", "number")),
+    Odd(
+        "a class of one row",
+        column(lambda i: i % 9, target=lambda i: "rare" if i == 9 else "ab"[i % 2]),
+        check=noted("classes with too few rows for a test row: rare", lambda d: len(d.classes) == 3),
+    ),
     Odd("a category in two spellings", column(lambda i: ("male", "Male", "female")[i % 3]), "differ only in case or spaces"),
     Odd("a column without values", column(lambda i: ""), "column 'c' has no values; leave it out with drop=c"),
     Odd(
@@ -306,6 +363,8 @@ CASES = [
     ),
     Odd("classes -1 and 1", column(lambda i: i % 5, target=lambda i: str(i % 2 * 2 - 1)), check=lambda d: d.classes == ("-1", "1")),
     Odd("a row without target", csv(BASE + "0.5,0.5,\n"), "line 62: the target column 'y' has no value"),
+    Odd("a class folder without pictures, and one with", lonely, "every sample is of the class 'dark'; at least two are"),
+    Odd("NumPy: one class alone", arrays(x=X, y=0 * Y), "the target 'y' is '0' in every row"),
     Odd("one class alone", column(lambda i: i, target=lambda i: "pos"), "'pos' in every row"),
     Odd("one line of JSON per row", jsonl(*objects()), check=lambda d: d.train.x.shape[1] == 4 and kinds("number", "category")(d)),
     Odd("one JSON document", jsonl("[", *objects()), "line 1: not a JSON object .*one object per line"),

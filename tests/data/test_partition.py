@@ -328,3 +328,14 @@ def test_the_table_counts_all_rows_of_each_class():
     slow = [[int((labels[split[k].numpy()] == c).sum()) for c in range(task.num_classes)] for k in range(7)]
     assert split.table(task).tolist() == slow
     assert [split.num_train(k) for k in range(7)] == [len(split(k)[0]) for k in range(7)]
+
+
+def test_sizes_and_rows_of_several_clients_are_those_of_each():
+    split = partition_task(blobs(samples=200), "quantity:0.5", 12, seed=3)
+    clients = [7, 0, 11, 3]
+    assert split.nums_train(clients) == [split.num_train(client) for client in clients] == [len(split(c)[0]) for c in clients]
+    assert split.nums_train([]) == []
+    even = partition_task(blobs(samples=200), "iid", 10, seed=3)
+    some = even.together([9, 0, 4])
+    assert some is not None
+    assert torch.equal(some, torch.stack([even(client)[0] for client in (9, 0, 4)]))

@@ -2,6 +2,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from paceline.core.engine import CallInfo
 from paceline.core.errors import CheckpointError, ConfigError
 from paceline.core.serialization import dumps, loads
 from paceline.devices import Cost, Profile, TimedPhase, Times, VirtualClock, times
@@ -88,3 +89,17 @@ def test_old_phases_are_let_go() -> None:
     for i in range(5):
         clock.synchronous({i: Times(1.0, 0.0)})
     assert [p.slowest for p in clock.phases] == [2, 3, 4]
+
+
+def test_the_timeline_has_the_times_of_each_client() -> None:
+    clock = VirtualClock()
+    receipts = [Receipt(0, 1.0, 2.0), Receipt(1, 1.0, 2.0), Receipt(2, 2.0, 1.0), Receipt(3, 4.0, 0.0)]
+    clock.advance("train", [*receipts, Receipt(4, dropped="gone"), Receipt(5, 1.0, 2.0, dropped="late")], 5.0)
+    assert clock.timeline[-1].clients == {0: (1.0, 2.0), 1: (1.0, 2.0), 2: (2.0, 1.0), 3: (4.0, 0.0), 5: (1.0, 2.0)}
+
+
+def test_what_a_call_brings_is_copied_into_the_sum() -> None:
+    total, first = CallInfo(), CallInfo(arrived={1: 2.0, 2: 3.0})
+    total.add(first)
+    total.add(CallInfo(arrived={1: 5.0, 2: 1.0, 3: 4.0}))
+    assert (total.arrived, first.arrived) == ({1: 5.0, 2: 3.0, 3: 4.0}, {1: 2.0, 2: 3.0})

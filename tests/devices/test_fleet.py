@@ -6,6 +6,7 @@ import pytest
 
 from paceline.core.errors import CohortError, ConfigError, UnknownNameError
 from paceline.devices import Fleet, Profile, Stragglers, load_fleet
+from paceline.devices.fleet import profiles
 from tests.work import steps
 
 
@@ -159,3 +160,13 @@ def test_clients_beyond_the_fleet_do_not_exist() -> None:
 def test_a_fleet_knows_whether_everybody_is_always_there(spec: str) -> None:
     fleet = load_fleet(spec, 40, seed=2)
     assert fleet.always == all(fleet.available(c, r) for c in range(40) for r in range(10))
+
+
+@pytest.mark.parametrize("spec", ["homogeneous", "stragglers", "mobile"])
+def test_the_devices_of_several_clients_are_those_of_each(spec: str) -> None:
+    fleet = load_fleet(spec, 30, seed=1)
+    for clients in ([], [4], [29, 3, 17, 0]):
+        assert profiles(fleet, clients, 2) == [fleet.profile(client, 2) for client in clients]
+    for outside in ([3, 30], [-1, 3]):
+        with pytest.raises(CohortError, match="does not exist"):
+            profiles(fleet, outside, 2)

@@ -1,6 +1,7 @@
 """The size of stacks is measured where the run will train, and a measurement that fails is reported with what to do."""
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ def test_stacks_that_do_not_fit_into_the_gpu_are_not_tried(monkeypatch):
 
 
 def test_a_failed_measurement_is_a_warning_with_the_reason_and_what_to_do(monkeypatch):
-    def broken(jobs):
+    def broken(jobs, *_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
     monkeypatch.setattr("paceline.engines.stacking.replay.Stack", broken)
@@ -101,3 +102,36 @@ def test_the_first_turn_on_a_gpu_loads_kernels_and_omits_no_size(monkeypatch):
     with PretendCuda():
         each = measure._seconds({size: work(size) for size in ran}, {1: 4}, torch.device("cuda"))
     assert each == pytest.approx({1: 0.01 / 4, 4: 0.01 / 4, 8: 0.01 / 8})
+
+
+@pytest.mark.parametrize(
+    ("seconds", "batch", "chunk"),
+    [(1e-4, 50, 24), (1e-3, 50, 12), (1e-4, 4, 12)],
+    ids=["one short step", "a long one", "several steps"],
+)
+def test_a_short_cohort_of_one_step_is_one_chunk(monkeypatch, seconds, batch, chunk):
+    """However many workers there are, so that bits do not depend on them."""
+    task = replace(make_task(), batch_size=batch)
+
+    def timed(works, clients, device):
+        return {size: seconds * (10.0 if size == 1 else 1.5 if size == max(works) else 1.0) for size in works}
+
+    monkeypatch.setattr(measure, "_seconds", timed)
+    values = {"device": "cpu", "clients": 24, "cohort": 24, "vectorize": "on"}
+    for workers in (1, 2):
+        run = prepare(config(**values, workers=workers), task=task)
+        run.close()
+        assert run.config.chunk == (chunk if batch == 50 else 8), "a size that takes 1.5 times as long is near for one step only"
+
+
+def test_only_the_largest_size_grows_to_the_cohort(monkeypatch):
+    monkeypatch.setattr(measure, "_seconds", lambda works, *_: {s: 1e-4 if s < 9 else 1e-3 for s in works})
+    task = replace(make_task(), batch_size=50)
+    run = prepare(config(device="cpu", clients=24, cohort=24, vectorize="on"), task=task)
+    assert run.config.chunk == 8
+
+
+def test_a_cohort_of_several_steps_is_never_one_chunk(monkeypatch):
+    monkeypatch.setattr(measure, "_seconds", lambda works, *_: {s: 1e-3 if s == 1 else 1e-4 for s in works})
+    run = prepare(config(device="cpu", clients=24, cohort=24, vectorize="on"), task=replace(make_task(), batch_size=4))
+    assert run.config.chunk == 12

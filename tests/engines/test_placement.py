@@ -24,6 +24,7 @@ from paceline.tasks import load_task
 from tests.conftest import make_task
 from tests.core.test_losses import CASES
 from tests.methods.test_every_method import NAMES, NEEDS_EACH, SMALL
+from tests.methods.test_vectorizable import MODELS
 from tests.models.test_models import GIVEN, example
 from tests.pretend import PretendCuda, pretended
 
@@ -221,6 +222,11 @@ def test_a_tensor_on_the_wrong_device_in_a_metric_or_a_loss_is_found():
         with PretendCuda() as gpu, pytest.raises((PacelineError, RuntimeError), match="same device"):
             carry_out(make(), "cuda", **STACKED)
         assert any("test_placement.py" in fault for fault in gpu.faults)
+
+
+@pytest.mark.parametrize("model", ["batchnorm", "local statistics"])
+def test_statistics_and_random_masks_of_stacked_clients_are_on_the_device(model):
+    agrees(MODELS[model], "fedavg", **STACKED)
 
 
 def test_the_rules_of_the_pretended_device():

@@ -54,3 +54,21 @@ def test_chunks_come_out_the_same_whether_asked_at_once_or_again(costs, chunk):
     first = dealer.chunks(range(len(costs)))
     assert {n: sorted(c) for n, c in dealer.chunks(range(len(costs))).items()} == {n: sorted(c) for n, c in first.items()}
     assert all(costs[a] >= costs[b] for members in first.values() for a, b in pairwise(members)) or chunk == 1
+
+
+def test_costs_asked_at_once_give_the_same_chunks():
+    costs, clients = [3, 9, 1, 9, 4, 7, 2], [6, 1, 0, 3, 5]
+    one = Dealer(costs.__getitem__, 2, 2)
+    together = Dealer(costs.__getitem__, 2, 2, costs=lambda which: [costs[c] for c in which])
+    for called in (clients, [3, 2, 4, 6]):
+        assert one.chunks(called) == together.chunks(called)
+
+
+@given(COST, st.integers(2, 9), st.lists(st.sampled_from([None, 0.5, 1.0]), min_size=40, max_size=40))
+def test_a_chunk_has_clients_of_one_kind_and_no_more_chunks_than_these_need(costs, chunk, kinds):
+    clients = list(range(len(costs)))
+    chunks = Dealer(costs.__getitem__, chunk, 1, kinds.__getitem__).chunks(clients)
+    assert sorted(c for members in chunks.values() for c in members) == clients
+    assert all(len({kinds[c] for c in members}) == 1 and len(members) <= chunk for members in chunks.values())
+    needed = sum(-(-sum(kinds[c] == kind for c in clients) // chunk) for kind in set(kinds))
+    assert len(chunks) == needed

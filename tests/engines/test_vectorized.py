@@ -1,6 +1,7 @@
 """Clients that train as one agree with clients that train one after another, whatever their data."""
 
 import os
+import random
 import signal
 import warnings
 from dataclasses import dataclass, replace
@@ -168,9 +169,24 @@ def test_a_hook_that_cannot_be_stacked_falls_back_and_says_so_once(task, kind):
     assert alone.equal(stacked)
 
 
-@pytest.mark.parametrize(("part", "why"), [(nn.BatchNorm1d(16), "BatchNorm1d"), (nn.Dropout(0.5), "random numbers")])
+class Jitter(nn.Module):
+    def forward(self, x):
+        return x * random.uniform(0.9, 1.1)
+
+
+class Packed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cells = nn.LSTM(4, 4, batch_first=True)
+
+    def forward(self, x):
+        packed = nn.utils.rnn.pack_padded_sequence(x.unflatten(1, (4, 4)), torch.full((len(x),), 4), batch_first=True)
+        return self.cells(packed)[1][0][-1].repeat(1, 4)
+
+
+@pytest.mark.parametrize(("part", "why"), [(Jitter, "random numbers"), (Packed, "reads a tensor's value")])
 def test_models_that_cannot_be_stacked_say_why(part, why):
-    task = make_task(model=lambda: nn.Sequential(nn.Linear(12, 16), part, nn.ReLU(), nn.Linear(16, 4)))
+    task = make_task(model=lambda: nn.Sequential(nn.Linear(12, 16), part(), nn.ReLU(), nn.Linear(16, 4)))
     prepared, summary, _ = go(task, vectorize="auto", chunk=None)
     assert (prepared.config.vectorize, prepared.config.chunk) == ("off", 1)
     assert why in summary.path
@@ -261,19 +277,56 @@ def test_drop_outs_and_deadlines_inside_a_chunk(task, aggregation):
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
-def test_targets_that_are_not_scored_are_a_reason_to_train_alone(epochs):
+def test_targets_that_are_not_scored_do_not_count_in_a_stack_either(epochs):
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(240, 30, generator=generator), torch.randint(0, 4, (240,), generator=generator)
     y[::3] = -100
-    task = Task("masked", Arrays(x, y), Arrays(x[1:3], y[1:3]), lambda: nn.Linear(30, 4), 4, lr=0.1, batch_size=20)
-    values = {"task": "masked", "clients": 12, "cohort": 12, "rounds": 2, "partition": "iid", "options": {"epochs": epochs}}
-    alone = prepare(RunConfig.build({**values, "vectorize": "off"}), task=task).go()
-    with pytest.warns(StackingWarning, match="not scored"):
-        stacked = prepare(RunConfig.build({**values, "vectorize": "on", "chunk": 6}), task=task).go()
-    assert stacked.model_sha256 == alone.model_sha256
+    task = Task("masked", Arrays(x, y), Arrays(x[1:3], y[1:3]), lambda: nn.Linear(30, 4), 4, lr=0.1, batch_size=15)
+    values = {"task": "masked", "clients": 12, "cohort": 12, "rounds": 2, "options": {"epochs": epochs}}
+    alone, stacked = (
+        prepare(RunConfig.build({**values, **v}), task=task, split=ragged())
+        for v in ({"vectorize": "off"}, {"vectorize": "on", "chunk": 6})
+    )
+    alone.go(), stacked.go()
+    assert stacked.fed.engine.notes == {}
+    one, many = alone.state.params.vector, stacked.state.params.vector
+    assert float((one - many).norm() / one.norm()) < 1e-5
+    values["partition"] = "iid"
     judged = {**values, "rounds": 1, "evaluation": "clients", "client_test": 0.3}
     both = [
         prepare(RunConfig.build({**judged, **v}), task=task).go() for v in ({"vectorize": "off"}, {"vectorize": "on", "chunk": 6})
     ]
     assert both[0].accuracy == both[1].accuracy
     assert both[0].loss == pytest.approx(both[1].loss, rel=1e-6)
+
+
+@dataclass(frozen=True)
+class Limited(FedAvg):
+    """Trainings that end early, on slow devices only."""
+
+    seconds: float = 0.0
+
+    @on_client
+    def train(self, client, message):
+        local = client.sgd(message, epochs=2, limit=lambda planned, done, took: planned if took < self.seconds else 1)
+        return Update(delta=local.params - message, weight=client.num_samples)
+
+
+def test_limits_are_those_of_each_client_s_device_although_the_data_are_alike(task):
+    probe, *_ = go(task, partition="iid", fleet="stragglers", rounds=1)
+    worker = probe.fed.engine.here
+    flops, fleet = 3.0 * worker.model.flops * 2 * worker.setup.split.sizes[0], worker.setup.fleet
+    slow, fast = (pick(fleet.profile(c, 1).compute_seconds(flops) for c in range(12)) for pick in (max, min))
+    assert slow > 1.5 * fast
+    common = {"method": f"{__name__}:Limited", "options": {"seconds": 1.01 * fast}, "partition": "iid", "fleet": "stragglers"}
+    _, _, alone = go(task, **common, vectorize="off", chunk=1)
+    _, _, unlimited = go(task, **{**common, "options": {"seconds": 2 * slow}})
+    prepared, _, stacked = go(task, **common)
+    assert prepared.fed.engine.notes == {}
+    assert float((alone - stacked).norm() / alone.norm()) < 1e-5
+    assert float((alone - unlimited).norm() / alone.norm()) > 1e-3
+
+
+def test_measured_limits_are_a_reason_to_train_alone(task):
+    with pytest.warns(StackingWarning, match="ends early by the time that it takes"):
+        go(task, method=f"{__name__}:Limited", options={"seconds": 100.0}, measured=True, rounds=1)

@@ -1,10 +1,12 @@
 """Every method that says `vectorizable` trains stacked clients to the same result as one client after the other."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
 from paceline.core.client import Hooks
 from paceline.core.method import on_client
@@ -15,6 +17,8 @@ from paceline.engines.stacking import Solver
 from paceline.methods.optimisation.fedavg import FedAvg
 from paceline.registry import find_method, method_names
 from paceline.run import RunConfig, StackingWarning, prepare
+from paceline.tasks import Arrays, Task
+from tests.conftest import make_task
 
 SIZES = [10, 0, 1, 23, 10, 37, 10, 24, 5, 20, 10, 30]
 """Samples of the clients: equal ones, an empty client, a single sample; batches are of 10."""
@@ -159,9 +163,76 @@ class Unfounded(FedAvg):
 
 
 @pytest.mark.parametrize(
-    ("kind", "reported"), [("branch", "branches on a tensor's value"), ("counting", "< 1e-05"), ("alone", "nobody said so")]
+    ("kind", "reported"),
+    [("branch", "branches on a tensor's value"), ("counting", "< 1e-05"), ("alone", "prepared for one client")],
 )
 def test_an_unfounded_claim_is_found_out(task, stacks, kind, reported):
     warnings.simplefilter("ignore", StackingWarning)
     with pytest.raises(AssertionError, match=reported):
         agrees(task, stacks, f"{__name__}:Unfounded", {"kind": kind})
+
+
+def text_task():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randint(0, 9, (240, 6), generator=generator), torch.randint(0, 4, (240,), generator=generator)
+    return Task("texts", Arrays(x, y), Arrays(x[:80], y[:80]), Reading, 4, lr=0.2, batch_size=10)
+
+
+class Reading(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.cells, self.head = nn.Embedding(9, 6), nn.GRU(6, 8, 2, dropout=0.2, batch_first=True), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(self.cells(self.embed(x))[0].mean(1))
+
+
+def normed():
+    return nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 4))
+
+
+def normed_task(buffers="average"):
+    return replace(make_task(model=normed), buffers=buffers)
+
+
+MODELS = {
+    "batchnorm": normed_task,
+    "local statistics": partial(normed_task, "local"),
+    "recomputed": partial(normed_task, "recompute"),
+    "gru": text_task,
+}
+
+PAIRS = [(method, model) for method in ("fedavg", "scaffold", "clip") for model in MODELS] + [("fedspeed", "local statistics")]
+
+
+@pytest.mark.parametrize(("method", "model"), PAIRS)
+def test_methods_agree_on_models_with_statistics_random_masks_and_recurrence(stacks, model, method):
+    agrees(MODELS[model](), stacks, method, {"warmup": 1} if method == "clip" else {})
+
+
+@pytest.mark.parametrize("method", ["heterofl", "fjord"])
+def test_rescaled_sub_models_of_equal_width_are_stacked(stacks, task, method):
+    agrees(task, stacks, method, {"warmup": 1, "rescale": True})
+
+
+@pytest.mark.parametrize("buffers", ["average", "local"])
+def test_statistics_are_the_same_bits_for_any_number_of_workers(buffers):
+    shas = {carry_out(normed_task(buffers), "fedavg", {}, workers=w)[1].model_sha256 for w in (1, 2)}
+    assert len(shas) == 1
+
+
+def test_stragglers_of_equal_width_are_trained_in_one_stack(task, monkeypatch):
+    widths, together = [[]], Solver._together
+
+    def recorded(self, key, jobs):
+        widths[-1].append(jobs[0].model.layout.size)
+        return together(self, key, jobs)
+
+    monkeypatch.setattr(Solver, "_together", recorded)
+    values = {"method": "clip", "options": {"warmup": 1, "straggler_share": 0.4}, "task": "blobs", "clients": 12, "cohort": 12}
+    values |= {"fleet": "stragglers:share=0.35,slow=4", "vectorize": "on", "chunk": 4, "rounds": 4, "eval_every": 4}
+    prepared = prepare(RunConfig.build(values), task=task, split=split(SIZES), observer=lambda *_: widths.append([]))
+    prepared.go()
+    full = prepared.fed.engine.here.model.layout.size
+    small = [[size for size in stacks if size < full] for stacks in widths]
+    assert [len(stacks) for stacks in small] == [0, 4, 1, 1, 0], "from round 3 on the widths of round 2 are known"

@@ -1,9 +1,11 @@
 """A language model from a folder: one copy of the frozen weights in a process, padding that changes nothing."""
 
 import pickle
+from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from paceline.core.errors import (
     ChecksumError,
@@ -12,10 +14,14 @@ from paceline.core.errors import (
     MissingDataError,
     MissingExtraError,
 )
+from paceline.core.generators import nested
 from paceline.core.layout import Layout
 from paceline.core.params import Resident
+from paceline.core.samples import ClientData
+from paceline.core.training import Job, train
 from paceline.data.sources.chatterbot import pairs
 from paceline.data.sources.weights import SMOLLM2, Weights
+from paceline.engines.stacking import Solver
 from paceline.models.language import language_model
 from paceline.models.tuning import Tuning, tuned
 from paceline.tasks import load_task
@@ -125,3 +131,28 @@ def test_the_real_questions():
     data = fetched("chatterbot").load()
     assert data.train.x.shape == (2025, 2)
     assert len(data.owners) == 21
+
+
+def test_clients_with_padded_texts_tune_it_stacked_as_alone(folder):
+    module = tuned(language_model(folder), tuning := Tuning("lora", rank=2, dropout=0.2))
+    model = Resident(module, Layout.of(module, tuning.names(module)))
+    x, y = torch.randint(0, 50, (40, 20)), torch.randint(0, 50, (40, 20))
+    x[::3, :13] = -1
+    y[::3, :14] = -100
+    start, sizes = model.snapshot(), (10, 10, 13, 7)
+    solver = Solver()
+
+    def jobs():
+        rows = torch.split(torch.arange(40), sizes)
+        return [
+            Job(model, ClientData(x, y, r), start, F.cross_entropy, 0.5, 3, 8, partial(torch.Generator().manual_seed, k))
+            for k, r in enumerate(rows)
+        ]
+
+    with nested(0):
+        alone, together = [train(job) for job in jobs()], solver(jobs())
+    assert solver.notes == {}
+    for one, other in zip(alone, together, strict=True):
+        torch.testing.assert_close(other.params.vector, one.params.vector, rtol=1e-5, atol=1e-6)
+        assert float((one.params.vector - start.vector).norm()) > 1e-3
+        assert other.loss == pytest.approx(one.loss, rel=1e-5)

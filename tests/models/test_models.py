@@ -34,7 +34,7 @@ WHOLE = {"vit", "char_model", "text_encoder"}
 """Transformers: the cutter of sub-models has no rule for attention."""
 
 APART = {"lstm", "gru"}
-"""Recurrent models: `torch.func` does not vectorise torch's fused kernels, so clients train one at a time."""
+"""Recurrent models: `torch.func` alone does not vectorise torch's fused kernels; the engine unrolls them."""
 
 
 def example(name: str, count: int = 2) -> torch.Tensor:

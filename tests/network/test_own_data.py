@@ -53,9 +53,9 @@ def test_files_of_their_own(sites):
     serve(loopback, folder)
     nodes = [join(loopback, folder, n, f"{n}.csv") for n in range(3)]
     summary = loopback.finish()
-    assert summary.accuracy > 0.8
+    assert summary.accuracy > 0.75
     rows = [node.runner.worker.setup.split(n) for n, node in enumerate(nodes)]
-    assert [(len(train), len(test)) for train, test in rows] == [(36, 12)] * 3
+    assert [(len(train), len(test)) for train, test in rows] == [(45, 15)] * 3
     assert not torch.equal(nodes[0].runner.worker.x, nodes[1].runner.worker.x)
 
 

@@ -198,6 +198,19 @@ def test_folders_of_pictures_and_of_texts(tmp_path):
     assert one.outputs.equal(result.predict([tmp_path / "pics" / "light" / "3.png"]).outputs)
 
 
+def test_texts_without_content_are_refused_and_those_without_known_words_told(tmp_path):
+    for name in ("good", "bad"):
+        (tmp_path / "texts" / name).mkdir(parents=True)
+        for i in range(10):
+            (tmp_path / "texts" / name / f"{i}.txt").write_text(f"{name} news")
+    result = pl.run("fedavg", f"textfolder:{tmp_path / 'texts'}?words=5", clients=2, rounds=1, progress=False)
+    assert result.predict(["good news", "unheard of"]).notes == ("1 texts consist of words that the vocabulary does not have",)
+    assert result.predict(["good news"]).notes == ()
+    (tmp_path / "empty.txt").write_text(" ")
+    with pytest.raises(DataFormatError, match=r"empty.txt: the text is empty"):
+        result.predict(tmp_path / "empty.txt")
+
+
 class Pair(nn.Module):
     def __init__(self, width: int = 4):
         super().__init__()

@@ -234,3 +234,16 @@ def test_a_damaged_memory_is_found_when_it_is_read(tmp_path: Path) -> None:
     save_checkpoint(path, [1])
     with pytest.raises(CheckpointError, match="not a client memory file"):
         back[1]
+
+
+def test_a_store_is_true_if_any_client_has_a_memory(tmp_path):
+    store = MemoryStore(tmp_path, max_in_memory=1)
+    assert not store
+    store.put(3, {"x": 1.0})
+    assert store, "changed, in RAM"
+    store.put(4, {"x": 2.0})
+    store.rollback()
+    assert not store
+    store.put(3, {"x": 1.0})
+    store.commit(1)
+    assert store

@@ -8,8 +8,10 @@ added to the next one. So the step follows the term, and neither a large cohort 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +22,12 @@ __all__ = ["TensorSum", "from_units", "is_whole", "units"]
 
 _UNIT = 1074
 """Fraction bits of a number's sum: every float64 is a multiple of 2^-1074."""
+
+_MANTISSA = 53
+"""Bits of a float64's mantissa."""
+
+_MANY, _ADDED = 48, 512
+"""Numbers above which they are added as arrays; mantissas whose sum fits in 63 bits."""
 
 _BITS, _STEP, _RELATIVE = 36, 34, 24
 """Bits between two levels; fraction bits of the coarsest step; and those of a step relative to a term's largest value."""
@@ -58,18 +66,24 @@ class TensorSum:
     def add(self, tensor: Tensor, weight: float | Tensor, top: float, fraction: int) -> None:
         """Add w x, whose largest absolute value is `top`."""
         first, last = _levels(top, fraction)
-        totals = [self.level(number) for number in range(first, last + 1)]
         scale = 2.0 ** (fraction + _BITS * first)
         step = _BLOCK if tensor.device.type == "cpu" else max(tensor.numel(), 1)
         for start in range(0, tensor.numel(), step):
             part = tensor[start : start + step].to(torch.float64, copy=True)
             part *= weight[start : start + step].double() * scale if isinstance(weight, Tensor) else weight * scale
-            for total in totals[:-1]:
+            for number in range(first, last):
                 whole = part.round()
-                total[start : start + step] += whole.to(torch.int64)
+                self._put(number, start, whole.to(torch.int64))
                 part = part.sub_(whole).mul_(2.0**_BITS)  # exact
-            for total in totals[-1:]:
-                total[start : start + step] += part.round_().to(torch.int64)
+            if first <= last:
+                self._put(last, start, part.round_().to(torch.int64))
+
+    def _put(self, number: int, start: int, whole: Tensor) -> None:
+        """Add new whole numbers to a part of a level."""
+        if number not in self.levels and len(whole) == self.size:
+            self.levels[number] = whole
+        else:
+            self.level(number)[start : start + len(whole)] += whole
 
     def add_whole(self, tensor: Tensor, weight: int) -> None:
         """Add whole numbers."""
@@ -105,6 +119,8 @@ def units(who: str, *values: float) -> int:
         NonFiniteError: one is NaN or infinite.
         SumOverflowError: the absolute value of one is 2^100 or more.
     """
+    if len(values) > _MANY:
+        return _units(who, values)
     numerators: dict[int, int] = {}  # by denominator, so that few sums have a thousand bits
     for value in values:
         if not abs(value) < 2.0**100:
@@ -112,6 +128,21 @@ def units(who: str, *values: float) -> int:
         numerator, denominator = value.as_integer_ratio()
         numerators[denominator] = numerators.get(denominator, 0) + numerator
     return sum(total << (_UNIT + 1 - denominator.bit_length()) for denominator, total in numerators.items())
+
+
+def _units(who: str, values: Sequence[float]) -> int:
+    """Return what `units` does: the whole numbers of 53 bits that the values are multiples of, summed by exponent."""
+    given = np.asarray(values, dtype=np.float64)
+    if not np.abs(given).max() < 2.0**100:
+        raise _refused(who, next(value for value in values if not abs(value) < 2.0**100))
+    parts, exponents = np.frexp(given)
+    numerators = (parts * 2.0**_MANTISSA).astype(np.int64)  # exact
+    total = 0
+    for exponent in set(exponents.tolist()):
+        same = numerators[exponents == exponent]
+        whole = sum(int(same[k : k + _ADDED].sum()) for k in range(0, len(same), _ADDED))
+        total += (whole << (_UNIT + exponent)) >> _MANTISSA  # exact: every value is a multiple of a unit
+    return total
 
 
 def _refused(who: str, value: float) -> Exception:

@@ -10,6 +10,7 @@ and single numbers without any rounding.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -239,11 +240,17 @@ class FixedPoint:
     def __init__(self, clients: int, bound: float = SUM_BOUND, limits: Mapping[str, float] | None = None) -> None:
         self.bound, self.limits = bound, dict(limits or {})
         self.whole = 2**53 // max(clients, 2)
-        self.fraction = int(62 - torch.tensor(float(max(clients, 2) * bound), dtype=torch.float64).log2().ceil().item())
+        self.fraction = _fraction(max(clients, 2) * bound)
 
     def open(self) -> _Sink:
         """Return an empty accumulator."""
         return _Sink(Partial(self.fraction, self.bound, self.whole, self.limits))
+
+
+@functools.lru_cache(256)
+def _fraction(most: float) -> int:
+    """Return the fraction bits of the first level for sums of up to `most`."""
+    return int(62 - torch.tensor(float(most), dtype=torch.float64).log2().ceil().item())
 
 
 class _Sink(Sink):

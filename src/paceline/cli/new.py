@@ -6,6 +6,7 @@ import importlib.util
 import keyword
 import random
 import re
+import shlex
 import sys
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -31,7 +32,9 @@ def new(
     """Write a project that runs at once: a task, a model, a method, run.toml, a test, and the configuration of a site."""
     package = re.sub(r"[-.\s]+", "_", name.strip()).lower()
     if not package.isidentifier() or keyword.iskeyword(package) or not package.isascii():
-        raise ConfigError(f"{name!r} is no name of a project; use letters, digits and dashes, such as my-project")
+        raise ConfigError(
+            f"{name!r} is no name of a project; begin with a letter, and use letters, digits and dashes, such as my-project"
+        )
     place = folder / name.strip()
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise StoreError(f"{place} exists; choose another name, or remove it")
@@ -47,7 +50,7 @@ def new(
         raise StoreError(f"{place} cannot be written: {error.strerror or error}") from error
     console = out()
     console.print(f"{place}: a task, a model, a method and a run; README.md says more", markup=False, soft_wrap=True)
-    console.print(f"next: cd {place} && paceline run --config run.toml", markup=False, soft_wrap=True)
+    console.print(f"next: cd {shlex.quote(str(place))} && paceline run --config run.toml", markup=False, soft_wrap=True)
 
 
 def _write(source: Traversable, place: Path, words: dict[str, str]) -> None:

@@ -66,7 +66,7 @@ def predict(
         raise ConfigError("--column takes OWN=NAME: a column of the file and the schema's name of it")
     found = made.predict(file, columns=columns, advice="name it with --column OWN=NAME", **_reading(option))
     for note in found.notes:
-        if note.startswith("unknown") or "does not have" in note:
+        if note.startswith("unknown") or "does not have" in note or "without a class" in note:
             err().print(f"{file}: {note}", markup=False, soft_wrap=True)
     if save is not None:
         found.to_csv(save)

@@ -127,10 +127,16 @@ def _named(figure: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def _extra(figure: str, main: str) -> bool:
+    """Return whether a figure has a row of its own: one of a further metric, not of a part, a group or the clients."""
+    known = figure in ("accuracy", "loss", main) or figure.endswith("_resolution")
+    return not known and not figure.startswith(("worst_", "part_", "group_", "client_")) and figure != "adjusted_rand"
+
+
 def _finish(summary: Result, as_json: bool, profile: bool = False) -> None:
     """Print the outcome of a run, as a table or as JSON."""
     if as_json:
-        print_json(summary.as_dict())
+        print_json(summary.as_dict() | {"figures": summary.figures})
         return
     from paceline.cli.folders import plot
 
@@ -144,6 +150,7 @@ def _finish(summary: Result, as_json: bool, profile: bool = False) -> None:
         ),
         *((("Accuracy", percent(summary.accuracy)),) if summary.metric == "accuracy" or math.isfinite(summary.accuracy) else ()),
         ("Loss", f"{summary.loss:.4f}"),
+        *((_named(name), f"{value:.4g}") for name, value in summary.figures.items() if _extra(name, summary.metric)),
         ("Rounds", f"{summary.rounds} ({summary.stopped})"),
         ("Time per round (virtual)", seconds_text(summary.round_seconds)),
         *([("Time of evaluation (virtual)", seconds_text(judged))] if judged else []),

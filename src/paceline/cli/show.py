@@ -24,6 +24,7 @@ __all__ = [
     "score_text",
     "seconds_text",
     "show_error",
+    "show_warning",
     "table",
 ]
 
@@ -71,3 +72,8 @@ def show_error(error: Exception, as_json: bool) -> None:
         sys.stderr.write(json.dumps({"error": name, "message": message, "exit_code": code}) + "\n")
     else:
         err().print(f"[bold red]{escape(name)}[/]: {escape(message)}", soft_wrap=True)
+
+
+def show_warning(name: str, message: str) -> None:
+    """Write a warning to stderr."""
+    err().print(f"[bold yellow]{escape(name)}[/]: {escape(message)}", soft_wrap=True)

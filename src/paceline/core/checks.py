@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from paceline.core.columns import Ragged, call, columns, length, take
 from paceline.core.errors import ConfigError, DataError, DataFormatError, PacelineError
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
     from paceline.core.task import Task
 
 __all__ = [
+    "ScoresWarning",
     "built",
     "check_finite",
     "check_labels",
+    "check_range",
     "check_task",
     "described",
     "model_dtype",
@@ -35,8 +38,14 @@ __all__ = [
 
 IGNORED = -100
 
+_NEAR = 0.05
+"""Largest deviation of the logarithm of a sum of probabilities from 0, also in half precision."""
 _PART = 1 << 22
 """Values of a column that are searched for NaN at a time."""
+
+
+class ScoresWarning(UserWarning):
+    """The scores of a model are of another kind than its loss takes."""
 
 
 def check_task(task: Task, module: nn.Module | None = None) -> None:
@@ -55,6 +64,8 @@ def check_task(task: Task, module: nn.Module | None = None) -> None:
         return
     if not length(task.train.x):
         raise DataError(f"task {task.name!r} has no training samples")
+    for y, which in ((task.train.y, "train"), (task.test.y, "test")):
+        check_range(y, which, task.loss, task.ignore_index)
     if takes_classes(task.loss, task.num_classes):
         check_labels(task.train.y, task.test.y, task.num_classes, task.loss, task.ignore_index)
     rows = torch.arange(min(2, length(task.train.x)))
@@ -115,7 +126,35 @@ def check_labels(train: Any, test: Any, num_classes: int | None, loss: Any, igno
     if num_classes is not None and found > num_classes:
         ignored = f"; a label that does not count is named with ignore_index={found - 1}" if found == 256 else ""
         raise DataFormatError(f"y contains class {found - 1}, but num_classes={num_classes}{_from_zero(train, test)}{ignored}")
+    if num_classes is None and ignore_index is not None and found == 1:
+        raise DataFormatError(
+            f"all targets that count are 0, as ignore_index={ignore_index} leaves out the others, and there is nothing to tell apart; "
+            f"write y // {ignore_index} in place of ignore_index if {ignore_index} is a class, or num_classes if others are to come"
+        )
     return num_classes or found
+
+
+def check_range(y: Any, which: str, loss: Any, ignore_index: int | None = None) -> None:
+    """Raise `DataFormatError` for targets that a named loss does not take: below 0, or for ``bce`` above 1.
+
+    Args:
+        y: targets; only a tensor is checked.
+        which: part of the task, for the message.
+        loss: of the task.
+        ignore_index: target that does not count.
+    """
+    if not isinstance(y, Tensor) or not y.numel() or not _named(loss, "bce", "poisson"):
+        return
+    if ignore_index is not None and not y.is_floating_point():
+        y = y[y != ignore_index]
+    low, high = (float(y.min()), float(y.max())) if y.numel() else (0.0, 0.0)
+    if low < 0 or (high > 1 and loss.name == "bce"):
+        known, advice = (
+            ("targets from 0 to 1", "; whole numbers that do not count are named with ignore_index=")
+            if loss.name == "bce"
+            else ("counts", "; for other numbers use loss='mse'")
+        )
+        raise DataFormatError(f"{which}: y is from {low:g} to {high:g}, but loss={loss.name!r} takes {known}{advice}")
 
 
 def _from_zero(*targets: Any) -> str:
@@ -124,15 +163,28 @@ def _from_zero(*targets: Any) -> str:
     return f"; the smallest label is {least}, and class indices begin at 0: subtract {least} from y" if least > 0 else ""
 
 
+def _of_masks(num_classes: int) -> str:
+    """Return what to do about the label 255 of masks; empty for another number of classes."""
+    if num_classes != 256:
+        return ""
+    return "; write ignore_index=255 if targets of 255 do not count, or y // 255 if masks are 0 and 255"
+
+
 def _to_indices(y: Tensor) -> str:
     """Return how targets of floats become class indices, or another loss takes them."""
-    if y.dim() == 2 and y.shape[1] > 1 and bool((((y == 0) | (y == 1)).all(1) & (y.sum(1) == 1)).all()):
+    if _one_hot(y):
         return "these are one-hot; pass y.argmax(1)"
     if y.dim() == 2 and bool(((y == 0) | (y == 1)).all()):
         return "these are several labels per sample; use loss='bce'"
     if bool((y == y.round()).all()):
         return "convert them with y.long(), or y.astype(int) for an array"
     return "these are not whole numbers; for a quantity use loss='mse'"
+
+
+def _one_hot(y: Any) -> bool:
+    if not isinstance(y, Tensor) or y.dim() != 2 or y.shape[1] < 2:
+        return False
+    return bool((((y == 0) | (y == 1)).all(1) & (y.sum(1) == 1)).all())
 
 
 def model_maker(model: Any) -> Callable[[], nn.Module]:
@@ -162,6 +214,15 @@ def built(make: Callable[[], nn.Module]) -> nn.Module:
         ) from error
     if not isinstance(module, nn.Module):
         raise ConfigError(f"model returned an object of type {type(module).__name__}; it must be a torch.nn.Module")
+    lazy = [
+        name for name, part in module.named_modules() if any(map(is_lazy, [*part._parameters.values(), *part._buffers.values()]))
+    ]
+    if lazy:
+        shown = ", ".join(f"{type(module.get_submodule(name)).__name__} {name}".strip() for name in lazy[:3])
+        raise ConfigError(
+            f"{type(module).__name__} has layers whose sizes are known only once they are called ({shown}); give them their sizes, as in "
+            "nn.Linear(8, 2) for nn.LazyLinear(2)"
+        )
     return module
 
 
@@ -213,12 +274,34 @@ def try_model(make: Callable[[], nn.Module], x: Any, y: Any, loss: Any, num_clas
             if found.dim() < 2 or found.shape[1] < num_classes:
                 raise ConfigError(
                     f"{name} returns shape {[1, *found.shape[1:]]} for one sample; {num_classes} classes require "
-                    f"[1, {num_classes}, ...]{_from_zero(y)}"
+                    f"[1, {num_classes}, ...]{_from_zero(y) or _of_masks(num_classes)}"
                 )
+        _check_scores(module, out, loss, output)
         _try_loss(module, name, out, y, loss, output)
         module.zero_grad(set_to_none=True)
         for part, mode in modes.items():
             part.training = mode
+
+
+def _check_scores(module: nn.Module, out: Any, loss: Any, output: str | int | None) -> None:
+    """Refuse scores that are no log-probabilities for the loss ``nll``, and warn of probabilities where a loss takes scores."""
+    entropy, nll, bce = loss is F.cross_entropy or _named(loss, "cross_entropy"), _named(loss, "nll"), _named(loss, "bce")
+    found = scores(out, output).detach().float() if entropy or nll or bce else torch.empty(0)
+    if found.dim() < 2 or not bool(found.isfinite().all()):
+        return
+    name, several = type(module).__name__, found.shape[1] > 1
+    if nll and several and float(found.logsumexp(1).abs().max()) > _NEAR:
+        raise ConfigError(
+            f"{name} returns scores that are no log-probabilities, which loss='nll' requires; end it with nn.LogSoftmax(1), or use "
+            "loss='cross_entropy'"
+        )
+    summed = entropy and several and bool((found >= 0).all()) and float((found.sum(1) - 1).abs().max()) < 1e-4
+    if summed or (bce and isinstance(list(module.modules())[-1], nn.Sigmoid) and bool(((found >= 0) & (found <= 1)).all())):
+        what, again = ("softmax", "cross_entropy") if summed else ("sigmoid", "bce")
+        text = (
+            f"{name} returns probabilities, of which loss={again!r} takes the {what} once more; return the scores before the {what}"
+        )
+        warnings.warn(text, ScoresWarning, stacklevel=2)
 
 
 def _try_loss(module: nn.Module, name: str, out: Any, y: Any, loss: Any, output: str | int | None) -> None:
@@ -229,7 +312,12 @@ def _try_loss(module: nn.Module, name: str, out: Any, y: Any, loss: Any, output:
     except PacelineError:
         raise
     except Exception as error:
-        raise ConfigError(f"the loss does not accept {shapes} and {wanted}: {type(error).__name__}: {error}") from error
+        hint = (
+            "; the targets are one-hot: pass y.argmax(1)"
+            if _one_hot(y) and isinstance(out, Tensor) and out.shape == y.shape
+            else ""
+        )
+        raise ConfigError(f"the loss does not accept {shapes} and {wanted}: {type(error).__name__}: {error}{hint}") from error
     if not isinstance(value, Tensor) or value.numel() != 1 or value.dim():
         what = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise ConfigError(f"the loss returns {what}; it must return one scalar tensor: its mean over the batch")

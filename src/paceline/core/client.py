@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property, partial
 from typing import Any, TypedDict, TypeVar
 
@@ -14,13 +15,14 @@ from paceline.core.errors import ConfigError, PlanError
 from paceline.core.evaluation import Evaluation
 from paceline.core.generators import nested, reseed
 from paceline.core.hooks import NO_HOOKS, Hooks
+from paceline.core.limits import StepLimit, WorkTime
 from paceline.core.memory import Memory
 from paceline.core.optimizers import PLAIN_SGD, SGD, AdamW, Optimizer
 from paceline.core.params import Params, Resident
 from paceline.core.random import derive
 from paceline.core.samples import ClientData, Problem
 from paceline.core.services import Services
-from paceline.core.training import Job, StepLimit, Trained, WorkTime, answer, norms_in
+from paceline.core.training import Job, Trained, answer, norms_in
 from paceline.core.tree import Tree
 
 __all__ = ["SGD", "AdamW", "Client", "ClientData", "Hooks", "LocalOptions", "Memory", "Problem", "Trained"]
@@ -219,6 +221,7 @@ class Client:
         model: Resident | None = None,
         alone: bool = False,
         batches: str | None = None,
+        prepare: Callable[[nn.Module], AbstractContextManager[Any]] | None = None,
         limit: StepLimit | None = None,
     ) -> Trained:
         """Train from `start` on this client's data: the one local loop.
@@ -232,6 +235,7 @@ class Client:
             model: a resident module to use in place of the client's own (a sub-model).
             alone: the module was prepared for this client (forward hooks, buffers), so it trains at once and
                 by itself.
+            prepare: context in which the module trains, such as one with forward hooks; clients with equal ones can train as one.
             batches: a name: trainings of this call that give the same one see the same batches.
             limit: ``(planned, done, seconds) -> steps``, asked after each step, ends a training early that takes too long.
 
@@ -262,17 +266,20 @@ class Client:
             partial(self.stream, "order", self._loops if batches is None else batches),
             optimizer,
             hooks,
-            alone or model.stateful,
+            alone,
             self.strict,
+            prepare=prepare,
         )
         if limit is not None:
             self._limit(job, limit)
-        if own and "_buffers" in self.memory:
-            model.load_buffers(self.memory["_buffers"])
+        if model.stateful:
+            job.buffers = dict(self.memory.get("_buffers", model.initial_buffers)) if own else model.local_buffers()
         trained: Trained = self._asked(job)
         self.flops += 3.0 * model.flops * trained.samples  # backward costs about twice the forward pass
         if own:
-            self.memory["_buffers"] = model.local_buffers()
+            self.memory["_buffers"] = job.buffers
+        elif job.buffers is not None:
+            model.load_buffers(job.buffers)  # the caller reads them before another client trains
         if self.problem.buffers == "recompute" and trained.steps:
             trained.params.vector[model.layout.num_params :] = start.vector[model.layout.num_params :]
         return trained
@@ -376,8 +383,8 @@ class Client:
         model = model or self.model
         if data is None:
             data = self.test if len(self.test) else self.train
-        if model is self.model and model.stateful and "_buffers" in self.memory:
-            model.load_buffers(self.memory["_buffers"])
+        if model is self.model and model.stateful:
+            model.load_buffers(self.memory.get("_buffers", model.initial_buffers))
         self.flops += model.flops * len(data)
         request = Evaluation(model, params, self.problem, data, model.stateful, outputs, self._draw)
         sums: dict[str, Any] = self._asked(request)

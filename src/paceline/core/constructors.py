@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from paceline.core.arrays import Arrays
-from paceline.core.checks import try_model
+from paceline.core.checks import check_range, try_model
 from paceline.core.columns import columns, first, kind_of, length
 from paceline.core.datasets import joined, samples
 from paceline.core.errors import ConfigError, DataFormatError, UnknownNameError
-from paceline.core.frames import FrameColumns, classes_of, codes
+from paceline.core.frames import FrameColumns, check_frame, classes_of, codes
 from paceline.core.hooks import Loss
 from paceline.core.huggingface import RowDataset, check_dataset, class_names
 from paceline.core.layout import Buffers
@@ -192,8 +192,13 @@ class Constructors:
         parts = [samples(data, f"client {name!r}", kind, **read) for name, data in clients.items()]
         held = None
         if isinstance(test, int | float):
-            pairs = [apart(part, held_out(length(part[0]), test, k)) for k, part in enumerate(parts)]
-            parts, held = [pair[0] for pair in pairs], joined([pair[1] for pair in pairs if length(pair[1][0])], "test")
+            rows = [held_out(length(part[0]), test, k) for k, part in enumerate(parts)]
+            pairs = [apart(part, some) for part, some in zip(parts, rows, strict=True) if len(some)] or [apart(parts[0], rows[0])]
+            kept = iter([pair[0] for pair in pairs])
+            parts = [
+                next(kept) if len(some) else part for part, some in zip(parts, rows, strict=True)
+            ]  # one sample is for training
+            held = joined([pair[1] for pair in pairs], "test")
         owner = torch.repeat_interleave(torch.arange(len(parts)), torch.tensor([length(x) for x, _ in parts]))
         found = samples(test, "test", kind, **read) if held is None else held
         return cls._of(joined(parts, "train"), found, make, owner, tuple(map(str, clients)), options)
@@ -241,8 +246,7 @@ class Constructors:
             >>> task.info["inputs"], task.loss.name
             ('age, sex=f, sex=m', 'mse')
         """
-        if not hasattr(frame, "columns") or not hasattr(frame, "__getitem__"):
-            raise DataFormatError(f"a {type(frame).__name__} is not a data frame; pass one of pandas or polars")
+        check_frame(frame)
         whole, rest = frame, test
         if isinstance(test, int | float):
             held = held_out(len(frame), test).numpy()
@@ -335,6 +339,8 @@ class Constructors:
         wanted = given.pop("num_classes", None)
         count = classes_in(make, x, y, y_test, loss, wanted if wanted is not None else len(classes) or None, given)
         loss = reading_scores(make, x, loss, given)
+        check_range(y, "train", loss, given.get("ignore_index"))
+        check_range(y_test, "test", loss, given.get("ignore_index"))
         try_model(make, first(x, 2), first(y, 2), loss, count, given.get("output"))
         made: Any = cls
         task: Self = made(

@@ -12,7 +12,7 @@ from torch import Tensor
 from paceline.core.checks import check_finite
 from paceline.core.columns import Column, Mapped, cast, columns, length, map_tree
 from paceline.core.errors import DataError, DataFormatError
-from paceline.core.reading import Reader, Sampled
+from paceline.core.reading import Reader, Sampled, sample_at
 
 __all__ = ["RESIDENT", "check_lengths", "columnar", "joined", "samples"]
 
@@ -53,7 +53,7 @@ def samples(
         check_lengths(x, y, which)
     else:
         _check_map_style(data, which)
-        head = data[0] if len(data) else None  # read once: a sample may be drawn
+        head = sample_at(data, 0, which) if len(data) else None  # read once: a sample may be drawn
         if len(data) and (resident is False or (resident is None and (collate is not None or len(data) * _size(head) > RESIDENT))):
             return _sampled(Reader(data, collate, workers, dtype), which)
         x, y = _collect(data, which, head)
@@ -117,7 +117,7 @@ def _collect(data: Any, which: str, head: Any) -> tuple[Any, Any]:
     read: list[tuple[list[Tensor], list[Tensor]]] = []
     shape: list[Any] = []
     for i in range(len(data)):
-        sample = data[i] if i else head
+        sample = sample_at(data, i, which) if i else head
         if not isinstance(sample, tuple | list) or len(sample) != 2:
             if isinstance(data, tuple | list) and len(data) == 2 and isinstance(sample, list):
                 raise DataFormatError(f"{which}: got a pair of lists; convert each to a tensor or an array")

@@ -189,6 +189,9 @@ class Clock(Protocol):
     def wait(self, seconds: float) -> None:
         """Let seconds pass in which the server asks nothing."""
 
+    def since(self, start: float) -> list[dict[str, Any]]:
+        """Return the calls from a time on in plain types: who computed, sent and waited, with times relative to it."""
+
 
 @dataclass(frozen=True)
 class SumRequest:
@@ -244,8 +247,11 @@ class CallInfo:
         self.seconds += other.seconds
         self.bytes_up += other.bytes_up
         self.bytes_down += other.bytes_down
-        for client, seconds in other.arrived.items():
-            self.arrived[client] = max(self.arrived.get(client, 0.0), seconds)
+        if not self.arrived:
+            self.arrived = dict(other.arrived)
+        else:
+            for client, seconds in other.arrived.items():
+                self.arrived[client] = max(self.arrived.get(client, 0.0), seconds)
         self.dropped.update(other.dropped)
 
 

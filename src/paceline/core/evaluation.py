@@ -97,6 +97,7 @@ def evaluate(
         hits = torch.zeros(problem.num_classes, dtype=torch.int64, device=model.device)
         counts, samples, terms = torch.zeros_like(hits), 0, MetricTerms(problem)
         every = terms.scores_all and all_scored(data.y)  # then nothing of a pass is read before the end
+        seen: list[tuple[Tensor, Tensor]] = []
         for x, y in data.batches(_fitting(model, data, batch_size, outputs)):
             out = call(model.module, x) if outputs is None else outputs(model.module, x)
             if not classified(problem, y):
@@ -108,9 +109,8 @@ def evaluate(
                 continue
             if every:
                 loss += problem.loss(out, y).double() * y.numel()
-                flat, right = y.reshape(-1).long(), scores(out, terms.output).argmax(1).reshape(-1)
-                counts.index_add_(0, flat, torch.ones_like(flat))
-                hits.index_add_(0, flat, (right == flat).long())
+                flat = y.reshape(-1)
+                seen.append((flat, scores(out, terms.output).argmax(1).reshape(-1) == flat))
                 if terms.metrics:
                     terms.add(out, y, counted=True)
                 continue
@@ -122,6 +122,10 @@ def evaluate(
                 hits += torch.bincount(_right(scores(out, terms.output), marked), minlength=len(counts))
                 if terms.metrics:
                     terms.add(out, y, counted=True)
+        if seen:  # counted at once, as the calls cost more than the counting
+            flat, right = (torch.cat(parts).long() for parts in zip(*seen, strict=True))
+            counts.index_add_(0, flat, torch.ones_like(flat))
+            hits.index_add_(0, flat, right)
         loss, hits, counts = download([loss, hits, counts])
         sums = _sums(float(loss), hits, counts, samples + int(counts.sum()))
         if not terms.metrics:

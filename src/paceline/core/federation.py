@@ -343,13 +343,10 @@ class Federation(Population):
             receipts = [dataclasses.replace(r, compute=0.0, network=0.0, bytes_up=0, bytes_down=0) for r in receipts]
         receipts.sort(key=operator.attrgetter("client"))
         info = CallInfo(seconds=self.clock.advance(function, receipts, deadline) if passes else 0.0)
-        for receipt in receipts:
-            info.bytes_up += receipt.bytes_up
-            info.bytes_down += receipt.bytes_down
-            if receipt.dropped is None:
-                info.arrived[receipt.client] = receipt.compute + receipt.network
-            else:
-                info.dropped[receipt.client] = receipt.dropped
+        info.bytes_up, info.bytes_down = sum([r.bytes_up for r in receipts]), sum([r.bytes_down for r in receipts])
+        info.arrived = {r.client: r.compute + r.network for r in receipts if r.dropped is None}
+        if len(info.arrived) < len(receipts):
+            info.dropped = {r.client: r.dropped for r in receipts if r.dropped is not None}
         self.last = info
         self.lost |= {c: why for c, why in info.dropped.items() if kind_of(why) in ("refused", "failed")}
         self._open.add(info)
@@ -374,7 +371,9 @@ class Federation(Population):
             counted.update(summed.survivors)  # a client lost in a later phase may have answered earlier ones
             if len(counted) < self.quorum:
                 raise self.too_few(f"round {self.round}: {len(counted)} clients replied, fewer than the quorum of {self.quorum}")
-        arrived = {c: t for c, t in self._open.arrived.items() if c in counted}
+        arrived = self._open.arrived
+        if not arrived.keys() <= counted:
+            arrived = {c: t for c, t in arrived.items() if c in counted}
         self.last = dataclasses.replace(self._open, arrived=arrived, notes=summed.notes)
         total = rebuild(summed.structure, summed.tensors, summed.scalars, summed.denominators)
         self.statistics.see(message, total)

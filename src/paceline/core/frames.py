@@ -13,10 +13,23 @@ from torch import Tensor
 
 from paceline.core.errors import DataError, DataFormatError, UnknownNameError
 
-__all__ = ["FrameColumns", "classes_of", "codes"]
+__all__ = ["FrameColumns", "check_frame", "classes_of", "codes"]
 
 _MOST = 50
 """Categories of a text column up to which it is encoded."""
+
+
+def check_frame(frame: Any) -> None:
+    """Raise `DataFormatError` for what is no data frame of pandas or polars, or one whose columns have no names of their own."""
+    if not hasattr(frame, "columns") or not hasattr(frame, "__getitem__"):
+        raise DataFormatError(f"a {type(frame).__name__} is not a data frame; pass one of pandas or polars")
+    names = list(frame.columns)
+    wrong = next((name for name in names if not isinstance(name, str)), None)
+    if wrong is not None:
+        raise DataFormatError(f"column {wrong!r} of the data frame has a {type(wrong).__name__} as its name; name columns by texts")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataFormatError(f"the data frame has more than one column {twice!r}; rename one")
 
 
 class FrameColumns:
@@ -40,6 +53,11 @@ class FrameColumns:
                 deviation = float(values.std()) if standardize and values.dtype.kind != "b" else 0.0
                 self.scales[name] = (float(values.mean()), deviation) if deviation > 0 else (0.0, 1.0)
                 continue
+            nested = next((v for v in values if isinstance(v, list | tuple | dict | set | np.ndarray)), None)
+            if nested is not None:
+                raise DataFormatError(
+                    f"column {name!r} holds a {type(nested).__name__} in a cell; leave it out with columns=[...], or give its parts columns"
+                )
             found = sorted({str(v) for v in values})
             if len(found) > _MOST:
                 raise DataFormatError(

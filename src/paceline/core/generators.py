@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["GeneratorWatch", "drawing", "nested", "reseed", "reseed_nested"]
+__all__ = ["GeneratorWatch", "drawing", "generators_of", "nested", "reseed", "reseed_nested"]
 
 _MASK = (1 << 32) - 1
 
@@ -27,7 +27,7 @@ class _Depth(threading.local):
 _depth = _Depth()
 
 
-def _generators(device: torch.device | str) -> list[torch.Generator]:
+def generators_of(device: torch.device | str) -> list[torch.Generator]:
     """Return torch's global generators used by code on `device`."""
     device = torch.device(device)
     if device.type != "cuda":
@@ -38,7 +38,7 @@ def _generators(device: torch.device | str) -> list[torch.Generator]:
 
 def reseed(seed: int, device: torch.device | str = "cpu") -> None:
     """Seed the global generators with the stream `seed`. Use it within `drawing`, which restores them."""
-    for generator in _generators(device):
+    for generator in generators_of(device):
         generator.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed & _MASK)
@@ -63,7 +63,7 @@ class drawing:
         self.seed, self.device = seed, device
 
     def __enter__(self) -> None:
-        self._generators = _generators(self.device)
+        self._generators = generators_of(self.device)
         self._saved = [g.get_state() for g in self._generators]
         self._python: Any = random.getstate()
         self._numpy: Any = np.random.get_state(legacy=False)
@@ -110,7 +110,7 @@ class GeneratorWatch:
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
-        self._generators = _generators(device)
+        self._generators = generators_of(device)
         reseed(_WATCH_SEED, device)
         self._states = [g.get_state() for g in self._generators]
 

@@ -93,6 +93,8 @@ class Layout:
             chosen = [(n, p) for n, p in module.named_parameters() if keep(n)]
         if not chosen:
             names = [n for n, _ in module.named_parameters()]
+            if trainable is None:
+                raise LayoutError(f"no parameter of the module requires a gradient, so nothing is trained; it has {names}")
             raise LayoutError(f"trainable={trainable!r} matches no parameter; the module has {names}")
         wrong = [n for n, p in chosen if p.dtype not in _DTYPES]
         if wrong:

@@ -155,6 +155,8 @@ LOSSES = {
 CLASS_LOSSES = frozenset({"cross_entropy", "nll", "dice"})
 """Losses whose targets may be class indices, with one channel of scores for each class."""
 
+VALUE_LOSSES = frozenset({"mse", "l1", "huber", "poisson"})
+"""Losses whose targets are numbers."""
 
 _INDICES = frozenset({"cross_entropy", "nll"})
 

@@ -114,7 +114,8 @@ def apart(data: tuple[Any, Any], held: Tensor) -> tuple[tuple[Any, Any], tuple[A
     count = length(data[0])
     kept = torch.ones(count, dtype=torch.bool).index_fill(0, held, False).nonzero()[:, 0]
     if not len(held):
-        raise DataError("the test set has no samples; hold out a share with test=0.2, or pass one")
+        few = "; 1 sample is too few for both parts" if count == 1 else ""
+        raise DataError(f"the test set has no samples{few}; hold out a share with test=0.2, or pass one")
     return (select(data[0], kept), select(data[1], kept)), (select(data[0], held), select(data[1], held))
 
 

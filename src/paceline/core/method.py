@@ -167,6 +167,9 @@ class Method(Generic[S], metaclass=Checked):
     """The paper's main result, in one sentence."""
     differs: ClassVar[str] = ""
     """How the default form differs from the paper's, in one sentence; empty if it does not."""
+    width_key: ClassVar[str | None] = None
+    """Key of a client's memory with the width of the model that it trained last, where clients differ in it. Simulations put
+    clients of equal width into one chunk, so that they train as one; results do not depend on it."""
     has_model: ClassVar[bool] = True
     """Whether there is one global model; otherwise `model` returns the shared values, and clients' own models are evaluated."""
     names_clients: ClassVar[bool] = False

@@ -10,21 +10,24 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from paceline.core.digits import digits, real
-from paceline.core.errors import ConfigError
+from paceline.core.errors import ConfigError, PacelineError
+from paceline.core.failures import reason_of
 from paceline.core.placement import download
 
 __all__ = [
+    "Judges",
     "Metric",
     "Primary",
     "added",
     "adjusted_rand",
     "chosen",
+    "failed",
     "figures",
     "measured",
     "packed",
@@ -32,11 +35,15 @@ __all__ = [
 ]
 
 
+Judges = Literal["anything", "classes", "labels", "values"]
+"""What targets a metric is for: no particular ones, class indices, labels from 0 to 1, or real values."""
+
+
 class Metric:
     """A figure of merit whose terms add up over batches and clients.
 
-    A subclass defines `terms` and `figures`. Its options are the fields of a frozen dataclass, or parameters of
-    ``__init__``. For class indices, labels and values, the bases in `paceline.metrics` leave out targets that do not count.
+    A subclass defines `terms` and `figures`. Its options are the fields of a frozen dataclass. For class
+    indices, labels and values, the bases in `paceline.metrics` leave out targets that do not count.
 
     Example:
         >>> import torch
@@ -60,6 +67,9 @@ class Metric:
     whole: ClassVar[bool] = True
     """Whether `terms` takes outputs and targets as they are; otherwise the tensor of scores, and that of targets in which those
     that do not count are negative or NaN."""
+
+    judges: ClassVar[Judges] = "anything"
+    """What targets it is for; others are refused before a run."""
 
     @property
     def figure(self) -> str:
@@ -89,6 +99,15 @@ class Metric:
             total: summed terms: int64, or float64 for real terms.
         """
         raise NotImplementedError
+
+
+def failed(metric: Metric, function: str, error: Exception) -> PacelineError:
+    """Return the error for a metric whose function raised one: that itself if it is Paceline's, else where it was raised."""
+    if isinstance(error, PacelineError):
+        return error
+    if isinstance(error, NotImplementedError):
+        return ConfigError(f"{type(metric).__name__} has no function {function}; define terms and figures")
+    return ConfigError(f"metric {metric.figure}: {type(metric).__name__}.{function} failed: {reason_of(error)}")
 
 
 class Primary(NamedTuple):
@@ -170,7 +189,10 @@ def measured(sums: Mapping[str, Any], metrics: Sequence[Metric]) -> dict[str, fl
             continue
         else:
             total = {**terms["counts"], **{name: real(value) for name, value in terms["values"].items()}}
-        new = metric.figures(total)
+        try:
+            new = metric.figures(total)
+        except Exception as error:
+            raise failed(metric, "figures", error) from error
         if metric.figure not in new:
             raise ConfigError(f"{type(metric).__name__}.figures returned {sorted(new)} without its main figure {metric.figure!r}")
         found |= new

@@ -238,7 +238,12 @@ class Resident:
                 parameter.grad = self.grads[name]
             else:
                 parameter.requires_grad_(False)
-        self._stateful = any(name not in owned for name, _ in float_buffers(self.module))
+        self.initial_buffers = {n: b.detach().clone() for n, b in float_buffers(self.module) if n not in owned}
+        """Float buffers outside the vector, as they are before any training."""
+        counters = [(n, b) for n, b in self.module.named_buffers() if n.rpartition(".")[2] == "num_batches_tracked"]
+        self.counters = {name: int(buffer) for name, buffer in counters}
+        """Initial values of BatchNorm's counters of batches; every local training starts with them."""
+        self._counters = [(buffer, self.counters[name]) for name, buffer in counters]
         for name, _ in float_buffers(self.module):
             if name in owned and name not in apart:
                 parent, _, leaf = name.rpartition(".")
@@ -278,6 +283,11 @@ class Resident:
         for view, tensor in self._cast_buffers:
             view.copy_(tensor)
 
+    def restart(self) -> None:
+        """Reset BatchNorm's counters of batches, which belong to one local training."""
+        for buffer, initial in self._counters:
+            buffer.fill_(initial)
+
     def snapshot(self) -> Params:
         """Return a copy of the current values, in float32."""
         vector = self.params.vector
@@ -304,7 +314,7 @@ class Resident:
     @property
     def stateful(self) -> bool:
         """Whether the module has float buffers that are not in the vector (policy ``local``)."""
-        return self._stateful
+        return bool(self.initial_buffers)
 
     def local_buffers(self) -> dict[str, Tensor]:
         """Return copies of the float buffers outside the vector."""
@@ -312,6 +322,8 @@ class Resident:
 
     def load_buffers(self, values: dict[str, Tensor]) -> None:
         """Copy float buffers outside the vector back into the module."""
+        if not values:
+            return
         own = dict(float_buffers(self.module))
         for name, value in values.items():
             own[name].copy_(value)

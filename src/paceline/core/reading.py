@@ -13,16 +13,39 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from paceline.core.columns import Column, cast, map_tree
-from paceline.core.errors import DataFormatError
+from paceline.core.errors import DataError, DataFormatError, PacelineError
+from paceline.core.failures import reason_of
 from paceline.core.generators import GeneratorWatch, drawing
 
-__all__ = ["Reader", "Sampled"]
+__all__ = ["Reader", "Sampled", "sample_at"]
 
 AHEAD = 2
 """Batches that are read before they are needed."""
 
 _HASHED = 32
 """Samples that identify a data set, evenly spaced."""
+
+
+def sample_at(data: Any, index: int, which: str = "") -> Any:
+    """Return a sample of a map-style data set.
+
+    Args:
+        data: the data set.
+        index: of the sample.
+        which: part of the task, for the message.
+
+    Raises:
+        DataError: the data set raised an error; names the sample, and where it was raised.
+    """
+    try:
+        return data[index]
+    except PacelineError:
+        raise
+    except Exception as error:
+        whose = f"{which}: " if which else ""
+        while isinstance(data, torch.utils.data.Subset):
+            data, index = data.dataset, data.indices[index]
+        raise DataError(f"{whose}sample {index} of {type(data).__name__} cannot be read: {reason_of(error)}") from error
 
 
 class Reader:
@@ -50,7 +73,7 @@ class Reader:
         self.data, self.collate, self.workers, self.dtype, self.device = data, collate, workers, dtype, torch.device(device)
         with drawing(0):
             watch = GeneratorWatch()
-            _ = self.data[0]
+            _ = sample_at(self.data, 0)
             self.draws = watch.advanced()
 
     def __len__(self) -> int:
@@ -75,12 +98,25 @@ class Reader:
 
     def read(self, rows: Tensor) -> tuple[Any, Any]:
         """Return the (inputs, targets) of a batch."""
-        samples = [self.data[i] for i in rows.tolist()]
-        batch = default_collate(samples) if self.collate is None else self.collate(samples)
+        samples = [sample_at(self.data, i) for i in rows.tolist()]
+        batch = self._collated(samples, rows)
         if not isinstance(batch, tuple | list) or len(batch) != 2:
             raise DataFormatError(f"collate returned a {type(batch).__name__}; it must return a pair (inputs, targets)")
         inputs, targets = (map_tree(self._tensor, cast(map_tree(torch.as_tensor, part), self.dtype)) for part in batch)
         return inputs, targets
+
+    def _collated(self, samples: list[Any], rows: Tensor) -> Any:
+        """Return the batch of samples; raises `DataFormatError` where these do not fit together."""
+        try:
+            return default_collate(samples) if self.collate is None else self.collate(samples)
+        except PacelineError:
+            raise
+        except Exception as error:
+            advice = (
+                "pad or crop them to the same shape, or pass collate=" if self.collate is None else "correct the function collate"
+            )
+            shown = ", ".join(map(str, rows.tolist()[:5])) + (", ..." if len(rows) > 5 else "")
+            raise DataFormatError(f"samples {shown} make no batch: {reason_of(error)}; {advice}") from error
 
     def _tensor(self, value: Tensor) -> Tensor:
         kind = value.dtype if value.is_floating_point() or value.dtype in (torch.bool, torch.uint8) else torch.int64

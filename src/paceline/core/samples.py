@@ -51,6 +51,10 @@ class Split:
         """Return how many training samples a client has."""
         return int(self(client)[0].shape[0])
 
+    def nums_train(self, clients: Sequence[int]) -> list[int]:
+        """Return how many training samples each of some clients has."""
+        return [self.num_train(client) for client in clients]
+
     def together(self, clients: Sequence[int]) -> Tensor | None:
         """Return the training rows of several clients, shape [K, n]; None where they have unequally many."""
         rows = [self(client)[0] for client in clients]
@@ -66,12 +70,13 @@ class ClientData:
         device: device of the columns; that of `index` by default. Rows on the host are copied there when they are first used.
     """
 
-    __slots__ = ("_device", "_index", "_rows", "x", "y")
+    __slots__ = ("_device", "_index", "_rows", "_running", "x", "y")
 
     def __init__(self, x: Samples, y: Samples, index: Tensor, device: torch.device | str | None = None) -> None:
         self.x, self.y, self._rows = x, y, index
         self._device = index.device if device is None else torch.device(device)
         self._index: Tensor | None = None
+        self._running: bool | None = None
 
     def __len__(self) -> int:
         return self._rows.shape[0]
@@ -134,10 +139,11 @@ class ClientData:
             yield batch
 
     def _consecutive(self) -> bool:
-        index = self.index
-        if index.device.type != "cpu" or not len(index) or int(index[-1]) - int(index[0]) != len(index) - 1:
-            return False
-        return torch.equal(index, torch.arange(int(index[0]), int(index[-1]) + 1))
+        if self._running is None:
+            index = self.index
+            span = index.device.type == "cpu" and len(index) > 0 and int(index[-1]) - int(index[0]) == len(index) - 1
+            self._running = span and torch.equal(index, torch.arange(int(index[0]), int(index[-1]) + 1))
+        return self._running
 
 
 def shuffled(rows: Tensor, generator: torch.Generator) -> Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from paceline.core.arrays import Arrays
 from paceline.core.constructors import Constructors
+from paceline.core.errors import ConfigError
 from paceline.core.fingerprint import digest
 from paceline.core.generators import drawing
 from paceline.core.hooks import Loss
@@ -87,6 +89,7 @@ class Task(Constructors):
         loss = find_loss(self.loss, self.ignore_index, self.mask, self.output)
         if loss is not self.loss:
             object.__setattr__(self, "loss", loss)
+        object.__setattr__(self, "target_scaling", _scaling(self.target_scaling))
 
     @cached_property
     def fingerprint(self) -> dict[str, str]:
@@ -121,6 +124,20 @@ class Task(Constructors):
     def parts(self) -> Sequence[Part]:
         """Return what of the test set is judged by itself too: rows, and ``(module, inputs) -> scores`` or None."""
         return ()
+
+
+def _scaling(given: Any) -> tuple[float, float]:
+    """Return mean and deviation of the targets as two numbers."""
+    try:
+        mean, deviation = (float(value) for value in given)
+        if math.isfinite(mean) and 0 < deviation < math.inf:
+            return mean, deviation
+    except (TypeError, ValueError, RuntimeError):
+        pass
+    raise ConfigError(
+        f"target_scaling={given!r} must be the mean and the deviation of all targets, two numbers with a deviation above 0; where columns "
+        "of targets have scalings of their own, leave it out: metrics are then in standardised units"
+    )
 
 
 _NO_DATA = {f.name for f in fields(Task)} - {"train", "test"}

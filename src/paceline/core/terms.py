@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paceline.core.columns import call, length
-from paceline.core.errors import ConfigError
+from paceline.core.columns import call, columns, length
+from paceline.core.errors import ConfigError, DataFormatError
 from paceline.core.generators import drawing
-from paceline.core.losses import CLASS_LOSSES, NamedLoss, counted, scores, target
-from paceline.core.metrics import Metric, Primary, chosen, measured, packed, primary
+from paceline.core.losses import CLASS_LOSSES, VALUE_LOSSES, NamedLoss, counted, scores, target
+from paceline.core.metrics import Metric, Primary, chosen, failed, measured, packed, primary
 from paceline.core.params import Resident
 from paceline.core.samples import ClientData, Problem
 
@@ -77,12 +77,15 @@ class MetricTerms:
         """
         self.counted = counted
         for metric in self._asked():
-            terms = metric.terms(*self.judged(metric, outputs, targets))
-            total = self.totals.setdefault(metric.figure, {})
-            for name, term in terms.items():
-                value = torch.as_tensor(term)
-                value = value.double() if value.is_floating_point() else value.long()
-                total[name] = total[name] + value if name in total else value
+            try:
+                terms = metric.terms(*self.judged(metric, outputs, targets))
+                total = self.totals.setdefault(metric.figure, {})
+                for name, term in terms.items():
+                    value = torch.as_tensor(term)
+                    value = value.double() if value.is_floating_point() else value.long()
+                    total[name] = total[name] + value if name in total else value
+            except Exception as error:
+                raise failed(metric, "terms", error) from error
 
     def _asked(self) -> list[Metric]:
         return [metric for metric in self.metrics if not (metric.counted and self.counted)]
@@ -152,14 +155,40 @@ def check_metrics(task: Any, module: nn.Module) -> None:
 
     Raises:
         DataFormatError: outputs and targets do not fit a metric.
-        ConfigError: a metric does not return its main figure.
+        ConfigError: a metric does not return its main figure, or fails.
     """
     terms, rows = MetricTerms(task), torch.arange(min(2, length(task.train.y)))
     if not terms.metrics or getattr(task, "objective", None) is not None:
         return
+    for metric in terms.metrics:
+        _check_kind(metric, terms, task)
     mode = module.training
     with drawing(0):
         x, y = ClientData(task.train.x, task.train.y, rows).at(rows)
         terms.add(call(module.eval(), x), y)
         module.train(mode)
     measured(terms.into({}), terms.metrics)
+
+
+def _check_kind(metric: Metric, terms: MetricTerms, task: Any) -> None:
+    """Raise `DataFormatError` for a metric of classes on targets that are numbers, or one of numbers on classes."""
+    if metric.judges == "anything" or metric.whole:
+        return
+    name = task.loss.name if isinstance(task.loss, NamedLoss) else ""
+    if metric.judges == "values":
+        wrong = "classes" if name in CLASS_LOSSES else "labels" if name == "bce" else ""
+    else:
+        wrong = "numbers" if name in VALUE_LOSSES or _are_numbers(task.train.y, terms, metric.judges == "labels") else ""
+    if wrong:
+        raise DataFormatError(
+            f"{metric.figure} is a metric of {metric.judges}, but the targets are {wrong}{f' (loss {name})' if name else ''}; choose a "
+            "metric for this kind of task (paceline metrics), or write one"
+        )
+
+
+def _are_numbers(targets: Any, terms: MetricTerms, soft: bool) -> bool:
+    """Return whether there are targets that count and are neither class indices nor labels of 0 and 1, or between them if `soft`."""
+    if any(not isinstance(part, Tensor) for _, part in columns(targets)):
+        return False
+    y = terms.marked(targets)
+    return y.is_floating_point() and bool((y > 1).any() if soft else ((y != 0) & (y != 1) & (y >= 0)).any())

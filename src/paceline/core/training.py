@@ -7,6 +7,7 @@ serves both.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from paceline.core.columns import Samples, call, length
 from paceline.core.errors import NonFiniteError
 from paceline.core.generators import nested
 from paceline.core.hooks import NO_HOOKS, Hooks, Loss
+from paceline.core.limits import StepLimit, synchronized
 from paceline.core.linears import linears
 from paceline.core.optimizers import PLAIN_SGD, SGD, Optimizer
 from paceline.core.params import Params, Resident
@@ -29,24 +31,7 @@ from paceline.core.profiling import spent
 from paceline.core.random import torch_rng
 from paceline.core.samples import ClientData, shuffled
 
-__all__ = ["Job", "Learner", "LoopRequest", "One", "StepLimit", "Trained", "WorkTime", "answer", "descend", "norms_in", "train"]
-
-
-StepLimit = Callable[[int, float, float], int]
-"""Returns the steps to take in all, from the steps planned, the steps done and the seconds that they took. A smaller batch is a
-part of a step done: steps count by their samples."""
-
-
-class WorkTime(NamedTuple):
-    """Converts a client's work in one call to seconds on its device.
-
-    Args:
-        measured: whether `seconds` takes seconds on this machine; otherwise it takes FLOPs.
-        seconds: the conversion.
-    """
-
-    measured: bool
-    seconds: Callable[[float], float]
+__all__ = ["Job", "Learner", "LoopRequest", "One", "Trained", "answer", "descend", "norms_in", "train"]
 
 
 class LoopRequest(Protocol):
@@ -107,6 +92,10 @@ class Job:
     alone: bool = False
     strict: bool = False
     limit: StepLimit | None = None
+    buffers: dict[str, Tensor] | None = None
+    """Float buffers of the module that belong to this client (policy ``local``): their values before training, then after it."""
+    prepare: Callable[[nn.Module], contextlib.AbstractContextManager[Any]] | None = None
+    """Context in which the module trains; jobs with equal ones can run as one."""
     step: int | None = None
     batch: tuple[Samples, Samples] | None = field(default=None, repr=False)
     """Current step of the loop and its (inputs, targets), for error messages."""
@@ -122,6 +111,7 @@ class Job:
         hooks, rule = self.hooks, self.optimizer
         return (
             self.steps == 1
+            and self.prepare is None
             and self.loss is F.cross_entropy
             and not (hooks.correct or hooks.direction or hooks.after or hooks.objective or hooks.augment)
             and type(rule) is SGD
@@ -133,6 +123,10 @@ class Job:
         other = object.__new__(Job)
         other.__dict__.update(self.__dict__, data=data, order=order)
         return other
+
+    def prepared(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context in which the module trains."""
+        return contextlib.nullcontext() if self.prepare is None else self.prepare(self.model.module)
 
     def run(self) -> Trained:
         """Train this client by itself."""
@@ -247,12 +241,6 @@ def descend(learner: Learner) -> None:
             job.steps = job.limited(job.limit, job.steps, step, time.perf_counter() - started)
 
 
-def synchronized(device: torch.device) -> None:
-    """Wait until the device has finished its work, so that it can be timed."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 class One:
     """Learner of a single client, on the worker's resident model."""
 
@@ -264,6 +252,9 @@ class One:
         self.total = torch.zeros((), device=job.model.device)
         self._norms = bool(norms_in(job.model.module))
         job.model.load(job.start)
+        job.model.restart()
+        if job.buffers:
+            job.model.load_buffers(job.buffers)
         job.model.module.train()
 
     def advance(self, step: int) -> None:
@@ -290,14 +281,15 @@ class One:
         """Return the direction after the job's hooks at the live parameters."""
         hooks, at = self.hooks, self.at
         if hooks.direction is not None:
-            here = at.clone()
-            first: list[tuple[Tensor, Tensor]] = []
+            here, own = at.clone(), self.model.local_buffers() if self.job.buffers else {}
+            first: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []
 
             def gradient(point: Params) -> Params:
                 self.model.load(point)
+                self.model.load_buffers(own)
                 value = self._backward()
                 if not first:  # only the first call counts for the loss and the running statistics
-                    first.append((value, at.vector[self._count :].clone()))
+                    first.append((value, at.vector[self._count :].clone(), self.model.local_buffers() if self.job.buffers else {}))
                 return self.model.collect().clone()
 
             along = hooks.direction(gradient, here)
@@ -305,6 +297,7 @@ class One:
             if first:  # otherwise the hook requested no gradient
                 self.total += first[0][0]
                 at.vector[self._count :] = first[0][1]
+                self.model.load_buffers(first[0][2])
         else:
             self.total += self._backward()
             along = self.model.collect()
@@ -367,10 +360,18 @@ def train(job: Job) -> Trained:
     if not job.steps:
         return Trained(job.start.clone(), 0, 0, 0.0)
     stream = nested(job.order().initial_seed(), job.model.device)
-    layers = linears(job.model.module, min(job.batch_size, len(job.data)), job.model.device, job.model.mixed is not None)
-    with spent.on("local steps"), job.model.autocast(), stream, layers:
+    rows = min(job.batch_size, len(job.data))
+    with (
+        spent.on("local steps"),
+        job.model.autocast(),
+        stream,
+        job.prepared(),
+        linears(job.model.module, rows, job.model.device, job.model.mixed is not None),  # of the prepared module
+    ):
         learner = One(job)
         descend(learner)
+    if job.buffers:
+        job.buffers = job.model.local_buffers()
     total = float(learner.total)
     if not math.isfinite(total):
         raise diverged(total, job)

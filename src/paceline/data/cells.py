@@ -8,7 +8,18 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
-__all__ = ["MISSING", "DateStyle", "as_date", "as_number", "comma_style", "date_styles", "is_missing", "is_number", "leading_zero"]
+__all__ = [
+    "MISSING",
+    "DateStyle",
+    "as_date",
+    "as_number",
+    "comma_style",
+    "date_styles",
+    "is_missing",
+    "is_number",
+    "leading_zero",
+    "measured",
+]
 
 MISSING = ("", "?", "na", "nan", "null")
 """Cells that are missing values, in any case. Others are named with ``na=``."""
@@ -19,6 +30,12 @@ _ZERO = re.compile(r"[+-]?0\d+")
 _ISO = re.compile(r"\d{4}-\d\d?-\d\d?([T ]\d\d?:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?")
 _DAYS = re.compile(r"(\d\d?)([./-])(\d\d?)\2(\d{4})([T ]\d\d?:\d\d(:\d\d)?)?")
 _YEARS = re.compile(r"\d{4}/\d\d?/\d\d?")
+_WITH_UNIT = re.compile(
+    r"(?P<sign>[€$£¥]?)\s*[+-]?\d+([.,]\d+)?\s*(?P<unit>[^\W\d_]{1,10}([/.][^\W\d_]{1,10})?|%|‰|°[CF]?|[€$£¥])?"
+)
+_TIME = re.compile(r"\d\d?:\d\d(:\d\d)?")
+_LEAST_MEASURED = 3
+"""Different numbers with the same unit from which on texts are measured values, not names."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 DateStyle = Literal["ymd", "dmy", "mdy"]
@@ -45,6 +62,7 @@ def as_number(text: str, decimal: str = ".") -> float | None:
         >>> as_number("1.5"), as_number("1,5", decimal=","), as_number("1,5"), as_number("inf")
         (1.5, 1.5, None, None)
     """
+    text = text.replace("\N{MINUS SIGN}", "-")
     if decimal == "," and ("." in text or not (text.lstrip("+-").isdigit() or _DECIMAL_COMMA.fullmatch(text))):
         return None
     if "_" in text:  # Python's own notation
@@ -59,6 +77,23 @@ def as_number(text: str, decimal: str = ".") -> float | None:
 def is_number(text: str) -> bool:
     """Return whether a cell denotes a finite number."""
     return as_number(text) is not None
+
+
+def measured(cells: Sequence[str]) -> tuple[str, str]:
+    """Return the unit beside the numbers of at least half of some texts, or ``time of day``, and such a text; empty if there is none.
+
+    Example:
+        >>> measured(["unknown", "12 mg", "7 mg", "0.5 mg"]), measured(["8:30", "9:00", "9:30"]), measured(["T1", "T2", "T3"])
+        (('mg', '12 mg'), ('time of day', '8:30'), ('', ''))
+    """
+    found: dict[str, list[str]] = {}
+    for text in cells:
+        if _TIME.fullmatch(text):
+            found.setdefault("time of day", []).append(text)
+        elif (parts := _WITH_UNIT.fullmatch(text)) and (unit := parts["sign"] or parts["unit"]):
+            found.setdefault(unit, []).append(text)
+    unit, texts = max(found.items(), key=lambda item: len(item[1]), default=("", []))
+    return (unit, texts[0]) if 2 * len(texts) >= len(cells) and len(set(texts)) >= _LEAST_MEASURED else ("", "")
 
 
 def leading_zero(text: str) -> bool:

@@ -12,19 +12,26 @@ from typing import Literal
 import numpy as np
 
 from paceline.core.errors import ConfigError, DataFormatError
-from paceline.data.cells import DateStyle, as_date, as_number, comma_style, date_styles, is_missing, leading_zero
+from paceline.data.cells import DateStyle, as_date, as_number, comma_style, date_styles, is_missing, leading_zero, measured
 from paceline.data.raw import Array
 from paceline.data.schema import MOST_CATEGORIES
 from paceline.data.tables import Table
 
-__all__ = ["ColumnWarning", "Parsed", "Reading", "many_texts", "parse_column", "warn_of_identifier"]
+__all__ = ["ColumnWarning", "Parsed", "Reading", "many_texts", "parse_column", "warn_of_codes", "warn_of_identifier"]
 
 _STRAY = 0.1
 """Share of numbers or dates in a column of texts from which on the texts may be strays."""
 _IDENTIFIER = re.compile(r"(?i)(.*[_ .-])?(id|uid|uuid|key|index|nr|no|mrn|patient|pid)")
 _WHOLE = re.compile(r"[+-]?\d+(\.0*)?")
 _LEAST_ROWS = 20
-"""Rows from which on distinct whole numbers are suspected to be an identifier."""
+"""Rows from which on distinct whole numbers are suspected to be an identifier, and distinct texts to be no categories."""
+_LONGEST = 200
+"""Most characters of a category."""
+_LEAST_DIFFERENT = 5
+"""Other values of a column beside which a number is suspected to be a code."""
+_CODE = re.compile(r"-?9{2,}|-9|-1")
+_SHOWN = 40
+"""Characters of a category that are shown."""
 
 
 class ColumnWarning(UserWarning):
@@ -109,7 +116,7 @@ class Parsed:
             constant = ", the same everywhere" if len(present) and present.min() == present.max() else ""
             text = f"{self.kind}{ends}{constant}"
         else:
-            names = ", ".join(list(dict.fromkeys(known))[:5])
+            names = ", ".join(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..." for text in list(dict.fromkeys(known))[:5])
             text = f"category, {len(known)} values: {names}{', ...' if len(known) > 5 else ''}"
         spelled = ", ".join(f"{'empty' if not name else repr(name)} {count}x" for name, count in self.missing.items())
         return f"{self.name}: {text}{f' ({self.note})' if self.note else ''}{f'; missing: {spelled}' if spelled else ''}"
@@ -137,8 +144,10 @@ def parse_column(table: Table, name: str, how: Reading, kind: str = "") -> Parse
         if not kind:
             raise DataFormatError(f"{table.where}: column {name!r} has no values; leave it out with drop={name}")
         return Parsed(name, "date" if kind == "date" else "number", np.full(len(cells), np.nan), None, missing)
-    if kind == "category" or (declared == "text" and not kind and not date_styles(present)):
+    if kind == "category":
         return _category(table, name, cells, absent, missing)
+    if declared == "text" and not kind and not date_styles(present):
+        return _names(table, name, cells, absent, missing)
     if declared == "number" and kind != "date":
         return _numbers(table, name, cells, absent, missing, ".", "", given=True)
     decimal, note = _decimal(table, name, present, how)
@@ -148,7 +157,7 @@ def parse_column(table: Table, name: str, how: Reading, kind: str = "") -> Parse
     dated = max((sum(as_date(cell, style) is not None for cell in present), style) for style in ("ymd", "dmy", "mdy"))[0]
     if kind == "date" or dated >= max(_STRAY * len(present), 1):
         return _dates(table, name, cells, absent, missing, how)
-    return _category(table, name, cells, absent, missing)
+    return _names(table, name, cells, absent, missing)
 
 
 def _decimal(table: Table, name: str, present: Sequence[str], how: Reading) -> tuple[str, str]:
@@ -233,6 +242,19 @@ def _dates(table: Table, name: str, cells: Sequence[str], absent: Sequence[bool]
     )
 
 
+def _names(table: Table, name: str, cells: Sequence[str], absent: Sequence[bool], missing: Counter[str]) -> Parsed:
+    """Return a column of texts as categories, unless these are numbers with a unit."""
+    present = [cell for cell, gone in zip(cells, absent, strict=True) if not gone]
+    unit, text = measured(present)
+    if unit:
+        what = "times of day, which are no dates" if unit == "time of day" else f"numbers with {unit!r}"
+        raise DataFormatError(
+            f"{table.place(cells.index(text))}: column {name!r} has texts such as {text!r}: these are {what}; write the numbers alone, "
+            f"in one unit, or categories={name} if these are names, or drop={name}"
+        )
+    return _category(table, name, cells, absent, missing)
+
+
 def _category(table: Table, name: str, cells: Sequence[str], absent: Sequence[bool], missing: Counter[str]) -> Parsed:
     texts = _whole_numbers(["" if gone else cell for cell, gone in zip(cells, absent, strict=True)])
     seen: dict[str, str] = {}
@@ -254,7 +276,18 @@ def _whole_numbers(texts: list[str]) -> list[str]:
 
 def many_texts(table: Table, column: Parsed) -> None:
     """Raise `DataFormatError` for a column of texts with more categories than a model can use."""
-    distinct = {text for text in column.texts or () if text}
+    present = [text for text in column.texts or () if text]
+    distinct = set(present)
+    if distinct and len(longest := max(distinct, key=len)) > _LONGEST:
+        raise DataFormatError(
+            f"{table.place((column.texts or ()).index(longest))}: text column {column.name!r} has a text of {len(longest)} characters, "
+            f"which is no category; leave it out with drop={column.name}"
+        )
+    if len(distinct) == len(present) >= _LEAST_ROWS and len(distinct) <= MOST_CATEGORIES:
+        raise DataFormatError(
+            f"{table.where}: text column {column.name!r} has a different text in each of {len(present)} rows, so these are no "
+            f"categories; leave it out with drop={column.name}"
+        )
     if len(distinct) > MOST_CATEGORIES:
         raise DataFormatError(
             f"{table.where}: text column {column.name!r} has {len(distinct)} different values, more than {MOST_CATEGORIES}; "
@@ -278,3 +311,25 @@ def warn_of_identifier(column: Parsed, place: str) -> str:
     )
     warnings.warn(f"{place}: {text}", ColumnWarning, stacklevel=3)
     return text
+
+
+def warn_of_codes(column: Parsed, place: str) -> str:
+    """Warn of numbers such as -999 that probably mean that a value is missing, and return the text of the warning; empty if none.
+
+    Such a number consists of nines (or is -9 or -1), occurs more than once, and lies further from the other values than these
+    are apart.
+    """
+    if column.values is None or column.kind != "number":
+        return ""
+    values, counts = np.unique(column.values[~np.isnan(column.values)], return_counts=True)
+    for value, count, rest in ((values[:1], counts[:1], values[1:]), (values[-1:], counts[-1:], values[:-1])):
+        if len(rest) < _LEAST_DIFFERENT or count[0] < 2 or not _CODE.fullmatch(f"{value[0]:.15g}"):
+            continue
+        if np.abs(rest - value[0]).min() > rest[-1] - rest[0]:
+            text = (
+                f"column {column.name!r} has {value[0]:g} in {count[0]} rows, far from its other values ({rest[0]:g} to {rest[-1]:g}); "
+                f"na={value[0]:g} counts it as missing"
+            )
+            warnings.warn(f"{place}: {text}", ColumnWarning, stacklevel=3)
+            return text
+    return ""

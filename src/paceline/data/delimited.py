@@ -57,6 +57,7 @@ def _split(text: str, sep: str, path: Path, skipped: int = 0, most: int | None =
     rows: list[Row] = []
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=sep, strict=True)
     line = 1 + skipped
+    limit = csv.field_size_limit(max(len(text), csv.field_size_limit()))  # one cell may have a long text
     try:
         for cells in reader:
             if cells:
@@ -66,6 +67,8 @@ def _split(text: str, sep: str, path: Path, skipped: int = 0, most: int | None =
                 break
     except csv.Error as error:
         raise DataFormatError(f"{path}, line {line}: {error}; check the quotes from this line on") from None
+    finally:
+        csv.field_size_limit(limit)
     return rows
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qsl
 
-from paceline.core.errors import ConfigError, DataError, UnknownNameError
+from paceline.core.errors import ConfigError, DataError, DataFormatError, UnknownNameError
 from paceline.core.importing import is_import_path
 from paceline.data.arrays import read_numpy
 from paceline.data.cifar import read_cifar
@@ -36,7 +36,7 @@ from paceline.data.table import read_csv, read_json_lines, read_parquet, read_ts
 from paceline.data.textfiles import read_text_files
 from paceline.data.textfolder import read_text_folder
 
-__all__ = ["FileKind", "file_hint", "file_kinds", "file_options", "is_file_task", "read_files"]
+__all__ = ["FileKind", "file_hint", "file_kinds", "file_options", "is_file_task", "read_files", "without_tests"]
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def read_files(name: str, names: Names | None = None, **options: Any) -> tuple[F
     """Read the files named by ``kind:/path?option=value``; `options` override those in the name.
 
     Data without a test part are split with a fixed seed, a fraction `test` (0.2 by default) of each class. The option
-    `schema` is a `Schema`, or the path of one, by which the files are read.
+    `schema` is a `Schema`, or the path of one, by which the files are read; only then may `test` be 0.
 
     Args:
         name: ``kind:/path``, with options after a question mark.
@@ -179,6 +179,8 @@ def read_files(name: str, names: Names | None = None, **options: Any) -> tuple[F
         if option not in known:
             raise UnknownNameError(f"option of {kind_name}", option, [*known, "test", "schema"])
         values[option] = _typed(option, value, signature[option].default)
+    if schema is None and not values.get("test", share):
+        raise ConfigError("test=0 leaves no samples for tests; only a site that reads its files by a schema can do without")
     if not place or not path.exists():
         raise DataError(f"{name}: {f'{path} does not exist' if place else 'the path is missing'}; write {kind_name}:/path")
     if path.is_file() and kind_name not in _FILES | _EITHER:
@@ -186,7 +188,7 @@ def read_files(name: str, names: Names | None = None, **options: Any) -> tuple[F
     if path.is_dir() and kind_name in _FILES:
         raise DataError(f"{name}: {path} is a folder; name a file in it")
     if schema is None:
-        return kind, kind.read(path, **values).with_test(share, where=str(path))
+        return kind, _classed(kind.read(path, **values), path).with_test(share, where=str(path))
     if "schema" in signature:
         return kind, kind.read(path, **values, schema=schema, names=names).with_test(share, where=str(path))
     if schema.picture is not None and "size" in known:
@@ -196,6 +198,26 @@ def read_files(name: str, names: Names | None = None, **options: Any) -> tuple[F
     if schema.text is not None and schema.text.words and "vocabulary" in signature:
         values |= {"words": schema.text.symbols, "vocabulary": schema.text.words}
     return kind, conform(kind.read(path, **values), schema, names or Names(), str(path)).with_test(share, where=str(path))
+
+
+def _classed(data: RawData, path: Path) -> RawData:
+    """Return data with no classes or several; raises `DataFormatError` for one class alone, which there is nothing to tell from."""
+    if len(data.classes) == 1:
+        raise DataFormatError(
+            f"{path}: every sample is of the class {data.classes[0]!r}; at least two are needed, and a folder without files of this "
+            "kind is none"
+        )
+    return data
+
+
+def without_tests(name: str) -> dict[str, float]:
+    """Return the option by which all samples of a site are its own, unless the name says what share is for tests.
+
+    Example:
+        >>> without_tests("csv:own.csv?na=-"), without_tests("csv:own.csv?test=0.1")
+        ({'test': 0.0}, {})
+    """
+    return {} if "test" in dict(parse_qsl(name.partition("?")[2], keep_blank_values=True)) else {"test": 0.0}
 
 
 def _typed(option: str, value: Any, default: Any) -> Any:

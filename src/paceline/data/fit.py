@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from paceline.core.errors import DataFormatError, SchemaError
-from paceline.data.columns import Parsed, Reading, many_texts, parse_column
+from paceline.data.columns import Parsed, Reading, many_texts, parse_column, warn_of_codes
 from paceline.data.mapping import Names
 from paceline.data.raw import Array, encode
 from paceline.data.schema import Schema, SchemaColumn, Target
@@ -231,6 +231,8 @@ def _inputs(
         block, unknown = encoded(column, found, names.values.get(column.name))
         blocks.append(block)
         notes.append(found.describe())
+        if doubt := warn_of_codes(found, table.where):
+            notes.append(doubt)
         if alike and unknown and not block[~found.absent].any():
             known = ", ".join(column.categories[:10])
             differ(f"no value of column {label} is one of its categories ({known})", f"found: {_some(unknown)}")

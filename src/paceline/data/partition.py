@@ -187,6 +187,11 @@ class Partition(Split):
         """Return the number of training samples of a client."""
         return int(self._arrays[2][client])
 
+    def nums_train(self, clients: Sequence[int]) -> list[int]:
+        """Return the number of training samples of each of some clients."""
+        counts: list[int] = self._arrays[2][np.asarray(clients, dtype=np.int64)].tolist()
+        return counts
+
     def together(self, clients: Sequence[int]) -> Tensor | None:
         """Return the training rows of several clients at once.
 
@@ -201,7 +206,8 @@ class Partition(Split):
         size = counts[which[0]]
         if (counts[which] != size).any():
             return None
-        return self.order[torch.from_numpy(offsets[which][:, None] + np.arange(size))]
+        places = offsets[which][:, None] + np.arange(size)
+        return self.order.index_select(0, torch.from_numpy(places.reshape(-1))).view(places.shape)
 
     def _bounds(self, client: int) -> tuple[int, int, int]:
         offsets, cuts, _ = self._arrays  # reading NumPy scalars is faster

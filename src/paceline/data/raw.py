@@ -112,13 +112,15 @@ class RawData:
 def hold_out(y: Array, share: float, seed: int = 0, where: str = "") -> tuple[Array, Array]:
     """Return (train rows, test rows), both in order; a seeded random `share` of each class is the test part.
 
-    Targets that are no classes count as one class. `where` names the data, for messages.
+    Targets that are no classes count as one class. `where` names the data, for messages. With a share of 0 no row is a test row.
 
     Raises:
         ConfigError: `share` is not between 0 and 1.
         DataFormatError: one of the parts would be empty.
     """
     _check_share(share)
+    if not share:
+        return np.arange(len(y)), np.arange(0)
     rng = numpy_rng(seed, "hold out")
     test = np.zeros(len(y), dtype=bool)
     classed = y.ndim == 1 and np.issubdtype(y.dtype, np.integer)
@@ -135,13 +137,15 @@ def hold_out(y: Array, share: float, seed: int = 0, where: str = "") -> tuple[Ar
 def hold_out_last(owner: Array, share: float, overlap: int, where: str = "") -> tuple[Array, Array]:
     """Return (train rows, test rows): the last `share` of each owner's rows is the test part, `overlap` rows before it are in neither.
 
-    An owner with too few rows for both has only training rows.
+    An owner with too few rows for both has only training rows, and with a share of 0 all have.
 
     Raises:
         ConfigError: `share` is not between 0 and 1.
         DataFormatError: one of the parts would be empty.
     """
     _check_share(share)
+    if not share:
+        return np.arange(len(owner)), np.arange(0)
     train, test = [], []
     for value in np.unique(owner):
         rows = np.flatnonzero(owner == value)
@@ -163,8 +167,8 @@ def _named(where: str) -> str:
 
 
 def _check_share(share: float) -> None:
-    if not 0 < share < 1:
-        raise ConfigError(f"test={share} must be above 0 and below 1")
+    if not 0 <= share < 1:
+        raise ConfigError(f"test={share} must be at least 0 and below 1")
 
 
 def encode(values: Sequence[str]) -> tuple[Array, tuple[str, ...]]:

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from paceline.core.errors import ConfigError, DataFormatError
-from paceline.data.columns import Reading, parse_column, warn_of_identifier
+from paceline.data.columns import Reading, parse_column, warn_of_codes, warn_of_identifier
 from paceline.data.delimited import read_delimited
 from paceline.data.fit import encoded, fit, make_column, make_target, targets
 from paceline.data.mapping import Names
-from paceline.data.raw import Part, RawData, encode, hold_out
-from paceline.data.schema import Schema
+from paceline.data.raw import Array, Part, RawData, encode, hold_out
+from paceline.data.schema import Schema, Target
 from paceline.data.tables import Table
 from paceline.data.typed import read_json_lines_table, read_parquet_table
 
@@ -81,13 +81,21 @@ def of_table(
     specs = [make_column(table, column, train) for column in columns]
     x = np.concatenate([encoded(spec, found)[0] for spec, found in zip(specs, columns, strict=True)], axis=1)
     owner, owners = encode(list(table.columns[client])) if client else (None, ())
-    doubts = [warn_of_identifier(column, table.where) for column in columns]
-    notes = [*table.notes, *(column.describe() for column in columns), *filter(None, doubts), taken]
+    doubts = [warn(column, table.where) for column in columns for warn in (warn_of_identifier, warn_of_codes)]
+    notes = [*table.notes, *(column.describe() for column in columns), *filter(None, doubts), taken, *_untested(made, y, held)]
     if client:
         notes.append(f"client {client}: {len(owners)} natural clients")
     whole = Part(x.astype(np.float32), y, owner)
     described = Schema(content="table", columns=tuple(specs), target=made)
     return RawData(whole.take(train), whole.take(held), made.classes, owners, schema=described, notes=tuple(notes))
+
+
+def _untested(target: Target, y: Array, held: Array) -> list[str]:
+    """Return a note on the classes that have too few rows for one of them to be held out for tests."""
+    if target.kind == "number":
+        return []
+    lost = [name for code, name in enumerate(target.classes) if not (y[held] == code).any()]
+    return [f"classes with too few rows for a test row: {', '.join(lost[:8])}{', ...' if len(lost) > 8 else ''}"] if lost else []
 
 
 def read_csv(

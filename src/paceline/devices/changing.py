@@ -22,7 +22,7 @@ from typing import ClassVar, NamedTuple
 
 from paceline.core.errors import ConfigError, DataFormatError
 from paceline.core.random import derive
-from paceline.devices.fleet import MBIT, Fleet, standard_normal, straggler_ranks
+from paceline.devices.fleet import MBIT, Fleet, straggler_ranks
 from paceline.devices.profile import COMPUTE, LATENCY, Profile
 from paceline.participation.processes import Markov, Participation, Rates
 
@@ -113,9 +113,6 @@ class Changing(Fleet):
         if begins > 1.0:
             raise ConfigError(f"fleet changing: stay={self.stay} is too short for {rate:.0%} of the rounds; raise stay")
         return Markov(Rates((rate,), self.num_clients), derive(self.seed, "fleet", name), begins)
-
-    def _normal(self, *path: int | str) -> float:
-        return standard_normal(self.seed, *path)
 
 
 class TraceRow(NamedTuple):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from paceline.core.errors import CheckpointError, ConfigError
 from paceline.core.failures import DECLINED
-from paceline.core.training import WorkTime
+from paceline.core.limits import WorkTime
 from paceline.core.tree import node
 from paceline.devices.profile import Profile
 
@@ -224,7 +224,12 @@ class VirtualClock:
         took = Times(0.0, 0.0) if slowest is None else Times(slowest.compute, slowest.network)
         passed = self._pass(name, None if slowest is None else slowest.client, took, deadline, missing, up, down)
         if len(receipts) <= DRAWN:
-            came = {r.client: Times(r.compute, r.network) for r in receipts if r.dropped in (None, "late")}
+            came: dict[int, Times] = {}
+            for receipt in receipts:
+                if receipt.dropped in (None, "late"):
+                    if took != (receipt.compute, receipt.network):  # most take as long as the one before
+                        took = Times(receipt.compute, receipt.network)
+                    came[receipt.client] = took
             out = [r.client for r in receipts if r.dropped == DECLINED]
             self.timeline.append(PhaseTimeline(name, start, passed, came, out))
         return passed

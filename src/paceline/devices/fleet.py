@@ -7,6 +7,7 @@ every process and need no list of devices.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from statistics import NormalDist
@@ -20,7 +21,7 @@ from paceline.core.random import derive, numpy_rng
 from paceline.devices.profile import COMPUTE, LATENCY, LINK, Profile
 from paceline.participation.processes import Participation
 
-__all__ = ["Fleet", "Homogeneous", "Mobile", "Stragglers", "load_fleet"]
+__all__ = ["Fleet", "Homogeneous", "Mobile", "Stragglers", "load_fleet", "profiles"]
 
 MBIT = 1e6
 
@@ -96,6 +97,10 @@ class Fleet:
         """Profile of an ordinary device."""
         return self._base()
 
+    def _normal(self, *path: int | str) -> float:
+        """Return the standard normal number, clipped at 3, of the stream `path`."""
+        return min(max(_NORMAL.inv_cdf(_uniform(self.seed, *path)), -3.0), 3.0)
+
     def _base(self, **changes: float) -> Profile:
         values: dict[str, float] = {"compute": self.compute, "up": self.link, "down": self.link}
         values |= {"latency": self.latency, "overhead": self.overhead, "availability": 1.0 - self.churn}
@@ -104,6 +109,14 @@ class Fleet:
     def _check(self, client: int) -> None:
         if not 0 <= client < self.num_clients:
             raise CohortError(f"client {client} does not exist in a fleet of {self.num_clients}")
+
+
+def profiles(fleet: Any, clients: Sequence[int], round: int) -> list[Profile]:
+    """Return the device of each of some clients in a round."""
+    if not clients or type(fleet).profile is not Fleet.profile:
+        return [fleet.profile(client, round) for client in clients]
+    fleet.profile(min(clients), round)  # raises for a client that does not exist
+    return [fleet.profile(max(clients), round)] * len(clients)
 
 
 @dataclass(frozen=True)
@@ -240,10 +253,6 @@ class Mobile(Fleet):
         share = _uniform(self.seed, "availability", client)
         return super()._availability(client) * (self.least + (self.most - self.least) * share)
 
-    def _normal(self, *path: int | str) -> float:
-        """Return the standard normal number, clipped at 3, of the stream `path`."""
-        return standard_normal(self.seed, *path)
-
 
 @dataclass(frozen=True)
 class Spread(Fleet):
@@ -322,11 +331,6 @@ def load_fleet(spec: str, num_clients: int, seed: int = 0, participation: Partic
 def _uniform(seed: int, *path: int | str) -> float:
     """Return the uniform random number in (0, 1) of the stream `path`."""
     return ((derive(seed, "fleet", *path) >> 11) + 0.5) / 2.0**52
-
-
-def standard_normal(seed: int, *path: int | str) -> float:
-    """Return the standard normal number, clipped at 3, of the stream `path`."""
-    return min(max(_NORMAL.inv_cdf(_uniform(seed, *path)), -3.0), 3.0)
 
 
 @lru_cache(maxsize=8)

@@ -51,7 +51,11 @@ class Pool(Engine):
         """Profile of the worker processes; this process has a separate one."""
         self.here = Worker(setup)
         """Worker of this process, used for evaluations of the server."""
-        self._dealer = Dealer(setup.cost, setup.chunk, workers)
+        self._width_key: str | None = getattr(setup.programs.get("method"), "width_key", None)
+        self._widths: dict[int, Any] = {}
+        """Last width of each client's model, for methods whose clients differ in it."""
+        kind = self._widths.get if self._width_key else None
+        self._dealer = Dealer(setup.cost, setup.chunk, workers, kind, setup.costs)
         self._kernels = "plain"
         self._lent: set[int] = set()
 
@@ -100,7 +104,7 @@ class Pool(Engine):
         """Return the memories that a worker needs for a call and has not received in this round."""
         new = [c for c in clients if c not in self._lent]
         self._lent.update(new)
-        return {c: self.memories[c] for c in new if c in self.memories}
+        return {c: self.memories[c] for c in new if c in self.memories} if self.memories else {}
 
     def _new_round(self) -> None:
         self._lent.clear()
@@ -118,8 +122,13 @@ class Pool(Engine):
             changed.update(part)
         for client, memory in changed.items():
             self.memories.put(client, memory)
+            self._note_width(client, memory)
         self._new_round()
         return changed
+
+    def _note_width(self, client: int, memory: Mapping[str, Any]) -> None:
+        if self._width_key and self._width_key in memory:
+            self._widths[client] = memory[self._width_key]
 
     def rollback(self) -> None:
         """Discard memory changes since the last commit."""
@@ -145,6 +154,10 @@ class Pool(Engine):
                 f"the checkpoint has a memory of client {unknown[0]}, but the run has only {self.num_clients} clients"
             )
         self.memories = memories
+        self._widths.clear()
+        if self._width_key:
+            for client in memories:
+                self._note_width(client, memories[client])
         self._new_round()
 
     def _ask_all(self, what: str, *values: Any) -> Iterator[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,3 +61,7 @@ class Setup:
     def cost(self, client: int) -> int:
         """Return the expected work of a client: its samples."""
         return self.split.num_train(client) + 1
+
+    def costs(self, clients: Sequence[int]) -> list[int]:
+        """Return the expected work of several clients."""
+        return [count + 1 for count in self.split.nums_train(clients)]

@@ -34,6 +34,7 @@ from paceline.core.training import answer
 from paceline.core.tree import Tree, map_leaves
 from paceline.core.wire import wire_size
 from paceline.devices import Cost, times, work_time
+from paceline.devices.fleet import profiles
 from paceline.engines.preview import preview
 from paceline.engines.protocol import WorkerContext
 from paceline.engines.setup import Setup
@@ -111,7 +112,8 @@ class Worker:
             self.setup,
             call.function if call.program == "method" else f"{call.program}.{call.function}",
         )
-        down = {c: base + (wire_size(call.each_message[c]) if c in call.each_message else 0) for c in chunk}
+        down = dict.fromkeys(chunk, base)
+        down |= {c: base + wire_size(call.each_message[c]) for c in chunk if c in call.each_message} if call.each_message else {}
         here = list(chunk)
         if setup.drop is not None:
             gone = {c for c in chunk if setup.drop(call.round, c, name)}
@@ -170,16 +172,18 @@ class Worker:
                 reply = self.invoke(stand_in, call.function, call.message)
                 stand_in.drew_nothing()
                 up = sink.size(reply)
-                profiles = [setup.fleet.profile(c, call.round) for c in clients]
+                devices = profiles(setup.fleet, clients, call.round)
                 cost = Cost(lead.flops, down[clients[0]], up, None)
-                known = {key: times(p, cost) for key, p in {id(p): p for p in profiles}.items()}
+                known = {key: times(p, cost) for key, p in {id(p): p for p in devices}.items()}
                 if call.deadline is not None and any(t.compute + t.network > call.deadline for t in known.values()):
                     return None
                 with spent.on("summing"):
                     added = sink.add_uniform(clients, reply)
                 if added:
-                    took = [known[id(p)] for p in profiles]
-                    return [Receipt(c, None, t.compute, t.network, down[c], up) for c, t in zip(clients, took, strict=True)]
+                    if len(known) == 1:
+                        ((compute, network),) = known.values()
+                        return [Receipt(c, None, compute, network, cost.bytes_down, up) for c in clients]
+                    return [Receipt(c, None, *known[id(p)], cost.bytes_down, up) for c, p in zip(clients, devices, strict=True)]
             except PacelineError:
                 raise
             except Exception:  # no stand-in suits this function, or it has a fault, which comes up again with each client
@@ -215,7 +219,7 @@ class Worker:
         """Return each client with its reply, or the error that it raised, and the seconds it took."""
         if len(clients) < 2:
             return [self._invoke_one(call, self.client(call, client)) for client in clients]
-        meeting = Meeting(self.solver)
+        meeting = Meeting(self.solver, self.solver.single)
         self._ask = meeting.ask
         try:
             tasks = [partial(self._invoke_one, call, self.client(call, client)) for client in clients]
@@ -339,6 +343,7 @@ class Worker:
     def evaluate(self, params: Params) -> dict[str, Any]:
         """Evaluate on the central test set; where it has parts, on each of them too."""
         self.model.load(self._here(params))
+        self.model.load_buffers(self.model.initial_buffers)
         task, test = self.setup.task, self.test
         parts = task.parts()
         with nested(derive(self.setup.seed, "evaluate"), self.model.device):

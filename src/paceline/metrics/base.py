@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from paceline.core.errors import DataFormatError
-from paceline.core.metrics import Metric
+from paceline.core.metrics import Judges, Metric
 from paceline.core.terms import leading
 
 __all__ = ["ClassMetric", "LabelMetric", "TokenMetric", "ValueMetric", "mean_of", "ratio"]
@@ -35,6 +35,7 @@ class ClassMetric(Metric):
     """
 
     whole: ClassVar[bool] = False
+    judges: ClassVar[Judges] = "classes"
 
     def terms(self, outputs: Any, targets: Any) -> Mapping[str, Tensor]:
         """Return the terms of the targets that count."""
@@ -68,6 +69,7 @@ class LabelMetric(Metric):
     """
 
     whole: ClassVar[bool] = False
+    judges: ClassVar[Judges] = "labels"
 
     def terms(self, outputs: Any, targets: Any) -> Mapping[str, Tensor]:
         """Return the terms of the labels that count."""
@@ -96,6 +98,7 @@ class ValueMetric(Metric):
     """
 
     whole: ClassVar[bool] = False
+    judges: ClassVar[Judges] = "values"
 
     limits: ClassVar[tuple[float, float]] = (0.0, math.inf)
     higher_is_better: ClassVar[bool] = False

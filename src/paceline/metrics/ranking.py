@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from paceline.core.errors import ConfigError
-from paceline.core.metrics import Metric
+from paceline.core.metrics import Judges, Metric
 from paceline.core.terms import leading
 from paceline.metrics.base import ClassMetric, LabelMetric
 
@@ -36,6 +36,7 @@ class _Binned(Metric):
     """
 
     whole: ClassVar[bool] = False
+    judges: ClassVar[Judges] = "classes"
 
     bins: int = 1000
     average: Literal["macro", "weighted"] = "macro"

@@ -7,9 +7,11 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from paceline.core.stacked import is_stacked
 from paceline.data.sources.weights import transformers
 
 __all__ = ["LanguageModel", "language_model"]
@@ -26,7 +28,6 @@ class LanguageModel(nn.Module):
     """
 
     head_name = "lm.lm_head"
-    not_stackable = "a batch is cropped to its longest text, so its shape depends on its values"
 
     def __init__(self, lm: nn.Module) -> None:
         super().__init__()
@@ -34,6 +35,8 @@ class LanguageModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return scores, shape [N, symbols, T]."""
+        if is_stacked(x):
+            return self._uncropped(x)
         padded = int((x < 0).all(0).sum())
         cut = min(padded, x.shape[1] - 1) // _MULTIPLE * _MULTIPLE
         x = x[:, cut:]
@@ -41,6 +44,15 @@ class LanguageModel(nn.Module):
         place = (real.cumsum(1) - 1).clamp(min=0)
         out: Tensor = self.lm(x.clamp(min=0), attention_mask=real, position_ids=place, use_cache=False).logits.transpose(1, 2)
         return F.pad(out, (cut, 0)) if cut else out
+
+    def _uncropped(self, x: Tensor) -> Tensor:
+        """Return the scores of a batch whose values must not be read, so that neither crop nor mask may depend on them."""
+        real = x >= 0
+        place = (real.long().cumsum(1) - 1).clamp(min=0)
+        seen = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril() & real[:, None, None]
+        seen = seen | ~seen.any(-1, keepdim=True)  # a position of padding attends to all; its scores do not count
+        out: Tensor = self.lm(x.clamp(min=0), attention_mask=seen, position_ids=place, use_cache=False).logits
+        return out.transpose(1, 2)
 
 
 def language_model(folder: str | Path) -> partial[nn.Module]:

@@ -31,7 +31,7 @@ class Prediction:
         classes: names of the classes or labels, by code.
         names: a name for each sample, such as its file; empty where samples are rows.
         notes: what was found in the data, a line each.
-        truth: targets in the data, where they have the target's column: names or numbers; empty otherwise.
+        truth: targets in the data, where they have the target's column: names or numbers, empty texts where they are missing.
 
     Example:
         >>> import torch
@@ -81,10 +81,10 @@ class Prediction:
 
     @property
     def accuracy(self) -> float | None:
-        """Share of the samples whose class is the one in the data; None where the data have no classes."""
-        if self.kind != "class" or not self.truth or self.outputs.dim() != 2:
+        """Share of the samples whose class is the one in the data, of those that have one; None where none has a class of the model."""
+        if self.kind != "class" or self.outputs.dim() != 2 or not set(self.truth) & {str(label) for label in self.classes}:
             return None
-        right = [bool(one == other) for one, other in zip(self.labels, self.truth, strict=True)]
+        right = [bool(one == other) for one, other in zip(self.labels, self.truth, strict=True) if other]
         return sum(right) / len(right)
 
     def rows(self) -> Iterator[dict[str, Any]]:

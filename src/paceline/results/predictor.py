@@ -6,7 +6,8 @@ class is part of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from paceline.core.checks import model_maker
 from paceline.core.columns import call, columns, map_tree
 from paceline.core.errors import ConfigError, DataFormatError, StoreError
 from paceline.core.losses import scores
+from paceline.data.cells import is_missing
 from paceline.results.card import Card
 from paceline.results.prediction import Prediction
 from paceline.store.weights import check_names, read_weights
@@ -72,7 +74,9 @@ class Predictor:
         if self.card.kind == "number" and self.card.scaling != (0.0, 1.0):
             mean, deviation = self.card.scaling
             out = out.double() * deviation + mean
-        return Prediction(out, self.card.kind, self.card.classes, inputs.names, inputs.notes, self._truth(inputs))
+        truth = self._truth(inputs)
+        notes = (*inputs.notes, *self._doubts(truth))
+        return Prediction(out, self.card.kind, self.card.classes, inputs.names, notes, truth)
 
     @torch.no_grad()
     def outputs(self, x: Any, batch_size: int = 256) -> Tensor:
@@ -108,7 +112,20 @@ class Predictor:
             return ()
         cells = table.columns[schema.target.name]
         names = {**{name: name for name in schema.target.classes}}
-        return tuple(names.get(cell, _whole(cell)) for cell in cells) if all(cells) else ()
+        truth = tuple("" if is_missing(cell) and cell not in names else names.get(cell, _whole(cell)) for cell in cells)
+        return truth if any(truth) else ()
+
+    def _doubts(self, truth: Sequence[str]) -> list[str]:
+        """Return notes on rows that have no class, or one that the model does not have."""
+        if self.card.kind != "class":
+            return []
+        notes, unknown = [], Counter(name for name in truth if name and name not in self.card.classes)
+        if unknown:
+            shown = ", ".join(f"{name[:60]!r} {count}x" for name, count in unknown.most_common(5))
+            notes.append(f"{sum(unknown.values())} rows with classes that the model does not have: {shown}")
+        if lost := sum(not name for name in truth):
+            notes.append(f"{lost} rows without a class, which do not count for the accuracy")
+        return notes
 
 
 def _part(rows: slice, column: Tensor) -> Tensor:

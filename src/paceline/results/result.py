@@ -26,6 +26,27 @@ if TYPE_CHECKING:
 __all__ = ["Result"]
 
 _NOT_FIGURES = {"history", "config", "final"}
+_OF_ROUNDS = frozenset(
+    {
+        "round",
+        "virtual_seconds",
+        "round_seconds",
+        "bytes_up",
+        "bytes_down",
+        "compute_seconds",
+        "network_seconds",
+        "evaluation_seconds",
+        "wall_seconds",
+        "dropped",
+        "attempts",
+        "skipped",
+        "excluded",
+        "lost",
+        "unevaluated",
+        "metric",
+    }
+)
+"""Entries of a round's record that are no figures of the model."""
 
 
 @dataclass(repr=False)
@@ -97,6 +118,12 @@ class Result:
     def bytes(self) -> int:
         """Bytes sent in both directions, of all clients and rounds."""
         return self.bytes_up + self.bytes_down
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """All figures of the last evaluation, by name: loss, accuracies, and those of the metrics."""
+        last: dict[str, Any] = next((record for record in reversed(self.history) if "loss" in record), {})
+        return {name: value for name, value in last.items() if name not in _OF_ROUNDS and not name.startswith("note_")}
 
     @property
     def folder(self) -> Path | None:

@@ -91,6 +91,9 @@ class MemoryStore(Mapping[int, Memory]):
     def __len__(self) -> int:
         return len({*self._versions, *self._dirty, *self._spilled})
 
+    def __bool__(self) -> bool:
+        return bool(self._versions or self._dirty or self._spilled)
+
     def __contains__(self, client: object) -> bool:
         return client in self._versions or client in self._dirty or client in self._spilled
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from paceline.core.errors import SubmodelError, nearest
-from paceline.core.layout import Layout
+from paceline.core.layout import Layout, float_buffers
 from paceline.core.params import Params, Resident
 from paceline.submodels.build import cut_tensor, output_shapes, shrink
 from paceline.submodels.flops import flops
@@ -164,8 +164,9 @@ class Cutter:
 
     @property
     def has_frozen(self) -> bool:
-        """Whether sub-models have tensors outside the vector that depend on the kept units."""
-        return bool(self._outside)
+        """Whether sub-models have tensors outside the vector that depend on the kept units, except a client's own buffers."""
+        own = {name for name, _ in float_buffers(self.full)}
+        return not own.issuperset(self._outside)
 
     def keep(self, fraction: float, up: bool = False) -> dict[str, int]:
         """Return the number of units that each group keeps at the fraction p: ``keep_count(n, p, up)``.

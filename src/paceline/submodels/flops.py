@@ -139,7 +139,8 @@ def _count_cells(module: nn.Module, count: _Counter) -> list[Any]:
         count.paused = False
         weights = sum(w.numel() for n, w in layer.named_parameters() if n.startswith("weight"))
         cells = _CELL[type(layer).__name__] * layer.hidden_size * layer.num_layers * (2 if layer.bidirectional else 1)
-        count.total += (2.0 * weights + cells) * (given[0].numel() // given[0].shape[-1])
+        inputs = given[0].data  # of a packed sequence its values, of a tensor the same
+        count.total += (2.0 * weights + cells) * (inputs.numel() // inputs.shape[-1])
 
     layers = [m for m in module.modules() if isinstance(m, _RECURRENT)]
     before = [m.register_forward_pre_hook(enter) for m in layers]

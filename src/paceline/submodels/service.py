@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -14,12 +15,13 @@ from paceline.core.columns import place, positional
 from paceline.core.params import Params
 from paceline.core.services import Host
 from paceline.submodels.cut import Cutter, SubModel
+from paceline.submodels.graph import UnitGraph
 from paceline.submodels.scores import Scorer
 
 if TYPE_CHECKING:
     from paceline.core.federation import Federation
 
-__all__ = ["Submodels", "rescaled", "submodel_service", "submodels", "train_submodel"]
+__all__ = ["Rescaled", "Submodels", "submodel_service", "submodels", "train_submodel"]
 
 
 class Submodels:
@@ -88,30 +90,42 @@ def train_submodel(
         **local: options of the local loop.
     """
     start, resident = sub.extract(params), sub.resident()
-    full = client.memory.get("_buffers") or client.model.local_buffers()
+    full = client.memory.get("_buffers") or client.model.initial_buffers
     if full:
         resident.load_buffers(sub.cut_tensors(full))
-    with rescaled(sub, resident.module, rescale) if rescale != 1.0 else nullcontext():
-        trained = client.sgd(start, model=resident, alone=rescale != 1.0 or sub.cutter.has_frozen, hooks=hooks, **local)
+    prepare = None if rescale == 1.0 else Rescaled(sub.cutter.graph, rescale)
+    trained = client.sgd(start, model=resident, alone=sub.cutter.has_frozen, hooks=hooks, prepare=prepare, **local)
     if full:
         client.memory["_buffers"] = sub.merge_tensors(full, resident.local_buffers())
     return sub.scatter(trained.params - start)
 
 
-@contextmanager
-def rescaled(sub: SubModel, module: nn.Module, factor: float) -> Iterator[None]:
-    """Context manager: in training, scale the outputs of Linear and Conv layers that are cut."""
-    hooks = []
-    for name, layer in module.named_modules():
-        if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d):
-            group = sub.cutter.graph.axes[f"{name}.weight"][0].group
-            if group is not None:
-                hooks.append(layer.register_forward_hook(_scaler(factor)))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+@dataclass(frozen=True)
+class Rescaled:
+    """Context in which layers that are cut scale their outputs in training: ``with Rescaled(graph, 2.0)(module): ...``.
+
+    Args:
+        graph: units of the full model; not compared, because a module is cut from one full model.
+        factor: factor on the outputs of Linear and Conv layers.
+    """
+
+    graph: UnitGraph = field(compare=False)
+    factor: float
+
+    @contextmanager
+    def __call__(self, module: nn.Module) -> Iterator[None]:
+        """Return the context for a sub-model's module."""
+        hooks = []
+        for name, layer in module.named_modules():
+            if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d):
+                group = self.graph.axes[f"{name}.weight"][0].group
+                if group is not None:
+                    hooks.append(layer.register_forward_hook(_scaler(self.factor)))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 def _scaler(factor: float) -> Callable[[nn.Module, Any, Tensor], Tensor]:

@@ -49,6 +49,8 @@ _METRICS: dict[Goal, tuple[str, ...]] = {
 }
 _LR = {"lstm": 1.0, "char_model": 0.3, "text_encoder": 0.1, "word_bag": 5.0, "gru": 0.2, "unet": 0.2, "resnet18": 0.1}
 _NUMBER_LR = 0.02
+_TABLE_LR = {"mlp": 0.1}
+"""Learning rates for classes of tables, where they differ."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def make_task(
         model=make,
         num_classes=0 if goal in ("number", "labels") else len(raw.classes),
         loss=named_loss(_LOSS.get(goal, "cross_entropy"), IGNORED if goal == "mask" else None),
-        lr=defaults.lr or (_NUMBER_LR if goal == "number" else _LR.get(plain, 0.05)),
+        lr=defaults.lr or _rate(plain, defaults.content, goal),
         batch_size=defaults.batch_size,
         notes=about,
         info={"model": plain, **described_by, **({"read": "\n".join(raw.notes)} if raw.notes else {})},
@@ -139,6 +141,13 @@ def make_task(
         ignore_index=IGNORED if goal == "mask" else None,
         target_scaling=scaling,
     )
+
+
+def _rate(model: str, content: Content, goal: Goal) -> float:
+    """Return the learning rate that suits a model."""
+    if goal == "number":
+        return _NUMBER_LR
+    return (_TABLE_LR if content == "table" else {}).get(model, _LR.get(model, 0.05))
 
 
 def _goal(schema: Schema | None, y: Array, content: Content) -> Goal:

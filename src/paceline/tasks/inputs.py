@@ -194,7 +194,12 @@ def _listed(data: Any, rules: _Rules, root: Path | None = None) -> Inputs:
             codes = as_bytes(texts, form.length)
         else:
             raise DataFormatError(f"the model takes codes of {form.symbols} symbols, no bytes of texts; pass them as a tensor")
-        return Inputs(torch.from_numpy(codes), names if root is not None else ())
+        for name, content in zip(names, texts, strict=True):
+            if not content.strip():
+                raise DataFormatError(f"{name.strip() or 'a text'}: the text is empty; leave it out")
+        strange = int((codes == 0).all(1).sum())
+        notes = (f"{strange} texts consist of words that the vocabulary does not have",) if strange else ()
+        return Inputs(torch.from_numpy(codes), names if root is not None else (), notes)
     picture = schema.picture
     assert picture is not None
     if picture.height != picture.width:

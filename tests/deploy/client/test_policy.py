@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from paceline.aggregation.secure.config import SecureConfig
 from paceline.core.errors import ConfigError, PolicyError, StoreError
 from paceline.deploy.client.ledger import Ledger
-from paceline.deploy.client.policy import Policy, load_policy
+from paceline.deploy.client.policy import Policy, load_policy, policy_of
 from paceline.deploy.plan import CallRequest, Plan, Privacy, Usage
 from paceline.deploy.validation import Window, size_of
 from paceline.run import RunConfig
@@ -64,7 +64,7 @@ def test_methods_and_tasks_are_patterns() -> None:
 def test_modules_and_paths_are_allowed_only_by_name() -> None:
     for changes in ({"method": "antigravity:Method"}, {"task": "csv:/etc/passwd"}):
         assert "is not allowed" in one({}, plan(**changes))
-    assert "reads a file on this machine, so add 'csv:*' to allow.tasks to allow it (allow.tasks)" in one(
+    assert "reads a file on this machine, so add 'csv:*' to allow.tasks of the file client.policy to allow it (allow.tasks)" in one(
         {}, plan(task="csv:/etc/passwd")
     )
     assert "imports a module on this machine, so add 'ours:Mine' to allow.methods" in one({}, plan(method="ours:Mine"))
@@ -357,3 +357,12 @@ def test_a_ring_where_all_must_be_neighbours() -> None:
         "the complete graph is required" in why
         for why in Policy.build({"secure_aggregation": rule | {"complete_up_to": 19}}).check(ring)
     )
+
+
+def test_a_policy_in_the_folder_that_nothing_names_is_an_error(tmp_path: Path) -> None:
+    assert policy_of(None, tmp_path) == Policy()
+    file = tmp_path / "policy.toml"
+    file.write_text("[cohort]\nleast = 10\n")
+    with pytest.raises(ConfigError, match=r"policy.toml exists, but client.policy is not set"):
+        policy_of(None, tmp_path)
+    assert policy_of(file, tmp_path).cohort.least == 10

@@ -42,7 +42,7 @@ class Graph:
                     continue
                 given = {id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
                 for old, new in zip(tree_leaves(out), tree_leaves(func(*args, **kwargs)), strict=True):
-                    if isinstance(old, Tensor) and id(old) not in given and old.numel():
+                    if isinstance(old, Tensor) and isinstance(new, Tensor) and id(old) not in given and old.numel():
                         old.copy_(new)
 
 

@@ -6,7 +6,6 @@ import warnings
 import pytest
 import torch
 
-from paceline.engines.stacking import compiled
 from tests.engines.test_vectorized import HOOKED, go, ragged
 
 
@@ -48,4 +47,3 @@ def test_compiled_gradients_agree(task, kind, split):
     notes, found = trained(task, "graph,compile", kind, split)
     assert notes == {}
     assert float((found - wanted).norm() / wanted.norm()) < 1e-5
-    assert compiled.CompiledGradients.__name__ in compiled.__all__

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from paceline.core.training import Job, WorkTime
+from paceline.core.limits import WorkTime
+from paceline.core.training import Job
 from paceline.devices import Fleet, Profile
 from paceline.engines.worker import Worker
 from paceline.methods.stragglers.clip import Clip

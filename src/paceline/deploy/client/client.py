@@ -32,7 +32,7 @@ from paceline.core.processes import on_stop
 from paceline.core.tree import Tree
 from paceline.deploy.client.ledger import Ledger
 from paceline.deploy.client.own import OwnDevice, SchemaRefusal, allowed_modules, own_split, own_task, refusal
-from paceline.deploy.client.policy import Policy, load_policy
+from paceline.deploy.client.policy import Policy, policy_of
 from paceline.deploy.federated_fields import check_federated
 from paceline.deploy.identity import pki
 from paceline.deploy.identity.keys import PinnedDirectory
@@ -306,7 +306,7 @@ def make_node(
             if event == "answered":
                 metrics.work.observe(facts["seconds"])
 
-    policy = Policy() if part.policy is None else load_policy(part.policy)
+    policy = policy_of(part.policy, part.folder)
     directory = PinnedDirectory.of(part.folder, policy.secure_aggregation.accept_changed_keys, note)
     number = directory.client
     assert number is not None

@@ -13,7 +13,7 @@ from paceline.core.errors import ConfigError, NonFiniteError
 from paceline.core.importing import imports_from
 from paceline.core.layout import Layout
 from paceline.core.process_state import process_state
-from paceline.data.files import is_file_task
+from paceline.data.files import is_file_task, without_tests
 from paceline.data.mapping import Names
 from paceline.data.schema import Schema
 from paceline.deploy.client.own import allowed_modules
@@ -71,7 +71,7 @@ def dry_run(config: ClientConfig, schema: Path | None = None, model: str | None 
     found = schema or known_schema(config)
     options: dict[str, Any] = dict(data.task_options)
     if found is not None and is_file_task(data.task):
-        options |= {"schema": Schema.read(found), "names": Names(data.columns, data.values)}
+        options = without_tests(data.task) | options | {"schema": Schema.read(found), "names": Names(data.columns, data.values)}
     with imports_from(allowed_modules(config.client.modules, data)), process_state(0, data.threads, "float32"):
         task = load_task(data.task, model=model, **options)
         module = task.build(0)

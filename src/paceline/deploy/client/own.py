@@ -15,7 +15,7 @@ from paceline.core.errors import EmptyClientError, PolicyError, SchemaError
 from paceline.core.importing import is_import_path
 from paceline.core.random import numpy_rng
 from paceline.core.samples import Split
-from paceline.data.files import is_file_task
+from paceline.data.files import is_file_task, without_tests
 from paceline.data.mapping import Names
 from paceline.data.schema import Schema
 from paceline.devices import Profile
@@ -51,7 +51,7 @@ def own_task(data: DataConfig, config: RunConfig, schema: Schema | None) -> Task
             raise PolicyError(["the run's schema is not the one that this client has agreed to (data.schema_file)"])
     options = task_options(data, config)
     if schema is not None and is_file_task(data.task or config.task):
-        options |= {"schema": schema, "names": Names(data.columns, data.values)}
+        options = without_tests(data.task or config.task) | options | {"schema": schema, "names": Names(data.columns, data.values)}
     return read_task(config, data.task, options)
 
 

@@ -21,7 +21,7 @@ from paceline.core.errors import ConfigError, PolicyError
 from paceline.deploy.plan import PRIVACY_MECHANISMS, CallRequest, Plan
 from paceline.deploy.validation import Window, faults_of, size_of
 
-__all__ = ["Policy", "load_policy"]
+__all__ = ["Policy", "load_policy", "policy_of"]
 
 Size = Annotated[int, BeforeValidator(size_of), Field(ge=0)]
 
@@ -302,7 +302,7 @@ def _way_out(what: str, name: str, patterns: Sequence[str]) -> str:
     if ":" not in name or not any(fnmatchcase(name, pattern) for pattern in patterns):
         return ""
     does, more = ("reads a file", f"{name.partition(':')[0]}:*") if what == "task" else ("imports a module", name)
-    return f"; a name with a colon {does} on this machine, so add {more!r} to allow.{what}s to allow it"
+    return f"; a name with a colon {does} on this machine, so add {more!r} to allow.{what}s of the file client.policy to allow it"
 
 
 def load_policy(path: str | Path) -> Policy:
@@ -322,6 +322,24 @@ def load_policy(path: str | Path) -> Policy:
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
     return Policy.build(values, str(path))
+
+
+def policy_of(policy: Path | None, folder: Path) -> Policy:
+    """Return a client's policy: of the file that its configuration names, or the defaults.
+
+    Args:
+        policy: ``client.policy``.
+        folder: ``client.folder``, in which a file that nothing names would be a policy that is not enforced.
+
+    Raises:
+        ConfigError: there is such a file, or as `load_policy`.
+    """
+    if policy is not None:
+        return load_policy(policy)
+    found = folder / "policy.toml"
+    if found.exists():
+        raise ConfigError(f"{found} exists, but client.policy is not set; set it to this file in [client], or remove the file")
+    return Policy()
 
 
 def _floors(rule: Secure, options: Any, cohort: int) -> Iterator[str]:

@@ -51,6 +51,6 @@ def constants(value: Any, name: str = "hook") -> Any:
     if isinstance(value, nn.Module) and not [*value.parameters(), *value.buffers()]:
         return value, value.training  # a loss such as nn.CrossEntropyLoss
     if dataclasses.is_dataclass(value) and getattr(type(value), "__dataclass_params__").frozen:  # noqa: B009
-        fields = [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
+        fields = [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value) if f.compare]
         return type(value), tuple(constants(part, f"{name}.{key}") for key, part in fields)
     raise Unstackable(f"{name} is a {type(value).__name__}, which may change from one round to the next")

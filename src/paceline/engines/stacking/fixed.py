@@ -6,7 +6,7 @@ weight 0, and clients that have finished no longer move.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from paceline.core.columns import columns
 from paceline.core.training import Job, descend
 from paceline.engines.stacking.constants import constants
 from paceline.engines.stacking.hooks import Shared, Unstackable, share
+from paceline.engines.stacking.layers import traits_of
 from paceline.engines.stacking.stack import Stack
 
 __all__ = ["FixedStack", "shape_of"]
@@ -24,21 +25,25 @@ __all__ = ["FixedStack", "shape_of"]
 _WASTE = 1.5
 """Most steps of a padded loop for each step that clients take; beyond it the ragged loop is faster."""
 
+_OWN = "random numbers, statistics of batches or buffers belong to single clients"
+
 
 class FixedStack(Stack):
     """A stack whose tensors can be replaced by those of another chunk of the same `shape_of`.
 
     Args:
-        jobs: as for `Stack`.
+        jobs, unscored: as for `Stack`.
 
     Raises:
         Unstackable: if the loop cannot have fixed shapes; the message gives the reason.
     """
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
-        super().__init__(jobs)
-        if self.job.hooks.augment is not None:
+    def __init__(self, jobs: Sequence[Job], unscored: bool = False) -> None:
+        if jobs[0].model.stateful or traits_of(jobs[0].model, jobs[0].data).exact:
+            raise Unstackable(_OWN)
+        if jobs[0].hooks.augment is not None:
             raise Unstackable("the hook augment draws random numbers on the CPU in each step")
+        super().__init__(jobs, unscored)
         self._share()
         self.fresh = self._fresh
         self.alive: list[Tensor | None] = [None] * self.job.steps
@@ -75,6 +80,8 @@ class FixedStack(Stack):
         batches, count = self.batches, len(self.jobs)
         if self._objective is not None or self._hook is not None or self.job.loss is not F.cross_entropy:
             raise Unstackable("clients take unequally many steps, or smaller batches, with a loss other than the cross-entropy")
+        if self.unscored:  # the mean over no targets is not a number
+            raise Unstackable("clients take unequally many steps, or smaller batches, with targets that do not count")
         if count * self.job.steps > _WASTE * sum(batches.active):
             raise Unstackable("clients take very unequal numbers of steps")
         first = batches.rows[0]
@@ -89,6 +96,13 @@ class FixedStack(Stack):
         batches.active[:] = [count] * self.job.steps
         batches.sizes[:] = [[width] * count] * self.job.steps
         batches.even[:] = [False] * self.job.steps
+
+    def _each(self, call: Callable[..., Any], run: tuple[int, int, int], *values: Any) -> Any:
+        """Return ``call(*values)`` of each client, and refuse what happens beside the kernels: in a hook, or seldom."""
+        out = super()._each(call, run, *values)
+        if self._buffers.moving or (self._layers is not None and self._layers.streams.drawn):
+            raise Unstackable(_OWN)
+        return out
 
     def rate(self, step: int) -> Tensor:
         """Return the schedule's factor of each client, shape [K, 1]."""
@@ -155,14 +169,13 @@ def shape_of(stack: FixedStack) -> Any:
     """Return a key: stacks of equal keys run the same kernels on tensors of the same shapes.
 
     Raises:
-        Unstackable: if a hook captured something that may change, or samples are read from elsewhere.
+        Unstackable: if a hook or `prepare` captured something that may change, or samples are read from elsewhere.
     """
     job = stack.job
     if any(type(column) is not Tensor for tree in (job.data.x, job.data.y) for _, column in columns(tree)):
         raise Unstackable("its samples are not plain tensors")
-    if job.model.stateful:
-        raise Unstackable("each client has its own model buffers")
     captured = tuple(constants(value, name) for shared in stack.hooks() for name, value in shared.constants)
+    captured += (constants(job.prepare, "prepare"),)
     rate = stack._lr if isinstance(stack._lr, float | int) else "own"
     shapes = tuple((tuple(t.shape), t.dtype) for t in stack.inputs())
     where = tuple(column.data_ptr() for tree in (job.data.x, job.data.y) for _, column in columns(tree))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["cross_entropies"]
+__all__ = ["cross_entropies", "scored_cross_entropies"]
 
 _FEW = 32
 """Up to this many classes, torch's softmax on a CPU takes three times as long as one of vectors over all samples."""
@@ -22,6 +22,15 @@ def cross_entropies(outputs: Tensor, targets: Tensor) -> Tensor:
         return _CrossEntropy.apply(scores, classes).view(targets.shape)  # type: ignore[no-untyped-call, no-any-return]
     each: Any = F.cross_entropy(scores, classes, reduction="none")
     return torch.as_tensor(each).view(*targets.shape[:2], -1).mean(2)
+
+
+def scored_cross_entropies(outputs: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+    """Return each client's mean loss over the targets that count, shape [K]; samples of weight 0 are padding."""
+    each: Any = F.cross_entropy(outputs.flatten(0, 1), targets.flatten(0, 1), reduction="none")
+    sums, counts = (t.view(*targets.shape[:2], -1).sum(2) for t in (torch.as_tensor(each), targets != -100))
+    if weights is not None:
+        sums, counts = sums * (weights > 0), counts * (weights > 0)
+    return sums.sum(1) / counts.sum(1)
 
 
 class _CrossEntropy(torch.autograd.Function):

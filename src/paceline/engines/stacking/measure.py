@@ -18,7 +18,7 @@ from paceline.core.params import Params, Resident
 from paceline.core.placement import free_memory
 from paceline.core.training import Job, train
 from paceline.engines.stacking.kernels import Kernels
-from paceline.engines.stacking.solver import Solver, draws, few, ragged, unstackable
+from paceline.engines.stacking.solver import Solver, few, ragged, unstackable
 
 __all__ = ["Choice", "choose", "compiled", "fastest_forms"]
 
@@ -31,12 +31,19 @@ _TURNS = 6
 _SECONDS = 0.1
 """Seconds after which a size is the last one to be tried, and is run only once."""
 
+_SHORT = 0.02
+"""Seconds of training below which a cohort of clients with one step each is one chunk: the fixed cost of a second chunk is more
+than another worker saves."""
+
 _PART = 0.6
 """Part of a GPU's free memory that a stack may take: the rest is for sums, evaluations and what the allocator cannot reuse."""
 
 _NEAR = 1.25
 """Tolerance for sizes nearly as fast as the fastest, about the noise of a measurement: the largest is used, because the fixed
 cost of a chunk is not measured."""
+
+_NEAR_ONE = 2.0
+"""The same for clients with one step: most methods run it as one batch, which is not measured, and only the largest is extended."""
 
 _WARM, _CLEAR = 3, 1.03
 """First runs of a form that do not count, in which it is recorded and compared; how much faster another form must be."""
@@ -92,8 +99,8 @@ def choose(
     space = _BYTES if room is None else room // 4
     most = chunk or max(min(cohort // parts, space // (24 * start.layout.size), len(clients)), 2 if always else 0)
     reason = unstackable(model.module) or (ragged(clients[0].x, clients[0].y) if clients else None)
-    if reason is not None or model.stateful:
-        return Choice(1, reason or "each client has its own model buffers")
+    if reason is not None:
+        return Choice(1, reason)
     if most < 2 or cohort < 2 or len(clients) < 2:
         return Choice(
             1,
@@ -112,12 +119,18 @@ def choose(
     )
     with drawing(0, model.device):
         model.load(start)
-        reason = draws(model, few(clients[0]))
-        if reason is not None:
-            return Choice(1, reason)
         if key not in _KNOWN:
             _KNOWN[key] = _measure(model, start, problem, clients, sizes, always)
-        return _KNOWN[key]
+        found = _KNOWN[key]
+    short = 0.0 < found.seconds * _STEPS * cohort < _SHORT  # of one step, `seconds` are a part
+    if chunk or not short or not _one_step(problem, clients) or found.chunk < sizes[-1] or model.device.type != "cpu":
+        return found
+    return replace(found, chunk=max(found.chunk, min(cohort, space // (24 * start.layout.size))))
+
+
+def _one_step(problem: Any, clients: Sequence[ClientData]) -> bool:
+    """Return whether a pass over the data of each client is one step."""
+    return all(len(data) <= problem.batch_size for data in clients)
 
 
 def _measure(
@@ -153,7 +166,8 @@ def _measure(
     if fastest > 0.95 * alone and not always:
         tried = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
         return Choice(1, f"stacks of {tried} are no faster on this machine")
-    best = max(count for count, seconds in each.items() if seconds <= _NEAR * fastest)
+    near = _NEAR_ONE if _one_step(problem, clients) else _NEAR
+    best = max(count for count, seconds in each.items() if seconds <= near * fastest)
     reason = f"a stack takes {each[best] / alone:.2f} of the time per client, measured"
     if model.device.type != "cuda":  # oneDNN's grouped convolutions are faster than views, and there is nothing to record
         return Choice(best, reason, seconds=each[best] / _STEPS)

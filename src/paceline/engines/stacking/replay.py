@@ -111,24 +111,23 @@ class Replays:
         self._refused: set[Any] = set()
         self._uncompiled: set[Any] = set()
 
-    def train(self, kind: Any, name: str, jobs: Sequence[Job]) -> Stack:
+    def train(self, kind: Any, name: str, jobs: Sequence[Job], unscored: bool = False) -> Stack:
         """Train a chunk of jobs; return the stack afterwards.
 
         Args:
             kind: key of jobs that may be stacked.
             name: of the hook or model, for the notes.
             jobs: sorted by steps, longest first.
+            unscored: whether some targets do not count for the cross-entropy.
         """
         if kind not in self._refused and (self.kernels.graph or self.kernels.compile):
             try:
-                fixed = FixedStack(jobs)
-                shape = (kind, shape_of(fixed))
+                fixed = FixedStack(jobs, unscored)
+                self._train(kind, name, (kind, shape_of(fixed)), fixed)
+                return fixed
             except Unstackable as reason:
                 self._refuse(kind, name, str(reason))
-            else:
-                self._train(kind, name, shape, fixed)
-                return fixed
-        plain = Stack(jobs)
+        plain = Stack(jobs, unscored)
         descend(plain)
         return plain
 
@@ -156,10 +155,12 @@ class Replays:
         kernels = replace(self.kernels, compile=self.kernels.compile and kind not in self._uncompiled)
         while True:
             try:
-                recording = self._recordings[shape] = Recording(FixedStack(stack.jobs), kernels)
+                recording = self._recordings[shape] = Recording(FixedStack(stack.jobs, stack.unscored), kernels)
                 if len(self._recordings) > _ALL:
                     del self._recordings[next(iter(self._recordings))]
                 return recording
+            except Unstackable:
+                raise
             except Exception as error:  # whatever cannot be recorded trains step by step
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             if not kernels.compile:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,12 +9,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from paceline.core.columns import Samples, columns, spread
+from paceline.core.columns import Samples, columns
 from paceline.core.errors import PacelineError
 from paceline.core.evaluation import Evaluation, evaluate_together
-from paceline.core.generators import GeneratorWatch, drawing, nested
+from paceline.core.generators import GeneratorWatch, nested
 from paceline.core.params import Resident
 from paceline.core.placement import upload
 from paceline.core.profiling import spent
@@ -23,39 +21,26 @@ from paceline.core.samples import ClientData
 from paceline.core.training import Job, LoopRequest, Trained, diverged
 from paceline.engines.stacking.hooks import Unstackable, signature
 from paceline.engines.stacking.kernels import Kernels, using
+from paceline.engines.stacking.layers import traits_of
 from paceline.engines.stacking.lazy import Lazy, Rows
 from paceline.engines.stacking.one_batch import OneBatch, one_batch
 from paceline.engines.stacking.replay import Replays
 from paceline.engines.stacking.stack import Changes
 from paceline.engines.stacking.tasks import RequestFailed
 
-__all__ = ["Solver", "draws", "few", "ragged", "unstackable"]
+__all__ = ["Solver", "few", "ragged", "unstackable"]
 
+_PREPARED = "their module is prepared for one client, with alone=True or with frozen weights of a sub-model"
+_LIMITED = "their training ends early by the time that it takes, which is measured"
 _DRAWS = "it draws random numbers, for which each client has its own stream"
 
 
 def unstackable(module: nn.Module) -> str | None:
     """Return why a module cannot train stacked, judged from its layers; None if no reason is known."""
-    for name, part in module.named_modules():
+    for part in module.modules():
         if isinstance(own := getattr(part, "not_stackable", None), str):
             return own
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.track_running_stats:
-            return f"{name} is {type(part).__name__}, which computes statistics of one client's batch"
-        if isinstance(part, nn.RNNBase):
-            return f"{name} is {type(part).__name__}, which torch.func cannot stack"
     return None
-
-
-def draws(model: Resident, x: Samples) -> str | None:
-    """Return why a model cannot train stacked if it draws random numbers in training, tested on the samples `x`."""
-    module = model.module.train()
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    with drawing(0, model.device), torch.no_grad(), contextlib.suppress(Exception):
-        watch = GeneratorWatch(model.device)
-        functional_call(module, buffers, *spread(x))
-        if watch.advanced():
-            return _DRAWS
-    return None  # a failure here means that the method calls the model differently
 
 
 def ragged(*trees: Samples) -> str | None:
@@ -121,15 +106,21 @@ class Solver:
             else:
                 groups.setdefault(key, []).append(place)
         for key, places in groups.items():
-            places.sort(key=lambda p: -jobs[p].steps)
+            places.sort(key=lambda p: (-jobs[p].steps, -len(jobs[p].data)))
             for place, answer in zip(places, self._together(key, [jobs[p] for p in places]), strict=True):
                 answers[place] = answer
         return answers
 
+    def single(self, request: LoopRequest) -> Any:
+        """Return the result of a request that must run on its own, and note the reason."""
+        if isinstance(request, Job) and request.steps:
+            self._notes.setdefault(type(request.model.module).__name__, _LIMITED if request.limit else _PREPARED)
+        return request.run()
+
     def _key(self, job: Job) -> Any:
         """Return the key that jobs must share to run as one."""
         hooks, optimizer = job.hooks, job.optimizer
-        key = (id(job.model), id(job.data.x), job.batch_size, optimizer.rule, signature(job.loss))
+        key = (id(job.model), id(job.data.x), job.batch_size, optimizer.rule, signature(job.loss), job.prepare)
         parts = (hooks.correct, hooks.direction, hooks.objective, hooks.after, hooks.augment, optimizer.schedule)
         return key if parts == _NONE else (*key, *map(signature, parts))
 
@@ -153,7 +144,7 @@ class Solver:
     def _unfit(self, job: Job) -> str | None:
         """Return why a job's model cannot train stacked; each model is examined once."""
         if id(job.model) not in self._fit:
-            reason = ragged(job.data.x, job.data.y) or unstackable(job.model.module) or draws(job.model, few(job.data))
+            reason = ragged(job.data.x, job.data.y) or unstackable(job.model.module)
             self._fit[id(job.model)] = (job.model, reason)
         return self._fit[id(job.model)][1]
 
@@ -171,15 +162,15 @@ class Solver:
         try:
             if (reason := self._unfit(jobs[0])) is not None:
                 raise Unstackable(reason)
-            if jobs[0].loss is F.cross_entropy and self._unscored(jobs[0].data.y):
-                raise Unstackable("some targets are not scored, so the mean over a batch differs between clients")
-            with spent.on("local steps"), jobs[0].model.autocast(), using(self.kernels):
-                if self.one_step and one_batch(jobs):
+            unscored = jobs[0].loss is F.cross_entropy and self._unscored(jobs[0].data.y)
+            with spent.on("local steps"), jobs[0].model.autocast(), using(self.kernels), jobs[0].prepared():
+                if self.one_step and not unscored and one_batch(jobs) and not traits_of(jobs[0].model, jobs[0].data).exact:
                     whole = OneBatch(jobs)
                     _refuse_draws(watch)
                     return whole, whole.losses.detach()
-                stack = self._replays.train(key, _name(jobs[0]), jobs)
+                stack = self._replays.train(key, _name(jobs[0]), jobs, unscored)
                 _refuse_draws(watch)
+            stack.finish()
             changes = Changes(stack.at.vector.sub_(stack.starts))
             steps = upload(torch.tensor([job.steps for job in jobs]), stack.totals.device)
             return changes, stack.totals / steps

@@ -12,78 +12,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch import Tensor
+from torch.func import grad, vmap
 
-from paceline.core.columns import Samples, map_tree, spread, stacked, widened
-from paceline.core.hooks import Objective
-from paceline.core.layout import Layout
-from paceline.core.params import Params, Resident
+from paceline.core.columns import Samples, map_tree, stacked
+from paceline.core.params import Params
 from paceline.core.placement import upload
 from paceline.core.profiling import spent
 from paceline.core.training import Job
+from paceline.engines.stacking.functional import Functional
 from paceline.engines.stacking.hooks import Shared, share
+from paceline.engines.stacking.layers import Buffers, StackedLayers, traits_of
 from paceline.engines.stacking.linear import StackedLinears
-from paceline.engines.stacking.losses import cross_entropies
+from paceline.engines.stacking.losses import cross_entropies, scored_cross_entropies
 
 __all__ = ["Batches", "Changes", "Functional", "Stack"]
-
-
-class Functional:
-    """A resident module as a function of a flat vector.
-
-    Args:
-        model: resident module; called with substituted tensors, its own do not change.
-        objective: ``(module, inputs, targets) -> scalar``, or None for the module's outputs.
-    """
-
-    def __init__(self, model: Resident, objective: Objective | None = None) -> None:
-        self.layout: Layout = model.layout
-        self.module: nn.Module = _Objective(model.module, objective) if objective else model.module
-        prefix = "module." if objective else ""
-        plain = model.views and model.params.vector.dtype == torch.float32
-        self._kinds = None if plain else [_tensor(model.module, e.name).dtype for e in self.layout.entries]
-        self._names = [prefix + e.name for e in self.layout.entries]
-        self._sizes = [e.size for e in self.layout.entries]
-        self._shapes = [e.shape for e in self.layout.entries]
-
-    def __call__(self, vector: Tensor, *inputs: Any) -> Any:
-        """Return the outputs (or the objective) at the parameters `vector`, shape [d]."""
-        return self.at(self.split(vector), *inputs)
-
-    def split(self, vector: Tensor) -> list[Tensor]:
-        """Return a vector's named tensors, in the layout's order."""
-        return [t.view(s) for t, s in zip(torch.split(vector, self._sizes), self._shapes, strict=True)]
-
-    def at(self, tensors: Sequence[Tensor], *inputs: Any) -> Any:
-        """Return the same at named tensors, in the layout's order."""
-        return functional_call(self.module, self._named(tensors), inputs)
-
-    def outputs(self, tensors: Sequence[Tensor], inputs: Samples) -> Any:
-        """Return the module's outputs for one input, or those of a tuple or dict."""
-        return widened(functional_call(self.module, self._named(tensors), *spread(inputs)))
-
-    def _named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-        if self._kinds is not None:
-            tensors = [tensor.to(kind) for tensor, kind in zip(tensors, self._kinds, strict=True)]
-        return dict(zip(self._names, tensors, strict=True))
-
-
-def _tensor(module: nn.Module, name: str) -> Tensor:
-    parent, _, leaf = name.rpartition(".")
-    tensor: Tensor = getattr(module.get_submodule(parent), leaf)
-    return tensor
-
-
-class _Objective(nn.Module):
-    """Wraps an objective as a module, so that it can be called with substituted tensors."""
-
-    def __init__(self, module: nn.Module, objective: Objective) -> None:
-        super().__init__()
-        self.module, self.objective = module, objective
-
-    def forward(self, x: Any, y: Any) -> Tensor:
-        return self.objective(self.module, x, y)
 
 
 class Batches:
@@ -122,11 +65,11 @@ class Batches:
         self.weights = [None if w is None else next(some) for w in weights]
         """Weight of each sample in its client's batch, [active, B], 0 for padding; None if all batches are full."""
 
-    def runs(self, step: int) -> list[tuple[int, int, int]]:
-        """Return (first, last + 1, batch size) of each run of consecutive clients with equal batch sizes."""
+    def runs(self, step: int, kinds: Sequence[Any] | None = None) -> list[tuple[int, int, int]]:
+        """Return (first, last + 1, batch size) of each run of consecutive clients with equal batch sizes, and equal `kinds`."""
         found: list[tuple[int, int, int]] = []
         for k, size in enumerate(self.sizes[step]):
-            if found and found[-1][2] == size:
+            if found and found[-1][2] == size and (kinds is None or kinds[k] == kinds[k - 1]):
                 found[-1] = (found[-1][0], k + 1, size)
             else:
                 found.append((k, k + 1, size))
@@ -175,12 +118,14 @@ class Stack:
 
     Args:
         jobs: sorted by steps, longest first, with equal model, loss, batch size and hook code.
+        unscored: whether some targets do not count for the cross-entropy (those of -100).
 
     Raises:
         Unstackable: if hooks captured values that cannot be stacked.
     """
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
+    def __init__(self, jobs: Sequence[Job], unscored: bool = False) -> None:
+        self.unscored = unscored
         jobs = list(jobs)  # a lazy sequence builds each job anew on every pass
         self.job, self.jobs = jobs[0], jobs
         layout = self.job.model.layout
@@ -199,7 +144,11 @@ class Stack:
         self.at = Params(vector, layout)
         self.totals = torch.zeros(len(jobs), device=vector.device)
         hooks, self._objective = [job.hooks for job in jobs], self.job.hooks.objective
-        self._run = Functional(self.job.model, self._objective)
+        self._traits = traits_of(self.job.model, self.job.data)
+        self._buffers = Buffers(jobs)
+        self._layers = StackedLayers(jobs, self._traits.changing) if self._traits.special or self.job.model.stateful else None
+        self._around = None if self._layers is None else self._layers.around
+        self._run = Functional(self.job.model, self._objective, self._around)
         self._hook = share([h.direction for h in hooks], vector.device) if hooks[0].direction else None
         self._correct = share([h.correct for h in hooks], vector.device) if hooks[0].correct else None
         self._after = share([h.after for h in hooks], vector.device) if hooks[0].after else None
@@ -318,6 +267,7 @@ class Stack:
         with torch.enable_grad():
             losses = self._losses(tensors)
             gradients = torch.autograd.grad(losses.sum(), leaves, allow_unused=True)
+        self._buffers.write(self.at)
         self.totals[: self.active] += losses.detach()
         return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(gradients, leaves, strict=True)]
 
@@ -327,19 +277,46 @@ class Stack:
 
     def _losses(self, tensors: list[Tensor]) -> Tensor:
         """Return each active client's mean loss on its batch, shape [active]."""
-        if self._objective is None and self.job.loss is F.cross_entropy:
-            with self._linears():
-                outputs = vmap(self._run.outputs)(tensors, self.x)
-            each = cross_entropies(outputs, self.y)
+        exact = self._traits.exact and not (self.batches.even[self.step] and self._buffers.counts is None)
+        if self._objective is None and self.job.loss is F.cross_entropy and not exact:
+            size = self.batches.sizes[self.step][0]
+            outputs = self._each(self._run.outputs, (0, self.active, size), tensors, self.x)
             weights = self.batches.weights[self.step]
+            if self.unscored:
+                return scored_cross_entropies(outputs, self.y, weights)
+            each = cross_entropies(outputs, self.y)
             return each.mean(1) if weights is None else (each * weights).sum(1)
         parts = []
-        for first, last, size in self.batches.runs(self.step):
+        for run in self._runs():
+            first, last, size = run
             x, y = map_tree(lambda t: t[first:last, :size], (self.x, self.y))  # noqa: B023
             rows = [s[first:last] for s in self._loss.stacked]
-            with self._linears():
-                parts.append(vmap(self._value)([t[first:last] for t in tensors], x, y, rows))
+            parts.append(self._each(self._value, run, [t[first:last] for t in tensors], x, y, rows))
         return torch.cat(parts)
+
+    def _runs(self) -> list[tuple[int, int, int]]:
+        return self.batches.runs(self.step, self._buffers.counts)
+
+    def _each(self, call: Callable[..., Any], run: tuple[int, int, int], *values: Any) -> Any:
+        """Return ``call(*values)`` of each client of a run (first, last + 1, batch size), computed as one."""
+        first, last, size = run
+        layers, buffers = self._layers, self._buffers
+        if self._traits.norms:
+            self.job.model.module.train(size > 1)  # as in training alone
+        if layers is None:
+            with self._linears():
+                return vmap(call)(*values)
+        counters = buffers.counters(first)
+
+        def one(slot: Tensor, own: dict[str, Tensor], *values: Any) -> tuple[Any, dict[str, Tensor]]:
+            layers.begin(slot, own, counters)
+            return call(*values), layers.moved()
+
+        layers.clients = range(first, last)
+        with self._linears():
+            out, moved = vmap(one)(torch.arange(last - first, device=self.at.vector.device), buffers.rows(first, last), *values)
+        buffers.moved(first, last, moved, counters)
+        return out
 
     def _value(self, tensors: Sequence[Tensor], x: Samples, y: Samples, rows: list[Tensor]) -> Tensor:
         """Return one client's loss, from its own loss or objective."""
@@ -347,37 +324,45 @@ class Stack:
         if self._objective is None:
             value: Tensor = hook(self._run.outputs(tensors, x), y)
             return value
-        own: Tensor = Functional(self.job.model, hook).at(tensors, x, y)
+        own: Tensor = Functional(self.job.model, hook, self._around).at(tensors, x, y)
         return own
 
     def _directed(self, shared: Shared) -> Tensor:
         """Return the results of the `direction` hooks, one run of equal batch sizes at a time."""
-        layout, losses, parts = self.at.layout, [], []
+        layout, layers, losses, parts = self.at.layout, self._layers, [], []
 
         def one(at: Tensor, x: Samples, y: Samples, rows: list[Tensor], loss_rows: list[Tensor]) -> tuple[Tensor, Tensor]:
-            seen: list[Tensor] = []
+            seen: list[tuple[Tensor, dict[str, Tensor]]] = []
 
-            def valued(vector: Tensor) -> tuple[Tensor, Tensor]:
+            def valued(vector: Tensor) -> tuple[Tensor, tuple[Tensor, dict[str, Tensor]]]:
                 value = self._value(self._run.split(vector), x, y, loss_rows)
-                return value, value.detach()
+                return value, (value.detach(), {} if layers is None else layers.moved())
 
             def gradient(point: Params) -> Params:
-                slope, value = grad(valued, has_aux=True)(point.vector)
-                seen.append(value)
+                slope, first = grad(valued, has_aux=True)(point.vector)
+                seen.append(first)
                 return Params(torch.cat([slope[: self._count], torch.zeros_like(slope[self._count :])]), layout)
 
             along = shared.bind(rows)(gradient, Params(at, layout)).vector
-            return along, seen[0] if seen else torch.zeros((), device=at.device)
+            if layers is not None:  # only the first call counts for the running statistics
+                layers.keep(seen[0][1] if seen else {})
+            return along, seen[0][0] if seen else torch.zeros((), device=at.device)
 
-        for first, last, size in self.batches.runs(self.step):
+        for run in self._runs():
+            first, last, size = run
             rows, own = ([s[first:last] for s in shape.stacked] for shape in (shared, self._loss))
             at = self.at.vector[first:last]
             x, y = map_tree(lambda t: t[first:last, :size], (self.x, self.y))  # noqa: B023
-            along, loss = vmap(one)(at, x, y, rows, own)
+            along, loss = self._each(one, run, at, x, y, rows, own)
             parts.append(along.detach())
             losses.append(loss.detach())
+        self._buffers.write(self.at)
         self.totals[: self.active] += torch.cat(losses)
         return torch.cat(parts)
+
+    def finish(self) -> None:
+        """Store the buffers that belong to single clients in their jobs."""
+        self._buffers.finish()
 
 
 def apply(shared: Shared, count: int, call: Callable[..., Tensor], *vectors: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from greenlet import getcurrent, greenlet
 
-from paceline.core.training import LoopRequest
+from paceline.core.training import LoopRequest, answer
 
 __all__ = ["Meeting", "RequestFailed"]
 
@@ -33,16 +33,19 @@ class Meeting:
 
     Args:
         serve: maps requests to answers, in order; `RequestFailed` for a request that failed.
+        single: answers a request that must run at once and on its own.
     """
 
-    def __init__(self, serve: Callable[[list[LoopRequest]], list[Any]]) -> None:
-        self.serve = serve
+    def __init__(self, serve: Callable[[list[LoopRequest]], list[Any]], single: Callable[[LoopRequest], Any] = answer) -> None:
+        self.serve, self.single = serve, single
         self._hub = getcurrent()
 
     def ask(self, request: LoopRequest) -> Any:
         """Submit a request from a client's task; return its answer once all tasks of the chunk are suspended or done."""
-        if request.alone or getcurrent() is self._hub:
+        if getcurrent() is self._hub:
             return request.run()
+        if request.alone:
+            return self.single(request)
         grad = torch.is_grad_enabled()  # this task's setting; other tasks must not inherit it
         answer = self._hub.switch(request)
         if torch.is_grad_enabled() != grad:
@@ -75,6 +78,6 @@ class Meeting:
             enter(place)
         while waiting:
             asked, waiting[:] = list(waiting), []
-            for (place, _), answer in zip(asked, self.serve([request for _, request in asked]), strict=True):
-                enter(place, answer)
+            for (place, _), result in zip(asked, self.serve([request for _, request in asked]), strict=True):
+                enter(place, result)
         return results

@@ -81,11 +81,13 @@ class Uniform:
         """Train all clients; see `Client.sgd`."""
         if options.get("batches") is not None:
             raise NotUniform("batches that are reused")
+        if options.get("limit") is not None:
+            raise NotUniform("a limit, by the time of one client's device")
         return self._lead.sgd(*args, **options)
 
     def _train(self, job: Job) -> Trained:
-        if job.alone or not job.steps:
-            raise NotUniform("a separate module, or no step")
+        if job.alone or job.buffers is not None or not job.steps:
+            raise NotUniform("a separate module, buffers of a client's own, or no step")
         self._loops += 1
         loop = self._loops
         solved = self._solve(UniformJobs(job, self._index, lambda place: partial(self._order, place, loop)))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -78,8 +78,8 @@ class Saliency(SelfPruning):
         return Update(saliency={g: s / s.max().clamp(min=1e-30) for g, s in sums.items()}, weight=client.num_samples)
 
     @on_client(peer_record="report")
-    def train(self, client: Client, message: tuple[Params, dict[str, Tensor]]) -> Update:  # type: ignore[override]
-        """Train the full model, or its most salient part."""
+    def train(self, client: Client, message: Any) -> Update:
+        """Train the full model, or its most salient part; the message is the model and the mean saliencies."""
         params, client.memory["saliency"] = message
         return super().train(client, params)
 

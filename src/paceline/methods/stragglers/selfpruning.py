@@ -23,10 +23,10 @@ from paceline.core.client import Client
 from paceline.core.declarations import Nesting
 from paceline.core.failures import Declined
 from paceline.core.federation import Federation
+from paceline.core.limits import StepLimit
 from paceline.core.method import Minority, NonNegative, PositiveShare, State, on_client
 from paceline.core.nested import PartialModel
 from paceline.core.params import Params
-from paceline.core.training import StepLimit
 from paceline.core.tree import Tree
 from paceline.core.update import Update
 from paceline.methods.optimisation.fedavg import FedAvg
@@ -66,6 +66,7 @@ class SelfPruning(FedAvg):
     reveals: ClassVar[str] = "sums of updates"
     client_state: ClassVar[str] = "its own times"
     records_times: ClassVar[bool] = True
+    width_key: ClassVar[str | None] = "fraction"
     rounds_up: ClassVar[bool] = False
     """Whether a layer keeps ceil(p n) units instead of floor(p n)."""
 
