@@ -1,6 +1,7 @@
 """Keys and shares exchanged one round ahead: three exchanges, the same bits, and nothing that serves two purposes."""
 
 import dataclasses
+import logging
 from collections import defaultdict
 from dataclasses import replace
 
@@ -71,6 +72,62 @@ def test_the_option_switches_it_off(federate):
     assert watch.lengths == [5] * 4
 
 
+@pytest.fixture
+def reasons(caplog):
+    """Return a function that returns, by round, why sums of a function took five exchanges, and forgets it."""
+    caplog.set_level(logging.INFO, logger="paceline")
+
+    def read(function="train"):
+        logged = [r.args for r in caplog.records if r.name.endswith("preparation") and r.levelno == logging.INFO]
+        caplog.clear()
+        assert all(isinstance(round, int) for round, *_ in logged)
+        return {round: why for round, name, why in logged if name == function}
+
+    return read
+
+
+def test_each_sum_of_five_exchanges_is_logged_with_its_reason(federate, reasons):
+    """A client lost while keys are prepared, one between preparation and use, and a repeated round."""
+    lost = {(1, 2, "masked"), (3, 4, "unmask")} | {(6, c, "masked") for c in range(5)}
+
+    class Once(Watch):
+        def __call__(self, round, client, function):
+            gone = super().__call__(round, client, function)
+            self.lost.discard((round, client, function.removeprefix("secagg.")))
+            return gone
+
+    watch = Once(lost)
+    federate(aggregation="secure", drop=watch, **{**EIGHT, "rounds": 7})
+    why = reasons()
+    assert set(why) == {round for round, steps in watch.steps.items() if "advertise" in steps} == {1, 2, 4, 6}
+    assert "in the round before" in why[1]
+    assert why[2] == "the keys of clients [2] did not arrive in the round before"
+    assert why[4] == "the shares of clients [4] did not arrive in the round before"
+    assert why[6] == "the round is repeated"
+    federate(aggregation="secure", **{**EIGHT, "secure": {**LOOSE, "pipelined": False}})
+    assert not reasons()
+
+
+class Twice(FedAvg):
+    """Sums the same function twice in a round."""
+
+    def round(self, fed, state):
+        for cohort in (fed.sample(6), fed.sample(6)):
+            mean = fed.mean(self.train, state.params, over=cohort)
+            state = replace(state, params=state.params + mean.delta)
+        return state
+
+
+def test_sums_that_are_not_prepared_are_logged_too(federate, reasons):
+    federate(aggregation="secure", **{**EIGHT, "rounds": 2, "method": f"{__name__}:Twice"})
+    why = reasons()
+    assert why[1] == why[2] == "it is sum 2 of this function in the round, and only the first one is prepared"
+    federate(aggregation="secure", **{**EIGHT, "rounds": 2, "method": "clip"})
+    assert reasons()[2] == "its clients send records to their neighbours"
+    federate(aggregation="secure", **{**EIGHT, "rounds": 2, "method": "fjord", "options": {"segmented": True}})
+    assert reasons("train_part")[2] == "it is a sum over parts of a model"
+
+
 LOST = st.sets(st.tuples(st.integers(1, 4), st.integers(0, 7), st.sampled_from(THREE)), max_size=6)
 
 
@@ -121,7 +178,7 @@ def test_a_lost_round_burns_what_was_prepared(federate):
     assert watch.steps[3] == ["masked", *FIVE]
 
 
-def test_keys_lost_by_a_client_are_exchanged_anew_and_change_no_bits(federate, monkeypatch):
+def test_keys_lost_by_a_client_are_exchanged_anew_and_change_no_bits(federate, monkeypatch, reasons):
     """As after a restart of the client: it says so, and the same attempt goes on with five exchanges."""
     real, turns = ProtocolSession.end_round, []
 
@@ -140,6 +197,7 @@ def test_keys_lost_by_a_client_are_exchanged_anew_and_change_no_bits(federate, m
         summary = federate(aggregation="secure", drop=watch, method=method, **EIGHT)
         assert watch.steps[2] == ["masked", *FIVE]
         assert watch.lengths == [5, 6, 5, 3]
+        assert reasons()[2] == "clients [2] no longer have the keys that were prepared for it"
         assert [r["attempts"] for r in summary.history] == [1] * 4
         assert summary.model_sha256 == arithmetic(federate, method=method, **EIGHT)
 
@@ -386,7 +444,7 @@ def test_malformed_preparations_are_discarded(message):
     assert not coming.complete()
 
 
-def test_the_server_uses_a_preparation_for_exactly_one_sum():
+def test_the_server_uses_a_preparation_for_exactly_one_sum(reasons):
     now, clients = parties()
     keys = dict(now.directory)
 
@@ -404,38 +462,60 @@ def test_the_server_uses_a_preparation_for_exactly_one_sum():
     store = prepared()
     store.begin(2, 0)
     assert store.take("train", keys, (0, 1)) is not None
+    assert not reasons()
     assert store.take("train", keys, (0, 1)) is None
-    for at, function, cohort, place in [
-        ((2, 1), "train", keys, (0, 1)),
-        ((3, 0), "train", keys, (0, 1)),
-        ((2, 0), "report", keys, (0, 1)),
-        ((2, 0), "train", {c: k for c, k in keys.items() if c}, (0, 1)),
-        ((2, 0), "train", {**keys, 0: bytes(32)}, (0, 1)),
-        ((2, 0), "train", keys, (0, 2)),
-        ((2, 0), "train", keys, (1, 1)),
+    for at, function, cohort, place, why in [
+        ((2, 1), "train", keys, (0, 1), "the round is repeated"),
+        ((3, 0), "train", keys, (0, 1), "no sum of this function in the round before"),
+        ((2, 0), "report", keys, (0, 1), "no sum of this function in the round before"),
+        ((2, 0), "train", {c: k for c, k in keys.items() if c}, (0, 1), "clients [0] joined or left"),
+        ((2, 0), "train", {**keys, 9: bytes(32)}, (0, 1), "clients [9] joined or left"),
+        ((2, 0), "train", {**keys, 0: bytes(32)}, (0, 1), "identity keys of clients [0] were replaced"),
+        ((2, 0), "train", keys, (0, 2), "it is sum 2"),
+        ((2, 0), "train", keys, (1, 1), "the round is repeated"),
     ]:
         store = prepared()
         store.begin(*at)
+        reasons()
         assert store.take(function, cohort, place) is None
+        assert why in reasons(function)[at[0]]
+    store = prepared()
+    store.begin(2, 0)
+    assert store.take("train", keys, (0, 1), "for this reason") is None
+    assert reasons() == {2: "for this reason"}
 
 
-def test_failed_preparations_are_tried_less_and_less_often():
-    store, tried = Preparations(), []
+def test_failed_preparations_are_tried_less_and_less_often(reasons):
+    store, tried, why = Preparations(), [], {}
     for round in range(1, 40):
         store.begin(round, 0)
+        store.take("train", {}, (0, 1))
+        why |= reasons()
         now, _ = parties()
         now.session = dataclasses.replace(now.session, round=round)
         if (coming := store.start(now, True)) is not None:
             tried.append(round)
             store.finish(coming)
     assert tried == [1, 2, 4, 8, 16, 24, 32]
+    assert all(why[round + 1].startswith("the keys of clients") for round in tried)
+    assert why[4] == "preparations have failed; the next one is made in round 4"
 
 
-def test_a_cohort_that_is_not_known_is_not_prepared_for():
+def test_a_cohort_that_is_not_known_is_not_prepared_for(reasons):
     store = Preparations()
     now, _ = parties()
+    store.begin(1, 0)
     assert store.start(now, False) is None
+    store.begin(2, 0)
+    assert store.take("train", {}, (0, 1)) is None
+    assert "cohort of the round before was new" in reasons()[2]
+    other, _ = parties(7)
+    other.session = dataclasses.replace(other.session, call=2)
+    assert store.start(other, True) is None  # a further sum in the round, which says nothing about the next round's first
     assert store.start(now, False) is not None  # the same clients as in the last sum
+    store.begin(3, 0)
+    assert store.take("train", {}, (0, 1)) is None
+    assert "was lost" in reasons()[3]
 
 
 def test_too_few_clients_left_is_an_ordinary_loss(federate):

@@ -110,14 +110,15 @@ class SecureAggregation(Aggregation):
         # a sum over parts of a model is never repeated in halves, see `client_openings`
         least = partial(least_half, config=self.config) if model is None else lambda clients: clients
         groups = self.opened.groups(work.common, cohort, least)
+        ready = self._prepared(request, groups, {c: listed[c] for c in cohort}, place)
         for clients, whole in groups:
             keys = {c: listed[c] for c in clients}
-            ready = self.prepared.take(work.function, keys, place) if len(groups) == 1 and model is None and not whole else None
             one = _Sum(self, fed, request, work, place, keys, whole, model, ready)
             try:
                 try:
                     parts.append(one.form())
-                except UnpreparedError:  # nothing of this session was opened, so the same work can be summed
+                except UnpreparedError as error:  # nothing of this session was opened, so the same work can be summed
+                    self.prepared.note(work.function, str(error))
                     one = _Sum(self, fed, request, work, place, keys, whole, model)
                     parts.append(one.form())
                     fed.adjust_calls(-1)
@@ -134,6 +135,21 @@ class SecureAggregation(Aggregation):
                 + (f" (cause: {self.opened.cause})" if self.opened.cause else "")
             )
         return parts[0] if len(parts) == 1 else together(parts)
+
+    def _prepared(
+        self, request: SumRequest, groups: Sequence[tuple[tuple[int, ...], bool]], keys: Mapping[int, bytes], place: tuple[int, int]
+    ) -> Preparation | None:
+        """Return the session that was prepared for a sum, or None; the reason is logged."""
+        if not self.config.pipelined:
+            return None
+        why = ""
+        if request.declared.nested is not None:
+            why = "it is a sum over parts of a model"
+        elif request.declared.peer_record is not None:
+            why = "its clients send records to their neighbours"
+        elif len(groups) != 1 or groups[0][1]:
+            why = "this work was opened before in this round, and is summed over the same clients again"
+        return self.prepared.take(request.function, keys, place, why)
 
     def reply_size(self, model: Params, cohort: int) -> int:
         """Return the size in bytes of a masked reply with as many values as the model."""
@@ -258,7 +274,7 @@ class _Sum:
         self.silent |= {c for c in clients if c not in came or c in self.server.refused}
         if self.unprepared:
             self.how.prepared.pause(self.work.function)
-            raise UnpreparedError(f"round {self.fed.round}: clients {sorted(self.unprepared)} have no keys of the prepared session")
+            raise UnpreparedError(f"clients {sorted(self.unprepared)} no longer have the keys that were prepared for it")
 
     def _with_preparation(self, step: str, own: Mapping[int, Any] | None) -> Mapping[int, Any] | None:
         """Return the clients' own messages, with what prepares the next session and what names a prepared one."""
