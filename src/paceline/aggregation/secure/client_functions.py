@@ -223,10 +223,8 @@ class SecAggClient:
         signatures, directory = need(own, "signatures", "next") if isinstance(own, dict) and "next" in own else (own, None)
         function = state.machine.session.function
         answer = state.machine.unmask(signatures)
-        if self.openings is not None:  # includes openings by another process of this client since the signature
-            cover = state.cover(state.alive)
-            self.openings.check(_work(me), self.run, round, cover, state.machine.session.least_half)
-            self.openings.record(_work(me), self.run, round, cover)
+        if self.openings is not None:  # checked once more: another process of this client can have opened a sum since the signature
+            self.openings.open_sum(_work(me), self.run, round, state.cover(state.alive), state.machine.session.least_half)
             if state.model is not None:
                 me.client.memory["_before"] = {"round": round, "model": state.model}
         me.session.state = None

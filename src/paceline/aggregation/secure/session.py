@@ -43,7 +43,6 @@ __all__ = [
 
 MOST_PARTS = 255
 """Largest number of tiers; an advertisement has one byte for them."""
-
 _UNKNOWN = bytes(32)
 """In place of the task hash while a session is prepared."""
 
@@ -110,7 +109,11 @@ class Session:
 
         Masks and the signatures of vectors and survivors always depend on the task.
         """
-        return self._without_task.context(role)
+        if role not in self._key_contexts:  # the same few for every neighbour
+            self._key_contexts[role] = self._without_task.context(role)
+        return self._key_contexts[role]
+
+    _key_contexts = cached_property[dict[str, bytes]](lambda _: {})
 
     @cached_property
     def _without_task(self) -> Session:
