@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import secrets
 from functools import lru_cache
 
@@ -19,6 +20,7 @@ __all__ = [
     "IdentityKey",
     "context",
     "derive",
+    "derive_stream",
     "open_sealed",
     "pair_info",
     "public_of_agreement",
@@ -27,6 +29,7 @@ __all__ = [
 ]
 
 _NONCE = 12
+_HASH = 32
 
 
 def context(session: bytes, round: int, role: str) -> bytes:
@@ -125,8 +128,17 @@ def public_of_agreement(secret: bytes) -> bytes:
 
 
 def derive(secret: bytes, salt: bytes, info: bytes, length: int = 32) -> bytes:
-    """Derive `length` bytes with HKDF-SHA256."""
-    return HKDF(algorithm=SHA256(), length=length, salt=salt, info=info).derive(secret)
+    """Derive `length` bytes with HKDF-SHA256 (RFC 5869)."""
+    if length > _HASH:
+        return HKDF(algorithm=SHA256(), length=length, salt=salt, info=info).derive(secret)
+    return derive_stream(hmac.digest(salt, secret, "sha256"), info, length)
+
+
+def derive_stream(key: bytes, info: bytes, length: int) -> bytes:
+    """Derive at most 32 bytes from a random key: HKDF's expansion (RFC 5869), of which one block is needed."""
+    if length > _HASH:
+        raise ValueError(f"{length} bytes cannot be expanded in one block of {_HASH}")
+    return hmac.digest(key, info + b"\1", "sha256")[:length]
 
 
 def pair_info(label: str, a: int, b: int) -> bytes:
