@@ -157,7 +157,8 @@ class ClientMemory:
         return self.folder / f"{round}.memory"
 
     def _rounds(self) -> list[int]:
-        return sorted(int(path.stem) for path in self.folder.glob("*.memory") if path.stem.isdecimal())
+        names = os.listdir(self.folder) if self.folder.exists() else []
+        return sorted(int(name[:-7]) for name in names if name.endswith(".memory") and name[:-7].isdecimal())
 
     def _collect(self, saved: int) -> None:
         old = [r for r in self._rounds() if r <= saved]
