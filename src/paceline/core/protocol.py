@@ -26,6 +26,7 @@ class ProtocolSession:
         state: the protocol's own.
         coming: what this round has prepared for the next one, by client function of the method.
         ready: what the last round has prepared for this one.
+        sent: what this client sent last to be prepared, by client function, and whether it sent the same before.
         failed: why the client gave nothing to the sum, for its own log.
     """
 
@@ -33,11 +34,17 @@ class ProtocolSession:
     failed: str = ""
     coming: dict[str, Any] = field(default_factory=dict)
     ready: dict[str, Any] = field(default_factory=dict)
+    sent: dict[str, tuple[Any, bool]] = field(default_factory=dict)
+
+    def note(self, function: str, sent: Any) -> None:
+        """Note what this client sent in a round."""
+        before = self.sent.get(function)
+        self.sent[function] = sent, before is not None and before[0] == sent
 
     def end_round(self) -> bool:
-        """Erase all but what was prepared for the next round; return whether anything was."""
+        """Erase all but what was prepared for the next round and what was sent; return whether there is anything of it."""
         self.state, self.failed, self.ready, self.coming = None, "", self.coming, {}
-        return bool(self.ready)
+        return bool(self.ready or self.sent)
 
 
 class ProtocolContext(ABC):

@@ -122,10 +122,35 @@ def test_sums_that_are_not_prepared_are_logged_too(federate, reasons):
     federate(aggregation="secure", **{**EIGHT, "rounds": 2, "method": f"{__name__}:Twice"})
     why = reasons()
     assert why[1] == why[2] == "it is sum 2 of this function in the round, and only the first one is prepared"
-    federate(aggregation="secure", **{**EIGHT, "rounds": 2, "method": "clip"})
-    assert reasons()[2] == "its clients send records to their neighbours"
-    federate(aggregation="secure", **{**EIGHT, "rounds": 2, "method": "fjord", "options": {"segmented": True}})
-    assert reasons("train_part")[2] == "it is a sum over parts of a model"
+
+
+PARTS = {
+    **EIGHT,
+    "rounds": 8,
+    "fleet": "stragglers:share=0.34,slow=3,compute=1e5",
+    "secure": {**LOOSE, "least_contributors": 2},
+    "options": {"segmented": True, "straggler_share": 0.34, "warmup": 1},
+}
+
+
+@pytest.mark.parametrize("method", ["clip", "fjord"])
+def test_sums_over_parts_of_a_model_take_three_exchanges_while_no_tier_or_record_changes(federate, method, reasons):
+    """Clients prepare once they have sent the same tier and record in two rounds; the bits are those of sums without masks."""
+    watch, common = Watch(), {**PARTS, "method": method}
+    ahead = federate(aggregation="secure", drop=watch, **common)
+    assert watch.lengths[:3] == [5, 5, 5]
+    assert 6 not in watch.lengths[4:]
+    assert watch.lengths[-2:] == [3, 3]
+    assert "keys of clients" in reasons("train_part")[2]
+    assert ahead.model_sha256 == arithmetic(federate, **common)
+    now = federate(aggregation="secure", **{**common, "secure": {**common["secure"], "pipelined": False}})
+    assert now.model_sha256 == ahead.model_sha256
+
+
+def test_padded_sums_with_records_are_prepared_too(federate):
+    watch, common = Watch(), {**PARTS, "method": "clip", "options": {"straggler_share": 0.34, "warmup": 1}}
+    assert federate(aggregation="secure", drop=watch, **common).model_sha256 == arithmetic(federate, **common)
+    assert watch.lengths[-2:] == [3, 3]
 
 
 LOST = st.sets(st.tuples(st.integers(1, 4), st.integers(0, 7), st.sampled_from(THREE)), max_size=6)
@@ -197,7 +222,7 @@ def test_keys_lost_by_a_client_are_exchanged_anew_and_change_no_bits(federate, m
         summary = federate(aggregation="secure", drop=watch, method=method, **EIGHT)
         assert watch.steps[2] == ["masked", *FIVE]
         assert watch.lengths == [5, 6, 5, 3]
-        assert reasons()[2] == "clients [2] no longer have the keys that were prepared for it"
+        assert reasons()[2] == "clients [2] lost the keys that were prepared for it, or would send another tier or record now"
         assert [r["attempts"] for r in summary.history] == [1] * 4
         assert summary.model_sha256 == arithmetic(federate, method=method, **EIGHT)
 
@@ -421,9 +446,7 @@ def test_contexts_of_keys_ignore_the_task_of_a_prepared_session_only():
     assert unprepared.key_context("shares") != after.key_context("shares")
 
 
-@pytest.mark.parametrize(
-    "changes", [{"call": 2}, {"parts": 2, "tiers": (0, 1)}, {"config": SecureConfig(**LOOSE, pipelined=False)}]
-)
+@pytest.mark.parametrize("changes", [{"call": 2}, {"config": SecureConfig(**LOOSE, pipelined=False)}])
 def test_what_cannot_be_prepared(changes):
     session = dataclasses.replace(new_session(range(8), SecureConfig(**LOOSE)), **changes)
     with pytest.raises(ProtocolError, match="no session can be prepared"):
@@ -485,7 +508,8 @@ def test_the_server_uses_a_preparation_for_exactly_one_sum(reasons):
     assert reasons() == {2: "for this reason"}
 
 
-def test_failed_preparations_are_tried_less_and_less_often(reasons):
+@pytest.mark.parametrize("missing", ["keys", "shares"])
+def test_preparations_without_shares_are_tried_less_and_less_often(reasons, missing):
     store, tried, why = Preparations(), [], {}
     for round in range(1, 40):
         store.begin(round, 0)
@@ -495,10 +519,15 @@ def test_failed_preparations_are_tried_less_and_less_often(reasons):
         now.session = dataclasses.replace(now.session, round=round)
         if (coming := store.start(now, True)) is not None:
             tried.append(round)
+            if missing == "shares":
+                coming._directory = {0: {}}
             store.finish(coming)
-    assert tried == [1, 2, 4, 8, 16, 24, 32]
-    assert all(why[round + 1].startswith("the keys of clients") for round in tried)
-    assert why[4] == "preparations have failed; the next one is made in round 4"
+    assert all(why[round + 1].startswith(f"the {missing} of clients") for round in tried if round < 39)
+    if missing == "keys":  # these cost nothing
+        assert tried == list(range(1, 40))
+    else:
+        assert tried == [1, 2, 4, 8, 16, 24, 32]
+        assert why[4] == "shares or prepared keys were missing lately; the next preparation is made in round 4"
 
 
 def test_a_cohort_that_is_not_known_is_not_prepared_for(reasons):

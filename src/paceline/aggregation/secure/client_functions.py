@@ -103,12 +103,11 @@ class SecAggClient:
         common, adverts = need(message, "all", "own")
         (hashes,) = need(common, "hashes")
         machine = _state(me).machine
-        peer_record, tiers = _declared(me, machine.session.function).peer_record, common.get("tiers")
-        if peer_record is None:
-            return machine.share(hashes, adverts, tiers=tiers)
-        with nested(0, me.client.device):
-            record = packed_record(me.invoke(me.client, peer_record, None))
-        return machine.share(hashes, adverts, record, tiers)
+        declared = _declared(me, machine.session.function)
+        record = _record(me, declared)
+        if _varies(declared):
+            me.session.note(machine.session.function, (machine.tier, record))
+        return machine.share(hashes, adverts, record, common.get("tiers"))
 
     @on_client(each=True)
     def masked(self, me: ProtocolContext, message: dict[str, Any]) -> dict[str, Any]:
@@ -179,18 +178,38 @@ class SecAggClient:
         identity, keys = self.directory.identity(client.id), self.directory.publics(session.clients)
         if keys != machine.directory or identity.public != machine.identity.public:
             return False
+        if not self._as_sent(me, machine):
+            return False
         machine.bind(task)
         client.memory["_secagg"] = max(mark, client.memory.get("_secagg", mark))
         me.session.state = _State(machine)
         return True
 
+    @staticmethod
+    def _as_sent(me: ProtocolContext, machine: SecureClient) -> bool:
+        """Return whether this client would send the same tier and the same record as when the session was prepared."""
+        declared, memory = _declared(me, machine.session.function), me.client.memory
+        if not _varies(declared):
+            return True
+        noted = memory.mark()
+        try:
+            now = declared_tier(me, declared) if machine.session.parts else 0, _record(me, declared)
+        except Exception:  # raised again where the session is begun anew
+            now = None
+        if now != (machine.tier, machine.record):
+            memory.reset(noted)
+            return False
+        me.session.note(machine.session.function, now)
+        return True
+
     def _advertised(self, me: ProtocolContext, session: Session, id: Any) -> dict[str, Any]:
         """Return the advertised keys of the next session, which this client derives from the current one."""
         me.session.coming.pop(session.function, None)
-        if _declared(me, session.function).peer_record is not None:
-            raise ProtocolError(f"{session.function!r} sends records to its neighbours, so its sessions cannot be prepared")
-        after = session.following(id)
-        machine = SecureClient(me.client.id, after, self.directory.identity(me.client.id), self.directory.publics(after.clients))
+        declared, me_id = _declared(me, session.function), me.client.id
+        if _varies(declared) and not me.session.sent.get(session.function, (None, False))[1]:
+            raise ProtocolError(f"{session.function!r}: this client's tier or record differs from that of the round before")
+        after, tier = session.following(id), _state(me).machine.tier if session.parts else 0
+        machine = SecureClient(me_id, after, self.directory.identity(me_id), self.directory.publics(after.clients), tier=tier)
         me.session.coming[session.function] = machine
         return machine.advertise()
 
@@ -200,7 +219,8 @@ class SecAggClient:
         machine = me.session.coming.pop(function, None)
         if machine is None:
             raise ProtocolError(f"no session of {function!r} is being prepared")
-        shares: dict[str, Any] = machine.share(*need(directory, "hashes", "adverts"))
+        (_, record), _ = me.session.sent.get(function, ((0, b""), False))
+        shares: dict[str, Any] = machine.share(*need(directory, "hashes", "adverts"), record, directory.get("tiers"))
         me.session.coming[function] = machine
         return shares
 
@@ -280,6 +300,19 @@ def _with_next(answer: dict[str, Any], prepare: Callable[[Any], dict[str, Any]],
         return answer if asked is None else {**answer, "next": prepare(asked)}
     except (ProtocolError, *MALFORMED):
         return answer
+
+
+def _varies(declared: ClientFunction) -> bool:
+    """Return whether what a client sends before the vector depends on its state, and not on fresh keys alone."""
+    return declared.nested is not None or declared.peer_record is not None
+
+
+def _record(me: ProtocolContext, declared: ClientFunction) -> bytes:
+    """Return this client's record for its neighbours; empty if the function declares none."""
+    if declared.peer_record is None:
+        return b""
+    with nested(0, me.client.device):
+        return packed_record(me.invoke(me.client, declared.peer_record, None))
 
 
 def _declared(me: ProtocolContext, function: str) -> ClientFunction:

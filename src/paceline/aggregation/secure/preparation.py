@@ -51,9 +51,14 @@ class Preparation:
         return self.server.session.id
 
     @property
+    def keys_complete(self) -> bool:
+        """Whether all clients have advertised keys, so that shares were requested."""
+        return bool(self._directory)
+
+    @property
     def missing(self) -> str:
         """Return which clients have not taken part, with reasons where they sent something unusable."""
-        step, what = (1, "shares") if self._directory else (0, "keys")
+        step, what = (1, "shares") if self.keys_complete else (0, "keys")
         missing = [client for client in self.server.session.clients if client not in self._given[step]]
         wrong = "".join(f"; client {client}: {self.server.refused[client]}" for client in missing if client in self.server.refused)
         return f"the {what} of clients {missing} did not arrive in the round before{wrong}"
@@ -70,7 +75,7 @@ class Preparation:
             except PacelineError:
                 return None
             if len(hashes) == len(self.server.session.clients):
-                self._directory = {c: {"hashes": hashes, "adverts": near} for c, near in adverts.items()}
+                self._directory = {c: {**self.server.announced(hashes), "adverts": near} for c, near in adverts.items()}
         return self._directory.get(client)
 
     def add_shares(self, client: int, message: Any) -> None:
@@ -179,7 +184,7 @@ class Preparations:
         if not known:
             self._later[function] = "the cohort of the round before was new, so the same one was not expected again"
         elif session.round < until:
-            self._later[function] = f"preparations have failed; the next one is made in round {until}"
+            self._later[function] = f"shares or prepared keys were missing lately; the next preparation is made in round {until}"
         else:
             try:
                 coming = Preparation(now)
@@ -196,13 +201,17 @@ class Preparations:
             self._coming[function] = preparation
         else:
             self._later[function] = preparation.missing
-            self.pause(function)
+            if preparation.keys_complete:
+                self.pause(function)
 
     def used(self, function: str) -> None:
         """Record that a prepared session has served its purpose."""
         self._pauses.pop(function, None)
 
     def pause(self, function: str) -> None:
-        """Prepare nothing for some rounds, twice as many each time: a client that spoils preparations saves nobody's time."""
+        """Prepare nothing for some rounds, twice as many each time: a client that spoils preparations saves nobody's time.
+
+        Keys that do not arrive cost nothing, so they are requested again in the next round.
+        """
         rounds = min(2 * self._pauses.get(function, (0, 0))[1] or 1, _LONGEST_PAUSE)
         self._pauses[function] = self._at[0] + rounds, rounds

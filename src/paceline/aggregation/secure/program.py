@@ -142,13 +142,8 @@ class SecureAggregation(Aggregation):
         """Return the session that was prepared for a sum, or None; the reason is logged."""
         if not self.config.pipelined:
             return None
-        why = ""
-        if request.declared.nested is not None:
-            why = "it is a sum over parts of a model"
-        elif request.declared.peer_record is not None:
-            why = "its clients send records to their neighbours"
-        elif len(groups) != 1 or groups[0][1]:
-            why = "this work was opened before in this round, and is summed over the same clients again"
+        again = len(groups) != 1 or groups[0][1]
+        why = "this work was opened before in this round, and is summed over the same clients again" if again else ""
         return self.prepared.take(request.function, keys, place, why)
 
     def reply_size(self, model: Params, cohort: int) -> int:
@@ -212,8 +207,7 @@ class _Sum:
             self.server = SecureServer(session, keys, len(keys) if whole else fed.quorum)
         else:
             self.server = ready.bound(task, fed.quorum)
-        single = not whole and request.declared.peer_record is None
-        self.coming = how.prepared.start(self.server, len(keys) == fed.num_clients) if single else None
+        self.coming = None if whole else how.prepared.start(self.server, len(keys) == fed.num_clients)
         self.unprepared: set[int] = set()
         self.codec = Codec(how.config, len(keys), request.declared.limits, fed.round)
         self.shapes: dict[int, Any] = {}
@@ -274,7 +268,9 @@ class _Sum:
         self.silent |= {c for c in clients if c not in came or c in self.server.refused}
         if self.unprepared:
             self.how.prepared.pause(self.work.function)
-            raise UnpreparedError(f"clients {sorted(self.unprepared)} no longer have the keys that were prepared for it")
+            raise UnpreparedError(
+                f"clients {sorted(self.unprepared)} lost the keys that were prepared for it, or would send another tier or record now"
+            )
 
     def _with_preparation(self, step: str, own: Mapping[int, Any] | None) -> Mapping[int, Any] | None:
         """Return the clients' own messages, with what prepares the next session and what names a prepared one."""

@@ -127,9 +127,9 @@ class Session:
         Raises:
             ProtocolError: no session can be prepared for such a sum.
         """
-        if not self.config.pipelined or self.parts or self.call != 1 or not isinstance(id, bytes) or len(id) != 32:
+        if not self.config.pipelined or self.call != 1 or not isinstance(id, bytes) or len(id) != 32:
             raise ProtocolError(f"round {self.round}: no session can be prepared for the next sum of {self.function!r}")
-        place = {"round": self.round + 1, "attempt": 0, "trial": 0, "call": 1}
+        place = {"round": self.round + 1, "attempt": 0, "trial": 0, "call": 1, "tiers": tuple(range(self.parts))}
         return dataclasses.replace(self, id=id, task=_UNKNOWN, prepared=True, **place)  # type: ignore[arg-type]
 
     def bound(self, task: bytes) -> Session:
@@ -167,8 +167,8 @@ class Session:
             out.append(f"{self.parts} parts with the tiers {list(self.tiers)} do not fit together")
         elif list(self.tiers) != sorted(set(self.tiers)) or not set(self.tiers) <= set(range(self.parts)):
             out.append(f"the tiers {list(self.tiers)} are not an ascending list of tiers below {self.parts}")
-        if self.prepared and (self.parts or (self.trial, self.call) != (0, 1)):
-            out.append("only the first sum of a function in a round, over the whole model, can be prepared")
+        if self.prepared and (self.trial, self.call) != (0, 1):
+            out.append("only the first sum of a function in a round can be prepared")
         if not 1 <= self.threshold <= self.neighbours:
             out.append(f"the threshold {self.threshold} must be from 1 to the number of neighbours, {self.neighbours}")
         elif self.config.active and 2 * self.threshold <= self.neighbours:
