@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from paceline.aggregation.secure.keys import AgreementKey
 from paceline.core.errors import IdentityError
 from paceline.deploy.identity.authority import Authority
 from tests.network.conftest import publish
@@ -100,7 +101,10 @@ def strike(loopback, node, phase, round, then):
     node.runner.call = call
 
 
-def test_keys_of_the_next_round_travel_with_this_one_and_the_bits_are_those_of_sums_without_masks(loopback, federate):
+def test_keys_of_the_next_round_travel_with_this_one_and_the_bits_are_those_of_sums_without_masks(loopback, federate, monkeypatch):
+    """They are stored nowhere: neither at the server nor at a client."""
+    made, generate = [], AgreementKey.generate
+    monkeypatch.setattr(AgreementKey, "generate", staticmethod(lambda: made.append(key := generate()) or key))
     run = {**RUN, **SECURE}
     loopback.serve(run)
     for number in range(5):
@@ -109,6 +113,9 @@ def test_keys_of_the_next_round_travel_with_this_one_and_the_bits_are_those_of_s
     phases = [(e["round"], e["phase"].partition("/")[0]) for e in loopback.server_lines.of("phase")]
     steps = [f"secagg.{step}" for step in ("advertise", "share", "masked", "consistency", "unmask")]
     assert phases == [(1, step) for step in steps] + [(round, step) for round in (2, 3) for step in steps[2:]]
+    stored, secrets = [path.read_bytes() for path in loopback.root.rglob("*") if path.is_file()], {key.to_bytes() for key in made}
+    assert len(secrets) >= 2 * 5 * 4
+    assert not [1 for content in stored for secret in secrets if secret in content or secret.hex().encode() in content]
 
 
 @pytest.mark.parametrize("phase", ["train", "secagg.masked", *SLOW, slow("secagg.unmask")])
