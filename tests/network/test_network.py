@@ -11,6 +11,7 @@ import pytest
 from paceline.aggregation.secure.keys import AgreementKey
 from paceline.core.errors import IdentityError
 from paceline.deploy.identity.authority import Authority
+from paceline.network.client_runner import Runner
 from tests.network.conftest import publish
 
 RUN = {"method": "scaffold", "clients": 5, "cohort": 5, "rounds": 3}
@@ -103,7 +104,8 @@ def strike(loopback, node, phase, round, then):
 
 def test_keys_of_the_next_round_travel_with_this_one_and_the_bits_are_those_of_sums_without_masks(loopback, federate, monkeypatch):
     """They are stored nowhere: neither at the server nor at a client."""
-    made, generate = [], AgreementKey.generate
+    made, generate, waited, idle = [], AgreementKey.generate, [], Runner.idle
+    monkeypatch.setattr(Runner, "idle", lambda self: waited.append(self.number) or idle(self))
     monkeypatch.setattr(AgreementKey, "generate", staticmethod(lambda: made.append(key := generate()) or key))
     run = {**RUN, **SECURE}
     loopback.serve(run)
@@ -113,6 +115,7 @@ def test_keys_of_the_next_round_travel_with_this_one_and_the_bits_are_those_of_s
     phases = [(e["round"], e["phase"].partition("/")[0]) for e in loopback.server_lines.of("phase")]
     steps = [f"secagg.{step}" for step in ("advertise", "share", "masked", "consistency", "unmask")]
     assert phases == [(1, step) for step in steps] + [(round, step) for round in (2, 3) for step in steps[2:]]
+    assert sorted(waited) == sorted([*range(5)] * 3)  # shares are sealed after the reply before
     stored, secrets = [path.read_bytes() for path in loopback.root.rglob("*") if path.is_file()], {key.to_bytes() for key in made}
     assert len(secrets) >= 2 * 5 * 4
     assert not [1 for content in stored for secret in secrets if secret in content or secret.hex().encode() in content]

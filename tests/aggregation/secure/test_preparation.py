@@ -507,7 +507,9 @@ def test_the_server_uses_a_preparation_for_exactly_one_sum(reasons):
 
     store = prepared()
     store.begin(2, 0)
-    assert store.take("train", keys, (0, 1)) is not None
+    ready = store.take("train", keys, (0, 1))
+    assert len(ready.bound(bytes([1]) * 32, 1)._adverts) == 8
+    assert not ready.bound(bytes([1]) * 32, 1)._adverts
     assert not reasons()
     assert store.take("train", keys, (0, 1)) is None
     for at, function, cohort, place, why in [

@@ -232,6 +232,26 @@ def test_the_end_of_a_round_keeps_what_was_prepared_for_the_next_one_only():
     assert session == ProtocolSession()
 
 
+def test_work_for_later_is_done_once_and_its_error_is_raised_where_the_result_is_used():
+    session, done = ProtocolSession(later=lambda: done.append(1) or len(done)), []
+    session.idle()
+    session.idle()
+    assert (session.result(), session.result(), done) == (1, None, [1])
+    session.later = lambda: done.append(1) or len(done)
+    assert session.result() == 2  # nothing was done before
+    session.later = lambda: 1 / 0
+    session.idle()
+    with pytest.raises(ZeroDivisionError):
+        session.result()
+    assert session.result() is None
+    for done_before in (False, True):
+        session.later = lambda: 3
+        if done_before:
+            session.idle()
+        session.end_round()
+        assert session.result() is None
+
+
 def test_a_burnt_machine_holds_no_secret():
     now, clients = parties()
     sealed = {}
@@ -239,9 +259,9 @@ def test_a_burnt_machine_holds_no_secret():
     machine = clients[0]
     machine.bind(ONE)
     machine.receive({v: sealed[v]["sealed"][0] for v in range(1, 8)}, {v: sealed[v]["told"][0] for v in range(1, 8)})
-    secrets = {machine._seal_key.to_bytes(), machine._mask_key.to_bytes(), machine._secret, *machine._seals.values()}
+    secrets = {machine._seal_key.to_bytes(), machine._mask_key.to_bytes(), machine._secret, *machine._agreed.values()}
     secrets |= {share for pair in machine._shares.values() for share in pair}
-    assert len(secrets) == 3 + 7 + 14
+    assert len(secrets) == 3 + 14 + 14
     with pytest.raises(ProtocolError):
         machine.bind(TWO)
     assert not any(secret in repr(machine.state()).encode() or secret in _bytes(vars(machine)) for secret in secrets)

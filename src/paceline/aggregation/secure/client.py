@@ -74,7 +74,7 @@ class SecureClient:
         self._seal_key, self._mask_key = AgreementKey.generate(), AgreementKey.generate()
         self._advert = self._secret = self._digest = self._graph = self.record = b""
         self._keys: dict[int, tuple[bytes, bytes]] = {}
-        self._seals: dict[int, bytes] = {}
+        self._agreed: dict[tuple[int, int], bytes] = {}
         self._near: list[int] = []
         self._shares: dict[int, tuple[bytes, bytes]] = {}
         self._alive: list[int] = []
@@ -127,7 +127,7 @@ class SecureClient:
 
     def _discard(self) -> None:
         self._discarded = True
-        self._secret, self._shares, self._keys, self._seals = b"", {}, {}, {}
+        self._secret, self._shares, self._keys, self._agreed = b"", {}, {}, {}
         self._seal_key = self._mask_key = AgreementKey.generate()
 
     def _refuse(self, why: str) -> NoReturn:
@@ -149,7 +149,9 @@ class SecureClient:
 
     def _agree(self, key: AgreementKey, peer: int, which: int) -> bytes:
         try:
-            return key.agree(self._keys[peer][which])
+            if (peer, which) not in self._agreed:
+                self._agreed[peer, which] = key.agree(self._keys[peer][which])
+            return self._agreed[peer, which]
         except ProtocolError as error:
             self._refuse(f"keys of client {peer}: {error}")
 
@@ -205,7 +207,9 @@ class SecureClient:
         padded = (len(record).to_bytes(2, "little") + record).ljust(size, b"\0")
         sealed, sealed_records = {}, {}
         for v, b, s in zip(self._near, shares_b, shares_s, strict=True):
-            agreed = self._seals[v] = self._agree(self._seal_key, v, 0)
+            agreed = self._agree(self._seal_key, v, 0)
+            if self.session.prepared:  # in advance, while the client waits for messages
+                self._agree(self._mask_key, v, 1)
             shares = b.to_bytes(32, "little"), s.to_bytes(32, "little")
             text = number(self.me) + number(v) + b"".join(shares)
             sealed[v] = share_checks(self.session, self.me, v, shares) + seal(
@@ -284,7 +288,7 @@ class SecureClient:
             self._refuse("the server relayed shares from clients that are not neighbours")
         size = self.session.tell_bytes
         for v in sealed:
-            agreed = self._seals.get(v) or self._agree(self._seal_key, v, 0)
+            agreed = self._agree(self._seal_key, v, 0)
             try:
                 text = open_sealed(self._derived(agreed, "seal", v), sealed[v][64:], self._aad(v, self.me))
                 record = open_sealed(self._derived(agreed, "tell", v), told[v], self._aad(v, self.me)) if size else b""
@@ -335,10 +339,8 @@ class SecureClient:
         for segment, words in segments:  # checked before masking: floats or signed words would not wrap
             if words.dtype != segment.dtype or words.shape != (segment.length,):
                 self._refuse(f"segment {segment.name!r} must have {segment.length} words of {segment.dtype}, not {words.dtype}")
-        pairs = {}
-        for v in self._shares:
-            agreed = self._agree(self._mask_key, v, 1)
-            pairs[v] = self._derived(agreed, "mask", v), 1 if self.me < v else -1
+        agreed = {v: self._agree(self._mask_key, v, 1) for v in self._shares}
+        pairs = {v: (self._derived(secret, "mask", v), 1 if self.me < v else -1) for v, secret in agreed.items()}
         packed = []
         for segment, words in segments:  # a pair masks what both own
             seeds = [(self._secret, 1), *(pair for v, pair in pairs.items() if sends(self.tiers, v, segment))]

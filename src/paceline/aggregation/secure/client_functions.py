@@ -162,7 +162,7 @@ class SecAggClient:
         shape = encoded.shape if everything is None else everything
         answer = machine.masked(encoded.segments, None if everything is None else codec.segments(everything))
         answer = {**answer, "segments": as_tensors(answer["segments"]), "shape": shape}
-        return _with_next(answer, partial(self._advertised, me, session), mail.get("next"))
+        return _with_next(answer, lambda: self._advertised(me, session, mail["next"]) if "next" in mail else None)
 
     def _ready(self, me: ProtocolContext, named: Any) -> bool:
         """Begin the session that was prepared for this sum; return False if there is none, as after a restart.
@@ -227,28 +227,29 @@ class SecAggClient:
     @on_client(each=True)
     def consistency(self, me: ProtocolContext, message: dict[str, Any]) -> dict[str, Any]:
         """R2.5: sign the list of survivors, unless the same work was opened for a different list."""
-        (alive,) = need(message, "alive")
+        common, own = need(message, "all", "own") if "own" in message else (message, {})
+        (alive,) = need(common, "alive")
         state = _state(me)
         answer = state.machine.consistency(alive)
         if self.openings is not None:
             self.openings.check(_work(me), self.run, me.client.round, state.cover(alive), state.machine.session.least_half)
         state.alive = tuple(alive)
+        if isinstance(own, dict) and "next" in own:  # the shares are sent with the next reply
+            me.session.later = partial(self._shared, me, state.machine.session.function, own["next"])
         return answer
 
     @on_client(each=True)
     def unmask(self, me: ProtocolContext, message: dict[str, Any]) -> dict[str, Any]:
         """R3: return the shares that open the sum over the survivors, once. The opening is recorded first."""
         state, round = _state(me), me.client.round
-        (own,) = need(message, "own")
-        signatures, directory = need(own, "signatures", "next") if isinstance(own, dict) and "next" in own else (own, None)
-        function = state.machine.session.function
+        (signatures,) = need(message, "own")
         answer = state.machine.unmask(signatures)
         if self.openings is not None:  # checked once more: another process of this client can have opened a sum since the signature
             self.openings.open_sum(_work(me), self.run, round, state.cover(state.alive), state.machine.session.least_half)
             if state.model is not None:
                 me.client.memory["_before"] = {"round": round, "model": state.model}
         me.session.state = None
-        return _with_next(answer, partial(self._shared, me, function), directory)
+        return _with_next(answer, me.session.result)
 
     def _received(self, me: ProtocolContext, state: _State, declared: ClientFunction, content: Any, mail: Any) -> Tree:
         """Return the message of the method's function: `content`, or the part of the model that this client received.
@@ -294,12 +295,13 @@ class SecAggClient:
         return self._hashed[1]
 
 
-def _with_next(answer: dict[str, Any], prepare: Callable[[Any], dict[str, Any]], asked: Any) -> dict[str, Any]:
+def _with_next(answer: dict[str, Any], prepare: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
     """Return an answer with what prepares the next session, if it was requested; a violation ends the preparation only."""
     try:
-        return answer if asked is None else {**answer, "next": prepare(asked)}
+        coming = prepare()
     except (ProtocolError, *MALFORMED):
         return answer
+    return answer if coming is None else {**answer, "next": coming}
 
 
 def _varies(declared: ClientFunction) -> bool:

@@ -1,7 +1,8 @@
 """Keys and shares of the next round, exchanged in messages of this one: what the server prepares, and when it may be used.
 
-The request for a masked vector carries the id of the next session, and its reply the advertised keys. The request for shares
-carries the keys of the neighbours, and its reply the shares sealed for them. The next round then begins with the masked
+The request for a masked vector carries the id of the next session, and its reply the advertised keys. The list of survivors is
+sent with the keys of the neighbours. Clients seal shares for them once they have signed it, and send them with those that
+open the sum. The next round then begins with the masked
 vectors: three exchanges in place of five. A preparation is used by the first attempt at the first sum of the same function in
 the next round, over the same clients with the same identity keys, and only if all of them have taken part in it. In all other
 cases it is discarded, and the five exchanges take place.

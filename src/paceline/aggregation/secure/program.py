@@ -257,7 +257,7 @@ class _Sum:
                     self.server.refused[receipt.client] = f"malformed message: {type(error).__name__}: {error}"
 
         came: set[int] = set()
-        own = self._with_preparation(step, own)
+        own = self._with_preparation(step, clients, own)
         options: dict[str, Any] = {} if own is None else {"each_message": own}
         if step == "masked":  # the step in which the method's own function runs
             options["deadline"] = self.request.deadline
@@ -272,16 +272,16 @@ class _Sum:
                 f"clients {sorted(self.unprepared)} lost the keys that were prepared for it, or would send another tier or record now"
             )
 
-    def _with_preparation(self, step: str, own: Mapping[int, Any] | None) -> Mapping[int, Any] | None:
+    def _with_preparation(self, step: str, clients: Sequence[int], own: Mapping[int, Any] | None) -> Mapping[int, Any] | None:
         """Return the clients' own messages, with what prepares the next session and what names a prepared one."""
         session = self.server.session
         if step == "masked" and own is not None:
             more: dict[str, Any] = {} if self.mail is None else {"prepared": {"function": session.function, "task": session.task}}
             more |= {} if self.coming is None else {"next": self.coming.id}
             return {c: {**mail, **more} for c, mail in own.items()}
-        if step == "unmask" and own is not None and self.coming is not None:
-            coming = {c: self.coming.directory_for(c) for c in own}
-            return {c: near if coming[c] is None else {"signatures": near, "next": coming[c]} for c, near in own.items()}
+        if step == "consistency" and self.coming is not None:
+            coming = {c: near for c in clients if (near := self.coming.directory_for(c)) is not None}
+            return {c: {"next": near} for c, near in coming.items()} or None
         return own
 
     def _own_part(self, step: str, client: int, message: Any) -> Any:
