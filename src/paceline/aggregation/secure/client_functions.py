@@ -227,7 +227,7 @@ class SecAggClient:
     @on_client(each=True)
     def consistency(self, me: ProtocolContext, message: dict[str, Any]) -> dict[str, Any]:
         """R2.5: sign the list of survivors, unless the same work was opened for a different list."""
-        common, own = need(message, "all", "own") if "own" in message else (message, {})
+        common, own = need(message, "all", "own") if isinstance(message, dict) and "own" in message else (message, {})
         (alive,) = need(common, "alive")
         state = _state(me)
         answer = state.machine.consistency(alive)
