@@ -26,6 +26,7 @@ OTHERWISE = {
     "saliency": ADAPTIVE,
     "fedzo": {"correction": "scaf"},
     "ocfl": {"sketch": 8},
+    "scaffoldm": {"start": "gradients"},
 }
 """Options with which a method keeps what it does not by default."""
 
