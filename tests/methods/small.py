@@ -9,6 +9,7 @@ SMALL = {
     "fedbuff": {"buffer": 3},
     "fedzo": {"steps": 2, "directions": 2},
     "fedlex": {"explore_epochs": 1, "epochs": 1, "batch_size": 20},
+    "fedloge": {"epochs": 1, "batch_size": 10, "frame_steps": 20, "length": 1.0},
     "fedrep": {"head_epochs": 2},
     "fjord": {"warmup": 1},
     "fluid": {"warmup": 1},

@@ -93,6 +93,11 @@ DEFAULTS = {
         "base": "initial", "start_from": "base", "scale": "minmax", "unit_mean": False, "most": 10.0, "apply_to": "gradient",
         "optimizer": "adam", "lr_decay": 0.99, "server_momentum": 0.9,
     },
+    "fedloge": LOCAL
+    | {
+        "lr": 0.03, "epochs": 5, "batch_size": 8, "momentum": 0.5, "zeros": 0.6, "length": 0.1, "frame_steps": 10000, "frame_lr": 0.0001,
+        "head_rate": 1.0, "scale": 1.7, "power": 1.0, "judge": "realigned", "tuning_epochs": 0,
+    },
     "fednova": AVERAGED | {"mu": 0.0},
     "fedopt": AVERAGED | {"server_lr": 0.01, "optimizer": "adam", "beta1": None, "beta2": 0.99, "tau": 0.001},
     "fedpeft": TUNED,

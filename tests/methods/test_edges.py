@@ -79,6 +79,7 @@ NO_COMMON_OPTIMUM = {
     "fedld": "asks for classes",
     "fedldsum": "asks for classes",
     "fedlex": "does not train some entries",
+    "fedloge": "needs a head",
     "fedper": "needs a head",
     "fedproto": "has a model of each client's own",
     "fedrep": "needs a head",
@@ -220,9 +221,9 @@ def test_partial_participation_with_unequal_sizes_and_steps_is_the_same_stacked(
 
 # -- running statistics --------------------------------------------------------------------------------
 BY_SAMPLES = (
-    "clip dropstragglers fedavg fedavgm fedavgmvr fedgela fedldsum fedlex fednova fedopt fedprox finetuned ditto fjord fluid"
+    "clip dropstragglers fedavg fedavgm fedavgmvr fedgela fedldsum fedlex fedloge fednova fedopt fedprox finetuned ditto fjord"
 )
-BY_SAMPLES += " heterofl randomdropout saliency"
+BY_SAMPLES += " fluid heterofl randomdropout saliency"
 UNIFORM = (
     "afacd afacs afacstable fal fedau fedbuff feddyn fedld fedspeed fedstale fedstaletable fedvarp fot mifa ocfl pfedme scaffold"
 )

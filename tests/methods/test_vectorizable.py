@@ -31,6 +31,7 @@ OPTIONS = {
     "fedbn": [{"layers": ("0",)}],
     "fedld": [{}],
     "fedlex": [{"explore_epochs": 2, "epochs": 1}, {"explore_epochs": 2, "patience": 1, "epochs": 1, "optimizer": "sgd"}],
+    "fedloge": [{"frame_steps": 20, "epochs": 2, "batch_size": 10}],
     "fednova": [{"epochs": 2}, {"epochs": 2, "mu": 0.1}, {"epochs": 2, "momentum": 0.9}],
     "perfedavg": [{"steps": 2}, {"steps": 2, "order": "hessian-free"}],
     "fedbuff": [{"buffer": 4}, {"buffer": 4, "weigh": "unbiased"}],

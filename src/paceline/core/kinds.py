@@ -67,6 +67,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "fedld": "paceline.methods.optimisation.fedld:FedLD",
         "fedldsum": "paceline.methods.optimisation.fedld:FedLDSum",
         "fedlex": "paceline.methods.optimisation.fedlex:FedLEx",
+        "fedloge": "paceline.methods.personalisation.fedloge:FedLoGe",
         "fednova": "paceline.methods.optimisation.fednova:FedNova",
         "fedopt": "paceline.methods.optimisation.fedopt:FedOpt",
         "fedpeft": "paceline.methods.foundation.fedpeft:FedPEFT",

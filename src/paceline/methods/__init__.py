@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from paceline.methods.personalisation.fedgela import FedGELA as FedGELA
     from paceline.methods.personalisation.fedgh import FedGH as FedGH
     from paceline.methods.personalisation.fedgh import FedGHSum as FedGHSum
+    from paceline.methods.personalisation.fedloge import FedLoGe as FedLoGe
     from paceline.methods.personalisation.fedper import FedPer as FedPer
     from paceline.methods.personalisation.fedproto import FedProto as FedProto
     from paceline.methods.personalisation.fedrep import FedRep as FedRep
