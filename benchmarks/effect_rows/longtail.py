@@ -26,7 +26,7 @@ _TAILED: dict[str, Any] = {
     "metrics": ["accuracy", "recall:per_class=true"],
 }
 _FRAME: dict[str, Any] = {"epochs": 3, "length": 1.0, "frame_steps": 2000, "frame_lr": 1e-3}
-_RATES: dict[str, Any] = {"lr": [0.01, 0.03, 0.05, 0.1], "head_rate": [1.0, 4.0]}
+_RATES: dict[str, Any] = {"lr": [0.003, 0.01, 0.03, 0.1], "head_rate": [1.0, 4.0]}
 
 
 def tail_accuracy(summary: Any) -> float:
@@ -53,7 +53,7 @@ ROWS: list[Row] = [
     Row(
         "personalisation/fedloge-lengths",
         "lengths of the global head's rows follow the logarithm of the classes' frequencies (correlation above 0.6)",
-        Side("fedloge", options=_FRAME | {"judge": "raw", "lr": 0.03}),
+        Side("fedloge", options=_FRAME | {"judge": "raw", "lr": 0.01}),
         0.6,
         _TAILED,
         metric=length_correlation,
