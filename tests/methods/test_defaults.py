@@ -39,6 +39,10 @@ HEADS = OWN | {
     "momentum": 0.9, "weight_decay": 0.001, "clip": 50.0, "server_lr": 0.01, "freeze_absent": False, "batch_means": False,
     "judge": "own",
 }  # fmt: skip
+MIXED = OWN | {
+    "lr": 0.06, "batch_size": 32, "clip": 0.0, "server_lr": 0.01, "judge": "own", "views": 1, "mix_over": "class_means", "subset": None,
+    "least_classes": 1, "send_head": True, "halve_every": 0,
+}  # fmt: skip
 TUNED = AVERAGED | {
     "momentum": 0.9, "peft": "bias", "width": 8, "tokens": 10, "deep": True, "rank": 4, "alpha": 8.0, "dropout": 0.0,
     "targets": (), "with_head": None, "adam": False,
@@ -104,6 +108,8 @@ DEFAULTS = {
     "fedper": LOCAL,
     "fedproto": OWN | {"strength": 1.0, "predict": "prototype"},
     "fedprox": AVERAGED | {"mu": 0.01},
+    "fedre": MIXED | {"head_batch": 32, "server_epochs": 1},
+    "fedresum": MIXED,
     "fedrep": LOCAL | {"head_epochs": 10},
     "fedsa": OWN
     | {
@@ -183,9 +189,9 @@ DECLARED = {
     "names_clients": (False, {True: "fedamd fedasync fedbuff fedfix"}),
     "sends_model": (
         True,
-        {False: "fedbn fedgela fedgh fedghsum fedper fedproto fedrep fedsa frl frlchecked localonly localtuning"},
+        {False: "fedbn fedgela fedgh fedghsum fedper fedproto fedre fedrep fedresum fedsa frl frlchecked localonly localtuning"},
     ),
-    "has_model": (True, {False: "fedbn fedgh fedghsum fedper fedproto fedrep fedsa fedzo fzoos localonly ocfl"}),
+    "has_model": (True, {False: "fedbn fedgh fedghsum fedper fedproto fedre fedrep fedresum fedsa fedzo fzoos localonly ocfl"}),
     "rounds_up": (False, {True: "heterofl"}),
     "needs": (
         None,

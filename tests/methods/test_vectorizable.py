@@ -38,6 +38,8 @@ OPTIONS = {
     "fedgela": [{"epochs": 2}, {"epochs": 2, "feature_norm": "l2"}],
     "fedghsum": [{"form": "gradient"}, {"form": "prototypes"}],
     "fedprox": [{"mu": 0.1}],
+    "fedre": [{"batch_size": 10, "views": 2}],
+    "fedresum": [{"batch_size": 10}, {"batch_size": 10, "mix_over": "samples"}],
     "fjord": [{"warmup": 1}, {"warmup": 1, "nested": True}],
     "fluid": [{"warmup": 1}],
     "fot": [{"rounds_per_task": 2}],

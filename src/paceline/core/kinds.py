@@ -74,6 +74,8 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "fedper": "paceline.methods.personalisation.fedper:FedPer",
         "fedproto": "paceline.methods.personalisation.fedproto:FedProto",
         "fedprox": "paceline.methods.optimisation.fedprox:FedProx",
+        "fedre": "paceline.methods.personalisation.fedre:FedRE",
+        "fedresum": "paceline.methods.personalisation.fedre:FedRESum",
         "fedrep": "paceline.methods.personalisation.fedrep:FedRep",
         "fedsa": "paceline.methods.personalisation.fedsa:FedSA",
         "fedspeed": "paceline.methods.optimisation.fedspeed:FedSpeed",

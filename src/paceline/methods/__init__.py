@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from paceline.methods.personalisation.fedloge import FedLoGe as FedLoGe
     from paceline.methods.personalisation.fedper import FedPer as FedPer
     from paceline.methods.personalisation.fedproto import FedProto as FedProto
+    from paceline.methods.personalisation.fedre import FedRE as FedRE
+    from paceline.methods.personalisation.fedre import FedRESum as FedRESum
     from paceline.methods.personalisation.fedrep import FedRep as FedRep
     from paceline.methods.personalisation.fedsa import FedSA as FedSA
     from paceline.methods.personalisation.finetuned import FineTuned as FineTuned
