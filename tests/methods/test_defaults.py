@@ -79,6 +79,13 @@ DEFAULTS = {
     "fedavgmvr": MOMENTUM,
     "fedbn": LOCAL | {"layers": ()},
     "fedbuff": ARRIVING | {"buffer": 10, "weigh": "identical"},
+    "fedconv": LOCAL
+    | {
+        "lr": 0.001, "epochs": 5, "batch_size": 32, "shrink": 0.75, "classes": (0, 0, 1, 1, 1, 1, 2, 2, 2, 2), "server_samples": 200,
+        "server_batch": 32, "map_epochs": 20, "map_lr": 0.001, "weight_epochs": 20, "weight_lr": 0.001, "weight_start": "ones",
+        "activations": 2, "kernel_start": "mean", "restarts": 3, "optimizer": "adam", "form": "convolution", "tune_epochs": 10,
+        "tune_lr": 0.0001, "tune_received": True,
+    },
     "feddyn": AVERAGED | {"alpha": 0.01},
     "fedfix": ARRIVING,
     "fedgela": LOCAL

@@ -71,6 +71,7 @@ NO_COMMON_OPTIMUM = {
     "fedasync": "steps along one client's update, so it stays in motion",
     "clip": "needs units that can be dropped",
     "fedbn": "has no normalisation",
+    "fedconv": "needs units that can be dropped",
     "fedgela": "has no parameters that are not layers",
     "fedgh": "has a model of each client's own",
     "fedghsum": "has a model of each client's own",
@@ -239,6 +240,7 @@ NO_STATISTICS = {
     "perfedavg": "trains step by step",
     "fedamd": "two kinds of replies",
     "fedasync": "one client a step",
+    "fedconv": "counts them anew on samples of the server",
     "fedfix": "no fixed number of arrivals",
     "fedgh": "has a model of each client's own",
     "fedghsum": "has a model of each client's own",
@@ -297,6 +299,7 @@ def test_running_statistics_are_the_mean_of_the_clients_at_any_server_rate(name,
 
 READS_STATISTICS = {
     "fal": "attacks in evaluation mode",
+    "fedconv": "chooses epochs in evaluation mode",
     "fedgh": "class means are features in evaluation mode",
     "fedghsum": "class means are features in evaluation mode",
     "fedit": "trains with a frozen norm layer",

@@ -58,6 +58,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "fedavgmvr": "paceline.methods.optimisation.momentum:FedAvgMVR",
         "fedbn": "paceline.methods.personalisation.fedbn:FedBN",
         "fedbuff": "paceline.methods.asynchronous.fedbuff:FedBuff",
+        "fedconv": "paceline.methods.stragglers.fedconv:FedConv",
         "feddyn": "paceline.methods.optimisation.feddyn:FedDyn",
         "fedfix": "paceline.methods.asynchronous.fedfix:FedFix",
         "fedgela": "paceline.methods.personalisation.fedgela:FedGELA",

@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from paceline.methods.robust.robust import TrimmedMean as TrimmedMean
     from paceline.methods.stragglers.clip import Clip as Clip
     from paceline.methods.stragglers.dropstragglers import DropStragglers as DropStragglers
+    from paceline.methods.stragglers.fedconv import FedConv as FedConv
     from paceline.methods.stragglers.fjord import Fjord as Fjord
     from paceline.methods.stragglers.fluid import Fluid as Fluid
     from paceline.methods.stragglers.heterofl import HeteroFL as HeteroFL
