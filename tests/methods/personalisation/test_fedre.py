@@ -143,19 +143,43 @@ def test_a_batch_of_all_tuples_is_the_sum_of_the_clients_gradients(networks):
     torch.testing.assert_close(published.vector, summed.vector, atol=1e-6, rtol=1e-6)
 
 
+def test_weights_are_shares_of_uniform_numbers(told):
+    """Of two uniform numbers the first is below a quarter of the sum in one of six cases."""
+    small({"views": 4000, "head_batch": 100_000, "server_lr": 0.0}, partition="groups:0-1/2-3")
+    shares = [reply.labels[:, c] for reply, c in zip(told[0][1].values(), (0, 0, 2), strict=True)]
+    assert all(abs(float((share < 0.25).float().mean()) - 1 / 6) < 0.02 for share in shares)
+
+
+def test_passes_over_the_tuples_are_steps(told):
+    _, run = small({"server_lr": 0.3, "head_batch": 3, "server_epochs": 2, "views": 1})
+    [(theta, replies)] = told
+    r, t = (np.concatenate([getattr(reply, n).double().numpy() for reply in replies.values()]) for n in ("features", "labels"))
+    w, b = theta["weight"].double().numpy(), theta["bias"].double().numpy()
+    for _ in range(2):
+        gw, gb = gradient(w, b, r, t)
+        w, b = w - 0.3 * gw, b - 0.3 * gb
+    np.testing.assert_allclose(run.state.params["weight"], w, atol=1e-5)
+    np.testing.assert_allclose(run.state.params["bias"], b, atol=1e-5)
+
+
 def test_the_published_round_against_numpy(told):
     """Batches of one tuple: the result depends on the order only, so all orders are tried."""
-    options = {"server_lr": 0.5, "head_batch": 1, "server_epochs": 1}
-    _, run = small(options)
-    [(theta, replies)] = told
-    ends = []
+    assert len({order_of(told, seed) for seed in range(4)}) > 1
+
+
+def order_of(told, seed):
+    _, run = small({"server_lr": 0.5, "head_batch": 1}, seed=seed)
+    theta, replies = told[-1]
+    ends, orders = [], []
     for order in permutations(sorted(replies)):
         w, b = theta["weight"].double().numpy(), theta["bias"].double().numpy()
         for client in order:
             gw, gb = gradient(w, b, replies[client].features.double().numpy(), replies[client].labels.double().numpy())
             w, b = w - 0.5 * gw, b - 0.5 * gb
         ends.append(np.abs(run.state.params["weight"].numpy() - w).max() + np.abs(run.state.params["bias"].numpy() - b).max())
+        orders.append(order)
     assert min(ends) < 1e-5 < sorted(ends)[1]
+    return orders[int(np.argmin(ends))]
 
 
 def small(options, method="fedre", **changes):

@@ -1,5 +1,7 @@
 """FedConv: FedAvg as its special case, the control without operators, and the server's own samples."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from torch import nn
 
 from paceline.blocks.generated_weights import WeightedSum
 from paceline.blocks.server_data import HELD_OUT, best_epoch, reserve, server_client, server_score
+from paceline.blocks.weight_convolutions import WeightConvolution
 from paceline.core.errors import ConfigError, PlanError
 from paceline.core.layout import Layout
 from paceline.core.optimizers import SGD
@@ -61,6 +64,58 @@ def test_trained_weights_stay_with_their_clients_and_give_the_model():
     stacked = torch.stack(list(normal.values()))
     assert abs(float(stacked.mean())) < 0.1
     assert float(stacked.std()) == pytest.approx(1.0, abs=0.1)
+
+
+def test_weights_of_one_give_the_mean_by_samples():
+    run, _ = carried_out(QUICK, rounds=1)
+    method, w = replace(run.method, weight_lr=0.0), run.fed.init_params()
+    full = {3: (10, w * 0.0 + 2.0), 5: (30, w * 0.0 + 4.0)}
+    mean = method.merged(run.fed, w, full)
+    torch.testing.assert_close(mean.vector, torch.full_like(w.vector, 3.5))
+    torch.testing.assert_close(method.weighted(run.fed, mean, full, {})[0].vector, mean.vector)
+    doubled = {3: torch.full_like(w.vector, 2.0)}
+    expected = torch.full_like(w.vector, 3.5 + 0.5)
+    torch.testing.assert_close(method.weighted(run.fed, mean, full, doubled)[0].vector, expected)
+
+
+def test_operators_go_on_from_those_of_the_round_before(monkeypatch):
+    mapped, seen = FedConv.mapped, []
+
+    def spy(self, fed, name, source, onto, label, stored, least):
+        made, found = mapped(self, fed, name, source, onto, label, stored, least)
+        seen.append((fed.round, name, stored, found))
+        return made, found
+
+    monkeypatch.setattr(FedConv, "mapped", spy)
+    run, _ = carried_out(QUICK, rounds=2)
+    ends = {name: found for number, name, _, found in seen if number == 1}
+    assert all(stored is None for number, _, stored, _ in seen if number == 1)
+    assert all(torch.equal(stored.vector, ends[name].vector) for number, name, stored, _ in seen if number == 2)
+    assert len(ends) == 2 + 4
+    w, small, phi = run.state.params, run.state.sent[1], run.state.compress[1]
+    for stored in (phi + 0.1, None):
+        made, found = mapped(replace(run.method, map_epochs=0), run.fed, ("compress", 1), w, small, 1, stored, 0.0)
+        operator = WeightConvolution(w.layout, small.layout)
+        if stored is not None:
+            assert torch.equal(found.vector, stored.vector)
+            nn.utils.vector_to_parameters(found.vector, operator.parameters())
+        torch.testing.assert_close(made.vector, operator.fill(w, small).vector)
+
+
+def test_the_rate_of_operators_is_halved_down_to_its_least():
+    method = FedConv(map_lr=1e-3)
+    rates = [method.rate(type("Fed", (), {"round": number})) for number in (1, 25, 26, 51, 76, 500)]
+    assert rates == [1e-3, 1e-3, 5e-4, 2.5e-4, 1.25e-4, 1e-4]
+    assert FedConv(map_lr=1e-5).rate(type("Fed", (), {"round": 30})) == 1e-5
+
+
+def test_received_models_are_trained_where_that_is_asked_for():
+    options = QUICK | QUIET | {"classes": [0], "tune_epochs": 0}
+    shas = [carried_out(options | changes, rounds=1)[1].model_sha256 for changes in ({}, {"tune_received": True})]
+    assert shas[0] == shas[1]
+    changed = options | {"tune_epochs": 3, "tune_lr": 0.05}
+    shas = [carried_out(changed | {"tune_received": on}, rounds=1)[1].model_sha256 for on in (False, True)]
+    assert shas[0] != shas[1]
 
 
 def test_the_control_averages_each_coordinate_over_the_clients_that_trained_it():
@@ -167,6 +222,12 @@ def test_learns_with_running_statistics(form):
     run, outcome = carried_out(options, **common)
     assert outcome.accuracy > 0.85
     assert (run.state.params["1.running_var"] > 0).all()
+    if form == "convolution":
+        server = server_client(run.fed, "again")
+        with torch.no_grad():
+            h = server.train.x[server.train.index] @ run.state.params["0.weight"].T + run.state.params["0.bias"]
+        torch.testing.assert_close(run.state.params["1.running_mean"], h.mean(0), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(run.state.params["1.running_var"], h.var(0), atol=1e-4, rtol=1e-4)
     assert carried_out(options | {"map_epochs": 0}, evaluation="clients", **common)[1].accuracy > 0.7
 
 
