@@ -71,6 +71,7 @@ NO_COMMON_OPTIMUM = {
     "fedasync": "steps along one client's update, so it stays in motion",
     "clip": "needs units that can be dropped",
     "fedbn": "has no normalisation",
+    "fedconv": "needs units that can be dropped",
     "fedgela": "has no parameters that are not layers",
     "fedgh": "has a model of each client's own",
     "fedghsum": "has a model of each client's own",
@@ -79,9 +80,12 @@ NO_COMMON_OPTIMUM = {
     "fedld": "asks for classes",
     "fedldsum": "asks for classes",
     "fedlex": "does not train some entries",
+    "fedloge": "needs a head",
     "fedper": "needs a head",
     "fedproto": "has a model of each client's own",
+    "fedre": "has a model of each client's own",
     "fedrep": "needs a head",
+    "fedresum": "has a model of each client's own",
     "fedsa": "has a model of each client's own",
     "fedzo": "asks for classes",
     "fjord": "needs units that can be dropped",
@@ -225,9 +229,9 @@ def test_partial_participation_with_unequal_sizes_and_steps_is_the_same_stacked(
 
 # -- running statistics --------------------------------------------------------------------------------
 BY_SAMPLES = (
-    "clip dropstragglers fedavg fedavgm fedavgmvr fedgela fedldsum fedlex fednova fedopt fedprox finetuned ditto fjord fluid"
+    "clip dropstragglers fedavg fedavgm fedavgmvr fedgela fedldsum fedlex fedloge fednova fedopt fedprox finetuned ditto fjord"
 )
-BY_SAMPLES += " heterofl randomdropout saliency"
+BY_SAMPLES += " fluid heterofl randomdropout saliency"
 UNIFORM = (
     "afacd afacs afacstable fal fedau fedbuff feddyn fedld fedspeed fedstale fedstaletable fedvarp fot mifa ocfl pfedme scaffold"
 )
@@ -242,12 +246,15 @@ NO_STATISTICS = {
     "fedamd": "two kinds of replies",
     "fedasync": "one client a step",
     "fedfix": "no fixed number of arrivals, see test_fedfix",
+    "fedconv": "counts them anew on samples of the server",
     "fedgh": "has a model of each client's own",
     "fedghsum": "has a model of each client's own",
     "fedit": "freezes the norm layer",
     "fedpeft": "freezes the norm layer",
     "fedproto": "has a model of each client's own",
+    "fedre": "has a model of each client's own",
     "fedrep": "needs a head",
+    "fedresum": "has a model of each client's own",
     "fedsa": "has a model of each client's own",
     "fedzo": "trains along estimates",
     "frl": "refuses norm layers with statistics",
@@ -301,11 +308,14 @@ def test_running_statistics_are_the_mean_of_the_clients_at_any_server_rate(name,
 
 READS_STATISTICS = {
     "fal": "attacks in evaluation mode",
+    "fedconv": "chooses epochs in evaluation mode",
     "fedgh": "class means are features in evaluation mode",
     "fedghsum": "class means are features in evaluation mode",
     "fedit": "trains with a frozen norm layer",
     "fedpeft": "trains with a frozen norm layer",
     "fedproto": "prototypes are features in evaluation mode",
+    "fedre": "class means are features in evaluation mode",
+    "fedresum": "class means are features in evaluation mode",
     "fedsa": "prototypes are features in evaluation mode",
     "fedzo": "evaluates the model",
     "fot": "sketches the inputs of layers in evaluation mode",
