@@ -126,6 +126,13 @@ DEFAULTS = {
         "eps": 0.95, "eps_inc": 0.0, "rounds_per_task": None, "protect_head": None, "weigh": "uniform", "rho": "norm", "sketch": 5,
         "most_columns": 4096, "at_least_one": False, "last_cohort": None,
     },
+    "fraug": LOCAL
+    | {
+        "lr": 0.01, "batch_size": 64, "momentum": 0.5, "steps": 20, "generator_lr": 0.05, "transform_lr": 0.05, "ramp": "exp",
+        "gamma": 0.002, "horizon": 300, "interpolate": False, "ema": 0.3, "apart": 1.0, "near": 1.0, "generator_distance": "l2",
+        "transform_distance": "mmd", "harden": "entropy", "noise": "uniform", "noise_size": None, "shared_statistics": False,
+        "generator_norms": "shared",
+    },
     "frl": RANKS,
     "frlchecked": RANKS,
     "fzoos": {

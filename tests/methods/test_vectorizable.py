@@ -40,6 +40,7 @@ OPTIONS = {
     "fjord": [{"warmup": 1}, {"warmup": 1, "nested": True}],
     "fluid": [{"warmup": 1}],
     "fot": [{"rounds_per_task": 2}],
+    "fraug": [{"steps": 3, "transform_lr": 0.005}, {"steps": 3, "batch_size": 10, "interpolate": True, "transform_distance": "l2"}],
     "frl": [{"batch_size": 20}],
     "frlchecked": [{"batch_size": 20}],
     "heterofl": [{"warmup": 1}, {"warmup": 1, "rescale": False}],

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from paceline.methods.personalisation.fedrep import FedRep as FedRep
     from paceline.methods.personalisation.fedsa import FedSA as FedSA
     from paceline.methods.personalisation.finetuned import FineTuned as FineTuned
+    from paceline.methods.personalisation.fraug import FRAug as FRAug
     from paceline.methods.personalisation.localonly import LocalOnly as LocalOnly
     from paceline.methods.personalisation.perfedavg import PerFedAvg as PerFedAvg
     from paceline.methods.personalisation.pfedme import PFedMe as PFedMe
