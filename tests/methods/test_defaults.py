@@ -85,6 +85,11 @@ DEFAULTS = {
     "fedgh": HEADS | {"shuffle": True},
     "fedghsum": HEADS | {"form": "gradient", "exchanges": 1},
     "fedit": INSTRUCTED,
+    "fedka": LOCAL
+    | {
+        "lr": 0.0003, "batch_size": 16, "steps": 32, "horizon": 200, "slope": 5.0, "target": None, "align": "both", "voting": True,
+        "share": "inputs", "collect": 8, "last_only": False, "vote_batches": 128, "agreement": 0.0,
+    },
     "fedld": MARGIN | {"keep": 0.8, "renorm": "none"},
     "fedldsum": MARGIN,
     "fedlex": LOCAL

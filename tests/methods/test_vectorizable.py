@@ -29,6 +29,7 @@ OPTIONS = {
     "fal": [{"steps": 3, "attack_steps": 2}, {"steps": 3, "adversary": "fgsm", "attack_on": "global", "clean": 0.5}],
     "fedavg": [{}, {"epochs": 2, "momentum": 0.9, "weight_decay": 0.01}, {"batch_size": 50}],
     "fedbn": [{"layers": ("0",)}],
+    "fedka": [{"steps": 3, "batch_size": 10, "align": "adversarial"}, {"steps": 3, "align": "matching", "voting": False}],
     "fedld": [{}],
     "fedlex": [{"explore_epochs": 2, "epochs": 1}, {"explore_epochs": 2, "patience": 1, "epochs": 1, "optimizer": "sgd"}],
     "fednova": [{"epochs": 2}, {"epochs": 2, "mu": 0.1}, {"epochs": 2, "momentum": 0.9}],

@@ -64,6 +64,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "fedgh": "paceline.methods.personalisation.fedgh:FedGH",
         "fedghsum": "paceline.methods.personalisation.fedgh:FedGHSum",
         "fedit": "paceline.methods.foundation.fedit:FedIT",
+        "fedka": "paceline.methods.optimisation.fedka:FedKA",
         "fedld": "paceline.methods.optimisation.fedld:FedLD",
         "fedldsum": "paceline.methods.optimisation.fedld:FedLDSum",
         "fedlex": "paceline.methods.optimisation.fedlex:FedLEx",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from paceline.methods.foundation.localtuning import LocalTuning as LocalTuning
     from paceline.methods.optimisation.fedavg import FedAvg as FedAvg
     from paceline.methods.optimisation.feddyn import FedDyn as FedDyn
+    from paceline.methods.optimisation.fedka import FedKA as FedKA
     from paceline.methods.optimisation.fedld import FedLD as FedLD
     from paceline.methods.optimisation.fedld import FedLDSum as FedLDSum
     from paceline.methods.optimisation.fedlex import FedLEx as FedLEx

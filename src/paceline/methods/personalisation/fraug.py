@@ -136,8 +136,6 @@ class FRAug(SharedPart):
 
     def fit_task(self, task: Task) -> tuple[FRAug, Task]:
         """Add G, T and M to the model."""
-        if not task.num_classes:
-            return self, task  # refused at the start, as the method needs classes
         return self, accompanied(task, partial(networks, task.num_classes, self.noise_size))
 
     def own(self, module: nn.Module) -> Callable[[str], bool]:
