@@ -8,6 +8,7 @@ SMALL = {
     "fedbn": {"layers": ("0",)},
     "fedbuff": {"buffer": 3},
     "fedzo": {"steps": 2, "directions": 2},
+    "fedins": {"members": 4, "selected": 2, "epochs": 1},
     "fedka": {"steps": 4, "collect": 2, "vote_batches": 4},
     "fedlex": {"explore_epochs": 1, "epochs": 1, "batch_size": 20},
     "fedrep": {"head_epochs": 2},

@@ -84,6 +84,10 @@ DEFAULTS = {
     },
     "fedgh": HEADS | {"shuffle": True},
     "fedghsum": HEADS | {"form": "gradient", "exchanges": 1},
+    "fedins": LOCAL
+    | {
+        "lr": 0.01, "epochs": 10, "batch_size": 32, "members": 25, "selected": 3, "match": 0.1, "spread": 0.02, "mask_unused": False,
+    },
     "fedit": INSTRUCTED,
     "fedka": LOCAL
     | {

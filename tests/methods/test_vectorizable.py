@@ -29,6 +29,7 @@ OPTIONS = {
     "fal": [{"steps": 3, "attack_steps": 2}, {"steps": 3, "adversary": "fgsm", "attack_on": "global", "clean": 0.5}],
     "fedavg": [{}, {"epochs": 2, "momentum": 0.9, "weight_decay": 0.01}, {"batch_size": 50}],
     "fedbn": [{"layers": ("0",)}],
+    "fedins": [{"epochs": 1}, {"epochs": 1, "members": 5, "selected": 2, "mask_unused": True, "match": 0.5}],
     "fedka": [{"steps": 3, "batch_size": 10, "align": "adversarial"}, {"steps": 3, "align": "matching", "voting": False}],
     "fedld": [{}],
     "fedlex": [{"explore_epochs": 2, "epochs": 1}, {"explore_epochs": 2, "patience": 1, "epochs": 1, "optimizer": "sgd"}],

@@ -63,6 +63,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "fedgela": "paceline.methods.personalisation.fedgela:FedGELA",
         "fedgh": "paceline.methods.personalisation.fedgh:FedGH",
         "fedghsum": "paceline.methods.personalisation.fedgh:FedGHSum",
+        "fedins": "paceline.methods.foundation.fedins:FedIns",
         "fedit": "paceline.methods.foundation.fedit:FedIT",
         "fedka": "paceline.methods.optimisation.fedka:FedKA",
         "fedld": "paceline.methods.optimisation.fedld:FedLD",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from paceline.methods.compression.frl import FRL as FRL
     from paceline.methods.compression.frlchecked import FRLChecked as FRLChecked
     from paceline.methods.continual.fot import FOT as FOT
+    from paceline.methods.foundation.fedins import FedIns as FedIns
     from paceline.methods.foundation.fedit import FedIT as FedIT
     from paceline.methods.foundation.fedpeft import FedPEFT as FedPEFT
     from paceline.methods.foundation.localtuning import LocalTuning as LocalTuning
