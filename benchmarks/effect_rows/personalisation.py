@@ -55,7 +55,43 @@ _TRIED_GELA = (
     "features that end in ReLU, BatchNorm (all sides are worse) or neither, momentum 0.9 (diverges), temperatures 0.1 to 10."
 )
 
+_KINDS: dict[str, Any] = {
+    "task": "four-digits",
+    "task_options": {"norm": "batch"},
+    "partition": "natural",
+    "client_samples": 150,
+    "client_test": 0.25,
+    "clients": 4,
+    "cohort": 4,
+    "rounds": 20,
+    "eval_every": 20,
+    "evaluation": "clients",
+}
+_FOUR_RATES: dict[str, Any] = {"lr": [0.01, 0.03, 0.1, 0.3]}
+_STEPS: dict[str, Any] = {"epochs": 3, "batch_size": 32, "momentum": 0.5}
+_AUGMENTED = Side("fraug", _FOUR_RATES, _STEPS | {"steps": None, "gamma": 0.05, "horizon": 20})
+
+
+def _kinds(name: str, claim: str, rival: str, **more: Any) -> Row:
+    """Return a row on digits of four kinds, one for each client."""
+    return Row(
+        f"personalisation/{name}",
+        claim,
+        _AUGMENTED,
+        Side(rival, _FOUR_RATES, _STEPS),
+        _KINDS,
+        "client_accuracy",
+        trials=4,
+        seeds=(0, 1, 2),
+        **more,
+    )
+
+
 ROWS: list[Row] = [
+    _kinds("fraug", "clients with digits of their own kind are more accurate with synthetic features than with FedAvg", "fedavg"),
+    _kinds(
+        "fraug-norms", "synthetic features are at least as accurate as batch normalisation that stays local", "fedbn", at_least=True
+    ),
     Row(
         "personalisation/fedsa",
         "anchors yield prototypes that suit all clients better (nearest prototype, all classes)",
