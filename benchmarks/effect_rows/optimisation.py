@@ -129,11 +129,11 @@ _TARGET: dict[str, Any] = {
     "client_samples": 300,
     "clients": 3,
     "cohort": 3,
-    "rounds": 20,
+    "rounds": 15,
     "eval_every": 5,
 }
-_ALIGNED: dict[str, Any] = {"steps": 16, "horizon": 20, "target": "mnist", "vote_batches": 32}
-_ADAM_RATES: dict[str, Any] = {"lr": [0.0003, 0.001, 0.003, 0.01]}
+_ALIGNED: dict[str, Any] = {"steps": 12, "horizon": 15, "target": "mnist", "vote_batches": 16, "collect": 4}
+_ADAM_RATES: dict[str, Any] = {"lr": [0.0001, 0.0003, 0.0006, 0.001, 0.002, 0.003, 0.006, 0.01]}
 
 
 def votes_or_accuracy(summary: Any) -> float:
@@ -156,8 +156,6 @@ def _target(
         criterion=late_accuracy,
         margin=margin,
         at_least=at_least,
-        trials=4,
-        seeds=(0, 1, 2),
     )
 
 

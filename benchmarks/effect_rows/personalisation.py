@@ -59,7 +59,7 @@ _KINDS: dict[str, Any] = {
     "task": "four-digits",
     "task_options": {"norm": "batch"},
     "partition": "natural",
-    "client_samples": 150,
+    "client_samples": 120,
     "client_test": 0.25,
     "clients": 4,
     "cohort": 4,
@@ -67,9 +67,9 @@ _KINDS: dict[str, Any] = {
     "eval_every": 20,
     "evaluation": "clients",
 }
-_FOUR_RATES: dict[str, Any] = {"lr": [0.01, 0.03, 0.1, 0.3]}
-_STEPS: dict[str, Any] = {"epochs": 3, "batch_size": 32, "momentum": 0.5}
-_AUGMENTED = Side("fraug", _FOUR_RATES, _STEPS | {"steps": None, "gamma": 0.05, "horizon": 20})
+_EIGHT_RATES: dict[str, Any] = {"lr": [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5]}
+_STEPS: dict[str, Any] = {"epochs": 2, "batch_size": 32, "momentum": 0.5}
+_AUGMENTED = Side("fraug", _EIGHT_RATES, _STEPS | {"steps": None, "gamma": 0.05, "horizon": 20})
 
 
 def _kinds(name: str, claim: str, rival: str, **more: Any) -> Row:
@@ -78,11 +78,9 @@ def _kinds(name: str, claim: str, rival: str, **more: Any) -> Row:
         f"personalisation/{name}",
         claim,
         _AUGMENTED,
-        Side(rival, _FOUR_RATES, _STEPS),
+        Side(rival, _EIGHT_RATES, _STEPS),
         _KINDS,
         "client_accuracy",
-        trials=4,
-        seeds=(0, 1, 2),
         **more,
     )
 
