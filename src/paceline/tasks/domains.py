@@ -63,7 +63,7 @@ def held_out(task: Task, domain: str | None) -> TargetTask:
         domain: name of the domain; None leaves clients and test set as they are, and the target is the inputs of the test set.
 
     Raises:
-        ConfigError: the task has no domain of this name, or no other one.
+        ConfigError: the task has no domain of this name, or no other one, or it has no test samples.
     """
     given = {f.name: getattr(task, f.name) for f in fields(Task)}
     if domain is None:
@@ -81,6 +81,8 @@ def held_out(task: Task, domain: str | None) -> TargetTask:
     owners = tuple(name for name in train.owners if name != domain)
     given["train"] = Arrays(rest.x, rest.y, rest.owner - (rest.owner > code).long(), owners)
     judged = test.subset(torch.nonzero(test.owner == code).flatten())
+    if not len(judged):
+        raise ConfigError(f"target={domain}: task {task.name!r} has no test samples of this domain; name another one")
     given["test"] = Arrays(judged.x, judged.y)
     found = train.subset(torch.nonzero(own).flatten())
     return TargetTask(**given, target=Arrays(found.x, found.y))

@@ -156,6 +156,14 @@ def test_unused_members_do_not_dilute_the_mean():
     assert run.history[-1]["note_unused"] == (total == 0).sum()
 
 
+def test_a_member_that_was_used_only_during_a_training_counts_once(monkeypatch):
+    monkeypatch.setattr(FedIns, "used", lambda self, client, params: torch.zeros(self.members, dtype=torch.int64))
+    fields = {"lr": 0.3, "epochs": 1, "members": 2, "selected": 2}
+    values = {"rounds": 1, "partition": "quantity:0.5"}
+    counted, plain = finished(FedIns(**fields, mask_unused=True), **values), finished(FedIns(**fields), **values)
+    torch.testing.assert_close(counted.state.params.vector, plain.state.params.vector, atol=1e-6, rtol=1e-5)
+
+
 def test_a_pool_learns():
     outcome = finished(FedIns(lr=0.5, epochs=3, members=4, selected=2), make_task(), rounds=6, partition="iid")
     assert outcome.history[-1]["accuracy"] > 0.6

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from torch import nn
 import paceline as pl
 from paceline.core.client import AdamW
 from paceline.core.errors import ConfigError, PlanError
+from paceline.core.hooks import StepStream
 from paceline.core.method import on_client
 from paceline.core.training import Job
 from paceline.core.update import Update
+from paceline.methods.optimisation.fedka import Workspace
 from paceline.run import RunConfig, prepare
 from paceline.tasks import load_task
 from paceline.tasks.domains import held_out
@@ -209,6 +212,29 @@ def test_batches_of_a_matching_step_are_whole_and_their_mean_counts(monkeypatch)
     assert set(losses) == {(7, 7)}
 
 
+def test_objectives_are_those_of_the_formulas():
+    """With features instead of inputs, and with two batches in a step of the matching."""
+    torch.manual_seed(0)
+    method = FedKA(**QUICK | {"steps": 8}, share="features", voting=False)
+    module = method.fit_task(make_task())[1].build(0)
+    x, y, hidden, client = torch.randn(20, 12), torch.arange(20) % 4, torch.rand(30, 8), SimpleNamespace(round=3)
+    given = Workspace(None, hidden, None)
+    stream = StepStream()
+    stream.step = 1
+    hooks = method.matching(client, given, 10)
+    (x, h, alpha), _ = hooks.augment(x, y, stream)
+    assert alpha.tolist() == pytest.approx([method.alpha(3, 2)] * 10 + [method.alpha(3, 3)] * 10)
+    f = module.features(x)
+    wanted = (method.alpha(3, 2) * gauss(f[:10], h[:10]) + method.alpha(3, 3) * gauss(f[10:], h[10:])) / 2
+    torch.testing.assert_close(hooks.objective(module, (x, h, alpha), y), wanted)
+    hooks = method.adversarial(client, given)
+    (x, u, alpha), _ = hooks.augment(x, y, stream)
+    assert alpha.tolist() == pytest.approx([method.alpha(3, 1)] * 20)
+    scores = [module.domain(value) for value in (f, u)]
+    wanted = F.cross_entropy(module(x), y) + sum(F.cross_entropy(s, torch.full_like(y, k)) for k, s in enumerate(scores))
+    torch.testing.assert_close(hooks.objective(module, (x, u, alpha), y), wanted)
+
+
 def test_features_alone_are_sent_where_inputs_stay_at_the_server():
     sent, train = [], FedKA.train
 
@@ -245,6 +271,8 @@ def test_a_domain_is_held_out():
     assert "target" in made.fingerprint
     with pytest.raises(ConfigError, match="clean, fog, contrast"):
         held_out(task, "rain")
+    with pytest.raises(ConfigError, match="no test samples"):
+        held_out(dataclasses.replace(task, test=task.test.subset(torch.nonzero(task.test.owner != 1).flatten())), "fog")
     with pytest.raises(ConfigError, match="none"):
         prepared(FedKA(target="fog"))
     run = prepared(FedKA(**QUICK, target="fog"), task, partition="natural", clients=2, cohort=2)

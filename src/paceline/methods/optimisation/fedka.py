@@ -30,6 +30,7 @@ from paceline.blocks.serving import ContinuedAdam, featured, rows_of, trained_at
 from paceline.blocks.voting import elected, votes
 from paceline.core.client import AdamW, Client, Hooks
 from paceline.core.columns import Samples, map_tree, take
+from paceline.core.errors import ConfigError
 from paceline.core.federation import Federation
 from paceline.core.hooks import StepStream
 from paceline.core.method import NonNegative, Positive, Share, State, on_client
@@ -112,10 +113,15 @@ class FedKA(LocalTraining[FedKAState]):
         return self, accompanied(held_out(task, self.target), discriminator)
 
     def check(self, fed: Federation) -> list[str]:
-        """Require inputs at the clients for votes."""
+        """Require inputs at the clients for votes, and samples of the server in memory."""
+        found = []
         if self.voting and self.share == "features":
-            return ["fedka with share=features has no votes, as clients do not receive inputs; set voting=false"]
-        return []
+            found.append("fedka with share=features has no votes, as clients do not receive inputs; set voting=false")
+        try:
+            rows_of(architectures(fed).task.target.x, torch.arange(1), "fedka")
+        except ConfigError as error:
+            found.append(str(error))
+        return found
 
     def alpha(self, round: int, batch: int) -> float:
         """Return alpha at a batch, from 0, of a round, from 1."""
