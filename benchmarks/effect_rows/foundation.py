@@ -49,7 +49,7 @@ _ADAM: dict[str, Any] = {"lr": [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.02, 0.03, 
 _STYLES: dict[str, Any] = {
     "task": "vit-tuning",
     "task_options": {
-        "of": "corrupted?of=mnist-5k&kinds=clean/contrast/zoom-blur&severity=5",
+        "of": "corrupted?of=mnist-5k&kinds=clean/fog/impulse-noise&severity=5",
         "epochs": 10,
         "dim": 32,
         "depth": 2,
@@ -62,7 +62,7 @@ _STYLES: dict[str, Any] = {
     "eval_every": 5,
 }
 _POOL: dict[str, Any] = {"members": 8, "selected": 2, "epochs": 2, "batch_size": 32}
-_EIGHT_RATES: dict[str, Any] = {"lr": [0.01, 0.03, 0.06, 0.1, 0.2, 0.3, 0.6, 1.0]}
+_EIGHT_RATES: dict[str, Any] = {"lr": [0.03, 0.06, 0.1, 0.2, 0.3, 0.6, 1.0, 2.0]}
 
 _TARGET = 0.45
 """An accuracy that the head alone also reaches within the run."""
@@ -124,6 +124,7 @@ ROWS: list[Row] = [
         Side("fedins", _EIGHT_RATES, _POOL),
         Side("fedpeft", _EIGHT_RATES, {"peft": "ssf", "epochs": 2, "batch_size": 32, "momentum": 0.0}, name="fedpeft:peft=ssf"),
         _STYLES,
+        note="Tried on a seed of the search: .357 at lr 0.6 and .353 at 2.0, one scale and shift .377 at 0.3. The paper trains 300 rounds.",
     ),
     Row(
         "foundation/fedins-styles",
