@@ -29,11 +29,11 @@ class Noisy(pl.methods.FedAvg):
         size = 0.3 + 0.01 * client.round
 
         def augment(x, y, stream):
-            SEEN.append(stream.initial_seed())
+            SEEN.append(stream.step if self.kind == "numbers" else stream.initial_seed())
             drawn = size * torch.randn(x.shape, generator=stream)
             if self.kind == "mixed":
                 return x + drawn, (F.one_hot(y, 4).float() + F.one_hot(y.flip(0), 4).float()) / 2
-            return (x + drawn, y) if self.kind == "inputs" else ((x, drawn), y)
+            return (x + drawn, y) if self.kind in ("inputs", "numbers") else ((x, drawn), y)
 
         def objective(module, given, y):
             x, drawn = given
@@ -93,6 +93,13 @@ def test_every_client_round_and_step_has_its_own_stream():
     SEEN.clear()
     end(vectorize="off")
     assert first == SEEN
+
+
+@pytest.mark.parametrize("vectorize", ["off", "on"])
+def test_steps_are_numbered(vectorize):
+    SEEN.clear()
+    end("numbers", vectorize=vectorize, chunk=3)
+    assert sorted(SEEN) == sorted([step for steps in (6, 2, 2, 8, 6) for step in range(steps)] * 2)
 
 
 def test_two_workers_draw_the_same():

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from paceline.core.optimizers import SGD, AdamW
+from paceline.core.optimizers import SGD, AdamW, PartSGD
 
 
 def test_the_rule_leaves_out_what_may_differ_between_clients():
@@ -34,3 +34,21 @@ def test_settings_cannot_be_changed_and_mean_what_they_do_in_torch_by_place():
     assert SGD(0.1, 0.9) == SGD(lr=0.1, momentum=0.9)
     with pytest.raises(dataclasses.FrozenInstanceError):
         SGD().lr = 0.1
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_parts_step_as_parameter_groups_of_torch(stacked):
+    parts = [torch.nn.Parameter(torch.tensor(values)) for values in ([1.0, -2.0], [3.0], [0.5, 0.1, -1.0])]
+    groups = [{"params": [p], "lr": lr, "momentum": m} for p, lr, m in zip(parts, (0.1, 0.4, 0.05), (0.9, 0.0, 0.5), strict=True)]
+    theirs = torch.optim.SGD(groups, weight_decay=0.01)
+    ours = PartSGD(0.1, weight_decay=0.01, parts=((2, 1.0, 0.9), (1, 4.0, 0.0), (3, 0.5, 0.5)))
+    assert not ours.plain
+    weights = torch.cat([p.detach() for p in parts]).repeat(2, 1) if stacked else torch.cat([p.detach() for p in parts])
+    state = ours.state(weights)
+    for step in range(3):
+        gradient = torch.sin(torch.arange(6.0) + step)
+        for p, g in zip(parts, gradient.split([2, 1, 3]), strict=True):
+            p.grad = g.clone()
+        theirs.step()
+        weights = weights - ours.lr * ours.direction(step, gradient.expand_as(weights), weights, state)
+    torch.testing.assert_close(weights, torch.cat([p.detach() for p in parts]).expand_as(weights))

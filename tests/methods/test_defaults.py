@@ -95,7 +95,16 @@ DEFAULTS = {
     },
     "fedgh": HEADS | {"shuffle": True},
     "fedghsum": HEADS | {"form": "gradient", "exchanges": 1},
+    "fedins": LOCAL
+    | {
+        "lr": 0.01, "epochs": 10, "batch_size": 32, "members": 25, "selected": 3, "match": 0.1, "spread": 0.02, "mask_unused": False,
+    },
     "fedit": INSTRUCTED,
+    "fedka": LOCAL
+    | {
+        "lr": 0.0003, "batch_size": 16, "steps": 32, "horizon": 200, "slope": 5.0, "target": None, "align": "both", "voting": True,
+        "share": "inputs", "collect": 8, "last_only": False, "vote_batches": 128, "agreement": 0.0,
+    },
     "fedld": MARGIN | {"keep": 0.8, "renorm": "none"},
     "fedldsum": MARGIN,
     "fedlex": LOCAL
@@ -143,6 +152,13 @@ DEFAULTS = {
     | {
         "eps": 0.95, "eps_inc": 0.0, "rounds_per_task": None, "protect_head": None, "weigh": "uniform", "rho": "norm", "sketch": 5,
         "most_columns": 4096, "at_least_one": False, "last_cohort": None,
+    },
+    "fraug": LOCAL
+    | {
+        "lr": 0.01, "batch_size": 64, "momentum": 0.5, "steps": 20, "generator_lr": 0.05, "transform_lr": 0.05, "ramp": "exp",
+        "gamma": 0.002, "horizon": 300, "interpolate": False, "ema": 0.3, "apart": 1.0, "near": 1.0, "generator_distance": "l2",
+        "transform_distance": "mmd", "harden": "entropy", "noise": "uniform", "noise_size": None, "shared_statistics": False,
+        "generator_norms": "shared",
     },
     "frl": RANKS,
     "frlchecked": RANKS,

@@ -64,20 +64,21 @@ class Architectures:
     """
 
     def __init__(self, task: Any, seed: int, device: torch.device | str = "cpu") -> None:
-        self._task, self._seed, self._device = task, seed, device
+        self.task, self._seed, self._device = task, seed, device
         self._kept: dict[tuple[str, bool], tuple[Resident, Params]] = {}
         self._second: dict[str, tuple[Resident, Params]] = {}
+        self._runs: dict[str, Resident] = {}
 
     def build(self, text: str = "") -> nn.Module:
         """Return a new module of an architecture with the run's initial weights."""
         seed = derive(self._seed, "init")
         if not text:
-            module: nn.Module = self._task.build(seed)
+            module: nn.Module = self.task.build(seed)
             return module
         name, options = parse_architecture(text)
         with drawing(derive(seed, text)):
-            x, _ = self._task.train.tensors(f"model {text!r}")
-            return build(name, shape=tuple(x.shape[1:]), num_classes=self._task.num_classes, **options)
+            x, _ = self.task.train.tensors(f"model {text!r}")
+            return build(name, shape=tuple(x.shape[1:]), num_classes=self.task.num_classes, **options)
 
     def resident(self, text: str = "") -> Resident:
         """Return the module of an architecture; its vector includes all parameters and running statistics."""
@@ -113,9 +114,16 @@ class Architectures:
             whole = Layout.build([*entries[:count], *own, *entries[count:]])
             initial = Params.of(module, whole)
             resident = Resident(module, whole, self._device)
-            resident.flops = flops(self.build(), self._task.train.example)
+            resident.flops = flops(self.build(), self.task.train.example)
             self._second[layout.digest] = (resident, initial)
         return self._second[layout.digest]
+
+    def like(self, params: Params) -> Resident:
+        """Return a module whose vector has the layout of the run's model, for what the server itself computes with it."""
+        key = params.layout.digest
+        if key not in self._runs:
+            self._runs[key] = Resident(self.build(), params.layout, self._device)
+        return self._runs[key]
 
     def _get(self, text: str, body: bool) -> tuple[Resident, Params]:
         if (text, body) not in self._kept:
@@ -123,7 +131,7 @@ class Architectures:
             layout = body_layout(module) if body else Layout.of(module, lambda _: True)
             initial = Params.of(module, layout)
             resident = Resident(module, layout, self._device)
-            resident.flops = flops(self.build(text), self._task.train.example)
+            resident.flops = flops(self.build(text), self.task.train.example)
             self._kept[text, body] = (resident, initial)
         return self._kept[text, body]
 

@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from paceline.methods.compression.frl import FRL as FRL
     from paceline.methods.compression.frlchecked import FRLChecked as FRLChecked
     from paceline.methods.continual.fot import FOT as FOT
+    from paceline.methods.foundation.fedins import FedIns as FedIns
     from paceline.methods.foundation.fedit import FedIT as FedIT
     from paceline.methods.foundation.fedpeft import FedPEFT as FedPEFT
     from paceline.methods.foundation.localtuning import LocalTuning as LocalTuning
     from paceline.methods.optimisation.fedavg import FedAvg as FedAvg
     from paceline.methods.optimisation.feddyn import FedDyn as FedDyn
+    from paceline.methods.optimisation.fedka import FedKA as FedKA
     from paceline.methods.optimisation.fedld import FedLD as FedLD
     from paceline.methods.optimisation.fedld import FedLDSum as FedLDSum
     from paceline.methods.optimisation.fedlex import FedLEx as FedLEx
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from paceline.methods.personalisation.fedrep import FedRep as FedRep
     from paceline.methods.personalisation.fedsa import FedSA as FedSA
     from paceline.methods.personalisation.finetuned import FineTuned as FineTuned
+    from paceline.methods.personalisation.fraug import FRAug as FRAug
     from paceline.methods.personalisation.localonly import LocalOnly as LocalOnly
     from paceline.methods.personalisation.perfedavg import PerFedAvg as PerFedAvg
     from paceline.methods.personalisation.pfedme import PFedMe as PFedMe
