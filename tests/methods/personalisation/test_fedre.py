@@ -198,7 +198,8 @@ def test_the_servers_step_can_be_halved():
     torch.testing.assert_close(moved[0], 4 * moved[1], atol=1e-6, rtol=1e-4)
 
 
-def test_clients_with_too_little_train_and_upload_nothing(task, told):
+@pytest.mark.parametrize(("least", "uploads"), [(1, [0, 0, 1, 1]), (2, [0, 0, 0, 1])])
+def test_clients_with_too_little_train_and_upload_nothing(task, told, least, uploads):
     sizes = torch.tensor([0, 1, 5, 30])
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
     one_class = torch.nonzero(task.train.y == 2).flatten()[:5]
@@ -210,12 +211,18 @@ def test_clients_with_too_little_train_and_upload_nothing(task, told):
         "cohort": 4,
         "rounds": 1,
         "vectorize": "off",
-        "options": {"least_classes": 2},
+        "options": {"least_classes": least},
     }
     run = prepare(RunConfig.build(values), task=task, split=Partition("few", rows, offsets, offsets[1:].clone()))
     run.go()
-    assert [len(told[0][1][client].features) for client in range(4)] == [0, 0, 0, 1]
+    assert [len(told[0][1][client].features) for client in range(4)] == uploads
     assert all("network" in run.store[client] for client in (1, 2, 3))
+
+
+def test_clients_are_judged_with_their_own_head_or_the_global_one(networks):
+    runs = [networks("fedre", rounds=1, options={"judge": judge, "server_lr": 0.5})[0] for judge in ("own", "global")]
+    assert runs[0].model_sha256 == runs[1].model_sha256
+    assert runs[0].history[-1]["loss"] != runs[1].history[-1]["loss"]
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,20 @@ def test_attempts_are_limited_and_the_best_one_counts(monkeypatch, restarts, lea
     assert torch.equal(total.omega.flatten(), found.vector)
 
 
+def test_which_accuracy_ends_the_attempts_of_each_training(monkeypatch):
+    from paceline.methods.stragglers import learnedmaps
+
+    seen, fit = [], learnedmaps.fit_generator
+
+    def spy(module, server, start, how):
+        seen.append((how.least, how.restarts, how.epochs))
+        return fit(module, server, start, replace(how, restarts=0))
+
+    monkeypatch.setattr(learnedmaps, "fit_generator", spy)
+    carried_out(QUICK | {"restarts": 2, "map_epochs": 3, "weight_epochs": 2}, rounds=1, clients=2, cohort=2)
+    assert seen == [(0.4, 2, 3), (0.8, 2, 3), (0.5, 2, 2)]
+
+
 def with_norm():
     return nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
 
