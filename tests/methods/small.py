@@ -2,6 +2,7 @@
 
 SMALL = {
     "apfl": {"steps": 2},
+    "autoflip": {"explore_epochs": 1, "epochs": 1, "batch_size": 20},
     "clip": {"warmup": 1},
     "dropstragglers": {"warmup": 1},
     "fal": {"steps": 2, "attack_steps": 2},

@@ -51,11 +51,21 @@ RANKS = {
     "mask_on": "signed", "top": 1.0,
 }  # fmt: skip
 
+EXPLORED = LOCAL | {
+    "lr": 0.0003, "epochs": 5, "batch_size": 350, "explore_epochs": 150, "patience": 150, "explorers": 1.0, "scale": "minmax",
+    "optimizer": "adam", "lr_decay": 0.99, "server_momentum": 0.9,
+}  # fmt: skip
+
 DEFAULTS = {
     "afacd": ANARCHIC,
     "afacs": ANARCHIC,
     "afacstable": ANARCHIC | {"expire": None},
     "apfl": AVERAGED | {"alpha": 0.5, "adaptive": True, "steps": 10},
+    "autoflip": EXPLORED
+    | {
+        "patience": 40, "prune": 0.3, "criterion": "displacement", "mask_update": "fixed", "floor": 0.05, "dead": 0.0,
+        "protected": "last-bias", "every": 10, "gamma": 0.9, "regrow": 0.0,
+    },
     "bulyan": ROBUST,
     "clip": PRUNED | {"score": "mixed", "reduce": "max", "select": "rank", "explore": 5, "back": 0.1, "step": 0.01},
     "ditto": AVERAGED | {"lam": 0.1, "personal_epochs": 1},
@@ -87,11 +97,9 @@ DEFAULTS = {
     "fedit": INSTRUCTED,
     "fedld": MARGIN | {"keep": 0.8, "renorm": "none"},
     "fedldsum": MARGIN,
-    "fedlex": LOCAL
+    "fedlex": EXPLORED
     | {
-        "lr": 0.0003, "epochs": 5, "batch_size": 350, "explore_epochs": 150, "patience": 150, "explorers": 1.0, "guide": "auto",
-        "base": "initial", "start_from": "base", "scale": "minmax", "unit_mean": False, "most": 10.0, "apply_to": "gradient",
-        "optimizer": "adam", "lr_decay": 0.99, "server_momentum": 0.9,
+        "guide": "auto", "base": "initial", "start_from": "base", "unit_mean": False, "most": 10.0, "apply_to": "gradient",
     },
     "fednova": AVERAGED | {"mu": 0.0},
     "fedopt": AVERAGED | {"server_lr": 0.01, "optimizer": "adam", "beta1": None, "beta2": 0.99, "tau": 0.001},

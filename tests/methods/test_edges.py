@@ -44,6 +44,8 @@ OPTIONS = {
     "afacs": ANARCHIC | {"server_lr": 0.4},
     "afacstable": ANARCHIC | {"server_lr": 0.4},
     "apfl": QUICK | {"steps": 1},
+    "autoflip": QUICK
+    | {"prune": 0.0, "explore_epochs": 1, "epochs": 1, "optimizer": "sgd", "lr_decay": 1.0, "server_momentum": 0.3},
     "dropstragglers": QUICK | {"warmup": 1000},
     "fal": QUICK | {"adversary": "none"},
     "fedamd": {"lr": 0.3, "steps": 3, "period": 2},
@@ -219,9 +221,7 @@ def test_partial_participation_with_unequal_sizes_and_steps_is_the_same_stacked(
 
 
 # -- running statistics --------------------------------------------------------------------------------
-BY_SAMPLES = (
-    "clip dropstragglers fedavg fedavgm fedavgmvr fedgela fedldsum fedlex fednova fedopt fedprox finetuned ditto fjord fluid"
-)
+BY_SAMPLES = "autoflip clip dropstragglers fedavg fedavgm fedavgmvr fedgela fedldsum fedlex fednova fedopt fedprox finetuned ditto fjord fluid"
 BY_SAMPLES += " heterofl randomdropout saliency"
 UNIFORM = (
     "afacd afacs afacstable fal fedau fedbuff feddyn fedld fedspeed fedstale fedstaletable fedvarp fot mifa ocfl pfedme scaffold"

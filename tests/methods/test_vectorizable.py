@@ -24,6 +24,18 @@ SIZES = [10, 0, 1, 23, 10, 37, 10, 24, 5, 20, 10, 30]
 """Samples of the clients: equal ones, an empty client, a single sample; batches are of 10."""
 
 OPTIONS = {
+    "autoflip": [
+        {"explore_epochs": 2, "epochs": 1, "server_momentum": 0.0, "lr": 0.05, "optimizer": "sgd", "prune": 0.5},
+        {
+            "explore_epochs": 2,
+            "patience": 1,
+            "epochs": 1,
+            "mask_update": "agreement",
+            "every": 2,
+            "server_momentum": 0.0,
+            "prune": 0.0,
+        },
+    ],
     "clip": [{"warmup": 1}, {"warmup": 1, "merge": "masked"}],
     "dropstragglers": [{"warmup": 1}],
     "fal": [{"steps": 3, "attack_steps": 2}, {"steps": 3, "adversary": "fgsm", "attack_on": "global", "clean": 0.5}],

@@ -45,6 +45,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "afacs": "paceline.methods.asynchronous.afl:AfaCs",
         "afacstable": "paceline.methods.asynchronous.afacstable:AfaCsTable",
         "apfl": "paceline.methods.personalisation.apfl:APFL",
+        "autoflip": "paceline.methods.compression.autoflip:AutoFLIP",
         "bulyan": "paceline.methods.robust.robust:Bulyan",
         "clip": "paceline.methods.stragglers.clip:Clip",
         "ditto": "paceline.methods.personalisation.ditto:Ditto",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from paceline.methods.blackbox.fedzo import FedZO as FedZO
     from paceline.methods.blackbox.fzoos import FZooS as FZooS
     from paceline.methods.clustering.ocfl import OCFL as OCFL
+    from paceline.methods.compression.autoflip import AutoFLIP as AutoFLIP
     from paceline.methods.compression.frl import FRL as FRL
     from paceline.methods.compression.frlchecked import FRLChecked as FRLChecked
     from paceline.methods.continual.fot import FOT as FOT
