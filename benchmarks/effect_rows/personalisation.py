@@ -55,7 +55,65 @@ _TRIED_GELA = (
     "features that end in ReLU, BatchNorm (all sides are worse) or neither, momentum 0.9 (diverges), temperatures 0.1 to 10."
 )
 
+_WITHDRAWN: dict[str, Any] = {
+    "task": "fashion-mnist",
+    "model": "mlp",
+    "task_options": {"hidden": [64, 64, 64, 64]},
+    "partition": "dirichlet:0.2",
+    "client_samples": 300,
+    "client_test": 0.7,
+    "clients": 10,
+    "cohort": 10,
+    "rounds": 24,
+    "eval_every": 24,
+    "evaluation": "clients",
+}
+_BOTH: dict[str, Any] = {"epochs": 2, "batch_size": 32, "momentum": 0.9}
+_STEPS: dict[str, Any] = {"lr": [0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2]}
+
+
+def _deep(period: int, method: str = "fedd2s", name: str = "") -> Side:
+    """Return FedD2S that withdraws a block every `period` rounds; 0 never does."""
+    return Side(method, _STEPS, _BOTH | {"period": period}, name=name)
+
+
 ROWS: list[Row] = [
+    Row(
+        "personalisation/fedd2s",
+        "FedD2S, which withdraws a block every 5 rounds, is more accurate than training alone (own classes)",
+        _deep(5),
+        Side("localonly", _STEPS, _BOTH),
+        _WITHDRAWN,
+        "client_accuracy",
+    ),
+    Row(
+        "personalisation/fedd2s-drop",
+        "withdrawing blocks is at least as accurate as distillation at the deepest block throughout (own classes)",
+        _deep(5),
+        _deep(0, name="fedd2s without withdrawal"),
+        _WITHDRAWN,
+        "client_accuracy",
+        at_least=True,
+    ),
+    Row(
+        "personalisation/fedd2s-spread",
+        "the clients' accuracies deviate no more with FedD2S than with training alone",
+        _deep(5),
+        Side("localonly", _STEPS, _BOTH),
+        _WITHDRAWN,
+        "client_deviation",
+        criterion="client_accuracy",
+        better="lower",
+        at_least=True,
+    ),
+    Row(
+        "personalisation/fedd2ssum",
+        "class means summed over clients are enough to be more accurate than training alone (own classes)",
+        _deep(5, "fedd2ssum"),
+        Side("localonly", _STEPS, _BOTH),
+        _WITHDRAWN,
+        "client_accuracy",
+    ),
     Row(
         "personalisation/fedsa",
         "anchors yield prototypes that suit all clients better (nearest prototype, all classes)",

@@ -8,6 +8,8 @@ SMALL = {
     "fal": {"steps": 2, "attack_steps": 2},
     "fedbn": {"layers": ("0",)},
     "fedbuff": {"buffer": 3},
+    "fedd2s": {"samples": 20, "epochs": 1, "period": 1, "least": 1},
+    "fedd2ssum": {"epochs": 1, "period": 1, "least": 1},
     "fedzo": {"steps": 2, "directions": 2},
     "fedlex": {"explore_epochs": 1, "epochs": 1, "batch_size": 20},
     "fedrep": {"head_epochs": 2},

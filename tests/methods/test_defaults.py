@@ -39,6 +39,11 @@ HEADS = OWN | {
     "momentum": 0.9, "weight_decay": 0.001, "clip": 50.0, "server_lr": 0.01, "freeze_absent": False, "batch_means": False,
     "judge": "own",
 }  # fmt: skip
+MUTUAL = OWN | {
+    "lr": 0.01, "epochs": 2, "batch_size": 32, "momentum": 0.9, "distill": 1.0, "tap_weight": 0.5, "mutual": 1.0, "temperature": 2.0,
+    "period": None, "planned": 100, "least": 2, "dropped": (), "fade": 0.9, "server_lr": 0.001, "server_epochs": 5,
+    "server_batch_size": 64,
+}  # fmt: skip
 TUNED = AVERAGED | {
     "momentum": 0.9, "peft": "bias", "width": 8, "tokens": 10, "deep": True, "rank": 4, "alpha": 8.0, "dropout": 0.0,
     "targets": (), "with_head": None, "adam": False,
@@ -85,6 +90,8 @@ DEFAULTS = {
     "fedavgmvr": MOMENTUM,
     "fedbn": LOCAL | {"layers": ()},
     "fedbuff": ARRIVING | {"buffer": 10, "weigh": "identical"},
+    "fedd2s": MUTUAL | {"knowledge": "samples", "samples": 256},
+    "fedd2ssum": MUTUAL,
     "feddyn": AVERAGED | {"alpha": 0.01},
     "fedfix": ARRIVING,
     "fedgela": LOCAL
@@ -186,9 +193,9 @@ DECLARED = {
     "names_clients": (False, {True: "fedamd fedasync fedbuff fedfix"}),
     "sends_model": (
         True,
-        {False: "fedbn fedgela fedgh fedghsum fedper fedproto fedrep fedsa frl frlchecked localonly localtuning"},
+        {False: "fedbn fedd2s fedd2ssum fedgela fedgh fedghsum fedper fedproto fedrep fedsa frl frlchecked localonly localtuning"},
     ),
-    "has_model": (True, {False: "fedbn fedgh fedghsum fedper fedproto fedrep fedsa fedzo fzoos localonly ocfl"}),
+    "has_model": (True, {False: "fedbn fedd2s fedd2ssum fedgh fedghsum fedper fedproto fedrep fedsa fedzo fzoos localonly ocfl"}),
     "rounds_up": (False, {True: "heterofl"}),
     "needs": (
         None,

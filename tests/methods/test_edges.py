@@ -73,6 +73,8 @@ NO_COMMON_OPTIMUM = {
     "fedasync": "steps along one client's update, so it stays in motion",
     "clip": "needs units that can be dropped",
     "fedbn": "has no normalisation",
+    "fedd2s": "has a model of each client's own",
+    "fedd2ssum": "has a model of each client's own",
     "fedgela": "has no parameters that are not layers",
     "fedgh": "has a model of each client's own",
     "fedghsum": "has a model of each client's own",
@@ -221,8 +223,10 @@ def test_partial_participation_with_unequal_sizes_and_steps_is_the_same_stacked(
 
 
 # -- running statistics --------------------------------------------------------------------------------
-BY_SAMPLES = "autoflip clip dropstragglers fedavg fedavgm fedavgmvr fedgela fedldsum fedlex fednova fedopt fedprox finetuned ditto fjord fluid"
-BY_SAMPLES += " heterofl randomdropout saliency"
+BY_SAMPLES = (
+    "autoflip clip dropstragglers fedavg fedavgm fedavgmvr fedgela fedldsum fedlex fednova fedopt fedprox finetuned ditto fjord"
+)
+BY_SAMPLES += " fluid heterofl randomdropout saliency"
 UNIFORM = (
     "afacd afacs afacstable fal fedau fedbuff feddyn fedld fedspeed fedstale fedstaletable fedvarp fot mifa ocfl pfedme scaffold"
 )
@@ -232,6 +236,8 @@ HOW = {n: how for how, names in (("samples", BY_SAMPLES), ("uniform", UNIFORM), 
 NO_STATISTICS = {
     "apfl": "trains step by step",
     "fedbn": "has statistics of each client's own",
+    "fedd2s": "has a model of each client's own",
+    "fedd2ssum": "has a model of each client's own",
     "fedper": "has a model of each client's own",
     "perfedavg": "trains step by step",
     "fedamd": "two kinds of replies",
@@ -292,6 +298,8 @@ def test_running_statistics_are_the_mean_of_the_clients_at_any_server_rate(name,
 
 READS_STATISTICS = {
     "fal": "attacks in evaluation mode",
+    "fedd2s": "uploads are features in evaluation mode",
+    "fedd2ssum": "uploads are features in evaluation mode",
     "fedgh": "class means are features in evaluation mode",
     "fedghsum": "class means are features in evaluation mode",
     "fedit": "trains with a frozen norm layer",

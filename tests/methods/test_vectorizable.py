@@ -46,6 +46,7 @@ OPTIONS = {
     "fednova": [{"epochs": 2}, {"epochs": 2, "mu": 0.1}, {"epochs": 2, "momentum": 0.9}],
     "perfedavg": [{"steps": 2}, {"steps": 2, "order": "hessian-free"}],
     "fedbuff": [{"buffer": 4}, {"buffer": 4, "weigh": "unbiased"}],
+    "fedd2s": [{"samples": 20, "least": 1, "period": 1}, {"knowledge": "classes"}],
     "fedgela": [{"epochs": 2}, {"epochs": 2, "feature_norm": "l2"}],
     "fedghsum": [{"form": "gradient"}, {"form": "prototypes"}],
     "fedprox": [{"mu": 0.1}],

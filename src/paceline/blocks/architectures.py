@@ -9,6 +9,7 @@ numbers makes a list); the empty text is the task's own model.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -66,6 +67,7 @@ class Architectures:
     def __init__(self, task: Any, seed: int, device: torch.device | str = "cpu") -> None:
         self._task, self._seed, self._device = task, seed, device
         self._kept: dict[tuple[str, bool], tuple[Resident, Params]] = {}
+        self._extended: dict[tuple[Any, ...], tuple[Resident, Params]] = {}
 
     def build(self, text: str = "") -> nn.Module:
         """Return a new module of an architecture with the run's initial weights."""
@@ -89,6 +91,25 @@ class Architectures:
     def body(self, text: str = "") -> Resident:
         """Return a module whose vector excludes the head, which remains unchanged."""
         return self._get(text, True)[0]
+
+    def extended(self, text: str, kind: Callable[..., nn.Module], *arguments: Any) -> tuple[Resident, Params]:
+        """Return a module made from an architecture, and its initial parameters; both are cached.
+
+        Args:
+            text: the architecture.
+            kind: called with a new module of the architecture, one batch of example inputs, and `arguments`.
+            arguments: further hashable arguments.
+        """
+        key = (text, kind, *arguments)
+        if key not in self._extended:
+            with drawing(derive(self._seed, text, "extended")):
+                module = kind(self.build(text), self._task.train.example, *arguments)
+            layout = Layout.of(module, lambda _: True)
+            initial = Params.of(module, layout)
+            resident = Resident(module, layout, self._device)
+            resident.flops = flops(self.build(text), self._task.train.example)
+            self._extended[key] = (resident, initial)
+        return self._extended[key]
 
     def _get(self, text: str, body: bool) -> tuple[Resident, Params]:
         if (text, body) not in self._kept:

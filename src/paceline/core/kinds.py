@@ -59,6 +59,8 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "fedavgmvr": "paceline.methods.optimisation.momentum:FedAvgMVR",
         "fedbn": "paceline.methods.personalisation.fedbn:FedBN",
         "fedbuff": "paceline.methods.asynchronous.fedbuff:FedBuff",
+        "fedd2s": "paceline.methods.personalisation.fedd2s:FedD2S",
+        "fedd2ssum": "paceline.methods.personalisation.fedd2s:FedD2SSum",
         "feddyn": "paceline.methods.optimisation.feddyn:FedDyn",
         "fedfix": "paceline.methods.asynchronous.fedfix:FedFix",
         "fedgela": "paceline.methods.personalisation.fedgela:FedGELA",
