@@ -12,6 +12,7 @@ SMALL = {
     "fedd2ssum": {"epochs": 1, "period": 1, "least": 1},
     "fedzo": {"steps": 2, "directions": 2},
     "fedlex": {"explore_epochs": 1, "epochs": 1, "batch_size": 20},
+    "fedlgd": {"per_class": 3, "global_per_class": 2, "warm_up": 2, "refine": 1, "global_steps": 2, "image_lr": 0.1, "gap": 1},
     "fedrep": {"head_epochs": 2},
     "fjord": {"warmup": 1},
     "fluid": {"warmup": 1},

@@ -108,6 +108,12 @@ DEFAULTS = {
     | {
         "guide": "auto", "base": "initial", "start_from": "base", "unit_mean": False, "most": 10.0, "apply_to": "gradient",
     },
+    "fedlgd": LOCAL
+    | {
+        "lr": 0.01, "batch_size": 32, "per_class": 50, "global_per_class": 10, "start": "statistics", "warm_up": 10_000, "refine": 100,
+        "global_steps": 500, "gap": 5, "updates": 10, "image_lr": 1.0, "image_momentum": 0.5, "strength": 10.0, "temperature": 0.07,
+        "augment": True, "official_stats": False,
+    },
     "fednova": AVERAGED | {"mu": 0.0},
     "fedopt": AVERAGED | {"server_lr": 0.01, "optimizer": "adam", "beta1": None, "beta2": 0.99, "tau": 0.001},
     "fedpeft": TUNED,
@@ -189,7 +195,7 @@ def test_a_method_without_options_is_the_published_one(name):
 
 DECLARED = {
     "records_times": (False, {True: "clip fjord heterofl randomdropout saliency"}),
-    "vectorizable": (True, {False: "fedzo fzoos"}),
+    "vectorizable": (True, {False: "fedlgd fedzo fzoos"}),
     "names_clients": (False, {True: "fedamd fedasync fedbuff fedfix"}),
     "sends_model": (
         True,

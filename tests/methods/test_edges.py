@@ -83,6 +83,7 @@ NO_COMMON_OPTIMUM = {
     "fedld": "asks for classes",
     "fedldsum": "asks for classes",
     "fedlex": "does not train some entries",
+    "fedlgd": "asks for classes",
     "fedper": "needs a head",
     "fedproto": "has a model of each client's own",
     "fedrep": "needs a head",
@@ -230,7 +231,7 @@ BY_SAMPLES += " fluid heterofl randomdropout saliency"
 UNIFORM = (
     "afacd afacs afacstable fal fedau fedbuff feddyn fedld fedspeed fedstale fedstaletable fedvarp fot mifa ocfl pfedme scaffold"
 )
-UNIFORM += " scaffoldm scaffoldmvr"
+UNIFORM += " fedlgd scaffoldm scaffoldmvr"
 MEDIAN = "bulyan flag geometricmedian krum meamed median multikrum phocas trimmedmean"
 HOW = {n: how for how, names in (("samples", BY_SAMPLES), ("uniform", UNIFORM), ("median", MEDIAN)) for n in names.split()}
 NO_STATISTICS = {
@@ -304,6 +305,7 @@ READS_STATISTICS = {
     "fedghsum": "class means are features in evaluation mode",
     "fedit": "trains with a frozen norm layer",
     "fedpeft": "trains with a frozen norm layer",
+    "fedlgd": "matches features in evaluation mode",
     "fedproto": "prototypes are features in evaluation mode",
     "fedsa": "prototypes are features in evaluation mode",
     "fedzo": "evaluates the model",

@@ -48,7 +48,7 @@ def run(name, task, **changes):
 
 
 def test_who_reads_labels_declares_it():
-    assert {"fedd2s", "fedd2ssum", "fedgela", "fedld", "fedldsum", "fedsa", "fedproto", "fedgh", "fedghsum"} == CLASSES
+    assert {"fedd2s", "fedd2ssum", "fedgela", "fedld", "fedldsum", "fedlgd", "fedsa", "fedproto", "fedgh", "fedghsum"} == CLASSES
 
 
 @pytest.mark.parametrize("name", NAMES)

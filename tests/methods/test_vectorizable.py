@@ -63,7 +63,7 @@ OPTIONS = {
 }
 """Options that suit a small run, and those that change what a client computes; none means the defaults."""
 
-ONE_BY_ONE = {"fedzo", "fzoos"}
+ONE_BY_ONE = {"fedlgd", "fedzo", "fzoos"}
 """Methods that do not claim it, each with its reason in the docstring."""
 
 CLAIMED = [(name, options) for name in method_names() if find_method(name).vectorizable for options in OPTIONS.get(name, [{}])]

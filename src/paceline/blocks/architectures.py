@@ -59,13 +59,13 @@ class Architectures:
     """Builds and caches modules.
 
     Args:
-        task: provides data shape, number of classes and the model of the empty text.
+        task: provides data shape, number of classes and the model of the empty text; an attribute.
         seed: seed of the run; clients with the same architecture have the same initial weights.
         device: device of the modules.
     """
 
     def __init__(self, task: Any, seed: int, device: torch.device | str = "cpu") -> None:
-        self._task, self._seed, self._device = task, seed, device
+        self.task, self._seed, self._device = task, seed, device
         self._kept: dict[tuple[str, bool], tuple[Resident, Params]] = {}
         self._extended: dict[tuple[Any, ...], tuple[Resident, Params]] = {}
 
@@ -73,12 +73,12 @@ class Architectures:
         """Return a new module of an architecture with the run's initial weights."""
         seed = derive(self._seed, "init")
         if not text:
-            module: nn.Module = self._task.build(seed)
+            module: nn.Module = self.task.build(seed)
             return module
         name, options = parse_architecture(text)
         with drawing(derive(seed, text)):
-            x, _ = self._task.train.tensors(f"model {text!r}")
-            return build(name, shape=tuple(x.shape[1:]), num_classes=self._task.num_classes, **options)
+            x, _ = self.task.train.tensors(f"model {text!r}")
+            return build(name, shape=tuple(x.shape[1:]), num_classes=self.task.num_classes, **options)
 
     def resident(self, text: str = "") -> Resident:
         """Return the module of an architecture; its vector includes all parameters and running statistics."""
@@ -103,11 +103,11 @@ class Architectures:
         key = (text, kind, *arguments)
         if key not in self._extended:
             with drawing(derive(self._seed, text, "extended")):
-                module = kind(self.build(text), self._task.train.example, *arguments)
+                module = kind(self.build(text), self.task.train.example, *arguments)
             layout = Layout.of(module, lambda _: True)
             initial = Params.of(module, layout)
             resident = Resident(module, layout, self._device)
-            resident.flops = flops(self.build(text), self._task.train.example)
+            resident.flops = flops(self.build(text), self.task.train.example)
             self._extended[key] = (resident, initial)
         return self._extended[key]
 
@@ -117,7 +117,7 @@ class Architectures:
             layout = body_layout(module) if body else Layout.of(module, lambda _: True)
             initial = Params.of(module, layout)
             resident = Resident(module, layout, self._device)
-            resident.flops = flops(self.build(text), self._task.train.example)
+            resident.flops = flops(self.build(text), self.task.train.example)
             self._kept[text, body] = (resident, initial)
         return self._kept[text, body]
 

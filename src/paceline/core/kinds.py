@@ -70,6 +70,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "fedld": "paceline.methods.optimisation.fedld:FedLD",
         "fedldsum": "paceline.methods.optimisation.fedld:FedLDSum",
         "fedlex": "paceline.methods.optimisation.fedlex:FedLEx",
+        "fedlgd": "paceline.methods.optimisation.fedlgd:FedLGD",
         "fednova": "paceline.methods.optimisation.fednova:FedNova",
         "fedopt": "paceline.methods.optimisation.fedopt:FedOpt",
         "fedpeft": "paceline.methods.foundation.fedpeft:FedPEFT",

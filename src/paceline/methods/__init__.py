@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from paceline.methods.optimisation.fedld import FedLD as FedLD
     from paceline.methods.optimisation.fedld import FedLDSum as FedLDSum
     from paceline.methods.optimisation.fedlex import FedLEx as FedLEx
+    from paceline.methods.optimisation.fedlgd import FedLGD as FedLGD
     from paceline.methods.optimisation.fednova import FedNova as FedNova
     from paceline.methods.optimisation.fedopt import FedOpt as FedOpt
     from paceline.methods.optimisation.fedprox import FedProx as FedProx
