@@ -112,7 +112,7 @@ DEFAULTS = {
     | {
         "lr": 0.01, "batch_size": 32, "per_class": 50, "global_per_class": 10, "start": "statistics", "warm_up": 10_000, "refine": 100,
         "global_steps": 500, "gap": 5, "updates": 10, "image_lr": 1.0, "image_momentum": 0.5, "strength": 10.0, "temperature": 0.07,
-        "augment": True, "official_stats": False,
+        "augment": True, "official_stats": False, "watch": False,
     },
     "fednova": AVERAGED | {"mu": 0.0},
     "fedopt": AVERAGED | {"server_lr": 0.01, "optimizer": "adam", "beta1": None, "beta2": 0.99, "tau": 0.001},

@@ -213,6 +213,34 @@ def test_pictures_are_matched_and_learnt_from():
     assert outcome.accuracy > 0.6
 
 
+def test_the_spread_of_features_is_that_of_the_clients_models(monkeypatch):
+    """Two clients; client 1 lacks class 3, so that class does not count."""
+    local, ends = pl.core.client.Client.sgd, {}
+
+    def watched(self, start, **options):
+        trained = local(self, start, **options)
+        ends[self.id] = trained.params.clone()
+        return trained
+
+    monkeypatch.setattr(pl.core.client.Client, "sgd", watched)
+    task = make_task()
+    y = task.train.y
+    half = len(y) // 2
+    rows = [torch.arange(half), half + torch.nonzero(y[half:] < 3).flatten()]
+    offsets = torch.tensor([0, len(rows[0]), len(rows[0]) + len(rows[1])])
+    split = pl.data.Partition("lacking", torch.cat(rows), offsets, offsets[1:].clone())
+    _, outcome = finished(FedLGD(**SHORT, watch=True, lr=0.3, epochs=3), task, split, clients=2, cohort=2, rounds=1)
+    module, means = task.build(0), []
+    for client in (0, 1):
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                parameter.copy_(ends[client][name])
+            h, labels = module[:-1](task.train.x[rows[client]]), y[rows[client]]
+        means.append(torch.stack([F.normalize(h[labels == c].mean(0), dim=0) for c in range(3)]))
+    wanted = (1 - ((means[0] + means[1]) / 2).square().sum(1)).mean()
+    assert outcome.history[0]["note_feature_spread"] == pytest.approx(float(wanted), abs=1e-5)
+
+
 def test_refusals():
     codes = pl.Task.from_tensors(
         torch.randint(5, (40, 3)), torch.arange(40) % 2, lambda: nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(12, 2))
@@ -222,4 +250,4 @@ def test_refusals():
 
 
 def test_under_real_masks_with_a_lost_client_the_bits_are_those_of_the_arithmetic():
-    assert_masks_change_nothing(make_task(), "fedlgd", options=SHORT)
+    assert_masks_change_nothing(make_task(), "fedlgd", options=SHORT | {"watch": True})

@@ -18,12 +18,14 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from paceline.blocks.architectures import architectures
 from paceline.blocks.contrastive import contrast_with
 from paceline.blocks.distilled import chosen, class_statistics, drawn, match_features, match_gradient, redrawn, siamese
 from paceline.blocks.local_training import LocalTraining
+from paceline.blocks.prototypes import apart, class_sums
 from paceline.core.client import Client, ClientData, Hooks
 from paceline.core.errors import ConfigError
 from paceline.core.federation import Federation
@@ -61,6 +63,7 @@ class FedLGD(LocalTraining[LGDState]):
         temperature: of the contrastive loss.
         augment: change pictures at random in feature matching.
         official_stats: divide the sums of a class by the number of all samples, as the released code does.
+        watch: report how far the clients' class means of features lie apart (0: they agree in direction; 1: they cancel), from sums.
     """
 
     paper: ClassVar[str] = "arXiv 2303.02278 (TMLR 2024)"
@@ -91,6 +94,7 @@ class FedLGD(LocalTraining[LGDState]):
     temperature: Positive[float] = 0.07
     augment: bool = True
     official_stats: bool = False
+    watch: bool = False
 
     def check(self, fed: Federation) -> list[str]:
         """Require inputs of floats, and a model with a head."""
@@ -100,11 +104,7 @@ class FedLGD(LocalTraining[LGDState]):
             return [str(error)]
         x = architectures(fed).task.train.example
         fits = isinstance(x, Tensor) and x.is_floating_point() and x.dim() > 1
-        return (
-            []
-            if fits
-            else ["fedlgd requires samples of one tensor of floats, since it optimises synthetic ones; use another method"]
-        )
+        return [] if fits else ["fedlgd optimises synthetic samples, so it requires samples of one tensor of floats"]
 
     def due(self, after: int) -> bool:
         """Return whether synthetic samples are updated after `after` completed rounds."""
@@ -114,11 +114,8 @@ class FedLGD(LocalTraining[LGDState]):
         """Start with an empty S_g; synthetic samples precede the first round."""
         zoo = architectures(fed)
         classes, example = head(zoo.resident().module).out_features, zoo.task.train.example
-        images, none = (
-            example.new_zeros(classes * self.global_per_class, *example.shape[1:]),
-            torch.zeros(classes, dtype=torch.bool),
-        )
-        return LGDState(params=fed.init_params(), images=images, known=none)
+        images = example.new_zeros(classes * self.global_per_class, *example.shape[1:])
+        return LGDState(params=fed.init_params(), images=images, known=torch.zeros(classes, dtype=torch.bool))
 
     def round(self, fed: Federation, state: LGDState) -> LGDState:
         """Make synthetic samples before the first round; train on them, and update S_g where it is due."""
@@ -126,9 +123,8 @@ class FedLGD(LocalTraining[LGDState]):
         if fed.round == 1:
             first = fed.mean(self.prepare, None, over=fed.available())
             notes = {"matching_before": float(first.before), "matching_after": float(first.after)}
-            images = drawn(
-                first.mean, first.deviation, self.global_per_class, state.images.shape[1:], torch_rng(fed.seed, "virtual")
-            )
+            stream, shape = torch_rng(fed.seed, "virtual"), state.images.shape[1:]
+            images = drawn(first.mean, first.deviation, self.global_per_class, shape, stream)
             known = first.weight["mean"].view(first.mean.shape)[:, 0] > 0
             state = replace(state, images=images.to(state.images.dtype), known=known)
         mean = fed.mean(self.train, (state, due and fed.round > 1, due), over=cohort)
@@ -136,6 +132,8 @@ class FedLGD(LocalTraining[LGDState]):
             images, distances = self.distil(fed, state, mean.delta)
             notes |= {"distance_before": distances[0], "distance_after": distances[-1]} if distances else {}
             state = replace(state, images=images)
+        if self.watch:
+            notes["feature_spread"] = apart(mean.directions, mean.weight["directions"].view(mean.directions.shape)[:, 0])
         fed.last.notes.update(notes)
         return replace(state, params=state.params + mean.delta)
 
@@ -211,20 +209,25 @@ class FedLGD(LocalTraining[LGDState]):
         tenth, some = max(1, len(losses) // 10), min(client.num_samples, 1)
         before, after = (float(torch.stack(part).mean()) if part else 0.0 for part in (losses[:tenth], losses[-tenth:]))
         here = (counts > 0).float().unsqueeze(1).expand_as(mean)
-        return Update(
-            mean=mean,
-            deviation=deviation,
-            before=before,
-            after=after,
-            weight={"mean": here, "deviation": here, "before": some, "after": some},
-        )
+        weight = {"mean": here, "deviation": here, "before": some, "after": some}
+        return Update(mean=mean, deviation=deviation, before=before, after=after, weight=weight)
 
     @on_client
     def train(self, client: Client, message: tuple[LGDState, bool, bool]) -> Update:
         """Train on S_i and S_g; return the change. All clients with samples have equal weight."""
         state, refine, plain = message
-        if not client.num_samples:
-            return Update(delta=state.params.zeros(), loss=0.0, weight=0)
+        some = min(client.num_samples, 1)
+        params, loss = self.learn(client, state, refine, plain) if some else (state.params, 0.0)
+        fields: dict[str, Any] = {"delta": params - state.params, "loss": loss}
+        weight: dict[str, Any] = dict.fromkeys(fields, some)
+        if self.watch:
+            sums = class_sums(client.model, params, client.train, client.problem.num_classes)
+            fields["directions"] = F.normalize(sums.sums)
+            weight["directions"] = sums.present.float().unsqueeze(1).expand_as(sums.sums)
+        return Update(**fields, weight=weight)
+
+    def learn(self, client: Client, state: LGDState, refine: bool, plain: bool) -> tuple[Params, float]:
+        """Update S_i where it is due, and train on S_i and S_g; return the parameters and the loss."""
         images = client.memory.get("images")
         images = self.virtual(client)[0] if images is None else images
         if refine:
@@ -239,5 +242,5 @@ class FedLGD(LocalTraining[LGDState]):
         hooks = self.hooks(client, state.params)
         if not plain and self.strength and len(anchors):
             hooks = Hooks(objective=contrast_with(client.problem.loss, anchors, classes, self.strength, self.temperature))
-        local = client.sgd(state.params, data=data, hooks=hooks, **self.local(client))
-        return Update(delta=local.params - state.params, loss=local.loss, weight=1)
+        params, _, _, loss = client.sgd(state.params, data=data, hooks=hooks, **self.local(client))
+        return params, loss
