@@ -28,7 +28,9 @@ def block_ends(module: nn.Module) -> list[int]:
         [3, 5]
     """
     if not isinstance(module, nn.Sequential):
-        raise ConfigError(f"{type(module).__name__} cannot be split into blocks; use an nn.Sequential that ends in nn.Linear")
+        raise ConfigError(
+            f"{type(module).__name__} cannot be split into features of blocks; use an nn.Sequential that ends in nn.Linear"
+        )
     head(module)
     layers = list(module)[:-1]
     starts = [k for k, layer in enumerate(layers) if any(True for _ in layer.parameters()) and not isinstance(layer, _NORMS)]

@@ -146,6 +146,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "mlp": "paceline.models.dense:mlp",
         "tiny_cnn": "paceline.models.conv:tiny_cnn",
         "cnn": "paceline.models.conv:cnn",
+        "convnet": "paceline.models.conv:convnet",
         "femnist_cnn": "paceline.models.conv:femnist_cnn",
         "vgg9": "paceline.models.conv:vgg9",
         "lstm": "paceline.models.recurrent:lstm",
