@@ -95,6 +95,28 @@ def _kinds(name: str, claim: str, rival: str, **more: Any) -> Row:
     )
 
 
+_WITHDRAWN: dict[str, Any] = {
+    "task": "fashion-mnist",
+    "model": "mlp",
+    "task_options": {"hidden": [64, 64, 64, 64]},
+    "partition": "dirichlet:0.2",
+    "client_samples": 300,
+    "client_test": 0.7,
+    "clients": 10,
+    "cohort": 10,
+    "rounds": 24,
+    "eval_every": 24,
+    "evaluation": "clients",
+}
+_DISTIL: dict[str, Any] = {"epochs": 2, "batch_size": 32, "momentum": 0.9}
+_DISTIL_RATES: dict[str, Any] = {"lr": [0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2]}
+
+
+def _deep(period: int, method: str = "fedd2s", name: str = "") -> Side:
+    """Return FedD2S that withdraws a block every `period` rounds; 0 never does."""
+    return Side(method, _DISTIL_RATES, _DISTIL | {"period": period}, name=name)
+
+
 ROWS: list[Row] = [
     _kinds("fraug", "clients with digits of their own kind are more accurate with synthetic features than with FedAvg", "fedavg"),
     _kinds(
@@ -103,6 +125,42 @@ ROWS: list[Row] = [
         "fedbn",
         at_least=True,
         note=_TRIED_FRAUG,
+    ),
+    Row(
+        "personalisation/fedd2s",
+        "FedD2S, which withdraws a block every 5 rounds, is more accurate than training alone (own classes)",
+        _deep(5),
+        Side("localonly", _DISTIL_RATES, _DISTIL),
+        _WITHDRAWN,
+        "client_accuracy",
+    ),
+    Row(
+        "personalisation/fedd2s-drop",
+        "withdrawing blocks is at least as accurate as distillation at the deepest block throughout (own classes)",
+        _deep(5),
+        _deep(0, name="fedd2s without withdrawal"),
+        _WITHDRAWN,
+        "client_accuracy",
+        at_least=True,
+    ),
+    Row(
+        "personalisation/fedd2s-spread",
+        "the clients' accuracies deviate no more with FedD2S than with training alone",
+        _deep(5),
+        Side("localonly", _DISTIL_RATES, _DISTIL),
+        _WITHDRAWN,
+        "client_deviation",
+        criterion="client_accuracy",
+        better="lower",
+        at_least=True,
+    ),
+    Row(
+        "personalisation/fedd2ssum",
+        "class means summed over clients are enough to be more accurate than training alone (own classes)",
+        _deep(5, "fedd2ssum"),
+        Side("localonly", _DISTIL_RATES, _DISTIL),
+        _WITHDRAWN,
+        "client_accuracy",
     ),
     Row(
         "personalisation/fedsa",

@@ -19,6 +19,7 @@ from tests.methods.test_every_method import NAMES, values
 ADAPTIVE = {"adaptive": True}
 BOTH = ADAPTIVE | {"segmented": True}
 OTHERWISE = {
+    "autoflip": {"mask_update": "round"},
     "clip": BOTH,
     "fjord": BOTH,
     "heterofl": BOTH | {"own_rows": False},

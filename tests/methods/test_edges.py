@@ -44,6 +44,8 @@ OPTIONS = {
     "afacs": ANARCHIC | {"server_lr": 0.4},
     "afacstable": ANARCHIC | {"server_lr": 0.4},
     "apfl": QUICK | {"steps": 1},
+    "autoflip": QUICK
+    | {"prune": 0.0, "explore_epochs": 1, "epochs": 1, "optimizer": "sgd", "lr_decay": 1.0, "server_momentum": 0.3},
     "dropstragglers": QUICK | {"warmup": 1000},
     "fal": QUICK | {"adversary": "none"},
     "fedamd": {"lr": 0.3, "steps": 3, "period": 2},
@@ -72,6 +74,8 @@ NO_COMMON_OPTIMUM = {
     "clip": "needs units that can be dropped",
     "fedbn": "has no normalisation",
     "fedconv": "needs units that can be dropped",
+    "fedd2s": "has a model of each client's own",
+    "fedd2ssum": "has a model of each client's own",
     "fedgela": "has no parameters that are not layers",
     "fedgh": "has a model of each client's own",
     "fedghsum": "has a model of each client's own",
@@ -83,6 +87,7 @@ NO_COMMON_OPTIMUM = {
     "fedldsum": "asks for classes",
     "fedlex": "does not train some entries",
     "fedloge": "needs a head",
+    "fedlgd": "asks for classes",
     "fedper": "needs a head",
     "fedproto": "has a model of each client's own",
     "fedre": "has a model of each client's own",
@@ -233,17 +238,20 @@ def test_partial_participation_with_unequal_sizes_and_steps_is_the_same_stacked(
 # -- running statistics --------------------------------------------------------------------------------
 BY_SAMPLES = (
     "clip dropstragglers fedavg fedavgm fedavgmvr fedgela fedldsum fedlex fedloge fednova fedopt fedprox finetuned ditto fjord"
+    "autoflip clip dropstragglers fedavg fedavgm fedavgmvr fedgela fedldsum fedlex fednova fedopt fedprox finetuned ditto fjord"
 )
 BY_SAMPLES += " fluid heterofl randomdropout saliency"
 UNIFORM = (
     "afacd afacs afacstable fal fedau fedbuff feddyn fedld fedspeed fedstale fedstaletable fedvarp fot mifa ocfl pfedme scaffold"
 )
-UNIFORM += " scaffoldm scaffoldmvr"
+UNIFORM += " fedlgd scaffoldm scaffoldmvr"
 MEDIAN = "bulyan flag geometricmedian krum meamed median multikrum phocas trimmedmean"
 HOW = {n: how for how, names in (("samples", BY_SAMPLES), ("uniform", UNIFORM), ("median", MEDIAN)) for n in names.split()}
 NO_STATISTICS = {
     "apfl": "trains step by step",
     "fedbn": "has statistics of each client's own",
+    "fedd2s": "has a model of each client's own",
+    "fedd2ssum": "has a model of each client's own",
     "fedper": "has a model of each client's own",
     "perfedavg": "trains step by step",
     "fedamd": "two kinds of replies",
@@ -315,12 +323,15 @@ def test_running_statistics_are_the_mean_of_the_clients_at_any_server_rate(name,
 READS_STATISTICS = {
     "fal": "attacks in evaluation mode",
     "fedconv": "chooses epochs in evaluation mode",
+    "fedd2s": "uploads are features in evaluation mode",
+    "fedd2ssum": "uploads are features in evaluation mode",
     "fedgh": "class means are features in evaluation mode",
     "fedghsum": "class means are features in evaluation mode",
     "fedins": "trains with a frozen norm layer",
     "fedit": "trains with a frozen norm layer",
     "fedka": "sends features and votes in evaluation mode",
     "fedpeft": "trains with a frozen norm layer",
+    "fedlgd": "matches features in evaluation mode",
     "fedproto": "prototypes are features in evaluation mode",
     "fedre": "class means are features in evaluation mode",
     "fedresum": "class means are features in evaluation mode",

@@ -49,12 +49,15 @@ def run(name, task, **changes):
 
 def test_who_reads_labels_declares_it():
     assert {
+        "fedd2s",
+        "fedd2ssum",
         "fedgela",
         "fedgh",
         "fedghsum",
         "fedka",
         "fedld",
         "fedldsum",
+        "fedlgd",
         "fedloge",
         "fedproto",
         "fedre",

@@ -9,6 +9,7 @@ numbers makes a list); the empty text is the task's own model.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -58,7 +59,7 @@ class Architectures:
     """Builds and caches modules.
 
     Args:
-        task: provides data shape, number of classes and the model of the empty text.
+        task: provides data shape, number of classes and the model of the empty text; an attribute.
         seed: seed of the run; clients with the same architecture have the same initial weights.
         device: device of the modules.
     """
@@ -68,6 +69,7 @@ class Architectures:
         self._kept: dict[tuple[str, bool], tuple[Resident, Params]] = {}
         self._second: dict[str, tuple[Resident, Params]] = {}
         self._runs: dict[str, Resident] = {}
+        self._extended: dict[tuple[Any, ...], tuple[Resident, Params]] = {}
 
     def build(self, text: str = "") -> nn.Module:
         """Return a new module of an architecture with the run's initial weights."""
@@ -124,6 +126,25 @@ class Architectures:
         if key not in self._runs:
             self._runs[key] = Resident(self.build(), params.layout, self._device)
         return self._runs[key]
+
+    def extended(self, text: str, kind: Callable[..., nn.Module], *arguments: Any) -> tuple[Resident, Params]:
+        """Return a module made from an architecture, and its initial parameters; both are cached.
+
+        Args:
+            text: the architecture.
+            kind: called with a new module of the architecture, one batch of example inputs, and `arguments`.
+            arguments: further hashable arguments.
+        """
+        key = (text, kind, *arguments)
+        if key not in self._extended:
+            with drawing(derive(self._seed, text, "extended")):
+                module = kind(self.build(text), self.task.train.example, *arguments)
+            layout = Layout.of(module, lambda _: True)
+            initial = Params.of(module, layout)
+            resident = Resident(module, layout, self._device)
+            resident.flops = flops(self.build(text), self.task.train.example)
+            self._extended[key] = (resident, initial)
+        return self._extended[key]
 
     def _get(self, text: str, body: bool) -> tuple[Resident, Params]:
         if (text, body) not in self._kept:
