@@ -25,6 +25,7 @@ OTHERWISE = {
     "randomdropout": BOTH,
     "saliency": ADAPTIVE,
     "fedzo": {"correction": "scaf"},
+    "madaug": {"policy": "local"},
     "ocfl": {"sketch": 8},
 }
 """Options with which a method keeps what it does not by default."""

@@ -138,6 +138,16 @@ DEFAULTS = {
     "krum": ROBUST,
     "localonly": OWN,
     "localtuning": INSTRUCTED,
+    "madaug": AVERAGED
+    | {
+        "lr": 0.1, "batch_size": 128, "weight_decay": 0.0005, "scale": 40.0, "per_picture": 2, "temperature": 3.0, "spread": 0.3,
+        "period": 3, "start": 0, "policy": "global", "policy_lr": 0.001, "policy_decay": 0.001, "layers": 0, "order": "second",
+        "margin": 4, "mirror": True, "erase": 0.5, "smoothing": 0.1, "clip": 5.0,
+        "operations": (
+            "shear-x", "shear-y", "translate-x", "translate-y", "rotate", "auto-contrast", "invert", "equalize", "solarize",
+            "posterize", "contrast", "color", "brightness", "sharpness", "cutout", "flip", "identity",
+        ),
+    },
     "meamed": ROBUST,
     "median": ROBUST,
     "mifa": UNEQUAL,

@@ -16,8 +16,11 @@ LABELS = torch.arange(80) % 3
 CLASSES = {name for name in NAMES if find_method(name).needs_classes}
 
 
-SPLIT = (CLASSES - {"fedld", "fedldsum"}) | {"fedpeft", "fedper", "fedrep", "fedbn"}
+SPLIT = (CLASSES - {"fedld", "fedldsum", "madaug"}) | {"fedpeft", "fedper", "fedrep", "fedbn"}
 """Methods that split the model, or name its layers."""
+
+PICTURES = {"madaug"}
+"""Methods that change pictures."""
 
 
 class Net(nn.Sequential):
@@ -48,7 +51,7 @@ def run(name, task, **changes):
 
 
 def test_who_reads_labels_declares_it():
-    assert {"fedgela", "fedld", "fedldsum", "fedsa", "fedproto", "fedgh", "fedghsum"} == CLASSES
+    assert {"fedgela", "fedld", "fedldsum", "fedsa", "fedproto", "fedgh", "fedghsum", "madaug"} == CLASSES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -72,8 +75,9 @@ def test_sub_models_are_cut_from_a_model_with_several_inputs(name):
 def test_every_method_trains_every_kind_or_says_what_it_needs(name, kind):
     task = KINDS[kind]()
     for vectorize in ({"vectorize": "off"}, {"vectorize": "on", "chunk": 2}):
-        if (name in CLASSES and kind == "regression") or (name in SPLIT | {"fal"} and kind == "inputs by name"):
-            told = r"needs classes|cannot be split into features|matches no module|one tensor of floats"
+        refused = (name in CLASSES and kind == "regression") or (name in SPLIT | {"fal"} and kind == "inputs by name")
+        if refused or name in PICTURES:
+            told = r"needs classes|cannot be split into features|matches no module|one tensor of floats|augments pictures"
             with pytest.raises((PlanError, ConfigError), match=told):
                 run(name, task, **vectorize)
         else:

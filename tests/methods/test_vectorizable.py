@@ -43,6 +43,7 @@ OPTIONS = {
     "frl": [{"batch_size": 20}],
     "frlchecked": [{"batch_size": 20}],
     "heterofl": [{"warmup": 1}, {"warmup": 1, "rescale": False}],
+    "madaug": [{"period": 2, "batch_size": 10}, {"period": 2, "batch_size": 10, "policy": "local", "order": "first", "scale": 0.0}],
     "ocfl": [{}, {"sketch": 16}],
     "randomdropout": [{"warmup": 1}],
     "saliency": [{"warmup": 1, "every": 2}],

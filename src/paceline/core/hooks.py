@@ -31,8 +31,8 @@ Objective = Callable[[nn.Module, Any, Any], Tensor]
 Project = Callable[[Params], Params]
 """Hook on the parameters after each step."""
 
-Augment = Callable[[Any, Any, torch.Generator], tuple[Any, Any]]
-"""Hook on each batch before its step: (inputs, targets, stream) -> (inputs, targets)."""
+Augment = Callable[[Any, Any, torch.Generator], tuple[Any, Any]] | Callable[[Any, Any, torch.Generator, int], tuple[Any, Any]]
+"""Hook on each batch before its step: (inputs, targets, stream) -> (inputs, targets); see `Hooks.stepwise`."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class Hooks:
         augment: ``(inputs, targets, stream) -> (inputs, targets)``: replaces the batch of a step, with random numbers from
             `stream` alone (on the CPU), which depends on client, round and step. It runs for each client by itself and may branch.
             Every tensor of the result has the batch as its first dimension: several views, or noise, may be a tuple of inputs.
+        stepwise: `augment` also receives the number of the step, from 0, as its fourth argument.
 
     Example:
         FedProx adds a proximal term around the initial parameters::
@@ -71,6 +72,13 @@ class Hooks:
     loss: Loss | None = None
     after: Project | None = None
     augment: Augment | None = None
+    stepwise: bool = False
+
+    def augmented(self, inputs: Any, targets: Any, stream: torch.Generator, step: int) -> tuple[Any, Any]:
+        """Return the batch of a step after the hook `augment`, which must be set."""
+        augment: Any = self.augment
+        found: tuple[Any, Any] = augment(inputs, targets, stream, step) if self.stepwise else augment(inputs, targets, stream)
+        return found
 
 
 NO_HOOKS = Hooks()

@@ -93,6 +93,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "krum": "paceline.methods.robust.robust:Krum",
         "localonly": "paceline.methods.personalisation.localonly:LocalOnly",
         "localtuning": "paceline.methods.foundation.localtuning:LocalTuning",
+        "madaug": "paceline.methods.augmentation.madaug:MADAug",
         "meamed": "paceline.methods.robust.robust:MeaMed",
         "median": "paceline.methods.robust.robust:Median",
         "mifa": "paceline.methods.participation.fedvarp:Mifa",

@@ -136,7 +136,7 @@ class Job:
         """Return the batch of a step after the hook `augment`, whose stream is that of this client, loop and step."""
         if self.hooks.augment is None:
             return inputs, targets
-        return self.hooks.augment(inputs, targets, torch_rng(self.order().initial_seed(), "augment", step))
+        return self.hooks.augmented(inputs, targets, torch_rng(self.order().initial_seed(), "augment", step), step)
 
     def within(self, limit: StepLimit, seconds: Callable[[float], float], done: float = 0.0) -> int:
         """Return the steps that a limit leaves, on a device whose times are computed.

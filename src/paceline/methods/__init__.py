@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from paceline.methods.asynchronous.fedasync import FedAsync as FedAsync
     from paceline.methods.asynchronous.fedbuff import FedBuff as FedBuff
     from paceline.methods.asynchronous.fedfix import FedFix as FedFix
+    from paceline.methods.augmentation.madaug import MADAug as MADAug
     from paceline.methods.blackbox.fedzo import FedZO as FedZO
     from paceline.methods.blackbox.fzoos import FZooS as FZooS
     from paceline.methods.clustering.ocfl import OCFL as OCFL

@@ -1,0 +1,26 @@
+"""The small task in the form that a method needs: its samples as pictures, for those that change pictures."""
+
+from dataclasses import replace
+
+from torch import nn
+
+from paceline.core.arrays import Arrays
+
+
+def pictured(task):
+    """Return a task whose 12 inputs are pictures of 3 x 4 pixels, which its model flattens."""
+    make = task.model
+
+    def build():
+        return nn.Sequential(nn.Flatten(), *make())
+
+    parts = {which: getattr(task, which) for which in ("train", "test")}
+    return replace(task, model=build, **{which: Arrays(part.x.view(-1, 1, 3, 4), part.y) for which, part in parts.items()})
+
+
+FORMS = {"madaug": pictured}
+
+
+def fitted(name, task):
+    """Return a task of 12 inputs in the form that a method needs."""
+    return FORMS[name](task) if name in FORMS else task
