@@ -1,10 +1,12 @@
-"""The small task in the form that a method needs: its samples as pictures, for those that change pictures."""
+"""The small task in the form that a method needs: its samples as pictures, for those that change pictures or need a transformer."""
 
 from dataclasses import replace
+from functools import partial
 
 from torch import nn
 
 from paceline.core.arrays import Arrays
+from paceline.models.transformer import vit
 
 
 def pictured(task):
@@ -18,7 +20,12 @@ def pictured(task):
     return replace(task, model=build, **{which: Arrays(part.x.view(-1, 1, 3, 4), part.y) for which, part in parts.items()})
 
 
-FORMS = {"madaug": pictured}
+def in_patches(task):
+    """Return a task of the same pictures for a small vision transformer."""
+    return replace(pictured(task), model=partial(vit, (1, 3, 4), 4, dim=8, depth=1, heads=2, patch=1, mlp=2))
+
+
+FORMS = {"madaug": pictured, "pfedpg": in_patches, "pfedpgsum": in_patches}
 
 
 def fitted(name, task):

@@ -20,6 +20,8 @@ SMALL = {
     "madaug": {"batch_size": 10, "period": 2, "operations": ("rotate", "translate-x", "invert")},
     "perfedavg": {"steps": 2},
     "pfedme": {"inner_steps": 2},
+    "pfedpg": {"tokens": 2, "epochs": 1, "batch_size": 20, "server_optimizer": "adam"},
+    "pfedpgsum": {"tokens": 2, "epochs": 1, "batch_size": 20, "server_optimizer": "adam"},
     "randomdropout": {"warmup": 1},
     "saliency": {"warmup": 1, "every": 2},
 }

@@ -95,6 +95,8 @@ NO_COMMON_OPTIMUM = {
     "localonly": "has a model of each client's own",
     "localtuning": "needs linear layers",
     "madaug": "needs pictures",
+    "pfedpg": "needs a vision transformer",
+    "pfedpgsum": "needs a vision transformer",
     "randomdropout": "needs units that can be dropped",
     "saliency": "needs units that can be dropped",
 }
@@ -252,6 +254,8 @@ NO_STATISTICS = {
     "fzoos": "trains along estimates",
     "localonly": "has a model of each client's own",
     "localtuning": "freezes the norm layer",
+    "pfedpg": "needs a vision transformer",
+    "pfedpgsum": "needs a vision transformer",
 }
 
 

@@ -45,6 +45,8 @@ OPTIONS = {
     "heterofl": [{"warmup": 1}, {"warmup": 1, "rescale": False}],
     "madaug": [{"period": 2, "batch_size": 10}, {"period": 2, "batch_size": 10, "policy": "local", "order": "first", "scale": 0.0}],
     "ocfl": [{}, {"sketch": 16}],
+    "pfedpg": [{"tokens": 2, "epochs": 1, "clip": 1.0}],
+    "pfedpgsum": [{"tokens": 2, "epochs": 1, "descriptor": "vector"}],
     "randomdropout": [{"warmup": 1}],
     "saliency": [{"warmup": 1, "every": 2}],
     "scaffoldm": [{}, {"start": "gradients", "weight_decay": 0.01}],

@@ -101,6 +101,8 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "ocfl": "paceline.methods.clustering.ocfl:OCFL",
         "perfedavg": "paceline.methods.personalisation.perfedavg:PerFedAvg",
         "pfedme": "paceline.methods.personalisation.pfedme:PFedMe",
+        "pfedpg": "paceline.methods.personalisation.pfedpg:PFedPG",
+        "pfedpgsum": "paceline.methods.personalisation.pfedpg:PFedPGSum",
         "phocas": "paceline.methods.robust.robust:Phocas",
         "randomdropout": "paceline.methods.stragglers.randomdropout:RandomDropout",
         "saliency": "paceline.methods.stragglers.saliency:Saliency",

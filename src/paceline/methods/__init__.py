@@ -59,6 +59,8 @@ if TYPE_CHECKING:
     from paceline.methods.personalisation.localonly import LocalOnly as LocalOnly
     from paceline.methods.personalisation.perfedavg import PerFedAvg as PerFedAvg
     from paceline.methods.personalisation.pfedme import PFedMe as PFedMe
+    from paceline.methods.personalisation.pfedpg import PFedPG as PFedPG
+    from paceline.methods.personalisation.pfedpg import PFedPGSum as PFedPGSum
     from paceline.methods.robust.fal import FAL as FAL
     from paceline.methods.robust.flag import Flag as Flag
     from paceline.methods.robust.robust import Bulyan as Bulyan
