@@ -170,6 +170,7 @@ DEFAULTS = {
     "scaffold": AVERAGED,
     "scaffoldm": MOMENTUM | {"start": "zeros"},
     "scaffoldmvr": MOMENTUM | {"start": "gradients"},
+    "semaug": AVERAGED | {"share": 0.5, "bank": "local", "what": "first", "where": "last", "top": 3},
     "trimmedmean": ROBUST,
 }  # fmt: skip
 

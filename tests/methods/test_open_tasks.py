@@ -19,8 +19,8 @@ CLASSES = {name for name in NAMES if find_method(name).needs_classes}
 SPLIT = (CLASSES - {"fedld", "fedldsum", "madaug"}) | {"fedpeft", "fedper", "fedrep", "fedbn"}
 """Methods that split the model, or name its layers."""
 
-PICTURES = {"madaug", "pfedpg", "pfedpgsum"}
-"""Methods that change pictures, or need a vision transformer."""
+PICTURES = {"madaug", "pfedpg", "pfedpgsum", "semaug"}
+"""Methods that change pictures or scenes, or need a vision transformer."""
 
 
 class Net(nn.Sequential):
@@ -62,7 +62,7 @@ def test_every_method_learns_a_quantity_or_refuses_it(name):
             run(name, task)
         return
     if name in PICTURES:
-        with pytest.raises(ConfigError, match="does not support prompts"):
+        with pytest.raises(ConfigError, match=r"does not support prompts|pastes objects into scenes"):
             run(name, task)
         return
     assert run(name, task).rounds == 2
@@ -81,7 +81,8 @@ def test_every_method_trains_every_kind_or_says_what_it_needs(name, kind):
     for vectorize in ({"vectorize": "off"}, {"vectorize": "on", "chunk": 2}):
         refused = (name in CLASSES and kind == "regression") or (name in SPLIT | {"fal"} and kind == "inputs by name")
         if refused or name in PICTURES:
-            told = r"needs classes|cannot be split into features|matches no module|one tensor of floats|augments pictures|support prompts"
+            told = r"needs classes|cannot be split into features|matches no module|one tensor of floats"
+            told += r"|augments pictures|support prompts|into scenes"
             with pytest.raises((PlanError, ConfigError), match=told):
                 run(name, task, **vectorize)
         else:

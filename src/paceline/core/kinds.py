@@ -109,6 +109,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "scaffold": "paceline.methods.optimisation.scaffold:Scaffold",
         "scaffoldm": "paceline.methods.optimisation.momentum:ScaffoldM",
         "scaffoldmvr": "paceline.methods.optimisation.momentum:ScaffoldMVR",
+        "semaug": "paceline.methods.augmentation.semaug:SemAug",
         "trimmedmean": "paceline.methods.robust.robust:TrimmedMean",
     },
     "task": {
@@ -129,6 +130,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "four-digits": "paceline.tasks.domains:FOUR_DIGITS",
         "emoji-vendors": "paceline.tasks.domains:EMOJI_VENDORS",
         "corrupted": "paceline.tasks.domains:load_corrupted",
+        "emoji-scenes": "paceline.tasks.scenes:load_scenes",
         "emoji-pairs": "paceline.tasks.pairs:load_pairs",
         "permuted": "paceline.tasks.sequence:load_permuted",
         "split": "paceline.tasks.sequence:load_split",

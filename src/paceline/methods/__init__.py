@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from paceline.methods.asynchronous.fedbuff import FedBuff as FedBuff
     from paceline.methods.asynchronous.fedfix import FedFix as FedFix
     from paceline.methods.augmentation.madaug import MADAug as MADAug
+    from paceline.methods.augmentation.semaug import SemAug as SemAug
     from paceline.methods.blackbox.fedzo import FedZO as FedZO
     from paceline.methods.blackbox.fzoos import FZooS as FZooS
     from paceline.methods.clustering.ocfl import OCFL as OCFL
