@@ -8,16 +8,16 @@ from effect_study.rows import Row, Side
 
 __all__ = ["ROWS"]
 
-_RATES: dict[str, Any] = {"lr": [0.01, 0.02, 0.03, 0.05]}
+_RATES: dict[str, Any] = {"lr": [0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07]}
 _SCENES: dict[str, Any] = {
     "task": "emoji-scenes",
-    "task_options": {"share": 0.3, "tests": 200},
+    "task_options": {"share": 0.3, "tests": 200, "samples": 120},
     "clients": 4,
     "cohort": 4,
-    "rounds": 15,
-    "eval_every": 15,
+    "rounds": 20,
+    "eval_every": 20,
 }
-_DETECTOR: dict[str, Any] = {"epochs": 3, "momentum": 0.9}
+_DETECTOR: dict[str, Any] = {"epochs": 2, "momentum": 0.9}
 _FITTING = Side("semaug", _RATES, _DETECTOR | {"bank": "public", "top": 1})
 
 _FEW: dict[str, Any] = {
@@ -31,7 +31,7 @@ _FEW: dict[str, Any] = {
 }
 _SHAPES = ["identity", "rotate", "translate-x", "translate-y", "shear-x", "invert"]
 _LEARNT: dict[str, Any] = {"epochs": 3, "batch_size": 16, "margin": 0, "mirror": False, "erase": 0.0, "operations": _SHAPES}
-_LEARNING: dict[str, Any] = {"lr": [0.03, 0.06, 0.1, 0.2]}
+_LEARNING: dict[str, Any] = {"lr": [0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3]}
 _SHORT: dict[str, Any] = {"scale": 15.0, "temperature": 1.0}
 
 _MADAUG = Side("madaug", _LEARNING, _LEARNT | _SHORT | {"policy_lr": 0.01})
@@ -51,7 +51,7 @@ ROWS: list[Row] = [
         _SCENES,
         metric="map",
         by=0.02,
-        trials=4,
+        quick=True,
     ),
     Row(
         "augmentation/semaug-where",
@@ -61,7 +61,6 @@ ROWS: list[Row] = [
         _SCENES,
         metric="map",
         margin=0.01,
-        trials=4,
     ),
     Row(
         "augmentation/madaug",
@@ -70,7 +69,6 @@ ROWS: list[Row] = [
         _fixed("without augmentation", scale=1e9),
         _FEW,
         by=0.02,
-        trials=4,
     ),
     Row(
         "augmentation/madaug-policy",
@@ -80,6 +78,5 @@ ROWS: list[Row] = [
         _FEW,
         at_least=True,
         margin=0.01,
-        trials=4,
     ),
 ]

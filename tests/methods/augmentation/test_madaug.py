@@ -189,6 +189,9 @@ def test_only_the_gradient_of_the_model_is_clipped(jobs):
 def test_samples_that_are_no_pictures_are_refused():
     with pytest.raises(ConfigError, match="madaug augments pictures"):
         prepare(RunConfig.build({"task": "own"}), task=make_task(), method=MADAug())
+    pixels = pl.Task.from_tensors(torch.rand(8, 1, 4, 4), torch.zeros(8, 4, 4).long(), lambda: nn.Conv2d(1, 2, 1), num_classes=2)
+    with pytest.raises(ConfigError, match="with a class each"):
+        prepare(RunConfig.build({"task": "own"}), task=pixels, method=MADAug())
     with pytest.raises(ConfigError, match="distinct, at least per_picture=2"):
         finished(MADAug(operations=("invert",)))
 

@@ -99,10 +99,10 @@ class MADAug(FedAvg):
 
     def fit_task(self, task: Task) -> tuple[MADAug, Task]:
         """Add the policy head to the model of pictures with a class each."""
-        x = task.train.example
-        if not (isinstance(x, Tensor) and x.dim() == 4 and x.is_floating_point()):
+        x, y = task.train.example, task.train.y
+        if not (isinstance(x, Tensor) and x.dim() == 4 and x.is_floating_point() and isinstance(y, Tensor) and y.dim() == 1):
             raise ConfigError(
-                f"madaug augments pictures, one tensor [N, C, H, W] of floats; those of {task.name} are other samples"
+                f"madaug augments pictures, one tensor [N, C, H, W] of floats with a class each; those of {task.name} are other samples"
             )
         if self.per_picture > len(self.operations) or len(set(self.operations)) < len(self.operations):
             raise ConfigError(f"operations must be distinct, at least per_picture={self.per_picture}, not {self.operations}")
