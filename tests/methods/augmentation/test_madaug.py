@@ -174,6 +174,26 @@ def test_a_local_policy_stays_with_its_client():
     assert shared.fed.totals.bytes_up - run.fed.totals.bytes_up >= 8 * 4 * own[0].layout.size
 
 
+def test_a_local_policy_goes_on_where_its_client_left_it():
+    """Each round has one exploration of one Adam step, so two rounds move some values by two steps."""
+    options = QUICK | {"period": 100, "policy": "local", "policy_decay": 0.0}
+    one, two = (finished(MADAug(**options), rounds=rounds) for rounds in (1, 2))
+    first = one.fed.init_params()["policy.0.bias"]
+    moved = [(run.fed.engine.memories[0]["policy"]["policy.0.bias"] - first).abs() for run in (one, two)]
+    assert float(moved[0].max()) == pytest.approx(1e-3, rel=0.01)
+    assert float(moved[1].max()) == pytest.approx(2e-3, rel=0.01)
+
+
+def test_levels_are_spread_and_signs_are_drawn(jobs):
+    finished(MADAug(**QUICK), rounds=1)
+    given, _ = jobs[0][2].augmented(torch.rand(200, 1, 3, 4), torch.arange(200) % 4, torch_rng(0), 1)
+    jitter, sign = given[4], given[5]
+    assert 0.28 < float(jitter.max()) <= 0.3
+    assert -0.3 <= float(jitter.min()) < -0.28
+    assert sign.unique().tolist() == [-1.0, 1.0]
+    assert abs(float(sign.mean())) < 0.15
+
+
 def test_only_the_gradient_of_the_model_is_clipped(jobs):
     run = finished(MADAug(**QUICK, clip=0.5))
     layout = run.state.params.layout

@@ -74,6 +74,39 @@ def test_present_classes_are_not_pasted_and_a_full_list_leaves_the_scene():
     assert not x.any(), "a scene without any label stays as it is"
 
 
+def test_a_covered_object_gives_way():
+    boxes = torch.tensor([[[9.0, 13.0, 11.0, 15.0], [10.0, 14.0, 16.0, 16.0], [0.0, 0.0, 0.0, 0.0]]])
+    x, y = batch((BOAT, BOAT, -1), boxes=boxes)
+    y["masks"][0, 0, 13:15, 9:11] = 1
+    y["masks"][0, 1, 14:16, 10:16] = 1
+    added(SemAug(top=1), x, y, torch.zeros(3, dtype=torch.long))
+    assert y["labels"][0].tolist() == [-1, BOAT, PERSON]
+    assert y["boxes"][0, 1:].tolist() == [[12, 14, 16, 16], [8, 12, 12, 16]]
+
+
+def test_a_training_that_begins_again_counts_once(monkeypatch):
+    seen, sgd = [], Client.sgd
+    monkeypatch.setattr(
+        Client, "sgd", lambda self, *args, **values: seen.append((self, values["hooks"])) or sgd(self, *args, **values)
+    )
+    run = finished(SemAug(share=1.0), rounds=1)
+    client, hooks = seen[0]
+    used = run.fed.engine.memories[client.id]["track"].clone()
+    batches = [client.train.rows(torch.arange(10)), client.train.rows(torch.arange(10, 20))]
+    ends = []
+    for _ in range(2):
+        for step, (x, y) in enumerate(batches):
+            hooks.augmented(x, y, torch_rng(step), step)
+        track = next(
+            c.cell_contents
+            for c in hooks.augment.__closure__
+            if isinstance(c.cell_contents, torch.Tensor) and c.cell_contents.dim() == 1 and c.cell_contents.any()
+        )
+        ends.append(track.tolist())
+    assert ends[0] == ends[1]
+    assert used.sum() > 0
+
+
 def test_a_class_without_crops_is_passed_over():
     x, y = batch()
     track = torch.zeros(3, dtype=torch.long)
