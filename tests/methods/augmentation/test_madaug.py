@@ -68,9 +68,10 @@ class Fixed(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+        self.model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
 
     def levels(self, seen, temperature=1.0):
+        self.temperatures = [*getattr(self, "temperatures", []), temperature]
         return torch.full((len(seen), 3), 0.5), torch.full((len(seen), 3), 1 / 3).log()
 
     def forward(self, x):
@@ -84,6 +85,10 @@ def test_the_loss_is_smoothed(jobs):
     given, y = hooks.augmented(torch.rand(5, 1, 3, 4), torch.zeros(5, dtype=torch.long), torch_rng(0), 1)
     assert len(given) == 7
     assert float(hooks.objective(Fixed(), given, y)) == pytest.approx(0.507606, abs=1e-6)
+    given, y = hooks.augmented(torch.rand(5, 1, 3, 4), torch.zeros(5, dtype=torch.long), torch_rng(0), 0)
+    module = Fixed()
+    assert float(hooks.objective(module, given, y)) == pytest.approx(0.507606, abs=1e-6), "exploration is not part of the loss"
+    assert module.temperatures == [3.0, 1.0]
 
 
 def test_the_first_part_of_a_batch_is_augmented_by_the_curriculum_of_its_round(jobs):

@@ -85,6 +85,22 @@ def test_only_the_present_clients_descriptors_move_and_each_sends_its_prompts_ch
     assert float((gain * torch.stack([seen[c] for c in sorted(seen)])).sum()) > 0
 
 
+def test_a_lost_reply_leaves_its_descriptor_as_it_was():
+    method = PFedPG(**QUICK, server_lr=0.5, server_optimizer="adam")
+    values = RunConfig.build({"task": "own", "clients": 5, "cohort": 5, "rounds": 1, "vectorize": "off"})
+    run = prepare(
+        values,
+        task=in_patches(make_task()),
+        method=method,
+        drop=lambda round, client, function: client == 2 and function == "train",
+    )
+    first = run.method.init(run.fed)
+    run.go()
+    moved = (run.state.descriptors != first.descriptors).flatten(1).any(1)
+    assert moved.tolist() == [True, True, False, True, True]
+    assert (run.state.moments[-1][2] == 0).all()
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("reduce", ["sum", "mean"])
 def test_both_forms_have_the_same_state(monkeypatch, optimizer, reduce):
