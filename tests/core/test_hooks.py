@@ -143,3 +143,25 @@ def test_a_loop_with_draws_is_not_recorded():
         ends.append(run.method.model(run.state).vector)
     assert "augment" in next(iter(run.fed.engine.notes.values()))
     assert torch.equal(*ends)
+
+
+@dataclass(frozen=True)
+class Counting(pl.methods.FedAvg):
+    """Add the number of the step to the inputs."""
+
+    def hooks(self, client, start):
+        return Hooks(augment=lambda x, y, stream: (x + 0.1 * stream.step, y))
+
+
+def test_a_hook_receives_the_number_of_the_step_stacked_or_not():
+    values = {"method": f"{__name__}:Counting", "options": {"epochs": 2}, "task": "blobs", "clients": 6, "cohort": 6, "rounds": 2}
+    ends = []
+    for vectorize in ("off", "on"):
+        run = prepare(RunConfig.build(values | {"vectorize": vectorize, "chunk": 6}), task=make_task(), split=ragged())
+        run.go()
+        ends.append(run.method.model(run.state).vector)
+    torch.testing.assert_close(*ends, atol=1e-5, rtol=1e-5)
+    assert [Counting().hooks(None, None).augmented(0.0, 1, 0, step)[0] for step in range(3)] == pytest.approx([0.0, 0.1, 0.2])
+    silent = prepare(RunConfig.build(values | {"method": f"{__name__}:Silent"}), task=make_task(), split=ragged())
+    silent.go()
+    assert not torch.allclose(ends[0], silent.method.model(silent.state).vector)

@@ -28,8 +28,11 @@ SMALL = {
     "frlchecked": {"batch_size": 20},
     "fzoos": {"steps": 2, "features": 50, "candidates": 4, "active": 1, "survey_candidates": 4, "survey_active": 1, "initial": 2},
     "heterofl": {"warmup": 1},
+    "madaug": {"batch_size": 10, "period": 2, "operations": ("rotate", "translate-x", "invert")},
     "perfedavg": {"steps": 2},
     "pfedme": {"inner_steps": 2},
+    "pfedpg": {"tokens": 2, "epochs": 1, "batch_size": 20, "server_optimizer": "adam"},
+    "pfedpgsum": {"tokens": 2, "epochs": 1, "batch_size": 20, "server_optimizer": "adam"},
     "randomdropout": {"warmup": 1},
     "saliency": {"warmup": 1, "every": 2},
 }

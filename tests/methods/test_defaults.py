@@ -29,6 +29,10 @@ ARRIVING = {
 MARGIN = AVERAGED | {
     "lr": 0.01, "batch_size": 50, "momentum": 0.5, "weight_decay": 0.0005, "margin": 0.1, "per_sample": False,
 }  # fmt: skip
+PROMPTED = LOCAL | {
+    "lr": 0.25, "epochs": 5, "batch_size": 64, "weight_decay": 0.001, "tokens": 10, "server_lr": 0.001, "server_optimizer": "sgd",
+    "reduce": "sum", "heads": 1, "descriptor": "tokens", "per_step": False, "clip": 0.0, "judge": "tuned",
+}  # fmt: skip
 ROBUST = AVERAGED | {"byzantine": 0.2}
 PRUNED = AVERAGED | {
     "straggler_share": 0.2, "network": True, "smallest": 0.5, "warmup": 2, "merge": None, "adaptive": False, "rescale": False,
@@ -193,6 +197,16 @@ DEFAULTS = {
     "krum": ROBUST,
     "localonly": OWN,
     "localtuning": INSTRUCTED,
+    "madaug": AVERAGED
+    | {
+        "lr": 0.1, "batch_size": 128, "weight_decay": 0.0005, "scale": 40.0, "per_picture": 2, "temperature": 3.0, "spread": 0.3,
+        "period": 3, "start": 0, "policy": "global", "policy_lr": 0.001, "policy_decay": 0.001, "layers": 0, "order": "second",
+        "margin": 4, "mirror": True, "erase": 0.5, "smoothing": 0.1, "clip": 5.0,
+        "operations": (
+            "shear-x", "shear-y", "translate-x", "translate-y", "rotate", "auto-contrast", "invert", "equalize", "solarize",
+            "posterize", "contrast", "color", "brightness", "sharpness", "cutout", "flip", "identity",
+        ),
+    },
     "meamed": ROBUST,
     "median": ROBUST,
     "mifa": UNEQUAL,
@@ -203,12 +217,15 @@ DEFAULTS = {
     },
     "perfedavg": AVERAGED | {"alpha": 0.01, "steps": 10, "order": "first", "delta": 0.001, "personal_steps": 1},
     "pfedme": AVERAGED | {"lr": 0.005, "lam": 15.0, "inner_steps": 5, "inner_lr": 0.05, "personal_epochs": 1},
+    "pfedpg": PROMPTED,
+    "pfedpgsum": PROMPTED,
     "phocas": ROBUST,
     "randomdropout": PRUNED,
     "saliency": PRUNED | {"every": 10},
     "scaffold": AVERAGED,
     "scaffoldm": MOMENTUM | {"start": "zeros"},
     "scaffoldmvr": MOMENTUM | {"start": "gradients"},
+    "semaug": AVERAGED | {"share": 0.5, "bank": "local", "what": "first", "where": "last", "top": 3},
     "trimmedmean": ROBUST,
 }  # fmt: skip
 

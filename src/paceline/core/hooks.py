@@ -81,6 +81,20 @@ class Hooks:
     after: Project | None = None
     augment: Augment | None = None
 
+    def augmented(self, inputs: Any, targets: Any, seed: int, step: int) -> tuple[Any, Any]:
+        """Return the batch of a step after the hook `augment`, which must be set.
+
+        Args:
+            inputs, targets: the batch.
+            seed: of the stream of the step.
+            step: number of the step, from 0.
+        """
+        assert self.augment is not None
+        stream = StepStream()
+        stream.manual_seed(seed)
+        stream.step = step
+        return self.augment(inputs, targets, stream)
+
 
 NO_HOOKS = Hooks()
 """No hooks: plain steps."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["PLAIN_SGD", "SGD", "AdamW", "Optimizer", "PartSGD", "Schedule"]
+__all__ = ["PLAIN_SGD", "SGD", "AdamW", "Optimizer", "PartSGD", "Parts", "Schedule"]
 
 Schedule = Callable[[int, int], float]
 """Factor on the learning rate at (step from 0, this client's number of steps): a function of these two numbers only."""
@@ -167,3 +167,35 @@ class AdamW(Optimizer):
         root = (second / (1 - beta2 ** (step + 1))).sqrt_().add_(self.eps)
         along = first / (1 - beta1 ** (step + 1)) / root
         return along + self.weight_decay * weights if self.weight_decay else along
+
+
+@dataclass(frozen=True)
+class Parts(Optimizer):
+    """Two optimizers, one for the first coordinates and one for the rest, which may move in a part of the steps only.
+
+    Args:
+        lr: learning rate of `head`; at 0 nothing moves.
+        head: optimizer of the first `count` coordinates; its own `lr` and `schedule` do not count.
+        tail: optimizer of the rest, with a learning rate of its own.
+        count: number of coordinates of `head`.
+        every: the rest moves in each such step, from step 0 on.
+    """
+
+    head: Optimizer = PLAIN_SGD
+    tail: Optimizer = PLAIN_SGD
+    count: int = 0
+    every: int = 1
+
+    def state(self, weights: Tensor) -> list[Tensor]:
+        """Return the states of both, one after another."""
+        return self.head.state(weights[..., : self.count]) + self.tail.state(weights[..., self.count :])
+
+    def direction(self, step: int, gradient: Tensor, weights: Tensor, state: list[Tensor]) -> Tensor:
+        """Return the directions of both; that of the rest is multiplied by the ratio of the learning rates."""
+        first, rest, own = slice(0, self.count), slice(self.count, None), len(self.head.state(weights[..., :0]))
+        along = torch.zeros_like(gradient)
+        along[..., first] = self.head.direction(step, gradient[..., first], weights[..., first], state[:own])
+        if self.lr and self.tail.lr and step % self.every == 0:
+            moved = self.tail.direction(step // self.every, gradient[..., rest], weights[..., rest], state[own:])
+            along[..., rest] = moved * (self.tail.lr / self.lr)
+        return along

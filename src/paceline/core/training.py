@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from paceline.core.columns import Samples, call, length
 from paceline.core.errors import NonFiniteError
 from paceline.core.generators import nested
-from paceline.core.hooks import NO_HOOKS, Hooks, Loss, StepStream
+from paceline.core.hooks import NO_HOOKS, Hooks, Loss
 from paceline.core.limits import StepLimit, synchronized
 from paceline.core.linears import linears
 from paceline.core.optimizers import PLAIN_SGD, SGD, Optimizer
@@ -136,10 +136,7 @@ class Job:
         """Return the batch of a step after the hook `augment`, whose stream is that of this client, loop and step."""
         if self.hooks.augment is None:
             return inputs, targets
-        stream = StepStream()
-        stream.manual_seed(derive(self.order().initial_seed(), "augment", step))
-        stream.step = step
-        return self.hooks.augment(inputs, targets, stream)
+        return self.hooks.augmented(inputs, targets, derive(self.order().initial_seed(), "augment", step), step)
 
     def within(self, limit: StepLimit, seconds: Callable[[float], float], done: float = 0.0) -> int:
         """Return the steps that a limit leaves, on a device whose times are computed.

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from paceline.methods.asynchronous.fedasync import FedAsync as FedAsync
     from paceline.methods.asynchronous.fedbuff import FedBuff as FedBuff
     from paceline.methods.asynchronous.fedfix import FedFix as FedFix
+    from paceline.methods.augmentation.madaug import MADAug as MADAug
+    from paceline.methods.augmentation.semaug import SemAug as SemAug
     from paceline.methods.blackbox.fedzo import FedZO as FedZO
     from paceline.methods.blackbox.fzoos import FZooS as FZooS
     from paceline.methods.clustering.ocfl import OCFL as OCFL
@@ -68,6 +70,8 @@ if TYPE_CHECKING:
     from paceline.methods.personalisation.localonly import LocalOnly as LocalOnly
     from paceline.methods.personalisation.perfedavg import PerFedAvg as PerFedAvg
     from paceline.methods.personalisation.pfedme import PFedMe as PFedMe
+    from paceline.methods.personalisation.pfedpg import PFedPG as PFedPG
+    from paceline.methods.personalisation.pfedpg import PFedPGSum as PFedPGSum
     from paceline.methods.robust.fal import FAL as FAL
     from paceline.methods.robust.flag import Flag as Flag
     from paceline.methods.robust.robust import Bulyan as Bulyan

@@ -28,7 +28,7 @@ from paceline.core.errors import ConfigError, MissingExtraError
 from paceline.models.split import head_name
 from paceline.models.transformer import Block, VisionTransformer
 
-__all__ = ["Adapter", "Prompts", "Prototype", "ScaleShift", "Tuning", "freeze_statistics", "put_scales", "tuned"]
+__all__ = ["Adapter", "Prompts", "Prototype", "ScaleShift", "Tuning", "freeze_statistics", "prompt_reach", "put_scales", "tuned"]
 
 Prototype = Literal["full", "head", "bias", "norm", "adapter", "prompt", "ssf", "lora"]
 
@@ -198,13 +198,17 @@ def tuned(model: Callable[[], nn.Module], tuning: Tuning) -> nn.Module:
     elif tuning.prototype == "prompt":
         if not isinstance(module, VisionTransformer):
             raise ConfigError(f"{type(module).__name__} does not support prompts; use vit, or peft=bias or lora")
-        reach = math.sqrt(6 / (module.channels * module.patch**2 + module.width))
-        module.prompts = Prompts(tuning.tokens, module.width, len(module.blocks) if tuning.deep else 1, reach)
+        module.prompts = Prompts(tuning.tokens, module.width, len(module.blocks) if tuning.deep else 1, prompt_reach(module))
     elif tuning.prototype == "ssf":
         put_scales(module)
     elif tuning.prototype == "lora":
         _put_lora(module, tuning)
     return module
+
+
+def prompt_reach(vit: VisionTransformer) -> float:
+    """Return the largest initial value of prompts, which depends on the size of a patch and on the width."""
+    return math.sqrt(6 / (vit.channels * vit.patch**2 + vit.width))
 
 
 def _put_lora(module: nn.Module, tuning: Tuning) -> None:
