@@ -34,6 +34,10 @@ _ANCHORS: dict[str, Any] = {"lr": [0.003, 0.01, 0.03, 0.1, 0.3], "beta": [0.9, 0
 _MEANS: dict[str, Any] = {"lr": [0.01, 0.03, 0.05, 0.1, 0.2], "strength": [0.1, 1.0, 10.0]}
 _COMMON: dict[str, Any] = {"lr": [0.02, 0.05, 0.1, 0.2], "server_lr": [0.01, 0.03, 0.1, 0.3, 1.0]}
 
+_MIXED: dict[str, Any] = {"lr": [0.05, 0.1], "server_lr": [0.01, 0.02, 0.05, 0.2]}
+_TWENTY: dict[str, Any] = {"clients": 20, "cohort": 20, "rounds": 20, "eval_every": 20}
+_SURE: dict[str, Any] = _ALL | _TWENTY | {"metrics": ["accuracy", "made:MeanConfidence"]}
+
 _APART: dict[str, Any] = {
     "task": "fashion-mnist",
     "model": "mlp",
@@ -91,6 +95,28 @@ def _kinds(name: str, claim: str, rival: str, **more: Any) -> Row:
     )
 
 
+_WITHDRAWN: dict[str, Any] = {
+    "task": "fashion-mnist",
+    "model": "mlp",
+    "task_options": {"hidden": [64, 64, 64, 64]},
+    "partition": "dirichlet:0.2",
+    "client_samples": 300,
+    "client_test": 0.7,
+    "clients": 10,
+    "cohort": 10,
+    "rounds": 24,
+    "eval_every": 24,
+    "evaluation": "clients",
+}
+_DISTIL: dict[str, Any] = {"epochs": 2, "batch_size": 32, "momentum": 0.9}
+_DISTIL_RATES: dict[str, Any] = {"lr": [0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2]}
+
+
+def _deep(period: int, method: str = "fedd2s", name: str = "") -> Side:
+    """Return FedD2S that withdraws a block every `period` rounds; 0 never does."""
+    return Side(method, _DISTIL_RATES, _DISTIL | {"period": period}, name=name)
+
+
 ROWS: list[Row] = [
     _kinds("fraug", "clients with digits of their own kind are more accurate with synthetic features than with FedAvg", "fedavg"),
     _kinds(
@@ -99,6 +125,42 @@ ROWS: list[Row] = [
         "fedbn",
         at_least=True,
         note=_TRIED_FRAUG,
+    ),
+    Row(
+        "personalisation/fedd2s",
+        "FedD2S, which withdraws a block every 5 rounds, is more accurate than training alone (own classes)",
+        _deep(5),
+        Side("localonly", _DISTIL_RATES, _DISTIL),
+        _WITHDRAWN,
+        "client_accuracy",
+    ),
+    Row(
+        "personalisation/fedd2s-drop",
+        "withdrawing blocks is at least as accurate as distillation at the deepest block throughout (own classes)",
+        _deep(5),
+        _deep(0, name="fedd2s without withdrawal"),
+        _WITHDRAWN,
+        "client_accuracy",
+        at_least=True,
+    ),
+    Row(
+        "personalisation/fedd2s-spread",
+        "the clients' accuracies deviate no more with FedD2S than with training alone",
+        _deep(5),
+        Side("localonly", _DISTIL_RATES, _DISTIL),
+        _WITHDRAWN,
+        "client_deviation",
+        criterion="client_accuracy",
+        better="lower",
+        at_least=True,
+    ),
+    Row(
+        "personalisation/fedd2ssum",
+        "class means summed over clients are enough to be more accurate than training alone (own classes)",
+        _deep(5, "fedd2ssum"),
+        Side("localonly", _DISTIL_RATES, _DISTIL),
+        _WITHDRAWN,
+        "client_accuracy",
     ),
     Row(
         "personalisation/fedsa",
@@ -149,6 +211,36 @@ ROWS: list[Row] = [
         Side("fedgh", _COMMON, _PLAIN | {"judge": "global"}),
         _ALONE,
         _ALL,
+        "client_accuracy",
+    ),
+    Row(
+        "personalisation/fedre",
+        "trained on mixtures, FedRE's common head is less confident than FedGH's, which is trained on class means",
+        Side("fedre", _MIXED, _LOCAL | {"judge": "global"}),
+        Side("fedgh", _MIXED, _PLAIN | {"judge": "global"}),
+        _SURE,
+        "mean_confidence",
+        criterion="client_accuracy",
+        better="lower",
+    ),
+    Row(
+        "personalisation/fedre-bytes",
+        "FedRE uploads less than a third of FedGH's bytes",
+        Side("fedre", options=_LOCAL | {"lr": 0.1}),
+        Side("fedgh", options=_PLAIN | {"lr": 0.1}),
+        _OWN | _TWENTY | {"rounds": 1, "eval_every": 1},
+        "bytes_up",
+        better="lower",
+        ratio=True,
+        by=3.0,
+        trials=1,
+    ),
+    Row(
+        "personalisation/fedre-views",
+        "eight mixtures of each client are more accurate than one (own classes, head after local training)",
+        Side("fedre", _MIXED, _LOCAL | {"views": 8}, name="fedre with eight views"),
+        Side("fedre", _MIXED, _LOCAL),
+        _OWN | _TWENTY,
         "client_accuracy",
     ),
     Row(

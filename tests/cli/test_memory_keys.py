@@ -19,6 +19,7 @@ from tests.methods.test_every_method import NAMES, values
 ADAPTIVE = {"adaptive": True}
 BOTH = ADAPTIVE | {"segmented": True}
 OTHERWISE = {
+    "autoflip": {"mask_update": "round"},
     "clip": BOTH,
     "fjord": BOTH,
     "heterofl": BOTH | {"own_rows": False},
@@ -26,6 +27,7 @@ OTHERWISE = {
     "saliency": ADAPTIVE,
     "fedzo": {"correction": "scaf"},
     "ocfl": {"sketch": 8},
+    "scaffoldm": {"start": "gradients"},
 }
 """Options with which a method keeps what it does not by default."""
 

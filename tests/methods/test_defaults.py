@@ -39,6 +39,15 @@ HEADS = OWN | {
     "momentum": 0.9, "weight_decay": 0.001, "clip": 50.0, "server_lr": 0.01, "freeze_absent": False, "batch_means": False,
     "judge": "own",
 }  # fmt: skip
+MIXED = OWN | {
+    "lr": 0.06, "batch_size": 32, "clip": 0.0, "server_lr": 0.01, "judge": "own", "views": 1, "mix_over": "class_means", "subset": None,
+    "least_classes": 1, "send_head": True, "halve_every": 0,
+}  # fmt: skip
+MUTUAL = OWN | {
+    "lr": 0.01, "epochs": 2, "batch_size": 32, "momentum": 0.9, "distill": 1.0, "tap_weight": 0.5, "mutual": 1.0, "temperature": 2.0,
+    "period": None, "planned": 100, "least": 2, "dropped": (), "fade": 0.9, "server_lr": 0.001, "server_epochs": 5,
+    "server_batch_size": 64,
+}  # fmt: skip
 TUNED = AVERAGED | {
     "momentum": 0.9, "peft": "bias", "width": 8, "tokens": 10, "deep": True, "rank": 4, "alpha": 8.0, "dropout": 0.0,
     "targets": (), "with_head": None, "adam": False,
@@ -51,11 +60,21 @@ RANKS = {
     "mask_on": "signed", "top": 1.0,
 }  # fmt: skip
 
+EXPLORED = LOCAL | {
+    "lr": 0.0003, "epochs": 5, "batch_size": 350, "explore_epochs": 150, "patience": 150, "explorers": 1.0, "scale": "minmax",
+    "optimizer": "adam", "lr_decay": 0.99, "server_momentum": 0.9,
+}  # fmt: skip
+
 DEFAULTS = {
     "afacd": ANARCHIC,
     "afacs": ANARCHIC,
     "afacstable": ANARCHIC | {"expire": None},
     "apfl": AVERAGED | {"alpha": 0.5, "adaptive": True, "steps": 10},
+    "autoflip": EXPLORED
+    | {
+        "patience": 40, "prune": 0.3, "criterion": "displacement", "mask_update": "fixed", "floor": 0.05, "dead": 0.0,
+        "protected": "last-bias", "every": 10, "gamma": 0.9, "regrow": 0.0,
+    },
     "bulyan": ROBUST,
     "clip": PRUNED | {"score": "mixed", "reduce": "max", "select": "rank", "explore": 5, "back": 0.1, "step": 0.01},
     "ditto": AVERAGED | {"lam": 0.1, "personal_epochs": 1},
@@ -75,6 +94,15 @@ DEFAULTS = {
     "fedavgmvr": MOMENTUM,
     "fedbn": LOCAL | {"layers": ()},
     "fedbuff": ARRIVING | {"buffer": 10, "weigh": "identical"},
+    "fedconv": LOCAL
+    | {
+        "lr": 0.001, "epochs": 5, "batch_size": 32, "shrink": 0.75, "classes": (0, 0, 1, 1, 1, 1, 2, 2, 2, 2), "server_samples": 200,
+        "server_batch": 32, "map_epochs": 20, "map_lr": 0.001, "weight_epochs": 20, "weight_lr": 0.001, "weight_start": "ones",
+        "activations": 2, "kernel_start": "mean", "restarts": 3, "optimizer": "adam", "form": "convolution", "tune_epochs": 10,
+        "tune_lr": 0.0001, "tune_received": True,
+    },
+    "fedd2s": MUTUAL | {"knowledge": "samples", "samples": 256},
+    "fedd2ssum": MUTUAL,
     "feddyn": AVERAGED | {"alpha": 0.01},
     "fedfix": ARRIVING,
     "fedgela": LOCAL
@@ -96,11 +124,20 @@ DEFAULTS = {
     },
     "fedld": MARGIN | {"keep": 0.8, "renorm": "none"},
     "fedldsum": MARGIN,
-    "fedlex": LOCAL
+    "fedlex": EXPLORED
     | {
-        "lr": 0.0003, "epochs": 5, "batch_size": 350, "explore_epochs": 150, "patience": 150, "explorers": 1.0, "guide": "auto",
-        "base": "initial", "start_from": "base", "scale": "minmax", "unit_mean": False, "most": 10.0, "apply_to": "gradient",
-        "optimizer": "adam", "lr_decay": 0.99, "server_momentum": 0.9,
+        "guide": "auto", "base": "initial", "start_from": "base", "unit_mean": False, "most": 10.0, "apply_to": "gradient",
+    },
+    "fedlgd": LOCAL
+    | {
+        "lr": 0.01, "batch_size": 32, "per_class": 50, "global_per_class": 10, "start": "statistics", "warm_up": 10_000, "refine": 100,
+        "global_steps": 500, "gap": 5, "updates": 10, "image_lr": 1.0, "image_momentum": 0.5, "strength": 10.0, "temperature": 0.07,
+        "augment": True, "official_stats": False, "watch": False,
+    },
+    "fedloge": LOCAL
+    | {
+        "lr": 0.03, "epochs": 5, "batch_size": 8, "momentum": 0.5, "zeros": 0.6, "length": 0.1, "frame_steps": 10000, "frame_lr": 0.0001,
+        "head_rate": 1.0, "scale": 1.7, "power": 1.0, "judge": "realigned", "tuning_epochs": 0,
     },
     "fednova": AVERAGED | {"mu": 0.0},
     "fedopt": AVERAGED | {"server_lr": 0.01, "optimizer": "adam", "beta1": None, "beta2": 0.99, "tau": 0.001},
@@ -108,6 +145,8 @@ DEFAULTS = {
     "fedper": LOCAL,
     "fedproto": OWN | {"strength": 1.0, "predict": "prototype"},
     "fedprox": AVERAGED | {"mu": 0.01},
+    "fedre": MIXED | {"head_batch": 32, "server_epochs": 1},
+    "fedresum": MIXED,
     "fedrep": LOCAL | {"head_epochs": 10},
     "fedsa": OWN
     | {
@@ -190,13 +229,19 @@ def test_a_method_without_options_is_the_published_one(name):
 
 DECLARED = {
     "records_times": (False, {True: "clip fjord heterofl randomdropout saliency"}),
-    "vectorizable": (True, {False: "fedzo fzoos"}),
+    "vectorizable": (True, {False: "fedlgd fedzo fzoos"}),
     "names_clients": (False, {True: "fedamd fedasync fedbuff fedfix"}),
     "sends_model": (
         True,
-        {False: "fedbn fedgela fedgh fedghsum fedper fedproto fedrep fedsa frl frlchecked localonly localtuning"},
+        {
+            False: "fedbn fedd2s fedd2ssum fedgela fedgh fedghsum fedper fedproto fedre fedrep fedresum fedsa frl frlchecked localonly "
+            "localtuning"
+        },
     ),
-    "has_model": (True, {False: "fedbn fedgh fedghsum fedper fedproto fedrep fedsa fedzo fzoos localonly ocfl"}),
+    "has_model": (
+        True,
+        {False: "fedbn fedd2s fedd2ssum fedgh fedghsum fedper fedproto fedre fedrep fedresum fedsa fedzo fzoos localonly ocfl"},
+    ),
     "rounds_up": (False, {True: "heterofl"}),
     "needs": (
         None,

@@ -48,7 +48,23 @@ def run(name, task, **changes):
 
 
 def test_who_reads_labels_declares_it():
-    assert {"fedgela", "fedld", "fedldsum", "fedsa", "fedproto", "fedgh", "fedghsum", "fedka", "fraug"} == CLASSES
+    assert {
+        "fedd2s",
+        "fedd2ssum",
+        "fedgela",
+        "fedgh",
+        "fedghsum",
+        "fedka",
+        "fedld",
+        "fedldsum",
+        "fedlgd",
+        "fedloge",
+        "fedproto",
+        "fedre",
+        "fedresum",
+        "fedsa",
+        "fraug",
+    } == CLASSES
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,9 +6,12 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["info_nce", "koleo", "model_contrast", "negative_cosine", "sinkhorn", "supervised_contrast"]
+from paceline.core.hooks import Loss, Objective
+from paceline.models.split import features, scored
+
+__all__ = ["contrast_with", "info_nce", "koleo", "model_contrast", "negative_cosine", "sinkhorn", "supervised_contrast"]
 
 
 def supervised_contrast(z: Tensor, y: Tensor, temperature: float = 0.07) -> Tensor:
@@ -33,6 +36,24 @@ def supervised_contrast(z: Tensor, y: Tensor, temperature: float = 0.07) -> Tens
     positive = (y.unsqueeze(0) == y.unsqueeze(1)) & ~own
     share = torch.where(positive, logits - logits.logsumexp(1, keepdim=True), 0.0).sum(1)
     return (-share / positive.sum(1).clamp(min=1)).mean()
+
+
+def contrast_with(loss: Loss, anchors: Tensor, classes: Tensor, strength: float, temperature: float = 0.07) -> Objective:
+    """Return the objective that adds `strength` times the supervised contrast of a batch's features and those of anchors.
+
+    Args:
+        loss: mean loss of the scores.
+        anchors: samples [M, ...] that pass through the model in each step.
+        classes: their classes [M].
+        strength: weight of the contrast.
+        temperature: of the contrast.
+    """
+
+    def objective(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        h, g = features(module, x), features(module, anchors)
+        return loss(scored(module, h), y) + strength * supervised_contrast(torch.cat([h, g]), torch.cat([y, classes]), temperature)
+
+    return objective
 
 
 def info_nce(a: Tensor, b: Tensor, temperature: float = 0.5) -> Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 from paceline.core.errors import ConfigError
 from paceline.models.card import model_card
 
-__all__ = ["cnn", "femnist_cnn", "tiny_cnn", "vgg9"]
+__all__ = ["cnn", "convnet", "femnist_cnn", "tiny_cnn", "vgg9"]
 
 Norm = Literal["none", "group", "batch"]
 
@@ -114,3 +114,29 @@ def vgg9(shape: Sequence[int] = (3, 32, 32), num_classes: int = 10, norm: Norm =
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
     return nn.Sequential(*layers)
+
+
+@model_card("picture")
+def convnet(shape: Sequence[int] = (3, 28, 28), num_classes: int = 10, width: int = 128, depth: int = 3) -> nn.Module:
+    """Return the network of dataset distillation: 3 x 3 convolution, instance norm, ReLU and average pool for each of `depth` blocks.
+
+    Its gradients are smooth in the inputs, and its features have equal scales in all channels.
+
+    Args:
+        shape: shape of one image, at least 2^depth in height and width.
+        num_classes: number of outputs.
+        width: channels of each block.
+        depth: number of blocks.
+
+    Raises:
+        ConfigError: an invalid option, or the images are too small.
+    """
+    if width < 1 or depth < 1:
+        raise ConfigError(f"width={width}, depth={depth} of convnet must be at least 1")
+    given, height, breadth = _picture(shape, 2**depth, "convnet")
+    layers: list[nn.Module] = []
+    for block in range(depth):
+        conv = nn.Conv2d(width if block else given, width, 3, padding=1)
+        layers += [conv, nn.GroupNorm(width, width), nn.ReLU(), nn.AvgPool2d(2)]
+    side = 2**depth
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * (height // side) * (breadth // side), num_classes))
