@@ -289,3 +289,17 @@ def test_votes_without_enough_agreement_do_not_count():
 
 def test_under_real_masks_with_a_lost_client_the_bits_are_those_of_the_arithmetic():
     assert_masks_change_nothing(make_task(), "fedka", options=QUICK)
+
+
+def test_the_server_s_loss_has_the_factor_of_the_last_batch(monkeypatch):
+    """Adam hardly shows a factor of the loss, so it is read from the hook."""
+    seen = []
+
+    def watched(fed, params, x, y, *, hooks, **options):
+        seen.append(float(hooks.loss(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))) / np.log(2))
+        return params
+
+    monkeypatch.setattr("paceline.methods.optimisation.fedka.trained_at_server", watched)
+    method = FedKA(**QUICK)
+    finished(method)
+    assert seen == pytest.approx([method.alpha(1, 3), method.alpha(2, 3)], abs=1e-6)
