@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from paceline.blocks.augmentations import alike, crop, cutout, flip, one_of, resized_crop, tilt
-from paceline.blocks.contrastive import supervised_contrast
+from paceline.blocks.contrastive import contrast_with, supervised_contrast
 from paceline.blocks.distilled import at_most, chosen, class_statistics, drawn, match_features, match_gradient, redrawn, siamese
 from paceline.blocks.matching import gradient_distance
 from paceline.core.layout import Layout
@@ -21,6 +21,23 @@ def test_the_numbers_of_the_sheet():
     assert float(gradient_distance([g], [g])) == pytest.approx(0, abs=3e-6)
     z, y = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]), torch.tensor([0, 0, 1])
     assert float(supervised_contrast(z, y, 0.07)) == pytest.approx(0.971059, abs=1e-6)
+
+
+def test_the_contrast_is_that_of_a_batch_and_all_anchors():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
+    x, y, anchors, classes = torch.randn(4, 3), torch.tensor([0, 1, 1, 0]), torch.randn(2, 3), torch.tensor([0, 1])
+    value = contrast_with(nn.functional.cross_entropy, anchors, classes, 0.3, 0.5)(module, x, y)
+    z = module[:2](torch.cat([x, anchors])).detach().numpy().astype(float)
+    z, labels = z / np.linalg.norm(z, axis=1, keepdims=True), np.array([0, 1, 1, 0, 0, 1])
+    total = 0.0
+    for i in range(6):
+        others = [k for k in range(6) if k != i]
+        below = sum(np.exp(z[i] @ z[k] / 0.5) for k in others)
+        same = [k for k in others if labels[k] == labels[i]]
+        total -= np.mean([np.log(np.exp(z[i] @ z[k] / 0.5) / below) for k in same])
+    plain = float(nn.functional.cross_entropy(module(x), y))
+    assert float(value) == pytest.approx(plain + 0.3 * total / 6, abs=1e-5)
 
 
 def test_statistics_by_class_and_channel():

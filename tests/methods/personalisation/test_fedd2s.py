@@ -140,6 +140,8 @@ def test_replies_are_not_mixed(monkeypatch):
     model.load(run.state.params)
     model.module.eval()
     assert set(run.state.own) == {0, 1, 2, 3}
+    trained = run.state.params.vector != run.method.upper(run.fed)[1].vector
+    assert trained.any()
     for client, kept in run.state.own.items():
         count = len(sent[client].keys)
         with torch.no_grad():
@@ -196,6 +198,20 @@ def test_clients_learn_from_the_server(form, monkeypatch):
                 votes.append(F.softmax(model.module.tap(model.module.lower(task.train.x, 3), 3), 1)[:, 2].mean())
         ends[distill] = float(torch.stack(votes).mean())
     assert ends[30.0] > ends[0.0] + 0.2
+
+
+def test_the_server_learns_to_tell_classes_apart():
+    run, _ = finished(FedD2S(samples=60, server_lr=0.02, server_epochs=10, lr=0.1), rounds=3)
+    right = [
+        (kept.scores.argmax(1)[: int((kept.made > 0).sum())] == task_labels(run, client, kept)).float().mean()
+        for client, kept in run.state.own.items()
+    ]
+    assert float(torch.stack(right).mean()) > 0.8
+
+
+def task_labels(run, client, kept):
+    index = run.fed.engine.setup.split(client)[0]
+    return run.fed.engine.setup.task.train.y[index][kept.keys[kept.made > 0]]
 
 
 def test_features_move_down_with_the_depth():
