@@ -34,6 +34,10 @@ _ANCHORS: dict[str, Any] = {"lr": [0.003, 0.01, 0.03, 0.1, 0.3], "beta": [0.9, 0
 _MEANS: dict[str, Any] = {"lr": [0.01, 0.03, 0.05, 0.1, 0.2], "strength": [0.1, 1.0, 10.0]}
 _COMMON: dict[str, Any] = {"lr": [0.02, 0.05, 0.1, 0.2], "server_lr": [0.01, 0.03, 0.1, 0.3, 1.0]}
 
+_MIXED: dict[str, Any] = {"lr": [0.05, 0.1], "server_lr": [0.01, 0.02, 0.05, 0.2]}
+_TWENTY: dict[str, Any] = {"clients": 20, "cohort": 20, "rounds": 20, "eval_every": 20}
+_SURE: dict[str, Any] = _ALL | _TWENTY | {"metrics": ["accuracy", "made:MeanConfidence"]}
+
 _APART: dict[str, Any] = {
     "task": "fashion-mnist",
     "model": "mlp",
@@ -136,6 +140,36 @@ ROWS: list[Row] = [
         Side("fedgh", _COMMON, _PLAIN | {"judge": "global"}),
         _ALONE,
         _ALL,
+        "client_accuracy",
+    ),
+    Row(
+        "personalisation/fedre",
+        "trained on mixtures, FedRE's common head is less confident than FedGH's, which is trained on class means",
+        Side("fedre", _MIXED, _LOCAL | {"judge": "global"}),
+        Side("fedgh", _MIXED, _PLAIN | {"judge": "global"}),
+        _SURE,
+        "mean_confidence",
+        criterion="client_accuracy",
+        better="lower",
+    ),
+    Row(
+        "personalisation/fedre-bytes",
+        "FedRE uploads less than a third of FedGH's bytes",
+        Side("fedre", options=_LOCAL | {"lr": 0.1}),
+        Side("fedgh", options=_PLAIN | {"lr": 0.1}),
+        _OWN | _TWENTY | {"rounds": 1, "eval_every": 1},
+        "bytes_up",
+        better="lower",
+        ratio=True,
+        by=3.0,
+        trials=1,
+    ),
+    Row(
+        "personalisation/fedre-views",
+        "eight mixtures of each client are more accurate than one (own classes, head after local training)",
+        Side("fedre", _MIXED, _LOCAL | {"views": 8}, name="fedre with eight views"),
+        Side("fedre", _MIXED, _LOCAL),
+        _OWN | _TWENTY,
         "client_accuracy",
     ),
     Row(

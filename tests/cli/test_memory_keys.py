@@ -27,6 +27,7 @@ OTHERWISE = {
     "fedzo": {"correction": "scaf"},
     "madaug": {"policy": "local"},
     "ocfl": {"sketch": 8},
+    "scaffoldm": {"start": "gradients"},
 }
 """Options with which a method keeps what it does not by default."""
 

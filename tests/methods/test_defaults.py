@@ -43,6 +43,10 @@ HEADS = OWN | {
     "momentum": 0.9, "weight_decay": 0.001, "clip": 50.0, "server_lr": 0.01, "freeze_absent": False, "batch_means": False,
     "judge": "own",
 }  # fmt: skip
+MIXED = OWN | {
+    "lr": 0.06, "batch_size": 32, "clip": 0.0, "server_lr": 0.01, "judge": "own", "views": 1, "mix_over": "class_means", "subset": None,
+    "least_classes": 1, "send_head": True, "halve_every": 0,
+}  # fmt: skip
 TUNED = AVERAGED | {
     "momentum": 0.9, "peft": "bias", "width": 8, "tokens": 10, "deep": True, "rank": 4, "alpha": 8.0, "dropout": 0.0,
     "targets": (), "with_head": None, "adam": False,
@@ -79,6 +83,13 @@ DEFAULTS = {
     "fedavgmvr": MOMENTUM,
     "fedbn": LOCAL | {"layers": ()},
     "fedbuff": ARRIVING | {"buffer": 10, "weigh": "identical"},
+    "fedconv": LOCAL
+    | {
+        "lr": 0.001, "epochs": 5, "batch_size": 32, "shrink": 0.75, "classes": (0, 0, 1, 1, 1, 1, 2, 2, 2, 2), "server_samples": 200,
+        "server_batch": 32, "map_epochs": 20, "map_lr": 0.001, "weight_epochs": 20, "weight_lr": 0.001, "weight_start": "ones",
+        "activations": 2, "kernel_start": "mean", "restarts": 3, "optimizer": "adam", "form": "convolution", "tune_epochs": 10,
+        "tune_lr": 0.0001, "tune_received": True,
+    },
     "feddyn": AVERAGED | {"alpha": 0.01},
     "fedfix": ARRIVING,
     "fedgela": LOCAL
@@ -97,12 +108,19 @@ DEFAULTS = {
         "base": "initial", "start_from": "base", "scale": "minmax", "unit_mean": False, "most": 10.0, "apply_to": "gradient",
         "optimizer": "adam", "lr_decay": 0.99, "server_momentum": 0.9,
     },
+    "fedloge": LOCAL
+    | {
+        "lr": 0.03, "epochs": 5, "batch_size": 8, "momentum": 0.5, "zeros": 0.6, "length": 0.1, "frame_steps": 10000, "frame_lr": 0.0001,
+        "head_rate": 1.0, "scale": 1.7, "power": 1.0, "judge": "realigned", "tuning_epochs": 0,
+    },
     "fednova": AVERAGED | {"mu": 0.0},
     "fedopt": AVERAGED | {"server_lr": 0.01, "optimizer": "adam", "beta1": None, "beta2": 0.99, "tau": 0.001},
     "fedpeft": TUNED,
     "fedper": LOCAL,
     "fedproto": OWN | {"strength": 1.0, "predict": "prototype"},
     "fedprox": AVERAGED | {"mu": 0.01},
+    "fedre": MIXED | {"head_batch": 32, "server_epochs": 1},
+    "fedresum": MIXED,
     "fedrep": LOCAL | {"head_epochs": 10},
     "fedsa": OWN
     | {
@@ -195,9 +213,9 @@ DECLARED = {
     "names_clients": (False, {True: "fedamd fedasync fedbuff fedfix"}),
     "sends_model": (
         True,
-        {False: "fedbn fedgela fedgh fedghsum fedper fedproto fedrep fedsa frl frlchecked localonly localtuning"},
+        {False: "fedbn fedgela fedgh fedghsum fedper fedproto fedre fedrep fedresum fedsa frl frlchecked localonly localtuning"},
     ),
-    "has_model": (True, {False: "fedbn fedgh fedghsum fedper fedproto fedrep fedsa fedzo fzoos localonly ocfl"}),
+    "has_model": (True, {False: "fedbn fedgh fedghsum fedper fedproto fedre fedrep fedresum fedsa fedzo fzoos localonly ocfl"}),
     "rounds_up": (False, {True: "heterofl"}),
     "needs": (
         None,

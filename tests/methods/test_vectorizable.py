@@ -20,6 +20,8 @@ from paceline.run import RunConfig, StackingWarning, prepare
 from paceline.tasks import Arrays, Task
 from tests.conftest import make_task
 
+from .small import SMALL
+
 SIZES = [10, 0, 1, 23, 10, 37, 10, 24, 5, 20, 10, 30]
 """Samples of the clients: equal ones, an empty client, a single sample; batches are of 10."""
 
@@ -29,14 +31,18 @@ OPTIONS = {
     "fal": [{"steps": 3, "attack_steps": 2}, {"steps": 3, "adversary": "fgsm", "attack_on": "global", "clean": 0.5}],
     "fedavg": [{}, {"epochs": 2, "momentum": 0.9, "weight_decay": 0.01}, {"batch_size": 50}],
     "fedbn": [{"layers": ("0",)}],
+    "fedconv": [SMALL["fedconv"]],
     "fedld": [{}],
     "fedlex": [{"explore_epochs": 2, "epochs": 1}, {"explore_epochs": 2, "patience": 1, "epochs": 1, "optimizer": "sgd"}],
+    "fedloge": [{"frame_steps": 20, "epochs": 2, "batch_size": 10}],
     "fednova": [{"epochs": 2}, {"epochs": 2, "mu": 0.1}, {"epochs": 2, "momentum": 0.9}],
     "perfedavg": [{"steps": 2}, {"steps": 2, "order": "hessian-free"}],
     "fedbuff": [{"buffer": 4}, {"buffer": 4, "weigh": "unbiased"}],
     "fedgela": [{"epochs": 2}, {"epochs": 2, "feature_norm": "l2"}],
     "fedghsum": [{"form": "gradient"}, {"form": "prototypes"}],
     "fedprox": [{"mu": 0.1}],
+    "fedre": [{"batch_size": 10, "views": 2}],
+    "fedresum": [{"batch_size": 10}, {"batch_size": 10, "mix_over": "samples"}],
     "fjord": [{"warmup": 1}, {"warmup": 1, "nested": True}],
     "fluid": [{"warmup": 1}],
     "fot": [{"rounds_per_task": 2}],

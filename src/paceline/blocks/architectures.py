@@ -23,7 +23,7 @@ from paceline.core.params import Params, Resident
 from paceline.core.random import derive
 from paceline.core.services import Host
 from paceline.models import build
-from paceline.models.split import body_layout
+from paceline.models.split import body_layout, head, head_name
 from paceline.submodels.flops import flops
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class Architectures:
     def __init__(self, task: Any, seed: int, device: torch.device | str = "cpu") -> None:
         self._task, self._seed, self._device = task, seed, device
         self._kept: dict[tuple[str, bool], tuple[Resident, Params]] = {}
+        self._second: dict[str, tuple[Resident, Params]] = {}
 
     def build(self, text: str = "") -> nn.Module:
         """Return a new module of an architecture with the run's initial weights."""
@@ -89,6 +90,32 @@ class Architectures:
     def body(self, text: str = "") -> Resident:
         """Return a module whose vector excludes the head, which remains unchanged."""
         return self._get(text, True)[0]
+
+    def two_headed(self, layout: Layout) -> tuple[Resident, Params]:
+        """Return the task's model whose head also has an ``own_weight`` and an ``own_bias``, and its initial parameters.
+
+        The model's output ignores them; an objective of the local loop can train them on the same features.
+
+        Args:
+            layout: of the task's model; the second head is added to it.
+        """
+        if layout.digest not in self._second:
+            module = self.build()
+            layer, name = head(module), head_name(module)
+            with drawing(derive(self._seed, "second head")):
+                second = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, dtype=layer.weight.dtype)
+            added = {f"own_{part}": value for part, value in second.named_parameters()}
+            for part, value in added.items():
+                layer.register_parameter(part, value)
+            entries = [(e.name, e.shape, e.kind) for e in layout.entries]
+            count = sum(kind == "param" for *_, kind in entries)
+            own = [(f"{name}.{part}", tuple(value.shape), entries[0][2]) for part, value in added.items()]
+            whole = Layout.build([*entries[:count], *own, *entries[count:]])
+            initial = Params.of(module, whole)
+            resident = Resident(module, whole, self._device)
+            resident.flops = flops(self.build(), self._task.train.example)
+            self._second[layout.digest] = (resident, initial)
+        return self._second[layout.digest]
 
     def _get(self, text: str, body: bool) -> tuple[Resident, Params]:
         if (text, body) not in self._kept:

@@ -52,8 +52,11 @@ if TYPE_CHECKING:
     from paceline.methods.personalisation.fedgela import FedGELA as FedGELA
     from paceline.methods.personalisation.fedgh import FedGH as FedGH
     from paceline.methods.personalisation.fedgh import FedGHSum as FedGHSum
+    from paceline.methods.personalisation.fedloge import FedLoGe as FedLoGe
     from paceline.methods.personalisation.fedper import FedPer as FedPer
     from paceline.methods.personalisation.fedproto import FedProto as FedProto
+    from paceline.methods.personalisation.fedre import FedRE as FedRE
+    from paceline.methods.personalisation.fedre import FedRESum as FedRESum
     from paceline.methods.personalisation.fedrep import FedRep as FedRep
     from paceline.methods.personalisation.fedsa import FedSA as FedSA
     from paceline.methods.personalisation.finetuned import FineTuned as FineTuned
@@ -74,6 +77,7 @@ if TYPE_CHECKING:
     from paceline.methods.robust.robust import TrimmedMean as TrimmedMean
     from paceline.methods.stragglers.clip import Clip as Clip
     from paceline.methods.stragglers.dropstragglers import DropStragglers as DropStragglers
+    from paceline.methods.stragglers.fedconv import FedConv as FedConv
     from paceline.methods.stragglers.fjord import Fjord as Fjord
     from paceline.methods.stragglers.fluid import Fluid as Fluid
     from paceline.methods.stragglers.heterofl import HeteroFL as HeteroFL
