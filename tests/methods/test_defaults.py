@@ -30,6 +30,7 @@ MARGIN = AVERAGED | {
     "lr": 0.01, "batch_size": 50, "momentum": 0.5, "weight_decay": 0.0005, "margin": 0.1, "per_sample": False,
 }  # fmt: skip
 ROBUST = AVERAGED | {"byzantine": 0.2}
+TRUSTED = LOCAL | {"lr": 0.001, "epochs": 3, "batch_size": 32, "optimizer": "adam", "most": None, "by_samples": False}
 PRUNED = AVERAGED | {
     "straggler_share": 0.2, "network": True, "smallest": 0.5, "warmup": 2, "merge": None, "adaptive": False, "rescale": False,
     "segmented": False,
@@ -65,6 +66,11 @@ DEFAULTS = {
         "steps": 10, "batch_size": 32, "adversary": "pgd", "radius": 0.1, "attack_steps": 7, "attack_size": None, "norm": "inf",
         "start": "random", "attack_on": "local", "clean": 0.0, "importance": "uniform", "judge": "clean",
     },
+    "fedagain": TRUSTED
+    | {
+        "benchmark": "client", "benchmark_samples": 200, "error": "plain", "rule": "product", "alpha": 1.0, "beta": 1.0, "floor": False,
+    },
+    "fedagainsum": TRUSTED,
     "fedamd": {
         "anchor": 0.2, "period": 0, "steps": 10, "lr": 0.01, "batch_size": 64, "large_batch": 0, "server_lr": 1.0, "per_step": False,
     },

@@ -68,6 +68,8 @@ OPTIONS = {
 """Options with which 40 rounds are enough."""
 
 NO_COMMON_OPTIMUM = {
+    "fedagain": "weights clients by their losses",
+    "fedagainsum": "weights clients by their losses",
     "fedasync": "steps along one client's update, so it stays in motion",
     "clip": "needs units that can be dropped",
     "fedbn": "has no normalisation",
@@ -231,6 +233,8 @@ MEDIAN = "bulyan flag geometricmedian krum meamed median multikrum phocas trimme
 HOW = {n: how for how, names in (("samples", BY_SAMPLES), ("uniform", UNIFORM), ("median", MEDIAN)) for n in names.split()}
 NO_STATISTICS = {
     "apfl": "trains step by step",
+    "fedagain": "weights clients by trust",
+    "fedagainsum": "weights clients by trust",
     "fedbn": "has statistics of each client's own",
     "fedper": "has a model of each client's own",
     "perfedavg": "trains step by step",
@@ -292,6 +296,8 @@ def test_running_statistics_are_the_mean_of_the_clients_at_any_server_rate(name,
 
 READS_STATISTICS = {
     "fal": "attacks in evaluation mode",
+    "fedagain": "measures losses in evaluation mode",
+    "fedagainsum": "measures losses in evaluation mode",
     "fedgh": "class means are features in evaluation mode",
     "fedghsum": "class means are features in evaluation mode",
     "fedit": "trains with a frozen norm layer",

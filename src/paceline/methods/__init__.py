@@ -59,6 +59,8 @@ if TYPE_CHECKING:
     from paceline.methods.personalisation.perfedavg import PerFedAvg as PerFedAvg
     from paceline.methods.personalisation.pfedme import PFedMe as PFedMe
     from paceline.methods.robust.fal import FAL as FAL
+    from paceline.methods.robust.fedagain import FedAgain as FedAgain
+    from paceline.methods.robust.fedagain import FedAgainSum as FedAgainSum
     from paceline.methods.robust.flag import Flag as Flag
     from paceline.methods.robust.robust import Bulyan as Bulyan
     from paceline.methods.robust.robust import GeometricMedian as GeometricMedian
