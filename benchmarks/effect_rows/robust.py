@@ -62,14 +62,14 @@ _ATTACK: dict[str, Any] = {"steps": 15, "batch_size": 32, "attack_steps": 5, "ra
 
 _SITES: dict[str, Any] = {
     "task": "anomaly",
-    "task_options": {"limit": 1000},
+    "task_options": {"limit": 600},
     "partition": "natural",
     "clients": 10,
     "cohort": 10,
     "rounds": 10,
     "eval_every": 10,
 }
-_SMOOTH = _SITES | {"task_options": {"limit": 1000, "kinds": "contrast/defocus-blur/darkness", "severity": 4}}
+_SMOOTH = _SITES | {"task_options": {"limit": 600, "kinds": "contrast/defocus-blur/darkness", "severity": 4}}
 _TRUST_RATES: dict[str, Any] = {"lr": [0.0003, 0.0006, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02]}
 _EQUAL = Side("fedagain", _TRUST_RATES, {"rule": "equal"}, name="fedavg with Adam")
 
@@ -159,7 +159,7 @@ ROWS: list[Row] = [
         "without corrupted sites, FedAgain's error is at most 5 % above FedAvg's",
         Side("fedagain", _TRUST_RATES),
         _EQUAL,
-        _SITES | {"task_options": {"limit": 1000, "corrupted": 0.0}},
+        _SITES | {"task_options": {"limit": 600, "corrupted": 0.0}},
         metric=clean_loss,
         better="lower",
         at_least=True,
