@@ -13,6 +13,7 @@ from tests.conftest import fetched
 ROOT = Path(__file__).parents[1]
 PROGRAM = ROOT / "benchmarks" / "effects.py"
 HEAVY = (
+    "clustering",
     "optimisation",
     "participation",
     "personalisation",

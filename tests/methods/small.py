@@ -17,6 +17,7 @@ SMALL = {
     "frlchecked": {"batch_size": 20},
     "fzoos": {"steps": 2, "features": 50, "candidates": 4, "active": 1, "survey_candidates": 4, "survey_active": 1, "initial": 2},
     "heterofl": {"warmup": 1},
+    "heterogeneityreport": {"every": 2, "clusters": 3, "iterations": 2},
     "perfedavg": {"steps": 2},
     "pfedme": {"inner_steps": 2},
     "randomdropout": {"warmup": 1},

@@ -140,6 +140,7 @@ DEFAULTS = {
         "radius": 0.01, "correct": True,
     },
     "geometricmedian": ROBUST,
+    "heterogeneityreport": AVERAGED | {"clusters": 10, "every": 10, "iterations": 5},
     "heterofl": PRUNED | {"rescale": True, "masked_loss": True, "own_rows": True, "importance": "uniform", "static": True},
     "krum": ROBUST,
     "localonly": OWN,

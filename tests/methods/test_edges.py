@@ -224,7 +224,7 @@ def test_partial_participation_with_unequal_sizes_and_steps_is_the_same_stacked(
 BY_SAMPLES = (
     "clip dropstragglers fedavg fedavgm fedavgmvr fedgela fedldsum fedlex fednova fedopt fedprox finetuned ditto fjord fluid"
 )
-BY_SAMPLES += " heterofl randomdropout saliency"
+BY_SAMPLES += " heterofl heterogeneityreport randomdropout saliency"
 UNIFORM = (
     "afacd afacs afacstable fal fedau fedbuff feddyn fedld fedspeed fedstale fedstaletable fedvarp fot mifa ocfl pfedme scaffold"
 )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from paceline.methods.asynchronous.fedfix import FedFix as FedFix
     from paceline.methods.blackbox.fedzo import FedZO as FedZO
     from paceline.methods.blackbox.fzoos import FZooS as FZooS
+    from paceline.methods.clustering.heterogeneityreport import HeterogeneityReport as HeterogeneityReport
     from paceline.methods.clustering.ocfl import OCFL as OCFL
     from paceline.methods.compression.frl import FRL as FRL
     from paceline.methods.compression.frlchecked import FRLChecked as FRLChecked
