@@ -20,6 +20,7 @@ HEAVY = (
     "blackbox",
     "stragglers",
     "foundation",
+    "representation",
     "robust",
     "compression",
     "continual",

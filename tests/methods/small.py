@@ -13,6 +13,7 @@ SMALL = {
     "fjord": {"warmup": 1},
     "fluid": {"warmup": 1},
     "fot": {"rounds_per_task": 2},
+    "franca": {"prototypes": 8, "hidden": 4, "bottleneck": 4, "crops": 1, "levels": 2, "steps": 2, "batch_size": 10},
     "frl": {"batch_size": 20},
     "frlchecked": {"batch_size": 20},
     "fzoos": {"steps": 2, "features": 50, "candidates": 4, "active": 1, "survey_candidates": 4, "survey_active": 1, "initial": 2},

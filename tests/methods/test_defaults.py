@@ -132,6 +132,11 @@ DEFAULTS = {
         "eps": 0.95, "eps_inc": 0.0, "rounds_per_task": None, "protect_head": None, "weigh": "uniform", "rho": "norm", "sketch": 5,
         "most_columns": 4096, "at_least_one": False, "last_cohort": None,
     },
+    "franca": {
+        "lr": 0.0007, "epochs": 1, "steps": None, "batch_size": 64, "momentum": 0.994, "weight_decay": 0.04, "prototypes": 512, "levels": 5,
+        "hidden": 256, "bottleneck": 64, "nest": "project", "balance": "sinkhorn", "crops": 8, "mirrored": True, "schedule_rounds": 100,
+        "clip": 3.0, "teacher": "mean", "server_momentum": 0.99, "heads": "shared", "probe": True, "probe_dims": None, "rasa": 0,
+    },
     "frl": RANKS,
     "frlchecked": RANKS,
     "fzoos": {
@@ -185,7 +190,7 @@ DECLARED = {
     "names_clients": (False, {True: "fedamd fedasync fedbuff fedfix"}),
     "sends_model": (
         True,
-        {False: "fedbn fedgela fedgh fedghsum fedper fedproto fedrep fedsa frl frlchecked localonly localtuning"},
+        {False: "fedbn fedgela fedgh fedghsum fedper fedproto fedrep fedsa franca frl frlchecked localonly localtuning"},
     ),
     "has_model": (True, {False: "fedbn fedgh fedghsum fedper fedproto fedrep fedsa fedzo fzoos localonly ocfl"}),
     "rounds_up": (False, {True: "heterofl"}),

@@ -72,7 +72,7 @@ def test_sub_models_are_cut_from_a_model_with_several_inputs(name):
 def test_every_method_trains_every_kind_or_says_what_it_needs(name, kind):
     task = KINDS[kind]()
     for vectorize in ({"vectorize": "off"}, {"vectorize": "on", "chunk": 2}):
-        if (name in CLASSES and kind == "regression") or (name in SPLIT | {"fal"} and kind == "inputs by name"):
+        if (name in CLASSES and kind == "regression") or (name in SPLIT | {"fal", "franca"} and kind == "inputs by name"):
             told = r"needs classes|cannot be split into features|matches no module|one tensor of floats"
             with pytest.raises((PlanError, ConfigError), match=told):
                 run(name, task, **vectorize)

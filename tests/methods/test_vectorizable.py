@@ -20,6 +20,8 @@ from paceline.run import RunConfig, StackingWarning, prepare
 from paceline.tasks import Arrays, Task
 from tests.conftest import make_task
 
+from .small import SMALL
+
 SIZES = [10, 0, 1, 23, 10, 37, 10, 24, 5, 20, 10, 30]
 """Samples of the clients: equal ones, an empty client, a single sample; batches are of 10."""
 
@@ -40,6 +42,7 @@ OPTIONS = {
     "fjord": [{"warmup": 1}, {"warmup": 1, "nested": True}],
     "fluid": [{"warmup": 1}],
     "fot": [{"rounds_per_task": 2}],
+    "franca": [{**SMALL["franca"]}, {**SMALL["franca"], "teacher": "server", "heads": "local", "balance": "centering"}],
     "frl": [{"batch_size": 20}],
     "frlchecked": [{"batch_size": 20}],
     "heterofl": [{"warmup": 1}, {"warmup": 1, "rescale": False}],

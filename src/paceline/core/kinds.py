@@ -87,6 +87,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "flag": "paceline.methods.robust.flag:Flag",
         "fluid": "paceline.methods.stragglers.fluid:Fluid",
         "fot": "paceline.methods.continual.fot:FOT",
+        "franca": "paceline.methods.representation.franca:Franca",
         "frl": "paceline.methods.compression.frl:FRL",
         "frlchecked": "paceline.methods.compression.frlchecked:FRLChecked",
         "fzoos": "paceline.methods.blackbox.fzoos:FZooS",

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from paceline.methods.personalisation.localonly import LocalOnly as LocalOnly
     from paceline.methods.personalisation.perfedavg import PerFedAvg as PerFedAvg
     from paceline.methods.personalisation.pfedme import PFedMe as PFedMe
+    from paceline.methods.representation.franca import Franca as Franca
     from paceline.methods.robust.fal import FAL as FAL
     from paceline.methods.robust.fedagain import FedAgain as FedAgain
     from paceline.methods.robust.fedagain import FedAgainSum as FedAgainSum
