@@ -183,8 +183,7 @@ def test_the_teacher_follows_and_only_the_student_gets_gradients():
             torch.testing.assert_close(moved[name], value * (0.5 if name.startswith("student.") else 1.0))
 
 
-@pytest.mark.parametrize("rounds", [1, 2])
-def test_one_client_is_central_training(rounds):
+def test_one_client_is_central_training(rounds=2):
     """Views, loss, Adam, clipping, decay and the teacher's step, written out; Adam begins anew in each round."""
     task = pictures()
     franca = pl.methods.Franca(**TINY, steps=3, lr=0.05, weight_decay=0.5, schedule_rounds=4, probe=False, clip=0.5)
