@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import torch
-
 from paceline.core.config import RunConfig
 from paceline.core.engine import CallInfo
 from paceline.core.errors import CohortError, MisbehaviourError, NonFiniteError, QuorumError, WorkerDiedError
@@ -211,7 +209,7 @@ class Run:
                 self._warn(f"round {number} is repeated (reported once): {error}", RoundWarning, "again")
         params = self.method.model(state)
         self.fed.statistics.settle(params)
-        if not bool(torch.isfinite(params.vector).all()):
+        if not params.finite:
             raise NonFiniteError(f"round {number}: the aggregated model is not finite; lower the learning rates")
         last = self.fed.last
         record: dict[str, Any] = {

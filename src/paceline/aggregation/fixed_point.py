@@ -181,9 +181,10 @@ class Partial:
             mine.merge(theirs)
         self._count(other.clients, other.numbers)
 
-    def values(self) -> tuple[list[Tensor], list[float], list[Tensor]]:
-        """Return (tensor sums, number sums, denominator sums) in float64, on the host."""
-        found = download([total.value(self.fraction) for total in self.tensors + self.denominators])
+    def values(self, host: bool = True) -> tuple[list[Tensor], list[float], list[Tensor]]:
+        """Return (tensor sums, number sums, denominator sums) in float64, on the host or where they were formed."""
+        found = [total.value(self.fraction) for total in self.tensors + self.denominators]
+        found = download(found) if host else found
         count = len(self.tensors)
         return found[:count], [from_units(number) for number in self.numbers], found[count:]
 

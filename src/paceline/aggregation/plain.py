@@ -51,7 +51,7 @@ class Plain(Aggregation):
         if request.declared.nested is not None:
             channel = FixedPoint(len(request.cohort), self.bound, request.declared.limits)
             model, tiers = partial_sums(fed, request, channel, peers, TierRules(), complete=False)
-            return together([joined(_summed(tier), model.places, model.layout) for tier in tiers])
+            return together([joined(_summed(tier, host=True), model.places, model.layout) for tier in tiers])
         _, partials = fed.call(
             request.function,
             request.message,
@@ -66,8 +66,8 @@ class Plain(Aggregation):
         return _summed(total)
 
 
-def _summed(total: Partial) -> Summed:
-    tensors, scalars, denominators = total.values()
+def _summed(total: Partial, host: bool = False) -> Summed:
+    tensors, scalars, denominators = total.values(host)
     return Summed(total.structure, tensors, scalars, denominators, tuple(sorted(total.clients)))
 
 

@@ -210,7 +210,7 @@ class Summed:
 
     Args:
         structure: of the replies, see `Terms`.
-        tensors, scalars, denominators: the sums.
+        tensors, scalars, denominators: the sums; tensors may be on a GPU.
         survivors: clients whose replies are in it.
         notes: figures for the round's metrics, such as the number of clipped coordinates.
     """

@@ -31,6 +31,7 @@ from paceline.core.engine import (
 )
 from paceline.core.errors import CohortError, MisbehaviourError, PlanError, QuorumError
 from paceline.core.failures import DECLINED, client_error, kind_of
+from paceline.core.placement import on_host
 from paceline.core.population import Population
 from paceline.core.statistics import RunningStatistics
 from paceline.core.tree import Tree
@@ -375,7 +376,7 @@ class Federation(Population):
         if not arrived.keys() <= counted:
             arrived = {c: t for c, t in arrived.items() if c in counted}
         self.last = dataclasses.replace(self._open, arrived=arrived, notes=summed.notes)
-        total = rebuild(summed.structure, summed.tensors, summed.scalars, summed.denominators)
+        total = on_host(rebuild(summed.structure, summed.tensors, summed.scalars, summed.denominators))
         self.statistics.see(message, total)
         return total
 

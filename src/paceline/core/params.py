@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -144,6 +145,11 @@ class Params:
         assert isinstance(value, Tensor)
         return torch.dot(self.vector, value)
 
+    @property
+    def finite(self) -> bool:
+        """Whether no value is NaN or infinite."""
+        return all(map(math.isfinite, torch.stack(torch.aminmax(self.vector)).tolist())) if len(self) else True
+
     def sha256(self) -> str:
         """Return the SHA-256 of the vector's little-endian float32 bytes."""
         return hashlib.sha256(self.vector.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
@@ -187,6 +193,10 @@ class DeferredNumber(float):
     def each(self) -> Sequence[float]:
         """Return the clients' numbers."""
         raise NotImplementedError
+
+
+def _as_they_are() -> None:
+    """Stand for ``flatten_parameters`` of recurrent layers, which would move their weights on a GPU out of the vector."""
 
 
 class Resident:
@@ -244,6 +254,9 @@ class Resident:
         self.counters = {name: int(buffer) for name, buffer in counters}
         """Initial values of BatchNorm's counters of batches; every local training starts with them."""
         self._counters = [(buffer, self.counters[name]) for name, buffer in counters]
+        for part in self.module.modules():
+            if isinstance(part, nn.RNNBase):
+                part.flatten_parameters = _as_they_are  # type: ignore[method-assign]
         for name, _ in float_buffers(self.module):
             if name in owned and name not in apart:
                 parent, _, leaf = name.rpartition(".")

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["kept_precision", "set_precision"]
+__all__ = ["is_float32", "kept_precision", "set_precision"]
 
 
 def set_precision(precision: str) -> None:
@@ -22,6 +22,11 @@ def set_precision(precision: str) -> None:
     """
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+def is_float32() -> bool:
+    """Return whether float32 matrix products round nothing to TF32."""
+    return torch.get_float32_matmul_precision() == "highest"
 
 
 @contextmanager

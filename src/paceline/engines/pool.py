@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from paceline.core.engine import Call, Engine, Receipt
 from paceline.core.errors import CheckpointError, ConfigError
 from paceline.core.params import Params
@@ -17,6 +19,7 @@ from paceline.core.wording import setting
 from paceline.engines.scheduling import Dealer
 from paceline.engines.setup import Setup
 from paceline.engines.stacking import Choice, Kernels, choose, compiled
+from paceline.engines.stacking.products import available
 from paceline.engines.worker import Worker
 from paceline.store import MemoryStore
 
@@ -215,7 +218,7 @@ def stack_size(engine: Any, config: Any, method: Any) -> Choice:
     Raises:
         ConfigError: `kernels` names an unknown form.
     """
-    given = None if config.kernels == "auto" else str(Kernels.parse(config.kernels))
+    given = None if config.kernels == "auto" else _known(config.kernels, config.device)
     if not isinstance(engine, Pool) or engine.setup.strict:
         return Choice(1, "the engine runs one client at a time")
     if config.vectorize == "off":
@@ -240,3 +243,13 @@ def stack_size(engine: Any, config: Any, method: Any) -> Choice:
         choice = replace(choice, kernels=f"{choice.kernels},compile")
     engine.stack(choice.chunk, choice.kernels)
     return choice
+
+
+def _known(kernels: str, device: str) -> str:
+    """Return forms of a stack as `Kernels` writes them. Raises `ConfigError` for those that cannot be computed on the device."""
+    found = Kernels.parse(kernels)
+    if found.triton and not available(torch.device(device).type):
+        raise ConfigError(
+            f"{setting('kernels')}: triton needs a GPU (and Triton, which torch installs with it); the device is {device}"
+        )
+    return str(found)

@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["convolve", "fits"]
+from paceline.engines.stacking import products
+
+__all__ = ["convolve", "first", "fits"]
 
 Pair = tuple[int, int]
 
@@ -43,11 +45,17 @@ def fits(*args: Any, **kwargs: Any) -> bool:
     return groups == 1 and args[0].dim() == 4 and down == right == 1 and min(rows, columns) >= 1 and min(edges) >= 0
 
 
-def convolve(*args: Any, **kwargs: Any) -> Tensor:
-    """Return ``F.conv2d(...)`` of one client, as called under ``vmap``."""
+def convolve(*args: Any, triton: bool = False, **kwargs: Any) -> Tensor:
+    """Return ``F.conv2d(...)`` of one client, as called under ``vmap``.
+
+    Args:
+        *args: of ``F.conv2d``.
+        triton: whether own kernels of Triton form the columns, instead of views of the images.
+        **kwargs: of ``F.conv2d``.
+    """
     x, weight, bias = args[0], args[1], args[2] if len(args) > 2 else kwargs.get("bias")
     stride, padding, _, _ = _settings(*args, **kwargs)
-    out: Tensor = _Convolution.apply(x, weight, bias, stride, padding)  # type: ignore[no-untyped-call]
+    out: Tensor = _Convolution.apply(x, weight, bias, stride, padding, triton)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -55,7 +63,7 @@ class _Convolution(torch.autograd.Function):
     """One client's convolution: x [B, C, H, W], weight [O, C, h, w], bias [O]."""
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair) -> Tensor:
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, triton: bool) -> Tensor:
         return F.conv2d(x, weight, bias, stride, padding)
 
     @staticmethod
@@ -68,12 +76,13 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def vmap(
-        info: Any, dims: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair
+        info: Any, dims: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, triton: bool
     ) -> tuple[Tensor, int]:
         size = info.batch_size
-        x, weight = _first(x, dims[0], size), _first(weight, dims[1], size)
-        bias = None if bias is None else _first(bias, dims[2], size)
-        out = _Stacked.apply(x.permute(0, 1, 3, 4, 2), weight, bias, stride, padding)  # type: ignore[no-untyped-call]
+        x, weight = first(x, dims[0], size), first(weight, dims[1], size)
+        bias = None if bias is None else first(bias, dims[2], size)
+        stacked = _Tiled if triton else _Stacked
+        out = stacked.apply(x.permute(0, 1, 3, 4, 2), weight, bias, stride, padding)  # type: ignore[no-untyped-call]
         return out.permute(0, 1, 4, 2, 3), 0
 
 
@@ -82,6 +91,7 @@ class _Stacked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair) -> Tensor:
+        x, weight, bias = products.cast(x, weight, bias)
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.padding = stride, padding
         columns, shape = _columns(x, weight.shape[-2:], stride, padding)
@@ -94,7 +104,7 @@ class _Stacked(torch.autograd.Function):
     def backward(ctx: Any, *slopes: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         clients, outs, ins, height, width = weight.shape
-        slope, wants = slopes[0].contiguous(), ctx.needs_input_grad
+        slope, wants = slopes[0].to(x.dtype).contiguous(), ctx.needs_input_grad
         flat = slope.view(clients, -1, outs)
         of_x = of_weight = None
         if wants[1]:  # the columns are formed again: they take as much memory as h w copies of the images
@@ -103,6 +113,39 @@ class _Stacked(torch.autograd.Function):
         if wants[0]:
             of_x = _slope_of_images(slope, weight, x.shape, ctx.stride, ctx.padding)
         return of_x, of_weight, flat.sum(1) if wants[2] else None, None, None
+
+
+class _Tiled(torch.autograd.Function):
+    """The same by kernels of Triton, which form no columns in memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair) -> Tensor:
+        x, weight, bias = products.cast(x, weight, bias)
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding = stride, padding
+        width = weight.shape[-1]
+        size = [(x.shape[2 + d] + 2 * padding[d] - weight.shape[3 + d]) // stride[d] + 1 for d in (0, 1)]
+        kernels = (
+            weight.permute(0, 1, 3, 4, 2).flatten(2, 3).contiguous().permute(0, 2, 3, 1)
+        )  # [K, h w, C, O], C next to each other
+        return products.convolved(x, kernels, bias, width, size, stride, padding)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *slopes: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        clients, outs, ins, height, width = weight.shape
+        slope, wants = slopes[0].to(x.dtype).contiguous(), ctx.needs_input_grad
+        of_x = of_weight = None
+        if wants[1]:
+            found = products.slope_of_kernels(x, slope, (height, width), ctx.stride, ctx.padding, False)
+            of_weight = found.view(clients, height, width, ins, outs).permute(0, 4, 3, 1, 2)
+        if wants[0]:
+            kernels = (
+                weight.permute(0, 2, 3, 4, 1).flatten(2, 3).contiguous().permute(0, 2, 3, 1)
+            )  # [K, h w, O, C], O next to each other
+            of_x = products.slope_of_images(slope, kernels, width, x.shape[2:4], ctx.stride, ctx.padding)
+        return of_x, of_weight, slope.sum((1, 2, 3)) if wants[2] else None, None, None
 
 
 def _columns(x: Tensor, kernel: Pair | torch.Size, stride: Pair, padding: Pair) -> tuple[Tensor, tuple[int, ...]]:
@@ -139,5 +182,6 @@ def _slope_of_images(slope: Tensor, weight: Tensor, size: torch.Size, stride: Pa
     return padded[:, :, padding[0] : padding[0] + size[2], padding[1] : padding[1] + size[3]]
 
 
-def _first(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+def first(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    """Return the tensor behind a value of ``vmap``, with the clients first; one without clients is repeated."""
     return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)

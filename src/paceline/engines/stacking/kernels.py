@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from paceline.core.errors import ConfigError
 from paceline.core.wording import setting
 
-__all__ = ["Kernels", "current", "using"]
+__all__ = ["EVERY", "Kernels", "current", "using"]
 
 Shape = tuple[int, ...]
+
+EVERY: Shape = ()
+"""Stands for the weights of all layers."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +25,11 @@ class Kernels:
         graph: record the local loop of a chunk and replay it with new data (a CUDA graph; on a CPU, without recording).
         compile: compile the stacked gradient with ``torch.compile``.
         views: kernels of convolutions, [out, in, height, width], that are computed from views, see `convolve`.
+        triton: kernels of convolutions and weights of linear layers, [out, in], that own kernels of Triton compute.
 
     Example:
-        >>> str(Kernels(graph=True, views=frozenset({(64, 32, 3, 3)})))
-        'graph,views=64x32x3x3'
+        >>> str(Kernels(graph=True, triton=frozenset({(64, 32, 3, 3)})))
+        'graph,triton=64x32x3x3'
         >>> Kernels.parse("plain") == Kernels()
         True
     """
@@ -33,8 +37,7 @@ class Kernels:
     graph: bool = False
     compile: bool = False
     views: frozenset[Shape] = frozenset()
-    every: bool = False
-    """Whether all convolutions are computed from views."""
+    triton: frozenset[Shape] = frozenset()
 
     @staticmethod
     def parse(text: str) -> Kernels:
@@ -43,33 +46,38 @@ class Kernels:
         Raises:
             ConfigError: a part is unknown.
         """
-        graph = compiled = every = False
-        views: set[Shape] = set()
+        found: dict[str, set[Shape]] = {name: set() for name in _RANKS}
+        flags = set()
         for part in filter(None, (part.strip() for part in text.split(","))):
-            name, _, shape = part.partition("=")
+            name, equals, shape = part.partition("=")
             sizes = shape.split("x") if shape else []
-            if part == "graph":
-                graph = True
-            elif part == "compile":
-                compiled = True
-            elif part == "views":
-                every = True
-            elif name == "views" and len(sizes) == 4 and all(size.isdecimal() for size in sizes):
-                views.add(tuple(map(int, sizes)))
+            if not equals and name in ("graph", "compile"):
+                flags.add(name)
+            elif not equals and name in _RANKS:
+                found[name].add(EVERY)
+            elif name in _RANKS and len(sizes) in _RANKS[name] and all(size.isdecimal() for size in sizes):
+                found[name].add(tuple(map(int, sizes)))
             elif part != "plain":
-                known = "auto, plain, graph, compile, views, or views=OUTxINxHEIGHTxWIDTH for one kernel"
+                known = "auto, plain, graph, compile, views, triton, or views=OUTxINxHEIGHTxWIDTH and triton=OUTxIN for one layer"
                 raise ConfigError(f"{setting('kernels')}: {part!r} is unknown; write parts separated by commas: {known}")
-        return Kernels(graph, compiled, frozenset(views), every)
+        return Kernels("graph" in flags, "compile" in flags, frozenset(found["views"]), frozenset(found["triton"]))
 
     def __str__(self) -> str:
-        parts = ["graph"] * self.graph + ["compile"] * self.compile + ["views"] * self.every
-        parts += ["views=" + "x".join(map(str, shape)) for shape in sorted(self.views)]
+        parts = ["graph"] * self.graph + ["compile"] * self.compile
+        for name, shapes in (("views", self.views), ("triton", self.triton)):
+            parts += [name if shape == EVERY else f"{name}=" + "x".join(map(str, shape)) for shape in sorted(shapes)]
         return ",".join(parts) or "plain"
 
-    def from_views(self, shape: Shape) -> bool:
-        """Return whether the convolution with a kernel of this shape is computed from views."""
-        return self.every or shape in self.views
+    def form(self, shape: Shape) -> str:
+        """Return how the layer with weights of this shape is computed: ``triton``, ``views`` or ``plain``."""
+        for name, shapes in (("triton", self.triton), ("views", self.views)):
+            if len(shape) in _RANKS[name] and (shape in shapes or EVERY in shapes):
+                return name
+        return "plain"
 
+
+_RANKS = {"views": (4,), "triton": (2, 4)}
+"""Numbers of dimensions of the weights that a form can compute."""
 
 _using = [Kernels()]
 

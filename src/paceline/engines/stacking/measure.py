@@ -18,6 +18,7 @@ from paceline.core.params import Params, Resident
 from paceline.core.placement import free_memory
 from paceline.core.training import Job, train
 from paceline.engines.stacking.kernels import Kernels
+from paceline.engines.stacking.products import available
 from paceline.engines.stacking.solver import Solver, few, ragged, unstackable
 
 __all__ = ["Choice", "choose", "compiled", "fastest_forms"]
@@ -44,6 +45,9 @@ cost of a chunk is not measured."""
 
 _NEAR_ONE = 2.0
 """The same for clients with one step: most methods run it as one batch, which is not measured, and only the largest is extended."""
+
+_LARGE = 1 << 16
+"""Weights of a linear layer from which own kernels are tried."""
 
 _WARM, _CLEAR = 3, 1.03
 """First runs of a form that do not count, in which it is recorded and compared; how much faster another form must be."""
@@ -176,18 +180,25 @@ def _measure(
 
 
 def fastest_forms(model: Resident, jobs: Sequence[Job]) -> tuple[Kernels, float]:
-    """Return the fastest forms of a stack of these jobs, and its seconds: each kernel of a convolution, and recording.
+    """Return the fastest forms of a stack of these jobs, and its seconds.
+
+    Tried are a recording, then convolutions by own kernels of Triton, and large linear layers beside them; without Triton,
+    convolutions from views. Convolutions change together, because each form reads its images as the same form writes them.
 
     Args:
         model: the module that trains.
         jobs: a chunk.
     """
-    found = Kernels()
-    convolutions = [part for part in model.module.modules() if isinstance(part, nn.Conv2d)]
-    for shape in dict.fromkeys(tuple(part.weight.shape) for part in convolutions):
-        other = replace(found, views=found.views | {shape})
-        found = _faster([found, other], jobs, model.device)[0]
-    return _faster([found, replace(found, graph=True)], jobs, model.device)
+    own, parts = available(model.device.type), list(model.module.modules())
+    convolutions = frozenset(tuple(p.weight.shape) for p in parts if isinstance(p, nn.Conv2d) and p.groups == 1)
+    linears = frozenset(tuple(p.weight.shape) for p in parts if isinstance(p, nn.Linear) and p.weight.numel() >= _LARGE)
+    found, seconds = _faster([Kernels(), Kernels(graph=True)], jobs, model.device)  # without a recording, launches cost most
+    if convolutions:
+        other = replace(found, triton=convolutions) if own else replace(found, views=convolutions)
+        found, seconds = _faster([found, other], jobs, model.device)
+    if linears and own:
+        found, seconds = _faster([found, replace(found, triton=found.triton | linears)], jobs, model.device)
+    return found, seconds
 
 
 def _faster(forms: Sequence[Kernels], jobs: Sequence[Job], device: torch.device) -> tuple[Kernels, float]:

@@ -22,9 +22,11 @@ from paceline.core.profiling import spent
 from paceline.core.training import Job
 from paceline.engines.stacking.functional import Functional
 from paceline.engines.stacking.hooks import Shared, share
+from paceline.engines.stacking.kernels import current
 from paceline.engines.stacking.layers import Buffers, StackedLayers, traits_of
 from paceline.engines.stacking.linear import StackedLinears
 from paceline.engines.stacking.losses import cross_entropies, scored_cross_entropies
+from paceline.engines.stacking.products import stepped
 
 __all__ = ["Batches", "Changes", "Functional", "Stack"]
 
@@ -198,9 +200,11 @@ class Stack:
             self.move(self._flat(self._gradients()))
             return
         starts = self._views(self.starts.expand(self.active, -1)) if self._fresh else None
-        gradients = self._gradients()
+        gradients, own = self._gradients(), bool(current().triton)
         for place, (view, gradient) in enumerate(zip(self._views(self.at.vector[: self.active]), gradients, strict=False)):
-            if starts is not None:
+            if own and gradient.is_contiguous():
+                stepped(view, view if starts is None else starts[place], gradient, self._lr)
+            elif starts is not None:
                 torch.add(starts[place], gradient, alpha=-self._lr, out=view)
             else:
                 view.add_(gradient, alpha=-self._lr)
@@ -272,8 +276,8 @@ class Stack:
         return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(gradients, leaves, strict=True)]
 
     def _linears(self) -> contextlib.AbstractContextManager[Any]:
-        """Return the context for linear layers; none in mixed precision, where autocast must handle the original calls."""
-        return StackedLinears() if self.job.model.mixed is None else contextlib.nullcontext()
+        """Return the context for linear layers and convolutions."""
+        return StackedLinears(self.job.model.mixed is not None)
 
     def _losses(self, tensors: list[Tensor]) -> Tensor:
         """Return each active client's mean loss on its batch, shape [active]."""

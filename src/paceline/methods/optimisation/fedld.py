@@ -127,7 +127,7 @@ class FedLD(FedLDSum[FedLDState]):
     def round(self, fed: Federation, state: FedLDState) -> FedLDState:
         """Collect the updates and combine them layer by layer."""
         replies = fed.each(self.submit, state.params, over=fed.sample())
-        fine = [r for _, r in sorted(replies.items()) if bool(torch.isfinite(r.vector).all())]
+        fine = [r for _, r in sorted(replies.items()) if r.finite]
         fed.last.notes["refused"] = float(len(replies) - len(fine))
         if not fine:
             raise NonFiniteError(f"round {fed.round}: none of {len(replies)} updates is finite; lower the learning rates")

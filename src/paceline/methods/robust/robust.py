@@ -124,7 +124,7 @@ class Robust(FedAvg[P]):
         Updates of zero, as clients without samples send them, have no say unless all are zero.
         """
         replies = fed.each(self.submit, params, over=fed.sample())
-        fine = {c: r for c, r in sorted(replies.items()) if bool(torch.isfinite(r.vector).all())}
+        fine = {c: r for c, r in sorted(replies.items()) if r.finite}
         fed.last.notes["refused"] = float(len(replies) - len(fine))
         if not fine:
             raise NonFiniteError(f"round {fed.round}: none of {len(replies)} updates is finite; lower the learning rates")
