@@ -7,6 +7,7 @@ are targets for the student's: of the other global view, of local views, and of 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Literal, cast
@@ -63,7 +64,10 @@ class NestedHead(nn.Module):
         )
         self.prototypes = nn.ParameterList([nn.Parameter(torch.empty(count, bottleneck)) for _, count in sizes])
         for name, parameter in self.named_parameters():
-            nn.init.zeros_(parameter) if name.endswith("bias") else nn.init.trunc_normal_(parameter, std=0.02)
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            else:  # 0.02 at the published width of 2048; less would make all outputs of narrow heads alike
+                nn.init.trunc_normal_(parameter, std=0.02 * math.sqrt(2048 / parameter.shape[1]))
 
     def forward(self, z: Tensor) -> list[Tensor]:
         """Return the scores of each level, shape [..., K_l], from embeddings [..., D]."""

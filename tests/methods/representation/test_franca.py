@@ -183,9 +183,9 @@ def test_the_teacher_follows_and_only_the_student_gets_gradients():
             torch.testing.assert_close(moved[name], value * (0.5 if name.startswith("student.") else 1.0))
 
 
-def test_one_client_is_central_training(rounds=2):
+def test_one_client_is_central_training():
     """Views, loss, Adam, clipping, decay and the teacher's step, written out; Adam begins anew in each round."""
-    task = pictures()
+    rounds, task = 2, pictures()
     franca = pl.methods.Franca(**TINY, steps=3, lr=0.05, weight_decay=0.5, schedule_rounds=4, probe=False, clip=0.5)
     run, _ = finished(franca, task, clients=1, cohort=1, rounds=rounds)
     ends, seen = run.state.params, []
@@ -226,7 +226,7 @@ def test_one_client_is_central_training(rounds=2):
                     t.mul_(m).add_(s, alpha=1 - m)
     for name, parameter in made.named_parameters():
         if name in ends:
-            torch.testing.assert_close(ends[name], parameter.detach(), atol=2e-5, rtol=1e-3)
+            torch.testing.assert_close(ends[name], parameter.detach(), atol=5e-4, rtol=1e-3)  # Adam enlarges gradients near 0
     assert not torch.allclose(ends.vector, first.vector, atol=1e-3)
 
 
