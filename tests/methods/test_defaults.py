@@ -34,6 +34,7 @@ PROMPTED = LOCAL | {
     "reduce": "sum", "heads": 1, "descriptor": "tokens", "per_step": False, "clip": 0.0, "judge": "tuned",
 }  # fmt: skip
 ROBUST = AVERAGED | {"byzantine": 0.2}
+TRUSTED = LOCAL | {"lr": 0.001, "epochs": 3, "batch_size": 32, "optimizer": "adam", "most": None, "by_samples": False}
 PRUNED = AVERAGED | {
     "straggler_share": 0.2, "network": True, "smallest": 0.5, "warmup": 2, "merge": None, "adaptive": False, "rescale": False,
     "segmented": False,
@@ -88,6 +89,11 @@ DEFAULTS = {
         "steps": 10, "batch_size": 32, "adversary": "pgd", "radius": 0.1, "attack_steps": 7, "attack_size": None, "norm": "inf",
         "start": "random", "attack_on": "local", "clean": 0.0, "importance": "uniform", "judge": "clean",
     },
+    "fedagain": TRUSTED
+    | {
+        "benchmark": "client", "benchmark_samples": 200, "error": "plain", "rule": "product", "alpha": 1.0, "beta": 1.0, "floor": False,
+    },
+    "fedagainsum": TRUSTED,
     "fedamd": {
         "anchor": 0.2, "period": 0, "steps": 10, "lr": 0.01, "batch_size": 64, "large_batch": 0, "server_lr": 1.0, "per_step": False,
     },
@@ -185,6 +191,11 @@ DEFAULTS = {
         "transform_distance": "mmd", "harden": "entropy", "noise": "uniform", "noise_size": None, "shared_statistics": False,
         "generator_norms": "shared",
     },
+    "franca": {
+        "lr": 0.0007, "epochs": 1, "steps": None, "batch_size": 64, "momentum": 0.994, "weight_decay": 0.04, "prototypes": 512, "levels": 5,
+        "hidden": 256, "bottleneck": 64, "nest": "project", "balance": "sinkhorn", "crops": 8, "mirrored": True, "schedule_rounds": 100,
+        "clip": 3.0, "teacher": "mean", "server_momentum": 0.99, "heads": "shared", "probe": True, "probe_dims": None, "rasa": 0,
+    },
     "frl": RANKS,
     "frlchecked": RANKS,
     "fzoos": {
@@ -193,6 +204,7 @@ DEFAULTS = {
         "radius": 0.01, "correct": True,
     },
     "geometricmedian": ROBUST,
+    "heterogeneityreport": AVERAGED | {"clusters": 10, "every": 10, "iterations": 5},
     "heterofl": PRUNED | {"rescale": True, "masked_loss": True, "own_rows": True, "importance": "uniform", "static": True},
     "krum": ROBUST,
     "localonly": OWN,
@@ -251,13 +263,16 @@ DECLARED = {
     "sends_model": (
         True,
         {
-            False: "fedbn fedd2s fedd2ssum fedgela fedgh fedghsum fedper fedproto fedre fedrep fedresum fedsa frl frlchecked localonly "
-            "localtuning"
+            False: "fedbn fedd2s fedd2ssum fedgela fedgh fedghsum fedper fedproto fedre fedrep fedresum fedsa franca frl frlchecked "
+            "localonly localtuning pfedpg pfedpgsum"
         },
     ),
     "has_model": (
         True,
-        {False: "fedbn fedd2s fedd2ssum fedgh fedghsum fedper fedproto fedre fedrep fedresum fedsa fedzo fzoos localonly ocfl"},
+        {
+            False: "fedbn fedd2s fedd2ssum fedgh fedghsum fedper fedproto fedre fedrep fedresum fedsa fedzo fzoos localonly ocfl"
+            " pfedpg pfedpgsum"
+        },
     ),
     "rounds_up": (False, {True: "heterofl"}),
     "needs": (

@@ -71,6 +71,8 @@ OPTIONS = {
 """Options with which 40 rounds are enough."""
 
 NO_COMMON_OPTIMUM = {
+    "fedagain": "weights clients by their losses",
+    "fedagainsum": "weights clients by their losses",
     "fedasync": "steps along one client's update, so it stays in motion",
     "clip": "needs units that can be dropped",
     "fedbn": "has no normalisation",
@@ -100,6 +102,7 @@ NO_COMMON_OPTIMUM = {
     "flag": "takes steps of a fixed length",
     "fluid": "needs units that can be dropped",
     "fraug": "asks for classes",
+    "franca": "needs a head",
     "frl": "trains no weights",
     "frlchecked": "trains no weights",
     "fzoos": "asks for classes",
@@ -241,8 +244,10 @@ def test_partial_participation_with_unequal_sizes_and_steps_is_the_same_stacked(
 
 
 # -- running statistics --------------------------------------------------------------------------------
-BY_SAMPLES = "autoflip clip dropstragglers fedavg fedavgm fedavgmvr fedgela fedldsum fedlex fedloge fednova fedopt fedprox finetuned ditto fjord"
-BY_SAMPLES += " fluid heterofl madaug randomdropout saliency"
+BY_SAMPLES = (
+    "autoflip clip dropstragglers fedavg fedavgm fedavgmvr fedgela fedldsum fedlex fedloge fednova fedopt fedprox finetuned ditto"
+)
+BY_SAMPLES += " fjord fluid heterofl heterogeneityreport madaug randomdropout saliency"
 UNIFORM = (
     "afacd afacs afacstable fal fedau fedbuff feddyn fedld fedspeed fedstale fedstaletable fedvarp fot mifa ocfl pfedme scaffold"
 )
@@ -251,6 +256,8 @@ MEDIAN = "bulyan flag geometricmedian krum meamed median multikrum phocas trimme
 HOW = {n: how for how, names in (("samples", BY_SAMPLES), ("uniform", UNIFORM), ("median", MEDIAN)) for n in names.split()}
 NO_STATISTICS = {
     "apfl": "trains step by step",
+    "fedagain": "weights clients by trust",
+    "fedagainsum": "weights clients by trust",
     "fedbn": "has statistics of each client's own",
     "fedd2s": "has a model of each client's own",
     "fedd2ssum": "has a model of each client's own",
@@ -273,6 +280,7 @@ NO_STATISTICS = {
     "fedsa": "has a model of each client's own",
     "fedzo": "trains along estimates",
     "fraug": "has statistics of each client's own",
+    "franca": "has statistics of two networks",
     "frl": "refuses norm layers with statistics",
     "frlchecked": "refuses norm layers with statistics",
     "fzoos": "trains along estimates",
@@ -330,6 +338,8 @@ READS_STATISTICS = {
     "fedconv": "chooses epochs in evaluation mode",
     "fedd2s": "uploads are features in evaluation mode",
     "fedd2ssum": "uploads are features in evaluation mode",
+    "fedagain": "measures losses in evaluation mode",
+    "fedagainsum": "measures losses in evaluation mode",
     "fedgh": "class means are features in evaluation mode",
     "fedghsum": "class means are features in evaluation mode",
     "fedins": "trains with a frozen norm layer",
@@ -344,6 +354,7 @@ READS_STATISTICS = {
     "fedzo": "evaluates the model",
     "fot": "sketches the inputs of layers in evaluation mode",
     "fraug": "generates features in evaluation mode",
+    "franca": "fits its probe in evaluation mode",
     "frl": "refuses norm layers with statistics",
     "frlchecked": "refuses norm layers with statistics",
     "fzoos": "evaluates the model",

@@ -81,7 +81,7 @@ def test_sub_models_are_cut_from_a_model_with_several_inputs(name):
 def test_every_method_trains_every_kind_or_says_what_it_needs(name, kind):
     task = KINDS[kind]()
     for vectorize in ({"vectorize": "off"}, {"vectorize": "on", "chunk": 2}):
-        refused = (name in CLASSES and kind == "regression") or (name in SPLIT | {"fal"} and kind == "inputs by name")
+        refused = (name in CLASSES and kind == "regression") or (name in SPLIT | {"fal", "franca"} and kind == "inputs by name")
         if refused or name in PICTURES:
             told = r"needs classes|cannot be split into features|matches no module|one tensor of floats"
             told += r"|augments pictures|support prompts|into scenes"

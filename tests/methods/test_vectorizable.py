@@ -62,6 +62,7 @@ OPTIONS = {
     "fluid": [{"warmup": 1}],
     "fot": [{"rounds_per_task": 2}],
     "fraug": [{"steps": 3, "transform_lr": 0.005}, {"steps": 3, "batch_size": 10, "interpolate": True, "transform_distance": "l2"}],
+    "franca": [{**SMALL["franca"]}, {**SMALL["franca"], "teacher": "server", "heads": "local", "balance": "centering"}],
     "frl": [{"batch_size": 20}],
     "frlchecked": [{"batch_size": 20}],
     "heterofl": [{"warmup": 1}, {"warmup": 1, "rescale": False}],

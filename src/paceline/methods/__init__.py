@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from paceline.methods.augmentation.semaug import SemAug as SemAug
     from paceline.methods.blackbox.fedzo import FedZO as FedZO
     from paceline.methods.blackbox.fzoos import FZooS as FZooS
+    from paceline.methods.clustering.heterogeneityreport import HeterogeneityReport as HeterogeneityReport
     from paceline.methods.clustering.ocfl import OCFL as OCFL
     from paceline.methods.compression.autoflip import AutoFLIP as AutoFLIP
     from paceline.methods.compression.frl import FRL as FRL
@@ -72,7 +73,10 @@ if TYPE_CHECKING:
     from paceline.methods.personalisation.pfedme import PFedMe as PFedMe
     from paceline.methods.personalisation.pfedpg import PFedPG as PFedPG
     from paceline.methods.personalisation.pfedpg import PFedPGSum as PFedPGSum
+    from paceline.methods.representation.franca import Franca as Franca
     from paceline.methods.robust.fal import FAL as FAL
+    from paceline.methods.robust.fedagain import FedAgain as FedAgain
+    from paceline.methods.robust.fedagain import FedAgainSum as FedAgainSum
     from paceline.methods.robust.flag import Flag as Flag
     from paceline.methods.robust.robust import Bulyan as Bulyan
     from paceline.methods.robust.robust import GeometricMedian as GeometricMedian
