@@ -263,15 +263,15 @@ DECLARED = {
     "sends_model": (
         True,
         {
-            False: "fedbn fedd2s fedd2ssum fedgela fedgh fedghsum fedper fedproto fedre fedrep fedresum fedsa franca frl frlchecked "
-            "localonly localtuning pfedpg pfedpgsum"
+            False: "fedbn fedd2s fedd2ssum fedgela fedgh fedghsum fedka fedper fedproto fedre fedrep fedresum fedsa franca "
+            "fraug frl frlchecked localonly localtuning pfedpg pfedpgsum"
         },
     ),
     "has_model": (
         True,
         {
-            False: "fedbn fedd2s fedd2ssum fedgh fedghsum fedper fedproto fedre fedrep fedresum fedsa fedzo fzoos localonly ocfl"
-            " pfedpg pfedpgsum"
+            False: "fedbn fedd2s fedd2ssum fedgh fedghsum fedper fedproto fedre fedrep fedresum fedsa fedzo fraug "
+            "fzoos localonly ocfl pfedpg pfedpgsum"
         },
     ),
     "rounds_up": (False, {True: "heterofl"}),
