@@ -19,12 +19,14 @@ from tests.methods.test_every_method import NAMES, values
 ADAPTIVE = {"adaptive": True}
 BOTH = ADAPTIVE | {"segmented": True}
 OTHERWISE = {
+    "autoflip": {"mask_update": "round"},
     "clip": BOTH,
     "fjord": BOTH,
     "heterofl": BOTH | {"own_rows": False},
     "randomdropout": BOTH,
     "saliency": ADAPTIVE,
     "fedzo": {"correction": "scaf"},
+    "madaug": {"policy": "local"},
     "ocfl": {"sketch": 8},
     "scaffoldm": {"start": "gradients"},
 }

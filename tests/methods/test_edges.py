@@ -23,6 +23,7 @@ from paceline.registry import find_method
 from paceline.run import RunConfig, prepare
 from tests.conftest import make_task
 
+from .forms import fitted
 from .quadratics import by_size, play, quadratics
 from .test_every_method import NAMES, NEEDS_EACH, SMALL
 
@@ -44,6 +45,8 @@ OPTIONS = {
     "afacs": ANARCHIC | {"server_lr": 0.4},
     "afacstable": ANARCHIC | {"server_lr": 0.4},
     "apfl": QUICK | {"steps": 1},
+    "autoflip": QUICK
+    | {"prune": 0.0, "explore_epochs": 1, "epochs": 1, "optimizer": "sgd", "lr_decay": 1.0, "server_momentum": 0.3},
     "dropstragglers": QUICK | {"warmup": 1000},
     "fal": QUICK | {"adversary": "none"},
     "fedamd": {"lr": 0.3, "steps": 3, "period": 2},
@@ -68,33 +71,50 @@ OPTIONS = {
 """Options with which 40 rounds are enough."""
 
 NO_COMMON_OPTIMUM = {
+    "fedagain": "weights clients by their losses",
+    "fedagainsum": "weights clients by their losses",
     "fedasync": "steps along one client's update, so it stays in motion",
     "clip": "needs units that can be dropped",
     "fedbn": "has no normalisation",
+    "fedconv": "needs units that can be dropped",
+    "fedd2s": "has a model of each client's own",
+    "fedd2ssum": "has a model of each client's own",
     "fedgela": "has no parameters that are not layers",
     "fedgh": "has a model of each client's own",
     "fedghsum": "has a model of each client's own",
+    "fedins": "needs a head",
     "fedit": "needs linear layers",
     "fedpeft": "needs a head",
+    "fedka": "asks for classes",
     "fedld": "asks for classes",
     "fedldsum": "asks for classes",
     "fedlex": "does not train some entries",
+    "fedloge": "needs a head",
+    "fedlgd": "asks for classes",
     "fedper": "needs a head",
     "fedproto": "has a model of each client's own",
+    "fedre": "has a model of each client's own",
     "fedrep": "needs a head",
+    "fedresum": "has a model of each client's own",
     "fedsa": "has a model of each client's own",
     "fedzo": "asks for classes",
     "fjord": "needs units that can be dropped",
     "flag": "takes steps of a fixed length",
     "fluid": "needs units that can be dropped",
+    "fraug": "asks for classes",
+    "franca": "needs a head",
     "frl": "trains no weights",
     "frlchecked": "trains no weights",
     "fzoos": "asks for classes",
     "heterofl": "needs units that can be dropped",
     "localonly": "has a model of each client's own",
     "localtuning": "needs linear layers",
+    "madaug": "needs pictures",
+    "pfedpg": "needs a vision transformer",
+    "pfedpgsum": "needs a vision transformer",
     "randomdropout": "needs units that can be dropped",
     "saliency": "needs units that can be dropped",
+    "semaug": "needs scenes",
 }
 EXACT = [name for name in NAMES if name not in NO_COMMON_OPTIMUM]
 
@@ -187,7 +207,7 @@ def test_with_clients_without_samples_the_others_train_as_without_them(name):
         made = small(
             name, clients=len(sizes), cohort=len(sizes), rounds=rounds, options=options, vectorize="off", fleet="homogeneous"
         )
-        run = prepare(made, task=make_task(), split=by_size(sizes))
+        run = prepare(made, task=fitted(name, make_task()), split=by_size(sizes))
         run.go()
         ends.append(run.method.model(run.state).vector)
     torch.testing.assert_close(*ends, atol=1e-6, rtol=1e-6)
@@ -214,7 +234,7 @@ def test_partial_participation_with_unequal_sizes_and_steps_is_the_same_stacked(
     for vectorize in ("off", "on"):
         run = prepare(
             small(name, cohort=5, vectorize=vectorize, chunk=3, options=SMALL.get(name, {}) | PARTIAL.get(name, {})),
-            task=make_task(),
+            task=fitted(name, make_task()),
             split=by_size([*SIZES[:7], 0]),
         )
         run.go()
@@ -225,36 +245,50 @@ def test_partial_participation_with_unequal_sizes_and_steps_is_the_same_stacked(
 
 # -- running statistics --------------------------------------------------------------------------------
 BY_SAMPLES = (
-    "clip dropstragglers fedavg fedavgm fedavgmvr fedgela fedldsum fedlex fednova fedopt fedprox finetuned ditto fjord fluid"
+    "autoflip clip dropstragglers fedavg fedavgm fedavgmvr fedgela fedldsum fedlex fedloge fednova fedopt fedprox finetuned ditto"
 )
-BY_SAMPLES += " heterofl randomdropout saliency"
+BY_SAMPLES += " fjord fluid heterofl heterogeneityreport madaug randomdropout saliency"
 UNIFORM = (
     "afacd afacs afacstable fal fedau fedbuff feddyn fedld fedspeed fedstale fedstaletable fedvarp fot mifa ocfl pfedme scaffold"
 )
-UNIFORM += " scaffoldm scaffoldmvr"
+UNIFORM += " fedlgd scaffoldm scaffoldmvr"
 MEDIAN = "bulyan flag geometricmedian krum meamed median multikrum phocas trimmedmean"
 HOW = {n: how for how, names in (("samples", BY_SAMPLES), ("uniform", UNIFORM), ("median", MEDIAN)) for n in names.split()}
 NO_STATISTICS = {
     "apfl": "trains step by step",
+    "fedagain": "weights clients by trust",
+    "fedagainsum": "weights clients by trust",
     "fedbn": "has statistics of each client's own",
+    "fedd2s": "has a model of each client's own",
+    "fedd2ssum": "has a model of each client's own",
     "fedper": "has a model of each client's own",
     "perfedavg": "trains step by step",
     "fedamd": "two kinds of replies",
     "fedasync": "one client a step",
     "fedfix": "no fixed number of arrivals, see test_fedfix",
+    "fedconv": "counts them anew on samples of the server",
     "fedgh": "has a model of each client's own",
     "fedghsum": "has a model of each client's own",
+    "fedins": "freezes the norm layer",
     "fedit": "freezes the norm layer",
+    "fedka": "its server trains the mean",
     "fedpeft": "freezes the norm layer",
     "fedproto": "has a model of each client's own",
+    "fedre": "has a model of each client's own",
     "fedrep": "needs a head",
+    "fedresum": "has a model of each client's own",
     "fedsa": "has a model of each client's own",
     "fedzo": "trains along estimates",
+    "fraug": "has statistics of each client's own",
+    "franca": "has statistics of two networks",
     "frl": "refuses norm layers with statistics",
     "frlchecked": "refuses norm layers with statistics",
     "fzoos": "trains along estimates",
     "localonly": "has a model of each client's own",
     "localtuning": "freezes the norm layer",
+    "pfedpg": "needs a vision transformer",
+    "pfedpgsum": "needs a vision transformer",
+    "semaug": "needs a detector",
 }
 
 
@@ -287,7 +321,7 @@ def test_running_statistics_are_the_mean_of_the_clients_at_any_server_rate(name,
     monkeypatch.setattr(Client, "sgd", watched)
     options, sizes = options_of(name, server_lr=1.7, warmup=1000), [*SIZES[:4], 0, *SIZES[4:]]
     made = small(name, clients=9, cohort=9, options=options, fleet="homogeneous", vectorize="off")
-    run = prepare(made, task=make_task(model=norm_mlp), split=by_size(sizes))
+    run = prepare(made, task=fitted(name, make_task(model=norm_mlp)), split=by_size(sizes))
     run.go()
     model, last = run.method.model(run.state), {}
     for client, round in sorted(seen, key=lambda key: key[1]):
@@ -301,18 +335,31 @@ def test_running_statistics_are_the_mean_of_the_clients_at_any_server_rate(name,
 
 READS_STATISTICS = {
     "fal": "attacks in evaluation mode",
+    "fedconv": "chooses epochs in evaluation mode",
+    "fedd2s": "uploads are features in evaluation mode",
+    "fedd2ssum": "uploads are features in evaluation mode",
+    "fedagain": "measures losses in evaluation mode",
+    "fedagainsum": "measures losses in evaluation mode",
     "fedgh": "class means are features in evaluation mode",
     "fedghsum": "class means are features in evaluation mode",
+    "fedins": "trains with a frozen norm layer",
     "fedit": "trains with a frozen norm layer",
+    "fedka": "sends features and votes in evaluation mode",
     "fedpeft": "trains with a frozen norm layer",
+    "fedlgd": "matches features in evaluation mode",
     "fedproto": "prototypes are features in evaluation mode",
+    "fedre": "class means are features in evaluation mode",
+    "fedresum": "class means are features in evaluation mode",
     "fedsa": "prototypes are features in evaluation mode",
     "fedzo": "evaluates the model",
     "fot": "sketches the inputs of layers in evaluation mode",
+    "fraug": "generates features in evaluation mode",
+    "franca": "fits its probe in evaluation mode",
     "frl": "refuses norm layers with statistics",
     "frlchecked": "refuses norm layers with statistics",
     "fzoos": "evaluates the model",
     "localtuning": "trains with a frozen norm layer",
+    "madaug": "its policy reads features in evaluation mode",
 }
 
 
@@ -346,7 +393,7 @@ def test_running_statistics_decide_nothing_in_training(name):
             return net
 
         made = small(name, clients=5, cohort=4, options=options_of(name, server_lr=0.5, byzantine=0.0), vectorize="off")
-        run = prepare(made, task=make_task(model=model), split=by_size([40, 30, 24, 50, 34]))
+        run = prepare(made, task=fitted(name, make_task(model=model)), split=by_size([40, 30, 24, 50, 34]))
         run.go()
         stored = [dict(run.store[client]) for client in range(5) if client in run.store]
         ends.append([*vectors(run.state), *vectors([{k: v for k, v in own.items() if k != "_held"} for own in stored])])
@@ -374,10 +421,10 @@ def test_a_norm_layer_a_last_batch_of_one_and_a_client_without_a_class(name):
     sizes = torch.tensor([len(own) for own in clients])
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
     split = Partition("lacking", torch.cat(clients), offsets, offsets[1:].clone())
-    options = options_of(name, server_lr=0.5, byzantine=0.0)
+    options, task = options_of(name, server_lr=0.5, byzantine=0.0), fitted(name, task)
     run = prepare(small(name, clients=5, cohort=5, options=options, evaluation="clients", vectorize="off"), task=task, split=split)
     outcome = run.go()
     model = run.method.model(run.state)
     assert torch.isfinite(model.vector).all()
     assert all((value >= 0).all() for key, value in model.items() if "running_var" in key)
-    assert 0.0 <= outcome.accuracy <= 1.0
+    assert 0.0 <= outcome.history[-1].get("map", outcome.accuracy) <= 1.0

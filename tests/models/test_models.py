@@ -51,10 +51,12 @@ def example(name: str, count: int = 2) -> torch.Tensor:
         ("logistic", GIVEN["logistic"], 7_850),
         ("mlp", GIVEN["mlp"], 17_226),
         ("tiny_cnn", {}, 54_314),
+        ("tiny_cnn", {"norm": "batch"}, 54_314 + 2 * (8 + 16 + 64)),
         ("cnn", {}, 1_663_370),
         ("cnn", {"num_classes": 62}, 1_690_046),
         ("femnist_cnn", {"num_classes": 62}, 410_022),
         ("vgg9", {}, 1_469_994),
+        ("convnet", {}, 311_050),
         ("lstm", {}, 248_912 + 2 * 512),
         ("resnet18", {"norm": "batch"}, 11_173_962),  # published for CIFAR-10
         ("resnet18", {"shape": (3, 64, 64), "num_classes": 1000, "stem": "imagenet"}, 11_689_512),  # torchvision's
@@ -211,6 +213,8 @@ def test_models_by_what_they_take_and_give():
     [
         ("cnn", {"shape": (80,)}),
         ("vgg9", {"shape": (3, 4, 4)}),
+        ("convnet", {"shape": (3, 7, 9)}),
+        ("convnet", {"width": 0}),
         ("vgg9", {"norm": "layer"}),
         ("vgg9", {"norm": "group", "groups": 5}),
         ("resnet18", {"shape": (3, 4, 4)}),

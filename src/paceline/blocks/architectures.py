@@ -9,6 +9,7 @@ numbers makes a list); the empty text is the task's own model.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +24,7 @@ from paceline.core.params import Params, Resident
 from paceline.core.random import derive
 from paceline.core.services import Host
 from paceline.models import build
-from paceline.models.split import body_layout
+from paceline.models.split import body_layout, head, head_name
 from paceline.submodels.flops import flops
 
 if TYPE_CHECKING:
@@ -58,25 +59,28 @@ class Architectures:
     """Builds and caches modules.
 
     Args:
-        task: provides data shape, number of classes and the model of the empty text.
+        task: provides data shape, number of classes and the model of the empty text; an attribute.
         seed: seed of the run; clients with the same architecture have the same initial weights.
         device: device of the modules.
     """
 
     def __init__(self, task: Any, seed: int, device: torch.device | str = "cpu") -> None:
-        self._task, self._seed, self._device = task, seed, device
+        self.task, self._seed, self._device = task, seed, device
         self._kept: dict[tuple[str, bool], tuple[Resident, Params]] = {}
+        self._second: dict[str, tuple[Resident, Params]] = {}
+        self._runs: dict[str, Resident] = {}
+        self._extended: dict[tuple[Any, ...], tuple[Resident, Params]] = {}
 
     def build(self, text: str = "") -> nn.Module:
         """Return a new module of an architecture with the run's initial weights."""
         seed = derive(self._seed, "init")
         if not text:
-            module: nn.Module = self._task.build(seed)
+            module: nn.Module = self.task.build(seed)
             return module
         name, options = parse_architecture(text)
         with drawing(derive(seed, text)):
-            x, _ = self._task.train.tensors(f"model {text!r}")
-            return build(name, shape=tuple(x.shape[1:]), num_classes=self._task.num_classes, **options)
+            x, _ = self.task.train.tensors(f"model {text!r}")
+            return build(name, shape=tuple(x.shape[1:]), num_classes=self.task.num_classes, **options)
 
     def resident(self, text: str = "") -> Resident:
         """Return the module of an architecture; its vector includes all parameters and running statistics."""
@@ -90,13 +94,65 @@ class Architectures:
         """Return a module whose vector excludes the head, which remains unchanged."""
         return self._get(text, True)[0]
 
+    def two_headed(self, layout: Layout) -> tuple[Resident, Params]:
+        """Return the task's model whose head also has an ``own_weight`` and an ``own_bias``, and its initial parameters.
+
+        The model's output ignores them; an objective of the local loop can train them on the same features.
+
+        Args:
+            layout: of the task's model; the second head is added to it.
+        """
+        if layout.digest not in self._second:
+            module = self.build()
+            layer, name = head(module), head_name(module)
+            with drawing(derive(self._seed, "second head")):
+                second = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, dtype=layer.weight.dtype)
+            added = {f"own_{part}": value for part, value in second.named_parameters()}
+            for part, value in added.items():
+                layer.register_parameter(part, value)
+            entries = [(e.name, e.shape, e.kind) for e in layout.entries]
+            count = sum(kind == "param" for *_, kind in entries)
+            own = [(f"{name}.{part}", tuple(value.shape), entries[0][2]) for part, value in added.items()]
+            whole = Layout.build([*entries[:count], *own, *entries[count:]])
+            initial = Params.of(module, whole)
+            resident = Resident(module, whole, self._device)
+            resident.flops = flops(self.build(), self.task.train.example)
+            self._second[layout.digest] = (resident, initial)
+        return self._second[layout.digest]
+
+    def like(self, params: Params) -> Resident:
+        """Return a module whose vector has the layout of the run's model, for what the server itself computes with it."""
+        key = params.layout.digest
+        if key not in self._runs:
+            self._runs[key] = Resident(self.build(), params.layout, self._device)
+        return self._runs[key]
+
+    def extended(self, text: str, kind: Callable[..., nn.Module], *arguments: Any) -> tuple[Resident, Params]:
+        """Return a module made from an architecture, and its initial parameters; both are cached.
+
+        Args:
+            text: the architecture.
+            kind: called with a new module of the architecture, one batch of example inputs, and `arguments`.
+            arguments: further hashable arguments.
+        """
+        key = (text, kind, *arguments)
+        if key not in self._extended:
+            with drawing(derive(self._seed, text, "extended")):
+                module = kind(self.build(text), self.task.train.example, *arguments)
+            layout = Layout.of(module, lambda _: True)
+            initial = Params.of(module, layout)
+            resident = Resident(module, layout, self._device)
+            resident.flops = flops(self.build(text), self.task.train.example)
+            self._extended[key] = (resident, initial)
+        return self._extended[key]
+
     def _get(self, text: str, body: bool) -> tuple[Resident, Params]:
         if (text, body) not in self._kept:
             module = self.build(text)
             layout = body_layout(module) if body else Layout.of(module, lambda _: True)
             initial = Params.of(module, layout)
             resident = Resident(module, layout, self._device)
-            resident.flops = flops(self.build(text), self._task.train.example)
+            resident.flops = flops(self.build(text), self.task.train.example)
             self._kept[text, body] = (resident, initial)
         return self._kept[text, body]
 

@@ -18,6 +18,7 @@ from paceline.core.hooks import Augment
 
 __all__ = [
     "Augmentation",
+    "alike",
     "compose",
     "crop",
     "cutout",
@@ -26,6 +27,7 @@ __all__ = [
     "inputs_only",
     "jitter",
     "noise",
+    "one_of",
     "resized_crop",
     "tilt",
     "views",
@@ -62,6 +64,24 @@ def views(change: Augmentation, count: int = 2) -> Augment:
 
     def apply(x: Any, y: Any, generator: torch.Generator) -> tuple[Any, Any]:
         return tuple(change(x, generator) for _ in range(count)), y
+
+    return apply
+
+
+def one_of(*parts: Augmentation) -> Augmentation:
+    """Return an augmentation that applies one of several, drawn for each batch."""
+
+    def apply(x: Tensor, generator: torch.Generator) -> Tensor:
+        return parts[int(torch.randint(len(parts), (), generator=generator))](x, generator)
+
+    return apply
+
+
+def alike(change: Augmentation) -> Augmentation:
+    """Return the augmentation with the same draws for all pictures of a batch, and of other batches with an equal stream."""
+
+    def apply(x: Tensor, generator: torch.Generator) -> Tensor:
+        return change(x.reshape(1, -1, *x.shape[2:]), generator).reshape(x.shape)
 
     return apply
 

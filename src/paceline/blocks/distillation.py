@@ -9,13 +9,14 @@ from torch import Tensor
 __all__ = ["feature_loss", "relation_loss", "soft_cross_entropy", "soft_targets_loss"]
 
 
-def soft_targets_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+def soft_targets_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0, weight: Tensor | None = None) -> Tensor:
     """Return T^2 KL(softmax(teacher / T) || softmax(student / T)), the mean over a batch (Hinton et al., 2015).
 
     Args:
         student: scores, shape [B, C].
         teacher: scores, shape [B, C]; a constant.
         temperature: T.
+        weight: factor of each sample, shape [B]; 1 by default.
 
     Example:
         >>> student, teacher = torch.tensor([[1.0, 1.0, 0.0]]), torch.tensor([[2.0, 0.0, 0.0]])
@@ -23,7 +24,8 @@ def soft_targets_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0
         0.354652
     """
     known, guess = (teacher.detach() / temperature).log_softmax(-1), (student / temperature).log_softmax(-1)
-    return temperature**2 * F.kl_div(guess, known, reduction="batchmean", log_target=True)
+    apart = (known.exp() * (known - guess)).sum(-1)
+    return temperature**2 * (apart if weight is None else weight * apart).mean()
 
 
 def soft_cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from paceline.core.params import Params, Resident
 from paceline.core.tree import node
 from paceline.models.split import features
 
-__all__ = ["ClassSums", "class_sums", "distances", "nearest"]
+__all__ = ["ClassSums", "apart", "class_sums", "distances", "nearest"]
 
 
 @node
@@ -64,6 +64,21 @@ def class_sums(model: Resident, params: Params, data: ClientData, num_classes: i
         sums += part.sums
         counts += part.counts
     return ClassSums(sums, counts)
+
+
+def apart(directions: Tensor, counts: Tensor) -> float:
+    """Return how far the clients' class means point apart: the mean over classes of 1 - |mean direction|^2.
+
+    Args:
+        directions: mean over clients of their class means of length 1, shape [C, d].
+        counts: clients that have the class, shape [C]; classes of fewer than two do not count.
+
+    Example:
+        >>> apart(torch.tensor([[0.5, 0.5], [1.0, 0.0]]), torch.tensor([2, 2]))
+        0.25
+    """
+    several = directions[counts > 1]
+    return float((1 - several.square().sum(1)).mean()) if len(several) else 0.0
 
 
 def distances(points: Tensor, centres: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from typing import Literal
 
 import numpy as np
@@ -37,17 +39,28 @@ def scaled_saliency(displacement: Params, scale: SaliencyScale = "minmax", unit_
     return found
 
 
-def quantile_mask(guidance: Params, share: float) -> Params:
+def quantile_mask(guidance: Params, share: float, names: Collection[str] | None = None, floor: float = 0.0) -> Params:
     """Return 1 for parameters above the quantile `share` of all parameters' guidance, else 0; 1 for running statistics.
 
     Args:
         guidance: [d].
         share: fraction of parameters to be masked, by linear interpolation between them.
+        names: tensors of which values are masked, and whose values form the quantile; all by default. One whose values are all equal
+            gives no reason to prefer any, and is not masked.
+        floor: least share of survivors in each tensor, those with the highest guidance.
     """
-    count, mask = guidance.layout.num_params, guidance.zeros() + 1.0
-    values = guidance.vector[:count]
-    if share > 0:
-        mask.vector[:count] = (values.double() > _quantile(values.double(), share)).to(mask.vector.dtype)
+    mask = guidance.zeros() + 1.0
+    entries = [e for e in guidance.layout.entries if e.kind == "param" and (names is None or e.name in names)]
+    if not share or not entries:
+        return mask
+    threshold = _quantile(torch.cat([guidance[e.name].reshape(-1) for e in entries]).double(), share)
+    for entry in entries:
+        values = guidance[entry.name].reshape(-1).double()
+        if values.min() < values.max():
+            kept = values > threshold
+            best = values.argsort(descending=True, stable=True)[: math.ceil(floor * len(values))]
+            kept[best] = True
+            mask[entry.name].copy_(kept.view(entry.shape))
     return mask
 
 

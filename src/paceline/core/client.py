@@ -219,6 +219,7 @@ class Client:
         steps: int | None = None,
         batch_size: int | None = None,
         model: Resident | None = None,
+        data: ClientData | None = None,
         alone: bool = False,
         batches: str | None = None,
         prepare: Callable[[nn.Module], AbstractContextManager[Any]] | None = None,
@@ -233,6 +234,7 @@ class Client:
             epochs: passes over the data; or `steps`, optimizer steps, which may end in mid-pass.
             batch_size: samples of a step; the task's by default.
             model: a resident module to use in place of the client's own (a sub-model).
+            data: samples to train on, such as a part of the client's (`ClientData.part`); all its training samples by default.
             alone: the module was prepared for this client (forward hooks, buffers), so it trains at once and
                 by itself.
             prepare: context in which the module trains, such as one with forward hooks; clients with equal ones can train as one.
@@ -251,7 +253,7 @@ class Client:
         batch_size = self.problem.batch_size if batch_size is None else batch_size
         if batch_size < 1 or epochs < 0:
             raise ConfigError(f"batch_size={batch_size}, epochs={epochs}: batch_size must be at least 1 and epochs at least 0")
-        data = self.train
+        data = self.train if data is None else data
         n, self._loops = len(data), self._loops + 1
         wanted = steps if steps is not None else epochs * -(-n // batch_size)
         own = model is self.model and model.stateful

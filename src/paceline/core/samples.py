@@ -98,6 +98,10 @@ class ClientData:
         """Device of the columns."""
         return self._device
 
+    def part(self, which: Tensor) -> ClientData:
+        """Return the samples at positions `which` within this client's data, int64 [n] on the CPU."""
+        return ClientData(self.x, self.y, self._rows[which.to(self._rows.device)], self._device)
+
     def at(self, rows: Tensor) -> tuple[Samples, Samples]:
         """Return the samples at `rows` of the task's columns."""
         x, y = self.x, self.y

@@ -12,6 +12,7 @@ from paceline.core.errors import ConfigError
 DEFAULTS = {
     "clip": 1.0, "clip_norm": None, "bits": None, "max_weight": 1, "gamma": 0.1, "delta": 0.1, "active": True, "prg": "aes128ctr",
     "sigma": 40, "eta": 30, "complete_up_to": 50, "threshold": None, "neighbours": None, "least_contributors": 3,
+    "pipelined": True,
 }  # fmt: skip
 
 ENDS = {

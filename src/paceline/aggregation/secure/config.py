@@ -33,6 +33,7 @@ class SecureConfig:
         threshold, neighbours: t and k instead of the computed ones; with `active`, t must exceed k/2.
         least_contributors: smallest number of clients that have trained a coordinate for its sum to be opened, and smallest
             number of clients in a tier, where clients send parts of a model.
+        pipelined: exchange keys and shares of the next round in the messages of this one, where its cohort is known.
 
     Raises:
         ConfigError: a value is outside its range.
@@ -52,6 +53,7 @@ class SecureConfig:
     threshold: int | None = None
     neighbours: int | None = None
     least_contributors: int = 3
+    pipelined: bool = True
 
     def __post_init__(self) -> None:
         wrong = []

@@ -11,17 +11,14 @@ The server sees sums of updates and of squared displacements. A client stores it
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from paceline.blocks.local_training import LocalTraining
-from paceline.blocks.running import weights
-from paceline.blocks.saliency import SaliencyScale, scaled_saliency
-from paceline.core.client import AdamW, Client, Hooks
+from paceline.blocks.exploration import Exploration
+from paceline.blocks.saliency import scaled_saliency
+from paceline.core.client import Client, Hooks
 from paceline.core.federation import Federation
-from paceline.core.method import NonNegative, Positive, PositiveShare, Share, State, on_client
-from paceline.core.optimizers import SGD, Optimizer
+from paceline.core.method import Positive, State, on_client
 from paceline.core.params import Params
 from paceline.core.tree import node
 from paceline.core.update import Update
@@ -37,25 +34,17 @@ class FedLExState(State):
 
 
 @dataclass(frozen=True)
-class FedLEx(LocalTraining[FedLExState]):
+class FedLEx(Exploration[FedLExState]):
     """Loss exploration before training, whose result scales gradients.
 
     Args:
-        explore_epochs: E_x, passes of the exploration.
-        patience: stop exploring if the mean loss has not fallen for this many passes. Below `explore_epochs`, every pass has a
-            fresh optimizer.
-        explorers: p_x, share of clients that explore.
         guide: G follows each ``round``'s cohort (it is used from the next round on), or is ``fixed`` after the exploration;
             ``auto`` follows the cohort if all clients explore.
         base: theta_b: the ``initial`` model, the mean of one pass of a ``cohort``, or one pass of one ``client`` (as published).
         start_from: federated training begins with the ``base`` or with the ``initial`` model.
-        scale: of the guidance, see `scaled_saliency`.
         unit_mean: divide G by its mean in each tensor, so that steps keep their size.
         most: with scale=robust, G is clamped to 0..most; None leaves negative factors.
         apply_to: G scales each ``gradient`` or the whole ``update``.
-        optimizer: of the clients, ``adam`` or ``sgd``.
-        lr_decay: factor of lr in each round.
-        server_momentum: beta.
     """
 
     paper: ClassVar[str] = "arXiv 2506.18640 (IJCNN 2024)"
@@ -64,22 +53,12 @@ class FedLEx(LocalTraining[FedLExState]):
     reveals: ClassVar[str] = "sums of updates and of squared displacements"
     client_state: ClassVar[str] = "its squared displacement (model size)"
 
-    lr: NonNegative[float] | None = 3e-4
-    epochs: Positive[int] = 5
-    batch_size: Positive[int] | None = 350
-    explore_epochs: Positive[int] = 150
-    patience: Positive[int] = 150
-    explorers: PositiveShare = 1.0
     guide: Literal["auto", "round", "fixed"] = "auto"
     base: Literal["initial", "cohort", "client"] = "initial"
     start_from: Literal["base", "initial"] = "base"
-    scale: SaliencyScale = "minmax"
     unit_mean: bool = False
     most: Positive[float] | None = 10.0
     apply_to: Literal["gradient", "update"] = "gradient"
-    optimizer: Literal["adam", "sgd"] = "adam"
-    lr_decay: PositiveShare = 0.99
-    server_momentum: Share = 0.9
 
     def check(self, fed: Federation) -> list[str]:
         """Require that one client's model may be seen for base=client, and that all clients explore for guide=round."""
@@ -108,21 +87,17 @@ class FedLEx(LocalTraining[FedLExState]):
         if fed.round == 1:
             state = self.explore(fed, state)
         mean = fed.mean(self.train, (state.params, state.guidance), over=cohort)
-        beta = self.server_momentum
-        momentum = beta * state.momentum - (1 - beta) * weights(mean.delta)
-        params = state.params - momentum + (mean.delta - weights(mean.delta))  # statistics are averaged
+        params, momentum = self.served(state.params, state.momentum, mean.delta)
         guidance = self.scaled(mean.square) if self.follows else state.guidance
         return replace(state, params=params, momentum=momentum, guidance=guidance)
 
     def explore(self, fed: Federation, state: FedLExState) -> FedLExState:
         """Find the base and, unless it follows the cohorts, the guidance."""
-        everyone = fed.available()
         base = state.params
         if self.base != "initial":
-            base = base + fed.mean(self.warm, base, over=everyone[:1] if self.base == "client" else fed.sample()).change
-        count = max(1, round(self.explorers * len(everyone)))
-        mean = fed.mean(self.scout, base, over=fed.sample(count) if count < len(everyone) else everyone)
-        guidance = state.guidance if self.follows else self.scaled(mean.square)
+            base = base + fed.mean(self.warm, base, over=fed.available()[:1] if self.base == "client" else fed.sample()).change
+        displacement = self.explored(fed, base)
+        guidance = state.guidance if self.follows else self.scaled(displacement)
         return replace(state, params=base if self.start_from == "base" else state.params, base=base, guidance=guidance)
 
     def scaled(self, displacement: Params) -> Params:
@@ -137,25 +112,6 @@ class FedLEx(LocalTraining[FedLExState]):
         return Update(change=local.params - message, weight=client.num_samples)
 
     @on_client(bounds={"square": 4.0})
-    def scout(self, client: Client, message: Params) -> Update:
-        """Explore from the base; return the squared displacement, and store it where later rounds need it."""
-        rule, size, at = self.rule(1), self.batch_size, message
-        if self.patience >= self.explore_epochs:
-            at = client.sgd(message, optimizer=rule, batch_size=size, epochs=self.explore_epochs).params
-        else:
-            best, waited = math.inf, 0
-            for _ in range(self.explore_epochs):
-                local = client.sgd(at, optimizer=rule, batch_size=size)
-                at, waited = local.params, 0 if local.loss < best else waited + 1
-                best = min(best, local.loss)
-                if waited >= self.patience:
-                    break
-        square = weights(at - message) ** 2
-        if self.follows:
-            client.memory["square"] = square
-        return Update(square=square, weight=min(client.num_samples, 1))
-
-    @on_client(bounds={"square": 4.0})
     def train(self, client: Client, message: tuple[Params, Params]) -> Update:
         """Train with scaled gradients; return the change and, where it is needed, the squared displacement."""
         start, guidance = message
@@ -167,9 +123,3 @@ class FedLEx(LocalTraining[FedLExState]):
         if self.follows:
             fields["square"], count["square"] = client.memory.get("square", start.zeros()), int("square" in client.memory)
         return Update(**fields, weight=count)
-
-    def rule(self, round: int) -> Optimizer:
-        """Return the clients' optimizer in a round."""
-        lr = None if self.lr is None else self.lr * self.lr_decay ** (round - 1)
-        decay = self.weight_decay
-        return AdamW(lr, weight_decay=decay) if self.optimizer == "adam" else SGD(lr, self.momentum, weight_decay=decay)
