@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from paceline.data import Partition
+from paceline.metrics import ClassMetric
 from paceline.tasks import Arrays, Task, load_task
 
-__all__ = ["distance", "late_accuracy", "late_loss", "permuted_labels", "quadratics", "squared"]
+__all__ = ["MeanConfidence", "distance", "late_accuracy", "late_loss", "permuted_labels", "quadratics", "squared"]
 
 
 class Point(nn.Module):
@@ -108,3 +110,17 @@ def permuted_labels(seed: int, of: str, groups: int, members: int, samples: int,
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), ends])
     split = Partition("permuted labels", torch.arange(clients * each), offsets, ends - held, groups=tuple(group.tolist()))
     return {"task": task, "split": split}
+
+
+class MeanConfidence(ClassMetric):
+    """Mean of the largest probability of a sample's classes."""
+
+    higher_is_better = False
+
+    def count(self, scores: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Return the summed confidence and the number of samples."""
+        return {"confidence": scores.double().softmax(1).amax(1).sum(), "count": torch.tensor(len(targets))}
+
+    def figures(self, total: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return the mean."""
+        return {"mean_confidence": float(total["confidence"]) / max(int(total["count"]), 1)}

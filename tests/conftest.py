@@ -13,6 +13,7 @@ from paceline.data.sources import Source, find_source
 from paceline.run import RunConfig, prepare
 from paceline.tasks import Arrays, Task
 from tests.lab import LAB
+from tests.methods.forms import fitted
 from tests.postgres import Postgres
 
 
@@ -67,8 +68,10 @@ def site(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def task() -> Task:
-    return make_task()
+def task(request: pytest.FixtureRequest) -> Task:
+    """Return the small task; in a test of many methods, in the form that the method needs."""
+    given = getattr(getattr(request.node, "callspec", None), "params", {})
+    return fitted(given.get("name", given.get("method")), make_task())
 
 
 @pytest.fixture

@@ -13,12 +13,14 @@ from tests.conftest import fetched
 ROOT = Path(__file__).parents[1]
 PROGRAM = ROOT / "benchmarks" / "effects.py"
 HEAVY = (
+    "clustering",
     "optimisation",
     "participation",
     "personalisation",
     "blackbox",
     "stragglers",
     "foundation",
+    "representation",
     "robust",
     "compression",
     "continual",

@@ -81,6 +81,41 @@ def _learnt(number: int, method: Side) -> Row:
     return _better(number, method, _DROPPED, claim, _TIED)
 
 
+_WEAK: dict[str, Any] = {
+    "task": "mnist-5k",
+    "model": "mlp",
+    "task_options": {"hidden": [64, 32]},
+    "partition": "dirichlet:0.1",
+    "client_samples": 200,
+    "clients": 8,
+    "cohort": 8,
+    "rounds": 10,
+    "eval_every": 10,
+}
+_WIDTHS: dict[str, Any] = {"classes": [0, 1, 2], "epochs": 3, "server_samples": 200, "restarts": 0}
+_SERVED: dict[str, Any] = _WIDTHS | {"tune_epochs": 3, "map_epochs": 3, "weight_epochs": 3}
+_ADAM = [5e-4, 1e-3, 2e-3, 4e-3]
+_CONVOLVED = Side(
+    "fedconv",
+    {"lr": _ADAM, "map_lr": [0.01, 0.03], "weight_lr": [1e-3, 1e-2]},
+    _SERVED | {"kernel_start": "corner", "activations": 0},
+)
+_PREFIX = _SERVED | {"form": "prefix"}
+_TUNED = {"tune_lr": [1e-4, 1e-3], "weight_lr": [1e-4, 1e-3]}
+_CUT = Side("fedconv", {"lr": _ADAM, **_TUNED}, _PREFIX, name="prefix cuts, the same samples on the server")
+_CUT_ALONE = Side(
+    "fedconv",
+    {"lr": [2.5e-4, *_ADAM, 8e-3, 1.6e-2, 3.2e-2]},
+    _WIDTHS | {"form": "prefix", "tune_epochs": 0, "weight_epochs": 0},
+    name="prefix cuts",
+)
+_SERVER_ALONE = Side(
+    "fedconv",
+    {"tune_lr": [1e-4, 1e-3, 1e-2], "weight_lr": [1e-4, 1e-3, 1e-2]},
+    _PREFIX | {"lr": 0.0},
+    name="training on the server alone",
+)
+
 _NAMES = {
     "clip": "CLIP",
     "fluid": "FLuID",
@@ -128,4 +163,15 @@ ROWS: list[Row] = [
     _learnt(3, _FJORD),
     _learnt(2, _HETEROFL),
     _learnt(2, _RANDOM),
+    _better(1, _CONVOLVED, _CUT_ALONE, "FedConv is more accurate than prefix cuts (HeteroFL with assigned widths)", _WEAK),
+    _better(2, _CONVOLVED, _CUT, "FedConv is more accurate than prefix cuts with the same training on the server's samples", _WEAK),
+    _better(3, _CONVOLVED, _SERVER_ALONE, "FedConv is more accurate than training on the server's samples alone", _WEAK),
+    _better(
+        4,
+        _CONVOLVED,
+        _CUT,
+        "sub-models that FedConv sends are more accurate than prefix cuts, before clients train them",
+        _WEAK | {"evaluation": "clients-central"},
+        metric="client_accuracy",
+    ),
 ]

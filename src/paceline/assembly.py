@@ -18,6 +18,8 @@ from torch import Tensor
 from paceline.adversaries.behaviours import Adversary, load_adversary, members
 from paceline.adversaries.engine import poisoned
 from paceline.blocks.architectures import Architectures, architectures_service
+from paceline.blocks.benchmark_data import BenchmarkData, benchmark_data_service
+from paceline.blocks.server_data import ServerData, server_data_service
 from paceline.core.checks import check_task
 from paceline.core.config import RunConfig
 from paceline.core.engine import Aggregation
@@ -134,7 +136,13 @@ class Assembly:
             chunk=1 if config.vectorize == "off" else config.chunk or 1,
             one_step=config.one_step,
             samples=samples,
-            services={Submodels: submodel_service, Segmenter: segmenter_service, Architectures: architectures_service},
+            services={
+                Submodels: submodel_service,
+                Segmenter: segmenter_service,
+                Architectures: architectures_service,
+                BenchmarkData: benchmark_data_service,
+                ServerData: server_data_service,
+            },
         )
 
 

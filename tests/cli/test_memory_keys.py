@@ -26,7 +26,9 @@ OTHERWISE = {
     "randomdropout": BOTH,
     "saliency": ADAPTIVE,
     "fedzo": {"correction": "scaf"},
+    "madaug": {"policy": "local"},
     "ocfl": {"sketch": 8},
+    "scaffoldm": {"start": "gradients"},
 }
 """Options with which a method keeps what it does not by default."""
 

@@ -29,11 +29,11 @@ class Noisy(pl.methods.FedAvg):
         size = 0.3 + 0.01 * client.round
 
         def augment(x, y, stream):
-            SEEN.append(stream.initial_seed())
+            SEEN.append(stream.step if self.kind == "numbers" else stream.initial_seed())
             drawn = size * torch.randn(x.shape, generator=stream)
             if self.kind == "mixed":
                 return x + drawn, (F.one_hot(y, 4).float() + F.one_hot(y.flip(0), 4).float()) / 2
-            return (x + drawn, y) if self.kind == "inputs" else ((x, drawn), y)
+            return (x + drawn, y) if self.kind in ("inputs", "numbers") else ((x, drawn), y)
 
         def objective(module, given, y):
             x, drawn = given
@@ -95,6 +95,13 @@ def test_every_client_round_and_step_has_its_own_stream():
     assert first == SEEN
 
 
+@pytest.mark.parametrize("vectorize", ["off", "on"])
+def test_steps_are_numbered(vectorize):
+    SEEN.clear()
+    end("numbers", vectorize=vectorize, chunk=3)
+    assert sorted(SEEN) == sorted([step for steps in (6, 2, 2, 8, 6) for step in range(steps)] * 2)
+
+
 def test_two_workers_draw_the_same():
     assert torch.equal(end(vectorize="on", chunk=2, workers=1), end(vectorize="on", chunk=2, workers=2))
 
@@ -136,3 +143,25 @@ def test_a_loop_with_draws_is_not_recorded():
         ends.append(run.method.model(run.state).vector)
     assert "augment" in next(iter(run.fed.engine.notes.values()))
     assert torch.equal(*ends)
+
+
+@dataclass(frozen=True)
+class Counting(pl.methods.FedAvg):
+    """Add the number of the step to the inputs."""
+
+    def hooks(self, client, start):
+        return Hooks(augment=lambda x, y, stream: (x + 0.1 * stream.step, y))
+
+
+def test_a_hook_receives_the_number_of_the_step_stacked_or_not():
+    values = {"method": f"{__name__}:Counting", "options": {"epochs": 2}, "task": "blobs", "clients": 6, "cohort": 6, "rounds": 2}
+    ends = []
+    for vectorize in ("off", "on"):
+        run = prepare(RunConfig.build(values | {"vectorize": vectorize, "chunk": 6}), task=make_task(), split=ragged())
+        run.go()
+        ends.append(run.method.model(run.state).vector)
+    torch.testing.assert_close(*ends, atol=1e-5, rtol=1e-5)
+    assert [Counting().hooks(None, None).augmented(0.0, 1, 0, step)[0] for step in range(3)] == pytest.approx([0.0, 0.1, 0.2])
+    silent = prepare(RunConfig.build(values | {"method": f"{__name__}:Silent"}), task=make_task(), split=ragged())
+    silent.go()
+    assert not torch.allclose(ends[0], silent.method.model(silent.state).vector)

@@ -193,3 +193,14 @@ def test_dropout_draws_from_the_client_s_own_stream():
     assert one[1].equal(again[1])
     assert not one[0].equal(one[1])
     assert not one[0].equal(other[0])
+
+
+def test_training_on_a_part_of_the_samples_is_training_on_them_alone():
+    client, start = make_client()
+    part = client.train.part(torch.tensor([3, 1]))
+    assert len(part) == 2
+    out = client.sgd(start, data=part)
+    x, y = X[[3, 1]].numpy(), Y[[3, 1]].numpy()
+    w = start.vector.numpy()
+    np.testing.assert_allclose(out.params.vector, w - 0.1 * 2 * x.T @ (x @ w - y) / 2, rtol=1e-5)
+    assert (out.steps, out.samples, client.num_samples) == (1, 2, 5)

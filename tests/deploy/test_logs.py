@@ -1,6 +1,7 @@
 """What a server or a client writes to stderr: lines of the journal and nothing else."""
 
 import json
+import logging
 import sys
 import warnings
 from types import SimpleNamespace
@@ -69,3 +70,15 @@ def test_processes_write_their_warnings_as_lines(role, tmp_path, capfd, monkeypa
     sys.stderr.flush()
     reported = lines(capfd)
     assert [line["why"] for line in reported if line["event"] == "warning"] == ["something is odd"] * (2 if role == "server" else 1)
+
+
+def test_a_record_of_the_package_is_a_line_of_the_journal(capsys):
+    package = logging.getLogger("paceline")
+    with logged_warnings(Journal("server")):
+        logging.getLogger("paceline.some.module").info("round %d is long", 3)
+        logging.getLogger("paceline.some.module").debug("round 4 is short")
+        logging.getLogger("another").info("of another package")
+    (line,) = lines(capsys)
+    assert (line["event"], line["level"], line["kind"], line["why"]) == ("note", "info", "module", "round 3 is long")
+    assert not package.handlers
+    assert package.level == logging.NOTSET

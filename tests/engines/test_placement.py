@@ -23,6 +23,7 @@ from paceline.run import RunConfig, prepare
 from paceline.tasks import load_task
 from tests.conftest import make_task
 from tests.core.test_losses import CASES
+from tests.methods.forms import fitted
 from tests.methods.test_every_method import NAMES, NEEDS_EACH, SMALL
 from tests.methods.test_vectorizable import MODELS
 from tests.models.test_models import GIVEN, example
@@ -47,9 +48,9 @@ def carry_out(task, device="cpu", method="fedavg", **changes):
 
 def agrees(task, name="fedavg", **changes):
     """Assert that a run on a pretended GPU has the figures of one on the CPU, and no tensor on the wrong device."""
-    wanted = carry_out(task(), method=name, **changes)
+    wanted = carry_out(fitted(name, task()), method=name, **changes)
     with pretended():
-        found = carry_out(task(), "cuda", name, **changes)
+        found = carry_out(fitted(name, task()), "cuda", name, **changes)
     assert found.loss == pytest.approx(wanted.loss, rel=1e-3, abs=1e-4)
     assert found.bytes_up == wanted.bytes_up
 
@@ -266,5 +267,5 @@ def test_the_rules_of_the_pretended_device():
 @pytest.mark.parametrize("train", [ALONE, STACKED], ids=["alone", "stacked"])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_method_on_a_real_gpu(name, train):
-    wanted, found = (carry_out(small(), device, name, **train) for device in ("cpu", "cuda"))
+    wanted, found = (carry_out(fitted(name, small()), device, name, **train) for device in ("cpu", "cuda"))
     assert found.loss == pytest.approx(wanted.loss, rel=1e-3, abs=1e-3)

@@ -134,6 +134,29 @@ def test_real_secure_aggregation_across_actors(ray):
     assert go(**common, engine="ray", workers=2)[1].model_sha256 == go(**common)[1].model_sha256
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fjord", "clip"])
+def test_sums_over_parts_of_a_model_across_actors(ray, method):
+    """Clients send the segments of their tiers; bits and bytes are those of sums without masks, here and there."""
+    common = {
+        "method": method,
+        "options": {"segmented": True, "straggler_share": 0.34, "warmup": 1},
+        "fleet": "stragglers:share=0.34,slow=3,compute=1e5",
+        "secure": {"gamma": 0.0, "threshold": 4, "least_contributors": 2},
+        "rounds": 4,
+    }
+    shas = set()
+    for aggregation in ("secure", "secure-arithmetic"):
+        here, *there = (
+            go(**common, aggregation=aggregation, **engine)[1]
+            for engine in ({}, {"engine": "ray", "workers": 1}, {"engine": "ray", "workers": 2})
+        )
+        shas |= {summary.model_sha256 for summary in (here, *there)}
+        assert {(summary.bytes_up, summary.bytes_down) for summary in there} == {(here.bytes_up, here.bytes_down)}
+        assert here.history[-1]["bytes_up"] < 0.95 * here.history[0]["bytes_up"] or aggregation == "secure"
+    assert len(shas) == 1
+
+
 @dataclass(frozen=True)
 class Dying(FedAvg):
     once: str = ""

@@ -29,7 +29,12 @@ ARRIVING = {
 MARGIN = AVERAGED | {
     "lr": 0.01, "batch_size": 50, "momentum": 0.5, "weight_decay": 0.0005, "margin": 0.1, "per_sample": False,
 }  # fmt: skip
+PROMPTED = LOCAL | {
+    "lr": 0.25, "epochs": 5, "batch_size": 64, "weight_decay": 0.001, "tokens": 10, "server_lr": 0.001, "server_optimizer": "sgd",
+    "reduce": "sum", "heads": 1, "descriptor": "tokens", "per_step": False, "clip": 0.0, "judge": "tuned",
+}  # fmt: skip
 ROBUST = AVERAGED | {"byzantine": 0.2}
+TRUSTED = LOCAL | {"lr": 0.001, "epochs": 3, "batch_size": 32, "optimizer": "adam", "most": None, "by_samples": False}
 PRUNED = AVERAGED | {
     "straggler_share": 0.2, "network": True, "smallest": 0.5, "warmup": 2, "merge": None, "adaptive": False, "rescale": False,
     "segmented": False,
@@ -38,6 +43,10 @@ OWN = LOCAL | {"models": ()}
 HEADS = OWN | {
     "momentum": 0.9, "weight_decay": 0.001, "clip": 50.0, "server_lr": 0.01, "freeze_absent": False, "batch_means": False,
     "judge": "own",
+}  # fmt: skip
+MIXED = OWN | {
+    "lr": 0.06, "batch_size": 32, "clip": 0.0, "server_lr": 0.01, "judge": "own", "views": 1, "mix_over": "class_means", "subset": None,
+    "least_classes": 1, "send_head": True, "halve_every": 0,
 }  # fmt: skip
 MUTUAL = OWN | {
     "lr": 0.01, "epochs": 2, "batch_size": 32, "momentum": 0.9, "distill": 1.0, "tap_weight": 0.5, "mutual": 1.0, "temperature": 2.0,
@@ -80,6 +89,11 @@ DEFAULTS = {
         "steps": 10, "batch_size": 32, "adversary": "pgd", "radius": 0.1, "attack_steps": 7, "attack_size": None, "norm": "inf",
         "start": "random", "attack_on": "local", "clean": 0.0, "importance": "uniform", "judge": "clean",
     },
+    "fedagain": TRUSTED
+    | {
+        "benchmark": "client", "benchmark_samples": 200, "error": "plain", "rule": "product", "alpha": 1.0, "beta": 1.0, "floor": False,
+    },
+    "fedagainsum": TRUSTED,
     "fedamd": {
         "anchor": 0.2, "period": 0, "steps": 10, "lr": 0.01, "batch_size": 64, "large_batch": 0, "server_lr": 1.0, "per_step": False,
     },
@@ -90,6 +104,13 @@ DEFAULTS = {
     "fedavgmvr": MOMENTUM,
     "fedbn": LOCAL | {"layers": ()},
     "fedbuff": ARRIVING | {"buffer": 10, "weigh": "identical"},
+    "fedconv": LOCAL
+    | {
+        "lr": 0.001, "epochs": 5, "batch_size": 32, "shrink": 0.75, "classes": (0, 0, 1, 1, 1, 1, 2, 2, 2, 2), "server_samples": 200,
+        "server_batch": 32, "map_epochs": 20, "map_lr": 0.001, "weight_epochs": 20, "weight_lr": 0.001, "weight_start": "ones",
+        "activations": 2, "kernel_start": "mean", "restarts": 3, "optimizer": "adam", "form": "convolution", "tune_epochs": 10,
+        "tune_lr": 0.0001, "tune_received": True,
+    },
     "fedd2s": MUTUAL | {"knowledge": "samples", "samples": 256},
     "fedd2ssum": MUTUAL,
     "feddyn": AVERAGED | {"alpha": 0.01},
@@ -101,7 +122,16 @@ DEFAULTS = {
     },
     "fedgh": HEADS | {"shuffle": True},
     "fedghsum": HEADS | {"form": "gradient", "exchanges": 1},
+    "fedins": LOCAL
+    | {
+        "lr": 0.01, "epochs": 10, "batch_size": 32, "members": 25, "selected": 3, "match": 0.1, "spread": 0.02, "mask_unused": False,
+    },
     "fedit": INSTRUCTED,
+    "fedka": LOCAL
+    | {
+        "lr": 0.0003, "batch_size": 16, "steps": 32, "horizon": 200, "slope": 5.0, "target": None, "align": "both", "voting": True,
+        "share": "inputs", "collect": 8, "last_only": False, "vote_batches": 128, "agreement": 0.0,
+    },
     "fedld": MARGIN | {"keep": 0.8, "renorm": "none"},
     "fedldsum": MARGIN,
     "fedlex": EXPLORED
@@ -114,12 +144,19 @@ DEFAULTS = {
         "global_steps": 500, "gap": 5, "updates": 10, "image_lr": 1.0, "image_momentum": 0.5, "strength": 10.0, "temperature": 0.07,
         "augment": True, "official_stats": False, "watch": False,
     },
+    "fedloge": LOCAL
+    | {
+        "lr": 0.03, "epochs": 5, "batch_size": 8, "momentum": 0.5, "zeros": 0.6, "length": 0.1, "frame_steps": 10000, "frame_lr": 0.0001,
+        "head_rate": 1.0, "scale": 1.7, "power": 1.0, "judge": "realigned", "tuning_epochs": 0,
+    },
     "fednova": AVERAGED | {"mu": 0.0},
     "fedopt": AVERAGED | {"server_lr": 0.01, "optimizer": "adam", "beta1": None, "beta2": 0.99, "tau": 0.001},
     "fedpeft": TUNED,
     "fedper": LOCAL,
     "fedproto": OWN | {"strength": 1.0, "predict": "prototype"},
     "fedprox": AVERAGED | {"mu": 0.01},
+    "fedre": MIXED | {"head_batch": 32, "server_epochs": 1},
+    "fedresum": MIXED,
     "fedrep": LOCAL | {"head_epochs": 10},
     "fedsa": OWN
     | {
@@ -147,6 +184,18 @@ DEFAULTS = {
         "eps": 0.95, "eps_inc": 0.0, "rounds_per_task": None, "protect_head": None, "weigh": "uniform", "rho": "norm", "sketch": 5,
         "most_columns": 4096, "at_least_one": False, "last_cohort": None,
     },
+    "fraug": LOCAL
+    | {
+        "lr": 0.01, "batch_size": 64, "momentum": 0.5, "steps": 20, "generator_lr": 0.05, "transform_lr": 0.05, "ramp": "exp",
+        "gamma": 0.002, "horizon": 300, "interpolate": False, "ema": 0.3, "apart": 1.0, "near": 1.0, "generator_distance": "l2",
+        "transform_distance": "mmd", "harden": "entropy", "noise": "uniform", "noise_size": None, "shared_statistics": False,
+        "generator_norms": "shared",
+    },
+    "franca": {
+        "lr": 0.0007, "epochs": 1, "steps": None, "batch_size": 64, "momentum": 0.994, "weight_decay": 0.04, "prototypes": 512, "levels": 5,
+        "hidden": 256, "bottleneck": 64, "nest": "project", "balance": "sinkhorn", "crops": 8, "mirrored": True, "schedule_rounds": 100,
+        "clip": 3.0, "teacher": "mean", "server_momentum": 0.99, "heads": "shared", "probe": True, "probe_dims": None, "rasa": 0,
+    },
     "frl": RANKS,
     "frlchecked": RANKS,
     "fzoos": {
@@ -155,10 +204,21 @@ DEFAULTS = {
         "radius": 0.01, "correct": True,
     },
     "geometricmedian": ROBUST,
+    "heterogeneityreport": AVERAGED | {"clusters": 10, "every": 10, "iterations": 5},
     "heterofl": PRUNED | {"rescale": True, "masked_loss": True, "own_rows": True, "importance": "uniform", "static": True},
     "krum": ROBUST,
     "localonly": OWN,
     "localtuning": INSTRUCTED,
+    "madaug": AVERAGED
+    | {
+        "lr": 0.1, "batch_size": 128, "weight_decay": 0.0005, "scale": 40.0, "per_picture": 2, "temperature": 3.0, "spread": 0.3,
+        "period": 3, "start": 0, "policy": "global", "policy_lr": 0.001, "policy_decay": 0.001, "layers": 0, "order": "second",
+        "margin": 4, "mirror": True, "erase": 0.5, "smoothing": 0.1, "clip": 5.0,
+        "operations": (
+            "shear-x", "shear-y", "translate-x", "translate-y", "rotate", "auto-contrast", "invert", "equalize", "solarize",
+            "posterize", "contrast", "color", "brightness", "sharpness", "cutout", "flip", "identity",
+        ),
+    },
     "meamed": ROBUST,
     "median": ROBUST,
     "mifa": UNEQUAL,
@@ -169,12 +229,15 @@ DEFAULTS = {
     },
     "perfedavg": AVERAGED | {"alpha": 0.01, "steps": 10, "order": "first", "delta": 0.001, "personal_steps": 1},
     "pfedme": AVERAGED | {"lr": 0.005, "lam": 15.0, "inner_steps": 5, "inner_lr": 0.05, "personal_epochs": 1},
+    "pfedpg": PROMPTED,
+    "pfedpgsum": PROMPTED,
     "phocas": ROBUST,
     "randomdropout": PRUNED,
     "saliency": PRUNED | {"every": 10},
     "scaffold": AVERAGED,
     "scaffoldm": MOMENTUM | {"start": "zeros"},
     "scaffoldmvr": MOMENTUM | {"start": "gradients"},
+    "semaug": AVERAGED | {"share": 0.5, "bank": "local", "what": "first", "where": "last", "top": 3},
     "trimmedmean": ROBUST,
 }  # fmt: skip
 
@@ -199,9 +262,18 @@ DECLARED = {
     "names_clients": (False, {True: "fedamd fedasync fedbuff fedfix"}),
     "sends_model": (
         True,
-        {False: "fedbn fedd2s fedd2ssum fedgela fedgh fedghsum fedper fedproto fedrep fedsa frl frlchecked localonly localtuning"},
+        {
+            False: "fedbn fedd2s fedd2ssum fedgela fedgh fedghsum fedka fedper fedproto fedre fedrep fedresum fedsa franca "
+            "fraug frl frlchecked localonly localtuning pfedpg pfedpgsum"
+        },
     ),
-    "has_model": (True, {False: "fedbn fedd2s fedd2ssum fedgh fedghsum fedper fedproto fedrep fedsa fedzo fzoos localonly ocfl"}),
+    "has_model": (
+        True,
+        {
+            False: "fedbn fedd2s fedd2ssum fedgh fedghsum fedper fedproto fedre fedrep fedresum fedsa fedzo fraug "
+            "fzoos localonly ocfl pfedpg pfedpgsum"
+        },
+    ),
     "rounds_up": (False, {True: "heterofl"}),
     "needs": (
         None,

@@ -16,8 +16,11 @@ LABELS = torch.arange(80) % 3
 CLASSES = {name for name in NAMES if find_method(name).needs_classes}
 
 
-SPLIT = (CLASSES - {"fedld", "fedldsum"}) | {"fedpeft", "fedper", "fedrep", "fedbn"}
+SPLIT = (CLASSES - {"fedld", "fedldsum", "madaug"}) | {"fedins", "fedpeft", "fedper", "fedrep", "fedbn"}
 """Methods that split the model, or name its layers."""
+
+PICTURES = {"madaug", "pfedpg", "pfedpgsum", "semaug"}
+"""Methods that change pictures or scenes, or need a vision transformer."""
 
 
 class Net(nn.Sequential):
@@ -48,7 +51,9 @@ def run(name, task, **changes):
 
 
 def test_who_reads_labels_declares_it():
-    assert {"fedd2s", "fedd2ssum", "fedgela", "fedld", "fedldsum", "fedlgd", "fedsa", "fedproto", "fedgh", "fedghsum"} == CLASSES
+    names = "fedd2s fedd2ssum fedgela fedgh fedghsum fedka fedld fedldsum "
+    names += "fedlgd fedloge fedproto fedre fedresum fedsa fraug madaug"
+    assert set(names.split()) == CLASSES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -56,6 +61,10 @@ def test_every_method_learns_a_quantity_or_refuses_it(name):
     task = KINDS["regression"]()
     if name in CLASSES:
         with pytest.raises(PlanError, match=f"method '{name}' needs classes, but task 'data' has none"):
+            run(name, task)
+        return
+    if name in PICTURES:
+        with pytest.raises(ConfigError, match=r"does not support prompts|pastes objects into scenes"):
             run(name, task)
         return
     assert run(name, task).rounds == 2
@@ -72,8 +81,10 @@ def test_sub_models_are_cut_from_a_model_with_several_inputs(name):
 def test_every_method_trains_every_kind_or_says_what_it_needs(name, kind):
     task = KINDS[kind]()
     for vectorize in ({"vectorize": "off"}, {"vectorize": "on", "chunk": 2}):
-        if (name in CLASSES and kind == "regression") or (name in SPLIT | {"fal"} and kind == "inputs by name"):
+        refused = (name in CLASSES and kind == "regression") or (name in SPLIT | {"fal", "franca"} and kind == "inputs by name")
+        if refused or name in PICTURES:
             told = r"needs classes|cannot be split into features|matches no module|one tensor of floats"
+            told += r"|augments pictures|support prompts|into scenes"
             with pytest.raises((PlanError, ConfigError), match=told):
                 run(name, task, **vectorize)
         else:

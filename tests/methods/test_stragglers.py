@@ -8,10 +8,13 @@ import torch
 from paceline.core.client import ClientData, Hooks
 from paceline.core.errors import ConfigError
 from paceline.core.failures import Declined
+from paceline.devices import Fleet
 from paceline.engines.worker import Worker
 from paceline.methods.stragglers import clip
+from paceline.methods.stragglers.fluid import Fluid
 from paceline.methods.stragglers.heterofl import HeteroFL
 from paceline.methods.stragglers.saliency import Saliency
+from paceline.methods.stragglers.selfpruning import SelfPruning
 from paceline.registry import find_method
 from paceline.run import RunConfig, prepare
 from paceline.submodels.select import Rank, Threshold
@@ -401,3 +404,43 @@ def test_without_a_client_that_can_vote_the_invariant_units_stay(task):
     for group, score in run.state.scores.items():
         assert torch.equal(after.scores[group], score)
     assert torch.equal(after.params.vector, run.state.params.vector)
+
+
+class Graded(Fleet):
+    """Devices of eight speeds, which lie far apart."""
+
+    def profile(self, client, round):
+        return self._base(compute=1e5 / (1.0 + client % 8))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "aggregation"),
+    [
+        *((name, {}, "plain") for name in [*PRUNING, "saliency"]),
+        *(("clip", {option: on}, "secure") for option, on in {"network": False, "adaptive": True}.items()),
+    ],
+)
+def test_clients_without_samples_do_not_decide_who_is_slow(task, monkeypatch, name, options, aggregation):
+    """They take next to no time, so a quantile that counts them is that of faster clients."""
+    widths, fits, taught = [], SelfPruning.fit, Fluid.widths
+
+    def fit(self, client, params, p, units):
+        if client._id < 8:  # no empty client, and no preview
+            seen[client.round, client._id] = p
+        return fits(self, client, params, p, units)
+
+    def chosen(self, state, cohort):
+        seen[state.rounds] = taught(self, state, cohort)
+        return seen[state.rounds]
+
+    monkeypatch.setattr(SelfPruning, "fit", fit)
+    monkeypatch.setattr(Fluid, "widths", chosen)
+    for empty in (0, 7):
+        sizes, seen = [30] * 8 + [0] * empty, {}
+        more = {"clients": len(sizes), "cohort": len(sizes), "rounds": 6, "fleet": f"{__name__}:Graded", "vectorize": "off"}
+        more |= {"aggregation": aggregation, "secure": {"gamma": 0.0}, "options": {"warmup": 2, **options}}
+        run = prepare(RunConfig.build({"method": name, "task": "blobs", **more}), task=task, split=by_size(sizes))
+        run.go()
+        widths.append(seen)
+    assert widths[0] == widths[1]
+    assert len(set(map(str, widths[0].values()))) > 1

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn import metrics as sk
 
-from paceline.metrics import AUROC, AveragePrecision
+from paceline.metrics import AUROC, AveragePrecision, Youden
 from paceline.metrics.ranking import log_odds
 from tests.metrics.kit import summed, whole
 
@@ -102,3 +102,24 @@ def test_the_resolution_is_reached_by_the_best_and_the_worst_order_within_a_bin(
     off = abs(ours[metric.figure] - THEIRS[metric.figure](y, z))
     other = abs(ours[metric.figure] - THEIRS[metric.figure](y, -z))
     assert max(off, other) == pytest.approx(ours[f"{metric.figure}_resolution"], rel=1e-9)
+
+
+@pytest.mark.parametrize("bins", [100, 5000])
+def test_youden_s_index_and_what_its_threshold_finds(bins):
+    g = torch.Generator().manual_seed(3)
+    y = torch.randint(0, 2, (500,), generator=g)
+    z = torch.randn(500, generator=g, dtype=torch.float64) + 1.5 * y
+    ours = summed(Youden(bins=bins), z, y, (120, 0, 380))
+    fpr, tpr, thresholds = sk.roc_curve(y, z, drop_intermediate=False)
+    assert 0 <= (tpr - fpr).max() - ours["youden"] <= ours["youden_resolution"]
+    binned = np.floor((np.arcsinh(20 * z.numpy()) / np.arcsinh(800) + 1) / 2 * bins)
+    fpr, tpr, thresholds = sk.roc_curve(y, binned, drop_intermediate=False)
+    best = (tpr - fpr).argmax()
+    found = binned >= thresholds[best]
+    assert ours["youden"] == pytest.approx((tpr - fpr)[best])
+    scores = {"precision": sk.precision_score, "recall": sk.recall_score, "f1": sk.f1_score}
+    for name, score in scores.items():
+        assert ours[f"youden_{name}"] == pytest.approx(score(y, found))
+    perfect = whole(Youden(), torch.tensor([-2.0, -1.0, 1.0, 3.0]), torch.tensor([0, 0, 1, 1]))
+    assert (perfect["youden"], perfect["youden_f1"]) == (1.0, 1.0)
+    assert math.isnan(whole(Youden(), torch.tensor([1.0, 2.0]), torch.tensor([0, 0]))["youden_f1"])

@@ -51,6 +51,7 @@ def example(name: str, count: int = 2) -> torch.Tensor:
         ("logistic", GIVEN["logistic"], 7_850),
         ("mlp", GIVEN["mlp"], 17_226),
         ("tiny_cnn", {}, 54_314),
+        ("tiny_cnn", {"norm": "batch"}, 54_314 + 2 * (8 + 16 + 64)),
         ("cnn", {}, 1_663_370),
         ("cnn", {"num_classes": 62}, 1_690_046),
         ("femnist_cnn", {"num_classes": 62}, 410_022),

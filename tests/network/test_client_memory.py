@@ -41,6 +41,21 @@ def test_pending_work_counts_only_where_the_server_kept_it(memory):
     assert ClientMemory(memory.folder).restore(2, 2, 1)["n"] == 2  # it was, with it
 
 
+def test_work_is_committed_only_with_its_own_round(memory):
+    """Whether this object has written it, or an earlier process, which has to be read first."""
+    for again in (memory, ClientMemory(memory.folder)):
+        memory.write_pending(2, {"n": 2})
+        assert not again.commit(3, 0)
+        assert not again.commit(2, 0)  # the first call has deleted it
+        memory.write_pending(2, {"n": 2})
+        assert again.commit(2, 0)
+        assert not again.commit(2, 0)
+        memory.write_pending(4, {"n": 4})
+        memory.rollback()
+        assert not again.commit(4, 0)
+        assert again.latest() == {"n": 2}
+
+
 @pytest.mark.parametrize(
     ("attempt", "round", "counted"),
     [((1, 0), 1, True), ((1, 1), 1, False), ((2, 0), 1, False), ((1, 0), 0, False), ((), 1, False)],

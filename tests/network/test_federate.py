@@ -14,6 +14,8 @@ from paceline.run import RunConfig, run
 from tests.network.conftest import Loopback
 
 STEPS = ("secagg.advertise", "secagg.share", "secagg.masked", "secagg.consistency", "secagg.unmask")
+ALONE = STEPS[:2]
+"""Steps that only a sum has whose keys were not prepared in the round before."""
 
 
 def settings(method: str, clients: int = 3, **changes) -> RunConfig:
@@ -134,7 +136,8 @@ def test_ten_clients_end_with_the_bits_of_a_local_run(tmp_path, method, aggregat
 )
 @pytest.mark.parametrize("method", ["scaffold", "clip"])
 def test_server_killed_anywhere(tmp_path, method, aggregation, phase, when):
-    config = settings(method, 3, aggregation=aggregation, model="mlp", fleet="stragglers:share=0.34,slow=3")
+    options = {"pipelined": False} if phase in ALONE else {}
+    config = settings(method, 3, aggregation=aggregation, model="mlp", fleet="stragglers:share=0.34,slow=3", secure=options)
     federation = LoopbackFederation(config, tmp_path / "run", faults=[f"kill:client=server,phase={phase},round=2,when={when}"])
     summary = federation.run()
     assert starts(federation)["server"] == 2
@@ -146,7 +149,7 @@ def test_server_killed_anywhere(tmp_path, method, aggregation, phase, when):
 @pytest.mark.parametrize("phase", [*STEPS, "train"])
 def test_client_killed_anywhere(tmp_path, phase, when):
     secure = phase != "train"
-    options = {"threshold": 2, "active": False, "gamma": 0.0} if secure else {}
+    options = {"threshold": 2, "active": False, "gamma": 0.0, "pipelined": phase not in ALONE} if secure else {}
     config = settings("scaffold", 4, aggregation="secure" if secure else "plain", secure=options)
     faults = [f"kill:client=1,phase={phase},round=2,when={when}"]
     federation = LoopbackFederation(config, tmp_path / "run", faults=faults, waiting={"reconnect": 0.1})
@@ -170,7 +173,7 @@ def test_client_killed_before_it_commits_has_not_lost_its_work(tmp_path, aggrega
 
 @pytest.mark.slow
 def test_both_sides_killed_and_checkpoints_far_apart(tmp_path):
-    config = settings("scaffold", 3, rounds=5, checkpoint_every=2)
+    config = settings("scaffold", 3, rounds=5, checkpoint_every=2, secure={"pipelined": False})
     faults = ["kill:client=server,phase=secagg.unmask,round=4,when=reply", "kill:client=2,phase=secagg.share,round=4"]
     federation = LoopbackFederation(config, tmp_path / "run", faults=faults, waiting={"reconnect": 0.1})
     summary = federation.run()

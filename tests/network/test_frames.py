@@ -51,6 +51,58 @@ def test_a_message_comes_as_it_was_sent(pack):
     assert got.opening.parts[1][2] is pack
 
 
+SMALL_TREE = {"model": torch.arange(300, dtype=torch.float32), "round": 3}
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_a_small_message_takes_one_frame(pack):
+    sent = message(tree=SMALL_TREE, pack=pack)
+    assert len(sent) == 1
+    got = receive(sent, limit=sum(wire for wire, _, _ in receive(sent).opening.parts) + (10_000 if pack else 0))
+    assert (got.kind, got.head) == (4, {"id": 7})
+    tree = got.tree(0, NETWORK)
+    assert torch.equal(tree["model"], SMALL_TREE["model"])
+    assert got.opening.parts[1][2] is pack
+    with pytest.raises(WireError, match="exceeds the limit"):
+        receive(sent, limit=got.opening.size - 1)
+    assert receive(sent, vet=lambda kind, head, opening: False).parts[0].take() == b""
+    least, most = (f.MessagePart(bytes(f.SMALL + more - 20), f.SMALL + more - 20) for more in (0, 1))
+    head = f.MessagePart(bytes(20), 20)
+    assert [len(list(f.frames(4, (head, part), 0))) for part in (least, most)] == [1, 3]
+
+
+def whole(*parts, data, flags=f.OPEN | f.WHOLE, count=None):
+    import zlib
+
+    text = f._OPENING.pack(4, count or len(parts)) + b"".join(f._PART.pack(*p) for p in parts) + data
+    return f.HEAD.pack(f.MAGIC, f.VERSION, flags, 0, zlib.crc32(text)) + text
+
+
+@pytest.mark.parametrize("extra", [-1, 1, 1000])
+def test_a_whole_message_has_the_announced_size(extra):
+    head = f.MessagePart.of({"id": 7}).data
+    part = (len(head), len(head), 0)
+    assert receive([whole(part, data=head)]).head == {"id": 7}
+    with pytest.raises(WireError, match="contains"):
+        receive([whole(part, (2000, 2000, 0), data=head + bytes(2000 + extra))])
+    with pytest.raises(WireError, match="announces 4 parts"):
+        receive([whole(part, data=b"", count=4)])
+
+
+@pytest.mark.parametrize("flags", [f.WHOLE, 4, f.OPEN | 8])
+def test_other_flags_are_refused(flags):
+    head = f.MessagePart.of({"id": 7}).data
+    with pytest.raises(WireError, match="unknown flags"):
+        receive([whole((len(head), len(head), 0), data=head, flags=flags)])
+
+
+def test_a_whole_message_inside_another_one_is_refused():
+    start = message()[:2]
+    inner = message(tree=SMALL_TREE, first=2)
+    with pytest.raises(WireError, match="inside another"):
+        receive([*start, *inner])
+
+
 def test_sequence_numbers_go_on_from_message_to_message():
     one = message()
     two = message(first=len(one))

@@ -8,12 +8,20 @@ from typing import Any
 
 import pytest
 
+from paceline.aggregation.secure.keys import AgreementKey
 from paceline.core.errors import IdentityError
 from paceline.deploy.identity.authority import Authority
+from paceline.network.client_runner import Runner
 from tests.network.conftest import publish
 
 RUN = {"method": "scaffold", "clients": 5, "cohort": 5, "rounds": 3}
 SECURE = {"aggregation": "secure", "secure": {"threshold": 3, "gamma": 0.0}}
+
+
+def secure(phase: str) -> dict[str, Any]:
+    """Return `SECURE`, with the given step in each round: the first two can be part of the round before."""
+    apart = {"pipelined": False} if phase in ("secagg.advertise", "secagg.share") else {}
+    return {**SECURE, "secure": {**SECURE["secure"], **apart}}
 
 
 def slow(phase: str) -> Any:
@@ -94,9 +102,28 @@ def strike(loopback, node, phase, round, then):
     node.runner.call = call
 
 
+def test_keys_of_the_next_round_travel_with_this_one_and_the_bits_are_those_of_sums_without_masks(loopback, federate, monkeypatch):
+    """They are stored nowhere: neither at the server nor at a client."""
+    made, generate, waited, idle = [], AgreementKey.generate, [], Runner.idle
+    monkeypatch.setattr(Runner, "idle", lambda self: waited.append(self.number) or idle(self))
+    monkeypatch.setattr(AgreementKey, "generate", staticmethod(lambda: made.append(key := generate()) or key))
+    run = {**RUN, **SECURE}
+    loopback.serve(run)
+    for number in range(5):
+        loopback.client(number)
+    assert loopback.finish().model_sha256 == federate(vectorize="off", **{**run, "aggregation": "secure-arithmetic"}).model_sha256
+    phases = [(e["round"], e["phase"].partition("/")[0]) for e in loopback.server_lines.of("phase")]
+    steps = [f"secagg.{step}" for step in ("advertise", "share", "masked", "consistency", "unmask")]
+    assert phases == [(1, step) for step in steps] + [(round, step) for round in (2, 3) for step in steps[2:]]
+    assert sorted(waited) == sorted([*range(5)] * 3)  # shares are sealed after the reply before
+    stored, secrets = [path.read_bytes() for path in loopback.root.rglob("*") if path.is_file()], {key.to_bytes() for key in made}
+    assert len(secrets) >= 2 * 5 * 4
+    assert not [1 for content in stored for secret in secrets if secret in content or secret.hex().encode() in content]
+
+
 @pytest.mark.parametrize("phase", ["train", "secagg.masked", *SLOW, slow("secagg.unmask")])
 def test_a_cut_that_is_mended_in_time_changes_nothing(loopback, federate, phase):
-    run = RUN if phase == "train" else {**RUN, **SECURE}
+    run = RUN if phase == "train" else {**RUN, **secure(phase)}
     loopback.serve(run, waiting={"reconnect": 10.0})
     wired(loopback, range(5), phase, lambda cable: cable.cut(0.3))
     there = loopback.finish()
@@ -163,7 +190,7 @@ def test_a_client_revoked_between_rounds_is_out_and_the_run_goes_on(loopback, ag
 @pytest.mark.parametrize("phase", ["secagg.masked", "secagg.unmask", *SLOW])
 def test_a_client_revoked_within_a_secure_sum_drops_out_there(loopback, federate, phase):
     """Its stream ends before it can answer; whatever the step, the others' sum is opened without it or with its work."""
-    run = {**RUN, **SECURE, "method": "fedavg"}
+    run = {**RUN, **secure(phase), "method": "fedavg"}
 
     def end():
         revoke(loopback, 4)

@@ -27,6 +27,7 @@ from paceline.core.update import Update
 __all__ = [
     "ByTier",
     "NestedClient",
+    "TierSums",
     "assigned",
     "declared_tier",
     "message_of",
@@ -145,8 +146,20 @@ class _TierSink(Sink):
                 values[place] = value
         return values
 
-    def partial(self) -> dict[int, Any]:
-        return {tier: sink.partial() for tier, sink in self._sinks.items()}
+    def partial(self) -> TierSums:
+        return TierSums({tier: sink.partial() for tier, sink in self._sinks.items()})
+
+
+class TierSums(dict[int, Any]):
+    """Partial sums by tier."""
+
+    def merge(self, other: Mapping[int, Any]) -> None:
+        """Add the partial sums of other clients."""
+        for tier, total in other.items():
+            if tier in self:
+                self[tier].merge(total)
+            else:
+                self[tier] = total
 
 
 def tier_of(reply: Tree) -> int:
@@ -201,12 +214,9 @@ def partial_sums(
         peers=peers,
         stream=fed.stream(f"method.{request.function}"),
     )
-    groups: dict[Any, Any] = {}
-    for tier, total in (item for partial in partials for item in partial.items()):
-        if tier in groups:
-            groups[tier].merge(total)
-        else:
-            groups[tier] = total
+    groups = TierSums()
+    for partial in partials:
+        groups.merge(partial)
     if not groups:
         raise QuorumError(f"round {fed.round}: no client returned a reply that can be summed")
     return model, [groups[tier] for tier in sorted(groups)]

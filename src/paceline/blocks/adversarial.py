@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from paceline.blocks.brightness import Brightness
 from paceline.core.client import ClientData
 from paceline.core.params import Params, Resident
-from paceline.data.schema import Schema
 
 __all__ = ["InputAttack", "InputBall", "attacked", "evaluating", "input_gradient", "random_start", "trades"]
 
@@ -50,12 +50,11 @@ class InputBall:
     @staticmethod
     def of(problem: Any, radius: float, norm: Norm = "inf", device: torch.device | str = "cpu") -> InputBall:
         """Return the ball for a task, whose schema states how pictures were standardised."""
-        text = getattr(problem, "info", {}).get("schema")
-        picture = None if text is None else Schema.parse(text, "the task").picture
-        if picture is None or not picture.mean:
+        light = Brightness.of(problem, device)
+        if not light.known:
             return InputBall(radius, norm=norm)
-        shift, scale = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (picture.mean, picture.deviation))
-        return InputBall(radius, 1 / scale, (0.0 - shift) / scale, (1.0 - shift) / scale, norm)
+        low, high = (light.inputs(torch.tensor(value, device=device)) for value in (0.0, 1.0))
+        return InputBall(radius, 1 / light.deviation, low, high, norm)
 
     def clip(self, x: Tensor) -> Tensor:
         """Return inputs within the range of brightness."""

@@ -24,7 +24,7 @@ from paceline.core.params import Params, Resident
 from paceline.core.random import derive
 from paceline.core.services import Host
 from paceline.models import build
-from paceline.models.split import body_layout
+from paceline.models.split import body_layout, head, head_name
 from paceline.submodels.flops import flops
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ class Architectures:
     def __init__(self, task: Any, seed: int, device: torch.device | str = "cpu") -> None:
         self.task, self._seed, self._device = task, seed, device
         self._kept: dict[tuple[str, bool], tuple[Resident, Params]] = {}
+        self._second: dict[str, tuple[Resident, Params]] = {}
+        self._runs: dict[str, Resident] = {}
         self._extended: dict[tuple[Any, ...], tuple[Resident, Params]] = {}
 
     def build(self, text: str = "") -> nn.Module:
@@ -91,6 +93,39 @@ class Architectures:
     def body(self, text: str = "") -> Resident:
         """Return a module whose vector excludes the head, which remains unchanged."""
         return self._get(text, True)[0]
+
+    def two_headed(self, layout: Layout) -> tuple[Resident, Params]:
+        """Return the task's model whose head also has an ``own_weight`` and an ``own_bias``, and its initial parameters.
+
+        The model's output ignores them; an objective of the local loop can train them on the same features.
+
+        Args:
+            layout: of the task's model; the second head is added to it.
+        """
+        if layout.digest not in self._second:
+            module = self.build()
+            layer, name = head(module), head_name(module)
+            with drawing(derive(self._seed, "second head")):
+                second = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, dtype=layer.weight.dtype)
+            added = {f"own_{part}": value for part, value in second.named_parameters()}
+            for part, value in added.items():
+                layer.register_parameter(part, value)
+            entries = [(e.name, e.shape, e.kind) for e in layout.entries]
+            count = sum(kind == "param" for *_, kind in entries)
+            own = [(f"{name}.{part}", tuple(value.shape), entries[0][2]) for part, value in added.items()]
+            whole = Layout.build([*entries[:count], *own, *entries[count:]])
+            initial = Params.of(module, whole)
+            resident = Resident(module, whole, self._device)
+            resident.flops = flops(self.build(), self.task.train.example)
+            self._second[layout.digest] = (resident, initial)
+        return self._second[layout.digest]
+
+    def like(self, params: Params) -> Resident:
+        """Return a module whose vector has the layout of the run's model, for what the server itself computes with it."""
+        key = params.layout.digest
+        if key not in self._runs:
+            self._runs[key] = Resident(self.build(), params.layout, self._device)
+        return self._runs[key]
 
     def extended(self, text: str, kind: Callable[..., nn.Module], *arguments: Any) -> tuple[Resident, Params]:
         """Return a module made from an architecture, and its initial parameters; both are cached.

@@ -96,21 +96,25 @@ def koleo(z: Tensor) -> Tensor:
     """
     z = F.normalize(z)
     with torch.no_grad():
-        which = (z @ z.T).fill_diagonal_(-2).argmax(1)
+        which = (z @ z.T - 4 * torch.eye(len(z), device=z.device)).argmax(1)
     return -((z - z[which]).square().sum(1).clamp(min=1e-24).sqrt() + 1e-8).log().mean()
 
 
 @torch.no_grad()
-def sinkhorn(scores: Tensor, temperature: float, iterations: int = 3) -> Tensor:
+def sinkhorn(scores: Tensor, temperature: float, iterations: int = 3, kept: Tensor | None = None) -> Tensor:
     """Return balanced assignments to prototypes (Caron et al., NeurIPS 2020), shape [B, K]; each row sums to 1.
 
     Args:
         scores: shape [B, K].
         temperature: of the scores.
         iterations: alternations between prototypes of equal mass and samples of equal mass.
+        kept: which samples count, shape [B] (bool); the rows of others are 0.
     """
     q = (scores.double() / temperature).T  # logarithms, as differences of large scores overflow
+    if kept is not None:  # not minus infinity, whose differences are not defined
+        q = torch.where(kept, q, -1e30)
     for _ in range(iterations):
         q = q - q.logsumexp(1, keepdim=True) - math.log(len(q))
-        q = q - q.logsumexp(0, keepdim=True) - math.log(q.shape[1])
-    return (q + math.log(q.shape[1])).exp().T.to(scores.dtype)
+        q = q - q.logsumexp(0, keepdim=True) if kept is None else torch.where(kept, q - q.logsumexp(0, keepdim=True), -1e30)
+    found = q.exp().T.to(scores.dtype)
+    return found if kept is None else torch.where(kept.unsqueeze(1), found, 0.0)

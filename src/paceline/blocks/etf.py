@@ -34,7 +34,7 @@ def sparse_frame(
 ) -> Tensor:
     """Return a frame with floor(zeros d C) entries of 0, in which classes have one length and are far apart (FedLoGe).
 
-    From the dense frame, with a fixed mask of zeros, Adam minimises
+    From the dense frame (from random unit vectors if d < C), with a fixed mask of zeros, Adam minimises
     ``sum_c (|m_c| - length)^2 - mean_c arccos(max over other classes of cos(m_c, m_c'))``.
 
     Args:
@@ -48,7 +48,7 @@ def sparse_frame(
     Returns:
         shape [width, classes]; the cached result must not be modified.
     """
-    m = frame(width, classes, seed).double()
+    m = frame(width, classes, seed).double() if width >= classes else _random_directions(width, classes, seed)
     mask = torch.ones(width * classes, dtype=m.dtype)
     mask[torch.randperm(width * classes, generator=torch_rng(seed, "zeros"))[: int(zeros * width * classes)]] = 0
     mask = mask.view(width, classes)
@@ -63,3 +63,9 @@ def sparse_frame(
         with torch.no_grad():
             m = m - lr * mask * rule.direction(step, mask * slope, m, moments)
     return m.detach().float()
+
+
+def _random_directions(width: int, classes: int, seed: int) -> Tensor:
+    drawn = torch.randn(width, classes, dtype=torch.float64, generator=torch_rng(seed, "frame"))
+    unit: Tensor = drawn / drawn.norm(dim=0)
+    return unit

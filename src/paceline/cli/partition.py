@@ -45,6 +45,7 @@ def partition(
     settings = configuration(ctx, given, config, task_option=task_option)
     from paceline.core.names import safe_name
     from paceline.data import partition_task
+    from paceline.data.heterogeneity import unlikeness
     from paceline.data.plots import plot_partition
     from paceline.tasks import load_task
 
@@ -61,8 +62,9 @@ def partition(
     rows = _rows(split, task)
     default = Path("runs") / f"{safe_name(f'partition-{settings.task}-{split.name}')}.png"
     picture = plot_partition(out or default, split, task)
+    unlike, used = unlikeness(split, task), int(split.sizes.sum()) / max(len(task.train), 1)
     if json:
-        summary = {"task": task.name, "partition": split.name, "seed": settings.seed, "moved": split.moved}
+        summary = {"task": task.name, "partition": split.name, "seed": settings.seed, "moved": split.moved, "used": used, **unlike}
         print_json({**summary, "plot": str(picture), "clients": rows})
         return
     console = console_out()
@@ -70,6 +72,11 @@ def partition(
     console.print(_each(title, rows) if len(rows) <= MOST_SHOWN else _quantiles(title, rows))
     if split.moved:
         console.print(f"{split.moved} samples were moved to clients without any (disable with --allow-empty)")
+    if used < 1:
+        console.print(f"{percent(used)} of the samples are used")
+    told = ", ".join(f"{value:.3f} {name.removeprefix('kl_').replace('_', ' ')}" for name, value in unlike.items())
+    if told:
+        console.print(f"mean KL divergence of a client from the whole data, in nats: {told}")
     console.print(f"plot: {picture}", soft_wrap=True, markup=False)
 
 

@@ -66,7 +66,7 @@ class RunConfig(BaseModel):
     partition: str = _option(
         "iid",
         TASK,
-        "iid, dirichlet:ALPHA, shards:K, quantity:ALPHA, groups:0-4/5-9, longtail:0.05/0.5, natural or domains:ALPHA",
+        "iid, dirichlet:ALPHA, shards:K, quantity:ALPHA, groups:0-4/5-9, longtail:0.05/0.5, natural, domains:ALPHA or embedding:ALPHA",
     )
     clients: int = _option(20, TASK, "size of the population", ge=1)
     client_test: float = _option(0.0, TASK, "share of a client's samples reserved for testing", ge=0, lt=1)

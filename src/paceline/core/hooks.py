@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from paceline.core.params import Params
 
-__all__ = ["NO_HOOKS", "Augment", "Correct", "Direction", "Gradient", "Hooks", "Loss", "Objective", "Project"]
+__all__ = ["NO_HOOKS", "Augment", "Correct", "Direction", "Gradient", "Hooks", "Loss", "Objective", "Project", "StepStream"]
 
 Correct = Callable[[Params, Params], Params]
 """Gradient hook: (gradient, current parameters) -> gradient."""
@@ -31,7 +31,15 @@ Objective = Callable[[nn.Module, Any, Any], Tensor]
 Project = Callable[[Params], Params]
 """Hook on the parameters after each step."""
 
-Augment = Callable[[Any, Any, torch.Generator], tuple[Any, Any]]
+
+class StepStream(torch.Generator):
+    """The random stream of one step of a local training, with the number of the step."""
+
+    step: int = 0
+    """Number of the step, from 0."""
+
+
+Augment = Callable[[Any, Any, StepStream], tuple[Any, Any]]
 """Hook on each batch before its step: (inputs, targets, stream) -> (inputs, targets)."""
 
 
@@ -56,7 +64,8 @@ class Hooks:
         loss: ``(outputs, targets) -> scalar``, outputs [B, C, ...] and targets [B, ...]: replaces the task's mean loss.
         after: ``(at) -> params``, `Params` [d]: modifies the parameters after each step, for projections.
         augment: ``(inputs, targets, stream) -> (inputs, targets)``: replaces the batch of a step, with random numbers from
-            `stream` alone (on the CPU), which depends on client, round and step. It runs for each client by itself and may branch.
+            `stream` alone (on the CPU), which depends on client, round and step. It runs for each client by itself and may branch;
+            ``stream.step`` is the number of the step, for what changes during a training.
             Every tensor of the result has the batch as its first dimension: several views, or noise, may be a tuple of inputs.
 
     Example:
@@ -71,6 +80,20 @@ class Hooks:
     loss: Loss | None = None
     after: Project | None = None
     augment: Augment | None = None
+
+    def augmented(self, inputs: Any, targets: Any, seed: int, step: int) -> tuple[Any, Any]:
+        """Return the batch of a step after the hook `augment`, which must be set.
+
+        Args:
+            inputs, targets: the batch.
+            seed: of the stream of the step.
+            step: number of the step, from 0.
+        """
+        assert self.augment is not None
+        stream = StepStream()
+        stream.manual_seed(seed)
+        stream.step = step
+        return self.augment(inputs, targets, stream)
 
 
 NO_HOOKS = Hooks()

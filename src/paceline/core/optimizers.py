@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["PLAIN_SGD", "SGD", "AdamW", "Optimizer", "Schedule"]
+__all__ = ["PLAIN_SGD", "SGD", "AdamW", "Optimizer", "PartSGD", "Parts", "Schedule"]
 
 Schedule = Callable[[int, int], float]
 """Factor on the learning rate at (step from 0, this client's number of steps): a function of these two numbers only."""
@@ -101,6 +101,41 @@ class SGD(Optimizer):
         return state[0].mul_(self.momentum).add_(along) if state else along
 
 
+@dataclass(frozen=True)
+class PartSGD(SGD):
+    """SGD with a learning rate and a momentum for each part of the vector, like the parameter groups of ``torch.optim``.
+
+    Args:
+        lr, momentum, weight_decay, schedule: see `SGD`.
+        parts: (number of values, factor on `lr`, momentum) of consecutive parts of the parameters; all of them together.
+
+    Example:
+        >>> rule, w = PartSGD(0.1, parts=((1, 1.0, 0.0), (2, 0.5, 0.9))), torch.zeros(3)
+        >>> state = rule.state(w)
+        >>> [rule.direction(step, torch.ones(3), w, state).tolist() for step in range(2)]
+        [[1.0, 0.5, 0.5], [1.0, 0.949999988079071, 0.949999988079071]]
+    """
+
+    parts: tuple[tuple[int, float, float], ...] = ()
+
+    @property
+    def plain(self) -> bool:
+        """Whether every step is ``-lr * gradient``: no."""
+        return False
+
+    def state(self, weights: Tensor) -> list[Tensor]:
+        """Return the velocity, and the factor and the momentum of each value."""
+        counts = torch.tensor([count for count, _, _ in self.parts])
+        given = [torch.tensor([part[place] for part in self.parts]).repeat_interleave(counts) for place in (1, 2)]
+        return [torch.zeros_like(weights), *(values.to(weights).expand_as(weights) for values in given)]
+
+    def direction(self, step: int, gradient: Tensor, weights: Tensor, state: list[Tensor]) -> Tensor:
+        """Return the velocity times the factors."""
+        velocity, factor, momentum = state
+        along = gradient + self.weight_decay * weights if self.weight_decay else gradient
+        return velocity.mul_(momentum).add_(along) * factor
+
+
 PLAIN_SGD = SGD()
 """Plain SGD at the task's learning rate."""
 
@@ -132,3 +167,35 @@ class AdamW(Optimizer):
         root = (second / (1 - beta2 ** (step + 1))).sqrt_().add_(self.eps)
         along = first / (1 - beta1 ** (step + 1)) / root
         return along + self.weight_decay * weights if self.weight_decay else along
+
+
+@dataclass(frozen=True)
+class Parts(Optimizer):
+    """Two optimizers, one for the first coordinates and one for the rest, which may move in a part of the steps only.
+
+    Args:
+        lr: learning rate of `head`; at 0 nothing moves.
+        head: optimizer of the first `count` coordinates; its own `lr` and `schedule` do not count.
+        tail: optimizer of the rest, with a learning rate of its own.
+        count: number of coordinates of `head`.
+        every: the rest moves in each such step, from step 0 on.
+    """
+
+    head: Optimizer = PLAIN_SGD
+    tail: Optimizer = PLAIN_SGD
+    count: int = 0
+    every: int = 1
+
+    def state(self, weights: Tensor) -> list[Tensor]:
+        """Return the states of both, one after another."""
+        return self.head.state(weights[..., : self.count]) + self.tail.state(weights[..., self.count :])
+
+    def direction(self, step: int, gradient: Tensor, weights: Tensor, state: list[Tensor]) -> Tensor:
+        """Return the directions of both; that of the rest is multiplied by the ratio of the learning rates."""
+        first, rest, own = slice(0, self.count), slice(self.count, None), len(self.head.state(weights[..., :0]))
+        along = torch.zeros_like(gradient)
+        along[..., first] = self.head.direction(step, gradient[..., first], weights[..., first], state[:own])
+        if self.lr and self.tail.lr and step % self.every == 0:
+            moved = self.tail.direction(step // self.every, gradient[..., rest], weights[..., rest], state[own:])
+            along[..., rest] = moved * (self.tail.lr / self.lr)
+        return along

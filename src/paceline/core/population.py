@@ -148,6 +148,10 @@ class Population:
         """Return the error of a sum or call with too few replies: `what`, and the reasons of dropped clients."""
         return QuorumError(f"{what}; {account(self._open.dropped, self._asked)}" if self._open.dropped else what)
 
+    def adjust_calls(self, more: int) -> None:
+        """Count calls that a protocol has saved, or fewer if it has repeated some: cohorts drawn later do not depend on either."""
+        self._calls += more
+
     @property
     def serial(self) -> int:
         """A number that increases with every call of a round, every attempt, and every start of the server (`incarnation`)."""

@@ -7,8 +7,8 @@ method's functions for its own client; it reaches no other client.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from paceline.core.client import Client
@@ -24,11 +24,48 @@ class ProtocolSession:
 
     Args:
         state: the protocol's own.
+        coming: what this round has prepared for the next one, by client function of the method.
+        ready: what the last round has prepared for this one.
+        later: work that can be done as soon as a reply is sent, and of which a later reply contains the result.
+        sent: what this client sent last to be prepared, by client function, and whether it sent the same before.
         failed: why the client gave nothing to the sum, for its own log.
     """
 
     state: Any = None
     failed: str = ""
+    coming: dict[str, Any] = field(default_factory=dict)
+    ready: dict[str, Any] = field(default_factory=dict)
+    later: Callable[[], Any] | None = None
+    sent: dict[str, tuple[Any, bool]] = field(default_factory=dict)
+    _done: Any = None
+
+    def idle(self) -> None:
+        """Do the work that was left for later; an error is raised where the result is used."""
+        if self.later is not None:
+            later, self.later = self.later, None
+            try:
+                self._done = later()
+            except Exception as error:
+                self._done = error
+
+    def result(self) -> Any:
+        """Return the result of the work that was left for later, None if there was none, or raise its error."""
+        self.idle()
+        done, self._done = self._done, None
+        if isinstance(done, Exception):
+            raise done
+        return done
+
+    def note(self, function: str, sent: Any) -> None:
+        """Note what this client sent in a round."""
+        before = self.sent.get(function)
+        self.sent[function] = sent, before is not None and before[0] == sent
+
+    def end_round(self) -> bool:
+        """Erase all but what was prepared for the next round and what was sent; return whether there is anything of it."""
+        self.state, self.failed, self.ready, self.coming = None, "", self.coming, {}
+        self.later = self._done = None
+        return bool(self.ready or self.sent)
 
 
 class ProtocolContext(ABC):

@@ -288,7 +288,7 @@ _SIZED = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
 
 def _scan(data: bytes, limits: Limits) -> None:
     """Scan msgpack without decoding it: check lengths, nesting and counts; reject maps and extensions."""
-    left, at, count = [1], 0, 0  # values still to come at each level of nesting
+    left, at, count, end = [1], 0, 0, len(data)  # values still to come at each level of nesting
     while left:
         if not left[-1]:
             left.pop()
@@ -297,7 +297,7 @@ def _scan(data: bytes, limits: Limits) -> None:
         count += 1
         if count > limits.items:
             raise WireError(f"the header exceeds the limit of {limits.items} values")
-        if at >= len(data):
+        if at >= end:
             raise WireError("truncated header")
         kind = data[at]
         at += 1
@@ -319,11 +319,11 @@ def _scan(data: bytes, limits: Limits) -> None:
             at += width
         else:
             raise WireError(f"the header has a value of the unsupported msgpack type {kind:#x}")
-        if at + (size or 0) > len(data):
+        if at + (size or 0) > end:
             raise WireError("truncated header")
         if size is not None:
             left.append(size)
             if len(left) - 1 > limits.depth:
                 raise WireError(f"the header exceeds the nesting limit of {limits.depth} levels")
-    if at != len(data):
+    if at != end:
         raise WireError("the header has trailing bytes")

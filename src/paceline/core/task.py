@@ -53,6 +53,7 @@ class Task(Constructors):
         ignore_index: target that does not count, such as 255 in segmentation; for losses by name and for accuracies.
         mask: entry of a dict of targets that is 0 where they do not count; for losses by name.
         target_scaling: mean and deviation by which targets of floats were standardised: metrics are in the unit that they had before.
+        server: labelled samples of the server's own, on which a method trains there (`paceline.blocks.server_data`).
         output: entry of the outputs that holds the scores, where it is not ``logits``, ``out`` or ``scores``.
 
     Example:
@@ -84,6 +85,7 @@ class Task(Constructors):
     mask: str | None = None
     output: str | int | None = None
     target_scaling: tuple[float, float] = (0.0, 1.0)
+    server: Arrays | None = None
 
     def __post_init__(self) -> None:
         loss = find_loss(self.loss, self.ignore_index, self.mask, self.output)

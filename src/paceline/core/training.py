@@ -28,7 +28,7 @@ from paceline.core.optimizers import PLAIN_SGD, SGD, Optimizer
 from paceline.core.params import Params, Resident
 from paceline.core.placement import upload
 from paceline.core.profiling import spent
-from paceline.core.random import torch_rng
+from paceline.core.random import derive
 from paceline.core.samples import ClientData, shuffled
 
 __all__ = ["Job", "Learner", "LoopRequest", "One", "Trained", "answer", "descend", "norms_in", "train"]
@@ -136,7 +136,7 @@ class Job:
         """Return the batch of a step after the hook `augment`, whose stream is that of this client, loop and step."""
         if self.hooks.augment is None:
             return inputs, targets
-        return self.hooks.augment(inputs, targets, torch_rng(self.order().initial_seed(), "augment", step))
+        return self.hooks.augmented(inputs, targets, derive(self.order().initial_seed(), "augment", step), step)
 
     def within(self, limit: StepLimit, seconds: Callable[[float], float], done: float = 0.0) -> int:
         """Return the steps that a limit leaves, on a device whose times are computed.

@@ -17,6 +17,20 @@ def wire_size(tree: Tree) -> int:
         return 4 * tree.layout.size + 16
     if isinstance(tree, Update):
         return sum(len(name) + 2 + wire_size(value) for name, value in tree.fields.items()) + 8 + wire_size(tree.weight)
+    return _plain_size(tree)
+
+
+def _plain_size(tree: Tree) -> int:
+    """Return the size of a tree of plain values, which needs no `flatten`; of any other one, that of what `flatten` makes."""
+    kind = type(tree)
+    if kind is bytes or kind is str:
+        return len(tree) + 4
+    if kind is dict and all(type(key) is str or type(key) is int for key in tree):
+        return sum(len(str(key)) + 2 + _plain_size(value) for key, value in tree.items())
+    if kind is list or kind is tuple:
+        return sum(map(_plain_size, tree))
+    if kind is int or kind is float or kind is bool or tree is None:
+        return 8
     structure, leaves = flatten(tree)
     return sum(leaf.numel() * leaf.element_size() for leaf in leaves) + _count(structure)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from paceline.core.errors import ConfigError, EmptyClientError
 from paceline.core.wording import setting
+from paceline.data.embedding import deal
 from paceline.data.raw import Array
 
 __all__ = ["ASSIGN", "Wanted", "group_of", "long_tail"]
@@ -192,6 +193,17 @@ def _domains(want: Wanted) -> tuple[Array, int]:
     return client_of, total
 
 
+def _embedding(want: Wanted) -> tuple[Array, int]:
+    """Deal the samples of each cluster; the rest is omitted."""
+    dealt = deal(np.bincount(want.labels, minlength=want.classes), want.clients, want.value, want.rng)
+    client_of = np.full(len(want.labels), -1, dtype=np.int64)
+    for number in range(want.classes):
+        rows = want.rng.permutation(np.flatnonzero(want.labels == number))
+        holders = np.repeat(np.arange(want.clients), dealt.counts[:, number])
+        client_of[rows[: len(holders)]] = holders
+    return client_of, 0
+
+
 ASSIGN: dict[str, Callable[[Wanted], tuple[Array, int]]] = {
     "iid": _iid,
     "dirichlet": _dirichlet,
@@ -200,5 +212,6 @@ ASSIGN: dict[str, Callable[[Wanted], tuple[Array, int]]] = {
     "groups": _groups,
     "longtail": _longtail,
     "domains": _domains,
+    "embedding": _embedding,
 }
 """Partitioner functions by name; each returns the client of each sample and the number of moved samples."""

@@ -12,6 +12,9 @@ natural             the data's own clients (writers, roles, sites)
 domains, domains:ALPHA
                     the data's own domains (vendors, scanners), each split over a group of clients: in random shares of equal
                     size, or by Dirichlet(ALPHA) over classes
+embedding:ALPHA[,by=network|inputs|labels][,clusters=10][,least=128][,use=1]
+                    clusters of a task's embeddings, dealt by mixtures drawn from Dirichlet(ALPHA x share of each cluster), see
+                    `paceline.data.embedding`; samples that remain are omitted
 """
 
 from __future__ import annotations
@@ -26,110 +29,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paceline.core.errors import ConfigError, DataError, EmptyClientError, UnknownNameError
+from paceline.core.errors import ConfigError, DataError, EmptyClientError
 from paceline.core.random import numpy_rng
 from paceline.core.samples import Split
 from paceline.core.task import Task
 from paceline.core.wording import setting
 from paceline.data.assign import ASSIGN, Wanted, group_of
+from paceline.data.embedding import clusters_of, in_order
+from paceline.data.spelling import canonical, parse_partition
 
-__all__ = ["Partition", "canonical", "parse_partition", "partition_task"]
-
-_TAKES = {"iid": None, "dirichlet": "a number above 0", "shards": "a whole number of classes, at least 1"}
-_TAKES |= {"quantity": "a number above 0", "natural": None}
-_TAKES |= {"groups": "classes of each group", "longtail": "an imbalance above 0 and at most 1"}
-_TAKES |= {"domains": "a number above 0, or no value"}
-
-
-def parse_partition(text: str) -> tuple[str, Any]:
-    """Parse ``iid``, ``dirichlet:0.3`` ... into a name and a value.
-
-    Args:
-        text: name of the partitioner, with its value after a colon.
-
-    Returns:
-        the name, and a number; for groups the classes of each; for longtail the imbalance and the concentration; or None.
-
-    Raises:
-        UnknownNameError: unknown partitioner.
-        ConfigError: invalid value.
-
-    Example:
-        >>> parse_partition("dirichlet:0.3"), parse_partition("groups:0-2/3")
-        (('dirichlet', 0.3), ('groups', ((0, 1, 2), (3,))))
-    """
-    name, colon, value = text.partition(":")
-    if name not in _TAKES:
-        raise UnknownNameError("partition", name, _TAKES)
-    takes = _TAKES[name]
-    if takes is None or (name == "domains" and not colon):
-        if colon:
-            raise ConfigError(f"partition {text!r}: {name} does not take a value")
-        return name, None
-    if name == "groups":
-        return name, _classes_of_groups(text, value)
-    if name == "longtail":
-        return name, _tail(text, value)
-    try:
-        number = float(value)
-    except ValueError:
-        number = float("nan")
-    if not 0 < number < float("inf") or (name == "shards" and number != int(number)):
-        raise ConfigError(f"partition {text!r}: {name} requires {takes}, as in {name}:{2 if name == 'shards' else 0.3}")
-    return name, number
-
-
-def canonical(text: str) -> str:
-    """Return the one spelling of a partition's text that seeds its random stream: equal values are split equally.
-
-    Example:
-        >>> canonical("dirichlet:0.10"), canonical("groups:0,1,2/3")
-        ('dirichlet:0.1', 'groups:0-2/3')
-    """
-    name, value = parse_partition(text)
-    if value is None:
-        return name
-    if name == "groups":
-        return f"{name}:{'/'.join(_runs(classes) for classes in value)}"
-    numbers = [n for n in value if n is not None] if isinstance(value, tuple) else [value]
-    return f"{name}:{'/'.join(repr(float(n)).removesuffix('.0') for n in numbers)}"
-
-
-def _runs(classes: Sequence[int]) -> str:
-    """Return classes as ranges, in their order."""
-    parts: list[list[int]] = []
-    for number in classes:
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    return ",".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
-
-
-def _classes_of_groups(text: str, value: str) -> tuple[tuple[int, ...], ...]:
-    groups = []
-    for part in value.split("/"):
-        classes: list[int] = []
-        for piece in part.split(","):
-            first, dash, last = piece.strip().partition("-")
-            if not first.isdecimal() or (dash and not last.isdecimal()) or int(first) > int(last or first):
-                raise ConfigError(f"partition {text!r}: {piece!r} is not a class or a range of classes; write groups:0-3/4-6,9")
-            classes += range(int(first), int(last or first) + 1)
-        groups.append(tuple(dict.fromkeys(classes)))
-    return tuple(groups)
-
-
-def _tail(text: str, value: str) -> tuple[float, float | None]:
-    factor, slash, alpha = value.partition("/")
-    try:
-        numbers = float(factor), float(alpha) if slash else None
-    except ValueError:
-        numbers = float("nan"), None
-    if not 0 < numbers[0] <= 1 or not 0 < (1.0 if numbers[1] is None else numbers[1]) < float("inf"):
-        raise ConfigError(
-            f"partition {text!r}: longtail requires an imbalance from 0 to 1, as in longtail:0.05 or longtail:0.05/0.5"
-        )
-    return numbers
+__all__ = ["Partition", "canonical", "parse_partition", "partition_labels", "partition_task"]
 
 
 @dataclass(frozen=True)
@@ -147,6 +56,7 @@ class Partition(Split):
         owners: name of each client, if the partition is natural.
         moved: number of samples moved from large clients to otherwise empty ones.
         groups: true group of each client, if the partition has groups.
+        clusters: cluster of each training sample of the task, shape [N] (int64), if the partition is by embeddings.
     """
 
     name: str
@@ -156,6 +66,7 @@ class Partition(Split):
     owners: tuple[str, ...] = ()
     moved: int = 0
     groups: tuple[int, ...] = ()
+    clusters: Tensor | None = None
 
     @property
     def num_clients(self) -> int:
@@ -226,7 +137,7 @@ class Partition(Split):
         Of a task without classes, there is one column.
         """
         who = np.repeat(np.arange(len(self)), self.sizes.numpy())
-        labels, classes = _labels(task)
+        labels, classes = partition_labels(task)
         classes = max(classes, 1)
         cells = np.bincount(who * classes + labels[self.order.numpy()], minlength=len(self) * classes)
         return cells.reshape(len(self), classes)
@@ -243,7 +154,7 @@ def partition_task(
 ) -> Partition:
     """Split a task's training samples over clients.
 
-    Every sample belongs to exactly one client, except for those omitted by ``groups``, ``longtail`` and `client_samples`,
+    Every sample belongs to exactly one client, except for those omitted by ``groups``, ``longtail``, ``embedding`` and `client_samples`,
     and by ``natural`` with fewer `clients` than in the data, which draws that many of them by `seed`.
 
     Args:
@@ -284,13 +195,16 @@ def partition_task(
                 f"{len(task.train)} samples are too few for {count} clients; "
                 f"use fewer clients, or set {setting('allow_empty', True)}"
             )
-        labels, classes = _labels(task)
+        labels, classes = partition_labels(task)
         if (name in {"dirichlet", "shards", "groups", "longtail"} or (name == "domains" and value is not None)) and (
             not classes or labels.ndim != 1 or labels.dtype.kind not in "iu"
         ):
             raise DataError(
                 f"partition {spec!r} needs one class label per sample, which {task.name} does not have; use iid or quantity:ALPHA"
             )
+        if name == "embedding":
+            labels = in_order(labels) if value.by == "labels" and classes else clusters_of(task, value, count)
+            classes = int(labels.max()) + 1
         owner = task.train.owner.numpy() if name == "domains" and task.train.owner is not None else None
         client_of, moved = ASSIGN[name](Wanted(labels, classes, count, value, not allow_empty, rng, owner))
     in_time = name == "natural" and task.in_time
@@ -311,10 +225,10 @@ def partition_task(
     number = len(value) if name == "groups" else len(torch.unique(task.train.owner)) if name == "domains" else 0
     groups = tuple(group_of(count, number).tolist()) if number else ()
     arrays = torch.from_numpy(order), torch.from_numpy(offsets), torch.from_numpy(cuts)
-    return Partition(spec, *arrays, owners, moved, groups)
+    return Partition(spec, *arrays, owners, moved, groups, torch.from_numpy(labels) if name == "embedding" else None)
 
 
-def _labels(task: Task) -> tuple[Any, int]:
+def partition_labels(task: Task) -> tuple[Any, int]:
     """Return the labels used by partitioners: each sample's class, or its owner (a text's kind) if targets are sequences."""
     y, owner = task.train.y, task.train.owner
     one = isinstance(y, Tensor) and y.dim() == 1 and not y.is_floating_point() and task.num_classes > 0

@@ -65,7 +65,7 @@ class Journal:
 
 @contextmanager
 def logged_warnings(journal: Journal) -> Iterator[None]:
-    """Context manager: log Python warnings to `journal` as events named ``warning``."""
+    """Context manager: log Python warnings to `journal` as events named ``warning``, and the package's own log records as ``note``."""
 
     def show(
         message: Warning | str,
@@ -77,11 +77,27 @@ def logged_warnings(journal: Journal) -> Iterator[None]:
     ) -> None:
         journal("warning", kind=category.__name__, why=str(message))
 
-    before, warnings.showwarning = warnings.showwarning, show
+    records, package = _Records(journal), logging.getLogger("paceline")
+    level, before, warnings.showwarning = package.level, warnings.showwarning, show
+    package.addHandler(records)
+    package.setLevel(logging.INFO)
     try:
         yield
     finally:
         warnings.showwarning = before
+        package.removeHandler(records)
+        package.setLevel(level)
+
+
+class _Records(logging.Handler):
+    """Passes log records to a journal."""
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__(logging.INFO)
+        self._journal = journal
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._journal("note", kind=record.name.rpartition(".")[2], why=record.getMessage())
 
 
 class _Stderr:

@@ -316,7 +316,7 @@ class Worker:
         if self.model.device.type != "cpu":
             changed = on_host(changed)
         self.memories = {c: m for c, m in self.memories.items() if m.stored}
-        self.sessions.clear()
+        self.sessions = {c: session for c, session in self.sessions.items() if session.end_round()}
         return changed
 
     def rollback(self) -> None:

@@ -15,18 +15,23 @@ if TYPE_CHECKING:
     from paceline.methods.asynchronous.fedasync import FedAsync as FedAsync
     from paceline.methods.asynchronous.fedbuff import FedBuff as FedBuff
     from paceline.methods.asynchronous.fedfix import FedFix as FedFix
+    from paceline.methods.augmentation.madaug import MADAug as MADAug
+    from paceline.methods.augmentation.semaug import SemAug as SemAug
     from paceline.methods.blackbox.fedzo import FedZO as FedZO
     from paceline.methods.blackbox.fzoos import FZooS as FZooS
+    from paceline.methods.clustering.heterogeneityreport import HeterogeneityReport as HeterogeneityReport
     from paceline.methods.clustering.ocfl import OCFL as OCFL
     from paceline.methods.compression.autoflip import AutoFLIP as AutoFLIP
     from paceline.methods.compression.frl import FRL as FRL
     from paceline.methods.compression.frlchecked import FRLChecked as FRLChecked
     from paceline.methods.continual.fot import FOT as FOT
+    from paceline.methods.foundation.fedins import FedIns as FedIns
     from paceline.methods.foundation.fedit import FedIT as FedIT
     from paceline.methods.foundation.fedpeft import FedPEFT as FedPEFT
     from paceline.methods.foundation.localtuning import LocalTuning as LocalTuning
     from paceline.methods.optimisation.fedavg import FedAvg as FedAvg
     from paceline.methods.optimisation.feddyn import FedDyn as FedDyn
+    from paceline.methods.optimisation.fedka import FedKA as FedKA
     from paceline.methods.optimisation.fedld import FedLD as FedLD
     from paceline.methods.optimisation.fedld import FedLDSum as FedLDSum
     from paceline.methods.optimisation.fedlex import FedLEx as FedLEx
@@ -54,15 +59,24 @@ if TYPE_CHECKING:
     from paceline.methods.personalisation.fedgela import FedGELA as FedGELA
     from paceline.methods.personalisation.fedgh import FedGH as FedGH
     from paceline.methods.personalisation.fedgh import FedGHSum as FedGHSum
+    from paceline.methods.personalisation.fedloge import FedLoGe as FedLoGe
     from paceline.methods.personalisation.fedper import FedPer as FedPer
     from paceline.methods.personalisation.fedproto import FedProto as FedProto
+    from paceline.methods.personalisation.fedre import FedRE as FedRE
+    from paceline.methods.personalisation.fedre import FedRESum as FedRESum
     from paceline.methods.personalisation.fedrep import FedRep as FedRep
     from paceline.methods.personalisation.fedsa import FedSA as FedSA
     from paceline.methods.personalisation.finetuned import FineTuned as FineTuned
+    from paceline.methods.personalisation.fraug import FRAug as FRAug
     from paceline.methods.personalisation.localonly import LocalOnly as LocalOnly
     from paceline.methods.personalisation.perfedavg import PerFedAvg as PerFedAvg
     from paceline.methods.personalisation.pfedme import PFedMe as PFedMe
+    from paceline.methods.personalisation.pfedpg import PFedPG as PFedPG
+    from paceline.methods.personalisation.pfedpg import PFedPGSum as PFedPGSum
+    from paceline.methods.representation.franca import Franca as Franca
     from paceline.methods.robust.fal import FAL as FAL
+    from paceline.methods.robust.fedagain import FedAgain as FedAgain
+    from paceline.methods.robust.fedagain import FedAgainSum as FedAgainSum
     from paceline.methods.robust.flag import Flag as Flag
     from paceline.methods.robust.robust import Bulyan as Bulyan
     from paceline.methods.robust.robust import GeometricMedian as GeometricMedian
@@ -74,6 +88,7 @@ if TYPE_CHECKING:
     from paceline.methods.robust.robust import TrimmedMean as TrimmedMean
     from paceline.methods.stragglers.clip import Clip as Clip
     from paceline.methods.stragglers.dropstragglers import DropStragglers as DropStragglers
+    from paceline.methods.stragglers.fedconv import FedConv as FedConv
     from paceline.methods.stragglers.fjord import Fjord as Fjord
     from paceline.methods.stragglers.fluid import Fluid as Fluid
     from paceline.methods.stragglers.heterofl import HeteroFL as HeteroFL

@@ -7,7 +7,7 @@ from paceline.metrics.classification import F1, Accuracy, BalancedAccuracy, Kapp
 from paceline.metrics.detection import DetectionMAP
 from paceline.metrics.multilabel import ExactMatch, Hamming, MultilabelF1
 from paceline.metrics.probability import Brier, CalibrationError, LogLoss, Perplexity
-from paceline.metrics.ranking import AUROC, AveragePrecision
+from paceline.metrics.ranking import AUROC, AveragePrecision, Youden
 from paceline.metrics.regression import MAE, MAPE, R2, RMSE
 from paceline.metrics.segmentation import Dice, IoU
 from paceline.metrics.survival import Concordance
@@ -46,6 +46,7 @@ __all__ = [
     "Rouge",
     "TokenMetric",
     "ValueMetric",
+    "Youden",
     "adjusted_rand",
     "figures",
     "spread",

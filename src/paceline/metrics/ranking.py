@@ -18,16 +18,16 @@ from torch import Tensor
 from paceline.core.errors import ConfigError
 from paceline.core.metrics import Judges, Metric
 from paceline.core.terms import leading
-from paceline.metrics.base import ClassMetric, LabelMetric
+from paceline.metrics.base import ClassMetric, LabelMetric, mean_of, ratio
 
-__all__ = ["AUROC", "AveragePrecision", "bins_of", "histogram", "log_odds"]
+__all__ = ["AUROC", "AveragePrecision", "Youden", "bins_of", "histogram", "log_odds"]
 
 _STEEP, _WIDEST = 20.0, 40.0
 
 
 @dataclass(frozen=True)
 class _Binned(Metric):
-    """Base of AUROC and average precision.
+    """Base of metrics that are computed from histograms of positive and negative scores.
 
     Args:
         bins: bins of each class's scores.
@@ -99,6 +99,36 @@ class AveragePrecision(_Binned):
         best = _within(positive, tp - positive, fp - negative).sum(1) / whole
         worst = _within(positive, tp - positive, fp).sum(1) / whole
         return value, torch.maximum(best - value, value - worst)
+
+
+@dataclass(frozen=True)
+class Youden(_Binned):
+    """Youden's index: the largest difference of true and false positive rates; precision, recall and F1 at that threshold."""
+
+    @property
+    def figure(self) -> str:
+        """Name of the main figure."""
+        return "youden"
+
+    def each(self, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the index at the best edge of a bin; another threshold within a bin could gain at most its share of positives."""
+        index, best = self._best(positive, negative)
+        return index, positive.gather(1, best).squeeze(1) / positive.sum(1).clamp(min=1)
+
+    def _best(self, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+        rates = [counts.cumsum(1) / counts.sum(1, keepdim=True).clamp(min=1) for counts in (positive, negative)]
+        index, best = (rates[0] - rates[1]).max(1, keepdim=True)
+        return index.squeeze(1), best
+
+    def figures(self, total: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return the index, and ``youden_precision``, ``youden_recall`` and ``youden_f1``, averaged over classes."""
+        positive, negative = total["positive"].double().flip(1), total["negative"].double().flip(1)
+        _, best = self._best(positive, negative)
+        true, false = (counts.cumsum(1).gather(1, best).squeeze(1) for counts in (positive, negative))
+        whole = positive.sum(1)
+        there = (whole > 0) & (negative.sum(1) > 0)
+        rates = {"precision": ratio(true, true + false), "recall": ratio(true, whole), "f1": ratio(2 * true, true + false + whole)}
+        return super().figures(total) | {f"youden_{name}": mean_of(rate, there) for name, rate in rates.items()}
 
 
 def _within(count: Tensor, before: Tensor, false: Tensor) -> Tensor:

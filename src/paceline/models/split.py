@@ -13,7 +13,7 @@ from paceline.core.errors import ConfigError
 from paceline.core.layout import Layout
 from paceline.core.params import Params
 
-__all__ = ["body_layout", "features", "head", "head_name", "join", "scored", "take"]
+__all__ = ["body_layout", "features", "head", "head_name", "join", "penultimate", "scored", "take"]
 
 
 def head_name(module: nn.Module) -> str:
@@ -54,6 +54,26 @@ def scored(module: nn.Module, features: Tensor) -> Tensor:
     layer = head(module)
     scores: Tensor = layer(features.to(layer.weight.dtype)).float()
     return scores
+
+
+def penultimate(module: nn.Module, x: Samples) -> Tensor:
+    """Return the input of the last layer with weights that a module runs, shape [N, ...], float32; its outputs if there is none.
+
+    Unlike `features` this serves any module, such as one with an output for each pixel. It is not for use in hooks.
+    """
+    seen: list[Tensor] = []
+
+    def note(layer: nn.Module, given: tuple[Any, ...]) -> None:
+        seen[:] = [given[0]]
+
+    layers = [m for m in module.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
+    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
+    try:
+        out = call(module, x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return (seen[0] if seen else cast(Tensor, out)).float()
 
 
 def body_layout(module: nn.Module) -> Layout:

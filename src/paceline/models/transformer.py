@@ -73,6 +73,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         channels, height, width = shape
         self.width, self.patch, self.channels = dim, patch, channels
+        self.grid = (height // patch, width // patch)
         self.embed = nn.Conv2d(channels, dim, patch, patch)
         self.cls = nn.Parameter(torch.zeros(1, 1, dim))
         self.position = nn.Parameter(0.02 * torch.randn(1, 1 + (height // patch) * (width // patch), dim))
@@ -85,14 +86,37 @@ class VisionTransformer(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Return the input of the head, shape [N, d]."""
-        tokens = self.embed(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.cls.expand(len(x), -1, -1), tokens], 1) + self.position
+        return self.tokens(x)[:, 0]
+
+    def tokens(self, x: Tensor, hidden: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Return the class token and the patches after the last block, shape [N, 1 + T, d], of pictures of any multiple of the patch.
+
+        Args:
+            x: pictures, shape [N, C, H, W]; positions are interpolated where the sides are not those of the model.
+            hidden: which patches are replaced before the first block, shape [N, T] (bool).
+            mask: the token that replaces them, shape [d].
+        """
+        patches = self.embed(x)
+        grid = tuple(patches.shape[2:])
+        patches = patches.flatten(2).transpose(1, 2)
+        if hidden is not None and mask is not None:
+            patches = torch.where(hidden.unsqueeze(2), mask.to(patches), patches)
+        x = torch.cat([self.cls.expand(len(x), -1, -1), patches], 1) + self._positions(grid)
         for number, block in enumerate(self.blocks):
             if self.prompts is not None:
                 x = self.prompts(x, number)
             x = block(x)
-        out: Tensor = self.norm(x)[:, 0]
+        out: Tensor = self.norm(x)
         return out
+
+    def _positions(self, grid: tuple[int, ...]) -> Tensor:
+        """Return the positions of a grid of patches, shape [1, 1 + T, d]; bicubic, as a product with constant weights."""
+        if grid == self.grid:
+            return self.position
+        count = self.grid[0] * self.grid[1]
+        unit = torch.eye(count, device=self.position.device).view(1, count, *self.grid)
+        weights = F.interpolate(unit, size=grid, mode="bicubic", antialias=True).view(count, -1).T.to(self.position)
+        return torch.cat([self.position[:, :1], weights @ self.position[:, 1:]], 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return scores, shape [N, classes]."""

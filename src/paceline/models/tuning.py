@@ -28,7 +28,7 @@ from paceline.core.errors import ConfigError, MissingExtraError
 from paceline.models.split import head_name
 from paceline.models.transformer import Block, VisionTransformer
 
-__all__ = ["Adapter", "Prompts", "Prototype", "ScaleShift", "Tuning", "tuned"]
+__all__ = ["Adapter", "Prompts", "Prototype", "ScaleShift", "Tuning", "freeze_statistics", "prompt_reach", "put_scales", "tuned"]
 
 Prototype = Literal["full", "head", "bias", "norm", "adapter", "prompt", "ssf", "lora"]
 
@@ -159,16 +159,22 @@ def _scaled(layer: nn.Module, given: Any, out: Tensor) -> Tensor:
     return shifted
 
 
-def _put_scales(module: nn.Module) -> None:
+def put_scales(module: nn.Module, make: Callable[[int, bool], nn.Module] = ScaleShift) -> None:
+    """Put a scale and a shift after each linear layer, convolution and norm of a model but its head.
+
+    Args:
+        module: changed in place.
+        make: makes one from (number of outputs, whether they are channels).
+    """
     own = _head_or_none(module)
     for name, layer in list(module.named_modules()):
         if name == own or not isinstance(layer, (nn.Linear, nn.Conv2d, *_NORMS)):
             continue
         if isinstance(layer, nn.LayerNorm):
-            layer.ssf = ScaleShift(layer.normalized_shape[-1])
+            layer.ssf = make(layer.normalized_shape[-1], False)
         else:
             bias_like = next(b for b in (layer.bias, layer.weight) if b is not None)
-            layer.ssf = ScaleShift(len(bias_like), channels_first=not isinstance(layer, nn.Linear | nn.BatchNorm1d))
+            layer.ssf = make(len(bias_like), not isinstance(layer, nn.Linear | nn.BatchNorm1d))
         layer.register_forward_hook(_scaled)
 
 
@@ -182,7 +188,7 @@ def tuned(model: Callable[[], nn.Module], tuning: Tuning) -> nn.Module:
     module = model()
     if tuning.prototype == "full":
         return module
-    _freeze_statistics(module)
+    freeze_statistics(module)
     if tuning.prototype == "adapter":
         blocks = [b for b in module.modules() if isinstance(b, Block)]
         if not blocks:
@@ -192,13 +198,17 @@ def tuned(model: Callable[[], nn.Module], tuning: Tuning) -> nn.Module:
     elif tuning.prototype == "prompt":
         if not isinstance(module, VisionTransformer):
             raise ConfigError(f"{type(module).__name__} does not support prompts; use vit, or peft=bias or lora")
-        reach = math.sqrt(6 / (module.channels * module.patch**2 + module.width))
-        module.prompts = Prompts(tuning.tokens, module.width, len(module.blocks) if tuning.deep else 1, reach)
+        module.prompts = Prompts(tuning.tokens, module.width, len(module.blocks) if tuning.deep else 1, prompt_reach(module))
     elif tuning.prototype == "ssf":
-        _put_scales(module)
+        put_scales(module)
     elif tuning.prototype == "lora":
         _put_lora(module, tuning)
     return module
+
+
+def prompt_reach(vit: VisionTransformer) -> float:
+    """Return the largest initial value of prompts, which depends on the size of a patch and on the width."""
+    return math.sqrt(6 / (vit.channels * vit.patch**2 + vit.width))
 
 
 def _put_lora(module: nn.Module, tuning: Tuning) -> None:
@@ -224,7 +234,7 @@ def _head_or_none(module: nn.Module) -> str | None:
         return None
 
 
-def _freeze_statistics(module: nn.Module) -> None:
+def freeze_statistics(module: nn.Module) -> None:
     """Convert float buffers to constants, and make norms use them in training as well."""
     for part in list(module.modules()):
         if isinstance(part, nn.modules.batchnorm._BatchNorm):

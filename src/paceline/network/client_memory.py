@@ -36,6 +36,8 @@ class ClientMemory:
 
     def __init__(self, folder: str | os.PathLike[str], durable: bool = True) -> None:
         self.folder, self.durable = Path(folder), durable
+        self._written = 0
+        """Round of `pending`, if this object has written it last; else 0."""
 
     def belong(self, data: str) -> bool:
         """Bind this memory to the client's data; return whether it is new.
@@ -71,7 +73,9 @@ class ClientMemory:
         """
         tree = {"round": round, "memory": dict(memory), "priors": [list(prior) for prior in priors or []]}
         tree["attempt"] = list(attempt)
+        self._written = 0
         save_checkpoint(self._pending, tree, durable=self.durable)
+        self._written = round
 
     def commit(self, round: int, saved: int, lost: Collection[int] = ()) -> bool:
         """Make `pending` permanent if it belongs to `round`, and delete versions that no server can resume from.
@@ -84,8 +88,11 @@ class ClientMemory:
         Returns:
             whether `pending` became permanent.
         """
-        done = False
-        if self._pending.exists():
+        done, written, self._written = False, self._written, 0
+        if written == round > 0 and not lost and self._pending.exists():
+            os.replace(self._pending, self._version(round))
+            done = True
+        elif self._pending.exists():
             at, memory, priors, _ = self._read(self._pending)
             done = at == round
             if done:
@@ -100,6 +107,7 @@ class ClientMemory:
 
     def rollback(self) -> None:
         """Delete `pending`."""
+        self._written = 0
         self._pending.unlink(missing_ok=True)
 
     def restore(
@@ -149,7 +157,8 @@ class ClientMemory:
         return self.folder / f"{round}.memory"
 
     def _rounds(self) -> list[int]:
-        return sorted(int(path.stem) for path in self.folder.glob("*.memory") if path.stem.isdecimal())
+        names = os.listdir(self.folder) if self.folder.exists() else []
+        return sorted(int(name[:-7]) for name in names if name.endswith(".memory") and name[:-7].isdecimal())
 
     def _collect(self, saved: int) -> None:
         old = [r for r in self._rounds() if r <= saved]

@@ -150,6 +150,18 @@ class Runner:
         return replace(answer, why=f"contributed zeros to the sum: {failed}")
 
     @property
+    def waiting(self) -> bool:
+        """Whether there is work for `idle`."""
+        return (
+            self.worker is not None and (session := self.worker.sessions.get(self.number)) is not None and session.later is not None
+        )
+
+    def idle(self) -> None:
+        """Do the work that a protocol has left for the time after a reply."""
+        if self.worker is not None and (session := self.worker.sessions.get(self.number)) is not None:
+            session.idle()
+
+    @property
     def hidden(self) -> bool:
         """Whether the server may receive only sums, so that no reason, time or size that depends on data is sent."""
         return self.worker is None or "secagg" in self.worker.functions

@@ -7,7 +7,7 @@ A frame is one gRPC message::
 The frames of one direction of one stream are numbered 0, 1, 2, ... A missing, duplicate or reordered frame ends the
 stream, as does a wrong checksum. A message is an opening frame (kind, number of parts, and for each part its length on
 the wire, its unpacked length and whether it is compressed with zstd), followed by the parts' bytes, in frames that
-never span two parts. Part 0 is a small tree, the head.
+never span two parts. Part 0 is a small tree, the head. A small message is one frame: the opening and all parts in a row.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Any
 
 from paceline.core.errors import MissingExtraError, WireError
@@ -25,14 +26,18 @@ from paceline.core.tree import Tree
 __all__ = ["CHUNK", "HEAD", "HEAD_LIMITS", "MessagePart", "Opening", "frames", "open_frame", "opening", "unpack"]
 
 MAGIC = b"PL"
-VERSION = 1
+VERSION = 2
 OPEN = 1
+WHOLE = 2
 HEAD = struct.Struct("<2sBBQI")
 _OPENING = struct.Struct("<BB")
 _PART = struct.Struct("<QQB")
 
 CHUNK = 256 * 1024
 """Bytes of a part in one frame."""
+
+SMALL = 32 * 1024
+"""Total size in bytes up to which the parts of a message travel in its opening frame."""
 
 HEAD_LIMITS = Limits(size=1 << 20, header=1 << 20, depth=64, items=100_000, tensors=64)
 """Decoding limits of the head of a message."""
@@ -111,11 +116,15 @@ def frames(kind: int, parts: Sequence[MessagePart], first: int) -> Iterator[byte
 
     Example:
         >>> (frame,) = list(frames(1, [MessagePart(b"", 0)], 0))
-        >>> opens, payload = open_frame(frame, expected=0)
-        >>> opens, bytes(payload[:2])
+        >>> flags, payload = open_frame(frame, expected=0)
+        >>> flags == OPEN | WHOLE, bytes(payload[:2])
         (True, b'\x01\x01')
     """
     text = _OPENING.pack(kind, len(parts)) + b"".join(_PART.pack(len(p.data), p.raw, p.packed) for p in parts)
+    if sum(len(part.data) for part in parts) <= SMALL:
+        text += b"".join(part.data for part in parts)
+        yield HEAD.pack(MAGIC, VERSION, OPEN | WHOLE, first, zlib.crc32(text)) + text
+        return
     yield HEAD.pack(MAGIC, VERSION, OPEN, first, zlib.crc32(text)) + text
     for part in parts:
         for piece, check in part.chunks:
@@ -123,8 +132,8 @@ def frames(kind: int, parts: Sequence[MessagePart], first: int) -> Iterator[byte
             yield b"".join((HEAD.pack(MAGIC, VERSION, 0, first, check), piece))
 
 
-def open_frame(frame: bytes, expected: int) -> tuple[bool, memoryview]:
-    """Return whether a frame opens a message, and its payload.
+def open_frame(frame: bytes, expected: int) -> tuple[int, memoryview]:
+    """Return the flags of a frame, `OPEN` if it opens a message and `WHOLE` if it also contains its parts, and its payload.
 
     Args:
         frame: the received bytes.
@@ -140,7 +149,7 @@ def open_frame(frame: bytes, expected: int) -> tuple[bool, memoryview]:
         raise WireError("not a Paceline frame (wrong magic bytes)")
     if version != VERSION:
         raise WireError(f"unsupported frame format {version} (this version reads {VERSION}); upgrade paceline")
-    if flags & ~OPEN:
+    if flags not in (0, OPEN, OPEN | WHOLE):
         raise WireError(f"a frame has the unknown flags {flags:#x}")
     if sequence != expected:
         what = "is missing" if sequence > expected else "was repeated, or out of order"
@@ -148,11 +157,11 @@ def open_frame(frame: bytes, expected: int) -> tuple[bool, memoryview]:
     payload = memoryview(frame)[HEAD.size :]
     if zlib.crc32(payload) != check:
         raise WireError(f"frame {sequence} was corrupted in transit")
-    return bool(flags), payload
+    return flags, payload
 
 
-def opening(payload: memoryview) -> Opening:
-    """Parse an opening frame's payload.
+def opening(payload: memoryview, whole: bool = False) -> tuple[Opening, list[memoryview]]:
+    """Return the announcement in an opening frame's payload, and the parts if it contains the whole message.
 
     Raises:
         WireError: the payload is malformed.
@@ -160,12 +169,19 @@ def opening(payload: memoryview) -> Opening:
     if len(payload) < _OPENING.size:
         raise WireError("truncated opening frame")
     kind, count = _OPENING.unpack_from(payload)
-    if not 1 <= count <= MOST_PARTS or len(payload) != _OPENING.size + count * _PART.size:
+    end = _OPENING.size + count * _PART.size
+    if not 1 <= count <= MOST_PARTS or (len(payload) < end if whole else len(payload) != end):
         raise WireError(f"an opening frame of {len(payload)} bytes announces {count} parts")
     rows = [_PART.unpack_from(payload, _OPENING.size + i * _PART.size) for i in range(count)]
     if any(not wire > 0 or packed > 1 or (not packed and wire != raw) for wire, raw, packed in rows):
         raise WireError("an opening frame announces invalid lengths of parts")
-    return Opening(kind, tuple((wire, raw, bool(packed)) for wire, raw, packed in rows))
+    announced = Opening(kind, tuple((wire, raw, bool(packed)) for wire, raw, packed in rows))
+    if not whole:
+        return announced, []
+    if announced.size != len(payload) - end:
+        raise WireError(f"a frame with a whole message of {announced.size} bytes contains {len(payload) - end}")
+    ends = list(accumulate((wire for wire, _, _ in rows), initial=end))
+    return announced, [payload[start:stop] for start, stop in pairwise(ends)]
 
 
 def unpack(data: bytes | bytearray | memoryview, raw: int) -> bytes:

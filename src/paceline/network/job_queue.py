@@ -206,6 +206,8 @@ class JobQueue:
         self._note("answered" if why is None else "not_answered", facts if why is None else {**facts, "why": why})
         self._put(p.REPLY, answer.head, *parts)
         self.answered += why is None
+        if self._runner.waiting:
+            await self._in_thread(self._runner.idle)
 
     def _compute(self, message: Message) -> tuple[Answer, tuple[MessagePart, ...]]:
         """Decode a call, execute it and encode the answer; runs on the runner's thread."""

@@ -12,7 +12,7 @@ from paceline.core.errors import WireError
 from paceline.core.serialization import Limits, loads
 from paceline.core.tree import Tree
 from paceline.network.buffers import Budget, Buffer
-from paceline.network.frames import HEAD_LIMITS, MessagePart, Opening, frames, open_frame, opening, unpack
+from paceline.network.frames import HEAD_LIMITS, WHOLE, MessagePart, Opening, frames, open_frame, opening, unpack
 from paceline.network.transfer_limits import Lanes, Turn
 
 __all__ = ["Link", "Message", "Shaper"]
@@ -147,17 +147,17 @@ class Link:
         frame = await self._frame()
         if frame is None:
             return None
-        opens, payload = frame
-        if not opens:
+        flags, payload = frame
+        if not flags:
             raise WireError("a message started without an opening frame")
-        announced, began = opening(payload), time.monotonic()
+        (announced, pieces), began = opening(payload, bool(flags & WHOLE)), time.monotonic()
         if max(announced.size, announced.raw) > self._limit:
             raise WireError(f"an announced message of {announced.raw} bytes exceeds the limit of {self._limit}")
         wire, raw, packed = announced.parts[0]
         if max(wire, raw) > HEAD_LIMITS.size or packed:
             raise WireError(f"the head of a message has {raw} bytes, above the limit of {HEAD_LIMITS.size}")
         first = Buffer(wire, Budget())
-        await self._fill(first)
+        await self._fill(first, pieces)
         head = loads(first.take(), HEAD_LIMITS)
         if not isinstance(head, dict) or not all(isinstance(key, str) for key in head):
             raise WireError("the head of a message must be a dict with text keys")
@@ -169,7 +169,7 @@ class Link:
                 message.parts.append(Buffer(wire, self._budget, keep))
             turn = await self._turn(announced.size)
             for part in message.parts:
-                await self._fill(part, turn)
+                await self._fill(part, pieces, turn)
         except BaseException:
             message.close()
             raise
@@ -186,20 +186,24 @@ class Link:
         finally:
             self.waits, self.received_at = False, time.monotonic()
 
-    async def _fill(self, buffer: Buffer, turn: Turn | None = None) -> None:
+    async def _fill(self, buffer: Buffer, pieces: list[memoryview], turn: Turn | None = None) -> None:
+        """Fill a buffer with the next part: from `pieces`, if the opening frame contained all of them, else from frames."""
+        if pieces:
+            buffer.add(pieces.pop(0))
+            return
         while True:
             frame = await self._frame()
             if frame is None:
                 raise WireError("the stream ended inside a message")
-            opens, payload = frame
-            if opens:
+            flags, payload = frame
+            if flags:
                 raise WireError("a message started inside another one")
             if turn is not None:
                 turn.going_on()
             if buffer.add(payload):
                 return
 
-    async def _frame(self) -> tuple[bool, memoryview] | None:
+    async def _frame(self) -> tuple[int, memoryview] | None:
         frame = await self._read()
         if frame is None:
             return None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from torch import Tensor, nn
 
-from paceline.core.client import Client, Hooks, LocalOptions
+from paceline.core.client import Client, Hooks, LocalOptions, Trained
 from paceline.core.columns import place, positional
 from paceline.core.params import Params
 from paceline.core.services import Host
@@ -21,7 +21,7 @@ from paceline.submodels.scores import Scorer
 if TYPE_CHECKING:
     from paceline.core.federation import Federation
 
-__all__ = ["Rescaled", "Submodels", "submodel_service", "submodels", "train_submodel"]
+__all__ = ["Rescaled", "Submodels", "fit_submodel", "submodel_service", "submodels", "train_submodel"]
 
 
 class Submodels:
@@ -89,7 +89,20 @@ def train_submodel(
         hooks: of the local loop; their parameters and gradients are those of the sub-model.
         **local: options of the local loop.
     """
-    start, resident = sub.extract(params), sub.resident()
+    start = sub.extract(params)
+    return sub.scatter(fit_submodel(client, start, sub, rescale, hooks, **local).params - start)
+
+
+def fit_submodel(
+    client: Client,
+    start: Params,
+    sub: SubModel,
+    rescale: float = 1.0,
+    hooks: Hooks | None = None,
+    **local: Unpack[LocalOptions],
+) -> Trained:
+    """Train a sub-model from its own parameters `start`, and return them; the arguments are those of `train_submodel`."""
+    resident = sub.resident()
     full = client.memory.get("_buffers") or client.model.initial_buffers
     if full:
         resident.load_buffers(sub.cut_tensors(full))
@@ -97,7 +110,7 @@ def train_submodel(
     trained = client.sgd(start, model=resident, alone=sub.cutter.has_frozen, hooks=hooks, prepare=prepare, **local)
     if full:
         client.memory["_buffers"] = sub.merge_tensors(full, resident.local_buffers())
-    return sub.scatter(trained.params - start)
+    return trained
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ the order of ``task.train.owners``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from paceline.core.arrays import Arrays
 from paceline.core.errors import ConfigError
 from paceline.core.random import numpy_rng
 from paceline.core.task import Part, Task
@@ -25,7 +26,7 @@ from paceline.tasks.datasets import DataRecipe
 from paceline.tasks.from_data import Defaults, apart, make_task
 from paceline.tasks.recipe import find_recipe, task_card
 
-__all__ = ["DomainRecipe", "DomainTask", "corrupted", "load_corrupted"]
+__all__ = ["DomainRecipe", "DomainTask", "TargetTask", "corrupted", "held_out", "load_corrupted"]
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,56 @@ class DomainTask(Task):
     @staticmethod
     def of(task: Task) -> DomainTask:
         """Return a task with owners as a `DomainTask`."""
-        return DomainTask(**{field.name: getattr(task, field.name) for field in fields(Task)})
+        return DomainTask(**{f.name: getattr(task, f.name) for f in fields(Task)})
 
     def parts(self) -> Sequence[Part]:
         """Return the rows of each domain's test samples."""
         assert self.test.owner is not None
         return [(torch.nonzero(self.test.owner == domain).flatten(), None) for domain in range(len(self.test.owners))]
+
+
+@dataclass(frozen=True)
+class TargetTask(Task):
+    """A task whose server has unlabelled samples of the domain that is judged.
+
+    Args:
+        target: the samples. Their labels only measure how good pseudo-labels are.
+    """
+
+    target: Arrays = field(kw_only=True)
+
+
+def held_out(task: Task, domain: str | None) -> TargetTask:
+    """Return a task of which one domain is the target: no client has its training samples, and its test samples are the test set.
+
+    Args:
+        task: the task; for a named domain its samples have owners.
+        domain: name of the domain; None leaves clients and test set as they are, and the target is the inputs of the test set.
+
+    Raises:
+        ConfigError: the task has no domain of this name, or no other one, or it has no test samples.
+    """
+    given = {f.name: getattr(task, f.name) for f in fields(Task)}
+    if domain is None:
+        return TargetTask(**given, target=task.test)
+    train, test = task.train, task.test
+    if train.owner is None or test.owner is None or domain not in train.owners or len(train.owners) < 2:
+        known = ", ".join(train.owners) if train.owner is not None and test.owner is not None else "none"
+        raise ConfigError(
+            f"target={domain}: task {task.name!r} has these domains: {known}; name one of several, or leave target out"
+        )
+    code = list(train.owners).index(domain)
+    own = train.owner == code
+    rest = train.subset(torch.nonzero(~own).flatten())
+    assert rest.owner is not None
+    owners = tuple(name for name in train.owners if name != domain)
+    given["train"] = Arrays(rest.x, rest.y, rest.owner - (rest.owner > code).long(), owners)
+    judged = test.subset(torch.nonzero(test.owner == code).flatten())
+    if not len(judged):
+        raise ConfigError(f"target={domain}: task {task.name!r} has no test samples of this domain; name another one")
+    given["test"] = Arrays(judged.x, judged.y)
+    found = train.subset(torch.nonzero(own).flatten())
+    return TargetTask(**given, target=Arrays(found.x, found.y))
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from pydantic import TypeAdapter, ValidationError
 from paceline.core.errors import ConfigError, UnknownNameError
 from paceline.core.parsing import Spec
 from paceline.core.task import Task
+from paceline.models.pool import pooled
 from paceline.models.tuning import Tuning, tuned
 
-__all__ = ["parse_tuning", "tune"]
+__all__ = ["parse_tuning", "tune", "tune_pool"]
 
 
 def parse_tuning(text: str) -> Tuning:
@@ -53,8 +54,7 @@ def tune(task: Task, tuning: Tuning) -> Task:
     """
     if tuning.prototype == "full":
         return task
-    if task.trainable is not None:
-        raise ConfigError(f"task {task.name!r} already trains only a part of its model ({task.info.get('tuned', task.trainable)})")
+    _untuned(task)
     model = partial(tuned, task.model, tuning)
     changed = dataclasses.replace(task, model=model)
     module = changed.build(0)
@@ -64,3 +64,26 @@ def tune(task: Task, tuning: Tuning) -> Task:
         raise ConfigError(f"peft={tuning.prototype} matches no parameter of {type(module).__name__}; it has {list(sizes)}")
     summary = f"{tuning.prototype}, {sum(sizes[n] for n in names):,} of {sum(sizes.values()):,} parameters"
     return dataclasses.replace(changed, trainable=names, info={**task.info, "tuned": summary})
+
+
+def tune_pool(task: Task, members: int, selected: int, spread: float = 0.02) -> Task:
+    """Return the task with its model frozen and a pool around it (`paceline.models.pool`), which alone is trained.
+
+    Args:
+        task: the task.
+        members: number of members of the pool.
+        selected: members that a sample uses.
+        spread: deviation of the initial scales and shifts.
+
+    Raises:
+        ConfigError: the task is already tuned, its model has no head, or `selected` is above `members`.
+    """
+    _untuned(task)
+    changed = dataclasses.replace(task, model=partial(pooled, task.model, members, selected, spread))
+    names = [name for name, _ in changed.build(0).named_parameters() if ".ssf." in name or not name.startswith("backbone.")]
+    return dataclasses.replace(changed, trainable=names, info={**task.info, "tuned": f"pool, {selected} of {members} members"})
+
+
+def _untuned(task: Task) -> None:
+    if task.trainable is not None:
+        raise ConfigError(f"task {task.name!r} already trains only a part of its model ({task.info.get('tuned', task.trainable)})")

@@ -11,6 +11,7 @@ import torch
 
 from paceline.aggregation.secure.client_openings import Openings
 from paceline.aggregation.secure.config import SecureConfig
+from paceline.aggregation.secure.covers import Cover
 from paceline.aggregation.secure.session import least_half, sizes
 from paceline.aggregation.secure.task_hash import Agreement, OwnWork, Work, halves
 from paceline.core.engine import ClientFunction
@@ -319,6 +320,26 @@ def test_a_refusal_says_what_an_operator_can_do():
         book.check(WORK, "r", 1, [0, 1, 2], three)
     with pytest.raises(ProtocolError, match="another seed"):
         book.check(OTHER_OPTIONS, "s", 1, [0, 1, 2], three)
+
+
+def test_two_processes_of_a_client_do_not_open_two_sums_at_once(tmp_path, monkeypatch):
+    """Another process cannot open a sum between the last check of this one and its record."""
+    book, other = Openings(tmp_path / "openings.db"), Openings(tmp_path / "openings.db")
+    other.open()
+    other._db.execute("PRAGMA busy_timeout=0")
+    real = book.check
+
+    def check(*facts):
+        real(*facts)
+        with pytest.raises(StoreError, match="locked"):
+            other.open_sum(WORK, "r", 1, Cover.of([1, 2, 3, 4]), three)
+
+    monkeypatch.setattr(book, "check", check)
+    book.open_sum(WORK, "r", 1, Cover.of([1, 2, 3]), three)
+    with pytest.raises(ProtocolError, match="opened before"):
+        other.open_sum(WORK, "r", 1, Cover.of([1, 2, 3, 4]), three)
+    other.open_sum(WORK, "r", 1, Cover.of([1, 2, 3]), three)  # the refusal has ended the transaction
+    assert [text for (text,) in other._all("SELECT survivors FROM opened")] == [Cover.of([1, 2, 3]).text()] * 2
 
 
 HAIR = OwnWork(b"h" * 32, b"h" * 32, b"h" * 32, "train")

@@ -10,6 +10,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.ciphers.algorithms import AES128, ChaCha20
 from cryptography.hazmat.primitives.ciphers.modes import CTR
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,6 +28,7 @@ from paceline.aggregation.secure.keys import (
     IdentityKey,
     context,
     derive,
+    derive_stream,
     open_sealed,
     pair_info,
     public_of_agreement,
@@ -103,6 +106,23 @@ def test_s10_hkdf_rfc5869():
     key = hx("0b" * 22)
     okm = derive(key, hx("000102030405060708090a0b0c"), hx("f0f1f2f3f4f5f6f7f8f9"), 42)
     assert okm == hx("3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865")
+
+
+@pytest.mark.parametrize("length", [1, 16, 32])
+def test_s10_short_keys_are_the_first_bytes_of_hkdf(length):
+    """Up to one block, by HMAC alone: RFC 5869, with its pseudorandom key, and the library for other inputs."""
+    salt, info = hx("000102030405060708090a0b0c"), hx("f0f1f2f3f4f5f6f7f8f9")
+    okm = hx("3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf")[:length]
+    assert derive(hx("0b" * 22), salt, info, length) == okm
+    assert derive_stream(hx("077709362c2e32df0ddc3f0dc47bba6390b6c73bb50f9c3122ec844ad7c2b3e5"), info, length) == okm
+    for secret, salt, info in ((b"k" * 32, b"", b""), (b"k" * 32, b"s" * 100, b"i" * 100)):
+        assert derive(secret, salt, info, length) == HKDF(SHA256(), length, salt, info).derive(secret)
+        assert derive_stream(secret, info, length) == HKDFExpand(SHA256(), length, info).derive(secret)
+
+
+def test_more_than_one_block_is_not_expanded_from_one():
+    with pytest.raises(ValueError, match="33 bytes"):
+        derive_stream(bytes(32), b"", 33)
 
 
 def test_s10_chacha20_rfc8439():

@@ -4,14 +4,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
+from paceline.core.client import Client
 from paceline.core.errors import PlanError, ZeroCostError
+from paceline.core.layout import Layout
+from paceline.core.params import Params
+from paceline.devices import Fleet, Profile
 from paceline.devices.events import ClientJob, Queue, every, first, nanoseconds
 from paceline.methods.asynchronous.fedasync import FedAsync
 from paceline.methods.asynchronous.fedbuff import FedBuff
 from paceline.methods.asynchronous.fedfix import FedFix
 from paceline.run import prepare
+from tests.conftest import make_task
 from tests.methods import quadratics as elementwise
 from tests.methods.asynchronous.conftest import quadratics
 
@@ -131,6 +137,14 @@ def test_fedasync_mixes_models_as_published(play, options, share):
     assert max(seen) >= 4
 
 
+def test_published_fedasync_pulls_jobs_towards_the_model_that_they_start_from():
+    layout = Layout.build([("w", (2,), "param")])
+    start, at, grad = (Params(torch.tensor(values), layout) for values in ([1.0, 2.0], [3.0, 1.0], [0.5, 0.25]))
+    for method, rho in ((FedAsync(), 0.005), (FedAsync(weigh="identical"), 0.0), (FedAsync(weigh="identical", rho=2.0), 2.0)):
+        found = method.local_hooks(start).correct(grad, at).vector
+        torch.testing.assert_close(found, grad.vector + rho * (at.vector - start.vector))
+
+
 def test_a_run_follows_the_schedule_and_the_clock_shows_it(play, monkeypatch):
     seen, real = [], FedFix.weights
 
@@ -175,11 +189,11 @@ def test_with_equal_clients_all_schemes_are_synchronous_fedavg_bit_for_bit(task,
             out.append(state.params.sha256())
         return out
 
-    local = {"steps": 4, "batch_size": 10, "momentum": 0.9, "max_norm": None}
+    local = {"steps": 2, "batch_size": 20, "momentum": 0.9, "max_norm": None}
     fixed = models("fedfix", period=1.0, **local)
     assert models("fedbuff", buffer=6, **local) == fixed
     assert models("fedbuff", buffer=6, weigh="unbiased", **local) == fixed
-    assert models("fedavg", epochs=1, batch_size=10, momentum=0.9) == fixed
+    assert models("fedavg", epochs=1, batch_size=20, momentum=0.9) == fixed
     assert models("fedbuff", buffer=5, **local) != fixed
 
 
@@ -218,6 +232,65 @@ def test_running_statistics_are_averaged_and_not_summed(play, config):
     np.testing.assert_allclose(state.params["1.running_mean"], hidden.mean(0).detach(), atol=0.3)
     ratio = state.params["1.running_var"] / hidden.var(0).detach()
     assert 0.7 < float(ratio.min()) < float(ratio.max()) < 1.4
+
+
+class Steady(Fleet):
+    """Devices of eight speeds, also for clients without samples."""
+
+    def profile(self, client, round):
+        return Profile(latency=1.0 + 0.3 * client)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "aggregation"),
+    [
+        (FedFix, {}, "plain"),
+        (FedFix, {"period": 0.3}, "secure-arithmetic"),
+        (FedBuff, {"buffer": 3}, "plain"),
+        (FedBuff, {"buffer": 3}, "secure-arithmetic"),
+        (FedAsync, {"weigh": "identical"}, "plain"),
+        (FedAsync, {}, "plain"),
+    ],
+)
+def test_after_each_step_statistics_are_the_mean_of_the_arrivals_with_samples(config, monkeypatch, method, options, aggregation):
+    """Published FedAsync mixes them like weights. Where no arrival has samples, the model stays."""
+    last, arrived, counts = {}, [], []
+    sgd, collect, step = Client.sgd, method.collect, method.step
+
+    def trained(self, *args, **values):
+        local = sgd(self, *args, **values)
+        if self.num_samples:
+            last[self.id] = local.params.vector.clone()
+        return local
+
+    def collected(self, fed, weights):
+        arrived.append([last[client] for client in weights if client in last])
+        counts.append(len(weights))
+        return collect(self, fed, weights)
+
+    def stepped(self, params, mean, clients):
+        after, count = step(self, params, mean, clients), params.layout.num_params
+        if not arrived[-1]:
+            assert torch.equal(after.vector, params.vector)
+        elif getattr(self, "weigh", "") != "mixing":
+            wanted = torch.stack(arrived[-1]).mean(0)[count:]
+            torch.testing.assert_close(after.vector[count:], wanted, atol=1e-4, rtol=1e-5)
+        return after
+
+    for name, function in {"collect": collected, "step": stepped}.items():
+        monkeypatch.setattr(method, name, function)
+    monkeypatch.setattr(Client, "sgd", trained)
+    task = make_task(model=lambda: nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4)))
+    values = {
+        "method": method.__name__.lower(),
+        "options": options,
+        "aggregation": aggregation,
+        "secure": {"gamma": 0.0, "bits": 24},
+    }
+    made = config(**values, clients=8, cohort=8, rounds=12, fleet=f"{__name__}:Steady")
+    prepare(made, task=task, split=elementwise.by_size([40, 12, 30, 0, 21, 45, 0, 33])).go()
+    assert len({len(clients) for clients in arrived}) > 1
+    assert min(counts) == {"fedasync": 1, "fedbuff": 3, "fedfix": 2 if aggregation == "plain" else 5}[values["method"]]
 
 
 def test_hidden_replies_are_not_asked_in_ones_or_twos(task, config):

@@ -1,5 +1,8 @@
 """FedLD: the sheet's numbers, the step-by-step rule in numpy against the closed form, and the edges of a Gram matrix."""
 
+import math
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +11,7 @@ from torch import nn
 
 import paceline as pl
 from paceline.core.errors import PlanError
+from paceline.core.method import on_client
 from paceline.methods.optimisation.fedld import FedLD, FedLDSum, combined, confidence
 from paceline.run import RunConfig, prepare
 from tests.conftest import make_task
@@ -77,6 +81,7 @@ def test_updates_without_extent():
     one = torch.tensor([[0.0, 0.0], [0.0, 0.0], [3.0, 4.0]])
     assert torch.isfinite(combined(one, 1.0)).all()
     np.testing.assert_allclose(combined(torch.tensor([[1.0], [2.0], [6.0]]), 0.8), [3.0])
+    np.testing.assert_allclose(combined(torch.tensor([[1.0], [-2.0], [7.0]]), 0.8), [2.0])
     large, small = (combined(factor * torch.tensor([[2.0, 0.0], [1.0, 1.0], [0.0, 2.0]]), 0.8) for factor in (1e12, 1e-12))
     np.testing.assert_allclose(large / 1e12, small / 1e-12, rtol=1e-5)
 
@@ -155,6 +160,31 @@ def test_the_rounds_of_the_server_are_those_of_numpy(renorm):
             at[entry.name].add_(torch.tensor(u).float().view(entry.shape))
     torch.testing.assert_close(run.state.params.vector, at.vector, atol=1e-6, rtol=1e-5)
     assert run.state.history.vector.any()
+
+
+def test_the_history_moves_by_a_hundredth_of_each_later_step():
+    at = [finished(FedLD(**FIELDS), make_task(), rounds=rounds).state for rounds in (1, 2, 3)]
+    start = finished(FedLD(**FIELDS | {"lr": 0.0}), make_task(), rounds=1).state.params
+    history = at[0].params - start
+    torch.testing.assert_close(at[0].history.vector, history.vector)
+    for before, after in pairwise(at):
+        history = 0.99 * history + 0.01 * (after.params - before.params)
+        torch.testing.assert_close(after.history.vector, history.vector, atol=1e-7, rtol=1e-5)
+
+
+class Broken(FedLD):
+    """FedLD in which one client sends no numbers."""
+
+    @on_client(each=True)
+    def submit(self, client, message):
+        return super().submit(client, message) * (math.nan if client.id == 1 else 1.0)
+
+
+def test_an_update_that_is_not_finite_is_refused_and_counted():
+    run = finished(Broken(**FIELDS), make_task())
+    assert run.fed.last.notes["refused"] == 1
+    assert torch.isfinite(run.state.params.vector).all()
+    assert finished(FedLD(**FIELDS), make_task()).fed.last.notes["refused"] == 0
 
 
 def test_running_statistics_are_averaged():

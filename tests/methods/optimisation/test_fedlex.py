@@ -13,6 +13,7 @@ from paceline.methods.optimisation.fedlex import FedLEx
 from paceline.run import RunConfig, prepare
 from tests.conftest import make_task
 from tests.methods.masked import assert_masks_change_nothing
+from tests.methods.quadratics import by_size
 
 PLAIN = {"optimizer": "sgd", "lr": 0.1, "lr_decay": 1.0, "epochs": 1, "batch_size": None, "explore_epochs": 2}
 WHOLE = PLAIN | {"batch_size": 1000}
@@ -118,9 +119,12 @@ def test_the_first_round_moves_by_a_tenth(monkeypatch):
     )
 
 
-@pytest.mark.parametrize(("patience", "passes"), [(1, 2), (2, 3), (4, 5)])
+@pytest.mark.parametrize(("patience", "passes"), [(1, 2), (2, 3), (4, 5), (6, 1)])
 def test_patience_ends_an_exploration(monkeypatch, patience, passes):
-    """A rate of 0 never lowers the loss: the first pass is the best, the scouts stay at the base, and the guidance is 1."""
+    """A rate of 0 never lowers the loss: the first pass is the best, the scouts stay at the base, and the guidance is 1.
+
+    A patience that cannot end before the exploration takes a single call.
+    """
     sgd, count = Client.sgd, []
     monkeypatch.setattr(Client, "sgd", lambda self, *args, **options: count.append(1) or sgd(self, *args, **options))
     run = finished(FedLEx(**WHOLE | {"explore_epochs": 6, "lr": 0.0}, patience=patience, guide="fixed"), make_task(), rounds=1)
@@ -156,6 +160,29 @@ def test_the_base_is_trained_first(base):
         alone = finished(FedLEx(**WHOLE, base="cohort"), make_task(), rounds=1)
         torch.testing.assert_close(alone.state.base.vector, first.state.params.vector, atol=1e-6, rtol=1e-5)
         assert not torch.allclose(alone.state.base.vector, based.state.base.vector)
+
+
+def test_one_clients_base_is_a_pass_of_the_first_client_at_the_rate_of_the_first_round():
+    task = softmax_task()
+    run = finished(FedLEx(**WHOLE | {"lr_decay": 0.5}, base="client"), task, rounds=1)
+    start, rows = run.fed.init_params(), run.fed.engine.setup.split(0)[0]
+    x, y = task.train.x[rows].numpy(), task.train.y[rows].numpy()
+    step, _ = gradient(start["weight"].numpy(), start["bias"].numpy(), x, y)
+    np.testing.assert_allclose(run.state.base["weight"], start["weight"].numpy() - 0.1 * step, atol=1e-6)
+
+
+def test_explorers_count_alike_and_explore_at_the_rate_of_the_first_round():
+    """Also with a single sample, and none without samples. Those that follow the cohort store what they found."""
+    split, values = by_size([1, 40, 20, 0]), {"rounds": 1}
+    method = FedLEx(**WHOLE | {"lr_decay": 0.5}, guide="round")
+    run = prepare(RunConfig.build({"task": "own", **CLIENTS, **values}), task=softmax_task(), method=method, split=split)
+    run.go()
+    found = [run.fed.engine.memories[client]["square"] for client in range(3)]
+    fixed = FedLEx(**WHOLE, guide="fixed")
+    other = prepare(RunConfig.build({"task": "own", **CLIENTS, **values}), task=softmax_task(), method=fixed, split=split)
+    other.go()
+    wanted = fixed.scaled((1 / 3) * (found[0] + found[1] + found[2]))
+    torch.testing.assert_close(other.state.guidance.vector, wanted.vector, atol=1e-5, rtol=1e-4)
 
 
 def test_one_clients_base_is_refused_under_masks():

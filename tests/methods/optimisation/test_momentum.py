@@ -9,7 +9,7 @@ import torch
 from paceline.core.client import Hooks
 from paceline.run import prepare
 from tests.conftest import make_task
-from tests.methods.quadratics import numbers, play, quadratics
+from tests.methods.quadratics import by_size, numbers, play, quadratics
 from tests.methods.resuming import assert_resumes, assert_server_sums_what_clients_keep
 
 FORMS = ["fedavgm", "fedavgmvr", "scaffoldm", "scaffoldmvr"]
@@ -112,15 +112,15 @@ def oracle(method, optima, curvatures, start, rounds, beta, lr, steps, decay, ga
 
 
 @pytest.mark.parametrize("vectorize", ["off", "on"])
-@pytest.mark.parametrize("gamma", [None, 0.25])
+@pytest.mark.parametrize(("gamma", "steps"), [(None, 3), (0.25, 3), (None, 1)])
 @pytest.mark.parametrize("method", FORMS)
-def test_rounds_follow_the_formulas(method, gamma, vectorize):
+def test_rounds_follow_the_formulas(method, gamma, steps, vectorize):
     rng = np.random.default_rng(3)
     b, a = rng.normal(size=(4, 3)), rng.uniform(0.5, 2.0, (4, 3))
-    options = {"beta": 0.3, "lr": 0.1, "steps": 3, "weight_decay": 0.05, "server_lr": gamma}
+    options = {"beta": 0.3, "lr": 0.1, "steps": steps, "weight_decay": 0.05, "server_lr": gamma}
     changes = {"vectorize": vectorize, "chunk": 4} if vectorize == "on" else {}
     got = [w for w, *_ in play(quadratics(b, a, start=0.5), method, 5, options=options, **changes)]
-    np.testing.assert_allclose(got, oracle(method, b, a, 0.5, 5, 0.3, 0.1, 3, 0.05, gamma), atol=5e-6)
+    np.testing.assert_allclose(got, oracle(method, b, a, 0.5, 5, 0.3, 0.1, steps, 0.05, gamma), atol=5e-6)
 
 
 def test_controls_are_the_means_of_plain_minibatch_gradients():
@@ -134,6 +134,34 @@ def test_controls_are_the_means_of_plain_minibatch_gradients():
             assert kept == pytest.approx({c: np.mean(values[:4]) for c, values in seen.items()}, abs=1e-5)
             for values in seen.values():
                 values.clear()
+
+
+@pytest.mark.parametrize(("method", "options"), [("scaffoldm", {"start": "gradients"}), ("scaffoldmvr", {})])
+def test_controls_that_start_from_gradients_are_means_over_the_clients_with_samples(method, options):
+    """The others train as without the empty ones; one of these is absent when the gradients are collected."""
+    ends, options = [], {"beta": 0.4, "lr": 0.2, "steps": 2, **options}
+    for sizes in ([2, 2, 2], [2, 0, 2, 2, 0]):
+        task = quadratics([[0.0], [1.0], [5.0]], [[1.0], [0.5], [2.0]], start=1.0, samples=2)
+        *_, (w, _, _) = play(task, method, 4, options=options, split=by_size(sizes))
+        ends.append(float(w[0]))
+    assert ends[1] == pytest.approx(ends[0], abs=1e-6)
+    *_, (_, state, fed) = play(task, method, 1, options=options, split=by_size([2, 0]))
+    assert torch.equal(state.control.vector, fed.engine.memories[0]["control"].vector)
+    drop = lambda round, client, function: function == "first" and client == 4  # noqa: E731
+    for _, state, fed in play(task, method, 4, options=options, split=by_size(sizes), drop=drop, on_error="drop"):
+        total = sum(float(fed.engine.memories[c]["control"].vector) for c in (0, 2, 3, 4))
+        assert state.empty == 1
+        assert float(state.control.vector) == pytest.approx(total / 4, abs=1e-5)
+
+
+def test_the_work_of_a_round_is_that_of_its_gradients(config, task):
+    """Two in each step with variance reduction, three with controls as well. Gradients at the start are of the first round."""
+    seconds = {}
+    for method in FORMS:
+        run = prepare(config(method=method, rounds=2, fleet="homogeneous:compute=1e3", options={"steps": 4}), task=task)
+        run.go()
+        seconds[method] = run.history[-1]["round_seconds"]
+    assert [seconds[method] / seconds["fedavgm"] for method in FORMS] == pytest.approx([1, 2, 1, 3], rel=0.01)
 
 
 def watch(fed, seen, task):

@@ -9,12 +9,17 @@ from torch import nn
 from torch.func import functional_call
 
 from paceline.core.errors import PlanError
+from paceline.core.params import Params
 from paceline.data import Partition
 from paceline.results.model import personal_module
 from paceline.run import RunConfig, prepare
 from paceline.tasks import Arrays, Task
 
-SIZES = (7, 4, 2)
+SIZES = (8, 4, 1)
+"""A client with one sample weighs as much as the others where all weigh the same."""
+
+NORMED = (7, 4, 2)
+"""Sizes with batch normalisation, which takes no batch of one."""
 ROUNDS, LR = 3, 0.2
 
 
@@ -35,7 +40,7 @@ def net_task(norm=False):
 
 
 def played(method, options, norm=False, **changes):
-    offsets = torch.tensor([0, *SIZES]).cumsum(0)
+    offsets = torch.tensor([0, *(NORMED if norm else SIZES)]).cumsum(0)
     split = Partition("by size", torch.arange(13), offsets, offsets[1:].clone())
     values = {"method": method, "options": options, "task": "net", "clients": 3, "cohort": 3, "rounds": ROUNDS}
     run = prepare(RunConfig.build(values | {"vectorize": "off"} | changes), task=net_task(norm), split=split)
@@ -61,9 +66,9 @@ class Vectors(dict):
         return sum(float((v * other[k]).sum()) for k, v in self.items())
 
 
-def clients():
+def clients(sizes=SIZES):
     task, start = net_task(), 0
-    for size in SIZES:
+    for size in sizes:
         yield task.train.x[start : start + size].double(), task.train.y[start : start + size]
         start += size
 
@@ -154,7 +159,7 @@ def test_running_statistics_of_perfedavg_are_those_after_both_passes_of_a_step()
     names = [name for name in whole if "running" not in name]
     for _ in range(ROUNDS):
         ends = []
-        for x, y in clients():
+        for x, y in clients(NORMED):
             module, at = Net(norm=True).double(), dict(whole)
             for _ in range(2):
                 module.load_state_dict({**at, "1.num_batches_tracked": torch.tensor(0)})
@@ -198,6 +203,13 @@ def test_apfl(adaptive, vectorize):
     assert not adaptive or len({round(a, 3) for a in alpha.values()}) > 1
 
 
+@pytest.mark.parametrize(("slope", "end"), [(5.0, 1.0), (-5.0, 0.0)])
+def test_the_share_of_apfl_is_between_zero_and_one(monkeypatch, slope, end):
+    monkeypatch.setattr(Params, "dot", lambda self, other: self.vector.new_tensor(slope))
+    run, _, _ = played("apfl", {"steps": 2, "alpha": 0.3})
+    assert {float(run.store[c]["alpha"]) for c in range(3)} == {end}
+
+
 @pytest.mark.parametrize("method", ["fedper", "fedrep"])
 @pytest.mark.parametrize("vectorize", ["off", "on"])
 def test_heads_stay_on_their_clients(method, vectorize):
@@ -230,7 +242,7 @@ def test_batch_normalisation_stays_on_its_client():
     at = [dict(whole) for _ in SIZES]
     for _ in range(ROUNDS):
         ends = []
-        for c, (x, y) in enumerate(clients()):
+        for c, (x, y) in enumerate(clients(NORMED)):
             module = Net(norm=True).double()
             module.load_state_dict({**at[c], **shared, "1.num_batches_tracked": torch.tensor(0)})
             optimizer = torch.optim.SGD(module.parameters(), LR)
@@ -244,6 +256,16 @@ def test_batch_normalisation_stays_on_its_client():
     agree(run.state.params, shared)
     for c in range(3):
         agree(personal(run, c), shared | at[c])
+
+
+def test_clients_with_layers_of_their_own_weigh_the_same_in_the_others():
+    run, shared, whole = played("fedbn", {"epochs": 2, "layers": ("2",)})
+    shared, heads = Vectors(shared), [{k: v for k, v in whole.items() if k.startswith(HEAD)}] * 3
+    for _ in range(ROUNDS):
+        ends = [descent(Vectors(shared | heads[c]), data, 2) for c, data in enumerate(clients())]
+        heads = [{k: end[k] for k in heads[0]} for end in ends]
+        shared = Vectors({k: sum(end[k] for end in ends) / 3 for k in shared})
+    agree(run.state.params, shared)
 
 
 def test_models_that_have_no_such_part_are_refused():

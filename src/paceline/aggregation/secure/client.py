@@ -13,15 +13,7 @@ from typing import Any, NoReturn
 
 from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.aggregation.secure.encoding import Words, pack
-from paceline.aggregation.secure.keys import (
-    AgreementKey,
-    IdentityKey,
-    derive,
-    open_sealed,
-    pair_info,
-    seal,
-    verify,
-)
+from paceline.aggregation.secure.keys import AgreementKey, IdentityKey, derive, open_sealed, pair_info, seal, verify
 from paceline.aggregation.secure.masks import apply_all
 from paceline.aggregation.secure.session import (
     Session,
@@ -80,8 +72,9 @@ class SecureClient:
         self._step = 0
         self._discarded = False
         self._seal_key, self._mask_key = AgreementKey.generate(), AgreementKey.generate()
-        self._advert = self._secret = self._digest = self._graph = b""
+        self._advert = self._secret = self._digest = self._graph = self.record = b""
         self._keys: dict[int, tuple[bytes, bytes]] = {}
+        self._agreed: dict[tuple[int, int], bytes] = {}
         self._near: list[int] = []
         self._shares: dict[int, tuple[bytes, bytes]] = {}
         self._alive: list[int] = []
@@ -134,7 +127,7 @@ class SecureClient:
 
     def _discard(self) -> None:
         self._discarded = True
-        self._secret, self._shares, self._keys = b"", {}, {}
+        self._secret, self._shares, self._keys, self._agreed = b"", {}, {}, {}
         self._seal_key = self._mask_key = AgreementKey.generate()
 
     def _refuse(self, why: str) -> NoReturn:
@@ -156,7 +149,9 @@ class SecureClient:
 
     def _agree(self, key: AgreementKey, peer: int, which: int) -> bytes:
         try:
-            return key.agree(self._keys[peer][which])
+            if (peer, which) not in self._agreed:
+                self._agreed[peer, which] = key.agree(self._keys[peer][which])
+            return self._agreed[peer, which]
         except ProtocolError as error:
             self._refuse(f"keys of client {peer}: {error}")
 
@@ -165,17 +160,18 @@ class SecureClient:
             self._refuse(f"only {count} {what}; the threshold is {self.session.threshold}")
 
     def _derived(self, secret: bytes, label: str, peer: int) -> bytes:
-        return derive(secret, self.session.context("salt"), pair_info(label, self.me, peer))
+        within = self.session.context if label == "mask" else self.session.key_context  # masks always depend on the task
+        return derive(secret, within("salt"), pair_info(label, self.me, peer))
 
     def _aad(self, sender: int, receiver: int) -> bytes:
-        return self.session.context("sealed") + number(sender) + number(receiver)
+        return self.session.key_context("sealed") + number(sender) + number(receiver)
 
     # -- R0 ------------------------------------------------------------------------------------
     def advertise(self) -> dict[str, Any]:
         """R0: return this session's two public keys and, in a session over parts of a model, this client's tier, signed."""
         self._at(0)
         keys = self._seal_key.public + self._mask_key.public + (bytes([self.tier]) if self.session.parts else b"")
-        self._advert = keys + self.identity.sign(self.session.context("advertise") + number(self.me) + keys)
+        self._advert = keys + self.identity.sign(self.session.key_context("advertise") + number(self.me) + keys)
         return {"keys": self._advert}
 
     # -- R1 ------------------------------------------------------------------------------------
@@ -198,7 +194,7 @@ class SecureClient:
         if self.session.parts:
             self.tiers = self._checked_tiers(hashes, adverts, tiers)
             self._graph = bound_tiers(self._graph, self.tiers)
-        size = self.session.tell_bytes
+        self.record, size = record, self.session.tell_bytes
         if len(record) > max(size - 2, 0):
             self._refuse(f"the peer record has {len(record)} bytes; the maximum is {max(size - 2, 0)}")
         while int.from_bytes(secret := secrets.token_bytes(32), "little") >= PRIME:
@@ -212,6 +208,8 @@ class SecureClient:
         sealed, sealed_records = {}, {}
         for v, b, s in zip(self._near, shares_b, shares_s, strict=True):
             agreed = self._agree(self._seal_key, v, 0)
+            if self.session.prepared:  # in advance, while the client waits for messages
+                self._agree(self._mask_key, v, 1)
             shares = b.to_bytes(32, "little"), s.to_bytes(32, "little")
             text = number(self.me) + number(v) + b"".join(shares)
             sealed[v] = share_checks(self.session, self.me, v, shares) + seal(
@@ -237,7 +235,7 @@ class SecureClient:
                 self._refuse(f"the keys of client {v} do not match the hash from which the graph was derived: {error}")
             if hashlib.sha256(advert).digest() != hashes[v]:
                 self._refuse(f"the keys of client {v} do not match the hash from which the graph was derived")
-            if not verify(self.directory[v], signature, session.context("advertise") + number(v) + keys):
+            if not verify(self.directory[v], signature, session.key_context("advertise") + number(v) + keys):
                 self._refuse(f"the keys of client {v} lack a valid signature of that client")
             pair = keys[:32], keys[32:64]
             if pair[0] in seen or pair[1] in seen or pair[0] == pair[1]:
@@ -272,6 +270,12 @@ class SecureClient:
             self._refuse(why)
 
     # -- R2 ------------------------------------------------------------------------------------
+    def bind(self, task: bytes) -> None:
+        """Use a prepared session, once, for the task with this hash: masks and all later signatures depend on it."""
+        if self._step != 2 or not self.session.prepared or any(self.session.task):
+            self._refuse("keys and shares are used for one task only, after they were exchanged")
+        self.session = self.session.bound(task)
+
     def receive(self, sealed: dict[int, bytes], told: dict[int, bytes]) -> None:
         """R2: decrypt the neighbours' sealed shares and records; neighbours that sent none have dropped out.
 
@@ -335,10 +339,8 @@ class SecureClient:
         for segment, words in segments:  # checked before masking: floats or signed words would not wrap
             if words.dtype != segment.dtype or words.shape != (segment.length,):
                 self._refuse(f"segment {segment.name!r} must have {segment.length} words of {segment.dtype}, not {words.dtype}")
-        pairs = {}
-        for v in self._shares:
-            agreed = self._agree(self._mask_key, v, 1)
-            pairs[v] = self._derived(agreed, "mask", v), 1 if self.me < v else -1
+        agreed = {v: self._agree(self._mask_key, v, 1) for v in self._shares}
+        pairs = {v: (self._derived(secret, "mask", v), 1 if self.me < v else -1) for v, secret in agreed.items()}
         packed = []
         for segment, words in segments:  # a pair masks what both own
             seeds = [(self._secret, 1), *(pair for v, pair in pairs.items() if sends(self.tiers, v, segment))]

@@ -6,8 +6,9 @@ client: the declarations of its installed method, its data, its memory. Nothing 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from paceline.aggregation.nested import assigned, declared_tier, message_of
@@ -15,7 +16,8 @@ from paceline.aggregation.secure.client import SecureClient
 from paceline.aggregation.secure.client_openings import Openings
 from paceline.aggregation.secure.codec import Codec
 from paceline.aggregation.secure.covers import Cover
-from paceline.aggregation.secure.messages import as_tensors, need, opened_record, packed_record, session_of
+from paceline.aggregation.secure.messages import MALFORMED, as_tensors, need, opened_record, packed_record, session_of
+from paceline.aggregation.secure.session import Session
 from paceline.aggregation.secure.task_hash import Agreement, OwnWork, Work, message_digest
 from paceline.core.engine import ClientFunction
 from paceline.core.errors import ProtocolError
@@ -77,6 +79,10 @@ class SecAggClient:
             ProtocolError: the session is not newer than every earlier one, or its parameters are invalid.
         """
         client, session = me.client, session_of(message)
+        if session.prepared:
+            raise ProtocolError(f"client {client.id}: the server cannot choose the task of a session after its keys")
+        if session.call == 1:
+            me.session.ready.pop(session.function, None)
         if session.round != client.round:
             raise ProtocolError(f"client {client.id}: the session is for round {session.round}, the call for {client.round}")
         if [session.round, session.attempt] <= client.memory.get("_secagg", [-1, -1]):
@@ -97,12 +103,11 @@ class SecAggClient:
         common, adverts = need(message, "all", "own")
         (hashes,) = need(common, "hashes")
         machine = _state(me).machine
-        peer_record, tiers = _declared(me, machine.session.function).peer_record, common.get("tiers")
-        if peer_record is None:
-            return machine.share(hashes, adverts, tiers=tiers)
-        with nested(0, me.client.device):
-            record = packed_record(me.invoke(me.client, peer_record, None))
-        return machine.share(hashes, adverts, record, tiers)
+        declared = _declared(me, machine.session.function)
+        record = _record(me, declared)
+        if _varies(declared):
+            me.session.note(machine.session.function, (machine.tier, record))
+        return machine.share(hashes, adverts, record, common.get("tiers"))
 
     @on_client(each=True)
     def masked(self, me: ProtocolContext, message: dict[str, Any]) -> dict[str, Any]:
@@ -112,6 +117,8 @@ class SecAggClient:
             ProtocolError: the task differs from the one in the session's hash, or opening the sum would reveal too much.
         """
         content, mail = need(message, "all", "own")
+        if isinstance(mail, dict) and "prepared" in mail and not self._ready(me, mail["prepared"]):
+            return {"unprepared": 1}
         client, state = me.client, _state(me)
         machine, session = state.machine, state.machine.session
         declared = _declared(me, session.function)
@@ -154,32 +161,95 @@ class SecAggClient:
         client.flops += inner.flops
         shape = encoded.shape if everything is None else everything
         answer = machine.masked(encoded.segments, None if everything is None else codec.segments(everything))
-        return {**answer, "segments": as_tensors(answer["segments"]), "shape": shape}
+        answer = {**answer, "segments": as_tensors(answer["segments"]), "shape": shape}
+        return _with_next(answer, lambda: self._advertised(me, session, mail["next"]) if "next" in mail else None)
+
+    def _ready(self, me: ProtocolContext, named: Any) -> bool:
+        """Begin the session that was prepared for this sum; return False if there is none, as after a restart.
+
+        It is forgotten at the first request, whatever becomes of it: keys serve one session.
+        """
+        function, task = need(named, "function", "task")
+        client, machine = me.client, me.session.ready.pop(function, None)
+        me.session.state = None
+        if machine is None or machine.session.round != client.round:
+            return False
+        session, mark = machine.session, [machine.session.round, machine.session.attempt]
+        identity, keys = self.directory.identity(client.id), self.directory.publics(session.clients)
+        if keys != machine.directory or identity.public != machine.identity.public:
+            return False
+        if not self._as_sent(me, machine):
+            return False
+        machine.bind(task)
+        client.memory["_secagg"] = max(mark, client.memory.get("_secagg", mark))
+        me.session.state = _State(machine)
+        return True
+
+    @staticmethod
+    def _as_sent(me: ProtocolContext, machine: SecureClient) -> bool:
+        """Return whether this client would send the same tier and the same record as when the session was prepared."""
+        declared, memory = _declared(me, machine.session.function), me.client.memory
+        if not _varies(declared):
+            return True
+        noted = memory.mark()
+        try:
+            now = declared_tier(me, declared) if machine.session.parts else 0, _record(me, declared)
+        except Exception:  # raised again where the session is begun anew
+            now = None
+        if now != (machine.tier, machine.record):
+            memory.reset(noted)
+            return False
+        me.session.note(machine.session.function, now)
+        return True
+
+    def _advertised(self, me: ProtocolContext, session: Session, id: Any) -> dict[str, Any]:
+        """Return the advertised keys of the next session, which this client derives from the current one."""
+        me.session.coming.pop(session.function, None)
+        declared, me_id = _declared(me, session.function), me.client.id
+        if _varies(declared) and not me.session.sent.get(session.function, (None, False))[1]:
+            raise ProtocolError(f"{session.function!r}: this client's tier or record differs from that of the round before")
+        after, tier = session.following(id), _state(me).machine.tier if session.parts else 0
+        machine = SecureClient(me_id, after, self.directory.identity(me_id), self.directory.publics(after.clients), tier=tier)
+        me.session.coming[session.function] = machine
+        return machine.advertise()
+
+    @staticmethod
+    def _shared(me: ProtocolContext, function: str, directory: Any) -> dict[str, Any]:
+        """Return sealed shares of the next session."""
+        machine = me.session.coming.pop(function, None)
+        if machine is None:
+            raise ProtocolError(f"no session of {function!r} is being prepared")
+        (_, record), _ = me.session.sent.get(function, ((0, b""), False))
+        shares: dict[str, Any] = machine.share(*need(directory, "hashes", "adverts"), record, directory.get("tiers"))
+        me.session.coming[function] = machine
+        return shares
 
     @on_client(each=True)
     def consistency(self, me: ProtocolContext, message: dict[str, Any]) -> dict[str, Any]:
         """R2.5: sign the list of survivors, unless the same work was opened for a different list."""
-        (alive,) = need(message, "alive")
+        common, own = need(message, "all", "own") if isinstance(message, dict) and "own" in message else (message, {})
+        (alive,) = need(common, "alive")
         state = _state(me)
         answer = state.machine.consistency(alive)
         if self.openings is not None:
             self.openings.check(_work(me), self.run, me.client.round, state.cover(alive), state.machine.session.least_half)
         state.alive = tuple(alive)
+        if isinstance(own, dict) and "next" in own:  # the shares are sent with the next reply
+            me.session.later = partial(self._shared, me, state.machine.session.function, own["next"])
         return answer
 
     @on_client(each=True)
     def unmask(self, me: ProtocolContext, message: dict[str, Any]) -> dict[str, Any]:
         """R3: return the shares that open the sum over the survivors, once. The opening is recorded first."""
         state, round = _state(me), me.client.round
-        answer = state.machine.unmask(*need(message, "own"))
-        if self.openings is not None:  # includes openings by another process of this client since the signature
-            cover = state.cover(state.alive)
-            self.openings.check(_work(me), self.run, round, cover, state.machine.session.least_half)
-            self.openings.record(_work(me), self.run, round, cover)
+        (signatures,) = need(message, "own")
+        answer = state.machine.unmask(signatures)
+        if self.openings is not None:  # checked once more: another process of this client can have opened a sum since the signature
+            self.openings.open_sum(_work(me), self.run, round, state.cover(state.alive), state.machine.session.least_half)
             if state.model is not None:
                 me.client.memory["_before"] = {"round": round, "model": state.model}
         me.session.state = None
-        return answer
+        return _with_next(answer, me.session.result)
 
     def _received(self, me: ProtocolContext, state: _State, declared: ClientFunction, content: Any, mail: Any) -> Tree:
         """Return the message of the method's function: `content`, or the part of the model that this client received.
@@ -223,6 +293,28 @@ class SecAggClient:
         if self._hashed is None or self._hashed[0] is not content:
             self._hashed = (content, message_digest(content, declared))
         return self._hashed[1]
+
+
+def _with_next(answer: dict[str, Any], prepare: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
+    """Return an answer with what prepares the next session, if it was requested; a violation ends the preparation only."""
+    try:
+        coming = prepare()
+    except (ProtocolError, *MALFORMED):
+        return answer
+    return answer if coming is None else {**answer, "next": coming}
+
+
+def _varies(declared: ClientFunction) -> bool:
+    """Return whether what a client sends before the vector depends on its state, and not on fresh keys alone."""
+    return declared.nested is not None or declared.peer_record is not None
+
+
+def _record(me: ProtocolContext, declared: ClientFunction) -> bytes:
+    """Return this client's record for its neighbours; empty if the function declares none."""
+    if declared.peer_record is None:
+        return b""
+    with nested(0, me.client.device):
+        return packed_record(me.invoke(me.client, declared.peer_record, None))
 
 
 def _declared(me: ProtocolContext, function: str) -> ClientFunction:

@@ -55,6 +55,9 @@ _COLUMNS = "SELECT COUNT(*) FROM pragma_table_info('opened') WHERE name = 'funct
 _LATER = "ALTER TABLE opened ADD COLUMN function TEXT NOT NULL DEFAULT ''"
 """Migration of files written before the function was recorded."""
 
+_COUNT = "SELECT NULL, NULL, COUNT(*) FROM opened WHERE run = :run AND round = :round"
+"""The sums opened in a round, as one more row of the earlier ones: each query locks and unlocks the file."""
+
 Scope = Literal["model", "round", "always"]
 
 _SCOPES: dict[Scope, str] = {
@@ -133,11 +136,13 @@ class Openings:
             StoreError: the file cannot be read.
         """
         now = clients if isinstance(clients, Cover) else Cover.of(clients)
-        before, others = list[Cover](), list[tuple[bool, Cover]]()
+        before, others, count = list[Cover](), list[tuple[bool, Cover]](), 0
         facts = {"work": own.work, "version": own.version, "run": run, "round": round, "function": own.function}
         earlier = f"SELECT DISTINCT work = :work, {_NEAR[self.scope]}, survivors FROM opened WHERE {_SCOPES[self.scope]}"
-        for same, near, text in self._all(earlier, facts):
-            if same:
+        for same, near, text in self._all(f"{earlier} UNION ALL {_COUNT}", facts):
+            if same is None:
+                count = int(text)
+            elif same:
                 before.append(Cover.read(text))
             else:
                 others.append((bool(near), Cover.read(text)))
@@ -160,14 +165,25 @@ class Openings:
                     "one; several such sums together could reveal single clients (cohort.least_difference); start a run with "
                     "another seed"
                 )
-        if self.most is None:
-            return
-        [(count,)] = self._all("SELECT COUNT(*) FROM opened WHERE run = ? AND round = ?", (run, round))
-        if count >= self.most:
+        if self.most is not None and count >= self.most:
             raise ProtocolError(f"{count} sums of round {round} were opened, the maximum of this client's policy (limits.openings)")
 
+    def open_sum(self, own: OwnWork, run: str, round: int, survivors: Cover, least: Callable[[int], int]) -> None:
+        """Check a sum and record its opening, in one transaction: no other process of this client opens a sum in between.
+
+        Raises what `check` raises. The opening is on disk when this method returns.
+        """
+        self._all("BEGIN IMMEDIATE")
+        try:
+            self.check(own, run, round, survivors, least)
+            self.record(own, run, round, survivors)
+        except BaseException:
+            self._all("ROLLBACK")
+            raise
+        self._all("COMMIT")
+
     def record(self, own: OwnWork, run: str, round: int, survivors: Cover | Sequence[int]) -> None:
-        """Record an opening. It is on disk when this method returns."""
+        """Record an opening. It is on disk when this method returns, or with the transaction of `open_sum`."""
         opened = survivors if isinstance(survivors, Cover) else Cover.of(survivors)
         row = (own.work, own.version, opened.text(), run, round, own.function)
         self._all("INSERT INTO opened VALUES (?, ?, ?, ?, ?, ?)", row)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hmac
 import secrets
+from functools import lru_cache
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -18,6 +20,7 @@ __all__ = [
     "IdentityKey",
     "context",
     "derive",
+    "derive_stream",
     "open_sealed",
     "pair_info",
     "public_of_agreement",
@@ -26,6 +29,7 @@ __all__ = [
 ]
 
 _NONCE = 12
+_HASH = 32
 
 
 def context(session: bytes, round: int, role: str) -> bytes:
@@ -66,7 +70,18 @@ class IdentityKey:
 
 
 def verify(public: bytes, signature: bytes, data: bytes) -> bool:
-    """Return whether `signature` is a valid signature of `data` under `public`; False for malformed input."""
+    """Return whether `signature` is a valid signature of `data` under `public`; False for malformed input.
+
+    Results are cached: in a process with several clients, as in a simulation, all of them check the same signatures.
+    """
+    try:
+        return _verified(public, signature, data)
+    except TypeError:  # unhashable, so not bytes
+        return False
+
+
+@lru_cache(maxsize=4096)
+def _verified(public: bytes, signature: bytes, data: bytes) -> bool:
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, data)
     except (InvalidSignature, ValueError, TypeError):
@@ -113,8 +128,17 @@ def public_of_agreement(secret: bytes) -> bytes:
 
 
 def derive(secret: bytes, salt: bytes, info: bytes, length: int = 32) -> bytes:
-    """Derive `length` bytes with HKDF-SHA256."""
-    return HKDF(algorithm=SHA256(), length=length, salt=salt, info=info).derive(secret)
+    """Derive `length` bytes with HKDF-SHA256 (RFC 5869)."""
+    if length > _HASH:
+        return HKDF(algorithm=SHA256(), length=length, salt=salt, info=info).derive(secret)
+    return derive_stream(hmac.digest(salt, secret, "sha256"), info, length)
+
+
+def derive_stream(key: bytes, info: bytes, length: int) -> bytes:
+    """Derive at most 32 bytes from a random key: HKDF's expansion (RFC 5869), of which one block is needed."""
+    if length > _HASH:
+        raise ValueError(f"{length} bytes cannot be expanded in one block of {_HASH}")
+    return hmac.digest(key, info + b"\1", "sha256")[:length]
 
 
 def pair_info(label: str, a: int, b: int) -> bytes:

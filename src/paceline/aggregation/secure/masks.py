@@ -13,10 +13,9 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
 from cryptography.hazmat.primitives.ciphers.algorithms import AES128, ChaCha20
 from cryptography.hazmat.primitives.ciphers.modes import CTR
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from numpy.typing import NDArray
 
+from paceline.aggregation.secure.keys import derive_stream
 from paceline.core.errors import ConfigError
 
 __all__ = ["PRGS", "apply", "apply_all", "expand"]
@@ -31,11 +30,9 @@ def _stream(seed: bytes, segment: str, prg: str) -> CipherContext:
     """Open a key stream. The zero nonce is safe because every key is used for exactly one stream."""
     info = b"prg|" + segment.encode()
     if prg == "aes128ctr":
-        key = HKDFExpand(algorithm=SHA256(), length=16, info=info).derive(seed)
-        return Cipher(AES128(key), CTR(bytes(16))).encryptor()
+        return Cipher(AES128(derive_stream(seed, info, 16)), CTR(bytes(16))).encryptor()
     if prg == "chacha20":
-        key = HKDFExpand(algorithm=SHA256(), length=32, info=info).derive(seed)
-        return Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor()
+        return Cipher(ChaCha20(derive_stream(seed, info, 32), bytes(16)), mode=None).encryptor()
     raise ConfigError(f"unknown mask generator {prg!r}; known: {', '.join(PRGS)}")
 
 

@@ -1,9 +1,9 @@
 """Secure aggregation as a server program over an engine's calls; it runs on every engine.
 
-The server issues five calls (advertise, share, masked input, consistency, unmask). The third one runs the method's
-own function on the client and masks its reply. The server learns only the sum over the survivors. A single answer can
-do no more harm than to be left out: malformed messages are dropped, and a client proven to have spoilt a sum is
-excluded for a while.
+The server issues five calls (advertise, share, masked input, consistency, unmask), or the last three if the first two were
+part of the round before (`preparation`). The third one runs the method's own function on the client and masks its reply.
+The server learns only the sum over the survivors. A single answer can do no more harm than to be left out: malformed messages
+are dropped, and a client proven to have spoilt a sum is excluded for a while.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from paceline.aggregation.secure.client_functions import SecAggClient
 from paceline.aggregation.secure.codec import Codec
 from paceline.aggregation.secure.config import SecureConfig
 from paceline.aggregation.secure.messages import MALFORMED, as_bytes, fits
+from paceline.aggregation.secure.preparation import Preparation, Preparations, UnpreparedError
 from paceline.aggregation.secure.server import SecureServer
 from paceline.aggregation.secure.server_openings import OpenedSums
 from paceline.aggregation.secure.session import least_half, new_session
@@ -69,12 +70,14 @@ class SecureAggregation(Aggregation):
         directory: identity keys by client; a simulation generates its own.
         agreed: the run and its method, to which all sessions are bound.
         opened: sums opened in the current round.
+        prepared: sessions whose keys and shares were exchanged in the round before.
     """
 
     config: SecureConfig = field(default_factory=SecureConfig)
     directory: Any = field(default_factory=SimulatedDirectory, repr=False)
     agreed: Agreement = field(default_factory=Agreement, repr=False)
     opened: OpenedSums = field(default_factory=OpenedSums, repr=False, compare=False)
+    prepared: Preparations = field(default_factory=Preparations, repr=False, compare=False)
     name: str = "secure"
     sees_each: bool = False
 
@@ -101,15 +104,24 @@ class SecureAggregation(Aggregation):
         work = Work.of(self.agreed, request.function, request.declared, message)
         place = fed.place(f"method.{request.function}")
         self.opened.begin(fed.round)
+        self.prepared.begin(fed.round, fed.attempt)
         fed.opened |= self.opened.clients()
         parts, last = [], None
         # a sum over parts of a model is never repeated in halves, see `client_openings`
         least = partial(least_half, config=self.config) if model is None else lambda clients: clients
         groups = self.opened.groups(work.common, cohort, least)
+        ready = self._prepared(request, groups, {c: listed[c] for c in cohort}, place)
         for clients, whole in groups:
-            one = _Sum(self, fed, request, work, place, {c: listed[c] for c in clients}, whole, model)
+            keys = {c: listed[c] for c in clients}
+            one = _Sum(self, fed, request, work, place, keys, whole, model, ready)
             try:
-                parts.append(one.form())
+                try:
+                    parts.append(one.form())
+                except UnpreparedError as error:  # nothing of this session was opened, so the same work can be summed
+                    self.prepared.note(work.function, str(error))
+                    one = _Sum(self, fed, request, work, place, keys, whole, model)
+                    parts.append(one.form())
+                    fed.adjust_calls(-1)
             except QuorumError as error:
                 last = error
                 if isinstance(error, TierError):
@@ -123,6 +135,16 @@ class SecureAggregation(Aggregation):
                 + (f" (cause: {self.opened.cause})" if self.opened.cause else "")
             )
         return parts[0] if len(parts) == 1 else together(parts)
+
+    def _prepared(
+        self, request: SumRequest, groups: Sequence[tuple[tuple[int, ...], bool]], keys: Mapping[int, bytes], place: tuple[int, int]
+    ) -> Preparation | None:
+        """Return the session that was prepared for a sum, or None; the reason is logged."""
+        if not self.config.pipelined:
+            return None
+        again = len(groups) != 1 or groups[0][1]
+        why = "this work was opened before in this round, and is summed over the same clients again" if again else ""
+        return self.prepared.take(request.function, keys, place, why)
 
     def reply_size(self, model: Params, cohort: int) -> int:
         """Return the size in bytes of a masked reply with as many values as the model."""
@@ -158,6 +180,7 @@ class _Sum:
         keys: identity keys of the clients.
         whole: require every one of them in the sum.
         model: the model in segments, in a sum over parts of it.
+        ready: the session that was prepared for this sum, if there is one.
     """
 
     def __init__(
@@ -170,16 +193,22 @@ class _Sum:
         keys: Mapping[int, bytes],
         whole: bool,
         model: SegmentedModel | None = None,
+        ready: Preparation | None = None,
     ) -> None:
-        self.model = model
+        self.model, self.mail = model, None if ready is None else ready.mail
         self.how, self.fed, self.request, self.work, self.clients = how, fed, request, work, tuple(keys)
         trial, call = place
         task = work.task(fed.round, trial, call)
         facts = {"function": work.function, "trial": trial, "call": call, "task": task}
         if model is not None:
             facts |= {"parts": len(model.parts), "tiers": how.opened.tiers or tuple(range(len(model.parts)))}
-        session = dataclasses.replace(new_session(keys, how.config, fed.round, fed.serial), **facts)  # type: ignore[arg-type]
-        self.server = SecureServer(session, keys, len(keys) if whole else fed.quorum)
+        if ready is None:
+            session = dataclasses.replace(new_session(keys, how.config, fed.round, fed.serial), **facts)  # type: ignore[arg-type]
+            self.server = SecureServer(session, keys, len(keys) if whole else fed.quorum)
+        else:
+            self.server = ready.bound(task, fed.quorum)
+        self.coming = None if whole else how.prepared.start(self.server, len(keys) == fed.num_clients)
+        self.unprepared: set[int] = set()
         self.codec = Codec(how.config, len(keys), request.declared.limits, fed.round)
         self.shapes: dict[int, Any] = {}
         self.silent: set[int] = set()
@@ -202,7 +231,14 @@ class _Sum:
 
     def _form(self) -> Summed:
         message = self.request.message if self.model is None else self.model.head
-        return self._decoded(carry_out(self.server, self._ask, message, self._add, self._signed))
+        summed = self._decoded(carry_out(self.server, self._ask, message, self._add, self._signed, self.mail))
+        function = self.work.function
+        if self.mail is not None:
+            self.fed.adjust_calls(2)
+            self.how.prepared.used(function)
+        if self.coming is not None:
+            self.how.prepared.finish(self.coming)
+        return summed
 
     def _signed(self, alive: list[int]) -> None:
         self.how.opened.record(self.work.common, alive)
@@ -216,11 +252,12 @@ class _Sum:
             if receipt.dropped is None:
                 came.add(receipt.client)
                 try:
-                    take(receipt.client, receipt.value)
+                    take(receipt.client, self._own_part(step, receipt.client, receipt.value))
                 except (PacelineError, *MALFORMED) as error:  # a client's message can invalidate its own answer only
                     self.server.refused[receipt.client] = f"malformed message: {type(error).__name__}: {error}"
 
         came: set[int] = set()
+        own = self._with_preparation(step, clients, own)
         options: dict[str, Any] = {} if own is None else {"each_message": own}
         if step == "masked":  # the step in which the method's own function runs
             options["deadline"] = self.request.deadline
@@ -229,6 +266,32 @@ class _Sum:
                 options["each_message"] = {c: {**mail, "parts": model.share(owned[c])} for c, mail in own.items()}
         self.fed.call(step, common, clients, Each(), program="secagg", sink=sink, **options)
         self.silent |= {c for c in clients if c not in came or c in self.server.refused}
+        if self.unprepared:
+            self.how.prepared.pause(self.work.function)
+            raise UnpreparedError(
+                f"clients {sorted(self.unprepared)} lost the keys that were prepared for it, or would send another tier or record now"
+            )
+
+    def _with_preparation(self, step: str, clients: Sequence[int], own: Mapping[int, Any] | None) -> Mapping[int, Any] | None:
+        """Return the clients' own messages, with what prepares the next session and what names a prepared one."""
+        session = self.server.session
+        if step == "masked" and own is not None:
+            more: dict[str, Any] = {} if self.mail is None else {"prepared": {"function": session.function, "task": session.task}}
+            more |= {} if self.coming is None else {"next": self.coming.id}
+            return {c: {**mail, **more} for c, mail in own.items()}
+        if step == "consistency" and self.coming is not None:
+            coming = {c: near for c in clients if (near := self.coming.directory_for(c)) is not None}
+            return {c: {"next": near} for c, near in coming.items()} or None
+        return own
+
+    def _own_part(self, step: str, client: int, message: Any) -> Any:
+        """Return a reply without what prepares the next session, which is added to that session."""
+        if step in ("masked", "unmask") and isinstance(message, dict):
+            if (coming := message.pop("next", None)) is not None and self.coming is not None:
+                (self.coming.add_advert if step == "masked" else self.coming.add_shares)(client, coming)
+            if self.mail is not None and step == "masked" and "unprepared" in message:
+                self.unprepared.add(client)
+        return message
 
     def _preview(self) -> None:
         """Fix the required segments of every vector, if the server's own model determines them."""

@@ -115,7 +115,7 @@ class SecureServer:
             self.refused[client] = "malformed keys"
             return
         assert isinstance(keys, bytes)
-        if not verify(self.directory[client], signature, self.session.context("advertise") + shared.number(client) + text):
+        if not verify(self.directory[client], signature, self.session.key_context("advertise") + shared.number(client) + text):
             self.refused[client] = "advertised keys without its valid signature"
         elif client in self._adverts or keys[:32] == keys[32:64] or {keys[:32], keys[32:64]} & self._seen:
             self.refused[client] = "advertised keys that were used before"

@@ -43,6 +43,8 @@ __all__ = [
 
 MOST_PARTS = 255
 """Largest number of tiers; an advertisement has one byte for them."""
+_UNKNOWN = bytes(32)
+"""In place of the task hash while a session is prepared."""
 
 _NUMBERS = ("round", "attempt", "neighbours", "threshold", "tell_bytes", "trial", "call", "parts")
 
@@ -68,6 +70,7 @@ class Session:
             keys of clients that received different tasks do not match.
         parts: number of tiers, if clients receive and send parts of a model; else 0.
         tiers: tiers that may be used, as indices, ascending.
+        prepared: whether keys and shares were exchanged in the round before, when the task was unknown; see `following`.
     """
 
     id: bytes
@@ -84,11 +87,12 @@ class Session:
     task: bytes = bytes(32)
     parts: int = 0
     tiers: tuple[int, ...] = ()
+    prepared: bool = False
 
     @cached_property
     def _facts(self) -> bytes:
         facts = (self.attempt, self.clients, self.neighbours, self.threshold, self.config, self.tell_bytes)
-        task = (self.function, self.trial, self.call, self.task, self.parts, self.tiers)
+        task = (self.function, self.trial, self.call, self.task, self.parts, self.tiers, self.prepared)
         return hashlib.sha256(repr((facts, task)).encode()).digest()
 
     @property
@@ -99,6 +103,38 @@ class Session:
     def context(self, role: str) -> bytes:
         """Return the prefix of every signature and key derivation of this session for one role."""
         return context(self.id, self.round, role) + self._facts
+
+    def key_context(self, role: str) -> bytes:
+        """Return the prefix for keys and shares: `context`, without the task if it was unknown when they were exchanged.
+
+        Masks and the signatures of vectors and survivors always depend on the task.
+        """
+        if role not in self._key_contexts:  # the same few for every neighbour
+            self._key_contexts[role] = self._without_task.context(role)
+        return self._key_contexts[role]
+
+    _key_contexts = cached_property[dict[str, bytes]](lambda _: {})
+
+    @cached_property
+    def _without_task(self) -> Session:
+        return dataclasses.replace(self, task=_UNKNOWN) if self.prepared else self
+
+    def following(self, id: bytes) -> Session:
+        """Return the session that prepares the first sum of the same function in the next round, over the same clients.
+
+        Client and server derive it on their own; the server chooses only the id.
+
+        Raises:
+            ProtocolError: no session can be prepared for such a sum.
+        """
+        if not self.config.pipelined or self.call != 1 or not isinstance(id, bytes) or len(id) != 32:
+            raise ProtocolError(f"round {self.round}: no session can be prepared for the next sum of {self.function!r}")
+        place = {"round": self.round + 1, "attempt": 0, "trial": 0, "call": 1, "tiers": tuple(range(self.parts))}
+        return dataclasses.replace(self, id=id, task=_UNKNOWN, prepared=True, **place)  # type: ignore[arg-type]
+
+    def bound(self, task: bytes) -> Session:
+        """Return this prepared session with the task for which it is used."""
+        return dataclasses.replace(self, task=task)
 
     def least_half(self, clients: int) -> int:
         """Return `least_half` under this session's options."""
@@ -131,6 +167,8 @@ class Session:
             out.append(f"{self.parts} parts with the tiers {list(self.tiers)} do not fit together")
         elif list(self.tiers) != sorted(set(self.tiers)) or not set(self.tiers) <= set(range(self.parts)):
             out.append(f"the tiers {list(self.tiers)} are not an ascending list of tiers below {self.parts}")
+        if self.prepared and (self.trial, self.call) != (0, 1):
+            out.append("only the first sum of a function in a round can be prepared")
         if not 1 <= self.threshold <= self.neighbours:
             out.append(f"the threshold {self.threshold} must be from 1 to the number of neighbours, {self.neighbours}")
         elif self.config.active and 2 * self.threshold <= self.neighbours:
@@ -162,6 +200,7 @@ class Session:
         if set(facts) != known or not lists or not isinstance(options, Mapping):
             raise ProtocolError(f"malformed session parameters: expected {', '.join(sorted(known))}")
         texts = isinstance(facts.get("function"), str) and isinstance(facts.get("task"), bytes)
+        texts = texts and isinstance(facts.get("prepared"), bool)
         unknown = set(options) - {f.name for f in dataclasses.fields(SecureConfig)}
         if not texts or unknown or any(type(n) is not int for n in (*numbers, *facts["clients"], *facts["tiers"])):
             raise ProtocolError("malformed session parameters: wrong types or unknown options")
@@ -236,12 +275,12 @@ def number(value: int) -> bytes:
 
 def commitment(session: Session, client: int, secret: bytes) -> bytes:
     """Return the hash that commits a client to its self-mask seed."""
-    return hashlib.sha256(session.context("commit") + number(client) + secret).digest()
+    return hashlib.sha256(session.key_context("commit") + number(client) + secret).digest()
 
 
 def share_check(session: Session, owner: int, holder: int, kind: int, share: bytes) -> bytes:
     """Return the hash of one share; `kind` is 0 for a share of the self-mask seed, 1 for a share of the mask key."""
-    return hashlib.sha256(session.context("shares") + number(owner) + number(holder) + bytes([kind]) + share).digest()
+    return hashlib.sha256(session.key_context("shares") + number(owner) + number(holder) + bytes([kind]) + share).digest()
 
 
 def share_checks(session: Session, owner: int, holder: int, shares: Sequence[bytes]) -> bytes:
@@ -257,7 +296,7 @@ def share_checks(session: Session, owner: int, holder: int, shares: Sequence[byt
 def graph_seed(session: Session, hashes: Mapping[int, bytes]) -> bytes:
     """Return the seed of the graph: the hash of all advertised keys, which no single party controls."""
     listed = b"".join(number(i) + hashes[i] for i in sorted(hashes))
-    return hashlib.sha256(session.context("graph") + listed).digest()
+    return hashlib.sha256(session.key_context("graph") + listed).digest()
 
 
 def graph_of(session: Session, hashes: Mapping[int, bytes]) -> dict[int, list[int]]:

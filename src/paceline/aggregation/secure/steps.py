@@ -1,4 +1,7 @@
-"""The five steps of one secure sum, in order: what the server requests of whom, wherever its clients run."""
+"""The steps of one secure sum, in order: what the server requests of whom, wherever its clients run.
+
+There are five, or the last three if keys and shares were exchanged in the round before (`preparation`).
+"""
 
 from __future__ import annotations
 
@@ -41,6 +44,7 @@ def carry_out(
     message: Any = None,
     add_masked: Callable[[int, Any], Any] | None = None,
     before_opening: Callable[[list[int]], None] | None = None,
+    mail: Mapping[int, Any] | None = None,
 ) -> list[int]:
     """Carry out the protocol up to the point at which `server.open` can be called; return the survivors, ascending.
 
@@ -50,13 +54,15 @@ def carry_out(
         message: what the summed function gets; a simulation whose vectors are known needs none.
         add_masked: receives masked vectors in place of `SecureServer.add_masked`.
         before_opening: called with the survivors once they are signed, before any share is requested.
+        mail: the sealed shares for each client, if keys and shares were exchanged in the round before.
 
     Raises what the server raises: `QuorumError` where too few clients are left, `MisbehaviourError` with the culprits.
     """
-    ask("advertise", server.session.plain(), server.session.clients, server.add_advert)
-    hashes, adverts = server.directory_for()
-    ask("share", server.announced(hashes), list(adverts), server.add_shares, adverts)
-    mail = server.inbox_for()
+    if mail is None:
+        ask("advertise", server.session.plain(), server.session.clients, server.add_advert)
+        hashes, adverts = server.directory_for()
+        ask("share", server.announced(hashes), list(adverts), server.add_shares, adverts)
+        mail = server.inbox_for()
     ask("masked", message, list(mail), add_masked or server.add_masked, mail)
     alive = server.alive()
     ask("consistency", {"alive": alive}, alive, server.add_signature)

@@ -4,7 +4,7 @@ K clients with kernels of their own are one launch. Positions, kernels and clien
 formed in registers and never stored. All sums are formed in an order that depends on the shapes only, so a result has the
 same bits every time. A float32 product is computed as three TF32 products (``tf32x3``), with the error of a float32 product.
 
-Import this module only where `paceline.engines.stacking.products.available` says so.
+Without Triton this module can be imported, but nothing in it launched: see `paceline.engines.stacking.products.available`.
 """
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
@@ -12,13 +12,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import triton
-import triton.language as tl
+try:
+    import triton.language as tl
+    from triton import jit
+except ImportError:
+
+    def jit(*kernels: Any, **options: Any) -> Any:
+        """Leave a kernel as it is."""
+        return kernels[0] if kernels else lambda kernel: kernel
+
 
 __all__ = ["gather", "weigh"]
 
 
-@triton.jit
+@jit
 def high(x):
     """Return a float32 value without the bits that a TF32 product ignores."""
     return (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
@@ -28,7 +35,7 @@ _PLAIN = ["positions", "taps", "across", "wide", "area", "height", "width", "top
 """Arguments whose values do not lead to further variants of a kernel, each of which takes a second to compile."""
 
 
-@triton.jit(do_not_specialize=_PLAIN)
+@jit(do_not_specialize=_PLAIN)
 def gather(
     x, w, rest, bias, out,
     positions, outs, channels, taps, across, wide, area, height, width,
@@ -93,7 +100,7 @@ def gather(
     tl.store(to, acc.to(out.dtype.element_ty), mask=inside[:, None] & wanted[None, :])
 
 
-@triton.jit(do_not_specialize=_PLAIN)
+@jit(do_not_specialize=_PLAIN)
 def weigh(
     x, slope, out,
     positions, outs, channels, taps, across, wide, area, height, width,
@@ -132,7 +139,7 @@ def weigh(
     tl.store(to, acc.to(out.dtype.element_ty), mask=have[:, None] & wanted[None, :])
 
 
-@triton.jit
+@jit
 def step(at, start, slope, size, ak, sk, rate, B: tl.constexpr):  # fmt: skip
     """Write ``at[k] = start[k] - rate slope[k]`` for rows of `size` values, with strides ak, sk, and `size` for slope."""
     client, i = tl.program_id(1).to(tl.int64), tl.program_id(0) * B + tl.arange(0, B)

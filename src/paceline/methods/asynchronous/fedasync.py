@@ -107,7 +107,7 @@ class FedAsync(FedFix):
 
     @on_client(each=True, collects=True)
     def give(self, client: Client, message: Mapping[int, float]) -> Update:
-        """Upload the model with the weight a_n, or the change times d_i / p_i."""
+        """Upload the model with the weight a_n (0 without samples), or the change times d_i / p_i."""
         if self.weigh != "mixing":
             return super().give(client, message)
-        return Update(model=client.take()["model"], weight=message[client.id])
+        return Update(model=client.take()["model"], weight=message[client.id] * min(client.num_samples, 1))

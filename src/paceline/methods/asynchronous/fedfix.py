@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from paceline.blocks.running import averaged, statistics
 from paceline.core.client import SGD, Client, Hooks
 from paceline.core.federation import Federation
 from paceline.core.method import Method, NonNegative, Positive, Share, on_client
@@ -97,9 +98,7 @@ class FedFix(Method[AsyncState]):
 
     def step(self, params: Params, mean: Update, clients: int) -> Params:
         """Return the next model, given the mean of the arrived changes and the number of running clients."""
-        params = params + (self.server_lr * mean.weight / clients) * mean.delta
-        params.vector[params.layout.num_params :] = mean.statistics
-        return params
+        return averaged(params + (self.server_lr * mean.weight / clients) * mean.delta, mean)
 
     def discount(self, late: int) -> float:
         """Return the factor on d_i of a change that is `late` = n - rho_i versions old."""
@@ -140,10 +139,10 @@ class FedFix(Method[AsyncState]):
             steps=self.steps,
             batch_size=self.batch_size,
         )
-        return {"delta": local.params - message, "statistics": local.params.vector[message.layout.num_params :]}
+        return {"delta": local.params - message, **statistics(local)}
 
     @on_client(collects=True, bounds={"delta": 4.0, "statistics": 100.0})
     def give(self, client: Client, message: Mapping[int, float]) -> Update:
         """Upload the change times d_i / p_i, read from the server's public table."""
         own = client.take()
-        return Update(delta=message[client.id] * own["delta"], statistics=own["statistics"], weight=1)
+        return Update(**own | {"delta": message[client.id] * own["delta"]}, weight=1)

@@ -5,7 +5,7 @@ Weights w = +- sqrt(2 / fan_in) are frozen; only scores s of the n edges of a la
 sent: R lists edges from least to most important, and the position of an edge in R is its vote.
     client: s[R_j] <- q_j (q: sorted initial scores);   m = 1 for the top ceil(k n) scores
             SGD on s with ds = w * dL/d(w * m), also for masked edges;   R_u = argsort s
-    server: R <- argsort sum_u argsort R_u   (ties: lowest edge first)
+    server: R <- argsort sum_u argsort R_u   (ties: lowest edge first; clients without samples do not vote)
 
 The server sees the exact sum of positions (or, to check that they are permutations, each client's own). Clients store
 no state.
@@ -98,7 +98,7 @@ class FRL(Method[FrlState]):
         total = fed.sum(self.vote, (state.seed, packed(state.ranks)), over=fed.sample())
         cheated = [n for n, p in total["positions"].items() if not self._fair(p, total["voters"])]
         fed.last.notes["refused_sums"] = float(len(cheated))
-        won = {n: torch.argsort(p, stable=True) for n, p in total["positions"].items() if n not in cheated}
+        won = {n: torch.argsort(p, stable=True) for n, p in total["positions"].items() if total["voters"] and n not in cheated}
         return self._state(state.params.layout, state.seed, {**state.ranks, **won})
 
     def _fair(self, total: Tensor, voters: int) -> bool:
@@ -113,12 +113,13 @@ class FRL(Method[FrlState]):
 
     @on_client(bounds={"positions": last_position})
     def vote(self, client: Client, message: tuple[int, PackedRanks]) -> dict[str, Any]:
-        """Train scores; return the position of each edge."""
+        """Train scores; return the position of each edge, or zeros and no voter if there are no samples."""
         votes = {n: positions(r) for n, r in self.learn(client, message).items()}
-        votes = {n: torch.where(p < self._cut(len(p)), 0, p) for n, p in votes.items()}
+        voters = min(client.num_samples, 1)
+        votes = {n: torch.where(p < self._cut(len(p)), 0, p * voters) for n, p in votes.items()}
         return {
             "positions": {n: p.to(torch.int16 if len(p) <= 2**15 else torch.int32) for n, p in votes.items()},
-            "voters": 1,
+            "voters": voters,
         }
 
     def learn(self, client: Client, message: tuple[int, PackedRanks]) -> Ranks:

@@ -31,8 +31,8 @@ class FRLChecked(FRL):
         """Collect individual rankings and sum the valid ones."""
         replies = fed.each(self.vote_openly, (state.seed, packed(state.ranks)), over=fed.sample())
         total = {n: torch.zeros(len(r), dtype=torch.int64) for n, r in state.ranks.items()}
-        refused = 0
-        for reply in replies.values():
+        refused, votes = 0, [reply for reply in replies.values() if reply]
+        for reply in votes:
             ranks = {n: unpack(reply[n], len(t), len(t) - self._cut(len(t))) for n, t in total.items()}
             if not all(is_permutation(r, len(total[n])) for n, r in ranks.items()):
                 refused += 1
@@ -40,11 +40,15 @@ class FRLChecked(FRL):
             for n, r in ranks.items():
                 total[n][r] += torch.arange(len(total[n]) - len(r), len(total[n]))
         fed.last.notes["refused"] = float(refused)
-        if refused == len(replies):
+        if refused == len(votes):
             return state
         return self._state(state.params.layout, state.seed, {n: torch.argsort(t, stable=True) for n, t in total.items()})
 
     @on_client(each=True)
     def vote_openly(self, client: Client, message: tuple[int, PackedRanks]) -> PackedRanks:
-        """Train scores; return the upper part of the ranking."""
-        return {n: pack(r[self._cut(len(r)) :], len(r)) for n, r in self.learn(client, message).items()}
+        """Train scores; return the upper part of the ranking, or nothing if there are no samples."""
+        return (
+            {}
+            if not client.num_samples
+            else {n: pack(r[self._cut(len(r)) :], len(r)) for n, r in self.learn(client, message).items()}
+        )

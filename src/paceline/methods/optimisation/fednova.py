@@ -50,7 +50,7 @@ class FedNova(FedAvg[P]):
         local = client.sgd(message, **self.local(client), hooks=self.hooks(client, message))
         length = self.length(local.steps, client.problem.lr if self.lr is None else self.lr)
         fields = {"direction": weights(local.params - message) / (length or 1.0), "length": length, "loss": local.loss}
-        return Update(**fields, **statistics(local.params), weight=client.num_samples)
+        return Update(**fields, **statistics(local), weight=client.num_samples)
 
     def hooks(self, client: Client, start: Params) -> Hooks:
         """Add the proximal term's gradient."""

@@ -106,7 +106,7 @@ class FedSpeed(Method[FedSpeedState]):
         if self.prox:
             client.memory.stage("dual", dual + delta)
             delta = delta if self.dual_mean == "all" else delta + (dual + delta)
-        return Update(delta=delta, loss=local.loss, **statistics(local.params), weight=min(local.steps, 1))
+        return Update(delta=delta, loss=local.loss, **statistics(local), weight=min(local.steps, 1))
 
     def uphill(self, start: Params, dual: Params) -> Direction:
         """Return the direction that a local step descends along, without weight decay."""

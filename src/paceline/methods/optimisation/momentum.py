@@ -33,12 +33,16 @@ from paceline.core.update import Update
 
 @node
 class MomentumState:
-    """The model, the last direction g, the step length gamma along it, and the controls if the method has any."""
+    """The model, the last direction g, the step length gamma along it, and the controls if the method has any.
+
+    `empty` is the number of clients that reported before the first round that they have no samples, and so have no control.
+    """
 
     params: Params
     direction: Params
     rate: float | None = None
     control: Params | None = None
+    empty: int = 0
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ class FedAvgM(Method[MomentumState]):
         """Return a reply's fields: mean direction, path length lr K, loss and running statistics."""
         way = (client.problem.lr if self.lr is None else self.lr) * local.steps
         direction = weights(message.params - local.params) / (way or 1.0)
-        return {"direction": direction, "way": way, "loss": local.loss, **statistics(local.params)}
+        return {"direction": direction, "way": way, "loss": local.loss, **statistics(local)}
 
 
 @dataclass(frozen=True)
@@ -163,24 +167,27 @@ class ScaffoldM(FedAvgM):
         if self.start == "zeros":
             return replace(state, control=state.params.zeros())
         mean = fed.mean(self.first, state.params, over=fed.available())
-        control = (mean.weight / fed.num_clients) * mean.control
-        return replace(state, direction=self.toward(mean.control), control=control)
+        empty = round(mean.weight["empty"] * mean.empty)
+        control = (mean.weight["control"] / max(fed.num_clients - empty, 1)) * mean.control
+        return replace(state, direction=self.toward(mean.control), control=control, empty=empty)
 
     def toward(self, gradient: Params) -> Params:
         """Return the initial direction, given the mean gradient."""
         return gradient.zeros()
 
     def settle(self, fed: Federation, state: MomentumState, mean: Update) -> MomentumState:
-        """Add the control changes, averaged over the population."""
+        """Add the control changes, averaged over the clients that have a control."""
         assert state.control is not None
-        return replace(state, control=state.control + (mean.weight / fed.num_clients) * mean.control)
+        share = mean.weight["control"] / max(fed.num_clients - state.empty, 1)
+        return replace(state, control=state.control + share * mean.control)
 
     @on_client(bounds={"control": 4.0})
     def first(self, client: Client, message: Params) -> Update:
-        """Store the gradient over all samples as the control, and return it."""
-        control = weights(client.gradient(message) + self.weight_decay * message)
+        """Store the gradient over all samples as the control, and return it; without samples there is no control."""
+        some, control = min(client.num_samples, 1), weights(client.gradient(message) + self.weight_decay * message)
         client.memory.stage("control", control)
-        return Update(control=control, weight=min(client.num_samples, 1))
+        client.memory.stage("empty", 1 - some)
+        return Update(control=control, empty=1 - some, weight={"control": some, "empty": 1})
 
     @on_client(bounds={"direction": 4.0, "control": 4.0, "statistics": 100.0})
     def train(self, client: Client, message: MomentumState) -> Update:
@@ -194,10 +201,11 @@ class ScaffoldM(FedAvgM):
         return self.controlled(client, c, along, (along["direction"] - shift) / beta, local.steps)
 
     def controlled(self, client: Client, control: Params, along: dict[str, Any], plain: Params, steps: int) -> Update:
-        """Store the mean plain gradient as the control; without samples, store c."""
+        """Store the mean plain gradient as the control; without samples, store c unless there is none, and count for nothing else."""
         own, new = client.memory.get("control", control.zeros()), plain if steps else control
         client.memory.stage("control", new)
-        return Update(**along, control=new - own, weight=1)
+        counts = 1 - client.memory.get("empty", 0)
+        return Update(**along, control=new - own, weight={**dict.fromkeys(along, min(steps, 1)), "control": counts})
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@
     x <- x + eta * mean(y - x);     c <- c + |S|/N * mean(c_u+ - c_u)
 
 The server sees sums of updates and of control changes. A client stores its control variate c_u, which changes
-only if its reply is counted. A client without samples takes c as its c_u, so that c is the mean over those with samples.
+only if its reply is counted. A client without samples takes c as its c_u, so that c is the mean over those with samples,
+as is mean(y - x): otherwise such clients would shorten the step.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Scaffold(LocalTraining[ScaffoldState]):
     def round(self, fed: Federation, state: ScaffoldState) -> ScaffoldState:
         """Average the updates over the cohort and the control changes over the population."""
         mean = fed.mean(self.train, (state.params, state.control), over=fed.sample())
-        share = mean.weight / fed.num_clients
+        share = mean.weight["control"] / fed.num_clients
         return ScaffoldState(params=state.params + self.server_lr * mean.delta, control=state.control + share * mean.control)
 
     @on_client(bounds={"control": 4.0})
@@ -57,4 +58,4 @@ class Scaffold(LocalTraining[ScaffoldState]):
         local = client.sgd(params, **self.local(client), hooks=Hooks(correct=lambda grad, _: grad + (control - own)))
         new = own - control + (params - local.params) / (local.steps * lr) if local.steps else control
         client.memory.stage("control", new)
-        return Update(delta=local.params - params, control=new - own, weight=1)
+        return Update(delta=local.params - params, control=new - own, weight={"delta": min(local.steps, 1), "control": 1})

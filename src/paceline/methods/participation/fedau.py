@@ -71,4 +71,4 @@ class FedAu(Rated[FedAuState]):
         local = self.sgd(client, message.params)
         factor = self.share(client, message) * (self.inverse(client, message) if self.weigh in ("adaptive", "known") else 1.0)
         delta = factor * weights(local.params - message.params)
-        return Update(delta=delta, loss=local.loss, **statistics(local.params), weight=1)
+        return Update(delta=delta, loss=local.loss, **statistics(local), weight=1)

@@ -101,4 +101,4 @@ class FedStale(Rated[Any]):
         client.memory.stage("update", delta)
         step = delta - self.beta * stale if self.beta else delta
         fields = {"step": (share * self.inverse(client, message)) * step, "change": share * (delta - stale)}
-        return Update(**fields, loss=local.loss, **statistics(local.params), weight=1)
+        return Update(**fields, loss=local.loss, **statistics(local), weight=1)

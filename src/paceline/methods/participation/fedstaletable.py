@@ -83,7 +83,7 @@ class FedStaleTable(FedStale):
         inverse = {c: 1.0 / fed.fleet.rate(c) if self.known_rates else seen[c].weight for c in replies}
         fresh = {c: (reply.share, reply.delta) for c, reply in replies.items()}
         step = stale_step(fresh, state.table, inverse, self.beta, state.params.zeros())
-        news = [reply.fields["statistics"] for reply in replies.values() if "statistics" in reply.fields]
+        news = [reply.fields["statistics"] for reply in replies.values() if reply.fields.get("trained")]
         mean = Update(**({"statistics": sum(news) / len(news)} if news else {}))
         return StaleTableState(
             params=averaged(state.params + (self.server_lr / fed.num_clients) * step, mean),
@@ -97,4 +97,4 @@ class FedStaleTable(FedStale):
         """Train; return the change and this client's importance."""
         local = self.sgd(client, message.params)
         delta = weights(local.params - message.params)
-        return Update(delta=delta, share=self.share(client, message), loss=local.loss, **statistics(local.params))
+        return Update(delta=delta, share=self.share(client, message), loss=local.loss, **statistics(local))

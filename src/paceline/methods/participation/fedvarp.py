@@ -73,7 +73,7 @@ class FedVarp(Unequal[LastState]):
         local, own = self.sgd(client, message.params), client.memory.get("update", message.params.zeros())
         delta = self.share(client, message) * weights(local.params - message.params)
         client.memory.stage("update", delta)
-        return Update(change=delta - own, loss=local.loss, **statistics(local.params), weight=1)
+        return Update(change=delta - own, loss=local.loss, **statistics(local), weight=1)
 
 
 @dataclass(frozen=True)

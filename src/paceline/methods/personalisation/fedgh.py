@@ -13,33 +13,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from paceline.blocks.architectures import architectures
 from paceline.blocks.prototypes import ClassSums
-from paceline.core.client import Client, ClientData, Hooks
+from paceline.core.client import Client
 from paceline.core.federation import Federation
-from paceline.core.layout import Layout
 from paceline.core.method import NonNegative, Positive, Share, State, on_client
-from paceline.core.params import Params, Resident
+from paceline.core.params import Params
 from paceline.core.random import torch_rng
-from paceline.core.tree import Tree
-from paceline.methods.personalisation.ownmodels import OwnModels, clipped
-from paceline.models.split import head, head_name, join
+from paceline.methods.personalisation.commonhead import CommonHead, head_step
+from paceline.models.split import join
 
 
 def head_gradient(theta: Params, means: Tensor, classes: Tensor) -> Params:
     """Return the gradient of sum_i CE(W v_i + b, s_i) for means [n, d] and classes [n]."""
-    scores = means @ theta["weight"].T
-    if "bias" in theta:
-        scores = scores + theta["bias"]
-    error = torch.softmax(scores, 1)
-    error[torch.arange(len(classes)), classes] -= 1
-    parts = {"weight": error.T @ means} | ({"bias": error.sum(0)} if "bias" in theta else {})
-    return join(theta.zeros(), parts)
+    return head_step(theta, means, F.one_hot(classes, len(theta["weight"])).to(means.dtype))
 
 
 def train_head(theta: Params, pairs: Iterable[tuple[Tensor, Tensor]], lr: float, frozen: Tensor | None = None) -> Params:
@@ -53,60 +45,37 @@ def train_head(theta: Params, pairs: Iterable[tuple[Tensor, Tensor]], lr: float,
 
 
 @dataclass(frozen=True)
-class CommonHead(OwnModels):
-    """Common part of both forms: the server's head on each client's own network.
+class ClassMeansHead(CommonHead):
+    """Common part of both forms: the server's head is trained on class means.
 
     Args:
-        clip: maximum gradient norm.
-        server_lr: eta_s.
         freeze_absent: do not update the rows of classes that no client of the cohort has.
         batch_means: average batch means, as the released code does, instead of the true class means.
-        judge: evaluate the client's network with its ``own`` trained head, or with the ``global`` one.
     """
 
     paper: ClassVar[str] = "arXiv 2303.13137 (ACM MM 2023)"
-    needs_classes: ClassVar[bool] = True
     headline: ClassVar[str] = "up to 8.87 % more accurate than the best of seven baselines, with up to 85.53 % less traffic"
 
     momentum: Share = 0.9
     weight_decay: NonNegative[float] = 1e-3
     clip: NonNegative[float] = 50.0
-    server_lr: NonNegative[float] = 0.01
     freeze_absent: bool = False
     batch_means: bool = False
-    judge: Literal["own", "global"] = "own"
-
-    def init(self, fed: Federation) -> State:
-        """Start from the head of the first architecture."""
-        module = architectures(fed).build(self.models[0] if self.models else "")
-        return State(params=Params.of(head(module), Layout.of(head(module))))
 
     def learn(self, client: Client, theta: Params) -> ClassSums:
         """Train the client's network from the common head; return its class means, each class with count 1."""
-        model, params = self.own(client)
-        start = self.with_head(model, params, theta)
-        trained = client.sgd(start, model=model, hooks=Hooks(correct=clipped(self.clip)), **self.local(client))
-        self.keep(client, trained.params)
+        model, params = self.trained(client, theta)
         batch = self.batch_size or client.problem.batch_size
-        return self.class_sums(client, model, trained.params, batch if self.batch_means else None).unweighted()
-
-    def with_head(self, model: Resident, params: Params, theta: Params) -> Params:
-        """Return a network's parameters with another head."""
-        return join(params, {f"{head_name(model.module)}.{name}": value for name, value in theta.items()})
+        return self.class_sums(client, model, params, batch if self.batch_means else None).unweighted()
 
     def shuffled(self, fed: Federation, means: Tensor, classes: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return the (mean, class) pairs in this round's random order."""
         order = torch.randperm(len(classes), generator=torch_rng(fed.seed, "pairs", fed.round))
         return [(means[i], classes[i]) for i in order.tolist()]
 
-    def assess(self, client: Client, message: Tree, data: ClientData) -> dict[str, Any]:
-        """Evaluate the client's network with the head selected by `judge`."""
-        model, params = self.own(client)
-        return client.evaluate(params if self.judge == "own" else self.with_head(model, params, message), data, model=model)
-
 
 @dataclass(frozen=True)
-class FedGH(CommonHead):
+class FedGH(ClassMeansHead):
     """The published form: the server trains the head on every client's class means.
 
     Args:
@@ -135,7 +104,7 @@ class FedGH(CommonHead):
 
 
 @dataclass(frozen=True)
-class FedGHSum(CommonHead):
+class FedGHSum(ClassMeansHead):
     """The sum-only forms.
 
     Args:

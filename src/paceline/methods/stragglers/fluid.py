@@ -96,7 +96,8 @@ class Fluid(FedAvg[FluidState]):
                 for group, score in parts.scorer.score(delta, params, eps=0.0).items():
                     worst[group] = torch.maximum(worst.get(group, score), score)
         invariant = parts.scorer.invariant(steady, voters, self.quorum)
-        times = {c: seconds / parts.cost(widths.get(c, 1.0)) for c, seconds in fed.last.arrived.items()}
+        trained = {c: seconds for c, seconds in fed.last.arrived.items() if c in replies and replies[c][1]}
+        times = {c: seconds / parts.cost(widths.get(c, 1.0)) for c, seconds in trained.items()}
         return FluidState(
             params=stepped(params, masked_mean(total, weights), self.server_lr),
             times={**state.times, **times},

@@ -1,6 +1,7 @@
 """Shared parts of CLIP and its baselines: a slow client identifies itself and trains a smaller network.
 
-Before each round the clients exchange the duration of their last full-size round (encrypted under secure aggregation).
+Before each round the clients exchange the duration of their last full-size round (encrypted under secure aggregation, and
+padded). A client without samples reports none, like one that has not trained yet: its time says nothing about a device.
 A client among the slowest `straggler_share` picks the largest tier p that lets it finish with the others, trains the
 sub-model selected by `keep`, and returns a full-size update that is zero where it trained nothing. Subclasses select the units.
 
@@ -143,7 +144,7 @@ class SelfPruning(FedAvg):
 
     @on_client
     def report(self, client: Client, message: None) -> list[float]:
-        """Return seconds at full size (compute, transfers): of the last round, or estimates; empty before the first round.
+        """Return seconds at full size (compute, transfers): of the last round, or estimates; empty without samples or a round.
 
         Raises `Declined` to sit the round out (adaptive only).
         """

@@ -29,7 +29,7 @@ class Traits:
     """What a module's layers require.
 
     Args:
-        special: calls have to be replaced, see `StackedLayers`.
+        special: calls have to be replaced, see `StackedLayers`; also if an objective alone may call the module's BatchNorm.
         exact: a batch must hold a client's own samples and no padding, and no other client's: its statistics or its random
             numbers depend on its size.
         norms: it has BatchNorm, which uses its running statistics for a batch of one sample.
@@ -75,7 +75,7 @@ def _examine(model: Resident, samples: Samples) -> Traits:
         return Traits(True, True, norms)
     changing = tuple(name for name, buffer in float_buffers(module) if not buffer.equal(buffers[name]) and name not in known)
     exact = drew or norms or calls.counts or bool(changing) or not NORMS.keys().isdisjoint(calls.seen)
-    return Traits(bool(calls.seen or changing), exact, norms, changing)
+    return Traits(bool(calls.seen or changing or norms), exact, norms, changing)
 
 
 class _Calls(TorchFunctionMode):

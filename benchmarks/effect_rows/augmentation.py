@@ -1,0 +1,82 @@
+"""Effects of augmentation: with few pictures on each client, and with few objects in the scenes of a detector."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from effect_study.rows import Row, Side
+
+__all__ = ["ROWS"]
+
+_RATES: dict[str, Any] = {"lr": [0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07]}
+_SCENES: dict[str, Any] = {
+    "task": "emoji-scenes",
+    "task_options": {"share": 0.3, "tests": 200, "samples": 120},
+    "clients": 4,
+    "cohort": 4,
+    "rounds": 20,
+    "eval_every": 20,
+}
+_DETECTOR: dict[str, Any] = {"epochs": 2, "momentum": 0.9}
+_FITTING = Side("semaug", _RATES, _DETECTOR | {"bank": "public", "top": 1})
+
+_FEW: dict[str, Any] = {
+    "task": "mnist-5k",
+    "model": "tiny_cnn",
+    "task_options": {"limit": 200},
+    "clients": 5,
+    "cohort": 5,
+    "rounds": 30,
+    "eval_every": 30,
+}
+_SHAPES = ["identity", "rotate", "translate-x", "translate-y", "shear-x", "invert"]
+_LEARNT: dict[str, Any] = {"epochs": 3, "batch_size": 16, "margin": 0, "mirror": False, "erase": 0.0, "operations": _SHAPES}
+_LEARNING: dict[str, Any] = {"lr": [0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3]}
+_SHORT: dict[str, Any] = {"scale": 15.0, "temperature": 1.0}
+
+_MADAUG = Side("madaug", _LEARNING, _LEARNT | _SHORT | {"policy_lr": 0.01})
+
+
+def _fixed(name: str, **options: Any) -> Side:
+    """Return MADAug whose policy is not trained."""
+    return Side("madaug", _LEARNING, _LEARNT | _SHORT | {"policy": "frozen"} | options, name=name)
+
+
+ROWS: list[Row] = [
+    Row(
+        "augmentation/semaug",
+        "pasted objects of a public bank raise a detector's mAP by at least 2 points where objects are rare",
+        _FITTING,
+        Side("fedavg", _RATES, _DETECTOR),
+        _SCENES,
+        metric="map",
+        by=0.02,
+        quick=True,
+    ),
+    Row(
+        "augmentation/semaug-where",
+        "objects that fit raise mAP more than objects of any class at any place, from the same bank",
+        _FITTING,
+        Side("semaug", _RATES, _DETECTOR | {"bank": "public", "what": "any", "where": "anywhere"}, name="semaug anywhere"),
+        _SCENES,
+        metric="map",
+        margin=0.01,
+    ),
+    Row(
+        "augmentation/madaug",
+        "with 40 pictures for each client, MADAug is at least 2 points more accurate than plain training",
+        _MADAUG,
+        _fixed("without augmentation", scale=1e9),
+        _FEW,
+        by=0.02,
+    ),
+    Row(
+        "augmentation/madaug-policy",
+        "a learnt policy is no less accurate than one that is not trained, with operations that change the class among the choices",
+        _MADAUG,
+        _fixed("random policy"),
+        _FEW,
+        at_least=True,
+        margin=0.01,
+    ),
+]

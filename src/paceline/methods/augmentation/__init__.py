@@ -1,0 +1,1 @@
+"""More and other samples made from a client's own."""

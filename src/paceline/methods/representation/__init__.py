@@ -1,0 +1,1 @@
+"""Representation learning: clients without labels train one network of features."""
