@@ -23,6 +23,9 @@ __all__ = ["Hub"]
 
 _STATUS = grpc.StatusCode
 
+_NEW = 0.05
+"""Seconds for which a stream is not ended after its connection: gRPC would lose the reason where its first frame is still under way."""
+
 MOST_REFUSALS = 1000
 """Maximum number of refusals on one stream, to protect the log from flooding."""
 
@@ -93,6 +96,7 @@ class Hub:
                 task.cancel()
             await asyncio.gather(reader, writer, return_exceptions=True)
             await session.link.flush(1.0)
+            await asyncio.sleep(max(0.0, session.since + _NEW - time.monotonic()))
 
     def _welcome(self, session: StreamSession) -> dict[str, Any]:
         now = self.progress

@@ -44,7 +44,8 @@ QUICK = ("clip", "heterofl")
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in METHODS])
 def test_masked_sums_have_the_bits_of_unmasked_ones(federate, name):
-    common = {**COMMON, **options(name), "secure": {"gamma": 0.0, "max_weight": 4}, "rounds": 4}
+    secure = {"gamma": 0.0, "max_weight": 4, "pipelined": False}  # preparing a round costs bytes in the one before
+    common = {**COMMON, **options(name), "secure": secure, "rounds": 4}
     arithmetic, secure = (federate(aggregation=a, **common) for a in ("secure-arithmetic", "secure"))
     assert secure.model_sha256 == arithmetic.model_sha256
     first, last = secure.history[0], secure.history[-1]
