@@ -36,7 +36,7 @@ from paceline.core.federation import Federation
 from paceline.core.hooks import StepStream
 from paceline.core.layout import Layout
 from paceline.core.method import NonNegative, Positive, Share, State, on_client
-from paceline.core.optimizers import Parts
+from paceline.core.optimizers import OptimizerPart, Parts
 from paceline.core.params import Params
 from paceline.core.task import Task
 from paceline.core.update import Update
@@ -127,7 +127,8 @@ class MADAug(FedAvg):
         options = self.local(client)
         lr = client.problem.lr if self.lr is None else self.lr
         tail = SGD(0.0) if held is None else AdamW(self.policy_lr, weight_decay=self.policy_decay)
-        options["optimizer"] = Parts(lr, head=self.local_optimizer(), tail=tail, count=body.size, every=self.period)
+        parts = OptimizerPart(body.size, self.local_optimizer()), OptimizerPart(theta.size, tail, self.period)
+        options["optimizer"] = Parts(lr, parts=parts)
         local = client.sgd(start, **options, data=rest, hooks=self.augmenting(client, held, lr, body.size))
         delta = {"delta": take(local.params, body) - take(message, body)}
         weight, learnt = {"delta": client.num_samples}, take(local.params, theta)
