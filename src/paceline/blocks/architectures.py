@@ -103,10 +103,6 @@ class Architectures:
         """Return a module whose vector excludes the head, which remains unchanged."""
         return self._get(text, "body", layout=body_layout)[0]
 
-    def like(self, params: Params) -> Resident:
-        """Return a module whose vector has the layout of the run's model, for what the server itself computes with it."""
-        return self._get("", "like", params.layout.digest, layout=lambda _: params.layout)[0]
-
     def two_headed(self, layout: Layout) -> tuple[Resident, Params]:
         """Return the task's model whose head also has an ``own_weight`` and an ``own_bias``, and its initial parameters.
 
