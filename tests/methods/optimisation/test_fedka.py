@@ -24,6 +24,7 @@ from paceline.tasks import load_task
 from paceline.tasks.domains import held_out
 from tests.conftest import make_task
 from tests.methods.masked import assert_masks_change_nothing
+from tests.methods.oracles import gauss
 
 FedKA = pl.methods.FedKA
 QUICK = {"steps": 4, "batch_size": 10, "lr": 0.01, "horizon": 4, "collect": 2, "vote_batches": 3}
@@ -83,15 +84,6 @@ def test_at_alpha_zero_only_the_discriminator_learns_more():
             same = torch.equal(ends[align][name], value)
             running = "running" in name or name.endswith(("1.bias", "0.bias"))
             assert same == (name.startswith("model.") or align == "matching") or running, (align, name)
-
-
-def gauss(x, y):
-    """Return the maximum mean discrepancy, written out."""
-    both, n = torch.cat([x, y]), len(x)
-    square = (both[:, None] - both[None, :]).pow(2).sum(2)
-    width = square.detach().sum() / (4 * n * n - 2 * n) / 4
-    kernel = sum(torch.exp(-square / (width * 2**k)) for k in range(5))
-    return (kernel[:n, :n] + kernel[n:, n:] - kernel[:n, n:] - kernel[n:, :n]).mean()
 
 
 class Reversed(torch.autograd.Function):
