@@ -118,14 +118,14 @@ _WITHDRAWN: dict[str, Any] = {
     "partition": "dirichlet:0.2",
     "client_samples": 300,
     "client_test": 0.7,
-    "clients": 10,
-    "cohort": 10,
+    "clients": 20,
+    "cohort": 20,
     "rounds": 24,
     "eval_every": 24,
     "evaluation": "clients",
 }
 _DISTIL: dict[str, Any] = {"epochs": 2, "batch_size": 32, "momentum": 0.9}
-_DISTIL_RATES: dict[str, Any] = {"lr": [0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2]}
+_DISTIL_RATES: dict[str, Any] = {"lr": [0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05]}
 
 
 def _deep(period: int, method: str = "fedd2s", name: str = "") -> Side:

@@ -189,7 +189,9 @@ def test_refusals():
         finished(AutoFLIP(**PLAIN, regrow=0.1), make_task())
 
 
-@pytest.mark.parametrize("update", ["fixed", "round", "agreement"])
+@pytest.mark.parametrize(
+    "update", ["fixed", pytest.param("round", marks=pytest.mark.slow), pytest.param("agreement", marks=pytest.mark.slow)]
+)
 def test_under_real_masks_with_a_lost_client_the_bits_are_those_of_the_arithmetic(update):
     options = PLAIN | {"mask_update": update, "every": 2}
     assert_masks_change_nothing(make_task(), "autoflip", functions=("recall", "train"), options=options)

@@ -112,26 +112,27 @@ def oracle(method, optima, curvatures, start, rounds, beta, lr, steps, decay, ga
 
 
 @pytest.mark.parametrize("vectorize", ["off", "on"])
-@pytest.mark.parametrize(("gamma", "steps"), [(None, 3), (0.25, 3), (None, 1)])
+@pytest.mark.parametrize("gamma", [None, 0.25])
 @pytest.mark.parametrize("method", FORMS)
-def test_rounds_follow_the_formulas(method, gamma, steps, vectorize):
+def test_rounds_follow_the_formulas(method, gamma, vectorize):
     rng = np.random.default_rng(3)
     b, a = rng.normal(size=(4, 3)), rng.uniform(0.5, 2.0, (4, 3))
-    options = {"beta": 0.3, "lr": 0.1, "steps": steps, "weight_decay": 0.05, "server_lr": gamma}
+    options = {"beta": 0.3, "lr": 0.1, "steps": 3, "weight_decay": 0.05, "server_lr": gamma}
     changes = {"vectorize": vectorize, "chunk": 4} if vectorize == "on" else {}
     got = [w for w, *_ in play(quadratics(b, a, start=0.5), method, 5, options=options, **changes)]
-    np.testing.assert_allclose(got, oracle(method, b, a, 0.5, 5, 0.3, 0.1, steps, 0.05, gamma), atol=5e-6)
+    np.testing.assert_allclose(got, oracle(method, b, a, 0.5, 5, 0.3, 0.1, 3, 0.05, gamma), atol=5e-6)
 
 
-def test_controls_are_the_means_of_plain_minibatch_gradients():
+@pytest.mark.parametrize("steps", [1, 4])
+def test_controls_are_the_means_of_plain_minibatch_gradients(steps):
     """With noisy batches of one sample, and with what the loop saw as the witness."""
     task = quadratics([[0.0], [3.0]], start=1.0, noise=0.7, samples=5)
-    options = {"beta": 0.3, "lr": 0.05, "steps": 4, "batch_size": 1}
+    options = {"beta": 0.3, "lr": 0.05, "steps": steps, "batch_size": 1}
     for method in ("scaffoldm", "scaffoldmvr"):
         seen = {0: [], 1: []}
         for *_, fed in play(task, method, 2, options=options, meet=lambda fed, seen=seen: watch(fed, seen, task)):
             kept = {c: float(fed.engine.memories[c]["control"].vector) for c in (0, 1)}
-            assert kept == pytest.approx({c: np.mean(values[:4]) for c, values in seen.items()}, abs=1e-5)
+            assert kept == pytest.approx({c: np.mean(values[:steps]) for c, values in seen.items()}, abs=1e-5)
             for values in seen.values():
                 values.clear()
 

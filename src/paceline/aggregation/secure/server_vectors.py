@@ -22,7 +22,7 @@ class VectorGroup:
 
     sums: list[tuple[Segment, Words]]
     clients: list[int]
-    lead: int = 1
+    lead: int
 
 
 class MaskedVectors:
