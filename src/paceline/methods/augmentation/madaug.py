@@ -34,7 +34,6 @@ from paceline.core.columns import call
 from paceline.core.errors import ConfigError
 from paceline.core.federation import Federation
 from paceline.core.hooks import StepStream
-from paceline.core.layout import Layout
 from paceline.core.method import NonNegative, Positive, Share, State, on_client
 from paceline.core.optimizers import OptimizerPart, Parts
 from paceline.core.params import Params
@@ -121,7 +120,9 @@ class MADAug(FedAvg):
     @on_client(bounds={"policy": 0.1, "statistics": 100.0})
     def train(self, client: Client, message: Params) -> Update:
         """Train w and theta; return the change of both."""
-        body, theta = (_part(message.layout, "policy.", own) for own in (False, True))
+        trained = message.layout.part(lambda e: e.kind == "param")
+        theta = trained.part(lambda e: e.name.startswith("policy."))
+        body = trained.part(lambda e: e.name not in theta.by_name)
         start = join(message, client.memory.get("policy", {}))
         held, rest = self.held_out(client)
         options = self.local(client)
@@ -217,9 +218,3 @@ class MADAug(FedAvg):
 
         change = augment if held is None else exploring
         return Hooks(objective=objective, augment=change, correct=correct if clip else None)
-
-
-def _part(layout: Layout, prefix: str, own: bool) -> Layout:
-    """Return the layout of the parameters with a prefix, or of the others."""
-    found = [(e.name, e.shape, e.kind) for e in layout.entries if e.kind == "param" and e.name.startswith(prefix) == own]
-    return Layout.build(found)
