@@ -245,8 +245,6 @@ def test_the_fields_of_a_tree_have_bounds_of_their_own():
         (0.08, 0.6, 16, 3, False),
         (0.08, 1.0, 20, 3, False),
         (0.08, 1.0, 16, 1000, False),  # rounding averages out
-        (0.0013, 1.0, None, 3, True),  # 22 bits
-        (0.0014, 1.0, None, 3, False),
         (1e-8, 1.0, 16, 100_000, True),
         (0.0, 1.0, 16, 3, False),
     ],

@@ -10,7 +10,7 @@ from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.core.errors import ConfigError
 
 DEFAULTS = {
-    "clip": 1.0, "clip_norm": None, "bits": None, "max_weight": 1, "gamma": 0.1, "delta": 0.1, "active": True, "prg": "aes128ctr",
+    "clip": 1.0, "clip_norm": None, "bits": 16, "max_weight": 1, "gamma": 0.1, "delta": 0.1, "active": True, "prg": "aes128ctr",
     "sigma": 40, "eta": 30, "complete_up_to": 50, "threshold": None, "neighbours": None, "least_contributors": 3,
     "pipelined": True,
 }  # fmt: skip
@@ -18,7 +18,7 @@ DEFAULTS = {
 ENDS = {
     "clip": ((1e-9, 1e9), (0.0, -1.0, math.inf, math.nan)),
     "clip_norm": ((1e-9, 1e9, None), (0.0, -1.0, math.inf, math.nan)),
-    "bits": ((2, 24, None), (1, 25)),
+    "bits": ((2, 24), (1, 25)),
     "max_weight": ((1, 2**20), (0, 2**20 + 1)),
     "gamma": ((0.0, 0.999), (-0.001, 1.0)),
     "delta": ((0.0, 0.999), (-0.001, 1.0)),
@@ -58,18 +58,6 @@ def test_all_faults_are_named_at_once():
 )  # 0.1 * 30 is a little more than 3 in floats
 def test_least_survivors(gamma, clients, least):
     assert SecureConfig(gamma=gamma).least(clients) == least
-
-
-@pytest.mark.parametrize(
-    ("weight", "clients", "bits", "width"),
-    [(1, 1, 16, 2), (1, 3, 22, 3), (1, 10, 20, 3), (1, 256, 16, 3), (1, 257, 23, 4), (1, 129, 16, 3), (1000, 100, 23, 5)],
-)
-def test_values_have_the_bits_that_the_bytes_of_a_word_have_left(weight, clients, bits, width):
-    default, sixteen = SecureConfig(max_weight=weight), SecureConfig(bits=16, max_weight=weight)
-    assert default.value_bits(clients) == bits
-    assert sixteen.value_bits(clients) == 16
-    words = [Segment("main", 1, config.modulus_bits(clients)) for config in (default, sixteen)]
-    assert [word.width for word in words] == [width] * 2
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ class Codec:
             NonFiniteError: the reply contains NaN or infinity.
             SumOverflowError: a number is too large for ``exact``.
         """
-        terms = self._terms(reply)
+        config, terms = self.config, self._terms(reply)
         self._weighed(reply)
         rng, shrink = numpy_rng(seed, "rounding"), self._shrink(terms)
         parts: dict[str, list[NDArray[np.int64]]] = {"main": [], "counts": [], "exact": []}
@@ -100,7 +100,7 @@ class Codec:
             field = segment_of(name)[0]
             top = max(float(values.max()), -float(values.min())) if len(values) else 0.0
             largest[field] = max(top, largest.get(field, 0.0))
-            words, over = quantise(values, self.clip(name), self.bits, rng, whole)
+            words, over = quantise(values, self.clip(name), config.bits, rng, whole)
             parts.setdefault(self._name("main", segment_of(name)[1]), []).append(words)
             clipped += over
         for field, top in largest.items():
@@ -196,10 +196,10 @@ class Codec:
                     self._within(whole, -(top := math.ceil(self.bounds[name]) * of), top, name)
                 tensors.append(torch.from_numpy(whole.astype(np.float64)))
             else:
-                steps = of * np.int64((1 << (self.bits - 1)) - 1)
+                steps = of * np.int64((1 << (self.config.bits - 1)) - 1)
                 total = take(self._name("main", segment_of(name)[1]), length)
                 self._within(total, -steps, steps, name)
-                tensors.append(torch.from_numpy(total / scale_of(self.clip(name), self.bits)))
+                tensors.append(torch.from_numpy(total / scale_of(self.clip(name), self.config.bits)))
         second, first = take("exact", shape["scalars"]), take("exact", shape["scalars"])
         clipped, failed = divmod(int(take("exact", 1)[0]), _UNIT)
         scalars = [(a * _FINE + b) / (_UNIT * _FINE) for a, b in zip(first.tolist(), second.tolist(), strict=True)]
@@ -217,11 +217,6 @@ class Codec:
             raise SumOverflowError(
                 f"the opened sum of {name!r} exceeds the range of its clients' values; overflow, or a client cheated"
             )
-
-    @property
-    def bits(self) -> int:
-        """Bits of a coordinate."""
-        return self.config.value_bits(self.clients)
 
     def clip(self, name: str) -> float:
         """Return the clip C of a field, or of the field that a segment belongs to."""
@@ -261,11 +256,11 @@ class Codec:
 
     def _resolved(self, name: str, top: float) -> None:
         """Warn if a field, with the largest value `top`, is so small against its clip that rounding shows in the mean of n clients."""
-        error = 0.5 / (scale_of(self.clip(name), self.bits) * math.sqrt(self.clients))
+        error = 0.5 / (scale_of(self.clip(name), self.config.bits) * math.sqrt(self.clients))
         if 0.0 < top < error / RESOLUTION:
             warnings.warn(
                 f"secure sum of {name!r}: its values are small against the clip {self.clip(name):g}, so that rounding to "
-                f"{self.bits} bits changes a mean of {self.clients} clients by more than {RESOLUTION:g} of them; set the secure "
+                f"{self.config.bits} bits changes a mean of {self.clients} clients by more than {RESOLUTION:g} of them; set the secure "
                 "option clip nearer to the largest value, raise bits, or declare @on_client(bounds={...})",
                 ResolutionWarning,
                 stacklevel=4,

@@ -10,8 +10,6 @@ from paceline.core.errors import ConfigError
 
 __all__ = ["SecureConfig", "Segment"]
 
-_LEAST_BITS, _MOST_BITS = 16, 24
-
 
 @dataclass(frozen=True)
 class SecureConfig:
@@ -20,8 +18,7 @@ class SecureConfig:
     Args:
         clip: largest absolute value C of a coordinate of an update; larger values are clipped.
         clip_norm: L2 norm to which a whole update is scaled down first, or None.
-        bits: q, bits of a quantised coordinate including its sign. None means 16, and what the last byte of a word has left,
-            up to 24: the resolution is finer at no traffic.
+        bits: q, bits of a quantised coordinate including its sign.
         max_weight: W; weights are rounded up to whole numbers and capped at W. 1 means uniform weights.
         gamma: fraction of corrupt clients that privacy must tolerate.
         delta: fraction of clients that may drop out.
@@ -41,7 +38,7 @@ class SecureConfig:
 
     clip: float = 1.0
     clip_norm: float | None = None
-    bits: int | None = None
+    bits: int = 16
     max_weight: int = 1
     gamma: float = 0.1
     delta: float = 0.1
@@ -61,7 +58,7 @@ class SecureConfig:
             wrong.append(f"clip={self.clip} must be above 0")
         if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
             wrong.append(f"clip_norm={self.clip_norm} must be above 0")
-        if self.bits is not None and not 2 <= self.bits <= _MOST_BITS:
+        if not 2 <= self.bits <= 24:
             wrong.append(f"bits={self.bits} must be from 2 to 24")
         if not 1 <= self.max_weight <= 2**20:
             wrong.append(f"max_weight={self.max_weight} must be from 1 to 2^20")
@@ -78,16 +75,9 @@ class SecureConfig:
         if wrong:
             raise ConfigError("secure aggregation: " + "; ".join(wrong))
 
-    def value_bits(self, clients: int) -> int:
-        """Return q for a sum of n clients."""
-        return min(_LEAST_BITS + -(_LEAST_BITS + self._carry(clients)) % 8, _MOST_BITS) if self.bits is None else self.bits
-
     def modulus_bits(self, clients: int) -> int:
         """Return b = q + ceil(log2(n W)), with which the sum of n clients cannot wrap."""
-        return self.value_bits(clients) + self._carry(clients)
-
-    def _carry(self, clients: int) -> int:
-        return math.ceil(math.log2(max(clients * self.max_weight, 1)))
+        return self.bits + math.ceil(math.log2(max(clients * self.max_weight, 1)))
 
     def least(self, clients: int) -> int:
         """Return n_min = min(ceil(gamma n) + 3, n): with n_min survivors at least three are honest."""
