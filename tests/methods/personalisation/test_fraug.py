@@ -62,6 +62,12 @@ def test_shifts_follow_the_steps_of_all_rounds(monkeypatch):
     assert [shift % 10 for shift in shifts][3] == 2
 
 
+def test_without_a_rate_the_model_has_that_of_the_task():
+    task = make_task()
+    ends = [finished(FRAug(lr=lr, steps=2, batch_size=10), task).state.params.vector for lr in (None, task.lr)]
+    assert torch.equal(*ends)
+
+
 def test_the_oracle_is_right():
     x, y = torch.tensor([[0.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.0, 1.0], [1.0, 1.0]])
     assert float(gauss(x, y)) == pytest.approx(3.564948, abs=1e-5)
