@@ -15,6 +15,7 @@ from sklearn.metrics import mutual_info_score
 
 from effect_study.rows import Row, Side
 from paceline.blocks.architectures import architectures
+from paceline.blocks.server_data import benchmark_client
 from paceline.methods.foundation.fedins import FedIns
 
 __all__ = ["ROWS"]
@@ -102,11 +103,12 @@ class Styled(FedIns):
     def round(self, fed: Any, state: Any) -> Any:
         """Run a round and note the mutual information."""
         new = super().round(fed, state)
-        task, model = architectures(fed).task, architectures(fed).like(new.params)
-        model.load(new.params)
-        module: Any = model.module.eval()
+        task = architectures(fed).task
+        server = benchmark_client(fed, len(task.test))
+        server.model.load(new.params)
+        module: Any = server.model.module.eval()
         with torch.no_grad():
-            query = F.normalize(module._features(task.test.x, None), dim=1)
+            query = F.normalize(module._features(server.test.x, None), dim=1)
             nearest = (query @ F.normalize(module.keys, dim=1).T).argmax(1)
         fed.last.notes["information"] = mutual_info_score(nearest.tolist(), task.test.owner.tolist())
         return new

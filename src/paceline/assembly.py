@@ -18,7 +18,6 @@ from torch import Tensor
 from paceline.adversaries.behaviours import Adversary, load_adversary, members
 from paceline.adversaries.engine import poisoned
 from paceline.blocks.architectures import Architectures, architectures_service
-from paceline.blocks.benchmark_data import BenchmarkData, benchmark_data_service
 from paceline.blocks.server_data import ServerData, server_data_service
 from paceline.core.checks import check_task
 from paceline.core.config import RunConfig
@@ -140,7 +139,6 @@ class Assembly:
                 Submodels: submodel_service,
                 Segmenter: segmenter_service,
                 Architectures: architectures_service,
-                BenchmarkData: benchmark_data_service,
                 ServerData: server_data_service,
             },
         )

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from paceline.core.optimizers import SGD, AdamW, Parts, PartSGD
+from paceline.core.errors import ConfigError
+from paceline.core.optimizers import SGD, AdamW, OptimizerPart, Parts
 
 
 def test_the_rule_leaves_out_what_may_differ_between_clients():
@@ -37,47 +38,49 @@ def test_settings_cannot_be_changed_and_mean_what_they_do_in_torch_by_place():
 
 
 @pytest.mark.parametrize("stacked", [False, True])
-def test_parts_step_as_parameter_groups_of_torch(stacked):
-    parts = [torch.nn.Parameter(torch.tensor(values)) for values in ([1.0, -2.0], [3.0], [0.5, 0.1, -1.0])]
-    groups = [{"params": [p], "lr": lr, "momentum": m} for p, lr, m in zip(parts, (0.1, 0.4, 0.05), (0.9, 0.0, 0.5), strict=True)]
-    theirs = torch.optim.SGD(groups, weight_decay=0.01)
-    ours = PartSGD(0.1, weight_decay=0.01, parts=((2, 1.0, 0.9), (1, 4.0, 0.0), (3, 0.5, 0.5)))
-    assert not ours.plain
-    weights = torch.cat([p.detach() for p in parts]).repeat(2, 1) if stacked else torch.cat([p.detach() for p in parts])
-    state = ours.state(weights)
-    for step in range(3):
-        gradient = torch.sin(torch.arange(6.0) + step)
-        for p, g in zip(parts, gradient.split([2, 1, 3]), strict=True):
-            p.grad = g.clone()
-        theirs.step()
-        weights = weights - ours.lr * ours.direction(step, gradient.expand_as(weights), weights, state)
-    torch.testing.assert_close(weights, torch.cat([p.detach() for p in parts]).expand_as(weights))
-
-
-@pytest.mark.parametrize("stacked", [False, True])
-def test_parts_have_rates_and_states_of_their_own(stacked):
-    """An oracle: torch's own optimizers, one for each part; the second moves in every second step."""
+def test_parts_step_as_optimizers_of_torch_on_the_same_slices(stacked):
+    """The first part has the rate of the whole, and the third moves in every second step."""
     generator = torch.Generator().manual_seed(0)
-    start, slopes = torch.randn(5, generator=generator), torch.randn(5, 5, generator=generator)
-    one, two = (torch.nn.Parameter(part.clone()) for part in (start[:3], start[3:]))
-    others = [torch.optim.SGD([one], 0.2, momentum=0.9), torch.optim.AdamW([two], 1e-2, weight_decay=0.5)]
-    head, tail = SGD(0.2, momentum=0.9), AdamW(1e-2, weight_decay=0.5)
-    rule = Parts(0.2, head=head, tail=tail, count=3, every=2)
-    weights = start.expand(2, 5).clone() if stacked else start.clone()
-    state = rule.state(weights)
+    start, slopes = torch.randn(9, generator=generator), torch.randn(5, 9, generator=generator)
+    parts = [torch.nn.Parameter(part.clone()) for part in start.split([2, 1, 2, 4])]
+    theirs = [
+        torch.optim.SGD(parts[:1], 0.1, momentum=0.9, weight_decay=0.01),
+        torch.optim.SGD(parts[1:2], 0.4, weight_decay=0.5),
+        torch.optim.AdamW(parts[2:3], 1e-2, weight_decay=0.5),
+        torch.optim.SGD(parts[3:], 0.05, momentum=0.5),
+    ]
+    ours = Parts(
+        0.1,
+        parts=(
+            OptimizerPart(2, SGD(momentum=0.9, weight_decay=0.01)),
+            OptimizerPart(1, SGD(0.4, weight_decay=0.5)),
+            OptimizerPart(2, AdamW(1e-2, weight_decay=0.5), every=2),
+            OptimizerPart(4, SGD(0.05, momentum=0.5)),
+        ),
+    )
+    assert not ours.plain
+    weights = start.repeat(2, 1) if stacked else start.clone()
+    state = ours.state(weights)
     for step, slope in enumerate(slopes):
-        along = rule.direction(step, slope.expand(weights.shape), weights, state)
-        weights -= rule.lr * along
-        one.grad, two.grad = slope[:3].clone(), slope[3:].clone()
-        others[0].step()
-        if step % 2 == 0:
-            others[1].step()
-        torch.testing.assert_close(weights, torch.cat([one, two]).detach().expand(weights.shape))
+        weights -= ours.lr * ours.direction(step, slope.expand(weights.shape), weights, state)
+        for part, gradient in zip(parts, slope.split([2, 1, 2, 4]), strict=True):
+            part.grad = gradient.clone()
+        for number, rule in enumerate(theirs):
+            if number != 2 or step % 2 == 0:
+                rule.step()
+    torch.testing.assert_close(weights, torch.cat(parts).detach().expand(weights.shape))
 
 
 def test_a_part_without_a_rate_stays():
-    for rule in (Parts(0.1, tail=SGD(0.0), count=1), Parts(0.0, tail=SGD(0.1), count=1)):
+    def two(lr, tail):
+        return Parts(lr, parts=(OptimizerPart(1, SGD()), OptimizerPart(1, tail)))
+
+    for rule in (two(0.1, SGD(0.0)), two(0.0, SGD(0.1))):
         along = rule.direction(0, torch.ones(2), torch.ones(2), rule.state(torch.ones(2)))
         assert along[1] == 0
-    settings = [Parts(), Parts(count=1), Parts(every=2), Parts(tail=AdamW())]
+    with pytest.raises(ConfigError, match="need lr"):
+        two(None, SGD(0.1))
+    assert two(None, SGD()).direction(0, torch.ones(2), torch.ones(2), []).tolist() == [1.0, 1.0]
+    one = OptimizerPart(1, SGD())
+    settings = [Parts(), Parts(parts=(one,)), Parts(parts=(one._replace(every=2),)), Parts(parts=(OptimizerPart(1, AdamW()),))]
     assert len({rule.rule for rule in settings}) == len(settings)

@@ -37,6 +37,7 @@ ASYNCHRONOUS = {"lr": 0.3, "steps": 1, "momentum": 0.0}
 ANARCHIC = {"lr": 0.4, "most_steps": 1, "returns": 8}
 RULE = {"lr": 0.5, "byzantine": 0.0}
 MEMORIES = {"lr": 0.5, "steps": 1, "epochs": None}
+EXPLORED = QUICK | {"explore_epochs": 1, "epochs": 1, "optimizer": "sgd", "lr_decay": 1.0, "server_momentum": 0.3}
 
 OPTIONS = {
     **dict.fromkeys(NAMES, QUICK),
@@ -45,16 +46,17 @@ OPTIONS = {
     "afacs": ANARCHIC | {"server_lr": 0.4},
     "afacstable": ANARCHIC | {"server_lr": 0.4},
     "apfl": QUICK | {"steps": 1},
-    "autoflip": QUICK
-    | {"prune": 0.0, "explore_epochs": 1, "epochs": 1, "optimizer": "sgd", "lr_decay": 1.0, "server_momentum": 0.3},
+    "autoflip": EXPLORED | {"prune": 0.0},
     "dropstragglers": QUICK | {"warmup": 1000},
     "fal": QUICK | {"adversary": "none"},
+    "fedagain": QUICK | {"rule": "equal", "optimizer": "sgd", "epochs": 1},
     "fedamd": {"lr": 0.3, "steps": 3, "period": 2},
     "fedavgm": MOMENTA,
     "fedavgmvr": MOMENTA,
     "fedbuff": ASYNCHRONOUS | {"buffer": 8},
     "feddyn": QUICK | {"alpha": 0.5},
     "fedfix": ASYNCHRONOUS | {"period": 1.0},
+    "fedlex": EXPLORED,
     "fedopt": QUICK | {"optimizer": "momentum", "server_lr": 0.3, "beta1": 0.5},
     "fedspeed": {"lr": 0.5, "epochs": 1, "lr_decay": 1.0, "weight_decay": 0.0, "radius": 0.0, "clip": None},
     "fedstale": MEMORIES | {"beta": 0.8, "cutoff": 1},
@@ -71,7 +73,6 @@ OPTIONS = {
 """Options with which 40 rounds are enough."""
 
 NO_COMMON_OPTIMUM = {
-    "fedagain": "weights clients by their losses",
     "fedagainsum": "weights clients by their losses",
     "fedasync": "steps along one client's update, so it stays in motion",
     "clip": "needs units that can be dropped",
@@ -88,7 +89,6 @@ NO_COMMON_OPTIMUM = {
     "fedka": "asks for classes",
     "fedld": "asks for classes",
     "fedldsum": "asks for classes",
-    "fedlex": "does not train some entries",
     "fedloge": "needs a head",
     "fedlgd": "asks for classes",
     "fedper": "needs a head",
@@ -247,21 +247,19 @@ def test_partial_participation_with_unequal_sizes_and_steps_is_the_same_stacked(
 BY_SAMPLES = (
     "autoflip clip dropstragglers fedavg fedavgm fedavgmvr fedgela fedldsum fedlex fedloge fednova fedopt fedprox finetuned ditto"
 )
-BY_SAMPLES += " fjord fluid heterofl heterogeneityreport madaug randomdropout saliency"
+BY_SAMPLES += " fedper fjord fluid heterofl heterogeneityreport madaug randomdropout saliency"
 UNIFORM = (
-    "afacd afacs afacstable fal fedau fedbuff feddyn fedld fedspeed fedstale fedstaletable fedvarp fot mifa ocfl pfedme scaffold"
+    "afacd afacs afacstable fal fedagain fedau fedbuff feddyn fedld fedspeed fedstale fedstaletable fedvarp fot mifa ocfl pfedme"
 )
-UNIFORM += " fedlgd scaffoldm scaffoldmvr"
+UNIFORM += " fedlgd scaffold scaffoldm scaffoldmvr"
 MEDIAN = "bulyan flag geometricmedian krum meamed median multikrum phocas trimmedmean"
 HOW = {n: how for how, names in (("samples", BY_SAMPLES), ("uniform", UNIFORM), ("median", MEDIAN)) for n in names.split()}
 NO_STATISTICS = {
     "apfl": "trains step by step",
-    "fedagain": "weights clients by trust",
     "fedagainsum": "weights clients by trust",
     "fedbn": "has statistics of each client's own",
     "fedd2s": "has a model of each client's own",
     "fedd2ssum": "has a model of each client's own",
-    "fedper": "has a model of each client's own",
     "perfedavg": "trains step by step",
     "fedamd": "two kinds of replies",
     "fedasync": "one client a step",
@@ -275,7 +273,7 @@ NO_STATISTICS = {
     "fedpeft": "freezes the norm layer",
     "fedproto": "has a model of each client's own",
     "fedre": "has a model of each client's own",
-    "fedrep": "needs a head",
+    "fedrep": "trains twice, head and body",
     "fedresum": "has a model of each client's own",
     "fedsa": "has a model of each client's own",
     "fedzo": "trains along estimates",
@@ -319,7 +317,7 @@ def test_running_statistics_are_the_mean_of_the_clients_at_any_server_rate(name,
         return local
 
     monkeypatch.setattr(Client, "sgd", watched)
-    options, sizes = options_of(name, server_lr=1.7, warmup=1000), [*SIZES[:4], 0, *SIZES[4:]]
+    options, sizes = options_of(name, server_lr=1.7, warmup=1000, rule="equal"), [*SIZES[:4], 0, *SIZES[4:]]
     made = small(name, clients=9, cohort=9, options=options, fleet="homogeneous", vectorize="off")
     run = prepare(made, task=fitted(name, make_task(model=norm_mlp)), split=by_size(sizes))
     run.go()

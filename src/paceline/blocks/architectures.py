@@ -10,6 +10,7 @@ numbers makes a list); the empty text is the task's own model.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +25,7 @@ from paceline.core.params import Params, Resident
 from paceline.core.random import derive
 from paceline.core.services import Host
 from paceline.models import build
-from paceline.models.split import body_layout, head, head_name
+from paceline.models.split import body_layout, head, head_name, with_second_head
 from paceline.submodels.flops import flops
 
 if TYPE_CHECKING:
@@ -55,6 +56,17 @@ def parse_architecture(text: str) -> tuple[str, dict[str, Any]]:
     return spec.name, options
 
 
+def _whole(module: nn.Module) -> Layout:
+    return Layout.of(module, lambda _: True)
+
+
+def _with_own(layout: Layout, module: nn.Module) -> Layout:
+    name, entries = head_name(module), [(e.name, e.shape, e.kind) for e in layout.entries]
+    parts = [(f"{name}.{part}", value) for part, value in head(module).named_parameters() if part.startswith("own_")]
+    own = [(part, tuple(value.shape), entries[0][2]) for part, value in parts]
+    return Layout.build(sorted([*entries, *own], key=lambda entry: entry[2] != "param"))
+
+
 class Architectures:
     """Builds and caches modules.
 
@@ -66,10 +78,7 @@ class Architectures:
 
     def __init__(self, task: Any, seed: int, device: torch.device | str = "cpu") -> None:
         self.task, self._seed, self._device = task, seed, device
-        self._kept: dict[tuple[str, bool], tuple[Resident, Params]] = {}
-        self._second: dict[str, tuple[Resident, Params]] = {}
-        self._runs: dict[str, Resident] = {}
-        self._extended: dict[tuple[Any, ...], tuple[Resident, Params]] = {}
+        self._made: dict[tuple[Any, ...], tuple[Resident, Params]] = {}
 
     def build(self, text: str = "") -> nn.Module:
         """Return a new module of an architecture with the run's initial weights."""
@@ -84,15 +93,15 @@ class Architectures:
 
     def resident(self, text: str = "") -> Resident:
         """Return the module of an architecture; its vector includes all parameters and running statistics."""
-        return self._get(text, False)[0]
+        return self._get(text)[0]
 
     def initial(self, text: str = "") -> Params:
         """Return an architecture's initial parameters."""
-        return self._get(text, False)[1]
+        return self._get(text)[1]
 
     def body(self, text: str = "") -> Resident:
         """Return a module whose vector excludes the head, which remains unchanged."""
-        return self._get(text, True)[0]
+        return self._get(text, "body", layout=body_layout)[0]
 
     def two_headed(self, layout: Layout) -> tuple[Resident, Params]:
         """Return the task's model whose head also has an ``own_weight`` and an ``own_bias``, and its initial parameters.
@@ -102,30 +111,12 @@ class Architectures:
         Args:
             layout: of the task's model; the second head is added to it.
         """
-        if layout.digest not in self._second:
-            module = self.build()
-            layer, name = head(module), head_name(module)
-            with drawing(derive(self._seed, "second head")):
-                second = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, dtype=layer.weight.dtype)
-            added = {f"own_{part}": value for part, value in second.named_parameters()}
-            for part, value in added.items():
-                layer.register_parameter(part, value)
-            entries = [(e.name, e.shape, e.kind) for e in layout.entries]
-            count = sum(kind == "param" for *_, kind in entries)
-            own = [(f"{name}.{part}", tuple(value.shape), entries[0][2]) for part, value in added.items()]
-            whole = Layout.build([*entries[:count], *own, *entries[count:]])
-            initial = Params.of(module, whole)
-            resident = Resident(module, whole, self._device)
-            resident.flops = flops(self.build(), self.task.train.example)
-            self._second[layout.digest] = (resident, initial)
-        return self._second[layout.digest]
 
-    def like(self, params: Params) -> Resident:
-        """Return a module whose vector has the layout of the run's model, for what the server itself computes with it."""
-        key = params.layout.digest
-        if key not in self._runs:
-            self._runs[key] = Resident(self.build(), params.layout, self._device)
-        return self._runs[key]
+        def extend(module: nn.Module) -> nn.Module:
+            with drawing(derive(self._seed, "second head")):
+                return with_second_head(module)
+
+        return self._get("", "two heads", layout.digest, extend=extend, layout=partial(_with_own, layout))
 
     def extended(self, text: str, kind: Callable[..., nn.Module], *arguments: Any) -> tuple[Resident, Params]:
         """Return a module made from an architecture, and its initial parameters; both are cached.
@@ -135,26 +126,29 @@ class Architectures:
             kind: called with a new module of the architecture, one batch of example inputs, and `arguments`.
             arguments: further hashable arguments.
         """
-        key = (text, kind, *arguments)
-        if key not in self._extended:
-            with drawing(derive(self._seed, text, "extended")):
-                module = kind(self.build(text), self.task.train.example, *arguments)
-            layout = Layout.of(module, lambda _: True)
-            initial = Params.of(module, layout)
-            resident = Resident(module, layout, self._device)
-            resident.flops = flops(self.build(text), self.task.train.example)
-            self._extended[key] = (resident, initial)
-        return self._extended[key]
 
-    def _get(self, text: str, body: bool) -> tuple[Resident, Params]:
-        if (text, body) not in self._kept:
+        def extend(module: nn.Module) -> nn.Module:
+            with drawing(derive(self._seed, text, "extended")):
+                return kind(module, self.task.train.example, *arguments)
+
+        return self._get(text, kind, *arguments, extend=extend)
+
+    def _get(
+        self,
+        text: str,
+        *key: Any,
+        extend: Callable[[nn.Module], nn.Module] | None = None,
+        layout: Callable[[nn.Module], Layout] = _whole,
+    ) -> tuple[Resident, Params]:
+        if (text, *key) not in self._made:
             module = self.build(text)
-            layout = body_layout(module) if body else Layout.of(module, lambda _: True)
-            initial = Params.of(module, layout)
-            resident = Resident(module, layout, self._device)
+            module = extend(module) if extend else module
+            chosen = layout(module)
+            initial = Params.of(module, chosen)
+            resident = Resident(module, chosen, self._device)
             resident.flops = flops(self.build(text), self.task.train.example)
-            self._kept[text, body] = (resident, initial)
-        return self._kept[text, body]
+            self._made[text, *key] = (resident, initial)
+        return self._made[text, *key]
 
 
 def architectures_service(host: Host) -> Architectures:

@@ -59,7 +59,7 @@ def removal(w: Tensor) -> Tensor:
 
     Example:
         >>> p = removal(torch.tensor([[3.0, 0.0, 0.0], [1.0, 2.0, 0.0]]))
-        >>> (torch.tensor([1.0, 2.0, 3.0]) @ p).tolist()
+        >>> (torch.tensor([1.0, 2.0, 3.0]).double() @ p).tolist()
         [0.0, 0.0, 3.0]
     """
     w = w.double()

@@ -1,28 +1,21 @@
-"""What a server computes with the run's model on samples of its own: features, scores, and training by the one local loop."""
+"""Features and scores of samples that a server sends or uses itself, and Adam that goes on from round to round."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from paceline.blocks.architectures import architectures
-from paceline.core.client import ClientData
+from paceline.core.client import Client
 from paceline.core.columns import Samples, length, take
 from paceline.core.errors import ConfigError
-from paceline.core.federation import Federation
-from paceline.core.hooks import Hooks
-from paceline.core.optimizers import AdamW, Optimizer
-from paceline.core.params import Params, Resident
-from paceline.core.random import torch_rng
+from paceline.core.optimizers import AdamW
+from paceline.core.params import Params
 from paceline.core.reading import Sampled
-from paceline.core.training import Job, train
 from paceline.models.split import features, scored
 
-__all__ = ["ContinuedAdam", "featured", "rows_of", "trained_at_server"]
+__all__ = ["ContinuedAdam", "featured", "rows_of"]
 
 
 @dataclass(frozen=True)
@@ -59,58 +52,21 @@ def rows_of(samples: Samples, rows: Tensor, what: str) -> Samples:
 
 
 @torch.no_grad()
-def featured(model: Resident, params: Params, x: Samples, batch_size: int = 256) -> tuple[Tensor, Tensor]:
-    """Return features [N, d] and scores [N, C] of samples, in evaluation mode.
+def featured(client: Client, params: Params, x: Samples, batch_size: int = 256) -> tuple[Tensor, Tensor]:
+    """Return features [N, d] and scores [N, C] of samples, in evaluation mode, with the client's own running statistics if it has any.
 
     Args:
-        model: a module with a head.
-        params: its parameters.
-        x: inputs.
+        client: a client, or samples of a server (`paceline.blocks.server_data`); its model has a head.
+        params: of the model.
+        x: inputs, on the model's device.
         batch_size: samples of a pass.
     """
-    model.load(params.to(model.device))
+    model = client.model
+    if model.stateful:
+        model.load_buffers(client.memory.get("_buffers", model.initial_buffers))
+    model.load(params)
     model.module.eval()
     rows = torch.split(torch.arange(length(x), device=model.device), batch_size)
     found = [features(model.module, take(x, some)) for some in rows]
+    client.flops += model.flops * length(x)
     return torch.cat(found), torch.cat([scored(model.module, part) for part in found])
-
-
-def trained_at_server(
-    fed: Federation,
-    params: Params,
-    x: Samples,
-    y: Any,
-    *,
-    optimizer: Optimizer,
-    steps: int,
-    batch_size: int,
-    hooks: Hooks,
-    name: str = "server",
-) -> Params:
-    """Return the run's model after a training on samples of the server.
-
-    Args:
-        fed: the federation.
-        params: where to start, shape [d].
-        x, y: inputs and targets.
-        optimizer: with its learning rate.
-        steps, batch_size: see `Client.sgd`.
-        hooks: see `Client.sgd`.
-        name: of the stream of the order of samples.
-    """
-    model = architectures(fed).like(params)
-    rows = torch.arange(length(x), device=model.device)
-    assert optimizer.lr is not None
-    job = Job(
-        model,
-        ClientData(x, y, rows),
-        params.to(model.device),
-        hooks.loss or architectures(fed).task.loss,
-        optimizer.lr,
-        steps,
-        batch_size,
-        partial(torch_rng, fed.seed, name, fed.round),
-        optimizer,
-        hooks,
-    )
-    return train(job).params.to(params.vector.device)

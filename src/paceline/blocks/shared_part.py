@@ -61,7 +61,7 @@ class SharedPart(LocalTraining):
     def part(self, layout: Layout, module: nn.Module, own: bool) -> Layout:
         """Return the layout of the client's own tensors, or of the shared ones."""
         chosen = self.own(module)
-        return Layout.build([(e.name, e.shape, e.kind) for e in layout.entries if chosen(e.name) == own])
+        return layout.part(lambda e: chosen(e.name) == own)
 
     def round(self, fed: Federation, state: State) -> State:
         """Average the shared part over the cohort."""

@@ -106,6 +106,15 @@ class Layout:
             tensors += [(n, tuple(b.shape), "buffer") for n, b in float_buffers(module)]
         return Layout.build(tensors)
 
+    def part(self, chosen: Callable[[Entry], bool]) -> Layout:
+        """Return the layout of the chosen tensors alone, in the same order.
+
+        Example:
+            >>> Layout.of(nn.Linear(2, 3)).part(lambda entry: entry.name == "bias").size
+            3
+        """
+        return Layout.build([(e.name, e.shape, e.kind) for e in self.entries if chosen(e)])
+
     @cached_property
     def size(self) -> int:
         """Number of coordinates d."""

@@ -9,12 +9,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["PLAIN_SGD", "SGD", "AdamW", "Optimizer", "PartSGD", "Parts", "Schedule"]
+from paceline.core.errors import ConfigError
+
+__all__ = ["PLAIN_SGD", "SGD", "AdamW", "Optimizer", "OptimizerPart", "Parts", "Schedule"]
 
 Schedule = Callable[[int, int], float]
 """Factor on the learning rate at (step from 0, this client's number of steps): a function of these two numbers only."""
@@ -101,41 +104,6 @@ class SGD(Optimizer):
         return state[0].mul_(self.momentum).add_(along) if state else along
 
 
-@dataclass(frozen=True)
-class PartSGD(SGD):
-    """SGD with a learning rate and a momentum for each part of the vector, like the parameter groups of ``torch.optim``.
-
-    Args:
-        lr, momentum, weight_decay, schedule: see `SGD`.
-        parts: (number of values, factor on `lr`, momentum) of consecutive parts of the parameters; all of them together.
-
-    Example:
-        >>> rule, w = PartSGD(0.1, parts=((1, 1.0, 0.0), (2, 0.5, 0.9))), torch.zeros(3)
-        >>> state = rule.state(w)
-        >>> [rule.direction(step, torch.ones(3), w, state).tolist() for step in range(2)]
-        [[1.0, 0.5, 0.5], [1.0, 0.949999988079071, 0.949999988079071]]
-    """
-
-    parts: tuple[tuple[int, float, float], ...] = ()
-
-    @property
-    def plain(self) -> bool:
-        """Whether every step is ``-lr * gradient``: no."""
-        return False
-
-    def state(self, weights: Tensor) -> list[Tensor]:
-        """Return the velocity, and the factor and the momentum of each value."""
-        counts = torch.tensor([count for count, _, _ in self.parts])
-        given = [torch.tensor([part[place] for part in self.parts]).repeat_interleave(counts) for place in (1, 2)]
-        return [torch.zeros_like(weights), *(values.to(weights).expand_as(weights) for values in given)]
-
-    def direction(self, step: int, gradient: Tensor, weights: Tensor, state: list[Tensor]) -> Tensor:
-        """Return the velocity times the factors."""
-        velocity, factor, momentum = state
-        along = gradient + self.weight_decay * weights if self.weight_decay else gradient
-        return velocity.mul_(momentum).add_(along) * factor
-
-
 PLAIN_SGD = SGD()
 """Plain SGD at the task's learning rate."""
 
@@ -169,33 +137,64 @@ class AdamW(Optimizer):
         return along + self.weight_decay * weights if self.weight_decay else along
 
 
-@dataclass(frozen=True)
-class Parts(Optimizer):
-    """Two optimizers, one for the first coordinates and one for the rest, which may move in a part of the steps only.
+class OptimizerPart(NamedTuple):
+    """Consecutive coordinates with an optimizer of their own.
 
     Args:
-        lr: learning rate of `head`; at 0 nothing moves.
-        head: optimizer of the first `count` coordinates; its own `lr` and `schedule` do not count.
-        tail: optimizer of the rest, with a learning rate of its own.
-        count: number of coordinates of `head`.
-        every: the rest moves in each such step, from step 0 on.
+        size: number of coordinates.
+        optimizer: for them; a learning rate of None is that of the whole vector, and its schedule does not count.
+        every: they move in each such step, from step 0 on.
     """
 
-    head: Optimizer = PLAIN_SGD
-    tail: Optimizer = PLAIN_SGD
-    count: int = 0
+    size: int
+    optimizer: Optimizer
     every: int = 1
 
+
+@dataclass(frozen=True)
+class Parts(Optimizer):
+    """An optimizer for each part of the vector, like the parameter groups of ``torch.optim``.
+
+    Args:
+        lr: learning rate of the parts without one of their own; at 0 nothing moves. None only if no part has one.
+        weight_decay: does not count; each part has its own.
+        schedule: ``(step, steps) -> factor`` on all learning rates.
+        parts: consecutive parts of the parameters; all of them together.
+
+    Raises:
+        ConfigError: parts have learning rates and `lr` is None.
+
+    Example:
+        >>> rule = Parts(0.1, parts=(OptimizerPart(1, SGD()), OptimizerPart(2, SGD(0.05, momentum=0.9))))
+        >>> state = rule.state(torch.zeros(3))
+        >>> [rule.direction(step, torch.ones(3), torch.zeros(3), state).tolist() for step in range(2)]
+        [[1.0, 0.5, 0.5], [1.0, 0.949999988079071, 0.949999988079071]]
+    """
+
+    parts: tuple[OptimizerPart, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the learning rates."""
+        if self.lr is None and any(part.optimizer.lr is not None for part in self.parts):
+            raise ConfigError("Parts with learning rates of their own need lr, to which they are compared; pass the task's lr")
+
     def state(self, weights: Tensor) -> list[Tensor]:
-        """Return the states of both, one after another."""
-        return self.head.state(weights[..., : self.count]) + self.tail.state(weights[..., self.count :])
+        """Return the states of all parts, one after another."""
+        return [value for part, own in zip(self.parts, self._split(weights), strict=True) for value in part.optimizer.state(own)]
 
     def direction(self, step: int, gradient: Tensor, weights: Tensor, state: list[Tensor]) -> Tensor:
-        """Return the directions of both; that of the rest is multiplied by the ratio of the learning rates."""
-        first, rest, own = slice(0, self.count), slice(self.count, None), len(self.head.state(weights[..., :0]))
-        along = torch.zeros_like(gradient)
-        along[..., first] = self.head.direction(step, gradient[..., first], weights[..., first], state[:own])
-        if self.lr and self.tail.lr and step % self.every == 0:
-            moved = self.tail.direction(step // self.every, gradient[..., rest], weights[..., rest], state[own:])
-            along[..., rest] = moved * (self.tail.lr / self.lr)
-        return along
+        """Return the directions of all parts, each multiplied by the ratio of its learning rate to `lr`."""
+        found, states = [], iter(state)
+        for part, slope, own in zip(self.parts, self._split(gradient), self._split(weights), strict=True):
+            rule = part.optimizer
+            stored = list(islice(states, len(rule.state(own[..., :0]))))
+            ratio = 1.0 if rule.lr is None else rule.lr / self.lr if self.lr else 0.0
+            if ratio and step % part.every == 0:
+                along = rule.direction(step // part.every, slope, own, stored)
+                found.append(along if ratio == 1.0 else along * ratio)
+            else:
+                found.append(torch.zeros_like(slope))
+        return torch.cat(found, -1)
+
+    def _split(self, values: Tensor) -> tuple[Tensor, ...]:
+        return torch.split(values, [part.size for part in self.parts], -1)

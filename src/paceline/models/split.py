@@ -13,7 +13,7 @@ from paceline.core.errors import ConfigError
 from paceline.core.layout import Layout
 from paceline.core.params import Params
 
-__all__ = ["body_layout", "features", "head", "head_name", "join", "penultimate", "scored", "take"]
+__all__ = ["body_layout", "features", "head", "head_name", "join", "penultimate", "scored", "take", "with_second_head"]
 
 
 def head_name(module: nn.Module) -> str:
@@ -80,6 +80,15 @@ def body_layout(module: nn.Module) -> Layout:
     """Return the layout of everything except the head, including running statistics."""
     name = head_name(module) + "."
     return Layout.of(module, lambda key: not key.startswith(name))
+
+
+def with_second_head(module: nn.Module) -> nn.Module:
+    """Add an ``own_weight`` and an ``own_bias`` to the head, drawn like those of a new layer; outputs do not depend on them."""
+    layer = head(module)
+    second = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, dtype=layer.weight.dtype)
+    for part, value in list(second.named_parameters()):
+        layer.register_parameter(f"own_{part}", value)
+    return module
 
 
 def take(params: Params, layout: Layout) -> Params:

@@ -14,6 +14,7 @@ from paceline.methods.compression.autoflip import AutoFLIP
 from paceline.run import RunConfig, prepare
 from tests.conftest import make_task
 from tests.methods.masked import assert_masks_change_nothing
+from tests.methods.oracles import classifier, displaced, gradient
 from tests.methods.quadratics import by_size
 
 PLAIN = {"optimizer": "sgd", "lr": 0.1, "lr_decay": 1.0, "epochs": 1, "batch_size": None, "explore_epochs": 2, "patience": 2}
@@ -71,15 +72,6 @@ def test_without_pruning_it_is_fedavg_bit_for_bit():
     assert torch.equal(one.state.params.vector, other.state.params.vector)
 
 
-def gradient(w, b, x, y):
-    """Return the gradient of the mean cross-entropy of a linear model, by numpy."""
-    z = x @ w.T + b
-    p = np.exp(z - z.max(1, keepdims=True))
-    p = p / p.sum(1, keepdims=True)
-    p[np.arange(len(y)), y] -= 1
-    return p.T @ x / len(y), p.mean(0)
-
-
 @pytest.mark.parametrize("update", ["fixed", "round", "agreement"])
 def test_rounds_are_those_of_numpy(update):
     """Full batches and a linear model whose bias is the head's, so that the weight alone is masked."""
@@ -88,17 +80,8 @@ def test_rounds_are_those_of_numpy(update):
     method = AutoFLIP(**options, mask_update=update, server_momentum=0.5)
     made = RunConfig.build({"task": "own", "partition": "quantity:1", **CLIENTS, "cohort": 2})
     run = prepare(made, task=task, method=method)
-    start = run.fed.init_params()
-    w, b = start["weight"].numpy().astype(float), start["bias"].numpy().astype(float)
-    shards = [run.fed.engine.setup.split(client)[0] for client in range(4)]
-    data = [(task.train.x[r].numpy().astype(float), task.train.y[r].numpy()) for r in shards]
-    squares = []
-    for x, y in data:
-        u, c = w.copy(), b.copy()
-        for _ in range(3):
-            gu, gc = gradient(u, c, x, y)
-            u, c = u - 0.1 * gu, c - 0.1 * gc
-        squares.append((u - w) ** 2)
+    w, b, data = classifier(run, 4)
+    squares = [displaced(w, b, x, y, steps=3, lr=0.1)[0] for x, y in data]
 
     def guided(who):
         d = np.mean([squares[i] for i in who], 0)

@@ -13,6 +13,7 @@ from paceline.methods.optimisation.fedlex import FedLEx
 from paceline.run import RunConfig, prepare
 from tests.conftest import make_task
 from tests.methods.masked import assert_masks_change_nothing
+from tests.methods.oracles import classifier, displaced, gradient
 from tests.methods.quadratics import by_size
 
 PLAIN = {"optimizer": "sgd", "lr": 0.1, "lr_decay": 1.0, "epochs": 1, "batch_size": None, "explore_epochs": 2}
@@ -36,15 +37,6 @@ def softmax_task():
     return make_task(model=lambda: nn.Linear(12, 4))
 
 
-def gradient(w, b, x, y):
-    """Return the gradient of the mean cross-entropy of a linear model, by numpy."""
-    z = x @ w.T + b
-    p = np.exp(z - z.max(1, keepdims=True))
-    p = p / p.sum(1, keepdims=True)
-    p[np.arange(len(y)), y] -= 1
-    return p.T @ x / len(y), p.mean(0)
-
-
 def minmax(d):
     return (d - d.min()) / (d.max() - d.min())
 
@@ -56,17 +48,8 @@ def test_two_rounds_are_those_of_numpy(guide, beta):
     task = softmax_task()
     method = FedLEx(**WHOLE | {"explore_epochs": 3}, guide=guide, server_momentum=beta)
     run = prepare(RunConfig.build({"task": "own", "partition": "quantity:1", **CLIENTS}), task=task, method=method)
-    start = run.fed.init_params()
-    w, b = start["weight"].numpy().astype(float), start["bias"].numpy().astype(float)
-    shards = [run.fed.engine.setup.split(client)[0] for client in range(4)]
-    data = [(task.train.x[r].numpy().astype(float), task.train.y[r].numpy()) for r in shards]
-    squares = []
-    for x, y in data:
-        u, c = w.copy(), b.copy()
-        for _ in range(3):
-            gu, gc = gradient(u, c, x, y)
-            u, c = u - 0.1 * gu, c - 0.1 * gc
-        squares.append(((u - w) ** 2, (c - b) ** 2))
+    w, b, data = classifier(run, 4)
+    squares = [displaced(w, b, x, y, steps=3, lr=0.1) for x, y in data]
     g = [minmax(np.mean([s[i] for s in squares], 0)) for i in range(2)]
     sizes, velocity = np.array([len(y) for _, y in data]), [0.0, 0.0]
     for round in (1, 2):

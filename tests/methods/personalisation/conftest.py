@@ -1,7 +1,8 @@
-"""Three networks with features of one width, and access to what clients keep."""
+"""Three networks with features of one width, and access to what clients keep and send."""
 
 import pytest
 
+from paceline.core.federation import Federation
 from paceline.run import RunConfig, prepare
 
 MODELS = ("mlp:hidden=16-8", "mlp:hidden=8", "mlp:hidden=12-10-8")
@@ -19,3 +20,17 @@ def networks(task):
         return summary, run, {c: run.store[c]["network"] for c in range(6)}
 
     return go
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Return a list that grows by (message, replies) of each round."""
+    seen, ask = [], Federation.each
+
+    def spy(self, fn, message, over, **options):
+        replies = ask(self, fn, message, over, **options)
+        seen.append((message, replies))
+        return replies
+
+    monkeypatch.setattr(Federation, "each", spy)
+    return seen

@@ -114,19 +114,9 @@ def sgd_step(task, params, rows):
     return out
 
 
-def test_only_class_means_go_up(networks, monkeypatch):
-    from paceline.core.federation import Federation
-
-    seen, ask = [], Federation.each
-
-    def spy(self, fn, message, over, **options):
-        replies = ask(self, fn, message, over, **options)
-        seen.append((message, replies))
-        return replies
-
-    monkeypatch.setattr(Federation, "each", spy)
+def test_only_class_means_go_up(networks, told):
     _, run, _ = networks("fedgh", rounds=1)
-    [(message, replies)] = seen
+    [(message, replies)] = told
     assert set(message) == {"weight", "bias"}
     for client, reply in replies.items():
         owned = int((run.fed.engine.setup.split.table(run.task)[client] > 0).sum())

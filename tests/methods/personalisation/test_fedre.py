@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from paceline.core.errors import PlanError
-from paceline.core.federation import Federation
 from paceline.data import Partition
 from paceline.methods.personalisation.commonhead import head_step
 from paceline.methods.personalisation.fedre import entangle
@@ -28,20 +27,6 @@ def gradient(w, b, r, t):
     """Sum over tuples of (softmax - t) r^T and of softmax - t."""
     error = softmax(r @ w.T + b) - t
     return error.T @ r, error.sum(0)
-
-
-@pytest.fixture
-def told(monkeypatch):
-    """Return a list that grows by (head, replies) of each round."""
-    seen, ask = [], Federation.each
-
-    def spy(self, fn, message, over, **options):
-        replies = ask(self, fn, message, over, **options)
-        seen.append((message, replies))
-        return replies
-
-    monkeypatch.setattr(Federation, "each", spy)
-    return seen
 
 
 def test_a_mixture_by_hand():

@@ -15,6 +15,7 @@ from paceline.methods.personalisation.fraug import cyclic_labels, less_sure
 from paceline.run import RunConfig, prepare
 from tests.conftest import make_task
 from tests.methods.masked import assert_masks_change_nothing
+from tests.methods.oracles import gauss
 
 FRAug = pl.methods.FRAug
 
@@ -61,13 +62,10 @@ def test_shifts_follow_the_steps_of_all_rounds(monkeypatch):
     assert [shift % 10 for shift in shifts][3] == 2
 
 
-def gauss(x, y):
-    """Return the maximum mean discrepancy, written out."""
-    both, n = torch.cat([x, y]), len(x)
-    square = (both[:, None] - both[None, :]).pow(2).sum(2)
-    width = square.detach().sum() / (4 * n * n - 2 * n) / 4
-    kernel = sum(torch.exp(-square / (width * 2**k)) for k in range(5))
-    return (kernel[:n, :n] + kernel[n:, n:] - kernel[:n, n:] - kernel[n:, :n]).mean()
+def test_without_a_rate_the_model_has_that_of_the_task():
+    task = make_task()
+    ends = [finished(FRAug(lr=lr, steps=2, batch_size=10), task).state.params.vector for lr in (None, task.lr)]
+    assert torch.equal(*ends)
 
 
 def test_the_oracle_is_right():

@@ -34,9 +34,8 @@ from paceline.core.columns import call
 from paceline.core.errors import ConfigError
 from paceline.core.federation import Federation
 from paceline.core.hooks import StepStream
-from paceline.core.layout import Layout
 from paceline.core.method import NonNegative, Positive, Share, State, on_client
-from paceline.core.optimizers import Parts
+from paceline.core.optimizers import OptimizerPart, Parts
 from paceline.core.params import Params
 from paceline.core.task import Task
 from paceline.core.update import Update
@@ -121,13 +120,16 @@ class MADAug(FedAvg):
     @on_client(bounds={"policy": 0.1, "statistics": 100.0})
     def train(self, client: Client, message: Params) -> Update:
         """Train w and theta; return the change of both."""
-        body, theta = (_part(message.layout, "policy.", own) for own in (False, True))
+        trained = message.layout.part(lambda e: e.kind == "param")
+        theta = trained.part(lambda e: e.name.startswith("policy."))
+        body = trained.part(lambda e: e.name not in theta.by_name)
         start = join(message, client.memory.get("policy", {}))
         held, rest = self.held_out(client)
         options = self.local(client)
         lr = client.problem.lr if self.lr is None else self.lr
         tail = SGD(0.0) if held is None else AdamW(self.policy_lr, weight_decay=self.policy_decay)
-        options["optimizer"] = Parts(lr, head=self.local_optimizer(), tail=tail, count=body.size, every=self.period)
+        parts = OptimizerPart(body.size, self.local_optimizer()), OptimizerPart(theta.size, tail, self.period)
+        options["optimizer"] = Parts(lr, parts=parts)
         local = client.sgd(start, **options, data=rest, hooks=self.augmenting(client, held, lr, body.size))
         delta = {"delta": take(local.params, body) - take(message, body)}
         weight, learnt = {"delta": client.num_samples}, take(local.params, theta)
@@ -216,9 +218,3 @@ class MADAug(FedAvg):
 
         change = augment if held is None else exploring
         return Hooks(objective=objective, augment=change, correct=correct if clip else None)
-
-
-def _part(layout: Layout, prefix: str, own: bool) -> Layout:
-    """Return the layout of the parameters with a prefix, or of the others."""
-    found = [(e.name, e.shape, e.kind) for e in layout.entries if e.kind == "param" and e.name.startswith(prefix) == own]
-    return Layout.build(found)

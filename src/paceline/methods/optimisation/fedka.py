@@ -26,9 +26,10 @@ from paceline.blocks.architectures import architectures
 from paceline.blocks.companions import accompanied
 from paceline.blocks.local_training import LocalTraining
 from paceline.blocks.matching import mmd, reverse_gradient
-from paceline.blocks.serving import ContinuedAdam, featured, rows_of, trained_at_server
+from paceline.blocks.server_data import as_client
+from paceline.blocks.serving import ContinuedAdam, featured, rows_of
 from paceline.blocks.voting import elected, votes
-from paceline.core.client import AdamW, Client, Hooks
+from paceline.core.client import AdamW, Client, ClientData, Hooks
 from paceline.core.columns import Samples, map_tree, take
 from paceline.core.errors import ConfigError
 from paceline.core.federation import Federation
@@ -139,35 +140,33 @@ class FedKA(LocalTraining[FedKAState]):
         if self.align == "none" and not self.voting:
             mean = fed.mean(self.train, Workspace(state.params, None, None), over=fed.sample())
             return replace(state, params=state.params + mean.change)
-        task, model = architectures(fed).task, architectures(fed).like(state.params)
+        task = architectures(fed).task
         target, size = task.target, self.batch_size or task.batch_size
         order = torch.randperm(len(target), generator=torch_rng(fed.seed, "target", fed.round))
         rows = order[: self.vote_batches * size]
-        u = map_tree(lambda t: t.to(model.device), rows_of(target.x, rows, "fedka"))
-        hidden, _ = featured(model, state.params, u)
+        server = as_client(fed, rows_of(target.x, rows, "fedka"), target.y[rows], "votes")
+        u, y = server.train.x, server.train.y
+        hidden, _ = featured(server, state.params, u)
         sent = Workspace(state.params, hidden, u if self.share == "inputs" else None)
         mean = fed.mean(self.train, sent, over=fed.sample())
         params = state.params + mean.change
         if not self.voting:
             return replace(state, params=params)
-        label, known = elected(mean.votes.to(model.device), self.agreement)
-        y = target.y[rows].to(label.device)
-        guessed = featured(model, params, u)[1].argmax(1)
+        label, known = elected(mean.votes.to(server.device), self.agreement)
+        guessed = featured(server, params, u)[1].argmax(1)
         fed.last.notes["vote_accuracy"] = float((label == y)[known].float().mean()) if known.any() else 0.0
         fed.last.notes["group_effect"] = float(
             mean.votes.to(y.device)[torch.arange(len(y)), y].mean() - (guessed == y).float().mean()
         )
-        chosen = torch.nonzero(known).flatten()
+        chosen = ClientData(u, label, torch.nonzero(known).flatten())
         steps = min(self.vote_batches, -(-len(chosen) // size))
         lr = task.lr if self.lr is None else self.lr
-        moments = (state.first.clone().to(model.device), state.second.clone().to(model.device))
+        moments = (state.first.clone().to(server.device), state.second.clone().to(server.device))
         adam = ContinuedAdam(lr, moments=moments, taken=state.taken)
         alpha = self.alpha(fed.round, self.steps - 1)
         hooks = Hooks(loss=lambda outputs, y: alpha * F.cross_entropy(outputs, y))
-        found = trained_at_server(
-            fed, params, take(u, chosen), label[chosen], optimizer=adam, steps=steps, batch_size=size, hooks=hooks
-        )
-        return FedKAState(found, moments[0].cpu(), moments[1].cpu(), state.taken + steps)
+        found = server.sgd(params, data=chosen, optimizer=adam, hooks=hooks, steps=steps, batch_size=size, alone=True).params
+        return FedKAState(found.to(params.vector.device), moments[0].cpu(), moments[1].cpu(), state.taken + steps)
 
     @on_client
     def train(self, client: Client, message: Workspace) -> Update:
@@ -182,10 +181,7 @@ class FedKA(LocalTraining[FedKAState]):
             local = client.sgd(local.params, optimizer=rule, steps=collected, batch_size=size * self.collect, hooks=hooks)
         fields: dict[str, Any] = {"change": local.params - start}
         if self.voting:
-            if client.model.stateful:
-                client.model.load_buffers(client.memory.get("_buffers", {}))
-            fields["votes"] = votes(featured(client.model, local.params, message.inputs)[1])
-            client.flops += client.model.flops * len(fields["votes"])
+            fields["votes"] = votes(featured(client, local.params, message.inputs)[1])
         return Update(**fields, weight=min(client.num_samples, 1))
 
     def adversarial(self, client: Client, given: Workspace) -> Hooks:

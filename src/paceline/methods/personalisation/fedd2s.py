@@ -25,7 +25,7 @@ from torch import Tensor
 from paceline.blocks.architectures import architectures
 from paceline.blocks.depths import TappedChain, UpperNetworks
 from paceline.blocks.knowledge import ClassKnowledge, DepthKnowledge, SoftLabels, learning_from, represent, teaching
-from paceline.blocks.server_training import train_on_server
+from paceline.blocks.server_data import as_client
 from paceline.core.client import AdamW, Client, ClientData, Hooks
 from paceline.core.errors import ConfigError
 from paceline.core.federation import Federation, WithOwn
@@ -163,16 +163,19 @@ class MutualDistillation(OwnModels[D2SState]):
         """Train G^l; return the server's parameters and its scores of everything that it received, [R, C]."""
         model, size = self.upper(fed)[0], self.server_batch_size
         believed = self.temperature * told.soft.clamp(min=1e-12).log()
-        params = train_on_server(
-            fed,
-            model,
-            state.params,
-            told.features,
-            (told.classes, believed, told.weights / told.weights.mean()),
-            objective=teaching(depth, self.mutual, self.temperature),
-            optimizer=AdamW(self.server_lr),
-            epochs=self.server_epochs,
-            batch_size=size,
+        targets = (told.classes, believed, told.weights / told.weights.mean())
+        params = (
+            as_client(fed, told.features, targets, "distillation")
+            .sgd(
+                state.params,
+                model=model,
+                optimizer=AdamW(self.server_lr),
+                hooks=Hooks(objective=teaching(depth, self.mutual, self.temperature)),
+                epochs=self.server_epochs,
+                batch_size=size,
+                alone=True,
+            )
+            .params
         )
         model.load(params)
         model.module.eval()

@@ -19,6 +19,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -34,7 +36,7 @@ from paceline.blocks.shared_part import SharedPart
 from paceline.core.client import Client, Hooks, LocalOptions, Trained
 from paceline.core.hooks import StepStream
 from paceline.core.method import NonNegative, Positive, Share
-from paceline.core.optimizers import PartSGD
+from paceline.core.optimizers import SGD, OptimizerPart, Parts
 from paceline.core.params import Params
 from paceline.core.task import Task
 from paceline.core.training import norms_in
@@ -166,13 +168,15 @@ class FRAug(SharedPart):
         client.flops += client.model.flops * local.samples  # features in evaluation mode
         return local
 
-    def rule(self, client: Client, start: Params) -> PartSGD:
+    def rule(self, client: Client, start: Params) -> Parts:
         """Return SGD with the rate of each network."""
-        lr = client.problem.lr if self.lr is None else self.lr
-        rates = {"model": lr, "generator": self.generator_lr, "transform": self.transform_lr, "means": 1.0}
-        parts = [(e.size, e.name.partition(".")[0]) for e in start.layout.entries if e.kind == "param"]
-        each = tuple((size, rates[of] / lr if lr else 0.0, 0.0 if of == "means" else self.momentum) for size, of in parts)
-        return PartSGD(lr, weight_decay=self.weight_decay, parts=each)
+        rates = {"model": None, "generator": self.generator_lr, "transform": self.transform_lr, "means": 1.0}
+        sizes = [(e.name.partition(".")[0], e.size) for e in start.layout.entries if e.kind == "param"]
+        parts = []
+        for of, entries in groupby(sizes, itemgetter(0)):
+            sgd = SGD(rates[of], 0.0 if of == "means" else self.momentum, weight_decay=self.weight_decay)
+            parts.append(OptimizerPart(sum(size for _, size in entries), sgd))
+        return Parts(client.problem.lr if self.lr is None else self.lr, parts=tuple(parts))
 
     def hooks(self, client: Client, start: Params) -> Hooks:
         """Return the sum of all losses, each of which reaches its own network alone."""

@@ -153,8 +153,7 @@ class Franca(LocalTraining[FrancaState]):
     def sent(self, layout: Layout) -> Layout:
         """Return the layout of what clients send: the student, and the teacher where it is averaged."""
         sides = ("student.", "teacher.") if self.teacher == "mean" else ("student.",)
-        entries = [e for e in layout.entries if e.name.startswith(sides) and not self.own(e)]
-        return Layout.build([(e.name, e.shape, e.kind) for e in entries])
+        return layout.part(lambda e: e.name.startswith(sides) and not self.own(e))
 
     def own(self, entry: Entry) -> bool:
         """Return whether a tensor belongs to a client's own heads."""

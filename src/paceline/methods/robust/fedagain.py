@@ -24,8 +24,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from paceline.blocks.benchmark_data import benchmark_data
 from paceline.blocks.local_training import LocalTraining
+from paceline.blocks.server_data import benchmark_client, server_score
 from paceline.core.client import SGD, AdamW, Client, LocalOptions
 from paceline.core.errors import NonFiniteError
 from paceline.core.federation import Federation
@@ -143,8 +143,8 @@ class FedAgain(TrustWeighted):
             return state
         g = torch.stack([r["delta"].vector for r in fine.values()]).double()
         if self.benchmark == "server":
-            held = benchmark_data(fed)
-            errors = [held.loss(state.params + r["delta"], self.benchmark_samples) for r in fine.values()]
+            held = benchmark_client(fed, self.benchmark_samples)
+            errors = [server_score(held, state.params + r["delta"])[1] for r in fine.values()]
         else:
             errors = [r["error"] for r in fine.values()]
         samples = torch.tensor([float(r["samples"]) for r in fine.values()], dtype=torch.float64)
