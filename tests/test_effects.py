@@ -65,7 +65,7 @@ def own_process(*args):
 
 
 def families():
-    return {path.stem for path in (PROGRAM.parent / "effect_rows").glob("*.py")} - {"__init__"}
+    return {path.stem.split("_")[0] for path in (PROGRAM.parent / "effect_rows").glob("*.py")} - {""}
 
 
 @pytest.mark.parametrize("heavy", [False, pytest.param(True, marks=pytest.mark.slow)])

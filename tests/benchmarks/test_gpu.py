@@ -20,7 +20,7 @@ def test_it_runs_small_on_a_cpu(tmp_path, capsys):
     assert {row.part for row in rows} == set(gpu.PARTS)
     assert [row for row in rows if row.value is None] == []
     figures = {row.what: row.value for row in rows}
-    assert figures["methods of 6 that differ by more than 0.001"] == 0
+    assert next(value for what, value in figures.items() if what.startswith("methods of ")) == 0
     assert figures["by hand: baddbmm, float32"] > 0
     record = json.loads((tmp_path / "gpu.json").read_text())
     assert len(record["rows"]) == len(rows)

@@ -26,6 +26,7 @@ OTHERWISE = {
     "randomdropout": BOTH,
     "saliency": ADAPTIVE,
     "fedzo": {"correction": "scaf"},
+    "franca": {"heads": "local"},
     "madaug": {"policy": "local"},
     "ocfl": {"sketch": 8},
     "scaffoldm": {"start": "gradients"},

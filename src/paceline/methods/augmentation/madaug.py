@@ -69,6 +69,7 @@ class MADAug(FedAvg):
         clip: largest norm of a gradient of w; 0 for none.
     """
 
+    client_state: ClassVar[str] = "its policy, with policy=local"
     family: ClassVar[str] = "augmentation"
     paper: ClassVar[str] = "arXiv 2309.04747 (ICCV 2023)"
     headline: ClassVar[str] = "on par with or better than other automatic augmentation, most for the hardest classes"

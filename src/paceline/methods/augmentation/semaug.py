@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
@@ -83,7 +83,7 @@ class SemAug(FedAvg):
 
     def crops(self, client: Client) -> dict[int, list[Crop]]:
         """Return the client's bank by class."""
-        scenes: SceneTask = client.problem  # type: ignore[assignment]
+        scenes = cast("SceneTask", client.problem)
         found: dict[int, list[Crop]] = {}
         if self.bank == "public":
             for picture, mask, label in zip(
@@ -99,9 +99,9 @@ class SemAug(FedAvg):
 
     def pasting(self, client: Client) -> tuple[Hooks, Callable[[], Tensor]]:
         """Return the hooks of a training, and what returns the uses of each class after it."""
-        scenes: SceneTask = client.problem  # type: ignore[assignment]
+        scenes = cast("SceneTask", client.problem)
         near, bank = similarity(scenes.vectors).cpu(), self.crops(client)
-        classes = int(scenes.metrics[0].classes)  # type: ignore[union-attr]
+        classes = int(cast(Any, scenes.metrics[0]).classes)
         before = client.memory.get("track", torch.zeros(classes, dtype=torch.long))
         track = before.clone()
 

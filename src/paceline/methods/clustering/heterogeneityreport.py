@@ -100,7 +100,7 @@ class HeterogeneityReport(FedAvg[State]):
         params, centres, ratio = message
         psi = embeddings(client, params)
         p = _mean(nearest_centre(psi, centres.to(psi))).double().cpu()
-        kl = float(torch.where(p > 0, p * (p.clamp(min=1e-12) / ratio.double().clamp(min=1e-12)).log(), 0.0).sum())
+        kl = float(torch.where(p > 0, p * (p.clamp(min=1e-12) / ratio.double().cpu().clamp(min=1e-12)).log(), 0.0).sum())
         sums = client.evaluate(params, client.train)
         loss = float(sums["loss"]) / max(int(sums["count"]), 1)
         return Update(kl=kl, kl_square=kl**2, loss=loss, loss_square=loss**2, weight=min(client.num_samples, 1))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -139,7 +139,8 @@ class FedLoGe(LocalTraining[FedLoGeState]):
         def objective(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
             h, layer = features(module, x), head(module)
             fixed = h.detach()
-            own = F.linear(fixed.to(layer.weight.dtype), layer.own_weight, layer.own_bias).float()  # type: ignore[arg-type]
+            weight, bias = cast("Tensor", layer.own_weight), cast("Tensor", layer.own_bias)
+            own = F.linear(fixed.to(layer.weight.dtype), weight, bias).float()
             heads = F.cross_entropy(scored(module, fixed), y) + F.cross_entropy(own, y)
             return F.cross_entropy(h @ frame.T, y) + rate * heads
 

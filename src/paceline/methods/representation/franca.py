@@ -116,7 +116,7 @@ class Franca(LocalTraining[FrancaState]):
                 f"franca trains a whole model on inputs that are one tensor of floats, which task {task.name!r} does not have"
             )
         fitted = replace(task, model=partial(SelfDistilled, task.model, self.make_head))
-        if self.rasa and not hasattr(fitted.build(0).student.net, "tokens"):  # type: ignore[union-attr]
+        if self.rasa and not hasattr(cast("SelfDistilled", fitted.build(0)).student.net, "tokens"):
             raise ConfigError("franca with rasa needs a model with patches, such as vit")
         return self, fitted
 
