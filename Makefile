@@ -17,7 +17,7 @@ MUTANTS ?=
 demo: setup ## fetch MNIST-5k, then compare four answers to stragglers under secure aggregation
 	$(BIN)/paceline data fetch mnist-5k
 	$(BIN)/paceline compare --config examples/demo.toml --replace --out $(dir $(DEMO)) --name $(notdir $(DEMO)) \
-	  fedavg dropstragglers randomdropout clip
+	  fedavg dropstragglers randomdropout:segmented=true clip:segmented=true
 
 test: lint ## set up, check style and types, fetch small data, run the default tests
 	$(call fetch,$(DATA))

@@ -27,6 +27,7 @@ def test_it_runs_small_on_a_cpu(tmp_path, capsys):
     assert "ms/round" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_its_parts_keep_their_tensors_on_the_gpu(tmp_path):
     with pretended():
         rows = gpu.main(["--small", "--only", "evaluation,lora,memory,long", "--json", str(tmp_path / "gpu.json")])

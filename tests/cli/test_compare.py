@@ -68,7 +68,7 @@ def test_report_needs_a_finished_run(call):
     assert "between 0 and 1" in call("report", "empty", "--target-accuracy", "50", code=2).stderr
 
 
-@pytest.mark.parametrize("name", ["my run (1) ü", "x" * 250, "ü" * 200])
+@pytest.mark.parametrize("name", ["my run (1) ü", *(pytest.param(name, marks=pytest.mark.slow) for name in ("x" * 250, "ü" * 200))])
 def test_runs_and_comparisons_of_any_name(call: Call, name: str) -> None:
     from paceline.core.names import safe_name
 

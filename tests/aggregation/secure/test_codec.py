@@ -240,11 +240,11 @@ def test_the_fields_of_a_tree_have_bounds_of_their_own():
     ("value", "clip", "bits", "n", "coarse"),
     [
         (0.5, 1.0, 16, 3, False),
-        (0.08, 1.0, 16, 3, True),  # half a step / sqrt(3) is 9e-6: 1.1e-4 of 0.08
-        (0.1, 1.0, 16, 3, False),
-        (0.08, 0.6, 16, 3, False),
-        (0.08, 1.0, 20, 3, False),
-        (0.08, 1.0, 16, 1000, False),  # rounding averages out
+        (0.008, 1.0, 16, 3, True),  # half a step / sqrt(3) is 9e-6: 1.1e-3 of 0.008
+        (0.01, 1.0, 16, 3, False),
+        (0.008, 0.06, 16, 3, False),
+        (0.008, 1.0, 20, 3, False),
+        (0.008, 1.0, 16, 1000, False),  # rounding averages out
         (1e-8, 1.0, 16, 100_000, True),
         (0.0, 1.0, 16, 3, False),
     ],

@@ -38,7 +38,7 @@ __all__ = ["Codec", "Encoded", "ResolutionWarning"]
 _UNIT, _FINE = 2**20, 2**40
 """Steps of a number's first word per unit (sums reach 2^43), and steps of its second word per step of the first."""
 
-RESOLUTION = 1e-4
+RESOLUTION = 1e-3
 """Largest standard error of a masked mean due to rounding that is not worth a warning, relative to a client's largest value."""
 
 
