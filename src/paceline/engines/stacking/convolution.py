@@ -125,10 +125,7 @@ class _Tiled(torch.autograd.Function):
         ctx.stride, ctx.padding = stride, padding
         width = weight.shape[-1]
         size = [(x.shape[2 + d] + 2 * padding[d] - weight.shape[3 + d]) // stride[d] + 1 for d in (0, 1)]
-        kernels = (
-            weight.permute(0, 1, 3, 4, 2).flatten(2, 3).contiguous().permute(0, 2, 3, 1)
-        )  # [K, h w, C, O], C next to each other
-        return products.convolved(x, kernels, bias, width, size, stride, padding)
+        return products.convolved(x, _kernels(weight), bias, width, size, stride, padding)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -141,11 +138,14 @@ class _Tiled(torch.autograd.Function):
             found = products.slope_of_kernels(x, slope, (height, width), ctx.stride, ctx.padding, False)
             of_weight = found.view(clients, height, width, ins, outs).permute(0, 4, 3, 1, 2)
         if wants[0]:
-            kernels = (
-                weight.permute(0, 2, 3, 4, 1).flatten(2, 3).contiguous().permute(0, 2, 3, 1)
-            )  # [K, h w, O, C], O next to each other
+            kernels = _kernels(weight.transpose(1, 2))
             of_x = products.slope_of_images(slope, kernels, width, x.shape[2:4], ctx.stride, ctx.padding)
         return of_x, of_weight, slope.sum((1, 2, 3)) if wants[2] else None, None, None
+
+
+def _kernels(weight: Tensor) -> Tensor:
+    """Return weights [K, O, C, h, w] as kernels [K, h w, C, O], whose values of one position and output lie next to each other."""
+    return weight.permute(0, 1, 3, 4, 2).flatten(2, 3).contiguous().permute(0, 2, 3, 1)
 
 
 def _columns(x: Tensor, kernel: Pair | torch.Size, stride: Pair, padding: Pair) -> tuple[Tensor, tuple[int, ...]]:
