@@ -63,7 +63,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "fedbuff": "paceline.methods.asynchronous.fedbuff:FedBuff",
         "fedconv": "paceline.methods.stragglers.fedconv:FedConv",
         "fedd2s": "paceline.methods.personalisation.fedd2s:FedD2S",
-        "fedd2ssum": "paceline.methods.personalisation.fedd2s:FedD2SSum",
+        "fedd2ssum": "paceline.methods.personalisation.fedd2ssum:FedD2SSum",
         "feddyn": "paceline.methods.optimisation.feddyn:FedDyn",
         "fedfix": "paceline.methods.asynchronous.fedfix:FedFix",
         "fedgela": "paceline.methods.personalisation.fedgela:FedGELA",

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from paceline.methods.personalisation.ditto import Ditto as Ditto
     from paceline.methods.personalisation.fedbn import FedBN as FedBN
     from paceline.methods.personalisation.fedd2s import FedD2S as FedD2S
-    from paceline.methods.personalisation.fedd2s import FedD2SSum as FedD2SSum
+    from paceline.methods.personalisation.fedd2ssum import FedD2SSum as FedD2SSum
     from paceline.methods.personalisation.fedgela import FedGELA as FedGELA
     from paceline.methods.personalisation.fedgh import FedGH as FedGH
     from paceline.methods.personalisation.fedgh import FedGHSum as FedGHSum
