@@ -13,6 +13,8 @@ __all__ = ["ROWS"]
 
 _NETWORKS = ["mlp:hidden=64-32", "mlp:hidden=32", "mlp:hidden=48-40-32"]
 """Three networks with 32 features that end in ReLU."""
+_WIDE = ["mlp:hidden=64-512", "mlp:hidden=512", "mlp:hidden=48-40-512"]
+"""Three networks with 512 features, so that bytes are those of features and not of a message's frame."""
 
 _PRIVATE: dict[str, Any] = {
     "task": "fashion-mnist",
@@ -150,6 +152,7 @@ ROWS: list[Row] = [
         Side("localonly", _DISTIL_RATES, _DISTIL),
         _WITHDRAWN,
         "client_accuracy",
+        seeds=FRESH,
     ),
     Row(
         "personalisation/fedd2s-drop",
@@ -159,6 +162,7 @@ ROWS: list[Row] = [
         _WITHDRAWN,
         "client_accuracy",
         at_least=True,
+        seeds=FRESH,
     ),
     Row(
         "personalisation/fedd2s-spread",
@@ -170,6 +174,7 @@ ROWS: list[Row] = [
         criterion="client_accuracy",
         better="lower",
         at_least=True,
+        seeds=FRESH,
     ),
     Row(
         "personalisation/fedd2ssum",
@@ -178,6 +183,7 @@ ROWS: list[Row] = [
         Side("localonly", _DISTIL_RATES, _DISTIL),
         _WITHDRAWN,
         "client_accuracy",
+        seeds=FRESH,
     ),
     Row(
         "personalisation/pfedpg",
@@ -258,8 +264,8 @@ ROWS: list[Row] = [
     Row(
         "personalisation/fedre-bytes",
         "where all clients have all classes, FedRE uploads less than a third of FedGH's bytes",
-        Side("fedre", options=_LOCAL | {"lr": 0.1}),
-        Side("fedgh", options=_PLAIN | {"lr": 0.1}),
+        Side("fedre", options=_LOCAL | {"lr": 0.1, "models": _WIDE}),
+        Side("fedgh", options=_PLAIN | {"lr": 0.1, "models": _WIDE}),
         _OWN | _TWENTY | {"partition": "iid", "rounds": 1, "eval_every": 1},
         "bytes_up",
         better="lower",
