@@ -12,11 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from paceline.blocks.augmentations import tilt
+from paceline.core.params import Params
 from paceline.data import Partition
+from paceline.methods.optimisation.fedlex import FedLEx
 from paceline.metrics import ClassMetric
 from paceline.tasks import Arrays, Task, load_task
 
-__all__ = ["MeanConfidence", "distance", "late_accuracy", "late_loss", "moved", "permuted_labels", "quadratics", "squared"]
+__all__ = [
+    "MeanConfidence",
+    "ShuffledFedLEx",
+    "distance",
+    "late_accuracy",
+    "late_loss",
+    "moved",
+    "permuted_labels",
+    "quadratics",
+    "squared",
+]
 
 
 class Point(nn.Module):
@@ -118,6 +130,20 @@ def moved(seed: int, of: str, model: str, limit: int) -> dict[str, Any]:
     task = load_task(of, model=model, seed=seed, limit=limit)
     x = tilt(25.0, shift=0.2)(task.test.x, torch.Generator().manual_seed(seed))
     return {"task": dataclasses.replace(task, test=Arrays(x, task.test.y))}
+
+
+@dataclasses.dataclass(frozen=True)
+class ShuffledFedLEx(FedLEx):
+    """FedLEx whose factors are shuffled in each tensor: the same steps on average, without what exploration found."""
+
+    def scaled(self, displacement: Params) -> Params:
+        """Return the guidance with shuffled entries."""
+        found = super().scaled(displacement).clone()
+        stream = torch.Generator().manual_seed(0)
+        for entry in found.layout.entries:
+            tensor = found[entry.name].view(-1)
+            tensor.copy_(tensor[torch.randperm(entry.size, generator=stream).to(tensor.device)])
+        return found
 
 
 class MeanConfidence(ClassMetric):

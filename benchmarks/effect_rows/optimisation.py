@@ -222,6 +222,14 @@ ROWS: list[Row] = [
         seeds=FRESH,
     ),
     _accuracy(
+        "fedlex-shuffled",
+        "with factors of mean 1, FedLEx is more accurate than with the same factors shuffled in each tensor, 3 of 10 clients",
+        Side("fedlex", {"lr": _EIGHT}, _EXPLORED | {"unit_mean": True}),
+        Side("made:ShuffledFedLEx", {"lr": _EIGHT}, _EXPLORED | {"unit_mean": True}, name="shuffled factors"),
+        _FEW,
+        seeds=FRESH,
+    ),
+    _accuracy(
         "fedlex-plain",
         "as published with SGD, FedLEx is more accurate than FedAvg with few classes for each client, 3 of 10 clients",
         Side("fedlex", {"lr": _EIGHT}, _EXPLORED),
