@@ -94,6 +94,7 @@ class FedKA(LocalTraining[FedKAState]):
     reveals: ClassVar[str] = "sums of updates and of votes on the server's own samples"
     needs_classes: ClassVar[bool] = True
     sends_model: ClassVar[bool] = False
+    unused: ClassVar[tuple[str, ...]] = ("epochs", "momentum")
 
     lr: NonNegative[float] | None = 3e-4
     batch_size: Positive[int] | None = 16
