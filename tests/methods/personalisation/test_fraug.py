@@ -84,7 +84,7 @@ def chain(*widths):
     "fields",
     [
         {"interpolate": True, "generator_distance": "mmd", "transform_distance": "l2"},
-        {"near": 0.3, "apart": 0.7, "generator_distance": "l2", "transform_distance": "mmd"},
+        {"near": 0.3, "apart": 0.7, "generator_distance": "l2", "transform_distance": "mmd", "weight_decay": 0.1},
     ],
     ids=["mixed", "digits"],
 )
@@ -107,7 +107,9 @@ def test_three_steps_are_those_of_three_optimizers(monkeypatch, fields):
     run.go()
 
     whole = [*body.parameters(), *head.parameters()]
-    rules = [torch.optim.SGD(p, lr, 0.5) for p, lr in ((whole, 0.01), (g.parameters(), 0.05), (t.parameters(), 0.05))]
+    decay = fields.get("weight_decay", 0.0)
+    rates = ((whole, 0.01), (g.parameters(), 0.05), (t.parameters(), 0.05))
+    rules = [torch.optim.SGD(p, lr, 0.5, weight_decay=decay) for p, lr in rates]
     a = float(torch.exp(torch.tensor(0.5 * (0 - 2))))
     b, means = min(0.5, a), torch.zeros(4, 8)
     far, close = (gauss if fields[f"{of}_distance"] == "mmd" else F.mse_loss for of in ("generator", "transform"))
