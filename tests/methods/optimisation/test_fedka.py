@@ -220,6 +220,8 @@ def test_objectives_are_those_of_the_formulas():
     f = module.features(x)
     wanted = (method.alpha(3, 2) * gauss(f[:10], h[:10]) + method.alpha(3, 3) * gauss(f[10:], h[10:])) / 2
     torch.testing.assert_close(hooks.objective(module, (x, h, alpha), y), wanted)
+    last = dataclasses.replace(method, last_only=True).matching(client, given, 10).objective(module, (x, h, alpha), y)
+    torch.testing.assert_close(last, method.alpha(3, 3) * gauss(f[10:], h[10:]) / 2)
     hooks = method.adversarial(client, given)
     (x, u, alpha), _ = hooks.augment(x, y, stream)
     assert alpha.tolist() == pytest.approx([method.alpha(3, 1)] * 20)
