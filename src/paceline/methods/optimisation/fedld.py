@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from paceline.blocks.running import weights
 from paceline.core.client import Client, Hooks
 from paceline.core.errors import NonFiniteError
 from paceline.core.federation import Federation
@@ -141,7 +142,8 @@ class FedLD(FedLDSum[FedLDState]):
                 u = u * (mean.norm() / u.norm().clamp(min=TINY)) if self.renorm == "mean" else u
             step[entry.name].copy_(u.view(entry.shape))
         history = 0.99 * state.history + 0.01 * step if fed.round > 1 else step
-        return replace(state, params=state.params + self.server_lr * step, history=history)
+        moved = step + (self.server_lr - 1.0) * weights(step)  # running statistics move by all of it
+        return replace(state, params=state.params + moved, history=history)
 
     @on_client(each=True)
     def submit(self, client: Client, message: Params) -> Params:
