@@ -14,8 +14,10 @@ from paceline.blocks.depths import TappedChain, UpperNetworks
 from paceline.blocks.knowledge import ClassKnowledge, DepthKnowledge, SoftLabels, learning_from, represent, teaching
 from paceline.blocks.server_data import as_client
 from paceline.core.errors import PlanError
-from paceline.methods.personalisation import fedd2s
-from paceline.methods.personalisation.fedd2s import FedD2S, FedD2SSum, MutualDistillation
+from paceline.methods.personalisation import fedd2s, mutualdistillation
+from paceline.methods.personalisation.fedd2s import FedD2S
+from paceline.methods.personalisation.fedd2ssum import FedD2SSum
+from paceline.methods.personalisation.mutualdistillation import MutualDistillation
 from paceline.run import RunConfig, prepare
 from tests.conftest import make_task
 from tests.methods.masked import assert_masks_change_nothing
@@ -205,7 +207,8 @@ def test_options_networks_and_ages_reach_both_sides(form, monkeypatch):
 
     parts = {"learning_from": learning, "teaching": teacher, "represent": representing, "as_client": serving}
     for name, part in parts.items():
-        monkeypatch.setattr(fedd2s, name, part)
+        monkeypatch.setattr(mutualdistillation, name, part)
+    monkeypatch.setattr(fedd2s, "represent", representing)
     run = prepared(form(distill=0.7, tap_weight=0.2, mutual=0.3, temperature=3.0, fade=0.5, period=0), cohort=2, rounds=6)
     for _ in range(6):
         run.step()
