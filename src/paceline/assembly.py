@@ -19,7 +19,7 @@ from paceline.adversaries.behaviours import Adversary, load_adversary, members
 from paceline.adversaries.engine import poisoned
 from paceline.blocks.architectures import Architectures, architectures_service
 from paceline.blocks.server_data import ServerData, server_data_service
-from paceline.core.checks import check_task
+from paceline.core.checks import check_task, idle_fields
 from paceline.core.config import RunConfig
 from paceline.core.engine import Aggregation
 from paceline.core.errors import ConfigError, PacelineError, PlanError, UnknownNameError
@@ -203,13 +203,13 @@ def assemble(config: RunConfig, task: Task | None = None, method: Method | None 
         start: weights to start from: those of the task's model, or of the model that the method makes of it.
 
     Raises:
-        PlanError: the method needs classes, which the task does not have.
+        PlanError: the method needs classes, which the task does not have, or has no use for a field that was set.
         ConfigError, DataError: samples, model, loss and metrics of the task do not fit together, see `check_task`.
         LayoutError: the weights match neither model.
     """
     asked = build_method(config) if method is None else method
     task, start = _begun(config, task, start)
-    if wrong := _classless(config, asked, task):
+    if wrong := idle_fields(asked) + _classless(config, asked, task):
         raise PlanError(wrong)
     fitted, task = asked.fit_task(task)
     task = task if start is None else started(task, start.tensors, start.where)

@@ -293,7 +293,7 @@ NO_STATISTICS = {
 
 
 def options_of(name, **changes):
-    known = {field.name for field in fields(find_method(name))}
+    known = {field.name for field in fields(find_method(name))} - set(find_method(name).unused)
     return SMALL.get(name, {}) | {key: value for key, value in changes.items() if key in known}
 
 

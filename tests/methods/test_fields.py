@@ -1,16 +1,20 @@
 """Every numeric field of every method has a range, which a value of it has to be in, wherever it comes from."""
 
 import dataclasses
+import inspect
 import math
+import re
 from typing import get_args, get_origin
 
 import pytest
 
 from paceline.assembly import build_method
-from paceline.core.errors import ConfigError, UnknownNameError
+from paceline.core.checks import idle_fields
+from paceline.core.errors import ConfigError, PlanError, UnknownNameError
 from paceline.core.fields import fit, hints_of, range_of
 from paceline.registry import find_method, method_names
-from paceline.run import RunConfig
+from paceline.run import RunConfig, prepare
+from tests.conftest import make_task
 
 NAMES = [name for name in method_names() if find_method(name).__module__.startswith("paceline.")]
 
@@ -82,3 +86,46 @@ def test_names_and_objects_are_checked_alike():
 def test_a_share_of_stragglers_says_why_it_ends_at_half():
     with pytest.raises(ConfigError, match=r"above 0 and at most 0.5 \(phi, .* a sum would expose"):
         find_method("clip")(straggler_share=0.6)
+
+
+IGNORED = {"fedasync": {"period", "unit", "least"}, "fedbuff": {"period", "unit", "least"}}
+"""Fields that the docstring of a method says are ignored, as it shares options with its rivals in a comparison."""
+
+PROGRAM = ("fit_task", "check", "init", "round", "model", "personal", "personal_model", "assess", "evaluate")
+
+
+def sources(cls, name):
+    """Yield the source of a method of a class, and of those of its bases that it calls by super()."""
+    for base in cls.__mro__:
+        found = vars(base).get(name)
+        code = getattr(found, "fget", None) or getattr(found, "__func__", found)
+        if inspect.isfunction(code):
+            text = inspect.getsource(code)
+            yield text
+            if "super()" not in text:
+                return
+
+
+def read(cls):
+    """Return the attributes that a method's program reads, through all methods that it calls."""
+    seen, todo = set(), list(PROGRAM)
+    while todo:
+        name = todo.pop()
+        if name not in seen:
+            seen.add(name)
+            for text in sources(cls, name):
+                todo += re.findall(r"(?:self|super\(\))\.(\w+)", text)
+    return seen
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_field_has_an_effect_or_is_refused(name):
+    cls = find_method(name)
+    idle = {field.name for field in dataclasses.fields(cls)} - read(cls)
+    assert idle == set(cls.unused) | IGNORED.get(name, set())
+
+
+def test_a_field_without_effect_is_refused():
+    with pytest.raises(PlanError, match=r"method 'fedka' does not use epochs=3; leave it at 1\n.*momentum=0.9; leave it at 0.0"):
+        prepare(RunConfig(method="fedka", options={"epochs": 3, "momentum": 0.9}), task=make_task())
+    assert not idle_fields(find_method("fedka")(epochs=1, steps=3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import warnings
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from paceline.core.losses import NamedLoss, scores
 from paceline.core.samples import ClientData
 
 if TYPE_CHECKING:
+    from paceline.core.method import Method
     from paceline.core.task import Task
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "check_range",
     "check_task",
     "described",
+    "idle_fields",
     "model_dtype",
     "model_maker",
     "takes_classes",
@@ -344,3 +347,9 @@ def _dtype_hint(module: nn.Module, x: Any) -> str:
         if other is None
         else f"; the model computes in {wanted}: convert {other} inputs with x.to({wanted}) where it needs them so"
     )
+
+
+def idle_fields(method: Method[Any]) -> list[str]:
+    """Return one sentence for each field of a method that was set although it has no effect, see `Method.unused`."""
+    given = [(f.name, getattr(method, f.name), f.default) for f in dataclasses.fields(method) if f.name in method.unused]
+    return [f"method {method.slug()!r} does not use {n}={v!r}; leave it at {default!r}" for n, v, default in given if v != default]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,7 +14,8 @@ __all__ = ["Bound", "ClientFunction", "Nesting", "declaration"]
 
 
 Bound = float | Callable[[Layout], float]
-"""Largest absolute value of a coordinate: a number, or a function that computes it from the layout of the model."""
+"""Largest absolute value of a coordinate: a number, infinity for floats that must not be clipped, such as sums over a client's samples,
+or a function that computes it from the layout of the model."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class ClientFunction:
         peer_record: name of the function whose small record each client publishes to the others of the cohort before
             this one runs; under secure aggregation the server relays only ciphertexts.
         bounds: largest absolute value of a coordinate, by field. Secure aggregation clips floats to it, in place of
-            its default clip; every aggregation refuses whole numbers above it. The fields of a dict or a `node` are
+            its default clip, and sums those with an infinite bound exactly, in 64 bits; every aggregation refuses whole numbers
+            above it. The fields of a dict or a `node` are
             its keys; any other reply that is not an `Update` is the field ``value``. A bound of ``weight`` makes
             weights multiples of bound / `max_weight` under secure aggregation, in place of whole numbers.
         collects: the function returns the result of work that `Federation.start` began earlier, see `Client.take`.
@@ -62,6 +65,13 @@ class ClientFunction:
     bounds: Mapping[str, Bound] = field(default_factory=dict)
     collects: bool = False
     nested: Nesting | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse exact sums of parts of a model."""
+        if self.nested is not None and math.inf in self.bounds.values():
+            raise PlanError(
+                ["a function on a part of the model (nested=...) needs finite bounds, as its sum is formed segment by segment"]
+            )
 
     @property
     def limits(self) -> dict[str, float]:

@@ -181,6 +181,9 @@ class Method(Generic[S], metaclass=Checked):
     sends_model: ClassVar[bool] = True
     """Whether the largest message and the largest reply of a round have as many values as the model."""
 
+    unused: ClassVar[tuple[str, ...]] = ()
+    """Inherited fields without effect; a run in which one of them has another value than its default is refused."""
+
     fixed_rounds: ClassVar[bool] = False
     """Whether a round depends on the run's total number of rounds, which then cannot be extended when the run is resumed."""
 

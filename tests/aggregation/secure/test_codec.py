@@ -1,5 +1,6 @@
 """What is opened must be something that the survivors can have sent: so nobody moves a mean out of its clip."""
 
+import math
 import warnings
 
 import numpy as np
@@ -8,7 +9,8 @@ import torch
 
 from paceline.aggregation.secure.codec import Codec, ResolutionWarning
 from paceline.aggregation.secure.config import SecureConfig
-from paceline.core.errors import NonFiniteError, SumOverflowError
+from paceline.core.declarations import ClientFunction, Nesting
+from paceline.core.errors import NonFiniteError, PlanError, SumOverflowError
 from paceline.core.layout import Layout
 from paceline.core.params import Params
 from paceline.core.update import Update, rebuild
@@ -234,6 +236,33 @@ def test_the_fields_of_a_tree_have_bounds_of_their_own():
     assert [t.tolist() for t in got.tensors] == [[8.0, 8.0], [2000.0], [2.0]]
     assert summed(codec, [torch.full((1,), 9.0)] * 2).tensors[0].tolist() == [16.0]
     assert summed(codec, [[torch.full((1,), 9.0), 3]] * 2).tensors[0].tolist() == [16.0]
+
+
+def test_floats_with_an_infinite_bound_are_summed_exactly():
+    """Sums over many samples are neither clipped nor rounded at random, and a client that exceeds the bound of plain sums sends nothing."""
+    codec = Codec(SecureConfig(bits=4), 3, {"sums": math.inf})
+    replies = [{"sums": torch.tensor([[1e6, -3e5], [0.1, 2.0**-20]]), "other": torch.ones(1)} for _ in range(3)]
+    opened = summed(codec, replies)
+    assert opened.notes == {"clipped": 0.0}
+    np.testing.assert_allclose(opened.tensors[0], 3 * replies[0]["sums"].flatten().double(), atol=3 * 2.0**-21)
+    weighted = Codec(SecureConfig(max_weight=9), 3, {"sums": math.inf})
+    got = mean(weighted, [Update(sums=torch.tensor([900.0]), weight=9), Update(sums=torch.tensor([400.0]), weight=1)])
+    assert got.sums.tolist() == [850.0]
+    assert codec.size({"sums": torch.ones(6)}) - codec.size({"sums": torch.ones(2)}) == 32
+    with pytest.raises(SumOverflowError, match=r"'sums' exceeds the bound 1.04858e\+06"):
+        codec.encode({"sums": torch.tensor([2.0**20 + 1])}, 0)
+    with pytest.raises(SumOverflowError, match=r"'sums' exceeds the bound 8589\.93"):
+        Codec(SecureConfig(), 10**6, {"sums": math.inf}).encode({"sums": torch.tensor([9000.0])}, 0)
+    with pytest.raises(NonFiniteError, match="'sums'"):
+        codec.encode({"sums": torch.tensor([math.nan])}, 0)
+
+    def forged(segment, words):
+        words[0] += 2**43 if segment.name == "exact" else 0
+
+    with pytest.raises(SumOverflowError, match="a client cheated"):
+        summed(codec, replies, forged)
+    with pytest.raises(PlanError, match="finite bounds"):
+        ClientFunction(bounds={"delta": math.inf}, nested=Nesting("tier", "order", (1.0,)))
 
 
 @pytest.mark.parametrize(

@@ -52,10 +52,16 @@ def ending_at(monkeypatch, *ends):
 
 def test_displacement_guidance_and_mask_of_the_sheet(monkeypatch):
     ends = [[1.0, 2.0, 0.0, 3.0, 0.5], [1.0, 0.0, 0.0, 1.0, 0.5], [3.0, 2.0, 0.0, 2.0, 0.5]]
-    ending_at(monkeypatch, ends, ends)
-    run = finished(AutoFLIP(explore_epochs=1), line(5, 0.0), by_size([1, 5, 2]), clients=3, cohort=3, rounds=1)
-    np.testing.assert_allclose(run.state.guidance.vector, [0.785714, 0.571429, 0, 1, 0.053571], atol=1e-6)
-    assert run.state.mask.vector.tolist() == [1, 1, 0, 1, 0]
+    minmax, robust = [0.785714, 0.571429, 0, 1, 0.053571], [0.292683, 0, -0.780488, 0.585366, -0.707317]
+    for fields, guidance, mask in (
+        ({}, minmax, [1, 1, 0, 1, 0]),
+        ({"prune": 0.9}, minmax, [0, 0, 0, 1, 0]),
+        ({"prune": 0.9, "floor": 0.6, "scale": "robust"}, robust, [1, 1, 0, 1, 0]),
+    ):
+        ending_at(monkeypatch, ends, ends)
+        run = finished(AutoFLIP(explore_epochs=1, **fields), line(5, 0.0), by_size([1, 5, 2]), clients=3, cohort=3, rounds=1)
+        np.testing.assert_allclose(run.state.guidance.vector, guidance, atol=1e-6)
+        assert run.state.mask.vector.tolist() == mask
 
 
 def test_the_step_of_the_sheet(monkeypatch):
@@ -76,9 +82,9 @@ def test_without_pruning_it_is_fedavg_bit_for_bit():
 def test_rounds_are_those_of_numpy(update):
     """Full batches and a linear model whose bias is the head's, so that the weight alone is masked."""
     task = make_task(model=lambda: nn.Linear(12, 4))
-    options = PLAIN | {"batch_size": 1000, "explore_epochs": 3, "patience": 3, "prune": 0.4, "every": 1, "gamma": 0.5}
+    options = PLAIN | {"batch_size": 1000, "explore_epochs": 3, "patience": 3, "prune": 0.4, "every": 2, "gamma": 0.6}
     method = AutoFLIP(**options, mask_update=update, server_momentum=0.5)
-    made = RunConfig.build({"task": "own", "partition": "quantity:1", **CLIENTS, "cohort": 2})
+    made = RunConfig.build({"task": "own", "partition": "dirichlet:0.5", **CLIENTS, "cohort": 2, "rounds": 3})
     run = prepare(made, task=task, method=method)
     w, b, data = classifier(run, 4)
     squares = [displaced(w, b, x, y, steps=3, lr=0.1)[0] for x, y in data]
@@ -89,7 +95,7 @@ def test_rounds_are_those_of_numpy(update):
 
     g, vw, vb = guided(range(4)), 0.0, 0.0
     m = g > np.quantile(g, 0.4)
-    for _ in (1, 2):
+    for round in (1, 2, 3):
         run.step()
         cohort = sorted(run.fed.last.arrived)
         if update == "round":
@@ -101,11 +107,12 @@ def test_rounds_are_those_of_numpy(update):
         dw, db = (0.1 * sum(n * s[k] for n, s in zip(sizes, steps, strict=True)) / sizes.sum() for k in range(2))
         vw, vb = 0.5 * vw + 0.5 * dw * m, 0.5 * vb + 0.5 * db
         w, b = (w - vw) * m, b - vb
-        if update == "agreement":
-            g = 0.5 * g + 0.5 * np.abs(np.mean([-np.sign(s[0] * m) for s in steps], 0))
+        if update == "agreement" and round == 2:
+            g = 0.6 * g + 0.4 * np.abs(np.mean([-np.sign(s[0] * m) for s in steps], 0))
             m = g > np.quantile(g, 0.4)
             w = w * m
     np.testing.assert_array_equal(run.state.mask["weight"], m)
+    np.testing.assert_allclose(run.state.guidance["weight"], g, atol=1e-4)
     assert (run.state.mask["bias"] == 1).all()
     np.testing.assert_allclose(run.state.params["weight"], w, atol=1e-6)
     np.testing.assert_allclose(run.state.params["bias"], b, atol=1e-6)
@@ -170,6 +177,10 @@ def test_a_random_mask_explores_nothing():
     again = finished(AutoFLIP(**PLAIN, criterion="random", prune=0.5), make_task(), seed=1)
     assert not torch.equal(run.state.mask.vector, again.state.mask.vector)
     assert float(run.state.mask.vector.mean()) == pytest.approx(0.5, abs=0.05)
+    fewer = finished(AutoFLIP(**PLAIN, criterion="random", prune=0.5, dead=0.4), make_task(), rounds=1).state.mask
+    units = run.state.mask["0.weight"].mean(1)
+    assert (units <= 0.4).any()
+    assert not fewer["0.weight"][units <= 0.4].any()
 
 
 def test_regrown_weights_begin_at_zero_and_are_trained():

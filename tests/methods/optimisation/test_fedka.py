@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import paceline as pl
+from paceline.blocks.voting import elected
 from paceline.core.client import AdamW, Client
 from paceline.core.errors import ConfigError, PlanError
 from paceline.core.hooks import StepStream
@@ -220,6 +221,8 @@ def test_objectives_are_those_of_the_formulas():
     f = module.features(x)
     wanted = (method.alpha(3, 2) * gauss(f[:10], h[:10]) + method.alpha(3, 3) * gauss(f[10:], h[10:])) / 2
     torch.testing.assert_close(hooks.objective(module, (x, h, alpha), y), wanted)
+    last = dataclasses.replace(method, last_only=True).matching(client, given, 10).objective(module, (x, h, alpha), y)
+    torch.testing.assert_close(last, method.alpha(3, 3) * gauss(f[10:], h[10:]) / 2)
     hooks = method.adversarial(client, given)
     (x, u, alpha), _ = hooks.augment(x, y, stream)
     assert alpha.tolist() == pytest.approx([method.alpha(3, 1)] * 20)
@@ -273,9 +276,19 @@ def test_a_domain_is_held_out():
     assert run.history[-1]["accuracy"] >= 0
 
 
-def test_votes_without_enough_agreement_do_not_count():
-    run = finished(FedKA(**QUICK, agreement=1.0), rounds=1)
-    assert 0 < run.state.taken <= 3
+def test_votes_without_enough_agreement_do_not_count(monkeypatch):
+    """Two of three votes for the first sample, one each for the second, and none of the others."""
+
+    def split(total, least):
+        total = torch.zeros_like(total)
+        total[0, 1], total[0, 2], total[1, :3] = 2 / 3, 1 / 3, 1 / 3
+        return elected(total, least)
+
+    monkeypatch.setattr("paceline.methods.optimisation.fedka.elected", split)
+    for agreement, samples in ((0.0, 2), (0.5, 1), (0.9, 0)):
+        run = finished(FedKA(**QUICK | {"batch_size": 1}, agreement=agreement), rounds=1)
+        assert run.state.taken == samples
+    monkeypatch.undo()
     frozen = finished(FedKA(**QUICK | {"lr": 0.0}, agreement=1.0), rounds=1)
     assert frozen.state.taken == 3
 

@@ -145,11 +145,11 @@ class Watched(FedLD):
             del fed.each
 
 
-@pytest.mark.parametrize("renorm", ["none", "mean"])
-def test_the_rounds_of_the_server_are_those_of_numpy(renorm):
+@pytest.mark.parametrize(("renorm", "rate"), [("none", 1.0), ("mean", 0.5)])
+def test_the_rounds_of_the_server_are_those_of_numpy(renorm, rate):
     """The first round is the plain mean; in the second one each tensor is combined by itself."""
     SENT.clear()
-    run = finished(Watched(**FIELDS, renorm=renorm), make_task())
+    run = finished(Watched(**FIELDS, renorm=renorm, server_lr=rate), make_task())
     at = run.fed.init_params()
     assert len(SENT) == 2
     for round, replies in enumerate(SENT, 1):
@@ -157,7 +157,7 @@ def test_the_rounds_of_the_server_are_those_of_numpy(renorm):
             g = torch.stack([r[entry.name].flatten() for r in replies]).double().numpy()
             u = g.mean(0) if round == 1 else stepwise(g, 0.8)[1].mean(0)
             u = u * np.linalg.norm(g.mean(0)) / np.linalg.norm(u) if renorm == "mean" else u
-            at[entry.name].add_(torch.tensor(u).float().view(entry.shape))
+            at[entry.name].add_(rate * torch.tensor(u).float().view(entry.shape))
     torch.testing.assert_close(run.state.params.vector, at.vector, atol=1e-6, rtol=1e-5)
     assert run.state.history.vector.any()
 

@@ -154,6 +154,20 @@ def test_one_clients_base_is_a_pass_of_the_first_client_at_the_rate_of_the_first
     np.testing.assert_allclose(run.state.base["weight"], start["weight"].numpy() - 0.1 * step, atol=1e-6)
 
 
+@pytest.mark.parametrize(("base", "trainings"), [("cohort", 2 + 4 + 2), ("client", 1 + 4 + 2)])
+@pytest.mark.parametrize("start", ["base", "initial"])
+def test_training_begins_where_it_is_told_to(monkeypatch, base, trainings, start):
+    """With a guidance of 0 nobody moves in training; the base is that of two clients, or of one."""
+    guided(monkeypatch, 0.0)
+    sgd, count = Client.sgd, []
+    monkeypatch.setattr(Client, "sgd", lambda self, *args, **options: count.append(1) or sgd(self, *args, **options))
+    run = finished(FedLEx(**PLAIN, guide="fixed", base=base, start_from=start), softmax_task(), rounds=1, cohort=2)
+    first = run.fed.init_params().vector
+    assert not torch.equal(run.state.base.vector, first)
+    assert torch.equal(run.state.params.vector, run.state.base.vector if start == "base" else first)
+    assert len(count) == trainings
+
+
 def test_explorers_count_alike_and_explore_at_the_rate_of_the_first_round():
     """Also with a single sample, and none without samples. Those that follow the cohort store what they found."""
     split, values = by_size([1, 40, 20, 0]), {"rounds": 1}

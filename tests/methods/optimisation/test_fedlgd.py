@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import paceline as pl
+from paceline.blocks.contrastive import contrast_with
+from paceline.blocks.distilled import class_statistics
 from paceline.core.client import ClientData
 from paceline.core.errors import PlanError
 from paceline.core.method import on_client
@@ -153,6 +155,56 @@ def test_the_contrast_is_left_out_where_the_update_is_a_gradient():
         other.step()
         assert torch.equal(one.state.params.vector, other.state.params.vector) == due
     assert torch.equal(one.state.images, other.state.images)
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_options_reach_the_parts_and_the_global_model_refines(monkeypatch, on):
+    """Round 1 makes samples by random networks, round 2 has the contrast, and round 3 refines by the model that it begins with."""
+    seen, task = {"contrast": [], "features": [], "gradient": [], "by_total": []}, pictures()
+
+    def contrast(*given):
+        seen["contrast"].append(given[3:])
+        return contrast_with(*given)
+
+    def features_matched(images, labels, real, embed, **options):
+        seen["features"].append((options, [embed(step)(task.test.x).detach().clone() for step in (0, 1)]))
+        return images, []
+
+    def gradient_matched(images, labels, module, g, **options):
+        seen["gradient"].append(options)
+        return images, []
+
+    def statistics(x, y, classes, by_total=False):
+        seen["by_total"].append(by_total)
+        return class_statistics(x, y, classes, by_total)
+
+    made = (contrast, features_matched, gradient_matched, statistics)
+    for name, part in zip(("contrast_with", "match_features", "match_gradient", "class_statistics"), made, strict=True):
+        monkeypatch.setattr(fedlgd, name, part)
+    fields = SHORT | {
+        "strength": 0.3,
+        "temperature": 0.2,
+        "image_momentum": 0.7,
+        "image_lr": 0.4,
+        "augment": on,
+        "official_stats": on,
+    }
+    run = prepared(FedLGD(**fields, gap=2), task, clients=1, cohort=1)
+    run.step()
+    run.step()
+    begins = dict(run.state.params.items())
+    run.step()
+    assert seen["contrast"] == [(0.3, 0.2)]
+    assert seen["gradient"] == [{"steps": 2, "lr": 0.4, "momentum": 0.7}] * 2
+    assert seen["by_total"] == [on, on]
+    (warm, random), (refined, fixed) = seen["features"]
+    for options, steps in ((warm, 2), (refined, 1)):
+        assert (options["steps"], options["lr"], options["momentum"], options["augment"] is not None) == (steps, 0.4, 0.7, on)
+    assert not torch.allclose(*random)
+    module = task.build(0)
+    module.load_state_dict(begins)
+    torch.testing.assert_close(fixed[0], module[:-1](task.test.x))
+    assert torch.equal(*fixed)
 
 
 def test_classes_that_a_client_lacks_are_left_out():

@@ -11,8 +11,10 @@ from torch import nn
 
 import paceline as pl
 from paceline.blocks.depths import TappedChain, UpperNetworks
-from paceline.blocks.knowledge import ClassKnowledge, DepthKnowledge, SoftLabels, learning_from, teaching
+from paceline.blocks.knowledge import ClassKnowledge, DepthKnowledge, SoftLabels, learning_from, represent, teaching
+from paceline.blocks.server_data import as_client
 from paceline.core.errors import PlanError
+from paceline.methods.personalisation import fedd2s, mutualdistillation
 from paceline.methods.personalisation.fedd2s import FedD2S
 from paceline.methods.personalisation.fedd2ssum import FedD2SSum
 from paceline.methods.personalisation.mutualdistillation import MutualDistillation
@@ -180,6 +182,53 @@ def test_class_means_add_up_and_their_soft_labels_are_weighted():
     torch.testing.assert_close((new.scores[0] / 2).softmax(0), p[2])
     assert new.scores[2].tolist() == [7, 7, 7]
     assert new.made.tolist() == [9, 9, 4]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=["samples", "classes", "sum"])
+def test_options_networks_and_ages_reach_both_sides(form, monkeypatch):
+    """Two of four clients take part in a round, so soft labels of samples grow old, and those of absent clients remain."""
+    learns, teaches, shown, given, took = [], [], [], [], set()
+
+    def learning(loss, depth, taught, *rest):
+        learns.append((taught[2], rest[1:]))
+        return learning_from(loss, depth, taught, *rest)
+
+    def teacher(*of):
+        teaches.append(of)
+        return teaching(*of)
+
+    def representing(model, params, depth, data, temperature):
+        shown.append((params.vector.clone(), temperature))
+        return represent(model, params, depth, data, temperature)
+
+    def serving(fed, x, targets, *path):
+        given.append(targets)
+        return as_client(fed, x, targets, *path)
+
+    parts = {"learning_from": learning, "teaching": teacher, "represent": representing, "as_client": serving}
+    for name, part in parts.items():
+        monkeypatch.setattr(mutualdistillation, name, part)
+    monkeypatch.setattr(fedd2s, "represent", representing)
+    run = prepared(form(distill=0.7, tap_weight=0.2, mutual=0.3, temperature=3.0, fade=0.5, period=0), cohort=2, rounds=6)
+    for _ in range(6):
+        run.step()
+        took |= set(run.fed.last.arrived)
+    assert {rest for _, rest in learns} == {(0.7, 0.2, 3.0)}
+    assert set(teaches) == {(3, 0.3, 3.0)}
+    ages = torch.cat([weight for weight, _ in learns]).unique()
+    assert set(ages.tolist()) <= {0.0} | {0.5**k for k in range(6)}
+    by_sample = run.method.knowledge == "samples" if isinstance(run.method, FedD2S) else False
+    if by_sample:
+        assert ((ages > 0) & (ages < 1)).any()
+        assert set(run.state.own) == took
+    networks = [run.store[client]["network"].vector for client in took]
+    for vector, temperature in shown[-2:]:
+        assert temperature == 3.0
+        assert any(torch.equal(vector, network) for network in networks)
+    for _, believed, weight in given:
+        torch.testing.assert_close((believed / 3).exp().sum(1), torch.ones(len(believed)), atol=1e-4, rtol=1e-4)
+        assert float(weight.mean()) == pytest.approx(1, abs=1e-5)
+        assert bool((weight == weight[0]).all()) == by_sample
 
 
 @pytest.mark.parametrize("form", FORMS, ids=["samples", "classes", "sum"])

@@ -1,6 +1,7 @@
 """FedLoGe: the frame, three simultaneous steps, realignment, and what stays on the client."""
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -70,6 +71,9 @@ def test_the_frame_never_changes_and_its_zeros_stay():
     assert torch.equal(frame, run.method.init(run.fed).frame)
     assert int((frame == 0).sum()) == int(0.6 * 8 * 4)
     np.testing.assert_allclose(frame, sparse_frame(8, 4, 0, length=1.0, steps=20).T)
+    w = run.state.params["4.weight"]
+    other = replace(run.method, scale=2.0, power=0.5).model(run.state)["4.weight"]
+    torch.testing.assert_close(other, 2 * w / w.norm(dim=1, keepdim=True).sqrt())
 
 
 def test_rounds_against_plain_torch():
@@ -189,6 +193,17 @@ def test_tuning_changes_the_adapted_head_only():
     plain, tuned = (carried_out(options={"tuning_epochs": epochs}, **common)[1] for epochs in (0, 3))
     assert plain.model_sha256 == tuned.model_sha256
     assert plain.history[-1]["loss"] != tuned.history[-1]["loss"]
+
+
+def test_the_tuning_is_of_scores_without_a_bias():
+    seen, module = {}, make_task().build(0)
+    client = SimpleNamespace(sgd=lambda params, **options: seen.update(options) or SimpleNamespace(params=params))
+    FedLoGe(tuning_epochs=2).tuned(client, None)
+    x, y = torch.randn(6, 12), torch.arange(6) % 4
+    with torch.no_grad():
+        module[-1].bias.add_(torch.arange(4.0))
+    torch.testing.assert_close(seen["hooks"].objective(module, x, y), F.cross_entropy(module[:-1](x) @ module[-1].weight.T, y))
+    assert seen["epochs"] == 2
 
 
 @pytest.mark.parametrize("buffers", ["average", "local", "recompute"])

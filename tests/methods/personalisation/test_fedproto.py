@@ -1,5 +1,7 @@
 """FedProto against its formulas, and the local baseline."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch.nn.functional as F
 
 from paceline.models.split import features
 from paceline.run import RunConfig, prepare
+from paceline.tasks import Arrays
 from tests.methods.resuming import assert_resumes
 
 
@@ -83,3 +86,24 @@ def test_one_architecture_is_the_tasks_own_where_it_is_named(networks, method):
     assert {tuple(t.shape for _, t in network.items()) for network in kept.values()} == {
         ((16, 12), (16,), (8, 16), (8,), (4, 8), (4,))
     }
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("fedproto", {}),
+        ("fedghsum", {"form": "prototypes"}),
+        ("fedsa", {"weighted": True}),
+        ("fedd2ssum", {"least": 1, "server_lr": 0.1}),
+    ],
+)
+def test_class_sums_of_large_features_are_not_clipped_under_masks(task, method, options):
+    """Sums over a client's samples grow with their number and with the features."""
+    large, ends = dataclasses.replace(task, train=Arrays(1e3 * task.train.x, task.train.y)), []
+    for aggregation in ("plain", "secure-arithmetic"):
+        values = {"method": method, "task": "blobs", "clients": 3, "cohort": 3, "rounds": 1, "options": options | {"lr": 0.0}}
+        run = prepare(RunConfig.build(values | {"vectorize": "off", "aggregation": aggregation}), task=large)
+        run.go()
+        ends.append(next(getattr(run.state, name) for name in ("prototypes", "params") if hasattr(run.state, name)))
+    plain, masked = (getattr(end, "vector", end) for end in ends)
+    torch.testing.assert_close(masked, plain, rtol=1e-5, atol=1e-3)

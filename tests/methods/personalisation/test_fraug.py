@@ -84,7 +84,7 @@ def chain(*widths):
     "fields",
     [
         {"interpolate": True, "generator_distance": "mmd", "transform_distance": "l2"},
-        {"near": 0.3, "apart": 0.7, "generator_distance": "l2", "transform_distance": "mmd"},
+        {"near": 0.3, "apart": 0.7, "generator_distance": "l2", "transform_distance": "mmd", "weight_decay": 0.1},
     ],
     ids=["mixed", "digits"],
 )
@@ -92,7 +92,7 @@ def test_three_steps_are_those_of_three_optimizers(monkeypatch, fields):
     """One client with one batch; the noise is what the run drew."""
     drawn, augmented, noise = [], Job.augmented, 4
     monkeypatch.setattr(Job, "augmented", lambda job, *rest: drawn.append(augmented(job, *rest)) or drawn[-1])
-    method = FRAug(steps=3, batch_size=20, ramp="exp", gamma=0.5, horizon=2, **fields)
+    method = FRAug(steps=3, batch_size=20, ramp="exp", gamma=0.25, horizon=2, **fields)
     run = prepare(
         RunConfig.build({"task": "own", "clients": 1, "cohort": 1, "rounds": 1}), task=make_task(20, model=normed), method=method
     )
@@ -107,8 +107,10 @@ def test_three_steps_are_those_of_three_optimizers(monkeypatch, fields):
     run.go()
 
     whole = [*body.parameters(), *head.parameters()]
-    rules = [torch.optim.SGD(p, lr, 0.5) for p, lr in ((whole, 0.01), (g.parameters(), 0.05), (t.parameters(), 0.05))]
-    a = float(torch.exp(torch.tensor(0.5 * (0 - 2))))
+    decay = fields.get("weight_decay", 0.0)
+    rates = ((whole, 0.01), (g.parameters(), 0.05), (t.parameters(), 0.05))
+    rules = [torch.optim.SGD(p, lr, 0.5, weight_decay=decay) for p, lr in rates]
+    a = float(torch.exp(torch.tensor(0.25 * (0 - 2))))  # above 1/2, so that b is another number
     b, means = min(0.5, a), torch.zeros(4, 8)
     far, close = (gauss if fields[f"{of}_distance"] == "mmd" else F.mse_loss for of in ("generator", "transform"))
     near, apart = fields.get("near", 1.0), fields.get("apart", 1.0)

@@ -133,13 +133,23 @@ def test_a_change_per_step_is_the_mean_gradient():
 
 
 @pytest.mark.parametrize("cls", [PFedPG, PFedPGSum])
-def test_clients_are_judged_by_tuned_or_by_generated_prompts(cls):
+def test_clients_are_judged_by_tuned_or_by_generated_prompts(monkeypatch, cls):
+    start, last = cls.personal_start, {}
+
+    def watched(self, client, prompts):
+        last[self.judge, client.id] = prompts.clone()
+        return start(self, client, prompts)
+
+    monkeypatch.setattr(cls, "personal_start", watched)
     tuned, generated = (started(cls(**QUICK, judge=judge), cohort=5) for judge in ("tuned", "generated"))
     losses = [run.go().loss for run in (tuned, generated)]
     assert losses[0] != losses[1]
     assert torch.equal(tuned.state.generator.vector, generated.state.generator.vector)
     [(message, _), *_] = tuned.method.personal(tuned.state, [0, 1])
     made = tuned.method.generate(tuned.fed.engine.here.model)
+    assert torch.equal(last["tuned", 0], tuned.store[0]["prompts"])
+    own = generated.state.descriptors[0] if cls is PFedPG else generated.store[0]["descriptor"]
+    torch.testing.assert_close(last["generated", 0], made(generated.state.generator, own))
     if cls is PFedPG:
         torch.testing.assert_close(message, made(tuned.state.generator, tuned.state.descriptors[0]))
 

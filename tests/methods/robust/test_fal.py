@@ -7,9 +7,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import paceline as pl
+from paceline.blocks.adversarial import attacked
 from paceline.core.errors import ConfigError
 from paceline.core.random import torch_rng
 from paceline.data.raw import Part, RawData
+from paceline.methods.robust import fal
 from paceline.run import RunConfig, prepare
 from paceline.tasks import from_data
 from tests.conftest import make_task
@@ -132,20 +134,21 @@ def test_an_attack_on_the_global_weights_is_that_of_the_first_step():
     torch.testing.assert_close(one, other)
 
 
-def test_half_clean_is_the_mean_of_both_losses():
+def test_a_share_of_clean_samples_mixes_both_losses():
     values = {"clients": 1, "cohort": 1, "rounds": 1}
     fields = {"steps": 1, "batch_size": 240, "start": "zero", "lr": 0.1}
-    ends = [vector(pl.methods.FAL(**fields, **f), make_task(), **values) for f in ({"clean": 0.5}, {}, {"adversary": "none"})]
-    torch.testing.assert_close(ends[0], (ends[1] + ends[2]) / 2, atol=1e-6, rtol=1e-5)
+    ends = [vector(pl.methods.FAL(**fields, **f), make_task(), **values) for f in ({"clean": 0.25}, {}, {"adversary": "none"})]
+    torch.testing.assert_close(ends[0], 0.75 * ends[1] + 0.25 * ends[2], atol=1e-6, rtol=1e-5)
 
 
-def test_it_is_more_robust_than_fedavg_on_attacked_samples():
+def test_it_is_more_robust_than_fedavg_on_attacked_samples(monkeypatch):
     """One input tells the class in nine of ten samples and cannot be moved far enough; forty tell it always, and can."""
     y, stream = torch.arange(400) % 2, torch_rng(0, "x")
     x = 0.12 * y[:, None] - 0.06 + 0.02 * torch.randn(400, 41, generator=stream)
     x[:, 0] = 0.8 * (y ^ (torch.rand(400, generator=stream) < 0.1)) - 0.4
     task = pl.Task.from_tensors(x, y, lambda: nn.Linear(41, 2), lr=0.5)
-    options = {"partition": "iid", "clients": 4, "cohort": 4, "rounds": 10, "client_test": 0.25}
+    options, attacks = {"partition": "iid", "clients": 4, "cohort": 4, "rounds": 10, "client_test": 0.25}, []
+    monkeypatch.setattr(fal, "attacked", lambda *given: attacks.append(given[4]) or attacked(*given))
     scores = {
         (adversary, judge, how): finished(
             pl.methods.FAL(adversary=adversary, attack_steps=3, judge=judge), task, **options, evaluation=how
@@ -157,6 +160,7 @@ def test_it_is_more_robust_than_fedavg_on_attacked_samples():
             ("pgd", "robust", "clients"),
         )
     }
+    assert {(attack.steps, attack.size) for attack in attacks} == {(20, None)}
     assert scores["none", "clean", "federated"] > 0.97
     assert scores["none", "robust", "federated"] < 0.2
     assert scores["pgd", "robust", "federated"] > 0.8

@@ -147,7 +147,7 @@ def test_clients_that_lie_are_found_on_samples_of_the_server():
     class Liar(FedAgain):
         def learn(self, client, start):
             local, error = super().learn(client, start)
-            return (start + 3.0 * (start - local), 0.0) if client.assigned([True, False, False, False]) else (local, error)
+            return (start + 1.0 * (start - local), 0.0) if client.assigned([True, False, False, False]) else (local, error)
 
     weights = []
     for benchmark in ("client", "server"):
@@ -167,6 +167,24 @@ def test_updates_that_are_not_finite_and_clients_without_samples_have_no_say():
     assert torch.isfinite(run.state.params.vector).all()
     assert result.history[-1]["note_refused"] == 1
     assert {k for k in result.history[-1] if k.startswith("note_weight")} == {"note_weight_1", "note_weight_2"}
+
+
+@pytest.mark.parametrize(("told", "refused"), [(float("nan"), 1), (float("inf"), 1), (-1e-6, 0), (-0.5, 0)])
+def test_no_reported_error_stops_or_reverses_the_others(told, refused):
+    """One client reports an impossible error: without a number it is left out, below 0 it counts as 0, and all weights stay shares."""
+
+    class Liar(FedAgain):
+        def learn(self, client, start):
+            local, error = super().learn(client, start)
+            return local, told if client.assigned([True, False, False, False]) else error
+
+    run, result = finished(Liar(**SGD))
+    notes = {k: v for k, v in result.history[-1].items() if k.startswith("note_weight")}
+    assert result.history[-1]["note_refused"] == refused
+    assert len(notes) == 4 - refused
+    assert all(0 <= value <= 1 for value in notes.values())
+    assert sum(notes.values()) == pytest.approx(1)
+    assert not torch.equal(run.state.params.vector, run.fed.init_params().vector)
 
 
 def test_an_update_of_an_earlier_round_is_never_sent():

@@ -221,8 +221,12 @@ def test_which_accuracy_ends_the_attempts_of_each_training(monkeypatch):
         return fit(module, server, start, replace(how, restarts=0))
 
     monkeypatch.setattr(learnedmaps, "fit_generator", spy)
-    carried_out(QUICK | {"restarts": 2, "map_epochs": 3, "weight_epochs": 2}, rounds=1, clients=2, cohort=2)
+    run, _ = carried_out(QUICK | {"restarts": 2, "map_epochs": 3, "weight_epochs": 2}, rounds=1, clients=2, cohort=2)
     assert seen == [(0.4, 2, 3), (0.8, 2, 3), (0.5, 2, 2)]
+    for number in (5, 6):  # half the epochs after round 5
+        run.fed.start_round(number)
+        run.method.mapped(run.fed, ("compress", 1), run.state.params, run.state.sent[1], 1, None, 0.4)
+    assert [epochs for *_, epochs in seen[3:]] == [3, 2]
 
 
 def with_norm():
@@ -230,13 +234,22 @@ def with_norm():
 
 
 @pytest.mark.parametrize("form", ["convolution", "prefix"])
-def test_learns_with_running_statistics(form):
+def test_learns_with_running_statistics(monkeypatch, form):
+    mapped, begins = FedConv.mapped, []
+
+    def spy(self, fed, name, source, onto, *rest):
+        begins.append((name[0], source, onto))
+        return mapped(self, fed, name, source, onto, *rest)
+
+    monkeypatch.setattr(FedConv, "mapped", spy)
     options = QUICK | {"kernel_start": "corner", "activations": 0, "form": form, "epochs": 5, "lr": 0.03, "tune_lr": 0.01}
     common = {"task": make_task(model=with_norm), "rounds": 2, "clients": 3, "cohort": 3, "partition": "iid"}
     run, outcome = carried_out(options, **common)
     assert outcome.accuracy > 0.85
     assert (run.state.params["1.running_var"] > 0).all()
     if form == "convolution":
+        larger = [onto for kind, _, onto in begins if kind == "dilate"]
+        assert all((onto[name] == 1).all() for onto in larger for name in ("1.running_mean", "1.running_var"))
         server = server_client(run.fed, "again")
         with torch.no_grad():
             h = server.train.x[server.train.index] @ run.state.params["0.weight"].T + run.state.params["0.bias"]

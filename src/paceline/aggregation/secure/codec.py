@@ -1,13 +1,14 @@
 """Conversion between replies and the integer segments that are masked and summed.
 
 Float tensors go into ``main`` (clipped, stochastically rounded, b bits); weights, one per field or one per
-coordinate, into ``counts`` (with a separate modulus); numbers and integer tensors into ``exact`` (64 bits). Integers are
-summed as they are, numbers as two words: multiples of 2^-20, and what is left in multiples of 2^-60. Of a reply that
+coordinate, into ``counts`` (with a separate modulus); numbers, integer tensors, and float tensors whose bound is infinite
+into ``exact`` (64 bits). Integers are summed as they are, those floats as multiples of 2^-20, and numbers as two words:
+multiples of 2^-20, and what is left in multiples of 2^-60. Of a reply that
 `paceline.core.nested.split_reply` made, each segment of the model has a segment of its own, and so has its weight.
 
 The opened sum is checked against the range that the survivors can have sent: no weight above W per client, and no
 |sum of w x| above C times the sum of w. Whatever a single client sends, a mean therefore stays within the clip C of
-its field.
+its field. C is `SUM_BOUND`, as in plain sums, for floats whose bound is infinite.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from paceline.aggregation.fixed_point import SUM_BOUND
 from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.aggregation.secure.encoding import Words, quantise, scale_of, signed, to_words
 from paceline.core.engine import Summed
@@ -98,6 +100,9 @@ class Codec:
             values = tensor.cpu().numpy() * shrink if shrink < 1 else tensor.cpu().numpy()
             whole = _number(weight) if not isinstance(weight, Tensor) else weight.cpu().numpy().astype(np.int64)
             field = segment_of(name)[0]
+            if self.clip(name) == math.inf:
+                parts["exact"].append(self._multiples(name, values, _number(weight)))
+                continue
             top = max(float(values.max()), -float(values.min())) if len(values) else 0.0
             largest[field] = max(top, largest.get(field, 0.0))
             words, over = quantise(values, self.clip(name), config.bits, rng, whole)
@@ -113,7 +118,7 @@ class Codec:
             parts.setdefault(self._name("counts", segment_number), []).append(np.array([total], dtype=np.int64))
         parts["counts"] += [d.cpu().numpy().astype(np.int64) for d in terms.denominators]
         parts["exact"].append(numbers)
-        shape = _shape(terms)
+        shape = self._shape(terms)
         segments = []
         for segment in self.segments(shape):
             segments.append((segment, to_words(np.concatenate(parts[segment.name]), segment)))
@@ -132,7 +137,21 @@ class Codec:
 
     def shape(self, reply: Tree) -> dict[str, Any]:
         """Return the public description of a reply's shape, without encoding it."""
-        return _shape(self._terms(reply))
+        return self._shape(self._terms(reply))
+
+    def _shape(self, terms: Terms) -> dict[str, Any]:
+        weighted = _weights(terms.structure)
+        kinds = [
+            "int" if not t.is_floating_point() else "exact" if self.clip(n) == math.inf else "float"
+            for n, t in zip(terms.names, terms.tensors, strict=True)
+        ]
+        return {
+            "plan": [[n, kind, t.numel()] for n, kind, t in zip(terms.names, kinds, terms.tensors, strict=True)],
+            "scalars": len(terms.scalars) - weighted,
+            "weights": weighted,
+            "counts": [d.numel() for d in terms.denominators],
+            "structure": structure_to_plain(terms.structure),
+        }
 
     def segments(self, shape: Mapping[str, Any]) -> list[Segment]:
         """Return the segments of replies of a given shape."""
@@ -144,7 +163,7 @@ class Codec:
             if part is not None:  # each segment of a field has one weight
                 weights[part] = weights.get(part, 0) + 1
         rest = shape["weights"] - sum(weights.values()) + sum(shape["counts"])
-        exact = sum(n for _, kind, n in shape["plan"] if kind == "int") + 2 * shape["scalars"] + 1
+        exact = sum(n for _, kind, n in shape["plan"] if kind != "float") + 2 * shape["scalars"] + 1
         top = max(self.clients * self.config.max_weight, 1)
         main, counts = self.config.modulus_bits(self.clients), math.ceil(math.log2(top + 1)) + 1
         numbered = sorted(p for p in weights if p is not None)
@@ -195,6 +214,10 @@ class Codec:
                 if name in self.bounds:
                     self._within(whole, -(top := math.ceil(self.bounds[name]) * of), top, name)
                 tensors.append(torch.from_numpy(whole.astype(np.float64)))
+            elif kind == "exact":
+                whole = take("exact", length)
+                self._within(whole, -(top := int(SUM_BOUND) * _UNIT * int(of)), top, name)
+                tensors.append(torch.from_numpy(whole.astype(np.float64) / _UNIT))
             else:
                 steps = of * np.int64((1 << (self.config.bits - 1)) - 1)
                 total = take(self._name("main", segment_of(name)[1]), length)
@@ -241,6 +264,17 @@ class Codec:
             raise SumOverflowError(f"an integer of {name!r} exceeds {bound}")
         return values * np.int64(weight)
 
+    def _multiples(self, name: str, values: NDArray[Any], weight: int) -> NDArray[np.int64]:
+        """Return weighted floats in multiples of 2^-20, after a check against the bound of plain sums and the range of an exact sum."""
+        top = float(np.abs(values).max()) if len(values) else 0.0
+        if not math.isfinite(top):
+            raise NonFiniteError(f"the reply contains NaN or infinity in {name!r}; lower the learning rate")
+        if top > (limit := min(SUM_BOUND, 2**53 / _UNIT / (max(weight, 1) * self.clients))):
+            raise SumOverflowError(
+                f"a number of {name!r} exceeds the bound {limit:.6g} of an exact secure sum of {self.clients} clients"
+            )
+        return np.rint(values.astype(np.float64) * _UNIT).astype(np.int64) * np.int64(weight)
+
     def _weighed(self, reply: Tree) -> None:
         """Warn if weights between whole numbers are rounded up."""
         if self._weight_step != 1.0 or not isinstance(reply, Update):
@@ -280,18 +314,6 @@ class Codec:
         if abs(whole) * self.clients >= 2**63:
             raise SumOverflowError(f"a number is too large for an exact secure sum of {self.clients} clients")
         return whole
-
-
-def _shape(terms: Terms) -> dict[str, Any]:
-    weighted = _weights(terms.structure)
-    kinds = ["float" if t.is_floating_point() else "int" for t in terms.tensors]
-    return {
-        "plan": [[n, kind, t.numel()] for n, kind, t in zip(terms.names, kinds, terms.tensors, strict=True)],
-        "scalars": len(terms.scalars) - weighted,
-        "weights": weighted,
-        "counts": [d.numel() for d in terms.denominators],
-        "structure": structure_to_plain(terms.structure),
-    }
 
 
 def _weights(structure: Any) -> int:

@@ -73,7 +73,9 @@ class MADAug(FedAvg):
     family: ClassVar[str] = "augmentation"
     paper: ClassVar[str] = "arXiv 2309.04747 (ICCV 2023)"
     headline: ClassVar[str] = "on par with or better than other automatic augmentation, most for the hardest classes"
-    differs: ClassVar[str] = "exploration begins at once, and its inner step has no momentum; decay of theta is decoupled"
+    differs: ClassVar[str] = (
+        "exploration begins at once, its inner step has neither momentum nor decay, and decay of theta is decoupled"
+    )
     reveals: ClassVar[str] = "sums of updates of the model and of the policy"
     needs_classes: ClassVar[bool] = True
 

@@ -67,7 +67,7 @@ class AutoFLIP(Exploration[AutoFLIPState]):
     paper: ClassVar[str] = "arXiv 2405.10271 (2024)"
     headline: ClassVar[str] = "52 % fewer operations and more than 65 % less traffic on average, at an accuracy above FedAvg's"
     differs: ClassVar[str] = (
-        "one mask for the whole run, each explorer begins with the initial model, and no tensor loses more than 95 %"
+        "one mask for a run; explorers begin with the initial model, and with Adam anew in each pass; a tensor keeps 5 % at least"
     )
     reveals: ClassVar[str] = "sums of updates, of squared displacements and of signs"
     client_state: ClassVar[str] = "nothing, or its squared displacement"

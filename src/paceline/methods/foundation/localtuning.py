@@ -26,6 +26,7 @@ class LocalTuning(FedIT):
     reveals: ClassVar[str] = "summed losses"
     sends_model: ClassVar[bool] = False
     client_state: ClassVar[str] = "its own theta"
+    unused: ClassVar[tuple[str, ...]] = ("server_lr", "monitor")
 
     def round(self, fed: Federation, state: State) -> State:
         """Train a cohort; the global model does not change."""

@@ -39,6 +39,8 @@ class FedDyn(FedAvg[FedDynState]):
     paper: ClassVar[str] = "Acar et al., ICLR 2021"
     headline: ClassVar[str] = "fewer rounds to a target than SCAFFOLD and FedProx, at the upload of FedAvg"
     client_state: ClassVar[str] = "dual (model size)"
+    unused: ClassVar[tuple[str, ...]] = ("server_lr",)
+
     alpha: Positive[float] = 0.01
 
     def init(self, fed: Federation) -> FedDynState:

@@ -15,6 +15,7 @@ The server sees sums of updates and of votes. Clients receive the inputs u, or o
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -22,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from paceline.blocks.adversarial import evaluating
 from paceline.blocks.architectures import architectures
 from paceline.blocks.companions import accompanied
 from paceline.blocks.local_training import LocalTraining
@@ -94,6 +96,7 @@ class FedKA(LocalTraining[FedKAState]):
     reveals: ClassVar[str] = "sums of updates and of votes on the server's own samples"
     needs_classes: ClassVar[bool] = True
     sends_model: ClassVar[bool] = False
+    unused: ClassVar[tuple[str, ...]] = ("epochs", "momentum")
 
     lr: NonNegative[float] | None = 3e-4
     batch_size: Positive[int] | None = 16
@@ -220,7 +223,8 @@ class FedKA(LocalTraining[FedKAState]):
             ends = [(k * size, min((k + 1) * size, len(y))) for k in range(count)]
             losses = []
             for start, end in ends[-1:] if last_only else ends:
-                ours = features(net.model, map_tree(lambda t: t[start:end], x))  # noqa: B023
+                with nullcontext() if end - start > 1 else evaluating(net):  # a single sample has no variance
+                    ours = features(net.model, map_tree(lambda t: t[start:end], x))  # noqa: B023
                 losses.append(alpha[start] * mmd(ours, theirs[start:end]))
             return torch.stack(losses).sum() / count
 

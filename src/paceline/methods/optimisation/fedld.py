@@ -4,7 +4,7 @@ at the clients, and aggregation along the cohort's principal directions.
     client:  L = CE(z, y) + lambda log(1 + |softmax(z)|_F^2), the norm over the whole batch
     server, in each layer, with the M updates g_i as rows of G and k = floor(keep M):
              H = G G' / M = E diag(s) E';   w_j = G' e_j;   u = sum_{j <= k} s_j / sum(s) (1/M) sum_i sign<g_i, w_j> |g_i| w_j / |w_j|
-             theta <- theta + u
+             theta <- theta + u          (times server_lr, which is 1 by default)
 
 This is the paper's rule: each update is projected onto every w_j, rescaled to |g_i| s_j / sum(s), and the sums are averaged. As
 <g_i, w_j> = M s_j E_ij, |w_j|^2 = M s_j and |g_i|^2 = M H_ii, u is a linear combination of the updates whose coefficients follow from H.
@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from paceline.blocks.running import weights
 from paceline.core.client import Client, Hooks
 from paceline.core.errors import NonFiniteError
 from paceline.core.federation import Federation
@@ -141,7 +142,8 @@ class FedLD(FedLDSum[FedLDState]):
                 u = u * (mean.norm() / u.norm().clamp(min=TINY)) if self.renorm == "mean" else u
             step[entry.name].copy_(u.view(entry.shape))
         history = 0.99 * state.history + 0.01 * step if fed.round > 1 else step
-        return replace(state, params=state.params + step, history=history)
+        moved = step + (self.server_lr - 1.0) * weights(step)  # running statistics move by all of it
+        return replace(state, params=state.params + moved, history=history)
 
     @on_client(each=True)
     def submit(self, client: Client, message: Params) -> Params:

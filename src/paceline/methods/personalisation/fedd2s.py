@@ -31,6 +31,7 @@ class FedD2S(MutualDistillation):
     """
 
     reveals: ClassVar[str] = "features and soft labels of single samples, or every client's class means"
+    differs: ClassVar[str] = "formulas and defaults complete the paper's summary, as neither its full text nor code was available"
     sum_only: ClassVar[str] = "fedd2ssum"
 
     knowledge: Literal["samples", "classes"] = "samples"

@@ -9,6 +9,7 @@ A client stores its network.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -35,7 +36,7 @@ class FedD2SSum(MutualDistillation):
         params, scores = self.teach(fed, state, depth, told)
         return replace(state, params=params, classes=state.classes.renewed(told, scores, fed.round, self.temperature))
 
-    @on_client(bounds={"sums": 256.0, "soft": 256.0})
+    @on_client(bounds={"sums": math.inf, "soft": math.inf})
     def train(self, client: Client, message: tuple[int, SoftLabels]) -> ClassKnowledge:
         """Train; return the sums of features and soft labels of each class."""
         return self.class_means(client, *message)

@@ -11,6 +11,7 @@ A client stores its network; its backbone never leaves it. Pairs are shuffled wi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -132,7 +133,7 @@ class FedGHSum(ClassMeansHead):
             cohort = [client for client in cohort if client in fed.last.arrived]  # the others have no means of this round
         return State(params=theta)
 
-    @on_client(bounds={"sums": 256.0})
+    @on_client(bounds={"sums": math.inf})
     def prototypes(self, client: Client, message: Params) -> ClassSums:
         """Train; return the class means."""
         return self.learn(client, message)

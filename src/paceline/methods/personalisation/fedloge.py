@@ -78,6 +78,9 @@ class FedLoGe(LocalTraining[FedLoGeState]):
     headline: ClassVar[str] = (
         "global and personal models of long-tailed data from one training, 4 and 8 points above FedAvg on CIFAR-100"
     )
+    differs: ClassVar[str] = (
+        "S has no bias, and a low bias, in place of large negative weights, excludes the classes that a client lacks"
+    )
     client_state: ClassVar[str] = "its own head"
     needs_classes: ClassVar[bool] = True
 

@@ -8,6 +8,7 @@ The server sees sums of features and counts by class. A client stores its networ
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -62,7 +63,7 @@ class FedProto(OwnModels[ProtoState]):
         seen = total.present
         return ProtoState(prototypes=torch.where(seen.unsqueeze(1), total.means(), state.prototypes), known=seen | state.known)
 
-    @on_client(bounds={"sums": 256.0})
+    @on_client(bounds={"sums": math.inf})
     def train(self, client: Client, message: ProtoState) -> ClassSums:
         """Train with the prototype loss; return the class sums of the trained network's features."""
         model, params = self.own(client)

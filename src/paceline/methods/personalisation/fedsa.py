@@ -121,7 +121,7 @@ class FedSA(OwnModels[ClassAnchorState]):
         prototypes = torch.where(seen, means, state.prototypes)
         return ClassAnchorState(anchors, state.first, prototypes, state.known | total.present)
 
-    @on_client(bounds={"sums": 256.0})
+    @on_client(bounds={"sums": math.inf})
     def train(self, client: Client, message: tuple[Tensor, float]) -> ClassSums:
         """Train with the three auxiliary terms; return the class means."""
         anchors, cap = message

@@ -170,11 +170,11 @@ class FRAug(SharedPart):
 
     def rule(self, client: Client, start: Params) -> Parts:
         """Return SGD with the rate of each network."""
-        rates = {"model": None, "generator": self.generator_lr, "transform": self.transform_lr, "means": 1.0}
+        rates = {"model": None, "generator": self.generator_lr, "transform": self.transform_lr}
         sizes = [(e.name.partition(".")[0], e.size) for e in start.layout.entries if e.kind == "param"]
         parts = []
         for of, entries in groupby(sizes, itemgetter(0)):
-            sgd = SGD(rates[of], 0.0 if of == "means" else self.momentum, weight_decay=self.weight_decay)
+            sgd = SGD(rates[of], self.momentum, weight_decay=self.weight_decay) if of != "means" else SGD(1.0)
             parts.append(OptimizerPart(sum(size for _, size in entries), sgd))
         return Parts(client.problem.lr if self.lr is None else self.lr, parts=tuple(parts))
 

@@ -153,6 +153,9 @@ class PFedPG(GeneratedPrompts):
     """The published form: descriptors are at the server, which sees every client's change of its prompts."""
 
     reveals: ClassVar[str] = "every client's change of its prompts"
+    differs: ClassVar[str] = (
+        "the paper leaves the generator's details open: here a descriptor has K rows, and the attention one head and no residual"
+    )
     client_state: ClassVar[str] = "its head and its prompts"
     sum_only: ClassVar[str] = "pfedpgsum"
 

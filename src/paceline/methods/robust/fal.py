@@ -56,6 +56,9 @@ class FAL(FedAvg):
     headline: ClassVar[str] = (
         "the robust training loss of over-parameterised ReLU networks falls below any bound in polynomial time"
     )
+    differs: ClassVar[str] = (
+        "defaults of radius, attack and local steps are customary values, as those of the paper's experiments are not known"
+    )
 
     steps: Positive[int] | None = 10
     batch_size: Positive[int] | None = 32

@@ -50,13 +50,13 @@ def divergence(before: Tensor, after: Tensor) -> float:
 
 
 def trust(errors: Tensor, divergences: Tensor) -> Tensor:
-    """Return tau of each client, shape [n] (float64).
+    """Return tau of each client, shape [n] (float64). An error below 0, which only a loss of one's own or a lie can be, counts as 0.
 
     Example:
         >>> trust(torch.tensor([0.02, 0.08]), torch.tensor([0.01, 0.04])).tolist()
         [4999.2501..., 312.4882...]
     """
-    return 1 / ((errors.double() + EPS) * (divergences.double() + EPS))
+    return 1 / ((errors.double().clamp(min=0) + EPS) * (divergences.double() + EPS))
 
 
 def standardised(values: Tensor) -> Tensor:
@@ -121,6 +121,9 @@ class FedAgain(TrustWeighted):
     """
 
     reveals: ClassVar[str] = "every update and benchmark error"
+    differs: ClassVar[str] = (
+        "e is measured in evaluation mode, and delta without running statistics; the authors' code does neither"
+    )
     sum_only: ClassVar[str] = "fedagainsum"
 
     benchmark: Literal["client", "server"] = "client"
@@ -135,18 +138,20 @@ class FedAgain(TrustWeighted):
         """Collect updates and errors; step along the mean weighted by trust."""
         replies = fed.each(self.train, state.params, over=fed.sample())
         fine = {c: r for c, r in sorted(replies.items()) if bool(torch.isfinite(r["delta"].vector).all())}
-        fed.last.notes["refused"] = float(len(replies) - len(fine))
+        if self.benchmark == "server":
+            held = benchmark_client(fed, self.benchmark_samples)
+            measured = {c: server_score(held, state.params + r["delta"])[1] for c, r in fine.items()}
+        else:
+            measured = {c: r["error"] for c, r in fine.items()}
         if not fine:
             raise NonFiniteError(f"round {fed.round}: none of {len(replies)} updates is finite; lower the learning rates")
+        fine = {c: r for c, r in fine.items() if math.isfinite(measured[c])}
+        fed.last.notes["refused"] = float(len(replies) - len(fine))
         fine = {c: r for c, r in fine.items() if r["samples"]}  # without samples the error is undefined
         if not fine:
             return state
         g = torch.stack([r["delta"].vector for r in fine.values()]).double()
-        if self.benchmark == "server":
-            held = benchmark_client(fed, self.benchmark_samples)
-            errors = [server_score(held, state.params + r["delta"])[1] for r in fine.values()]
-        else:
-            errors = [r["error"] for r in fine.values()]
+        errors = [measured[c] for c in fine]
         samples = torch.tensor([float(r["samples"]) for r in fine.values()], dtype=torch.float64)
         share = self.shares(state.params, g, torch.tensor(errors, dtype=torch.float64), samples)
         fed.last.notes.update({f"weight_{c}": float(p) for c, p in zip(fine, share, strict=True)})
@@ -186,7 +191,7 @@ class FedAgainSum(TrustWeighted):
 
     reveals: ClassVar[str] = "a histogram of trust, sums of weighted updates and of weights"
     client_state: ClassVar[str] = "its update of the round, until it is sent"
-    differs: ClassVar[str] = "a client computes its own trust, which an honest client does as published"
+    differs: ClassVar[str] = "a client computes its own trust, which an honest client does as FedAgain does"
 
     def round(self, fed: Federation, state: State) -> State:
         """Find the largest trust that occurs; average the updates, weighted by trust relative to it."""
