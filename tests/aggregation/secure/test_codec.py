@@ -248,6 +248,10 @@ def test_floats_with_an_infinite_bound_are_summed_exactly():
     weighted = Codec(SecureConfig(max_weight=9), 3, {"sums": math.inf})
     got = mean(weighted, [Update(sums=torch.tensor([900.0]), weight=9), Update(sums=torch.tensor([400.0]), weight=1)])
     assert got.sums.tolist() == [850.0]
+    apart = [torch.tensor([2.0, 0.0]), torch.tensor([1.0, 3.0])]  # a weight for each coordinate
+    values = [torch.tensor([300.0, 7.25]), torch.tensor([-0.5, 1e3])]
+    got = mean(weighted, [Update(sums=x, weight={"sums": w}) for x, w in zip(values, apart, strict=True)])
+    np.testing.assert_allclose(got.sums, [599.5 / 3, 1e3])
     assert codec.size({"sums": torch.ones(6)}) - codec.size({"sums": torch.ones(2)}) == 32
     with pytest.raises(SumOverflowError, match=r"'sums' exceeds the bound 1.04858e\+06"):
         codec.encode({"sums": torch.tensor([2.0**20 + 1])}, 0)

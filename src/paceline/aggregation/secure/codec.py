@@ -101,7 +101,7 @@ class Codec:
             whole = _number(weight) if not isinstance(weight, Tensor) else weight.cpu().numpy().astype(np.int64)
             field = segment_of(name)[0]
             if self.clip(name) == math.inf:
-                parts["exact"].append(self._multiples(name, values, _number(weight)))
+                parts["exact"].append(self._multiples(name, values, whole))
                 continue
             top = max(float(values.max()), -float(values.min())) if len(values) else 0.0
             largest[field] = max(top, largest.get(field, 0.0))
@@ -216,8 +216,9 @@ class Codec:
                 tensors.append(torch.from_numpy(whole.astype(np.float64)))
             elif kind == "exact":
                 whole = take("exact", length)
-                self._within(whole, -(top := int(SUM_BOUND) * _UNIT * int(of)), top, name)
-                tensors.append(torch.from_numpy(whole.astype(np.float64) / _UNIT))
+                total = whole.astype(np.float64) / _UNIT
+                self._within(total, -(top := SUM_BOUND * np.asarray(of, dtype=np.float64)), top, name)
+                tensors.append(torch.from_numpy(total))
             else:
                 steps = of * np.int64((1 << (self.config.bits - 1)) - 1)
                 total = take(self._name("main", segment_of(name)[1]), length)
@@ -264,16 +265,16 @@ class Codec:
             raise SumOverflowError(f"an integer of {name!r} exceeds {bound}")
         return values * np.int64(weight)
 
-    def _multiples(self, name: str, values: NDArray[Any], weight: int) -> NDArray[np.int64]:
+    def _multiples(self, name: str, values: NDArray[Any], weight: int | NDArray[np.int64]) -> NDArray[np.int64]:
         """Return weighted floats in multiples of 2^-20, after a check against the bound of plain sums and the range of an exact sum."""
         top = float(np.abs(values).max()) if len(values) else 0.0
         if not math.isfinite(top):
             raise NonFiniteError(f"the reply contains NaN or infinity in {name!r}; lower the learning rate")
-        if top > (limit := min(SUM_BOUND, 2**53 / _UNIT / (max(weight, 1) * self.clients))):
+        if top > (limit := min(SUM_BOUND, 2**53 / _UNIT / (int(np.max(weight, initial=1)) * self.clients))):
             raise SumOverflowError(
                 f"a number of {name!r} exceeds the bound {limit:.6g} of an exact secure sum of {self.clients} clients"
             )
-        return np.rint(values.astype(np.float64) * _UNIT).astype(np.int64) * np.int64(weight)
+        return np.rint(values.astype(np.float64) * _UNIT).astype(np.int64) * np.asarray(weight, dtype=np.int64)
 
     def _weighed(self, reply: Tree) -> None:
         """Warn if weights between whole numbers are rounded up."""

@@ -13,6 +13,7 @@ The server sees sums of updates and of class statistics. A client stores its syn
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -200,7 +201,7 @@ class FedLGD(LocalTraining[LGDState]):
             images = drawn(mean, deviation, self.per_class, x.shape[1:], stream)
         return self.matched(client, images, None, self.warm_up) if len(y) else (images, [])
 
-    @on_client(bounds={"mean": 16.0, "deviation": 16.0})
+    @on_client(bounds={"mean": math.inf, "deviation": math.inf})
     def prepare(self, client: Client, message: None) -> Update:
         """Make and store synthetic samples; return the statistics of the client's classes, and the loss before and after matching."""
         x, y = self.real(client)

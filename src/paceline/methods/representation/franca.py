@@ -206,12 +206,12 @@ class Franca(LocalTraining[FrancaState]):
             after=partial(followed, momentum=1 - (1 - self.momentum) * half, shrink=1 - decay),
         )
 
-    @on_client(bounds={"gram": 16.0, "cross": 16.0})
+    @on_client(bounds={"gram": math.inf, "cross": math.inf})
     def moments_of_features(self, client: Client, message: Params) -> Update:
         """Return the moments of the teacher's features and the targets."""
         return feature_moments(client, message, distilled(client.model.module).probe.out_features)
 
-    @on_client(bounds={"gram": 16.0, "cross": 16.0})
+    @on_client(bounds={"gram": math.inf, "cross": math.inf})
     def moments_of_patches(self, client: Client, message: Params) -> Update:
         """Return the means of z'z, z'y and |y|^2, z the teacher's features of a patch, y its coordinates."""
         net = cast(Any, distilled(client.model.module).teacher.net)
