@@ -1,10 +1,15 @@
 """How long the server waits, and what it does with those that are late; and times that are measured."""
 
+import asyncio
+import math
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from paceline.core.errors import CohortError, QuorumError
+from paceline.network import protocol as p
+from paceline.network.connection import Dial
 from tests.network.conftest import OPEN
 
 RUN = {"method": "scaffold", "clients": 5, "cohort": 5, "rounds": 3}
@@ -100,3 +105,16 @@ def test_one_client_that_refuses_is_left_out(loopback):
         loopback.client(number, policy=OPEN + ("[allow]\nmethods = ['fedavg']" if number == 2 else ""))
     assert loopback.finish().rounds == 2
     assert set(loopback.server_lines.of("refused_by_client")[0]) == {"client", "reasons", "later"}
+
+
+def test_a_client_that_receives_a_large_message_shows_that_it_is_there():
+    """Pings queue up behind the message, so it cannot answer them."""
+
+    async def run():
+        dial = Dial(SimpleNamespace(received_at=math.inf), None, None)
+        watching = asyncio.ensure_future(dial._watch(0.01))
+        sent = [(await asyncio.wait_for(dial._out.get(), 10))[0] for _ in range(3)]
+        watching.cancel()
+        return sent
+
+    assert asyncio.run(run()) == [p.PONG] * 3
