@@ -368,6 +368,14 @@ def test_after_drop_outs_no_segment_of_few_owners_is_confirmed():
             party.clients[c].consistency(alive)
 
 
+def test_a_filled_tier_is_not_left_to_the_two_that_declared_it():
+    """With the default options, eight clients and two slow ones, which client 1 joins."""
+    party = Party({c: 2 if c >= 6 else 0 for c in range(8)}, SecureConfig()).advertise().share().mask()
+    assert [len(party.sent[c]["segments"]) for c in range(8)] == [7, 3, 7, 7, 7, 7, 3, 3]
+    with pytest.raises(ProtocolError, match="only 2 clients are left in tier 2"):
+        party.clients[0].consistency([0, 2, 3, 4, 5, 6, 7])
+
+
 def test_after_a_loss_of_shares_too_few_neighbours_own_a_segment():
     """5 of 15 own segment 0, so each owner has 4 neighbours that do; of 11 helpers, one at least is another owner."""
     wanted = {c: 2 if c >= 5 else 0 for c in range(15)}
