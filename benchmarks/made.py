@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from paceline.blocks.augmentations import tilt
 from paceline.data import Partition
 from paceline.metrics import ClassMetric
 from paceline.tasks import Arrays, Task, load_task
 
-__all__ = ["MeanConfidence", "distance", "late_accuracy", "late_loss", "permuted_labels", "quadratics", "squared"]
+__all__ = ["MeanConfidence", "distance", "late_accuracy", "late_loss", "moved", "permuted_labels", "quadratics", "squared"]
 
 
 class Point(nn.Module):
@@ -110,6 +111,13 @@ def permuted_labels(seed: int, of: str, groups: int, members: int, samples: int,
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), ends])
     split = Partition("permuted labels", torch.arange(clients * each), offsets, ends - held, groups=tuple(group.tolist()))
     return {"task": task, "split": split}
+
+
+def moved(seed: int, of: str, model: str, limit: int) -> dict[str, Any]:
+    """Return a data set of pictures whose test pictures are turned by up to 25 degrees and shifted by up to a tenth of the side."""
+    task = load_task(of, model=model, seed=seed, limit=limit)
+    x = tilt(25.0, shift=0.2)(task.test.x, torch.Generator().manual_seed(seed))
+    return {"task": dataclasses.replace(task, test=Arrays(x, task.test.y))}
 
 
 class MeanConfidence(ClassMetric):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from effect_study.rows import Row, Side
+from effect_study.rows import FRESH, Row, Side
 from made import distance, late_accuracy, quadratics
 
 __all__ = ["ROWS"]
@@ -50,6 +50,7 @@ _EXPLORED: dict[str, Any] = _THREE | {
 }
 _MIXED: dict[str, Any] = _ALL | {"partition": "iid"}
 _PENALISED: dict[str, Any] = {"epochs": 2, "batch_size": 50}
+_PENALTY_RATES = {"lr": [0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.2]}
 
 
 _SITES: dict[str, Any] = {
@@ -162,7 +163,7 @@ _TARGET: dict[str, Any] = {
     "eval_every": 5,
 }
 _ALIGNED: dict[str, Any] = {"steps": 12, "horizon": 15, "target": "mnist", "vote_batches": 16, "collect": 4}
-_ADAM_RATES: dict[str, Any] = {"lr": [0.0001, 0.0003, 0.0006, 0.001, 0.002, 0.003, 0.006, 0.01]}
+_ADAM_RATES: dict[str, Any] = {"lr": [0.001, 0.002, 0.003, 0.006, 0.01, 0.015, 0.02, 0.03]}
 
 
 def votes_or_accuracy(summary: Any) -> float:
@@ -191,6 +192,7 @@ def _target(
         criterion=late_accuracy,
         margin=margin,
         at_least=at_least,
+        seeds=FRESH,
         note=_TRIED_FEDKA,
     )
 
@@ -217,6 +219,7 @@ ROWS: list[Row] = [
         Side("fedlex", {"lr": _EIGHT}, _EXPLORED | {"unit_mean": True}),
         Side("fedavg", {"lr": _EIGHT}, _THREE),
         _FEW,
+        seeds=FRESH,
     ),
     _accuracy(
         "fedlex-plain",
@@ -237,10 +240,22 @@ ROWS: list[Row] = [
     _accuracy(
         "fedldsum",
         "the margin penalty leaves FedAvg's accuracy as it is with two classes for each client",
-        Side("fedldsum", {"lr": _EIGHT}, _PENALISED),
-        Side("fedavg", {"lr": _EIGHT}, _PENALISED | {"momentum": 0.5, "weight_decay": 5e-4}),
+        Side("fedldsum", _PENALTY_RATES, _PENALISED),
+        Side("fedavg", _PENALTY_RATES, _PENALISED | {"momentum": 0.5, "weight_decay": 5e-4}),
         _ALL,
         at_least=True,
+        seeds=FRESH,
+    ),
+    Row(
+        "optimisation/fedldsum-confidence",
+        "the margin penalty makes FedAvg's model less confident with two classes for each client",
+        Side("fedldsum", _PENALTY_RATES, _PENALISED),
+        Side("fedavg", _PENALTY_RATES, _PENALISED | {"momentum": 0.5, "weight_decay": 5e-4}),
+        _ALL | {"metrics": ["accuracy", "made:MeanConfidence"]},
+        "mean_confidence",
+        criterion=late_accuracy,
+        better="lower",
+        seeds=FRESH,
     ),
     _accuracy(
         "fedlgd",

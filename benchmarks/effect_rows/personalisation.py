@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from effect_study.rows import Row, Side
+from effect_study.rows import FRESH, Row, Side
 
 __all__ = ["ROWS"]
 
 _NETWORKS = ["mlp:hidden=64-32", "mlp:hidden=32", "mlp:hidden=48-40-32"]
 """Three networks with 32 features that end in ReLU."""
+_WIDE = ["mlp:hidden=64-512", "mlp:hidden=512", "mlp:hidden=48-40-512"]
+"""Three networks with 512 features, so that bytes are those of features and not of a message's frame."""
 
 _PRIVATE: dict[str, Any] = {
     "task": "fashion-mnist",
@@ -87,7 +89,7 @@ _KINDS: dict[str, Any] = {
     "eval_every": 20,
     "evaluation": "clients",
 }
-_EIGHT_RATES: dict[str, Any] = {"lr": [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5]}
+_EIGHT_RATES: dict[str, Any] = {"lr": [0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0]}
 _STEPS: dict[str, Any] = {"epochs": 2, "batch_size": 32, "momentum": 0.5}
 _AUGMENTED = Side("fraug", _EIGHT_RATES, _STEPS | {"steps": None, "gamma": 0.15, "horizon": 20})
 
@@ -107,6 +109,7 @@ def _kinds(name: str, claim: str, rival: str, **more: Any) -> Row:
         Side(rival, _EIGHT_RATES, _STEPS),
         _KINDS,
         "client_accuracy",
+        seeds=FRESH,
         **more,
     )
 
@@ -149,6 +152,7 @@ ROWS: list[Row] = [
         Side("localonly", _DISTIL_RATES, _DISTIL),
         _WITHDRAWN,
         "client_accuracy",
+        seeds=FRESH,
     ),
     Row(
         "personalisation/fedd2s-drop",
@@ -158,6 +162,7 @@ ROWS: list[Row] = [
         _WITHDRAWN,
         "client_accuracy",
         at_least=True,
+        seeds=FRESH,
     ),
     Row(
         "personalisation/fedd2s-spread",
@@ -169,6 +174,7 @@ ROWS: list[Row] = [
         criterion="client_accuracy",
         better="lower",
         at_least=True,
+        seeds=FRESH,
     ),
     Row(
         "personalisation/fedd2ssum",
@@ -177,6 +183,7 @@ ROWS: list[Row] = [
         Side("localonly", _DISTIL_RATES, _DISTIL),
         _WITHDRAWN,
         "client_accuracy",
+        seeds=FRESH,
     ),
     Row(
         "personalisation/pfedpg",
@@ -256,10 +263,10 @@ ROWS: list[Row] = [
     ),
     Row(
         "personalisation/fedre-bytes",
-        "FedRE uploads less than a third of FedGH's bytes",
-        Side("fedre", options=_LOCAL | {"lr": 0.1}),
-        Side("fedgh", options=_PLAIN | {"lr": 0.1}),
-        _OWN | _TWENTY | {"rounds": 1, "eval_every": 1},
+        "where all clients have all classes, FedRE uploads less than a third of FedGH's bytes",
+        Side("fedre", options=_LOCAL | {"lr": 0.1, "models": _WIDE}),
+        Side("fedgh", options=_PLAIN | {"lr": 0.1, "models": _WIDE}),
+        _OWN | _TWENTY | {"partition": "iid", "rounds": 1, "eval_every": 1},
         "bytes_up",
         better="lower",
         ratio=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from effect_study.rows import Row, Side
+from effect_study.rows import FRESH, Row, Side
 from made import permuted_labels
 
 __all__ = ["ROWS"]
@@ -132,6 +132,7 @@ ROWS: list[Row] = [
         _ATTACKED,
         at_least=True,
         margin=0.03,
+        seeds=FRESH,
     ),
     Row(
         "robust/fedagain-mass",
@@ -143,6 +144,7 @@ ROWS: list[Row] = [
         better="lower",
         margin=0.0,
         trials=1,
+        seeds=FRESH,
     ),
     Row(
         "robust/fedagain",
@@ -177,6 +179,17 @@ ROWS: list[Row] = [
         margin=0.0,
         trials=1,
         note="Smooth pictures are easy to reconstruct, so that the benchmark error trusts them more; error=robust-z distrusts both.",
+    ),
+    Row(
+        "robust/fedagain-robust-z",
+        "with error=robust-z, three sites of ten with smooth corruptions have less weight than under FedAvg",
+        Side("fedagain", {}, {"lr": 1e-3, "error": "robust-z"}),
+        0.3,
+        _SMOOTH,
+        metric=mass,
+        better="lower",
+        margin=0.0,
+        trials=1,
     ),
     _row("flag", "the flag aggregator learns where the mean does not", _FLAG, _rule("fedavg"), "random:0.2"),
     _row(

@@ -13,13 +13,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["Metric", "Row", "Side", "Trial", "label", "load_rows"]
+__all__ = ["FRESH", "Metric", "Row", "Side", "Trial", "label", "load_rows"]
 
 Metric = str | Callable[[Any], float]
 """An attribute of a run's summary, the last value of a record, or a function of the summary."""
 
 SEEDS = (0, 1, 2, 3, 4)
 """Seeds of the reported runs."""
+
+FRESH = tuple(range(5, 20))
+"""Seeds of the reported runs of rows that were revised after a measurement with `SEEDS`: they had not been seen."""
 
 SEARCH_SEEDS = (1000, 1001)
 """Seeds of the search; no reported run uses them."""

@@ -102,6 +102,7 @@ DEFAULTS = {
     "fedavg": AVERAGED,
     "fedavgm": MOMENTUM,
     "fedavgmvr": MOMENTUM,
+    "fedbabu": LOCAL | {"finetune": "all", "tune_epochs": 5},
     "fedbn": LOCAL | {"layers": ()},
     "fedbuff": ARRIVING | {"buffer": 10, "weigh": "identical"},
     "fedconv": LOCAL
@@ -222,6 +223,7 @@ DEFAULTS = {
     "meamed": ROBUST,
     "median": ROBUST,
     "mifa": UNEQUAL,
+    "moon": AVERAGED | {"mu": 1.0, "temperature": 0.5},
     "multikrum": ROBUST,
     "ocfl": AVERAGED
     | {
@@ -263,7 +265,7 @@ DECLARED = {
     "sends_model": (
         True,
         {
-            False: "fedbn fedd2s fedd2ssum fedgela fedgh fedghsum fedka fedper fedproto fedre fedrep fedresum fedsa franca "
+            False: "fedbabu fedbn fedd2s fedd2ssum fedgela fedgh fedghsum fedka fedper fedproto fedre fedrep fedresum fedsa franca "
             "fraug frl frlchecked localonly localtuning pfedpg pfedpgsum"
         },
     ),

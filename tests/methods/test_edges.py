@@ -76,6 +76,7 @@ NO_COMMON_OPTIMUM = {
     "fedagainsum": "weights clients by their losses",
     "fedasync": "steps along one client's update, so it stays in motion",
     "clip": "needs units that can be dropped",
+    "fedbabu": "needs a head",
     "fedbn": "has no normalisation",
     "fedconv": "needs units that can be dropped",
     "fedd2s": "has a model of each client's own",
@@ -110,6 +111,7 @@ NO_COMMON_OPTIMUM = {
     "localonly": "has a model of each client's own",
     "localtuning": "needs linear layers",
     "madaug": "needs pictures",
+    "moon": "needs a head",
     "pfedpg": "needs a vision transformer",
     "pfedpgsum": "needs a vision transformer",
     "randomdropout": "needs units that can be dropped",
@@ -247,7 +249,7 @@ def test_partial_participation_with_unequal_sizes_and_steps_is_the_same_stacked(
 BY_SAMPLES = (
     "autoflip clip dropstragglers fedavg fedavgm fedavgmvr fedgela fedldsum fedlex fedloge fednova fedopt fedprox finetuned ditto"
 )
-BY_SAMPLES += " fedper fjord fluid heterofl heterogeneityreport madaug randomdropout saliency"
+BY_SAMPLES += " fedbabu fedper fjord fluid heterofl heterogeneityreport madaug moon randomdropout saliency"
 UNIFORM = (
     "afacd afacs afacstable fal fedagain fedau fedbuff feddyn fedld fedspeed fedstale fedstaletable fedvarp fot mifa ocfl pfedme"
 )
@@ -358,6 +360,7 @@ READS_STATISTICS = {
     "fzoos": "evaluates the model",
     "localtuning": "trains with a frozen norm layer",
     "madaug": "its policy reads features in evaluation mode",
+    "moon": "compares with features in evaluation mode",
 }
 
 

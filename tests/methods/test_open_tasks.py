@@ -16,7 +16,7 @@ LABELS = torch.arange(80) % 3
 CLASSES = {name for name in NAMES if find_method(name).needs_classes}
 
 
-SPLIT = (CLASSES - {"fedld", "fedldsum", "madaug"}) | {"fedins", "fedpeft", "fedper", "fedrep", "fedbn"}
+SPLIT = (CLASSES - {"fedld", "fedldsum", "madaug"}) | {"fedins", "fedpeft", "fedper", "fedrep", "fedbabu", "fedbn", "moon"}
 """Methods that split the model, or name its layers."""
 
 PICTURES = {"madaug", "pfedpg", "pfedpgsum", "semaug"}

@@ -41,7 +41,7 @@ def level_sizes(width: int, prototypes: int, levels: int = 5) -> list[tuple[int,
 
 
 class NestedHead(nn.Module):
-    """Scores of prototypes at several levels: projection, three layers with GELU, and normalised prototypes.
+    """Scores of prototypes at several levels: projection, three layers with GELU, and prototypes of length 1.
 
     Args:
         width: D, of the embeddings.
@@ -74,7 +74,7 @@ class NestedHead(nn.Module):
         found = []
         for level, m in enumerate(self.dims):
             own = self.project[level](z) if self.nest == "project" else z[..., :m]
-            found.append(F.normalize(self.layers[level](own), dim=-1) @ F.normalize(self.prototypes[level], dim=1).T)
+            found.append(self.layers[level](own) @ F.normalize(self.prototypes[level], dim=1).T)
         return found
 
 

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from paceline.methods.optimisation.momentum import FedAvgMVR as FedAvgMVR
     from paceline.methods.optimisation.momentum import ScaffoldM as ScaffoldM
     from paceline.methods.optimisation.momentum import ScaffoldMVR as ScaffoldMVR
+    from paceline.methods.optimisation.moon import Moon as Moon
     from paceline.methods.optimisation.scaffold import Scaffold as Scaffold
     from paceline.methods.participation.fedamd import FedAmd as FedAmd
     from paceline.methods.participation.fedau import FedAu as FedAu
@@ -53,9 +54,10 @@ if TYPE_CHECKING:
     from paceline.methods.participation.fedvarp import Mifa as Mifa
     from paceline.methods.personalisation.apfl import APFL as APFL
     from paceline.methods.personalisation.ditto import Ditto as Ditto
+    from paceline.methods.personalisation.fedbabu import FedBABU as FedBABU
     from paceline.methods.personalisation.fedbn import FedBN as FedBN
     from paceline.methods.personalisation.fedd2s import FedD2S as FedD2S
-    from paceline.methods.personalisation.fedd2s import FedD2SSum as FedD2SSum
+    from paceline.methods.personalisation.fedd2ssum import FedD2SSum as FedD2SSum
     from paceline.methods.personalisation.fedgela import FedGELA as FedGELA
     from paceline.methods.personalisation.fedgh import FedGH as FedGH
     from paceline.methods.personalisation.fedgh import FedGHSum as FedGHSum

@@ -11,8 +11,8 @@ coordinates::
     ...  # train resident
     update = sub.scatter(resident.snapshot() - sub.extract(params))
 
-`graph` finds the units, `cut` creates sub-models, `scores` and `select` choose the units to keep, `policy` and
-`controller` their number, `merge` computes the mean. `service` provides all this to client functions.
+`graph` finds the units, `cut` creates sub-models, `scores` and `select` choose the units to keep, `policy`, `controller` and
+`pacing` their number, `merge` computes the mean. `service` provides all this to client functions.
 """
 
 from paceline.submodels.controller import Controller, Decision

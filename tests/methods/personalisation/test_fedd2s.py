@@ -13,7 +13,9 @@ import paceline as pl
 from paceline.blocks.depths import TappedChain, UpperNetworks
 from paceline.blocks.knowledge import ClassKnowledge, DepthKnowledge, SoftLabels, learning_from, teaching
 from paceline.core.errors import PlanError
-from paceline.methods.personalisation.fedd2s import FedD2S, FedD2SSum, MutualDistillation
+from paceline.methods.personalisation.fedd2s import FedD2S
+from paceline.methods.personalisation.fedd2ssum import FedD2SSum
+from paceline.methods.personalisation.mutualdistillation import MutualDistillation
 from paceline.run import RunConfig, prepare
 from tests.conftest import make_task
 from tests.methods.masked import assert_masks_change_nothing

@@ -64,6 +64,20 @@ def test_sizes_of_the_levels():
     assert level_sizes(64, 512, 1) == [(64, 512)]
 
 
+@pytest.mark.parametrize("nest", ["project", "slice"])
+def test_scores_grow_with_the_heads_outputs_and_not_with_the_prototypes(nest):
+    head, z = head_of(16, nest), torch.randn(5, 16)
+    scores = head(z)
+    with torch.no_grad():
+        for level, (layers, prototypes) in enumerate(zip(head.layers, head.prototypes, strict=True)):
+            given = head.project[level](z) if nest == "project" else z[:, : head.dims[level]]
+            unit = prototypes / prototypes.square().sum(1, keepdim=True).sqrt()
+            np.testing.assert_allclose(scores[level].detach(), layers(given) @ unit.T, rtol=1e-5, atol=1e-6)
+            prototypes.mul_(3.0)
+    for before, after in zip(scores, head(z), strict=True):
+        np.testing.assert_allclose(before.detach(), after.detach(), rtol=1e-5, atol=1e-6)
+
+
 def test_balanced_targets_and_their_restriction_to_some_samples():
     scores = torch.tensor([[1.0, 0.0], [0.5, 0.2], [0.0, 1.0]])
     wanted = [[0.846549, 0.153451], [0.576345, 0.423655], [0.09177, 0.90823]]

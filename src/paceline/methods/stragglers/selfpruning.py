@@ -15,16 +15,13 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from paceline.core.client import Client
 from paceline.core.declarations import Nesting
-from paceline.core.failures import Declined
 from paceline.core.federation import Federation
-from paceline.core.limits import StepLimit
 from paceline.core.method import Minority, NonNegative, PositiveShare, State, on_client
 from paceline.core.nested import PartialModel
 from paceline.core.params import Params
@@ -32,10 +29,10 @@ from paceline.core.tree import Tree
 from paceline.core.update import Update
 from paceline.methods.optimisation.fedavg import FedAvg
 from paceline.submodels.controller import Controller
-from paceline.submodels.controller import State as PaceState
 from paceline.submodels.cut import TIERS
 from paceline.submodels.nesting import leading_units
-from paceline.submodels.policy import CostModel, compute_fraction, find_stragglers, network_fraction, steps_within
+from paceline.submodels.pacing import adapted_fraction, note_done, pace, planned_limit
+from paceline.submodels.policy import CostModel, compute_fraction, find_stragglers, network_fraction
 from paceline.submodels.service import submodels, train_submodel
 
 NESTING = Nesting("tier", "expected_order", TIERS)
@@ -151,7 +148,7 @@ class SelfPruning(FedAvg):
         if client.times is None:
             return []
         if self.adaptive:
-            state = self.pace(client, self.controller(client), asked=not self.segmented)
+            state = pace(client, self.controller(client), asked=not self.segmented)
             return [state["compute"], state["transfer"]] if state["seen"] else []
         compute, network = client.times
         return [compute / client.memory.get("cost", 1.0), network / client.memory.get("share", 1.0)]
@@ -192,7 +189,7 @@ class SelfPruning(FedAvg):
         """
         client.memory["cost"], hooks, local = self.cost(client, p), self.hooks(client, params), self.local(client)
         if self.adaptive:
-            local["limit"] = self.limit(client)
+            local["limit"] = planned_limit(client)
         if p == 1.0:
             delta = client.sgd(params, **local, hooks=hooks).params - params
             mask = delta.zeros() + 1.0
@@ -200,7 +197,8 @@ class SelfPruning(FedAvg):
             cutter = submodels(client).cutter
             sub, scale = cutter.cut(units(cutter.keep(p, self.rounds_up))), 1 / p if self.rescale else 1.0
             delta, mask = train_submodel(client, params, sub, scale, hooks, **local), sub.mask()
-        self.note_done(client)
+        if self.adaptive:
+            note_done(client, self.epochs * client.num_samples)
         return delta, mask
 
     def learn(self, client: Client, params: Params, delta: Params, mask: Params, p: float) -> None:
@@ -213,7 +211,7 @@ class SelfPruning(FedAvg):
         records = client.memory.get("heard", {}) if self.segmented else client.peers
         told = {peer: (record[0], record[1]) for peer, record in records.items() if len(record) == 2 and min(record) >= 0}
         if self.adaptive:
-            return self.adapt(client, {peer: sum(record) for peer, record in told.items()})
+            return adapted_fraction(client, self.controller(client), {peer: sum(record) for peer, record in told.items()})
         costs, (compute, network) = self.costs(client), self.report(client, None)
         found = find_stragglers({**told, _SELF: (compute, network)}, self.straggler_share)
         if self.network:
@@ -226,37 +224,6 @@ class SelfPruning(FedAvg):
         """Return the tiers of this client, with the relative work of each."""
         return {p: self.cost(client, p) for p in TIERS if p >= self.smallest}
 
-    # -- adaptive ------------------------------------------------------------------------------
     def controller(self, client: Client) -> Controller:
         """Return the rules by which a client adapts."""
         return Controller(self.costs(client), self.shares(client), share=self.straggler_share, warm_up=self.warmup)
-
-    def pace(self, client: Client, controller: Controller, asked: bool = True) -> PaceState:
-        """Return the client's estimates, including its last training; if `asked`, raise `Declined` if it sits this round out."""
-        memory = client.memory
-        state: PaceState = memory.get("pace", controller.start())
-        last = float(memory.get("fraction", 0.0))
-        if client.times is not None and memory.get("trained", 0) > state["round"] and last in controller.costs:
-            state = controller.observe(state, memory["trained"], last, *client.times, done=memory.get("done", 1.0))
-        if asked and controller.sits_out(state, client.round):
-            raise Declined
-        return state
-
-    def adapt(self, client: Client, totals: dict[int, float]) -> float:
-        """Return p from estimates that are robust to churn and changing links."""
-        controller = self.controller(client)
-        state = controller.hear(self.pace(client, controller), client.round, totals)
-        decision, client.memory["pace"] = controller.decide(state, client.round)
-        client.memory["budget"] = controller.budget(state, decision)
-        return decision.fraction
-
-    def limit(self, client: Client) -> StepLimit | None:
-        """Return the rule that ends a training early if it takes longer than planned; None without a plan."""
-        budget = client.memory.get("budget", math.inf)
-        return partial(steps_within, budget=budget) if math.isfinite(budget) else None
-
-    def note_done(self, client: Client) -> None:
-        """Store which part of the training was carried out."""
-        planned = self.epochs * client.num_samples
-        if self.adaptive and planned and client.job is not None:
-            client.memory["done"] = client.job.samples() / planned
