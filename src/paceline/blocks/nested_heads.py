@@ -21,7 +21,7 @@ from paceline.core.layout import Layout
 from paceline.core.params import Params
 from paceline.models.split import features, head
 
-__all__ = ["Branch", "NestedHead", "SelfDistilled", "followed", "level_sizes", "self_distillation"]
+__all__ = ["Branch", "NestedHead", "SelfDistilled", "followed", "following", "level_sizes", "self_distillation"]
 
 STUDENT_TEMPERATURE = 0.1
 KOLEO = 0.1
@@ -130,7 +130,7 @@ class SelfDistilled(nn.Module):
 
 
 @lru_cache(maxsize=16)
-def _places(layout: Layout, buffers: bool, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def _places(layout: Layout, buffers: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return where each coordinate's student is (its own place, except for the teacher's), which are the teacher's, and which the
     student's, each of shape [d]."""
     source, of = torch.arange(layout.size), {"teacher": torch.zeros(layout.size, dtype=torch.bool)}
@@ -142,21 +142,33 @@ def _places(layout: Layout, buffers: bool, device: torch.device) -> tuple[Tensor
             if branch == "teacher":
                 twin = layout.by_name[f"student.{rest}"].offset
                 source[entry.offset : entry.offset + entry.size] = torch.arange(twin, twin + entry.size)
-    return source.to(device), of["teacher"].to(device), of["student"].to(device)
+    return source, of["teacher"], of["student"]
 
 
-def followed(params: Params, momentum: float, shrink: float = 1.0, buffers: bool = False) -> Params:
-    """Return the parameters of a `SelfDistilled` after teacher <- momentum * teacher + (1 - momentum) * student.
+def following(
+    layout: Layout, device: torch.device, momentum: float, shrink: float = 1.0, buffers: bool = False
+) -> Callable[[Params], Params]:
+    """Return the step of a `SelfDistilled` after which teacher is momentum * teacher + (1 - momentum) * student.
 
     Args:
-        params: shape [d].
+        layout: of the parameters.
+        device: that the parameters are on.
         momentum: m.
         shrink: factor on the student before, for weight decay.
         buffers: average running statistics too.
     """
-    source, teacher, student = _places(params.layout, buffers, params.vector.device)
-    now = params.vector if shrink == 1.0 else torch.where(student, shrink * params.vector, params.vector)
-    return Params(torch.where(teacher, momentum * now + (1 - momentum) * now[source], now), params.layout)
+    source, teacher, student = (places.to(device) for places in _places(layout, buffers))
+
+    def step(params: Params) -> Params:
+        now = params.vector if shrink == 1.0 else torch.where(student, shrink * params.vector, params.vector)
+        return Params(torch.where(teacher, momentum * now + (1 - momentum) * now[source], now), params.layout)
+
+    return step
+
+
+def followed(params: Params, momentum: float, shrink: float = 1.0, buffers: bool = False) -> Params:
+    """Return the parameters of a `SelfDistilled` after one step of `following`."""
+    return following(params.layout, params.vector.device, momentum, shrink, buffers)(params)
 
 
 def _targets(scores: Tensor, temperature: float, balance: Balance, kept: Tensor | None = None) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from paceline.blocks.global_views import multi_crop
 from paceline.blocks.local_training import LocalTraining
-from paceline.blocks.nested_heads import Balance, NestedHead, SelfDistilled, followed, level_sizes, self_distillation
+from paceline.blocks.nested_heads import Balance, NestedHead, SelfDistilled, followed, following, level_sizes, self_distillation
 from paceline.blocks.probes import feature_moments, ridge
 from paceline.blocks.rasa import explained, patch_moments, remove_positions
 from paceline.core.client import AdamW, Client, Hooks, LocalOptions
@@ -203,7 +203,7 @@ class Franca(LocalTraining[FrancaState]):
             objective=objective,
             augment=multi_crop(tuple(client.train.x.shape[1:]), self.crops, getattr(net, "patch", None), self.mirrored),
             correct=correct,
-            after=partial(followed, momentum=1 - (1 - self.momentum) * half, shrink=1 - decay),
+            after=following(start.layout, client.device, 1 - (1 - self.momentum) * half, 1 - decay),
         )
 
     @on_client(bounds={"gram": math.inf, "cross": math.inf})
