@@ -3,12 +3,13 @@
 Server and clients are separate processes on this machine and talk over mutual TLS. Clients of one process
 share a loop and a worker, and do no work: they answer with what they were sent.
 
-    python benchmarks/federation.py [empty] [model] [memory] [clip]
+    python benchmarks/federation.py [empty] [model] [memory] [clip] [links]
 
 - ``empty``: seconds of a round of 10 clients with a model of 100 numbers (bars: 50 ms plain, 250 ms secure).
 - ``model``: 7 MB to each client and back, against the same bytes over bare TLS sockets (bar: 3 times).
 - ``memory``: the server's peak memory with 10 to 200 clients and a model of 7 MB (bar: flat).
 - ``clip``: wall time of measured rounds, FedAvg against CLIP, with two of eight clients held back.
+- ``links``: the same for secure rounds with two of eight clients on links of 1.5 Mbit/s, CLIP with parts of the model (bar: 0.6).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import ssl
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -281,40 +283,52 @@ def memory() -> None:
         print(f"{clients:7}   {before:10.0f}   {after:9.0f}   {after - before:4.0f}", flush=True)
 
 
-def clip(rounds: int) -> None:
+def measured(method: str, rounds: int, faults: Sequence[str], **changes: Any) -> list[dict[str, Any]]:
+    """Return the records of a measured run of 8 clients, each in a process of its own."""
     from paceline.deploy.loopback import federate
     from paceline.run import RunConfig
 
+    common = {"task": "mnist-5k", "model": "cnn", "clients": 8, "cohort": 8, "measured": True, "engine": "grpc"}
+    options = {"epochs": 1, **changes.pop("options", {})}
+    config = RunConfig.build({"method": method, "rounds": rounds, "options": options, **common, **changes})
+    with tempfile.TemporaryDirectory() as folder:
+        return federate(config, Path(folder) / "run", faults=faults).history
+
+
+def clip(rounds: int) -> None:
     rounds //= 2  # these are long
     print(f"\nmeasured rounds of 8 clients, numbers 6 and 7 held to a quarter of the speed, {rounds} rounds, wall time")
     faults = [f"slow:client={c},factor=4,phase=train" for c in (6, 7)]
-    for method in ("fedavg", "clip"):
-        config = RunConfig.build(
-            {
-                "method": method,
-                "task": "mnist-5k",
-                "model": "cnn",
-                "clients": 8,
-                "cohort": 8,
-                "rounds": rounds,
-                "measured": True,
-                "engine": "grpc",
-                "options": {"epochs": 1} if method == "fedavg" else {"epochs": 1, "straggler_share": 0.25},
-            }
+    for method, options in (("fedavg", {}), ("clip", {"straggler_share": 0.25})):
+        history = measured(method, rounds, faults, options=options)
+        seconds = [r["round_seconds"] for r in history[4:]]
+        print(f"{method:8} median round {statistics.median(seconds):6.2f} s   accuracy {history[-1]['accuracy']:.3f}", flush=True)
+
+
+def links(rounds: int) -> None:
+    rounds //= 2
+    print(f"\nmeasured secure rounds of 8 clients, numbers 6 and 7 on links of 1.5 Mbit/s, {rounds} rounds, wall time")
+    faults = [f"bandwidth:client={c},rate=187500" for c in (6, 7)]
+    parts = {"straggler_share": 0.25, "segmented": True, "warmup": 1}
+    for method, options, count, first in (("fedavg", {}, rounds // 2, 1), ("clip", parts, rounds, 4)):  # tiers change in round 4
+        history = measured(method, count, faults, options=options, aggregation="secure")
+        median = {k: statistics.median(r[k] for r in history[first:]) for k in ("round_seconds", "bytes_up", "bytes_down")}
+        # three of the eight clients have a part of the model: the two slow ones, and one that fills their tier
+        part = {way: 1 - 8 / 3 * (1 - median[f"bytes_{way}"] / history[0][f"bytes_{way}"]) for way in ("up", "down")}
+        shares = (
+            "" if method == "fedavg" else "   bytes of a client with a part: " + ", ".join(f"{p:.1%} {w}" for w, p in part.items())
         )
-        with tempfile.TemporaryDirectory() as folder:
-            summary = federate(config, Path(folder) / "run", faults=faults)
-        seconds = [r["round_seconds"] for r in summary.history[4:]]
-        print(f"{method:8} median round {statistics.median(seconds):6.2f} s   accuracy {summary.accuracy:.3f}", flush=True)
+        print(f"{method:8} median round {median['round_seconds']:6.2f} s{shares}", flush=True)
+        print("         seconds of each:", *(f"{r['round_seconds']:.1f}" for r in history), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", default=["empty", "model", "memory", "clip"])
+    parser.add_argument("parts", nargs="*", default=["empty", "model", "memory", "clip", "links"])
     parser.add_argument("--rounds", type=int, default=20)
     args = parser.parse_args()
     for part in args.parts:
-        {"empty": empty, "model": model, "clip": clip}[part](args.rounds) if part != "memory" else memory()
+        {"empty": empty, "model": model, "clip": clip, "links": links}[part](args.rounds) if part != "memory" else memory()
 
 
 if __name__ == "__main__":

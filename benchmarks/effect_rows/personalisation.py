@@ -137,7 +137,12 @@ def _deep(period: int, method: str = "fedd2s", name: str = "") -> Side:
 
 
 ROWS: list[Row] = [
-    _kinds("fraug", "clients with digits of their own kind are more accurate with synthetic features than with FedAvg", "fedavg"),
+    _kinds(
+        "fraug",
+        "clients with digits of their own kind are more accurate with synthetic features than with FedAvg",
+        "fedavg",
+        note="FedAvg gains most from large rates (.68 at 0.1, .74 at 0.5 on the seeds of the search), synthetic features do not (.77, .72)",
+    ),
     _kinds(
         "fraug-norms",
         "synthetic features are at least as accurate as batch normalisation that stays local",
@@ -199,6 +204,7 @@ ROWS: list[Row] = [
         _KINDS_OF_DIGITS,
         metric="client_accuracy",
         margin=0.01,
+        note="The frozen network has two layers of width 32; the paper tunes a ViT-B/16, on pictures of 224 pixels",
     ),
     Row(
         "personalisation/fedsa",

@@ -145,6 +145,7 @@ ROWS: list[Row] = [
         margin=0.0,
         trials=1,
         seeds=FRESH,
+        note="The mean is below a fifth, but not beyond the deviation of the seeds",
     ),
     Row(
         "robust/fedagain",

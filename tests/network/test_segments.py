@@ -102,9 +102,10 @@ class PartSum(Sum):
 
 
 @pytest.fixture
-def server(sixteen, liar, monkeypatch):
-    """A malicious server with nine clients, of which three declare the smallest tier."""
-    monkeypatch.setattr(SelfPruning, "tier", lambda method, client, message: 0.5 if client._id >= SLOW else 1.0)
+def server(sixteen, liar, monkeypatch, request):
+    """A malicious server with nine clients, of which three (or the number of the parameter) declare the smallest tier."""
+    first = 9 - getattr(request, "param", 9 - SLOW)
+    monkeypatch.setattr(SelfPruning, "tier", lambda method, client, message: 0.5 if client._id >= first else 1.0)
     return liar(
         policy=MEASURED.replace('"1 MB"', '"9 MB"'),
         clients=9,
@@ -116,6 +117,7 @@ def server(sixteen, liar, monkeypatch):
     )
 
 
+@pytest.mark.slow  # with two slow clients also below
 def test_an_honest_sum_over_parts_is_opened(server, params):
     """What the others are measured against."""
     one = PartSum(server, params)
@@ -179,6 +181,29 @@ def test_the_same_work_is_not_opened_over_one_client_less_in_a_segment(server, p
             alive = [0, 1, 2, 3, 4, 6, 7, 8]
             reported = server.ask("consistency", {"alive": alive}, clients=alive)
             assert "opened before for other survivors" in reasons(reported)
+
+
+@pytest.mark.parametrize("server", [2], indirect=True)
+def test_a_server_does_not_choose_who_fills_a_tier(server, params):
+    """Client 1 joins two slow ones, whatever the server says; without it, client 6 would, and a difference be of those two."""
+    one = PartSum(server, params)
+    one.advertise()
+    one.share()
+    mail, owned = one.server.inbox_for(), one.server.tiers.owned
+    assert [c for c in range(9) if owned[c] == 5] == [1, 7, 8]
+    swapped = {**owned, 0: 5, 1: 0}
+    each = {c: {**mail[c], "parts": one.model.share(swapped[c])} for c in (0, 1)}
+    reported = server.ask("masked", one.params, clients=[0, 1], each=each)
+    assert "the server sent 1 segments; tier 0 needs 6" in reported[0][0]
+    assert "the server sent 6 segments; tier 5 needs 1" in reported[1][0]
+    honest = PartSum(server, params, attempt=2)
+    assert [why for why, _ in honest.to_end().values()] == [None] * 9
+    honest.server.open()
+    two = PartSum(server, params, attempt=3)
+    two.step("advertise", two.session.plain(), [c for c in range(9) if c != 1], two.server.add_advert)
+    two.share()
+    assert two.server.tiers.members(5) == [6, 7, 8]
+    assert "opened before for other survivors" in reasons(two.masked())
 
 
 def test_another_order_of_the_units_is_refused(server, params):

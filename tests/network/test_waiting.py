@@ -1,10 +1,15 @@
 """How long the server waits, and what it does with those that are late; and times that are measured."""
 
+import asyncio
+import math
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from paceline.core.errors import CohortError, QuorumError
+from paceline.network import protocol as p
+from paceline.network.connection import Dial
 from tests.network.conftest import OPEN
 
 RUN = {"method": "scaffold", "clients": 5, "cohort": 5, "rounds": 3}
@@ -70,9 +75,12 @@ def test_in_a_secure_sum_the_server_learns_no_working_times(loopback):
     assert times[1][0] > 3 * times[0][0] > 0
 
 
-def test_in_a_secure_sum_a_client_measures_its_own_link(loopback):
-    run = {"method": "clip", "aggregation": "secure", "clients": 4, "cohort": 4, "rounds": 1, "measured": True}
-    started(loopback, run, {}, ("bandwidth:client=2,rate=3000,phase=secagg.masked",))
+def test_in_a_secure_sum_a_client_measures_its_own_link(loopback, federate):
+    """And the server counts the bytes of what each client received for itself, such as its part of the model."""
+    run = {"method": "clip", "aggregation": "secure", "clients": 4, "cohort": 4, "rounds": 1, "options": {"segmented": True}}
+    slow = ("bandwidth:client=2,rate=3000,phase=secagg.masked",)
+    summary, _ = started(loopback, {**run, "measured": True}, {}, slow)
+    assert summary.bytes_down == pytest.approx(federate(**run).bytes_down, rel=0.3)
     times = {n: node.runner.worker.memories[n]["_times"] for n, node in loopback.nodes.items()}
     assert times[2][1] > times[0][1] + 0.2
 
@@ -100,3 +108,16 @@ def test_one_client_that_refuses_is_left_out(loopback):
         loopback.client(number, policy=OPEN + ("[allow]\nmethods = ['fedavg']" if number == 2 else ""))
     assert loopback.finish().rounds == 2
     assert set(loopback.server_lines.of("refused_by_client")[0]) == {"client", "reasons", "later"}
+
+
+def test_a_client_that_receives_a_large_message_shows_that_it_is_there():
+    """Pings queue up behind the message, so it cannot answer them."""
+
+    async def run():
+        dial = Dial(SimpleNamespace(received_at=math.inf), None, None)
+        watching = asyncio.ensure_future(dial._watch(0.01))
+        sent = [(await asyncio.wait_for(dial._out.get(), 10))[0] for _ in range(3)]
+        watching.cancel()
+        return sent
+
+    assert asyncio.run(run()) == [p.PONG] * 3

@@ -6,12 +6,13 @@ a fraction of the units; a client of tier m owns the segments m to L - 1, see `p
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from paceline.core.errors import QuorumError
 
-__all__ = ["TierError", "TierRules", "Tiers"]
+__all__ = ["TierError", "TierRules", "Tiers", "fill_rank"]
 
 
 class TierError(QuorumError):
@@ -35,13 +36,21 @@ class TierRules:
         members: smallest number of clients in a tier: the sums of the weights of two neighbouring segments reveal the weight
             of a tier.
         contributors: smallest number of clients that have trained a segment, n_min or more.
-        neighbours: smallest number of neighbours of each owner that own the segment as well, the threshold t: fewer than t
-            of them are corrupt, so one of them is honest.
+        neighbours: smallest number of neighbours of each owner that own the segment as well, see `graph.least_owners`.
     """
 
     members: int = 1
     contributors: int = 1
     neighbours: int = 0
+
+
+def fill_rank(client: int) -> bytes:
+    """Return the place of a client in the public order in which clients fill a smaller tier.
+
+    It is the same in all rounds, and no server chooses it. With other clients in each round, the differences of the tier's weights
+    would be those of two clients, and all of them together would determine every weight.
+    """
+    return hashlib.sha256(b"paceline-fill-v1" + client.to_bytes(8, "little")).digest()
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,7 @@ class Tiers:
     Args:
         wanted: tier that each client declared: the part that it can train.
         owned: tier whose segments each client receives and sends. Above the declared tier (a smaller index) the client sends
-            zeros where it trained nothing; below it, the client trains the smaller part.
+            zeros where it trained nothing; below it, the client trains the smaller part, as do clients that fill a tier.
         count: number of tiers.
         rules: rules that the tiers meet.
     """
@@ -69,12 +78,13 @@ class Tiers:
         rules: TierRules,
         near: Mapping[int, Collection[int]] | None = None,
     ) -> Tiers:
-        """Derive the tiers from what the clients declared, by merging tiers until the rules hold.
+        """Derive the tiers from what the clients declared, by merging and filling tiers until the rules hold.
 
         A client gets its declared tier, or the next smaller part that is allowed. A tier with too few members is merged with the
-        next smaller part; the smallest one with the next larger part, for which its members send zeros where they trained nothing.
-        Segments that too few clients train are not sent. Where too few neighbours own a segment, the next tier is
-        merged into those that do.
+        next smaller part. The smallest one is filled with members of the next larger one, at most as many as it has itself and the
+        same ones in each round (`fill_rank`). If the rules do not allow that, it is merged with the next larger part, for which
+        its members send zeros where they trained nothing. Segments that too few clients train are not sent. Where too few
+        neighbours own a segment, the next tier is merged into those that do.
 
         Args:
             wanted: declared tier by client.
@@ -155,8 +165,19 @@ class Tiers:
         tiers = self._inhabited
         for place, tier in enumerate(tiers if len(tiers) > 1 else ()):
             if len(self.members(tier)) < self.rules.members:
-                return self._moved({tier: tiers[place + 1] if place + 1 < len(tiers) else tiers[place - 1]})
+                if place + 1 < len(tiers):
+                    return self._moved({tier: tiers[place + 1]})
+                return self._filled(tier, tiers[place - 1]) or self._moved({tier: tiers[place - 1]})
         return None
+
+    def _filled(self, tier: int, larger: int) -> dict[int, int] | None:
+        """Return the tiers after members of the `larger` part were moved to a tier with too few; None if the rules forbid it."""
+        members, source = self.members(tier), sorted(self.members(larger), key=fill_rank)
+        few = self.rules.members - len(members)
+        filled = {**self.owned, **dict.fromkeys(source[:few], tier)}
+        trainers = Tiers(self.wanted, filled, self.count, self.rules).trainers(larger)
+        enough = len(source) - few >= self.rules.members and len(trainers) >= self.rules.contributors
+        return filled if enough and few <= len(members) else None
 
     def _without_rare_segments(self) -> dict[int, int] | None:
         top = self._inhabited[0]

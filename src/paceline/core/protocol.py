@@ -13,6 +13,7 @@ from typing import Any
 
 from paceline.core.client import Client
 from paceline.core.engine import ClientFunction
+from paceline.core.memory import Memory
 from paceline.core.tree import Tree
 
 __all__ = ["ProtocolContext", "ProtocolSession"]
@@ -29,6 +30,7 @@ class ProtocolSession:
         later: work that can be done as soon as a reply is sent, and of which a later reply contains the result.
         sent: what this client sent last to be prepared, by client function, and whether it sent the same before.
         failed: why the client gave nothing to the sum, for its own log.
+        begun: operation that was begun last, and the client's memory before it.
     """
 
     state: Any = None
@@ -37,6 +39,7 @@ class ProtocolSession:
     ready: dict[str, Any] = field(default_factory=dict)
     later: Callable[[], Any] | None = None
     sent: dict[str, tuple[Any, bool]] = field(default_factory=dict)
+    begun: tuple[int, Any] | None = None
     _done: Any = None
 
     def idle(self) -> None:
@@ -56,6 +59,12 @@ class ProtocolSession:
             raise done
         return done
 
+    def begin(self, operation: int, memory: Memory) -> None:
+        """Begin a try at an operation, with the memory as of before an earlier one: the reply of that try is in no sum."""
+        if self.begun is not None and self.begun[0] == operation:
+            memory.reset(self.begun[1])
+        self.begun = operation, memory.mark()
+
     def note(self, function: str, sent: Any) -> None:
         """Note what this client sent in a round."""
         before = self.sent.get(function)
@@ -64,7 +73,7 @@ class ProtocolSession:
     def end_round(self) -> bool:
         """Erase all but what was prepared for the next round and what was sent; return whether there is anything of it."""
         self.state, self.failed, self.ready, self.coming = None, "", self.coming, {}
-        self.later = self._done = None
+        self.later = self._done = self.begun = None
         return bool(self.ready or self.sent)
 
 

@@ -30,6 +30,7 @@ class Dial:
     def __init__(self, link: Link, jobs: JobQueue, bye: Callable[[dict[str, Any]], None]) -> None:
         self._link, self._jobs, self._bye = link, jobs, bye
         self._out: asyncio.Queue[tuple[int, Any, tuple[MessagePart, ...]]] = asyncio.Queue()
+        self._answered = time.monotonic()
 
     def put(self, kind: int, head: Any = None, *parts: MessagePart) -> None:
         """Queue a message for sending."""
@@ -66,7 +67,7 @@ class Dial:
         while (message := await self._link.receive()) is not None:
             kind = message.kind
             if kind == p.PING:
-                self.put(p.PONG)
+                self._pong()
             elif kind == p.CALL:
                 self._jobs.call(message)
             elif kind in (p.COMMIT, p.ROLLBACK, p.NEWS):
@@ -86,7 +87,13 @@ class Dial:
             if kind == p.REPLY:
                 self._jobs.sent(head["id"], time.monotonic() - began)
 
+    def _pong(self) -> None:
+        self._answered = time.monotonic()
+        self.put(p.PONG)
+
     async def _watch(self, heartbeat: float) -> None:
         while time.monotonic() - self._link.received_at <= 3 * heartbeat + 1.0:
             await asyncio.sleep(heartbeat)
+            if time.monotonic() - self._answered >= heartbeat:  # pings queue up behind a model on a slow link
+                self._pong()
         raise WireError("the server sent nothing for too long")

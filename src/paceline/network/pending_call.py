@@ -59,6 +59,7 @@ class PendingCall:
         answered: clients with a result.
         arrivals: queue of results.
         lost: earlier operations of the round that do not count a client.
+        own_bytes: size of the part for a client alone, by client, once it was sent.
     """
 
     id: int
@@ -72,6 +73,7 @@ class PendingCall:
     answered: set[int] = field(default_factory=set)
     arrivals: SimpleQueue[Arrival] = field(default_factory=SimpleQueue)
     lost: Mapping[int, list[int]] = field(default_factory=dict)
+    own_bytes: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.called = frozenset(self.call.clients)
@@ -100,7 +102,9 @@ class PendingCall:
         each, peers, lost = self.call.each_message.get(client), self.call.peers.get(client), self.lost.get(client)
         if each is None and peers is None and lost is None:
             return ()
-        return (MessagePart.of({"own": each, "peers": peers} | ({"lost": lost} if lost else {}), pack),)
+        part = MessagePart.of({"own": each, "peers": peers} | ({"lost": lost} if lost else {}), pack)
+        self.own_bytes[client] = len(part.data)
+        return (part,)
 
     def wait(self, deadline: float | None, check: Callable[[], None]) -> Arrival | None:
         """Return the next result, or None after the timeout. Runs on the run's thread.

@@ -79,5 +79,5 @@ class Receipts:
         if self._measured and not self._hidden and p.field(head, "trained", bool):  # under masks clients measure for themselves
             self.took[client] = took
         if self._measured:
-            down, up = len(phase.message.data), message.opening.size
+            down, up = len(phase.message.data) + phase.own_bytes.get(client, 0), message.opening.size
         return Receipt(client, None, work, took - work, down, up, dropped, error)

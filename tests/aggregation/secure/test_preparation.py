@@ -226,8 +226,20 @@ def test_a_lost_round_burns_what_was_prepared(federate):
     assert watch.steps[3] == ["masked", *FIVE]
 
 
+class Counts(FedAvg):
+    """Stores in memory how often it has trained."""
+
+    @on_client
+    def train(self, client, message):
+        client.memory["trained"] = count = client.memory.get("trained", 0) + 1
+        return Update(delta=(client.sgd(message).params - message) * (1.0 + 0.1 * count), weight=client.num_samples)
+
+
 def test_keys_lost_by_a_client_are_exchanged_anew_and_change_no_bits(federate, monkeypatch, reasons):
-    """As after a restart of the client: it says so, and the same attempt goes on with five exchanges."""
+    """As after a restart of the client: it says so, and the same attempt goes on with five exchanges.
+
+    The others train twice, the second time with their memory as of before the first.
+    """
     real, turns = ProtocolSession.end_round, []
 
     def forgetful(session):
@@ -239,7 +251,7 @@ def test_keys_lost_by_a_client_are_exchanged_anew_and_change_no_bits(federate, m
 
     monkeypatch.setattr(ProtocolSession, "end_round", forgetful)
     watch = Watch()
-    for method in ("fedavg", "scaffold"):
+    for method in (f"{__name__}:Counts", "scaffold"):
         turns.clear()
         watch = Watch()
         summary = federate(aggregation="secure", drop=watch, method=method, **EIGHT)
@@ -247,6 +259,7 @@ def test_keys_lost_by_a_client_are_exchanged_anew_and_change_no_bits(federate, m
         assert watch.lengths == [5, 6, 5, 3]
         assert reasons()[2] == "clients [2] lost the keys that were prepared for it, or would send another tier or record now"
         assert [r["attempts"] for r in summary.history] == [1] * 4
+        assert not any("lost" in r for r in summary.history)
         assert summary.model_sha256 == arithmetic(federate, method=method, **EIGHT)
 
 

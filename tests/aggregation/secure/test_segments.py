@@ -1,6 +1,7 @@
 """Sums over parts of a model: tiers, one mask stream per segment, and what each client checks for itself."""
 
 import hashlib
+import math
 import re
 from dataclasses import replace
 
@@ -14,14 +15,15 @@ from paceline.aggregation.secure.client import SecureClient
 from paceline.aggregation.secure.client_openings import Openings
 from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.aggregation.secure.covers import Cover
+from paceline.aggregation.secure.graph import least_owners
 from paceline.aggregation.secure.keys import IdentityKey
 from paceline.aggregation.secure.masks import expand
 from paceline.aggregation.secure.server import SecureServer
-from paceline.aggregation.secure.session import new_session, sends
+from paceline.aggregation.secure.session import new_session, sends, sizes
 from paceline.aggregation.secure.simulate import secure_sum
 from paceline.aggregation.secure.steps import STEPS
 from paceline.aggregation.secure.task_hash import OwnWork, halves, message_digest
-from paceline.aggregation.tiers import TierError, TierRules, Tiers
+from paceline.aggregation.tiers import TierError, TierRules, Tiers, fill_rank
 from paceline.core.declarations import ClientFunction, Nesting
 from paceline.core.errors import ProtocolError, QuorumError
 from paceline.core.nested import settled
@@ -214,7 +216,13 @@ def merged(wanted, allowed=(0, 1, 2), rules=RULES):
     ("wanted", "owned"),
     [
         ([0] * 9 + [2] * 3, [0] * 9 + [2] * 3),  # as declared
-        ([0] * 9 + [2] * 2, [0] * 11),  # two are no tier: padded
+        ([0] * 10 + [2] * 2, [0, 2] + [0] * 8 + [2] * 2),  # two are no tier: a third one joins them
+        ([0] * 10 + [1, 2], [0, 2] + [0] * 8 + [2] * 2),  # also if their tiers were merged before
+        ([0] * 10 + [2, 1], [0, 2] + [0] * 8 + [2] * 2),
+        ([1] * 3 + [0] * 10 + [2] * 2, [1] * 3 + [0] * 10 + [1] * 2),  # but a tier that gives one keeps three
+        ([1] * 4 + [0] * 10 + [2] * 2, [1, 2, 1, 1] + [0] * 10 + [2] * 2),  # and it comes from the next larger part
+        ([0] * 12 + [2], [0] * 13),  # one client moves no two others: padded
+        ([0] * 9 + [2] * 2, [0] * 11),  # only seven neighbours of an owner would own segment 0: padded
         ([0] * 9 + [1] * 2 + [2] * 3, [0] * 9 + [2] * 5),  # merged with the next smaller part
         ([0] * 2 + [1] * 8 + [2] * 3, [1] * 10 + [2] * 3),  # the same for the largest one
         ([0] * 3 + [1] * 8 + [2] * 3, [1] * 11 + [2] * 3),  # three are a tier, but too few for a segment
@@ -228,12 +236,52 @@ def test_tiers_are_merged_until_the_rules_hold(wanted, owned):
 
 
 def test_a_smaller_part_is_trained_where_a_tier_is_merged_and_zeros_are_sent_where_it_is_padded():
-    padded = Tiers.of(dict(enumerate([0] * 9 + [2] * 2)), (0, 1, 2), 3, RULES)
-    assert [padded.fraction_index(c) for c in (0, 10)] == [0, 2]
+    padded = Tiers.of(dict(enumerate([0] * 9 + [2])), (0, 1, 2), 3, RULES)
+    assert [padded.fraction_index(c) for c in (0, 9)] == [0, 2]
     assert padded.trainers(0) == list(range(9))
-    assert padded.owners(0) == list(range(11))
+    assert padded.owners(0) == list(range(10))
     reduced = Tiers.of(dict(enumerate([0] * 2 + [1] * 9)), (0, 1, 2), 3, RULES)
     assert {reduced.fraction_index(c) for c in range(11)} == {1}
+
+
+def test_clients_that_fill_a_tier_are_the_same_in_each_round():
+    """Whoever else takes part; and never so many that too few train a segment."""
+    rules = replace(RULES, neighbours=0)
+    assert sorted(range(20), key=fill_rank) == [1, 6, 19, 17, 13, 5, 4, 16, 8, 2, 15, 14, 7, 0, 18, 9, 11, 12, 10, 3]
+    for there, filled in ((range(8), 1), ((0, 1, 2, 3, 6, 7), 1), ((0, 2, 3, 4, 5, 6, 7), 5)):
+        tiers = Tiers.of({c: 2 if c >= 6 else 0 for c in there}, (0, 1, 2), 3, replace(rules, contributors=3))
+        assert tiers.members(2) == [filled, 6, 7]
+    assert merged([0] * 5 + [2] * 2, rules=rules) == [0, 2, 0, 0, 0, 2, 2]
+    assert merged([0] * 4 + [2] * 2, rules=rules) == [0] * 6
+    assert merged([0] * 4 + [2] * 2, rules=replace(rules, contributors=3)) == [0, 2, 0, 0, 2, 2]
+    assert merged([0] * 4 + [2] * 1, rules=replace(rules, contributors=3, members=2)) == [0, 2, 0, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("clients", "gamma", "most"), [(6, 0.1, 0), (7, 0.1, 3), (8, 0.1, 4), (8, 0.2, 3), (8, 0.0, 5), (15, 0.1, 8), (20, 0.1, 11)]
+)
+def test_how_many_clients_may_have_a_smaller_part(clients, gamma, most):
+    """With the default threshold and all in one neighbourhood."""
+    found = []
+    session = replace(new_session(range(clients), SecureConfig(gamma=gamma)), parts=3, tiers=(0, 1, 2))
+    for slow in range(clients):
+        wanted = {c: 2 if c < slow else 0 for c in range(clients)}
+        tiers = session.assigned_tiers(wanted, {c: bytes(32) for c in range(clients)})
+        found += [slow] if tiers.members(2) == list(range(slow)) and tiers.members(0) else []
+    assert max(found, default=0) == most
+
+
+def test_more_co_owners_have_helped_than_are_corrupt():
+    """Of any t helpers in a complete graph; in a sparse one the threshold is required, as fewer than 2t - k neighbours are corrupt."""
+    for n in range(5, 51):
+        for gamma in (0.0, 0.1, 0.2):
+            k, t = sizes(n, SecureConfig(gamma=gamma))
+            owners = least_owners(n, k, t, gamma)
+            corrupt = math.ceil(gamma * n - 1e-9)
+            assert owners + t - k == corrupt + 1 or owners == t
+            assert corrupt < owners <= t
+    k, t = sizes(300, SecureConfig())
+    assert least_owners(300, k, t, 0.1) == t
 
 
 def test_tiers_that_a_session_does_without_are_merged():
@@ -321,20 +369,29 @@ def test_after_drop_outs_no_segment_of_few_owners_is_confirmed():
             party.clients[c].consistency(alive)
 
 
+def test_a_filled_tier_is_not_left_to_the_two_that_declared_it():
+    """With the default options, eight clients and two slow ones, which client 1 joins."""
+    party = Party({c: 2 if c >= 6 else 0 for c in range(8)}, SecureConfig()).advertise().share().mask()
+    assert [len(party.sent[c]["segments"]) for c in range(8)] == [7, 3, 7, 7, 7, 7, 3, 3]
+    with pytest.raises(ProtocolError, match="only 2 clients are left in tier 2"):
+        party.clients[0].consistency([0, 2, 3, 4, 5, 6, 7])
+
+
 def test_after_a_loss_of_shares_too_few_neighbours_own_a_segment():
-    """12 of 15 own segment 0, so each owner has 11 neighbours that do, the threshold."""
-    party = Party(WANTED).advertise().share()
-    mail = {part: {v: x for v, x in party.mail[0][part].items() if v != 5} for part in ("sealed", "told")}
-    with pytest.raises(ProtocolError, match="only 10 neighbours own segment 0 of the model; the minimum is 11"):
+    """5 of 15 own segment 0, so each owner has 4 neighbours that do; of 11 helpers, one at least is another owner."""
+    wanted = {c: 2 if c >= 5 else 0 for c in range(15)}
+    party = Party(wanted).advertise().share()
+    mail = {part: {v: x for v, x in party.mail[0][part].items() if v != 3} for part in ("sealed", "told")}
+    with pytest.raises(ProtocolError, match="only 3 neighbours own segment 0 of the model; the minimum is 4"):
         party.clients[0].receive(mail["sealed"], mail["told"])
-    late = Party(WANTED).advertise()
+    late = Party(wanted).advertise()
     for c in range(14):  # without client 14, a slow one
         late.server.add_shares(c, late.clients[c].share(late.hashes, late.adverts[c], b"", late.declared))
     assert set(late.server.inbox_for()) == set(range(14))
-    lost = Party(WANTED).advertise()
+    lost = Party(wanted).advertise()
     for c in range(1, 15):  # without client 0
         lost.server.add_shares(c, lost.clients[c].share(lost.hashes, lost.adverts[c], b"", lost.declared))
-    with pytest.raises(QuorumError, match="only 10 neighbours own segment 0"):
+    with pytest.raises(QuorumError, match="only 3 neighbours own segment 0"):
         lost.server.inbox_for()
 
 
@@ -388,6 +445,7 @@ WHOLE = cover(range(12), {9, 10, 11})
     [
         cover(range(11), {9, 10}),  # one client less
         cover(range(12), {8, 9, 10, 11}),  # the same clients, one in another tier
+        cover(range(12), {8, 9, 10}),  # one fills the tier in place of another
         cover(range(12), set()),
         cover(range(12), {9, 10, 11}, "another"),  # the same tiers, other segments
         Cover.of(range(12)),
@@ -408,6 +466,7 @@ def test_the_same_work_is_opened_over_the_same_clients_in_every_segment(other):
         (cover(range(12), {9, 10, 11}), False),
         (cover(range(12), {9, 10, 11}, "another"), True),  # a coordinate of segment 0 may be in segment 2 of the other
         (cover(range(12), {8, 9, 10, 11}), True),  # segment 0 lacks client 8
+        (cover(range(12), {8, 9, 10}), True),  # and has client 11 in its place
         (cover(range(12, 24), {23}), False),  # others
     ],
 )

@@ -18,7 +18,7 @@ from paceline.registry import BUILT_IN
 from paceline.run import prepare
 from tests.methods.resuming import assert_resumes
 
-SECURE = {"gamma": 0.0, "active": False, "threshold": 6, "pipelined": False}  # times of rounds shape what clients do
+SECURE = {"gamma": 0.0, "active": False, "threshold": 6}
 
 
 class Uneven(Fleet):

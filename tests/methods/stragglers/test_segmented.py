@@ -11,6 +11,7 @@ from paceline.core.client import Client
 from paceline.core.errors import PlanError, QuorumError
 from paceline.core.exclusions import Exclusions
 from paceline.core.layout import Layout
+from paceline.engines.worker import Worker
 from paceline.methods.stragglers.clip import Clip
 from paceline.methods.stragglers.selfpruning import NESTING, SelfPruning
 from paceline.models.build import build
@@ -258,13 +259,27 @@ def test_the_next_attempt_does_without_a_tier_that_lost_its_clients(task, config
         assert (memory["fraction"], memory["share"]) == (0.5, 1.0 if attempt == 1 else pytest.approx(0.4, abs=0.1))
 
 
-def test_two_slow_clients_are_no_tier_and_send_padded_uploads(federate):
-    """They still train less, and the others the whole model."""
-    common = {"clients": 10, "cohort": 10, "fleet": SLOW, "rounds": 6, **options("clip")}
-    secure = federate(aggregation="secure-arithmetic", secure={"gamma": 0.0}, **common)
-    first, last = secure.history[0], secure.history[-1]
+@pytest.mark.parametrize(("clients", "part"), [(6, 1.0), (8, 0.78)])
+def test_a_third_client_joins_two_slow_ones_or_they_send_padded_uploads(federate, monkeypatch, clients, part):
+    """They train less in both cases; of six clients, too few would be left that train the whole model."""
+    trained, invoke = [], Worker.invoke
+
+    def spy(self, me, function, message):
+        if function == "train_part":
+            trained.append((me.round, me._id, message.fraction, message.share == 1.0))
+        return invoke(self, me, function, message)
+
+    monkeypatch.setattr(Worker, "invoke", spy)
+    common = {"clients": clients, "cohort": clients, "fleet": SLOW.replace("0.2", str(2 / clients)), "rounds": 4}
+    common |= options("fjord", straggler_share=2 / clients)
+    names = ("secure-arithmetic", "secure") if part < 1.0 else ("secure-arithmetic",)
+    runs = [federate(aggregation=name, **common) for name in names]
+    assert len({run.model_sha256 for run in runs}) == 1
+    first, last = runs[0].history[0], runs[0].history[-1]
     assert last["round_seconds"] < 0.75 * first["round_seconds"]
-    assert last["bytes_up"] == pytest.approx(first["bytes_up"], rel=0.03)
+    assert last["bytes_up"] == pytest.approx(part * first["bytes_up"], rel=0.03)
+    small = {(c, p, whole) for r, c, p, whole in trained if r == 4 and c < clients and p < 1.0}
+    assert small == {(6, 0.5, False), (7, 0.5, False), (1, 0.5, False)} if clients == 8 else {(4, 0.5, True), (5, 0.5, True)}
 
 
 def test_an_order_that_does_not_follow_from_the_model_is_refused(task, config, monkeypatch):

@@ -90,6 +90,7 @@ class SecAggClient:
         declared = _declared(me, session.function)
         if session.parts != (0 if declared.nested is None else len(declared.nested.fractions)):
             raise ProtocolError(f"{session.function!r} does not have {session.parts} tiers in this client's method")
+        me.session.begin(client.operation, client.memory)
         client.memory["_secagg"] = [session.round, session.attempt]
         publics = self.directory.publics(session.clients)
         tier = declared_tier(me, declared) if session.parts else 0
@@ -178,10 +179,12 @@ class SecAggClient:
         identity, keys = self.directory.identity(client.id), self.directory.publics(session.clients)
         if keys != machine.directory or identity.public != machine.identity.public:
             return False
+        mark = max(mark, client.memory.get("_secagg", mark))
+        me.session.begin(client.operation, client.memory)
+        client.memory["_secagg"] = mark
         if not self._as_sent(me, machine):
             return False
         machine.bind(task)
-        client.memory["_secagg"] = max(mark, client.memory.get("_secagg", mark))
         me.session.state = _State(machine)
         return True
 

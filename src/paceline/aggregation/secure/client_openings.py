@@ -20,9 +20,9 @@ In a sum over parts of a model every segment has its own set of clients (`Cover`
 work have the same clients in every segment, and differences are compared segment by segment, or between all
 segments if their coordinates may differ. Such a sum is never repeated in halves, because the clients that helped to open the
 whole may all be missing in a segment of a half. For one segment the argument above needs two honest helpers among its owners.
-Take an honest owner. At least t of its k neighbours own the segment (`TierRules`), and at least t have helped to remove its mask, so
-2t - k have done both. This is more than the number of corrupt clients (`shortfall`), so an honest one is among them. The same holds
-for that client in turn, whose neighbours do not include itself. Drop-outs after the masking remove owners and other clients, but
+Take an honest owner. Some o of its k neighbours own the segment (`TierRules`), and at least t have helped to remove its mask, so
+o + t - k have done both. This is more than the number of corrupt clients (`graph.least_owners`), so an honest one is among them. The same
+holds for that client in turn, whose neighbours do not include itself. Drop-outs after the masking remove owners and other clients, but
 never make other clients owners or helpers.
 """
 

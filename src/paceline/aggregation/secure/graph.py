@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["GRINDING", "Parameters", "neighbours", "parameters", "permutation", "shortfall"]
+__all__ = ["GRINDING", "Parameters", "least_owners", "neighbours", "parameters", "permutation", "shortfall"]
 
 GRINDING = 64
 """log2 of the number of graphs that a malicious server may try, with advertisements of corrupt clients made to fit.
@@ -116,6 +116,27 @@ def shortfall(n: int, k: int, t: int, gamma: float, delta: float, active: bool, 
     if people + k / 2 * math.log2(max(gamma + delta, 1e-300)) > -exponent - 1:
         return f"k={k} neighbours may leave the honest survivors of {n} clients unconnected at 2^-{sigma}; raise k"
     return ""
+
+
+def least_owners(n: int, k: int, t: int, gamma: float) -> int:
+    """Return how many of an owner's k neighbours have to own a segment of the model as well.
+
+    At least t of the k neighbours help to remove the owner's mask, so at least o + t - k of the o neighbours that own the segment
+    do. If these are more than the corrupt ones, an honest owner is among the helpers. At most ceil(gamma n) clients of a complete
+    graph are corrupt. In a sparse graph fewer than 2t - k of the neighbours are, except with the probability for which
+    `parameters` computes k and t, so o = t suffices.
+
+    Args:
+        n: size of the cohort.
+        k: neighbours of each client.
+        t: the threshold.
+        gamma: fraction of corrupt clients.
+
+    Example:
+        >>> least_owners(8, 7, 6, 0.1)
+        3
+    """
+    return t if k < n - 1 else min(t, k - t + math.ceil(gamma * n - 1e-9) + 1)
 
 
 def _complete(n: int, active: bool) -> Parameters:

@@ -252,7 +252,9 @@ class _Sum:
             if receipt.dropped is None:
                 came.add(receipt.client)
                 try:
-                    take(receipt.client, self._own_part(step, receipt.client, receipt.value))
+                    value = self._own_part(step, receipt.client, receipt.value)
+                    if receipt.client not in self.unprepared:
+                        take(receipt.client, value)
                 except (PacelineError, *MALFORMED) as error:  # a client's message can invalidate its own answer only
                     self.server.refused[receipt.client] = f"malformed message: {type(error).__name__}: {error}"
 

@@ -12,7 +12,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from paceline.aggregation.secure.config import SecureConfig, Segment
-from paceline.aggregation.secure.graph import neighbours, parameters, permutation
+from paceline.aggregation.secure.graph import least_owners, neighbours, parameters, permutation
 from paceline.aggregation.secure.keys import AgreementKey, context
 from paceline.aggregation.tiers import TierRules, Tiers
 from paceline.core.errors import ConfigError, ProtocolError, QuorumError
@@ -144,7 +144,8 @@ class Session:
     def tier_rules(self) -> TierRules:
         """Return the rules for tiers and for segments of the model."""
         few = self.config.least_contributors
-        return TierRules(few, max(self.config.least(len(self.clients)), few), self.threshold)
+        near = least_owners(len(self.clients), self.neighbours, self.threshold, self.config.gamma)
+        return TierRules(few, max(self.config.least(len(self.clients)), few), near)
 
     def assigned_tiers(self, declared: Mapping[int, int], hashes: Mapping[int, bytes]) -> Tiers:
         """Return the tiers that follow from what the clients declared; raises `QuorumError` if there are too few clients."""
