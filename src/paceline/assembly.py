@@ -168,7 +168,7 @@ def field_owners(field: str, most: int = 6) -> str:
 
     Example:
         >>> field_owners("mu")
-        'fedprox'
+        'fednova, fedprox and moon'
     """
     found = []
     for name in method_names():

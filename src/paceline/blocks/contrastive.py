@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from paceline.blocks.adversarial import evaluating
 from paceline.core.hooks import Loss, Objective
 from paceline.models.split import features, scored
 
@@ -50,7 +52,9 @@ def contrast_with(loss: Loss, anchors: Tensor, classes: Tensor, strength: float,
     """
 
     def objective(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        h, g = features(module, x), features(module, anchors)
+        h = features(module, x)
+        with nullcontext() if len(anchors) > 1 else evaluating(module):  # a single sample has no variance
+            g = features(module, anchors)
         return loss(scored(module, h), y) + strength * supervised_contrast(torch.cat([h, g]), torch.cat([y, classes]), temperature)
 
     return objective

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import json
 import math
@@ -210,11 +211,16 @@ def card(cls: type[Method], name: str) -> dict[str, Any]:
 
 def effects(name: str) -> list[dict[str, Any]]:
     """Return the measured effects of a method from the table of effects; empty if the table is not available."""
+    return [entry for entry in _measured() if entry["of_method"] == name]
+
+
+@functools.cache
+def _measured() -> tuple[dict[str, Any], ...]:
+    """Return all entries of the table of effects."""
     from importlib.resources import files
 
     place = files("paceline.methods") / "effects.json"
-    found = json.loads(place.read_text()) if place.is_file() else {}
-    return [entry for entry in found.values() if entry["of_method"] == name]
+    return tuple(json.loads(place.read_text()).values()) if place.is_file() else ()
 
 
 def _default(spec: dataclasses.Field[Any]) -> Any:

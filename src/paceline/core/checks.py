@@ -19,6 +19,7 @@ from paceline.core.errors import ConfigError, DataError, DataFormatError, Paceli
 from paceline.core.generators import drawing
 from paceline.core.losses import NamedLoss, scores
 from paceline.core.samples import ClientData
+from paceline.core.wording import field
 
 if TYPE_CHECKING:
     from paceline.core.method import Method
@@ -352,4 +353,6 @@ def _dtype_hint(module: nn.Module, x: Any) -> str:
 def idle_fields(method: Method[Any]) -> list[str]:
     """Return one sentence for each field of a method that was set although it has no effect, see `Method.unused`."""
     given = [(f.name, getattr(method, f.name), f.default) for f in dataclasses.fields(method) if f.name in method.unused]
-    return [f"method {method.slug()!r} does not use {n}={v!r}; leave it at {default!r}" for n, v, default in given if v != default]
+    return [
+        f"method {method.slug()!r} does not use {field(n, v)}; leave it at {default!r}" for n, v, default in given if v != default
+    ]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["as_commands", "command", "for_commands", "setting"]
+__all__ = ["as_commands", "command", "field", "for_commands", "setting"]
 
 _TABLES = {"options": "option", "task_options": "task-option", "secure": "secure-option", "metrics": "metric"}
 """Options of the command line that set the entries of a table or a list."""
@@ -47,6 +47,21 @@ def setting(name: str, value: Any = None) -> str:
         return name if value is None else f"{name}={value!r}"
     option = f"--{_TABLES.get(name, name.replace('_', '-'))}"
     return option if value is None or value is True else f"{option} {value}"
+
+
+def field(name: str, value: Any) -> str:
+    """Return how a field of the run's method is set.
+
+    Example:
+        >>> field("monitor", True)
+        'monitor=True'
+        >>> with as_commands():
+        ...     field("epochs", 2), field("monitor", True)
+        ('-o epochs=2', '-o monitor=true')
+    """
+    if not _front["command"]:
+        return f"{name}={value!r}"
+    return f"-o {name}={str(value).lower() if isinstance(value, bool) else value}"
 
 
 def command(verb: str, path: Any) -> str:

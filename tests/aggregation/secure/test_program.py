@@ -22,18 +22,21 @@ LOOSE = {"threshold": 5, "gamma": 0.05}
 
 @pytest.mark.parametrize("method", SUM_ONLY)
 def test_secure_and_secure_arithmetic_end_with_the_same_bits(federate, method):
-    """Real keys, masks and shares on two workers, with a drop-out at each step of the run; then the same without masks on one."""
+    """Real keys, masks and shares on two workers, with a drop-out at each step of the run; then the same without masks on one.
+
+    In round 2 one client is lost after the other; those that are lost in rounds 2 and 3 take part again in the round after.
+    """
     common = {
         "method": method,
         "clients": 10,
         "cohort": 10,
-        "rounds": 5,
+        "rounds": 4,
         "fleet": FLEET,
         "partition": "dirichlet:0.5",
         "secure": LOOSE,
     }
     common["options"] = SMALL.get(method, {}) if method != "fedbuff" else {}  # its buffer must exceed the threshold
-    lost = {(2, 3, "masked"), (3, 1, "share"), (4, 5, "unmask")}
+    lost = {(2, 3, "masked"), (2, 5, "unmask"), (3, 1, "share")}
 
     def drop(round, client, function):
         step = function.removeprefix("secagg.")

@@ -144,14 +144,15 @@ def test_u4_two_owners_of_a_segment_make_all_clients_refuse(u4, monkeypatch):
             machine.consistency([0, 1, 2, 3])
 
 
-def test_s3b_segments_open_to_the_plain_sums_of_their_surviving_owners():
-    """200 draws: 7 clients, 3 nested segments, random tiers, up to two drop-outs after R1."""
+@pytest.mark.parametrize("draws", [50, pytest.param(200, marks=pytest.mark.slow)])
+def test_s3b_segments_open_to_the_plain_sums_of_their_surviving_owners(draws):
+    """7 clients, 3 nested segments, random tiers, up to two drop-outs after R1."""
     rng, opened = np.random.default_rng(1), 0
-    for draw in range(200):
+    for draw in range(draws):
         wanted = {c: int(t) for c, t in enumerate(rng.integers(0, 3, 7))}
         lost = {int(c): "masked" for c in rng.permutation(7)[: rng.integers(0, 3)]}
         opened += outcome(inputs(7, draw), wanted, lost, SecureConfig(gamma=0.0, threshold=4, least_contributors=2)) is None
-    assert opened > 100
+    assert opened > draws / 2
 
 
 def assigned(wanted, lost, config):
@@ -183,7 +184,7 @@ PATTERNS = st.lists(st.tuples(st.integers(0, 2), st.sampled_from([None] * 8 + li
 LOST = r"remained (after|with|whose)|neighbours own segment|of the required \d+ shares|are too few"
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(PATTERNS, st.integers(0, 1000), st.sampled_from([0.0, 0.1]), st.integers(1, 4))
 def test_any_pattern_of_tiers_and_drop_outs_opens_to_the_plain_sums_or_is_refused(pattern, seed, gamma, few):
     """In every phase of the protocol; a refusal states a reason that is true, and nobody's loss is no reason."""

@@ -227,6 +227,18 @@ def test_classes_that_a_client_lacks_are_left_out():
     assert run.state.images[6:].equal(shared[6:])
 
 
+@pytest.mark.parametrize("batch_size", [3, 8])
+def test_a_single_anchor_passes_a_model_with_batch_norm(batch_size):
+    """All clients have class 2 alone, with one global sample; of four rows the last batch is one or all."""
+    task = make_task(model=lambda: nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4)))
+    rows = torch.nonzero(task.train.y == 2).flatten()
+    split = pl.data.Partition("one class", rows, torch.tensor([0, 20, len(rows)]), torch.tensor([20, len(rows)]))
+    method = FedLGD(**SHORT | {"global_per_class": 1}, batch_size=batch_size)
+    run, _ = finished(method, task, split, clients=2, cohort=2, rounds=2)
+    assert run.state.known.tolist() == [False, False, True, False]
+    assert run.state.params.vector.isfinite().all()
+
+
 def test_the_server_starts_from_the_mean_of_the_statistics():
     """Many samples of a class have the mean of the clients' means, whatever their numbers of samples."""
     options = SHORT | {"global_per_class": 4000, "updates": 0, "global_steps": 0, "warm_up": 0, "strength": 0.0}

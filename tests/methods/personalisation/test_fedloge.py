@@ -12,6 +12,7 @@ from torch import nn
 from paceline.blocks.etf import simplex, sparse_frame
 from paceline.core.errors import PlanError
 from paceline.data.assign import long_tail
+from paceline.data.partition import Partition
 from paceline.methods.optimisation.fedavg import FedAvg
 from paceline.methods.personalisation.fedloge import FedLoGe, localised, realigned
 from paceline.models.split import features
@@ -217,6 +218,22 @@ def test_learns_global_and_personal_models_of_a_long_tail(buffers):
     if buffers != "local":
         assert carried_out(task, **common)[1].accuracy > 0.9
     assert carried_out(task, evaluation="clients", **common)[1].accuracy > 0.88
+
+
+def test_a_class_that_nobody_has_is_not_predicted():
+    """Its rows step away from all features, so the server needs no counts to exclude it."""
+    task = make_task()
+    rows, (x, y) = torch.nonzero(task.train.y < 3).flatten(), (task.test.x, task.test.y)
+    split = Partition("lacking", rows, torch.tensor([0, 60, len(rows)]), torch.tensor([60, len(rows)]))
+    run, _ = carried_out(task, rounds=6, split=split, options={"epochs": 3, "head_rate": 3.0, "lr": 0.1})
+    for judge in ("realigned", "raw", "frame"):
+        module = task.build(0)
+        module.load_state_dict(dict(replace(run.method, judge=judge).model(run.state).items()))
+        with torch.no_grad():
+            scores = module(x[y < 3])
+        assert scores.isfinite().all()
+        assert (scores.argmax(1) < 3).all()
+        assert float((scores.argmax(1) == y[y < 3]).float().mean()) > 0.8
 
 
 def test_secure_sums_with_a_drop_out():

@@ -13,17 +13,18 @@ from paceline.run import RunConfig, prepare
 from tests.conftest import make_task
 from tests.methods.forms import in_patches
 from tests.methods.masked import assert_masks_change_nothing
+from tests.methods.quadratics import by_size
 
 QUICK = {"tokens": 2, "epochs": 1, "batch_size": 20, "lr": 0.25}
 
 
-def started(method, **values):
+def started(method, split=None, drop=None, **values):
     common = {"task": "own", "clients": 5, "cohort": 3, "rounds": 3, "vectorize": "off", "evaluation": "clients"} | values
-    return prepare(RunConfig.build(common), task=in_patches(make_task()), method=method)
+    return prepare(RunConfig.build(common), task=in_patches(make_task()), method=method, split=split, drop=drop)
 
 
-def finished(method, **values):
-    run = started(method, **values)
+def finished(method, split=None, **values):
+    run = started(method, split, **values)
     run.go()
     return run
 
@@ -85,29 +86,39 @@ def test_only_the_present_clients_descriptors_move_and_each_sends_its_prompts_ch
     assert float((gain * torch.stack([seen[c] for c in sorted(seen)])).sum()) > 0
 
 
-def test_a_lost_reply_leaves_its_descriptor_as_it_was():
-    method = PFedPG(**QUICK, server_lr=0.5, server_optimizer="adam")
-    values = RunConfig.build({"task": "own", "clients": 5, "cohort": 5, "rounds": 1, "vectorize": "off"})
-    run = prepare(
-        values,
-        task=in_patches(make_task()),
-        method=method,
-        drop=lambda round, client, function: client == 2 and function == "train",
-    )
-    first = run.method.init(run.fed)
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_lost_reply_leaves_its_descriptor_as_it_was(optimizer):
+    """The generator steps along the changes of the others, each drawn back through its own descriptor."""
+    method = PFedPG(**QUICK, server_lr=20.0, server_optimizer=optimizer)
+    run = started(method, drop=lambda round, client, function: client == 2 and function == "train", cohort=5, rounds=1)
+    first, each, replies = run.method.init(run.fed), run.fed.each, {}
+
+    def watched(*args, **values):
+        replies.update(each(*args, **values))
+        return replies
+
+    run.fed.each = watched
     run.go()
     moved = (run.state.descriptors != first.descriptors).flatten(1).any(1)
     assert moved.tolist() == [True, True, False, True, True]
-    assert (run.state.moments[-1][2] == 0).all()
+    if optimizer == "adam":
+        assert (run.state.moments[-1][2] == 0).all()
+        return
+    made, whole = run.method.generate(run.fed.engine.here.model), 0.0
+    for client in (0, 1, 3, 4):
+        slope, own = made.pull(first.generator, first.descriptors[client : client + 1], replies[client][None])
+        whole = whole + slope.vector
+        torch.testing.assert_close(run.state.descriptors[client], first.descriptors[client] - 20 * own[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(run.state.generator.vector, first.generator.vector - 20 * whole, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("reduce", ["sum", "mean"])
 def test_both_forms_have_the_same_state(monkeypatch, optimizer, reduce):
-    """All descriptors begin alike, as their draws differ otherwise; cohorts are parts of the population."""
+    """All descriptors begin alike, as their draws differ otherwise; cohorts are parts of the population, and a client has no samples."""
     monkeypatch.setattr(PromptGenerator, "describe", lambda self, stream: torch.linspace(-0.3, 0.4, 16).view(2, 8))
     options = QUICK | {"server_lr": 0.05, "server_optimizer": optimizer, "reduce": reduce}
-    one, two = (finished(cls(**options), rounds=4) for cls in (PFedPG, PFedPGSum))
+    one, two = (finished(cls(**options), by_size([40, 60, 0, 30, 80]), rounds=4) for cls in (PFedPG, PFedPGSum))
     within = 1e-6 if optimizer == "sgd" else 1e-4  # Adam divides differences of sums by small roots
     torch.testing.assert_close(one.state.generator.vector, two.state.generator.vector, atol=within, rtol=1e-3)
     for client in range(5):
@@ -117,11 +128,16 @@ def test_both_forms_have_the_same_state(monkeypatch, optimizer, reduce):
     assert not torch.allclose(one.state.generator.vector, first.generator.vector, atol=1e-4)
 
 
-def test_the_mean_form_divides_by_the_clients():
-    ends = [finished(PFedPG(**QUICK, server_lr=0.3, reduce=reduce), rounds=1, cohort=5) for reduce in ("sum", "mean")]
+@pytest.mark.parametrize("cls", [PFedPG, PFedPGSum])
+def test_the_mean_form_divides_by_the_clients_with_samples(cls):
+    split = by_size([40, 60, 0, 30, 0])
+    ends = [finished(cls(**QUICK, server_lr=30.0, reduce=reduce), split, rounds=1, cohort=5) for reduce in ("sum", "mean")]
     first = ends[0].method.init(ends[0].fed).generator.vector
     whole, part = (end.state.generator.vector - first for end in ends)
-    torch.testing.assert_close(whole, 5 * part, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(whole, 3 * part, atol=1e-5, rtol=1e-4)
+    assert float(part.abs().max()) > 1e-3
+    none = finished(cls(**QUICK, reduce="mean"), by_size([0] * 4 + [40]), rounds=3, cohort=1)
+    assert none.state.generator.vector.isfinite().all()
 
 
 def test_a_change_per_step_is_the_mean_gradient():

@@ -120,7 +120,7 @@ class MADAug(FedAvg):
             new = join(new, take(new, mean.policy.layout) + self.server_lr * mean.policy)
         return State(params=new)
 
-    @on_client(bounds={"policy": 0.1, "statistics": 100.0})
+    @on_client(bounds={"policy": math.inf, "statistics": 100.0})  # Adam moves theta by policy_lr in each exploration
     def train(self, client: Client, message: Params) -> Update:
         """Train w and theta; return the change of both."""
         trained = message.layout.part(lambda e: e.kind == "param")

@@ -7,7 +7,8 @@ trained against a fixed sparse simplex, and two heads beside it whose row length
     global:    argmax_c  s W_g[c] h / |W_g[c]|^q + b_g[c]
     personal:  argmax_c  |W_k[c]| W_g[c] h + W_k[c] h + b_k[c],  over the classes of the client
 
-The server sees the weighted sum of backbones and global heads. A client stores its head W_k; class counts never leave it.
+The server sees the weighted sum of backbones and global heads. A client stores its head W_k; class counts never leave it, so
+that classes that no client has remain in the global model. Their rows only step away from features, and do not win once it has learnt.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class GeneratedPrompts(LocalTraining[PromptState]):
         tokens: K, number of prompts.
         server_lr: alpha.
         server_optimizer: of generator and descriptors, ``sgd`` or ``adam``.
-        reduce: the generator's gradient is the ``sum`` over clients, or their ``mean``.
+        reduce: the generator's gradient is the ``sum`` over clients, or the ``mean`` over those with samples.
         heads: attention heads of the generator.
         descriptor: has K rows (``tokens``), or is one ``vector``, see `PromptGenerator`.
         per_step: divide Delta_n by the learning rate and the number of steps.
@@ -171,9 +171,10 @@ class PFedPG(GeneratedPrompts):
         prompts = made(state.generator, state.descriptors[cohort])
         replies = fed.each(self.train, None, over=cohort, each_message=dict(zip(cohort, prompts, strict=True)))
         came = sorted(replies)
+        counted = sum(bool(change.any()) for change in replies.values())  # without samples nothing changes
         slope, own = made.pull(state.generator, state.descriptors[came], torch.stack([replies[client] for client in came]))
         if self.reduce == "mean":
-            slope = slope / len(came)
+            slope = slope / max(counted, 1)
         count = len(state.moments) // 2
         moments = [tensor.clone() for tensor in state.moments]
         vector = self.step(fed.round - 1, state.generator.vector, slope.vector, moments[:count])
@@ -227,7 +228,7 @@ class PFedPGSum(GeneratedPrompts):
         moments = [tensor.clone() for tensor in client.memory.get("moments", self.rule().state(own))]
         client.memory["descriptor"] = self.step(client.round - 1, own, along, moments)
         client.memory["moments"] = moments
-        return Update(slope=slope, weight=1)
+        return Update(slope=slope, weight=min(client.num_samples, 1))
 
     def described(self, client: Client) -> Tensor:
         """Return the client's descriptor."""
