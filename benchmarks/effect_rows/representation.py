@@ -94,6 +94,7 @@ ROWS: list[Row] = [
         by=0.1,
         trials=1,
         quick=True,
+        note="With all data at one client, 300 steps gain 7 points and 900 steps 8 (one seed)",
     ),
     Row(
         "representation/franca-short",
@@ -126,5 +127,6 @@ ROWS: list[Row] = [
         better="lower",
         margin=0.0,
         trials=1,
+        note="Four of five seeds lose less than 2 points, one loses 3.5",
     ),
 ]
