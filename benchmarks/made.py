@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ __all__ = [
     "ShuffledFedLEx",
     "distance",
     "late_accuracy",
+    "late_deviation",
     "late_loss",
     "moved",
     "permuted_labels",
@@ -97,6 +99,11 @@ def late_accuracy(summary: Any) -> float:
     """Return the mean accuracy over the last half of the evaluations: with few clients in a round, one alone depends on which."""
     tail = _tail(summary, "accuracy")
     return sum(tail) / len(tail)
+
+
+def late_deviation(summary: Any) -> float:
+    """Return the deviation of the accuracy over the last half of the evaluations."""
+    return statistics.stdev(_tail(summary, "accuracy"))
 
 
 def late_loss(summary: Any) -> float:

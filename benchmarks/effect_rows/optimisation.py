@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from effect_study.rows import FRESH, Row, Side
-from made import distance, late_accuracy, quadratics
+from made import distance, late_accuracy, late_deviation, quadratics
 
 __all__ = ["ROWS"]
 
@@ -230,6 +230,18 @@ ROWS: list[Row] = [
         _FEW,
         seeds=FRESH,
         note="Better in the mean of 15 seeds, by less than the margin of a point",
+    ),
+    Row(
+        "optimisation/fedlex-steady",
+        "with factors of mean 1, FedLEx's accuracy varies no more from round to round than FedAvg's, 3 of 10 clients",
+        Side("fedlex", {"lr": _EIGHT}, _EXPLORED | {"unit_mean": True}),
+        Side("fedavg", {"lr": _EIGHT}, _THREE),
+        _FEW,
+        late_deviation,
+        criterion=late_accuracy,
+        better="lower",
+        at_least=True,
+        seeds=FRESH,
     ),
     _accuracy(
         "fedlex-plain",
