@@ -22,8 +22,8 @@ def test_previews_have_the_shape_of_real_replies(task, monkeypatch, name):
     def spy(self, fed, request):
         reply = fed.engine.preview(request.function, request.message)
         summed = real(self, fed, request)
-        shape = None if reply is None else Codec(self.config, len(request.cohort)).shape(reply)
-        seen.append((request, shape, Codec(self.config, len(request.cohort))))
+        shape = None if reply is None else Codec(self.config, len(request.cohort), request.declared.limits).shape(reply)
+        seen.append((request, shape))
         return summed
 
     shapes = []
@@ -38,7 +38,7 @@ def test_previews_have_the_shape_of_real_replies(task, monkeypatch, name):
     config = {"method": name, "options": SMALL.get(name, {}), "clients": 6, "cohort": 6, "rounds": 2, "partition": "dirichlet:0.5"}
     prepare(RunConfig.build({**config, "aggregation": "secure-arithmetic", "secure": {"gamma": 0.0}}), task=task).go()
     assert seen
-    for (request, previewed, _), shape in zip(seen, shapes, strict=True):
+    for (request, previewed), shape in zip(seen, shapes, strict=True):
         if not request.declared.collects:
             assert previewed is not None, f"{name}.{request.function} has no preview"
         if previewed is not None:

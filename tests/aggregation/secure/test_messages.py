@@ -17,6 +17,7 @@ from paceline.aggregation.secure.encoding import pack, unpack
 from paceline.aggregation.secure.session import new_session
 from paceline.aggregation.secure.simulated_directory import SimulatedDirectory
 from paceline.core.errors import PlanError, ProtocolError, SumOverflowError
+from paceline.core.memory import Memory
 from paceline.core.method import client_functions
 from paceline.core.protocol import ProtocolContext, ProtocolSession
 from paceline.core.update import Update
@@ -32,7 +33,7 @@ class FakeContext(ProtocolContext):
     """What the protocol's client functions use of a client."""
 
     def __init__(self):
-        client = SimpleNamespace(id=0, round=1, memory={})
+        client = SimpleNamespace(id=0, round=1, operation=1, memory=Memory())
         super().__init__(client, ProtocolSession(), client_functions(find_method("fedavg")), False)
 
     inner = invoke = preview = note_times = None
