@@ -94,7 +94,7 @@ ROWS: list[Row] = [
         by=0.1,
         trials=1,
         quick=True,
-        note="With all data at one client, 300 steps gain 7 points and 900 steps 8 (one seed)",
+        note="With all data at one client and no hidden patches, 300 steps gain 7 points and 900 steps 8 (one seed)",
     ),
     Row(
         "representation/franca-short",

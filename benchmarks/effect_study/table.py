@@ -35,8 +35,8 @@ Each row tests a claim of a method's paper against a named baseline, on runs tha
   criterion stored with the row. Rows whose claim is about fixed settings are marked *fixed*. The grids and the figures of every
   setting are stored with the row in `effects.json`. A field marked † won with the smallest or largest value of its grid.
 - **Runs.** The winners run with other seeds, five or more. The effect is the mean paired difference, positive if the method is better,
-  with its 95 % interval (Student's t). Times and bytes are compared as ratios: 2x means half as much. Rows that five seeds left
-  undecided, or whose grid or task was changed afterwards, are reported on fifteen seeds that had not been used.
+  with its 95 % interval (Student's t). Times and bytes are compared as ratios: 2x means half as much. Some rows that five seeds
+  left undecided, or whose grid or task was changed afterwards, are reported on fifteen seeds that had not been used.
 - **Verdict.** *Holds*: the interval lies beyond the margin, and the claimed size if there is one, on the claim's side. *Tie*: it lies
   within the margin. Otherwise the claim *does not hold*: the method is worse, the effect is smaller than claimed, the interval is
   too wide (undecided), or a figure is missing. Such rows stay.
