@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -101,7 +102,7 @@ ROWS: list[Row] = [
         "augmentation/madaug-central",
         "on five clients MADAug is at most 2 points less accurate than on all their pictures at one",
         _MADAUG,
-        Side("madaug", _LEARNING, _LEARNT | _SHORT | {"policy_lr": 0.01}, {"clients": 1, "cohort": 1}, "madaug on one client"),
+        dataclasses.replace(_MADAUG, config={"clients": 1, "cohort": 1}, name="madaug on one client"),
         _FEW,
         at_least=True,
         margin=0.02,

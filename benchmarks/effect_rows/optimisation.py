@@ -52,6 +52,11 @@ _MIXED: dict[str, Any] = _ALL | {"partition": "iid"}
 _PENALISED: dict[str, Any] = {"epochs": 2, "batch_size": 50}
 _PENALTY_RATES = {"lr": [0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.2]}
 
+_GUIDED = Side("fedlex", {"lr": _EIGHT}, _EXPLORED | {"unit_mean": True})
+_UNGUIDED = Side("fedavg", {"lr": _EIGHT}, _THREE)
+_PENALTY = Side("fedldsum", _PENALTY_RATES, _PENALISED)
+_NO_PENALTY = Side("fedavg", _PENALTY_RATES, _PENALISED | {"momentum": 0.5, "weight_decay": 5e-4})
+
 
 _SITES: dict[str, Any] = {
     "task": "four-digits",
@@ -216,8 +221,8 @@ ROWS: list[Row] = [
     _accuracy(
         "fedlex",
         "with factors of mean 1, FedLEx is more accurate than FedAvg with few classes for each client, 3 of 10 clients",
-        Side("fedlex", {"lr": _EIGHT}, _EXPLORED | {"unit_mean": True}),
-        Side("fedavg", {"lr": _EIGHT}, _THREE),
+        _GUIDED,
+        _UNGUIDED,
         _FEW,
         seeds=FRESH,
         note="Better in the mean of 15 seeds, by less than the margin of a point",
@@ -225,7 +230,7 @@ ROWS: list[Row] = [
     _accuracy(
         "fedlex-shuffled",
         "with factors of mean 1, FedLEx is more accurate than with the same factors shuffled in each tensor, 3 of 10 clients",
-        Side("fedlex", {"lr": _EIGHT}, _EXPLORED | {"unit_mean": True}),
+        _GUIDED,
         Side("made:ShuffledFedLEx", {"lr": _EIGHT}, _EXPLORED | {"unit_mean": True}, name="shuffled factors"),
         _FEW,
         seeds=FRESH,
@@ -234,8 +239,8 @@ ROWS: list[Row] = [
     Row(
         "optimisation/fedlex-steady",
         "with factors of mean 1, FedLEx's accuracy varies no more from round to round than FedAvg's, 3 of 10 clients",
-        Side("fedlex", {"lr": _EIGHT}, _EXPLORED | {"unit_mean": True}),
-        Side("fedavg", {"lr": _EIGHT}, _THREE),
+        _GUIDED,
+        _UNGUIDED,
         _FEW,
         late_deviation,
         criterion=late_accuracy,
@@ -247,7 +252,7 @@ ROWS: list[Row] = [
         "fedlex-plain",
         "as published with SGD, FedLEx is more accurate than FedAvg with few classes for each client, 3 of 10 clients",
         Side("fedlex", {"lr": _EIGHT}, _EXPLORED),
-        Side("fedavg", {"lr": _EIGHT}, _THREE),
+        _UNGUIDED,
         _FEW,
         note="Factors from 0 to 1 shrink every step, those of most parameters to almost nothing; none of eight rates makes up for it",
     ),
@@ -264,8 +269,8 @@ ROWS: list[Row] = [
     _accuracy(
         "fedldsum",
         "the margin penalty leaves FedAvg's accuracy as it is with two classes for each client",
-        Side("fedldsum", _PENALTY_RATES, _PENALISED),
-        Side("fedavg", _PENALTY_RATES, _PENALISED | {"momentum": 0.5, "weight_decay": 5e-4}),
+        _PENALTY,
+        _NO_PENALTY,
         _ALL,
         at_least=True,
         seeds=FRESH,
@@ -273,8 +278,8 @@ ROWS: list[Row] = [
     Row(
         "optimisation/fedldsum-confidence",
         "the margin penalty makes FedAvg's model less confident with two classes for each client",
-        Side("fedldsum", _PENALTY_RATES, _PENALISED),
-        Side("fedavg", _PENALTY_RATES, _PENALISED | {"momentum": 0.5, "weight_decay": 5e-4}),
+        _PENALTY,
+        _NO_PENALTY,
         _ALL | {"metrics": ["accuracy", "made:MeanConfidence"]},
         "mean_confidence",
         criterion=late_accuracy,

@@ -1,4 +1,4 @@
-"""Effects of self-supervised features on Fashion-MNIST: 4 clients with skewed classes, 300 steps in all."""
+"""Effects of self-supervised features on Fashion-MNIST: 4 clients with skewed classes, 150 steps each."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 from effect_study.rows import FRESH, Row, Side
@@ -101,6 +102,12 @@ def split_round(summary: Any) -> float:
     return next((float(r["round"]) for r in summary.history if r.get("note_clusters", 1) > 1), summary.rounds + 1.0)
 
 
+def _weight(name: str, claim: str, most: float, config: Mapping[str, Any], options: Mapping[str, Any] = {}, **more: Any) -> Row:
+    """Return a row on the weight of FedAgain's corrupted sites at a fixed rate."""
+    side = Side("fedagain", {}, {"lr": 1e-3, **options})
+    return Row(f"robust/{name}", claim, side, most, config, mass, better="lower", margin=0.0, trials=1, **more)
+
+
 def _rule(name: str) -> Side:
     return Side(name, _RATES, _LOCAL)
 
@@ -134,16 +141,11 @@ ROWS: list[Row] = [
         margin=0.03,
         seeds=FRESH,
     ),
-    Row(
-        "robust/fedagain-mass",
+    _weight(
+        "fedagain-mass",
         "three noisy sites of ten have less than a fifth of the weight (three tenths under FedAvg)",
-        Side("fedagain", {}, {"lr": 1e-3}),
         0.2,
         _SITES,
-        metric=mass,
-        better="lower",
-        margin=0.0,
-        trials=1,
         seeds=FRESH,
         note="The mean is below a fifth, but not beyond the deviation of the seeds",
     ),
@@ -169,28 +171,19 @@ ROWS: list[Row] = [
         margin=0.0488,
         ratio=True,
     ),
-    Row(
-        "robust/fedagain-smooth",
+    _weight(
+        "fedagain-smooth",
         "three sites of ten with smooth corruptions have less weight than under FedAvg",
-        Side("fedagain", {}, {"lr": 1e-3}),
         0.3,
         _SMOOTH,
-        metric=mass,
-        better="lower",
-        margin=0.0,
-        trials=1,
         note="Smooth pictures are easy to reconstruct, so that the benchmark error trusts them more; error=robust-z distrusts both.",
     ),
-    Row(
-        "robust/fedagain-robust-z",
+    _weight(
+        "fedagain-robust-z",
         "with error=robust-z, three sites of ten with smooth corruptions have less weight than under FedAvg",
-        Side("fedagain", {}, {"lr": 1e-3, "error": "robust-z"}),
         0.3,
         _SMOOTH,
-        metric=mass,
-        better="lower",
-        margin=0.0,
-        trials=1,
+        {"error": "robust-z"},
     ),
     _row("flag", "the flag aggregator learns where the mean does not", _FLAG, _rule("fedavg"), "random:0.2"),
     _row(

@@ -118,10 +118,11 @@ def random_start(x: Tensor, radius: float, generator: torch.Generator) -> Tensor
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module in evaluation mode; on exit each part has its own mode again."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
+def evaluating(module: nn.Module, when: bool = True) -> Iterator[None]:
+    """Put a module in evaluation mode, `when` it is wanted; on exit each part has its own mode again."""
+    modes = [(part, part.training) for part in module.modules()] if when else []
+    if when:
+        module.eval()
     try:
         yield
     finally:

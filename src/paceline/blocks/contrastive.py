@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +52,7 @@ def contrast_with(loss: Loss, anchors: Tensor, classes: Tensor, strength: float,
 
     def objective(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         h = features(module, x)
-        with nullcontext() if len(anchors) > 1 else evaluating(module):  # a single sample has no variance
+        with evaluating(module, when=len(anchors) < 2):  # a single sample has no variance
             g = features(module, anchors)
         return loss(scored(module, h), y) + strength * supervised_contrast(torch.cat([h, g]), torch.cat([y, classes]), temperature)
 

@@ -15,7 +15,6 @@ The server sees sums of updates and of votes. Clients receive the inputs u, or o
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -223,7 +222,7 @@ class FedKA(LocalTraining[FedKAState]):
             ends = [(k * size, min((k + 1) * size, len(y))) for k in range(count)]
             losses = []
             for start, end in ends[-1:] if last_only else ends:
-                with nullcontext() if end - start > 1 else evaluating(net):  # a single sample has no variance
+                with evaluating(net, when=end - start < 2):  # a single sample has no variance
                     ours = features(net.model, map_tree(lambda t: t[start:end], x))  # noqa: B023
                 losses.append(alpha[start] * mmd(ours, theirs[start:end]))
             return torch.stack(losses).sum() / count
