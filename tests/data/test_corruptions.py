@@ -87,6 +87,22 @@ def test_clean_pictures_are_a_copy():
     assert not np.shares_memory(same, x)
 
 
+def test_styles_by_hand():
+    x = pictures(channels=1)[..., 0]
+    for severity in (1, 5):
+        assert (corrupt(x, "inverted", severity, np.random.default_rng(0)) == 255 - x).all()
+        for turns in range(4):
+            turned = corrupt(x, f"turned-{90 * turns}", severity, np.random.default_rng(0))
+            assert np.abs(turned.astype(int) - np.rot90(x, turns, (1, 2))).max() <= 1, turns
+    point = np.zeros((1, 25, 25), dtype=np.uint8)
+    point[0, 12, 20] = 255  # to the right of the centre
+    rows, columns = np.nonzero(corrupt(point, "turned-45", 1, np.random.default_rng(0))[0] > 40)
+    assert (rows < 12).all()
+    assert (columns > 12).all()
+    with pytest.raises(UnknownNameError, match="turned-90"):
+        corrupt(x, "turned-left", 1, np.random.default_rng(0))
+
+
 def test_refusals():
     x = pictures()
     with pytest.raises(UnknownNameError, match="gaussian-noise"):

@@ -1,4 +1,4 @@
-"""Common corruptions of pictures, in five severities, after Hendrycks and Dietterich (ICLR 2019).
+"""Common corruptions of pictures, in five severities, after Hendrycks and Dietterich (ICLR 2019), and styles, which have no severity.
 
 Noise, light and colour follow that paper's tables; blurs and distortions are stated as shares of a picture's side, so that they suit
 pictures of any size. The same stream produces the same pictures.
@@ -6,6 +6,7 @@ pictures of any size. The same stream produces the same pictures.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -151,7 +152,22 @@ CORRUPTIONS: dict[str, Corruption] = {
     "lens": _lens,
     "resolution": _resolution,
 }
-"""All corruptions, by name."""
+"""All corruptions, by name; a style is none."""
+
+
+_TURNED = re.compile(r"turned-(\d{1,3})")
+
+
+def _style(kind: str) -> Corruption | None:
+    """Return what a style does, or None if it has no such name."""
+    if kind == "inverted":
+        return lambda x, level, rng: 1 - x
+    if turned := _TURNED.fullmatch(kind):
+        angle = np.deg2rad(int(turned[1]))
+        cos, sin = np.cos(angle), np.sin(angle)
+        rotation = torch.tensor([[cos, sin], [-sin, cos]], dtype=torch.float32)  # y points down
+        return lambda x, level, rng: _sample(x, _grid(x) @ rotation)
+    return None
 
 
 def corrupt(images: Array, kind: str, severity: int, rng: np.random.Generator) -> Array:
@@ -159,7 +175,8 @@ def corrupt(images: Array, kind: str, severity: int, rng: np.random.Generator) -
 
     Args:
         images: uint8 pictures, shape [N, H, W] or [N, H, W, C]; not modified.
-        kind: name of a corruption, or ``clean``, which changes nothing.
+        kind: name of a corruption, or of a style, on which `severity` has no effect: ``clean``, ``inverted``, or ``turned-N``,
+            counter-clockwise by N degrees.
         severity: from 1 to 5.
         rng: stream of the corruption.
 
@@ -172,21 +189,22 @@ def corrupt(images: Array, kind: str, severity: int, rng: np.random.Generator) -
         >>> int(corrupt(grey, "brightness", 2, np.random.default_rng(0))[0, 0, 0])
         151
     """
-    if kind not in ("clean", *CORRUPTIONS):
-        raise UnknownNameError("corruption", kind, ["clean", *CORRUPTIONS])
+    change = CORRUPTIONS.get(kind) or _style(kind)
+    if change is None and kind != "clean":
+        raise UnknownNameError("corruption", kind, ["clean", "inverted", "turned-90", *CORRUPTIONS])
     if severity not in (1, 2, 3, 4, 5):
         raise ConfigError(f"severity={severity} must be a whole number from 1 to 5")
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise ConfigError(
             f"corruptions need uint8 pictures of shape [N, H, W] or [N, H, W, C], not {images.dtype} of shape {images.shape}"
         )
-    if kind == "clean":
+    if change is None:
         return images.copy()
     out = np.empty_like(images)
     for start in range(0, len(images), _CHUNK):
         part: Any = torch.from_numpy(images[start : start + _CHUNK]).float() / 255
         x = part.unsqueeze(1) if images.ndim == 3 else part.permute(0, 3, 1, 2)
         with torch.no_grad():
-            changed = CORRUPTIONS[kind](x.contiguous(), severity - 1, rng).clamp(0, 1).mul(255).round().to(torch.uint8)
+            changed = change(x.contiguous(), severity - 1, rng).clamp(0, 1).mul(255).round().to(torch.uint8)
         out[start : start + _CHUNK] = (changed.squeeze(1) if images.ndim == 3 else changed.permute(0, 2, 3, 1)).numpy()
     return out

@@ -104,7 +104,7 @@ def corrupted(raw: RawData, kinds: Sequence[str], severity: int) -> RawData:
 
     Args:
         raw: pictures (uint8) with classes.
-        kinds: names of `paceline.data.corruptions.CORRUPTIONS`, and ``clean``.
+        kinds: names of `paceline.data.corruptions.CORRUPTIONS`, ``clean``, ``inverted``, and ``turned-N`` for N degrees.
         severity: from 1 to 5.
     """
 

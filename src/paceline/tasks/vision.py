@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from paceline.core.errors import ConfigError
+from paceline.core.fingerprint import digest
 from paceline.core.random import torch_rng
 from paceline.core.task import Task
 from paceline.models.pretraining import kept, pretrain, with_weights
@@ -43,7 +44,7 @@ def pretrained(task: Task, classes: int, epochs: int, seed: int = 0, share: floa
     left[known] = False
     x, y = task.train.x[known], task.train.y[known]
     made = (task.model.args, sorted(task.model.keywords.items())) if isinstance(task.model, partial) else task.model.__qualname__
-    key = repr((task.name, len(task.train), made, classes, epochs, seed, share, "v1"))
+    key = repr((digest(x, y), made, classes, epochs, seed, share, "v2"))
     weights = kept(key, task.model, lambda module: pretrain(module, x, y, epochs=epochs, seed=seed), seed)
     return dataclasses.replace(
         task,

@@ -146,3 +146,11 @@ def test_a_pretrained_transformer_is_trained_once_and_gets_a_new_head(tuning, tm
     fresh = load_task("digits", model="vit", dim=8, depth=1, heads=2, patch=4).build(1).state_dict()
     assert not one["blocks.0.fc1.weight"].equal(fresh["blocks.0.fc1.weight"])
     assert tuning(task=task, rounds=1).rounds == 1
+
+
+def test_a_transformer_is_pretrained_again_for_other_pictures(tmp_path, monkeypatch):
+    monkeypatch.setenv("PACELINE_CACHE", str(tmp_path))
+    options = {"of": "digits", "dim": 8, "depth": 1, "heads": 2, "epochs": 1, "limit": 60}
+    one, same, other = (load_task("vit-tuning", seed=seed, **options).build(1).state_dict() for seed in (1, 1, 2))
+    assert one["blocks.0.fc1.weight"].equal(same["blocks.0.fc1.weight"])
+    assert not one["blocks.0.fc1.weight"].equal(other["blocks.0.fc1.weight"])  # as many pictures, but others
