@@ -86,6 +86,8 @@ RULES: dict[str, tuple[str, dict[str, Any]]] = {
     "none": ("fedavg", {}),
     "drop": ("dropstragglers", {}),
     "random": ("randomdropout", {}),
+    "random-unbiased": ("randomdropout", {"merge": "unbiased"}),
+    "random-stale": ("randomdropout", {"merge": "stale"}),
     "ordered": ("fjord", {}),
     "heterofl": ("heterofl", {}),
     "fluid": ("fluid", {}),
