@@ -121,7 +121,9 @@ def test_a_share_of_the_samples_is_used_and_impossible_wishes_are_refused():
 
 def test_one_hot_labels_give_the_partition_by_labels_exactly():
     task = make_task(600)
-    spec = "embedding:0.5,least=20,clusters=4"
+    y = torch.tensor([3, 1, 2])[torch.arange(600) % 3]  # one class is missing, and the first one is not 0
+    task = replace(task, train=Arrays(task.train.x, y))
+    spec = "embedding:0.5,least=20,clusters=3"
     splits = [partition_task(task, f"{spec},by={by}", 5, seed=3) for by in ("labels", f"{__name__}:one_hot")]
     assert torch.equal(splits[0].order, splits[1].order)
     assert torch.equal(splits[0].offsets, splits[1].offsets)
@@ -192,6 +194,9 @@ def test_small_clusters_join_the_nearest():
     wish = EmbeddingLaw(1.0, by="inputs", clusters=3)
     assert np.bincount(clusters_of(task, wish)).tolist() == [30, 30, 3]
     assert np.bincount(clusters_of(task, wish, least=5)).tolist() == [30, 33]
+    for clients, clusters in ((3, 3), (4, 2)):  # fewer samples than clients
+        split = partition_task(task, "embedding:100,by=inputs,clusters=3,least=3", clients)
+        assert len(split.clusters.unique()) == clusters
 
 
 def test_embeddings_by_a_network_follow_the_task_and_are_trained_once(monkeypatch):
@@ -231,7 +236,7 @@ def test_measures_by_hand():
     wanted = np.mean([sum(v * np.log(v / 0.5) for v in row) for row in p])
     assert heterogeneity(split, labels) == pytest.approx(wanted)
     assert heterogeneity(split_of([0, 3], [], [1, 4]), labels) == 0
-    assert heterogeneity(split_of([0, 3], [1, 2]), labels) == pytest.approx(np.log(2) / 2)  # r is that of all samples
+    assert heterogeneity(split_of([0, 3], [], [1, 2]), labels) == pytest.approx(np.log(2) / 2)  # r is that of all samples
     x = torch.tensor([[0.0], [0.0], [2.0], [4.0], [4.0], [4.0]])
     inside = 2 * (4 / 3) ** 2 + (8 / 3) ** 2
     assert between_share(split, x) == pytest.approx(1 - inside / float(((x - x.mean()) ** 2).sum()))

@@ -1,12 +1,9 @@
 """The report on heterogeneity: FedAvg's model, and k-means and divergences of sums against those of pooled samples."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 import paceline as pl
 from paceline.core.random import torch_rng
@@ -25,7 +22,7 @@ def finished(method, split=None, **values):
 
 def test_the_report_is_that_of_pooled_samples():
     split = by_size([20, 50, 0, 90])
-    run, result = finished(pl.methods.HeterogeneityReport(every=3, clusters=4, iterations=3), split, cohort=2)
+    run, result = finished(pl.methods.HeterogeneityReport(every=3, clusters=12, iterations=3), split, cohort=2)
     task, model, params = run.task, run.task.build(0), run.state.params
     with torch.no_grad():
         for name, value in model.named_parameters():
@@ -33,16 +30,16 @@ def test_the_report_is_that_of_pooled_samples():
         rows = [split(k)[0] for k in range(4)]
         own = [penultimate(model, task.train.x[r]).double().numpy() for r in rows if len(r)]
         pooled = np.concatenate(own)
-        drawn = torch.randn(4, 8, generator=torch_rng(0, "centres", 3)).double().numpy()
+        drawn = torch.randn(12, 8, generator=torch_rng(0, "centres", 3)).double().numpy()
         centres = pooled.mean(0) + pooled.std(0) * drawn
 
         def shares(points):
             away = ((points[:, None] - centres) ** 2).sum(-1).argmin(1)
-            return np.bincount(away, minlength=4) / len(points), away
+            return np.bincount(away, minlength=12) / len(points), away
 
         for _ in range(3):
             _, which = shares(pooled)
-            centres = np.stack([pooled[which == k].mean(0) if (which == k).any() else centres[k] for k in range(4)])
+            centres = np.stack([pooled[which == k].mean(0) if (which == k).any() else centres[k] for k in range(12)])
         whole, _ = shares(pooled)
         kl = [sum(p * np.log(p / r) for p, r in zip(shares(points)[0], whole, strict=True) if p > 0) for points in own]
         losses = [float(F.cross_entropy(model(task.train.x[r]), task.train.y[r])) for r in rows if len(r)]
@@ -68,19 +65,6 @@ def test_it_is_large_where_clients_have_few_classes():
         for split in ("iid", "shards:1")
     ]
     assert found[1] > 3 * found[0] > 0
-
-
-def test_large_losses_are_not_clipped():
-    x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
-    task = pl.Task.from_tensors(x, 100 * x[:, :1], partial(nn.Linear, 3, 1), test=0.2, loss="mse")
-    report = pl.methods.HeterogeneityReport(every=1, clusters=2, iterations=1, lr=0.0)
-    config = {"method": "fedavg", "task": "own", "clients": 4, "cohort": 4, "rounds": 1, "vectorize": "off"}
-    told = [
-        prepare(RunConfig.build(config | {"aggregation": how}), task=task, method=report).go().history[0]["note_client_loss"]
-        for how in ("plain", "secure-arithmetic")
-    ]
-    assert told[1] == pytest.approx(told[0], rel=1e-6)
-    assert told[0] > 1000
 
 
 def test_under_real_masks_with_a_lost_client_the_bits_are_those_of_the_arithmetic():

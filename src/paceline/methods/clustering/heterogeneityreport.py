@@ -94,7 +94,7 @@ class HeterogeneityReport(FedAvg[State]):
         part = hot.T @ psi / max(len(psi), 1)
         return Update(share=_mean(hot), part=part, weight=client.num_samples)
 
-    @on_client(bounds={"kl": 32.0, "kl_square": 1024.0, "loss": math.inf, "loss_square": math.inf})
+    @on_client(bounds={"kl": 32.0, "kl_square": 1024.0, "loss": 64.0, "loss_square": 4096.0})
     def measure(self, client: Client, message: tuple[Params, Tensor, Tensor]) -> Update:
         """Return KL(P || r) of this client, its loss, and their squares."""
         params, centres, ratio = message
