@@ -136,6 +136,9 @@ def test_balanced_targets_and_their_restriction_to_some_samples():
     assert torch.isfinite(sinkhorn(more, 0.5, kept=torch.zeros(4, dtype=torch.bool))).all()
     for length in (1.0, 3.0):
         assert float(koleo(torch.tensor([[1.0, 0.0], [0.0, length], [0.6, 0.8]]))) == pytest.approx(0.342621, abs=1e-6)
+    same = torch.ones(3, 4, requires_grad=True)
+    koleo(same).backward()
+    assert same.grad.isfinite().all()
 
 
 def test_masks_have_the_wanted_size_and_hide_every_patch_equally_often():
