@@ -134,7 +134,7 @@ TIERS = [1.0, 0.95, 0.85, 0.75, 0.65, 0.5]
 @pytest.mark.parametrize("merge", [None, "zero"])
 def test_nested_fjord(monkeypatch, net, merge):
     """Every client draws a width for each step, up to its own, and the mean of a coordinate is over the widths that reach it."""
-    samples, theta, options, seen_widths = made(net)[2], None, {"merge": merge} if merge else {}, set()
+    samples, theta, options, seen_widths, several = made(net)[2], None, {"merge": merge} if merge else {}, set(), 0
     for seen in run(monkeypatch, net, "fjord", 5, network=False, nested=True, **options):
         theta = seen.before if theta is None else theta
         changes, weights = [], []
@@ -151,10 +151,12 @@ def test_nested_fjord(monkeypatch, net, merge):
             reach = trained(net, theta, first(net, p), own, steps=0)[1]
             weights.append(full(theta, SIZES[u]) if merge else {n: SIZES[u] * m for n, m in reach.items()})
             assert len(seen.kept[u]) == 2
+            several += seen.kept[u][0] != seen.kept[u][1]
         theta = merged(theta, changes, weights)
         close(seen.after, theta)
     assert seen.fraction == {0: 1.0, 1: 1.0, 2: 1.0, 3: 1.0, 4: 0.5}
     assert len(seen_widths) > 8
+    assert several > 8  # steps of one training have different widths
 
 
 HETERO = [

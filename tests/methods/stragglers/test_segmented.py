@@ -293,6 +293,18 @@ def test_the_next_attempt_does_without_a_tier_that_lost_its_clients(task, config
         assert (memory["fraction"], memory["share"]) == (0.5, 1.0 if attempt == 1 else pytest.approx(0.4, abs=0.1))
 
 
+@pytest.mark.parametrize("aggregation", ["secure-arithmetic", "secure"])
+def test_fewer_replies_than_the_quorum_are_no_sum(task, config, aggregation):
+    """Also where no tier is too small."""
+    drop = lambda round, client, function: client == 3 and function in ("nested.run", "secagg.masked")  # noqa: E731
+    common = {"clients": 5, "cohort": 5, "aggregation": aggregation, "secure": {"gamma": 0.0}, "on_error": "drop", "quorum": 5}
+    prepared = prepare(config(**options("fjord"), **common), task=task, drop=drop)
+    state = prepared.method.init(prepared.fed)
+    prepared.fed.start_round(1)
+    with pytest.raises(QuorumError, match=r"4 of 5 clients .*the minimum is 5"):
+        prepared.method.round(prepared.fed, state)
+
+
 @pytest.mark.parametrize(("clients", "part"), [(6, 1.0), (8, 0.78)])
 def test_a_third_client_joins_two_slow_ones_or_they_send_padded_uploads(federate, monkeypatch, clients, part):
     """They train less in both cases; of six clients, too few would be left that train the whole model."""
