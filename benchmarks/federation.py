@@ -3,9 +3,10 @@
 Server and clients are separate processes on this machine and talk over mutual TLS. Clients of one process
 share a loop and a worker, and do no work: they answer with what they were sent.
 
-    python benchmarks/federation.py [empty] [model] [memory] [clip] [links]
+    python benchmarks/federation.py [empty] [latency] [model] [memory] [clip] [links]
 
 - ``empty``: seconds of a round of 10 clients with a model of 100 numbers (bars: 50 ms plain, 250 ms secure).
+- ``latency``: empty secure rounds with 50 ms of latency each way, in round trips (bar: 3.5).
 - ``model``: 7 MB to each client and back, against the same bytes over bare TLS sockets (bar: 3 times).
 - ``memory``: the server's peak memory with 10 to 200 clients and a model of 7 MB (bar: flat).
 - ``clip``: wall time of measured rounds, FedAvg against CLIP, with two of eight clients held back.
@@ -183,14 +184,51 @@ async def _take_part(root: Path, port: int, numbers: range, clients: int, size: 
     await asyncio.gather(*(node.run() for node in nodes))
 
 
-def federation(clients: int, size: int, aggregation: str, rounds: int, processes: int = 1) -> tuple[list[float], float, float]:
-    """Run a federation; return seconds of its rounds and the server's peak memory before and after, in MiB."""
+def relay(pipe: Connection, port: int, delay: float) -> None:
+    """Pass connections on to a port, every byte `delay` seconds later; send the own port."""
+    asyncio.run(_relay(pipe, port, delay))
+
+
+async def _relay(pipe: Connection, port: int, delay: float) -> None:
+    async def later(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        loop = asyncio.get_running_loop()
+        while data := await reader.read(1 << 16):
+            loop.call_later(delay, writer.write, data)
+        loop.call_later(delay, writer.close)
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(later(reader, back), later(there, writer), return_exceptions=True)
+
+    server = await asyncio.start_server(pass_on, "127.0.0.1", 0)
+    pipe.send(server.sockets[0].getsockname()[1])
+    await server.serve_forever()
+
+
+def federation(
+    clients: int, size: int, aggregation: str, rounds: int, processes: int = 1, delay: float = 0.0
+) -> tuple[list[float], float, float]:
+    """Run a federation; return seconds of its rounds and the server's peak memory before and after, in MiB.
+
+    Args:
+        clients: how many; their nodes share `processes` processes.
+        size: numbers in the model.
+        aggregation: `plain` or `secure`.
+        rounds: how many.
+        processes: of the clients.
+        delay: seconds by which the link delays every byte in each direction.
+    """
     root = keys(clients)
     here, there = CONTEXT.Pipe()
     parties = [CONTEXT.Process(target=serve, args=(there, root, clients, size, aggregation, rounds))]
     parties[0].start()
     try:
         port = here.recv()
+        if delay:
+            ours, theirs = CONTEXT.Pipe()
+            parties.append(CONTEXT.Process(target=relay, args=(theirs, port, delay), daemon=True))
+            parties[-1].start()
+            port = ours.recv()
         share = -(-clients // processes)
         for first in range(0, clients, share):
             numbers = range(first, min(first + share, clients))
@@ -201,7 +239,8 @@ def federation(clients: int, size: int, aggregation: str, rounds: int, processes
                 raise SystemExit("the server's process died")
         told: tuple[list[float], float, float] = here.recv()
         for party in parties:
-            party.join(10)
+            if not party.daemon:
+                party.join(10)
         return told
     finally:
         for party in parties:
@@ -265,6 +304,12 @@ def empty(rounds: int) -> None:
         )
 
 
+def latency(rounds: int, delay: float = 0.05) -> None:
+    print(f"\nempty secure rounds: 10 clients, {1000 * delay:.0f} ms of latency each way, {rounds} rounds, in round trips")
+    trips = sorted(s / (2 * delay) for s in federation(10, 100, "secure", rounds + 3, processes=2, delay=delay)[0][3:])
+    print(f"median {statistics.median(trips):5.2f}   least {trips[0]:5.2f}   most {trips[-1]:5.2f}   (bar: 3.5)")
+
+
 def model(rounds: int) -> None:
     size = 7_000_000
     print(f"\na model of {size / 1e6:.0f} MB to each client and back, median of {rounds} rounds")
@@ -324,11 +369,13 @@ def links(rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", default=["empty", "model", "memory", "clip", "links"])
+    parser.add_argument("parts", nargs="*", default=["empty", "latency", "model", "memory", "clip", "links"])
     parser.add_argument("--rounds", type=int, default=20)
     args = parser.parse_args()
     for part in args.parts:
-        {"empty": empty, "model": model, "clip": clip, "links": links}[part](args.rounds) if part != "memory" else memory()
+        {"empty": empty, "latency": latency, "model": model, "clip": clip, "links": links}[part](
+            args.rounds
+        ) if part != "memory" else memory()
 
 
 if __name__ == "__main__":

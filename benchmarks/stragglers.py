@@ -9,7 +9,8 @@
 20 clients, 4 of them with a quarter of the others' compute, so that each keeps the fraction p of its units, whatever its rule. In
 ``skewed-...`` the slow clients alone have some of the classes. Each rule's learning rate is the best of three on a seed of its own
 (accuracy at equal time); then it runs with the seeds 0 to 4. *Equal time* is the total time of the fastest rule that trains on the
-stragglers. Finished runs are lines of ``--book``; several processes may share the work, each with other workloads, fractions or seeds.
+stragglers, and the target is what waiting for all ends with, less a point. Finished runs are lines of ``--book``; several processes
+may share the work, each with other workloads, fractions or seeds.
 """
 
 from __future__ import annotations
@@ -40,16 +41,26 @@ _LETTERS = _COMMON | {
     "task": "fontwriters",
     "model": "femnist_cnn",
     "partition": "dirichlet:0.3",
-    "client_samples": 200,
+    "client_samples": 100,
     "rounds": 60,
+    "eval_every": 5,
     "fleet": _slow(1e9),
 }
-_PLAYS = _COMMON | {"task": "shakespeare", "model": "lstm", "client_samples": 200, "rounds": 40, "fleet": _slow(1e9)}
+_PLAYS = _COMMON | {
+    "task": "shakespeare",
+    "model": "lstm",
+    "client_samples": 100,
+    "rounds": 30,
+    "eval_every": 5,
+    "fleet": _slow(1e9),
+}
 _PICTURES = _COMMON | {
     "task": "cifar10-test-split",
     "model": "vgg9",
     "partition": "dirichlet:0.3",
-    "rounds": 60,
+    "client_samples": 100,
+    "rounds": 30,
+    "eval_every": 5,
     "fleet": _slow(2e9),
 }
 _DIGITS = _COMMON | {
@@ -78,14 +89,16 @@ WORKLOADS: dict[str, Workload] = {
     "letters": Workload(_LETTERS, (0.05, 0.1, 0.2), {"batch_size": 10}),
     "skewed-letters": Workload(_LETTERS | {"partition": "groups:0-49/0-49/0-49/0-49/50-61"}, (0.05, 0.1, 0.2), {"batch_size": 10}),
     "plays": Workload(_PLAYS, (0.5, 1.0, 2.0), {"batch_size": 32}),
-    "pictures": Workload(_PICTURES, (0.02, 0.05, 0.1), {"batch_size": 20}),
-    "skewed-pictures": Workload(_PICTURES | {"partition": "groups:0-7/0-7/0-7/0-7/8-9"}, (0.02, 0.05, 0.1), {"batch_size": 20}),
+    "pictures": Workload(_PICTURES, (0.005, 0.01, 0.02), {"batch_size": 20}),
+    "skewed-pictures": Workload(_PICTURES | {"partition": "groups:0-7/0-7/0-7/0-7/8-9"}, (0.005, 0.01, 0.02), {"batch_size": 20}),
 }
 
 RULES: dict[str, tuple[str, dict[str, Any]]] = {
     "none": ("fedavg", {}),
     "drop": ("dropstragglers", {}),
     "random": ("randomdropout", {}),
+    "random-unbiased": ("randomdropout", {"merge": "unbiased"}),
+    "random-stale": ("randomdropout", {"merge": "stale"}),
     "ordered": ("fjord", {}),
     "heterofl": ("heterofl", {}),
     "fluid": ("fluid", {}),
@@ -143,13 +156,13 @@ class Curves:
         """Carry out a run; one that diverges has an empty curve."""
         import torch
 
-        from paceline.core.errors import NonFiniteError
+        from paceline.core.errors import NonFiniteError, SumOverflowError
         from paceline.run import RunConfig, prepare
 
         torch.set_num_threads(1)
         warnings.simplefilter("ignore")
         began, curve, total = time.process_time(), [], math.inf
-        with contextlib.suppress(NonFiniteError):
+        with contextlib.suppress(NonFiniteError, SumOverflowError):
             result = prepare(RunConfig.build(asked.config())).go()
             curve = [[r["virtual_seconds"], round(r["accuracy"], 5)] for r in result.history if "accuracy" in r]
             total = result.total_seconds
@@ -161,8 +174,22 @@ class Curves:
 
 
 def at(record: dict[str, Any], seconds: float) -> float:
-    """Return the last accuracy of a run at a virtual time; 0 before the first evaluation."""
-    return next((score for when, score in reversed(record["curve"]) if when <= seconds * (1 + 1e-6)), 0.0)
+    """Return the accuracy of a run at a virtual time, on the line between two evaluations; 0 before the first one."""
+    last = next((point for point in reversed(record["curve"]) if point[0] <= seconds * (1 + 1e-6)), None)
+    after = next((point for point in record["curve"] if point[0] > seconds * (1 + 1e-6)), None)
+    if last is None or after is None:
+        return last[1] if last is not None else 0.0
+    return float(last[1] + (after[1] - last[1]) * (seconds - last[0]) / (after[0] - last[0]))
+
+
+def seconds_to(record: dict[str, Any], accuracy: float) -> float:
+    """Return the virtual time at which a run first has an accuracy, on the line between two evaluations; infinite if it never has."""
+    before = [0.0, 0.0]
+    for when, score in record["curve"]:
+        if score >= accuracy:
+            return float(before[0] + (when - before[0]) * (accuracy - before[1]) / (score - before[1]))
+        before = [when, score]
+    return math.inf
 
 
 def fractions(rule: str, wanted: Sequence[float]) -> Sequence[float]:
@@ -206,47 +233,64 @@ def left(
         for seed in seeds:
             for rule in rules:
                 for p in fractions(rule, ps):
-                    rate = best_rate(book, workload, rule, p, rules)
-                    if rate is not None and book.get(asked := Asked(workload, rule, p, rate, seed)) is None:
+                    best = best_rate(book, workload, rule, p, rules)
+                    if best is not None and book.get(asked := Asked(workload, rule, p, best, seed)) is None:
                         yield asked
 
 
+HEAD = ("workload", "p", "rule", "lr", "seeds", "accuracy at equal time", "after all rounds", "against random")
+TIMES = ("s per round", "s to the target")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A rule's runs with the reported seeds: its rate, and records by seed."""
+
+    rate: float
+    records: dict[int, dict[str, Any]]
+
+    @classmethod
+    def of(cls, book: Curves, workload: str, rule: str, p: float, rules: Sequence[str], seeds: Sequence[int]) -> Found:
+        """Return what is finished; nothing before the search has ended."""
+        rate = best_rate(book, workload, rule, p, rules)
+        if rate is None:
+            return cls(0.0, {})
+        records = {seed: book.get(Asked(workload, rule, p, rate, seed)) for seed in seeds}
+        return cls(rate, {seed: record for seed, record in records.items() if record is not None and record["curve"]})
+
+
 def table(book: Curves, workloads: Sequence[str], rules: Sequence[str], ps: Sequence[float], seeds: Sequence[int]) -> str:
-    """Return the table of finished runs, in Markdown."""
-    lines = ["| workload | p | rule | lr | seeds | accuracy at equal time | after all rounds | against random | s per round |"]
-    lines.append("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    """Return the table of finished runs, in Markdown.
+
+    The target is the mean accuracy at the end of `none`, less a point.
+    """
+    lines = [f"| {' | '.join(HEAD + TIMES)} |", "| --- " * len(HEAD + TIMES) + "|"]
     for workload in workloads:
         rounds = WORKLOADS[workload].config["rounds"]
         for p in ps:
-            rows = {rule: _row(book, workload, rule, p, ps, rules, seeds) for rule in rules}
-            for rule, (rate, found) in rows.items():
-                if not found:
+            by = {
+                rule: Found.of(book, workload, rule, fractions(rule, ps)[0] if rule in _WHOLE else p, rules, seeds)
+                for rule in rules
+            }
+            until = {seed: equal_time(book, workload, p, seed, rules) for seed in seeds}
+            whole = by["none"].records if "none" in by else {}
+            target = statistics.fmean(r["curve"][-1][1] for r in whole.values()) - 0.01 if whole else math.inf
+            for rule, found in by.items():
+                if not found.records:
                     continue
-                other = rows.get("random", (0.0, {}))[1]
-                gains = [found[s][0] - other[s][0] for s in found if s in other]
-                against = "" if rule == "random" or not gains else f"{100 * statistics.fmean(gains):+.1f}{_spread(gains)}"
-                equal, last, total = zip(*found.values(), strict=True)
-                cells = [workload, f"{p:g}", rule, f"{rate:g}", str(len(found))]
-                cells += [f"{100 * statistics.fmean(v):.1f}{_spread(v)}" for v in (equal, last)]
-                lines.append(f"| {' | '.join([*cells, against, f'{statistics.fmean(total) / rounds:.3g}'])} |")
+                equal = {seed: at(record, until[seed]) for seed, record in found.records.items()}
+                other = by["random"].records if "random" in by and rule != "random" else {}
+                gains = [score - at(other[seed], until[seed]) for seed, score in equal.items() if seed in other]
+                percent = [list(equal.values()), [r["curve"][-1][1] for r in found.records.values()]]
+                cells = [workload, f"{p:g}", rule, f"{found.rate:g}", str(len(equal))]
+                cells += [f"{100 * statistics.fmean(v):.1f}{_spread(v)}" for v in percent]
+                cells.append(f"{100 * statistics.fmean(gains):+.1f}{_spread(gains)}" if gains else "")
+                cells.append(f"{statistics.fmean(r['total'] for r in found.records.values()) / rounds:.3g}")
+                reached = [s for r in found.records.values() if math.isfinite(s := seconds_to(r, target))]
+                share = "" if len(reached) == len(equal) else f" ({len(reached)} of {len(equal)})"
+                cells.append(f"{statistics.fmean(reached):.0f}{share}" if reached else "never")
+                lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _row(
-    book: Curves, workload: str, rule: str, p: float, ps: Sequence[float], rules: Sequence[str], seeds: Sequence[int]
-) -> tuple[float, dict[int, tuple[float, float, float]]]:
-    """Return a rule's rate, and for each finished seed: accuracy at equal time and at the end, and the total time."""
-    own = fractions(rule, ps)[0] if rule in _WHOLE else p
-    rate = best_rate(book, workload, rule, own, rules)
-    if rate is None:
-        return 0.0, {}
-    found = {}
-    for seed in seeds:
-        record = book.get(Asked(workload, rule, own, rate, seed))
-        until = equal_time(book, workload, p, seed, rules)
-        if record is not None and record["curve"]:
-            found[seed] = (at(record, until), record["curve"][-1][1], record["total"])
-    return rate, found
 
 
 def _spread(values: Sequence[float]) -> str:

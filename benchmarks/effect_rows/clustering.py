@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from sklearn.metrics import adjusted_rand_score
+
 from effect_study.rows import FRESH, Row, Side
+from paceline.assembly import build_method, reload
 
 __all__ = ["ROWS"]
 
@@ -24,6 +27,12 @@ _RATES: dict[str, Any] = {"lr": [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8]}
 def fit(summary: Any) -> float:
     """Return minus the loss, which the search maximises."""
     return -float(summary.history[-1]["loss"])
+
+
+def shapes_found(summary: Any) -> float:
+    """Return the adjusted Rand index of the clusters that were dealt and the pictures' classes."""
+    task, split = reload(summary.config, build_method(summary.config))
+    return float(adjusted_rand_score(task.train.owner.tolist(), split.clusters.tolist()))
 
 
 def _side(name: str, partition: str, **more: Any) -> Side:
@@ -59,5 +68,16 @@ ROWS: list[Row] = [
         ratio=True,
         margin=0.6931,
         seeds=FRESH,
+    ),
+    Row(
+        "clustering/embedding-shapes",
+        "clusters of a dense task's embeddings are not those of the classes: their adjusted Rand index is below a tenth",
+        Side("fedavg", {}, _LOCAL | {"lr": 0.3}, {"partition": "embedding:0.5,least=40"}, name="clusters of embeddings"),
+        0.1,
+        _SHADE | {"rounds": 1, "eval_every": 1},
+        shapes_found,
+        better="lower",
+        margin=0.0,
+        trials=1,
     ),
 ]

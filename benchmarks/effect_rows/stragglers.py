@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from effect_study.rows import Row, Side
+from effect_study.rows import FRESH, Row, Side
 
 __all__ = ["ROWS"]
 
@@ -155,6 +155,7 @@ ROWS: list[Row] = [
         margin=0.05,
         by=1 / 0.85,
         bound="seconds",
+        seeds=FRESH,
     ),
     _better(2, _FLUID, _RANDOM, "the server's invariant dropout is more accurate than random dropout"),
     _better(3, _FLUID, _FJORD, "the server's invariant dropout is more accurate than ordered dropout"),

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from paceline.aggregation import fixed_point
 from paceline.aggregation.fixed_point import FixedPoint, Partial, merge
 from paceline.aggregation.plain import mean_of
 from paceline.core.errors import AggregationError, NonFiniteError, QuorumError, SumOverflowError
@@ -58,6 +59,15 @@ def test_float32_products_that_are_zero_or_infinite_in_float32():
     assert mean([tiny, tiny]).x.tolist() == pytest.approx([1e-30, 1e-30], rel=1e-4)
     with pytest.raises(SumOverflowError):
         mean([Update(x=torch.tensor([1e30]), weight=torch.tensor([1e30]))])
+
+
+@pytest.mark.parametrize(("value", "times"), [(0.5, 1), (1.0, 1), (3e-20, 1), (9e-21, 2), (9e19, 1), (2e20, 2)])
+def test_products_are_formed_again_in_float64_only_where_float32_is_near_its_ends(monkeypatch, value, times):
+    measured, real = [], fixed_point._ends
+    monkeypatch.setattr(fixed_point, "_ends", lambda tensors: measured.append(tensors) or real(tensors))
+    got = mean([Update(x=torch.tensor([-value, 0.0]), weight=torch.ones(2))], bound=1e22)
+    assert got.x.tolist() == pytest.approx([-value, 0.0], rel=1e-6)
+    assert len(measured) == times
 
 
 def test_zero_weights_give_zero_and_what_has_weight_zero_counts_for_nothing():

@@ -46,13 +46,19 @@ def book(study: Any, tmp_path: Path) -> Any:
 def test_rules_are_compared_at_the_end_of_the_fastest(study: Any, book: Any) -> None:
     rules = ["none", "random"]
     assert study.equal_time(book, "digits", 0.5, 0, rules) == 30
-    assert study.at(book.get(study.Asked("digits", "none", 0.5, 0.1, 0)), 30) == 0.6
-    assert study.at(book.get(study.Asked("digits", "none", 0.5, 0.1, 0)), 5) == 0.0
+    assert study.at(book.get(study.Asked("digits", "none", 0.5, 0.1, 0)), 30) == pytest.approx(0.7)
+    none = book.get(study.Asked("digits", "none", 0.5, 0.1, 0))
+    assert study.at(none, 5) == 0.0
+    assert study.at(none, 50) == pytest.approx(0.85)  # between evaluations at 40 s (0.8) and 60 s (0.9)
+    assert study.at(none, 1e9) == 0.9
+    assert study.seconds_to(none, 0.85) == pytest.approx(50)
+    assert study.seconds_to(none, 0.3) == pytest.approx(10)
+    assert study.seconds_to(none, 0.95) == float("inf")
     assert study.best_rate(book, "digits", "none", 0.5, rules) == 0.1
     lines = study.table(book, ["digits"], rules, [0.5], [0, 1, 2]).splitlines()
-    assert [line.split(" | ")[2:8] for line in lines[2:]] == [
-        ["none", "0.1", "2", "61.0 ± 1.4", "91.0 ± 1.4", "-20.0 ± 0.0"],
-        ["random", "0.1", "2", "81.0 ± 1.4", "81.0 ± 1.4", ""],
+    assert [line.strip("| ").split(" | ")[2:] for line in lines[2:]] == [
+        ["none", "0.1", "2", "71.0 ± 1.4", "91.0 ± 1.4", "-10.0 ± 0.0", "2", "58"],
+        ["random", "0.1", "2", "81.0 ± 1.4", "81.0 ± 1.4", "", "1", "never"],
     ]
 
 

@@ -23,7 +23,7 @@ OTHERWISE = {
     "clip": BOTH,
     "fjord": BOTH,
     "heterofl": BOTH | {"own_rows": False},
-    "randomdropout": BOTH,
+    "randomdropout": BOTH | {"merge": "unbiased"},
     "saliency": ADAPTIVE,
     "fedzo": {"correction": "scaf"},
     "franca": {"heads": "local"},

@@ -15,6 +15,7 @@ from paceline.data import Partition, parse_partition, partition_task
 from paceline.data.embedding import EmbeddingLaw, _fitted, _whole, cluster, clusters_of, deal, embed, in_order, solved
 from paceline.data.heterogeneity import between_share, heterogeneity, histograms, mutual_information, task_similarity, unlikeness
 from paceline.data.partition import canonical
+from paceline.models.pretraining import pretrain
 from paceline.models.split import penultimate
 from paceline.tasks import Arrays, load_task
 from paceline.tasks.embeddings import network
@@ -31,6 +32,11 @@ def one_hot(task):
 
 def too_few(task):
     return task.train.x[:5]
+
+
+def smooth_mlp():
+    """Return the layers of `make_task` with another activation, which has the same initial weights."""
+    return nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 4))
 
 
 def first_two(task):
@@ -71,8 +77,9 @@ def test_no_cluster_is_exceeded_and_no_client_is_below_the_minimum(alpha, client
 
 
 def test_the_limits_of_the_concentration():
-    mixed = deal(EVEN, 6, law(1e6), rng())
-    assert np.abs(mixed.counts / mixed.counts.sum(1, keepdims=True) - 0.1).max() < 0.02
+    sizes = np.array([2400, 1200, 600, 1200, 600])
+    mixed = deal(sizes, 6, law(1e6), rng())
+    assert np.abs(mixed.counts / mixed.counts.sum(1, keepdims=True) - sizes / 6000).max() < 0.02
     pure = [deal(EVEN, 6, law(0.05), rng(seed)).proportions.max(1).mean() for seed in range(5)]
     assert min(pure) > 0.8
 
@@ -105,6 +112,8 @@ def test_a_share_of_the_samples_is_used_and_impossible_wishes_are_refused():
     assert (dealt.counts.sum(1) >= 40).all()
     whole = deal(EVEN, 6, law(1.0), rng(2))
     np.testing.assert_array_equal(dealt.proportions, whole.proportions)
+    with pytest.raises(ConfigError, match=r"use=0.3 .* too few"):
+        deal(EVEN, 6, law(1.0, use=0.3, least=300), rng())
     for wish in ({"clients": 6, "law": law(0.5, least=1001)}, {"clients": 6, "law": law(0.01, least=700)}):
         with pytest.raises(ConfigError, match="cannot be dealt"):
             deal(EVEN, rng=rng(), **wish)
@@ -112,7 +121,9 @@ def test_a_share_of_the_samples_is_used_and_impossible_wishes_are_refused():
 
 def test_one_hot_labels_give_the_partition_by_labels_exactly():
     task = make_task(600)
-    spec = "embedding:0.5,least=20,clusters=4"
+    y = torch.tensor([3, 1, 2])[torch.arange(600) % 3]  # one class is missing, and the first one is not 0
+    task = replace(task, train=Arrays(task.train.x, y))
+    spec = "embedding:0.5,least=20,clusters=3"
     splits = [partition_task(task, f"{spec},by={by}", 5, seed=3) for by in ("labels", f"{__name__}:one_hot")]
     assert torch.equal(splits[0].order, splits[1].order)
     assert torch.equal(splits[0].offsets, splits[1].offsets)
@@ -130,12 +141,16 @@ def test_rows_are_disjoint_reproducible_and_as_dealt():
     assert int(split.sizes.min()) >= 20
     table = histograms(split, split.clusters.numpy())
     assert table.sum() == len(split.order)
-    assert (table.sum(0) <= torch.bincount(split.clusters).numpy()).all()
+    whole = torch.bincount(split.clusters).numpy()
+    assert (table.sum(0) <= whole).all()
+    cut = next(number for number in range(5) if table[:, number].sum() < whole[number])
+    members = torch.nonzero(split.clusters == cut).flatten()
+    assert not torch.isin(members[: int(table[:, cut].sum())], split.order).all()
     held = partition_task(task, "embedding:0.7,by=inputs,least=20,clusters=5", 6, seed=1, client_test=0.25)
     assert sum(len(held(k)[1]) for k in range(6)) > 0.2 * len(split.order)
 
 
-def test_clusters_are_those_of_the_embedding_numbered_by_first_occurrence():
+def test_clusters_are_those_of_the_embedding_numbered_by_first_occurrence(monkeypatch):
     task = make_task(200)
     which = clusters_of(task, EmbeddingLaw(1.0, by=f"{__name__}:first_two", clusters=3))
     centres = np.stack([first_two(task).numpy()[which == k].mean(0) for k in range(3)])
@@ -145,7 +160,30 @@ def test_clusters_are_those_of_the_embedding_numbered_by_first_occurrence():
     assert in_order(np.array([9, 2, 9, 4])).tolist() == [0, 1, 0, 2]
     wide = torch.randn(50, 5000)
     wide[:25] += 3
+    which, centres = cluster(wide, 2)
+    assert sorted(np.bincount(which)) == [25, 25]
+    assert centres.shape == (2, 50)
+    monkeypatch.setattr("paceline.data.embedding._MANY", 20)
     assert sorted(np.bincount(cluster(wide, 2)[0])) == [25, 25]
+    even = torch.rand(80, 2)
+    np.testing.assert_array_equal(cluster(even, 7)[0], cluster(even, 7)[0])
+
+
+def test_clusters_are_stored_by_all_that_they_depend_on(monkeypatch):
+    """Samples, embedding, number of clusters; and what a network learns: layers, weights and loss."""
+    made, task = [], make_task(60)
+
+    def embed(task, by):
+        made.append(by)
+        return task.train.x
+
+    monkeypatch.setattr("paceline.data.embedding.embed", embed)
+    tasks = [task, make_task(64), replace(task, loss=torch.nn.functional.multi_margin_loss), replace(task, model=smooth_mlp)]
+    wishes = [(one, {"clusters": 3}) for one in tasks] + [(task, {"clusters": 4}), (task, {"by": "inputs", "clusters": 3})]
+    for _ in range(2):
+        for one, wish in wishes:
+            assert clusters_of(one, EmbeddingLaw(1.0, **wish)).max() == wish["clusters"] - 1
+    assert len(made) == len(wishes)
 
 
 def test_small_clusters_join_the_nearest():
@@ -156,16 +194,24 @@ def test_small_clusters_join_the_nearest():
     wish = EmbeddingLaw(1.0, by="inputs", clusters=3)
     assert np.bincount(clusters_of(task, wish)).tolist() == [30, 30, 3]
     assert np.bincount(clusters_of(task, wish, least=5)).tolist() == [30, 33]
+    for clients, clusters in ((3, 3), (4, 2)):  # fewer samples than clients
+        split = partition_task(task, "embedding:100,by=inputs,clusters=3,least=3", clients)
+        assert len(split.clusters.unique()) == clusters
 
 
 def test_embeddings_by_a_network_follow_the_task_and_are_trained_once(monkeypatch):
     task = make_task(300)
+    passes = []
+
+    def counted(module, x, y, **more):
+        passes.append(len(x))
+        return pretrain(module, x, y, **more)
+
+    monkeypatch.setattr("paceline.tasks.embeddings.pretrain", counted)
     first = embed(task, "network")
     assert first.shape == (300, 8)
-    passes = []
-    monkeypatch.setattr("paceline.tasks.embeddings.pretrain", lambda *a, **k: passes.append(1))
     assert torch.equal(network(task), first)
-    assert passes == []
+    assert passes == [200]
     split = clusters_of(task, EmbeddingLaw(1.0, clusters=4))
     assert task_similarity(split, task.train.y.numpy())["adjusted_rand"] > 0.6
 
@@ -180,7 +226,7 @@ def test_the_last_layer_s_input_of_any_module():
 def split_of(*clients):
     sizes = torch.tensor([len(rows) for rows in clients])
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
-    return Partition("made", torch.cat([torch.tensor(rows) for rows in clients]), offsets, offsets[1:].clone())
+    return Partition("made", torch.tensor([row for rows in clients for row in rows]), offsets, offsets[1:].clone())
 
 
 def test_measures_by_hand():
@@ -189,7 +235,8 @@ def test_measures_by_hand():
     p = [(2 / 3, 1 / 3), (1.0,), (1.0,)]
     wanted = np.mean([sum(v * np.log(v / 0.5) for v in row) for row in p])
     assert heterogeneity(split, labels) == pytest.approx(wanted)
-    assert heterogeneity(split_of([0, 3], [1, 4]), labels) == 0
+    assert heterogeneity(split_of([0, 3], [], [1, 4]), labels) == 0
+    assert heterogeneity(split_of([0, 3], [], [1, 2]), labels) == pytest.approx(np.log(2) / 2)  # r is that of all samples
     x = torch.tensor([[0.0], [0.0], [2.0], [4.0], [4.0], [4.0]])
     inside = 2 * (4 / 3) ** 2 + (8 / 3) ** 2
     assert between_share(split, x) == pytest.approx(1 - inside / float(((x - x.mean()) ** 2).sum()))
@@ -220,6 +267,8 @@ def test_the_value_is_read_and_checked():
         embed(task, f"{__name__}:too_few")
     with pytest.raises((ConfigError, EmptyClientError), match="least"):
         partition_task(task, "embedding:0.5,by=labels", 4)
+    with pytest.raises(DataError, match="one class label"):
+        partition_task(replace(task, train=Arrays(task.train.x, task.train.x)), "embedding:0.5,by=labels", 4)
     with pytest.raises(DataError, match="clusters=400"):
         partition_task(task, "embedding:0.5,by=inputs,clusters=400", 4)
 

@@ -35,7 +35,7 @@ SMALL = {
     "pfedme": {"inner_steps": 2},
     "pfedpg": {"tokens": 2, "epochs": 1, "batch_size": 20, "server_optimizer": "adam"},
     "pfedpgsum": {"tokens": 2, "epochs": 1, "batch_size": 20, "server_optimizer": "adam"},
-    "randomdropout": {"warmup": 1},
+    "randomdropout": {"warmup": 1, "merge": "stale"},
     "saliency": {"warmup": 1, "every": 2},
 }
 """Options that suit a small run."""

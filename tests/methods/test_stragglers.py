@@ -8,11 +8,14 @@ import torch
 from paceline.core.client import ClientData, Hooks
 from paceline.core.errors import ConfigError
 from paceline.core.failures import Declined
+from paceline.core.layout import Layout
+from paceline.core.params import Params
 from paceline.devices import Fleet
 from paceline.engines.worker import Worker
 from paceline.methods.stragglers import clip
 from paceline.methods.stragglers.fluid import Fluid
 from paceline.methods.stragglers.heterofl import HeteroFL
+from paceline.methods.stragglers.randomdropout import RandomDropout
 from paceline.methods.stragglers.saliency import Saliency
 from paceline.methods.stragglers.selfpruning import SelfPruning
 from paceline.registry import find_method
@@ -264,6 +267,25 @@ def test_who_skips_a_round_has_no_weight_in_it(task, config, monkeypatch, name, 
     mean = sum(w * seen[2, c][1].delta.vector.double() for c, w in enumerate(weights)) / sum(weights)
     torch.testing.assert_close((state.params - before.params).vector.double(), mean, atol=1e-6, rtol=1e-5)
     assert all(seen[2, c][1].kept == 1.0 for c in range(3))
+
+
+def test_a_last_update_is_repeated_for_ten_rounds():
+    """It is that of each coordinate; a full-size training after the warm-up stores none."""
+    layout = Layout.build([("w", (3,), "param")])
+    client, method = SimpleNamespace(memory={}), RandomDropout(merge="stale", warmup=1)
+    rounds = [
+        (1, 1.0, [1.0, 1, 1], [1.0, 1, 1], [1.0, 1, 1]),
+        (2, 0.5, [2.0, 0, 0], [1.0, 0, 0], [2.0, 1, 1]),
+        (3, 0.5, [0.0, 3, 0], [0.0, 1, 0], [2.0, 3, 1]),
+        (4, 1.0, [4.0, 4, 4], [1.0, 1, 1], [4.0, 4, 4]),
+        (13, 0.5, [0.0, 0, 5], [0.0, 0, 1], [2.0, 3, 5]),
+        (24, 0.5, [6.0, 0, 0], [1.0, 0, 0], [6.0, 0, 0]),
+        (25, 0.5, [0.0, 7, 0], [0.0, 1, 0], [6.0, 7, 0]),
+    ]
+    for number, p, change, mask, sent in rounds:
+        client.round = number
+        found = method.balanced(client, Params(torch.tensor(change), layout), Params(torch.tensor(mask), layout), p)
+        assert found.vector.tolist() == sent, number
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (6, 4, 5), (6, 4, 2, 3)])

@@ -70,7 +70,7 @@ OPTIONS = {
     "ocfl": [{}, {"sketch": 16}],
     "pfedpg": [{"tokens": 2, "epochs": 1, "clip": 1.0}],
     "pfedpgsum": [{"tokens": 2, "epochs": 1, "descriptor": "vector"}],
-    "randomdropout": [{"warmup": 1}],
+    "randomdropout": [{"warmup": 1, "merge": "unbiased"}, {"warmup": 1, "merge": "stale"}],
     "saliency": [{"warmup": 1, "every": 2}],
     "semaug": [{"share": 0.7}],
     "scaffoldm": [{}, {"start": "gradients", "weight_decay": 0.01}],

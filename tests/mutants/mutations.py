@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import gzip
 import hashlib
 import itertools
@@ -116,7 +117,7 @@ def mutants_of(path: Path, root: Path) -> list[Mutant]:
     skipped = _inert(source)
     found: dict[str, Mutant] = {}
     for name, start, where, code in itertools.chain(_replaced(source), dropped(source)):
-        if any(first <= start < last for first, last in skipped) or code == source or not _compiles(code):
+        if any(first <= start < last for first, last in skipped) or not _differs(code, source):
             continue
         mutant = Mutant(path.relative_to(root).as_posix(), where, name, *_change(source, code), code)
         found.setdefault(mutant.key, mutant)
@@ -173,12 +174,17 @@ def _inert(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     return spans
 
 
-def _compiles(code: str) -> bool:
+def _differs(code: str, source: str) -> bool:
+    """Return whether a mutant is valid code, and other code: 1e20 + 1 is 1e20."""
     try:
-        ast.parse(code)
+        return ast.dump(ast.parse(code)) != _dumped(source)
     except SyntaxError:
         return False
-    return True
+
+
+@functools.lru_cache(1)
+def _dumped(source: str) -> str:
+    return ast.dump(ast.parse(source))
 
 
 def _change(source: str, code: str) -> tuple[tuple[int, int], str, str]:

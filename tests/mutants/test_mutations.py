@@ -1,5 +1,6 @@
 """The mutants of a small module are those that matter, and a mutant is killed exactly if a test fails."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,10 +8,13 @@ import pytest
 
 pytest.importorskip("cosmic_ray", reason="needs: pip install -c constraints.txt -e '.[mutants]'")
 
+import coverage
+
 from tests.mutants import study, trial
 from tests.mutants.mutations import mutants_of
 from tests.mutants.study import equivalents
 from tests.mutants.swap import changed_functions, live_functions, swap
+from tests.mutants.tests_of import TestMap
 
 SOURCE = '''
 from __future__ import annotations
@@ -49,6 +53,31 @@ def test_what_is_changed_and_what_is_not(mutants):
     assert not {(loop, loop.replace("strict=True", other)) for other in ("", "strict=False")} & changes
     for silent in ("raise ", "def mean", '"""', "import ", 'name = f"'):  # messages, annotations, text
         assert not [before for before, _ in changes if silent in before], silent
+
+
+def test_a_change_that_leaves_the_same_code_is_no_mutant(tmp_path):
+    """1e20 + 1 is 1e20."""
+    (tmp_path / "some.py").write_text("LARGE = 1e20\nFEW = 3\n")
+    assert {m.before for m in mutants_of(tmp_path / "some.py", tmp_path)} == {"FEW = 3"}
+
+
+def test_tests_of_the_modules_own_file_are_run_before_the_budget_is_spent(tmp_path):
+    """A thousand short tests import the module of a default; the one that looks at it takes a second."""
+    durations = {f"tests/core/test_run.py::test_{k}": 0.05 for k in range(1000)} | {"tests/aggregation/test_exact.py::test_it": 1.0}
+    (tmp_path / "durations.json").write_text(json.dumps(durations))
+    data = coverage.CoverageData(str(tmp_path / "coverage.db"))
+    for test in durations:
+        data.set_context(f"{test}|run")
+        data.add_lines({"/src/paceline/aggregation/exact.py": [9]})
+    data.set_context("")
+    data.add_lines({"/src/paceline/aggregation/exact.py": [1]})
+    data.write()
+    tests_of = TestMap(tmp_path)
+    for line in (1, 9):
+        chosen = tests_of.tests("paceline/aggregation/exact.py", (line, line), budget=3.0)
+        assert "tests/aggregation/test_exact.py::test_it" in chosen
+        assert 30 < len(chosen) < 50
+        assert chosen[0] == "tests/core/test_run.py::test_0"
 
 
 def test_a_key_survives_moved_lines(mutants, tmp_path):

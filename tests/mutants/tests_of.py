@@ -83,7 +83,9 @@ class TestMap:
         """Return tests that execute one of the lines, up to `budget` seconds.
 
         For a line that runs on import, these are the tests that execute any line, and all of its package: a test that reads a
-        default executes nothing of the module. The first are those that killed most mutants of the module per second.
+        default executes nothing of the module. Tests of the module's own file are chosen before others, however long they take: a
+        thousand short ones that merely pass through a line would fill the budget. The first to run are those that killed most
+        mutants of the module per second.
         """
         by_line = self._lines.get(module, {})
         chosen = set().union(*(by_line.get(line, set()) for line in range(lines[0], lines[1] + 1)))
@@ -98,13 +100,13 @@ class TestMap:
             likely = 0.1 + self._kills[module, test] + (own in test)
             return (self._durations[test] + 0.02) / likely, test
 
-        found, spent = [], 0.0
-        for test in sorted(chosen & set(self._durations), key=cost):
+        found, spent = list[str](), 0.0
+        for test in sorted(chosen & set(self._durations), key=lambda test: (f"/test_{own}.py::" not in test, cost(test))):
             spent += self._durations[test]
             if found and spent > budget:
                 break
             found.append(test)
-        return found
+        return sorted(found, key=cost)
 
     def seconds(self, tests: list[str]) -> list[float]:
         """Return the time that each test took without a mutation."""

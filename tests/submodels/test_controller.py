@@ -1,11 +1,13 @@
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from paceline.core.errors import ConfigError
 from paceline.submodels.controller import Controller, Decision, State
+from paceline.submodels.pacing import pace
 from paceline.submodels.policy import cutoff
 from tests.submodels.test_policy import COSTS, SHARES
 
@@ -136,6 +138,15 @@ def test_a_recovered_client_is_back_at_once() -> None:
 def test_a_training_that_ended_early_measures_the_whole() -> None:
     state = PLAN.observe(settled(40.0, 1.0, 0.0), 4, 0.5, 20.0 * COSTS[0.5], SHARES[0.5], done=0.5)
     assert (state["compute"], state["transfer"]) == pytest.approx((40.0, 1.0))
+
+
+def test_a_client_observes_its_last_training_as_a_whole_one_unless_it_noted_a_part() -> None:
+    def paced(**memory: object) -> State:
+        return pace(SimpleNamespace(memory=memory, times=(20.0, 1.0), round=2), PLAN)
+
+    assert paced(fraction=0.5, trained=1) == PLAN.observe(PLAN.start(), 1, 0.5, 20.0, 1.0, done=1.0)
+    assert paced(fraction=0.5, trained=1, done=0.5) == PLAN.observe(PLAN.start(), 1, 0.5, 20.0, 1.0, done=0.5)
+    assert paced() == paced(fraction=0.5) == paced(trained=1) == PLAN.start()
 
 
 def test_the_budget_of_a_training_is_what_the_transfers_leave() -> None:

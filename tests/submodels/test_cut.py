@@ -1,4 +1,5 @@
 import copy
+import warnings
 from inspect import signature
 
 import pytest
@@ -282,3 +283,17 @@ def test_layers_of_an_lstm_that_were_cut_apart_are_refused() -> None:
 
 def test_sub_models_are_trained_without_a_scale_unless_one_is_given() -> None:
     assert signature(train_submodel).parameters["rescale"].default == 1.0
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_counting_leaves_no_trace(fast: bool) -> None:
+    """Fused attention stays as it was, and torch's warnings about flags that are read are not passed on."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(fast)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert flops(nn.TransformerEncoderLayer(8, 2, 8, batch_first=True), torch.zeros(3, 4, 8)) > 0
+        assert torch.backends.mha.get_fastpath_enabled() is fast
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

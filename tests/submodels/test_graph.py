@@ -317,3 +317,40 @@ def test_shapes_of_outputs_of_any_form() -> None:
 
     assert output_shapes(Several(), (torch.zeros(2, 3),)) == [(2, 3), (1, 3), (2, 2)]
     assert output_shapes(nn.Identity(), (torch.zeros(2, 3),)) == [(2, 3)]
+
+
+class Meets(nn.Module):
+    """An LSTM whose last state is added to a layer's flattened output, of which each unit has two columns."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.conv, self.lstm, self.out = nn.Conv1d(3, 4, 1), nn.LSTM(3, 8, layers, batch_first=True), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states, _ = self.lstm(x.transpose(1, 2))
+        return self.out(states[:, -1] + self.conv(x).flatten(1))
+
+
+def test_layers_of_an_lstm_with_units_of_unequal_size_stay_whole() -> None:
+    """One unit of the upper layer has two columns, one of the lower layer one, so no cut leaves them equally wide."""
+    assert trace(Meets(1), 2, 3, 2).groups == {"lstm": 4}
+    graph = trace(Meets(2), 2, 3, 2)
+    assert graph.groups == {}
+    assert "must be equally wide" in graph.whole["lstm.l0"]
+
+
+class Alone(nn.Module):
+    """A layer of one unit, whose axis is dropped and added again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(3, 1), nn.Linear(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.one(x).reshape(-1).reshape(-1, 1))
+
+
+def test_an_axis_that_a_reshape_drops_stays_whole() -> None:
+    graph = trace(Alone(), 5, 3)
+    assert graph.groups == {}
+    assert "splits or interleaves" in graph.whole["one"]

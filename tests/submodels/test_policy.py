@@ -77,7 +77,7 @@ def test_cutoff() -> None:
     assert cutoff([1.0, 9.0]) == 1.0
     assert cutoff(range(1, 11), 0.3) == 7
     assert cutoff([1.0, 2.0], 0.0) == 2.0
-    for times, share in (([], 0.2), ([float("nan")], 0.2), ([1.0], 1.0)):
+    for times, share in (([], 0.2), ([float("nan")], 0.2), ([1.0], 1.0), ([1.0, 2.0], -0.01), ([1.0, 2.0], float("nan"))):
         with pytest.raises(ConfigError):
             cutoff(times, share)
 
@@ -173,6 +173,8 @@ def test_a_line_through_the_measurements() -> None:
     assert (flat.a, flat.s) == (0.0, 3.0)
     through = CostModel.fit([(0.5, 2.0), (1.0, 4.0)])
     assert (through.a, through.s) == (4.0, 0.0)
+    gentle = CostModel.fit([(0.5, 1.25), (1.0, 1.5)])
+    assert (gentle.a, gentle.s) == (0.5, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from paceline.core.errors import ConfigError
 from paceline.core.layout import Layout
 from paceline.core.params import Params
 from paceline.submodels.cut import Cutter
-from paceline.submodels.graph import UnitGraph
+from paceline.submodels.graph import AxisUnits, UnitGraph
 from paceline.submodels.scores import Scorer, combine, steady_mask, unknown
 from tests.submodels.nets import CharLSTM, FemnistCNN
 from tests.submodels.u1 import changes, dense, params_of
@@ -85,6 +85,18 @@ def test_scores_match_a_loop(which: str, reduce: str) -> None:
             else:
                 expected = getattr(np, reduce)(top[b] / bottom[b])
             assert float(scores[group][unit]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_coordinate_counts_once_for_each_of_its_units() -> None:
+    """Of a tensor whose three axes belong to the same units, by a loop; 4 units of two rows each."""
+    units = torch.arange(4).repeat_interleave(2)
+    layout = Layout.build([("w", (8, 8, 8), "param")])
+    graph = UnitGraph({"g": 4}, {"w": (AxisUnits("g", units),) * 3}, {}, (), {})
+    values = torch.rand(8, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    total = Scorer(graph, layout).total(Params(values.flatten(), layout))["g"]
+    for unit in range(4):
+        mine = sum(float(values[at]) for at in np.ndindex(8, 8, 8) if unit in units[list(at)])
+        assert float(total[unit]) == pytest.approx(mine)
 
 
 class Skip(nn.Module):

@@ -27,7 +27,18 @@ from paceline.core.task import Task
 from paceline.data.cache import cache_folder, load_arrays, save_arrays
 from paceline.data.raw import Array
 
-__all__ = ["EMBEDDINGS", "Dealing", "EmbeddingLaw", "cluster", "clusters_of", "deal", "embed", "in_order", "inputs"]
+__all__ = [
+    "EMBEDDINGS",
+    "Dealing",
+    "EmbeddingLaw",
+    "cluster",
+    "clusters_of",
+    "deal",
+    "embed",
+    "in_order",
+    "inputs",
+    "network_digest",
+]
 
 EMBEDDINGS = {"network": "paceline.tasks.embeddings:network", "inputs": "paceline.data.embedding:inputs"}
 """Embeddings by name, with their import paths; ``labels`` has none."""
@@ -125,7 +136,8 @@ def clusters_of(task: Task, law: EmbeddingLaw, least: int = 1) -> Array:
         law: embedding, and number of clusters.
         least: clusters with fewer samples are joined with the nearest of the others.
     """
-    sources = [task.fingerprint["train"], law.by, law.clusters, digest(task.build(0)) if law.by == "network" else "", "v1"]
+    trained = network_digest(task) if law.by == "network" else ""
+    sources = [task.fingerprint["train"], law.by, law.clusters, trained, "v1"]
     path = cache_folder() / "clusters" / f"{digest(*sources)[:24]}.npz"
     if is_import_path(law.by) or not path.exists():
         which, centres = cluster(embed(task, law.by), law.clusters)
@@ -140,6 +152,12 @@ def clusters_of(task: Task, law: EmbeddingLaw, least: int = 1) -> Array:
         away = ((centres[:, None] - centres[None]) ** 2).sum(-1) + np.where(large, 0.0, np.inf)
         which = np.where(large, np.arange(len(centres)), away.argmin(1))[which]
     return in_order(which)
+
+
+def network_digest(task: Task) -> str:
+    """Return the digest of what a task's network learns from its samples: its layers, initial weights, and loss."""
+    made = task.build(0)
+    return digest(made, repr(made), task.loss)
 
 
 def in_order(which: Array) -> Array:
@@ -182,9 +200,14 @@ def deal(sizes: Array, clients: int, law: EmbeddingLaw, rng: np.random.Generator
         rng: random stream.
 
     Raises:
-        ConfigError: no acceptable sizes were found.
+        ConfigError: no acceptable sizes were found, or `use` is too small for clients of the fewest samples.
     """
     total, law_of_rows = int(sizes.sum()), law.alpha * sizes / sizes.sum()
+    if law.use < 1 and (law.least + len(sizes)) * clients > law.use * total:
+        raise ConfigError(
+            f"partition embedding: use={law.use:g} of {total} samples is too few for {clients} clients with least={law.least}; "
+            f"use fewer clients, a smaller least=..., or a larger use"
+        )
     rounds = _TRIES // _BATCH if law.least * clients <= total else 0
     for _ in range(rounds):
         drawn = rng.dirichlet(law_of_rows, size=(_BATCH, clients))
@@ -222,7 +245,6 @@ def _fitted(proportions: Array, sizes: Array, low: float) -> Array:
 def _dealt(proportions: Array, n: Array, law: EmbeddingLaw, total: int) -> Dealing:
     """Return the dealing of sizes, scaled down above their minimum to the share of samples to use."""
     low = np.minimum(n, law.least + proportions.shape[1])
-    spare = law.use * total - low.sum()
     if n.sum() > law.use * total:
-        n = _whole(low + (n - low) * max(spare, 0.0) / max(int((n - low).sum()), 1))
+        n = _whole(low + (n - low) * (law.use * total - low.sum()) / (n - low).sum())
     return Dealing(proportions, n, _whole(n[:, None] * proportions))

@@ -196,14 +196,14 @@ def partition_task(
                 f"use fewer clients, or set {setting('allow_empty', True)}"
             )
         labels, classes = partition_labels(task)
-        if (name in {"dirichlet", "shards", "groups", "longtail"} or (name == "domains" and value is not None)) and (
-            not classes or labels.ndim != 1 or labels.dtype.kind not in "iu"
-        ):
+        by_class = name in {"dirichlet", "shards", "groups", "longtail"} or (name == "domains" and value is not None)
+        by_class |= name == "embedding" and value.by == "labels"
+        if by_class and (not classes or labels.ndim != 1 or labels.dtype.kind not in "iu"):
             raise DataError(
                 f"partition {spec!r} needs one class label per sample, which {task.name} does not have; use iid or quantity:ALPHA"
             )
         if name == "embedding":
-            labels = in_order(labels) if value.by == "labels" and classes else clusters_of(task, value, count)
+            labels = in_order(labels) if by_class else clusters_of(task, value, count)
             classes = int(labels.max()) + 1
         owner = task.train.owner.numpy() if name == "domains" and task.train.owner is not None else None
         client_of, moved = ASSIGN[name](Wanted(labels, classes, count, value, not allow_empty, rng, owner))

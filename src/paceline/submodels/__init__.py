@@ -18,7 +18,7 @@ coordinates::
 from paceline.submodels.controller import Controller, Decision
 from paceline.submodels.cut import TIERS, Cutter, SubModel, keep_count
 from paceline.submodels.graph import AxisUnits, UnitGraph
-from paceline.submodels.merge import coverage, masked_mean, zero_fill
+from paceline.submodels.merge import coverage, filled, inclusion, masked_mean, zero_fill
 from paceline.submodels.policy import (
     CostModel,
     StragglerSet,
@@ -51,8 +51,10 @@ __all__ = [
     "compute_fraction",
     "coverage",
     "explore",
+    "filled",
     "find_stragglers",
     "fluid_fraction",
+    "inclusion",
     "keep_count",
     "masked_mean",
     "network_fraction",

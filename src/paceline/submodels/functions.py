@@ -80,7 +80,7 @@ def _reshape(call: TracedCall) -> Axes:
     out = regroup(call, call.axes(), value.data.shape, call.out.shape)
     if call.name in {"view", "reshape"}:
         sizes = call.args[1:] or (call.kwargs.get("shape") or call.kwargs.get("size"),)
-        if len(sizes) == 1 and isinstance(sizes[0], tuple | list):
+        if isinstance(sizes[0], tuple | list):
             sizes = tuple(sizes[0])
         for axis, size in zip(out, sizes, strict=False):
             if axis is not None and isinstance(size, int) and size != -1:
@@ -90,7 +90,7 @@ def _reshape(call: TracedCall) -> Axes:
 
 def _permute(call: TracedCall) -> Axes:
     dims = call.args[1:] or (call.kwargs["dims"],)
-    if len(dims) == 1 and isinstance(dims[0], tuple | list):
+    if isinstance(dims[0], tuple | list):
         dims = tuple(dims[0])
     axes = call.axes()
     return tuple(axes[d] for d in dims)

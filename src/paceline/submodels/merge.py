@@ -1,6 +1,6 @@
-"""Server-side merge of scattered updates: two choices of denominator, and coverage of coordinates.
+"""Server-side merge of scattered updates: two choices of denominator, coverage and inclusion probabilities of coordinates.
 
-Updates are differences on the kept coordinates and zero elsewhere; both forms need only sums, so they
+Updates are differences on the kept coordinates and zero elsewhere; all forms need only sums, so they
 work under secure aggregation.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from paceline.core.params import Params
 from paceline.submodels.graph import UnitGraph
 
-__all__ = ["coverage", "masked_mean", "zero_fill"]
+__all__ = ["coverage", "filled", "inclusion", "masked_mean", "zero_fill"]
 
 
 def zero_fill(total: Params, weight: Tensor | float) -> Params:
@@ -62,3 +62,65 @@ def coverage(graph: UnitGraph, like: Params, units: Mapping[str, Tensor], weight
                 shape = [-1 if d == dim else 1 for d in range(view.dim())]
                 torch.minimum(view, here.view(shape), out=view)
     return out
+
+
+def inclusion(graph: UnitGraph, like: Params, counts: Mapping[str, int]) -> Params:
+    """Return the probability with which each coordinate is in a sub-model whose units are drawn at random.
+
+    Of each group, k of n units are drawn without replacement, and those of different groups independently. A coordinate that
+    belongs to one unit of a group is included with k / n, one that belongs to two of them (a recurrent weight) with
+    k (k - 1) / (n (n - 1)). The mean of a scattered update divided by it is the update that training all parts would give
+    (Horvitz and Thompson, 1952). Running statistics have 1: a variance must not be multiplied.
+
+    Args:
+        graph: units of the model.
+        like: provides layout and device.
+        counts: number k of units drawn, by group (`Cutter.keep`).
+
+    Returns:
+        probabilities, [d]; 1 where the probability is 0.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> graph, params = UnitGraph.trace(net, torch.zeros(1, 4)), Params.of(net, Layout.of(net))
+        >>> inclusion(graph, params, {"0": 2})["2.weight"][0, 0]
+        tensor(0.2500)
+    """
+    out = like.zeros() + 1.0
+    for entry in like.layout.entries:
+        if entry.kind != "param":
+            continue
+        axes, view = graph.axes[entry.name], out[entry.name]
+        for dim, axis in enumerate(axes):
+            if axis.group is None:
+                continue
+            n, k = graph.groups[axis.group], counts[axis.group]
+            units = _along(axis.units, dim, len(axes))
+            chance = torch.full_like(units, k / n, dtype=view.dtype)
+            for before in range(dim):
+                if axes[before].group == axis.group:
+                    same = _along(axes[before].units, before, len(axes)) == units
+                    chance = torch.where(same, 1.0, (k - 1) / max(n - 1, 1))
+            view *= chance.to(view)
+    return out.map(lambda p: torch.where(p > 0, p, 1.0))
+
+
+def filled(update: Params, mask: Params, last: Params) -> Params:
+    """Return a scattered update with the last known update on the parameters that were not trained.
+
+    The result is what a client sends, and its next `last`. Running statistics that were not trained remain 0.
+
+    Args:
+        update: the update, [d], zero where `mask` is 0.
+        mask: 1 on the trained coordinates (`SubModel.mask`).
+        last: latest update of each coordinate.
+    """
+    out = update.clone()
+    for entry in update.layout.entries:
+        if entry.kind == "param":
+            out[entry.name].copy_(torch.where(mask[entry.name] > 0, update[entry.name], last[entry.name]))
+    return out
+
+
+def _along(units: Tensor, dim: int, dims: int) -> Tensor:
+    return units.view([-1 if d == dim else 1 for d in range(dims)])

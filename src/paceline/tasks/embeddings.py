@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from paceline.core.errors import ConfigError
 from paceline.core.fingerprint import digest
 from paceline.core.task import Task
+from paceline.data.embedding import network_digest
 from paceline.models.pretraining import kept, pretrain
 from paceline.models.split import penultimate
 
@@ -37,7 +38,7 @@ def network(task: Task, epochs: int = _EPOCHS, lr: float = 1e-3) -> Tensor:
     def fit(module: nn.Module) -> float:
         return pretrain(module, x[:used], y[:used], epochs=epochs, lr=lr, loss=task.loss)
 
-    key = f"embedding {digest(x, y, task.build(0), task.loss)} {epochs} {lr}"
+    key = f"embedding {digest(x, y, network_digest(task))} {epochs} {lr}"
     module = task.build(0)
     module.load_state_dict(kept(key, lambda: task.build(0), fit))
     with torch.no_grad():

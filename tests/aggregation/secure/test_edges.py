@@ -24,6 +24,7 @@ from paceline.aggregation.secure.task_hash import OwnWork
 from paceline.core.engine import Summed
 from paceline.core.errors import MisbehaviourError, ProtocolError, QuorumError
 from tests.aggregation.secure.test_groups import masked
+from tests.aggregation.secure.test_misbehaviour import signed_keys
 from tests.aggregation.secure.test_protocol import CONFIG, Parties, check, vectors
 
 
@@ -356,3 +357,68 @@ def test_malformed_sessions_are_refused(change):
     assert Session.from_plain(plain).plain() == plain
     with pytest.raises(ProtocolError, match="malformed session"):
         Session.from_plain({**plain, **change})
+
+
+@pytest.mark.parametrize("wrong", [None, 3, [], [bytes(64)], {}, bytearray(64)], ids=repr)
+def test_a_signature_of_another_type_signs_nothing(wrong):
+    """What arrives in its place is any plain value; a list has no hash."""
+    parties = Parties()
+    parties.advertise()
+    parties.share()
+    assert not parties.server.add_masked(4, {**masked(parties, 4), "signature": wrong})
+    assert parties.server.refused == {4: "vector without its valid signature"}
+    parties.mask(only={0, 1, 2, 3})
+    parties.server.add_signature(3, {"signature": wrong})
+    assert parties.server.refused[3] == "signature of another list of survivors"
+    assert parties.server._signatures == {}
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("taken", [0, 1])
+def test_the_server_leaves_out_who_uses_one_key_of_another(place, taken):
+    """In the same place or in the other one; the neighbours would abort."""
+    parties = Parties()
+    advert = parties.clients[0].advertise()
+    parties.server.add_advert(0, advert)
+    keys = parties.clients[1].advertise()["keys"]
+    own = [keys[:32], keys[32:64]]
+    own[place] = advert["keys"][32 * taken :][:32]
+    parties.server.add_advert(1, signed_keys(parties, 1, b"".join(own)))
+    assert parties.server.refused == {1: "advertised keys that were used before"}
+
+
+def wrong_unmasking(parties, answer):
+    """Yield what holder 0 must not send: client 4 dropped out, the others survived, and nobody has the id 9."""
+    selfs, keys, held = answer["self"], answer["keys"], dict(parties.clients[0]._shares)
+    yield {"self": {**selfs, 4: held[4][0]}, "keys": keys}  # the self-mask of one whose mask key is opened
+    yield {"self": selfs, "keys": {**keys, 1: held[1][1]}}  # and the other way round
+    yield {"self": {**selfs, 0: bytes(32)}, "keys": keys}
+    yield {"self": {**selfs, 9: bytes(32)}, "keys": keys}
+    yield {"self": selfs, "keys": {**keys, 9: bytes(32)}}
+    yield {"self": selfs, "keys": {**keys, 0: bytes(32)}}
+    for junk in (None, 3, [], [4]):
+        yield {"self": selfs, "keys": junk}
+        yield {"self": junk, "keys": keys}
+        yield {"self": junk, "keys": junk}
+
+
+def test_shares_that_were_not_asked_for_are_not_taken():
+    """With both shares of a client, the server could open its vector."""
+    parties = Parties()
+    parties.advertise()
+    parties.share()
+    parties.mask(only={0, 1, 2, 3})
+    parties.confirm()
+    held = parties.clients[0]._shares
+    right = {"self": {v: held[v][0] for v in (1, 2, 3)}, "keys": {4: held[4][1]}}
+    for wrong in wrong_unmasking(parties, right):
+        parties.server.refused.clear()
+        parties.server.add_unmasking(0, wrong)
+        assert parties.server.refused == {0: "malformed shares"}
+        assert (parties.server._shares_b, parties.server._shares_s, parties.server._dishonest) == ({}, {}, {})
+    parties.server.refused.clear()
+    assert parties.clients[0].unmask(parties.signatures[0]) == right
+    parties.server.add_unmasking(0, right)
+    assert parties.server.refused == {}
+    assert parties.server._shares_b == {v: {0: right["self"][v]} for v in (1, 2, 3)}
+    assert parties.server._shares_s == {4: {0: right["keys"][4]}}

@@ -100,3 +100,17 @@ def test_a_draw_below_the_fraction_rounds_up(draw, whole):
     values = np.array([0.0, 1.0, 0.25, -0.75, -1.0], np.float32)
     got, clipped = quantise(values, 127.0, 8, Draws(draw))
     assert (got.tolist(), clipped) == (whole, 0)
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(2, np.float32), (16, np.float32), (17, np.float64), (24, np.float64)])
+def test_up_to_16_bits_are_rounded_in_float32(bits, kind):
+    """Its 24 bits hold the steps and a fraction; the bits of a run depend on the type of the draws."""
+    asked = []
+
+    class Notes:
+        def random(self, size, dtype):
+            asked.append(dtype)
+            return np.zeros(size, dtype)
+
+    quantise(np.ones(2, np.float32), 1.0, bits, Notes())
+    assert asked == [kind]

@@ -16,6 +16,7 @@ from paceline.aggregation.secure.config import SecureConfig, Segment
 from paceline.aggregation.secure.encoding import pack, unpack
 from paceline.aggregation.secure.session import new_session
 from paceline.aggregation.secure.simulated_directory import SimulatedDirectory
+from paceline.core.declarations import ClientFunction, Nesting
 from paceline.core.errors import PlanError, ProtocolError, SumOverflowError
 from paceline.core.memory import Memory
 from paceline.core.method import client_functions
@@ -85,6 +86,16 @@ def test_sessions_of_other_types_are_refused(change):
     facts = {**FACTS, **change}
     with pytest.raises(ProtocolError):
         SecAggClient(SimulatedDirectory()).advertise(FakeContext(), facts)
+
+
+@pytest.mark.parametrize(("tiers", "parts"), [(0, 3), (3, 0), (3, 2), (3, 4)])
+def test_sessions_over_other_parts_than_the_function_has_are_refused(tiers, parts):
+    """Tiers for a function of the whole model, none for one of parts, and too few or too many."""
+    me, facts = FakeContext(), {**FACTS, "parts": parts, "tiers": list(range(parts))}
+    nested = Nesting("tier", "order", (1.0, 0.75, 0.5)) if tiers else None
+    me.functions = {"train": ClientFunction(nested=nested)}
+    with pytest.raises(ProtocolError, match=f"'train' does not have {parts} tiers in this client's method"):
+        SecAggClient(SimulatedDirectory()).advertise(me, facts)
 
 
 def test_thresholds_that_let_a_server_open_one_update_are_refused_before_the_run(federate):

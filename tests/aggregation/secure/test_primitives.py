@@ -152,6 +152,15 @@ def test_s10_ed25519_rfc8032():
     assert not verify(b"short", signature, hx("72"))
 
 
+@pytest.mark.parametrize("junk", [None, 3, "text", b"", bytes(64), bytes(65), [], [b"x"], {}, {1: b"x"}, "right bytes"], ids=repr)
+def test_whatever_is_not_a_signature_verifies_nothing(junk):
+    """Some of it has no hash, so that it cannot be looked up among the checked signatures."""
+    key = IdentityKey.generate()
+    signature = bytearray(key.sign(b"data")) if junk == "right bytes" else junk
+    assert verify(key.public, signature, b"data") is False
+    assert verify(signature, key.sign(b"data"), b"data") is False
+
+
 def test_a_low_order_key_is_refused():
     with pytest.raises(ProtocolError, match="low order"):
         AgreementKey.generate().agree(bytes(32))

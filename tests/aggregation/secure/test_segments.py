@@ -298,6 +298,13 @@ def test_clients_that_send_zeros_do_not_count_as_contributors():
     assert merged([0] * 4 + [2] * 10, allowed=(0,)) == [0] * 14
 
 
+def test_without_rules_a_client_may_be_alone_in_its_tier():
+    tiers = Tiers.of({0: 0, 1: 2}, range(3), 3, TierRules(), {0: [1], 1: [0]})
+    assert tiers.owned == {0: 0, 1: 2}
+    tiers.check([0])
+    tiers.check([0, 1])
+
+
 def test_too_few_clients_have_no_tiers():
     with pytest.raises(QuorumError, match="3 clients are too few: a segment of the model needs 4"):
         merged([0, 0, 2])

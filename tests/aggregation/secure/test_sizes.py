@@ -10,10 +10,10 @@ import pytest
 
 from paceline.aggregation.secure.config import SecureConfig
 from paceline.aggregation.secure.graph import _log2_masses, neighbours, parameters, permutation
-from paceline.aggregation.secure.session import Session, least_half, new_session, sizes
+from paceline.aggregation.secure.session import Session, advert_parts, least_half, new_session, sizes
 from paceline.aggregation.secure.shamir import share
 from paceline.aggregation.secure.share_repair import correct, corrections, is_prime
-from paceline.core.errors import ConfigError, QuorumError
+from paceline.core.errors import ConfigError, ProtocolError, QuorumError
 
 
 # -- graphs ----------------------------------------------------------------------------------------------
@@ -112,6 +112,19 @@ def test_faults_of_a_session(changes, fault):
     found = "; ".join(replace(GOOD, **changes).faults())
     assert fault in found
     assert bool(found) == bool(fault)
+
+
+def test_parts_of_an_advertisement():
+    """Two keys, a tier if there are any, and a signature."""
+    whole, parts, signature = GOOD, replace(GOOD, parts=3, tiers=(0, 1, 2)), bytes(range(64))
+    assert advert_parts(whole, bytes(64) + signature) == (bytes(64), 0, signature)
+    for tier in range(3):
+        assert advert_parts(parts, bytes([*bytes(64), tier]) + signature) == (bytes([*bytes(64), tier]), tier, signature)
+    for session, wrong in ((whole, bytes(127)), (whole, bytes(129)), (parts, bytes(128)), (parts, bytes(130)), (whole, "x" * 128)):
+        with pytest.raises(ProtocolError, match="must have"):
+            advert_parts(session, wrong)
+    with pytest.raises(ProtocolError, match="tier 3 does not exist; there are 3"):
+        advert_parts(parts, bytes([*bytes(64), 3]) + signature)
 
 
 def test_no_two_halves_of_the_neighbours_can_reach_the_threshold():

@@ -22,7 +22,7 @@ def finished(method, split=None, **values):
 
 def test_the_report_is_that_of_pooled_samples():
     split = by_size([20, 50, 0, 90])
-    run, result = finished(pl.methods.HeterogeneityReport(every=3, clusters=4, iterations=3), split)
+    run, result = finished(pl.methods.HeterogeneityReport(every=3, clusters=12, iterations=3), split, cohort=2)
     task, model, params = run.task, run.task.build(0), run.state.params
     with torch.no_grad():
         for name, value in model.named_parameters():
@@ -30,16 +30,16 @@ def test_the_report_is_that_of_pooled_samples():
         rows = [split(k)[0] for k in range(4)]
         own = [penultimate(model, task.train.x[r]).double().numpy() for r in rows if len(r)]
         pooled = np.concatenate(own)
-        drawn = torch.randn(4, 8, generator=torch_rng(0, "centres", 3)).double().numpy()
+        drawn = torch.randn(12, 8, generator=torch_rng(0, "centres", 3)).double().numpy()
         centres = pooled.mean(0) + pooled.std(0) * drawn
 
         def shares(points):
             away = ((points[:, None] - centres) ** 2).sum(-1).argmin(1)
-            return np.bincount(away, minlength=4) / len(points), away
+            return np.bincount(away, minlength=12) / len(points), away
 
         for _ in range(3):
             _, which = shares(pooled)
-            centres = np.stack([pooled[which == k].mean(0) if (which == k).any() else centres[k] for k in range(4)])
+            centres = np.stack([pooled[which == k].mean(0) if (which == k).any() else centres[k] for k in range(12)])
         whole, _ = shares(pooled)
         kl = [sum(p * np.log(p / r) for p, r in zip(shares(points)[0], whole, strict=True) if p > 0) for points in own]
         losses = [float(F.cross_entropy(model(task.train.x[r]), task.train.y[r])) for r in rows if len(r)]

@@ -10,7 +10,9 @@ import torch
 from paceline.core.errors import NonFiniteError, PlanError, QuorumError, SumOverflowError
 from paceline.core.method import on_client
 from paceline.methods.robust.robust import (
+    Krum,
     Median,
+    MultiKrum,
     bulyan,
     geometric_median,
     krum_scores,
@@ -100,6 +102,21 @@ def test_geometric_median_does_not_depend_on_where_zero_is(g):
         np.testing.assert_allclose(geometric_median(rows + shift) - shift, geometric_median(rows), atol=1e-5)
     for scale in (1e-12, 1e12):
         np.testing.assert_allclose(geometric_median(rows * scale) / scale, geometric_median(rows), atol=1e-5)
+
+
+def test_the_geometric_median_of_values_near_the_end_of_float64():
+    """The inverse of a distance of 1e-310 is infinite."""
+    z = geometric_median(torch.tensor([[-1e-310], [0.0], [1e-310], [3e-310]], dtype=torch.float64))
+    assert 0.0 <= float(z) <= 1e-310
+
+
+def test_ties_go_to_the_first_rows():
+    """In cohorts above 16, too, from which on an unstable sort permutes equal values."""
+    same = torch.eye(40, dtype=torch.float64)  # all distances are equal
+    assert MultiKrum().combine(same, 8).tolist() == [1 / 32] * 32 + [0.0] * 8
+    assert Krum().combine(same, 8).tolist() == same[0].tolist()
+    signs = torch.tensor([[1.0]] * 20 + [[-1.0]] * 20, dtype=torch.float64)
+    assert nearest_mean(signs, torch.zeros(1, dtype=torch.float64), 20).tolist() == [1.0]
 
 
 def test_krum(g):

@@ -3,6 +3,9 @@
 Client 4 of five is slow. The oracle starts from the first model alone and never looks at a later one of the run.
 """
 
+from functools import cache
+from itertools import combinations, product
+
 import numpy as np
 import pytest
 
@@ -22,11 +25,29 @@ def first(net, p, up=False):
     return {g: list(range(k)) for g, k in counts(net, p, up).items()}
 
 
-def step(net, theta, kept, samples, masked, scale=1.0):
+@cache
+def chances(name, tensor):
+    """Return the share of all choices of half of the units that contain each coordinate of a tensor, one by one."""
+    net = NETS[name]
+    groups = sorted({axis[0] for axis in net.axes[tensor] if axis is not None})
+    shape = net.build().get_parameter(tensor).shape
+    choices = [combinations(range(net.units[g]), k) for g, k in ((g, HALF[name][g]) for g in groups)]
+    seen, number = np.zeros(shape), 0
+    for chosen in product(*choices):
+        seen[np.ix_(*net.indices(tensor, dict(zip(groups, chosen, strict=True)), shape))] += 1
+        number += 1
+    return seen / number
+
+
+def step(net, theta, kept, samples, masked, scale=1.0, unbiased=None, last=None):
     """Return the next model where all clients but the slow one train all of it, weighted by samples."""
     changes, weights = [], []
     for u, own in enumerate(samples):
         change, mask = trained(net, theta, kept if u == SLOW else None, own, scale if u == SLOW and kept else 1.0)
+        if unbiased and kept and u == SLOW:
+            change = {n: t / chances(unbiased, n) for n, t in change.items()}
+        if last and kept and u == SLOW:
+            change = {n: np.where(mask[n] > 0, t, last[n]) for n, t in change.items()}
         changes.append(change)
         weights.append({n: SIZES[u] * m for n, m in mask.items()} if masked else full(theta, SIZES[u]))
     return merged(theta, changes, weights), changes
@@ -66,11 +87,18 @@ def test_clip(monkeypatch, net, masked):
     assert len(dropped) == ROUNDS - 2
 
 
-@ALL
-@pytest.mark.parametrize("options", [{}, {"merge": "masked"}, {"rescale": True}], ids=["zero", "masked", "rescaled"])
-def test_random_dropout(monkeypatch, net, options):
-    """Any half of the units, another one in each round."""
-    samples, theta, drawn = made(net)[2], None, []
+MERGES = {merge: {"merge": merge} for merge in ("zero", "masked", "unbiased", "stale")} | {"rescaled": {"rescale": True}}
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("options", MERGES.values(), ids=MERGES)
+def test_random_dropout(monkeypatch, name, options):
+    """Any half of the units, another one in each round; unbiased: divided by the share of the halves that have a coordinate.
+
+    Stale: where the slow client trained nothing its last change is merged once more.
+    """
+    net, merge = NETS[name], options.get("merge")
+    samples, theta, drawn, last = made(net)[2], None, [], None
     for number, seen in enumerate(run(monkeypatch, net, "randomdropout", 5, network=False, **options), 1):
         theta = seen.before if theta is None else theta
         kept = None
@@ -78,7 +106,9 @@ def test_random_dropout(monkeypatch, net, options):
             (kept,) = seen.kept[SLOW]
             assert {g: len(set(units)) for g, units in kept.items()} == counts(net, 0.5)
             drawn.append(kept)
-        theta, _ = step(net, theta, kept, samples, "merge" in options, 2.0 if "rescale" in options else 1.0)
+        scale, unbiased = 2.0 if "rescale" in options else 1.0, name if merge == "unbiased" else None
+        theta, changes = step(net, theta, kept, samples, merge == "masked", scale, unbiased, last)
+        last = changes[SLOW] if merge == "stale" else None
         close(seen.after, theta)
     assert any(kept != drawn[0] for kept in drawn)
 
@@ -104,7 +134,7 @@ TIERS = [1.0, 0.95, 0.85, 0.75, 0.65, 0.5]
 @pytest.mark.parametrize("merge", [None, "zero"])
 def test_nested_fjord(monkeypatch, net, merge):
     """Every client draws a width for each step, up to its own, and the mean of a coordinate is over the widths that reach it."""
-    samples, theta, options, seen_widths = made(net)[2], None, {"merge": merge} if merge else {}, set()
+    samples, theta, options, seen_widths, several = made(net)[2], None, {"merge": merge} if merge else {}, set(), 0
     for seen in run(monkeypatch, net, "fjord", 5, network=False, nested=True, **options):
         theta = seen.before if theta is None else theta
         changes, weights = [], []
@@ -121,10 +151,12 @@ def test_nested_fjord(monkeypatch, net, merge):
             reach = trained(net, theta, first(net, p), own, steps=0)[1]
             weights.append(full(theta, SIZES[u]) if merge else {n: SIZES[u] * m for n, m in reach.items()})
             assert len(seen.kept[u]) == 2
+            several += seen.kept[u][0] != seen.kept[u][1]
         theta = merged(theta, changes, weights)
         close(seen.after, theta)
     assert seen.fraction == {0: 1.0, 1: 1.0, 2: 1.0, 3: 1.0, 4: 0.5}
     assert len(seen_widths) > 8
+    assert several > 8  # steps of one training have different widths
 
 
 HETERO = [

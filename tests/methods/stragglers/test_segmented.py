@@ -1,5 +1,6 @@
 """Slow clients that receive and send a part of the model only: whole runs, with and without masks."""
 
+import math
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -30,6 +31,7 @@ COMMON = {"clients": 15, "cohort": 15, "fleet": SLOW, "rounds": 5}
 METHODS = {
     "clip": {},
     "randomdropout": {},
+    "randomdropout unbiased": {"merge": "unbiased"},
     "fjord": {},
     "fjord nested": {"nested": True},
     "heterofl": {"own_rows": False},
@@ -107,6 +109,38 @@ def test_the_mean_of_a_coordinate_is_over_the_clients_whose_part_has_it(task, co
     expected = before.params.vector.double() + torch.where(weight > 0, total / weight.clamp(min=1), 0.0)
     assert torch.allclose(after.params.vector.double(), expected, atol=1e-6)
     assert (total != 0).sum() > 0
+
+
+def test_parts_are_multiplied_by_how_rarely_they_are_trained(task, config, monkeypatch):
+    """The update that a slow client sends is that of plain random dropout over the share of the units, for each axis."""
+    monkeypatch.setattr(SelfPruning, "tier", by_number)
+    monkeypatch.setattr(SelfPruning, "fraction", lambda self, client: by_number(self, client, None))
+    replies = {}
+    for merge in (None, "unbiased"):
+        for segmented in (False, True):
+            made = config(method="randomdropout", options={"merge": merge, "segmented": segmented}, clients=24, cohort=24)
+            prepared = prepare(made, task=task)
+            worker = prepared.fed.engine.here
+            real = worker.invoke
+
+            def spy(me, function, message, real=real, key=(merge, segmented)):
+                reply = real(me, function, message)
+                if function.startswith("train"):
+                    replies[(*key, me.id)] = reply.delta
+                return reply
+
+            monkeypatch.setattr(worker, "invoke", spy)
+            prepared.fed.start_round(1)
+            prepared.method.round(prepared.fed, prepared.method.init(prepared.fed))
+    cutter = worker.services[Submodels].cutter
+    for client in range(24):
+        kept = cutter.keep(by_number(None, SimpleNamespace(_id=client), None))
+        for segmented in (False, True):
+            plain, sent = (replies[merge, segmented, client] for merge in (None, "unbiased"))
+            for name, axes in cutter.graph.axes.items():
+                chance = math.prod(kept[a.group] / cutter.groups[a.group] for a in axes if a.group is not None)
+                torch.testing.assert_close(sent[name], plain[name] / chance)
+    assert len(replies) == 4 * 24
 
 
 def test_results_do_not_depend_on_workers_or_on_who_works_together(federate):
@@ -259,6 +293,18 @@ def test_the_next_attempt_does_without_a_tier_that_lost_its_clients(task, config
         assert (memory["fraction"], memory["share"]) == (0.5, 1.0 if attempt == 1 else pytest.approx(0.4, abs=0.1))
 
 
+@pytest.mark.parametrize("aggregation", ["secure-arithmetic", "secure"])
+def test_fewer_replies_than_the_quorum_are_no_sum(task, config, aggregation):
+    """Also where no tier is too small."""
+    drop = lambda round, client, function: client == 3 and function in ("nested.run", "secagg.masked")  # noqa: E731
+    common = {"clients": 5, "cohort": 5, "aggregation": aggregation, "secure": {"gamma": 0.0}, "on_error": "drop", "quorum": 5}
+    prepared = prepare(config(**options("fjord"), **common), task=task, drop=drop)
+    state = prepared.method.init(prepared.fed)
+    prepared.fed.start_round(1)
+    with pytest.raises(QuorumError, match=r"4 of 5 clients .*the minimum is 5"):
+        prepared.method.round(prepared.fed, state)
+
+
 @pytest.mark.parametrize(("clients", "part"), [(6, 1.0), (8, 0.78)])
 def test_a_third_client_joins_two_slow_ones_or_they_send_padded_uploads(federate, monkeypatch, clients, part):
     """They train less in both cases; of six clients, too few would be left that train the whole model."""
@@ -310,6 +356,8 @@ def test_an_order_that_does_not_follow_from_the_model_is_refused(task, config, m
         ("heterofl", {}, "own_rows=false"),
         ("clip", {"score": "local"}, "score=mixed"),
         ("fjord", {"merge": "zero"}, "leave merge unset"),
+        ("fjord", {"merge": "unbiased"}, "use randomdropout"),
+        ("randomdropout", {"merge": "stale"}, "use merge=unbiased"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_at_the_start(config, task, method, given, text):

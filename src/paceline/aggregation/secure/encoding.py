@@ -63,8 +63,6 @@ def to_words(values: NDArray[np.int64], segment: Segment) -> Words:
 def signed(words: Words, segment: Segment) -> NDArray[np.int64]:
     """Return words as signed integers: values from 2^(b-1) up are negative."""
     values = words.astype(np.uint64) & np.uint64(segment.mask)
-    if segment.bits == 64:
-        return values.view(np.int64)
     half = np.uint64(1 << (segment.bits - 1))
     return ((values ^ half).view(np.int64)) - np.int64(half)
 

@@ -155,9 +155,8 @@ def _log2_masses(total: int, marked: int, drawn: int) -> NDArray[np.float64]:
     fact = _log2_factorials(total)
 
     def choose(n: int, k: NDArray[np.int64]) -> NDArray[np.float64]:
-        inside = (k >= 0) & (k <= n)
-        at = np.clip(k, 0, n)
-        return np.where(inside, fact[n] - fact[at] - fact[n - at], -np.inf)
+        at = np.minimum(k, n)
+        return np.where(k <= n, fact[n] - fact[at] - fact[n - at], -np.inf)
 
     x = np.arange(drawn + 1)
     whole = choose(total, np.array([drawn]))[0]

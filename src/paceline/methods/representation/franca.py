@@ -9,7 +9,9 @@ without labels learn features by self-distillation with nested heads.
     RASA                  removal of position from patches, from the sums Z'Z and Z'y of patches
 
 With one client this is central training, in which Adam begins anew in each round. Targets are balanced over a client's batch, not over
-all clients'. The server sees sums. A client stores nothing, or its heads with heads=local.
+all clients'; so are the centres of balance=centering, which the paper averages over steps. The paper's patch embedding has a fifth of
+the learning rate, and its prototypes do not move in the first epoch. The server sees sums. A client stores nothing, or its heads with
+heads=local.
 """
 
 from __future__ import annotations
@@ -80,7 +82,7 @@ class Franca(LocalTraining[FrancaState]):
     paper: ClassVar[str] = "arXiv 2507.14137"
     headline: ClassVar[str] = "matches or beats DINOv2, CLIP and SigLIPv2 with open data and code"
     differs: ClassVar[str] = (
-        "heads and views are smaller, without blur, solarisation and drop path, and Adam begins anew in each round"
+        "smaller heads; views without greyscale, blur and solarisation; one rate for all layers; no drop path; Adam anew in each round"
     )
     reveals: ClassVar[str] = "sums of updates, and moments of features and labels"
     client_state: ClassVar[str] = "its heads, with heads=local"
@@ -143,10 +145,11 @@ class Franca(LocalTraining[FrancaState]):
         removal = state.removal
         if self.rasa:
             patches = fed.mean(self.moments_of_patches, params, over=sorted(last.arrived))
-            removal = remove_positions(patches.gram, patches.cross, self.rasa).float()
-            left = removal.T @ patches.gram @ removal, removal.T @ patches.cross
-            last.notes["position_r2"] = explained(patches.gram, patches.cross, patches.square)
-            last.notes["position_r2_left"] = explained(*left, patches.square)
+            if patches.weight:
+                removal = remove_positions(patches.gram, patches.cross, self.rasa).float()
+                left = removal.T @ patches.gram @ removal, removal.T @ patches.cross
+                last.notes["position_r2"] = explained(patches.gram, patches.cross, patches.square)
+                last.notes["position_r2_left"] = explained(*left, patches.square)
         fed.last = last
         return FrancaState(params=params, removal=removal)
 

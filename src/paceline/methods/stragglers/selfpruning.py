@@ -52,7 +52,9 @@ class SelfPruning(FedAvg):
         smallest: smallest fraction of units that is kept.
         warmup: initial rounds in which every client trains the full model, to measure times.
         merge: ``zero`` divides by all weights; ``masked`` by the weights of the clients that trained the coordinate, which
-            is exact but doubles the upload. None is the method's own choice.
+            is exact but doubles the upload. None is the method's own choice. Where units are drawn at random, slow clients may
+            also compensate for what they train rarely: with ``unbiased`` they divide each coordinate by the probability with
+            which they train it, with ``stale`` they repeat their last update of the coordinates that they did not train.
         adaptive: estimate times robustly over rounds, change p with hysteresis, end a training early if it takes too long, and sit
             out rounds that are too short, at most three in a row (see `Controller`).
         rescale: multiply a sub-model's activations by 1/p in training.
@@ -67,20 +69,26 @@ class SelfPruning(FedAvg):
     width_key: ClassVar[str | None] = "fraction"
     rounds_up: ClassVar[bool] = False
     """Whether a layer keeps ceil(p n) units instead of floor(p n)."""
+    draws: ClassVar[bool] = False
+    """Whether `keep` draws the units of a layer at random, all with the same probability."""
 
     straggler_share: Minority = 0.2
     network: bool = True
     smallest: PositiveShare = 0.5
     warmup: NonNegative[int] = 2
-    merge: Literal["zero", "masked"] | None = None
+    merge: Literal["zero", "masked", "unbiased", "stale"] | None = None
     adaptive: bool = False
     rescale: bool = False
     segmented: bool = False
 
     def check(self, fed: Federation) -> list[str]:
-        """Return the options that do not fit segmented uploads."""
+        """Return the options that do not fit each other."""
         if self.segmented and self.merge == "zero":
             return ["segmented=true has one mean for each segment of the model; leave merge unset"]
+        if self.merge in ("unbiased", "stale") and not self.draws:
+            return [f"merge={self.merge} needs units that are drawn at random, so that all are trained; use randomdropout"]
+        if self.segmented and self.merge == "stale":
+            return ["merge=stale sends updates of the whole model, segmented=true only a part; use merge=unbiased"]
         return []
 
     def round(self, fed: Federation, state: State) -> State:
@@ -160,7 +168,7 @@ class SelfPruning(FedAvg):
         client.memory["fraction"], client.memory["trained"] = p, client.round
         delta, mask = self.fit(client, message, p, lambda counts: self.keep(client, message, counts, p))
         self.learn(client, message, delta, mask, p)
-        return Update(delta=delta, kept=p, weight=self.weights(client, mask))
+        return Update(delta=self.balanced(client, delta, mask, p), kept=p, weight=self.weights(client, mask))
 
     def tier(self, client: Client, message: None) -> float:
         """Return the fraction of the units that this client trains in the round, from the times of earlier rounds."""
@@ -173,8 +181,8 @@ class SelfPruning(FedAvg):
         memory["fraction"], memory["trained"], memory["share"] = p, client.round, message.share
         memory["heard"] = dict(client.peers)  # tiers are declared before the records of a round arrive
         groups = submodels(client).cutter.groups if p < 1.0 else {}
-        delta, _ = self.fit(client, message.params, p, lambda counts: leading_units(message.order, groups, counts))
-        return Update(delta=delta, kept=p, weight=self.weight(client))
+        delta, mask = self.fit(client, message.params, p, lambda counts: leading_units(message.order, groups, counts))
+        return Update(delta=self.balanced(client, delta, mask, p), kept=p, weight=self.weight(client))
 
     def fit(
         self, client: Client, params: Params, p: float, units: Callable[[dict[str, int]], dict[str, Tensor]]
@@ -200,6 +208,10 @@ class SelfPruning(FedAvg):
         if self.adaptive:
             note_done(client, self.epochs * client.num_samples)
         return delta, mask
+
+    def balanced(self, client: Client, delta: Params, mask: Params, p: float) -> Params:
+        """Return the update to send, from the change `delta` on the coordinates where `mask` is 1."""
+        return delta
 
     def learn(self, client: Client, params: Params, delta: Params, mask: Params, p: float) -> None:
         """Update state after local training: `delta` is the change on the coordinates where `mask` is 1. No-op by default."""
