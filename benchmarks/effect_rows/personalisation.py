@@ -55,19 +55,25 @@ _FEW: dict[str, Any] = {"epochs": 2, "batch_size": 20, "momentum": 0.0, "weight_
 _FRAME: dict[str, Any] = {"lr": [0.001, 0.003, 0.01, 0.03, 0.1], "temperature": [0.3, 1.0, 3.0]}
 _RATES: dict[str, Any] = {"lr": [0.003, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3]}
 
-_KINDS_OF_DIGITS: dict[str, Any] = {
+_ANGLES: dict[str, Any] = {
     "task": "vit-tuning",
-    "partition": "domains",
+    "partition": "natural",
     "client_samples": 200,
-    "client_test": 0.4,
+    "client_test": 0.8,
     "evaluation": "clients",
     "clients": 8,
     "cohort": 8,
-    "rounds": 30,
-    "eval_every": 30,
+    "rounds": 60,
+    "eval_every": 10,
 }
-_FROZEN: dict[str, Any] = {"of": "four-digits", "limit": 16000, "dim": 32, "depth": 2, "epochs": 15}
-"""A transformer that is pretrained on half of the pictures of five digits; clients have all ten, of one kind of picture each."""
+_FROZEN: dict[str, Any] = {
+    "of": "corrupted?of=mnist-5k&kinds=" + "/".join(f"turned-{45 * client}" for client in range(8)),
+    "classes": 10,
+    "dim": 32,
+    "depth": 2,
+    "epochs": 30,
+}
+"""A transformer that is pretrained on half of the pictures, in all eight rotations; each client has one rotation."""
 _PROMPTS: dict[str, Any] = {"epochs": 3, "batch_size": 64, "weight_decay": 1e-3}
 _PROMPT_RATES: dict[str, Any] = {"lr": [0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5]}
 
@@ -192,8 +198,13 @@ ROWS: list[Row] = [
     ),
     Row(
         "personalisation/pfedpg",
-        "generated prompts suit clients with pictures of four kinds better than averaged ones, each with the client's own head",
-        Side("pfedpg", _PROMPT_RATES, _PROMPTS | {"tokens": 4, "server_optimizer": "adam"}, {"task_options": _FROZEN}),
+        "generated prompts suit clients whose pictures have angles of their own better than averaged ones, each with the client's own head",
+        Side(
+            "pfedpg",
+            {"lr": [0.05, 0.1, 0.2, 0.3], "server_lr": [0.001, 0.01]},
+            _PROMPTS | {"tokens": 4, "server_optimizer": "adam"},
+            {"task_options": _FROZEN},
+        ),
         Side(
             "fedper",
             _PROMPT_RATES,
@@ -201,10 +212,14 @@ ROWS: list[Row] = [
             {"task_options": _FROZEN | {"peft": "prompt:deep=false,tokens=4"}},
             "averaged prompts",
         ),
-        _KINDS_OF_DIGITS,
+        _ANGLES,
         metric="client_accuracy",
         margin=0.01,
-        note="The frozen network has two layers of width 32; the paper tunes a ViT-B/16, on pictures of 224 pixels",
+        seeds=FRESH,
+        note="The frozen network has two layers of width 32; the paper tunes a ViT-B/16, on pictures of 224 pixels.",
+        history="Revised: eight angles, 40 pictures at each client, 60 rounds, a network pretrained on half of all pictures, and two rates "
+        "of the generator; with four kinds of digits, 120 pictures, 30 rounds and a network that knew five digits it was -0.00656 "
+        "[-0.0224, +0.00928] on five seeds.",
     ),
     Row(
         "personalisation/fedsa",

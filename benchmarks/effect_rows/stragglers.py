@@ -179,7 +179,8 @@ ROWS: list[Row] = [
         _SERVER_ALONE,
         "FedConv is more accurate than training on the server's samples alone",
         _WEAK,
-        note="Better with each of five seeds, which do not decide it",
+        seeds=FRESH,
+        history="Revised: fifteen seeds; on five others +0.0388 [+0.0056, +0.0719], better with each of them.",
     ),
     _better(
         4,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["FRESH", "Metric", "Row", "Side", "Trial", "label", "load_rows"]
+__all__ = ["FRESH", "FRESHER", "Metric", "Row", "Side", "Trial", "label", "load_rows"]
 
 Metric = str | Callable[[Any], float]
 """An attribute of a run's summary, the last value of a record, or a function of the summary."""
@@ -23,6 +23,9 @@ SEEDS = (0, 1, 2, 3, 4)
 
 FRESH = tuple(range(5, 20))
 """Seeds of the reported runs of rows that were revised after a measurement with `SEEDS`: they had not been seen."""
+
+FRESHER = tuple(range(20, 35))
+"""Seeds of the reported runs of rows that were revised again, after a measurement with `FRESH`."""
 
 SEARCH_SEEDS = (1000, 1001)
 """Seeds of the search; no reported run uses them."""
@@ -116,6 +119,7 @@ class Row:
         trials: settings for each side; 1 means that nothing is tuned, for claims about fixed settings.
         seeds: seeds of the reported runs.
         note: shown if the claim does not hold.
+        history: what was changed after a first measurement and what it had been, or what else was measured; always shown.
         quick: part of the quick table.
     """
 
@@ -136,6 +140,7 @@ class Row:
     trials: int = TRIALS
     seeds: Sequence[int] = SEEDS
     note: str = ""
+    history: str = ""
     quick: bool = False
 
     @property

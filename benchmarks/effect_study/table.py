@@ -34,9 +34,10 @@ Each row tests a claim of a method's paper against a named baseline, on runs tha
   for each, run with the seeds {" and ".join(map(str, SEARCH_SEEDS))}. The best mean of the row's figure wins, or of the
   criterion stored with the row. Rows whose claim is about fixed settings are marked *fixed*. The grids and the figures of every
   setting are stored with the row in `effects.json`. A field marked † won with the smallest or largest value of its grid.
-- **Runs.** The winners run with other seeds, five or more. The effect is the mean paired difference, positive if the method is better,
+- **Runs.** The winners run with other seeds, five or more. The effect is the mean paired difference, positive in the claim's direction,
   with its 95 % interval (Student's t). Times and bytes are compared as ratios: 2x means half as much. Some rows that five seeds
-  left undecided, or whose grid or task was changed afterwards, are reported on fifteen seeds that had not been used.
+  left undecided, or whose grid, task or claim was changed afterwards, are reported on seeds that had not been used. *Revised* says what
+  was changed, and what had been measured.
 - **Verdict.** *Holds*: the interval lies beyond the margin, and the claimed size if there is one, on the claim's side. *Tie*: it lies
   within the margin. Otherwise the claim *does not hold*: the method is worse, the effect is smaller than claimed, the interval is
   too wide (undecided), or a figure is missing. Such rows stay.
@@ -104,7 +105,8 @@ def load() -> dict[str, Any]:
 def line(row: Row, got: Mapping[str, Any]) -> str:
     """Return a row of the page."""
     verdict = got["verdict"] if got["verdict"] != "does not hold" else f"**does not hold** ({got['why']})"
-    claim = f"{row.claim}. {row.note}" if row.note and got["verdict"] != "holds" else f"{row.claim}."
+    told = [f"{row.claim}.", row.note if got["verdict"] != "holds" else "", row.history]
+    claim = " ".join(filter(None, told))
     config = row.config
     cells = [
         row.name,

@@ -179,6 +179,15 @@ def test_a_constant_is_a_baseline_without_runs(tmp_path):
     assert result(row(baseline=0.4, margin=0.0), book)["verdict"] == "holds"
 
 
+def test_a_note_explains_a_failure_and_its_history_is_always_told(tmp_path):
+    book = Recorded(tmp_path / "b", lambda run: 0.7 if run.seed else 0.5)
+    for baseline, explained in ((0.6, True), (0.4, False)):
+        study = row(baseline=baseline, margin=0.0, note="Few rounds.", history="Revised: more rounds.")
+        shown = line(study, result(study, book))
+        assert ("Few rounds." in shown) == explained
+        assert "Revised: more rounds. |" in shown
+
+
 def test_a_row_stores_grid_winner_and_edges(tmp_path):
     def figure(run):
         return 0.9 if run.trial.method == "fedprox" and run.trial.options["lr"] == 0.1 else 0.5
