@@ -81,7 +81,8 @@ def inclusion(graph: UnitGraph, like: Params, counts: Mapping[str, int]) -> Para
         probabilities, [d]; 1 where the probability is 0.
 
     Example:
-        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> from paceline.core.layout import Layout
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> graph, params = UnitGraph.trace(net, torch.zeros(1, 4)), Params.of(net, Layout.of(net))
         >>> inclusion(graph, params, {"0": 2})["2.weight"][0, 0]
         tensor(0.2500)
