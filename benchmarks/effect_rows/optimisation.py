@@ -320,10 +320,12 @@ ROWS: list[Row] = [
     _accuracy(
         "fedlgd-2",
         "the server's samples raise the accuracy of training on the clients' distilled samples",
-        _BOTH,
-        Side("fedlgd", {"lr": _EIGHT}, _ALONE, name="fedavg on distilled samples"),
+        _FROM_REAL,
+        Side("fedlgd", {"lr": _EIGHT}, _ALONE | {"start": "real"}, name="fedavg on distilled samples"),
         _SITES,
+        seeds=FRESH[:8],
         note="The paper distils 50 samples of each class, here 5",
+        history="Revised as the row before, for both sides: from noise it was -0.0179 [-0.0375, +0.00183] on five seeds.",
     ),
     Row(
         "optimisation/fedlgd-3",
