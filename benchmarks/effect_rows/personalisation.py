@@ -9,7 +9,7 @@ from typing import Any
 
 from effect_study.rows import FRESH, Row, Side
 
-__all__ = ["ROWS"]
+__all__ = ["KINDS", "ROWS"]
 
 _NETWORKS = ["mlp:hidden=64-32", "mlp:hidden=32", "mlp:hidden=48-40-32"]
 """Three networks with 32 features that end in ReLU."""
@@ -83,7 +83,7 @@ _TRIED_GELA = (
     "features that end in ReLU, BatchNorm (all sides are worse) or neither, momentum 0.9 (diverges), temperatures 0.1 to 10."
 )
 
-_KINDS: dict[str, Any] = {
+KINDS: dict[str, Any] = {
     "task": "four-digits",
     "task_options": {"norm": "batch"},
     "partition": "natural",
@@ -113,7 +113,7 @@ def _kinds(name: str, claim: str, rival: str, **more: Any) -> Row:
         claim,
         _AUGMENTED,
         Side(rival, _EIGHT_RATES, _STEPS),
-        _KINDS,
+        KINDS,
         "client_accuracy",
         seeds=FRESH,
         **more,

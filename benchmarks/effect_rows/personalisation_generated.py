@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from effect_rows.personalisation import KINDS
 from effect_study.rows import Row, Side
 from paceline.assembly import build_method, reload
 from paceline.core.client import Client
@@ -21,18 +22,7 @@ from paceline.models.split import features
 
 __all__ = ["ROWS"]
 
-_KINDS: dict[str, Any] = {
-    "task": "four-digits",
-    "task_options": {"norm": "batch"},
-    "partition": "natural",
-    "client_samples": 400,
-    "client_test": 0.7,
-    "clients": 4,
-    "cohort": 4,
-    "rounds": 60,
-    "eval_every": 60,
-    "evaluation": "clients",
-}
+_LONG: dict[str, Any] = KINDS | {"rounds": 60, "eval_every": 60}
 """Four clients, each with 12 pictures of each digit, of a kind of its own."""
 
 _AUGMENTED: dict[str, Any] = {"lr": 0.1, "epochs": 2, "batch_size": 32, "steps": None, "gamma": 0.05, "horizon": 60}
@@ -131,7 +121,7 @@ ROWS: list[Row] = [
         "fraug-transform",
         "a client's trained transformer changes its features less than an untrained one (MMD)",
         Side("fraug", {}, _AUGMENTED),
-        _KINDS,
+        _LONG,
         transform_distance,
     ),
     _falls(
