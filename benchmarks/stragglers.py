@@ -3,20 +3,23 @@
     python benchmarks/stragglers.py                        all workloads, fractions and rules (days on two cores; resumes)
     python benchmarks/stragglers.py letters --p 0.5        one workload at one fraction
     python benchmarks/stragglers.py letters skewed-letters --seeds 0,1 --rules random,ordered,saliency
+    python benchmarks/stragglers.py letters --p 0.5 --longer 2     rules that do not wait get twice as many rounds
     python benchmarks/stragglers.py --table                prints the table of all finished runs
     python benchmarks/stragglers.py --list                 lists workloads, rules and how many runs are left
 
 20 clients, 4 of them with a quarter of the others' compute, so that each keeps the fraction p of its units, whatever its rule. In
-``skewed-...`` the slow clients alone have some of the classes. Each rule's learning rate is the best of three on a seed of its own
-(accuracy at equal time); then it runs with the seeds 0 to 4. *Equal time* is the total time of the fastest rule that trains on the
-stragglers, and the target is what waiting for all ends with, less a point. Finished runs are lines of ``--book``; several processes
-may share the work, each with other workloads, fractions or seeds.
+``skewed-...`` the slow clients alone have some of the classes. ``crowd`` has 100 clients, 20 of them slow, each away in a tenth of
+the rounds. Each rule's learning rate is the best of three on a seed of its own (accuracy at equal time); then it runs with the seeds
+0 to 4. *Equal time* is the time in which the fastest rule that trains on the stragglers completes the workload's rounds, and the
+target is what waiting for all ends with, less a point. Finished runs are lines of ``--book``; several processes may share the work,
+each with other workloads, fractions or seeds.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import math
 import statistics
@@ -24,7 +27,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +93,17 @@ WORKLOADS: dict[str, Workload] = {
     "skewed-letters": Workload(_LETTERS | {"partition": "groups:0-49/0-49/0-49/0-49/50-61"}, (0.05, 0.1, 0.2), {"batch_size": 10}),
     "plays": Workload(_PLAYS, (0.5, 1.0, 2.0), {"batch_size": 32}),
     "pictures": Workload(_PICTURES, (0.005, 0.01, 0.02), {"batch_size": 20}),
+    "crowd": Workload(
+        _DIGITS
+        | {
+            "clients": 100,
+            "cohort": 100,
+            "client_samples": 40,
+            "fleet": "stragglers:slow=20,up=5e7,compute=1.2e7,churn=0.1",
+        },
+        (0.05, 0.1, 0.2),
+        {"batch_size": 20},
+    ),
     "skewed-pictures": Workload(_PICTURES | {"partition": "groups:0-7/0-7/0-7/0-7/8-9"}, (0.005, 0.01, 0.02), {"batch_size": 20}),
 }
 
@@ -113,24 +127,28 @@ FRACTIONS = (0.5, 0.75)
 SEARCH_SEED = 1000
 _WHOLE = ("none", "drop")
 """Rules without a fraction."""
+_LONGEST = 4
+"""At most as many times the workload's rounds."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One run."""
+    """One run: of the workload's rounds, or of `times` as many."""
 
     workload: str
     rule: str
     p: float
     rate: float
     seed: int
+    times: int = 1
 
     def config(self) -> dict[str, Any]:
         """Return the run's configuration."""
         load = WORKLOADS[self.workload]
         method, options = RULES[self.rule]
         options = {**load.local, **options, "lr": self.rate} | ({} if self.rule in _WHOLE else {"smallest": self.p})
-        return {**load.config, "vectorize": "off", "method": method, "options": options, "seed": self.seed}
+        rounds = load.config["rounds"] * self.times
+        return {**load.config, "rounds": rounds, "vectorize": "off", "method": method, "options": options, "seed": self.seed}
 
     @property
     def key(self) -> str:
@@ -151,6 +169,11 @@ class Curves:
     def get(self, asked: Asked) -> dict[str, Any] | None:
         """Return the record of a run, if it is finished."""
         return self.known.get(asked.key)
+
+    def longest(self, asked: Asked) -> dict[str, Any] | None:
+        """Return the record of the longest of a run's continuations, which begin alike, or of the run itself."""
+        longer = (self.get(replace(asked, times=times)) for times in range(_LONGEST, 0, -1))
+        return next((record for record in longer if record is not None), None)
 
     def run(self, asked: Asked) -> None:
         """Carry out a run; one that diverges has an empty curve."""
@@ -192,21 +215,22 @@ def seconds_to(record: dict[str, Any], accuracy: float) -> float:
     return math.inf
 
 
+def planned(record: dict[str, Any], workload: str) -> tuple[float, float]:
+    """Return a run's virtual time and accuracy after the workload's rounds, of which it may have more."""
+    config = WORKLOADS[workload].config
+    return tuple(record["curve"][config["rounds"] // config["eval_every"] - 1])  # one entry for each evaluation
+
+
 def fractions(rule: str, wanted: Sequence[float]) -> Sequence[float]:
     """Return the fractions that a rule is run with."""
     return wanted[:1] if rule in _WHOLE else wanted
 
 
 def equal_time(book: Curves, workload: str, p: float, seed: int, rules: Sequence[str]) -> float:
-    """Return the total time of the fastest rule that trains on the stragglers, with any rate; infinite if none is finished."""
-    totals = [
-        record["total"]
-        for rule in rules
-        if rule not in _WHOLE
-        for rate in WORKLOADS[workload].rates
-        if (record := book.get(Asked(workload, rule, p, rate, seed))) is not None
-    ]
-    return min(totals, default=math.inf)
+    """Return when the fastest rule that trains on the stragglers completes its rounds, with any rate; infinite if none has."""
+    asked = (Asked(workload, rule, p, rate, seed) for rule in rules if rule not in _WHOLE for rate in WORKLOADS[workload].rates)
+    records = (book.longest(one) for one in asked)
+    return min((planned(record, workload)[0] for record in records if record is not None and record["curve"]), default=math.inf)
 
 
 def best_rate(book: Curves, workload: str, rule: str, p: float, rules: Sequence[str]) -> float | None:
@@ -221,9 +245,9 @@ def best_rate(book: Curves, workload: str, rule: str, p: float, rules: Sequence[
 
 
 def left(
-    book: Curves, workloads: Sequence[str], rules: Sequence[str], ps: Sequence[float], seeds: Sequence[int]
+    book: Curves, workloads: Sequence[str], rules: Sequence[str], ps: Sequence[float], seeds: Sequence[int], longer: int = 1
 ) -> Iterator[Asked]:
-    """Yield the runs that are missing: of each workload the searches first."""
+    """Yield the runs that are missing: of each workload the searches first. Only rules that do not wait for all run `longer`."""
     for workload in workloads:
         for rule in rules:
             for p in fractions(rule, ps):
@@ -234,12 +258,13 @@ def left(
             for rule in rules:
                 for p in fractions(rule, ps):
                     best = best_rate(book, workload, rule, p, rules)
-                    if best is not None and book.get(asked := Asked(workload, rule, p, best, seed)) is None:
+                    times = 1 if rule == "none" else longer
+                    if best is not None and book.get(asked := Asked(workload, rule, p, best, seed, times)) is None:
                         yield asked
 
 
-HEAD = ("workload", "p", "rule", "lr", "seeds", "accuracy at equal time", "after all rounds", "against random")
-TIMES = ("s per round", "s to the target")
+HEAD = ("workload", "p", "rule", "lr", "seeds", "accuracy at equal time", "after as many rounds", "against random")
+TIMES = ("s per round", "rounds", "at their end", "s to the target")
 
 
 @dataclass(frozen=True)
@@ -255,7 +280,7 @@ class Found:
         rate = best_rate(book, workload, rule, p, rules)
         if rate is None:
             return cls(0.0, {})
-        records = {seed: book.get(Asked(workload, rule, p, rate, seed)) for seed in seeds}
+        records = {seed: book.longest(Asked(workload, rule, p, rate, seed)) for seed in seeds}
         return cls(rate, {seed: record for seed, record in records.items() if record is not None and record["curve"]})
 
 
@@ -266,7 +291,7 @@ def table(book: Curves, workloads: Sequence[str], rules: Sequence[str], ps: Sequ
     """
     lines = [f"| {' | '.join(HEAD + TIMES)} |", "| --- " * len(HEAD + TIMES) + "|"]
     for workload in workloads:
-        rounds = WORKLOADS[workload].config["rounds"]
+        rounds, every = (WORKLOADS[workload].config[name] for name in ("rounds", "eval_every"))
         for p in ps:
             by = {
                 rule: Found.of(book, workload, rule, fractions(rule, ps)[0] if rule in _WHOLE else p, rules, seeds)
@@ -281,11 +306,15 @@ def table(book: Curves, workloads: Sequence[str], rules: Sequence[str], ps: Sequ
                 equal = {seed: at(record, until[seed]) for seed, record in found.records.items()}
                 other = by["random"].records if "random" in by and rule != "random" else {}
                 gains = [score - at(other[seed], until[seed]) for seed, score in equal.items() if seed in other]
-                percent = [list(equal.values()), [r["curve"][-1][1] for r in found.records.values()]]
+                after = [planned(record, workload) for record in found.records.values()]
+                percent = [list(equal.values()), [accuracy for _, accuracy in after]]
                 cells = [workload, f"{p:g}", rule, f"{found.rate:g}", str(len(equal))]
                 cells += [f"{100 * statistics.fmean(v):.1f}{_spread(v)}" for v in percent]
                 cells.append(f"{100 * statistics.fmean(gains):+.1f}{_spread(gains)}" if gains else "")
-                cells.append(f"{statistics.fmean(r['total'] for r in found.records.values()) / rounds:.3g}")
+                cells.append(f"{statistics.fmean(seconds for seconds, _ in after) / rounds:.3g}")
+                last = [record["curve"][-1][1] for record in found.records.values()]
+                cells.append("/".join(str(n) for n in sorted({len(r["curve"]) * every for r in found.records.values()})))
+                cells.append(f"{100 * statistics.fmean(last):.1f}{_spread(last)}")
                 reached = [s for r in found.records.values() if math.isfinite(s := seconds_to(r, target))]
                 share = "" if len(reached) == len(equal) else f" ({len(reached)} of {len(equal)})"
                 cells.append(f"{statistics.fmean(reached):.0f}{share}" if reached else "never")
@@ -304,6 +333,7 @@ def main() -> None:
     parser.add_argument("--p", type=float, action="append", help="kept fraction; 0.5 and 0.75 by default")
     parser.add_argument("--rules", default=",".join(RULES), help="comma-separated")
     parser.add_argument("--seeds", default="0,1,2,3,4")
+    parser.add_argument("--longer", type=int, default=1, choices=range(1, _LONGEST + 1), help="times the rounds, without waiting")
     parser.add_argument("--book", type=Path, default=HERE / "stragglers.jsonl", help="file of finished runs")
     parser.add_argument("--table", action="store_true", help="print the table without running anything")
     parser.add_argument("--list", action="store_true", help="list what there is, and how many runs are left")
@@ -314,11 +344,12 @@ def main() -> None:
         sys.exit(f"unknown: {', '.join(unknown)}; workloads are {', '.join(WORKLOADS)}, rules {', '.join(RULES)}")
     book = Curves(args.book)
     asked = (book, chosen, rules, args.p or FRACTIONS, [int(seed) for seed in args.seeds.split(",")])
+    missing = functools.partial(left, *asked, args.longer)
     if args.list:
         print(f"workloads: {', '.join(WORKLOADS)}\nrules: {', '.join(RULES)}")
-        print(f"{sum(1 for _ in left(*asked))} runs left, and those of rules whose search has not ended")
+        print(f"{sum(1 for _ in missing())} runs left, and those of rules whose search has not ended")
         return
-    while not args.table and (one := next(left(*asked), None)) is not None:
+    while not args.table and (one := next(missing(), None)) is not None:
         began = time.perf_counter()
         book.run(one)
         print(f"{one} in {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ def study() -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules["stragglers_study"] = module
     spec.loader.exec_module(module)
+    digits = module.WORKLOADS["digits"]
+    module.WORKLOADS["digits"] = replace(digits, config=digits.config | {"rounds": 3, "eval_every": 1})
     return module
 
 
 def run(study: Any, rule: str, rate: float, seed: int, *curve: tuple[float, float]) -> dict[str, Any]:
-    asked = study.Asked("digits", rule, 0.5, rate, seed)
+    asked = study.Asked("digits", rule, 0.5, rate, seed, len(curve) // 3)
     return {"key": asked.key, "curve": [list(point) for point in curve], "total": curve[-1][0], "cpu": 1.0}
 
 
@@ -57,9 +60,27 @@ def test_rules_are_compared_at_the_end_of_the_fastest(study: Any, book: Any) -> 
     assert study.best_rate(book, "digits", "none", 0.5, rules) == 0.1
     lines = study.table(book, ["digits"], rules, [0.5], [0, 1, 2]).splitlines()
     assert [line.strip("| ").split(" | ")[2:] for line in lines[2:]] == [
-        ["none", "0.1", "2", "71.0 ± 1.4", "91.0 ± 1.4", "-10.0 ± 0.0", "2", "58"],
-        ["random", "0.1", "2", "81.0 ± 1.4", "81.0 ± 1.4", "", "1", "never"],
+        ["none", "0.1", "2", "71.0 ± 1.4", "91.0 ± 1.4", "-10.0 ± 0.0", "20", "3", "91.0 ± 1.4", "58"],
+        ["random", "0.1", "2", "81.0 ± 1.4", "81.0 ± 1.4", "", "10", "3", "81.0 ± 1.4", "never"],
     ]
+
+
+def test_longer_runs_show_when_the_target_is_reached_and_change_no_comparison(study: Any, book: Any) -> None:
+    asked = study.Asked("digits", "random", 0.5, 0.1, 0)
+    points = ((10, 0.5), (20, 0.7), (30, 0.8), (40, 0.88), (50, 0.92), (60, 0.93))
+    wanted = {"rules": ["none", "random"], "ps": [0.5], "seeds": [0]}
+    assert [one.times for one in study.left(book, ["digits"], *wanted.values(), longer=2)] == [2]  # `none` waits, and is finished
+    record = run(study, "random", 0.1, 0, *points)
+    book.known[record["key"]] = record
+    assert list(study.left(book, ["digits"], *wanted.values(), longer=2)) == []
+    assert list(study.left(book, ["digits"], *wanted.values())) == []
+    assert book.longest(asked) is record
+    assert book.get(asked) is not record
+    assert study.equal_time(book, "digits", 0.5, 0, ["none", "random"]) == 30
+    assert study.best_rate(book, "digits", "random", 0.5, ["none", "random"]) == 0.1
+    none, random = study.table(book, ["digits"], **wanted).splitlines()[2:]
+    assert none.strip("| ").split(" | ")[5:] == ["70.0", "90.0", "-10.0", "20", "3", "90.0", "58"]
+    assert random.strip("| ").split(" | ")[5:] == ["80.0", "80.0", "", "10", "6", "93.0", "42"]  # 0.89 between 40 s and 50 s
 
 
 def test_only_missing_runs_are_carried_out_searches_first(study: Any, book: Any) -> None:
