@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,14 @@ class Sleepy(Scaffold):
 SMALL = ("--task", "digits", "--model", "logreg", "--clients", "3", "--cohort", "3", "--vectorize", "off")
 LOCAL = ("run", "scaffold", "--workers", "2", "--rounds", "4")
 FEDERATE = ("federate", "scaffold", "--rounds", "15", "--fault", "delay:client=1,seconds=0.1")
+
+
+@pytest.fixture(autouse=True)
+def hangup_ends() -> Iterator[None]:
+    """Let SIGHUP end the commands, also where the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 class Command:
