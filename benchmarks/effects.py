@@ -2,7 +2,7 @@
 
     python benchmarks/effects.py                     all rows; writes docs/effects.md (hours; a stopped call is resumed)
     python benchmarks/effects.py --quick             the rows marked quick, at least one of each family (about an hour)
-    python benchmarks/effects.py fedfix afl          rows whose name contains one of these words
+    python benchmarks/effects.py fedfix afl          rows whose name contains one of these words; a whole name means that row alone
     python benchmarks/effects.py --list
     python benchmarks/effects.py --check             prepares all runs without training
     python benchmarks/effects.py --table             writes the page from the stored figures and today's claims
@@ -84,7 +84,7 @@ def study(rows: dict[str, Row], every: dict[str, Row], book: Book, workers: int)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", nargs="*", help="rows whose name contains one of these words; all by default")
+    parser.add_argument("words", nargs="*", help="whole names of rows, or parts of names; all rows by default")
     parser.add_argument("--quick", action="store_true", help="only rows marked quick")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--table", action="store_true", help="write the page without running anything")
@@ -94,7 +94,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
     every = load_rows()
-    rows = {n: r for n, r in every.items() if not args.words or any(word in n for word in args.words)}
+    rows = {
+        n: r for n, r in every.items() if not args.words or any(word == n or word not in every and word in n for word in args.words)
+    }
     rows = {n: r for n, r in rows.items() if r.quick or not args.quick}
     if not rows:
         sys.exit(f"no row matches {args.words}; see --list")

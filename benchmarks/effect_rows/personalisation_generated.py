@@ -22,9 +22,6 @@ from paceline.models.split import features
 
 __all__ = ["ROWS"]
 
-_LONG: dict[str, Any] = KINDS | {"rounds": 60, "eval_every": 60}
-"""Four clients, each with 12 pictures of each digit, of a kind of its own."""
-
 _AUGMENTED: dict[str, Any] = {"lr": 0.1, "epochs": 2, "batch_size": 32, "steps": None, "gamma": 0.05, "horizon": 60}
 
 _FROZEN: dict[str, Any] = {
@@ -121,7 +118,7 @@ ROWS: list[Row] = [
         "fraug-transform",
         "a client's trained transformer changes its features less than an untrained one (MMD)",
         Side("fraug", {}, _AUGMENTED),
-        _LONG,
+        KINDS,
         transform_distance,
     ),
     _falls(

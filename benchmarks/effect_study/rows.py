@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["FRESH", "FRESHER", "Metric", "Row", "Side", "Trial", "label", "load_rows"]
+__all__ = ["FRESH", "FRESHER", "THIRTY", "Metric", "Row", "Side", "Trial", "label", "load_rows"]
 
 Metric = str | Callable[[Any], float]
 """An attribute of a run's summary, the last value of a record, or a function of the summary."""
@@ -26,6 +26,9 @@ FRESH = tuple(range(5, 20))
 
 FRESHER = tuple(range(20, 35))
 """Seeds of the reported runs of rows that were revised again, after a measurement with `FRESH`."""
+
+THIRTY = tuple(range(35, 65))
+"""Seeds of the reported runs of rows that `FRESH` left undecided: twice as many, which had not been seen."""
 
 SEARCH_SEEDS = (1000, 1001)
 """Seeds of the search; no reported run uses them."""
