@@ -95,7 +95,9 @@ def main() -> None:
     args = parser.parse_args()
     every = load_rows()
     rows = {
-        n: r for n, r in every.items() if not args.words or any(word == n or word not in every and word in n for word in args.words)
+        n: r
+        for n, r in every.items()
+        if not args.words or any(word == n or (word not in every and word in n) for word in args.words)
     }
     rows = {n: r for n, r in rows.items() if r.quick or not args.quick}
     if not rows:
