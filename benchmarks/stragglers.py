@@ -31,6 +31,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 HERE = Path(__file__).resolve().parent
 
 _COMMON: dict[str, Any] = {"clients": 20, "cohort": 20, "eval_every": 2}
@@ -79,11 +81,12 @@ _DIGITS = _COMMON | {
 
 @dataclass(frozen=True)
 class Workload:
-    """A task on a fleet, with the learning rates of the search and the local training."""
+    """A task on a fleet, with the learning rates of the search and the local training; `judged` test samples, all of them if 0."""
 
     config: dict[str, Any]
     rates: tuple[float, ...]
     local: dict[str, Any]
+    judged: int = 0
 
 
 WORKLOADS: dict[str, Workload] = {
@@ -91,7 +94,7 @@ WORKLOADS: dict[str, Workload] = {
     "skewed-digits": Workload(_DIGITS | {"partition": "groups:0-7/0-7/0-7/0-7/8-9"}, (0.05, 0.1, 0.2), {"batch_size": 20}),
     "letters": Workload(_LETTERS, (0.05, 0.1, 0.2), {"batch_size": 10}),
     "skewed-letters": Workload(_LETTERS | {"partition": "groups:0-49/0-49/0-49/0-49/50-61"}, (0.05, 0.1, 0.2), {"batch_size": 10}),
-    "plays": Workload(_PLAYS, (0.5, 1.0, 2.0), {"batch_size": 32}),
+    "plays": Workload(_PLAYS, (0.5, 1.0, 2.0), {"batch_size": 32}, judged=3000),
     "pictures": Workload(_PICTURES, (0.005, 0.01, 0.02), {"batch_size": 20}),
     "crowd": Workload(
         _DIGITS
@@ -152,8 +155,21 @@ class Asked:
 
     @property
     def key(self) -> str:
-        """Return what identifies the run in the book: all of its configuration."""
-        return json.dumps(self.config(), sort_keys=True)
+        """Return what identifies the run in the book: all of its configuration, and how many samples judge it if not all do."""
+        judged = WORKLOADS[self.workload].judged
+        return json.dumps(self.config() | ({"judged": judged} if judged else {}), sort_keys=True)
+
+    def prepare(self) -> Any:
+        """Prepare the run, on a part of the test set if the workload asks for it."""
+        from paceline.run import RunConfig, prepare
+        from paceline.tasks.load import load_task
+
+        config, judged = RunConfig.build(self.config()), WORKLOADS[self.workload].judged
+        if not judged:
+            return prepare(config)
+        task = load_task(config.task, config.model, config.seed, **config.task_options)
+        index = torch.linspace(0, len(task.test) - 1, judged).round().long()  # evenly, as samples of one text follow each other
+        return prepare(config, task=replace(task, test=task.test.subset(index)))
 
 
 class Curves:
@@ -177,16 +193,13 @@ class Curves:
 
     def run(self, asked: Asked) -> None:
         """Carry out a run; one that diverges has an empty curve."""
-        import torch
-
         from paceline.core.errors import NonFiniteError, SumOverflowError
-        from paceline.run import RunConfig, prepare
 
         torch.set_num_threads(1)
         warnings.simplefilter("ignore")
         began, curve, total = time.process_time(), [], math.inf
         with contextlib.suppress(NonFiniteError, SumOverflowError):
-            result = prepare(RunConfig.build(asked.config())).go()
+            result = asked.prepare().go()
             curve = [[r["virtual_seconds"], round(r["accuracy"], 5)] for r in result.history if "accuracy" in r]
             total = result.total_seconds
         record = {"key": asked.key, "curve": curve, "total": total, "cpu": round(time.process_time() - began, 1)}
