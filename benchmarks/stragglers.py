@@ -54,9 +54,10 @@ _LETTERS = _COMMON | {
 _PLAYS = _COMMON | {
     "task": "shakespeare",
     "model": "lstm",
-    "client_samples": 100,
-    "rounds": 30,
-    "eval_every": 5,
+    "task_options": {"hidden": 64, "layers": 1},
+    "client_samples": 400,
+    "rounds": 20,
+    "eval_every": 2,
     "fleet": _slow(1e9),
 }
 _PICTURES = _COMMON | {
@@ -94,7 +95,7 @@ WORKLOADS: dict[str, Workload] = {
     "skewed-digits": Workload(_DIGITS | {"partition": "groups:0-7/0-7/0-7/0-7/8-9"}, (0.05, 0.1, 0.2), {"batch_size": 20}),
     "letters": Workload(_LETTERS, (0.05, 0.1, 0.2), {"batch_size": 10}),
     "skewed-letters": Workload(_LETTERS | {"partition": "groups:0-49/0-49/0-49/0-49/50-61"}, (0.05, 0.1, 0.2), {"batch_size": 10}),
-    "plays": Workload(_PLAYS, (0.5, 1.0, 2.0), {"batch_size": 32}, judged=3000),
+    "plays": Workload(_PLAYS, (1.0, 2.0, 4.0), {"batch_size": 10}, judged=2000),
     "pictures": Workload(_PICTURES, (0.005, 0.01, 0.02), {"batch_size": 20}),
     "crowd": Workload(
         _DIGITS
