@@ -29,6 +29,7 @@ __all__ = [
     "moved",
     "permuted_labels",
     "quadratics",
+    "separated_pairs",
     "squared",
 ]
 
@@ -130,6 +131,43 @@ def permuted_labels(seed: int, of: str, groups: int, members: int, samples: int,
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), ends])
     split = Partition("permuted labels", torch.arange(clients * each), offsets, ends - held, groups=tuple(group.tolist()))
     return {"task": task, "split": split}
+
+
+class FixedHead(nn.Module):
+    """A wide layer of ReLU units that is trained, under signs that are not: 2 scores, of which one is the other's opposite."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(inputs, width)
+        nn.init.normal_(self.layer.weight, std=width**-0.5)
+        nn.init.zeros_(self.layer.bias)
+        signs = torch.where(torch.rand(width) < 0.5, -1.0, 1.0)
+        self.register_buffer("signs", signs * width ** (-1 / 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = self.layer(x).relu() @ self.signs
+        return torch.stack([-score, score], -1) / 2
+
+
+def separated_pairs(seed: int, pairs: int, inputs: int, gap: float, width: int) -> dict[str, Any]:
+    """Return unit vectors in pairs with different labels that lie `gap` apart, and nearer to each other than to all others."""
+    rng = np.random.default_rng((seed, 3))
+    centres: list[Any] = []
+    while len(centres) < pairs:
+        new = rng.normal(size=inputs)
+        new *= math.sqrt(0.75) / np.linalg.norm(new)  # the last coordinate of a sample is 1/2
+        if all(np.linalg.norm(new - old) >= 2 * gap for old in centres):
+            centres.append(new)
+    sides = rng.normal(size=(pairs, inputs))
+    x = np.empty((pairs, 2, inputs + 1))
+    for centre, side, pair in zip(centres, sides, x, strict=True):
+        across = side - centre * (side @ centre) / (centre @ centre)
+        across *= gap / 2 / np.linalg.norm(across)
+        along = centre * math.sqrt(1 - (across @ across) / 0.75)
+        pair[:, :-1] = along + across, along - across
+    x[..., -1] = 0.5
+    data = Arrays(torch.tensor(x.reshape(2 * pairs, -1), dtype=torch.float32), torch.arange(2 * pairs) % 2)
+    return {"task": Task("separated pairs", data, data, lambda: FixedHead(inputs + 1, width), 2, lr=0.1, batch_size=len(data.y))}
 
 
 def moved(seed: int, of: str, model: str, limit: int) -> dict[str, Any]:

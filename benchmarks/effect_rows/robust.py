@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from effect_study.rows import FRESH, FRESHER, Row, Side
-from made import permuted_labels
+from made import permuted_labels, separated_pairs
 
 __all__ = ["ROWS"]
 
@@ -86,6 +87,38 @@ def clean_loss(summary: Any) -> float:
     return float(summary.history[-1]["part_0_loss"])
 
 
+_PAIRS: dict[str, Any] = {
+    "task": "separated pairs",
+    "partition": "iid",
+    "evaluation": "federated",
+    "clients": 5,
+    "cohort": 5,
+    "rounds": 600,
+    "eval_every": 40,
+    "vectorize": "on",
+}
+_GAP = 0.5
+_pairs = functools.partial(separated_pairs, pairs=20, inputs=20, gap=_GAP, width=512)
+
+
+def robust_loss_left(summary: Any) -> float:
+    """Return the least robust training loss of all rounds over log 2, which it is at the start: scores begin near 0."""
+    return float(min(record["loss"] for record in summary.history if "loss" in record)) / math.log(2)
+
+
+def robust_loss_fallen(summary: Any) -> float:
+    """Return by how much of its start the robust training loss falls."""
+    return 1 - robust_loss_left(summary)
+
+
+def _pair_row(name: str, claim: str, radius: float, better: Literal["higher", "lower"]) -> Row:
+    """Return a row on pairs of points with different labels, whose neighbourhoods meet at radii above half of their distance."""
+    options = {"steps": 5, "batch_size": None, "norm": "2", "radius": radius, "attack_steps": 3, "judge": "robust"}
+    side = Side("fal", {"lr": [0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0]}, options)
+    more: dict[str, Any] = {"better": better, "made": _pairs, "margin": 0.0, "ratio": True}
+    return Row(f"robust/{name}", claim, side, 0.1, _PAIRS, robust_loss_left, robust_loss_fallen, **more)
+
+
 def _judged(adversary: str, judge: str) -> Side:
     """Return FAL, or FedAvg as FAL without an adversary, judged on attacked or on clean samples."""
     options = _ATTACK | {"adversary": adversary, "judge": judge}
@@ -141,6 +174,19 @@ ROWS: list[Row] = [
         at_least=True,
         margin=0.03,
         seeds=FRESH,
+    ),
+    _pair_row(
+        "fal-separated",
+        "on points of which the nearest have different labels, the robust training loss of a wide network falls below a tenth of its "
+        "start at a tenth of their distance",
+        0.1 * _GAP,
+        "lower",
+    ),
+    _pair_row(
+        "fal-overlapping",
+        "at six tenths of the distance, where neighbourhoods meet, the robust training loss does not fall below a tenth of its start",
+        0.6 * _GAP,
+        "higher",
     ),
     _weight(
         "fedagain-mass",
