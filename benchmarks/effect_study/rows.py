@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["FRESH", "FRESHER", "THIRTY", "Metric", "Row", "Side", "Trial", "label", "load_rows"]
+__all__ = ["FRESH", "FRESHER", "SIXTY", "THIRTY", "Metric", "Row", "Side", "Trial", "label", "load_rows"]
 
 Metric = str | Callable[[Any], float]
 """An attribute of a run's summary, the last value of a record, or a function of the summary."""
@@ -29,6 +29,9 @@ FRESHER = tuple(range(20, 35))
 
 THIRTY = tuple(range(35, 65))
 """Seeds of the reported runs of rows that `FRESH` left undecided: twice as many, which had not been seen."""
+
+SIXTY = tuple(range(35, 95))
+"""As `THIRTY`, for rows whose spread needs four times as many."""
 
 SEARCH_SEEDS = (1000, 1001)
 """Seeds of the search; no reported run uses them."""
