@@ -127,8 +127,8 @@ ROWS: list[Row] = [
         better="lower",
         margin=0.0,
         trials=1,
-        note="Four of five seeds lose less than 2 points, one loses 3.5. With 64 features of four layers and 300 steps in all, the published "
-        "9 iterations cost 0.35 points (six seeds) and leave 0.19 of the position; 20 leave 0.10 and cost 1.5, 24 leave 0.05 and cost 2.6 "
-        "(a seed of the search)",
+        note="Four of five seeds lose less than 2 points, one loses 3.5. With 64 features of four layers and 300 steps in all, the "
+        "published 9 iterations cost 0.35 points and leave 0.19 of the position (six seeds); 20 leave 0.10 and cost 1.5, and 24 leave "
+        "0.05 and cost 2.6 (a seed of the search)",
     ),
 ]
