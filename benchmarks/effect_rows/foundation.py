@@ -147,6 +147,15 @@ ROWS: list[Row] = [
         seeds=FRESH[:8],
         history="Revised as the row before; with clear, foggy and noisy pictures, 15 rounds, it was -0.171 [-0.181, -0.161] on five seeds.",
     ),
+    Row(
+        "foundation/fedins-head",
+        "a pool of scales and shifts is at least a point more accurate than the head alone, with pictures of three styles",
+        Side("fedins", _EIGHT_RATES, _POOL),
+        Side("fedpeft", _EIGHT_RATES, {"peft": "head", "momentum": 0.0, "epochs": 2, "batch_size": 32}, name="the head alone"),
+        _TURNED,
+        by=0.01,
+        seeds=FRESH[:8],
+    ),
     Row("foundation/fedpeft", "biases with the head are more accurate than the head alone", _BIAS, _HEAD, _TUNING),
     Row(
         "foundation/fedpeft-full",
