@@ -42,12 +42,15 @@ def test_listing_names_loads_nothing_heavy():
     assert python(f"{code} print([m for m in {heavy} if m in sys.modules])") == "[]"
 
 
-def test_names_take_less_than_fifty_milliseconds():
-    """Beyond the start of the interpreter, in processor time: what else runs on this machine does not count."""
-    code = (
-        "import time; a = time.process_time(); from paceline.registry import names; names('method'); print(time.process_time() - a)"
-    )
-    assert min(float(python(code)) for _ in range(9)) < 0.05
+def test_names_take_less_than_twice_the_import_of_asyncio():
+    """Some 50 ms, in processor time, against a part of Python in the same run: a slow or busy machine does not count."""
+    timed = "import time; a = time.process_time(); {}; print(time.process_time() - a)"
+    pairs = [
+        [float(python(timed.format(code))) for code in ("from paceline.registry import names; names('method')", "import asyncio")]
+        for _ in range(7)
+    ]
+    ours, theirs = map(min, zip(*pairs, strict=True))
+    assert ours < 2 * theirs
 
 
 @pytest.mark.parametrize(
