@@ -42,7 +42,7 @@ def test_listing_names_loads_nothing_heavy():
     assert python(f"{code} print([m for m in {heavy} if m in sys.modules])") == "[]"
 
 
-def test_names_take_less_than_twice_the_import_of_asyncio():
+def test_names_take_at_most_half_longer_than_the_import_of_asyncio():
     """Some 50 ms, in processor time, against a part of Python in the same run: a slow or busy machine does not count."""
     timed = "import time; a = time.process_time(); {}; print(time.process_time() - a)"
     pairs = [
@@ -50,7 +50,7 @@ def test_names_take_less_than_twice_the_import_of_asyncio():
         for _ in range(7)
     ]
     ours, theirs = map(min, zip(*pairs, strict=True))
-    assert ours < 2 * theirs
+    assert ours < 1.5 * theirs
 
 
 @pytest.mark.parametrize(
