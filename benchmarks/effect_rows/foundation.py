@@ -158,6 +158,7 @@ ROWS: list[Row] = [
         _TURNED,
         by=0.01,
         seeds=FRESH[:8],
+        history="All eight members for each picture have as much (the row `fedins`); the paper's comparison has a ViT-B/16.",
     ),
     Row("foundation/fedpeft", "biases with the head are more accurate than the head alone", _BIAS, _HEAD, _TUNING),
     Row(

@@ -122,10 +122,10 @@ _ALIGNED: dict[str, Any] = {"steps": 12, "horizon": 15, "target": "mnist", "vote
 _ADAM_RATES: dict[str, Any] = {"lr": [0.001, 0.002, 0.003, 0.006, 0.01, 0.015, 0.02, 0.03]}
 
 
-def votes_or_accuracy(summary: Any) -> float:
-    """Return the accuracy of the votes on the last rounds' samples of the target, or else that of the model."""
+def votes_or_best(summary: Any) -> float:
+    """Return the accuracy of the votes on the last rounds' samples of the target, or else the best that the model had."""
     found = [r["note_vote_accuracy"] for r in summary.history if "note_vote_accuracy" in r]
-    return sum(found[-5:]) / len(found[-5:]) if found else late_accuracy(summary)
+    return sum(found[-5:]) / len(found[-5:]) if found else max(r["accuracy"] for r in summary.history if "accuracy" in r)
 
 
 _TRIED_FEDKA = (
@@ -174,10 +174,13 @@ ROWS: list[Row] = [
     _target("fedka-all-votes", "as published, with every vote, a kind of digits without labels is recognised better"),
     _target(
         "fedka-votes",
-        "votes on which all agree are at most 2 points less accurate than FedAvg's model",
-        votes_or_accuracy,
+        "the clients' votes are at most 2 points less accurate than FedAvg's model at its best",
+        votes_or_best,
         margin=0.02,
         at_least=True,
+        seeds=FRESHER,
+        history="Revised: all votes are judged. Those on which all clients agree, a twentieth to a quarter of the samples, are right more "
+        "often, as the averaged model is on the same samples: with them it was +0.346 [+0.298, +0.395] on fifteen other seeds.",
         agreement=1.0,
     ),
     _accuracy(
@@ -228,12 +231,13 @@ ROWS: list[Row] = [
     ),
     _accuracy(
         "fedlex-adam",
-        "with Adam, whose steps hardly depend on the size of gradients, FedLEx's factors cost at most 3 points of FedAvg's accuracy",
+        "with Adam, whose steps hardly depend on the size of gradients, FedLEx's factors cost at most half a point of FedAvg's accuracy",
         Side("fedlex", _LOW_RATES, _EXPLORED | {"optimizer": "adam"}),
         Side("autoflip", _LOW_RATES, _UNMASKED, name="fedavg with Adam"),
         _FEW,
         at_least=True,
-        margin=0.03,
+        margin=0.005,
+        history="Shuffled factors cost as little (.6536, with seed 0; the right ones .6523, FedAvg .6528).",
     ),
     _accuracy(
         "fedld-iid",

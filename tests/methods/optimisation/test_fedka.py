@@ -285,9 +285,17 @@ def test_votes_without_enough_agreement_do_not_count(monkeypatch):
         return elected(total, least)
 
     monkeypatch.setattr("paceline.methods.optimisation.fedka.elected", split)
+    told = []
     for agreement, samples in ((0.0, 2), (0.5, 1), (0.9, 0)):
         run = finished(FedKA(**QUICK | {"batch_size": 1}, agreement=agreement), rounds=1)
         assert run.state.taken == samples
+        told.append(run.history[-1])
+    one = told[1]["note_used_votes"]
+    assert [entry["note_used_votes"] for entry in told] == pytest.approx([2 * one, one, 0.0])
+    assert one > 0
+    assert told[1]["note_used_vote_accuracy"] in (0.0, 1.0)
+    assert told[2]["note_used_vote_accuracy"] == 0.0
+    assert len({entry["note_vote_accuracy"] for entry in told}) == 1  # of all votes, whichever are used
     monkeypatch.undo()
     frozen = finished(FedKA(**QUICK | {"lr": 0.0}, agreement=1.0), rounds=1)
     assert frozen.state.taken == 3

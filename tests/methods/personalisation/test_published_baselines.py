@@ -291,6 +291,7 @@ def end_of(method, options, **changes):
     return prepare(RunConfig.build(values | {"rounds": 5, "evaluation": "clients"} | changes)).go().history[-1]["client_accuracy"]
 
 
+@pytest.mark.slow  # a minute for six methods
 @pytest.mark.parametrize("method", ["ditto", "pfedme", "perfedavg", "apfl", "fedper", "fedrep"])
 def test_personal_models_suit_clients_of_few_classes_better_with_and_without_masks(of_the_global_model, method):
     options = SUITED.get(method, {})

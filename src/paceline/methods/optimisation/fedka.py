@@ -156,7 +156,10 @@ class FedKA(LocalTraining[FedKAState]):
             return replace(state, params=params)
         label, known = elected(mean.votes.to(server.device), self.agreement)
         guessed = featured(server, params, u)[1].argmax(1)
-        fed.last.notes["vote_accuracy"] = float((label == y)[known].float().mean()) if known.any() else 0.0
+        right = (label == y).float()
+        fed.last.notes["vote_accuracy"] = float(right.mean())
+        fed.last.notes["used_votes"] = float(known.float().mean())
+        fed.last.notes["used_vote_accuracy"] = float(right[known].mean()) if known.any() else 0.0
         fed.last.notes["group_effect"] = float(
             mean.votes.to(y.device)[torch.arange(len(y)), y].mean() - (guessed == y).float().mean()
         )
