@@ -192,6 +192,8 @@ class Runner:
         round, take = p.field(head, "round", int), p.field(head, "take", int)
         if self._overlay is not None and self._overlay != (round, take):
             self.rollback()  # a commit or rollback was lost with a broken stream
+        elif self._overlay is None and self.at is not None and (round, take) != (self.at.round + 1, self.at.take):
+            self.memory.rollback()  # what this client wrote before it was started anew belongs to an earlier attempt
         deadline = None if self.hidden else head.get("deadline")  # whether a client is late would reveal the amount of its data
         own, peers = rest.get("own"), rest.get("peers")
         for operation in p.operations(rest):

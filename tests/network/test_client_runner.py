@@ -1,0 +1,96 @@
+"""A client's memory over the attempts at a round, where the client is started anew between them."""
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from paceline.core.engine import Receipt
+from paceline.core.memory import Memory
+from paceline.core.method import client_functions
+from paceline.network.client_runner import Runner
+from paceline.network.handshake import Welcome
+from paceline.registry import find_method
+
+
+@dataclass
+class Stub:
+    """A worker whose calls write what they are told to the client's memory."""
+
+    x: torch.Tensor = field(default_factory=lambda: torch.zeros(2, 1))
+    y: torch.Tensor = field(default_factory=lambda: torch.zeros(2))
+    memories: dict = field(default_factory=lambda: {0: Memory()})
+    sessions: dict = field(default_factory=dict)
+
+    @property
+    def setup(self):
+        return SimpleNamespace(
+            split=lambda number: (torch.arange(2),), programs={"method": find_method("scaffold")}, measured=False
+        )
+
+    @property
+    def functions(self):
+        return {"method": client_functions(find_method("scaffold"))}
+
+    def run(self, call):
+        self.memories[0].begin(call.operation)
+        for key, value in call.message.items():
+            self.memories[0][key] = value
+        yield Receipt(0)
+
+    def withdraw(self, operation, clients):
+        self.memories[0].withdraw(operation)
+
+    def rollback(self):
+        self.memories[0].rollback()
+
+    def commit(self):
+        self.memories[0].commit()
+
+    def restore(self, stored):
+        self.memories[0] = Memory(stored[0])
+
+
+@pytest.fixture
+def started(tmp_path):
+    """Return a function that starts the client and welcomes it to an attempt at round 1."""
+
+    def start(take):
+        runner = Runner(0, tmp_path, lambda welcome: Stub())
+        runner.join(Welcome("run", 1, 0, round=0, take=take, saved=0, kept=0, lost=(), plan={}, heartbeat=1.0))
+        return runner
+
+    return start
+
+
+def call(runner, number, take, **written):
+    head = {"id": (1 << 32) + number, "round": 1, "take": take, "operation": number, "program": "method", "function": "train"}
+    answer = runner.call(head | {"stream": "", "channel": {"kind": "sum"}}, written, None)
+    assert answer.why is None
+
+
+def kept(runner):
+    runner.commit({"round": 1, "saved": 0, "kept": True, "took": 0.0, "lost": []})
+    stored = dict(runner.memory.latest())
+    assert dict(runner.worker.memories[0]) == stored
+    return stored
+
+
+def test_what_was_written_in_an_earlier_attempt_does_not_outlive_a_restart(started):
+    call(started(take=1), 1, take=1, control=1.0)
+    again = started(take=1)
+    call(again, 2, take=2)
+    assert kept(again) == {}
+
+
+def test_what_was_written_in_the_attempt_that_counts_does(started):
+    call(started(take=1), 1, take=1, control=1.0)
+    assert kept(started(take=1)) == {"control": 1.0}
+
+
+def test_a_later_attempt_may_write_as_well(started):
+    call(started(take=1), 1, take=1, control=1.0, seen=True)
+    again = started(take=1)
+    call(again, 2, take=2, control=2.0)
+    assert kept(again) == {"control": 2.0}
