@@ -137,6 +137,15 @@ ROWS: list[Row] = [
         seeds=FRESH,
     ),
     Row(
+        "augmentation/madaug-curriculum",
+        "augmenting ever more pictures of a batch is more accurate than all of them from the start",
+        _MADAUG,
+        Side("madaug", _LEARNING, _MADAUG.options | {"scale": 0.0}, name="madaug without a curriculum"),
+        _FEW,
+        made=_moved,
+        seeds=FRESH,
+    ),
+    Row(
         "augmentation/madaug-invert",
         "the policy learns to prefer rotation, which test pictures have, to inversion, which they do not",
         _MADAUG,

@@ -106,9 +106,12 @@ _PREFIX = _SERVED | {"form": "prefix"}
 _TUNED = {"tune_lr": [1e-4, 1e-3], "weight_lr": [1e-4, 1e-3]}
 _CUT = Side("fedconv", {"lr": _ADAM, **_TUNED}, _PREFIX, name="prefix cuts, the same samples on the server")
 _RATES = {"lr": [1e-3, 2e-3, 4e-3, 8e-3]}
-_SERVER_RATES = _RATES | {"tune_lr": [3e-4, 1e-3, 3e-3, 1e-2]}
-_CONVOLVED_FASTER = replace(_CONVOLVED, search=_SERVER_RATES, options=_CONVOLVED.options | {"map_lr": 3e-3, "weight_lr": 1e-3})
-_CUT_FASTER = replace(_CUT, search=_SERVER_RATES, options=_CUT.options | {"weight_lr": 1e-3})
+_CONVOLVED_FASTER = replace(
+    _CONVOLVED,
+    search={"lr": [2e-3, 4e-3, 8e-3, 1.6e-2], "tune_lr": [1e-3, 3e-3], "map_lr": [1e-3, 3e-3]},
+    options=_CONVOLVED.options | {"weight_lr": 1e-3},
+)
+_CUT_FASTER = replace(_CUT, search=_RATES | {"tune_lr": [3e-4, 1e-3, 3e-3, 1e-2]}, options=_CUT.options | {"weight_lr": 1e-3})
 _CUT_ALONE = Side(
     "fedconv",
     {"lr": [2.5e-4, *_ADAM, 8e-3, 1.6e-2, 3.2e-2]},

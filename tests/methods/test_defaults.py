@@ -196,6 +196,7 @@ DEFAULTS = {
         "lr": 0.0007, "epochs": 1, "steps": None, "batch_size": 64, "momentum": 0.994, "weight_decay": 0.04, "prototypes": 512, "levels": 5,
         "hidden": 256, "bottleneck": 64, "nest": "project", "balance": "sinkhorn", "crops": 8, "mirrored": True, "schedule_rounds": 100,
         "clip": 3.0, "teacher": "mean", "server_momentum": 0.99, "heads": "shared", "probe": True, "probe_dims": None, "rasa": 0,
+        "rasa_ridge": 0.0,
     },
     "frl": RANKS,
     "frlchecked": RANKS,

@@ -1,7 +1,8 @@
 """Removal of absolute position from features of patches (RASA, arXiv 2507.14137), from sums over clients.
 
 Repeat: predict a patch's coordinates from its features by linear least squares, and remove the two directions that predict them. As all
-steps are linear, they need the moments Z'Z and Z'y only once, and fold into one matrix.
+steps are linear, they need the moments Z'Z and Z'y only once, and fold into one matrix. Weights of least squares are large where features
+vary little, so each iteration removes little of what predicts; with a ridge they turn towards Z'y, without which nothing is predicted.
 """
 
 from __future__ import annotations
@@ -73,18 +74,29 @@ def removal(w: Tensor) -> Tensor:
     return found
 
 
-def remove_positions(gram: Tensor, cross: Tensor, iterations: int = 9) -> Tensor:
+def remove_positions(gram: Tensor, cross: Tensor, iterations: int = 9, ridge: float = 0.0) -> Tensor:
     """Return the matrix that removes position from features, shape [D, D]: ``Z @ matrix``.
 
     Args:
         gram: mean of Z'Z, shape [D, D].
         cross: mean of Z'y, shape [D, 2]; y as in `position_targets`.
-        iterations: of fitting and removing.
+        iterations: of fitting and removing; fewer, if nothing is left to remove.
+        ridge: added to the diagonal of Z'Z for fitting, as a multiple of its mean.
+
+    Example:
+        >>> gram, cross = torch.diag(torch.tensor([4.0, 1.0])), torch.tensor([[2.0], [1.0]])
+        >>> left = lambda matrix: (matrix.T @ cross.double()).norm()
+        >>> bool(left(remove_positions(gram, cross, 1, ridge=1e9)) < 1e-6 < left(remove_positions(gram, cross, 1)))
+        True
     """
     gram, cross = gram.double(), cross.double()
+    added = ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
     whole = torch.eye(len(gram), dtype=torch.float64)
     for _ in range(iterations):
-        whole = whole @ removal(_fitted(whole.T @ gram @ whole, whole.T @ cross).T)
+        left = whole.T @ cross
+        if torch.linalg.vector_norm(left) <= 1e-6 * torch.linalg.vector_norm(cross):
+            break  # what is left predicts nothing, and its directions are those of rounding
+        whole = whole @ removal(_fitted(whole.T @ gram @ whole + added, left).T)
     return whole
 
 

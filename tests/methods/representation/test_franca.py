@@ -1,6 +1,7 @@
 """Franca: the sheet's numbers, the loss written out sample by sample, central training by one client, and masks and position."""
 
 import copy
+import dataclasses
 import math
 from typing import ClassVar
 
@@ -206,6 +207,31 @@ def test_position_is_no_longer_predicted_from_moments():
     assert int(torch.linalg.matrix_rank(matrix, rtol=1e-6)) == 6
 
 
+@pytest.mark.parametrize(("ridge", "iterations"), [(0.0, 2), (0.3, 2), (1e8, 1)])
+def test_a_ridge_turns_removed_directions_towards_the_moment_of_position(ridge, iterations):
+    rng, y = np.random.default_rng(1), position_targets((4, 5)).double().repeat(300, 1)
+    z = torch.from_numpy(rng.normal(size=(6000, 8)) * np.linspace(0.2, 3.0, 8)) + torch.tanh(
+        y @ torch.from_numpy(rng.normal(size=(2, 8)))
+    )
+    gram, cross, square = z.T @ z / len(z), z.T @ y / len(z), float(y.square().sum(1).mean())
+    matrix, points = remove_positions(gram, cross, iterations, ridge), z.numpy()
+    for _ in range(iterations):
+        moment = points.T @ points / len(points)
+        w = (
+            np.linalg.solve(moment + ridge * float(gram.trace()) / 8 * np.eye(8), points.T @ y.numpy() / len(points))
+            if ridge
+            else None
+        )
+        w = np.linalg.pinv(points) @ y.numpy() if w is None else w
+        points = points - points @ np.linalg.pinv(w.T) @ w.T
+    np.testing.assert_allclose((z @ matrix).numpy(), points, atol=1e-7)
+    once = remove_positions(gram, cross, 1, ridge)
+    left = explained(once.T @ gram @ once, once.T @ cross, square)
+    assert left < 1e-9 if ridge > 1 else left > 0.01  # without the moment itself, nothing is predicted
+    rank = int(torch.linalg.matrix_rank(remove_positions(gram, cross, 3, ridge), rtol=1e-6))
+    assert rank == (6 if ridge > 1 else 2)  # nothing is removed where nothing is left to remove
+
+
 def by_hand(made, views, crops, hidden, temperature, balanced=sinkhorn):
     """Return the loss, crop by crop and sample by sample."""
     batch, count, total = len(views), crops.shape[1], 0.0
@@ -399,6 +425,8 @@ def test_smaller_pictures_use_interpolated_positions_and_hidden_patches_the_mask
 def test_position_is_measured_and_removed_in_a_run():
     franca = pl.methods.Franca(**TINY, steps=2, lr=0.5, momentum=0.5, schedule_rounds=1, rasa=2, probe_dims=4)
     run, result = finished(franca, rounds=1, split=by_size([5, 10, 15]))
+    ridged = finished(dataclasses.replace(franca, rasa=1, rasa_ridge=1e6), rounds=1, split=by_size([5, 10, 15]))[1].history[-1]
+    assert ridged["note_position_r2_left"] < 1e-6 < result.history[-1]["note_position_r2_left"]
     matrix, last = run.state.removal, result.history[-1]
     with torch.no_grad():
         z = final_module(run).teacher.net.tokens(run.task.train.x)[:, 1:].flatten(0, 1).double()

@@ -76,6 +76,7 @@ class Franca(LocalTraining[FrancaState]):
             False leaves it as it is.
         probe_dims: features that the probe may use, from the first; None for all.
         rasa: iterations of the removal of position; 0 is none, the published number 9.
+        rasa_ridge: ridge of its regression, see `remove_positions`; with 10 one iteration is enough.
     """
 
     family: ClassVar[str] = "representation"
@@ -109,6 +110,7 @@ class Franca(LocalTraining[FrancaState]):
     probe: bool = True
     probe_dims: Positive[int] | None = None
     rasa: NonNegative[int] = 0
+    rasa_ridge: NonNegative[float] = 0.0
 
     def fit_task(self, task: Task) -> tuple[Franca, Task]:
         """Replace the model by a student and a teacher of it."""
@@ -146,7 +148,7 @@ class Franca(LocalTraining[FrancaState]):
         if self.rasa:
             patches = fed.mean(self.moments_of_patches, params, over=sorted(last.arrived))
             if patches.weight:
-                removal = remove_positions(patches.gram, patches.cross, self.rasa).float()
+                removal = remove_positions(patches.gram, patches.cross, self.rasa, self.rasa_ridge).float()
                 left = removal.T @ patches.gram @ removal, removal.T @ patches.cross
                 last.notes["position_r2"] = explained(patches.gram, patches.cross, patches.square)
                 last.notes["position_r2_left"] = explained(*left, patches.square)
