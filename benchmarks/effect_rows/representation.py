@@ -89,7 +89,10 @@ def _side(name: str, **more: Any) -> Side:
 
 
 _REMOVED = _side("franca", rasa=1, rasa_ridge=10.0)
-_RIDGE = "Revised: a ridge, with which one iteration leaves 1 % and costs 0.1 points on a seed of the search. Without, as published, 8 iterations "
+_RIDGE = (
+    "Revised: a ridge, with which one iteration leaves 1 % and costs 0.1 points on a seed of the search. Without, as published, 8 "
+    "iterations "
+)
 
 ROWS: list[Row] = [
     Row(
