@@ -88,7 +88,7 @@ def _side(name: str, **more: Any) -> Side:
     return Side("franca", {}, _STEPS | more, name=name)
 
 
-_REMOVED = _side("franca", rasa=1, rasa_ridge=10.0)
+_REMOVED = _side("franca with a ridge", rasa=1, rasa_ridge=10.0)
 _RIDGE = (
     "Revised: a ridge, with which one iteration leaves 1 % and costs 0.1 points on a seed of the search. Without, as published, 8 "
     "iterations "
