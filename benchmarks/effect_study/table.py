@@ -32,8 +32,9 @@ Each row tests a claim of a method's paper against a named baseline, on runs tha
 
 - **Search.** Method and baseline get the same search: the same number of settings, drawn from a grid over the fields that matter
   for each, run with the seeds {" and ".join(map(str, SEARCH_SEEDS))}. The best mean of the row's figure wins, or of the
-  criterion stored with the row. Rows whose claim is about fixed settings, which are in the row's code, are marked *fixed*. The grids and the figures of every
-  setting are stored with the row in `effects.json`. A field marked † won with the smallest or largest value of its grid.
+  criterion stored with the row. Rows whose claim is about fixed settings, which are in the row's code, are marked *fixed*. The
+  grids and the figures of every setting are stored with the row in `effects.json`. A field marked † won with the smallest or
+  largest value of its grid.
 - **Runs.** The winners run with other seeds, five or more. The effect is the mean paired difference, positive in the claim's direction,
   with its 95 % interval (Student's t). Times and bytes are compared as ratios: 2x means half as much. Some rows that five seeds
   left undecided, or whose grid, task or claim was changed afterwards, are reported on seeds that had not been used. *Revised* says what
