@@ -200,9 +200,9 @@ ROWS: list[Row] = [
         seeds=FRESHER,
         trials=16,
         history=_LINEAR
-        + "Revised: the rate of the server's training is searched for on both sides, with 16 settings for each. With 0.0001 for FedConv and "
-        "two values for prefix cuts it was -0.0112 [-0.0211, -0.0014] on fifteen other seeds, with clients' rates up to 0.004 -0.034 [-0.0733, "
-        "+0.00532] on five, and without map_lr in the search, at 0.003, -0.0104 [-0.022, +0.00113] on the same seeds.",
+        + "Revised: the rate of the server's training is searched for on both sides, with 16 settings for each. With 0.0001 for "
+        "FedConv and two values for prefix cuts it was -0.0112 [-0.0211, -0.0014] on fifteen other seeds, with clients' rates up to 0.004 "
+        "-0.034 [-0.0733, +0.00532] on five, and without map_lr in the search, at 0.003, -0.0104 [-0.022, +0.00113] on the same seeds.",
     ),
     _better(
         3,
