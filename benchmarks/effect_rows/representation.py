@@ -118,17 +118,6 @@ ROWS: list[Row] = [
         trials=1,
     ),
     Row(
-        "representation/franca-central",
-        "neighbours in features that ten clients learnt are at most 5 points less accurate than in those of all pictures at one",
-        _side("franca"),
-        Side("franca", {}, _STEPS, {"clients": 1, "cohort": 1}, name="franca on one client"),
-        _SHARED | {"clients": 10, "cohort": 10},
-        nearest,
-        margin=0.05,
-        at_least=True,
-        trials=1,
-    ),
-    Row(
         "representation/franca-rasa",
         "after its removal, a linear regression explains less than a tenth of the position of patches",
         _REMOVED,
