@@ -35,7 +35,7 @@ from effect_study.rows import SEARCH_SEEDS, TRIALS, load_rows
 rows, figures = load_rows(), table.load()
 for name, row in rows.items():
     assert len(row.seeds) == len(set(row.seeds)) >= 5 and not set(row.seeds) & set(SEARCH_SEEDS), f"{name}: its seeds"
-    assert row.trials == 1 or row.trials % TRIALS == 0, f"{name}: {row.trials} trials"
+    assert row.trials in (1, TRIALS, 2 * TRIALS), f"{name}: {row.trials} trials"
     for side in row.sides.values():
         config = {**row.config, **side.config}
         of = config.get("task_options", {}).get("of", "digits" if config.get("task") == "attack" else "")

@@ -51,31 +51,39 @@ def nearest_short(summary: Any) -> float:
     return _nearest(summary, slice(8))
 
 
+@torch.no_grad()
 def lost(summary: Any) -> float:
     """Return how much the accuracy of 5-NN on patches' mean features of 5,000 pictures falls as the run removes position from them."""
+    from paceline.blocks.rasa import position_targets, remove_positions
+
     options = summary.config.options
-    removals = (0, 0.0), (options["rasa"], options["rasa_ridge"])
-    kept, rest = (_nearest(summary, slice(None), 5000, removed) for removed in removals)
+    teacher, task, tokens = _tokens(summary, 5000)
+    z = [t[:, 1:] for t in tokens]
+    flat, y = z[0].flatten(0, 1), position_targets(teacher.grid).repeat(len(z[0]), 1)
+    gram, cross = flat.T @ flat / len(flat), flat.T @ y / len(flat)
+    matrix = remove_positions(gram, cross, options["rasa"], options["rasa_ridge"]).float()
+    kept, rest = (_judged(task, *(t.mean(1) for t in patches)) for patches in (z, [t @ matrix for t in z]))
     return kept - rest
 
 
 @torch.no_grad()
-def _nearest(summary: Any, part: slice, pictures: int = 1000, removed: tuple[int, float] | None = None) -> float:
-    """Return the accuracy of 5-NN on test pictures, by features of pictures, or by the mean of patches' after RASA."""
-    from paceline.blocks.rasa import position_targets, remove_positions
+def _nearest(summary: Any, part: slice) -> float:
+    _, task, tokens = _tokens(summary, 1000)
+    return _judged(task, *(t[:, 0, part] for t in tokens))
+
+
+def _tokens(summary: Any, pictures: int) -> tuple[Any, Any, list[Tensor]]:
+    """Return the teacher, the task, and the teacher's tokens of the training pictures and of the first test pictures."""
     from paceline.tasks.load import load_task
 
     config, teacher = summary.config, summary.final.whole().teacher.net.eval()
     task = load_task(config.task, config.model, config.seed, **config.task_options)
-    tokens = [teacher.tokens(x) for x in (task.train.x, task.test.x[:pictures])]
-    patches = removed is not None
-    z = [t[:, 1:] if patches else t[:, 0] for t in tokens]
-    if removed is not None:
-        flat, y = z[0].flatten(0, 1), position_targets(teacher.grid).repeat(len(z[0]), 1)
-        matrix = remove_positions(flat.T @ flat / len(flat), flat.T @ y / len(flat), *removed).float()
-        z = [t @ matrix for t in z]
-    train, test = (F.normalize((t.mean(1) if patches else t)[:, part], dim=1) for t in z)
-    return _votes(test @ train.T, task.train.y, task.test.y[:pictures])
+    return teacher, task, [teacher.tokens(x) for x in (task.train.x, task.test.x[:pictures])]
+
+
+def _judged(task: Any, train: Tensor, test: Tensor) -> float:
+    """Return the accuracy of 5-NN on features of test pictures, among those of the training pictures."""
+    return _votes(F.normalize(test, dim=1) @ F.normalize(train, dim=1).T, task.train.y, task.test.y[: len(test)])
 
 
 def _votes(likeness: Tensor, known: Tensor, wanted: Tensor) -> float:

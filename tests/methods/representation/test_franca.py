@@ -216,13 +216,9 @@ def test_a_ridge_turns_removed_directions_towards_the_moment_of_position(ridge, 
     gram, cross, square = z.T @ z / len(z), z.T @ y / len(z), float(y.square().sum(1).mean())
     matrix, points = remove_positions(gram, cross, iterations, ridge), z.numpy()
     for _ in range(iterations):
-        moment = points.T @ points / len(points)
-        w = (
-            np.linalg.solve(moment + ridge * float(gram.trace()) / 8 * np.eye(8), points.T @ y.numpy() / len(points))
-            if ridge
-            else None
-        )
-        w = np.linalg.pinv(points) @ y.numpy() if w is None else w
+        added = ridge * float(gram.trace()) / 8 * np.eye(8)
+        moments = points.T @ points / len(points) + added, points.T @ y.numpy() / len(points)
+        w = np.linalg.solve(*moments) if ridge else np.linalg.pinv(points) @ y.numpy()
         points = points - points @ np.linalg.pinv(w.T) @ w.T
     np.testing.assert_allclose((z @ matrix).numpy(), points, atol=1e-7)
     once = remove_positions(gram, cross, 1, ridge)
