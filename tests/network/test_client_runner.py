@@ -36,7 +36,10 @@ class Stub:
     def run(self, call):
         self.memories[0].begin(call.operation)
         for key, value in call.message.items():
-            self.memories[0][key] = value
+            if key.startswith("staged"):
+                self.memories[0].stage(key, value)
+            else:
+                self.memories[0][key] = value
         yield Receipt(0)
 
     def withdraw(self, operation, clients):
@@ -51,6 +54,13 @@ class Stub:
     def restore(self, stored):
         self.memories[0] = Memory(stored[0])
 
+    def resume(self, client, values, priors):
+        self.memories[client].resume(values, priors)
+
+
+def welcome(take, round=0, kept=0, lost=()):
+    return Welcome("run", 1, 0, round=round, take=take, saved=0, kept=kept, lost=lost, plan={}, heartbeat=1.0)
+
 
 @pytest.fixture
 def started(tmp_path):
@@ -58,7 +68,7 @@ def started(tmp_path):
 
     def start(take):
         runner = Runner(0, tmp_path, lambda welcome: Stub())
-        runner.join(Welcome("run", 1, 0, round=0, take=take, saved=0, kept=0, lost=(), plan={}, heartbeat=1.0))
+        runner.join(welcome(take))
         return runner
 
     return start
@@ -70,11 +80,15 @@ def call(runner, number, take, **written):
     assert answer.why is None
 
 
-def kept(runner):
-    runner.commit({"round": 1, "saved": 0, "kept": True, "took": 0.0, "lost": []})
-    stored = dict(runner.memory.latest())
-    assert dict(runner.worker.memories[0]) == stored
-    return stored
+def kept(runner, lost=()):
+    runner.commit({"round": 1, "saved": 0, "kept": True, "took": 0.0, "lost": list(lost)})
+    return stored(runner)
+
+
+def stored(runner):
+    kept = dict(runner.memory.latest())
+    assert dict(runner.worker.memories[0]) == kept
+    return kept
 
 
 def test_what_was_written_in_an_earlier_attempt_does_not_outlive_a_restart(started):
@@ -94,3 +108,42 @@ def test_a_later_attempt_may_write_as_well(started):
     again = started(take=1)
     call(again, 2, take=2, control=2.0)
     assert kept(again) == {"control": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("lost", "left"),
+    [
+        ((), {"control": 1.0, "staged": 2.0, "staged also": 3.0, "seen": True}),
+        ((1,), {"control": 1.0, "staged also": 3.0, "seen": True}),
+        ((2,), {"control": 1.0, "staged": 2.0, "seen": True}),
+    ],
+)
+def test_both_operations_of_an_attempt_count_if_the_client_is_started_anew_between_them(started, lost, left):
+    call(started(take=1), 1, take=1, control=1.0, staged=2.0)
+    again = started(take=1)
+    assert again.worker.memories[0]["control"] == 1.0
+    call(again, 2, take=1, **{"staged also": 3.0, "seen": True})
+    assert kept(again, lost) == left
+
+
+@pytest.mark.parametrize(("counted", "left"), [(1, {"control": 1.0}), (0, {})])
+def test_a_client_started_anew_whose_stream_breaks_hears_of_the_round_in_the_next_welcome(started, counted, left):
+    call(started(take=1), 1, take=1, control=1.0)
+    again = started(take=1)
+    again.join(welcome(take=1, round=1, kept=counted))
+    assert stored(again) == left
+
+
+def test_a_client_started_anew_whose_stream_breaks_and_whose_attempt_is_over_forgets_it(started):
+    call(started(take=1), 1, take=1, control=1.0)
+    again = started(take=1)
+    again.join(welcome(take=2))
+    assert stored(again) == {}
+    assert kept(again) == {}
+
+
+def test_times_that_another_process_measured_stay(started):
+    call(started(take=1), 1, take=1, _times=[5.0, 6.0])
+    again = started(take=1)
+    again.commit({"round": 1, "saved": 0, "kept": True, "took": 9.0, "lost": []})
+    assert stored(again) == {"_times": [5.0, 6.0]}

@@ -127,7 +127,7 @@ class ClientMemory:
         Raises:
             CheckpointError: a file is damaged.
         """
-        if self._awaits(round + 1, attempt):
+        if self.begun(round + 1, attempt) is not None:
             self._collect(saved)
         else:
             if kept > round:
@@ -142,12 +142,12 @@ class ClientMemory:
         rounds = self._rounds()
         return self._read(self._version(rounds[-1]))[1] if rounds else {}
 
-    def _awaits(self, round: int, attempt: Sequence[int]) -> bool:
-        """Return whether `pending` belongs to this attempt at a round."""
+    def begun(self, round: int, attempt: Sequence[int]) -> tuple[dict[str, Tree], Priors] | None:
+        """Return what `write_pending` last wrote in this attempt at a round: memory and priors; None if it wrote nothing."""
         if not attempt or not self._pending.exists():
-            return False
-        at, _, _, made = self._read(self._pending)
-        return (at, made) == (round, list(attempt))
+            return None
+        at, memory, priors, made = self._read(self._pending)
+        return (memory, priors) if (at, made) == (round, list(attempt)) else None
 
     @property
     def _pending(self) -> Path:

@@ -60,7 +60,7 @@ class Runner:
         self._pending: dict[str, int] = {}
         self._trained = self._received = self._moved = 0.0
         self._training: int | None = None
-        """The call in which this client trained last."""
+        """The call in which this process trained last; None if another process of this client did."""
 
     # -- a run ---------------------------------------------------------------------------------
     def join(self, welcome: Welcome) -> None:
@@ -109,7 +109,7 @@ class Runner:
         return [] if self.rules is None else self.rules.closed()
 
     def _go_to(self, welcome: Welcome) -> None:
-        """Restore the memory as of the server's last completed round."""
+        """Restore the memory as of the server's last completed round, and what another process wrote in the present attempt."""
         assert self.worker is not None
         self.worker.rollback()
         attempt = (welcome.incarnation, welcome.take)
@@ -117,6 +117,9 @@ class Runner:
         self.worker.restore({self.number: stored})
         self._forget_overlay()
         self._round = welcome.round
+        if (begun := self.memory.begun(welcome.round + 1, attempt)) is not None:
+            self.worker.resume(self.number, *begun)
+            self._overlay, self._training = (welcome.round + 1, welcome.take), None
 
     # -- calls ---------------------------------------------------------------------------------
     def call(self, head: Mapping[str, Any], message: Tree, rest: Tree) -> Answer:
@@ -192,8 +195,6 @@ class Runner:
         round, take = p.field(head, "round", int), p.field(head, "take", int)
         if self._overlay is not None and self._overlay != (round, take):
             self.rollback()  # a commit or rollback was lost with a broken stream
-        elif self._overlay is None and self.at is not None and (round, take) != (self.at.round + 1, self.at.take):
-            self.memory.rollback()  # what this client wrote before it was started anew belongs to an earlier attempt
         deadline = None if self.hidden else head.get("deadline")  # whether a client is late would reveal the amount of its data
         own, peers = rest.get("own"), rest.get("peers")
         for operation in p.operations(rest):
@@ -246,9 +247,10 @@ class Runner:
         if not kept or (overlay is not None and overlay[0] != round):
             self.rollback()
         elif overlay is not None:
-            if self.hidden and self.worker.setup.measured:  # under masks nothing that the server says shapes an answer
+            here = self._training is not None
+            if here and self.hidden and self.worker.setup.measured:  # under masks nothing that the server says shapes an answer
                 self._measure(round, self._moved)
-            elif took and not self.hidden:
+            elif here and took and not self.hidden:
                 self._measure(round, max(took - self._trained, 0.0))
             for operation in lost:
                 self.worker.withdraw(operation, [self.number])
@@ -256,8 +258,7 @@ class Runner:
             self._forget_overlay()
         self._round = max(self._round, round)
         self.at = replace(self.at, round=self._round)
-        if self.memory.commit(round, saved, lost) and overlay is None:  # this process was started after the reply
-            self.worker.restore({self.number: self.memory.latest()})
+        self.memory.commit(round, saved, lost)
         self.guard.safe(saved)
 
     def _measure(self, round: int, moved: float) -> None:
