@@ -33,8 +33,8 @@ def commands(page):
 
 
 def small(command):
-    """Return a command's words with few rounds and one seed."""
-    words = shlex.split(command)
+    """Return a command's words with few rounds, one seed and one epoch."""
+    words = [re.sub(r"epochs=\d+", "epochs=1", word) for word in shlex.split(command)]
     for option, value in (("--rounds", "1"), ("--seeds", "0"), ("--eval-every", "1")):
         if option in words:
             words[words.index(option) + 1] = value

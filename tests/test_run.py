@@ -51,8 +51,14 @@ CASES = [(m, "plain") for m in ("fedavg", "scaffold", "clip", "fluid", "dropstra
 CASES += [("clip", "secure"), ("scaffold", "secure-arithmetic")]
 
 
-@pytest.mark.parametrize(("method", "aggregation"), CASES)
-@pytest.mark.parametrize("stop", [1, 4])
+@pytest.mark.parametrize(
+    ("stop", "method", "aggregation"),
+    [(4, *case) for case in CASES]
+    + [
+        pytest.param(1, *case, marks=[] if case in (("scaffold", "plain"), ("clip", "secure")) else [pytest.mark.slow])
+        for case in CASES
+    ],
+)
 def test_killed_and_resumed_ends_with_the_same_bits(config, tmp_path, method, aggregation, stop):
     made = config(
         method=method,

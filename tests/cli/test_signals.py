@@ -194,7 +194,8 @@ def test_an_ignored_hangup_stays_ignored(start):
     assert len(command.left(1.0)) == 3
 
 
-@pytest.mark.parametrize(("number", "to", "code", "how"), slow_after(ENDINGS, 1))
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "to", "code", "how"), ENDINGS)
 def test_a_federation_ends_and_goes_on_to_the_same_bits(start, tmp_path, number, to, code, how):
     place = tmp_path / "runs" / "here"
     command = start(*FEDERATE, *SMALL, "--name", "here", "--quiet")

@@ -164,7 +164,7 @@ def test_what_cannot_be_pickled_is_named(federate, monkeypatch):
         federate(task=make_task(model=lambda: nn.Linear(12, 4)), workers=2)
 
 
-LACKING = ["memfd", "fork", "memfd and fork", "macOS", "signals"]
+LACKING = ["memfd", pytest.param("fork", marks=pytest.mark.slow), "memfd and fork", "macOS", "signals"]
 
 
 @pytest.mark.parametrize("lacking", LACKING)

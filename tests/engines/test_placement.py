@@ -24,7 +24,8 @@ from paceline.tasks import load_task
 from tests.conftest import make_task
 from tests.core.test_losses import CASES
 from tests.methods.forms import fitted
-from tests.methods.test_every_method import NAMES, NEEDS_EACH, SMALL
+from tests.methods.small import LATE, SMALL
+from tests.methods.test_every_method import NAMES, NEEDS_EACH
 from tests.methods.test_vectorizable import MODELS
 from tests.models.test_models import GIVEN, example
 from tests.pretend import PretendCuda, pretended
@@ -32,8 +33,6 @@ from tests.pretend import PretendCuda, pretended
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 ALONE, STACKED = {"vectorize": "off", "chunk": 1}, {"vectorize": "on", "chunk": 2}
-LATE = {"clip", "dropstragglers", "fjord", "fluid", "fzoos", "heterofl", "randomdropout"}
-"""Methods that do in round 2 or 3 what they do not in round 1."""
 
 
 def config(name="fedavg", **changes):

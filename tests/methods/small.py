@@ -39,3 +39,6 @@ SMALL = {
     "saliency": {"warmup": 1, "every": 2},
 }
 """Options that suit a small run."""
+
+LATE = {"clip", "dropstragglers", "fjord", "fluid", "fzoos", "heterofl", "randomdropout", "saliency"}
+"""Methods that do in round 2 or 3 what they do not in round 1."""
