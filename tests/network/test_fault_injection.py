@@ -21,6 +21,11 @@ from paceline.network.frames import MessagePart, frames
         ("kill:client=1,when=later", ConfigError),
         ("bandwidth:client=1", ConfigError),
         ("slow:client=1,factor=0.5", ConfigError),
+        ("slow:client=1", ConfigError),
+        ("slow:client=1,seconds=1", UnknownNameError),
+        ("delay:client=1", ConfigError),
+        ("delay:client=1,seconds=0", ConfigError),
+        ("drop:client=1,rate=5", UnknownNameError),
         ("delay:client=1,seconds=soon", ConfigError),
     ],
 )

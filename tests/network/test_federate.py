@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from paceline.core.errors import CohortError, PlanError, PolicyError, StoreError
+from paceline.core.errors import CohortError, ConfigError, PlanError, PolicyError, StoreError
 from paceline.deploy.loopback import LoopbackFederation
 from paceline.run import RunConfig, run
 from tests.network.conftest import Loopback
@@ -48,6 +48,11 @@ def hold_run():
 
 def starts(federation: LoopbackFederation) -> dict[str, int]:
     return {party.role: party.starts for party in federation.parties}
+
+
+def test_a_fault_of_a_client_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no client 3 among 3"):
+        LoopbackFederation(settings("fedavg"), tmp_path / "run", ["slow:client=3,factor=2"])
 
 
 def test_killed_server_goes_on_to_the_same_bits(tmp_path):

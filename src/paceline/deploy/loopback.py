@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from paceline.core.address import Address
-from paceline.core.errors import EngineError, PacelineError, StoreError, by_name
+from paceline.core.errors import ConfigError, EngineError, PacelineError, StoreError, by_name
 from paceline.core.importing import is_import_path
 from paceline.core.processes import NAME, UNGUARDED, check_main, importable, start, start_method, unguarded
 from paceline.core.wording import for_commands
@@ -116,6 +116,9 @@ class LoopbackFederation:
 
     def __post_init__(self) -> None:
         self._met = [Fault.parse(text) for text in self.faults]
+        for fault in self._met:
+            if fault.client is not None and not 0 <= fault.client < self.config.clients:
+                raise ConfigError(f"fault {fault.text!r}: there is no client {fault.client} among {self.config.clients}")
         self.parties: list[_Party] = []
         self._shown = 0
 

@@ -32,7 +32,17 @@ __all__ = ["KILL", "KINDS", "Fault", "Faults"]
 KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 """Signal that kills a process immediately; Windows has only one."""
 
-KINDS = ("kill", "bandwidth", "delay", "slow", "drop", "duplicate", "swap", "corrupt")
+KINDS = {
+    "kill": "when",
+    "bandwidth": "rate",
+    "delay": "seconds",
+    "slow": "factor",
+    **dict.fromkeys(("drop", "duplicate", "swap", "corrupt"), "times"),
+}
+"""Kinds of faults, and the option that each takes beside `client`, `phase` and `round`."""
+
+_NEEDED = {"bandwidth": "bytes per second", "delay": "seconds", "slow": "times the time"}
+"""Kinds without a default of their option, and its unit."""
 
 
 @dataclass
@@ -66,12 +76,14 @@ class Fault:
         kind, values = spec.name, spec.options
         if kind not in KINDS:
             raise UnknownNameError("fault", kind, KINDS)
-        known = ("client", "phase", "round", "times", "rate", "seconds", "factor", "when")
+        own = KINDS[kind]
         for name in values:
-            if name not in known:
-                raise UnknownNameError("option of a fault", name, known)
+            if name not in (known := ("client", "phase", "round", own)):
+                raise UnknownNameError(f"option of the fault {kind}", name, known)
         if "client" not in values:
             raise ConfigError(f"fault {text!r}: the target is missing; add client=NUMBER or client=server")
+        if kind in _NEEDED and own not in values:
+            raise ConfigError(f"fault {text!r}: {own}, in {_NEEDED[kind]}, is missing; add {own}=NUMBER")
         if values["client"] == "server":
             values["client"] = None
         if values.get("when", "start") not in ("start", "reply"):
@@ -81,7 +93,7 @@ class Fault:
             fits = made.round >= 0 and made.times >= 1 and made.rate >= 0 and made.seconds >= 0 and made.factor >= 1
         except TypeError as error:
             raise ConfigError(f"fault {text!r}: {error}") from None
-        if not fits or (kind == "bandwidth" and not made.rate):
+        if not fits or (kind in ("bandwidth", "delay") and not getattr(made, own)):
             raise ConfigError(f"fault {text!r}: a number is out of range")
         return made
 
