@@ -7,11 +7,19 @@ import pytest
 import torch
 
 from paceline.core.engine import Receipt
+from paceline.core.errors import DiskFullError
 from paceline.core.memory import Memory
 from paceline.core.method import client_functions
 from paceline.network.client_runner import Runner
 from paceline.network.handshake import Welcome
 from paceline.registry import find_method
+
+
+@dataclass(frozen=True)
+class Add:
+    """A value that is the one before and some more."""
+
+    more: int
 
 
 @dataclass
@@ -39,7 +47,7 @@ class Stub:
             if key.startswith("staged"):
                 self.memories[0].stage(key, value)
             else:
-                self.memories[0][key] = value
+                self.memories[0][key] = self.memories[0].get(key, 0) + value.more if isinstance(value, Add) else value
         yield Receipt(0)
 
     def withdraw(self, operation, clients):
@@ -54,9 +62,6 @@ class Stub:
     def restore(self, stored):
         self.memories[0] = Memory(stored[0])
 
-    def resume(self, client, values, priors):
-        self.memories[client].resume(values, priors)
-
 
 def welcome(take, round=0, kept=0, lost=()):
     return Welcome("run", 1, 0, round=round, take=take, saved=0, kept=kept, lost=lost, plan={}, heartbeat=1.0)
@@ -64,14 +69,22 @@ def welcome(take, round=0, kept=0, lost=()):
 
 @pytest.fixture
 def started(tmp_path):
-    """Return a function that starts the client and welcomes it to an attempt at round 1."""
+    """Return a function that starts the client and welcomes it to an attempt at round 1, if it is given one."""
 
     def start(take):
         runner = Runner(0, tmp_path, lambda welcome: Stub())
-        runner.join(welcome(take))
+        if take is not None:
+            runner.join(welcome(take))
         return runner
 
     return start
+
+
+def raiser(error):
+    def fail(*_, **__):
+        raise error
+
+    return fail
 
 
 def call(runner, number, take, **written):
@@ -110,20 +123,32 @@ def test_a_later_attempt_may_write_as_well(started):
     assert kept(again) == {"control": 2.0}
 
 
-@pytest.mark.parametrize(
-    ("lost", "left"),
-    [
-        ((), {"control": 1.0, "staged": 2.0, "staged also": 3.0, "seen": True}),
-        ((1,), {"control": 1.0, "staged also": 3.0, "seen": True}),
-        ((2,), {"control": 1.0, "staged": 2.0, "seen": True}),
-    ],
-)
-def test_both_operations_of_an_attempt_count_if_the_client_is_started_anew_between_them(started, lost, left):
-    call(started(take=1), 1, take=1, control=1.0, staged=2.0)
+def test_a_call_that_is_asked_again_begins_from_the_memory_before_it(started):
+    """The client ended after it had written and before it replied."""
+    call(started(take=1), 1, take=1, count=Add(1), control=1.0)
     again = started(take=1)
-    assert again.worker.memories[0]["control"] == 1.0
-    call(again, 2, take=1, **{"staged also": 3.0, "seen": True})
-    assert kept(again, lost) == left
+    call(again, 1, take=1, count=Add(1))
+    assert kept(again) == {"count": 1}
+
+
+def test_a_client_started_anew_drops_what_was_staged_in_operations_that_did_not_count_it(started):
+    first = started(take=1)
+    call(first, 1, take=1, control=1.0, staged=2.0)
+    call(first, 2, take=1, **{"staged also": 3.0})
+    again = started(take=1)
+    assert dict(again.worker.memories[0]) == {}
+    assert kept(again, lost=[1]) == {"control": 1.0, "staged also": 3.0}
+
+
+def test_a_welcome_that_fails_for_a_full_disk_is_tried_again(started, monkeypatch):
+    call(started(take=1), 1, take=1, control=1.0, staged=2.0)
+    with monkeypatch.context() as full:
+        full.setattr("paceline.network.client_memory.save_checkpoint", raiser(DiskFullError("full")))
+        runner = started(take=None)
+        with pytest.raises(DiskFullError):
+            runner.join(welcome(take=1, round=1, kept=1, lost=(1,)))
+    runner.join(welcome(take=1, round=1, kept=1, lost=(1,)))
+    assert stored(runner) == {"control": 1.0}
 
 
 @pytest.mark.parametrize(("counted", "left"), [(1, {"control": 1.0}), (0, {})])

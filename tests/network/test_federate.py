@@ -190,11 +190,17 @@ def test_both_sides_killed_and_checkpoints_far_apart(tmp_path):
 
 
 @pytest.mark.slow
-def test_plain_client_killed_in_training_is_asked_again_and_changes_nothing(tmp_path):
-    config = settings("scaffold", 3, aggregation="plain")
-    federation = LoopbackFederation(
-        config, tmp_path / "run", faults=["kill:client=1,phase=train,round=2"], waiting={"reconnect": 20.0}
-    )
+@pytest.mark.parametrize("when", ["start", "reply"])
+@pytest.mark.parametrize(
+    ("method", "phase"),
+    [("scaffold", "train"), ("fedrep", "train"), ("scaffold", "secagg.advertise"), ("clip", "secagg.advertise")],
+)
+def test_a_killed_client_that_is_asked_again_changes_nothing(tmp_path, method, phase, when):
+    """Whether its work was on its disk already or not."""
+    secure = {"aggregation": "secure", "secure": {"pipelined": False}} if phase != "train" else {"aggregation": "plain"}
+    config = settings(method, 3, model="mlp", **secure)
+    faults = [f"kill:client=1,phase={phase},round=2,when={when}"]
+    federation = LoopbackFederation(config, tmp_path / "run", faults=faults, waiting={"reconnect": 20.0})
     summary = federation.run()
     assert starts(federation)["client1"] == 2
     assert summary.model_sha256 == local(config).model_sha256

@@ -91,13 +91,6 @@ class Memory(MutableMapping[str, Any]):
             for key, before in values.items()
         ]
 
-    def resume(self, values: Mapping[str, Any], priors: Priors) -> None:
-        """Go on in a round as of `values`, the changes made in it so far, and their `priors`."""
-        self.changes = dict(values)
-        self._before = {}
-        for operation, key, before in priors:
-            self._before.setdefault(operation, {})[key] = list(before)
-
     def mark(self) -> tuple[Any, ...]:
         """Return the state that `reset` restores."""
         return dict(self.changes), {operation: dict(values) for operation, values in self._before.items()}

@@ -21,7 +21,6 @@ from paceline.core.evaluation import evaluate as evaluate_on
 from paceline.core.failures import Declined, class_of, reason_of
 from paceline.core.generators import nested
 from paceline.core.layout import Layout
-from paceline.core.memory import Priors
 from paceline.core.method import client_functions
 from paceline.core.metrics import added
 from paceline.core.params import Params, Resident
@@ -340,11 +339,6 @@ class Worker:
                     f"the checkpoint has a memory of client {client}, but the run has only {self.setup.num_clients} clients"
                 )
             self.memories[client] = Memory(stored if self.model.device.type == "cpu" else self._here(dict(stored)))
-
-    def resume(self, client: int, values: Mapping[str, Any], priors: Priors) -> None:
-        """Go on in a round that the client began in another process; see `Memory.resume`."""
-        moved = [(operation, key, self._here(before)) for operation, key, before in priors]
-        self.memories[client].resume(self._here(dict(values)), moved)
 
     def evaluate(self, params: Params) -> dict[str, Any]:
         """Evaluate on the central test set; where it has parts, on each of them too."""

@@ -127,7 +127,7 @@ class ClientMemory:
         Raises:
             CheckpointError: a file is damaged.
         """
-        if self.begun(round + 1, attempt) is not None:
+        if self.awaits(round + 1, attempt):
             self._collect(saved)
         else:
             if kept > round:
@@ -142,12 +142,12 @@ class ClientMemory:
         rounds = self._rounds()
         return self._read(self._version(rounds[-1]))[1] if rounds else {}
 
-    def begun(self, round: int, attempt: Sequence[int]) -> tuple[dict[str, Tree], Priors] | None:
-        """Return what `write_pending` last wrote in this attempt at a round: memory and priors; None if it wrote nothing."""
+    def awaits(self, round: int, attempt: Sequence[int]) -> bool:
+        """Return whether there is pending work of this attempt at a round; whether its replies arrived is not known."""
         if not attempt or not self._pending.exists():
-            return None
-        at, memory, priors, made = self._read(self._pending)
-        return (memory, priors) if (at, made) == (round, list(attempt)) else None
+            return False
+        at, _, _, made = self._read(self._pending)
+        return (at, made) == (round, list(attempt))
 
     @property
     def _pending(self) -> Path:

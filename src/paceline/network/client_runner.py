@@ -58,9 +58,11 @@ class Runner:
         self._round = 0
         self._overlay: tuple[int, int] | None = None
         self._pending: dict[str, int] = {}
+        self._elsewhere = False
+        """Whether the present attempt's changes were written by another process of this client, and are on disk alone."""
         self._trained = self._received = self._moved = 0.0
         self._training: int | None = None
-        """The call in which this process trained last; None if another process of this client did."""
+        """The call in which this client trained last."""
 
     # -- a run ---------------------------------------------------------------------------------
     def join(self, welcome: Welcome) -> None:
@@ -91,10 +93,10 @@ class Runner:
             self.worker = worker
             self.guard = Guard(where / "guard", self.worker.functions, self.durable)
         self.guard.join(welcome.incarnation, welcome.round)
-        self.at = welcome
-        if before is None or before.incarnation != welcome.incarnation:
+        if anew := before is None or before.incarnation != welcome.incarnation:
             self._go_to(welcome)
-        elif self._overlay is not None:
+        self.at = welcome  # only now: if that failed, the next welcome tries it again
+        if not anew and self._overlay is not None:
             round, take = self._overlay
             if round <= welcome.round:
                 kept = round == welcome.kept
@@ -109,7 +111,7 @@ class Runner:
         return [] if self.rules is None else self.rules.closed()
 
     def _go_to(self, welcome: Welcome) -> None:
-        """Restore the memory as of the server's last completed round, and what another process wrote in the present attempt."""
+        """Restore the memory as of the server's last completed round."""
         assert self.worker is not None
         self.worker.rollback()
         attempt = (welcome.incarnation, welcome.take)
@@ -117,9 +119,8 @@ class Runner:
         self.worker.restore({self.number: stored})
         self._forget_overlay()
         self._round = welcome.round
-        if (begun := self.memory.begun(welcome.round + 1, attempt)) is not None:
-            self.worker.resume(self.number, *begun)
-            self._overlay, self._training = (welcome.round + 1, welcome.take), None
+        if self.memory.awaits(welcome.round + 1, attempt):
+            self._overlay, self._elsewhere = (welcome.round + 1, welcome.take), True
 
     # -- calls ---------------------------------------------------------------------------------
     def call(self, head: Mapping[str, Any], message: Tree, rest: Tree) -> Answer:
@@ -193,8 +194,9 @@ class Runner:
         if self.rules is not None:
             self.rules.call(head, message)
         round, take = p.field(head, "round", int), p.field(head, "take", int)
-        if self._overlay is not None and self._overlay != (round, take):
-            self.rollback()  # a commit or rollback was lost with a broken stream
+        if self._overlay is not None and (self._elsewhere or self._overlay != (round, take)):
+            # a commit or rollback was lost with a broken stream, or a call is asked again whose reply did not arrive
+            self.rollback()
         deadline = None if self.hidden else head.get("deadline")  # whether a client is late would reveal the amount of its data
         own, peers = rest.get("own"), rest.get("peers")
         for operation in p.operations(rest):
@@ -246,11 +248,10 @@ class Runner:
         kept = p.field(head, "kept", bool)
         if not kept or (overlay is not None and overlay[0] != round):
             self.rollback()
-        elif overlay is not None:
-            here = self._training is not None
-            if here and self.hidden and self.worker.setup.measured:  # under masks nothing that the server says shapes an answer
+        elif overlay is not None and not self._elsewhere:
+            if self.hidden and self.worker.setup.measured:  # under masks nothing that the server says shapes an answer
                 self._measure(round, self._moved)
-            elif here and took and not self.hidden:
+            elif took and not self.hidden:
                 self._measure(round, max(took - self._trained, 0.0))
             for operation in lost:
                 self.worker.withdraw(operation, [self.number])
@@ -258,7 +259,9 @@ class Runner:
             self._forget_overlay()
         self._round = max(self._round, round)
         self.at = replace(self.at, round=self._round)
-        self.memory.commit(round, saved, lost)
+        if self.memory.commit(round, saved, lost) and self._elsewhere:
+            self.worker.restore({self.number: self.memory.latest()})
+            self._forget_overlay()
         self.guard.safe(saved)
 
     def _measure(self, round: int, moved: float) -> None:
@@ -280,4 +283,4 @@ class Runner:
         self._forget_overlay()
 
     def _forget_overlay(self) -> None:
-        self._overlay, self._pending = None, {}
+        self._overlay, self._pending, self._elsewhere = None, {}, False
