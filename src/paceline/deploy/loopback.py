@@ -117,7 +117,7 @@ class LoopbackFederation:
     def __post_init__(self) -> None:
         self._met = [Fault.parse(text) for text in self.faults]
         for fault in self._met:
-            if fault.client is not None and not 0 <= fault.client < self.config.clients:
+            if fault.client is not None and fault.client >= self.config.clients:
                 raise ConfigError(f"fault {fault.text!r}: there is no client {fault.client} among {self.config.clients}")
         self.parties: list[_Party] = []
         self._shown = 0

@@ -41,8 +41,12 @@ KINDS = {
 }
 """Kinds of faults, and the option that each takes beside `client`, `phase` and `round`."""
 
-_NEEDED = {"bandwidth": "bytes per second", "delay": "seconds", "slow": "times the time"}
-"""Kinds without a default of their option, and its unit."""
+_NEEDED = {
+    "bandwidth": "rate, in bytes per second,",
+    "delay": "seconds",
+    "slow": "factor, how many times as long work takes,",
+}
+"""Options that have no default, by kind."""
 
 
 @dataclass
@@ -83,9 +87,13 @@ class Fault:
         if "client" not in values:
             raise ConfigError(f"fault {text!r}: the target is missing; add client=NUMBER or client=server")
         if kind in _NEEDED and own not in values:
-            raise ConfigError(f"fault {text!r}: {own}, in {_NEEDED[kind]}, is missing; add {own}=NUMBER")
+            raise ConfigError(f"fault {text!r}: {_NEEDED[kind]} is missing; add {own}=NUMBER")
         if values["client"] == "server":
+            if kind in ("slow", "delay"):
+                raise ConfigError(f"fault {text!r}: the server does no work that could be slowed; give a client's number")
             values["client"] = None
+        elif type(values["client"]) is not int or values["client"] < 0:
+            raise ConfigError(f"fault {text!r}: client must be a client's number or server")
         if values.get("when", "start") not in ("start", "reply"):
             raise ConfigError(f"fault {text!r}: when must be start or reply")
         try:
@@ -93,8 +101,10 @@ class Fault:
             fits = made.round >= 0 and made.times >= 1 and made.rate >= 0 and made.seconds >= 0 and made.factor >= 1
         except TypeError as error:
             raise ConfigError(f"fault {text!r}: {error}") from None
-        if not fits or (kind in ("bandwidth", "delay") and not getattr(made, own)):
+        if not fits or (kind in _NEEDED and getattr(made, own) == getattr(Fault, own)):
             raise ConfigError(f"fault {text!r}: a number is out of range")
+        if made.phase == "commit" and made.when == "reply":
+            raise ConfigError(f"fault {text!r}: there is no reply in the phase commit")
         return made
 
     def meets(self, phase: str, round: int) -> bool:
