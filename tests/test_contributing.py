@@ -54,7 +54,9 @@ def test_code_and_tests_of_the_pages_run_as_files_of_the_names_they_give(tmp_pat
     for page in PAGES:
         code, test = files(page, tmp_path)
         assert test == f"test_{code}"
-        wanted |= {f"{test}::{name}" for name in re.findall(r"^def (test_\w+)", blocks(page, "python")[1], re.MULTILINE)}
+        names = re.findall(r"^def (test_\w+)", blocks(page, "python")[1], re.MULTILINE)
+        assert names
+        wanted |= {f"{test}::{name}" for name in names}
     text = run("-m", "pytest", "-rA", "-p", "no:cacheprovider", folder=tmp_path)
     passed = {name.partition("[")[0] for name in re.findall(r"^PASSED (\S+)", text, re.MULTILINE)}
     assert passed == wanted

@@ -194,9 +194,14 @@ def test_an_ignored_hangup_stays_ignored(start):
     assert len(command.left(1.0)) == 3
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "to", "code", "how"), ENDINGS)
-def test_a_federation_ends_and_goes_on_to_the_same_bits(start, tmp_path, number, to, code, how):
+@pytest.mark.parametrize(
+    ("number", "to", "code", "how", "goes_on"),
+    [
+        pytest.param(*ENDINGS[0].values, False, id="term, without going on"),
+        *(pytest.param(*p.values, True, id=p.id, marks=pytest.mark.slow) for p in ENDINGS),
+    ],
+)
+def test_a_federation_ends_and_goes_on_to_the_same_bits(start, tmp_path, number, to, code, how, goes_on):
     place = tmp_path / "runs" / "here"
     command = start(*FEDERATE, *SMALL, "--name", "here", "--quiet")
     command.until(lambda: rounds(place) >= 2)
@@ -207,6 +212,8 @@ def test_a_federation_ends_and_goes_on_to_the_same_bits(start, tmp_path, number,
     assert command.errors.read_text().splitlines() == [f"{how}; resume with: paceline resume runs/here"]
     assert list(command.temporary.iterdir()) == []
     assert rounds(place) < 15
+    if not goes_on:
+        return
     again = start("resume", "runs/here", "--quiet")
     assert again.process.wait(60) == 0, again.errors.read_text()
     assert RunFolder(place).read_summary()["model_sha256"] == sha("scaffold", 15)

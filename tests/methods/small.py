@@ -40,5 +40,5 @@ SMALL = {
 }
 """Options that suit a small run."""
 
-LATE = {"clip", "dropstragglers", "fjord", "fluid", "fzoos", "heterofl", "randomdropout", "saliency"}
-"""Methods that do in round 2 or 3 what they do not in round 1."""
+LATE = {"clip", "dropstragglers", "fjord", "fluid", "fot", "fzoos", "heterofl", "randomdropout", "saliency"}
+"""Methods that do in round 3, with these options, what they do not before."""
