@@ -46,8 +46,10 @@ class Stub:
         for key, value in call.message.items():
             if key.startswith("staged"):
                 self.memories[0].stage(key, value)
+            elif isinstance(value, Add):
+                self.memories[0][key] = self.memories[0].get(key, 0) + value.more
             else:
-                self.memories[0][key] = self.memories[0].get(key, 0) + value.more if isinstance(value, Add) else value
+                self.memories[0][key] = value
         yield Receipt(0)
 
     def withdraw(self, operation, clients):
@@ -69,22 +71,14 @@ def welcome(take, round=0, kept=0, lost=()):
 
 @pytest.fixture
 def started(tmp_path):
-    """Return a function that starts the client and welcomes it to an attempt at round 1, if it is given one."""
+    """Return a function that starts the client and welcomes it to an attempt at round 1."""
 
     def start(take):
         runner = Runner(0, tmp_path, lambda welcome: Stub())
-        if take is not None:
-            runner.join(welcome(take))
+        runner.join(welcome(take))
         return runner
 
     return start
-
-
-def raiser(error):
-    def fail(*_, **__):
-        raise error
-
-    return fail
 
 
 def call(runner, number, take, **written):
@@ -140,11 +134,14 @@ def test_a_client_started_anew_drops_what_was_staged_in_operations_that_did_not_
     assert kept(again, lost=[1]) == {"control": 1.0, "staged also": 3.0}
 
 
-def test_a_welcome_that_fails_for_a_full_disk_is_tried_again(started, monkeypatch):
+def test_a_welcome_that_fails_for_a_full_disk_is_tried_again(started, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise DiskFullError("full")
+
     call(started(take=1), 1, take=1, control=1.0, staged=2.0)
-    with monkeypatch.context() as full:
-        full.setattr("paceline.network.client_memory.save_checkpoint", raiser(DiskFullError("full")))
-        runner = started(take=None)
+    runner = Runner(0, tmp_path, lambda welcome: Stub())
+    with monkeypatch.context() as disk:
+        disk.setattr("paceline.network.client_memory.save_checkpoint", full)
         with pytest.raises(DiskFullError):
             runner.join(welcome(take=1, round=1, kept=1, lost=(1,)))
     runner.join(welcome(take=1, round=1, kept=1, lost=(1,)))

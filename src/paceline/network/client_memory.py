@@ -127,7 +127,7 @@ class ClientMemory:
         Raises:
             CheckpointError: a file is damaged.
         """
-        if self.awaits(round + 1, attempt):
+        if self._awaits(round + 1, attempt):
             self._collect(saved)
         else:
             if kept > round:
@@ -142,8 +142,13 @@ class ClientMemory:
         rounds = self._rounds()
         return self._read(self._version(rounds[-1]))[1] if rounds else {}
 
-    def awaits(self, round: int, attempt: Sequence[int]) -> bool:
-        """Return whether there is pending work of this attempt at a round; whether its replies arrived is not known."""
+    @property
+    def waits(self) -> bool:
+        """Whether work awaits the end of its round; whether its replies arrived is not known."""
+        return self._pending.exists()
+
+    def _awaits(self, round: int, attempt: Sequence[int]) -> bool:
+        """Return whether `pending` belongs to this attempt at a round."""
         if not attempt or not self._pending.exists():
             return False
         at, _, _, made = self._read(self._pending)

@@ -119,7 +119,7 @@ class Runner:
         self.worker.restore({self.number: stored})
         self._forget_overlay()
         self._round = welcome.round
-        if self.memory.awaits(welcome.round + 1, attempt):
+        if self.memory.waits:  # of the present attempt: restoring has settled all other
             self._overlay, self._elsewhere = (welcome.round + 1, welcome.take), True
 
     # -- calls ---------------------------------------------------------------------------------

@@ -81,8 +81,9 @@ class Fault:
         if kind not in KINDS:
             raise UnknownNameError("fault", kind, KINDS)
         own = KINDS[kind]
+        known = ("client", "phase", "round", own)
         for name in values:
-            if name not in (known := ("client", "phase", "round", own)):
+            if name not in known:
                 raise UnknownNameError(f"option of the fault {kind}", name, known)
         if "client" not in values:
             raise ConfigError(f"fault {text!r}: the target is missing; add client=NUMBER or client=server")
