@@ -1,0 +1,1 @@
+"""Runs, records and tables of `benchmarks/stragglers.py`."""
