@@ -47,9 +47,9 @@ def _iid(want: Wanted) -> tuple[Array, int]:
 
 
 def _dirichlet(want: Wanted) -> tuple[Array, int]:
-    client_of = np.empty(len(want.labels), dtype=np.int64)
-    for value in range(want.classes):
-        rows = np.flatnonzero(want.labels == value)
+    client_of = np.full(len(want.labels), -1, dtype=np.int64)
+    without = (want.labels < 0) | (want.labels >= want.classes)
+    for rows in (*(np.flatnonzero(want.labels == value) for value in range(want.classes)), np.flatnonzero(without)):
         if len(rows):
             client_of[want.rng.permutation(rows)] = _shares(want, len(rows))
     return client_of, _fill(client_of, want) if want.fill else 0
@@ -158,7 +158,7 @@ def long_tail(most: int, factor: float, classes: int) -> list[int]:
 def _longtail(want: Wanted) -> tuple[Array, int]:
     """Select a long-tailed subset of the classes, as large as the data permit, and split it (Dirichlet or iid)."""
     factor, alpha = want.value
-    have = np.bincount(want.labels, minlength=want.classes)
+    have = np.array([np.count_nonzero(want.labels == c) for c in range(want.classes)])
     shares = np.array([factor ** (c / max(want.classes - 1, 1)) for c in range(want.classes)])
     counts = long_tail(int((have / shares).min()), factor, want.classes)
     kept = np.sort(
