@@ -7,7 +7,9 @@ import torch
 from paceline.core.errors import PlanError
 from paceline.methods.asynchronous.afacstable import AfaCsTable
 from paceline.methods.asynchronous.afl import AfaCd, AfaCs
-from paceline.run import prepare
+from paceline.run import RunConfig, prepare
+from paceline.tasks import blobs
+from paceline.tasks.sequence import split_classes
 from tests.methods.asynchronous.conftest import quadratics
 
 TWO = {"optima": [0.0, 2.0], "curvatures": [1.0, 3.0], "start": 1.0}  # gradients x and 3 (x - 2)
@@ -188,6 +190,25 @@ def test_the_mean_stays_right_when_differences_are_lost_on_their_way(task, confi
         assert (state.mean.vector - expected).abs().max() < 1e-4
     assert late > 3
     assert expected.abs().max() > 0.01
+
+
+def test_clients_whose_samples_are_over_keep_their_last_gradient_in_both_forms():
+    """In the second stage clients 0 and 1 have no samples, and return nothing that would replace what they returned before."""
+    means = {}
+    for name in ("afacs", "afacstable"):
+        task = split_classes(blobs(240), stages=2, rounds_each=3, heads=False)
+        made = RunConfig(
+            method=name, options={"returns": 2, "server_lr": 0.1}, clients=4, cohort=4, rounds=9, partition="groups:0-1/0-3"
+        )
+        run = prepare(made, task=task)
+        while run.step():
+            pass
+        means[name] = run.state.mean if name == "afacs" else sum(entry[1] for entry in run.state.table.values()) / 4
+        if name == "afacs":
+            kept = sum(run.store[client]["last"] for client in range(4)) / 4
+            torch.testing.assert_close(run.state.mean.vector, kept.vector, atol=1e-5, rtol=1e-5)
+        run.close()
+    torch.testing.assert_close(means["afacs"].vector, means["afacstable"].vector, atol=1e-5, rtol=1e-5)
 
 
 # -- which bias each of them removes -------------------------------------------------------------------

@@ -59,7 +59,7 @@ class AfaCsTable(AfaCd[TableState]):
         replies = collected(fed, lambda: fed.each(self.give, None, over=[job.client for job in arrived]))
         if replies is None:
             return replace(state, queue=queue)
-        table = state.table | {c: (queue.fired, reply.gradient) for c, reply in replies.items()}
+        table = state.table | {c: (queue.fired, reply.gradient) for c, reply in replies.items() if reply.weight}
         if self.expire is not None:
             table = {c: entry for c, entry in table.items() if queue.fired - entry[0] <= self.expire}
         total = state.params.zeros()

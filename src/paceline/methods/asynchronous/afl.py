@@ -168,8 +168,9 @@ class AfaCs(AfaCd[SiloState]):
 
     @on_client(collects=True, bounds={"gradient": 4.0, "statistics": 100.0})
     def give(self, client: Client, message: Any) -> Update:
-        """Upload the difference between G and the last gradient that the server counts."""
+        """Upload the difference between G and the last gradient that the server counts; without samples y_i stays."""
         own, last = client.take(), client.memory.get("last")
-        client.memory.stage("last", own["gradient"])
+        if own["way"] > 0:
+            client.memory.stage("last", own["gradient"])
         change = own["gradient"] if last is None else own["gradient"] - last
         return Update(gradient=change, way=own["way"], statistics=own["statistics"], weight=int(own["way"] > 0))
