@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import paceline as pl
+from paceline.tasks.sequence import split_classes
 from tests.conftest import make_task
 
 
@@ -105,6 +106,20 @@ def test_a_client_s_model_is_the_one_that_was_evaluated(tmp_path, method):
     first, again = result.model(client=2), pl.load(tmp_path / "run", task=task).model(client=2)
     assert first(task.test.x).equal(again(task.test.x))
     save_file({k: v.contiguous() for k, v in first.state_dict().items()}, tmp_path / "one.safetensors")
+
+
+@pytest.mark.parametrize("method", ["finetuned", "fedbabu"])
+def test_a_client_s_model_is_of_the_last_round_s_samples(tmp_path, method):
+    """Of tasks that follow each other, a client has other samples in each; the server's own worker may have run nothing."""
+    task = split_classes(make_task(), stages=2, rounds_each=1, heads=False)
+    found = []
+    for workers in (1, 2):
+        fields = {"clients": 4, "rounds": 2, "evaluation": "clients", "vectorize": "off", "workers": workers}
+        result = pl.run(method, task, folder=tmp_path / str(workers), progress=False, **fields)
+        loaded = pl.load(tmp_path / str(workers), task=task)
+        found += [next(m.model(client=0).parameters()).detach() for m in (result, loaded)]
+    for other in found[1:]:
+        assert torch.equal(found[0], other)
 
 
 def test_asking_for_a_model_changes_nothing():

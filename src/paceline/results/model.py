@@ -124,12 +124,14 @@ def personal_module(run: Run, client: int) -> nn.Module:
     with process_state(derive(run.config.seed, "personal"), run.config.threads, run.config.precision):
         if client in run.store:
             worker.restore({client: run.store[client]})
+        before, worker.round = worker.round, run.round  # clients may have other samples in other rounds
         try:
             me = worker.client(call, client)
             me.ask = ask
             me.redraw()
             run.method.assess(me, message, me.judged_by())
         finally:
+            worker.round = before
             worker.rollback()
             worker.memories.pop(client, None)
     if not found:
