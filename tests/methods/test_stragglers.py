@@ -22,6 +22,7 @@ from paceline.registry import find_method
 from paceline.run import RunConfig, prepare
 from paceline.submodels.select import Rank, Threshold
 from paceline.submodels.service import Submodels, submodels
+from tests.conftest import make_task
 
 from .quadratics import by_size
 
@@ -269,8 +270,19 @@ def test_who_skips_a_round_has_no_weight_in_it(task, config, monkeypatch, name, 
     assert all(seen[2, c][1].kept == 1.0 for c in range(3))
 
 
+def test_clients_without_samples_cannot_close_a_round_before_the_others_have_trained():
+    """Eight of ten have nothing to train and answer at once; the others train in every second round, not never."""
+    sizes = [0] * 8 + [60, 60]
+    made = RunConfig(method="dropstragglers", clients=10, cohort=10, rounds=8, allow_empty=True, fleet="homogeneous:compute=2e7")
+    run, trained = prepare(made, task=make_task(), split=by_size(sizes)), []
+    while run.step():
+        trained.append(8 in run.fed.last.arrived and 9 in run.fed.last.arrived)
+    run.close()
+    assert trained.count(True) >= 4
+
+
 def test_a_last_update_is_repeated_for_ten_rounds():
-    """It is that of each coordinate; a full-size training after the warm-up stores none."""
+    """It is that of each coordinate; after the warm-up only a client that was slow stores what it trained at full size."""
     layout = Layout.build([("w", (3,), "param")])
     client, method = SimpleNamespace(memory={}), RandomDropout(merge="stale", warmup=1)
     rounds = [
@@ -278,7 +290,7 @@ def test_a_last_update_is_repeated_for_ten_rounds():
         (2, 0.5, [2.0, 0, 0], [1.0, 0, 0], [2.0, 1, 1]),
         (3, 0.5, [0.0, 3, 0], [0.0, 1, 0], [2.0, 3, 1]),
         (4, 1.0, [4.0, 4, 4], [1.0, 1, 1], [4.0, 4, 4]),
-        (13, 0.5, [0.0, 0, 5], [0.0, 0, 1], [2.0, 3, 5]),
+        (13, 0.5, [0.0, 0, 5], [0.0, 0, 1], [4.0, 4, 5]),
         (24, 0.5, [6.0, 0, 0], [1.0, 0, 0], [6.0, 0, 0]),
         (25, 0.5, [0.0, 7, 0], [0.0, 1, 0], [6.0, 7, 0]),
     ]
@@ -286,6 +298,9 @@ def test_a_last_update_is_repeated_for_ten_rounds():
         client.round = number
         found = method.balanced(client, Params(torch.tensor(change), layout), Params(torch.tensor(mask), layout), p)
         assert found.vector.tolist() == sent, number
+    quick = SimpleNamespace(memory={}, round=2)
+    method.balanced(quick, Params(torch.ones(3), layout), Params(torch.ones(3), layout), 1.0)
+    assert not quick.memory
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (6, 4, 5), (6, 4, 2, 3)])

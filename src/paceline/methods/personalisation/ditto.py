@@ -39,7 +39,8 @@ class Ditto(FedAvg):
         local = client.sgd(message, **self.local(client), hooks=self.hooks(client, message))
         near = Hooks(correct=lambda grad, at: grad + self.lam * (at - message))
         options = self.local(client) | {"epochs": self.personal_epochs}
-        client.memory["personal"] = client.sgd(self.personal_model(client, message), **options, hooks=near).params
+        if client.num_samples:
+            client.memory["personal"] = client.sgd(self.personal_model(client, message), **options, hooks=near).params
         return Update(delta=local.params - message, loss=local.loss, weight=client.num_samples)
 
     def personal_model(self, client: Client, message: Params) -> Params:

@@ -55,7 +55,7 @@ class DropStragglers(FedAvg[DeadlineState]):
         mean = fed.mean(self.train, state.params, over=cohort, deadline=self.deadline(state, cohort))
         return DeadlineState(
             params=state.params + self.server_lr * mean.delta,
-            times=state.times | fed.last.arrived,
+            times=state.times | fed.last.arrived if mean.weight else {},  # those in time had no samples: measure anew
             rounds=state.rounds + 1,
         )
 

@@ -58,9 +58,11 @@ class RandomDropout(SelfPruning):
         if self.merge == "unbiased" and p < 1.0:
             cutter = submodels(client).cutter
             return delta / inclusion(cutter.graph, delta, cutter.keep(p, self.rounds_up))
-        if self.merge == "stale" and (p < 1.0 or client.round <= self.warmup):
-            if p < 1.0 and client.round - memory.get("sent", -math.inf) <= _OLD:
-                delta = filled(delta, mask, memory["stale"])
+        if self.merge == "stale" and (p < 1.0 or client.round <= self.warmup or "slow" in memory):
+            if p < 1.0:
+                memory["slow"] = True
+                if client.round - memory.get("sent", -math.inf) <= _OLD:
+                    delta = filled(delta, mask, memory["stale"])
             memory["stale"], memory["sent"] = delta, client.round
         return delta
 
