@@ -26,7 +26,7 @@ from paceline.core.errors import ConfigError, PacelineError, PlanError, UnknownN
 from paceline.core.method import Method, client_functions
 from paceline.core.metrics import Metric
 from paceline.core.nested import Segmenter
-from paceline.core.samples import Split
+from paceline.core.samples import Split, labelled
 from paceline.core.terms import check_metrics, main_of
 from paceline.core.wording import setting
 from paceline.data import Partition, partition_task
@@ -223,6 +223,8 @@ def assemble(config: RunConfig, task: Task | None = None, method: Method | None 
 def _classless(config: RunConfig, method: Method[Any], task: Task) -> list[str]:
     """Return what of a run needs one class per sample, which the task does not have."""
     if task.num_classes and isinstance(task.train.y, Tensor):
+        if method.needs_labels and not labelled(task, task.train.y).all():
+            return [f"method {method.slug()!r} reads every label, but task {task.name!r} has samples without one; leave these out"]
         return []
     found = [f"method {method.slug()!r} needs classes"] if method.needs_classes else []
     if config.adversary is not None and load_adversary(config.adversary).poisons_data:

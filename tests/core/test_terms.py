@@ -265,6 +265,40 @@ def test_the_mask_and_the_output_of_a_task_hold_for_all_metrics():
     assert torch.equal(marked[mask], labels[mask])
 
 
+@pytest.mark.parametrize("length", [4, 5, 6, 7])
+def test_a_vocabulary_may_be_as_large_as_a_sequence_is_long(length):
+    """With 5 tokens and sequences of 6, the scores [N, 5, 5] could be read along either axis."""
+    tokens = torch.randint(5, (7, length), generator=torch.Generator().manual_seed(0))
+    scores = 20.0 * F.one_hot(tokens.roll(-1, 1), 5).float()  # right about each next token
+    for metric in (Accuracy(), Perplexity()):
+        toy = Toy(NamedLoss("next_token"), 5, (metric,))
+        found = metric.figures(metric.terms(*MetricTerms(toy).judged(metric, scores, tokens)))
+        assert found[metric.figure] == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_the_loss_of_padded_sequences_is_the_mean_over_their_tokens(batch):
+    tokens = torch.randint(5, (8, 6), generator=torch.Generator().manual_seed(1))
+    for row in range(8):
+        tokens[row, 2 + row // 2 :] = -100
+
+    class Table(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(5, 5, generator=torch.Generator().manual_seed(2)))
+
+        def forward(self, x):
+            return self.table[x.clamp(min=0)]
+
+    model, params = resident(Table())
+    data = ClientData(tokens, tokens, torch.arange(8))
+    sums = evaluate(model, Toy(NamedLoss("next_token"), 0, ()), data, batch_size=batch)
+    kept = tokens[:, 1:] >= 0
+    want = F.cross_entropy(params["table"][tokens.clamp(min=0)][:, :-1][kept], tokens[:, 1:][kept])
+    assert sums["count"] == int(kept.sum())
+    assert sums["loss"] / sums["count"] == pytest.approx(float(want), rel=1e-6)
+
+
 def test_scores_of_the_next_token_are_compared_with_the_token_after_each_one():
     tokens, scores = torch.randint(0, 5, (3, 7)), torch.randn(3, 7, 5)
     toy = Toy(NamedLoss("next_token"), 5, (Perplexity(),))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from paceline.core.errors import ConfigError
+from paceline.core.errors import ConfigError, PlanError
 from paceline.run import RunConfig, prepare, resume, run
 from paceline.store import RunFolder
 from paceline.tasks import load_task, schema_of
@@ -61,6 +61,12 @@ def test_a_run_that_is_resumed_has_the_same_bits(tmp_path):
     part.step()
     part.close()
     assert resume(tmp_path / "part").model_sha256 == whole.model_sha256
+
+
+@pytest.mark.parametrize("method", ["localonly", "fedproto", "fedgh", "fedd2s"])
+def test_methods_whose_clients_have_networks_of_their_own_refuse_it(tmp_path, method):
+    with pytest.raises(PlanError, match="use standardize=schema"):
+        prepare(RunConfig(method=method, clients=3, cohort=3, rounds=1), task=shifted(tmp_path))
 
 
 def test_without_scaling_values_stay_as_they_are(tmp_path):

@@ -9,7 +9,7 @@ numbers makes a list); the empty text is the task's own model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +25,13 @@ from paceline.core.params import Params, Resident
 from paceline.core.random import derive
 from paceline.core.services import Host
 from paceline.models import build
-from paceline.models.split import body_layout, head, head_name, with_second_head
+from paceline.models.split import head, head_name, with_second_head
 from paceline.submodels.flops import flops
 
 if TYPE_CHECKING:
     from paceline.core.federation import Federation
 
-__all__ = ["Architectures", "architectures", "architectures_service", "parse_architecture"]
+__all__ = ["Architectures", "architectures", "architectures_service", "frozen", "parse_architecture"]
 
 
 def parse_architecture(text: str) -> tuple[str, dict[str, Any]]:
@@ -99,9 +99,20 @@ class Architectures:
         """Return an architecture's initial parameters."""
         return self._get(text)[1]
 
-    def body(self, text: str = "") -> Resident:
-        """Return a module whose vector excludes the head, which remains unchanged."""
-        return self._get(text, "body", layout=body_layout)[0]
+    def trained(self, text: str = "") -> tuple[Resident, Params]:
+        """Return the module of an architecture, and the initial values of what a client with a network of its own trains.
+
+        These are all tensors of a reference model, and of the task's model those that the task does not freeze.
+        """
+        return self._get(text) if text else self._get("", "trained", layout=lambda module: Layout.of(module, self.task.trainable))
+
+    def body(self) -> Resident:
+        """Return a module whose vector is the run's without the head, which remains unchanged."""
+        return self._get("", "body", layout=self._body)[0]
+
+    def _body(self, module: nn.Module) -> Layout:
+        name = f"{head_name(module)}."
+        return Layout.of(module, self.task.trainable, self.task.buffers).part(lambda entry: not entry.name.startswith(name))
 
     def two_headed(self, layout: Layout) -> tuple[Resident, Params]:
         """Return the task's model whose head also has an ``own_weight`` and an ``own_bias``, and its initial parameters.
@@ -149,6 +160,16 @@ class Architectures:
             resident.flops = flops(self.build(text), self.task.train.example)
             self._made[text, *key] = (resident, initial)
         return self._made[text, *key]
+
+
+def frozen(fed: Federation, method: str, parts: Sequence[str]) -> list[str]:
+    """Return which of the ``head`` and the ``body`` of the task's model are frozen though a method trains them, one sentence each."""
+    prefix = f"{head_name(architectures(fed).resident().module)}."
+    trained = [e.name.startswith(prefix) for e in fed.init_params().layout.entries if e.kind == "param"]
+    here = {"head": any(trained), "body": not all(trained)}
+    return [
+        f"{method} trains the model's {part}, which the task freezes; take it into trainable" for part in parts if not here[part]
+    ]
 
 
 def architectures_service(host: Host) -> Architectures:

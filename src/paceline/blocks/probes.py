@@ -8,6 +8,7 @@ from torch import Tensor
 
 from paceline.core.client import Client
 from paceline.core.params import Params
+from paceline.core.samples import labelled
 from paceline.core.update import Update
 from paceline.models.split import features
 
@@ -25,14 +26,18 @@ def feature_moments(client: Client, params: Params, outputs: int) -> Update:
         params: its model; z are the features in evaluation mode (`paceline.models.split`), with a 1 appended.
         outputs: width of the targets y: one-hot classes, or numbers.
     """
-    client.model.load(params)
+    client.load(params)
     module, count = client.model.module.eval(), max(client.num_samples, 1)
     example = client.train.at(torch.zeros(1, dtype=torch.int64, device=client.train.device))[0]
     width = features(module, example).shape[1] + 1
     gram, cross = torch.zeros(width, width), torch.zeros(width, outputs)
     for x, y in client.train.batches(_BATCH):
         z = F.pad(features(module, x), (0, 1), value=1.0)
-        target = F.one_hot(y, outputs).to(z) if client.problem.num_classes else y.to(z).reshape(len(z), outputs)
+        if client.problem.num_classes:
+            known = labelled(client.problem, y)
+            z, target = z[known], F.one_hot(y[known], outputs).to(z)
+        else:
+            target = y.to(z).reshape(len(z), outputs)
         gram += (z.T @ z).cpu() / count
         cross += (z.T @ target).cpu() / count
     client.flops += client.model.flops * client.num_samples

@@ -8,6 +8,7 @@ from torch import Tensor
 from paceline.core.client import ClientData
 from paceline.core.columns import first
 from paceline.core.params import Params, Resident
+from paceline.core.samples import Problem, labelled
 from paceline.core.tree import node
 from paceline.models.split import features
 
@@ -41,25 +42,24 @@ class ClassSums:
 
 
 @torch.no_grad()
-def class_sums(model: Resident, params: Params, data: ClientData, num_classes: int, by_batch: int | None = None) -> ClassSums:
+def class_sums(model: Resident, params: Params, data: ClientData, problem: Problem, by_batch: int | None = None) -> ClassSums:
     """Return the sums of `params`' features over `data` by class (evaluation mode).
 
     Args:
         model: the module.
         params: parameters to load.
         data: samples.
-        num_classes: number of classes C.
+        problem: which labels count, and the number of classes C.
         by_batch: if given, each batch of this size contributes its mean with weight 1 to every class in it.
     """
     model.load(params)
     model.module.eval()
-    width = features(model.module, first(data.x)).shape[1]
+    num_classes, width = problem.num_classes, features(model.module, first(data.x)).shape[1]
     sums = torch.zeros(num_classes, width, device=model.device)
     counts = torch.zeros(num_classes, dtype=torch.int64, device=model.device)
     for x, y in data.batches(by_batch or 500):
-        part = ClassSums(
-            torch.zeros_like(sums).index_add_(0, y, features(model.module, x)), torch.bincount(y, minlength=num_classes)
-        )
+        known, z = labelled(problem, y), features(model.module, x)
+        part = ClassSums(torch.zeros_like(sums).index_add_(0, y[known], z[known]), torch.bincount(y[known], minlength=num_classes))
         part = part if by_batch is None else part.unweighted()
         sums += part.sums
         counts += part.counts

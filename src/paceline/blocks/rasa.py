@@ -38,7 +38,7 @@ def patch_moments(client: Client, params: Params, net: nn.Module) -> Update:
         params: its model, of which `net` is a part.
         net: a network with ``tokens(x)``, whose features of patches are z, and the attribute ``grid``; y are coordinates.
     """
-    client.model.load(params)
+    client.load(params)
     client.model.module.eval()
     shown: Any = net
     y = position_targets(shown.grid).to(client.device)

@@ -62,10 +62,7 @@ def featured(client: Client, params: Params, x: Samples, batch_size: int = 256) 
         batch_size: samples of a pass.
     """
     model = client.model
-    if model.stateful:
-        model.load_buffers(client.memory.get("_buffers", model.initial_buffers))
-    model.load(params)
-    model.module.eval()
+    client.load(params).eval()
     rows = torch.split(torch.arange(length(x), device=model.device), batch_size)
     found = [features(model.module, take(x, some)) for some in rows]
     client.flops += model.flops * length(x)

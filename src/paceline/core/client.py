@@ -20,7 +20,7 @@ from paceline.core.memory import Memory
 from paceline.core.optimizers import PLAIN_SGD, SGD, AdamW, Optimizer
 from paceline.core.params import Params, Resident
 from paceline.core.random import derive
-from paceline.core.samples import ClientData, Problem
+from paceline.core.samples import ClientData, Problem, labelled
 from paceline.core.services import Services
 from paceline.core.training import Job, Trained, answer, norms_in
 from paceline.core.tree import Tree
@@ -294,6 +294,13 @@ class Client:
         else:
             job.steps = job.within(limit, seconds, self.flops)
 
+    def load(self, params: Params) -> nn.Module:
+        """Load `params`, and running statistics of this client's own if they stay local, into the module; return it."""
+        self.model.load(params)
+        if self.model.stateful:
+            self.model.load_buffers(self.memory.get("_buffers", self.model.initial_buffers))
+        return self.model.module
+
     def gradient(self, params: Params, *, batch_size: int | None = None) -> Params:
         """Return the mean gradient of the loss over all training samples at `params`.
 
@@ -304,7 +311,7 @@ class Client:
         Returns:
             `Params` [d]; running statistics have gradient 0.
         """
-        self.model.load(params)
+        self.load(params)
         self.model.module.train()
         out, norms = params.zeros(), norms_in(self.model.module)
         with nested(self._draw(), self.device):
@@ -363,8 +370,9 @@ class Client:
             raise ConfigError("this client has no central test samples; pass them as Client(central=...)")
         if everything or not self.problem.num_classes or not isinstance(whole.y, Tensor) or whole.y.dim() > 1:
             return whole  # without classes; sequences have no class of their own
-        own = torch.bincount(self.train.y[self.train.index], minlength=self.problem.num_classes) > 0
-        return ClientData(whole.x, whole.y, whole.index[own[whole.y[whole.index]]])
+        y = whole.y[whole.index]
+        known = labelled(self.problem, y)
+        return ClientData(whole.x, whole.y, whole.index[known & (self.train.class_counts(self.problem) > 0)[y.where(known, 0)]])
 
     def evaluate(
         self,
@@ -385,8 +393,8 @@ class Client:
         model = model or self.model
         if data is None:
             data = self.test if len(self.test) else self.train
-        if model is self.model and model.stateful:
-            model.load_buffers(self.memory.get("_buffers", model.initial_buffers))
+        if model is self.model:
+            self.load(params)
         self.flops += model.flops * len(data)
         request = Evaluation(model, params, self.problem, data, model.stateful, outputs, self._draw)
         sums: dict[str, Any] = self._asked(request)

@@ -335,7 +335,7 @@ class Constructors:
         if kind != other and not any(not getattr(column, "uniform", True) for _, column in columns(x)):
             raise DataFormatError(f"train samples are {told(kind)}, but test samples are {told(other)}")
         classes = tuple(given.pop("classes", ()))
-        loss = find_loss(given.pop("loss", "cross_entropy"), given.get("ignore_index"), given.get("mask"), given.get("output"))
+        loss = find_loss(given.pop("loss", "cross_entropy"), given.get("ignore_index"), given.get("mask"), given.get("output"), y)
         wanted = given.pop("num_classes", None)
         count = classes_in(make, x, y, y_test, loss, wanted if wanted is not None else len(classes) or None, given)
         loss = reading_scores(make, x, loss, given)

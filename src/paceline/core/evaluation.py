@@ -14,7 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from paceline.core.columns import call, length
 from paceline.core.generators import GeneratorWatch, drawing, nested
 from paceline.core.linears import linears
-from paceline.core.losses import counted, scores
+from paceline.core.losses import NamedLoss, counted, scores, target
 from paceline.core.metrics import chosen
 from paceline.core.params import Params, Resident
 from paceline.core.placement import download, free_memory, upload
@@ -137,7 +137,12 @@ def evaluate(
 
 def _number(problem: Problem, y: Any) -> int:
     """Return how many targets of a task without classes count: samples, or the targets that it does not ignore."""
-    kept = counted(y, getattr(problem, "ignore_index", None), getattr(problem, "mask", None))
+    ignored, mask = getattr(problem, "ignore_index", None), getattr(problem, "mask", None)
+    kept = counted(y, ignored, mask)
+    if isinstance(problem.loss, NamedLoss) and problem.loss.name == "next_token":  # the mean over the tokens after the first
+        tokens = target(y, mask)
+        known = tokens >= 0 if ignored is None else tokens != ignored
+        kept = (known if kept is None else kept & known)[:, 1:]
     return length(y) if kept is None else int(kept.sum())
 
 

@@ -215,10 +215,18 @@ def named_loss(name: str, ignore_index: int | None = None, mask: str | None = No
     return NamedLoss(name, ignore_index, mask, output)
 
 
-def find_loss(loss: Any, ignore_index: int | None, mask: str | None, output: str | int | None) -> Any:
-    """Return a task's loss; what is ignored is given to torch's cross entropy too, and is a user's function's own affair."""
-    if isinstance(loss, str):
-        return named_loss(loss, ignore_index, mask, output)
-    if loss is F.cross_entropy:
-        return named_loss("cross_entropy", ignore_index, mask, output)
-    return loss
+def _unlabelled(targets: Any) -> bool:
+    """Return whether some class labels are negative, and so do not count."""
+    whole = isinstance(targets, Tensor) and not targets.is_floating_point() and not targets.is_complex()
+    return whole and targets.dtype != torch.bool and targets.numel() > 0 and bool(targets.min() < 0)
+
+
+def find_loss(loss: Any, ignore_index: int | None, mask: str | None, output: str | int | None, targets: Any = None) -> Any:
+    """Return a task's loss; what is ignored is given to torch's cross entropy too, and is a user's function's own affair.
+
+    Of targets that are partly without a label, torch's mean is not a number where a batch has none; that of the name is 0.
+    """
+    if not isinstance(loss, str) and loss is not F.cross_entropy:
+        return loss
+    found = named_loss(loss if isinstance(loss, str) else "cross_entropy", ignore_index, mask, output)
+    return NamedLoss("cross_entropy") if found is F.cross_entropy and _unlabelled(targets) else found

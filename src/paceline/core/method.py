@@ -178,6 +178,8 @@ class Method(Generic[S], metaclass=Checked):
     allows it (``secure_aggregation.named_clients``)."""
     needs_classes: ClassVar[bool] = False
     """Whether the method reads class labels, so that it refuses tasks without classes, such as regression."""
+    needs_labels: ClassVar[bool] = False
+    """Whether the method reads the label of every sample, so that it refuses tasks in which some have none (-100, ``ignore_index``)."""
     sends_model: ClassVar[bool] = True
     """Whether the largest message and the largest reply of a round have as many values as the model."""
 

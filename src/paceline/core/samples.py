@@ -13,7 +13,7 @@ from paceline.core.layout import Buffers
 from paceline.core.placement import upload
 from paceline.core.reading import Sampled
 
-__all__ = ["ClientData", "Problem", "Split", "shuffled"]
+__all__ = ["ClientData", "Problem", "Split", "labelled", "shuffled"]
 
 
 class Problem(Protocol):
@@ -38,6 +38,12 @@ class Problem(Protocol):
     @property
     def batch_size(self) -> int:
         """Default batch size."""
+
+
+def labelled(problem: Problem, y: Tensor) -> Tensor:
+    """Return which class labels count, bool and shaped as `y`: all but negative ones and the problem's ``ignore_index``."""
+    ignored: int | None = getattr(problem, "ignore_index", None)
+    return y >= 0 if ignored is None else (y >= 0) & (y != ignored)
 
 
 class Split:
@@ -101,6 +107,11 @@ class ClientData:
     def part(self, which: Tensor) -> ClientData:
         """Return the samples at positions `which` within this client's data, int64 [n] on the CPU."""
         return ClientData(self.x, self.y, self._rows[which.to(self._rows.device)], self._device)
+
+    def class_counts(self, problem: Problem) -> Tensor:
+        """Return the number of samples of each class, shape [classes] (int64); labels that do not count are left out."""
+        y = (self.y[self.index] if isinstance(self.y, Tensor) else self.at(self.index)[1]).reshape(-1)
+        return torch.bincount(y[labelled(problem, y)], minlength=problem.num_classes)
 
     def at(self, rows: Tensor) -> tuple[Samples, Samples]:
         """Return the samples at `rows` of the task's columns."""

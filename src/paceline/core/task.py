@@ -88,7 +88,7 @@ class Task(Constructors):
     server: Arrays | None = None
 
     def __post_init__(self) -> None:
-        loss = find_loss(self.loss, self.ignore_index, self.mask, self.output)
+        loss = find_loss(self.loss, self.ignore_index, self.mask, self.output, self.train.y)
         if loss is not self.loss:
             object.__setattr__(self, "loss", loss)
         object.__setattr__(self, "target_scaling", _scaling(self.target_scaling))

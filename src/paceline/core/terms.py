@@ -61,7 +61,7 @@ class MetricTerms:
         out, y = scores(outputs, self.output), self.marked(targets)
         loss = self.problem.loss
         if isinstance(loss, NamedLoss) and loss.name == "next_token":
-            return out[:, :-1], y[:, 1:]
+            return out[:, :-1].movedim(-1, 1), y[:, 1:]
         if self.scaling != (0.0, 1.0) and y.is_floating_point():
             mean, deviation = self.scaling
             return out.double() * deviation + mean, y.double() * deviation + mean

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from paceline.core.client import Client, Hooks, LocalOptions, Trained
 from paceline.core.columns import place, positional
-from paceline.core.params import Params
+from paceline.core.params import Params, Resident
 from paceline.core.services import Host
 from paceline.submodels.cut import Cutter, SubModel
 from paceline.submodels.graph import UnitGraph
@@ -21,7 +21,7 @@ from paceline.submodels.scores import Scorer
 if TYPE_CHECKING:
     from paceline.core.federation import Federation
 
-__all__ = ["Rescaled", "Submodels", "fit_submodel", "submodel_service", "submodels", "train_submodel"]
+__all__ = ["Rescaled", "Submodels", "fit_submodel", "own_resident", "submodel_service", "submodels", "train_submodel"]
 
 
 class Submodels:
@@ -102,15 +102,21 @@ def fit_submodel(
     **local: Unpack[LocalOptions],
 ) -> Trained:
     """Train a sub-model from its own parameters `start`, and return them; the arguments are those of `train_submodel`."""
-    resident = sub.resident()
-    full = client.memory.get("_buffers") or client.model.initial_buffers
-    if full:
-        resident.load_buffers(sub.cut_tensors(full))
+    resident = own_resident(client, sub)
     prepare = None if rescale == 1.0 else Rescaled(sub.cutter.graph, rescale)
     trained = client.sgd(start, model=resident, alone=sub.cutter.has_frozen, hooks=hooks, prepare=prepare, **local)
-    if full:
+    if client.model.stateful:
+        full = client.memory.get("_buffers", client.model.initial_buffers)
         client.memory["_buffers"] = sub.merge_tensors(full, resident.local_buffers())
     return trained
+
+
+def own_resident(client: Client, sub: SubModel) -> Resident:
+    """Return a sub-model's module with the client's own running statistics, if they stay local."""
+    resident = sub.resident()
+    if client.model.stateful:
+        resident.load_buffers(sub.cut_tensors(client.memory.get("_buffers", client.model.initial_buffers)))
+    return resident
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """FedGH: the worked numbers, what is uploaded, and both sum-only forms."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -70,9 +72,10 @@ def test_true_means_and_the_released_batch_means():
     module = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Linear(1, 2))
     model = Resident(module, Layout.of(module))
     data = ClientData(torch.tensor([[1.0], [2.0], [6.0]]), torch.zeros(3, dtype=torch.int64), torch.arange(3))
-    assert class_sums(model, model.params, data, 2).means()[0].item() == 3.0
-    assert class_sums(model, model.params, data, 2, by_batch=2).means()[0].item() == 3.75
-    assert class_sums(model, model.params, data, 2).present.tolist() == [True, False]
+    two = SimpleNamespace(num_classes=2)
+    assert class_sums(model, model.params, data, two).means()[0].item() == 3.0
+    assert class_sums(model, model.params, data, two, by_batch=2).means()[0].item() == 3.75
+    assert class_sums(model, model.params, data, two).present.tolist() == [True, False]
 
 
 def test_gradients_are_clipped_by_norm():

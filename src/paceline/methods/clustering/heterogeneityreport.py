@@ -109,7 +109,7 @@ class HeterogeneityReport(FedAvg[State]):
 @torch.no_grad()
 def embeddings(client: Client, params: Params) -> Tensor:
     """Return psi of this client's training samples, shape [n, d]; of a client without samples, d is that of any other."""
-    client.model.load(params)
+    client.load(params)
     module, data = client.model.module.eval(), client.train
     parts = [penultimate(module, x).flatten(1) for x, _ in data.batches(_BATCH)]
     client.flops += client.model.flops * len(data)

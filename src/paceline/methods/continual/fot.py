@@ -145,7 +145,7 @@ class FOT(LocalTraining[FotState]):
     @torch.no_grad()
     def _sketch(self, client: Client, params: Params, bases: Bases) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Return A / n and rho of each protected layer."""
-        client.model.load(params)
+        client.load(params)
         module = client.model.module.eval()
         layers = reading_layers(module)
         names = [n for n in layers if n in params and (self.protect_head or n != list(layers)[-1])]

@@ -98,7 +98,7 @@ class FedIns(LocalTraining):
     @torch.no_grad()
     def used(self, client: Client, params: Params) -> Tensor:
         """Return how many of the client's samples use each member, int64 [M]."""
-        client.model.load(params)
+        client.load(params)
         module: Any = client.model.module.eval()
         counts = torch.zeros(self.members, dtype=torch.int64, device=client.device)
         for x, _ in client.train.batches(256):

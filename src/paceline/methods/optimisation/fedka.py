@@ -94,6 +94,7 @@ class FedKA(LocalTraining[FedKAState]):
     differs: ClassVar[str] = "clients' Adam begins anew in each phase, and they vote in evaluation mode"
     reveals: ClassVar[str] = "sums of updates and of votes on the server's own samples"
     needs_classes: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = True
     sends_model: ClassVar[bool] = False
     unused: ClassVar[tuple[str, ...]] = ("epochs", "momentum")
 

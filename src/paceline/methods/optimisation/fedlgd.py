@@ -75,6 +75,7 @@ class FedLGD(LocalTraining[LGDState]):
         "classes that a client does not have are left out, and statistics of a class are divided by its own number"
     )
     needs_classes: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = True
     vectorizable: ClassVar[bool] = False
     reveals: ClassVar[str] = "sums of updates and of class statistics"
     client_state: ClassVar[str] = "its synthetic samples"
@@ -222,7 +223,7 @@ class FedLGD(LocalTraining[LGDState]):
         fields: dict[str, Any] = {"delta": params - state.params, "loss": loss}
         weight: dict[str, Any] = dict.fromkeys(fields, some)
         if self.watch:
-            sums = class_sums(client.model, params, client.train, client.problem.num_classes)
+            sums = class_sums(client.model, params, client.train, client.problem)
             fields["directions"] = F.normalize(sums.sums)
             weight["directions"] = sums.present.float().unsqueeze(1).expand_as(sums.sums)
         return Update(**fields, weight=weight)

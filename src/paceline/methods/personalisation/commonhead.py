@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from paceline.blocks.architectures import architectures
+from paceline.blocks.architectures import architectures, frozen
 from paceline.core.client import Client, ClientData, Hooks
 from paceline.core.federation import Federation
 from paceline.core.layout import Layout
@@ -52,6 +52,10 @@ class CommonHead(OwnModels):
     clip: NonNegative[float] = 0.0
     server_lr: NonNegative[float] = 0.01
     judge: Literal["own", "global"] = "own"
+
+    def check(self, fed: Federation) -> list[str]:
+        """Require a head that is trained."""
+        return super().check(fed) or frozen(fed, self.slug(), ("head",))
 
     def init(self, fed: Federation) -> State:
         """Start from the head of the first architecture."""

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paceline.blocks.architectures import architectures
+from paceline.blocks.architectures import architectures, frozen
 from paceline.blocks.etf import frame
 from paceline.blocks.local_training import LocalTraining
 from paceline.blocks.prototypes import FAR
@@ -57,6 +57,7 @@ class FedGELA(LocalTraining):
     paper: ClassVar[str] = "arXiv 2405.18972 (NeurIPS 2023)"
     sends_model: ClassVar[bool] = False
     needs_classes: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = True
     headline: ClassVar[str] = "3.9 % above FedAvg and 1.5 % above the best baseline on partially class-disjoint data"
 
     epochs: Positive[int] = 10
@@ -76,7 +77,7 @@ class FedGELA(LocalTraining):
         except ConfigError as error:
             return [str(error)]
         if layer.in_features >= layer.out_features:
-            return []
+            return frozen(fed, "fedgela", ("head", "body"))
         return [f"fedgela needs features of at least {layer.out_features} numbers, one for each class, not {layer.in_features}"]
 
     def init(self, fed: Federation) -> State:
@@ -119,8 +120,8 @@ class FedGELA(LocalTraining):
 
     def psi(self, client: Client) -> Tensor:
         """Return this client's scale of each class, shape [C]; 1 if it has no samples at all."""
-        counts = torch.bincount(client.train.y[client.train.index], minlength=client.problem.num_classes)
-        return stretch(counts, self.power) if self.stretched and len(client.train) else torch.ones_like(counts).float()
+        counts = client.train.class_counts(client.problem)
+        return stretch(counts, self.power) if self.stretched and bool(counts.any()) else torch.ones_like(counts).float()
 
     def assess(self, client: Client, message: Params, data: ClientData) -> dict[str, Any]:
         """Evaluate the global backbone after local training, with psi and without the classes absent on this client."""

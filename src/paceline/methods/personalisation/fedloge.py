@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paceline.blocks.architectures import architectures
+from paceline.blocks.architectures import architectures, frozen
 from paceline.blocks.etf import sparse_frame
 from paceline.blocks.local_training import LocalTraining
 from paceline.blocks.prototypes import FAR
@@ -84,6 +84,7 @@ class FedLoGe(LocalTraining[FedLoGeState]):
     )
     client_state: ClassVar[str] = "its own head"
     needs_classes: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = True
 
     lr: NonNegative[float] | None = 0.03
     epochs: Positive[int] = 5
@@ -105,7 +106,10 @@ class FedLoGe(LocalTraining[FedLoGeState]):
             layer = head(architectures(fed).resident().module)
         except ConfigError as error:
             return [str(error)]
-        return [] if layer.bias is not None else ["fedloge needs a head with a bias; build the model's last layer with bias=True"]
+        biased = frozen(fed, "fedloge", ("head",))
+        return (
+            biased if layer.bias is not None else ["fedloge needs a head with a bias; build the model's last layer with bias=True"]
+        )
 
     def init(self, fed: Federation) -> FedLoGeState:
         """Build the frame."""
@@ -165,7 +169,7 @@ class FedLoGe(LocalTraining[FedLoGeState]):
         """Join both heads, which are linear in the same features; the client's absent classes never win."""
         name = head_name(client.model.module)
         weight, bias = f"{name}.weight", f"{name}.bias"
-        counts = torch.bincount(client.train.y[client.train.index], minlength=client.problem.num_classes)
+        counts = client.train.class_counts(client.problem)
         missing, kept = FAR * (counts == 0).float(), client.memory.get("head")
         if kept is None:  # a client that never trained
             return join(message, {bias: message[bias] - missing})

@@ -46,6 +46,7 @@ class FedProto(OwnModels[ProtoState]):
 
     paper: ClassVar[str] = "Tan et al., AAAI 2022"
     needs_classes: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = True
     headline: ClassVar[str] = "outperforms several baselines on heterogeneous data and networks, uploading one vector per class"
     reveals: ClassVar[str] = "class sums of features"
 

@@ -25,6 +25,7 @@ from paceline.core.federation import Federation
 from paceline.core.method import NonNegative, Positive, State, on_client
 from paceline.core.params import Params, Resident
 from paceline.core.random import torch_rng
+from paceline.core.samples import labelled
 from paceline.core.tree import node
 from paceline.methods.personalisation.commonhead import CommonHead, head_step
 from paceline.models.split import features
@@ -91,7 +92,7 @@ class EntangledHead(CommonHead):
         """Train the client's network; return its mixtures, none for fewer than two samples."""
         model, params = self.trained(client, theta if self.send_head else None)
         num_classes, width = theta["weight"].shape
-        counts = torch.bincount(client.train.y[client.train.index], minlength=num_classes)
+        counts = client.train.class_counts(client.problem)
         if client.num_samples < 2 or int((counts > 0).sum()) < self.least_classes:
             return Entangled(theta.vector.new_zeros(0, width), theta.vector.new_zeros(0, num_classes))
         if self.mix_over == "class_means":
@@ -110,7 +111,9 @@ class EntangledHead(CommonHead):
         order = torch.randperm(client.num_samples, generator=client.stream("samples"))[: self.subset]
         client.flops += model.flops * len(order)
         parts = [client.train.rows(part) for part in torch.split(order.to(client.device), 500)]
-        return torch.cat([features(model.module, x) for x, _ in parts]), torch.cat([y for _, y in parts])
+        z, y = torch.cat([features(model.module, x) for x, _ in parts]), torch.cat([y for _, y in parts])
+        known = labelled(client.problem, y)
+        return z[known], y[known]
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,7 @@ class FedSA(OwnModels[ClassAnchorState]):
 
     paper: ClassVar[str] = "arXiv 2501.05496 (AAAI 2025)"
     needs_classes: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = True
     headline: ClassVar[str] = "outperforms prototype methods such as FedProto and FedTGP, uploading one vector per class"
     reveals: ClassVar[str] = "sums of class means"
     client_state: ClassVar[str] = "its own network and class means"

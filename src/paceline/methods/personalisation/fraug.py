@@ -114,6 +114,7 @@ class FRAug(SharedPart):
     client_state: ClassVar[str] = "its transformer, its class means and its running statistics"
     reveals: ClassVar[str] = "sums of updates of the model and of the generator"
     needs_classes: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = True
 
     lr: NonNegative[float] | None = 0.01
     batch_size: Positive[int] | None = 64

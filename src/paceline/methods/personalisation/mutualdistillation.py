@@ -63,6 +63,8 @@ class MutualDistillation(OwnModels[D2SState]):
 
     paper: ClassVar[str] = "arXiv 2402.10846 (2024)"
     needs_classes: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = True
+    changes_model: ClassVar[bool] = True
     headline: ClassVar[str] = (
         "more accurate personal models than federated baselines, faster and with less difference between clients"
     )
@@ -91,7 +93,7 @@ class MutualDistillation(OwnModels[D2SState]):
         except ConfigError as error:
             return [str(error)]
         same = len({repr(found) for found in shapes.values()}) == 1
-        return [] if same else [f"features of the architectures have different shapes: {shapes}"]
+        return ([] if same else [f"features of the architectures have different shapes: {shapes}"]) + self.lost(fed)
 
     def tapped(self, place: Client | Federation, text: str) -> tuple[Resident, Params]:
         """Return the module of an architecture with classifiers at all depths, and its initial parameters."""

@@ -23,6 +23,7 @@ from paceline.core.method import S
 from paceline.core.params import Params, Resident
 from paceline.core.tree import Tree
 from paceline.models.split import head
+from paceline.tasks.schemas import schema_of
 
 __all__ = ["OwnModels", "clipped", "named"]
 
@@ -39,27 +40,43 @@ class OwnModels(LocalTraining[S]):
     client_state: ClassVar[str] = "its own network"
     has_model: ClassVar[bool] = False
     sends_model: ClassVar[bool] = False
+    changes_model: ClassVar[bool] = False
+    """Whether networks differ from the task's model even without `models`."""
 
     models: tuple[str, ...] = ()
 
     def check(self, fed: Federation) -> list[str]:
-        """Require features of the same width in all architectures."""
+        """Require features of the same width in all architectures, and a task that sets nothing about its own model alone."""
+        zoo = architectures(fed)
         try:
-            widths = {text: head(architectures(fed).resident(text).module).in_features for text in self.models or ("",)}
+            widths = {text: head(zoo.trained(text)[0].module).in_features for text in self.models or ("",)}
         except ConfigError as error:
             return [str(error)]
-        return [f"the architectures have features of different widths: {widths}"] if len(set(widths.values())) > 1 else []
+        wide = [f"the architectures have features of different widths: {widths}"] if len(set(widths.values())) > 1 else []
+        return wide + self.lost(fed)
+
+    def lost(self, fed: Federation) -> list[str]:
+        """Return what of the task's own model these networks would lose without a word."""
+        task, found = architectures(fed).task, []
+        schema = schema_of(task)
+        if schema is not None and schema.standardize == "federated":
+            found.append(f"{self.slug()} sends no model, which standardize=federated scales inputs with; use standardize=schema")
+        if task.trainable is not None and (any(self.models) or self.changes_model):
+            found.append(
+                f"{self.slug()} trains networks other than the task's model, of which only {task.trainable} is to be trained"
+            )
+        return found
 
     def shape(self, fed: Federation) -> tuple[int, int]:
         """Return (number of classes, width of the features)."""
-        layer = head(architectures(fed).resident(self.models[0] if self.models else "").module)
+        layer = head(architectures(fed).trained(self.models[0] if self.models else "")[0].module)
         return layer.out_features, layer.in_features
 
     def own(self, client: Client) -> tuple[Resident, Params]:
         """Return, on a client, the resident module of its architecture, and its parameters."""
-        text, zoo = client.assigned(self.models or ("",)), architectures(client)
-        model, kept = zoo.resident(text), client.memory.get("network")
-        return model, zoo.initial(text).to(model.device) if kept is None else kept
+        model, initial = architectures(client).trained(client.assigned(self.models or ("",)))
+        kept = client.memory.get("network")
+        return model, initial.to(model.device) if kept is None else kept
 
     def keep(self, client: Client, params: Params) -> None:
         """Store the client's network."""
@@ -68,7 +85,7 @@ class OwnModels(LocalTraining[S]):
     def class_sums(self, client: Client, model: Resident, params: Params, by_batch: int | None = None) -> ClassSums:
         """Return the sums of a network's features over the client's training samples."""
         client.flops += model.flops * client.num_samples
-        return class_sums(model, params, client.train, client.problem.num_classes, by_batch)
+        return class_sums(model, params, client.train, client.problem, by_batch)
 
     def assess(self, client: Client, message: Tree, data: ClientData) -> dict[str, Any]:
         """Evaluate the client's own network."""

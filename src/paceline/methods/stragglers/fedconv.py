@@ -30,7 +30,7 @@ from paceline.core.tree import Tree, node
 from paceline.core.update import Update
 from paceline.methods.stragglers.learnedmaps import LearnedMaps
 from paceline.models.split import join
-from paceline.submodels.service import fit_submodel
+from paceline.submodels.service import fit_submodel, own_resident
 
 
 @node
@@ -148,4 +148,4 @@ class FedConv(LearnedMaps[FedConvState]):
     def assess(self, client: Client, message: Tree, data: ClientData) -> dict[str, Any]:
         """Evaluate the model of the client's width class."""
         label = client.assigned(self.classes)
-        return client.evaluate(message, data, model=self.part(client, label).resident() if label else client.model)
+        return client.evaluate(message, data, model=own_resident(client, self.part(client, label)) if label else client.model)

@@ -29,7 +29,7 @@ from paceline.submodels.merge import masked_mean
 from paceline.submodels.policy import cutoff, fluid_fraction
 from paceline.submodels.scores import steady_mask
 from paceline.submodels.select import Threshold, select
-from paceline.submodels.service import Submodels, submodels
+from paceline.submodels.service import Submodels, fit_submodel, submodels
 
 
 @node
@@ -114,7 +114,7 @@ class Fluid(FedAvg[FluidState]):
         if isinstance(own, Params):
             return client.sgd(own, **self.local(client)).params - own, client.num_samples
         sub = submodels(client).cut(own["kept"])
-        trained = client.sgd(own["params"], model=sub.resident(), alone=sub.cutter.has_frozen, **self.local(client))
+        trained = fit_submodel(client, own["params"], sub, **self.local(client))
         return trained.params - own["params"], client.num_samples
 
     def widths(self, state: FluidState, cohort: list[int]) -> dict[int, float]:

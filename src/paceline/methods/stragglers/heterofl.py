@@ -32,9 +32,7 @@ from paceline.methods.stragglers.selfpruning import NESTING, SelfPruning
 
 def absent_classes(client: Client) -> Tensor:
     """Return a mask of the classes that none of a client's samples has, shape [classes]."""
-    _, y = client.train.at(client.train.index)
-    labels = y.reshape(-1)
-    return torch.bincount(labels[labels >= 0], minlength=client.problem.num_classes) == 0
+    return client.train.class_counts(client.problem) == 0
 
 
 def output_layer(params: Params, classes: int) -> list[Entry]:
