@@ -6,18 +6,18 @@ import contextlib
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from paceline.core.config import RunConfig
 from paceline.core.engine import CallInfo
-from paceline.core.errors import CohortError, MisbehaviourError, NonFiniteError, QuorumError, WorkerDiedError
+from paceline.core.errors import CohortError, MisbehaviourError, NonFiniteError, QuorumError, UnusableSumError, WorkerDiedError
 from paceline.core.failures import reasons
 from paceline.core.federation import Federation
 from paceline.core.method import Method
-from paceline.core.metrics import Primary, added, adjusted_rand, chosen, figures
+from paceline.core.metrics import Primary, added, adjusted_rand, chosen, figures, told_figures
 from paceline.core.params import Params
 from paceline.core.population import MAX_ATTEMPTS
 from paceline.core.process_state import process_state
@@ -236,7 +236,7 @@ class Run:
             self._unevaluated = plain if number % self.config.eval_every else None
             try:
                 record |= self._evaluate(params, state)
-            except QuorumError as error:  # keep the round's model although its evaluation failed
+            except (QuorumError, UnusableSumError) as error:  # keep the round's model although its evaluation failed
                 record["unevaluated"] = 1
                 self._warn(f"round {number} was not evaluated: {error}", RoundWarning)
             record |= {"bytes_up": totals.bytes_up - before[1], "bytes_down": totals.bytes_down - before[2]}
@@ -280,7 +280,7 @@ class Run:
                 told = "evaluation='federated' judges by training samples where clients hold none out; set client_test, as in 0.2"
                 self._warn(told, RoundWarning)
             each = [self.fed.sum(self.method.evaluate, params, over=members) for members in self._members()]
-            return self._figures(added(each)) | self._of_groups(each)
+            return self._figures(added(each), told_figures) | self._of_groups(each)
         return self._figures(sums)
 
     def _members(self) -> list[list[int]]:
@@ -292,12 +292,12 @@ class Run:
 
     def _of_groups(self, sums: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the primary figure of each group, if groups are evaluated."""
-        name, values = self.main.name, [figures(s, chosen(self.task)[:1]) for s in sums]
+        name, values = self.main.name, [told_figures(s, chosen(self.task)[:1]) for s in sums]
         return {f"group_{i}_{name}": found[name] for i, found in enumerate(values) if self.config.by_group and name in found}
 
-    def _figures(self, sums: dict[str, Any]) -> dict[str, Any]:
+    def _figures(self, sums: dict[str, Any], read: Callable[..., dict[str, Any]] = figures) -> dict[str, Any]:
         """Return the figures of an evaluation, and the name of the primary one where it is not accuracy."""
-        found = figures(sums, chosen(self.task))
+        found = read(sums, chosen(self.task))
         if math.isnan(found.get(self.main.name, 0.0)):
             text = f"{self.main.name} is nan in round {self.round + 1}: targets and patience pass over such rounds"
             self._warn(text, RoundWarning, self.main.name)
@@ -312,7 +312,7 @@ class Run:
             sums = [self.fed.sum(self.method.evaluate_clients, (everything, m), over=clients) for m, clients in shared if clients]
             groups.append(added(sums))
         total = added(groups)
-        found = self._figures(total)
+        found = self._figures(total, told_figures)
         return found | spread_figures(total, self.main) | self._of_groups(groups) if self.main.name in found else found
 
     def _stop_reason(self) -> str | None:

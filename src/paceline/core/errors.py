@@ -42,6 +42,7 @@ __all__ = [
     "TokenError",
     "TreeError",
     "UnknownNameError",
+    "UnusableSumError",
     "WireError",
     "WorkerDiedError",
     "ZeroCostError",
@@ -239,6 +240,10 @@ class SumOverflowError(AggregationError, ArithmeticError):
 
 class QuorumError(AggregationError):
     """Too few clients are left to form the sum."""
+
+
+class UnusableSumError(AggregationError):
+    """Sums that clients sent give no figures; the round is not evaluated."""
 
 
 class MisbehaviourError(QuorumError):

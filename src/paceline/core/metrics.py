@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from paceline.core.digits import digits, real
-from paceline.core.errors import ConfigError, PacelineError
+from paceline.core.errors import ConfigError, PacelineError, UnusableSumError
 from paceline.core.failures import reason_of
 from paceline.core.placement import download
 
@@ -32,6 +32,7 @@ __all__ = [
     "measured",
     "packed",
     "primary",
+    "told_figures",
 ]
 
 
@@ -224,6 +225,18 @@ def figures(sums: Mapping[str, Any], metrics: Sequence[Metric] = ()) -> dict[str
         "worst_class_accuracy": float(per_class[present].min()) if bool(present.any()) else math.nan,
         **own,
     }
+
+
+def told_figures(sums: Mapping[str, Any], metrics: Sequence[Metric] = ()) -> dict[str, Any]:
+    """Return the `figures` of sums that clients sent, whose values may be anything.
+
+    Raises:
+        UnusableSumError: there are none.
+    """
+    try:
+        return figures(sums, metrics)
+    except (ConfigError, ArithmeticError, ValueError) as error:
+        raise UnusableSumError(f"the sums of the clients give no figures: {error}") from error
 
 
 def _of_parts(sums: Mapping[str, Any], metrics: Sequence[Metric], names: Sequence[str]) -> dict[str, float]:

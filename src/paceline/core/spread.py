@@ -1,4 +1,4 @@
-"""Spread of the primary figure over clients, from sums alone: the server never sees one client's figure."""
+"""Spread of the primary figure over clients, from sums alone: of values it shows how many clients have each, not which."""
 
 from __future__ import annotations
 

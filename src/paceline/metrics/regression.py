@@ -48,9 +48,9 @@ class RMSE(ValueMetric):
         return {"error": (outputs - targets).square().sum(), "count": known.sum()}
 
     def figures(self, total: Mapping[str, Tensor]) -> dict[str, float]:
-        """Return root mean squared error and mean squared error."""
+        """Return root mean squared error, 0 where the rounding of sums leaves a mean below 0, and mean squared error."""
         mean = _mean(total, "error")
-        return {"rmse": math.sqrt(mean), "mse": mean}
+        return {"rmse": math.sqrt(max(mean, 0.0)), "mse": mean}
 
 
 @dataclass(frozen=True)
