@@ -35,6 +35,7 @@ class Scaffold(LocalTraining[ScaffoldState]):
 
     paper: ClassVar[str] = "Karimireddy et al., ICML 2020"
     headline: ClassVar[str] = "needs far fewer rounds than FedAvg; its rate depends on neither heterogeneity nor client sampling"
+    reveals: ClassVar[str] = "sums of updates and of control changes"
     client_state: ClassVar[str] = "control variate (model size)"
     lr: Positive[float] | None = None
     server_lr: NonNegative[float] = 1.0

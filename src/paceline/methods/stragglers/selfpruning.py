@@ -63,7 +63,7 @@ class SelfPruning(FedAvg):
     """
 
     family: ClassVar[str] = "stragglers"
-    reveals: ClassVar[str] = "sums of updates"
+    reveals: ClassVar[str] = "sums of updates; with merge=masked also weights per coordinate, with segmented each client's part"
     client_state: ClassVar[str] = "its own times"
     records_times: ClassVar[bool] = True
     width_key: ClassVar[str | None] = "fraction"
