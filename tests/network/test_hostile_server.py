@@ -48,13 +48,14 @@ def test_a_cohort_that_shrinks_is_refused(liar):
     server = liar()
     for clients in ([0], [0, 1]):
         reported = server.ask("advertise", facts_of(server, clients), clients=clients[:1])
-        assert "refused" in reasons(reported)
+        assert "cohort.least" in reasons(reported)
     one = Sum(server, attempt=7)
     assert "must be an ascending list" in reasons(one.advertise(clients=[0, 1, 2, 3, 3, 3]))
 
 
 def facts_of(server, clients):
     facts = {"id": bytes(32), "round": 1, "attempt": 3, "clients": clients, "neighbours": 1, "threshold": 1, "tell_bytes": 64}
+    facts |= {"function": "train", "trial": 0, "call": 1, "task": bytes(32), "parts": 0, "tiers": [], "prepared": False}
     return {**facts, "config": dataclasses.asdict(secure_config(SECURE))}
 
 
@@ -88,6 +89,33 @@ def test_different_survivor_lists_open_nothing(liar, params):
 def test_lists_that_are_too_short_are_not_signed(liar, params):
     one = Sum(liar(), params).to_masked()
     assert "2 remaining clients" in reasons(one.liar.ask("consistency", {"alive": [0, 1]}, clients=[0, 1]))
+
+
+FULL, SHORT = {"alive": [0, 1, 2, 3]}, {"alive": [0, 1]}
+
+
+@pytest.mark.parametrize(
+    ("message", "own", "match"),
+    [
+        ({**FULL, "all": SHORT, "own": {}}, None, "nothing else"),
+        ({"all": SHORT, "own": {}}, None, "2 remaining clients"),
+        (SHORT, {}, "2 remaining clients"),
+        ({**FULL, "all": SHORT}, {}, "nothing else"),
+        ({"alive": dict.fromkeys([0, 1])}, None, "a list of survivors"),
+    ],
+)
+def test_the_policy_judges_the_list_that_is_signed(liar, params, message, own, match):
+    one = Sum(liar(), params).to_masked()
+    each = {} if own is None else {0: own, 1: own}
+    assert match in reasons(one.liar.ask("consistency", message, clients=[0, 1], each=each))
+
+
+def test_a_session_that_is_no_session_is_not_judged_without_its_facts(liar):
+    server = liar()
+    facts = facts_of(server, [0, 1])
+    for message in ({**facts, "clients": dict.fromkeys([0, 1])}, {**facts, "config": None}, {"all": facts, "own": facts}):
+        assert "malformed session" in reasons(server.ask("advertise", message))
+    assert "malformed session" in reasons(server.ask("advertise", facts, each=dict.fromkeys(range(4), facts)))
 
 
 def test_a_second_sum_of_the_same_work_over_others_is_not_opened(liar, params):

@@ -15,7 +15,7 @@ from torch import Tensor
 from paceline.core.client import Client, ClientData, Memory
 from paceline.core.columns import columns, place
 from paceline.core.deferred import Held, hold
-from paceline.core.engine import Call, Receipt, Sink
+from paceline.core.engine import Call, Receipt, Sink, delivered
 from paceline.core.errors import CheckpointError, ClientError, PacelineError, UnknownNameError
 from paceline.core.evaluation import evaluate as evaluate_on
 from paceline.core.failures import Declined, class_of, reason_of
@@ -228,9 +228,7 @@ class Worker:
             self._ask = answer
 
     def _invoke_one(self, call: Call, me: Client) -> tuple[Client, Any, float]:
-        message, own = call.message, call.each_message.get(me.id)
-        if own is not None:
-            message = {"all": message, "own": own}
+        message = delivered(call.message, call.each_message.get(me.id))
         started, mark = time.perf_counter(), me.memory.mark()
         try:
             if call.program == "method":

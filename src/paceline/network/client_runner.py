@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from paceline.core.columns import select
-from paceline.core.engine import Call, Receipt
+from paceline.core.engine import Call, Receipt, delivered
 from paceline.core.errors import CheckpointError, PacelineError, ProtocolError, StoreError
 from paceline.core.fingerprint import digest
 from paceline.core.importing import imports_from
@@ -190,15 +190,15 @@ class Runner:
         if self.worker is None:
             raise ProtocolError("a call arrived before a welcome")
         rest = rest if isinstance(rest, dict) else {}
+        own, peers = rest.get("own"), rest.get("peers")
         self.guard.call(head, self._round)
         if self.rules is not None:
-            self.rules.call(head, message)
+            self.rules.call(head, delivered(message, own))
         round, take = p.field(head, "round", int), p.field(head, "take", int)
         if self._overlay is not None and (self._elsewhere or self._overlay != (round, take)):
             # a commit or rollback was lost with a broken stream, or a call is asked again whose reply did not arrive
             self.rollback()
         deadline = None if self.hidden else head.get("deadline")  # whether a client is late would reveal the amount of its data
-        own, peers = rest.get("own"), rest.get("peers")
         for operation in p.operations(rest):
             self.worker.withdraw(operation, [self.number])
         return self.worker, Call(

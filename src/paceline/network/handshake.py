@@ -61,7 +61,12 @@ class Rules(Protocol):
         """Return the reasons why this client does not participate at present but will later; empty if it does."""
 
     def call(self, head: Mapping[str, Any], message: Tree) -> None:
-        """Raise `PolicyError` if the policy forbids answering this call."""
+        """Raise `PolicyError` if the policy forbids answering this call, `ProtocolError` if its message is malformed.
+
+        Args:
+            head: head of the call.
+            message: what the client function receives, see `delivered`.
+        """
 
     def done(self, head: Mapping[str, Any], sent: int, seconds: float) -> None:
         """Record the cost of a call.

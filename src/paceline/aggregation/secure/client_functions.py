@@ -16,7 +16,16 @@ from paceline.aggregation.secure.client import SecureClient
 from paceline.aggregation.secure.client_openings import Openings
 from paceline.aggregation.secure.codec import Codec
 from paceline.aggregation.secure.covers import Cover
-from paceline.aggregation.secure.messages import MALFORMED, as_tensors, need, opened_record, packed_record, session_of
+from paceline.aggregation.secure.messages import (
+    MALFORMED,
+    as_tensors,
+    common_and_own,
+    need,
+    opened_record,
+    packed_record,
+    session_of,
+    survivors_of,
+)
 from paceline.aggregation.secure.session import Session
 from paceline.aggregation.secure.task_hash import Agreement, OwnWork, Work, message_digest
 from paceline.core.engine import ClientFunction
@@ -101,7 +110,7 @@ class SecAggClient:
     @on_client(each=True)
     def share(self, me: ProtocolContext, message: dict[str, Any]) -> dict[str, Any]:
         """R1: return sealed shares of both secrets, with this client's record for its neighbours if the function declares one."""
-        common, adverts = need(message, "all", "own")
+        common, adverts = common_and_own(message)
         (hashes,) = need(common, "hashes")
         machine = _state(me).machine
         declared = _declared(me, machine.session.function)
@@ -117,7 +126,7 @@ class SecAggClient:
         Raises:
             ProtocolError: the task differs from the one in the session's hash, or opening the sum would reveal too much.
         """
-        content, mail = need(message, "all", "own")
+        content, mail = common_and_own(message)
         if isinstance(mail, dict) and "prepared" in mail and not self._ready(me, mail["prepared"]):
             return {"unprepared": 1}
         client, state = me.client, _state(me)
@@ -230,8 +239,7 @@ class SecAggClient:
     @on_client(each=True)
     def consistency(self, me: ProtocolContext, message: dict[str, Any]) -> dict[str, Any]:
         """R2.5: sign the list of survivors, unless the same work was opened for a different list."""
-        common, own = need(message, "all", "own") if isinstance(message, dict) and "own" in message else (message, {})
-        (alive,) = need(common, "alive")
+        alive, own = survivors_of(message)
         state = _state(me)
         answer = state.machine.consistency(alive)
         if self.openings is not None:
@@ -245,7 +253,7 @@ class SecAggClient:
     def unmask(self, me: ProtocolContext, message: dict[str, Any]) -> dict[str, Any]:
         """R3: return the shares that open the sum over the survivors, once. The opening is recorded first."""
         state, round = _state(me), me.client.round
-        (signatures,) = need(message, "own")
+        _, signatures = common_and_own(message)
         answer = state.machine.unmask(signatures)
         if self.openings is not None:  # checked once more: another process of this client can have opened a sum since the signature
             self.openings.open_sum(_work(me), self.run, round, state.cover(state.alive), state.machine.session.least_half)

@@ -1,7 +1,7 @@
 """Validation and conversion of untrusted messages of a secure sum: packed words, records, shapes.
 
 Packed words are sent as byte tensors. In a message these follow the header, so only the size limit of the message
-itself applies to them.
+itself applies to them. A client's policy reads a session and a list of survivors by the functions that the protocol uses.
 """
 
 from __future__ import annotations
@@ -20,7 +20,18 @@ from paceline.aggregation.secure.session import Session, segments_table
 from paceline.core.errors import PacelineError, ProtocolError
 from paceline.core.update import structure_from_plain
 
-__all__ = ["MALFORMED", "as_bytes", "as_tensors", "fits", "need", "opened_record", "packed_record", "session_of"]
+__all__ = [
+    "MALFORMED",
+    "as_bytes",
+    "as_tensors",
+    "common_and_own",
+    "fits",
+    "need",
+    "opened_record",
+    "packed_record",
+    "session_of",
+    "survivors_of",
+]
 
 MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, OverflowError)
 """Exceptions that untrusted values of an unexpected type can raise in code that handles them."""
@@ -31,6 +42,25 @@ def need(message: Any, *names: str) -> tuple[Any, ...]:
     if not isinstance(message, Mapping) or not all(name in message for name in names):
         raise ProtocolError(f"malformed message: expected the keys {', '.join(names)}")
     return tuple(message[name] for name in names)
+
+
+def common_and_own(message: Any) -> tuple[Any, Any]:
+    """Return the part of a message for all clients and the part for this client alone; raises `ProtocolError` for any other form."""
+    if not isinstance(message, Mapping) or set(message) != {"all", "own"}:
+        raise ProtocolError("malformed message: expected one part for all clients and one for this client, and nothing else")
+    return message["all"], message["own"]
+
+
+def survivors_of(message: Any) -> tuple[list[int], Any]:
+    """Return the list of survivors that a server announces, and the part for this client alone, or None.
+
+    Raises:
+        ProtocolError: the message has another form, or could be read in two ways.
+    """
+    common, own = common_and_own(message) if isinstance(message, Mapping) and "own" in message else (message, None)
+    if not isinstance(common, Mapping) or set(common) != {"alive"} or not isinstance(common["alive"], list):
+        raise ProtocolError("malformed message: expected a list of survivors and nothing else")
+    return common["alive"], own
 
 
 def session_of(facts: Any) -> Session:

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import secrets
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from paceline import __version__
 from paceline.aggregation.nested import NestedClient
 from paceline.aggregation.secure.client_openings import Openings
+from paceline.aggregation.secure.messages import session_of, survivors_of
 from paceline.aggregation.secure.task_hash import Agreement
 from paceline.core.errors import (
     ConfigError,
@@ -111,8 +113,13 @@ class PolicyRules:
     def call(self, head: Mapping[str, Any], message: Tree) -> None:
         """Evaluate a call.
 
+        Args:
+            head: head of the call.
+            message: what the client function receives.
+
         Raises:
             PolicyError: lists all reasons for a refusal.
+            ProtocolError: the message does not say what the policy must know.
         """
         if self._plan is None:
             raise PolicyError(["call received before a plan was accepted"])
@@ -121,8 +128,12 @@ class PolicyRules:
         facts: dict[str, Any] = {
             "cohort": p.field(head, "cohort", int) if program in ("method", "nested") and not deferred else None
         }
+        malformed: ProtocolError | None = None
         if program == "secagg":
-            facts |= _secure_facts(p.field(head, "function", str), message)
+            try:
+                facts |= _secure_facts(p.field(head, "function", str), message)
+            except ProtocolError as error:
+                malformed = error
         request = CallRequest(
             now,
             round=p.field(head, "round", int),
@@ -133,6 +144,8 @@ class PolicyRules:
             **facts,
         )
         self.policy.demand(self._plan, request)
+        if malformed is not None:
+            raise malformed
 
     def done(self, head: Mapping[str, Any], sent: int, seconds: float) -> None:
         """Record a call in the ledger, before its reply is sent."""
@@ -141,12 +154,12 @@ class PolicyRules:
 
 
 def _secure_facts(function: str, message: Tree) -> dict[str, Any]:
-    """Return the cohort, options or survivors that a step of secure aggregation reveals."""
-    match function, message:
-        case "advertise", {"clients": [*clients], "config": dict(config)}:
-            return {"cohort": len(set(clients)), "secure": config}
-        case "consistency", {"alive": [*alive]}:
-            return {"survivors": len(set(alive))}
+    """Return the cohort, options or survivors that a step of secure aggregation reveals, read as the protocol reads them."""
+    if function == "advertise":
+        session = session_of(message)
+        return {"cohort": len(set(session.clients)), "secure": asdict(session.config)}
+    if function == "consistency":
+        return {"survivors": len(set(survivors_of(message)[0]))}
     return {}
 
 
