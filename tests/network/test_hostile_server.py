@@ -2,9 +2,12 @@
 
 import dataclasses
 import itertools
+import json
+from datetime import UTC, datetime
 
 import grpc
 import pytest
+import torch
 
 from paceline.aggregation.secure.program import secure_config
 from paceline.core.method import client_functions
@@ -13,6 +16,8 @@ from paceline.network import Hub
 from paceline.registry import find_method
 from paceline.run import RunConfig
 from tests.network.liar import RUN, SECURE, STRICT, Sum, reasons
+
+NOW = datetime.now(UTC)
 
 
 def test_an_honest_sum_is_answered(liar, params):
@@ -198,10 +203,38 @@ def test_a_plan_that_is_not_the_run_is_refused(liar):
 
 
 def test_messages_beyond_the_policy_are_refused(liar):
-    import torch
-
     reported = liar().ask("advertise", {"clients": [0, 1, 2, 3], "weight": torch.zeros(300_000)})
     assert "limits.message_bytes" in reasons(reported)
+
+
+def test_messages_that_are_refused_or_repeated_are_counted(liar, params, loopback):
+    server = liar(policy=STRICT + 'bytes = "2 MB"\n')
+
+    def counted():
+        return json.loads((loopback.root / "state0" / "ledger.json").read_text())["runs"]["lie"]
+
+    assert "malformed session" in reasons(server.ask("advertise", {"weight": torch.zeros(100_000)}))
+    first = counted()
+    assert 400_000 < first["bytes"] < 402_000
+    assert first["rounds"] == 0
+    for _ in range(2):
+        assert "malformed session" in reasons(Sum(server, params).advertise(weight=torch.zeros(100_000)))
+    assert 1_200_000 < counted()["bytes"] < 1_206_000
+    assert [why for why, _ in Sum(server, params).to_end().values()] == [None] * 4
+    reported = server.ask("advertise", {"weight": torch.zeros(220_000)})
+    assert "limits.bytes" in reasons(reported)
+    assert "limits.bytes" in reasons(Sum(server, params, attempt=9).advertise())
+
+
+def test_an_answer_that_is_sent_again_is_counted_again(liar, params, loopback):
+    one = Sum(liar(), params)
+    one.advertise()
+    ledger = loopback.nodes[0].runner.rules.ledger
+    before, last = ledger.usage("lie", NOW).bytes, next(one.liar.numbers) - 1
+    one.liar.ask("advertise", one.session.plain(), number=last)
+    loopback.wait(lambda: ledger.usage("lie", NOW).bytes > before)
+    assert ledger.usage("lie", NOW).bytes == 2 * before
+    assert ledger.usage("lie", NOW).rounds == 1
 
 
 def test_rounds_beyond_the_policy_are_refused(liar):

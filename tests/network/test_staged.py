@@ -61,12 +61,12 @@ def between(loopback, monkeypatch):
     def go(happen):
         answer = JobQueue._answer
 
-        async def held(jobs, message):
+        async def held(jobs, key, message):
             if (jobs._runner.number, message.head["round"]) == (1, 2):
                 phase = loopback.server.engine.hub.dispatcher.phase
                 await until(lambda: 0 in phase.answered)
                 await happen()
-            await answer(jobs, message)
+            await answer(jobs, key, message)
 
         monkeypatch.setattr(JobQueue, "_answer", held)
 

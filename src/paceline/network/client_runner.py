@@ -145,13 +145,26 @@ class Runner:
             if self.rules is not None:
                 self.rules.done(head, receipt.bytes_up, spent)
         except (PacelineError, *MALFORMED) as error:
-            return Answer.of(number, Receipt(self.number, dropped=reason_of(error)), hidden=hidden)
+            return self.refused(number, error)
         answer = Answer.of(number, receipt, spent, trained, spent, hidden)
         session = worker.sessions.get(self.number)
         if session is None or not session.failed:
             return answer
         failed, session.failed = session.failed, ""
         return replace(answer, why=f"contributed zeros to the sum: {failed}")
+
+    def refused(self, number: int, error: Exception) -> Answer:
+        """Return the answer to a call that is not executed."""
+        return Answer.of(number, Receipt(self.number, dropped=reason_of(error)), hidden=self.hidden)
+
+    def moved(self, run: str, size: int) -> None:
+        """Count a call that has arrived, before it is judged, or a reply that is sent again.
+
+        Raises:
+            StoreError: the count cannot be written.
+        """
+        if self.rules is not None:
+            self.rules.moved(run, size)
 
     @property
     def waiting(self) -> bool:

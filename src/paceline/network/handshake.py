@@ -69,12 +69,20 @@ class Rules(Protocol):
         """
 
     def done(self, head: Mapping[str, Any], sent: int, seconds: float) -> None:
-        """Record the cost of a call.
+        """Record the cost of an answer.
 
         Args:
             head: head of the call.
             sent: bytes of the reply.
             seconds: seconds of work.
+        """
+
+    def moved(self, run: str, size: int) -> None:
+        """Record bytes that crossed the wire beside the replies in `done`: each call once it has arrived, and repeated replies.
+
+        Args:
+            run: the run that the server has named on this stream.
+            size: number of bytes.
         """
 
 

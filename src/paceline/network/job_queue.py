@@ -35,6 +35,9 @@ __all__ = ["JobQueue"]
 AGAIN = 5.0
 """Seconds between checks whether an obstacle to participation has passed."""
 
+_Key = tuple[str, int]
+"""A run, and the id of a call within it."""
+
 Job = Callable[[], Awaitable[None]]
 Put = Callable[..., None]
 Note = Callable[[str, dict[str, Any]], None]
@@ -59,8 +62,9 @@ class JobQueue:
         self._runner, self._pool, self._limits, self._put, self._note = runner, pool, limits, put, note
         self._pack, self._faults = pack, faults
         self._jobs: asyncio.Queue[Job] = asyncio.Queue()
-        self._last: tuple[int, dict[str, Any], tuple[MessagePart, ...]] | None = None
-        self._known = self.joined = self.answered = 0
+        self._last: tuple[_Key, dict[str, Any], tuple[MessagePart, ...]] | None = None
+        self._known: _Key | None = None
+        self.joined = self.answered = 0
         self._welcome: Welcome | None = None
         self._open = self._member = False
         self._held: list[Job] = []
@@ -93,15 +97,18 @@ class JobQueue:
 
     def call(self, message: Message) -> None:
         """Answer a call, or resend the cached answer."""
-        number = p.field(message.head, "id", int)
-        if self._last is not None and self._last[0] == number:
+        key = ("" if self._welcome is None else self._welcome.run, p.field(message.head, "id", int))
+        if self._last is not None and self._last[0] == key:
+            _, head, parts = self._last
             message.close()
-            self._put(p.REPLY, self._last[1], *self._last[2])
-        elif number == self._known:
+            self._put(p.REPLY, head, *parts)
+            self._count(key, message.opening.raw + head["up"])
+        elif key == self._known:
             message.close()  # already in progress
+            self._count(key, message.opening.raw)
         else:
-            self._known = number
-            self._jobs.put_nowait(partial(self._answer, message))
+            self._known = key
+            self._jobs.put_nowait(partial(self._answer, key, message))
 
     def sent(self, number: int, seconds: float) -> None:
         """Note how long the reply to a call took to send."""
@@ -115,6 +122,10 @@ class JobQueue:
             self._jobs.put_nowait(partial(self._settled, partial(self._in_thread, self._runner.rollback)))
         else:
             self._jobs.put_nowait(partial(self._in_thread, self._runner.learn, p.directory_of(message)))
+
+    def _count(self, key: _Key, size: int) -> None:
+        """Count the bytes of a call that is not executed."""
+        self._jobs.put_nowait(partial(self._in_thread, self._runner.moved, key[0], size))
 
     # -- jobs ----------------------------------------------------------------------------------
     async def _join(self, welcome: Welcome, reported: bool, again: bool = False) -> None:
@@ -187,20 +198,20 @@ class JobQueue:
             self._faults.enter("commit", p.field(head, "round", int))
         await self._in_thread(self._runner.commit, head)
 
-    async def _answer(self, message: Message) -> None:
+    async def _answer(self, key: _Key, message: Message) -> None:
         head = message.head
         program, function = p.field(head, "program", str), p.field(head, "function", str)
-        number, round = p.field(head, "id", int), p.field(head, "round", int)
+        round = p.field(head, "round", int)
         name = function if program == "method" else f"{program}.{function}"
         if self._faults is not None:
             self._faults.enter(name, round)
         try:
-            answer, parts = await self._in_thread(self._compute, message)
+            answer, parts = await self._in_thread(self._compute, key, message)
         finally:
             message.close()
         if self._faults is not None:
             self._runner.slowed(answer, await self._faults.work(answer.spent))
-        self._last = (number, answer.head, parts)
+        self._last = (key, answer.head, parts)
         why = answer.why
         facts = {"round": round, "function": p.clean(name), "seconds": answer.spent}
         self._note("answered" if why is None else "not_answered", facts if why is None else {**facts, "why": why})
@@ -209,8 +220,12 @@ class JobQueue:
         if self._runner.waiting:
             await self._in_thread(self._runner.idle)
 
-    def _compute(self, message: Message) -> tuple[Answer, tuple[MessagePart, ...]]:
-        """Decode a call, execute it and encode the answer; runs on the runner's thread."""
+    def _compute(self, key: _Key, message: Message) -> tuple[Answer, tuple[MessagePart, ...]]:
+        """Count a call, decode it, execute it and encode the answer; runs on the runner's thread."""
+        try:
+            self._runner.moved(key[0], message.opening.raw)
+        except StoreError as error:
+            return self._runner.refused(key[1], error), ()
         if not message.parts:
             raise WireError("a call arrived without its message")
         trees = [message.tree(i, self._limits) for i in range(len(message.parts))]

@@ -336,6 +336,9 @@ def test_ledger(tmp_path: Path) -> None:
         used = each.usage("a", NOW)
         assert (used.rounds, used.last_round, used.bytes, used.seconds) == (2, 2, 25, 4.5)
         assert (used.day_rounds, used.day_bytes, used.day_seconds) == (3, 125, 5.5)
+    again.moved("a", 75, NOW)
+    used = Ledger(path, "Europe/Zurich").usage("a", NOW)
+    assert (used.rounds, used.bytes, used.day_rounds, used.day_bytes, used.day_seconds) == (2, 100, 3, 200, 5.5)
     midnight = datetime(2026, 3, 4, 23, 0, tzinfo=UTC)  # in Zurich
     assert again.usage("a", midnight).day_rounds == 0
     again.note("a", 3, 1, 1.0, midnight)

@@ -20,7 +20,7 @@ _DAY = {"rounds": 0, "bytes": 0, "seconds": 0.0}
 
 
 class Ledger:
-    """Accounting of a client's usage. Record a call before its reply is sent, so that a crash cannot lose it.
+    """Accounting of a client's usage. Record a message when it arrives, and an answer before it is sent: a crash cannot lose them.
 
     Args:
         path: file of the ledger; a missing file means no usage.
@@ -65,19 +65,27 @@ class Ledger:
             self._save()
 
     def note(self, run: str, round_: int, bytes_: int, seconds: float, now: datetime) -> None:
-        """Add bytes and seconds of a call; the round counts once, regardless of the number of calls."""
+        """Add bytes and seconds of an answer; the round counts once, regardless of the number of calls."""
         with self._lock:
             mine = self._runs.setdefault(run, dict(_RUN))
-            name = self._day(now)
-            day = self._days.get(name) or dict(_DAY)
             new = int(round_ > mine["last_round"])
             mine["last_round"] = max(mine["last_round"], round_)
-            for row in (mine, day):
-                row["rounds"] += new
-                row["bytes"] += bytes_
-                row["seconds"] += seconds
-            self._days = {name: day}
-            self._save()
+            self._add(mine, now, new, bytes_, seconds)
+
+    def moved(self, run: str, bytes_: int, now: datetime) -> None:
+        """Add bytes that were sent or received, whatever came of them."""
+        with self._lock:
+            self._add(self._runs.setdefault(run, dict(_RUN)), now, 0, bytes_, 0.0)
+
+    def _add(self, mine: dict[str, Any], now: datetime, rounds: int, bytes_: int, seconds: float) -> None:
+        name = self._day(now)
+        day = self._days.get(name) or dict(_DAY)
+        for row in (mine, day):
+            row["rounds"] += rounds
+            row["bytes"] += bytes_
+            row["seconds"] += seconds
+        self._days = {name: day}
+        self._save()
 
     def _day(self, now: datetime) -> str:
         return now.astimezone(self.zone).date().isoformat()
