@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from paceline.aggregation.secure.program import secure_config
+from paceline.core.errors import PacelineError
 from paceline.core.method import client_functions
 from paceline.deploy.plan import Plan
 from paceline.network import Hub
@@ -235,6 +236,24 @@ def test_an_answer_that_is_sent_again_is_counted_again(liar, params, loopback):
     loopback.wait(lambda: ledger.usage("lie", NOW).bytes > before)
     assert ledger.usage("lie", NOW).bytes == 2 * before
     assert ledger.usage("lie", NOW).rounds == 1
+
+
+def test_a_run_that_cannot_be_joined_leaves_nothing_of_itself(liar, params, loopback):
+    """The policy accepts its plan, but the model does not fit: the run before is not answered under the other one's rules."""
+    server = liar()
+    runner, path = loopback.nodes[0].runner, loopback.root / "state0"
+    welcome, digest = runner.at, (path / "lie" / "plan").read_text()
+    plan = {**server.offer(), "plan": Plan.of(server.config.model_copy(update={"rounds": 4})).to_tree()}
+    plan["config"]["rounds"] = 4
+    plan["layout"][-1][2][0] += 1
+    with pytest.raises(PacelineError):
+        runner.join(dataclasses.replace(welcome, run="other", plan=plan))
+    assert "has not joined" in reasons(server.ask("advertise", Sum(server, params).session.plain(), clients=[0]))
+    assert not (path / "other" / "plan").exists()
+    assert list(json.loads((path / "ledger.json").read_text())["runs"]) == ["lie"]
+    runner.join(welcome)
+    assert (path / "lie" / "plan").read_text() == digest
+    assert [why for why, _ in Sum(server, params).to_end().values()] == [None] * 4
 
 
 def test_rounds_beyond_the_policy_are_refused(liar):

@@ -55,6 +55,8 @@ class Runner:
         self._work, self.learn = work, learn
         self.worker: Worker | None = None
         self.at: Welcome | None = None
+        self.member = False
+        """Whether this client has joined the run of the last welcome; it answers no call otherwise."""
         self._round = 0
         self._overlay: tuple[int, int] | None = None
         self._pending: dict[str, int] = {}
@@ -75,23 +77,16 @@ class Runner:
         """
         if welcome.number != self.number:
             raise ProtocolError(f"the server addresses this client as number {welcome.number}, but it is {self.number}")
-        before = self.at
+        self.member, before = False, self.at
         if welcome.directory:
             self.learn(welcome.directory)
         if self.rules is not None:
-            self.rules.join(welcome)
+            self.rules.admit(welcome)
         if self.worker is None or before is None or before.run != welcome.run:
-            worker, before = self._work(welcome), None
-            where = self.folder / welcome.run
-            self.memory = ClientMemory(where / "memory", self.durable)
-            new = self.memory.belong(digest([select((worker.x, worker.y), rows) for rows in worker.setup.split(self.number)]))
-            if new and welcome.kept and worker.setup.programs["method"].client_state != "nothing":
-                raise CheckpointError(
-                    f"client {self.number} took part in this run up to round {welcome.kept}, but its memory of it is not in "
-                    f"{self.memory.folder}: put it back, or start the run anew"
-                )
-            self.worker = worker
-            self.guard = Guard(where / "guard", self.worker.functions, self.durable)
+            self._begin(welcome)
+            before = None
+        elif self.rules is not None:
+            self.rules.join(welcome)
         self.guard.join(welcome.incarnation, welcome.round)
         if anew := before is None or before.incarnation != welcome.incarnation:
             self._go_to(welcome)
@@ -105,6 +100,22 @@ class Runner:
             elif take != welcome.take:
                 self.rollback()
         self._round = max(self._round, welcome.round)
+        self.member = True
+
+    def _begin(self, welcome: Welcome) -> None:
+        """Replace worker, memory, guard and rules by those of another run; all of them, or none if one cannot be made."""
+        worker, where = self._work(welcome), self.folder / welcome.run
+        memory = ClientMemory(where / "memory", self.durable)
+        new = memory.belong(digest([select((worker.x, worker.y), rows) for rows in worker.setup.split(self.number)]))
+        if new and welcome.kept and worker.setup.programs["method"].client_state != "nothing":
+            raise CheckpointError(
+                f"client {self.number} took part in this run up to round {welcome.kept}, but its memory of it is not in "
+                f"{memory.folder}: put it back, or start the run anew"
+            )
+        guard = Guard(where / "guard", worker.functions, self.durable)
+        if self.rules is not None:
+            self.rules.join(welcome)
+        self.worker, self.memory, self.guard, self.at = worker, memory, guard, None
 
     def closed(self) -> list[str]:
         """Return the reasons why this client does not participate at present; empty if it does."""
@@ -202,6 +213,8 @@ class Runner:
     def _checked(self, head: Mapping[str, Any], message: Tree, rest: Tree) -> tuple[Worker, Call]:
         if self.worker is None:
             raise ProtocolError("a call arrived before a welcome")
+        if not self.member:
+            raise ProtocolError("a call arrived for a run that this client has not joined")
         rest = rest if isinstance(rest, dict) else {}
         own, peers = rest.get("own"), rest.get("peers")
         self.guard.call(head, self._round)

@@ -54,8 +54,11 @@ class Welcome:
 class Rules(Protocol):
     """Policy and accounting of a client."""
 
+    def admit(self, welcome: Welcome) -> None:
+        """Raise `PolicyError` if the policy excludes this run. Calls are still judged by the rules of the run before."""
+
     def join(self, welcome: Welcome) -> None:
-        """Raise `PolicyError` if the policy excludes this run."""
+        """Judge calls by the rules of this run from now on; it was admitted, and its worker exists."""
 
     def closed(self) -> list[str]:
         """Return the reasons why this client does not participate at present but will later; empty if it does."""

@@ -66,7 +66,7 @@ class JobQueue:
         self._known: _Key | None = None
         self.joined = self.answered = 0
         self._welcome: Welcome | None = None
-        self._open = self._member = False
+        self._open = False
         self._held: list[Job] = []
         """Commits and rollbacks that follow the welcome of a run that this client could not join yet."""
         self._why: list[str] = []
@@ -129,7 +129,7 @@ class JobQueue:
 
     # -- jobs ----------------------------------------------------------------------------------
     async def _join(self, welcome: Welcome, reported: bool, again: bool = False) -> None:
-        self._member, held, self._held = False, self._held if again else [], []
+        held, self._held = self._held if again else [], []
         try:
             await self._in_thread(self._runner.join, welcome)
         except (PacelineError, *MALFORMED) as error:
@@ -144,7 +144,6 @@ class JobQueue:
                 self._held = held
                 self._soon(welcome, self._join, False, True)
             return
-        self._member = True
         for settle in held:
             await settle()
         if not reported:
@@ -152,7 +151,7 @@ class JobQueue:
 
     async def _settled(self, settle: Job) -> None:
         """Settle a round, now or as soon as this client has joined the run; the next welcome covers what is left."""
-        if self._member:
+        if self._runner.member:
             await settle()
         else:
             self._held.append(settle)

@@ -38,8 +38,8 @@ class PolicyRules:
         self._plan: Plan | None = None
         self._run = ""
 
-    def join(self, welcome: Welcome) -> None:
-        """Evaluate the plan of a run, and record the run in the ledger.
+    def admit(self, welcome: Welcome) -> None:
+        """Evaluate the plan of a run.
 
         Raises:
             PolicyError: lists all reasons for a refusal.
@@ -56,9 +56,13 @@ class PolicyRules:
         ]
         if lasting:
             raise PolicyError(lasting)
+        if not path.exists() and plan.data_schema is not None:  # for `paceline client --check`, also if the files do not fit it
+            atomic_write(path.with_name("schema.json"), plan.data_schema.to_json().encode())
+
+    def join(self, welcome: Welcome) -> None:
+        """Store the plan of an admitted run, record the run in the ledger, and judge calls by this plan from now on."""
+        plan, path = Plan.from_tree(welcome.plan.get("plan")), self.folder / welcome.run / "plan"
         if not path.exists():
-            if plan.data_schema is not None:  # for `paceline client --check`
-                atomic_write(path.with_name("schema.json"), plan.data_schema.to_json().encode())
             atomic_write(path, plan.digest.encode())
         self.ledger.join(welcome.run, plan)
         self._plan, self._run = plan, welcome.run
