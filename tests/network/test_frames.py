@@ -243,6 +243,24 @@ def test_small_buffers_are_not_counted_and_too_much_is_refused():
         buffer.add(memoryview(bytes(SMALL + 1)))
 
 
+@pytest.mark.parametrize("tree", [TREE, SMALL_TREE])
+def test_a_message_above_the_limit_is_skipped_where_its_kind_may_be(tree):
+    sent = message(kind=4, tree=tree)
+    size = receive(sent).opening.raw
+    one = link([*sent, *message(kind=5, tree=None, first=len(sent))], limit=size - 1, skips=(4,))
+
+    async def both():
+        return await one.receive(), await one.receive()
+
+    first, second = asyncio.run(both())
+    assert first.excess
+    assert (first.head, first.opening.raw, first.parts[0].take()) == ({"id": 7}, size, b"")
+    assert (second.excess, second.tree(0, NETWORK)) == (False, None)
+    assert not receive(sent, limit=size, skips=(4,)).excess
+    with pytest.raises(WireError, match="exceeds the limit"):
+        receive(sent, limit=size - 1, skips=(5,))
+
+
 def test_vectors_of_more_than_twenty_million_coordinates_cross():
     """Masked words lie behind the header of their message, whose own limit is 64 MiB."""
     segment = Segment("main", 24_000_000, 20)

@@ -1,9 +1,11 @@
 """A model above what one side accepts is found before the first round, with the option to raise."""
 
+import re
+
 import pytest
 from torch import nn
 
-from paceline.core.errors import CohortError, ConfigError
+from paceline.core.errors import CohortError, ConfigError, QuorumError
 from paceline.network.interfaces import check_limit
 from tests.conftest import make_task
 
@@ -46,6 +48,28 @@ def test_a_limit_that_was_raised_as_told_is_enough(large, aggregation):
     large.serve({**RUN, "aggregation": aggregation}, {"limit": 1 << 16})
     for number in range(3):
         large.client(number, limit=1 << 16)
+    assert large.finish().rounds == 1
+
+
+@pytest.mark.parametrize("aggregation", ["plain", "secure"])
+def test_a_call_above_the_limit_is_refused_with_the_limit(large, aggregation):
+    """A message of scaffold is twice the model, which fits."""
+    large.serve({**RUN, "method": "scaffold", "aggregation": aggregation}, {"limit": 1 << 17}, {"phase": 6})
+    for number in range(3):
+        large.client(number, limit=1 << 16)
+    with pytest.raises(QuorumError, match=r"3 refused \(.*needs at least \d+ bytes, but client.limit is 65536") as error:
+        large.result.result(30)
+    assert not large.client_lines.of("broken")
+    [told] = re.findall(r"set client.limit to about (\d+)", str(error.value))
+    assert int(told) == 1 << 17
+    assert large.client_lines.of("not_answered")[0]["why"].startswith("refused: the message of")
+
+
+@pytest.mark.parametrize("aggregation", ["plain", "secure"])
+def test_a_limit_that_was_raised_as_a_refused_call_told_is_enough(large, aggregation):
+    large.serve({**RUN, "method": "scaffold", "aggregation": aggregation}, {"limit": 1 << 17})
+    for number in range(3):
+        large.client(number, limit=1 << 17)
     assert large.finish().rounds == 1
 
 

@@ -181,7 +181,7 @@ class Method(Generic[S], metaclass=Checked):
     needs_labels: ClassVar[bool] = False
     """Whether the method reads the label of every sample, so that it refuses tasks in which some have none (-100, ``ignore_index``)."""
     sends_model: ClassVar[bool] = True
-    """Whether the largest message and the largest reply of a round have as many values as the model."""
+    """Whether the largest message and the largest reply of a round have at least as many values as the model."""
 
     unused: ClassVar[tuple[str, ...]] = ()
     """Inherited fields without effect; a run in which one of them has another value than its default is refused."""

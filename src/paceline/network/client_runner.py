@@ -164,9 +164,15 @@ class Runner:
         failed, session.failed = session.failed, ""
         return replace(answer, why=f"contributed zeros to the sum: {failed}")
 
-    def refused(self, number: int, error: Exception) -> Answer:
-        """Return the answer to a call that is not executed."""
-        return Answer.of(number, Receipt(self.number, dropped=reason_of(error)), hidden=self.hidden)
+    def refused(self, number: int, error: Exception, told: bool = False) -> Answer:
+        """Return the answer to a call that is not executed.
+
+        Args:
+            number: id of the call.
+            error: the reason.
+            told: send the reason to the server also if sums are secure, because it does not depend on this client's data.
+        """
+        return Answer.of(number, Receipt(self.number, dropped=reason_of(error)), hidden=self.hidden and not told)
 
     def moved(self, run: str, size: int) -> None:
         """Count a call that has arrived, before it is judged, or a reply that is sent again.

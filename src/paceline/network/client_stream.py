@@ -196,7 +196,7 @@ class Node:
                 frame = await call.read()
                 return None if frame is grpc.aio.EOF else frame
 
-            link = Link(read, call.write, limit=self.settings.limit, budget=Budget(), shaper=self.faults)
+            link = Link(read, call.write, limit=self.settings.limit, budget=Budget(), shaper=self.faults, skips=(p.CALL,))
             self._dial = Dial(link, jobs, self._bye)
             try:
                 await self._dial.talk(self.instance, self.settings.pack)

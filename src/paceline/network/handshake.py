@@ -90,7 +90,10 @@ class Rules(Protocol):
 
 
 HIDDEN = "no reply; see this client's own log (if a run with the same seed had other clients, use another seed)"
-"""The only reason sent to the server if sums are secure: an actual reason may contain values of the client's data."""
+"""The only reason sent to the server if sums are secure: an actual reason may contain values of the client's data.
+
+The exception is a call that exceeds the client's message limit, which depends on the call's size alone.
+"""
 
 
 @dataclass(frozen=True)

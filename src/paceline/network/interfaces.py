@@ -12,7 +12,7 @@ from paceline.core.params import Params
 from paceline.core.services import Services
 from paceline.core.tree import Tree
 
-__all__ = ["AdmittedClient", "HubSettings", "Members", "NotNow", "Progress", "Recorder", "ServerSide", "check_limit"]
+__all__ = ["AdmittedClient", "HubSettings", "Members", "NotNow", "Progress", "Recorder", "ServerSide", "check_limit", "excess"]
 
 
 class NotNow(IdentityError):
@@ -32,8 +32,13 @@ def check_limit(what: str, size: int, limit: int, option: str) -> None:
         >>> check_limit("a model", 10, 100, "limit")
     """
     if size > limit:
-        enough = 1 << (size + size // 4).bit_length()  # with a margin for the rest of the message
-        raise ConfigError(f"{what} needs at least {size} bytes, but {option} is {limit}; set {option} to about {enough}")
+        raise ConfigError(excess(what, size, limit, option))
+
+
+def excess(what: str, size: int, limit: int, option: str) -> str:
+    """Return that a message exceeds the size limit of one side, and to what the limit should be set; see `check_limit`."""
+    enough = 1 << (size + size // 4).bit_length()  # with a margin for the rest of the message
+    return f"{what} needs at least {size} bytes, but {option} is {limit}; set {option} to about {enough}"
 
 
 class AdmittedClient(Protocol):

@@ -28,6 +28,7 @@ from paceline.network.client_runner import Runner
 from paceline.network.fault_injection import Faults
 from paceline.network.frames import MessagePart
 from paceline.network.handshake import MALFORMED, Answer, Welcome
+from paceline.network.interfaces import excess
 from paceline.network.stream import Message
 
 __all__ = ["JobQueue"]
@@ -225,6 +226,10 @@ class JobQueue:
             self._runner.moved(key[0], message.opening.raw)
         except StoreError as error:
             return self._runner.refused(key[1], error), ()
+        if message.excess:
+            size, name = max(message.opening.size, message.opening.raw), p.clean(message.head["function"], 100)
+            why = excess(f"the message of {name!r}", size, self._limits.size, "client.limit")
+            return self._runner.refused(key[1], WireError(why), told=True), ()
         if not message.parts:
             raise WireError("a call arrived without its message")
         trees = [message.tree(i, self._limits) for i in range(len(message.parts))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -41,6 +41,7 @@ class Message:
         opening: the announcement.
         parts: bytes of the other parts.
         began, ended: times (monotonic) of the first and the last frame.
+        excess: whether the message exceeds the limit, so that its parts were discarded.
     """
 
     kind: int
@@ -49,6 +50,7 @@ class Message:
     parts: list[Buffer]
     began: float
     ended: float
+    excess: bool = False
 
     def tree(self, number: int, limits: Limits) -> Tree:
         """Decode a part.
@@ -83,6 +85,7 @@ class Link:
         vet: see `Vet`.
         shaper: injected faults; None for none.
         lanes: limits on concurrent large transfers (outgoing, incoming); None for no limits.
+        skips: kinds of which a message above the limit is read with its parts discarded; any other one ends the stream.
     """
 
     def __init__(
@@ -95,10 +98,11 @@ class Link:
         vet: Vet | None = None,
         shaper: Shaper | None = None,
         lanes: tuple[Lanes, Lanes] | None = None,
+        skips: Collection[int] = (),
     ) -> None:
         self._read, self._write = read, write
         self._limit, self._budget, self._shaper = limit, budget, shaper
-        self.vet = vet
+        self.vet, self._skips = vet, skips
         self._sent = self._seen = 0
         self.bytes_in = self.bytes_out = 0
         self._lanes = lanes or (Lanes(1 << 30), Lanes(1 << 30))
@@ -151,7 +155,8 @@ class Link:
         if not flags:
             raise WireError("a message started without an opening frame")
         (announced, pieces), began = opening(payload, bool(flags & WHOLE)), time.monotonic()
-        if max(announced.size, announced.raw) > self._limit:
+        excess = max(announced.size, announced.raw) > self._limit
+        if excess and announced.kind not in self._skips:
             raise WireError(f"an announced message of {announced.raw} bytes exceeds the limit of {self._limit}")
         wire, raw, packed = announced.parts[0]
         if max(wire, raw) > HEAD_LIMITS.size or packed:
@@ -161,8 +166,8 @@ class Link:
         head = loads(first.take(), HEAD_LIMITS)
         if not isinstance(head, dict) or not all(isinstance(key, str) for key in head):
             raise WireError("the head of a message must be a dict with text keys")
-        keep = self.vet is None or self.vet(announced.kind, head, announced)
-        message = Message(announced.kind, head, announced, [], began, began)
+        keep = (self.vet is None or self.vet(announced.kind, head, announced)) and not excess
+        message = Message(announced.kind, head, announced, [], began, began, excess)
         turn = None
         try:
             for wire, _, _ in announced.parts[1:]:
